@@ -1,0 +1,118 @@
+"""Reads params.yaml (as YAML 1.2), applies `--set` overrides, and validates one section at a time.
+
+YAML 1.2 through ruamel, since PyYAML reads `1e-3` as a string where DVC reads a float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from align.errors import ConfigError
+
+#: Looked for in the working directory; outside a checkout the copy shipped with the package is used.
+PARAMS_FILE = "params.yaml"
+
+
+class Section(BaseModel):
+    """One section of params.yaml. `section` is its key there.
+
+    Where section, module and stage share one name, `Params.section(FilterConfig)` finds the values under `filter`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    section: ClassVar[str]
+
+
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True)
+class Params:
+    """The values of params.yaml after overrides, not yet validated.
+
+    Attributes:
+        values: section name -> key -> value.
+        source: the file they come from, for error messages.
+    """
+
+    values: dict[str, Any]
+    source: Path
+
+    def section(self, cls: type[S]) -> S:
+        """Validates one section.
+
+        Raises:
+            ConfigError: the section is missing, or a key is unknown, missing or ill-typed; the message names the key.
+        """
+        if cls.section not in self.values:
+            raise ConfigError(f"{self.source}: section '{cls.section}' is missing")
+        try:
+            return cls.model_validate(self.values[cls.section])
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join([cls.section, *(str(part) for part in first["loc"])])
+            if first["type"] == "extra_forbidden":
+                raise ConfigError(f"{self.source}: unknown parameter '{key}'") from None
+            if first["type"] == "missing":
+                raise ConfigError(f"{self.source}: parameter '{key}' is missing") from None
+            message = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{self.source}: parameter '{key}' = {first['input']!r}: {message}") from None
+
+
+def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Params:
+    """Reads a params file and applies overrides of the form `section.key=value` (the value is YAML).
+
+    Args:
+        path: the file; None takes ./params.yaml, or the packaged copy where there is none.
+        overrides: `a.b=v`; the key must exist in the file, so that a typing error never passes silently.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, or an override is malformed or names an unknown key.
+    """
+    source = path or _default_file()
+    try:
+        values = YAML(typ="safe", pure=True).load(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{source}: no such params file") from None
+    except YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected sections at the top level")
+    for override in overrides:
+        _apply(values, override, source)
+    return Params(values=values, source=source)
+
+
+def _default_file() -> Path:
+    here = Path(PARAMS_FILE)
+    if here.exists():
+        return here
+    package = Path(__file__).parent.parent
+    packaged = package / PARAMS_FILE  # in a wheel
+    return packaged if packaged.exists() else package.parent / PARAMS_FILE
+
+
+def _apply(values: dict[str, Any], override: str, source: Path) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or len(parts) < 2:
+        raise ConfigError(f"--set {override}: expected section.key=value")
+    node = values
+    for part in parts[:-1]:
+        child = node.get(part)
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override}: unknown parameter '{key}' (not in {source})")
+        node = child
+    if parts[-1] not in node:
+        raise ConfigError(f"--set {override}: unknown parameter '{key}' (not in {source})")
+    try:
+        node[parts[-1]] = YAML(typ="safe", pure=True).load(text) if text else None
+    except YAMLError:
+        raise ConfigError(f"--set {override}: the value is not valid YAML") from None

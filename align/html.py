@@ -1,0 +1,113 @@
+"""One look for every report: self-contained HTML (inline CSS, pictures as data URIs), readable with no network.
+
+Blocks are strings of HTML; `page` joins them as they are. Every function here escapes the text that it is given.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_STYLE = """
+:root { --ink: #1c2330; --soft: #5c6675; --line: #dfe3ea; --good: #11734b; --bad: #b3261e; --wash: #f6f7f9; }
+* { box-sizing: border-box }
+body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--ink); max-width: 1080px;
+  margin: 2rem auto; padding: 0 1.25rem }
+h1 { font-size: 1.6rem; margin: 0 0 .25rem }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem }
+p.lead { color: var(--soft); margin: 0 0 1rem }
+table { border-collapse: collapse; font-size: .92rem; margin: .5rem 0 }
+th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
+th { color: var(--soft); font-weight: 600 }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+.good { color: var(--good); font-weight: 600 }
+.bad { color: var(--bad); font-weight: 600 }
+img { max-width: 100% }
+.gallery { display: flex; flex-wrap: wrap; gap: .7rem; margin: .6rem 0 }
+figure { margin: 0; width: 116px; font-size: .74rem; line-height: 1.3; color: var(--soft); overflow-wrap: anywhere }
+figure img { width: 116px; height: 116px; object-fit: contain; background: var(--wash);
+  border: 1px solid var(--line); border-radius: 4px; display: block; margin-bottom: .2rem }
+figure.good img { border: 2px solid var(--good) }
+figure.bad img { border: 2px solid var(--bad) }
+"""
+
+
+def escape(value: Any) -> str:
+    """Text as HTML."""
+    return html.escape(str(value))
+
+
+def page(title: str, lead: str, blocks: Iterable[str]) -> str:
+    """A whole page. `lead` is the one sentence under the title."""
+    body = "\n".join(blocks)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{_STYLE}</style></head>\n<body><h1>{escape(title)}</h1><p class=lead>{escape(lead)}</p>"
+        f"\n{body}\n</body></html>\n"
+    )
+
+
+def heading(text: str) -> str:
+    """A section heading."""
+    return f"<h2>{escape(text)}</h2>"
+
+
+def paragraph(text: str) -> str:
+    """A paragraph of plain text."""
+    return f"<p>{escape(text)}</p>"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, verdict: int | None = None) -> str:
+    """A table; numbers are set right. `verdict` is the index of a bool column shown as passed / failed in colour."""
+    cells = []
+    numeric = [False] * len(columns)
+    for row in rows:
+        line = []
+        for index, value in enumerate(row):
+            if index == verdict:
+                line.append(f"<td class={'good' if value else 'bad'}>{'passed' if value else 'failed'}</td>")
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                numeric[index] = True
+                shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+                line.append(f"<td class=number>{shown}</td>")
+            else:
+                line.append(f"<td>{escape(value)}</td>")
+        cells.append(f"<tr>{''.join(line)}</tr>")
+    head = "".join(
+        f"<th class=number>{escape(name)}</th>" if number else f"<th>{escape(name)}</th>"
+        for name, number in zip(columns, numeric, strict=True)
+    )
+    return f"<table><tr>{head}</tr>{''.join(cells)}</table>"
+
+
+def picture(data: bytes, *, mime: str = "image/png", alt: str = "") -> str:
+    """An image as a data URI."""
+    return f'<img alt="{escape(alt)}" src="{data_uri(data, mime)}">'
+
+
+def data_uri(data: bytes, mime: str) -> str:
+    """Bytes as a data URI."""
+    return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def gallery(items: Iterable[tuple[bytes, str, str]]) -> str:
+    """Pictures with captions: (JPEG or PNG bytes, caption, CSS class: '', 'good' or 'bad')."""
+    figures = []
+    for data, caption, css in items:
+        mime = "image/png" if data[:4] == b"\x89PNG" else "image/webp" if data[8:12] == b"WEBP" else "image/jpeg"
+        figures.append(f'<figure class="{css}">{picture(data, mime=mime, alt=caption)}{escape(caption)}</figure>')
+    return f"<div class=gallery>{''.join(figures)}</div>"
+
+
+def png(figure: Figure) -> bytes:
+    """A matplotlib figure as PNG bytes that depend on nothing but the figure (no software tag, no date)."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()

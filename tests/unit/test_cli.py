@@ -1,0 +1,53 @@
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from align.cli import COMMANDS, STAGES, build_parser, main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_help_lists_the_verbs_in_pipeline_order(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    listed = re.findall(r"^    (\w+)", out, flags=re.MULTILINE)
+    assert listed == [*STAGES, *COMMANDS]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    # What keeps `align --help` under half a second, without timing a noisy machine.
+    code = (
+        "import sys, align.cli; align.cli.build_parser();"
+        "print(sorted({'torch', 'pydantic', 'numpy', 'mlflow', 'prefect'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", [*STAGES, *COMMANDS])
+def test_every_verb_is_a_module_with_main(verb: str) -> None:
+    assert callable(importlib.import_module(f"align.{verb}").main)
+    build_parser(verb)
+
+
+def test_an_align_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "align.cli", "filter", "--set", "filter.no_such_key=1"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("align: error:")
+    assert "filter.no_such_key" in done.stderr
+
+
+def test_an_unknown_verb_is_a_usage_error() -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["filtre"])
+    assert stop.value.code == 2

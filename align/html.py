@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ img { max-width: 100% }
 figure { margin: 0; width: 116px; font-size: .74rem; line-height: 1.3; color: var(--soft); overflow-wrap: anywhere }
 figure img { width: 116px; height: 116px; object-fit: contain; background: var(--wash);
   border: 1px solid var(--line); border-radius: 4px; display: block; margin-bottom: .2rem }
+figure.good, figure.bad { color: var(--soft); font-weight: 400 }
 figure.good img { border: 2px solid var(--good) }
 figure.bad img { border: 2px solid var(--bad) }
 """
@@ -109,5 +111,19 @@ def gallery(items: Iterable[tuple[bytes, str, str]]) -> str:
 def png(figure: Figure) -> bytes:
     """A matplotlib figure as PNG bytes that depend on nothing but the figure (no software tag, no date)."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # texts come in any script; a box will do
+        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def thumbnail(data: bytes, side_px: int) -> bytes:
+    """Any image that Pillow reads as a JPEG of at most `side_px` a side, transparent pixels on white, aspect kept."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        layer = image.convert("RGBA")
+    layer.thumbnail((side_px, side_px))
+    buffer = io.BytesIO()
+    Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB").save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

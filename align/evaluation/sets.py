@@ -1,0 +1,168 @@
+"""Evaluation sets: NAME.tar (images with their texts) and NAME.json (what the set is, and the sha256 of the tar).
+
+Owns the file format. A tar sample is `KEY.jpg` and `KEY.json` (key, concept, texts, class, vendor, source_url, split).
+In a retrieval set a text of concept c is relevant to every image of concept c; in a classification set `class` is the
+label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from align.errors import CorruptError, DataError, FormatError
+
+Kind = Literal["retrieval", "classification"]
+
+
+@dataclass(frozen=True)
+class EvaluationImage:
+    """One image of a set.
+
+    Attributes:
+        key: unique within its set.
+        image: the file's bytes, as they came.
+        concept: images and texts of one concept are relevant to each other; also the cluster of the bootstrap.
+        texts: what people call this image.
+        label: its class in a classification set, else None.
+        vendor: who drew it, None where that means nothing.
+        split: `query`, or `reference` for images whose label is known to the nearest-neighbour classifier.
+    """
+
+    key: str
+    image: bytes
+    concept: str
+    texts: tuple[str, ...]
+    label: str | None
+    vendor: str | None
+    split: Literal["query", "reference"]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A named set; `classes` and `templates` (with `{}` for the class name) are empty in a retrieval set."""
+
+    name: str
+    kind: Kind
+    description: str
+    images: list[EvaluationImage]
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+
+
+class _Header(BaseModel):
+    """NAME.json. Keys beyond these describe the set to people and are not read."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    schema_version: Literal[1]
+    name: str
+    kind: Kind
+    num_images: int
+    num_texts: int
+    num_concepts: int
+    sha256: str
+    description: str
+    classes: list[str] = []
+    templates: list[str] = []
+
+
+class _Member(BaseModel):
+    """KEY.json in the tar. Keys beyond these (the source's URL, ...) are not read."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    key: str
+    concept: str
+    texts: list[str]
+    label: str | None = Field(default=None, alias="class")
+    vendor: str | None = None
+    split: Literal["query", "reference"] = "query"
+
+
+def load_sets(directory: Path) -> list[EvaluationSet]:
+    """Reads every set of a folder, sorted by name, images in tar order.
+
+    Returns:
+        The sets; an empty list if the folder does not exist.
+
+    Raises:
+        FormatError: a header or a sample has another layout than this code reads.
+        CorruptError: the tar's bytes do not match the header's sha256.
+        DataError: the tar is missing or a sample is incomplete.
+    """
+    if not directory.is_dir():
+        return []
+    return [_load(header) for header in sorted(directory.glob("*.json"))]
+
+
+def _load(path: Path) -> EvaluationSet:
+    try:
+        header = _Header.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise FormatError(f"{path}: not the header of an evaluation set: {_first(error)}") from None
+    tar = path.with_suffix(".tar")
+    if not tar.exists():
+        raise DataError(f"{tar}: missing, though {path.name} describes it; restore it or remove the header")
+    data = tar.read_bytes()
+    if hashlib.sha256(data).hexdigest() != header.sha256:
+        raise CorruptError(f"{tar}: sha256 differs from the one in {path.name}; fetch or build the set again")
+    images = _read_tar(data, tar)
+    if len(images) != header.num_images:
+        raise DataError(f"{tar}: {len(images)} images, but {path.name} says {header.num_images}")
+    if header.kind == "classification" and not (header.classes and header.templates):
+        raise FormatError(f"{path}: a classification set needs classes and templates")
+    for image in images:
+        if header.kind == "classification" and image.label not in header.classes:
+            raise DataError(f"{tar}: image {image.key} has class {image.label!r}, which {path.name} does not list")
+    return EvaluationSet(
+        name=header.name,
+        kind=header.kind,
+        description=header.description,
+        images=images,
+        classes=tuple(header.classes),
+        templates=tuple(header.templates),
+    )
+
+
+def _read_tar(data: bytes, path: Path) -> list[EvaluationImage]:
+    pictures: dict[str, bytes] = {}
+    members: dict[str, _Member] = {}
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for entry in tar:
+            file = tar.extractfile(entry)
+            key, _, extension = entry.name.rpartition(".")
+            if file is None:
+                continue
+            if extension == "json":
+                try:
+                    members[key] = _Member.model_validate_json(file.read())
+                except ValidationError as error:
+                    raise FormatError(f"{path}: {entry.name}: {_first(error)}") from None
+            else:
+                pictures[key] = file.read()
+    if incomplete := sorted(pictures.keys() ^ members.keys()):
+        raise DataError(f"{path}: sample {incomplete[0]} lacks its image or its json")
+    return [
+        EvaluationImage(
+            key=member.key,
+            image=pictures[key],
+            concept=member.concept,
+            texts=tuple(member.texts),
+            label=member.label,
+            vendor=member.vendor,
+            split=member.split,
+        )
+        for key, member in members.items()
+    ]
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

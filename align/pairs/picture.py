@@ -1,0 +1,89 @@
+"""A picture's bytes: its size from the header, and decoding within a limit.
+
+Pillow warns and fails at limits of its own, too low for a raw archive and not counted anywhere. Ours replace them: the
+caller gives `max_pixels`, and nothing is decoded before the size in the header is known to be below it.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image, UnidentifiedImageError
+
+Image.MAX_IMAGE_PIXELS = None  # see above: no decoding in this project but behind `max_pixels`
+
+#: What the web serves and Pillow decodes by itself. No EPS, WMF and the like: those start other programs.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "ICO", "AVIF", "PPM")
+
+
+class PictureError(Exception):
+    """These bytes are no picture that we decode; the message says why. Callers turn it into a row."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a picture says.
+
+    Attributes:
+        format: Pillow's name, such as `PNG`; from the bytes, whatever a server or a file name claims.
+        width_px: at least 1.
+        height_px: at least 1.
+    """
+
+    format: str
+    width_px: int
+    height_px: int
+
+
+def read_header(data: bytes) -> Header:
+    """Format and size without decoding. Raises PictureError when the bytes are no picture."""
+    with _open(data) as image:
+        return _header(image)
+
+
+def decode(data: bytes, *, max_pixels: int, hint_px: int | None = None) -> Image.Image:
+    """Decodes the first frame to RGB; transparent parts on white.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: larger pictures are refused by their header.
+        hint_px: the caller needs no more than this many pixels on a side, so a JPEG may be decoded at 1/2, 1/4 or 1/8.
+
+    Raises:
+        PictureError: no picture, too large, or broken further in.
+    """
+    with _open(data) as image:
+        header = _header(image)
+        if header.width_px * header.height_px > max_pixels:
+            raise PictureError(f"too many pixels: {header.width_px} x {header.height_px}")
+        try:
+            if hint_px is not None:
+                image.draft("RGB", (hint_px, hint_px))
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                rgba = image.convert("RGBA")
+                white = Image.new("RGBA", rgba.size, "white")
+                return Image.alpha_composite(white, rgba).convert("RGB")
+            return image.convert("RGB")
+        except Exception as error:  # a decoder given hostile bytes raises whatever it stumbles on
+            raise PictureError(f"broken {header.format}: {_one_line(error)}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise PictureError("not a picture that we decode") from None
+    except Exception as error:  # as above: hostile headers
+        raise PictureError(f"broken header: {_one_line(error)}") from error
+
+
+def _header(image: Image.Image) -> Header:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise PictureError(f"empty picture: {width} x {height}")
+    return Header(image.format or "", width, height)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -110,6 +110,15 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_folder(folder: Path) -> str:
+    """Hex sha256 over the names and sha256s of a folder's files, in order of their names; byte code is left out."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.parent.name != "__pycache__":
+            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def track(items: Iterable[T], *, what: str, total: int | None = None) -> Iterator[T]:
     """Yields the items and shows progress on stderr: a bar on a terminal, a line every few seconds in a log."""
     if sys.stderr.isatty():

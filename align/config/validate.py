@@ -1,0 +1,26 @@
+"""Section `validate`: the thresholds of the quality gate."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from align.config.params import Section
+
+Share = Annotated[float, Field(ge=0, le=1)]
+#: [lowest, highest], both included. YAML has no tuples, so a list is read as one.
+Band = Annotated[tuple[Share, Share], Field(strict=False)]
+
+
+class ValidateConfig(Section):
+    """What the data must look like for training to start."""
+
+    section: ClassVar[str] = "validate"
+
+    min_pairs: Annotated[int, Field(ge=1)]
+    min_success_share: Share
+    keep_rate: Band
+    dropped_share: dict[Annotated[str, Field(pattern="^[a-z_]+$")], Band]
+    min_evaluation_sets: Annotated[int, Field(ge=0)]
+    sample_rows: Annotated[int, Field(ge=1)]

@@ -1,0 +1,60 @@
+"""rollback: the champion before this one is the champion again. Repeated, it goes further back."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+
+from align.config import Params
+from align.config.register import RegisterConfig
+from align.errors import DataError
+from align.services.tracking import CHAMPION, PREVIOUS, REPLACED, ROLLED_BACK, ROLLED_BACK_BECAUSE, Tracker
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """What was moved: version numbers."""
+
+    champion: int
+    replaced: int
+
+
+def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
+    """Moves `champion` to `previous`, and `previous` to the champion before that, if any.
+
+    Args:
+        model: name of the registered model.
+        reason: goes into a tag of the version that is taken back.
+        tracker: MLflow.
+
+    Raises:
+        DataError: there is no champion, or none before it.
+        ServiceError: MLflow is away or refuses.
+    """
+    champion, previous = tracker.version_at(model, CHAMPION), tracker.version_at(model, PREVIOUS)
+    if champion is None:
+        raise DataError(f"model '{model}' has no version with alias '{CHAMPION}'; nothing to take back")
+    if previous is None:
+        raise DataError(f"model '{model}' has no version with alias '{PREVIOUS}': no champion before {champion.number}")
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    tracker.set_version_tags(champion, {ROLLED_BACK: now, ROLLED_BACK_BECAUSE: reason})
+    tracker.set_alias(previous, CHAMPION)
+    before = previous.tags.get(REPLACED)
+    if before is None:
+        tracker.delete_alias(model, PREVIOUS)
+    else:
+        tracker.set_alias(tracker.version(model, int(before)), PREVIOUS)
+    return Rollback(champion=previous.number, replaced=champion.number)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument("--reason", default="no reason given", help="why; kept as a tag of the version taken back")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align rollback`."""
+    model = params.section(RegisterConfig).model_name
+    done = rollback(model, args.reason, Tracker())
+    print(f"{model} version {done.champion} is the {CHAMPION} again; {done.replaced} was taken back: {args.reason}")

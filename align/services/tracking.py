@@ -1,0 +1,318 @@
+"""MLflow, which no other module imports (but the packaged model's own file): runs, metrics, artifacts and the registry.
+
+MLFLOW_TRACKING_URI says where; without it a file beside the work, `mlflow.db`, with artifacts in `mlartifacts/`: no
+server.
+MLFLOW_RUN_ID names a run that a caller began and will end; it is completed here and never ended (MLflow's fluent
+`start_run` would end it, hence the client throughout).
+
+MLflow refuses `@` in a metric's name: `recall@10` is `recall_at_10` there (`metric_name`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from align.errors import ServiceError
+from align.stage import say
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+#: Tags of a version. The champion that it replaced, so that rollbacks can go on backwards; and that it was taken back.
+REPLACED = "align.replaced_version"
+ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_because"
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+_ARTIFACTS = Path("mlartifacts")
+_LIMITS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own defaults wait for minutes on a server that is away
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for results
+}
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+Log = Callable[[dict[str, float], int], None]
+
+_BATCH = 500  # entities a request; MLflow takes 1000
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    name: str
+    number: int
+    run_id: str
+    tags: Mapping[str, str]
+
+
+def metric_name(name: str) -> str:
+    """The name under which MLflow holds a metric: `@` becomes `_at_`."""
+    return name.replace("@", "_at_")
+
+
+def current_run_id() -> str | None:
+    """The run that a caller began and will end: MLFLOW_RUN_ID."""
+    return os.environ.get("MLFLOW_RUN_ID") or None
+
+
+def current_flow_run_id() -> str | None:
+    """The Prefect flow run that this process works for: ALIGN_FLOW_RUN_ID."""
+    return os.environ.get("ALIGN_FLOW_RUN_ID") or None
+
+
+class Tracker:
+    """One MLflow server, or the file that stands in for it. Every failure to reach it is a ServiceError within seconds.
+
+    Attributes:
+        uri: where, without credentials; for people.
+    """
+
+    def __init__(self, uri: str | None = None) -> None:
+        """Args: uri: None takes MLFLOW_TRACKING_URI, or the default."""
+        for name, value in _LIMITS.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        full = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+        userinfo, at, _ = urlsplit(full).netloc.rpartition("@")
+        self._credentials = userinfo + at
+        self.uri = self._without_credentials(full)
+        self._local = not full.startswith(("http:", "https:", "databricks"))
+        # Beside the database: a worktree that logs into it leaves nothing in itself.
+        self._folder = Path(full.removeprefix("sqlite:///")).parent if full.startswith("sqlite:///") else Path()
+        with self._asking():
+            self._client = MlflowClient(tracking_uri=full, registry_uri=full)
+
+    # --- runs
+
+    def find_run(self, experiment: str, key: str, value: str) -> str | None:
+        """The newest finished run with this tag, or None."""
+        with self._asking():
+            found = self._client.search_runs(
+                [self._experiment(experiment)],
+                f"tags.`{key}` = '{value}' and attributes.status = 'FINISHED'",
+                max_results=1,
+            )
+        return found[0].info.run_id if found else None
+
+    def start_run(self, experiment: str, name: str) -> str:
+        """Begins a run; whoever calls this ends it."""
+        with self._asking():
+            run = self._client.create_run(self._experiment(experiment), run_name=name)
+        return str(run.info.run_id)
+
+    def end_run(self, run_id: str, *, status: Status = "FINISHED") -> None:
+        """Sets the terminal status."""
+        with self._asking():
+            self._client.set_terminated(run_id, status)
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Logs parameters; one that is there already with the same value stays."""
+        from mlflow.entities import Param
+
+        entities = [Param(key, _text(value)) for key, value in sorted(params.items())]
+        for start in range(0, len(entities), 100):  # MLflow's limit
+            with self._asking():
+                self._client.log_batch(run_id, params=entities[start : start + 100])
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Logs figures that have no steps."""
+        self.log_series(run_id, [{"step": 0, **metrics}])
+
+    def log_series(self, run_id: str, rows: Iterable[Mapping[str, float]], prefix: str = "") -> None:
+        """Logs rows of {"step": n, name: value, ...}; points that the run has already are left out.
+
+        So a series that was logged live, wholly or in part, is completed and nothing is doubled.
+        """
+        known: dict[str, set[int]] = {}
+        missing = []
+        with self._asking():
+            there = self._client.get_run(run_id).data.metrics
+            for row in rows:
+                points = {name: value for name, value in row.items() if name != "step"}
+                for name in points:
+                    key = metric_name(prefix + name)
+                    if key not in known:
+                        history = self._client.get_metric_history(run_id, key) if key in there else []
+                        known[key] = {point.step for point in history}
+                step = int(row["step"])
+                new = {name: value for name, value in points.items() if step not in known[metric_name(prefix + name)]}
+                missing.append({"step": step, **new})
+        self.log_rows(run_id, missing, prefix)
+
+    def log_rows(self, run_id: str, rows: Iterable[Mapping[str, float]], prefix: str = "") -> None:
+        """Logs rows of {"step": n, name: value, ...} as they are."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        points = [
+            Metric(metric_name(prefix + name), float(value), now, int(row["step"]))
+            for row in rows
+            for name, value in row.items()
+            if name != "step"
+        ]
+        for start in range(0, len(points), _BATCH):
+            with self._asking():
+                self._client.log_batch(run_id, metrics=points[start : start + _BATCH])
+
+    def log_folder(self, run_id: str, folder: Path, name: str) -> None:
+        """Uploads a folder's files as artifacts under `name`."""
+        with self._asking():
+            self._client.log_artifacts(run_id, str(folder), name)
+
+    def log_dataset(self, run_id: str, name: str, digest: str, source: str) -> None:
+        """Says what data the run used. MLflow shows the first 36 characters of the digest."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        dataset = Dataset(name, digest[:36], "local", json.dumps({"uri": source}))
+        with self._asking():
+            self._client.log_inputs(run_id, [DatasetInput(dataset, [])])
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Sets tags of a run."""
+        from mlflow.entities import RunTag
+
+        with self._asking():
+            self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def metrics(self, run_id: str) -> dict[str, float]:
+        """A run's latest figures, under MLflow's names."""
+        with self._asking():
+            return dict(self._client.get_run(run_id).data.metrics)
+
+    # --- registry
+
+    def find_version(self, model: str, key: str, value: str) -> Version | None:
+        """The newest version with this tag, or None."""
+        with self._asking():
+            found = self._client.search_model_versions(f"name = '{model}' and tags.`{key}` = '{value}'")
+        versions = [_version(item) for item in found]
+        return max(versions, key=lambda version: version.number, default=None)
+
+    def create_version(self, model: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:
+        """Registers a run's artifact as a new version, the model being created with its first one."""
+        with self._asking():
+            if not self._client.search_registered_models(f"name = '{model}'"):
+                self._client.create_registered_model(model)
+            root = self._client.get_run(run_id).info.artifact_uri
+            return _version(self._client.create_model_version(model, f"{root}/{artifact}", run_id, dict(tags)))
+
+    def version_at(self, model: str, alias: str) -> Version | None:
+        """The version that an alias names, or None."""
+        with self._asking():
+            for registered in self._client.search_registered_models(f"name = '{model}'"):
+                if alias in registered.aliases:
+                    return _version(self._client.get_model_version(model, str(registered.aliases[alias])))
+        return None
+
+    def version(self, model: str, number: int) -> Version:
+        """One version by its number."""
+        with self._asking():
+            return _version(self._client.get_model_version(model, str(number)))
+
+    def set_alias(self, version: Version, alias: str) -> None:
+        """Moves an alias to a version."""
+        with self._asking():
+            self._client.set_registered_model_alias(version.name, alias, str(version.number))
+
+    def delete_alias(self, model: str, alias: str) -> None:
+        """Removes an alias."""
+        with self._asking():
+            self._client.delete_registered_model_alias(model, alias)
+
+    def set_version_tags(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Sets tags of a version."""
+        with self._asking():
+            for key, value in tags.items():
+                self._client.set_model_version_tag(version.name, str(version.number), key, value)
+
+    def _without_credentials(self, text: str) -> str:
+        return text.replace(self._credentials, "") if self._credentials else text
+
+    def _experiment(self, name: str) -> str:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            location = (self._folder / _ARTIFACTS / name).absolute().as_uri() if self._local else None
+            return str(self._client.create_experiment(name, location))
+        if experiment.lifecycle_stage == "deleted":
+            self._client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
+            reason = self._without_credentials(" ".join(str(error).split()))[:300]
+            todo = (
+                "see its log" if self._local else "is it up? `make up` starts one, unset MLFLOW_TRACKING_URI needs none"
+            )
+            raise ServiceError(f"MLflow at {self.uri}: {reason}; {todo}") from None
+
+
+def _version(item: Any) -> Version:
+    return Version(name=item.name, number=int(item.version), run_id=item.run_id, tags=dict(item.tags))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def live_logger(run_id: str | None, stage: str) -> Log | None:
+    """A function that logs a row of metrics at a step into a run that somebody else began and will end.
+
+    Rows go through a queue to a thread: training never waits. Where MLflow is away, live logging stops with one warning
+    and training goes on; what is missing then, `align register` fills in from metrics.jsonl.
+
+    Args:
+        run_id: `tracking.current_run_id()`; None gives None.
+        stage: goes before every name, such as `pretrain/train/loss`, since stages count their steps anew.
+    """
+    return None if run_id is None else _Live(run_id, stage)
+
+
+@dataclass
+class _Live:
+    """Picklable until its first call, so that a parent can hand it to the process that trains."""
+
+    run_id: str
+    stage: str
+    _rows: queue.Queue[dict[str, float]] | None = field(default=None, repr=False)
+
+    def __call__(self, metrics: dict[str, float], step: int) -> None:
+        if self._rows is None:
+            self._rows = queue.Queue(maxsize=10_000)
+            threading.Thread(target=self._send, args=(self._rows,), name="live metrics", daemon=True).start()
+        try:
+            self._rows.put_nowait({"step": float(step), **metrics})
+        except queue.Full:
+            return  # MLflow is slower than training, or away: the series is completed later
+
+    def _send(self, rows: queue.Queue[dict[str, float]]) -> None:
+        try:
+            tracker = Tracker()
+            while True:
+                batch = [rows.get()]
+                while not rows.empty():
+                    batch.append(rows.get())
+                tracker.log_rows(self.run_id, batch, prefix=f"{self.stage}/")
+        except ServiceError as error:
+            say(f"{self.stage}: live logging stopped, training goes on: {error}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"run_id": self.run_id, "stage": self.stage, "_rows": None}

@@ -1,0 +1,124 @@
+"""The packaged model in a real MLflow, in a process of its own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from align.errors import DataError
+from align.model.embedder import Embedder
+from align.package import package
+from align.packaged_model import REQUIREMENTS
+from align.stage import sha256_folder
+from tests import small_data, small_model
+
+ROOT = Path(__file__).parents[2]
+
+LOAD = """
+import base64, json, sys, warnings
+warnings.simplefilter("ignore")
+import mlflow.pyfunc, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
+import align
+images = [open(path, "rb").read() for path in sys.argv[2:]]
+both = model.predict(pandas.DataFrame({"image": [*images, None], "text": ["a red fox", None, "two grey owls"]}))
+texts = model.predict(pandas.DataFrame({"text": ["a red fox"]}))
+schema = [(column.name, column.required) for column in model.metadata.signature.inputs]
+import align.shard  # the rest of an installed align is still found
+got = {"code": align.__file__, "both": both.to_dict("list"), "texts": texts.to_dict("list"), "schema": schema}
+print(json.dumps(got))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("package")
+    small_model.write(root)
+    (root / "evaluation").mkdir()
+    (root / "evaluation" / "metrics.json").write_text('{"concepts/image_to_text/recall@10": 0.5}\n')
+    pack(root, "packaged")
+    return root
+
+
+def pack(root: Path, name: str) -> str:
+    report = package(
+        model=root / "models" / "finetuned", tokenizer=root / "data" / "tokenizer", evaluation=root / "evaluation",
+        out=root / name, reports=root / "reports",
+    )  # fmt: skip
+    return report.digest
+
+
+def test_it_loads_where_align_is_not_imported_and_agrees_with_the_embedder(folder: Path, tmp_path: Path) -> None:
+    paths = []
+    for seed in range(2):
+        paths.append(tmp_path / f"{seed}.jpg")
+        paths[-1].write_bytes(small_data.jpeg(seed))
+    command = [sys.executable, "-P", "-c", LOAD, str(folder / "packaged"), *map(str, paths)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    got = json.loads(done.stdout.splitlines()[-1])
+    assert Path(got["code"]).is_relative_to(folder / "packaged" / "code")
+    assert got["schema"] == [["image", False], ["text", False]]
+    embedder = Embedder.load(folder / "models" / "finetuned", folder / "data" / "tokenizer")
+    images = embedder.embed_images([path.read_bytes() for path in paths])
+    texts = embedder.embed_texts(["a red fox", "two grey owls"])
+    both = got["both"]
+    np.testing.assert_allclose(both["image_embedding"][:2], images, atol=1e-6)
+    np.testing.assert_allclose([both["text_embedding"][0], both["text_embedding"][2]], texts, atol=1e-6)
+    assert both["image_embedding"][2] is None
+    assert both["text_embedding"][1] is None
+    assert list(got["texts"]) == ["text_embedding"]
+    np.testing.assert_allclose(got["texts"]["text_embedding"], texts[:1], atol=1e-6)
+
+
+def test_equal_inputs_give_equal_bytes_with_no_path_of_this_machine(folder: Path) -> None:
+    assert pack(folder, "again") == sha256_folder(folder / "packaged") == sha256_folder(folder / "again")
+    files = [path for path in (folder / "packaged").rglob("*") if path.is_file()]
+    assert not [path for path in files if str(folder).encode() in path.read_bytes()]
+    assert not [path for path in files if str(ROOT).encode() in path.read_bytes()]
+    assert json.loads((folder / "packaged" / "evaluation.json").read_text()) == {
+        "concepts/image_to_text/recall@10": 0.5
+    }
+
+
+def test_the_digest_is_another_for_another_model(folder: Path, tmp_path: Path) -> None:
+    small_model.write(tmp_path)  # fresh random weights
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "metrics.json").write_text("{}\n")
+    assert pack(tmp_path, "packaged") != sha256_folder(folder / "packaged")
+
+
+def test_it_carries_only_the_code_that_loading_needs(folder: Path) -> None:
+    code = folder / "packaged" / "code" / "align"
+    names = {path.relative_to(code).as_posix() for path in code.rglob("*.py")}
+    assert {"__init__.py", "errors.py", "config/model.py", "model/__init__.py", "model/embedder.py"} <= names
+    assert not {name for name in names if name.startswith(("services", "pairs", "training", "cli", "package"))}
+
+
+def test_requirements_are_the_ranges_of_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert set(REQUIREMENTS) <= set(project)
+    imported = set()
+    for path in (ROOT / "align" / "model").glob("*.py"):
+        imported |= set(re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
+    names = {"PIL": "pillow", "align": "align"}
+    listed = {re.split(r"[>=]", line)[0] for line in REQUIREMENTS}
+    standard = set(sys.stdlib_module_names)
+    assert {names.get(name, name) for name in imported - standard} - {"align"} <= listed
+
+
+def test_missing_measures_are_one_clear_error(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="run `align evaluate` first"):
+        package(
+            model=folder / "models" / "finetuned", tokenizer=folder / "data" / "tokenizer", evaluation=tmp_path,
+            out=tmp_path / "out", reports=tmp_path / "reports",
+        )  # fmt: skip

@@ -1,0 +1,282 @@
+"""Runs, versions and aliases in a real MLflow: a server on loopback, and the file that needs no server."""
+
+import itertools
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from align.config.promote import PromoteConfig
+from align.config.register import RegisterConfig
+from align.config.shard import ShardConfig
+from align.errors import CorruptError, DataError, ServiceError
+from align.package import package
+from align.promote import Decision, promote
+from align.register import Lineage, Registration, register
+from align.rollback import rollback
+from align.services.tracking import Tracker, live_logger, metric_name
+from align.shard import shard
+from tests import small_data, small_model
+from tests.small_data import Pair
+
+LINEAGE = Lineage("0123abc", "lock-digest", "flow-1", cached_stages=("ingest", "filter"))
+NAMES = (f"model-{number}" for number in itertools.count())
+RECALL = "concepts/image_to_text/recall@10"
+PROMOTE = PromoteConfig(metrics=[RECALL], min_gain=0.02, min_times_chance=3.0)
+
+
+@dataclass
+class Project:
+    """What a finished pipeline leaves behind."""
+
+    root: Path
+    config: RegisterConfig
+    tracker: Tracker
+
+    def evaluate(self, recall: float, low: float = 0.4) -> None:
+        """A new evaluation, and with it a new packaged model."""
+        metrics = {RECALL: recall, f"{RECALL}/low": low, f"{RECALL}/chance": 0.1}
+        folder = self.root / "reports" / "evaluation"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        (folder / "report.html").write_text("<h1>Evaluation</h1>")
+        package(
+            model=self.root / "models" / "finetuned", tokenizer=self.root / "data" / "tokenizer", evaluation=folder,
+            out=self.root / "packaged", reports=self.root / "reports" / "package",
+        )  # fmt: skip
+
+    def register(self, run_id: str | None = None, tracker: Tracker | None = None) -> Registration:
+        return register(
+            self.config, values={"pretrain": {"lr": 1e-3, "crop": [1, 2]}, "paths": {"raw": "data/raw"}},
+            packaged=self.root / "packaged", shards=self.root / "shards", reports=self.root / "reports",
+            lineage=LINEAGE, tracker=tracker or self.tracker, run_id=run_id,
+        )  # fmt: skip
+
+    def candidate(self, recall: float, low: float = 0.4) -> int:
+        self.evaluate(recall, low)
+        return self.register().version.number
+
+    def promote(self) -> Decision:
+        return promote(PROMOTE, self.config.model_name, self.tracker)
+
+    def aliases(self) -> dict[str, int]:
+        found = {
+            alias: self.tracker.version_at(self.config.model_name, alias)
+            for alias in ("candidate", "champion", "previous")
+        }
+        return {alias: version.number for alias, version in found.items() if version}
+
+
+@pytest.fixture
+def project(tmp_path: Path, mlflow_server: str) -> Project:
+    small_model.write(tmp_path)
+    small_data.write(tmp_path, [Pair(f"picture number {index}", index) for index in range(30)])
+    config = ShardConfig(
+        image_px=16, jpeg_quality=80, images_per_shard=50, seed=0, val_fraction=0.0, test_fraction=0.0,
+        near_duplicate_bits=4, max_cluster_share=0.5,
+    )  # fmt: skip
+    reports = tmp_path / "reports"
+    small_data.write_verdict(reports / "quality", passed=True)
+    shard(
+        config, raw=tmp_path / "raw", filtered=tmp_path / "filtered", quality=reports / "quality",
+        out=tmp_path / "shards", reports=reports / "shard",
+    )  # fmt: skip
+    (reports / "pretrain").mkdir()
+    rows = [
+        {"step": step, "train/loss": 5.0 - step / 10, "val/image_to_text/recall@1": step / 100} for step in (10, 20, 30)
+    ]
+    (reports / "pretrain" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    name = next(NAMES)
+    project = Project(tmp_path, RegisterConfig(experiment=name, model_name=name), Tracker(mlflow_server))
+    project.evaluate(0.5)
+    return project
+
+
+def client(project: Project) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(project.tracker.uri, project.tracker.uri)
+
+
+def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(project: Project) -> None:
+    done = project.register()
+    run = client(project).get_run(done.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"pretrain.lr": "0.001", "pretrain.crop": "[1, 2]"}
+    assert run.data.metrics["concepts/image_to_text/recall_at_10"] == 0.5
+    assert run.data.metrics["shard/num_images"] == 30
+    history = client(project).get_metric_history(done.run_id, "pretrain/train/loss")
+    assert [(point.step, point.value) for point in history] == [(10, 4.0), (20, 3.0), (30, 2.0)]
+    assert run.data.metrics["pretrain/val/image_to_text/recall_at_1"] == 0.3
+    assert [item.path for item in client(project).list_artifacts(done.run_id, "reports/evaluation")] == [
+        "reports/evaluation/metrics.json",
+        "reports/evaluation/report.html",
+    ]
+    assert run.inputs.dataset_inputs[0].dataset.name == "shards"
+    assert run.data.tags["cached_stages"] == "ingest, filter"
+    version = client(project).get_model_version_by_alias(project.config.model_name, "candidate")
+    assert version.run_id == done.run_id
+    report = json.loads((project.root / "reports" / "package" / "report.json").read_text())
+    manifest = json.loads((project.root / "shards" / "manifest.json").read_text())
+    assert version.tags == {
+        "align.git_revision": "0123abc",
+        "align.dvc_lock": "lock-digest",
+        "align.flow_run": "flow-1",
+        "align.quality": "passed",
+        "align.model_digest": report["digest"],
+        "align.data_digest": manifest["digest"],
+    }
+
+
+def test_the_registered_model_loads_by_its_alias(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.register()
+    script = (
+        "import warnings; warnings.simplefilter('ignore'); import sys, mlflow.pyfunc, pandas; "
+        "model = mlflow.pyfunc.load_model(sys.argv[1]); "
+        "print(len(model.predict(pandas.DataFrame({'text': ['a red fox']}))['text_embedding'][0]))"
+    )
+    environment = os.environ | {"MLFLOW_TRACKING_URI": project.tracker.uri}
+    command = [sys.executable, "-c", script, f"models:/{project.config.model_name}@candidate"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "24"
+
+
+def test_the_same_model_is_the_same_version_and_the_same_results_the_same_run(project: Project) -> None:
+    first, again = project.register(), project.register()
+    assert (first.created, again.created) == (True, False)
+    assert again.version.number == first.version.number == 1
+    assert again.run_id == first.run_id
+    assert len(client(project).get_metric_history(first.run_id, "pretrain/train/loss")) == 3
+    assert len(client(project).get_metric_history(first.run_id, "concepts/image_to_text/recall_at_10")) == 1
+    other = project.candidate(0.6)
+    assert other == 2
+    assert project.aliases() == {"candidate": 2}
+    project.evaluate(0.5)
+    back = project.register()
+    assert (back.created, back.version.number, back.run_id) == (False, 1, first.run_id)
+    assert project.aliases() == {"candidate": 1}
+
+
+def test_an_empty_mlflow_is_filled_again_without_a_server(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.register()
+    monkeypatch.chdir(project.root)
+    file = Tracker()
+    assert file.uri == "sqlite:///mlflow.db"
+    done = project.register(tracker=file)
+    assert (done.created, done.version.number) == (True, 1)
+    assert (
+        project.root / "mlartifacts" / project.config.experiment / done.run_id / "artifacts" / "model" / "MLmodel"
+    ).is_file()
+
+
+def test_a_run_that_a_caller_began_is_completed_and_not_ended(project: Project) -> None:
+    run_id = project.tracker.start_run(project.config.experiment, "the flow's")
+    logger = live_logger(run_id, "pretrain")
+    assert logger is not None
+    os.environ["MLFLOW_TRACKING_URI"] = project.tracker.uri
+    try:
+        logger = pickle.loads(pickle.dumps(logger))  # as it travels to the process that trains
+        logger({"train/loss": 4.0}, 10)
+        logger({"train/loss": 3.0}, 20)
+        deadline = time.monotonic() + 30
+        while (
+            len(client(project).get_metric_history(run_id, "pretrain/train/loss")) < 2 and time.monotonic() < deadline
+        ):
+            time.sleep(0.1)
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
+    for _ in range(2):
+        assert project.register(run_id).run_id == run_id
+    run = client(project).get_run(run_id)
+    assert run.info.status == "RUNNING"
+    history = client(project).get_metric_history(run_id, "pretrain/train/loss")
+    assert sorted((point.step, point.value) for point in history) == [(10, 4.0), (20, 3.0), (30, 2.0)]
+
+
+def test_a_changed_model_folder_is_found_out(project: Project) -> None:
+    (project.root / "packaged" / "evaluation.json").write_text("{}")
+    with pytest.raises(CorruptError, match="run `align package` again"):
+        project.register()
+
+
+def test_a_server_that_is_away_is_one_error_within_seconds(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = "http://user:secret@127.0.0.1:9"
+    start = time.monotonic()
+    with pytest.raises(ServiceError, match=r"MLflow at http://127\.0\.0\.1:9: .*`make up`") as caught:
+        project.register(tracker=Tracker(away))
+    assert time.monotonic() - start < 20
+    assert "secret" not in str(caught.value)
+
+
+def test_training_goes_on_when_mlflow_is_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert live_logger(None, "pretrain") is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    logger = live_logger("0" * 32, "pretrain")
+    assert logger is not None
+    start = time.monotonic()
+    for step in range(20_000):
+        logger({"train/loss": 1.0}, step)
+    assert time.monotonic() - start < 2
+    deadline, shown = time.monotonic() + 30, ""
+    while "live logging stopped" not in shown and time.monotonic() < deadline:
+        time.sleep(0.2)
+        shown += capsys.readouterr().err
+    assert shown.count("live logging stopped, training goes on") == 1
+
+
+def test_promotion_and_rollback_over_three_champions(project: Project) -> None:
+    model = project.config.model_name
+    with pytest.raises(DataError, match="no version with alias 'candidate'"):
+        project.promote()
+    first = project.candidate(0.5)
+    decision = project.promote()
+    assert (decision.outcome, decision.candidate, decision.champion) == ("promoted", 1, None)
+    assert project.promote().outcome == "unchanged"
+    project.candidate(0.515)
+    refused = project.promote()
+    assert refused.outcome == "refused"
+    assert "0.5150, the champion's (version 1) 0.5000; needed: at least 0.5200" in refused.reason
+    assert project.aliases() == {"candidate": 2, "champion": 1}
+    third, fourth = project.candidate(0.52), None
+    assert project.promote().outcome == "promoted"
+    assert project.aliases() == {"candidate": 3, "champion": 3, "previous": 1}
+    fourth = project.candidate(0.6)
+    assert project.promote().figures == {RECALL: (0.6, 0.52)}
+    assert project.aliases() == {"candidate": 4, "champion": 4, "previous": 3}
+
+    done = rollback(model, "slow on phones", project.tracker)
+    assert (done.champion, done.replaced) == (third, fourth)
+    assert project.aliases() == {"candidate": 4, "champion": 3, "previous": 1}
+    again = project.promote()
+    assert again.outcome == "refused"
+    assert "slow on phones" in again.reason
+    assert rollback(model, "why", project.tracker).champion == first
+    assert project.aliases() == {"candidate": 4, "champion": 1}
+    with pytest.raises(DataError, match="no champion before 1"):
+        rollback(model, "why", project.tracker)
+
+
+def test_a_candidate_near_chance_is_refused_even_without_a_champion(project: Project) -> None:
+    project.candidate(0.5, low=0.29)
+    decision = project.promote()
+    assert decision.outcome == "refused"
+    assert "lower 95 % bound 0.2900 is under 3 x chance = 0.3000" in decision.reason
+    assert project.aliases() == {"candidate": 1}
+    with pytest.raises(DataError, match="no metric 'sketches/recall@1'"):
+        promote(
+            PROMOTE.model_copy(update={"metrics": ["sketches/recall@1"]}), project.config.model_name, project.tracker
+        )
+
+
+def test_metric_names_are_mapped_in_one_way() -> None:
+    assert metric_name("concepts/image_to_text/recall@10/low") == "concepts/image_to_text/recall_at_10/low"

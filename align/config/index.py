@@ -1,0 +1,16 @@
+"""Section `index`: what is measured on the finished index."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from align.config.params import Section
+from align.config.paths import PathField
+
+
+class IndexConfig(Section):
+    """All images of the shards are indexed. `queries`: labelled queries to measure search with, null for none."""
+
+    section: ClassVar[str] = "index"
+
+    queries: PathField | None

@@ -1,0 +1,30 @@
+"""The real dual encoder with random weights, as small as it goes, and a tokenizer, in the folders training leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from align.config.model import ModelConfig
+from align.model.dual_encoder import DualEncoder, save_model
+from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
+
+TINY = ModelConfig(
+    resize_px=36, image_px=32, width_coefficient=0.25, depth_coefficient=0.25, stochastic_depth=0.0,
+    batch_norm_group=4, text_width=16, text_layers=1, text_heads=2, max_tokens=16, embed_width=16, temperature_init=0.1,
+)  # fmt: skip
+
+TEXTS = ["a red heart", "a blue star on a green field", "the yellow sun", "a small red flower"]
+
+
+def write(root: Path, *, seed: int = 0) -> tuple[Path, Path]:
+    """Writes `root/model` and `root/tokenizer`; returns both."""
+    model_dir, tokenizer_dir = root / "model", root / "tokenizer"
+    model_dir.mkdir(parents=True)
+    tokenizer_dir.mkdir(parents=True)
+    save_tokenizer(fit_wordpiece(TEXTS, vocab_size=120, min_count=1), tokenizer_dir, max_tokens=TINY.max_tokens)
+    vocab_size = TextTokenizer.load(tokenizer_dir, TINY.max_tokens).vocab_size
+    torch.manual_seed(seed)
+    save_model(DualEncoder(TINY, vocab_size), model_dir, stage="finetune")
+    return model_dir, tokenizer_dir

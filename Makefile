@@ -48,10 +48,10 @@ format: $(STAMP) ## format and fix what can be fixed
 	@$(RUN) ruff check --fix .
 
 up: $(STAMP) ## Prefect server and worker, MLflow, on loopback; the flows deployed
-	@$(RUN) python -m infra.local up
+	@$(RUN) python infra/local.py up
 
 down: $(STAMP) ## stop what `make up` started
-	@$(RUN) python -m infra.local down
+	@$(RUN) python infra/local.py down
 
 lock: ## resolve requirements.lock anew from pyproject.toml
 	@$(PYTHON) -m venv .align/lock && .align/lock/bin/pip install --quiet uv

@@ -1,0 +1,18 @@
+"""The WordPiece vocabulary."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from align.config.params import Section
+
+
+class FitTokenizerConfig(Section):
+    """Parameters of `align fit_tokenizer`."""
+
+    section: ClassVar[str] = "fit_tokenizer"
+
+    vocab_size: int = Field(ge=8)
+    min_count: int = Field(ge=1)

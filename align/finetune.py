@@ -1,0 +1,31 @@
+"""finetune: retrieval fine-tuning from the pre-trained model (paper section 4.2): same loss, small learning rate.
+
+Decision: the demo fine-tunes on the training split of its own pairs, as it has no curated captions; with COCO or
+Flickr30K in `data/shards` it is the paper's protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from align.config import Params
+from align.config.finetune import FinetuneConfig
+from align.config.paths import PathsConfig
+from align.model.dual_encoder import load_model
+from align.services.tracking import current_run_id, live_logger
+from align.stage import record_runtime, say
+from align.training.run import make_plan, train_stage
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """Entry point of `align finetune`."""
+    del args
+    paths = params.section(PathsConfig)
+    plan = make_plan(
+        params.section(FinetuneConfig), load_model(paths.pretrained).config, initial=paths.pretrained,
+        shards=paths.shards, tokenizer=paths.tokenizer, checkpoints=paths.checkpoints,
+        log=live_logger(current_run_id(), "finetune"),
+    )  # fmt: skip
+    with record_runtime("finetune", paths.runtime) as runtime:
+        report, runtime["pairs_per_s"] = train_stage(plan, out=paths.finetuned, reports=paths.reports / "finetune")
+    say(f"finetune: loss {report.metrics['finetune/train/loss']:.3f} after {plan.recipe.num_steps:,} steps")

@@ -1,0 +1,87 @@
+"""Depthwise convolution with a backward pass that is fast on CPUs, and without a padding copy at stride 2.
+
+oneDNN falls back to a reference kernel for the weight gradient of 5x5 depthwise convolutions and of those on maps
+smaller than their kernel: measured 12 to 28 ms against 0.1 to 0.5 ms for the forward pass, half of a whole training
+step at small image sizes. Here the weight gradient is a sum of products per kernel tap, over the overlap alone.
+
+TensorFlow's SAME padding at stride 2 puts one row and column more on the right and bottom. A kernel with a zero row and
+column in front, under symmetric padding, is the same function without copying the input.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise convolution without bias.
+
+    The weight keeps its plain shape (C, 1, k, k). At stride 2 the output is that of upstream's `ZeroPad2d` and valid
+    convolution.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, stride: int) -> None:
+        if kernel_size % 2 == 0 or stride not in (1, 2):
+            raise ValueError(f"depthwise convolution: kernel {kernel_size} must be odd, stride {stride} 1 or 2")
+        super().__init__(channels, channels, kernel_size, stride, kernel_size // 2, groups=channels, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H // stride, W // stride)."""
+        if input.device.type == "cpu" and input.dtype == torch.float32:
+            apply: Any = _Depthwise.apply
+            return cast(Tensor, apply(input, self.weight, self.kernel_size[0], self.stride[0]))
+        return _convolve(input, _shifted(self.weight, self.stride[0]), self.kernel_size[0], self.stride[0])
+
+
+def _shifted(weight: Tensor, stride: int) -> Tensor:
+    return F.pad(weight, (1, 0, 1, 0)) if stride == 2 else weight
+
+
+def _convolve(x: Tensor, weight: Tensor, size: int, stride: int) -> Tensor:
+    return F.conv2d(x, weight, stride=stride, padding=size // 2, groups=x.shape[1])
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, size: int, stride: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.shape = size, stride
+        return _convolve(x, _shifted(weight, stride), size, stride)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (x, weight), (size, stride), grad = ctx.saved_tensors, ctx.shape, grads[0]
+        fast = size == 3 and stride == 1 and min(x.shape[2:]) > 2  # oneDNN's own kernel is good here
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, _shifted(weight, stride), None, (stride, stride), (size // 2, size // 2), (1, 1), False, (0, 0),
+            x.shape[1], (ctx.needs_input_grad[0], fast, False),
+        )  # fmt: skip
+        if not fast:
+            grad_weight = _weight_gradient(x, grad, size, stride)
+        return grad_x, grad_weight, None, None
+
+
+def _weight_gradient(x: Tensor, grad: Tensor, size: int, stride: int) -> Tensor:
+    """Sum over samples and places of input times output gradient, for each tap of the kernel."""
+    before = size // 2 - (stride - 1)  # rows of padding above the map
+    rows, columns = grad.shape[2:]
+    x, grad = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
+    taps = []
+    for i in range(size):
+        for j in range(size):
+            top, left = i - before, j - before
+            first_row, first_column = max(0, -(top // stride)), max(0, -(left // stride))
+            num_rows = min(rows, (x.shape[1] - 1 - top) // stride + 1) - first_row
+            num_columns = min(columns, (x.shape[2] - 1 - left) // stride + 1) - first_column
+            if num_rows <= 0 or num_columns <= 0:
+                taps.append(x.new_zeros(x.shape[3]))
+                continue
+            row, column = first_row * stride + top, first_column * stride + left
+            part = x[:, row : row + stride * num_rows : stride, column : column + stride * num_columns : stride]
+            place = grad[:, first_row : first_row + num_rows, first_column : first_column + num_columns]
+            taps.append((part * place).sum((0, 1, 2)))
+    return torch.stack(taps, 1).view(-1, 1, size, size)

@@ -1,0 +1,181 @@
+"""EfficientNet with global pooling and without its head's 1x1 convolution (paper section 4.1).
+
+Built on the modules of transformers' `AlignVisionModel`, so that checkpoints keep its names, with what is wrong there
+for training put right:
+
+* batch-norm works in groups of 16 samples, one TPU core's share, whatever the batch, the ranks and the micro-batches;
+* stochastic depth drops a residual branch per sample (upstream has element-wise dropout);
+* convolutions start from variance scaling (fan-out, 2.0; a depthwise fan-out is divided by its groups), and batch-norm
+  scales from 1;
+* a depthwise convolution has a backward pass that is fast on CPUs.
+
+Decision (the paper is silent): running statistics are not tracked during training; they are estimated afterwards from
+training images (`estimate_statistics`), so they depend on neither momentum nor on how a batch was cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AlignVisionConfig, AlignVisionModel
+from transformers.models.align.modeling_align import AlignVisionDepthwiseConv2d
+
+from align.config.model import ModelConfig
+from align.model.depthwise import DepthwiseConv2d
+
+
+class GroupBatchNorm2d(nn.BatchNorm2d):
+    """Batch-norm over groups of `group` consecutive samples; running statistics in evaluation.
+
+    Names and shapes in the state dict are those of `nn.BatchNorm2d`. A training batch is a multiple of the group, or
+    smaller than one group; everything else raises ValueError.
+    """
+
+    def __init__(self, num_features: int, eps: float, group: int) -> None:
+        super().__init__(num_features, eps=eps, momentum=0.0)
+        self.group = group
+        self.collecting = False  #: whether training-mode batches add to the running statistics
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        if len(x) > self.group and len(x) % self.group:
+            raise ValueError(f"a training batch of {len(x)} is no multiple of the batch-norm group {self.group}")
+        groups = torch.split(x, self.group)
+        normal = [F.batch_norm(part, None, None, self.weight, self.bias, True, 0.0, self.eps) for part in groups]
+        if self.collecting:
+            for part in groups:
+                self._collect(part)
+        return normal[0] if len(normal) == 1 else torch.cat(normal)
+
+    @torch.no_grad()
+    def _collect(self, part: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = 1.0 / float(self.num_batches_tracked)
+        variance, mean = torch.var_mean(part.float(), dim=(0, 2, 3))
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch per sample and scales the kept ones by 1 / (1 - rate). No parameters.
+
+    `draws`, set by the tower before each forward in training, holds one uniform number in [0, 1) a sample: the caller
+    owns the randomness.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.draws: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if not self.training or self.rate == 0.0 or self.draws is None:
+            return x
+        keep = (self.draws >= self.rate).to(x.dtype) / (1.0 - self.rate)
+        return x * keep[:, None, None, None]
+
+
+class ImageTower(nn.Module):
+    """EfficientNet: pixels -> pooled features of the last MBConv stage.
+
+    Attributes:
+        width: channels of the pooled features (320 for B0 and B1, 640 for B7, 1376 for L2).
+        num_blocks: MBConv blocks, the number of stochastic-depth draws that a sample needs.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        upstream = AlignVisionModel(vision_config(config))
+        self.embeddings = upstream.embeddings
+        self.encoder = upstream.encoder
+        _repair(self, config.batch_norm_group)
+        initialise(self)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._blocks: list[Any] = list(self.encoder.blocks)
+        self.num_blocks = len(self._blocks)
+        self.width = int(self._blocks[-1].projection.project_conv.out_channels)
+
+    def forward(self, pixels: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Pixels to features.
+
+        Args:
+            pixels: (B, 3, H, W), values in [-1, 1].
+            draws: (B, num_blocks) uniform numbers in [0, 1) for stochastic depth; None drops nothing.
+
+        Returns:
+            (B, width) features.
+        """
+        for index, block in enumerate(self._blocks):
+            block.projection.dropout.draws = None if draws is None else draws[:, index]
+        hidden = self.embeddings(pixels)
+        for block in self._blocks:
+            hidden = block(hidden)
+        return cast(Tensor, hidden.mean(dim=(2, 3)))
+
+
+def vision_config(config: ModelConfig) -> AlignVisionConfig:
+    """The transformers configuration of the same architecture."""
+    return AlignVisionConfig(
+        image_size=config.image_px,
+        width_coefficient=float(config.width_coefficient),
+        depth_coefficient=float(config.depth_coefficient),
+        drop_connect_rate=float(config.stochastic_depth),
+    )
+
+
+def _repair(module: nn.Module, group: int) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, GroupBatchNorm2d(child.num_features, child.eps, group))
+        elif isinstance(child, nn.Dropout):
+            setattr(module, name, StochasticDepth(child.p))
+        elif isinstance(child, AlignVisionDepthwiseConv2d):
+            setattr(module, name, DepthwiseConv2d(child.in_channels, child.kernel_size[0], child.stride[0]))
+        elif isinstance(child, nn.ZeroPad2d) and name == "depthwise_conv_pad":
+            setattr(module, name, nn.Identity())
+        else:
+            _repair(child, group)
+
+
+def initialise(module: nn.Module) -> None:
+    """EfficientNet's initialisation, from torch's global generator: normal with variance 2 / fan-out, biases 0."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            fan_out = child.out_channels * child.kernel_size[0] * child.kernel_size[1] / child.groups
+            nn.init.normal_(child.weight, std=math.sqrt(2.0 / fan_out))
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.BatchNorm2d):
+            child.reset_parameters()
+
+
+@torch.no_grad()
+def estimate_statistics(tower: ImageTower, batches: Iterable[Tensor]) -> None:
+    """Sets the running statistics to the mean over groups of their batch statistics (variance unbiased).
+
+    Args:
+        tower: its mode is put back afterwards; parameters are not touched.
+        batches: pixels (B, 3, H, W); a batch is a multiple of the batch-norm group.
+    """
+    norms = [module for module in tower.modules() if isinstance(module, GroupBatchNorm2d)]
+    was_training = tower.training
+    tower.train()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.collecting = True
+    try:
+        for pixels in batches:
+            tower(pixels)
+    finally:
+        for norm in norms:
+            norm.collecting = False
+        tower.train(was_training)

@@ -1,0 +1,99 @@
+"""Image bytes -> pixels (paper section 4.1): resized to a square, aspect not kept, cropped, scaled to [-1, 1].
+
+Training crops at random and flips; evaluation crops the centre. Transparent pixels are laid on white, as a page shows
+them.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from align.errors import DataError
+
+#: More pixels than this are refused before decoding.
+MAX_PIXELS = 100_000_000
+
+
+def decode(data: bytes, size_px: int) -> NDArray[np.uint8]:
+    """Decodes an image and resizes it to a square, antialiased, aspect not kept.
+
+    JPEGs are decoded at the smallest 1/2^k scale that is not below `size_px`.
+
+    Returns:
+        (size_px, size_px, 3) RGB.
+
+    Raises:
+        DataError: the bytes are no image that Pillow or simplejpeg reads, or it has more than MAX_PIXELS pixels.
+    """
+    pixels = _decode_jpeg(data, size_px) if data[:2] == b"\xff\xd8" else None
+    if pixels is None:
+        pixels = _decode_any(data)
+    if pixels.shape[:2] == (size_px, size_px):
+        return pixels
+    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    resized = transforms.resize(planes, [size_px, size_px], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
+
+
+def _decode_jpeg(data: bytes, size_px: int) -> NDArray[np.uint8] | None:
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "RGB", "Gray") or height * width > MAX_PIXELS:
+            return None
+        decoded: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=size_px, min_width=size_px)
+    except ValueError:  # Pillow is more lenient with broken files
+        return None
+    return decoded
+
+
+def _decode_any(data: bytes) -> NDArray[np.uint8]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"image of {image.width}x{image.height} pixels: at most {MAX_PIXELS:,} are decoded")
+            if "A" in image.getbands() or "transparency" in image.info:
+                layer = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+            return np.array(image.convert("RGB"))  # a copy: torch wants it writable
+    except UnidentifiedImageError:  # its message holds a memory address
+        raise DataError("not an image of a format that can be decoded") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"not an image that can be decoded: {error}") from None
+
+
+def centre_crop(image: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
+    """(H, W, 3) -> the middle (size_px, size_px, 3)."""
+    top, left = (image.shape[0] - size_px) // 2, (image.shape[1] - size_px) // 2
+    return image[top : top + size_px, left : left + size_px]
+
+
+def random_crop(image: NDArray[np.uint8], size_px: int, draws: NDArray[np.float64], *, flip: bool) -> NDArray[np.uint8]:
+    """A random crop and, with probability one half, a horizontal flip.
+
+    Args:
+        image: (H, W, 3).
+        size_px: side of the crop.
+        draws: three uniform numbers in [0, 1): top, left, flip.
+        flip: whether flips happen at all.
+    """
+    top = int(draws[0] * (image.shape[0] - size_px + 1))
+    left = int(draws[1] * (image.shape[1] - size_px + 1))
+    crop = image[top : top + size_px, left : left + size_px]
+    return crop[:, ::-1] if flip and draws[2] < 0.5 else crop
+
+
+def to_pixels(images: NDArray[np.uint8]) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1], channels last in memory."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

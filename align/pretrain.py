@@ -1,0 +1,27 @@
+"""pretrain: the dual encoder from scratch (paper sections 4.2 and 5). `align pretrain` starts its processes itself."""
+
+from __future__ import annotations
+
+import argparse
+
+from align.config import Params
+from align.config.model import ModelConfig
+from align.config.paths import PathsConfig
+from align.config.pretrain import PretrainConfig
+from align.services.tracking import current_run_id, live_logger
+from align.stage import record_runtime, say
+from align.training.run import make_plan, train_stage
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """Entry point of `align pretrain`."""
+    del args
+    paths = params.section(PathsConfig)
+    plan = make_plan(
+        params.section(PretrainConfig), params.section(ModelConfig), initial=None, shards=paths.shards,
+        tokenizer=paths.tokenizer, checkpoints=paths.checkpoints,
+        log=live_logger(current_run_id(), "pretrain"),
+    )  # fmt: skip
+    with record_runtime("pretrain", paths.runtime) as runtime:
+        report, runtime["pairs_per_s"] = train_stage(plan, out=paths.pretrained, reports=paths.reports / "pretrain")
+    say(f"pretrain: loss {report.metrics['pretrain/train/loss']:.3f} after {plan.recipe.num_steps:,} steps")

@@ -1,0 +1,168 @@
+"""One process or several: launching, gathering embeddings with exact gradients, averaging gradients.
+
+torch's elastic launcher starts the ranks (rendezvous on loopback; `torchrun` does the same across machines and is
+recognised by its environment). gloo on CPUs, NCCL on GPUs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from align.errors import AlignError, TrainingError
+
+#: What a worker returns: None, or the class name and message of the AlignError that ended it.
+Outcome = tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes and speaks."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; the same answer on all of them."""
+        if self.world_size == 1:
+            return flag
+        vote = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(vote)
+        return bool(vote.item() > 0)
+
+    def barrier(self) -> None:
+        """Waits for the others."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def gather(self, embeds: Tensor) -> Tensor:
+        """(B, D) of this rank -> (B * world_size, D) of all, in rank order, differentiable.
+
+        Every rank computes the same global loss from the result, so the gradient of this rank's rows is known here and
+        needs no communication; it is multiplied by the world size, since `average_gradients` divides by it.
+        """
+        if self.world_size == 1:
+            return embeds
+        return cast(Tensor, _Gather.apply(embeds, self.rank, self.world_size))  # type: ignore[no-untyped-call]
+
+    def average_gradients(self, module: nn.Module) -> None:
+        """Replaces every gradient by its mean over ranks, in one message."""
+        if self.world_size == 1:
+            return
+        grads = [param.grad for param in module.parameters() if param.grad is not None]
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, embeds: Tensor, rank: int, world_size: int) -> Tensor:
+        ctx.rank, ctx.world_size, ctx.rows = rank, world_size, len(embeds)
+        parts = [torch.empty_like(embeds) for _ in range(world_size)]
+        dist.all_gather(parts, embeds.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        mine = grads[0][ctx.rank * ctx.rows : (ctx.rank + 1) * ctx.rows]
+        return mine * ctx.world_size, None, None
+
+
+def launch(work: Callable[[Ranks], None], num_processes: int, num_threads: int | None) -> None:
+    """Runs `work` on every rank and returns when all have ended.
+
+    Args:
+        work: picklable where there are several processes.
+        num_processes: ranks on this machine.
+        num_threads: CPU threads a rank; None shares the machine's cores evenly.
+
+    Raises:
+        AlignError: the one that ended a rank.
+        TrainingError: a rank died.
+    """
+    threads = num_threads or max(1, len(os.sched_getaffinity(0)) // num_processes)
+    if num_processes == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            work(Ranks(0, 1, _device(0)))
+        finally:
+            torch.set_num_threads(before)
+        return
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=num_processes, run_id="align", rdzv_backend="static",
+        rdzv_endpoint=f"127.0.0.1:{_free_port()}", rdzv_configs={"rank": 0, "timeout": 60}, max_restarts=0,
+        start_method="spawn", monitor_interval=0.2,
+    )  # fmt: skip
+    try:
+        outcomes: dict[int, Outcome] = elastic_launch(config, _worker)(work, threads)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise TrainingError(
+            f"training process {rank} died (exit code {failure.exitcode}); see its output above"
+        ) from None
+    except SignalException as error:
+        raise TrainingError(f"training was stopped by {error.sigval.name}; run the stage again to go on") from None
+    for outcome in outcomes.values():
+        if outcome is not None:
+            raise _error_class(outcome[0])(outcome[1])
+
+
+def _worker(work: Callable[[Ranks], None], threads: int) -> Outcome:
+    _end_with_parent()
+    torch.set_num_threads(threads)
+    device = _device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        work(Ranks(dist.get_rank(), dist.get_world_size(), device))
+    except AlignError as error:
+        return type(error).__name__, str(error)
+    finally:
+        dist.destroy_process_group()
+    return None
+
+
+def _end_with_parent() -> None:
+    """Asks Linux for SIGTERM when the launcher dies, however it dies: no rank may train on beside the next run's."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+
+
+def _error_class(name: str) -> type[AlignError]:
+    import align.errors
+
+    found = getattr(align.errors, name, TrainingError)
+    return found if isinstance(found, type) and issubclass(found, AlignError) else TrainingError
+
+
+def _device(local_rank: int) -> torch.device:
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,202 @@
+"""A whole training run: plan in, trained weights and curves out; any number of processes, resumable.
+
+The plan is plain data that travels to the ranks. The run's folder is keyed by everything that determines the result: a
+finished run only exports, an interrupted one goes on, and a changed one starts anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import align.model
+import align.training
+from align.config.model import ModelConfig
+from align.config.recipe import Recipe
+from align.errors import ConfigError, TrainingError
+from align.model.dual_encoder import DualEncoder, load_model, save_model
+from align.model.tokenizer import TextTokenizer
+from align.pairs.shards import read_manifest
+from align.stage import Report, replace_directory, say, sha256_file, write_report, write_text
+from align.training.checkpoint import CheckpointFolder, run_key
+from align.training.curves import Row, write_curves
+from align.training.loader import Samples, SplitIndex, split_index
+from align.training.loop import Log, new_state, train
+from align.training.process_group import Ranks, launch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a rank needs.
+
+    Attributes:
+        initial: folder of the model to start from; None starts from scratch.
+        data_digest: of the shards, from their manifest.
+        log: live logging, called on the leading rank; picklable where there are several processes.
+    """
+
+    recipe: Recipe
+    model: ModelConfig
+    initial: Path | None
+    tokenizer: Path
+    train_split: SplitIndex
+    val_split: SplitIndex
+    num_training_pairs: int
+    data_digest: str
+    checkpoints: Path
+    log: Log | None = None
+
+    def folder(self) -> CheckpointFolder:
+        """Where the run's checkpoints lie."""
+        recipe = self.recipe.model_dump(mode="json", exclude={"keep_checkpoints", "checkpoint_every_steps"})
+        values = {
+            "recipe": recipe,
+            "model": self.model.model_dump(mode="json"),
+            "initial": sha256_file(self.initial / "model.safetensors") if self.initial else None,
+            "tokenizer": sha256_file(self.tokenizer / "tokenizer.json"),
+            "data": self.data_digest,
+        }
+        code = [path for package in (align.model, align.training) for path in Path(package.__path__[0]).glob("*.py")]
+        name = f"{self.recipe.section}-{run_key(values, code)}"
+        return CheckpointFolder(self.checkpoints / name, self.recipe.keep_checkpoints)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run."""
+
+    model: DualEncoder
+    rows: list[Row]
+    pairs_per_s: float
+
+
+def make_plan(
+    recipe: Recipe, model: ModelConfig, *, initial: Path | None, shards: Path, tokenizer: Path, checkpoints: Path,
+    log: Log | None = None,
+) -> Plan:  # fmt: skip
+    """A plan over `data/shards`.
+
+    Raises:
+        DataError: shards or tokenizer are missing.
+        ConfigError: the shards' images are smaller than the model wants them.
+    """
+    manifest = read_manifest(shards)
+    if manifest.image_px < model.resize_px:
+        raise ConfigError(
+            f"{shards} holds images of {manifest.image_px} px, model.resize_px is {model.resize_px}: lower it, or "
+            f"raise shard.image_px and run `align shard` again"
+        )
+    return Plan(
+        recipe=recipe, model=model, initial=initial, tokenizer=tokenizer,
+        train_split=split_index(shards, manifest, "train"), val_split=split_index(shards, manifest, "val"),
+        num_training_pairs=manifest.splits["train"].num_pairs, data_digest=manifest.digest, checkpoints=checkpoints,
+        log=log,
+    )  # fmt: skip
+
+
+def run(plan: Plan) -> Trained:
+    """Trains, or goes on, or only reads the result of a finished run.
+
+    Raises:
+        ConfigError: the batch does not divide into ranks and batch-norm groups, or there are too few images.
+        LockedError: another process trains this very run.
+        TrainingError: a rank died, a signal came, or the loss became non-finite.
+    """
+    recipe, group = plan.recipe, plan.model.batch_norm_group
+    if recipe.batch_size % (recipe.num_processes * group):
+        raise ConfigError(
+            f"{recipe.section}.batch_size {recipe.batch_size} must be a multiple of num_processes "
+            f"{recipe.num_processes} x model.batch_norm_group {group}"
+        )
+    folder = plan.folder()
+    with folder.lock():
+        if folder.steps()[-1:] != [recipe.num_steps]:
+            launch(functools.partial(_train_rank, plan), recipe.num_processes, recipe.num_threads)
+        saved = folder.load_latest(torch.device("cpu"))
+        if saved is None or saved["step"] != recipe.num_steps:
+            raise TrainingError(f"{folder.directory}: training ended without its last checkpoint; run the stage again")
+        speed = folder.directory / "speed.json"
+        model = _build(plan)
+        model.load_state_dict(saved["model"])
+        return Trained(model.eval(), saved["rows"], json.loads(speed.read_text()) if speed.exists() else 0.0)
+
+
+def _build(plan: Plan) -> DualEncoder:
+    tokenizer = TextTokenizer.load(plan.tokenizer, plan.model.max_tokens)
+    if plan.initial is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(plan.recipe.seed)
+            return DualEncoder(plan.model, tokenizer.vocab_size)
+    model = load_model(plan.initial)
+    if model.vocab_size != tokenizer.vocab_size:
+        raise ConfigError(
+            f"{plan.initial} was trained with {model.vocab_size} tokens, {plan.tokenizer} has {tokenizer.vocab_size}"
+        )
+    return model
+
+
+def _train_rank(plan: Plan, ranks: Ranks) -> None:
+    recipe, folder = plan.recipe, plan.folder()
+    state = new_state(_build(plan).to(ranks.device), recipe)
+    saved = folder.load_latest(ranks.device)
+    if saved is not None:
+        state.load(saved)
+        if ranks.leads:
+            say(f"{recipe.section}: going on from step {state.step:,} in {folder.directory}")
+    elif ranks.leads:
+        num_params = sum(param.numel() for param in state.model.parameters())
+        say(
+            f"{recipe.section}: {num_params / 1e6:.2f} M parameters, {plan.train_split.num_images:,} images, "
+            f"{recipe.num_steps:,} steps of {recipe.batch_size} on {ranks.world_size} x {ranks.device.type}"
+        )
+    ranks.barrier()
+    resize_px = plan.model.resize_px
+    pairs_per_s = train(
+        state, recipe, ranks,
+        train_samples=Samples(plan.train_split, resize_px),
+        val_samples=Samples(plan.val_split, resize_px) if plan.val_split.num_images else None,
+        tokenizer=TextTokenizer.load(plan.tokenizer, plan.model.max_tokens), folder=folder, log=plan.log,
+    )  # fmt: skip
+    if ranks.leads:
+        write_text(folder.directory / "speed.json", json.dumps(round(pairs_per_s, 1)))
+
+
+class TrainingReport(Report):
+    """Result of a training stage."""
+
+    num_parameters: int
+    num_training_images: int
+    num_training_pairs: int
+
+
+def train_stage(plan: Plan, *, out: Path, reports: Path) -> tuple[TrainingReport, float]:
+    """Runs a plan and writes the model folder, the curves and the report.
+
+    Args:
+        plan: the run.
+        out: folder of the trained model; replaced whole.
+        reports: folder of curves and report; replaced whole.
+
+    Returns:
+        The report, and pairs per second of the training steps.
+    """
+    trained = run(plan)
+    stage = plan.recipe.section
+    last = {name: value for row in trained.rows for name, value in row.items() if name != "step"}
+    report = TrainingReport(
+        num_parameters=sum(param.numel() for param in trained.model.parameters()),
+        num_training_images=plan.train_split.num_images,
+        num_training_pairs=plan.num_training_pairs,
+        metrics={f"{stage}/{name}": value for name, value in last.items()}
+        | {f"{stage}/num_steps": plan.recipe.num_steps},
+    )
+    with replace_directory(reports) as part:
+        write_curves(trained.rows, part)
+        write_report(report, part)
+    with replace_directory(out) as part:
+        save_model(trained.model, part, stage=stage)
+    return report, trained.pairs_per_s

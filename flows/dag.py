@@ -1,0 +1,104 @@
+"""The DAG as dvc.yaml tells it. Nothing here or elsewhere in flows/ says again what depends on what."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from align.config import Params, load_params
+from align.errors import ConfigError
+
+DVC_FILE = "dvc.yaml"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of dvc.yaml.
+
+    Attributes:
+        name: of the stage and of its verb.
+        description: half a line for people.
+        flow: the sub-flow that shows it.
+        deps: paths it reads, relative to the checkout.
+        outs: paths it writes.
+        upstream: names of the stages whose outs it reads.
+        report: the folder with its report, one of `outs`.
+    """
+
+    name: str
+    description: str
+    flow: str
+    deps: tuple[str, ...]
+    outs: tuple[str, ...]
+    upstream: tuple[str, ...]
+    report: str
+
+
+def read_dag(root: Path) -> list[Stage]:
+    """Reads the stages of a checkout, each after those that it reads from.
+
+    Raises:
+        ConfigError: dvc.yaml is missing, or a stage says no `meta.flow` or has no report among its outs.
+    """
+    try:
+        entries: dict[str, Any] = YAML(typ="safe", pure=True).load((root / DVC_FILE).read_text("utf-8"))["stages"]
+    except FileNotFoundError:
+        raise ConfigError(f"{root / DVC_FILE}: no such file; start in the root of a checkout") from None
+    params = load_params(root / "params.yaml")
+    deps = {name: _paths(entry.get("deps", []), params) for name, entry in entries.items()}
+    outs = {name: _paths(entry.get("outs", []), params) for name, entry in entries.items()}
+    upstream = {name: tuple(other for other in entries if _overlap(deps[name], outs[other])) for name in entries}
+    return [
+        _stage(name, entries[name], deps[name], outs[name], upstream[name], params)
+        for name in TopologicalSorter(upstream).static_order()
+    ]
+
+
+def downstream(stages: Sequence[Stage], names: Collection[str]) -> frozenset[str]:
+    """The named stages and every stage that reads from them, directly or not. `stages` in topological order."""
+    found = set(names)
+    for stage in stages:
+        if found.intersection(stage.upstream):
+            found.add(stage.name)
+    return frozenset(found)
+
+
+def stale(stages: Sequence[Stage], status: str) -> frozenset[str]:
+    """Stages that may have to run: those that `dvc status --json` calls changed, and what reads from them."""
+    changed = {name.removeprefix(f"{DVC_FILE}:") for name in json.loads(status)}
+    return downstream(stages, changed.intersection(stage.name for stage in stages))
+
+
+def _stage(
+    name: str, entry: dict[str, Any], deps: tuple[str, ...], outs: tuple[str, ...], upstream: tuple[str, ...],
+    params: Params,
+) -> Stage:  # fmt: skip
+    flow = entry.get("meta", {}).get("flow")
+    if flow is None:
+        raise ConfigError(f"{DVC_FILE}: stage '{name}' has no meta.flow: name the sub-flow that shows it")
+    reports = params.values["paths"]["reports"]
+    report = next((out for out in outs if out.startswith(f"{reports}/")), None)
+    if report is None:
+        raise ConfigError(f"{DVC_FILE}: stage '{name}' has no out under {reports}/: every stage reports")
+    return Stage(name, entry.get("desc", name), flow, deps, outs, upstream, report)
+
+
+def _paths(values: Sequence[str], params: Params) -> tuple[str, ...]:
+    def value(match: re.Match[str]) -> str:
+        node: Any = params.values
+        for part in match[1].split("."):
+            node = node[part]
+        return str(node)
+
+    return tuple(re.sub(r"\$\{([\w.]+)\}", value, path) for path in values)
+
+
+def _overlap(deps: Sequence[str], outs: Sequence[str]) -> bool:
+    return any(dep == out or dep.startswith(f"{out}/") or out.startswith(f"{dep}/") for dep in deps for out in outs)

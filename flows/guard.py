@@ -1,0 +1,76 @@
+"""Runs a command and ends its whole family when told to, or when the one who asked for it dies.
+
+    python guard.py COMMAND [ARGUMENT...]
+
+stdin is a pipe that the parent holds open: its end, by the parent's will or by its death, means stop. The command gets
+a process group of its own. Stopping is SIGTERM to the group (a trainer writes its checkpoint), up to GRACE_S of
+waiting, then SIGKILL to whatever descends from the command, in whatever group: dvc dies of SIGTERM at once and leaves
+the trainer behind, and torch's launcher gives each rank a session of its own. A pipe rather than a parent-death signal,
+since the signal reaches one process only, and follows the thread that forked instead of the process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import psutil
+
+#: Below the 30 s after which Prefect sends SIGKILL to a cancelled flow run.
+GRACE_S = 25.0
+
+
+def main(command: Sequence[str]) -> int:
+    """Runs the command and returns its exit code, or 128 + the number of the signal that ended it."""
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+    stopping = threading.Lock()
+
+    def stop() -> None:
+        with stopping:
+            end_family(child.pid, GRACE_S)
+
+    def stop_at_end_of_stdin() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        stop()
+
+    def stop_on_signal(_number: int, _frame: object) -> None:
+        threading.Thread(target=stop).start()  # not here: the handler runs in the thread that waits for the child
+
+    signal.signal(signal.SIGTERM, stop_on_signal)
+    signal.signal(signal.SIGINT, stop_on_signal)
+    threading.Thread(target=stop_at_end_of_stdin, daemon=True).start()
+    code = child.wait()
+    with stopping:  # the command may go before its descendants do
+        return code if code >= 0 else 128 - code
+
+
+def end_family(pid: int, grace_s: float) -> None:
+    """SIGTERM to the process group, patience, SIGKILL to every descendant that is still there."""
+    try:
+        head = psutil.Process(pid)
+        family = [head, *head.children(recursive=True)]
+        os.killpg(pid, signal.SIGTERM)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline and any(map(_lives, family)):
+        time.sleep(0.1)
+    for process in filter(_lives, family):
+        process.kill()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

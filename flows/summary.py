@@ -1,0 +1,124 @@
+"""What a run prints at its end. Every figure is read from the reports; none is computed here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.dag import Stage
+from flows.stages import Outcome
+
+#: Labelled queries of the index's report that are shown as examples, and images shown for each.
+NUM_EXAMPLES, NUM_FOUND = 3, 3
+
+HERE = """\
+Look around:
+  make up                                    Prefect and MLflow in the browser; make down ends them
+  open {evaluation}   figures, pictures, curves
+  align search "a red heart" --html hits.html
+  dvc metrics diff run/{name}                after your next change
+  dvc plots show                             training curves"""
+
+ELSEWHERE = """\
+Look around:
+  dvc metrics diff run/{name}                against what lies here
+  git switch run/{name} && dvc checkout      its data, model and reports"""
+
+
+def summarise(
+    root: Path,
+    stages: Sequence[Stage],
+    outcomes: Sequence[Outcome],
+    *,
+    name: str,
+    commit: str,
+    registered: str,
+    here: bool,
+) -> str:
+    """The summary as text for a terminal.
+
+    Args:
+        root: the checkout with the reports.
+        stages: the DAG, which says where each report is.
+        outcomes: what became of the stages.
+        name: of the run.
+        commit: of branch run/<name>.
+        registered: what `align register` said.
+        here: the run worked in the user's checkout, so that its files are there to look at.
+    """
+    folders = {stage.name: root / stage.report for stage in stages}
+    metrics = _metrics(folders)
+    ran = [outcome.stage for outcome in outcomes if outcome.ran]
+    parts = [
+        f"Run '{name}', recorded as branch run/{name} ({commit[:10]}): {len(ran)} stages ran"
+        f"{' (' + ', '.join(ran) + ')' if ran else ''}, {len(outcomes) - len(ran)} came from the cache.",
+        _pairs(metrics),
+        _retrieval(metrics),
+        _zero_shot(metrics),
+        f"Registered: {registered}",
+        _examples(folders.get("index")),
+        _look(folders, root, name, here),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _look(folders: Mapping[str, Path], root: Path, name: str, here: bool) -> str:
+    if not here or "evaluate" not in folders:
+        return ELSEWHERE.format(name=name)
+    return HERE.format(name=name, evaluation=(folders["evaluate"] / "report.html").relative_to(root))
+
+
+def _metrics(folders: Mapping[str, Path]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for folder in folders.values():
+        if (folder / "metrics.json").exists():
+            found |= json.loads((folder / "metrics.json").read_text("utf-8"))
+    return found
+
+
+def _pairs(metrics: Mapping[str, float]) -> str:
+    if "ingest/num_pairs" not in metrics or "filter/num_kept" not in metrics:
+        return ""
+    total, kept = int(metrics["ingest/num_pairs"]), int(metrics["filter/num_kept"])
+    prefix = "filter/dropped/"
+    dropped = {key.removeprefix(prefix): int(value) for key, value in metrics.items() if key.startswith(prefix)}
+    rows = [(reason, number) for reason, number in dropped.items() if number]
+    lines = [f"Pairs: {total:,} in, {kept:,} kept ({kept / max(total, 1):.1%}); dropped, by the first rule that did:"]
+    return "\n".join(lines + [f"  {number:>7,}  {reason}" for reason, number in sorted(rows, key=lambda row: -row[1])])
+
+
+def _retrieval(metrics: Mapping[str, float]) -> str:
+    lines = [f"{'Retrieval (chance):':<32}" + "".join(f"{f'recall@{k}':>17}" for k in (1, 5, 10))]
+    rows = [name.removesuffix("/recall@1") for name in metrics if name.endswith("_to_text/recall@1")]
+    rows += [name.removesuffix("/recall@1") for name in metrics if name.endswith("_to_image/recall@1")]
+    for row in sorted(row for row in rows if f"{row}/recall@1/chance" in metrics):
+        cells = [
+            f"{metrics[f'{row}/recall@{k}']:>6.1%} ({metrics[f'{row}/recall@{k}/chance']:.1%})" for k in (1, 5, 10)
+        ]
+        lines.append(f"  {row:<30}" + "".join(f"{cell:>17}" for cell in cells))
+    return "\n".join(lines) if len(lines) > 1 else ""
+
+
+def _zero_shot(metrics: Mapping[str, float]) -> str:
+    lines = []
+    for key, value in metrics.items():
+        if key.endswith("/zero_shot/accuracy"):
+            chance, majority = metrics[f"{key}/chance"], metrics[f"{key}/majority"]
+            name = key.removesuffix("/zero_shot/accuracy")
+            lines.append(f"Zero-shot accuracy ({name}): {value:.1%}; chance {chance:.1%}, majority rate {majority:.1%}")
+    return "\n".join(lines)
+
+
+def _examples(folder: Path | None) -> str:
+    if folder is None or not (folder / "report.json").exists():
+        return ""
+    queries: list[dict[str, Any]] = json.loads((folder / "report.json").read_text("utf-8")).get("queries", [])
+    lines = []
+    for query in queries[:NUM_EXAMPLES]:
+        lines.append(f'  align search "{query["query"]}"')
+        for hit in query["found"][:NUM_FOUND]:
+            mark = "right" if hit["right"] else "     "
+            lines.append(f"    {hit['score']:.2f}  {mark}  {' | '.join(hit['texts'])[:80]}")
+    return "\n".join(["Searches:", *lines]) if lines else ""

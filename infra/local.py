@@ -1,0 +1,197 @@
+"""The local stack without Docker: Prefect server, MLflow server, and a worker that runs the deployed flows.
+
+    python infra/local.py up | down | status
+
+Everything listens on 127.0.0.1 and keeps its state in the checkout: `.align/` (Prefect, logs, process ids) and
+`mlflow.db` with `mlartifacts/`, the store that runs without a server fill too. Ports: ALIGN_PREFECT_PORT,
+ALIGN_MLFLOW_PORT.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from align.errors import AlignError, ServiceError
+from align.run import SERVICES_FILE, flow_environment
+
+HOST = "127.0.0.1"
+POOL = "local"
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 35.0  # a worker's flow runs have 30 s to save a checkpoint
+LOGS = Path(".align/logs")
+
+Services = dict[str, dict[str, Any]]
+
+
+def up(root: Path) -> None:
+    """Starts what is not running yet, waits until it answers, and deploys the flows.
+
+    Raises:
+        ServiceError: a port is taken, or a server does not come up; the message names its log.
+    """
+    services = _running(root)
+    ports = {"prefect": _port("ALIGN_PREFECT_PORT", 4200), "mlflow": _port("ALIGN_MLFLOW_PORT", 5000)}
+    for name, port in ports.items():
+        if name not in services:
+            _check_free(name, port)
+    env = flow_environment(root)
+    # For the UI in the browser and for everything that the worker starts.
+    env["PREFECT_API_URL"] = f"http://{HOST}:{ports['prefect']}/api"
+    env["ALIGN_ROOT"] = str(root)
+    commands = {
+        "prefect": ["prefect", "server", "start", "--host", HOST, "--port", str(ports["prefect"])],
+        "mlflow": [
+            "mlflow", "server", "--host", HOST, "--port", str(ports["mlflow"]), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{root}/mlflow.db",
+            "--default-artifact-root", (root / "mlartifacts").as_uri(), "--no-serve-artifacts",
+        ],
+    }  # fmt: skip
+    health = {"prefect": "/api/health", "mlflow": "/health"}
+    for name, command in commands.items():
+        if name not in services:
+            services[name] = _start(root, name, command, env) | {"url": f"http://{HOST}:{ports[name]}"}
+            _save(root, services)
+    for name, path in health.items():
+        _wait_for(root, name, services[name], path)
+    if "worker" not in services:
+        _deploy(root, env)
+        worker = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"]
+        services["worker"] = _start(root, "worker", worker, env)
+        _save(root, services)
+    print(f"Prefect  {services['prefect']['url']}   run `pipeline` from Deployments")
+    print(f"MLflow   {services['mlflow']['url']}")
+    print(f"logs     {LOGS}/   stop with: make down")
+
+
+def down(root: Path) -> None:
+    """Stops exactly what `up` started, the worker first; nothing to stop is no error."""
+    services = _running(root)
+    for name in ("worker", "mlflow", "prefect"):
+        if name in services:
+            _stop(services[name]["pid"])
+            print(f"stopped {name}")
+    (root / SERVICES_FILE).unlink(missing_ok=True)
+
+
+def status(root: Path) -> None:
+    """Prints what runs."""
+    services = _running(root)
+    for name in ("prefect", "mlflow", "worker"):
+        service = services.get(name)
+        print(f"{name:<8} {'pid ' + str(service['pid']) + '  ' + service.get('url', '') if service else 'not running'}")
+
+
+def _port(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise ServiceError(f"{variable}={text}: expected a port number")
+    return int(text)
+
+
+def _check_free(name: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise ServiceError(
+                f"{name}: port {port} is taken by another program: stop it, or set ALIGN_{name.upper()}_PORT to another"
+            ) from None
+
+
+def _start(root: Path, name: str, command: list[str], env: Mapping[str, str]) -> dict[str, Any]:
+    log = root / LOGS / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, cwd=root, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+    print(f"starting {name} …", flush=True)
+    # With the time it was created: a number alone may name another process after a reboot.
+    return {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+
+
+def _wait_for(root: Path, name: str, service: Mapping[str, Any], path: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if not _alive(service):
+            break
+        try:
+            with urllib.request.urlopen(service["url"] + path, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.3)
+    tail = " | ".join((root / LOGS / f"{name}.log").read_text("utf-8", "replace").splitlines()[-3:])
+    raise ServiceError(f"{name} did not come up at {service['url']}; see {LOGS}/{name}.log, it ends: {tail}")
+
+
+def _deploy(root: Path, env: Mapping[str, str]) -> None:
+    for command in (
+        ["prefect", "work-pool", "create", POOL, "--type", "process", "--overwrite"],
+        ["prefect", "deploy", "--all"],
+    ):
+        done = subprocess.run(command, cwd=root, env=dict(env), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ServiceError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()[-500:]}")
+    print("deployed the flows of prefect.yaml")
+
+
+def _stop(pid: int) -> None:
+    family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+    os.killpg(pid, signal.SIGTERM)
+    _, left = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
+    for process in left:
+        process.kill()
+
+
+def _alive(service: Mapping[str, Any]) -> bool:
+    try:
+        process = psutil.Process(service["pid"])
+        return process.create_time() == service["created"] and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _running(root: Path) -> Services:
+    try:
+        services: Services = json.loads((root / SERVICES_FILE).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {name: service for name, service in services.items() if _alive(service)}
+
+
+def _save(root: Path, services: Services) -> None:
+    file = root / SERVICES_FILE
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(services, indent=2) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str]) -> int:
+    """`python infra/local.py up|down|status`."""
+    verbs = {"up": up, "down": down, "status": status}
+    if len(argv) != 1 or argv[0] not in verbs:
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        verbs[argv[0]](Path.cwd())
+    except AlignError as error:
+        print(f"align: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

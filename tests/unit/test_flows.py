@@ -1,0 +1,263 @@
+"""Flows without a server: supervised children, git plumbing, locks, and what people read."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from align.errors import ConfigError, DataError
+from flows import checkout
+from flows.dag import Stage
+from flows.locks import locked
+from flows.places import Request, of_its_own, parse_overrides
+from flows.process import CommandError, run_supervised
+from flows.stages import Outcome, did_run, report_markdown
+from flows.summary import summarise
+
+PARAMS = "paths:\n  checkpoints: checkpoints # where\nfilter:\n  min_words: 3 # paper 3\n"
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A git and DVC repository with one source file and params.yaml, everything committed."""
+    root = tmp_path / "repo"
+    (root / "align").mkdir(parents=True)
+    (root / "align/code.py").write_text("x = 1\n")
+    (root / "params.yaml").write_text(PARAMS)
+    (root / ".gitignore").write_text(".align/\n")
+    (root / ".dvc").mkdir()
+    (root / ".dvc/config").write_text("[core]\n    analytics = false\n")
+    (root / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
+    checkout.git(root, "init", "--quiet")
+    checkout.git(root, "config", "user.name", "test")
+    checkout.git(root, "config", "user.email", "test@localhost")
+    checkout.git(root, "add", "--all")
+    checkout.git(root, "commit", "--quiet", "-m", "first")
+    return root
+
+
+def test_a_child_s_output_comes_line_by_line(tmp_path: Path) -> None:
+    heard: list[str] = []
+    lines = run_supervised(["sh", "-c", "echo out; echo err >&2"], cwd=tmp_path, env=os.environ, log=heard.append)
+    assert sorted(lines) == ["err", "out"]
+    assert heard == lines
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo 'align: error: nothing kept'; echo 'ERROR: failed to reproduce'; exit 1", "failed: nothing kept"),
+        ("exit 3", "exit code 3"),
+        ("kill -9 $$", "exit code 137"),
+    ],
+)
+def test_a_failed_child_says_why(tmp_path: Path, script: str, reason: str) -> None:
+    with pytest.raises(CommandError, match=reason):
+        run_supervised(["sh", "-c", script], cwd=tmp_path, env=os.environ, log=lambda line: None)
+
+
+#: As under DVC: a parent that dies of SIGTERM at once, above a trainer in a session of its own that saves first.
+TRAINER = """
+import pathlib, signal, subprocess, sys, time
+if len(sys.argv) == 1:
+    subprocess.run([sys.executable, __file__, "train"], start_new_session=False)
+def save(*_):
+    time.sleep(0.3)
+    pathlib.Path("checkpoint").write_text("step 7")
+    sys.exit(1)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("pid").write_text(str(__import__("os").getpid()))
+print("training", flush=True)
+time.sleep(60)
+"""
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended (a zombie that nobody reaps has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_interrupted_the_trainer_saves_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "trainer.py").write_text(TRAINER)
+
+    def interrupt(line: str) -> None:
+        if line == "training":
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_supervised([sys.executable, "trainer.py"], cwd=tmp_path, env=os.environ, log=interrupt)
+    assert (tmp_path / "checkpoint").read_text() == "step 7"
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_killed_the_flow_leaves_no_trainer(tmp_path: Path) -> None:
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    flow = (
+        "import os, sys; from pathlib import Path; from flows.process import run_supervised\n"
+        "run_supervised([sys.executable, 'trainer.py'], cwd=Path.cwd(), env=os.environ, log=lambda line: None)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", flow], cwd=tmp_path)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    pid = int((tmp_path / "pid").read_text())
+    while not gone(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert gone(pid)
+    assert (tmp_path / "checkpoint").read_text() == "step 7"
+
+
+def test_record_leaves_head_index_and_files_alone(repo: Path) -> None:
+    (repo / "align/code.py").write_text("x = 2\n")
+    (repo / "align/new.py").write_text("y = 1\n")
+    (repo / "dvc.lock").write_text("schema: '2.0'\n")
+    (repo / "private.txt").write_text("not ours\n")
+    before = checkout.git(repo, "status", "--porcelain"), checkout.resolve(repo, "HEAD")
+    commit = checkout.record(repo, "demo", "run demo")
+    assert (checkout.git(repo, "status", "--porcelain"), checkout.resolve(repo, "HEAD")) == before
+    assert checkout.resolve(repo, "run/demo") == commit
+    assert checkout.git(repo, "show", "run/demo:align/code.py") == "x = 2"
+    files = checkout.git(repo, "ls-tree", "-r", "--name-only", "run/demo").splitlines()
+    assert {"align/new.py", "dvc.lock"} <= set(files)
+    assert "private.txt" not in files
+    assert checkout.record(repo, "demo", "run demo again") == commit  # an equal result is the same commit
+
+
+def test_record_without_an_identity(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout.git(repo, "config", "--unset", "user.name")
+    checkout.git(repo, "config", "--unset", "user.email")
+    checkout.git(repo, "config", "user.useConfigOnly", "true")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    assert checkout.git(repo, "show", "--no-patch", "--format=%an", checkout.record(repo, "demo", "x")) == "align"
+
+
+def test_a_branch_that_is_checked_out_is_refused(repo: Path) -> None:
+    checkout.git(repo, "switch", "--quiet", "--create", "run/demo")
+    with pytest.raises(ConfigError, match="run/demo is checked out"):
+        checkout.check_name(repo, "demo")
+    with pytest.raises(ConfigError, match="no valid branch"):
+        checkout.check_name(repo, "a..b")
+
+
+def test_a_worktree_of_its_own(repo: Path) -> None:
+    request = Request(name="x", overrides={"filter.min_words": 4})
+    with of_its_own(repo, request, log=lambda line: None) as place:
+        assert place.root != repo and not place.dirty
+        assert (place.root / "params.yaml").read_text() == PARAMS.replace("3 #", "4 #")  # comments stay
+        (place.root / "checkpoints" / "step").write_text("7")
+        config = (place.root / ".dvc/config.local").read_text()
+        assert str(repo / ".dvc" / "cache") in config
+    assert not place.root.exists()
+    assert (repo / "checkpoints" / "step").read_text() == "7"  # survives, so that a cancelled run resumes
+    assert (repo / "params.yaml").read_text() == PARAMS
+
+
+def test_a_dirty_checkout_is_refused_or_snapshotted(repo: Path) -> None:
+    (repo / "dvc.lock").write_text("schema: '2.0'\n")  # a result, not a change
+    assert checkout.changes(repo) == []
+    (repo / "align/code.py").write_text("x = 3\n")
+    with pytest.raises(DataError, match=r"align/code\.py"), of_its_own(repo, Request(), log=print):
+        pass
+    with of_its_own(repo, Request(snapshot_dirty=True), log=lambda line: None) as place:
+        assert place.dirty
+        assert (place.root / "align/code.py").read_text() == "x = 3\n"
+    with of_its_own(repo, Request(ref="HEAD~0"), log=lambda line: None) as place:
+        assert (place.root / "align/code.py").read_text() == "x = 1\n"
+    with (
+        pytest.raises(DataError, match="'nowhere' names no commit"),
+        of_its_own(repo, Request(ref="nowhere"), log=print),
+    ):
+        pass
+
+
+def test_overrides(repo: Path) -> None:
+    assert parse_overrides(repo, ["filter.min_words=5"]) == {"filter.min_words": 5}
+    with pytest.raises(ConfigError, match=r"filter\.words"):
+        parse_overrides(repo, ["filter.words=5"])
+    with (
+        pytest.raises(ConfigError, match=r"filter\.words"),
+        of_its_own(repo, Request(overrides={"filter.words": 5}), log=lambda line: None),
+    ):
+        pass
+
+
+def test_the_second_waits_for_the_first(tmp_path: Path) -> None:
+    lock, order = tmp_path / "lock", []
+    with locked(lock, "run 'a'", order.append):
+        second = threading.Thread(target=lambda: _hold(lock, order))
+        second.start()
+        deadline = time.monotonic() + 5
+        while not order and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert order[0].startswith("waiting for run 'a'")
+        order.append("first ends")
+    second.join(5)
+    assert order[1:] == ["first ends", "second holds"]
+
+
+def _hold(lock: Path, order: list[str]) -> None:
+    with locked(lock, "run 'b'", order.append):
+        order.append("second holds")
+
+
+def test_did_run_by_dvc_s_words() -> None:
+    assert did_run("filter", ["Running stage 'filter':", "> align filter"])
+    assert not did_run("filter", ["Stage 'filter' is cached - skipping run, checking out outputs"])
+    assert not did_run("filter", ["Stage 'filter' didn't change, skipping", "Running stage 'filters':"])
+
+
+def stage(name: str) -> Stage:
+    return Stage(name, f"what {name} does", "data", (), (), (), f"reports/{name}")
+
+
+def report(root: Path, name: str, metrics: dict[str, float], **content: object) -> None:
+    folder = root / "reports" / name
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "report.json").write_text(json.dumps(content))
+
+
+def test_the_summary_reads_the_reports(tmp_path: Path) -> None:
+    report(tmp_path, "ingest", {"ingest/num_pairs": 1000})
+    report(tmp_path, "filter", {"filter/num_kept": 600, "filter/dropped/text_too_short": 300, "filter/dropped/x": 0})
+    recalls = {f"concepts/image_to_text/recall@{k}": k / 20 for k in (1, 5, 10)}
+    chances = {f"{name}/chance": 0.02 for name in recalls}
+    zero_shot = {
+        "classes/zero_shot/accuracy": 0.2,
+        "classes/zero_shot/accuracy/chance": 0.04,
+        "classes/zero_shot/accuracy/majority": 0.1,
+    }
+    report(tmp_path, "evaluate", recalls | chances | zero_shot)
+    found = [{"score": 0.5, "right": True, "texts": ["a red heart"]}]
+    report(tmp_path, "index", {}, queries=[{"query": f"query {i}", "found": found} for i in range(5)])
+    stages = [stage(name) for name in ("ingest", "filter", "evaluate", "index")]
+    outcomes = [Outcome(stage=s.name, ran=s.name == "filter") for s in stages]
+    text = summarise(tmp_path, stages, outcomes, name="demo", commit="0" * 40, registered="align version 3", here=True)
+    assert "1 stages ran (filter), 3 came from the cache" in text
+    assert "1,000 in, 600 kept (60.0%)" in text and "300  text_too_short" in text
+    assert "  x" not in text.split("Retrieval")[0]  # rules that dropped nothing are left out
+    row = next(line for line in text.splitlines() if "concepts/image_to_text" in line)
+    assert row.split()[1:] == ["5.0%", "(2.0%)", "25.0%", "(2.0%)", "50.0%", "(2.0%)"]
+    assert "Zero-shot accuracy (classes): 20.0%; chance 4.0%, majority rate 10.0%" in text
+    assert "align version 3" in text and "dvc metrics diff run/demo" in text
+    assert text.count("a red heart") == 3 + 1  # three examples, and the command to try
+
+
+def test_a_report_shows_metrics_and_pictures(tmp_path: Path) -> None:
+    report(tmp_path, "filter", {"filter/num_kept": 1234, "filter/keep_rate": 0.5})
+    (tmp_path / "reports/filter/funnel.png").write_bytes(b"\x89PNG")
+    text = report_markdown(tmp_path / "reports/filter", stage("filter"))
+    assert "| filter/num_kept | 1,234 |" in text and "| filter/keep_rate | 0.5 |" in text
+    assert "![funnel](data:image/png;base64,iVBORw==)" in text

@@ -1,0 +1,84 @@
+"""Image bytes to pixels: sizes, transparency, crops, and bytes that are no image."""
+
+import io
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from align.errors import DataError
+from align.model import preprocess
+from align.model.preprocess import centre_crop, decode, random_crop, to_pixels
+
+
+def encoded(image: Image.Image, form: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+def ramp(height: int = 6, width: int = 6) -> NDArray[np.uint8]:
+    """Each pixel's red is its row, its green its column."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, rows], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_any_format_becomes_a_square_of_the_same_colour(form: str) -> None:
+    image = decode(encoded(Image.new("RGB", (90, 40), (10, 200, 120)), form), 16)
+    assert image.shape == (16, 16, 3) and image.dtype == np.uint8
+    assert np.abs(image.astype(int) - (10, 200, 120)).max() <= 12
+
+
+def test_transparent_pixels_are_white() -> None:
+    layer = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    assert decode(encoded(layer, "PNG"), 8).min() == 255
+
+
+def test_grey_and_cmyk_jpegs_are_read() -> None:
+    assert np.ptp(decode(encoded(Image.new("L", (20, 20), 90), "JPEG"), 8)) <= 1
+    assert decode(encoded(Image.new("CMYK", (20, 20)), "JPEG"), 8).shape == (8, 8, 3)
+
+
+def test_downscaling_is_antialiased() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    image = decode(encoded(Image.fromarray(stripes), "PNG"), 8)
+    assert image.min() > 100 and image.max() < 155
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8\xff\xe0 cut off", b"\x89PNG\r\n\x1a\n"])
+def test_bytes_that_are_no_image(data: bytes) -> None:
+    with pytest.raises(DataError, match="not an image"):
+        decode(data, 8)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_too_many_pixels_are_refused_by_the_header(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 99)
+    with pytest.raises(DataError, match="10x10 pixels"):
+        decode(encoded(Image.new("RGB", (10, 10)), form), 8)
+
+
+def test_centre_crop() -> None:
+    assert centre_crop(ramp(), 2)[:, :, 0].tolist() == [[2, 2], [3, 3]]
+
+
+@pytest.mark.parametrize(("draw", "first"), [(0.0, 0), (0.34, 1), (0.9999, 2)])
+def test_random_crop_reaches_both_ends(draw: float, first: int) -> None:
+    crop = random_crop(ramp(), 4, np.array([draw, draw, 0.9]), flip=True)
+    assert crop[0, 0].tolist()[:2] == [first, first] and crop.shape == (4, 4, 3)
+
+
+def test_flip_is_one_half_and_can_be_off() -> None:
+    draws = np.array([0.0, 0.0, 0.49])
+    assert random_crop(ramp(), 4, draws, flip=True)[0, :, 1].tolist() == [3, 2, 1, 0]
+    assert random_crop(ramp(), 4, draws, flip=False)[0, :, 1].tolist() == [0, 1, 2, 3]
+    assert random_crop(ramp(), 4, np.array([0.0, 0.0, 0.5]), flip=True)[0, :, 1].tolist() == [0, 1, 2, 3]
+
+
+def test_pixels_lie_between_minus_one_and_one() -> None:
+    pixels = to_pixels(np.array([[[[0, 255, 51]]]], dtype=np.uint8))
+    assert pixels.shape == (1, 3, 1, 1)
+    assert pixels.flatten().tolist() == pytest.approx([-1.0, 1.0, -0.6])

@@ -73,6 +73,7 @@ def open_engine(config: EngineConfig) -> Iterator[Engine]:
             "temp_directory": str(scratch / "spill"),
         }
         connection = duckdb.connect(str(scratch / "engine.duckdb"), config=settings)
+        connection.execute("SET enable_progress_bar = false")  # it draws on stdout, also where that is a file
         try:
             yield Engine(connection, scratch, num_threads)
         finally:

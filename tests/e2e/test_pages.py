@@ -1,0 +1,177 @@
+"""Every page that the project makes opens in a real browser that has no network: built by the stages, on real data."""
+
+import base64
+import html
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from align.cli import main
+from align.pairs.shards import iter_samples
+from tests import tiny_model
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]  # the stages run within the first test
+
+#: What the page is, when all is loaded and decoded, and what it asked for besides itself.
+PROBE = """<script>addEventListener("load", async () => {
+  const images = [...document.images];
+  const decoded = await Promise.allSettled(images.map((image) => image.decode()));
+  const report = document.createElement("pre");
+  report.id = "probe";
+  report.textContent = JSON.stringify({
+    images: images.map((image, i) => decoded[i].status === "fulfilled" && image.naturalWidth > 0),
+    requests: performance.getEntriesByType("resource").map((entry) => entry.name),
+  });
+  report.hidden = true;
+  document.body.append(report);
+})</script>"""
+
+#: Attributes and CSS that make a browser fetch something; plain links and URLs in the text are none.
+FETCHES = re.compile(
+    r"""(?:\b(?:src|srcset|poster|data)|<link[^>]*\bhref)\s*=\s*["']?\s*(?:https?:)?//"""
+    r"""|url\(\s*["']?\s*(?:https?:)?//|@import""",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A page after it was opened. `text` is what a person reads, without tags; `picture` the window, RGB."""
+
+    source: str
+    text: str
+    images: list[bool]
+    requests: list[str]
+    picture: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    reason = "no Chromium here (apt install chromium): pages are not opened"
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def browse(chromium: str, page: Path, folder: Path) -> Opened:
+    """Opens a copy of the page, with the probe at its end, where no host name resolves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = page.read_text(encoding="utf-8")
+    copy, shot = folder / "page.html", folder / "page.png"
+    copy.write_text(source + PROBE, encoding="utf-8")
+    options = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}", "--window-size=1100,1400",
+        "--virtual-time-budget=20000",
+    ]  # fmt: skip
+    outputs = ["--dump-dom", f"--screenshot={shot}"]
+    done = subprocess.run(
+        [chromium, *options, *outputs, copy.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    probe = re.search(r'<pre id="probe"[^>]*>(.*?)</pre>', done.stdout, re.DOTALL)
+    assert probe, f"the page never finished loading: {done.stderr[-500:]}"
+    seen: dict[str, Any] = json.loads(html.unescape(probe[1]))
+    body = re.sub(r"<script>.*?</script>", "", done.stdout[done.stdout.index("<body") : probe.start()], flags=re.DOTALL)
+    text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
+    with Image.open(io.BytesIO(shot.read_bytes())) as image:
+        return Opened(source, text, seen["images"], seen["requests"], np.asarray(image.convert("RGB")))
+
+
+def share_inked(picture: np.ndarray) -> float:
+    """Share of the window's pixels that are not of its commonest colour."""
+    colours = picture.reshape(-1, 3).astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    return 1 - np.unique(colours, return_counts=True)[1].max() / len(colours)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
+    """All stages that make pages, run as a user runs them, on some pages of the sample and an untrained model."""
+    root = tmp_path_factory.mktemp("pages")
+    tiny_model.write(root)
+    values = {
+        "ingest.max_pages": 16, "evaluate.num_resamples": 100, "validate.keep_rate": "[0.0, 1.0]",
+        "validate.dropped_share.text_rare_ngram": "[0.0, 1.0]", "paths.archive": ROOT / "data/sample/archive.warc.gz",
+        "paths.evaluation": ROOT / "data/sample/evaluation", "index.queries": root / "queries.json",
+        "paths.finetuned": root / "model",
+    }  # fmt: skip
+    folders = ("raw", "filtered", "shards", "tokenizer", "index", "reports", "runtime")
+    values |= {f"paths.{name}": root / name for name in folders}
+    settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+
+    def align(*words: str) -> None:
+        assert main([words[0], "--params", str(ROOT / "params.yaml"), *settings, *words[1:]]) == 0
+
+    for stage in ("ingest", "filter", "validate", "shard", "evaluate"):
+        align(stage)
+    queries = json.loads((ROOT / "data/sample/queries.json").read_text(encoding="utf-8"))
+    text = next(iter_samples(root / "shards", "train")).texts[0]  # of an image that is there, however small the run
+    word = max(re.findall(r"\w+", text), key=len)
+    queries["composed"] = [{"image_text": word, "minus": "a red circle", "expected": ["star"]}]
+    (root / "queries.json").write_text(json.dumps(queries), encoding="utf-8")
+    align("index")
+    align("search", "a red heart", "-k", "6", "--html", str(root / "reports/search/report.html"))
+    return root / "reports"
+
+
+@pytest.mark.parametrize(
+    ("name", "num_images", "texts"),
+    [
+        (
+            "filter",
+            10,
+            ["What the filter kept and dropped", "pairs kept", "Words per text", "Dropped: image_too_small"],
+        ),
+        ("quality", 0, ["Data quality", "All expectations", "keep rate", "passed", "concepts"]),
+        ("evaluation", 10, ["Evaluation", "Recall@K", "Classification: classes", "times chance", "concepts", "vendor"]),
+        ("index", 10, ["Search", "labelled queries", "a red heart", "the same - “a red circle”"]),
+        ("search", 6, ["Search", "a red heart", "Nearest images"]),
+    ],
+)
+def test_the_page_opens_whole_with_no_network(
+    pages: Path, chromium: str, tmp_path: Path, name: str, num_images: int, texts: list[str]
+) -> None:
+    opened = browse(chromium, pages / name / "report.html", tmp_path)
+    for text in texts:
+        assert text in opened.text
+    assert not FETCHES.findall(opened.source)
+    assert opened.requests == []
+    assert len(opened.images) >= num_images
+    assert all(opened.images), f"{opened.images.count(False)} of {len(opened.images)} pictures did not decode"
+    assert share_inked(opened.picture) > 0.01
+
+
+def test_no_page_is_forgotten(pages: Path) -> None:
+    made = {path.parent.name for path in pages.rglob("*.html")}
+    assert made == {"filter", "quality", "evaluation", "index", "search"}
+
+
+def test_what_the_browser_reports_is_what_happened(chromium: str, tmp_path: Path) -> None:
+    """The checks above can fail: a truncated picture, a resource elsewhere and an empty page are seen."""
+    whole = tmp_path / "picture.jpg"
+    Image.effect_noise((64, 64), 80).convert("RGB").save(whole)
+    encode = base64.b64encode
+    good, cut = (encode(data).decode() for data in (whole.read_bytes(), whole.read_bytes()[:100]))
+    sources = (f"data:image/jpeg;base64,{good}", f"data:image/jpeg;base64,{cut}", "https://example.org/a.png")
+    page = tmp_path / "bad.html"
+    page.write_text("<!doctype html><body>" + "".join(f'<img src="{source}">' for source in sources) + "</body>")
+    opened = browse(chromium, page, tmp_path / "bad")
+    assert opened.images == [True, False, False]
+    assert opened.requests == ["https://example.org/a.png"]
+    assert FETCHES.findall(opened.source)
+    page.write_text("<!doctype html><body></body>")
+    assert share_inked(browse(chromium, page, tmp_path / "empty").picture) == 0

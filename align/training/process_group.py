@@ -117,6 +117,8 @@ def launch(work: Callable[[Ranks], None], num_processes: int, num_threads: int |
         rdzv_endpoint=f"127.0.0.1:{_free_port()}", rdzv_configs={"rank": 0, "timeout": 60}, max_restarts=0,
         start_method="spawn", monitor_interval=0.2,
     )  # fmt: skip
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    handlers = {number: signal.getsignal(number) for number in signals}
     try:
         outcomes: dict[int, Outcome] = elastic_launch(config, _worker)(work, threads)
     except ChildFailedError as error:
@@ -126,6 +128,9 @@ def launch(work: Callable[[Ranks], None], num_processes: int, num_threads: int |
         ) from None
     except SignalException as error:
         raise TrainingError(f"training was stopped by {error.sigval.name}; run the stage again to go on") from None
+    finally:  # the launcher leaves its own handlers behind, which outlive the job that they were for
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     for outcome in outcomes.values():
         if outcome is not None:
             raise _error_class(outcome[0])(outcome[1])

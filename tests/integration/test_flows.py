@@ -51,7 +51,9 @@ register: {experiment: stub, model_name: stub}
 
 #: Stands in for the stages; on SIGTERM the trainer saves, as the real one does.
 ALIGN = f"""\
-#!{sys.executable}
+#!/bin/sh
+'''exec' "{sys.executable}" "$0" "$@" # a shebang holds no path with a space in it
+' '''
 import json, signal, sys, time
 from pathlib import Path
 from ruamel.yaml import YAML

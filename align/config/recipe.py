@@ -21,18 +21,19 @@ class Recipe(Section):
     weight_decay: float = Field(ge=0)
     label_smoothing: float = Field(ge=0, lt=1)
     flip: bool
+    word_dropout: float = Field(ge=0, le=1)
     bfloat16: bool
     log_every_steps: int = Field(ge=1)
     validate_every_steps: int = Field(ge=1)
     checkpoint_every_steps: int = Field(ge=1)
     keep_checkpoints: int = Field(ge=1)
-    num_processes: int = Field(ge=1)
+    num_processes: int | None = Field(ge=1)
     num_threads: int | None = Field(ge=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.warmup_steps >= self.num_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than num_steps {self.num_steps}")
-        if self.batch_size % self.num_processes:
+        if self.num_processes and self.batch_size % self.num_processes:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of num_processes {self.num_processes}")
         return self

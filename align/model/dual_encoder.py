@@ -8,7 +8,8 @@ Names in the state dict are those of `transformers.AlignModel`. Differences from
 
 Decisions (the paper is silent): no dropout in the text tower; its weights start from N(0, 1 / width) in place of BERT's
 N(0, 0.02^2), which is that at width 2,500. With 0.02 a narrow tower starts out blind to its words ([CLS] hardly hears
-them), and LAMB, whose steps follow the norm of the weights, keeps it so for long.
+them), and LAMB, whose steps follow the norm of the weights, keeps it so for long. Positions and token types start from
+a tenth of that: an alt-text is a bag of words first, and at full size half of what a token says is where it stands.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from align.stage import to_json, write_text
 
 SCHEMA_VERSION = 1
 
+#: Size of position and token-type embeddings at the start, relative to those of words.
+POSITION_SCALE = 0.1
+
 
 class DualEncoder(nn.Module):
     """Image and text towers into one unit sphere.
@@ -45,6 +49,11 @@ class DualEncoder(nn.Module):
         self.vocab_size = vocab_size
         self.vision_model = ImageTower(config)
         self.text_model = BertModel(text_config(config, vocab_size), add_pooling_layer=False)
+        with torch.no_grad():
+            for table in (
+                self.text_model.embeddings.position_embeddings, self.text_model.embeddings.token_type_embeddings,
+            ):  # fmt: skip
+                table.weight.mul_(POSITION_SCALE)
         self.text_projection = nn.Linear(config.text_width, config.embed_width)
         nn.init.xavier_uniform_(self.text_projection.weight)
         nn.init.zeros_(self.text_projection.bias)

@@ -28,6 +28,9 @@ from align.training.randomness import Purpose, permutation, uniforms
 #: Decoded images are kept in memory where all of them take less than this.
 CACHE_BYTES = 2**30
 
+#: Word dropout chooses among so many words; the text tower of the paper reads 64 tokens.
+MAX_WORDS = 64
+
 #: Batches made ahead of the step that needs them.
 AHEAD = 2
 
@@ -136,6 +139,7 @@ class TrainLoader:
         batch_size: of the global batch.
         rank, world_size: this process's part of it.
         num_draws: stochastic-depth numbers a sample.
+        word_dropout: share of texts of which only some words are shown.
 
     Raises:
         ConfigError: the split has fewer images than one batch.
@@ -143,7 +147,7 @@ class TrainLoader:
 
     def __init__(
         self, samples: Samples, *, seed: int, batch_size: int, image_px: int, flip: bool, num_draws: int,
-        rank: int = 0, world_size: int = 1,
+        word_dropout: float = 0.0, rank: int = 0, world_size: int = 1,
     ) -> None:  # fmt: skip
         if samples.num_images < batch_size:
             raise ConfigError(
@@ -151,7 +155,7 @@ class TrainLoader:
             )
         self._samples = samples
         self._seed, self._batch_size, self._image_px, self._flip = seed, batch_size, image_px, flip
-        self._num_draws = num_draws
+        self._num_draws, self._word_dropout = num_draws, word_dropout
         share = batch_size // world_size
         self._part = slice(rank * share, (rank + 1) * share)
         self.steps_per_epoch = samples.num_images // batch_size
@@ -168,12 +172,13 @@ class TrainLoader:
         crop_draws = uniforms(self._seed, epoch, Purpose.CROP, positions, 3)
         text_draws = uniforms(self._seed, epoch, Purpose.TEXT, positions, 1)[:, 0]
         depth_draws = uniforms(self._seed, epoch, Purpose.DEPTH, positions, self._num_draws)
+        word_draws = uniforms(self._seed, epoch, Purpose.WORDS, positions, 2 + MAX_WORDS)
         images, texts = [], []
         for row, sample in enumerate(order[positions]):
             image = self._samples.image(int(sample))
             images.append(random_crop(image, self._image_px, crop_draws[row], flip=self._flip))
             choices = self._samples.texts(int(sample))
-            texts.append(choices[int(text_draws[row] * len(choices))])
+            texts.append(some_words(choices[int(text_draws[row] * len(choices))], self._word_dropout, word_draws[row]))
         return Batch(to_pixels(np.stack(images)), texts, torch.from_numpy(depth_draws.astype(np.float32)))
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
@@ -186,6 +191,21 @@ class TrainLoader:
                     waiting.append(pool.submit(self.batch, step))
                     step += 1
                 yield waiting.pop(0).result()
+
+
+def some_words(text: str, share: float, draws: NDArray[np.float64]) -> str:
+    """With probability `share`, a random subset of a text's words in their order, of a size drawn evenly from 1 to all.
+
+    Args:
+        text: any; words are what white space parts.
+        share: 0 leaves every text whole.
+        draws: (2 + MAX_WORDS,) uniform numbers in [0, 1); words beyond MAX_WORDS fall off.
+    """
+    words = text.split()[:MAX_WORDS]
+    if draws[0] >= share or not words:
+        return text
+    size = 1 + int(draws[1] * len(words))
+    return " ".join(words[index] for index in np.sort(np.argsort(draws[2 : 2 + len(words)])[:size]))
 
 
 def split_index(shards: Path, manifest: Manifest, split: SplitName) -> SplitIndex:

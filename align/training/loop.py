@@ -94,7 +94,8 @@ def train(
     model = state.model
     loader = TrainLoader(
         train_samples, seed=recipe.seed, batch_size=recipe.batch_size, image_px=model.config.image_px, flip=recipe.flip,
-        num_draws=model.vision_model.num_blocks, rank=ranks.rank, world_size=ranks.world_size,
+        num_draws=model.vision_model.num_blocks, word_dropout=recipe.word_dropout, rank=ranks.rank,
+        world_size=ranks.world_size,
     )  # fmt: skip
     progress = Progress(recipe, state.step)
     with stop_requested() as stopped:

@@ -19,7 +19,7 @@ class Purpose(IntEnum):
     TEXT = 2
     CROP = 3
     DEPTH = 4
-    INITIALISATION = 5
+    WORDS = 5
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -26,7 +26,7 @@ from align.training.checkpoint import CheckpointFolder, run_key
 from align.training.curves import Row, write_curves
 from align.training.loader import Samples, SplitIndex, split_index
 from align.training.loop import Log, new_state, train
-from align.training.process_group import Ranks, launch
+from align.training.process_group import Ranks, default_processes, launch
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,16 @@ def run(plan: Plan) -> Trained:
         TrainingError: a rank died, a signal came, or the loss became non-finite.
     """
     recipe, group = plan.recipe, plan.model.batch_norm_group
-    if recipe.batch_size % (recipe.num_processes * group):
+    num_processes = recipe.num_processes or default_processes(recipe.batch_size, group)
+    if recipe.batch_size % (num_processes * group):
         raise ConfigError(
             f"{recipe.section}.batch_size {recipe.batch_size} must be a multiple of num_processes "
-            f"{recipe.num_processes} x model.batch_norm_group {group}"
+            f"{num_processes} x model.batch_norm_group {group}"
         )
     folder = plan.folder()
     with folder.lock():
         if folder.steps()[-1:] != [recipe.num_steps]:
-            launch(functools.partial(_train_rank, plan), recipe.num_processes, recipe.num_threads)
+            launch(functools.partial(_train_rank, plan), num_processes, recipe.num_threads)
         saved = folder.load_latest(torch.device("cpu"))
         if saved is None or saved["step"] != recipe.num_steps:
             raise TrainingError(f"{folder.directory}: training ended without its last checkpoint; run the stage again")

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from align.config.recipe import Recipe
 from align.errors import NonFiniteLossError
+from align.training.process_group import default_processes
 from align.training.run import Plan, make_plan, run
 from tests import training_data
 from tests.conftest import ROOT
@@ -62,8 +63,9 @@ def wait_for_checkpoint(root: Path) -> None:
 
 
 def test_two_processes_equal_one(data: tuple[Path, Path], tmp_path: Path) -> None:
-    one = run(plan(data, tmp_path / "one", pretrain_config(num_steps=4, warmup_steps=1)))
-    two = run(plan(data, tmp_path / "two", pretrain_config(num_steps=4, warmup_steps=1, num_processes=2)))
+    short = {"num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005}  # small: rounding grows with the rate
+    one = run(plan(data, tmp_path / "one", pretrain_config(**short)))
+    two = run(plan(data, tmp_path / "two", pretrain_config(**short, num_processes=2)))
     # Weights without an influence on the loss (a shift that batch-norm takes out) follow rounding: compare the rest.
     for name, weight in one.model.state_dict().items():
         if weight.ndim > 1:
@@ -77,6 +79,15 @@ def test_an_error_in_a_rank_reaches_the_caller(data: tuple[Path, Path], tmp_path
     broken = plan(data, tmp_path, pretrain_config(learning_rate=1e38, warmup_steps=7, num_processes=2))
     with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step"):
         run(broken)
+
+
+def test_ranks_by_default_are_as_many_as_the_batch_divides_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    assert [default_processes(batch, 16) for batch in (16, 32, 128, 160, 256, 16 * 13)] == [1, 2, 8, 10, 8, 1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert default_processes(128, 16) == 2
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])

@@ -9,7 +9,7 @@ import torch
 from align.errors import ConfigError, CorruptError, DataError
 from align.model.preprocess import decode
 from align.pairs.shards import iter_samples, read_manifest
-from align.training.loader import Samples, SplitIndex, TrainLoader, split_index
+from align.training.loader import Samples, SplitIndex, TrainLoader, some_words, split_index
 from tests import training_data
 
 
@@ -19,10 +19,13 @@ def index(tmp_path: Path) -> SplitIndex:
     return split_index(shards, read_manifest(shards), "train")
 
 
-def loader(samples: Samples, *, rank: int = 0, world_size: int = 1, flip: bool = True) -> TrainLoader:
+def loader(
+    samples: Samples, *, rank: int = 0, world_size: int = 1, flip: bool = True, word_dropout: float = 0.0
+) -> TrainLoader:
     return TrainLoader(
-        samples, seed=7, batch_size=8, image_px=32, flip=flip, num_draws=3, rank=rank, world_size=world_size
-    )
+        samples, seed=7, batch_size=8, image_px=32, flip=flip, num_draws=3, word_dropout=word_dropout, rank=rank,
+        world_size=world_size,
+    )  # fmt: skip
 
 
 def test_samples_are_those_of_the_shards(index: SplitIndex, tmp_path: Path) -> None:
@@ -45,8 +48,8 @@ def test_a_batch_depends_on_its_step_alone(index: SplitIndex) -> None:
 
 def test_ranks_share_a_batch_out(index: SplitIndex) -> None:
     samples = Samples(index, 36)
-    whole = loader(samples).batch(4)
-    parts = [loader(samples, rank=rank, world_size=2).batch(4) for rank in range(2)]
+    whole = loader(samples, word_dropout=0.5).batch(4)
+    parts = [loader(samples, rank=rank, world_size=2, word_dropout=0.5).batch(4) for rank in range(2)]
     assert torch.equal(torch.cat([part.pixels for part in parts]), whole.pixels)
     assert torch.equal(torch.cat([part.draws for part in parts]), whole.draws)
     assert [text for part in parts for text in part.texts] == whole.texts
@@ -63,6 +66,27 @@ def test_an_epoch_shows_every_image_once_and_all_its_texts_in_time(index: SplitI
         assert counts.tolist() == [2] * 8 + [1] * 8
     assert {text for texts in by_epoch for text in texts} == set(owners)
     assert by_epoch[0] != by_epoch[1]
+
+
+def test_word_dropout_shows_a_share_of_the_texts_in_part(index: SplitIndex) -> None:
+    samples = Samples(index, 36)
+    known = {text for number in range(24) for text in samples.texts(number)}
+    shown = [text for step in range(60) for text in loader(samples, word_dropout=0.6).batch(step).texts]
+    changed = [text for text in shown if text not in known]
+    # Texts of 4 and 6 words: a drawn text stays whole in a quarter or a sixth of the cases.
+    assert 0.4 < len(changed) / len(shown) < 0.6
+    assert {len(text.split()) for text in changed} == {1, 2, 3, 4, 5}
+    whole = [text for step in range(3) for text in loader(samples).batch(step).texts]
+    assert set(whole) <= known
+
+
+def test_some_words_keep_their_order() -> None:
+    draws = np.array([0.0, 0.5, 0.9, 0.1, 0.3, 0.7, *[0.5] * 62])
+    assert some_words("a  small\tred heart", 0.5, draws) == "small red heart"
+    assert some_words("a  small\tred heart", 0.0, draws) == "a  small\tred heart"
+    assert some_words("heart", 1.0, draws) == "heart"
+    assert some_words("", 1.0, draws) == ""
+    assert len(some_words(" ".join(["word"] * 100), 1.0, draws).split()) == 33
 
 
 def test_smaller_images_are_resized_on_reading(index: SplitIndex) -> None:

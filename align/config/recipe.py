@@ -19,9 +19,10 @@ class Recipe(Section):
     text_learning_rate_scale: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
+    beta2: float = Field(ge=0, lt=1)
     label_smoothing: float = Field(ge=0, lt=1)
     flip: bool
-    word_dropout: float = Field(ge=0, le=1)
+    phrase_dropout: float = Field(ge=0, le=1)
     bfloat16: bool
     log_every_steps: int = Field(ge=1)
     validate_every_steps: int = Field(ge=1)

@@ -1,8 +1,9 @@
 """LAMB (You et al., 2020) and ALIGN's schedule (paper section 5): linear warm-up, linear decay to 0.
 
-Decisions, where the papers are silent or implementations differ: betas 0.9 and 0.999, eps 1e-6, bias correction on, the
-trust ratio |w| / |update| unclipped and 1 where either norm is 0. Parameters of at most one dimension (biases, norm
-scales, the temperature) take plain Adam steps: no weight decay, no trust ratio, as the reference implementations do.
+Decisions, where the papers are silent or implementations differ: beta1 0.9, eps 1e-6, bias correction on, the trust
+ratio |w| / |update| unclipped and 1 where either norm is 0. Parameters of at most one dimension (biases, norm scales,
+the temperature) take plain Adam steps: no weight decay, no trust ratio, as the reference implementations do. Their rate
+is VECTOR_RATE of the learning rate, since a step of theirs is absolute, while a matrix's is relative to its weights.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+#: Rate of parameters of at most one dimension, as a share of the learning rate.
+VECTOR_RATE = 0.2
+
 
 class Lamb(Optimizer):
     """LAMB over parameter groups; a group with `adapt` False takes Adam steps without decay.
@@ -21,6 +25,7 @@ class Lamb(Optimizer):
     Args:
         groups: dicts with `params`, `adapt` (bool), and optionally `lr_scale`, a factor on the learning rate.
         weight_decay: decoupled, inside the trust ratio; paper 1e-5.
+        betas: decay of the running mean and of the running square of the gradients.
     """
 
     def __init__(
@@ -28,7 +33,7 @@ class Lamb(Optimizer):
         groups: Iterable[dict[str, Any]],
         *,
         weight_decay: float,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float, float],
         eps: float = 1e-6,
     ) -> None:
         defaults = {"lr": 0.0, "lr_scale": 1.0, "adapt": True, "weight_decay": weight_decay, "betas": betas, "eps": eps}
@@ -82,14 +87,19 @@ class Lamb(Optimizer):
 
 
 def parameter_groups(model: nn.Module, text_learning_rate_scale: float) -> list[dict[str, Any]]:
-    """Groups by tower (a post-norm BERT wants a smaller rate than the image tower in a short run) and by adaptation."""
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    """Groups by adaptation and rate.
+
+    A post-norm BERT wants a smaller rate than the image tower in a short run; its embeddings do not, since a batch
+    moves few of their rows.
+    """
+    groups: dict[tuple[bool, float], list[Tensor]] = {}
     for name, param in model.named_parameters():
-        groups.setdefault((name.startswith("text_"), param.ndim > 1), []).append(param)
-    return [
-        {"params": params, "adapt": adapt, "lr_scale": text_learning_rate_scale if text else 1.0}
-        for (text, adapt), params in sorted(groups.items())
-    ]
+        adapt = param.ndim > 1
+        scale = 1.0 if adapt else VECTOR_RATE
+        if name.startswith("text_") and not (adapt and ".embeddings." in name):
+            scale *= text_learning_rate_scale
+        groups.setdefault((adapt, scale), []).append(param)
+    return [{"params": params, "adapt": adapt, "lr_scale": scale} for (adapt, scale), params in sorted(groups.items())]
 
 
 def learning_rate_at(step: int, *, peak: float, warmup_steps: int, num_steps: int) -> float:

@@ -75,7 +75,7 @@ class State:
 def new_state(model: DualEncoder, recipe: Recipe) -> State:
     """A model and its optimiser at step 0."""
     groups = parameter_groups(model, recipe.text_learning_rate_scale)
-    return State(model, Lamb(groups, weight_decay=recipe.weight_decay))
+    return State(model, Lamb(groups, weight_decay=recipe.weight_decay, betas=(0.9, recipe.beta2)))
 
 
 def train(
@@ -94,7 +94,7 @@ def train(
     model = state.model
     loader = TrainLoader(
         train_samples, seed=recipe.seed, batch_size=recipe.batch_size, image_px=model.config.image_px, flip=recipe.flip,
-        num_draws=model.vision_model.num_blocks, word_dropout=recipe.word_dropout, rank=ranks.rank,
+        num_draws=model.vision_model.num_blocks, phrase_dropout=recipe.phrase_dropout, rank=ranks.rank,
         world_size=ranks.world_size,
     )  # fmt: skip
     progress = Progress(recipe, state.step)

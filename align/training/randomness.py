@@ -19,7 +19,7 @@ class Purpose(IntEnum):
     TEXT = 2
     CROP = 3
     DEPTH = 4
-    WORDS = 5
+    PHRASES = 5
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -6,21 +6,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from align.training.lamb import Lamb, learning_rate_at, parameter_groups
+from align.training.lamb import VECTOR_RATE, Lamb, learning_rate_at, parameter_groups
 
 Array = NDArray[np.float64]
 
 
-def reference(weight: Array, grads: list[Array], *, rate: float, decay: float, adapt: bool) -> Array:
+def reference(weight: Array, grads: list[Array], *, rate: float, decay: float, beta2: float, adapt: bool) -> Array:
     """You et al. 2020, algorithm 2, one tensor."""
     m = np.zeros_like(weight)
     v = np.zeros_like(weight)
     w = weight.copy()
     for t, g in enumerate(grads, start=1):
         m = 0.9 * m + 0.1 * g
-        v = 0.999 * v + 0.001 * g * g
+        v = beta2 * v + (1 - beta2) * g * g
         m_hat = m / (1 - 0.9**t)
-        v_hat = v / (1 - 0.999**t)
+        v_hat = v / (1 - beta2**t)
         r = m_hat / (np.sqrt(v_hat) + 1e-6)
         if not adapt:
             w = w - rate * r
@@ -35,32 +35,43 @@ def reference(weight: Array, grads: list[Array], *, rate: float, decay: float, a
 
 @pytest.mark.parametrize("adapt", [True, False])
 @pytest.mark.parametrize("zero", [True, False])
-def test_equals_the_reference(adapt: bool, zero: bool) -> None:
+@pytest.mark.parametrize("beta2", [0.999, 0.9])
+def test_equals_the_reference(adapt: bool, zero: bool, beta2: float) -> None:
     generator = np.random.default_rng(0)
     starts = [generator.normal(size=(3, 4)), generator.normal(size=(5,)) * (0.0 if zero else 1.0)]
     grads = [[generator.normal(size=start.shape) for start in starts] for _ in range(6)]
     params = [nn.Parameter(torch.from_numpy(start.copy())) for start in starts]
-    optimiser = Lamb([{"params": params, "adapt": adapt, "lr_scale": 0.5}], weight_decay=0.02)
+    groups = [{"params": params, "adapt": adapt, "lr_scale": 0.5}]
+    optimiser = Lamb(groups, weight_decay=0.02, betas=(0.9, beta2))
     optimiser.set_learning_rate(0.2)
     for step in grads:
         for param, grad in zip(params, step, strict=True):
             param.grad = torch.from_numpy(grad)
         optimiser.step()
     for index, (param, start) in enumerate(zip(params, starts, strict=True)):
-        expected = reference(start, [step[index] for step in grads], rate=0.1, decay=0.02, adapt=adapt)
+        expected = reference(start, [step[index] for step in grads], rate=0.1, decay=0.02, beta2=beta2, adapt=adapt)
         np.testing.assert_allclose(param.detach().numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_groups_spare_vectors_and_scale_the_text_tower() -> None:
     model = nn.Module()
-    model.text_model = nn.Linear(2, 3)
-    model.vision_model = nn.Linear(2, 3)
+    model.text_model = nn.Module()
+    model.text_model.embeddings = nn.Module()
+    model.text_model.embeddings.words = nn.Embedding(7, 2)
+    model.text_model.embeddings.norm = nn.LayerNorm(7)
+    model.text_model.dense = nn.Linear(2, 3)
+    model.vision_model = nn.Linear(2, 4)
     model.log_temperature = nn.Parameter(torch.tensor(0.0))
     found = {
         (group["adapt"], group["lr_scale"]): sorted(tuple(param.shape) for param in group["params"])
         for group in parameter_groups(model, 0.25)
     }
-    assert found == {(True, 0.25): [(3, 2)], (False, 0.25): [(3,)], (True, 1.0): [(3, 2)], (False, 1.0): [(), (3,)]}
+    assert found == {
+        (True, 0.25): [(3, 2)],
+        (False, 0.25 * VECTOR_RATE): [(3,), (7,), (7,)],
+        (True, 1.0): [(4, 2), (7, 2)],
+        (False, VECTOR_RATE): [(), (4,)],
+    }
 
 
 def test_warm_up_and_decay() -> None:

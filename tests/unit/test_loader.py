@@ -9,7 +9,7 @@ import torch
 from align.errors import ConfigError, CorruptError, DataError
 from align.model.preprocess import decode
 from align.pairs.shards import iter_samples, read_manifest
-from align.training.loader import Samples, SplitIndex, TrainLoader, some_words, split_index
+from align.training.loader import Samples, SplitIndex, TrainLoader, some_phrases, split_index
 from tests import training_data
 
 
@@ -20,10 +20,10 @@ def index(tmp_path: Path) -> SplitIndex:
 
 
 def loader(
-    samples: Samples, *, rank: int = 0, world_size: int = 1, flip: bool = True, word_dropout: float = 0.0
+    samples: Samples, *, rank: int = 0, world_size: int = 1, flip: bool = True, phrase_dropout: float = 0.0
 ) -> TrainLoader:
     return TrainLoader(
-        samples, seed=7, batch_size=8, image_px=32, flip=flip, num_draws=3, word_dropout=word_dropout, rank=rank,
+        samples, seed=7, batch_size=8, image_px=32, flip=flip, num_draws=3, phrase_dropout=phrase_dropout, rank=rank,
         world_size=world_size,
     )  # fmt: skip
 
@@ -48,8 +48,8 @@ def test_a_batch_depends_on_its_step_alone(index: SplitIndex) -> None:
 
 def test_ranks_share_a_batch_out(index: SplitIndex) -> None:
     samples = Samples(index, 36)
-    whole = loader(samples, word_dropout=0.5).batch(4)
-    parts = [loader(samples, rank=rank, world_size=2, word_dropout=0.5).batch(4) for rank in range(2)]
+    whole = loader(samples, phrase_dropout=0.5).batch(4)
+    parts = [loader(samples, rank=rank, world_size=2, phrase_dropout=0.5).batch(4) for rank in range(2)]
     assert torch.equal(torch.cat([part.pixels for part in parts]), whole.pixels)
     assert torch.equal(torch.cat([part.draws for part in parts]), whole.draws)
     assert [text for part in parts for text in part.texts] == whole.texts
@@ -68,25 +68,27 @@ def test_an_epoch_shows_every_image_once_and_all_its_texts_in_time(index: SplitI
     assert by_epoch[0] != by_epoch[1]
 
 
-def test_word_dropout_shows_a_share_of_the_texts_in_part(index: SplitIndex) -> None:
+def test_phrase_dropout_shows_a_share_of_the_texts_in_part(index: SplitIndex) -> None:
     samples = Samples(index, 36)
-    known = {text for number in range(24) for text in samples.texts(number)}
-    shown = [text for step in range(60) for text in loader(samples, word_dropout=0.6).batch(step).texts]
-    changed = [text for text in shown if text not in known]
-    # Texts of 4 and 6 words: a drawn text stays whole in a quarter or a sixth of the cases.
-    assert 0.4 < len(changed) / len(shown) < 0.6
-    assert {len(text.split()) for text in changed} == {1, 2, 3, 4, 5}
-    whole = [text for step in range(3) for text in loader(samples).batch(step).texts]
-    assert set(whole) <= known
+    samples._texts = [["dog face: animal, dog"] for _ in range(24)]
+    train = loader(samples, phrase_dropout=0.6)
+    shown = [text for step in range(60) for text in train.batch(step).texts]
+    whole = [text for text in shown if text == "dog face: animal, dog"]
+    assert 0.3 < len(whole) / len(shown) < 0.5
+    assert {"dog face", "animal", "dog"} < set(shown)
+    sizes = np.bincount([len(text.split(", ")) for text in shown if ":" not in text], minlength=4)
+    assert (sizes[1:] > 0.25 * sizes.sum()).all()  # one, two and three phrases are equally likely
+    assert {text for step in range(3) for text in loader(samples).batch(step).texts} == {"dog face: animal, dog"}
 
 
-def test_some_words_keep_their_order() -> None:
-    draws = np.array([0.0, 0.5, 0.9, 0.1, 0.3, 0.7, *[0.5] * 62])
-    assert some_words("a  small\tred heart", 0.5, draws) == "small red heart"
-    assert some_words("a  small\tred heart", 0.0, draws) == "a  small\tred heart"
-    assert some_words("heart", 1.0, draws) == "heart"
-    assert some_words("", 1.0, draws) == ""
-    assert len(some_words(" ".join(["word"] * 100), 1.0, draws).split()) == 33
+def test_some_phrases() -> None:
+    draws = np.array([0.4, 0.5, 0.9, 0.1, 0.3, 0.7, *[0.5] * 28])
+    assert some_phrases("red heart (love, rot), 心、愛", 0.5, draws) == "love, rot, 愛"
+    assert some_phrases("red heart (love, rot), 心、愛", 0.4, draws) == "red heart (love, rot), 心、愛"
+    assert some_phrases("a red heart", 1.0, draws) == "a red heart"
+    assert some_phrases("...", 1.0, draws) == "..."
+    assert some_phrases("", 1.0, draws) == ""
+    assert len(some_phrases(",".join("abcd" * 20), 1.0, draws).split(", ")) == 17
 
 
 def test_smaller_images_are_resized_on_reading(index: SplitIndex) -> None:

@@ -1,0 +1,134 @@
+"""A real S3 server, SeaweedFS from pip, on loopback. It can be killed and started again, as servers are."""
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import boto3
+import psutil
+import pytest
+
+KEY = "key-of-the-tests"
+SECRET = "secret-of-the-tests"
+
+#: Every port that `weed mini` opens here. The others are turned off: some would be fixed, the same for two test runs.
+PORTS = tuple(f"{name}.port{kind}" for name in ("s3", "master", "volume", "filer", "admin") for kind in ("", ".grpc"))
+
+
+class S3Server:
+    """One data folder and its ports, the same after every start."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True)
+        self.root = root
+        self._claim, self.ports = _free_ports()
+        self.url = f"http://127.0.0.1:{self.ports['s3.port']}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when it answers, and listens where it should and nowhere else."""
+        command = [
+            str(Path(sys.executable).parent / "weed"), "-logtostderr=true", "mini",
+            "-dir=.", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}={port}" for name, port in self.ports.items()),
+            "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false",
+            "-s3.autoCreateBucket=false",  # nor does AWS make a bucket of a name that it does not know
+            "-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock",  # relative: a socket's path must be short
+        ]  # fmt: skip
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_"))}
+        environment |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+        with (self.root / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self.root, env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        self._wait_until_up(self._process, deadline=time.monotonic() + 60)
+
+    def _wait_until_up(self, process: subprocess.Popen[bytes], deadline: float) -> None:
+        expected = {("127.0.0.1", port) for port in self.ports.values()}
+        listening: set[tuple[str, int]] = set()
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.1)
+            with suppress(psutil.Error):  # it has just ended
+                sockets = psutil.Process(process.pid).net_connections(kind="tcp")
+                listening = {(each.laddr.ip, each.laddr.port) for each in sockets if each.status == psutil.CONN_LISTEN}
+            assert listening <= expected, "weed listens on an address that nobody gave it"
+            if listening == expected:
+                with urllib.request.urlopen(f"{self.url}/healthz", timeout=5):
+                    return
+        log = (self.root / "server.log").read_text("utf-8", "replace")[-2000:]
+        pytest.fail(f"SeaweedFS did not come up; it listens on {sorted(listening)} of {sorted(expected)}: {log}")
+
+    def kill(self) -> None:
+        """At once, as a crash does; what it had answered for is in its folder."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+        for name, port in self.ports.items():
+            if name.endswith(".grpc"):  # weed removes these only when it ends in its own time
+                Path(f"/tmp/seaweedfs-{name.removesuffix('.port.grpc')}-grpc-{port}.sock").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """The end: its ports may be others' again."""
+        self.kill()
+        self._claim.close()
+
+    def make_bucket(self, name: str) -> str:
+        """Its name."""
+        with closing(self._client()) as client:
+            client.create_bucket(Bucket=name)
+        return name
+
+    def keys(self, bucket: str) -> list[str]:
+        """Of all objects in a bucket."""
+        with closing(self._client()) as client:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+            return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+    def objects(self, bucket: str) -> dict[str, bytes]:
+        """Key -> bytes."""
+        keys = self.keys(bucket)
+        with closing(self._client()) as client:
+            return {key: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
+
+    def _client(self) -> Any:
+        return boto3.client(
+            "s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1"
+        )
+
+
+@contextmanager
+def serve(root: Path) -> Iterator[S3Server]:
+    """A started server with its data in a new folder; gone at the end, whatever happened."""
+    server = S3Server(root)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+def _free_ports() -> tuple[socket.socket, dict[str, int]]:
+    """A block of free ports, and what claims it until closed.
+
+    TCP ports cannot be held for another process, least of all while a server is down. So the block is claimed by the
+    UDP port of the same number, which only one test run gets; and it lies below what systems give out by themselves.
+    """
+    for first in random.sample(range(20000, 32000, len(PORTS)), 100):
+        claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            claim.bind(("127.0.0.1", first))
+            for port in range(first, first + len(PORTS)):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+            continue
+        return claim, dict(zip(PORTS, range(first, first + len(PORTS)), strict=True))
+    pytest.fail("no ten free ports in a row")

@@ -61,7 +61,7 @@ def search(query: Query, *, index: ImageIndex, encoder: Encoder, text_weight: fl
         DataError: the image does not decode, or no image has this key.
     """
     if sum(part is not None for part in (query.text, query.image, query.key)) != 1:
-        raise ConfigError('search: give one of a text ("a red heart"), --image FILE and --key KEY')
+        raise ConfigError('search: give one of a text ("red heart"), --image FILE and --key KEY')
     if query.text is not None:
         if query.plus or query.minus:
             raise ConfigError("search: --plus and --minus change an image; give --image FILE or --key KEY with them")
@@ -137,7 +137,7 @@ def _read_image(path: Path) -> bytes:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `align search`."""
-    parser.add_argument("text", nargs="?", help='what to look for, such as "a red heart"')
+    parser.add_argument("text", nargs="?", help='what to look for, such as "red heart"')
     parser.add_argument("--image", type=Path, metavar="FILE", help="look for images like this one")
     parser.add_argument("--key", help="look for images like this indexed one")
     parser.add_argument("--plus", metavar="TEXT", help="with an image: add this")

@@ -17,7 +17,7 @@ HERE = """\
 Look around:
   make up                                    Prefect and MLflow in the browser; make down ends them
   open {evaluation}   figures, pictures, curves
-  align search "a red heart" --html hits.html
+  align search "red heart" --html hits.html
   dvc metrics diff run/{name}                after your next change
   dvc plots show                             training curves"""
 

@@ -138,7 +138,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
         ),
         ("quality", 0, ["Data quality", "All expectations", "keep rate", "passed", "concepts"]),
         ("evaluation", 10, ["Evaluation", "Recall@K", "Classification: classes", "times chance", "concepts", "vendor"]),
-        ("index", 10, ["Search", "labelled queries", "a red heart", "the same - “a red circle”"]),
+        ("index", 10, ["Search", "labelled queries", "red heart", "the same - “a red circle”"]),
         ("search", 6, ["Search", "a red heart", "Nearest images"]),
     ],
 )

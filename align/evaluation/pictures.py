@@ -98,12 +98,14 @@ def examples_figure(groups: Mapping[str, tuple[Sequence[Example], Sequence[Examp
     """Retrieved examples, right ones above wrong ones: text queries left, image queries right."""
     columns = list(groups.items())
     depth = max((len(right) + len(wrong) for _, (right, wrong) in columns), default=1) or 1
-    figure = Figure(figsize=(7.4 * max(len(columns), 1), 1.15 * depth + 0.5))
+    height = 1.15 * depth + 0.7
+    figure = Figure(figsize=(7.4 * max(len(columns), 1), height))
     panels = figure.subfigures(1, max(len(columns), 1), squeeze=False)[0]
     for panel, (direction, (right, wrong)) in zip(panels, columns, strict=False):
         panel.suptitle(DIRECTIONS[direction], fontsize=11, fontweight="bold", x=0.02, ha="left")
         shape = {"wspace": 0.08, "hspace": 0.16, "width_ratios": [1.25] + [1] * NUM_ANSWERS}
-        grid = panel.subplots(depth, NUM_ANSWERS + 1, squeeze=False, gridspec_kw=shape)
+        margins = {"left": 0.03, "right": 0.98, "top": 1 - 0.55 / height, "bottom": 0.05 / height}
+        grid = panel.subplots(depth, NUM_ANSWERS + 1, squeeze=False, gridspec_kw=shape | margins)
         for axes in grid.flat:
             axes.axis("off")
         for row, example in enumerate([*right, *wrong]):

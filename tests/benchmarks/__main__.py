@@ -16,19 +16,21 @@ import torch
 
 from align.cli import silence_telemetry
 from align.stage import say, write_text
-from tests.benchmarks import filtering, preprocess, reading, training
+from tests.benchmarks import filtering, preprocess, ranks, reading, training
 from tests.benchmarks.measure import Comparison
 from tests.benchmarks.world import World, build
 
 README = Path(__file__).with_name("README.md")
-BENCHMARKS: tuple[Callable[[World], list[Comparison]], ...] = (training.run, preprocess.run, filtering.run, reading.run)
+BENCHMARKS: tuple[Callable[[World], list[Comparison]], ...] = (
+    training.run, ranks.run, preprocess.run, filtering.run, reading.run,
+)  # fmt: skip
 PEERS = ("torch", "pillow", "duckdb", "pandas", "webdataset")
 INTRODUCTION = """# Benchmarks
 
 `make bench` measures these anew; `python -m tests.benchmarks --write` also writes this page. Every row is a ratio of
 two rates that were measured side by side in one run: repetitions interleaved, medians, CPU seconds of single processes
-with one computing thread each, so that other work on the machine matters little. Above 1 we are faster. The bracket is
-the smallest and the largest ratio of the repetitions.
+with one computing thread each, so that other work on the machine matters little; where a row says so, wall-clock time.
+Above 1 we are faster. The bracket is the smallest and the largest ratio of the repetitions.
 """
 
 

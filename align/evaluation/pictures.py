@@ -95,7 +95,7 @@ def recall_figure(scores: Mapping[str, Mapping[str, Score]]) -> Figure:
 
 
 def examples_figure(groups: Mapping[str, tuple[Sequence[Example], Sequence[Example]]]) -> Figure:
-    """Retrieved examples, right ones above wrong ones: text queries left, image queries right."""
+    """Retrieved examples, right ones above wrong ones, a column for each direction."""
     columns = list(groups.items())
     depth = max((len(right) + len(wrong) for _, (right, wrong) in columns), default=1) or 1
     height = 1.15 * depth + 0.7

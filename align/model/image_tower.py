@@ -99,7 +99,7 @@ class ImageTower(nn.Module):
         self.encoder = upstream.encoder
         _repair(self, config.batch_norm_group)
         initialise(self)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types no such overload
         self._blocks: list[Any] = list(self.encoder.blocks)
         self.num_blocks = len(self._blocks)
         self.width = int(self._blocks[-1].projection.project_conv.out_channels)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
@@ -130,14 +130,14 @@ class Archive:
         raise DataError(f"{self.files[response.file]}: no record at byte {response.offset:,}; did the file change?")
 
 
-def _response(number: int, record: object) -> Response | None:
-    url = record.headers.get("WARC-Target-URI")  # type: ignore[attr-defined]
+def _response(number: int, record: Any) -> Response | None:  # Any: fastwarc has no types
+    url = record.headers.get("WARC-Target-URI")
     if url is None:
         return None
-    headers = record.http_headers  # type: ignore[attr-defined]
-    content_type = (record.http_content_type or "").lower()  # type: ignore[attr-defined]
+    headers = record.http_headers
+    content_type = (record.http_content_type or "").lower()
     status = (headers.status_code if headers is not None else None) or 0
-    return Response(number, record.stream_pos, url.strip("<> "), status, content_type in _HTML_TYPES)  # type: ignore[attr-defined]
+    return Response(number, record.stream_pos, url.strip("<> "), status, content_type in _HTML_TYPES)
 
 
 def _ends_well(path: Path, offset: int) -> bool:

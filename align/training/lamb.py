@@ -45,7 +45,7 @@ class Lamb(Optimizer):
             group["lr"] = learning_rate * group["lr_scale"]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch has overloads
         """One update of all parameters that have a gradient."""
         for group in self.param_groups:
             params: list[Tensor] = [param for param in group["params"] if param.grad is not None]

@@ -149,7 +149,7 @@ def _step(state: State, recipe: Recipe, ranks: Ranks, tokenizer: TextTokenizer, 
             f"{float(model.temperature.detach()):.3g}); lower the learning rate; earlier checkpoints stay"
         )
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     ranks.average_gradients(model)
     optimiser.set_learning_rate(rate)
     optimiser.step()

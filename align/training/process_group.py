@@ -59,6 +59,7 @@ class Ranks:
         """
         if self.world_size == 1:
             return embeds
+        # torch leaves Function.apply untyped
         return cast(Tensor, _Gather.apply(embeds, self.rank, self.world_size))  # type: ignore[no-untyped-call]
 
     def average_gradients(self, module: nn.Module) -> None:
@@ -90,8 +91,8 @@ class _Gather(torch.autograd.Function):
 def default_processes(batch_size: int, group: int) -> int:
     """Ranks where none are asked for: one a GPU, or else one a core, and no more than the batch divides into.
 
-    On a CPU two ranks of one thread made 1.6 times the steps of one rank with two threads: towers this small are too
-    short a work for OpenMP to share.
+    A rank per core, since towers this small are too short a work for OpenMP's threads to share
+    (`tests/benchmarks/ranks.py` measures it).
 
     Args:
         batch_size: of the global batch.

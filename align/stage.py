@@ -86,17 +86,18 @@ def replace_directory(path: Path) -> Iterator[Path]:
         yield part
         for file in part.rglob("*"):
             if file.is_file():
-                _fsync(file)
+                fsync(file)
         if path.exists():
             os.replace(path, old)
         os.replace(part, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Flushes a file (or a folder's entries) to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -15,6 +15,12 @@ class EngineConfig(Section):
 
     section: ClassVar[str] = "engine"
 
+    #: DuckDB on this machine, or Spark (`pip install align-mlops[spark]`, and Java) for tables beyond one.
+    runner: Literal["duckdb", "spark"]
+    #: As Spark takes it: local[*], spark://HOST:PORT, sc://HOST:PORT (Connect), yarn, k8s://...
+    spark_master: Annotated[str, Field(min_length=1)]
+    #: Processes that work on shards side by side; None takes one per core.
+    num_workers: PositiveInt | None
     #: DuckDB's notation, such as 1GB. Beyond it the engine spills to `temp_directory`.
     memory_limit: str = Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(MB|GB|MiB|GiB)$")
     #: Threads of SQL, of picture decoding and of the NSFW classifier; None takes one per core.

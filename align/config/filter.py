@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from align.config.params import Section
+
+
+class ModelFile(BaseModel):
+    """A network given as a file with its digest: a trained tower in a filter as a *stage* would be a circle."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    #: .onnx or TorchScript (.pt): (N, 3, px, px) float32 in, (N, D) embeddings out; or a folder of `align package`.
+    path: str
+    #: Hex sha256 of the file (of a folder: as `align.stage.sha256_folder`).
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    #: Side of the square that pictures are resized to.
+    px: Annotated[int, Field(ge=8, le=1024)] = 224
+    #: Colour values / 255, less the mean, divided by the deviation.
+    mean: Annotated[tuple[float, float, float], Field(strict=False)] = (0.485, 0.456, 0.406)
+    std: Annotated[tuple[float, float, float], Field(strict=False)] = (0.229, 0.224, 0.225)
 
 
 class FilterConfig(Section):
@@ -24,7 +40,14 @@ class FilterConfig(Section):
     aspect_ratio_below: float = Field(gt=1)
     #: I4: at most so many distinct texts per image.
     max_texts_per_image: PositiveInt
-    #: I5: two images are near-duplicates if their 64-bit perceptual hashes differ in at most so many bits ...
+    #: I5: two images are near-duplicates if their embeddings' cosine is above this ...
+    near_duplicate_cosine_above: float = Field(ge=-1, le=1)
+    #: ... by this network; None takes the NSFW classifier's pooled features, from the same pass.
+    near_duplicate_embedder: ModelFile | None
+    #: k-means clusters of the embeddings, and how many of the nearest ones an image is compared in.
+    near_duplicate_clusters: PositiveInt
+    near_duplicate_probes: PositiveInt
+    #: ... or if their 64-bit perceptual hashes differ in at most so many bits ...
     max_phash_distance: int = Field(ge=0, le=64)
     #: ... and the colours of their thumbnails correlate above this.
     thumbnail_correlation_above: float = Field(ge=-1, le=1)
@@ -38,6 +61,15 @@ class FilterConfig(Section):
     max_words: PositiveInt
     #: Ours, not the paper's: drop texts that are a file name, path or URL.
     drop_filenames: bool
+    #: Beyond ALIGN: image-text similarity (cosine) by this model must reach the value; None: no such rule.
+    similarity_model: ModelFile | None
+    min_similarity: float = Field(ge=-1, le=1)
+    #: Beyond ALIGN: texts in other languages are dropped (ISO 639-1 codes); None: no such rule.
+    languages: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None
+    #: Beyond ALIGN: of pairs of one image content (`pair`: and one text), only the first is kept.
+    drop_repeats: Literal["image", "pair"] | None
+    #: Beyond ALIGN: texts with an e-mail address or a phone number are dropped; they are counted in any case.
+    drop_personal_data: bool
 
     @model_validator(mode="after")
     def _words_in_order(self) -> FilterConfig:

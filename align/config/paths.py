@@ -18,7 +18,8 @@ class PathsConfig(Section):
 
     section: ClassVar[str] = "paths"
 
-    archive: PathField
+    #: Also s3://...; see `ingest.source` for what it may be.
+    archive: Annotated[str, Field(min_length=1)]
     evaluation: PathField
     raw: PathField
     filtered: PathField

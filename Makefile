@@ -8,10 +8,10 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 # dvc.yaml calls `align`, so the environment's commands come first on the path.
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
-# More arguments for `align run`, such as ARGS="--set pretrain.seed=1"
+# More arguments for `align run` (make demo), such as ARGS="--set pretrain.seed=1", or for pytest (make test-full)
 ARGS ?=
 
-.PHONY: help demo test test-full bench check format up down lock sample clean
+.PHONY: help demo test test-full bench bench-data check format up down lock sample clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,10 +31,13 @@ test: $(STAMP) ## what pip installs is enough
 	@$(RUN) pytest -m "not full"
 
 test-full: $(STAMP) ## adds the tests that need more than pip installs
-	@$(RUN) pytest
+	@$(RUN) pytest $(ARGS)
 
 bench: $(STAMP) ## ratios measured side by side in one run
 	@$(RUN) python -m tests.benchmarks
+
+bench-data: $(STAMP) ## the data half against its peers, which get an environment of their own; half an hour
+	@$(RUN) python -m tests.benchmarks.data
 
 check: $(STAMP) ## lint, types, layers, file lengths
 	@$(RUN) ruff check .

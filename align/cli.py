@@ -20,6 +20,7 @@ STAGES = {
     "filter": "every rule of the paper -> data/filtered/decisions.parquet",
     "validate": "the quality gate over tables and decisions",
     "shard": "kept pairs -> data/shards/{train,val,test}",
+    "validate_shards": "the quality gate over the shards",
     "fit_tokenizer": "WordPiece vocabulary from the kept training texts",
     "pretrain": "train the dual encoder from scratch",
     "finetune": "retrieval fine-tuning from the pre-trained checkpoint",
@@ -36,6 +37,9 @@ COMMANDS = {
     "rollback": "champion -> the previous champion",
     "search": "search the index by text, image, image + text or image - text",
     "embed": "images, texts or a parquet column -> parquet of embeddings",
+    "explain": "everything known of one pair: page, rules, shard, models trained on it",
+    "forget": "take-downs: record what people ask to forget, and purge its bytes",
+    "diff": "two versions of the data: what entered, what left, why, and how they differ",
 }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from align.config import Params
 from align.config.evaluate import EvaluateConfig
 from align.config.paths import PathsConfig
+from align.config.store import StoreConfig
 from align.errors import DataError
 from align.evaluation.measure import Classification, Encoder, Retrieval, measure_classification, measure_retrieval
 from align.evaluation.page import evaluation_page
@@ -34,6 +35,7 @@ from align.evaluation.sets import EvaluationImage, EvaluationSet, load_sets
 from align.html import png
 from align.model.embedder import Embedder
 from align.pairs.shards import iter_samples
+from align.services.store import materialised
 from align.stage import Report, record_runtime, replace_directory, say, write_bytes, write_report, write_text
 
 
@@ -172,11 +174,12 @@ def _read_curve(path: Path) -> list[dict[str, float]]:
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align evaluate`."""
     config, paths = params.section(EvaluateConfig), params.section(PathsConfig)
+    shards = materialised(paths.shards, params.section(StoreConfig))
     with record_runtime("evaluate", paths.runtime):
         report = evaluate(
             config,
             encoder=Embedder.load(paths.finetuned, paths.tokenizer),
-            sets=[*load_sets(paths.evaluation), *shards_test_set(paths.shards, config.max_test_images)],
+            sets=[*load_sets(paths.evaluation), *shards_test_set(shards, config.max_test_images)],
             curves={stage: paths.reports / stage / "metrics.jsonl" for stage in ("pretrain", "finetune")},
             reports=paths.reports / "evaluation",
         )

@@ -1,9 +1,16 @@
 """filter: every rule of the paper over the whole of data/raw -> which pairs are kept, and why the others are not.
 
-data/filtered/decisions.parquet: key, keep, reason (the first in rule order, null if kept), reasons (all), image_id,
-image_key, text (normalised). data/filtered/images.parquet: one row per distinct image. The rules and the deviations
-from the paper stand in `align.pairs.rules`; here is the order of work: texts and pixels are measured once, a shard at a
-time, into scratch tables; then SQL decides over all of them, within `engine.memory_limit`.
+Leaves decisions.parquet, facts.parquet and images.parquet in data/filtered: `align.pairs.tables` has their columns and
+the SQL, `align.pairs.rules` the rules and the deviations from the paper. Here is the order of work:
+
+  1. measure   each shard by itself: its images and texts                        --shards A-B
+  2. judge     SQL over all of them: counts, rare n-grams, every rule but those of the network
+  3. score     each shard by itself: the network on images that some pair would keep   --shards A-B, once 2. is done
+  4. compare   embeddings with those of the evaluation images
+  5. decide    SQL again, with what the network found; optional rules; the files, and the report
+
+Everything stays in a work folder until the end, so a killed run goes on with the shard that it was at. Ranges of shards
+commute; run them once to measure and once more to score, then `--finish` (which does by itself what is left of 3).
 
 Works on any folder in img2dataset's layout. Where nothing is kept the stage still ends well, with every row and its
 reason: the quality gate and `align shard` are where that stops.
@@ -12,12 +19,17 @@ reason: the quality gate and `align shard` are where that stops.
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
@@ -25,249 +37,285 @@ from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.errors import DataError
 from align.evaluation.sets import EvaluationSet, load_sets
-from align.pairs import rules
-from align.pairs.filter_report import (
-    Example,
-    FilterReport,
-    FunnelRow,
-    Gallery,
-    Vocabulary,
-    write_pages,
-)
-from align.pairs.layout import RawShard, iter_images, raw_shards, read_table
-from align.pairs.nsfw import NsfwClassifier
-from align.pairs.signals import Fingerprints, ImageSignals, image_signals, in_threads, near_duplicates, text_signals
+from align.pairs import measure, tables
+from align.pairs.decisions import write_decisions
+from align.pairs.examples import examples, some, urls_of
+from align.pairs.filter_report import Example, FilterReport, Gallery, Vocabulary, write_pages
+from align.pairs.layout import RawShard, iter_images, raw_shards
+from align.pairs.measure import Measuring, measure_shard, score_shard, twin_table
+from align.pairs.near_duplicates import NearDuplicate, find_near_duplicates, read_embeddings, write_embeddings
+from align.pairs.network import ImageNetwork
+from align.pairs.policy import OptedOut, read_opted_out
+from align.pairs.summary import summarise
 from align.services.engine import Engine, open_engine
-from align.stage import record_runtime, replace_directory, say, track, write_report
+from align.services.vector_index import kmeans
+from align.stage import record_runtime, replace_directory, say, sha256_file, to_json, track, write_text
+from align.work import Part, add_part_arguments, in_processes, key_of, part_of, require_done, work_directory
 
-_IMAGES_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("image_key", pa.string()),
-        ("shard", pa.string()),
-        ("stored_width_px", pa.int32()),
-        ("stored_height_px", pa.int32()),
-        ("decodable", pa.bool_()),
-        ("phash", pa.uint64()),
-        ("num_evaluation_sets", pa.int32()),
-        ("evaluation_sets", pa.list_(pa.string())),
-        ("twin", pa.string()),
-    ]
-)
-_NSFW_SCHEMA = pa.schema([("image_id", pa.string()), ("nsfw_score", pa.float64())])
-#: Pictures per reason in the report, and how many shards (spread evenly) they are taken from.
+#: Pictures per reason in the report.
 _EXAMPLES = 12
-_EXAMPLE_SHARDS = 8
+_OUTS = ("decisions.parquet", "facts.parquet", "images.parquet")
+
+ALL = Part()
+
+Shards = Sequence[tuple[int, RawShard]]
 
 
 def filter_pairs(
-    config: FilterConfig, engine_config: EngineConfig, raw: Path, evaluation: Path, filtered: Path, reports: Path
-) -> FilterReport:
+    config: FilterConfig,
+    engine_config: EngineConfig,
+    raw: Path,
+    evaluation: Path,
+    filtered: Path,
+    reports: Path,
+    policy: Path,
+    part: Part = ALL,
+) -> FilterReport | None:
     """Decides over every pair.
 
     Args:
         config: the cuts.
-        engine_config: bounds of the SQL engine.
+        engine_config: which SQL engine, its bounds, and how many processes measure.
         raw: a folder in img2dataset's layout.
         evaluation: evaluation sets, against which rule I5 runs; may be absent.
         filtered: the folder to write; replaced as a whole.
         reports: the folder for the report and its pictures; replaced as a whole.
+        policy: the folder with opted_out.csv; may be absent.
+        part: a range of shards to measure or score, or `--finish`.
+
+    Returns:
+        The report; None for a range, which leaves its work for the others.
 
     Raises:
-        DataError: raw holds no shards, or a shard is unreadable, or a key occurs twice.
+        DataError: raw holds no shards, or a shard is unreadable, or keys occur twice; a range is missing.
         CorruptError: an evaluation set does not match its checksum.
+        LockedError: another run works on `filtered`.
     """
-    shards = raw_shards(raw)
+    listing = list(enumerate(raw_shards(raw)))
+    opted_out = read_opted_out(policy)
     sets = load_sets(evaluation)
     if not sets:
         say(f"filter: warning: no evaluation sets in {evaluation}; rule I5 removes nothing")
-    with open_engine(engine_config) as engine:
-        _measure_texts(engine, shards)
-        _measure_images(engine, shards, sets, config)
-        vocabulary = _apply_vocabulary(engine, config)
-        engine.table("images_per_text", rules.IMAGES_PER_TEXT)
-        engine.table("texts_per_image", rules.TEXTS_PER_IMAGE)
-        engine.table("facts", rules.FACTS)
-        _score_nsfw(engine, shards, config)
-        engine.table("flagged", rules.flagged(config))
-        report = _report(engine, sets, vocabulary)
-        with replace_directory(filtered) as directory:
-            engine.write(rules.DECISIONS, directory / "decisions.parquet")
-            engine.write(rules.IMAGES, directory / "images.parquet")
-        with replace_directory(reports) as directory:
-            _write_report(engine, report, config, shards, sets, directory)
+    with work_directory(filtered, work_key(config, raw, opted_out, sets), part) as work:
+        if (work / _OUTS[0]).exists() and not (work / "pairs").exists():
+            return _read_report(reports)  # killed on its last steps
+        mine = [item for item in listing if part.shards is None or _number(item[1]) in part.shards]
+        workers = max(1, min(engine_config.num_workers or os.cpu_count() or 1, len(mine)))
+        threads = max(1, (engine_config.num_threads or os.cpu_count() or 1) // workers)
+        measuring = Measuring(work, config, opted_out, threads, progress=workers == 1)
+        done = partial(_is_measured, measuring)
+        if part.finish:
+            require_done("filter", [shard.name for _, shard in listing], done)
+        measure.write_fingerprints(work, _test_images(sets), measuring)
+        _each(measure_shard, mine, measuring, workers, "filter: shards, images and texts")
+        if all(done(shard.name) for _, shard in listing):
+            with _one_at_a_time(work):
+                _judge(config, engine_config, listing, work, raw)
+            _each(score_shard, mine, measuring, workers, "filter: shards, the network")
+        elif part.shards is not None:
+            say("filter: once all shards are measured, run the ranges again, to score their images, and --finish")
+        if part.shards is not None:
+            return None
+        _compare(config, listing, sets, measuring)
+        report = _decide(config, engine_config, listing, sets, measuring, reports)
+        _leave_only_outs(work)
     return report
 
 
-def _measure_texts(engine: Engine, shards: list[RawShard]) -> None:
-    folder = engine.scratch / "texts"
-    folder.mkdir()
-    for shard in track(shards, what="filter: shards, texts", total=len(shards)):
-        pq.write_table(text_signals(shard.name, read_table(shard)), folder / f"{shard.name}.parquet")
-    engine.view("pairs", folder / "*.parquet")
-    twice = engine.rows("SELECT min(key) FROM (SELECT key FROM pairs GROUP BY key HAVING count(*) > 1)")[0][0]
-    if twice is not None:
-        raise DataError(
-            f"{shards[0].table.parent}: key {twice} occurs more than once; number the shards of merged folders anew"
-        )
-    engine.table("first_images", rules.FIRST_IMAGES)
+def work_key(config: FilterConfig, raw: Path, opted_out: OptedOut, sets: Sequence[EvaluationSet]) -> str:
+    """A digest of everything that decides about what the filter leaves."""
+    entries = [(entry.kind, entry.value) for entry in opted_out.entries]
+    digests = [(one.name, one.sha256) for one in sets]
+    return key_of(measure.SCHEMA_VERSION, config, _state_of(raw), entries, digests)
 
 
-def _measure_images(engine: Engine, shards: list[RawShard], sets: list[EvaluationSet], config: FilterConfig) -> None:
-    measure = partial(_measured, max_pixels=config.max_image_pixels)
-    tests = ((f"{one.name}/{image.key}", image.image) for one in sets for image in one.images)
-    measured_tests = in_threads(measure, tests, engine.num_threads)
-    references = Fingerprints.of(track(measured_tests, what="filter: evaluation images"))
-    folder = engine.scratch / "images"
-    folder.mkdir()
-    total = engine.rows("SELECT count(*) FROM first_images")[0][0]
-    progress = track(range(total), what="filter: images", total=total)
-    for shard in shards:
-        ids = _ids(engine, shard, "first_images")
-        images = ((ids[key], data) for key, data in iter_images(shard) if key in ids)
-        rows = []
-        for row in in_threads(measure, images, engine.num_threads):
-            rows.append(row)
-            next(progress, None)
-        fingerprints = Fingerprints.of(rows)
-        twins: dict[str, list[str]] = {}
-        for left, right in near_duplicates(
-            fingerprints,
-            references,
-            max_phash_distance=config.max_phash_distance,
-            correlation_above=config.thumbnail_correlation_above,
-        ):
-            twins.setdefault(fingerprints.owners[left], []).append(references.owners[right])
-        keys = {image_id: key for key, image_id in ids.items()}
-        table = [
-            _image_row(image_id, keys[image_id], shard, signals, twins.get(image_id, [])) for image_id, signals in rows
-        ]
-        pq.write_table(pa.Table.from_pylist(table, _IMAGES_SCHEMA), folder / f"{shard.name}.parquet")
-    engine.view("measured_images", folder / "*.parquet")
-    engine.table("images", rules.IMAGES_AT_SOURCE)
+def _state_of(raw: Path) -> Any:
+    """What changes when data/raw does: its manifest, or the sizes and times of its files where there is none."""
+    manifest = raw / "manifest.json"
+    if manifest.is_file():
+        return sha256_file(manifest)
+    files = sorted(path for path in raw.iterdir() if path.suffix in (".tar", ".parquet"))
+    return [(path.name, (found := path.stat()).st_size, found.st_mtime_ns) for path in files]
 
 
-def _ids(engine: Engine, shard: RawShard, table: str) -> dict[str, str]:
-    """image_key -> image_id of the images in `table` whose bytes lie in this shard."""
-    name = shard.name.replace("'", "''")
-    return dict(
-        engine.rows(
-            f"SELECT image_key, image_id FROM {table} WHERE image_key IN (SELECT key FROM pairs WHERE shard = '{name}')"
-        )
-    )
+def _number(shard: RawShard) -> int:
+    if not shard.name.isdecimal():
+        raise DataError(f"{shard.table}: --shards needs shards named by numbers, such as 00000")
+    return int(shard.name)
 
 
-def _measured(item: tuple[str, bytes], max_pixels: int) -> tuple[str, ImageSignals]:
-    return item[0], image_signals(item[1], max_pixels)
+def _is_measured(measuring: Measuring, name: str) -> bool:
+    return measuring.file("pairs", name).exists()
 
 
-def _image_row(
-    image_id: str, image_key: str, shard: RawShard, signals: ImageSignals, twins: list[str]
-) -> dict[str, str | int | bool | list[str] | None]:
-    names = sorted({twin.partition("/")[0] for twin in twins})
-    return {
-        "image_id": image_id,
-        "image_key": image_key,
-        "shard": shard.name,
-        "stored_width_px": signals.width_px,
-        "stored_height_px": signals.height_px,
-        "decodable": signals.phash is not None,
-        "phash": signals.phash,
-        "num_evaluation_sets": len(names),
-        "evaluation_sets": names,
-        "twin": min(twins, default=None),
-    }
+def _test_images(sets: list[EvaluationSet]) -> Iterator[tuple[str, bytes]]:
+    return ((f"{one.name}/{image.key}", image.image) for one in sets for image in one.images)
 
 
-def _apply_vocabulary(engine: Engine, config: FilterConfig) -> Vocabulary:
-    """Rule T2: counts n-grams, cuts the list, and leaves the table `rare_pairs`."""
-    engine.table("ngram_counts", rules.NGRAM_COUNTS)
-    counts = dict(engine.rows("SELECT num, count(*) FROM ngram_counts GROUP BY num"))
-    min_count, num_at_min = rules.vocabulary_cut(counts, config.num_frequent_ngrams)
-    engine.table("frequent_ngrams", rules.frequent_ngrams(min_count, num_at_min))
-    engine.table("rare_pairs", rules.RARE_PAIRS)
-    num_ngrams = sum(counts.values())
-    num_frequent = min(num_ngrams, config.num_frequent_ngrams)
-    return Vocabulary(num_ngrams=num_ngrams, num_frequent=num_frequent, last_count=min_count)
+def _each(
+    function: Callable[[Measuring, tuple[int, RawShard]], None],
+    shards: Shards,
+    measuring: Measuring,
+    workers: int,
+    what: str,
+) -> None:
+    for _ in track(in_processes(partial(function, measuring), shards, workers), what=what, total=len(shards)):
+        pass
 
 
-def _score_nsfw(engine: Engine, shards: list[RawShard], config: FilterConfig) -> None:
-    """Leaves the table `nsfw`: a score for each image that some pair would keep under all other rules."""
-    folder = engine.scratch / "nsfw"
-    folder.mkdir()
-    engine.table("nsfw_candidates", rules.nsfw_candidates(config))
-    total = engine.rows("SELECT count(*) FROM nsfw_candidates")[0][0]
-    progress = track(range(total), what="filter: images, NSFW", total=total)
-    classifier = NsfwClassifier(engine.num_threads)
-    for shard in shards:
-        ids = _ids(engine, shard, "nsfw_candidates")
-        images = ((ids[key], data) for key, data in iter_images(shard) if key in ids)
-        rows = []
-        for image_id, score in classifier.scores(images, max_pixels=config.max_image_pixels):
-            rows.append({"image_id": image_id, "nsfw_score": score})
-            next(progress, None)
-        pq.write_table(pa.Table.from_pylist(rows, _NSFW_SCHEMA), folder / f"{shard.name}.parquet")
-    engine.view("nsfw", folder / "*.parquet")
+@contextmanager
+def _one_at_a_time(work: Path) -> Iterator[None]:
+    """Ranges share the work folder; one of them judges, the others wait."""
+    with (work / ".judging.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
-def _report(engine: Engine, sets: list[EvaluationSet], vocabulary: Vocabulary) -> FilterReport:
-    alone: Counter[str] = Counter()
-    first: Counter[str] = Counter()
-    for joined, num in engine.rows("SELECT codes, count(*) FROM flagged GROUP BY codes"):
-        codes = joined.split(",") if joined else []
-        alone.update(dict.fromkeys(codes, num))
-        first[codes[0] if codes else ""] += num
-    num_pairs = first.total()
-    num_kept, remaining, funnel = first[""], num_pairs, []
-    for code in rules.RULES:
-        remaining -= first[code]
-        funnel.append(FunnelRow(reason=code, num_alone=alone[code], num_first=first[code], num_remaining=remaining))
-    matches = dict.fromkeys((one.name for one in sets), 0)
-    matches |= dict(
-        engine.rows("SELECT name, count(*) FROM (SELECT unnest(evaluation_sets) AS name FROM images) GROUP BY name")
-    )
-    num_images, num_scored = engine.rows("SELECT (SELECT count(*) FROM images), (SELECT count(*) FROM nsfw)")[0]
-    metrics: dict[str, float | int] = {
-        "filter/num_pairs": num_pairs,
-        "filter/num_kept": num_kept,
-        "filter/keep_rate": round(num_kept / num_pairs, 6) if num_pairs else 0.0,
-        **{f"filter/dropped/{row.reason}": row.num_first for row in funnel},
-        **{f"filter/evaluation_matches/{name}": num for name, num in matches.items()},
-    }
-    return FilterReport(
-        metrics=metrics,
-        num_pairs=num_pairs,
-        num_kept=num_kept,
-        num_images=num_images,
-        num_nsfw_scored=num_scored,
-        num_evaluation_sets=len(sets),
-        evaluation_matches=matches,
-        vocabulary=vocabulary,
-        funnel=funnel,
-    )
+def _judge(config: FilterConfig, engine_config: EngineConfig, listing: Shards, work: Path, raw: Path) -> None:
+    """Leaves verdicts.parquet, vocabulary.json, rare.parquet and at last candidates.parquet."""
+    if (work / "candidates.parquet").exists():
+        return
+    measure.require_growing_keys(work / "pairs", [shard.name for _, shard in listing], raw)
+    shutil.rmtree(work / "engine", ignore_errors=True)  # left by a killed run
+    with open_engine(engine_config, work / "engine") as engine:
+        engine.view("pairs", work / "pairs" / "*.parquet")
+        _count_ngrams(engine, config, listing, work)
+        say("filter: SQL, texts and images that repeat")
+        engine.table("texts_per_image", tables.TEXTS_PER_IMAGE)
+        engine.table("images_per_text", tables.IMAGES_PER_TEXT)
+        say("filter: SQL, rules")
+        engine.write(tables.verdicts(config), work / "verdicts.parquet")
+        engine.view("verdicts", work / "verdicts.parquet")
+        engine.write(tables.CANDIDATES, work / "candidates.parquet")
+
+
+def _count_ngrams(engine: Engine, config: FilterConfig, listing: Shards, work: Path) -> None:
+    """Rule T2: leaves the table `rare_pairs`, and for the report vocabulary.json and rare.parquet."""
+    kinds = ("unigrams", "bigrams")
+    for kind in kinds:
+        say(f"filter: SQL, {kind}")
+        engine.table(f"{kind}_counts", tables.ngram_counts(engine.unnest, kind))
+    counts = dict(engine.rows(tables.COUNTS_OF_COUNTS))
+    cut, num_frequent = tables.vocabulary_cut(counts, config.num_frequent_ngrams)
+    vocabulary = Vocabulary(num_ngrams=sum(counts.values()), num_frequent=num_frequent, last_count=cut)
+    write_text(work / "vocabulary.json", to_json(vocabulary.model_dump()))
+    rare: list[tuple[int, int]] = []
+    if cut <= 1:
+        engine.table("rare_pairs", "SELECT place FROM pairs WHERE 1 = 0")
+    else:
+        say("filter: SQL, rare n-grams")
+        for kind in kinds:
+            engine.table(f"frequent_{kind}", f"SELECT ngram FROM {kind}_counts WHERE num >= {cut}")
+        engine.table("rare_pairs", tables.rare_pairs(engine.unnest))
+        places = [(index * tables.MAX_ROWS, (index + 1) * tables.MAX_ROWS - 1) for index, _ in some(listing)]
+        for kind in reversed(kinds):  # a rare word is shown rather than its bigrams
+            rare += engine.rows(tables.rare_ngrams(engine.unnest, kind, places))
+        for kind in kinds:
+            engine.drop(f"frequent_{kind}")
+    for kind in kinds:
+        engine.drop(f"{kind}_counts")
+    shown = sorted(dict(rare).items())
+    columns = {"place": [place for place, _ in shown], "ngram": [ngram for _, ngram in shown]}
+    measure.commit(pa.table(columns, pa.schema([("place", pa.int64()), ("ngram", pa.int64())])), work / "rare.parquet")
+
+
+def _compare(config: FilterConfig, listing: Shards, sets: list[EvaluationSet], measuring: Measuring) -> None:
+    """Rule I5 by embedding: leaves twins.parquet."""
+    path, views = measuring.work / "twins.parquet", measuring.work / "references.arrow"
+    if path.exists():
+        return
+    files = [file for _, shard in listing if (file := measuring.file("embeddings", shard.name)).exists()]
+    found: list[NearDuplicate] = []
+    if sets and files:
+        if not views.exists():
+            network = ImageNetwork(config.near_duplicate_embedder, measuring.num_threads)
+            rows = network.views(_test_images(sets), max_pixels=config.max_image_pixels)
+            write_embeddings(views, track(rows, what="filter: evaluation images"), network.width)
+        found += find_near_duplicates(files, read_embeddings(views), config, kmeans)
+    measure.commit(twin_table(found), path)
+
+
+def _decide(
+    config: FilterConfig,
+    engine_config: EngineConfig,
+    listing: Shards,
+    sets: list[EvaluationSet],
+    measuring: Measuring,
+    reports: Path,
+) -> FilterReport:
+    """Leaves images.parquet, facts.parquet and decisions.parquet, and the report."""
+    work = measuring.work
+    shutil.rmtree(work / "engine", ignore_errors=True)
+    with open_engine(engine_config, work / "engine") as engine:
+        for name in ("verdicts", "twins"):
+            engine.view(name, work / f"{name}.parquet")
+        for name in ("images", "scored"):
+            engine.view(name, work / name / "*.parquet")
+        if not (work / "decisions.parquet").exists():
+            say("filter: SQL, decisions")
+            source = f"({tables.judged(config)})"
+            source = f"({tables.resembling(config, source)})"
+            if config.drop_repeats is not None:
+                engine.table("resembling", source)
+                source = "resembling"
+            engine.write(tables.decided(config, source), work / "decided.parquet")
+            engine.write(tables.IMAGES_IN_ORDER, work / "images.parquet")
+            shards = [(shard.name, measuring.file("pairs", shard.name)) for _, shard in listing]
+            write_decisions(
+                track(shards, what="filter: shards, decisions", total=len(shards)), work / "decided.parquet", work
+            )
+        engine.view("decided", work / "decided.parquet")
+        for name in _OUTS:
+            engine.view(name.partition(".")[0], work / name)
+        vocabulary = Vocabulary.model_validate_json((work / "vocabulary.json").read_bytes())
+        engine.view("pairs", work / "pairs" / "*.parquet")
+        digests = {one.name: one.sha256 for one in sets}
+        report = summarise(engine.rows, engine.unnest, digests, vocabulary, urls_of(some(listing), work))
+        with replace_directory(reports) as directory:
+            _write_report(report, config, listing, sets, work, directory)
+    return report
 
 
 def _write_report(
-    engine: Engine,
     report: FilterReport,
     config: FilterConfig,
-    shards: list[RawShard],
+    listing: Shards,
     sets: list[EvaluationSet],
+    work: Path,
     directory: Path,
 ) -> None:
-    step = max(1, len(shards) // _EXAMPLE_SHARDS)
-    some = shards[::step][:_EXAMPLE_SHARDS]
-    query = rules.examples([shard.name for shard in some], _EXAMPLES)
-    examples = [Example(*row) for row in engine.rows(query)]
-    wanted = {example.image_key for example in examples}
-    pictures = {key: data for shard in some for key, data in iter_images(shard) if key in wanted}
-    twins = {example.twin for example in examples}
+    shards = some(listing)
+    rows = examples(shards, work, work / "rare.parquet", _EXAMPLES)
+    shown = [Example(**{name: row[name] for name in Example.__dataclass_fields__}) for row in rows]
+    multiplied = report.overview.multiplied_images
+    wanted = {example.image_key for example in shown} | {one.image_key for one in multiplied}
+    indices = {index for index, _ in shards} | {one.place // tables.MAX_ROWS for one in multiplied}
+    pictures = {key: data for index in sorted(indices) for key, data in iter_images(listing[index][1]) if key in wanted}
+    twins = {example.twin for example in shown}
     tests = {name: image for one in sets for image in one.images if (name := f"{one.name}/{image.key}") in twins}
     twin_pictures = {name: (image.image, image.texts[0] if image.texts else "") for name, image in tests.items()}
-    lengths = dict(engine.rows("SELECT num_words, count(*) FROM facts GROUP BY num_words"))
-    gallery = Gallery(examples, pictures, twin_pictures, config.max_image_pixels)
-    write_pages(report, config, lengths, gallery, directory)
-    write_report(report, directory)
+    write_pages(report, config, Gallery(shown, pictures, twin_pictures, config.max_image_pixels), directory)
+
+
+def _read_report(reports: Path) -> FilterReport:
+    """What `_write_report` left."""
+    values = json.loads((reports / "report.json").read_bytes())
+    return FilterReport.model_validate(values | {"metrics": json.loads((reports / "metrics.json").read_bytes())})
+
+
+def _leave_only_outs(work: Path) -> None:
+    """Removes what the output does not need: `pairs` first and at once, which says that the rest is left over."""
+    os.replace(work / "pairs", work / "leftover")
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in _OUTS and path.name != ".work.json":
+            path.unlink()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `align filter`."""
+    add_part_arguments(parser)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -279,9 +327,19 @@ def main(params: Params, args: argparse.Namespace) -> None:
     )
     with record_runtime("filter", paths.runtime) as runtime:
         report = filter_pairs(
-            config, engine_config, paths.raw, paths.evaluation, paths.filtered, paths.reports / "filter"
+            config,
+            engine_config,
+            paths.raw,
+            paths.evaluation,
+            paths.filtered,
+            paths.reports / "filter",
+            paths.policy,
+            part_of(args),
         )
+        if report is None:
+            return
         runtime["num_pairs"] = report.num_pairs
     say(f"filter: {report.num_kept:,} of {report.num_pairs:,} pairs kept")
     for row in report.funnel:
-        say(f"filter: {row.num_first:8,} {row.reason}")
+        if row.num_first:
+            say(f"filter: {row.num_first:8,} {row.reason}")

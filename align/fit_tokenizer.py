@@ -12,8 +12,11 @@ from align.config import Params
 from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
+from align.config.store import StoreConfig
 from align.model.tokenizer import SPECIAL_TOKENS, TextTokenizer, fit_wordpiece, save_tokenizer
-from align.pairs.shards import iter_samples
+from align.pairs.shards import iter_samples, read_manifest
+from align.pairs.verdict import SHARDS, require_passed
+from align.services.store import materialised
 from align.stage import Report, record_runtime, replace_directory, say, write_report
 
 #: Longer than any text, to measure lengths.
@@ -68,10 +71,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align fit_tokenizer`."""
     del args
     paths = params.section(PathsConfig)
+    require_passed(paths.reports / SHARDS, read_manifest(paths.shards).digest)
     with record_runtime("fit_tokenizer", paths.runtime):
         report = fit_tokenizer(
-            params.section(FitTokenizerConfig), max_tokens=params.section(ModelConfig).max_tokens, shards=paths.shards,
-            out=paths.tokenizer, reports=paths.reports / "fit_tokenizer",
+            params.section(FitTokenizerConfig), max_tokens=params.section(ModelConfig).max_tokens,
+            shards=materialised(paths.shards, params.section(StoreConfig)), out=paths.tokenizer,
+            reports=paths.reports / "fit_tokenizer",
         )  # fmt: skip
     metrics = report.metrics
     say(

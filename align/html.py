@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: Of figures, as in the style below.
+INK, SOFT, GOOD, BAD = "#1c2330", "#5c6675", "#11734b", "#b3261e"
+
 _STYLE = """
-:root { --ink: #1c2330; --soft: #5c6675; --line: #dfe3ea; --good: #11734b; --bad: #b3261e; --wash: #f6f7f9; }
+:root { --ink: #1c2330; --soft: #5c6675; --line: #dfe3ea; --good: #11734b; --bad: #b3261e; --warn: #8a5a00;
+  --wash: #f6f7f9; }
 * { box-sizing: border-box }
 body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--ink); max-width: 1080px;
   margin: 2rem auto; padding: 0 1.25rem }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem }
+h3 { font-size: .95rem; margin: 1.1rem 0 .3rem }
 p.lead { color: var(--soft); margin: 0 0 1rem }
 table { border-collapse: collapse; font-size: .92rem; margin: .5rem 0 }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
@@ -29,6 +34,19 @@ th { color: var(--soft); font-weight: 600 }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 .good { color: var(--good); font-weight: 600 }
 .bad { color: var(--bad); font-weight: 600 }
+.warn { color: var(--warn); font-weight: 600 }
+.cards { display: flex; flex-wrap: wrap; gap: .7rem; margin: 1rem 0 1.4rem }
+.cards div { background: var(--wash); border: 1px solid var(--line); border-radius: 8px; padding: .55rem .9rem;
+  min-width: 120px }
+.cards b { display: block; font-size: 1.35rem; line-height: 1.25; font-variant-numeric: tabular-nums }
+.cards span { color: var(--soft); font-size: .8rem; font-weight: 400 }
+.side { display: flex; flex-wrap: wrap; gap: 0 2rem; align-items: flex-start }
+.side > div { flex: 1 1 300px; min-width: 0 }
+nav { font-size: .85rem; margin: 0 0 .4rem }
+nav a { color: var(--soft); margin-right: 1rem; display: inline-block }
+td.bar { min-width: 96px; padding-top: .62rem }
+td.bar i { display: block; height: .72rem; border-radius: 2px; background: var(--bad); opacity: .75 }
+p.note { color: var(--soft); font-size: .85rem; max-width: 820px }
 img { max-width: 100% }
 .gallery { display: flex; flex-wrap: wrap; gap: .7rem; margin: .6rem 0 }
 figure { margin: 0; width: 116px; font-size: .74rem; line-height: 1.3; color: var(--soft); overflow-wrap: anywhere }
@@ -57,8 +75,41 @@ def page(title: str, lead: str, blocks: Iterable[str]) -> str:
 
 
 def heading(text: str) -> str:
-    """A section heading."""
-    return f"<h2>{escape(text)}</h2>"
+    """A section heading, which `contents` links to."""
+    return f"<h2 id={_anchor(text)}>{escape(text)}</h2>"
+
+
+def subheading(text: str) -> str:
+    """A heading within a section."""
+    return f"<h3>{escape(text)}</h3>"
+
+
+def contents(headings: Iterable[str]) -> str:
+    """Links to headings of this page."""
+    links = "".join(f"<a href=#{_anchor(text)}>{escape(text)}</a> " for text in headings)
+    return f"<nav>{links}</nav>"
+
+
+def _anchor(text: str) -> str:
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text.lower()) or "-"
+
+
+def cards(items: Iterable[tuple[str, str, str]]) -> str:
+    """The figures that matter most, large: (what, value, CSS class: '', 'good', 'warn' or 'bad')."""
+    shown = [
+        f'<div><b class="{css}">{escape(value)}</b><span>{escape(what)}</span></div>' for what, value, css in items
+    ]
+    return f"<div class=cards>{''.join(shown)}</div>"
+
+
+def side_by_side(blocks: Iterable[str]) -> str:
+    """Blocks beside each other where the window is wide enough."""
+    return f"<div class=side>{''.join(f'<div>{block}</div>' for block in blocks)}</div>"
+
+
+def note(text: str) -> str:
+    """A paragraph in small print."""
+    return f"<p class=note>{escape(text)}</p>"
 
 
 def paragraph(text: str) -> str:
@@ -66,15 +117,28 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, verdict: int | None = None) -> str:
-    """A table; numbers are set right. `verdict` is the index of a bool column shown as passed / failed in colour."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, verdict: int | None = None, bar: int | None = None
+) -> str:
+    """A table; numbers are set right.
+
+    Args:
+        columns: the head.
+        rows: of as many cells.
+        verdict: index of a column shown in colour: True passed, False failed, a text (such as `accepted`) in between.
+        bar: index of a column of shares, 0 to 1, drawn as bars.
+    """
     cells = []
     numeric = [False] * len(columns)
     for row in rows:
         line = []
         for index, value in enumerate(row):
             if index == verdict:
-                line.append(f"<td class={'good' if value else 'bad'}>{'passed' if value else 'failed'}</td>")
+                css = "warn" if isinstance(value, str) else "good" if value else "bad"
+                text = value if isinstance(value, str) else "passed" if value else "failed"
+                line.append(f"<td class={css}>{escape(text)}</td>")
+            elif index == bar:
+                line.append(f"<td class=bar><i style=width:{100 * min(max(value, 0.0), 1.0):.1f}%></i></td>")
             elif isinstance(value, (int, float)) and not isinstance(value, bool):
                 numeric[index] = True
                 shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

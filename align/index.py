@@ -15,6 +15,7 @@ from align.config import Params
 from align.config.index import IndexConfig
 from align.config.paths import PathsConfig
 from align.config.search import SearchConfig
+from align.config.store import StoreConfig
 from align.errors import DataError
 from align.evaluation.measure import Encoder
 from align.evaluation.queries import (
@@ -34,6 +35,7 @@ from align.model.digest import model_digest
 from align.model.embedder import Embedder
 from align.pairs.shards import SPLITS, iter_samples, read_manifest
 from align.services.image_index import Hit, ImageIndex, Item
+from align.services.store import materialised
 from align.stage import Report, record_runtime, replace_directory, say, track, write_bytes, write_report, write_text
 
 #: A labelled query is answered when a right image is among this many.
@@ -254,7 +256,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
             text_weight=search.text_weight,
             encoder=Embedder.load(paths.finetuned, paths.tokenizer),
             model_digest=model_digest(paths.finetuned, paths.tokenizer),
-            shards=paths.shards,
+            shards=materialised(paths.shards, params.section(StoreConfig)),
             out=paths.index,
             reports=paths.reports / "index",
         )

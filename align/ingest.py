@@ -1,8 +1,9 @@
-"""ingest: a web archive -> data/raw, one row per <img> of a page, in img2dataset's layout.
+"""ingest: a source of image/text pairs -> data/raw, one row a pair, in img2dataset's layout.
 
-The archive is streamed twice: once to learn where each response lies, once to read the pages; a picture's bytes are
-fetched by their offset when its first pair is written. Memory grows with the number of distinct URLs (some 200 bytes
-each), not with bytes. What has no picture is a row with a status; nothing is left out.
+Two steps, both resumed by the next run after a kill: the plan (`align.pairs.plan`: every pair, sorted into shards),
+then the shards (`align.pairs.fetching`), in worker processes here or in ranges (`--shards 0-499`) on other machines
+that share the folder. What has no picture is a row with a status; nothing is left out. `--retry-failed` asks again for
+the pictures that failed for a reason that may pass, and for nothing else.
 
 Deviation from the paper: it starts from 1.8 billion pairs collected by others; how pages become pairs is our choice
 (see `align.pairs.pages`).
@@ -11,242 +12,257 @@ Deviation from the paper: it starts from 1.8 billion pairs collected by others; 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import heapq
-from collections import Counter
-from collections.abc import Iterator
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from align.config.download import DownloadConfig
+from align.config.engine import EngineConfig
 from align.config.ingest import IngestConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
-from align.errors import DataError
-from align.pairs.archive import Archive, Response
-from align.pairs.layout import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS, RawWriter
-from align.pairs.pages import PageImage, canonical_url, page_images
-from align.pairs.picture import PictureError, read_header
-from align.stage import Report, record_runtime, replace_directory, say, track, write_report
+from align.config.store import StoreConfig
+from align.download import Downloader
+from align.pairs.fetching import Answer, Pictures, write_shard
+from align.pairs.ingest_report import IngestReport, summarise, write_pages
+from align.pairs.layout import RawShard, raw_shards
+from align.pairs.plan import Plan, make_plan
+from align.pairs.policy import read_opted_out
+from align.pairs.raw_writer import write_raw_manifest
+from align.pairs.retry import RawFolder, num_retryable
+from align.pairs.sources import Source, open_source
+from align.services.engine import Engine, open_engine
+from align.services.store import keep_tar, open_files
+from align.stage import record_runtime, say, track, write_report
+from align.work import Part, add_part_arguments, in_processes, key_of, part_of, require_done, work_directory
 
-_HTTP_OK = 200
-
-
-class IngestReport(Report):
-    """What came out of the archive.
-
-    Attributes:
-        num_pages: pages read.
-        num_pages_in_archive: pages there are.
-        num_pages_unreadable: pages whose content encoding could not be undone; they give no pairs.
-        num_pairs: rows written.
-        num_images: distinct images stored.
-        num_truncated_files: archive files of which only the readable part was taken.
-        statuses: pairs per status.
-        errors: pairs per error message, numbers in it left out.
-    """
-
-    num_pages: int
-    num_pages_in_archive: int
-    num_pages_unreadable: int
-    num_pairs: int
-    num_images: int
-    num_truncated_files: int
-    statuses: dict[str, int]
-    errors: dict[str, int]
+#: Of the work folder; goes up when a change makes other bytes of the same input.
+_VERSION = 1
 
 
 @dataclass(frozen=True)
-class _Fetched:
-    """What is known about an image URL after its first pair: the columns that all its pairs share."""
+class _Task:
+    """What a worker process needs to make any shard. Picklable."""
 
-    status: str
-    error_message: str | None = None
-    width: int | None = None
-    height: int | None = None
-    sha256: str | None = None
-    image_key: str | None = None
+    folder: Path
+    plan: Plan
+    source: Source
+    download: DownloadConfig
+    pictures: Pictures
+    store: StoreConfig
 
 
-def ingest(config: IngestConfig, archive_path: Path, raw: Path) -> IngestReport:
-    """Writes data/raw anew.
+def ingest(
+    config: IngestConfig,
+    download: DownloadConfig,
+    engine: EngineConfig,
+    store: StoreConfig,
+    *,
+    archive: str,
+    raw: Path,
+    policy: Path,
+    part: Part | None = None,
+) -> IngestReport | None:
+    """Writes data/raw anew, or goes on where an earlier run was killed.
 
     Args:
         config: the section.
-        archive_path: a WARC file, or a folder of them.
+        download: bounds of requests; where worker processes share a host, each has its part of them.
+        engine: workers, and bounds of the sort.
+        store: how s3:// is spoken to, and where tars go.
+        archive: what `config.source` says: files, folders, patterns, s3:// addresses.
         raw: the folder to write; replaced as a whole.
+        policy: data/policy, for what must not be fetched any more.
+        part: only some shards of the work; None: all, and the output.
+
+    Returns:
+        The report; None where only a range of shards was made.
 
     Raises:
-        DataError: the archive is missing, no WARC, damaged, or has no page with an <img>.
+        DataError: the source is missing, not what it should be, damaged, or names no picture.
+        LockedError: another run is making the same folder.
+        ServiceError: a server is away.
+    """  # fmt: skip
+    part = part or Part()
+    files = open_files(store)
+    source = open_source(config, archive, files)
+    opted_out = read_opted_out(policy)
+    stamps = [f"{file} {files.stamp(file)}" for file in source.files]
+    key = key_of(_VERSION, config, download, stamps, [[one.kind, one.value] for one in opted_out.entries])
+    with work_directory(raw, key, part) as work:
+        plan = make_plan(
+            source, work / "plan", partial(_open_sql, engine), max_pages=config.max_pages,
+            shard_size=config.shard_size, num_workers=engine.num_workers,
+        )  # fmt: skip
+        images_from = "web" if config.source == "url_table" else config.images_from
+        pictures = Pictures(
+            images_from, config.max_image_pixels, download.resize_px, download.jpeg_quality, opted_out
+        )  # fmt: skip
+        numbers = [name for name in plan.names if part.shards is None or int(name) in part.shards]
+        if part.finish:
+            require_done("ingest", plan.names, partial(_done, work))
+        todo = [name for name in numbers if not _done(work, name)]
+        if len(todo) < len(numbers):
+            say(f"ingest: {len(numbers) - len(todo):,} of {len(numbers):,} shards are there already")
+        share = _shared(download, engine, len(todo))
+        _make(_Task(work, plan, source, share, pictures, store), todo, engine)
+        if part.shards is not None:
+            return None
+        write_raw_manifest(work, plan.names)
+        with open_engine(engine.model_copy(update={"runner": "duckdb"})) as sql:
+            report = summarise(sql, work, plan.counts, len(source.files))
+        shutil.rmtree(plan.table.parent)
+    return report
+
+
+def retry_failed(
+    download: DownloadConfig, engine: EngineConfig, store: StoreConfig, *, raw: Path, policy: Path, max_pixels: int
+) -> IngestReport:
+    """Asks again for the pictures of data/raw whose failure may pass; all else stays as it is.
+
+    Arguments and errors as of `ingest`. Nothing retryable: data/raw is not touched.
     """
-    with Archive(archive_path) as archive:
-        say(f"ingest: scanning {archive_path}")
-        responses, pages, num_pages_in_archive = _index(archive, config)
-        counts: Counter[str] = Counter()
-        statuses: Counter[str] = Counter()
-        errors: Counter[str] = Counter()
-        with replace_directory(raw) as directory, RawWriter(directory, config.shard_size) as writer:
-            fetcher = _Fetcher(archive, responses, config.max_image_pixels)
-            for page in track(pages, what="ingest: pages", total=len(pages)):
-                for image in _images(archive, page, counts):
-                    key = writer.next_key()
-                    fetched, data = fetcher.fetch(image, key)
-                    writer.add(_row(key, page.url, image, fetched), data)
-                    statuses[fetched.status] += 1
-                    if fetched.error_message:
-                        errors[fetched.error_message.partition(":")[0]] += 1
-            if not statuses:
-                raise DataError(f"{archive_path}: no <img> with a src on any of its {num_pages_in_archive:,} pages")
-        num_truncated_files = len(archive.truncated)
-    num_pairs = sum(statuses.values())
-    metrics: dict[str, float | int] = {
-        "ingest/num_pages": len(pages),
-        "ingest/num_pairs": num_pairs,
-        "ingest/num_images": fetcher.num_images,
-    }
-    for status in (SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE):
-        metrics[f"ingest/status/{status}"] = statuses[status]
-    return IngestReport(
-        metrics=metrics,
-        num_pages=len(pages),
-        num_pages_in_archive=num_pages_in_archive,
-        num_pages_unreadable=counts["unreadable"],
-        num_pairs=num_pairs,
-        num_images=fetcher.num_images,
-        num_truncated_files=num_truncated_files,
-        statuses=dict(statuses),
-        errors=dict(errors),
-    )
+    opted_out = read_opted_out(policy)
+    shards = raw_shards(raw)
+    todo = [shard for shard in shards if num_retryable(shard)]
+    folder = RawFolder(raw)
+    key = key_of("retry", _VERSION, [shard.table.stat().st_mtime_ns for shard in shards], download)
+    if todo:
+        with work_directory(raw, key) as work:
+            folder.link_all_into(work, except_shards=todo)
+            say(f"ingest: {sum(map(num_retryable, todo)):,} pairs of {len(todo):,} shards are tried again")
+            left = [shard for shard in todo if not _done(work, shard.name)]
+            pictures = Pictures("archive_then_web", max_pixels, download.resize_px, download.jpeg_quality, opted_out)
+            share = _shared(download, engine, len(left))
+            list(in_processes(partial(_retry_shard, work, share, pictures, store), left, engine.num_workers))
+            write_raw_manifest(work, [shard.name for shard in shards])
+    with open_engine(engine.model_copy(update={"runner": "duckdb"})) as sql:
+        return summarise(sql, raw, {}, 0)
 
 
-def _index(archive: Archive, config: IngestConfig) -> tuple[dict[str, Response], list[Response], int]:
-    """One pass: URL -> response (the first good one), the pages to read in archive order, and how many there are.
-
-    With `max_pages`, the pages with the smallest hashes of their URL: spread over the archive, so that every source
-    keeps its share, and the same ones every time.
-    """
-    responses: dict[str, Response] = {}
-    pages: list[Response] = []
-    smallest: list[tuple[int, int, int, Response]] = []  # a heap of negated hashes
-    num_pages = 0
-    for response in track(archive.scan(allow_truncated=config.allow_truncated), what="ingest: responses"):
-        url = _canonical(response.url)
-        known = responses.get(url)
-        if known is None or (known.status != _HTTP_OK and response.status == _HTTP_OK):
-            responses[url] = response
-        if not response.is_html or response.status != _HTTP_OK:
-            continue
-        num_pages += 1
-        if config.max_pages is None:
-            pages.append(response)
-            continue
-        rank = -int.from_bytes(hashlib.sha256(response.url.encode("utf-8", "surrogatepass")).digest()[:8], "big")
-        item = (rank, -response.file, -response.offset, response)
-        if len(smallest) < config.max_pages:
-            heapq.heappush(smallest, item)
-        else:
-            heapq.heappushpop(smallest, item)
-    pages += sorted((item[3] for item in smallest), key=lambda page: (page.file, page.offset))
-    return responses, pages, num_pages
+def _open_sql(engine: EngineConfig) -> AbstractContextManager[Engine]:
+    return open_engine(engine.model_copy(update={"runner": "duckdb"}))
 
 
-def _canonical(url: str) -> str:
-    try:
-        return canonical_url(url)
-    except ValueError:
-        return url
+def _done(work: Path, name: str) -> bool:
+    return (work / f"{name}.parquet").exists()
 
 
-def _images(archive: Archive, page: Response, counts: Counter[str]) -> Iterator[PageImage]:
-    body = archive.read(page)
-    if body is None:
-        counts["unreadable"] += 1
+def _shared(download: DownloadConfig, engine: EngineConfig, num_shards: int) -> DownloadConfig:
+    """The bounds of one worker process: a host must not see them once for each."""
+    count = max(1, min(engine.num_workers or os.cpu_count() or 1, num_shards))
+    rate = download.max_requests_per_host_per_s
+    return download.model_copy(update={
+        "max_connections": max(1, download.max_connections // count),
+        "max_connections_per_host": max(1, download.max_connections_per_host // count),
+        "max_requests_per_host_per_s": None if rate is None else rate / count,
+    })  # fmt: skip
+
+
+def _make(task: _Task, names: list[str], engine: EngineConfig) -> None:
+    """Makes shards side by side and says how it goes."""
+    start, pairs, successes = time.monotonic(), 0, 0
+    made = in_processes(partial(_make_shard, task), names, engine.num_workers)
+    for count, (num_pairs, num_good) in enumerate(track(made, what="ingest: shards", total=len(names)), start=1):
+        pairs, successes = pairs + num_pairs, successes + num_good
+        spent = time.monotonic() - start
+        left = spent / count * (len(names) - count)
+        say(
+            f"ingest: {count:,} of {len(names):,} shards, {pairs:,} pairs, {successes / max(1, pairs):.1%} with a "
+            f"picture, {pairs / max(spent, 1e-9):,.0f} pairs/s, {left / 60:,.1f} min left"
+        )
+
+
+def _make_shard(task: _Task, name: str) -> tuple[int, int]:
+    write_shard(
+        task.folder, name, task.plan.place_digits, partial(task.plan.rows, name), read=task.source.read,
+        fetch=partial(_fetch, task.download, name), pictures=task.pictures,
+        keep_tar=partial(keep_tar, config=task.store),
+    )  # fmt: skip
+    return _count(task.folder, name)
+
+
+def _retry_shard(
+    work: Path, download: DownloadConfig, pictures: Pictures, store: StoreConfig, shard: RawShard
+) -> tuple[int, int]:
+    old = RawFolder(shard.table.parent).reader(shard)
+    write_shard(
+        work, shard.name, old.place_digits, old.rows, read=old.read, fetch=partial(_fetch, download, shard.name),
+        pictures=pictures, keep_tar=partial(keep_tar, config=store),
+    )  # fmt: skip
+    return _count(work, shard.name)
+
+
+def _count(folder: Path, name: str) -> tuple[int, int]:
+    """(pairs, pairs with a picture) of a shard."""
+    stats = json.loads((folder / f"{name}_stats.json").read_bytes())
+    return stats["count"], stats["successes"]
+
+
+def _fetch(download: DownloadConfig, name: str, urls: Iterable[str]) -> Iterator[Answer]:
+    """The web's answers, with a line on how it goes every ten seconds; nothing starts where nothing is asked for."""
+    waiting = iter(urls)
+    first = next(waiting, None)
+    if first is None:
         return
-    yield from page_images(body.data, page.url, body.charset)
+    start = last = time.monotonic()
+    count = good = 0
+    with Downloader(download) as downloader:
+        for answer in downloader.fetch(_chained(first, waiting)):
+            count, good = count + 1, good + (answer.data is not None)
+            yield answer
+            now = time.monotonic()
+            if now - last >= 10:
+                last = now
+                say(
+                    f"ingest: shard {name}: {count:,} addresses, {good / count:.1%} good, "
+                    f"{count / (now - start):,.0f}/s"
+                )
 
 
-class _Fetcher:
-    """Image URL -> bytes and columns; each URL is fetched once, each picture handed out once.
-
-    Attributes:
-        num_images: distinct images handed out.
-    """
-
-    def __init__(self, archive: Archive, responses: dict[str, Response], max_image_pixels: int) -> None:
-        self._archive = archive
-        self._responses = responses
-        self._max_image_pixels = max_image_pixels
-        self._by_url: dict[str, _Fetched] = {}
-        self._key_by_hash: dict[str, str] = {}
-
-    @property
-    def num_images(self) -> int:
-        return len(self._key_by_hash)
-
-    def fetch(self, image: PageImage, key: str) -> tuple[_Fetched, bytes | None]:
-        """The columns of this image, and its bytes if they are to be stored under `key`."""
-        if image.problem is not None:
-            return _Fetched(FAILED_TO_DOWNLOAD, image.problem), None
-        known = self._by_url.get(image.url)
-        if known is not None:
-            return known, None
-        fetched, data = self._first(image.url, key)
-        self._by_url[image.url] = fetched
-        return fetched, data
-
-    def _first(self, url: str, key: str) -> tuple[_Fetched, bytes | None]:
-        response = self._responses.get(url)
-        if response is None:
-            return _Fetched(FAILED_TO_DOWNLOAD, "not in archive"), None
-        if response.status != _HTTP_OK:
-            return _Fetched(FAILED_TO_DOWNLOAD, f"HTTP {response.status}"), None
-        body = self._archive.read(response)
-        if body is None:
-            return _Fetched(FAILED_TO_DOWNLOAD, "content encoding cannot be undone"), None
-        try:
-            header = read_header(body.data)
-        except PictureError as error:
-            return _Fetched(FAILED_TO_RESIZE, str(error)), None
-        size = (header.width_px, header.height_px)
-        if size[0] * size[1] > self._max_image_pixels:
-            return _Fetched(FAILED_TO_RESIZE, f"too many pixels: {size[0]} x {size[1]}", *size), None
-        digest = hashlib.sha256(body.data).hexdigest()
-        stored = self._key_by_hash.get(digest)
-        if stored is not None:
-            return _Fetched(SUCCESS, None, *size, digest, stored), None
-        self._key_by_hash[digest] = key
-        return _Fetched(SUCCESS, None, *size, digest, key), body.data
+def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
 
 
-def _row(key: str, page_url: str, image: PageImage, fetched: _Fetched) -> dict[str, Any]:
-    good = fetched.status == SUCCESS
-    return {
-        "url": image.url,
-        "caption": image.alt,
-        "key": key,
-        "status": fetched.status,
-        "error_message": fetched.error_message,
-        "width": fetched.width if good else None,
-        "height": fetched.height if good else None,
-        "original_width": fetched.width,
-        "original_height": fetched.height,
-        "sha256": fetched.sha256,
-        "page_url": page_url,
-        "image_key": fetched.image_key,
-    }
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments beyond the common ones."""
+    add_part_arguments(parser)
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="ask again for the pictures whose failure may pass, nothing else"
+    )
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align ingest`."""
     config, paths = params.section(IngestConfig), params.section(PathsConfig)
+    sections = (params.section(DownloadConfig), params.section(EngineConfig), params.section(StoreConfig))
     with record_runtime("ingest", paths.runtime) as runtime:
-        report = ingest(config, paths.archive, paths.raw)
+        if args.retry_failed:
+            max_pixels = config.max_image_pixels
+            report: Any = retry_failed(*sections, raw=paths.raw, policy=paths.policy, max_pixels=max_pixels)
+        else:
+            part = part_of(args)
+            report = ingest(config, *sections, archive=paths.archive, raw=paths.raw, policy=paths.policy, part=part)
+        if report is None:
+            say(f"ingest: shards {args.shards} are done; `align ingest --finish` makes {paths.raw} when all are")
+            return
         write_report(report, paths.reports / "ingest")
+        write_pages(report, paths.reports / "ingest")
         runtime["num_pairs"] = report.num_pairs
-    failed = report.num_pairs - report.statuses.get(SUCCESS, 0)
+    failed = report.num_pairs - report.statuses.get("success", 0)
     say(
         f"ingest: {report.num_pairs:,} pairs of {report.num_images:,} images from {report.num_pages:,} pages; "
-        f"{failed:,} without a picture"
+        f"{failed:,} without a picture, {report.num_retryable:,} of them for a reason that may pass"
     )
+    if args.retry_failed:
+        say("ingest: `dvc commit ingest` keeps this data/raw; otherwise `dvc repro` fetches everything anew")
     if report.num_truncated_files:
         say(f"ingest: warning: {report.num_truncated_files} archive file(s) cut off; only the readable part was taken")

@@ -22,6 +22,7 @@ from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
 from align.errors import CorruptError, DataError
 from align.pairs.shards import read_manifest
+from align.pairs.verdict import SHARDS, TABLES, require_passed
 from align.services.tracking import CANDIDATE, Tracker, Version, current_flow_run_id, current_run_id
 from align.stage import say, sha256_file, sha256_folder, to_json
 
@@ -29,6 +30,8 @@ from align.stage import say, sha256_file, sha256_folder, to_json
 _NOT_LOGGED = {"paths", "engine", "store"}
 _STEPS = "metrics.jsonl"
 _ARTIFACT = "model"
+#: MLflow refuses longer tags.
+_MAX_TAG = 5000
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,18 @@ def register(
     if sha256_folder(packaged) != model_digest:
         raise CorruptError(f"{packaged}: not the model that {reports / 'package'} reports; run `align package` again")
     data_digest = read_manifest(shards).digest
-    verdict = "passed" if _report(reports / "quality")["passed"] else "failed"
+    require_passed(reports / TABLES)
+    require_passed(reports / SHARDS, data_digest)
+    accepted = [row["accepted"] for gate in (TABLES, SHARDS) for row in _report(reports / gate)["expectations"]]
+    accepted = [f"{one['expectation']}, by {one['by']}: {one['reason']}" for one in accepted if one]
     metrics = read_metrics(reports)
     params = flatten({name: value for name, value in values.items() if name not in _NOT_LOGGED})
     run_digest = hashlib.sha256(to_json([model_digest, data_digest, params, metrics]).encode()).hexdigest()
     tags = {
         "align.model_digest": model_digest,
         "align.data_digest": data_digest,
-        "align.quality": verdict,
+        "align.quality": "passed",
+        "align.quality_accepted": "; ".join(accepted)[:_MAX_TAG],
         "align.git_revision": lineage.git_revision,
         "align.dvc_lock": lineage.dvc_lock,
         "align.flow_run": lineage.flow_run,

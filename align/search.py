@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from align.config import Params
 from align.config.paths import PathsConfig
 from align.config.search import SearchConfig
+from align.config.store import StoreConfig
 from align.errors import ConfigError, DataError
 from align.evaluation.measure import Encoder
 from align.evaluation.queries import compose
@@ -25,6 +26,7 @@ from align.model.digest import model_digest
 from align.model.embedder import Embedder
 from align.pairs.shards import read_manifest
 from align.services.image_index import Hit, ImageIndex
+from align.services.store import materialised
 from align.stage import say, write_text
 
 
@@ -168,5 +170,5 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise DataError(f"--image {args.image}: {error}" if args.image else str(error)) from None
     print(_json(hits) if args.json else _table(hits))
     if args.html:
-        write_text(args.html, _page(query, hits, index, paths.shards))
+        write_text(args.html, _page(query, hits, index, materialised(paths.shards, params.section(StoreConfig))))
         say(f"search: wrote {args.html}")

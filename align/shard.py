@@ -1,42 +1,45 @@
 """shard: kept pairs -> data/shards/{train,val,test}, one tar sample an image, split by cluster and shuffled by seed.
 
-Images are resized to `image_px` square without keeping the aspect, as the paper does (section 4.1; there 346 px), by an
-antialiased bilinear filter; transparency becomes white. Decisions of ours, the paper being silent: JPEG as the stored
-form, the split by cluster, and that a cluster larger than `max_cluster_share` goes to train whole, since held out it
-would swallow the split.
-
-Memory holds one row per kept pair and a few images. Raw tars are read once, in their order, into a spool of resized
-images beside the output; from there the shards are written in shuffled order.
+Which image goes where is planned once over all kept pairs (`align.pairs.shard_plan`); then each output shard is work of
+its own (`align.pairs.gather`): in worker processes here, or range by range (`--shards A-B`, then `--finish`) on
+machines that share the folder. A killed run goes on at the shard. Decisions of ours, the paper being silent: JPEG as
+the stored form, the split by cluster, and that a cluster larger than `max_cluster_share` goes to train whole, since
+held out it would swallow the split.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
-import sys
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+import fcntl
+import io
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-import pyarrow.parquet as pq
-import simplejpeg
-from PIL import Image
 
+import align.pairs
 from align.config import Params
+from align.config.engine import EngineConfig
 from align.config.paths import PathsConfig
 from align.config.shard import ShardConfig
-from align.errors import DataError, GateError
-from align.pairs.clusters import cluster
-from align.pairs.layout import iter_images, raw_shards
-from align.pairs.picture import PictureError, decode
-from align.pairs.shards import SPLITS, Manifest, Sample, Shard, Split, SplitName, digest_of, write_manifest, write_shard
-from align.stage import Report, record_runtime, replace_directory, say, track, write_report
+from align.config.store import StoreConfig
+from align.errors import DataError
+from align.pairs.gather import RawTars, gather
+from align.pairs.layout import RawShard, image_places, raw_shards
+from align.pairs.shard_plan import Plan, make_plan, place_rows, read_plan
+from align.pairs.shard_writer import join_manifest, write_entry, write_shard
+from align.pairs.shards import SPLITS, Manifest, SplitName
+from align.pairs.verdict import require_passed
+from align.services.store import Objects, keep_tar, open_files
+from align.stage import Report, record_runtime, say, sha256_file, track, write_bytes, write_report
+from align.work import Part, add_part_arguments, in_processes, key_of, part_of, require_done, work_directory
+
+#: Of whose code the bytes depend on, besides this file: what a run goes on with must be its own.
+_CODE = ("gather", "clusters", "layout", "picture", "shard_plan", "shard_writer", "shards", "tar")
+#: Inside the work folder, gone at the end.
+_PLAN, _INDEX, _DONE = ".plan", ".index", ".done"
+_ALL = Part()
 
 
 class ShardReport(Report):
@@ -45,230 +48,193 @@ class ShardReport(Report):
     digest: str
 
 
-@dataclass(slots=True)
-class _Image:
-    """One distinct image with its kept pairs. `split` and `place` (its rank in the shuffle) are set by `_assign`."""
+@dataclass(frozen=True)
+class _Task:
+    """One raw tar to index, or one output shard to write: `number` of it. Picklable."""
 
-    image_id: str
-    image_key: str
-    phash: int
-    keys: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    split: SplitName = "train"
-    place: bytes = b""
+    number: int
+    work: Path
+    raw: Path
+    store: StoreConfig
+    config: ShardConfig
 
 
-def shard(config: ShardConfig, *, raw: Path, filtered: Path, quality: Path, out: Path, reports: Path) -> ShardReport:
-    """Writes the shards of all splits, then the manifest, then the report.
+def shard(
+    config: ShardConfig, store: StoreConfig, *, raw: Path, filtered: Path, quality: Path, out: Path, reports: Path,
+    num_workers: int | None = None, part: Part = _ALL,
+) -> ShardReport | None:  # fmt: skip
+    """Writes the shards of all splits, then the manifest, then the report; or only a part of the shards.
 
     Args:
         config: section `shard`.
+        store: where tars go, and where raw ones lie that are not in `raw`.
         raw: data/raw, for the images' bytes.
         filtered: data/filtered, for the kept pairs and the perceptual hashes.
         quality: the folder of `align validate`'s report; its verdict must be "passed".
         out: data/shards; replaced whole.
         reports: the folder of this stage's report.
+        num_workers: processes; None takes one per core.
+        part: which shards; None is returned where that is a range.
 
     Raises:
         GateError: the quality gate failed.
-        DataError: no verdict, no kept pair, an empty split, or an image of a kept pair missing or undecodable.
+        DataError: no verdict, no kept pair, an empty split, an image of a kept pair missing or undecodable, or shards
+            missing where it should finish.
+        CorruptError: a raw tar is cut off, or bytes in the object store are damaged.
+        ServiceError: the object store is away.
+        LockedError: another run is at it.
     """
     require_passed(quality)
-    images = read_kept(filtered)
-    num_clusters, largest = _assign(images, config)
-    with replace_directory(out) as part:
-        spool_path = part / ".spool"
-        with spool_path.open("w+b") as spool:
-            places = _spool(images, raw, spool, config)
-            splits = {name: _write_split(part, name, images, spool, places, config.images_per_shard) for name in SPLITS}
-        spool_path.unlink()
-        digest = digest_of(tar for name in SPLITS for tar in splits[name].shards)
-        write_manifest(Manifest(image_px=config.image_px, digest=digest, splits=splits), part)
-    metrics: dict[str, float | int] = {
-        "shard/num_images": len(images),
-        "shard/num_pairs": sum(len(image.keys) for image in images),
-        "shard/num_clusters": num_clusters,
-        "shard/largest_cluster_share": round(largest / len(images), 6),
-        "shard/num_bytes": sum(tar.num_bytes for split in splits.values() for tar in split.shards),
-    }
-    for name, split in splits.items():
-        metrics |= {f"shard/{name}/num_images": split.num_images, f"shard/{name}/num_pairs": split.num_pairs}
-    report = ShardReport(metrics=metrics, digest=digest)
+    key = _key(config, raw_shards(raw), filtered)
+    with work_directory(out, key, part) as work:
+        task = _Task(0, work, raw, store, config)
+        plan = _planned(task, filtered, num_workers)
+        numbers = range(len(plan.paths))
+        if part.finish:
+            require_done("shard", [str(number) for number in numbers], lambda name: _entry(work, int(name)).is_file())
+        else:
+            _write_shards(
+                task, [number for number in numbers if part.shards is None or number in part.shards], num_workers
+            )
+        if part.shards is not None:
+            return None
+        manifest = _finish(work, plan, config.image_px)
+        report = _report(plan, manifest)
     write_report(report, reports)
     return report
 
 
-def require_passed(quality: Path) -> None:
-    """Refuses data without a passed verdict.
-
-    Raises:
-        DataError: there is no verdict.
-        GateError: the verdict is "failed".
-    """
-    path = quality / "report.json"
-    try:
-        verdict = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no quality verdict on this data; run `align validate` first") from None
-    if verdict.get("passed") is not True:
-        reason = verdict.get("failure") or "no reason given"
-        raise GateError(f"{path}: the quality gate failed ({reason}); see report.html beside it")
-
-
-def read_kept(filtered: Path) -> list[_Image]:
-    """The distinct images of the kept pairs, ordered by image_id; each image's pairs are in order of their keys.
-
-    Raises:
-        DataError: decisions.parquet or images.parquet is missing, or no pair is kept.
-    """
+def _key(config: ShardConfig, shards: list[RawShard], filtered: Path) -> str:
+    """Of everything that decides about the bytes; raw tars by name and size, as decisions name their images' sha256."""
     for name in ("decisions.parquet", "images.parquet"):
         if not (filtered / name).is_file():
             raise DataError(f"{filtered / name}: no such file; run `align filter` first")
-    kept = pq.read_table(
-        filtered / "decisions.parquet", columns=["key", "image_id", "image_key", "text"], filters=[("keep", "==", True)]
-    ).sort_by("key")
-    if len(kept) == 0:
-        where = filtered / "decisions.parquet"
-        raise DataError(f"{where}: no pair is kept; see the filter's report for the reasons, and relax its rules")
-    phashes = pq.read_table(filtered / "images.parquet", columns=["image_id", "phash"])
-    phash = dict(zip(phashes["image_id"].to_pylist(), phashes["phash"].to_pylist(), strict=True))
-    images: dict[str, _Image] = {}
-    for row in kept.to_pylist():
-        image_id = row["image_id"]
-        if phash.get(image_id) is None:
-            where = filtered / "images.parquet"
-            raise DataError(f"{where}: no hash of image {image_id}, which is kept; run `align filter` again")
-        image = images.setdefault(image_id, _Image(image_id, row["image_key"], phash[image_id]))
-        image.keys.append(row["key"])
-        image.texts.append(row["text"])
-    return sorted(images.values(), key=lambda image: image.image_id)
+    tables = [sha256_file(filtered / name) for name in ("decisions.parquet", "images.parquet")]
+    tars = [(one.name, one.sha256 or one.tar.stat().st_size) for one in shards]
+    code = [Path(__file__), *(Path(align.pairs.__path__[0]) / f"{name}.py" for name in _CODE)]
+    return key_of(config, tables, tars, [sha256_file(path) for path in code])
 
 
-def _assign(images: list[_Image], config: ShardConfig) -> tuple[int, int]:
-    """Sets every image's split and place; returns the number of clusters and the size of the largest.
-
-    A cluster's split depends on the seed and its smallest image_id alone, so that images that arrive later do not move
-    it (unless they join two clusters).
-    """
-    pair_images = np.repeat(np.arange(len(images)), [len(image.keys) for image in images])
-    texts = [text for image in images for text in image.texts]
-    phashes = np.array([image.phash for image in images], np.uint64)
-    labels = cluster(len(images), pair_images, texts, phashes, config.near_duplicate_bits)
-    sizes = np.bincount(labels, minlength=len(images))
-    limit = config.max_cluster_share * len(images)
-    for image, label in zip(images, labels.tolist(), strict=True):
-        draw = int.from_bytes(_hash(config.seed, "split", images[label].image_id)[:8], "big") / 2**64
-        if sizes[label] > max(limit, 1) or draw >= config.val_fraction + config.test_fraction:
-            image.split = "train"
-        else:
-            image.split = "val" if draw < config.val_fraction else "test"
-        image.place = _hash(config.seed, "place", image.image_id)
-    images.sort(key=lambda image: image.place)
-    num_clusters = len(np.unique(labels))
-    wanted: dict[SplitName, float] = {"train": 1.0, "val": config.val_fraction, "test": config.test_fraction}
-    for name, fraction in wanted.items():
-        if fraction > 0 and not any(image.split == name for image in images):
-            raise DataError(
-                f"split '{name}' would be empty: {len(images)} images in {num_clusters} clusters are too few for a "
-                f"fraction of {fraction:g}; keep more pairs, or raise shard.{name}_fraction (0 leaves val or test out)"
-            )
-    return num_clusters, int(sizes.max())
+def _planned(task: _Task, filtered: Path, num_workers: int | None) -> Plan:
+    """The plan of the work folder; made by whoever comes first, while others wait."""
+    with (task.work / f"{_PLAN}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        plan = read_plan(task.work / _PLAN)
+        if plan is None:
+            numbers = range(len(_tars(task.raw, task.store)))
+            tasks = [_Task(number, task.work, task.raw, task.store, task.config) for number in numbers]
+            done = in_processes(_index_tar, tasks, _processes(num_workers, len(tasks)))
+            paths = list(track(done, what="shard: raw tars indexed", total=len(tasks)))
+            plan = make_plan(task.work / _PLAN, filtered, map(np.load, paths), task.raw, task.config)
+    return plan
 
 
-def _hash(seed: int, what: str, image_id: str) -> bytes:
-    return hashlib.sha256(f"{seed} {what} {image_id}".encode()).digest()
+def _processes(num_workers: int | None, num_tasks: int) -> int | None:
+    return 1 if num_tasks <= 1 else num_workers
 
 
-def _spool(images: list[_Image], raw: Path, spool: BinaryIO, config: ShardConfig) -> dict[str, tuple[int, int]]:
-    """Resizes every image once, in the order of the raw tars; returns image_key -> (offset, size) in the spool."""
-    wanted = {image.image_key for image in images}
-
-    def wanted_images() -> Iterator[tuple[str, bytes]]:
-        for source in raw_shards(raw):
-            for key, data in iter_images(source):
-                if key in wanted:
-                    yield key, data
-
-    places: dict[str, tuple[int, int]] = {}
-    resized = _resize_all(wanted_images(), config)
-    for key, data in track(resized, what="shard: images resized", total=len(wanted)):
-        places[key] = (spool.tell(), len(data))
-        spool.write(data)
-    missing = wanted - places.keys()
-    if missing:
-        what = f"{len(missing)} images of kept pairs are missing, the first is {min(missing)}"
-        raise DataError(f"{raw}: {what}; run `align ingest` and `align filter` again")
-    return places
+def _tars(raw: Path, store: StoreConfig) -> list[tuple[str, bool]]:
+    """Path or URI of each raw tar, by number, and whether it is in the folder (its bytes have been seen here)."""
+    found = []
+    for one in raw_shards(raw):
+        here = one.sha256 is None or one.tar.is_file() or store.objects is None
+        found.append((str(one.local_tar()) if here or one.sha256 is None else Objects(store).uri(one.sha256), here))
+    return found
 
 
-def _resize_all(images: Iterable[tuple[str, bytes]], config: ShardConfig) -> Iterator[tuple[str, bytes]]:
-    """`resize` on all cores, in order, a bounded number of images in flight (the codecs release the GIL)."""
-    num_threads = os.cpu_count() or 1
-    window: deque[tuple[str, Future[bytes]]] = deque()
-    with ThreadPoolExecutor(num_threads) as pool:
-        for key, data in images:
-            window.append((key, pool.submit(resize, data, config.image_px, config.jpeg_quality)))
-            if len(window) >= 4 * num_threads:
-                yield _finish(window)
-        while window:
-            yield _finish(window)
+def _index_tar(task: _Task) -> Path:
+    """Where the images of a raw tar lie, as a file in the work folder; from the headers, which are read once."""
+    path = task.work / _INDEX / f"{task.number:05d}.npy"
+    if not path.is_file():
+        uri, _ = _tars(task.raw, task.store)[task.number]
+        with open_files(task.store).open(uri) as file:
+            rows = place_rows(image_places(file, uri), task.number)
+        buffer = io.BytesIO()
+        np.save(buffer, rows)
+        write_bytes(path, buffer.getvalue())
+    return path
 
 
-def _finish(window: deque[tuple[str, Future[bytes]]]) -> tuple[str, bytes]:
-    key, future = window.popleft()
-    try:
-        return key, future.result()
-    except PictureError as error:
-        what = f"image {key} of a kept pair does not decode ({error})"
-        raise DataError(f"{what}; run `align ingest` and `align filter` again") from None
+def _write_shards(task: _Task, numbers: list[int], num_workers: int | None) -> None:
+    todo = [
+        _Task(number, task.work, task.raw, task.store, task.config)
+        for number in numbers if not _entry(task.work, number).is_file()
+    ]  # fmt: skip
+    done = in_processes(_write_one, todo, _processes(num_workers, len(todo)))
+    for _ in track(done, what="shard: shards", total=len(todo)):
+        pass
 
 
-def resize(data: bytes, image_px: int, quality: int) -> bytes:
-    """Image bytes of any format -> JPEG of `image_px` x `image_px`, aspect not kept, transparency on white.
+def _write_one(task: _Task) -> None:
+    """An output shard: the tar, handed over to the store if there is one, and then its entry, which says it is done."""
+    plan = read_plan(task.work / _PLAN)
+    assert plan is not None
+    tars, files = _tars(task.raw, task.store), open_files(task.store)
+    local = [uri if here else None for uri, here in tars]
+    with RawTars(
+        local, lambda tar, offset, size: files.read(tars[tar][0], offset, size), task.store.num_connections
+    ) as images:
+        samples = gather(plan.rows(task.number), images, task.config.image_px, task.config.jpeg_quality)
+        written = write_shard(task.work, plan.paths[task.number], samples)
+    keep_tar(task.work / written.path, written.sha256, task.store)
+    write_entry(written, _entry(task.work, task.number))
 
-    Raises:
-        PictureError: the bytes do not decode.
-    """
-    # The filter has refused pictures of too many pixels; a JPEG need not be decoded larger than twice the result.
-    image = decode(data, max_pixels=sys.maxsize, hint_px=2 * image_px)
-    resized = np.array(image.resize((image_px, image_px), Image.Resampling.BILINEAR))
-    # 4:4:4, since halved colour resolution shows at this size.
-    return bytes(simplejpeg.encode_jpeg(resized, quality=quality, colorspace="RGB", colorsubsampling="444"))
+
+def _entry(work: Path, number: int) -> Path:
+    return work / _DONE / f"{number:05d}.json"
 
 
-def _write_split(
-    directory: Path,
-    name: SplitName,
-    images: list[_Image],
-    spool: BinaryIO,
-    places: dict[str, tuple[int, int]],
-    images_per_shard: int,
-) -> Split:
-    """Writes `name/NNNNN.tar` with the split's images in the order of the list."""
-    chosen = [image for image in images if image.split == name]
+def _finish(work: Path, plan: Plan, image_px: int) -> Manifest:
+    """The manifest, and nothing else beside the tars."""
+    entries: dict[SplitName, list[Path]] = {name: [] for name in SPLITS}
+    for number, path in enumerate(plan.paths):
+        entries[_split_of(path)].append(_entry(work, number))
+    manifest = join_manifest(work, image_px, entries)
+    for leftover in (*work.glob("*/.*.part"), work / f"{_PLAN}.lock"):
+        leftover.unlink(missing_ok=True)
+    for folder in (_INDEX, _PLAN, _DONE):
+        shutil.rmtree(work / folder)
+    for name in SPLITS:
+        if (work / name).is_dir() and not any((work / name).iterdir()):
+            (work / name).rmdir()
+    return manifest
 
-    def samples(rows: list[_Image]) -> Iterator[Sample]:
-        for image in rows:
-            offset, size = places[image.image_key]
-            spool.seek(offset)
-            yield Sample(image.image_key, image.image_id, spool.read(size), tuple(image.keys), tuple(image.texts))
 
-    shards: list[Shard] = []
-    for start in range(0, len(chosen), images_per_shard):
-        rows = chosen[start : start + images_per_shard]
-        shards.append(write_shard(directory, f"{name}/{len(shards):05d}.tar", samples(rows)))
-    num_pairs = sum(len(image.keys) for image in chosen)
-    return Split(num_images=len(chosen), num_pairs=num_pairs, shards=tuple(shards))
+def _split_of(path: str) -> SplitName:
+    return next(name for name in SPLITS if path.startswith(f"{name}/"))
+
+
+def _report(plan: Plan, manifest: Manifest) -> ShardReport:
+    num_images = sum(plan.num_images)
+    metrics: dict[str, float | int] = {
+        "shard/num_images": num_images,
+        "shard/num_pairs": sum(split.num_pairs for split in manifest.splits.values()),
+        "shard/num_clusters": plan.num_clusters,
+        "shard/largest_cluster_share": round(plan.largest_cluster / num_images, 6),
+        "shard/num_bytes": sum(tar.num_bytes for split in manifest.splits.values() for tar in split.shards),
+    }
+    for name, split in manifest.splits.items():
+        metrics |= {f"shard/{name}/num_images": split.num_images, f"shard/{name}/num_pairs": split.num_pairs}
+    return ShardReport(metrics=metrics, digest=manifest.digest)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Ranges of output shards."""
+    add_part_arguments(parser)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align shard`."""
-    config, paths = params.section(ShardConfig), params.section(PathsConfig)
+    config, paths, part = params.section(ShardConfig), params.section(PathsConfig), part_of(args)
     with record_runtime("shard", paths.runtime) as record:
         report = shard(
-            config, raw=paths.raw, filtered=paths.filtered, quality=paths.reports / "quality",
-            out=paths.shards, reports=paths.reports / "shard",
+            config, params.section(StoreConfig), raw=paths.raw, filtered=paths.filtered,
+            quality=paths.reports / "quality", out=paths.shards, reports=paths.reports / "shard",
+            num_workers=params.section(EngineConfig).num_workers, part=part,
         )  # fmt: skip
+        if report is None:
+            say(f"shard: shards {args.shards} are done; `align shard --finish` when all are")
+            return
         record["num_images"] = report.metrics["shard/num_images"]
     counts = ", ".join(f"{name} {report.metrics[f'shard/{name}/num_pairs']:,}" for name in SPLITS)
     num_pairs, num_images = report.metrics["shard/num_pairs"], report.metrics["shard/num_images"]

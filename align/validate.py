@@ -1,121 +1,69 @@
-"""validate: the quality gate. Great Expectations judges data/raw and data/filtered; training starts on "passed" only.
+"""validate: the quality gate over tables. Great Expectations judges data/raw and data/filtered.
 
-Counts, shares and keys are judged over the whole tables: DuckDB computes one row of statistics. Values of single rows
-(formats, ranges) are judged on a bounded sample, drawn by a hash of the key so that it is the same rows each time.
-Thresholds stand in params.yaml. The paper describes no such gate.
+Counts, shares and keys are judged over the whole tables: the engine computes one row of statistics. Values of single
+rows (formats, ranges) are judged on a bounded sample, drawn by a hash of the key so that it is the same rows each time.
+Evaluation images are looked for once more, apart from the filter: by their bytes and by their perceptual hashes.
+Against the reference dataset, where people set one, drift is measured (`align.pairs.drift`). Thresholds stand in
+params.yaml; the paper describes no such gate. The shards have one of their own, `align validate_shards`.
 
-`reports/quality/report.json` holds the verdict (`passed`, and the first `failure`), `report.html` shows every
-expectation with the observed value and the threshold. Both are written before a failure is raised.
+`--accept NAME --reason WHY` and `--set-reference` record what people decide about the last run, in data/policy.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from align import html
 from align.config import Params
 from align.config.engine import EngineConfig
 from align.config.paths import PathsConfig
 from align.config.validate import ValidateConfig
-from align.errors import DataError, GateError
-from align.pairs.layout import raw_shards
-from align.services.engine import Engine, open_engine
-from align.services.expectations import Expectation, Outcome, check
-from align.stage import Report, record_runtime, say, write_report, write_text
-
-#: Statistics over the whole data: name -> SQL that gives one number. Views: raw, decisions, images.
-STATISTICS = {
-    "raw_pairs": "SELECT count(*) FROM raw",
-    "raw_duplicate_keys": "SELECT count(key) - count(DISTINCT key) FROM raw",
-    "raw_null_keys": "SELECT count(*) - count(key) FROM raw",
-    "raw_null_urls": "SELECT count(*) - count(url) FROM raw",
-    "raw_null_statuses": "SELECT count(*) - count(status) FROM raw",
-    "raw_success_share": "SELECT count(*) FILTER (status = 'success') / nullif(count(*), 0) FROM raw",
-    "raw_success_without_size": (
-        "SELECT count(*) FROM raw WHERE status = 'success' AND (coalesce(width, 0) < 1 OR coalesce(height, 0) < 1)"
-    ),
-    "decisions_duplicate_keys": "SELECT count(key) - count(DISTINCT key) FROM decisions",
-    "rows_without_decision": "SELECT count(*) FROM raw ANTI JOIN decisions USING (key)",
-    "decisions_without_row": "SELECT count(*) FROM decisions ANTI JOIN raw USING (key)",
-    "decisions_null_keep": "SELECT count(*) - count(keep) FROM decisions",
-    "decisions_against_reason": "SELECT count(*) FROM decisions WHERE keep <> (reason IS NULL)",
-    "decisions_reason_not_first": "SELECT count(*) FROM decisions WHERE reason IS DISTINCT FROM reasons[1]",
-    "keep_rate": "SELECT count(*) FILTER (keep) / nullif(count(*), 0) FROM decisions",
-    "kept_without_image_or_text": (
-        "SELECT count(*) FROM decisions "
-        "WHERE keep AND (image_id IS NULL OR image_key IS NULL OR coalesce(text, '') = '')"
-    ),
-    "kept_unknown_images": "SELECT count(*) FROM decisions ANTI JOIN images USING (image_id) WHERE keep",
-    "kept_unmeasured_images": (
-        "SELECT count(*) FROM decisions JOIN images USING (image_id) "
-        "WHERE keep AND (phash IS NULL OR nsfw_score IS NULL)"
-    ),
-    "images_duplicate_ids": "SELECT count(image_id) - count(DISTINCT image_id) FROM images",
-    "kept_evaluation_images": (
-        "SELECT count(*) FROM decisions JOIN images USING (image_id) WHERE keep AND len(evaluation_sets) > 0"
-    ),
-}  # fmt: skip
-#: What must be 0, in the order of the report.
-_ZERO = {
-    "kept_evaluation_images": "kept pairs that show an evaluation image",
-    "raw_duplicate_keys": "keys that occur again",
-    "raw_null_keys": "rows without a key",
-    "raw_null_urls": "rows without an image URL",
-    "raw_null_statuses": "rows without a status",
-    "raw_success_without_size": "images without a width and height",
-    "decisions_duplicate_keys": "pairs decided on twice",
-    "rows_without_decision": "pairs without a decision",
-    "decisions_without_row": "decisions about no pair",
-    "decisions_null_keep": "decisions that say neither keep nor drop",
-    "decisions_against_reason": "pairs kept with a reason, or dropped without one",
-    "decisions_reason_not_first": "decisions whose reason is not the first of their reasons",
-    "kept_without_image_or_text": "kept pairs without an image or a text",
-    "kept_unknown_images": "kept pairs whose image is not in images.parquet",
-    "kept_unmeasured_images": "kept pairs whose image was not hashed or not scored",
-    "images_duplicate_ids": "images listed twice",
-    "unlisted_reasons": "dropped for a reason that has no band",
-}
-
-_RAW_COLUMNS = ("url", "caption", "key", "status", "width", "height")
-_DECISIONS_COLUMNS = ("key", "keep", "reason", "reasons", "image_id", "image_key", "text")
-_IMAGES_COLUMNS = (
-    "image_id",
-    "image_key",
-    "width_px",
-    "height_px",
-    "nsfw_score",
-    "phash",
-    "num_texts",
-    "evaluation_sets",
+from align.errors import ConfigError, DataError, GateError
+from align.evaluation.sets import EvaluationSet, load_sets
+from align.pairs import drift
+from align.pairs.drift_figure import drift_figure
+from align.pairs.layout import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS, raw_shards
+from align.pairs.quality import (
+    QualityReport,
+    accept,
+    git_user,
+    judge,
+    publish,
+    read_accepted,
+    read_report,
+    summary,
 )
-_STATUSES = ("success", "failed_to_download", "failed_to_resize")
+from align.pairs.signals import image_signals, in_threads
+from align.pairs.statistics import COLUMNS, ZERO, manifest_faults, measure
+from align.pairs.verdict import SHARDS, TABLES
+from align.services.engine import Engine, open_engine
+from align.services.expectations import Expectation, check, statistic
+from align.stage import record_runtime, say, sha256_file, sha256_folder, write_bytes
 
-
-class Judged(BaseModel):
-    """One expectation and what came of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    what: str
-    expectation: str
-    observed: str
-    threshold: str
-    passed: bool
-
-
-class QualityReport(Report):
-    """The verdict. `failure` is the first failed expectation, in the words of the error; null when all passed."""
-
-    passed: bool
-    failure: str | None
-    expectations: tuple[Judged, ...]
+_STATUSES = (SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE)
+_MANIFEST = {
+    "raw_shards_unlisted_or_missing": "raw shards that manifest.json lacks, or that are not there",
+    "raw_shards_of_another_count": "raw shards with another number of rows than manifest.json says",
+    "raw_shards_changed": "raw shards whose bytes differ from manifest.json",
+}
+_DRIFT = {
+    "keep_rate": "drift of the keep rate",
+    "text_length": "drift of text lengths",
+    "image_size": "drift of image sizes",
+    "language": "drift of languages",
+}
 
 
 def validate(
@@ -124,195 +72,254 @@ def validate(
     *,
     raw: Path,
     filtered: Path,
-    checked_sets: Sequence[str],
+    evaluation: Path,
+    checked_sets: Mapping[str, str],
+    policy: Path,
     reports: Path,
 ) -> QualityReport:
-    """Judges the data and writes report.json, metrics.json and report.html, whatever the verdict.
+    """Judges the data and writes report.json, metrics.json, verdict.json and report.html, whatever the verdict.
 
     Args:
         config: section `validate`.
         engine_config: bounds of the SQL engine.
         raw: data/raw.
         filtered: data/filtered.
-        checked_sets: the evaluation sets whose images the filter looked for among the training images.
+        evaluation: the evaluation sets; may be absent.
+        checked_sets: the evaluation sets whose images the filter looked for, name -> sha256 of its tar.
+        policy: data/policy, with what people accepted and the reference for drift.
         reports: reports/quality.
 
     Raises:
         GateError: an expectation failed; the message has the observed value and the threshold.
         DataError: a table is missing or unreadable.
+        FormatError: a file of the policy has another layout.
     """
-    with open_engine(engine_config) as engine:
-        tables = _tables(config, engine, raw, filtered, len(checked_sets))
-    outcomes = check(tables, expectations(config))
-    failed = [outcome for outcome in outcomes if not outcome.passed]
-    failure = None
-    if failed:
-        first = failed[0]
-        failure = f"{first.expectation.what}: observed {first.observed}, expected {first.expectation.threshold}"
-    statistics = {name: value for name, value in tables["statistics"].iloc[0].items() if value is not None}
-    report = QualityReport(
+    sets, reference = load_sets(evaluation), drift.read_reference(policy)
+    with open_engine(engine_config, reports) as engine:
+        incomplete = _views(engine, raw, filtered, sets)
+        numbers: dict[str, Any] = dict(measure(engine.rows, config.dropped_share, incomplete))
+        languages = "language" in _columns(filtered / "decisions.parquet")
+        now = {} if incomplete else drift.distributions(engine.rows, languages=languages)
+        frames = _samples(engine, config.sample_rows, incomplete)
+    numbers["checked_sets"] = len(checked_sets)
+    numbers["unchecked_sets"] = sum(checked_sets.get(one.name) != one.sha256 for one in sets)
+    numbers |= manifest_faults(raw) or {}
+    moved = drift.drift(numbers["keep_rate"] or 0.0, now, reference) if reference and now else {}
+    numbers |= {f"drift_{name}": value for name, value in moved.items()}
+    frames["statistics"] = pd.DataFrame([numbers], dtype=object)
+    outcomes = check(frames, expectations(config, numbers))
+    report = judge(
+        map(asdict, outcomes),
+        data=digest_of(filtered),
+        accepted=read_accepted(policy),
+        prefix="quality",
         metrics={
-            "quality/num_expectations": len(outcomes),
-            "quality/num_failed": len(failed),
-            "quality/num_pairs": int(statistics.get("raw_pairs", 0)),
-            "quality/keep_rate": round(float(statistics.get("keep_rate", 0.0)), 6),
+            "quality/num_pairs": numbers["raw_pairs"] or 0,
+            "quality/keep_rate": round(numbers["keep_rate"] or 0.0, 6),
+            **{f"quality/drift/{name}": value for name, value in moved.items()},
         },
-        passed=not failed,
-        failure=failure,
-        expectations=tuple(_judged(outcome) for outcome in outcomes),
+        distributions=now,
     )
-    write_report(report, reports)
-    write_text(reports / "report.html", render(report, checked_sets))
-    if failure is not None:
-        more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
-        raise GateError(f"quality gate: {failure}{more}; see {reports / 'report.html'}")
+    picture = html.png(drift_figure(now, reference.distributions if reference else {})) if now else None
+    if picture:
+        write_bytes(reports / "distributions.png", picture)
+    publish(report, reports, "Data quality", _blocks(picture, reference, moved, checked_sets, numbers))
     return report
 
 
-def expectations(config: ValidateConfig) -> list[Expectation]:
-    """The gate, in the order of the report. After the schema comes leakage: it would spoil every later figure."""
+def expectations(config: ValidateConfig, measured: Mapping[str, Any]) -> list[Expectation]:
+    """The gate, in the order of the report; of manifest and drift only what was `measured`."""
 
-    def statistic(what: str, name: str, low: float | None, high: float | None) -> Expectation:
-        threshold = f"at least {low:g}" if high is None else f"{low:g} to {high:g}" if low != high else f"{low:g}"
-        arguments = {"column": name, "min_value": low, "max_value": high}
-        return Expectation(what, "statistics", "expect_column_max_to_be_between", arguments, threshold)
+    def columns(table: str) -> Expectation:
+        arguments = {"column_set": list(COLUMNS[table]), "exact_match": False}
+        kind, threshold = "expect_table_columns_to_match_set", ", ".join(COLUMNS[table])
+        return Expectation(f"{table}-columns", f"columns of {table}", table, kind, arguments, threshold)
 
-    def columns(table: str, names: Sequence[str]) -> Expectation:
-        arguments = {"column_set": list(names), "exact_match": False}
-        return Expectation(
-            f"columns of {table}", table, "expect_table_columns_to_match_set", arguments, ", ".join(names)
-        )
+    def values(table: str, column: str, kind: str, threshold: str, **arguments: Any) -> Expectation:
+        name = f"{table}-{column.replace('_', '-')}"
+        what, kind = f"{column} of each row of {table}", f"expect_column_values_to_{kind}"
+        return Expectation(name, what, table, kind, {"column": column, **arguments}, threshold)
 
-    def values(what: str, table: str, kind: str, threshold: str, **arguments: Any) -> Expectation:
-        return Expectation(what, table, kind, arguments, threshold)
-
-    between, matches = "expect_column_values_to_be_between", "expect_column_values_to_match_regex"
-    hexadecimal = r"^[0-9a-f]{64}$"
+    limits = config.max_drift.model_dump()
+    digest = {"threshold": "64 hexadecimal digits", "regex": r"^[0-9a-f]{64}$"}
     return [
-        columns("raw", _RAW_COLUMNS),
-        columns("decisions", _DECISIONS_COLUMNS),
-        columns("images", _IMAGES_COLUMNS),
+        *(columns(table) for table in COLUMNS),
         statistic("pairs", "raw_pairs", config.min_pairs, None),
+        statistic("evaluation sets looked for in training images", "checked_sets", config.min_evaluation_sets, None),
+        statistic("evaluation sets that the filter did not look for as they are now", "unchecked_sets", 0, 0),
         statistic(
-            "evaluation sets looked for in the training images", "checked_sets", config.min_evaluation_sets, None
+            "share of kept pairs with the perceptual hash of an evaluation image",
+            "kept_evaluation_hashes", 0, config.max_evaluation_hash_share,
         ),
-        *(statistic(what, name, 0, 0) for name, what in _ZERO.items()),
+        *(statistic(what, name, 0, 0) for name, (what, _) in ZERO.items()),
+        *(statistic(what, name, 0, 0) for name, what in _MANIFEST.items() if name in measured),
+        statistic("pairs dropped for a reason that has no band", "unlisted_reasons", 0, 0),
         statistic("share of pairs with an image", "raw_success_share", config.min_success_share, 1),
         statistic("keep rate", "keep_rate", *config.keep_rate),
         *(
-            statistic(f"share dropped as {reason}", f"dropped_share/{reason}", *band)
+            statistic(f"share dropped as {reason}", f"dropped_{reason}", *band)
             for reason, band in config.dropped_share.items()
         ),
-        values("key", "raw", matches, "digits", column="key", regex=r"^\d+$"),
-        values(
-            "status",
-            "raw",
-            "expect_column_values_to_be_in_set",
-            ", ".join(_STATUSES),
-            column="status",
-            value_set=list(_STATUSES),
+        *(
+            statistic(what, f"drift_{name}", 0, limits[name])
+            for name, what in _DRIFT.items()
+            if f"drift_{name}" in measured
         ),
-        values("image_id", "decisions", matches, "64 hexadecimal digits", column="image_id", regex=hexadecimal),
-        values("width_px", "images", between, "at least 1", column="width_px", min_value=1),
-        values("height_px", "images", between, "at least 1", column="height_px", min_value=1),
-        values("nsfw_score", "images", between, "0 to 1", column="nsfw_score", min_value=0, max_value=1),
-        values("num_texts", "images", between, "at least 0", column="num_texts", min_value=0),
-    ]
+        values("raw", "key", "match_regex", "digits", regex=r"^\d+$"),
+        values("raw", "status", "be_in_set", ", ".join(_STATUSES), value_set=list(_STATUSES)),
+        values("decisions", "image_id", "match_regex", **digest),
+        values("images", "width_px", "be_between", "at least 1", min_value=1),
+        values("images", "height_px", "be_between", "at least 1", min_value=1),
+        values("images", "nsfw_score", "be_between", "0 to 1", min_value=0, max_value=1),
+        values("images", "num_texts", "be_between", "at least 0", min_value=0),
+    ]  # fmt: skip
 
 
-def _tables(
-    config: ValidateConfig, engine: Engine, raw: Path, filtered: Path, num_checked_sets: int
-) -> dict[str, pd.DataFrame]:
-    raw_shards(raw)  # refuses a folder with half of its files
-    engine.view("raw", raw / "*.parquet")
-    for name in ("decisions", "images"):
-        path = filtered / f"{name}.parquet"
-        if not path.is_file():
+def digest_of(filtered: Path) -> str:
+    """What names the data that this gate judges: sha256 of the decisions, which hold every key, image and text."""
+    path = filtered / "decisions.parquet"
+    return sha256_folder(path) if path.is_dir() else sha256_file(path)
+
+
+def _views(engine: Engine, raw: Path, filtered: Path, sets: Sequence[EvaluationSet]) -> list[str]:
+    """Makes the views of `align.pairs.statistics`; returns those that lack a column."""
+    files = {"raw": raw / "*.parquet"} | {name: filtered / f"{name}.parquet" for name in ("decisions", "images")}
+    first = {"raw": raw_shards(raw)[0].table} | {name: files[name] for name in ("decisions", "images")}
+    for name, path in files.items():
+        if not first[name].exists():
             raise DataError(f"{path}: no such file; run `align filter` first")
         engine.view(name, path)
-    numbers: dict[str, Any] = {"checked_sets": num_checked_sets}
-    numbers |= {name: _number(engine, query) for name, query in STATISTICS.items()}
-    numbers["unlisted_reasons"] = _number(engine, _unlisted_reasons(config.dropped_share))
-    for reason in config.dropped_share:
-        numbers[f"dropped_share/{reason}"] = _number(engine, _dropped_share(reason))
-    frames = {"statistics": pd.DataFrame([numbers], dtype=object)}
-    for name, key in {"raw": "key", "decisions": "key", "images": "image_id"}.items():
+    ids = sorted({hashlib.sha256(image.image).hexdigest() for one in sets for image in one.images})
+    pictures = (image.image for one in sets for image in one.images)
+    found = {signals.phash for signals in in_threads(_signals, pictures, engine.num_threads)}
+    hashes = sorted(phash for phash in found if phash is not None)
+    for name, column, values, kind in (
+        ("evaluation_ids", "image_id", ids, pa.string()),
+        ("evaluation_hashes", "phash", hashes, pa.uint64()),
+    ):
         path = engine.scratch / f"{name}.parquet"
-        try:
-            engine.write(f"SELECT * FROM {name} ORDER BY md5({key}), {key} LIMIT {config.sample_rows}", path)
-        except duckdb.BinderException:  # no such column, as the expectation on the schema will say
-            engine.write(f"SELECT * FROM {name} LIMIT {config.sample_rows}", path)
+        pq.write_table(pa.table({column: pa.array(values, kind)}), path)
+        engine.view(name, path)
+    return [name for name, columns in COLUMNS.items() if not set(columns) <= _columns(first[name])]
+
+
+def _signals(data: bytes) -> Any:
+    return image_signals(data, sys.maxsize)  # our own sets: no limit is needed
+
+
+def _columns(path: Path) -> set[str]:
+    return set(pq.ParquetDataset(path).schema.names)
+
+
+def _samples(engine: Engine, num_rows: int, incomplete: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Some rows of each table, the same ones each time."""
+    frames = {}
+    for name, key in {"raw": "key", "decisions": "key", "images": "image_id"}.items():
+        order = "" if name in incomplete else f"ORDER BY md5({key}), {key}"
+        path = engine.scratch / f"sample_{name}.parquet"
+        engine.write(f"SELECT * FROM {name} {order} LIMIT {num_rows}", path)
         frames[name] = pd.read_parquet(path)
     return frames
 
 
-def _dropped_share(reason: str) -> str:
-    return f"SELECT count(*) FILTER (reason = '{reason}') / nullif(count(*), 0) FROM decisions"
+def _blocks(
+    picture: bytes | None,
+    reference: drift.Reference | None,
+    moved: Mapping[str, float],
+    checked_sets: Mapping[str, str],
+    numbers: Mapping[str, Any],
+) -> list[str]:
+    blocks = [html.heading("The kept pairs, and how far they moved")]
+    if picture is not None:
+        blocks.append(html.picture(picture, alt="text lengths, image sizes and languages of the kept pairs"))
+    if reference is None:
+        blocks.append(
+            html.paragraph(
+                "No reference: drift was not measured. Where this data is good, `align validate --set-reference` makes "
+                f"it the reference ({drift.REFERENCE} in data/policy, to be committed)."
+            )
+        )
+    else:
+        blocks.append(
+            html.paragraph(
+                f"The reference was set on {reference.on} by {reference.by}, data {reference.data[:12]}. Of the keep "
+                "rate the change is shown, of distributions the total variation distance: the share of pairs that "
+                "would have to move to another bucket for the two to be equal."
+            )
+        )
+        blocks.append(html.table(("figure", "moved by"), [(_DRIFT[name], value) for name, value in moved.items()]))
+    names = ", ".join(sorted(checked_sets)) or "none"
+    blocks.append(html.paragraph(f"Evaluation sets that the filter looked for among the training images: {names}."))
+    if not any(name in numbers for name in _MANIFEST):
+        blocks.append(html.paragraph("The raw folder has no manifest.json: its bytes were compared with nothing."))
+    return blocks
 
 
-def _unlisted_reasons(reasons: Iterable[str]) -> str:
-    listed = ", ".join(f"'{reason}'" for reason in reasons)
-    return f"SELECT count(*) FROM decisions WHERE reason NOT IN ({listed})"
-
-
-def _number(engine: Engine, query: str) -> float | int | None:
-    """None where a column is missing or has another type: its expectation then fails, beside the one on the schema."""
-    try:
-        value: float | int | None = engine.rows(query)[0][0]
-    except (duckdb.BinderException, duckdb.ConversionException):
-        return None
-    return value
-
-
-def _judged(outcome: Outcome) -> Judged:
-    item = outcome.expectation
-    return Judged(
-        what=item.what, expectation=f"{item.kind}({item.arguments.get('column', '')})", observed=outcome.observed,
-        threshold=item.threshold, passed=outcome.passed,
-    )  # fmt: skip
-
-
-def render(report: QualityReport, checked_sets: Sequence[str]) -> str:
-    """The verdict as a page that reads well with no network."""
-    count = len(report.expectations)
-    lead = f"Passed: all {count} expectations hold." if report.passed else f"Failed. {report.failure}"
-    rows = [(item.what, item.observed, item.threshold, item.passed) for item in report.expectations]
-    columns = ("expectation", "observed", "threshold", "verdict")
-    sets = ", ".join(checked_sets) or "none"
-    blocks = []
-    if not report.passed:
-        failed = [row for row in rows if not row[3]]
-        blocks += [html.heading("What failed"), html.table(columns, failed, verdict=3)]
-    blocks += [html.heading("All expectations"), html.table(columns, rows, verdict=3)]
-    blocks.append(html.paragraph(f"Evaluation sets that the filter looked for among the training images: {sets}."))
-    return html.page("Data quality", lead, blocks)
-
-
-def read_checked_sets(filter_report: Path) -> list[str]:
-    """The evaluation sets that `align filter` compared with, from its report.
+def read_checked_sets(filter_report: Path) -> dict[str, str]:
+    """The evaluation sets that `align filter` compared with, name -> sha256 of the tar, from its report.
 
     Raises:
-        DataError: there is no such report.
+        DataError: there is no such report, or one of older code.
     """
     path = filter_report / "report.json"
     try:
-        report = json.loads(path.read_bytes())
+        sets: dict[str, str] = json.loads(path.read_bytes())["evaluation_sets"]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; run `align filter` first") from None
-    return sorted(report["evaluation_matches"])
+    except KeyError:
+        raise DataError(f"{path}: it names no evaluation_sets; run `align filter` again") from None
+    return sets
+
+
+def set_reference(reports: Path, policy: Path, by: str, on: str) -> drift.Reference:
+    """Makes the data of the last verdict the reference for drift.
+
+    Raises:
+        ConfigError: nobody is named.
+        DataError: there is no verdict yet.
+        GateError: the gate failed, and nobody accepted it.
+    """
+    report = read_report(reports)
+    if report is None:
+        raise DataError(f"{reports / 'report.json'}: no verdict yet; run `align validate` first")
+    if not report.passed:
+        raise GateError(f"--set-reference: the gate failed ({report.failure}); mend it or accept it first")
+    if not by:
+        raise ConfigError('--set-reference: say who decides, --by "..." (git knows no user here)')
+    metrics = json.loads((reports / "metrics.json").read_bytes())
+    reference = drift.Reference(
+        data=report.data, keep_rate=metrics["quality/keep_rate"], distributions=report.distributions, by=by, on=on
+    )
+    drift.write_reference(reference, policy)
+    return reference
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The stage's own arguments: decisions about the last run, instead of a run."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--accept", metavar="NAME", help="accept a failed expectation of the last run, for its data")
+    group.add_argument("--set-reference", action="store_true", help="measure drift against the last run's data")
+    parser.add_argument("--reason", default="", help="why, with --accept")
+    parser.add_argument("--by", default=None, help="who decides; default: git's user")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align validate`."""
-    config, paths = params.section(ValidateConfig), params.section(PathsConfig)
-    with record_runtime("validate", paths.runtime):
-        checked_sets = read_checked_sets(paths.reports / "filter")
-        report = validate(
-            config,
-            params.section(EngineConfig),
-            raw=paths.raw,
-            filtered=paths.filtered,
-            checked_sets=checked_sets,
-            reports=paths.reports / "quality",
-        )
-    say(f"validate: passed, all {len(report.expectations)} expectations hold")
+    paths = params.section(PathsConfig)
+    quality = paths.reports / TABLES
+    by, today = args.by or git_user(), time.strftime("%Y-%m-%d", time.gmtime())
+    if args.accept is not None:
+        gates = (quality, paths.reports / SHARDS)
+        accept(args.accept, args.reason, by, today, reports=gates, policy=paths.policy)
+        say(f"validate: {args.accept} accepted for this data; commit {paths.policy}, then run the gate again")
+    elif args.set_reference:
+        set_reference(quality, paths.policy, by, today)
+        say(f"validate: this data is the reference for drift; commit {paths.policy}")
+    else:
+        with record_runtime("validate", paths.runtime):
+            report = validate(
+                params.section(ValidateConfig), params.section(EngineConfig), raw=paths.raw, filtered=paths.filtered,
+                evaluation=paths.evaluation, checked_sets=read_checked_sets(paths.reports / "filter"),
+                policy=paths.policy, reports=quality,
+            )  # fmt: skip
+        say(f"validate: {summary(report)}")

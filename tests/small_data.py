@@ -6,13 +6,18 @@ import hashlib
 import io
 import json
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from align.pairs import shards as shards_format
+from align.pairs.layout import iter_images, raw_shards
+from align.pairs.shard_writer import write_shard
+from align.pairs.shards import Manifest, Sample, Split
 
 
 @dataclass
@@ -92,10 +97,35 @@ def write_images(filtered: Path, rows: list[dict[str, object]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA), filtered / "images.parquet")
 
 
-def write_verdict(quality: Path, *, passed: bool) -> Path:
+def write_shards(root: Path, *, num_val: int = 0) -> Path:
+    """Writes `root/shards` of the kept pairs in `root/raw` and `root/filtered`; the last images are the split val."""
+    kept = pq.read_table(root / "filtered/decisions.parquet", filters=[("keep", "==", True)]).to_pylist()
+    stored = {key: data for shard in raw_shards(root / "raw") for key, data in iter_images(shard)}
+    samples: dict[str, Sample] = {}
+    for row in kept:
+        key, image_id = row["image_key"], row["image_id"]
+        known = samples.get(key, Sample(key, image_id, stored[key], (), ()))
+        samples[key] = replace(known, keys=(*known.keys, row["key"]), texts=(*known.texts, row["text"]))
+    chosen = list(samples.values())
+    cut = len(chosen) - num_val
+    out = root / "shards"
+    splits = {}
+    for name, rows in (("train", chosen[:cut]), ("val", chosen[cut:]), ("test", [])):
+        shards = (write_shard(out, f"{name}/00000.tar", rows),) if rows else ()
+        num_pairs = sum(len(sample.keys) for sample in rows)
+        splits[name] = Split(num_images=len(rows), num_pairs=num_pairs, shards=shards)
+    digest = shards_format.digest_of(shard for split in splits.values() for shard in split.shards)
+    shards_format.write_manifest(Manifest(image_px=16, digest=digest, splits=splits), out)
+    return out
+
+
+def write_verdict(quality: Path, *, passed: bool, data: str = "0" * 64) -> Path:
+    """What a gate leaves in its folder."""
     quality.mkdir(parents=True, exist_ok=True)
     failure = None if passed else "expect_this: observed 1, expected 2"
-    (quality / "report.json").write_text(json.dumps({"schema_version": 1, "passed": passed, "failure": failure}))
+    verdict = {"schema_version": 1, "passed": passed, "failure": failure, "data": data}
+    (quality / "verdict.json").write_text(json.dumps(verdict))
+    (quality / "report.json").write_text(json.dumps(verdict | {"expectations": [], "distributions": {}}))
     return quality
 
 

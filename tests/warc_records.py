@@ -2,11 +2,15 @@
 
 import gzip
 import io
+import json
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from fastwarc.stream_io import ZstdWriter
 from PIL import Image
 
 
@@ -16,22 +20,59 @@ def response(url: str, body: bytes, content_type: str, status: str = "200 OK", h
         f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode()
         + body
     )
+    return record("response", url, http, "application/http; msgtype=response")
+
+
+def record(kind: str, url: str, content: bytes, content_type: str, headers: str = "") -> bytes:
+    """One WARC record of any type, uncompressed."""
     head = (
-        f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nWARC-Date: 2020-01-01T00:00:00Z\r\n"
-        f"WARC-Record-ID: <urn:uuid:{zlib.crc32(url.encode()):032x}>\r\n"
-        f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
+        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url}\r\nWARC-Date: 2020-01-01T00:00:00Z\r\n"
+        f"WARC-Record-ID: <urn:uuid:{zlib.crc32(url.encode()):032x}>\r\n{headers}"
+        f"Content-Type: {content_type}\r\nContent-Length: {len(content)}\r\n\r\n"
     )
-    return head.encode() + http + b"\r\n\r\n"
+    return head.encode() + content + b"\r\n\r\n"
 
 
 def page(url: str, html: str | bytes, content_type: str = "text/html; charset=utf-8", headers: str = "") -> bytes:
     return response(url, html.encode() if isinstance(html, str) else html, content_type, headers=headers)
 
 
+def wat(url: str, links: list[dict[str, Any]], base: str | None = None, status: str = "200") -> bytes:
+    """The record of a WAT for one page, in the shape of Common Crawl's."""
+    head: dict[str, Any] = {"Title": "A page", **({"Base": base} if base else {})}
+    envelope = {
+        "Format": "WARC",
+        "WARC-Header-Metadata": {"WARC-Type": "response", "WARC-Target-URI": url, "Content-Length": "1000"},
+        "Payload-Metadata": {
+            "Actual-Content-Type": "application/http; msgtype=response",
+            "HTTP-Response-Metadata": {
+                "Headers": {"Content-Type": "text/html"},
+                "Response-Message": {"Version": "HTTP/1.1", "Status": status, "Reason": "OK"},
+                "HTML-Metadata": {"Head": head, "Links": links},
+                "Entity-Length": "900",
+            },
+        },
+    }
+    container = {"Compressed": True, "Filename": "CC-MAIN-00000.warc.gz", "Offset": "1000"}
+    body = json.dumps({"Container": container, "Envelope": envelope}, separators=(",", ":")).encode()
+    return record("metadata", url, body, "application/json")
+
+
 def write_archive(path: Path, records: Iterable[bytes]) -> Path:
-    """gzip per record."""
-    path.write_bytes(b"".join(gzip.compress(record, mtime=0) for record in records))
+    """Compressed per record, as the name says: .gz, .zst, or not at all."""
+    pack = {".gz": lambda one: gzip.compress(one, mtime=0), ".zst": zstd}.get(path.suffix, bytes)
+    path.write_bytes(b"".join(pack(one) for one in records))
     return path
+
+
+def zstd(data: bytes) -> bytes:
+    """One Zstandard frame."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "frame"
+        writer = ZstdWriter(str(path))
+        writer.write(data)
+        writer.close()
+        return path.read_bytes()
 
 
 def picture(width: int, height: int, colour: str = "red", kind: str = "PNG") -> bytes:

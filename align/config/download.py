@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import Annotated, ClassVar
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from align.config.params import Section
 
@@ -16,7 +17,7 @@ class DownloadConfig(Section):
 
     #: How we call ourselves; say there how to reach you.
     user_agent: Annotated[str, Field(min_length=1)]
-    #: Whether robots.txt and X-Robots-Tag (noai, noimageai, noindex) are obeyed.
+    #: Whether robots.txt and X-Robots-Tag (noai, noimageai, noindex, noimageindex) are obeyed.
     obey_robots: bool
     #: Requests in flight over all hosts, and towards one.
     max_connections: PositiveInt
@@ -31,9 +32,14 @@ class DownloadConfig(Section):
     deadline_s: PositiveFloat
     #: Larger bodies are given up, whatever their headers say.
     max_image_bytes: PositiveInt
+    #: Of all bodies under way; one picture may exceed it, so that things go on.
+    max_bytes_in_flight: PositiveInt
     max_redirects: NonNegativeInt
-    #: Further attempts after a failure that may pass: time-outs, refused connections, 429, 500, 502, 503, 504, DNS.
+    #: Further attempts after a failure that may pass: time-outs, lost connections, DNS, 408, 425, 429, 5xx.
     num_retries: NonNegativeInt
+    #: So many failures that may pass, in a row, and a host is given up for `deadline_s`: what else is asked of it
+    #: fails at once.
+    max_failures_per_host: PositiveInt
     #: Wait before the first retry, doubled each time; a server's Retry-After counts where it is longer.
     backoff_s: NonNegativeFloat
     #: CIDR ranges that may be asked although private; other private, loopback and link-local addresses are refused.
@@ -42,3 +48,10 @@ class DownloadConfig(Section):
     resize_px: PositiveInt | None
     #: Of those re-encoded pictures.
     jpeg_quality: Annotated[int, Field(ge=1, le=100)]
+
+    @field_validator("allow_networks")
+    @classmethod
+    def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ip_network(network)  # its ValueError says what is wrong
+        return networks

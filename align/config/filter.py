@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from align.config.params import Section
 
+LanguageCode = Annotated[str, Field(pattern="^[a-z]{2}$")]
+
 
 class ModelFile(BaseModel):
     """A network given as a file with its digest: a trained tower in a filter as a *stage* would be a circle."""
@@ -65,7 +67,7 @@ class FilterConfig(Section):
     similarity_model: ModelFile | None
     min_similarity: float = Field(ge=-1, le=1)
     #: Beyond ALIGN: texts in other languages are dropped (ISO 639-1 codes); None: no such rule.
-    languages: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None
+    languages: Annotated[tuple[LanguageCode, ...], Field(strict=False, min_length=1)] | None
     #: Beyond ALIGN: of pairs of one image content (`pair`: and one text), only the first is kept.
     drop_repeats: Literal["image", "pair"] | None
     #: Beyond ALIGN: texts with an e-mail address or a phone number are dropped; they are counted in any case.

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from align.config.params import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 #: [lowest, highest], both included. YAML has no tuples, so a list is read as one.
 Band = Annotated[tuple[Share, Share], Field(strict=False)]
+
+
+class MaxDrift(BaseModel):
+    """How far data may move from the reference: the keep rate by its change, the others as `align.pairs.drift` has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    keep_rate: Share
+    text_length: Share
+    image_size: Share
+    language: Share
 
 
 class ValidateConfig(Section):
@@ -23,4 +34,7 @@ class ValidateConfig(Section):
     keep_rate: Band
     dropped_share: dict[Annotated[str, Field(pattern="^[a-z_]+$")], Band]
     min_evaluation_sets: Annotated[int, Field(ge=0)]
+    #: Of kept pairs whose image has the perceptual hash of an evaluation image, whatever the filter says of it.
+    max_evaluation_hash_share: Share
+    max_drift: MaxDrift
     sample_rows: Annotated[int, Field(ge=1)]

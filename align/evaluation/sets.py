@@ -46,7 +46,10 @@ class EvaluationImage:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A named set; `classes` and `templates` (with `{}` for the class name) are empty in a retrieval set."""
+    """A named set; `classes` and `templates` (with `{}` for the class name) are empty in a retrieval set.
+
+    `sha256` is that of its tar; empty for a set that is no file (the test split).
+    """
 
     name: str
     kind: Kind
@@ -54,6 +57,7 @@ class EvaluationSet:
     images: list[EvaluationImage]
     classes: tuple[str, ...]
     templates: tuple[str, ...]
+    sha256: str = ""
 
 
 class _Header(BaseModel):
@@ -128,6 +132,7 @@ def _load(path: Path) -> EvaluationSet:
         images=images,
         classes=tuple(header.classes),
         templates=tuple(header.templates),
+        sha256=header.sha256,
     )
 
 

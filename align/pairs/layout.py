@@ -2,31 +2,28 @@
 
     NNNNN.tar         <key>.jpg (bytes as they came, whatever the format), <key>.txt (caption), <key>.json (the row)
     NNNNN.parquet     one row per pair, failed ones included
-    NNNNN_stats.json  counts per status
+    NNNNN_stats.json  counts per status, checksums
+    manifest.json     ours: the shards and their checksums, written last
 
-A row is a pair. Beyond img2dataset's columns ours have `page_url` and `image_key`, the key of the tar sample that holds
-the bytes (an image that many pairs show is stored once). `read_table` fills in what a stock folder lacks.
+A row is a pair. Beyond img2dataset's columns ours have `page_url`, `text_source` (alt, figcaption, ...), `retryable`
+(it failed for a reason that may pass) and `image_key`, the key of the tar sample that holds the bytes: an image that
+many pairs of a shard show is stored once in it. `read_table` fills in what a stock folder lacks.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tarfile
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.errors import DataError, FormatError
-
-#: Most pairs in a shard: a key is five digits of its shard and four of its place in it.
-MAX_SHARD_SIZE = 10_000
 
 #: The columns that `read_table` returns. sha256 is the image_id; null where there are no bytes.
 SCHEMA = pa.schema(
@@ -43,6 +40,8 @@ SCHEMA = pa.schema(
         ("sha256", pa.string()),
         ("page_url", pa.string()),
         ("image_key", pa.string()),
+        ("text_source", pa.string()),
+        ("retryable", pa.bool_()),
     ]
 )
 
@@ -52,43 +51,89 @@ FAILED_TO_DOWNLOAD = "failed_to_download"
 #: The bytes are there and no picture can be made of them (img2dataset decodes in order to resize; hence the name).
 FAILED_TO_RESIZE = "failed_to_resize"
 
+#: Written last by ingest; a folder that img2dataset made has none.
+MANIFEST = "manifest.json"
+
 _REQUIRED = ("url", "caption", "key", "status")
 _NO_IMAGE = {"txt", "json"}
 
 
+#: (sha256, bytes) -> a checked tar on this machine.
+Fetch = Callable[[str, int], Path]
+
+
 @dataclass(frozen=True)
 class RawShard:
-    """One shard of data/raw.
+    """One shard of data/raw. Can be pickled.
 
     Attributes:
         name: the file stem, such as `00000`.
         table: NNNNN.parquet.
-        tar: NNNNN.tar.
+        tar: NNNNN.tar; may lie in the object store instead, under `sha256`.
+        sha256: of the tar, as manifest.json says; None in a folder that has no manifest.
+        num_bytes: of the tar; likewise.
+        fetch: brings a tar here that lies in the object store.
     """
 
     name: str
     table: Path
     tar: Path
+    sha256: str | None = None
+    num_bytes: int | None = None
+    fetch: Fetch | None = None
+
+    def local_tar(self) -> Path:
+        """The tar on this machine, fetched if need be.
+
+        Raises:
+            DataError: it is neither here nor can it be fetched.
+        """
+        if self.sha256 is None or self.num_bytes is None or self.tar.is_file():
+            return self.tar
+        if self.fetch is None:
+            raise DataError(f"{self.tar}: missing; run `dvc pull`, or set store.objects to where it was put")
+        return self.fetch(self.sha256, self.num_bytes)
 
 
-def raw_shards(raw: Path) -> list[RawShard]:
-    """All shards of a folder in order of their names.
+def raw_shards(raw: Path, fetch: Fetch | None = None) -> list[RawShard]:
+    """All shards of a folder in order of their names; a tar that manifest.json names need not be here.
+
+    Args:
+        raw: the folder.
+        fetch: for tars that lie in the object store (`align.services.store.fetcher`).
 
     Raises:
         DataError: no shard is there, or one has only half of its files.
     """
     tars = {path.stem: path for path in raw.glob("*.tar")}
     tables = {path.stem: path for path in raw.glob("*.parquet")}
+    listed = _listed(raw)
     if not tars and not tables:
         raise DataError(
             f"{raw}: no NNNNN.tar + NNNNN.parquet here; run `align ingest`, or set paths.raw to a folder of img2dataset"
         )
-    for name in sorted(tars.keys() ^ tables.keys()):
-        there, missing = (".tar", ".parquet") if name in tars else (".parquet", ".tar")
+    for name in sorted((tars.keys() | listed.keys()) ^ tables.keys()):
+        there, missing = (".parquet", ".tar") if name in tables else (".tar", ".parquet")
         raise DataError(
             f"{raw / name}{missing}: missing, while {name}{there} exists; the folder is incomplete, make it again"
         )
-    return [RawShard(name, tables[name], tars[name]) for name in sorted(tars)]
+    found = []
+    for name in sorted(tables):
+        sha256, num_bytes = listed.get(name, (None, None))
+        found.append(RawShard(name, tables[name], raw / f"{name}.tar", sha256, num_bytes, fetch))
+    return found
+
+
+def _listed(raw: Path) -> dict[str, tuple[str, int]]:
+    """Name -> sha256 and bytes of the tar, of manifest.json; empty where there is none."""
+    path = raw / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        return {row["name"]: (row["tar_sha256"], row["tar_bytes"]) for row in manifest["shards"]}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise FormatError(f"{path}: no manifest that this code reads; run `align ingest` again") from None
 
 
 def read_table(shard: RawShard) -> pa.Table:
@@ -146,83 +191,33 @@ def iter_images(shard: RawShard) -> Iterator[tuple[str, bytes]]:
         DataError: the tar is cut off or no tar.
     """
     try:
-        with tarfile.open(shard.tar, "r|") as tar:
+        with tarfile.open(shard.local_tar(), "r|") as tar:
             for member in tar:
-                key, _, extension = member.name.rpartition("/")[2].partition(".")
-                if not member.isfile() or extension.lower() in _NO_IMAGE:
-                    continue
-                file = tar.extractfile(member)
-                if file is not None:
+                key = _image_key(member)
+                file = tar.extractfile(member) if key is not None else None
+                if key is not None and file is not None:
                     yield key, file.read()
     except tarfile.TarError as error:
         raise DataError(f"{shard.tar}: not a readable tar ({error}); make the folder again") from None
 
 
-class RawWriter:
-    """Writes a folder of shards, the same bytes for the same pairs. A context manager; holds the rows of one shard.
+def image_places(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
+    """Yields (tar sample key, offset, bytes) of the images in a tar, from the headers alone: `file` is sought in.
 
-    Args:
-        directory: an existing, empty folder.
-        shard_size: pairs per shard, at most MAX_SHARD_SIZE.
+    Raises:
+        DataError: the tar, called `name`, is cut off or no tar.
     """
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                key = _image_key(member)
+                if key is not None:
+                    yield key, member.offset_data, member.size
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all; typeshed does not know it
+    except tarfile.TarError as error:
+        raise DataError(f"{name}: not a readable tar ({error}); make the folder again") from None
 
-    def __init__(self, directory: Path, shard_size: int) -> None:
-        self._directory = directory
-        self._shard_size = min(shard_size, MAX_SHARD_SIZE)
-        self._shard = -1
-        self._rows: list[dict[str, Any]] = []
-        self._tar: tarfile.TarFile | None = None
 
-    def __enter__(self) -> RawWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close_shard()
-
-    def next_key(self) -> str:
-        """The key of the pair that is added next."""
-        if self._tar is None or len(self._rows) == self._shard_size:
-            self._close_shard()
-            self._shard += 1
-            # img2dataset's names; USTAR headers hold no time, user or path of this machine
-            path = self._directory / f"{self._shard:05d}.tar"
-            self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed with the shard)
-        return f"{self._shard:05d}{len(self._rows):04d}"
-
-    def add(self, row: dict[str, Any], image: bytes | None) -> None:
-        """Adds one pair.
-
-        Args:
-            row: a value for every column of SCHEMA; its key is that of `next_key`.
-            image: the bytes to store, or None for a row without bytes or one whose bytes are stored already.
-        """
-        key = self.next_key()
-        self._rows.append(row)
-        if image is not None:
-            self._add_member(f"{key}.jpg", image)
-            self._add_member(f"{key}.txt", row["caption"].encode("utf-8"))
-            self._add_member(f"{key}.json", json.dumps(row, ensure_ascii=False).encode("utf-8"))
-
-    def _add_member(self, name: str, data: bytes) -> None:
-        member = tarfile.TarInfo(name)
-        member.size, member.mode = len(data), 0o644
-        if self._tar is not None:
-            self._tar.addfile(member, io.BytesIO(data))
-
-    def _close_shard(self) -> None:
-        if self._tar is None:
-            return
-        self._tar.close()
-        self._tar = None
-        stem = self._directory / f"{self._shard:05d}"
-        pq.write_table(pa.Table.from_pylist(self._rows, SCHEMA), stem.with_suffix(".parquet"), compression="zstd")
-        statuses = Counter(row["status"] for row in self._rows)
-        stats = {
-            "count": len(self._rows),
-            "successes": statuses[SUCCESS],
-            "failed_to_download": statuses[FAILED_TO_DOWNLOAD],
-            "failed_to_resize": statuses[FAILED_TO_RESIZE],
-            "status_dict": dict(sorted(Counter(row["error_message"] or SUCCESS for row in self._rows).items())),
-        }
-        Path(f"{stem}_stats.json").write_text(json.dumps(stats, indent=4) + "\n", encoding="utf-8")
-        self._rows = []
+def _image_key(member: tarfile.TarInfo) -> str | None:
+    key, _, extension = member.name.rpartition("/")[2].partition(".")
+    return key if member.isfile() and extension.lower() not in _NO_IMAGE else None

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
+import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 Image.MAX_IMAGE_PIXELS = None  # see above: no decoding in this project but behind `max_pixels`
@@ -87,3 +89,16 @@ def _header(image: Image.Image) -> Header:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def shrink(data: bytes, short_side_px: int, quality: int, max_pixels: int) -> tuple[bytes, int, int]:
+    """A JPEG whose shorter side has `short_side_px`, the aspect kept; (bytes, width, height).
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 where that is still as large as the result. Raises PictureError as `decode`.
+    """
+    header = read_header(data)
+    scale = short_side_px / min(header.width_px, header.height_px)
+    size = (max(1, round(header.width_px * scale)), max(1, round(header.height_px * scale)))
+    image = decode(data, max_pixels=max_pixels, hint_px=max(size))
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+    return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")), *size

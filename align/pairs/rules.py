@@ -1,19 +1,20 @@
-"""The rules that decide which pairs are kept (paper section 3), as SQL over one row of facts per pair.
+"""The rules that decide which pairs are kept (paper section 3), as SQL conditions over what is known of a pair.
 
-Each rule is a function from the section `filter` to a condition that is true for what is *dropped*. Their order in
-`RULES` is the rule order: a pair's `reason` is the first that holds, `reasons` are all. `FACTS` says what the
-conditions may speak of; everything is ANSI SQL, so that another engine gives the same flags.
+Each rule is a function from the section `filter` to a condition that is true for what is *dropped*, or to None where it
+is switched off (then it costs nothing). Their order in `RULES` is the rule order: a pair's `reason` is the first that
+holds, `reasons` are all. `align.pairs.tables` has the tables that the conditions speak of.
 
 Decisions where the paper is silent:
   * the order: images before texts, as the paper describes them;
   * I4 counts distinct normalised texts per image *content* (sha256), the empty text not among them;
   * T1 counts distinct images, by content, or by URL where there are no bytes; an empty text is left to T3;
-  * T2 counts every occurrence in every raw pair, dropped ones too. Of the n-grams that tie for the last places on the
-    list those with the smallest md5 are on it: exactly N, whatever the order of rows. (A cut at a whole count would do
-    at scale; a small corpus has a third of its n-grams at count 1 and would lose nothing or a fifth of its pairs.)
-  * I1 looks only at images that some pair would keep under all other rules: the classifier costs more than the rest.
-Deviations: `image_missing` (a dead link; the paper's pairs all had bytes) and `text_is_filename` (see
-`align.pairs.text.is_filename`) are not in the paper.
+  * T2 counts every occurrence in every raw pair, dropped ones too. The list is cut at a count: all n-grams that occur
+    at least so often, the smallest count for which they are at most the paper's number. So ties never depend on order.
+  * I1 and I5's embedding look only at images that some pair would keep under all other rules: the network costs more
+    than all the rest.
+Deviations: `image_missing` (a dead link; the paper's pairs all had bytes), `text_is_filename` (see
+`align.pairs.text.is_filename`) and `opted_out` (people's wishes, `align.pairs.policy`) are not in the paper. Nor are
+the rules after `text_is_filename`, which are off by default, for those who compare recipes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from collections.abc import Callable
 from align.config.filter import FilterConfig
 from align.pairs.layout import FAILED_TO_RESIZE
 
-Rule = Callable[[FilterConfig], str]
+Rule = Callable[[FilterConfig], str | None]
+
+
+def opted_out(config: FilterConfig) -> str:
+    """Somebody asked for the picture to be forgotten (data/policy/opted_out.csv)."""
+    return "opted_out IS NOT NULL"
 
 
 def image_missing(config: FilterConfig) -> str:
@@ -38,7 +44,7 @@ def image_undecodable(config: FilterConfig) -> str:
 
 def image_nsfw(config: FilterConfig) -> str:
     """I1: the classifier's score reaches the threshold."""
-    return f"nsfw_score >= {config.nsfw_threshold}"
+    return f"nsfw_score >= {_double(config.nsfw_threshold)}"
 
 
 def image_too_small(config: FilterConfig) -> str:
@@ -48,7 +54,7 @@ def image_too_small(config: FilterConfig) -> str:
 
 def image_aspect_ratio(config: FilterConfig) -> str:
     """I3: long side / short side must be below 3; 3.0 is dropped."""
-    return f"greatest(width_px, height_px) >= {config.aspect_ratio_below} * least(width_px, height_px)"
+    return f"greatest(width_px, height_px) >= {_double(config.aspect_ratio_below)} * least(width_px, height_px)"
 
 
 def image_too_many_texts(config: FilterConfig) -> str:
@@ -63,12 +69,12 @@ def image_near_duplicate_of_test(config: FilterConfig) -> str:
 
 def text_shared_by_many_images(config: FilterConfig) -> str:
     """T1: at most 10 distinct images per text; 11 drop it."""
-    return f"text <> '' AND num_images > {config.max_images_per_text}"
+    return f"num_images > {config.max_images_per_text}"
 
 
 def text_rare_ngram(config: FilterConfig) -> str:
     """T2: some unigram or bigram is not among the most frequent ones of the raw data."""
-    return "rare_ngram IS NOT NULL"
+    return "rare_ngram"
 
 
 def text_too_short(config: FilterConfig) -> str:
@@ -81,15 +87,43 @@ def text_too_long(config: FilterConfig) -> str:
     return f"num_words > {config.max_words}"
 
 
-def text_is_filename(config: FilterConfig) -> str:
+def text_is_filename(config: FilterConfig) -> str | None:
     """Ours: the text is a file name, a path or a URL."""
-    return "is_filename" if config.drop_filenames else "false"
+    return "is_filename" if config.drop_filenames else None
+
+
+def pair_low_similarity(config: FilterConfig) -> str | None:
+    """Beyond ALIGN: a given model finds image and text too unlike; looked at where all rules above keep the pair."""
+    return f"similarity < {_double(config.min_similarity)}" if config.similarity_model else None
+
+
+def text_other_language(config: FilterConfig) -> str | None:
+    """Beyond ALIGN: the text is in none of the wanted languages; one whose language cannot be told stays."""
+    if config.languages is None:
+        return None
+    return f"language NOT IN ({', '.join(repr(code) for code in config.languages)})"
+
+
+def text_personal_data(config: FilterConfig) -> str | None:
+    """Beyond ALIGN: the text holds an e-mail address or a phone number."""
+    return "num_emails + num_phones > 0" if config.drop_personal_data else None
+
+
+def image_repeat(config: FilterConfig) -> str | None:
+    """Beyond ALIGN: of the pairs of an image content that all rules above keep, another has a smaller key."""
+    return "repeats" if config.drop_repeats == "image" else None
+
+
+def pair_repeat(config: FilterConfig) -> str | None:
+    """Beyond ALIGN: of the pairs of an image content and text that all rules above keep, another has a smaller key."""
+    return "repeats" if config.drop_repeats == "pair" else None
 
 
 #: Every rule by its reason code, in rule order.
 RULES: dict[str, Rule] = {
     rule.__name__: rule
     for rule in (
+        opted_out,
         image_missing,
         image_undecodable,
         image_nsfw,
@@ -102,161 +136,42 @@ RULES: dict[str, Rule] = {
         text_too_short,
         text_too_long,
         text_is_filename,
+        pair_low_similarity,
+        text_other_language,
+        text_personal_data,
+        image_repeat,
+        pair_repeat,
     )
 }
-
-#: First stored copy of each image: the one whose pixels are looked at. The size is that of the source where a table
-#: says so (img2dataset shrinks pictures and keeps the original size in columns of its own).
-FIRST_IMAGES = """
-    SELECT image_id, min(image_key) AS image_key, min_by(original_width, image_key) AS original_width,
-           min_by(original_height, image_key) AS original_height
-    FROM pairs WHERE image_id IS NOT NULL AND image_key IS NOT NULL GROUP BY image_id
-"""
-
-#: How often each unigram and bigram occurs in the raw pairs.
-NGRAM_COUNTS = """
-    SELECT ngram, count(*) AS num FROM (SELECT unnest(ngrams) AS ngram FROM pairs) GROUP BY ngram
-"""
-
-TEXTS_PER_IMAGE = """
-    SELECT image_id, count(*) AS num_texts
-    FROM (SELECT DISTINCT image_id, text FROM pairs WHERE image_id IS NOT NULL AND text <> '') GROUP BY image_id
-"""
-
-IMAGES_PER_TEXT = """
-    SELECT text, count(*) AS num_images
-    FROM (SELECT DISTINCT text, coalesce(image_id, url) AS image FROM pairs) GROUP BY text
-"""
+#: What is known only after the network has looked at the images that all other rules leave, ...
+NETWORK = ("image_nsfw", "image_near_duplicate_of_test")
+#: ... after a given model has looked at the pairs that are still left, ...
+MODEL = ("pair_low_similarity",)
+#: ... and at last. (The other near-duplicates, by hash, are known from the start.)
+REPEATS = ("image_repeat", "pair_repeat")
+CHEAP = tuple(code for code in RULES if code not in ("image_nsfw", *MODEL, *REPEATS))
 
 
-#: One row per pair with everything that rules speak of, but for the NSFW score. From the views and tables `pairs`
-#: (`signals.text_signals`), `images` (image_id, width_px, height_px, decodable, evaluation_sets), `texts_per_image`,
-#: `images_per_text` and `rare_pairs`.
-FACTS = """
-    SELECT pairs.key, pairs.status, pairs.image_id, pairs.image_key, pairs.text, pairs.num_words, pairs.is_filename,
-           images.image_id IS NOT NULL AS has_bytes, images.decodable, images.width_px, images.height_px,
-           coalesce(images.num_evaluation_sets, 0) AS num_evaluation_sets,
-           coalesce(texts_per_image.num_texts, 0) AS num_texts, images_per_text.num_images,
-           rare_pairs.rare_ngram
-    FROM pairs
-    LEFT JOIN images ON images.image_id = pairs.image_id
-    LEFT JOIN texts_per_image ON texts_per_image.image_id = pairs.image_id
-    LEFT JOIN images_per_text ON images_per_text.text = pairs.text
-    LEFT JOIN rare_pairs ON rare_pairs.key = pairs.key
-"""
+def active(config: FilterConfig) -> list[str]:
+    """The codes of the rules that are switched on, in rule order."""
+    return [code for code, rule in RULES.items() if rule(config) is not None]
 
 
-def vocabulary_cut(counts: dict[int, int], num_frequent: int) -> tuple[int, int]:
-    """Where the list of frequent n-grams is cut.
-
-    Args:
-        counts: how many n-grams occur how often (count -> number of n-grams).
-        num_frequent: N, how many are on the list.
-
-    Returns:
-        (the count of the last ones on the list, how many with just that count are on it); (0, 0) where all are on it.
-    """
-    seen = 0
-    for count in sorted(counts, reverse=True):
-        if seen + counts[count] > num_frequent:
-            return count, num_frequent - seen
-        seen += counts[count]
-    return 0, 0
+def mask(config: FilterConfig, codes: tuple[str, ...]) -> str:
+    """SQL: the sum of the bits of those rules that hold for a row; 0 where none does. See `codes_of`."""
+    conditions = {code: RULES[code](config) for code in codes}
+    cases = [
+        f"CASE WHEN {condition} THEN {1 << place} ELSE 0 END"
+        for place, code in enumerate(RULES)
+        if (condition := conditions.get(code)) is not None
+    ]
+    return f"CAST({' + '.join(cases) or '0'} AS BIGINT)"
 
 
-def frequent_ngrams(min_count: int, num_at_min: int) -> str:
-    """The list, from the table `ngram_counts` and `vocabulary_cut`."""
-    return f"""
-        SELECT ngram FROM ngram_counts WHERE num > {min_count}
-        UNION ALL
-        SELECT ngram FROM (
-            SELECT ngram FROM ngram_counts WHERE num = {min_count} ORDER BY md5(ngram), ngram LIMIT {num_at_min}
-        )
-    """
+def codes_of(number: int) -> list[str]:
+    """The codes of a `mask`, in rule order."""
+    return [code for place, code in enumerate(RULES) if number >> place & 1]
 
 
-#: Pairs with an n-gram that is not on the list (table `frequent_ngrams`): their keys, and one such n-gram.
-RARE_PAIRS = """
-    SELECT key, min(ngram) AS rare_ngram FROM (
-        SELECT used.key, used.ngram FROM (SELECT key, unnest(ngrams) AS ngram FROM pairs) AS used
-        LEFT JOIN frequent_ngrams ON frequent_ngrams.ngram = used.ngram WHERE frequent_ngrams.ngram IS NULL
-    ) GROUP BY key
-"""
-
-
-def codes(config: FilterConfig) -> str:
-    """SQL: the codes of all rules that hold for a row, in rule order, joined by commas; '' for a kept pair."""
-    cases = [f"CASE WHEN {rule(config)} THEN '{code}' END" for code, rule in RULES.items()]
-    return f"concat_ws(',', {', '.join(cases)})"
-
-
-#: The images as rules see them: of the size at source.
-IMAGES_AT_SOURCE = """
-    SELECT measured_images.*, coalesce(original_width, stored_width_px) AS width_px,
-           coalesce(original_height, stored_height_px) AS height_px
-    FROM measured_images JOIN first_images ON first_images.image_id = measured_images.image_id
-"""
-
-
-def nsfw_candidates(config: FilterConfig) -> str:
-    """Images that some pair would keep under all rules but I1."""
-    return f"""
-        SELECT image_id, image_key FROM images WHERE image_id IN (
-            SELECT image_id FROM (SELECT facts.*, CAST(NULL AS DOUBLE) AS nsfw_score FROM facts)
-            WHERE {codes(config)} = ''
-        )
-    """
-
-
-def flagged(config: FilterConfig) -> str:
-    """The facts, each with its NSFW score (table `nsfw`) and the `codes` of the rules that drop it."""
-    return f"""
-        SELECT *, {codes(config)} AS codes FROM (
-            SELECT facts.*, nsfw.nsfw_score FROM facts LEFT JOIN nsfw ON nsfw.image_id = facts.image_id
-        )
-    """
-
-
-#: decisions.parquet, from the table `flagged`.
-DECISIONS = """
-    SELECT key, codes = '' AS keep, nullif(split_part(codes, ',', 1), '') AS reason,
-           CASE WHEN codes = '' THEN [] ELSE string_split(codes, ',') END AS reasons, image_id,
-           CASE WHEN has_bytes THEN image_key END AS image_key, text
-    FROM flagged ORDER BY key
-"""
-
-#: images.parquet.
-IMAGES = """
-    SELECT images.image_id, image_key, width_px, height_px, nsfw.nsfw_score, phash,
-           coalesce(texts_per_image.num_texts, 0) AS num_texts, evaluation_sets
-    FROM images
-    LEFT JOIN texts_per_image ON texts_per_image.image_id = images.image_id
-    LEFT JOIN nsfw ON nsfw.image_id = images.image_id
-    ORDER BY images.image_id
-"""
-
-
-def examples(shards: list[str], num_per_reason: int) -> str:
-    """Rows to show people: per reason (null: kept) some pairs of different texts, drawn by a hash of their keys.
-
-    Columns as `filter_report.Example` has them. Only from the given shards: a report on terabytes reads few of them.
-    """
-    names = ", ".join("'" + name.replace("'", "''") + "'" for name in shards)
-    return f"""
-        SELECT reason, key, image_key, text, num_words, width_px, height_px, num_texts, num_images, rare_ngram,
-               nsfw_score, twin, url, error_message
-        FROM (
-            SELECT *, row_number() OVER (PARTITION BY reason ORDER BY md5(key)) AS place
-            FROM (
-                SELECT f.*, nullif(split_part(codes, ',', 1), '') AS reason, images.twin, pairs.url,
-                       pairs.error_message,
-                       row_number() OVER (PARTITION BY split_part(codes, ',', 1), f.text ORDER BY md5(f.key)) AS copy
-                FROM flagged AS f
-                JOIN pairs ON pairs.key = f.key
-                LEFT JOIN images ON images.image_id = f.image_id
-                WHERE pairs.shard IN ({names}) AND (images.shard IS NULL OR images.shard IN ({names}))
-            )
-            WHERE copy = 1
-        )
-        WHERE place <= {num_per_reason} ORDER BY reason, place
-    """
+def _double(value: float) -> str:
+    return f"CAST({value!r} AS DOUBLE)"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,44 +145,3 @@ def iter_samples(shards: Path, split: SplitName) -> Iterator[Sample]:
                 file.seek(json_offset)
                 row = json.loads(file.read(json_size))
                 yield Sample(row["key"], row["image_id"], image, tuple(row["keys"]), tuple(row["texts"]))
-
-
-def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
-    """Writes one tar through webdataset's writer. Equal samples give equal bytes: no time, owner or user in it.
-
-    Args:
-        directory: the folder that will hold the manifest.
-        path: relative to it.
-        samples: written in this order.
-    """
-    from webdataset.writer import TarWriter  # here: readers of shards need no webdataset
-
-    target = directory / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    num_images = num_pairs = 0
-    with target.open("wb") as file, TarWriter(file, mtime=0, user="", group="", encoder=False) as writer:
-        for sample in samples:
-            row = {"key": sample.key, "image_id": sample.image_id, "keys": sample.keys, "texts": sample.texts}
-            writer.write({
-                "__key__": sample.key,
-                "jpg": sample.image,
-                "txt": sample.texts[0].encode("utf-8"),
-                "json": json.dumps(row, ensure_ascii=False, sort_keys=True).encode("utf-8"),
-            })  # fmt: skip
-            num_images += 1
-            num_pairs += len(sample.texts)
-    return Shard(
-        path=path, sha256=sha256_file(target), num_bytes=target.stat().st_size, num_images=num_images,
-        num_pairs=num_pairs, offsets=tuple(_offsets(target)),
-    )  # fmt: skip
-
-
-def _offsets(path: Path) -> Iterator[tuple[int, int, int, int]]:
-    """Reads the index back from the tar itself, so that it cannot disagree with the bytes."""
-    with tarfile.open(path, "r:") as tar:
-        jpg: tarfile.TarInfo | None = None
-        for member in tar:
-            if member.name.endswith(".jpg"):
-                jpg = member
-            elif member.name.endswith(".json") and jpg is not None:
-                yield jpg.offset_data, jpg.size, member.offset_data, member.size

@@ -1,29 +1,26 @@
-"""What the rules look at, computed once: per pair from its text, per distinct image from its pixels.
+"""What the rules look at, computed once per distinct image from its pixels.
 
-Near-duplicates (rule I5): the paper embeds all images with a separate model and takes cosine > 0.975 for the same.
-Deviation, for now: two images are near-duplicates if (1) their 64-bit perceptual hashes (signs of the lowest 8 x 8
-frequencies of a 32 x 32 grey thumbnail) differ in few bits and (2) the colours of their 16 x 16 thumbnails correlate
-closely. The hash is only a sieve: it survives re-encoding and resizing of a busy picture, but flips up to 18 bits for a
-plain one (a flag), and says the same of two clock faces. The thumbnails decide, and stand in for the paper's cosine: on
-the sample, copies that were re-encoded or resized to half correlate at 0.999 and above, the closest different pictures
-(two flags with another emblem) at 0.997. A copy shrunk to a third and compressed hard (0.9966) can be missed.
+Near-duplicates (rule I5) by hash, on top of the paper's embedding (`align.pairs.near_duplicates`), which costs a
+network and sees only what the other rules leave: two images are the same if (1) their 64-bit perceptual hashes (signs
+of the lowest 8 x 8 frequencies of a 32 x 32 grey thumbnail) differ in few bits and (2) the colours of their 16 x 16
+thumbnails correlate closely. The hash is only a sieve: it survives re-encoding and resizing of a busy picture, but flips
+up to 18 bits for a plain one (a flag), and says the same of two clock faces. The thumbnails decide: on the sample,
+copies that were re-encoded or resized to half correlate at 0.999 and above, the closest different pictures (two flags
+with another emblem) at 0.997. Crops and flips are left to the embedding.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from align.pairs.picture import PictureError, decode, read_header
-from align.pairs.text import is_filename, normalise, words
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -41,30 +38,6 @@ _COMPARE_ROWS = 1024
 _FLAT_STD = 1.0
 #: ... and the mean colours of two such pictures must be this close.
 _FLAT_DISTANCE = 4.0
-
-
-def text_signals(shard: str, table: pa.Table) -> pa.Table:
-    """Normal form, words, n-grams and so on of every row of a raw table; the other columns that rules need come along.
-
-    `ngrams` holds every unigram and every bigram ("a b") as often as it occurs.
-    """
-    texts = [normalise(caption or "") for caption in table["caption"].to_pylist()]
-    unigrams = [words(text) for text in texts]
-    columns = {
-        "shard": pa.array([shard] * len(texts), pa.string()),
-        "text": pa.array(texts, pa.string()),
-        "num_words": pa.array([len(row) for row in unigrams], pa.int32()),
-        "ngrams": pa.array([ngrams(row) for row in unigrams], pa.list_(pa.string())),
-        "is_filename": pa.array([is_filename(text) for text in texts], pa.bool_()),
-    }
-    for name in ("key", "url", "status", "error_message", "sha256", "image_key", "original_width", "original_height"):
-        columns["image_id" if name == "sha256" else name] = table[name]
-    return pa.table(columns)
-
-
-def ngrams(unigrams: Sequence[str]) -> list[str]:
-    """All unigrams, then all bigrams, of a text's words. No word holds a space, so no two n-grams look alike."""
-    return [*unigrams, *(f"{first} {second}" for first, second in pairwise(unigrams))]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""What a text is: its normal form, its words, and whether it is only a file name.
+"""What a text is: its normal form, its words, its language, and whether it is a file name or names a person's address.
 
 The paper leaves open what a unigram is for a given script. Decision: a word of Unicode's default word segmentation
 (UAX #29) that holds at least one letter or digit, lower-cased. So `don't`, `1920x1080` and `alt_img` are one word each,
 an ideograph or a Hiragana or Thai character is a word of its own (such a text has no spaces, and `\\w+` would take a
 whole sentence for one word and drop these languages at rule T3), and emoji or punctuation are no words.
+
+`align.pairs.words` finds the same words in many texts at once.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import unicodedata
 
 import regex
+from resiliparse.parse.lang import detect_fast
 
 #: A UAX #29 segment that starts with a letter, digit or joining underscore (WORD gives `\b` its Unicode meaning).
 _SEGMENT = regex.compile(r"\b[\p{L}\p{M}\p{N}\p{Pc}].*?\b", flags=regex.WORD | regex.VERSION1 | regex.DOTALL)
@@ -18,35 +21,113 @@ _WORD_LIKE = regex.compile(r"[\p{L}\p{N}]")
 #: White space, and the control and unpaired surrogate characters that parsers leave in texts and no table can hold.
 _BLANK = regex.compile(r"[\s\p{Cc}\p{Cs}]+")
 
-_EXTENSIONS = "jpe?g|jpe|jfif|png|gif|webp|svgz?|bmp|tiff?|ico|avif|heic|heif|jxl|psd|eps|xcf|pdf|mp4|webm"
-_FILE_NAME = regex.compile(
-    rf"""
-      .*[\w)\]-]\.(?:{_EXTENSIONS})                                             # any name with a picture's extension
-    | (?:https?|ftp|file|data)://?\S+                                           # a URL
-    | (?:\.{{0,2}}/|~/|[a-z]:[\\/])\S+                                          # an absolute or relative path
-    | [^\s\\/]+(?:[\\/][^\s\\/]+){{2,}}                                           # folders/in/between
-    | (?:img|dsc[nf]?|dscn|p|pict|mvi|gopr|vid|screenshot|screen\ shot|image|photo|scan|untitled|unnamed)
-      [\s_-]*\(?\d[\d\s_.:()-]*(?:at\ [\d.:]+)?                                 # what cameras and tools call a file
+_EXTENSIONS = frozenset(
+    [
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "png",
+        "gif",
+        "webp",
+        "svg",
+        "svgz",
+        "bmp",
+        "tif",
+        "tiff",
+        "ico",
+        "avif",
+        "heic",
+        "heif",
+        "jxl",
+        "psd",
+        "eps",
+        "xcf",
+        "pdf",
+        "mp4",
+        "webm",
+    ]
+)
+_STEM_END = regex.compile(r"[\w)\]-]")
+_PATH = regex.compile(
+    r"""
+      (?:https?|ftp|file|data)://?\S+                                           # a URL
+    | (?:\.{0,2}/|~/|[a-z]:[\\/])\S+                                            # an absolute or relative path
+    | [^\s\\/]+(?:[\\/][^\s\\/]+){2,}                                           # folders/in/between
     """,
     flags=regex.VERBOSE | regex.IGNORECASE | regex.VERSION1,
 )
+#: What cameras and tools call a file.
+_CAMERA = regex.compile(
+    r"(?:img|dsc[nf]?|dscn|p|pict|mvi|gopr|vid|screenshot|screen shot|image|photo|scan|untitled|unnamed)"
+    r"[\s_-]*\(?\d[\d\s_.:()-]*(?:at [\d.:]+)?",
+    flags=regex.IGNORECASE | regex.VERSION1,
+)
+
+_EMAIL = regex.compile(r"[\w.%+-]{1,64}@(?:[\w-]{1,63}\.){1,8}\p{L}{2,24}")
+#: International (+1 ...), or grouped as numbers are (3-3-4; 0 and an area code first); dates and sizes are none.
+_PHONE = regex.compile(
+    r"""(?<![\w+/.-])(?:
+      \+\d(?:[\s().-]{0,3}\d){7,14}
+    | \(?\d{3}\)?[\s.-]\d{3}[.-]\d{4}
+    | \(?0\d{1,4}\)?[\s/-]\d{3,4}[\s-]?\d{3,5}
+    )(?![\w-])""",
+    flags=regex.VERBOSE | regex.VERSION1,
+)
+#: Shorter texts say nothing about their language.
+_MIN_LANGUAGE_CHARS = 20
 
 
 def normalise(text: str) -> str:
     """The form in which texts are compared and kept: NFC, white space and control characters as single spaces."""
-    return str(_BLANK.sub(" ", unicodedata.normalize("NFC", text))).strip()
+    text = unicodedata.normalize("NFC", text)
+    if text.isprintable():  # no blank but the space, as in most texts
+        return " ".join(text.split())
+    return str(_BLANK.sub(" ", text)).strip()
 
 
 def words(text: str) -> list[str]:
     """The unigrams of a text in order, lower-cased (in Python: SQL engines disagree on some Unicode)."""
-    lowered = unicodedata.normalize("NFC", normalise(text).lower())
+    lowered = unicodedata.normalize("NFC", text.lower())
     return [segment for segment in _SEGMENT.findall(lowered) if _WORD_LIKE.search(segment)]
 
 
 def is_filename(text: str) -> bool:
-    """Whether the whole text is a file name, a path or a URL and nothing else.
+    """Whether the whole of a normalised text is a file name, a path or a URL and nothing else.
 
     A rule of ours, not the paper's: a path splits into 3 to 20 words and passes T3, and where every picture has its own
     file name T1 does not see it either.
     """
-    return _FILE_NAME.fullmatch(normalise(text)) is not None
+    stem, _, extension = text.rpartition(".")
+    if extension.casefold() in _EXTENSIONS and _STEM_END.match(stem[-1:]):
+        return True
+    if " " not in text and _PATH.fullmatch(text):
+        return True
+    return _CAMERA.fullmatch(text) is not None
+
+
+def language(text: str) -> str | None:
+    """ISO 639-1 code of a normalised text's language; None where it is too short or like none.
+
+    A guess from frequencies of letters: alt-texts are short, and a third of the short ones are guessed wrong. Good
+    enough for how languages are distributed over a dataset, rough for a rule.
+    """
+    if len(text) < _MIN_LANGUAGE_CHARS:
+        return None
+    code = str(detect_fast(text)[0])
+    return None if code == "unknown" else code
+
+
+def personal_data(text: str) -> tuple[int, int]:
+    """How many e-mail addresses and phone numbers a text holds."""
+    emails = len(_EMAIL.findall(text)) if "@" in text else 0
+    return emails, len(_PHONE.findall(text))
+
+
+def mask_personal_data(text: str) -> str:
+    """The text with the letters and digits of e-mail addresses and phone numbers hidden, but for their first one."""
+
+    def hidden(match: regex.Match[str]) -> str:
+        return match[0][0] + str(_WORD_LIKE.sub("•", match[0][1:]))
+
+    return str(_PHONE.sub(hidden, _EMAIL.sub(hidden, text)))

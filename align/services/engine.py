@@ -1,33 +1,94 @@
-"""SQL over tables larger than memory: DuckDB, held to a memory limit, spilling to a scratch folder that goes away.
+"""SQL over tables larger than memory. One plan in ANSI SQL, two runners: DuckDB here, Spark in `spark_engine`.
 
-Callers speak in views over parquet files, tables and queries in ANSI SQL, so another engine can stand behind the same
-four methods.
+Callers speak in views over parquet files, tables and queries that both runners read alike; `Engine.unnest` is the only
+word that differs between them. What is not alike is kept out of the plans: functions on strings (case folding, regular
+expressions, collation) are Python's and done once while texts are measured, divisions are written as products, numbers
+with a fraction as `CAST(0.1 AS DOUBLE)`, and NULLs are never sorted.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 
 from align.config.engine import EngineConfig
 from align.errors import DataError
 
-_ROW_GROUP_SIZE = 100_000
+ROW_GROUP_SIZE = 100_000
 
 
-class Engine:
-    """One connection. Names of views and tables are the caller's; they end with it.
+class Engine(Protocol):
+    """One session. Names of views and tables are the caller's; they end with it.
 
     Attributes:
         scratch: a folder for the caller's own intermediate files; removed at the end.
         num_threads: how many threads the caller may use besides.
     """
+
+    scratch: Path
+    num_threads: int
+
+    def view(self, name: str, files: Path) -> None:
+        """Makes parquet files (a path, or a folder and a pattern such as `texts/*.parquet`) readable as a table."""
+        ...
+
+    def table(self, name: str, query: str) -> None:
+        """Materialises a query, on disk where it does not fit in memory. A table has no order."""
+        ...
+
+    def drop(self, name: str) -> None:
+        """Gives a table's room back."""
+        ...
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """A query's result in memory: for what is known to be small."""
+        ...
+
+    def write(self, query: str, path: Path) -> None:
+        """Writes a query's result as one parquet file, complete or not at all; in order where it has an ORDER BY."""
+        ...
+
+    def unnest(self, array: str) -> str:
+        """SQL, as one item of a SELECT: a row for each element of an array."""
+        ...
+
+
+@contextmanager
+def open_engine(config: EngineConfig, folder: Path | None = None) -> Iterator[Engine]:
+    """An engine with an empty database of its own, by `engine.runner`.
+
+    Args:
+        config: the runner and its bounds.
+        folder: where its scratch files go if `engine.temp_directory` does not say; None takes the system's. A cluster
+            needs one that all its machines see.
+
+    Raises:
+        ServiceError: Spark, Java or the cluster is not there.
+    """
+    parent = config.temp_directory or folder
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="align-", dir=parent) as name:
+        scratch = Path(name).resolve()
+        if config.runner == "spark":
+            from align.services.spark_engine import open_spark
+
+            with open_spark(config, scratch) as spark:
+                yield spark
+        else:
+            with _open_duckdb(config, scratch) as engine:
+                yield engine
+
+
+class DuckDbEngine:
+    """See `Engine`. Equal results of an ORDER BY are equal bytes."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, scratch: Path, num_threads: int) -> None:
         self.scratch = scratch
@@ -35,21 +96,36 @@ class Engine:
         self._connection = connection
 
     def view(self, name: str, files: Path) -> None:
-        """Makes parquet files (a path, or a folder and a pattern such as `texts/*.parquet`) readable as a table."""
-        self._execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({_quoted(files)})")
+        """See `Engine`."""
+        self._execute(f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM read_parquet({_quoted(files)})")
 
     def table(self, name: str, query: str) -> None:
-        """Materialises a query, on disk where it does not fit in memory."""
-        self._execute(f"CREATE TABLE {name} AS {query}")
+        """See `Engine`."""
+        self._execute("SET preserve_insertion_order = false")  # what keeps order must buffer
+        self._execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
+        self._execute("SET preserve_insertion_order = true")
+
+    def drop(self, name: str) -> None:
+        """See `Engine`."""
+        self._execute(f"DROP TABLE {name}")
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
-        """A query's result in memory: for what is known to be small."""
+        """See `Engine`."""
         return self._execute(query).fetchall()
 
     def write(self, query: str, path: Path) -> None:
-        """Writes a query's result as one parquet file; with an ORDER BY, equal results are equal bytes."""
-        options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP_SIZE}"
-        self._execute(f"COPY ({query}) TO {_quoted(path)} ({options})")
+        """See `Engine`."""
+        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_SIZE}"
+        try:
+            self._execute(f"COPY ({query}) TO {_quoted(beside)} ({options})")
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def unnest(self, array: str) -> str:
+        """See `Engine`."""
+        return f"unnest({array})"
 
     def _execute(self, statement: str) -> duckdb.DuckDBPyConnection:
         try:
@@ -60,24 +136,20 @@ class Engine:
 
 
 @contextmanager
-def open_engine(config: EngineConfig) -> Iterator[Engine]:
-    """An engine with an empty database of its own."""
-    if config.temp_directory is not None:
-        config.temp_directory.mkdir(parents=True, exist_ok=True)
+def _open_duckdb(config: EngineConfig, scratch: Path) -> Iterator[DuckDbEngine]:
     num_threads = config.num_threads or os.cpu_count() or 1
-    with tempfile.TemporaryDirectory(prefix="align-", dir=config.temp_directory) as folder:
-        scratch = Path(folder)
-        settings: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": config.memory_limit,
-            "threads": num_threads,
-            "temp_directory": str(scratch / "spill"),
-        }
-        connection = duckdb.connect(str(scratch / "engine.duckdb"), config=settings)
-        connection.execute("SET enable_progress_bar = false")  # it draws on stdout, also where that is a file
-        try:
-            yield Engine(connection, scratch, num_threads)
-        finally:
-            connection.close()
+    settings: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": config.memory_limit,
+        "threads": num_threads,
+        "temp_directory": str(scratch / "spill"),
+    }
+    connection = duckdb.connect(str(scratch / "engine.duckdb"), config=settings)
+    connection.execute("SET enable_progress_bar = false")  # it draws on stdout, also where that is a file
+    try:
+        yield DuckDbEngine(connection, scratch, num_threads)
+    finally:
+        connection.close()
+        shutil.rmtree(scratch / "spill", ignore_errors=True)
 
 
 def _quoted(path: Path) -> str:

@@ -23,6 +23,7 @@ class Expectation:
     """One line of the gate.
 
     Attributes:
+        name: stable, such as `keep-rate`: what people type to accept its failure.
         what: for people, such as "keep rate".
         table: which frame it is checked on.
         kind: Great Expectations' name in snake case, such as `expect_column_max_to_be_between`.
@@ -30,6 +31,7 @@ class Expectation:
         threshold: for people, such as "0.2 to 0.95".
     """
 
+    name: str
     what: str
     table: str
     kind: str
@@ -39,11 +41,27 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of an expectation. `observed` is for people: a value, or how many of how many rows fail."""
+    """What came of an expectation: its words, and `observed`: a value, or how many of how many rows fail."""
 
-    expectation: Expectation
-    passed: bool
+    name: str
+    what: str
+    expectation: str
     observed: str
+    threshold: str
+    passed: bool
+
+
+def statistic(what: str, column: str, low: float | None, high: float | None) -> Expectation:
+    """An expectation on one figure of the frame `statistics`, both bounds included; None: no bound."""
+    if high is None:
+        threshold = f"at least {low:g}"
+    elif low is None or low == high == 0:
+        threshold = f"at most {high:g}" if high else "0"
+    else:
+        threshold = f"{low:g} to {high:g}" if low != high else f"{low:g}"
+    name = column.replace("_", "-")
+    arguments = {"column": column, "min_value": low, "max_value": high}
+    return Expectation(name, what, "statistics", "expect_column_max_to_be_between", arguments, threshold)
 
 
 def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation]) -> list[Outcome]:
@@ -60,6 +78,7 @@ def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # read at import
     with warnings.catch_warnings():  # it imports modules that Python has deprecated
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # and pyspark, where it is installed, about pandas
         import great_expectations as gx
         from great_expectations import expectations as gxe
         from great_expectations.data_context.types.base import ProgressBarsConfig
@@ -87,8 +106,13 @@ def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation
             for row in run.results:
                 values: dict[str, Any] = row.to_json_dict()
                 index = values["expectation_config"]["meta"]["index"]
-                outcomes[index] = Outcome(expectations[index], bool(row.success), _observed(values))
+                outcomes[index] = _outcome(expectations[index], bool(row.success), _observed(values))
     return [outcomes[index] for index in range(len(expectations))]
+
+
+def _outcome(item: Expectation, passed: bool, observed: str) -> Outcome:
+    expectation = f"{item.kind}({item.arguments.get('column', '')})"
+    return Outcome(item.name, item.what, expectation, observed, item.threshold, passed)
 
 
 def _observed(row: dict[str, Any]) -> str:

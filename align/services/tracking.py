@@ -72,6 +72,11 @@ def current_flow_run_id() -> str | None:
     return os.environ.get("ALIGN_FLOW_RUN_ID") or None
 
 
+def is_there() -> bool:
+    """Whether MLflow was ever used from here: a command that only reads must not make a store of its own."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path(DEFAULT_URI.removeprefix("sqlite:///")).is_file()
+
+
 class Tracker:
     """One MLflow server, or the file that stands in for it. Every failure to reach it is a ServiceError within seconds.
 
@@ -222,6 +227,23 @@ class Tracker:
         """One version by its number."""
         with self._asking():
             return _version(self._client.get_model_version(model, str(number)))
+
+    def versions(self, model: str) -> list[Version]:
+        """All versions, the first one first; none where there is no such model."""
+        found: list[Any] = []
+        with self._asking():
+            page: str | None = None
+            while page is None or page:
+                answer = self._client.search_model_versions(f"name = '{model}'", max_results=200, page_token=page)
+                found += answer
+                page = answer.token or ""
+        return sorted((_version(item) for item in found), key=lambda version: version.number)
+
+    def aliases(self, model: str) -> dict[str, int]:
+        """Alias -> number of its version."""
+        with self._asking():
+            found = self._client.search_registered_models(f"name = '{model}'")
+            return {alias: int(number) for item in found for alias, number in item.aliases.items()}
 
     def set_alias(self, version: Version, alias: str) -> None:
         """Moves an alias to a version."""

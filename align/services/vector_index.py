@@ -1,6 +1,7 @@
-"""Nearest neighbours by cosine over many vectors, through faiss: the only module that imports it.
+"""Nearest neighbours by cosine over many vectors, and clusters of them, through faiss: the only module that imports it.
 
-Exact (IndexFlatIP): the demo's ten thousand vectors take a millisecond; a compressed index is a change here alone.
+The index is exact (IndexFlatIP): the demo's ten thousand vectors take a millisecond; a compressed one is a change here
+alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,33 @@ from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError
 from align.stage import write_bytes
+
+_KMEANS_ITERATIONS = 20
+_KMEANS_SEED = 0
+
+
+def kmeans(vectors: NDArray[np.float32], num_clusters: int) -> NDArray[np.float32]:
+    """Spherical k-means: (num_vectors, width) L2-normalised -> centroids (num_clusters, width) float32, normalised.
+
+    The same vectors in the same order are the same centroids, however many threads there are: it takes one, as a sum
+    depends on how it is divided.
+    """
+    num_threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        clustering = faiss.Kmeans(
+            vectors.shape[1],
+            num_clusters,
+            niter=_KMEANS_ITERATIONS,
+            spherical=True,
+            seed=_KMEANS_SEED,
+            min_points_per_centroid=1,
+            max_points_per_centroid=len(vectors),  # the caller draws the sample
+        )
+        clustering.train(np.ascontiguousarray(vectors, dtype=np.float32))
+    finally:
+        faiss.omp_set_num_threads(num_threads)
+    return np.asarray(clustering.centroids, dtype=np.float32)
 
 
 class VectorIndex:

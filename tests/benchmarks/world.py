@@ -6,19 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from align.cli import main
 from align.config import Params, load_params
-from align.config.engine import EngineConfig
-from align.config.filter import FilterConfig
-from align.config.fit_tokenizer import FitTokenizerConfig
-from align.config.ingest import IngestConfig
-from align.config.model import ModelConfig
-from align.config.shard import ShardConfig
-from align.filter import filter_pairs
-from align.fit_tokenizer import fit_tokenizer
-from align.ingest import ingest
 from align.pairs.layout import iter_images, raw_shards
 from align.pairs.shards import read_manifest
-from align.shard import shard
 from tests.small_data import write_verdict
 
 ROOT = Path(__file__).parents[2]
@@ -53,20 +44,15 @@ class World:
 
 def build(root: Path) -> World:
     """Runs ingest, filter, shard and fit_tokenizer into an empty folder."""
-    params = load_params(ROOT / "params.yaml", [f"ingest.max_pages={NUM_PAGES}"])
-    raw, filtered, reports = root / "raw", root / "filtered", root / "reports"
-    ingest(params.section(IngestConfig), ROOT / "data/sample/archive.warc.gz", raw)
-    no_sets = root / "no_evaluation_sets"  # training images are none of them anyway; reading them takes a while
-    filter_pairs(
-        params.section(FilterConfig), params.section(EngineConfig), raw, no_sets, filtered, reports / "filter"
-    )  # fmt: skip
-    quality = write_verdict(reports / "quality", passed=True)
-    shard(
-        params.section(ShardConfig), raw=raw, filtered=filtered, quality=quality,
-        out=root / "shards", reports=reports / "shard",
-    )  # fmt: skip
-    fit_tokenizer(
-        params.section(FitTokenizerConfig), max_tokens=params.section(ModelConfig).max_tokens, shards=root / "shards",
-        out=root / "tokenizer", reports=reports / "fit_tokenizer",
-    )  # fmt: skip
-    return World(root, params)
+    overrides = [
+        f"ingest.max_pages={NUM_PAGES}", f"paths.archive={ROOT / 'data/sample/archive.warc.gz'}",
+        f"paths.evaluation={root / 'no_evaluation_sets'}",  # none of them is in it, and they take a while
+        f"paths.runtime={root / 'runtime'}", f"paths.policy={ROOT / 'data/policy'}",
+        *(f"paths.{name}={root / name}" for name in ("raw", "filtered", "shards", "tokenizer", "reports")),
+    ]  # fmt: skip
+    write_verdict(root / "reports/quality", passed=True)
+    for verb in ("ingest", "filter", "shard", "fit_tokenizer"):
+        sets = [word for override in overrides for word in ("--set", override)]
+        if main([verb, "--params", str(ROOT / "params.yaml"), *sets]) != 0:
+            raise RuntimeError(f"align {verb} failed")
+    return World(root, load_params(ROOT / "params.yaml", overrides))

@@ -1,4 +1,4 @@
-"""The gate on a real Great Expectations."""
+"""The gate over tables on a real Great Expectations; what it measures is tested in unit/test_statistics.py."""
 
 import json
 import re
@@ -9,38 +9,37 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from align.cli import main
 from align.config import load_params
-from align.config.engine import EngineConfig
-from align.config.validate import ValidateConfig
-from align.errors import GateError
-from align.validate import QualityReport, validate
+from align.config.validate import MaxDrift, ValidateConfig
+from align.errors import ConfigError, DataError, GateError
+from align.pairs.quality import QualityReport
+from align.pairs.rules import RULES
+from align.pairs.signals import image_signals
+from align.validate import read_checked_sets, set_reference, validate
 from tests import small_data
 from tests.small_data import Pair
+from tests.unit.test_sets import write_set
+from tests.unit.test_statistics import ENGINE, pairs, rewrite
 
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+WIDE = dict.fromkeys(MaxDrift.model_fields, 1.0)
 CONFIG = ValidateConfig(
     min_pairs=10, min_success_share=0.9, keep_rate=(0.5, 0.8),
     dropped_share={"image_too_small": (0.0, 0.2), "text_too_short": (0.1, 0.5), "image_missing": (0.0, 0.05)},
-    min_evaluation_sets=1, sample_rows=15,
+    min_evaluation_sets=1, max_evaluation_hash_share=0.0, sample_rows=15, max_drift=MaxDrift(**WIDE),
 )  # fmt: skip
-ENGINE = EngineConfig(memory_limit="300MB", num_threads=1, temp_directory=None)
+SETS = {"concepts": "f" * 64}
+DECISIONS, IMAGES = "filtered/decisions.parquet", "filtered/images.parquet"
 
 
-def pairs() -> list[Pair]:
-    """20 pairs: 14 kept (0.7), 3 too small (0.15), 3 too short (0.15)."""
-    rows = [Pair(f"picture number {index}", index) for index in range(14)]
-    rows += [Pair(f"small picture {index}", 20 + index, reason="image_too_small") for index in range(3)]
-    return rows + [Pair("short", 30 + index, reason="text_too_short") for index in range(3)]
-
-
-def judge(root: Path, config: ValidateConfig = CONFIG, checked_sets: tuple[str, ...] = ("concepts",)) -> QualityReport:
+def judge(
+    root: Path, config: ValidateConfig = CONFIG, *, checked_sets: dict[str, str] = SETS, data: Path | None = None
+) -> QualityReport:
     return validate(
-        config,
-        ENGINE,
-        raw=root / "raw",
-        filtered=root / "filtered",
-        checked_sets=checked_sets,
-        reports=root / "quality",
-    )
+        config, ENGINE, raw=(data or root) / "raw", filtered=(data or root) / "filtered",
+        evaluation=root / "evaluation", checked_sets=checked_sets, policy=root / "policy", reports=root / "quality",
+    )  # fmt: skip
 
 
 def test_good_data_passes_and_equal_data_gives_equal_reports(tmp_path: Path) -> None:
@@ -48,63 +47,45 @@ def test_good_data_passes_and_equal_data_gives_equal_reports(tmp_path: Path) -> 
     report = judge(tmp_path)
     assert report.passed
     assert all(item.passed for item in report.expectations)
+    assert len({item.name for item in report.expectations}) == len(report.expectations)  # `--accept` needs one meaning
+    assert all(re.fullmatch("[a-z]+(-[a-z]+)*", item.name) for item in report.expectations)
     assert report.metrics["quality/keep_rate"] == 0.7
+    assert not [item for item in report.expectations if item.name.startswith("drift")]
     first = {path.name: path.read_bytes() for path in (tmp_path / "quality").iterdir()}
     judge(tmp_path)
     assert {path.name: path.read_bytes() for path in (tmp_path / "quality").iterdir()} == first
-    assert set(first) == {"report.json", "metrics.json", "report.html"}
+    assert set(first) == {"report.json", "metrics.json", "report.html", "verdict.json", "distributions.png"}
     page = first["report.html"].decode()
     assert "share dropped as image_too_small" in page
+    assert "No reference: drift was not measured" in page
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
 
 
 def test_params_of_the_project_are_a_valid_gate() -> None:
-    config = load_params(Path(__file__).parents[2] / "params.yaml").section(ValidateConfig)
+    config = load_params(PARAMS).section(ValidateConfig)
     assert config.keep_rate[0] < config.keep_rate[1]
-
-
-def rewrite(path: Path, change: Callable[[list[dict[str, object]]], list[dict[str, object]]]) -> None:
-    table = pq.read_table(path)
-    pq.write_table(pa.Table.from_pylist(change(table.to_pylist()), schema=table.schema), path)
-
-
-def edit_decisions(**values: object) -> Callable[[Path], None]:
-    return lambda root: rewrite(root / "filtered" / "decisions.parquet", lambda rows: [rows[0] | values, *rows[1:]])
-
-
-def edit_images(**values: object) -> Callable[[Path], None]:
-    return lambda root: rewrite(root / "filtered" / "images.parquet", lambda rows: [row | values for row in rows])
-
-
-def leak(root: Path) -> None:
-    kept = pq.read_table(root / "filtered" / "decisions.parquet").to_pylist()[0]["image_id"]
-    rewrite(
-        root / "filtered" / "images.parquet",
-        lambda rows: [row | {"evaluation_sets": ["concepts"] if row["image_id"] == kept else []} for row in rows],
-    )
+    assert set(config.dropped_share) == set(RULES)  # a rule without a band fails the gate where it drops something
 
 
 def drop_column(root: Path) -> None:
-    path = root / "filtered" / "decisions.parquet"
+    path = root / DECISIONS
     pq.write_table(pq.read_table(path).drop_columns(["reasons"]), path)
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (leak, "kept pairs that show an evaluation image: observed 1, expected 0"),
-        (edit_decisions(key="000000001"), "pairs decided on twice: observed 1, expected 0"),
-        (edit_decisions(keep=None), "decisions that say neither keep nor drop: observed 1, expected 0"),
-        (edit_decisions(keep=False), "pairs kept with a reason, or dropped without one: observed 1, expected 0"),
-        (edit_decisions(keep=False, reason="b", reasons=["a", "b"]), "not the first of their reasons: observed 1"),
-        (edit_decisions(keep=False, reason="b", reasons=["b"]), "a reason that has no band: observed 1"),
-        (edit_decisions(text=""), "kept pairs without an image or a text: observed 1, expected 0"),
-        (edit_decisions(image_id="f" * 64), r"kept pairs whose image is not in images.parquet: observed 1, expected 0"),
-        (edit_images(nsfw_score=1.5), r"nsfw_score: observed 15 of 15 rows are otherwise, such as 1\.5"),
-        (edit_images(phash=None), "kept pairs whose image was not hashed or not scored: observed 14, expected 0"),
-        (drop_column, "columns of decisions: observed .*, expected key, keep, reason, reasons, image_id"),
+        (
+            lambda root: rewrite(root / DECISIONS, lambda rows: [rows[0] | {"key": "000000001"}, *rows[1:]]),
+            "decisions-duplicate-keys: pairs decided on twice: observed 1, expected 0",
+        ),
+        (
+            lambda root: rewrite(root / IMAGES, lambda rows: [row | {"nsfw_score": 1.5} for row in rows]),
+            r"images-nsfw-score: .*: observed 15 of 15 rows are otherwise, such as 1\.5, expected 0 to 1",
+        ),
+        (drop_column, "decisions-columns: columns of decisions: observed .*, expected key, keep, reason, reasons"),
     ],
-)  # fmt: skip
+)
 def test_each_fault_is_named_with_observed_and_threshold(
     tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
@@ -118,44 +99,137 @@ def test_each_fault_is_named_with_observed_and_threshold(
     assert "What failed" in (tmp_path / "quality" / "report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"keep_rate": (0.71, 0.9)}, "keep rate: observed 0.7, expected 0.71 to 0.9"),
-        ({"keep_rate": (0.2, 0.69)}, "keep rate: observed 0.7, expected 0.2 to 0.69"),
-        ({"min_pairs": 21}, "pairs: observed 20, expected at least 21"),
-        (
-            {"dropped_share": {"image_too_small": (0.0, 0.14), "text_too_short": (0.1, 0.5)}},
-            "share dropped as image_too_small: observed 0.15, expected 0 to 0.14",
-        ),
-        (
-            {"dropped_share": {"image_too_small": (0.0, 0.2), "text_too_short": (0.16, 0.5)}},
-            "share dropped as text_too_short: observed 0.15, expected 0.16 to 0.5",
-        ),
-    ],
-)
-def test_bands_hold_at_their_boundary(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    small_data.write(tmp_path, pairs())
-    exact = {
-        "keep_rate": (0.7, 0.7),
-        "min_pairs": 20,
-        "dropped_share": {"image_too_small": (0.15, 0.15), "text_too_short": (0.15, 0.15)},
-    }
-    assert judge(tmp_path, CONFIG.model_copy(update=exact)).passed
-    with pytest.raises(GateError, match=message):
-        judge(tmp_path, CONFIG.model_copy(update=change))
+def test_bands_hold_at_their_boundary(tmp_path: Path) -> None:
+    """Both ends are included; all that lie just beyond fail, each under its own name."""
+    small_data.write(tmp_path, [*pairs(), Pair("gone", None, reason="image_missing")])
+    exact = {"image_too_small": 3 / 21, "text_too_short": 3 / 21, "image_missing": 1 / 21}
+    edges = {
+        "keep_rate": (14 / 21, 14 / 21), "min_pairs": 21, "min_success_share": 20 / 21,
+        "dropped_share": {name: (share, share) for name, share in exact.items()},
+    }  # fmt: skip
+    assert judge(tmp_path, CONFIG.model_copy(update=edges)).passed
+    beyond = {
+        "keep_rate": (0.667, 0.9), "min_pairs": 22, "min_success_share": 0.953, "min_evaluation_sets": 2,
+        "dropped_share": {
+            "image_too_small": (0.0, 0.142), "text_too_short": (0.143, 0.5), "image_missing": (0.0, 0.047),
+        },
+    }  # fmt: skip
+    with pytest.raises(GateError, match=r"raw-pairs: pairs: observed 21, expected at least 22 \(6 more failed\)"):
+        judge(tmp_path, CONFIG.model_copy(update=beyond))
+    report = json.loads((tmp_path / "quality" / "report.json").read_text())
+    assert {item["name"] for item in report["expectations"] if not item["passed"]} == {
+        "raw-pairs", "raw-success-share", "keep-rate", "checked-sets", "dropped-image-too-small",
+        "dropped-text-too-short", "dropped-image-missing",
+    }  # fmt: skip
 
 
-def test_too_few_images_stop_it(tmp_path: Path) -> None:
-    small_data.write(tmp_path, [*pairs(), *(Pair("gone", None, reason="image_missing") for _ in range(3))])
-    config = CONFIG.model_copy(update={"dropped_share": {**CONFIG.dropped_share, "image_missing": (0.0, 1.0)}})
-    with pytest.raises(GateError, match=r"share of pairs with an image: observed 0.869565, expected 0.9 to 1"):
-        judge(tmp_path, config)
+def put_evaluation_image(root: Path, image: bytes) -> dict[str, str]:
+    """An evaluation set with this image; returns what a filter that looked for it reports."""
+    row = {"key": "a", "concept": "c", "texts": ["t"], "class": None, "vendor": None, "split": "query"}
+    files = {"a.jpg": image, "a.json": json.dumps(row).encode()}
+    write_set(root / "evaluation", members=files, num_images=1)
+    return {"concepts": json.loads((root / "evaluation" / "concepts.json").read_text())["sha256"]}
 
 
-def test_a_filter_that_checked_no_evaluation_set_is_stopped(tmp_path: Path) -> None:
-    small_data.write(tmp_path, pairs())
+def test_evaluation_images_are_looked_for_apart_from_the_filter(tmp_path: Path) -> None:
+    """The filter says that it found none; the gate knows their bytes, and the hash of a copy."""
+    phash = image_signals(small_data.jpeg(500), 10**9).phash
+    small_data.write(tmp_path, [Pair("a copy of it", 0, phash=phash), *pairs()[1:]])
+    sets = put_evaluation_image(tmp_path, small_data.jpeg(500))
+    share = "kept-evaluation-hashes: share of kept pairs .*: observed 0.0714286, expected 0"
+    with pytest.raises(GateError, match=share):  # 1 of 14
+        judge(tmp_path, checked_sets=sets)
+    lenient = CONFIG.model_copy(update={"max_evaluation_hash_share": 0.08})
+    assert judge(tmp_path, lenient, checked_sets=sets).passed
+    with pytest.raises(GateError, match=r"unchecked-sets: .* as they are now: observed 1, expected 0"):  # another tar
+        judge(tmp_path, lenient)
+    sets = put_evaluation_image(tmp_path, small_data.jpeg(3))  # the picture of pair 3
+    with pytest.raises(GateError, match=r"kept-evaluation-bytes: .* very bytes of an evaluation image: observed 1"):
+        judge(tmp_path, lenient, checked_sets=sets)
+
+
+def write_languages(root: Path, rows: list[Pair], num_german: int = 0) -> Path:
+    small_data.write(root, rows)
+    path = root / DECISIONS
+    table = pq.read_table(path)
+    languages = ["de"] * num_german + ["en"] * (len(table) - num_german)
+    if "language" in table.column_names:
+        table = table.drop_columns(["language"])
+    pq.write_table(table.append_column("language", pa.array(languages)), path)
+    return root
+
+
+def test_drift_is_found_when_the_data_moves_and_silent_when_not(tmp_path: Path) -> None:
+    old = write_languages(tmp_path / "old", pairs())
+    assert judge(tmp_path, data=old).passed
+    set_reference(tmp_path / "quality", tmp_path / "policy", "Ada", "2026-01-31")
+    none = CONFIG.model_copy(update={"max_drift": MaxDrift(**dict.fromkeys(WIDE, 0.0))})
+    same = judge(tmp_path, none, data=old)
+    assert [item.observed for item in same.expectations if item.name.startswith("drift")] == ["0"] * 4
+
+    # 15 of 20 kept instead of 14; 3 of 15 texts longer, 4 of 15 in German, all images larger
+    rows = [Pair(f"a text that is so much longer {index}", index) for index in range(3)]
+    new = write_languages(tmp_path / "new", [*rows, *pairs()[3:14], Pair("picture number 14", 14), *pairs()[15:]], 4)
+    rewrite(new / IMAGES, lambda rows: [row | {"height_px": 700, "width_px": 900} for row in rows])
+    moved = {"keep_rate": 0.05, "text_length": 0.2, "image_size": 1.0, "language": 0.266667}
+    report = judge(tmp_path, CONFIG.model_copy(update={"max_drift": MaxDrift(**moved)}), data=new)  # at the limit
+    assert {name: report.metrics[f"quality/drift/{name}"] for name in moved} == moved
+    below = MaxDrift(**{name: value - 0.001 for name, value in moved.items()})
     with pytest.raises(
-        GateError, match="evaluation sets looked for in the training images: observed 0, expected at least 1"
+        GateError, match=r"drift-keep-rate: drift of the keep rate: observed 0.05, expected 0 to 0.049 \(3 more failed"
     ):
-        judge(tmp_path, checked_sets=())
+        judge(tmp_path, CONFIG.model_copy(update={"max_drift": below}), data=new)
+    assert "The reference was set on 2026-01-31 by Ada" in (tmp_path / "quality" / "report.html").read_text()
+
+
+def test_a_filter_report_without_sets_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="run `align filter` first"):
+        read_checked_sets(tmp_path)
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(DataError, match="run `align filter` again"):
+        read_checked_sets(tmp_path)
+
+
+def test_the_command_accepts_and_sets_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a person types it: run, see the failure, accept it, run again, set the reference."""
+    small_data.write(tmp_path / "data", pairs())
+    (tmp_path / "reports" / "filter").mkdir(parents=True)
+    (tmp_path / "reports" / "filter" / "report.json").write_text(json.dumps({"evaluation_sets": SETS}))
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "min_pairs": 10, "keep_rate": "[0.71, 0.9]", "min_evaluation_sets": 1,
+        "dropped_share": "{image_too_small: [0.0, 1.0], text_too_short: [0.0, 1.0]}",
+    }  # fmt: skip
+    settings = ["--params", str(PARAMS), "--set", "paths.evaluation=none"]
+    settings += [word for key, value in values.items() for word in ("--set", f"validate.{key}={value}")]
+
+    def run(*words: str) -> str:
+        """Exit code and last line."""
+        code = main(["validate", *settings, *words])
+        return f"{code} {capsys.readouterr().err.strip().splitlines()[-1]}"
+
+    policy = tmp_path / "data" / "policy"
+    who = ("--by", "Ada")
+    why = ("--reason", "few icons this week")
+    no_run = "1 align: error: reports/quality/report.json: no"
+    assert run("--accept", "keep-rate", *who, *why).startswith(f"{no_run} such file; run `align validate` first")
+    assert run("--set-reference", *who).startswith(f"{no_run} verdict yet; run `align validate` first")
+    assert run().startswith("1 align: error: quality gate: keep-rate: keep rate: observed 0.7, expected 0.71 to 0.9")
+    assert run("--set-reference", *who).startswith("1 align: error: --set-reference: the gate failed (keep-rate")
+    assert run("--accept", "keep-rate", *who).startswith("1 align: error: --accept NAME: say why, --reason")
+    assert run("--accept", "keep", *who, *why).startswith("1 align: error: --accept keep: no failure of this name")
+    assert not policy.exists()
+    assert run("--accept", "keep-rate", *who, *why).startswith("0 validate: keep-rate accepted for this data; commit")
+    assert re.fullmatch(r"0 validate: passed: of \d+ expectations \d+ hold, 1 failed and were accepted", run())
+    assert run("--set-reference", *who).startswith("0 validate: this data is the reference for drift; commit")
+    assert json.loads((policy / "reference.json").read_text())["reference"]["keep_rate"] == 0.7
+    with pytest.raises(SystemExit):
+        run("--set-reference", "--accept", "keep-rate")
+
+
+def test_a_reference_names_who_set_it(tmp_path: Path) -> None:
+    small_data.write_verdict(tmp_path / "quality", passed=True)
+    with pytest.raises(ConfigError, match="--by"):
+        set_reference(tmp_path / "quality", tmp_path / "policy", "", "2026-01-31")

@@ -29,3 +29,27 @@ def test_numbers_are_right_aligned_and_verdicts_coloured() -> None:
 def test_a_gallery_names_the_type_of_the_bytes() -> None:
     shown = html.gallery([(b"\x89PNG....", "p", ""), (b"RIFF0000WEBP", "w", ""), (b"\xff\xd8\xff", "j", "")])
     assert [shown.count(f"data:image/{kind};") for kind in ("png", "webp", "jpeg")] == [1, 1, 1]
+
+
+def test_a_third_verdict_is_a_text_of_its_own_colour() -> None:
+    table = html.table(["what", "ok"], [["a", "accepted"], ["b", False]], verdict=1)
+    assert "<td class=warn>accepted</td>" in table
+    assert "<td class=bad>failed</td>" in table
+
+
+def test_bars_stay_within_their_cell() -> None:
+    table = html.table(["what", "share"], [["a", 0.25], ["b", 1.5], ["c", -1.0]], bar=1)
+    assert [table.count(f"style=width:{width}%") for width in ("25.0", "100.0", "0.0")] == [1, 1, 1]
+
+
+def test_contents_lead_to_headings() -> None:
+    title = 'Dropped: "x" & y'
+    anchor = re.search(r"href=#([\w-]+)>", html.contents([title]))
+    assert anchor and f"<h2 id={anchor[1]}>" in html.heading(title)
+
+
+def test_cards_side_notes_and_subheadings_are_escaped() -> None:
+    evil = "<script>"
+    blocks = [html.cards([(evil, evil, "good")]), html.note(evil), html.subheading(evil), html.contents([evil])]
+    assert "<script>" not in html.page("t", "l", blocks)
+    assert html.side_by_side(["<p>a</p>", "<p>b</p>"]).count("<p>") == 2

@@ -2,18 +2,24 @@ import gc
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 from PIL import Image
 
+import align.pairs.shard_plan
 from align.config.shard import ShardConfig
+from align.config.store import StoreConfig
 from align.errors import CorruptError, DataError, FormatError, GateError
+from align.pairs.gather import resize
 from align.pairs.picture import PictureError
-from align.pairs.shards import SPLITS, iter_samples, read_manifest
-from align.shard import resize, shard
+from align.pairs.shard_writer import write_shard
+from align.pairs.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest, write_manifest
+from align.shard import shard
 from align.stage import sha256_file
 from tests import small_data
 from tests.small_data import Pair
@@ -22,6 +28,7 @@ CONFIG = ShardConfig(
     image_px=24, jpeg_quality=90, images_per_shard=20, seed=0, val_fraction=0.2, test_fraction=0.1,
     near_duplicate_bits=4, max_cluster_share=0.2,
 )  # fmt: skip
+STORE = StoreConfig(objects=None, cache=Path("none"), part_size_mb=5, num_connections=2, num_retries=0, timeout_s=5.0)
 
 
 def run(tmp_path: Path, pairs: list[Pair], config: ShardConfig = CONFIG, name: str = "shards", **layout: int) -> Path:
@@ -29,8 +36,8 @@ def run(tmp_path: Path, pairs: list[Pair], config: ShardConfig = CONFIG, name: s
         small_data.write(tmp_path, pairs, **layout)
     small_data.write_verdict(tmp_path / "quality", passed=True)
     shard(
-        config, raw=tmp_path / "raw", filtered=tmp_path / "filtered", quality=tmp_path / "quality",
-        out=tmp_path / name, reports=tmp_path / "report",
+        config, STORE, raw=tmp_path / "raw", filtered=tmp_path / "filtered", quality=tmp_path / "quality",
+        out=tmp_path / name, reports=tmp_path / "report", num_workers=1,
     )  # fmt: skip
     return tmp_path / name
 
@@ -150,9 +157,9 @@ def test_without_a_passed_verdict_it_refuses(tmp_path: Path) -> None:
     raw, filtered = small_data.write(tmp_path, many())
     paths = {"raw": raw, "filtered": filtered, "out": tmp_path / "shards", "reports": tmp_path / "report"}
     with pytest.raises(DataError, match="run `align validate` first"):
-        shard(CONFIG, quality=tmp_path / "quality", **paths)
+        shard(CONFIG, STORE, quality=tmp_path / "quality", **paths)
     with pytest.raises(GateError, match="expect_this: observed 1, expected 2"):
-        shard(CONFIG, quality=small_data.write_verdict(tmp_path / "quality", passed=False), **paths)
+        shard(CONFIG, STORE, quality=small_data.write_verdict(tmp_path / "quality", passed=False), **paths)
 
 
 def test_a_kept_image_without_bytes_is_an_error(tmp_path: Path) -> None:
@@ -172,6 +179,131 @@ def test_changed_shards_are_found_out(tmp_path: Path) -> None:
     (shards / "manifest.json").write_text('{"schema_version": 2}')
     with pytest.raises(FormatError, match="schema_version 2, but this code reads 1"):
         read_manifest(shards)
+
+
+def test_a_jpeg_at_size_stays_the_bytes_that_it_is(tmp_path: Path) -> None:
+    small_data.write(tmp_path, many())
+    at_size = CONFIG.model_copy(update={"image_px": 220})  # the pictures are 260 x 220
+    tar = tmp_path / "raw" / "00000.tar"
+    square, grey = (encode(Image.new(mode, (220, 220), 60), "JPEG") for mode in ("RGB", "L"))
+    with tarfile.open(tar, "w") as file:
+        for index in range(60):
+            data = {0: square, 1: grey}.get(index, small_data.jpeg(index))
+            member = tarfile.TarInfo(f"00000{index:04d}.jpg")
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    shards = run(tmp_path, [], at_size)
+    images = {sample.key: sample.image for split in SPLITS for sample in iter_samples(shards, split)}
+    assert images["000000000"] == square
+    assert images["000000001"] != grey  # three channels, as all others
+    assert {Image.open(io.BytesIO(image)).mode for image in images.values()} == {"RGB"}
+
+
+def test_the_bytes_are_those_of_the_writer_of_webdataset(tmp_path: Path) -> None:
+    """Its writer is the reference for the format; ours is several times faster."""
+    samples = [
+        Sample("000000000", "a" * 64, b"bytes of a picture", ("000000000",), ("text",)),
+        Sample("000000001", "b" * 64, b"x" * 2048, ("000000001", "7"), ('é "a" \\ \n\t\x01 \u2028 猫', "\U0001f431")),
+    ]  # fmt: skip
+    written = write_shard(tmp_path, "train/00000.tar", samples)
+    with (
+        (tmp_path / "stock.tar").open("wb") as file,
+        webdataset.TarWriter(file, mtime=0, user="", group="", encoder=False) as writer,
+    ):
+        for one in samples:
+            row = {"key": one.key, "image_id": one.image_id, "keys": one.keys, "texts": one.texts}
+            info = json.dumps(row, ensure_ascii=False, sort_keys=True).encode()
+            writer.write({"__key__": one.key, "jpg": one.image, "txt": one.texts[0].encode(), "json": info})
+    assert (tmp_path / "train/00000.tar").read_bytes() == (tmp_path / "stock.tar").read_bytes()
+    assert written.sha256 == sha256_file(tmp_path / "stock.tar")
+
+
+@pytest.mark.parametrize("num_bytes", [2**20 - 1536, 2**20, 5 * 2**20 + 3])
+def test_a_tar_of_many_blocks_is_whole(tmp_path: Path, num_bytes: int) -> None:
+    samples = [Sample(f"{index}", "a" * 64, bytes([index]) * num_bytes, ("1",), ("t",)) for index in range(5)]
+    written = write_shard(tmp_path, "train/00000.tar", samples)
+    path = tmp_path / "train/00000.tar"
+    assert (written.sha256, written.num_bytes) == (sha256_file(path), path.stat().st_size)
+    with tarfile.open(path) as tar:
+        assert [len(tar.extractfile(f"{index}.jpg").read()) for index in range(5)] == [num_bytes] * 5
+    data = path.read_bytes()
+    assert [data[offset] for offset, _, _, _ in written.offsets] == [0, 1, 2, 3, 4]
+
+
+def test_a_failed_shard_leaves_nothing(tmp_path: Path) -> None:
+    def broken() -> Iterator[Sample]:
+        yield Sample("0", "a" * 64, b"x" * 3_000_000, ("0",), ("t",))
+        raise DataError("broken")
+
+    with pytest.raises(DataError, match="broken"):
+        write_shard(tmp_path, "train/00000.tar", broken())
+    assert list((tmp_path / "train").iterdir()) == []
+
+
+def test_the_joined_manifest_is_the_one_that_is_written_whole(tmp_path: Path) -> None:
+    shards = run(tmp_path, many())
+    whole = read_manifest(shards)
+    write_manifest(whole, tmp_path / "again")
+    assert (tmp_path / "again" / "manifest.json").read_bytes() == (shards / "manifest.json").read_bytes()
+    assert whole.digest == digest_of(shard for name in SPLITS for shard in whole.splits[name].shards)
+
+
+def test_the_order_of_decisions_and_tars_does_not_matter(tmp_path: Path) -> None:
+    """Decisions in other batches and another order, and every picture in another tar, are the same shards."""
+    pairs = [*many(), Pair("a second text", 0), Pair("a third text", 0)]
+    first = run(tmp_path / "a", pairs)
+    small_data.write(tmp_path / "b", pairs)
+    path = tmp_path / "b/filtered/decisions.parquet"
+    rows = pq.read_table(path)
+    pq.write_table(rows.take(np.random.default_rng(0).permutation(len(rows))), path, row_group_size=7)
+    second = run(tmp_path / "b", [])
+    assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["decisions.parquet", "images.parquet"])
+def test_without_the_filters_tables_it_says_so(tmp_path: Path, name: str) -> None:
+    small_data.write(tmp_path, many())
+    (tmp_path / "filtered" / name).unlink()
+    with pytest.raises(DataError, match=f"{name}: no such file; run `align filter` first"):
+        run(tmp_path, [])
+
+
+def test_an_image_without_a_hash_is_an_error(tmp_path: Path) -> None:
+    small_data.write(tmp_path, many())
+    path = tmp_path / "filtered" / "images.parquet"
+    rows = pq.read_table(path)
+    pq.write_table(rows.slice(1), path)
+    with pytest.raises(DataError, match=f"no hash of image {rows['image_id'][0].as_py()[:32]}"):
+        run(tmp_path, [])
+
+
+def test_an_undecodable_image_is_an_error_and_the_work_is_kept(tmp_path: Path) -> None:
+    raw, _ = small_data.write(tmp_path, many())
+    whole = (raw / "00000.tar").read_bytes()
+    start = whole.index(b"\xff\xd8", len(whole) // 2)
+    (raw / "00000.tar").write_bytes(whole[:start] + bytes(1000) + whole[start + 1000 :])
+    with pytest.raises(DataError, match=r"image 00000\d{4} of a kept pair does not decode"):
+        run(tmp_path, [])
+    assert not (tmp_path / "shards").exists()
+    assert (tmp_path / ".shards.part/.plan/plan.json").exists()
+    (raw / "00000.tar").write_bytes(whole)
+    assert read_manifest(run(tmp_path, [])).splits["train"].num_images > 0
+
+
+def test_a_raw_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    raw, _ = small_data.write(tmp_path, many())
+    tar = raw / "00000.tar"
+    tar.write_bytes(tar.read_bytes()[:50_000])
+    with pytest.raises(DataError, match=r"00000\.tar: not a readable tar"):
+        run(tmp_path, [])
+
+
+def test_many_pairs_of_one_image_in_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [*many(), *(Pair(f"text {index} of one", 0) for index in range(40))]
+    first = run(tmp_path / "a", pairs)
+    monkeypatch.setattr(align.pairs.shard_plan, "_ROWS", 9)
+    second = run(tmp_path / "b", pairs)
+    assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:

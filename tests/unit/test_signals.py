@@ -1,4 +1,4 @@
-"""Perceptual hash, near-duplicates and the NSFW classifier on real pictures."""
+"""Perceptual hash and the near-duplicates that it finds, on real pictures."""
 
 import io
 import math
@@ -11,7 +11,6 @@ from PIL import Image
 
 from align.config import load_params
 from align.config.filter import FilterConfig
-from align.pairs.nsfw import NsfwClassifier
 from align.pairs.picture import decode
 from align.pairs.signals import Fingerprints, image_signals, in_threads, near_duplicates, ngrams, perceptual_hash
 from tests.warc_records import picture, png_header
@@ -110,13 +109,3 @@ def test_in_threads_keeps_order_and_passes_errors_on() -> None:
     assert list(in_threads(lambda x: x * x, range(500), 3)) == [x * x for x in range(500)]
     with pytest.raises(ZeroDivisionError):
         list(in_threads(lambda x: 1 // x, [1, 0], 2))
-
-
-def test_nsfw_scores_do_not_depend_on_threads(pictures: list[bytes]) -> None:
-    images = [(str(index), data) for index, data in enumerate(pictures[:6])]
-    images.insert(2, ("broken", b"no picture"))
-    one = list(NsfwClassifier(1).scores(images, max_pixels=MAX_PIXELS))
-    assert one == list(NsfwClassifier(2).scores(images, max_pixels=MAX_PIXELS))
-    assert [name for name, _ in one] == ["0", "1", "2", "3", "4", "5"]
-    assert all(0 <= score < 0.5 for _, score in one)  # emoji
-    assert list(NsfwClassifier(1).scores([("x", b"")], max_pixels=MAX_PIXELS)) == []

@@ -1,0 +1,197 @@
+"""Near-duplicates of evaluation images (rule I5) after appendix A: an embedding, k-means, cosine above a cut.
+
+The paper: 4,000 clusters; each image goes to its 10 nearest ones, and from them into 120 buckets, one for each choice
+of 3; images that share a bucket are compared. Deviation: no buckets. A view of an evaluation image lies in its nearest
+cluster, and a training image is compared with those that lie in its 10 nearest (faiss calls these probes).
+
+Memory is bounded however many images there are: embeddings lie on disk, a file a shard (2 bytes a number), and one
+shard is read at a time; k-means sees a bounded sample. The evaluation images lie in memory, 72 kB each by
+default; where they are too many, look for some of them at a time: the clusters do not depend on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from align.config.filter import FilterConfig
+from align.errors import DataError
+
+#: (vectors (N, D) float32, number of clusters) -> centroids (K, D) float32, L2-normalised.
+#: `align.services.vector_index.kmeans` is one.
+Kmeans = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
+
+#: k-means learns from at most so many images a cluster, and so many in all (half a gigabyte by default) ...
+_SAMPLE_PER_CLUSTER = 64
+_MAX_SAMPLE = 1 << 16
+#: ... and makes no more clusters than it has so many images for, each.
+_MIN_PER_CLUSTER = 39
+#: Rows of a file written, or of a shard compared, at a time.
+_BLOCK_ROWS = 1024
+#: How far a float32 sum may be off.
+_MARGIN = 1e-3
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Named vectors.
+
+    Attributes:
+        names: N; a name may occur several times (the views of one evaluation image).
+        vectors: (N, D) float16, of length at most 1.
+    """
+
+    names: list[str]
+    vectors: NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class NearDuplicate:
+    """A training image that shows what an evaluation image shows. `cosine`: the closest view's, 4 decimals."""
+
+    image_id: str
+    reference: str
+    cosine: float
+
+
+def write_embeddings(path: Path, rows: Iterable[tuple[str, NDArray[np.float16]]], width: int) -> None:
+    """Writes (name, (width,) vector) or (name, (V, width) views) to an Arrow file, atomically, a block at a time.
+
+    The same rows are the same bytes. No rows are a file too.
+    """
+    schema = pa.schema([("name", pa.string()), ("vector", pa.list_(pa.float16(), width))])
+    part = path.with_name(f".{path.name}.part")
+    with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        remaining = iter(rows)
+        while block := list(islice(remaining, _BLOCK_ROWS)):
+            views = [np.atleast_2d(vectors) for _, vectors in block]
+            names = [name for (name, _), some in zip(block, views, strict=True) for _ in some]
+            numbers = pa.array(np.concatenate(views).astype(np.float16, copy=False).ravel())
+            columns = [pa.array(names, pa.string()), pa.FixedSizeListArray.from_arrays(numbers, width)]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+    os.replace(part, path)
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """What `write_embeddings` wrote. Raises DataError when it is missing or no such file."""
+    table = _read(path, None)
+    width = table.schema.field("vector").type.list_size
+    vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return Embeddings(table["name"].to_pylist(), vectors.reshape(-1, width))
+
+
+def _read(path: Path, columns: list[int] | None) -> pa.Table:
+    try:
+        options = pa.ipc.IpcReadOptions(included_fields=columns)
+        with pa.memory_map(str(path)) as file, pa.ipc.open_file(file, options=options) as reader:
+            return reader.read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: no embeddings here ({str(error).splitlines()[0]}); run `align filter` anew") from None
+
+
+def find_near_duplicates(
+    shards: Sequence[Path], references: Embeddings, config: FilterConfig, kmeans: Kmeans
+) -> Iterator[NearDuplicate]:
+    """Yields every (training image, evaluation image) whose cosine is above the cut: shard by shard, each pair once.
+
+    Args:
+        shards: files of `write_embeddings`; names are image_ids, once each. Their order does not change what is found.
+        references: of the evaluation images, each under its name as often as it has views.
+        config: `near_duplicate_clusters`, `near_duplicate_probes`, `near_duplicate_cosine_above`.
+        kmeans: see `Kmeans`.
+
+    Raises:
+        DataError: a shard is unreadable, or its embeddings have another width than the references.
+    """
+    if not references.names:
+        return
+    width = references.vectors.shape[1]
+    sample = _sample(shards, width, min(_SAMPLE_PER_CLUSTER * config.near_duplicate_clusters, _MAX_SAMPLE))
+    if not len(sample):
+        return
+    centroids = kmeans(sample, max(1, min(config.near_duplicate_clusters, len(sample) // _MIN_PER_CLUSTER)))
+    lists = _clusters(references, centroids)
+    for path in shards:
+        yield from _compare(_shard(path, width), references, centroids, lists, config)
+
+
+def _shard(path: Path, width: int) -> Embeddings:
+    shard = read_embeddings(path)
+    if shard.vectors.shape[1] != width:
+        raise DataError(
+            f"{path}: embeddings of width {shard.vectors.shape[1]}, those of the evaluation images have {width}; "
+            "embed both with one network"
+        )
+    return shard
+
+
+def _sample(shards: Sequence[Path], width: int, size: int) -> NDArray[np.float32]:
+    """(at most `size`, width): the images whose hashed ids are lowest, in that order, however they are cut up."""
+    places = (
+        (hashlib.sha256(name.encode()).digest(), number, row)
+        for number, path in enumerate(shards)
+        for row, name in enumerate(_read(path, [0])["name"].to_pylist())
+    )
+    chosen = heapq.nsmallest(size, places)
+    rows: dict[int, list[tuple[int, int]]] = {}  # shard -> (row there, row in the sample)
+    for position, (_, number, row) in enumerate(chosen):
+        rows.setdefault(number, []).append((row, position))
+    sample = np.zeros((len(chosen), width), dtype=np.float32)
+    for number, pairs in rows.items():
+        there, here = np.array(pairs).T
+        sample[here] = _shard(shards[number], width).vectors[there]
+    return sample
+
+
+def _compare(
+    shard: Embeddings,
+    references: Embeddings,
+    centroids: NDArray[np.float32],
+    lists: list[NDArray[np.int64]],
+    config: FilterConfig,
+) -> Iterator[NearDuplicate]:
+    cut = config.near_duplicate_cosine_above
+    vectors = shard.vectors.astype(np.float32)
+    probed = _nearest(vectors, centroids, config.near_duplicate_probes)
+    best: dict[tuple[int, str], float] = {}
+    for cluster, members in enumerate(lists):
+        rows = np.flatnonzero((probed == cluster).any(axis=1))
+        there = references.vectors[members].astype(np.float32)
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[start : start + _BLOCK_ROWS]
+            left, right = np.nonzero(vectors[block] @ there.T > cut - _MARGIN)
+            if not len(left):
+                continue
+            # once more, by itself: a sum in float32 may depend on what else stands in the matrix
+            rows_found, members_found = block[left], members[right]
+            cosines = (vectors[rows_found].astype(np.float64) * references.vectors[members_found]).sum(axis=1).round(4)
+            for row, member, cosine in zip(rows_found, members_found, cosines, strict=True):
+                place = (int(row), references.names[member])
+                best[place] = max(best.get(place, -1.0), float(cosine))
+    for (position, name), closest in sorted(best.items()):
+        if closest > cut:
+            yield NearDuplicate(shard.names[position], name, closest)
+
+
+def _clusters(references: Embeddings, centroids: NDArray[np.float32]) -> list[NDArray[np.int64]]:
+    """For each cluster the rows of the references that lie in it."""
+    nearest = np.concatenate([
+        _nearest(references.vectors[start : start + _BLOCK_ROWS].astype(np.float32), centroids, 1)[:, 0]
+        for start in range(0, len(references.names), _BLOCK_ROWS)
+    ])  # fmt: skip
+    return [np.flatnonzero(nearest == cluster) for cluster in range(len(centroids))]
+
+
+def _nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """(N, at most `count`) the nearest clusters of each vector, in no order."""
+    count = min(count, len(centroids))
+    return np.argpartition(-(vectors @ centroids.T), count - 1, axis=1)[:, :count]

@@ -1,0 +1,63 @@
+"""Writing plain tars: USTAR headers with no time, owner or user in them, so that equal members are equal bytes.
+
+`tarfile` spends some 60 µs a member, more than all else that is done for a small picture; this header a twentieth.
+Names are short and ASCII here (a key and an extension), which USTAR's 100 characters hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+BLOCK = 512
+_BEFORE_SIZE = b"0000000\0" * 2
+_AFTER_SIZE = b"00000000000\0"
+_TAIL = b"0" + bytes(100) + b"ustar\0" + b"00" + bytes(64) + bytes(16) + bytes(167)
+_FIXED_SUM = sum(_BEFORE_SIZE) + sum(_AFTER_SIZE) + 8 * ord(" ") + sum(_TAIL)
+_MAX_BYTES = 8**11 - 1
+
+
+def header(name: str, num_bytes: int, mode: int = 0o644) -> bytes:
+    """The 512 bytes before a member's data; `mode` is its permissions. Raises ValueError for what USTAR cannot say."""
+    encoded = name.encode("ascii")
+    if len(encoded) > 100 or num_bytes > _MAX_BYTES:
+        raise ValueError(f"no USTAR header can hold {name!r} of {num_bytes:,} bytes")
+    size, permissions = b"%011o\0" % num_bytes, b"%07o\0" % mode
+    checksum = _FIXED_SUM + sum(encoded) + sum(permissions) + sum(size)
+    return b"".join((
+        encoded, bytes(100 - len(encoded)), permissions, _BEFORE_SIZE, size, _AFTER_SIZE, b"%06o\0 " % checksum, _TAIL,
+    ))  # fmt: skip
+
+
+def padding(num_bytes: int) -> bytes:
+    """The zeros that fill a member's last block."""
+    return bytes(-num_bytes % BLOCK)
+
+
+class Sink(Protocol):
+    """What a tar is written to: an open file, or what stands in for one."""
+
+    def writelines(self, lines: Iterable[bytes], /) -> None:
+        """Appends them all."""
+        ...
+
+
+class TarWriter:
+    """Appends members to an open file; `close` writes the end of the archive, padded to 10 KiB as `tar` does."""
+
+    def __init__(self, file: Sink, mode: int = 0o644) -> None:
+        self._file, self._mode = file, mode
+        self._num_bytes = 0
+
+    def add(self, name: str, data: bytes) -> int:
+        """Appends one member; returns the offset of its data."""
+        fill = padding(len(data))
+        self._file.writelines((header(name, len(data), self._mode), data, fill))
+        offset = self._num_bytes + BLOCK
+        self._num_bytes = offset + len(data) + len(fill)
+        return offset
+
+    def close(self) -> None:
+        """Ends the archive. The file stays open."""
+        end = 2 * BLOCK
+        self._file.writelines((bytes(end + -(self._num_bytes + end) % (20 * BLOCK)),))

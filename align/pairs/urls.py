@@ -1,0 +1,135 @@
+"""Addresses of pictures: one spelling each, resolved against their page, and `data:` URIs taken apart.
+
+Most addresses are simple ones (a host or a path of plain characters); these are recognised by one regular expression
+and joined by hand, the rest goes through `urllib`. Both ways give the same spelling.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from typing import NamedTuple
+from urllib.parse import quote, unquote_to_bytes, urldefrag, urljoin, urlsplit, urlunsplit
+
+#: Characters of a URL that stay as they are; all others are percent-encoded, as a browser does before it asks a server.
+_URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
+_PORTS = {"http": ":80", "https": ":443"}
+#: Most bytes that a data: URI may hold: one lies in every table on its way, so this bounds memory.
+MAX_INLINE_BYTES = 1 << 20
+#: What is shown of an address that is none.
+_SHOWN = 2048
+
+_PLAIN = r"\w\-~!$%&'()*+,=@"
+_QUERY = rf"(?:\?[{_PLAIN}./:?]+)?"
+_HOST = r"https?://[a-z0-9][a-z0-9.\-]*"
+#: No segment begins with a dot and none is empty, so nothing in it is left to normalise.
+_SEGMENT = rf"[{_PLAIN}][{_PLAIN}.]*"
+_CANONICAL = re.compile(rf"{_HOST}/[{_PLAIN}./:]*{_QUERY}", re.ASCII)
+_SIMPLE_BASE = re.compile(rf"({_HOST})/((?:{_SEGMENT}/)*(?:{_SEGMENT})?){_QUERY}", re.ASCII)
+_RELATIVE = re.compile(rf"(/|(?:\.\./)*)((?:{_SEGMENT}/)*{_SEGMENT}{_QUERY})", re.ASCII)
+_HAS_HOST = re.compile(r"https?://[^/?:]")
+
+
+class Address(NamedTuple):
+    """Where a picture is.
+
+    Attributes:
+        url: canonical, or as written where no server can be asked for it; `data:<type>;sha256=<hex>` for a data: URI.
+        problem: why there is no picture, whatever is tried; or None.
+        inline: the bytes that a data: URI holds; or None.
+    """
+
+    url: str
+    problem: str | None = None
+    inline: bytes | None = None
+
+
+def canonical_url(url: str) -> str:
+    """One spelling per address: no fragment, scheme and host in lower case, no default port, unsafe characters encoded.
+
+    Raises ValueError for what is no URL.
+    """
+    if _CANONICAL.fullmatch(url):
+        return url
+    parts = urlsplit(urldefrag(url.strip())[0])
+    host = parts.netloc.lower().removesuffix(_PORTS.get(parts.scheme, "\n"))
+    path = parts.path or ("/" if host else "")
+    return urlunsplit((parts.scheme, host, quote(path, safe=_URL_SAFE), quote(parts.query, safe=_URL_SAFE), ""))
+
+
+def canonical_or_as_is(url: str) -> str:
+    """The canonical spelling; what is no URL stays as it is."""
+    try:
+        return canonical_url(url)
+    except ValueError:
+        return url
+
+
+class Resolver:
+    """Resolves the addresses that a page writes against the page's own (or its <base>).
+
+    Attributes:
+        base: absolute, or empty where nothing is known: then only absolute addresses can be resolved.
+    """
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        found = _SIMPLE_BASE.fullmatch(base)
+        self._folders: list[str] = []  # of the base: its own, then those above it
+        if found:
+            origin, segments = str(found[1]), str(found[2]).split("/")[:-1]
+            self._folders = ["/".join([origin, *segments[:depth], ""]) for depth in range(len(segments), -1, -1)]
+
+    def simply_joined(self, url: str) -> str | None:
+        """The canonical spelling of an address that is simple; None for others."""
+        if _CANONICAL.fullmatch(url):
+            return url
+        if self._folders and (found := _RELATIVE.fullmatch(url)):
+            up, rest = found.groups()
+            depth = -1 if up == "/" else min(len(up) // 3, len(self._folders) - 1)
+            return self._folders[depth] + rest
+        return None
+
+    def joined(self, url: str) -> str:
+        """The canonical spelling of an absolute or relative URL. Raises ValueError for what is none."""
+        return self.simply_joined(url) or canonical_url(urljoin(self.base, url.strip()))
+
+    def resolve(self, source: str) -> Address:
+        """The address that `source` means; what it cannot be asked for says `problem`."""
+        url = self.simply_joined(source)
+        if url is not None:
+            return Address(url)
+        if source[:5].lower() == "data:":
+            return _inline(source)
+        try:
+            url = self.joined(source)
+        except ValueError:
+            return Address(source[:_SHOWN], "invalid URL")
+        if not _HAS_HOST.match(url):
+            scheme = urlsplit(url).scheme
+            return Address(url[:_SHOWN], "invalid URL" if scheme in ("", *_PORTS) else "not http or https")
+        return Address(url)
+
+
+def _inline(uri: str) -> Address:
+    """What a data: URI holds: base64 (also unpadded, URL-safe or broken over lines) or percent-encoded bytes."""
+    head, comma, payload = uri[5:].partition(",")
+    media_type, *parameters = (part.strip().lower() for part in head.split(";"))
+    shown = uri[:64]
+    if len(payload) > 3 * MAX_INLINE_BYTES:  # every byte percent-encoded
+        return Address(shown, "data: URL too large")
+    data = unquote_to_bytes(payload)
+    if "base64" in parameters:
+        text = b"".join(data.split()).translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
+        try:
+            data = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+        except binascii.Error:
+            return Address(shown, "broken data: URL")
+    if not comma or not data:
+        return Address(shown, "broken data: URL")
+    if len(data) > MAX_INLINE_BYTES:
+        return Address(shown, "data: URL too large")
+    kind = quote(media_type[:64] or "text/plain", safe="/+.")
+    return Address(f"data:{kind};sha256={hashlib.sha256(data).hexdigest()}", None, data)

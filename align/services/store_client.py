@@ -1,0 +1,270 @@
+"""S3 through boto3: one client a process, ranges read with retries, and failures said in one clear line.
+
+The only module that imports boto3. Endpoint and credentials come from the environment (infra/env.example), how long and
+how often to try from section `store`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    TokenRetrievalError,
+)
+from urllib3.exceptions import HTTPError
+
+from align.config.store import StoreConfig
+from align.errors import ConfigError, DataError, ServiceError
+
+T = TypeVar("T")
+
+_MISSING = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchBucket"})
+_PRECONDITION = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+#: S3's limit.
+_MAX_PARTS = 10_000
+#: Seconds before the second attempt at a body that broke off; doubled each time.
+_BACKOFF_S = 0.5
+
+
+@dataclass(frozen=True)
+class Stat:
+    """An object's size in bytes and its ETag."""
+
+    num_bytes: int
+    etag: str
+
+
+def is_s3(location: str) -> bool:
+    """Whether a location is on a server."""
+    return location.startswith("s3://")
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """`s3://bucket/key` -> bucket and key.
+
+    Raises:
+        ConfigError: there is no bucket in it.
+    """
+    match = re.fullmatch(r"s3://([^/]+)/?(.*)", uri, re.DOTALL)
+    if match is None:
+        raise ConfigError(f"{uri}: expected s3://bucket/key")
+    return match[1], match[2]
+
+
+def client(config: StoreConfig) -> Any:
+    """The boto3 client of this process for these settings; its methods may be called from several threads."""
+    settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    return _client(config, os.getpid(), settings)
+
+
+@functools.lru_cache(maxsize=8)
+def _client(config: StoreConfig, _process: int, _environment: tuple[tuple[str, str], ...]) -> Any:
+    settings = Config(
+        connect_timeout=config.timeout_s,
+        read_timeout=config.timeout_s,
+        retries={"mode": "standard", "total_max_attempts": config.num_retries + 1},
+        max_pool_connections=config.num_connections,
+    )
+    with explained("s3://"):
+        return boto3.session.Session().client("s3", config=settings)
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turns boto3's exceptions into ours.
+
+    Raises:
+        DataError: nothing is there, or the credentials are refused.
+        ServiceError: the server is away, or cannot do it.
+    """
+    try:
+        yield
+    except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, TokenRetrievalError) as error:
+        raise DataError(
+            f"{uri}: no credentials for S3 ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from None
+    except ClientError as error:
+        code, status = str(error.response["Error"].get("Code", "")), _status(error)
+        if code == "NoSuchBucket":
+            raise DataError(f"{uri}: there is no such bucket; make it, or correct its name") from None
+        if code in _MISSING or status == 404:
+            raise DataError(f"{uri}: no such object") from None
+        if status in (401, 403):
+            raise DataError(
+                f"{uri}: the server refuses access ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what "
+                "they may do"
+            ) from None
+        message = error.response["Error"].get("Message", "")
+        raise ServiceError(
+            f"{uri}: the server answers {code or status}: {message}; run again when it is well"
+        ) from None
+    except (BotoCoreError, HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # of a file on this machine
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        text = " ".join(str(error).split())[:200]
+        raise ServiceError(f"{uri}: no answer from {endpoint} ({text}); is it up? Nothing is lost, run again") from None
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def retried(config: StoreConfig, uri: str, attempt: Callable[[], T]) -> T:
+    """Calls `attempt`, again where a body broke off amid it (the client itself retries requests, not bodies)."""
+    for number in range(config.num_retries + 1):
+        try:
+            return attempt()
+        except ClientError:
+            raise  # an answer, not a break
+        except (BotoCoreError, HTTPError, ConnectionError):
+            if number == config.num_retries:
+                raise
+            time.sleep(min(_BACKOFF_S * 2**number, 20.0))
+    raise ServiceError(f"{uri}: not read")  # not reached: the last attempt returns or raises
+
+
+def stat(config: StoreConfig, uri: str) -> Stat | None:
+    """Of an object; None where there is none. Raises as `explained` for all else."""
+    bucket, key = split_uri(uri)
+    with explained(uri):
+        try:
+            head = client(config).head_object(Bucket=bucket, Key=key)
+        except ClientError as error:
+            if _status(error) == 404:
+                return None
+            raise
+    return Stat(head["ContentLength"], head["ETag"])
+
+
+def read_range(config: StoreConfig, uri: str, offset: int, size: int, etag: str | None = None) -> bytes:
+    """Bytes of an object; fewer where it ends.
+
+    Args:
+        config: section `store`.
+        uri: of the object.
+        offset, size: in bytes; size > 0.
+        etag: what the object must still be.
+
+    Raises:
+        As `explained`; DataError too where the object is another one by now.
+    """
+    bucket, key = split_uri(uri)
+    condition = {"IfMatch": etag} if etag else {}
+
+    def attempt() -> bytes:
+        answer = client(config).get_object(
+            Bucket=bucket, Key=key, Range=f"bytes={offset}-{offset + size - 1}", **condition
+        )
+        with answer["Body"] as body:
+            data: bytes = body.read()
+        return data
+
+    with explained(uri):
+        try:
+            return retried(config, uri, attempt)
+        except ClientError as error:
+            if error.response["Error"].get("Code") in _PRECONDITION:
+                raise DataError(f"{uri}: it was replaced while it was read; run again") from None
+            if _status(error) == 416:
+                return b""
+            raise
+
+
+def list_objects(config: StoreConfig, bucket: str, prefix: str) -> Iterator[str]:
+    """Keys of all objects under a prefix, in order. Raises as `explained`."""
+    with explained(f"s3://{bucket}/{prefix}"):
+        for page in client(config).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            yield from (item["Key"] for item in page.get("Contents", []))
+
+
+def upload(config: StoreConfig, path: Path, uri: str) -> bool:
+    """Writes an object under a name that is free, in parts where it is large; half an object is never seen.
+
+    Returns:
+        False where the name was taken, by whichever writer was first; that object is left as it is.
+
+    Raises:
+        As `explained`.
+    """
+    bucket, key = split_uri(uri)
+    s3, num_bytes = client(config), path.stat().st_size
+    target = {"Bucket": bucket, "Key": key}
+    part_bytes = max(config.part_size_mb << 20, -(-num_bytes // _MAX_PARTS))
+    with explained(uri):
+        try:
+            if num_bytes <= part_bytes:
+                with path.open("rb") as body:
+                    s3.put_object(**target, Body=body, IfNoneMatch="*")
+            else:
+                _upload_parts(config, path, target, range(0, num_bytes, part_bytes))
+        except ClientError as error:
+            if error.response["Error"].get("Code") in _PRECONDITION:
+                return False
+            raise
+    return True
+
+
+def _upload_parts(config: StoreConfig, path: Path, target: dict[str, str], starts: range) -> None:
+    s3 = client(config)
+    upload_id = s3.create_multipart_upload(**target)["UploadId"]
+
+    def put(start: int) -> dict[str, Any]:
+        with path.open("rb") as file:
+            file.seek(start)
+            body = file.read(starts.step)
+        number = start // starts.step + 1
+        answer = s3.upload_part(**target, UploadId=upload_id, PartNumber=number, Body=body)
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    try:
+        with ThreadPoolExecutor(config.num_connections) as pool:
+            parts = list(pool.map(put, starts))
+        s3.complete_multipart_upload(**target, UploadId=upload_id, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
+    except BaseException:
+        with suppress(ClientError, BotoCoreError):  # what stands in the way of this is said by the first error
+            s3.abort_multipart_upload(**target, UploadId=upload_id)
+        raise
+
+
+def download(config: StoreConfig, uri: str, file: BinaryIO) -> str | None:
+    """Writes an object into a file; returns the sha256 of what came, None where there is no object.
+
+    Memory: one part a connection. Raises as `explained`.
+    """
+    found = stat(config, uri)
+    if found is None:
+        return None
+    digest, part_bytes = hashlib.sha256(), config.part_size_mb << 20
+    starts = range(0, found.num_bytes, part_bytes)
+    with ThreadPoolExecutor(config.num_connections) as pool:
+        for first in range(0, len(starts), config.num_connections):
+            some = starts[first : first + config.num_connections]
+            for data in pool.map(lambda start: read_range(config, uri, start, part_bytes, found.etag), some):
+                digest.update(data)
+                file.write(data)
+    return digest.hexdigest()
+
+
+def remove(config: StoreConfig, uri: str) -> None:
+    """Deletes an object, if there is one. Raises as `explained`."""
+    bucket, key = split_uri(uri)
+    with explained(uri):
+        client(config).delete_object(Bucket=bucket, Key=key)

@@ -1,0 +1,1 @@
+"""The data half against its peers."""

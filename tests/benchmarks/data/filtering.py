@@ -1,0 +1,234 @@
+"""`align filter` on synthesised pairs, without pictures: against bare SQL, pandas, ten times as many pairs, and Spark.
+
+Equal decisions are asserted. Each repetition is a process of its own with one thread, so that CPU seconds and peak
+memory are its own. `python -m tests.benchmarks.data filtering` runs 5 million pairs; two environment variables change
+what is run: ALIGN_BENCH_PAIRS (5000000) and ALIGN_BENCH_TIMES (10; 1 leaves the large run out).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from align.config.engine import EngineConfig
+from align.config.filter import FilterConfig
+from align.filter import filter_pairs, work_key
+from align.pairs.policy import OptedOut
+from align.stage import say
+from tests.benchmarks.data.filtering_peers import decide_in_bare_sql, decide_in_pandas, tables_with_words
+from tests.benchmarks.data.filtering_tables import synthesise
+from tests.benchmarks.measure import Comparison, compare, in_process
+
+if TYPE_CHECKING:  # it brings torch along, which would count as memory of both
+    from tests.benchmarks.world import World
+
+NUM_PAIRS = int(os.environ.get("ALIGN_BENCH_PAIRS", "5000000"))
+TIMES = int(os.environ.get("ALIGN_BENCH_TIMES", "10"))
+#: pandas holds some 6 KiB a pair; Spark's start-up alone takes what DuckDB needs for a million.
+NUM_PANDAS = min(NUM_PAIRS, 500_000)
+NUM_SPARK = min(NUM_PAIRS, 1_000_000)
+REPETITIONS = 3
+
+
+def run(world: World) -> list[Comparison]:
+    config = world.params.section(FilterConfig).model_copy(update={"max_texts_per_image": 20})
+    engine = world.params.section(EngineConfig).model_copy(update={"num_threads": 1, "num_workers": 1})
+    rows = []
+    with tempfile.TemporaryDirectory(dir=world.root) as name:
+        folder = Path(name)
+        rows += against_sql(folder / "sql", NUM_PAIRS, _cut(config, NUM_PAIRS), engine)
+        rows += against_pandas(folder / "pandas", NUM_PANDAS, _cut(config, NUM_PANDAS), engine)
+        rows += against_spark(folder / "spark", NUM_SPARK, _cut(config, NUM_SPARK), engine)
+        if TIMES > 1:
+            rows += against_fewer(folder, NUM_PAIRS, TIMES, config, engine)
+    return rows
+
+
+def _cut(config: FilterConfig, num_pairs: int) -> FilterConfig:
+    """As many n-grams on T2's list as pairs: the paper's 100 million of 1.8 billion would drop nothing from so few."""
+    return config.model_copy(update={"num_frequent_ngrams": num_pairs})
+
+
+def against_sql(folder: Path, num_pairs: int, config: FilterConfig, engine: EngineConfig) -> list[Comparison]:
+    """Our SQL, and the whole filter, against bare SQL over tables with ready words."""
+    synthesise(folder, num_pairs)
+    whole, ours, theirs = [], [], []
+    for repetition in range(REPETITIONS):
+        say(f"benchmark: filtering, {num_pairs:,} pairs, repetition {repetition + 1} of {REPETITIONS}")
+        whole.append(in_process(whole_filter, folder, config, engine))
+        if not (folder / "words").exists():
+            measured(folder, config, engine)
+            tables_with_words(folder, folder / "words")
+        ours.append(in_process(filter_measured, folder, config, engine))
+        theirs.append(in_process(bare_sql, folder, config, engine))
+        _require_equal(folder / "filtered/decisions.parquet", folder / "bare/decisions.parquet")
+    shutil.rmtree(folder)
+    return [
+        compare(
+            f"{what}, {num_pairs:,} pairs", "bare SQL on tables with ready words", "pairs / CPU s", items=num_pairs,
+            ours_s=[seconds for seconds, _ in rows], theirs_s=[seconds for seconds, _ in theirs],
+            note=f"peak memory {_mib(rows)} against {_mib(theirs)} MiB",
+        )
+        for what, rows in (("filter, SQL", ours), ("filter, whole", whole))
+    ]  # fmt: skip
+
+
+def against_pandas(folder: Path, num_pairs: int, config: FilterConfig, engine: EngineConfig) -> list[Comparison]:
+    """The whole filter against the same rules in pandas."""
+    synthesise(folder, num_pairs)
+    ours, theirs = [], []
+    for _ in range(REPETITIONS):
+        ours.append(in_process(whole_filter, folder, config, engine))
+        theirs.append(in_process(in_pandas, folder, config))
+        _require_equal(folder / "filtered/decisions.parquet", folder / "pandas/decisions.parquet")
+    shutil.rmtree(folder)
+    return [
+        compare(
+            f"filter, whole, {num_pairs:,} pairs", "pandas", "pairs / CPU s", items=num_pairs,
+            ours_s=[seconds for seconds, _ in ours], theirs_s=[seconds for seconds, _ in theirs],
+            note=f"peak memory {_mib(ours)} against {_mib(theirs)} MiB",
+        )
+    ]  # fmt: skip
+
+
+def against_fewer(
+    folder: Path, num_pairs: int, times: int, config: FilterConfig, engine: EngineConfig
+) -> list[Comparison]:
+    """The whole filter on `times` as many pairs: memory, seconds, and what it spills."""
+    found = []
+    for number in (num_pairs, num_pairs * times):
+        say(f"benchmark: filtering, {number:,} pairs, all threads")
+        here = folder / str(number)
+        synthesise(here, number)
+        all_cores = engine.model_copy(update={"num_threads": None, "num_workers": None})
+        start = time.monotonic()
+        with _Watched(here) as disk:
+            _, peak = in_process(whole_filter, here, _cut(config, number), all_cores)
+        found.append((time.monotonic() - start, peak, disk()))
+        shutil.rmtree(here)
+    (few_s, _, _), (many_s, peak, disk_bytes) = found
+    return [
+        compare(
+            f"filter, whole, {num_pairs * times:,} pairs, wall-clock", f"{num_pairs:,} pairs", "pairs / s",
+            items=num_pairs, ours_s=[many_s / times], theirs_s=[few_s],
+            note=f"peak memory {peak >> 20:,} MiB; at most {disk_bytes >> 30:,} GiB of work and spill on disk; "
+            f"{many_s:,.0f} s, {many_s / few_s:.1f} times as long",
+        )
+    ]  # fmt: skip
+
+
+def against_spark(folder: Path, num_pairs: int, config: FilterConfig, engine: EngineConfig) -> list[Comparison]:
+    """DuckDB against Spark on this machine; equal decisions and facts."""
+    synthesise(folder, num_pairs)
+    measured(folder, config, engine)
+    ours, theirs = [], []
+    for runner, seconds in (("duckdb", ours), ("spark", theirs)):
+        update = {"runner": runner, "spark_master": "local[1]"}
+        start = time.monotonic()
+        in_process(filter_measured, folder, config, engine.model_copy(update=update))
+        seconds.append(time.monotonic() - start)
+        os.replace(folder / "filtered", folder / f"filtered_{runner}")
+    for name in ("decisions", "facts"):
+        files = [folder / f"filtered_{runner}" / f"{name}.parquet" for runner in ("duckdb", "spark")]
+        if files[0].read_bytes() != files[1].read_bytes():
+            raise AssertionError(f"{name}.parquet: DuckDB and Spark differ")
+    shutil.rmtree(folder)
+    return [
+        compare(
+            f"filter, SQL, {num_pairs:,} pairs, wall-clock", "the same with Spark, local[1]", "pairs / s",
+            items=num_pairs, ours_s=ours, theirs_s=theirs, note="equal bytes",
+        )
+    ]  # fmt: skip
+
+
+def whole_filter(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
+    """Words, SQL, files and report; what pictures say is there already."""
+    _filter(folder, config, engine, ("images", "scored"))
+
+
+def filter_measured(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
+    """SQL, files and report."""
+    _filter(folder, config, engine, ("images", "scored", "pairs"))
+
+
+def measured(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
+    """Leaves what the filter measures of texts in `folder/pairs`."""
+    from align.pairs.layout import raw_shards
+    from align.pairs.measure import Measuring, measure_shard
+
+    for item in enumerate(raw_shards(folder / "raw")):
+        measure_shard(Measuring(folder, config, OptedOut(), 1, progress=False), item)
+
+
+def bare_sql(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
+    decide_in_bare_sql(folder / "words", config, engine, _fresh(folder / "bare"))
+
+
+def in_pandas(folder: Path, config: FilterConfig) -> None:
+    decide_in_pandas(folder, folder / "raw", config, _fresh(folder / "pandas"))
+
+
+def _filter(folder: Path, config: FilterConfig, engine: EngineConfig, done: tuple[str, ...]) -> None:
+    work = _fresh(folder / ".filtered.part")
+    for name in done:
+        shutil.copytree(folder / name, work / name, copy_function=os.link)
+    (work / ".work.json").write_text(json.dumps({"key": work_key(config, folder / "raw", OptedOut(), [])}))
+    filter_pairs(
+        config, engine, folder / "raw", folder / "none", folder / "filtered", folder / "report", folder / "none"
+    )
+
+
+def _fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def _mib(rows: list[tuple[float, int]]) -> str:
+    return f"{max(peak for _, peak in rows) >> 20:,}"
+
+
+class _Watched:
+    """The most bytes that a folder holds while the block runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._most, self._done = folder, 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._done.wait(2):
+            size = 0
+            for path in self._folder.rglob("*"):
+                try:
+                    size += path.stat().st_blocks * 512
+                except OSError:  # gone meanwhile
+                    continue
+            self._most = max(self._most, size)
+
+    def __enter__(self) -> Callable[[], int]:
+        self._thread.start()
+        return lambda: self._most
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def _require_equal(ours: Path, theirs: Path) -> None:
+    query = (
+        f"SELECT count(*) FROM '{ours}' FULL JOIN '{theirs}' AS b USING (key) WHERE reasons IS DISTINCT FROM b.reasons"
+    )
+    query = query.replace("FULL JOIN", "AS a FULL JOIN").replace("WHERE reasons", "WHERE a.reasons")
+    with duckdb.connect() as connection:
+        [(different,)] = connection.execute(query).fetchall()
+    if different:
+        raise AssertionError(f"{different:,} decisions differ between {ours} and {theirs}")

@@ -1,0 +1,322 @@
+"""The downloader against a server that misbehaves in every way known."""
+
+from __future__ import annotations
+
+import _thread
+import gzip
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from email.utils import formatdate
+from types import SimpleNamespace
+from typing import Any
+
+import pycurl
+import pytest
+
+from align.download import Downloader, exchange
+from tests.downloads import PICTURE, config, fetch_one
+from tests.web_server import (
+    Request,
+    WebServer,
+    after_failures,
+    breaks_off,
+    delayed,
+    endless_body,
+    endless_headers,
+    gzip_bomb,
+    redirect,
+    response,
+    silent,
+    slow_loris,
+)
+
+
+@pytest.fixture
+def server() -> Iterator[WebServer]:
+    with WebServer() as running:
+        running.routes["/good.jpg"] = response(PICTURE)
+        yield running
+
+
+def test_a_picture(server: WebServer) -> None:
+    fetched = fetch_one(server.url("/good.jpg?width=3#top"))
+    assert (fetched.data, fetched.error, fetched.http_status, fetched.num_attempts) == (PICTURE, None, 200, 1)
+    assert fetched.url.endswith("#top") and fetched.host == f"127.0.0.1:{server.port}" and 0 < fetched.wall_s < 1
+    assert server.requests == [f"127.0.0.1:{server.port}/good.jpg?width=3"]
+    assert server.agents == {config().user_agent.lower()}
+
+
+@pytest.mark.parametrize(
+    ("route", "error", "status"),
+    [
+        (slow_loris(0.05), "timed out: after", 200),
+        (silent, "timed out: no answer", None),
+        (delayed(2, response(PICTURE)), "timed out: no answer", None),
+        (breaks_off(PICTURE, 5000), "truncated: connection lost after 5,000 bytes", 200),
+        (breaks_off(PICTURE, 5000, reset=True), "truncated: connection lost", 200),
+        (response(gzip.compress(PICTURE)[:-30], Content_Encoding="gzip"), "truncated: gzip data end early", 200),
+        (response(b"", 500), "HTTP 500", 500),
+        (response(b"sorry" * 100_000, 503), "HTTP 503", 503),
+    ],
+)  # fmt: skip
+def test_what_may_pass_is_retried(server: WebServer, route: Any, error: str, status: int | None) -> None:
+    server.routes["/x.jpg"] = route
+    start = time.monotonic()
+    fetched = fetch_one(server.url("/x.jpg"))
+    assert fetched.error and fetched.error.startswith(error)
+    assert (fetched.data, fetched.retryable, fetched.num_attempts) == (None, True, 3)
+    assert server.count("/x.jpg") == 3
+    assert time.monotonic() - start < 2.5
+    assert fetched.http_status == status
+
+
+@pytest.mark.parametrize(
+    ("route", "error"),
+    [
+        (response(b"", 404), "HTTP 404"),
+        (response(b"gone" * 100_000, 410), "HTTP 410"),
+        (response(b"", 204, Content_Length=""), "HTTP 204"),
+        (response(b"", 302), "HTTP 302"),
+        (response(b"", 501), "HTTP 501"),
+        (response(b""), "empty body"),
+        (response(bytes((1 << 20) + 1)), "too large: 1,048,577 bytes by the header"),
+        (response(b"", Content_Length=10**15), "too large: 1,000,000,000,000,000 bytes by the header"),
+        (endless_body, "too large: more than 1,048,576 bytes"),
+        (endless_headers, "too large: more than 64 KiB of headers"),
+        (gzip_bomb(300 << 20), "too large: more than 1,048,576 bytes decoded"),
+        (response(PICTURE, Content_Encoding="gzip"), "broken encoding: no gzip data"),
+        (response(PICTURE, Content_Encoding="br"), "broken encoding: br was not asked for"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "not HTTP"),
+        (redirect("ftp://127.0.0.1/x"), "broken redirect: scheme 'ftp'"),
+        (redirect("file:///etc/passwd"), "broken redirect: scheme 'file'"),
+        (redirect("http://:80/"), "broken redirect: no usable host"),
+    ],
+)  # fmt: skip
+def test_what_stays_is_not_retried(server: WebServer, route: Any, error: str) -> None:
+    server.routes["/x.jpg"] = route
+    fetched = fetch_one(server.url("/x.jpg"), timeout_s=2.0)
+    assert fetched.error and fetched.error.startswith(error)
+    assert (fetched.data, fetched.retryable, fetched.num_attempts) == (None, False, 1)
+    assert server.count("/x.jpg") == 1
+
+
+def test_encodings_that_nobody_asked_for_are_undone(server: WebServer) -> None:
+    server.routes["/gzip.jpg"] = response(gzip.compress(PICTURE), Content_Encoding="gzip")
+    server.routes["/zlib.jpg"] = response(zlib.compress(PICTURE), Content_Encoding="deflate")
+    bare = zlib.compressobj(wbits=-15)
+    server.routes["/bare.jpg"] = response(bare.compress(PICTURE) + bare.flush(), Content_Encoding="deflate")
+    for name in ("gzip", "zlib", "bare"):
+        assert fetch_one(server.url(f"/{name}.jpg")).data == PICTURE
+
+
+def test_a_body_of_just_the_largest_size_passes(server: WebServer) -> None:
+    body = bytes(1 << 20)
+    server.routes["/plain.jpg"] = response(body)
+    server.routes["/gzip.jpg"] = response(gzip.compress(body), Content_Encoding="gzip")
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    server.routes["/chunked.jpg"] = response(chunked, Content_Length="", Transfer_Encoding="chunked")
+    for name in ("plain", "gzip", "chunked"):
+        assert fetch_one(server.url(f"/{name}.jpg")).data == body
+
+
+def test_a_body_longer_than_its_header_says_is_cut_there(server: WebServer) -> None:
+    server.routes["/x.jpg"] = response(PICTURE, Content_Length=100)
+    assert fetch_one(server.url("/x.jpg")).data == PICTURE[:100]
+
+
+def test_redirects_are_followed_as_far_as_allowed(server: WebServer) -> None:
+    for hop in range(1, 7):
+        server.routes[f"/{hop}"] = redirect(f"{hop - 1}", (301, 302, 303, 307, 308, 301)[hop - 1])
+    server.routes["/0"] = response(PICTURE)
+    server.routes["/loop"] = redirect("/loop")
+    server.routes["/long"] = response(b"<html>" * 100_000, 302, Location=server.url("/0"))
+    five = fetch_one(server.url("/5"))
+    assert (five.data, five.num_attempts) == (PICTURE, 1)
+    assert fetch_one(server.url("/6")).error == "too many redirects"
+    assert fetch_one(server.url("/loop")).error == "too many redirects"
+    assert server.count("/loop") == 6
+    assert fetch_one(server.url("/long")).data == PICTURE
+
+
+def test_credentials_are_not_forwarded(server: WebServer) -> None:
+    seen: list[dict[str, str]] = []
+
+    def watch(request: Request) -> bytes:
+        seen.append(request.headers)
+        return response(PICTURE)
+
+    server.routes["/x.jpg"] = watch
+    server.routes["/r.jpg"] = redirect(f"http://me:secret@127.0.0.1:{server.port}/x.jpg")
+    assert fetch_one(server.url("/x.jpg").replace("//", "//user:password@")).data == PICTURE
+    assert fetch_one(server.url("/r.jpg")).data == PICTURE
+    assert len(seen) == 2 and not any("authorization" in headers or "cookie" in headers for headers in seen)
+
+
+def test_proxies_of_the_environment_are_not_used(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    assert fetch_one(server.url("/good.jpg")).data == PICTURE
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.2", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
+        "240.0.0.1", "255.255.255.255", "[::1]", "[::]", "[fe80::1]", "[fd00::1]", "[ff02::1]", "[::ffff:10.0.0.1]",
+        "[::ffff:7f00:2]", "[64:ff9b::10.0.0.1]", "[2002:a00:1::]", "2130706434", "0x7f.2", "0177.0.0.2",
+    ],
+)  # fmt: skip
+def test_addresses_of_the_operators_network_are_refused(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """Given as such, or by a redirect: no socket is opened but those to the test's own server."""
+    opened = record_sockets(monkeypatch)
+    server.routes["/r.jpg"] = redirect(f"http://{address}/x.jpg")
+    only = ("127.0.0.1/32",)
+    direct = fetch_one(f"http://{address}/x.jpg", allow_networks=only)
+    assert opened == [] and server.requests == []
+    redirected = fetch_one(server.url("/r.jpg"), allow_networks=only)
+    assert len(opened) == 1 and len(server.requests) == 1
+    for fetched in (direct, redirected):
+        assert fetched.error and fetched.error.startswith("address refused: ")
+        assert (fetched.retryable, fetched.num_attempts) == (False, 1)
+
+
+def record_sockets(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
+    """The sockets that the downloader opens from now on."""
+    opened: list[socket.socket] = []
+    real = socket.socket
+
+    def record(*arguments: Any) -> socket.socket:
+        opened.append(real(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(exchange, "socket", SimpleNamespace(socket=record))
+    return opened
+
+
+def test_every_address_is_asked_about_before_it_is_connected_to(server: WebServer) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def only_the_server(address: str, port: int) -> bool:
+        asked.append((address, port))
+        return (address, port) == ("127.0.0.1", server.port)
+
+    inside = [
+        "http://127.0.0.1:1/",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]/",
+        "http://10.0.0.1:8080/",
+    ]
+    for i, url in enumerate(inside):
+        server.routes[f"/{i}"] = redirect(url)
+    names = ["rebound.test:80:127.0.0.3", f"good.test:{server.port}:127.0.0.1"]
+    with Downloader(config(), address_allowed=only_the_server, curl_options={pycurl.RESOLVE: names}) as downloader:
+        results = list(downloader.fetch([server.url(f"/{i}") for i in range(4)] + ["http://rebound.test/x.jpg"]))
+        good = list(downloader.fetch([f"http://good.test:{server.port}/good.jpg"]))
+    assert {fetched.error for fetched in results} == {
+        f"address refused: {a}" for a in ("127.0.0.1", "169.254.169.254", "::1", "10.0.0.1", "127.0.0.3")
+    }
+    assert good[0].data == PICTURE
+    assert set(asked) == {
+        ("127.0.0.1", server.port), ("127.0.0.1", 1), ("169.254.169.254", 80), ("::1", 80), ("10.0.0.1", 8080),
+        ("127.0.0.3", 80),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "attempts"),
+    [
+        ("http://nowhere.invalid/x.jpg", "DNS failure", 3),
+        ("http://127.0.0.1:1/x.jpg", "connection refused", 3),
+        ("http://a b/x.jpg", "invalid URL: no usable host", 0),
+        ("ftp://127.0.0.1/x.jpg", "invalid URL: scheme 'ftp' is neither http nor https", 0),
+        ("http://127.0.0.1:99999/x.jpg", "invalid URL: Port out of range 0-65535", 0),
+        ("", "invalid URL: scheme '' is neither http nor https", 0),
+        ("http://[::1/x.jpg", "invalid URL: Invalid IPv6 URL", 0),
+    ],
+)
+def test_hosts_that_are_not_there(url: str, error: str, attempts: int) -> None:
+    start = time.monotonic()
+    fetched = fetch_one(url)
+    assert (fetched.error, fetched.retryable, fetched.num_attempts) == (error, attempts > 0, attempts)
+    assert time.monotonic() - start < 3
+
+
+def test_an_https_url_of_a_plain_server_is_a_tls_error(server: WebServer) -> None:
+    fetched = fetch_one(server.url("/good.jpg").replace("http:", "https:"))
+    assert fetched.error and fetched.error.startswith(("TLS: ", "timed out"))
+
+
+@pytest.mark.parametrize("retry_after", ["1", "date"])
+def test_retry_after_is_honoured_by_the_whole_host(server: WebServer, retry_after: str) -> None:
+    value = formatdate(time.time() + 2, usegmt=True) if retry_after == "date" else retry_after
+    server.routes["/busy.jpg"] = after_failures(1, response(b"", 429, Retry_After=value), PICTURE)
+    times: list[float] = []
+
+    def watch(request: Request) -> bytes:
+        times.append(time.monotonic())
+        return response(PICTURE)
+
+    server.routes["/later.jpg"] = watch
+    start = time.monotonic()
+    with Downloader(config(max_connections_per_host=1)) as downloader:
+        results = list(downloader.fetch([server.url("/busy.jpg"), server.url("/later.jpg")]))
+    assert [fetched.data for fetched in results] == [PICTURE, PICTURE]
+    assert {fetched.num_attempts for fetched in results} == {1, 2}
+    assert times[0] - start >= 0.95
+
+
+def test_a_host_that_wants_us_back_too_late_is_left_alone(server: WebServer) -> None:
+    server.fallback = response(b"", 503, Retry_After=3600)
+    start = time.monotonic()
+    with Downloader(config(max_connections_per_host=2)) as downloader:
+        results = list(downloader.fetch([server.url(f"/{i}.jpg") for i in range(500)]))
+    assert len(results) == 500 and all(fetched.retryable for fetched in results)
+    assert len(server.requests) <= 2
+    assert {fetched.error for fetched in results} <= {"HTTP 503", "HTTP 503: to be asked again in 3,600 s"}
+    assert time.monotonic() - start < 1
+
+
+def test_a_dead_host_is_given_up(server: WebServer) -> None:
+    server.fallback = silent
+    start = time.monotonic()
+    with Downloader(config(timeout_s=0.1, max_failures_per_host=8, num_retries=0)) as downloader:
+        results = list(downloader.fetch([server.url(f"/{i}.jpg") for i in range(1000)]))
+    assert len(results) == 1000 and all(fetched.retryable for fetched in results)
+    assert 8 <= len(server.requests) <= 16
+    assert results[-1].error == "timed out: no answer; given up after 8 such failures in a row"
+    assert time.monotonic() - start < 1
+
+
+def test_a_picture_has_a_deadline(server: WebServer) -> None:
+    server.routes["/x.jpg"] = response(b"", 503)
+    start = time.monotonic()
+    fetched = fetch_one(server.url("/x.jpg"), deadline_s=0.5, num_retries=100, backoff_s=0.1)
+    assert (fetched.error, fetched.retryable) == ("HTTP 503", True)
+    assert 1 < fetched.num_attempts < 6 and time.monotonic() - start < 0.7
+    server.routes["/y.jpg"] = slow_loris(0.05)
+    start = time.monotonic()
+    assert fetch_one(server.url("/y.jpg"), deadline_s=0.5, timeout_s=30.0).error
+    assert time.monotonic() - start < 0.8
+
+
+def test_ctrl_c_ends_promptly_and_the_downloader_serves_on(server: WebServer) -> None:
+    server.fallback = silent
+    with Downloader(config(timeout_s=60.0)) as downloader:
+        threading.Timer(0.2, _thread.interrupt_main).start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            list(downloader.fetch([server.url(f"/{i}.jpg") for i in range(100)]))
+        assert time.monotonic() - start < 1
+        (fetched,) = downloader.fetch([server.url("/good.jpg")])
+        assert fetched.data == PICTURE
+        unfinished = downloader.fetch([server.url("/good.jpg")])
+        next(unfinished)
+        with pytest.raises(RuntimeError, match="not at its end"):
+            next(downloader.fetch([server.url("/good.jpg")]))
+        unfinished.close()
+        assert len(list(downloader.fetch([server.url("/good.jpg")]))) == 1

@@ -1,0 +1,311 @@
+"""The downloader's manners: limits by host, robots.txt, X-Robots-Tag; and many hosts and large bodies at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pycurl
+import pytest
+
+from align.download import Downloader, Fetched
+from tests.downloads import PICTURE, any_host, config
+from tests.http2_server import Http2Server
+from tests.web_server import (
+    Request,
+    WebServer,
+    after_failures,
+    breaks_off,
+    delayed,
+    endless_body,
+    redirect,
+    response,
+    silent,
+)
+
+
+@pytest.fixture
+def server() -> Iterator[WebServer]:
+    with WebServer() as running:
+        running.fallback = response(PICTURE)
+        running.routes["/robots.txt"] = response(b"", 404)
+        yield running
+
+
+def fetch(server: WebServer, urls: list[str], **changes: Any) -> dict[str, Fetched]:
+    with Downloader(config(**changes), curl_options=any_host(server)) as downloader:
+        return {fetched.url: fetched for fetched in downloader.fetch(urls)}
+
+
+def test_connections_are_few_and_kept(server: WebServer) -> None:
+    server.fallback = delayed(0.01, response(PICTURE))
+    urls = [f"http://{name}.test/{i}.jpg" for name in "ab" for i in range(100)]
+    results = fetch(server, urls, max_connections_per_host=3)
+    assert all(fetched.data == PICTURE for fetched in results.values())
+    assert server.num_connections == 6 and server.most_open == 6
+
+
+def test_an_error_does_not_cost_the_connection(server: WebServer) -> None:
+    server.routes["/gone.jpg"] = response(b"not here" * 500, 404)
+    urls = [f"http://a.test/gone.jpg?{i}" for i in range(50)]
+    results = fetch(server, urls, max_connections_per_host=2)
+    assert {fetched.error for fetched in results.values()} == {"HTTP 404"}
+    assert server.num_connections == 2
+
+
+def test_the_total_of_connections_is_bounded(server: WebServer) -> None:
+    server.fallback = delayed(0.01, response(PICTURE))
+    fetch(server, [f"http://{i}.test/x.jpg" for i in range(100)], max_connections=5)
+    assert server.most_open <= 2 * 5  # as many again are kept for later
+
+
+def test_a_host_is_not_asked_faster_than_its_rate(server: WebServer) -> None:
+    times: dict[str, list[float]] = {"a.test": [], "b.test": []}
+
+    def watch(request: Request) -> bytes:
+        times[request.headers["host"]].append(time.monotonic())
+        return response(PICTURE)
+
+    server.fallback = watch
+    urls = [f"http://{name}.test/{i}.jpg" for name in "ab" for i in range(10)]
+    fetch(server, urls, max_requests_per_host_per_s=20.0)
+    for asked in times.values():
+        assert len(asked) == 10
+        assert asked[-1] - asked[0] >= 9 / 20 - 0.03
+        assert asked[-1] - asked[0] < 2 * 9 / 20
+
+
+def test_a_slow_host_does_not_hold_up_the_others(server: WebServer) -> None:
+    server.routes["/slow.jpg"] = silent
+    urls = [f"http://slow.test/slow.jpg?{i}" for i in range(200)]
+    urls += [f"http://fast.test/{i}.jpg" for i in range(200)]
+    start, fast = time.monotonic(), []
+    with Downloader(config(max_connections=16, num_retries=0), curl_options=any_host(server)) as downloader:
+        for fetched in downloader.fetch(urls):
+            if fetched.data:
+                fast.append(time.monotonic() - start)
+            if len(fast) == 200:
+                break
+    assert fast[-1] < 1  # 200 pictures of the slow one alone take 10 s
+
+
+def test_the_table_is_read_no_further_than_needed(server: WebServer) -> None:
+    taken = 0
+
+    def table() -> Iterator[str]:
+        nonlocal taken
+        for i in range(100_000):
+            taken += 1
+            yield f"http://{i % 100}.test/{i}.jpg"
+
+    with Downloader(config(), curl_options=any_host(server)) as downloader:
+        results = downloader.fetch(table())
+        assert all(next(results).data == PICTURE for _ in range(100))
+        assert taken <= 100 + 20_000
+        results.close()
+
+
+def test_a_busy_host_is_asked_less_at_a_time_until_it_copes(server: WebServer) -> None:
+    under_way = 0
+
+    def at_most_two(request: Request) -> Any:
+        async def go() -> None:
+            nonlocal under_way
+            under_way += 1
+            await delayed(0.005, response(PICTURE) if under_way <= 2 else response(b"", 429))(request)  # type: ignore[operator,misc] # a coroutine function
+            under_way -= 1
+
+        return go()
+
+    server.fallback = at_most_two
+    results = fetch(server, [f"http://a.test/{i}.jpg" for i in range(100)], max_connections_per_host=8, num_retries=6)
+    assert Counter(fetched.error for fetched in results.values()) == {None: 100}
+
+
+ROBOTS = b"""
+User-agent: *
+Disallow: /
+
+User-agent: other-robot
+User-agent: align-ingest
+Disallow: /private
+Allow: /private/open
+Disallow: /*.gif$
+Crawl-delay: 100
+"""
+
+
+def test_robots_txt_is_obeyed_by_its_longest_rule(server: WebServer) -> None:
+    server.routes["/robots.txt"] = response(ROBOTS, Content_Type="text/plain")
+    paths = {
+        "/a.jpg": True, "/private/a.jpg": False, "/private/open/a.jpg": True, "/a.gif": False, "/a.gif?x": True,
+        "/PRIVATE/a.jpg": True, "/%70rivate/a.jpg": False,
+    }  # fmt: skip
+    results = fetch(server, [f"http://a.test{path}" for path in paths], obey_robots=True)
+    for path, allowed in paths.items():
+        fetched = results[f"http://a.test{path}"]
+        assert fetched.error == (None if allowed else "robots.txt: disallows it"), path
+        assert not fetched.retryable and fetched.num_attempts == int(allowed)
+    assert server.requests[0] == "a.test/robots.txt" and server.count("/robots.txt") == 1
+    assert set(server.requests[1:]) == {f"a.test{path}" for path, allowed in paths.items() if allowed}
+
+
+def test_robots_txt_is_asked_for_once_a_host_and_kept(server: WebServer) -> None:
+    with Downloader(config(obey_robots=True), curl_options=any_host(server)) as downloader:
+        for part in range(2):
+            urls = [f"http://{i % 5}.test/{part}-{i}.jpg" for i in range(100)]
+            assert all(fetched.data for fetched in downloader.fetch(urls))
+    assert server.count("/robots.txt") == 5
+    assert downloader.statistics.total.num_pictures == 200
+
+
+@pytest.mark.parametrize(
+    ("route", "error", "retryable"),
+    [
+        (response(b"", 404), None, False),
+        (response(b"", 403), None, False),
+        (redirect("/robots.txt"), None, False),
+        (redirect("http://b.test/rules"), "robots.txt: disallows it", False),
+        (
+            response(b"\xef\xbb\xbfUser-agent: *\nDisallow: /x", Content_Type="text/plain"),
+            "robots.txt: disallows it",
+            False,
+        ),
+        (response(b"User-agent: *\nDisallow: /x\n" + b"#" * 10_000_000), "robots.txt: disallows it", False),
+        (response(b"#" * 10_000_000 + b"\nUser-agent: *\nDisallow: /x\n"), None, False),
+        (response(b"<html>\xff\x00 no rules here", X_Robots_Tag="noai"), None, False),
+        (after_failures(2, response(b"", 500), b"User-agent: *\nDisallow: /x"), "robots.txt: disallows it", False),
+        (response(b"", 500), "robots.txt unreachable: HTTP 500", True),
+        (response(b"", 429), "robots.txt unreachable: HTTP 429", True),
+        (silent, "timed out: no answer", True),
+        (breaks_off(b"User-agent: *", 5), "truncated: connection lost after 5 bytes", True),
+    ],
+)
+def test_what_robots_txt_can_be(server: WebServer, route: Any, error: str | None, retryable: bool) -> None:
+    server.routes["/robots.txt"] = route
+    server.routes["/rules"] = response(b"User-agent: *\nDisallow: /x", Content_Type="text/plain")
+    urls = [f"http://a.test/x{i}.jpg" for i in range(3)]
+    results = fetch(server, urls, obey_robots=True, timeout_s=1.0 if error is None or "rob" in error else 0.2)
+    assert {(fetched.error, fetched.retryable) for fetched in results.values()} == {(error, retryable)}
+    assert any(path.startswith("a.test/x") for path in server.requests) == (error is None)
+
+
+def test_robots_txt_of_a_redirects_target_counts(server: WebServer) -> None:
+    def rules(request: Request) -> bytes:
+        return response(b"User-agent: *\nDisallow: /" if request.headers["host"] == "b.test" else b"")
+
+    server.routes["/robots.txt"] = rules
+    server.routes["/r.jpg"] = redirect("http://b.test/x.jpg")
+    (fetched,) = fetch(server, ["http://a.test/r.jpg"], obey_robots=True).values()
+    assert fetched.error == "robots.txt: disallows it"
+    assert server.requests == ["a.test/robots.txt", "a.test/r.jpg", "b.test/robots.txt"]
+
+
+@pytest.mark.parametrize(
+    ("tag", "error"),
+    [
+        ("noai", "noai"), ("nofollow, NoImageAI", "noimageai"), ("noindex", "noindex"), ("none", "none"),
+        ("noimageindex", "noimageindex"), ("align-ingest: noai", "noai"),
+        ("otherbot: noarchive, align-ingest: noai", "noai"),
+        ("unavailable_after: 25 Jun 2030 15:00:00 PST, noai", "noai"),
+        ("otherbot: noai, noindex", None), ("nofollow", None), ("all", None), ("max-image-preview: none", None),
+        ("noaid", None),
+    ],
+)  # fmt: skip
+def test_x_robots_tag_is_obeyed_before_the_body(server: WebServer, tag: str, error: str | None) -> None:
+    sent = 0
+
+    async def large(request: Request) -> None:
+        nonlocal sent
+        sent = 0
+        request.write(response(X_Robots_Tag=tag, Content_Length=1 << 20))
+        while sent < 1 << 20 and not request.transport.is_closing():
+            await asyncio.sleep(0.002)
+            sent += 1 << 15
+            request.write(bytes(1 << 15))
+
+    server.fallback = large
+    (fetched,) = fetch(server, ["http://a.test/x.jpg"], obey_robots=True, timeout_s=5.0).values()
+    assert fetched.error == (f"X-Robots-Tag: {error}" if error else None)
+    assert (sent < 1 << 20) == (error is not None)
+    (fetched,) = fetch(server, ["http://a.test/x.jpg"], timeout_s=5.0).values()  # where robots are not obeyed
+    assert fetched.error is None and sent == 1 << 20
+
+
+def test_two_thousand_urls_of_twenty_hosts_some_of_them_bad(server: WebServer) -> None:
+    kinds = {
+        "slow": (silent, "timed out: no answer", 2),
+        "broken": (breaks_off(PICTURE, 100), "truncated: connection lost after 100 bytes", 2),
+        "gone": (response(b"", 404), "HTTP 404", 1), "flaky": (response(PICTURE), None, 2),
+    }  # fmt: skip
+    urls, expected = [], {}
+    for i in range(2000):
+        kind = ("slow", "broken", "gone", "flaky")[i % 20 // 5] if i % 20 in (0, 5, 10, 15) else ""
+        route, error, attempts = kinds.get(kind, (None, None, 1))
+        path = f"/{kind}{i}.jpg"
+        if kind == "flaky":
+            server.routes[path] = after_failures(1, response(b"", 503), PICTURE)
+        elif route:
+            server.routes[path] = route
+        url = f"http://host{i // 20 % 20}.test{path}"
+        urls.append(url)
+        expected[url] = (error, attempts)
+    start = time.monotonic()
+    with Downloader(
+        config(num_retries=1, timeout_s=0.3, backoff_s=0.01, deadline_s=20.0), curl_options=any_host(server)
+    ) as downloader:
+        results = list(downloader.fetch(urls))
+    assert {fetched.url: (fetched.error, fetched.num_attempts) for fetched in results} == expected
+    assert len(results) == 2000 and time.monotonic() - start < 10
+    total = downloader.statistics.total
+    assert total.outcomes == {"ok": 1700, "timed out": 100, "truncated": 100, "HTTP 404": 100}
+    assert sum((host.outcomes for host in downloader.statistics.hosts().values()), Counter()) == total.outcomes
+    assert total.success_share == 0.85 and total.num_attempts == 2000 + 100 * 3
+
+
+def test_memory_is_bounded_however_many_large_bodies_come_at_a_time(server: WebServer) -> None:
+    """40 pictures of 4 MiB at once, 8 MiB of them allowed in memory: the rest waits, and nothing times out by it."""
+    body = bytes(4 << 20)
+    server.fallback = response(body)
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    server.routes["/chunked.jpg"] = response(chunked, Content_Length="", Transfer_Encoding="chunked")
+    server.routes["/endless.jpg"] = endless_body
+    names = ("plain", "chunked", "plain", "endless")
+    urls = [f"http://{i}.test/{names[i % 4]}.jpg" for i in range(53)]
+    context = multiprocessing.get_context("spawn")  # a process of its own, since the server has the bodies, too
+    with context.Pool(1) as pool:
+        outcomes, growth = pool.apply(_large_bodies, (urls, any_host(server)))
+    assert Counter(outcomes) == {len(body): 40, "too large: more than 4,194,304 bytes": 13}
+    print(f"grew by {growth >> 20} MiB")
+    assert growth < (40 << 20)  # all of them at once: more than 160 MiB
+
+
+def _large_bodies(urls: list[str], curl_options: dict[int, Any]) -> tuple[list[int | str | None], int]:
+    limits = config(max_bytes_in_flight=8 << 20, max_image_bytes=4 << 20, timeout_s=2.0, deadline_s=60.0)
+    with Downloader(limits, curl_options=curl_options) as downloader:
+        before = _peak_bytes()
+        outcomes = [len(fetched.data) if fetched.data else fetched.error for fetched in downloader.fetch(urls)]
+    return outcomes, _peak_bytes() - before
+
+
+def _peak_bytes() -> int:
+    """Of this process's memory so far."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) << 10
+
+
+def test_http2_shares_one_connection(tmp_path: Any) -> None:
+    with Http2Server(tmp_path, PICTURE) as server:
+        options = {pycurl.CAINFO: str(server.certificate)} | {pycurl.CONNECT_TO: [f"::127.0.0.1:{server.port}"]}
+        urls = [f"https://pictures.test/{i}.jpg" for i in range(200)]
+        with Downloader(config(obey_robots=True), curl_options=options) as downloader:
+            assert [fetched.error for fetched in downloader.fetch(urls)] == [None] * 200
+        assert server.num_connections == 1 and server.num_streams == 201 and server.most_streams == 8
+        with Downloader(config(num_retries=0), curl_options={pycurl.CONNECT_TO: options[pycurl.CONNECT_TO]}) as strict:
+            (fetched,) = strict.fetch(urls[:1])
+        assert fetched.error and fetched.error.startswith("TLS: ") and not fetched.retryable

@@ -1,0 +1,211 @@
+"""Take-downs in a real checkout with git, DVC, S3 and MLflow: recorded, obeyed, and purged to the last byte."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from align.services.tracking import Tracker
+from flows.checkout import git, record, write_params
+from tests.integration.s3_server import serve
+from tests.integration.test_s3 import attempt, files, shell, variables
+from tests.small_data import jpeg
+
+ROOT = Path(__file__).parents[2]
+
+#: The real ingest and filter over three saved pages; shards and index by hand: all that matters is who shows what.
+DVC_YAML = """\
+stages:
+  ingest:
+    cmd: align ingest
+    deps: [pages]
+    params: [ingest]
+    outs: [data/raw, reports/ingest]
+  filter:
+    cmd: align filter
+    deps: [data/raw, data/policy/opted_out.csv]
+    params: [filter]
+    outs: [data/filtered, reports/filter]
+  shard:
+    cmd: python shard.py
+    deps: [data/raw, data/filtered, shard.py]
+    outs: [data/shards, data/index]
+"""
+SHARD = """\
+import shutil
+from pathlib import Path
+import pyarrow as pa, pyarrow.parquet as pq
+from tests import small_data
+for name in ("shards", "index"):
+    shutil.rmtree(Path("data", name), ignore_errors=True)
+small_data.write_shards(Path("data"))
+Path("data/index").mkdir()
+kept = pq.read_table("data/filtered/decisions.parquet", filters=[("keep", "==", True)])
+pq.write_table(kept.select(["key", "image_id"]), "data/index/items.parquet")
+"""
+PARAMS = {
+    "paths.archive": "pages", "paths.evaluation": "no-sets", "ingest.source": "html", "ingest.shard_size": 3,
+    "engine.num_workers": 1, "register.model_name": "forgetful",
+}  # fmt: skip
+NUM_PICTURES = 9
+FORGOTTEN = jpeg(4)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose pipeline has run once, recorded as run/before."""
+    root = tmp_path_factory.mktemp("forget") / "project"
+    (root / "pages").mkdir(parents=True)
+    for number in range(NUM_PICTURES):
+        (root / f"pages/{number}.jpg").write_bytes(jpeg(number))
+    for page in range(3):
+        images = (
+            f'<img src="{number}.jpg" alt="picture number {number} of a red fox">'
+            for number in range(NUM_PICTURES)
+            if number % 3 == page
+        )
+        (root / f"pages/{page}.html").write_text(f"<html><body>{''.join(images)}</body></html>")
+    git(root.parent, "init", "--quiet", "--initial-branch", "main", str(root))
+    for name in (".dvc/config", ".dvc/.gitignore", ".gitignore", "params.yaml"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    write_params(root / "params.yaml", PARAMS)
+    (root / "dvc.yaml").write_text(DVC_YAML)
+    (root / "shard.py").write_text(SHARD)
+    (root / "data/policy").mkdir(parents=True)
+    (root / "data/policy/opted_out.csv").write_text("kind,value,reason,added\n")
+    git(root, "add", "--all")
+    git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "project")
+    shell(root, "dvc repro --quiet", CODE)
+    record(root, "before", "before the letter came")
+    return root
+
+
+#: The project's stages use this checkout's code, and tests' hand-made shards.
+CODE = {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path) -> Path:
+    root = tmp_path / "project"
+    shutil.copytree(made, root, symlinks=True)
+    (root / "keys.txt").write_text(f"{key_of(root, FORGOTTEN)}\n")
+    return root
+
+
+def key_of(root: Path, picture: bytes) -> str:
+    (image,) = (path for path in (root / "pages").glob("*.jpg") if path.read_bytes() == picture)
+    (row,) = (row for row in decisions(root) if f"number {image.stem} " in row["text"])
+    return str(row["key"])
+
+
+def decisions(root: Path) -> list[dict[str, object]]:
+    return pq.read_table(root / "data/filtered/decisions.parquet").to_pylist()
+
+
+def holders(folder: Path, picture: bytes) -> list[str]:
+    return sorted(name for name, data in files(folder).items() if picture in data)
+
+
+def reasons(root: Path) -> dict[str, object]:
+    return {str(row["key"]): row["reason"] for row in decisions(root) if row["reason"]}
+
+
+def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path: Path) -> None:
+    with serve(tmp_path / "s3") as server:
+        aws = variables(server) | CODE
+        bucket = server.make_bucket("data")
+        (project / ".dvc/config.local").write_text(f"['remote \"cloud\"']\n    url = s3://{bucket}/dvc\n")
+        shell(project, "dvc push --quiet --run-cache -r cloud", aws)
+        key = key_of(project, FORGOTTEN)
+
+        # Recorded, obeyed by the next run, which ingests nothing anew; another run's data joins the history.
+        shell(project, 'align forget --keys keys.txt --reason "a letter"', aws)
+        repro = shell(project, "dvc repro", aws)
+        assert "Running stage 'filter'" in repro
+        assert "Running stage 'ingest'" not in repro
+        assert reasons(project) == {key: "opted_out"}
+        record(project, "after", "after the letter came")
+        shell(project, "dvc push --quiet -r cloud", aws)
+        (move,) = json.loads(shell(project, "align diff run/before run/after --json", aws))["moves"]
+        assert (move["before"], move["after"], move["num_pairs"]) == ("kept", "opted_out", 1)
+        assert len(holders(project / ".dvc/cache", FORGOTTEN)) == 2  # a tar of data/raw, one of the older data/shards
+        assert holders(project / "data/raw", FORGOTTEN)
+        assert not holders(project / "data/shards", FORGOTTEN)
+        others = {number: len(holders(project / ".dvc/cache", jpeg(number))) for number in (0, 5)}
+
+        # With a remote away the rest is purged, and what is left is said.
+        server.kill()
+        plan = attempt(project, "align forget --purge", aws)
+        assert (plan.returncode, "to go: data/shards" in plan.stdout) == (1, True)
+        assert holders(project / "data/raw", FORGOTTEN)
+        away = attempt(project, "align forget --purge --yes", aws)
+        assert away.returncode == 1, away.stderr
+        assert "not everything is gone: DVC remote 'cloud'" in away.stderr
+        assert "Traceback" not in away.stderr
+        for folder in ("data", ".dvc", "reports"):
+            assert not holders(project / folder, FORGOTTEN)
+
+        server.start()
+        assert any(FORGOTTEN in data for data in server.objects(bucket).values())
+        assert "nothing is left" in shell(project, "align forget --purge --yes", aws)
+        assert not any(FORGOTTEN in data for data in server.objects(bucket).values())
+
+        # All other pictures are where they were, but for the versions that showed the forgotten one.
+        assert all(holders(project / "data/raw", jpeg(number)) for number in range(NUM_PICTURES) if number != 4)
+        assert all(len(holders(project / ".dvc/cache", jpeg(number))) >= 1 for number in others)
+
+        # The purged data/raw is what DVC knows; the pipeline goes on from there, and a push brings what is new.
+        repro = shell(project, "dvc repro", aws)
+        assert "Running stage 'ingest'" not in repro
+        assert reasons(project) == {key: "opted_out"}
+        shell(project, "dvc push --quiet -r cloud", aws)
+        pushed = set(server.objects(bucket).values())
+        assert {
+            data for name in ("raw", "shards", "filtered") for data in files(project / "data" / name).values()
+        } <= pushed
+
+        # The archive still has the picture; an ingest from it passes it over.
+        assert "Running stage 'ingest'" in shell(project, "dvc repro --force --single-item ingest", aws)
+        assert holders(project, FORGOTTEN) == ["pages/4.jpg"]
+
+
+def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_server: str) -> None:
+    digest = json.loads((project / "data/shards/manifest.json").read_text())["digest"]
+    here = CODE | {"MLFLOW_TRACKING_URI": mlflow_server}
+    tracker = Tracker(mlflow_server)
+    run = tracker.start_run("forgetful", "training")
+    tracker.end_run(run)
+    first = tracker.create_version("forgetful", run, "model", {"align.data_digest": digest})
+    tracker.create_version("forgetful", run, "model", {"align.data_digest": "f" * 64})
+    tracker.create_version("forgetful", run, "model", {})
+    tracker.set_alias(first, "champion")
+    key = key_of(project, FORGOTTEN)
+
+    def models(*, key: str = key) -> list[dict[str, object]]:
+        (found,) = json.loads(shell(project, f"align explain {key} --json", here))
+        return [dict(one) for one in found["models"]]
+
+    def brief(found: list[dict[str, object]]) -> list[tuple[object, object, object]]:
+        return [(one["version"], one["trained_on_it"], one["aliases"]) for one in found]
+
+    assert brief(models()) == [(1, True, ["champion"]), (2, None, []), (3, None, [])]
+
+    said = shell(project, "align forget --keys keys.txt", here)
+    assert "forgetful version 1 (champion): trained on 1 of the pairs; the checkout's data" in said
+    assert "forgetful version 2: unknown; data ffffffffffff is neither checked out nor" in said
+    assert "forgetful version 3: unknown; the version has no tag align.data_digest" in said
+
+    # The data moves on: the first version's is found through git and DVC, the pair is gone from the new one's.
+    shell(project, "dvc repro --quiet", here)
+    digest = json.loads((project / "data/shards/manifest.json").read_text())["digest"]
+    tracker.create_version("forgetful", run, "model", {"align.data_digest": digest})
+    found = models()
+    assert brief(found) == [(1, True, ["champion"]), (2, None, []), (3, None, []), (4, False, [])]
+    assert found[0]["why"] == "as of run/before"
+    text = shell(project, f"align explain {key}", here)
+    assert f"pair {key}: dropped: opted_out" in text
+    assert "models     forgetful version 1 (champion): TRAINED on it; as of run/before" in text
+    assert "version 4: did not see it; the checkout's data" in text

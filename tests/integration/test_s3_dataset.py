@@ -1,0 +1,186 @@
+"""A dataset on S3, both ways: DVC's remote holds its tars, or DVC versions its manifests and the store has the tars."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.checkout import git, record
+from tests.integration.s3_server import S3Server, serve
+from tests.integration.test_s3 import ROOT, attempt, clone, files, follow, runs, shell, variables
+
+README = ROOT / "README.md"
+
+DVC_YAML = f"""\
+stages:
+  raw:
+    cmd: {sys.executable} make.py
+    deps: [make.py]
+    outs: [data/raw, data/filtered, reports/quality]
+  shard:
+    cmd: {sys.executable} -m align.cli shard && echo ran >> $TEST_RUNS
+    deps: [data/raw, data/filtered]
+    params: [shard]
+    outs: [data/shards, reports/shard]
+  read:
+    cmd: {sys.executable} read.py && echo ran >> $TEST_RUNS
+    deps: [data/shards]
+    outs: [texts]
+"""
+
+#: Stands for ingest, filter and validate.
+MAKE = """\
+import hashlib
+from functools import partial
+from pathlib import Path
+
+from align.config import load_params
+from align.config.store import StoreConfig
+from align.pairs.raw_writer import RawShardWriter, write_raw_manifest
+from align.services.store import keep_tar
+from tests import small_data
+
+raw, filtered = Path("data/raw"), Path("data/filtered")
+raw.mkdir(parents=True)
+filtered.mkdir()
+decisions, images = [], []
+keep = partial(keep_tar, config=load_params().section(StoreConfig))
+for number in range(3):
+    with RawShardWriter(raw, f"{number:05d}", 4, keep) as writer:
+        for index in range(number * 40, number * 40 + 40):
+            data, key = small_data.jpeg(index), writer.next_key
+            image_id = hashlib.sha256(data).hexdigest()
+            row = {"key": key, "url": f"http://x/{index}", "caption": f"picture {index}", "status": "success"}
+            row |= {"sha256": image_id, "image_key": key, "error_message": None}
+            writer.add(row, data)
+            decisions.append(row | {"keep": True, "image_id": image_id, "text": row["caption"]})
+            images.append({"image_id": image_id, "image_key": key, "phash": small_data.far_apart(index)})
+write_raw_manifest(raw, ["00000", "00001", "00002"])
+small_data.write_decisions(filtered, decisions)
+small_data.write_images(filtered, images)
+small_data.write_verdict(Path("reports/quality"), passed=True)
+"""
+
+#: Reads the shards as the stages do that train, index and evaluate.
+READ = """\
+from pathlib import Path
+
+from align.config import load_params
+from align.config.paths import PathsConfig
+from align.config.store import StoreConfig
+from align.pairs.shards import SPLITS, iter_samples
+from align.services.store import materialised
+
+params = load_params()
+shards = materialised(params.section(PathsConfig).shards, params.section(StoreConfig))
+texts = [text for split in SPLITS for sample in iter_samples(shards, split) for text in sample.texts]
+Path("texts").write_text("\\n".join(texts))
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with serve(tmp_path_factory.mktemp("s3") / "server") as running:
+        yield running
+
+
+def make_project(root: Path, objects: str, aws: dict[str, str]) -> Path:
+    """A repository with a dataset of two folders, which its stages have made."""
+    git(root.parent, "init", "--quiet", "--initial-branch", "main", str(root))
+    (root / ".dvc").mkdir()
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
+        (root / name).write_bytes((ROOT / name).read_bytes())
+    values = (ROOT / "params.yaml").read_text()
+    for old, new in {
+        "  objects: null": f"  objects: {objects}", "  num_workers: null": "  num_workers: 1",
+        "  images_per_shard: 1000": "  images_per_shard: 20", "  num_retries: 5": "  num_retries: 0",
+        "val_fraction: 0.03": "val_fraction: 0.2", "test_fraction: 0.03": "test_fraction: 0.1",
+    }.items():  # fmt: skip
+        assert values.count(old) == 1, old
+        values = values.replace(old, new)
+    for name, text in {"params.yaml": values, "dvc.yaml": DVC_YAML, "make.py": MAKE, "read.py": READ}.items():
+        (root / name).write_text(text)
+    with (root / ".gitignore").open("a") as ignored:
+        ignored.write("/data/\n/reports/\n/texts\n")
+    git(root, "add", "--all")
+    git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "project")
+    shell(root, "dvc repro", aws)
+    return root
+
+
+def dataset(root: Path) -> dict[str, bytes]:
+    """Path -> bytes of all that DVC versions of it."""
+    return {
+        f"{name}/{path}": data
+        for name in ("data/raw", "data/filtered", "data/shards", "reports/shard")
+        for path, data in files(root / name).items()
+    }
+
+
+def tars(folder: Path) -> list[str]:
+    """Paths below a folder."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
+
+
+def test_both_ways_a_clone_has_the_dataset_and_runs_nothing(server: S3Server, tmp_path: Path) -> None:
+    aws = variables(server) | {"PYTHONPATH": str(ROOT)}
+    projects = {}
+    for way in ("whole", "manifest"):
+        bucket = server.make_bucket(way)
+        root = tmp_path / way / "project"
+        root.parent.mkdir()
+        objects = f"s3://{bucket}/objects" if way == "manifest" else "null"
+        project = projects[way] = make_project(root, objects, aws)
+        follow(README, project, bucket, aws, server.url)
+        shell(project, "dvc push --run-cache", aws)
+        record(project, "demo", "a run")
+        there = clone(project, "clone", "run/demo")
+        follow(README, there, bucket, aws, server.url)
+        shell(there, "dvc pull", aws)
+        assert dataset(there) == dataset(project)
+        assert "Data and pipelines are up to date" in shell(there, "dvc repro", aws)
+        assert runs(project) == 2
+
+        # What depends on the tars runs there too, and makes the same bytes of them.
+        shell(there, "dvc repro --force --single-item read shard", aws)
+        assert runs(project) == 4
+        assert dataset(there) == dataset(project)
+        assert (there / "texts").read_text() == (project / "texts").read_text()
+        assert (there / "dvc.lock").read_bytes() == (project / "dvc.lock").read_bytes()
+
+    whole, manifest = projects["whole"], projects["manifest"]
+    assert len(tars(whole / "data")) > 3 + 3
+    assert tars(manifest / "data") == []
+    kept = {key.rpartition("/")[2] for key in server.keys("manifest") if key.startswith("objects/")}
+    assert len(kept) == len(tars(whole / "data"))
+    for name in ("data/raw/manifest.json", "data/shards/manifest.json", "texts"):  # nothing in them says where
+        assert (whole / name).read_bytes() == (manifest / name).read_bytes()
+    in_remote = sum(len(data) for key, data in server.objects("manifest").items() if key.startswith("dvc/files/"))
+    assert in_remote < sum(path.stat().st_size for path in (whole / "data").rglob("*.tar")) / 2
+
+
+def test_a_store_that_is_away_is_one_clear_error_and_nothing_is_lost(tmp_path: Path) -> None:
+    with serve(tmp_path / "server") as server:
+        aws = variables(server) | {"PYTHONPATH": str(ROOT)}
+        bucket = server.make_bucket("away")
+        project = make_project(tmp_path / "project", f"s3://{bucket}/objects", aws)
+        before = dataset(project)
+        shutil.rmtree(project / ".align/store", ignore_errors=True)
+        server.kill()
+        done = attempt_read(project, aws)
+        assert done[0] == 1
+        assert done[1].startswith("align.errors.ServiceError: s3://away/objects/")
+        assert f"no answer from {server.url}" in done[1]
+        assert dataset(project) == before
+        server.start()
+        assert attempt_read(project, aws)[0] == 0
+        server.kill()
+        assert attempt_read(project, aws)[0] == 0  # from the checked copies
+
+
+def attempt_read(project: Path, aws: dict[str, str]) -> tuple[int, str]:
+    """Return code, and the last line on stderr."""
+    done = attempt(project, f"{sys.executable} read.py", aws)
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]

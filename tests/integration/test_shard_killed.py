@@ -1,0 +1,102 @@
+"""`align shard` killed at random moments, in ranges, and with its tars in an object store: always the same bytes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from align.cli import main
+from tests import small_data
+from tests.conftest import ROOT
+from tests.killing import digests, fresh, kill_and_resume, run
+from tests.small_data import Pair
+
+NUM_IMAGES = 900
+ARGUMENTS = (
+    "shard", "--params", str(ROOT / "params.yaml"), "--set", "shard.images_per_shard=60",
+    "--set", "shard.val_fraction=0.1", "--set", "shard.test_fraction=0.1", "--set", "engine.num_workers=2",
+)  # fmt: skip
+IN_STORE = ("--set", "store.objects=objects")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data/raw of several tars, data/filtered and a passed verdict."""
+    root = tmp_path_factory.mktemp("inputs")
+    pairs = [Pair(f"picture number {index}", index % NUM_IMAGES) for index in range(NUM_IMAGES + 100)]
+    small_data.write(root / "data", pairs, pairs_per_shard=200)
+    small_data.write_verdict(root / "reports/quality", passed=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, str], float]:
+    """Of a whole run: the shards, the report, and its seconds."""
+    whole = place(tmp_path_factory.mktemp("whole") / "run", inputs)
+    seconds = run(ARGUMENTS, whole)
+    return digests(whole / "data/shards"), digests(whole / "reports/shard"), seconds
+
+
+def place(folder: Path, inputs: Path) -> Path:
+    """A working directory with the inputs in it."""
+    fresh(folder)
+    for name in ("data/raw", "data/filtered", "reports/quality"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(inputs / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("seed", "num_moments"), [(0, 3), pytest.param(1, 10, marks=pytest.mark.full)], ids=["three", "ten"]
+)
+def test_killed_shard_resumes_to_the_same_bytes(
+    inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path, seed: int, num_moments: int
+) -> None:
+    shards, report, seconds = expected
+    assert sum(name.endswith(".tar") for name in shards) > 10
+    killed = place(tmp_path / "killed", inputs)
+    assert kill_and_resume(ARGUMENTS, killed, seed=seed, num_moments=num_moments, whole_s=seconds) > 0
+    assert digests(killed / "data/shards") == shards
+    assert digests(killed / "reports/shard") == report
+    assert sorted(path.name for path in (killed / "data").iterdir()) == [".shards.lock", "filtered", "raw", "shards"]
+
+
+@pytest.mark.parametrize("options", [(), IN_STORE], ids=["here", "store"])
+def test_ranges_commute_and_a_missing_one_is_named(
+    inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...],
+) -> None:  # fmt: skip
+    shards, report, _ = expected
+    last = sum(name.endswith(".tar") for name in shards) - 1
+    monkeypatch.chdir(place(tmp_path / "parts", inputs))
+    one_worker = (*ARGUMENTS, *options, "--set", "engine.num_workers=1")
+    assert main([*one_worker, "--finish"]) == 1
+    assert "no work under these parameters, data and code to finish" in capsys.readouterr().err
+    for part in (f"2-{last - 1}", "0"):
+        assert main([*one_worker, "--shards", part]) == 0
+        assert not Path("data/shards").exists()
+    capsys.readouterr()
+    assert main([*one_worker, "--finish"]) == 1
+    assert f"2 of {last + 1} shards are missing: 1, {last};" in capsys.readouterr().err
+    for part in (f"{last}-{last + 50}", "1"):
+        assert main([*one_worker, "--shards", part]) == 0
+    assert main([*one_worker, "--finish"]) == 0
+    assert digests(Path("reports/shard")) == report
+    if options:
+        assert digests(Path("data/shards")) == {"manifest.json": shards["manifest.json"]}
+        kept = {Path(name).stem for name in digests(Path("objects"))}
+        assert kept == {sha256 for name, sha256 in shards.items() if name.endswith(".tar")}
+    else:
+        assert digests(Path("data/shards")) == shards
+
+
+def test_another_parameter_starts_anew(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place(tmp_path / "anew", inputs))
+    assert main([*ARGUMENTS, "--set", "engine.num_workers=1", "--shards", "0"]) == 0
+    assert main([*ARGUMENTS, "--set", "shard.seed=1", "--finish"]) == 1
+    assert "no work under these parameters" in capsys.readouterr().err
+    assert main([*ARGUMENTS, "--set", "shard.seed=1", "--set", "engine.num_workers=1", "--shards", "1"]) == 0
+    assert [path.name for path in Path("data/.shards.part/.done").iterdir()] == ["00001.json"]
+    assert json.loads(Path("data/.shards.part/.plan/plan.json").read_text())["images_per_shard"] == 60

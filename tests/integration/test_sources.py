@@ -1,0 +1,328 @@
+"""Every source from files of that very format, with pictures of data/sample: read by itself, then by `align ingest`."""
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.cli import main
+from align.pairs.layout import raw_shards, read_table
+from tests.integration.s3_server import KEY, SECRET, S3Server, serve
+from tests.reading import rows_of, source_at
+from tests.warc_records import page, record, response, wat, write_archive
+from tests.web_server import WebServer
+from tests.web_server import response as answer
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A source, and what it holds.
+
+    Attributes:
+        location: of the source.
+        overrides: of section `ingest`.
+        pairs: (text, where it was found, the picture's bytes or None), in order.
+        problems: of the rows without bytes, what data/raw says; by text.
+    """
+
+    location: Path
+    overrides: list[str]
+    pairs: list[tuple[str, str | None, bytes | None]]
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def pictures(sample: Path) -> list[bytes]:
+    """Twelve different pictures of the sample: JPEG, PNG and WebP."""
+    source = source_at(sample / "archive.warc.gz")
+    found: dict[bytes, None] = {}
+    counts: Counter[str] = Counter()
+    for batch in source.scan(source.files[0], counts):
+        if "caption" not in batch.schema.names:
+            for row in batch.to_pylist():
+                if row["url"].endswith((".jpg", ".png", ".webp")) and len(found) < 12:
+                    found.setdefault(source.read(row["file"], row["offset"]) or b"")
+    assert counts["pages"] > 0
+    return list(found)
+
+
+@pytest.fixture(scope="module")
+def web(pictures: list[bytes]) -> Iterator[WebServer]:
+    """Serves /0, /1, ... and nothing else."""
+    with WebServer() as server:
+        for number, picture in enumerate(pictures):
+            server.routes[f"/{number}"] = answer(picture)
+        yield server
+
+
+def warc(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+    """Two files: pages in one, pictures in the other, as crawlers split them."""
+    japanese = '<meta charset="Shift_JIS"><title>写真</title><img src="/jp/髙.png" alt="髙い山①の写真">'
+    russian = "<base href='http://img.example/ru/'><img src=собака.jpg alt='Собака на траве'>"
+    responsive = (
+        "<img src=/small.jpg srcset='/small.jpg 320w, /large,1.jpg 1280w' alt=responsive>"
+        "<picture><source srcset='/p.webp 1x, /p2.webp 2x'><img src=/p.jpg alt=picture></picture>"
+    )
+    lazy = (
+        "<figure><img src='data:image/gif;base64,R0lGODlhAQABAAAAACw=' data-src=lazy.jpg alt=''>"
+        "<figcaption>From the <i>caption</i></figcaption></figure>"
+        "<img src=//cdn.example/t.png alt=' ' title='From the title'><img src=old.png aria-label='From the label'>"
+        f"<img src='data:image/png;base64,{base64.b64encode(pictures[7]).decode()}' alt='inline'>"
+        "<img src=missing.png alt='not crawled'><img src=lazy.jpg>"
+    )
+    write_archive(root / "pages.warc.zst", [
+        page("http://a.example/jp/", japanese.encode("cp932"), "text/html"),
+        page("http://a.example/ru/", russian.encode("cp1251"), "text/html; charset=windows-1251"),
+        page("http://a.example/responsive", responsive),
+        page("http://a.example/lazy/page", lazy),
+    ])  # fmt: skip
+    write_archive(root / "pictures.warc.gz", [
+        response("http://a.example/jp/%E9%AB%99.png", pictures[0], "image/png"),
+        response("http://img.example/ru/%D1%81%D0%BE%D0%B1%D0%B0%D0%BA%D0%B0.jpg", pictures[1], "image/jpeg"),
+        response("http://a.example/large,1.jpg", gzip.compress(pictures[2]), "image/jpeg",
+                 headers="Content-Encoding: gzip\r\n"),
+        response("http://a.example/p2.webp", pictures[3], "image/webp"),
+        record("resource", "http://a.example/lazy/lazy.jpg", pictures[4], "image/jpeg"),
+        response("http://cdn.example/t.png", pictures[5], "image/png"),
+        response("http://a.example/lazy/old.png", b"", "text/html", "301 Moved", "Location: /new.png\r\n"),
+        response("http://a.example/new.png", pictures[6], "image/png"),
+    ])  # fmt: skip
+    (root / "all.paths").write_text("pages.warc.zst\npictures.warc.gz\n")
+    return Case(root / "all.paths", ["source=warc"], [
+        ("髙い山①の写真", "alt", pictures[0]), ("Собака на траве", "alt", pictures[1]),
+        ("responsive", "alt", pictures[2]), ("picture", "alt", pictures[3]),
+        ("From the caption", "figcaption", pictures[4]), ("From the title", "title", pictures[5]),
+        ("From the label", "aria-label", pictures[6]), ("inline", "alt", pictures[7]),
+        ("not crawled", "alt", None), ("", None, pictures[4]),
+    ], {"not crawled": "not in archive"})  # fmt: skip
+
+
+def wat_of_the_web(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+    links = [
+        {"path": "A@/href", "url": "/somewhere", "text": "a link"},
+        {"path": "IMG@/src", "url": "/0", "alt": "null &amp; nichts"},
+        {"path": "IMG@/src", "url": web.url("/1"), "title": "eins"},
+        {"path": "IMG@/src", "url": "/404", "alt": "gone"},
+    ]
+    location = write_archive(root / "a.wat.gz", [wat(web.url("/page"), links)])
+    return Case(location, ["source=warc", "images_from=web"], [
+        ("null & nichts", "alt", pictures[0]), ("eins", "title", pictures[1]), ("gone", "alt", None),
+    ], {"gone": "HTTP 404"})  # fmt: skip
+
+
+def html(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+    (root / "site/A page_files").mkdir(parents=True)
+    (root / "site/A page_files/b 1.jpg").write_bytes(pictures[1])
+    (root / "site/logo.png").write_bytes(pictures[0])
+    (root / "site/A page.html").write_text(
+        f"<!-- saved from url=(0020){web.url('/')} --><img src='A%20page_files/b%201.jpg' alt='beside the page'>"
+        f"<img src=/logo.png alt='of the site'><img src='{web.url('/2')}' alt='on the web'>"
+        "<img src=3 alt='not saved'><img src='../secret.png' alt='outside'>"
+    )
+    (root / "secret.png").write_bytes(pictures[9])
+    return Case(root / "site", ["source=html", "images_from=archive_then_web"], [
+        ("beside the page", "alt", pictures[1]), ("of the site", "alt", pictures[0]),
+        ("on the web", "alt", pictures[2]), ("not saved", "alt", pictures[3]), ("outside", "alt", None),
+    ], {"outside": "HTTP 404"})  # fmt: skip
+
+
+def url_table(kind: str) -> Callable[[Path, list[bytes], WebServer], Case]:
+    """Tables as they are published: the names of their columns, or none."""
+
+    def build(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+        urls, texts = [web.url(f"/{number}") for number in range(3)], ['say "hi', "two, and a half", "drei 𝟛"]
+        columns, location = [], root / kind
+        match kind:
+            case "conceptual_captions.tsv":
+                location.write_text("".join(f"{text}\t{url}\n" for url, text in zip(urls, texts, strict=True)))
+            case "cc12m.tsv.gz":
+                lines = "".join(f"{url}\t{text}\n" for url, text in zip(urls, texts, strict=True))
+                location.write_bytes(gzip.compress(lines.encode()))
+            case "coyo.parquet":
+                columns = ["columns.text=text"]
+                pq.write_table(pa.table({"id": [1, 2, 3], "url": urls, "text": texts, "width": [9, 9, 9]}), location)
+            case "laion.parquet":
+                columns = ["columns.url=URL", "columns.text=TEXT"]
+                names = {"SAMPLE_ID": [1, 2, 3], "URL": urls, "TEXT": texts, "NSFW": ["UNLIKELY"] * 3}
+                pq.write_table(pa.table(names), location)
+            case "datacomp.parquet":
+                columns = ["columns.text=text"]
+                pq.write_table(pa.table({"uid": ["a", "b", "c"], "url": urls, "text": texts}), location)
+            case "table.csv":
+                quoted = (text.replace('"', '""') for text in texts)
+                lines = "".join(f'{url},"{text}"\n' for url, text in zip(urls, quoted, strict=True))
+                location.write_text("url,caption\n" + lines)
+            case "table.jsonl":
+                rows = [{"url": url, "caption": text} for url, text in zip(urls, texts, strict=True)]
+                location.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            case "list.txt":
+                location.write_text("".join(f"{url}\n" for url in urls))
+                texts = ["", "", ""]
+        source = "text" if columns == ["columns.text=text"] else "TEXT" if columns else "caption"
+        pairs = [(text, source if text else None, picture) for text, picture in zip(texts, pictures[:3], strict=True)]
+        return Case(location, ["source=url_table", "images_from=web", *columns], pairs)
+
+    build.__name__ = kind
+    return build
+
+
+def img2dataset(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+    _tar(root / "00000.tar", {"000000000.jpg": pictures[0], "000000000.txt": b"null", "000000002.jpg": pictures[2]})
+    rows = {
+        "url": ["http://x/0", "http://x/1", "http://x/2"], "caption": ["null", "eins", None],
+        "key": ["000000000", "000000001", "000000002"], "status": ["success", "failed_to_download", "success"],
+        "error_message": [None, "HTTP Error 410: Gone", None], "width": [1, None, 1], "sha256": [None, None, None],
+    }  # fmt: skip
+    pq.write_table(pa.table(rows), root / "00000.parquet")
+    (root / "00000_stats.json").write_text("{}")
+    return Case(root, ["source=shards"], [
+        ("null", "caption", pictures[0]), ("eins", "caption", None), ("", None, pictures[2]),
+    ], {"eins": "HTTP Error 410: Gone"})  # fmt: skip
+
+
+def webdataset(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+    for number in range(2):
+        _tar(root / f"cc3m-{number:04d}.tar", {
+            f"{number}a.jpg": pictures[2 * number], f"{number}a.txt": b"text %d" % number,
+            f"{number}b.json": json.dumps({"caption": f"json {number}"}).encode(),
+            f"{number}b.png": pictures[2 * number + 1],
+        })  # fmt: skip
+    return Case(root / "cc3m-*.tar", ["source=shards"], [
+        ("text 0", "txt", pictures[0]), ("json 0", "caption", pictures[1]),
+        ("text 1", "txt", pictures[2]), ("json 1", "caption", pictures[3]),
+    ])  # fmt: skip
+
+
+def coco_captions(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+    for folder in ("annotations", "val2017"):
+        (root / folder).mkdir()
+    names = [f"{number:012d}.jpg" for number in range(2)]
+    for name, picture in zip(names, pictures, strict=False):
+        (root / "val2017" / name).write_bytes(picture)
+    images = [
+        {"id": number, "file_name": name, "coco_url": f"http://images.example/val2017/{name}"}
+        for number, name in enumerate(names)
+    ]
+    annotations = [{"id": 9, "image_id": 1, "caption": "eins"}, {"id": 8, "image_id": 0, "caption": "null"},
+                   {"id": 7, "image_id": 1, "caption": "one"}]  # fmt: skip
+    values = {"info": {}, "licenses": [], "images": images, "annotations": annotations}
+    (root / "annotations/captions_val2017.json").write_text(json.dumps(values))
+    return Case(root, ["source=coco"], [
+        ("null", "caption", pictures[0]), ("eins", "caption", pictures[1]), ("one", "caption", pictures[1]),
+    ])  # fmt: skip
+
+
+def karpathy(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+    (root / "flickr30k-images").mkdir()
+    (root / "flickr30k-images/36979.jpg").write_bytes(pictures[0])
+    sentences = [{"raw": text, "tokens": text.split(), "imgid": 0, "sentid": 0} for text in ("A man .", "Two dogs .")]
+    images = [{"sentids": [0, 1], "imgid": 0, "sentences": sentences, "split": "train", "filename": "36979.jpg"}]
+    (root / "dataset_flickr30k.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
+    return Case(root / "dataset_flickr30k.json", ["source=coco"], [
+        ("A man .", "caption", pictures[0]), ("Two dogs .", "caption", pictures[0]),
+    ])  # fmt: skip
+
+
+def _tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+TABLES = ("conceptual_captions.tsv", "cc12m.tsv.gz", "coyo.parquet", "laion.parquet", "datacomp.parquet", "table.csv",
+          "table.jsonl", "list.txt")  # fmt: skip
+BUILDERS = [
+    warc, wat_of_the_web, html, *map(url_table, TABLES), img2dataset, webdataset, coco_captions, karpathy,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
+def test_source(
+    build: Callable[[Path, list[bytes], WebServer], Case], tmp_path: Path, pictures: list[bytes], web: WebServer
+) -> None:
+    (tmp_path / "source").mkdir()
+    case = build(tmp_path / "source", pictures, web)
+    source = source_at(case.location, *case.overrides)
+    candidates, responses = rows_of(source)
+    assert [(row["caption"], row["text_source"]) for row in candidates] == [pair[:2] for pair in case.pairs]
+    for row, (text, _, picture) in zip(candidates, case.pairs, strict=True):
+        data = row["inline"] or (source.read(row["file"], row["offset"]) if row["file"] else None)
+        assert data == picture or (data is None and not row["problem"]) or text in case.problems, text
+    for row in responses:
+        assert source.read(row["file"], row["offset"]) is not None
+    assert _ingested(case, tmp_path) == {
+        (text, where, hashlib.sha256(picture).hexdigest() if picture else case.problems[text])
+        for text, where, picture in case.pairs
+    }
+
+
+def _ingested(case: Case, root: Path) -> set[tuple[Any, ...]]:
+    """What `align ingest` makes of it: text, its place, and the digest of the picture or what is wrong."""
+    words = [f"ingest.{override}" for override in case.overrides] + [
+        f"paths.archive={case.location}", f"paths.raw={root / 'raw'}", f"paths.reports={root / 'reports'}",
+        f"paths.runtime={root / 'runtime'}", f"paths.policy={root / 'policy'}", "engine.num_workers=1",
+        "download.allow_networks=[127.0.0.0/8]", "download.num_retries=0",
+    ]  # fmt: skip
+    arguments = [word for override in words for word in ("--set", override)]
+    assert main(["ingest", "--params", str(ROOT / "params.yaml"), *arguments]) == 0
+    rows = [row for shard in raw_shards(root / "raw") for row in read_table(shard).to_pylist()]
+    assert len(rows) == len(case.pairs)
+    return {(row["caption"], row["text_source"], row["sha256"] or row["error_message"]) for row in rows}
+
+
+def test_sources_in_s3_are_those_of_a_folder(
+    tmp_path: Path, pictures: list[bytes], web: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(tmp_path / "server") as server:
+        _s3_environment(server, monkeypatch)
+        for build in (
+            warc,
+            img2dataset,
+            webdataset,
+            url_table("laion.parquet"),
+            url_table("cc12m.tsv.gz"),
+            coco_captions,
+        ):
+            folder = tmp_path / build.__name__
+            folder.mkdir()
+            case = build(folder, pictures, web)
+            bucket = build.__name__.replace("_", "-").replace(".", "-")
+            with closing(server._client()) as s3:
+                s3.create_bucket(Bucket=bucket)
+                for file in folder.rglob("*"):
+                    if file.is_file():
+                        s3.put_object(Bucket=bucket, Key=str(file.relative_to(folder)), Body=file.read_bytes())
+            there = f"s3://{bucket}/{case.location.relative_to(folder)}".removesuffix("/.")
+            local, remote = (source_at(location, *case.overrides) for location in (case.location, there))
+            for ours, theirs in zip(rows_of(local), rows_of(remote), strict=True):
+                assert [_read(local, row) for row in ours] == [_read(remote, row) for row in theirs]
+                assert len(ours) == len(theirs)
+
+
+def _read(source: Any, row: dict[str, Any]) -> tuple[Any, ...]:
+    data = source.read(row["file"], row["offset"]) if row["file"] else None
+    return row["url"].rpartition("/")[2], row.get("caption"), row.get("text_source"), row.get("problem"), data
+
+
+def _s3_environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)

@@ -1,0 +1,269 @@
+"""Files and the content-addressed store on a real S3 server, which goes away, is refused and damaged as servers are."""
+
+import hashlib
+import pickle
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.config.store import StoreConfig
+from align.errors import CorruptError, DataError, ServiceError
+from align.services.store import Objects, open_files
+from align.services.store_client import client, upload
+from tests.integration.s3_server import KEY, SECRET, S3Server, serve
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Tests that kill it start it again."""
+    with serve(tmp_path_factory.mktemp("s3") / "server") as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+def config(cache: Path, bucket: str = "none", **changes: Any) -> StoreConfig:
+    values = {
+        "objects": f"s3://{bucket}/some/prefix", "cache": cache, "part_size_mb": 5, "num_connections": 4,
+        "num_retries": 0, "timeout_s": 10.0,
+    }  # fmt: skip
+    return StoreConfig.model_validate(values | changes)
+
+
+def noise(num_bytes: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(num_bytes)
+
+
+def write(root: Path, data: bytes) -> tuple[Path, str]:
+    path = root / "a.tar"
+    path.write_bytes(data)
+    return path, hashlib.sha256(data).hexdigest()
+
+
+def place(server: S3Server, bucket: str, key: str, data: bytes) -> None:
+    with closing(server._client()) as s3:
+        s3.put_object(Bucket=bucket, Key=key, Body=data)
+
+
+def test_objects_are_listed_as_files_are(server: S3Server, tmp_path: Path) -> None:
+    bucket = server.make_bucket("listed")
+    for key in ("crawl/a.warc", "crawl/deep/b.warc.gz", "crawl/deep/notes.md", "crawl2/c.warc", "top.warc"):
+        place(server, bucket, key, key.encode())
+    place(server, bucket, "crawl/list.paths", b"deep/b.warc.gz\ns3://listed/top.warc\n../none\n")
+    files = open_files(config(tmp_path))
+
+    def listed(location: str) -> list[str]:
+        return [uri.removeprefix("s3://listed/") for uri in files.list(f"s3://listed{location}", [".warc", ".warc.gz"])]
+
+    assert listed("") == ["crawl/a.warc", "crawl/deep/b.warc.gz", "crawl2/c.warc", "top.warc"]
+    assert listed("/crawl") == listed("/crawl/") == ["crawl/a.warc", "crawl/deep/b.warc.gz"]
+    assert listed("/top.warc") == ["top.warc"]
+    assert listed("/crawl*/*.warc") == ["crawl/a.warc", "crawl2/c.warc"]
+    assert listed("/**/*.warc*") == ["crawl/a.warc", "crawl/deep/b.warc.gz", "crawl2/c.warc", "top.warc"]
+    assert listed("/crawl/list.paths") == ["crawl/../none", "crawl/deep/b.warc.gz", "top.warc"]
+    for nothing in ("s3://listed/none", "s3://listed/crawl/*.zip"):
+        with pytest.raises(DataError, match="check the path"):
+            files.list(nothing, [".warc"])
+    with pytest.raises(DataError, match="there is no such bucket"):
+        files.list("s3://never-made", [".warc"])
+    with pytest.raises(DataError, match="no such object"):
+        files.open("s3://listed/none")
+
+
+def test_a_stream_reads_and_seeks_as_a_file_does(server: S3Server, tmp_path: Path) -> None:
+    bucket, data = server.make_bucket("stream"), noise(21 * MIB + 7)
+    place(server, bucket, "x", data)
+    path, _ = write(tmp_path, data)
+    files = pickle.loads(pickle.dumps(open_files(config(tmp_path))))
+    draw = random.Random(1)
+    with files.open("s3://stream/x") as theirs, path.open("rb") as ours:
+        for _ in range(60):
+            if draw.random() < 0.5:
+                offset = draw.choice([0, len(data) - 5, len(data), len(data) + 9, draw.randrange(len(data))])
+                assert theirs.seek(offset) == ours.seek(offset)
+            if draw.random() < 0.3:
+                assert theirs.seek(1000, 1) == ours.seek(1000, 1)
+            size = draw.choice([0, 1, 511, 70_000, 3 * MIB])
+            assert theirs.read(size) == ours.read(size)
+            assert theirs.tell() == ours.tell()
+        assert theirs.seek(0) == 0
+        assert theirs.read() == data
+        assert theirs.seek(-3, 2) == len(data) - 3
+        assert theirs.read() == data[-3:]
+    assert files.read("s3://stream/x", 5, 10) == data[5:15]
+    assert files.read("s3://stream/x", len(data) - 2, 10) == data[-2:]
+    before = files.stamp("s3://stream/x")
+    place(server, bucket, "x", b"another")
+    assert files.stamp("s3://stream/x") != before
+
+
+def test_an_object_that_changes_under_a_reader_is_found_out(server: S3Server, tmp_path: Path) -> None:
+    bucket = server.make_bucket("changes")
+    place(server, bucket, "x", noise(3 * MIB))
+    with open_files(config(tmp_path)).open("s3://changes/x") as stream:
+        stream.read(1000)
+        place(server, bucket, "x", noise(3 * MIB, seed=2))
+        with pytest.raises(DataError, match="replaced while it was read"):
+            stream.read()
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5 * MIB, 12 * MIB])
+def test_an_object_comes_back_whole_in_one_part_or_many(server: S3Server, tmp_path: Path, num_bytes: int) -> None:
+    settings = config(tmp_path / "cache", server.make_bucket(f"whole-{num_bytes}"))
+    objects, (path, sha256) = Objects(settings), write(tmp_path, noise(num_bytes))
+    assert not objects.exists(sha256)
+    objects.put(path, sha256)
+    assert objects.exists(sha256)
+    assert server.keys(f"whole-{num_bytes}") == [f"some/prefix/{sha256[:2]}/{sha256}.tar"]
+    assert objects.get(sha256, num_bytes).read_bytes() == path.read_bytes()
+    server.kill()
+    try:
+        assert objects.get(sha256, num_bytes).read_bytes() == path.read_bytes()  # no second download
+    finally:
+        server.start()
+    objects.delete(sha256)
+    assert server.keys(f"whole-{num_bytes}") == []
+    with pytest.raises(DataError, match="no such object"):
+        objects.get(sha256, num_bytes)
+
+
+def test_two_writers_at_once_never_mix(server: S3Server, tmp_path: Path) -> None:
+    settings = config(tmp_path / "cache", server.make_bucket("writers"))
+    paths = []
+    for number in range(6):
+        paths.append(tmp_path / f"{number}")
+        paths[-1].write_bytes(noise(6 * MIB, seed=number))
+    uri = "s3://writers/one"
+    with ThreadPoolExecutor(6) as pool:
+        first = list(pool.map(lambda path: upload(settings, path, uri), paths))
+    assert first.count(True) == 1
+    assert server.objects("writers") == {"one": paths[first.index(True)].read_bytes()}
+
+    objects, (path, sha256) = Objects(settings), write(tmp_path, noise(6 * MIB))
+    with ThreadPoolExecutor(4) as pool:  # the same tar, made twice: all of them are content
+        list(pool.map(lambda _: objects.put(path, sha256), range(4)))
+        copies = list(pool.map(lambda _: objects.get(sha256, 6 * MIB), range(4)))
+    assert {copy.read_bytes() for copy in copies} == {path.read_bytes()}
+    assert [file.name for file in (tmp_path / "cache").rglob("*") if file.is_file()] == [f"{sha256}.tar"]
+
+
+def test_a_damaged_object_is_found_out_on_first_read(server: S3Server, tmp_path: Path) -> None:
+    objects = Objects(config(tmp_path / "cache", server.make_bucket("damaged")))
+    path, sha256 = write(tmp_path, noise(MIB))
+    for damaged in (noise(MIB, seed=1), noise(MIB)[:-1], b""):
+        place(server, "damaged", objects.uri(sha256).removeprefix("s3://damaged/"), damaged)
+        with pytest.raises(CorruptError, match=rf"{sha256}\.tar: {len(damaged):,} bytes with sha256 .* it is damaged"):
+            objects.get(sha256, MIB)
+    with pytest.raises(CorruptError, match="remove the object"):
+        objects.put(path, sha256)
+    assert not any(file.is_file() for file in (tmp_path / "cache").rglob("*"))
+
+
+@pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_refused_credentials_are_one_clear_error(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    bucket = server.make_bucket(f"refused-{'id' if 'ID' in variable else 'key'}")
+    objects, (path, sha256) = Objects(config(tmp_path / "cache", bucket)), write(tmp_path, b"bytes")
+    place(server, bucket, "x.warc", b"bytes")
+    monkeypatch.setenv(variable, "wrong")
+    for attempt in (
+        lambda: objects.put(path, sha256),
+        lambda: objects.get(sha256, 5),
+        lambda: open_files(objects.config).list(f"s3://{bucket}", []),
+        lambda: open_files(objects.config).open(f"s3://{bucket}/x.warc"),
+    ):
+        with pytest.raises(DataError, match=r"refuses access .* check AWS_ACCESS_KEY_ID"):
+            attempt()
+    assert server.keys(bucket) == ["x.warc"]
+
+
+def test_no_credentials_are_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(DataError, match="no credentials for S3"):
+        open_files(config(tmp_path)).open("s3://bucket/x")
+
+
+def test_a_server_that_is_away_is_one_clear_error(server: S3Server, tmp_path: Path) -> None:
+    bucket = server.make_bucket("away")
+    objects, (path, sha256) = Objects(config(tmp_path / "cache", bucket)), write(tmp_path, b"bytes")
+    server.kill()
+    try:
+        for attempt in (
+            lambda: objects.put(path, sha256),
+            lambda: objects.get(sha256, 5),
+            lambda: open_files(objects.config).list("s3://away", []),
+            lambda: open_files(objects.config).stamp("s3://away/x"),
+        ):
+            with pytest.raises(ServiceError, match=rf"no answer from {server.url} .* is it up"):
+                attempt()
+    finally:
+        server.start()
+    objects.put(path, sha256)
+    assert objects.get(sha256, 5).read_bytes() == b"bytes"
+
+
+def test_a_server_killed_amid_a_put_leaves_no_half_object(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = server.make_bucket("amid-put")
+    objects, (path, sha256) = Objects(config(tmp_path / "cache", bucket)), write(tmp_path, noise(32 * MIB))
+    s3 = client(objects.config)
+    put, parts = s3.upload_part, []
+
+    def upload_part(**arguments: Any) -> Any:
+        if arguments["PartNumber"] == 4:  # some parts are there, none after this one will be
+            server.kill()
+        parts.append(arguments["PartNumber"])
+        return put(**arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3, "upload_part", upload_part)
+        with pytest.raises(ServiceError, match="no answer"):
+            objects.put(path, sha256)
+    server.start()
+    assert 4 in parts
+    assert server.keys(bucket) == []
+    assert not objects.exists(sha256)
+    objects.put(path, sha256)
+    assert objects.get(sha256, 32 * MIB).read_bytes() == path.read_bytes()
+
+
+def test_a_reader_outlives_a_server_that_comes_back(server: S3Server, tmp_path: Path) -> None:
+    bucket, data = server.make_bucket("comes-back"), noise(40 * MIB)
+    path, sha256 = write(tmp_path, data)
+    Objects(config(tmp_path, bucket)).put(path, sha256)
+    patient = config(tmp_path / "cache", bucket, num_retries=6)
+    with open_files(patient).open(Objects(patient).uri(sha256)) as stream:
+        got = stream.read(MIB)
+        server.kill()
+        starter = threading.Thread(target=lambda: (time.sleep(0.5), server.start()))
+        starter.start()
+        got += stream.read()
+        starter.join()
+    assert got == data
+    server.kill()
+    starter = threading.Thread(target=lambda: (time.sleep(0.5), server.start()))
+    starter.start()
+    assert Objects(patient).get(sha256, len(data)).read_bytes() == data
+    starter.join()

@@ -36,10 +36,10 @@ from align.pairs.layout import RawShard, raw_shards
 from align.pairs.plan import Plan, make_plan
 from align.pairs.policy import read_opted_out
 from align.pairs.raw_writer import write_raw_manifest
-from align.pairs.retry import RawFolder, num_retryable
+from align.pairs.retry import OldShard, link_all, num_retryable
 from align.pairs.sources import Source, open_source
 from align.services.engine import Engine, open_engine
-from align.services.store import keep_tar, open_files
+from align.services.store import fetcher, keep_tar, open_files
 from align.stage import record_runtime, say, track, write_report
 from align.work import Part, add_part_arguments, in_processes, key_of, part_of, require_done, work_directory
 
@@ -130,13 +130,12 @@ def retry_failed(
     Arguments and errors as of `ingest`. Nothing retryable: data/raw is not touched.
     """
     opted_out = read_opted_out(policy)
-    shards = raw_shards(raw)
+    shards = raw_shards(raw, fetcher(store))
     todo = [shard for shard in shards if num_retryable(shard)]
-    folder = RawFolder(raw)
     key = key_of("retry", _VERSION, [shard.table.stat().st_mtime_ns for shard in shards], download)
     if todo:
         with work_directory(raw, key) as work:
-            folder.link_all_into(work, except_shards=todo)
+            link_all(raw, work, except_shards=todo)
             say(f"ingest: {sum(map(num_retryable, todo)):,} pairs of {len(todo):,} shards are tried again")
             left = [shard for shard in todo if not _done(work, shard.name)]
             pictures = Pictures("archive_then_web", max_pixels, download.resize_px, download.jpeg_quality, opted_out)
@@ -192,11 +191,11 @@ def _make_shard(task: _Task, name: str) -> tuple[int, int]:
 def _retry_shard(
     work: Path, download: DownloadConfig, pictures: Pictures, store: StoreConfig, shard: RawShard
 ) -> tuple[int, int]:
-    old = RawFolder(shard.table.parent).reader(shard)
-    write_shard(
-        work, shard.name, old.place_digits, old.rows, read=old.read, fetch=partial(_fetch, download, shard.name),
-        pictures=pictures, keep_tar=partial(keep_tar, config=store),
-    )  # fmt: skip
+    with OldShard(shard) as old:
+        write_shard(
+            work, shard.name, old.place_digits, old.rows, read=old.read, fetch=partial(_fetch, download, shard.name),
+            pictures=pictures, keep_tar=partial(keep_tar, config=store),
+        )  # fmt: skip
     return _count(work, shard.name)
 
 

@@ -200,7 +200,7 @@ class Downloader:
         exchange = self._idle.pop() if self._idle else self._new_exchange()
         exchange.prepare(job.target.url, robots.MAX_BYTES if is_robots else config.max_image_bytes, is_robots=is_robots)
         self._active[exchange] = job, host
-        host.num_active += 1
+        self._schedule.started(host, now)
         self._transfers.add(exchange.easy)
 
     def _new_exchange(self) -> Exchange:

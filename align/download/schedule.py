@@ -78,10 +78,14 @@ class Schedule:
             if job is None:
                 continue  # offered again when robots.txt is there
             self.offer(host)
-            if self._pause_s and not is_closed:
-                host.free_at_s = max(host.free_at_s, now) + self._pause_s
             return job, host
         return None
+
+    def started(self, host: Host, now: float) -> None:
+        """A request to the host is under way."""
+        host.num_active += 1
+        if self._pause_s:
+            host.free_at_s = max(host.free_at_s, now) + self._pause_s
 
     def _job_of(self, host: Host, now: float, *, is_closed: bool) -> Job | None:
         if host.robots_queue:

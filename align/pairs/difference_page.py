@@ -81,11 +81,11 @@ def as_page(found: Difference) -> str:
         html.heading("Rules"),
         _or_nothing(("rule, first to drop", before.name, after.name), _by_rule(found)),
         html.heading("Kept pairs"),
-        html.paragraph(f"Bars: {after.name}; outlines: {before.name}."),
+        html.paragraph(f"Bars (now): {after.name}. Outlines (reference): {before.name}."),
         html.picture(html.png(drift_figure(after.distributions, before.distributions)), alt="distributions"),
         html.table(
             ("distribution", "share that lies elsewhere now"),
-            [(_NAMES.get(name, name), share) for name, share in found.distances.items()],
+            [(_NAMES.get(name, name), f"{share:.1%}") for name, share in found.distances.items()],
         ),
         html.heading("Hosts"),
         _or_nothing(("host of the picture", before.name, after.name), found.hosts),

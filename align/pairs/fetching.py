@@ -111,6 +111,7 @@ def write_shard(
     """  # fmt: skip
     known: dict[str, Known] = {}
     keys: dict[str, str] = {}
+    stored: set[str] = set()
     with ExitStack() as stack:
         spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=directory)))
         for answer in fetch(_addresses(rows(), pictures)):
@@ -125,7 +126,8 @@ def write_shard(
                 found = _OPTED_OUT
             elif (before := row.get("known")) is not None:  # a picture that an earlier run looked at
                 found = before
-                data = read(before.image_key, None) if before.image_key == key else None
+                if before.image_key is not None and before.image_key not in stored:
+                    key, data = before.image_key, read(before.image_key, None)
             elif row["problem"] is not None:
                 found = Known(FAILED_TO_DOWNLOAD, row["problem"])
             elif url in known:
@@ -133,12 +135,14 @@ def write_shard(
             else:
                 found, data = _look(_bytes(row, spool, read, pictures), pictures)
                 if pictures.opted_out.matches(None, None, found.sha256):
-                    found, data = _OPTED_OUT, None
-                if found.sha256 is not None:
-                    stored = keys.setdefault(found.sha256, key)
-                    found, data = replace(found, image_key=stored), data if stored == key else None
+                    found, data = replace(_OPTED_OUT, sha256=found.sha256), None
+                elif found.sha256 is not None:
+                    first = keys.setdefault(found.sha256, key)
+                    found, data = replace(found, image_key=first), data if first == key else None
                 known[url] = found
-            writer.add(_raw_row(key, row, found), data)
+            if data is not None:
+                stored.add(key)
+            writer.add(_raw_row(writer.next_key, row, found), data, key)
 
 
 def _is_for_the_web(row: Row, pictures: Pictures) -> bool:

@@ -19,11 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.errors import DataError
-from align.pairs.layout import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SCHEMA, SUCCESS
+from align.pairs.layout import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, MANIFEST, SCHEMA, SUCCESS
 from align.pairs.tar import TarWriter
 from align.stage import fsync, sha256_file, write_text
 
-MANIFEST = "manifest.json"
 #: Rows that wait for the table in memory.
 _ROWS = 2048
 
@@ -58,22 +57,22 @@ class RawShardWriter:
         """The key of the pair that is added next."""
         return f"{self._name}{self._num_rows:0{self._place_digits}d}"
 
-    def add(self, row: dict[str, Any], image: bytes | None) -> None:
+    def add(self, row: dict[str, Any], image: bytes | None, image_key: str) -> None:
         """Adds one pair.
 
         Args:
             row: a value for every column of SCHEMA; its key is `next_key`.
             image: the bytes to store, or None for a row without bytes or one whose bytes are stored already.
+            image_key: under which they are stored; the row's own key, but for what an earlier run stored otherwise.
         """
-        key: str = row["key"]
         self._rows.append(row)
         self._num_rows += 1
         self._statuses[row["status"]] += 1
         self._messages[row["error_message"] or SUCCESS] += 1
         if image is not None:
-            self._tar.add(f"{key}.jpg", image)
-            self._tar.add(f"{key}.txt", row["caption"].encode("utf-8"))
-            self._tar.add(f"{key}.json", json.dumps(row, ensure_ascii=False).encode("utf-8"))
+            self._tar.add(f"{image_key}.jpg", image)
+            self._tar.add(f"{image_key}.txt", row["caption"].encode("utf-8"))
+            self._tar.add(f"{image_key}.json", json.dumps(row, ensure_ascii=False).encode("utf-8"))
         if len(self._rows) >= _ROWS:
             self._write_rows()
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.pairs.fetching import Known
-from align.pairs.layout import RawShard, iter_images, read_table
+from align.pairs.layout import MANIFEST, RawShard, image_places, read_table
 
 
 def num_retryable(shard: RawShard) -> int:
@@ -23,31 +23,17 @@ def num_retryable(shard: RawShard) -> int:
     return int(pc.sum(pq.read_table(shard.table, columns=["retryable"])["retryable"]).as_py() or 0)
 
 
-class RawFolder:
-    """A folder of shards whose bytes move into another one unchanged."""
-
-    def __init__(self, raw: Path) -> None:
-        self._raw = raw
-
-    def link_all_into(self, work: Path, except_shards: Sequence[RawShard]) -> None:
-        """Hard links (or copies) of everything but these shards and the manifest."""
-        names = {shard.name for shard in except_shards}
-        for path in self._raw.iterdir():
-            target = work / path.name
-            if (
-                path.name.split(".")[0].removesuffix("_stats") in names
-                or path.name == "manifest.json"
-                or target.exists()
-            ):
-                continue
-            try:
-                os.link(path, target)
-            except OSError:
-                shutil.copy2(path, target)
-
-    def reader(self, shard: RawShard) -> OldShard:
-        """The shard as rows of a plan."""
-        return OldShard(shard)
+def link_all(raw: Path, work: Path, except_shards: Sequence[RawShard]) -> None:
+    """Hard links (or copies) in `work` of everything in `raw` but these shards and the manifest."""
+    names = {shard.name for shard in except_shards}
+    for path in raw.iterdir():
+        target, shard = work / path.name, path.name.partition(".")[0].removesuffix("_stats")
+        if shard in names or path.name == MANIFEST or target.exists():
+            continue
+        try:
+            os.link(path, target)
+        except OSError:
+            shutil.copy2(path, target)
 
 
 class OldShard:
@@ -58,9 +44,17 @@ class OldShard:
     """
 
     def __init__(self, shard: RawShard) -> None:
+        """Raises DataError where the shard cannot be read."""
         self._table = read_table(shard)
-        self._images: Iterator[tuple[str, bytes]] = iter_images(shard)
+        self._tar = shard.local_tar().open("rb")
+        self._places = {key: (offset, size) for key, offset, size in image_places(self._tar, str(shard.tar))}
         self.place_digits = len(self._table["key"][0].as_py()) - len(shard.name)
+
+    def __enter__(self) -> OldShard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tar.close()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Pairs in order; all but the retryable ones with what is known of them."""
@@ -74,6 +68,10 @@ class OldShard:
             }
 
     def read(self, key: str, offset: int | None) -> bytes | None:
-        """The picture stored under a key; keys must be asked for in the order of the tar, as `rows` has them."""
+        """The picture stored under a key."""
         del offset
-        return next((data for found, data in self._images if found == key), None)
+        if key not in self._places:
+            return None
+        start, size = self._places[key]
+        self._tar.seek(start)
+        return self._tar.read(size)

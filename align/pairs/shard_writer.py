@@ -67,57 +67,60 @@ def _json(sample: Sample) -> bytes:
 
 class _Hashed:
     """A file whose blocks a thread hashes and writes, while the next ones are made; and flushes, so that it is not all
-    waited for at the end. Memory: three blocks."""
+    waited for at the end. Memory: three blocks, which are used again and again."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file, self._digest = file, hashlib.sha256()
-        self._pieces: list[bytes] = []
-        self._num_bytes = self._num_unsynced = 0
-        self._blocks = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._block = io.BytesIO()
+        self._num_unsynced = 0
+        self._writes = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._syncs = ThreadPoolExecutor(1, thread_name_prefix="sync")
-        self._writing: deque[Future[None]] = deque()
+        self._writing: deque[tuple[Future[None], io.BytesIO]] = deque()
         self._syncing: Future[None] | None = None
 
     def __enter__(self) -> _Hashed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._blocks.shutdown()
+        self._writes.shutdown()
         self._syncs.shutdown()
 
     def writelines(self, lines: Iterable[bytes], /) -> None:
         """Appends them all."""
-        for piece in lines:
-            self._pieces.append(piece)
-            self._num_bytes += len(piece)
-        if self._num_bytes >= _BLOCK_BYTES:
+        self._block.writelines(lines)
+        if self._block.tell() >= _BLOCK_BYTES:
             self._hand_over()
 
     def finish(self) -> str:
         """Writes and flushes what is left; the hex sha256 of all."""
         self._hand_over()
-        while self._writing:
-            self._writing.popleft().result()
+        for writing, _ in self._writing:
+            writing.result()
         if self._syncing is not None:
             self._syncing.result()
         os.fsync(self._file.fileno())
         return self._digest.hexdigest()
 
     def _hand_over(self) -> None:
-        if len(self._writing) == _AHEAD:
-            self._writing.popleft().result()
-        self._writing.append(self._blocks.submit(self._write, b"".join(self._pieces)))
-        self._num_unsynced += self._num_bytes
-        self._pieces, self._num_bytes = [], 0
+        self._num_unsynced += self._block.tell()
+        self._writing.append((self._writes.submit(self._write, self._block), self._block))
+        if len(self._writing) <= _AHEAD:
+            self._block = io.BytesIO()
+        else:
+            writing, self._block = self._writing.popleft()
+            writing.result()
+            self._block.seek(0)
         if self._num_unsynced >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
             self._syncing = self._syncs.submit(os.fdatasync, self._file.fileno())
             self._num_unsynced = 0
 
-    def _write(self, block: bytes) -> None:
-        self._digest.update(block)
-        left = memoryview(block)
-        while left:
-            left = left[self._file.write(left) :]
+    def _write(self, block: io.BytesIO) -> None:
+        with block.getbuffer() as whole, whole[: block.tell()] as data:
+            self._digest.update(data)
+            written = 0
+            while written < len(data):
+                with data[written:] as left:
+                    written += self._file.write(left)
 
 
 def join_manifest(folder: Path, image_px: int, entries: Mapping[SplitName, Sequence[Path]]) -> Manifest:

@@ -3,10 +3,10 @@
 Near-duplicates (rule I5) by hash, on top of the paper's embedding (`align.pairs.near_duplicates`), which costs a
 network and sees only what the other rules leave: two images are the same if (1) their 64-bit perceptual hashes (signs
 of the lowest 8 x 8 frequencies of a 32 x 32 grey thumbnail) differ in few bits and (2) the colours of their 16 x 16
-thumbnails correlate closely. The hash is only a sieve: it survives re-encoding and resizing of a busy picture, but flips
-up to 18 bits for a plain one (a flag), and says the same of two clock faces. The thumbnails decide: on the sample,
-copies that were re-encoded or resized to half correlate at 0.999 and above, the closest different pictures (two flags
-with another emblem) at 0.997. Crops and flips are left to the embedding.
+thumbnails correlate closely. The hash is only a sieve: it survives re-encoding and resizing of a busy picture, but
+flips up to 18 bits for a plain one (a flag), and says the same of two clock faces. The thumbnails decide: on the
+sample, copies that were re-encoded or resized to half correlate at 0.999 and above, the closest different pictures (two
+flags with another emblem) at 0.997. Crops and flips are left to the embedding.
 """
 
 from __future__ import annotations

@@ -106,18 +106,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
     tiny_model.write(root)
     values = {
         "ingest.max_pages": 16, "evaluate.num_resamples": 100, "validate.keep_rate": "[0.0, 1.0]",
-        "validate.dropped_share.text_rare_ngram": "[0.0, 1.0]", "paths.archive": ROOT / "data/sample/archive.warc.gz",
-        "paths.evaluation": ROOT / "data/sample/evaluation", "index.queries": root / "queries.json",
+        "validate.dropped_share.text_rare_ngram": "[0.0, 1.0]", "validate.max_evaluation_hash_share": 1.0,
+        "paths.archive": ROOT / "data/sample/archive.warc.gz", "paths.evaluation": ROOT / "data/sample/evaluation", "index.queries": root / "queries.json",
         "paths.finetuned": root / "model",
     }  # fmt: skip
-    folders = ("raw", "filtered", "shards", "tokenizer", "index", "reports", "runtime")
+    folders = ("raw", "filtered", "shards", "tokenizer", "index", "reports", "runtime", "policy")
     values |= {f"paths.{name}": root / name for name in folders}
     settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
 
     def align(*words: str) -> None:
         assert main([words[0], "--params", str(ROOT / "params.yaml"), *settings, *words[1:]]) == 0
 
-    for stage in ("ingest", "filter", "validate", "shard", "evaluate"):
+    for stage in ("ingest", "filter", "validate", "shard", "validate_shards", "evaluate"):
         align(stage)
     queries = json.loads((ROOT / "data/sample/queries.json").read_text(encoding="utf-8"))
     text = next(iter_samples(root / "shards", "train")).texts[0]  # of an image that is there, however small the run
@@ -135,9 +135,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
         (
             "filter",
             10,
-            ["What the filter kept and dropped", "pairs kept", "Words per text", "Dropped: image_too_small"],
+            [
+                "What the filter kept and dropped",
+                "pairs kept",
+                "Every rule",
+                "Texts that most images share",
+                "Hosts of most images",
+                "Personal data in texts",
+                "Dropped: image_too_small",
+            ],
         ),
-        ("quality", 0, ["Data quality", "All expectations", "keep rate", "passed", "concepts"]),
+        ("quality", 1, ["Data quality", "All expectations", "keep rate", "passed", "concepts", "No reference"]),
+        ("quality_shards", 0, ["Quality of the shards", "What the manifest says", "shards-changed", "passed"]),
         ("evaluation", 10, ["Evaluation", "Recall@K", "Classification: classes", "times chance", "concepts", "vendor"]),
         ("index", 10, ["Search", "labelled queries", "red heart", "the same - “a red circle”"]),
         ("search", 6, ["Search", "a red heart", "Nearest images"]),
@@ -158,7 +167,7 @@ def test_the_page_opens_whole_with_no_network(
 
 def test_no_page_is_forgotten(pages: Path) -> None:
     made = {path.parent.name for path in pages.rglob("*.html")}
-    assert made == {"filter", "quality", "evaluation", "index", "search"}
+    assert made == {"ingest", "filter", "quality", "quality_shards", "evaluation", "index", "search"}
 
 
 def test_what_the_browser_reports_is_what_happened(chromium: str, tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from tests.web_server import (
     WebServer,
     after_failures,
     breaks_off,
-    delayed,
     endless_body,
     endless_headers,
     gzip_bomb,
@@ -54,7 +53,6 @@ def test_a_picture(server: WebServer) -> None:
     [
         (slow_loris(0.05), "timed out: after", 200),
         (silent, "timed out: no answer", None),
-        (delayed(2, response(PICTURE)), "timed out: no answer", None),
         (breaks_off(PICTURE, 5000), "truncated: connection lost after 5,000 bytes", 200),
         (breaks_off(PICTURE, 5000, reset=True), "truncated: connection lost", 200),
         (response(gzip.compress(PICTURE)[:-30], Content_Encoding="gzip"), "truncated: gzip data end early", 200),

@@ -155,6 +155,14 @@ def test_robots_txt_is_obeyed_by_its_longest_rule(server: WebServer) -> None:
     assert set(server.requests[1:]) == {f"a.test{path}" for path, allowed in paths.items() if allowed}
 
 
+def test_what_is_not_asked_for_does_not_count_into_the_rate(server: WebServer) -> None:
+    server.routes["/robots.txt"] = response(ROBOTS, Content_Type="text/plain")
+    start = time.monotonic()
+    urls = [f"http://a.test/private/{i}.jpg" for i in range(500)]
+    results = fetch(server, urls, obey_robots=True, max_requests_per_host_per_s=5.0)
+    assert len(results) == 500 and time.monotonic() - start < 1.5
+
+
 def test_robots_txt_is_asked_for_once_a_host_and_kept(server: WebServer) -> None:
     with Downloader(config(obey_robots=True), curl_options=any_host(server)) as downloader:
         for part in range(2):

@@ -15,14 +15,13 @@ import pytest
 
 from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
-from align.config.shard import ShardConfig
-from align.errors import CorruptError, DataError, ServiceError
+from align.errors import CorruptError, DataError, GateError, ServiceError
 from align.package import package
+from align.pairs.shards import read_manifest
 from align.promote import Decision, promote
 from align.register import Lineage, Registration, register
 from align.rollback import rollback
 from align.services.tracking import Tracker, live_logger, metric_name
-from align.shard import shard
 from tests import small_data, small_model
 from tests.small_data import Pair
 
@@ -78,16 +77,12 @@ class Project:
 def project(tmp_path: Path, mlflow_server: str) -> Project:
     small_model.write(tmp_path)
     small_data.write(tmp_path, [Pair(f"picture number {index}", index) for index in range(30)])
-    config = ShardConfig(
-        image_px=16, jpeg_quality=80, images_per_shard=50, seed=0, val_fraction=0.0, test_fraction=0.0,
-        near_duplicate_bits=4, max_cluster_share=0.5,
-    )  # fmt: skip
+    digest = read_manifest(small_data.write_shards(tmp_path)).digest
     reports = tmp_path / "reports"
     small_data.write_verdict(reports / "quality", passed=True)
-    shard(
-        config, raw=tmp_path / "raw", filtered=tmp_path / "filtered", quality=reports / "quality",
-        out=tmp_path / "shards", reports=reports / "shard",
-    )  # fmt: skip
+    small_data.write_verdict(reports / "quality_shards", passed=True, data=digest)
+    (reports / "shard").mkdir()
+    (reports / "shard" / "metrics.json").write_text(json.dumps({"shard/num_images": 30}))
     (reports / "pretrain").mkdir()
     rows = [
         {"step": step, "train/loss": 5.0 - step / 10, "val/image_to_text/recall@1": step / 100} for step in (10, 20, 30)
@@ -131,6 +126,32 @@ def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(pro
         "align.model_digest": report["digest"],
         "align.data_digest": manifest["digest"],
     }
+
+
+@pytest.mark.parametrize("gate", ["quality", "quality_shards"])
+def test_data_that_a_gate_refused_or_never_saw_is_not_registered(project: Project, gate: str) -> None:
+    folder = project.root / "reports" / gate
+    verdict = (folder / "verdict.json").read_bytes()
+    (folder / "verdict.json").unlink()
+    with pytest.raises(DataError, match="no quality verdict on this data"):
+        project.register()
+    small_data.write_verdict(folder, passed=False)
+    with pytest.raises(GateError, match="the quality gate failed"):
+        project.register()
+    (folder / "verdict.json").write_bytes(verdict)
+    assert project.register().created
+    if gate == "quality_shards":
+        small_data.write_verdict(folder, passed=True, data="f" * 64)
+        with pytest.raises(DataError, match="about other data"):
+            project.register()
+
+
+def test_what_people_accepted_goes_into_the_lineage(project: Project) -> None:
+    path = project.root / "reports" / "quality" / "report.json"
+    accepted = {"expectation": "keep-rate", "by": "Ada", "reason": "few icons this week"}
+    path.write_text(json.dumps({"expectations": [{"accepted": None}, {"accepted": accepted}]}))
+    done = project.register()
+    assert done.version.tags["align.quality_accepted"] == "keep-rate, by Ada: few icons this week"
 
 
 def test_the_registered_model_loads_by_its_alias(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,7 +215,7 @@ def schedule(**changes: object) -> Schedule:
 def taken(of: Schedule, now: float) -> list[str]:
     urls = []
     while (following := of.next(now)) is not None:
-        following[1].num_active += 1
+        of.started(following[1], now)
         urls.append(following[0].url)
     return urls
 

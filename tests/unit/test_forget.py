@@ -12,12 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
+from align.config import load_params
+from align.config.store import StoreConfig
 from align.errors import DataError
-from align.pairs.layout import raw_shards, read_table
+from align.pairs.layout import iter_images, raw_shards, read_table
 from align.pairs.policy import Entry, OptedOut, read_opted_out, write_opted_out
 from align.pairs.raw_writer import RawShardWriter, write_raw_manifest
-from align.pairs.take_down import affected, index_shows, purge_raw, seen, shards_show
+from align.pairs.take_down import affected, index_shows, purge_raw, seen, shards_show, tars_of
 from align.pairs.wishes import read_wishes
+from align.services.store import keep_tar, materialised
 from flows.checkout import git
 from tests import small_data
 from tests.small_data import Pair, jpeg
@@ -242,6 +245,29 @@ def test_shards_index_and_pages_that_show_it_go(raw: Path, monkeypatch: pytest.M
     assert main(["forget", "--purge", "--yes"]) == 0
     assert not Path("data/shards").exists()
     assert sorted(contents(reports)) == ["curve.html", "metrics.json"]
+
+
+def test_tars_in_a_store_are_replaced_and_the_old_ones_deleted(
+    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(raw.parents[1])
+    where = {"objects": "objects", "cache": ".align/store"}
+    settings = [f"--set=store.{name}={path}" for name, path in where.items()]
+    store = load_params(overrides=[word.removeprefix("--set=") for word in settings]).section(StoreConfig)
+    for name, (sha256, _) in tars_of(raw).items():
+        keep_tar(raw / name, sha256, store)
+    before = set(Path("objects").rglob("*.tar"))
+    assert len(before) == 3
+    write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
+    assert main(["forget", "--purge", "--yes", *settings]) == 0
+    assert "store of tars objects: 1 tars" in capsys.readouterr().out
+    after = set(Path("objects").rglob("*.tar"))
+    assert (len(after), len(after & before)) == (3, 2)
+    assert not any(B in path.read_bytes() for path in Path().rglob("*") if path.is_file())
+    assert not list(raw.glob("*.tar"))
+    assert {key for shard in raw_shards(materialised(raw, store)) for key, _ in iter_images(shard)} == {
+        "000000000", "000020000",
+    }  # fmt: skip
 
 
 def test_a_worktree_with_data_of_its_own_is_named(

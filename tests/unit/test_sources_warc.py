@@ -201,7 +201,7 @@ def test_wat(tmp_path: Path) -> None:
     links = [
         {"path": "A@/href", "url": "/x", "text": "a link"},
         {"path": "IMG@/src", "url": "a.png?x=1&amp;y=2&copy=3", "alt": "A &amp; B"},
-        {"path": "IMG@/src", "url": "//cdn.example/b.png", "title": "T"},
+        {"path": "IMG@/src", "url": "//cdn.example/b.png", "title": "T", "alt": "&nbsp;"},
         {"path": "IMG@/src", "url": "", "alt": "half \ud83d a pair"},
     ]
     records = [

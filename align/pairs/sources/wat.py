@@ -50,7 +50,9 @@ def add_wat_record(body: bytes, text_from: Sequence[str], batches: Batches, coun
 def _written(link: dict[str, Any], text_from: Sequence[str]) -> WrittenImage:
     """The values as found, entities decoded: WATs hold them as the page wrote them."""
     text, place = first_text(link.get, text_from)
-    return (link.get("url") or "").strip().replace("&amp;", "&"), html.unescape(text), place
+    if "&" in text:
+        text, place = first_text(lambda key: html.unescape(link.get(key) or ""), text_from)
+    return (link.get("url") or "").strip().replace("&amp;", "&"), text, place
 
 
 def _parsed(body: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -11,6 +11,7 @@ import asyncio
 import gzip
 import struct
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class WebServer:
         agents: the User-Agent headers seen.
         num_connections: so far.
         most_open: connections at a time, at most.
+        first_opened_s, last_closed_s: of connections, on the monotonic clock.
     """
 
     def __init__(self, address: str | list[str] = "127.0.0.1", *, records: bool = True) -> None:
@@ -83,6 +85,8 @@ class WebServer:
         self.num_connections = 0
         self.num_open = 0
         self.most_open = 0
+        self.first_opened_s: float | None = None
+        self.last_closed_s = 0.0
         self._counts: dict[str, int] = {}
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,11 +156,13 @@ class _Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.server.num_connections += 1
+        self.server.first_opened_s = self.server.first_opened_s or time.monotonic()
         self.server.num_open += 1
         self.server.most_open = max(self.server.most_open, self.server.num_open)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.server.num_open -= 1
+        self.server.last_closed_s = time.monotonic()
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data

@@ -40,7 +40,7 @@ class DownloadConfig(Section):
     #: So many failures that may pass, in a row, and a host is given up for `deadline_s`: what else is asked of it
     #: fails at once.
     max_failures_per_host: PositiveInt
-    #: Wait before the first retry, doubled each time; a server's Retry-After counts where it is longer.
+    #: From an attempt's start to the next, doubled each time; a server's Retry-After counts where it is longer.
     backoff_s: NonNegativeFloat
     #: CIDR ranges that may be asked although private; other private, loopback and link-local addresses are refused.
     allow_networks: Annotated[tuple[str, ...], Field(strict=False)]

@@ -195,7 +195,7 @@ class Downloader:
             return
         if not job.left_s:
             job.num_attempts += 1
-            job.left_s = config.timeout_s
+            job.attempt_s, job.left_s = now, config.timeout_s
         job.expires_s = min(now + job.left_s, job.deadline_s)
         exchange = self._idle.pop() if self._idle else self._new_exchange()
         exchange.prepare(job.target.url, robots.MAX_BYTES if is_robots else config.max_image_bytes, is_robots=is_robots)
@@ -277,7 +277,9 @@ class Downloader:
                 host.succeeded()
             self._finish(job, failure)
             return
-        wait_s = max(config.backoff_s * 2 ** (job.num_attempts - 1), failure.retry_after_s or 0.0)
+        # From the attempt's start: a time-out was a wait already, a refused connection was none.
+        backoff_s = config.backoff_s * 2 ** (job.num_attempts - 1) - (now - job.attempt_s)
+        wait_s = max(backoff_s, failure.retry_after_s or 0.0, 0.0)
         host.failed(
             failure, now, wait_s=wait_s, longest_wait_s=config.deadline_s, max_failures=config.max_failures_per_host
         )

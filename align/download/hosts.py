@@ -19,6 +19,7 @@ class Job:
         first: the first one.
         robots_of: the host whose robots.txt this is; None for a picture.
         started_s, deadline_s: on the downloader's clock; None before the first attempt.
+        attempt_s: when the attempt under way started.
         expires_s: when the request under way has timed out.
         left_s: what redirects have left of the attempt's time.
         num_attempts: so far.
@@ -33,6 +34,7 @@ class Job:
     robots_of: Host | None = None
     started_s: float | None = None
     deadline_s: float = 0.0
+    attempt_s: float = 0.0
     expires_s: float = 0.0
     left_s: float = 0.0
     num_attempts: int = 0

@@ -107,8 +107,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
     values = {
         "ingest.max_pages": 16, "evaluate.num_resamples": 100, "validate.keep_rate": "[0.0, 1.0]",
         "validate.dropped_share.text_rare_ngram": "[0.0, 1.0]", "validate.max_evaluation_hash_share": 1.0,
-        "paths.archive": ROOT / "data/sample/archive.warc.gz", "paths.evaluation": ROOT / "data/sample/evaluation", "index.queries": root / "queries.json",
-        "paths.finetuned": root / "model",
+        "paths.archive": ROOT / "data/sample/archive.warc.gz", "paths.evaluation": ROOT / "data/sample/evaluation",
+        "index.queries": root / "queries.json", "paths.finetuned": root / "model",
     }  # fmt: skip
     folders = ("raw", "filtered", "shards", "tokenizer", "index", "reports", "runtime", "policy")
     values |= {f"paths.{name}": root / name for name in folders}

@@ -302,6 +302,14 @@ def test_a_picture_has_a_deadline(server: WebServer) -> None:
     assert time.monotonic() - start < 0.8
 
 
+def test_a_time_out_was_a_wait_already_a_refused_connection_was_none(server: WebServer) -> None:
+    server.routes["/x.jpg"] = silent
+    late = fetch_one(server.url("/x.jpg"), timeout_s=0.5, backoff_s=0.25)
+    assert late.num_attempts == 3 and 1.5 <= late.wall_s < 2.1  # with waits: 2.25
+    refused = fetch_one("http://127.0.0.1:1/x.jpg", backoff_s=0.25)
+    assert refused.num_attempts == 3 and 0.7 <= refused.wall_s < 1.5
+
+
 def test_ctrl_c_ends_promptly_and_the_downloader_serves_on(server: WebServer) -> None:
     server.fallback = silent
     with Downloader(config(timeout_s=60.0)) as downloader:

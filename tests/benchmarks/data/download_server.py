@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -78,7 +79,23 @@ def _serve(sender: Connection, count: int) -> None:
         server.routes[f"/slow/{i}.jpg"] = silent
         server.routes[f"/broken/{i}.jpg"] = breaks_off(data, len(data) // 2)
         server.routes[f"/limited/{i}.jpg"] = _Limit(response(data))
+    server.routes["/seconds"] = lambda _: _seconds(server)
     server.serve(lambda: sender.send(Served(server.port, len(sizes), sum(sizes))))
+
+
+def _seconds(server: WebServer) -> bytes:
+    spent = server.last_closed_s - (server.first_opened_s or server.last_closed_s)
+    server.first_opened_s = None
+    return response(f"{spent:.3f}".encode())
+
+
+def seconds_since_last_asked(served: Served) -> float:
+    """From the first connection since this was last asked to the last one's end: what a client's start-up is not in."""
+    connection = HTTPConnection("127.0.0.1", served.port, timeout=10)
+    connection.request("GET", "/seconds")
+    spent = float(connection.getresponse().read())
+    connection.close()
+    return spent
 
 
 class _Limit:

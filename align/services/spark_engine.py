@@ -1,0 +1,164 @@
+"""The engine's plan on Spark: on this machine, a standalone cluster, a Connect server, YARN or Kubernetes.
+
+`engine.spark_master` goes to Spark as it is; everything else that a cluster needs (memory of executors, jars for s3a,
+...) is read from `spark-defaults.conf` in SPARK_CONF_DIR, as always with Spark. The work folder must be one that all its
+machines see under the same path. Spark sends nothing home, its UI is off, and where the master is this machine the
+driver listens on loopback alone.
+
+A result is one file: Spark writes its sorted partitions as files of their own, which are then joined in their order.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from align.config.engine import EngineConfig
+from align.errors import ServiceError
+from align.services.engine import ROW_GROUP_SIZE
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+#: Spark has no unsigned 64-bit integers and reads them as these.
+_UNSIGNED = pa.decimal128(20, 0)
+
+
+class SparkEngine:
+    """See `align.services.engine.Engine`."""
+
+    def __init__(self, session: Any, scratch: Path, num_threads: int) -> None:
+        self.scratch = scratch
+        self.num_threads = num_threads
+        self._session = session
+
+    def view(self, name: str, files: Path) -> None:
+        """See `Engine`."""
+        paths = sorted(files.parent.glob(files.name)) if "*" in files.name else [files]
+        with _clear_errors():
+            frame = self._session.read.parquet(*(path.resolve().as_uri() for path in paths))
+            frame.createOrReplaceTempView(name)
+
+    def table(self, name: str, query: str) -> None:
+        """See `Engine`."""
+        folder = self.scratch / "tables" / name
+        with _clear_errors():
+            self._session.sql(query).write.mode("overwrite").parquet(folder.as_uri())
+            self._session.read.parquet(folder.as_uri()).createOrReplaceTempView(name)
+
+    def drop(self, name: str) -> None:
+        """See `Engine`."""
+        self._session.catalog.dropTempView(name)
+        shutil.rmtree(self.scratch / "tables" / name, ignore_errors=True)
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """See `Engine`."""
+        with _clear_errors():
+            return [tuple(row) for row in self._session.sql(query).collect()]
+
+    def write(self, query: str, path: Path) -> None:
+        """See `Engine`."""
+        folder = self.scratch / "result"
+        with _clear_errors():
+            self._session.sql(query).write.mode("overwrite").parquet(folder.as_uri())
+        parts = sorted(folder.glob("part-*.parquet"))
+        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            _join(parts, beside)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def unnest(self, array: str) -> str:
+        """See `Engine`."""
+        return f"explode({array})"
+
+
+def _join(parts: list[Path], path: Path) -> None:
+    """Writes the rows of some parquet files, in their order, as one."""
+    schema = pq.read_schema(parts[0])
+    for index, field in enumerate(schema):
+        if field.type == _UNSIGNED:
+            schema = schema.set(index, pa.field(field.name, pa.uint64()))
+    schema = schema.remove_metadata()
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for part in parts:
+            with pq.ParquetFile(part) as file:
+                for batch in file.iter_batches(ROW_GROUP_SIZE):
+                    writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=ROW_GROUP_SIZE)
+
+
+@contextmanager
+def open_spark(config: EngineConfig, scratch: Path) -> Iterator[SparkEngine]:
+    """A session of its own, ended with the block.
+
+    Raises:
+        ServiceError: pyspark or Java is missing, or the master does not answer.
+    """
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError:
+        raise ServiceError(
+            "engine.runner is spark, and pyspark is not installed; pip install 'align-mlops[spark]', or set duckdb"
+        ) from None
+    master = config.spark_master
+    connect = master.startswith("sc://")
+    if not connect and not (
+        shutil.which("java") or (Path(os.environ.get("JAVA_HOME", "/nowhere")) / "bin/java").exists()
+    ):
+        raise ServiceError("engine.runner is spark, and there is no Java; install Java 17 or newer, or set duckdb")
+    builder = SparkSession.builder.appName("align")
+    builder = builder.remote(master) if connect else builder.master(master)
+    for name, value in ({} if connect else _settings(config, scratch)).items():
+        builder = builder.config(name, value)
+    with _clear_errors(f"engine.spark_master {master}: "):
+        session = builder.create() if connect else builder.getOrCreate()
+    try:
+        with _clear_errors():
+            # what must be as in DuckDB, wherever the session comes from
+            session.conf.set("spark.sql.ansi.enabled", "true")
+            session.conf.set("spark.sql.session.timeZone", "UTC")
+        yield SparkEngine(session, scratch, config.num_threads or os.cpu_count() or 1)
+    finally:
+        session.stop()
+
+
+def _settings(config: EngineConfig, scratch: Path) -> dict[str, str]:
+    settings = {
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "ERROR",
+        "spark.sql.warehouse.dir": (scratch / "warehouse").as_uri(),
+        "spark.sql.catalogImplementation": "in-memory",
+        "spark.local.dir": str(scratch / "spill"),
+    }
+    local = config.spark_master.startswith("local")
+    if local or urlsplit(config.spark_master).hostname in _LOOPBACK:
+        settings |= {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
+    if local:
+        threads = config.num_threads or os.cpu_count() or 1
+        settings |= {
+            "spark.driver.memory": config.memory_limit.upper().replace("IB", "").removesuffix("B").lower(),
+            "spark.sql.shuffle.partitions": str(8 * threads),
+        }
+    return settings
+
+
+@contextmanager
+def _clear_errors(where: str = "") -> Iterator[None]:
+    """What Spark raises, in one line."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("pyspark", "py4j", "grpc"):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = next((line for line in lines if "Exception" in line or "[" in line), lines[0] if lines else repr(error))
+        raise ServiceError(f"{where}Spark: {told[:300]}; see its log, or set engine.runner=duckdb") from error

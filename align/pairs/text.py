@@ -128,6 +128,7 @@ def mask_personal_data(text: str) -> str:
     """The text with the letters and digits of e-mail addresses and phone numbers hidden, but for their first one."""
 
     def hidden(match: regex.Match[str]) -> str:
-        return match[0][0] + str(_WORD_LIKE.sub("•", match[0][1:]))
+        found = str(match[0])
+        return found[0] + str(_WORD_LIKE.sub("•", found[1:]))
 
     return str(_PHONE.sub(hidden, _EMAIL.sub(hidden, text)))

@@ -1,9 +1,8 @@
 """The engine's plan on Spark: on this machine, a standalone cluster, a Connect server, YARN or Kubernetes.
 
-`engine.spark_master` goes to Spark as it is; everything else that a cluster needs (memory of executors, jars for s3a,
-...) is read from `spark-defaults.conf` in SPARK_CONF_DIR, as always with Spark. The work folder must be one that all its
-machines see under the same path. Spark sends nothing home, its UI is off, and where the master is this machine the
-driver listens on loopback alone.
+`engine.spark_master` goes to Spark as it is; everything else that a cluster needs (memory of executors, jars, ...) is
+read from `spark-defaults.conf` in SPARK_CONF_DIR, as always with Spark. The work folder must be one that all its machines
+see under the same path. The UI is off, and where the master is this machine the driver listens on loopback alone.
 
 A result is one file: Spark writes its sorted partitions as files of their own, which are then joined in their order.
 """
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,7 +103,9 @@ def open_spark(config: EngineConfig, scratch: Path) -> Iterator[SparkEngine]:
         ServiceError: pyspark or Java is missing, or the master does not answer.
     """
     try:
-        from pyspark.sql import SparkSession
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # pandas is newer than pyspark knows; it is not used here
+            from pyspark.sql import SparkSession
     except ImportError:
         raise ServiceError(
             "engine.runner is spark, and pyspark is not installed; pip install 'align-mlops[spark]', or set duckdb"
@@ -118,7 +120,8 @@ def open_spark(config: EngineConfig, scratch: Path) -> Iterator[SparkEngine]:
     builder = builder.remote(master) if connect else builder.master(master)
     for name, value in ({} if connect else _settings(config, scratch)).items():
         builder = builder.config(name, value)
-    with _clear_errors(f"engine.spark_master {master}: "):
+    with _clear_errors(f"engine.spark_master {master}: "), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
         session = builder.create() if connect else builder.getOrCreate()
     try:
         with _clear_errors():
@@ -141,6 +144,7 @@ def _settings(config: EngineConfig, scratch: Path) -> dict[str, str]:
     }
     local = config.spark_master.startswith("local")
     if local or urlsplit(config.spark_master).hostname in _LOOPBACK:
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         settings |= {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
     if local:
         threads = config.num_threads or os.cpu_count() or 1

@@ -51,7 +51,7 @@ def build(root: Path) -> World:
         *(f"paths.{name}={root / name}" for name in ("raw", "filtered", "shards", "tokenizer", "reports")),
     ]  # fmt: skip
     write_verdict(root / "reports/quality", passed=True)
-    for verb in ("ingest", "filter", "shard", "fit_tokenizer"):
+    for verb in ("ingest", "filter", "shard", "validate_shards", "fit_tokenizer"):
         sets = [word for override in overrides for word in ("--set", override)]
         if main([verb, "--params", str(ROOT / "params.yaml"), *sets]) != 0:
             raise RuntimeError(f"align {verb} failed")

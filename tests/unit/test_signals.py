@@ -12,7 +12,7 @@ from PIL import Image
 from align.config import load_params
 from align.config.filter import FilterConfig
 from align.pairs.picture import decode
-from align.pairs.signals import Fingerprints, image_signals, in_threads, near_duplicates, ngrams, perceptual_hash
+from align.pairs.signals import Fingerprints, image_signals, in_threads, near_duplicates, perceptual_hash
 from tests.warc_records import picture, png_header
 
 MAX_PIXELS = 10**8
@@ -97,12 +97,6 @@ def test_bad_bytes_are_measured_not_raised() -> None:
     assert (huge.width_px, huge.height_px, huge.phash) == (20_000, 10_000, None)
     broken = image_signals(picture(300, 300, kind="JPEG")[:700], MAX_PIXELS)
     assert (broken.width_px, broken.phash) == (300, None)
-
-
-def test_ngrams() -> None:
-    assert ngrams(["a", "b", "a"]) == ["a", "b", "a", "a b", "b a"]
-    assert ngrams(["a"]) == ["a"]
-    assert ngrams([]) == []
 
 
 def test_in_threads_keeps_order_and_passes_errors_on() -> None:

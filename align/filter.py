@@ -35,19 +35,22 @@ from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
+from align.config.store import StoreConfig
 from align.errors import DataError
 from align.evaluation.sets import EvaluationSet, load_sets
 from align.pairs import measure, tables
 from align.pairs.decisions import write_decisions
 from align.pairs.examples import examples, some, urls_of
 from align.pairs.filter_report import Example, FilterReport, Gallery, Vocabulary, write_pages
-from align.pairs.layout import RawShard, iter_images, raw_shards
+from align.pairs.layout import Fetch, RawShard, iter_images, raw_shards
 from align.pairs.measure import Measuring, measure_shard, score_shard, twin_table
 from align.pairs.near_duplicates import NearDuplicate, find_near_duplicates, read_embeddings, write_embeddings
 from align.pairs.network import ImageNetwork
 from align.pairs.policy import OptedOut, read_opted_out
+from align.pairs.resemblance import resemble_shard
 from align.pairs.summary import summarise
 from align.services.engine import Engine, open_engine
+from align.services.store import fetcher
 from align.services.vector_index import kmeans
 from align.stage import record_runtime, replace_directory, say, sha256_file, to_json, track, write_text
 from align.work import Part, add_part_arguments, in_processes, key_of, part_of, require_done, work_directory
@@ -57,7 +60,6 @@ _EXAMPLES = 12
 _OUTS = ("decisions.parquet", "facts.parquet", "images.parquet")
 
 ALL = Part()
-
 Shards = Sequence[tuple[int, RawShard]]
 
 
@@ -70,6 +72,7 @@ def filter_pairs(
     reports: Path,
     policy: Path,
     part: Part = ALL,
+    fetch: Fetch | None = None,
 ) -> FilterReport | None:
     """Decides over every pair.
 
@@ -82,6 +85,7 @@ def filter_pairs(
         reports: the folder for the report and its pictures; replaced as a whole.
         policy: the folder with opted_out.csv; may be absent.
         part: a range of shards to measure or score, or `--finish`.
+        fetch: for tars that lie in the object store.
 
     Returns:
         The report; None for a range, which leaves its work for the others.
@@ -91,7 +95,7 @@ def filter_pairs(
         CorruptError: an evaluation set does not match its checksum.
         LockedError: another run works on `filtered`.
     """
-    listing = list(enumerate(raw_shards(raw)))
+    listing = list(enumerate(raw_shards(raw, fetch)))
     opted_out = read_opted_out(policy)
     sets = load_sets(evaluation)
     if not sets:
@@ -103,7 +107,10 @@ def filter_pairs(
         workers = max(1, min(engine_config.num_workers or os.cpu_count() or 1, len(mine)))
         threads = max(1, (engine_config.num_threads or os.cpu_count() or 1) // workers)
         measuring = Measuring(work, config, opted_out, threads, progress=workers == 1)
-        done = partial(_is_measured, measuring)
+
+        def done(name: str) -> bool:
+            return measuring.file("pairs", name).exists()
+
         if part.finish:
             require_done("filter", [shard.name for _, shard in listing], done)
         measure.write_fingerprints(work, _test_images(sets), measuring)
@@ -117,7 +124,7 @@ def filter_pairs(
         if part.shards is not None:
             return None
         _compare(config, listing, sets, measuring)
-        report = _decide(config, engine_config, listing, sets, measuring, reports)
+        report = _decide(config, engine_config, listing, sets, measuring, workers, reports)
         _leave_only_outs(work)
     return report
 
@@ -142,10 +149,6 @@ def _number(shard: RawShard) -> int:
     if not shard.name.isdecimal():
         raise DataError(f"{shard.table}: --shards needs shards named by numbers, such as 00000")
     return int(shard.name)
-
-
-def _is_measured(measuring: Measuring, name: str) -> bool:
-    return measuring.file("pairs", name).exists()
 
 
 def _test_images(sets: list[EvaluationSet]) -> Iterator[tuple[str, bytes]]:
@@ -241,22 +244,27 @@ def _decide(
     listing: Shards,
     sets: list[EvaluationSet],
     measuring: Measuring,
+    workers: int,
     reports: Path,
 ) -> FilterReport:
     """Leaves images.parquet, facts.parquet and decisions.parquet, and the report."""
     work = measuring.work
     shutil.rmtree(work / "engine", ignore_errors=True)
     with open_engine(engine_config, work / "engine") as engine:
-        for name in ("verdicts", "twins"):
-            engine.view(name, work / f"{name}.parquet")
-        for name in ("images", "scored"):
-            engine.view(name, work / name / "*.parquet")
+        for name in ("verdicts.parquet", "twins.parquet", "images/*.parquet", "scored/*.parquet"):
+            engine.view(name.replace("/", ".").partition(".")[0], work / name)
         if not (work / "decisions.parquet").exists():
             say("filter: SQL, decisions")
             source = f"({tables.judged(config)})"
+            if config.similarity_model is not None:
+                engine.table("judged", f"SELECT * FROM {source} AS judged")
+                engine.write(tables.LEFT, work / "left.parquet")
+                _each(resemble_shard, listing, measuring, workers, "filter: shards, image-text similarity")
+                engine.view("similarities", work / "similarities" / "*.parquet")
+                source = "judged"
             source = f"({tables.resembling(config, source)})"
             if config.drop_repeats is not None:
-                engine.table("resembling", source)
+                engine.table("resembling", f"SELECT * FROM {source} AS resembling")
                 source = "resembling"
             engine.write(tables.decided(config, source), work / "decided.parquet")
             engine.write(tables.IMAGES_IN_ORDER, work / "images.parquet")
@@ -320,22 +328,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align filter`."""
-    config, engine_config, paths = (
-        params.section(FilterConfig),
-        params.section(EngineConfig),
-        params.section(PathsConfig),
-    )
+    config, engine_config = params.section(FilterConfig), params.section(EngineConfig)
+    paths = params.section(PathsConfig)
     with record_runtime("filter", paths.runtime) as runtime:
         report = filter_pairs(
-            config,
-            engine_config,
-            paths.raw,
-            paths.evaluation,
-            paths.filtered,
-            paths.reports / "filter",
-            paths.policy,
-            part_of(args),
-        )
+            config, engine_config, paths.raw, paths.evaluation, paths.filtered, paths.reports / "filter", paths.policy,
+            part_of(args), fetcher(params.section(StoreConfig)),
+        )  # fmt: skip
         if report is None:
             return
         runtime["num_pairs"] = report.num_pairs

@@ -76,16 +76,14 @@ class _Rows:
     """A parquet file's rows, in order, as many at a time as asked for."""
 
     def __init__(self, path: Path) -> None:
-        self._batches = pq.ParquetFile(path).iter_batches()
-        self._waiting = pa.table({})
+        file = pq.ParquetFile(path)
+        self._batches = file.iter_batches()
+        self._waiting = file.schema_arrow.empty_table()
 
     def take(self, number: int) -> pa.Table:
-        while len(self._waiting) < number or not self._waiting.column_names:
-            batch = next(self._batches, None)
-            if batch is None:
-                break
-            more = pa.Table.from_batches([batch])
-            self._waiting = pa.concat_tables([self._waiting, more]) if len(self._waiting) else more
+        while len(self._waiting) < number:
+            batch = next(self._batches)
+            self._waiting = pa.concat_tables([self._waiting, pa.Table.from_batches([batch])])
         taken, self._waiting = self._waiting.slice(0, number), self._waiting.slice(number)
         return taken
 

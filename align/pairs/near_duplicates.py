@@ -30,11 +30,11 @@ from align.errors import DataError
 #: `align.services.vector_index.kmeans` is one.
 Kmeans = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
 
-#: k-means learns from at most so many images a cluster, and so many in all (half a gigabyte by default) ...
+#: k-means learns from at most so many images a cluster, and so many in all (half a gigabyte by default), ...
 _SAMPLE_PER_CLUSTER = 64
 _MAX_SAMPLE = 1 << 16
-#: ... and makes no more clusters than it has so many images for, each.
-_MIN_PER_CLUSTER = 39
+#: ... and makes no more clusters than it has so many images for, each; 4,000 still fit.
+_MIN_PER_CLUSTER = 16
 #: Rows of a file written, or of a shard compared, at a time.
 _BLOCK_ROWS = 1024
 #: How far a float32 sum may be off.

@@ -120,9 +120,7 @@ def make_plan(
         write_text(done, json.dumps({**values, "counts": dict(sorted(counts.items()))}) + "\n")
     values = json.loads(done.read_bytes())
     if not values["num_pairs"]:
-        raise DataError(
-            f"{source.files[0]}: no picture is named in the {len(source.files):,} file(s) of this source"
-        )
+        raise DataError(f"{source.files[0]}: no picture is named in the {len(source.files):,} file(s) of this source")
     num_shards, digits = values["num_shards"], max(5, len(str(values["num_shards"] - 1)))
     names = [f"{number:0{digits}d}" for number in range(num_shards)]
     return Plan(folder / "pairs.parquet", names, max(4, len(str(values["longest"] - 1))), values["counts"])

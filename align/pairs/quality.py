@@ -190,7 +190,7 @@ def summary(report: QualityReport) -> str:
     """A passed verdict in half a line."""
     num, accepted = len(report.expectations), sum(row.accepted is not None for row in report.expectations)
     if accepted:
-        return f"passed: of {num:,} expectations {num - accepted:,} hold, {accepted:,} failed and were accepted"
+        return f"passed: {num - accepted:,} of {num:,} expectations hold, {accepted:,} accepted by people"
     return f"passed: all {num:,} expectations hold"
 
 

@@ -129,8 +129,7 @@ def measure(rows: Rows, reasons: Iterable[str], incomplete: Iterable[str]) -> di
     queries |= {f"dropped_{reason}": _share(f"reason = '{reason}'", "decisions") for reason in listed}
     lacking = set(incomplete)
     return {
-        name: None if lacking & set(re.findall(r"\w+", query)) else rows(query)[0][0]
-        for name, query in queries.items()
+        name: None if lacking & set(re.findall(r"\w+", query)) else rows(query)[0][0] for name, query in queries.items()
     }
 
 

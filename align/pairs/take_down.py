@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.errors import DataError
-from align.pairs.layout import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS, RawShard, read_table
+from align.pairs.layout import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, MANIFEST, SUCCESS, RawShard, read_table
 from align.pairs.policy import OptedOut
-from align.pairs.raw_writer import MANIFEST, write_raw_manifest
+from align.pairs.raw_writer import write_raw_manifest
 from align.pairs.shards import SPLITS, read_manifest
 from align.pairs.tar import BLOCK, header, padding
 from align.stage import sha256_file, track, write_text

@@ -94,7 +94,7 @@ def ngram_numbers(unigrams: Sequence[str]) -> tuple[list[int], list[int]]:
 
 
 def _numbers(texts: pa.StringArray) -> Int64s:
-    """Mixes the bytes of each string, eight at a time, into 64 bits; so many strings at once that Python is no matter."""
+    """Mixes the bytes of each string, eight at a time, into 64 bits; so many strings at once that Python is cheap."""
     _, offsets_buffer, data = texts.buffers()
     if not len(texts):
         return np.zeros(0, np.int64)

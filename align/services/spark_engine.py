@@ -1,8 +1,8 @@
 """The engine's plan on Spark: on this machine, a standalone cluster, a Connect server, YARN or Kubernetes.
 
 `engine.spark_master` goes to Spark as it is; everything else that a cluster needs (memory of executors, jars, ...) is
-read from `spark-defaults.conf` in SPARK_CONF_DIR, as always with Spark. The work folder must be one that all its machines
-see under the same path. The UI is off, and where the master is this machine the driver listens on loopback alone.
+read from `spark-defaults.conf` in SPARK_CONF_DIR, as always with Spark. All its machines must see the work folder
+under the same path. The UI is off, and where the master is this machine the driver listens on loopback alone.
 
 A result is one file: Spark writes its sorted partitions as files of their own, which are then joined in their order.
 """

@@ -19,6 +19,7 @@ BYTE_NEUTRAL = {
     "align/errors.py",  # words of failures
     "align/config/params.py",  # reads params.yaml, whose values are tracked themselves
     "align/config/paths.py",  # where, not what
+    "align/services/spark_engine.py",  # where SQL runs; its decisions equal DuckDB's, row for row (test_spark.py)
     "align/config/engine.py",  # how fast, not what
     "align/config/store.py",  # where bytes lie
     "align/services/store.py",  # likewise

@@ -1,17 +1,22 @@
 """The SQL engine: bounded memory, scratch that goes away, equal bytes."""
 
+import sys
 from pathlib import Path
 
+import duckdb
 import pytest
 from pydantic import ValidationError
 
 from align.config.engine import EngineConfig
-from align.errors import DataError
+from align.errors import DataError, ServiceError
 from align.services.engine import open_engine
 
 
 def config(folder: Path, memory_limit: str = "100MB", num_threads: int | None = 2) -> EngineConfig:
-    return EngineConfig(memory_limit=memory_limit, num_threads=num_threads, temp_directory=folder)
+    return EngineConfig(
+        runner="duckdb", spark_master="local[*]", num_workers=None, memory_limit=memory_limit, num_threads=num_threads,
+        temp_directory=folder,
+    )  # fmt: skip
 
 
 def test_a_sort_larger_than_memory_spills_and_scratch_is_removed(tmp_path: Path) -> None:
@@ -40,6 +45,41 @@ def test_too_little_memory_is_one_clear_line(tmp_path: Path) -> None:
         pytest.raises(DataError, match=r"engine\.memory_limit is too small"),
     ):
         engine.table("big", "SELECT range, list_sort(range(range)) FROM range(100000)")
+
+
+def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
+    with open_engine(config(tmp_path)) as engine:
+        engine.write("SELECT 1 AS n", tmp_path / "n.parquet")
+        with pytest.raises(duckdb.Error):
+            engine.write(
+                "SELECT CAST(text AS INTEGER) AS n FROM (VALUES ('1'), ('x')) AS t(text)", tmp_path / "n.parquet"
+            )
+        engine.view("n", tmp_path / "n.parquet")
+        assert engine.rows("SELECT n FROM n") == [(1,)]
+    assert [path.name for path in tmp_path.iterdir()] == ["n.parquet"]
+
+
+def test_scratch_files_go_where_the_caller_says_unless_a_parameter_does(tmp_path: Path) -> None:
+    with open_engine(config(tmp_path / "by parameter"), tmp_path / "by caller") as engine:
+        assert engine.scratch.parent == tmp_path / "by parameter"
+    with open_engine(config(tmp_path).model_copy(update={"temp_directory": None}), tmp_path / "by caller") as engine:
+        assert engine.scratch.parent == tmp_path / "by caller"
+
+
+def test_spark_without_java_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyspark")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    spark = config(tmp_path).model_copy(update={"runner": "spark"})
+    with pytest.raises(ServiceError, match="there is no Java; install Java 17"), open_engine(spark):
+        pass
+
+
+def test_spark_without_pyspark_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
+    spark = config(tmp_path).model_copy(update={"runner": "spark"})
+    with pytest.raises(ServiceError, match=r"pip install 'align-mlops\[spark\]'"), open_engine(spark):
+        pass
 
 
 def test_memory_limit_must_have_a_unit(tmp_path: Path) -> None:

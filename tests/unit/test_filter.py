@@ -1,77 +1,43 @@
 """filter on small folders: the stage as a whole, stock img2dataset folders, nothing kept, the report."""
 
-import base64
 import hashlib
-import io
 import json
-import tarfile
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from align.cli import main
 from align.config import load_params
 from align.config.engine import EngineConfig
-from align.config.filter import FilterConfig
+from align.config.filter import FilterConfig, ModelFile
 from align.errors import ConfigError, DataError
-from align.filter import filter_pairs
-from align.pairs.filter_report import Example, FilterReport, Gallery, Vocabulary, write_pages
+from align.filter import ALL, filter_pairs
+from align.pairs.filter_report import FilterReport
+from align.pairs.policy import Entry, OptedOut, write_opted_out
+from align.stage import sha256_folder
+from align.work import Part
+from tests import tiny_model
+from tests.small_filter import evaluation_set, noise, shards, stock_folder
 from tests.warc_records import picture
 
+ENGINE = (
+    load_params().section(EngineConfig).model_copy(update={"memory_limit": "200MB", "num_threads": 2, "num_workers": 1})
+)
 CONFIG = load_params().section(FilterConfig).model_copy(update={"num_frequent_ngrams": 10**6, "max_texts_per_image": 2})
 
 
-def noise(seed: int, width: int = 240, height: int = 230) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((width, height)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def stock_folder(directory: Path, pairs: list[tuple[str | None, bytes | None]]) -> Path:
-    """(caption, image or None for a failed download), as stock img2dataset writes them: none of our own columns."""
-    directory.mkdir()
-    keys = [f"{index:09d}" for index in range(len(pairs))]
-    table = {
-        "url": [f"http://x/{key}.png" for key in keys],
-        "caption": [caption for caption, _ in pairs],
-        "key": keys,
-        "status": ["success" if data else "failed_to_download" for _, data in pairs],
-        "error_message": [None if data else "HTTP Error 404" for _, data in pairs],
-    }
-    pq.write_table(pa.table(table), directory / "00000.parquet")
-    with tarfile.open(directory / "00000.tar", "w") as tar:
-        for key, (_, data) in zip(keys, pairs, strict=True):
-            if data:
-                member = tarfile.TarInfo(f"{key}.jpg")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    return directory
-
-
-def evaluation_set(directory: Path, image: bytes) -> Path:
-    directory.mkdir()
-    meta = {"key": "one", "concept": "c", "texts": ["a test text"], "class": None, "vendor": None}
-    meta |= {"source_url": "http://t", "split": "query"}
-    with tarfile.open(directory / "tiny.tar", "w") as tar:
-        for name, data in (("one.jpg", image), ("one.json", json.dumps(meta).encode())):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    digest = hashlib.sha256((directory / "tiny.tar").read_bytes()).hexdigest()
-    header = {"schema_version": 1, "name": "tiny", "kind": "retrieval", "num_images": 1, "num_texts": 1}
-    header |= {"num_concepts": 1, "sha256": digest, "description": "one picture"}
-    (directory / "tiny.json").write_text(json.dumps(header))
-    return directory
-
-
-def run(raw: Path, out: Path, evaluation: Path | None = None, config: FilterConfig = CONFIG) -> FilterReport:
-    engine = EngineConfig(memory_limit="200MB", num_threads=2, temp_directory=out / "scratch")
-    return filter_pairs(config, engine, raw, evaluation or out / "none", out / "filtered", out / "reports")
+def run(
+    raw: Path, out: Path, evaluation: Path | None = None, config: FilterConfig = CONFIG, policy: Path | None = None,
+    part: Part = ALL,
+) -> FilterReport:  # fmt: skip
+    report = filter_pairs(
+        config, ENGINE, raw, evaluation or out / "none", out / "filtered", out / "reports", policy or out / "none", part
+    )
+    assert report is not None or part.shards is not None
+    return report  # type: ignore[return-value]  # a range has none
 
 
 def decisions(out: Path) -> dict[str, dict[str, object]]:
@@ -138,20 +104,11 @@ def test_equal_bytes_twice_and_no_evaluation_sets(tmp_path: Path, capsys: pytest
         (tmp_path / name).mkdir()
         assert run(raw, tmp_path / name).num_evaluation_sets == 0
         assert capsys.readouterr().err.count("rule I5 removes nothing") == 1
-    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
-    assert [file.name for file in files] == [
-        "decisions.parquet",
-        "images.parquet",
-        "funnel.png",
-        "metrics.json",
-        "report.html",
-        "report.json",
-        "text_lengths.png",
-    ]
-    for file in files:
-        data = (tmp_path / "one" / file).read_bytes()
-        assert data == (tmp_path / "two" / file).read_bytes()
-        assert str(tmp_path).encode() not in data
+    one, two = bytes_of(tmp_path / "one"), bytes_of(tmp_path / "two")
+    assert {"filtered/decisions.parquet", "filtered/facts.parquet", "filtered/images.parquet"} < one.keys()
+    assert {"reports/report.html", "reports/report.json", "reports/metrics.json"} < one.keys()
+    assert one == two
+    assert not any(str(tmp_path).encode() in data for data in one.values())
 
 
 def test_source_size_counts_where_img2dataset_shrank_the_picture(tmp_path: Path) -> None:
@@ -182,28 +139,101 @@ def test_a_key_that_occurs_twice_is_an_error(tmp_path: Path) -> None:
     raw = stock_folder(tmp_path / "raw", [("a good long text", noise(0))])
     for end in ("tar", "parquet"):
         (raw / f"00001.{end}").write_bytes((raw / f"00000.{end}").read_bytes())
+    with pytest.raises(DataError, match=r"keys of shard 00001 \(from 000000000\) do not come after"):
+        run(raw, tmp_path)
+    table = pq.read_table(raw / "00000.parquet")
+    pq.write_table(pa.concat_tables([table, table]), raw / "00000.parquet")
     with pytest.raises(DataError, match="key 000000000 occurs more than once"):
         run(raw, tmp_path)
 
 
-def test_nsfw_pictures_are_shown_blurred(tmp_path: Path) -> None:
-    sharp, codes = noise(7), ("image_nsfw", "text_too_long")
-    examples = [
-        Example(code, key, key, "t", 3, 9, 9, 1, 1, None, 0.9, None, "u", None)
-        for code, key in zip(codes, "ab", strict=True)
+def bytes_of(out: Path) -> dict[str, bytes]:
+    files = [path for name in ("filtered", "reports") for path in (out / name).rglob("*") if path.is_file()]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+
+
+def test_ranges_commute_and_a_missing_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, evaluation = shards(tmp_path / "raw", 4), evaluation_set(tmp_path / "evaluation", noise(2))
+    for name in ("whole", "ranges"):
+        (tmp_path / name).mkdir()
+    run(raw, tmp_path / "whole", evaluation)
+    ranges = [range(3, 4), range(2), range(2, 3)]
+    for part in ranges[:2]:
+        run(raw, tmp_path / "ranges", evaluation, part=Part(part))
+    work = tmp_path / "ranges/.filtered.part"
+    made = {path: path.stat().st_ino for path in (work / "pairs").iterdir()}
+    assert len(made) == 3
+    with pytest.raises(DataError, match=r"1 of 4 shards are missing: 2; run `align filter --shards`"):
+        run(raw, tmp_path / "ranges", evaluation, part=Part(finish=True))
+    for part in (ranges[2], *ranges[:2]):
+        run(raw, tmp_path / "ranges", evaluation, part=Part(part))
+    assert {path: path.stat().st_ino for path in made} == made  # nothing is measured twice
+    assert len(list((work / "scored").glob("*.parquet"))) == 4
+    report = run(raw, tmp_path / "ranges", evaluation, part=Part(finish=True))
+    assert report.num_pairs == 8
+    assert bytes_of(tmp_path / "ranges") == bytes_of(tmp_path / "whole")
+    assert not work.exists()
+
+
+def test_an_image_in_many_shards_is_one_image(tmp_path: Path) -> None:
+    run(shards(tmp_path / "raw", 3), tmp_path)
+    facts = pq.read_table(tmp_path / "filtered/facts.parquet").to_pylist()
+    assert [row["key"] for row in facts] == sorted(row["key"] for row in facts)
+    assert [(row["shard"], row["num_texts"], row["num_images"]) for row in facts] == [
+        (f"{shard:05d}", 1, 1) for shard in range(3) for _ in range(2)
     ]
-    vocabulary = Vocabulary(num_ngrams=0, num_frequent=0, last_count=0)
-    report = FilterReport(
-        metrics={}, num_pairs=2, num_kept=0, num_images=2, num_nsfw_scored=1, num_evaluation_sets=0,
-        evaluation_matches={}, vocabulary=vocabulary, funnel=[],
-    )  # fmt: skip
-    write_pages(report, CONFIG, {3: 2}, Gallery(examples, dict.fromkeys("ab", sharp), {}, 10**6), tmp_path)
-    html = (tmp_path / "report.html").read_text()
-    contrast = []
-    for code in codes:
-        uri = html.split(f"Dropped: {code}")[1].split("data:image/jpeg;base64,")[1].split('"')[0]
-        contrast.append(float(np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))).convert("L")).std()))
-    assert contrast[0] < 0.7 * contrast[1]
+    assert len({row["nsfw_score"] for row in facts[1::2]}) == 1
+    assert pq.read_table(tmp_path / "filtered/images.parquet").num_rows == 4
+
+
+def test_other_parameters_do_not_go_on_with_old_work(tmp_path: Path) -> None:
+    raw = shards(tmp_path / "raw", 2)
+    run(raw, tmp_path, part=Part(range(2)))
+    other = CONFIG.model_copy(update={"min_words": 5})
+    with pytest.raises(DataError, match="no work under these parameters"):
+        run(raw, tmp_path, config=other, part=Part(finish=True))
+
+
+def test_opted_out_pairs_are_dropped_first(tmp_path: Path) -> None:
+    raw = stock_folder(tmp_path / "raw", [(f"a good text {n}", noise(n)) for n in range(3)] + [("no", noise(9))])
+    gone = hashlib.sha256(noise(1)).hexdigest()
+    entries = [Entry("image_id", gone, "", "2026-01-01"), Entry("url", "http://x/000000003.png", "", "2026-01-01")]
+    (tmp_path / "policy").mkdir()
+    write_opted_out(tmp_path / "policy", OptedOut(entries))
+    report = run(raw, tmp_path, policy=tmp_path / "policy")
+    assert [row["reasons"] for row in decisions(tmp_path).values()] == [
+        [], ["opted_out"], [], ["opted_out", "text_too_short"],
+    ]  # fmt: skip
+    facts = pq.read_table(tmp_path / "filtered/facts.parquet")
+    assert facts["opted_out"].to_pylist() == [None, f"image_id:{gone}", None, "url:http://x/000000003.png"]
+    assert report.metrics["filter/dropped/opted_out"] == 2
+
+
+def test_rules_beyond_the_papers(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model.write(tmp_path)
+    packaged = tmp_path / "packaged"
+    shutil.copytree(model, packaged / "artifacts/finetuned")
+    shutil.copytree(tokenizer, packaged / "artifacts/tokenizer")
+    given = ModelFile(path=str(packaged), sha256=sha256_folder(packaged))
+    pairs: list[tuple[str | None, bytes | None]] = [
+        ("a black dog runs over the green grass", noise(0)),
+        ("ein Hund läuft über die grüne Wiese", noise(1)),
+        ("write to jane.doe@example.org for this picture", noise(2)),
+        ("a black dog runs over the green grass again", noise(0)),
+    ]
+    raw = stock_folder(tmp_path / "raw", pairs)
+    beyond = {"languages": ("en",), "drop_personal_data": True, "drop_repeats": "image", "similarity_model": given}
+    run(raw, tmp_path, config=CONFIG.model_copy(update=beyond | {"min_similarity": -1.0}))
+    assert [row["reasons"] for row in decisions(tmp_path).values()] == [
+        [], ["text_other_language"], ["text_personal_data"], ["image_repeat"],
+    ]  # fmt: skip
+    facts = pq.read_table(tmp_path / "filtered/facts.parquet").to_pylist()
+    assert [row["similarity"] is None for row in facts] == [False, True, True, False]
+    assert [row["language"] for row in facts] == ["en", "de", "en", "en"]
+    run(raw, tmp_path, config=CONFIG.model_copy(update=beyond | {"min_similarity": 1.0, "languages": None}))
+    assert [row["reasons"] for row in decisions(tmp_path).values()] == [
+        ["pair_low_similarity"], ["pair_low_similarity"], ["text_personal_data"], ["pair_low_similarity"],
+    ]  # fmt: skip
 
 
 def test_bounds_name_the_parameter() -> None:

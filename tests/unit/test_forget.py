@@ -59,7 +59,7 @@ def raw(tmp_path: Path) -> Path:
             for place, (url, page, image, holder) in enumerate(rows):
                 key = writer.next_key
                 at = f"{name}{holder:04d}" if image else None
-                writer.add(row(key, url, page, image, at), image if place == holder else None)
+                writer.add(row(key, url, page, image, at), image if place == holder else None, at or key)
     write_raw_manifest(raw, list(shards))
     return raw
 

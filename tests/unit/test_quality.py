@@ -69,7 +69,7 @@ def test_an_acceptance_holds_by_name_and_for_its_data_alone(tmp_path: Path) -> N
         run(tmp_path, "b")
     accept_it(tmp_path, "b")
     report = run(tmp_path, "b")
-    assert report.passed and summary(report) == "passed: of 3 expectations 2 hold, 1 failed and were accepted"
+    assert report.passed and summary(report) == "passed: 2 of 3 expectations hold, 1 accepted by people"
     assert report.metrics["quality/num_accepted"] == 1
     require_passed(tmp_path / "quality", DATA)
     with pytest.raises(GateError, match="c: what c says"):  # another failure of the same data

@@ -10,48 +10,50 @@ import pytest
 
 from align.config import load_params
 from align.config.engine import EngineConfig
-from align.config.filter import FilterConfig
-from align.pairs import rules
-from align.pairs.signals import text_signals
+from align.config.filter import FilterConfig, ModelFile
+from align.pairs import rules, tables
+from align.pairs.layout import SCHEMA
+from align.pairs.measure import image_number, pair_table
+from align.pairs.policy import OptedOut
+from align.pairs.words import ngram_numbers
 from align.services.engine import Engine, open_engine
 
-PAPER = FilterConfig(
-    max_image_pixels=10**8,
-    nsfw_threshold=0.8,
-    short_side_above_px=200,
-    aspect_ratio_below=3.0,
-    max_texts_per_image=1000,
-    max_phash_distance=20,
-    thumbnail_correlation_above=0.99,
-    max_images_per_text=10,
-    num_frequent_ngrams=10**8,
-    min_words=3,
-    max_words=20,
-    drop_filenames=True,
-)
+MODEL = ModelFile(path="tower", sha256="0" * 64)
+PAPER = (
+    load_params()
+    .section(FilterConfig)
+    .model_copy(
+        update={
+            "max_texts_per_image": 1000, "similarity_model": MODEL, "min_similarity": 0.2, "languages": ("en", "de"),
+            "drop_personal_data": True, "drop_repeats": "image",
+        }
+    )
+)  # fmt: skip
 
+KNOWN = pa.schema([
+    ("opted_out", pa.string()), ("status", pa.string()), ("has_bytes", pa.bool_()), ("decodable", pa.bool_()),
+    ("width_px", pa.int32()), ("height_px", pa.int32()), ("num_texts", pa.int64()), ("num_images", pa.int64()),
+    ("num_evaluation_sets", pa.int32()), ("rare_ngram", pa.bool_()), ("num_words", pa.int32()),
+    ("is_filename", pa.bool_()), ("nsfw_score", pa.float64()), ("similarity", pa.float64()),
+    ("language", pa.string()), ("num_emails", pa.int32()), ("num_phones", pa.int32()), ("repeats", pa.bool_()),
+])  # fmt: skip
 GOOD: dict[str, Any] = {
-    "key": "000000000",
-    "status": "success",
-    "image_id": "i",
-    "image_key": "000000000",
-    "text": "a good text",
-    "num_words": 3,
-    "is_filename": False,
-    "has_bytes": True,
-    "decodable": True,
-    "width_px": 300,
-    "height_px": 300,
-    "num_evaluation_sets": 0,
-    "num_texts": 1,
-    "num_images": 1,
-    "rare_ngram": None,
-}
+    "opted_out": None, "status": "success", "has_bytes": True, "decodable": True, "width_px": 300, "height_px": 300,
+    "num_texts": 1, "num_images": 1, "num_evaluation_sets": 0, "rare_ngram": False, "num_words": 3,
+    "is_filename": False, "nsfw_score": None, "similarity": 0.2, "language": "en", "num_emails": 0, "num_phones": 0,
+    "repeats": False,
+}  # fmt: skip
+GONE = {"has_bytes": False, "decodable": None, "width_px": None, "height_px": None}
+
+
+def engine_config(folder: Path) -> EngineConfig:
+    limits = {"memory_limit": "200MB", "num_threads": 2, "temp_directory": folder}
+    return load_params().section(EngineConfig).model_copy(update=limits)
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_engine(EngineConfig(memory_limit="200MB", num_threads=1, temp_directory=tmp_path)) as engine:
+    with open_engine(engine_config(tmp_path)) as engine:
         yield engine
 
 
@@ -61,25 +63,11 @@ def view(engine: Engine, name: str, table: pa.Table) -> None:
     engine.view(name, path)
 
 
-def codes(engine: Engine, score: float | None = None, **fact: Any) -> list[str]:
-    """The reasons of one pair that is good but for the given facts."""
-    row = GOOD | fact
-    schema = pa.schema([(name, pa.string() if GOOD[name] is None else pa.scalar(GOOD[name]).type) for name in GOOD])
-    view(engine, "facts", pa.Table.from_pylist([row], schema))
-    view(engine, "nsfw", pa.table({"image_id": ["i"], "nsfw_score": pa.array([score], pa.float64())}))
-    engine.table("flagged", rules.flagged(PAPER))
-    path = engine.scratch / "decisions.parquet"
-    engine.write(rules.DECISIONS, path)
-    [decision] = pq.read_table(path).to_pylist()
-    assert decision["keep"] == (decision["reasons"] == [])
-    assert decision["reason"] == (decision["reasons"][0] if decision["reasons"] else None)
-    return decision["reasons"]
-
-
 @pytest.mark.parametrize(
     ("fact", "reasons"),
     [
         ({}, []),
+        ({"opted_out": "host:example.org"}, ["opted_out"]),
         ({"width_px": 200}, ["image_too_small"]),
         ({"width_px": 201}, []),
         ({"height_px": 200, "width_px": 201}, ["image_too_small"]),
@@ -91,24 +79,27 @@ def codes(engine: Engine, score: float | None = None, **fact: Any) -> list[str]:
         ({"num_evaluation_sets": 1}, ["image_near_duplicate_of_test"]),
         ({"num_images": 10}, []),
         ({"num_images": 11}, ["text_shared_by_many_images"]),
-        ({"rare_ngram": "xylograph"}, ["text_rare_ngram"]),
+        ({"rare_ngram": True}, ["text_rare_ngram"]),
         ({"num_words": 2}, ["text_too_short"]),
         ({"num_words": 20}, []),
         ({"num_words": 21}, ["text_too_long"]),
         ({"num_words": 10_000}, ["text_too_long"]),
-        ({"text": "", "num_words": 0, "num_images": 50}, ["text_too_short"]),
+        ({"num_words": 0, "num_images": None}, ["text_too_short"]),
         ({"is_filename": True}, ["text_is_filename"]),
-        ({"score": 0.8}, ["image_nsfw"]),
-        ({"score": 0.799}, []),
+        ({"nsfw_score": 0.8}, ["image_nsfw"]),
+        ({"nsfw_score": 0.799}, []),
         ({"decodable": False, "width_px": None, "height_px": None}, ["image_undecodable"]),
-        (
-            {"status": "failed_to_resize", "has_bytes": False, "decodable": None, "width_px": None, "height_px": None},
-            ["image_undecodable"],
-        ),
-        (
-            {"status": "failed_to_download", "has_bytes": False, "decodable": None, "width_px": None},
-            ["image_missing"],
-        ),
+        (GONE | {"status": "failed_to_resize"}, ["image_undecodable"]),
+        (GONE | {"status": "failed_to_download"}, ["image_missing"]),
+        (GONE, ["image_missing"]),  # the tar lacks what the table promises
+        ({"similarity": 0.1999}, ["pair_low_similarity"]),
+        ({"similarity": None}, []),
+        ({"language": "de"}, []),
+        ({"language": "fr"}, ["text_other_language"]),
+        ({"language": None}, []),
+        ({"num_emails": 1}, ["text_personal_data"]),
+        ({"num_phones": 2}, ["text_personal_data"]),
+        ({"repeats": True}, ["image_repeat"]),
         (
             {"is_filename": True, "num_words": 2, "width_px": 150, "num_images": 11},
             ["image_too_small", "text_shared_by_many_images", "text_too_short", "text_is_filename"],
@@ -116,11 +107,14 @@ def codes(engine: Engine, score: float | None = None, **fact: Any) -> list[str]:
     ],
 )
 def test_boundary(engine: Engine, fact: dict[str, Any], reasons: list[str]) -> None:
-    assert codes(engine, **fact) == reasons
+    view(engine, "known", pa.Table.from_pylist([GOOD | fact], KNOWN))
+    [(mask,)] = engine.rows(f"SELECT {rules.mask(PAPER, tuple(rules.RULES))} FROM known")
+    assert rules.codes_of(mask) == reasons
 
 
 def test_rule_order_is_the_papers() -> None:
     assert list(rules.RULES) == [
+        "opted_out",
         "image_missing",
         "image_undecodable",
         "image_nsfw",
@@ -133,85 +127,146 @@ def test_rule_order_is_the_papers() -> None:
         "text_too_short",
         "text_too_long",
         "text_is_filename",
+        "pair_low_similarity",
+        "text_other_language",
+        "text_personal_data",
+        "image_repeat",
+        "pair_repeat",
     ]
 
 
-def test_params_hold_the_papers_boundaries() -> None:
+def test_params_hold_the_papers_boundaries_and_nothing_beyond_them() -> None:
     config = load_params().section(FilterConfig)
     assert (config.short_side_above_px, config.aspect_ratio_below, config.max_images_per_text) == (200, 3.0, 10)
-    assert (config.min_words, config.max_words) == (3, 20)
+    assert (config.min_words, config.max_words, config.num_frequent_ngrams) == (3, 20, 10**8)
+    assert rules.active(config) == list(rules.RULES)[:13]
+    assert rules.mask(config, rules.MODEL + rules.REPEATS) == "CAST(0 AS BIGINT)"  # what is off costs nothing
 
 
 def pairs(engine: Engine, rows: list[tuple[str, str | None]]) -> None:
-    """The view `pairs` from (caption, image_id) rows."""
-    num = len(rows)
-    keys = [f"{index:09d}" for index in range(num)]
-    table = pa.table(
-        {
-            "caption": [caption for caption, _ in rows],
-            "sha256": pa.array([image for _, image in rows], pa.string()),
-            "key": keys,
-            "url": [f"http://x/{index}" for index in range(num)],
-            "status": ["success"] * num,
-            "error_message": pa.nulls(num, pa.string()),
-            "image_key": keys,
-            "original_width": pa.nulls(num, pa.int32()),
-            "original_height": pa.nulls(num, pa.int32()),
-        }
-    )
-    view(engine, "pairs", text_signals("00000", table))
+    """The view `pairs` from (caption, image) rows, all in one shard."""
+    raw = [
+        {"caption": caption, "sha256": image and sha(image), "key": f"{row:09d}", "url": f"http://x/{row}",
+         "status": "success", "image_key": f"{row:09d}"}
+        for row, (caption, image) in enumerate(rows)
+    ]  # fmt: skip
+    view(engine, "pairs", pair_table(0, pa.Table.from_pylist(raw, SCHEMA), tables.IMAGES.empty_table(), OptedOut()))
+
+
+def sha(image: str) -> str:
+    return image.encode().hex().ljust(64, "0")
 
 
 def test_i4_counts_distinct_normalised_texts_by_image_content(engine: Engine) -> None:
-    pairs(engine, [("one text", "i"), (" one  text", "i"), ("two", "i"), ("", "i"), ("three", "j"), ("x", None)])
-    assert dict(engine.rows(rules.TEXTS_PER_IMAGE)) == {"i": 2, "j": 1}
+    rows = [("one text", "i"), (" one  text", "i"), ("two", "i"), ("", "i"), ("three", "j"), ("x", None), ("", "k")]
+    pairs(engine, [*rows, ("y", "l"), ("", "l")])
+    assert texts_per_pair(engine) == [2, 2, 2, 2, 1, 0, 0, 1, 1]
+
+
+def texts_per_pair(engine: Engine) -> list[int]:
+    judge(engine)
+    return [row[0] for row in engine.rows("SELECT num_texts FROM verdicts ORDER BY place")]
+
+
+def judge(engine: Engine, config: FilterConfig = PAPER, rare: set[int] | None = None) -> None:
+    engine.table("texts_per_image", tables.TEXTS_PER_IMAGE)
+    engine.table("images_per_text", tables.IMAGES_PER_TEXT)
+    view(engine, "rare_pairs", pa.table({"place": pa.array(sorted(rare or ()), pa.int64())}))
+    engine.table("verdicts", tables.verdicts(config))
 
 
 def test_t1_counts_distinct_images_by_normalised_text(engine: Engine) -> None:
-    rows = [("logo", "i"), ("logo ", "i"), ("logo", "j"), ("logo", None), ("Logo", "j")]
-    pairs(engine, rows)
-    assert dict(engine.rows(rules.IMAGES_PER_TEXT)) == {"logo": 3, "Logo": 1}  # i, j and a dead link of its own
+    pairs(engine, [("logo", "i"), ("logo ", "i"), ("logo", "j"), ("logo", None), ("Logo", "j"), ("", "j"), ("", "i")])
+    judge(engine)
+    found = engine.rows("SELECT num_images FROM verdicts ORDER BY place")
+    assert [row[0] for row in found] == [3, 3, 3, 3, 1, None, None]  # i, j and a dead link of its own
 
 
-def rare_keys(engine: Engine, num_frequent: int) -> set[int]:
-    engine.table("ngram_counts", rules.NGRAM_COUNTS)
-    counts = dict(engine.rows("SELECT num, count(*) FROM ngram_counts GROUP BY num"))
-    engine.table("frequent_ngrams", rules.frequent_ngrams(*rules.vocabulary_cut(counts, num_frequent)))
-    assert engine.rows("SELECT count(*) FROM frequent_ngrams") == [(min(num_frequent, sum(counts.values())),)]
-    return {int(key) for key, _ in engine.rows(rules.RARE_PAIRS)}
+def rare_places(engine: Engine, num_frequent: int) -> set[int]:
+    for kind in ("unigrams", "bigrams"):
+        engine.table(f"{kind}_counts", tables.ngram_counts(engine.unnest, kind))
+    cut, listed = tables.vocabulary_cut(dict(engine.rows(tables.COUNTS_OF_COUNTS)), num_frequent)
+    assert listed <= num_frequent
+    for kind in ("unigrams", "bigrams"):
+        engine.table(f"frequent_{kind}", f"SELECT ngram FROM {kind}_counts WHERE num >= {cut}")
+    return {place for (place,) in engine.rows(tables.rare_pairs(engine.unnest))}
 
 
-def test_t2_one_joint_list_of_unigrams_and_bigrams(engine: Engine) -> None:
-    # a: 4, b: 3, "a b": 3, c: 1, "a c": 1
-    pairs(engine, [("A b", "i"), ("a b", "j"), ("a, b!", "k"), ("a c", "l"), ("", "m")])
-    assert rare_keys(engine, 3) == {3}
+def test_t2_one_joint_list_of_unigrams_and_bigrams_cut_at_a_count(engine: Engine) -> None:
+    # a: 4, b: 3, "a b": 3, c: 2, "a c": 1
+    pairs(engine, [("A b", "i"), ("a b", "j"), ("a, b!", "k"), ("a c", "l"), ("", "m"), ("c", "n")])
+    assert rare_places(engine, 5) == set()
+    assert rare_places(engine, 4) == {3}
+    assert rare_places(engine, 3) == {3, 5}
+    assert rare_places(engine, 2) == {0, 1, 2, 3, 5}  # b and "a b" tie, both are off
+    assert rare_places(engine, 1) == {0, 1, 2, 3, 5}
+    for kind, [number] in zip(
+        ("unigrams", "bigrams"), (ngram_numbers(["c"])[0], ngram_numbers(["a", "c"])[1]), strict=True
+    ):
+        assert engine.rows(tables.rare_ngrams(engine.unnest, kind, [(3, 4)])) == [(3, number)]
 
 
 def test_t2_bigram_alone_makes_a_text_rare(engine: Engine) -> None:
     pairs(engine, [("a b", "i"), ("a b", "j"), ("b a", "k")])  # a: 3, b: 3, "a b": 2, "b a": 1
-    assert rare_keys(engine, 3) == {2}
+    assert rare_places(engine, 3) == {2}
 
 
-def test_t2_none_is_rare_where_all_are_on_the_list(engine: Engine) -> None:
-    pairs(engine, [("a b", "i"), ("c d", "j")])
-    assert rare_keys(engine, 6) == set()
-
-
-@pytest.mark.parametrize("num_frequent", [1, 2, 5, 7])
-def test_t2_ties_do_not_depend_on_the_order_of_rows(tmp_path: Path, num_frequent: int) -> None:
+@pytest.mark.parametrize("num_frequent", [1, 2, 5, 7, 19])
+def test_t2_does_not_depend_on_the_order_of_rows(tmp_path: Path, num_frequent: int) -> None:
     rows: list[tuple[str, str | None]] = [(f"{a} {b}", "i") for a in "abc" for b in "wxyz"]
     texts = []
     for order in (rows, rows[::-1]):
-        with open_engine(EngineConfig(memory_limit="200MB", num_threads=2, temp_directory=tmp_path)) as engine:
+        with open_engine(engine_config(tmp_path)) as engine:
             pairs(engine, order)
-            texts.append({order[key][0] for key in rare_keys(engine, num_frequent)})
+            texts.append({order[place][0] for place in rare_places(engine, num_frequent)})
     assert texts[0] == texts[1]
 
 
 def test_vocabulary_cut() -> None:
     counts = {5: 1, 3: 2, 1: 10}
-    assert rules.vocabulary_cut(counts, 3) == (1, 0)
-    assert rules.vocabulary_cut(counts, 2) == (3, 1)
-    assert rules.vocabulary_cut(counts, 7) == (1, 4)
-    assert rules.vocabulary_cut(counts, 13) == (0, 0)
-    assert rules.vocabulary_cut({}, 1) == (0, 0)
+    assert tables.vocabulary_cut(counts, 0) == (6, 0)
+    assert tables.vocabulary_cut(counts, 2) == (5, 1)
+    assert tables.vocabulary_cut(counts, 3) == (3, 3)
+    assert tables.vocabulary_cut(counts, 12) == (3, 3)
+    assert tables.vocabulary_cut(counts, 13) == (1, 13)
+    assert tables.vocabulary_cut({}, 1) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("same", "repeats"),
+    [("image", [None, False, True, True, False, None]), ("pair", [None, False, True, False, False, None])],
+)
+def test_repeats_are_dropped_only_behind_a_kept_pair(engine: Engine, same: str, repeats: list[bool | None]) -> None:
+    rows = [
+        ("short", "i"),
+        ("a good text", "i"),
+        ("a good text", "i"),
+        ("another good text", "i"),
+        ("a good text", "j"),
+        ("dead link here", None),
+    ]
+    raw = [
+        {"caption": caption, "sha256": image and sha(image), "key": f"{row:09d}", "url": f"http://x/{row}",
+         "status": "success" if image else "failed_to_download", "image_key": f"{row:09d}"}
+        for row, (caption, image) in enumerate(rows)
+    ]  # fmt: skip
+    images = [
+        {"place": 0, "image": image_number(sha(name)), "image_id": sha(name), "image_key": "k", "width_px": 300,
+         "height_px": 300, "decodable": True, "phash": 1, "evaluation_sets": [], "twin": None}
+        for name in "ij"
+    ]  # fmt: skip
+    view(
+        engine,
+        "pairs",
+        pair_table(0, pa.Table.from_pylist(raw, SCHEMA), pa.Table.from_pylist(images, tables.IMAGES), OptedOut()),
+    )
+    config = PAPER.model_copy(update={"drop_repeats": same, "similarity_model": None, "languages": None})
+    judge(engine, config)
+    view(engine, "scored", tables.SCORED.empty_table())
+    view(engine, "twins", tables.TWINS.empty_table())
+    engine.table("judged", tables.judged(config))
+    engine.table("resembling", tables.resembling(config, "judged"))
+    found = engine.rows(f"SELECT repeats, mask FROM ({tables.decided(config, 'resembling')}) AS decided ORDER BY place")
+    assert [bool(repeat) for repeat, _ in found] == [bool(repeat) for repeat in repeats]
+    for repeat, mask in found:
+        assert (f"{same}_repeat" in rules.codes_of(mask)) == bool(repeat)

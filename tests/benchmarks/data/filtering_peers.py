@@ -63,7 +63,10 @@ def decide_in_bare_sql(folder: Path, config: FilterConfig, engine: EngineConfig,
         run("SET enable_progress_bar = false")
         for name in _TABLES:
             run(f"CREATE VIEW {name} AS SELECT * FROM '{folder}/{name}.parquet'")
-        run("CREATE TABLE counts AS SELECT ngram, count(*) AS num FROM (SELECT unnest(ngrams) AS ngram FROM pairs) GROUP BY ngram")
+        run(
+            "CREATE TABLE counts AS SELECT ngram, count(*) AS num "
+            "FROM (SELECT unnest(ngrams) AS ngram FROM pairs) GROUP BY ngram"
+        )
         cut, _ = vocabulary_cut(
             dict(run("SELECT num, count(*) FROM counts GROUP BY num").fetchall()), config.num_frequent_ngrams
         )

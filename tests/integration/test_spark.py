@@ -1,0 +1,200 @@
+"""The filter on a real Spark cluster, a master and two workers on loopback: as with DuckDB, row for row."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.cli import main
+from align.config import load_params
+from align.config.engine import EngineConfig
+from align.config.filter import FilterConfig
+from align.filter import filter_pairs, work_key
+from align.pairs.layout import SCHEMA, raw_shards, read_table
+from align.pairs.measure import commit, image_numbers
+from align.pairs.policy import OptedOut
+from align.pairs.tables import IMAGES, MAX_ROWS, SCORED
+
+pytestmark = pytest.mark.full
+
+NUM_PAGES = 150
+CONFIG = (
+    load_params()
+    .section(FilterConfig)
+    .model_copy(
+        update={
+            "num_frequent_ngrams": 5_000, "languages": ("en", "de"), "drop_personal_data": True, "drop_repeats": "pair",
+        }
+    )
+)  # fmt: skip
+#: What engines fold, sort, compare, trim or store in ways of their own.
+TRAPS = [
+    "İstanbul by night İ", "istanbul by night i", "ISTANBUL BY NIGHT I", "ıstanbul by night ı",
+    "i̇stanbul by night i̇", "große straße hier", "GROSSE STRASSE HIER", "grosse strasse hier", "GROẞE STRAẞE HIER",
+    "café in der nacht", "cafe\u0301 in der nacht", "ﬁsh and ﬀ ligatures", "fish and ff ligatures",
+    "Å Å A\u030a sign", "𝒳 is a letter", "😀 😀 three faces 😀", "👨‍👩‍👧 a family here", "a\x00b has a nul",
+    "a b has a nul", "tab\tand\nline", "שלום עולם טוב", "\u202eright to left", "right to left", "a\u200bzero width",
+    "a zero width", "ǆ ǅ Ǆ three", "ὈΔΥΣΣΕΎΣ ὀδυσσεύς σ", "ὀδυσσεύσ σ ς", "1\u0660\u0661 digits of two",
+    "한국어 단어 둘", "\u1112\u1161\u11ab국어 단어 둘", "it's \"quoted\" 'twice' here", "back\\slash and %percent_",
+    "NULL", "null", "", " ", "\u00a0", "---", "'; DROP TABLE x", "trailing space here ", " leading space here",
+    "a,b\tc;d", "\ufeffbyte order mark", "K is kelvin K", "ſ is long s",
+]  # fmt: skip
+
+
+def requires(reason: str) -> None:
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """(URL of the master, folder in which the workers leave one folder each)."""
+    if shutil.which("java") is None:
+        requires("Spark needs Java 17")
+    pyspark = pytest.importorskip("pyspark") if os.environ.get("CI", "").lower() != "true" else __import__("pyspark")
+    home, folder, port = Path(pyspark.__file__).parent, tmp_path_factory.mktemp("cluster"), free_port()
+    (folder / "spark-defaults.conf").write_text("spark.executor.memory 512m\nspark.sql.shuffle.partitions 4\n")
+    environment = os.environ | {
+        "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_DAEMON_MEMORY": "256m",
+        "SPARK_CONF_DIR": str(folder),
+    }  # fmt: skip
+    url = f"spark://127.0.0.1:{port}"
+    daemon = "org.apache.spark.deploy"
+    commands = [[f"{daemon}.master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0"]]
+    for number in range(2):
+        options = [
+            "--host",
+            "127.0.0.1",
+            "--webui-port",
+            "0",
+            "-c",
+            "1",
+            "-m",
+            "600m",
+            "-d",
+            str(folder / f"worker{number}"),
+        ]
+        commands.append([f"{daemon}.worker.Worker", *options, url])
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for number, command in enumerate(commands):
+            with (folder / f"{number}.log").open("wb") as log:
+                arguments = [str(home / "bin/spark-class"), *command]
+                processes.append(subprocess.Popen(arguments, env=environment, stdout=log, stderr=log))
+            deadline = time.monotonic() + 60
+            while number == 0 and not listening(port):
+                assert time.monotonic() < deadline, (folder / "0.log").read_text()[-2000:]
+                time.sleep(0.2)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SPARK_CONF_DIR", str(folder))
+            yield url, folder
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+    """data/raw of some pages of the sample, and a shard of traps; scores are made up, as the network plays no part."""
+    folder = tmp_path_factory.mktemp("pairs")
+    settings = [
+        f"ingest.max_pages={NUM_PAGES}",
+        "ingest.shard_size=1500",
+        f"paths.archive={sample / 'archive.warc.gz'}",
+    ]
+    settings += [f"paths.{name}={folder / name}" for name in ("raw", "reports", "runtime")]
+    assert main(["ingest", *(word for setting in settings for word in ("--set", setting))]) == 0
+    (folder / "raw/manifest.json").unlink(missing_ok=True)
+    (folder / "images").mkdir()
+    traps(folder)
+    (folder / "scored").mkdir()
+    seen: set[str] = set()
+    for shard in raw_shards(folder / "raw"):
+        ids = [one for one in dict.fromkeys(read_table(shard)["sha256"].to_pylist()) if one and one not in seen]
+        seen.update(ids)
+        scores = [int(one[:8], 16) / 2**32 for one in ids]
+        commit(pa.table([image_numbers(ids), scores], schema=SCORED), folder / "scored" / f"{shard.name}.parquet")
+    return folder
+
+
+def traps(folder: Path) -> None:
+    """Each trap with twelve pictures, so that the text is shared by too many if texts like it count as equal."""
+    rows, images = [], []
+    for row, caption in enumerate(caption for caption in TRAPS for _ in range(6)):
+        image_id = hashlib.sha256(b"%d" % (row % 97)).hexdigest()
+        rows.append({
+            "key": f"99999{row:04d}", "url": f"http://x/{row}", "caption": caption, "status": "success",
+            "sha256": image_id, "image_key": f"99999{row % 97:04d}",
+        })  # fmt: skip
+        if row < 97:
+            images.append({
+                "place": len(list((folder / "raw").glob("*.parquet"))) * MAX_ROWS + row, "image_id": image_id,
+                "image": int(image_numbers([image_id])[0]), "image_key": f"99999{row:04d}", "width_px": 150 + 7 * row,
+                "height_px": 300, "decodable": row != 5, "phash": 2**64 - 1 - row,
+                "evaluation_sets": ["a", "b"] if row == 6 else [], "twin": "a/1" if row == 6 else None,
+            })  # fmt: skip
+    commit(pa.Table.from_pylist(images, IMAGES), folder / "images/99999.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "raw/99999.parquet")
+    with tarfile.open(folder / "raw/99999.tar", "w"):
+        pass
+
+
+def run(folder: Path, engine: EngineConfig) -> Path:
+    out = folder / engine.runner
+    work = out / ".filtered.part"
+    work.mkdir(parents=True)
+    for name in ("images", "scored"):
+        shutil.copytree(folder / name, work / name)
+    key = work_key(CONFIG, folder / "raw", OptedOut(), [])
+    (work / ".work.json").write_text(json.dumps({"key": key}))
+    filter_pairs(CONFIG, engine, folder / "raw", folder / "none", out / "filtered", out / "report", folder / "none")
+    return out
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
+def test_duckdb_and_spark_decide_alike(folder: Path, cluster: tuple[str, Path]) -> None:
+    url, workers = cluster
+    engine = load_params().section(EngineConfig).model_copy(update={"num_workers": 1})
+    duckdb = run(folder, engine)
+    spark = run(folder, engine.model_copy(update={"runner": "spark", "spark_master": url}))
+    for number in range(2):
+        assert list((workers / f"worker{number}").glob("app-*/*")), "a worker had nothing to do"
+    rows = [pq.read_table(out / "filtered/decisions.parquet").to_pylist() for out in (duckdb, spark)]
+    assert len(rows[0]) > 2_000 + 6 * len(TRAPS)
+    assert rows[0] == rows[1]
+    reasons = {reason for row in rows[0] for reason in row["reasons"]}
+    assert {
+        "image_undecodable", "image_nsfw", "image_too_small", "image_near_duplicate_of_test",
+        "text_shared_by_many_images", "text_rare_ngram", "text_too_short", "text_other_language",
+    } <= reasons  # fmt: skip
+    assert any(row["keep"] for row in rows[0])
+    for name in ("decisions", "facts"):
+        assert (duckdb / f"filtered/{name}.parquet").read_bytes() == (spark / f"filtered/{name}.parquet").read_bytes()
+    images = [pq.read_table(out / "filtered/images.parquet") for out in (duckdb, spark)]
+    assert images[0].to_pylist() == images[1].to_pylist()
+    assert images[0].schema.types == images[1].schema.types
+    assert (duckdb / "report/report.json").read_bytes() == (spark / "report/report.json").read_bytes()

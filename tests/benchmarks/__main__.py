@@ -14,13 +14,13 @@ import torch
 
 from align.cli import silence_telemetry
 from align.stage import say
-from tests.benchmarks import filtering, preprocess, ranks, reading, training
+from tests.benchmarks import preprocess, ranks, reading, training
 from tests.benchmarks.measure import Comparison
 from tests.benchmarks.page import conditions, table, write_section
 from tests.benchmarks.world import World, build
 
 BENCHMARKS: tuple[Callable[[World], list[Comparison]], ...] = (
-    training.run, ranks.run, preprocess.run, filtering.run, reading.run,
+    training.run, ranks.run, preprocess.run, reading.run,
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def main() -> int:
             say(f"benchmark: {run.__module__.rpartition('.')[2]}")
             rows += run(world)
         sample = world.describe()
-    text = f"{table(rows)}\n\n{conditions(sample, ('torch', 'pillow', 'duckdb', 'pandas', 'webdataset'), load)}"
+    text = f"{table(rows)}\n\n{conditions(sample, ('torch', 'pillow', 'webdataset'), load)}"
     print(text)
     say(f"benchmark: {time.monotonic() - start:.0f} s")
     if write:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 REDUCED = {
     "ingest.max_pages": 10,
     "validate.min_evaluation_sets": 1,
+    "validate.max_evaluation_hash_share": 0.05,  # one flag of a hundred pairs is one in a hundred
     "shard.image_px": 36,
     "model.resize_px": 36,
     "model.image_px": 32,

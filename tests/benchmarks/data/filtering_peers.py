@@ -5,19 +5,19 @@ Both are written as one would write them for this job alone, and give the same d
 
 from __future__ import annotations
 
-from collections import Counter
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pandas as pd
+import regex
 
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.pairs.rules import active
 from align.pairs.tables import vocabulary_cut
-from align.pairs.text import is_filename, normalise, words
+from align.pairs.text import language, personal_data, words
 
 #: From the filter's work folder: (query, file), in the form in which pre-tokenised data usually comes.
 _TABLES = {
@@ -118,6 +118,20 @@ def decide_in_bare_sql(folder: Path, config: FilterConfig, engine: EngineConfig,
         """)
 
 
+#: Rule `text_is_filename` in one pattern.
+_FILE_NAME = regex.compile(
+    r"""
+      .*[\w)\]-]\.(?:jpe?g|jpe|jfif|png|gif|webp|svgz?|bmp|tiff?|ico|avif|heic|heif|jxl|psd|eps|xcf|pdf|mp4|webm)
+    | (?:https?|ftp|file|data)://?\S+
+    | (?:\.{0,2}/|~/|[a-z]:[\\/])\S+
+    | [^\s\\/]+(?:[\\/][^\s\\/]+){2,}
+    | (?:img|dsc[nf]?|dscn|p|pict|mvi|gopr|vid|screenshot|screen\ shot|image|photo|scan|untitled|unnamed)
+      [\s_-]*\(?\d[\d\s_.:()-]*(?:at\ [\d.:]+)?
+    """,
+    flags=regex.VERBOSE | regex.IGNORECASE | regex.VERSION1,
+)
+
+
 def decide_in_pandas(work: Path, raw: Path, config: FilterConfig, out: Path) -> None:
     """The whole job from data/raw on, words too; writes decisions.parquet and images.parquet."""
     pairs = pd.concat([pd.read_parquet(path) for path in sorted(raw.glob("*.parquet"))], ignore_index=True)
@@ -125,13 +139,18 @@ def decide_in_pandas(work: Path, raw: Path, config: FilterConfig, out: Path) -> 
     images = images.sort_values("image_key").drop_duplicates("image_id")
     scored = pd.concat([pd.read_parquet(path) for path in sorted((work / "scored").glob("*.parquet"))])
     images = images.merge(scored, on="image", how="left")
-    pairs["text"] = pairs["caption"].fillna("").map(normalise)
+    pairs["text"] = (
+        pairs["caption"].fillna("").str.normalize("NFC").str.replace(r"[\s\x00-\x1f]+", " ", regex=True).str.strip()
+    )
     unigrams = pairs["text"].map(words)
     ngrams = unigrams.map(lambda found: [*found, *map(" ".join, pairwise(found))])
-    counts = Counter(chain.from_iterable(ngrams))
-    cut, _ = vocabulary_cut(dict(Counter(counts.values())), config.num_frequent_ngrams)
-    rare = ngrams.map(lambda found: any(counts[ngram] < cut for ngram in found))
+    used = ngrams.explode().dropna()
+    counts = used.value_counts()
+    cut, _ = vocabulary_cut(counts.value_counts().to_dict(), config.num_frequent_ngrams)
+    rare = pairs.index.isin(used.index[~used.isin(counts.index[counts >= cut])])
     num_words = unigrams.map(len)
+    pairs["language"] = pairs["text"].map(language)
+    pairs["num_emails"], pairs["num_phones"] = zip(*pairs["text"].map(personal_data), strict=True)
     texts = pairs.loc[pairs["text"] != "", ["sha256", "text"]].drop_duplicates().groupby("sha256").size()
     per_text = pairs.loc[pairs["text"] != "", ["text"]].assign(image=pairs["sha256"].fillna(pairs["url"]))
     num_images = per_text.drop_duplicates().groupby("text").size()
@@ -152,13 +171,13 @@ def decide_in_pandas(work: Path, raw: Path, config: FilterConfig, out: Path) -> 
         "text_rare_ngram": rare,
         "text_too_short": num_words < config.min_words,
         "text_too_long": num_words > config.max_words,
-        "text_is_filename": facts["text"].map(is_filename) & config.drop_filenames,
+        "text_is_filename": facts["text"].map(lambda text: _FILE_NAME.fullmatch(text) is not None),
     })[active(config)]  # fmt: skip
     values, names = flags.to_numpy(), np.array(flags.columns, dtype=object)
     dropped = values.any(axis=1)
     facts["keep"] = ~dropped
     facts["reason"] = np.where(dropped, names[values.argmax(axis=1)], None)
     facts["reasons"] = [names[row].tolist() for row in values]
-    columns = ["key", "keep", "reason", "reasons", "image_id", "image_key", "text"]
+    columns = ["key", "keep", "reason", "reasons", "image_id", "image_key", "text", "language"]
     facts[columns].sort_values("key").to_parquet(out / "decisions.parquet", compression="zstd", index=False)
     images.sort_values("image_id").to_parquet(out / "images.parquet", compression="zstd", index=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import gzip
+import signal
 import socket
 import threading
 import time
@@ -312,6 +313,7 @@ def test_a_time_out_was_a_wait_already_a_refused_connection_was_none(server: Web
 
 def test_ctrl_c_ends_promptly_and_the_downloader_serves_on(server: WebServer) -> None:
     server.fallback = silent
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     with Downloader(config(timeout_s=60.0)) as downloader:
         threading.Timer(0.2, _thread.interrupt_main).start()
         start = time.monotonic()
@@ -326,3 +328,4 @@ def test_ctrl_c_ends_promptly_and_the_downloader_serves_on(server: WebServer) ->
             next(downloader.fetch([server.url("/good.jpg")]))
         unfinished.close()
         assert len(list(downloader.fetch([server.url("/good.jpg")]))) == 1
+    signal.signal(signal.SIGINT, before)

@@ -16,16 +16,16 @@ README = ROOT / "README.md"
 DVC_YAML = f"""\
 stages:
   raw:
-    cmd: {sys.executable} make.py
+    cmd: '"{sys.executable}" make.py'
     deps: [make.py]
     outs: [data/raw, data/filtered, reports/quality]
   shard:
-    cmd: {sys.executable} -m align.cli shard && echo ran >> $TEST_RUNS
+    cmd: '"{sys.executable}" -m align.cli shard && echo ran >> $TEST_RUNS'
     deps: [data/raw, data/filtered]
     params: [shard]
     outs: [data/shards, reports/shard]
   read:
-    cmd: {sys.executable} read.py && echo ran >> $TEST_RUNS
+    cmd: '"{sys.executable}" read.py && echo ran >> $TEST_RUNS'
     deps: [data/shards]
     outs: [texts]
 """
@@ -182,5 +182,5 @@ def test_a_store_that_is_away_is_one_clear_error_and_nothing_is_lost(tmp_path: P
 
 def attempt_read(project: Path, aws: dict[str, str]) -> tuple[int, str]:
     """Return code, and the last line on stderr."""
-    done = attempt(project, f"{sys.executable} read.py", aws)
+    done = attempt(project, f'"{sys.executable}" read.py', aws)
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from align.pairs.text import is_filename, normalise, words
+from align.pairs.text import is_filename, language, normalise, personal_data, words
 
 
 def test_normalise_composes_and_collapses_white_space_and_controls() -> None:
@@ -60,4 +60,40 @@ def test_a_huge_text_takes_no_time() -> None:
     assert len(words("word " * 10_000)) == 10_000
     for hostile in ("a/" * 20_000 + " b", "IMG 1 " * 20_000 + "x", "a." * 20_000):
         is_filename(hostile)
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("a black dog runs over the green grass", "en"),
+        ("ein Hund läuft über die grüne Wiese", "de"),
+        ("un chien court dans le pré vert", "fr"),
+        ("cat", None),  # too short to tell
+        ("", None),
+    ],
+)
+def test_language(text: str, code: str | None) -> None:
+    assert language(text) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("write to jane.doe@example.org or JOHN@mail.example.co.uk", (2, 0)),
+        ("not@home, @name, a@b", (0, 0)),
+        ("call +49 30 1234567", (0, 1)),
+        ("(555) 123-4567 and 555-123-4567", (0, 2)),
+        ("030/1234567", (0, 1)),
+        ("on 2020-01-01 at 10.10.10, 1920x1080, ISBN 978-3-16-148410-0, IMG_20200101_101010, 3.14159265", (0, 0)),
+    ],
+)
+def test_personal_data(text: str, found: tuple[int, int]) -> None:
+    assert personal_data(text) == found
+
+
+def test_hostile_texts_take_no_time() -> None:
+    start = time.perf_counter()
+    for hostile in ("a." * 20_000 + "@", "@" * 40_000, "+1 " * 20_000, "0" * 40_000, "a@" + "b." * 20_000):
+        personal_data(hostile)
     assert time.perf_counter() - start < 5

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from align.config.recipe import Recipe
 from align.errors import NonFiniteLossError
+from align.pairs.shards import read_manifest
 from align.training.process_group import default_processes
 from align.training.run import Plan, make_plan, run
 from tests import training_data
@@ -41,7 +42,7 @@ def project(root: Path, data: tuple[Path, Path], recipe: dict[str, object]) -> l
     values["pretrain"] = recipe
     values["paths"] |= {"shards": str(data[0]), "tokenizer": str(data[1])}
     yaml.dump(values, root / "params.yaml")
-    write_verdict(root / "reports/quality_shards", passed=True)
+    write_verdict(root / "reports/quality_shards", passed=True, data=read_manifest(data[0]).digest)
     return [sys.executable, "-m", "align.cli", "pretrain"]
 
 

@@ -1,7 +1,7 @@
 """diff: two versions of the data. Which pairs entered and left, why, and how what is kept has moved.
 
 A version is a git revision with a dvc.lock (such as run/demo), whose tables come from DVC's cache or remotes, or a
-folder that holds data/raw and data/filtered (such as data). See `align.pairs.difference`.
+folder that holds data/raw and data/filtered (such as data). See `align.pairs.diff.difference`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from align.config import Params
 from align.config.engine import EngineConfig
 from align.config.paths import PathsConfig
 from align.errors import DataError
-from align.pairs.difference import Side, compare
-from align.pairs.difference_page import as_page, as_text
+from align.pairs.diff.difference import Side, compare
+from align.pairs.diff.page import as_page, as_text
 from align.services.data_versions import DataVersions
 from align.services.engine import open_engine
 from align.stage import say, to_json, write_text

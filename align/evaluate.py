@@ -34,7 +34,7 @@ from align.evaluation.recall import Score
 from align.evaluation.sets import EvaluationImage, EvaluationSet, load_sets
 from align.html import png
 from align.model.embedder import Embedder
-from align.pairs.shards import iter_samples
+from align.pairs.formats.shards import iter_samples
 from align.services.store import materialised
 from align.stage import Report, record_runtime, replace_directory, say, write_bytes, write_report, write_text
 

@@ -22,10 +22,10 @@ from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
 from align.config.store import StoreConfig
 from align.errors import DataError, ServiceError
-from align.pairs.layout import SCHEMA
+from align.pairs.filter.rules import RULES
+from align.pairs.forget.take_down import iter_rows, seen
+from align.pairs.formats.raw import SCHEMA
 from align.pairs.policy import read_opted_out
-from align.pairs.rules import RULES
-from align.pairs.take_down import iter_rows, seen
 from align.services.data_versions import DataVersions
 from align.services.store import fetcher
 from align.services.tracking import Tracker, is_there

@@ -1,7 +1,7 @@
 """filter: every rule of the paper over the whole of data/raw -> which pairs are kept, and why the others are not.
 
-Leaves decisions.parquet, facts.parquet and images.parquet in data/filtered: `align.pairs.tables` has their columns and
-the SQL, `align.pairs.rules` the rules and the deviations from the paper. Here is the order of work:
+Leaves decisions.parquet, facts.parquet and images.parquet in data/filtered: `align.pairs.filter.tables` has their
+columns and the SQL, `align.pairs.filter.rules` the rules and the deviations from the paper. The order of work:
 
   1. measure   each shard by itself: its images and texts                        --shards A-B
   2. judge     SQL over all of them: counts, rare n-grams, every rule but those of the network
@@ -38,17 +38,17 @@ from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.errors import DataError
 from align.evaluation.sets import EvaluationSet, load_sets
-from align.pairs import measure, tables
-from align.pairs.decisions import write_decisions
-from align.pairs.examples import examples, some, urls_of
-from align.pairs.filter_report import Example, FilterReport, Gallery, Vocabulary, write_pages
-from align.pairs.layout import Fetch, RawShard, iter_images, raw_shards
-from align.pairs.measure import Measuring, measure_shard, score_shard, twin_table
-from align.pairs.near_duplicates import NearDuplicate, find_near_duplicates, read_embeddings, write_embeddings
-from align.pairs.network import ImageNetwork
+from align.pairs.filter import measure, tables
+from align.pairs.filter.decisions import write_decisions
+from align.pairs.filter.examples import examples, some, urls_of
+from align.pairs.filter.measure import Measuring, measure_shard, score_shard, twin_table
+from align.pairs.filter.near_duplicates import NearDuplicate, find_near_duplicates, read_embeddings, write_embeddings
+from align.pairs.filter.network import ImageNetwork
+from align.pairs.filter.report import Example, FilterReport, Gallery, Vocabulary, write_pages
+from align.pairs.filter.resemblance import resemble_shard
+from align.pairs.filter.summary import summarise
+from align.pairs.formats.raw import Fetch, RawShard, iter_images, raw_shards
 from align.pairs.policy import OptedOut, read_opted_out
-from align.pairs.resemblance import resemble_shard
-from align.pairs.summary import summarise
 from align.services.engine import Engine, open_engine
 from align.services.store import fetcher
 from align.services.vector_index import kmeans

@@ -13,8 +13,8 @@ from align.config.finetune import FinetuneConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.model.dual_encoder import load_model
-from align.pairs.shards import read_manifest
-from align.pairs.verdict import SHARDS, require_passed
+from align.pairs.formats.shards import read_manifest
+from align.pairs.validate.verdict import SHARDS, require_passed
 from align.services.store import materialised
 from align.services.tracking import current_run_id, live_logger
 from align.stage import record_runtime, say

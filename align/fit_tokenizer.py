@@ -14,8 +14,8 @@ from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.model.tokenizer import SPECIAL_TOKENS, TextTokenizer, fit_wordpiece, save_tokenizer
-from align.pairs.shards import iter_samples, read_manifest
-from align.pairs.verdict import SHARDS, require_passed
+from align.pairs.formats.shards import iter_samples, read_manifest
+from align.pairs.validate.verdict import SHARDS, require_passed
 from align.services.store import materialised
 from align.stage import Report, record_runtime, replace_directory, say, write_report
 

@@ -25,9 +25,9 @@ from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
 from align.config.store import StoreConfig
 from align.errors import AlignError, DataError, ServiceError
+from align.pairs.forget.take_down import Affected, affected, index_shows, purge_raw, seen, shards_show, tars_of
+from align.pairs.forget.wishes import read_wishes
 from align.pairs.policy import OPTED_OUT, Entry, OptedOut, read_opted_out, write_opted_out
-from align.pairs.take_down import Affected, affected, index_shows, purge_raw, seen, shards_show, tars_of
-from align.pairs.wishes import read_wishes
 from align.services.data_versions import DataVersions
 from align.services.purge import Doomed, Look, pages_with_pictures, stage_of, survey
 from align.services.store import Objects, fetcher, keep_tar

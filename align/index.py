@@ -33,7 +33,7 @@ from align.evaluation.search_pictures import Found, Row, search_figure, search_p
 from align.html import png
 from align.model.digest import model_digest
 from align.model.embedder import Embedder
-from align.pairs.shards import SPLITS, iter_samples, read_manifest
+from align.pairs.formats.shards import SPLITS, iter_samples, read_manifest
 from align.services.image_index import Hit, ImageIndex, Item
 from align.services.store import materialised
 from align.stage import Report, record_runtime, replace_directory, say, track, write_bytes, write_report, write_text

@@ -1,12 +1,12 @@
 """ingest: a source of image/text pairs -> data/raw, one row a pair, in img2dataset's layout.
 
-Two steps, both resumed by the next run after a kill: the plan (`align.pairs.plan`: every pair, sorted into shards),
-then the shards (`align.pairs.fetching`), in worker processes here or in ranges (`--shards 0-499`) on other machines
-that share the folder. What has no picture is a row with a status; nothing is left out. `--retry-failed` asks again for
-the pictures that failed for a reason that may pass, and for nothing else.
+Two steps, both resumed by the next run after a kill: the plan (`align.pairs.ingest.plan`: every pair, sorted into
+shards), then the shards (`align.pairs.ingest.fetching`), in worker processes here or in ranges (`--shards 0-499`) on
+other machines that share the folder. What has no picture is a row with a status; nothing is left out. `--retry-failed`
+asks again for the pictures that failed for a reason that may pass, and for nothing else.
 
 Deviation from the paper: it starts from 1.8 billion pairs collected by others; how pages become pairs is our choice
-(see `align.pairs.pages`).
+(see `align.pairs.sources.pages`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.download import Downloader
-from align.pairs.fetching import Answer, Pictures, write_shard
-from align.pairs.ingest_report import IngestReport, summarise, write_pages
-from align.pairs.layout import RawShard, raw_shards
-from align.pairs.plan import Plan, make_plan
+from align.pairs.formats.raw import RawShard, raw_shards
+from align.pairs.ingest.fetching import Answer, Pictures, write_shard
+from align.pairs.ingest.plan import Plan, make_plan
+from align.pairs.ingest.report import IngestReport, summarise, write_pages
+from align.pairs.ingest.retry import OldShard, link_all, num_retryable
+from align.pairs.ingest.writer import write_raw_manifest
 from align.pairs.policy import read_opted_out
-from align.pairs.raw_writer import write_raw_manifest
-from align.pairs.retry import OldShard, link_all, num_retryable
 from align.pairs.sources import Source, open_source
 from align.services.engine import Engine, open_engine
 from align.services.store import fetcher, keep_tar, open_files

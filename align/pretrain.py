@@ -9,8 +9,8 @@ from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.pretrain import PretrainConfig
 from align.config.store import StoreConfig
-from align.pairs.shards import read_manifest
-from align.pairs.verdict import SHARDS, require_passed
+from align.pairs.formats.shards import read_manifest
+from align.pairs.validate.verdict import SHARDS, require_passed
 from align.services.store import materialised
 from align.services.tracking import current_run_id, live_logger
 from align.stage import record_runtime, say

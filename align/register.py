@@ -21,8 +21,8 @@ from align.config import Params
 from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
 from align.errors import CorruptError, DataError
-from align.pairs.shards import read_manifest
-from align.pairs.verdict import SHARDS, TABLES, require_passed
+from align.pairs.formats.shards import read_manifest
+from align.pairs.validate.verdict import SHARDS, TABLES, require_passed
 from align.services.tracking import CANDIDATE, Tracker, Version, current_flow_run_id, current_run_id
 from align.stage import say, sha256_file, sha256_folder, to_json
 

@@ -24,7 +24,7 @@ from align.evaluation.queries import compose
 from align.evaluation.search_pictures import Found, Row, search_page
 from align.model.digest import model_digest
 from align.model.embedder import Embedder
-from align.pairs.shards import read_manifest
+from align.pairs.formats.shards import read_manifest
 from align.services.image_index import Hit, ImageIndex
 from align.services.store import materialised
 from align.stage import say, write_text

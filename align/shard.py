@@ -1,7 +1,7 @@
 """shard: kept pairs -> data/shards/{train,val,test}, one tar sample an image, split by cluster and shuffled by seed.
 
-Which image goes where is planned once over all kept pairs (`align.pairs.shard_plan`); then each output shard is work of
-its own (`align.pairs.gather`): in worker processes here, or range by range (`--shards A-B`, then `--finish`) on
+Which image goes where is planned once over all kept pairs (`align.pairs.shard.plan`); then each output shard is work of
+its own (`align.pairs.shard.gather`): in worker processes here, or range by range (`--shards A-B`, then `--finish`) on
 machines that share the folder. A killed run goes on at the shard. Decisions of ours, the paper being silent: JPEG as
 the stored form, the split by cluster, and that a cluster larger than `max_cluster_share` goes to train whole, since
 held out it would swallow the split.
@@ -25,18 +25,22 @@ from align.config.paths import PathsConfig
 from align.config.shard import ShardConfig
 from align.config.store import StoreConfig
 from align.errors import DataError
-from align.pairs.gather import RawTars, gather
-from align.pairs.layout import RawShard, image_places, raw_shards
-from align.pairs.shard_plan import Plan, make_plan, place_rows, read_plan
-from align.pairs.shard_writer import join_manifest, write_entry, write_shard
-from align.pairs.shards import SPLITS, Manifest, SplitName
-from align.pairs.verdict import require_passed
+from align.pairs.formats.raw import RawShard, image_places, raw_shards
+from align.pairs.formats.shards import SPLITS, Manifest, SplitName
+from align.pairs.shard.gather import RawTars, gather
+from align.pairs.shard.plan import Plan, make_plan, place_rows, read_plan
+from align.pairs.shard.writer import join_manifest, write_entry, write_shard
+from align.pairs.validate.verdict import require_passed
 from align.services.store import Objects, keep_tar, open_files
 from align.stage import Report, record_runtime, say, sha256_file, track, write_bytes, write_report
 from align.work import Part, add_part_arguments, in_processes, key_of, part_of, require_done, work_directory
 
 #: Of whose code the bytes depend on, besides this file: what a run goes on with must be its own.
-_CODE = ("gather", "clusters", "layout", "picture", "shard_plan", "shard_writer", "shards", "tar")
+_CODE = (
+    "picture",
+    *("formats/raw", "formats/shards", "formats/tar"),
+    *("shard/clusters", "shard/gather", "shard/plan", "shard/writer"),
+)
 #: Inside the work folder, gone at the end.
 _PLAN, _INDEX, _DONE = ".plan", ".index", ".done"
 _ALL = Part()

@@ -3,8 +3,8 @@
 Counts, shares and keys are judged over the whole tables: the engine computes one row of statistics. Values of single
 rows (formats, ranges) are judged on a bounded sample, drawn by a hash of the key so that it is the same rows each time.
 Evaluation images are looked for once more, apart from the filter: by their bytes and by their perceptual hashes.
-Against the reference dataset, where people set one, drift is measured (`align.pairs.drift`). Thresholds stand in
-params.yaml; the paper describes no such gate. The shards have one of their own, `align validate_shards`.
+Against the reference dataset, where people set one, drift is measured (`align.pairs.validate.drift`). Thresholds stand
+in params.yaml; the paper describes no such gate. The shards have one of their own, `align validate_shards`.
 
 `--accept NAME --reason WHY` and `--set-reference` record what people decide about the last run, in data/policy.
 """
@@ -32,10 +32,11 @@ from align.config.paths import PathsConfig
 from align.config.validate import ValidateConfig
 from align.errors import ConfigError, DataError, GateError
 from align.evaluation.sets import EvaluationSet, load_sets
-from align.pairs import drift
-from align.pairs.drift_figure import drift_figure
-from align.pairs.layout import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS, raw_shards
-from align.pairs.quality import (
+from align.pairs.filter.signals import image_signals, in_threads
+from align.pairs.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS, raw_shards
+from align.pairs.validate import drift
+from align.pairs.validate.drift_figure import drift_figure
+from align.pairs.validate.quality import (
     QualityReport,
     accept,
     git_user,
@@ -45,9 +46,8 @@ from align.pairs.quality import (
     read_report,
     summary,
 )
-from align.pairs.signals import image_signals, in_threads
-from align.pairs.statistics import COLUMNS, ZERO, manifest_faults, measure
-from align.pairs.verdict import SHARDS, TABLES
+from align.pairs.validate.statistics import COLUMNS, ZERO, manifest_faults, measure
+from align.pairs.validate.verdict import SHARDS, TABLES
 from align.services.engine import Engine, open_engine
 from align.services.expectations import Expectation, check, statistic
 from align.stage import record_runtime, say, sha256_file, sha256_folder, write_bytes
@@ -182,7 +182,7 @@ def digest_of(filtered: Path) -> str:
 
 
 def _views(engine: Engine, raw: Path, filtered: Path, sets: Sequence[EvaluationSet]) -> list[str]:
-    """Makes the views of `align.pairs.statistics`; returns those that lack a column."""
+    """Makes the views of `align.pairs.validate.statistics`; returns those that lack a column."""
     files = {"raw": raw / "*.parquet"} | {name: filtered / f"{name}.parquet" for name in ("decisions", "images")}
     first = {"raw": raw_shards(raw)[0].table} | {name: files[name] for name in ("decisions", "images")}
     for name, path in files.items():

@@ -25,10 +25,10 @@ from align.config.engine import EngineConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.errors import DataError
-from align.pairs.quality import QualityReport, judge, publish, read_accepted, summary
-from align.pairs.shard_check import FAULTS, JOINS, Faults, Fetch, check_folder, check_shard, tasks
-from align.pairs.shards import Manifest, read_manifest
-from align.pairs.verdict import SHARDS
+from align.pairs.formats.shards import Manifest, read_manifest
+from align.pairs.validate.quality import QualityReport, judge, publish, read_accepted, summary
+from align.pairs.validate.shard_check import FAULTS, JOINS, Faults, Fetch, check_folder, check_shard, tasks
+from align.pairs.validate.verdict import SHARDS
 from align.services.engine import open_engine
 from align.services.expectations import check, statistic
 from align.services.store import fetcher

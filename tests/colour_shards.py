@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.pairs.shard_writer import write_shard
-from align.pairs.shards import Manifest, Sample, Split, digest_of, write_manifest
+from align.pairs.formats.shards import Manifest, Sample, Split, digest_of, write_manifest
+from align.pairs.shard.writer import write_shard
 from tests.colours import COLOURS, square
 
 

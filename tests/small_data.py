@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from align.pairs import shards as shards_format
-from align.pairs.layout import iter_images, raw_shards
-from align.pairs.shard_writer import write_shard
-from align.pairs.shards import Manifest, Sample, Split
+from align.pairs.formats import shards as shards_format
+from align.pairs.formats.raw import iter_images, raw_shards
+from align.pairs.formats.shards import Manifest, Sample, Split
+from align.pairs.shard.writer import write_shard
 
 
 @dataclass

@@ -11,8 +11,8 @@ from align.config.finetune import FinetuneConfig
 from align.config.model import ModelConfig
 from align.config.pretrain import PretrainConfig
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
-from align.pairs.shard_writer import write_shard
-from align.pairs.shards import Manifest, Sample, Split, digest_of, write_manifest
+from align.pairs.formats.shards import Manifest, Sample, Split, digest_of, write_manifest
+from align.pairs.shard.writer import write_shard
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "yellow": (230, 220, 40)}
 PLACES = {"top": (0, slice(None)), "bottom": (1, slice(None)), "left": (slice(None), 0), "right": (slice(None), 1)}

@@ -35,7 +35,7 @@ _READS = 2
 
 
 def open_files(config: StoreConfig) -> StoreFiles:
-    """Files and objects for ingest to read, see `align.pairs.files.Files`; no server is spoken to yet."""
+    """Files and objects for ingest to read, see `align.pairs.sources.files.Files`; no server is spoken to yet."""
     return StoreFiles(config)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from align.errors import ConfigError, CorruptError, DataError
 from align.model.preprocess import centre_crop, decode, random_crop, to_pixels
-from align.pairs.shards import Manifest, SplitName
+from align.pairs.formats.shards import Manifest, SplitName
 from align.training.randomness import Purpose, permutation, uniforms
 
 #: Decoded images are kept in memory where all of them take less than this.

@@ -20,7 +20,7 @@ from align.config.recipe import Recipe
 from align.errors import ConfigError, TrainingError
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.tokenizer import TextTokenizer
-from align.pairs.shards import read_manifest
+from align.pairs.formats.shards import read_manifest
 from align.stage import Report, replace_directory, say, sha256_file, write_report, write_text
 from align.training.checkpoint import CheckpointFolder, run_key
 from align.training.curves import Row, write_curves

@@ -6,7 +6,7 @@ import webdataset as wds
 
 from align.config.model import ModelConfig
 from align.model.preprocess import decode
-from align.pairs.shards import read_manifest
+from align.pairs.formats.shards import read_manifest
 from align.training.loader import Samples, SplitIndex, split_index
 from align.training.randomness import permutation
 from tests.benchmarks.measure import Comparison, compare, interleaved

@@ -15,7 +15,7 @@ from align.config.model import ModelConfig
 from align.config.pretrain import PretrainConfig
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer, pad
-from align.pairs.shards import read_manifest
+from align.pairs.formats.shards import read_manifest
 from align.training.checkpoint import CheckpointFolder
 from align.training.loader import Samples, TrainLoader, split_index
 from align.training.loop import CPU_PART, new_state, train

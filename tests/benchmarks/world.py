@@ -8,8 +8,8 @@ from pathlib import Path
 
 from align.cli import main
 from align.config import Params, load_params
-from align.pairs.layout import iter_images, raw_shards
-from align.pairs.shards import read_manifest
+from align.pairs.formats.raw import iter_images, raw_shards
+from align.pairs.formats.shards import read_manifest
 from tests.small_data import write_verdict
 
 ROOT = Path(__file__).parents[2]

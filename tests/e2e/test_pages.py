@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from align.cli import main
-from align.pairs.shards import iter_samples
+from align.pairs.formats.shards import iter_samples
 from tests import tiny_model
 from tests.conftest import ROOT
 

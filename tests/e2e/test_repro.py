@@ -74,7 +74,7 @@ def test_repro_from_nothing_to_search(clone: Path) -> None:
     assert "Running stage" not in run(clone, "dvc", "repro")
 
     # Three images that it was trained on, found by their texts among all: by chance one in a thousand clones does.
-    from align.pairs.shards import iter_samples, read_manifest
+    from align.pairs.formats.shards import iter_samples, read_manifest
 
     splits = read_manifest(clone / "data/shards").splits
     assert sum(split.num_images for split in splits.values()) > 80

@@ -17,9 +17,9 @@ from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.filter import filter_pairs
 from align.ingest import ingest
-from align.pairs.filter_report import FilterReport
-from align.pairs.layout import iter_images, raw_shards, read_table
-from align.pairs.rules import RULES
+from align.pairs.filter.report import FilterReport
+from align.pairs.filter.rules import RULES
+from align.pairs.formats.raw import iter_images, raw_shards, read_table
 from align.stage import sha256_file
 
 NUM_PAGES = 60

@@ -17,7 +17,7 @@ from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
 from align.errors import CorruptError, DataError, GateError, ServiceError
 from align.package import package
-from align.pairs.shards import read_manifest
+from align.pairs.formats.shards import read_manifest
 from align.promote import Decision, promote
 from align.register import Lineage, Registration, register
 from align.rollback import rollback

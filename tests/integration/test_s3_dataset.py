@@ -38,7 +38,7 @@ from pathlib import Path
 
 from align.config import load_params
 from align.config.store import StoreConfig
-from align.pairs.raw_writer import RawShardWriter, write_raw_manifest
+from align.pairs.ingest.writer import RawShardWriter, write_raw_manifest
 from align.services.store import keep_tar
 from tests import small_data
 
@@ -70,7 +70,7 @@ from pathlib import Path
 from align.config import load_params
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
-from align.pairs.shards import SPLITS, iter_samples
+from align.pairs.formats.shards import SPLITS, iter_samples
 from align.services.store import materialised
 
 params = load_params()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.pairs.shards import iter_samples
+from align.pairs.formats.shards import iter_samples
 from tests import colour_shards, tiny_model
 from tests.conftest import ROOT
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.pairs.layout import raw_shards, read_table
+from align.pairs.formats.raw import raw_shards, read_table
 from tests.integration.s3_server import KEY, SECRET, S3Server, serve
 from tests.reading import rows_of, source_at
 from tests.warc_records import page, record, response, wat, write_archive

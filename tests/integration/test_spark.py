@@ -20,10 +20,10 @@ from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.filter import filter_pairs, work_key
-from align.pairs.layout import SCHEMA, raw_shards, read_table
-from align.pairs.measure import commit, image_numbers
+from align.pairs.filter.measure import commit, image_numbers
+from align.pairs.filter.tables import IMAGES, MAX_ROWS, SCORED
+from align.pairs.formats.raw import SCHEMA, raw_shards, read_table
 from align.pairs.policy import OptedOut
-from align.pairs.tables import IMAGES, MAX_ROWS, SCORED
 
 pytestmark = pytest.mark.full
 

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from align.config.recipe import Recipe
 from align.errors import NonFiniteLossError
-from align.pairs.shards import read_manifest
+from align.pairs.formats.shards import read_manifest
 from align.training.process_group import default_processes
 from align.training.run import Plan, make_plan, run
 from tests import training_data

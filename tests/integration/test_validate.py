@@ -13,9 +13,9 @@ from align.cli import main
 from align.config import load_params
 from align.config.validate import MaxDrift, ValidateConfig
 from align.errors import ConfigError, DataError, GateError
-from align.pairs.quality import QualityReport
-from align.pairs.rules import RULES
-from align.pairs.signals import image_signals
+from align.pairs.filter.rules import RULES
+from align.pairs.filter.signals import image_signals
+from align.pairs.validate.quality import QualityReport
 from align.validate import read_checked_sets, set_reference, validate
 from tests import small_data
 from tests.small_data import Pair

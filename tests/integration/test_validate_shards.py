@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from align.errors import DataError, GateError
-from align.pairs.quality import QualityReport, accept
-from align.pairs.verdict import require_passed
+from align.pairs.validate.quality import QualityReport, accept
+from align.pairs.validate.verdict import require_passed
 from align.validate_shards import validate_shards
 from tests import small_data
 from tests.unit.test_shard import CONFIG, many

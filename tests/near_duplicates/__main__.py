@@ -12,9 +12,9 @@ import numpy as np
 
 from align.config import load_params
 from align.config.filter import FilterConfig
-from align.pairs import near_duplicates
-from align.pairs.near_duplicates import Embeddings, read_embeddings, write_embeddings
-from align.pairs.network import ImageNetwork
+from align.pairs.filter import near_duplicates
+from align.pairs.filter.near_duplicates import Embeddings, read_embeddings, write_embeddings
+from align.pairs.filter.network import ImageNetwork
 from align.services.vector_index import kmeans
 from tests.near_duplicates.figure import draw
 from tests.near_duplicates.labelled import found_by_embedding, found_by_hash, labelled_pairs

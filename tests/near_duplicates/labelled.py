@@ -8,9 +8,9 @@ from typing import Literal
 
 from align.config import load_params
 from align.config.filter import FilterConfig
-from align.pairs.near_duplicates import find_near_duplicates, read_embeddings, write_embeddings
-from align.pairs.network import ImageNetwork
-from align.pairs.signals import Fingerprints, image_signals, near_duplicates
+from align.pairs.filter.near_duplicates import find_near_duplicates, read_embeddings, write_embeddings
+from align.pairs.filter.network import ImageNetwork
+from align.pairs.filter.signals import Fingerprints, image_signals, near_duplicates
 from align.services.vector_index import kmeans
 from tests.near_duplicates.pictures import MAX_PIXELS
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.pairs.network import ImageNetwork
+from align.pairs.filter.network import ImageNetwork
 from align.pairs.picture import decode
 from tests.near_duplicates.edits import EDITS
 from tests.near_duplicates.labelled import found_by_embedding, found_by_hash

@@ -10,8 +10,8 @@ from align.cli import main
 from align.config import load_params
 from align.config.engine import EngineConfig
 from align.errors import DataError
-from align.pairs.difference import Difference, Side, compare
-from align.pairs.difference_page import as_page, as_text
+from align.pairs.diff.difference import Difference, Side, compare
+from align.pairs.diff.page import as_page, as_text
 from align.services.engine import open_engine
 from tests import small_data
 from tests.small_data import Pair

@@ -8,8 +8,8 @@ import duckdb
 import pytest
 
 from align.errors import FormatError
-from align.pairs.drift import Reference, distance, distributions, drift, read_reference, write_reference
-from align.pairs.drift_figure import drift_figure
+from align.pairs.validate.drift import Reference, distance, distributions, drift, read_reference, write_reference
+from align.pairs.validate.drift_figure import drift_figure
 
 REFERENCE = Reference(
     data="d", keep_rate=0.5, distributions={"language": {"en": 0.5, "de": 0.5}}, by="Ada", on="2026-01-31"

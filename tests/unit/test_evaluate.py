@@ -9,8 +9,8 @@ from align.config.evaluate import EvaluateConfig
 from align.errors import DataError
 from align.evaluate import evaluate, shards_test_set
 from align.evaluation.sets import EvaluationImage, EvaluationSet
-from align.pairs.shard_writer import write_shard
-from align.pairs.shards import SPLITS, Manifest, Sample, Split, digest_of, write_manifest
+from align.pairs.formats.shards import SPLITS, Manifest, Sample, Split, digest_of, write_manifest
+from align.pairs.shard.writer import write_shard
 from tests.colours import COLOURS, ColourEncoder, square
 
 CONFIG = EvaluateConfig(seed=0, num_resamples=200, max_test_images=100, num_examples=2)

@@ -12,9 +12,9 @@ from align.cli import main
 from align.config import load_params
 from align.config.filter import FilterConfig
 from align.explain import explain, find, render
-from align.pairs.layout import iter_images, raw_shards
+from align.pairs.filter.rules import RULES
+from align.pairs.formats.raw import iter_images, raw_shards
 from align.pairs.policy import Entry, OptedOut, write_opted_out
-from align.pairs.rules import RULES
 from tests import small_data
 from tests.small_data import Pair
 

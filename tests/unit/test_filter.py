@@ -15,7 +15,7 @@ from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig, ModelFile
 from align.errors import ConfigError, DataError
 from align.filter import ALL, filter_pairs
-from align.pairs.filter_report import FilterReport
+from align.pairs.filter.report import FilterReport
 from align.pairs.policy import Entry, OptedOut, write_opted_out
 from align.stage import sha256_folder
 from align.work import Part

@@ -10,10 +10,10 @@ import pytest
 
 from align.config import load_params
 from align.config.filter import FilterConfig
-from align.pairs import tables
-from align.pairs.filter_report import Example, FilterReport, FunnelRow, Gallery, Vocabulary, write_pages
-from align.pairs.report_queries import Overview, figures, overview
-from align.pairs.rules import RULES
+from align.pairs.filter import tables
+from align.pairs.filter.queries import Overview, figures, overview
+from align.pairs.filter.report import Example, FilterReport, FunnelRow, Gallery, Vocabulary, write_pages
+from align.pairs.filter.rules import RULES
 from align.pairs.text import mask_personal_data
 from tests.small_data import jpeg
 

@@ -15,11 +15,11 @@ from align.cli import main
 from align.config import load_params
 from align.config.store import StoreConfig
 from align.errors import DataError
-from align.pairs.layout import iter_images, raw_shards, read_table
+from align.pairs.forget.take_down import affected, index_shows, purge_raw, seen, shards_show, tars_of
+from align.pairs.forget.wishes import read_wishes
+from align.pairs.formats.raw import iter_images, raw_shards, read_table
+from align.pairs.ingest.writer import RawShardWriter, write_raw_manifest
 from align.pairs.policy import Entry, OptedOut, read_opted_out, write_opted_out
-from align.pairs.raw_writer import RawShardWriter, write_raw_manifest
-from align.pairs.take_down import affected, index_shows, purge_raw, seen, shards_show, tars_of
-from align.pairs.wishes import read_wishes
 from align.services.store import keep_tar, materialised
 from flows.checkout import git
 from tests import small_data

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from align.errors import CorruptError
-from align.pairs import gather as module
-from align.pairs.gather import RawTars, gather
+from align.pairs.shard import gather as module
+from align.pairs.shard.gather import RawTars, gather
 from tests.small_data import jpeg
 
 NUM_IMAGES = 150  # some windows of reads

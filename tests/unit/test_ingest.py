@@ -14,8 +14,8 @@ from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.errors import DataError
 from align.ingest import ingest as stage
-from align.pairs.ingest_report import IngestReport
-from align.pairs.layout import iter_images, raw_shards, read_table
+from align.pairs.formats.raw import iter_images, raw_shards, read_table
+from align.pairs.ingest.report import IngestReport
 from tests.warc_records import page, picture, png_header, response, write_archive
 from tests.web_server import WebServer
 from tests.web_server import response as answer

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.errors import DataError, FormatError
-from align.pairs.layout import SCHEMA, image_places, iter_images, raw_shards, read_table
-from align.pairs.raw_writer import RawShardWriter, write_raw_manifest
+from align.pairs.formats.raw import SCHEMA, image_places, iter_images, raw_shards, read_table
+from align.pairs.ingest.writer import RawShardWriter, write_raw_manifest
 
 
 def row(key: str, image_key: str | None, caption: str = "a text") -> dict[str, object]:

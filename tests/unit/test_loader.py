@@ -8,7 +8,7 @@ import torch
 
 from align.errors import ConfigError, CorruptError, DataError
 from align.model.preprocess import decode
-from align.pairs.shards import iter_samples, read_manifest
+from align.pairs.formats.shards import iter_samples, read_manifest
 from align.training.loader import Samples, SplitIndex, TrainLoader, some_phrases, split_index
 from tests import training_data
 

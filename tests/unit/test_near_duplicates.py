@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from align.config import load_params
 from align.config.filter import FilterConfig
 from align.errors import DataError
-from align.pairs.near_duplicates import Embeddings, find_near_duplicates, read_embeddings, write_embeddings
-from align.pairs.network import ImageNetwork
+from align.pairs.filter.near_duplicates import Embeddings, find_near_duplicates, read_embeddings, write_embeddings
+from align.pairs.filter.network import ImageNetwork
 from align.services.vector_index import kmeans
 from tests.near_duplicates.edits import EDITS
 from tests.near_duplicates.labelled import found_by_embedding, found_by_hash, labelled_pairs

@@ -13,7 +13,7 @@ from PIL import Image
 
 from align.config.filter import ModelFile
 from align.errors import AlignError, ConfigError, CorruptError, DataError
-from align.pairs.network import ImageNetwork, Measured
+from align.pairs.filter.network import ImageNetwork, Measured
 from align.pairs.picture import decode
 from tests.near_duplicates.edits import encoded
 from tests.warc_records import picture

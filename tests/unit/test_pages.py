@@ -7,7 +7,7 @@ from urllib.parse import quote, quote_from_bytes, urldefrag, urljoin, urlsplit, 
 
 import pytest
 
-from align.pairs.pages import PageImage, decode_html, page_images
+from align.pairs.sources.pages import PageImage, decode_html, page_images
 from align.pairs.urls import MAX_INLINE_BYTES, Resolver, canonical_url
 from tests.warc_records import picture
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from align.errors import ConfigError, DataError, FormatError, GateError
-from align.pairs.quality import (
+from align.pairs.validate.quality import (
     QualityReport,
     accept,
     git_user,
@@ -19,7 +19,7 @@ from align.pairs.quality import (
     render,
     summary,
 )
-from align.pairs.verdict import require_passed
+from align.pairs.validate.verdict import require_passed
 from tests.small_data import write_verdict
 
 DATA, OTHER = "a" * 64, "b" * 64

@@ -11,11 +11,11 @@ import pytest
 from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig, ModelFile
-from align.pairs import rules, tables
-from align.pairs.layout import SCHEMA
-from align.pairs.measure import image_number, pair_table
+from align.pairs.filter import rules, tables
+from align.pairs.filter.measure import image_number, pair_table
+from align.pairs.filter.words import ngram_numbers
+from align.pairs.formats.raw import SCHEMA
 from align.pairs.policy import OptedOut
-from align.pairs.words import ngram_numbers
 from align.services.engine import Engine, open_engine
 
 MODEL = ModelFile(path="tower", sha256="0" * 64)

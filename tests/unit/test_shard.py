@@ -11,14 +11,14 @@ import pytest
 import webdataset
 from PIL import Image
 
-import align.pairs.shard_plan
+import align.pairs.shard.plan
 from align.config.shard import ShardConfig
 from align.config.store import StoreConfig
 from align.errors import CorruptError, DataError, FormatError, GateError
-from align.pairs.gather import resize
+from align.pairs.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest, write_manifest
 from align.pairs.picture import PictureError
-from align.pairs.shard_writer import write_shard
-from align.pairs.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest, write_manifest
+from align.pairs.shard.gather import resize
+from align.pairs.shard.writer import write_shard
 from align.shard import shard
 from align.stage import sha256_file
 from tests import small_data
@@ -301,7 +301,7 @@ def test_a_raw_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:
 def test_many_pairs_of_one_image_in_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [*many(), *(Pair(f"text {index} of one", 0) for index in range(40))]
     first = run(tmp_path / "a", pairs)
-    monkeypatch.setattr(align.pairs.shard_plan, "_ROWS", 9)
+    monkeypatch.setattr(align.pairs.shard.plan, "_ROWS", 9)
     second = run(tmp_path / "b", pairs)
     assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
 

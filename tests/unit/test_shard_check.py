@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.errors import CorruptError, DataError, ServiceError
-from align.pairs.shard_check import JOINS, PAIRS, Faults, check_folder, check_shard, tasks
-from align.pairs.shards import Manifest, Shard, Split, digest_of, read_manifest, write_manifest
+from align.pairs.formats.shards import Manifest, Shard, Split, digest_of, read_manifest, write_manifest
+from align.pairs.validate.shard_check import JOINS, PAIRS, Faults, check_folder, check_shard, tasks
 from tests.small_data import jpeg
 
 PX = 32

@@ -11,8 +11,8 @@ from PIL import Image
 
 from align.config import load_params
 from align.config.filter import FilterConfig
+from align.pairs.filter.signals import Fingerprints, image_signals, in_threads, near_duplicates, perceptual_hash
 from align.pairs.picture import decode
-from align.pairs.signals import Fingerprints, image_signals, in_threads, near_duplicates, perceptual_hash
 from tests.warc_records import picture, png_header
 
 MAX_PIXELS = 10**8

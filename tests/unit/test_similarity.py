@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from align.config.filter import ModelFile
 from align.errors import CorruptError, DataError
 from align.model.embedder import Embedder
-from align.pairs.similarity import packaged_towers, similarities
+from align.pairs.filter.similarity import packaged_towers, similarities
 from align.stage import sha256_folder
 from tests import tiny_model
 from tests.warc_records import picture

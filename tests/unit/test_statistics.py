@@ -12,7 +12,7 @@ import pytest
 
 from align.config.engine import EngineConfig
 from align.errors import FormatError
-from align.pairs.statistics import MEASURED, ZERO, manifest_faults, measure
+from align.pairs.validate.statistics import MEASURED, ZERO, manifest_faults, measure
 from align.services.engine import open_engine
 from tests import small_data
 from tests.small_data import Pair

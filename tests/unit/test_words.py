@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
+from align.pairs.filter.words import ngram_numbers, numbers, text_facts
 from align.pairs.text import is_filename, normalise, personal_data, words
-from align.pairs.words import ngram_numbers, numbers, text_facts
 
 
 def check(texts: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Where pairs come from. Each kind of source reads its files into the two tables of `align.pairs.candidates`."""
+"""Where pairs come from. Each kind of source reads its files into the two tables of `candidates.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
-from align.pairs.files import Files
+from align.pairs.sources.files import Files
 
 
 class Source(Protocol):

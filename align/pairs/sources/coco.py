@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
-from align.pairs.files import Files
+from align.pairs.sources.files import Files
 from align.pairs.sources.reading import Batches, is_file, joined, parent
 from align.pairs.urls import canonical_or_as_is
 

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from align.errors import DataError
-from align.pairs.candidates import CANDIDATES, RESPONSES
-from align.pairs.files import Files
-from align.pairs.pages import PageImage
+from align.pairs.sources.candidates import CANDIDATES, RESPONSES
+from align.pairs.sources.files import Files
+from align.pairs.sources.pages import PageImage
 
 _BATCH_ROWS = 4096
 _BATCH_INLINE_BYTES = 16 << 20

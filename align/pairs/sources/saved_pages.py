@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
-from align.pairs.files import Files
-from align.pairs.pages import no_address, resolver_of, written_images
+from align.pairs.sources.files import Files
+from align.pairs.sources.pages import no_address, resolver_of, written_images
 from align.pairs.sources.reading import Batches, is_file, is_local, is_within, joined, parent
 
 _SUFFIXES = (".html", ".htm", ".xhtml")

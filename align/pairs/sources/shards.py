@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
-from align.pairs.files import Files
+from align.pairs.sources.files import Files
 from align.pairs.sources.reading import Batches, OpenFiles, is_file, parent
 from align.pairs.urls import canonical_or_as_is
 

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
-from align.pairs.files import Files
 from align.pairs.sources import table_lines
+from align.pairs.sources.files import Files
 from align.pairs.sources.reading import Batches
 from align.pairs.urls import Resolver
 

@@ -19,9 +19,9 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
-from align.pairs.files import Files
-from align.pairs.pages import page_images
 from align.pairs.sources import warc_bytes
+from align.pairs.sources.files import Files
+from align.pairs.sources.pages import page_images
 from align.pairs.sources.reading import Batches, OpenFiles
 from align.pairs.sources.wat import add_wat_record
 from align.pairs.urls import Resolver, canonical_or_as_is

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from align.pairs.pages import WrittenImage, first_text, resolved
+from align.pairs.sources.pages import WrittenImage, first_text, resolved
 from align.pairs.sources.reading import Batches
 
 _OK = "200"

@@ -20,8 +20,8 @@ from pathlib import Path
 import pyarrow as pa
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-from align.pairs.pages import decode_html, page_images
 from align.pairs.sources import Source
+from align.pairs.sources.pages import decode_html, page_images
 from tests.benchmarks.data.peers import build_peers, version_of
 from tests.benchmarks.measure import Comparison, compare, cpu_s, in_process
 from tests.benchmarks.world import World

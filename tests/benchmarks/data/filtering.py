@@ -162,8 +162,8 @@ def filter_measured(folder: Path, config: FilterConfig, engine: EngineConfig) ->
 
 def measured(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
     """Leaves what the filter measures of texts in `folder/pairs`."""
-    from align.pairs.layout import raw_shards
-    from align.pairs.measure import Measuring, measure_shard
+    from align.pairs.filter.measure import Measuring, measure_shard
+    from align.pairs.formats.raw import raw_shards
 
     for item in enumerate(raw_shards(folder / "raw")):
         measure_shard(Measuring(folder, config, OptedOut(), 1, progress=False), item)

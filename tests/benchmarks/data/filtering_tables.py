@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from align.pairs.layout import FAILED_TO_DOWNLOAD, SCHEMA, SUCCESS
-from align.pairs.measure import commit, image_number
-from align.pairs.tables import IMAGES, MAX_ROWS, SCORED
+from align.pairs.filter.measure import commit, image_number
+from align.pairs.filter.tables import IMAGES, MAX_ROWS, SCORED
+from align.pairs.formats.raw import FAILED_TO_DOWNLOAD, SCHEMA, SUCCESS
 from align.work import in_processes
 
 SHARD_SIZE = 10_000

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from align.config.shard import ShardConfig
 from align.config.store import StoreConfig
-from align.pairs.gather import resize
-from align.pairs.raw_writer import RawShardWriter, write_raw_manifest
-from align.pairs.shard_plan import read_plan
+from align.pairs.ingest.writer import RawShardWriter, write_raw_manifest
+from align.pairs.shard.gather import resize
+from align.pairs.shard.plan import read_plan
 from align.shard import shard
 from align.work import Part
 from tests import small_data

@@ -1,0 +1,1 @@
+"""How `align diff` works: two versions of the dataset side by side."""

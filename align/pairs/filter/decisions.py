@@ -1,0 +1,97 @@
+"""decisions.parquet and facts.parquet: what was measured of each pair, put beside what was decided, shard by shard.
+
+The engine decides over numbers (`align.pairs.filter.tables`); here the strings come back. Both files are streams in
+order of places, so memory is that of one shard, and the bytes are the same whichever engine decided.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from align.pairs.filter.rules import codes_of
+from align.pairs.filter.tables import DECISIONS, FACTS, PAIRS
+
+#: A row group is what must be read to find one pair.
+_ROW_GROUP_SIZE = 10_000
+#: Columns of a few values, or mostly null.
+_DICTIONARY = ["reason", "reasons.list.element", "language", "shard", "opted_out", "status", "twin"]
+_FROM_PAIRS = [name for name in PAIRS.names if name not in ("place", "image", "url", "text", "unigrams", "bigrams")]
+
+
+def write_decisions(shards: Iterable[tuple[str, Path]], decided: Path, folder: Path) -> None:
+    """Writes both files; decisions.parquet is the last to appear.
+
+    Args:
+        shards: (name, file of its PAIRS), in order of places.
+        decided: result of `tables.decided`.
+        folder: where to.
+    """
+    with ExitStack() as stack:
+        decisions = stack.enter_context(_writer(folder / "decisions.parquet", DECISIONS))
+        facts = stack.enter_context(_writer(folder / "facts.parquet", FACTS))
+        rows = _Rows(decided)
+        for name, path in shards:
+            pairs = pq.read_table(path, columns=_FROM_PAIRS)
+            known = rows.take(len(pairs))
+            mask = known["mask"].to_numpy()
+            decisions.write_table(_decisions(pairs, mask), row_group_size=_ROW_GROUP_SIZE)
+            facts.write_table(_facts(name, pairs, known), row_group_size=_ROW_GROUP_SIZE)
+
+
+def _decisions(pairs: pa.Table, mask: np.ndarray[tuple[int], np.dtype[np.int64]]) -> pa.Table:
+    distinct, which = np.unique(mask, return_inverse=True)
+    codes = [codes_of(int(number)) for number in distinct]
+    columns = {
+        "key": pairs["key"],
+        "keep": pa.array(mask == 0),
+        "reason": pa.array([found[0] if found else None for found in codes], pa.string()).take(pa.array(which)),
+        "reasons": pa.array(codes, pa.list_(pa.string())).take(pa.array(which)),
+        "image_id": pairs["image_id"],
+        "image_key": pairs["image_key"],
+        "text": pairs["normalised"],
+        "language": pairs["language"],
+    }
+    return pa.table([columns[name] for name in DECISIONS.names], schema=DECISIONS)
+
+
+def _facts(shard: str, pairs: pa.Table, known: pa.Table) -> pa.Table:
+    columns = {name: pairs[name] for name in pairs.column_names} | {
+        name: known[name] for name in known.column_names if name not in pairs.column_names
+    }
+    columns["shard"] = pa.array([shard] * len(pairs), pa.string())
+    for name in ("num_evaluation_sets", "twin"):  # by embedding, or else by hash
+        columns[name] = pc.coalesce(known[name], pairs[name])
+    return pa.table([columns[name].cast(FACTS.field(name).type) for name in FACTS.names], schema=FACTS)
+
+
+class _Rows:
+    """A parquet file's rows, in order, as many at a time as asked for."""
+
+    def __init__(self, path: Path) -> None:
+        file = pq.ParquetFile(path)
+        self._batches = file.iter_batches()
+        self._waiting = file.schema_arrow.empty_table()
+
+    def take(self, number: int) -> pa.Table:
+        while len(self._waiting) < number:
+            batch = next(self._batches)
+            self._waiting = pa.concat_tables([self._waiting, pa.Table.from_batches([batch])])
+        taken, self._waiting = self._waiting.slice(0, number), self._waiting.slice(number)
+        return taken
+
+
+@contextmanager
+def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """A file that appears when the block ends well."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with pq.ParquetWriter(beside, schema, compression="zstd", use_dictionary=_DICTIONARY) as writer:
+        yield writer
+    os.replace(beside, path)

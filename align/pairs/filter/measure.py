@@ -1,0 +1,330 @@
+"""What is measured of each shard of data/raw, by itself, in any order and process: its images, its texts, its network.
+
+Each function reads one shard and leaves one file in the filter's work folder, complete or not at all; a file that is
+there is not made again. `align.pairs.filter.tables` has their columns.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from align.config.filter import FilterConfig
+from align.errors import DataError
+from align.pairs.filter.near_duplicates import NearDuplicate, write_embeddings
+from align.pairs.filter.network import ImageNetwork
+from align.pairs.filter.signals import Fingerprints, ImageSignals, image_signals, in_threads, near_duplicates
+from align.pairs.filter.tables import IMAGES, MAX_ROWS, PAIRS, SCORED, TWINS
+from align.pairs.filter.words import Int64s, numbers, text_facts
+from align.pairs.formats.raw import RawShard, iter_images, read_table
+from align.pairs.policy import OptedOut
+from align.pairs.text import language, normalise
+from align.stage import track
+
+T = TypeVar("T")
+
+#: Raise it with every change of what is measured: work that another version left is not gone on with.
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What measuring needs beside the shard. Picklable.
+
+    Attributes:
+        work: the filter's work folder.
+        config: the cuts.
+        opted_out: whose pairs are flagged.
+        num_threads: pictures that a process works on side by side.
+        progress: shown for each picture, not only for each shard.
+    """
+
+    work: Path
+    config: FilterConfig
+    opted_out: OptedOut
+    num_threads: int
+    progress: bool
+
+    def file(self, what: str, shard: str) -> Path:
+        """Where a shard's `pairs`, `images`, `scored` or `embeddings` are."""
+        return self.work / what / f"{shard}.{'arrow' if what == 'embeddings' else 'parquet'}"
+
+
+def measure_shard(measuring: Measuring, item: tuple[int, RawShard]) -> None:
+    """Leaves `images` and `pairs` of a shard. `item`: its position in the listing, and the shard.
+
+    Raises:
+        DataError: its table or tar is unreadable, or a key occurs twice.
+    """
+    index, shard = item
+    pairs = measuring.file("pairs", shard.name)
+    if pairs.exists():
+        return
+    table = _in_order_of_keys(read_table(shard), shard)
+    images = measuring.file("images", shard.name)
+    if not images.exists():
+        commit(image_table(index, table, shard, measuring), images)
+    commit(pair_table(index, table, pq.read_table(images), measuring.opted_out), pairs)
+
+
+def _in_order_of_keys(table: pa.Table, shard: RawShard) -> pa.Table:
+    if len(table) > MAX_ROWS:
+        raise DataError(f"{shard.table}: {len(table):,} pairs; a shard may have {MAX_ROWS:,}: make smaller ones")
+    keys = table["key"].combine_chunks()
+    if not pc.all(pc.greater(keys[1:], keys[:-1]), min_count=0).as_py():  # img2dataset writes rows as they come
+        table = table.sort_by("key")
+        keys = table["key"].combine_chunks()
+    twice = pc.equal(keys[1:], keys[:-1]).index(True).as_py()
+    if twice >= 0:
+        raise DataError(
+            f"{shard.table}: key {keys[twice]} occurs more than once; number the shards of merged folders anew"
+        )
+    return table
+
+
+def image_table(index: int, table: pa.Table, shard: RawShard, measuring: Measuring) -> pa.Table:
+    """IMAGES of a shard: size, whether it decodes, hash, and the evaluation images that resemble it by hash."""
+    config = measuring.config
+    rows = {key: row for row, key in enumerate(table["key"].to_pylist())}
+    found = _distinct_images(table)
+    wanted = {image_key: image_id for image_id, (_, image_key) in found.items()}
+
+    images = ((wanted[key], data) for key, data in iter_images(shard) if key in wanted)
+    signals = dict(_tracked(_signals(images, measuring), measuring, len(wanted)))
+    fingerprints = Fingerprints.of(signals.items())
+    references = read_fingerprints(measuring.work)
+    twins: dict[str, list[str]] = {}
+    for left, right in near_duplicates(
+        fingerprints,
+        references,
+        max_phash_distance=config.max_phash_distance,
+        correlation_above=config.thumbnail_correlation_above,
+    ):
+        twins.setdefault(fingerprints.owners[left], []).append(references.owners[right])
+    widths, heights = table["original_width"].to_pylist(), table["original_height"].to_pylist()
+    out = []
+    for image_id, (row, image_key) in found.items():
+        if image_id not in signals:
+            continue  # the tar lacks what the table promises
+        one = signals[image_id]
+        # a table that says the size at the source: img2dataset shrinks pictures
+        owner = rows.get(image_key, row)
+        names = twins.get(image_id, [])
+        out.append({
+            "place": index * MAX_ROWS + row, "image": image_number(image_id), "image_id": image_id,
+            "image_key": image_key, "width_px": widths[owner] or one.width_px,
+            "height_px": heights[owner] or one.height_px, "decodable": one.phash is not None, "phash": one.phash,
+            "evaluation_sets": sorted({name.partition("/")[0] for name in names}), "twin": min(names, default=None),
+        })  # fmt: skip
+    return pa.Table.from_pylist(out, IMAGES)
+
+
+def _signals(images: Iterable[tuple[str, bytes]], measuring: Measuring) -> Iterator[tuple[str, ImageSignals]]:
+    return in_threads(
+        partial(_named_signals, max_pixels=measuring.config.max_image_pixels), images, measuring.num_threads
+    )
+
+
+def _named_signals(item: tuple[str, bytes], max_pixels: int) -> tuple[str, ImageSignals]:
+    return item[0], image_signals(item[1], max_pixels)
+
+
+def _tracked(items: Iterator[T], measuring: Measuring, total: int) -> Iterator[T]:
+    return track(items, what="filter: images", total=total) if measuring.progress else items
+
+
+def _distinct_images(table: pa.Table) -> dict[str, tuple[int, str]]:
+    """image_id -> (row of its first pair, key of the tar sample that holds it)."""
+    found: dict[str, tuple[int, str]] = {}
+    columns = zip(table["sha256"].to_pylist(), table["image_key"].to_pylist(), strict=True)
+    for row, (image_id, image_key) in enumerate(columns):
+        if image_id is not None and image_key is not None:
+            found.setdefault(image_id, (row, image_key))
+    return found
+
+
+def image_numbers(image_ids: Sequence[str]) -> Int64s:
+    """The first 64 bits of each sha256, as a signed integer."""
+    digits = "".join([image_id[:16] for image_id in image_ids])
+    return np.frombuffer(bytes.fromhex(digits), ">i8").astype(np.int64)
+
+
+def image_number(image_id: str) -> int:
+    """The first 64 bits of a sha256, as a signed integer."""
+    return int(image_numbers([image_id])[0])
+
+
+def pair_table(index: int, table: pa.Table, images: pa.Table, opted_out: OptedOut) -> pa.Table:
+    """PAIRS of a shard, from its rows in order of their keys and its IMAGES."""
+    texts = [normalise(caption or "") for caption in table["caption"].to_pylist()]
+    facts = text_facts(texts)
+    ids = table["sha256"].combine_chunks().dictionary_encode()
+    image = pa.array(image_numbers(ids.dictionary.to_pylist())).take(ids.indices)
+    where = pc.index_in(table["sha256"], images["image_id"].combine_chunks()).combine_chunks()
+    urls = pc.if_else(pc.is_null(table["sha256"]), table["url"], None).to_pylist()
+    bigram_offsets, bigrams = facts.bigrams()
+    columns = {
+        "place": index * MAX_ROWS + np.arange(len(table)),
+        "key": table["key"],
+        "opted_out": pa.array(_opted_out(table, opted_out), pa.string()),
+        "status": table["status"],
+        "image_id": table["sha256"],
+        "image_key": pc.if_else(pc.is_valid(where), table["image_key"], None),
+        "image": image,
+        "url": _numbers_or_null(urls),
+        "has_bytes": pc.is_valid(where),
+        **{name: images[name].take(where) for name in ("decodable", "width_px", "height_px", "twin")},
+        "num_evaluation_sets": pc.list_value_length(images["evaluation_sets"]).take(where).fill_null(0),
+        "normalised": pa.array(texts, pa.string()),
+        "text": _numbers_or_null([text or None for text in texts]),
+        "num_words": pa.array(facts.num_words, pa.int32()),
+        "unigrams": _lists(facts.offsets, facts.words),
+        "bigrams": _lists(bigram_offsets, bigrams),
+        "is_filename": pa.array(facts.is_filename),
+        "language": pa.array([language(text) for text in texts], pa.string()),
+        "num_emails": pa.array(facts.num_emails, pa.int32()),
+        "num_phones": pa.array(facts.num_phones, pa.int32()),
+    }
+    return pa.table([columns[name] for name in PAIRS.names], schema=PAIRS)
+
+
+def _opted_out(table: pa.Table, opted_out: OptedOut) -> Iterator[str | None]:
+    if not opted_out:
+        return iter([None] * len(table))
+    addresses = zip(*(table[name].to_pylist() for name in ("url", "page_url", "sha256")), strict=True)
+    entries = (opted_out.entry(*row) for row in addresses)
+    return (None if entry is None else ":".join(entry) for entry in entries)
+
+
+def _numbers_or_null(texts: list[str | None]) -> pa.Array:
+    there = np.array([text is not None for text in texts], np.bool_)
+    values = np.zeros(len(texts), np.int64)
+    values[there] = numbers([text for text in texts if text is not None])
+    return pa.array(values, mask=~there)
+
+
+def _lists(offsets: Int64s, values: Int64s) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+
+
+def require_growing_keys(pairs: Path, shards: Sequence[str], raw: Path) -> None:
+    """Keys must grow from shard to shard: then none occurs twice, and in order of places keys are in order.
+
+    Raises:
+        DataError: they do not.
+    """
+    last: tuple[str, str] | None = None
+    for name in shards:
+        metadata = pq.read_metadata(pairs / f"{name}.parquet")
+        for group in range(metadata.num_row_groups):
+            found = metadata.row_group(group).column(PAIRS.get_field_index("key")).statistics
+            if found is None or not found.has_min_max:
+                continue  # no rows
+            if last is not None and found.min <= last[1]:
+                raise DataError(
+                    f"{raw}: keys of shard {name} (from {found.min}) do not come after those of shard {last[0]} "
+                    f"(up to {last[1]}); number the shards of merged folders anew"
+                )
+            last = (name, found.max)
+
+
+def score_shard(measuring: Measuring, item: tuple[int, RawShard]) -> None:
+    """Leaves `scored` and `embeddings` of those images of a shard that `candidates.parquet` names.
+
+    Raises:
+        DataError: the tar is unreadable.
+    """
+    index, shard = item
+    scored = measuring.file("scored", shard.name)
+    if scored.exists():
+        return
+    keys = images_at(places_of(index, measuring.work / "candidates.parquet"), measuring.file("pairs", shard.name))
+    scores: list[tuple[int, float]] = []
+    if keys:
+        network = ImageNetwork(measuring.config.near_duplicate_embedder, measuring.num_threads)
+        images = ((keys[key], data) for key, data in iter_images(shard) if key in keys)
+        measured = network.measure(images, max_pixels=measuring.config.max_image_pixels)
+
+        def rows() -> Iterator[tuple[str, NDArray[np.float16]]]:
+            for one in _tracked(measured, measuring, len(keys)):
+                scores.append((image_number(one.name), one.nsfw_score))
+                yield one.name, one.embedding
+
+        embeddings = measuring.file("embeddings", shard.name)
+        embeddings.parent.mkdir(exist_ok=True)
+        write_embeddings(embeddings, rows(), network.width)
+    images_scored = pa.array([image for image, _ in scores], pa.int64())
+    commit(pa.table([images_scored, pa.array([score for _, score in scores], pa.float64())], schema=SCORED), scored)
+
+
+def places_of(index: int, file: Path) -> Int64s:
+    """The places of a shard that a file lists (column `place`, in order); only its part of the file is read."""
+    low = index * MAX_ROWS
+    filters = [("place", ">=", low), ("place", "<", low + MAX_ROWS)]
+    found: Int64s = pq.read_table(file, columns=["place"], filters=filters)["place"].to_numpy()
+    return found
+
+
+def images_at(places: Int64s, pairs: Path) -> dict[str, str]:
+    """image_key -> image_id of the pairs at some places of a shard."""
+    if not len(places):
+        return {}
+    rows = pq.read_table(pairs, columns=["image_key", "image_id"]).take(places % MAX_ROWS)
+    return dict(zip(rows["image_key"].to_pylist(), rows["image_id"].to_pylist(), strict=True))
+
+
+def twin_table(found: Iterable[NearDuplicate]) -> pa.Table:
+    """TWINS, from what `find_near_duplicates` yields."""
+    near: dict[str, list[tuple[float, str]]] = {}
+    for one in found:
+        near.setdefault(one.image_id, []).append((-one.cosine, one.reference))
+    rows = []
+    for image_id, those in sorted(near.items()):
+        names = sorted({reference.partition("/")[0] for _, reference in those})
+        cosine, closest = min(those)
+        rows.append({
+            "image": image_number(image_id), "num_evaluation_sets": len(names), "evaluation_sets": names,
+            "twin": closest, "twin_cosine": -cosine,
+        })  # fmt: skip
+    return pa.Table.from_pylist(rows, TWINS)
+
+
+def write_fingerprints(work: Path, images: Iterable[tuple[str, bytes]], measuring: Measuring) -> None:
+    """Leaves what `image_table` compares with, once for all shards: of evaluation images, by SET/KEY."""
+    path = work / "references.npz"
+    if path.exists():
+        return
+    found = Fingerprints.of(_signals(images, measuring))
+    beside = work / f".references.{os.getpid()}.npz"
+    np.savez(
+        beside,
+        owners=np.array(found.owners, np.str_),
+        phashes=found.phashes,
+        thumbnails=found.thumbnails,
+        colours=found.colours,
+    )
+    os.replace(beside, path)
+
+
+def read_fingerprints(work: Path) -> Fingerprints:
+    """What `write_fingerprints` left."""
+    with np.load(work / "references.npz") as stored:
+        return Fingerprints(stored["owners"].tolist(), stored["phashes"], stored["thumbnails"], stored["colours"])
+
+
+def commit(table: pa.Table, path: Path) -> None:
+    """Writes a table that is there complete or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    pq.write_table(table, beside, compression="lz4", use_dictionary=False)
+    os.replace(beside, path)

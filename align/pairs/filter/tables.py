@@ -1,0 +1,326 @@
+"""The tables of the filter: what is known of pairs and images, and the SQL that decides, for DuckDB and Spark alike.
+
+**What the filter leaves** (data/filtered), for all that come after it. One row a pair, in order of `key`, in row groups
+of 10,000, so that one pair is found by reading little:
+
+    decisions.parquet   DECISIONS: keep or not, why, and the normalised text
+    facts.parquet       FACTS: every value that a rule looked at
+    images.parquet      one row per distinct image with bytes, in order of `image_id`
+
+**Inside**, pairs, images and texts are numbers of 64 bits, and no string enters the SQL but those that few rows have.
+So tables are narrow, joins are cheap, and nothing depends on how an engine compares strings:
+
+    place   of a pair: its shard's position in the listing and its row there; in order of places keys are in order, too
+    image   the first 64 bits of the image's sha256. Two of n images share one with a chance of n^2 / 2^65: 1 in 15,000
+            for 50 million. They would be judged as one.
+    text    likewise of a hash of the normalised text; null for an empty one
+    url     likewise of the URL, where a pair has no image
+
+Work folders hold, a file a shard: `pairs` (PAIRS) and `images` (IMAGES), as `align.pairs.filter.measure` makes them,
+and `scored` (SCORED), what the network says of the images that the cheap rules leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from align.config.filter import FilterConfig
+from align.pairs.filter import rules
+
+#: decisions.parquet. keep is true, reason null and reasons empty together.
+DECISIONS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("keep", pa.bool_(), nullable=False),
+        ("reason", pa.string()),  # the first in rule order
+        ("reasons", pa.list_(pa.string())),  # all, in rule order
+        ("image_id", pa.string()),
+        ("image_key", pa.string()),  # of the tar sample with the bytes; null where there are none
+        ("text", pa.string()),
+        ("language", pa.string()),  # ISO 639-1; null where it cannot be told
+    ]
+)
+
+#: facts.parquet.
+FACTS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("shard", pa.string()),  # of data/raw
+        ("opted_out", pa.string()),  # "kind:value" of the entry of data/policy/opted_out.csv; null: none
+        ("status", pa.string()),  # of the download
+        ("has_bytes", pa.bool_()),
+        ("decodable", pa.bool_()),  # null without bytes
+        ("width_px", pa.int32()),  # at the source
+        ("height_px", pa.int32()),
+        ("nsfw_score", pa.float64()),  # null: not looked at, since other rules drop all pairs of the image
+        ("num_texts", pa.int64()),  # distinct texts of the image content; 0 without an image
+        ("num_evaluation_sets", pa.int32()),  # sets with an image that this one resembles
+        ("twin", pa.string()),  # SET/KEY of the closest one
+        ("twin_cosine", pa.float64()),  # null where equal bytes or hashes found it
+        ("num_images", pa.int64()),  # distinct images of the text; null for an empty text
+        ("rare_ngram", pa.bool_()),
+        ("num_words", pa.int32()),
+        ("is_filename", pa.bool_()),
+        ("similarity", pa.float64()),  # of image and text, by a given model; null: not looked at
+        ("language", pa.string()),
+        ("num_emails", pa.int32()),
+        ("num_phones", pa.int32()),
+        ("repeats", pa.bool_()),  # a kept pair with a smaller key shows the same image (and text); null: not looked for
+    ]
+)
+
+#: images.parquet.
+IMAGES_OUT = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("image_key", pa.string()),
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("nsfw_score", pa.float64()),
+        ("phash", pa.uint64()),
+        ("num_texts", pa.int64()),
+        ("evaluation_sets", pa.list_(pa.string())),
+    ]
+)
+
+#: Of a shard's pairs, in order of their keys.
+PAIRS = pa.schema(
+    [
+        ("place", pa.int64()),
+        ("key", pa.string()),
+        ("opted_out", pa.string()),
+        ("status", pa.string()),
+        ("image_id", pa.string()),
+        ("image_key", pa.string()),
+        ("image", pa.int64()),
+        ("url", pa.int64()),
+        ("has_bytes", pa.bool_()),
+        ("decodable", pa.bool_()),
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("num_evaluation_sets", pa.int32()),
+        ("twin", pa.string()),
+        ("normalised", pa.string()),
+        ("text", pa.int64()),
+        ("num_words", pa.int32()),
+        ("unigrams", pa.list_(pa.int64())),
+        ("bigrams", pa.list_(pa.int64())),
+        ("is_filename", pa.bool_()),
+        ("language", pa.string()),
+        ("num_emails", pa.int32()),
+        ("num_phones", pa.int32()),
+    ]
+)
+
+#: Of the distinct images of a shard, in order of their first pair's place.
+IMAGES = pa.schema(
+    [
+        ("place", pa.int64()),
+        ("image", pa.int64()),
+        ("image_id", pa.string()),
+        ("image_key", pa.string()),
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("decodable", pa.bool_()),
+        ("phash", pa.uint64()),
+        ("evaluation_sets", pa.list_(pa.string())),  # by equal bytes or perceptual hash
+        ("twin", pa.string()),
+    ]
+)
+
+#: Of the images that the network looked at.
+SCORED = pa.schema([("image", pa.int64()), ("nsfw_score", pa.float64())])
+#: Of those among them whose embedding is close to an evaluation image's.
+TWINS = pa.schema(
+    [
+        ("image", pa.int64()),
+        ("num_evaluation_sets", pa.int32()),
+        ("evaluation_sets", pa.list_(pa.string())),
+        ("twin", pa.string()),
+        ("twin_cosine", pa.float64()),
+    ]
+)
+#: Of the pairs that a given model looked at.
+SIMILARITIES = pa.schema([("place", pa.int64()), ("similarity", pa.float64())])
+
+#: `Engine.unnest`: the one word that DuckDB and Spark do not share.
+Unnest = Callable[[str], str]
+
+#: Pairs of a shard, at most.
+MAX_ROWS = 1 << 24
+
+
+def ngram_counts(unnest: Unnest, column: str) -> str:
+    """How often each n-gram of a column (`unigrams`, `bigrams`) occurs in the raw pairs."""
+    return f"SELECT ngram, count(*) AS num FROM (SELECT {unnest(column)} AS ngram FROM pairs) AS used GROUP BY ngram"
+
+
+#: count -> number of n-grams that occur so often, from `unigrams_counts` and `bigrams_counts`.
+COUNTS_OF_COUNTS = """
+    SELECT num, count(*) FROM (SELECT num FROM unigrams_counts UNION ALL SELECT num FROM bigrams_counts) AS counts
+    GROUP BY num
+"""
+
+
+def vocabulary_cut(counts: dict[int, int], num_frequent: int) -> tuple[int, int]:
+    """Where the joint list of frequent unigrams and bigrams is cut.
+
+    Args:
+        counts: how many n-grams occur how often (count -> number of n-grams).
+        num_frequent: N, how many may be on the list.
+
+    Returns:
+        (the smallest count c of which at most N n-grams occur at least c times, how many these are). Where not even the
+        most frequent ones fit, c is above every count and the list is empty.
+    """
+    cut, listed = max(counts, default=0) + 1, 0
+    for count in sorted(counts, reverse=True):
+        if listed + counts[count] > num_frequent:
+            return cut, listed
+        cut, listed = count, listed + counts[count]
+    return 1, listed
+
+
+def rare_pairs(unnest: Unnest) -> str:
+    """Places of pairs with an n-gram that is not on the list, from `frequent_unigrams` and `frequent_bigrams`.
+
+    A bigram occurs no more often than either of its words: where all bigrams are frequent, so are all words. Words are
+    looked at only in texts that have no bigram.
+    """
+    used = """
+        SELECT DISTINCT used.place FROM (SELECT place, {ngram} AS ngram FROM pairs{where}) AS used
+        LEFT JOIN frequent_{kind} ON frequent_{kind}.ngram = used.ngram WHERE frequent_{kind}.ngram IS NULL
+    """
+    bigrams = used.format(ngram=unnest("bigrams"), kind="bigrams", where="")
+    unigrams = used.format(ngram=unnest("unigrams"), kind="unigrams", where=" WHERE num_words = 1")
+    return f"{bigrams} UNION ALL {unigrams}"
+
+
+def rare_ngrams(unnest: Unnest, kind: str, places: list[tuple[int, int]]) -> str:
+    """Which n-grams of a kind (`unigrams`, `bigrams`) make pairs rare, for pairs in some ranges of places."""
+    where = " OR ".join(f"place BETWEEN {low} AND {high}" for low, high in places)
+    return f"""
+        SELECT used.place, min(used.ngram) AS ngram
+        FROM (SELECT place, {unnest(kind)} AS ngram FROM pairs WHERE {where}) AS used
+        LEFT JOIN frequent_{kind} ON frequent_{kind}.ngram = used.ngram
+        WHERE frequent_{kind}.ngram IS NULL GROUP BY used.place ORDER BY used.place
+    """
+
+
+#: Distinct texts per image content, where it is not 1 (or the only one is empty).
+TEXTS_PER_IMAGE = """
+    SELECT image, count(text) AS num_texts
+    FROM (SELECT DISTINCT image, text FROM pairs WHERE image IS NOT NULL) AS used GROUP BY image HAVING count(*) > 1
+"""
+
+#: Distinct images per text, where they are several.
+IMAGES_PER_TEXT = """
+    SELECT text, count(*) AS num_images
+    FROM (SELECT DISTINCT text, coalesce(image, url) AS image FROM pairs WHERE text IS NOT NULL) AS used
+    GROUP BY text HAVING count(*) > 1
+"""
+
+
+def verdicts(config: FilterConfig) -> str:
+    """What the cheap rules say (`mask`, see `rules.mask`), and the counts that they looked at; in order of places.
+
+    From `pairs`, `texts_per_image`, `images_per_text` and `rare_pairs`.
+    """
+    return f"""
+        SELECT place, image, text, num_texts, num_images, rare_ngram, {rules.mask(config, rules.CHEAP)} AS mask
+        FROM (
+            SELECT pairs.*,
+                   CASE WHEN pairs.image IS NULL THEN 0
+                        ELSE coalesce(texts_per_image.num_texts, CASE WHEN pairs.text IS NULL THEN 0 ELSE 1 END)
+                   END AS num_texts,
+                   CASE WHEN pairs.text IS NOT NULL THEN coalesce(images_per_text.num_images, 1) END AS num_images,
+                   rare_pairs.place IS NOT NULL AS rare_ngram
+            FROM pairs
+            LEFT JOIN texts_per_image ON texts_per_image.image = pairs.image
+            LEFT JOIN images_per_text ON images_per_text.text = pairs.text
+            LEFT JOIN rare_pairs ON rare_pairs.place = pairs.place
+        ) AS known
+        ORDER BY place
+    """
+
+
+#: The images that some pair would keep, each with the place of the first such pair: what the network looks at.
+CANDIDATES = """
+    SELECT place, image FROM (SELECT image, min(place) AS place FROM verdicts WHERE mask = 0 GROUP BY image) AS earliest
+    ORDER BY place
+"""
+
+
+def judged(config: FilterConfig) -> str:
+    """The verdicts with what the network says, from `verdicts`, `scored` and `twins`."""
+    return f"""
+        SELECT place, image, text, num_texts, num_images, rare_ngram, nsfw_score, num_evaluation_sets, twin,
+               twin_cosine, mask | {rules.mask(config, rules.NETWORK)} AS mask
+        FROM (
+            SELECT verdicts.*, scored.nsfw_score, twins.num_evaluation_sets, twins.twin, twins.twin_cosine
+            FROM verdicts LEFT JOIN scored ON scored.image = verdicts.image
+            LEFT JOIN twins ON twins.image = verdicts.image
+        ) AS known
+    """
+
+
+#: The pairs that a given model looks at, in order of places; `judged` is a table.
+LEFT = "SELECT place FROM judged WHERE mask = 0 ORDER BY place"
+
+
+def resembling(config: FilterConfig, judged: str) -> str:
+    """What was judged, with what a given model says (`similarities`, where there is one).
+
+    Args:
+        config: the cuts.
+        judged: a table, or a query in brackets.
+    """
+    if config.similarity_model is None:
+        return f"SELECT *, CAST(NULL AS DOUBLE) AS similarity FROM {judged} AS judged"
+    return f"""
+        SELECT place, image, text, num_texts, num_images, rare_ngram, nsfw_score, num_evaluation_sets, twin,
+               twin_cosine, similarity, mask | {rules.mask(config, rules.MODEL)} AS mask
+        FROM (
+            SELECT judged.*, similarities.similarity FROM {judged} AS judged
+            LEFT JOIN similarities ON similarities.place = judged.place
+        ) AS known
+    """
+
+
+def decided(config: FilterConfig, resembling: str) -> str:
+    """Everything that is decided, in order of places. `resembling` as in `resembling`; read twice if repeats go."""
+    columns = """place, num_texts, num_images, rare_ngram, nsfw_score, num_evaluation_sets, twin, twin_cosine,
+               similarity"""
+    if config.drop_repeats is None:
+        return (
+            f"SELECT {columns}, CAST(NULL AS BOOLEAN) AS repeats, mask FROM {resembling} AS resembling ORDER BY place"
+        )
+    same = {"image": ("image",), "pair": ("image", "text")}[config.drop_repeats]
+    joined = " AND ".join(f"earliest.{name} = resembling.{name}" for name in same)
+    return f"""
+        SELECT {columns}, repeats, mask | {rules.mask(config, rules.REPEATS)} AS mask
+        FROM (
+            SELECT resembling.*, mask = 0 AND earliest.earliest_place < resembling.place AS repeats
+            FROM {resembling} AS resembling
+            LEFT JOIN (
+                SELECT {", ".join(same)}, min(place) AS earliest_place
+                FROM {resembling} AS resembling WHERE mask = 0 GROUP BY {", ".join(same)}
+            ) AS earliest ON {joined}
+        ) AS known
+        ORDER BY place
+    """
+
+
+#: images.parquet: the first copy of each image content, from `images`, `verdicts`, `scored` and `twins`.
+IMAGES_IN_ORDER = """
+    SELECT images.image_id, images.image_key, images.width_px, images.height_px, scored.nsfw_score, images.phash,
+           verdicts.num_texts, coalesce(twins.evaluation_sets, images.evaluation_sets) AS evaluation_sets
+    FROM images
+    JOIN (SELECT image, min(place) AS place FROM images GROUP BY image) AS earliest ON earliest.place = images.place
+    JOIN verdicts ON verdicts.place = images.place
+    LEFT JOIN scored ON scored.image = images.image
+    LEFT JOIN twins ON twins.image = images.image
+    ORDER BY images.image_id
+"""

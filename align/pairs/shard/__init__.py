@@ -1,0 +1,1 @@
+"""How `align shard` works: plan which image goes where, gather their bytes, write tars and the manifest."""

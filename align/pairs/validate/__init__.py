@@ -1,0 +1,1 @@
+"""How the quality gates work (`align validate`, `align validate_shards`): measure, expect, judge, show."""

@@ -37,7 +37,7 @@ from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.errors import DataError
-from align.evaluation.sets import EvaluationSet, load_sets
+from align.evaluation.sets import EvaluationSet, distinct_images, load_sets
 from align.pairs.filter import measure, tables
 from align.pairs.filter.decisions import write_decisions
 from align.pairs.filter.examples import examples, some, urls_of
@@ -46,6 +46,7 @@ from align.pairs.filter.near_duplicates import NearDuplicate, find_near_duplicat
 from align.pairs.filter.network import ImageNetwork
 from align.pairs.filter.report import Example, FilterReport, Gallery, Vocabulary, write_pages
 from align.pairs.filter.resemblance import resemble_shard
+from align.pairs.filter.signals import by_content
 from align.pairs.filter.summary import summarise
 from align.pairs.formats.raw import Fetch, RawShard, iter_images, raw_shards
 from align.pairs.policy import OptedOut, read_opted_out
@@ -113,7 +114,7 @@ def filter_pairs(
 
         if part.finish:
             require_done("filter", [shard.name for _, shard in listing], done)
-        measure.write_fingerprints(work, _test_images(sets), measuring)
+        measure.write_fingerprints(work, distinct_images(sets), measuring)
         _each(measure_shard, mine, measuring, workers, "filter: shards, images and texts")
         if all(done(shard.name) for _, shard in listing):
             with _one_at_a_time(work):
@@ -149,10 +150,6 @@ def _number(shard: RawShard) -> int:
     if not shard.name.isdecimal():
         raise DataError(f"{shard.table}: --shards needs shards named by numbers, such as 00000")
     return int(shard.name)
-
-
-def _test_images(sets: list[EvaluationSet]) -> Iterator[tuple[str, bytes]]:
-    return ((f"{one.name}/{image.key}", image.image) for one in sets for image in one.images)
 
 
 def _each(
@@ -232,8 +229,10 @@ def _compare(config: FilterConfig, listing: Shards, sets: list[EvaluationSet], m
     if sets and files:
         if not views.exists():
             network = ImageNetwork(config.near_duplicate_embedder, measuring.num_threads)
-            rows = network.views(_test_images(sets), max_pixels=config.max_image_pixels)
-            write_embeddings(views, track(rows, what="filter: evaluation images"), network.width)
+            images = distinct_images(sets)
+            look = partial(network.views, max_pixels=config.max_image_pixels)
+            rows = track(by_content(look, images), what="filter: evaluation images")
+            write_embeddings(views, rows, network.width)
         found += find_near_duplicates(files, read_embeddings(views), config, kmeans)
     measure.commit(twin_table(found), path)
 

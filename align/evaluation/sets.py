@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -171,3 +172,12 @@ def _read_tar(data: bytes, path: Path) -> list[EvaluationImage]:
 def _first(error: ValidationError) -> str:
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def distinct_images(sets: Sequence[EvaluationSet]) -> dict[bytes, list[str]]:
+    """Every distinct image, and its names SET/KEY: sets share images, and a look at one is dear."""
+    names: dict[bytes, list[str]] = {}
+    for one in sets:
+        for image in one.images:
+            names.setdefault(image.image, []).append(f"{one.name}/{image.key}")
+    return names

@@ -3,6 +3,7 @@
 import io
 import math
 import tarfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ from PIL import Image
 
 from align.config import load_params
 from align.config.filter import FilterConfig
-from align.pairs.filter.signals import Fingerprints, image_signals, in_threads, near_duplicates, perceptual_hash
+from align.pairs.filter.signals import (
+    Fingerprints,
+    by_content,
+    image_signals,
+    in_threads,
+    near_duplicates,
+    perceptual_hash,
+)
 from align.pairs.picture import decode
 from tests.warc_records import picture, png_header
 
@@ -103,3 +111,17 @@ def test_in_threads_keeps_order_and_passes_errors_on() -> None:
     assert list(in_threads(lambda x: x * x, range(500), 3)) == [x * x for x in range(500)]
     with pytest.raises(ZeroDivisionError):
         list(in_threads(lambda x: 1 // x, [1, 0], 2))
+
+
+def test_an_image_is_looked_at_once_and_found_under_each_of_its_names() -> None:
+    looked: list[tuple[str, bytes]] = []
+
+    def look(images: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, int]]:
+        for name, data in images:
+            looked.append((name, data))
+            if data != b"undecodable":
+                yield name, len(data)
+
+    images = {b"one": ["a/1", "b/7"], b"undecodable": ["a/2"], b"three": ["b/3"]}
+    assert list(by_content(look, images)) == [("a/1", 3), ("b/7", 3), ("b/3", 5)]
+    assert [name for name, _ in looked] == ["a/1", "a/2", "b/3"]

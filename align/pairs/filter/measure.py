@@ -7,7 +7,7 @@ there is not made again. `align.pairs.filter.tables` has their columns.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,14 @@ from align.config.filter import FilterConfig
 from align.errors import DataError
 from align.pairs.filter.near_duplicates import NearDuplicate, write_embeddings
 from align.pairs.filter.network import ImageNetwork
-from align.pairs.filter.signals import Fingerprints, ImageSignals, image_signals, in_threads, near_duplicates
+from align.pairs.filter.signals import (
+    Fingerprints,
+    ImageSignals,
+    by_content,
+    image_signals,
+    in_threads,
+    near_duplicates,
+)
 from align.pairs.filter.tables import IMAGES, MAX_ROWS, PAIRS, SCORED, TWINS
 from align.pairs.filter.words import Int64s, numbers, text_facts
 from align.pairs.formats.raw import RawShard, iter_images, read_table
@@ -299,12 +306,12 @@ def twin_table(found: Iterable[NearDuplicate]) -> pa.Table:
     return pa.Table.from_pylist(rows, TWINS)
 
 
-def write_fingerprints(work: Path, images: Iterable[tuple[str, bytes]], measuring: Measuring) -> None:
-    """Leaves what `image_table` compares with, once for all shards: of evaluation images, by SET/KEY."""
+def write_fingerprints(work: Path, images: Mapping[bytes, Sequence[str]], measuring: Measuring) -> None:
+    """Leaves what `image_table` compares with, once for all shards: of evaluation images, with names SET/KEY."""
     path = work / "references.npz"
     if path.exists():
         return
-    found = Fingerprints.of(_signals(images, measuring))
+    found = Fingerprints.of(by_content(partial(_signals, measuring=measuring), images))
     beside = work / f".references.{os.getpid()}.npz"
     np.savez(
         beside,

@@ -1,8 +1,8 @@
 """What the filter's page says of the data besides the funnel: distributions, and what stands out.
 
 SQL over what the filter leaves when it has decided: `decisions`, `facts` and `images` (`align.pairs.filter.tables`),
-and of its work folder `pairs` and `verdicts`. Every result is small, however long the tables are. Hosts are counted in a
-few shards only, as strings are what is dear.
+and of its work folder `pairs` and `verdicts`. Every result is small, however long the tables are. Hosts are counted in
+a few shards only, as strings are what is dear.
 """
 
 from __future__ import annotations

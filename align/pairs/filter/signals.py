@@ -12,7 +12,7 @@ flags with another emblem) at 0.997. Crops and flips are left to the embedding.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -137,6 +137,16 @@ def near_duplicates(
         same = (correlation > correlation_above) | (both_flat & (apart < _FLAT_DISTANCE))
         matches += [(int(a), int(b)) for a, b in zip(left[same], right[same], strict=True)]
     return matches
+
+
+def by_content(
+    look: Callable[[Iterable[tuple[str, bytes]]], Iterable[tuple[str, Out]]], images: Mapping[bytes, Sequence[str]]
+) -> Iterator[tuple[str, Out]]:
+    """What `look` finds, once for each name of an image; it is given each image once, by the first of its names."""
+    owners = {names[0]: names for names in images.values()}
+    for first, found in look((names[0], data) for data, names in images.items()):
+        for name in owners[first]:
+            yield name, found
 
 
 def in_threads(function: Callable[[In], Out], items: Iterable[In], num_threads: int) -> Iterator[Out]:

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +41,7 @@ from align.pairs.sources import Source, open_source
 from align.services.engine import Engine, open_engine
 from align.services.store import fetcher, keep_tar, open_files
 from align.stage import record_runtime, say, track, write_report
-from align.work import Part, add_part_arguments, in_processes, key_of, part_of, require_done, work_directory
+from align.work import Part, add_part_arguments, in_processes_with, key_of, part_of, require_done, work_directory
 
 #: Of the work folder; goes up when a change makes other bytes of the same input.
 _VERSION = 1
@@ -54,7 +54,6 @@ class _Task:
     folder: Path
     plan: Plan
     source: Source
-    download: DownloadConfig
     pictures: Pictures
     store: StoreConfig
 
@@ -94,7 +93,7 @@ def ingest(
     files = open_files(store)
     source = open_source(config, archive, files)
     opted_out = read_opted_out(policy)
-    stamps = [f"{file} {files.stamp(file)}" for file in source.files]
+    stamps = [f"{file} {files.stamp(file)}" for file in source.inputs]
     key = key_of(_VERSION, config, download, stamps, [[one.kind, one.value] for one in opted_out.entries])
     with work_directory(raw, key, part) as work:
         plan = make_plan(
@@ -112,7 +111,7 @@ def ingest(
         if len(todo) < len(numbers):
             say(f"ingest: {len(numbers) - len(todo):,} of {len(numbers):,} shards are there already")
         share = _shared(download, engine, len(todo))
-        _make(_Task(work, plan, source, share, pictures, store), todo, engine)
+        _make(_Task(work, plan, source, pictures, store), partial(Downloader, share), todo, engine)
         if part.shards is not None:
             return None
         write_raw_manifest(work, plan.names)
@@ -140,7 +139,8 @@ def retry_failed(
             left = [shard for shard in todo if not _done(work, shard.name)]
             pictures = Pictures("archive_then_web", max_pixels, download.resize_px, download.jpeg_quality, opted_out)
             share = _shared(download, engine, len(left))
-            list(in_processes(partial(_retry_shard, work, share, pictures, store), left, engine.num_workers))
+            retry = partial(_retry_shard, work, pictures, store)
+            list(in_processes_with(partial(Downloader, share), retry, left, engine.num_workers))
             write_raw_manifest(work, [shard.name for shard in shards])
     with open_engine(engine.model_copy(update={"runner": "duckdb"})) as sql:
         return summarise(sql, raw, {}, 0)
@@ -165,10 +165,13 @@ def _shared(download: DownloadConfig, engine: EngineConfig, num_shards: int) -> 
     })  # fmt: skip
 
 
-def _make(task: _Task, names: list[str], engine: EngineConfig) -> None:
-    """Makes shards side by side and says how it goes."""
+def _make(task: _Task, downloader: Callable[[], Downloader], names: list[str], engine: EngineConfig) -> None:
+    """Makes shards side by side and says how it goes.
+
+    A worker keeps its downloader: what one shard learnt of a host, such as its robots.txt, holds for the next.
+    """
     start, pairs, successes = time.monotonic(), 0, 0
-    made = in_processes(partial(_make_shard, task), names, engine.num_workers)
+    made = in_processes_with(downloader, partial(_make_shard, task), names, engine.num_workers)
     for count, (num_pairs, num_good) in enumerate(track(made, what="ingest: shards", total=len(names)), start=1):
         pairs, successes = pairs + num_pairs, successes + num_good
         spent = time.monotonic() - start
@@ -179,21 +182,21 @@ def _make(task: _Task, names: list[str], engine: EngineConfig) -> None:
         )
 
 
-def _make_shard(task: _Task, name: str) -> tuple[int, int]:
+def _make_shard(task: _Task, downloader: Downloader, name: str) -> tuple[int, int]:
     write_shard(
         task.folder, name, task.plan.place_digits, partial(task.plan.rows, name), read=task.source.read,
-        fetch=partial(_fetch, task.download, name), pictures=task.pictures,
+        fetch=partial(_fetch, downloader, name), pictures=task.pictures,
         keep_tar=partial(keep_tar, config=task.store),
     )  # fmt: skip
     return _count(task.folder, name)
 
 
 def _retry_shard(
-    work: Path, download: DownloadConfig, pictures: Pictures, store: StoreConfig, shard: RawShard
+    work: Path, pictures: Pictures, store: StoreConfig, downloader: Downloader, shard: RawShard
 ) -> tuple[int, int]:
     with OldShard(shard) as old:
         write_shard(
-            work, shard.name, old.place_digits, old.rows, read=old.read, fetch=partial(_fetch, download, shard.name),
+            work, shard.name, old.place_digits, old.rows, read=old.read, fetch=partial(_fetch, downloader, shard.name),
             pictures=pictures, keep_tar=partial(keep_tar, config=store),
         )  # fmt: skip
     return _count(work, shard.name)
@@ -205,30 +208,17 @@ def _count(folder: Path, name: str) -> tuple[int, int]:
     return stats["count"], stats["successes"]
 
 
-def _fetch(download: DownloadConfig, name: str, urls: Iterable[str]) -> Iterator[Answer]:
-    """The web's answers, with a line on how it goes every ten seconds; nothing starts where nothing is asked for."""
-    waiting = iter(urls)
-    first = next(waiting, None)
-    if first is None:
-        return
+def _fetch(downloader: Downloader, name: str, urls: Iterable[str]) -> Iterator[Answer]:
+    """The web's answers, with a line on how it goes every ten seconds."""
     start = last = time.monotonic()
     count = good = 0
-    with Downloader(download) as downloader:
-        for answer in downloader.fetch(_chained(first, waiting)):
-            count, good = count + 1, good + (answer.data is not None)
-            yield answer
-            now = time.monotonic()
-            if now - last >= 10:
-                last = now
-                say(
-                    f"ingest: shard {name}: {count:,} addresses, {good / count:.1%} good, "
-                    f"{count / (now - start):,.0f}/s"
-                )
-
-
-def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+    for answer in downloader.fetch(urls):
+        count, good = count + 1, good + (answer.data is not None)
+        yield answer
+        now = time.monotonic()
+        if now - last >= 10:
+            last = now
+            say(f"ingest: shard {name}: {count:,} addresses, {good / count:.1%} good, {count / (now - start):,.0f}/s")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

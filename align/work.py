@@ -21,8 +21,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from align.stage import fsync, write_text
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+Held = TypeVar("Held")
 
 _KEY_FILE = ".work.json"
 #: Tasks handed to the workers beyond those that they work on: bounds what waits in memory.
@@ -175,15 +177,33 @@ def in_processes(function: Callable[[In], Out], items: Iterable[In], num_workers
     Raises:
         What the function raises; DataError where a worker was killed (most likely for its memory).
     """
+    return in_processes_with(nullcontext, partial(_without, function), items, num_workers)
+
+
+def _without(function: Callable[[In], Out], _: None, item: In) -> Out:
+    return function(item)
+
+
+def in_processes_with(
+    resource: Callable[[], AbstractContextManager[Held]],
+    function: Callable[[Held, In], Out],
+    items: Iterable[In],
+    num_workers: int | None,
+) -> Iterator[Out]:
+    """`in_processes`, where each worker holds something for all of its items, such as connections.
+
+    A worker of its own process makes it with its first item, and does not close it: its end does.
+    """
     count = num_workers or os.cpu_count() or 1
     if count == 1:
-        yield from map(function, items)
+        with resource() as held:
+            yield from map(partial(function, held), items)
         return
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     pending: deque[Future[Out]] = deque()
     try:
         for item in items:
-            pending.append(pool.submit(function, item))
+            pending.append(pool.submit(_work, resource, function, item))
             if len(pending) >= count + _AHEAD:
                 yield pending.popleft().result()
         while pending:
@@ -194,6 +214,16 @@ def in_processes(function: Callable[[In], Out], items: Iterable[In], num_workers
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+#: What this worker process holds.
+_held: list[Any] = []
+
+
+def _work(resource: Callable[[], AbstractContextManager[Held]], function: Callable[[Held, In], Out], item: In) -> Out:
+    if not _held:
+        _held.append(resource().__enter__())
+    return function(_held[0], item)
 
 
 def _end_with_parent() -> None:

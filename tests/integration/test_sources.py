@@ -9,7 +9,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Case:
         problems: of the rows without bytes, what data/raw says; by text.
     """
 
-    location: Path
+    location: Path | str
     overrides: list[str]
     pairs: list[tuple[str, str | None, bytes | None]]
     problems: dict[str, str] = field(default_factory=dict)
@@ -313,6 +313,31 @@ def test_sources_in_s3_are_those_of_a_folder(
             for ours, theirs in zip(rows_of(local), rows_of(remote), strict=True):
                 assert [_read(local, row) for row in ours] == [_read(remote, row) for row in theirs]
                 assert len(ours) == len(theirs)
+            if build in (warc, coco_captions):  # the whole stage, too: worker processes, stamps, pictures by range
+                remote_case = replace(case, location=there, overrides=[*case.overrides])
+                assert _ingested(remote_case, tmp_path / f"{bucket}-s3") == _ingested(case, tmp_path / f"{bucket}-here")
+
+
+def test_a_worker_asks_a_host_once_for_robots_txt_over_all_shards(tmp_path: Path, pictures: list[bytes]) -> None:
+    with WebServer() as server:
+        for number, picture in enumerate(pictures):
+            server.routes[f"/{number}"] = answer(picture)
+        table = tmp_path / "table.csv"
+        table.write_text("url,caption\n" + "".join(f"{server.url(f'/{n}')},{n}\n" for n in range(len(pictures))))
+        case = Case(table, ["source=url_table", "images_from=web", "shard_size=3"], [
+            (str(number), "caption", picture) for number, picture in enumerate(pictures)
+        ])  # fmt: skip
+        assert len(_ingested(case, tmp_path)) == len(pictures)
+        assert len(raw_shards(tmp_path / "raw")) > 2
+        assert server.count("/robots.txt") == 1
+
+
+def test_a_change_of_any_saved_page_is_a_change_of_the_source(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.html").write_text("<img src=a.png alt=a>")
+    source = source_at(tmp_path, "source=html")
+    assert [Path(name).name for name in source.files] == ["0.html"]  # one unit of scanning
+    assert [Path(name).name for name in source.inputs] == ["0.html", "1.html", "2.html"]
 
 
 def _read(source: Any, row: dict[str, Any]) -> tuple[Any, ...]:

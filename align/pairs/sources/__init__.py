@@ -17,9 +17,11 @@ class Source(Protocol):
 
     Attributes:
         files: the units of scanning, in order of their names; each can be scanned by itself.
+        inputs: every file that decides about the pairs; when one changes, work under way starts anew.
     """
 
     files: list[str]
+    inputs: list[str]
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
         """Streams over one file: batches of CANDIDATES and RESPONSES, a few thousand rows each.

@@ -59,7 +59,7 @@ class Coco:
             found = [file for file in found if file.rpartition("/")[2].startswith(_PREFIXES)]
         if not found:
             raise DataError(f"{location}: no captions_*.json or dataset*.json here; set paths.archive to such a file")
-        self.files = found
+        self.files = self.inputs = found
         self._store = files
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:

@@ -36,6 +36,7 @@ class SavedPages:
         pages = files.list(location, _SUFFIXES)
         self._units = {pages[at]: pages[at : at + _PAGES_PER_UNIT] for at in range(0, len(pages), _PAGES_PER_UNIT)}
         self.files = list(self._units)
+        self.inputs = pages
         self._config = config
         self._store = files
         folder = str(Path(location)) if is_local(location) else location.rstrip("/")

@@ -36,7 +36,7 @@ class Shards:
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when no tar is at the location."""
-        self.files = files.list(location, (".tar",))
+        self.files = self.inputs = files.list(location, (".tar",))
         self._allow_truncated = config.allow_truncated
         self._store = files
         self._open = OpenFiles(files)

@@ -37,7 +37,7 @@ class UrlTable:
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when no table is at the location."""
-        self.files = files.list(location, _SUFFIXES)
+        self.files = self.inputs = files.list(location, _SUFFIXES)
         self._columns = config.columns
         self._allow_truncated = config.allow_truncated
         self._store = files

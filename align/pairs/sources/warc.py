@@ -54,7 +54,7 @@ class Warc:
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when nothing is at the location."""
-        self.files = files.list(location, _SUFFIXES)
+        self.files = self.inputs = files.list(location, _SUFFIXES)
         self._config = config
         self._open = OpenFiles(files)
         self._store = files

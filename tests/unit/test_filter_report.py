@@ -129,6 +129,8 @@ def test_what_repeats_comes_first() -> None:
         2,
         2,
     )
+    first, *others = PAIRS
+    assert seen([{**first, "opted_out": "url:x"}, *others]).multiplied_images == ()  # nobody is to see it again
     nothing = seen([pair("a text alone", 0)], IMAGES)
     assert nothing.shared_texts == () and nothing.multiplied_images == ()
 

@@ -174,7 +174,9 @@ def _shared_texts(rows: Rows) -> tuple[SharedText, ...]:
 def _multiplied_images(rows: Rows) -> tuple[MultipliedImage, ...]:
     found = rows(f"""
         SELECT image, count(*) AS pairs, max(num_texts) AS texts, min(place) AS first_place FROM verdicts
-        WHERE image IS NOT NULL GROUP BY image HAVING count(*) > 1 ORDER BY pairs DESC, first_place LIMIT {_NUM_SHOWN}
+        WHERE image IS NOT NULL
+          AND image NOT IN (SELECT image FROM pairs WHERE opted_out IS NOT NULL AND image IS NOT NULL)
+        GROUP BY image HAVING count(*) > 1 ORDER BY pairs DESC, first_place LIMIT {_NUM_SHOWN}
     """)
     pairs = _pairs_at(rows, [row[3] for row in found])
     ids = ", ".join(f"'{pairs[row[3]][2]}'" for row in found) or "''"

@@ -1,4 +1,4 @@
-"""`align filter` on synthesised pairs, without pictures: against bare SQL, pandas, ten times as many pairs, and Spark.
+"""`align filter` on synthesised pairs, without pictures: against bare SQL, pandas, Data-Juicer, Spark, and more pairs.
 
 Equal decisions are asserted. Each repetition is a process of its own with one thread, so that CPU seconds and peak
 memory are its own. `python -m tests.benchmarks.data filtering` runs 5 million pairs; two environment variables change
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -22,10 +23,12 @@ import duckdb
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.filter import filter_pairs, work_key
+from align.pairs.filter.rules import active
 from align.pairs.policy import OptedOut
 from align.stage import say
-from tests.benchmarks.data.filtering_peers import decide_in_bare_sql, decide_in_pandas, tables_with_words
+from tests.benchmarks.data.filtering_peers import decide_in_bare_sql, decide_in_pandas, joined, tables_with_words
 from tests.benchmarks.data.filtering_tables import synthesise
+from tests.benchmarks.data.peers import build_peers, version_of
 from tests.benchmarks.measure import Comparison, compare, in_process
 
 if TYPE_CHECKING:  # it brings torch along, which would count as memory of both
@@ -35,8 +38,16 @@ NUM_PAIRS = int(os.environ.get("ALIGN_BENCH_PAIRS", "5000000"))
 TIMES = int(os.environ.get("ALIGN_BENCH_TIMES", "10"))
 #: pandas holds some 6 KiB a pair; Spark's start-up alone takes what DuckDB needs for a million.
 NUM_PANDAS = min(NUM_PAIRS, 500_000)
+#: Data-Juicer takes pandas' number, so that both rows are of the same pairs.
+NUM_DATA_JUICER = min(NUM_PAIRS, 500_000)
 NUM_SPARK = min(NUM_PAIRS, 1_000_000)
 REPETITIONS = 3
+#: The environment of Data-Juicer, and the values of the section `filter` that it is given.
+DATA_JUICER = "peers_data_juicer"
+DATA_JUICER_CUTS = (
+    "nsfw_threshold", "short_side_above_px", "aspect_ratio_below", "max_texts_per_image", "max_images_per_text",
+    "num_frequent_ngrams", "min_words", "max_words",
+)  # fmt: skip
 
 
 def run(world: World) -> list[Comparison]:
@@ -47,6 +58,7 @@ def run(world: World) -> list[Comparison]:
         folder = Path(name)
         rows += against_sql(folder / "sql", NUM_PAIRS, _cut(config, NUM_PAIRS), engine)
         rows += against_pandas(folder / "pandas", NUM_PANDAS, _cut(config, NUM_PANDAS), engine)
+        rows += against_data_juicer(folder / "data_juicer", NUM_DATA_JUICER, _cut(config, NUM_DATA_JUICER), engine)
         rows += against_spark(folder / "spark", NUM_SPARK, _cut(config, NUM_SPARK), engine)
         if TIMES > 1:
             rows += against_fewer(folder, NUM_PAIRS, TIMES, config, engine)
@@ -97,6 +109,31 @@ def against_pandas(folder: Path, num_pairs: int, config: FilterConfig, engine: E
             ours_s=[seconds for seconds, _ in ours], theirs_s=[seconds for seconds, _ in theirs],
             note=f"peak memory {_mib(ours)} against {_mib(theirs)} MiB",
         )
+    ]  # fmt: skip
+
+
+def against_data_juicer(folder: Path, num_pairs: int, config: FilterConfig, engine: EngineConfig) -> list[Comparison]:
+    """The whole filter against the same rules as a recipe of Data-Juicer, which gets pairs and pictures joined."""
+    python = build_peers(DATA_JUICER)
+    synthesise(folder, num_pairs)
+    joined(folder, folder / "joined.parquet")
+    ours: list[tuple[float, int]] = []
+    theirs: dict[str, list[tuple[float, int]]] = {"own": [], "datasets": []}
+    for repetition in range(REPETITIONS):
+        say(f"benchmark: filtering, {num_pairs:,} pairs, Data-Juicer, repetition {repetition + 1} of {REPETITIONS}")
+        ours.append(in_process(whole_filter, folder, config, engine))
+        for reader, found in theirs.items():
+            found.append(in_data_juicer(python, folder, config, reader))
+            _require_equal(folder / "filtered/decisions.parquet", folder / "data_juicer/decisions.parquet")
+    shutil.rmtree(folder)
+    peer = f"Data-Juicer {version_of('py-data-juicer', DATA_JUICER)}, pairs and pictures joined"
+    return [
+        compare(
+            f"filter, whole, {num_pairs:,} pairs", f"{peer}{given}", "pairs / CPU s", items=num_pairs,
+            ours_s=[seconds for seconds, _ in ours], theirs_s=[seconds for seconds, _ in theirs[reader]],
+            note=f"peak memory {_mib(ours)} against {_mib(theirs[reader])} MiB, torch and mapped files included",
+        )
+        for reader, given in (("own", ""), ("datasets", ", read without its reader"))
     ]  # fmt: skip
 
 
@@ -175,6 +212,28 @@ def bare_sql(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
 
 def in_pandas(folder: Path, config: FilterConfig) -> None:
     decide_in_pandas(folder, folder / "raw", config, _fresh(folder / "pandas"))
+
+
+def in_data_juicer(python: Path, folder: Path, config: FilterConfig, reader: str) -> tuple[float, int]:
+    """CPU seconds and peak memory, as the script measures them itself."""
+    out = _fresh(folder / "data_juicer")
+    job = {
+        "pairs": str(folder / "joined.parquet"), "out": str(out), "reader": reader, "rules": active(config),
+        "cuts": config.model_dump(mode="json", include=set(DATA_JUICER_CUTS)),
+    }  # fmt: skip
+    script = Path(__file__).with_name("data_juicer_peer.py")
+    environment = os.environ | {
+        "HOME": str(out), "HF_HOME": str(out / "cache"), "TMPDIR": str(out), "OMP_NUM_THREADS": "1",
+        "TRANSFORMERS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
+        "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
+        "RAY_USAGE_STATS_ENABLED": "0", "PIP_NO_INDEX": "1", "UV_OFFLINE": "1",  # it installs what it misses
+    }  # fmt: skip
+    command = [str(python), str(script), json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        raise RuntimeError(f"Data-Juicer failed: {done.stderr[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["cpu_s"], found["peak_bytes"]
 
 
 def _filter(folder: Path, config: FilterConfig, engine: EngineConfig, done: tuple[str, ...]) -> None:

@@ -141,7 +141,7 @@ def _step(state: State, recipe: Recipe, ranks: Ranks, tokenizer: TextTokenizer, 
     with torch.autocast(ranks.device.type, torch.bfloat16, enabled=recipe.bfloat16 and ranks.device.type == "cuda"):
         image_embeds = embed_images(model, batch.pixels.to(ranks.device), batch.draws.to(ranks.device))
         text_embeds = embed_texts(model, tokenizer, batch.texts, ranks.device)
-    loss = align_loss(ranks.gather(image_embeds), ranks.gather(text_embeds), model.temperature, recipe.label_smoothing)
+    loss = align_loss(image_embeds, text_embeds, model.temperature, recipe.label_smoothing, peers=ranks)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise NonFiniteLossError(
@@ -150,7 +150,7 @@ def _step(state: State, recipe: Recipe, ranks: Ranks, tokenizer: TextTokenizer, 
         )
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    ranks.average_gradients(model)
+    ranks.sum_gradients(model)
     optimiser.set_learning_rate(rate)
     optimiser.step()
     return value

@@ -1,4 +1,4 @@
-"""One process or several: launching, gathering embeddings with exact gradients, averaging gradients.
+"""One process or several: launching, and what they tell each other.
 
 torch's elastic launcher starts the ranks (rendezvous on loopback; `torchrun` does the same across machines and is
 recognised by its environment). gloo on CPUs, NCCL on GPUs.
@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,41 +51,49 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier()
 
-    def gather(self, embeds: Tensor) -> Tensor:
-        """(B, D) of this rank -> (B * world_size, D) of all, in rank order, differentiable.
-
-        Every rank computes the same global loss from the result, so the gradient of this rank's rows is known here and
-        needs no communication; it is multiplied by the world size, since `average_gradients` divides by it.
-        """
+    def gather(self, tensor: Tensor) -> Tensor:
+        """(B, ...) of this rank -> (B * world_size, ...) of all, in rank order. Not differentiable, as all of these."""
         if self.world_size == 1:
-            return embeds
-        # torch leaves Function.apply untyped
-        return cast(Tensor, _Gather.apply(embeds, self.rank, self.world_size))  # type: ignore[no-untyped-call]
+            return tensor
+        everyone = tensor.new_empty((self.world_size * len(tensor), *tensor.shape[1:]))
+        dist.all_gather(list(everyone.chunk(self.world_size)), tensor.contiguous())
+        return everyone
 
-    def average_gradients(self, module: nn.Module) -> None:
-        """Replaces every gradient by its mean over ranks, in one message."""
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The element-wise sum over all ranks; the tensor itself where there is one."""
+        return self._reduced(tensor, dist.ReduceOp.SUM)
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """The element-wise maximum over all ranks."""
+        return self._reduced(tensor, dist.ReduceOp.MAX)
+
+    def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
+        if self.world_size == 1:
+            return tensor
+        result = tensor.clone()
+        dist.all_reduce(result, operation)
+        return result
+
+    def scatter_sum(self, tensor: Tensor) -> Tensor:
+        """(B * world_size, ...) of each rank -> this rank's B rows of their sum."""
+        if self.world_size == 1:
+            return tensor
+        part = tensor.new_empty((len(tensor) // self.world_size, *tensor.shape[1:]))
+        dist.reduce_scatter(part, list(tensor.contiguous().chunk(self.world_size)))
+        return part
+
+    def sum_gradients(self, module: nn.Module) -> None:
+        """Replaces every gradient by its sum over ranks, in one message.
+
+        A sum and no mean: the loss is that of the global batch, and each rank has its own rows' share of the gradient.
+        """
         if self.world_size == 1:
             return
         grads = [param.grad for param in module.parameters() if param.grad is not None]
         flat = torch.cat([grad.reshape(-1) for grad in grads])
         dist.all_reduce(flat)
-        flat /= self.world_size
         for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
             grad.copy_(part.view_as(grad))
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, embeds: Tensor, rank: int, world_size: int) -> Tensor:
-        ctx.rank, ctx.world_size, ctx.rows = rank, world_size, len(embeds)
-        parts = [torch.empty_like(embeds) for _ in range(world_size)]
-        dist.all_gather(parts, embeds.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        mine = grads[0][ctx.rank * ctx.rows : (ctx.rank + 1) * ctx.rows]
-        return mine * ctx.world_size, None, None
 
 
 def default_processes(batch_size: int, group: int) -> int:

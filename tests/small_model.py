@@ -16,7 +16,10 @@ def write(root: Path) -> tuple[Path, Path]:
     model_dir.mkdir(parents=True)
     tokenizer_dir.mkdir(parents=True)
     values = load_params(Path(__file__).parents[1] / "params.yaml").values["model"]
-    small = {"text_width": 32, "text_layers": 1, "text_heads": 2, "width_coefficient": 0.25, "depth_coefficient": 0.25}
+    small = {
+        "image_tower": {"width_coefficient": 0.25, "depth_coefficient": 0.25},
+        "text_tower": {"width": 32, "layers": 1, "heads": 2},
+    }
     config = ModelConfig.model_validate(values | small | {"embed_width": 24})
     tokenizer = fit_wordpiece(TEXTS, vocab_size=80, min_count=1)
     save_tokenizer(tokenizer, tokenizer_dir, max_tokens=config.max_tokens)

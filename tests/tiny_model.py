@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
-from align.config.model import ModelConfig
+from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
 from align.model.dual_encoder import DualEncoder, save_model
 from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
 
 TINY = ModelConfig(
-    resize_px=36, image_px=32, width_coefficient=0.25, depth_coefficient=0.25, stochastic_depth=0.0,
-    batch_norm_group=4, text_width=16, text_layers=1, text_heads=2, max_tokens=16, embed_width=16, temperature_init=0.1,
+    resize_px=36, image_px=32, stochastic_depth=0.0, batch_norm="group", batch_norm_group=4,
+    image_tower=ImageTowerShape(width_coefficient=0.25, depth_coefficient=0.25),
+    text_tower=TextTowerShape(width=16, layers=1, heads=2), max_tokens=16, embed_width=16, temperature_init=0.1,
 )  # fmt: skip
 
 TEXTS = ["a red heart", "a blue star on a green field", "the yellow sun", "a small red flower"]

@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 
 from align.config.finetune import FinetuneConfig
-from align.config.model import ModelConfig
+from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
 from align.config.pretrain import PretrainConfig
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from align.pairs.formats.shards import Manifest, Sample, Split, digest_of, write_manifest
@@ -19,8 +19,9 @@ PLACES = {"top": (0, slice(None)), "bottom": (1, slice(None)), "left": (slice(No
 IMAGE_PX = 36
 
 MODEL = ModelConfig(
-    resize_px=36, image_px=32, width_coefficient=0.25, depth_coefficient=0.25, stochastic_depth=0.1,
-    batch_norm_group=4, text_width=16, text_layers=1, text_heads=2, max_tokens=16, embed_width=16, temperature_init=0.1,
+    resize_px=36, image_px=32, stochastic_depth=0.1, batch_norm="group", batch_norm_group=4,
+    image_tower=ImageTowerShape(width_coefficient=0.25, depth_coefficient=0.25),
+    text_tower=TextTowerShape(width=16, layers=1, heads=2), max_tokens=16, embed_width=16, temperature_init=0.1,
 )  # fmt: skip
 
 RECIPE: dict[str, object] = {

@@ -3,6 +3,7 @@
 Names in the state dict are those of `transformers.AlignModel`. Differences from it:
 
 * the text tower has no pooler, which nothing uses (without a gradient, plain DDP dies of it), and attends through SDPA;
+* both towers have gradient checkpointing (upstream: the text tower only);
 * the image tower gets a projection where its width is not the joint width (the paper's ablations at width 640);
 * the temperature is exp(log_temperature): positive by construction.
 
@@ -14,22 +15,26 @@ a tenth of that: an alt-text is a bag of words first, and at full size half of w
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertModel
 
 from align.config.model import ModelConfig
 from align.errors import DataError, FormatError
 from align.model.image_tower import ImageTower
+from align.model.presets import text_shape
 from align.stage import to_json, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: Size of position and token-type embeddings at the start, relative to those of words.
 POSITION_SCALE = 0.1
@@ -54,7 +59,7 @@ class DualEncoder(nn.Module):
                 self.text_model.embeddings.position_embeddings, self.text_model.embeddings.token_type_embeddings,
             ):  # fmt: skip
                 table.weight.mul_(POSITION_SCALE)
-        self.text_projection = nn.Linear(config.text_width, config.embed_width)
+        self.text_projection = nn.Linear(text_shape(config).width, config.embed_width)
         nn.init.xavier_uniform_(self.text_projection.weight)
         nn.init.zeros_(self.text_projection.bias)
         native = self.vision_model.width == config.embed_width
@@ -62,6 +67,23 @@ class DualEncoder(nn.Module):
             nn.Identity() if native else nn.Linear(self.vision_model.width, config.embed_width)
         )
         self.log_temperature = nn.Parameter(torch.tensor(float(config.temperature_init)).log())
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether training keeps only the input of each MBConv block and BERT layer, and computes them again backward.
+
+        Loss and gradients stay the same; off in a new model.
+        """
+        return self.vision_model.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        self.vision_model.gradient_checkpointing = on
+        recompute = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+        layers: list[Any] = list(self.text_model.encoder.layer)
+        for layer in layers:  # by hand: the switch of `PreTrainedModel` changed its name within v5
+            layer.gradient_checkpointing = on
+            layer._gradient_checkpointing_func = recompute
 
     @property
     def temperature(self) -> Tensor:
@@ -96,16 +118,17 @@ class DualEncoder(nn.Module):
 
 def text_config(config: ModelConfig, vocab_size: int) -> BertConfig:
     """The transformers configuration of the text tower. The feed-forward width is BERT's: four times the model's."""
+    shape = text_shape(config)
     return BertConfig(
         vocab_size=vocab_size,
-        hidden_size=config.text_width,
-        num_hidden_layers=config.text_layers,
-        num_attention_heads=config.text_heads,
-        intermediate_size=4 * config.text_width,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.width,
         max_position_embeddings=config.max_tokens,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        initializer_range=config.text_width**-0.5,
+        initializer_range=shape.width**-0.5,
         attn_implementation="sdpa",  # type: ignore[call-arg]  # goes to the base class by **kwargs, unseen by mypy
     )
 

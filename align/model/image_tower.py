@@ -3,11 +3,13 @@
 Built on the modules of transformers' `AlignVisionModel`, so that checkpoints keep its names, with what is wrong there
 for training put right:
 
-* batch-norm works in groups of 16 samples, one TPU core's share, whatever the batch, the ranks and the micro-batches;
+* batch-norm works in groups of 16 samples, whatever the batch, the ranks and the micro-batches, or in other ways that
+  `align.model.batch_norm` has;
 * stochastic depth drops a residual branch per sample (upstream has element-wise dropout);
 * convolutions start from variance scaling (fan-out, 2.0; a depthwise fan-out is divided by its groups), and batch-norm
   scales from 1;
-* a depthwise convolution has a backward pass that is fast on CPUs.
+* a depthwise convolution has a backward pass that is fast on CPUs;
+* gradient checkpointing, block by block: this tower holds most of a step's activations.
 
 Decision (the paper is silent): running statistics are not tracked during training; they are estimated afterwards from
 training images (`estimate_statistics`), so they depend on neither momentum nor on how a batch was cut.
@@ -21,47 +23,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AlignVisionConfig, AlignVisionModel
 from transformers.models.align.modeling_align import AlignVisionDepthwiseConv2d
 
 from align.config.model import ModelConfig
+from align.model.batch_norm import BatchNorm2d, batch_norm
 from align.model.depthwise import DepthwiseConv2d
-
-
-class GroupBatchNorm2d(nn.BatchNorm2d):
-    """Batch-norm over groups of `group` consecutive samples; running statistics in evaluation.
-
-    Names and shapes in the state dict are those of `nn.BatchNorm2d`. A training batch is a multiple of the group, or
-    smaller than one group; everything else raises ValueError.
-    """
-
-    def __init__(self, num_features: int, eps: float, group: int) -> None:
-        super().__init__(num_features, eps=eps, momentum=0.0)
-        self.group = group
-        self.collecting = False  #: whether training-mode batches add to the running statistics
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        if len(x) > self.group and len(x) % self.group:
-            raise ValueError(f"a training batch of {len(x)} is no multiple of the batch-norm group {self.group}")
-        groups = torch.split(x, self.group)
-        normal = [F.batch_norm(part, None, None, self.weight, self.bias, True, 0.0, self.eps) for part in groups]
-        if self.collecting:
-            for part in groups:
-                self._collect(part)
-        return normal[0] if len(normal) == 1 else torch.cat(normal)
-
-    @torch.no_grad()
-    def _collect(self, part: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        share = 1.0 / float(self.num_batches_tracked)
-        variance, mean = torch.var_mean(part.float(), dim=(0, 2, 3))
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+from align.model.presets import image_shape
 
 
 class StochasticDepth(nn.Module):
@@ -90,6 +59,7 @@ class ImageTower(nn.Module):
     Attributes:
         width: channels of the pooled features (320 for B0 and B1, 640 for B7, 1376 for L2).
         num_blocks: MBConv blocks, the number of stochastic-depth draws that a sample needs.
+        gradient_checkpointing: whether training keeps only the input of each block and computes it again backward.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -97,11 +67,12 @@ class ImageTower(nn.Module):
         upstream = AlignVisionModel(vision_config(config))
         self.embeddings = upstream.embeddings
         self.encoder = upstream.encoder
-        _repair(self, config.batch_norm_group)
+        _repair(self, config)
         initialise(self)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types no such overload
         self._blocks: list[Any] = list(self.encoder.blocks)
         self.num_blocks = len(self._blocks)
+        self.gradient_checkpointing = False
         self.width = int(self._blocks[-1].projection.project_conv.out_channels)
 
     def forward(self, pixels: Tensor, draws: Tensor | None = None) -> Tensor:
@@ -114,28 +85,38 @@ class ImageTower(nn.Module):
         Returns:
             (B, width) features.
         """
-        for index, block in enumerate(self._blocks):
-            block.projection.dropout.draws = None if draws is None else draws[:, index]
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         hidden = self.embeddings(pixels)
-        for block in self._blocks:
-            hidden = block(hidden)
+        for index, block in enumerate(self._blocks):
+            numbers = None if draws is None else draws[:, index]
+            if again:
+                hidden = checkpoint(_run, block, hidden, numbers, use_reentrant=False, preserve_rng_state=False)
+            else:
+                hidden = _run(block, hidden, numbers)
         return cast(Tensor, hidden.mean(dim=(2, 3)))
+
+
+def _run(block: Any, hidden: Tensor, draws: Tensor | None) -> Tensor:
+    """One block; it gets its draws with each call, since it may be computed again after those of another batch."""
+    block.projection.dropout.draws = draws
+    return cast(Tensor, block(hidden))
 
 
 def vision_config(config: ModelConfig) -> AlignVisionConfig:
     """The transformers configuration of the same architecture."""
+    shape = image_shape(config)
     return AlignVisionConfig(
         image_size=config.image_px,
-        width_coefficient=float(config.width_coefficient),
-        depth_coefficient=float(config.depth_coefficient),
+        width_coefficient=float(shape.width_coefficient),  # upstream refuses whole numbers
+        depth_coefficient=float(shape.depth_coefficient),
         drop_connect_rate=float(config.stochastic_depth),
     )
 
 
-def _repair(module: nn.Module, group: int) -> None:
+def _repair(module: nn.Module, config: ModelConfig) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, GroupBatchNorm2d(child.num_features, child.eps, group))
+            setattr(module, name, batch_norm(config, child.num_features, child.eps))
         elif isinstance(child, nn.Dropout):
             setattr(module, name, StochasticDepth(child.p))
         elif isinstance(child, AlignVisionDepthwiseConv2d):
@@ -143,7 +124,7 @@ def _repair(module: nn.Module, group: int) -> None:
         elif isinstance(child, nn.ZeroPad2d) and name == "depthwise_conv_pad":
             setattr(module, name, nn.Identity())
         else:
-            _repair(child, group)
+            _repair(child, config)
 
 
 def initialise(module: nn.Module) -> None:
@@ -162,11 +143,13 @@ def initialise(module: nn.Module) -> None:
 def estimate_statistics(tower: ImageTower, batches: Iterable[Tensor]) -> None:
     """Sets the running statistics to the mean over groups of their batch statistics (variance unbiased).
 
+    A group is one of batch-norm's, or a whole batch for its other kinds. Ranks do not speak, so one may do it alone.
+
     Args:
         tower: its mode is put back afterwards; parameters are not touched.
         batches: pixels (B, 3, H, W); a batch is a multiple of the batch-norm group.
     """
-    norms = [module for module in tower.modules() if isinstance(module, GroupBatchNorm2d)]
+    norms = [module for module in tower.modules() if isinstance(module, BatchNorm2d)]
     was_training = tower.training
     tower.train()
     for norm in norms:

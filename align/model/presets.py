@@ -1,0 +1,67 @@
+"""The published shapes of both towers by name.
+
+Image: EfficientNet's width and depth coefficients. B0 to B7 from Tan & Le, "EfficientNet", ICML 2019 (arXiv
+1905.11946), as in its code; L2 from Xie et al., "Self-training with Noisy Student", CVPR 2020 (arXiv 1911.04252).
+
+Text: BERT's hidden size, layers and heads. Base and Large from Devlin et al., NAACL 2019 (arXiv 1810.04805); Mini,
+Small and Medium from Turc et al., "Well-Read Students Learn Better" (arXiv 1908.08962). Heads are 64 wide throughout.
+
+The paper's main model is L2 with Large (section 4.1), its ablations are B1, B3, B5, B7 and L2 with Mini, Base and Large
+(6.1). Input sizes are not part of a preset: ALIGN takes 289 px for all.
+"""
+
+from __future__ import annotations
+
+from align.config.model import ImageTowerName, ImageTowerShape, ModelConfig, TextTowerName, TextTowerShape
+
+#: (width coefficient, depth coefficient)
+_EFFICIENTNET: dict[ImageTowerName, tuple[float, float]] = {
+    "B0": (1.0, 1.0),
+    "B1": (1.0, 1.1),
+    "B2": (1.1, 1.2),
+    "B3": (1.2, 1.4),
+    "B4": (1.4, 1.8),
+    "B5": (1.6, 2.2),
+    "B6": (1.8, 2.6),
+    "B7": (2.0, 3.1),
+    "L2": (4.3, 5.3),
+}
+
+#: (hidden size, layers, heads)
+_BERT: dict[TextTowerName, tuple[int, int, int]] = {
+    "Mini": (256, 4, 4),
+    "Small": (512, 4, 8),
+    "Medium": (512, 8, 8),
+    "Base": (768, 12, 12),
+    "Large": (1024, 24, 16),
+}
+
+IMAGE_TOWERS = {
+    name: ImageTowerShape(width_coefficient=width, depth_coefficient=depth)
+    for name, (width, depth) in _EFFICIENTNET.items()
+}
+TEXT_TOWERS = {
+    name: TextTowerShape(width=width, layers=layers, heads=heads) for name, (width, layers, heads) in _BERT.items()
+}
+
+
+def image_shape(config: ModelConfig) -> ImageTowerShape:
+    """The image tower's coefficients, of its name or as given."""
+    tower = config.image_tower
+    return IMAGE_TOWERS[tower] if isinstance(tower, str) else tower
+
+
+def text_shape(config: ModelConfig) -> TextTowerShape:
+    """The text tower's sizes, of its name or as given."""
+    tower = config.text_tower
+    return TEXT_TOWERS[tower] if isinstance(tower, str) else tower
+
+
+def named_image_tower(shape: ImageTowerShape) -> ImageTowerName | ImageTowerShape:
+    """The name that stands for a shape, or the shape itself where none does."""
+    return next((name for name, known in IMAGE_TOWERS.items() if known == shape), shape)
+
+
+def named_text_tower(shape: TextTowerShape) -> TextTowerName | TextTowerShape:
+    """The name that stands for a shape, or the shape itself where none does."""
+    return next((name for name, known in TEXT_TOWERS.items() if known == shape), shape)

@@ -13,9 +13,8 @@ from align.config.finetune import FinetuneConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.model.dual_encoder import load_model
-from align.pairs.formats.shards import read_manifest
 from align.pairs.validate.verdict import SHARDS, require_passed
-from align.services.store import materialised
+from align.services.store import tar_reader
 from align.services.tracking import current_run_id, live_logger
 from align.stage import record_runtime, say
 from align.training.run import make_plan, train_stage
@@ -25,12 +24,13 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align finetune`."""
     del args
     paths = params.section(PathsConfig)
-    require_passed(paths.reports / SHARDS, read_manifest(paths.shards).digest)
     plan = make_plan(
         params.section(FinetuneConfig), load_model(paths.pretrained).config, initial=paths.pretrained,
-        shards=materialised(paths.shards, params.section(StoreConfig)), tokenizer=paths.tokenizer,
+        shards=paths.shards, tokenizer=paths.tokenizer,
         checkpoints=paths.checkpoints, log=live_logger(current_run_id(), "finetune"),
+        tars=tar_reader(params.section(StoreConfig)),
     )  # fmt: skip
+    require_passed(paths.reports / SHARDS, plan.data_digest)
     with record_runtime("finetune", paths.runtime) as runtime:
         report, runtime["pairs_per_s"] = train_stage(plan, out=paths.finetuned, reports=paths.reports / "finetune")
     say(f"finetune: loss {report.metrics['finetune/train/loss']:.3f} after {plan.recipe.num_steps:,} steps")

@@ -9,9 +9,8 @@ from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.pretrain import PretrainConfig
 from align.config.store import StoreConfig
-from align.pairs.formats.shards import read_manifest
 from align.pairs.validate.verdict import SHARDS, require_passed
-from align.services.store import materialised
+from align.services.store import tar_reader
 from align.services.tracking import current_run_id, live_logger
 from align.stage import record_runtime, say
 from align.training.run import make_plan, train_stage
@@ -21,12 +20,13 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align pretrain`."""
     del args
     paths = params.section(PathsConfig)
-    require_passed(paths.reports / SHARDS, read_manifest(paths.shards).digest)
     plan = make_plan(
         params.section(PretrainConfig), params.section(ModelConfig), initial=None,
-        shards=materialised(paths.shards, params.section(StoreConfig)), tokenizer=paths.tokenizer,
+        shards=paths.shards, tokenizer=paths.tokenizer,
         checkpoints=paths.checkpoints, log=live_logger(current_run_id(), "pretrain"),
+        tars=tar_reader(params.section(StoreConfig)),
     )  # fmt: skip
+    require_passed(paths.reports / SHARDS, plan.data_digest)
     with record_runtime("pretrain", paths.runtime) as runtime:
         report, runtime["pairs_per_s"] = train_stage(plan, out=paths.pretrained, reports=paths.reports / "pretrain")
     say(f"pretrain: loss {report.metrics['pretrain/train/loss']:.3f} after {plan.recipe.num_steps:,} steps")

@@ -29,7 +29,8 @@ RECIPE: dict[str, object] = {
     "warmup_steps": 2, "weight_decay": 1e-5, "beta2": 0.999, "label_smoothing": 0.1, "flip": False, "bfloat16": True,
     "phrase_dropout": 0.0,
     "log_every_steps": 2, "validate_every_steps": 4, "checkpoint_every_steps": 3, "keep_checkpoints": 2,
-    "num_processes": 1, "num_threads": 1,
+    "num_processes": 1, "num_threads": 1, "shuffle_block": 1000, "extra_shards": [], "on_corrupt_shard": "stop",
+    "num_loader_threads": None, "store_patience_s": 0.0,
 }  # fmt: skip
 
 

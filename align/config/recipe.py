@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from align.config.params import Section
+from align.config.paths import PathField
+
+
+class ExtraShards(BaseModel):
+    """One more folder of shards to train on, made elsewhere; DVC does not know it, so its digest stands here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    path: PathField
+    #: `digest` of its manifest.json.
+    digest: str
+    #: `paths.shards` has 1.
+    weight: float = Field(gt=0)
 
 
 class Recipe(Section):
@@ -30,6 +43,11 @@ class Recipe(Section):
     keep_checkpoints: int = Field(ge=1)
     num_processes: int | None = Field(ge=1)
     num_threads: int | None = Field(ge=1)
+    shuffle_block: int = Field(ge=1)
+    extra_shards: Annotated[tuple[ExtraShards, ...], Field(strict=False)]
+    on_corrupt_shard: Literal["stop", "quarantine"]
+    num_loader_threads: int | None = Field(ge=1)
+    store_patience_s: float = Field(ge=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

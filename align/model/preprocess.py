@@ -94,6 +94,6 @@ def random_crop(image: NDArray[np.uint8], size_px: int, draws: NDArray[np.float6
     return crop[:, ::-1] if flip and draws[2] < 0.5 else crop
 
 
-def to_pixels(images: NDArray[np.uint8]) -> Tensor:
+def to_pixels(images: NDArray[np.uint8] | Tensor) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1], channels last in memory."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return torch.as_tensor(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

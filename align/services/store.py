@@ -4,7 +4,7 @@
 data/shards, and DVC's cache and remote hold them. With it a stage hands its tars over (`keep_tar`), under their sha256,
 and its folder keeps tables and manifest.json, which name them: that is what DVC then versions. The manifest is the same
 bytes both ways. Who reads a folder takes `materialised(folder, config)` in its place, or `fetcher(config)` to fetch tar
-by tar, and need not know.
+by tar, or `tar_reader(config)` to read single samples by range, and need not know.
 
 An object is written once, by a conditional write, so that two writers never mix, and never changed. It is checked
 against its name, the sha256, when it is first read on a machine; the checked copy in `store.cache` serves from then on.
@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 from align.config.store import StoreConfig
 from align.errors import ConfigError, CorruptError, DataError
-from align.services.store_client import download, is_s3, remove, split_uri, stat, upload
+from align.services.store_client import download, is_s3, read_range, remove, split_uri, stat, upload
 from align.services.store_files import StoreFiles
 from align.stage import fsync
 
@@ -87,9 +87,10 @@ class Objects:
             DataError: there is no such object, or the credentials are refused.
             ServiceError: the server is away or refuses.
         """
+        copy = self.copy(sha256, num_bytes)
+        if copy is not None:
+            return copy
         cached = self._cached(sha256)
-        if cached.is_file() and cached.stat().st_size == num_bytes:
-            return cached
         uri, found = self.uri(sha256), ""
         for _ in range(_READS):
             with _beside(cached) as (path, file):
@@ -107,6 +108,11 @@ class Objects:
             f"{uri}: {found}, but it should have {num_bytes:,} bytes with the sha256 of its name; it is damaged: "
             "remove the object and make it again"
         )
+
+    def copy(self, sha256: str, num_bytes: int) -> Path | None:
+        """The checked copy in `store.cache`, if it is there."""
+        cached = self._cached(sha256)
+        return cached if cached.is_file() and cached.stat().st_size == num_bytes else None
 
     def delete(self, sha256: str) -> None:
         """Removes an object and this machine's copy, for take-downs; one that is gone is no error. Raises as `put`."""
@@ -142,6 +148,40 @@ class Objects:
 def fetcher(config: StoreConfig) -> Callable[[str, int], Path] | None:
     """(sha256, bytes) -> path of a checked tar, for who reads tar by tar; None without `store.objects`; picklable."""
     return Objects(config).get if config.objects else None
+
+
+@dataclass(frozen=True)
+class TarReader:
+    """`align.training.index.Tars`: ranges of the objects, or of their checked copies where this machine has them.
+
+    A range cannot be compared with the tar's sha256. It was when the object was put and when the gate read it; what is
+    damaged since shows when a sample does not decode.
+    """
+
+    objects: Objects
+
+    @property
+    def num_connections(self) -> int:
+        """How many threads may read at a time."""
+        return self.objects.config.num_connections
+
+    def uri(self, sha256: str, num_bytes: int) -> str:
+        """The copy's path, or where the object lies (a path, too, where `store.objects` is a folder)."""
+        return str(self.objects.copy(sha256, num_bytes) or self.objects.uri(sha256))
+
+    def read(self, uri: str, offset: int, size: int) -> bytes:
+        """Bytes of an s3:// URI, fewer where it ends. It asks twice; the caller is more patient.
+
+        Raises:
+            DataError: there is no such object, or the credentials are refused.
+            ServiceError: the server is away or refuses.
+        """
+        return read_range(self.objects.config.model_copy(update={"num_retries": 1}), uri, offset, size)
+
+
+def tar_reader(config: StoreConfig) -> TarReader | None:
+    """For training, which reads samples and not tars; None without `store.objects`; picklable."""
+    return TarReader(Objects(config)) if config.objects else None
 
 
 def keep_tar(path: Path, sha256: str, config: StoreConfig) -> None:

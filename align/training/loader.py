@@ -1,33 +1,32 @@
-"""Batches read straight from the tars through the manifest's offsets, each a pure function of its step.
+"""Training batches, each a pure function of its step, made ahead in threads.
 
-The order is a permutation keyed by (seed, epoch); one of an image's texts is drawn per epoch; the last, incomplete
-batch of an epoch is dropped. A rank takes a contiguous part of every batch, so batches are equal on all ranks at any
-world size.
+One of an image's texts is drawn per epoch; the last, incomplete batch of an epoch is dropped. A rank takes a contiguous
+part of every batch, so batches are equal on all ranks at any world size and number of
+threads, and nothing has to be saved to go on.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Iterator
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from align.errors import ConfigError, CorruptError, DataError
-from align.model.preprocess import centre_crop, decode, random_crop, to_pixels
-from align.pairs.formats.shards import Manifest, SplitName
-from align.training.randomness import Purpose, permutation, uniforms
-
-#: Decoded images are kept in memory where all of them take less than this.
-CACHE_BYTES = 2**30
+from align.errors import ConfigError, CorruptError
+from align.model.preprocess import random_crop, to_pixels
+from align.stage import say
+from align.training.order import MAX_STAND_INS, BlockOrder, Mixture
+from align.training.randomness import Purpose, keyed_bits, uniforms
+from align.training.reading import Span
+from align.training.samples import Samples
 
 #: Phrase dropout chooses among so many phrases; the text tower of the paper reads 64 tokens.
 MAX_PHRASES = 32
@@ -38,23 +37,8 @@ PHRASE_ENDS = re.compile(r"[:,;.|/()\[\]\u2013\u2014\u3001\u3002\uff0c\uff1a\uff
 #: Batches made ahead of the step that needs them.
 AHEAD = 2
 
-
-@dataclass(frozen=True)
-class SplitIndex:
-    """Where the samples of a split lie.
-
-    Attributes:
-        shards: absolute paths of the tars.
-        offsets: per tar, rows of (image offset, image bytes, json offset, json bytes).
-    """
-
-    shards: tuple[str, ...]
-    offsets: tuple[tuple[tuple[int, int, int, int], ...], ...]
-
-    @property
-    def num_images(self) -> int:
-        """Samples in the split."""
-        return sum(len(rows) for rows in self.offsets)
+#: Samples that a thread takes at a time.
+_CHUNK = 8
 
 
 @dataclass(frozen=True)
@@ -62,77 +46,42 @@ class Batch:
     """One rank's part of a batch.
 
     Attributes:
-        pixels: (B, 3, H, W) float32 in [-1, 1].
+        images: (B, H, W, 3) uint8: a quarter of the bytes to keep ahead and to bring to a GPU.
         texts: B texts, row i of image i.
         draws: (B, num_blocks) float32, stochastic depth's numbers.
+        num_quarantined: rows in which another sample stands in for one that cannot be read.
     """
 
-    pixels: Tensor
+    images: Tensor
     texts: list[str]
     draws: Tensor
+    num_quarantined: int = 0
+
+    @property
+    def pixels(self) -> Tensor:
+        """(B, 3, H, W) float32 in [-1, 1]."""
+        return to_pixels(self.images)
+
+    def pixels_on(self, device: torch.device) -> Tensor:
+        """As `pixels`, computed on a device."""
+        return to_pixels(self.images.to(device))
 
 
-class Samples:
-    """Random access to the images and texts of a split; thread-safe."""
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a batch that are of one source and one of its epochs.
 
-    def __init__(self, index: SplitIndex, resize_px: int) -> None:
-        self._index = index
-        self._resize_px = resize_px
-        self.num_images = index.num_images
-        counts = [len(rows) for rows in index.offsets]
-        self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        fits = self.num_images * resize_px * resize_px * 3 <= CACHE_BYTES
-        shape = (self.num_images if fits else 0, resize_px, resize_px, 3)
-        self._images: NDArray[np.uint8] = np.empty(shape, dtype=np.uint8)
-        self._texts: list[list[str] | None] = [None] * (self.num_images if fits else 0)
-        self._cached = np.zeros(len(self._images), dtype=bool)
+    Attributes:
+        rows: (R,) in the batch.
+        positions: (R,) in the epoch.
+        samples: (R,) numbers.
+    """
 
-    @cached_property
-    def _files(self) -> list[int]:
-        return [os.open(path, os.O_RDONLY) for path in self._index.shards]
-
-    def _locate(self, sample: int) -> tuple[int, tuple[int, int, int, int]]:
-        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
-        return shard, self._index.offsets[shard][sample - int(self._starts[shard])]
-
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
-        data = os.pread(self._files[shard], size, offset)
-        if len(data) != size:
-            raise CorruptError(f"{self._index.shards[shard]}: ends before its manifest says; run `align shard` again")
-        return data
-
-    def image(self, sample: int) -> NDArray[np.uint8]:
-        """(resize_px, resize_px, 3) RGB. Do not write into it."""
-        if len(self._cached) and self._cached[sample]:
-            cached: NDArray[np.uint8] = self._images[sample]
-            return cached
-        shard, (offset, size, _, _) = self._locate(sample)
-        try:
-            image = decode(self._read(shard, offset, size), self._resize_px)
-        except DataError as error:
-            raise CorruptError(f"{self._index.shards[shard]}: sample {sample}: {error}") from None
-        if len(self._cached):
-            self._images[sample] = image
-            self._cached[sample] = True
-        return image
-
-    def texts(self, sample: int) -> list[str]:
-        """All kept texts of an image, at least one."""
-        known = self._texts[sample] if self._texts else None
-        if known is not None:
-            return known
-        shard, (_, _, offset, size) = self._locate(sample)
-        try:
-            texts = [str(text) for text in json.loads(self._read(shard, offset, size))["texts"]]
-        except (ValueError, KeyError, TypeError):
-            raise CorruptError(f"{self._index.shards[shard]}: sample {sample}: its json has no texts") from None
-        if self._texts:
-            self._texts[sample] = texts
-        return texts
-
-    def centre_crops(self, samples: NDArray[np.int64], image_px: int) -> NDArray[np.uint8]:
-        """(N,) samples -> (N, image_px, image_px, 3), as evaluation sees them."""
-        return np.stack([centre_crop(self.image(int(sample)), image_px) for sample in samples])
+    source: int
+    epoch: int
+    rows: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    samples: NDArray[np.int64]
 
 
 class TrainLoader:
@@ -143,60 +92,190 @@ class TrainLoader:
         batch_size: of the global batch.
         rank, world_size: this process's part of it.
         num_draws: stochastic-depth numbers a sample.
+        shuffle_block: images that are shuffled together, see `align.training.order`.
+        extra: more splits with their weights, that of `samples` being 1.
         phrase_dropout: share of texts of which only some phrases are shown.
+        num_threads: that decode; None takes as many as torch computes with here.
+
+    Attributes:
+        wait_s: seconds that `batches` has kept its caller waiting.
+        num_quarantined: rows so far in which another sample stood in, of this rank since it was started.
 
     Raises:
-        ConfigError: the split has fewer images than one batch.
+        ConfigError: a split has fewer images than its share of one batch.
     """
 
     def __init__(
         self, samples: Samples, *, seed: int, batch_size: int, image_px: int, flip: bool, num_draws: int,
-        phrase_dropout: float = 0.0, rank: int = 0, world_size: int = 1,
+        shuffle_block: int, extra: Sequence[tuple[Samples, float]] = (), phrase_dropout: float = 0.0, rank: int = 0,
+        world_size: int = 1, num_threads: int | None = None,
     ) -> None:  # fmt: skip
-        if samples.num_images < batch_size:
-            raise ConfigError(
-                f"batch_size {batch_size} is more than the {samples.num_images} training images: lower it, or keep more"
-            )
-        self._samples = samples
-        self._seed, self._batch_size, self._image_px, self._flip = seed, batch_size, image_px, flip
+        self._sources = [samples, *(more for more, _ in extra)]
+        self._mixture = Mixture(seed, [1.0, *(weight for _, weight in extra)])
+        self._batch_size, self._image_px, self._flip = batch_size, image_px, flip
         self._num_draws, self._phrase_dropout = num_draws, phrase_dropout
+        self._num_threads = num_threads or torch.get_num_threads()
         share = batch_size // world_size
-        self._part = slice(rank * share, (rank + 1) * share)
+        self._part = (rank * share, (rank + 1) * share)
+        # Every source has random numbers of its own; the first those of a run without others.
+        keys = keyed_bits(seed, 0, Purpose.MIXTURE, np.arange(len(self._sources), dtype=np.int64), 1)[
+            :, 0
+        ] >> np.uint64(33)
+        self._seeds = [seed, *(int(key) for key in keys[1:])]
+        self._orders, self._lengths = [], []
+        for source, own_seed, part in zip(self._sources, self._seeds, self._mixture.shares, strict=True):
+            if source.num_images < part * batch_size:
+                raise ConfigError(
+                    f"batch_size {batch_size} is more than the {source.num_images} training images: lower it, or keep "
+                    "more" + f", or lower the weight of {source.index.manifest}" * (len(self._sources) > 1)
+                )
+            source.expect_block(shuffle_block)
+            self._orders.append(BlockOrder(own_seed, source.index.counts, shuffle_block))
+            self._lengths.append(source.num_images)
         self.steps_per_epoch = samples.num_images // batch_size
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+        if len(self._sources) == 1:
+            self._lengths = [self.steps_per_epoch * batch_size]
+        self.wait_s, self.num_quarantined = 0.0, 0
+        self._lock = threading.Lock()
+        self._named: set[str] = set()
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        kept_epoch, order = self._order
-        if kept_epoch != epoch:
-            order = permutation(self._seed, epoch, self._samples.num_images)
-            self._order = (epoch, order)
-        positions = np.arange(within * self._batch_size, (within + 1) * self._batch_size, dtype=np.int64)[self._part]
-        crop_draws = uniforms(self._seed, epoch, Purpose.CROP, positions, 3)
-        text_draws = uniforms(self._seed, epoch, Purpose.TEXT, positions, 1)[:, 0]
-        depth_draws = uniforms(self._seed, epoch, Purpose.DEPTH, positions, self._num_draws)
-        phrase_draws = uniforms(self._seed, epoch, Purpose.PHRASES, positions, 2 + MAX_PHRASES)
-        images, texts = [], []
-        for row, sample in enumerate(order[positions]):
-            image = self._samples.image(int(sample))
-            images.append(random_crop(image, self._image_px, crop_draws[row], flip=self._flip))
-            choices = self._samples.texts(int(sample))
-            texts.append(
-                some_phrases(choices[int(text_draws[row] * len(choices))], self._phrase_dropout, phrase_draws[row])
-            )
-        return Batch(to_pixels(np.stack(images)), texts, torch.from_numpy(depth_draws.astype(np.float32)))
+        return next(self.batches(step, step + 1))
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """The batches of steps `first_step` to `num_steps`, made ahead in a thread (decoding releases the GIL)."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
-            waiting: list[Future[Batch]] = []
-            step = first_step
+        """The batches of steps `first_step` to `num_steps`, AHEAD of them in the making.
+
+        One thread says what is to be read (offsets, the order of a new block), some read from the store, some decode
+        (which releases the GIL). Those of one kind never wait for their own kind.
+
+        Raises:
+            CorruptError: a sample cannot be read, and `on_corrupt` is "stop"; or none of its block can.
+            DataError: a tar is gone.
+            ServiceError: the store was away for longer than its patience.
+        """
+        pools = [
+            ThreadPoolExecutor(count, thread_name_prefix=f"loader-{name}")
+            for name, count in (("plan", 1), ("read", max(s.bytes.num_connections for s in self._sources)),
+                                ("decode", self._num_threads))
+        ]  # fmt: skip
+        plan, read, decode = pools
+        for source in self._sources:
+            source.bytes.reopen()
+        waiting: deque[Future[_Making]] = deque()
+        step = first_step
+        try:
             while step < num_steps or waiting:
-                while step < num_steps and len(waiting) < AHEAD:
-                    waiting.append(pool.submit(self.batch, step))
+                while step < num_steps and len(waiting) <= AHEAD:
+                    waiting.append(plan.submit(self._begin, step, read, decode))
                     step += 1
-                yield waiting.pop(0).result()
+                start = time.monotonic()
+                batch = waiting.popleft().result().finish()
+                self.wait_s += time.monotonic() - start
+                self.num_quarantined += batch.num_quarantined
+                yield batch
+        finally:
+            for source in self._sources:
+                source.bytes.close()
+            for pool in pools:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _rows(self, step: int) -> list[_Rows]:
+        """What this rank's part of a batch shows."""
+        positions = np.arange(self._part[0], self._part[1], dtype=np.int64) + step * self._batch_size
+        sources, numbers = self._mixture.locate(positions)
+        lengths = np.asarray(self._lengths, dtype=np.int64)[sources]
+        epochs, positions = numbers // lengths, numbers % lengths
+        found = []
+        for source, epoch in np.unique(np.stack([sources, epochs]), axis=1).T.tolist():
+            rows = np.flatnonzero((sources == source) & (epochs == epoch))
+            samples = self._orders[source].samples(epoch, positions[rows])
+            found.append(_Rows(source, epoch, rows, positions[rows], samples))
+        return found
+
+    def _begin(self, step: int, read: ThreadPoolExecutor, decode: ThreadPoolExecutor) -> _Making:
+        size = self._part[1] - self._part[0]
+        making = _Making(size, self._image_px, self._num_draws)
+        for rows in self._rows(step):
+            samples, seed = self._sources[rows.source], self._seeds[rows.source]
+            draws = {
+                purpose: uniforms(seed, rows.epoch, purpose, rows.positions, count)
+                for purpose, count in (
+                    (Purpose.CROP, 3), (Purpose.TEXT, 1), (Purpose.DEPTH, self._num_draws),
+                    (Purpose.PHRASES, 2 + MAX_PHRASES if self._phrase_dropout else 0),
+                )
+            }  # fmt: skip
+            making.draws[rows.rows] = draws[Purpose.DEPTH]
+            sources: dict[int, tuple[Span, Future[bytes]]] = {}
+            if samples.any_remote:
+                for span in samples.spans(rows.samples):
+                    reading = read.submit(samples.fetch, span)
+                    sources |= dict.fromkeys(span.samples, (span, reading))
+            for start in range(0, len(rows.rows), _CHUNK):
+                some = range(start, min(start + _CHUNK, len(rows.rows)))
+                making.parts.append(decode.submit(self._fill, making, rows, draws, sources, some))
+        return making
+
+    def _fill(
+        self, making: _Making, rows: _Rows, draws: dict[Purpose, NDArray[np.float64]],
+        sources: dict[int, tuple[Span, Future[bytes]]], some: range,
+    ) -> int:  # fmt: skip
+        """Some rows of a batch; returns in how many another sample stands in."""
+        num_quarantined = 0
+        for index in some:
+            row, sample = int(rows.rows[index]), int(rows.samples[index])
+            image, choices, stands_in = self._load(rows, index, sources.get(sample))
+            num_quarantined += stands_in
+            making.images[row] = random_crop(image, self._image_px, draws[Purpose.CROP][index], flip=self._flip)
+            text = choices[int(draws[Purpose.TEXT][index, 0] * len(choices))]
+            making.texts[row] = some_phrases(text, self._phrase_dropout, draws[Purpose.PHRASES][index])
+        return num_quarantined
+
+    def _load(
+        self, rows: _Rows, index: int, source: tuple[Span, Future[bytes]] | None
+    ) -> tuple[NDArray[np.uint8], list[str], bool]:
+        samples, sample = self._sources[rows.source], int(rows.samples[index])
+        try:
+            if source is None:
+                return (*samples.load(sample), False)
+            return (*samples.load(sample, source[1].result(), source[0].begin), False)
+        except CorruptError as error:
+            if samples.on_corrupt == "stop":
+                raise
+            self._name(error)
+        for attempt in range(1, MAX_STAND_INS + 1):
+            other = self._orders[rows.source].stand_in(rows.epoch, int(rows.positions[index]), attempt)
+            try:
+                return (*samples.load(other), True)
+            except CorruptError as error:
+                self._name(error)
+        raise CorruptError(
+            f"{samples.index.manifest}: {MAX_STAND_INS} samples of one block cannot be read; run `align shard` again"
+        )
+
+    def _name(self, error: CorruptError) -> None:
+        """Says once of a tar that it has samples which cannot be read."""
+        tar = str(error).partition(": sample ")[0]
+        with self._lock:
+            known = tar in self._named
+            self._named.add(tar)
+        if not known:
+            say(f"quarantined, others stand in for what cannot be read of it: {error}")
+
+
+class _Making:
+    """A batch that is being made; its parts write into rows of their own."""
+
+    def __init__(self, size: int, image_px: int, num_draws: int) -> None:
+        self.images: NDArray[np.uint8] = np.empty((size, image_px, image_px, 3), dtype=np.uint8)
+        self.draws: NDArray[np.float32] = np.empty((size, num_draws), dtype=np.float32)
+        self.texts = [""] * size
+        self.parts: list[Future[int]] = []
+
+    def finish(self) -> Batch:
+        """Waits for all parts. Raises what one of them raised."""
+        num_quarantined = sum(part.result() for part in self.parts)
+        return Batch(torch.from_numpy(self.images), self.texts, torch.from_numpy(self.draws), num_quarantined)
 
 
 def some_phrases(text: str, share: float, draws: NDArray[np.float64]) -> str:
@@ -205,25 +284,13 @@ def some_phrases(text: str, share: float, draws: NDArray[np.float64]) -> str:
     Args:
         text: any; phrases are what punctuation parts, so "dog face: animal, dog" has three.
         share: 0 leaves every text whole.
-        draws: (2 + MAX_PHRASES,) uniform numbers in [0, 1); phrases beyond MAX_PHRASES fall off.
+        draws: (2 + MAX_PHRASES,) uniform numbers in [0, 1), which a share of 0 does not look at; phrases beyond
+            MAX_PHRASES fall off.
     """
+    if not share or draws[0] >= share:
+        return text
     phrases = [phrase for part in PHRASE_ENDS.split(text) if (phrase := part.strip())][:MAX_PHRASES]
-    if draws[0] >= share or not phrases:
+    if not phrases:
         return text
     size = 1 + int(draws[1] * len(phrases))
     return ", ".join(phrases[index] for index in np.argsort(draws[2 : 2 + len(phrases)])[:size])
-
-
-def split_index(shards: Path, manifest: Manifest, split: SplitName) -> SplitIndex:
-    """The index of a split of `data/shards`.
-
-    Raises:
-        DataError: a shard that the manifest names is missing.
-    """
-    rows = manifest.splits[split].shards if split in manifest.splits else ()
-    for row in rows:
-        if not (shards / row.path).is_file():
-            raise DataError(f"{shards / row.path}: named in the manifest but missing; run `align shard` again")
-    return SplitIndex(
-        shards=tuple(str((shards / row.path).resolve()) for row in rows), offsets=tuple(row.offsets for row in rows)
-    )

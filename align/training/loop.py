@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,8 +31,9 @@ from align.stage import PROGRESS_INTERVAL_S, say
 from align.training.checkpoint import CheckpointFolder
 from align.training.curves import Row
 from align.training.lamb import Lamb, learning_rate_at, parameter_groups
-from align.training.loader import Batch, Samples, TrainLoader
+from align.training.loader import Batch, TrainLoader
 from align.training.process_group import Ranks
+from align.training.samples import Samples
 from align.training.validation import validate
 
 #: On a CPU the towers work through a batch in parts of this many samples: their activations stay near the cache.
@@ -81,6 +82,7 @@ def new_state(model: DualEncoder, recipe: Recipe) -> State:
 def train(
     state: State, recipe: Recipe, ranks: Ranks, *, train_samples: Samples, val_samples: Samples | None,
     tokenizer: TextTokenizer, folder: CheckpointFolder, log: Log | None = None,
+    extra_samples: Sequence[tuple[Samples, float]] = (),
 ) -> float:  # fmt: skip
     """Trains from `state.step` to `recipe.num_steps`, leaving a checkpoint at the end.
 
@@ -95,7 +97,8 @@ def train(
     loader = TrainLoader(
         train_samples, seed=recipe.seed, batch_size=recipe.batch_size, image_px=model.config.image_px, flip=recipe.flip,
         num_draws=model.vision_model.num_blocks, phrase_dropout=recipe.phrase_dropout, rank=ranks.rank,
-        world_size=ranks.world_size,
+        world_size=ranks.world_size, shuffle_block=recipe.shuffle_block, extra=extra_samples,
+        num_threads=recipe.num_loader_threads,
     )  # fmt: skip
     progress = Progress(recipe, state.step)
     with stop_requested() as stopped:

@@ -20,6 +20,9 @@ class Purpose(IntEnum):
     CROP = 3
     DEPTH = 4
     PHRASES = 5
+    SHARDS = 6
+    MIXTURE = 7
+    REPLACEMENT = 8
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -43,7 +46,9 @@ def uniforms(seed: int, epoch: int, purpose: Purpose, positions: NDArray[np.int6
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-    """The order of an epoch: (size,) indices."""
-    bits = keyed_bits(seed, epoch, Purpose.ORDER, np.arange(size, dtype=np.int64), 1)[:, 0]
+def permutation(
+    seed: int, epoch: int, size: int, *, purpose: Purpose = Purpose.ORDER, first: int = 0
+) -> NDArray[np.int64]:  # fmt: skip
+    """(size,) the indices 0 to size in random order; positions `first` to `first + size` key it."""
+    bits = keyed_bits(seed, epoch, purpose, np.arange(first, first + size, dtype=np.int64), 1)[:, 0]
     return np.argsort(bits, kind="stable").astype(np.int64)

@@ -20,13 +20,21 @@ from align.config.recipe import Recipe
 from align.errors import ConfigError, TrainingError
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.tokenizer import TextTokenizer
-from align.pairs.formats.shards import read_manifest
 from align.stage import Report, replace_directory, say, sha256_file, write_report, write_text
 from align.training.checkpoint import CheckpointFolder, run_key
 from align.training.curves import Row, write_curves
-from align.training.loader import Samples, SplitIndex, split_index
+from align.training.index import SplitIndex, Tars, read_outline
 from align.training.loop import Log, new_state, train
 from align.training.process_group import Ranks, default_processes, launch
+from align.training.samples import OnCorrupt, Samples
+
+#: Fields of a recipe that change no result: a run goes on after a change of them.
+_NOT_THE_RESULT = {
+    *("keep_checkpoints", "checkpoint_every_steps"),
+    *("num_loader_threads", "store_patience_s"),
+    "on_corrupt_shard",  # what either of them lets train is the same; so a run that stopped can go on in quarantine
+    "extra_shards",  # by their digests, see below
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Plan:
     Attributes:
         initial: folder of the model to start from; None starts from scratch.
         data_digest: of the shards, from their manifest.
+        extra_splits: of `extra_shards`, in their order.
+        tars: the object store, for tars that are not in the folders.
         log: live logging, called on the leading rank; picklable where there are several processes.
     """
 
@@ -49,16 +59,18 @@ class Plan:
     data_digest: str
     checkpoints: Path
     log: Log | None = None
+    extra_splits: tuple[SplitIndex, ...] = ()
+    tars: Tars | None = None
 
     def folder(self) -> CheckpointFolder:
         """Where the run's checkpoints lie."""
-        recipe = self.recipe.model_dump(mode="json", exclude={"keep_checkpoints", "checkpoint_every_steps"})
+        recipe = self.recipe.model_dump(mode="json", exclude=_NOT_THE_RESULT)
         values = {
             "recipe": recipe,
             "model": self.model.model_dump(mode="json"),
             "initial": sha256_file(self.initial / "model.safetensors") if self.initial else None,
             "tokenizer": sha256_file(self.tokenizer / "tokenizer.json"),
-            "data": self.data_digest,
+            "data": [self.data_digest, *((more.digest, more.weight) for more in self.recipe.extra_shards)],
         }
         code = [path for package in (align.model, align.training) for path in Path(package.__path__[0]).glob("*.py")]
         name = f"{self.recipe.section}-{run_key(values, code)}"
@@ -76,25 +88,33 @@ class Trained:
 
 def make_plan(
     recipe: Recipe, model: ModelConfig, *, initial: Path | None, shards: Path, tokenizer: Path, checkpoints: Path,
-    log: Log | None = None,
+    log: Log | None = None, tars: Tars | None = None,
 ) -> Plan:  # fmt: skip
-    """A plan over `data/shards`.
+    """A plan over `data/shards`, and over `extra_shards`.
 
     Raises:
         DataError: shards or tokenizer are missing.
-        ConfigError: the shards' images are smaller than the model wants them.
+        ConfigError: the shards' images are smaller than the model wants them, or extra ones are not of their digest.
     """
-    manifest = read_manifest(shards)
-    if manifest.image_px < model.resize_px:
-        raise ConfigError(
-            f"{shards} holds images of {manifest.image_px} px, model.resize_px is {model.resize_px}: lower it, or "
-            f"raise shard.image_px and run `align shard` again"
-        )
+    outline, extra = read_outline(shards), [read_outline(more.path) for more in recipe.extra_shards]
+    for one in (outline, *extra):
+        if one.manifest.image_px < model.resize_px:
+            raise ConfigError(
+                f"{one.path.parent} holds images of {one.manifest.image_px} px, model.resize_px is {model.resize_px}: "
+                "lower it, or raise shard.image_px and run `align shard` again"
+            )
+    for one, wanted in zip(extra, recipe.extra_shards, strict=True):
+        if one.manifest.digest != wanted.digest:
+            raise ConfigError(
+                f"{one.path} has the digest {one.manifest.digest}, {recipe.section}.extra_shards says {wanted.digest}; "
+                "write the one that you mean"
+            )
+    manifest = outline.manifest
     return Plan(
         recipe=recipe, model=model, initial=initial, tokenizer=tokenizer,
-        train_split=split_index(shards, manifest, "train"), val_split=split_index(shards, manifest, "val"),
+        train_split=outline.split("train", tars), val_split=outline.split("val", tars),
         num_training_pairs=manifest.splits["train"].num_pairs, data_digest=manifest.digest, checkpoints=checkpoints,
-        log=log,
+        log=log, extra_splits=tuple(one.split("train", tars) for one in extra), tars=tars,
     )  # fmt: skip
 
 
@@ -155,12 +175,20 @@ def _train_rank(plan: Plan, ranks: Ranks) -> None:
             f"{recipe.num_steps:,} steps of {recipe.batch_size} on {ranks.world_size} x {ranks.device.type}"
         )
     ranks.barrier()
-    resize_px = plan.model.resize_px
+
+    def samples(index: SplitIndex, on_corrupt: OnCorrupt) -> Samples:
+        patience_s = recipe.store_patience_s
+        return Samples(index, plan.model.resize_px, plan.tars, patience_s=patience_s, on_corrupt=on_corrupt)
+
     pairs_per_s = train(
         state, recipe, ranks,
-        train_samples=Samples(plan.train_split, resize_px),
-        val_samples=Samples(plan.val_split, resize_px) if plan.val_split.num_images else None,
+        train_samples=samples(plan.train_split, recipe.on_corrupt_shard),
+        val_samples=samples(plan.val_split, "stop") if plan.val_split.num_images else None,
         tokenizer=TextTokenizer.load(plan.tokenizer, plan.model.max_tokens), folder=folder, log=plan.log,
+        extra_samples=[
+            (samples(index, recipe.on_corrupt_shard), more.weight)
+            for index, more in zip(plan.extra_splits, recipe.extra_shards, strict=True)
+        ],
     )  # fmt: skip
     if ranks.leads:
         write_text(folder.directory / "speed.json", json.dumps(round(pairs_per_s, 1)))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import Embedder
 from align.model.tokenizer import TextTokenizer
-from align.training.loader import Samples
+from align.training.samples import Samples
 
 #: At most so many images of the split are used.
 MAX_IMAGES = 500

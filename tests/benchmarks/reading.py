@@ -6,9 +6,9 @@ import webdataset as wds
 
 from align.config.model import ModelConfig
 from align.model.preprocess import decode
-from align.pairs.formats.shards import read_manifest
-from align.training.loader import Samples, SplitIndex, split_index
+from align.training.index import SplitIndex, read_outline
 from align.training.randomness import permutation
+from align.training.samples import Samples
 from tests.benchmarks.measure import Comparison, compare, interleaved
 from tests.benchmarks.world import World
 
@@ -34,7 +34,7 @@ def webdataset(index: SplitIndex, resize_px: int) -> int:
 
 
 def run(world: World) -> list[Comparison]:
-    index = split_index(world.shards, read_manifest(world.shards), "train")
+    index = read_outline(world.shards).split("train")
     resize_px = world.params.section(ModelConfig).resize_px
     assert ours(index, resize_px) == webdataset(index, resize_px)  # the same pixels and texts
     seconds = interleaved(lambda: ours(index, resize_px), lambda: webdataset(index, resize_px), REPETITIONS)

@@ -15,11 +15,12 @@ from align.config.model import ModelConfig
 from align.config.pretrain import PretrainConfig
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer, pad
-from align.pairs.formats.shards import read_manifest
 from align.training.checkpoint import CheckpointFolder
-from align.training.loader import Samples, TrainLoader, split_index
+from align.training.index import read_outline
+from align.training.loader import TrainLoader
 from align.training.loop import CPU_PART, new_state, train
 from align.training.process_group import Ranks
+from align.training.samples import Samples
 from tests.benchmarks.measure import Comparison, compare, cpu_s
 from tests.benchmarks.world import World
 
@@ -42,7 +43,7 @@ def run(world: World) -> list[Comparison]:
     recipe = world.params.section(PretrainConfig).model_copy(update=overrides)
     config = world.params.section(ModelConfig)
     tokenizer = TextTokenizer.load(world.tokenizer, config.max_tokens)
-    samples = Samples(split_index(world.shards, read_manifest(world.shards), "train"), config.resize_px)
+    samples = Samples(read_outline(world.shards).split("train"), config.resize_px)
     for sample in range(samples.num_images):  # data in memory
         samples.image(sample), samples.texts(sample)
     torch.manual_seed(recipe.seed)
@@ -50,7 +51,7 @@ def run(world: World) -> list[Comparison]:
     model = state.model
     loader = TrainLoader(
         samples, seed=recipe.seed, batch_size=recipe.batch_size, image_px=config.image_px, flip=recipe.flip,
-        num_draws=model.vision_model.num_blocks,
+        num_draws=model.vision_model.num_blocks, shuffle_block=recipe.shuffle_block,
     )  # fmt: skip
     ours, in_parts, whole = [], [], []
     started = 0.0

@@ -95,9 +95,17 @@ def read_manifest(shards: Path) -> Manifest:
     """
     path = shards / MANIFEST
     try:
-        values: Any = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; run `align shard` first") from None
+    return parse_manifest(data, path)
+
+
+def parse_manifest(data: bytes, path: Path) -> Manifest:
+    """Checks the text of a manifest, which may have been read in another way; `path` is for errors. Raises FormatError
+    as `read_manifest`."""
+    try:
+        values: Any = json.loads(data)
     except ValueError as error:
         raise FormatError(f"{path}: not valid JSON ({error}); run `align shard` again") from None
     version = values.get("schema_version") if isinstance(values, dict) else None

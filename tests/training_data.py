@@ -25,7 +25,7 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 RECIPE: dict[str, object] = {
-    "seed": 0, "num_steps": 8, "batch_size": 8, "learning_rate": 0.02, "text_learning_rate_scale": 0.5,
+    "seed": 0, "num_steps": 8, "batch_size": 8, "micro_batch": None, "learning_rate": 0.02, "text_learning_rate_scale": 0.5,
     "warmup_steps": 2, "weight_decay": 1e-5, "beta2": 0.999, "label_smoothing": 0.1, "flip": False, "bfloat16": True,
     "phrase_dropout": 0.0,
     "log_every_steps": 2, "validate_every_steps": 4, "checkpoint_every_steps": 3, "keep_checkpoints": 2,

@@ -28,6 +28,7 @@ class Recipe(Section):
     seed: int = Field(ge=0)
     num_steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    micro_batch: int | None = Field(ge=1)
     learning_rate: float = Field(gt=0)
     text_learning_rate_scale: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)

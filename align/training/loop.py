@@ -1,14 +1,13 @@
 """The training loop (paper section 5), for pre-training and fine-tuning alike.
 
 Order of a step, and with it of resuming: batch of step s -> forward -> loss over the global batch -> gradients,
-averaged over ranks -> learning rate of s -> update -> s + 1 steps are done -> metrics, validation, checkpoint. A
+summed over ranks -> learning rate of s -> update -> s + 1 steps are done -> metrics, validation, checkpoint. A
 checkpoint is written only after whole steps; everything else is a function of the step, so a resumed run's bytes equal
 an uninterrupted one's.
 """
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,15 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from align.config.recipe import Recipe
 from align.errors import NonFiniteLossError, TrainingError
 from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import estimate_statistics
-from align.model.loss import align_loss
 from align.model.preprocess import to_pixels
-from align.model.tokenizer import TextTokenizer, pad
+from align.model.tokenizer import TextTokenizer
 from align.stage import PROGRESS_INTERVAL_S, say
 from align.training.checkpoint import CheckpointFolder
 from align.training.curves import Row
@@ -34,15 +31,14 @@ from align.training.lamb import Lamb, learning_rate_at, parameter_groups
 from align.training.loader import Batch, TrainLoader
 from align.training.process_group import Ranks
 from align.training.samples import Samples
+from align.training.step import Interrupted, compute_gradients
 from align.training.validation import validate
-
-#: On a CPU the towers work through a batch in parts of this many samples: their activations stay near the cache.
-CPU_PART = 64
 
 #: Batch-norm statistics are estimated from at most this many training images, in parts of STATISTICS_PART.
 STATISTICS_IMAGES, STATISTICS_PART = 1024, 64
 
 Log = Callable[[dict[str, float], int], None]
+Stop = Callable[[], bool]
 
 
 @dataclass
@@ -107,9 +103,12 @@ def train(
             rate = learning_rate_at(
                 state.step, peak=recipe.learning_rate, warmup_steps=recipe.warmup_steps, num_steps=recipe.num_steps
             )
-            loss = _step(state, recipe, ranks, tokenizer, batch, rate)
-            state.step += 1
-            state.losses.append(loss)
+            try:
+                loss = _update(state, recipe, ranks, tokenizer, batch, rate, lambda: ranks.any(stopped()))
+            except Interrupted:  # the last whole step stands
+                if ranks.leads:
+                    state.save(folder)
+                raise _stopped(state, recipe) from None
             done = state.step == recipe.num_steps
             if ranks.leads:
                 temperature = float(model.temperature.detach())
@@ -132,51 +131,34 @@ def train(
                 with progress.paused():
                     state.save(folder)
             if stop and not done:
-                raise TrainingError(
-                    f"stopped by SIGTERM after step {state.step} of {recipe.num_steps}; it is saved, run again to go on"
-                )
+                raise _stopped(state, recipe)
     ranks.barrier()
     return progress.pairs_per_s()
 
 
-def _step(state: State, recipe: Recipe, ranks: Ranks, tokenizer: TextTokenizer, batch: Batch, rate: float) -> float:
+def _stopped(state: State, recipe: Recipe) -> TrainingError:
+    return TrainingError(
+        f"stopped by SIGTERM after step {state.step} of {recipe.num_steps}; it is saved, run again to go on"
+    )
+
+
+def _update(
+    state: State, recipe: Recipe, ranks: Ranks, tokenizer: TextTokenizer, batch: Batch, rate: float, stop: Stop
+) -> float:
+    """One step; returns its loss. Raises Interrupted where it was left, with nothing changed."""
     model, optimiser = state.model, state.optimiser
-    with torch.autocast(ranks.device.type, torch.bfloat16, enabled=recipe.bfloat16 and ranks.device.type == "cuda"):
-        image_embeds = embed_images(model, batch.pixels.to(ranks.device), batch.draws.to(ranks.device))
-        text_embeds = embed_texts(model, tokenizer, batch.texts, ranks.device)
-    loss = align_loss(image_embeds, text_embeds, model.temperature, recipe.label_smoothing, peers=ranks)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise NonFiniteLossError(
-            f"the loss is {value} at step {state.step + 1} (learning rate {rate:.3g}, temperature "
-            f"{float(model.temperature.detach()):.3g}); lower the learning rate; earlier checkpoints stay"
-        )
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    ranks.sum_gradients(model)
     optimiser.set_learning_rate(rate)
+    try:
+        loss = compute_gradients(model, recipe, ranks, tokenizer, batch, stop)
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(
+            f"{error} at step {state.step + 1} (learning rate {rate:.3g}, temperature "
+            f"{float(model.temperature.detach()):.3g}); lower the learning rate; earlier checkpoints stay"
+        ) from None
     optimiser.step()
-    return value
-
-
-def embed_images(model: DualEncoder, pixels: Tensor, draws: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, D), on a CPU in parts that are multiples of the batch-norm group: the result is the same."""
-    group = model.config.batch_norm_group
-    part = max(group, CPU_PART // group * group) if pixels.device.type == "cpu" else len(pixels)
-    pairs = zip(torch.split(pixels, part), torch.split(draws, part), strict=True)
-    return torch.cat([model.encode_image(images, numbers) for images, numbers in pairs])
-
-
-def embed_texts(model: DualEncoder, tokenizer: TextTokenizer, texts: list[str], device: torch.device) -> Tensor:
-    """B texts -> (B, D). On a CPU texts of like length go together, so that little padding is computed."""
-    ids = tokenizer.ids(texts)
-    order = np.argsort([len(sequence) for sequence in ids], kind="stable")
-    part = CPU_PART if device.type == "cpu" else len(texts)
-    embeds = []
-    for start in range(0, len(order), part):
-        input_ids, mask = pad([ids[row] for row in order[start : start + part]], tokenizer.pad_id)
-        embeds.append(model.encode_text(input_ids.to(device), mask.to(device)))
-    return torch.cat(embeds)[torch.from_numpy(np.argsort(order)).to(device)]
+    state.step += 1
+    state.losses.append(loss)
+    return loss
 
 
 def refresh_statistics(model: DualEncoder, samples: Samples, device: torch.device) -> None:

@@ -28,9 +28,9 @@ from align.training.loop import Log, new_state, train
 from align.training.process_group import Ranks, default_processes, launch
 from align.training.samples import OnCorrupt, Samples
 
-#: Fields of a recipe that change no result: a run goes on after a change of them.
+#: Fields of a recipe that change no result beyond rounding: a run goes on after a change of them.
 _NOT_THE_RESULT = {
-    *("keep_checkpoints", "checkpoint_every_steps"),
+    *("keep_checkpoints", "checkpoint_every_steps", "micro_batch", "num_processes", "num_threads"),
     *("num_loader_threads", "store_patience_s"),
     "on_corrupt_shard",  # what either of them lets train is the same; so a run that stopped can go on in quarantine
     "extra_shards",  # by their digests, see below
@@ -132,6 +132,15 @@ def run(plan: Plan) -> Trained:
         raise ConfigError(
             f"{recipe.section}.batch_size {recipe.batch_size} must be a multiple of num_processes "
             f"{num_processes} x model.batch_norm_group {group}"
+        )
+    if recipe.micro_batch and plan.model.whole_batch:
+        raise ConfigError(
+            f"{recipe.section}.micro_batch needs model.batch_norm: group; statistics of a whole batch "
+            f"({plan.model.batch_norm}) cannot be had from its parts"
+        )
+    if recipe.micro_batch and recipe.micro_batch % group:
+        raise ConfigError(
+            f"{recipe.section}.micro_batch {recipe.micro_batch} must be a multiple of model.batch_norm_group {group}"
         )
     folder = plan.folder()
     with folder.lock():

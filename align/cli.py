@@ -37,6 +37,8 @@ COMMANDS = {
     "rollback": "champion -> the previous champion",
     "search": "search the index by text, image, image + text or image - text",
     "embed": "images, texts or a parquet column -> parquet of embeddings",
+    "export": "a model for transformers, onnxruntime or torch, checked against ours",
+    "import_model": "a folder of transformers.AlignModel -> a model folder like ours",
     "explain": "everything known of one pair: page, rules, shard, models trained on it",
     "forget": "take-downs: record what people ask to forget, and purge its bytes",
     "diff": "two versions of the data: what entered, what left, why, and how they differ",

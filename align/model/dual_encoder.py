@@ -151,7 +151,7 @@ def load_model(directory: Path) -> DualEncoder:
 
     Raises:
         DataError: there is no model in the folder, or its weights do not fit its configuration.
-        FormatError: another schema version.
+        FormatError: another schema version, or a folder of transformers' AlignModel.
     """
     path = directory / "config.json"
     try:
@@ -160,6 +160,8 @@ def load_model(directory: Path) -> DualEncoder:
         raise DataError(f"{directory}: no model here (config.json is missing); run the stage that writes it") from None
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
+    if document.get("model_type") == "align":
+        raise FormatError(f"{directory}: in Hugging Face's format; `align import_model --from` makes it one of ours")
     if document.get("schema_version") != SCHEMA_VERSION:
         raise FormatError(
             f"{path}: schema_version {document.get('schema_version')!r}, this code reads {SCHEMA_VERSION}"

@@ -1,0 +1,261 @@
+"""Our model as a folder that plain `transformers.AlignModel.from_pretrained` reads, and such a folder as our model.
+
+Upstream has no image projection, so only a model at its image tower's native width can go there (B7 at 640, B3 at
+384). The other way all checkpoints fit whose towers are an EfficientNet and a BERT, kakaobrain/align-base among them.
+Names are the same on both sides but for these:
+
+* the temperature is a raw parameter there and the exponential of `log_temperature` here;
+* the text tower's pooler, which nothing reads, is dropped on the way in and made of zeros on the way out;
+* positions beyond the tokenizer's length, which no text reaches, are dropped on the way in.
+
+What the processor of a written folder gives equals our own preprocessing: texts are truncated, which upstream's default
+does not do, and images are resized, cropped and scaled alike. (Our JPEG decoder scales while it decodes, so large JPEGs
+differ by some grey levels; files of other formats do not.)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import (
+    AlignConfig,
+    AlignModel,
+    AlignProcessor,
+    AlignTextConfig,
+    AutoTokenizer,
+    EfficientNetImageProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+from align.config.model import BatchNormKind, ImageTowerShape, ModelConfig, TextTowerShape
+from align.errors import DataError
+from align.model.dual_encoder import DualEncoder, text_config
+from align.model.image_tower import vision_config
+from align.model.presets import named_image_tower, named_text_tower
+from align.model.tokenizer import TextTokenizer, save_tokenizer
+
+#: What upstream's configurations say beyond the shape; another value is another architecture.
+_VISION_FIELDS = (
+    "num_channels", "depth_divisor", "kernel_sizes", "in_channels", "out_channels", "depthwise_padding", "strides",
+    "num_block_repeats", "expand_ratios", "squeeze_expansion_ratio", "hidden_act", "pooling_type", "batch_norm_eps",
+)  # fmt: skip
+_TEXT_FIELDS = ("intermediate_size", "hidden_act", "type_vocab_size", "layer_norm_eps")
+
+#: Pixels as ours: bilinear, the whole image to a square, its centre, pixel / 127.5 - 1.
+_PIXELS: dict[str, Any] = {
+    "do_resize": True, "resample": 2, "do_rescale": True, "rescale_factor": 1 / 127.5, "rescale_offset": True,
+    "do_normalize": False, "include_top": False,
+}  # fmt: skip
+
+_LONGEST = 512  # `ModelConfig.max_tokens` goes no further
+
+
+def align_config(config: ModelConfig, vocab_size: int, width: int) -> Any:
+    """Upstream's configuration of the same model: an AlignConfig, whose sections mypy cannot tell from dicts.
+
+    Args:
+        config: of our model.
+        vocab_size: rows of the word embedding.
+        width: of the pooled features.
+    """
+    bert = text_config(config, vocab_size)
+    text = AlignTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=bert.hidden_size,
+        num_hidden_layers=bert.num_hidden_layers,
+        num_attention_heads=bert.num_attention_heads,
+        intermediate_size=bert.intermediate_size,
+        max_position_embeddings=bert.max_position_embeddings,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    vision = vision_config(config)
+    vision.hidden_dim = max(width, config.image_px // 32 + 1)  # upstream's pooling window: at least the last map
+    return AlignConfig(
+        text_config=text.to_dict(),
+        vision_config=vision.to_dict(),
+        projection_dim=width,
+        temperature_init_value=float(config.temperature_init),
+        architectures=["AlignModel"],
+    )
+
+
+def write_hugging_face(model: DualEncoder, tokenizer_dir: Path, directory: Path) -> None:
+    """Writes weights, configuration, tokenizer and processor into a folder that exists.
+
+    Raises:
+        DataError: the model has an image projection, for which upstream has no place; or there is no tokenizer.
+    """
+    width = model.vision_model.width
+    if not isinstance(model.vision_projection, nn.Identity):
+        raise DataError(
+            f"embed_width {model.config.embed_width} is not the image tower's own width {width}: "
+            f"transformers.AlignModel has no image projection, so it cannot hold this model. Train with "
+            f"model.embed_width={width}, or export to onnx or torch"
+        )
+    config = align_config(model.config, model.vocab_size, width)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights["temperature"] = weights.pop("log_temperature").exp()
+    hidden = config.text_config.hidden_size
+    weights |= {
+        "text_model.pooler.dense.weight": torch.zeros(hidden, hidden),
+        "text_model.pooler.dense.bias": torch.zeros(hidden),
+    }
+    config.save_pretrained(directory)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    _processor(model.config, tokenizer_dir).save_pretrained(directory)
+
+
+def _processor(config: ModelConfig, tokenizer_dir: Path) -> AlignProcessor:
+    TextTokenizer.load(tokenizer_dir, config.max_tokens)  # says clearly what is wrong with the folder
+    stored = json.loads((tokenizer_dir / "tokenizer.json").read_text(encoding="utf-8"))
+    stored["truncation"] = stored["padding"] = None  # the processor asks for both with each call
+    make_tokenizer: Any = PreTrainedTokenizerFast  # transformers leaves both untyped
+    make_processor: Any = AlignProcessor
+    tokenizer = make_tokenizer(
+        tokenizer_object=Tokenizer.from_str(json.dumps(stored)),
+        model_max_length=config.max_tokens,
+        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+        max_length=config.max_tokens, truncation=True,  # what the processor does unless it is told otherwise
+    )  # fmt: skip
+    square, crop = config.resize_px, config.image_px
+    images = EfficientNetImageProcessor(
+        size={"height": square, "width": square}, crop_size={"height": crop, "width": crop}, do_center_crop=True,
+        **_PIXELS,
+    )  # fmt: skip
+    return cast(AlignProcessor, make_processor(image_processor=images, tokenizer=tokenizer))
+
+
+def read_hugging_face(
+    directory: Path, *, batch_norm: BatchNormKind, batch_norm_group: int
+) -> tuple[DualEncoder, Tokenizer]:
+    """Reads a folder in Hugging Face's format: configuration, weights, tokenizer and image processor.
+
+    Args:
+        directory: such as a clone of kakaobrain/align-base. Nothing is downloaded.
+        batch_norm: how fine-tuning computes batch statistics, of which the folder says nothing.
+        batch_norm_group: likewise.
+
+    Raises:
+        DataError: something is missing in the folder, or it holds another architecture or other preprocessing.
+    """
+    if not is_hugging_face(directory):
+        raise DataError(
+            f"{directory}: no ALIGN model in Hugging Face's format: its config.json says no model_type 'align'"
+        )
+    try:
+        theirs: Any = AlignConfig.from_pretrained(directory, local_files_only=True)
+        images = EfficientNetImageProcessor.from_pretrained(directory, local_files_only=True)
+        words = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{directory}: not an ALIGN model in Hugging Face's format: {_first_line(error)}") from None
+    config = model_config(
+        theirs, images, longest=words.model_max_length, batch_norm=batch_norm, batch_norm_group=batch_norm_group
+    )
+    tokenizer: Tokenizer = words.backend_tokenizer
+    vocab_size = theirs.text_config.vocab_size
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise DataError(f"{directory}: a tokenizer of {tokenizer.get_vocab_size()} words, a model of {vocab_size}")
+    silent: Any = logging.disable_progress_bar
+    silent()
+    load: Any = AlignModel.from_pretrained
+    try:
+        loaded, problems = load(directory, local_files_only=True, dtype=torch.float32, output_loading_info=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"{directory}: the weights do not load: {_first_line(error)}") from None
+    missing = [name for name in problems["missing_keys"] if ".pooler." not in name]
+    if missing:
+        raise DataError(f"{directory}: its weights are not complete: {', '.join(map(str, missing[:3]))} missing")
+    temperature = float(loaded.temperature.detach())
+    if not temperature > 0:
+        raise DataError(f"{directory}: temperature {temperature}: it divides the cosine and must be positive")
+    model = DualEncoder(config, vocab_size)
+    model.load_state_dict(our_weights(loaded.state_dict(), config.max_tokens))
+    return model.eval(), tokenizer
+
+
+def is_hugging_face(directory: Path) -> bool:
+    """Whether a folder's config.json is upstream's, of an ALIGN model."""
+    try:
+        document = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("model_type") == "align"
+
+
+def model_config(
+    theirs: Any, images: EfficientNetImageProcessor, *, longest: int, batch_norm: BatchNormKind,
+    batch_norm_group: int,
+) -> ModelConfig:  # fmt: skip
+    """Our configuration of upstream's model.
+
+    Args:
+        theirs: its AlignConfig.
+        images: its image processor.
+        longest: tokens that its tokenizer leaves of a text.
+        batch_norm: see `read_hugging_face`.
+        batch_norm_group: likewise.
+
+    Raises:
+        DataError: upstream says something that our model cannot be.
+    """
+    vision, text = theirs.vision_config, theirs.text_config
+    image_tower = ImageTowerShape(
+        width_coefficient=vision.width_coefficient, depth_coefficient=vision.depth_coefficient
+    )
+    text_tower = TextTowerShape(width=text.hidden_size, layers=text.num_hidden_layers, heads=text.num_attention_heads)
+    square, crop = _side(images.size), _side(images.crop_size) if images.do_center_crop else _side(images.size)
+    ours = ModelConfig(
+        resize_px=square, image_px=crop, image_tower=named_image_tower(image_tower),
+        stochastic_depth=vision.drop_connect_rate, batch_norm=batch_norm, batch_norm_group=batch_norm_group,
+        text_tower=named_text_tower(text_tower), max_tokens=min(longest, text.max_position_embeddings, _LONGEST),
+        embed_width=theirs.projection_dim, temperature_init=theirs.temperature_init_value,
+    )  # fmt: skip
+    same = align_config(ours, text.vocab_size, theirs.projection_dim)
+    for part, fields, wanted, given in (
+        ("vision_config", _VISION_FIELDS, same.vision_config, vision),
+        ("text_config", _TEXT_FIELDS, same.text_config, text),
+    ):
+        for field in fields:
+            if getattr(wanted, field) != getattr(given, field):
+                raise DataError(
+                    f"{part}.{field} is {getattr(given, field)!r}, this model can only be {getattr(wanted, field)!r}"
+                )
+    for field, value in _PIXELS.items():
+        if getattr(images, field) != value:
+            raise DataError(f"the image processor's {field} is {getattr(images, field)!r}, ours can only be {value!r}")
+    return ours
+
+
+def _side(size: Any) -> int:
+    if size.height is None or size.height != size.width:
+        raise DataError(f"the image processor's size {dict(size)} is no square")
+    return int(size.height)
+
+
+def our_weights(weights: dict[str, Tensor], max_tokens: int) -> dict[str, Tensor]:
+    """Upstream's state dict under our names: (see the module) no pooler, log temperature, `max_tokens` positions."""
+    ours = {name: tensor for name, tensor in weights.items() if ".pooler." not in name and name != "temperature"}
+    positions = "text_model.embeddings.position_embeddings.weight"
+    ours[positions] = ours[positions][:max_tokens]
+    ours["log_temperature"] = weights["temperature"].log()
+    return ours
+
+
+def save_imported_tokenizer(tokenizer: Tokenizer, directory: Path, *, max_tokens: int) -> None:
+    """Writes an imported tokenizer as ours are written, into a folder that exists."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    save_tokenizer(tokenizer, directory, max_tokens=max_tokens)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

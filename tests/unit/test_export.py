@@ -21,7 +21,9 @@ from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
 from align.model.image_tower import ImageTower, estimate_statistics
 from align.model.tokenizer import TextTokenizer
-from tests import tiny_model
+from align.package import package
+from align.training.run import make_plan, train_stage
+from tests import tiny_model, training_data
 from tests.unit.test_interchange import png
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +114,29 @@ def test_hugging_face_and_back_is_the_same_model(trained: tuple[Path, Path], tmp
     assert load_model(out / "model").config.batch_norm_group == 16  # of params.yaml
     with pytest.raises(FormatError, match="`align import_model --from`"):
         load_model(folder)
+
+
+def test_an_imported_model_is_fine_tuned_and_packaged(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, out = tmp_path / "hf", tmp_path / "imported"
+    assert export("hf", trained, folder) == 0
+    params = load_params(ROOT / "params.yaml", ["model.batch_norm_group=4"])
+    config = import_model(params.section(ModelConfig), folder, out).config
+    shards, _ = training_data.write(tmp_path / "data")
+    recipe = training_data.finetune_config(num_steps=2, learning_rate=1e-9)
+    plan = make_plan(
+        recipe, config, initial=out / "model", shards=shards, tokenizer=out / "tokenizer", checkpoints=tmp_path / "ck"
+    )
+    train_stage(plan, out=tmp_path / "finetuned", reports=tmp_path / "reports")
+    tuned, before = load_model(tmp_path / "finetuned").state_dict(), load_model(out / "model").state_dict()
+    for name in ("text_projection.weight", "vision_model.embeddings.convolution.weight", "log_temperature"):
+        torch.testing.assert_close(tuned[name], before[name], atol=1e-5, rtol=1e-5)
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "metrics.json").write_text("{}")
+    report = package(
+        model=out / "model", tokenizer=out / "tokenizer", evaluation=tmp_path / "evaluation",
+        out=tmp_path / "packaged", reports=tmp_path / "reports",
+    )  # fmt: skip
+    assert report.metrics["package/embed_width"] == config.embed_width == 80
 
 
 @pytest.mark.parametrize("factor", [1 + 1e-2, float("nan")])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import simplejpeg
@@ -24,18 +25,24 @@ from align.errors import DataError
 MAX_PIXELS = 100_000_000
 
 
-def decode(data: bytes, size_px: int) -> NDArray[np.uint8]:
+def decode(data: bytes, size_px: int, scratch: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Decodes an image and resizes it to a square, antialiased, aspect not kept.
 
     JPEGs are decoded at the smallest 1/2^k scale that is not below `size_px`.
 
+    Args:
+        data: of the file.
+        size_px: side of the square.
+        scratch: memory to decode JPEGs into that fit it. The system then need not hand out fresh pages for each one,
+            which takes it a third of the time at 346 px.
+
     Returns:
-        (size_px, size_px, 3) RGB.
+        (size_px, size_px, 3) RGB; may lie in `scratch`.
 
     Raises:
         DataError: the bytes are no image that Pillow or simplejpeg reads, or it has more than MAX_PIXELS pixels.
     """
-    pixels = _decode_jpeg(data, size_px) if data[:2] == b"\xff\xd8" else None
+    pixels = _decode_jpeg(data, size_px, scratch) if data[:2] == b"\xff\xd8" else None
     if pixels is None:
         pixels = _decode_any(data)
     if pixels.shape[:2] == (size_px, size_px):
@@ -45,12 +52,15 @@ def decode(data: bytes, size_px: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
 
 
-def _decode_jpeg(data: bytes, size_px: int) -> NDArray[np.uint8] | None:
+def _decode_jpeg(data: bytes, size_px: int, scratch: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "RGB", "Gray") or height * width > MAX_PIXELS:
             return None
-        decoded: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=size_px, min_width=size_px)
+        fits = scratch is not None and 3 * height * width <= scratch.size
+        decoded: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=size_px, min_width=size_px, buffer=scratch if fits else None
+        )
     except ValueError:  # Pillow is more lenient with broken files
         return None
     return decoded
@@ -79,19 +89,25 @@ def centre_crop(image: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
     return image[top : top + size_px, left : left + size_px]
 
 
-def random_crop(image: NDArray[np.uint8], size_px: int, draws: NDArray[np.float64], *, flip: bool) -> NDArray[np.uint8]:
+def random_crop(image: NDArray[np.uint8], out: NDArray[np.uint8], draws: Sequence[float], *, flip: bool) -> None:
     """A random crop and, with probability one half, a horizontal flip.
 
     Args:
         image: (H, W, 3).
-        size_px: side of the crop.
+        out: (size_px, size_px, 3), for the crop.
         draws: three uniform numbers in [0, 1): top, left, flip.
         flip: whether flips happen at all.
     """
+    size_px = len(out)
     top = int(draws[0] * (image.shape[0] - size_px + 1))
     left = int(draws[1] * (image.shape[1] - size_px + 1))
     crop = image[top : top + size_px, left : left + size_px]
-    return crop[:, ::-1] if flip and draws[2] < 0.5 else crop
+    if flip and draws[2] < 0.5:
+        # torch mirrors pixels of three bytes eight times as fast as NumPy does.
+        mirrored = torch.from_numpy(crop).permute(2, 0, 1)[None].flip(3)[0].permute(1, 2, 0)
+        torch.from_numpy(out).copy_(mirrored)
+    else:
+        out[:] = crop
 
 
 def to_pixels(images: NDArray[np.uint8] | Tensor) -> Tensor:

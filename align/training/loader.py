@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ from align.model.preprocess import random_crop, to_pixels
 from align.stage import say
 from align.training.order import MAX_STAND_INS, BlockOrder, Mixture
 from align.training.randomness import Purpose, keyed_bits, uniforms
-from align.training.reading import Span
+from align.training.reading import Place, Span
 from align.training.samples import Samples
 
 #: Phrase dropout chooses among so many phrases; the text tower of the paper reads 64 tokens.
@@ -37,7 +37,7 @@ PHRASE_ENDS = re.compile(r"[:,;.|/()\[\]\u2013\u2014\u3001\u3002\uff0c\uff1a\uff
 #: Batches made ahead of the step that needs them.
 AHEAD = 2
 
-#: Samples that a thread takes at a time.
+#: Samples that a thread takes at a time, at least.
 _CHUNK = 8
 
 
@@ -62,10 +62,6 @@ class Batch:
         """(B, 3, H, W) float32 in [-1, 1]."""
         return to_pixels(self.images)
 
-    def pixels_on(self, device: torch.device) -> Tensor:
-        """As `pixels`, computed on a device."""
-        return to_pixels(self.images.to(device))
-
 
 @dataclass(frozen=True)
 class _Rows:
@@ -74,14 +70,14 @@ class _Rows:
     Attributes:
         rows: (R,) in the batch.
         positions: (R,) in the epoch.
-        samples: (R,) numbers.
+        places: R of them.
     """
 
     source: int
     epoch: int
     rows: NDArray[np.int64]
     positions: NDArray[np.int64]
-    samples: NDArray[np.int64]
+    places: list[Place]
 
 
 class TrainLoader:
@@ -136,7 +132,7 @@ class TrainLoader:
         if len(self._sources) == 1:
             self._lengths = [self.steps_per_epoch * batch_size]
         self.wait_s, self.num_quarantined = 0.0, 0
-        self._lock = threading.Lock()
+        self._lock, self._of_thread = threading.Lock(), threading.local()
         self._named: set[str] = set()
 
     def batch(self, step: int) -> Batch:
@@ -166,7 +162,7 @@ class TrainLoader:
         step = first_step
         try:
             while step < num_steps or waiting:
-                while step < num_steps and len(waiting) <= AHEAD:
+                while step < num_steps and len(waiting) < AHEAD:
                     waiting.append(plan.submit(self._begin, step, read, decode))
                     step += 1
                 start = time.monotonic()
@@ -190,7 +186,7 @@ class TrainLoader:
         for source, epoch in np.unique(np.stack([sources, epochs]), axis=1).T.tolist():
             rows = np.flatnonzero((sources == source) & (epochs == epoch))
             samples = self._orders[source].samples(epoch, positions[rows])
-            found.append(_Rows(source, epoch, rows, positions[rows], samples))
+            found.append(_Rows(source, epoch, rows, positions[rows], self._sources[source].places(samples)))
         return found
 
     def _begin(self, step: int, read: ThreadPoolExecutor, decode: ThreadPoolExecutor) -> _Making:
@@ -208,11 +204,13 @@ class TrainLoader:
             making.draws[rows.rows] = draws[Purpose.DEPTH]
             sources: dict[int, tuple[Span, Future[bytes]]] = {}
             if samples.any_remote:
-                for span in samples.spans(rows.samples):
+                for span in samples.spans(rows.places):
                     reading = read.submit(samples.fetch, span)
                     sources |= dict.fromkeys(span.samples, (span, reading))
-            for start in range(0, len(rows.rows), _CHUNK):
-                some = range(start, min(start + _CHUNK, len(rows.rows)))
+            # A few jobs a thread, so that all end together; each costs as much as a tenth of a picture.
+            chunk = max(_CHUNK, len(rows.rows) // (4 * self._num_threads))
+            for start in range(0, len(rows.rows), chunk):
+                some = range(start, min(start + chunk, len(rows.rows)))
                 making.parts.append(decode.submit(self._fill, making, rows, draws, sources, some))
         return making
 
@@ -221,24 +219,31 @@ class TrainLoader:
         sources: dict[int, tuple[Span, Future[bytes]]], some: range,
     ) -> int:  # fmt: skip
         """Some rows of a batch; returns in how many another sample stands in."""
-        num_quarantined = 0
+        num_quarantined, scratch = 0, self._scratch()
+        crops, choose, phrases = draws[Purpose.CROP], draws[Purpose.TEXT][:, 0], draws[Purpose.PHRASES]
         for index in some:
-            row, sample = int(rows.rows[index]), int(rows.samples[index])
-            image, choices, stands_in = self._load(rows, index, sources.get(sample))
+            row = int(rows.rows[index])
+            image, choices, stands_in = self._load(rows, index, sources.get(rows.places[index].sample), scratch)
             num_quarantined += stands_in
-            making.images[row] = random_crop(image, self._image_px, draws[Purpose.CROP][index], flip=self._flip)
-            text = choices[int(draws[Purpose.TEXT][index, 0] * len(choices))]
-            making.texts[row] = some_phrases(text, self._phrase_dropout, draws[Purpose.PHRASES][index])
+            random_crop(image, making.images[row], crops[index].tolist(), flip=self._flip)
+            text = choices[int(choose[index] * len(choices))]
+            making.texts[row] = some_phrases(text, self._phrase_dropout, phrases[index])
         return num_quarantined
 
+    def _scratch(self) -> NDArray[np.uint8]:
+        """This thread's memory to decode into: for a shard's images, or for larger ones that are resized."""
+        if not hasattr(self._of_thread, "scratch"):
+            self._of_thread.scratch = np.empty(12 * max(s.resize_px for s in self._sources) ** 2, dtype=np.uint8)
+        scratch: NDArray[np.uint8] = self._of_thread.scratch
+        return scratch
+
     def _load(
-        self, rows: _Rows, index: int, source: tuple[Span, Future[bytes]] | None
+        self, rows: _Rows, index: int, source: tuple[Span, Future[bytes]] | None, scratch: NDArray[np.uint8]
     ) -> tuple[NDArray[np.uint8], list[str], bool]:
-        samples, sample = self._sources[rows.source], int(rows.samples[index])
+        samples, place = self._sources[rows.source], rows.places[index]
+        data, begin = (source[1].result(), source[0].begin) if source else (None, 0)
         try:
-            if source is None:
-                return (*samples.load(sample), False)
-            return (*samples.load(sample, source[1].result(), source[0].begin), False)
+            return (*samples.load(place, data, begin, scratch), False)
         except CorruptError as error:
             if samples.on_corrupt == "stop":
                 raise
@@ -246,7 +251,7 @@ class TrainLoader:
         for attempt in range(1, MAX_STAND_INS + 1):
             other = self._orders[rows.source].stand_in(rows.epoch, int(rows.positions[index]), attempt)
             try:
-                return (*samples.load(other), True)
+                return (*samples.load(samples.place(other), scratch=scratch), True)
             except CorruptError as error:
                 self._name(error)
         raise CorruptError(
@@ -274,6 +279,7 @@ class _Making:
 
     def finish(self) -> Batch:
         """Waits for all parts. Raises what one of them raised."""
+        wait(self.parts, return_when=FIRST_EXCEPTION)  # not one by one: each time this thread would take the GIL
         num_quarantined = sum(part.result() for part in self.parts)
         return Batch(torch.from_numpy(self.images), self.texts, torch.from_numpy(self.draws), num_quarantined)
 

@@ -7,7 +7,8 @@ import random
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from align.errors import DataError, ServiceError
 from align.stage import say
@@ -25,6 +26,22 @@ _PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SAY_EVERY_S = 30.0
 
 
+class Place(NamedTuple):
+    """Where one sample lies: in which tar, and in bytes within it."""
+
+    sample: int
+    shard: int
+    jpg: int
+    jpg_bytes: int
+    json: int
+    json_bytes: int
+
+    def span(self) -> Span:
+        """The one read that brings in both of its files, which are neighbours."""
+        end = max(self.jpg + self.jpg_bytes, self.json + self.json_bytes)
+        return Span(self.shard, min(self.jpg, self.json), end, [self.sample])
+
+
 @dataclass
 class Span:
     """One read, for one or more samples.
@@ -32,13 +49,13 @@ class Span:
     Attributes:
         shard: number of the tar.
         begin, end: in bytes.
-        samples: whose jpg and json lie in it.
+        samples: numbers of those whose jpg and json lie in it.
     """
 
     shard: int
     begin: int
     end: int
-    samples: list[int] = field(default_factory=list)
+    samples: list[int]
 
 
 def is_remote(uri: str) -> bool:
@@ -46,10 +63,10 @@ def is_remote(uri: str) -> bool:
     return "://" in uri
 
 
-def joined(spans: list[Span]) -> list[Span]:
-    """Spans of one object in order of their begin -> fewer, where they are neighbours or nearly so."""
+def joined(places: list[Place]) -> list[Span]:
+    """The reads that bring in all these: one for those that are neighbours or nearly so."""
     found: list[Span] = []
-    for span in spans:
+    for span in sorted((place.span() for place in places), key=lambda span: (span.shard, span.begin)):
         last = found[-1] if found else None
         if (
             last is not None

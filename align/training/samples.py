@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from align.errors import CorruptError, DataError
 from align.model.preprocess import centre_crop, decode
 from align.training.index import Offsets, SplitIndex, Tars
-from align.training.reading import Bytes, Span, is_remote, joined
+from align.training.reading import Bytes, Place, Span, is_remote, joined
 
 #: Decoded images are kept in memory where all of them take less than this.
 CACHE_BYTES = 2**30
@@ -49,7 +49,7 @@ class Samples:
         self.num_images = index.num_images
         self.any_remote = any(is_remote(uri) for uri in index.shards)
         self.bytes = Bytes(tars, patience_s)
-        self._resize_px = resize_px
+        self.resize_px = resize_px
         self._offsets = Offsets(index, _OFFSETS_KEPT)
         fits = self.num_images * resize_px * resize_px * 3 <= cache_bytes
         shape = (self.num_images if fits else 0, resize_px, resize_px, 3)
@@ -61,61 +61,64 @@ class Samples:
         """Reads will jump about among so many samples: the offsets of two such blocks are kept."""
         self._offsets.num_kept = max(_OFFSETS_KEPT, 2 * block)
 
-    def spans(self, samples: NDArray[np.int64]) -> list[Span]:
-        """The reads that bring in these samples, without those that are in memory."""
-        if len(self._cached):
-            samples = samples[~self._cached[samples]]
-        samples = np.sort(samples)
+    def places(self, samples: NDArray[np.int64]) -> list[Place]:
+        """(B,) numbers of samples -> where they lie, in the same order."""
         shards = np.searchsorted(self.index.starts, samples, side="right") - 1
-        spans: list[Span] = []
+        rows = np.empty((len(samples), 6), dtype=np.int64)
+        rows[:, 0], rows[:, 1] = samples, shards
         for shard in np.unique(shards):
-            mine = samples[shards == shard]
-            rows = self._offsets.of(int(shard))[mine - self.index.starts[shard]]
-            begins = np.minimum(rows[:, 0], rows[:, 2]).tolist()
-            ends = np.maximum(rows[:, 0] + rows[:, 1], rows[:, 2] + rows[:, 3]).tolist()
-            of_shard = [
-                Span(int(shard), begin, end, [sample])
-                for begin, end, sample in zip(begins, ends, mine.tolist(), strict=True)
-            ]
-            # A request takes as long as a hundred kilobytes; a positioned read of a file next to nothing.
-            spans += joined(sorted(of_shard, key=_begin)) if is_remote(self.index.shards[shard]) else of_shard
-        return spans
+            mine = shards == shard
+            rows[mine, 2:] = self._offsets.of(int(shard))[samples[mine] - self.index.starts[shard]]
+        return [Place(*row) for row in rows.tolist()]
+
+    def place(self, sample: int) -> Place:
+        """As `places`."""
+        return self.places(np.array([sample], dtype=np.int64))[0]
+
+    def spans(self, places: list[Place]) -> list[Span]:
+        """The reads of the object store that bring these in, without those that are in memory, or in files: a
+        request takes as long as a hundred kilobytes, but a positioned read of a file next to nothing."""
+        held = self._cached
+        return joined([
+            place for place in places
+            if is_remote(self.index.shards[place.shard]) and not (len(held) and held[place.sample])
+        ])  # fmt: skip
 
     def fetch(self, span: Span) -> bytes:
         """Raises DataError where there is no such tar, ServiceError where the store stays away."""
         return self.bytes.read(self.index.shards[span.shard], span.begin, span.end)
 
-    def load(self, sample: int, data: bytes | None = None, begin: int = 0) -> tuple[NDArray[np.uint8], list[str]]:
+    def load(
+        self, place: Place, data: bytes | None = None, begin: int = 0, scratch: NDArray[np.uint8] | None = None
+    ) -> tuple[NDArray[np.uint8], list[str]]:
         """An image and all its kept texts.
 
         Args:
-            sample: its number.
+            place: where it lies.
             data: bytes of the tar around it; read where there are none and it is not in memory.
             begin: where they begin.
+            scratch: as of `decode`.
 
         Returns:
-            (resize_px, resize_px, 3) RGB, not to be written into, and at least one text.
+            (resize_px, resize_px, 3) RGB, not to be written into, which may lie in `scratch`; and at least one text.
 
         Raises:
             CorruptError: it cannot be read; the message names the tar.
         """
+        sample = place.sample
         known = self._texts[sample] if len(self._cached) and self._cached[sample] else None
         if known is not None:
             cached: NDArray[np.uint8] = self._images[sample]
             return cached, known
-        shard = int(np.searchsorted(self.index.starts, sample, side="right")) - 1
-        row = self._offsets.of(shard)[sample - self.index.starts[shard]].tolist()
         if data is None:
-            begin, end = min(row[0], row[2]), max(row[0] + row[1], row[2] + row[3])
-            data = self.bytes.read(self.index.shards[shard], begin, end)
+            span = place.span()
+            data, begin = self.fetch(span), span.begin
         try:
-            image = decode(_part(data, row[0] - begin, row[1]), self._resize_px)
-            texts = _texts(_part(data, row[2] - begin, row[3]))
+            image = decode(_part(data, place.jpg - begin, place.jpg_bytes), self.resize_px, scratch)
+            texts = _texts(_part(data, place.json - begin, place.json_bytes))
         except DataError as error:
-            number = sample - int(self.index.starts[shard])
-            raise CorruptError(
-                f"{self.index.shards[shard]}: sample {number}: {error}; run `align shard` again"
-            ) from None
+            tar, number = self.index.shards[place.shard], sample - int(self.index.starts[place.shard])
+            raise CorruptError(f"{tar}: sample {number}: {error}; run `align shard` again") from None
         if len(self._cached):
             self._images[sample] = image
             self._texts[sample] = texts
@@ -124,11 +127,11 @@ class Samples:
 
     def image(self, sample: int) -> NDArray[np.uint8]:
         """As `load`."""
-        return self.load(sample)[0]
+        return self.load(self.place(sample))[0]
 
     def texts(self, sample: int) -> list[str]:
         """As `load`."""
-        return self.load(sample)[1]
+        return self.load(self.place(sample))[1]
 
     def centre_crops(self, samples: NDArray[np.int64], image_px: int) -> NDArray[np.uint8]:
         """(N,) samples -> (N, image_px, image_px, 3), as evaluation sees them. In quarantine the next one that can be
@@ -143,10 +146,6 @@ class Samples:
                 if self.on_corrupt == "stop":
                     raise
         raise CorruptError(f"{self.index.manifest}: not one sample of its shards can be read; run `align shard` again")
-
-
-def _begin(span: Span) -> int:
-    return span.begin
 
 
 def _part(data: bytes, begin: int, size: int) -> bytes:

@@ -14,13 +14,13 @@ import torch
 
 from align.cli import silence_telemetry
 from align.stage import say
-from tests.benchmarks import preprocess, ranks, reading, training
+from tests.benchmarks import preprocess, ranks, reading, train_loader, training
 from tests.benchmarks.measure import Comparison
 from tests.benchmarks.page import conditions, table, write_section
 from tests.benchmarks.world import World, build
 
 BENCHMARKS: tuple[Callable[[World], list[Comparison]], ...] = (
-    training.run, ranks.run, preprocess.run, reading.run,
+    training.run, ranks.run, preprocess.run, reading.run, train_loader.run,
 )  # fmt: skip
 
 

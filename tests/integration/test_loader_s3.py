@@ -139,7 +139,7 @@ def test_neighbours_are_read_together_and_others_are_not(tmp_path: Path) -> None
     for tar in shards.rglob("*.tar"):
         tar.unlink()
     samples = Samples(read_outline(shards).split("train", Far()), 36, Far())
-    (first, second) = samples.spans(np.array([13, 2, 3, 12]))
+    (first, second) = samples.spans(samples.places(np.array([13, 2, 3, 12])))
     assert (first.shard, first.samples, second.shard, second.samples) == (0, [2, 3], 1, [12, 13])
     offsets = samples.index.read_offsets(0)
     assert (first.begin, first.end) == (offsets[2, 0], offsets[3, 2] + offsets[3, 3])

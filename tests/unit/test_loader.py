@@ -76,7 +76,7 @@ def test_an_epoch_shows_every_image_once_and_all_its_texts_in_time(index: SplitI
 def test_phrase_dropout_shows_a_share_of_the_texts_in_part(index: SplitIndex) -> None:
     samples = Samples(index, 36)
     for sample in range(24):
-        samples.load(sample)
+        samples.image(sample)
     samples._texts = [["dog face: animal, dog"] for _ in range(24)]
     train = loader(samples, phrase_dropout=0.6)
     shown = [text for step in range(60) for text in train.batch(step).texts]
@@ -198,9 +198,9 @@ def test_sources_are_mixed_by_weight_each_with_its_own_epochs(index: SplitIndex,
     more = read_outline(shards).split("train")
     main, extra = Samples(index, 36), Samples(more, 36)
     for sample in range(24):
-        main.load(sample)
+        main.image(sample)
     for sample in range(6):
-        extra.load(sample)
+        extra.image(sample)
     main._texts, extra._texts = [[f"main {n}"] for n in range(24)], [[f"more {n}"] for n in range(6)]
     mixed = loader(main, extra=[(extra, 0.25)])
     texts = [text for batch in mixed.batches(0, 1250) for text in batch.texts]  # one cycle of 10,000 positions

@@ -65,17 +65,42 @@ def test_centre_crop() -> None:
     assert centre_crop(ramp(), 2)[:, :, 0].tolist() == [[2, 2], [3, 3]]
 
 
+def cropped(draws: list[float], *, flip: bool = True) -> NDArray[np.uint8]:
+    out = np.empty((4, 4, 3), dtype=np.uint8)
+    random_crop(ramp(), out, draws, flip=flip)
+    return out
+
+
 @pytest.mark.parametrize(("draw", "first"), [(0.0, 0), (0.34, 1), (0.9999, 2)])
 def test_random_crop_reaches_both_ends(draw: float, first: int) -> None:
-    crop = random_crop(ramp(), 4, np.array([draw, draw, 0.9]), flip=True)
-    assert crop[0, 0].tolist()[:2] == [first, first] and crop.shape == (4, 4, 3)
+    crop = cropped([draw, draw, 0.9])
+    assert crop[0, 0].tolist() == [first, first, first] and crop[3, 3].tolist() == [first + 3, first + 3, first + 3]
 
 
 def test_flip_is_one_half_and_can_be_off() -> None:
-    draws = np.array([0.0, 0.0, 0.49])
-    assert random_crop(ramp(), 4, draws, flip=True)[0, :, 1].tolist() == [3, 2, 1, 0]
-    assert random_crop(ramp(), 4, draws, flip=False)[0, :, 1].tolist() == [0, 1, 2, 3]
-    assert random_crop(ramp(), 4, np.array([0.0, 0.0, 0.5]), flip=True)[0, :, 1].tolist() == [0, 1, 2, 3]
+    assert cropped([0.0, 0.0, 0.49])[0, :, 1].tolist() == [3, 2, 1, 0]
+    assert cropped([0.0, 0.0, 0.49], flip=False)[0, :, 1].tolist() == [0, 1, 2, 3]
+    assert cropped([0.0, 0.0, 0.5])[0, :, 1].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("side_px", [33, 64, 289])
+def test_a_flip_mirrors_every_pixel(side_px: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (300, 310, 3), dtype=np.uint8)
+    straight, mirrored = (np.empty((side_px, side_px, 3), dtype=np.uint8) for _ in range(2))
+    random_crop(image, straight, [0.3, 0.6, 0.9], flip=True)
+    random_crop(image, mirrored, [0.3, 0.6, 0.1], flip=True)
+    assert np.array_equal(mirrored, straight[:, ::-1])
+
+
+def test_memory_to_decode_into_changes_no_pixel() -> None:
+    scratch = np.empty(3 * 50 * 40, dtype=np.uint8)
+    for size in ((50, 40), (40, 30), (51, 40)):  # the last one does not fit
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        data = encoded(Image.fromarray(image), "JPEG")
+        for size_px in (40, 24, 17):
+            assert np.array_equal(decode(data, size_px, scratch), decode(data, size_px))
+    square = encoded(Image.new("RGB", (40, 40), (9, 9, 9)), "JPEG")
+    assert np.shares_memory(decode(square, 40, scratch), scratch)
 
 
 def test_pixels_lie_between_minus_one_and_one() -> None:

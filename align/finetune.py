@@ -10,6 +10,7 @@ import argparse
 
 from align.config import Params
 from align.config.finetune import FinetuneConfig
+from align.config.health import HealthConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.model.dual_encoder import load_model
@@ -28,7 +29,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         params.section(FinetuneConfig), load_model(paths.pretrained).config, initial=paths.pretrained,
         shards=paths.shards, tokenizer=paths.tokenizer,
         checkpoints=paths.checkpoints, log=live_logger(current_run_id(), "finetune"),
-        tars=tar_reader(params.section(StoreConfig)),
+        tars=tar_reader(params.section(StoreConfig)), health=params.section(HealthConfig),
     )  # fmt: skip
     require_passed(paths.reports / SHARDS, plan.data_digest)
     with record_runtime("finetune", paths.runtime) as runtime:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from align.config import Params
+from align.config.health import HealthConfig
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.pretrain import PretrainConfig
@@ -24,7 +25,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         params.section(PretrainConfig), params.section(ModelConfig), initial=None,
         shards=paths.shards, tokenizer=paths.tokenizer,
         checkpoints=paths.checkpoints, log=live_logger(current_run_id(), "pretrain"),
-        tars=tar_reader(params.section(StoreConfig)),
+        tars=tar_reader(params.section(StoreConfig)), health=params.section(HealthConfig),
     )  # fmt: skip
     require_passed(paths.reports / SHARDS, plan.data_digest)
     with record_runtime("pretrain", paths.runtime) as runtime:

@@ -35,6 +35,8 @@ class Recipe(Section):
     weight_decay: float = Field(ge=0)
     beta2: float = Field(ge=0, lt=1)
     label_smoothing: float = Field(ge=0, lt=1)
+    clip_norm: float | None = Field(gt=0)
+    ema_decay: float | None = Field(gt=0, lt=1)
     flip: bool
     phrase_dropout: float = Field(ge=0, le=1)
     bfloat16: bool

@@ -21,7 +21,7 @@ import torch
 from align.errors import CorruptError, LockedError
 from align.stage import say, to_json, write_bytes
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class CheckpointFolder:

@@ -9,30 +9,30 @@ an uninterrupted one's.
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 
+from align.config.health import HealthConfig
 from align.config.recipe import Recipe
 from align.errors import NonFiniteLossError, TrainingError
 from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import estimate_statistics
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
-from align.stage import PROGRESS_INTERVAL_S, say
 from align.training.checkpoint import CheckpointFolder
 from align.training.curves import Row
-from align.training.lamb import Lamb, learning_rate_at, parameter_groups
+from align.training.health import Health
+from align.training.lamb import learning_rate_at
 from align.training.loader import Batch, TrainLoader
 from align.training.process_group import Ranks
+from align.training.progress import Progress, Usage
 from align.training.samples import Samples
-from align.training.step import Interrupted, compute_gradients
-from align.training.validation import validate
+from align.training.state import State
+from align.training.step import Gradients, Interrupted, compute_gradients
+from align.training.validation import batch_norm_gap, validate
 
 #: Batch-norm statistics are estimated from at most this many training images, in parts of STATISTICS_PART.
 STATISTICS_IMAGES, STATISTICS_PART = 1024, 64
@@ -41,44 +41,10 @@ Log = Callable[[dict[str, float], int], None]
 Stop = Callable[[], bool]
 
 
-@dataclass
-class State:
-    """What a checkpoint holds.
-
-    Attributes:
-        step: whole steps done.
-        rows: metric rows so far.
-        losses: loss of each step since the last row.
-    """
-
-    model: DualEncoder
-    optimiser: Lamb
-    step: int = 0
-    rows: list[Row] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-
-    def save(self, folder: CheckpointFolder) -> None:
-        """Writes a checkpoint of the step."""
-        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        folder.save(self.step, state | {"rows": self.rows, "losses": self.losses})
-
-    def load(self, saved: dict[str, Any]) -> None:
-        """Takes over a checkpoint."""
-        self.model.load_state_dict(saved["model"])
-        self.optimiser.load_state_dict(saved["optimiser"])
-        self.step, self.rows, self.losses = saved["step"], saved["rows"], saved["losses"]
-
-
-def new_state(model: DualEncoder, recipe: Recipe) -> State:
-    """A model and its optimiser at step 0."""
-    groups = parameter_groups(model, recipe.text_learning_rate_scale)
-    return State(model, Lamb(groups, weight_decay=recipe.weight_decay, betas=(0.9, recipe.beta2)))
-
-
 def train(
     state: State, recipe: Recipe, ranks: Ranks, *, train_samples: Samples, val_samples: Samples | None,
     tokenizer: TextTokenizer, folder: CheckpointFolder, log: Log | None = None,
-    extra_samples: Sequence[tuple[Samples, float]] = (),
+    extra_samples: Sequence[tuple[Samples, float]] = (), health: HealthConfig | None = None,
 ) -> float:  # fmt: skip
     """Trains from `state.step` to `recipe.num_steps`, leaving a checkpoint at the end.
 
@@ -97,6 +63,8 @@ def train(
         num_threads=recipe.num_loader_threads,
     )  # fmt: skip
     progress = Progress(recipe, state.step)
+    watch = Health(health, recipe.section) if health and ranks.leads else None
+    usage = Usage(health, model, recipe, ranks.world_size, ranks.device) if health and ranks.leads else None
     with stop_requested() as stopped:
         model.train()
         for batch in loader.batches(state.step, recipe.num_steps):
@@ -104,32 +72,39 @@ def train(
                 state.step, peak=recipe.learning_rate, warmup_steps=recipe.warmup_steps, num_steps=recipe.num_steps
             )
             try:
-                loss = _update(state, recipe, ranks, tokenizer, batch, rate, lambda: ranks.any(stopped()))
+                gradients = _update(state, recipe, ranks, tokenizer, batch, rate, lambda: ranks.any(stopped()))
             except Interrupted:  # the last whole step stands
                 if ranks.leads:
-                    state.save(folder)
+                    folder.save(state.step, state.saved())
                 raise _stopped(state, recipe) from None
             done = state.step == recipe.num_steps
             if ranks.leads:
                 temperature = float(model.temperature.detach())
-                progress.show(state.step, loss, temperature, rate)
+                progress.show(state.step, gradients.loss, temperature, rate)
+                if watch is not None:
+                    watch.step(state.step, temperature=temperature, gradient_norm=gradients.norm)
                 row: Row = {}
+                live: dict[str, float] = {}  # what differs from run to run: for MLflow only
                 if done or state.step % recipe.log_every_steps == 0:
-                    row |= {"train/loss": sum(state.losses) / len(state.losses)}
-                    row |= {"train/temperature": temperature, "train/learning_rate": rate}
-                    state.losses.clear()
+                    row |= _means(state) | {"train/temperature": temperature, "train/learning_rate": rate}
+                    live["train/loader_wait_share"] = loader.wait_s / max(progress.spent_s, 1e-9)
+                    live |= usage.metrics(progress) if usage else {}
                 if done or (val_samples and state.step % recipe.validate_every_steps == 0):
-                    with progress.paused():
+                    with progress.paused(), state.averaged():
                         refresh_statistics(model, train_samples, ranks.device)
+                        row |= batch_norm_gap(model, train_samples, ranks.device)
                         row |= validate(model, tokenizer, val_samples) if val_samples else {}
                 if row:
                     state.rows.append({"step": state.step, **row})
+                    if watch is not None:
+                        watch.row(state.step, row | live, model.config.embed_width)
+                        live["train/alarms"] = float(len(watch.alarms))
                     if log is not None:
-                        log({name: float(value) for name, value in row.items()}, state.step)
+                        log({name: float(value) for name, value in (row | live).items()}, state.step)
             stop = ranks.any(stopped())
             if ranks.leads and (done or stop or state.step % recipe.checkpoint_every_steps == 0):
                 with progress.paused():
-                    state.save(folder)
+                    folder.save(state.step, state.saved())
             if stop and not done:
                 raise _stopped(state, recipe)
     ranks.barrier()
@@ -142,23 +117,37 @@ def _stopped(state: State, recipe: Recipe) -> TrainingError:
     )
 
 
+def _means(state: State) -> Row:
+    """Means since the last row, and a new beginning."""
+    row: Row = {
+        "train/loss": sum(state.losses) / len(state.losses),
+        "train/gradient_norm": sum(state.gradient_norms) / len(state.gradient_norms),
+    }
+    state.losses.clear()
+    state.gradient_norms.clear()
+    return row
+
+
 def _update(
     state: State, recipe: Recipe, ranks: Ranks, tokenizer: TextTokenizer, batch: Batch, rate: float, stop: Stop
-) -> float:
-    """One step; returns its loss. Raises Interrupted where it was left, with nothing changed."""
+) -> Gradients:
+    """One step. Raises Interrupted where it was left, with nothing changed."""
     model, optimiser = state.model, state.optimiser
     optimiser.set_learning_rate(rate)
     try:
-        loss = compute_gradients(model, recipe, ranks, tokenizer, batch, stop)
+        gradients = compute_gradients(model, recipe, ranks, tokenizer, batch, stop)
     except NonFiniteLossError as error:
         raise NonFiniteLossError(
             f"{error} at step {state.step + 1} (learning rate {rate:.3g}, temperature "
             f"{float(model.temperature.detach()):.3g}); lower the learning rate; earlier checkpoints stay"
         ) from None
     optimiser.step()
+    if recipe.ema_decay is not None:
+        state.update_average(recipe.ema_decay)
     state.step += 1
-    state.losses.append(loss)
-    return loss
+    state.losses.append(gradients.loss)
+    state.gradient_norms.append(gradients.norm)
+    return gradients
 
 
 def refresh_statistics(model: DualEncoder, samples: Samples, device: torch.device) -> None:
@@ -170,41 +159,6 @@ def refresh_statistics(model: DualEncoder, samples: Samples, device: torch.devic
     parts = [chosen[start : start + part] for start in range(0, len(chosen), part)]
     size = model.config.image_px
     estimate_statistics(model.vision_model, (to_pixels(samples.centre_crops(rows, size)).to(device) for rows in parts))
-
-
-class Progress:
-    """Speed and a line every few seconds: step of total, loss, temperature, learning rate, pairs/s, ETA."""
-
-    def __init__(self, recipe: Recipe, first_step: int) -> None:
-        self._recipe, self._first, self._last = recipe, first_step, first_step
-        self._start = self._shown = time.monotonic()
-        self._paused = 0.0
-
-    def show(self, step: int, loss: float, temperature: float, rate: float) -> None:
-        """Counts a step; speaks if the last line is some seconds old."""
-        self._last = step
-        now = time.monotonic()
-        if now - self._shown < PROGRESS_INTERVAL_S and step != self._recipe.num_steps:
-            return
-        self._shown = now
-        speed = self.pairs_per_s()
-        left = (self._recipe.num_steps - step) * self._recipe.batch_size / speed if speed else 0.0
-        say(
-            f"{self._recipe.section}: step {step:,} of {self._recipe.num_steps:,}, loss {loss:.3f}, temperature "
-            f"{temperature:.4f}, learning rate {rate:.2e}, {speed:,.0f} pairs/s, {left:,.0f} s left"
-        )
-
-    def pairs_per_s(self) -> float:
-        """Pairs per second of training proper, without validation and checkpoints."""
-        spent = time.monotonic() - self._start - self._paused
-        return (self._last - self._first) * self._recipe.batch_size / spent if spent > 0 else 0.0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time in the block does not count."""
-        start = time.monotonic()
-        yield
-        self._paused += time.monotonic() - start
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 
 import align.model
 import align.training
+from align.config.health import HealthConfig
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.errors import ConfigError, TrainingError
@@ -24,9 +25,10 @@ from align.stage import Report, replace_directory, say, sha256_file, write_repor
 from align.training.checkpoint import CheckpointFolder, run_key
 from align.training.curves import Row, write_curves
 from align.training.index import SplitIndex, Tars, read_outline
-from align.training.loop import Log, new_state, train
+from align.training.loop import Log, train
 from align.training.process_group import Ranks, default_processes, launch
 from align.training.samples import OnCorrupt, Samples
+from align.training.state import load_weights, new_state
 
 #: Fields of a recipe that change no result beyond rounding: a run goes on after a change of them.
 _NOT_THE_RESULT = {
@@ -46,6 +48,7 @@ class Plan:
         data_digest: of the shards, from their manifest.
         extra_splits: of `extra_shards`, in their order.
         tars: the object store, for tars that are not in the folders.
+        health: bounds of what is watched; None: nothing is.
         log: live logging, called on the leading rank; picklable where there are several processes.
     """
 
@@ -59,6 +62,7 @@ class Plan:
     data_digest: str
     checkpoints: Path
     log: Log | None = None
+    health: HealthConfig | None = None
     extra_splits: tuple[SplitIndex, ...] = ()
     tars: Tars | None = None
 
@@ -88,7 +92,7 @@ class Trained:
 
 def make_plan(
     recipe: Recipe, model: ModelConfig, *, initial: Path | None, shards: Path, tokenizer: Path, checkpoints: Path,
-    log: Log | None = None, tars: Tars | None = None,
+    log: Log | None = None, tars: Tars | None = None, health: HealthConfig | None = None,
 ) -> Plan:  # fmt: skip
     """A plan over `data/shards`, and over `extra_shards`.
 
@@ -115,6 +119,7 @@ def make_plan(
         train_split=outline.split("train", tars), val_split=outline.split("val", tars),
         num_training_pairs=manifest.splits["train"].num_pairs, data_digest=manifest.digest, checkpoints=checkpoints,
         log=log, extra_splits=tuple(one.split("train", tars) for one in extra), tars=tars,
+        health=health,
     )  # fmt: skip
 
 
@@ -151,7 +156,7 @@ def run(plan: Plan) -> Trained:
             raise TrainingError(f"{folder.directory}: training ended without its last checkpoint; run the stage again")
         speed = folder.directory / "speed.json"
         model = _build(plan)
-        model.load_state_dict(saved["model"])
+        load_weights(model, saved)
         return Trained(model.eval(), saved["rows"], json.loads(speed.read_text()) if speed.exists() else 0.0)
 
 
@@ -194,6 +199,7 @@ def _train_rank(plan: Plan, ranks: Ranks) -> None:
         train_samples=samples(plan.train_split, recipe.on_corrupt_shard),
         val_samples=samples(plan.val_split, "stop") if plan.val_split.num_images else None,
         tokenizer=TextTokenizer.load(plan.tokenizer, plan.model.max_tokens), folder=folder, log=plan.log,
+        health=plan.health,
         extra_samples=[
             (samples(index, recipe.on_corrupt_shard), more.weight)
             for index, more in zip(plan.extra_splits, recipe.extra_shards, strict=True)

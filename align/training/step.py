@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,13 @@ CPU_PART = 64
 Part = tuple[Tensor, Callable[[], Tensor]]
 
 
+class Gradients(NamedTuple):
+    """What is known of a step's gradients: the global batch's loss, and their norm before any clipping."""
+
+    loss: float
+    norm: float
+
+
 class Interrupted(Exception):
     """The step was left between two parts; no parameter has changed."""
 
@@ -44,19 +51,19 @@ def compute_gradients(
     tokenizer: TextTokenizer,
     batch: Batch,
     stop: Callable[[], bool] = lambda: False,
-) -> float:
+) -> Gradients:
     """Leaves in every parameter's `grad` the gradient of the global batch's loss, the same on all ranks.
 
     Args:
         model: in training mode.
-        recipe: `micro_batch`, precision and label smoothing.
+        recipe: `micro_batch`, precision, label smoothing and clipping.
         ranks: the other processes.
         tokenizer: of the texts.
         batch: this rank's share.
         stop: asked between two parts where `micro_batch` makes parts; the same answer on all ranks.
 
     Returns:
-        The loss.
+        The loss, and the norm of the gradients, which are clipped where `clip_norm` says so.
 
     Raises:
         NonFiniteLossError: it is inf or NaN; the message says what to change.
@@ -88,7 +95,16 @@ def compute_gradients(
                     again = encode()
                 again.backward(tensor.grad[rows])  # type: ignore[no-untyped-call]  # torch leaves it untyped
     ranks.sum_gradients(model)
-    return value
+    return Gradients(value, _clip(model, recipe.clip_norm))
+
+
+def _clip(model: DualEncoder, most: float | None) -> float:
+    """The norm of all gradients together, which are then scaled down to `most`, if they are above."""
+    gradients = [param.grad for param in model.parameters() if param.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if most is not None:
+        torch._foreach_mul_(gradients, (most / norm.clamp(min=1e-12)).clamp(max=1.0))
+    return float(norm)
 
 
 def part_size(model: DualEncoder, recipe: Recipe, device: torch.device, share: int) -> int:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import Embedder
+from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
+from align.training.health import effective_rank
 from align.training.samples import Samples
 
 #: At most so many images of the split are used.
 MAX_IMAGES = 500
+
+#: Training images that the gap of batch-norm is measured on.
+_GAP_IMAGES = 64
 
 RECALL_AT = (1, 5, 10)
 
@@ -30,7 +36,7 @@ def validate(model: DualEncoder, tokenizer: TextTokenizer, samples: Samples) -> 
     similarity = images @ embedder.embed_texts(texts).T
     model.train(was_training)
     relevant = chosen[:, None] == np.asarray(owners)[None, :]
-    metrics = {}
+    metrics = {"val/effective_rank": effective_rank(torch.from_numpy(images))}
     for name, scores, right in (
         ("image_to_text", similarity, relevant),
         ("text_to_image", similarity.T, relevant.T),
@@ -38,6 +44,26 @@ def validate(model: DualEncoder, tokenizer: TextTokenizer, samples: Samples) -> 
         for k in RECALL_AT:
             metrics[f"val/{name}/recall@{k}"] = recall_at(scores, right, k)
     return metrics
+
+
+@torch.no_grad()
+def batch_norm_gap(model: DualEncoder, samples: Samples, device: torch.device) -> dict[str, float]:
+    """Mean of 1 - cosine between embeddings by a batch's own statistics and by the running ones, of training images.
+
+    Large where the running statistics do not stand for what the tower saw in training (ALIGN.md's gap between train and
+    eval mode).
+    """
+    group = model.config.batch_norm_group
+    count = min(samples.num_images, max(group, _GAP_IMAGES // group * group))
+    if count > group:
+        count -= count % group
+    chosen = np.linspace(0, samples.num_images - 1, count).astype(np.int64)
+    pixels = to_pixels(samples.centre_crops(chosen, model.config.image_px)).to(device)
+    was_training = model.training
+    by_batch = model.train().encode_image(pixels)
+    by_running = model.eval().encode_image(pixels)
+    model.train(was_training)
+    return {"val/batch_norm_gap": float(1 - (by_batch * by_running).sum(-1).mean())}
 
 
 def recall_at(similarity: NDArray[np.float32], relevant: NDArray[np.bool_], k: int) -> float:

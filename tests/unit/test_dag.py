@@ -22,12 +22,13 @@ BYTE_NEUTRAL = {
     "align/services/spark_engine.py",  # where SQL runs; its decisions equal DuckDB's, row for row (test_spark.py)
     "align/config/engine.py",  # how fast, not what
     "align/config/store.py",  # where bytes lie
+    "align/config/health.py",  # what is watched, not what is trained
     "align/services/store.py",  # likewise
     "align/services/tracking.py",  # what MLflow is told
 }
 
 #: Sections that say where and how fast: never DVC params.
-NOT_PARAMS = {"paths", "engine", "store"}
+NOT_PARAMS = {"paths", "engine", "store", "health"}
 
 
 def imported(path: Path) -> set[Path]:

@@ -17,7 +17,7 @@ from align.training import step as module
 from align.training.loader import Batch
 from align.training.process_group import Ranks, launch
 from align.training.run import make_plan, run
-from align.training.step import Interrupted, compute_gradients
+from align.training.step import Gradients, Interrupted, compute_gradients
 from tests import training_data
 from tests.training_data import MODEL, pretrain_config
 
@@ -38,19 +38,20 @@ def whole_batch() -> Batch:
     return Batch(images, texts, torch.from_numpy(generator.random((BATCH, 16), dtype=np.float32)))
 
 
-def gradients(tokenizer: Path, recipe: Recipe, ranks: Ranks = ALONE, stop: Callable[[], bool] = lambda: False):  # type: ignore[no-untyped-def]  # (loss, gradients by name)
+def gradients(tokenizer: Path, recipe: Recipe, ranks: Ranks = ALONE, stop: Callable[[], bool] = lambda: False):  # type: ignore[no-untyped-def]  # (loss and norm, gradients by name)
     torch.manual_seed(0)
     words = TextTokenizer.load(tokenizer, MODEL.max_tokens)
     model = DualEncoder(MODEL, words.vocab_size).train()
     batch, share = whole_batch(), BATCH // ranks.world_size
     rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
     batch = Batch(batch.images[rows], batch.texts[rows], batch.draws[rows, : model.vision_model.num_blocks])
-    loss = compute_gradients(model, recipe, ranks, words, batch, stop)
-    return loss, {name: param.grad for name, param in model.named_parameters()}
+    found = compute_gradients(model, recipe, ranks, words, batch, stop)
+    return found, {name: param.grad for name, param in model.named_parameters()}
 
 
-def assert_equal(ours: tuple[float, dict[str, Tensor]], theirs: tuple[float, dict[str, Tensor]]) -> None:
-    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
+def assert_equal(ours: tuple[Gradients, dict[str, Tensor]], theirs: tuple[Gradients, dict[str, Tensor]]) -> None:
+    assert ours[0].loss == pytest.approx(theirs[0].loss, rel=1e-6)
+    assert ours[0].norm == pytest.approx(theirs[0].norm, rel=1e-3)
     largest = max(float(gradient.norm()) for gradient in theirs[1].values())
     for name, gradient in theirs[1].items():  # what batch-norm takes away again has a gradient of rounding errors
         apart = float((ours[1][name] - gradient).norm() / gradient.norm().clamp(min=1e-3 * largest))
@@ -65,8 +66,20 @@ def test_a_micro_batch_changes_no_gradient(tokenizer: Path, micro_batch: int) ->
     assert_equal(gradients(tokenizer, pretrain_config(batch_size=BATCH, micro_batch=micro_batch)), whole)
 
 
+def test_clipping_scales_all_gradients_together(tokenizer: Path) -> None:
+    (loss, norm), free = gradients(tokenizer, pretrain_config(batch_size=BATCH))
+    assert norm == pytest.approx(float(sum((grad.square().sum() for grad in free.values()), torch.tensor(0.0)).sqrt()))
+    (same_loss, same_norm), clipped = gradients(tokenizer, pretrain_config(batch_size=BATCH, clip_norm=norm / 4))
+    assert (same_loss, same_norm) == (loss, norm)
+    for name, gradient in free.items():
+        torch.testing.assert_close(clipped[name], gradient / 4)
+    assert all(torch.equal(grad, free[name]) for name, grad in gradients(
+        tokenizer, pretrain_config(batch_size=BATCH, clip_norm=2 * norm))[1].items())  # fmt: skip
+
+
 def _save(tokenizer: Path, micro_batch: int | None, out: Path, ranks: Ranks) -> None:
-    torch.save(gradients(tokenizer, pretrain_config(batch_size=BATCH, micro_batch=micro_batch), ranks), out)
+    found, grads = gradients(tokenizer, pretrain_config(batch_size=BATCH, micro_batch=micro_batch), ranks)
+    torch.save((tuple(found), grads), out)
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(2, None), (2, 4), (4, 8)])
@@ -74,7 +87,8 @@ def test_ranks_and_micro_batches_change_no_gradient(
     tokenizer: Path, tmp_path: Path, world_size: int, micro_batch: int | None
 ) -> None:
     launch(functools.partial(_save, tokenizer, micro_batch, tmp_path / "out.pt"), world_size, 1)
-    assert_equal(torch.load(tmp_path / "out.pt"), gradients(tokenizer, pretrain_config(batch_size=BATCH)))
+    found, grads = torch.load(tmp_path / "out.pt")
+    assert_equal((Gradients(*found), grads), gradients(tokenizer, pretrain_config(batch_size=BATCH)))
 
 
 def test_activations_are_those_of_a_micro_batch(tokenizer: Path) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from align.config import load_params
+from align.config.health import HealthConfig
 from align.config.recipe import Recipe
 from align.errors import ConfigError, NonFiniteLossError, TrainingError
 from align.model.dual_encoder import load_model
@@ -103,6 +105,40 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(data: tuple[Path, P
         run(broken)
     saved = broken.folder().load_latest(torch.device("cpu"))
     assert saved is not None and all(np.isfinite(saved["losses"]))
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(data: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = pretrain_config(ema_decay=0.5, checkpoint_every_steps=1, keep_checkpoints=8)
+    kept = run(plan(data, tmp_path / "whole", recipe))
+    plain = run(plan(data, tmp_path / "plain"))
+    folder = plan(data, tmp_path / "whole", recipe).folder().directory
+    states = [torch.load(folder / f"step-{step:08d}.pt", weights_only=True) for step in range(1, 9)]
+    name = "text_projection.weight"
+    average = states[0]["average"][[*dict(kept.model.named_parameters())].index(name)]
+    for state in states[1:]:
+        average = average + 0.5 * (state["model"][name] - average)
+    torch.testing.assert_close(kept.model.state_dict()[name], average)
+    assert torch.equal(states[-1]["model"][name], plain.model.state_dict()[name])  # training itself knows nothing of it
+    assert [row["train/loss"] for row in kept.rows] == [row["train/loss"] for row in plain.rows]
+    assert kept.rows[-1]["val/effective_rank"] != plain.rows[-1]["val/effective_rank"]
+    with pytest.raises(TrainingError):
+        run(plan(data, tmp_path / "parts", recipe, log=TermAt(4)))
+    resumed = run(plan(data, tmp_path / "parts", recipe))
+    assert resumed.rows == kept.rows
+    assert torch.equal(resumed.model.state_dict()[name], kept.model.state_dict()[name])
+
+
+def test_what_varies_goes_to_live_logging_and_nowhere_else(data: tuple[Path, Path], tmp_path: Path) -> None:
+    live: list[dict[str, float]] = []
+    health = load_params().section(HealthConfig).model_copy(update={"device_tflops": 0.1, "price_per_hour": 3.0})
+    trained = run(plan(data, tmp_path, log=lambda row, step: live.append(row), health=health))
+    varying = {"train/pairs_per_s", "train/device_hours", "train/mfu", "train/cost", "train/loader_wait_share",
+               "train/alarms"}  # fmt: skip
+    assert varying <= live[0].keys() and 0 < live[0]["train/mfu"] < 1
+    assert not varying & {name for row in trained.rows for name in row}
+    assert trained.rows[0]["train/gradient_norm"] > 0
+    assert 1 < trained.rows[-1]["val/effective_rank"] <= MODEL.embed_width
+    assert 0 <= trained.rows[-1]["val/batch_norm_gap"] < 1
 
 
 def test_another_parameter_is_another_run(data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""What is watched while training, and the bounds beyond which it is said aloud. Shared, and never DVC params."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from align.config.params import Section
+
+Band = Annotated[tuple[float, float], Field(strict=False)]
+
+
+class HealthConfig(Section):
+    """Bounds of the signs of a training run's health; None watches nothing."""
+
+    section: ClassVar[str] = "health"
+
+    #: Lowest and highest temperature.
+    temperature: Band | None
+    #: Relative change of the temperature over `stuck_steps` below which it counts as stuck.
+    temperature_moves: float | None = Field(ge=0)
+    stuck_steps: int = Field(ge=1)
+    #: Norm of the gradients, as a multiple of its median over the last hundred steps.
+    gradient_norm_jump: float | None = Field(gt=1)
+    #: Effective rank of the validation images' embeddings, as a share of their width.
+    min_effective_rank_share: float | None = Field(ge=0, le=1)
+    #: Mean of 1 - cosine between an image's embeddings by batch statistics and by running ones.
+    max_batch_norm_gap: float | None = Field(ge=0)
+    #: Share of the time that steps wait for the loader.
+    max_loader_wait_share: float | None = Field(ge=0, le=1)
+    #: Peak of one device in the precision used, for the share of it that training reaches (MFU); None: not reported.
+    device_tflops: float | None = Field(gt=0)
+    #: Of one device, for the cost of a run; None: not reported.
+    price_per_hour: float | None = Field(ge=0)

@@ -1,0 +1,98 @@
+"""Signs of a training run's health, and what is said when one leaves its bounds (`health` in params.yaml).
+
+A sign that has left its bounds is said once, and once more when it is back. Nothing is stopped: people decide. (A loss
+that is not finite does end the run, see `align.training.step`.)
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from align.config.health import HealthConfig
+from align.stage import say
+
+#: Steps whose gradient norms make the median.
+_NORMS = 100
+#: Before so many the median says little.
+_ENOUGH_NORMS = 20
+
+
+class Health:
+    """Watches one run. Fed by the leading rank, step by step and row by row.
+
+    Attributes:
+        alarms: what is out of its bounds at present, in words, by sign.
+        num_alarms: how often something has left them so far.
+    """
+
+    def __init__(self, config: HealthConfig, section: str) -> None:
+        self.alarms: dict[str, str] = {}
+        self.num_alarms = 0
+        self._config, self._section = config, section
+        self._norms: deque[float] = deque(maxlen=_NORMS)
+        self._temperatures: deque[float] = deque(maxlen=config.stuck_steps + 1)
+
+    def step(self, step: int, *, temperature: float, gradient_norm: float) -> None:
+        """Looks at a step."""
+        config = self._config
+        if config.temperature is not None:
+            low, high = config.temperature
+            self._judge(step, "temperature", temperature, not low <= temperature <= high, f"not in [{low:g}, {high:g}]")
+        self._temperatures.append(temperature)
+        if config.temperature_moves is not None and len(self._temperatures) > config.stuck_steps:
+            lowest, highest = min(self._temperatures), max(self._temperatures)
+            moved = highest / lowest - 1 if lowest > 0 else 0.0
+            words = f"in {config.stuck_steps} steps: it is stuck"
+            self._judge(step, "change of the temperature", moved, moved < config.temperature_moves, words)
+        if config.gradient_norm_jump is not None and len(self._norms) >= _ENOUGH_NORMS:
+            bound = config.gradient_norm_jump * statistics.median(self._norms)
+            self._judge(step, "gradient norm", gradient_norm, gradient_norm > bound, f"above {bound:.3g}")
+        self._norms.append(gradient_norm)
+
+    def row(self, step: int, row: Mapping[str, float], embed_width: int) -> None:
+        """Looks at a row of metrics: those of it that have a bound."""
+        config = self._config
+        rank, gap, wait = (row.get(f"{name}") for name in ("val/effective_rank", "val/batch_norm_gap", _WAIT))
+        if rank is not None and config.min_effective_rank_share is not None:
+            bound = config.min_effective_rank_share * embed_width
+            words = f"below {bound:.3g} of {embed_width}: embeddings collapse"
+            self._judge(step, "effective rank", rank, rank < bound, words)
+        if gap is not None and config.max_batch_norm_gap is not None:
+            words = f"above {config.max_batch_norm_gap:g}: batch-norm's running statistics do not fit"
+            self._judge(step, "batch-norm gap", gap, gap > config.max_batch_norm_gap, words)
+        if wait is not None and config.max_loader_wait_share is not None:
+            words = f"above {config.max_loader_wait_share:g}: more loader threads, or images nearer to their size"
+            self._judge(step, "loader wait share", wait, wait > config.max_loader_wait_share, words)
+
+    def _judge(self, step: int, sign: str, value: float, bad: bool, bound: str) -> None:
+        if bad and sign not in self.alarms:
+            self.num_alarms += 1
+            self.alarms[sign] = f"{sign} {value:.4g}, {bound}"
+            say(f"{self._section}: warning: step {step:,}: {self.alarms[sign]}")
+        elif not bad and sign in self.alarms:
+            del self.alarms[sign]
+            say(f"{self._section}: step {step:,}: {sign} {value:.4g} is within its bounds again")
+
+
+_WAIT = "train/loader_wait_share"
+
+
+def effective_rank(embeds: Tensor) -> float:
+    """How many directions (N, D) embeddings spread over: exp of the entropy of their covariance's spectrum.
+
+    1 where all lie on a line (or are equal), at most min(N - 1, D). Roy and Vetterli (2007).
+    """
+    centred = (embeds - embeds.mean(0)).double()
+    gram = centred.T @ centred if centred.shape[1] <= len(centred) else centred @ centred.T
+    values = torch.linalg.eigvalsh(gram).clamp(min=0)
+    total = float(values.sum())
+    if total <= 1e-12 * len(embeds):
+        return 1.0
+    shares = values / total
+    shares = shares[shares > 1e-12]
+    return float((-(shares * shares.log()).sum()).exp())

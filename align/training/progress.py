@@ -1,0 +1,108 @@
+"""How fast a run goes, and what it takes: it varies from run to run, and so stays out of reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from align.config.health import HealthConfig
+from align.config.recipe import Recipe
+from align.model.dual_encoder import DualEncoder
+from align.stage import PROGRESS_INTERVAL_S, say
+
+
+class Progress:
+    """Speed and a line every few seconds: step of total, loss, temperature, learning rate, pairs/s, ETA."""
+
+    def __init__(self, recipe: Recipe, first_step: int) -> None:
+        self._recipe, self._first, self._last = recipe, first_step, first_step
+        self._start = self._shown = time.monotonic()
+        self._paused = 0.0
+
+    def show(self, step: int, loss: float, temperature: float, rate: float) -> None:
+        """Counts a step; speaks if the last line is some seconds old."""
+        self._last = step
+        now = time.monotonic()
+        if now - self._shown < PROGRESS_INTERVAL_S and step != self._recipe.num_steps:
+            return
+        self._shown = now
+        speed = self.pairs_per_s()
+        left = (self._recipe.num_steps - step) * self._recipe.batch_size / speed if speed else 0.0
+        say(
+            f"{self._recipe.section}: step {step:,} of {self._recipe.num_steps:,}, loss {loss:.3f}, temperature "
+            f"{temperature:.4f}, learning rate {rate:.2e}, {speed:,.0f} pairs/s, {left:,.0f} s left"
+        )
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of training proper, without validation and checkpoints."""
+        return time.monotonic() - self._start - self._paused
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds since the start, all of them."""
+        return time.monotonic() - self._start
+
+    def pairs_per_s(self) -> float:
+        """Pairs per second of training proper."""
+        spent = self.spent_s
+        return (self._last - self._first) * self._recipe.batch_size / spent if spent > 0 else 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in the block does not count."""
+        start = time.monotonic()
+        yield
+        self._paused += time.monotonic() - start
+
+
+class Usage:
+    """What a run takes of its devices.
+
+    Args:
+        health: the devices' peak and price.
+        model: whose work is counted, once, on one image and one text of full length.
+        recipe: `micro_batch` costs a second forward pass.
+        num_devices: of the run.
+        device: of this rank.
+    """
+
+    def __init__(
+        self, health: HealthConfig, model: DualEncoder, recipe: Recipe, num_devices: int, device: torch.device
+    ) -> None:
+        self._health, self._num_devices, self._device = health, num_devices, device
+        self._flops = 0.0
+        if health.device_tflops is not None:
+            forward = flops_of_a_pair(model, device)
+            self._flops = forward * (4 if recipe.micro_batch else 3)  # backward is two forward passes' work
+
+    def metrics(self, progress: Progress) -> dict[str, float]:
+        """Live metrics: speed, share of the peak, memory in GiB, hours of devices, and what they cost."""
+        speed = progress.pairs_per_s()
+        hours = progress.wall_s * self._num_devices / 3600
+        found = {"train/pairs_per_s": speed, "train/device_hours": hours}
+        if self._health.device_tflops is not None:
+            found["train/mfu"] = speed * self._flops / (self._num_devices * self._health.device_tflops * 1e12)
+        if self._health.price_per_hour is not None:
+            found["train/cost"] = hours * self._health.price_per_hour
+        if self._device.type == "cuda":
+            found["train/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
+        return found
+
+
+@torch.no_grad()
+def flops_of_a_pair(model: DualEncoder, device: torch.device) -> float:
+    """Floating-point operations of one forward pass of both towers; the loss is left out."""
+    was_training = model.training
+    model.eval()
+    size, length = model.config.image_px, model.config.max_tokens
+    with FlopCounterMode(display=False) as counter:
+        model.encode_image(torch.zeros(1, 3, size, size, device=device))
+        ids = torch.zeros(1, length, dtype=torch.int64, device=device)
+        model.encode_text(ids, torch.ones_like(ids))
+    model.train(was_training)
+    return float(counter.get_total_flops())

@@ -1,0 +1,97 @@
+"""What a run is at a step, and what a checkpoint holds of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.config.recipe import Recipe
+from align.model.dual_encoder import DualEncoder
+from align.training.curves import Row
+from align.training.lamb import Lamb, parameter_groups
+
+
+@dataclass
+class State:
+    """Random numbers and the position in the data are functions of the step, so they need no place here.
+
+    Attributes:
+        step: whole steps done.
+        rows: metric rows so far.
+        losses, gradient_norms: of each step since the last row.
+        average: exponential moving average of the parameters, in their order; None where the recipe keeps none.
+    """
+
+    model: DualEncoder
+    optimiser: Lamb
+    step: int = 0
+    rows: list[Row] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+    average: list[Tensor] | None = None
+
+    def saved(self) -> dict[str, Any]:
+        """Plain values and tensors; those are this state's own, and go on changing."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "rows": self.rows,
+            "losses": self.losses,
+            "gradient_norms": self.gradient_norms,
+            "average": self.average,
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Takes over a checkpoint."""
+        self.model.load_state_dict(saved["model"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.step, self.rows = saved["step"], saved["rows"]
+        self.losses, self.gradient_norms, self.average = saved["losses"], saved["gradient_norms"], saved["average"]
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """Lets the average follow the parameters by a step."""
+        assert self.average is not None
+        torch._foreach_lerp_(self.average, [param.detach() for param in self.model.parameters()], 1.0 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """In the block the model has the averaged parameters, where there are any."""
+        params = [param.data for param in self.model.parameters()]
+        if self.average is None:
+            yield
+            return
+        _swap(params, self.average)
+        try:
+            yield
+        finally:
+            _swap(params, self.average)
+
+
+def new_state(model: DualEncoder, recipe: Recipe) -> State:
+    """A model and its optimiser at step 0."""
+    groups = parameter_groups(model, recipe.text_learning_rate_scale)
+    optimiser = Lamb(groups, weight_decay=recipe.weight_decay, betas=(0.9, recipe.beta2))
+    average = None if recipe.ema_decay is None else [param.detach().clone() for param in model.parameters()]
+    return State(model, optimiser, average=average)
+
+
+def load_weights(model: DualEncoder, saved: dict[str, Any]) -> None:
+    """The weights of a checkpoint that are the run's result: the averaged ones where it kept an average."""
+    model.load_state_dict(saved["model"])
+    if saved["average"] is not None:
+        with torch.no_grad():
+            for param, average in zip(model.parameters(), saved["average"], strict=True):
+                param.copy_(average)
+
+
+def _swap(params: list[Tensor], others: list[Tensor]) -> None:
+    for param, other in zip(params, others, strict=True):
+        kept = param.clone()
+        param.copy_(other)
+        other.copy_(kept)

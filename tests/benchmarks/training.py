@@ -18,9 +18,10 @@ from align.model.tokenizer import TextTokenizer, pad
 from align.training.checkpoint import CheckpointFolder
 from align.training.index import read_outline
 from align.training.loader import TrainLoader
-from align.training.loop import new_state, train
+from align.training.loop import train
 from align.training.process_group import Ranks
 from align.training.samples import Samples
+from align.training.state import new_state
 from align.training.step import CPU_PART
 from tests.benchmarks.measure import Comparison, compare, cpu_s
 from tests.benchmarks.world import World

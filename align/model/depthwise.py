@@ -36,6 +36,17 @@ class DepthwiseConv2d(nn.Conv2d):
             return cast(Tensor, apply(input, self.weight, self.kernel_size[0], self.stride[0]))
         return _convolve(input, _shifted(self.weight, self.stride[0]), self.kernel_size[0], self.stride[0])
 
+    @torch.no_grad()
+    def plain(self) -> nn.Conv2d:
+        """The same function as a layer of torch's own: at stride 2 its kernel has the zeros in it."""
+        weight = _shifted(self.weight, self.stride[0])
+        layer = nn.Conv2d(
+            self.in_channels, self.in_channels, weight.shape[-1], self.stride[0], self.kernel_size[0] // 2,
+            groups=self.in_channels, bias=False,
+        )  # fmt: skip
+        layer.weight.copy_(weight)
+        return layer
+
 
 def _shifted(weight: Tensor, stride: int) -> Tensor:
     return F.pad(weight, (1, 0, 1, 0)) if stride == 2 else weight

@@ -9,6 +9,7 @@ Beside them lie the tokenizer and `interface.json`, which says how pixels are ma
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 import warnings
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from align.errors import ConfigError
+from align.model.depthwise import DepthwiseConv2d
 from align.model.dual_encoder import DualEncoder
 from align.stage import to_json, write_text
 
@@ -61,7 +63,7 @@ def write_programs(model: DualEncoder, tokenizer_dir: Path, directory: Path, kin
     if kind == "onnx":
         _require_onnx()
     with _quiet():
-        for name, program in _traced(model.eval()).items():
+        for name, program in _traced(_plain(model)).items():
             if kind == "onnx":
                 _save_onnx(program, directory / f"{name}.onnx")
             else:
@@ -82,6 +84,28 @@ def write_programs(model: DualEncoder, tokenizer_dir: Path, directory: Path, kin
     write_text(directory / "interface.json", to_json(interface))
 
 
+def _plain(model: DualEncoder) -> DualEncoder:
+    """A copy in evaluation mode of torch's own layers, whose weights stand in the program as they are used.
+
+    A weight padded in the program made torch's exporter write a graph of B7 that misses a node.
+    """
+    copied = copy.deepcopy(model).cpu().eval()
+    for module in list(copied.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, DepthwiseConv2d):
+                setattr(module, name, child.plain())
+    return copied
+
+
+def _half(model: DualEncoder, *, without: str) -> DualEncoder:
+    """The same model without one tower, so that a program holds the weights it uses and no others."""
+    half = copy.copy(model)
+    half._modules = {
+        name: nn.Identity() if name.startswith(without) else module for name, module in model._modules.items()
+    }
+    return half
+
+
 def _traced(model: DualEncoder) -> dict[str, ExportedProgram]:
     config = model.config
     batch, tokens = Dim("batch", min=1, max=2**16), Dim("tokens", min=2, max=config.max_tokens)
@@ -92,10 +116,10 @@ def _traced(model: DualEncoder) -> dict[str, ExportedProgram]:
     with torch.no_grad():
         return {
             "image_encoder": torch.export.export(
-                _ImageEncoder(model).eval(), (pixels,), dynamic_shapes={"pixels": {0: batch}}
+                _ImageEncoder(_half(model, without="text")).eval(), (pixels,), dynamic_shapes={"pixels": {0: batch}}
             ),
             "text_encoder": torch.export.export(
-                _TextEncoder(model).eval(), (ids, mask),
+                _TextEncoder(_half(model, without="vision")).eval(), (ids, mask),
                 dynamic_shapes={"input_ids": {0: batch, 1: tokens}, "attention_mask": {0: batch, 1: tokens}},
             ),
         }  # fmt: skip

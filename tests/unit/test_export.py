@@ -92,6 +92,10 @@ embeds = image(torch.full((3, 3, 32, 32), 0.25)), text(ids, (ids > 0).long())
 assert not [name for name in sys.modules if name.split(".")[0] in ("align", "transformers")]
 torch.save([each.detach() for each in embeds], sys.argv[2])
 """
+    weights = (trained[0] / "model.safetensors").stat().st_size
+    state = [torch.export.load(out / f"{name}_encoder.pt2").state_dict for name in ("image", "text")]
+    sizes = [sum(tensor.nbytes for tensor in each.values()) for each in state]
+    assert sum(sizes) < 1.1 * weights and min(sizes) > 0.02 * weights  # each holds its own tower's
     result = tmp_path / "embeds.pt"
     subprocess.run(
         [sys.executable, "-I", "-W", "ignore", "-c", code, out, result], check=True, cwd=tmp_path, timeout=200

@@ -89,6 +89,8 @@ def train(
                     row |= _means(state) | {"train/temperature": temperature, "train/learning_rate": rate}
                     live["train/loader_wait_share"] = loader.wait_s / max(progress.spent_s, 1e-9)
                     live |= usage.metrics(progress) if usage else {}
+                    if recipe.on_corrupt_shard == "quarantine":
+                        live["train/num_quarantined"] = loader.num_quarantined  # on this rank, since it was started
                 if done or (val_samples and state.step % recipe.validate_every_steps == 0):
                     with progress.paused(), state.averaged():
                         refresh_statistics(model, train_samples, ranks.device)

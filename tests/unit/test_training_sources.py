@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from align.config.recipe import Recipe
-from align.errors import ConfigError, TrainingError
+from align.errors import ConfigError, CorruptError, TrainingError
 from align.pairs.formats.shards import read_manifest
 from align.training.loop import Log
 from align.training.run import Plan, make_plan, run
@@ -61,3 +61,19 @@ def test_more_shards_are_mixed_in_and_a_run_goes_on_in_quarantine_to_the_same_bi
     assert folders[0] == folders[1] != folders[2]  # where it lies is no part of the result
     with pytest.raises(ConfigError, match=r"has the digest [0-9a-f]+, pretrain\.extra_shards says other"):
         plan(data, tmp_path, pretrain_config(extra_shards=[{"path": str(more), "digest": "other", "weight": 1.0}]))
+
+
+def test_a_damaged_shard_stops_a_run_or_is_counted_in_live_logging(tmp_path: Path) -> None:
+    data = training_data.write(tmp_path)
+    tar = data[0] / "train/00001.tar"
+    offset, size = read_manifest(data[0]).splits["train"].shards[1].offsets[3][:2]
+    tar.chmod(0o644)
+    with tar.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(size))
+    live: list[dict[str, float]] = []
+    with pytest.raises(CorruptError, match=r"train/00001\.tar: sample 3: "):
+        run(plan(data, tmp_path / "a", pretrain_config(num_steps=4)))
+    quarantine = pretrain_config(num_steps=4, on_corrupt_shard="quarantine")
+    run(plan(data, tmp_path / "b", quarantine, log=lambda row, step: live.append(row)))
+    assert live[-1]["train/num_quarantined"] >= 1  # three steps are an epoch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +32,20 @@ RECIPE: dict[str, object] = {
     "warmup_steps": 2, "weight_decay": 1e-5, "beta2": 0.999, "label_smoothing": 0.1, "clip_norm": None,
     "ema_decay": None, "flip": False, "bfloat16": True, "phrase_dropout": 0.0,
     "log_every_steps": 2, "validate_every_steps": 4, "checkpoint_every_steps": 3, "keep_checkpoints": 2,
-    "num_processes": 1, "num_threads": 1, "shuffle_block": 1000, "extra_shards": [], "on_corrupt_shard": "stop",
-    "num_loader_threads": None, "store_patience_s": 0.0,
+    "best_metric": None, "num_processes": 1, "num_threads": 1, "shuffle_block": 1000, "extra_shards": [],
+    "on_corrupt_shard": "stop", "num_loader_threads": None, "store_patience_s": 0.0,
 }  # fmt: skip
+
+
+class TermAt:
+    """A log function that sends this process SIGTERM after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, metrics: dict[str, float], step: int) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def pretrain_config(**changes: object) -> PretrainConfig:

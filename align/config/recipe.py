@@ -44,6 +44,7 @@ class Recipe(Section):
     validate_every_steps: int = Field(ge=1)
     checkpoint_every_steps: int = Field(ge=1)
     keep_checkpoints: int = Field(ge=1)
+    best_metric: str | None
     num_processes: int | None = Field(ge=1)
     num_threads: int | None = Field(ge=1)
     shuffle_block: int = Field(ge=1)

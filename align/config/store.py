@@ -18,6 +18,8 @@ class StoreConfig(Section):
     #: s3://bucket/prefix, or a folder: tars of data/raw and data/shards go there under their sha256, and the folders
     #: keep tables and manifests only. None keeps everything in the folders, which DVC's cache then holds.
     objects: Annotated[str, Field(min_length=1)] | None
+    #: s3://bucket/prefix for copies of training checkpoints; None keeps them on this machine only.
+    checkpoints: Annotated[str, Field(pattern=r"^s3://[^/]+")] | None
     #: Verified copies of what was read from there.
     cache: PathField
     #: Of multipart uploads.

@@ -8,9 +8,10 @@ an uninterrupted one's.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -65,7 +66,8 @@ def train(
     progress = Progress(recipe, state.step)
     watch = Health(health, recipe.section) if health and ranks.leads else None
     usage = Usage(health, model, recipe, ranks.world_size, ranks.device) if health and ranks.leads else None
-    with stop_requested() as stopped:
+    with stop_requested() as stopped, ExitStack() as stack:
+        stack.callback(folder.wait)  # however this ends, what was saved is on disk then
         model.train()
         for batch in loader.batches(state.step, recipe.num_steps):
             rate = learning_rate_at(
@@ -104,9 +106,11 @@ def train(
                     if log is not None:
                         log({name: float(value) for name, value in (row | live).items()}, state.step)
             stop = ranks.any(stopped())
-            if ranks.leads and (done or stop or state.step % recipe.checkpoint_every_steps == 0):
-                with progress.paused():
-                    folder.save(state.step, state.saved())
+            if ranks.leads:
+                best = _is_best(state, recipe)
+                if done or stop or best or state.step % recipe.checkpoint_every_steps == 0:
+                    with progress.paused():
+                        folder.save(state.step, state.saved(), best=best)
             if stop and not done:
                 raise _stopped(state, recipe)
     ranks.barrier()
@@ -117,6 +121,14 @@ def _stopped(state: State, recipe: Recipe) -> TrainingError:
     return TrainingError(
         f"stopped by SIGTERM after step {state.step} of {recipe.num_steps}; it is saved, run again to go on"
     )
+
+
+def _is_best(state: State, recipe: Recipe) -> bool:
+    """Whether the row of this very step has the best value so far of `best_metric`; the first of equals counts."""
+    if recipe.best_metric is None or not state.rows or state.rows[-1]["step"] != state.step:
+        return False
+    *earlier, last = (row.get(recipe.best_metric) for row in state.rows)
+    return last is not None and last > max((value for value in earlier if value is not None), default=-math.inf)
 
 
 def _means(state: State) -> Row:

@@ -22,7 +22,7 @@ from align.errors import ConfigError, TrainingError
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.tokenizer import TextTokenizer
 from align.stage import Report, replace_directory, say, sha256_file, write_report, write_text
-from align.training.checkpoint import CheckpointFolder, run_key
+from align.training.checkpoint import CheckpointFolder, Mirror, run_key
 from align.training.curves import Row, write_curves
 from align.training.index import SplitIndex, Tars, read_outline
 from align.training.loop import Log, train
@@ -32,7 +32,7 @@ from align.training.state import load_weights, new_state
 
 #: Fields of a recipe that change no result beyond rounding: a run goes on after a change of them.
 _NOT_THE_RESULT = {
-    *("keep_checkpoints", "checkpoint_every_steps", "micro_batch", "num_processes", "num_threads"),
+    *("keep_checkpoints", "checkpoint_every_steps", "best_metric", "micro_batch", "num_processes", "num_threads"),
     *("num_loader_threads", "store_patience_s"),
     "on_corrupt_shard",  # what either of them lets train is the same; so a run that stopped can go on in quarantine
     "extra_shards",  # by their digests, see below
@@ -49,6 +49,8 @@ class Plan:
         extra_splits: of `extra_shards`, in their order.
         tars: the object store, for tars that are not in the folders.
         health: bounds of what is watched; None: nothing is.
+        mirror: an object store that checkpoints go to, besides.
+        accept_code_change: why a run of other code may be gone on with.
         log: live logging, called on the leading rank; picklable where there are several processes.
     """
 
@@ -65,6 +67,8 @@ class Plan:
     health: HealthConfig | None = None
     extra_splits: tuple[SplitIndex, ...] = ()
     tars: Tars | None = None
+    mirror: Mirror | None = None
+    accept_code_change: str | None = None
 
     def folder(self) -> CheckpointFolder:
         """Where the run's checkpoints lie."""
@@ -78,7 +82,7 @@ class Plan:
         }
         code = [path for package in (align.model, align.training) for path in Path(package.__path__[0]).glob("*.py")]
         name = f"{self.recipe.section}-{run_key(values, code)}"
-        return CheckpointFolder(self.checkpoints / name, self.recipe.keep_checkpoints)
+        return CheckpointFolder(self.checkpoints / name, self.recipe.keep_checkpoints, self.mirror)
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,13 @@ class Trained:
     model: DualEncoder
     rows: list[Row]
     pairs_per_s: float
+    accepted_code_changes: list[str]
 
 
 def make_plan(
     recipe: Recipe, model: ModelConfig, *, initial: Path | None, shards: Path, tokenizer: Path, checkpoints: Path,
     log: Log | None = None, tars: Tars | None = None, health: HealthConfig | None = None,
+    mirror: Mirror | None = None, accept_code_change: str | None = None,
 ) -> Plan:  # fmt: skip
     """A plan over `data/shards`, and over `extra_shards`.
 
@@ -119,7 +125,7 @@ def make_plan(
         train_split=outline.split("train", tars), val_split=outline.split("val", tars),
         num_training_pairs=manifest.splits["train"].num_pairs, data_digest=manifest.digest, checkpoints=checkpoints,
         log=log, extra_splits=tuple(one.split("train", tars) for one in extra), tars=tars,
-        health=health,
+        health=health, mirror=mirror, accept_code_change=accept_code_change,
     )  # fmt: skip
 
 
@@ -149,6 +155,9 @@ def run(plan: Plan) -> Trained:
         )
     folder = plan.folder()
     with folder.lock():
+        if plan.accept_code_change is not None:
+            folder.adopt(plan.accept_code_change)
+        folder.fetch()
         if folder.steps()[-1:] != [recipe.num_steps]:
             launch(functools.partial(_train_rank, plan), num_processes, recipe.num_threads)
         saved = folder.load_latest(torch.device("cpu"))
@@ -157,7 +166,8 @@ def run(plan: Plan) -> Trained:
         speed = folder.directory / "speed.json"
         model = _build(plan)
         load_weights(model, saved)
-        return Trained(model.eval(), saved["rows"], json.loads(speed.read_text()) if speed.exists() else 0.0)
+        pairs_per_s = json.loads(speed.read_text()) if speed.exists() else 0.0
+        return Trained(model.eval(), saved["rows"], pairs_per_s, folder.accepted())
 
 
 def _build(plan: Plan) -> DualEncoder:
@@ -210,11 +220,12 @@ def _train_rank(plan: Plan, ranks: Ranks) -> None:
 
 
 class TrainingReport(Report):
-    """Result of a training stage."""
+    """Result of a training stage; `accepted_code_changes` are reasons given by people, see `CheckpointFolder.adopt`."""
 
     num_parameters: int
     num_training_images: int
     num_training_pairs: int
+    accepted_code_changes: list[str]
 
 
 def train_stage(plan: Plan, *, out: Path, reports: Path) -> tuple[TrainingReport, float]:
@@ -235,6 +246,7 @@ def train_stage(plan: Plan, *, out: Path, reports: Path) -> tuple[TrainingReport
         num_parameters=sum(param.numel() for param in trained.model.parameters()),
         num_training_images=plan.train_split.num_images,
         num_training_pairs=plan.num_training_pairs,
+        accepted_code_changes=trained.accepted_code_changes,
         metrics={f"{stage}/{name}": value for name, value in last.items()}
         | {f"{stage}/num_steps": plan.recipe.num_steps},
     )

@@ -37,8 +37,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server
 def store(server: S3Server, root: Path) -> StoreConfig:
     bucket = server.make_bucket("shards")
     return StoreConfig(
-        objects=f"s3://{bucket}/objects", cache=root / "cache", part_size_mb=5, num_connections=4, num_retries=5,
-        timeout_s=10.0,
+        objects=f"s3://{bucket}/objects", checkpoints=None, cache=root / "cache", part_size_mb=5, num_connections=4,
+        num_retries=5, timeout_s=10.0,
     )  # fmt: skip
 
 

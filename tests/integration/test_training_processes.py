@@ -6,22 +6,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from ruamel.yaml import YAML
 
+from align.config import load_params
 from align.config.recipe import Recipe
-from align.errors import NonFiniteLossError
+from align.config.store import StoreConfig
+from align.errors import NonFiniteLossError, ServiceError, TrainingError
 from align.pairs.formats.shards import read_manifest
+from align.services.store_mirror import CheckpointMirror, checkpoint_mirror
+from align.training.loop import Log
 from align.training.process_group import default_processes
 from align.training.run import Plan, make_plan, run
-from tests import training_data
+from tests import killing, training_data
 from tests.conftest import ROOT
+from tests.integration.s3_server import KEY, SECRET, serve
 from tests.small_data import write_verdict
-from tests.training_data import MODEL, RECIPE, pretrain_config
+from tests.training_data import MODEL, RECIPE, TermAt, pretrain_config
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +125,90 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
             said = again.stderr.readline()
             assert said, "the second run ended"
         assert f"step {steps[-1]:,} " in said
+
+
+def test_another_number_of_ranks_goes_on(data: tuple[Path, Path], tmp_path: Path) -> None:
+    short = {
+        "num_steps": 4,
+        "warmup_steps": 1,
+        "learning_rate": 0.005,
+        "checkpoint_every_steps": 2,
+        "log_every_steps": 1,
+    }
+    one = run(plan(data, tmp_path / "one", pretrain_config(**short)))
+    mixed = plan(data, tmp_path / "mixed", pretrain_config(**short, num_processes=2))
+    run(mixed)
+    (mixed.folder().directory / "step-00000004.pt").unlink()  # as if it had been killed after step 2
+    again = plan(data, tmp_path / "mixed", pretrain_config(**short, micro_batch=4))
+    assert again.folder().directory == mixed.folder().directory
+    resumed = run(again)
+    for mine, theirs in zip(one.rows, resumed.rows, strict=True):
+        assert mine["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
+    for name, weight in one.model.state_dict().items():
+        if weight.ndim > 1:  # as above
+            torch.testing.assert_close(resumed.model.state_dict()[name], weight, atol=1e-3, rtol=1e-2, msg=name)
+
+
+@pytest.mark.parametrize("num_moments", [3, pytest.param(10, marks=pytest.mark.full)])
+def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path: Path, num_moments: int) -> None:
+    """`kill -9` at seeded moments, two ranks: the same weights and curves to the byte."""
+    recipe = RECIPE | {"num_steps": 150, "checkpoint_every_steps": 10, "validate_every_steps": 50, "num_processes": 2}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        project(tmp_path / name, data, recipe)
+    whole_s = killing.run(["pretrain"], tmp_path / "whole")
+    killed = killing.kill_and_resume(
+        ["pretrain"], tmp_path / "killed", seed=0, num_moments=num_moments, whole_s=whole_s
+    )  # fmt: skip
+    assert killed > 0
+    for folder in ("models/pretrained", "reports/pretrain"):
+        assert killing.digests(tmp_path / "killed" / folder) == killing.digests(tmp_path / "whole" / folder)
+
+
+def test_a_machine_without_checkpoints_goes_on_from_the_object_store(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(tmp_path / "server") as server, monkeypatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():  # fmt: skip
+            patch.setenv(name, value)
+        with closing(server._client()) as s3:
+            s3.create_bucket(Bucket="runs")
+        store = load_params(ROOT / "params.yaml").section(StoreConfig)
+        store = store.model_copy(update={"checkpoints": "s3://runs/of/us", "num_retries": 0, "timeout_s": 5.0})
+        recipe = pretrain_config(checkpoint_every_steps=2)
+
+        def at(name: str, log: Log | None = None) -> Plan:
+            return make_plan(
+                recipe, MODEL, initial=None, shards=data[0], tokenizer=data[1], checkpoints=tmp_path / name, log=log,
+                mirror=checkpoint_mirror(store),
+            )  # fmt: skip
+
+        whole = run(plan(data, tmp_path / "whole", recipe))
+        with pytest.raises(TrainingError, match="after step 4 of 8"):
+            run(at("here", TermAt(4)))
+        run_name = at("here").folder().directory.name
+        assert CheckpointMirror(store, "s3://runs/of/us").names(run_name) == ["step-00000002.pt", "step-00000004.pt"]
+        there = run(at("there"))
+        assert there.rows == whole.rows
+        for name, weight in whole.model.state_dict().items():
+            assert torch.equal(there.model.state_dict()[name], weight), name
+        assert CheckpointMirror(store, "s3://runs/of/us").names(run_name) == ["step-00000006.pt", "step-00000008.pt"]
+        other = recipe.model_copy(update={"seed": 1})
+        server.kill()  # training goes on without it once it has begun
+        with pytest.raises(ServiceError):
+            run(at("nowhere"))
+        away = make_plan(
+            other, MODEL, initial=None, shards=data[0], tokenizer=data[1], checkpoints=tmp_path / "away",
+            mirror=_GoneLater(store, "s3://runs/of/us"),
+        )  # fmt: skip
+        assert run(away).rows[-1]["step"] == 8
+
+
+class _GoneLater(CheckpointMirror):
+    """At the start the server was still there, and had nothing."""
+
+    def names(self, run: str) -> list[str]:
+        return []

@@ -28,7 +28,9 @@ CONFIG = ShardConfig(
     image_px=24, jpeg_quality=90, images_per_shard=20, seed=0, val_fraction=0.2, test_fraction=0.1,
     near_duplicate_bits=4, max_cluster_share=0.2,
 )  # fmt: skip
-STORE = StoreConfig(objects=None, cache=Path("none"), part_size_mb=5, num_connections=2, num_retries=0, timeout_s=5.0)
+STORE = StoreConfig(
+    objects=None, checkpoints=None, cache=Path("none"), part_size_mb=5, num_connections=2, num_retries=0, timeout_s=5.0
+)
 
 
 def run(tmp_path: Path, pairs: list[Pair], config: ShardConfig = CONFIG, name: str = "shards", **layout: int) -> Path:

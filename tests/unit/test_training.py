@@ -1,8 +1,6 @@
 """Whole runs of a tiny model: learning, resuming to the bit, stopping, failing, exporting."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ from align.model.embedder import Embedder
 from align.training.run import Plan, make_plan, run, train_stage
 from align.training.validation import recall_at
 from tests import training_data
-from tests.training_data import MODEL, finetune_config, pretrain_config
+from tests.training_data import MODEL, TermAt, finetune_config, pretrain_config
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +30,6 @@ def plan(data: tuple[Path, Path], checkpoints: Path, recipe: Recipe | None = Non
         recipe or pretrain_config(), MODEL, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=checkpoints,
         **more,  # type: ignore[arg-type]
     )  # fmt: skip
-
-
-class TermAt:
-    """A log function that sends this process SIGTERM after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, metrics: dict[str, float], step: int) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_learns_what_the_pictures_are_called(data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -68,7 +68,13 @@ def run(world: World) -> list[Comparison]:
 def ours(root: Path, part: Part) -> None:
     """`align shard` on one core."""
     store = StoreConfig(
-        objects=None, cache=root / "cache", part_size_mb=16, num_connections=1, num_retries=0, timeout_s=1.0
+        objects=None,
+        checkpoints=None,
+        cache=root / "cache",
+        part_size_mb=16,
+        num_connections=1,
+        num_retries=0,
+        timeout_s=1.0,
     )
     shard(
         CONFIG, store, raw=root / "raw", filtered=root / "filtered", quality=root / "quality", out=root / "shards",

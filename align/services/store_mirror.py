@@ -1,0 +1,58 @@
+"""Copies of training checkpoints in an object store (`store.checkpoints`)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.config.store import StoreConfig
+from align.errors import DataError
+from align.services import store_client
+from align.stage import fsync
+
+
+@dataclass(frozen=True)
+class CheckpointMirror:
+    """See `align.training.checkpoint.Mirror`. Picklable: ranks have one each.
+
+    Attributes:
+        config: how the server is spoken to.
+        location: s3://bucket/prefix.
+    """
+
+    config: StoreConfig
+    location: str
+
+    def put(self, path: Path, name: str) -> None:
+        """Keeps a file; one that is there already is left as it is, as a step's checkpoint is the same each time."""
+        store_client.upload(self.config, path, self._uri(name))
+
+    def names(self, run: str) -> list[str]:
+        """Files of a run, in order."""
+        bucket, key = store_client.split_uri(self._uri(f"{run}/"))
+        return [found.removeprefix(key) for found in store_client.list_objects(self.config, bucket, key)]
+
+    def get(self, name: str, path: Path) -> None:
+        """Brings a file, whole or not at all."""
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with part.open("wb") as file:
+                if store_client.download(self.config, self._uri(name), file) is None:
+                    raise DataError(f"{self._uri(name)}: gone meanwhile; run again")
+            fsync(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def delete(self, name: str) -> None:
+        """Forgets a file."""
+        store_client.remove(self.config, self._uri(name))
+
+    def _uri(self, name: str) -> str:
+        return f"{self.location.rstrip('/')}/{name}"
+
+
+def checkpoint_mirror(config: StoreConfig) -> CheckpointMirror | None:
+    """What `store.checkpoints` asks for."""
+    return None if config.checkpoints is None else CheckpointMirror(config, config.checkpoints)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from align.config import Params
+from align.config.cluster import ClusterConfig
 from align.config.finetune import FinetuneConfig
 from align.config.health import HealthConfig
 from align.config.paths import PathsConfig
@@ -39,8 +40,13 @@ def main(params: Params, args: argparse.Namespace) -> None:
         checkpoints=paths.checkpoints, log=live_logger(current_run_id(), "finetune"),
         tars=tar_reader(params.section(StoreConfig)), health=params.section(HealthConfig),
         mirror=checkpoint_mirror(params.section(StoreConfig)), accept_code_change=args.accept_code_change,
+        cluster=params.section(ClusterConfig),
     )  # fmt: skip
     require_passed(paths.reports / SHARDS, plan.data_digest)
     with record_runtime("finetune", paths.runtime) as runtime:
-        report, runtime["pairs_per_s"] = train_stage(plan, out=paths.finetuned, reports=paths.reports / "finetune")
+        trained = train_stage(plan, out=paths.finetuned, reports=paths.reports / "finetune")
+        if trained is None:
+            say("finetune: this machine is done; node 0 has the model and its report")
+            return
+        report, runtime["pairs_per_s"] = trained
     say(f"finetune: loss {report.metrics['finetune/train/loss']:.3f} after {plan.recipe.num_steps:,} steps")

@@ -173,6 +173,12 @@ class Tracker:
             with self._asking():
                 self._client.log_batch(run_id, metrics=points[start : start + _BATCH])
 
+    def last_step(self, run_id: str, name: str) -> int:
+        """The last step at which a metric was logged; -1 if it never was."""
+        with self._asking():
+            history = self._client.get_metric_history(run_id, metric_name(name))
+        return max((point.step for point in history), default=-1)
+
     def log_folder(self, run_id: str, folder: Path, name: str) -> None:
         """Uploads a folder's files as artifacts under `name`."""
         with self._asking():
@@ -327,12 +333,16 @@ class _Live:
 
     def _send(self, rows: queue.Queue[dict[str, float]]) -> None:
         try:
-            tracker = Tracker()
+            tracker, prefix = Tracker(), f"{self.stage}/"
+            last = tracker.last_step(self.run_id, f"{prefix}train/loss")
             while True:
                 batch = [rows.get()]
                 while not rows.empty():
                     batch.append(rows.get())
-                tracker.log_rows(self.run_id, batch, prefix=f"{self.stage}/")
+                # ranks that died and started anew repeat the steps since their checkpoint
+                again = [row for row in batch if row["step"] <= last]
+                tracker.log_series(self.run_id, again, prefix)
+                tracker.log_rows(self.run_id, batch[len(again) :], prefix)
         except ServiceError as error:
             say(f"{self.stage}: live logging stopped, training goes on: {error}")
 

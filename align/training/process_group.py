@@ -1,7 +1,7 @@
 """One process or several: launching, and what they tell each other.
 
-torch's elastic launcher starts the ranks (rendezvous on loopback; `torchrun` does the same across machines and is
-recognised by its environment). gloo on CPUs, NCCL on GPUs.
+`align pretrain` starts its ranks itself, through torch's elastic launcher; with several machines each of them runs that
+same command (`cluster` in params.yaml). gloo on CPUs, NCCL on GPUs.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import DistStoreError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch's own names
 
+from align.config.cluster import ClusterConfig
 from align.errors import AlignError, TrainingError
+
+T = TypeVar("T")
 
 #: What a worker returns: None, or the class name and message of the AlignError that ended it.
 Outcome = tuple[str, str] | None
@@ -82,6 +87,14 @@ class Ranks:
         dist.reduce_scatter(part, list(tensor.contiguous().chunk(self.world_size)))
         return part
 
+    def share(self, value: T) -> T:
+        """The leading rank's value on all ranks. Pickled: for what is brought once."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
     def sum_gradients(self, module: nn.Module) -> None:
         """Replaces every gradient by its sum over ranks, in one message.
 
@@ -110,20 +123,26 @@ def default_processes(batch_size: int, group: int) -> int:
     return next((count for count in range(most, 1, -1) if batch_size % (count * group) == 0), 1)
 
 
-def launch(work: Callable[[Ranks], None], num_processes: int, num_threads: int | None) -> None:
+def launch(
+    work: Callable[[Ranks], None], num_processes: int, num_threads: int | None, cluster: ClusterConfig | None = None
+) -> None:
     """Runs `work` on every rank and returns when all have ended.
+
+    When a rank dies, torch's elastic agent ends the others and starts all of them anew, as often as the cluster says:
+    `work` goes on from its last checkpoint. An AlignError is an answer and no death; nothing is started anew for it.
 
     Args:
         work: picklable where there are several processes.
         num_processes: ranks on this machine.
         num_threads: CPU threads a rank; None shares the machine's cores evenly.
+        cluster: the machines; None: this one, and no second try.
 
     Raises:
         AlignError: the one that ended a rank.
-        TrainingError: a rank died.
+        TrainingError: a rank died, or the machines did not find each other.
     """
     threads = num_threads or max(1, len(os.sched_getaffinity(0)) // num_processes)
-    if num_processes == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if num_processes == 1 and (cluster is None or cluster.num_nodes == 1):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
@@ -135,15 +154,18 @@ def launch(work: Callable[[Ranks], None], num_processes: int, num_threads: int |
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    nodes, node, restarts = (cluster.num_nodes, cluster.node_rank, cluster.max_restarts) if cluster else (1, 0, 0)
+    patience_s = cluster.patience_s if cluster else 60
+    endpoint = (cluster.rendezvous if cluster else None) or f"127.0.0.1:{_free_port()}"
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=num_processes, run_id="align", rdzv_backend="static",
-        rdzv_endpoint=f"127.0.0.1:{_free_port()}", rdzv_configs={"rank": 0, "timeout": 60}, max_restarts=0,
+        min_nodes=nodes, max_nodes=nodes, nproc_per_node=num_processes, run_id="align", rdzv_backend="static",
+        rdzv_endpoint=endpoint, rdzv_configs={"rank": node, "timeout": patience_s}, max_restarts=restarts,
         start_method="spawn", monitor_interval=0.2,
     )  # fmt: skip
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in signals}
     try:
-        outcomes: dict[int, Outcome] = elastic_launch(config, _worker)(work, threads)
+        outcomes: dict[int, Outcome] = elastic_launch(config, _worker)(work, threads, endpoint)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise TrainingError(
@@ -151,6 +173,9 @@ def launch(work: Callable[[Ranks], None], num_processes: int, num_threads: int |
         ) from None
     except SignalException as error:
         raise TrainingError(f"training was stopped by {error.sigval.name}; run the stage again to go on") from None
+    except (DistStoreError, TimeoutError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise TrainingError(f"node {node} of {nodes} did not find the others at {endpoint}: {first}") from None
     finally:  # the launcher leaves its own handlers behind, which outlive the job that they were for
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -159,11 +184,19 @@ def launch(work: Callable[[Ranks], None], num_processes: int, num_threads: int |
             raise _error_class(outcome[0])(outcome[1])
 
 
-def _worker(work: Callable[[Ranks], None], threads: int) -> Outcome:
+def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str) -> Outcome:
     _end_with_parent()
     torch.set_num_threads(threads)
     device = _device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface_to(endpoint)) is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = name  # else gloo takes the one that the host's name stands for
+    # the agent's store outlives a restart, so each attempt has a corner of it: addresses of dead ranks are no use
+    host, _, port = endpoint.rpartition(":")
+    store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], TCPStore(host, int(port), is_master=False))
+    rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world_size
+    )  # fmt: skip
     try:
         work(Ranks(dist.get_rank(), dist.get_world_size(), device))
     except AlignError as error:
@@ -171,6 +204,19 @@ def _worker(work: Callable[[Ranks], None], threads: int) -> Outcome:
     finally:
         dist.destroy_process_group()
     return None
+
+
+def _interface_to(endpoint: str) -> str | None:
+    """The network interface of this machine that the rendezvous is reached by; nothing is sent."""
+    host, _, port = endpoint.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, int(port)))
+        except OSError:
+            return None
+        address = probe.getsockname()[0]
+    own = [name for name, found in psutil.net_if_addrs().items() if any(one.address == address for one in found)]
+    return own[0] if own else None
 
 
 def _end_with_parent() -> None:

@@ -15,6 +15,7 @@ import torch
 
 import align.model
 import align.training
+from align.config.cluster import ClusterConfig
 from align.config.health import HealthConfig
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
@@ -39,6 +40,10 @@ _NOT_THE_RESULT = {
 }
 
 
+#: Modules beside those that train: they read and write other formats.
+_NOT_TRAINING = {"interchange.py", "programs.py"}
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything a rank needs.
@@ -50,6 +55,7 @@ class Plan:
         tars: the object store, for tars that are not in the folders.
         health: bounds of what is watched; None: nothing is.
         mirror: an object store that checkpoints go to, besides.
+        cluster: the machines that train together; None: this one.
         accept_code_change: why a run of other code may be gone on with.
         log: live logging, called on the leading rank; picklable where there are several processes.
     """
@@ -69,6 +75,12 @@ class Plan:
     tars: Tars | None = None
     mirror: Mirror | None = None
     accept_code_change: str | None = None
+    cluster: ClusterConfig | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this machine writes checkpoints, reports and the model."""
+        return self.cluster is None or self.cluster.node_rank == 0
 
     def folder(self) -> CheckpointFolder:
         """Where the run's checkpoints lie."""
@@ -80,7 +92,8 @@ class Plan:
             "tokenizer": sha256_file(self.tokenizer / "tokenizer.json"),
             "data": [self.data_digest, *((more.digest, more.weight) for more in self.recipe.extra_shards)],
         }
-        code = [path for package in (align.model, align.training) for path in Path(package.__path__[0]).glob("*.py")]
+        files = (path for package in (align.model, align.training) for path in Path(package.__path__[0]).glob("*.py"))
+        code = [path for path in files if path.name not in _NOT_TRAINING]
         name = f"{self.recipe.section}-{run_key(values, code)}"
         return CheckpointFolder(self.checkpoints / name, self.recipe.keep_checkpoints, self.mirror)
 
@@ -99,6 +112,7 @@ def make_plan(
     recipe: Recipe, model: ModelConfig, *, initial: Path | None, shards: Path, tokenizer: Path, checkpoints: Path,
     log: Log | None = None, tars: Tars | None = None, health: HealthConfig | None = None,
     mirror: Mirror | None = None, accept_code_change: str | None = None,
+    cluster: ClusterConfig | None = None,
 ) -> Plan:  # fmt: skip
     """A plan over `data/shards`, and over `extra_shards`.
 
@@ -126,11 +140,12 @@ def make_plan(
         num_training_pairs=manifest.splits["train"].num_pairs, data_digest=manifest.digest, checkpoints=checkpoints,
         log=log, extra_splits=tuple(one.split("train", tars) for one in extra), tars=tars,
         health=health, mirror=mirror, accept_code_change=accept_code_change,
+        cluster=cluster,
     )  # fmt: skip
 
 
-def run(plan: Plan) -> Trained:
-    """Trains, or goes on, or only reads the result of a finished run.
+def run(plan: Plan) -> Trained | None:
+    """Trains, or goes on, or only reads the result of a finished run. None on a machine that does not lead.
 
     Raises:
         ConfigError: the batch does not divide into ranks and batch-norm groups, or there are too few images.
@@ -138,11 +153,13 @@ def run(plan: Plan) -> Trained:
         TrainingError: a rank died, a signal came, or the loss became non-finite.
     """
     recipe, group = plan.recipe, plan.model.batch_norm_group
-    num_processes = recipe.num_processes or default_processes(recipe.batch_size, group)
-    if recipe.batch_size % (num_processes * group):
+    nodes = plan.cluster.num_nodes if plan.cluster else 1
+    num_processes = recipe.num_processes or default_processes(recipe.batch_size // nodes, group)
+    if recipe.batch_size % (num_processes * nodes * group):
         raise ConfigError(
-            f"{recipe.section}.batch_size {recipe.batch_size} must be a multiple of num_processes "
-            f"{num_processes} x model.batch_norm_group {group}"
+            f"{recipe.section}.batch_size {recipe.batch_size} must be a multiple of "
+            + (f"cluster.num_nodes {nodes} x " if nodes > 1 else "")
+            + f"num_processes {num_processes} x model.batch_norm_group {group}"
         )
     if recipe.micro_batch and plan.model.whole_batch:
         raise ConfigError(
@@ -153,13 +170,17 @@ def run(plan: Plan) -> Trained:
         raise ConfigError(
             f"{recipe.section}.micro_batch {recipe.micro_batch} must be a multiple of model.batch_norm_group {group}"
         )
+    start = functools.partial(launch, functools.partial(_train_rank, plan), num_processes, recipe.num_threads)
+    if not plan.leads:
+        start(plan.cluster)
+        return None
     folder = plan.folder()
     with folder.lock():
         if plan.accept_code_change is not None:
             folder.adopt(plan.accept_code_change)
         folder.fetch()
-        if folder.steps()[-1:] != [recipe.num_steps]:
-            launch(functools.partial(_train_rank, plan), num_processes, recipe.num_threads)
+        if nodes > 1 or folder.steps()[-1:] != [recipe.num_steps]:  # the other machines wait for this one
+            start(plan.cluster)
         saved = folder.load_latest(torch.device("cpu"))
         if saved is None or saved["step"] != recipe.num_steps:
             raise TrainingError(f"{folder.directory}: training ended without its last checkpoint; run the stage again")
@@ -187,7 +208,8 @@ def _build(plan: Plan) -> DualEncoder:
 def _train_rank(plan: Plan, ranks: Ranks) -> None:
     recipe, folder = plan.recipe, plan.folder()
     state = new_state(_build(plan).to(ranks.device), recipe)
-    saved = folder.load_latest(ranks.device)
+    # from the leading machine's disk, which the others may not have
+    saved = ranks.share(folder.load_latest(torch.device("cpu")) if ranks.leads else None)
     if saved is not None:
         state.load(saved)
         if ranks.leads:
@@ -228,7 +250,7 @@ class TrainingReport(Report):
     accepted_code_changes: list[str]
 
 
-def train_stage(plan: Plan, *, out: Path, reports: Path) -> tuple[TrainingReport, float]:
+def train_stage(plan: Plan, *, out: Path, reports: Path) -> tuple[TrainingReport, float] | None:
     """Runs a plan and writes the model folder, the curves and the report.
 
     Args:
@@ -237,9 +259,11 @@ def train_stage(plan: Plan, *, out: Path, reports: Path) -> tuple[TrainingReport
         reports: folder of curves and report; replaced whole.
 
     Returns:
-        The report, and pairs per second of the training steps.
+        The report, and pairs per second of the training steps; None on a machine that does not lead.
     """
     trained = run(plan)
+    if trained is None:
+        return None
     stage = plan.recipe.section
     last = {name: value for row in trained.rows for name, value in row.items() if name != "step"}
     report = TrainingReport(

@@ -1,12 +1,14 @@
 """Training in processes of their own: two equal one, signals, locks, and errors that cross the process border."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,11 @@ import torch
 from ruamel.yaml import YAML
 
 from align.config import load_params
+from align.config.cluster import ClusterConfig
 from align.config.recipe import Recipe
 from align.config.store import StoreConfig
 from align.errors import NonFiniteLossError, ServiceError, TrainingError
+from align.model.dual_encoder import load_model
 from align.pairs.formats.shards import read_manifest
 from align.services.store_mirror import CheckpointMirror, checkpoint_mirror
 from align.training.loop import Log
@@ -212,3 +216,86 @@ class _GoneLater(CheckpointMirror):
 
     def names(self, run: str) -> list[str]:
         return []
+
+
+class KillOnce:
+    """A log function that kills its own process, the leading rank, at a step: once, as the marker says."""
+
+    def __init__(self, marker: Path, step: int) -> None:
+        self.marker, self.step = marker, step
+
+    def __call__(self, metrics: dict[str, float], step: int) -> None:
+        if step == self.step and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_rank_that_dies_is_started_anew_with_the_others(data: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
+    cluster = load_params(ROOT / "params.yaml").section(ClusterConfig)
+    whole = run(plan(data, tmp_path / "whole", recipe))
+    killed = make_plan(
+        recipe, MODEL, initial=None, shards=data[0], tokenizer=data[1], checkpoints=tmp_path / "killed",
+        log=KillOnce(tmp_path / "marker", 6), cluster=cluster,
+    )  # fmt: skip
+    again = run(killed)
+    assert (tmp_path / "marker").exists() and whole is not None and again is not None
+    assert again.rows == whole.rows  # none twice, none missing
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], weight), name
+    once = replace(killed, checkpoints=tmp_path / "once", log=KillOnce(tmp_path / "another", 4))
+    with pytest.raises(TrainingError, match=r"training process 0 died \(exit code -9\)"):
+        run(replace(once, cluster=cluster.model_copy(update={"max_restarts": 0})))
+
+
+@pytest.mark.full
+def test_two_network_namespaces_are_two_nodes(data: tuple[Path, Path], tmp_path: Path) -> None:
+    """Two machines with an interface of their own each, joined by a cable."""
+    one_machine = run(plan(data, tmp_path / "one", pretrain_config(num_processes=2)))
+    assert one_machine is not None
+    with namespaces() as (first, second):
+        nodes = []
+        for number, space in enumerate((first, second)):
+            root = tmp_path / f"node{number}"
+            root.mkdir()
+            command = project(root, data, RECIPE | {"num_processes": 1})
+            overrides = ["cluster.num_nodes=2", f"cluster.node_rank={number}", "cluster.rendezvous=10.77.0.1:29555",
+                         "cluster.patience_s=60"]  # fmt: skip
+            sets = [word for override in overrides for word in ("--set", override)]
+            nodes.append(subprocess.Popen(
+                ["ip", "netns", "exec", space, *command, *sets], cwd=root, stderr=subprocess.PIPE, text=True,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+            ))  # fmt: skip
+        said = [node.communicate(timeout=240)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert "on 2 x cpu" in said[0] and "this machine is done" in said[1]
+    assert not (tmp_path / "node1/models").exists() and not (tmp_path / "node1/checkpoints").exists()
+    weights = load_model(tmp_path / "node0/models/pretrained").state_dict()
+    for name, weight in one_machine.model.state_dict().items():
+        assert torch.equal(weights[name], weight), name
+
+
+@contextmanager
+def namespaces() -> Iterator[tuple[str, str]]:
+    """Two network namespaces, 10.77.0.1 and .2, each with its own loopback."""
+    names = tuple(f"align-{os.getpid()}-{number}" for number in (1, 2))
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        if os.environ.get("CI"):
+            pytest.fail("network namespaces need root and iproute2")
+        pytest.skip("network namespaces need root and iproute2")
+    try:
+        for name in names:
+            _ip("netns", "add", name)
+        _ip("link", "add", "veth1", "netns", names[0], "type", "veth", "peer", "name", "veth2", "netns", names[1])
+        for number, name in enumerate(names, start=1):
+            _ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", f"veth{number}")
+            _ip("-n", name, "link", "set", f"veth{number}", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+        yield names[0], names[1]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)

@@ -22,6 +22,7 @@ BYTE_NEUTRAL = {
     "align/services/spark_engine.py",  # where SQL runs; its decisions equal DuckDB's, row for row (test_spark.py)
     "align/config/engine.py",  # how fast, not what
     "align/config/store.py",  # where bytes lie
+    "align/config/cluster.py",  # on how many machines
     "align/config/health.py",  # what is watched, not what is trained
     "align/services/store.py",  # likewise
     "align/services/store_client.py",  # likewise
@@ -30,7 +31,7 @@ BYTE_NEUTRAL = {
 }
 
 #: Sections that say where and how fast: never DVC params.
-NOT_PARAMS = {"paths", "engine", "store", "health"}
+NOT_PARAMS = {"paths", "engine", "store", "health", "cluster"}
 
 
 def imported(path: Path) -> set[Path]:

@@ -1,0 +1,33 @@
+"""How many machines train together. Shared, and never DVC params: they change where and how fast, not what."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from align.config.params import Section
+
+
+class ClusterConfig(Section):
+    """The machines of a training job. Each runs the same command, with its own `node_rank`."""
+
+    section: ClassVar[str] = "cluster"
+
+    num_nodes: int = Field(ge=1)
+    #: Of this machine; 0 leads: it writes checkpoints, reports and the model.
+    node_rank: int = Field(ge=0)
+    #: HOST:PORT of node 0, as the others reach it.
+    rendezvous: Annotated[str, Field(pattern=r"^[^:\s]+:\d+$")] | None
+    #: Starts anew from the last checkpoint after a rank died.
+    max_restarts: int = Field(ge=0)
+    #: Seconds that machines wait for each other.
+    patience_s: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.node_rank >= self.num_nodes:
+            raise ValueError(f"node_rank {self.node_rank} must be less than num_nodes {self.num_nodes}")
+        if self.num_nodes > 1 and self.rendezvous is None:
+            raise ValueError("several nodes need rendezvous: HOST:PORT of node 0")
+        return self

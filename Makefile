@@ -11,7 +11,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # More arguments for `align run` (make demo), such as ARGS="--set pretrain.seed=1", or for pytest (make test-full)
 ARGS ?=
 
-.PHONY: help demo test test-full bench bench-data check format up down lock sample clean
+.PHONY: help demo test test-full bench bench-train bench-data check format up down lock sample clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,9 @@ test: $(STAMP) ## what pip installs is enough
 test-full: $(STAMP) ## adds the tests that need more than pip installs
 	@$(RUN) pytest $(ARGS)
 
-bench: $(STAMP) ## ratios measured side by side in one run
+bench: bench-train bench-data ## ratios measured side by side in one run
+
+bench-train: $(STAMP) ## the training half: losses, steps, ranks, loader; a quarter of an hour
 	@$(RUN) python -m tests.benchmarks
 
 bench-data: $(STAMP) ## the data half against its peers, which get an environment of their own; half an hour

@@ -14,6 +14,7 @@ import torch
 from align.config.model import ModelConfig
 from align.config.pretrain import PretrainConfig
 from align.model.dual_encoder import DualEncoder
+from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer, pad
 from align.training.checkpoint import CheckpointFolder
 from align.training.index import read_outline
@@ -62,8 +63,8 @@ def run(world: World) -> list[Comparison]:
         batch = loader.batch(step)
         ids = sorted(tokenizer.ids(batch.texts), key=len)  # which text goes with which image costs nothing
         return [
-            (batch.pixels[i : i + size], batch.draws[i : i + size], *pad(ids[i : i + size], tokenizer.pad_id))
-            for i in range(0, len(ids), size)
+            (to_pixels(batch.images[rows]), batch.draws[rows], *pad(ids[rows], tokenizer.pad_id))
+            for rows in (slice(start, start + size) for start in range(0, len(ids), size))
         ]
 
     def log(_: dict[str, float], step: int) -> None:

@@ -1,4 +1,4 @@
-"""Runs the benchmarks of the training half, prints one table, and with `--write` puts it into the README beside this file.
+"""Runs the benchmarks of the training half, prints one table, and with `--write` puts it into the README beside.
 
 Names of benchmarks as arguments run only these: `python -m tests.benchmarks losses`.
 """

@@ -73,7 +73,8 @@ def run(world: World) -> list[Comparison]:
             theirs_s, against = ours_s, f"not run: {count**2 * 4 / 1e9:,.0f} GB a matrix"
         rows.append(
             compare(f"loss, {count:,} pairs: peak above the inputs", "naive", "pairs / CPU s", items=count,
-                    ours_s=[ours_s], theirs_s=[theirs_s], note=f"{above >> 20:,} MiB against {against}; {ours_s:,.0f} s")
+                    ours_s=[ours_s], theirs_s=[theirs_s],
+                    note=f"{above >> 20:,} MiB against {against}; {ours_s:,.0f} s")
         )  # fmt: skip
     return rows
 

@@ -129,10 +129,10 @@ class _AlignLoss(torch.autograd.Function):
             rows[row], columns[column] = log_sums(scores, rows[row], columns[column])
         top = peers.max(columns)
         columns = peers.sum((columns - top).exp()).log() + top
-        sums = torch.cat([x.double().sum(0), rows.double().sum()[None], (x * y).double().sum()[None]])
+        sums = torch.cat([_sum(x), rows.double().sum()[None], _dot(x, y)[None]])
         sums = peers.sum(sums)
         x_sum, rows_sum, own_sum = sums[:-2], sums[-2], sums[-1] / temperature.double()
-        y_sum = everyone.double().sum(0)
+        y_sum = _sum(everyone)
         smooth = x_sum @ y_sum / temperature.double() / count
         loss = (rows_sum + columns.double().sum() - 2 * (1 - smoothing) * own_sum - 2 * smoothing * smooth) / count
         ctx.save_for_backward(x, y, everyone, temperature, rows, columns, x_sum.to(x.dtype), y_sum.to(x.dtype))
@@ -175,7 +175,7 @@ class _SigmoidLoss(torch.autograd.Function):
             sums += torch.stack([softplus_sum, probability.sum()]).double()
             dx[row].addmm_(probability, everyone[column])
             dy[column].addmm_(probability.T, x[row])
-        own = (x * y).double().sum() / temperature.double() + len(x) * bias.double()
+        own = _dot(x, y) / temperature.double() + len(x) * bias.double()
         loss = peers.sum(sums[0] - own) / count
         scale = 1 / (count * temperature)
         dx, dy = dx.sub_(y).mul_(scale), peers.scatter_sum(dy).sub_(x).mul_(scale)
@@ -191,7 +191,18 @@ class _SigmoidLoss(torch.autograd.Function):
 
 
 def _temperature_gradient(x: Tensor, dx: Tensor, temperature: Tensor) -> Tensor:
-    return (-(x.double() * dx).sum() / temperature.double()).to(temperature.dtype)
+    return (-_dot(x, dx) / temperature.double()).to(temperature.dtype)
+
+
+def _sum(x: Tensor) -> Tensor:
+    """(N, D) -> (D,) float64, some rows at a time: a copy of all in float64 would be twice the embeddings."""
+    return torch.stack([part.double().sum(0) for part in torch.split(x, TILE[0])]).sum(0)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """The float64 sum of x * y, in the same way."""
+    parts = zip(torch.split(x, TILE[0]), torch.split(y, TILE[0]), strict=True)
+    return torch.stack([(left.double() * right).sum() for left, right in parts]).sum()
 
 
 def _tiles(

@@ -291,14 +291,8 @@ def test_sources_in_s3_are_those_of_a_folder(
 ) -> None:
     with serve(tmp_path / "server") as server:
         _s3_environment(server, monkeypatch)
-        for build in (
-            warc,
-            img2dataset,
-            webdataset,
-            url_table("laion.parquet"),
-            url_table("cc12m.tsv.gz"),
-            coco_captions,
-        ):
+        tables = map(url_table, ("laion.parquet", "cc12m.tsv.gz"))
+        for build in (warc, img2dataset, webdataset, *tables, coco_captions):
             folder = tmp_path / build.__name__
             folder.mkdir()
             case = build(folder, pictures, web)

@@ -14,6 +14,7 @@ TINY = ModelConfig(
     resize_px=36, image_px=32, stochastic_depth=0.0, batch_norm="group", batch_norm_group=4,
     image_tower=ImageTowerShape(width_coefficient=0.25, depth_coefficient=0.25),
     text_tower=TextTowerShape(width=16, layers=1, heads=2), max_tokens=16, embed_width=16, temperature_init=0.1,
+    logit_bias_init=None,
 )  # fmt: skip
 
 TEXTS = ["a red heart", "a blue star on a green field", "the yellow sun", "a small red flower"]

@@ -24,13 +24,14 @@ MODEL = ModelConfig(
     resize_px=36, image_px=32, stochastic_depth=0.1, batch_norm="group", batch_norm_group=4,
     image_tower=ImageTowerShape(width_coefficient=0.25, depth_coefficient=0.25),
     text_tower=TextTowerShape(width=16, layers=1, heads=2), max_tokens=16, embed_width=16, temperature_init=0.1,
+    logit_bias_init=None,
 )  # fmt: skip
 
 RECIPE: dict[str, object] = {
     "seed": 0, "num_steps": 8, "batch_size": 8, "micro_batch": None, "learning_rate": 0.02,
     "text_learning_rate_scale": 0.5,
-    "warmup_steps": 2, "weight_decay": 1e-5, "beta2": 0.999, "label_smoothing": 0.1, "clip_norm": None,
-    "ema_decay": None, "flip": False, "bfloat16": True, "phrase_dropout": 0.0,
+    "warmup_steps": 2, "weight_decay": 1e-5, "beta2": 0.999, "loss": "align", "label_smoothing": 0.1, "clip_norm": None,
+    "ema_decay": None, "flip": False, "bfloat16": True, "gradient_checkpointing": False, "phrase_dropout": 0.0,
     "log_every_steps": 2, "validate_every_steps": 4, "checkpoint_every_steps": 3, "keep_checkpoints": 2,
     "best_metric": None, "num_processes": 1, "num_threads": 1, "shuffle_block": 1000, "extra_shards": [],
     "on_corrupt_shard": "stop", "num_loader_threads": None, "store_patience_s": 0.0,

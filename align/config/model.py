@@ -65,6 +65,8 @@ class ModelConfig(Section):
     max_tokens: int = Field(ge=4, le=512)
     embed_width: int = Field(ge=8)
     temperature_init: float = Field(gt=0)
+    #: Only for the sigmoid loss; None: there is none.
+    logit_bias_init: float | None
 
     @property
     def whole_batch(self) -> bool:

@@ -34,12 +34,14 @@ class Recipe(Section):
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     beta2: float = Field(ge=0, lt=1)
+    loss: Literal["align", "sigmoid"]
     label_smoothing: float = Field(ge=0, lt=1)
     clip_norm: float | None = Field(gt=0)
     ema_decay: float | None = Field(gt=0, lt=1)
     flip: bool
     phrase_dropout: float = Field(ge=0, le=1)
     bfloat16: bool
+    gradient_checkpointing: bool
     log_every_steps: int = Field(ge=1)
     validate_every_steps: int = Field(ge=1)
     checkpoint_every_steps: int = Field(ge=1)

@@ -67,6 +67,9 @@ class DualEncoder(nn.Module):
             nn.Identity() if native else nn.Linear(self.vision_model.width, config.embed_width)
         )
         self.log_temperature = nn.Parameter(torch.tensor(float(config.temperature_init)).log())
+        self.logit_bias: nn.Parameter | None = None  #: of the sigmoid loss
+        if config.logit_bias_init is not None:
+            self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias_init)))
 
     @property
     def gradient_checkpointing(self) -> bool:

@@ -103,6 +103,7 @@ def write_hugging_face(model: DualEncoder, tokenizer_dir: Path, directory: Path)
         )
     config = align_config(model.config, model.vocab_size, width)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights.pop("logit_bias", None)  # moves no embedding
     weights["temperature"] = weights.pop("log_temperature").exp()
     hidden = config.text_config.hidden_size
     weights |= {
@@ -217,7 +218,7 @@ def model_config(
         resize_px=square, image_px=crop, image_tower=named_image_tower(image_tower),
         stochastic_depth=vision.drop_connect_rate, batch_norm=batch_norm, batch_norm_group=batch_norm_group,
         text_tower=named_text_tower(text_tower), max_tokens=min(longest, text.max_position_embeddings, _LONGEST),
-        embed_width=theirs.projection_dim, temperature_init=theirs.temperature_init_value,
+        embed_width=theirs.projection_dim, temperature_init=theirs.temperature_init_value, logit_bias_init=None,
     )  # fmt: skip
     same = align_config(ours, text.vocab_size, theirs.projection_dim)
     for part, fields, wanted, given in (

@@ -34,6 +34,7 @@ from align.training.state import load_weights, new_state
 #: Fields of a recipe that change no result beyond rounding: a run goes on after a change of them.
 _NOT_THE_RESULT = {
     *("keep_checkpoints", "checkpoint_every_steps", "best_metric", "micro_batch", "num_processes", "num_threads"),
+    "gradient_checkpointing",
     *("num_loader_threads", "store_patience_s"),
     "on_corrupt_shard",  # what either of them lets train is the same; so a run that stopped can go on in quarantine
     "extra_shards",  # by their digests, see below
@@ -170,6 +171,11 @@ def run(plan: Plan) -> Trained | None:
         raise ConfigError(
             f"{recipe.section}.micro_batch {recipe.micro_batch} must be a multiple of model.batch_norm_group {group}"
         )
+    if (recipe.loss == "sigmoid") != (plan.model.logit_bias_init is not None):
+        raise ConfigError(
+            f"{recipe.section}.loss {recipe.loss} and model.logit_bias_init {plan.model.logit_bias_init} do not go "
+            "together: the sigmoid loss needs a bias, such as -10, and ALIGN's has none (null)"
+        )
     start = functools.partial(launch, functools.partial(_train_rank, plan), num_processes, recipe.num_threads)
     if not plan.leads:
         start(plan.cluster)
@@ -207,7 +213,9 @@ def _build(plan: Plan) -> DualEncoder:
 
 def _train_rank(plan: Plan, ranks: Ranks) -> None:
     recipe, folder = plan.recipe, plan.folder()
-    state = new_state(_build(plan).to(ranks.device), recipe)
+    model = _build(plan).to(ranks.device)
+    model.gradient_checkpointing = recipe.gradient_checkpointing
+    state = new_state(model, recipe)
     # from the leading machine's disk, which the others may not have
     saved = ranks.share(folder.load_latest(torch.device("cpu")) if ranks.leads else None)
     if saved is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from align.config.recipe import Recipe
 from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
-from align.model.loss import align_loss
+from align.model.loss import align_loss, sigmoid_loss
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer, pad
 from align.training.loader import Batch
@@ -81,7 +81,7 @@ def compute_gradients(
         embeds = [_encode(some, stop if cached else None) for some in parts]
     if cached:
         embeds = [tensor.requires_grad_() for tensor in embeds]
-    loss = align_loss(embeds[0], embeds[1], model.temperature, recipe.label_smoothing, peers=ranks)
+    loss = _loss(model, recipe, embeds[0], embeds[1], ranks)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise NonFiniteLossError(f"the loss is {value}")
@@ -96,6 +96,13 @@ def compute_gradients(
                 again.backward(tensor.grad[rows])  # type: ignore[no-untyped-call]  # torch leaves it untyped
     ranks.sum_gradients(model)
     return Gradients(value, _clip(model, recipe.clip_norm))
+
+
+def _loss(model: DualEncoder, recipe: Recipe, images: Tensor, texts: Tensor, ranks: Ranks) -> Tensor:
+    if recipe.loss == "align":
+        return align_loss(images, texts, model.temperature, recipe.label_smoothing, peers=ranks)
+    assert model.logit_bias is not None  # `run` has asked for it
+    return sigmoid_loss(images, texts, model.temperature, model.logit_bias, peers=ranks)
 
 
 def _clip(model: DualEncoder, most: float | None) -> float:

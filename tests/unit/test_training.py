@@ -1,6 +1,7 @@
 """Whole runs of a tiny model: learning, resuming to the bit, stopping, failing, exporting."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,31 @@ def test_learns_what_the_pictures_are_called(data: tuple[Path, Path], tmp_path: 
     assert losses[-1] < 0.85 * losses[0]
     assert trained.rows[-1]["val/image_to_text/recall@1"] >= 0.5  # chance 0.125
     assert trained.pairs_per_s > 0
+
+
+def test_the_sigmoid_loss_learns_it_too(data: tuple[Path, Path], tmp_path: Path) -> None:
+    model = MODEL.model_copy(
+        update={"stochastic_depth": 0.0, "batch_norm_group": 16, "temperature_init": 0.1, "logit_bias_init": -3.0}
+    )
+    recipe = pretrain_config(
+        loss="sigmoid", num_steps=60, batch_size=16, warmup_steps=5, validate_every_steps=60, log_every_steps=5
+    )
+    shards, tokenizer = data
+    sigmoid = make_plan(recipe, model, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=tmp_path)
+    trained = run(sigmoid)
+    assert trained is not None and trained.model.logit_bias is not None
+    assert float(trained.model.logit_bias.detach()) != -3.0
+    assert trained.rows[-1]["train/loss"] < 0.85 * trained.rows[0]["train/loss"]
+    assert trained.rows[-1]["val/image_to_text/recall@1"] >= 0.375  # chance 0.125
+    for plan_of in (replace(sigmoid, model=MODEL), replace(sigmoid, recipe=pretrain_config(batch_size=16))):
+        with pytest.raises(ConfigError, match="do not go together"):
+            run(plan_of)
+
+
+def test_gradient_checkpointing_changes_nothing(data: tuple[Path, Path], tmp_path: Path) -> None:
+    plain = run(plan(data, tmp_path / "plain"))
+    less = run(plan(data, tmp_path / "less", pretrain_config(gradient_checkpointing=True)))
+    assert plain is not None and less is not None and less.rows == plain.rows
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(data: tuple[Path, Path], tmp_path: Path) -> None:

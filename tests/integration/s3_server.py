@@ -15,6 +15,7 @@ from typing import Any
 import boto3
 import psutil
 import pytest
+from botocore.config import Config
 
 KEY = "key-of-the-tests"
 SECRET = "secret-of-the-tests"
@@ -99,8 +100,9 @@ class S3Server:
 
     def _client(self) -> Any:
         return boto3.client(
-            "s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1"
-        )
+            "s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1",
+            config=Config(retries={"total_max_attempts": 6, "mode": "standard"}),  # a busy machine's 500 now and then
+        )  # fmt: skip
 
 
 @contextmanager

@@ -40,8 +40,8 @@ def environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(cache: Path, bucket: str = "none", **changes: Any) -> StoreConfig:
     values = {
-        "objects": f"s3://{bucket}/some/prefix", "cache": cache, "part_size_mb": 5, "num_connections": 4,
-        "num_retries": 0, "timeout_s": 10.0,
+        "objects": f"s3://{bucket}/some/prefix", "checkpoints": None, "cache": cache, "part_size_mb": 5,
+        "num_connections": 4, "num_retries": 0, "timeout_s": 10.0,
     }  # fmt: skip
     return StoreConfig.model_validate(values | changes)
 

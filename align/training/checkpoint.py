@@ -122,7 +122,13 @@ class CheckpointFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.part")
         try:
-            torch.save(values, beside)
+            with beside.open("wb") as file:
+                try:
+                    torch.save(values, file)
+                except RuntimeError as error:  # of torch's archive, raised over what the file said
+                    if isinstance(error.__context__, OSError):
+                        raise error.__context__ from None
+                    raise
             fsync(beside)
             os.replace(beside, path)
         finally:

@@ -1,13 +1,12 @@
 """Checkpoints: kept, passed over when broken, locked, keyed."""
 
-import errno
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 
 from align.errors import ConfigError, CorruptError, LockedError, TrainingError
-from align.training import checkpoint as module
 from align.training.checkpoint import CheckpointFolder, run_key
 
 CPU = torch.device("cpu")
@@ -68,19 +67,18 @@ def test_the_best_one_stays(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "best.pt", weights_only=True)["step"] == 2
 
 
-def test_a_disk_that_is_full_is_said_and_earlier_ones_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_takes_no_more_is_said_and_earlier_ones_stay(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=2)
     folder.save(1, {})
     folder.wait()
-    with monkeypatch.context() as patch:
-
-        def full(path: Path) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        patch.setattr(module, "fsync", full)
-        folder.save(2, {})
-        with pytest.raises(TrainingError, match="cannot be written: No space left on device; earlier ones stay"):
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))  # as a full disk, without a disk to fill
+    try:
+        folder.save(2, {"layer": torch.zeros(500_000)})
+        with pytest.raises(TrainingError, match="cannot be written: File too large; earlier ones stay"):
             folder.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
     folder.save(3, {})
     folder.wait()

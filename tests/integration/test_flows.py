@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,8 +106,15 @@ class Stack:
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.api}{path}", data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:  # busy: come again, as its client does
+                if error.code != 503 or time.monotonic() > deadline:
+                    raise
+                time.sleep(float(error.headers.get("Retry-After", 1)))
 
     def states(self, name: str) -> dict[str, str]:
         """Task run -> state, in the newest run of that name and its sub-flows."""

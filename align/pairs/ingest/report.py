@@ -98,27 +98,35 @@ def summarise(sql: Sql, raw: Path, counts: dict[str, int], num_files: int) -> In
 
 def write_pages(report: IngestReport, directory: Path) -> None:
     """Writes report.html."""
-    good = report.statuses.get(SUCCESS, 0)
+    share = report.statuses.get(SUCCESS, 0) / report.num_pairs
     lead = (
-        f"{report.num_pairs:,} pairs, {good / report.num_pairs:.1%} with a picture; {report.num_images:,} distinct "
+        f"{report.num_pairs:,} pairs, {share:.1%} with a picture; {report.num_images:,} distinct "
         f"pictures; {report.num_retryable:,} pairs failed for a reason that may pass."
     )
-    host_rows = [
-        (
-            host, sum(found.values()), f"{found.get(SUCCESS, 0) / sum(found.values()):.1%}",
-            ", ".join(f"{error} {num:,}" for error, num in found.items() if error != SUCCESS),
-        )
-        for host, found in report.hosts.items()
-    ]  # fmt: skip
+    figures = [
+        ("pairs", f"{report.num_pairs:,}", ""),
+        ("with a picture", f"{share:.1%}", "good" if share > 0.5 else "bad"),
+        ("distinct pictures", f"{report.num_images:,}", ""),
+        ("may pass: --retry-failed", f"{report.num_retryable:,}", "warn" if report.num_retryable else ""),
+    ]
+    host_rows = []
+    for host, found in report.hosts.items():
+        pairs, failed = sum(found.values()), sum(found.values()) - found.get(SUCCESS, 0)
+        why = ", ".join(f"{error} {num:,}" for error, num in found.items() if error != SUCCESS)
+        host_rows.append((host, pairs, f"{1 - failed / pairs:.1%}", failed / pairs, why))
     largest_first = sorted(report.errors.items(), key=lambda item: (-item[1], item[0]))
+    num_failed = sum(report.errors.values())
+    reason_rows = [(reason, num, num / num_failed) for reason, num in largest_first]
+    no_picture = html.table(("reason", "pairs", "of these"), reason_rows, bar=2)
     blocks = [
+        html.cards(figures),
+        html.heading("Why there is no picture"),
+        no_picture if reason_rows else html.paragraph("Every pair has one."),
+        html.heading(f"Hosts with most pairs (at most {_NUM_HOSTS})"),
+        html.table(("host", "pairs", "with a picture", "failed", "failures"), host_rows, bar=3),
         html.heading("Pairs by status"),
         html.table(("status", "pairs"), sorted(report.statuses.items())),
-        html.heading("Why there is no picture"),
-        html.table(("reason", "pairs"), largest_first) if largest_first else html.paragraph("Every pair has one."),
         html.heading("Where texts were found"),
         html.table(("place", "pairs"), sorted(report.text_sources.items())),
-        html.heading(f"Hosts with most pairs (at most {_NUM_HOSTS})"),
-        html.table(("host", "pairs", "with a picture", "failures"), host_rows),
     ]
     write_text(directory / "report.html", html.page("What ingest found", lead, blocks))

@@ -55,7 +55,9 @@ def test_killed_shard_resumes_to_the_same_bytes(
     shards, report, seconds = expected
     assert sum(name.endswith(".tar") for name in shards) > 10
     killed = place(tmp_path / "killed", inputs)
-    assert kill_and_resume(ARGUMENTS, killed, seed=seed, num_moments=num_moments, whole_s=seconds) > 0
+    kill_and_resume(
+        ARGUMENTS, killed, seed=seed, num_moments=num_moments, whole_s=seconds, anew=lambda: place(killed, inputs)
+    )  # fmt: skip
     assert digests(killed / "data/shards") == shards
     assert digests(killed / "reports/shard") == report
     assert sorted(path.name for path in (killed / "data").iterdir()) == [".shards.lock", "filtered", "raw", "shards"]

@@ -161,10 +161,14 @@ def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path
         (tmp_path / name).mkdir()
         project(tmp_path / name, data, recipe)
     whole_s = killing.run(["pretrain"], tmp_path / "whole")
-    killed = killing.kill_and_resume(
-        ["pretrain"], tmp_path / "killed", seed=0, num_moments=num_moments, whole_s=whole_s
+
+    def anew() -> None:
+        for folder in ("checkpoints", "models", "reports/pretrain"):
+            shutil.rmtree(tmp_path / "killed" / folder)
+
+    killing.kill_and_resume(
+        ["pretrain"], tmp_path / "killed", seed=0, num_moments=num_moments, whole_s=whole_s, anew=anew
     )  # fmt: skip
-    assert killed > 0
     for folder in ("models/pretrained", "reports/pretrain"):
         assert killing.digests(tmp_path / "killed" / folder) == killing.digests(tmp_path / "whole" / folder)
 

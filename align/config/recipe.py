@@ -40,7 +40,7 @@ class Recipe(Section):
     ema_decay: float | None = Field(gt=0, lt=1)
     flip: bool
     phrase_dropout: float = Field(ge=0, le=1)
-    bfloat16: bool
+    precision: Literal["float32", "bfloat16", "float16"]
     gradient_checkpointing: bool
     log_every_steps: int = Field(ge=1)
     validate_every_steps: int = Field(ge=1)

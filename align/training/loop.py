@@ -83,7 +83,7 @@ def train(
             if ranks.leads:
                 temperature = float(model.temperature.detach())
                 progress.show(state.step, gradients.loss, temperature, rate)
-                if watch is not None:
+                if watch is not None and (state.loss_scale is None or math.isfinite(gradients.norm)):
                     watch.step(state.step, temperature=temperature, gradient_norm=gradients.norm)
                 row: Row = {}
                 live: dict[str, float] = {}  # what differs from run to run: for MLflow only
@@ -133,10 +133,12 @@ def _is_best(state: State, recipe: Recipe) -> bool:
 
 def _means(state: State) -> Row:
     """Means since the last row, and a new beginning."""
-    row: Row = {
-        "train/loss": sum(state.losses) / len(state.losses),
-        "train/gradient_norm": sum(state.gradient_norms) / len(state.gradient_norms),
-    }
+    row: Row = {"train/loss": sum(state.losses) / len(state.losses)}
+    if state.gradient_norms:
+        row["train/gradient_norm"] = sum(state.gradient_norms) / len(state.gradient_norms)
+    if state.loss_scale is not None:
+        row |= {"train/loss_scale": state.loss_scale.value, "train/skipped_steps": state.loss_scale.skipped}
+        state.loss_scale.skipped = 0
     state.losses.clear()
     state.gradient_norms.clear()
     return row
@@ -149,18 +151,21 @@ def _update(
     model, optimiser = state.model, state.optimiser
     optimiser.set_learning_rate(rate)
     try:
-        gradients = compute_gradients(model, recipe, ranks, tokenizer, batch, stop)
+        scale = state.loss_scale.value if state.loss_scale else 1.0
+        gradients = compute_gradients(model, recipe, ranks, tokenizer, batch, stop, scale)
+        sound = state.loss_scale is None or state.loss_scale.update(gradients.norm)
     except NonFiniteLossError as error:
         raise NonFiniteLossError(
             f"{error} at step {state.step + 1} (learning rate {rate:.3g}, temperature "
             f"{float(model.temperature.detach()):.3g}); lower the learning rate; earlier checkpoints stay"
         ) from None
-    optimiser.step()
-    if recipe.ema_decay is not None:
-        state.update_average(recipe.ema_decay)
+    if sound:
+        optimiser.step()
+        if recipe.ema_decay is not None:
+            state.update_average(recipe.ema_decay)
+        state.gradient_norms.append(gradients.norm)
     state.step += 1
     state.losses.append(gradients.loss)
-    state.gradient_norms.append(gradients.norm)
     return gradients
 
 

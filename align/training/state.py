@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
 from align.training.curves import Row
 from align.training.lamb import Lamb, parameter_groups
+from align.training.loss_scale import LossScale
 
 
 @dataclass
@@ -23,8 +24,9 @@ class State:
     Attributes:
         step: whole steps done.
         rows: metric rows so far.
-        losses, gradient_norms: of each step since the last row.
+        losses, gradient_norms: of each step since the last row; a step left out has no norm.
         average: exponential moving average of the parameters, in their order; None where the recipe keeps none.
+        loss_scale: of float16; None where nothing is scaled.
     """
 
     model: DualEncoder
@@ -34,6 +36,7 @@ class State:
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
     average: list[Tensor] | None = None
+    loss_scale: LossScale | None = None
 
     def saved(self) -> dict[str, Any]:
         """Plain values and tensors; those are this state's own, and go on changing."""
@@ -44,6 +47,7 @@ class State:
             "losses": self.losses,
             "gradient_norms": self.gradient_norms,
             "average": self.average,
+            "loss_scale": None if self.loss_scale is None else asdict(self.loss_scale),
         }
 
     def load(self, saved: dict[str, Any]) -> None:
@@ -52,6 +56,8 @@ class State:
         self.optimiser.load_state_dict(saved["optimiser"])
         self.step, self.rows = saved["step"], saved["rows"]
         self.losses, self.gradient_norms, self.average = saved["losses"], saved["gradient_norms"], saved["average"]
+        if self.loss_scale is not None:
+            self.loss_scale = LossScale(**saved["loss_scale"])
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
@@ -78,7 +84,8 @@ def new_state(model: DualEncoder, recipe: Recipe) -> State:
     groups = parameter_groups(model, recipe.text_learning_rate_scale)
     optimiser = Lamb(groups, weight_decay=recipe.weight_decay, betas=(0.9, recipe.beta2))
     average = None if recipe.ema_decay is None else [param.detach().clone() for param in model.parameters()]
-    return State(model, optimiser, average=average)
+    loss_scale = LossScale() if recipe.precision == "float16" else None
+    return State(model, optimiser, average=average, loss_scale=loss_scale)
 
 
 def load_weights(model: DualEncoder, saved: dict[str, Any]) -> None:

@@ -29,12 +29,18 @@ from align.training.process_group import Ranks
 #: On a CPU the towers work through a batch in parts of this many samples: their activations stay near the cache.
 CPU_PART = 64
 
+#: Autocast's type by `precision`; what float32 has there is not looked at.
+_AUTOCAST = {"float32": torch.bfloat16, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 #: Rows of the share, and what encodes them: (rows,) -> (rows, D).
 Part = tuple[Tensor, Callable[[], Tensor]]
 
 
 class Gradients(NamedTuple):
-    """What is known of a step's gradients: the global batch's loss, and their norm before any clipping."""
+    """What is known of a step's gradients: the global batch's loss, and their norm before any clipping.
+
+    The norm is inf or NaN where they overflowed.
+    """
 
     loss: float
     norm: float
@@ -51,6 +57,7 @@ def compute_gradients(
     tokenizer: TextTokenizer,
     batch: Batch,
     stop: Callable[[], bool] = lambda: False,
+    loss_scale: float = 1.0,
 ) -> Gradients:
     """Leaves in every parameter's `grad` the gradient of the global batch's loss, the same on all ranks.
 
@@ -61,6 +68,7 @@ def compute_gradients(
         tokenizer: of the texts.
         batch: this rank's share.
         stop: asked between two parts where `micro_batch` makes parts; the same answer on all ranks.
+        loss_scale: gradients are this many times as large on their way back, and no larger in the end.
 
     Returns:
         The loss, and the norm of the gradients, which are clipped where `clip_norm` says so.
@@ -75,7 +83,8 @@ def compute_gradients(
         _image_parts(model, batch.images, batch.draws, size, ranks.device),
         _text_parts(model, tokenizer, batch.texts, size, ranks.device),
     )
-    precise = torch.autocast(ranks.device.type, torch.bfloat16, enabled=recipe.bfloat16 and ranks.device.type == "cuda")
+    mixed = recipe.precision != "float32" and ranks.device.type == "cuda"
+    precise = torch.autocast(ranks.device.type, _AUTOCAST[recipe.precision], enabled=mixed)
     cached = recipe.micro_batch is not None
     with precise, torch.set_grad_enabled(not cached):
         embeds = [_encode(some, stop if cached else None) for some in parts]
@@ -85,7 +94,7 @@ def compute_gradients(
     value = float(loss.detach())
     if not math.isfinite(value):
         raise NonFiniteLossError(f"the loss is {value}")
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    (loss * loss_scale).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     if cached:
         for some, tensor in zip(parts, embeds, strict=True):
             assert tensor.grad is not None
@@ -95,7 +104,7 @@ def compute_gradients(
                     again = encode()
                 again.backward(tensor.grad[rows])  # type: ignore[no-untyped-call]  # torch leaves it untyped
     ranks.sum_gradients(model)
-    return Gradients(value, _clip(model, recipe.clip_norm))
+    return Gradients(value, _finish(model, loss_scale, recipe.clip_norm))
 
 
 def _loss(model: DualEncoder, recipe: Recipe, images: Tensor, texts: Tensor, ranks: Ranks) -> Tensor:
@@ -105,9 +114,11 @@ def _loss(model: DualEncoder, recipe: Recipe, images: Tensor, texts: Tensor, ran
     return sigmoid_loss(images, texts, model.temperature, model.logit_bias, peers=ranks)
 
 
-def _clip(model: DualEncoder, most: float | None) -> float:
-    """The norm of all gradients together, which are then scaled down to `most`, if they are above."""
+def _finish(model: DualEncoder, loss_scale: float, most: float | None) -> float:
+    """Takes the scale out of the gradients; the norm of all of them, which are then cut to `most` if it is above."""
     gradients = [param.grad for param in model.parameters() if param.grad is not None]
+    if loss_scale != 1.0:
+        torch._foreach_mul_(gradients, 1.0 / loss_scale)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if most is not None:
         torch._foreach_mul_(gradients, (most / norm.clamp(min=1e-12)).clamp(max=1.0))

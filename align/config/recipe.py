@@ -42,6 +42,7 @@ class Recipe(Section):
     phrase_dropout: float = Field(ge=0, le=1)
     precision: Literal["float32", "bfloat16", "float16"]
     gradient_checkpointing: bool
+    shard_weights: bool
     log_every_steps: int = Field(ge=1)
     validate_every_steps: int = Field(ge=1)
     checkpoint_every_steps: int = Field(ge=1)

@@ -62,8 +62,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 class SyncBatchNorm2d(BatchNorm2d):
     """Batch-norm over the batches of all ranks of torch's default process group; without one, over the batch.
 
-    In training every rank must call it the same number of times. While statistics are collected it speaks to nobody,
-    since one rank alone does that.
+    In training every rank must call it the same number of times. Without gradients it speaks to nobody, since one rank
+    alone collects statistics and looks at how well they fit.
     """
 
     def __init__(self, num_features: int, eps: float) -> None:
@@ -72,7 +72,7 @@ class SyncBatchNorm2d(BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if not self.training or self.collecting or world_size == 1:
+        if not self.training or not torch.is_grad_enabled() or world_size == 1:
             return super().forward(x)
         apply: Any = _Synchronised.apply
         return cast(Tensor, apply(x, self.weight, self.bias, self.eps))

@@ -4,6 +4,9 @@ Decisions, where the papers are silent or implementations differ: beta1 0.9, eps
 ratio |w| / |update| unclipped and 1 where either norm is 0. Parameters of at most one dimension (biases, norm scales,
 the temperature) take plain Adam steps: no weight decay, no trust ratio, as the reference implementations do. Their rate
 is VECTOR_RATE of the learning rate, since a step of theirs is absolute, while a matrix's is relative to its weights.
+
+The trust ratio is that of whole parameters, also where each rank has only its rows of them (`align.training.sharding`):
+one message brings the norms of all.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from align.training.sharding import local, norms
 
 #: Rate of parameters of at most one dimension, as a share of the learning rate.
 VECTOR_RATE = 0.2
@@ -47,11 +52,13 @@ class Lamb(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch has overloads
         """One update of all parameters that have a gradient."""
+        adapted: list[Tensor] = []
+        updates: list[Tensor] = []
+        rates: list[float] = []
         for group in self.param_groups:
             params: list[Tensor] = [param for param in group["params"] if param.grad is not None]
             if not params:
                 continue
-            grads = [param.grad for param in params]
             for param in params:
                 state = self.state[param]
                 if not state:
@@ -59,13 +66,26 @@ class Lamb(Optimizer):
                     state["exp_avg"] = torch.zeros_like(param)
                     state["exp_avg_sq"] = torch.zeros_like(param)
                 state["step"] += 1
-            self._update(group, params, [grad for grad in grads if grad is not None])
+            changes = self._updates(group, params)
+            if group["adapt"]:
+                adapted, updates, rates = adapted + params, updates + changes, rates + [group["lr"]] * len(params)
+            else:
+                torch._foreach_add_([local(param) for param in params], changes, alpha=-group["lr"])
+        if not adapted:
+            return
+        weights = [local(param) for param in adapted]
+        sizes, changed = norms(weights + updates, adapted + adapted).chunk(2)
+        ratios = torch.where((sizes > 0) & (changed > 0), sizes / changed, torch.ones_like(sizes))
+        torch._foreach_mul_(updates, list(ratios.mul_(ratios.new_tensor(rates)).unbind()))
+        torch._foreach_sub_(weights, updates)
 
-    def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+    def _updates(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
+        """What each parameter is to change by, this rank's rows of it, before trust ratio and rate."""
         first_beta, second_beta = group["betas"]
         step = self.state[params[0]]["step"]
-        means = [self.state[param]["exp_avg"] for param in params]
-        squares = [self.state[param]["exp_avg_sq"] for param in params]
+        grads = [local(param.grad) for param in params if param.grad is not None]
+        means = [local(self.state[param]["exp_avg"]) for param in params]
+        squares = [local(self.state[param]["exp_avg_sq"]) for param in params]
         torch._foreach_lerp_(means, grads, 1.0 - first_beta)
         torch._foreach_mul_(squares, second_beta)
         torch._foreach_addcmul_(squares, grads, grads, 1.0 - second_beta)
@@ -74,16 +94,9 @@ class Lamb(Optimizer):
         torch._foreach_add_(scale, group["eps"])
         updates = torch._foreach_div(means, scale)
         torch._foreach_div_(updates, 1.0 - first_beta**step)
-        if not group["adapt"]:
-            torch._foreach_add_(params, updates, alpha=-group["lr"])
-            return
-        if group["weight_decay"]:
-            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
-        for param, update, size, change in zip(
-            params, updates, torch._foreach_norm(params), torch._foreach_norm(updates), strict=True
-        ):
-            ratio = torch.where((size > 0) & (change > 0), size / change, torch.ones_like(size))
-            param.sub_(update * (ratio * group["lr"]))
+        if group["adapt"] and group["weight_decay"]:
+            torch._foreach_add_(updates, [local(param) for param in params], alpha=group["weight_decay"])
+        return list(updates)
 
 
 def parameter_groups(model: nn.Module, text_learning_rate_scale: float) -> list[dict[str, Any]]:

@@ -69,6 +69,7 @@ def train(
     with stop_requested() as stopped, ExitStack() as stack:
         stack.callback(folder.wait)  # however this ends, what was saved is on disk then
         model.train()
+        takes_part = ranks.leads or state.sharded  # in what one rank does alone, if it has whole weights
         for batch in loader.batches(state.step, recipe.num_steps):
             rate = learning_rate_at(
                 state.step, peak=recipe.learning_rate, warmup_steps=recipe.warmup_steps, num_steps=recipe.num_steps
@@ -76,10 +77,15 @@ def train(
             try:
                 gradients = _update(state, recipe, ranks, tokenizer, batch, rate, lambda: ranks.any(stopped()))
             except Interrupted:  # the last whole step stands
-                if ranks.leads:
-                    folder.save(state.step, state.saved())
+                _save(state, ranks, folder)
                 raise _stopped(state, recipe) from None
             done = state.step == recipe.num_steps
+            measured: Row = {}
+            if takes_part and (done or (val_samples and state.step % recipe.validate_every_steps == 0)):
+                with progress.paused(), state.averaged():
+                    refresh_statistics(model, train_samples, ranks.device)
+                    measured |= batch_norm_gap(model, train_samples, ranks.device)
+                    measured |= validate(model, tokenizer, val_samples) if val_samples else {}
             if ranks.leads:
                 temperature = float(model.temperature.detach())
                 progress.show(state.step, gradients.loss, temperature, rate)
@@ -93,11 +99,7 @@ def train(
                     live |= usage.metrics(progress) if usage else {}
                     if recipe.on_corrupt_shard == "quarantine":
                         live["train/num_quarantined"] = loader.num_quarantined  # on this rank, since it was started
-                if done or (val_samples and state.step % recipe.validate_every_steps == 0):
-                    with progress.paused(), state.averaged():
-                        refresh_statistics(model, train_samples, ranks.device)
-                        row |= batch_norm_gap(model, train_samples, ranks.device)
-                        row |= validate(model, tokenizer, val_samples) if val_samples else {}
+                row |= measured
                 if row:
                     state.rows.append({"step": state.step, **row})
                     if watch is not None:
@@ -106,15 +108,24 @@ def train(
                     if log is not None:
                         log({name: float(value) for name, value in (row | live).items()}, state.step)
             stop = ranks.any(stopped())
-            if ranks.leads:
-                best = _is_best(state, recipe)
-                if done or stop or best or state.step % recipe.checkpoint_every_steps == 0:
-                    with progress.paused():
-                        folder.save(state.step, state.saved(), best=best)
+            best = _is_best(state, recipe)
+            if state.sharded and measured:
+                best = ranks.any(best)  # the rows are the leading rank's, and all have to save together
+            if takes_part and (done or stop or best or state.step % recipe.checkpoint_every_steps == 0):
+                with progress.paused():
+                    _save(state, ranks, folder, best=best)
             if stop and not done:
                 raise _stopped(state, recipe)
     ranks.barrier()
     return progress.pairs_per_s()
+
+
+def _save(state: State, ranks: Ranks, folder: CheckpointFolder, *, best: bool = False) -> None:
+    """Saves on the leading rank; where weights are sharded, all ranks have to come."""
+    if ranks.leads or state.sharded:
+        values = state.saved()
+        if ranks.leads:
+            folder.save(state.step, values, best=best)
 
 
 def _stopped(state: State, recipe: Recipe) -> TrainingError:

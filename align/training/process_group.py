@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import DistStoreError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch's own names
+from torch.distributed.tensor import DTensor
 
 from align.config.cluster import ClusterConfig
 from align.errors import AlignError, TrainingError
@@ -96,13 +97,14 @@ class Ranks:
         return values[0]
 
     def sum_gradients(self, module: nn.Module) -> None:
-        """Replaces every gradient by its sum over ranks, in one message.
+        """Replaces every gradient by its sum over ranks, in one message; those in shards are such sums already.
 
         A sum and no mean: the loss is that of the global batch, and each rank has its own rows' share of the gradient.
         """
         if self.world_size == 1:
             return
-        grads = [param.grad for param in module.parameters() if param.grad is not None]
+        found = [param.grad for param in module.parameters() if param.grad is not None]
+        grads = [grad for grad in found if not isinstance(grad, DTensor)]
         flat = torch.cat([grad.reshape(-1) for grad in grads])
         dist.all_reduce(flat)
         for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
@@ -188,6 +190,8 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str) -> Outco
     _end_with_parent()
     torch.set_num_threads(threads)
     device = _device(int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where NCCL and FSDP look for it
     if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface_to(endpoint)) is not None:
         os.environ["GLOO_SOCKET_IFNAME"] = name  # else gloo takes the one that the host's name stands for
     # the agent's store outlives a restart, so each attempt has a corner of it: addresses of dead ranks are no use

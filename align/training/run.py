@@ -29,12 +29,13 @@ from align.training.index import SplitIndex, Tars, read_outline
 from align.training.loop import Log, train
 from align.training.process_group import Ranks, default_processes, launch
 from align.training.samples import OnCorrupt, Samples
+from align.training.sharding import shard
 from align.training.state import load_weights, new_state
 
 #: Fields of a recipe that change no result beyond rounding: a run goes on after a change of them.
 _NOT_THE_RESULT = {
     *("keep_checkpoints", "checkpoint_every_steps", "best_metric", "micro_batch", "num_processes", "num_threads"),
-    "gradient_checkpointing",
+    *("gradient_checkpointing", "shard_weights"),
     *("num_loader_threads", "store_patience_s"),
     "on_corrupt_shard",  # what either of them lets train is the same; so a run that stopped can go on in quarantine
     "extra_shards",  # by their digests, see below
@@ -213,8 +214,12 @@ def _build(plan: Plan) -> DualEncoder:
 
 def _train_rank(plan: Plan, ranks: Ranks) -> None:
     recipe, folder = plan.recipe, plan.folder()
-    model = _build(plan).to(ranks.device)
+    model = _build(plan)
     model.gradient_checkpointing = recipe.gradient_checkpointing
+    if recipe.shard_weights and ranks.world_size > 1:  # one rank has all of them anyway
+        shard(model, ranks)
+    else:
+        model.to(ranks.device)
     state = new_state(model, recipe)
     # from the leading machine's disk, which the others may not have
     saved = ranks.share(folder.load_latest(torch.device("cpu")) if ranks.leads else None)

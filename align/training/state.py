@@ -15,6 +15,7 @@ from align.model.dual_encoder import DualEncoder
 from align.training.curves import Row
 from align.training.lamb import Lamb, parameter_groups
 from align.training.loss_scale import LossScale
+from align.training.sharding import gathered, is_sharded, local, placed
 
 
 @dataclass
@@ -38,24 +39,45 @@ class State:
     average: list[Tensor] | None = None
     loss_scale: LossScale | None = None
 
+    @property
+    def sharded(self) -> bool:
+        """Whether weights lie in shards: then all ranks have to save, and to run the towers, together."""
+        return is_sharded(self.model)
+
     def saved(self) -> dict[str, Any]:
-        """Plain values and tensors; those are this state's own, and go on changing."""
-        return {
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "rows": self.rows,
-            "losses": self.losses,
-            "gradient_norms": self.gradient_norms,
-            "average": self.average,
-            "loss_scale": None if self.loss_scale is None else asdict(self.loss_scale),
-        }
+        """Plain values and tensors; those are this state's own, and go on changing.
+
+        Tensors are whole, so that any number of ranks goes on from them; of shards only the leading rank gets them.
+        """
+        values: dict[str, Any] = gathered(
+            {
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "rows": self.rows,
+                "losses": self.losses,
+                "gradient_norms": self.gradient_norms,
+                "average": self.average,
+                "loss_scale": None if self.loss_scale is None else asdict(self.loss_scale),
+            }
+        )
+        return values
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Takes over a checkpoint."""
-        self.model.load_state_dict(saved["model"])
-        self.optimiser.load_state_dict(saved["optimiser"])
+        """Takes over a checkpoint, on every rank what it has of it."""
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: placed(value, own[name]) for name, value in saved["model"].items()})
+        params = [param for group in self.optimiser.param_groups for param in group["params"]]
+        moments = {
+            index: {name: placed(value, params[index]) for name, value in values.items()}
+            for index, values in saved["optimiser"]["state"].items()
+        }
+        self.optimiser.load_state_dict(saved["optimiser"] | {"state": moments})
         self.step, self.rows = saved["step"], saved["rows"]
-        self.losses, self.gradient_norms, self.average = saved["losses"], saved["gradient_norms"], saved["average"]
+        self.losses, self.gradient_norms = saved["losses"], saved["gradient_norms"]
+        if self.average is not None:
+            self.average = [
+                placed(value, param) for value, param in zip(saved["average"], self.model.parameters(), strict=True)
+            ]
         if self.loss_scale is not None:
             self.loss_scale = LossScale(**saved["loss_scale"])
 
@@ -63,20 +85,22 @@ class State:
     def update_average(self, decay: float) -> None:
         """Lets the average follow the parameters by a step."""
         assert self.average is not None
-        torch._foreach_lerp_(self.average, [param.detach() for param in self.model.parameters()], 1.0 - decay)
+        weights = [local(param.detach()) for param in self.model.parameters()]
+        torch._foreach_lerp_([local(tensor) for tensor in self.average], weights, 1.0 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """In the block the model has the averaged parameters, where there are any."""
-        params = [param.data for param in self.model.parameters()]
         if self.average is None:
             yield
             return
-        _swap(params, self.average)
+        params = [local(param.detach()) for param in self.model.parameters()]
+        average = [local(tensor) for tensor in self.average]
+        _swap(params, average)
         try:
             yield
         finally:
-            _swap(params, self.average)
+            _swap(params, average)
 
 
 def new_state(model: DualEncoder, recipe: Recipe) -> State:

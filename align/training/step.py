@@ -25,6 +25,7 @@ from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer, pad
 from align.training.loader import Batch
 from align.training.process_group import Ranks
+from align.training.sharding import local, norms
 
 #: On a CPU the towers work through a batch in parts of this many samples: their activations stay near the cache.
 CPU_PART = 64
@@ -84,7 +85,10 @@ def compute_gradients(
         _text_parts(model, tokenizer, batch.texts, size, ranks.device),
     )
     mixed = recipe.precision != "float32" and ranks.device.type == "cuda"
-    precise = torch.autocast(ranks.device.type, _AUTOCAST[recipe.precision], enabled=mixed)
+    precise = torch.autocast(
+        ranks.device.type, _AUTOCAST[recipe.precision], enabled=mixed,
+        cache_enabled=not recipe.shard_weights,  # it would keep a copy of whole weights
+    )  # fmt: skip
     cached = recipe.micro_batch is not None
     with precise, torch.set_grad_enabled(not cached):
         embeds = [_encode(some, stop if cached else None) for some in parts]
@@ -116,10 +120,11 @@ def _loss(model: DualEncoder, recipe: Recipe, images: Tensor, texts: Tensor, ran
 
 def _finish(model: DualEncoder, loss_scale: float, most: float | None) -> float:
     """Takes the scale out of the gradients; the norm of all of them, which are then cut to `most` if it is above."""
-    gradients = [param.grad for param in model.parameters() if param.grad is not None]
+    owners = [param for param in model.parameters() if param.grad is not None]
+    gradients = [local(param.grad) for param in owners if param.grad is not None]
     if loss_scale != 1.0:
         torch._foreach_mul_(gradients, 1.0 / loss_scale)
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm = torch.linalg.vector_norm(norms(gradients, owners))
     if most is not None:
         torch._foreach_mul_(gradients, (most / norm.clamp(min=1e-12)).clamp(max=1.0))
     return float(norm)

@@ -1,0 +1,307 @@
+"""Weights in shards over two ranks: what one process computes, saves and goes on with.
+
+All that two ranks have to do is done in one launch of them, by `_work`; the tests look at what it left.
+"""
+
+import functools
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from align.errors import AlignError
+from align.model.dual_encoder import DualEncoder
+from align.model.tokenizer import TextTokenizer
+from align.training import state as state_module
+from align.training import step as step_module
+from align.training.checkpoint import CheckpointFolder
+from align.training.lamb import Lamb
+from align.training.loader import Batch
+from align.training.loss_scale import LossScale
+from align.training.process_group import Ranks, launch
+from align.training.run import Plan, _train_rank, make_plan, run
+from align.training.sharding import gathered, is_sharded, placed, shard
+from align.training.step import Interrupted, compute_gradients
+from tests import training_data
+from tests.training_data import MODEL, TermAt, pretrain_config
+from tests.unit.test_lamb import reference
+
+BATCH = 32
+SYNC = MODEL.model_copy(update={"batch_norm": "sync"})
+SHORT = {
+    "num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005, "log_every_steps": 1, "validate_every_steps": 2,
+    "checkpoint_every_steps": 1, "keep_checkpoints": 4,
+}  # fmt: skip
+#: Two ranks against one: with all that works on weights and gradients.
+WHOLE = SHORT | {"clip_norm": 100.0, "ema_decay": 0.5, "best_metric": "val/effective_rank"}
+
+#: Ways through a step: several parts in one backward pass, a backward pass a part, a block computed twice, sync.
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "parts": ({}, {}),
+    "micro_batch": ({"micro_batch": 8}, {}),
+    "checkpointing": ({"micro_batch": 8, "gradient_checkpointing": True}, {}),
+    "checkpointing, parts": ({"gradient_checkpointing": True}, {}),
+    "sync": ({}, {"batch_norm": "sync"}),
+}
+
+#: Rows of parameters for LAMB: even, uneven, and fewer than ranks.
+SHAPES = [(4, 3), (5, 2), (1, 6), (3,)]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the ranks left: `ranks[r]` of rank r."""
+
+    root: Path
+    ranks: list[dict[str, Any]]
+
+    def last(self, name: str) -> dict[str, Any]:
+        saved = CheckpointFolder(next((self.root / name).glob("pretrain-*")), 4).load_latest(torch.device("cpu"))
+        assert saved is not None
+        return saved
+
+
+def _plan(data: tuple[Path, Path], checkpoints: Path, log: Any = None, **changes: Any) -> Plan:
+    shards, tokenizer = data
+    return make_plan(
+        pretrain_config(**(SHORT | changes)), MODEL, initial=None, shards=shards, tokenizer=tokenizer,
+        checkpoints=checkpoints, log=log,
+    )  # fmt: skip
+
+
+def _in_two(data: tuple[Path, Path], checkpoints: Path, log: Any = None, **changes: Any) -> Plan:
+    return _plan(data, checkpoints, log, **({"num_processes": 2, "shard_weights": True} | changes))
+
+
+def _gradients(tokenizer: Path, case: str, ranks: Ranks) -> tuple[float, float, dict[str, Tensor]]:
+    """Loss, norm and all gradients of a batch, whole."""
+    recipe, model_changes = CASES[case]
+    torch.manual_seed(0)
+    words = TextTokenizer.load(tokenizer, MODEL.max_tokens)
+    model = DualEncoder(MODEL.model_copy(update=model_changes), words.vocab_size).train()
+    model.gradient_checkpointing = recipe.get("gradient_checkpointing", False)
+    if ranks.world_size > 1:
+        shard(model, ranks)
+    generator = np.random.default_rng(0)
+    images = torch.from_numpy(generator.integers(0, 255, (BATCH, 32, 32, 3), dtype=np.uint8))
+    texts = [" ".join(["red", "green", "a bar at the top", "yellow"][: 1 + row % 4]) for row in range(BATCH)]
+    draws = torch.from_numpy(generator.random((BATCH, model.vision_model.num_blocks), dtype=np.float32))
+    share = BATCH // ranks.world_size
+    rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
+    config = pretrain_config(batch_size=BATCH, **recipe)
+    found = compute_gradients(model, config, ranks, words, Batch(images[rows], texts[rows], draws[rows]))
+    return found.loss, found.norm, gathered({name: param.grad for name, param in model.named_parameters()})
+
+
+def _lamb(ranks: Ranks) -> list[Tensor]:
+    """Six steps of LAMB on the numbers of `test_lamb_on_shards_is_lamb`."""
+    module, (starts, grads) = nn.Module(), _lamb_numbers()
+    for index, start in enumerate(starts):
+        module.register_parameter(str(index), nn.Parameter(torch.from_numpy(start.copy())))
+    fully_shard(module, mesh=init_device_mesh("cpu", (ranks.world_size,)))
+    params = list(module.parameters())
+    groups = [{"params": params[:-1], "adapt": True}, {"params": params[-1:], "adapt": False}]
+    optimiser = Lamb(groups, weight_decay=0.02, betas=(0.9, 0.99))
+    optimiser.set_learning_rate(0.1)
+    for step in grads:
+        for param, grad in zip(params, step, strict=True):
+            param.grad = placed(torch.from_numpy(grad), param)
+        optimiser.step()
+    return gathered(params)  # type: ignore[no-any-return]  # as deep as what it is given
+
+
+def _lamb_numbers() -> tuple[list[Any], list[list[Any]]]:
+    generator = np.random.default_rng(0)
+    starts = [generator.normal(size=shape) for shape in SHAPES]
+    return starts, [[generator.normal(size=shape) for shape in SHAPES] for _ in range(6)]
+
+
+class _InterruptAt:
+    """In place of the question between two parts: the n-th time it stops the run."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, stop: Callable[[], bool]) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Interrupted
+
+
+def _huge(**saved: Any) -> LossScale:
+    return LossScale(**({"value": 2.0**127} | saved))
+
+
+def _work(plans: list[tuple[str, Plan]], tokenizer: Path, root: Path, ranks: Ranks) -> None:
+    found: dict[str, Any] = {}
+    step_module.CPU_PART = 4
+    found |= {f"gradients, {case}": _gradients(tokenizer, case, ranks) for case in CASES}
+    found["lamb"] = _lamb(ranks)
+    plain_check, plain_scale = step_module._check, state_module.LossScale
+    for name, plan in plans:
+        step_module._check = _InterruptAt(2 * 8 + 6) if name == "left within a step" else plain_check
+        state_module.LossScale = _huge if name == "scaled" else plain_scale  # type: ignore[assignment,misc]  # a stand-in
+        try:
+            _train_rank(plan, ranks)
+            found[name] = "done"
+        except AlignError as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    torch.save(found, root / f"{ranks.rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return training_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def found(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Found:
+    root = tmp_path_factory.mktemp("found")
+    run(_plan(data, root / "one", **WHOLE))
+    shutil.copytree(root / "one", root / "gone on with")
+    for step in (3, 4):
+        next((root / "gone on with").glob(f"*/step-{step:08d}.pt")).unlink()
+    parts = WHOLE | {"batch_size": 16, "micro_batch": 4}
+    plans = [
+        ("whole", _in_two(data, root / "two", **WHOLE)),
+        ("stopped", _in_two(data, root / "stopped", TermAt(2), **WHOLE)),
+        ("resumed", _in_two(data, root / "stopped", **WHOLE)),
+        ("gone on with", _in_two(data, root / "gone on with", **WHOLE)),
+        ("parts", _in_two(data, root / "parts", **parts)),
+        ("left within a step", _in_two(data, root / "left", **parts)),
+        ("come back to", _in_two(data, root / "left", **parts)),
+        ("broken", _in_two(data, root / "broken", learning_rate=1e38, warmup_steps=3)),
+        ("scaled", _in_two(data, root / "scaled", precision="float16")),
+        ("sync", replace(_in_two(data, root / "sync", shard_weights=False), model=SYNC)),
+    ]
+    launch(functools.partial(_work, plans, data[1], root), 2, 1)
+    return Found(root, [torch.load(root / f"{rank}.pt") for rank in range(2)])
+
+
+def assert_close(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Two checkpoints of the same run, but for rounding."""
+    for mine, other in zip(ours["rows"], theirs["rows"], strict=True):
+        assert mine == pytest.approx(other, rel=1e-3)  # recall@k among them, which is a share of eight
+    for name, weight in theirs["model"].items():
+        if weight.ndim > 1:  # a shift that batch-norm takes out follows rounding
+            torch.testing.assert_close(ours["model"][name], weight, atol=1e-3, rtol=1e-2, msg=name)
+    assert len(ours["average"]) == len(theirs["average"])
+    for mine, other in zip(ours["average"], theirs["average"], strict=True):
+        if other.ndim > 1:
+            torch.testing.assert_close(mine, other, atol=1e-3, rtol=1e-2)
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Equal to the bit, all the way down."""
+    assert type(ours) is type(theirs)
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert_same(ours[name], value)
+    elif isinstance(theirs, list | tuple):
+        assert len(ours) == len(theirs)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert_same(mine, other)
+    else:
+        assert torch.equal(ours, theirs) if isinstance(theirs, Tensor) else ours == theirs
+
+
+def test_two_ranks_equal_one_process(found: Found) -> None:
+    one, two = found.last("one"), found.last("two")
+    assert [outcome["whole"] for outcome in found.ranks] == ["done", "done"]
+    assert any(name.endswith("recall@10") for name in two["rows"][-1])
+    assert two.keys() == one.keys() and two["model"].keys() == one["model"].keys()
+    assert_close(two, one)
+    assert next((found.root / "two").glob("*/best.pt")).exists()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_sums_over_ranks(
+    found: Found, data: tuple[Path, Path], case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_module, "CPU_PART", 4)
+    alone: list[tuple[float, float, dict[str, Tensor]]] = []
+    launch(lambda ranks: alone.append(_gradients(data[1], case, ranks)), 1, 1)
+    loss, norm, grads = found.ranks[0][f"gradients, {case}"]
+    assert found.ranks[1][f"gradients, {case}"][:2] == (loss, norm)
+    [(whole_loss, whole_norm, whole)] = alone
+    assert (loss, norm) == (pytest.approx(whole_loss, rel=1e-5), pytest.approx(whole_norm, rel=1e-3))
+    largest = max(float(grad.norm()) for grad in whole.values())
+    for name, grad in whole.items():  # what batch-norm takes away again has a gradient of rounding errors
+        apart = float((grads[name] - grad).norm() / grad.norm().clamp(min=1e-3 * largest))
+        assert apart < 2e-3, f"{name}: {apart}"
+
+
+def test_lamb_on_shards_is_lamb(found: Found) -> None:
+    """Against the line-by-line reference; a ratio of each rank's own rows would be another."""
+    starts, grads = _lamb_numbers()
+    for index, start in enumerate(starts):
+        expected = reference(
+            start, [step[index] for step in grads], rate=0.1, decay=0.02, beta2=0.99, adapt=start.ndim > 1
+        )
+        np.testing.assert_allclose(found.ranks[0]["lamb"][index].numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_stopped_and_resumed_equals_a_whole_run(found: Found) -> None:
+    for outcome in found.ranks:
+        assert outcome["stopped"].startswith("TrainingError: stopped by SIGTERM after step 2 of 4")
+        assert outcome["left within a step"].startswith("TrainingError: stopped by SIGTERM after step 2 of 4")
+        assert (outcome["resumed"], outcome["come back to"]) == ("done", "done")
+    assert_same(found.last("stopped"), found.last("two"))
+    assert_same(found.last("left"), found.last("parts"))
+
+
+def test_any_number_of_ranks_goes_on_from_shards_and_shards_from_any(
+    found: Found, data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    assert_close(found.last("gone on with"), found.last("one"))
+    shutil.copytree(found.root / "two", tmp_path / "two")
+    alone = _plan(data, tmp_path / "two", **WHOLE)
+    for step in (3, 4):
+        (alone.folder().directory / f"step-{step:08d}.pt").unlink()
+    trained = run(alone)
+    assert trained is not None and not is_sharded(trained.model)
+    saved = alone.folder().load_latest(torch.device("cpu"))
+    assert saved is not None
+    assert_close(saved, found.last("one"))
+
+
+def test_a_loss_that_is_not_finite_ends_all_ranks_alike(found: Found) -> None:
+    first, second = (outcome["broken"] for outcome in found.ranks)
+    assert first == second and first.startswith("NonFiniteLossError: the loss is ")
+
+
+def test_all_ranks_leave_out_the_same_steps(
+    found: Found, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_module, "LossScale", _huge)
+    one = run(_plan(data, tmp_path, precision="float16"))
+    assert one is not None and [outcome["scaled"] for outcome in found.ranks] == ["done", "done"]
+    rows = found.last("scaled")["rows"]
+    for name in ("train/skipped_steps", "train/loss_scale"):
+        assert [row[name] for row in rows] == [row[name] for row in one.rows]
+    assert 0 < sum(row["train/skipped_steps"] for row in rows) <= 4
+
+
+def test_ranks_that_share_statistics_are_validated_by_one_of_them(
+    found: Found, data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Its batch-norm must not ask the others, who are not there."""
+    assert [outcome["sync"] for outcome in found.ranks] == ["done", "done"]
+    one = run(replace(_plan(data, tmp_path), model=SYNC))
+    assert one is not None
+    for mine, other in zip(found.last("sync")["rows"], one.rows, strict=True):
+        assert mine == pytest.approx(other, rel=1e-3)
+
+
+def test_one_rank_has_nothing_to_cut_up(data: tuple[Path, Path], tmp_path: Path) -> None:
+    plain, sharded = (run(_plan(data, tmp_path / str(on), shard_weights=on)) for on in (False, True))
+    assert plain is not None and sharded is not None and sharded.rows == plain.rows

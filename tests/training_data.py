@@ -32,6 +32,7 @@ RECIPE: dict[str, object] = {
     "text_learning_rate_scale": 0.5,
     "warmup_steps": 2, "weight_decay": 1e-5, "beta2": 0.999, "loss": "align", "label_smoothing": 0.1, "clip_norm": None,
     "ema_decay": None, "flip": False, "precision": "bfloat16", "gradient_checkpointing": False, "shard_weights": False,
+    "compile": False, "tf32": False, "cudnn_benchmark": False,
     "phrase_dropout": 0.0,
     "log_every_steps": 2, "validate_every_steps": 4, "checkpoint_every_steps": 3, "keep_checkpoints": 2,
     "best_metric": None, "num_processes": 1, "num_threads": 1, "shuffle_block": 1000, "extra_shards": [],

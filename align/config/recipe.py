@@ -43,6 +43,9 @@ class Recipe(Section):
     precision: Literal["float32", "bfloat16", "float16"]
     gradient_checkpointing: bool
     shard_weights: bool
+    compile: bool
+    tf32: bool
+    cudnn_benchmark: bool
     log_every_steps: int = Field(ge=1)
     validate_every_steps: int = Field(ge=1)
     checkpoint_every_steps: int = Field(ge=1)

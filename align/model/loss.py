@@ -12,8 +12,8 @@ there two. The gradient of T needs no pass: s is linear in x, so that dL/dT = -s
 
 Over several processes each one has its own rows of x and y, sees all rows of y, and works on its rows of s alone.
 
-Everything is computed in the embeddings' own precision, which is float32 at least. The eager tiles are the reference;
-on CUDA the element-wise half of a tile is compiled into one kernel by `torch.compile`.
+Everything is computed in the embeddings' own precision, which is float32 at least, and never TF32. The eager tiles are
+the reference; on CUDA the element-wise half of a tile is compiled into one kernel by `torch.compile`.
 """
 
 from __future__ import annotations
@@ -211,14 +211,19 @@ def _tiles(
     """Yields (rows, columns, x_i . y_j / T of them); the scores are the caller's to overwrite, until the next tile."""
     height, width = size or (CUDA_TILE if x.is_cuda else TILE)
     buffer = x.new_empty(min(height, len(x)) * min(width, len(y)))
-    for top in range(0, len(x), height):
-        rows = slice(top, min(top + height, len(x)))
-        scaled = x[rows] / temperature
-        for left in range(0, len(y), width):
-            columns = slice(left, min(left + width, len(y)))
-            shape = (rows.stop - rows.start, columns.stop - columns.start)
-            scores = buffer[: shape[0] * shape[1]].view(shape)
-            yield rows, columns, torch.mm(scaled, y[columns].T, out=scores)
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, False  # until the last tile: for what the caller does with one, too
+    try:
+        for top in range(0, len(x), height):
+            rows = slice(top, min(top + height, len(x)))
+            scaled = x[rows] / temperature
+            for left in range(0, len(y), width):
+                columns = slice(left, min(left + width, len(y)))
+                shape = (rows.stop - rows.start, columns.stop - columns.start)
+                scores = buffer[: shape[0] * shape[1]].view(shape)
+                yield rows, columns, torch.mm(scaled, y[columns].T, out=scores)
+    finally:
+        matmul.allow_tf32 = before
 
 
 def _log_sums(scores: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

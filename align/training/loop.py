@@ -23,6 +23,7 @@ from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import estimate_statistics
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
+from align.training.acceleration import as_written
 from align.training.checkpoint import CheckpointFolder
 from align.training.curves import Row
 from align.training.health import Health
@@ -82,7 +83,7 @@ def train(
             done = state.step == recipe.num_steps
             measured: Row = {}
             if takes_part and (done or (val_samples and state.step % recipe.validate_every_steps == 0)):
-                with progress.paused(), state.averaged():
+                with progress.paused(), state.averaged(), as_written():
                     refresh_statistics(model, train_samples, ranks.device)
                     measured |= batch_norm_gap(model, train_samples, ranks.device)
                     measured |= validate(model, tokenizer, val_samples) if val_samples else {}

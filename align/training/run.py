@@ -23,6 +23,7 @@ from align.errors import ConfigError, TrainingError
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.tokenizer import TextTokenizer
 from align.stage import Report, replace_directory, say, sha256_file, write_report, write_text
+from align.training.acceleration import accelerated
 from align.training.checkpoint import CheckpointFolder, Mirror, run_key
 from align.training.curves import Row, write_curves
 from align.training.index import SplitIndex, Tars, read_outline
@@ -35,7 +36,7 @@ from align.training.state import load_weights, new_state
 #: Fields of a recipe that change no result beyond rounding: a run goes on after a change of them.
 _NOT_THE_RESULT = {
     *("keep_checkpoints", "checkpoint_every_steps", "best_metric", "micro_batch", "num_processes", "num_threads"),
-    *("gradient_checkpointing", "shard_weights"),
+    *("gradient_checkpointing", "shard_weights", "compile", "cudnn_benchmark"),
     *("num_loader_threads", "store_patience_s"),
     "on_corrupt_shard",  # what either of them lets train is the same; so a run that stopped can go on in quarantine
     "extra_shards",  # by their digests, see below
@@ -172,6 +173,11 @@ def run(plan: Plan) -> Trained | None:
         raise ConfigError(
             f"{recipe.section}.micro_batch {recipe.micro_batch} must be a multiple of model.batch_norm_group {group}"
         )
+    if recipe.compile and plan.model.batch_norm == "sync":
+        raise ConfigError(
+            f"{recipe.section}.compile needs model.batch_norm: group or batch; sync asks other ranks within a block, "
+            "which is not compiled"
+        )
     if (recipe.loss == "sigmoid") != (plan.model.logit_bias_init is not None):
         raise ConfigError(
             f"{recipe.section}.loss {recipe.loss} and model.logit_bias_init {plan.model.logit_bias_init} do not go "
@@ -213,13 +219,18 @@ def _build(plan: Plan) -> DualEncoder:
 
 
 def _train_rank(plan: Plan, ranks: Ranks) -> None:
-    recipe, folder = plan.recipe, plan.folder()
     model = _build(plan)
-    model.gradient_checkpointing = recipe.gradient_checkpointing
-    if recipe.shard_weights and ranks.world_size > 1:  # one rank has all of them anyway
-        shard(model, ranks)
-    else:
-        model.to(ranks.device)
+    model.gradient_checkpointing = plan.recipe.gradient_checkpointing
+    with accelerated(model, plan.recipe, ranks.device):
+        if plan.recipe.shard_weights and ranks.world_size > 1:  # one rank has all of them anyway
+            shard(model, ranks)
+        else:
+            model.to(ranks.device)
+        _train_model(plan, model, ranks)
+
+
+def _train_model(plan: Plan, model: DualEncoder, ranks: Ranks) -> None:
+    recipe, folder = plan.recipe, plan.folder()
     state = new_state(model, recipe)
     # from the leading machine's disk, which the others may not have
     saved = ranks.share(folder.load_latest(torch.device("cpu")) if ranks.leads else None)

@@ -22,6 +22,7 @@ from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training import state as state_module
 from align.training import step as step_module
+from align.training.acceleration import accelerated
 from align.training.checkpoint import CheckpointFolder
 from align.training.lamb import Lamb
 from align.training.loader import Batch
@@ -51,6 +52,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "checkpointing, parts": ({"gradient_checkpointing": True}, {}),
     "sync": ({}, {"batch_norm": "sync"}),
 }
+COMPILED = {"compiled": ({"compile": True, "micro_batch": 8, "gradient_checkpointing": True}, {})}
 
 #: Rows of parameters for LAMB: even, uneven, and fewer than ranks.
 SHAPES = [(4, 3), (5, 2), (1, 6), (3,)]
@@ -83,22 +85,28 @@ def _in_two(data: tuple[Path, Path], checkpoints: Path, log: Any = None, **chang
 
 def _gradients(tokenizer: Path, case: str, ranks: Ranks) -> tuple[float, float, dict[str, Tensor]]:
     """Loss, norm and all gradients of a batch, whole."""
-    recipe, model_changes = CASES[case]
+    recipe, model_changes = (CASES | COMPILED)[case]
     torch.manual_seed(0)
     words = TextTokenizer.load(tokenizer, MODEL.max_tokens)
     model = DualEncoder(MODEL.model_copy(update=model_changes), words.vocab_size).train()
     model.gradient_checkpointing = recipe.get("gradient_checkpointing", False)
-    if ranks.world_size > 1:
-        shard(model, ranks)
+    config = pretrain_config(batch_size=BATCH, **recipe)
+    with accelerated(model, config, ranks.device):
+        if ranks.world_size > 1:
+            shard(model, ranks)
+        found = compute_gradients(model, config, ranks, words, _batch(model, ranks))
+    return found.loss, found.norm, gathered({name: param.grad for name, param in model.named_parameters()})
+
+
+def _batch(model: DualEncoder, ranks: Ranks) -> Batch:
+    """This rank's share."""
     generator = np.random.default_rng(0)
     images = torch.from_numpy(generator.integers(0, 255, (BATCH, 32, 32, 3), dtype=np.uint8))
     texts = [" ".join(["red", "green", "a bar at the top", "yellow"][: 1 + row % 4]) for row in range(BATCH)]
     draws = torch.from_numpy(generator.random((BATCH, model.vision_model.num_blocks), dtype=np.float32))
     share = BATCH // ranks.world_size
     rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
-    config = pretrain_config(batch_size=BATCH, **recipe)
-    found = compute_gradients(model, config, ranks, words, Batch(images[rows], texts[rows], draws[rows]))
-    return found.loss, found.norm, gathered({name: param.grad for name, param in model.named_parameters()})
+    return Batch(images[rows], texts[rows], draws[rows])
 
 
 def _lamb(ranks: Ranks) -> list[Tensor]:
@@ -228,16 +236,36 @@ def test_gradients_are_sums_over_ranks(
     found: Found, data: tuple[Path, Path], case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step_module, "CPU_PART", 4)
+    first, second = (outcome[f"gradients, {case}"] for outcome in found.ranks)
+    assert first[:2] == second[:2]
+    assert_gradients(first, data[1], case)
+
+
+def assert_gradients(ours: tuple[float, float, dict[str, Tensor]], tokenizer: Path, case: str) -> None:
+    """Against one process."""
     alone: list[tuple[float, float, dict[str, Tensor]]] = []
-    launch(lambda ranks: alone.append(_gradients(data[1], case, ranks)), 1, 1)
-    loss, norm, grads = found.ranks[0][f"gradients, {case}"]
-    assert found.ranks[1][f"gradients, {case}"][:2] == (loss, norm)
+    launch(lambda ranks: alone.append(_gradients(tokenizer, case, ranks)), 1, 1)
+    loss, norm, grads = ours
     [(whole_loss, whole_norm, whole)] = alone
     assert (loss, norm) == (pytest.approx(whole_loss, rel=1e-5), pytest.approx(whole_norm, rel=1e-3))
     largest = max(float(grad.norm()) for grad in whole.values())
     for name, grad in whole.items():  # what batch-norm takes away again has a gradient of rounding errors
         apart = float((grads[name] - grad).norm() / grad.norm().clamp(min=1e-3 * largest))
         assert apart < 2e-3, f"{name}: {apart}"
+
+
+def _compile_in_two(tokenizer: Path, out: Path, ranks: Ranks) -> None:
+    compile = torch.compile
+    torch.compile = functools.partial(compile, backend="aot_eager")  # type: ignore[assignment]  # no C++ compiler
+    found = _gradients(tokenizer, "compiled", ranks)
+    if ranks.leads:
+        torch.save(found, out)
+
+
+@pytest.mark.full
+def test_compiled_blocks_may_lie_in_shards(data: tuple[Path, Path], tmp_path: Path) -> None:
+    launch(functools.partial(_compile_in_two, data[1], tmp_path / "out.pt"), 2, 1)
+    assert_gradients(torch.load(tmp_path / "out.pt"), data[1], "micro_batch")
 
 
 def test_lamb_on_shards_is_lamb(found: Found) -> None:

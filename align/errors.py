@@ -9,6 +9,7 @@
       TrainingError           training cannot go on
         NonFiniteLossError    the loss became inf or NaN; the last good checkpoint is kept
       ServiceError            a server (S3, MLflow) is away or refuses
+        RefusedError          it is there, and will not: asking again is of no use
       LockedError             another process works on the same thing
 
 Bad samples are rows with a reason code; only bad *runs* are exceptions.
@@ -49,6 +50,10 @@ class NonFiniteLossError(TrainingError):
 
 class ServiceError(AlignError):
     """A server is away or refuses."""
+
+
+class RefusedError(ServiceError):
+    """A server is there and refuses: asking again is of no use."""
 
 
 class LockedError(AlignError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from align.config import Params
@@ -13,9 +14,10 @@ from align.config.paths import PathsConfig
 from align.config.recipe import Recipe
 from align.config.store import StoreConfig
 from align.pairs.validate.verdict import SHARDS, require_passed
+from align.services.live_log import LiveLog
 from align.services.store import tar_reader
 from align.services.store_mirror import checkpoint_mirror
-from align.services.tracking import current_run_id, live_logger
+from align.services.tracking import current_run_id
 from align.stage import record_runtime, say
 from align.training.run import make_plan, train_stage
 
@@ -44,10 +46,11 @@ def train(
     stage, paths, store = recipe.section, params.section(PathsConfig), params.section(StoreConfig)
     plan = make_plan(
         recipe, model, initial=initial, shards=paths.shards, tokenizer=paths.tokenizer, checkpoints=paths.checkpoints,
-        log=live_logger(current_run_id(), stage), tars=tar_reader(store), health=params.section(HealthConfig),
-        mirror=checkpoint_mirror(store), accept_code_change=args.accept_code_change,
-        cluster=params.section(ClusterConfig),
+        tars=tar_reader(store), health=params.section(HealthConfig), mirror=checkpoint_mirror(store),
+        accept_code_change=args.accept_code_change, cluster=params.section(ClusterConfig),
     )  # fmt: skip
+    if (run_id := current_run_id()) is not None:
+        plan = replace(plan, log=LiveLog(run_id, stage, plan.folder().directory / "live.jsonl"))
     require_passed(paths.reports / SHARDS, plan.data_digest)
     with record_runtime(stage, paths.runtime) as runtime:
         trained = train_stage(plan, out=out, reports=paths.reports / stage)

@@ -13,18 +13,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from align.errors import ServiceError
-from align.stage import say
+from align.errors import RefusedError, ServiceError
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 #: Tags of a version. The champion that it replaced, so that rollbacks can go on backwards; and that it was taken back.
@@ -42,7 +39,6 @@ _LIMITS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for results
 }
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-Log = Callable[[dict[str, float], int], None]
 
 _BATCH = 500  # entities a request; MLflow takes 1000
 
@@ -78,7 +74,8 @@ def is_there() -> bool:
 
 
 class Tracker:
-    """One MLflow server, or the file that stands in for it. Every failure to reach it is a ServiceError within seconds.
+    """One MLflow server, or the file that stands in for it. Every failure to reach it is a ServiceError within seconds,
+    every refusal a RefusedError.
 
     Attributes:
         uri: where, without credentials; for people.
@@ -91,6 +88,7 @@ class Tracker:
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each of its tries; our error says it once
         full = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
         userinfo, at, _ = urlsplit(full).netloc.rpartition("@")
         self._credentials = userinfo + at
@@ -159,25 +157,28 @@ class Tracker:
         self.log_rows(run_id, missing, prefix)
 
     def log_rows(self, run_id: str, rows: Iterable[Mapping[str, float]], prefix: str = "") -> None:
-        """Logs rows of {"step": n, name: value, ...} as they are."""
+        """Logs rows of {"step": n, name: value, ...} as they are, in their order.
+
+        `time` in a row is no metric: it says when that was, in ms since 1970; else it is now.
+        """
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         points = [
-            Metric(metric_name(prefix + name), float(value), now, int(row["step"]))
+            Metric(metric_name(prefix + name), float(value), int(row.get("time", now)), int(row["step"]))
             for row in rows
             for name, value in row.items()
-            if name != "step"
+            if name not in ("step", "time")
         ]
         for start in range(0, len(points), _BATCH):
             with self._asking():
                 self._client.log_batch(run_id, metrics=points[start : start + _BATCH])
 
-    def last_step(self, run_id: str, name: str) -> int:
-        """The last step at which a metric was logged; -1 if it never was."""
+    def last_steps(self, run_id: str) -> dict[str, int]:
+        """The last step of each metric that a run has, under MLflow's names."""
         with self._asking():
-            history = self._client.get_metric_history(run_id, metric_name(name))
-        return max((point.step for point in history), default=-1)
+            metrics = self._client.get_run(run_id).data.to_proto().metrics
+        return {metric.key: int(metric.step) for metric in metrics}
 
     def log_folder(self, run_id: str, folder: Path, name: str) -> None:
         """Uploads a folder's files as artifacts under `name`."""
@@ -281,12 +282,15 @@ class Tracker:
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        from mlflow.exceptions import MlflowException
+        from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, MlflowException
 
         try:
             yield
         except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
             reason = self._without_credentials(" ".join(str(error).split()))[:300]
+            status = 500 if isinstance(error, OSError) else ERROR_CODE_TO_HTTP_STATUS.get(error.error_code, 500)
+            if 400 <= status < 500 and status not in (408, 429):
+                raise RefusedError(f"MLflow at {self.uri} refuses: {reason}") from None
             todo = (
                 "see its log" if self._local else "is it up? `make up` starts one, unset MLFLOW_TRACKING_URI needs none"
             )
@@ -299,52 +303,3 @@ def _version(item: Any) -> Version:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def live_logger(run_id: str | None, stage: str) -> Log | None:
-    """A function that logs a row of metrics at a step into a run that somebody else began and will end.
-
-    Rows go through a queue to a thread: training never waits. Where MLflow is away, live logging stops with one warning
-    and training goes on; what is missing then, `align register` fills in from metrics.jsonl.
-
-    Args:
-        run_id: `tracking.current_run_id()`; None gives None.
-        stage: goes before every name, such as `pretrain/train/loss`, since stages count their steps anew.
-    """
-    return None if run_id is None else _Live(run_id, stage)
-
-
-@dataclass
-class _Live:
-    """Picklable until its first call, so that a parent can hand it to the process that trains."""
-
-    run_id: str
-    stage: str
-    _rows: queue.Queue[dict[str, float]] | None = field(default=None, repr=False)
-
-    def __call__(self, metrics: dict[str, float], step: int) -> None:
-        if self._rows is None:
-            self._rows = queue.Queue(maxsize=10_000)
-            threading.Thread(target=self._send, args=(self._rows,), name="live metrics", daemon=True).start()
-        try:
-            self._rows.put_nowait({"step": float(step), **metrics})
-        except queue.Full:
-            return  # MLflow is slower than training, or away: the series is completed later
-
-    def _send(self, rows: queue.Queue[dict[str, float]]) -> None:
-        try:
-            tracker, prefix = Tracker(), f"{self.stage}/"
-            last = tracker.last_step(self.run_id, f"{prefix}train/loss")
-            while True:
-                batch = [rows.get()]
-                while not rows.empty():
-                    batch.append(rows.get())
-                # ranks that died and started anew repeat the steps since their checkpoint
-                again = [row for row in batch if row["step"] <= last]
-                tracker.log_series(self.run_id, again, prefix)
-                tracker.log_rows(self.run_id, batch[len(again) :], prefix)
-        except ServiceError as error:
-            say(f"{self.stage}: live logging stopped, training goes on: {error}")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"run_id": self.run_id, "stage": self.stage, "_rows": None}

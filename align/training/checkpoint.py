@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from align.errors import ConfigError, CorruptError, LockedError, ServiceError, TrainingError
+from align.errors import ConfigError, CorruptError, DataError, LockedError, ServiceError, TrainingError
 from align.stage import fsync, say, to_json, write_text
 
 SCHEMA_VERSION = 2
@@ -151,7 +151,7 @@ class CheckpointFolder:
             for name in mirror.names(run):
                 if name not in kept:
                     mirror.delete(f"{run}/{name}")
-        except ServiceError as error:
+        except (ServiceError, DataError) as error:  # refused, too: it was not when the run began, see `fetch`
             say(f"{path.name}: not in the object store, training goes on: {error}")
 
     def fetch(self) -> None:

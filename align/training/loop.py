@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -68,6 +68,8 @@ def train(
     watch = Health(health, recipe.section) if health and ranks.leads else None
     usage = Usage(health, model, recipe, ranks.world_size, ranks.device) if health and ranks.leads else None
     with stop_requested() as stopped, ExitStack() as stack:
+        if ranks.leads and isinstance(log, AbstractContextManager):
+            stack.enter_context(log)  # left when the last checkpoint is on disk
         stack.callback(folder.wait)  # however this ends, what was saved is on disk then
         model.train()
         takes_part = ranks.leads or state.sharded  # in what one rank does alone, if it has whole weights

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import pickle
 import subprocess
 import sys
 import time
@@ -21,7 +20,8 @@ from align.pairs.formats.shards import read_manifest
 from align.promote import Decision, promote
 from align.register import Lineage, Registration, register
 from align.rollback import rollback
-from align.services.tracking import Tracker, live_logger, metric_name
+from align.services.live_log import LiveLog
+from align.services.tracking import Tracker, metric_name
 from tests import small_data, small_model
 from tests.small_data import Pair
 
@@ -198,20 +198,11 @@ def test_an_empty_mlflow_is_filled_again_without_a_server(project: Project, monk
 
 def test_a_run_that_a_caller_began_is_completed_and_not_ended(project: Project) -> None:
     run_id = project.tracker.start_run(project.config.experiment, "the flow's")
-    logger = live_logger(run_id, "pretrain")
-    assert logger is not None
-    os.environ["MLFLOW_TRACKING_URI"] = project.tracker.uri
-    try:
-        logger = pickle.loads(pickle.dumps(logger))  # as it travels to the process that trains
-        logger({"train/loss": 4.0}, 10)
-        logger({"train/loss": 3.0}, 20)
-        deadline = time.monotonic() + 30
-        while (
-            len(client(project).get_metric_history(run_id, "pretrain/train/loss")) < 2 and time.monotonic() < deadline
-        ):
-            time.sleep(0.1)
-    finally:
-        del os.environ["MLFLOW_TRACKING_URI"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", project.tracker.uri)
+        with LiveLog(run_id, "pretrain", project.root / "live.jsonl") as logger:
+            logger({"train/loss": 4.0}, 10)
+            logger({"train/loss": 3.0}, 20)
     for _ in range(2):
         assert project.register(run_id).run_id == run_id
     run = client(project).get_run(run_id)
@@ -235,24 +226,6 @@ def test_a_server_that_is_away_is_one_error_within_seconds(
         project.register(tracker=Tracker(away))
     assert time.monotonic() - start < 20
     assert "secret" not in str(caught.value)
-
-
-def test_training_goes_on_when_mlflow_is_away(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert live_logger(None, "pretrain") is None
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    logger = live_logger("0" * 32, "pretrain")
-    assert logger is not None
-    start = time.monotonic()
-    for step in range(20_000):
-        logger({"train/loss": 1.0}, step)
-    assert time.monotonic() - start < 2
-    deadline, shown = time.monotonic() + 30, ""
-    while "live logging stopped" not in shown and time.monotonic() < deadline:
-        time.sleep(0.2)
-        shown += capsys.readouterr().err
-    assert shown.count("live logging stopped, training goes on") == 1
 
 
 def test_promotion_and_rollback_over_three_champions(project: Project) -> None:

@@ -205,14 +205,19 @@ def test_a_machine_without_checkpoints_goes_on_from_the_object_store(
             assert torch.equal(there.model.state_dict()[name], weight), name
         assert CheckpointMirror(store, "s3://runs/of/us").names(run_name) == ["step-00000006.pt", "step-00000008.pt"]
         other = recipe.model_copy(update={"seed": 1})
-        server.kill()  # training goes on without it once it has begun
+
+        def without(name: str, location: str) -> Plan:
+            return make_plan(
+                other, MODEL, initial=None, shards=data[0], tokenizer=data[1], checkpoints=tmp_path / name,
+                mirror=_GoneLater(store, location),
+            )  # fmt: skip
+
+        # training goes on without it once it has begun
+        assert run(without("refused", "s3://deleted/of/us")).rows[-1]["step"] == 8
+        server.kill()
         with pytest.raises(ServiceError):
             run(at("nowhere"))
-        away = make_plan(
-            other, MODEL, initial=None, shards=data[0], tokenizer=data[1], checkpoints=tmp_path / "away",
-            mirror=_GoneLater(store, "s3://runs/of/us"),
-        )  # fmt: skip
-        assert run(away).rows[-1]["step"] == 8
+        assert run(without("away", "s3://runs/of/us")).rows[-1]["step"] == 8
 
 
 class _GoneLater(CheckpointMirror):

@@ -28,6 +28,7 @@ BYTE_NEUTRAL = {
     "align/services/store_client.py",  # likewise
     "align/services/store_mirror.py",  # likewise
     "align/services/tracking.py",  # what MLflow is told
+    "align/services/live_log.py",  # likewise
 }
 
 #: Sections that say where and how fast: never DVC params.

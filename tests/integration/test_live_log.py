@@ -1,0 +1,205 @@
+"""Live metrics with a real MLflow behind a network that fails."""
+
+import json
+import os
+import pickle
+import subprocess
+import time
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from align.errors import RefusedError, TrainingError
+from align.services import live_log
+from align.services.live_log import LiveLog
+from align.services.tracking import Tracker, metric_name
+from tests import training_data
+from tests.conftest import ROOT
+from tests.integration.relay import Relay
+from tests.integration.test_training_processes import project
+from tests.training_data import RECIPE
+
+LOSS = "pretrain/train/loss"
+
+
+@pytest.fixture
+def relay(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    with Relay(mlflow_server) as relay:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", relay.uri)
+        yield relay
+
+
+@pytest.fixture
+def run_id(mlflow_server: str) -> str:
+    return Tracker(mlflow_server).start_run("live", "a run")
+
+
+def history(server: str, run_id: str, name: str = LOSS) -> list[tuple[int, float]]:
+    return sorted((point.step, point.value) for point in MlflowClient(server).get_metric_history(run_id, name))
+
+
+def wait_for(server: str, run_id: str, step: int) -> None:
+    deadline = time.monotonic() + 60
+    while step not in dict(history(server, run_id)):
+        assert time.monotonic() < deadline, f"step {step} did not arrive"
+        time.sleep(0.1)
+
+
+class Said:
+    """What stderr has shown so far."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys, self.text = capsys, ""
+
+    def count(self, words: str) -> int:
+        self.text += self._capsys.readouterr().err
+        return self.text.count(words)
+
+    def wait_for(self, words: str) -> None:
+        deadline = time.monotonic() + 60
+        while not self.count(words):
+            assert time.monotonic() < deadline, f"{words!r} was not said, but {self.text!r}"
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("outage", ["cut", "loses answers"])
+def test_an_outage_costs_no_row_and_doubles_none(
+    relay: Relay, mlflow_server: str, run_id: str, tmp_path: Path, outage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said, began = Said(capsys), time.time() * 1000
+    logger = pickle.loads(pickle.dumps(LiveLog(run_id, "pretrain", tmp_path / "live.jsonl")))
+    with logger:
+        logger({"train/loss": 1.5}, 10)
+        wait_for(mlflow_server, run_id, 10)
+        relay.set(outage)  # type: ignore[arg-type]
+        logger({"train/loss": 2.5, "val/image_to_text/recall@1": 0.5}, 20)
+        said.wait_for("training goes on, its rows wait in")
+        logger({"train/loss": 3.5}, 30)
+        back = time.time() * 1000
+        relay.set("open")
+        wait_for(mlflow_server, run_id, 30)
+        said.wait_for("MLflow is back")
+        logger({"train/loss": 4.5}, 40)
+    assert history(mlflow_server, run_id) == [(10, 1.5), (20, 2.5), (30, 3.5), (40, 4.5)]
+    assert history(mlflow_server, run_id, "pretrain/val/image_to_text/recall_at_1") == [(20, 0.5)]
+    assert (relay.num_lost > 0) == (outage == "loses answers")
+    assert said.count("training goes on") == said.count("MLflow is back") == 1
+    # one that had arrived without an answer is not delivered again
+    assert said.count(f"MLflow is back, {1 if relay.num_lost else 2} rows delivered") == 1
+    (_, held, *_) = sorted(MlflowClient(mlflow_server).get_metric_history(run_id, LOSS), key=lambda point: point.step)
+    assert began <= held.timestamp <= back  # when it was, not when it came
+    assert Tracker(mlflow_server).last_steps(run_id)[LOSS] == 40
+
+
+def _log_and_die(run_id: str, journal: Path) -> None:
+    logger = LiveLog(run_id, "pretrain", journal)
+    with logger:
+        for step in range(1, 8):
+            logger({"train/loss": float(step)}, step)
+        os.kill(os.getpid(), 9)
+
+
+def test_what_a_killed_process_held_is_delivered_by_the_next(
+    relay: Relay, mlflow_server: str, run_id: str, tmp_path: Path
+) -> None:
+    journal = tmp_path / "live.jsonl"
+    relay.set("cut")
+    process = get_context("spawn").Process(target=_log_and_die, args=(run_id, journal))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -9 and history(mlflow_server, run_id) == []
+    relay.set("open")
+    with LiveLog(run_id, "pretrain", journal) as again:
+        for step in range(5, 10):  # from the checkpoint at step 4
+            again({"train/loss": float(step)}, step)
+    whole = [(step, float(step)) for step in range(1, 10)]
+    assert history(mlflow_server, run_id) == whole
+    # gone on with on another day, into another run: that has the whole curve
+    another = Tracker(mlflow_server).start_run("live", "another run")
+    with LiveLog(another, "pretrain", journal) as later:
+        later({"train/loss": 10.0}, 10)
+    assert history(mlflow_server, another) == [*whole, (10, 10.0)]
+    assert history(mlflow_server, run_id) == whole
+
+
+def test_a_run_that_was_deleted_ends_live_logging_with_one_warning(
+    mlflow_server: str, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    said = Said(capsys)
+    MlflowClient(mlflow_server).delete_run(run_id)
+    for gone in (run_id, "0" * 32):
+        with pytest.raises(RefusedError, match=f"MLflow at {mlflow_server} refuses: "):
+            Tracker().log_rows(gone, [{"step": 1, "loss": 1.0}])
+        start = time.monotonic()
+        with LiveLog(gone, "pretrain", tmp_path / f"{gone}.jsonl") as logger:
+            logger({"train/loss": 1.0}, 1)
+            said.wait_for(f"live logging stopped, training goes on: MLflow at {mlflow_server} refuses")
+            logger({"train/loss": 1.0}, 2)
+        assert time.monotonic() - start < 20
+        assert said.count("training goes on") == 1
+        said.text = ""
+
+
+def test_the_end_waits_for_mlflow_and_not_for_ever(
+    relay: Relay, mlflow_server: str, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    said = Said(capsys)
+    relay.set("hangs")
+    monkeypatch.setattr(live_log, "_LAST_WAIT_S", 3.0)
+    start = time.monotonic()
+    with LiveLog(run_id, "pretrain", tmp_path / "live.jsonl") as logger:
+        logger({"train/loss": 1.0}, 1)
+    assert 3 <= time.monotonic() - start < 6
+    assert said.count("MLflow did not take the last rows in time; they stay in") == 1
+    monkeypatch.setattr(live_log, "_LAST_WAIT_S", 60.0)
+    start = time.monotonic()
+    with pytest.raises(TrainingError), LiveLog(run_id, "pretrain", tmp_path / "live.jsonl"):
+        raise TrainingError
+    assert time.monotonic() - start < 10  # one that failed is gone on with: nothing to wait for
+    relay.set("open")
+    with LiveLog(run_id, "pretrain", tmp_path / "live.jsonl"):
+        pass
+    assert history(mlflow_server, run_id) == [(1, 1.0)]
+
+
+def test_training_never_waits_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(live_log, "_LAST_WAIT_S", 0.0)
+    with LiveLog("0" * 32, "pretrain", tmp_path / "live.jsonl") as logger:
+        start = time.monotonic()
+        for step in range(20_000):
+            logger({"train/loss": 1.0}, step)
+        assert time.monotonic() - start < 5
+
+
+def test_pretrain_logs_into_the_run_that_it_was_given(
+    relay: Relay, mlflow_server: str, run_id: str, tmp_path: Path
+) -> None:
+    command = project(tmp_path, training_data.write(tmp_path), RECIPE)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_RUN_ID": run_id},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "reports/pretrain/metrics.jsonl").read_text().splitlines()]
+    for name in ("train/loss", "val/image_to_text/recall@1"):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        assert history(mlflow_server, run_id, f"pretrain/{metric_name(name)}") == points
+    speed = history(mlflow_server, run_id, "pretrain/train/pairs_per_s")
+    assert [step for step, _ in speed] == [row["step"] for row in rows]
+    assert MlflowClient(mlflow_server).get_run(run_id).info.status == "RUNNING"  # its caller ends it
+
+
+def test_a_journal_that_cannot_be_written_is_one_warning(
+    relay: Relay, run_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with LiveLog(run_id, "pretrain", tmp_path / "file" / "live.jsonl") as logger:
+        logger({"train/loss": 1.0}, 1)
+        logger({"train/loss": 1.0}, 2)
+    assert capsys.readouterr().err.count("live logging stopped, training goes on") == 1

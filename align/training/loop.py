@@ -9,6 +9,8 @@ an uninterrupted one's.
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -70,6 +72,8 @@ def train(
     with stop_requested() as stopped, ExitStack() as stack:
         if ranks.leads and isinstance(log, AbstractContextManager):
             stack.enter_context(log)  # left when the last checkpoint is on disk
+        for samples in filter(None, (train_samples, val_samples, *(more for more, _ in extra_samples))):
+            samples.bytes.stopped = stopped  # who is to stop does not wait for a store that is away
         stack.callback(folder.wait)  # however this ends, what was saved is on disk then
         model.train()
         takes_part = ranks.leads or state.sharded  # in what one rank does alone, if it has whole weights
@@ -207,3 +211,6 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(came)
     finally:
         signal.signal(signal.SIGTERM, before)
+        if came and multiprocessing.parent_process() is not None:
+            # A rank: torch's launcher would go on waiting for half a minute after it returned, and then kill it.
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -96,13 +97,14 @@ class Bytes:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._said = 0.0
+        self.stopped: Callable[[], bool] = lambda: False  # a read that waits for the store gives up then
 
     def read(self, uri: str, begin: int, end: int) -> bytes:
         """Bytes `begin` to `end`; fewer where the tar ends before.
 
         Raises:
             DataError: no such file or object.
-            ServiceError: the store was away for longer than `patience_s`.
+            ServiceError: the store was away for longer than `patience_s`, or until the process was to stop.
         """
         if not is_remote(uri):
             return os.pread(self._file(uri).descriptor, end - begin, begin)
@@ -129,8 +131,10 @@ class Bytes:
                 if spent + pause_s > self._patience_s:
                     raise ServiceError(f"{error} (tried for {spent:.0f} s)") from None
                 self._say(f"{error}; trying on for {self._patience_s - spent:.0f} s")
-                if self._closed.wait(pause_s):
-                    raise
+                until = time.monotonic() + pause_s
+                while (left_s := until - time.monotonic()) > 0:
+                    if self._closed.wait(min(left_s, 1.0)) or self.stopped():
+                        raise
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _say(self, line: str) -> None:

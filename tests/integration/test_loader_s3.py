@@ -195,6 +195,21 @@ def test_who_leaves_in_the_middle_does_not_wait_for_the_store(server: S3Server, 
     assert time.monotonic() - start < 20
 
 
+def test_who_is_told_to_stop_does_not_wait_for_the_store(server: S3Server, tmp_path: Path) -> None:
+    shards, _ = training_data.write(tmp_path, num_train=40)
+    config = store(server, tmp_path)
+    hand_over(shards, config)
+    reader, told = tar_reader(config), threading.Event()
+    samples = Samples(read_outline(shards).split("train", reader), 36, reader, patience_s=600, cache_bytes=0)
+    server.kill()
+    samples.bytes.stopped = told.is_set
+    threading.Timer(2, told.set).start()
+    start = time.monotonic()
+    with pytest.raises(ServiceError, match=f"no answer from {server.url}"):
+        samples.image(0)
+    assert told.is_set() and time.monotonic() - start < 60  # one attempt of the store's own, with its retries
+
+
 def test_ranks_of_their_own_read_from_the_store(server: S3Server, tmp_path: Path) -> None:
     shards, tokenizer = training_data.write(tmp_path)
     recipe = pretrain_config(num_steps=2, warmup_steps=1, num_processes=2)

@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -40,6 +41,9 @@ from align.training.validation import batch_norm_gap, validate
 
 #: Batch-norm statistics are estimated from at most this many training images, in parts of STATISTICS_PART.
 STATISTICS_IMAGES, STATISTICS_PART = 1024, 64
+
+#: Seconds in which torch's launcher has taken what a rank returned, if it still looks.
+_LAUNCHER_TAKES_S = 3.0
 
 Log = Callable[[dict[str, float], int], None]
 Stop = Callable[[], bool]
@@ -212,5 +216,8 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
     finally:
         signal.signal(signal.SIGTERM, before)
         if came and multiprocessing.parent_process() is not None:
-            # A rank: torch's launcher would go on waiting for half a minute after it returned, and then kill it.
-            os.kill(os.getpid(), signal.SIGTERM)
+            # A rank. Where all stop by their vote, the launcher takes their answers at once; where it ends the others
+            # of one that died, it would wait half a minute for who has returned, and then kill it.
+            end = threading.Timer(_LAUNCHER_TAKES_S, os.kill, (os.getpid(), signal.SIGTERM))
+            end.daemon = True
+            end.start()

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from align.errors import AlignError
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
+from align.training import loop as loop_module
 from align.training import state as state_module
 from align.training import step as step_module
 from align.training.acceleration import accelerated
@@ -151,6 +152,7 @@ def _huge(**saved: Any) -> LossScale:
 def _work(plans: list[tuple[str, Plan]], tokenizer: Path, root: Path, ranks: Ranks) -> None:
     found: dict[str, Any] = {}
     step_module.CPU_PART = 4
+    loop_module._LAUNCHER_TAKES_S = 1e6  # these processes have more to do after a run that was stopped
     found |= {f"gradients, {case}": _gradients(tokenizer, case, ranks) for case in CASES}
     found["lamb"] = _lamb(ranks)
     plain_check, plain_scale = step_module._check, state_module.LossScale

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -152,17 +153,18 @@ def launch(
         finally:
             torch.set_num_threads(before)
         return
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     nodes, node, restarts = (cluster.num_nodes, cluster.node_rank, cluster.max_restarts) if cluster else (1, 0, 0)
     patience_s = cluster.patience_s if cluster else 60
     endpoint = (cluster.rendezvous if cluster else None) or f"127.0.0.1:{_free_port()}"
+    scratch = tempfile.TemporaryDirectory(prefix="align-ranks-")  # the launcher would leave one of its own behind
     config = LaunchConfig(
         min_nodes=nodes, max_nodes=nodes, nproc_per_node=num_processes, run_id="align", rdzv_backend="static",
         rdzv_endpoint=endpoint, rdzv_configs={"rank": node, "timeout": patience_s}, max_restarts=restarts,
-        start_method="spawn", monitor_interval=0.2,
+        start_method="spawn", monitor_interval=0.2, logs_specs=DefaultLogsSpecs(log_dir=scratch.name),
     )  # fmt: skip
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in signals}
@@ -179,6 +181,7 @@ def launch(
         first = str(error).strip().splitlines()[0]
         raise TrainingError(f"node {node} of {nodes} did not find the others at {endpoint}: {first}") from None
     finally:  # the launcher leaves its own handlers behind, which outlive the job that they were for
+        scratch.cleanup()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     for outcome in outcomes.values():

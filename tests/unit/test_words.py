@@ -4,9 +4,10 @@ import itertools
 import random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from align.pairs.filter.words import ngram_numbers, numbers, text_facts
+from align.pairs.filter.words import ngram_numbers, normal_forms, numbers, text_facts
 from align.pairs.text import is_filename, normalise, personal_data, words
 
 
@@ -30,7 +31,7 @@ def test_every_ascii_text_of_one_character_of_each_class(length: int) -> None:
 
 def test_random_texts_of_all_sorts() -> None:
     draw = random.Random(0)
-    characters = [chr(code) for code in range(32, 127)] * 3 + list("éß猫가\u0301😀ſıİ’\u200dא٣ﬀ")
+    characters = [chr(code) for code in range(32, 127)] * 3 + list("éß猫가\u0301😀ſıİ’\u200dא٣ﬀ\uff9e")
     check([normalise("".join(draw.choices(characters, k=draw.randrange(80)))) for _ in range(5_000)])
 
 
@@ -41,6 +42,7 @@ def test_random_texts_of_all_sorts() -> None:
         [""],
         ["___", "", "a"],
         ["é"],
+        ["a \uff9eb c", "é \u0301\uff9fa", "a b", "ein ゙a \u200db"],  # what joins the space before it
         ["x" * 1000 + " " + "é" * 500],
         ["IMG 1", "img_0001.jpg", "Screenshot 2020-01-01 at 10.10.10", "a/b/c", "C:\\x", "ſvg.ſvg", "a.tiﬀ"],
         ["write to jane.doe@example.org", "+49 30 1234567", "call (555) 123-4567 now", "030/1234567", "1920x1080"],
@@ -48,6 +50,15 @@ def test_random_texts_of_all_sorts() -> None:
 )
 def test_edges(texts: list[str]) -> None:
     check(texts)
+
+
+def test_normal_forms_are_those_of_each_text() -> None:
+    draw = random.Random(1)
+    characters = [chr(code) for code in range(128)] + [" "] * 40 + list("é\u0301\u00a0\u3000\u200d猫\x85\u2028")
+    texts: list[str | None] = ["".join(draw.choices(characters, k=draw.randrange(9))) for _ in range(20_000)]
+    texts += [None, "", " ", "a  b", " a", "a ", "a b", "a\n"]
+    found = normal_forms(pa.array(texts, pa.string()).slice(5)).to_pylist()
+    assert found == [normalise(text or "") for text in texts[5:]]
 
 
 def test_numbers_differ_spread_over_all_bits_and_stay_as_they_are() -> None:

@@ -32,16 +32,16 @@ from align.pairs.filter.signals import (
     near_duplicates,
 )
 from align.pairs.filter.tables import IMAGES, MAX_ROWS, PAIRS, SCORED, TWINS
-from align.pairs.filter.words import Int64s, numbers, text_facts
+from align.pairs.filter.words import Int64s, normal_forms, numbers, text_facts
 from align.pairs.formats.raw import RawShard, iter_images, read_table
 from align.pairs.policy import OptedOut
-from align.pairs.text import language, normalise
+from align.pairs.text import language
 from align.stage import track
 
 T = TypeVar("T")
 
 #: Raise it with every change of what is measured: work that another version left is not gone on with.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def measure_shard(measuring: Measuring, item: tuple[int, RawShard]) -> None:
     images = measuring.file("images", shard.name)
     if not images.exists():
         commit(image_table(index, table, shard, measuring), images)
-    commit(pair_table(index, table, pq.read_table(images), measuring.opted_out), pairs)
+    commit(pair_table(index, table, pq.ParquetFile(images).read(), measuring.opted_out), pairs)
 
 
 def _in_order_of_keys(table: pa.Table, shard: RawShard) -> pa.Table:
@@ -173,50 +173,58 @@ def image_number(image_id: str) -> int:
 
 def pair_table(index: int, table: pa.Table, images: pa.Table, opted_out: OptedOut) -> pa.Table:
     """PAIRS of a shard, from its rows in order of their keys and its IMAGES."""
-    texts = [normalise(caption or "") for caption in table["caption"].to_pylist()]
-    facts = text_facts(texts)
+    texts = normal_forms(table["caption"].combine_chunks()).dictionary_encode()
+    of_texts = _text_columns(texts.dictionary).take(texts.indices)
     ids = table["sha256"].combine_chunks().dictionary_encode()
     image = pa.array(image_numbers(ids.dictionary.to_pylist())).take(ids.indices)
     where = pc.index_in(table["sha256"], images["image_id"].combine_chunks()).combine_chunks()
-    urls = pc.if_else(pc.is_null(table["sha256"]), table["url"], None).to_pylist()
-    bigram_offsets, bigrams = facts.bigrams()
     columns = {
         "place": index * MAX_ROWS + np.arange(len(table)),
         "key": table["key"],
-        "opted_out": pa.array(_opted_out(table, opted_out), pa.string()),
+        "opted_out": _opted_out(table, opted_out),
         "status": table["status"],
         "image_id": table["sha256"],
         "image_key": pc.if_else(pc.is_valid(where), table["image_key"], None),
         "image": image,
-        "url": _numbers_or_null(urls),
+        "url": _numbers_where(pc.is_null(table["sha256"]), table["url"]),
         "has_bytes": pc.is_valid(where),
         **{name: images[name].take(where) for name in ("decodable", "width_px", "height_px", "twin")},
         "num_evaluation_sets": pc.list_value_length(images["evaluation_sets"]).take(where).fill_null(0),
-        "normalised": pa.array(texts, pa.string()),
-        "text": _numbers_or_null([text or None for text in texts]),
-        "num_words": pa.array(facts.num_words, pa.int32()),
-        "unigrams": _lists(facts.offsets, facts.words),
-        "bigrams": _lists(bigram_offsets, bigrams),
-        "is_filename": pa.array(facts.is_filename),
-        "language": pa.array([language(text) for text in texts], pa.string()),
-        "num_emails": pa.array(facts.num_emails, pa.int32()),
-        "num_phones": pa.array(facts.num_phones, pa.int32()),
+        **{name: of_texts[name] for name in of_texts.column_names},
     }
     return pa.table([columns[name] for name in PAIRS.names], schema=PAIRS)
 
 
-def _opted_out(table: pa.Table, opted_out: OptedOut) -> Iterator[str | None]:
+def _text_columns(texts: pa.StringArray) -> pa.Table:
+    """What PAIRS say of a text; alt-texts repeat, so this is asked once for each distinct one."""
+    facts = text_facts(texts)
+    bigram_offsets, bigrams = facts.bigrams()
+    return pa.table({
+        "normalised": texts,
+        "text": _numbers_where(pc.not_equal(texts, ""), pa.chunked_array([texts])),
+        "num_words": pa.array(facts.num_words, pa.int32()),
+        "unigrams": _lists(facts.offsets, facts.words),
+        "bigrams": _lists(bigram_offsets, bigrams),
+        "is_filename": pa.array(facts.is_filename),
+        "language": pa.array([language(text) for text in texts.to_pylist()], pa.string()),
+        "num_emails": pa.array(facts.num_emails, pa.int32()),
+        "num_phones": pa.array(facts.num_phones, pa.int32()),
+    })  # fmt: skip
+
+
+def _opted_out(table: pa.Table, opted_out: OptedOut) -> pa.Array:
     if not opted_out:
-        return iter([None] * len(table))
+        return pa.nulls(len(table), pa.string())
     addresses = zip(*(table[name].to_pylist() for name in ("url", "page_url", "sha256")), strict=True)
     entries = (opted_out.entry(*row) for row in addresses)
-    return (None if entry is None else ":".join(entry) for entry in entries)
+    return pa.array((None if entry is None else ":".join(entry) for entry in entries), pa.string())
 
 
-def _numbers_or_null(texts: list[str | None]) -> pa.Array:
-    there = np.array([text is not None for text in texts], np.bool_)
+def _numbers_where(wanted: pa.BooleanArray | pa.ChunkedArray, texts: pa.StringArray | pa.ChunkedArray) -> pa.Array:
+    """The numbers of those strings that are wanted and there; null of the others."""
+    there = pc.and_(wanted, pc.is_valid(texts)).to_numpy(zero_copy_only=False)
     values = np.zeros(len(texts), np.int64)
-    values[there] = numbers([text for text in texts if text is not None])
+    values[there] = numbers(texts.filter(pa.array(there)).combine_chunks())
     return pa.array(values, mask=~there)
 
 
@@ -333,5 +341,7 @@ def commit(table: pa.Table, path: Path) -> None:
     """Writes a table that is there complete or not at all."""
     path.parent.mkdir(exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    pq.write_table(table, beside, compression="lz4", use_dictionary=False)
+    looked_up = [name for name in ("place", "key") if name in table.column_names]
+    # half of it are random numbers; packing the rest would cost more than reading it twice
+    pq.write_table(table, beside, compression="none", use_dictionary=False, write_statistics=looked_up)
     os.replace(beside, path)

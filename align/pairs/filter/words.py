@@ -7,9 +7,11 @@ word.) Two of n different n-grams get one number with a chance of about n^2 / 2^
 million pairs, and a few such twins among the tens of billions of a whole crawl. Twins are counted as one, so a rare
 token that has a frequent twin would pass for frequent: no pair is ever lost by it.
 
-Texts in ASCII, most of the web's, take a path of their own: a handful of operations on the bytes of all texts together
-find the words that `align.pairs.text.words` finds. In ASCII the rules of UAX #29 come to this: letters, digits and
-underscores join; one of `'.:` between two letters joins, and one of `'.,;` between two digits.
+Words end at spaces, so a text's words are those of its pieces between spaces; and however many texts there are, their
+pieces repeat: each distinct one is looked at once. Pieces in ASCII, most of the web's, take a path of their own: a
+handful of operations on the bytes of all of them together find the words that `align.pairs.text.words` finds. In ASCII
+the rules of UAX #29 come to this: letters, digits and underscores join; one of `'.:` between two letters joins, and one
+of `'.,;` between two digits.
 """
 
 from __future__ import annotations
@@ -21,31 +23,42 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import regex
 
-from align.pairs.text import is_filename, personal_data, words
+from align.pairs.text import is_filename, normalise, personal_data, words
 
 Int64s = npt.NDArray[np.int64]
 Uint64s = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
 
-#: Stands between two texts; a normalised text holds no control characters.
+#: Stands between two pieces; a normalised text holds no control characters.
 _END = "\n"
 _DIGITS_OF_A_PHONE_NUMBER = 8
 
-
-def _table(characters: str) -> npt.NDArray[np.bool_]:
-    table = np.zeros(256, np.bool_)
-    table[np.frombuffer(characters.encode(), np.uint8)] = True
-    return table
-
-
+# What a byte is: bits of one table, so that one look tells all.
+_LETTER, _DIGIT, _UNDERSCORE, _JOINS_LETTERS, _JOINS_DIGITS, _TRAIT, _DOT = (1 << bit for bit in range(7))
+_JOINS = _JOINS_LETTERS | _JOINS_DIGITS
+_SOLID = _LETTER | _DIGIT
+_CLASS = np.zeros(256, np.uint8)
+for _signs, _bit in (
+    ("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", _LETTER), ("0123456789", _DIGIT), ("_", _UNDERSCORE),
+    ("'.:", _JOINS_LETTERS), ("'.,;", _JOINS_DIGITS), ("/\\@", _TRAIT), (".", _DOT),
+):  # fmt: skip
+    _CLASS[np.frombuffer(_signs.encode(), np.uint8)] |= _bit
 _LOWER = np.arange(256, dtype=np.uint8)
 _LOWER[ord("A") : ord("Z") + 1] += 32
-_DIGIT = _table("0123456789")
-_LETTER = _table("abcdefghijklmnopqrstuvwxyz")
-_SOLID = _DIGIT | _LETTER
-_JOINS_LETTERS = _table("'.:")
-_JOINS_DIGITS = _table("'.,;")
+#: In the pattern language of Arrow: what `normalise` may change.
+_ODD = "[^ -~]|^ |  | $"
+#: What cameras' names for files begin with.
+_CAMERA_INITIAL = np.zeros(256, np.bool_)
+_CAMERA_INITIAL[np.frombuffer(b"idpmgvsuIDPMGVSU", np.uint8)] = True
+#: The only letters that belong to the space before them, as accents do (halfwidth dakuten and handakuten).
+_KATAKANA_SIGNS = "\uff9e\uff9f"
+#: One of these, or a digit, stands in each text beyond ASCII that `is_filename` or `personal_data` could say yes to.
+_SIGN = regex.compile(r"[/\\@.]")
+_ANY_DIGIT = regex.compile(r"\d")
 
 
 @dataclass(frozen=True)
@@ -82,9 +95,13 @@ class TextFacts:
         return offsets, _mixed(unsigned[first], unsigned[first + 1]).view(np.int64)
 
 
-def numbers(texts: Sequence[str]) -> Int64s:
+def numbers(texts: Sequence[str] | pa.StringArray) -> Int64s:
     """The numbers of strings."""
-    return _numbers(pa.array(texts, pa.string()))
+    return _numbers(_array(texts))
+
+
+def _array(texts: Sequence[str] | pa.StringArray) -> pa.StringArray:
+    return texts if isinstance(texts, pa.StringArray) else pa.array(texts, pa.string())
 
 
 def ngram_numbers(unigrams: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -127,75 +144,155 @@ def _mixed(first: Uint64s, second: Uint64s) -> Uint64s:
     return found
 
 
-def text_facts(texts: Sequence[str]) -> TextFacts:
+def text_facts(texts: Sequence[str] | pa.StringArray) -> TextFacts:
     """Everything about the words of normalised texts; equal to the functions of `align.pairs.text`, one by one."""
-    ascii_rows = np.array([text.isascii() for text in texts], np.bool_)
-    plain = [text for text in texts if text.isascii()]
-    others = [text for text in texts if not text.isascii()]
-    ascii_counts, ascii_words, look = _ascii_words(plain)
-    split = [words(text) for text in others]
-    other_words = _numbers(pa.array(chain.from_iterable(split), pa.string()))
-
-    counts = np.zeros(len(texts), np.int64)
-    counts[ascii_rows] = ascii_counts
-    counts[~ascii_rows] = [len(row) for row in split]
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    from_ascii = np.repeat(ascii_rows, counts)
-    found = np.empty(offsets[-1], np.int64)
-    found[from_ascii], found[~from_ascii] = ascii_words, other_words
-
+    array = _array(texts)
+    split = pc.split_pattern(_with_spaces_hidden(array), " ")
+    pieces = split.flatten().dictionary_encode()
+    which, bounds = pieces.indices.to_numpy(), split.offsets.to_numpy()
+    known = _Pieces.of(pieces.dictionary)
+    counts = known.counts[which]
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    # from where each word is taken: from its piece's first one on
+    first = np.cumsum(known.counts) - known.counts
+    found = known.words[np.repeat(first[which] - ends[:-1], counts) + np.arange(ends[-1])]
     facts = TextFacts(
-        offsets, found, np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
-    )
-    wanted = np.ones(len(texts), np.bool_)
-    wanted[ascii_rows] = look
-    for row in np.flatnonzero(wanted).tolist():
-        facts.is_filename[row] = is_filename(texts[row])
-        facts.num_emails[row], facts.num_phones[row] = personal_data(texts[row])
+        ends[bounds], found, np.zeros(len(array), np.bool_), np.zeros(len(array), np.int64),
+        np.zeros(len(array), np.int64),
+    )  # fmt: skip
+    for row in np.flatnonzero(_suspicious(array, known, which, bounds)).tolist():
+        text = array[row].as_py()
+        facts.is_filename[row] = is_filename(text)
+        facts.num_emails[row], facts.num_phones[row] = personal_data(text)
     return facts
 
 
-def _ascii_words(texts: Sequence[str]) -> tuple[Int64s, Int64s, Flags]:
-    """(words per text, numbers of all words, whether a text could be a file name or hold personal data)."""
-    if not texts:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_)
+def _with_spaces_hidden(texts: pa.StringArray) -> pa.StringArray:
+    """Texts in one piece where a space may not be parted from what follows it."""
+    data = _characters(texts).tobytes()
+    if not any(sign.encode() in data for sign in _KATAKANA_SIGNS):
+        return texts
+    rows = pc.match_substring_regex(texts, f"[{_KATAKANA_SIGNS}]")
+    return pc.if_else(rows, pc.replace_substring(texts, " ", _END), texts)
+
+
+def normal_forms(texts: pa.StringArray) -> pa.StringArray:
+    """`align.pairs.text.normalise` of many texts, null as the empty one; most are in that form already."""
+    texts = pc.fill_null(texts, "")
+    odd = pc.match_substring_regex(texts, _ODD)
+    forms = [normalise(text) for text in texts.filter(odd).to_pylist()]
+    return pc.replace_with_mask(texts, odd, pa.array(forms, pa.string()))
+
+
+def _offsets(texts: pa.StringArray) -> Int64s:
+    """(N + 1,) where each string begins in `_characters`."""
+    if not len(texts):
+        return np.zeros(1, np.int64)
+    found: Int64s = np.frombuffer(texts.buffers()[1], np.int32, len(texts) + 1, texts.offset * 4).astype(np.int64)
+    found -= found[0]
+    return found
+
+
+def _characters(texts: pa.StringArray) -> Bytes:
+    """The bytes of all strings, one after the other."""
+    _, offsets, data = texts.buffers()
+    if data is None or not len(texts):
+        return np.zeros(0, np.uint8)
+    bounds = np.frombuffer(offsets, np.int32, len(texts) + 1, texts.offset * 4)
+    return np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]]
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """What distinct pieces of texts are made of; one row each.
+
+    Attributes:
+        counts: (N,) words.
+        words: numbers of all words, piece after piece.
+        digits: (N,) digits.
+        trait: (N,) whether it has what a path, an extension or an address needs.
+        foreign: (N,) whether it goes beyond ASCII.
+    """
+
+    counts: Int64s
+    words: Int64s
+    digits: Int64s
+    trait: Flags
+    foreign: Flags
+
+    @staticmethod
+    def of(pieces: pa.StringArray) -> _Pieces:
+        ascii_rows = pc.string_is_ascii(pieces).to_numpy(zero_copy_only=False)
+        counts, digits = np.zeros(len(pieces), np.int64), np.zeros(len(pieces), np.int64)
+        trait = np.zeros(len(pieces), np.bool_)
+        counts[ascii_rows], ascii_words, digits[ascii_rows], trait[ascii_rows] = _ascii_pieces(
+            pieces.filter(pa.array(ascii_rows))
+        )
+        others = pieces.filter(pa.array(~ascii_rows)).to_pylist()
+        split = [words(piece.replace(_END, " ")) for piece in others]
+        counts[~ascii_rows] = [len(row) for row in split]
+        digits[~ascii_rows] = [len(_ANY_DIGIT.findall(piece)) for piece in others]
+        trait[~ascii_rows] = [_SIGN.search(piece) is not None for piece in others]
+        from_ascii = np.repeat(ascii_rows, counts)
+        found = np.empty(len(from_ascii), np.int64)
+        found[from_ascii] = ascii_words
+        found[~from_ascii] = _numbers(pa.array(chain.from_iterable(split), pa.string()))
+        return _Pieces(counts, found, digits, trait, ~ascii_rows)
+
+
+def _ascii_pieces(pieces: pa.StringArray) -> tuple[Int64s, Int64s, Int64s, Flags]:
+    """`counts`, `words`, `digits` and `trait` of `_Pieces`."""
+    if not len(pieces):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_)
     # an end on either side too, so that every character has two neighbours
-    raw = np.frombuffer(f"{_END}{_END.join(texts)}{_END}".encode("ascii"), np.uint8)
-    characters = _LOWER[raw]
-    letter, digit = _LETTER[characters], _DIGIT[characters]
-    inside = letter | digit | (characters == ord("_"))
-    joint = np.zeros(len(raw), np.bool_)
-    joint[1:-1] = (_JOINS_LETTERS[characters[1:-1]] & letter[:-2] & letter[2:]) | (
-        _JOINS_DIGITS[characters[1:-1]] & digit[:-2] & digit[2:]
-    )
-    inside |= joint
-    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
-    starts, ends = edges[::2], edges[1::2]
-    text_starts = np.flatnonzero(characters == ord(_END))[:-1]
-    if len(starts):
-        solid = np.maximum.reduceat(letter | digit, starts)  # a word of underscores alone is none
-        # reduceat runs on to the next start, over characters that are in no word and so neither letter nor digit
-        starts, ends = starts[solid], ends[solid]
-        kept = np.repeat(np.append(solid, False), np.append(edges[1::2] - edges[::2], 0))
-        letters = characters[inside][kept]
-    else:
-        letters = characters[:0]
+    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(pieces)], pa.int32()), pieces), _END)
+    raw = np.pad(_characters(joined), 1, constant_values=ord(_END))
+    begins = _offsets(pieces)[:-1] + np.arange(1, len(pieces) + 1)
+    kind = _CLASS[raw]
+    inside = (kind & (_SOLID | _UNDERSCORE)) != 0
+    joints = np.flatnonzero(kind & _JOINS)
+    before, here, after = kind[joints - 1], kind[joints], kind[joints + 1]
+    letters = here & _JOINS_LETTERS != 0, before & after & _LETTER != 0
+    digits = here & _JOINS_DIGITS != 0, before & after & _DIGIT != 0
+    inside[joints[(letters[0] & letters[1]) | (digits[0] & digits[1])]] = True
+    starts, ends = _runs(inside)
+    # a word of underscores alone is none
+    hollow = [
+        row for row in np.flatnonzero(kind[starts] & _UNDERSCORE) if not (kind[starts[row] : ends[row]] & _SOLID).any()
+    ]
+    if hollow:
+        for row in hollow:
+            inside[starts[row] : ends[row]] = False
+        starts, ends = np.delete(starts, hollow), np.delete(ends, hollow)
     lengths = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int32)
-    array = pa.StringArray.from_buffers(len(starts), pa.py_buffer(lengths), pa.py_buffer(letters))
-    bounds = np.searchsorted(starts, np.append(text_starts, len(raw)))
-    look = _suspicious(characters, digit, text_starts)
-    return np.diff(bounds), _numbers(array), look
+    array = pa.StringArray.from_buffers(len(starts), pa.py_buffer(lengths), pa.py_buffer(_LOWER[raw[inside]]))
+    counts = np.diff(np.searchsorted(starts, np.append(begins, len(raw))))
+
+    def owners(places: Int64s) -> Int64s:
+        found: Int64s = np.searchsorted(begins, places, side="right") - 1
+        return found
+
+    trait = np.zeros(len(pieces), np.bool_)
+    trait[owners(np.flatnonzero(kind & _TRAIT))] = True
+    trait[owners(joints[(here & _DOT != 0) & (after & _SOLID != 0)])] = True  # an extension
+    num_digits = np.bincount(owners(np.flatnonzero(kind & _DIGIT)), minlength=len(pieces))
+    return counts, _numbers(array), num_digits, trait
 
 
-def _suspicious(characters: npt.NDArray[np.uint8], digit: Flags, text_starts: Int64s) -> Flags:
+def _runs(flags: Flags) -> tuple[Int64s, Int64s]:
+    """(first places, ends) of what is set in a row, of flags that are clear at both ends."""
+    edges = np.flatnonzero(flags[1:] != flags[:-1]) + 1
+    return edges[::2], edges[1::2]
+
+
+def _suspicious(texts: pa.StringArray, known: _Pieces, which: Int64s, bounds: Int64s) -> Flags:
     """Which texts `is_filename` or `personal_data` could say yes to: all others lack what every yes needs."""
-    trait = (characters == ord("/")) | (characters == ord("\\")) | (characters == ord("@"))
-    trait[:-1] |= (characters[:-1] == ord(".")) & _SOLID[characters[1:]]  # an extension
-    traits = np.logical_or.reduceat(trait, text_starts)
-    num_digits = np.add.reduceat(digit, text_starts, dtype=np.int32)
+    if not len(texts):
+        return np.zeros(0, np.bool_)
+    trait, foreign = (np.logical_or.reduceat(flags[which], bounds[:-1]) for flags in (known.trait, known.foreign))
+    digits = np.add.reduceat(known.digits[which], bounds[:-1])
     # a name by a camera begins with one of its prefixes and goes on with digits, blanks and few letters
-    camera = (num_digits > 0) & _CAMERA_INITIAL[characters[text_starts + 1]]
-    return traits | camera | (num_digits >= _DIGITS_OF_A_PHONE_NUMBER)
-
-
-_CAMERA_INITIAL = _table("idpmgvsu")
+    first = np.append(_characters(texts), np.uint8(0))[_offsets(texts)[:-1]]
+    camera = (digits > 0) & (foreign | _CAMERA_INITIAL[first])
+    found: Flags = trait | camera | (digits >= _DIGITS_OF_A_PHONE_NUMBER)
+    return found

@@ -39,7 +39,7 @@ def write_decisions(shards: Iterable[tuple[str, Path]], decided: Path, folder: P
         facts = stack.enter_context(_writer(folder / "facts.parquet", FACTS))
         rows = _Rows(decided)
         for name, path in shards:
-            pairs = pq.read_table(path, columns=_FROM_PAIRS)
+            pairs = pq.ParquetFile(path).read(_FROM_PAIRS)
             known = rows.take(len(pairs))
             mask = known["mask"].to_numpy()
             decisions.write_table(_decisions(pairs, mask), row_group_size=_ROW_GROUP_SIZE)

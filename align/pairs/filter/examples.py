@@ -52,9 +52,10 @@ def examples(
     chosen: dict[int, list[dict[str, Any]]] = {}
     in_order = []
     for reason, _, index, row in sorted(rows):
-        text = tables[index]["text"][row].as_py()
         shown = texts.setdefault(reason, set())
-        if len(shown) < num_per_reason and text not in shown:
+        if len(shown) == num_per_reason:
+            continue
+        if (text := tables[index]["text"][row].as_py()) not in shown:
             shown.add(text)
             one = tables[index].slice(row, 1).to_pylist()[0] | {"place": index * MAX_ROWS + row}
             chosen.setdefault(index, []).append(one)

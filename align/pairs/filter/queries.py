@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
+import regex
 from pydantic import BaseModel, ConfigDict
 
 from align.pairs.text import mask_personal_data
@@ -23,6 +25,8 @@ SHORT_SIDES_PX = (50, 100, 150, 200, 225, 250, 275, 300, 350, 400, 500, 600, 800
 _NUM_SHOWN = 12
 _NUM_PERSONAL = 8
 _UNKNOWN = "unknown"
+#: What of a URL says its host; few begin many URLs.
+_BEGINNING = regex.compile(r"https?://[^/?#]*")
 
 
 class _Frozen(BaseModel):
@@ -149,6 +153,12 @@ def _hosts(urls: Iterable[tuple[str, bool]]) -> tuple[tuple[Counted, ...], int]:
 
 
 def _host(url: str) -> str:
+    beginning = _BEGINNING.match(url)
+    return _host_of(url if beginning is None else beginning[0])
+
+
+@lru_cache(4096)
+def _host_of(url: str) -> str:
     try:
         return urlsplit(url).hostname or f"({url.partition(':')[0][:20] or 'no URL'}:)"
     except ValueError:  # half an IPv6 address, say

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.errors import DataError, FormatError
@@ -161,16 +162,12 @@ def read_table(shard: RawShard) -> pa.Table:
         else pa.chunked_array([pa.nulls(len(table), field.type)])
         for field in SCHEMA
     }
-    with_bytes = [status == SUCCESS for status in columns["status"].to_pylist()]
+    with_bytes = pc.equal(columns["status"], SUCCESS)
     if "image_key" not in table.column_names:
-        keys = columns["key"].to_pylist()
-        columns["image_key"] = pa.chunked_array(
-            [pa.array([key if has else None for key, has in zip(keys, with_bytes, strict=True)], pa.string())]
-        )
-    hashes = columns["sha256"].to_pylist()
-    if any(has and value is None for has, value in zip(with_bytes, hashes, strict=True)):
+        columns["image_key"] = pc.if_else(with_bytes, columns["key"], None)
+    if pc.any(pc.and_(with_bytes, pc.is_null(columns["sha256"]))).as_py():
         computed = {key: hashlib.sha256(data).hexdigest() for key, data in iter_images(shard)}
-        image_keys = columns["image_key"].to_pylist()
+        hashes, image_keys = columns["sha256"].to_pylist(), columns["image_key"].to_pylist()
         hashes = [value or computed.get(key) for value, key in zip(hashes, image_keys, strict=True)]
         columns["sha256"] = pa.chunked_array([pa.array(hashes, pa.string())])
     return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)

@@ -184,7 +184,7 @@ def _judge(config: FilterConfig, engine_config: EngineConfig, listing: Shards, w
         engine.table("texts_per_image", tables.TEXTS_PER_IMAGE)
         engine.table("images_per_text", tables.IMAGES_PER_TEXT)
         say("filter: SQL, rules")
-        engine.write(tables.verdicts(config), work / "verdicts.parquet")
+        engine.write(tables.verdicts(config), work / "verdicts.parquet", "none")
         engine.view("verdicts", work / "verdicts.parquet")
         engine.write(tables.CANDIDATES, work / "candidates.parquet")
 
@@ -265,7 +265,7 @@ def _decide(
             if config.drop_repeats is not None:
                 engine.table("resembling", f"SELECT * FROM {source} AS resembling")
                 source = "resembling"
-            engine.write(tables.decided(config, source), work / "decided.parquet")
+            engine.write(tables.decided(config, source), work / "decided.parquet", "none")
             engine.write(tables.IMAGES_IN_ORDER, work / "images.parquet")
             shards = [(shard.name, measuring.file("pairs", shard.name)) for _, shard in listing]
             write_decisions(

@@ -51,8 +51,14 @@ class Engine(Protocol):
         """A query's result in memory: for what is known to be small."""
         ...
 
-    def write(self, query: str, path: Path) -> None:
-        """Writes a query's result as one parquet file, complete or not at all; in order where it has an ORDER BY."""
+    def write(self, query: str, path: Path, compression: str = "zstd") -> None:
+        """Writes a query's result as one parquet file, complete or not at all; in order where it has an ORDER BY.
+
+        Args:
+            query: what to write.
+            path: where to.
+            compression: as parquet calls it; `none` for what is soon read and thrown away.
+        """
         ...
 
     def unnest(self, array: str) -> str:
@@ -102,7 +108,7 @@ class DuckDbEngine:
     def table(self, name: str, query: str) -> None:
         """See `Engine`."""
         self._execute("SET preserve_insertion_order = false")  # what keeps order must buffer
-        self._execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
+        self._execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")  # one that stays is compressed for nothing
         self._execute("SET preserve_insertion_order = true")
 
     def drop(self, name: str) -> None:
@@ -113,10 +119,11 @@ class DuckDbEngine:
         """See `Engine`."""
         return self._execute(query).fetchall()
 
-    def write(self, query: str, path: Path) -> None:
+    def write(self, query: str, path: Path, compression: str = "zstd") -> None:
         """See `Engine`."""
         beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_SIZE}"
+        codec = "uncompressed" if compression == "none" else compression
+        options = f"FORMAT parquet, COMPRESSION {codec}, ROW_GROUP_SIZE {ROW_GROUP_SIZE}"
         try:
             self._execute(f"COPY ({query}) TO {_quoted(beside)} ({options})")
             os.replace(beside, path)
@@ -143,7 +150,7 @@ def _open_duckdb(config: EngineConfig, scratch: Path) -> Iterator[DuckDbEngine]:
         "threads": num_threads,
         "temp_directory": str(scratch / "spill"),
     }
-    connection = duckdb.connect(str(scratch / "engine.duckdb"), config=settings)
+    connection = duckdb.connect(config=settings)
     connection.execute("SET enable_progress_bar = false")  # it draws on stdout, also where that is a file
     try:
         yield DuckDbEngine(connection, scratch, num_threads)

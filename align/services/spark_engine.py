@@ -62,7 +62,7 @@ class SparkEngine:
         with _clear_errors():
             return [tuple(row) for row in self._session.sql(query).collect()]
 
-    def write(self, query: str, path: Path) -> None:
+    def write(self, query: str, path: Path, compression: str = "zstd") -> None:
         """See `Engine`."""
         folder = self.scratch / "result"
         with _clear_errors():
@@ -70,7 +70,7 @@ class SparkEngine:
         parts = sorted(folder.glob("part-*.parquet"))
         beside = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            _join(parts, beside)
+            _join(parts, beside, compression)
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
@@ -81,14 +81,14 @@ class SparkEngine:
         return f"explode({array})"
 
 
-def _join(parts: list[Path], path: Path) -> None:
+def _join(parts: list[Path], path: Path, compression: str) -> None:
     """Writes the rows of some parquet files, in their order, as one."""
     schema = pq.read_schema(parts[0])
     for index, field in enumerate(schema):
         if field.type == _UNSIGNED:
             schema = schema.set(index, pa.field(field.name, pa.uint64()))
     schema = schema.remove_metadata()
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, schema, compression=compression) as writer:
         for part in parts:
             with pq.ParquetFile(part) as file:
                 for batch in file.iter_batches(ROW_GROUP_SIZE):

@@ -313,7 +313,8 @@ def decided(config: FilterConfig, resembling: str) -> str:
     """
 
 
-#: images.parquet: the first copy of each image content, from `images`, `verdicts`, `scored` and `twins`.
+#: images.parquet: the first copy of each image content, from `images`, `verdicts`, `scored` and `twins`. In order of
+#: `image` as an unsigned number, which is that of image_id and cheaper to sort by.
 IMAGES_IN_ORDER = """
     SELECT images.image_id, images.image_key, images.width_px, images.height_px, scored.nsfw_score, images.phash,
            verdicts.num_texts, coalesce(twins.evaluation_sets, images.evaluation_sets) AS evaluation_sets
@@ -322,5 +323,5 @@ IMAGES_IN_ORDER = """
     JOIN verdicts ON verdicts.place = images.place
     LEFT JOIN scored ON scored.image = images.image
     LEFT JOIN twins ON twins.image = images.image
-    ORDER BY images.image_id
+    ORDER BY images.image < 0, images.image
 """

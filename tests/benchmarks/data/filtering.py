@@ -14,11 +14,12 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
+import psutil
 
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
@@ -36,8 +37,9 @@ if TYPE_CHECKING:  # it brings torch along, which would count as memory of both
 
 NUM_PAIRS = int(os.environ.get("ALIGN_BENCH_PAIRS", "5000000"))
 TIMES = int(os.environ.get("ALIGN_BENCH_TIMES", "10"))
-#: pandas holds some 6 KiB a pair; Spark's start-up alone takes what DuckDB needs for a million.
-NUM_PANDAS = min(NUM_PAIRS, 500_000)
+#: pandas holds some 5 KiB a pair, and takes the same time for each of 500,000 as of 2 million; Spark's start-up alone
+#: takes what DuckDB needs for a million.
+NUM_PANDAS = min(NUM_PAIRS, 1_000_000)
 #: Data-Juicer takes pandas' number, so that both rows are of the same pairs.
 NUM_DATA_JUICER = min(NUM_PAIRS, 500_000)
 NUM_SPARK = min(NUM_PAIRS, 1_000_000)
@@ -148,17 +150,18 @@ def against_fewer(
         synthesise(here, number)
         all_cores = engine.model_copy(update={"num_threads": None, "num_workers": None})
         start = time.monotonic()
-        with _Watched(here) as disk:
+        with _Watched(here) as watched:
             _, peak = in_process(whole_filter, here, _cut(config, number), all_cores)
-        found.append((time.monotonic() - start, peak, disk()))
+        found.append((time.monotonic() - start, peak, watched))
         shutil.rmtree(here)
-    (few_s, _, _), (many_s, peak, disk_bytes) = found
+    (few_s, _, _), (many_s, peak, watched) = found
     return [
         compare(
             f"filter, whole, {num_pairs * times:,} pairs, wall-clock", f"{num_pairs:,} pairs", "pairs / s",
             items=num_pairs, ours_s=[many_s / times], theirs_s=[few_s],
-            note=f"peak memory {peak >> 20:,} MiB; at most {disk_bytes >> 30:,} GiB of work and spill on disk; "
-            f"{many_s:,.0f} s, {many_s / few_s:.1f} times as long",
+            note=f"peak memory {peak >> 20:,} MiB, with worker processes {watched.memory_bytes >> 20:,} MiB; "
+            f"spill {watched.spill_bytes / 2**30:.1f} GiB, with inputs, work and outs {watched.disk_bytes >> 30:,} GiB "
+            f"on disk; {many_s:,.0f} s, {many_s / few_s:.1f} times as long",
         )
     ]  # fmt: skip
 
@@ -257,25 +260,31 @@ def _mib(rows: list[tuple[float, int]]) -> str:
 
 
 class _Watched:
-    """The most bytes that a folder holds while the block runs."""
+    """The most bytes of a folder while the block runs, of the spill in it, and of all child processes together."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._most, self._done = folder, 0, threading.Event()
+        self._folder, self._done = folder, threading.Event()
+        self.disk_bytes = self.spill_bytes = self.memory_bytes = 0
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
-        while not self._done.wait(2):
-            size = 0
+        while not self._done.wait(1):
+            size = spill = memory = 0
             for path in self._folder.rglob("*"):
-                try:
-                    size += path.stat().st_blocks * 512
-                except OSError:  # gone meanwhile
-                    continue
-            self._most = max(self._most, size)
+                with suppress(OSError):  # gone meanwhile
+                    found = path.stat().st_blocks * 512
+                    size += found
+                    spill += found if "engine" in path.parts else 0
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    memory += process.memory_info().rss
+            self.disk_bytes = max(self.disk_bytes, size)
+            self.spill_bytes = max(self.spill_bytes, spill)
+            self.memory_bytes = max(self.memory_bytes, memory)
 
-    def __enter__(self) -> Callable[[], int]:
+    def __enter__(self) -> _Watched:
         self._thread.start()
-        return lambda: self._most
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()

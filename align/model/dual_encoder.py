@@ -39,6 +39,9 @@ SCHEMA_VERSION = 2
 #: Size of position and token-type embeddings at the start, relative to those of words.
 POSITION_SCALE = 0.1
 
+#: On a CPU so many texts of like length are encoded together: fewer lose more in small products than they save.
+CPU_TEXTS = 16
+
 
 class DualEncoder(nn.Module):
     """Image and text towers into one unit sphere.
@@ -106,7 +109,7 @@ class DualEncoder(nn.Module):
         return F.normalize(self.vision_projection(self.vision_model(pixels, draws)).float(), dim=-1)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token ids to embeddings.
+        """Token ids to embeddings. On a CPU hardly any padding is computed, whatever the texts' lengths and order.
 
         Args:
             input_ids: (B, T) int64, T at most `config.max_tokens`.
@@ -115,8 +118,22 @@ class DualEncoder(nn.Module):
         Returns:
             (B, embed_width) float32, L2-normalised.
         """
-        hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+        if torch.compiler.is_exporting() or input_ids.device.type != "cpu":
+            hidden = self._read(input_ids, attention_mask)
+        else:
+            ends = (attention_mask != 0).long() * torch.arange(1, input_ids.shape[1] + 1)
+            lengths, order = ends.amax(dim=1).clamp(min=1).sort(stable=True)
+            parts = [
+                self._read(input_ids[rows, : int(most[-1])], attention_mask[rows, : int(most[-1])])
+                for rows, most in zip(torch.split(order, CPU_TEXTS), torch.split(lengths, CPU_TEXTS), strict=True)
+            ]
+            hidden = torch.cat(parts)[order.argsort()]
         return F.normalize(self.text_projection(hidden).float(), dim=-1)
+
+    def _read(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T) -> (B, width): what the last layer makes of [CLS]."""
+        hidden: Tensor = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return hidden[:, 0]
 
 
 def text_config(config: ModelConfig, vocab_size: int) -> BertConfig:

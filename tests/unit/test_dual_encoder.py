@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import AlignConfig, AlignModel, AlignTextConfig
 
 from align.config.model import ModelConfig
@@ -94,6 +95,22 @@ def test_evaluation_is_independent_of_the_batch(model: DualEncoder) -> None:
         torch.testing.assert_close(model.eval().encode_image(x)[2:3], model.encode_image(x[2:3]), atol=1e-5, rtol=1e-5)
         ids, mask = words(4)
         torch.testing.assert_close(model.encode_text(ids, mask)[:1], model.encode_text(ids[:1, :4], mask[:1, :4]))
+
+
+def test_texts_of_any_length_and_order_embed_as_in_one_padded_batch(model: DualEncoder) -> None:
+    draw = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, 50, (40, 7), generator=draw)  # more than are encoded together
+    mask = (torch.arange(7) < torch.randint(1, 7, (40, 1), generator=draw)).long()
+    mask[5] = torch.tensor([0, 0, 1, 1, 1, 0, 0])  # whoever pads in front gets what they would get
+    seen: list[int] = []
+    model.text_model.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    hidden = model.text_model(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0]
+    whole = F.normalize(model.text_projection(hidden), dim=-1)
+    torch.testing.assert_close(model.encode_text(ids, mask), whole)
+    assert sum(seen[1:]) < 0.8 * seen[0]
+    assert len(seen) == 4
 
 
 def test_weights_load_into_transformers_align_model() -> None:

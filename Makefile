@@ -35,7 +35,7 @@ test-full: $(STAMP) ## adds the tests that need more than pip installs
 
 bench: bench-train bench-data ## ratios measured side by side in one run
 
-bench-train: $(STAMP) ## the training half: losses, steps, ranks, loader; a quarter of an hour
+bench-train: $(STAMP) ## the training half against its peers, which get an environment of their own; half an hour
 	@$(RUN) python -m tests.benchmarks
 
 bench-data: $(STAMP) ## the data half against its peers, which get an environment of their own; half an hour

@@ -6,34 +6,37 @@ Names of benchmarks as arguments run only these: `python -m tests.benchmarks los
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from align.cli import silence_telemetry
 from align.stage import say
-from tests.benchmarks import losses, preprocess, ranks, reading, train_loader, training
 from tests.benchmarks.measure import Comparison
 from tests.benchmarks.page import conditions, table, write_section
-from tests.benchmarks.world import World, build
+from tests.benchmarks.peers import run_beside_peers, version_of
+from tests.benchmarks.world import build
 
-BENCHMARKS: tuple[Callable[[World], list[Comparison]], ...] = (
-    losses.run, training.run, ranks.run, preprocess.run, reading.run, train_loader.run,
-)  # fmt: skip
+#: Modules beside this one, each with `run(world) -> list[Comparison]`, in the order of the table; whether they run in
+#: the environment of the peers.
+BENCHMARKS = {
+    "losses": True, "training": False, "open_clip_step": True, "towers": True, "ranks": False, "resuming": False,
+    "preprocess": False, "reading": False, "train_loader": False, "open_clip_loader": True,
+}  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    names = [run.__module__.rpartition(".")[2] for run in BENCHMARKS]
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; none: all")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; none: all")
     parser.add_argument("--write", action="store_true", help="write the table into tests/benchmarks/README.md")
     args = parser.parse_args()
-    if unknown := set(args.names) - set(names):
+    if unknown := set(args.names) - set(BENCHMARKS):
         parser.error(f"no benchmark named {', '.join(sorted(unknown))}")
     silence_telemetry()
     torch.set_num_threads(1)
@@ -41,12 +44,17 @@ def main() -> int:
     rows: list[Comparison] = []
     with tempfile.TemporaryDirectory(prefix="align-bench-") as folder:
         world = build(Path(folder))
-        for name, run in zip(names, BENCHMARKS, strict=True):
-            if not args.names or name in args.names:
-                say(f"benchmark: {name}")
-                rows += run(world)
+        for name in args.names or BENCHMARKS:
+            say(f"benchmark: {name}")
+            module = f"{__package__}.{name}"
+            run = (
+                functools.partial(run_beside_peers, module) if BENCHMARKS[name] else importlib.import_module(module).run
+            )
+            rows += run(world)
         sample = world.describe()
-    text = f"{table(rows)}\n\n{conditions(sample, ('torch', 'pillow', 'webdataset'), load)}"
+    theirs = ", ".join(f"{name} {version_of(name, 'peers_training')}" for name in ("open_clip_torch", "timm"))
+    ours = conditions(sample, ("torch", "transformers", "pillow", "webdataset"), load)
+    text = f"{table(rows)}\n\n{ours} Peers of training: {theirs}."
     print(text)
     say(f"benchmark: {time.monotonic() - start:.0f} s")
     if args.write:

@@ -6,6 +6,7 @@ webdataset read the tars from the page cache, shuffled; nothing is kept from one
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image
 from align.config.shard import ShardConfig
 from align.errors import DataError
 from align.model.preprocess import decode, random_crop
-from align.pairs.formats.shards import Manifest, Sample, Split, digest_of, write_manifest
+from align.pairs.formats.shards import MANIFEST, Manifest, Sample, Split, digest_of, write_manifest
 from align.pairs.shard.writer import write_shard
 from align.training.index import SplitIndex, read_outline
 from align.training.loader import TrainLoader
@@ -36,32 +37,36 @@ NUM_IMAGES, IMAGES_PER_SHARD = 640, 160
 REPETITIONS = 7
 
 
-def write_shards(world: World, folder: Path) -> SplitIndex:
-    """Shards of the sample's pictures as `align shard` would write them, of RESIZE_PX."""
-    quality, samples = world.params.section(ShardConfig).jpeg_quality, []
+def paper_shards(world: World, num_images: int = NUM_IMAGES) -> SplitIndex:
+    """Shards of the sample's pictures as `align shard` would write them, of RESIZE_PX; made once.
+
+    Where more are asked for than there are, pictures come again under other keys.
+    """
+    folder = world.root / f"paper_shards-{num_images}"
+    if not (folder / MANIFEST).exists():
+        quality = world.params.section(ShardConfig).jpeg_quality
+        files = [
+            simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="444")
+            for pixels in itertools.islice(_decoded(world), num_images)
+        ]
+        samples = []
+        for number, file in enumerate(itertools.islice(itertools.cycle(files), num_images)):
+            key = f"{number:09d}"
+            texts = (f"picture {key} of the sample", f"another text of {key}")
+            samples.append(Sample(key, key, file, (key, f"{key}b"), texts))
+        parts = [samples[start : start + IMAGES_PER_SHARD] for start in range(0, len(samples), IMAGES_PER_SHARD)]
+        tars = tuple(write_shard(folder, f"train/{number:05d}.tar", part) for number, part in enumerate(parts))
+        train = Split(num_images=len(samples), num_pairs=2 * len(samples), shards=tars)
+        write_manifest(Manifest(image_px=RESIZE_PX, digest=digest_of(tars), splits={"train": train}), folder)
+    return read_outline(folder).split("train")
+
+
+def _decoded(world: World) -> Iterator[NDArray[np.uint8]]:
     for data in world.raw_images():
         try:
-            pixels = decode(data, RESIZE_PX)
+            yield decode(data, RESIZE_PX)
         except DataError:
             continue
-        key = f"{len(samples):09d}"
-        texts = (f"picture {key} of the sample", f"another text of {key}")
-        samples.append(
-            Sample(
-                key,
-                key,
-                simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="444"),
-                (key, f"{key}b"),
-                texts,
-            )
-        )
-        if len(samples) == NUM_IMAGES:
-            break
-    parts = [samples[start : start + IMAGES_PER_SHARD] for start in range(0, len(samples), IMAGES_PER_SHARD)]
-    tars = tuple(write_shard(folder, f"train/{number:05d}.tar", part) for number, part in enumerate(parts))
-    train = Split(num_images=len(samples), num_pairs=2 * len(samples), shards=tars)
-    write_manifest(Manifest(image_px=RESIZE_PX, digest=digest_of(tars), splits={"train": train}), folder)
-    return read_outline(folder).split("train")
 
 
 def ours(index: SplitIndex) -> int:
@@ -104,7 +109,7 @@ def bare(files: list[bytes]) -> int:
 
 
 def run(world: World) -> list[Comparison]:
-    index = write_shards(world, world.root / "paper_shards")
+    index = paper_shards(world)
     files = [
         Path(path).read_bytes()[offset : offset + size]
         for shard, path in enumerate(index.shards)

@@ -30,8 +30,8 @@ from tests.benchmarks.data.download_server import (
     seconds_since_last_asked,
     serving,
 )
-from tests.benchmarks.data.peers import build_peers, version_of
 from tests.benchmarks.measure import Comparison, compare
+from tests.benchmarks.peers import build_peers, version_of
 from tests.benchmarks.world import World
 from tests.conftest import ROOT
 

@@ -22,8 +22,8 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 
 from align.pairs.sources import Source
 from align.pairs.sources.pages import decode_html, page_images
-from tests.benchmarks.data.peers import build_peers, version_of
 from tests.benchmarks.measure import Comparison, compare, cpu_s, in_process
+from tests.benchmarks.peers import build_peers, version_of
 from tests.benchmarks.world import World
 from tests.conftest import ROOT
 from tests.reading import source_at

@@ -29,8 +29,8 @@ from align.pairs.policy import OptedOut
 from align.stage import say
 from tests.benchmarks.data.filtering_peers import decide_in_bare_sql, decide_in_pandas, joined, tables_with_words
 from tests.benchmarks.data.filtering_tables import synthesise
-from tests.benchmarks.data.peers import build_peers, version_of
 from tests.benchmarks.measure import Comparison, compare, in_process
+from tests.benchmarks.peers import build_peers, version_of
 
 if TYPE_CHECKING:  # it brings torch along, which would count as memory of both
     from tests.benchmarks.world import World

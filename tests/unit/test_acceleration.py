@@ -1,5 +1,7 @@
 """torch.compile and CUDA's settings: asked for in the recipe, and gone after the run."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +97,9 @@ def test_texts_of_any_length_and_repeated_layers_are_one_graph(backend: None) ->
         assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.full
+@pytest.mark.skipif(" " in torch.__file__, reason="inductor's linker takes no path with a space")
+@pytest.mark.skipif(shutil.which("g++") is None and not os.environ.get("CI"), reason="inductor needs g++")
 def test_inductor_compiles_a_layer() -> None:
     """The compiler that a run has, on the smallest thing there is."""
     torch.manual_seed(0)

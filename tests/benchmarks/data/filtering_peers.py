@@ -76,7 +76,7 @@ def decide_in_bare_sql(folder: Path, config: FilterConfig, engine: EngineConfig,
     with duckdb.connect(
         str(out / "bare.duckdb"),
         config={
-            "memory_limit": engine.memory_limit,
+            "memory_limit": "1GB",  # it runs out of less, as ours does not
             "threads": engine.num_threads or 1,
             "temp_directory": str(out / "spill"),
         },

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from open_clip import ClipLoss, SigLipLoss
+from open_clip.loss import ClipLoss, SigLipLoss  # the package itself exports only the first
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 
 from align.config.recipe import Recipe
+from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
 
 #: Graphs that one block or layer may need: with and without gradients, two sizes of a part, with and without a mask.
@@ -24,7 +25,12 @@ def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Ite
     a graph of its own. Evaluation is left as it is: see `as_written`.
 
     On a CPU the switches are left alone: newer ones take torch's word for TF32, too.
+
+    Raises:
+        ConfigError: towers are to be compiled on a CPU, and this machine cannot.
     """
+    if recipe.compile and device.type == "cpu":
+        _require_compiler()
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     if device.type == "cuda":
@@ -44,6 +50,23 @@ def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Ite
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+def _require_compiler() -> None:
+    """torch finds both out after a minute, with a page of its own code."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # they bring half of torch along
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils.cpp_extension import TORCH_LIB_PATH
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise ConfigError("compile: torch finds no C++ compiler; install g++, or set compile to false") from None
+    if " " in TORCH_LIB_PATH:
+        raise ConfigError(
+            f"compile: torch hands its folder to the linker without quotes, and there is a space in {TORCH_LIB_PATH}; "
+            "make the environment elsewhere, or set compile to false"
+        )
 
 
 def as_written() -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
+from torch._inductor import cpp_builder
 from torch.utils import cpp_extension
 
 from align.config.model import ModelConfig
@@ -17,6 +19,7 @@ from align.config.recipe import Recipe
 from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
 from align.model.loss import align_loss, sigmoid_loss
+from align.training import acceleration
 from align.training import run as run_module
 from align.training.acceleration import accelerated, as_written
 from align.training.run import Plan, make_plan, run
@@ -43,6 +46,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compiles all that dynamo and autograd do, and leaves out the minutes that the C++ compiler takes."""
     compile = torch.compile
     torch._dynamo.reset()
+    monkeypatch.setattr(acceleration, "_require_compiler", lambda: None)
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend="aot_eager", **options))
     counters.clear()
     yield
@@ -113,6 +117,18 @@ def test_inductor_compiles_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     compiled = torch.compile(layer.forward, dynamic=True)
     torch.testing.assert_close(compiled(hidden), expected, atol=1e-5, rtol=1e-4)
     torch._dynamo.reset()
+
+
+def test_a_machine_that_cannot_compile_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, recipe = DualEncoder(MODEL, 50), pretrain_config(compile=True)
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "g++")
+    monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", str(tmp_path / "my environment"))
+    with pytest.raises(ConfigError, match=r"a space in .*my environment"), accelerated(model, recipe, CPU):
+        pass
+    monkeypatch.undo()
+    monkeypatch.setattr(inductor_config.cpp, "cxx", (str(tmp_path / "no-such-compiler"),))
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler"), accelerated(model, recipe, CPU):
+        pass
 
 
 def _switches() -> dict[str, bool]:

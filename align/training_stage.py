@@ -19,6 +19,7 @@ from align.services.store import tar_reader
 from align.services.store_mirror import checkpoint_mirror
 from align.services.tracking import current_run_id
 from align.stage import record_runtime, say
+from align.training.checkpoint import JOURNAL
 from align.training.run import make_plan, train_stage
 
 
@@ -50,7 +51,7 @@ def train(
         accept_code_change=args.accept_code_change, cluster=params.section(ClusterConfig),
     )  # fmt: skip
     if (run_id := current_run_id()) is not None:
-        plan = replace(plan, log=LiveLog(run_id, stage, plan.folder().directory / "live.jsonl"))
+        plan = replace(plan, log=LiveLog(run_id, stage, plan.folder().directory / JOURNAL))
     require_passed(paths.reports / SHARDS, plan.data_digest)
     with record_runtime(stage, paths.runtime) as runtime:
         trained = train_stage(plan, out=out, reports=paths.reports / stage)

@@ -28,6 +28,8 @@ from align.stage import fsync, say, to_json, write_text
 SCHEMA_VERSION = 2
 
 BEST = "best.pt"
+#: Rows of live metrics, which whoever logs them keeps here, so that they go on with the run.
+JOURNAL = "live.jsonl"
 _ACCEPTED = "accepted.json"
 
 
@@ -192,9 +194,11 @@ class CheckpointFolder:
         self.directory.mkdir(parents=True, exist_ok=True)
         write_text(self.directory / _ACCEPTED, json.dumps([*best.accepted(), reason.strip()]) + "\n")
         latest = best._path(best.steps()[-1])
-        part = self.directory / ".adopted.part"
-        shutil.copyfile(latest, part)
-        os.replace(part, self.directory / latest.name)
+        for path in (best.directory / JOURNAL, latest):  # the checkpoint last: with it the run is this code's own
+            if path.exists():
+                part = self.directory / ".adopted.part"
+                shutil.copyfile(path, part)
+                os.replace(part, self.directory / path.name)
         say(f"{self.directory}: going on from {latest}, made by other code: {reason.strip()}")
 
     def load_latest(self, device: torch.device) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from align.errors import ConfigError, CorruptError, LockedError, TrainingError
-from align.training.checkpoint import CheckpointFolder, run_key
+from align.training.checkpoint import JOURNAL, CheckpointFolder, run_key
 
 CPU = torch.device("cpu")
 
@@ -97,8 +97,10 @@ def test_going_on_from_other_code(tmp_path: Path) -> None:
         folder.wait()
     with pytest.raises(ConfigError, match="say why"):
         new.adopt(" ")
+    (old.directory / JOURNAL).write_text("rows so far\n")
     new.adopt("renamed a variable")
     assert new.steps() == [7] and new.accepted() == ["renamed a variable"] and old.steps() == [7]
+    assert (new.directory / JOURNAL).read_text() == "rows so far\n"
     last = CheckpointFolder(tmp_path / "pretrain-aa-44", keep=2)
     new.save(8, {})
     new.wait()

@@ -25,12 +25,7 @@ def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Ite
     a graph of its own. Evaluation is left as it is: see `as_written`.
 
     On a CPU the switches are left alone: newer ones take torch's word for TF32, too.
-
-    Raises:
-        ConfigError: towers are to be compiled on a CPU, and this machine cannot.
     """
-    if recipe.compile and device.type == "cpu":
-        _require_compiler()
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     if device.type == "cuda":
@@ -52,8 +47,12 @@ def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Ite
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
-def _require_compiler() -> None:
-    """torch finds both out after a minute, with a page of its own code."""
+def require_compiler() -> None:
+    """Whether towers can be compiled for this machine's CPU, which torch tells late, with a page of its own code.
+
+    Raises:
+        ConfigError: they cannot; says why.
+    """
     from torch._inductor.cpp_builder import get_cpp_compiler  # they bring half of torch along
     from torch._inductor.exc import InvalidCxxCompiler
     from torch.utils.cpp_extension import TORCH_LIB_PATH

@@ -23,7 +23,7 @@ from align.errors import ConfigError, TrainingError
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.tokenizer import TextTokenizer
 from align.stage import Report, replace_directory, say, sha256_file, write_report, write_text
-from align.training.acceleration import accelerated
+from align.training.acceleration import accelerated, require_compiler
 from align.training.checkpoint import CheckpointFolder, Mirror, run_key
 from align.training.curves import Row, write_curves
 from align.training.index import SplitIndex, Tars, read_outline
@@ -151,7 +151,8 @@ def run(plan: Plan) -> Trained | None:
     """Trains, or goes on, or only reads the result of a finished run. None on a machine that does not lead.
 
     Raises:
-        ConfigError: the batch does not divide into ranks and batch-norm groups, or there are too few images.
+        ConfigError: the batch does not divide into ranks and batch-norm groups, or there are too few images, or this
+            machine cannot do what the recipe asks for.
         LockedError: another process trains this very run.
         TrainingError: a rank died, a signal came, or the loss became non-finite.
     """
@@ -178,6 +179,8 @@ def run(plan: Plan) -> Trained | None:
             f"{recipe.section}.compile needs model.batch_norm: group or batch; sync asks other ranks within a block, "
             "which is not compiled"
         )
+    if recipe.compile and not torch.cuda.is_available():
+        require_compiler()
     if (recipe.loss == "sigmoid") != (plan.model.logit_bias_init is not None):
         raise ConfigError(
             f"{recipe.section}.loss {recipe.loss} and model.logit_bias_init {plan.model.logit_bias_init} do not go "

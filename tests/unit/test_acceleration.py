@@ -19,7 +19,6 @@ from align.config.recipe import Recipe
 from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
 from align.model.loss import align_loss, sigmoid_loss
-from align.training import acceleration
 from align.training import run as run_module
 from align.training.acceleration import accelerated, as_written
 from align.training.run import Plan, make_plan, run
@@ -46,7 +45,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compiles all that dynamo and autograd do, and leaves out the minutes that the C++ compiler takes."""
     compile = torch.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(acceleration, "_require_compiler", lambda: None)
+    monkeypatch.setattr(run_module, "require_compiler", lambda: None)
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend="aot_eager", **options))
     counters.clear()
     yield
@@ -119,16 +118,19 @@ def test_inductor_compiles_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     torch._dynamo.reset()
 
 
-def test_a_machine_that_cannot_compile_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, recipe = DualEncoder(MODEL, 50), pretrain_config(compile=True)
+def test_a_machine_that_cannot_compile_says_so_at_once(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = plan(data, tmp_path / "run", compile=True)
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "g++")
     monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", str(tmp_path / "my environment"))
-    with pytest.raises(ConfigError, match=r"a space in .*my environment"), accelerated(model, recipe, CPU):
-        pass
+    with pytest.raises(ConfigError, match=r"a space in .*my environment"):
+        run(asked)
     monkeypatch.undo()
     monkeypatch.setattr(inductor_config.cpp, "cxx", (str(tmp_path / "no-such-compiler"),))
-    with pytest.raises(ConfigError, match=r"no C\+\+ compiler"), accelerated(model, recipe, CPU):
-        pass
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler"):
+        run(asked)
+    assert not (tmp_path / "run").exists()
 
 
 def _switches() -> dict[str, bool]:

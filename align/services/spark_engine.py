@@ -149,10 +149,17 @@ def _settings(config: EngineConfig, scratch: Path) -> dict[str, str]:
     if local:
         threads = config.num_threads or os.cpu_count() or 1
         settings |= {
-            "spark.driver.memory": config.memory_limit.upper().replace("IB", "").removesuffix("B").lower(),
+            "spark.driver.memory": _heap(config.memory_limit),
             "spark.sql.shuffle.partitions": str(8 * threads),
         }
     return settings
+
+
+def _heap(memory_limit: str) -> str:
+    """As Java takes it, in whole MiB. No less than Spark's own default: what serves DuckDB (400MB) it refuses."""
+    number, unit = memory_limit.rstrip("MGiB"), memory_limit.lstrip("0123456789.")
+    size = float(number) * {"MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30}[unit]
+    return f"{max(1024, round(size / (1 << 20)))}m"
 
 
 @contextmanager

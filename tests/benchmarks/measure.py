@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from align.stage import say
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -41,11 +43,13 @@ class Comparison:
 def compare(
     what: str, peer: str, unit: str, *, items: int, ours_s: Sequence[float], theirs_s: Sequence[float], note: str = ""
 ) -> Comparison:
-    """A row from the seconds that each repetition took for `items` of work."""
-    return Comparison(
+    """A row from the seconds that each repetition took for `items` of work; said at once: a later one may fail."""
+    row = Comparison(
         what, peer, unit, ours=items / statistics.median(ours_s), theirs=items / statistics.median(theirs_s),
         ratios=tuple(their / our for our, their in zip(ours_s, theirs_s, strict=True)), note=note,
     )  # fmt: skip
+    say(f"benchmark: {what} against {peer}: {row.ratio:.2f}x ({row.ours:,.0f} and {row.theirs:,.0f} {unit}); {note}")
+    return row
 
 
 def interleaved(

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -198,3 +199,28 @@ def test_duckdb_and_spark_decide_alike(folder: Path, cluster: tuple[str, Path]) 
     assert images[0].to_pylist() == images[1].to_pylist()
     assert images[0].schema.types == images[1].schema.types
     assert (duckdb / "report/report.json").read_bytes() == (spark / "report/report.json").read_bytes()
+
+
+LOCAL = """
+import sys
+from pathlib import Path
+from align.config import load_params
+from align.config.engine import EngineConfig
+from align.services.engine import open_engine
+
+limit, folder = sys.argv[1:]
+overrides = ["engine.runner=spark", "engine.spark_master=local[1]", f"engine.memory_limit={limit}"]
+with open_engine(load_params(overrides=overrides).section(EngineConfig), Path(folder)) as spark:
+    print(spark.rows("SELECT 1 + 1"))
+"""
+
+
+@pytest.mark.parametrize("limit", ["400MB", "1.5GB"])
+def test_spark_on_this_machine_starts_whatever_duckdb_is_held_to(limit: str, tmp_path: Path) -> None:
+    """In a process of its own: the memory of a Java machine is that of its first session."""
+    if shutil.which("java") is None:
+        requires("Spark needs Java 17")
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL, limit, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "[(2,)]\n", done.stderr[-2000:]

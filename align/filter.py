@@ -266,6 +266,9 @@ def _decide(
                 engine.table("resembling", f"SELECT * FROM {source} AS resembling")
                 source = "resembling"
             engine.write(tables.decided(config, source), work / "decided.parquet", "none")
+            say("filter: SQL, images")
+            for name, query in tables.FIRST_COPIES.items():
+                engine.table(name, query)
             engine.write(tables.IMAGES_IN_ORDER, work / "images.parquet")
             shards = [(shard.name, measuring.file("pairs", shard.name)) for _, shard in listing]
             write_decisions(

@@ -313,15 +313,24 @@ def decided(config: FilterConfig, resembling: str) -> str:
     """
 
 
-#: images.parquet: the first copy of each image content, from `images`, `verdicts`, `scored` and `twins`. In order of
-#: `image` as an unsigned number, which is that of image_id and cheaper to sort by.
+#: What images.parquet says of each image content besides `images`: of its first copy, from `images`, `scored` and
+#: `verdicts`. A table after the other, since joins that all wait for memory at once find none to spill into.
+FIRST_COPIES = {
+    "first_copies": "SELECT image, min(place) AS place FROM images GROUP BY image",
+    "first_scored": """
+        SELECT first_copies.*, scored.nsfw_score FROM first_copies
+        LEFT JOIN scored ON scored.image = first_copies.image
+    """,
+    "first_known": """
+        SELECT first_scored.*, verdicts.num_texts FROM first_scored JOIN verdicts ON verdicts.place = first_scored.place
+    """,
+}
+
+#: images.parquet, from `images`, `first_known` and `twins`. In order of `image` as an unsigned number, which is that of
+#: image_id and cheaper to sort by.
 IMAGES_IN_ORDER = """
-    SELECT images.image_id, images.image_key, images.width_px, images.height_px, scored.nsfw_score, images.phash,
-           verdicts.num_texts, coalesce(twins.evaluation_sets, images.evaluation_sets) AS evaluation_sets
-    FROM images
-    JOIN (SELECT image, min(place) AS place FROM images GROUP BY image) AS earliest ON earliest.place = images.place
-    JOIN verdicts ON verdicts.place = images.place
-    LEFT JOIN scored ON scored.image = images.image
-    LEFT JOIN twins ON twins.image = images.image
+    SELECT images.image_id, images.image_key, images.width_px, images.height_px, first_known.nsfw_score, images.phash,
+           first_known.num_texts, coalesce(twins.evaluation_sets, images.evaluation_sets) AS evaluation_sets
+    FROM images JOIN first_known ON first_known.place = images.place LEFT JOIN twins ON twins.image = images.image
     ORDER BY images.image < 0, images.image
 """

@@ -15,6 +15,7 @@ from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig, ModelFile
 from align.errors import ConfigError, DataError
 from align.filter import ALL, filter_pairs
+from align.pairs.filter.decisions import DecidedRows
 from align.pairs.filter.report import FilterReport
 from align.pairs.policy import Entry, OptedOut, write_opted_out
 from align.stage import sha256_folder
@@ -254,3 +255,16 @@ def test_command_works_with_no_repository_around(
     assert "1 of 2 pairs kept" in capsys.readouterr().err
     assert main(["filter", "--set", "paths.raw=nothing"]) == 1
     assert "align ingest" in capsys.readouterr().err
+
+
+def test_what_was_decided_is_read_piece_by_piece(tmp_path: Path) -> None:
+    path, number = tmp_path / "decided.parquet", 2_000_000
+    pq.write_table(
+        pa.table({"place": range(number), "mask": range(number)}), path, row_group_size=20_000, compression="none"
+    )
+    rows, before, most = DecidedRows(path), pa.total_allocated_bytes(), 0
+    for begin in range(0, number, 7_000):
+        taken = rows.take(min(7_000, number - begin))
+        assert taken["place"][0].as_py() == begin
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < path.stat().st_size / 4

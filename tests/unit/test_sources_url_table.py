@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -151,3 +152,20 @@ def test_a_large_array_is_read_piece_by_piece(tmp_path: Path) -> None:
     rows = read(path)
     assert [row["url"] for row in rows] == [f"{A}{number}" for number in range(20_000)]
     assert {row["caption"] for row in rows} == {'x"]},{' * 20}
+
+
+def test_a_long_parquet_table_is_read_piece_by_piece(tmp_path: Path) -> None:
+    path, random = tmp_path / "a.parquet", np.random.default_rng(0)
+    with pq.ParquetWriter(
+        path, pa.schema([("url", pa.string()), ("caption", pa.string())]), compression="none"
+    ) as writer:
+        for _ in range(200):
+            rows = [random.bytes(100).hex() for _ in range(500)]
+            writer.write_table(pa.table({"url": [f"{A}{row}" for row in rows], "caption": rows}, writer.schema))
+    source = source_at(path, "source=url_table")
+    before, most, count = pa.total_allocated_bytes(), 0, 0
+    for batch in source.scan(source.files[0], Counter()):
+        most = max(most, pa.total_allocated_bytes() - before)
+        count += len(batch)
+    assert count == 100_000
+    assert most < path.stat().st_size / 4

@@ -37,7 +37,7 @@ def write_decisions(shards: Iterable[tuple[str, Path]], decided: Path, folder: P
     with ExitStack() as stack:
         decisions = stack.enter_context(_writer(folder / "decisions.parquet", DECISIONS))
         facts = stack.enter_context(_writer(folder / "facts.parquet", FACTS))
-        rows = _Rows(decided)
+        rows = DecidedRows(decided)
         for name, path in shards:
             pairs = pq.ParquetFile(path).read(_FROM_PAIRS)
             known = rows.take(len(pairs))
@@ -72,15 +72,16 @@ def _facts(shard: str, pairs: pa.Table, known: pa.Table) -> pa.Table:
     return pa.table([columns[name].cast(FACTS.field(name).type) for name in FACTS.names], schema=FACTS)
 
 
-class _Rows:
-    """A parquet file's rows, in order, as many at a time as asked for."""
+class DecidedRows:
+    """A parquet file's rows, in order, as many at a time as asked for, and no more in memory."""
 
     def __init__(self, path: Path) -> None:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, pre_buffer=False)  # or pyarrow keeps what it has read, in the end all of it
         self._batches = file.iter_batches()
         self._waiting = file.schema_arrow.empty_table()
 
     def take(self, number: int) -> pa.Table:
+        """The next rows. Raises StopIteration where there are not so many."""
         while len(self._waiting) < number:
             batch = next(self._batches)
             self._waiting = pa.concat_tables([self._waiting, pa.Table.from_batches([batch])])

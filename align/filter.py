@@ -199,21 +199,22 @@ def _count_ngrams(engine: Engine, config: FilterConfig, listing: Shards, work: P
     cut, num_frequent = tables.vocabulary_cut(counts, config.num_frequent_ngrams)
     vocabulary = Vocabulary(num_ngrams=sum(counts.values()), num_frequent=num_frequent, last_count=cut)
     write_text(work / "vocabulary.json", to_json(vocabulary.model_dump()))
+    if cut > 1:
+        for kind in kinds:
+            engine.table(f"frequent_{kind}", f"SELECT ngram FROM {kind}_counts WHERE num >= {cut}")
+    for kind in kinds:  # before what needs the memory
+        engine.drop(f"{kind}_counts")
     rare: list[tuple[int, int]] = []
     if cut <= 1:
         engine.table("rare_pairs", "SELECT place FROM pairs WHERE 1 = 0")
     else:
         say("filter: SQL, rare n-grams")
-        for kind in kinds:
-            engine.table(f"frequent_{kind}", f"SELECT ngram FROM {kind}_counts WHERE num >= {cut}")
         engine.table("rare_pairs", tables.rare_pairs(engine.unnest))
         places = [(index * tables.MAX_ROWS, (index + 1) * tables.MAX_ROWS - 1) for index, _ in some(listing)]
         for kind in reversed(kinds):  # a rare word is shown rather than its bigrams
             rare += engine.rows(tables.rare_ngrams(engine.unnest, kind, places))
         for kind in kinds:
             engine.drop(f"frequent_{kind}")
-    for kind in kinds:
-        engine.drop(f"{kind}_counts")
     shown = sorted(dict(rare).items())
     columns = {"place": [place for place, _ in shown], "ngram": [ngram for _, ngram in shown]}
     measure.commit(pa.table(columns, pa.schema([("place", pa.int64()), ("ngram", pa.int64())])), work / "rare.parquet")
@@ -267,8 +268,10 @@ def _decide(
                 source = "resembling"
             engine.write(tables.decided(config, source), work / "decided.parquet", "none")
             say("filter: SQL, images")
-            for name, query in tables.FIRST_COPIES.items():
+            for name, (before, query) in tables.FIRST_COPIES.items():
                 engine.table(name, query)
+                if before is not None:
+                    engine.drop(before)
             engine.write(tables.IMAGES_IN_ORDER, work / "images.parquet")
             shards = [(shard.name, measuring.file("pairs", shard.name)) for _, shard in listing]
             write_decisions(

@@ -314,17 +314,18 @@ def decided(config: FilterConfig, resembling: str) -> str:
 
 
 #: What images.parquet says of each image content besides `images`: of its first copy, from `images`, `scored` and
-#: `verdicts`. A table after the other, since joins that all wait for memory at once find none to spill into.
+#: `verdicts`. Name: (the table before, not needed after it, query). One join at a time: several that wait for memory
+#: at once find none to spill into.
 FIRST_COPIES = {
-    "first_copies": "SELECT image, min(place) AS place FROM images GROUP BY image",
-    "first_scored": """
+    "first_copies": (None, "SELECT image, min(place) AS place FROM images GROUP BY image"),
+    "first_scored": ("first_copies", """
         SELECT first_copies.*, scored.nsfw_score FROM first_copies
         LEFT JOIN scored ON scored.image = first_copies.image
-    """,
-    "first_known": """
+    """),
+    "first_known": ("first_scored", """
         SELECT first_scored.*, verdicts.num_texts FROM first_scored JOIN verdicts ON verdicts.place = first_scored.place
-    """,
-}
+    """),
+}  # fmt: skip
 
 #: images.parquet, from `images`, `first_known` and `twins`. In order of `image` as an unsigned number, which is that of
 #: image_id and cheaper to sort by.

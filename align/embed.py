@@ -230,7 +230,7 @@ def _line_rows(path: Path) -> Iterator[Input]:
 
 def _column_rows(path: Path, column: str) -> Iterator[Input]:
     row = 0
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with pq.ParquetFile(path, pre_buffer=False) as file:  # or pyarrow keeps all images it has read
         for batch in file.iter_batches(batch_size=64, columns=[column]):
             for value in batch.column(0):
                 content = value.as_py()

@@ -111,7 +111,7 @@ def _tables(raw: Path) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    file = pq.ParquetFile(path, pre_buffer=False)
+    file = pq.ParquetFile(path, pre_buffer=False)  # or pyarrow keeps the file as it goes
     known = [name for name in _COLUMNS if name in file.schema_arrow.names]
     empty = dict.fromkeys(_COLUMNS)
     if "image_key" in known:

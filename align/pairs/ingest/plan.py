@@ -72,7 +72,7 @@ class Plan:
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """The pairs of one shard in order, some thousand of them in memory at a time."""
         shard = int(name)
-        file = pq.ParquetFile(self.table, pre_buffer=False)
+        file = pq.ParquetFile(self.table)
         column = file.schema_arrow.get_field_index("shard")
         for group in range(file.num_row_groups):
             bounds = file.metadata.row_group(group).column(column).statistics

@@ -6,15 +6,19 @@ Names are short and ASCII here (a key and an extension), which USTAR's 100 chara
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from typing import Protocol
 
 BLOCK = 512
-_BEFORE_SIZE = b"0000000\0" * 2
-_AFTER_SIZE = b"00000000000\0"
-_TAIL = b"0" + bytes(100) + b"ustar\0" + b"00" + bytes(64) + bytes(16) + bytes(167)
-_FIXED_SUM = sum(_BEFORE_SIZE) + sum(_AFTER_SIZE) + 8 * ord(" ") + sum(_TAIL)
+#: Name, permissions, owner and group, size, time, checksum, the rest; each filled up with zeros.
+_HEADER = struct.Struct("100s 8s 16s 12s 12s 8s 356s")
+_OWNER = b"0000000\0" * 2
+_TIME = b"00000000000\0"
+_REST = b"0" + bytes(100) + b"ustar\0" + b"00"
+_FIXED_SUM = sum(_OWNER) + sum(_TIME) + 8 * ord(" ") + sum(_REST)
 _MAX_BYTES = 8**11 - 1
+_ZEROS = bytes(BLOCK)
 
 
 def header(name: str, num_bytes: int, mode: int = 0o644) -> bytes:
@@ -23,10 +27,8 @@ def header(name: str, num_bytes: int, mode: int = 0o644) -> bytes:
     if len(encoded) > 100 or num_bytes > _MAX_BYTES:
         raise ValueError(f"no USTAR header can hold {name!r} of {num_bytes:,} bytes")
     size, permissions = b"%011o\0" % num_bytes, b"%07o\0" % mode
-    checksum = _FIXED_SUM + sum(encoded) + sum(permissions) + sum(size)
-    return b"".join((
-        encoded, bytes(100 - len(encoded)), permissions, _BEFORE_SIZE, size, _AFTER_SIZE, b"%06o\0 " % checksum, _TAIL,
-    ))  # fmt: skip
+    checksum = _FIXED_SUM + sum(encoded + permissions + size)
+    return _HEADER.pack(encoded, permissions, _OWNER, size, _TIME, b"%06o\0 " % checksum, _REST)
 
 
 def padding(num_bytes: int) -> bytes:
@@ -49,13 +51,18 @@ class TarWriter:
         self._file, self._mode = file, mode
         self._num_bytes = 0
 
-    def add(self, name: str, data: bytes) -> int:
-        """Appends one member; returns the offset of its data."""
-        fill = padding(len(data))
-        self._file.writelines((header(name, len(data), self._mode), data, fill))
-        offset = self._num_bytes + BLOCK
-        self._num_bytes = offset + len(data) + len(fill)
-        return offset
+    def add(self, *members: tuple[str, bytes]) -> list[int]:
+        """Appends members, each its name and its data; returns the offsets of the data."""
+        lines: list[bytes] = []
+        offsets = []
+        for name, data in members:
+            num_bytes = len(data)
+            offsets.append(self._num_bytes + BLOCK)
+            fill = -num_bytes % BLOCK
+            lines += (header(name, num_bytes, self._mode), data, _ZEROS[:fill])
+            self._num_bytes += BLOCK + num_bytes + fill
+        self._file.writelines(lines)
+        return offsets
 
     def close(self) -> None:
         """Ends the archive. The file stays open."""

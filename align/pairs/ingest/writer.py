@@ -70,9 +70,8 @@ class RawShardWriter:
         self._statuses[row["status"]] += 1
         self._messages[row["error_message"] or SUCCESS] += 1
         if image is not None:
-            self._tar.add(f"{image_key}.jpg", image)
-            self._tar.add(f"{image_key}.txt", row["caption"].encode("utf-8"))
-            self._tar.add(f"{image_key}.json", json.dumps(row, ensure_ascii=False).encode("utf-8"))
+            text, about = row["caption"].encode("utf-8"), json.dumps(row, ensure_ascii=False).encode("utf-8")
+            self._tar.add((f"{image_key}.jpg", image), (f"{image_key}.txt", text), (f"{image_key}.json", about))
         if len(self._rows) >= _ROWS:
             self._write_rows()
 

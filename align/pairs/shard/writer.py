@@ -21,7 +21,7 @@ _BLOCK_BYTES = 1 << 20
 #: Blocks that wait for the thread.
 _AHEAD = 2
 #: So much is sent on its way to the disk at a time: at the end there is little to wait for.
-_SYNC_BYTES = 1 << 24
+_SYNC_BYTES = 1 << 22
 
 
 def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
@@ -41,10 +41,10 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
         with beside.open("wb", buffering=0) as file, _Hashed(file) as hashed:
             writer = TarWriter(hashed, mode=0o444)
             for sample in samples:
-                info = _json(sample)
-                jpg_offset = writer.add(f"{sample.key}.jpg", sample.image)
-                json_offset = writer.add(f"{sample.key}.json", info)
-                writer.add(f"{sample.key}.txt", sample.texts[0].encode("utf-8"))
+                key, info = sample.key, _json(sample)
+                jpg_offset, json_offset, _ = writer.add(
+                    (f"{key}.jpg", sample.image), (f"{key}.json", info), (f"{key}.txt", sample.texts[0].encode())
+                )
                 offsets.append((jpg_offset, len(sample.image), json_offset, len(info)))
                 num_pairs += len(sample.texts)
             writer.close()

@@ -38,7 +38,7 @@ from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.errors import DataError
 from align.evaluation.sets import EvaluationSet, distinct_images, load_sets
-from align.pairs.filter import measure, tables
+from align.pairs.filter import measure, ngrams, tables
 from align.pairs.filter.decisions import write_decisions
 from align.pairs.filter.examples import examples, some, urls_of
 from align.pairs.filter.measure import Measuring, measure_shard, score_shard, twin_table
@@ -190,13 +190,13 @@ def _judge(config: FilterConfig, engine_config: EngineConfig, listing: Shards, w
 
 
 def _count_ngrams(engine: Engine, config: FilterConfig, listing: Shards, work: Path) -> None:
-    """Rule T2: leaves the table `rare_pairs`, and for the report vocabulary.json and rare.parquet."""
+    """Rule T2: leaves the table `rare_blocks`, and for the report vocabulary.json and rare.parquet."""
     kinds = ("unigrams", "bigrams")
     for kind in kinds:
         say(f"filter: SQL, {kind}")
-        engine.table(f"{kind}_counts", tables.ngram_counts(engine.unnest, kind))
-    counts = dict(engine.rows(tables.COUNTS_OF_COUNTS))
-    cut, num_frequent = tables.vocabulary_cut(counts, config.num_frequent_ngrams)
+        engine.table(f"{kind}_counts", ngrams.ngram_counts(engine.unnest, kind))
+    counts = dict(engine.rows(ngrams.COUNTS_OF_COUNTS))
+    cut, num_frequent = ngrams.vocabulary_cut(counts, config.num_frequent_ngrams)
     vocabulary = Vocabulary(num_ngrams=sum(counts.values()), num_frequent=num_frequent, last_count=cut)
     write_text(work / "vocabulary.json", to_json(vocabulary.model_dump()))
     if cut > 1:
@@ -204,17 +204,18 @@ def _count_ngrams(engine: Engine, config: FilterConfig, listing: Shards, work: P
             engine.table(f"frequent_{kind}", f"SELECT ngram FROM {kind}_counts WHERE num >= {cut}")
     for kind in kinds:  # before what needs the memory
         engine.drop(f"{kind}_counts")
+    parts = ngrams.rare_pairs(engine.unnest, engine.num_parts(num_frequent)) if cut > 1 else {}
     rare: list[tuple[int, int]] = []
-    if cut <= 1:
-        engine.table("rare_pairs", "SELECT place FROM pairs WHERE 1 = 0")
-    else:
-        say("filter: SQL, rare n-grams")
-        engine.table("rare_pairs", tables.rare_pairs(engine.unnest))
+    if cut > 1:
+        for number, (name, query) in enumerate(parts.items(), 1):
+            say(f"filter: SQL, rare n-grams, part {number} of {len(parts)}")
+            engine.table(name, query)
         places = [(index * tables.MAX_ROWS, (index + 1) * tables.MAX_ROWS - 1) for index, _ in some(listing)]
         for kind in reversed(kinds):  # a rare word is shown rather than its bigrams
-            rare += engine.rows(tables.rare_ngrams(engine.unnest, kind, places))
+            rare += engine.rows(ngrams.rare_ngrams(engine.unnest, kind, places))
         for kind in kinds:
             engine.drop(f"frequent_{kind}")
+    engine.table("rare_blocks", ngrams.rare_blocks(parts))
     shown = sorted(dict(rare).items())
     columns = {"place": [place for place, _ in shown], "ngram": [ngram for _, ngram in shown]}
     measure.commit(pa.table(columns, pa.schema([("place", pa.int64()), ("ngram", pa.int64())])), work / "rare.parquet")

@@ -27,3 +27,9 @@ class EngineConfig(Section):
     num_threads: PositiveInt | None
     #: Where scratch files go; None takes the system's.
     temp_directory: PathField | None
+
+    @property
+    def memory_bytes(self) -> int:
+        """`memory_limit` as a number."""
+        number, unit = self.memory_limit.rstrip("MGiB"), self.memory_limit.lstrip("0123456789.")
+        return round(float(number) * {"MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30}[unit])

@@ -52,6 +52,10 @@ class SparkEngine:
             self._session.sql(query).write.mode("overwrite").parquet(folder.as_uri())
             self._session.read.parquet(folder.as_uri()).createOrReplaceTempView(name)
 
+    def num_parts(self, num_rows: int) -> int:
+        """See `Engine`. A cluster spreads what it joins by itself."""
+        return 1
+
     def drop(self, name: str) -> None:
         """See `Engine`."""
         self._session.catalog.dropTempView(name)
@@ -149,17 +153,15 @@ def _settings(config: EngineConfig, scratch: Path) -> dict[str, str]:
     if local:
         threads = config.num_threads or os.cpu_count() or 1
         settings |= {
-            "spark.driver.memory": _heap(config.memory_limit),
+            "spark.driver.memory": _heap(config),
             "spark.sql.shuffle.partitions": str(8 * threads),
         }
     return settings
 
 
-def _heap(memory_limit: str) -> str:
+def _heap(config: EngineConfig) -> str:
     """As Java takes it, in whole MiB. No less than Spark's own default: what serves DuckDB (400MB) it refuses."""
-    number, unit = memory_limit.rstrip("MGiB"), memory_limit.lstrip("0123456789.")
-    size = float(number) * {"MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30}[unit]
-    return f"{max(1024, round(size / (1 << 20)))}m"
+    return f"{max(1024, round(config.memory_bytes / (1 << 20)))}m"
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Every rule of the paper at its exact boundary, in the SQL that runs over the whole table."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig, ModelFile
-from align.pairs.filter import rules, tables
+from align.pairs.filter import ngrams, rules, tables
 from align.pairs.filter.measure import image_number, pair_table
 from align.pairs.filter.words import ngram_numbers
 from align.pairs.formats.raw import SCHEMA
@@ -171,7 +172,11 @@ def texts_per_pair(engine: Engine) -> list[int]:
 def judge(engine: Engine, config: FilterConfig = PAPER, rare: set[int] | None = None) -> None:
     engine.table("texts_per_image", tables.TEXTS_PER_IMAGE)
     engine.table("images_per_text", tables.IMAGES_PER_TEXT)
-    view(engine, "rare_pairs", pa.table({"place": pa.array(sorted(rare or ()), pa.int64())}))
+    blocks = Counter[int]()
+    for place in rare or ():
+        blocks[place // 32] += 1 << place % 32
+    columns = {"block": pa.array(blocks.keys(), pa.int64()), "bits": pa.array(blocks.values(), pa.int64())}
+    view(engine, "rare_blocks", pa.table(columns))
     engine.table("verdicts", tables.verdicts(config))
 
 
@@ -182,14 +187,22 @@ def test_t1_counts_distinct_images_by_normalised_text(engine: Engine) -> None:
     assert [row[0] for row in found] == [3, 3, 3, 3, 1, None, None]  # i, j and a dead link of its own
 
 
-def rare_places(engine: Engine, num_frequent: int) -> set[int]:
+def rare_places(engine: Engine, num_frequent: int, num_parts: int = 1) -> set[int]:
     for kind in ("unigrams", "bigrams"):
-        engine.table(f"{kind}_counts", tables.ngram_counts(engine.unnest, kind))
-    cut, listed = tables.vocabulary_cut(dict(engine.rows(tables.COUNTS_OF_COUNTS)), num_frequent)
+        engine.table(f"{kind}_counts", ngrams.ngram_counts(engine.unnest, kind))
+    cut, listed = ngrams.vocabulary_cut(dict(engine.rows(ngrams.COUNTS_OF_COUNTS)), num_frequent)
     assert listed <= num_frequent
     for kind in ("unigrams", "bigrams"):
         engine.table(f"frequent_{kind}", f"SELECT ngram FROM {kind}_counts WHERE num >= {cut}")
-    return {place for (place,) in engine.rows(tables.rare_pairs(engine.unnest))}
+    parts = ngrams.rare_pairs(engine.unnest, num_parts)
+    for name, query in parts.items():
+        engine.table(name, query)
+    engine.table("rare_blocks", ngrams.rare_blocks(parts))
+    found = engine.rows(f"""
+        SELECT pairs.place FROM pairs LEFT JOIN rare_blocks ON rare_blocks.block = {ngrams.block_of("pairs.place")}
+        WHERE {ngrams.is_rare("pairs.place")}
+    """)
+    return {place for (place,) in found}
 
 
 def test_t2_one_joint_list_of_unigrams_and_bigrams_cut_at_a_count(engine: Engine) -> None:
@@ -203,12 +216,21 @@ def test_t2_one_joint_list_of_unigrams_and_bigrams_cut_at_a_count(engine: Engine
     for kind, [number] in zip(
         ("unigrams", "bigrams"), (ngram_numbers(["c"])[0], ngram_numbers(["a", "c"])[1]), strict=True
     ):
-        assert engine.rows(tables.rare_ngrams(engine.unnest, kind, [(3, 4)])) == [(3, number)]
+        assert engine.rows(ngrams.rare_ngrams(engine.unnest, kind, [(3, 4)])) == [(3, number)]
 
 
 def test_t2_bigram_alone_makes_a_text_rare(engine: Engine) -> None:
     pairs(engine, [("a b", "i"), ("a b", "j"), ("b a", "k")])  # a: 3, b: 3, "a b": 2, "b a": 1
     assert rare_places(engine, 3) == {2}
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 7])
+def test_t2_in_parts_finds_the_same_pairs(engine: Engine, num_parts: int) -> None:
+    texts = [f"{'abcdefgh'[row * row % 8]} {'stuvwxyz'[row % 7]} {'klmn'[row % 3]}" for row in range(130)]
+    pairs(engine, [*((text, "i") for text in texts), ("once", "i"), ("never again", "j")])  # five blocks of 32
+    whole = rare_places(engine, 50)
+    assert {130, 131} < whole < set(range(132))
+    assert rare_places(engine, 50, num_parts) == whole
 
 
 @pytest.mark.parametrize("num_frequent", [1, 2, 5, 7, 19])
@@ -224,12 +246,12 @@ def test_t2_does_not_depend_on_the_order_of_rows(tmp_path: Path, num_frequent: i
 
 def test_vocabulary_cut() -> None:
     counts = {5: 1, 3: 2, 1: 10}
-    assert tables.vocabulary_cut(counts, 0) == (6, 0)
-    assert tables.vocabulary_cut(counts, 2) == (5, 1)
-    assert tables.vocabulary_cut(counts, 3) == (3, 3)
-    assert tables.vocabulary_cut(counts, 12) == (3, 3)
-    assert tables.vocabulary_cut(counts, 13) == (1, 13)
-    assert tables.vocabulary_cut({}, 1) == (1, 0)
+    assert ngrams.vocabulary_cut(counts, 0) == (6, 0)
+    assert ngrams.vocabulary_cut(counts, 2) == (5, 1)
+    assert ngrams.vocabulary_cut(counts, 3) == (3, 3)
+    assert ngrams.vocabulary_cut(counts, 12) == (3, 3)
+    assert ngrams.vocabulary_cut(counts, 13) == (1, 13)
+    assert ngrams.vocabulary_cut({}, 1) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,10 @@ and `scored` (SCORED), what the network says of the images that the cheap rules 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pyarrow as pa
 
 from align.config.filter import FilterConfig
-from align.pairs.filter import rules
+from align.pairs.filter import ngrams, rules
 
 #: decisions.parquet. keep is true, reason null and reasons empty together.
 DECISIONS = pa.schema(
@@ -145,68 +143,8 @@ TWINS = pa.schema(
 #: Of the pairs that a given model looked at.
 SIMILARITIES = pa.schema([("place", pa.int64()), ("similarity", pa.float64())])
 
-#: `Engine.unnest`: the one word that DuckDB and Spark do not share.
-Unnest = Callable[[str], str]
-
 #: Pairs of a shard, at most.
 MAX_ROWS = 1 << 24
-
-
-def ngram_counts(unnest: Unnest, column: str) -> str:
-    """How often each n-gram of a column (`unigrams`, `bigrams`) occurs in the raw pairs."""
-    return f"SELECT ngram, count(*) AS num FROM (SELECT {unnest(column)} AS ngram FROM pairs) AS used GROUP BY ngram"
-
-
-#: count -> number of n-grams that occur so often, from `unigrams_counts` and `bigrams_counts`.
-COUNTS_OF_COUNTS = """
-    SELECT num, count(*) FROM (SELECT num FROM unigrams_counts UNION ALL SELECT num FROM bigrams_counts) AS counts
-    GROUP BY num
-"""
-
-
-def vocabulary_cut(counts: dict[int, int], num_frequent: int) -> tuple[int, int]:
-    """Where the joint list of frequent unigrams and bigrams is cut.
-
-    Args:
-        counts: how many n-grams occur how often (count -> number of n-grams).
-        num_frequent: N, how many may be on the list.
-
-    Returns:
-        (the smallest count c of which at most N n-grams occur at least c times, how many these are). Where not even the
-        most frequent ones fit, c is above every count and the list is empty.
-    """
-    cut, listed = max(counts, default=0) + 1, 0
-    for count in sorted(counts, reverse=True):
-        if listed + counts[count] > num_frequent:
-            return cut, listed
-        cut, listed = count, listed + counts[count]
-    return 1, listed
-
-
-def rare_pairs(unnest: Unnest) -> str:
-    """Places of pairs with an n-gram that is not on the list, from `frequent_unigrams` and `frequent_bigrams`.
-
-    A bigram occurs no more often than either of its words: where all bigrams are frequent, so are all words. Words are
-    looked at only in texts that have no bigram.
-    """
-    used = """
-        SELECT DISTINCT used.place FROM (SELECT place, {ngram} AS ngram FROM pairs{where}) AS used
-        LEFT JOIN frequent_{kind} ON frequent_{kind}.ngram = used.ngram WHERE frequent_{kind}.ngram IS NULL
-    """
-    bigrams = used.format(ngram=unnest("bigrams"), kind="bigrams", where="")
-    unigrams = used.format(ngram=unnest("unigrams"), kind="unigrams", where=" WHERE num_words = 1")
-    return f"{bigrams} UNION ALL {unigrams}"
-
-
-def rare_ngrams(unnest: Unnest, kind: str, places: list[tuple[int, int]]) -> str:
-    """Which n-grams of a kind (`unigrams`, `bigrams`) make pairs rare, for pairs in some ranges of places."""
-    where = " OR ".join(f"place BETWEEN {low} AND {high}" for low, high in places)
-    return f"""
-        SELECT used.place, min(used.ngram) AS ngram
-        FROM (SELECT place, {unnest(kind)} AS ngram FROM pairs WHERE {where}) AS used
-        LEFT JOIN frequent_{kind} ON frequent_{kind}.ngram = used.ngram
-        WHERE frequent_{kind}.ngram IS NULL GROUP BY used.place ORDER BY used.place
-    """
 
 
 #: Distinct texts per image content, where it is not 1 (or the only one is empty).
@@ -226,7 +164,7 @@ IMAGES_PER_TEXT = """
 def verdicts(config: FilterConfig) -> str:
     """What the cheap rules say (`mask`, see `rules.mask`), and the counts that they looked at; in order of places.
 
-    From `pairs`, `texts_per_image`, `images_per_text` and `rare_pairs`.
+    From `pairs`, `texts_per_image`, `images_per_text` and `rare_blocks` (`align.pairs.filter.ngrams`).
     """
     return f"""
         SELECT place, image, text, num_texts, num_images, rare_ngram, {rules.mask(config, rules.CHEAP)} AS mask
@@ -236,11 +174,11 @@ def verdicts(config: FilterConfig) -> str:
                         ELSE coalesce(texts_per_image.num_texts, CASE WHEN pairs.text IS NULL THEN 0 ELSE 1 END)
                    END AS num_texts,
                    CASE WHEN pairs.text IS NOT NULL THEN coalesce(images_per_text.num_images, 1) END AS num_images,
-                   rare_pairs.place IS NOT NULL AS rare_ngram
+                   {ngrams.is_rare("pairs.place")} AS rare_ngram
             FROM pairs
             LEFT JOIN texts_per_image ON texts_per_image.image = pairs.image
             LEFT JOIN images_per_text ON images_per_text.text = pairs.text
-            LEFT JOIN rare_pairs ON rare_pairs.place = pairs.place
+            LEFT JOIN rare_blocks ON rare_blocks.block = {ngrams.block_of("pairs.place")}
         ) AS known
         ORDER BY place
     """

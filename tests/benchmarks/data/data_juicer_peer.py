@@ -155,7 +155,7 @@ def _table(dataset, columns):
 
 
 def _cut(counts, num_frequent):
-    """`align.pairs.filter.tables.vocabulary_cut`, whose module would bring more of ours along."""
+    """`align.pairs.filter.ngrams.vocabulary_cut`, whose module would bring more of ours along."""
     cut, listed = max(counts, default=0) + 1, 0
     for count in sorted(counts, reverse=True):
         if listed + counts[count] > num_frequent:

@@ -15,8 +15,8 @@ import regex
 
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
+from align.pairs.filter.ngrams import vocabulary_cut
 from align.pairs.filter.rules import active
-from align.pairs.filter.tables import vocabulary_cut
 from align.pairs.text import language, personal_data, words
 
 #: From the filter's work folder: (query, file), in the form in which pre-tokenised data usually comes.

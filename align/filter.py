@@ -254,7 +254,7 @@ def _decide(
     with open_engine(engine_config, work / "engine") as engine:
         for name in ("verdicts.parquet", "twins.parquet", "images/*.parquet", "scored/*.parquet"):
             engine.view(name.replace("/", ".").partition(".")[0], work / name)
-        if not (work / "decisions.parquet").exists():
+        if not (work / "images.parquet").exists():
             say("filter: SQL, decisions")
             source = f"({tables.judged(config)})"
             if config.similarity_model is not None:
@@ -268,16 +268,14 @@ def _decide(
                 engine.table("resembling", f"SELECT * FROM {source} AS resembling")
                 source = "resembling"
             engine.write(tables.decided(config, source), work / "decided.parquet", "none")
+            of = measuring.file
+            shards = [(shard.name, of("pairs", shard.name), of("images", shard.name)) for _, shard in listing]
+            shown = track(shards, what="filter: shards, decisions", total=len(shards))
+            write_decisions(shown, work / "decided.parquet", work)
             say("filter: SQL, images")
-            for name, (before, query) in tables.FIRST_COPIES.items():
-                engine.table(name, query)
-                if before is not None:
-                    engine.drop(before)
+            engine.table("later_copies", tables.LATER_COPIES)
+            engine.view("known_images", work / "known_images.parquet")
             engine.write(tables.IMAGES_IN_ORDER, work / "images.parquet")
-            shards = [(shard.name, measuring.file("pairs", shard.name)) for _, shard in listing]
-            write_decisions(
-                track(shards, what="filter: shards, decisions", total=len(shards)), work / "decided.parquet", work
-            )
         engine.view("decided", work / "decided.parquet")
         for name in _OUTS:
             engine.view(name.partition(".")[0], work / name)

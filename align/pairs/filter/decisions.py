@@ -1,7 +1,8 @@
 """decisions.parquet and facts.parquet: what was measured of each pair, put beside what was decided, shard by shard.
 
-The engine decides over numbers (`align.pairs.filter.tables`); here the strings come back. Both files are streams in
-order of places, so memory is that of one shard, and the bytes are the same whichever engine decided.
+The engine decides over numbers (`align.pairs.filter.tables`); here the strings come back, those of images too, which a
+join would spill. The files are streams in order of places, so memory is that of one shard, and the bytes are the same
+whichever engine decided.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.pairs.filter.rules import codes_of
-from align.pairs.filter.tables import DECISIONS, FACTS, PAIRS
+from align.pairs.filter.tables import DECISIONS, FACTS, KNOWN_IMAGES, MAX_ROWS, PAIRS
 
 #: A row group is what must be read to find one pair.
 _ROW_GROUP_SIZE = 10_000
@@ -26,24 +27,34 @@ _DICTIONARY = ["reason", "reasons.list.element", "language", "shard", "opted_out
 _FROM_PAIRS = [name for name in PAIRS.names if name not in ("place", "image", "url", "text", "unigrams", "bigrams")]
 
 
-def write_decisions(shards: Iterable[tuple[str, Path]], decided: Path, folder: Path) -> None:
-    """Writes both files; decisions.parquet is the last to appear.
+def write_decisions(shards: Iterable[tuple[str, Path, Path]], decided: Path, folder: Path) -> None:
+    """Writes both files, and known_images.parquet (KNOWN_IMAGES), in which an image is once a shard; in order of
+    places.
 
     Args:
-        shards: (name, file of its PAIRS), in order of places.
+        shards: (name, file of its PAIRS, file of its IMAGES), in order of places.
         decided: result of `tables.decided`.
         folder: where to.
     """
     with ExitStack() as stack:
-        decisions = stack.enter_context(_writer(folder / "decisions.parquet", DECISIONS))
+        known_images = stack.enter_context(_writer(folder / "known_images.parquet", KNOWN_IMAGES, "none"))
         facts = stack.enter_context(_writer(folder / "facts.parquet", FACTS))
+        decisions = stack.enter_context(_writer(folder / "decisions.parquet", DECISIONS))
         rows = DecidedRows(decided)
-        for name, path in shards:
-            pairs = pq.ParquetFile(path).read(_FROM_PAIRS)
+        for name, pairs_file, images_file in shards:
+            pairs = pq.ParquetFile(pairs_file).read(_FROM_PAIRS)
             known = rows.take(len(pairs))
             mask = known["mask"].to_numpy()
             decisions.write_table(_decisions(pairs, mask), row_group_size=_ROW_GROUP_SIZE)
             facts.write_table(_facts(name, pairs, known), row_group_size=_ROW_GROUP_SIZE)
+            known_images.write_table(_images(pq.ParquetFile(images_file).read(), known))
+
+
+def _images(images: pa.Table, known: pa.Table) -> pa.Table:
+    first_pair = pa.array(images["place"].to_numpy() % MAX_ROWS)
+    decided = known.select(["nsfw_score", "num_texts"]).take(first_pair)
+    columns = [decided[name] if name in decided.column_names else images[name] for name in KNOWN_IMAGES.names]
+    return pa.table(columns, schema=KNOWN_IMAGES)
 
 
 def _decisions(pairs: pa.Table, mask: np.ndarray[tuple[int], np.dtype[np.int64]]) -> pa.Table:
@@ -90,9 +101,9 @@ class DecidedRows:
 
 
 @contextmanager
-def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+def _writer(path: Path, schema: pa.Schema, compression: str = "zstd") -> Iterator[pq.ParquetWriter]:
     """A file that appears when the block ends well."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with pq.ParquetWriter(beside, schema, compression="zstd", use_dictionary=_DICTIONARY) as writer:
+    with pq.ParquetWriter(beside, schema, compression=compression, use_dictionary=_DICTIONARY) as writer:
         yield writer
     os.replace(beside, path)

@@ -128,6 +128,14 @@ IMAGES = pa.schema(
     ]
 )
 
+#: `IMAGES` with what was decided of the first pair.
+KNOWN_IMAGES = pa.schema(
+    [
+        *(IMAGES.field(name) for name in IMAGES.names if name not in ("decodable", "twin")),
+        ("nsfw_score", pa.float64()),
+        ("num_texts", pa.int64()),
+    ]
+)
 #: Of the images that the network looked at.
 SCORED = pa.schema([("image", pa.int64()), ("nsfw_score", pa.float64())])
 #: Of those among them whose embedding is close to an evaluation image's.
@@ -251,25 +259,20 @@ def decided(config: FilterConfig, resembling: str) -> str:
     """
 
 
-#: What images.parquet says of each image content besides `images`: of its first copy, from `images`, `scored` and
-#: `verdicts`. Name: (the table before, not needed after it, query). One join at a time: several that wait for memory
-#: at once find none to spill into.
-FIRST_COPIES = {
-    "first_copies": (None, "SELECT image, min(place) AS place FROM images GROUP BY image"),
-    "first_scored": ("first_copies", """
-        SELECT first_copies.*, scored.nsfw_score FROM first_copies
-        LEFT JOIN scored ON scored.image = first_copies.image
-    """),
-    "first_known": ("first_scored", """
-        SELECT first_scored.*, verdicts.num_texts FROM first_scored JOIN verdicts ON verdicts.place = first_scored.place
-    """),
-}  # fmt: skip
+#: Copies of image contents behind the first, from `images`; few.
+LATER_COPIES = """
+    SELECT images.place FROM images
+    JOIN (SELECT image, min(place) AS place FROM images GROUP BY image HAVING count(*) > 1) AS first_copies
+    ON first_copies.image = images.image WHERE images.place > first_copies.place
+"""
 
-#: images.parquet, from `images`, `first_known` and `twins`. In order of `image` as an unsigned number, which is that of
-#: image_id and cheaper to sort by.
+#: images.parquet, from `known_images`, `later_copies` and `twins`. In order of `image` as an unsigned number, which is
+#: that of image_id and cheaper to sort by.
 IMAGES_IN_ORDER = """
-    SELECT images.image_id, images.image_key, images.width_px, images.height_px, first_known.nsfw_score, images.phash,
-           first_known.num_texts, coalesce(twins.evaluation_sets, images.evaluation_sets) AS evaluation_sets
-    FROM images JOIN first_known ON first_known.place = images.place LEFT JOIN twins ON twins.image = images.image
-    ORDER BY images.image < 0, images.image
+    SELECT known_images.image_id, known_images.image_key, known_images.width_px, known_images.height_px,
+           known_images.nsfw_score, known_images.phash, known_images.num_texts,
+           coalesce(twins.evaluation_sets, known_images.evaluation_sets) AS evaluation_sets
+    FROM known_images LEFT JOIN later_copies ON later_copies.place = known_images.place
+    LEFT JOIN twins ON twins.image = known_images.image
+    WHERE later_copies.place IS NULL ORDER BY known_images.image < 0, known_images.image
 """

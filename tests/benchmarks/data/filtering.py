@@ -160,6 +160,7 @@ def against_fewer(
         here = folder / str(number)
         synthesise(here, number)
         all_cores = engine.model_copy(update={"num_threads": None, "num_workers": None})
+        os.sync()  # the synthesised tables, or the disk is busy with them for a while
         start = time.monotonic()
         with _Watched(here) as watched:
             _, peak = in_process(whole_filter, here, _cut(config, number), all_cores)

@@ -39,7 +39,7 @@ NUM_PAIRS = int(os.environ.get("ALIGN_BENCH_PAIRS", "5000000"))
 TIMES = int(os.environ.get("ALIGN_BENCH_TIMES", "10"))
 #: pandas holds some 5 KiB a pair, and takes the same time for each of 500,000 as of 2 million; Spark's start-up alone
 #: takes what DuckDB needs for a million.
-NUM_PANDAS = min(NUM_PAIRS, 1_000_000)
+NUM_PANDAS = min(NUM_PAIRS, 2_000_000)
 #: Data-Juicer takes pandas' number, so that both rows are of the same pairs.
 NUM_DATA_JUICER = min(NUM_PAIRS, 500_000)
 NUM_SPARK = min(NUM_PAIRS, 1_000_000)

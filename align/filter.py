@@ -216,6 +216,8 @@ def _count_ngrams(engine: Engine, config: FilterConfig, listing: Shards, work: P
         for kind in kinds:
             engine.drop(f"frequent_{kind}")
     engine.table("rare_blocks", ngrams.rare_blocks(parts))
+    for name in parts:
+        engine.drop(name)
     shown = sorted(dict(rare).items())
     columns = {"place": [place for place, _ in shown], "ngram": [ngram for _, ngram in shown]}
     measure.commit(pa.table(columns, pa.schema([("place", pa.int64()), ("ngram", pa.int64())])), work / "rare.parquet")

@@ -1,6 +1,6 @@
 """Writing plain tars: USTAR headers with no time, owner or user in them, so that equal members are equal bytes.
 
-`tarfile` spends some 60 µs a member, more than all else that is done for a small picture; this header a twentieth.
+`tarfile` spends some 60 µs a member, more than all else that is done for a small picture; this header one.
 Names are short and ASCII here (a key and an extension), which USTAR's 100 characters hold.
 """
 
@@ -18,7 +18,6 @@ _TIME = b"00000000000\0"
 _REST = b"0" + bytes(100) + b"ustar\0" + b"00"
 _FIXED_SUM = sum(_OWNER) + sum(_TIME) + 8 * ord(" ") + sum(_REST)
 _MAX_BYTES = 8**11 - 1
-_ZEROS = bytes(BLOCK)
 
 
 def header(name: str, num_bytes: int, mode: int = 0o644) -> bytes:
@@ -56,11 +55,10 @@ class TarWriter:
         lines: list[bytes] = []
         offsets = []
         for name, data in members:
-            num_bytes = len(data)
             offsets.append(self._num_bytes + BLOCK)
-            fill = -num_bytes % BLOCK
-            lines += (header(name, num_bytes, self._mode), data, _ZEROS[:fill])
-            self._num_bytes += BLOCK + num_bytes + fill
+            fill = padding(len(data))
+            lines += (header(name, len(data), self._mode), data, fill)
+            self._num_bytes += BLOCK + len(data) + len(fill)
         self._file.writelines(lines)
         return offsets
 

@@ -23,7 +23,7 @@ from align.errors import ConfigError, TrainingError
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.tokenizer import TextTokenizer
 from align.stage import Report, replace_directory, say, sha256_file, write_report, write_text
-from align.training.acceleration import accelerated, require_compiler
+from align.training.acceleration import accelerated, freed_memory_kept, require_compiler
 from align.training.checkpoint import CheckpointFolder, Mirror, run_key
 from align.training.curves import Row, write_curves
 from align.training.index import SplitIndex, Tars, read_outline
@@ -224,7 +224,7 @@ def _build(plan: Plan) -> DualEncoder:
 def _train_rank(plan: Plan, ranks: Ranks) -> None:
     model = _build(plan)
     model.gradient_checkpointing = plan.recipe.gradient_checkpointing
-    with accelerated(model, plan.recipe, ranks.device):
+    with freed_memory_kept(), accelerated(model, plan.recipe, ranks.device):
         if plan.recipe.shard_weights and ranks.world_size > 1:  # one rank has all of them anyway
             shard(model, ranks)
         else:

@@ -26,8 +26,8 @@ from tests.benchmarks.world import build
 #: Modules beside this one, each with `run(world) -> list[Comparison]`, in the order of the table; whether they run in
 #: the environment of the peers.
 BENCHMARKS = {
-    "losses": True, "training": False, "open_clip_step": True, "towers": True, "ranks": False, "resuming": False,
-    "preprocess": False, "reading": False, "train_loader": False, "open_clip_loader": True,
+    "losses": True, "training": False, "kept_memory": False, "open_clip_step": True, "towers": True, "ranks": False,
+    "resuming": False, "preprocess": False, "reading": False, "train_loader": False, "open_clip_loader": True,
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from open_clip_train.params import parse_args
 
 from align.model.tokenizer import TextTokenizer
 from align.stage import say
+from align.training.acceleration import freed_memory_kept
 from align.training.index import SplitIndex
 from align.training.loader import TrainLoader
 from align.training.samples import Samples
@@ -30,18 +31,19 @@ _MAX_TOKENS = 64
 
 
 def ours(index: SplitIndex, tokenizer: TextTokenizer | None) -> int:
-    """An epoch through the loader; with a tokenizer to what the towers take."""
+    """An epoch through the loader, memory kept as in a run; with a tokenizer to what the towers take."""
     samples = Samples(index, RESIZE_PX, cache_bytes=0)
     loader = TrainLoader(
         samples, seed=0, batch_size=BATCH_SIZE, image_px=CROP_PX, flip=True, num_draws=0, num_threads=1,
         shuffle_block=max(BATCH_SIZE, index.num_images // 4),
     )  # fmt: skip
     shown = 0
-    for batch in loader.batches(0, index.num_images // BATCH_SIZE):
-        if tokenizer is not None:
-            ids, _ = tokenizer(batch.texts)
-            assert (len(ids), *batch.pixels.shape) == (BATCH_SIZE, BATCH_SIZE, 3, CROP_PX, CROP_PX)
-        shown += len(batch.texts)
+    with freed_memory_kept():
+        for batch in loader.batches(0, index.num_images // BATCH_SIZE):
+            if tokenizer is not None:
+                ids, _ = tokenizer(batch.texts)
+                assert (len(ids), *batch.pixels.shape) == (BATCH_SIZE, BATCH_SIZE, 3, CROP_PX, CROP_PX)
+            shown += len(batch.texts)
     return shown
 
 

@@ -40,9 +40,9 @@ def bare(model: DualEncoder, parts: Batch) -> None:
     (image_embeds * text_embeds).sum().backward()
 
 
-def in_parts(some: Preset, world: World, step: int, size: int) -> Batch:
+def in_parts(some: Preset, world: World, step: int, size: int, batch_size: int = BATCH_SIZE) -> Batch:
     """A batch ready for the towers; which text goes with which image costs nothing."""
-    batch = some.loader(recipe(world, num_steps=NUM_STEPS, batch_size=BATCH_SIZE)).batch(step)
+    batch = some.loader(recipe(world, num_steps=NUM_STEPS, batch_size=batch_size)).batch(step)
     ids = sorted(some.tokenizer.ids(batch.texts), key=len)
     return [
         (to_pixels(batch.images[rows]), batch.draws[rows], *pad(ids[rows], some.tokenizer.pad_id))

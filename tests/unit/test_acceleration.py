@@ -1,12 +1,15 @@
 """torch.compile and CUDA's settings: asked for in the recipe, and gone after the run."""
 
+import ctypes
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -20,7 +23,7 @@ from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
 from align.model.loss import align_loss, sigmoid_loss
 from align.training import run as run_module
-from align.training.acceleration import accelerated, as_written
+from align.training.acceleration import accelerated, as_written, freed_memory_kept
 from align.training.run import Plan, make_plan, run
 from tests import training_data
 from tests.training_data import MODEL, pretrain_config
@@ -162,6 +165,25 @@ def test_a_run_tells_cuda(data: tuple[Path, Path], tmp_path: Path, monkeypatch: 
     asked = plan(data, tmp_path, num_steps=3)
     run(asked)
     assert seen == [(asked.recipe, CPU, True), (asked.recipe, CPU, False)]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="of glibc alone")
+def test_freed_memory_is_kept_in_a_run_and_given_back_after_it() -> None:
+    process, size = psutil.Process(), 256 << 20
+
+    def use() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(size, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    start = process.memory_info().rss
+    with freed_memory_kept():
+        use()
+        assert use() < 100  # pages: 65,536 of them where each is new
+        assert process.memory_info().rss - start > size // 2
+    assert process.memory_info().rss - start < size // 2
+    use()
+    assert process.memory_info().rss - start < size // 2
 
 
 def test_the_loss_is_never_computed_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ from align.model.dual_encoder import DualEncoder
 #: Graphs that one block or layer may need: with and without gradients, two sizes of a part, with and without a mask.
 _GRAPHS = 8
 
-#: glibc's parameters of what it gives back when freed: blocks of a size, and the end of the heap beyond another.
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+#: glibc's parameters: the end of the heap beyond a size is given back when freed, and so are blocks from another on,
+#: of which there are so many at most.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 
 
 @contextmanager
@@ -64,11 +65,13 @@ def freed_memory_kept() -> Iterator[None]:
     if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
         yield
         return
-    libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
+    libc.mallopt(_MMAP_MAX, 0)  # no threshold: older ones refuse more than 32 MiB, and would stay at 128 KiB then
     libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
     try:
         yield
-    finally:  # where glibc's own adjustment ends: it cannot be switched on again
+    finally:
+        libc.mallopt(_MMAP_MAX, 1 << 16)
+        # where glibc's own adjustment of both ends: it cannot be switched on again
         libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_TRIM_THRESHOLD, 64 << 20)
         libc.malloc_trim(0)

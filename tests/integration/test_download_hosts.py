@@ -61,7 +61,8 @@ def test_an_error_does_not_cost_the_connection(server: WebServer) -> None:
 def test_the_total_of_connections_is_bounded(server: WebServer) -> None:
     server.fallback = delayed(0.01, response(PICTURE))
     fetch(server, [f"http://{i}.test/x.jpg" for i in range(100)], max_connections=5)
-    assert server.most_open <= 2 * 5  # as many again are kept for later
+    # as many again are kept for later, and of as many the server may not know yet that they were closed
+    assert server.most_open <= 3 * 5
 
 
 def test_a_host_is_not_asked_faster_than_its_rate(server: WebServer) -> None:

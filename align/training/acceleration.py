@@ -58,7 +58,7 @@ def freed_memory_kept() -> Iterator[None]:
 
     glibc gives large blocks back to the kernel at once, and each step's pixels and activations are then page faults
     anew: four fifths of the time that making floats of 64 images of 289 px takes. Peak memory grows by what lies
-    between blocks that are kept, 7 % there (`tests/benchmarks/kept_memory.py`). Other C libraries have no such
+    between blocks that are kept, 9 % there (`tests/benchmarks/kept_memory.py`). Other C libraries have no such
     switch, and are left as they are.
     """
     libc = ctypes.CDLL(None)

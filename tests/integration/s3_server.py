@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ class S3Server:
                 listening = {(each.laddr.ip, each.laddr.port) for each in sockets if each.status == psutil.CONN_LISTEN}
             assert listening <= expected, "weed listens on an address that nobody gave it"
             if listening == expected:
-                with urllib.request.urlopen(f"{self.url}/healthz", timeout=5):
+                # It may listen before it is well: it says 503 then, or hangs up.
+                with suppress(OSError), urllib.request.urlopen(f"{self.url}/healthz", timeout=5):
                     return
         log = (self.root / "server.log").read_text("utf-8", "replace")[-2000:]
         pytest.fail(f"SeaweedFS did not come up; it listens on {sorted(listening)} of {sorted(expected)}: {log}")
@@ -74,6 +76,18 @@ class S3Server:
         for name, port in self.ports.items():
             if name.endswith(".grpc"):  # weed removes these only when it ends in its own time
                 Path(f"/tmp/seaweedfs-{name.removesuffix('.port.grpc')}-grpc-{port}.sock").unlink(missing_ok=True)
+
+    @contextmanager
+    def away_for(self, seconds: float) -> Iterator[None]:
+        """Killed, and started again so many seconds later, beside what is done meanwhile.
+
+        Leaves when it is up again: who hears from it before that would otherwise end it while it starts.
+        """
+        self.kill()
+        with ThreadPoolExecutor(1) as beside:
+            started = beside.submit(lambda: (time.sleep(seconds), self.start()))
+            yield
+            started.result()
 
     def close(self) -> None:
         """The end: its ports may be others' again."""

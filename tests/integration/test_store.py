@@ -3,8 +3,6 @@
 import hashlib
 import pickle
 import random
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -259,14 +257,8 @@ def test_a_reader_outlives_a_server_that_comes_back(server: S3Server, tmp_path: 
     patient = config(tmp_path / "cache", bucket, num_retries=6)
     with open_files(patient).open(Objects(patient).uri(sha256)) as stream:
         got = stream.read(MIB)
-        server.kill()
-        starter = threading.Thread(target=lambda: (time.sleep(0.5), server.start()))
-        starter.start()
-        got += stream.read()
-        starter.join()
+        with server.away_for(0.5):
+            got += stream.read()
     assert got == data
-    server.kill()
-    starter = threading.Thread(target=lambda: (time.sleep(0.5), server.start()))
-    starter.start()
-    assert Objects(patient).get(sha256, len(data)).read_bytes() == data
-    starter.join()
+    with server.away_for(0.5):
+        assert Objects(patient).get(sha256, len(data)).read_bytes() == data

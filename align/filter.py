@@ -115,11 +115,11 @@ def filter_pairs(
         if part.finish:
             require_done("filter", [shard.name for _, shard in listing], done)
         measure.write_fingerprints(work, distinct_images(sets), measuring)
-        _each(measure_shard, mine, measuring, workers, "filter: shards, images and texts")
+        _each(measure_shard, "pairs", mine, measuring, workers, "filter: shards, images and texts")
         if all(done(shard.name) for _, shard in listing):
             with _one_at_a_time(work):
                 _judge(config, engine_config, listing, work, raw)
-            _each(score_shard, mine, measuring, workers, "filter: shards, the network")
+            _each(score_shard, "scored", mine, measuring, workers, "filter: shards, the network")
         elif part.shards is not None:
             say("filter: once all shards are measured, run the ranges again, to score their images, and --finish")
         if part.shards is not None:
@@ -153,14 +153,13 @@ def _number(shard: RawShard) -> int:
 
 
 def _each(
-    function: Callable[[Measuring, tuple[int, RawShard]], None],
-    shards: Shards,
-    measuring: Measuring,
-    workers: int,
-    what: str,
-) -> None:
-    for _ in track(in_processes(partial(function, measuring), shards, workers), what=what, total=len(shards)):
-        pass
+    function: Callable[[Measuring, tuple[int, RawShard]], None], what: str, shards: Shards, measuring: Measuring,
+    workers: int, said: str,
+) -> None:  # fmt: skip
+    left = [item for item in shards if not measuring.file(what, item[1].name).exists()]  # none: no process starts
+    if left:
+        for _ in track(in_processes(partial(function, measuring), left, workers), what=said, total=len(left)):
+            pass
 
 
 @contextmanager
@@ -262,7 +261,8 @@ def _decide(
             if config.similarity_model is not None:
                 engine.table("judged", f"SELECT * FROM {source} AS judged")
                 engine.write(tables.LEFT, work / "left.parquet")
-                _each(resemble_shard, listing, measuring, workers, "filter: shards, image-text similarity")
+                said = "filter: shards, image-text similarity"
+                _each(resemble_shard, "similarities", listing, measuring, workers, said)
                 engine.view("similarities", work / "similarities" / "*.parquet")
                 source = "judged"
             source = f"({tables.resembling(config, source)})"

@@ -114,7 +114,7 @@ def language(text: str) -> str | None:
     """
     if len(text) < _MIN_LANGUAGE_CHARS:
         return None
-    code = str(detect_fast(text)[0])
+    code: str = detect_fast(text)[0]
     return None if code == "unknown" else code
 
 

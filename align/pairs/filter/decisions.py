@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -41,18 +41,23 @@ def write_decisions(shards: Iterable[tuple[str, Path, Path]], decided: Path, fol
         known_images = stack.enter_context(_writer(folder / "known_images.parquet", KNOWN_IMAGES, "none"))
         facts = stack.enter_context(_writer(folder / "facts.parquet", FACTS))
         decisions = stack.enter_context(_writer(folder / "decisions.parquet", DECISIONS))
-        beside = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="facts"))  # packing is half of the time
-        packing = beside.submit(lambda: None)
+        # packing is most of the time: of each file beside the others, and beside the next shard's reading
+        beside = stack.enter_context(ThreadPoolExecutor(3, thread_name_prefix="packing"))
+        packing: list[Future[None]] = []
         rows = DecidedRows(decided)
         for name, pairs_file, images_file in shards:
             pairs = pq.ParquetFile(pairs_file).read(_FROM_PAIRS)
             known = rows.take(len(pairs))
-            mask = known["mask"].to_numpy()
-            packing.result()
-            packing = beside.submit(facts.write_table, _facts(name, pairs, known), _ROW_GROUP_SIZE)
-            decisions.write_table(_decisions(pairs, mask), _ROW_GROUP_SIZE)
-            known_images.write_table(_images(pq.ParquetFile(images_file).read(), known))
-        packing.result()
+            tables = {
+                facts: _facts(name, pairs, known),
+                decisions: _decisions(pairs, known["mask"].to_numpy()),
+                known_images: _images(pq.ParquetFile(images_file).read(), known),
+            }
+            for file in packing:
+                file.result()
+            packing = [beside.submit(file.write_table, table, _ROW_GROUP_SIZE) for file, table in tables.items()]
+        for file in packing:
+            file.result()
 
 
 def _images(images: pa.Table, known: pa.Table) -> pa.Table:

@@ -63,7 +63,7 @@ class Measuring:
     progress: bool
 
     def file(self, what: str, shard: str) -> Path:
-        """Where a shard's `pairs`, `images`, `scored` or `embeddings` are."""
+        """Where a shard's `pairs`, `images`, `scored`, `embeddings` or `similarities` are."""
         return self.work / what / f"{shard}.{'arrow' if what == 'embeddings' else 'parquet'}"
 
 
@@ -206,7 +206,7 @@ def _text_columns(texts: pa.StringArray) -> pa.Table:
         "unigrams": _lists(facts.offsets, facts.words),
         "bigrams": _lists(bigram_offsets, bigrams),
         "is_filename": pa.array(facts.is_filename),
-        "language": pa.array([language(text) for text in texts.to_pylist()], pa.string()),
+        "language": pa.array(map(language, texts.to_pylist()), pa.string()),
         "num_emails": pa.array(facts.num_emails, pa.int32()),
         "num_phones": pa.array(facts.num_phones, pa.int32()),
     })  # fmt: skip

@@ -1,5 +1,6 @@
 """filter on small folders: the stage as a whole, stock img2dataset folders, nothing kept, the report."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -174,6 +175,27 @@ def test_ranges_commute_and_a_missing_one_is_named(tmp_path: Path, monkeypatch: 
     assert report.num_pairs == 8
     assert bytes_of(tmp_path / "ranges") == bytes_of(tmp_path / "whole")
     assert not work.exists()
+
+
+@pytest.mark.parametrize("column", ["reasons", "num_words", "phash"])  # of decisions, facts, known_images alone
+def test_a_full_disk_while_files_are_packed_is_no_end_and_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    raw = stock_folder(tmp_path / "raw", [(f"a text number {n} here", noise(n)) for n in range(3)])
+    run(raw, tmp_path / "calm")
+
+    class FullDisk(pq.ParquetWriter):
+        def write_table(self, table: pa.Table, row_group_size: int | None = None) -> None:
+            if column in table.column_names:
+                raise OSError(errno.ENOSPC, "no space left")
+            super().write_table(table, row_group_size)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(pq, "ParquetWriter", FullDisk)
+        run(raw, tmp_path / "full")
+    assert not (tmp_path / "full/filtered").exists()
+    run(raw, tmp_path / "full")
+    assert bytes_of(tmp_path / "full") == bytes_of(tmp_path / "calm")
 
 
 def test_an_image_in_many_shards_is_one_image(tmp_path: Path) -> None:

@@ -53,11 +53,15 @@ def write_decisions(shards: Iterable[tuple[str, Path, Path]], decided: Path, fol
                 decisions: _decisions(pairs, known["mask"].to_numpy()),
                 known_images: _images(pq.ParquetFile(images_file).read(), known),
             }
-            for file in packing:
-                file.result()
+            _require_packed(packing)
             packing = [beside.submit(file.write_table, table, _ROW_GROUP_SIZE) for file, table in tables.items()]
-        for file in packing:
-            file.result()
+        _require_packed(packing)
+
+
+def _require_packed(packing: Iterable[Future[None]]) -> None:
+    """Waits, and raises what packing raised: leaving the pool would keep it to itself."""
+    for one in packing:
+        one.result()
 
 
 def _images(images: pa.Table, known: pa.Table) -> pa.Table:

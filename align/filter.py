@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -36,9 +35,8 @@ from align.config.filter import FilterConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
-from align.errors import DataError
 from align.evaluation.sets import EvaluationSet, distinct_images, load_sets
-from align.pairs.filter import measure, ngrams, tables
+from align.pairs.filter import measure, ngrams, pair_tables, tables
 from align.pairs.filter.decisions import write_decisions
 from align.pairs.filter.examples import examples, some, urls_of
 from align.pairs.filter.measure import Measuring, measure_shard, score_shard, twin_table
@@ -48,13 +46,22 @@ from align.pairs.filter.report import Example, FilterReport, Gallery, Vocabulary
 from align.pairs.filter.resemblance import resemble_shard
 from align.pairs.filter.signals import by_content
 from align.pairs.filter.summary import summarise
-from align.pairs.formats.raw import Fetch, RawShard, iter_images, raw_shards
+from align.pairs.formats.raw import Fetch, RawShard, iter_images, raw_shards, state_of
 from align.pairs.policy import OptedOut, read_opted_out
 from align.services.engine import Engine, open_engine
 from align.services.store import fetcher
 from align.services.vector_index import kmeans
-from align.stage import record_runtime, replace_directory, say, sha256_file, to_json, track, write_text
-from align.work import Part, add_part_arguments, in_processes, key_of, part_of, require_done, work_directory
+from align.stage import record_runtime, replace_directory, say, to_json, track, write_text
+from align.work import (
+    Part,
+    add_part_arguments,
+    freed_memory_kept,
+    in_processes,
+    key_of,
+    part_of,
+    require_done,
+    work_directory,
+)
 
 #: Pictures per reason in the report.
 _EXAMPLES = 12
@@ -104,7 +111,7 @@ def filter_pairs(
     with work_directory(filtered, work_key(config, raw, opted_out, sets), part) as work:
         if (work / _OUTS[0]).exists() and not (work / "pairs").exists():
             return _read_report(reports)  # killed on its last steps
-        mine = [item for item in listing if part.shards is None or _number(item[1]) in part.shards]
+        mine = [item for item in listing if part.shards is None or item[1].number in part.shards]
         workers = max(1, min(engine_config.num_workers or os.cpu_count() or 1, len(mine)))
         threads = max(1, (engine_config.num_threads or os.cpu_count() or 1) // workers)
         measuring = Measuring(work, config, opted_out, threads, progress=workers == 1)
@@ -134,22 +141,7 @@ def work_key(config: FilterConfig, raw: Path, opted_out: OptedOut, sets: Sequenc
     """A digest of everything that decides about what the filter leaves."""
     entries = [(entry.kind, entry.value) for entry in opted_out.entries]
     digests = [(one.name, one.sha256) for one in sets]
-    return key_of(measure.SCHEMA_VERSION, config, _state_of(raw), entries, digests)
-
-
-def _state_of(raw: Path) -> Any:
-    """What changes when data/raw does: its manifest, or the sizes and times of its files where there is none."""
-    manifest = raw / "manifest.json"
-    if manifest.is_file():
-        return sha256_file(manifest)
-    files = sorted(path for path in raw.iterdir() if path.suffix in (".tar", ".parquet"))
-    return [(path.name, (found := path.stat()).st_size, found.st_mtime_ns) for path in files]
-
-
-def _number(shard: RawShard) -> int:
-    if not shard.name.isdecimal():
-        raise DataError(f"{shard.table}: --shards needs shards named by numbers, such as 00000")
-    return int(shard.name)
+    return key_of(measure.SCHEMA_VERSION, config, state_of(raw), entries, digests)
 
 
 def _each(
@@ -158,7 +150,8 @@ def _each(
 ) -> None:  # fmt: skip
     left = [item for item in shards if not measuring.file(what, item[1].name).exists()]  # none: no process starts
     if left:
-        for _ in track(in_processes(partial(function, measuring), left, workers), what=said, total=len(left)):
+        done = in_processes(partial(function, measuring), left, workers, around=freed_memory_kept)
+        for _ in track(done, what=said, total=len(left)):
             pass
 
 
@@ -177,7 +170,8 @@ def _judge(config: FilterConfig, engine_config: EngineConfig, listing: Shards, w
     measure.require_growing_keys(work / "pairs", [shard.name for _, shard in listing], raw)
     shutil.rmtree(work / "engine", ignore_errors=True)  # left by a killed run
     with open_engine(engine_config, work / "engine") as engine:
-        engine.view("pairs", work / "pairs" / "*.parquet")
+        for name in ("pairs", "unigrams", "bigrams"):
+            engine.view(name, work / name / "*.parquet")
         _count_ngrams(engine, config, listing, work)
         say("filter: SQL, texts and images that repeat")
         engine.table("texts_per_image", tables.TEXTS_PER_IMAGE)
@@ -190,36 +184,41 @@ def _judge(config: FilterConfig, engine_config: EngineConfig, listing: Shards, w
 
 def _count_ngrams(engine: Engine, config: FilterConfig, listing: Shards, work: Path) -> None:
     """Rule T2: leaves the table `rare_blocks`, and for the report vocabulary.json and rare.parquet."""
-    kinds = ("unigrams", "bigrams")
-    for kind in kinds:
-        say(f"filter: SQL, {kind}")
-        engine.table(f"{kind}_counts", ngrams.ngram_counts(engine.unnest, kind))
-    counts = dict(engine.rows(ngrams.COUNTS_OF_COUNTS))
+    [(num_bigrams,)] = engine.rows("SELECT count(*) FROM bigrams")
+    tables_of_counts = ngrams.ngram_counts(engine.num_parts(num_bigrams))
+    for number, (name, query) in enumerate(tables_of_counts.items(), 1):
+        say(f"filter: SQL, n-grams, part {number} of {len(tables_of_counts)}")
+        engine.table(name, query)
+    counts = dict(engine.rows(ngrams.counts_of_counts(tables_of_counts)))
     cut, num_frequent = ngrams.vocabulary_cut(counts, config.num_frequent_ngrams)
     vocabulary = Vocabulary(num_ngrams=sum(counts.values()), num_frequent=num_frequent, last_count=cut)
     write_text(work / "vocabulary.json", to_json(vocabulary.model_dump()))
-    if cut > 1:
-        for kind in kinds:
-            engine.table(f"frequent_{kind}", f"SELECT ngram FROM {kind}_counts WHERE num >= {cut}")
-    for kind in kinds:  # before what needs the memory
-        engine.drop(f"{kind}_counts")
-    parts = ngrams.rare_pairs(engine.unnest, engine.num_parts(num_frequent)) if cut > 1 else {}
+    frequent = ngrams.frequent(tables_of_counts, cut) if cut > 1 else {}
+    for name, query in frequent.items():
+        engine.table(name, query)
+    for name in tables_of_counts:  # before what needs the memory
+        engine.drop(name)
+    parts = ngrams.rare_pairs(engine.num_parts(num_frequent)) if cut > 1 else {}
     rare: list[tuple[int, int]] = []
     if cut > 1:
         for number, (name, query) in enumerate(parts.items(), 1):
             say(f"filter: SQL, rare n-grams, part {number} of {len(parts)}")
             engine.table(name, query)
-        places = [(index * tables.MAX_ROWS, (index + 1) * tables.MAX_ROWS - 1) for index, _ in some(listing)]
-        for kind in reversed(kinds):  # a rare word is shown rather than its bigrams
-            rare += engine.rows(ngrams.rare_ngrams(engine.unnest, kind, places))
-        for kind in kinds:
-            engine.drop(f"frequent_{kind}")
+        shown = some(listing)
+        places = [(index * tables.MAX_ROWS, (index + 1) * tables.MAX_ROWS - 1) for index, _ in shown]
+        words = work / "shown_words.parquet"
+        measure.commit(pair_tables.word_table(work / "pairs" / f"{shard.name}.parquet" for _, shard in shown), words)
+        engine.view("shown_words", words)
+        rare += engine.rows(ngrams.rare_ngrams("bigrams", "bigrams", places))
+        rare += engine.rows(ngrams.rare_ngrams("shown_words", "unigrams", places))  # shown rather than their bigrams
+        for name in frequent:
+            engine.drop(name)
     engine.table("rare_blocks", ngrams.rare_blocks(parts))
     for name in parts:
         engine.drop(name)
-    shown = sorted(dict(rare).items())
-    columns = {"place": [place for place, _ in shown], "ngram": [ngram for _, ngram in shown]}
-    measure.commit(pa.table(columns, pa.schema([("place", pa.int64()), ("ngram", pa.int64())])), work / "rare.parquet")
+    by_place = sorted(dict(rare).items())
+    columns = [[place for place, _ in by_place], [ngram for _, ngram in by_place]]
+    measure.commit(pa.table(columns, schema=tables.BIGRAMS), work / "rare.parquet")
 
 
 def _compare(config: FilterConfig, listing: Shards, sets: list[EvaluationSet], measuring: Measuring) -> None:
@@ -253,7 +252,7 @@ def _decide(
     work = measuring.work
     shutil.rmtree(work / "engine", ignore_errors=True)
     with open_engine(engine_config, work / "engine") as engine:
-        for name in ("verdicts.parquet", "twins.parquet", "images/*.parquet", "scored/*.parquet"):
+        for name in ("verdicts.parquet", "candidates.parquet", "twins.parquet", "images/*.parquet", "scored/*.parquet"):
             engine.view(name.replace("/", ".").partition(".")[0], work / name)
         if not (work / "images.parquet").exists():
             say("filter: SQL, decisions")
@@ -273,7 +272,8 @@ def _decide(
             of = measuring.file
             shards = [(shard.name, of("pairs", shard.name), of("images", shard.name)) for _, shard in listing]
             shown = track(shards, what="filter: shards, decisions", total=len(shards))
-            write_decisions(shown, work / "decided.parquet", work)
+            with freed_memory_kept():
+                write_decisions(shown, work / "verdicts.parquet", work / "decided.parquet", work)
             say("filter: SQL, images")
             engine.table("later_copies", tables.LATER_COPIES)
             engine.view("known_images", work / "known_images.parquet")

@@ -11,6 +11,7 @@ whole sentence for one word and drop these languages at rule T3), and emoji or p
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 import regex
 from resiliparse.parse.lang import detect_fast
@@ -106,16 +107,14 @@ def is_filename(text: str) -> bool:
     return _CAMERA.fullmatch(text) is not None
 
 
-def language(text: str) -> str | None:
-    """ISO 639-1 code of a normalised text's language; None where it is too short or like none.
+def languages(texts: Sequence[str]) -> list[str | None]:
+    """ISO 639-1 codes of normalised texts' languages; None where one is too short or like none.
 
     A guess from frequencies of letters: alt-texts are short, and a third of the short ones are guessed wrong. Good
     enough for how languages are distributed over a dataset, rough for a rule.
     """
-    if len(text) < _MIN_LANGUAGE_CHARS:
-        return None
-    code: str = detect_fast(text)[0]
-    return None if code == "unknown" else code
+    codes = [detect_fast(text)[0] if len(text) >= _MIN_LANGUAGE_CHARS else None for text in texts]
+    return [None if code == "unknown" else code for code in codes]
 
 
 def personal_data(text: str) -> tuple[int, int]:

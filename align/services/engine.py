@@ -138,7 +138,8 @@ class DuckDbEngine:
     def write(self, query: str, path: Path, compression: str = "zstd") -> None:
         """See `Engine`."""
         beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        codec = "uncompressed" if compression == "none" else compression
+        # zstd's first level: the next two take a fifth more time and make it no smaller
+        codec = {"none": "uncompressed", "zstd": "zstd, COMPRESSION_LEVEL 1"}.get(compression, compression)
         options = f"FORMAT parquet, COMPRESSION {codec}, ROW_GROUP_SIZE {ROW_GROUP_SIZE}"
         try:
             self._execute(f"COPY ({query}) TO {_quoted(beside)} ({options})")

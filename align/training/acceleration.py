@@ -1,8 +1,7 @@
-"""What makes the same training faster: torch.compile, CUDA's settings, and memory that is kept from step to step."""
+"""What makes the same training faster: torch.compile and CUDA's settings."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -15,10 +14,6 @@ from align.model.dual_encoder import DualEncoder
 
 #: Graphs that one block or layer may need: with and without gradients, two sizes of a part, with and without a mask.
 _GRAPHS = 8
-
-#: glibc's parameters: the end of the heap beyond a size is given back when freed, and so are blocks from another on,
-#: of which there are so many at most.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 
 
 @contextmanager
@@ -50,31 +45,6 @@ def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Ite
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
-
-
-@contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """What is freed in this block stays with the process, for the next step to take, and is given back after it.
-
-    glibc gives large blocks back to the kernel at once, and each step's pixels and activations are then page faults
-    anew: four fifths of the time that making floats of 64 images of 289 px takes. Peak memory grows by what lies
-    between blocks that are kept, 9 % there (`tests/benchmarks/kept_memory.py`). Other C libraries have no such
-    switch, and are left as they are.
-    """
-    libc = ctypes.CDLL(None)
-    if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
-        yield
-        return
-    libc.mallopt(_MMAP_MAX, 0)  # no threshold: older ones refuse more than 32 MiB, and would stay at 128 KiB then
-    libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
-    try:
-        yield
-    finally:
-        libc.mallopt(_MMAP_MAX, 1 << 16)
-        # where glibc's own adjustment of both ends: it cannot be switched on again
-        libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(_TRIM_THRESHOLD, 64 << 20)
-        libc.malloc_trim(0)
 
 
 def require_compiler() -> None:

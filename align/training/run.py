@@ -23,7 +23,7 @@ from align.errors import ConfigError, TrainingError
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.tokenizer import TextTokenizer
 from align.stage import Report, replace_directory, say, sha256_file, write_report, write_text
-from align.training.acceleration import accelerated, freed_memory_kept, require_compiler
+from align.training.acceleration import accelerated, require_compiler
 from align.training.checkpoint import CheckpointFolder, Mirror, run_key
 from align.training.curves import Row, write_curves
 from align.training.index import SplitIndex, Tars, read_outline
@@ -32,6 +32,7 @@ from align.training.process_group import Ranks, default_processes, launch
 from align.training.samples import OnCorrupt, Samples
 from align.training.sharding import shard
 from align.training.state import load_weights, new_state
+from align.work import freed_memory_kept
 
 #: Fields of a recipe that change no result beyond rounding: a run goes on after a change of them.
 _NOT_THE_RESULT = {

@@ -18,10 +18,10 @@ from open_clip_train.params import parse_args
 
 from align.model.tokenizer import TextTokenizer
 from align.stage import say
-from align.training.acceleration import freed_memory_kept
 from align.training.index import SplitIndex
 from align.training.loader import TrainLoader
 from align.training.samples import Samples
+from align.work import freed_memory_kept
 from tests.benchmarks.measure import Comparison, compare, in_process, interleaved
 from tests.benchmarks.train_loader import BATCH_SIZE, CROP_PX, RESIZE_PX, paper_shards
 from tests.benchmarks.world import World

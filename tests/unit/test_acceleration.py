@@ -23,8 +23,9 @@ from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
 from align.model.loss import align_loss, sigmoid_loss
 from align.training import run as run_module
-from align.training.acceleration import accelerated, as_written, freed_memory_kept
+from align.training.acceleration import accelerated, as_written
 from align.training.run import Plan, make_plan, run
+from align.work import freed_memory_kept
 from tests import training_data
 from tests.training_data import MODEL, pretrain_config
 

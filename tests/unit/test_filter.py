@@ -16,8 +16,9 @@ from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig, ModelFile
 from align.errors import ConfigError, DataError
 from align.filter import ALL, filter_pairs
-from align.pairs.filter.decisions import DecidedRows
+from align.pairs.filter.decisions import RowsInOrder
 from align.pairs.filter.report import FilterReport
+from align.pairs.formats.raw import raw_shards, read_table
 from align.pairs.policy import Entry, OptedOut, write_opted_out
 from align.stage import sha256_folder
 from align.work import Part
@@ -121,6 +122,18 @@ def test_source_size_counts_where_img2dataset_shrank_the_picture(tmp_path: Path)
     pq.write_table(table, raw / "00000.parquet")
     run(raw, tmp_path)
     assert decisions(tmp_path)["000000000"]["reasons"] == ["image_aspect_ratio"]
+
+
+def test_some_columns_are_those_of_the_whole_table(tmp_path: Path) -> None:
+    raw = stock_folder(tmp_path / "raw", [("a good long text", noise(0)), ("a dead link", None)])
+    [shard] = raw_shards(raw)
+    whole = read_table(shard)
+    assert whole["sha256"].to_pylist() == [
+        hashlib.sha256(noise(0)).hexdigest(),
+        None,
+    ]  # computed: stock folders lack it
+    for wanted in (["sha256"], ["image_key"], ["caption", "page_url"], ["key", "sha256", "image_key"]):
+        assert read_table(shard, wanted).to_pydict() == {name: whole[name].to_pylist() for name in wanted}
 
 
 def test_nothing_kept_still_ends_well(tmp_path: Path) -> None:
@@ -284,9 +297,17 @@ def test_what_was_decided_is_read_piece_by_piece(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"place": range(number), "mask": range(number)}), path, row_group_size=20_000, compression="none"
     )
-    rows, before, most = DecidedRows(path), pa.total_allocated_bytes(), 0
+    rows, before, most = RowsInOrder(path), pa.total_allocated_bytes(), 0
     for begin in range(0, number, 7_000):
-        taken = rows.take(min(7_000, number - begin))
-        assert taken["place"][0].as_py() == begin
+        taken = rows.below(begin + 7_000)
+        assert taken["place"].to_pylist() == list(range(begin, min(begin + 7_000, number)))
         most = max(most, pa.total_allocated_bytes() - before)
     assert most < path.stat().st_size / 4
+
+
+def test_rows_with_gaps_are_read_place_by_place(tmp_path: Path) -> None:
+    path, places = tmp_path / "decided.parquet", [3, 4, 7, 30, 31, 90]
+    pq.write_table(pa.table({"place": places}), path, row_group_size=2)
+    rows = RowsInOrder(path)
+    found = [rows.below(end)["place"].to_pylist() for end in (3, 5, 30, 31, 31, 100, 200)]
+    assert found == [[], [3, 4], [7], [30], [], [31, 90], []]

@@ -45,9 +45,7 @@ def rows_of(pairs: list[dict[str, Any]], images: list[dict[str, Any]]) -> Any:
     register("images", images, tables.IMAGES_OUT)
     texts = {text: index for index, text in enumerate(dict.fromkeys(row["normalised"] for row in numbered))}
     numbers = [row | {"text": texts[row["normalised"]]} for row in numbered]
-    columns = [name for name in tables.PAIRS.names if name not in ("unigrams", "bigrams")]
-    schema = pa.schema([tables.PAIRS.field(name) for name in columns])
-    register("pairs", [{k: v for k, v in row.items() if k in columns} for row in numbers], schema)
+    register("pairs", [{k: v for k, v in row.items() if k in tables.PAIRS.names} for row in numbers], tables.PAIRS)
     register("verdicts", [{k: v for k, v in row.items() if k in VERDICTS.names} for row in numbers], VERDICTS)
     return lambda query: connection.execute(query).fetchall()
 

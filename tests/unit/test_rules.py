@@ -13,7 +13,7 @@ from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig, ModelFile
 from align.pairs.filter import ngrams, rules, tables
-from align.pairs.filter.measure import image_number, pair_table
+from align.pairs.filter.pair_tables import image_number, pair_tables, word_table
 from align.pairs.filter.words import ngram_numbers
 from align.pairs.formats.raw import SCHEMA
 from align.pairs.policy import OptedOut
@@ -145,13 +145,15 @@ def test_params_hold_the_papers_boundaries_and_nothing_beyond_them() -> None:
 
 
 def pairs(engine: Engine, rows: list[tuple[str, str | None]]) -> None:
-    """The view `pairs` from (caption, image) rows, all in one shard."""
+    """The views `pairs`, `unigrams` and `bigrams` from (caption, image) rows, all in one shard."""
     raw = [
         {"caption": caption, "sha256": image and sha(image), "key": f"{row:09d}", "url": f"http://x/{row}",
          "status": "success", "image_key": f"{row:09d}"}
         for row, (caption, image) in enumerate(rows)
     ]  # fmt: skip
-    view(engine, "pairs", pair_table(0, pa.Table.from_pylist(raw, SCHEMA), tables.IMAGES.empty_table(), OptedOut()))
+    measured = pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), tables.IMAGES.empty_table(), OptedOut())
+    for name, table in measured.items():
+        view(engine, name, table)
 
 
 def sha(image: str) -> str:
@@ -188,13 +190,14 @@ def test_t1_counts_distinct_images_by_normalised_text(engine: Engine) -> None:
 
 
 def rare_places(engine: Engine, num_frequent: int, num_parts: int = 1) -> set[int]:
-    for kind in ("unigrams", "bigrams"):
-        engine.table(f"{kind}_counts", ngrams.ngram_counts(engine.unnest, kind))
-    cut, listed = ngrams.vocabulary_cut(dict(engine.rows(ngrams.COUNTS_OF_COUNTS)), num_frequent)
+    counts = ngrams.ngram_counts(num_parts)
+    for name, query in counts.items():
+        engine.table(name, query)
+    cut, listed = ngrams.vocabulary_cut(dict(engine.rows(ngrams.counts_of_counts(counts))), num_frequent)
     assert listed <= num_frequent
-    for kind in ("unigrams", "bigrams"):
-        engine.table(f"frequent_{kind}", f"SELECT ngram FROM {kind}_counts WHERE num >= {cut}")
-    parts = ngrams.rare_pairs(engine.unnest, num_parts)
+    for name, query in ngrams.frequent(counts, cut).items():
+        engine.table(name, query)
+    parts = ngrams.rare_pairs(num_parts)
     for name, query in parts.items():
         engine.table(name, query)
     engine.table("rare_blocks", ngrams.rare_blocks(parts))
@@ -213,10 +216,11 @@ def test_t2_one_joint_list_of_unigrams_and_bigrams_cut_at_a_count(engine: Engine
     assert rare_places(engine, 3) == {3, 5}
     assert rare_places(engine, 2) == {0, 1, 2, 3, 5}  # b and "a b" tie, both are off
     assert rare_places(engine, 1) == {0, 1, 2, 3, 5}
-    for kind, [number] in zip(
-        ("unigrams", "bigrams"), (ngram_numbers(["c"])[0], ngram_numbers(["a", "c"])[1]), strict=True
-    ):
-        assert engine.rows(ngrams.rare_ngrams(engine.unnest, kind, [(3, 4)])) == [(3, number)]
+    view(engine, "all_words", word_table([engine.scratch / "pairs.parquet"]))
+    for table, kind, [number] in (
+        ("all_words", "unigrams", ngram_numbers(["c"])[0]), ("bigrams", "bigrams", ngram_numbers(["a", "c"])[1])
+    ):  # fmt: skip
+        assert engine.rows(ngrams.rare_ngrams(table, kind, [(3, 4)])) == [(3, number)]
 
 
 def test_t2_bigram_alone_makes_a_text_rare(engine: Engine) -> None:
@@ -277,18 +281,21 @@ def test_repeats_are_dropped_only_behind_a_kept_pair(engine: Engine, same: str, 
          "height_px": 300, "decodable": True, "phash": 1, "evaluation_sets": [], "twin": None}
         for name in "ij"
     ]  # fmt: skip
-    view(
-        engine,
-        "pairs",
-        pair_table(0, pa.Table.from_pylist(raw, SCHEMA), pa.Table.from_pylist(images, tables.IMAGES), OptedOut()),
-    )
+    known = pa.Table.from_pylist(images, tables.IMAGES)
+    for name, table in pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), known, OptedOut()).items():
+        view(engine, name, table)
     config = PAPER.model_copy(update={"drop_repeats": same, "similarity_model": None, "languages": None})
     judge(engine, config)
+    engine.table("candidates", tables.CANDIDATES)
     view(engine, "scored", tables.SCORED.empty_table())
     view(engine, "twins", tables.TWINS.empty_table())
     engine.table("judged", tables.judged(config))
     engine.table("resembling", tables.resembling(config, "judged"))
-    found = engine.rows(f"SELECT repeats, mask FROM ({tables.decided(config, 'resembling')}) AS decided ORDER BY place")
+    found = engine.rows(f"""
+        SELECT decided.repeats, coalesce(decided.mask, verdicts.mask) FROM verdicts
+        LEFT JOIN ({tables.decided(config, "resembling")}) AS decided ON decided.place = verdicts.place
+        ORDER BY verdicts.place
+    """)
     assert [bool(repeat) for repeat, _ in found] == [bool(repeat) for repeat in repeats]
     for repeat, mask in found:
         assert (f"{same}_repeat" in rules.codes_of(mask)) == bool(repeat)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from align.pairs.text import is_filename, language, normalise, personal_data, words
+from align.pairs.text import is_filename, languages, normalise, personal_data, words
 
 
 def test_normalise_composes_and_collapses_white_space_and_controls() -> None:
@@ -73,8 +73,8 @@ def test_a_huge_text_takes_no_time() -> None:
         ("", None),
     ],
 )
-def test_language(text: str, code: str | None) -> None:
-    assert language(text) == code
+def test_languages(text: str, code: str | None) -> None:
+    assert languages([text]) == [code]
 
 
 @pytest.mark.parametrize(

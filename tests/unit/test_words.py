@@ -2,17 +2,24 @@
 
 import itertools
 import random
+import unicodedata
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import regex
 
-from align.pairs.filter.words import ngram_numbers, normal_forms, numbers, text_facts
+from align.pairs.filter.words import _PLAIN, ngram_numbers, normal_forms, numbers, text_facts
 from align.pairs.text import is_filename, normalise, personal_data, words
 
 
 def check(texts: list[str]) -> None:
     facts = text_facts(texts)
+    occurrences: Counter[int] = Counter()
+    for number, times in zip(facts.vocabulary.tolist(), facts.occurrences.tolist(), strict=True):
+        occurrences[number] += times
+    assert occurrences == Counter(facts.words.tolist())
     offsets, bigrams = facts.bigrams()
     for row, text in enumerate(texts):
         unigrams, pairs = ngram_numbers(words(text))
@@ -78,3 +85,14 @@ def test_numbers_differ_spread_over_all_bits_and_stay_as_they_are() -> None:
 
 #: Work folders hold these; another value needs another `measure.SCHEMA_VERSION`.
 STORED = [5718913436695043505, -2899170001312474450, -1742823593145044690, 0]
+
+
+def test_characters_that_need_no_normal_form() -> None:
+    plain = regex.findall(f"[{_PLAIN}]", "".join(map(chr, range(0xD800))) + "".join(map(chr, range(0xE000, 0x10000))))
+    assert len(plain) > 30_000
+    parts = (unicodedata.decomposition(chr(code)).split() for code in range(0x110000))
+    joining = {chr(int(two[1], 16)) for two in parts if len(two) == 2 and two[0][0] != "<"}
+    for character in plain:
+        assert unicodedata.normalize("NFC", character) == character == normalise(character)
+        assert unicodedata.combining(character) == 0 and character not in joining
+        assert not "\u1100" <= character <= "\u11ff"  # Hangul's letters join by a rule of their own

@@ -62,7 +62,7 @@ def examples(
             in_order.append(one)
     ngrams = dict(zip(*pq.read_table(rare, columns=["place", "ngram"]).to_pydict().values(), strict=True))
     for index, shard in shards:
-        raw = {row["key"]: row for row in read_table(shard).select(["key", "url", "error_message"]).to_pylist()}
+        raw = {row["key"]: row for row in read_table(shard, ["key", "url", "error_message"]).to_pylist()}
         for one in chosen.get(index, []):
             one |= raw[one["key"]]
             one["rare_ngram"] = _ngram(one["text"], ngrams.get(one.pop("place")))
@@ -74,7 +74,7 @@ def urls_of(shards: Sequence[tuple[int, RawShard]], folder: Path) -> Iterator[tu
     for _, shard in shards:
         rows = _rows(folder, shard.name)
         kept = dict(zip(rows["key"].to_pylist(), rows["keep"].to_pylist(), strict=True))
-        for row in read_table(shard).select(["key", "url"]).to_pylist():
+        for row in read_table(shard, ["key", "url"]).to_pylist():
             if row["key"] in kept:  # a row group may lack a few rows of the shard beside it
                 yield row["url"] or "", kept[row["key"]]
 

@@ -1,7 +1,7 @@
 """What is measured of each shard of data/raw, by itself, in any order and process: its images, its texts, its network.
 
-Each function reads one shard and leaves one file in the filter's work folder, complete or not at all; a file that is
-there is not made again. `align.pairs.filter.tables` has their columns.
+Each function reads one shard and leaves files in the filter's work folder, each complete or not at all; where the last
+one is there, none is made again. `align.pairs.filter.tables` has their columns.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from align.config.filter import FilterConfig
 from align.errors import DataError
 from align.pairs.filter.near_duplicates import NearDuplicate, write_embeddings
 from align.pairs.filter.network import ImageNetwork
+from align.pairs.filter.pair_tables import image_number, pair_tables
 from align.pairs.filter.signals import (
     Fingerprints,
     ImageSignals,
@@ -31,17 +32,20 @@ from align.pairs.filter.signals import (
     in_threads,
     near_duplicates,
 )
-from align.pairs.filter.tables import IMAGES, MAX_ROWS, PAIRS, SCORED, TWINS
-from align.pairs.filter.words import Int64s, normal_forms, numbers, text_facts
+from align.pairs.filter.tables import BIGRAMS, IMAGES, MAX_ROWS, PAIRS, SCORED, TWINS
+from align.pairs.filter.words import Int64s
 from align.pairs.formats.raw import RawShard, iter_images, read_table
 from align.pairs.policy import OptedOut
-from align.pairs.text import language
 from align.stage import track
 
 T = TypeVar("T")
 
+#: Of data/raw.
+_MEASURED = ("url", "caption", "key", "status", "original_width", "original_height", "sha256", "image_key")
+_ADDRESSED = (*_MEASURED, "page_url")
+
 #: Raise it with every change of what is measured: work that another version left is not gone on with.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,16 @@ class Measuring:
     progress: bool
 
     def file(self, what: str, shard: str) -> Path:
-        """Where a shard's `pairs`, `images`, `scored`, `embeddings` or `similarities` are."""
+        """Where a shard's `pairs`, `images`, `unigrams`, `bigrams`, `scored`, `embeddings` or `similarities` are."""
         return self.work / what / f"{shard}.{'arrow' if what == 'embeddings' else 'parquet'}"
 
 
 def measure_shard(measuring: Measuring, item: tuple[int, RawShard]) -> None:
-    """Leaves `images` and `pairs` of a shard. `item`: its position in the listing, and the shard.
+    """Leaves `images`, `unigrams`, `bigrams` and at last `pairs` of a shard.
+
+    Args:
+        measuring: what it needs.
+        item: the shard's position in the listing, and the shard.
 
     Raises:
         DataError: its table or tar is unreadable, or a key occurs twice.
@@ -77,11 +85,14 @@ def measure_shard(measuring: Measuring, item: tuple[int, RawShard]) -> None:
     pairs = measuring.file("pairs", shard.name)
     if pairs.exists():
         return
-    table = _in_order_of_keys(read_table(shard), shard)
+    wanted = _ADDRESSED if measuring.opted_out else _MEASURED
+    table = _in_order_of_keys(read_table(shard, wanted), shard)
     images = measuring.file("images", shard.name)
     if not images.exists():
         commit(image_table(index, table, shard, measuring), images)
-    commit(pair_table(index, table, pq.ParquetFile(images).read(), measuring.opted_out), pairs)
+    known_images = pq.ParquetFile(images, pre_buffer=False).read(use_threads=False)
+    for name, made in pair_tables(index, table, known_images, measuring.opted_out).items():
+        commit(made, measuring.file(name, shard.name))
 
 
 def _in_order_of_keys(table: pa.Table, shard: RawShard) -> pa.Table:
@@ -158,78 +169,6 @@ def _distinct_images(table: pa.Table) -> dict[str, tuple[int, str]]:
         if image_id is not None and image_key is not None:
             found.setdefault(image_id, (row, image_key))
     return found
-
-
-def image_numbers(image_ids: Sequence[str]) -> Int64s:
-    """The first 64 bits of each sha256, as a signed integer."""
-    digits = "".join([image_id[:16] for image_id in image_ids])
-    return np.frombuffer(bytes.fromhex(digits), ">i8").astype(np.int64)
-
-
-def image_number(image_id: str) -> int:
-    """The first 64 bits of a sha256, as a signed integer."""
-    return int(image_numbers([image_id])[0])
-
-
-def pair_table(index: int, table: pa.Table, images: pa.Table, opted_out: OptedOut) -> pa.Table:
-    """PAIRS of a shard, from its rows in order of their keys and its IMAGES."""
-    texts = normal_forms(table["caption"].combine_chunks()).dictionary_encode()
-    of_texts = _text_columns(texts.dictionary).take(texts.indices)
-    ids = table["sha256"].combine_chunks().dictionary_encode()
-    image = pa.array(image_numbers(ids.dictionary.to_pylist())).take(ids.indices)
-    where = pc.index_in(table["sha256"], images["image_id"].combine_chunks()).combine_chunks()
-    columns = {
-        "place": index * MAX_ROWS + np.arange(len(table)),
-        "key": table["key"],
-        "opted_out": _opted_out(table, opted_out),
-        "status": table["status"],
-        "image_id": table["sha256"],
-        "image_key": pc.if_else(pc.is_valid(where), table["image_key"], None),
-        "image": image,
-        "url": _numbers_where(pc.is_null(table["sha256"]), table["url"]),
-        "has_bytes": pc.is_valid(where),
-        **{name: images[name].take(where) for name in ("decodable", "width_px", "height_px", "twin")},
-        "num_evaluation_sets": pc.list_value_length(images["evaluation_sets"]).take(where).fill_null(0),
-        **{name: of_texts[name] for name in of_texts.column_names},
-    }
-    return pa.table([columns[name] for name in PAIRS.names], schema=PAIRS)
-
-
-def _text_columns(texts: pa.StringArray) -> pa.Table:
-    """What PAIRS say of a text; alt-texts repeat, so this is asked once for each distinct one."""
-    facts = text_facts(texts)
-    bigram_offsets, bigrams = facts.bigrams()
-    return pa.table({
-        "normalised": texts,
-        "text": _numbers_where(pc.not_equal(texts, ""), pa.chunked_array([texts])),
-        "num_words": pa.array(facts.num_words, pa.int32()),
-        "unigrams": _lists(facts.offsets, facts.words),
-        "bigrams": _lists(bigram_offsets, bigrams),
-        "is_filename": pa.array(facts.is_filename),
-        "language": pa.array(map(language, texts.to_pylist()), pa.string()),
-        "num_emails": pa.array(facts.num_emails, pa.int32()),
-        "num_phones": pa.array(facts.num_phones, pa.int32()),
-    })  # fmt: skip
-
-
-def _opted_out(table: pa.Table, opted_out: OptedOut) -> pa.Array:
-    if not opted_out:
-        return pa.nulls(len(table), pa.string())
-    addresses = zip(*(table[name].to_pylist() for name in ("url", "page_url", "sha256")), strict=True)
-    entries = (opted_out.entry(*row) for row in addresses)
-    return pa.array((None if entry is None else ":".join(entry) for entry in entries), pa.string())
-
-
-def _numbers_where(wanted: pa.BooleanArray | pa.ChunkedArray, texts: pa.StringArray | pa.ChunkedArray) -> pa.Array:
-    """The numbers of those strings that are wanted and there; null of the others."""
-    there = pc.and_(wanted, pc.is_valid(texts)).to_numpy(zero_copy_only=False)
-    values = np.zeros(len(texts), np.int64)
-    values[there] = numbers(texts.filter(pa.array(there)).combine_chunks())
-    return pa.array(values, mask=~there)
-
-
-def _lists(offsets: Int64s, values: Int64s) -> pa.Array:
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
 
 
 def require_growing_keys(pairs: Path, shards: Sequence[str], raw: Path) -> None:
@@ -342,6 +281,9 @@ def commit(table: pa.Table, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     looked_up = [name for name in ("place", "key") if name in table.column_names]
-    # half of it are random numbers; packing the rest would cost more than reading it twice
-    pq.write_table(table, beside, compression="none", use_dictionary=False, write_statistics=looked_up)
+    # most of it are random numbers; packing the rest would cost more than reading it twice
+    packed = {"place": "DELTA_BINARY_PACKED"} if table.schema.equals(BIGRAMS) else None  # many rows of one place
+    pq.write_table(
+        table, beside, compression="none", use_dictionary=False, write_statistics=looked_up, column_encoding=packed
+    )
     os.replace(beside, path)

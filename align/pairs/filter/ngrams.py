@@ -5,22 +5,35 @@ N-grams are numbers of 64 bits (`align.pairs.filter.words`), places those of `al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
-#: `Engine.unnest`: the one word that DuckDB and Spark do not share.
-Unnest = Callable[[str], str]
+from collections.abc import Iterable
 
 
-def ngram_counts(unnest: Unnest, column: str) -> str:
-    """How often each n-gram of a column (`unigrams`, `bigrams`) occurs in the raw pairs."""
-    return f"SELECT ngram, count(*) AS num FROM (SELECT {unnest(column)} AS ngram FROM pairs) AS used GROUP BY ngram"
+def ngram_counts(num_parts: int) -> dict[str, str]:
+    """How often each n-gram occurs in the raw pairs, from `unigrams` and `bigrams`.
+
+    Args:
+        num_parts: in how many ranges bigrams are counted. As many as make each hash table fit in memory.
+
+    Returns:
+        Tables to make (name -> query), of columns ngram and num.
+    """
+    found = {"unigram_counts": "SELECT ngram, CAST(sum(num) AS BIGINT) AS num FROM unigrams GROUP BY ngram"}
+    return found | {
+        f"bigram_counts_{number}": f"SELECT ngram, count(*) AS num FROM bigrams{part} GROUP BY ngram"
+        for number, part in enumerate(_parts(num_parts))
+    }
 
 
-#: count -> number of n-grams that occur so often, from `unigrams_counts` and `bigrams_counts`.
-COUNTS_OF_COUNTS = """
-    SELECT num, count(*) FROM (SELECT num FROM unigrams_counts UNION ALL SELECT num FROM bigrams_counts) AS counts
-    GROUP BY num
-"""
+def counts_of_counts(counts: Iterable[str]) -> str:
+    """count -> number of n-grams that occur so often, from the tables of `ngram_counts`."""
+    tables = " UNION ALL ".join(f"SELECT num FROM {name}" for name in counts)
+    return f"SELECT num, count(*) FROM ({tables}) AS counts GROUP BY num"
+
+
+def frequent(counts: Iterable[str], cut: int) -> dict[str, str]:
+    """Tables to make (name -> query) of the n-grams on the list, from the tables of `ngram_counts`."""
+    listed = [f"SELECT ngram FROM {name} WHERE num >= {cut}" for name in counts]
+    return {"frequent_unigrams": listed[0], "frequent_bigrams": " UNION ALL ".join(listed[1:])}
 
 
 def vocabulary_cut(counts: dict[int, int], num_frequent: int) -> tuple[int, int]:
@@ -52,31 +65,22 @@ def is_rare(place: str) -> str:
     return f"(((coalesce(rare_blocks.bits, 0) >> CAST({place} & 31 AS INT)) & 1) = 1)"
 
 
-def rare_pairs(unnest: Unnest, num_parts: int) -> dict[str, str]:
+def rare_pairs(num_parts: int) -> dict[str, str]:
     """Pairs with an n-gram that is not on the list, from `frequent_unigrams` and `frequent_bigrams`.
 
     A bigram occurs no more often than either of its words: where all bigrams are frequent, so are all words. Words are
     looked at only in texts that have no bigram.
 
     Args:
-        unnest: the engine's.
         num_parts: in how many ranges bigrams are looked up. As many as make the hash table of each join fit in memory:
-            reading the pairs again costs less than what a join spills, which is every bigram of every pair.
+            reading them again costs less than what a join spills, which is every bigram of every pair.
 
     Returns:
         Tables to make (name -> query), for `rare_blocks` to join.
     """
-    used = """
-        SELECT used.place FROM (
-            SELECT place, ngram FROM (SELECT place, {ngram} AS ngram FROM pairs{texts}) AS every{part}
-        ) AS used
-        LEFT JOIN (SELECT ngram FROM frequent_{kind}{part}) AS listed ON listed.ngram = used.ngram
-        WHERE listed.ngram IS NULL
-    """
-    cuts = [-(1 << 63) + (number << 64) // num_parts for number in range(1, num_parts)]
-    ranges = zip([None, *cuts], [*cuts, None], strict=True)
-    parts = [used.format(ngram=unnest("bigrams"), kind="bigrams", texts="", part=_between(*ends)) for ends in ranges]
-    parts.append(used.format(ngram=unnest("unigrams"), kind="unigrams", texts=" WHERE num_words = 1", part=""))
+    parts = [_unlisted("bigrams", "bigrams", part) for part in _parts(num_parts)]
+    only_words = "(SELECT place, only_word AS ngram FROM pairs WHERE only_word IS NOT NULL) AS only_words"
+    parts.append(_unlisted(only_words, "unigrams"))
     return {
         f"rare_{number}": f"""
             SELECT {block_of("place")} AS block, bit_or(CAST(1 AS BIGINT) << CAST(place & 31 AS INT)) AS bits
@@ -86,10 +90,20 @@ def rare_pairs(unnest: Unnest, num_parts: int) -> dict[str, str]:
     }
 
 
-def _between(low: int | None, high: int | None) -> str:
-    """SQL: a range of n-grams, `high` not in it; None is no bound, which BIGINT has no number for."""
-    conditions = [f"ngram >= {low}"] * (low is not None) + [f"ngram < {high}"] * (high is not None)
-    return " WHERE " * bool(conditions) + " AND ".join(conditions)
+def _unlisted(ngrams: str, kind: str, part: str = "") -> str:
+    """SQL: what of `ngrams` (place, ngram) is not on the list of its kind."""
+    return f"""
+        SELECT used.place, used.ngram FROM (SELECT place, ngram FROM {ngrams}{part}) AS used
+        LEFT JOIN (SELECT ngram FROM frequent_{kind}{part}) AS listed ON listed.ngram = used.ngram
+        WHERE listed.ngram IS NULL
+    """
+
+
+def _parts(num_parts: int) -> list[str]:
+    """SQL: conditions that share out all n-grams evenly; no bound at both ends, which BIGINT has no number for."""
+    cuts = [-(1 << 63) + (number << 64) // num_parts for number in range(1, num_parts)]
+    low, high = ["", *(f"ngram >= {cut}" for cut in cuts)], [*(f"ngram < {cut}" for cut in cuts), ""]
+    return [" WHERE " * bool(a or b) + " AND ".join(filter(None, (a, b))) for a, b in zip(low, high, strict=True)]
 
 
 def rare_blocks(names: Iterable[str]) -> str:
@@ -102,12 +116,8 @@ def rare_blocks(names: Iterable[str]) -> str:
     return f"SELECT block, bit_or(bits) AS bits FROM ({' UNION ALL '.join(parts) or none}) AS parts GROUP BY block"
 
 
-def rare_ngrams(unnest: Unnest, kind: str, places: list[tuple[int, int]]) -> str:
-    """Which n-grams of a kind (`unigrams`, `bigrams`) make pairs rare, for pairs in some ranges of places."""
+def rare_ngrams(ngrams: str, kind: str, places: list[tuple[int, int]]) -> str:
+    """Which n-grams of a table `ngrams` (place, ngram) make pairs rare, for pairs in some ranges of places."""
     where = " OR ".join(f"place BETWEEN {low} AND {high}" for low, high in places)
-    return f"""
-        SELECT used.place, min(used.ngram) AS ngram
-        FROM (SELECT place, {unnest(kind)} AS ngram FROM pairs WHERE {where}) AS used
-        LEFT JOIN frequent_{kind} ON frequent_{kind}.ngram = used.ngram
-        WHERE frequent_{kind}.ngram IS NULL GROUP BY used.place ORDER BY used.place
-    """
+    shown = f"(SELECT place, ngram FROM {ngrams} WHERE {where}) AS shown"
+    return f"SELECT place, min(ngram) AS ngram FROM ({_unlisted(shown, kind)}) AS rare GROUP BY place ORDER BY place"

@@ -213,6 +213,8 @@ def _personal_data(rows: Rows) -> PersonalData:
         "SELECT count(*) FILTER (WHERE num_emails > 0), count(*) FILTER (WHERE num_phones > 0), "
         f"count(*) FILTER (WHERE {found}) FROM facts"
     )[0]
+    if not num_pairs:
+        return PersonalData(num_with_email=0, num_with_phone=0, num_pairs=0, num_kept=0, examples=())
     joined = f"(SELECT key FROM facts WHERE {found}) AS personal JOIN decisions ON decisions.key = personal.key"
     num_kept = rows(f"SELECT count(*) FROM {joined} WHERE keep")[0][0]
     drawn = f"ORDER BY md5(decisions.key), decisions.key LIMIT {_NUM_PERSONAL}"

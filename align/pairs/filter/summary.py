@@ -9,6 +9,7 @@ from typing import Any
 from align.pairs.filter.queries import figures, overview
 from align.pairs.filter.report import FilterReport, FunnelRow, Vocabulary
 from align.pairs.filter.rules import RULES, codes_of
+from align.pairs.filter.tables import MASKS
 
 Rows = Callable[[str], list[tuple[Any, ...]]]
 
@@ -23,7 +24,7 @@ def summarise(
     """Counts.
 
     Args:
-        rows: runs SQL over `decided` and `scored`, and what `align.pairs.filter.queries` names.
+        rows: runs SQL over `verdicts`, `decided` and `scored`, and what `align.pairs.filter.queries` names.
         unnest: see `align.services.engine.Engine`.
         sets: name -> sha256 of the evaluation sets.
         vocabulary: rule T2's list.
@@ -31,7 +32,7 @@ def summarise(
     """
     alone: Counter[str] = Counter()
     first: Counter[str] = Counter()
-    for mask, num in rows("SELECT mask, count(*) FROM decided GROUP BY mask"):
+    for mask, num in rows(MASKS):
         codes = codes_of(mask)
         alone.update(dict.fromkeys(codes, num))
         first[codes[0] if codes else ""] += num

@@ -16,8 +16,9 @@ So tables are narrow, joins are cheap, and nothing depends on how an engine comp
     text    likewise of a hash of the normalised text; null for an empty one
     url     likewise of the URL, where a pair has no image
 
-Work folders hold, a file a shard: `pairs` (PAIRS) and `images` (IMAGES), as `align.pairs.filter.measure` makes them,
-and `scored` (SCORED), what the network says of the images that the cheap rules leave.
+Work folders hold, a file a shard: `pairs` (PAIRS), `images` (IMAGES), `unigrams` (UNIGRAMS) and `bigrams` (BIGRAMS), as
+`align.pairs.filter.measure` makes them, and `scored` (SCORED), what the network says of the images that the cheap rules
+leave.
 """
 
 from __future__ import annotations
@@ -103,14 +104,18 @@ PAIRS = pa.schema(
         ("normalised", pa.string()),
         ("text", pa.int64()),
         ("num_words", pa.int32()),
-        ("unigrams", pa.list_(pa.int64())),
-        ("bigrams", pa.list_(pa.int64())),
+        ("only_word", pa.int64()),  # of a text of one word; null for others
         ("is_filename", pa.bool_()),
         ("language", pa.string()),
         ("num_emails", pa.int32()),
         ("num_phones", pa.int32()),
     ]
 )
+
+#: How often words occur in a shard; some are there several times. Texts share most words, so it has few rows.
+UNIGRAMS = pa.schema([("ngram", pa.int64()), ("num", pa.int64())])
+#: All bigrams of a shard, in order of places.
+BIGRAMS = pa.schema([("place", pa.int64()), ("ngram", pa.int64())])
 
 #: Of the distinct images of a shard, in order of their first pair's place.
 IMAGES = pa.schema(
@@ -200,14 +205,17 @@ CANDIDATES = """
 
 
 def judged(config: FilterConfig) -> str:
-    """The verdicts with what the network says, from `verdicts`, `scored` and `twins`."""
+    """What the network says of all pairs of the candidates, from `verdicts`, `candidates`, `scored` and `twins`.
+
+    No later rule looks at other pairs: each that is left is one of a candidate.
+    """
     return f"""
-        SELECT place, image, text, num_texts, num_images, rare_ngram, nsfw_score, num_evaluation_sets, twin,
-               twin_cosine, mask | {rules.mask(config, rules.NETWORK)} AS mask
+        SELECT place, image, text, nsfw_score, num_evaluation_sets, twin, twin_cosine,
+               mask | {rules.mask(config, rules.NETWORK)} AS mask
         FROM (
             SELECT verdicts.*, scored.nsfw_score, twins.num_evaluation_sets, twins.twin, twins.twin_cosine
-            FROM verdicts LEFT JOIN scored ON scored.image = verdicts.image
-            LEFT JOIN twins ON twins.image = verdicts.image
+            FROM verdicts JOIN candidates ON candidates.image = verdicts.image
+            LEFT JOIN scored ON scored.image = verdicts.image LEFT JOIN twins ON twins.image = verdicts.image
         ) AS known
     """
 
@@ -226,8 +234,8 @@ def resembling(config: FilterConfig, judged: str) -> str:
     if config.similarity_model is None:
         return f"SELECT *, CAST(NULL AS DOUBLE) AS similarity FROM {judged} AS judged"
     return f"""
-        SELECT place, image, text, num_texts, num_images, rare_ngram, nsfw_score, num_evaluation_sets, twin,
-               twin_cosine, similarity, mask | {rules.mask(config, rules.MODEL)} AS mask
+        SELECT place, image, text, nsfw_score, num_evaluation_sets, twin, twin_cosine, similarity,
+               mask | {rules.mask(config, rules.MODEL)} AS mask
         FROM (
             SELECT judged.*, similarities.similarity FROM {judged} AS judged
             LEFT JOIN similarities ON similarities.place = judged.place
@@ -236,9 +244,11 @@ def resembling(config: FilterConfig, judged: str) -> str:
 
 
 def decided(config: FilterConfig, resembling: str) -> str:
-    """Everything that is decided, in order of places. `resembling` as in `resembling`; read twice if repeats go."""
-    columns = """place, num_texts, num_images, rare_ngram, nsfw_score, num_evaluation_sets, twin, twin_cosine,
-               similarity"""
+    """What is decided of all pairs of the candidates, in order of places; of others `verdicts` have the last word.
+
+    `resembling` as there; it is read twice if repeats go.
+    """
+    columns = "place, nsfw_score, num_evaluation_sets, twin, twin_cosine, similarity"
     if config.drop_repeats is None:
         return (
             f"SELECT {columns}, CAST(NULL AS BOOLEAN) AS repeats, mask FROM {resembling} AS resembling ORDER BY place"
@@ -258,6 +268,14 @@ def decided(config: FilterConfig, resembling: str) -> str:
         ORDER BY place
     """
 
+
+#: mask -> number of pairs, from `verdicts` and `decided`.
+MASKS = """
+    SELECT mask, count(*) FROM (
+        SELECT coalesce(decided.mask, verdicts.mask) AS mask FROM verdicts
+        LEFT JOIN decided ON decided.place = verdicts.place
+    ) AS known GROUP BY mask
+"""
 
 #: Copies of image contents behind the first, from `images`; few.
 LATER_COPIES = """

@@ -7,7 +7,7 @@ word.) Two of n different n-grams get one number with a chance of about n^2 / 2^
 million pairs, and a few such twins among the tens of billions of a whole crawl. Twins are counted as one, so a rare
 token that has a frequent twin would pass for frequent: no pair is ever lost by it.
 
-Words end at spaces, so a text's words are those of its pieces between spaces; and however many texts there are, their
+Words end at spaces, so a text's words are those of its pieces up to spaces; and however many texts there are, their
 pieces repeat: each distinct one is looked at once. Pieces in ASCII, most of the web's, take a path of their own: a
 handful of operations on the bytes of all of them together find the words that `align.pairs.text.words` finds. In ASCII
 the rules of UAX #29 come to this: letters, digits and underscores join; one of `'.:` between two letters joins, and one
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
@@ -33,8 +34,8 @@ Uint64s = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 
-#: Stands between two pieces; a normalised text holds no control characters.
-_END = "\n"
+#: Stands for a space that does not part two pieces; a normalised text holds no control characters.
+_NO_SPACE = "\n"
 _DIGITS_OF_A_PHONE_NUMBER = 8
 
 # What a byte is: bits of one table, so that one look tells all.
@@ -49,16 +50,26 @@ for _signs, _bit in (
     _CLASS[np.frombuffer(_signs.encode(), np.uint8)] |= _bit
 _LOWER = np.arange(256, dtype=np.uint8)
 _LOWER[ord("A") : ord("Z") + 1] += 32
+#: Beyond ASCII, characters of which `normalise` leaves a text as it is: no blanks, each its own normal form, and none
+#: that joins the one before it. Not all of them; what most texts are made of.
+_PLAIN = (
+    "\u00a1-\u02ff\u0391-\u03a1\u03a3-\u03ce\u0400-\u0482\u048a-\u052f\u05d0-\u05ea\u0620-\u064a\u2010-\u2027\u20a0-\u20bf\u2122"
+    "\u3001-\u3020\u3041-\u3096\u30a1-\u30fe\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff9d"
+)
 #: In the pattern language of Arrow: what `normalise` may change.
-_ODD = "[^ -~]|^ |  | $"
+_ODD = f"[^ -~{_PLAIN}]|^ |  | $"
 #: What cameras' names for files begin with.
 _CAMERA_INITIAL = np.zeros(256, np.bool_)
 _CAMERA_INITIAL[np.frombuffer(b"idpmgvsuIDPMGVSU", np.uint8)] = True
 #: The only letters that belong to the space before them, as accents do (halfwidth dakuten and handakuten).
 _KATAKANA_SIGNS = "\uff9e\uff9f"
+#: The first byte of both: one byte is found at once.
+_KATAKANA_BEGIN = _KATAKANA_SIGNS.encode()[:1]
 #: One of these, or a digit, stands in each text beyond ASCII that `is_filename` or `personal_data` could say yes to.
 _SIGN = regex.compile(r"[/\\@.]")
 _ANY_DIGIT = regex.compile(r"\d")
+#: Pieces beyond ASCII that are remembered from shard to shard; some 10 MB.
+_NUM_REMEMBERED = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,8 @@ class TextFacts:
     Attributes:
         offsets: (N + 1,) where each text's words begin in `words`.
         words: numbers of all words, text after text.
+        vocabulary: (V,) numbers of the words of all texts; one may stand there several times.
+        occurrences: (V,) how often each of them occurs.
         is_filename: (N,) see `text.is_filename`.
         num_emails: (N,) e-mail addresses.
         num_phones: (N,) phone numbers.
@@ -75,6 +88,8 @@ class TextFacts:
 
     offsets: Int64s
     words: Int64s
+    vocabulary: Int64s
+    occurrences: Int64s
     is_filename: Flags
     num_emails: Int64s
     num_phones: Int64s
@@ -118,12 +133,12 @@ def _numbers(texts: pa.StringArray) -> Int64s:
     offsets = np.frombuffer(offsets_buffer, np.int32, len(texts) + 1, texts.offset * 4).astype(np.int64)
     padded = np.zeros(offsets[-1] + 8, np.uint8)
     padded[: offsets[-1]] = np.frombuffer(data, np.uint8, offsets[-1]) if data else 0
-    eights = np.lib.stride_tricks.sliding_window_view(padded, 8)
+    eights: Uint64s = np.ndarray(len(padded) - 7, "<u8", padded, strides=(1,))  # at every place
     starts, left = offsets[:-1], np.diff(offsets)
     found = left.astype(np.uint64)
     rows = np.arange(len(texts))
     while len(rows):
-        some = np.ascontiguousarray(eights[starts]).view("<u8")[:, 0]
+        some = eights[starts]
         some &= _MASKS[np.minimum(left, 8)]
         found[rows] = _mixed(found[rows], some)
         more = left > 8
@@ -147,17 +162,18 @@ def _mixed(first: Uint64s, second: Uint64s) -> Uint64s:
 def text_facts(texts: Sequence[str] | pa.StringArray) -> TextFacts:
     """Everything about the words of normalised texts; equal to the functions of `align.pairs.text`, one by one."""
     array = _array(texts)
-    split = pc.split_pattern(_with_spaces_hidden(array), " ")
-    pieces = split.flatten().dictionary_encode()
-    which, bounds = pieces.indices.to_numpy(), split.offsets.to_numpy()
-    known = _Pieces.of(pieces.dictionary)
+    pieces, bounds = _pieces(_with_spaces_hidden(array))
+    encoded = pieces.dictionary_encode()
+    which = encoded.indices.to_numpy()
+    known = _Pieces.of(encoded.dictionary)
     counts = known.counts[which]
     ends = np.concatenate([[0], np.cumsum(counts)])
     # from where each word is taken: from its piece's first one on
     first = np.cumsum(known.counts) - known.counts
     found = known.words[np.repeat(first[which] - ends[:-1], counts) + np.arange(ends[-1])]
+    occurrences = np.repeat(np.bincount(which, minlength=len(known.counts)), known.counts)
     facts = TextFacts(
-        ends[bounds], found, np.zeros(len(array), np.bool_), np.zeros(len(array), np.int64),
+        ends[bounds], found, known.words, occurrences, np.zeros(len(array), np.bool_), np.zeros(len(array), np.int64),
         np.zeros(len(array), np.int64),
     )  # fmt: skip
     for row in np.flatnonzero(_suspicious(array, known, which, bounds)).tolist():
@@ -167,13 +183,23 @@ def text_facts(texts: Sequence[str] | pa.StringArray) -> TextFacts:
     return facts
 
 
+def _pieces(texts: pa.StringArray) -> tuple[pa.StringArray, Int64s]:
+    """All pieces, each with the space behind it, and (N + 1,) where each text's begin; cut without copying them."""
+    spaced = pc.binary_join_element_wise(texts, "", " ")
+    ends = np.flatnonzero(_characters(spaced) == ord(" ")) + 1
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    data = spaced.buffers()[2] or pa.py_buffer(b"")
+    pieces = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), data)
+    return pieces, np.searchsorted(offsets, _offsets(spaced).astype(np.int32))
+
+
 def _with_spaces_hidden(texts: pa.StringArray) -> pa.StringArray:
     """Texts in one piece where a space may not be parted from what follows it."""
     data = _characters(texts).tobytes()
-    if not any(sign.encode() in data for sign in _KATAKANA_SIGNS):
+    if _KATAKANA_BEGIN not in data or not any(sign.encode() in data for sign in _KATAKANA_SIGNS):
         return texts
     rows = pc.match_substring_regex(texts, f"[{_KATAKANA_SIGNS}]")
-    return pc.if_else(rows, pc.replace_substring(texts, " ", _END), texts)
+    return pc.if_else(rows, pc.replace_substring(texts, " ", _NO_SPACE), texts)
 
 
 def normal_forms(texts: pa.StringArray) -> pa.StringArray:
@@ -228,26 +254,33 @@ class _Pieces:
         counts[ascii_rows], ascii_words, digits[ascii_rows], trait[ascii_rows] = _ascii_pieces(
             pieces.filter(pa.array(ascii_rows))
         )
-        others = pieces.filter(pa.array(~ascii_rows)).to_pylist()
-        split = [words(piece.replace(_END, " ")) for piece in others]
-        counts[~ascii_rows] = [len(row) for row in split]
-        digits[~ascii_rows] = [len(_ANY_DIGIT.findall(piece)) for piece in others]
-        trait[~ascii_rows] = [_SIGN.search(piece) is not None for piece in others]
+        others = [_foreign_piece(piece) for piece in pieces.filter(pa.array(~ascii_rows)).to_pylist()]
+        counts[~ascii_rows] = [len(found) for found, _, _ in others]
+        digits[~ascii_rows] = [number for _, number, _ in others]
+        trait[~ascii_rows] = [sign for _, _, sign in others]
         from_ascii = np.repeat(ascii_rows, counts)
-        found = np.empty(len(from_ascii), np.int64)
-        found[from_ascii] = ascii_words
-        found[~from_ascii] = _numbers(pa.array(chain.from_iterable(split), pa.string()))
-        return _Pieces(counts, found, digits, trait, ~ascii_rows)
+        numbers_of_words = np.empty(len(from_ascii), np.int64)
+        numbers_of_words[from_ascii] = ascii_words
+        numbers_of_words[~from_ascii] = _numbers(
+            pa.array(chain.from_iterable(found for found, _, _ in others), pa.string())
+        )
+        return _Pieces(counts, numbers_of_words, digits, trait, ~ascii_rows)
+
+
+@lru_cache(_NUM_REMEMBERED)
+def _foreign_piece(piece: str) -> tuple[tuple[str, ...], int, bool]:
+    """The words, the number of digits and the trait of a piece beyond ASCII."""
+    found = tuple(words(piece.replace(_NO_SPACE, " ")))
+    return found, len(_ANY_DIGIT.findall(piece)), _SIGN.search(piece) is not None
 
 
 def _ascii_pieces(pieces: pa.StringArray) -> tuple[Int64s, Int64s, Int64s, Flags]:
     """`counts`, `words`, `digits` and `trait` of `_Pieces`."""
     if not len(pieces):
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_)
-    # an end on either side too, so that every character has two neighbours
-    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(pieces)], pa.int32()), pieces), _END)
-    raw = np.pad(_characters(joined), 1, constant_values=ord(_END))
-    begins = _offsets(pieces)[:-1] + np.arange(1, len(pieces) + 1)
+    # a space before the first too, so that every character of a piece has two neighbours
+    raw = np.concatenate([np.array([ord(" ")], np.uint8), _characters(pieces)])
+    begins = _offsets(pieces)[:-1] + 1
     kind = _CLASS[raw]
     inside = (kind & (_SOLID | _UNDERSCORE)) != 0
     joints = np.flatnonzero(kind & _JOINS)

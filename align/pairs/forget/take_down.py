@@ -97,7 +97,7 @@ def find_pairs(raw: Path, column: str, values: set[str]) -> Iterator[dict[str, A
             if row[column] in values:
                 if row["sha256"] is None and row["status"] == SUCCESS:  # a stock folder without hashes
                     shard = RawShard(name, raw / f"{name}.parquet", raw / f"{name}.tar")
-                    full = {one["key"]: one["sha256"] for one in read_table(shard).to_pylist()}
+                    full = {one["key"]: one["sha256"] for one in read_table(shard, ["key", "sha256"]).to_pylist()}
                     row["sha256"] = full[row["key"]]
                 yield row
 

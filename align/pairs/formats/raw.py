@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.errors import DataError, FormatError
+from align.stage import sha256_file
 
 #: The columns that `read_table` returns. sha256 is the image_id; null where there are no bytes.
 SCHEMA = pa.schema(
@@ -56,6 +57,9 @@ FAILED_TO_RESIZE = "failed_to_resize"
 MANIFEST = "manifest.json"
 
 _REQUIRED = ("url", "caption", "key", "status")
+#: What a stock folder lacks, and the columns to make it from.
+_COMPUTED = {"sha256", "image_key"}
+_COMPUTED_FROM = {"key", "status", *_COMPUTED}
 _NO_IMAGE = {"txt", "json"}
 
 
@@ -82,6 +86,13 @@ class RawShard:
     sha256: str | None = None
     num_bytes: int | None = None
     fetch: Fetch | None = None
+
+    @property
+    def number(self) -> int:
+        """What `--shards` calls it. Raises DataError where its name is no number."""
+        if not self.name.isdecimal():
+            raise DataError(f"{self.table}: --shards needs shards named by numbers, such as 00000")
+        return int(self.name)
 
     def local_tar(self) -> Path:
         """The tar on this machine, fetched if need be.
@@ -125,6 +136,15 @@ def raw_shards(raw: Path, fetch: Fetch | None = None) -> list[RawShard]:
     return found
 
 
+def state_of(raw: Path) -> str | list[tuple[str, int, int]]:
+    """What changes when data/raw does: its manifest, or the sizes and times of its files where there is none."""
+    manifest = raw / MANIFEST
+    if manifest.is_file():
+        return sha256_file(manifest)
+    files = sorted(path for path in raw.iterdir() if path.suffix in (".tar", ".parquet"))
+    return [(path.name, (found := path.stat()).st_size, found.st_mtime_ns) for path in files]
+
+
 def _listed(raw: Path) -> dict[str, tuple[str, int]]:
     """Name -> sha256 and bytes of the tar, of manifest.json; empty where there is none."""
     path = raw / MANIFEST
@@ -137,8 +157,8 @@ def _listed(raw: Path) -> dict[str, tuple[str, int]]:
         raise FormatError(f"{path}: no manifest that this code reads; run `align ingest` again") from None
 
 
-def read_table(shard: RawShard) -> pa.Table:
-    """The rows of one shard with the columns of SCHEMA, in the order they were written.
+def read_table(shard: RawShard, wanted: Collection[str] = SCHEMA.names) -> pa.Table:
+    """The rows of one shard with some columns of SCHEMA, in the order they were written.
 
     Absent optional columns become null; then image_key is the row's own key and sha256 is computed from the tar, for
     rows with status "success".
@@ -147,30 +167,39 @@ def read_table(shard: RawShard) -> pa.Table:
         DataError: the table is unreadable.
         FormatError: a column that img2dataset always writes is missing, or has another type.
     """
+    computing = not _COMPUTED.isdisjoint(wanted)
+    fields = [field for field in SCHEMA if field.name in wanted or (computing and field.name in _COMPUTED_FROM)]
     try:
-        table = pq.ParquetFile(shard.table).read()
+        with pq.ParquetFile(shard.table, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            table = file.read([field.name for field in fields if field.name in names], use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{shard.table}: not a readable parquet file ({error}); make the folder again") from None
     for name in _REQUIRED:
-        if name not in table.column_names:
+        if name not in names:
             raise FormatError(
                 f"{shard.table}: no column '{name}'; expected img2dataset's columns (was it run with a caption column?)"
             )
     columns = {
         field.name: _cast(table[field.name], field, shard)
-        if field.name in table.column_names
+        if field.name in names
         else pa.chunked_array([pa.nulls(len(table), field.type)])
-        for field in SCHEMA
+        for field in fields
     }
+    if computing:
+        _compute(columns, shard, own_keys="image_key" not in names)
+    return pa.table({name: columns[name] for name in SCHEMA.names if name in wanted})
+
+
+def _compute(columns: dict[str, pa.ChunkedArray], shard: RawShard, *, own_keys: bool) -> None:
     with_bytes = pc.equal(columns["status"], SUCCESS)
-    if "image_key" not in table.column_names:
+    if own_keys:
         columns["image_key"] = pc.if_else(with_bytes, columns["key"], None)
     if pc.any(pc.and_(with_bytes, pc.is_null(columns["sha256"]))).as_py():
         computed = {key: hashlib.sha256(data).hexdigest() for key, data in iter_images(shard)}
         hashes, image_keys = columns["sha256"].to_pylist(), columns["image_key"].to_pylist()
         hashes = [value or computed.get(key) for value, key in zip(hashes, image_keys, strict=True)]
         columns["sha256"] = pa.chunked_array([pa.array(hashes, pa.string())])
-    return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field, shard: RawShard) -> pa.ChunkedArray:

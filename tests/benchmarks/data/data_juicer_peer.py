@@ -39,7 +39,7 @@ from datasets import load_dataset
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from align.pairs.text import is_filename, language, normalise, personal_data, words
+from align.pairs.text import is_filename, languages, normalise, personal_data, words
 
 _COLUMNS = ["key", "keep", "reason", "reasons", "image_id", "image_key", "text", "language"]
 
@@ -55,7 +55,7 @@ class TextMapper(Mapper):
         samples[self.text_key] = texts
         samples["words"] = found = [words(text) for text in texts]
         samples["num_words"] = [len(unigrams) for unigrams in found]
-        samples["language"] = [language(text) for text in texts]
+        samples["language"] = languages(texts)
         samples["num_emails"], samples["num_phones"] = map(list, zip(*map(personal_data, texts), strict=True))
         samples["is_filename"] = [is_filename(text) for text in texts]
         return samples

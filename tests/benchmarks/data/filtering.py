@@ -209,7 +209,7 @@ def whole_filter(folder: Path, config: FilterConfig, engine: EngineConfig) -> No
 
 def filter_measured(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
     """SQL, files and report."""
-    _filter(folder, config, engine, ("images", "scored", "pairs"))
+    _filter(folder, config, engine, ("images", "scored", "unigrams", "bigrams", "pairs"))
 
 
 def measured(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
@@ -306,11 +306,16 @@ class _Watched:
         self._thread.join()
 
 
+#: The synthesised network looked at all images, ours looks only at those that some pair would be kept with.
+_REASONS = "CASE WHEN len({table}.reasons) > 1 THEN list_filter({table}.reasons, lambda code: code <> 'image_nsfw') "
+_REASONS += "ELSE {table}.reasons END"
+
+
 def _require_equal(ours: Path, theirs: Path) -> None:
     query = (
-        f"SELECT count(*) FROM '{ours}' FULL JOIN '{theirs}' AS b USING (key) WHERE reasons IS DISTINCT FROM b.reasons"
+        f"SELECT count(*) FROM '{ours}' AS a FULL JOIN '{theirs}' AS b USING (key) "
+        f"WHERE {_REASONS.format(table='a')} IS DISTINCT FROM {_REASONS.format(table='b')}"
     )
-    query = query.replace("FULL JOIN", "AS a FULL JOIN").replace("WHERE reasons", "WHERE a.reasons")
     with duckdb.connect() as connection:
         [(different,)] = connection.execute(query).fetchall()
     if different:

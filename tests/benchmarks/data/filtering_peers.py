@@ -5,26 +5,30 @@ Both are written as one would write them for this job alone, and give the same d
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import regex
 
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.pairs.filter.ngrams import vocabulary_cut
 from align.pairs.filter.rules import active
-from align.pairs.text import language, personal_data, words
+from align.pairs.filter.words import text_facts
+from align.pairs.text import languages, personal_data, words
 
 #: From the filter's work folder: (query, file), in the form in which pre-tokenised data usually comes.
 _TABLES = {
     "pairs": """
         SELECT key, url, status, image_id, image_key, text, num_words, list_concat(unigrams, bigrams) AS ngrams,
                is_filename, language
-        FROM (SELECT * EXCLUDE (text, url), normalised AS text, key AS url FROM read_parquet('{work}/pairs/*.parquet'))
+        FROM (SELECT * EXCLUDE (text, url), normalised AS text, key AS url FROM read_parquet('{words}/*.parquet'))
         ORDER BY key
     """,
     "images": """
@@ -64,11 +68,21 @@ def joined(folder: Path, file: Path) -> None:
 
 def tables_with_words(work: Path, folder: Path) -> None:
     """Writes pairs, images and nsfw.parquet from what the filter measured."""
-    folder.mkdir()
+    with_words = folder / "pairs"
+    with_words.mkdir(parents=True)
+    for path in sorted((work / "pairs").glob("*.parquet")):
+        table = pq.read_table(path)
+        facts = text_facts(table["normalised"].combine_chunks())
+        for name, (offsets, ngrams) in {"unigrams": (facts.offsets, facts.words), "bigrams": facts.bigrams()}.items():
+            lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(ngrams))
+            table = table.append_column(name, lists)
+        pq.write_table(table, with_words / path.name, compression="none")
     with duckdb.connect() as connection:
         connection.execute("SET enable_progress_bar = false")
         for name, query in _TABLES.items():
-            connection.execute(f"COPY ({query.format(work=work)}) TO '{folder}/{name}.parquet' (COMPRESSION zstd)")
+            query = query.format(work=work, words=with_words)
+            connection.execute(f"COPY ({query}) TO '{folder}/{name}.parquet' (COMPRESSION zstd)")
+    shutil.rmtree(with_words)
 
 
 def decide_in_bare_sql(folder: Path, config: FilterConfig, engine: EngineConfig, out: Path) -> None:
@@ -171,7 +185,7 @@ def decide_in_pandas(work: Path, raw: Path, config: FilterConfig, out: Path) -> 
     cut, _ = vocabulary_cut(counts.value_counts().to_dict(), config.num_frequent_ngrams)
     rare = pairs.index.isin(used.index[~used.isin(counts.index[counts >= cut])])
     num_words = unigrams.map(len)
-    pairs["language"] = pairs["text"].map(language)
+    pairs["language"] = languages(pairs["text"].tolist())
     pairs["num_emails"], pairs["num_phones"] = zip(*pairs["text"].map(personal_data), strict=True)
     texts = pairs.loc[pairs["text"] != "", ["sha256", "text"]].drop_duplicates().groupby("sha256").size()
     per_text = pairs.loc[pairs["text"] != "", ["text"]].assign(image=pairs["sha256"].fillna(pairs["url"]))

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from align.pairs.filter.measure import commit, image_number
+from align.pairs.filter.measure import commit
+from align.pairs.filter.pair_tables import image_number
 from align.pairs.filter.tables import IMAGES, MAX_ROWS, SCORED
 from align.pairs.formats.raw import FAILED_TO_DOWNLOAD, SCHEMA, SUCCESS
 from align.work import in_processes

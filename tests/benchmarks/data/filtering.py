@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 
 import duckdb
 import psutil
+import pyarrow.parquet as pq
 
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.filter import filter_pairs, work_key
 from align.pairs.filter.rules import active
+from align.pairs.filter.tables import SCORED
 from align.pairs.policy import OptedOut
 from align.stage import say
 from tests.benchmarks.data.filtering_peers import decide_in_bare_sql, decide_in_pandas, joined, tables_with_words
@@ -74,7 +76,7 @@ def _cut(config: FilterConfig, num_pairs: int) -> FilterConfig:
 
 def against_sql(folder: Path, num_pairs: int, config: FilterConfig, engine: EngineConfig) -> list[Comparison]:
     """Our SQL, and the whole filter, against bare SQL over tables with ready words."""
-    synthesise(folder, num_pairs)
+    _synthesise_looked_at(folder, num_pairs, config, engine)
     whole, ours, theirs = [], [], []
     for repetition in range(REPETITIONS):
         say(f"benchmark: filtering, {num_pairs:,} pairs, repetition {repetition + 1} of {REPETITIONS}")
@@ -98,7 +100,7 @@ def against_sql(folder: Path, num_pairs: int, config: FilterConfig, engine: Engi
 
 def against_pandas(folder: Path, num_pairs: int, config: FilterConfig, engine: EngineConfig) -> list[Comparison]:
     """The whole filter against the same rules in pandas: CPU, and what one waits for on this machine."""
-    synthesise(folder, num_pairs)
+    _synthesise_looked_at(folder, num_pairs, config, engine)
     everything = engine.model_copy(update={"num_threads": None, "num_workers": None})
     ours, theirs, ours_s, theirs_s = [], [], [], []
     for repetition in range(REPETITIONS):
@@ -128,7 +130,7 @@ def against_pandas(folder: Path, num_pairs: int, config: FilterConfig, engine: E
 def against_data_juicer(folder: Path, num_pairs: int, config: FilterConfig, engine: EngineConfig) -> list[Comparison]:
     """The whole filter against the same rules as a recipe of Data-Juicer, which gets pairs and pictures joined."""
     python = build_peers(DATA_JUICER)
-    synthesise(folder, num_pairs)
+    _synthesise_looked_at(folder, num_pairs, config, engine)
     joined(folder, folder / "joined.parquet")
     ours: list[tuple[float, int]] = []
     theirs: dict[str, list[tuple[float, int]]] = {"own": [], "datasets": []}
@@ -200,6 +202,25 @@ def against_spark(folder: Path, num_pairs: int, config: FilterConfig, engine: En
             items=num_pairs, ours_s=ours, theirs_s=theirs, note="equal bytes",
         )
     ]  # fmt: skip
+
+
+def _synthesise_looked_at(folder: Path, num_pairs: int, config: FilterConfig, engine: EngineConfig) -> None:
+    """`synthesise`, where the network has looked only at what `align filter` would show it: what other rules keep."""
+    synthesise(folder, num_pairs)
+    os.replace(folder / "scored", folder / "scored_all")
+    (folder / "scored").mkdir()
+    for path in (folder / "scored_all").iterdir():
+        pq.write_table(SCORED.empty_table(), folder / "scored" / path.name)
+    in_process(whole_filter, folder, config, engine.model_copy(update={"num_threads": None, "num_workers": None}))
+    with duckdb.connect() as connection:
+        connection.execute(f"""
+            CREATE TABLE kept AS SELECT DISTINCT image FROM '{folder}/images/*.parquet'
+            SEMI JOIN (SELECT image_id FROM '{folder}/filtered/decisions.parquet' WHERE keep) USING (image_id)
+        """)
+        for path in (folder / "scored_all").iterdir():
+            shown = f"SELECT * FROM '{path}' SEMI JOIN kept USING (image)"
+            connection.execute(f"COPY ({shown}) TO '{folder / 'scored' / path.name}' (FORMAT parquet)")
+    shutil.rmtree(folder / "scored_all")
 
 
 def whole_filter(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
@@ -306,15 +327,10 @@ class _Watched:
         self._thread.join()
 
 
-#: The synthesised network looked at all images, ours looks only at those that some pair would be kept with.
-_REASONS = "CASE WHEN len({table}.reasons) > 1 THEN list_filter({table}.reasons, lambda code: code <> 'image_nsfw') "
-_REASONS += "ELSE {table}.reasons END"
-
-
 def _require_equal(ours: Path, theirs: Path) -> None:
     query = (
         f"SELECT count(*) FROM '{ours}' AS a FULL JOIN '{theirs}' AS b USING (key) "
-        f"WHERE {_REASONS.format(table='a')} IS DISTINCT FROM {_REASONS.format(table='b')}"
+        "WHERE a.reasons IS DISTINCT FROM b.reasons"
     )
     with duckdb.connect() as connection:
         [(different,)] = connection.execute(query).fetchall()

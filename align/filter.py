@@ -38,7 +38,7 @@ from align.config.store import StoreConfig
 from align.evaluation.sets import EvaluationSet, distinct_images, load_sets
 from align.pairs.filter import measure, ngrams, pair_tables, tables
 from align.pairs.filter.decisions import write_decisions
-from align.pairs.filter.examples import examples, some, urls_of
+from align.pairs.filter.examples import examples, pairs_of, some
 from align.pairs.filter.measure import Measuring, measure_shard, score_shard, twin_table
 from align.pairs.filter.near_duplicates import NearDuplicate, find_near_duplicates, read_embeddings, write_embeddings
 from align.pairs.filter.network import ImageNetwork
@@ -284,7 +284,7 @@ def _decide(
         vocabulary = Vocabulary.model_validate_json((work / "vocabulary.json").read_bytes())
         engine.view("pairs", work / "pairs" / "*.parquet")
         digests = {one.name: one.sha256 for one in sets}
-        report = summarise(engine.rows, engine.unnest, digests, vocabulary, urls_of(some(listing), work))
+        report = summarise(engine.rows, engine.unnest, digests, vocabulary, pairs_of(some(listing), work))
         with replace_directory(reports) as directory:
             _write_report(report, config, listing, sets, work, directory)
     return report

@@ -136,6 +136,25 @@ def test_some_columns_are_those_of_the_whole_table(tmp_path: Path) -> None:
         assert read_table(shard, wanted).to_pydict() == {name: whole[name].to_pylist() for name in wanted}
 
 
+def test_languages_are_guessed_of_what_is_kept_or_where_a_rule_asks(tmp_path: Path) -> None:
+    texts = [
+        "a photograph of the old town hall",
+        "das alte Rathaus und die kleine Kirche",
+        "the harbour and the old town hall",
+    ]
+    pairs = [(text, noise(row)) for row, text in enumerate(texts[:2])]
+    raw = stock_folder(tmp_path / "raw", [*pairs, (texts[2], None)])
+    for name, asked, found in (
+        ("no rule", None, ["en", "de", None]), ("a rule", ("en",), ["en", "de", "en"])
+    ):  # fmt: skip
+        out = tmp_path / name
+        report = run(raw, out, config=CONFIG.model_copy(update={"languages": asked}))
+        for file in ("decisions", "facts"):
+            assert pq.read_table(out / f"filtered/{file}.parquet")["language"].to_pylist() == found
+        counts = {one.name: (one.num_pairs, one.num_kept) for one in report.overview.languages}
+        assert counts == {"en": (2, 1), "de": (1, asked is None)}
+
+
 def test_nothing_kept_still_ends_well(tmp_path: Path) -> None:
     raw = stock_folder(tmp_path / "raw", [("no", noise(0)), ("", None)])
     report = run(raw, tmp_path)

@@ -151,7 +151,8 @@ def pairs(engine: Engine, rows: list[tuple[str, str | None]]) -> None:
          "status": "success", "image_key": f"{row:09d}"}
         for row, (caption, image) in enumerate(rows)
     ]  # fmt: skip
-    measured = pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), tables.IMAGES.empty_table(), OptedOut())
+    images = tables.IMAGES.empty_table()
+    measured = pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), images, OptedOut(), by_language=True)
     for name, table in measured.items():
         view(engine, name, table)
 
@@ -282,7 +283,7 @@ def test_repeats_are_dropped_only_behind_a_kept_pair(engine: Engine, same: str, 
         for name in "ij"
     ]  # fmt: skip
     known = pa.Table.from_pylist(images, tables.IMAGES)
-    for name, table in pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), known, OptedOut()).items():
+    for name, table in pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), known, OptedOut(), by_language=True).items():
         view(engine, name, table)
     config = PAPER.model_copy(update={"drop_repeats": same, "similarity_model": None, "languages": None})
     judge(engine, config)

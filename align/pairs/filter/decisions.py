@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from align.pairs.filter.rules import codes_of
 from align.pairs.filter.tables import DECISIONS, FACTS, KNOWN_IMAGES, MAX_ROWS, PAIRS
+from align.pairs.text import languages
 
 #: A row group is what must be read to find one pair.
 _ROW_GROUP_SIZE = 10_000
@@ -51,6 +52,7 @@ def write_decisions(shards: Iterable[tuple[str, Path, Path]], verdicts: Path, de
         for index, (name, pairs_file, images_file) in enumerate(shards):
             known = _known(*(file.below((index + 1) * MAX_ROWS) for file in rows))
             pairs = pq.ParquetFile(pairs_file, pre_buffer=False).read(_FROM_PAIRS, use_threads=False)
+            pairs = _with_languages(pairs, pc.equal(known["mask"].combine_chunks(), 0))
             tables = {
                 facts: _facts(name, pairs, known),
                 decisions: _decisions(pairs, known["mask"].combine_chunks()),
@@ -59,6 +61,15 @@ def write_decisions(shards: Iterable[tuple[str, Path, Path]], verdicts: Path, de
             _require_packed(packing)
             packing = [beside.submit(file.write_table, table, _ROW_GROUP_SIZE) for file, table in tables.items()]
         _require_packed(packing)
+
+
+def _with_languages(pairs: pa.Table, keep: pa.BooleanArray) -> pa.Table:
+    """Guesses the languages of kept pairs, where no rule has asked for them; of all, it takes a quarter of the time."""
+    column = pairs["language"].combine_chunks()
+    missing = pc.and_(keep, pc.is_null(column))
+    found = languages(pairs["normalised"].filter(missing).to_pylist())
+    column = pc.replace_with_mask(column, missing, pa.array(found, pa.string()))
+    return pairs.set_column(pairs.schema.get_field_index("language"), PAIRS.field("language"), column)
 
 
 def _require_packed(packing: Iterable[Future[None]]) -> None:

@@ -69,14 +69,15 @@ def examples(
     return in_order
 
 
-def urls_of(shards: Sequence[tuple[int, RawShard]], folder: Path) -> Iterator[tuple[str, bool]]:
-    """(image URL, whether the pair is kept) of every pair of some shards; `folder` as in `examples`."""
+def pairs_of(shards: Sequence[tuple[int, RawShard]], folder: Path) -> Iterator[tuple[str, str, bool]]:
+    """(image URL, text, whether it is kept) of every pair of some shards; `folder` as in `examples`."""
     for _, shard in shards:
         rows = _rows(folder, shard.name)
-        kept = dict(zip(rows["key"].to_pylist(), rows["keep"].to_pylist(), strict=True))
+        known = dict(zip(*(rows[name].to_pylist() for name in ("key", "text")), strict=True))
+        kept = dict(zip(*(rows[name].to_pylist() for name in ("key", "keep")), strict=True))
         for row in read_table(shard, ["key", "url"]).to_pylist():
             if row["key"] in kept:  # a row group may lack a few rows of the shard beside it
-                yield row["url"] or "", kept[row["key"]]
+                yield row["url"] or "", known[row["key"]], kept[row["key"]]
 
 
 def _rows(folder: Path, shard: str) -> pa.Table:

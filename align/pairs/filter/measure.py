@@ -91,7 +91,9 @@ def measure_shard(measuring: Measuring, item: tuple[int, RawShard]) -> None:
     if not images.exists():
         commit(image_table(index, table, shard, measuring), images)
     known_images = pq.ParquetFile(images, pre_buffer=False).read(use_threads=False)
-    for name, made in pair_tables(index, table, known_images, measuring.opted_out).items():
+    by_language = measuring.config.languages is not None
+    made_of_it = pair_tables(index, table, known_images, measuring.opted_out, by_language=by_language)
+    for name, made in made_of_it.items():
         commit(made, measuring.file(name, shard.name))
 
 

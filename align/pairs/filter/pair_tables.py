@@ -27,7 +27,9 @@ def image_number(image_id: str) -> int:
     return int(image_numbers([image_id])[0])
 
 
-def pair_tables(index: int, table: pa.Table, images: pa.Table, opted_out: OptedOut) -> dict[str, pa.Table]:
+def pair_tables(
+    index: int, table: pa.Table, images: pa.Table, opted_out: OptedOut, *, by_language: bool
+) -> dict[str, pa.Table]:
     """UNIGRAMS, BIGRAMS and at last PAIRS of a shard.
 
     Args:
@@ -35,6 +37,7 @@ def pair_tables(index: int, table: pa.Table, images: pa.Table, opted_out: OptedO
         table: its rows, in order of their keys.
         images: its IMAGES.
         opted_out: whose pairs are flagged.
+        by_language: whether a rule asks for languages; otherwise they are null here.
     """
     places = index * MAX_ROWS + np.arange(len(table))
     texts = normal_forms(table["caption"].combine_chunks())
@@ -43,7 +46,7 @@ def pair_tables(index: int, table: pa.Table, images: pa.Table, opted_out: OptedO
     return {
         "unigrams": pa.table([facts.vocabulary, facts.occurrences], schema=UNIGRAMS),
         "bigrams": pa.table([np.repeat(places, np.diff(offsets)), bigrams], schema=BIGRAMS),
-        "pairs": _pairs(places, table, texts, facts, images, opted_out),
+        "pairs": _pairs(places, table, texts, facts, images, opted_out, by_language),
     }
 
 
@@ -58,7 +61,13 @@ def word_table(pairs: Iterable[Path]) -> pa.Table:
 
 
 def _pairs(
-    places: Int64s, table: pa.Table, texts: pa.StringArray, facts: TextFacts, images: pa.Table, opted_out: OptedOut
+    places: Int64s,
+    table: pa.Table,
+    texts: pa.StringArray,
+    facts: TextFacts,
+    images: pa.Table,
+    opted_out: OptedOut,
+    by_language: bool,
 ) -> pa.Table:
     ids = table["sha256"].combine_chunks().dictionary_encode()
     image = pa.array(image_numbers(ids.dictionary.to_pylist())).take(ids.indices)
@@ -80,7 +89,7 @@ def _pairs(
         "num_words": pa.array(facts.num_words, pa.int32()),
         "only_word": _only_words(facts),
         "is_filename": pa.array(facts.is_filename),
-        "language": _languages(texts),
+        "language": _languages(texts) if by_language else pa.nulls(len(texts), pa.string()),
         "num_emails": pa.array(facts.num_emails, pa.int32()),
         "num_phones": pa.array(facts.num_phones, pa.int32()),
     }

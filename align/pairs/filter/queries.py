@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import regex
 from pydantic import BaseModel, ConfigDict
 
-from align.pairs.text import mask_personal_data
+from align.pairs.text import languages, mask_personal_data
 
 Rows = Callable[[str], list[tuple[Any, ...]]]
 
@@ -83,9 +83,9 @@ class Overview(_Frozen):
     Attributes:
         words_per_text: words -> pairs.
         short_sides: lower end of the bucket, px -> distinct images.
-        languages: by pairs, descending; `unknown` where a text is too short to tell.
-        hosts: of image URLs, by pairs, descending, in the shards that were looked at.
-        num_host_pairs: pairs of those shards.
+        languages: by pairs, descending, in the shards that were looked at; `unknown` where a text is too short to tell.
+        hosts: of image URLs, likewise.
+        num_looked_at: pairs of those shards.
         shared_texts: by images, descending.
         multiplied_images: by pairs, descending.
         personal_data: found in texts.
@@ -95,30 +95,49 @@ class Overview(_Frozen):
     short_sides: dict[int, int]
     languages: tuple[Counted, ...]
     hosts: tuple[Counted, ...]
-    num_host_pairs: int
+    num_looked_at: int
     shared_texts: tuple[SharedText, ...]
     multiplied_images: tuple[MultipliedImage, ...]
     personal_data: PersonalData
 
 
-def overview(rows: Rows, urls: Iterable[tuple[str, bool]]) -> Overview:
+def overview(rows: Rows, shown: Iterable[tuple[str, str, bool]]) -> Overview:
     """Asks for everything.
 
     Args:
         rows: runs SQL over the views.
-        urls: (image URL, whether it is kept) of the pairs of some shards.
+        shown: (image URL, normalised text, whether the pair is kept) of the pairs of some shards.
     """
-    hosts, num_host_pairs = _hosts(urls)
+    hosts, spoken = _Counts(), _Counts()
+    for url, text, keep in shown:
+        hosts.add(_host(url), keep)
+        spoken.add(languages([text])[0] or _UNKNOWN, keep)
     return Overview(
         words_per_text=dict(sorted(rows("SELECT num_words, count(*) FROM facts GROUP BY num_words"))),
         short_sides=_short_sides(rows),
-        languages=_languages(rows),
-        hosts=hosts,
-        num_host_pairs=num_host_pairs,
+        languages=spoken.descending(),
+        hosts=hosts.descending()[:_NUM_SHOWN],
+        num_looked_at=hosts.pairs.total(),
         shared_texts=_shared_texts(rows),
         multiplied_images=_multiplied_images(rows),
         personal_data=_personal_data(rows),
     )
+
+
+class _Counts:
+    """Pairs, and kept ones, by name."""
+
+    def __init__(self) -> None:
+        self.pairs: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()
+
+    def add(self, name: str, keep: bool) -> None:
+        self.pairs[name] += 1
+        self.kept[name] += keep
+
+    def descending(self) -> tuple[Counted, ...]:
+        names = sorted(self.pairs, key=lambda name: (-self.pairs[name], name))
+        return tuple(Counted(name=name, num_pairs=self.pairs[name], num_kept=self.kept[name]) for name in names)
 
 
 def _short_sides(rows: Rows) -> dict[int, int]:
@@ -129,27 +148,6 @@ def _short_sides(rows: Rows) -> dict[int, int]:
     query = f"SELECT {bucket}, count(*) FROM images WHERE {side} IS NOT NULL GROUP BY {bucket}"
     counts: dict[int, int] = dict(rows(query))
     return {low: counts.get(low, 0) for low in lows}
-
-
-def _languages(rows: Rows) -> tuple[Counted, ...]:
-    code = f"coalesce(language, '{_UNKNOWN}')"
-    found = rows(f"SELECT {code}, count(*), count(*) FILTER (WHERE keep) FROM decisions GROUP BY {code}")
-    return tuple(_counted(row) for row in sorted(found, key=lambda row: (-row[1], row[0])))
-
-
-def _counted(row: Sequence[Any]) -> Counted:
-    return Counted(name=row[0], num_pairs=row[1], num_kept=row[2])
-
-
-def _hosts(urls: Iterable[tuple[str, bool]]) -> tuple[tuple[Counted, ...], int]:
-    pairs: Counter[str] = Counter()
-    kept: Counter[str] = Counter()
-    for url, keep in urls:
-        host = _host(url)
-        pairs[host] += 1
-        kept[host] += keep
-    top = sorted(pairs, key=lambda host: (-pairs[host], host))[:_NUM_SHOWN]
-    return tuple(_counted((host, pairs[host], kept[host])) for host in top), pairs.total()
 
 
 def _host(url: str) -> str:
@@ -243,7 +241,7 @@ def figures(found: Overview) -> dict[str, float | int]:
     for one in found.languages[:_NUM_SHOWN]:
         shown[f"filter/language/{one.name}"] = round(one.num_pairs / total, 6)
     if found.hosts:
-        shown["filter/top_host_share"] = round(found.hosts[0].num_pairs / found.num_host_pairs, 6)
+        shown["filter/top_host_share"] = round(found.hosts[0].num_pairs / found.num_looked_at, 6)
     return shown
 
 

@@ -147,7 +147,7 @@ def write_pages(report: FilterReport, config: FilterConfig, gallery: Gallery, di
         "funnel": figures.funnel_figure(report.num_pairs, steps),
         "text_lengths": figures.words_figure(found.words_per_text, config),
         "image_sizes": figures.sizes_figure(found.short_sides, config),
-        "languages": figures.languages_figure(found.languages),
+        "languages": figures.languages_figure(found.languages, found.num_looked_at),
     }
     pictures = {name: html.png(figure) for name, figure in drawn.items()}
     for name, data in pictures.items():
@@ -238,7 +238,7 @@ def _repeats(found: Overview, config: FilterConfig, gallery: Gallery) -> list[st
         tables.append(html.subheading("Texts that most images share"))
         tables[-1] += html.table(("text", "images", "pairs"), texts)
     if hosts:
-        tables.append(html.subheading(f"Hosts of most images, of {found.num_host_pairs:,} pairs looked at"))
+        tables.append(html.subheading(f"Hosts of most images, of {found.num_looked_at:,} pairs looked at"))
         tables[-1] += html.table(("host", "pairs", "kept"), hosts)
     blocks = [html.side_by_side(tables)] if tables else []
     items = []

@@ -19,7 +19,7 @@ def summarise(
     unnest: Callable[[str], str],
     sets: Mapping[str, str],
     vocabulary: Vocabulary,
-    urls: Iterable[tuple[str, bool]],
+    shown: Iterable[tuple[str, str, bool]],
 ) -> FilterReport:
     """Counts.
 
@@ -28,7 +28,7 @@ def summarise(
         unnest: see `align.services.engine.Engine`.
         sets: name -> sha256 of the evaluation sets.
         vocabulary: rule T2's list.
-        urls: (image URL, whether it is kept) of the pairs of some shards.
+        shown: (image URL, normalised text, whether it is kept) of the pairs of some shards.
     """
     alone: Counter[str] = Counter()
     first: Counter[str] = Counter()
@@ -44,7 +44,7 @@ def summarise(
     names = f"SELECT {unnest('evaluation_sets')} AS name FROM images"
     found: dict[str, int] = dict(rows(f"SELECT name, count(*) FROM ({names}) AS named GROUP BY name"))
     matches = {name: found.get(name, 0) for name in sets}
-    seen = overview(rows, urls)
+    seen = overview(rows, shown)
     metrics: dict[str, float | int] = {
         "filter/num_pairs": num_pairs,
         "filter/num_kept": num_kept,

@@ -38,7 +38,10 @@ DECISIONS = pa.schema(
         ("image_id", pa.string()),
         ("image_key", pa.string()),  # of the tar sample with the bytes; null where there are none
         ("text", pa.string()),
-        ("language", pa.string()),  # ISO 639-1; null where it cannot be told
+        (
+            "language",
+            pa.string(),
+        ),  # ISO 639-1; null: it cannot be told, or the pair was dropped before anyone asked
     ]
 )
 
@@ -63,7 +66,7 @@ FACTS = pa.schema(
         ("num_words", pa.int32()),
         ("is_filename", pa.bool_()),
         ("similarity", pa.float64()),  # of image and text, by a given model; null: not looked at
-        ("language", pa.string()),
+        ("language", pa.string()),  # as in decisions.parquet
         ("num_emails", pa.int32()),
         ("num_phones", pa.int32()),
         ("repeats", pa.bool_()),  # a kept pair with a smaller key shows the same image (and text); null: not looked for

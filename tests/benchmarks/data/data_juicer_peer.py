@@ -55,7 +55,6 @@ class TextMapper(Mapper):
         samples[self.text_key] = texts
         samples["words"] = found = [words(text) for text in texts]
         samples["num_words"] = [len(unigrams) for unigrams in found]
-        samples["language"] = languages(texts)
         samples["num_emails"], samples["num_phones"] = map(list, zip(*map(personal_data, texts), strict=True))
         samples["is_filename"] = [is_filename(text) for text in texts]
         return samples
@@ -138,6 +137,8 @@ class ReasonsMapper(Mapper):
         samples["reasons"] = reasons = [list(compress(self.rules, row)) for row in rows]
         samples["keep"] = [not codes for codes in reasons]
         samples["reason"] = [codes[0] if codes else None for codes in reasons]
+        kept = zip(samples[self.text_key], samples["keep"], strict=True)
+        samples["language"] = [languages([text])[0] if keep else None for text, keep in kept]
         return samples
 
 

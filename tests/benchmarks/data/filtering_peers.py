@@ -185,7 +185,6 @@ def decide_in_pandas(work: Path, raw: Path, config: FilterConfig, out: Path) -> 
     cut, _ = vocabulary_cut(counts.value_counts().to_dict(), config.num_frequent_ngrams)
     rare = pairs.index.isin(used.index[~used.isin(counts.index[counts >= cut])])
     num_words = unigrams.map(len)
-    pairs["language"] = languages(pairs["text"].tolist())
     pairs["num_emails"], pairs["num_phones"] = zip(*pairs["text"].map(personal_data), strict=True)
     texts = pairs.loc[pairs["text"] != "", ["sha256", "text"]].drop_duplicates().groupby("sha256").size()
     per_text = pairs.loc[pairs["text"] != "", ["text"]].assign(image=pairs["sha256"].fillna(pairs["url"]))
@@ -214,6 +213,7 @@ def decide_in_pandas(work: Path, raw: Path, config: FilterConfig, out: Path) -> 
     facts["keep"] = ~dropped
     facts["reason"] = np.where(dropped, names[values.argmax(axis=1)], None)
     facts["reasons"] = [names[row].tolist() for row in values]
+    facts.loc[facts["keep"], "language"] = languages(facts.loc[facts["keep"], "text"].tolist())
     columns = ["key", "keep", "reason", "reasons", "image_id", "image_key", "text", "language"]
     facts[columns].sort_values("key").to_parquet(out / "decisions.parquet", compression="zstd", index=False)
     images.sort_values("image_id").to_parquet(out / "images.parquet", compression="zstd", index=False)

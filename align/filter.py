@@ -206,9 +206,10 @@ def _count_ngrams(engine: Engine, config: FilterConfig, listing: Shards, work: P
             engine.table(name, query)
         shown = some(listing)
         places = [(index * tables.MAX_ROWS, (index + 1) * tables.MAX_ROWS - 1) for index, _ in shown]
-        words = work / "shown_words.parquet"
-        measure.commit(pair_tables.word_table(work / "pairs" / f"{shard.name}.parquet" for _, shard in shown), words)
-        engine.view("shown_words", words)
+        for _, shard in shown:
+            name = f"{shard.name}.parquet"
+            measure.commit(pair_tables.word_table(work / "pairs" / name), work / "shown_words" / name)
+        engine.view("shown_words", work / "shown_words" / "*.parquet")
         rare += engine.rows(ngrams.rare_ngrams("bigrams", "bigrams", places))
         rare += engine.rows(ngrams.rare_ngrams("shown_words", "unigrams", places))  # shown rather than their bigrams
         for name in frequent:
@@ -216,9 +217,8 @@ def _count_ngrams(engine: Engine, config: FilterConfig, listing: Shards, work: P
     engine.table("rare_blocks", ngrams.rare_blocks(parts))
     for name in parts:
         engine.drop(name)
-    by_place = sorted(dict(rare).items())
-    columns = [[place for place, _ in by_place], [ngram for _, ngram in by_place]]
-    measure.commit(pa.table(columns, schema=tables.BIGRAMS), work / "rare.parquet")
+    by_place = [{"place": place, "ngram": ngram} for place, ngram in sorted(dict(rare).items())]
+    measure.commit(pa.Table.from_pylist(by_place, tables.BIGRAMS), work / "rare.parquet")
 
 
 def _compare(config: FilterConfig, listing: Shards, sets: list[EvaluationSet], measuring: Measuring) -> None:

@@ -217,7 +217,7 @@ def test_t2_one_joint_list_of_unigrams_and_bigrams_cut_at_a_count(engine: Engine
     assert rare_places(engine, 3) == {3, 5}
     assert rare_places(engine, 2) == {0, 1, 2, 3, 5}  # b and "a b" tie, both are off
     assert rare_places(engine, 1) == {0, 1, 2, 3, 5}
-    view(engine, "all_words", word_table([engine.scratch / "pairs.parquet"]))
+    view(engine, "all_words", word_table(engine.scratch / "pairs.parquet"))
     for table, kind, [number] in (
         ("all_words", "unigrams", ngram_numbers(["c"])[0]), ("bigrams", "bigrams", ngram_numbers(["a", "c"])[1])
     ):  # fmt: skip

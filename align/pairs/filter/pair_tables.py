@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,14 +50,11 @@ def pair_tables(
     }
 
 
-def word_table(pairs: Iterable[Path]) -> pa.Table:
-    """All words of some shards, from the files of their PAIRS; columns as in BIGRAMS."""
-    found = []
-    for file in pairs:
-        table = pq.ParquetFile(file).read(["place", "normalised"])
-        facts = text_facts(table["normalised"].combine_chunks())
-        found.append(pa.table([np.repeat(table["place"].to_numpy(), facts.num_words), facts.words], schema=BIGRAMS))
-    return pa.concat_tables(found)
+def word_table(pairs: Path) -> pa.Table:
+    """All words of a shard, from the file of its PAIRS; columns as in BIGRAMS."""
+    table = pq.ParquetFile(pairs).read(["place", "normalised"])
+    facts = text_facts(table["normalised"].combine_chunks())
+    return pa.table([np.repeat(table["place"].to_numpy(), facts.num_words), facts.words], schema=BIGRAMS)
 
 
 def _pairs(

@@ -38,10 +38,7 @@ DECISIONS = pa.schema(
         ("image_id", pa.string()),
         ("image_key", pa.string()),  # of the tar sample with the bytes; null where there are none
         ("text", pa.string()),
-        (
-            "language",
-            pa.string(),
-        ),  # ISO 639-1; null: it cannot be told, or the pair was dropped before anyone asked
+        ("language", pa.string()),  # ISO 639-1; null: cannot be told, or not asked of a dropped pair
     ]
 )
 

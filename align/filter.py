@@ -19,12 +19,10 @@ reason: the quality gate and `align shard` are where that stops.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +56,7 @@ from align.work import (
     freed_memory_kept,
     in_processes,
     key_of,
+    one_at_a_time,
     part_of,
     require_done,
     work_directory,
@@ -66,6 +65,9 @@ from align.work import (
 #: Pictures per reason in the report.
 _EXAMPLES = 12
 _OUTS = ("decisions.parquet", "facts.parquet", "images.parquet")
+
+#: Arrays of a shard's texts are made of the memory of the last one's; a large picture's goes back.
+_memory_kept = partial(freed_memory_kept, 64 << 20)
 
 ALL = Part()
 Shards = Sequence[tuple[int, RawShard]]
@@ -124,7 +126,7 @@ def filter_pairs(
         measure.write_fingerprints(work, distinct_images(sets), measuring)
         _each(measure_shard, "pairs", mine, measuring, workers, "filter: shards, images and texts")
         if all(done(shard.name) for _, shard in listing):
-            with _one_at_a_time(work):
+            with one_at_a_time(work / ".judging.lock"):
                 _judge(config, engine_config, listing, work, raw)
             _each(score_shard, "scored", mine, measuring, workers, "filter: shards, the network")
         elif part.shards is not None:
@@ -150,17 +152,9 @@ def _each(
 ) -> None:  # fmt: skip
     left = [item for item in shards if not measuring.file(what, item[1].name).exists()]  # none: no process starts
     if left:
-        done = in_processes(partial(function, measuring), left, workers, around=freed_memory_kept)
+        done = in_processes(partial(function, measuring), left, workers, around=_memory_kept)
         for _ in track(done, what=said, total=len(left)):
             pass
-
-
-@contextmanager
-def _one_at_a_time(work: Path) -> Iterator[None]:
-    """Ranges share the work folder; one of them judges, the others wait."""
-    with (work / ".judging.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _judge(config: FilterConfig, engine_config: EngineConfig, listing: Shards, work: Path, raw: Path) -> None:
@@ -272,7 +266,7 @@ def _decide(
             of = measuring.file
             shards = [(shard.name, of("pairs", shard.name), of("images", shard.name)) for _, shard in listing]
             shown = track(shards, what="filter: shards, decisions", total=len(shards))
-            with freed_memory_kept():
+            with _memory_kept():
                 write_decisions(shown, work / "verdicts.parquet", work / "decided.parquet", work)
             say("filter: SQL, images")
             engine.table("later_copies", tables.LATER_COPIES)

@@ -151,6 +151,14 @@ def missing(names: Sequence[str], done: Callable[[str], bool]) -> list[str]:
     return [name for name in names if not done(name)]
 
 
+@contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Of ranges that share a work folder, one does what is in the block while the others wait."""
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def require_done(stage: str, names: Sequence[str], done: Callable[[str], bool]) -> None:
     """Raises DataError that names the shards which no range has done."""
     left = [int(name) for name in missing(names, done)]
@@ -249,20 +257,27 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def freed_memory_kept(at_most_bytes: int | None = None) -> Iterator[None]:
     """What is freed in this block stays with the process, for the next step to take, and is given back after it.
 
     glibc gives large blocks back to the kernel at once, and each step's pixels and activations are then page faults
-    anew: four fifths of the time that making floats of 64 images of 289 px takes. Peak memory grows by what lies
-    between blocks that are kept, 9 % there (`tests/benchmarks/kept_memory.py`). Other C libraries have no such
-    switch, and are left as they are.
+    anew: four fifths of the time that making floats of 64 images of 289 px takes, a fifteenth of measuring texts. Peak
+    memory grows by what lies between blocks that are kept, 9 % there (`tests/benchmarks/kept_memory.py`). Other C
+    libraries have no such switch, and are left as they are.
+
+    Args:
+        at_most_bytes: so much, 64 MiB or less, and no blocks of half of it or more; None: everything.
     """
     libc = ctypes.CDLL(None)
     if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
         yield
         return
-    libc.mallopt(_MMAP_MAX, 0)  # no threshold: older ones refuse more than 32 MiB, and would stay at 128 KiB then
-    libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+    if at_most_bytes is None:
+        libc.mallopt(_MMAP_MAX, 0)  # no threshold: older ones refuse more than 32 MiB, and would stay at 128 KiB then
+        libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+    else:
+        libc.mallopt(_MMAP_THRESHOLD, at_most_bytes // 2)
+        libc.mallopt(_TRIM_THRESHOLD, at_most_bytes)
     try:
         yield
     finally:

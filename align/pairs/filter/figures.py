@@ -88,7 +88,7 @@ def languages_figure(languages: Sequence[Counted], num_looked_at: int) -> Figure
     axes.bar(places, kept, color=GOOD, width=0.8)
     axes.bar(places, [one.num_pairs - one.num_kept for one in shown], bottom=kept, color=BAD, alpha=0.75, width=0.8)
     axes.set_xticks(places, [one.name for one in shown], rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_xlabel(f"guessed language of {num_looked_at:,} texts looked at (green: kept)", fontsize=9, color=SOFT)
+    axes.set_xlabel(f"language, guessed, {num_looked_at:,} texts (green: kept)", fontsize=9, color=SOFT)
     _tidy(axes, "pairs")
     return figure
 

@@ -34,6 +34,7 @@ from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.evaluation.sets import EvaluationSet, distinct_images, load_sets
+from align.memory import freed_memory_kept
 from align.pairs.filter import measure, ngrams, pair_tables, tables
 from align.pairs.filter.decisions import write_decisions
 from align.pairs.filter.examples import examples, pairs_of, some
@@ -53,7 +54,6 @@ from align.stage import record_runtime, replace_directory, say, to_json, track, 
 from align.work import (
     Part,
     add_part_arguments,
-    freed_memory_kept,
     in_processes,
     key_of,
     one_at_a_time,

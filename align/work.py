@@ -9,7 +9,6 @@ machines that share it; `--finish` then makes the output of it, and names what i
 from __future__ import annotations
 
 import argparse
-import ctypes
 import fcntl
 import hashlib
 import json
@@ -38,9 +37,6 @@ Held = TypeVar("Held")
 _KEY_FILE = ".work.json"
 #: Tasks handed to the workers beyond those that they work on: bounds what waits in memory.
 _AHEAD = 2
-#: glibc's parameters: the end of the heap beyond a size is given back when freed, and so are blocks from another on,
-#: of which there are so many at most.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 
 
 @dataclass(frozen=True)
@@ -254,35 +250,3 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def freed_memory_kept(at_most_bytes: int | None = None) -> Iterator[None]:
-    """What is freed in this block stays with the process, for the next step to take, and is given back after it.
-
-    glibc gives large blocks back to the kernel at once, and each step's pixels and activations are then page faults
-    anew: four fifths of the time that making floats of 64 images of 289 px takes, a fifteenth of measuring texts. Peak
-    memory grows by what lies between blocks that are kept, 9 % there (`tests/benchmarks/kept_memory.py`). Other C
-    libraries have no such switch, and are left as they are.
-
-    Args:
-        at_most_bytes: so much, 64 MiB or less, and no blocks of half of it or more; None: everything.
-    """
-    libc = ctypes.CDLL(None)
-    if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
-        yield
-        return
-    if at_most_bytes is None:
-        libc.mallopt(_MMAP_MAX, 0)  # no threshold: older ones refuse more than 32 MiB, and would stay at 128 KiB then
-        libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
-    else:
-        libc.mallopt(_MMAP_THRESHOLD, at_most_bytes // 2)
-        libc.mallopt(_TRIM_THRESHOLD, at_most_bytes)
-    try:
-        yield
-    finally:
-        libc.mallopt(_MMAP_MAX, 1 << 16)
-        # where glibc's own adjustment of both ends: it cannot be switched on again
-        libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(_TRIM_THRESHOLD, 64 << 20)
-        libc.malloc_trim(0)

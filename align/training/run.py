@@ -20,6 +20,7 @@ from align.config.health import HealthConfig
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.errors import ConfigError, TrainingError
+from align.memory import freed_memory_kept
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.tokenizer import TextTokenizer
 from align.stage import Report, replace_directory, say, sha256_file, write_report, write_text
@@ -32,7 +33,6 @@ from align.training.process_group import Ranks, default_processes, launch
 from align.training.samples import OnCorrupt, Samples
 from align.training.sharding import shard
 from align.training.state import load_weights, new_state
-from align.work import freed_memory_kept
 
 #: Fields of a recipe that change no result beyond rounding: a run goes on after a change of them.
 _NOT_THE_RESULT = {

@@ -9,11 +9,11 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 from align.config.model import ModelConfig
+from align.memory import freed_memory_kept
 from align.model.tokenizer import TextTokenizer
 from align.stage import say
 from align.training.samples import Samples
 from align.training.step import CPU_PART
-from align.work import freed_memory_kept
 from tests.benchmarks.measure import Comparison, compare, in_process, interleaved
 from tests.benchmarks.presets import Preset, preset
 from tests.benchmarks.train_loader import CROP_PX, RESIZE_PX, paper_shards

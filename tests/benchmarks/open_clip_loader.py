@@ -16,12 +16,12 @@ from open_clip import get_tokenizer, image_transform
 from open_clip_train.data import get_wds_dataset
 from open_clip_train.params import parse_args
 
+from align.memory import freed_memory_kept
 from align.model.tokenizer import TextTokenizer
 from align.stage import say
 from align.training.index import SplitIndex
 from align.training.loader import TrainLoader
 from align.training.samples import Samples
-from align.work import freed_memory_kept
 from tests.benchmarks.measure import Comparison, compare, in_process, interleaved
 from tests.benchmarks.train_loader import BATCH_SIZE, CROP_PX, RESIZE_PX, paper_shards
 from tests.benchmarks.world import World

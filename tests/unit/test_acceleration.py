@@ -20,12 +20,12 @@ from torch.utils import cpp_extension
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.errors import ConfigError
+from align.memory import freed_memory_kept
 from align.model.dual_encoder import DualEncoder
 from align.model.loss import align_loss, sigmoid_loss
 from align.training import run as run_module
 from align.training.acceleration import accelerated, as_written
 from align.training.run import Plan, make_plan, run
-from align.work import freed_memory_kept
 from tests import training_data
 from tests.training_data import MODEL, pretrain_config
 

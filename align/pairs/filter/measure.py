@@ -92,9 +92,9 @@ def measure_shard(measuring: Measuring, item: tuple[int, RawShard]) -> None:
         commit(image_table(index, table, shard, measuring), images)
     known_images = pq.ParquetFile(images, pre_buffer=False).read(use_threads=False)
     by_language = measuring.config.languages is not None
-    made_of_it = pair_tables(index, table, known_images, measuring.opted_out, by_language=by_language)
-    for name, made in made_of_it.items():
-        commit(made, measuring.file(name, shard.name))
+    measured = pair_tables(index, table, known_images, measuring.opted_out, by_language=by_language)
+    for name, one in measured.items():
+        commit(one, measuring.file(name, shard.name))
 
 
 def _in_order_of_keys(table: pa.Table, shard: RawShard) -> pa.Table:

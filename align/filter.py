@@ -23,6 +23,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -115,15 +116,16 @@ def filter_pairs(
             return _read_report(reports)  # killed on its last steps
         mine = [item for item in listing if part.shards is None or item[1].number in part.shards]
         workers = max(1, min(engine_config.num_workers or os.cpu_count() or 1, len(mine)))
-        threads = max(1, (engine_config.num_threads or os.cpu_count() or 1) // workers)
-        measuring = Measuring(work, config, opted_out, threads, progress=workers == 1)
+        threads = engine_config.num_threads or os.cpu_count() or 1
+        measuring = Measuring(work, config, opted_out, max(1, threads // workers), progress=workers == 1)
+        alone = replace(measuring, num_threads=threads)  # for evaluation images: no worker is beside this process then
 
         def done(name: str) -> bool:
             return measuring.file("pairs", name).exists()
 
         if part.finish:
             require_done("filter", [shard.name for _, shard in listing], done)
-        measure.write_fingerprints(work, distinct_images(sets), measuring)
+        measure.write_fingerprints(work, distinct_images(sets), alone)
         _each(measure_shard, "pairs", mine, measuring, workers, "filter: shards, images and texts")
         if all(done(shard.name) for _, shard in listing):
             with one_at_a_time(work / ".judging.lock"):
@@ -133,7 +135,7 @@ def filter_pairs(
             say("filter: once all shards are measured, run the ranges again, to score their images, and --finish")
         if part.shards is not None:
             return None
-        _compare(config, listing, sets, measuring)
+        _compare(config, listing, sets, alone)
         report = _decide(config, engine_config, listing, sets, measuring, workers, reports)
         _leave_only_outs(work)
     return report

@@ -18,6 +18,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from align.run import SERVICES_FILE, flow_environment
 HOST = "127.0.0.1"
 POOL = "local"
 START_TIMEOUT_S = 180.0
-STOP_TIMEOUT_S = 35.0  # a worker's flow runs have 30 s to save a checkpoint
+RUNS_STOP_TIMEOUT_S = 35.0  # a worker's flow runs have 30 s to save a checkpoint
+STOP_TIMEOUT_S = 10.0  # Prefect's worker hangs now and then when it is told to stop
 LOGS = Path(".align/logs")
 
 Services = dict[str, dict[str, Any]]
@@ -150,19 +152,31 @@ def _deploy(root: Path, env: Mapping[str, str]) -> None:
 
 
 def _stop(pid: int) -> None:
-    family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+    process = psutil.Process(pid)
+    children = process.children(recursive=True)
     os.killpg(pid, signal.SIGTERM)
-    _, left = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
-    for process in left:
-        process.kill()
+    for family, timeout_s in ((children, RUNS_STOP_TIMEOUT_S), ([process], STOP_TIMEOUT_S)):
+        deadline = time.monotonic() + timeout_s
+        while (left := [one for one in family if _works(one)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for one in left:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
+def _works(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE  # of a parent that does not wait
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _alive(service: Mapping[str, Any]) -> bool:
     try:
         process = psutil.Process(service["pid"])
-        return process.create_time() == service["created"] and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+    return process.create_time() == service["created"] and _works(process)
 
 
 def _running(root: Path) -> Services:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from align.cli import main
 from flows.checkout import git, write_params
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +68,9 @@ def run(clone: Path, *command: str) -> str:
 
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
-def test_repro_from_nothing_to_search(clone: Path) -> None:
+def test_repro_from_nothing_to_search(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "Running stage 'index'" in run(clone, "dvc", "repro")
     assert git(clone, "status", "--porcelain") == "?? dvc.lock"  # DVC wrote no .gitignore, no stage a stray file
     assert json.loads(run(clone, "dvc", "status", "--json")) == {}
@@ -78,8 +81,11 @@ def test_repro_from_nothing_to_search(clone: Path) -> None:
 
     splits = read_manifest(clone / "data/shards").splits
     assert sum(split.num_images for split in splits.values()) > 80
+    monkeypatch.chdir(clone)
     for sample in list(iter_samples(clone / "data/shards", "train"))[:3]:
-        hits = json.loads(run(clone, "align", "search", sample.texts[0], "--json", "-k", "10"))
+        capsys.readouterr()
+        assert main(["search", sample.texts[0], "--json", "-k", "10"]) == 0
+        hits = json.loads(capsys.readouterr().out)
         assert sample.key in [hit["key"] for hit in hits], sample.texts[0]
 
     # Another threshold of the gate makes the gate stale, and nothing before it.

@@ -102,7 +102,7 @@ def test_ranks_by_default_are_as_many_as_the_batch_divides_into(monkeypatch: pyt
     assert default_processes(128, 16) == 2
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_sigterm_saves_and_a_second_trainer_is_refused(
     data: tuple[Path, Path], tmp_path: Path, num_processes: int
 ) -> None:

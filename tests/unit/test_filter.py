@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from align.config.filter import FilterConfig, ModelFile
 from align.errors import ConfigError, DataError
 from align.filter import ALL, filter_pairs
 from align.pairs.filter.decisions import RowsInOrder
+from align.pairs.filter.network import ImageNetwork
 from align.pairs.filter.report import FilterReport
 from align.pairs.formats.raw import raw_shards, read_table
 from align.pairs.policy import Entry, OptedOut, write_opted_out
@@ -239,6 +241,22 @@ def test_an_image_in_many_shards_is_one_image(tmp_path: Path) -> None:
     ]
     assert len({row["nsfw_score"] for row in facts[1::2]}) == 1
     assert pq.read_table(tmp_path / "filtered/images.parquet").num_rows == 4
+
+
+def test_evaluation_images_get_all_threads_where_shards_share_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+
+    class Seen(ImageNetwork):
+        def __init__(self, embedder: ModelFile | None, num_threads: int) -> None:
+            given.append(num_threads)
+            super().__init__(embedder, num_threads)
+
+    monkeypatch.setattr("align.filter.ImageNetwork", Seen)
+    monkeypatch.setattr(sys.modules[__name__], "ENGINE", ENGINE.model_copy(update={"num_workers": 2, "num_threads": 4}))
+    run(shards(tmp_path / "raw", 2), tmp_path, evaluation_set(tmp_path / "evaluation", noise(2)))
+    assert given == [4]
 
 
 def test_other_parameters_do_not_go_on_with_old_work(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def _save(tokenizer: Path, micro_batch: int | None, out: Path, ranks: Ranks) -> 
     torch.save((tuple(found), grads), out)
 
 
-@pytest.mark.parametrize(("world_size", "micro_batch"), [(2, None), (2, 4), (4, 8)])
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(2, None), (2, 4), pytest.param(4, 8, marks=pytest.mark.full)])
 def test_ranks_and_micro_batches_change_no_gradient(
     tokenizer: Path, tmp_path: Path, world_size: int, micro_batch: int | None
 ) -> None:

@@ -118,7 +118,7 @@ def filter_pairs(
         workers = max(1, min(engine_config.num_workers or os.cpu_count() or 1, len(mine)))
         threads = engine_config.num_threads or os.cpu_count() or 1
         measuring = Measuring(work, config, opted_out, max(1, threads // workers), progress=workers == 1)
-        alone = replace(measuring, num_threads=threads)  # for evaluation images: no worker is beside this process then
+        alone = replace(measuring, num_threads=threads)  # for evaluation images, with no worker beside
 
         def done(name: str) -> bool:
             return measuring.file("pairs", name).exists()

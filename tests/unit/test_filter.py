@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -254,7 +253,7 @@ def test_evaluation_images_get_all_threads_where_shards_share_them(
             super().__init__(embedder, num_threads)
 
     monkeypatch.setattr("align.filter.ImageNetwork", Seen)
-    monkeypatch.setattr(sys.modules[__name__], "ENGINE", ENGINE.model_copy(update={"num_workers": 2, "num_threads": 4}))
+    monkeypatch.setitem(globals(), "ENGINE", ENGINE.model_copy(update={"num_workers": 2, "num_threads": 4}))
     run(shards(tmp_path / "raw", 2), tmp_path, evaluation_set(tmp_path / "evaluation", noise(2)))
     assert given == [4]
 

@@ -36,10 +36,10 @@ test-full: $(STAMP) ## adds the tests that need more than pip installs
 bench: bench-train bench-data ## ratios measured side by side in one run
 
 bench-train: $(STAMP) ## the training half against its peers, which get an environment of their own; half an hour
-	@$(RUN) python -m tests.benchmarks
+	@$(RUN) python -m benchmarks
 
 bench-data: $(STAMP) ## the data half against its peers, which get an environment of their own; half an hour
-	@$(RUN) python -m tests.benchmarks.data
+	@$(RUN) python -m benchmarks.data
 
 check: $(STAMP) ## lint, types, layers, file lengths
 	@$(RUN) ruff check .

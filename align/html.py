@@ -8,15 +8,8 @@ from __future__ import annotations
 import base64
 import html
 import io
-import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-#: Of figures, as in the style below.
-INK, SOFT, GOOD, BAD = "#1c2330", "#5c6675", "#11734b", "#b3261e"
+from typing import Any
 
 _STYLE = """
 :root { --ink: #1c2330; --soft: #5c6675; --line: #dfe3ea; --good: #11734b; --bad: #b3261e; --warn: #8a5a00;
@@ -170,15 +163,6 @@ def gallery(items: Iterable[tuple[bytes, str, str]]) -> str:
         mime = "image/png" if data[:4] == b"\x89PNG" else "image/webp" if data[8:12] == b"WEBP" else "image/jpeg"
         figures.append(f'<figure class="{css}">{picture(data, mime=mime, alt=caption)}{escape(caption)}</figure>')
     return f"<div class=gallery>{''.join(figures)}</div>"
-
-
-def png(figure: Figure) -> bytes:
-    """A matplotlib figure as PNG bytes that depend on nothing but the figure (no software tag, no date)."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # texts come in any script; a box will do
-        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def thumbnail(data: bytes, side_px: int) -> bytes:

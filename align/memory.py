@@ -17,7 +17,7 @@ def freed_memory_kept(at_most_bytes: int | None = None) -> Iterator[None]:
 
     glibc gives large blocks back to the kernel at once, and each step's pixels and activations are then page faults
     anew: four fifths of the time that making floats of 64 images of 289 px takes, an eighth of measuring texts. Peak
-    memory grows by what lies between blocks that are kept, 9 % there (`tests/benchmarks/kept_memory.py`). Other C
+    memory grows by what lies between blocks that are kept, 9 % there (`benchmarks/kept_memory.py`). Other C
     libraries have no such switch, and are left as they are.
 
     Args:

@@ -19,7 +19,7 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from align.errors import DataError, LockedError
-from align.stage import fsync, write_text
+from align.files import fsync, write_text
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -37,6 +37,8 @@ Held = TypeVar("Held")
 _KEY_FILE = ".work.json"
 #: Tasks handed to the workers beyond those that they work on: bounds what waits in memory.
 _AHEAD = 2
+#: Items in flight per thread.
+_WINDOW = 16
 
 
 @dataclass(frozen=True)
@@ -250,3 +252,15 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def in_threads(function: Callable[[In], Out], items: Iterable[In], num_threads: int) -> Iterator[Out]:
+    """`map` in threads, results in the order of the items, with few of them in memory at a time."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        pending: deque[Future[Out]] = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= _WINDOW * num_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -13,6 +13,7 @@ class ClusterConfig(Section):
     """The machines of a training job. Each runs the same command, with its own `node_rank`."""
 
     section: ClassVar[str] = "cluster"
+    changes_bytes: ClassVar[bool] = False
 
     num_nodes: int = Field(ge=1)
     #: Of this machine; 0 leads: it writes checkpoints, reports and the model.

@@ -14,6 +14,7 @@ class EngineConfig(Section):
     """Bounds of the engine that evaluates rules over whole tables."""
 
     section: ClassVar[str] = "engine"
+    changes_bytes: ClassVar[bool] = False
 
     #: DuckDB on this machine, or Spark (`pip install align-mlops[spark]`, and Java) for tables beyond one.
     runner: Literal["duckdb", "spark"]

@@ -15,6 +15,7 @@ class HealthConfig(Section):
     """Bounds of the signs of a training run's health; None watches nothing."""
 
     section: ClassVar[str] = "health"
+    changes_bytes: ClassVar[bool] = False
 
     #: Lowest and highest temperature.
     temperature: Band | None

@@ -21,13 +21,19 @@ PARAMS_FILE = "params.yaml"
 
 
 class Section(BaseModel):
-    """One section of params.yaml. `section` is its key there.
+    """One section of params.yaml.
 
     Where section, module and stage share one name, `Params.section(FilterConfig)` finds the values under `filter`.
+
+    Attributes:
+        section: its key in params.yaml.
+        changes_bytes: False where its values say where and how fast, never what. Such a section is no param of any
+            stage in dvc.yaml, and belongs neither to the name of a registered run nor to that of a training run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     section: ClassVar[str]
+    changes_bytes: ClassVar[bool] = True
 
 
 S = TypeVar("S", bound=Section)

@@ -17,6 +17,7 @@ class PathsConfig(Section):
     """Paths, relative to the working directory."""
 
     section: ClassVar[str] = "paths"
+    changes_bytes: ClassVar[bool] = False
 
     #: Also s3://...; see `ingest.source` for what it may be.
     archive: Annotated[str, Field(min_length=1)]

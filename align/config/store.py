@@ -14,6 +14,7 @@ class StoreConfig(Section):
     """An object store for tars, and how it is spoken to. Endpoint and credentials are AWS_* variables."""
 
     section: ClassVar[str] = "store"
+    changes_bytes: ClassVar[bool] = False
 
     #: s3://bucket/prefix, or a folder: tars of data/raw and data/shards go there under their sha256, and the folders
     #: keep tables and manifests only. None keeps everything in the folders, which DVC's cache then holds.

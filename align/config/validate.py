@@ -14,7 +14,7 @@ Band = Annotated[tuple[Share, Share], Field(strict=False)]
 
 
 class MaxDrift(BaseModel):
-    """How far data may move from the reference: the keep rate by its change, others: `align.pairs.validate.drift`."""
+    """How far data may move from the reference: the keep rate by its change, others: `align.validate.drift`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

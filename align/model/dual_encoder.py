@@ -30,9 +30,9 @@ from transformers import BertConfig, BertModel
 
 from align.config.model import ModelConfig
 from align.errors import DataError, FormatError
+from align.files import to_json, write_text
 from align.model.image_tower import ImageTower
 from align.model.presets import text_shape
-from align.stage import to_json, write_text
 
 SCHEMA_VERSION = 2
 

@@ -5,15 +5,17 @@ Batch sizes here change speed only: in evaluation every sample's embedding depen
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from align.errors import DataError
+from align.files import sha256_file
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.preprocess import centre_crop, decode, to_pixels
 from align.model.tokenizer import TextTokenizer, pad
@@ -22,6 +24,19 @@ T = TypeVar("T")
 
 IMAGE_BATCH = 64
 TEXT_BATCH = 64
+
+#: (number, width) float32, L2-normalised rows.
+Embeddings = NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """What is measured: anything that maps images and texts to L2-normalised rows of one width."""
+
+    def embed_images(self, images: Iterable[bytes]) -> Embeddings:
+        """(num_images, width) float32, L2-normalised rows, from encoded image files."""
+
+    def embed_texts(self, texts: Iterable[str]) -> Embeddings:
+        """(num_texts, width) float32, L2-normalised rows."""
 
 
 class Embedder:
@@ -93,3 +108,17 @@ def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
             batch = []
     if batch:
         yield batch
+
+
+def model_digest(model_dir: Path, tokenizer_dir: Path) -> str:
+    """sha256 over the files that decide an embedding: weights, configuration and vocabulary.
+
+    Raises:
+        DataError: one of them is missing.
+    """
+    digest = hashlib.sha256()
+    for path in (model_dir / "model.safetensors", model_dir / "config.json", tokenizer_dir / "tokenizer.json"):
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; run the stage that writes it")
+        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()

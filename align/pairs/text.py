@@ -5,7 +5,7 @@ The paper leaves open what a unigram is for a given script. Decision: a word of 
 an ideograph or a Hiragana or Thai character is a word of its own (such a text has no spaces, and `\\w+` would take a
 whole sentence for one word and drop these languages at rule T3), and emoji or punctuation are no words.
 
-`align.pairs.filter.words` finds the same words in many texts at once.
+`align.filter.words` finds the same words in many texts at once.
 """
 
 from __future__ import annotations

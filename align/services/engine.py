@@ -1,9 +1,9 @@
 """SQL over tables larger than memory. One plan in ANSI SQL, two runners: DuckDB here, Spark in `spark_engine`.
 
-Callers speak in views over parquet files, tables and queries that both runners read alike; `Engine.unnest` is the only
-word that differs between them. What is not alike is kept out of the plans: functions on strings (case folding, regular
-expressions, collation) are Python's and done once while texts are measured, divisions are written as products, numbers
-with a fraction as `CAST(0.1 AS DOUBLE)`, and NULLs are never sorted.
+Callers use views over parquet files, tables and queries that both runners read alike; only `Engine.unnest` differs
+between them. What the runners do not agree on is kept out of the plans: functions on strings (case folding, regular
+expressions, collation) run in Python, once, while texts are measured; divisions are written as products, numbers with a
+fraction as `CAST(0.1 AS DOUBLE)`, and NULLs are never sorted.
 """
 
 from __future__ import annotations
@@ -14,65 +14,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import duckdb
 
 from align.config.engine import EngineConfig
 from align.errors import DataError
+from align.protocols.sql import ROW_GROUP_SIZE, Engine
 
-ROW_GROUP_SIZE = 100_000
 #: Of a hash table of numbers, and room for what is joined beside it: 50 million pairs, 25 million numbers, 700 MB: two
 #: parts took 28 s, three 31 s, one, which spilled, 46 s.
 _JOIN_ROW_BYTES = 50
 #: With more, reading again costs as much as spilling.
 _MAX_PARTS = 6
-
-
-class Engine(Protocol):
-    """One session. Names of views and tables are the caller's; they end with it.
-
-    Attributes:
-        scratch: a folder for the caller's own intermediate files; removed at the end.
-        num_threads: how many threads the caller may use besides.
-    """
-
-    scratch: Path
-    num_threads: int
-
-    def view(self, name: str, files: Path) -> None:
-        """Makes parquet files (a path, or a folder and a pattern such as `texts/*.parquet`) readable as a table."""
-        ...
-
-    def table(self, name: str, query: str) -> None:
-        """Materialises a query, on disk where it does not fit in memory. A table has no order."""
-        ...
-
-    def drop(self, name: str) -> None:
-        """Gives a table's room back."""
-        ...
-
-    def num_parts(self, num_rows: int) -> int:
-        """In how many parts a join looks up so many numbers with each part in memory; as many as pay, at most."""
-        ...
-
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
-        """A query's result in memory: for what is known to be small."""
-        ...
-
-    def write(self, query: str, path: Path, compression: str = "zstd") -> None:
-        """Writes a query's result as one parquet file, complete or not at all; in order where it has an ORDER BY.
-
-        Args:
-            query: what to write.
-            path: where to.
-            compression: as parquet calls it; `none` for what is soon read and thrown away.
-        """
-        ...
-
-    def unnest(self, array: str) -> str:
-        """SQL, as one item of a SELECT: a row for each element of an array."""
-        ...
 
 
 @contextmanager

@@ -20,9 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from align.console import say
 from align.errors import RefusedError, ServiceError
 from align.services.tracking import Tracker, metric_name
-from align.stage import say
 
 #: `step`, `time` in ms since 1970, and metrics.
 Row = dict[str, float]

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from align.config.engine import EngineConfig
 from align.errors import ServiceError
-from align.services.engine import ROW_GROUP_SIZE
+from align.protocols.sql import ROW_GROUP_SIZE
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: Spark has no unsigned 64-bit integers and reads them as these.
@@ -31,7 +31,7 @@ _UNSIGNED = pa.decimal128(20, 0)
 
 
 class SparkEngine:
-    """See `align.services.engine.Engine`."""
+    """See `align.protocols.sql.Engine`."""
 
     def __init__(self, session: Any, scratch: Path, num_threads: int) -> None:
         self.scratch = scratch

@@ -25,9 +25,9 @@ from typing import Any, BinaryIO
 
 from align.config.store import StoreConfig
 from align.errors import ConfigError, CorruptError, DataError
+from align.files import fsync
 from align.services.store_client import download, is_s3, read_range, remove, split_uri, stat, upload
 from align.services.store_files import StoreFiles
-from align.stage import fsync
 
 _MANIFEST = "manifest.json"
 #: A copy that does not match its name is read once more: the way may have damaged it.
@@ -35,7 +35,7 @@ _READS = 2
 
 
 def open_files(config: StoreConfig) -> StoreFiles:
-    """Files and objects for ingest to read, see `align.pairs.sources.files.Files`; no server is spoken to yet."""
+    """Files and objects for ingest to read, see `align.ingest.sources.files.Files`; no server is spoken to yet."""
     return StoreFiles(config)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from align.config.store import StoreConfig
 from align.errors import DataError
+from align.files import fsync
 from align.services import store_client
-from align.stage import fsync
 
 
 @dataclass(frozen=True)

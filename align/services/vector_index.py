@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError
-from align.stage import write_bytes
+from align.files import write_bytes
 
 _KMEANS_ITERATIONS = 20
 _KMEANS_SEED = 0

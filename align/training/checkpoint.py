@@ -22,8 +22,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from align.console import say
 from align.errors import ConfigError, CorruptError, DataError, LockedError, ServiceError, TrainingError
-from align.stage import fsync, say, to_json, write_text
+from align.files import fsync, to_json, write_text
 
 SCHEMA_VERSION = 2
 
@@ -245,9 +246,6 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def run_key(values: dict[str, Any], code: list[Path]) -> str:
-    """What determines a run's result: 16 hex digits of its values, and 8 of the source files that compute it."""
-    digest = hashlib.sha256()
-    for path in sorted(code):
-        digest.update(path.name.encode("utf-8") + b"\0" + path.read_bytes())
-    return f"{hashlib.sha256(to_json(values).encode()).hexdigest()[:16]}-{digest.hexdigest()[:8]}"
+def run_key(values: dict[str, Any], code: str) -> str:
+    """What determines a run's result: 16 hex digits of its values, and 8 of the digest of the code that computes it."""
+    return f"{hashlib.sha256(to_json(values).encode()).hexdigest()[:16]}-{code[:8]}"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from align.html import png
-from align.stage import write_bytes, write_text
+from align.figure import png
+from align.files import write_bytes, write_text
 
 #: A row: `step` and the metrics known at it.
 Row = dict[str, float | int]

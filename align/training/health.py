@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from align.config.health import HealthConfig
-from align.stage import say
+from align.console import say
 
 #: Steps whose gradient norms make the median.
 _NORMS = 100

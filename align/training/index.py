@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError, FormatError
-from align.pairs.formats.shards import MANIFEST, Manifest, SplitName, parse_manifest
+from align.formats.shards import MANIFEST, Manifest, SplitName, parse_manifest
 
-#: As `align.pairs.shard.writer` and `write_manifest` write it: compact.
+#: As `align.shard.writer` and `write_manifest` write it: compact.
 _OFFSETS = b'"offsets":['
 
 

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from align.console import say
 from align.errors import ConfigError, CorruptError
 from align.model.preprocess import random_crop, to_pixels
-from align.stage import say
 from align.training.order import MAX_STAND_INS, BlockOrder, Mixture
 from align.training.randomness import Purpose, keyed_bits, uniforms
 from align.training.reading import Place, Span

@@ -116,7 +116,7 @@ def default_processes(batch_size: int, group: int) -> int:
     """Ranks where none are asked for: one a GPU, or else one a core, and no more than the batch divides into.
 
     A rank per core, since towers this small are too short a work for OpenMP's threads to share
-    (`tests/benchmarks/ranks.py` measures it).
+    (`benchmarks/ranks.py` measures it).
 
     Args:
         batch_size: of the global batch.

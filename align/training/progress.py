@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from align.config.health import HealthConfig
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
+from align.console import PROGRESS_INTERVAL_S, say
 from align.model.dual_encoder import DualEncoder
-from align.stage import PROGRESS_INTERVAL_S, say
 
 
 class Progress:

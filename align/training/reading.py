@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from align.console import say
 from align.errors import DataError, ServiceError
-from align.stage import say
 from align.training.index import Tars
 
 #: Files that stay open; at 180,000 shards not all can.

@@ -13,17 +13,18 @@ from pathlib import Path
 
 import torch
 
-import align.model
-import align.training
+from align import provenance
 from align.config.cluster import ClusterConfig
 from align.config.health import HealthConfig
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
+from align.console import say
 from align.errors import ConfigError, TrainingError
+from align.files import replace_directory, sha256_file, write_text
 from align.memory import freed_memory_kept
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.tokenizer import TextTokenizer
-from align.stage import Report, replace_directory, say, sha256_file, write_report, write_text
+from align.report import Report, write_report
 from align.training.acceleration import accelerated, require_compiler
 from align.training.checkpoint import CheckpointFolder, Mirror, run_key
 from align.training.curves import Row, write_curves
@@ -42,10 +43,6 @@ _NOT_THE_RESULT = {
     "on_corrupt_shard",  # what either of them lets train is the same; so a run that stopped can go on in quarantine
     "extra_shards",  # by their digests, see below
 }
-
-
-#: Modules beside those that train: they read and write other formats.
-_NOT_TRAINING = {"interchange.py", "programs.py"}
 
 
 @dataclass(frozen=True)
@@ -96,9 +93,7 @@ class Plan:
             "tokenizer": sha256_file(self.tokenizer / "tokenizer.json"),
             "data": [self.data_digest, *((more.digest, more.weight) for more in self.recipe.extra_shards)],
         }
-        files = (path for package in (align.model, align.training) for path in Path(package.__path__[0]).glob("*.py"))
-        code = [path for path in files if path.name not in _NOT_TRAINING]
-        name = f"{self.recipe.section}-{run_key(values, code)}"
+        name = f"{self.recipe.section}-{run_key(values, provenance.digest(__name__))}"
         return CheckpointFolder(self.checkpoints / name, self.recipe.keep_checkpoints, self.mirror)
 
 

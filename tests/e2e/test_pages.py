@@ -17,9 +17,8 @@ import pytest
 from PIL import Image
 
 from align.cli import main
-from align.pairs.formats.shards import iter_samples
-from tests import tiny_model
-from tests.conftest import ROOT
+from align.formats.shards import iter_samples
+from tests.support import ROOT, tiny_model
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]  # the stages run within the first test
 

@@ -11,8 +11,7 @@ import pytest
 
 from align.cli import main
 from flows.checkout import git, write_params
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 #: Small enough for a minute or two, long enough for the model to know its hundred images by heart.
 REDUCED = {
@@ -77,7 +76,7 @@ def test_repro_from_nothing_to_search(
     assert "Running stage" not in run(clone, "dvc", "repro")
 
     # Three images that it was trained on, found by their texts among all: by chance one in a thousand clones does.
-    from align.pairs.formats.shards import iter_samples, read_manifest
+    from align.formats.shards import iter_samples, read_manifest
 
     splits = read_manifest(clone / "data/shards").splits
     assert sum(split.num_images for split in splits.values()) > 80

@@ -1,5 +1,5 @@
 """Real servers for the integration tests, one a session."""
 
-from tests.integration.mlflow_server import mlflow_server
+from tests.support.mlflow_server import mlflow_server
 
 __all__ = ["mlflow_server"]

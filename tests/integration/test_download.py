@@ -17,9 +17,9 @@ from typing import Any
 import pycurl
 import pytest
 
-from align.download import Downloader, exchange
-from tests.downloads import PICTURE, config, fetch_one
-from tests.web_server import (
+from align.ingest.download import Downloader, exchange
+from tests.support.downloads import PICTURE, config, fetch_one
+from tests.support.web_server import (
     Request,
     WebServer,
     after_failures,

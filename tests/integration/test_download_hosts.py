@@ -13,10 +13,10 @@ from typing import Any
 import pycurl
 import pytest
 
-from align.download import Downloader, Fetched
-from tests.downloads import PICTURE, any_host, config
-from tests.http2_server import Http2Server
-from tests.web_server import (
+from align.ingest.download import Downloader, Fetched
+from tests.support.downloads import PICTURE, any_host, config
+from tests.support.http2_server import Http2Server
+from tests.support.web_server import (
     Request,
     WebServer,
     after_failures,

@@ -10,8 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from align.cli import main
-from tests import tiny_model
-from tests.conftest import ROOT
+from tests.support import ROOT, tiny_model
 
 NUM_LINES = 1500
 

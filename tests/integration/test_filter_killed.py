@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import killing
-from tests.small_filter import evaluation_set, noise, shards
+from tests.support import killing
+from tests.support.small_filter import evaluation_set, noise, shards
 
 SETTINGS = ("filter.num_frequent_ngrams=60", "engine.num_workers=2", "engine.memory_limit=200MB")
 FULL = pytest.param(10, marks=pytest.mark.full)

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from flows.checkout import git
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 DVC_YAML = """\
 stages:

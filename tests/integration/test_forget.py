@@ -12,11 +12,10 @@ import pytest
 from align.cli import main
 from align.services.tracking import Tracker
 from flows.checkout import git, record, write_params
-from tests.integration.s3_server import serve
 from tests.integration.test_s3 import environment, files, shell, variables
-from tests.small_data import jpeg
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+from tests.support.s3_server import serve
+from tests.support.small_data import jpeg
 
 #: The real ingest and filter over three saved pages; shards and index by hand: all that matters is who shows what.
 DVC_YAML = """\
@@ -42,7 +41,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
-from tests import small_data
+from tests.support import small_data
 for name in ("shards", "index"):
     shutil.rmtree(Path("data", name), ignore_errors=True)
 small_data.write_shards(Path("data"))

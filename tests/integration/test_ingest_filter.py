@@ -15,12 +15,12 @@ from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
-from align.filter import filter_pairs
-from align.ingest import ingest
-from align.pairs.filter.report import FilterReport
-from align.pairs.filter.rules import RULES
-from align.pairs.formats.raw import iter_images, raw_shards, read_table
-from align.stage import sha256_file
+from align.files import sha256_file
+from align.filter.filter import filter_pairs
+from align.filter.report import FilterReport
+from align.filter.rules import RULES
+from align.formats.raw import iter_images, raw_shards, read_table
+from align.ingest.ingest import ingest
 
 NUM_PAGES = 60
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from tests.conftest import ROOT
-from tests.killing import digests, fresh, kill_and_resume, run
+from tests.support import ROOT
+from tests.support.killing import digests, fresh, kill_and_resume, run
 
 ARGUMENTS = (
     "ingest", "--params", str(ROOT / "params.yaml"), "--set", f"paths.archive={ROOT / 'data/sample/archive.warc.gz'}",

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from align.training.run import make_plan, run
-from tests import training_data
-from tests.benchmarks.measure import in_process
-from tests.training_data import MODEL, pretrain_config
+from benchmarks.measure import in_process
+from tests.support import training_data
+from tests.support.training_data import MODEL, pretrain_config
 
 BATCH, MICRO_BATCH = 16_384, 64
 #: What one matrix of the batch's similarities would take alone; torch and transformers are most of what is taken.

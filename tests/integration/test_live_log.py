@@ -16,11 +16,10 @@ from align.errors import RefusedError, TrainingError
 from align.services import live_log
 from align.services.live_log import LiveLog
 from align.services.tracking import Tracker, metric_name
-from tests import training_data
-from tests.conftest import ROOT
-from tests.integration.relay import Relay
 from tests.integration.test_training_processes import project
-from tests.training_data import RECIPE
+from tests.support import ROOT, training_data
+from tests.support.relay import Relay
+from tests.support.training_data import RECIPE
 
 LOSS = "pretrain/train/loss"
 

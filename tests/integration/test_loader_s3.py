@@ -12,15 +12,15 @@ import torch
 
 from align.config.store import StoreConfig
 from align.errors import DataError, ServiceError
-from align.pairs.formats.shards import read_manifest
+from align.formats.shards import read_manifest
 from align.services.store import Objects, TarReader, keep_tar, tar_reader
 from align.training.index import SplitIndex, Tars, read_outline
 from align.training.loader import Batch, TrainLoader
 from align.training.run import make_plan, run
 from align.training.samples import Samples
-from tests import training_data
-from tests.integration.s3_server import KEY, SECRET, S3Server, serve
-from tests.training_data import MODEL, pretrain_config
+from tests.support import training_data
+from tests.support.s3_server import KEY, SECRET, S3Server, serve
+from tests.support.training_data import MODEL, pretrain_config
 
 
 @pytest.fixture

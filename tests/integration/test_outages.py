@@ -29,13 +29,12 @@ from align.services.store import tar_reader
 from align.services.store_mirror import checkpoint_mirror
 from align.services.tracking import Tracker, metric_name
 from align.training.run import Plan, Trained, make_plan, run
-from tests import training_data
-from tests.conftest import ROOT
-from tests.integration import mlflow_server as mlflow
-from tests.integration.relay import Relay
-from tests.integration.s3_server import KEY, SECRET, S3Server, serve
 from tests.integration.test_loader_s3 import hand_over, store
-from tests.training_data import MODEL, pretrain_config
+from tests.support import ROOT, training_data
+from tests.support import mlflow_server as mlflow
+from tests.support.relay import Relay
+from tests.support.s3_server import KEY, SECRET, S3Server, serve
+from tests.support.training_data import MODEL, pretrain_config
 
 NUM_STEPS, GATE = 80, 60
 RECIPE = pretrain_config(

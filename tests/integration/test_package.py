@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 
 from align.errors import DataError
+from align.files import sha256_folder
 from align.model.embedder import Embedder
-from align.package import package
-from align.packaged_model import REQUIREMENTS
-from align.stage import sha256_folder
-from tests import small_data, small_model
-
-ROOT = Path(__file__).parents[2]
+from align.release.package import package
+from align.release.packaged_model import REQUIREMENTS
+from tests.support import ROOT, small_data, small_model
 
 LOAD = """
 import base64, json, sys, warnings
@@ -30,7 +28,7 @@ images = [open(path, "rb").read() for path in sys.argv[2:]]
 both = model.predict(pandas.DataFrame({"image": [*images, None], "text": ["a red fox", None, "two grey owls"]}))
 texts = model.predict(pandas.DataFrame({"text": ["a red fox"]}))
 schema = [(column.name, column.required) for column in model.metadata.signature.inputs]
-import align.shard  # the rest of an installed align is still found
+import align.shard.shard  # the rest of an installed align is still found
 got = {"code": align.__file__, "both": both.to_dict("list"), "texts": texts.to_dict("list"), "schema": schema}
 print(json.dumps(got))
 """

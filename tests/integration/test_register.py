@@ -15,15 +15,15 @@ import pytest
 from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
 from align.errors import CorruptError, DataError, GateError, ServiceError
-from align.package import package
-from align.pairs.formats.shards import read_manifest
-from align.promote import Decision, promote
-from align.register import Lineage, Registration, register
-from align.rollback import rollback
+from align.formats.shards import read_manifest
+from align.release.package import package
+from align.release.promote import Decision, promote
+from align.release.register import Lineage, Registration, register
+from align.release.rollback import rollback
 from align.services.live_log import LiveLog
 from align.services.tracking import Tracker, metric_name
-from tests import small_data, small_model
-from tests.small_data import Pair
+from tests.support import small_data, small_model
+from tests.support.small_data import Pair
 
 LINEAGE = Lineage("0123abc", "lock-digest", "flow-1", cached_stages=("ingest", "filter"))
 NAMES = (f"model-{number}" for number in itertools.count())

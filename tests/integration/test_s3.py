@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from flows.checkout import git, record
-from tests.integration.s3_server import KEY, SECRET, S3Server, serve
+from tests.support import ROOT
+from tests.support.s3_server import KEY, SECRET, S3Server, serve
 
-ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 ENV_EXAMPLE = ROOT / "infra" / "env.example"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from flows.checkout import git, record
-from tests.integration.s3_server import S3Server, serve
 from tests.integration.test_s3 import ROOT, attempt, clone, files, follow, runs, shell, variables
+from tests.support.s3_server import S3Server, serve
 
 README = ROOT / "README.md"
 
@@ -39,9 +39,9 @@ from pathlib import Path
 
 from align.config import load_params
 from align.config.store import StoreConfig
-from align.pairs.ingest.writer import RawShardWriter, write_raw_manifest
+from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.services.store import keep_tar
-from tests import small_data
+from tests.support import small_data
 
 raw, filtered = Path("data/raw"), Path("data/filtered")
 raw.mkdir(parents=True)
@@ -71,7 +71,7 @@ from pathlib import Path
 from align.config import load_params
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
-from align.pairs.formats.shards import SPLITS, iter_samples
+from align.formats.shards import SPLITS, iter_samples
 from align.services.store import materialised
 
 params = load_params()

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.pairs.formats.shards import iter_samples
-from tests import colour_shards, tiny_model
-from tests.conftest import ROOT
+from align.formats.shards import iter_samples
+from tests.support import ROOT, colour_shards, tiny_model
 
 
 @pytest.fixture(scope="module")

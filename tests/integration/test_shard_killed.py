@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from tests import small_data
-from tests.conftest import ROOT
-from tests.killing import digests, fresh, kill_and_resume, run
-from tests.small_data import Pair
+from tests.support import ROOT, small_data
+from tests.support.killing import digests, fresh, kill_and_resume, run
+from tests.support.small_data import Pair
 
 NUM_IMAGES = 900
 ARGUMENTS = (

@@ -32,9 +32,9 @@ from align.training.process_group import Ranks, launch
 from align.training.run import Plan, _train_rank, make_plan, run
 from align.training.sharding import gathered, is_sharded, placed, shard
 from align.training.step import Interrupted, compute_gradients
-from tests import training_data
-from tests.training_data import MODEL, TermAt, pretrain_config
-from tests.unit.test_lamb import reference
+from tests.support import training_data
+from tests.support.training_data import MODEL, TermAt, pretrain_config
+from tests.unit.training.test_lamb import reference
 
 BATCH = 32
 SYNC = MODEL.model_copy(update={"batch_norm": "sync"})

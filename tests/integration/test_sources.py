@@ -18,14 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.pairs.formats.raw import raw_shards, read_table
-from tests.integration.s3_server import KEY, SECRET, S3Server, serve
-from tests.reading import rows_of, source_at
-from tests.warc_records import page, record, response, wat, write_archive
-from tests.web_server import WebServer
-from tests.web_server import response as answer
-
-ROOT = Path(__file__).parents[2]
+from align.formats.raw import raw_shards, read_table
+from tests.support import ROOT
+from tests.support.reading import rows_of, source_at
+from tests.support.s3_server import KEY, SECRET, S3Server, serve
+from tests.support.warc_records import page, record, response, wat, write_archive
+from tests.support.web_server import WebServer
+from tests.support.web_server import response as answer
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from align.cli import main
 from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
-from align.filter import filter_pairs, work_key
-from align.pairs.filter.measure import commit
-from align.pairs.filter.pair_tables import image_numbers
-from align.pairs.filter.tables import IMAGES, MAX_ROWS, SCORED
-from align.pairs.formats.raw import SCHEMA, raw_shards, read_table
-from align.pairs.policy import OptedOut
+from align.filter.filter import filter_pairs, work_key
+from align.filter.measure import commit
+from align.filter.pair_tables import image_numbers
+from align.filter.tables import IMAGES, MAX_ROWS, SCORED
+from align.formats.policy import OptedOut
+from align.formats.raw import SCHEMA, raw_shards, read_table
 
 pytestmark = pytest.mark.full
 

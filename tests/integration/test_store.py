@@ -15,7 +15,7 @@ from align.config.store import StoreConfig
 from align.errors import CorruptError, DataError, ServiceError
 from align.services.store import Objects, open_files
 from align.services.store_client import client, upload
-from tests.integration.s3_server import KEY, SECRET, S3Server, serve
+from tests.support.s3_server import KEY, SECRET, S3Server, serve
 
 MIB = 1 << 20
 

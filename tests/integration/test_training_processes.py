@@ -20,17 +20,16 @@ from align.config.cluster import ClusterConfig
 from align.config.recipe import Recipe
 from align.config.store import StoreConfig
 from align.errors import NonFiniteLossError, ServiceError, TrainingError
+from align.formats.shards import read_manifest
 from align.model.dual_encoder import load_model
-from align.pairs.formats.shards import read_manifest
 from align.services.store_mirror import CheckpointMirror, checkpoint_mirror
 from align.training.loop import Log
 from align.training.process_group import default_processes
 from align.training.run import Plan, make_plan, run
-from tests import killing, training_data
-from tests.conftest import ROOT
-from tests.integration.s3_server import KEY, SECRET, serve
-from tests.small_data import write_verdict
-from tests.training_data import MODEL, RECIPE, TermAt, pretrain_config
+from tests.support import ROOT, killing, training_data
+from tests.support.s3_server import KEY, SECRET, serve
+from tests.support.small_data import write_verdict
+from tests.support.training_data import MODEL, RECIPE, TermAt, pretrain_config
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,16 @@ from align.cli import main
 from align.config import load_params
 from align.config.validate import MaxDrift, ValidateConfig
 from align.errors import ConfigError, DataError, GateError
-from align.pairs.filter.rules import RULES
-from align.pairs.filter.signals import image_signals
-from align.pairs.validate.quality import QualityReport
-from align.validate import read_checked_sets, set_reference, validate
-from tests import small_data
-from tests.small_data import Pair
-from tests.unit.test_sets import write_set
-from tests.unit.test_statistics import ENGINE, pairs, rewrite
+from align.filter.rules import RULES
+from align.pairs.perceptual_hash import image_signals
+from align.validate.quality import QualityReport
+from align.validate.validate import read_checked_sets, set_reference, validate
+from tests.support import ROOT, small_data
+from tests.support.small_data import Pair
+from tests.unit.formats.test_evaluation_set import write_set
+from tests.unit.validate.test_statistics import ENGINE, pairs, rewrite
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
+PARAMS = ROOT / "params.yaml"
 WIDE = dict.fromkeys(MaxDrift.model_fields, 1.0)
 CONFIG = ValidateConfig(
     min_pairs=10, min_success_share=0.9, keep_rate=(0.5, 0.8),

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from align.errors import DataError, GateError
-from align.pairs.validate.quality import QualityReport, accept
-from align.pairs.validate.verdict import require_passed
-from align.validate_shards import validate_shards
-from tests import small_data
-from tests.unit.test_shard import CONFIG, many
-from tests.unit.test_shard import run as make_shards
-from tests.unit.test_statistics import ENGINE, pairs
+from align.formats.verdict import require_passed
+from align.validate.quality import QualityReport, accept
+from align.validate.validate_shards import validate_shards
+from tests.support import small_data
+from tests.unit.shard.test_shard import CONFIG, many
+from tests.unit.shard.test_shard import run as make_shards
+from tests.unit.validate.test_statistics import ENGINE, pairs
 
 
 def judge(root: Path, num_workers: int = 1) -> QualityReport:

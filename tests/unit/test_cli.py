@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from align.cli import COMMANDS, STAGES, build_parser, main
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 
 def test_help_lists_the_verbs_in_pipeline_order(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,16 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from align.stage import (
-    Report,
-    record_runtime,
-    replace_directory,
-    sha256_file,
-    to_json,
-    track,
-    write_bytes,
-    write_report,
-)
+from align.console import track
+from align.files import replace_directory, sha256_file, to_json, write_bytes
+from align.report import Report, record_runtime, write_report
 
 
 class ExampleReport(Report):

@@ -1,0 +1,38 @@
+"""What the person who watches sees: lines and progress on stderr. stdout stays free for results.
+
+Nothing here changes a byte of any output, so no stage depends on it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: Seconds between two progress lines where the output is no terminal (a log, a flow run).
+PROGRESS_INTERVAL_S = 5.0
+
+
+def say(message: str) -> None:
+    """One line for the person who watches. stdout stays free for results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def track(items: Iterable[T], *, what: str, total: int | None = None) -> Iterator[T]:
+    """Yields the items and shows progress on stderr: a bar on a terminal, a line every few seconds in a log."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, desc=what, total=total, unit="", leave=False)
+        return
+    start = last = time.monotonic()
+    for count, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= PROGRESS_INTERVAL_S:
+            last = now
+            of = f" of {total:,}" if total else ""
+            say(f"{what}: {count:,}{of}, {count / (now - start):,.0f}/s")

@@ -1,0 +1,125 @@
+"""Runs one evaluation set through an encoder: embeddings once, then every figure the set's kind allows.
+
+A retrieval set gives recall@1/5/10 and their mean, both directions. A classification set gives zero-shot accuracy with
+prompt ensembling, and nearest-neighbour accuracy where it holds reference images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.errors import DataError
+from align.evaluate.knn import nearest_neighbour
+from align.evaluate.recall import CUTS, Direction, Gallery, Score, gallery, mean_recall, ranks_by_embedding, recall
+from align.evaluate.zero_shot import class_embeddings, confusion, majority_rate, predictions, prompts, zero_shot
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet
+from align.model.embedder import Embeddings, Encoder
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """A measured retrieval set. `scores` maps `image_to_text/recall@1` and the like to a score."""
+
+    source: EvaluationSet
+    items: Gallery
+    image_embeds: Embeddings
+    text_embeds: Embeddings
+    image_to_text: Direction
+    text_to_image: Direction
+    scores: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A measured classification set.
+
+    Attributes:
+        queries: the images that were classified.
+        labels: (num_queries,) index of the true class.
+        predicted: (num_queries,) index of the zero-shot class.
+        confusion: (num_classes, num_classes) counts, row = true class.
+        majority: accuracy of always answering the commonest class.
+        scores: `zero_shot/accuracy`, and `knn/accuracy` where the set holds references.
+    """
+
+    source: EvaluationSet
+    queries: list[EvaluationImage]
+    labels: list[int]
+    predicted: NDArray[np.int64]
+    confusion: NDArray[np.int64]
+    majority: float
+    scores: dict[str, Score]
+
+
+def measure_retrieval(source: EvaluationSet, encoder: Encoder, *, num_resamples: int, seed: int) -> Retrieval:
+    """Recall in both directions over all images of the set.
+
+    Raises:
+        DataError: the set has no image or no text, or the embeddings are not finite.
+    """
+    items = gallery((image.concept, image.texts) for image in source.images)
+    if not source.images or not items.texts:
+        raise DataError(f"evaluation set {source.name}: no image or no text in it")
+    image_embeds = _finite(encoder.embed_images([image.image for image in source.images]), source.name)
+    text_embeds = _finite(encoder.embed_texts(items.texts), source.name)
+    image_to_text = _direction(image_embeds, text_embeds, items.texts_of_image, items.image_concepts)
+    text_to_image = _direction(text_embeds, image_embeds, items.images_of_text, items.text_concepts)
+
+    scores: dict[str, Score] = {}
+    for name, direction in (("image_to_text", image_to_text), ("text_to_image", text_to_image)):
+        for k in CUTS:
+            scores[f"{name}/recall@{k}"] = recall(direction, k, num_resamples=num_resamples, seed=seed)
+        scores[f"{name}/mean_recall"] = mean_recall([direction], num_resamples=num_resamples, seed=seed)
+    scores["mean_recall"] = mean_recall([image_to_text, text_to_image], num_resamples=num_resamples, seed=seed)
+    return Retrieval(source, items, image_embeds, text_embeds, image_to_text, text_to_image, scores)
+
+
+def measure_classification(source: EvaluationSet, encoder: Encoder, *, num_resamples: int, seed: int) -> Classification:
+    """Zero-shot and nearest-neighbour accuracy over the set's query images.
+
+    Raises:
+        DataError: the set has no query image, or the embeddings are not finite.
+    """
+    index = {name: position for position, name in enumerate(source.classes)}
+    queries = [image for image in source.images if image.split == "query"]
+    references = [image for image in source.images if image.split == "reference"]
+    if not queries:
+        raise DataError(f"evaluation set {source.name}: no image of split 'query' in it")
+    labels = [index[str(image.label)] for image in queries]
+    clusters = [image.concept for image in queries]
+    image_embeds = _finite(encoder.embed_images([image.image for image in queries]), source.name)
+    text_embeds = _finite(encoder.embed_texts(prompts(source.classes, source.templates)), source.name)
+    class_embeds = class_embeddings(text_embeds, len(source.classes))
+
+    direction = zero_shot(image_embeds, class_embeds, labels, clusters)
+    scores = {"zero_shot/accuracy": recall(direction, 1, num_resamples=num_resamples, seed=seed)}
+    if references:
+        reference_embeds = _finite(encoder.embed_images([image.image for image in references]), source.name)
+        known = [index[str(image.label)] for image in references]
+        neighbours = nearest_neighbour(image_embeds, labels, reference_embeds, known, clusters)
+        scores["knn/accuracy"] = recall(neighbours, 1, num_resamples=num_resamples, seed=seed)
+    predicted = predictions(image_embeds, class_embeds)
+    counts = confusion(labels, predicted, len(source.classes))
+    return Classification(source, queries, labels, predicted, counts, majority_rate(labels), scores)
+
+
+def _direction(
+    queries: Embeddings, items: Embeddings, correct: list[NDArray[np.int64]], concepts: list[str]
+) -> Direction:
+    """Queries with no correct item (an image without a text) are not asked."""
+    asked = [index for index, right in enumerate(correct) if len(right)]
+    return Direction(
+        ranks=ranks_by_embedding(queries[asked], items, [correct[index] for index in asked]),
+        num_correct=[len(correct[index]) for index in asked],
+        num_items=len(items),
+        clusters=[concepts[index] for index in asked],
+    )
+
+
+def _finite(embeds: Embeddings, name: str) -> Embeddings:
+    if not np.isfinite(embeds).all():
+        raise DataError(f"evaluation set {name}: the model gives embeddings that are not finite; train it again")
+    return embeds

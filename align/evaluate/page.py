@@ -1,0 +1,130 @@
+"""The evaluation report as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from align.evaluate.figures import DIRECTIONS, Example
+from align.evaluate.measure import Classification, Retrieval
+from align.evaluate.recall import Score
+from align.html import escape, gallery, heading, page, paragraph, picture, table, thumbnail
+
+#: Side of the pictures in the page.
+THUMBNAIL_PX = 128
+
+
+def evaluation_page(
+    retrievals: Sequence[Retrieval],
+    classifications: Sequence[Classification],
+    drawn: Mapping[str, tuple[Sequence[Example], Sequence[Example]]],
+    pictures: Mapping[str, bytes],
+) -> str:
+    """Builds the page.
+
+    Args:
+        retrievals: measured retrieval sets.
+        classifications: measured classification sets.
+        drawn: direction -> examples answered right, and wrong, of the first retrieval set.
+        pictures: file name -> PNG: recall.png, curves.png, and <set>_confusion.png.
+    """
+    blocks = [heading("The sets"), _sets(retrievals, classifications)]
+    if retrievals:
+        blocks += [
+            heading("Retrieval"),
+            paragraph(
+                "Recall@K: share of queries with at least one correct item in the top K. Every text of a concept is "
+                "correct for every image of it. Intervals: 95 %, bootstrap over concepts. Chance: exact, for a random "
+                "order. Ties count as wrong."
+            ),
+            picture(pictures["recall.png"], alt="recall against chance"),
+            _scores({result.source.name: result.scores for result in retrievals}),
+        ]
+    for result in classifications:
+        name = result.source.name
+        blocks += [
+            heading(f"Classification: {name}"),
+            paragraph(
+                f"Always answering the commonest class is right in {result.majority:.1%} of cases. Zero-shot: the "
+                f"class whose mean text embedding over {len(result.source.templates)} templates is nearest. kNN: the "
+                "class of the nearest reference image."
+            ),
+            _scores({name: result.scores}),
+            picture(pictures[f"{name}_confusion.png"], alt="confusion of classes"),
+            _classes(result),
+        ]
+    for direction, (right, wrong) in drawn.items():
+        source = retrievals[0].source.name
+        blocks += [heading(f"Retrieved, {DIRECTIONS[direction]} ({source}): answered right")]
+        blocks += [_example(example) for example in right] or [paragraph("None.")]
+        blocks += [heading(f"Retrieved, {DIRECTIONS[direction]} ({source}): answered wrong")]
+        blocks += [_example(example) for example in wrong] or [paragraph("None.")]
+    if "curves.png" in pictures:
+        blocks += [heading("Training"), picture(pictures["curves.png"], alt="training curves")]
+    return page("Evaluation", _lead(retrievals, classifications), blocks)
+
+
+def _lead(retrievals: Sequence[Retrieval], classifications: Sequence[Classification]) -> str:
+    parts = [
+        f"{result.source.name}: recall@10 {result.scores['image_to_text/recall@10'].value:.1%} image to text, "
+        f"{result.scores['text_to_image/recall@10'].value:.1%} text to image"
+        for result in retrievals
+    ]
+    parts += [
+        f"{result.source.name}: zero-shot accuracy {result.scores['zero_shot/accuracy'].value:.1%}"
+        for result in classifications
+    ]
+    return "; ".join(parts) + "."
+
+
+def _sets(retrievals: Sequence[Retrieval], classifications: Sequence[Classification]) -> str:
+    rows: list[list[object]] = []
+    results: list[Retrieval | Classification] = [*retrievals, *classifications]
+    for result in results:
+        source = result.source
+        concepts = {image.concept for image in source.images}
+        texts = len(result.items.texts) if isinstance(result, Retrieval) else len(source.classes)
+        rows.append([source.name, source.kind, source.description, len(source.images), texts, len(concepts)])
+    return table(["set", "kind", "what it is", "images", "texts or classes", "concepts"], rows)
+
+
+def _scores(scores: Mapping[str, Mapping[str, Score]]) -> str:
+    rows = [
+        [name, metric, f"{s.value:.1%}", f"{s.low:.1%} – {s.high:.1%}", f"{s.chance:.2%}", f"{s.value / s.chance:.1f}×"]
+        for name, of_set in scores.items()
+        for metric, s in of_set.items()
+    ]
+    return table(["set", "metric", "value", "95 % interval", "chance", "times chance"], rows)
+
+
+def _classes(result: Classification) -> str:
+    names = result.source.classes
+    rows = []
+    for index in sorted(range(len(names)), key=lambda row: (-int(result.confusion[row].sum()), names[row])):
+        counts = result.confusion[index]
+        if total := int(counts.sum()):
+            others = counts.copy()
+            others[index] = 0
+            mistaken = names[int(others.argmax())] if others.any() else "–"
+            rows.append([names[index], total, f"{counts[index] / total:.0%}", mistaken])
+    return table(["class", "images", "zero-shot accuracy", "most often mistaken for"], rows)
+
+
+def _example(example: Example) -> str:
+    css = "good" if example.rank == 1 else "bad"
+    wanted = "" if example.rank == 1 else f" The best correct answer has rank {example.rank}."
+    if isinstance(example.query, bytes):
+        texts = "".join(
+            f"<li class={'good' if correct else 'bad'}>{escape(text)}</li>" for text, correct in example.answers
+        )
+        missing = f"<p>{escape(wanted)} Wanted: {escape(example.wanted)}</p>" if wanted else ""
+        query = picture(thumbnail(example.query, THUMBNAIL_PX), mime="image/jpeg", alt="query")
+        cell = 'style="border:0;padding-right:1.2rem"'
+        return f"<table><tr><td {cell}>{query}</td><td {cell}><ol>{texts}</ol>{missing}</td></tr></table>"
+    shown = [
+        (thumbnail(image, THUMBNAIL_PX), str(position), "good" if correct else "bad")
+        for position, (image, correct) in enumerate(example.answers, 1)
+        if isinstance(image, bytes)
+    ]
+    if wanted and isinstance(example.wanted, bytes):
+        shown.append((thumbnail(example.wanted, THUMBNAIL_PX), f"{example.rank} (wanted)", ""))
+    return f"<p><span class={css}>“{escape(example.query)}”</span>{escape(wanted)}</p>{gallery(shown)}"

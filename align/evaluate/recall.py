@@ -1,0 +1,173 @@
+"""Recall@K: the share of queries with *at least one* correct item among the first K, as the field counts it.
+
+Several texts may name one image and several images may show one concept, so a query has a set of correct items.
+Ties count against us: a wrong item with the same similarity stands before the right one. A model that maps everything
+to one point thus scores 0, where an argsort would give it whatever the order of the items happens to be.
+
+Zero-shot classification and nearest neighbours are the same question with K = 1 (see `zero_shot`, `knn`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.chance import chance
+from align.evaluate.intervals import Scored, interval
+
+#: The K of the paper's tables.
+CUTS = (1, 5, 10)
+
+#: Queries whose similarities are held at once: 1,024 x 25,000 texts (COCO's test split) are 100 MB.
+BLOCK = 1024
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measured share in [0, 1] with its 95 % interval and the value that guessing gives."""
+
+    value: float
+    low: float
+    high: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images and the distinct texts that name them, as a retrieval benchmark.
+
+    Attributes:
+        texts: distinct up to case and white space; the first spelling stands.
+        image_concepts: (num_images,) the concept of each image.
+        text_concepts: (num_texts,) the first concept that each text names.
+        texts_of_image: for each image the indices of its correct texts.
+        images_of_text: for each text the indices of its correct images.
+    """
+
+    texts: list[str]
+    image_concepts: list[str]
+    text_concepts: list[str]
+    texts_of_image: list[Indices]
+    images_of_text: list[Indices]
+
+
+def gallery(images: Iterable[tuple[str, Sequence[str]]]) -> Gallery:
+    """Builds the benchmark from (concept, texts) of each image.
+
+    A text of a concept is correct for every image of the concept. A text that two concepts share is one item, correct
+    for both: as two items it would be a coin toss that no model can win.
+    """
+    concepts: list[str] = []
+    spelled: dict[str, str] = {}
+    texts_of_concept: dict[str, dict[str, None]] = defaultdict(dict)
+    for concept, texts in images:
+        concepts.append(concept)
+        for text in texts:
+            folded = " ".join(text.split()).casefold()
+            if folded:
+                spelled.setdefault(folded, text)
+                texts_of_concept[concept].setdefault(folded)
+    index = {folded: position for position, folded in enumerate(spelled)}
+    first_concept: dict[str, str] = {}
+    images_of_text: list[list[int]] = [[] for _ in spelled]
+    texts_of_image: list[Indices] = []
+    for image, concept in enumerate(concepts):
+        correct = [index[folded] for folded in texts_of_concept[concept]]
+        for folded in texts_of_concept[concept]:
+            first_concept.setdefault(folded, concept)
+        for text_index in correct:
+            images_of_text[text_index].append(image)
+        texts_of_image.append(np.array(correct, dtype=np.int64))
+    return Gallery(
+        texts=list(spelled.values()),
+        image_concepts=concepts,
+        text_concepts=[first_concept[folded] for folded in spelled],
+        texts_of_image=texts_of_image,
+        images_of_text=[np.array(found, dtype=np.int64) for found in images_of_text],
+    )
+
+
+def ranks(similarity: NDArray[np.floating], correct: Sequence[Indices]) -> NDArray[np.int64]:
+    """The rank, from 1, of each query's best correct item; wrong items of equal similarity come first.
+
+    Args:
+        similarity: (num_queries, num_items), larger is nearer.
+        correct: for each query the indices of its correct items, without repeats. A query with none gets rank
+            num_items + 1: it can never be answered.
+
+    Raises:
+        ValueError: a similarity is NaN or infinite; every comparison with NaN is false, which would read as rank 1.
+    """
+    if not np.isfinite(similarity).all():
+        raise ValueError("similarities must be finite")
+    result = np.empty(len(correct), dtype=np.int64)
+    for query, items in enumerate(correct):
+        row = similarity[query]
+        if len(items) == 0:
+            result[query] = len(row) + 1
+            continue
+        right = row[items]
+        best = right.max()
+        result[query] = 1 + np.count_nonzero(row >= best) - np.count_nonzero(right >= best)
+    return result
+
+
+def ranks_by_embedding(
+    queries: NDArray[np.float32], items: NDArray[np.float32], correct: Sequence[Indices], *, block: int = BLOCK
+) -> NDArray[np.int64]:
+    """`ranks` of cosine similarities between L2-normalised rows, holding (block, num_items) of them at a time."""
+    parts = [
+        ranks(queries[start : start + block] @ items.T, correct[start : start + block])
+        for start in range(0, len(queries), block)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Ranks of one direction with what is needed to judge them.
+
+    Attributes:
+        ranks: (num_queries,) from 1.
+        num_correct: (num_queries,) correct items of each query.
+        num_items: size of the gallery.
+        clusters: what each query is about, for the bootstrap.
+    """
+
+    ranks: NDArray[np.int64]
+    num_correct: list[int]
+    num_items: int
+    clusters: Sequence[Hashable]
+
+    def hits(self, k: int) -> Scored:
+        """1.0 where a correct item is among the first k, else 0.0."""
+        return Scored((self.ranks <= k).astype(np.float64), self.clusters)
+
+    def chance(self, k: int) -> float:
+        """Expected recall@k of a random order."""
+        return chance(self.num_correct, self.num_items, k)
+
+
+def recall(direction: Direction, k: int, *, num_resamples: int, seed: int) -> Score:
+    """Recall@k of one direction. Raises ValueError when there is no query."""
+    hits = direction.hits(k)
+    low, high = interval([hits], num_resamples=num_resamples, seed=seed)
+    return Score(float(hits.values.mean()), low, high, direction.chance(k))
+
+
+def mean_recall(directions: Sequence[Direction], *, num_resamples: int, seed: int) -> Score:
+    """The mean of recall@1, @5 and @10 over the given directions (the paper's Multi30K figure with both)."""
+    groups = []
+    for direction in directions:
+        per_query = np.mean([direction.hits(k).values for k in CUTS], axis=0)
+        groups.append(Scored(per_query, direction.clusters))
+    low, high = interval(groups, num_resamples=num_resamples, seed=seed)
+    value = float(np.mean([group.values.mean() for group in groups]))
+    guess = float(np.mean([direction.chance(k) for direction in directions for k in CUTS]))
+    return Score(value, low, high, guess)

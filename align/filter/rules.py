@@ -1,0 +1,177 @@
+"""The rules that decide which pairs are kept (paper section 3), as SQL conditions over what is known of a pair.
+
+Each rule is a function from the section `filter` to a condition that is true for what is *dropped*, or to None where it
+is switched off (then it costs nothing). Their order in `RULES` is the rule order: a pair's `reason` is the first that
+holds, `reasons` are all. `align.filter.tables` has the tables that the conditions speak of.
+
+Decisions where the paper is silent:
+  * the order: images before texts, as the paper describes them;
+  * I4 counts distinct normalised texts per image *content* (sha256), the empty text not among them;
+  * T1 counts distinct images, by content, or by URL where there are no bytes; an empty text is left to T3;
+  * T2 counts every occurrence in every raw pair, dropped ones too. The list is cut at a count: all n-grams that occur
+    at least so often, the smallest count for which they are at most the paper's number. So ties never depend on order.
+  * I1 and I5's embedding look only at images that some pair would keep under all other rules: the network costs more
+    than all the rest.
+Deviations: `image_missing` (a dead link; the paper's pairs all had bytes), `text_is_filename` (see
+`align.pairs.text.is_filename`) and `opted_out` (people's wishes, `align.formats.policy`) are not in the paper. Nor are
+the rules after `text_is_filename`, which are off by default, for those who compare recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from align.config.filter import FilterConfig
+from align.formats.raw import FAILED_TO_RESIZE
+
+Rule = Callable[[FilterConfig], str | None]
+
+
+def opted_out(config: FilterConfig) -> str:
+    """Somebody asked for the picture to be forgotten (data/policy/opted_out.csv)."""
+    return "opted_out IS NOT NULL"
+
+
+def image_missing(config: FilterConfig) -> str:
+    """No bytes: the download failed, or the tar lacks what the table promises."""
+    return f"status <> '{FAILED_TO_RESIZE}' AND NOT has_bytes"
+
+
+def image_undecodable(config: FilterConfig) -> str:
+    """I0: bytes that no picture comes out of, or a picture above the size limit."""
+    return f"status = '{FAILED_TO_RESIZE}' OR (has_bytes AND NOT decodable)"
+
+
+def image_nsfw(config: FilterConfig) -> str:
+    """I1: the classifier's score reaches the threshold."""
+    return f"nsfw_score >= {_double(config.nsfw_threshold)}"
+
+
+def image_too_small(config: FilterConfig) -> str:
+    """I2: the shorter side must be greater than 200 px: 200 is dropped, 201 kept."""
+    return f"least(width_px, height_px) <= {config.short_side_above_px}"
+
+
+def image_aspect_ratio(config: FilterConfig) -> str:
+    """I3: long side / short side must be below 3; 3.0 is dropped."""
+    return f"greatest(width_px, height_px) >= {_double(config.aspect_ratio_below)} * least(width_px, height_px)"
+
+
+def image_too_many_texts(config: FilterConfig) -> str:
+    """I4: at most 1000 distinct texts per image; 1001 drop it."""
+    return f"num_texts > {config.max_texts_per_image}"
+
+
+def image_near_duplicate_of_test(config: FilterConfig) -> str:
+    """I5: shows the same picture as an image of an evaluation set."""
+    return "num_evaluation_sets > 0"
+
+
+def text_shared_by_many_images(config: FilterConfig) -> str:
+    """T1: at most 10 distinct images per text; 11 drop it."""
+    return f"num_images > {config.max_images_per_text}"
+
+
+def text_rare_ngram(config: FilterConfig) -> str:
+    """T2: some unigram or bigram is not among the most frequent ones of the raw data."""
+    return "rare_ngram"
+
+
+def text_too_short(config: FilterConfig) -> str:
+    """T3: fewer than 3 unigrams; 2 are dropped, 3 kept."""
+    return f"num_words < {config.min_words}"
+
+
+def text_too_long(config: FilterConfig) -> str:
+    """T3: more than 20 unigrams; 21 are dropped, 20 kept."""
+    return f"num_words > {config.max_words}"
+
+
+def text_is_filename(config: FilterConfig) -> str | None:
+    """Ours: the text is a file name, a path or a URL."""
+    return "is_filename" if config.drop_filenames else None
+
+
+def pair_low_similarity(config: FilterConfig) -> str | None:
+    """Beyond ALIGN: a given model finds image and text too unlike; looked at where all rules above keep the pair."""
+    return f"similarity < {_double(config.min_similarity)}" if config.similarity_model else None
+
+
+def text_other_language(config: FilterConfig) -> str | None:
+    """Beyond ALIGN: the text is in none of the wanted languages; one whose language cannot be told stays."""
+    if config.languages is None:
+        return None
+    return f"language NOT IN ({', '.join(repr(code) for code in config.languages)})"
+
+
+def text_personal_data(config: FilterConfig) -> str | None:
+    """Beyond ALIGN: the text holds an e-mail address or a phone number."""
+    return "num_emails + num_phones > 0" if config.drop_personal_data else None
+
+
+def image_repeat(config: FilterConfig) -> str | None:
+    """Beyond ALIGN: of the pairs of an image content that all rules above keep, another has a smaller key."""
+    return "repeats" if config.drop_repeats == "image" else None
+
+
+def pair_repeat(config: FilterConfig) -> str | None:
+    """Beyond ALIGN: of the pairs of an image content and text that all rules above keep, another has a smaller key."""
+    return "repeats" if config.drop_repeats == "pair" else None
+
+
+#: Every rule by its reason code, in rule order.
+RULES: dict[str, Rule] = {
+    rule.__name__: rule
+    for rule in (
+        opted_out,
+        image_missing,
+        image_undecodable,
+        image_nsfw,
+        image_too_small,
+        image_aspect_ratio,
+        image_too_many_texts,
+        image_near_duplicate_of_test,
+        text_shared_by_many_images,
+        text_rare_ngram,
+        text_too_short,
+        text_too_long,
+        text_is_filename,
+        pair_low_similarity,
+        text_other_language,
+        text_personal_data,
+        image_repeat,
+        pair_repeat,
+    )
+}
+#: What is known only after the network has looked at the images that all other rules leave, ...
+NETWORK = ("image_nsfw", "image_near_duplicate_of_test")
+#: ... after a given model has looked at the pairs that are still left, ...
+MODEL = ("pair_low_similarity",)
+#: ... and at last. (The other near-duplicates, by hash, are known from the start.)
+REPEATS = ("image_repeat", "pair_repeat")
+CHEAP = tuple(code for code in RULES if code not in ("image_nsfw", *MODEL, *REPEATS))
+
+
+def active(config: FilterConfig) -> list[str]:
+    """The codes of the rules that are switched on, in rule order."""
+    return [code for code, rule in RULES.items() if rule(config) is not None]
+
+
+def mask(config: FilterConfig, codes: tuple[str, ...]) -> str:
+    """SQL: the sum of the bits of those rules that hold for a row; 0 where none does. See `codes_of`."""
+    conditions = {code: RULES[code](config) for code in codes}
+    cases = [
+        f"CASE WHEN {condition} THEN {1 << place} ELSE 0 END"
+        for place, code in enumerate(RULES)
+        if (condition := conditions.get(code)) is not None
+    ]
+    return f"CAST({' + '.join(cases) or '0'} AS BIGINT)"
+
+
+def codes_of(number: int) -> list[str]:
+    """The codes of a `mask`, in rule order."""
+    return [code for place, code in enumerate(RULES) if number >> place & 1]
+
+
+def _double(value: float) -> str:
+    return f"CAST({value!r} AS DOUBLE)"

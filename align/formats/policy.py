@@ -1,0 +1,138 @@
+"""data/policy/opted_out.csv: pictures that people asked to forget; a small committed file that stages obey.
+
+    kind,value,reason,added     sorted by kind and value, no (kind, value) twice; added is a date (UTC)
+
+A take-down is about a picture: all pairs that show it go. It is named by what outlives an ingest, for keys are numbered
+anew by each one; `align forget --keys` resolves them first.
+
+    url        of the picture, or of the page that shows it, letter for letter
+    host       of either, with all hosts below it: example.org is img.example.org's too
+    image_id   sha256 of the picture's bytes, wherever they come from
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from align.errors import FormatError
+from align.files import write_text
+
+OPTED_OUT = "opted_out.csv"
+KINDS = ("host", "image_id", "url")
+_HEADER = ["kind", "value", "reason", "added"]
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """One line. `reason` is free text and may be empty; `added` is YYYY-MM-DD."""
+
+    kind: str
+    value: str
+    reason: str = field(compare=False)
+    added: str = field(compare=False)
+
+
+class OptedOut:
+    """The whole file. Picklable; empty (and false) where nobody has opted out.
+
+    Attributes:
+        entries: in the file's order.
+    """
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        """Args: entries: in any order; of equal (kind, value) the first stays, so recording twice changes nothing."""
+        known: dict[tuple[str, str], Entry] = {}
+        for entry in entries:
+            known.setdefault((entry.kind, entry.value), entry)
+        self.entries = tuple(sorted(known.values()))
+        self._urls = {entry.value for entry in self.entries if entry.kind == "url"}
+        self._hosts = {entry.value for entry in self.entries if entry.kind == "host"}
+        self._image_ids = {entry.value for entry in self.entries if entry.kind == "image_id"}
+
+    def __bool__(self) -> bool:
+        return bool(self.entries)
+
+    def entry(self, url: str | None, page_url: str | None, image_id: str | None) -> tuple[str, str] | None:
+        """The (kind, value) that a pair is opted out by, or None. Arguments as in the columns of data/raw."""
+        if image_id in self._image_ids:
+            return "image_id", str(image_id)
+        for address in (url, page_url):
+            if address in self._urls:
+                return "url", str(address)
+        if self._hosts:
+            for address in (url, page_url):
+                host = host_of(address or "")
+                while host:
+                    if host in self._hosts:
+                        return "host", host
+                    host = host.partition(".")[2]
+        return None
+
+    def matches(self, url: str | None, page_url: str | None, image_id: str | None) -> bool:
+        """Whether a pair is opted out. Ask without image_id before a picture is fetched, and with it afterwards."""
+        return bool(self.entries) and self.entry(url, page_url, image_id) is not None
+
+
+def host_of(url: str) -> str:
+    """Lower case, without port; empty where there is none or the URL is malformed."""
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def problem_with(kind: str, value: str) -> str | None:
+    """Why a value could match no pair, or None."""
+    if kind not in KINDS:
+        return f"unknown kind {kind!r}; known are {', '.join(KINDS)}"
+    if kind == "image_id" and not re.fullmatch("[0-9a-f]{64}", value):
+        return "no sha256 (64 digits 0-9a-f)"
+    if kind == "host" and (
+        value != value.lower() or not re.fullmatch(r"[\w-]+(\.[\w-]+)*|[0-9a-f:]*:[0-9a-f:.]*", value)
+    ):
+        return "no host name (such as example.org: lower case, no scheme, no port, no path)"
+    if kind == "url" and not value:
+        return "empty"
+    return None
+
+
+def read_opted_out(policy: Path) -> OptedOut:
+    """Reads `policy/opted_out.csv`; an absent file is an empty one.
+
+    Raises:
+        FormatError: a line is not what this module writes; the message names it.
+    """
+    path = policy / OPTED_OUT
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return OptedOut()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not UTF-8 ({error.reason}); take it from git again") from None
+    rows = csv.reader(io.StringIO(text, newline=""))
+    if next(rows, None) != _HEADER:
+        raise FormatError(f"{path}: the first line must be {','.join(_HEADER)}")
+    entries = []
+    for row in rows:
+        problem = f"{len(row)} columns" if len(row) != len(_HEADER) else problem_with(row[0], row[1])
+        if problem:
+            raise FormatError(
+                f"{path}, line {rows.line_num}: {problem}; mend the line, `align forget` writes right ones"
+            )
+        entries.append(Entry(*row))
+    return OptedOut(entries)
+
+
+def write_opted_out(policy: Path, opted_out: OptedOut) -> None:
+    """Writes the file atomically; equal entries are equal bytes."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_HEADER)
+    writer.writerows([one.kind, one.value, one.reason, one.added] for one in opted_out.entries)
+    write_text(policy / OPTED_OUT, text.getvalue())

@@ -1,0 +1,249 @@
+"""data/raw: the layout that img2dataset writes, so that a folder it made can take the place of our ingest.
+
+    NNNNN.tar         <key>.jpg (bytes as they came, whatever the format), <key>.txt (caption), <key>.json (the row)
+    NNNNN.parquet     one row per pair, failed ones included
+    NNNNN_stats.json  counts per status, checksums
+    manifest.json     ours: the shards and their checksums, written last
+
+A row is a pair. Beyond img2dataset's columns ours have `page_url`, `text_source` (alt, figcaption, ...), `retryable`
+(it failed for a reason that may pass) and `image_key`, the key of the tar sample that holds the bytes: an image that
+many pairs of a shard show is stored once in it. `read_table` fills in what a stock folder lacks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from align.errors import DataError, FormatError
+from align.files import sha256_file
+
+#: The columns that `read_table` returns. sha256 is the image_id; null where there are no bytes.
+SCHEMA = pa.schema(
+    [
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("key", pa.string()),
+        ("status", pa.string()),
+        ("error_message", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("sha256", pa.string()),
+        ("page_url", pa.string()),
+        ("image_key", pa.string()),
+        ("text_source", pa.string()),
+        ("retryable", pa.bool_()),
+    ]
+)
+
+SUCCESS = "success"
+#: The bytes are not there: no response, or one that is no 200.
+FAILED_TO_DOWNLOAD = "failed_to_download"
+#: The bytes are there and no picture can be made of them (img2dataset decodes in order to resize; hence the name).
+FAILED_TO_RESIZE = "failed_to_resize"
+
+#: Written last by ingest; a folder that img2dataset made has none.
+MANIFEST = "manifest.json"
+
+_REQUIRED = ("url", "caption", "key", "status")
+#: What a stock folder lacks, and the columns to make it from.
+_COMPUTED = {"sha256", "image_key"}
+_COMPUTED_FROM = {"key", "status", *_COMPUTED}
+_NO_IMAGE = {"txt", "json"}
+
+
+#: (sha256, bytes) -> a checked tar on this machine.
+Fetch = Callable[[str, int], Path]
+
+
+@dataclass(frozen=True)
+class RawShard:
+    """One shard of data/raw. Can be pickled.
+
+    Attributes:
+        name: the file stem, such as `00000`.
+        table: NNNNN.parquet.
+        tar: NNNNN.tar; may lie in the object store instead, under `sha256`.
+        sha256: of the tar, as manifest.json says; None in a folder that has no manifest.
+        num_bytes: of the tar; likewise.
+        fetch: brings a tar here that lies in the object store.
+    """
+
+    name: str
+    table: Path
+    tar: Path
+    sha256: str | None = None
+    num_bytes: int | None = None
+    fetch: Fetch | None = None
+
+    @property
+    def number(self) -> int:
+        """What `--shards` calls it. Raises DataError where its name is no number."""
+        if not self.name.isdecimal():
+            raise DataError(f"{self.table}: --shards needs shards named by numbers, such as 00000")
+        return int(self.name)
+
+    def local_tar(self) -> Path:
+        """The tar on this machine, fetched if need be.
+
+        Raises:
+            DataError: it is neither here nor can it be fetched.
+        """
+        if self.sha256 is None or self.num_bytes is None or self.tar.is_file():
+            return self.tar
+        if self.fetch is None:
+            raise DataError(f"{self.tar}: missing; run `dvc pull`, or set store.objects to where it was put")
+        return self.fetch(self.sha256, self.num_bytes)
+
+
+def raw_shards(raw: Path, fetch: Fetch | None = None) -> list[RawShard]:
+    """All shards of a folder in order of their names; a tar that manifest.json names need not be here.
+
+    Args:
+        raw: the folder.
+        fetch: for tars that lie in the object store (`align.services.store.fetcher`).
+
+    Raises:
+        DataError: no shard is there, or one has only half of its files.
+    """
+    tars = {path.stem: path for path in raw.glob("*.tar")}
+    tables = {path.stem: path for path in raw.glob("*.parquet")}
+    listed = _listed(raw)
+    if not tars and not tables:
+        raise DataError(
+            f"{raw}: no NNNNN.tar + NNNNN.parquet here; run `align ingest`, or set paths.raw to a folder of img2dataset"
+        )
+    for name in sorted((tars.keys() | listed.keys()) ^ tables.keys()):
+        there, missing = (".parquet", ".tar") if name in tables else (".tar", ".parquet")
+        raise DataError(
+            f"{raw / name}{missing}: missing, while {name}{there} exists; the folder is incomplete, make it again"
+        )
+    found = []
+    for name in sorted(tables):
+        sha256, num_bytes = listed.get(name, (None, None))
+        found.append(RawShard(name, tables[name], raw / f"{name}.tar", sha256, num_bytes, fetch))
+    return found
+
+
+def state_of(raw: Path) -> str | list[tuple[str, int, int]]:
+    """What changes when data/raw does: its manifest, or the sizes and times of its files where there is none."""
+    manifest = raw / MANIFEST
+    if manifest.is_file():
+        return sha256_file(manifest)
+    files = sorted(path for path in raw.iterdir() if path.suffix in (".tar", ".parquet"))
+    return [(path.name, (found := path.stat()).st_size, found.st_mtime_ns) for path in files]
+
+
+def _listed(raw: Path) -> dict[str, tuple[str, int]]:
+    """Name -> sha256 and bytes of the tar, of manifest.json; empty where there is none."""
+    path = raw / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        return {row["name"]: (row["tar_sha256"], row["tar_bytes"]) for row in manifest["shards"]}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise FormatError(f"{path}: no manifest that this code reads; run `align ingest` again") from None
+
+
+def read_table(shard: RawShard, wanted: Collection[str] = SCHEMA.names) -> pa.Table:
+    """The rows of one shard with some columns of SCHEMA, in the order they were written.
+
+    Absent optional columns become null; then image_key is the row's own key and sha256 is computed from the tar, for
+    rows with status "success".
+
+    Raises:
+        DataError: the table is unreadable.
+        FormatError: a column that img2dataset always writes is missing, or has another type.
+    """
+    computing = not _COMPUTED.isdisjoint(wanted)
+    fields = [field for field in SCHEMA if field.name in wanted or (computing and field.name in _COMPUTED_FROM)]
+    try:
+        with pq.ParquetFile(shard.table, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            table = file.read([field.name for field in fields if field.name in names], use_threads=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{shard.table}: not a readable parquet file ({error}); make the folder again") from None
+    for name in _REQUIRED:
+        if name not in names:
+            raise FormatError(
+                f"{shard.table}: no column '{name}'; expected img2dataset's columns (was it run with a caption column?)"
+            )
+    columns = {
+        field.name: _cast(table[field.name], field, shard)
+        if field.name in names
+        else pa.chunked_array([pa.nulls(len(table), field.type)])
+        for field in fields
+    }
+    if computing:
+        _compute(columns, shard, own_keys="image_key" not in names)
+    return pa.table({name: columns[name] for name in SCHEMA.names if name in wanted})
+
+
+def _compute(columns: dict[str, pa.ChunkedArray], shard: RawShard, *, own_keys: bool) -> None:
+    with_bytes = pc.equal(columns["status"], SUCCESS)
+    if own_keys:
+        columns["image_key"] = pc.if_else(with_bytes, columns["key"], None)
+    if pc.any(pc.and_(with_bytes, pc.is_null(columns["sha256"]))).as_py():
+        computed = {key: hashlib.sha256(data).hexdigest() for key, data in iter_images(shard)}
+        hashes, image_keys = columns["sha256"].to_pylist(), columns["image_key"].to_pylist()
+        hashes = [value or computed.get(key) for value, key in zip(hashes, image_keys, strict=True)]
+        columns["sha256"] = pa.chunked_array([pa.array(hashes, pa.string())])
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field, shard: RawShard) -> pa.ChunkedArray:
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        message = f"{shard.table}: column '{field.name}' is {column.type}, expected {field.type}"
+        raise FormatError(message) from None
+
+
+def iter_images(shard: RawShard) -> Iterator[tuple[str, bytes]]:
+    """Yields (tar sample key, image bytes) in the order of the tar; one image in memory at a time.
+
+    Raises:
+        DataError: the tar is cut off or no tar.
+    """
+    try:
+        with tarfile.open(shard.local_tar(), "r|") as tar:
+            for member in tar:
+                key = _image_key(member)
+                file = tar.extractfile(member) if key is not None else None
+                if key is not None and file is not None:
+                    yield key, file.read()
+    except tarfile.TarError as error:
+        raise DataError(f"{shard.tar}: not a readable tar ({error}); make the folder again") from None
+
+
+def image_places(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
+    """Yields (tar sample key, offset, bytes) of the images in a tar, from the headers alone: `file` is sought in.
+
+    Raises:
+        DataError: the tar, called `name`, is cut off or no tar.
+    """
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                key = _image_key(member)
+                if key is not None:
+                    yield key, member.offset_data, member.size
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all; typeshed does not know it
+    except tarfile.TarError as error:
+        raise DataError(f"{name}: not a readable tar ({error}); make the folder again") from None
+
+
+def _image_key(member: tarfile.TarInfo) -> str | None:
+    key, _, extension = member.name.rpartition("/")[2].partition(".")
+    return key if member.isfile() and extension.lower() not in _NO_IMAGE else None

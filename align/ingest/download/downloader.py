@@ -1,0 +1,337 @@
+"""The loop: which request next, and what becomes of its outcome.
+
+Redirects are followed here, not by libcurl, so that each hop is held to the limits and the robots.txt of its host.
+Time is counted without what the caller spends between two results: a slow reader makes no picture time out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urljoin
+
+from align.config.download import DownloadConfig
+from align.ingest.download import robots
+from align.ingest.download.addresses import address_policy, target_of
+from align.ingest.download.events import Transfers
+from align.ingest.download.exchange import Budget, Exchange
+from align.ingest.download.failure import Failure
+from align.ingest.download.hosts import Host, Job
+from align.ingest.download.schedule import Schedule
+from align.ingest.download.statistics import OK, Statistics
+
+#: URLs read ahead, so that a slow host does not hold up the others: a shard of the default size fits in.
+_LOOK_AHEAD: Final = 16_384
+_TAKEN_AT_ONCE: Final = 1024
+#: How often time-outs are looked for; they are late by no more.
+_SWEEP_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What became of a URL.
+
+    Attributes:
+        url: as given.
+        data: the picture's bytes, its encoding undone; None where there is an error.
+        error: a short, stable code, and after a colon its details.
+        retryable: it failed for a reason that may pass.
+        num_attempts: requests for it, redirects not counted; 0 where it was refused before any.
+        http_status: of the last answer, if there was one.
+        host: with the port, where it is not the scheme's own; empty where the URL has none.
+        wall_s: from the first attempt's start, waits included.
+    """
+
+    url: str
+    data: bytes | None
+    error: str | None
+    retryable: bool
+    num_attempts: int
+    http_status: int | None
+    host: str
+    wall_s: float
+
+
+class Downloader:
+    """Fetches pictures. A context manager: it keeps connections, and what it knows of hosts, from one call to the next.
+
+    Args:
+        config: the limits.
+        address_allowed: whether a socket may be opened to an address and port, in place of `allow_networks`.
+        curl_options: further options of every libcurl handle, such as another list of certificate authorities.
+
+    Attributes:
+        statistics: counts, over all and by host.
+    """
+
+    def __init__(
+        self,
+        config: DownloadConfig,
+        *,
+        address_allowed: Callable[[str, int], bool] | None = None,
+        curl_options: Mapping[int, Any] | None = None,
+    ) -> None:
+        self.statistics = Statistics()
+        self._config = config
+        self._token = robots.token_of(config.user_agent)
+        self._may_connect = address_allowed or address_policy(config.allow_networks)
+        self._curl_options = curl_options or {}
+        self._transfers = Transfers(config.max_connections)
+        self._budget = Budget(config.max_bytes_in_flight)
+        self._schedule = Schedule(
+            config.max_connections_per_host, config.max_requests_per_host_per_s, obey_robots=config.obey_robots
+        )
+        self._exchanges: list[Exchange] = []
+        self._idle: list[Exchange] = []
+        self._held_s = 0.0
+        self._swept_s = 0.0
+        self._is_fetching = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self._active: dict[Exchange, tuple[Job, Host]] = {}
+        self._num_open = 0
+        self._results: deque[Fetched] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self._abandon()
+        self._transfers.close()
+        for exchange in self._exchanges:
+            exchange.close()
+        self._exchanges.clear()
+        self._idle.clear()
+
+    def fetch(self, urls: Iterable[str]) -> Iterator[Fetched]:
+        """Fetches pictures, many at a time.
+
+        Args:
+            urls: each only once; read as far ahead as `_LOOK_AHEAD`.
+
+        Yields:
+            One result a URL, in the order in which they are done. What fails is a result, too.
+
+        Raises:
+            RuntimeError: another call is not at its end yet.
+        """
+        if self._is_fetching:
+            raise RuntimeError("Downloader.fetch: the call before this one is not at its end")
+        self._is_fetching = True
+        source = iter(urls)
+        is_exhausted = False
+        try:
+            while True:
+                if not is_exhausted:
+                    is_exhausted = self._take(source)
+                self._start_ready()
+                while self._results:
+                    start = time.monotonic()
+                    fetched = self._results.popleft()
+                    self._budget.used -= len(fetched.data or b"")
+                    yield fetched
+                    del fetched
+                    self._held_s += time.monotonic() - start
+                if is_exhausted and not self._num_open:
+                    return
+                self._advance(wait=is_exhausted or self._num_open >= _LOOK_AHEAD)
+        finally:
+            self._abandon()
+            self._is_fetching = False
+
+    def _now(self) -> float:
+        return time.monotonic() - self._held_s
+
+    # What is to be fetched, and when.
+
+    def _take(self, source: Iterator[str]) -> bool:
+        """Queues some more URLs. Returns whether there are no more."""
+        for _ in range(min(_TAKEN_AT_ONCE, _LOOK_AHEAD - self._num_open)):
+            url = next(source, None)
+            if url is None:
+                return True
+            self._num_open += 1
+            try:
+                target = target_of(url)
+            except ValueError as error:
+                self._settle(url, None, Failure(f"invalid URL: {error}"))
+                continue
+            self._schedule.add(Job(url, target, target))
+        return False
+
+    def _start_ready(self) -> None:
+        """Starts what may start now."""
+        now = self._now()
+        while len(self._active) < self._config.max_connections and not self._budget.is_full:
+            following = self._schedule.next(now)
+            if following is None:
+                return
+            self._start(*following, now)
+
+    def _start(self, job: Job, host: Host, now: float) -> None:
+        config = self._config
+        if host.is_closed(now):
+            self._finish(job, host.closed or Failure("host closed"))
+            return
+        is_robots = job.robots_of is not None
+        if not is_robots and host.robots and not robots.may_fetch(host.robots, job.target.url):
+            self._finish(job, Failure("robots.txt: disallows it"))
+            return
+        if job.started_s is None:
+            job.started_s, job.deadline_s = now, now + config.deadline_s
+        if now >= job.deadline_s:
+            self._finish(job, job.failure or Failure(f"timed out: {config.deadline_s:g} s are over", retryable=True))
+            return
+        if not job.left_s:
+            job.num_attempts += 1
+            job.attempt_s, job.left_s = now, config.timeout_s
+        job.expires_s = min(now + job.left_s, job.deadline_s)
+        exchange = self._idle.pop() if self._idle else self._new_exchange()
+        exchange.prepare(job.target.url, robots.MAX_BYTES if is_robots else config.max_image_bytes, is_robots=is_robots)
+        self._active[exchange] = job, host
+        self._schedule.started(host, now)
+        self._transfers.add(exchange.easy)
+
+    def _new_exchange(self) -> Exchange:
+        exchange = Exchange(
+            self._config.user_agent, self._config.connect_timeout_s, self._may_connect, self._budget,
+            self._curl_options, obey_robots=self._config.obey_robots,
+        )  # fmt: skip
+        self._exchanges.append(exchange)
+        return exchange
+
+    # What became of it.
+
+    def _advance(self, *, wait: bool) -> None:
+        """Lets the requests under way go on, and ends those that take too long."""
+        now = self._now()
+        timeout_s = _SWEEP_S if wait and not self._results else 0.0
+        for easy, code, message in self._transfers.wait(self._schedule.wait_s(now, timeout_s)):
+            exchange: Exchange = easy.exchange
+            if exchange in self._active:
+                self._end(exchange, exchange.result(code, message))
+        now = self._now()
+        if now - self._swept_s >= _SWEEP_S:
+            self._sweep(now)
+
+    def _sweep(self, now: float) -> None:
+        late = []
+        for exchange, (job, _) in self._active.items():
+            if exchange.is_paused:  # not the host's fault
+                job.expires_s = min(job.deadline_s, job.expires_s + now - self._swept_s)
+            if now >= job.expires_s or exchange.is_broken:
+                late.append(exchange)
+        for exchange in late:
+            words = f"after {exchange.num_bytes:,} bytes" if exchange.status else "no answer"
+            failure = Failure(f"timed out: {words}", retryable=True, status=exchange.status or None)
+            self._end(exchange, exchange.failure or failure)
+        self._swept_s = now
+
+    def _end(self, exchange: Exchange, outcome: bytes | Failure) -> None:
+        """A request is over."""
+        job, host = self._active.pop(exchange)
+        self._transfers.remove(exchange.easy)
+        location, job.status = exchange.location, exchange.status or None
+        exchange.release()
+        self._idle.append(exchange)
+        host.num_active -= 1
+        now = self._now()
+        if isinstance(outcome, Failure):
+            self._failed(job, host, outcome, now)
+        else:
+            host.succeeded()
+            if location is None:
+                self._finish(job, outcome)
+            else:
+                self._redirect(job, location, now)
+        self._schedule.offer(host)
+
+    def _redirect(self, job: Job, location: str, now: float) -> None:
+        job.num_redirects += 1
+        job.left_s = max(1e-3, job.expires_s - now)
+        if job.num_redirects > self._config.max_redirects:
+            self._finish(job, Failure("too many redirects", status=job.status))
+            return
+        try:
+            job.target = target_of(urljoin(job.target.url, location))
+        except ValueError as error:
+            self._finish(job, Failure(f"broken redirect: {error}", status=job.status))
+            return
+        self._schedule.add(job, first=True)
+
+    def _failed(self, job: Job, host: Host, failure: Failure, now: float) -> None:
+        config = self._config
+        if not failure.retryable:
+            if failure.status:
+                host.succeeded()
+            self._finish(job, failure)
+            return
+        # From the attempt's start: a time-out was a wait already, a refused connection was none.
+        backoff_s = config.backoff_s * 2 ** (job.num_attempts - 1) - (now - job.attempt_s)
+        wait_s = max(backoff_s, failure.retry_after_s or 0.0, 0.0)
+        host.failed(
+            failure, now, wait_s=wait_s, longest_wait_s=config.deadline_s, max_failures=config.max_failures_per_host
+        )
+        if job.num_attempts > config.num_retries or now + wait_s >= job.deadline_s or host.is_closed(now):
+            self._finish(job, failure)
+            return
+        job.target, job.num_redirects, job.left_s, job.failure = job.first, 0, 0.0, failure
+        self._schedule.add_later(job, now + wait_s)
+
+    def _finish(self, job: Job, outcome: bytes | Failure) -> None:
+        """Nothing more is tried for a job."""
+        if job.robots_of is None:
+            self._settle(job.url, job, outcome)
+            return
+        host, now = job.robots_of, self._now()
+        host.asks_robots = False
+        if isinstance(outcome, Failure):
+            # RFC 9309, 2.3.1: a client error or too many redirects mean that there are no rules, anything else that
+            # nothing may be fetched until it is known.
+            status = outcome.status or 0
+            if (400 <= status < 500 and not outcome.retryable) or outcome.code == "too many redirects":
+                outcome = b""
+            elif not host.is_closed(now):
+                error = f"robots.txt unreachable: {outcome.error}" if status else outcome.error
+                host.close(Failure(error, outcome.retryable, status=outcome.status), now + self._config.deadline_s)
+        if isinstance(outcome, bytes):
+            self._schedule.keep_robots(host, robots.rules_for(self._token, outcome), now + robots.LIFETIME_S)
+        self._schedule.offer(host)
+
+    def _settle(self, url: str, job: Job | None, outcome: bytes | Failure) -> None:
+        failure = outcome if isinstance(outcome, Failure) else None
+        data = None if isinstance(outcome, Failure) else outcome
+        host = job.first.host if job else ""
+        num_attempts = job.num_attempts if job else 0
+        wall_s = self._now() - job.started_s if job and job.started_s is not None else 0.0
+        self._budget.used += len(data or b"")
+        self.statistics.record(host, failure.code if failure else OK, len(data or b""), num_attempts)
+        self._num_open -= 1
+        self._results.append(
+            Fetched(
+                url, data, failure.error if failure else None, failure is not None and failure.retryable, num_attempts,
+                job.status if job else None, host, wall_s,
+            )
+        )  # fmt: skip
+
+    def _abandon(self) -> None:
+        """Ends what is under way and forgets what was asked for."""
+        self._budget.paused.clear()
+        for exchange in list(self._active):
+            self._transfers.remove(exchange.easy)
+            exchange.release()
+            self._idle.append(exchange)
+        self._schedule.clear()
+        self._budget.used = 0
+        self._clear()

@@ -1,0 +1,286 @@
+"""One request and its answer. The handle, and with it what libcurl knows of connections, serves many in turn."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import pycurl
+
+from align.ingest.download import failure, robots
+from align.ingest.download.failure import Failure
+
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+#: Bodies of errors and redirects that are read and thrown away, so that the connection can serve on; longer: cut off.
+_DRAINED_BYTES: Final = 16 << 10
+#: Of one answer, its interim answers (103) included.
+_MAX_HEADER_BYTES: Final = 64 << 10
+#: What `_body` gets at a time; libcurl has one such buffer.
+_BUFFER_BYTES: Final = 256 << 10
+_INTERESTING: Final = re.compile(
+    rb"^(content-length|content-encoding|location|retry-after|x-robots-tag):[ \t]*(.*?)[ \t]*\r?$",
+    re.IGNORECASE | re.MULTILINE,
+)
+#: zlib's window bits that take gzip and zlib; what calls itself deflate can lack zlib's header.
+_GZIP_OR_ZLIB: Final = 47
+_BARE_DEFLATE: Final = -15
+
+
+class Budget:
+    """Bytes of bodies in memory. Beyond the limit one transfer goes on, the others pause until it is done.
+
+    So `limit` plus one picture bounds the memory, and there is no deadlock.
+
+    Attributes:
+        used: bytes of bodies under way and of results not yet handed over.
+        leader: the transfer that goes on beyond the limit.
+        paused: those that wait for it; none without a leader.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self.leader: Exchange | None = None
+        self.paused: list[Exchange] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Nothing new should be asked for."""
+        return self.used >= self.limit or self.leader is not None
+
+    def admit(self, exchange: Exchange, num_bytes: int) -> bool:
+        """Takes the bytes into account, or says that the exchange must pause."""
+        if self.used + num_bytes > self.limit and self.leader is not exchange:
+            if self.leader is not None:
+                self.paused.append(exchange)
+                return False
+            self.leader = exchange
+        self.used += num_bytes
+        return True
+
+    def release(self, exchange: Exchange) -> None:
+        """The exchange is over; the paused ones may go on."""
+        self.used -= exchange.num_bytes
+        if exchange in self.paused:
+            self.paused.remove(exchange)
+        if exchange is self.leader:
+            self.leader = None
+        if self.leader is None:
+            paused, self.paused = self.paused, []
+            for waiting in paused:
+                waiting.resume()
+
+
+class Exchange:
+    """A libcurl handle with its callbacks.
+
+    Attributes:
+        easy: the handle; its attribute `exchange` is this object.
+        status: of HTTP; 0 before the answer.
+        location: of a redirect, as sent; else None.
+        num_bytes: of the body so far, as sent.
+        is_paused: waits for the budget.
+        is_broken: must be ended, libcurl does not do it.
+        failure: why the exchange was, or will be, given up.
+    """
+
+    def __init__(
+        self, user_agent: str, connect_timeout_s: float, may_connect: Callable[[str, int], bool], budget: Budget,
+        curl_options: Mapping[int, Any], *, obey_robots: bool,
+    ) -> None:  # fmt: skip
+        self._may_connect = may_connect
+        self._budget = budget
+        self._obeyed_token = robots.token_of(user_agent) if obey_robots else None
+        self._sockets: list[socket.socket] = []
+        self.easy: Any = pycurl.Curl()
+        self.easy.exchange = self
+        options: dict[int, Any] = {
+            pycurl.USERAGENT: user_agent,
+            pycurl.NOSIGNAL: 1,
+            pycurl.CONNECTTIMEOUT_MS: max(1, int(connect_timeout_s * 1000)),
+            pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
+            pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_2TLS,
+            pycurl.BUFFERSIZE: _BUFFER_BYTES,
+            # No encoding is asked for; one that comes all the same is undone below, within bounds.
+            pycurl.HTTP_CONTENT_DECODING: 0,
+            pycurl.PROXY: "",  # neither of the environment: a proxy would connect where we may not
+            pycurl.NOPROXY: "*",
+            pycurl.OPENSOCKETFUNCTION: self._open_socket,
+            pycurl.HEADERFUNCTION: self._header,
+            pycurl.WRITEFUNCTION: self._body,
+        }
+        for option, value in (options | dict(curl_options)).items():
+            self.easy.setopt(option, value)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.status = 0
+        self.location: str | None = None
+        self.num_bytes = 0
+        self.is_paused = False
+        self.is_broken = False
+        self.failure: Failure | None = None
+        self._lines: list[bytes] = []
+        self._num_header_bytes = 0
+        self._headers_end = False
+        self._encoding = ""
+        self._parts: list[bytes] = []
+        self._drains = False
+        self._is_cut = False
+        self._refused: str | None = None
+
+    def prepare(self, url: str, max_bytes: int, *, is_robots: bool) -> None:
+        """Makes the handle ready for a request.
+
+        Args:
+            url: in normal form.
+            max_bytes: of the body, as sent and as decoded.
+            is_robots: the body is a robots.txt: longer ones are cut off, not refused, and X-Robots-Tag is not for it.
+        """
+        self._reset()
+        self._max_bytes = max_bytes
+        self._is_robots = is_robots
+        self.easy.setopt(pycurl.URL, url)
+        # With HTTP/2 a new host's other requests wait for the first connection and share it.
+        self.easy.setopt(pycurl.PIPEWAIT, url.startswith("https:"))
+
+    def resume(self) -> None:
+        """Goes on after a pause."""
+        self.is_paused = False
+        try:
+            self.easy.pause(pycurl.PAUSE_CONT)  # calls `_body` at once
+        except pycurl.error as error:
+            self.failure = self.failure or Failure(f"connection lost: {error.args[1]}", retryable=True)
+            self.is_broken = True
+
+    def result(self, code: int, message: str) -> bytes | Failure:
+        """The body, or why there is none, after libcurl ended the exchange with this code."""
+        if self.failure is not None:
+            return self.failure
+        if self._is_cut:
+            return b"".join(self._parts)
+        if code:
+            if self._refused is not None and not self.status:
+                return Failure(f"address refused: {self._refused}")
+            os_errno = self.easy.getinfo(pycurl.OS_ERRNO)
+            return failure.of_curl(code, message, os_errno, num_bytes=self.num_bytes, answered=self._headers_end)
+        if self.location is not None:
+            return b""
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        if not data and not self._is_robots:
+            return Failure("empty body")
+        return self._decoded(data) if self._encoding else data
+
+    def release(self) -> None:
+        """Lets go of the body."""
+        while self._sockets:
+            self._sockets.pop().close()
+        self._budget.release(self)
+        self._reset()
+
+    def close(self) -> None:
+        """Frees the handle."""
+        self.easy.close()
+
+    # libcurl's callbacks: anything but None ends the exchange.
+
+    def _open_socket(self, purpose: int, address: Any) -> Any:
+        del purpose
+        host, port = address.addr[:2]
+        if isinstance(host, bytes):
+            host = host.decode()
+        if not self._may_connect(host, port):
+            self._refused = host
+            return pycurl.SOCKET_BAD
+        try:
+            opened = socket.socket(address.family, address.socktype, address.protocol)
+        except OSError:  # out of files, or no such family here
+            return pycurl.SOCKET_BAD
+        self._sockets.append(opened)  # pycurl takes a duplicate after this call
+        return opened
+
+    def _header(self, line: bytes) -> int | None:
+        self._num_header_bytes += len(line)
+        if self._num_header_bytes > _MAX_HEADER_BYTES:
+            self.failure = Failure(f"too large: more than {_MAX_HEADER_BYTES >> 10} KiB of headers")
+            return 0
+        if self._headers_end:  # trailers
+            return None
+        if line not in (b"\r\n", b"\n"):
+            self._lines.append(line)
+            return None
+        status = int(self._lines[0].split(None, 2)[1])
+        if status < 200:  # an interim answer, such as 103
+            self._lines.clear()
+            return None
+        self.status = status
+        self._headers_end = True
+        return self._judge_headers()
+
+    def _judge_headers(self) -> int | None:
+        headers: dict[str, list[str]] = {}
+        for name, value in _INTERESTING.findall(b"".join(self._lines)):
+            headers.setdefault(name.decode().lower(), []).append(value.decode("utf-8", "replace"))
+        length = headers.get("content-length", [""])[-1]
+        size = int(length[:18]) if length.isascii() and length.isdigit() else None
+        if self.status != 200:
+            self._drains = size is not None and size <= _DRAINED_BYTES
+            if self.status in REDIRECTS and "location" in headers:
+                self.location = headers["location"][0]
+                self._is_cut = not self._drains
+            else:
+                retry_after = headers.get("retry-after", [None])[-1]
+                self.failure = failure.of_status(self.status, retry_after, time.time())
+            return None if self._drains else 0
+        if self._is_robots:
+            self._encoding = headers.get("content-encoding", [""])[-1].lower()
+            return None
+        tags = headers.get("x-robots-tag")
+        directive = robots.opt_out(tags, self._obeyed_token) if tags and self._obeyed_token else None
+        if directive:
+            self.failure = Failure(f"X-Robots-Tag: {directive}", status=200)
+        elif size is not None and size > self._max_bytes:
+            self.failure = Failure(f"too large: {size:,} bytes by the header", status=200)
+        else:
+            self._encoding = headers.get("content-encoding", [""])[-1].lower()
+            if self._encoding == "identity":
+                self._encoding = ""
+            if self._encoding not in ("", "gzip", "x-gzip", "deflate"):
+                self.failure = Failure(f"broken encoding: {self._encoding[:20]} was not asked for", status=200)
+        return 0 if self.failure else None
+
+    def _body(self, chunk: bytes) -> int | None:
+        if self._drains:
+            return None
+        count = len(chunk)
+        if self.num_bytes + count > self._max_bytes:
+            if self._is_robots:
+                self._is_cut = True
+            else:
+                self.failure = Failure(f"too large: more than {self._max_bytes:,} bytes", status=self.status)
+            return 0
+        if not self._budget.admit(self, count):
+            self.is_paused = True
+            return pycurl.WRITEFUNC_PAUSE  # type: ignore[no-any-return] # pycurl has no types
+        self.num_bytes += count
+        self._parts.append(chunk)
+        return None
+
+    def _decoded(self, data: bytes) -> bytes | Failure:
+        windows = (_GZIP_OR_ZLIB, _BARE_DEFLATE) if self._encoding == "deflate" else (_GZIP_OR_ZLIB,)
+        for window in windows:
+            undo = zlib.decompressobj(window)
+            try:
+                decoded = undo.decompress(data, self._max_bytes + 1)
+            except zlib.error:
+                continue
+            if len(decoded) > self._max_bytes:
+                return Failure(f"too large: more than {self._max_bytes:,} bytes decoded", status=self.status)
+            if undo.eof:
+                return decoded
+            return Failure(f"truncated: {self._encoding} data end early", retryable=True, status=self.status)
+        return Failure(f"broken encoding: no {self._encoding} data", status=self.status)

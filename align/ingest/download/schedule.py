@@ -1,0 +1,129 @@
+"""Which request comes next: one a host in turn, within the limits of each."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import Final
+
+from align.ingest.download.addresses import Target
+from align.ingest.download.hosts import Host, Job
+
+#: Hosts, and characters of their rules, kept in mind; beyond it those are forgotten of which nothing is asked.
+_MAX_HOSTS: Final = 20_000
+_MAX_ROBOTS_CHARACTERS: Final = 32 << 20
+
+
+class Schedule:
+    """The jobs that wait, by host.
+
+    Args:
+        max_per_host: requests under way towards one host.
+        rate_per_host: requests started per second; None: no limit but that.
+        obey_robots: a host's robots.txt comes before its pictures.
+    """
+
+    def __init__(self, max_per_host: int, rate_per_host: float | None, *, obey_robots: bool) -> None:
+        self._max_per_host = max_per_host
+        self._pause_s = 1 / rate_per_host if rate_per_host else 0.0
+        self._obey_robots = obey_robots
+        self._hosts: dict[str, Host] = {}
+        self._robots_size = 0
+        self._ready: deque[Host] = deque()
+        self._timers: list[tuple[float, int, Host | Job]] = []
+        self._num_timers = 0
+
+    def add(self, job: Job, *, first: bool = False) -> None:
+        """Queues a job at the host where its target lies, at the end, or first of all."""
+        host = self._hosts.get(job.target.origin)
+        if host is None:
+            self._forget()
+            host = self._hosts[job.target.origin] = Host(job.target, self._max_per_host)
+        queue = host.queue if job.robots_of is None else host.robots_queue
+        if first:
+            queue.appendleft(job)
+        else:
+            queue.append(job)
+        self.offer(host)
+
+    def add_later(self, job: Job, when_s: float) -> None:
+        """Queues a job at that time, first of all."""
+        self._set_timer(when_s, job)
+
+    def offer(self, host: Host) -> None:
+        """The host may have become able to start something: it gets its turn."""
+        if not host.is_listed and (host.queue or host.robots_queue):
+            host.is_listed = True
+            self._ready.append(host)
+
+    def next(self, now: float) -> tuple[Job, Host] | None:
+        """The job to start, or to refuse where its host is closed; None if nothing may start now."""
+        while self._timers and self._timers[0][0] <= now:
+            _, _, what = heapq.heappop(self._timers)
+            if isinstance(what, Job):
+                self.add(what, first=True)
+            else:
+                self._ready.append(what)
+        while self._ready:
+            host = self._ready.popleft()
+            host.is_listed = False
+            is_closed = host.is_closed(now)
+            if host.num_active >= host.max_active and not is_closed:
+                continue  # offered again when one of them is done
+            if host.free_at_s > now and not is_closed:
+                host.is_listed = True
+                self._set_timer(host.free_at_s, host)
+                continue
+            job = self._job_of(host, now, is_closed=is_closed)
+            if job is None:
+                continue  # offered again when robots.txt is there
+            self.offer(host)
+            return job, host
+        return None
+
+    def started(self, host: Host, now: float) -> None:
+        """A request to the host is under way."""
+        host.num_active += 1
+        if self._pause_s:
+            host.free_at_s = max(host.free_at_s, now) + self._pause_s
+
+    def _job_of(self, host: Host, now: float, *, is_closed: bool) -> Job | None:
+        if host.robots_queue:
+            return host.robots_queue.popleft()
+        if not host.queue:
+            return None
+        if self._obey_robots and not is_closed and (host.robots is None or now >= host.robots_until_s):
+            if host.asks_robots:
+                return None
+            host.asks_robots = True
+            target = Target(f"{host.target.origin}/robots.txt", host.target.origin, host.target.host)
+            return Job(target.url, target, target, robots_of=host)
+        return host.queue.popleft()
+
+    def keep_robots(self, host: Host, rules: str, until_s: float) -> None:
+        """From now on these are the host's rules."""
+        self._robots_size += len(rules) - len(host.robots or "")
+        host.robots, host.robots_until_s = rules, until_s
+
+    def wait_s(self, now: float, at_most: float) -> float:
+        """Seconds until time alone makes something startable."""
+        return min(at_most, max(0.0, self._timers[0][0] - now)) if self._timers else at_most
+
+    def clear(self) -> None:
+        """Forgets all jobs, but not what is known of hosts."""
+        for host in self._hosts.values():
+            host.queue.clear()
+            host.robots_queue.clear()
+            host.num_active, host.is_listed, host.asks_robots = 0, False, False
+        self._ready.clear()
+        self._timers.clear()
+
+    def _set_timer(self, when_s: float, what: Host | Job) -> None:
+        self._num_timers += 1  # equal times: first come, first served
+        heapq.heappush(self._timers, (when_s, self._num_timers, what))
+
+    def _forget(self) -> None:
+        if len(self._hosts) < _MAX_HOSTS and self._robots_size < _MAX_ROBOTS_CHARACTERS:
+            return
+        self._hosts = {key: host for key, host in self._hosts.items() if not host.is_idle or host.closed}
+        self._robots_size = sum(len(host.robots or "") for host in self._hosts.values())

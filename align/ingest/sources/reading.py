@@ -1,0 +1,156 @@
+"""What sources share: rows that become batches, files kept open for random access, and whether a file exists."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from align.errors import DataError
+from align.ingest.sources.candidates import CANDIDATES, RESPONSES
+from align.ingest.sources.files import Files
+from align.ingest.sources.pages import PageImage
+
+_BATCH_ROWS = 4096
+_BATCH_INLINE_BYTES = 16 << 20
+_OPEN_FILES = 8
+
+
+class Batches:
+    """Collects rows and hands them out as batches of a few thousand.
+
+    Add rows, then yield from `full()` now and then, and from `rest()` at the end.
+    """
+
+    def __init__(self) -> None:
+        self._candidates: list[tuple[Any, ...]] = []
+        self._responses: list[tuple[Any, ...]] = []
+        self._inline_bytes = 0
+
+    def candidate(
+        self,
+        url: str,
+        caption: str,
+        text_source: str | None,
+        *,
+        page_url: str | None = None,
+        problem: str | None = None,
+        file: str | None = None,
+        offset: int | None = None,
+        inline: bytes | None = None,
+    ) -> None:
+        """Adds a row of CANDIDATES."""
+        self._candidates.append((url, caption, text_source, page_url, problem, file, offset, inline))
+        if inline is not None:
+            self._inline_bytes += len(inline)
+
+    def page(self, page_url: str, images: Sequence[PageImage]) -> None:
+        """Adds the pairs of a page, asked for by their addresses."""
+        self._candidates += [
+            (url, text, text_source, page_url, problem, None, None, inline)
+            for url, text, text_source, problem, inline in images
+        ]
+        self._inline_bytes += sum(len(image.inline) for image in images if image.inline is not None)
+
+    def response(self, url: str, status: int, location: str | None, file: str, offset: int | None) -> None:
+        """Adds a row of RESPONSES."""
+        self._responses.append((url, status, location, file, offset))
+
+    def full(self) -> Iterator[pa.RecordBatch]:
+        """The batches that are large enough."""
+        if len(self._candidates) >= _BATCH_ROWS or self._inline_bytes >= _BATCH_INLINE_BYTES:
+            yield _batch(self._candidates, CANDIDATES)
+            self._candidates, self._inline_bytes = [], 0
+        if len(self._responses) >= _BATCH_ROWS:
+            yield _batch(self._responses, RESPONSES)
+            self._responses = []
+
+    def rest(self) -> Iterator[pa.RecordBatch]:
+        """What is left."""
+        if self._candidates:
+            yield _batch(self._candidates, CANDIDATES)
+        if self._responses:
+            yield _batch(self._responses, RESPONSES)
+        self._candidates, self._responses, self._inline_bytes = [], [], 0
+
+
+def _batch(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.RecordBatch:
+    columns = zip(*rows, strict=True)
+    return pa.record_batch([_array(column, field) for column, field in zip(columns, schema, strict=True)], schema)
+
+
+def _array(values: tuple[Any, ...], field: pa.Field) -> pa.Array:
+    try:
+        return pa.array(values, field.type)
+    except UnicodeEncodeError:  # half a surrogate pair, as \\ud83d in JSON: no table can hold it
+        whole = [None if value is None else value.encode("utf-8", "replace").decode() for value in values]
+        return pa.array(whole, field.type)
+
+
+class OpenFiles:
+    """Files kept open for random access, the last few that were asked for. A pickled copy has none open."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._open: OrderedDict[str, BinaryIO] = OrderedDict()
+
+    def at(self, uri: str, offset: int) -> BinaryIO:
+        """The file, at this byte. It stays ours: do not close it. Raises as `Files.open`."""
+        stream = self._open.pop(uri, None) or self._files.open(uri)
+        self._open[uri] = stream
+        if len(self._open) > _OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        stream.seek(offset)
+        return stream
+
+    def __del__(self) -> None:
+        for stream in self._open.values():
+            stream.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_files": self._files, "_open": OrderedDict()}
+
+
+def is_file(files: Files, uri: str) -> bool:
+    """Whether there is a file; one small request where it lies on a server."""
+    try:
+        files.stamp(uri)
+    except DataError:
+        return False
+    return True
+
+
+def is_local(uri: str) -> bool:
+    """Whether it is a path, and no s3:// URI."""
+    return "://" not in uri
+
+
+def is_within(folder: str, uri: str) -> bool:
+    """Whether a file lies in a folder, symbolic links followed: nothing else of the machine gets into a data set."""
+    if is_local(folder):
+        return Path(uri).resolve().is_relative_to(Path(folder).resolve())
+    return uri.startswith(folder.rstrip("/") + "/")
+
+
+def joined(folder: str, *parts: str) -> str | None:
+    """A file below a folder, `.` and `..` undone; None where the parts lead out of it, or say nothing."""
+    segments: list[str] = []
+    for segment in "/".join(parts).split("/"):
+        if segment == "..":
+            if not segments:
+                return None
+            segments.pop()
+        elif "\0" in segment:
+            return None
+        elif segment not in ("", "."):
+            segments.append(segment)
+    return "/".join([folder.rstrip("/") or folder, *segments]) if segments else None
+
+
+def parent(uri: str) -> str:
+    """The folder of a file, or of a folder."""
+    head, slash, _ = uri.rstrip("/").rpartition("/")
+    return head or (slash if slash else ".")

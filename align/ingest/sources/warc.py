@@ -1,0 +1,182 @@
+"""Web archives: WARC and WAT files, compressed per record (gzip, Zstandard) or not at all.
+
+A file is streamed once. A WARC gives its pages' pairs and, for each response, where it lies; a picture is read by its
+offset later. A WAT holds what its crawler saw in pages, and no bytes: it gives pairs only. Nothing here holds more than
+one record and a batch of rows in memory.
+
+Decisions: a `resource` record counts as a response of status 200; a `revisit` that says which other address had the
+same bytes counts as a redirect to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+from align.config.ingest import IngestConfig
+from align.errors import DataError
+from align.ingest.sources import warc_bytes
+from align.ingest.sources.files import Files
+from align.ingest.sources.pages import page_images
+from align.ingest.sources.reading import Batches, OpenFiles
+from align.ingest.sources.wat import add_wat_record
+from align.pairs.urls import Resolver, canonical_or_as_is
+
+_SUFFIXES = tuple(f".{kind}{packed}" for kind in ("warc", "wat") for packed in ("", ".gz", ".zst"))
+_HTML_TYPES = ("text/html", "application/xhtml+xml")
+_OK, _FOUND = 200, 302
+
+
+class _Response(NamedTuple):
+    """What the headers of a record say.
+
+    Attributes:
+        url: as recorded.
+        status: 0 where the record has none.
+        is_page: HTML with status 200.
+        charset: of the content type.
+        location: canonical target of a redirect.
+    """
+
+    url: str
+    status: int
+    is_page: bool
+    charset: str | None
+    location: str | None
+
+
+class Warc:
+    """A source, see `align.ingest.sources.Source`."""
+
+    def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
+        """Raises DataError when nothing is at the location."""
+        self.files = self.inputs = files.list(location, _SUFFIXES)
+        self._config = config
+        self._open = OpenFiles(files)
+        self._store = files
+        self._dictionaries: dict[str, bytes | None] = {}  # of files packed with Zstandard, by file
+
+    def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
+        """See `Source`. Every page of status 200 is read, every response has a row.
+
+        Raises:
+            DataError: the file is no WARC, is cut off or damaged (unless `allow_truncated`), or is compressed as a
+                whole while pictures are to be read from it; the message names the file and the byte.
+        """
+        batches = Batches()
+        for record, response, offset, body in self._records(file, counts):
+            if response is not None:
+                if offset is None and self._config.images_from != "web":
+                    raise DataError(
+                        f"{file}: compressed as a whole, so no picture can be read from it; run `fastwarc recompress` "
+                        "on it first, or set ingest.images_from=web"
+                    )
+                url = canonical_or_as_is(response.url)
+                batches.response(url, response.status, response.location, file, offset)
+                if response.is_page:
+                    self._add_page(response, warc_bytes.decoded(body, record.http_headers), batches, counts)
+            elif body:
+                add_wat_record(body, self._config.text_from, batches, counts)
+            yield from batches.full()
+        yield from batches.rest()
+
+    def _add_page(self, page: _Response, body: bytes | None, batches: Batches, counts: Counter[str]) -> None:
+        counts["pages"] += 1
+        if body is None:
+            counts["pages_unreadable"] += 1
+            return
+        images = page_images(body, page.url, page.charset, self._config.text_from)
+        counts["rows"] += len(images)
+        batches.page(page.url, images)
+
+    def _records(self, file: str, counts: Counter[str]) -> Iterator[tuple[Any, _Response | None, int | None, bytes]]:
+        """Every whole record of a file; its offset, None where it cannot be read by it; its body if it is looked at."""
+        last, ends_at, problem, by_offset = -1, None, "", True
+        with self._store.open(file) as stream:
+            try:
+                records = ArchiveIterator(stream, record_types=WarcRecordType.any_type, strict_mode=False)
+                for number, record in enumerate(records):
+                    position = record.stream_pos
+                    if position <= last or (number == 1 and not self._begins(file, position)):
+                        by_offset = False
+                    last = max(last, position)
+                    expected = record.content_length  # of the body: the headers of HTTP have been read
+                    response = _response(record)
+                    looked_at = response.is_page if response else record.record_type == WarcRecordType.metadata
+                    body = record.reader.read() if looked_at else b""
+                    if len(body) + record.consume() < expected:
+                        ends_at, problem = last, "the record that starts there is cut off"
+                        break
+                    yield record, response, position if by_offset else None, body
+            except OSError as error:
+                ends_at, problem = max(last, 0), " ".join(str(error).split())
+            if last < 0:
+                raise DataError(f"{file}: not a web archive ({problem or 'no WARC record in it'})")
+            if ends_at is None and not warc_bytes.ends_well(stream, last if by_offset else None):
+                ends_at, problem = last, "bytes after the record that starts there belong to no whole record"
+            size = stream.seek(0, 2)
+        if ends_at is not None:
+            if not self._config.allow_truncated:
+                raise DataError(
+                    f"{file}: cut off or damaged at byte {ends_at:,} of {size:,} ({problem}); fetch it again, "
+                    "or set ingest.allow_truncated to take the part before"
+                )
+            counts["truncated_files"] += 1
+
+    def _begins(self, file: str, offset: int) -> bool:
+        """Whether a record begins at this byte; where the file is compressed as a whole, offsets mean nothing."""
+        return warc_bytes.begins_a_record(self._open.at(file, offset))
+
+    def read(self, file: str, offset: int | None) -> bytes | None:
+        """See `Source`: the body of one response; None where its encodings cannot be undone.
+
+        Raises:
+            DataError: no record begins there.
+        """
+        if offset is None:
+            return None
+        if not self._begins(file, offset):
+            raise DataError(f"{file}: no record at byte {offset:,}; did the file change? Run ingest anew")
+        stream: Any = self._open.at(file, offset)
+        if file.endswith(".zst"):
+            if file not in self._dictionaries:
+                self._dictionaries[file] = warc_bytes.zstd_dictionary(self._open.at(file, 0))
+                stream.seek(offset)
+            stream = warc_bytes.zstd_reader(stream, self._dictionaries[file])
+        try:
+            record = next(iter(ArchiveIterator(stream, strict_mode=False)), None)
+            return None if record is None else warc_bytes.decoded(record.reader.read(), record.http_headers)
+        except OSError:
+            return None
+
+
+def _response(record: Any) -> _Response | None:  # Any: fastwarc's classes are compiled
+    """What a record says of one address; None for records of another kind."""
+    kind, headers = record.record_type, record.headers
+    url = (headers.get("WARC-Target-URI") or "").strip("<> ")
+    if not url or kind not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.revisit):
+        return None
+    if kind == WarcRecordType.revisit:
+        same_as = (headers.get("WARC-Refers-To-Target-URI") or "").strip("<> ")
+        # the same address again tells nothing new: its response is in the archive
+        return _Response(url, _FOUND, False, None, canonical_or_as_is(same_as)) if same_as not in ("", url) else None
+    if kind == WarcRecordType.resource:
+        content_type, _, parameters = (headers.get("Content-Type") or "").lower().partition(";")
+        charset = parameters.partition("charset=")[2].strip(" \"'") or None
+        return _Response(url, _OK, content_type.strip() in _HTML_TYPES, charset, None)
+    http = record.http_headers
+    status = (http.status_code if http is not None else None) or 0
+    if 300 <= status < 400:
+        return _Response(url, status, False, None, _location(url, http.get("Location")))
+    content_type = record.http_content_type or headers.get("WARC-Identified-Payload-Type") or ""
+    is_page = status == _OK and content_type.lower() in _HTML_TYPES
+    return _Response(url, status, is_page, record.http_charset if is_page else None, None)
+
+
+def _location(url: str, location: str | None) -> str | None:
+    address = Resolver(url).resolve(location.strip()) if location and location.strip() else None
+    return address.url if address and not address.problem else None

@@ -1,0 +1,139 @@
+"""Writes data/raw: one shard at a time, each complete or not there, and the manifest last.
+
+A shard is NNNNN.tar, NNNNN_stats.json and NNNNN.parquet, renamed into place in this order: where the table is, the
+shard is whole. Equal rows and pictures are equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from align.errors import DataError
+from align.files import fsync, sha256_file, write_text
+from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, MANIFEST, SCHEMA, SUCCESS
+from align.formats.tar import TarWriter
+
+#: Rows that wait for the table in memory.
+_ROWS = 2048
+
+
+class RawShardWriter:
+    """Writes one shard. A context manager: it commits where the block ends well, and leaves nothing where it fails.
+
+    Args:
+        directory: the work folder.
+        name: the shard's name, such as `00000`.
+        place_digits: of a key, after the name.
+        keep_tar: called with the finished tar and its sha256 before the shard counts as there: it may take it away.
+    """
+
+    def __init__(self, directory: Path, name: str, place_digits: int, keep_tar: Callable[[Path, str], None]) -> None:
+        self._directory, self._name, self._place_digits = directory, name, place_digits
+        self._keep_tar = keep_tar
+        self._beside = {suffix: directory / f".{name}{suffix}" for suffix in (".tar", ".parquet")}
+        self._statuses: Counter[str] = Counter()
+        self._messages: Counter[str] = Counter()
+        self._rows: list[dict[str, Any]] = []
+        self._num_rows = 0
+
+    def __enter__(self) -> RawShardWriter:
+        self._file = self._beside[".tar"].open("wb")
+        self._tar = TarWriter(self._file)
+        self._table = pq.ParquetWriter(self._beside[".parquet"], SCHEMA, compression="zstd")
+        return self
+
+    @property
+    def next_key(self) -> str:
+        """The key of the pair that is added next."""
+        return f"{self._name}{self._num_rows:0{self._place_digits}d}"
+
+    def add(self, row: dict[str, Any], image: bytes | None, image_key: str) -> None:
+        """Adds one pair.
+
+        Args:
+            row: a value for every column of SCHEMA; its key is `next_key`.
+            image: the bytes to store, or None for a row without bytes or one whose bytes are stored already.
+            image_key: under which they are stored; the row's own key, but for what an earlier run stored otherwise.
+        """
+        self._rows.append(row)
+        self._num_rows += 1
+        self._statuses[row["status"]] += 1
+        self._messages[row["error_message"] or SUCCESS] += 1
+        if image is not None:
+            text, about = row["caption"].encode("utf-8"), json.dumps(row, ensure_ascii=False).encode("utf-8")
+            self._tar.add((f"{image_key}.jpg", image), (f"{image_key}.txt", text), (f"{image_key}.json", about))
+        if len(self._rows) >= _ROWS:
+            self._write_rows()
+
+    def _write_rows(self) -> None:
+        if self._rows:
+            self._table.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
+            self._rows = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._write_rows()
+                self._tar.close()
+            self._table.close()
+            self._file.close()
+            if kind is None:
+                self._commit()
+        finally:
+            for path in self._beside.values():
+                path.unlink(missing_ok=True)
+
+    def _commit(self) -> None:
+        for path in self._beside.values():
+            fsync(path)
+        tar = self._beside[".tar"]
+        stats: dict[str, Any] = {
+            "count": self._num_rows,
+            "successes": self._statuses[SUCCESS],
+            "failed_to_download": self._statuses[FAILED_TO_DOWNLOAD],
+            "failed_to_resize": self._statuses[FAILED_TO_RESIZE],
+            "status_dict": dict(sorted(self._messages.items())),
+            "tar_sha256": sha256_file(tar),
+            "tar_bytes": tar.stat().st_size,
+            "table_sha256": sha256_file(self._beside[".parquet"]),
+        }
+        os.replace(tar, self._directory / f"{self._name}.tar")
+        self._keep_tar(self._directory / f"{self._name}.tar", stats["tar_sha256"])
+        write_text(self._directory / f"{self._name}_stats.json", json.dumps(stats, indent=4, ensure_ascii=False) + "\n")
+        os.replace(self._beside[".parquet"], self._directory / f"{self._name}.parquet")
+        fsync(self._directory)
+
+
+def write_raw_manifest(directory: Path, names: list[str]) -> dict[str, Any]:
+    """Writes manifest.json over the shards' stats; returns it. The digest names the data.
+
+    Raises:
+        DataError: a shard lacks its stats.
+    """
+    shards = []
+    for name in names:
+        path = directory / f"{name}_stats.json"
+        try:
+            stats = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise DataError(f"{path}: missing; run `align ingest` again") from None
+        fields = {key: stats[key] for key in ("tar_sha256", "tar_bytes", "table_sha256")}
+        shards.append({"name": name, "num_pairs": stats["count"], **fields})
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(f"{shard['tar_sha256']} {shard['table_sha256']}\n".encode("ascii"))
+    manifest = {"schema_version": 1, "digest": digest.hexdigest(), "shards": shards}
+    write_text(directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    return manifest

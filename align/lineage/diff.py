@@ -1,0 +1,66 @@
+"""diff: two versions of the data. Which pairs entered and left, why, and how what is kept has moved.
+
+A version is a git revision with a dvc.lock (such as run/demo), whose tables come from DVC's cache or remotes, or a
+folder that holds data/raw and data/filtered (such as data). See `align.lineage.difference`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from align.config import Params
+from align.config.engine import EngineConfig
+from align.config.paths import PathsConfig
+from align.console import say
+from align.errors import DataError
+from align.files import to_json, write_text
+from align.lineage.data_versions import DataVersions
+from align.lineage.difference import Side, compare
+from align.lineage.page import as_page, as_text
+from align.services.engine import open_engine
+
+
+def side(name: str, paths: PathsConfig, versions: DataVersions) -> Side:
+    """The tables of a folder or of a git revision.
+
+    Raises:
+        DataError: it is neither, it has no such data, or its tables are gone from DVC's cache and remotes.
+    """
+    if Path(name).is_dir():
+        return Side(name, Path(name) / paths.raw.name, Path(name) / paths.filtered.name)
+    outs = versions.lock(name)
+    folders = []
+    for path in (paths.raw.as_posix(), paths.filtered.as_posix()):
+        if path not in outs:
+            raise DataError(f"'{name}': its dvc.lock knows no {path}; was that run another pipeline, or cut short?")
+        folder = versions.lay_out(outs[path], "*.parquet")
+        if folder is None:
+            away = "".join(f" ({why})" for why in versions.unreachable.values())
+            raise DataError(f"'{name}': the tables of {path} are neither in DVC's cache nor in a remote{away}")
+        folders.append(folder)
+    return Side(name, *folders)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    what = "git revision of a run, such as run/demo, or a folder with raw and filtered in it, such as data"
+    parser.add_argument("before", metavar="DATA_A", help=what)
+    parser.add_argument("after", metavar="DATA_B", help="likewise")
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with figures")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align diff`."""
+    paths, config = params.section(PathsConfig), params.section(EngineConfig)
+    with tempfile.TemporaryDirectory(prefix="align-", dir=config.temp_directory) as scratch:
+        versions = DataVersions(Path.cwd(), Path(scratch))
+        before, after = (side(name, paths, versions) for name in (args.before, args.after))
+        with open_engine(config) as engine:
+            found = compare(engine, before, after)
+    if args.html:
+        write_text(args.html, as_page(found))
+        say(f"diff: {args.html} written")
+    print(to_json(found.model_dump(mode="json")).rstrip("\n") if args.json else as_text(found))

@@ -1,1 +1,0 @@
-"""How `align diff` works: two versions of the dataset side by side."""

@@ -1,0 +1,70 @@
+"""What one image's pixels say: its size, a 64-bit perceptual hash, and a small thumbnail.
+
+The hash holds the signs of the lowest 8 x 8 frequencies of a 32 x 32 grey thumbnail: equal pictures, re-encoded or
+resized, differ in few of its bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from align.pairs.picture import PictureError, decode, read_header
+
+#: Side of the colour thumbnail.
+THUMBNAIL_PX = 16
+_HASH_PX = 32
+_HASH_SIDE = 8
+#: A JPEG is decoded no larger than needed for these.
+_HINT_PX = 128
+
+
+@dataclass(frozen=True)
+class ImageSignals:
+    """What one image's pixels say.
+
+    Attributes:
+        width_px: as stored; None where not even the header can be read.
+        height_px: likewise.
+        phash: 64-bit perceptual hash; None where the picture cannot be decoded.
+        thumbnail: 16 x 16 x 3 uint8 as bytes; None likewise.
+    """
+
+    width_px: int | None
+    height_px: int | None
+    phash: int | None
+    thumbnail: bytes | None
+
+
+def image_signals(data: bytes, max_pixels: int) -> ImageSignals:
+    """Decodes an image and measures it. Never raises for bad bytes."""
+    try:
+        header = read_header(data)
+    except PictureError:
+        return ImageSignals(None, None, None, None)
+    try:
+        image = decode(data, max_pixels=max_pixels, hint_px=_HINT_PX)
+    except PictureError:
+        return ImageSignals(header.width_px, header.height_px, None, None)
+    small = image.resize((2 * _HASH_PX, 2 * _HASH_PX), Image.Resampling.BILINEAR)
+    thumbnail = small.resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
+    return ImageSignals(header.width_px, header.height_px, perceptual_hash(small), thumbnail.tobytes())
+
+
+def _dct_rows() -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    frequency, place = np.arange(_HASH_SIDE)[:, None], np.arange(_HASH_PX)[None, :]
+    return np.cos(np.pi * frequency * (2 * place + 1) / (2 * _HASH_PX))
+
+
+_DCT = _dct_rows()
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """64 bits: which of the lowest 8 x 8 DCT frequencies of the grey picture lie above their median (DC included)."""
+    grey = image.convert("L").resize((_HASH_PX, _HASH_PX), Image.Resampling.BILINEAR)
+    # rounded, so that the last bit of a float on another machine does not decide
+    frequencies = np.round(_DCT @ np.asarray(grey, dtype=np.float64) @ _DCT.T, 3).ravel()
+    bits = frequencies > np.median(frequencies)
+    return int(np.packbits(bits).view(">u8")[0])

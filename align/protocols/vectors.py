@@ -1,0 +1,32 @@
+"""What the image index asks of a nearest-neighbour index. `align.services.vector_index` implements it with faiss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Vectors(Protocol):
+    """L2-normalised vectors in the order in which they were added; a vector's position is its id."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def width(self) -> int:
+        """Length of a vector."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Writes one file; equal vectors are equal bytes."""
+        ...
+
+    def vector(self, position: int) -> NDArray[np.float32]:
+        """(width,) float32: the vector with this id."""
+        ...
+
+    def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k nearest of each of (num_queries, width) queries, nearest first: cosines and ids, (num_queries, k)."""
+        ...

@@ -1,0 +1,219 @@
+"""export: a trained model -> a folder for other people's tools: transformers, onnxruntime, or torch without this code.
+
+Owns the check that what was written gives the same embeddings as the model, on the evaluation sets' images and texts or
+on given ones. It runs before the folder appears: one that differs never does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.config import Params
+from align.config.paths import PathsConfig
+from align.console import say
+from align.errors import DataError
+from align.files import replace_directory
+from align.formats.evaluation_set import load_sets
+from align.model.dual_encoder import DualEncoder, load_model
+from align.model.preprocess import centre_crop, decode, to_pixels
+from align.model.tokenizer import TextTokenizer
+from align.release.interchange import write_hugging_face
+from align.release.programs import Programs, write_programs
+
+T = TypeVar("T")
+Format = Literal["hf", "onnx", "torch"]
+Encoders = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
+
+#: Largest difference that a coordinate of a unit vector may have.
+TOLERANCE = 1e-4
+
+#: Images and texts that are compared, at most.
+NUM_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the parity check compares on.
+
+    Attributes:
+        images: image files' bytes.
+        texts: as many or not.
+    """
+
+    images: list[bytes]
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The largest difference between a coordinate of an embedding and the same one of the exported model's."""
+
+    num_images: int
+    num_texts: int
+    image: float
+    text: float
+
+
+def export(kind: Format, *, model_dir: Path, tokenizer_dir: Path, samples: Samples, out: Path) -> Parity:
+    """Writes the folder, once the check has passed.
+
+    Args:
+        kind: `hf`: for transformers.AlignModel; `onnx`; `torch`: for torch.export.load.
+        model_dir: a model folder.
+        tokenizer_dir: its tokenizer's.
+        samples: for the check.
+        out: replaced whole.
+
+    Raises:
+        DataError: model or tokenizer are missing or do not belong together, the format cannot hold the model, or the
+            embeddings differ by more than TOLERANCE.
+        ConfigError: a package that the format needs is not installed.
+    """
+    model = load_model(model_dir)
+    tokenizer = TextTokenizer.load(tokenizer_dir, model.config.max_tokens)
+    if tokenizer.vocab_size != model.vocab_size:
+        raise DataError(
+            f"{tokenizer_dir} has {tokenizer.vocab_size} tokens, the model in {model_dir} was trained with "
+            f"{model.vocab_size}: not the tokenizer it was trained with"
+        )
+    config = model.config
+    crops = [centre_crop(decode(data, config.resize_px), config.image_px) for data in samples.images]
+    pixels = to_pixels(np.stack(crops))
+    ids, mask = tokenizer(samples.texts)
+    with replace_directory(out) as part:
+        if kind == "hf":
+            write_hugging_face(model, tokenizer_dir, part)
+            encode = _hugging_face(part, samples.texts, ids, mask)
+        else:
+            write_programs(model, tokenizer_dir, part, kind)
+            programs = Programs(part, kind)
+            encode = programs.encode_image, programs.encode_text
+        parity = compare(model, encode, pixels, ids, mask)
+        if not (parity.image <= TOLERANCE and parity.text <= TOLERANCE):  # NaN is a failure too
+            raise DataError(
+                f"{out}: not written: as {kind} the embeddings of images differ by {parity.image:.1e}, of texts by "
+                f"{parity.text:.1e}; at most {TOLERANCE:.0e} is allowed"
+            )
+    return parity
+
+
+@torch.inference_mode()
+def compare(model: DualEncoder, encode: Encoders, pixels: Tensor, ids: Tensor, mask: Tensor) -> Parity:
+    """The largest differences, over the whole batch and over its first sample alone.
+
+    Args:
+        model: in evaluation mode.
+        encode: the other side's two encoders.
+        pixels: (B, 3, H, W).
+        ids: (B, T).
+        mask: (B, T).
+    """
+    image, text = encode
+    differences: dict[str, list[Tensor]] = {"image": [], "text": []}
+    for rows in (slice(None), slice(0, 1)):
+        for name, ours, theirs in (
+            ("image", model.encode_image(pixels[rows]), image(pixels[rows])),
+            ("text", model.encode_text(ids[rows], mask[rows]), text(ids[rows], mask[rows])),
+        ):
+            differences[name].append((ours - theirs).abs().max())
+    worst = {name: float(torch.stack(found).max()) for name, found in differences.items()}  # NaN stays NaN
+    return Parity(len(pixels), len(ids), **worst)
+
+
+def _hugging_face(directory: Path, texts: list[str], ids: Tensor, mask: Tensor) -> Encoders:
+    """Upstream's own model and processor, read back; its processor must give the same tokens as ours."""
+    from transformers import AlignModel, AlignProcessor
+    from transformers.utils import logging
+
+    silent: Any = logging.disable_progress_bar
+    silent()
+    load: Any = AlignProcessor.from_pretrained
+    tokens = load(directory)(text=texts, return_tensors="pt")
+    length = int(tokens["attention_mask"].sum(1).max())
+    for name, mine in (("input_ids", ids), ("attention_mask", mask)):
+        if not torch.equal(tokens[name][:, :length], mine):
+            raise DataError("--format hf: the processor splits texts otherwise than the model's tokenizer: not written")
+    load = AlignModel.from_pretrained
+    theirs = load(directory).eval()
+
+    def image(pixels: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(theirs.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+
+    def text(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        features = theirs.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+        return torch.nn.functional.normalize(features, dim=-1)
+
+    return image, text
+
+
+def find_samples(evaluation: Path, images: Path | None, texts: Path | None) -> Samples:
+    """Up to NUM_SAMPLES images and texts, evenly spread over the evaluation sets or over what is given.
+
+    Args:
+        evaluation: folder of the evaluation sets.
+        images: a folder of images to take instead.
+        texts: a file with a text a line to take instead.
+
+    Raises:
+        DataError: there is none of one of them.
+    """
+    sets = [] if images and texts else load_sets(evaluation)
+    everything = [image for each in sets for image in each.images]
+    if images:
+        files = sorted(path for path in images.rglob("*") if path.is_file())
+        chosen = [path.read_bytes() for path in _spread(files)]
+    else:
+        chosen = [image.image for image in _spread(everything)]
+    if texts:
+        try:
+            lines = [line.strip() for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"--texts {texts}: cannot be read: {error}") from None
+    else:
+        lines = [text for image in everything for text in islice(image.texts, 1)]
+    found = Samples(chosen, _spread(lines))
+    if not found.images or not found.texts:
+        raise DataError(
+            f"nothing to check the export on: {len(found.images)} images, {len(found.texts)} texts; "
+            f"give --images FOLDER and --texts FILE"
+        )
+    return found
+
+
+def _spread(items: Sequence[T]) -> list[T]:
+    return [items[index] for index in np.linspace(0, len(items) - 1, min(NUM_SAMPLES, len(items))).astype(int)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `align export`."""
+    parser.add_argument("--format", choices=get_args(Format), required=True, help="hf: transformers.AlignModel")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where it goes; replaced whole")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="default: paths.finetuned")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="default: paths.tokenizer")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="to check on; default: the evaluation sets")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="to check on, a text a line")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align export`."""
+    paths = params.section(PathsConfig)
+    parity = export(
+        args.format,
+        model_dir=args.model or paths.finetuned,
+        tokenizer_dir=args.tokenizer or paths.tokenizer,
+        samples=find_samples(paths.evaluation, args.images, args.texts),
+        out=args.out,
+    )
+    say(
+        f"export: {args.out} ({args.format}); embeddings of {parity.num_images} images differ by at most "
+        f"{parity.image:.1e}, of {parity.num_texts} texts by {parity.text:.1e}"
+    )

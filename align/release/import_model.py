@@ -1,0 +1,55 @@
+"""import_model: a folder of `transformers.AlignModel`, such as kakaobrain/align-base -> a model folder like ours.
+
+The result holds `model/` and `tokenizer/`, which every command takes: `--set paths.finetuned=OUT/model --set
+paths.tokenizer=OUT/tokenizer` to embed, evaluate or package, `paths.pretrained` to fine-tune. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from align.config import Params
+from align.config.model import ModelConfig
+from align.console import say
+from align.files import replace_directory
+from align.model.dual_encoder import DualEncoder, save_model
+from align.release.interchange import read_hugging_face, save_imported_tokenizer
+
+
+def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
+    """Reads the folder and writes ours.
+
+    Args:
+        config: section `model`, whose batch-norm the model gets: the folder says nothing of it.
+        source: in Hugging Face's format, with tokenizer and image processor.
+        out: replaced whole.
+
+    Raises:
+        DataError: the folder is not complete, or holds another architecture.
+    """
+    model, tokenizer = read_hugging_face(source, batch_norm=config.batch_norm, batch_norm_group=config.batch_norm_group)
+    with replace_directory(out) as part:
+        for name in ("model", "tokenizer"):
+            (part / name).mkdir()
+        save_model(model, part / "model", stage="import_model")
+        save_imported_tokenizer(tokenizer, part / "tokenizer", max_tokens=model.config.max_tokens)
+    return model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `align import_model`."""
+    parser.add_argument("--from", dest="source", type=Path, required=True, metavar="FOLDER", help="what to import")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets model/ and tokenizer/")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align import_model`."""
+    model = import_model(params.section(ModelConfig), args.source, args.out)
+    tower, text = model.config.image_tower, model.config.text_tower
+    num_params = sum(param.numel() for param in model.parameters())
+    say(
+        f"import_model: {num_params / 1e6:.2f} M parameters, image tower {tower}, text tower {text}, width "
+        f"{model.config.embed_width}; use it with --set paths.finetuned={args.out / 'model'} "
+        f"--set paths.tokenizer={args.out / 'tokenizer'}"
+    )

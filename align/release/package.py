@@ -1,0 +1,103 @@
+"""package: the fine-tuned model, its tokenizer, its measures and its code -> models/packaged, an MLflow model.
+
+A folder that `mlflow.pyfunc.load_model` reads anywhere, `align` installed or not. Equal inputs give equal bytes, so its
+digest names the model: `align register` makes a new version for a new digest only. The measures lie beside the model
+in `evaluation.json`. `align.release.packaged_model` says what the model takes and gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from align.config import Params
+from align.config.paths import PathsConfig
+from align.console import say
+from align.errors import DataError
+from align.files import replace_directory, sha256_folder
+from align.model.embedder import Embedder
+from align.provenance import closure
+from align.release import packaged_model
+from align.report import Report, record_runtime, write_report
+
+#: What loading a model imports first; its import closure goes into the folder.
+_ENTRY = "align.model.embedder"
+#: Lets the rest of an installed `align` be found beside the part that the folder carries.
+_EXTEND_PATH = '\n__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
+
+
+class PackageReport(Report):
+    """The digest that names the packaged model: sha256 over its files' names and bytes."""
+
+    digest: str
+
+
+def package(*, model: Path, tokenizer: Path, evaluation: Path, out: Path, reports: Path) -> PackageReport:
+    """Writes the model folder and proves that it embeds.
+
+    Args:
+        model: models/finetuned.
+        tokenizer: data/tokenizer.
+        evaluation: reports/evaluation, whose metrics.json goes into the folder.
+        out: models/packaged; replaced whole.
+        reports: the folder of this stage's report.
+
+    Raises:
+        DataError: an input is missing, model and tokenizer do not belong together, or embeddings are not finite.
+    """
+    metrics = evaluation / "metrics.json"
+    if not metrics.is_file():
+        raise DataError(f"{metrics}: no such file; run `align evaluate` first")
+    embedder = Embedder.load(model, tokenizer)
+    with replace_directory(out) as part, tempfile.TemporaryDirectory(prefix="align-package-") as scratch:
+        code = Path(scratch) / "align"
+        copy_code(code)
+        part.rmdir()  # MLflow wants to make it
+        packaged_model.save(
+            part,
+            model=model,
+            tokenizer=tokenizer,
+            code=code,
+            metadata={"schema_version": 1, "embed_width": embedder.width},
+        )
+        shutil.copyfile(metrics, part / "evaluation.json")
+        artifacts = part / "artifacts"
+        embedding = Embedder.load(artifacts / model.name, artifacts / tokenizer.name).embed_texts(["a red fox"])
+        if not np.isfinite(embedding).all():
+            raise DataError(f"{model}: its embeddings are not finite; train again")
+    digest = sha256_folder(out)
+    num_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    report = PackageReport(
+        metrics={"package/num_bytes": num_bytes, "package/embed_width": embedder.width}, digest=digest
+    )
+    write_report(report, reports)
+    return report
+
+
+def copy_code(target: Path) -> None:
+    """Copies the modules of `align` that loading needs, and no others: a change elsewhere makes no new model."""
+    for name, source in sorted(closure(_ENTRY).items()):
+        parts = name.split(".")[1:]
+        path = (
+            target.joinpath(*parts, "__init__.py")
+            if source.name == "__init__.py"
+            else target.joinpath(*parts).with_suffix(".py")
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        extra = _EXTEND_PATH if source.name == "__init__.py" else ""
+        path.write_text(source.read_text(encoding="utf-8") + extra, encoding="utf-8")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align package`."""
+    paths = params.section(PathsConfig)
+    with record_runtime("package", paths.runtime):
+        report = package(
+            model=paths.finetuned, tokenizer=paths.tokenizer, evaluation=paths.reports / "evaluation",
+            out=paths.packaged, reports=paths.reports / "package",
+        )  # fmt: skip
+    say(f"package: {paths.packaged}, {report.metrics['package/num_bytes'] / 1e6:.1f} MB, digest {report.digest[:12]}")

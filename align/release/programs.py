@@ -1,0 +1,191 @@
+"""Both towers as programs that run without this code: ONNX files, or programs of `torch.export`.
+
+    image_encoder   pixels (B, 3, image_px, image_px) float32 in [-1, 1]            -> image_embeds (B, D)
+    text_encoder    input_ids, attention_mask (B, T) int64, T at most max_tokens    -> text_embeds (B, D)
+
+B and T are free. Embeddings are L2-normalised, so a dot product is the cosine; batch-norm uses its running statistics.
+Beside them lie the tokenizer and `interface.json`, which says how pixels are made.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from align.errors import ConfigError
+from align.files import to_json, write_text
+from align.model.depthwise import DepthwiseConv2d
+from align.model.dual_encoder import DualEncoder
+
+ProgramFormat = Literal["onnx", "torch"]
+
+#: Weights of more bytes than this lie in a file of their own beside the graph: protobuf ends at 2 GB.
+_LARGEST_ONNX_BYTES = 1_500_000_000
+
+#: What the operators that the towers need ask for, and onnxruntime has had for years.
+_OPSET = 18
+
+
+class _ImageEncoder(nn.Module):
+    def __init__(self, model: DualEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_image(pixels)
+
+
+class _TextEncoder(nn.Module):
+    def __init__(self, model: DualEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model.encode_text(input_ids, attention_mask)
+
+
+def write_programs(model: DualEncoder, tokenizer_dir: Path, directory: Path, kind: ProgramFormat) -> None:
+    """Writes both encoders, the tokenizer and `interface.json` into a folder that exists.
+
+    Raises:
+        ConfigError: ONNX is asked for and the packages that write it are not installed.
+    """
+    if kind == "onnx":
+        _require_onnx()
+    with _quiet():
+        for name, program in _traced(_plain(model)).items():
+            if kind == "onnx":
+                _save_onnx(program, directory / f"{name}.onnx")
+            else:
+                torch.export.save(program, directory / f"{name}.pt2")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        if (tokenizer_dir / file).is_file():
+            shutil.copyfile(tokenizer_dir / file, directory / file)
+    config = model.config
+    interface = {
+        "schema_version": 1,
+        "resize_px": config.resize_px,
+        "image_px": config.image_px,
+        "pixels": "bilinear resize of the whole image to resize_px squared, its centre of image_px, value / 127.5 - 1",
+        "max_tokens": config.max_tokens,
+        "embed_width": config.embed_width,
+        "temperature": round(float(model.temperature.detach()), 6),
+    }
+    write_text(directory / "interface.json", to_json(interface))
+
+
+def _plain(model: DualEncoder) -> DualEncoder:
+    """A copy in evaluation mode of torch's own layers, whose weights stand in the program as they are used.
+
+    A weight padded in the program made torch's exporter write a graph of B7 that misses a node.
+    """
+    copied = copy.deepcopy(model).cpu().eval()
+    for module in list(copied.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, DepthwiseConv2d):
+                setattr(module, name, child.plain())
+    return copied
+
+
+def _half(model: DualEncoder, *, without: str) -> DualEncoder:
+    """The same model without one tower, so that a program holds the weights it uses and no others."""
+    half = copy.copy(model)
+    half._modules = {
+        name: nn.Identity() if name.startswith(without) else module for name, module in model._modules.items()
+    }
+    return half
+
+
+def _traced(model: DualEncoder) -> dict[str, ExportedProgram]:
+    config = model.config
+    batch, tokens = Dim("batch", min=1, max=2**16), Dim("tokens", min=2, max=config.max_tokens)
+    pixels = torch.zeros(2, 3, config.image_px, config.image_px)
+    ids = torch.zeros(2, 3, dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    mask[0, 2] = 0  # padding, so that the mask stays in the program
+    with torch.no_grad():
+        return {
+            "image_encoder": torch.export.export(
+                _ImageEncoder(_half(model, without="text")).eval(), (pixels,), dynamic_shapes={"pixels": {0: batch}}
+            ),
+            "text_encoder": torch.export.export(
+                _TextEncoder(_half(model, without="vision")).eval(), (ids, mask),
+                dynamic_shapes={"input_ids": {0: batch, 1: tokens}, "attention_mask": {0: batch, 1: tokens}},
+            ),
+        }  # fmt: skip
+
+
+def _save_onnx(program: ExportedProgram, path: Path) -> None:
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    image = path.stem.startswith("image")
+    torch.onnx.export(
+        program, f=path, dynamo=True, verbose=False, opset_version=_OPSET,
+        input_names=["pixels"] if image else ["input_ids", "attention_mask"],
+        output_names=["image_embeds" if image else "text_embeds"], external_data=num_bytes > _LARGEST_ONNX_BYTES,
+    )  # fmt: skip
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401  # only whether it is there
+        import onnxscript  # noqa: F401  # likewise
+    except ImportError as error:
+        raise ConfigError(f"--format onnx needs {error.name}: pip install 'align-mlops[onnx]'") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporters say about themselves."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+class Programs:
+    """The two encoders of a folder that `write_programs` made, run by torch or onnxruntime on the CPU."""
+
+    def __init__(self, directory: Path, kind: ProgramFormat) -> None:
+        self._encoders: dict[str, Any] = {}
+        for name in ("image_encoder", "text_encoder"):
+            if kind == "onnx":
+                self._encoders[name] = _onnx_session(directory / f"{name}.onnx")
+            else:
+                self._encoders[name] = torch.export.load(directory / f"{name}.pt2").module()
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D)."""
+        return self._run("image_encoder", pixels=pixels)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T), (B, T) -> (B, D)."""
+        return self._run("text_encoder", input_ids=input_ids, attention_mask=attention_mask)
+
+    @torch.inference_mode()
+    def _run(self, name: str, **inputs: Tensor) -> Tensor:
+        encoder = self._encoders[name]
+        if hasattr(encoder, "get_inputs"):
+            return torch.from_numpy(encoder.run(None, {key: value.numpy() for key, value in inputs.items()})[0])
+        result: Tensor = encoder(*inputs.values())
+        return result
+
+
+def _onnx_session(path: Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -1,0 +1,58 @@
+"""The result of a stage, as numbers, and the record of a run.
+
+Reports and outs are the same bytes however a stage was started; what varies from run to run (times, hosts) goes to
+`runtime/<stage>.json`, which nothing depends on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from align.files import to_json, write_text
+
+
+class Report(BaseModel):
+    """The frozen result of a stage. Subclasses add fields; a number is computed once and read from here.
+
+    Attributes:
+        metrics: flat names as DVC and MLflow show them, such as `concepts/image_to_text/recall@10`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = 1
+    metrics: dict[str, float | int]
+
+
+def write_report(report: Report, directory: Path) -> None:
+    """Writes `report.json` and, for DVC and MLflow, its metrics alone as `metrics.json`.
+
+    Sorted keys, two spaces, NaN refused: equal results are equal bytes.
+    """
+    write_text(directory / "metrics.json", to_json(report.metrics))
+    write_text(directory / "report.json", to_json(report.model_dump(mode="json", exclude={"metrics"})))
+
+
+@contextmanager
+def record_runtime(stage: str, directory: Path) -> Iterator[dict[str, Any]]:
+    """Writes `directory/<stage>.json` with the times and the host; the block may add throughput figures to the dict."""
+    import platform
+
+    record: dict[str, Any] = {"stage": stage, "host": platform.node(), "num_cpus": os.cpu_count()}
+    start = time.time()
+    record["started_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start))
+    try:
+        yield record
+        record["outcome"] = "completed"
+    except BaseException as error:
+        record["outcome"] = f"failed: {type(error).__name__}"
+        raise
+    finally:
+        record["wall_s"] = round(time.time() - start, 3)
+        write_text(directory / f"{stage}.json", to_json(record))

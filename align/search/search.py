@@ -1,0 +1,174 @@
+"""search: finds images by text, by image, by image + text or by image - text (paper section 7, text weight 2).
+
+Prints a table; `--json` prints it for machines; `--html FILE` writes a self-contained page with the pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.config import Params
+from align.config.paths import PathsConfig
+from align.config.search import SearchConfig
+from align.config.store import StoreConfig
+from align.console import say
+from align.errors import ConfigError, DataError
+from align.files import write_text
+from align.formats.image_index import Hit, ImageIndex
+from align.formats.shards import read_manifest
+from align.model.embedder import Embedder, Encoder, model_digest
+from align.search.page import Found, Row, search_page
+from align.search.queries import compose
+from align.services.store import materialised
+from align.services.vector_index import VectorIndex
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked: a text; or an image (a file's bytes, or the key of an indexed one), plus or minus a text."""
+
+    text: str | None = None
+    image: bytes | None = None
+    key: str | None = None
+    plus: str | None = None
+    minus: str | None = None
+
+    def describe(self) -> str:
+        """The query in words."""
+        if self.text is not None:
+            return self.text
+        words = f"image {self.key}" if self.key else "the image"
+        return words + (f" + “{self.plus}”" if self.plus else "") + (f" - “{self.minus}”" if self.minus else "")
+
+
+def search(query: Query, *, index: ImageIndex, encoder: Encoder, text_weight: float, num_results: int) -> list[Hit]:
+    """The nearest indexed images, nearest first; an indexed query image is no answer to itself.
+
+    Args:
+        query: exactly one of text, image and key must be given; plus and minus go with an image or a key.
+        index: the images.
+        encoder: the model that the index was made with.
+        text_weight: of the texts added or taken away.
+        num_results: at most so many.
+
+    Raises:
+        ConfigError: the query is none of the forms above.
+        DataError: the image does not decode, or no image has this key.
+    """
+    if sum(part is not None for part in (query.text, query.image, query.key)) != 1:
+        raise ConfigError('search: give one of a text ("red heart"), --image FILE and --key KEY')
+    if query.text is not None:
+        if query.plus or query.minus:
+            raise ConfigError("search: --plus and --minus change an image; give --image FILE or --key KEY with them")
+        return index.search(_text(encoder, query.text), num_results)
+    vector = index.vector(query.key) if query.key else encoder.embed_images([query.image or b""])[0]
+    try:
+        vector = compose(
+            vector,
+            plus=_text(encoder, query.plus) if query.plus else None,
+            minus=_text(encoder, query.minus) if query.minus else None,
+            text_weight=text_weight,
+        )
+    except ValueError as error:
+        raise DataError(f"search: {error}") from None
+    return index.search(vector, num_results, exclude=[query.key] if query.key else [])
+
+
+def open_index(directory: Path, digest: str) -> ImageIndex:
+    """Loads the index and refuses one that another model made.
+
+    Raises:
+        DataError: no index, or one made with another model.
+    """
+    index = ImageIndex.load(directory, VectorIndex.load)
+    if index.header.model_digest != digest:
+        raise DataError(f"{directory}: made with another model than this one; run `align index` again")
+    return index
+
+
+def _text(encoder: Encoder, text: str) -> NDArray[np.float32]:
+    if not text.strip():
+        raise ConfigError("search: the text is empty")
+    return np.asarray(encoder.embed_texts([text])[0], dtype=np.float32)
+
+
+def _table(hits: list[Hit]) -> str:
+    width = max(40, shutil.get_terminal_size((100, 24)).columns)
+    lines = [f"{'rank':>4}  {'score':>6}  {'key':<9}  text"]
+    for rank, hit in enumerate(hits, 1):
+        line = f"{rank:>4}  {hit.score:>6.3f}  {hit.item.key:<9}  {' | '.join(hit.item.texts)}"
+        lines.append(line if len(line) <= width else line[: width - 1] + "…")
+    return "\n".join(lines)
+
+
+def _json(hits: list[Hit]) -> str:
+    rows = [
+        {
+            "rank": rank, "score": round(hit.score, 6), "key": hit.item.key, "image_id": hit.item.image_id,
+            "split": hit.item.split, "texts": list(hit.item.texts),
+        }
+        for rank, hit in enumerate(hits, 1)
+    ]  # fmt: skip
+    return json.dumps(rows, ensure_ascii=False, indent=2)
+
+
+def _page(query: Query, hits: list[Hit], index: ImageIndex, shards: Path) -> str:
+    if read_manifest(shards).digest != index.header.shards_digest:
+        raise DataError(f"{shards}: changed since the index was made; run `align index` again")
+    image = query.image
+    if query.key:
+        image = next(item for item in index.items if item.key == query.key).image(shards)
+    found = [Found(hit.item.image(shards), " | ".join(hit.item.texts), hit.score, None) for hit in hits]
+    row = Row(query.describe(), image, found, None)
+    return search_page("Search", f"{len(hits)} of {len(index.items):,} images.", {"Nearest images": [row]})
+
+
+def _read_image(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"--image {path}: {error.strerror}") from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `align search`."""
+    parser.add_argument("text", nargs="?", help='what to look for, such as "red heart"')
+    parser.add_argument("--image", type=Path, metavar="FILE", help="look for images like this one")
+    parser.add_argument("--key", help="look for images like this indexed one")
+    parser.add_argument("--plus", metavar="TEXT", help="with an image: add this")
+    parser.add_argument("--minus", metavar="TEXT", help="with an image: take this away")
+    parser.add_argument("-k", type=int, default=None, metavar="N", help="how many (default: search.num_results)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align search`."""
+    config, paths = params.section(SearchConfig), params.section(PathsConfig)
+    if args.k is not None and args.k < 1:
+        raise ConfigError(f"search: -k {args.k}: expected at least 1")
+    image = _read_image(args.image) if args.image else None
+    query = Query(text=args.text, image=image, key=args.key, plus=args.plus, minus=args.minus)
+    index = open_index(paths.index, model_digest(paths.finetuned, paths.tokenizer))
+    encoder = Embedder.load(paths.finetuned, paths.tokenizer)
+    try:
+        hits = search(
+            query,
+            index=index,
+            encoder=encoder,
+            text_weight=config.text_weight,
+            num_results=args.k or config.num_results,
+        )
+    except DataError as error:
+        raise DataError(f"--image {args.image}: {error}" if args.image else str(error)) from None
+    print(_json(hits) if args.json else _table(hits))
+    if args.html:
+        write_text(args.html, _page(query, hits, index, materialised(paths.shards, params.section(StoreConfig))))
+        say(f"search: wrote {args.html}")

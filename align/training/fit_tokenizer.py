@@ -1,0 +1,87 @@
+"""fit_tokenizer: the WordPiece vocabulary, learned from the kept training texts (paper section 4.1: 100k words).
+
+Only texts of the training split are read, so that validation and test words stay unseen.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from align.config import Params
+from align.config.fit_tokenizer import FitTokenizerConfig
+from align.config.model import ModelConfig
+from align.config.paths import PathsConfig
+from align.config.store import StoreConfig
+from align.console import say
+from align.files import replace_directory
+from align.formats.shards import iter_samples, read_manifest
+from align.formats.verdict import SHARDS, require_passed
+from align.model.tokenizer import SPECIAL_TOKENS, TextTokenizer, fit_wordpiece, save_tokenizer
+from align.report import Report, record_runtime, write_report
+from align.services.store import materialised
+
+#: Longer than any text, to measure lengths.
+NEVER_TRUNCATED = 1_000_000
+
+
+class FitTokenizerReport(Report):
+    """What was learned, and how it fits the texts it was learned from."""
+
+    longest_text: str
+
+
+def fit_tokenizer(
+    config: FitTokenizerConfig, *, max_tokens: int, shards: Path, out: Path, reports: Path
+) -> FitTokenizerReport:
+    """Learns the vocabulary and writes the tokenizer folder.
+
+    Args:
+        config: section `fit_tokenizer`.
+        max_tokens: longest token sequence of the model; saved with the tokenizer.
+        shards: data/shards, of which the training split is read.
+        out: data/tokenizer; replaced whole.
+        reports: folder of the report.
+
+    Raises:
+        DataError: the training split has no text with a word in it.
+    """
+    texts = [text for sample in iter_samples(shards, "train") for text in sample.texts]
+    tokenizer = fit_wordpiece(texts, vocab_size=config.vocab_size, min_count=config.min_count)
+    with replace_directory(out) as part:
+        save_tokenizer(tokenizer, part, max_tokens=max_tokens)
+    tokenised = TextTokenizer.load(out, max_tokens=NEVER_TRUNCATED).ids(texts)
+    lengths = [len(ids) for ids in tokenised]
+    unknown = SPECIAL_TOKENS.index("[UNK]")
+    report = FitTokenizerReport(
+        longest_text=texts[max(range(len(texts)), key=lambda row: (lengths[row], texts[row]))],
+        metrics={
+            "fit_tokenizer/num_texts": len(texts),
+            "fit_tokenizer/vocab_size": tokenizer.get_vocab_size(),
+            "fit_tokenizer/tokens_per_text": round(sum(lengths) / len(lengths), 4),
+            "fit_tokenizer/longest_text_tokens": max(lengths),
+            "fit_tokenizer/num_truncated": sum(length > max_tokens for length in lengths),
+            "fit_tokenizer/num_unknown_tokens": sum(ids.count(unknown) for ids in tokenised),
+        },
+    )
+    with replace_directory(reports) as part:
+        write_report(report, part)
+    return report
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """Entry point of `align fit_tokenizer`."""
+    del args
+    paths = params.section(PathsConfig)
+    require_passed(paths.reports / SHARDS, read_manifest(paths.shards).digest)
+    with record_runtime("fit_tokenizer", paths.runtime):
+        report = fit_tokenizer(
+            params.section(FitTokenizerConfig), max_tokens=params.section(ModelConfig).max_tokens,
+            shards=materialised(paths.shards, params.section(StoreConfig)), out=paths.tokenizer,
+            reports=paths.reports / "fit_tokenizer",
+        )  # fmt: skip
+    metrics = report.metrics
+    say(
+        f"fit_tokenizer: {metrics['fit_tokenizer/vocab_size']:,} tokens from {metrics['fit_tokenizer/num_texts']:,} "
+        f"texts, {metrics['fit_tokenizer/tokens_per_text']:.1f} tokens a text"
+    )

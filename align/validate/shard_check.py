@@ -1,0 +1,241 @@
+"""Checks data/shards sample by sample against the manifest: what the quality gate over shards counts.
+
+One tar is one piece of work: it is read once, as webdataset reads it, hashed while it is read, and every picture in it
+is decoded. Faults are counted and the first few named; nothing here raises for bad bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from align.errors import CorruptError, DataError
+from align.formats.shards import MANIFEST, Manifest, Shard, digest_of
+from align.pairs.picture import PictureError, decode
+
+#: (sha256, bytes) -> path of a tar whose bytes were checked.
+Fetch = Callable[[str, int], Path]
+
+#: What must be 0: fault -> what it counts, in the order of the gate.
+FAULTS = {
+    "shards_missing": "shards that the manifest names and that are not there",
+    "shards_unlisted": "tars that the manifest does not name",
+    "shards_changed": "shards whose size or sha256 differs from the manifest",
+    "shards_of_another_count": "shards with another number of images or pairs than the manifest says",
+    "shards_of_another_index": "shards whose samples do not lie where the manifest says",
+    "manifest_of_another_digest": "digests of the manifest that its own shards do not give",
+    "samples_incomplete": "samples without their jpg, txt or json, or whose json and txt disagree",
+    "samples_undecodable": "samples whose picture does not decode",
+    "samples_of_another_size": "samples whose picture is not of the manifest's size",
+}  # fmt: skip
+
+#: The pairs that a shard holds, for the join with the decisions.
+PAIRS = pa.schema([(name, pa.string()) for name in ("key", "image_id", "split", "text")])
+
+#: So many faults of a kind are named.
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One tar to check; picklable.
+
+    Attributes:
+        directory: data/shards.
+        split: its split.
+        shard: what the manifest says of it.
+        image_px: side of its pictures.
+        pairs: the parquet file to write, with the columns of PAIRS.
+        fetch: (sha256, bytes) -> path, for a tar that is not in the folder but in an object store; may be None.
+    """
+
+    directory: Path
+    split: str
+    shard: Shard
+    image_px: int
+    pairs: Path
+    fetch: Fetch | None = None
+
+
+@dataclass
+class Faults:
+    """What was found: how many of each kind, and the first few by name; `num_images` were looked at."""
+
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAULTS, 0))
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    num_images: int = 0
+
+    def add(self, kind: str, where: str) -> None:
+        """Counts one."""
+        self.counts[kind] += 1
+        self.examples.setdefault(kind, []).append(where)
+        del self.examples[kind][_NAMED:]
+
+    def merge(self, other: Faults) -> None:
+        """Adds what another piece of work found."""
+        self.num_images += other.num_images
+        for kind, num in other.counts.items():
+            self.counts[kind] += num
+        for kind, places in other.examples.items():
+            self.examples[kind] = [*self.examples.get(kind, []), *places][:_NAMED]
+
+
+def tasks(directory: Path, manifest: Manifest, scratch: Path, fetch: Fetch | None) -> list[ShardTask]:
+    """One piece of work a shard; `scratch` takes their tables of pairs."""
+    return [
+        ShardTask(
+            directory, split, shard, manifest.image_px, scratch / f"{shard.path.replace('/', '-')}.parquet", fetch
+        )
+        for split, part in manifest.splits.items()
+        for shard in part.shards
+    ]
+
+
+def check_folder(directory: Path, manifest: Manifest) -> Faults:
+    """Compares the folder's names with the manifest's."""
+    faults = Faults()
+    listed = {shard.path for part in manifest.splits.values() for shard in part.shards}
+    there = {path.relative_to(directory).as_posix() for path in directory.rglob("*.tar")}
+    for path in sorted(there - listed):
+        faults.add("shards_unlisted", path)
+    if digest_of(shard for part in manifest.splits.values() for shard in part.shards) != manifest.digest:
+        faults.add("manifest_of_another_digest", MANIFEST)
+    for name, part in manifest.splits.items():
+        sums = sum(shard.num_images for shard in part.shards), sum(shard.num_pairs for shard in part.shards)
+        if sums != (part.num_images, part.num_pairs):
+            faults.add("shards_of_another_count", f"split {name}")
+    return faults
+
+
+def check_shard(task: ShardTask) -> Faults:
+    """Reads one tar, decodes every picture, and writes its pairs; holds the tar's pairs and one picture.
+
+    Raises:
+        ServiceError: the object store is away: that says nothing about the data.
+    """
+    faults = Faults()
+    path = _located(task, faults)
+    rows = _checked(path, task, faults) if path is not None else []
+    pq.write_table(pa.Table.from_pylist(rows, PAIRS), task.pairs)
+    return faults
+
+
+def _located(task: ShardTask, faults: Faults) -> Path | None:
+    path, shard = task.directory / task.shard.path, task.shard
+    if path.is_file():
+        return path
+    try:
+        if task.fetch is not None:
+            return task.fetch(shard.sha256, shard.num_bytes)
+        faults.add("shards_missing", shard.path)
+    except CorruptError:
+        faults.add("shards_changed", shard.path)
+    except DataError:
+        faults.add("shards_missing", shard.path)
+    return None
+
+
+def _checked(path: Path, task: ShardTask, faults: Faults) -> list[dict[str, str]]:
+    """The pairs of the tar; what is wrong with it goes to `faults`."""
+    shard = task.shard
+    rows: list[dict[str, str]] = []
+    offsets: list[tuple[int, int, int, int]] = []
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != shard.sha256 or file.tell() != shard.num_bytes:
+            faults.add("shards_changed", shard.path)
+        file.seek(0)
+        try:
+            for key, members in _samples(file):
+                faults.num_images += 1
+                where = f"{shard.path}: {key}"
+                row = _row(key, members)
+                if row is None:
+                    faults.add("samples_incomplete", where)
+                else:
+                    offsets.append((*members["jpg"][:2], *members["json"][:2]))
+                    rows += [
+                        {"key": pair, "image_id": row["image_id"], "split": task.split, "text": text}
+                        for pair, text in zip(row["keys"], row["texts"], strict=True)
+                    ]
+                if "jpg" in members:
+                    _check_picture(members["jpg"][2], task.image_px, where, faults)
+        except tarfile.TarError as error:
+            faults.add("samples_incomplete", f"{shard.path}: {error}")
+    if (faults.num_images, len(rows)) != (shard.num_images, shard.num_pairs):
+        faults.add("shards_of_another_count", shard.path)
+    if tuple(offsets) != shard.offsets:
+        faults.add("shards_of_another_index", shard.path)
+    return rows
+
+
+def _samples(file: Any) -> Iterator[tuple[str, dict[str, tuple[int, int, bytes]]]]:
+    """(key, extension -> (offset, size, bytes)) of each sample: members in a row with one key, as in webdataset."""
+    last, members = "", dict[str, tuple[int, int, bytes]]()
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            content = tar.extractfile(member)
+            if content is None:
+                continue
+            if key != last and members:
+                yield last, members
+                members = {}
+            last = key
+            members[extension] = (member.offset_data, member.size, content.read())
+    if members:
+        yield last, members
+
+
+def _row(key: str, members: dict[str, tuple[int, int, bytes]]) -> dict[str, Any] | None:
+    """The sample's json, None where something is missing or two parts disagree."""
+    if not {"jpg", "txt", "json"} <= members.keys():
+        return None
+    try:
+        row = json.loads(members["json"][2])
+        keys, texts = row["keys"], row["texts"]
+        whole = row["key"] == key and 0 < len(keys) == len(texts) and all(texts) and isinstance(row["image_id"], str)
+        return row if whole and members["txt"][2].decode("utf-8") == texts[0] else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_picture(data: bytes, image_px: int, where: str, faults: Faults) -> None:
+    try:
+        picture = decode(data, max_pixels=max(1, image_px) ** 2 * 16)
+    except PictureError:
+        faults.add("samples_undecodable", where)
+    else:
+        if picture.size != (image_px, image_px):
+            faults.add("samples_of_another_size", where)
+
+
+#: The joins with the decisions (views `decisions` and `pairs`): name -> (what it counts, SQL).
+JOINS = {
+    "kept_pairs_not_in_shards": (
+        "kept pairs that no shard holds",
+        "SELECT count(*) FROM decisions LEFT JOIN pairs ON decisions.key = pairs.key WHERE keep AND pairs.key IS NULL",
+    ),
+    "shard_pairs_not_kept": (
+        "pairs of shards that the filter did not keep, or that have another text or image there",
+        "SELECT count(*) FROM pairs LEFT JOIN decisions ON pairs.key = decisions.key AND decisions.keep "
+        "AND pairs.text = decisions.text AND pairs.image_id = decisions.image_id WHERE decisions.key IS NULL",
+    ),
+    "shard_pairs_twice": (
+        "pairs that shards hold twice",
+        "SELECT count(*) FROM (SELECT key FROM pairs GROUP BY key HAVING count(*) > 1) AS repeated",
+    ),
+    "images_in_two_splits": (
+        "images that lie in more than one split",
+        "SELECT count(*) FROM (SELECT image_id FROM (SELECT DISTINCT image_id, split FROM pairs) AS placed "
+        "GROUP BY image_id HAVING count(*) > 1) AS leaked",
+    ),
+}  # fmt: skip

@@ -1,0 +1,70 @@
+"""The pairs of the sample that were labelled by eye, and what the rule says of them."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from align.config import load_params
+from align.config.filter import FilterConfig
+from align.filter.fingerprints import Fingerprints, near_duplicates
+from align.filter.near_duplicates import find_near_duplicates, read_embeddings, write_embeddings
+from align.filter.network import ImageNetwork
+from align.pairs.perceptual_hash import image_signals
+from align.services.vector_index import kmeans
+from benchmarks.near_duplicates.pictures import MAX_PIXELS
+
+Same = Literal["copy", "mirrored", "no"]
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """A row of labelled_pairs.csv; README.md says what `same` means.
+
+    Attributes:
+        cosine: when it was labelled.
+    """
+
+    same: Same
+    cosine: float
+    evaluation: str
+    image_id: str
+    url: str
+    note: str
+
+
+def labelled_pairs() -> list[LabelledPair]:
+    with Path(__file__).with_name("labelled_pairs.csv").open(newline="", encoding="utf-8") as file:
+        rows = [LabelledPair(**(row | {"cosine": float(row["cosine"])})) for row in csv.DictReader(file)]
+    assert {row.same for row in rows} == {"copy", "mirrored", "no"}
+    return rows
+
+
+def found_by_embedding(
+    pictures: Mapping[str, bytes], references: Mapping[str, bytes], network: ImageNetwork, folder: Path
+) -> dict[tuple[str, str], float]:
+    """(image_id, evaluation image) -> cosine, of those above the cut."""
+    config = load_params().section(FilterConfig)
+    images, views = folder / "images.arrow", folder / "views.arrow"
+    rows = ((row.name, row.embedding) for row in network.measure(pictures.items(), max_pixels=MAX_PIXELS))
+    write_embeddings(images, rows, network.width)
+    write_embeddings(views, network.views(references.items(), max_pixels=MAX_PIXELS), network.width)
+    matches = find_near_duplicates([images], read_embeddings(views), config, kmeans)
+    return {(match.image_id, match.reference): match.cosine for match in matches}
+
+
+def found_by_hash(pictures: Mapping[str, bytes], references: Mapping[str, bytes]) -> set[tuple[str, str]]:
+    """(image_id, evaluation image) by perceptual hash and thumbnail."""
+    config = load_params().section(FilterConfig)
+    left, right = (
+        Fingerprints.of((name, image_signals(data, MAX_PIXELS)) for name, data in images.items())
+        for images in (pictures, references)
+    )
+    matches = near_duplicates(
+        left,
+        right,
+        max_phash_distance=config.max_phash_distance,
+        correlation_above=config.thumbnail_correlation_above,
+    )
+    return {(left.owners[a], right.owners[b]) for a, b in matches}

@@ -1,0 +1,41 @@
+"""The sample's pictures, by content: of the archive (what one trains on) and of the evaluation sets."""
+
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+
+from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+from align.formats.evaluation_set import load_sets
+
+#: The project's own cap (filter.max_image_pixels).
+MAX_PIXELS = 10**8
+
+
+def archive_pictures(sample: Path, wanted: Collection[str] | None = None) -> tuple[dict[str, bytes], dict[str, str]]:
+    """image_id -> bytes, image_id -> its first address; of `wanted` only, or of all responses that are no page."""
+    pictures: dict[str, bytes] = {}
+    addresses: dict[str, str] = {}
+    with (sample / "archive.warc.gz").open("rb") as file:
+        for record in ArchiveIterator(file, record_types=WarcRecordType.response):
+            if record.http_headers.status_code != 200 or (record.http_content_type or "").startswith("text/"):
+                continue
+            data = record.reader.read()
+            image_id = hashlib.sha256(data).hexdigest()
+            if (wanted is None or image_id in wanted) and image_id not in pictures:
+                pictures[image_id], addresses[image_id] = data, record.headers["WARC-Target-URI"]
+    return pictures, addresses
+
+
+def evaluation_pictures(sample: Path) -> dict[str, bytes]:
+    """set/key -> bytes; of images that stand in several sets the first one by name."""
+    named = {f"{one.name}/{image.key}": image.image for one in load_sets(sample / "evaluation") for image in one.images}
+    first: dict[bytes, str] = {}
+    for name in sorted(named):
+        first.setdefault(named[name], name)
+    return {name: data for data, name in first.items()}
+
+
+def drawn(names: Collection[str], count: int) -> list[str]:
+    """`count` of the names, by the hash of each: always the same ones."""
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:count]

@@ -1,0 +1,96 @@
+"""The training loader at the paper's sizes against open_clip's data pipeline; runs in the environment of the peers.
+
+Theirs is `get_wds_dataset` of open_clip_train without worker processes, with its defaults: shuffled shards and a
+shuffle buffer, Pillow, its training transform (a random resized crop of 90 to 100 % of the area, bicubic, to a
+normalised tensor) and its tokenizer. Ours goes as far: crops, flips, normalised tensors, tokens. Both read the same
+tars from the page cache in one process, decode in one thread, and keep nothing from one pass to the next. A second row
+is what either loader hands to its training step: ours leaves pixels as bytes, and texts as they are, for the step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from open_clip import get_tokenizer, image_transform
+from open_clip_train.data import get_wds_dataset
+from open_clip_train.params import parse_args
+
+from align.console import say
+from align.memory import freed_memory_kept
+from align.model.tokenizer import TextTokenizer
+from align.training.index import SplitIndex
+from align.training.loader import TrainLoader
+from align.training.samples import Samples
+from benchmarks.measure import Comparison, compare, in_process, interleaved
+from benchmarks.train_loader import BATCH_SIZE, CROP_PX, RESIZE_PX, paper_shards
+from benchmarks.world import World
+
+REPETITIONS = 5
+_MAX_TOKENS = 64
+
+
+def ours(index: SplitIndex, tokenizer: TextTokenizer | None) -> int:
+    """An epoch through the loader, memory kept as in a run; with a tokenizer to what the towers take."""
+    samples = Samples(index, RESIZE_PX, cache_bytes=0)
+    loader = TrainLoader(
+        samples, seed=0, batch_size=BATCH_SIZE, image_px=CROP_PX, flip=True, num_draws=0, num_threads=1,
+        shuffle_block=max(BATCH_SIZE, index.num_images // 4),
+    )  # fmt: skip
+    shown = 0
+    with freed_memory_kept():
+        for batch in loader.batches(0, index.num_images // BATCH_SIZE):
+            if tokenizer is not None:
+                ids, _ = tokenizer(batch.texts)
+                assert (len(ids), *batch.pixels.shape) == (BATCH_SIZE, BATCH_SIZE, 3, CROP_PX, CROP_PX)
+            shown += len(batch.texts)
+    return shown
+
+
+def open_clip(index: SplitIndex) -> int:
+    """The same through its dataset, which is built anew for each epoch here."""
+    args: Any = parse_args([
+        f"--train-data={'::'.join(index.shards)}", f"--train-num-samples={index.num_images}",
+        f"--batch-size={BATCH_SIZE}", "--workers=0", "--dataset-type=webdataset",
+    ])  # fmt: skip
+    args.world_size = 1
+    tokenizer = get_tokenizer("ViT-B-32", context_length=_MAX_TOKENS)
+    data = get_wds_dataset(
+        args, image_transform(CROP_PX, is_train=True), is_train=True, floor=True, tokenizer=tokenizer
+    )
+    shown = 0
+    for images, texts in data.dataloader:
+        assert images.shape == (BATCH_SIZE, 3, CROP_PX, CROP_PX)
+        shown += len(texts)
+    return shown
+
+
+def run(world: World) -> list[Comparison]:
+    say("benchmark: the loader beside open_clip's")
+    index, tokenizer = paper_shards(world), TextTokenizer.load(world.tokenizer, _MAX_TOKENS)
+    items = index.num_images // BATCH_SIZE * BATCH_SIZE
+    assert ours(index, tokenizer) == open_clip(index) == items
+    peaks = [in_process(function, world)[1] >> 20 for function in (_ours, _theirs)]
+    rows = []
+    for what, until in ((", as the step takes it", None), (", to tensors and tokens", tokenizer)):
+        ours_s, theirs_s = interleaved(
+            lambda until=until: ours(index, until), lambda: open_clip(index), REPETITIONS
+        )  # fmt: skip
+        rows.append(
+            compare(
+                f"training loader, {RESIZE_PX} -> {CROP_PX} px{what}",
+                "open_clip's webdataset pipeline and training transform", "images / CPU s", items=items,
+                ours_s=ours_s, theirs_s=theirs_s, note=f"peak memory {peaks[0]:,} against {peaks[1]:,} MiB",
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _ours(world: World) -> None:
+    torch.set_num_threads(1)
+    ours(paper_shards(world), TextTokenizer.load(world.tokenizer, _MAX_TOKENS))
+
+
+def _theirs(world: World) -> None:
+    torch.set_num_threads(1)
+    open_clip(paper_shards(world))

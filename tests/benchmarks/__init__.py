@@ -1,1 +1,0 @@
-"""Ratios against peers, measured side by side in one run: `python -m tests.benchmarks [--write]`."""

@@ -1,0 +1,28 @@
+"""Sources read to their end, for tests."""
+
+from collections import Counter
+from typing import Any
+
+from align.config import load_params
+from align.config.ingest import IngestConfig
+from align.config.store import StoreConfig
+from align.ingest.sources import Source, open_source
+from align.services.store import open_files
+
+
+def source_at(location: object, *overrides: str) -> Source:
+    """The source of these `ingest.` overrides, such as `source=html`."""
+    params = load_params(overrides=[f"ingest.{override}" for override in overrides])
+    return open_source(params.section(IngestConfig), str(location), open_files(params.section(StoreConfig)))
+
+
+def rows_of(source: Source, counts: Counter[str] | None = None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All candidates and all responses, file after file."""
+    candidates: list[dict[str, Any]] = []
+    responses: list[dict[str, Any]] = []
+    counts = Counter() if counts is None else counts
+    for file in source.files:
+        for batch in source.scan(file, counts):
+            assert 0 < len(batch) < 10_000
+            (candidates if "caption" in batch.schema.names else responses).extend(batch.to_pylist())
+    return candidates, responses

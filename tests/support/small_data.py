@@ -1,0 +1,156 @@
+"""A hand-made data/raw and data/filtered of a few pairs, for tests of the stages behind the filter."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from align.formats import shards as shards_format
+from align.formats.raw import iter_images, raw_shards
+from align.formats.shards import Manifest, Sample, Split
+from align.shard.writer import write_shard
+
+
+@dataclass
+class Pair:
+    """One row. `image` names the picture (equal name, equal bytes); None is a pair whose image did not download."""
+
+    text: str
+    image: int | None
+    reason: str | None = None
+    phash: int | None = None
+    evaluation_sets: tuple[str, ...] = ()
+
+
+def jpeg(seed: int, width: int = 260, height: int = 220) -> bytes:
+    """A picture of smooth random colours."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize((width, height)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def far_apart(index: int) -> int:
+    """A hash of 64 bits that differs from every other one in about 32."""
+    return int.from_bytes(hashlib.sha256(str(index).encode()).digest()[:8], "big")
+
+
+def write(
+    root: Path, pairs: list[Pair], *, pairs_per_shard: int = 1000, checked_sets: bool = True
+) -> tuple[Path, Path]:
+    """Writes `root/raw` and `root/filtered`; returns both."""
+    raw, filtered = root / "raw", root / "filtered"
+    raw.mkdir(parents=True)
+    filtered.mkdir(parents=True)
+    owners: dict[int, str] = {}
+    decisions, images = [], {}
+    for start in range(0, len(pairs), pairs_per_shard):
+        name = f"{start // pairs_per_shard:05d}"
+        rows = []
+        with tarfile.open(raw / f"{name}.tar", "w") as tar:
+            for index, pair in enumerate(pairs[start : start + pairs_per_shard]):
+                key = f"{name}{index:04d}"
+                row = _row(key, pair)
+                if pair.image is not None:
+                    data = jpeg(pair.image)
+                    row["sha256"] = hashlib.sha256(data).hexdigest()
+                    if pair.image not in owners:
+                        owners[pair.image] = key
+                        for extension, content in (("jpg", data), ("txt", pair.text.encode()), ("json", b"{}")):
+                            member = tarfile.TarInfo(f"{key}.{extension}")
+                            member.size = len(content)
+                            tar.addfile(member, io.BytesIO(content))
+                    row["image_key"] = owners[pair.image]
+                    phash = far_apart(pair.image) if pair.phash is None else pair.phash
+                    images.setdefault(row["sha256"], {
+                        "image_id": row["sha256"], "image_key": row["image_key"], "width_px": 260, "height_px": 220,
+                        "nsfw_score": 0.01, "phash": phash, "num_texts": 1,
+                        "evaluation_sets": list(pair.evaluation_sets),
+                    })  # fmt: skip
+                rows.append(row)
+                reasons = [pair.reason] if pair.reason else []
+                decisions.append({
+                    "key": key, "keep": not reasons, "reason": pair.reason, "reasons": reasons,
+                    "image_id": row["sha256"], "image_key": row["image_key"], "text": pair.text,
+                })  # fmt: skip
+        pq.write_table(pa.Table.from_pylist(rows, schema=RAW_SCHEMA), raw / f"{name}.parquet")
+        (raw / f"{name}_stats.json").write_text(json.dumps({"count": len(rows)}))
+    write_decisions(filtered, decisions)
+    write_images(filtered, sorted(images.values(), key=lambda row: str(row["image_id"])))
+    return raw, filtered
+
+
+def write_decisions(filtered: Path, rows: list[dict[str, object]]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows, schema=DECISIONS_SCHEMA), filtered / "decisions.parquet")
+
+
+def write_images(filtered: Path, rows: list[dict[str, object]]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA), filtered / "images.parquet")
+
+
+def write_shards(root: Path, *, num_val: int = 0) -> Path:
+    """Writes `root/shards` of the kept pairs in `root/raw` and `root/filtered`; the last images are the split val."""
+    kept = pq.read_table(root / "filtered/decisions.parquet", filters=[("keep", "==", True)]).to_pylist()
+    stored = {key: data for shard in raw_shards(root / "raw") for key, data in iter_images(shard)}
+    samples: dict[str, Sample] = {}
+    for row in kept:
+        key, image_id = row["image_key"], row["image_id"]
+        known = samples.get(key, Sample(key, image_id, stored[key], (), ()))
+        samples[key] = replace(known, keys=(*known.keys, row["key"]), texts=(*known.texts, row["text"]))
+    chosen = list(samples.values())
+    cut = len(chosen) - num_val
+    out = root / "shards"
+    splits = {}
+    for name, rows in (("train", chosen[:cut]), ("val", chosen[cut:]), ("test", [])):
+        shards = (write_shard(out, f"{name}/00000.tar", rows),) if rows else ()
+        num_pairs = sum(len(sample.keys) for sample in rows)
+        splits[name] = Split(num_images=len(rows), num_pairs=num_pairs, shards=shards)
+    digest = shards_format.digest_of(shard for split in splits.values() for shard in split.shards)
+    shards_format.write_manifest(Manifest(image_px=16, digest=digest, splits=splits), out)
+    return out
+
+
+def write_verdict(quality: Path, *, passed: bool, data: str = "0" * 64) -> Path:
+    """What a gate leaves in its folder."""
+    quality.mkdir(parents=True, exist_ok=True)
+    failure = None if passed else "expect_this: observed 1, expected 2"
+    verdict = {"schema_version": 1, "passed": passed, "failure": failure, "data": data}
+    (quality / "verdict.json").write_text(json.dumps(verdict))
+    (quality / "report.json").write_text(json.dumps(verdict | {"expectations": [], "distributions": {}}))
+    return quality
+
+
+def _row(key: str, pair: Pair) -> dict[str, object]:
+    there = pair.image is not None
+    return {
+        "url": f"https://example.org/{pair.image}.jpg", "caption": pair.text, "key": key,
+        "status": "success" if there else "failed_to_download", "error_message": None if there else "404",
+        "width": 260 if there else None, "height": 220 if there else None,
+        "original_width": 260 if there else None, "original_height": 220 if there else None,
+        "sha256": None, "page_url": "https://example.org/", "image_key": None,
+    }  # fmt: skip
+
+
+RAW_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("url", "caption", "key", "status", "error_message")]
+    + [(name, pa.int32()) for name in ("width", "height", "original_width", "original_height")]
+    + [(name, pa.string()) for name in ("sha256", "page_url", "image_key")]
+)
+DECISIONS_SCHEMA = pa.schema([
+    ("key", pa.string()), ("keep", pa.bool_()), ("reason", pa.string()), ("reasons", pa.list_(pa.string())),
+    ("image_id", pa.string()), ("image_key", pa.string()), ("text", pa.string()),
+])  # fmt: skip
+IMAGES_SCHEMA = pa.schema([
+    ("image_id", pa.string()), ("image_key", pa.string()), ("width_px", pa.int32()), ("height_px", pa.int32()),
+    ("nsfw_score", pa.float32()), ("phash", pa.uint64()), ("num_texts", pa.int32()),
+    ("evaluation_sets", pa.list_(pa.string())),
+])  # fmt: skip

@@ -1,0 +1,28 @@
+"""A tiny untrained model and its tokenizer, for tests of what stands behind training."""
+
+from pathlib import Path
+
+from align.config import load_params
+from align.config.model import ModelConfig
+from align.model.dual_encoder import DualEncoder, save_model
+from align.model.tokenizer import fit_wordpiece, save_tokenizer
+from tests.support import ROOT
+
+TEXTS = ["a red fox in the snow", "two grey owls", "picture of a fox and an owl"]
+
+
+def write(root: Path) -> tuple[Path, Path]:
+    """Writes `root/models/finetuned` and `root/data/tokenizer`; returns both."""
+    model_dir, tokenizer_dir = root / "models" / "finetuned", root / "data" / "tokenizer"
+    model_dir.mkdir(parents=True)
+    tokenizer_dir.mkdir(parents=True)
+    values = load_params(ROOT / "params.yaml").values["model"]
+    small = {
+        "image_tower": {"width_coefficient": 0.25, "depth_coefficient": 0.25},
+        "text_tower": {"width": 32, "layers": 1, "heads": 2},
+    }
+    config = ModelConfig.model_validate(values | small | {"embed_width": 24})
+    tokenizer = fit_wordpiece(TEXTS, vocab_size=80, min_count=1)
+    save_tokenizer(tokenizer, tokenizer_dir, max_tokens=config.max_tokens)
+    save_model(DualEncoder(config, tokenizer.get_vocab_size()), model_dir, stage="finetune")
+    return model_dir, tokenizer_dir

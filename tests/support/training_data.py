@@ -1,0 +1,99 @@
+"""A small data/shards and data/tokenizer with something to learn: coloured squares and what they are called."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from align.config.finetune import FinetuneConfig
+from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
+from align.config.pretrain import PretrainConfig
+from align.formats.shards import Manifest, Sample, Split, digest_of, write_manifest
+from align.model.tokenizer import fit_wordpiece, save_tokenizer
+from align.shard.writer import write_shard
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "yellow": (230, 220, 40)}
+PLACES = {"top": (0, slice(None)), "bottom": (1, slice(None)), "left": (slice(None), 0), "right": (slice(None), 1)}
+IMAGE_PX = 36
+
+MODEL = ModelConfig(
+    resize_px=36, image_px=32, stochastic_depth=0.1, batch_norm="group", batch_norm_group=4,
+    image_tower=ImageTowerShape(width_coefficient=0.25, depth_coefficient=0.25),
+    text_tower=TextTowerShape(width=16, layers=1, heads=2), max_tokens=16, embed_width=16, temperature_init=0.1,
+    logit_bias_init=None,
+)  # fmt: skip
+
+RECIPE: dict[str, object] = {
+    "seed": 0, "num_steps": 8, "batch_size": 8, "micro_batch": None, "learning_rate": 0.02,
+    "text_learning_rate_scale": 0.5,
+    "warmup_steps": 2, "weight_decay": 1e-5, "beta2": 0.999, "loss": "align", "label_smoothing": 0.1, "clip_norm": None,
+    "ema_decay": None, "flip": False, "precision": "bfloat16", "gradient_checkpointing": False, "shard_weights": False,
+    "compile": False, "tf32": False, "cudnn_benchmark": False,
+    "phrase_dropout": 0.0,
+    "log_every_steps": 2, "validate_every_steps": 4, "checkpoint_every_steps": 3, "keep_checkpoints": 2,
+    "best_metric": None, "num_processes": 1, "num_threads": 1, "shuffle_block": 1000, "extra_shards": [],
+    "on_corrupt_shard": "stop", "num_loader_threads": None, "store_patience_s": 0.0,
+}  # fmt: skip
+
+
+class TermAt:
+    """A log function that sends this process SIGTERM after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, metrics: dict[str, float], step: int) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def pretrain_config(**changes: object) -> PretrainConfig:
+    return PretrainConfig.model_validate(RECIPE | changes)
+
+
+def finetune_config(**changes: object) -> FinetuneConfig:
+    return FinetuneConfig.model_validate(RECIPE | {"warmup_steps": 0, "num_steps": 3} | changes)
+
+
+def samples(count: int, first: int = 0) -> list[Sample]:
+    """Half of each picture in a colour; two texts each."""
+    made = []
+    for index in range(first, first + count):
+        generator = np.random.default_rng(index)
+        colour = list(COLOURS)[index % 4]
+        place = list(PLACES)[index // 4 % 4]
+        picture = generator.integers(0, 40, (2, 2, 3)) + 200
+        picture[PLACES[place]] = COLOURS[colour]
+        pixels = np.kron(picture, np.ones((IMAGE_PX // 2, IMAGE_PX // 2, 1))).clip(0, 255).astype(np.uint8)
+        jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=90)
+        texts = (f"a {colour} bar at the {place}", f"{place} side in {colour}")
+        key = f"{index:09d}"
+        made.append(Sample(key, f"{index:064x}", jpeg, (key, f"{index + 500000:09d}"), texts))
+    return made
+
+
+def write(root: Path, *, num_train: int = 24, num_val: int = 8) -> tuple[Path, Path]:
+    """Writes `root/shards` (two training tars) and `root/tokenizer`; returns both."""
+    shards, tokenizer = root / "shards", root / "tokenizer"
+    tokenizer.mkdir(parents=True)
+    train, val = samples(num_train), samples(num_val, first=1000)
+    half = num_train // 2
+    tars = {
+        "train": [
+            write_shard(shards, f"train/{n:05d}.tar", part) for n, part in enumerate((train[:half], train[half:]))
+        ],
+        "val": [write_shard(shards, "val/00000.tar", val)],
+    }
+    splits: dict[str, Split] = {"test": Split(num_images=0, num_pairs=0, shards=())}
+    for name, found in tars.items():
+        images, pairs = sum(tar.num_images for tar in found), sum(tar.num_pairs for tar in found)
+        splits[name] = Split(num_images=images, num_pairs=pairs, shards=tuple(found))
+    digest = digest_of([tar for found in tars.values() for tar in found])
+    write_manifest(Manifest.model_validate({"image_px": IMAGE_PX, "digest": digest, "splits": splits}), shards)
+    texts = [text for sample in train for text in sample.texts]
+    save_tokenizer(fit_wordpiece(texts, vocab_size=100, min_count=1), tokenizer, max_tokens=MODEL.max_tokens)
+    return shards, tokenizer

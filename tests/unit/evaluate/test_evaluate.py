@@ -1,0 +1,129 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from align.config.evaluate import EvaluateConfig
+from align.errors import DataError
+from align.evaluate.evaluate import evaluate, shards_test_set
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet
+from align.formats.shards import SPLITS, Manifest, Sample, Split, digest_of, write_manifest
+from align.shard.writer import write_shard
+from tests.support.colours import COLOURS, ColourEncoder, square
+
+CONFIG = EvaluateConfig(seed=0, num_resamples=200, max_test_images=100, num_examples=2)
+
+
+def images(mislabelled: str | None = None) -> list[EvaluationImage]:
+    """Two shades of each colour; the pictures of `mislabelled` are painted in the first colour."""
+    return [
+        EvaluationImage(
+            key=f"{name}{shade}", image=square("red" if name == mislabelled else name, shade=shade), concept=name,
+            texts=(f"{name} square", f"A {name} picture"), label=name, vendor=None,
+            split="query" if shade == 0 else "reference",
+        )
+        for name in COLOURS for shade in (0, 15)
+    ]  # fmt: skip
+
+
+def colour_set(kind: str, mislabelled: str | None = None) -> EvaluationSet:
+    classes, templates = (tuple(COLOURS), ("a {} thing", "{}")) if kind == "classification" else ((), ())
+    name = "classes" if kind == "classification" else "concepts"
+    return EvaluationSet(name, kind, "squares", images(mislabelled), classes, templates)  # type: ignore[arg-type]
+
+
+def run(tmp_path: Path, *sets: EvaluationSet, encoder: ColourEncoder | None = None) -> dict[str, float | int]:
+    report = evaluate(CONFIG, encoder=encoder or ColourEncoder(), sets=sets, curves={}, reports=tmp_path / "evaluation")
+    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == report.metrics
+    return report.metrics
+
+
+def test_an_encoder_that_sees_is_right_about_everything(tmp_path: Path) -> None:
+    metrics = run(tmp_path, colour_set("retrieval"), colour_set("classification"))
+    # Both texts of a colour have one embedding: each is correct, so that the tie does no harm.
+    for direction in ("image_to_text", "text_to_image"):
+        assert metrics[f"concepts/{direction}/recall@1"] == 1.0
+        # 8 items of which 2 are correct.
+        assert metrics[f"concepts/{direction}/recall@1/chance"] == 0.25
+        assert metrics[f"concepts/{direction}/recall@5/chance"] == pytest.approx(1 - 3 / 28, abs=1e-6)
+        assert metrics[f"concepts/{direction}/recall@1/low"] == pytest.approx(0.025 ** (1 / 4), abs=1e-6)
+    assert metrics["concepts/mean_recall"] == 1.0
+    assert metrics["classes/zero_shot/accuracy"] == metrics["classes/knn/accuracy"] == 1.0
+    assert metrics["classes/zero_shot/accuracy/majority"] == metrics["classes/zero_shot/accuracy/chance"] == 0.25
+
+
+def test_a_wrong_picture_costs_what_it_should(tmp_path: Path) -> None:
+    """The blue pictures are red: images find red texts first, and so do blue's two of eight."""
+    metrics = run(tmp_path, colour_set("retrieval", "blue"), colour_set("classification", "blue"))
+    assert metrics["concepts/image_to_text/recall@1"] == 0.75
+    # Text "red": the red pictures tie with the red-painted blue ones, and a tie counts against the model.
+    assert metrics["concepts/text_to_image/recall@1"] == 0.5
+    assert metrics["classes/zero_shot/accuracy"] == 0.75
+    # Query red and query blue both tie between a red and a blue reference.
+    assert metrics["classes/knn/accuracy"] == 0.5
+    low, high = (metrics[f"classes/zero_shot/accuracy/{bound}"] for bound in ("low", "high"))
+    assert 0 <= low < 0.75 < high <= 1
+
+
+def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
+    curve = tmp_path / "metrics.jsonl"
+    curve.write_text(
+        "\n".join(
+            json.dumps({"step": step, "train/loss": 5.0 / step, "val/image_to_text/recall@1": step / 20})
+            for step in range(1, 10)
+        )
+    )
+    sets = [colour_set("retrieval", "blue"), colour_set("classification")]
+    contents = []
+    for name in ("first", "second"):
+        evaluate(
+            CONFIG,
+            encoder=ColourEncoder(),
+            sets=sets,
+            curves={"pretrain": curve, "finetune": tmp_path / "none"},
+            reports=tmp_path / name,
+        )
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert contents[0] == contents[1]
+    assert contents[0].keys() == {
+        "report.json", "metrics.json", "report.html", "recall.png", "retrieval.png", "curves.png",
+        "classes_confusion.png",
+    }  # fmt: skip
+    page = contents[0]["report.html"].decode()
+    assert "answered wrong" in page
+    assert 'src="data:image/png;base64,' in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_model_that_diverged_is_an_error_and_leaves_no_report(tmp_path: Path) -> None:
+    class Diverged(ColourEncoder):
+        def embed_images(self, images: object) -> np.ndarray:
+            return np.full((8, 4), np.nan, dtype=np.float32)
+
+    with pytest.raises(DataError, match="not finite"):
+        run(tmp_path, colour_set("retrieval"), encoder=Diverged())
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_nothing_to_measure_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no evaluation set"):
+        run(tmp_path)
+    with pytest.raises(DataError, match="no image or no text"):
+        run(tmp_path, replace(colour_set("retrieval"), images=[]))
+
+
+def test_the_test_split_becomes_a_retrieval_set(tmp_path: Path) -> None:
+    samples = [Sample(f"00000000{i}", str(i), square("red"), (f"00000000{i}",), (f"text {i}",)) for i in range(3)]
+    shard = write_shard(tmp_path, "test/00000.tar", samples)
+    none = Split(num_images=0, num_pairs=0, shards=())
+    splits = dict.fromkeys(SPLITS, none) | {"test": Split(num_images=3, num_pairs=3, shards=(shard,))}
+    write_manifest(Manifest(image_px=48, digest=digest_of([shard]), splits=splits), tmp_path)
+
+    (found,) = shards_test_set(tmp_path, 2)
+    assert (found.name, found.kind) == ("test", "retrieval")
+    assert [(image.concept, image.texts) for image in found.images] == [
+        ("000000000", ("text 0",)), ("000000001", ("text 1",)),
+    ]  # fmt: skip
+    assert shards_test_set(tmp_path, 0) == []

@@ -1,0 +1,349 @@
+"""filter on small folders: the stage as a whole, stock img2dataset folders, nothing kept, the report."""
+
+import errno
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.cli import main
+from align.config import load_params
+from align.config.engine import EngineConfig
+from align.config.filter import FilterConfig, ModelFile
+from align.errors import ConfigError, DataError
+from align.files import sha256_folder
+from align.filter.decisions import RowsInOrder
+from align.filter.filter import ALL, filter_pairs
+from align.filter.network import ImageNetwork
+from align.filter.report import FilterReport
+from align.formats.policy import Entry, OptedOut, write_opted_out
+from align.formats.raw import raw_shards, read_table
+from align.work import Part
+from tests.support import tiny_model
+from tests.support.small_filter import evaluation_set, noise, shards, stock_folder
+from tests.support.warc_records import picture
+
+ENGINE = (
+    load_params().section(EngineConfig).model_copy(update={"memory_limit": "200MB", "num_threads": 2, "num_workers": 1})
+)
+CONFIG = load_params().section(FilterConfig).model_copy(update={"num_frequent_ngrams": 10**6, "max_texts_per_image": 2})
+
+
+def run(
+    raw: Path, out: Path, evaluation: Path | None = None, config: FilterConfig = CONFIG, policy: Path | None = None,
+    part: Part = ALL,
+) -> FilterReport:  # fmt: skip
+    report = filter_pairs(
+        config, ENGINE, raw, evaluation or out / "none", out / "filtered", out / "reports", policy or out / "none", part
+    )
+    assert report is not None or part.shards is not None
+    return report  # type: ignore[return-value]  # a range has none
+
+
+def decisions(out: Path) -> dict[str, dict[str, object]]:
+    return {row["key"]: row for row in pq.read_table(out / "filtered/decisions.parquet").to_pylist()}
+
+
+def test_every_row_gets_a_decision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    test_image = noise(99)
+    pairs: list[tuple[str | None, bytes | None]] = [
+        ("a good long  text", noise(0)),
+        (None, noise(1)),
+        ("the image is gone", None),
+        ("a broken picture here", b"no picture"),
+        ("a small picture here", noise(2, 200, 300)),
+        ("folder/of/some picture name.png", noise(3)),
+        ("first text of three", noise(4)),
+        ("second text of three", noise(4)),
+        ("third text of three", noise(4)),
+        ("copy of a test image", noise(99, 480, 460)),
+        ("word " * 10_000, noise(5)),
+        *((f"one text for many {'' if n < 11 else n}", noise(10 + n)) for n in range(12)),
+    ]
+    raw = stock_folder(tmp_path / "raw", pairs)
+    report = run(raw, tmp_path, evaluation_set(tmp_path / "evaluation", test_image))
+    found = decisions(tmp_path)
+    reasons = [found[f"{index:09d}"]["reason"] for index in range(len(pairs))]
+    assert reasons == [
+        None,
+        "text_too_short",
+        "image_missing",
+        "image_undecodable",
+        "image_too_small",
+        "text_is_filename",
+        *["image_too_many_texts"] * 3,
+        "image_near_duplicate_of_test",
+        "text_too_long",
+        *["text_shared_by_many_images"] * 11,
+        None,
+    ]
+    first = found["000000000"]
+    assert (first["text"], first["keep"], first["reasons"], first["image_key"]) == (
+        "a good long text",
+        True,
+        [],
+        "000000000",
+    )
+    assert first["image_id"] == hashlib.sha256(noise(0)).hexdigest()
+    assert list(found) == sorted(found)
+    assert (report.num_pairs, report.num_kept, report.evaluation_matches) == (23, 2, {"tiny": 1})
+    assert report.funnel[-1].num_remaining == report.num_kept
+    assert report.metrics["filter/dropped/text_shared_by_many_images"] == 11
+    assert report.num_nsfw_scored == 2
+    images = pq.read_table(tmp_path / "filtered/images.parquet").to_pylist()
+    assert [image["image_id"] for image in images] == sorted(image["image_id"] for image in images)
+    assert len(images) == 20
+    twin = next(image for image in images if image["image_key"] == "000000009")
+    assert (twin["width_px"], twin["height_px"], twin["evaluation_sets"]) == (480, 460, ["tiny"])
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_equal_bytes_twice_and_no_evaluation_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = stock_folder(tmp_path / "raw", [("a good long text", noise(0)), ("too short", noise(1))])
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        assert run(raw, tmp_path / name).num_evaluation_sets == 0
+        assert capsys.readouterr().err.count("rule I5 removes nothing") == 1
+    one, two = bytes_of(tmp_path / "one"), bytes_of(tmp_path / "two")
+    assert {"filtered/decisions.parquet", "filtered/facts.parquet", "filtered/images.parquet"} < one.keys()
+    assert {"reports/report.html", "reports/report.json", "reports/metrics.json"} < one.keys()
+    assert one == two
+    assert not any(str(tmp_path).encode() in data for data in one.values())
+
+
+def test_source_size_counts_where_img2dataset_shrank_the_picture(tmp_path: Path) -> None:
+    raw = stock_folder(tmp_path / "raw", [("a good long text", noise(0, 64, 64))])
+    table = pq.read_table(raw / "00000.parquet")
+    for name, value in (("original_width", 900), ("original_height", 299)):
+        table = table.append_column(name, pa.array([value]))
+    pq.write_table(table, raw / "00000.parquet")
+    run(raw, tmp_path)
+    assert decisions(tmp_path)["000000000"]["reasons"] == ["image_aspect_ratio"]
+
+
+def test_some_columns_are_those_of_the_whole_table(tmp_path: Path) -> None:
+    raw = stock_folder(tmp_path / "raw", [("a good long text", noise(0)), ("a dead link", None)])
+    [shard] = raw_shards(raw)
+    whole = read_table(shard)
+    assert whole["sha256"].to_pylist() == [
+        hashlib.sha256(noise(0)).hexdigest(),
+        None,
+    ]  # computed: stock folders lack it
+    for wanted in (["sha256"], ["image_key"], ["caption", "page_url"], ["key", "sha256", "image_key"]):
+        assert read_table(shard, wanted).to_pydict() == {name: whole[name].to_pylist() for name in wanted}
+
+
+def test_languages_are_guessed_of_what_is_kept_or_where_a_rule_asks(tmp_path: Path) -> None:
+    texts = [
+        "a photograph of the old town hall",
+        "das alte Rathaus und die kleine Kirche",
+        "the harbour and the old town hall",
+    ]
+    pairs = [(text, noise(row)) for row, text in enumerate(texts[:2])]
+    raw = stock_folder(tmp_path / "raw", [*pairs, (texts[2], None)])
+    for name, asked, found in (
+        ("no rule", None, ["en", "de", None]), ("a rule", ("en",), ["en", "de", "en"])
+    ):  # fmt: skip
+        out = tmp_path / name
+        report = run(raw, out, config=CONFIG.model_copy(update={"languages": asked}))
+        for file in ("decisions", "facts"):
+            assert pq.read_table(out / f"filtered/{file}.parquet")["language"].to_pylist() == found
+        counts = {one.name: (one.num_pairs, one.num_kept) for one in report.overview.languages}
+        assert counts == {"en": (2, 1), "de": (1, asked is None)}
+
+
+def test_nothing_kept_still_ends_well(tmp_path: Path) -> None:
+    raw = stock_folder(tmp_path / "raw", [("no", noise(0)), ("", None)])
+    report = run(raw, tmp_path)
+    assert (report.num_kept, report.metrics["filter/keep_rate"], len(decisions(tmp_path))) == (0, 0.0, 2)
+    assert "0 of 2 pairs kept" in (tmp_path / "reports/report.html").read_text()
+
+
+def test_a_folder_without_a_row_ends_well(tmp_path: Path) -> None:
+    raw = stock_folder(tmp_path / "raw", [("no", noise(0))])
+    pq.write_table(pq.read_table(raw / "00000.parquet").slice(0, 0), raw / "00000.parquet")
+    report = run(raw, tmp_path)
+    assert (report.num_pairs, report.num_images, decisions(tmp_path)) == (0, 0, {})
+
+
+def test_a_key_that_occurs_twice_is_an_error(tmp_path: Path) -> None:
+    raw = stock_folder(tmp_path / "raw", [("a good long text", noise(0))])
+    for end in ("tar", "parquet"):
+        (raw / f"00001.{end}").write_bytes((raw / f"00000.{end}").read_bytes())
+    with pytest.raises(DataError, match=r"keys of shard 00001 \(from 000000000\) do not come after"):
+        run(raw, tmp_path)
+    table = pq.read_table(raw / "00000.parquet")
+    pq.write_table(pa.concat_tables([table, table]), raw / "00000.parquet")
+    with pytest.raises(DataError, match="key 000000000 occurs more than once"):
+        run(raw, tmp_path)
+
+
+def bytes_of(out: Path) -> dict[str, bytes]:
+    files = [path for name in ("filtered", "reports") for path in (out / name).rglob("*") if path.is_file()]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+
+
+def test_ranges_commute_and_a_missing_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, evaluation = shards(tmp_path / "raw", 4), evaluation_set(tmp_path / "evaluation", noise(2))
+    for name in ("whole", "ranges"):
+        (tmp_path / name).mkdir()
+    run(raw, tmp_path / "whole", evaluation)
+    ranges = [range(3, 4), range(2), range(2, 3)]
+    for part in ranges[:2]:
+        run(raw, tmp_path / "ranges", evaluation, part=Part(part))
+    work = tmp_path / "ranges/.filtered.part"
+    made = {path: path.stat().st_ino for path in (work / "pairs").iterdir()}
+    assert len(made) == 3
+    with pytest.raises(DataError, match=r"1 of 4 shards are missing: 2; run `align filter --shards`"):
+        run(raw, tmp_path / "ranges", evaluation, part=Part(finish=True))
+    for part in (ranges[2], *ranges[:2]):
+        run(raw, tmp_path / "ranges", evaluation, part=Part(part))
+    assert {path: path.stat().st_ino for path in made} == made  # nothing is measured twice
+    assert len(list((work / "scored").glob("*.parquet"))) == 4
+    report = run(raw, tmp_path / "ranges", evaluation, part=Part(finish=True))
+    assert report.num_pairs == 8
+    assert bytes_of(tmp_path / "ranges") == bytes_of(tmp_path / "whole")
+    assert not work.exists()
+
+
+@pytest.mark.parametrize("column", ["reasons", "num_words", "phash"])  # of decisions, facts, known_images alone
+def test_a_full_disk_while_files_are_packed_is_no_end_and_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    raw = stock_folder(tmp_path / "raw", [(f"a text number {n} here", noise(n)) for n in range(3)])
+    run(raw, tmp_path / "calm")
+
+    class FullDisk(pq.ParquetWriter):
+        def write_table(self, table: pa.Table, row_group_size: int | None = None) -> None:
+            if column in table.column_names:
+                raise OSError(errno.ENOSPC, "no space left")
+            super().write_table(table, row_group_size)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(pq, "ParquetWriter", FullDisk)
+        run(raw, tmp_path / "full")
+    assert not (tmp_path / "full/filtered").exists()
+    run(raw, tmp_path / "full")
+    assert bytes_of(tmp_path / "full") == bytes_of(tmp_path / "calm")
+
+
+def test_an_image_in_many_shards_is_one_image(tmp_path: Path) -> None:
+    run(shards(tmp_path / "raw", 3), tmp_path)
+    facts = pq.read_table(tmp_path / "filtered/facts.parquet").to_pylist()
+    assert [row["key"] for row in facts] == sorted(row["key"] for row in facts)
+    assert [(row["shard"], row["num_texts"], row["num_images"]) for row in facts] == [
+        (f"{shard:05d}", 1, 1) for shard in range(3) for _ in range(2)
+    ]
+    assert len({row["nsfw_score"] for row in facts[1::2]}) == 1
+    assert pq.read_table(tmp_path / "filtered/images.parquet").num_rows == 4
+
+
+def test_evaluation_images_get_all_threads_where_shards_share_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+
+    class Seen(ImageNetwork):
+        def __init__(self, embedder: ModelFile | None, num_threads: int) -> None:
+            given.append(num_threads)
+            super().__init__(embedder, num_threads)
+
+    monkeypatch.setattr("align.filter.filter.ImageNetwork", Seen)
+    monkeypatch.setitem(globals(), "ENGINE", ENGINE.model_copy(update={"num_workers": 2, "num_threads": 4}))
+    run(shards(tmp_path / "raw", 2), tmp_path, evaluation_set(tmp_path / "evaluation", noise(2)))
+    assert given == [4]
+
+
+def test_other_parameters_do_not_go_on_with_old_work(tmp_path: Path) -> None:
+    raw = shards(tmp_path / "raw", 2)
+    run(raw, tmp_path, part=Part(range(2)))
+    other = CONFIG.model_copy(update={"min_words": 5})
+    with pytest.raises(DataError, match="no work under these parameters"):
+        run(raw, tmp_path, config=other, part=Part(finish=True))
+
+
+def test_opted_out_pairs_are_dropped_first(tmp_path: Path) -> None:
+    raw = stock_folder(tmp_path / "raw", [(f"a good text {n}", noise(n)) for n in range(3)] + [("no", noise(9))])
+    gone = hashlib.sha256(noise(1)).hexdigest()
+    entries = [Entry("image_id", gone, "", "2026-01-01"), Entry("url", "http://x/000000003.png", "", "2026-01-01")]
+    (tmp_path / "policy").mkdir()
+    write_opted_out(tmp_path / "policy", OptedOut(entries))
+    report = run(raw, tmp_path, policy=tmp_path / "policy")
+    assert [row["reasons"] for row in decisions(tmp_path).values()] == [
+        [], ["opted_out"], [], ["opted_out", "text_too_short"],
+    ]  # fmt: skip
+    facts = pq.read_table(tmp_path / "filtered/facts.parquet")
+    assert facts["opted_out"].to_pylist() == [None, f"image_id:{gone}", None, "url:http://x/000000003.png"]
+    assert report.metrics["filter/dropped/opted_out"] == 2
+
+
+def test_rules_beyond_the_papers(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model.write(tmp_path)
+    packaged = tmp_path / "packaged"
+    shutil.copytree(model, packaged / "artifacts/finetuned")
+    shutil.copytree(tokenizer, packaged / "artifacts/tokenizer")
+    given = ModelFile(path=str(packaged), sha256=sha256_folder(packaged))
+    pairs: list[tuple[str | None, bytes | None]] = [
+        ("a black dog runs over the green grass", noise(0)),
+        ("ein Hund läuft über die grüne Wiese", noise(1)),
+        ("write to jane.doe@example.org for this picture", noise(2)),
+        ("a black dog runs over the green grass again", noise(0)),
+    ]
+    raw = stock_folder(tmp_path / "raw", pairs)
+    beyond = {"languages": ("en",), "drop_personal_data": True, "drop_repeats": "image", "similarity_model": given}
+    run(raw, tmp_path, config=CONFIG.model_copy(update=beyond | {"min_similarity": -1.0}))
+    assert [row["reasons"] for row in decisions(tmp_path).values()] == [
+        [], ["text_other_language"], ["text_personal_data"], ["image_repeat"],
+    ]  # fmt: skip
+    facts = pq.read_table(tmp_path / "filtered/facts.parquet").to_pylist()
+    assert [row["similarity"] is None for row in facts] == [False, True, True, False]
+    assert [row["language"] for row in facts] == ["en", "de", "en", "en"]
+    run(raw, tmp_path, config=CONFIG.model_copy(update=beyond | {"min_similarity": 1.0, "languages": None}))
+    assert [row["reasons"] for row in decisions(tmp_path).values()] == [
+        ["pair_low_similarity"], ["pair_low_similarity"], ["text_personal_data"], ["pair_low_similarity"],
+    ]  # fmt: skip
+
+
+def test_bounds_name_the_parameter() -> None:
+    with pytest.raises(ConfigError, match=r"filter\.min_words"):
+        load_params(overrides=["filter.min_words=30"]).section(FilterConfig)
+    with pytest.raises(ConfigError, match=r"filter\.nsfw_threshold"):
+        load_params(overrides=["filter.nsfw_threshold=2"]).section(FilterConfig)
+
+
+def test_command_works_with_no_repository_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stock_folder(tmp_path / "stock", [("a good long text", noise(0)), ("too short", picture(300, 300))])
+    monkeypatch.chdir(tmp_path)
+    assert main(["filter", "--set", "paths.raw=stock", "--set", "paths.filtered=out"]) == 0
+    assert pq.read_table(tmp_path / "out/decisions.parquet").num_rows == 2
+    assert json.loads((tmp_path / "reports/filter/metrics.json").read_text())["filter/num_pairs"] == 2
+    assert "1 of 2 pairs kept" in capsys.readouterr().err
+    assert main(["filter", "--set", "paths.raw=nothing"]) == 1
+    assert "align ingest" in capsys.readouterr().err
+
+
+def test_what_was_decided_is_read_piece_by_piece(tmp_path: Path) -> None:
+    path, number = tmp_path / "decided.parquet", 2_000_000
+    pq.write_table(
+        pa.table({"place": range(number), "mask": range(number)}), path, row_group_size=20_000, compression="none"
+    )
+    rows, before, most = RowsInOrder(path), pa.total_allocated_bytes(), 0
+    for begin in range(0, number, 7_000):
+        taken = rows.below(begin + 7_000)
+        assert taken["place"].to_pylist() == list(range(begin, min(begin + 7_000, number)))
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < path.stat().st_size / 4
+
+
+def test_rows_with_gaps_are_read_place_by_place(tmp_path: Path) -> None:
+    path, places = tmp_path / "decided.parquet", [3, 4, 7, 30, 31, 90]
+    pq.write_table(pa.table({"place": places}), path, row_group_size=2)
+    rows = RowsInOrder(path)
+    found = [rows.below(end)["place"].to_pylist() for end in (3, 5, 30, 31, 31, 100, 200)]
+    assert found == [[], [3, 4], [7], [30], [], [31, 90], []]

@@ -1,0 +1,199 @@
+"""Near-duplicates of evaluation images by embedding: against brute force, planted copies, and pairs labelled by eye."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from align.config import load_params
+from align.config.filter import FilterConfig
+from align.errors import DataError
+from align.filter.near_duplicates import Embeddings, find_near_duplicates, read_embeddings, write_embeddings
+from align.filter.network import ImageNetwork
+from align.services.vector_index import kmeans
+from benchmarks.near_duplicates.edits import EDITS
+from benchmarks.near_duplicates.labelled import found_by_embedding, found_by_hash, labelled_pairs
+from benchmarks.near_duplicates.pictures import archive_pictures, drawn, evaluation_pictures
+from benchmarks.near_duplicates.recall import recall
+
+WIDTH = 32
+CONFIG = load_params().section(FilterConfig)
+
+#: What CI measures, and the least share of it that is found.
+FLOORS = {"re-encode": 0.99, "resize": 0.99, "10 % crop": 0.9, "flip": 0.9}
+#: Of the sample's archive; see benchmarks/near_duplicates/README.md.
+MOST_FALSE_POSITIVES = 55
+
+
+@pytest.fixture(scope="module")
+def network() -> ImageNetwork:
+    return ImageNetwork(None, 2)
+
+
+def unit(vectors: NDArray[np.float64]) -> NDArray[np.float16]:
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def rows() -> tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16]]]:
+    """6,000 training images around 150 places, and 90 evaluation images of 3 views near some of them."""
+    random = np.random.default_rng(0)
+    places = random.normal(size=(150, WIDTH))
+    train = places[np.arange(6000) % 150] + random.normal(size=(6000, WIDTH)) * 0.25
+    tests = train[: 90 * 60 : 60, None] + random.normal(size=(90, 3, WIDTH)) * 0.1
+    return (
+        {f"{number:04d}": row for number, row in enumerate(unit(train))},
+        {f"set/{number}": row for number, row in enumerate(unit(tests))},
+    )
+
+
+def found(
+    folder: Path, shards: list[dict[str, NDArray[np.float16]]], tests: dict[str, NDArray[np.float16]], **changes: int
+) -> dict[tuple[str, str], float]:
+    paths = [folder / f"{number}.arrow" for number in range(len(shards))]
+    for path, shard in zip(paths, shards, strict=True):
+        write_embeddings(path, shard.items(), WIDTH)
+    write_embeddings(folder / "tests.arrow", tests.items(), WIDTH)
+    matches = find_near_duplicates(
+        paths, read_embeddings(folder / "tests.arrow"), CONFIG.model_copy(update=changes), kmeans
+    )
+    listed = [((match.image_id, match.reference), match.cosine) for match in matches]
+    assert len(dict(listed)) == len(listed)  # each pair once
+    return dict(listed)
+
+
+def test_against_brute_force(
+    tmp_path: Path, rows: tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16]]]
+) -> None:
+    train, tests = rows
+    matrix = np.stack(list(train.values())).astype(np.float64)
+    expected = {
+        (image_id, name): float(cosine)
+        for name, views in tests.items()
+        for image_id, cosine in zip(train, (matrix @ views.T.astype(np.float64)).max(axis=1).round(4), strict=True)
+        if cosine > CONFIG.near_duplicate_cosine_above
+    }
+    assert 80 < len(expected) < 1000
+    whole = found(tmp_path, [train], tests, near_duplicate_probes=CONFIG.near_duplicate_clusters)
+    assert whole == expected
+    probed = found(tmp_path, [train], tests)
+    assert probed.items() <= expected.items()
+    assert len(probed) >= 0.99 * len(expected)
+
+
+def test_order_and_shards_do_not_change_what_is_found(
+    tmp_path: Path, rows: tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16]]]
+) -> None:
+    train, tests = rows
+    shuffled = [list(train)[place] for place in np.random.default_rng(1).permutation(len(train))]
+    shards = [{name: train[name] for name in shuffled[start : start + 1700]} for start in range(0, 6000, 1700)]
+    one = found(tmp_path, [train], tests, near_duplicate_probes=1)
+    assert found(tmp_path, [{}, *shards, {}], dict(reversed(tests.items())), near_duplicate_probes=1) == one
+    few = dict(list(tests.items())[:7])
+    assert found(tmp_path, [train], few, near_duplicate_probes=1) == {
+        pair: cosine for pair, cosine in one.items() if pair[1] in few
+    }
+
+
+def test_the_cut_itself_is_not_above_it(tmp_path: Path) -> None:
+    train = {"above": np.eye(WIDTH)[0], "at": np.eye(WIDTH)[0] * 0.975, "below": np.eye(WIDTH)[0] * 0.97}
+    halves = {name: row.astype(np.float16) for name, row in train.items()}
+    cut = round(float(halves["at"][0]), 4)  # 0.975 in two bytes
+    tests = {"t": np.eye(WIDTH)[:1].astype(np.float16)}
+    assert found(tmp_path, [halves], tests, near_duplicate_cosine_above=cut) == {("above", "t"): 1.0}
+
+
+def test_nothing_to_compare(tmp_path: Path) -> None:
+    one = {"a": unit(np.ones(WIDTH))}
+    assert found(tmp_path, [one], {}) == {}
+    assert found(tmp_path, [{}], {"t": one["a"][None]}) == {}
+    assert found(tmp_path, [], {"t": one["a"][None]}) == {}
+    assert found(tmp_path, [one], {"t": one["a"][None]}) == {("a", "t"): pytest.approx(1, abs=1e-3)}
+
+
+def test_files_are_the_same_bytes_and_broken_ones_are_named(tmp_path: Path) -> None:
+    rows = [(str(number), unit(np.random.default_rng(number).normal(size=(2, WIDTH)))) for number in range(1500)]
+    for name in ("a", "b"):
+        write_embeddings(tmp_path / name, iter(rows), WIDTH)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    read = read_embeddings(tmp_path / "a")
+    assert read.names == [name for name, _ in rows for _ in range(2)]
+    assert read.vectors.tobytes() == np.concatenate([vectors for _, vectors in rows]).tobytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes()[:5000])
+    for name in ("b", "gone"):
+        with pytest.raises(DataError, match=f"{name}: no embeddings here"):
+            read_embeddings(tmp_path / name)
+    with pytest.raises(DataError, match="width 32, those of the evaluation images have 3"):
+        list(find_near_duplicates([tmp_path / "a"], Embeddings(["t"], np.eye(3, dtype=np.float16)[:1]), CONFIG, kmeans))
+
+
+def test_clusters_do_not_depend_on_threads() -> None:
+    script = (
+        "import hashlib, numpy as np; from align.services.vector_index import kmeans; "
+        "found = kmeans(np.random.default_rng(0).normal(size=(3000, 96)).astype(np.float32), 64); "
+        "assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5), found; "
+        "print(found.shape, hashlib.sha256(found.tobytes()).hexdigest())"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "PATH": ""},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2", "5")
+    }
+    assert len(printed) == 1
+    assert printed.pop().startswith("(64, 96)")
+
+
+def test_copies_of_evaluation_images_are_found(sample: Path, tmp_path: Path, network: ImageNetwork) -> None:
+    pictures = evaluation_pictures(sample)
+    planted = {name: pictures[name] for name in drawn(pictures, 60)}
+    rows = recall(planted, planted, network, tmp_path, kinds=list(FLOORS))
+    for kind, floor in FLOORS.items():
+        shares = [row.by_rule for row in rows if row.kind == kind]
+        assert np.mean(shares) >= floor, rows
+
+
+def test_pairs_labelled_by_eye(sample: Path, tmp_path: Path, network: ImageNetwork) -> None:
+    pairs = labelled_pairs()
+    assert len(pairs) == len({(pair.image_id, pair.evaluation) for pair in pairs}) == 500
+    near = [pair for pair in pairs if pair.cosine > 0.97 or pair.same == "copy"]
+    images, _ = archive_pictures(sample, {pair.image_id for pair in near})
+    tests = evaluation_pictures(sample)
+    references = {pair.evaluation: tests[pair.evaluation] for pair in near}
+    matches = found_by_embedding(images, references, network, tmp_path).keys() | found_by_hash(images, references)
+    same = {(pair.image_id, pair.evaluation): pair.same for pair in pairs}
+    assert matches <= same.keys()  # nobody has looked at the others
+    assert {pair for pair, label in same.items() if label == "copy"} <= matches
+    assert sum(same[pair] == "no" for pair in matches) <= MOST_FALSE_POSITIVES
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_every_edit_of_200_evaluation_images(sample: Path, tmp_path: Path, network: ImageNetwork) -> None:
+    pictures = evaluation_pictures(sample)
+    rows = recall({name: pictures[name] for name in drawn(pictures, 200)}, pictures, network, tmp_path)
+    assert {row.kind for row in rows} == set(EDITS)
+    for kind, floor in (FLOORS | {"watermark": 0.9}).items():
+        assert np.mean([row.by_rule for row in rows if row.kind == kind]) >= floor, rows
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_the_whole_archive_holds_no_match_that_nobody_has_looked_at(
+    sample: Path, tmp_path: Path, network: ImageNetwork
+) -> None:
+    images, _ = archive_pictures(sample)
+    tests = evaluation_pictures(sample)
+    matches = found_by_embedding(images, tests, network, tmp_path).keys() | found_by_hash(images, tests)
+    same = {(pair.image_id, pair.evaluation): pair.same for pair in labelled_pairs()}
+    assert matches <= same.keys()
+    assert {pair for pair, label in same.items() if label == "copy"} <= matches
+    assert sum(same[pair] == "no" for pair in matches) <= MOST_FALSE_POSITIVES

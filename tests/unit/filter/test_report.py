@@ -1,0 +1,249 @@
+"""The filter's page: what it counts, by a real engine over hand-made tables, and what it shows and hides."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from align.config import load_params
+from align.config.filter import FilterConfig
+from align.filter import tables
+from align.filter.queries import Overview, figures, overview
+from align.filter.report import Example, FilterReport, FunnelRow, Gallery, Vocabulary, write_pages
+from align.filter.rules import RULES
+from align.pairs.text import mask_personal_data
+from tests.support import ROOT
+from tests.support.small_data import jpeg
+
+CONFIG = load_params(ROOT / "params.yaml").section(FilterConfig)
+VERDICTS = pa.schema([(name, pa.int64()) for name in ("place", "image", "text", "num_texts", "num_images")])
+
+
+def rows_of(pairs: list[dict[str, Any]], images: list[dict[str, Any]]) -> Any:
+    """Runs SQL over the tables that the filter leaves: of each pair and image what a test does not say is null."""
+    connection = duckdb.connect()
+
+    def register(name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+        empty = dict.fromkeys(schema.names)
+        connection.register(name, pa.Table.from_pylist([empty | row for row in rows], nullable(schema)))
+
+    numbered = [
+        {"key": f"{place:09d}", "place": place, "num_emails": 0, "num_phones": 0} | pair
+        for place, pair in enumerate(pairs)
+    ]
+    for row in numbered:
+        row["normalised"] = row.get("text", "")
+        row["keep"] = row.get("keep", True)
+    register(
+        "decisions",
+        [{k: v for k, v in row.items() if k in tables.DECISIONS.names} for row in numbered],
+        tables.DECISIONS,
+    )
+    register("facts", [{k: v for k, v in row.items() if k in tables.FACTS.names} for row in numbered], tables.FACTS)
+    register("images", images, tables.IMAGES_OUT)
+    texts = {text: index for index, text in enumerate(dict.fromkeys(row["normalised"] for row in numbered))}
+    numbers = [row | {"text": texts[row["normalised"]]} for row in numbered]
+    register("pairs", [{k: v for k, v in row.items() if k in tables.PAIRS.names} for row in numbers], tables.PAIRS)
+    register("verdicts", [{k: v for k, v in row.items() if k in VERDICTS.names} for row in numbers], VERDICTS)
+    return lambda query: connection.execute(query).fetchall()
+
+
+def nullable(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([pa.field(field.name, field.type) for field in schema])
+
+
+def image(name: str, width: int, height: int, nsfw_score: float | None = None) -> dict[str, Any]:
+    return {
+        "image_id": name,
+        "image_key": f"key of {name}",
+        "width_px": width,
+        "height_px": height,
+        "nsfw_score": nsfw_score,
+    }
+
+
+def pair(text: str, image: int, **more: Any) -> dict[str, Any]:
+    """A pair of image number `image`; equal texts are counted by the test."""
+    words = len(text.split())
+    return {
+        "text": text, "image": image, "image_id": f"i{image}", "image_key": f"key of i{image}", "num_words": words,
+        "num_texts": 1, "num_images": 1,
+    } | more  # fmt: skip
+
+
+PAIRS = [
+    pair("a shared text", 0, num_images=3, num_texts=2, language="en"),
+    pair("a shared text", 1, num_images=3, language="en", keep=False, reason="image_too_small"),
+    pair("a shared text", 2, num_images=3, language="en"),
+    pair("another one of four", 0, num_texts=2, language="de"),
+    pair("write to ada@example.org now", 3, num_emails=1, keep=False, reason="text_personal_data"),
+    pair("call +44 20 7946 0958", 4, num_phones=1),
+]
+IMAGES = [
+    image("i0", 200, 300),
+    image("i1", 199, 900),
+    image("i2", 5000, 4000, 0.9),
+    image("i3", 224, 225),
+    image("i4", 225, 1000),
+]
+SHOWN = [
+    ("https://Example.org/a.png", "a photograph of the old town hall and its square", True),
+    ("https://example.org:8000/b", "too short", False),
+    ("data:image/png;base64,x", "das alte Rathaus und die kleine Kirche", True),
+    ("http://[", "a photograph of the new town hall and its tower", False),
+]
+
+
+def seen(pairs: list[dict[str, Any]] = PAIRS, images: list[dict[str, Any]] = IMAGES) -> Overview:
+    return overview(rows_of(pairs, images), SHOWN)
+
+
+def test_distributions_are_of_pairs_and_of_distinct_images() -> None:
+    found = seen()
+    assert found.words_per_text == {3: 3, 4: 2, 5: 1}
+    assert {low: num for low, num in found.short_sides.items() if num} == {150: 1, 200: 2, 225: 1, 4000: 1}
+    assert [(one.name, one.num_pairs, one.num_kept) for one in found.languages] == [
+        ("en", 2, 1), ("de", 1, 1), ("unknown", 1, 0),
+    ]  # fmt: skip
+
+
+def test_hosts_are_counted_whatever_the_port_the_case_or_the_scheme() -> None:
+    found = seen()
+    assert [(one.name, one.num_pairs, one.num_kept) for one in found.hosts] == [
+        ("example.org", 2, 1), ("(data:)", 1, 1), ("(not a URL)", 1, 0),
+    ]  # fmt: skip
+    assert found.num_looked_at == 4
+
+
+def test_what_repeats_comes_first() -> None:
+    found = seen()
+    assert [(one.text, one.num_images, one.num_pairs) for one in found.shared_texts] == [("a shared text", 3, 3)]
+    (multiplied,) = found.multiplied_images
+    assert (multiplied.place, multiplied.image_key, multiplied.num_pairs, multiplied.num_texts) == (
+        0,
+        "key of i0",
+        2,
+        2,
+    )
+    first, *others = PAIRS
+    assert seen([{**first, "opted_out": "url:x"}, *others]).multiplied_images == ()  # nobody is to see it again
+    nothing = seen([pair("a text alone", 0)], IMAGES)
+    assert nothing.shared_texts == () and nothing.multiplied_images == ()
+
+
+def test_many_texts_with_equal_counts_are_cut_to_a_page() -> None:
+    pairs = [
+        pair(f"text {text}", 2 * text + copy, num_images=2 + (text == 29)) for text in range(30) for copy in range(2)
+    ]
+    found = seen(pairs).shared_texts
+    assert len(found) == 12
+    assert [one.text for one in found[:3]] == ["text 29", "text 0", "text 1"]
+
+
+def test_personal_data_is_counted_and_masked() -> None:
+    found = seen().personal_data
+    assert (found.num_with_email, found.num_with_phone, found.num_pairs, found.num_kept) == (1, 1, 2, 1)
+    assert sorted(found.examples) == ["call +•• •• •••• ••••", "write to a••@•••••••.••• now"]
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("a heart, 200 x 300", "a heart, 200 x 300"),
+        ("mail: ada.b@example.org", "mail: a••.•@•••••••.•••"),
+        ("x@y.de and z@y.de", "x@•.•• and z@•.••"),
+    ],
+)
+def test_only_personal_data_is_masked(text: str, masked: str) -> None:
+    assert mask_personal_data(text) == masked
+
+
+def test_metrics_are_of_the_same_figures() -> None:
+    shown = figures(seen())
+    assert shown == {
+        "filter/words_per_text/median": 3, "filter/words_per_text/p95": 5, "filter/short_side_px/median": 200,
+        "filter/short_side_px/p95": 4000, "filter/max_images_per_text": 3, "filter/max_pairs_per_image": 2,
+        "filter/personal_data/num_with_email": 1, "filter/personal_data/num_with_phone": 1,
+        "filter/personal_data/num_kept": 1, "filter/language/en": 0.5, "filter/language/unknown": 0.25,
+        "filter/language/de": 0.25, "filter/top_host_share": 0.5,
+    }  # fmt: skip
+
+
+def test_nothing_at_all_is_a_page_too(tmp_path: Path) -> None:
+    found = overview(rows_of([], []), [])
+    assert figures(found)["filter/words_per_text/median"] == 0
+    write_pages(report(found, 0, {}), CONFIG, Gallery([], {}, {}, 10**6), tmp_path)
+    assert "0 of 0 pairs kept" in (tmp_path / "report.html").read_text()
+
+
+def report(found: Overview, num_pairs: int, dropped: dict[str, int]) -> FilterReport:
+    left, funnel = num_pairs, []
+    for code in RULES:
+        left -= dropped.get(code, 0)
+        num = dropped.get(code, 0)
+        funnel.append(FunnelRow(reason=code, num_alone=num, num_first=num, num_remaining=left))
+    return FilterReport(
+        metrics={"filter/num_pairs": num_pairs}, num_pairs=num_pairs, num_kept=left, num_images=5, num_nsfw_scored=1,
+        num_evaluation_sets=1, evaluation_sets={"concepts": "0" * 64}, evaluation_matches={"concepts": 1},
+        vocabulary=Vocabulary(num_ngrams=7, num_frequent=7, last_count=1), funnel=funnel, overview=found,
+    )  # fmt: skip
+
+
+def example(reason: str | None, key: str, text: str = "a picture of it", **more: Any) -> Example:
+    values: dict[str, Any] = dict.fromkeys(Example.__dataclass_fields__) | {
+        "reason": reason, "key": key, "image_key": key, "text": text, "num_words": 4, "num_texts": 1, "num_images": 11,
+        "width_px": 100, "height_px": 90, "url": "https://example.org/x.png",
+    }  # fmt: skip
+    return Example(**values | more)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("page")
+    examples = [
+        example(None, "k0"), example("opted_out", "k1", "somebody's picture"),
+        example("image_missing", "k2", error_message="HTTP 404", image_key=None),
+        example("image_nsfw", "k3", nsfw_score=0.91), example("image_too_small", "k4"),
+        example("image_near_duplicate_of_test", "k5", twin="concepts/t", twin_cosine=0.981),
+        example("text_shared_by_many_images", "k6"), example("text_is_filename", "k7", "ada@example.org"),
+    ]  # fmt: skip
+    pictures = {f"k{index}": jpeg(index) for index in range(8)} | {"key of i0": jpeg(50)}
+    gallery = Gallery(examples, pictures, {"concepts/t": (jpeg(60), "a test image")}, 10**7)
+    write_pages(report(seen(), 6, {"image_too_small": 1, "text_personal_data": 1}), CONFIG, gallery, root / "one")
+    write_pages(report(seen(), 6, {"image_too_small": 1, "text_personal_data": 1}), CONFIG, gallery, root / "two")
+    first, second = ({path.name: path.read_bytes() for path in (root / name).iterdir()} for name in ("one", "two"))
+    assert first == second  # equal data, equal bytes
+    assert set(first) == {
+        "report.html", "report.json", "metrics.json", "funnel.png", "text_lengths.png", "image_sizes.png",
+        "languages.png",
+    }  # fmt: skip
+    return first["report.html"].decode()
+
+
+def test_the_page_shows_the_funnel_and_what_stands_out(page: str) -> None:
+    for text in ("4 of 6 pairs kept (66.7%)", "a shared text", "example.org", "HTTP 404", "2 pairs, 2 texts"):
+        assert text in page
+    assert page.count("data:image/png;base64,") == 4
+    assert "score 0.91" in page and "100 x 90" in page and "cosine 0.981" in page and "11 images" in page
+    assert "test image concepts/t" in page
+    assert "Off here: pair_low_similarity, text_other_language, text_personal_data, image_repeat, pair_repeat." in page
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
+
+
+def test_what_people_asked_to_forget_is_not_shown_and_personal_data_is_masked(page: str) -> None:
+    assert "somebody" not in page and "Dropped: opted_out" not in page
+    assert "ada@example.org" not in page and "a••@•••••••.•••" in page
+
+
+def test_nsfw_pictures_are_blurred(tmp_path: Path) -> None:
+    """The same picture, shown for another reason, is other bytes."""
+    found = overview(rows_of([], []), [])
+    sources = []
+    for reason in ("image_nsfw", "image_too_small"):
+        gallery = Gallery([example(reason, "k", nsfw_score=0.9)], {"k": jpeg(1)}, {}, 10**7)
+        write_pages(report(found, 1, {reason: 1}), CONFIG, gallery, tmp_path)
+        sources += re.findall(r"data:image/jpeg;base64,([^\"]+)", (tmp_path / "report.html").read_text())
+    assert len(sources) == 2 and len(sources[0]) < len(sources[1])

@@ -1,0 +1,303 @@
+"""Every rule of the paper at its exact boundary, in the SQL that runs over the whole table."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.config import load_params
+from align.config.engine import EngineConfig
+from align.config.filter import FilterConfig, ModelFile
+from align.filter import ngrams, rules, tables
+from align.filter.pair_tables import image_number, pair_tables, word_table
+from align.filter.words import ngram_numbers
+from align.formats.policy import OptedOut
+from align.formats.raw import SCHEMA
+from align.protocols.sql import Engine
+from align.services.engine import open_engine
+
+MODEL = ModelFile(path="tower", sha256="0" * 64)
+PAPER = (
+    load_params()
+    .section(FilterConfig)
+    .model_copy(
+        update={
+            "max_texts_per_image": 1000, "similarity_model": MODEL, "min_similarity": 0.2, "languages": ("en", "de"),
+            "drop_personal_data": True, "drop_repeats": "image",
+        }
+    )
+)  # fmt: skip
+
+KNOWN = pa.schema([
+    ("opted_out", pa.string()), ("status", pa.string()), ("has_bytes", pa.bool_()), ("decodable", pa.bool_()),
+    ("width_px", pa.int32()), ("height_px", pa.int32()), ("num_texts", pa.int64()), ("num_images", pa.int64()),
+    ("num_evaluation_sets", pa.int32()), ("rare_ngram", pa.bool_()), ("num_words", pa.int32()),
+    ("is_filename", pa.bool_()), ("nsfw_score", pa.float64()), ("similarity", pa.float64()),
+    ("language", pa.string()), ("num_emails", pa.int32()), ("num_phones", pa.int32()), ("repeats", pa.bool_()),
+])  # fmt: skip
+GOOD: dict[str, Any] = {
+    "opted_out": None, "status": "success", "has_bytes": True, "decodable": True, "width_px": 300, "height_px": 300,
+    "num_texts": 1, "num_images": 1, "num_evaluation_sets": 0, "rare_ngram": False, "num_words": 3,
+    "is_filename": False, "nsfw_score": None, "similarity": 0.2, "language": "en", "num_emails": 0, "num_phones": 0,
+    "repeats": False,
+}  # fmt: skip
+GONE = {"has_bytes": False, "decodable": None, "width_px": None, "height_px": None}
+
+
+def engine_config(folder: Path) -> EngineConfig:
+    limits = {"memory_limit": "200MB", "num_threads": 2, "temp_directory": folder}
+    return load_params().section(EngineConfig).model_copy(update=limits)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    with open_engine(engine_config(tmp_path)) as engine:
+        yield engine
+
+
+def view(engine: Engine, name: str, table: pa.Table) -> None:
+    path = engine.scratch / f"{name}.parquet"
+    pq.write_table(table, path)
+    engine.view(name, path)
+
+
+@pytest.mark.parametrize(
+    ("fact", "reasons"),
+    [
+        ({}, []),
+        ({"opted_out": "host:example.org"}, ["opted_out"]),
+        ({"width_px": 200}, ["image_too_small"]),
+        ({"width_px": 201}, []),
+        ({"height_px": 200, "width_px": 201}, ["image_too_small"]),
+        ({"width_px": 900}, ["image_aspect_ratio"]),
+        ({"width_px": 899}, []),
+        ({"height_px": 900}, ["image_aspect_ratio"]),
+        ({"num_texts": 1000}, []),
+        ({"num_texts": 1001}, ["image_too_many_texts"]),
+        ({"num_evaluation_sets": 1}, ["image_near_duplicate_of_test"]),
+        ({"num_images": 10}, []),
+        ({"num_images": 11}, ["text_shared_by_many_images"]),
+        ({"rare_ngram": True}, ["text_rare_ngram"]),
+        ({"num_words": 2}, ["text_too_short"]),
+        ({"num_words": 20}, []),
+        ({"num_words": 21}, ["text_too_long"]),
+        ({"num_words": 10_000}, ["text_too_long"]),
+        ({"num_words": 0, "num_images": None}, ["text_too_short"]),
+        ({"is_filename": True}, ["text_is_filename"]),
+        ({"nsfw_score": 0.8}, ["image_nsfw"]),
+        ({"nsfw_score": 0.799}, []),
+        ({"decodable": False, "width_px": None, "height_px": None}, ["image_undecodable"]),
+        (GONE | {"status": "failed_to_resize"}, ["image_undecodable"]),
+        (GONE | {"status": "failed_to_download"}, ["image_missing"]),
+        (GONE, ["image_missing"]),  # the tar lacks what the table promises
+        ({"similarity": 0.1999}, ["pair_low_similarity"]),
+        ({"similarity": None}, []),
+        ({"language": "de"}, []),
+        ({"language": "fr"}, ["text_other_language"]),
+        ({"language": None}, []),
+        ({"num_emails": 1}, ["text_personal_data"]),
+        ({"num_phones": 2}, ["text_personal_data"]),
+        ({"repeats": True}, ["image_repeat"]),
+        (
+            {"is_filename": True, "num_words": 2, "width_px": 150, "num_images": 11},
+            ["image_too_small", "text_shared_by_many_images", "text_too_short", "text_is_filename"],
+        ),
+    ],
+)
+def test_boundary(engine: Engine, fact: dict[str, Any], reasons: list[str]) -> None:
+    view(engine, "known", pa.Table.from_pylist([GOOD | fact], KNOWN))
+    [(mask,)] = engine.rows(f"SELECT {rules.mask(PAPER, tuple(rules.RULES))} FROM known")
+    assert rules.codes_of(mask) == reasons
+
+
+def test_rule_order_is_the_papers() -> None:
+    assert list(rules.RULES) == [
+        "opted_out",
+        "image_missing",
+        "image_undecodable",
+        "image_nsfw",
+        "image_too_small",
+        "image_aspect_ratio",
+        "image_too_many_texts",
+        "image_near_duplicate_of_test",
+        "text_shared_by_many_images",
+        "text_rare_ngram",
+        "text_too_short",
+        "text_too_long",
+        "text_is_filename",
+        "pair_low_similarity",
+        "text_other_language",
+        "text_personal_data",
+        "image_repeat",
+        "pair_repeat",
+    ]
+
+
+def test_params_hold_the_papers_boundaries_and_nothing_beyond_them() -> None:
+    config = load_params().section(FilterConfig)
+    assert (config.short_side_above_px, config.aspect_ratio_below, config.max_images_per_text) == (200, 3.0, 10)
+    assert (config.min_words, config.max_words, config.num_frequent_ngrams) == (3, 20, 10**8)
+    assert rules.active(config) == list(rules.RULES)[:13]
+    assert rules.mask(config, rules.MODEL + rules.REPEATS) == "CAST(0 AS BIGINT)"  # what is off costs nothing
+
+
+def pairs(engine: Engine, rows: list[tuple[str, str | None]]) -> None:
+    """The views `pairs`, `unigrams` and `bigrams` from (caption, image) rows, all in one shard."""
+    raw = [
+        {"caption": caption, "sha256": image and sha(image), "key": f"{row:09d}", "url": f"http://x/{row}",
+         "status": "success", "image_key": f"{row:09d}"}
+        for row, (caption, image) in enumerate(rows)
+    ]  # fmt: skip
+    images = tables.IMAGES.empty_table()
+    measured = pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), images, OptedOut(), by_language=True)
+    for name, table in measured.items():
+        view(engine, name, table)
+
+
+def sha(image: str) -> str:
+    return image.encode().hex().ljust(64, "0")
+
+
+def test_i4_counts_distinct_normalised_texts_by_image_content(engine: Engine) -> None:
+    rows = [("one text", "i"), (" one  text", "i"), ("two", "i"), ("", "i"), ("three", "j"), ("x", None), ("", "k")]
+    pairs(engine, [*rows, ("y", "l"), ("", "l")])
+    assert texts_per_pair(engine) == [2, 2, 2, 2, 1, 0, 0, 1, 1]
+
+
+def texts_per_pair(engine: Engine) -> list[int]:
+    judge(engine)
+    return [row[0] for row in engine.rows("SELECT num_texts FROM verdicts ORDER BY place")]
+
+
+def judge(engine: Engine, config: FilterConfig = PAPER, rare: set[int] | None = None) -> None:
+    engine.table("texts_per_image", tables.TEXTS_PER_IMAGE)
+    engine.table("images_per_text", tables.IMAGES_PER_TEXT)
+    blocks = Counter[int]()
+    for place in rare or ():
+        blocks[place // 32] += 1 << place % 32
+    columns = {"block": pa.array(blocks.keys(), pa.int64()), "bits": pa.array(blocks.values(), pa.int64())}
+    view(engine, "rare_blocks", pa.table(columns))
+    engine.table("verdicts", tables.verdicts(config))
+
+
+def test_t1_counts_distinct_images_by_normalised_text(engine: Engine) -> None:
+    pairs(engine, [("logo", "i"), ("logo ", "i"), ("logo", "j"), ("logo", None), ("Logo", "j"), ("", "j"), ("", "i")])
+    judge(engine)
+    found = engine.rows("SELECT num_images FROM verdicts ORDER BY place")
+    assert [row[0] for row in found] == [3, 3, 3, 3, 1, None, None]  # i, j and a dead link of its own
+
+
+def rare_places(engine: Engine, num_frequent: int, num_parts: int = 1) -> set[int]:
+    counts = ngrams.ngram_counts(num_parts)
+    for name, query in counts.items():
+        engine.table(name, query)
+    cut, listed = ngrams.vocabulary_cut(dict(engine.rows(ngrams.counts_of_counts(counts))), num_frequent)
+    assert listed <= num_frequent
+    for name, query in ngrams.frequent(counts, cut).items():
+        engine.table(name, query)
+    parts = ngrams.rare_pairs(num_parts)
+    for name, query in parts.items():
+        engine.table(name, query)
+    engine.table("rare_blocks", ngrams.rare_blocks(parts))
+    found = engine.rows(f"""
+        SELECT pairs.place FROM pairs LEFT JOIN rare_blocks ON rare_blocks.block = {ngrams.block_of("pairs.place")}
+        WHERE {ngrams.is_rare("pairs.place")}
+    """)
+    return {place for (place,) in found}
+
+
+def test_t2_one_joint_list_of_unigrams_and_bigrams_cut_at_a_count(engine: Engine) -> None:
+    # a: 4, b: 3, "a b": 3, c: 2, "a c": 1
+    pairs(engine, [("A b", "i"), ("a b", "j"), ("a, b!", "k"), ("a c", "l"), ("", "m"), ("c", "n")])
+    assert rare_places(engine, 5) == set()
+    assert rare_places(engine, 4) == {3}
+    assert rare_places(engine, 3) == {3, 5}
+    assert rare_places(engine, 2) == {0, 1, 2, 3, 5}  # b and "a b" tie, both are off
+    assert rare_places(engine, 1) == {0, 1, 2, 3, 5}
+    view(engine, "all_words", word_table(engine.scratch / "pairs.parquet"))
+    for table, kind, [number] in (
+        ("all_words", "unigrams", ngram_numbers(["c"])[0]), ("bigrams", "bigrams", ngram_numbers(["a", "c"])[1])
+    ):  # fmt: skip
+        assert engine.rows(ngrams.rare_ngrams(table, kind, [(3, 4)])) == [(3, number)]
+
+
+def test_t2_bigram_alone_makes_a_text_rare(engine: Engine) -> None:
+    pairs(engine, [("a b", "i"), ("a b", "j"), ("b a", "k")])  # a: 3, b: 3, "a b": 2, "b a": 1
+    assert rare_places(engine, 3) == {2}
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 7])
+def test_t2_in_parts_finds_the_same_pairs(engine: Engine, num_parts: int) -> None:
+    texts = [f"{'abcdefgh'[row * row % 8]} {'stuvwxyz'[row % 7]} {'klmn'[row % 3]}" for row in range(130)]
+    pairs(engine, [*((text, "i") for text in texts), ("once", "i"), ("never again", "j")])  # five blocks of 32
+    whole = rare_places(engine, 50)
+    assert {130, 131} < whole < set(range(132))
+    assert rare_places(engine, 50, num_parts) == whole
+
+
+@pytest.mark.parametrize("num_frequent", [1, 2, 5, 7, 19])
+def test_t2_does_not_depend_on_the_order_of_rows(tmp_path: Path, num_frequent: int) -> None:
+    rows: list[tuple[str, str | None]] = [(f"{a} {b}", "i") for a in "abc" for b in "wxyz"]
+    texts = []
+    for order in (rows, rows[::-1]):
+        with open_engine(engine_config(tmp_path)) as engine:
+            pairs(engine, order)
+            texts.append({order[place][0] for place in rare_places(engine, num_frequent)})
+    assert texts[0] == texts[1]
+
+
+def test_vocabulary_cut() -> None:
+    counts = {5: 1, 3: 2, 1: 10}
+    assert ngrams.vocabulary_cut(counts, 0) == (6, 0)
+    assert ngrams.vocabulary_cut(counts, 2) == (5, 1)
+    assert ngrams.vocabulary_cut(counts, 3) == (3, 3)
+    assert ngrams.vocabulary_cut(counts, 12) == (3, 3)
+    assert ngrams.vocabulary_cut(counts, 13) == (1, 13)
+    assert ngrams.vocabulary_cut({}, 1) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("same", "repeats"),
+    [("image", [None, False, True, True, False, None]), ("pair", [None, False, True, False, False, None])],
+)
+def test_repeats_are_dropped_only_behind_a_kept_pair(engine: Engine, same: str, repeats: list[bool | None]) -> None:
+    rows = [
+        ("short", "i"),
+        ("a good text", "i"),
+        ("a good text", "i"),
+        ("another good text", "i"),
+        ("a good text", "j"),
+        ("dead link here", None),
+    ]
+    raw = [
+        {"caption": caption, "sha256": image and sha(image), "key": f"{row:09d}", "url": f"http://x/{row}",
+         "status": "success" if image else "failed_to_download", "image_key": f"{row:09d}"}
+        for row, (caption, image) in enumerate(rows)
+    ]  # fmt: skip
+    images = [
+        {"place": 0, "image": image_number(sha(name)), "image_id": sha(name), "image_key": "k", "width_px": 300,
+         "height_px": 300, "decodable": True, "phash": 1, "evaluation_sets": [], "twin": None}
+        for name in "ij"
+    ]  # fmt: skip
+    known = pa.Table.from_pylist(images, tables.IMAGES)
+    for name, table in pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), known, OptedOut(), by_language=True).items():
+        view(engine, name, table)
+    config = PAPER.model_copy(update={"drop_repeats": same, "similarity_model": None, "languages": None})
+    judge(engine, config)
+    engine.table("candidates", tables.CANDIDATES)
+    view(engine, "scored", tables.SCORED.empty_table())
+    view(engine, "twins", tables.TWINS.empty_table())
+    engine.table("judged", tables.judged(config))
+    engine.table("resembling", tables.resembling(config, "judged"))
+    found = engine.rows(f"""
+        SELECT decided.repeats, coalesce(decided.mask, verdicts.mask) FROM verdicts
+        LEFT JOIN ({tables.decided(config, "resembling")}) AS decided ON decided.place = verdicts.place
+        ORDER BY verdicts.place
+    """)
+    assert [bool(repeat) for repeat, _ in found] == [bool(repeat) for repeat in repeats]
+    for repeat, mask in found:
+        assert (f"{same}_repeat" in rules.codes_of(mask)) == bool(repeat)

@@ -1,0 +1,98 @@
+"""Words and n-grams of many texts at once: equal to the functions that look at one text."""
+
+import itertools
+import random
+import unicodedata
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import regex
+
+from align.filter.words import _PLAIN, ngram_numbers, normal_forms, numbers, text_facts
+from align.pairs.text import is_filename, normalise, personal_data, words
+
+
+def check(texts: list[str]) -> None:
+    facts = text_facts(texts)
+    occurrences: Counter[int] = Counter()
+    for number, times in zip(facts.vocabulary.tolist(), facts.occurrences.tolist(), strict=True):
+        occurrences[number] += times
+    assert occurrences == Counter(facts.words.tolist())
+    offsets, bigrams = facts.bigrams()
+    for row, text in enumerate(texts):
+        unigrams, pairs = ngram_numbers(words(text))
+        assert facts.words[facts.offsets[row] : facts.offsets[row + 1]].tolist() == unigrams, text
+        assert bigrams[offsets[row] : offsets[row + 1]].tolist() == pairs, text
+        assert facts.is_filename[row] == is_filename(text), text
+        assert (facts.num_emails[row], facts.num_phones[row]) == personal_data(text), text
+
+
+@pytest.mark.parametrize("length", range(6))
+def test_every_ascii_text_of_one_character_of_each_class(length: int) -> None:
+    # UAX #29 looks at two characters on either side: what holds for all texts of five holds for all
+    texts = map("".join, itertools.product("aB1_'.,:; -", repeat=length))
+    check([text for text in texts if normalise(text) == text])
+
+
+def test_random_texts_of_all_sorts() -> None:
+    draw = random.Random(0)
+    characters = [chr(code) for code in range(32, 127)] * 3 + list("éß猫가\u0301😀ſıİ’\u200dא٣ﬀ\uff9e")
+    check([normalise("".join(draw.choices(characters, k=draw.randrange(80)))) for _ in range(5_000)])
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [],
+        [""],
+        ["___", "", "a"],
+        ["é"],
+        ["a \uff9eb c", "é \u0301\uff9fa", "a b", "ein ゙a \u200db"],  # what joins the space before it
+        ["x" * 1000 + " " + "é" * 500],
+        ["IMG 1", "img_0001.jpg", "Screenshot 2020-01-01 at 10.10.10", "a/b/c", "C:\\x", "ſvg.ſvg", "a.tiﬀ"],
+        ["write to jane.doe@example.org", "+49 30 1234567", "call (555) 123-4567 now", "030/1234567", "1920x1080"],
+    ],
+)
+def test_edges(texts: list[str]) -> None:
+    check(texts)
+
+
+def test_normal_forms_are_those_of_each_text() -> None:
+    draw = random.Random(1)
+    characters = [chr(code) for code in range(128)] + [" "] * 40 + list("é\u0301\u00a0\u3000\u200d猫\x85\u2028")
+    texts: list[str | None] = ["".join(draw.choices(characters, k=draw.randrange(9))) for _ in range(20_000)]
+    texts += [None, "", " ", "a  b", " a", "a ", "a b", "a\n"]
+    found = normal_forms(pa.array(texts, pa.string()).slice(5)).to_pylist()
+    assert found == [normalise(text or "") for text in texts[5:]]
+
+
+def test_numbers_differ_spread_over_all_bits_and_stay_as_they_are() -> None:
+    texts = [
+        "".join(some)
+        for length in range(1, 4)
+        for some in itertools.product("abcdefghijklmnopqrstuvwxyz", repeat=length)
+    ]
+    texts += [f"a text of several words, number {number}" for number in range(100_000)]
+    found = numbers(texts)
+    assert len(np.unique(found)) == len(texts)
+    shares = np.unpackbits(found.view(np.uint8)).reshape(-1, 64).mean(axis=0)
+    assert 0.49 < shares.min() < shares.max() < 0.51
+    assert numbers(["a", "猫", "a text of several words", ""]).tolist() == STORED
+    assert numbers(["ab"])[0] != ngram_numbers(["a", "b"])[1][0] != ngram_numbers(["b", "a"])[1][0]
+
+
+#: The same on every machine and in every version: ranges of one filter run may be measured anywhere.
+STORED = [5718913436695043505, -2899170001312474450, -1742823593145044690, 0]
+
+
+def test_characters_that_need_no_normal_form() -> None:
+    plain = regex.findall(f"[{_PLAIN}]", "".join(map(chr, range(0xD800))) + "".join(map(chr, range(0xE000, 0x10000))))
+    assert len(plain) > 30_000
+    parts = (unicodedata.decomposition(chr(code)).split() for code in range(0x110000))
+    joining = {chr(int(two[1], 16)) for two in parts if len(two) == 2 and two[0][0] != "<"}
+    for character in plain:
+        assert unicodedata.normalize("NFC", character) == character == normalise(character)
+        assert unicodedata.combining(character) == 0 and character not in joining
+        assert not "\u1100" <= character <= "\u11ff"  # Hangul's letters join by a rule of their own

@@ -1,0 +1,103 @@
+"""dvc.yaml against the source: every stage depends on the code and the parameters that can change its bytes."""
+
+import ast
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from align import provenance
+from align.cli import STAGES
+from flows.dag import downstream, read_dag, stale
+from tests.support import ROOT
+
+ENTRIES: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+
+
+def deciding(name: str) -> set[str]:
+    """The files that can change the bytes of a stage, as paths from the root; empty packages are left out."""
+    files = provenance.deciding(STAGES[name].module).values()
+    return {path.relative_to(ROOT).as_posix() for path in files if provenance.says_something(path)}
+
+
+def sections(files: set[str]) -> set[str]:
+    """The sections of params.yaml that these config modules read; those that change no bytes are not among them."""
+    found = set()
+    for file in files:
+        if file.startswith("align/config/"):
+            for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8"))):
+                if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "section" and node.value is not None:
+                    assert isinstance(node.value, ast.Constant)
+                    found.add(str(node.value.value))
+    return found
+
+
+def test_every_verb_is_a_stage_and_calls_its_verb() -> None:
+    assert {name: entry["cmd"] for name, entry in ENTRIES.items()} == {name: f"align {name}" for name in STAGES}
+
+
+def files_of(dep: str) -> set[str]:
+    """A folder stands for all modules in it."""
+    if not (ROOT / dep).is_dir():
+        return {dep}
+    return {file.relative_to(ROOT).as_posix() for file in (ROOT / dep).rglob("*.py") if provenance.says_something(file)}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_code_deps(name: str) -> None:
+    declared = {file for dep in ENTRIES[name]["deps"] if dep.startswith("align/") for file in files_of(dep)}
+    wanted = deciding(name)
+    add = "".join(f"\n      - {path}" for path in sorted(wanted - declared))
+    home = STAGES[name].module.rpartition(".")[0].replace(".", "/")  # a stage may name its own folder whole
+    drop = "".join(f"\n      - {path}" for path in sorted(declared - wanted) if not path.startswith(f"{home}/"))
+    assert wanted <= declared and not drop, (
+        f"dvc.yaml, stage {name}, deps: add{add or ' nothing'}\nand remove{drop or ' nothing'}"
+    )
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_params(name: str) -> None:
+    declared = set(ENTRIES[name].get("params", []))
+    wanted = sections(deciding(name))
+    assert declared == wanted, f"dvc.yaml, stage {name}, params: write {sorted(wanted)}"
+
+
+def test_no_out_escapes_the_cache() -> None:
+    """`cache: false` would make another machine compute again what this one has; a string has no such option."""
+    assert all(isinstance(out, str) for entry in ENTRIES.values() for out in entry["outs"])
+
+
+def test_order_and_upstream() -> None:
+    stages = read_dag(ROOT)
+    position = {stage.name: index for index, stage in enumerate(stages)}
+    assert set(position) == set(STAGES)
+    assert all(position[name] < position[stage.name] for stage in stages for name in stage.upstream)
+    upstream = {stage.name: set(stage.upstream) for stage in stages}
+    assert upstream["ingest"] == set()
+    assert {"ingest", "filter", "validate"} <= upstream["shard"]  # validate: the gate
+    assert {"shard", "fit_tokenizer"} <= upstream["pretrain"]
+    # the gate over shards: nothing is trained or packaged from what it refused
+    assert all("validate_shards" in upstream[name] for name in ("fit_tokenizer", "pretrain", "finetune", "package"))
+
+
+def test_sub_flows_come_one_after_the_other() -> None:
+    order = ["data", "training", "release"]
+    stages = {stage.name: stage for stage in read_dag(ROOT)}
+    for stage in stages.values():
+        for name in stage.upstream:
+            assert order.index(stages[name].flow) <= order.index(stage.flow), f"{stage.name} reads from {name}"
+
+
+def test_stale_means_changed_or_below() -> None:
+    stages = read_dag(ROOT)
+    assert stale(stages, "{}") == frozenset()
+    below = stale(stages, '{"finetune": [{"changed deps": {}}]}')
+    assert "finetune" in below and "evaluate" in below and "package" in below
+    assert not below & {"ingest", "filter", "validate", "shard", "fit_tokenizer", "pretrain"}
+    assert downstream(stages, ["ingest"]) == frozenset(STAGES)
+
+
+def test_every_report_shows_its_metrics() -> None:
+    document = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text("utf-8"))
+    shown = {path.replace("${paths.reports}", "reports") for path in document["metrics"]}
+    assert shown == {f"{stage.report}/metrics.json" for stage in read_dag(ROOT)}

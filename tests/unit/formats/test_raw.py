@@ -1,0 +1,164 @@
+"""data/raw: what we write reads back, and so does a folder that stock img2dataset wrote."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.errors import DataError, FormatError
+from align.formats.raw import SCHEMA, image_places, iter_images, raw_shards, read_table
+from align.ingest.writer import RawShardWriter, write_raw_manifest
+
+
+def row(key: str, image_key: str | None, caption: str = "a text") -> dict[str, object]:
+    found = dict.fromkeys(SCHEMA.names) | {"url": "http://x/y", "caption": caption, "key": key}
+    good = {"status": "success", "sha256": hashlib.sha256(b"bytes one").hexdigest(), "image_key": image_key}
+    return found | (good if image_key else {"status": "failed_to_download"})
+
+
+def write(directory: Path, keep_tar: Callable[[Path, str], None] = lambda path, sha256: None) -> Path:
+    directory.mkdir()
+    with RawShardWriter(directory, "00000", 4, keep_tar) as writer:
+        writer.add(row(writer.next_key, "000000000"), b"bytes one", "000000000")
+        writer.add(row(writer.next_key, "000000000", "second text"), None, "")
+    with RawShardWriter(directory, "00001", 4, keep_tar) as writer:
+        writer.add(row(writer.next_key, None), None, "")
+    write_raw_manifest(directory, ["00000", "00001"])
+    return directory
+
+
+def stock_folder(directory: Path, columns: dict[str, list[object]], images: dict[str, bytes]) -> Path:
+    """As img2dataset writes it: no page_url, no image_key."""
+    directory.mkdir()
+    pq.write_table(pa.table(columns), directory / "00000.parquet")
+    with tarfile.open(directory / "00000.tar", "w") as tar:
+        for key, data in images.items():
+            for name, content in ((f"{key}.jpg", data), (f"{key}.txt", b"t"), (f"{key}.json", b"{}")):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return directory
+
+
+def test_written_shards_read_back(tmp_path: Path) -> None:
+    shards = raw_shards(write(tmp_path / "raw"))
+    assert [shard.name for shard in shards] == ["00000", "00001"]
+    assert read_table(shards[0])["key"].to_pylist() == ["000000000", "000000001"]
+    assert read_table(shards[1])["key"].to_pylist() == ["000010000"]
+    assert list(iter_images(shards[0])) == [("000000000", b"bytes one")]  # stored once
+    assert list(iter_images(shards[1])) == []
+    stats = json.loads((tmp_path / "raw/00001_stats.json").read_text())
+    assert (stats["count"], stats["successes"], stats["failed_to_download"]) == (1, 0, 1)
+
+
+def test_the_places_of_images_are_where_their_bytes_lie(tmp_path: Path) -> None:
+    shard = raw_shards(write(tmp_path / "raw"))[0]
+    with shard.tar.open("rb") as file:
+        [(key, offset, size)] = image_places(file, "a tar")
+    assert (key, shard.tar.read_bytes()[offset : offset + size]) == ("000000000", b"bytes one")
+    with pytest.raises(DataError, match="a tar: not a readable tar"):
+        list(image_places(io.BytesIO(b"no tar" * 200), "a tar"))
+
+
+def test_places_in_a_tar_of_another_make(tmp_path: Path) -> None:
+    """Folders, long names, capital extensions: as found in the wild."""
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        directory = tarfile.TarInfo("deep")
+        directory.type = tarfile.DIRTYPE
+        tar.addfile(directory)
+        for name in ("deep/000.JPG", "deep/000.TXT", f"{'long/' * 30}001.webp", "002.json"):
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"abc"))
+        link = tarfile.TarInfo("003.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "000.jpg"
+        tar.addfile(link)
+    data = (tmp_path / "x.tar").read_bytes()
+    found = list(image_places(io.BytesIO(data), "x"))
+    assert [key for key, _, _ in found] == ["000", "001"]
+    assert [data[offset : offset + size] for _, offset, size in found] == [b"abc", b"abc"]
+
+
+def test_tars_may_lie_elsewhere(tmp_path: Path) -> None:
+    """Those that the manifest names are fetched when they are read; tables are there."""
+    (tmp_path / "store").mkdir()
+
+    def take(path: Path, sha256: str) -> None:
+        path.rename(tmp_path / "store" / sha256)
+
+    folder = write(tmp_path / "raw", take)
+    assert list(folder.glob("*.tar")) == []
+    asked = []
+
+    def fetch(sha256: str, num_bytes: int) -> Path:
+        asked.append((sha256, num_bytes))
+        return tmp_path / "store" / sha256
+
+    shards = raw_shards(folder, fetch)
+    assert read_table(shards[0]).num_rows == 2
+    assert asked == []
+    assert list(iter_images(shards[0])) == [("000000000", b"bytes one")]
+    assert asked == [(shards[0].sha256, shards[0].num_bytes)]
+    assert (tmp_path / "store" / str(shards[0].sha256)).stat().st_size == shards[0].num_bytes
+    with pytest.raises(DataError, match=r"00000\.tar: missing; run `dvc pull`, or set store\.objects"):
+        list(iter_images(raw_shards(folder)[0]))
+    (folder / "00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"00001\.parquet: missing"):
+        raw_shards(folder, fetch)
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(FormatError, match="no manifest that this code reads"):
+        raw_shards(folder)
+
+
+def test_equal_pairs_are_equal_bytes(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one"), write(tmp_path / "two")
+    for path in sorted(one.iterdir()):
+        assert path.read_bytes() == (two / path.name).read_bytes()
+
+
+def test_stock_img2dataset_folder_gets_image_key_and_hash(tmp_path: Path) -> None:
+    columns = {
+        "url": ["http://a", "http://b"],
+        "caption": ["one", None],
+        "key": ["000000000", "000000001"],
+        "status": ["success", "failed_to_download"],
+        "width": [256, None],
+    }
+    [shard] = raw_shards(stock_folder(tmp_path / "raw", columns, {"000000000": b"pixels"}))
+    table = read_table(shard)
+    assert table.schema == SCHEMA
+    assert table["image_key"].to_pylist() == ["000000000", None]
+    assert table["sha256"].to_pylist() == [hashlib.sha256(b"pixels").hexdigest(), None]
+    assert table["page_url"].to_pylist() == [None, None]
+
+
+def test_missing_column_names_it(tmp_path: Path) -> None:
+    folder = stock_folder(tmp_path / "raw", {"url": ["u"], "key": ["000000000"], "status": ["success"]}, {})
+    with pytest.raises(FormatError, match="no column 'caption'"):
+        read_table(raw_shards(folder)[0])
+
+
+def test_missing_half_and_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="align ingest"):
+        raw_shards(tmp_path)
+    folder = write(tmp_path / "raw")
+    (folder / "00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"00001\.parquet: missing"):
+        raw_shards(folder)
+
+
+def test_truncated_tar_and_table(tmp_path: Path) -> None:
+    folder = write(tmp_path / "raw")
+    shard = raw_shards(folder)[0]
+    shard.tar.write_bytes(shard.tar.read_bytes()[:520])
+    with pytest.raises(DataError, match="not a readable tar"):
+        list(iter_images(shard))
+    shard.table.write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="not a readable parquet"):
+        read_table(shard)

@@ -1,0 +1,244 @@
+"""Saved pages, tars and captioned data sets: what lies where, and what must not be reached."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.errors import DataError
+from tests.support.reading import rows_of, source_at
+from tests.support.warc_records import picture
+
+RED, BLUE = picture(3, 2), picture(4, 2, "blue", "JPEG")
+
+
+def tar(path: Path, members: dict[str, bytes], form: int = tarfile.USTAR_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=form) as file:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    return path
+
+
+def read_all(path: object, source: str, counts: Counter[str] | None = None) -> list[Any]:
+    """The rows, each with its bytes."""
+    opened = source_at(path, f"source={source}")
+    rows, responses = rows_of(opened, counts)
+    assert responses == []
+    return [{**row, "bytes": opened.read(row["file"], row["offset"]) if row["file"] else None} for row in rows]
+
+
+def short(rows: list[Any], *columns: str) -> list[tuple[Any, ...]]:
+    return [tuple(row[column] for column in columns) for row in rows]
+
+
+def test_saved_pages(tmp_path: Path) -> None:
+    folder = tmp_path / "pages"
+    (folder / "sub/a page_files").mkdir(parents=True)
+    (folder / "sub/a page_files/red 1.png").write_bytes(RED)
+    (folder / "site.png").write_bytes(BLUE)
+    (tmp_path / "secret.png").write_bytes(RED)
+    (folder / "sub/link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "sub/a page.html").write_text(
+        "<!-- saved from url=(0021)http://x.example/dir/ -->\n<img src='a%20page_files/red%201.png?v=1#x' alt=red>"
+        "<img src=/site.png alt=site><img src=../site.png alt=up><img src=missing.png alt=missing>"
+        "<img src=../../secret.png alt=escape><img src=%2e%2e/%2e%2e/secret.png alt=encoded><img src=link.png alt=link>"
+        "<img src=http://y.example/web.png alt=web><img src=//z.example/p.png alt=protocol><img alt=none>"
+        f"<img src='{tmp_path}/secret.png' alt=absolute><img src='file://{tmp_path}/secret.png' alt=file>"
+    )
+    (folder / "b.htm").write_text("<img src=missing.png alt=missing><img src='data:,hi' alt=data>")
+    counts: Counter[str] = Counter()
+    rows = read_all(folder, "html", counts)
+    assert counts == {"pages": 2, "rows": 14}
+    assert short(rows[:2], "url", "page_url", "problem", "inline") == [
+        ("missing.png", "b.htm", "no such file", None),
+        (rows[1]["url"], "b.htm", None, b"hi"),
+    ]
+    assert {row["page_url"] for row in rows[2:]} == {"http://x.example/dir/"}
+    assert short(rows[2:], "caption", "url", "problem", "bytes") == [
+        ("red", "sub/a page_files/red 1.png", None, RED),
+        ("site", "site.png", None, BLUE),
+        ("up", "site.png", None, BLUE),
+        ("missing", "http://x.example/dir/missing.png", None, None),
+        ("escape", "http://x.example/secret.png", None, None),
+        ("encoded", "http://x.example/dir/%2e%2e/%2e%2e/secret.png", None, None),
+        ("link", "http://x.example/dir/link.png", None, None),
+        ("web", "http://y.example/web.png", None, None),
+        ("protocol", "http://z.example/p.png", None, None),
+        ("none", "sub/a page.html#img-9", "no address", None),
+        ("absolute", f"http://x.example{tmp_path}/secret.png", None, None),
+        ("file", f"file://{tmp_path}/secret.png", "not http or https", None),
+    ]  # fmt: skip
+    opened = source_at(folder, "source=html")
+    assert opened.read(f"{folder}/../secret.png", None) is None
+    assert opened.read(f"{folder}/sub/link.png", None) is None
+    assert short(read_all(folder / "sub/a page.html", "html"), "bytes")[0] == (RED,)
+
+
+def test_many_saved_pages_are_scanned_in_parts(tmp_path: Path) -> None:
+    for number in range(1001):
+        (tmp_path / f"{number:04d}.html").write_text(f"<img src=http://x/{number}.png alt={number}>")
+    source = source_at(tmp_path, "source=html")
+    assert len(source.files) == 3
+    assert [row["caption"] for row in rows_of(source)[0]] == [str(number) for number in range(1001)]
+
+
+def test_img2dataset_folder(tmp_path: Path) -> None:
+    tar(
+        tmp_path / "00000.tar",
+        {"000000000.jpg": BLUE, "000000000.txt": b"t", "000000000.json": b"{}", "000000003.jpg": RED},
+    )
+    table = {
+        "url": ["http://x/a.jpg", "http://x/b.jpg", "http://x/c.jpg", "http://X:80/d.jpg"],
+        "caption": ["a", "b", None, " "],
+        "key": ["000000000", "000000001", "000000002", "000000003"],
+        "status": ["success", "failed_to_download", "success", "success"],
+        "error_message": [None, "HTTP Error 404", None, None],
+    }
+    pq.write_table(pa.table(table), tmp_path / "00000.parquet")
+    counts: Counter[str] = Counter()
+    rows = read_all(tmp_path, "shards", counts)
+    assert short(rows, "url", "caption", "text_source", "problem", "bytes") == [
+        ("http://x/a.jpg", "a", "caption", None, BLUE),
+        ("http://x/b.jpg", "b", "caption", "HTTP Error 404", None),
+        ("http://x/c.jpg", "", None, None, None),  # a success that its tar does not hold
+        ("http://x/d.jpg", " ", None, None, RED),
+    ]
+    assert counts == {"rows": 4, "rows_unreadable": 1}
+    pq.write_table(pa.table({"url": ["u"], "key": ["k"]}), tmp_path / "00000.parquet")
+    with pytest.raises(DataError, match="no column 'status'"):
+        read_all(tmp_path, "shards")
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_webdataset_tars(tmp_path: Path, form: int) -> None:
+    long = "folder/" * 30 + "é" * 5 if form != tarfile.USTAR_FORMAT else "folder/é"
+    members = {
+        "a/0001.png": RED, "a/0001.txt": b"one",
+        "a/0002.JPEG": BLUE, "a/0002.json": json.dumps({"url": "http://x/2.jpg", "caption": "two"}).encode(),
+        "a/0003.json": json.dumps({"texts": ["three", "drei", None], "x": 1}).encode(), "a/0003.webp": RED,
+        "a/0003.txt": b"three",
+        "a/0004.jpg": BLUE,
+        "a/0005.txt": b"text alone",
+        "a/0006.caption": "sechs ü".encode(), "a/0006.depth.npy": b"...", "a/0006.jpg": BLUE,
+        "a/0007.jpg": RED, "a/0007.json": b"{broken", "a/0007.cls": b"7",
+        "classes.bin": b"neither",
+        f"{long}.jpg": RED, f"{long}.txt": b"long",
+    }  # fmt: skip
+    (tmp_path / "set").mkdir()
+    tar(tmp_path / "set/00000.tar", members, form)
+    counts: Counter[str] = Counter()
+    rows = read_all(tmp_path / "set/*.tar", "shards", counts)
+    assert short(rows, "url", "caption", "text_source", "problem", "bytes") == [
+        ("set/00000/a/0001", "one", "txt", None, RED),
+        ("http://x/2.jpg", "two", "caption", None, BLUE),
+        ("set/00000/a/0003", "three", "json", None, RED),
+        ("set/00000/a/0003", "drei", "json", None, RED),
+        ("set/00000/a/0004", "", None, None, BLUE),
+        ("set/00000/a/0005", "text alone", "txt", "no picture in its sample", None),
+        ("set/00000/a/0006", "sechs ü", "caption", None, BLUE),
+        ("set/00000/a/0007", "", None, None, RED),
+        (f"set/00000/{long}", "long", "txt", None, RED),
+    ]
+    assert counts == {"rows": 9}
+
+
+def test_damaged_tars(tmp_path: Path) -> None:
+    path = tar(tmp_path / "0.tar", {f"{number}.png": bytes(5000) for number in range(5)})
+    data = path.read_bytes()
+    member = 512 + 5120
+    for damaged in (
+        data[: 3 * member + 700],
+        data[: 3 * member + 100],
+        data[: 3 * member] + b"x" * 512 + data[3 * member + 512 :],
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="not a whole tar"):
+            read_all(path, "shards")
+        counts: Counter[str] = Counter()
+        source = source_at(path, "source=shards", "allow_truncated=true")
+        rows, _ = rows_of(source, counts)
+        assert [source.read(row["file"], row["offset"]) for row in rows][:3] == [bytes(5000)] * 3
+        assert counts["truncated_files"] == 1
+    with pytest.raises(DataError, match="no member of a tar at byte 700"):
+        source.read(str(path), 700)
+    path.write_bytes(b"no tar at all" * 100)
+    with pytest.raises(DataError, match="not a whole tar"):
+        read_all(path, "shards")
+
+
+def coco(path: Path, **more: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [
+        {"id": 7, "file_name": "7.jpg", "coco_url": "http://images.example/val2014/7.jpg"},
+        {"id": 8, "file_name": "8.jpg"},
+        {"id": 9, "file_name": "../../../secret.png"},
+    ]
+    captions = [(8, "acht"), (7, "seven"), (7, "sieben"), (9, "escape"), (99, "of nothing")]
+    annotations = [{"id": at, "image_id": image, "caption": text} for at, (image, text) in enumerate(captions)]
+    path.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations, **more}))
+
+
+@pytest.mark.parametrize("place", ["val2014", "images/val2014", "images", "annotations/images", "."])
+def test_coco_wherever_its_pictures_are(tmp_path: Path, place: str) -> None:
+    (tmp_path / "secret.png").write_bytes(RED)
+    root = tmp_path / "coco"
+    coco(root / "annotations/captions_val2014.json")
+    (root / "annotations/instances_val2014.json").write_text("{}")
+    (root / place).mkdir(parents=True, exist_ok=True)
+    (root / place / "7.jpg").write_bytes(RED)
+    (root / place / "8.jpg").write_bytes(BLUE)
+    counts: Counter[str] = Counter()
+    assert short(read_all(root, "coco", counts), "url", "caption", "problem", "bytes") == [
+        ("http://images.example/val2014/7.jpg", "seven", None, RED),
+        ("http://images.example/val2014/7.jpg", "sieben", None, RED),
+        ("val2014/8.jpg", "acht", None, BLUE),
+        ("val2014/../../../secret.png", "escape", "no such file", None),
+        ("val2014", "of nothing", "a caption of no picture in the list", None),
+    ]
+    assert counts == {"rows": 5, "rows_unreadable": 1}
+
+
+def test_coco_without_pictures_and_what_is_no_coco(tmp_path: Path) -> None:
+    coco(tmp_path / "captions_val2014.json")
+    assert short(read_all(tmp_path, "coco"), "url", "file", "problem")[1:3] == [
+        ("http://images.example/val2014/7.jpg", None, None),
+        ("val2014/8.jpg", None, "no such file"),
+    ]
+    for text in ("{", "[]", '{"images": [{}]}', '{"annotations": [{"image_id": 1}], "images": []}'):
+        (tmp_path / "captions_val2014.json").write_text(text)
+        with pytest.raises(DataError, match="neither COCO's captions nor Karpathy's"):
+            read_all(tmp_path, "coco")
+    (tmp_path / "captions_val2014.json").rename(tmp_path / "a.json")
+    (tmp_path / "b.json").write_text("{}")
+    with pytest.raises(DataError, match="captions_"):
+        source_at(tmp_path, "source=coco")
+
+
+def test_karpathy_splits(tmp_path: Path) -> None:
+    def image(name: str, path: str | None, *texts: str) -> dict[str, Any]:
+        sentences = [{"raw": text, "tokens": text.split(), "sentid": 0} for text in texts]
+        return {"filename": name, "split": "test", "sentences": sentences, **({"filepath": path} if path else {})}
+
+    images = [image("1.jpg", "val2014", "one", "eins"), image("2.jpg", "train2014", "two")]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    for name, folder, data in (("1.jpg", "val2014", RED), ("2.jpg", "train2014", BLUE)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(data)
+    assert short(read_all(tmp_path / "dataset_coco.json", "coco"), "url", "caption", "bytes") == [
+        ("val2014/1.jpg", "one", RED), ("val2014/1.jpg", "eins", RED), ("train2014/2.jpg", "two", BLUE),
+    ]  # fmt: skip
+    (tmp_path / "flickr30k-images").mkdir()
+    (tmp_path / "flickr30k-images/3.jpg").write_bytes(RED)
+    images = [image("gone.jpg", None, "gone"), image("3.jpg", None, "three"), image("4.jpg", None)]
+    (tmp_path / "dataset_flickr30k.json").write_text(json.dumps({"images": images}))
+    assert short(read_all(tmp_path / "dataset_flickr30k.json", "coco"), "url", "caption", "text_source", "bytes") == [
+        ("gone.jpg", "gone", "caption", None), ("3.jpg", "three", "caption", RED), ("4.jpg", "", None, None),
+    ]  # fmt: skip

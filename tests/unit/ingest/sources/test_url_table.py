@@ -1,0 +1,171 @@
+"""Tables of addresses: formats, columns, quoting, and lines that nobody can read."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.errors import DataError
+from tests.support.reading import rows_of, source_at
+
+A, B = "http://x.example/a.jpg", "https://y.example/b.jpg"
+PAIRS = [(A, "a cat, sitting"), (B, 'she said "hi')]
+
+
+def read(path: object, *columns: str, counts: Counter[str] | None = None, more: tuple[str, ...] = ()) -> list[Any]:
+    names = [f"columns.{column}" for column in columns]
+    candidates, responses = rows_of(source_at(path, "source=url_table", *names, *more), counts)
+    assert responses == []
+    return candidates
+
+
+def pairs(rows: list[Any]) -> list[tuple[str, str]]:
+    return [(row["url"], row["caption"]) for row in rows]
+
+
+def csv_text(separator: str = ",") -> str:
+    return f'url{separator}caption\n{A}{separator}"a cat, sitting"\n{B}{separator}"she said ""hi"\n'
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", csv_text()),
+        ("a.csv", "\ufeff" + csv_text().replace("\n", "\r\n")),
+        ("a.csv", csv_text().partition("\n")[2]),  # no header
+        ("a.tsv", f'caption\turl\na cat, sitting\t{A}\nshe said "hi\t{B}\n'),
+        ("a.tsv", f'a cat, sitting\t{A}\nshe said "hi\t{B}'),  # Conceptual Captions
+        ("a.tsv", f'{A}\ta cat, sitting\r\n{B}\tshe said "hi\r\n'),  # CC12M
+        ("a.txt", f'{A}\ta cat, sitting\n\n{B}\tshe said "hi\n'),
+        ("a.jsonl", "".join(json.dumps({"id": 1, "url": url, "caption": text}) + "\n" for url, text in PAIRS)),
+        ("a.json", json.dumps([{"url": url, "caption": text} for url, text in PAIRS], indent=2)),
+        ("a.json", "".join(json.dumps({"caption": text, "url": url}) + "\n" for url, text in PAIRS)),
+    ],
+)
+def test_every_text_format(tmp_path: Path, name: str, text: str, packed: bool) -> None:
+    path = tmp_path / (name + (".gz" if packed else ""))
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    rows = read(path)
+    assert pairs(rows) == PAIRS
+    assert {(row["text_source"], row["page_url"], row["problem"], row["file"]) for row in rows} == {
+        ("caption", None, None, None)
+    }
+
+
+def test_columns_of_published_tables(tmp_path: Path) -> None:
+    path = tmp_path / "laion.parquet"
+    columns = {"SAMPLE_ID": [1, 2], "URL": [A, B], "TEXT": ["t", None], "WIDTH": [3, 4], "page": ["http://p/", None]}
+    pq.write_table(pa.table(columns), path)
+    rows = read(path, "url=url", "text=text", "page_url=page")  # whatever the case
+    assert pairs(rows) == [(A, "t"), (B, "")]
+    assert [(row["text_source"], row["page_url"]) for row in rows] == [("text", "http://p/"), (None, None)]
+    with pytest.raises(DataError, match=r"no column 'caption', it has SAMPLE_ID, URL, TEXT.*ingest\.columns\.text"):
+        read(path)
+    pq.write_table(pa.table({"url": [A], "URL": [B], "caption": ["c"]}), path)
+    assert pairs(read(path, "url=URL")) == [(B, "c")]
+    with pytest.raises(DataError, match="no column 'Url'"):
+        read(path, "url=Url")  # two are equally near
+    pq.write_table(pa.table({"url": [A], "caption": [["a", "list"]]}), path)
+    with pytest.raises(DataError, match="column 'caption' is list"):
+        read(path)
+    pq.write_table(
+        pa.table({"url": pa.array([A]).dictionary_encode(), "caption": pa.array(["c"], pa.large_string())}), path
+    )
+    assert pairs(read(path)) == [(A, "c")]
+
+
+def test_lines_that_nobody_can_read_are_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(
+        f"url,caption\n{A}\n,no address\nftp://x/y.png,ftp\nhttp://[,bad\n relative.png ,r\n{B},fine,more\n"
+    )
+    counts: Counter[str] = Counter()
+    assert [(row["url"], row["caption"], row["problem"]) for row in read(path, counts=counts)] == [
+        (A, "", None),
+        ("", "no address", "no address"),
+        ("ftp://x/y.png", "ftp", "not http or https"),
+        ("http://[", "bad", "invalid URL"),
+        ("relative.png", "r", "invalid URL"),
+        (B, "fine", None),
+    ]
+    assert counts == {"rows": 6, "rows_unreadable": 4}
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"url": "{A}", "caption": "c"}}\n{{"url": "half\n[1]\n{{"other": 1}}\n{{"url": "{B}"}}\n')
+    assert [(row["url"], row["problem"]) for row in read(path)] == [
+        (A, None), ("", "no address"), ("", "no address"), ("", "no address"), (B, None),
+    ]  # fmt: skip
+    path.write_text('{"url": "http://x/\\ud83d", "caption": "half \\ud83d"}\n')
+    assert [(row["caption"], row["problem"]) for row in read(path)] == [("half ?", "invalid URL")]
+
+
+def test_an_unbalanced_quote_does_not_take_the_table_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    lines = "".join(f"http://x/{number},text {number}\n" for number in range(400_000))
+    path.write_text(f'url,caption\n{A},"open\n{lines}')
+    rows = read(path)
+    assert rows[0]["problem"] == "no address"
+    assert len(rows) > 100_000
+    assert rows[-1]["url"] == "http://x/399999"
+
+
+def test_damaged_and_empty_files(tmp_path: Path) -> None:
+    table = pa.table({"url": [A] * 5000, "caption": ["c"] * 5000})
+    pq.write_table(table, tmp_path / "a.parquet")
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=r"a\.parquet: unreadable"):
+        read(tmp_path / "a.parquet")
+    packed = gzip.compress("".join(f"{A}{number}\ttext\n" for number in range(20_000)).encode())
+    (tmp_path / "b.tsv.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(DataError, match=r"b\.tsv\.gz: cut off"):
+        read(tmp_path / "b.tsv.gz")
+    counts: Counter[str] = Counter()
+    rows = read(tmp_path / "b.tsv.gz", counts=counts, more=("allow_truncated=true",))
+    assert 1000 < len(rows) < 20_000
+    assert counts["truncated_files"] == 1
+    (tmp_path / "b.tsv.gz").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="unreadable"):
+        read(tmp_path / "b.tsv.gz")
+    (tmp_path / "c.json").write_text(json.dumps([{"url": A, "caption": "c"}] * 9)[:-30])
+    with pytest.raises(DataError, match="breaks off"):
+        read(tmp_path / "c.json")
+    (tmp_path / "c.json").write_text(json.dumps({"url": {"0": A}, "caption": {"0": "c"}}, indent=1))
+    with pytest.raises(DataError, match="JSON lines"):
+        read(tmp_path / "c.json")
+    for name in ("d.csv", "d.txt", "d.jsonl"):
+        (tmp_path / name).write_bytes(b"")
+        assert read(tmp_path / name) == []
+    with pytest.raises(DataError):
+        source_at(tmp_path / "nothing.parquet", "source=url_table")
+
+
+def test_a_large_array_is_read_piece_by_piece(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"url": f"{A}{number}", "caption": 'x"]},{' * 20} for number in range(20_000)]))
+    rows = read(path)
+    assert [row["url"] for row in rows] == [f"{A}{number}" for number in range(20_000)]
+    assert {row["caption"] for row in rows} == {'x"]},{' * 20}
+
+
+def test_a_long_parquet_table_is_read_piece_by_piece(tmp_path: Path) -> None:
+    path, random = tmp_path / "a.parquet", np.random.default_rng(0)
+    with pq.ParquetWriter(
+        path, pa.schema([("url", pa.string()), ("caption", pa.string())]), compression="none"
+    ) as writer:
+        for _ in range(200):
+            rows = [random.bytes(100).hex() for _ in range(500)]
+            writer.write_table(pa.table({"url": [f"{A}{row}" for row in rows], "caption": rows}, writer.schema))
+    source = source_at(path, "source=url_table")
+    before, most, count = pa.total_allocated_bytes(), 0, 0
+    for batch in source.scan(source.files[0], Counter()):
+        most = max(most, pa.total_allocated_bytes() - before)
+        count += len(batch)
+    assert count == 100_000
+    assert most < path.stat().st_size / 4

@@ -1,0 +1,199 @@
+"""ingest on an archive written by hand: every bad input gets its row or its clear error, and nothing is lost."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from align.cli import main
+from align.config import load_params
+from align.config.download import DownloadConfig
+from align.config.engine import EngineConfig
+from align.config.ingest import IngestConfig
+from align.config.store import StoreConfig
+from align.errors import DataError
+from align.formats.raw import iter_images, raw_shards, read_table
+from align.ingest.ingest import ingest as stage
+from align.ingest.report import IngestReport
+from tests.support.warc_records import page, picture, png_header, response, write_archive
+from tests.support.web_server import WebServer
+from tests.support.web_server import response as answer
+
+PARAMS = load_params(overrides=["engine.num_workers=1"])
+CONFIG = PARAMS.section(IngestConfig)
+RED = picture(300, 250, "red")
+LONG = "word " * 10_000
+
+HTML = f"""<base href="/img/">
+<img src="red.png" alt="a red picture"><img src="red.png" alt="the same URL again"><img src="copy.png" alt="same bytes">
+<img src="red.png" alt=""><img src="red.png" alt="{LONG}"><img src="gone.png" alt="not in the archive">
+<img src="404.png" alt="not found"><img src="huge.png" alt="200 megapixels"><img src="lie.png" alt="lies: HTML">
+<img src="jpeg.png" alt="lies: a JPEG named png"><img src="data:image/gif;base64,R0lGOD" alt="inline"><img alt="no src">
+"""
+
+RECORDS = [
+    response("http://x.example/img/red.png", b"", "image/png", "500 Error"),  # the good copy below is the one to take
+    page("http://x.example/page.html", HTML),
+    response("http://x.example/img/red.png", RED, "image/png"),
+    response("http://x.example/img/copy.png", RED, "image/png"),
+    response("http://x.example/img/404.png", b"nope", "text/html", "404 Not Found"),
+    response("http://x.example/img/huge.png", png_header(20_000, 10_000), "image/png"),
+    response("http://x.example/img/lie.png", b"<html>sorry", "image/png"),
+    response("http://x.example/img/jpeg.png", picture(301, 250, "blue", "JPEG"), "image/png"),
+    page("http://y.example/", '<img src="http://x.example/img/red.png" alt="Gr\xfc\xdfe">'.encode("cp1252")),
+    page("http://y.example/none", "<p>no picture"),
+]
+
+
+def ingest(config: IngestConfig, archive: Path, raw: Path) -> IngestReport:
+    sections = [PARAMS.section(section) for section in (DownloadConfig, EngineConfig, StoreConfig)]
+    report = stage(config, *sections, archive=str(archive), raw=raw, policy=raw.parent / "policy")  # type: ignore[arg-type]  # sections of three types in one list
+    assert report is not None
+    return report
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return write_archive(tmp_path / "a.warc.gz", RECORDS)
+
+
+def rows(raw: Path) -> list[dict[str, object]]:
+    return [row for shard in raw_shards(raw) for row in read_table(shard).to_pylist()]
+
+
+def test_every_img_is_a_row(archive: Path, tmp_path: Path) -> None:
+    report = ingest(CONFIG, archive, tmp_path / "raw")
+    found = rows(tmp_path / "raw")
+    ok, gone, bad = "success", "failed_to_download", "failed_to_resize"
+    assert [(row["caption"], row["status"], row["error_message"], row["image_key"]) for row in found] == [
+        ("a red picture", ok, None, "000000000"),
+        ("the same URL again", ok, None, "000000000"),
+        ("same bytes", ok, None, "000000000"),
+        ("", ok, None, "000000000"),
+        (LONG, ok, None, "000000000"),
+        ("not in the archive", gone, "not in archive", None),
+        ("not found", gone, "HTTP 404", None),
+        ("200 megapixels", bad, "too many pixels: 20000 x 10000", None),
+        ("lies: HTML", bad, "not a picture that we decode", None),
+        ("lies: a JPEG named png", ok, None, "000000009"),
+        ("inline", bad, "not a picture that we decode", None),
+        ("no src", gone, "no address", None),
+        ("Grüße", ok, None, "000000000"),  # a page in a wrong charset
+    ]
+    assert found[0]["sha256"] == hashlib.sha256(RED).hexdigest()
+    assert (found[0]["width"], found[0]["height"], found[0]["page_url"]) == (300, 250, "http://x.example/page.html")
+    assert (found[7]["width"], found[7]["original_width"]) == (None, 20_000)
+    assert [key for key, _ in iter_images(raw_shards(tmp_path / "raw")[0])] == ["000000000", "000000009"]
+    assert dict(report.metrics) == {
+        "ingest/num_pages": 2,  # one has no picture
+        "ingest/num_pairs": 13,
+        "ingest/num_images": 2,
+        "ingest/num_retryable": 0,
+        "ingest/success_rate": round(7 / 13, 6),
+        "ingest/status/success": 7,
+        "ingest/status/failed_to_download": 3,
+        "ingest/status/failed_to_resize": 3,
+    }
+    assert report.errors["too many pixels"] == 1
+
+
+def test_equal_bytes_twice_and_shards_of_any_size(archive: Path, tmp_path: Path) -> None:
+    small = CONFIG.model_copy(update={"shard_size": 5})
+    for name in ("one", "two"):
+        ingest(small, archive, tmp_path / name)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(names) == 10  # three shards of three files, and the manifest
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    found = rows(tmp_path / "one")
+    assert (
+        sorted(str(row["key"])[5:] for row in found)[-1] > "0003"
+    )  # an address with many pairs makes its shard longer
+    shards_of: dict[object, set[str]] = {}
+    for row in found:
+        shards_of.setdefault(row["url"], set()).add(str(row["key"])[:5])
+    assert all(len(names) == 1 for names in shards_of.values())
+    assert {(row["caption"], row["url"], row["status"], row["sha256"]) for row in found} == {
+        (row["caption"], row["url"], row["status"], row["sha256"]) for row in whole_rows(archive, tmp_path)
+    }
+
+
+def whole_rows(archive: Path, tmp_path: Path) -> list[dict[str, object]]:
+    ingest(CONFIG, archive, tmp_path / "whole")
+    return rows(tmp_path / "whole")
+
+
+def test_truncated_archive_is_an_error_unless_allowed(archive: Path, tmp_path: Path) -> None:
+    archive.write_bytes(archive.read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"a\.warc\.gz: cut off or damaged at byte"):
+        ingest(CONFIG, archive, tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+    report = ingest(CONFIG.model_copy(update={"allow_truncated": True}), archive, tmp_path / "raw")
+    assert (report.num_truncated_files, report.num_pages, report.num_pairs) == (1, 2, 13)
+
+
+def test_max_pages_takes_the_same_pages_spread_over_the_archive(tmp_path: Path) -> None:
+    records = [page(f"http://{host}.example/{n}", f'<img src="{n}.png" alt=x>') for host in "ab" for n in range(40)]
+    archive = write_archive(tmp_path / "a.warc.gz", records)
+    report = ingest(CONFIG.model_copy(update={"max_pages": 20}), archive, tmp_path / "raw")
+    pages = [str(row["page_url"]) for row in rows(tmp_path / "raw")]
+    assert (report.num_pages, report.num_pages_in_archive, len(set(pages))) == (20, 80, 20)
+    assert pages == sorted(pages, key=[f"http://{host}.example/{n}" for host in "ab" for n in range(40)].index)
+    assert 5 <= sum(url.startswith("http://a.") for url in pages) <= 15
+    ingest(CONFIG.model_copy(update={"max_pages": 5}), archive, tmp_path / "fewer")
+    assert {str(row["page_url"]) for row in rows(tmp_path / "fewer")} <= set(pages)
+
+
+def test_no_img_at_all_is_an_error(tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "a.warc.gz", [page("http://x/", "<p>text")])
+    with pytest.raises(DataError, match="no picture is named in the 1 file"):
+        ingest(CONFIG, archive, tmp_path / "raw")
+
+
+def test_command(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime")]
+    arguments = ["ingest", "--set", f"paths.archive={archive}", *(word for item in sets for word in ("--set", item))]
+    assert main(arguments) == 0
+    assert json.loads((tmp_path / "reports/ingest/metrics.json").read_text())["ingest/num_pairs"] == 13
+    assert str(tmp_path) not in (tmp_path / "reports/ingest/report.json").read_text()
+    assert main(["ingest", "--set", f"paths.archive={tmp_path / 'none'}"]) == 1
+    assert "none" in capsys.readouterr().err
+
+
+def test_retry_failed_asks_for_what_may_come_and_for_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with WebServer() as server:
+        good, late = picture(300, 250, "red"), picture(310, 250, "blue")
+        server.routes |= {"/good.png": answer(good), "/gone.png": answer(b"", 404), "/late.png": answer(b"", 503)}
+        table = tmp_path / "table.tsv"
+        lines = [("good.png", "good"), ("late.png", "late"), ("gone.png", "gone"), ("late.png", "late again")]
+        table.write_text("url\tcaption\n" + "".join(f"{server.url('/' + name)}\t{text}\n" for name, text in lines))
+        sets = [
+            "ingest.source=url_table", f"paths.archive={table}", "download.allow_networks=[127.0.0.0/8]",
+            "download.backoff_s=0.0", "download.num_retries=1", "engine.num_workers=1", "ingest.shard_size=2",
+            *(f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime", "policy")),
+        ]  # fmt: skip
+        arguments = ["ingest", *(word for item in sets for word in ("--set", item))]
+        assert main(arguments) == 0
+        before = {str(row["caption"]): row for row in rows(tmp_path / "raw")}
+        assert {text: row["error_message"] for text, row in before.items()} == {
+            "good": None, "gone": "HTTP 404", "late": "HTTP 503", "late again": "HTTP 503",
+        }  # fmt: skip
+        assert {text for text, row in before.items() if row["retryable"]} == {"late", "late again"}
+        server.routes["/late.png"] = answer(late)
+        asked = {path: server.count(path) for path in server.routes}
+        assert main([*arguments, "--retry-failed"]) == 0
+        after = {str(row["caption"]): row for row in rows(tmp_path / "raw")}
+        assert {text: row["status"] for text, row in after.items()} == {
+            "good": "success", "gone": "failed_to_download", "late": "success", "late again": "success",
+        }  # fmt: skip
+        assert server.count("/late.png") == asked["/late.png"] + 1
+        assert all(server.count(path) == asked[path] for path in ("/good.png", "/gone.png"))
+        images = {key: data for shard in raw_shards(tmp_path / "raw") for key, data in iter_images(shard)}
+        assert images[str(after["late"]["image_key"])] == late
+        assert after["good"] == before["good"]
+        capsys.readouterr()
+        assert main([*arguments, "--retry-failed"]) == 0  # nothing left to ask for
+        assert server.count("/late.png") == asked["/late.png"] + 1

@@ -1,0 +1,296 @@
+"""Take-downs in one checkout: what is recorded, what matches, and what a purge leaves in data/raw."""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from align.cli import main
+from align.config import load_params
+from align.config.store import StoreConfig
+from align.errors import DataError
+from align.formats.policy import Entry, OptedOut, read_opted_out, write_opted_out
+from align.formats.raw import iter_images, raw_shards, read_table
+from align.ingest.writer import RawShardWriter, write_raw_manifest
+from align.lineage.take_down import affected, index_shows, purge_raw, seen, shards_show, tars_of
+from align.lineage.wishes import read_wishes
+from align.services.store import keep_tar, materialised
+from flows.checkout import git
+from tests.support import small_data
+from tests.support.small_data import Pair, jpeg
+
+A, B, C = (jpeg(seed) for seed in (1, 2, 3))
+SHA_A, SHA_B, SHA_C = (hashlib.sha256(data).hexdigest() for data in (A, B, C))
+
+
+def row(key: str, url: str, page: str, image: bytes | None, holder: str | None) -> dict[str, Any]:
+    there = image is not None
+    size = 260 if there else None
+    return {
+        "url": url, "caption": f"text of {key}", "key": key, "status": "success" if there else "failed_to_download",
+        "error_message": None if there else "HTTP 404", "width": size, "height": size, "original_width": size,
+        "original_height": size, "sha256": hashlib.sha256(image).hexdigest() if image else None, "page_url": page,
+        "image_key": holder, "text_source": "alt", "retryable": not there,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Three shards as ingest leaves them: A on two pages, B of another host, a dead link; C alone in the third."""
+    raw = tmp_path / "data/raw"
+    raw.mkdir(parents=True)
+    shards = {
+        "00000": [
+            ("https://img.org/a.jpg", "https://one.org/", A, 0), ("https://img.org/a.jpg", "https://two.org/", A, 0),
+        ],
+        "00001": [
+            ("https://sub.host.org/b.jpg", "https://two.org/", B, 0), ("https://x.org/", "https://y.org/", None, 0),
+        ],
+        "00002": [("https://img.org/c.jpg", "https://three.org/", C, 0)],
+    }  # fmt: skip
+    for name, rows in shards.items():
+        with RawShardWriter(raw, name, 4, keep_tar=lambda tar, sha256: None) as writer:
+            for place, (url, page, image, holder) in enumerate(rows):
+                key = writer.next_key
+                at = f"{name}{holder:04d}" if image else None
+                writer.add(row(key, url, page, image, at), image if place == holder else None, at or key)
+    write_raw_manifest(raw, list(shards))
+    return raw
+
+
+def policy(*entries: tuple[str, str]) -> OptedOut:
+    return OptedOut(Entry(kind, value, "", "2026-01-02") for kind, value in entries)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def members(tar: Path) -> list[str]:
+    with tarfile.open(tar) as opened:
+        return opened.getnames()
+
+
+def test_what_is_affected(raw: Path) -> None:
+    page = affected(raw, policy(("url", "https://one.org/")))
+    assert (page.num_pairs, page.num_held, page.gone, page.shared) == (1, 1, frozenset(), frozenset({"000000000"}))
+    picture = affected(raw, policy(("image_id", SHA_A)))
+    assert (picture.num_pairs, picture.gone, picture.shared) == (2, frozenset({"000000000"}), frozenset())
+    assert picture.image_ids == {SHA_A}
+    host = affected(raw, policy(("host", "host.org"), ("host", "x.org"), ("host", "nobody.org")))
+    assert (host.num_pairs, host.num_held, host.gone, host.shards) == (2, 1, {"000010000"}, {"00001"})
+    assert host.used == {("host", "host.org"), ("host", "x.org")}
+
+
+def test_a_purge_removes_the_picture_and_nothing_else(raw: Path) -> None:
+    before = contents(raw)
+    opted_out = policy(("image_id", SHA_B), ("url", "https://x.org/"))
+    assert purge_raw(raw, opted_out, affected(raw, opted_out)) == ["00001"]
+    after = contents(raw)
+    assert {name for name in before if before[name] != after[name]} == {
+        "00001.tar", "00001.parquet", "00001_stats.json", "manifest.json",
+    }  # fmt: skip
+    assert not any(B in data for data in after.values())
+    assert members(raw / "00001.tar") == []
+    rows = read_table(raw_shards(raw)[1]).to_pylist()
+    for one in rows:
+        assert (one["status"], one["error_message"]) == ("failed_to_download", "opted out")
+        assert (one["image_key"], one["width"], one["retryable"]) == (None, None, False)
+    assert [one["sha256"] for one in rows] == [SHA_B, None]  # still known to be the picture nobody wants to see
+    assert [one["key"] for one in rows] == ["000010000", "000010001"]
+    stats = json.loads(after["00001_stats.json"])
+    assert (stats["count"], stats["successes"], stats["failed_to_download"]) == (2, 0, 2)
+    assert stats["status_dict"] == {"opted out": 2}
+    manifest = json.loads(after["manifest.json"])
+    for shard in manifest["shards"]:
+        assert shard["tar_sha256"] == hashlib.sha256(after[f"{shard['name']}.tar"]).hexdigest()
+        assert shard["table_sha256"] == hashlib.sha256(after[f"{shard['name']}.parquet"]).hexdigest()
+    assert manifest["digest"] != json.loads(before["manifest.json"])["digest"]
+    again = affected(raw, opted_out)
+    assert (again.num_pairs, again.num_held, again.gone) == (2, 0, frozenset())
+    assert purge_raw(raw, opted_out, again) == ["00001"]
+    assert contents(raw) == after  # idempotent
+
+
+def test_a_picture_that_another_page_shows_stays_with_that_pages_words(raw: Path) -> None:
+    opted_out = policy(("url", "https://one.org/"))
+    purge_raw(raw, opted_out, affected(raw, opted_out))
+    shard = raw_shards(raw)[0]
+    first, second = read_table(shard).to_pylist()
+    assert (first["status"], second["status"], second["image_key"]) == ("failed_to_download", "success", "000000000")
+    with tarfile.open(shard.tar) as tar:
+        read = {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]  # all are files
+    assert read["000000000.jpg"] == A
+    assert read["000000000.txt"] == b"text of 000000001"
+    assert json.loads(read["000000000.json"])["page_url"] == "https://two.org/"
+
+
+def test_a_stock_folder_of_img2dataset_is_purged_too(tmp_path: Path) -> None:
+    raw, _ = small_data.write(tmp_path, [Pair("a red fox", 1), Pair("a blue fox", 2)])
+    table = pq.read_table(raw / "00000.parquet").drop_columns(["image_key", "page_url"])
+    pq.write_table(table, raw / "00000.parquet")
+    opted_out = policy(("url", "https://example.org/2.jpg"))
+    assert purge_raw(raw, opted_out, affected(raw, opted_out)) == ["00000"]
+    assert members(raw / "00000.tar") == ["000000000.jpg", "000000000.txt", "000000000.json"]
+    assert not (raw / "manifest.json").exists()
+    stats = json.loads((raw / "00000_stats.json").read_text())
+    assert (stats["successes"], "tar_sha256" in stats) == (1, False)
+    assert pq.read_table(raw / "00000.parquet").column_names == table.column_names
+
+
+def test_shards_and_their_counts(tmp_path: Path) -> None:
+    small_data.write(tmp_path, [Pair("a red fox", 1), Pair("the same fox", 1), Pair("an owl at night", 2)])
+    shards = small_data.write_shards(tmp_path, num_val=1)
+    assert seen(shards, frozenset({SHA_A})) == {"train": 2}
+    assert seen(shards, frozenset({SHA_A, SHA_B})) == {"train": 2, "val": 1}
+    assert seen(shards, frozenset({SHA_A}), text="a red fox") == {"train": 1}
+    assert shards_show(shards, frozenset({SHA_B}))
+    assert not shards_show(shards, frozenset({SHA_C}))
+    (shards / "val/00000.tar").unlink()
+    with pytest.raises(DataError, match="missing"):
+        shards_show(shards, frozenset({SHA_C}))
+
+
+def wishes(raw: Path, **lines: str) -> list[tuple[str, str]]:
+    files = {}
+    for kind, text in lines.items():
+        files[kind] = raw.parent / kind
+        files[kind].write_text(text)
+    return [(entry.kind, entry.value) for entry in read_wishes(files, raw, "asked")]
+
+
+def test_wishes_become_what_outlives_an_ingest(raw: Path) -> None:
+    assert wishes(raw, keys="# two pairs of one picture\n000000000\n\n000010001\n") == [
+        ("image_id", SHA_A), ("url", "https://img.org/a.jpg"), ("url", "https://x.org/"),
+    ]  # fmt: skip
+    assert wishes(raw, urls="HTTPS://IMG.org/c.jpg\nhttps://one.org/\n") == [
+        ("image_id", SHA_C), ("url", "HTTPS://IMG.org/c.jpg"), ("url", "https://img.org/c.jpg"),
+        ("url", "https://one.org/"),
+    ]  # fmt: skip
+    assert wishes(raw, hosts="Example.ORG.\nmünchen.de\n") == [
+        ("host", "example.org"), ("host", "münchen.de"), ("host", "xn--mnchen-3ya.de"),
+    ]  # fmt: skip
+
+
+def test_bad_lines_are_named_and_nothing_is_recorded(
+    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match=r"line 3: '777': no pair in data/raw has this key"):
+        wishes(raw, keys="000000000\n\n777\n")
+    with pytest.raises(DataError, match=r"hosts, line 1: 'https://a.org/'.*urls, line 2: 'not a url'"):
+        wishes(raw, hosts="https://a.org/\n", urls="https://ok.org/\nnot a url\n")
+    monkeypatch.chdir(raw.parents[1])
+    assert main(["forget", "--keys", "nowhere.txt"]) == 1
+    Path("keys").write_text("000000000\n777\n")
+    assert main(["forget", "--keys", "keys"]) == 1
+    assert main(["forget"]) == 1
+    assert "nothing to forget" in capsys.readouterr().err
+    assert not Path("data/policy").exists()
+
+
+def test_the_command_records_once_and_purges_only_when_told_to(
+    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(raw.parents[1])
+    Path("hosts").write_text("host.org\n")
+    assert main(["forget", "--hosts", "hosts", "--reason", "their letter"]) == 0
+    said = capsys.readouterr()
+    assert "1 new entries" in said.out
+    assert "data/raw: 1 pairs, 1 pictures; 1 with bytes" in said.out
+    assert "no MLflow here" in said.err
+    recorded = Path("data/policy/opted_out.csv").read_bytes()
+    assert main(["forget", "--hosts", "hosts", "--reason", "again"]) == 0
+    assert "0 new entries" in capsys.readouterr().out
+    assert Path("data/policy/opted_out.csv").read_bytes() == recorded
+    assert read_opted_out(Path("data/policy")).entries[0].reason == "their letter"
+
+    before = contents(raw)
+    assert main(["forget", "--purge"]) == 1
+    said = capsys.readouterr()
+    assert "to go: 1 pictures of data/raw" in said.out
+    assert "add --yes" in said.err
+    assert contents(raw) == before
+    Path("data/.shards.part").mkdir()
+    with Path("data/.shards.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # a range of shards is being made
+        assert main(["forget", "--purge", "--yes"]) == 1
+    said = capsys.readouterr()
+    assert "data/raw: 1 pictures, out of 1 rewritten shards" in said.out
+    assert "not everything is gone: data/.shards.part" in said.err
+    assert main(["forget", "--purge", "--yes"]) == 0
+    assert not any(B in path.read_bytes() for path in raw.parents[1].rglob("*") if path.is_file())
+    assert not Path("data/.shards.part").exists()
+    capsys.readouterr()
+    assert main(["forget", "--purge", "--yes"]) == 0
+    assert "nothing had to go" in capsys.readouterr().out
+
+
+def test_shards_index_and_pages_that_show_it_go(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = raw.parents[1]
+    monkeypatch.chdir(root)
+    small_data.write(root / "made", [Pair("an owl at night", 2), Pair("a red fox", 1)])
+    small_data.write_shards(root / "made").rename("data/shards")
+    reports = root / "reports/filter"
+    reports.mkdir(parents=True)
+    (reports / "report.html").write_text('<figure class="bad"><img src="data:image/jpeg;base64,AAAA"></figure>')
+    (reports / "curve.html").write_text('<img src="data:image/png;base64,AAAA">')
+    (reports / "metrics.json").write_text("{}")
+    write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
+    assert main(["forget", "--purge", "--yes"]) == 0
+    assert not Path("data/shards").exists()
+    assert sorted(contents(reports)) == ["curve.html", "metrics.json"]
+
+
+def test_tars_in_a_store_are_replaced_and_the_old_ones_deleted(
+    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(raw.parents[1])
+    where = {"objects": "objects", "cache": ".align/store"}
+    settings = [f"--set=store.{name}={path}" for name, path in where.items()]
+    store = load_params(overrides=[word.removeprefix("--set=") for word in settings]).section(StoreConfig)
+    for name, (sha256, _) in tars_of(raw).items():
+        keep_tar(raw / name, sha256, store)
+    before = set(Path("objects").rglob("*.tar"))
+    assert len(before) == 3
+    write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
+    assert main(["forget", "--purge", "--yes", *settings]) == 0
+    assert "store of tars objects: 1 tars" in capsys.readouterr().out
+    after = set(Path("objects").rglob("*.tar"))
+    assert (len(after), len(after & before)) == (3, 2)
+    assert not any(B in path.read_bytes() for path in Path().rglob("*") if path.is_file())
+    assert not list(raw.glob("*.tar"))
+    assert {key for shard in raw_shards(materialised(raw, store)) for key, _ in iter_images(shard)} == {
+        "000000000", "000020000",
+    }  # fmt: skip
+
+
+def test_a_worktree_with_data_of_its_own_is_named(
+    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = raw.parents[1]
+    monkeypatch.chdir(root)
+    git(root, "init", "--quiet")
+    git(root, "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "--allow-empty", "-m", "empty")
+    other = root.with_name("other")
+    git(root, "worktree", "add", "--quiet", "--detach", str(other))
+    shutil.copytree(raw, other / "data/raw")
+    write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
+    assert main(["forget", "--purge", "--yes"]) == 1
+    assert f"not everything is gone: {other}" in capsys.readouterr().err
+    monkeypatch.chdir(other)
+    write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
+    assert main(["forget", "--purge", "--yes"]) == 0  # the first one is clean by now
+
+
+def test_an_index_is_looked_into(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    pq.write_table(pa.table({"image_id": [SHA_A, SHA_B]}), tmp_path / "items.parquet")
+    assert index_shows(tmp_path, frozenset({SHA_B, SHA_C}))
+    assert not index_shows(tmp_path, frozenset({SHA_C}))

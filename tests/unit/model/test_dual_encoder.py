@@ -1,0 +1,166 @@
+"""The towers: the paper's sizes, and each known trap of the parts they are built on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AlignConfig, AlignModel, AlignTextConfig
+
+from align.config.model import ModelConfig
+from align.errors import DataError, FormatError
+from align.model.depthwise import DepthwiseConv2d
+from align.model.dual_encoder import DualEncoder, load_model, save_model
+from align.model.image_tower import ImageTower, StochasticDepth, estimate_statistics, vision_config
+from tests.support.training_data import MODEL
+
+
+def config(**changes: object) -> ModelConfig:
+    return ModelConfig.model_validate(MODEL.model_dump() | changes)
+
+
+@pytest.fixture
+def model() -> DualEncoder:
+    torch.manual_seed(0)
+    return DualEncoder(MODEL, vocab_size=50)
+
+
+def pictures(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def words(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(5, 50, (count, 7), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = 0
+    return ids, mask
+
+
+def test_every_parameter_gets_a_gradient(model: DualEncoder) -> None:
+    images = model.train().encode_image(pictures(8), torch.rand(8, model.vision_model.num_blocks))
+    (images @ model.encode_text(*words(8)).T / model.temperature).exp().sum().backward()
+    assert [name for name, param in model.named_parameters() if param.grad is None] == []
+
+
+def test_embeddings_are_unit_vectors_that_differ_before_the_first_step(model: DualEncoder) -> None:
+    images = model.train().encode_image(pictures(8)).detach()
+    torch.testing.assert_close(images.norm(dim=-1), torch.ones(8))
+    assert float((images @ images.T).triu(1).abs().max()) < 0.999
+    assert images.std(0).mean() > 1e-2
+
+
+@pytest.mark.parametrize("raw", [-50.0, -1.0, 0.0, 3.0])
+def test_temperature_is_positive_whatever_is_learned(model: DualEncoder, raw: float) -> None:
+    with torch.no_grad():
+        model.log_temperature.fill_(raw)
+    assert float(model.temperature.detach()) > 0
+
+
+def test_stochastic_depth_drops_whole_samples() -> None:
+    depth = StochasticDepth(0.25).train()
+    depth.draws = torch.tensor([0.1, 0.25, 0.9])
+    out = depth(torch.ones(3, 2, 2, 2))
+    assert out[:, 0, 0, 0].tolist() == pytest.approx([0.0, 4 / 3, 4 / 3])
+    assert torch.equal(out[0], torch.zeros(2, 2, 2))
+    assert torch.equal(depth.eval()(torch.ones(3, 2, 2, 2)), torch.ones(3, 2, 2, 2))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize("size", [2, 4, 5, 8])
+def test_depthwise_convolution_equals_upstreams(kernel: int, stride: int, size: int) -> None:
+    torch.manual_seed(0)
+    ours = DepthwiseConv2d(6, kernel, stride)
+    half = kernel // 2
+    pad: nn.Module = nn.ZeroPad2d((half - 1, half, half - 1, half)) if stride == 2 else nn.ZeroPad2d(half)
+    plain = nn.Conv2d(6, 6, kernel, stride, groups=6, bias=False)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 6, size, size).contiguous(memory_format=torch.channels_last)
+    results = []
+    with torch.no_grad():
+        torch.testing.assert_close(ours.plain()(x), ours(x), atol=1e-5, rtol=1e-5)
+    for layer in (ours, nn.Sequential(pad, plain)):
+        inputs = x.clone().requires_grad_()
+        out = layer(inputs)
+        out.square().sum().backward()
+        weight = next(layer.parameters())
+        results.append((out.detach(), inputs.grad, weight.grad))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_evaluation_is_independent_of_the_batch(model: DualEncoder) -> None:
+    with torch.inference_mode():
+        x = pictures(6)
+        torch.testing.assert_close(model.eval().encode_image(x)[2:3], model.encode_image(x[2:3]), atol=1e-5, rtol=1e-5)
+        ids, mask = words(4)
+        torch.testing.assert_close(model.encode_text(ids, mask)[:1], model.encode_text(ids[:1, :4], mask[:1, :4]))
+
+
+def test_texts_of_any_length_and_order_embed_as_in_one_padded_batch(model: DualEncoder) -> None:
+    draw = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, 50, (40, 7), generator=draw)  # more than are encoded together
+    mask = (torch.arange(7) < torch.randint(1, 7, (40, 1), generator=draw)).long()
+    mask[5] = torch.tensor([0, 0, 1, 1, 1, 0, 0])  # whoever pads in front gets what they would get
+    seen: list[int] = []
+    model.text_model.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    hidden = model.text_model(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0]
+    whole = F.normalize(model.text_projection(hidden), dim=-1)
+    torch.testing.assert_close(model.encode_text(ids, mask), whole)
+    assert sum(seen[1:]) < 0.8 * seen[0]
+    assert len(seen) == 4
+
+
+def test_weights_load_into_transformers_align_model() -> None:
+    torch.manual_seed(0)
+    native = config(embed_width=ImageTower(MODEL).width)
+    ours = DualEncoder(native, vocab_size=50)
+    estimate_statistics(ours.vision_model, [pictures(8)])
+    text = AlignTextConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    vision = vision_config(native)
+    vision.hidden_dim = 64  # its pooling window, at least the last map's side
+    theirs = AlignModel(
+        AlignConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=native.embed_width)
+    ).eval()
+    weights = {name: tensor for name, tensor in ours.state_dict().items() if name != "log_temperature"}
+    missing = theirs.load_state_dict(weights, strict=False)
+    assert missing.unexpected_keys == []
+    assert sorted(missing.missing_keys) == [
+        "temperature",
+        "text_model.pooler.dense.bias",
+        "text_model.pooler.dense.weight",
+    ]
+    ids, mask = words(3)
+    with torch.inference_mode():
+        out = theirs(input_ids=ids, attention_mask=mask, pixel_values=pictures(3))
+        torch.testing.assert_close(ours.eval().encode_image(pictures(3)), out.image_embeds, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours.encode_text(ids, mask), out.text_embeds, atol=1e-5, rtol=1e-4)
+
+
+def test_a_saved_model_loads_as_it_was(model: DualEncoder, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    save_model(model, tmp_path / "a", stage="pretrain")
+    loaded = load_model(tmp_path / "a")
+    save_model(loaded, tmp_path / "b", stage="pretrain")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert loaded.config == MODEL and not loaded.training
+
+
+def test_a_broken_model_folder_is_a_clear_error(model: DualEncoder, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"config\.json is missing"):
+        load_model(tmp_path)
+    save_model(model, tmp_path, stage="pretrain")
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(FormatError, match="schema_version 1, this code reads 2"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(text.replace('"width": 16', '"width": 32'))
+    with pytest.raises(DataError, match="does not load"):
+        load_model(tmp_path)

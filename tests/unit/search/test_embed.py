@@ -1,0 +1,146 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.config.embed import EmbedConfig
+from align.errors import ConfigError, DataError
+from align.model.embedder import Embedder
+from align.search import embed as module
+from align.search.embed import embed, open_source
+from tests.support import tiny_model
+from tests.support.colours import square
+
+CONFIG = EmbedConfig(rows_per_part=3)
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    return Embedder.load(*tiny_model.write(tmp_path_factory.mktemp("tiny")))
+
+
+def run(embedder: Embedder, location: Path, out: Path, column: str | None = None) -> list[dict[str, Any]]:
+    source = open_source(location, column)
+    outcome = embed(CONFIG, source, embedder=embedder, model_digest="mine", out=out)
+    rows: list[dict[str, Any]] = pq.read_table(out).to_pylist()
+    assert outcome.num_rows == len(rows)
+    assert outcome.num_failed == sum(row["error"] is not None for row in rows)
+    return rows
+
+
+def test_a_folder_of_images_in_any_format(embedder: Embedder, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(square("red"))
+    (folder / "b.png").write_bytes(square("blue", format="PNG"))
+    (folder / "deep" / "c.WEBP").write_bytes(square("green", format="WEBP"))
+    (folder / "d.gif").write_bytes(b"GIF89a and then nothing")
+    (folder / "e.jpg").write_bytes(b"")
+    (folder / "notes.txt").write_text("no image")
+    rows = run(embedder, folder, tmp_path / "out.parquet")
+    assert [row["path"] for row in rows] == ["a.jpg", "b.png", "d.gif", "deep/c.WEBP", "e.jpg"]
+    assert [row["error"] is None for row in rows] == [True, True, False, True, False]
+    assert [row["embedding"] is None for row in rows] == [False, False, True, False, True]
+    assert rows[0]["embedding"] == pytest.approx(embedder.embed_images([square("red")])[0].tolist(), abs=1e-6)
+    assert np.linalg.norm(rows[3]["embedding"]) == pytest.approx(1, abs=1e-5)
+    assert "text" not in rows[0]
+
+
+def test_a_text_file_keeps_its_line_numbers(embedder: Embedder, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes("\ufeffa red heart\r\n\n  \nthe yellow sun".encode() + b"\n\xff\xfe\n")
+    rows = run(embedder, path, tmp_path / "out.parquet")
+    assert [row["row"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["text"] for row in rows] == ["a red heart", None, None, "the yellow sun", None]
+    assert [row["error"] for row in rows] == [None, "empty text", "empty text", None, "not UTF-8"]
+    assert rows[3]["embedding"] == pytest.approx(embedder.embed_texts(["the yellow sun"])[0].tolist(), abs=1e-6)
+
+
+def test_columns_of_texts_bytes_and_image_structs(embedder: Embedder, tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    images = [square("red"), None, square("blue"), b"broken"]
+    pq.write_table(
+        pa.table({
+            "caption": ["a red heart", "the yellow sun", None, ""], "image": images,
+            "nested": [{"bytes": data, "path": "x"} for data in images], "number": [1, 2, 3, 4],
+        }),
+        path, row_group_size=2,
+    )  # fmt: skip
+    texts = run(embedder, path, tmp_path / "texts.parquet", "caption")
+    assert [row["error"] for row in texts] == [None, None, "null", "empty text"]
+    plain = run(embedder, path, tmp_path / "image.parquet", "image")
+    assert [row["error"] is None for row in plain] == [True, False, True, False]
+    assert plain == run(embedder, path, tmp_path / "nested.parquet", "nested")
+    assert plain[2]["embedding"] == pytest.approx(embedder.embed_images([square("blue")])[0].tolist(), abs=1e-6)
+    for column, message in [(None, "which column"), ("nope", "no column 'nope'"), ("number", "int64")]:
+        with pytest.raises(ConfigError, match=message):
+            open_source(path, column)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = tmp_path / "texts.txt", tmp_path / "out.parquet"
+    path.write_text("".join(f"a red heart {number}\n" for number in range(10)))
+    run(embedder, path, tmp_path / "whole.parquet")
+
+    class Killed(BaseException):
+        pass
+
+    write, written = module._write, []
+
+    def write_two(table: pa.Table, target: Path) -> None:
+        if len(written) == 2:
+            raise Killed
+        written.append(target)
+        write(table, target)
+
+    monkeypatch.setattr(module, "_write", write_two)
+    with pytest.raises(Killed):
+        run(embedder, path, out)
+    monkeypatch.undo()
+    assert not out.exists()
+    (tmp_path / "out.parquet.parts" / ".000002.parquet.1.part").write_bytes(b"half a part")
+
+    outcome = embed(CONFIG, open_source(path, None), embedder=embedder, model_digest="mine", out=out)
+    assert (outcome.num_rows, outcome.num_resumed) == (10, 6)
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert not (tmp_path / "out.parquet.parts").exists()
+    again = embed(CONFIG, open_source(path, None), embedder=embedder, model_digest="mine", out=out)
+    assert (again.num_rows, again.num_resumed) == (10, 10)
+
+
+def test_parts_and_outputs_of_another_input_or_model_are_not_mixed_in(embedder: Embedder, tmp_path: Path) -> None:
+    path, out = tmp_path / "texts.txt", tmp_path / "out.parquet"
+    path.write_text("a red heart\n")
+    run(embedder, path, out)
+    with pytest.raises(DataError, match="remove it or choose another"):
+        embed(CONFIG, open_source(path, None), embedder=embedder, model_digest="theirs", out=out)
+    path.write_text("the yellow sun and more\n")
+    with pytest.raises(DataError, match="remove it or choose another"):
+        run(embedder, path, out)
+    out.unlink()
+    parts = tmp_path / "out.parquet.parts"
+    parts.mkdir()
+    (parts / "plan.json").write_text("another plan")
+    (parts / "000000.parquet").write_bytes(b"of another run")
+    assert [row["text"] for row in run(embedder, path, out)] == ["the yellow sun and more"]
+
+
+def test_an_input_that_cannot_be_used_is_explained(embedder: Embedder, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        open_source(tmp_path / "nowhere", None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image in it"):
+        open_source(tmp_path / "empty", None)
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(DataError, match="nothing in it"):
+        run(embedder, tmp_path / "empty.txt", tmp_path / "out.parquet")
+    (tmp_path / "bad.parquet").write_bytes(b"not parquet")
+    with pytest.raises(DataError, match="not a parquet file"):
+        open_source(tmp_path / "bad.parquet", "text")
+    with pytest.raises(ConfigError, match="not a parquet file"):
+        open_source(tmp_path / "empty.txt", "text")

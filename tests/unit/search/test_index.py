@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from align.config.index import IndexConfig
+from align.errors import CorruptError, DataError, FormatError
+from align.formats.image_index import ImageIndex
+from align.search.index import IndexReport, index
+from align.services.vector_index import VectorIndex
+from tests.support import colour_shards
+from tests.support.colours import ColourEncoder
+
+QUERIES: dict[str, Any] = {
+    "schema_version": 1,
+    "queries": [
+        {"query": "something blue", "expected": ["blue"]},
+        {"query": "a red thing", "expected": ["crimson", "red"]},
+        {"query": "a green thing", "expected": ["emerald"]},  # found, but no text says emerald
+    ],
+    "composed": [{"image_text": "yellow square", "minus": "yellow", "expected": ["red", "green"]}],
+}
+
+
+def build(root: Path, queries: object | None = QUERIES) -> IndexReport:
+    path = root / "queries.json"
+    root.mkdir(parents=True, exist_ok=True)
+    if queries:
+        path.write_text(json.dumps(queries))
+    return index(
+        IndexConfig(queries=path if queries else None), text_weight=2.0, encoder=ColourEncoder(), model_digest="m" * 64,
+        shards=colour_shards.write(root / "shards"), out=root / "index", reports=root / "reports",
+    )  # fmt: skip
+
+
+def test_every_image_of_every_split_is_found_with_its_texts_and_bytes(tmp_path: Path) -> None:
+    report = build(tmp_path, queries=None)
+    assert report.metrics == {"index/num_images": 12}
+    found = ImageIndex.load(tmp_path / "index", VectorIndex.load)
+    assert [item.split for item in found.items].count("test") == 4
+    for item in found.items:
+        vector = ColourEncoder().embed_images([item.image(tmp_path / "shards")])[0]
+        assert found.vector(item.key) == pytest.approx(vector)
+        assert found.search(vector, 1)[0].score == pytest.approx(1.0, abs=1e-5)
+    hits = found.search(ColourEncoder().embed_texts(["blue"])[0], 3)
+    assert all("a blue square" in hit.item.texts for hit in hits)
+
+
+def test_labelled_queries_are_judged_by_the_texts_of_what_they_find(tmp_path: Path) -> None:
+    report = build(tmp_path)
+    assert [outcome["right"] for outcome in report.queries] == [True, True, False]
+    assert report.metrics["index/queries/num_right_in_top_5"] == 2
+    assert report.metrics["index/queries/num_asked"] == 3
+    # Three of twelve are blue, three red, none emerald: twice 1 - C(9, 5) / C(12, 5).
+    assert report.metrics["index/queries/num_right_in_top_5/chance"] == pytest.approx(2 * (1 - 126 / 792), abs=1e-3)
+    (composed,) = report.composed
+    assert composed["image_key"] == "000000009"
+    # Eleven others, two of them yellow, ten shown: minus yellow the yellow ones are the farthest, and one is left out.
+    assert (composed["share_before"], composed["share_after"]) == (0.2, 0.1)
+    assert report.metrics["index/minus/share_ratio"] == 0.5
+    assert (composed["expected_before"], composed["expected_after"]) == (0.6, 0.6)
+
+
+def test_the_same_bytes_again(tmp_path: Path) -> None:
+    build(tmp_path / "first")
+    build(tmp_path / "second")
+    for folder in ("index", "reports"):
+        first = {path.name: path.read_bytes() for path in (tmp_path / "first" / folder).iterdir()}
+        assert first == {path.name: path.read_bytes() for path in (tmp_path / "second" / folder).iterdir()}
+    names = {path.name for path in (tmp_path / "first" / "reports").iterdir()}
+    assert names == {"report.json", "metrics.json", "report.html", "queries.png", "minus.png"}
+
+
+def test_a_query_about_an_image_that_is_not_there_is_counted_and_not_asked(tmp_path: Path) -> None:
+    pink = {"image_text": "pink", "minus": "pink", "expected": ["pink"]}
+    report = build(tmp_path, QUERIES | {"composed": [*QUERIES["composed"], pink]})
+    assert report.composed[1] == {"image_text": "pink", "image_key": None, "minus": "pink"}
+    assert report.metrics["index/minus/num_asked"] == report.metrics["index/minus/num_without_image"] == 1
+    assert report.metrics["index/minus/share_ratio"] == 0.5
+
+
+def test_a_query_file_that_is_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such file; index\.queries: null"):
+        index(
+            IndexConfig(queries=tmp_path / "none"), text_weight=2.0, encoder=ColourEncoder(), model_digest="m",
+            shards=colour_shards.write(tmp_path / "shards"), out=tmp_path / "index", reports=tmp_path / "reports",
+        )  # fmt: skip
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_broken_index_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="run `align index` first"):
+        ImageIndex.load(tmp_path / "index", VectorIndex.load)
+    build(tmp_path, queries=None)
+    header = tmp_path / "index" / "index.json"
+    good = header.read_text()
+    header.write_text(good.replace('"num_items": 12', '"num_items": 13'))
+    with pytest.raises(CorruptError, match="disagree"):
+        ImageIndex.load(tmp_path / "index", VectorIndex.load)
+    header.write_text(good.replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(FormatError, match="again"):
+        ImageIndex.load(tmp_path / "index", VectorIndex.load)
+    header.write_text(good)
+    (tmp_path / "index" / "vectors.faiss").write_bytes(b"no index at all")
+    with pytest.raises(CorruptError, match="not a faiss index"):
+        ImageIndex.load(tmp_path / "index", VectorIndex.load)
+
+
+def test_neighbours_equal_those_of_a_full_sort_and_ties_go_by_id() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(200, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[50] = vectors[120] = vectors[7]
+    scores, ids = VectorIndex.build(vectors).search(vectors[7:8], 300)
+    expected = np.argsort(-(vectors @ vectors[7]), kind="stable")
+    assert ids[0][:3].tolist() == [7, 50, 120]
+    assert ids.shape == (1, 200)  # no more than there are
+    assert scores[0] == pytest.approx((vectors @ vectors[7])[expected], abs=1e-5)

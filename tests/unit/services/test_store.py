@@ -1,0 +1,180 @@
+"""Files and the content-addressed store on this machine; the same on a server: tests/integration/test_store.py."""
+
+import gzip
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from align.config.store import StoreConfig
+from align.errors import ConfigError, CorruptError, DataError
+from align.files import sha256_file
+from align.services.store import Objects, fetcher, keep_tar, materialised, open_files
+
+
+def config(root: Path, objects: str | None = "objects") -> StoreConfig:
+    return StoreConfig(
+        objects=str(root / objects) if objects else None, checkpoints=None, cache=root / "cache", part_size_mb=5,
+        num_connections=2, num_retries=0, timeout_s=5.0,
+    )  # fmt: skip
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+
+
+def listed(root: Path, location: str, *suffixes: str) -> list[str]:
+    found = open_files(config(root)).list(f"{root}/{location}", suffixes)
+    return [name.removeprefix(f"{root}/") for name in found]
+
+
+def test_a_location_is_a_file_a_folder_or_a_pattern(tmp_path: Path) -> None:
+    touch(tmp_path, "b.warc.gz", "a.warc", "deep/er/c.WARC.GZ", "deep/notes.md", "dx/e.warc.gz")
+    assert listed(tmp_path, "b.warc.gz", ".warc") == ["b.warc.gz"]  # named outright, it counts whatever its ending
+    assert listed(tmp_path, "", ".warc", ".warc.gz") == ["a.warc", "b.warc.gz", "deep/er/c.WARC.GZ", "dx/e.warc.gz"]
+    assert listed(tmp_path, "deep") == ["deep/er/c.WARC.GZ", "deep/notes.md"]
+    assert listed(tmp_path, "*.gz", ".warc") == ["b.warc.gz"]
+    assert listed(tmp_path, "d*/*.gz") == ["dx/e.warc.gz"]
+    assert listed(tmp_path, "**/*.warc*") == ["a.warc", "b.warc.gz", "dx/e.warc.gz"]
+    for nothing in ("none", "*.zip", "deep/er"):
+        with pytest.raises(DataError, match="check the path"):
+            listed(tmp_path, nothing, ".zip")
+
+
+def test_a_list_names_locations_relative_to_itself(tmp_path: Path) -> None:
+    touch(tmp_path, "x/a.warc", "x/b.warc", "y/c.warc", "y/d.txt")
+    lines = f"\ufeff# two folders\n\nx/b.warc\r\ny\n{tmp_path}/x/*.warc\ns3://bucket/z.warc\n"
+    (tmp_path / "list.txt").write_text(lines)
+    (tmp_path / "all.paths.gz").write_bytes(gzip.compress(lines.encode()))
+    expected = ["s3://bucket/z.warc", "x/a.warc", "x/b.warc", "y/c.warc"]  # sorted as absolute names, then shortened
+    for name in ("list.txt", "all.paths.gz"):
+        assert sorted(listed(tmp_path, name, ".warc")) == expected
+    assert listed(tmp_path, "list.txt", ".txt") == ["list.txt"]  # a table of URLs, where sources read .txt
+    (tmp_path / "bad.paths.gz").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="not a list of locations"):
+        listed(tmp_path, "bad.paths.gz", ".warc")
+
+
+def test_files_are_opened_and_stamped_and_travel_to_workers(tmp_path: Path) -> None:
+    touch(tmp_path, "a")
+    files = pickle.loads(pickle.dumps(open_files(config(tmp_path))))
+    with files.open(f"{tmp_path}/a") as stream:
+        assert (stream.read(), stream.seek(0), stream.read(1)) == (b"a", 0, b"a")
+    before = files.stamp(f"{tmp_path}/a")
+    (tmp_path / "a").write_text("another")
+    assert files.stamp(f"{tmp_path}/a") != before
+    assert files.read(f"{tmp_path}/a", 2, 3) == b"oth"
+    for missing in ("none", ""):
+        with pytest.raises(DataError, match="cannot be read"):
+            files.open(f"{tmp_path}/{missing}")
+    with pytest.raises(DataError, match="cannot be read"):
+        files.stamp(f"{tmp_path}/none")
+
+
+def tar(root: Path, data: bytes = b"a tar") -> tuple[Path, str]:
+    path = root / "a.tar"
+    path.write_bytes(data)
+    return path, hashlib.sha256(data).hexdigest()
+
+
+def test_an_object_is_written_once_and_read_once(tmp_path: Path) -> None:
+    objects, (path, sha256) = Objects(config(tmp_path)), tar(tmp_path)
+    assert not objects.exists(sha256)
+    objects.put(path, sha256)
+    objects.put(path, sha256)
+    assert objects.exists(sha256)
+    cached = objects.get(sha256, 5)
+    assert cached.read_bytes() == b"a tar"
+    Path(objects.uri(sha256)).unlink()
+    assert objects.get(sha256, 5) == cached  # no second read
+    objects.delete(sha256)
+    objects.delete(sha256)
+    assert not cached.exists()
+    with pytest.raises(DataError, match="no such object"):
+        objects.get(sha256, 5)
+
+
+@pytest.mark.parametrize("damage", [b"a tor", b"a t", b"a tar and more"])
+def test_a_damaged_object_is_found_out_and_never_cached(tmp_path: Path, damage: bytes) -> None:
+    objects, (path, sha256) = Objects(config(tmp_path)), tar(tmp_path)
+    objects.put(path, sha256)
+    Path(objects.uri(sha256)).write_bytes(damage)
+    with pytest.raises(CorruptError, match=f"{sha256}.tar: {len(damage)} bytes with sha256"):
+        objects.get(sha256, 5)
+    assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
+    if len(damage) != 5:
+        with pytest.raises(CorruptError, match="remove the object and run again"):
+            objects.put(path, sha256)
+
+
+def test_a_tar_is_handed_over_once_and_a_lost_one_is_named(tmp_path: Path) -> None:
+    path, sha256 = tar(tmp_path)
+    keep_tar(path, sha256, config(tmp_path, None))
+    assert path.exists()
+    keep_tar(path, sha256, config(tmp_path))
+    assert not path.exists()
+    keep_tar(path, sha256, config(tmp_path))  # killed after the removal, it is asked again
+    Objects(config(tmp_path)).delete(sha256)
+    with pytest.raises(DataError, match=r"a\.tar: neither here nor at"):
+        keep_tar(path, sha256, config(tmp_path))
+
+
+def test_without_objects_there_is_nothing_to_ask(tmp_path: Path) -> None:
+    assert fetcher(config(tmp_path, None)) is None
+    with pytest.raises(ConfigError, match=r"store\.objects is not set"):
+        Objects(config(tmp_path, None))
+    with pytest.raises(ConfigError, match="expected s3://bucket/key"):
+        Objects(config(tmp_path).model_copy(update={"objects": "s3:///prefix"}))
+
+
+def dataset(root: Path, kind: str) -> Path:
+    """A folder with one tar at its root or below, and its manifest."""
+    folder = root / "data"
+    folder.mkdir()
+    path, sha256 = tar(root)
+    (folder / "00000.parquet").write_bytes(b"rows")
+    name = "00000.tar" if kind == "raw" else "train/00000.tar"
+    (folder / name).parent.mkdir(exist_ok=True)
+    path.rename(folder / name)
+    shard = {"path": name, "sha256": sha256, "num_bytes": 5}
+    values = (
+        {"shards": [{"name": "00000", "tar_sha256": sha256, "tar_bytes": 5}]}
+        if kind == "raw"
+        else {"splits": {"train": {"shards": [shard]}}}
+    )
+    (folder / "manifest.json").write_text(json.dumps({"schema_version": 1} | values))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["raw", "shards"])
+def test_a_folder_without_its_tars_is_materialised(tmp_path: Path, kind: str) -> None:
+    folder = dataset(tmp_path, kind)
+    assert materialised(folder, config(tmp_path)) == folder  # all is there
+    (path,) = folder.rglob("*.tar")
+    name = path.relative_to(folder)
+    keep_tar(path, sha256_file(path), config(tmp_path))
+    with pytest.raises(DataError, match=r"00000\.tar: missing.*run `dvc pull`, or set store\.objects"):
+        materialised(folder, config(tmp_path, None))
+    view = materialised(folder, config(tmp_path))
+    assert (view / name).read_bytes() == b"a tar"
+    assert (view / "00000.parquet").read_bytes() == b"rows"
+    assert (view / "manifest.json").read_bytes() == (folder / "manifest.json").read_bytes()
+    assert materialised(folder, config(tmp_path)) == view
+    assert sorted(file.name for file in folder.rglob("*") if file.is_file()) == ["00000.parquet", "manifest.json"]
+
+
+def test_a_folder_of_img2dataset_stays_as_it_is(tmp_path: Path) -> None:
+    touch(tmp_path, "raw/00000.tar")
+    assert materialised(tmp_path / "raw", config(tmp_path)) == tmp_path / "raw"
+
+
+@pytest.mark.parametrize("text", ["[]", '{"shards": [{}]}', "{}"])
+def test_a_strange_manifest_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    touch(tmp_path, "raw/manifest.json")
+    (tmp_path / "raw" / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match="no manifest that this code reads"):
+        materialised(tmp_path / "raw", config(tmp_path))

@@ -1,0 +1,115 @@
+import tracemalloc
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from align.shard.clusters import bands, cluster, masks, near_duplicates, text_digests
+
+FAR = np.array([0x0, 0xFFFF, 0xFFFF0000, 0xFFFF00000000], np.uint64)  # 16 bits or more apart from each other
+
+
+def labels(pairs: list[tuple[int, str]], phashes: np.ndarray, max_bits: int) -> list[int]:
+    images = np.array([image for image, _ in pairs], np.int64)
+    return cluster(len(phashes), images, text_digests(text for _, text in pairs), phashes, max_bits).tolist()
+
+
+def test_equal_texts_join_through_chains_and_ignore_case() -> None:
+    pairs = [(0, "a red fox"), (1, "b"), (2, "A Red Fox"), (2, "c"), (3, "c")]
+    assert labels(pairs, FAR, 4) == [0, 1, 0, 0]
+
+
+def test_texts_that_differ_do_not_join() -> None:
+    assert labels([(0, "a"), (1, "b"), (2, "c"), (3, "d")], FAR, 4) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("bits", "joined"), [(4, True), (5, False)])
+def test_hash_distance_at_the_boundary(bits: int, joined: bool) -> None:
+    phashes = np.array([0, (1 << bits) - 1], np.uint64)
+    assert labels([(0, "a"), (1, "b")], phashes, 4) == [0, 0 if joined else 1]
+
+
+def test_equal_hashes_join_at_distance_0() -> None:
+    assert labels([(0, "a"), (1, "b"), (2, "c")], np.array([7, 6, 7], np.uint64), 0) == [0, 1, 0]
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 17])
+def test_bands_divide_the_64_bits(count: int) -> None:
+    masks = [int(mask) for mask in bands(count)]
+    assert sum(masks) == 2**64 - 1
+    assert all(left & right == 0 for left, right in combinations(masks, 2))
+
+
+@pytest.mark.parametrize("max_bits", [0, 1, 4, 8])
+def test_components_equal_those_of_comparing_all_with_all(max_bits: int) -> None:
+    random = np.random.default_rng(max_bits)
+    centres = random.integers(0, 2**64, 60, np.uint64)
+    flips = np.array(
+        [sum(1 << int(bit) for bit in random.integers(0, 64, random.integers(0, 7))) for _ in range(600)], object
+    )
+    phashes = np.array([int(centres[index % 60]) ^ (int(flips[index]) % 2**64) for index in range(600)], np.uint64)
+    expected = {
+        (left, right) for left, right in combinations(range(600), 2)
+        if int(phashes[left] ^ phashes[right]).bit_count() <= max_bits
+    }  # fmt: skip
+    found = {
+        (min(pair), max(pair))
+        for edges in near_duplicates(phashes, max_bits)
+        for pair in zip(*(side.tolist() for side in edges), strict=True)
+    }
+    assert found <= expected
+    got = cluster(600, np.arange(600), np.arange(600, dtype=np.uint64), phashes, max_bits)
+    assert all(got[left] == got[right] for left, right in expected)
+    assert len(set(got.tolist())) == components(600, expected)
+
+
+def components(count: int, edges: set[tuple[int, int]]) -> int:
+    neighbours: dict[int, set[int]] = {index: set() for index in range(count)}
+    for left, right in edges:
+        neighbours[left].add(right)
+        neighbours[right].add(left)
+    seen: set[int] = set()
+    number = 0
+    for index in range(count):
+        if index in seen:
+            continue
+        number += 1
+        stack = [index]
+        while stack:
+            node = stack.pop()
+            if node not in seen:
+                seen.add(node)
+                stack.extend(neighbours[node])
+    return number
+
+
+def test_many_images_in_one_band() -> None:
+    phashes = np.arange(3000, dtype=np.uint64) << np.uint64(4)  # most bands are equal for all of them
+    got = cluster(3000, np.arange(3000), np.arange(3000, dtype=np.uint64), phashes, 1)
+    assert set(got.tolist()) == {0}  # single bits connect all numbers below 3000
+
+
+@pytest.mark.parametrize("num_values", [1, 1000, 10**6, 10**9])
+@pytest.mark.parametrize("max_bits", [0, 1, 4, 16])
+def test_hashes_within_the_distance_agree_under_some_mask(max_bits: int, num_values: int) -> None:
+    found = masks(max_bits, num_values)
+    assert len(found) <= 100
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        flipped = sum(1 << int(bit) for bit in random.choice(64, max_bits, replace=False))
+        assert any(int(mask) & flipped == 0 for mask in found)
+    if max_bits == 4:  # so long that few of a million hashes agree by chance
+        assert min(int(mask).bit_count() for mask in found) >= min(np.log2(num_values) - 4, 30)
+
+
+def test_memory_and_time_grow_with_the_number_of_images_only() -> None:
+    random = np.random.default_rng(0)
+    phashes = random.integers(0, 2**64, 100_000, np.uint64)
+    phashes[1::20] = phashes[::20] ^ np.uint64(0b1011)  # a tenth of them are near-duplicates
+    tracemalloc.start()
+    got = cluster(100_000, np.arange(100_000), np.arange(100_000, dtype=np.uint64), phashes, 4)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    alone = np.arange(100_000)
+    assert np.array_equal(got, np.where(alone % 20 == 1, alone - 1, alone))
+    assert peak < 100_000 * 180

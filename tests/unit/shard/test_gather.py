@@ -1,0 +1,67 @@
+"""Images of an output shard, from tars here and elsewhere."""
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from align.errors import CorruptError
+from align.shard import gather as module
+from align.shard.gather import RawTars, gather
+from tests.support.small_data import jpeg
+
+NUM_IMAGES = 150  # some windows of reads
+PICTURES = [jpeg(index, 24, 24) for index in range(NUM_IMAGES)]
+
+
+def tars(folder: Path, num_tars: int) -> tuple[list[str], pa.Table]:
+    """Files with the pictures in them, dealt out in turn; and the rows of a plan that wants all, two pairs each."""
+    paths = [folder / f"{number}.tar" for number in range(num_tars)]
+    rows = []
+    for index, data in enumerate(PICTURES):
+        path = paths[index % num_tars]
+        offset = path.stat().st_size if path.exists() else 0
+        with path.open("ab") as file:
+            file.write(data)
+        place = {"tar": index % num_tars, "offset": offset, "size": len(data)}
+        for pair in range(2):
+            row = {"key": f"{index}{pair}", "image_id": hashlib.sha256(data).hexdigest(), "text": f"text {pair}"}
+            rows.append(row | {"image_key": f"{index}{pair}", "rank": index} | place)
+    return [str(path) for path in paths], pa.Table.from_pylist(rows)
+
+
+@pytest.mark.parametrize("far", ["none", "some", "all"])
+def test_images_come_in_order_wherever_they_lie(tmp_path: Path, far: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_OPEN", 3)
+    paths, rows = tars(tmp_path, 7)
+    local = [None if far == "all" or (far == "some" and number % 2) else path for number, path in enumerate(paths)]
+
+    def fetch(tar: int, offset: int, size: int) -> bytes:
+        assert local[tar] is None
+        return Path(paths[tar]).read_bytes()[offset : offset + size]
+
+    with RawTars(local, fetch, 4) as images:
+        samples = list(gather(rows, images, 24, 90))
+    assert [sample.image for sample in samples] == PICTURES
+    assert samples[3].key == "30"
+    assert (samples[3].keys, samples[3].texts) == (("30", "31"), ("text 0", "text 1"))
+
+
+def test_bytes_from_elsewhere_are_checked(tmp_path: Path) -> None:
+    paths, rows = tars(tmp_path, 1)
+    data = bytearray(Path(paths[0]).read_bytes())
+    data[rows["offset"][100].as_py() + 9] ^= 1
+    with (
+        RawTars([None], lambda tar, offset, size: bytes(data[offset : offset + size]), 2) as images,
+        pytest.raises(CorruptError, match="image 500 in the object store: its sha256 is not"),
+    ):
+        list(gather(rows, images, 24, 90))
+
+
+def test_a_tar_that_became_shorter_is_named(tmp_path: Path) -> None:
+    paths, rows = tars(tmp_path, 2)
+    whole = Path(paths[1]).read_bytes()
+    Path(paths[1]).write_bytes(whole[:-1])
+    with RawTars(paths, None, 1) as images, pytest.raises(CorruptError, match=r"1\.tar: ends before the image 1490"):
+        list(gather(rows, images, 24, 90))

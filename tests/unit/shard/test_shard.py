@@ -1,0 +1,347 @@
+import gc
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from PIL import Image
+
+import align.shard.plan
+from align.config.shard import ShardConfig
+from align.config.store import StoreConfig
+from align.errors import CorruptError, DataError, FormatError, GateError
+from align.files import sha256_file
+from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest, write_manifest
+from align.pairs.picture import PictureError
+from align.shard.gather import resize
+from align.shard.shard import shard
+from align.shard.writer import write_shard
+from tests.support import small_data
+from tests.support.small_data import Pair
+
+CONFIG = ShardConfig(
+    image_px=24, jpeg_quality=90, images_per_shard=20, seed=0, val_fraction=0.2, test_fraction=0.1,
+    near_duplicate_bits=4, max_cluster_share=0.2,
+)  # fmt: skip
+STORE = StoreConfig(
+    objects=None, checkpoints=None, cache=Path("none"), part_size_mb=5, num_connections=2, num_retries=0, timeout_s=5.0
+)
+
+
+def run(tmp_path: Path, pairs: list[Pair], config: ShardConfig = CONFIG, name: str = "shards", **layout: int) -> Path:
+    if not (tmp_path / "raw").exists():
+        small_data.write(tmp_path, pairs, **layout)
+    small_data.write_verdict(tmp_path / "quality", passed=True)
+    shard(
+        config, STORE, raw=tmp_path / "raw", filtered=tmp_path / "filtered", quality=tmp_path / "quality",
+        out=tmp_path / name, reports=tmp_path / "report", num_workers=1,
+    )  # fmt: skip
+    return tmp_path / name
+
+
+def many(count: int = 60) -> list[Pair]:
+    return [Pair(f"picture number {index}", index) for index in range(count)]
+
+
+def test_every_kept_pair_is_in_exactly_one_split_and_no_dropped_one(tmp_path: Path) -> None:
+    pairs = [
+        *many(),
+        Pair("a second text", 0),
+        Pair("dropped", 1, reason="text_too_short"),
+        Pair("lost", None, reason="image_missing"),
+    ]
+    shards = run(tmp_path, pairs, pairs_per_shard=25)
+    samples = [sample for split in SPLITS for sample in iter_samples(shards, split)]
+    got = {key: text for sample in samples for key, text in zip(sample.keys, sample.texts, strict=True)}
+    assert got == {
+        f"{index // 25:05d}{index % 25:04d}": pair.text for index, pair in enumerate(pairs) if not pair.reason
+    }
+    assert len({sample.image_id for sample in samples}) == len(samples) == 60
+    of_two = next(sample for sample in samples if len(sample.keys) == 2)
+    assert of_two.texts == ("picture number 0", "a second text")
+    assert of_two.key == "000000000"
+
+
+def test_manifest_counts_checksums_and_offsets(tmp_path: Path) -> None:
+    shards = run(tmp_path, [*many(), Pair("a second text", 0)])
+    manifest = read_manifest(shards)
+    assert manifest.image_px == 24
+    assert sum(split.num_images for split in manifest.splits.values()) == 60
+    assert sum(split.num_pairs for split in manifest.splits.values()) == 61
+    assert [len(split.shards) for split in manifest.splits.values()] == [3, 1, 1]
+    for split in manifest.splits.values():
+        for entry in split.shards:
+            path = shards / entry.path
+            assert (sha256_file(path), path.stat().st_size) == (entry.sha256, entry.num_bytes)
+            with tarfile.open(path) as tar:
+                members = tar.getmembers()
+            assert {(member.mtime, member.uname, member.gname) for member in members} == {(0, "", "")}
+            data = path.read_bytes()
+            for jpg_offset, jpg_size, json_offset, json_size in entry.offsets:
+                assert Image.open(io.BytesIO(data[jpg_offset : jpg_offset + jpg_size])).size == (24, 24)
+                assert json.loads(data[json_offset : json_offset + json_size])["texts"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves the tars open
+def test_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
+    shards = run(tmp_path, many())
+    urls = [str(shards / entry.path) for entry in read_manifest(shards).splits["train"].shards]
+    rows = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb").to_tuple("jpg", "txt", "json"))
+    ours = list(iter_samples(shards, "train"))
+    assert [row[2]["key"] for row in rows] == [sample.key for sample in ours]
+    assert [row[1] for row in rows] == [sample.texts[0] for sample in ours]
+    assert rows[0][0].shape == (24, 24, 3)
+    gc.collect()
+
+
+def test_equal_input_gives_equal_bytes_and_another_seed_another_order(tmp_path: Path) -> None:
+    first, again = run(tmp_path, many()), run(tmp_path, many(), name="again")
+    assert {p.relative_to(first): p.read_bytes() for p in first.rglob("*") if p.is_file()} == {
+        p.relative_to(again): p.read_bytes() for p in again.rglob("*") if p.is_file()
+    }
+    other = run(tmp_path, many(), CONFIG.model_copy(update={"seed": 1}), name="other")
+    keys = [[sample.key for sample in iter_samples(folder, "train")] for folder in (first, other)]
+    assert sorted(keys[0]) != keys[0] != keys[1]
+
+
+def test_no_cluster_is_in_two_splits(tmp_path: Path) -> None:
+    pairs = [Pair(f"text of three {index // 3}", index) for index in range(60)]
+    pairs += [
+        Pair(f"twin {index}", 100 + index, phash=small_data.far_apart(index // 2) ^ (index % 2)) for index in range(60)
+    ]
+    shards = run(tmp_path, pairs)
+    where = {text: split for split in SPLITS for sample in iter_samples(shards, split) for text in sample.texts}
+    by_text: dict[str, set[str]] = {}
+    for split in SPLITS:
+        for sample in iter_samples(shards, split):
+            by_text.setdefault(sample.texts[0], set()).add(split)
+    assert all(len(splits) == 1 for splits in by_text.values())
+    assert all(where[f"twin {index}"] == where[f"twin {index + 1}"] for index in range(0, 60, 2))
+    assert set(where.values()) == set(SPLITS)
+
+
+def test_a_cluster_that_would_swallow_a_split_goes_to_train(tmp_path: Path) -> None:
+    pairs = [*many(), *(Pair("the same text", 100 + index) for index in range(40))]
+    shards = run(tmp_path, pairs, CONFIG.model_copy(update={"val_fraction": 0.45, "test_fraction": 0.45}))
+    in_train = [sample for sample in iter_samples(shards, "train") if sample.texts == ("the same text",)]
+    assert len(in_train) == 40
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert metrics["shard/largest_cluster_share"] == 0.4
+    assert metrics["shard/num_clusters"] == 61
+
+
+def test_the_split_of_an_image_survives_new_data(tmp_path: Path) -> None:
+    few = run(tmp_path / "few", many(40))
+    more = run(tmp_path / "more", many(90))
+    split_of = [{s.image_id: split for split in SPLITS for s in iter_samples(folder, split)} for folder in (few, more)]
+    assert split_of[0].items() <= split_of[1].items()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([Pair("a", 0, reason="text_too_short")], "no pair is kept"),
+        ([Pair("a b c", 0)], "split 'val' would be empty: 1 images in 1 clusters"),
+    ],
+)
+def test_nothing_to_train_on_is_one_clear_error(tmp_path: Path, pairs: list[Pair], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        run(tmp_path, pairs)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_without_a_passed_verdict_it_refuses(tmp_path: Path) -> None:
+    raw, filtered = small_data.write(tmp_path, many())
+    paths = {"raw": raw, "filtered": filtered, "out": tmp_path / "shards", "reports": tmp_path / "report"}
+    with pytest.raises(DataError, match="run `align validate` first"):
+        shard(CONFIG, STORE, quality=tmp_path / "quality", **paths)
+    with pytest.raises(GateError, match="expect_this: observed 1, expected 2"):
+        shard(CONFIG, STORE, quality=small_data.write_verdict(tmp_path / "quality", passed=False), **paths)
+
+
+def test_a_kept_image_without_bytes_is_an_error(tmp_path: Path) -> None:
+    raw, _ = small_data.write(tmp_path, many(30), pairs_per_shard=15)
+    for path in raw.glob("00001*"):
+        path.unlink()
+    with pytest.raises(DataError, match="15 images of kept pairs are missing, the first is 000010000"):
+        run(tmp_path, [])
+
+
+def test_changed_shards_are_found_out(tmp_path: Path) -> None:
+    shards = run(tmp_path, many())
+    path = shards / "train" / "00000.tar"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorruptError, match=r"train/00000\.tar: sha256 does not match"):
+        list(iter_samples(shards, "train"))
+    (shards / "manifest.json").write_text('{"schema_version": 2}')
+    with pytest.raises(FormatError, match="schema_version 2, but this code reads 1"):
+        read_manifest(shards)
+
+
+def test_a_jpeg_at_size_stays_the_bytes_that_it_is(tmp_path: Path) -> None:
+    small_data.write(tmp_path, many())
+    at_size = CONFIG.model_copy(update={"image_px": 220})  # the pictures are 260 x 220
+    tar = tmp_path / "raw" / "00000.tar"
+    square, grey = (encode(Image.new(mode, (220, 220), 60), "JPEG") for mode in ("RGB", "L"))
+    with tarfile.open(tar, "w") as file:
+        for index in range(60):
+            data = {0: square, 1: grey}.get(index, small_data.jpeg(index))
+            member = tarfile.TarInfo(f"00000{index:04d}.jpg")
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    shards = run(tmp_path, [], at_size)
+    images = {sample.key: sample.image for split in SPLITS for sample in iter_samples(shards, split)}
+    assert images["000000000"] == square
+    assert images["000000001"] != grey  # three channels, as all others
+    assert {Image.open(io.BytesIO(image)).mode for image in images.values()} == {"RGB"}
+
+
+def test_the_bytes_are_those_of_the_writer_of_webdataset(tmp_path: Path) -> None:
+    """Its writer is the reference for the format; ours is several times faster."""
+    samples = [
+        Sample("000000000", "a" * 64, b"bytes of a picture", ("000000000",), ("text",)),
+        Sample("000000001", "b" * 64, b"x" * 2048, ("000000001", "7"), ('é "a" \\ \n\t\x01 \u2028 猫', "\U0001f431")),
+    ]  # fmt: skip
+    written = write_shard(tmp_path, "train/00000.tar", samples)
+    with (
+        (tmp_path / "stock.tar").open("wb") as file,
+        webdataset.TarWriter(file, mtime=0, user="", group="", encoder=False) as writer,
+    ):
+        for one in samples:
+            row = {"key": one.key, "image_id": one.image_id, "keys": one.keys, "texts": one.texts}
+            info = json.dumps(row, ensure_ascii=False, sort_keys=True).encode()
+            writer.write({"__key__": one.key, "jpg": one.image, "txt": one.texts[0].encode(), "json": info})
+    assert (tmp_path / "train/00000.tar").read_bytes() == (tmp_path / "stock.tar").read_bytes()
+    assert written.sha256 == sha256_file(tmp_path / "stock.tar")
+
+
+@pytest.mark.parametrize("num_bytes", [2**20 - 1536, 2**20, 5 * 2**20 + 3])
+def test_a_tar_of_many_blocks_is_whole(tmp_path: Path, num_bytes: int) -> None:
+    samples = [Sample(f"{index}", "a" * 64, bytes([index]) * num_bytes, ("1",), ("t",)) for index in range(5)]
+    written = write_shard(tmp_path, "train/00000.tar", samples)
+    path = tmp_path / "train/00000.tar"
+    assert (written.sha256, written.num_bytes) == (sha256_file(path), path.stat().st_size)
+    with tarfile.open(path) as tar:
+        assert [len(tar.extractfile(f"{index}.jpg").read()) for index in range(5)] == [num_bytes] * 5
+    data = path.read_bytes()
+    assert [data[offset] for offset, _, _, _ in written.offsets] == [0, 1, 2, 3, 4]
+
+
+def test_a_failed_shard_leaves_nothing(tmp_path: Path) -> None:
+    def broken() -> Iterator[Sample]:
+        yield Sample("0", "a" * 64, b"x" * 3_000_000, ("0",), ("t",))
+        raise DataError("broken")
+
+    with pytest.raises(DataError, match="broken"):
+        write_shard(tmp_path, "train/00000.tar", broken())
+    assert list((tmp_path / "train").iterdir()) == []
+
+
+def test_the_joined_manifest_is_the_one_that_is_written_whole(tmp_path: Path) -> None:
+    shards = run(tmp_path, many())
+    whole = read_manifest(shards)
+    write_manifest(whole, tmp_path / "again")
+    assert (tmp_path / "again" / "manifest.json").read_bytes() == (shards / "manifest.json").read_bytes()
+    assert whole.digest == digest_of(shard for name in SPLITS for shard in whole.splits[name].shards)
+
+
+def test_the_order_of_decisions_and_tars_does_not_matter(tmp_path: Path) -> None:
+    """Decisions in other batches and another order, and every picture in another tar, are the same shards."""
+    pairs = [*many(), Pair("a second text", 0), Pair("a third text", 0)]
+    first = run(tmp_path / "a", pairs)
+    small_data.write(tmp_path / "b", pairs)
+    path = tmp_path / "b/filtered/decisions.parquet"
+    rows = pq.read_table(path)
+    pq.write_table(rows.take(np.random.default_rng(0).permutation(len(rows))), path, row_group_size=7)
+    second = run(tmp_path / "b", [])
+    assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["decisions.parquet", "images.parquet"])
+def test_without_the_filters_tables_it_says_so(tmp_path: Path, name: str) -> None:
+    small_data.write(tmp_path, many())
+    (tmp_path / "filtered" / name).unlink()
+    with pytest.raises(DataError, match=f"{name}: no such file; run `align filter` first"):
+        run(tmp_path, [])
+
+
+def test_an_image_without_a_hash_is_an_error(tmp_path: Path) -> None:
+    small_data.write(tmp_path, many())
+    path = tmp_path / "filtered" / "images.parquet"
+    rows = pq.read_table(path)
+    pq.write_table(rows.slice(1), path)
+    with pytest.raises(DataError, match=f"no hash of image {rows['image_id'][0].as_py()[:32]}"):
+        run(tmp_path, [])
+
+
+def test_an_undecodable_image_is_an_error_and_the_work_is_kept(tmp_path: Path) -> None:
+    raw, _ = small_data.write(tmp_path, many())
+    whole = (raw / "00000.tar").read_bytes()
+    start = whole.index(b"\xff\xd8", len(whole) // 2)
+    (raw / "00000.tar").write_bytes(whole[:start] + bytes(1000) + whole[start + 1000 :])
+    with pytest.raises(DataError, match=r"image 00000\d{4} of a kept pair does not decode"):
+        run(tmp_path, [])
+    assert not (tmp_path / "shards").exists()
+    assert (tmp_path / ".shards.part/.plan/plan.json").exists()
+    (raw / "00000.tar").write_bytes(whole)
+    assert read_manifest(run(tmp_path, [])).splits["train"].num_images > 0
+
+
+def test_a_raw_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    raw, _ = small_data.write(tmp_path, many())
+    tar = raw / "00000.tar"
+    tar.write_bytes(tar.read_bytes()[:50_000])
+    with pytest.raises(DataError, match=r"00000\.tar: not a readable tar"):
+        run(tmp_path, [])
+
+
+def test_many_pairs_of_one_image_in_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [*many(), *(Pair(f"text {index} of one", 0) for index in range(40))]
+    first = run(tmp_path / "a", pairs)
+    monkeypatch.setattr(align.shard.plan, "_ROWS", 9)
+    second = run(tmp_path / "b", pairs)
+    assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encode(Image.new("RGBA", (300, 210), (255, 0, 0, 0)), "PNG"), (255, 255, 255)),
+        (encode(Image.new("RGBA", (300, 210), (255, 0, 0, 128)), "PNG"), (255, 127, 127)),
+        (encode(Image.new("LA", (300, 210), (0, 0)), "PNG"), (255, 255, 255)),
+        (encode(Image.new("P", (300, 210), 0), "PNG", transparency=0), (255, 255, 255)),
+        (encode(Image.new("CMYK", (300, 210), (0, 0, 0, 0)), "JPEG"), (255, 255, 255)),
+        (encode(Image.new("L", (300, 210), 60), "JPEG"), (60, 60, 60)),
+        (encode(Image.new("RGB", (300, 210), (0, 0, 255)), "GIF"), (0, 0, 255)),
+    ],
+)
+def test_resize_reads_every_kind_of_image(data: bytes, expected: tuple[int, int, int]) -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(resize(data, 24, 95)))).astype(int)
+    assert pixels.shape == (24, 24, 3)
+    assert np.abs(pixels - np.array(expected)).max() <= 3
+
+
+def test_resize_is_antialiased_and_does_not_keep_the_aspect() -> None:
+    stripes = np.zeros((200, 400, 3), np.uint8)
+    stripes[:, ::2] = 255  # nearest neighbour would give black or white, an average gives grey
+    stripes[:100] = 0
+    pixels = np.asarray(Image.open(io.BytesIO(resize(encode(Image.fromarray(stripes), "PNG"), 20, 95)))).astype(int)
+    assert pixels[:9].max() <= 10
+    assert np.abs(pixels[12:] - 127).max() <= 12
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8 cut off"])
+def test_resize_refuses_what_is_no_image(data: bytes) -> None:
+    with pytest.raises(PictureError):
+        resize(data, 24, 95)

@@ -1,0 +1,222 @@
+"""torch.compile and CUDA's settings: asked for in the recipe, and gone after the run."""
+
+import ctypes
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
+from torch._inductor import cpp_builder
+from torch.utils import cpp_extension
+
+from align.config.model import ModelConfig
+from align.config.recipe import Recipe
+from align.errors import ConfigError
+from align.memory import freed_memory_kept
+from align.model.dual_encoder import DualEncoder
+from align.training import run as run_module
+from align.training.acceleration import accelerated, as_written
+from align.training.loss import align_loss, sigmoid_loss
+from align.training.run import Plan, make_plan, run
+from tests.support import training_data
+from tests.support.training_data import MODEL, pretrain_config
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+#: Of torch's own making, about its own code.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*grad attribute of a Tensor that is not a leaf.*:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return training_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compiles all that dynamo and autograd do, and leaves out the minutes that the C++ compiler takes."""
+    compile = torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(run_module, "require_compiler", lambda: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend="aot_eager", **options))
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def plan(data: tuple[Path, Path], checkpoints: Path, model: ModelConfig = MODEL, **changes: Any) -> Plan:
+    return make_plan(
+        pretrain_config(**changes), model, initial=None, shards=data[0], tokenizer=data[1], checkpoints=checkpoints
+    )
+
+
+LESS_MEMORY = {"micro_batch": 4, "gradient_checkpointing": True}  # compiled with and without gradients, and twice
+
+
+@pytest.mark.parametrize("less_memory", [LESS_MEMORY, pytest.param({}, marks=pytest.mark.full)])
+def test_a_compiled_run_is_the_same_run(
+    data: tuple[Path, Path], tmp_path: Path, backend: None, less_memory: dict[str, Any]
+) -> None:
+    short = {"num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005, "log_every_steps": 1}
+    plain = run(plan(data, tmp_path / "plain", **short))
+    compiled = run(plan(data, tmp_path / "compiled", compile=True, **short, **less_memory))
+    assert plain is not None and compiled is not None
+    assert counters["frames"]["ok"] == counters["frames"]["total"] > 0
+    for mine, other in zip(compiled.rows, plain.rows, strict=True):
+        assert mine == pytest.approx(other, rel=1e-3)
+    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+    for name, weight in plain.model.state_dict().items():
+        if weight.ndim > 1:  # a shift that batch-norm takes out follows rounding
+            torch.testing.assert_close(compiled.model.state_dict()[name], weight, atol=1e-3, rtol=1e-2, msg=name)
+
+
+def test_texts_of_any_length_and_repeated_layers_are_one_graph(backend: None) -> None:
+    torch.manual_seed(0)
+    text = {"width": 16, "layers": 3, "heads": 2}
+    model = DualEncoder(ModelConfig.model_validate(MODEL.model_dump() | {"text_tower": text}), 50).train()
+
+    def embed(batch: int, length: int) -> torch.Tensor:
+        ids = torch.randint(5, 50, (batch, length), generator=torch.Generator().manual_seed(length))
+        mask = torch.ones_like(ids)
+        mask[0, 2:] = 0
+        return model.encode_text(ids, mask)
+
+    sizes = [(batch, length) for batch in (8, 6) for length in range(3, 17)]
+    plain = [embed(*size).detach() for size in sizes]
+    with accelerated(model, pretrain_config(compile=True), CPU):
+        for expected, size in zip(plain, sizes, strict=True):
+            torch.testing.assert_close(embed(*size).detach(), expected, atol=1e-5, rtol=1e-4)
+        assert counters["stats"]["unique_graphs"] == 1
+        with as_written(), torch.no_grad():
+            model.eval().encode_image(torch.zeros(5, 3, 32, 32))
+            embed(5, 9)
+        assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.full
+def test_inductor_compiles_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler that a run has, on the smallest thing there is."""
+    if shutil.which("g++") is None and not os.environ.get("CI"):
+        pytest.skip("inductor needs g++")
+    # it hands torch's folder to the linker without quotes: an environment in a path with a space links nothing
+    (tmp_path / "lib").symlink_to(cpp_extension.TORCH_LIB_PATH)
+    monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", str(tmp_path / "lib"))
+    torch.manual_seed(0)
+    layer = DualEncoder(MODEL, 50).text_model.encoder.layer[0]
+    hidden = torch.randn(2, 5, 16)
+    expected = layer(hidden)
+    compiled = torch.compile(layer.forward, dynamic=True)
+    torch.testing.assert_close(compiled(hidden), expected, atol=1e-5, rtol=1e-4)
+    torch._dynamo.reset()
+
+
+def test_a_machine_that_cannot_compile_says_so_at_once(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = plan(data, tmp_path / "run", compile=True)
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "g++")
+    monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", str(tmp_path / "my environment"))
+    with pytest.raises(ConfigError, match=r"a space in .*my environment"):
+        run(asked)
+    monkeypatch.undo()
+    monkeypatch.setattr(inductor_config.cpp, "cxx", (str(tmp_path / "no-such-compiler"),))
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler"):
+        run(asked)
+    assert not (tmp_path / "run").exists()
+
+
+def _switches() -> dict[str, bool]:
+    cudnn = torch.backends.cudnn
+    return {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": cudnn.allow_tf32, "benchmark": cudnn.benchmark}
+
+
+@pytest.mark.parametrize(("tf32", "benchmark"), [(True, False), (False, True)])
+def test_cuda_is_told_and_told_otherwise_afterwards(tf32: bool, benchmark: bool) -> None:
+    model, recipe, before = DualEncoder(MODEL, 50), pretrain_config(tf32=tf32, cudnn_benchmark=benchmark), _switches()
+    with pytest.raises(KeyboardInterrupt), accelerated(model, recipe, CUDA):
+        assert _switches() == {"matmul": tf32, "cudnn": tf32, "benchmark": benchmark}
+        raise KeyboardInterrupt
+    assert _switches() == before
+    with accelerated(model, recipe, CPU):
+        assert _switches() == before
+
+
+def test_a_run_tells_cuda(data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Recipe, torch.device, bool]] = []
+
+    @contextmanager
+    def watch(model: DualEncoder, recipe: Recipe, device: torch.device) -> Iterator[None]:
+        seen.append((recipe, device, True))
+        yield
+        seen.append((recipe, device, False))
+
+    monkeypatch.setattr(run_module, "accelerated", watch)
+    asked = plan(data, tmp_path, num_steps=3)
+    run(asked)
+    assert seen == [(asked.recipe, CPU, True), (asked.recipe, CPU, False)]
+
+
+def test_freed_memory_is_kept_in_a_run_and_given_back_after_it() -> None:
+    process, size = psutil.Process(), 256 << 20
+
+    def use() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(size, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    start = process.memory_info().rss
+    with freed_memory_kept():
+        use()
+        assert use() < 100  # pages: 65,536 of them where each is new
+        assert process.memory_info().rss - start > size // 2
+    assert process.memory_info().rss - start < size // 2
+    use()
+    assert process.memory_info().rss - start < size // 2
+
+
+def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    with freed_memory_kept():
+        done = torch.ones(3).sum()
+    assert done == 3
+
+
+def test_the_loss_is_never_computed_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    mm = torch.mm
+
+    def watch(*args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return mm(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "mm", watch)
+    images, texts = (torch.randn(4, 3).requires_grad_() for _ in range(2))
+    with accelerated(DualEncoder(MODEL, 50), pretrain_config(tf32=True), CUDA):
+        (align_loss(images, texts, 0.1) + sigmoid_loss(images, texts, 0.1, -10.0)).backward()
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert seen == [False] * 3
+
+
+def test_what_changes_no_more_than_rounding_goes_on(data: tuple[Path, Path], tmp_path: Path) -> None:
+    first = plan(data, tmp_path).folder().directory
+    for same in ({"compile": True}, {"cudnn_benchmark": True}, {"shard_weights": True}):
+        assert plan(data, tmp_path, **same).folder().directory == first
+    for other in ({"tf32": True}, {"precision": "float16"}):
+        assert plan(data, tmp_path, **other).folder().directory != first
+
+
+def test_sync_is_not_compiled(data: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"pretrain\.compile needs model\.batch_norm: group or batch"):
+        run(plan(data, tmp_path, MODEL.model_copy(update={"batch_norm": "sync"}), compile=True))

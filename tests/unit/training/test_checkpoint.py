@@ -1,0 +1,118 @@
+"""Checkpoints: kept, passed over when broken, locked, keyed."""
+
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.errors import ConfigError, CorruptError, LockedError, TrainingError
+from align.training.checkpoint import JOURNAL, CheckpointFolder, run_key
+
+CPU = torch.device("cpu")
+
+
+def test_keeps_the_last_ones_and_loads_the_newest(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "run", keep=2)
+    assert folder.steps() == [] and folder.load_latest(CPU) is None
+    for step in (9, 10, 11):
+        folder.save(step, {"value": torch.tensor(step)})
+    folder.wait()
+    assert folder.steps() == [10, 11]
+    latest = folder.load_latest(CPU)
+    assert latest is not None and latest["step"] == 11 and int(latest["value"]) == 11
+
+
+def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = CheckpointFolder(tmp_path, keep=2)
+    for step in (1, 2):
+        folder.save(step, {})
+    folder.wait()
+    (tmp_path / "step-00000002.pt").write_bytes(b"torn")
+    latest = folder.load_latest(CPU)
+    assert latest is not None and latest["step"] == 1
+    assert "is damaged" in capsys.readouterr().err
+    (tmp_path / "step-00000001.pt").write_bytes(b"")
+    with pytest.raises(CorruptError, match="no checkpoint reads"):
+        folder.load_latest(CPU)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    first, second = CheckpointFolder(tmp_path, keep=1), CheckpointFolder(tmp_path, keep=1)
+    with first.lock(), pytest.raises(LockedError, match="another process trains this run"), second.lock():
+        pass
+    with second.lock():
+        pass
+
+
+def test_values_may_change_once_save_has_returned(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=3)
+    weights = {"layer": torch.zeros(500_000), "rows": [{"loss": 1.0}]}
+    for step in (1, 2, 3):
+        folder.save(step, weights)
+        weights["layer"] += 1
+        weights["rows"].append({"loss": 2.0})
+    folder.wait()
+    for step in (1, 2, 3):
+        saved = torch.load(tmp_path / f"step-{step:08d}.pt", weights_only=True)
+        assert torch.equal(saved["layer"], torch.full((500_000,), step - 1.0)) and len(saved["rows"]) == step
+
+
+def test_the_best_one_stays(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=1)
+    for step, best in ((1, True), (2, True), (3, False), (4, False)):
+        folder.save(step, {}, best=best)
+    folder.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "step-00000004.pt"]
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["step"] == 2
+
+
+def test_a_disk_that_takes_no_more_is_said_and_earlier_ones_stay(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=2)
+    folder.save(1, {})
+    folder.wait()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))  # as a full disk, without a disk to fill
+    try:
+        folder.save(2, {"layer": torch.zeros(500_000)})
+        with pytest.raises(TrainingError, match="cannot be written: File too large; earlier ones stay"):
+            folder.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
+    folder.save(3, {})
+    folder.wait()
+    assert folder.steps() == [1, 3]
+
+
+def test_going_on_from_other_code(tmp_path: Path) -> None:
+    old, older, new, other = (
+        CheckpointFolder(tmp_path / name, keep=2)
+        for name in ("pretrain-aa-11", "pretrain-aa-22", "pretrain-aa-33", "pretrain-bb-11")
+    )
+    with pytest.raises(ConfigError, match="no run of these parameters and data under other code"):
+        new.adopt("renamed a variable")
+    for folder, step in ((old, 7), (older, 3), (other, 9)):
+        folder.save(step, {})
+        folder.wait()
+    with pytest.raises(ConfigError, match="say why"):
+        new.adopt(" ")
+    (old.directory / JOURNAL).write_text("rows so far\n")
+    new.adopt("renamed a variable")
+    assert new.steps() == [7] and new.accepted() == ["renamed a variable"] and old.steps() == [7]
+    assert (new.directory / JOURNAL).read_text() == "rows so far\n"
+    last = CheckpointFolder(tmp_path / "pretrain-aa-44", keep=2)
+    new.save(8, {})
+    new.wait()
+    last.adopt("and another one")
+    assert last.steps() == [8] and last.accepted() == ["renamed a variable", "and another one"]
+    last.adopt("asked twice")  # it has checkpoints of its own by now
+    assert last.accepted() == ["renamed a variable", "and another one"]
+
+
+def test_the_key_follows_values_and_code() -> None:
+    key = run_key({"x": 1, "y": 2}, "0123456789")
+    assert run_key({"y": 2, "x": 1}, "0123456789") == key
+    assert run_key({"x": 2, "y": 2}, "0123456789") != key
+    changed = run_key({"x": 1, "y": 2}, "9123456789")
+    assert changed != key and changed.rpartition("-")[0] == key.rpartition("-")[0]  # so that the same values are found

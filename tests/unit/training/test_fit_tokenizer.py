@@ -1,0 +1,38 @@
+"""The stage: training texts in, tokenizer folder and report out, the same bytes each time."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from align.config.fit_tokenizer import FitTokenizerConfig
+from align.errors import DataError
+from align.model.tokenizer import TextTokenizer
+from align.training.fit_tokenizer import fit_tokenizer
+from tests.support import training_data
+
+CONFIG = FitTokenizerConfig(vocab_size=90, min_count=1)
+
+
+def test_learns_from_the_training_split(tmp_path: Path) -> None:
+    shards, _ = training_data.write(tmp_path)
+    for name in ("a", "b"):
+        report = fit_tokenizer(
+            CONFIG, max_tokens=6, shards=shards, out=tmp_path / name / "tokenizer", reports=tmp_path / name / "report"
+        )
+    assert report.metrics["fit_tokenizer/num_texts"] == 48  # 24 images with two texts each; those of val are not read
+    assert report.metrics["fit_tokenizer/vocab_size"] <= 90
+    assert report.metrics["fit_tokenizer/num_unknown_tokens"] == 0
+    assert report.metrics["fit_tokenizer/longest_text_tokens"] >= 8  # a red bar at the top, and two markers
+    assert report.metrics["fit_tokenizer/num_truncated"] >= 24
+    assert report.longest_text.startswith("a ")
+    tokenizer = TextTokenizer.load(tmp_path / "a" / "tokenizer", max_tokens=6)
+    assert tokenizer.vocab_size == report.metrics["fit_tokenizer/vocab_size"]
+    for path in ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "report/report.json"):
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
+    assert json.loads((tmp_path / "a/report/metrics.json").read_text()) == report.metrics
+
+
+def test_no_shards(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="run `align shard` first"):
+        fit_tokenizer(CONFIG, max_tokens=6, shards=tmp_path, out=tmp_path / "t", reports=tmp_path / "r")

@@ -1,0 +1,165 @@
+"""The losses against a double loop in float64, and against torch's cross-entropy over the whole matrix."""
+
+import functools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from align.training import loss as module
+from align.training.loss import align_loss, sigmoid_loss
+from align.training.process_group import Ranks, launch
+
+TILES = [(1, 1), (3, 2), (4, 7), (1024, 1024)]
+
+
+def double_loop(images: Tensor, texts: Tensor, temperature: float, smoothing: float) -> float:
+    """The definition, written out."""
+    count = len(images)
+    scores = [[float(images[i] @ texts[j]) / temperature for j in range(count)] for i in range(count)]
+    total = 0.0
+    for table in (scores, [list(column) for column in zip(*scores, strict=True)]):
+        for i in range(count):
+            log_sum = math.log(sum(math.exp(score) for score in table[i]))
+            for j in range(count):
+                target = smoothing / count + (1 - smoothing if i == j else 0.0)
+                total -= target * (table[i][j] - log_sum) / count
+    return total
+
+
+def naive(images: Tensor, texts: Tensor, temperature: Tensor, smoothing: float) -> Tensor:
+    """The whole matrix through torch's own cross-entropy."""
+    scores, target = images @ texts.T / temperature, torch.arange(len(images))
+    return sum(
+        (F.cross_entropy(table, target, label_smoothing=smoothing) for table in (scores, scores.T)), torch.tensor(0.0)
+    )
+
+
+def naive_sigmoid(images: Tensor, texts: Tensor, temperature: Tensor, bias: Tensor) -> Tensor:
+    """SigLIP's pseudocode."""
+    scores = images @ texts.T / temperature + bias
+    labels = 2 * torch.eye(len(images), dtype=images.dtype) - 1
+    return -F.logsigmoid(labels * scores).sum() / len(images)
+
+
+def embeds(count: int, seed: int, width: int = 6) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, width, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def value_and_gradients(function, *inputs: Tensor) -> list[Tensor]:  # type: ignore[no-untyped-def]  # any loss
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    loss = function(*leaves)
+    return [loss.detach(), *torch.autograd.grad(3 * loss, leaves)]
+
+
+def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-10) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("temperature", [1.0, 1 / 64])
+def test_equals_the_double_loop(count: int, smoothing: float, temperature: float) -> None:
+    images, texts = embeds(count, 1), embeds(count, 2)
+    loss = align_loss(images, texts, torch.tensor(temperature, dtype=torch.float64), smoothing)
+    assert float(loss) == pytest.approx(double_loop(images, texts, temperature, smoothing), rel=1e-12)
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("count", [1, 2, 7, 12])
+@pytest.mark.parametrize("temperature", [1.0, 0.07, 1 / 1000])
+def test_value_and_gradients_for_any_tile(count: int, tile: tuple[int, int], temperature: float) -> None:
+    inputs = (embeds(count, 3), embeds(count, 4), torch.tensor(temperature, dtype=torch.float64))
+    ours = value_and_gradients(functools.partial(align_loss, label_smoothing=0.1, tile=tile), *inputs)
+    assert_close(ours, value_and_gradients(functools.partial(naive, smoothing=0.1), *inputs))
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("count", [1, 2, 7, 12])
+def test_sigmoid_value_and_gradients_for_any_tile(count: int, tile: tuple[int, int]) -> None:
+    inputs = (embeds(count, 3), embeds(count, 4), *torch.tensor([0.1, -10.0], dtype=torch.float64))
+    ours = value_and_gradients(functools.partial(sigmoid_loss, tile=tile), *inputs)
+    assert_close(ours, value_and_gradients(naive_sigmoid, *inputs))
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0])
+def test_rows_of_very_different_size_in_one_tile_in_float32(size: float) -> None:
+    """Where one exponential for rows and columns would under- or overflow, two are taken."""
+    images, texts = embeds(40, 5).float() * 2, embeds(40, 6).float()
+    images[::2] *= size
+    inputs = (images, texts, torch.tensor(0.1))
+    exact = value_and_gradients(functools.partial(naive, smoothing=0.1), *(tensor.double() for tensor in inputs))
+    for tile in ((8, 8), (64, 64)):
+        ours = value_and_gradients(functools.partial(align_loss, label_smoothing=0.1, tile=tile), *inputs)
+        for one, other in zip(ours, exact, strict=True):
+            assert torch.isfinite(one).all()
+            torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+def test_both_paths_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above would say nothing if its tiles never needed two exponentials."""
+    images, texts = embeds(40, 5).float() * 2, embeds(40, 6).float()
+    images[::2] *= 30
+    scores = images @ texts.T / 0.1
+    exponentials = (scores - scores.max()).exp()
+    assert float(exponentials.sum(1).min()) < module._SMALL_SUM
+    assert float(scores.logsumexp(1).max() - scores.logsumexp(1).min()) > module._SHARED_RANGE
+
+
+def test_is_the_sum_of_both_directions() -> None:
+    same = torch.ones(4, 3, dtype=torch.float64) / math.sqrt(3)
+    assert float(align_loss(same, same, 1.0)) == pytest.approx(2 * math.log(4))
+
+
+def test_numeric_gradients() -> None:
+    inputs = (embeds(5, 3), embeds(5, 4), torch.tensor(0.3, dtype=torch.float64))
+    for tensor in inputs:
+        tensor.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *values: align_loss(*values, tile=(2, 3)), inputs)
+
+
+def test_no_matrix_of_the_batch_ever_exists() -> None:
+    """The largest tensor made is a tile or has the embeddings' shape."""
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[misc]  # torch leaves it untyped
+        size = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # as torch
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                self.size = max(self.size, result.untyped_storage().nbytes())
+            return result
+
+    images, texts = embeds(512, 1).requires_grad_(), embeds(512, 2).requires_grad_()
+    with Largest() as largest:
+        align_loss(images, texts, 0.07, tile=(32, 32)).backward()  # type: ignore[no-untyped-call]  # torch's
+    assert 0 < largest.size <= max(images.untyped_storage().nbytes(), 32 * 32 * 8)
+
+
+def _save_share(path: Path, loss: str, ranks: Ranks) -> None:
+    inputs = [embeds(12, 7), embeds(12, 8)]
+    share = slice(ranks.rank * 12 // ranks.world_size, (ranks.rank + 1) * 12 // ranks.world_size)
+    scalars = torch.tensor([0.07] if loss == "align" else [0.07, -3.0], dtype=torch.float64)
+    function = functools.partial(align_loss if loss == "align" else sigmoid_loss, peers=ranks, tile=(4, 5))
+    torch.save(value_and_gradients(function, *(one[share] for one in inputs), *scalars), path / f"{ranks.rank}.pt")
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("loss", ["align", "sigmoid"])
+def test_negatives_of_all_ranks_with_exact_gradients(tmp_path: Path, world_size: int, loss: str) -> None:
+    launch(functools.partial(_save_share, tmp_path, loss), world_size, 1)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
+    scalars = torch.tensor([0.07] if loss == "align" else [0.07, -3.0], dtype=torch.float64)
+    function = functools.partial(naive, smoothing=0.1) if loss == "align" else naive_sigmoid
+    theirs = value_and_gradients(function, embeds(12, 7), embeds(12, 8), *scalars)
+    for part in parts:
+        assert_close(part[:1], theirs[:1])
+    for index in (1, 2):
+        assert_close([torch.cat([part[index] for part in parts])], [theirs[index]])
+    for index in range(3, len(theirs)):  # temperature and bias: shares that add up
+        assert_close([sum((part[index] for part in parts), torch.tensor(0.0))], [theirs[index]])

@@ -1,0 +1,93 @@
+"""Dynamic loss scaling: what overflows is left out, and nothing else is different; a CPU shows it in float32."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.errors import NonFiniteLossError, TrainingError
+from align.training import loss_scale as module
+from align.training import state as state_module
+from align.training.loss_scale import LossScale
+from align.training.run import Plan, Trained, make_plan, run
+from tests.support import training_data
+from tests.support.training_data import MODEL, TermAt, pretrain_config
+
+HUGE = 2.0**127  # beyond what the gradients' float32 can hold
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return training_data.write(tmp_path_factory.mktemp("data"))
+
+
+def plan(data: tuple[Path, Path], checkpoints: Path, **more: object) -> Plan:
+    log = more.pop("log", None)
+    recipe = pretrain_config(**({"precision": "float16", "log_every_steps": 1} | more))
+    shards, tokenizer = data
+    return make_plan(
+        recipe, MODEL, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=checkpoints,
+        log=log,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def assert_same(ours: Trained, theirs: Trained) -> None:
+    assert ours.rows == theirs.rows
+    for name, weight in theirs.model.state_dict().items():
+        assert torch.equal(weight, ours.model.state_dict()[name]), name
+
+
+def test_the_scale_halves_at_an_overflow_and_doubles_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GROWTH_STEPS", 3)
+    scale = LossScale(8.0)
+    made = [scale.update(norm) for norm in (1.0, math.inf, 1.0, 1.0, math.nan, 1.0, 1.0, 1.0, 1.0)]
+    assert made == [True, False, True, True, False, True, True, True, True]
+    assert scale == LossScale(value=4.0, good_steps=1, skipped=2)
+    for _ in range(2):
+        scale.update(math.inf)
+    with pytest.raises(NonFiniteLossError, match="norm is inf with a loss scale of 1"):
+        scale.update(math.inf)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_scaling_alone_changes_no_bit(data: tuple[Path, Path], tmp_path: Path, micro_batch: int | None) -> None:
+    short = {"num_steps": 3, "validate_every_steps": 3, "clip_norm": 0.1, "micro_batch": micro_batch}
+    plain = run(plan(data, tmp_path, precision="float32", **short))
+    scaled = run(plan(data, tmp_path, **short))
+    assert plain is not None and scaled is not None
+    for row in scaled.rows:
+        assert (row.pop("train/loss_scale"), row.pop("train/skipped_steps")) == (2.0**16, 0)
+    assert_same(scaled, plain)
+
+
+def test_steps_that_overflow_are_left_out_and_resumed_to_the_bit(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GROWTH_STEPS", 2)
+    monkeypatch.setattr(state_module, "LossScale", lambda **saved: LossScale(**({"value": HUGE} | saved)))
+    some = {"ema_decay": 0.5, "num_steps": 10, "validate_every_steps": 10}
+    whole = run(plan(data, tmp_path / "whole", checkpoint_every_steps=1, keep_checkpoints=10, **some))
+    assert whole is not None
+    scale, grown = HUGE, 0
+    for row in whole.rows:
+        before, scale = scale, row["train/loss_scale"]
+        assert row["train/skipped_steps"] == (scale == before / 2)
+        assert ("train/gradient_norm" in row) == (row["train/skipped_steps"] == 0)
+        assert scale in (before / 2, before, 2 * before)
+        grown += scale == 2 * before
+    skipped = [row["train/skipped_steps"] for row in whole.rows]
+    assert skipped[0] == 1 and grown > 0
+    first = skipped.index(0)  # until then the weights stood, and the schedule did not
+    folder = plan(data, tmp_path / "whole", **some).folder().directory
+    states = [torch.load(folder / f"step-{step:08d}.pt", weights_only=True) for step in range(1, first + 2)]
+    weights = [state["model"]["text_projection.weight"] for state in states]
+    assert all(torch.equal(weight, weights[0]) for weight in weights[:first])
+    assert not torch.equal(weights[first], weights[0])
+    assert states[first]["optimiser"]["state"][0]["step"] == 1
+    assert first > 1 and whole.rows[1]["train/learning_rate"] != whole.rows[0]["train/learning_rate"]
+    with pytest.raises(TrainingError, match=f"after step {first + 2} "):
+        run(plan(data, tmp_path / "parts", log=TermAt(first + 2), **some))
+    resumed = run(plan(data, tmp_path / "parts", **some))
+    assert resumed is not None
+    assert_same(resumed, whole)

@@ -1,0 +1,178 @@
+"""Whole runs of a tiny model: learning, resuming to the bit, stopping, failing, exporting."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from align.config import load_params
+from align.config.health import HealthConfig
+from align.config.recipe import Recipe
+from align.errors import ConfigError, NonFiniteLossError, TrainingError
+from align.model.dual_encoder import load_model
+from align.model.embedder import Embedder
+from align.training.run import Plan, make_plan, run, train_stage
+from align.training.validation import recall_at
+from tests.support import training_data
+from tests.support.training_data import MODEL, TermAt, finetune_config, pretrain_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return training_data.write(tmp_path_factory.mktemp("data"))
+
+
+def plan(data: tuple[Path, Path], checkpoints: Path, recipe: Recipe | None = None, **more: object) -> Plan:
+    shards, tokenizer = data
+    return make_plan(
+        recipe or pretrain_config(), MODEL, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=checkpoints,
+        **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_learns_what_the_pictures_are_called(data: tuple[Path, Path], tmp_path: Path) -> None:
+    model = MODEL.model_copy(update={"stochastic_depth": 0.0, "batch_norm_group": 16, "temperature_init": 0.5})
+    recipe = pretrain_config(num_steps=60, batch_size=16, warmup_steps=5, validate_every_steps=60, log_every_steps=5)
+    shards, tokenizer = data
+    trained = run(make_plan(recipe, model, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=tmp_path))
+    losses = [row["train/loss"] for row in trained.rows]
+    assert losses[-1] < 0.85 * losses[0]
+    assert trained.rows[-1]["val/image_to_text/recall@1"] >= 0.5  # chance 0.125
+    assert trained.pairs_per_s > 0
+
+
+def test_the_sigmoid_loss_learns_it_too(data: tuple[Path, Path], tmp_path: Path) -> None:
+    model = MODEL.model_copy(
+        update={"stochastic_depth": 0.0, "batch_norm_group": 16, "temperature_init": 0.1, "logit_bias_init": -3.0}
+    )
+    recipe = pretrain_config(
+        loss="sigmoid", num_steps=60, batch_size=16, warmup_steps=5, validate_every_steps=60, log_every_steps=5
+    )
+    shards, tokenizer = data
+    sigmoid = make_plan(recipe, model, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=tmp_path)
+    trained = run(sigmoid)
+    assert trained is not None and trained.model.logit_bias is not None
+    assert float(trained.model.logit_bias.detach()) != -3.0
+    assert trained.rows[-1]["train/loss"] < 0.85 * trained.rows[0]["train/loss"]
+    assert trained.rows[-1]["val/image_to_text/recall@1"] >= 0.375  # chance 0.125
+    for plan_of in (replace(sigmoid, model=MODEL), replace(sigmoid, recipe=pretrain_config(batch_size=16))):
+        with pytest.raises(ConfigError, match="do not go together"):
+            run(plan_of)
+
+
+def test_gradient_checkpointing_changes_nothing(data: tuple[Path, Path], tmp_path: Path) -> None:
+    plain = run(plan(data, tmp_path / "plain"))
+    less = run(plan(data, tmp_path / "less", pretrain_config(gradient_checkpointing=True)))
+    assert plain is not None and less is not None and less.rows == plain.rows
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(data: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = run(plan(data, tmp_path / "whole"))
+    with pytest.raises(TrainingError, match="stopped by SIGTERM after step 4 of 8"):
+        run(plan(data, tmp_path / "parts", log=TermAt(4)))
+    assert plan(data, tmp_path / "parts").folder().steps()[-1] == 4
+    resumed = run(plan(data, tmp_path / "parts"))
+    assert resumed.rows == whole.rows
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+def test_a_stage_writes_the_same_bytes_every_time(data: tuple[Path, Path], tmp_path: Path) -> None:
+    for name, checkpoints in (("a", "first"), ("b", "second"), ("c", "first")):  # c: from a finished run, exports only
+        train_stage(
+            plan(data, tmp_path / checkpoints), out=tmp_path / name / "model", reports=tmp_path / name / "reports"
+        )
+    files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
+    assert {path.name for path in files} == {
+        "config.json", "model.safetensors", "metrics.jsonl", "curve.csv", "loss.png", "metrics.json", "report.json",
+    }  # fmt: skip
+    for path in files:
+        assert (tmp_path / "b" / path).read_bytes() == (tmp_path / "a" / path).read_bytes(), path
+        assert (tmp_path / "c" / path).read_bytes() == (tmp_path / "a" / path).read_bytes(), path
+
+
+def test_fine_tuning_starts_from_the_given_model(data: tuple[Path, Path], tmp_path: Path) -> None:
+    train_stage(plan(data, tmp_path / "ck"), out=tmp_path / "pretrained", reports=tmp_path / "r")
+    shards, tokenizer = data
+    tiny = finetune_config(learning_rate=1e-9, num_steps=1)
+    tuned = make_plan(
+        tiny, MODEL, initial=tmp_path / "pretrained", shards=shards, tokenizer=tokenizer, checkpoints=tmp_path / "ck"
+    )
+    report, _ = train_stage(tuned, out=tmp_path / "finetuned", reports=tmp_path / "r2")
+    before, after = load_model(tmp_path / "pretrained").state_dict(), load_model(tmp_path / "finetuned").state_dict()
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, atol=1e-5, rtol=1e-5)
+    assert report.metrics["finetune/num_steps"] == 1
+    assert json.loads((tmp_path / "finetuned" / "config.json").read_text())["stage"] == "finetune"
+    embedder = Embedder.load(tmp_path / "finetuned", tokenizer)
+    assert embedder.embed_texts(["a red bar", "left side in green and blue"]).shape == (2, MODEL.embed_width)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(data: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = pretrain_config(learning_rate=1e38, warmup_steps=7, checkpoint_every_steps=1)
+    broken = plan(data, tmp_path, recipe)
+    with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step"):
+        run(broken)
+    saved = broken.folder().load_latest(torch.device("cpu"))
+    assert saved is not None and all(np.isfinite(saved["losses"]))
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(data: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = pretrain_config(ema_decay=0.5, checkpoint_every_steps=1, keep_checkpoints=8)
+    kept = run(plan(data, tmp_path / "whole", recipe))
+    plain = run(plan(data, tmp_path / "plain"))
+    folder = plan(data, tmp_path / "whole", recipe).folder().directory
+    states = [torch.load(folder / f"step-{step:08d}.pt", weights_only=True) for step in range(1, 9)]
+    name = "text_projection.weight"
+    average = states[0]["average"][[*dict(kept.model.named_parameters())].index(name)]
+    for state in states[1:]:
+        average = average + 0.5 * (state["model"][name] - average)
+    torch.testing.assert_close(kept.model.state_dict()[name], average)
+    assert torch.equal(states[-1]["model"][name], plain.model.state_dict()[name])  # training itself knows nothing of it
+    assert [row["train/loss"] for row in kept.rows] == [row["train/loss"] for row in plain.rows]
+    assert kept.rows[-1]["val/effective_rank"] != plain.rows[-1]["val/effective_rank"]
+    with pytest.raises(TrainingError):
+        run(plan(data, tmp_path / "parts", recipe, log=TermAt(4)))
+    resumed = run(plan(data, tmp_path / "parts", recipe))
+    assert resumed.rows == kept.rows
+    assert torch.equal(resumed.model.state_dict()[name], kept.model.state_dict()[name])
+
+
+def test_what_varies_goes_to_live_logging_and_nowhere_else(data: tuple[Path, Path], tmp_path: Path) -> None:
+    live: list[dict[str, float]] = []
+    health = load_params().section(HealthConfig).model_copy(update={"device_tflops": 0.1, "price_per_hour": 3.0})
+    trained = run(plan(data, tmp_path, log=lambda row, step: live.append(row), health=health))
+    varying = {"train/pairs_per_s", "train/device_hours", "train/mfu", "train/cost", "train/loader_wait_share",
+               "train/alarms"}  # fmt: skip
+    assert varying <= live[0].keys() and 0 < live[0]["train/mfu"] < 1
+    assert not varying & {name for row in trained.rows for name in row}
+    assert trained.rows[0]["train/gradient_norm"] > 0
+    assert 1 < trained.rows[-1]["val/effective_rank"] <= MODEL.embed_width
+    assert 0 <= trained.rows[-1]["val/batch_norm_gap"] < 1
+
+
+def test_another_parameter_is_another_run(data: tuple[Path, Path], tmp_path: Path) -> None:
+    first = plan(data, tmp_path).folder().directory
+    assert plan(data, tmp_path, pretrain_config(keep_checkpoints=1)).folder().directory == first
+    assert plan(data, tmp_path, pretrain_config(learning_rate=0.01)).folder().directory != first
+
+
+def test_contradictions_are_named(data: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"pretrain\.batch_size 6 must be a multiple"):
+        run(plan(data, tmp_path, pretrain_config(batch_size=6)))
+    large = MODEL.model_copy(update={"resize_px": 40})
+    with pytest.raises(ConfigError, match=r"images of 36 px, model\.resize_px is 40"):
+        make_plan(pretrain_config(), large, initial=None, shards=data[0], tokenizer=data[1], checkpoints=tmp_path)
+
+
+def test_recall_against_a_hand_written_matrix() -> None:
+    similarity = np.array([[0.9, 0.8, 0.1], [0.5, 0.2, 0.4], [0.3, 0.3, 0.3]], dtype=np.float32)
+    relevant = np.eye(3, dtype=np.bool_)
+    assert recall_at(similarity, relevant, 1) == pytest.approx(1 / 3)  # the tie in row 2 counts against it
+    assert recall_at(similarity, relevant, 2) == pytest.approx(1 / 3)
+    assert recall_at(similarity, relevant, 3) == 1.0
+    relevant[1] = [True, True, False]
+    assert recall_at(similarity, relevant, 1) == pytest.approx(2 / 3)

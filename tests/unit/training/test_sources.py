@@ -1,0 +1,79 @@
+"""Whole runs over more than one folder of shards."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.config.recipe import Recipe
+from align.errors import ConfigError, CorruptError, TrainingError
+from align.formats.shards import read_manifest
+from align.training.loop import Log
+from align.training.run import Plan, make_plan, run
+from tests.support import training_data
+from tests.support.training_data import MODEL, pretrain_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return training_data.write(tmp_path_factory.mktemp("data"))
+
+
+def plan(data: tuple[Path, Path], checkpoints: Path, recipe: Recipe, log: Log | None = None) -> Plan:
+    shards, tokenizer = data
+    return make_plan(recipe, MODEL, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=checkpoints, log=log)
+
+
+def term_at_4(metrics: dict[str, float], step: int) -> None:
+    """Logs nothing; sends this process SIGTERM after step 4."""
+    if step == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_more_shards_are_mixed_in_and_a_run_goes_on_in_quarantine_to_the_same_bits(
+    data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    more, _ = training_data.write(tmp_path / "more", num_train=16)
+    digest = read_manifest(more).digest
+    mixed = pretrain_config(extra_shards=[{"path": str(more), "digest": digest, "weight": 0.5}])
+    whole = run(plan(data, tmp_path / "whole", mixed))
+    assert whole.rows != run(plan(data, tmp_path / "alone", pretrain_config())).rows
+    with pytest.raises(TrainingError, match="stopped by SIGTERM after step 4 of 8"):
+        run(plan(data, tmp_path / "parts", mixed, log=term_at_4))
+    quarantine = mixed.model_copy(update={"on_corrupt_shard": "quarantine", "num_loader_threads": 3})
+    resumed = run(plan(data, tmp_path / "parts", quarantine))
+    assert resumed.rows == whole.rows
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+    moved = tmp_path / "moved"
+    shutil.copytree(more, moved)
+    folders = [
+        plan(data, tmp_path, pretrain_config(extra_shards=[source])).folder().directory
+        for source in (
+            {"path": str(more), "digest": digest, "weight": 0.5},
+            {"path": str(moved), "digest": digest, "weight": 0.5},
+            {"path": str(more), "digest": digest, "weight": 0.6},
+        )
+    ]
+    assert folders[0] == folders[1] != folders[2]  # where it lies is no part of the result
+    with pytest.raises(ConfigError, match=r"has the digest [0-9a-f]+, pretrain\.extra_shards says other"):
+        plan(data, tmp_path, pretrain_config(extra_shards=[{"path": str(more), "digest": "other", "weight": 1.0}]))
+
+
+def test_a_damaged_shard_stops_a_run_or_is_counted_in_live_logging(tmp_path: Path) -> None:
+    data = training_data.write(tmp_path)
+    tar = data[0] / "train/00001.tar"
+    offset, size = read_manifest(data[0]).splits["train"].shards[1].offsets[3][:2]
+    tar.chmod(0o644)
+    with tar.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(size))
+    live: list[dict[str, float]] = []
+    with pytest.raises(CorruptError, match=r"train/00001\.tar: sample 3: "):
+        run(plan(data, tmp_path / "a", pretrain_config(num_steps=4)))
+    quarantine = pretrain_config(num_steps=4, on_corrupt_shard="quarantine")
+    run(plan(data, tmp_path / "b", quarantine, log=lambda row, step: live.append(row)))
+    assert live[-1]["train/num_quarantined"] >= 1  # three steps are an epoch

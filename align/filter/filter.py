@@ -49,9 +49,10 @@ from align.filter.resemblance import resemble_shard
 from align.filter.summary import summarise
 from align.formats.evaluation_set import EvaluationSet, distinct_images, load_sets
 from align.formats.policy import OptedOut, read_opted_out
-from align.formats.raw import Fetch, RawShard, iter_images, raw_shards, state_of
+from align.formats.raw import RawShard, iter_images, raw_shards, state_of
 from align.memory import freed_memory_kept
 from align.protocols.sql import Engine
+from align.protocols.store import FetchTar
 from align.report import record_runtime
 from align.services.engine import open_engine
 from align.services.store import fetcher
@@ -87,7 +88,7 @@ def filter_pairs(
     reports: Path,
     policy: Path,
     part: Part = ALL,
-    fetch: Fetch | None = None,
+    fetch: FetchTar | None = None,
 ) -> FilterReport | None:
     """Decides over every pair.
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from align.errors import DataError, FormatError
 from align.files import sha256_file
+from align.protocols.store import FetchTar
 
 #: The columns that `read_table` returns. sha256 is the image_id; null where there are no bytes.
 SCHEMA = pa.schema(
@@ -63,10 +64,6 @@ _COMPUTED_FROM = {"key", "status", *_COMPUTED}
 _NO_IMAGE = {"txt", "json"}
 
 
-#: (sha256, bytes) -> a checked tar on this machine.
-Fetch = Callable[[str, int], Path]
-
-
 @dataclass(frozen=True)
 class RawShard:
     """One shard of data/raw. Can be pickled.
@@ -85,7 +82,7 @@ class RawShard:
     tar: Path
     sha256: str | None = None
     num_bytes: int | None = None
-    fetch: Fetch | None = None
+    fetch: FetchTar | None = None
 
     @property
     def number(self) -> int:
@@ -107,7 +104,7 @@ class RawShard:
         return self.fetch(self.sha256, self.num_bytes)
 
 
-def raw_shards(raw: Path, fetch: Fetch | None = None) -> list[RawShard]:
+def raw_shards(raw: Path, fetch: FetchTar | None = None) -> list[RawShard]:
     """All shards of a folder in order of their names; a tar that manifest.json names need not be here.
 
     Args:

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 from align.config.store import StoreConfig
 from align.errors import ConfigError, CorruptError, DataError
 from align.files import fsync
+from align.protocols.store import FetchTar
 from align.services.store_client import download, is_s3, read_range, remove, split_uri, stat, upload
 from align.services.store_files import StoreFiles
 
@@ -35,7 +36,7 @@ _READS = 2
 
 
 def open_files(config: StoreConfig) -> StoreFiles:
-    """Files and objects for ingest to read, see `align.ingest.sources.files.Files`; no server is spoken to yet."""
+    """Files and objects for ingest to read, see `align.protocols.store.Files`; no server is spoken to yet."""
     return StoreFiles(config)
 
 
@@ -145,14 +146,14 @@ class Objects:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a BinaryIO that was opened here
 
 
-def fetcher(config: StoreConfig) -> Callable[[str, int], Path] | None:
+def fetcher(config: StoreConfig) -> FetchTar | None:
     """(sha256, bytes) -> path of a checked tar, for who reads tar by tar; None without `store.objects`; picklable."""
     return Objects(config).get if config.objects else None
 
 
 @dataclass(frozen=True)
 class TarReader:
-    """`align.training.index.Tars`: ranges of the objects, or of their checked copies where this machine has them.
+    """`align.protocols.store.Tars`: ranges of the objects, or of their checked copies where this machine has them.
 
     A range cannot be compared with the tar's sha256. It was when the object was put and when the gate read it; what is
     damaged since shows when a sample does not decode.

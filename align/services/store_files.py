@@ -24,7 +24,7 @@ _LISTS = (".txt", ".paths", ".txt.gz", ".paths.gz")
 
 @dataclass(frozen=True)
 class StoreFiles:
-    """`align.ingest.sources.files.Files`, for local paths and s3:// alike. Read only; can be pickled."""
+    """`align.protocols.store.Files`, for local paths and s3:// alike. Read only; can be pickled."""
 
     config: StoreConfig
 

@@ -14,7 +14,7 @@ from align.services import store_client
 
 @dataclass(frozen=True)
 class CheckpointMirror:
-    """See `align.training.checkpoint.Mirror`. Picklable: ranks have one each.
+    """See `align.protocols.store.Mirror`. Picklable: ranks have one each.
 
     Attributes:
         config: how the server is spoken to.

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from torch import Tensor
 from align.console import say
 from align.errors import ConfigError, CorruptError, DataError, LockedError, ServiceError, TrainingError
 from align.files import fsync, to_json, write_text
+from align.protocols.store import Mirror
 
 SCHEMA_VERSION = 2
 
@@ -32,22 +33,6 @@ BEST = "best.pt"
 #: Rows of live metrics, which whoever logs them keeps here, so that they go on with the run.
 JOURNAL = "live.jsonl"
 _ACCEPTED = "accepted.json"
-
-
-class Mirror(Protocol):
-    """Where checkpoints go besides; `align.services.store_mirror` is one. Names are `run/file`."""
-
-    def put(self, path: Path, name: str) -> None:
-        """Keeps a file. Raises ServiceError where the server is away."""
-
-    def names(self, run: str) -> list[str]:
-        """Files of a run."""
-
-    def get(self, name: str, path: Path) -> None:
-        """Brings a file, whole or not at all."""
-
-    def delete(self, name: str) -> None:
-        """Forgets a file."""
 
 
 class CheckpointFolder:

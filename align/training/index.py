@@ -14,38 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.shards import MANIFEST, Manifest, SplitName, parse_manifest
+from align.protocols.store import Tars
 
 #: As `align.shard.writer` and `write_manifest` write it: compact.
 _OFFSETS = b'"offsets":['
-
-
-class Tars(Protocol):
-    """The object store, for tars that are not in the folder. Can be pickled; threads share it."""
-
-    def uri(self, sha256: str, num_bytes: int) -> str:
-        """Where a tar lies: s3://..., or the path of a copy on this machine."""
-        ...
-
-    def read(self, uri: str, offset: int, size: int) -> bytes:
-        """Just these bytes of an s3:// URI, fewer where it ends.
-
-        Raises:
-            DataError: there is no such object, or the credentials are refused.
-            ServiceError: the server is away or refuses; may be tried again.
-        """
-        ...
-
-    @property
-    def num_connections(self) -> int:
-        """How many threads may read at a time."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

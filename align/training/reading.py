@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from align.console import say
 from align.errors import DataError, ServiceError
-from align.training.index import Tars
+from align.protocols.store import Tars
 
 #: Files that stay open; at 180,000 shards not all can.
 _OPEN_FILES = 256

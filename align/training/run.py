@@ -24,11 +24,12 @@ from align.files import replace_directory, sha256_file, write_text
 from align.memory import freed_memory_kept
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.tokenizer import TextTokenizer
+from align.protocols.store import Mirror, Tars
 from align.report import Report, write_report
 from align.training.acceleration import accelerated, require_compiler
-from align.training.checkpoint import CheckpointFolder, Mirror, run_key
+from align.training.checkpoint import CheckpointFolder, run_key
 from align.training.curves import Row, write_curves
-from align.training.index import SplitIndex, Tars, read_outline
+from align.training.index import SplitIndex, read_outline
 from align.training.loop import Log, train
 from align.training.process_group import Ranks, default_processes, launch
 from align.training.samples import OnCorrupt, Samples

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError
 from align.model.preprocess import centre_crop, decode
-from align.training.index import Offsets, SplitIndex, Tars
+from align.protocols.store import Tars
+from align.training.index import Offsets, SplitIndex
 from align.training.reading import Bytes, Place, Span, is_remote, joined
 
 #: Decoded images are kept in memory where all of them take less than this.

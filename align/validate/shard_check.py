@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,7 @@ import pyarrow.parquet as pq
 from align.errors import CorruptError, DataError
 from align.formats.shards import MANIFEST, Manifest, Shard, digest_of
 from align.pairs.picture import PictureError, decode
-
-#: (sha256, bytes) -> path of a tar whose bytes were checked.
-Fetch = Callable[[str, int], Path]
+from align.protocols.store import FetchTar
 
 #: What must be 0: fault -> what it counts, in the order of the gate.
 FAULTS = {
@@ -62,7 +60,7 @@ class ShardTask:
     shard: Shard
     image_px: int
     pairs: Path
-    fetch: Fetch | None = None
+    fetch: FetchTar | None = None
 
 
 @dataclass
@@ -88,7 +86,7 @@ class Faults:
             self.examples[kind] = [*self.examples.get(kind, []), *places][:_NAMED]
 
 
-def tasks(directory: Path, manifest: Manifest, scratch: Path, fetch: Fetch | None) -> list[ShardTask]:
+def tasks(directory: Path, manifest: Manifest, scratch: Path, fetch: FetchTar | None) -> list[ShardTask]:
     """One piece of work a shard; `scratch` takes their tables of pairs."""
     return [
         ShardTask(

@@ -28,12 +28,13 @@ from align.console import say, track
 from align.errors import DataError
 from align.formats.shards import Manifest, read_manifest
 from align.formats.verdict import SHARDS
+from align.protocols.store import FetchTar
 from align.report import record_runtime
 from align.services.engine import open_engine
 from align.services.expectations import check, statistic
 from align.services.store import fetcher
 from align.validate.quality import QualityReport, judge, publish, read_accepted, summary
-from align.validate.shard_check import FAULTS, JOINS, Faults, Fetch, check_folder, check_shard, tasks
+from align.validate.shard_check import FAULTS, JOINS, Faults, check_folder, check_shard, tasks
 from align.work import in_processes
 
 
@@ -44,7 +45,7 @@ def validate_shards(
     filtered: Path,
     policy: Path,
     reports: Path,
-    fetch: Fetch | None = None,
+    fetch: FetchTar | None = None,
 ) -> QualityReport:
     """Judges the shards and writes report.json, metrics.json, verdict.json and report.html, whatever the verdict.
 

@@ -13,8 +13,9 @@ import torch
 from align.config.store import StoreConfig
 from align.errors import DataError, ServiceError
 from align.formats.shards import read_manifest
+from align.protocols.store import Tars
 from align.services.store import Objects, TarReader, keep_tar, tar_reader
-from align.training.index import SplitIndex, Tars, read_outline
+from align.training.index import SplitIndex, read_outline
 from align.training.loader import Batch, TrainLoader
 from align.training.run import make_plan, run
 from align.training.samples import Samples

@@ -9,7 +9,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
-from align.ingest.sources.files import Files
+from align.protocols.store import Files
 
 
 class Source(Protocol):

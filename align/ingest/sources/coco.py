@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
-from align.ingest.sources.files import Files
 from align.ingest.sources.reading import Batches, is_file, joined, parent
 from align.pairs.urls import canonical_or_as_is
+from align.protocols.store import Files
 
 _PREFIXES = ("captions_", "dataset")
 #: Folders of pictures beside the JSON file or its folder; `{split}` is that of `captions_{split}.json`, or `filepath`.

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from align.errors import DataError
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES
-from align.ingest.sources.files import Files
 from align.ingest.sources.pages import PageImage
+from align.protocols.store import Files
 
 _BATCH_ROWS = 4096
 _BATCH_INLINE_BYTES = 16 << 20

@@ -17,9 +17,9 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
-from align.ingest.sources.files import Files
 from align.ingest.sources.pages import no_address, resolver_of, written_images
 from align.ingest.sources.reading import Batches, is_file, is_local, is_within, joined, parent
+from align.protocols.store import Files
 
 _SUFFIXES = (".html", ".htm", ".xhtml")
 #: Pages of one unit of scanning.

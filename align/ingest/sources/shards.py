@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
-from align.ingest.sources.files import Files
 from align.ingest.sources.reading import Batches, OpenFiles, is_file, parent
 from align.pairs.urls import canonical_or_as_is
+from align.protocols.store import Files
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif", "tif", "tiff")
 TEXT_EXTENSIONS = ("txt", "text", "caption", "cap")

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from align.config.ingest import IngestConfig
 from align.errors import DataError
 from align.ingest.sources import table_lines
-from align.ingest.sources.files import Files
 from align.ingest.sources.reading import Batches
 from align.pairs.urls import Resolver
+from align.protocols.store import Files
 
 _TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt")
 _SUFFIXES = (".parquet", *_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES))

@@ -20,11 +20,11 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 from align.config.ingest import IngestConfig
 from align.errors import DataError
 from align.ingest.sources import warc_bytes
-from align.ingest.sources.files import Files
 from align.ingest.sources.pages import page_images
 from align.ingest.sources.reading import Batches, OpenFiles
 from align.ingest.sources.wat import add_wat_record
 from align.pairs.urls import Resolver, canonical_or_as_is
+from align.protocols.store import Files
 
 _SUFFIXES = tuple(f".{kind}{packed}" for kind in ("warc", "wat") for packed in ("", ".gz", ".zst"))
 _HTML_TYPES = ("text/html", "application/xhtml+xml")

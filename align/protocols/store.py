@@ -1,0 +1,75 @@
+"""What the parts ask of the place that stores files. `align.services.store` and its neighbours implement it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+#: The sha256 of a tar and its number of bytes in, the path of a checked copy on this machine out. Raises DataError
+#: where there is no such object, CorruptError where its bytes do not match, ServiceError where the server fails.
+FetchTar = Callable[[str, int], Path]
+
+
+class Files(Protocol):
+    """Reads local paths and s3:// URIs. Can be pickled: worker processes open files of their own."""
+
+    def list(self, location: str, suffixes: Sequence[str]) -> list[str]:
+        """All files of a location, in order of their names.
+
+        Args:
+            location: a file, a folder (searched recursively), a pattern with `*`, or a list file (`.txt`, `.paths`,
+                also `.gz`) with one location per line, relative to the list file.
+            suffixes: of the files that count in a folder or bucket, such as `.warc.gz`; lower case.
+
+        Raises:
+            DataError: no such file exists.
+            ServiceError: the server is unavailable or refuses.
+        """
+        ...
+
+    def open(self, uri: str) -> BinaryIO:
+        """A seekable stream; from a server by range requests, with read-ahead. Raises as `list`."""
+        ...
+
+    def stamp(self, uri: str) -> str:
+        """A text that changes when the file does: size and time, or ETag. Raises as `list`."""
+        ...
+
+
+class Tars(Protocol):
+    """The object store, for tars that are not in the folder. Can be pickled; threads share it."""
+
+    def uri(self, sha256: str, num_bytes: int) -> str:
+        """Where a tar is stored: s3://..., or the path of a copy on this machine."""
+        ...
+
+    def read(self, uri: str, offset: int, size: int) -> bytes:
+        """Exactly these bytes of an s3:// URI, fewer at its end.
+
+        Raises:
+            DataError: there is no such object, or the credentials are refused.
+            ServiceError: the server is unavailable or refuses; the caller may retry.
+        """
+        ...
+
+    @property
+    def num_connections(self) -> int:
+        """How many threads may read at the same time."""
+        ...
+
+
+class Mirror(Protocol):
+    """A second place for checkpoints, such as an object store. Names are `run/file`."""
+
+    def put(self, path: Path, name: str) -> None:
+        """Stores a file. Raises ServiceError where the server is unavailable."""
+
+    def names(self, run: str) -> list[str]:
+        """Files of a run, in order."""
+
+    def get(self, name: str, path: Path) -> None:
+        """Copies a file here, whole or not at all."""
+
+    def delete(self, name: str) -> None:
+        """Removes a file."""

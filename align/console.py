@@ -1,4 +1,4 @@
-"""What the person who watches sees: lines and progress on stderr. stdout stays free for results.
+"""Messages and progress for the person who watches, on stderr; stdout is kept for results.
 
 Nothing here changes a byte of any output, so no stage depends on it.
 """
@@ -12,17 +12,17 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: Seconds between two progress lines where the output is no terminal (a log, a flow run).
+#: Seconds between two progress lines where stderr is not a terminal (a log, a flow run).
 PROGRESS_INTERVAL_S = 5.0
 
 
 def say(message: str) -> None:
-    """One line for the person who watches. stdout stays free for results."""
+    """Prints one line on stderr."""
     print(message, file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[T], *, what: str, total: int | None = None) -> Iterator[T]:
-    """Yields the items and shows progress on stderr: a bar on a terminal, a line every few seconds in a log."""
+    """Yields the items and shows progress on stderr: a bar on a terminal, one line every few seconds in a log."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, deterministic JSON, and the sha256 of what is stored."""
+"""Writes files complete or not at all; deterministic JSON; the sha256 of files and folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def to_json(value: Any) -> str:
-    """Deterministic JSON text (sorted keys, UTF-8 kept, trailing newline). Raises ValueError on NaN or infinity."""
+    """Deterministic JSON text (sorted keys, UTF-8, trailing newline). Raises ValueError on NaN or infinity."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -23,7 +23,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file atomically: beside, fsync, os.replace."""
+    """Writes a file atomically: a temporary file next to it, fsync, os.replace."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -38,9 +38,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replace_directory(path: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `path` that takes its place when the block ends well, and vanishes when it fails.
+    """Yields an empty folder that replaces `path` when the block succeeds, and is removed when it fails.
 
-    A folder left by a killed run is removed by the next one.
+    The next run removes what a killed run left.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

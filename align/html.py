@@ -1,6 +1,6 @@
-"""One look for every report: self-contained HTML (inline CSS, pictures as data URIs), readable with no network.
+"""Report pages: self-contained HTML (inline CSS, pictures as data URIs) that needs no network.
 
-Blocks are strings of HTML; `page` joins them as they are. Every function here escapes the text that it is given.
+Blocks are strings of HTML, which `page` joins as they are. Every function here escapes the text that it gets.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_STYLE = """
-:root { --ink: #1c2330; --soft: #5c6675; --line: #dfe3ea; --good: #11734b; --bad: #b3261e; --warn: #8a5a00;
-  --wash: #f6f7f9; }
-* { box-sizing: border-box }
+from align.figure import BAD, GOOD, INK, LINE, SOFT, WARN, WASH
+
+_COLOURS = f"""
+:root {{ --ink: {INK}; --soft: {SOFT}; --line: {LINE}; --good: {GOOD}; --bad: {BAD}; --warn: {WARN};
+  --wash: {WASH}; }}
+"""
+_STYLE = (
+    _COLOURS
+    + """* { box-sizing: border-box }
 body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--ink); max-width: 1080px;
   margin: 2rem auto; padding: 0 1.25rem }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem }
@@ -49,6 +54,7 @@ figure.good, figure.bad { color: var(--soft); font-weight: 400 }
 figure.good img { border: 2px solid var(--good) }
 figure.bad img { border: 2px solid var(--bad) }
 """
+)
 
 
 def escape(value: Any) -> str:
@@ -57,7 +63,7 @@ def escape(value: Any) -> str:
 
 
 def page(title: str, lead: str, blocks: Iterable[str]) -> str:
-    """A whole page. `lead` is the one sentence under the title."""
+    """A whole page. `lead` is the sentence under the title."""
     body = "\n".join(blocks)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -88,7 +94,7 @@ def _anchor(text: str) -> str:
 
 
 def cards(items: Iterable[tuple[str, str, str]]) -> str:
-    """The figures that matter most, large: (what, value, CSS class: '', 'good', 'warn' or 'bad')."""
+    """The most important numbers, in large print: (what, value, CSS class: '', 'good', 'warn' or 'bad')."""
     shown = [
         f'<div><b class="{css}">{escape(value)}</b><span>{escape(what)}</span></div>' for what, value, css in items
     ]
@@ -96,7 +102,7 @@ def cards(items: Iterable[tuple[str, str, str]]) -> str:
 
 
 def side_by_side(blocks: Iterable[str]) -> str:
-    """Blocks beside each other where the window is wide enough."""
+    """Blocks next to each other where the window is wide enough."""
     return f"<div class=side>{''.join(f'<div>{block}</div>' for block in blocks)}</div>"
 
 
@@ -113,13 +119,13 @@ def paragraph(text: str) -> str:
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], *, verdict: int | None = None, bar: int | None = None
 ) -> str:
-    """A table; numbers are set right.
+    """A table; numbers are aligned to the right.
 
     Args:
         columns: the head.
-        rows: of as many cells.
-        verdict: index of a column shown in colour: True passed, False failed, a text (such as `accepted`) in between.
-        bar: index of a column of shares, 0 to 1, drawn as bars.
+        rows: one cell per column.
+        verdict: index of a column shown in colour: True passed, False failed, a text (such as `accepted`) neither.
+        bar: index of a column of shares, 0 to 1, which are drawn as bars.
     """
     cells = []
     numeric = [False] * len(columns)
@@ -166,7 +172,7 @@ def gallery(items: Iterable[tuple[bytes, str, str]]) -> str:
 
 
 def thumbnail(data: bytes, side_px: int) -> bytes:
-    """Any image that Pillow reads as a JPEG of at most `side_px` a side, transparent pixels on white, aspect kept."""
+    """Any image that Pillow reads, as a JPEG of at most `side_px` per side; aspect kept, transparency becomes white."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:

@@ -1,4 +1,4 @@
-"""Memory that is kept from step to step."""
+"""Keeps freed memory in the process, for the next step of the same kind."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: glibc's parameters: the end of the heap beyond a size is given back when freed, and so are blocks from another on,
-#: of which there are so many at most.
+#: glibc's parameters: the free bytes at the end of the heap from which it returns them to the kernel; the size from
+#: which a block is mapped by itself, and so returned when it is freed; and how many such blocks may exist.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 
 
 @contextmanager
 def freed_memory_kept(at_most_bytes: int | None = None) -> Iterator[None]:
-    """What is freed in this block stays with the process, for the next step to take, and is given back after it.
+    """Keeps freed memory in the process during this block, for the next step to use, and returns it at the end.
 
-    glibc gives large blocks back to the kernel at once, and each step's pixels and activations are then page faults
-    anew: four fifths of the time that making floats of 64 images of 289 px takes, an eighth of measuring texts. Peak
-    memory grows by what lies between blocks that are kept, 9 % there (`benchmarks/kept_memory.py`). Other C
-    libraries have no such switch, and are left as they are.
+    glibc returns large freed blocks to the kernel at once, so each step pays again for page faults on its pixels and
+    activations: four fifths of the time to convert 64 images of 289 px to floats, an eighth of the time to measure
+    texts. Keeping memory raises the peak by the gaps between kept blocks, 9 % there (`benchmarks/kept_memory.py`).
+    Other C libraries have no such setting; there this does nothing.
 
     Args:
-        at_most_bytes: so much, 64 MiB or less, and no blocks of half of it or more; None: everything.
+        at_most_bytes: keep at most this much, 64 MiB or less; blocks of half of it or more are returned at once. None
+            keeps everything.
     """
     libc = ctypes.CDLL(None)
     if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
         yield
         return
     if at_most_bytes is None:
-        libc.mallopt(_MMAP_MAX, 0)  # no threshold: older ones refuse more than 32 MiB, and would stay at 128 KiB then
+        libc.mallopt(_MMAP_MAX, 0)  # not a threshold: older versions refuse more than 32 MiB and would stay at 128 KiB
         libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
     else:
         libc.mallopt(_MMAP_THRESHOLD, at_most_bytes // 2)
@@ -37,7 +38,7 @@ def freed_memory_kept(at_most_bytes: int | None = None) -> Iterator[None]:
         yield
     finally:
         libc.mallopt(_MMAP_MAX, 1 << 16)
-        # where glibc's own adjustment of both ends: it cannot be switched on again
+        # the largest values of glibc's own adjustment, which cannot be switched on again
         libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_TRIM_THRESHOLD, 64 << 20)
         libc.malloc_trim(0)

@@ -1,7 +1,7 @@
-"""The result of a stage, as numbers, and the record of a run.
+"""The numbers of a stage's result, and the record of its run.
 
-Reports and outs are the same bytes however a stage was started; what varies from run to run (times, hosts) goes to
-`runtime/<stage>.json`, which nothing depends on.
+Reports and outs are the same bytes however a stage was started. What varies between runs (times, hosts) is written to
+`runtime/<stage>.json`, on which nothing depends.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from align.files import to_json, write_text
 
 
 class Report(BaseModel):
-    """The frozen result of a stage. Subclasses add fields; a number is computed once and read from here.
+    """The frozen result of a stage. Subclasses add fields; a number is computed once and then read from here.
 
     Attributes:
-        metrics: flat names as DVC and MLflow show them, such as `concepts/image_to_text/recall@10`.
+        metrics: by the flat names that DVC and MLflow show, such as `concepts/image_to_text/recall@10`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,9 +31,9 @@ class Report(BaseModel):
 
 
 def write_report(report: Report, directory: Path) -> None:
-    """Writes `report.json` and, for DVC and MLflow, its metrics alone as `metrics.json`.
+    """Writes `report.json` and, for DVC and MLflow, the metrics alone as `metrics.json`.
 
-    Sorted keys, two spaces, NaN refused: equal results are equal bytes.
+    Equal results are equal bytes. Raises ValueError on NaN.
     """
     write_text(directory / "metrics.json", to_json(report.metrics))
     write_text(directory / "report.json", to_json(report.model_dump(mode="json", exclude={"metrics"})))
@@ -41,7 +41,7 @@ def write_report(report: Report, directory: Path) -> None:
 
 @contextmanager
 def record_runtime(stage: str, directory: Path) -> Iterator[dict[str, Any]]:
-    """Writes `directory/<stage>.json` with the times and the host; the block may add throughput figures to the dict."""
+    """Writes `directory/<stage>.json` with times and host; the block may add figures to the dict."""
     import platform
 
     record: dict[str, Any] = {"stage": stage, "host": platform.node(), "num_cpus": os.cpu_count()}

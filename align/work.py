@@ -1,9 +1,9 @@
-"""What stages share to work shard by shard: a folder that a killed run resumes in, ranges of shards, worker processes.
+"""How a stage works shard by shard: a folder in which a killed run resumes, ranges of shards, and workers.
 
-A stage with many shards keeps what is done in a work folder beside its output (`.NAME.part`), each piece committed by
-a rename. The folder carries a key, a digest of everything that decides about its bytes: a run with the same key goes on
-there, another key starts anew. Ranges (`--shards 0-499`) work in the same folder, in any order, on any number of
-machines that share it; `--finish` then makes the output of it, and names what is missing.
+A stage with many shards keeps its finished pieces in a work folder next to its output (`.NAME.part`); a rename commits
+each piece. The folder carries a key, a digest of everything that decides its bytes: a run with the same key resumes
+there, a run with another key starts again. Ranges (`--shards 0-499`) share the folder; they run in any order, on any
+number of machines. `--finish` then turns the folder into the output, or names the missing shards.
 """
 
 from __future__ import annotations
@@ -32,49 +32,51 @@ from align.files import fsync, write_text
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-Held = TypeVar("Held")
+Kept = TypeVar("Kept")
 
 _KEY_FILE = ".work.json"
-#: Tasks handed to the workers beyond those that they work on: bounds what waits in memory.
+#: Tasks that wait for a worker, beyond those under way; a bound on memory.
 _AHEAD = 2
 #: Items in flight per thread.
 _WINDOW = 16
 
 
 @dataclass(frozen=True)
-class Part:
-    """Which part of a stage's work a command is asked for.
+class Portion:
+    """The portion of a stage's work that one command does.
 
     Attributes:
-        shards: only these shard numbers; None: all.
-        finish: make the output of what the ranges left; a missing shard is an error instead of work.
+        shards: do only these shard numbers; None: all of them.
+        finish: make the output from the shards of earlier ranges; a missing shard is an error and is not made.
     """
 
     shards: range | None = None
     finish: bool = False
 
 
-def add_part_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of a stage that works in ranges."""
+def add_portion_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of a stage that works in ranges."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--shards",
         metavar="A-B",
-        help="do only these shards of the work, both included; ranges run in any order, anywhere",
+        help="do only these shards, both ends included; ranges may run in any order, on any machine",
     )
-    group.add_argument("--finish", action="store_true", help="make the output of the ranges; a missing one is named")
+    group.add_argument(
+        "--finish", action="store_true", help="make the output from the finished ranges; names the missing shards"
+    )
 
 
-def part_of(args: argparse.Namespace) -> Part:
-    """The part that `add_part_arguments` describes. Raises DataError for a malformed range."""
-    return Part(shard_range(args.shards) if args.shards else None, bool(args.finish))
+def portion_of(args: argparse.Namespace) -> Portion:
+    """The portion that `add_portion_arguments` describes. Raises DataError for a malformed range."""
+    return Portion(shard_range(args.shards) if args.shards else None, bool(args.finish))
 
 
 def shard_range(text: str) -> range:
-    """`0-499` or `7`, both ends included.
+    """Parses `0-499` or `7`; both ends are included.
 
     Raises:
-        DataError: anything else, or an empty range.
+        DataError: the text is anything else, or the range is empty.
     """
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
     numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
@@ -84,17 +86,17 @@ def shard_range(text: str) -> range:
 
 
 def key_of(*values: Any) -> str:
-    """A digest of what decides about a folder's bytes: pydantic models, numbers, texts, lists of them."""
+    """Hex sha256 of what decides a folder's bytes: pydantic models, numbers, texts, and lists of these."""
     plain = [value.model_dump(mode="json") if hasattr(value, "model_dump") else value for value in values]
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=True, default=str).encode()).hexdigest()
 
 
 @contextmanager
-def work_directory(path: Path, key: str, part: Part = Part()) -> Iterator[Path]:
-    """Yields the work folder of the output `path`; where the block ends well it takes the output's place.
+def work_directory(path: Path, key: str, portion: Portion = Portion()) -> Iterator[Path]:
+    """Yields the work folder of the output `path`, and renames it to `path` when the block succeeds.
 
-    Unlike `stage.replace_directory` it outlives a failure or a kill, and is handed to the next run with the same key.
-    With a range the folder stays a work folder, whatever happens.
+    Unlike the folder of `files.replace_directory` it survives a failure or a kill, and the next run with the same key
+    gets it. After a range it always stays a work folder.
 
     Raises:
         LockedError: another run works there (ranges may share it).
@@ -103,10 +105,10 @@ def work_directory(path: Path, key: str, part: Part = Part()) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
-    with _locked(path.with_name(f".{path.name}.lock"), shared=part.shards is not None, what=path):
-        _prepare(folder, key, part)
+    with _locked(path.with_name(f".{path.name}.lock"), shared=portion.shards is not None, what=path):
+        _prepare(folder, key, portion)
         yield folder
-        if part.shards is not None:
+        if portion.shards is not None:
             return
         (folder / _KEY_FILE).unlink()
         for file in folder.rglob("*"):
@@ -120,14 +122,14 @@ def work_directory(path: Path, key: str, part: Part = Part()) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _prepare(folder: Path, key: str, part: Part) -> None:
+def _prepare(folder: Path, key: str, portion: Portion) -> None:
     try:
         known = json.loads((folder / _KEY_FILE).read_bytes())["key"]
     except (FileNotFoundError, ValueError, KeyError):
         known = None
     if known == key:
         return
-    if part.finish:
+    if portion.finish:
         raise DataError(f"{folder}: no work under these parameters, data and code to finish; run the ranges first")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(exist_ok=True)
@@ -140,7 +142,7 @@ def _locked(path: Path, *, shared: bool, what: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LockedError(f"{what}: another process is making it; wait for it, or end it") from None
+            raise LockedError(f"{what}: another process is making it; wait for it, or stop it") from None
         yield
 
 
@@ -151,32 +153,32 @@ def missing(names: Sequence[str], done: Callable[[str], bool]) -> list[str]:
 
 @contextmanager
 def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Of ranges that share a work folder, one does what is in the block while the others wait."""
+    """Lets one of the ranges that share a work folder run the block while the others wait."""
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def require_done(stage: str, names: Sequence[str], done: Callable[[str], bool]) -> None:
-    """Raises DataError that names the shards which no range has done."""
-    left = [int(name) for name in missing(names, done)]
-    if left:
+    """Raises DataError, with the numbers of the missing shards, unless all are done."""
+    undone = [int(name) for name in missing(names, done)]
+    if undone:
         raise DataError(
-            f"{stage}: {len(left):,} of {len(names):,} shards are missing: {_ranges(left)}; "
+            f"{stage}: {len(undone):,} of {len(names):,} shards are missing: {_ranges(undone)}; "
             f"run `align {stage} --shards` for them"
         )
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """`0-3, 7`; at most ten ranges are spelled out."""
-    found: list[list[int]] = []
+    """Such as `0-3, 7`; only the first ten ranges are written out."""
+    ranges: list[list[int]] = []
     for number in numbers:
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
         else:
-            found.append([number, number])
-    texts = [f"{low}" if low == high else f"{low}-{high}" for low, high in found[:10]]
-    return ", ".join(texts) + (f" and {len(found) - 10} more ranges" if len(found) > 10 else "")
+            ranges.append([number, number])
+    texts = [f"{low}" if low == high else f"{low}-{high}" for low, high in ranges[:10]]
+    return ", ".join(texts) + (f" and {len(ranges) - 10} more ranges" if len(ranges) > 10 else "")
 
 
 def in_processes(
@@ -185,10 +187,10 @@ def in_processes(
     num_workers: int | None,
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Out]:
-    """`map` over worker processes; results in the order of the items, few of them in memory at a time.
+    """`map` in worker processes: results in the order of the items, with few of them in memory at a time.
 
-    Workers end with this process, however it ends. With one worker the work is done right here. `around` is entered by
-    each worker, before its first item.
+    Workers end with this process, even when it is killed. One worker means that this process does the work. Each worker
+    enters `around` before its first item.
 
     Raises:
         What the function raises; DataError where a worker was killed (most likely for its memory).
@@ -201,19 +203,19 @@ def _without(function: Callable[[In], Out], _: None, item: In) -> Out:
 
 
 def in_processes_with(
-    resource: Callable[[], AbstractContextManager[Held]],
-    function: Callable[[Held, In], Out],
+    resource: Callable[[], AbstractContextManager[Kept]],
+    function: Callable[[Kept, In], Out],
     items: Iterable[In],
     num_workers: int | None,
 ) -> Iterator[Out]:
-    """`in_processes`, where each worker holds something for all of its items, such as connections.
+    """`in_processes`, where each worker keeps a resource, such as connections, for all of its items.
 
-    A worker of its own process makes it with its first item, and does not close it: its end does.
+    A worker process opens the resource before its first item and never closes it: the end of the process does.
     """
     count = num_workers or os.cpu_count() or 1
     if count == 1:
-        with resource() as held:
-            yield from map(partial(function, held), items)
+        with resource() as kept:
+            yield from map(partial(function, kept), items)
         return
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     pending: deque[Future[Out]] = deque()
@@ -232,18 +234,18 @@ def in_processes_with(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-#: What this worker process holds.
-_held: list[Any] = []
+#: The resource of this worker process, once it is open.
+_kept: list[Any] = []
 
 
-def _work(resource: Callable[[], AbstractContextManager[Held]], function: Callable[[Held, In], Out], item: In) -> Out:
-    if not _held:
-        _held.append(resource().__enter__())
-    return function(_held[0], item)
+def _work(resource: Callable[[], AbstractContextManager[Kept]], function: Callable[[Kept, In], Out], item: In) -> Out:
+    if not _kept:
+        _kept.append(resource().__enter__())
+    return function(_kept[0], item)
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when its parent is gone: after `kill -9` nothing goes on writing beside the next run."""
+    """Ends this worker when its parent ends: after `kill -9` no worker writes next to the following run."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -255,7 +257,7 @@ def _end_with_parent() -> None:
 
 
 def in_threads(function: Callable[[In], Out], items: Iterable[In], num_threads: int) -> Iterator[Out]:
-    """`map` in threads, results in the order of the items, with few of them in memory at a time."""
+    """`map` in threads: results in the order of the items, with few of them in memory at a time."""
     with ThreadPoolExecutor(num_threads) as pool:
         pending: deque[Future[Out]] = deque()
         for item in items:

@@ -58,12 +58,12 @@ from align.services.engine import open_engine
 from align.services.store import fetcher
 from align.services.vector_index import kmeans
 from align.work import (
-    Part,
-    add_part_arguments,
+    Portion,
+    add_portion_arguments,
     in_processes,
     key_of,
     one_at_a_time,
-    part_of,
+    portion_of,
     require_done,
     work_directory,
 )
@@ -75,7 +75,7 @@ _OUTS = ("decisions.parquet", "facts.parquet", "images.parquet")
 #: Arrays of a shard's texts are made of the memory of the last one's; a large picture's goes back.
 _memory_kept = partial(freed_memory_kept, 64 << 20)
 
-ALL = Part()
+ALL = Portion()
 Shards = Sequence[tuple[int, RawShard]]
 
 
@@ -87,7 +87,7 @@ def filter_pairs(
     filtered: Path,
     reports: Path,
     policy: Path,
-    part: Part = ALL,
+    part: Portion = ALL,
     fetch: FetchTar | None = None,
 ) -> FilterReport | None:
     """Decides over every pair.
@@ -330,7 +330,7 @@ def _leave_only_outs(work: Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `align filter`."""
-    add_part_arguments(parser)
+    add_portion_arguments(parser)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -340,7 +340,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     with record_runtime("filter", paths.runtime) as runtime:
         report = filter_pairs(
             config, engine_config, paths.raw, paths.evaluation, paths.filtered, paths.reports / "filter", paths.policy,
-            part_of(args), fetcher(params.section(StoreConfig)),
+            portion_of(args), fetcher(params.section(StoreConfig)),
         )  # fmt: skip
         if report is None:
             return

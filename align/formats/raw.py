@@ -1,34 +1,34 @@
-"""data/raw: the layout that img2dataset writes, so that a folder it made can take the place of our ingest.
+"""data/raw: the layout that img2dataset writes, so that a folder made by img2dataset can replace our ingest.
 
-    NNNNN.tar         <key>.jpg (bytes as they came, whatever the format), <key>.txt (caption), <key>.json (the row)
+    NNNNN.tar         <key>.jpg (bytes as they came, in any format), <key>.txt (the text), <key>.json (the row)
     NNNNN.parquet     one row per pair, failed ones included
     NNNNN_stats.json  counts per status, checksums
     manifest.json     ours: the shards and their checksums, written last
 
-A row is a pair. Beyond img2dataset's columns ours have `page_url`, `text_source` (alt, figcaption, ...), `retryable`
-(it failed for a reason that may pass) and `image_key`, the key of the tar sample that holds the bytes: an image that
-many pairs of a shard show is stored once in it. `read_table` fills in what a stock folder lacks.
+A row is a pair; its text is in img2dataset's column `caption`. Our tables also have `page_url`, `text_source` (alt,
+figcaption, ...), `retryable` (the failure may be temporary) and `image_key`, the key of the tar sample that holds the
+bytes: a shard stores an image once, however many of its pairs show it. `read_table` adds what a stock folder lacks.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from align.errors import DataError, FormatError
 from align.files import sha256_file
 from align.protocols.store import FetchTar
 
-#: The columns that `read_table` returns. sha256 is the image_id; null where there are no bytes.
+#: The columns that `read_table` returns. sha256 is the image_id, null where there are no bytes.
 SCHEMA = pa.schema(
     [
         ("url", pa.string()),
@@ -49,19 +49,41 @@ SCHEMA = pa.schema(
 )
 
 SUCCESS = "success"
-#: The bytes are not there: no response, or one that is no 200.
+#: There are no bytes: no response, or one whose status is not 200.
 FAILED_TO_DOWNLOAD = "failed_to_download"
-#: The bytes are there and no picture can be made of them (img2dataset decodes in order to resize; hence the name).
+#: There are bytes, but no picture can be decoded from them (img2dataset decodes in order to resize; hence the name).
 FAILED_TO_RESIZE = "failed_to_resize"
 
-#: Written last by ingest; a folder that img2dataset made has none.
+#: Written last by ingest; a folder made by img2dataset has none.
 MANIFEST = "manifest.json"
 
 _REQUIRED = ("url", "caption", "key", "status")
-#: What a stock folder lacks, and the columns to make it from.
+#: Columns that a stock folder lacks, and the columns they are computed from.
 _COMPUTED = {"sha256", "image_key"}
 _COMPUTED_FROM = {"key", "status", *_COMPUTED}
 _NO_IMAGE = {"txt", "json"}
+
+
+class ListedShard(BaseModel):
+    """A shard in manifest.json: its file stem, and what its files must be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    num_pairs: int
+    tar_sha256: str
+    tar_bytes: int
+    table_sha256: str
+
+
+class RawManifest(BaseModel):
+    """manifest.json. `digest` names the data: it is a sha256 over those of all tars and tables."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    schema_version: Literal[1]
+    digest: str
+    shards: tuple[ListedShard, ...]
 
 
 @dataclass(frozen=True)
@@ -71,10 +93,10 @@ class RawShard:
     Attributes:
         name: the file stem, such as `00000`.
         table: NNNNN.parquet.
-        tar: NNNNN.tar; may lie in the object store instead, under `sha256`.
-        sha256: of the tar, as manifest.json says; None in a folder that has no manifest.
-        num_bytes: of the tar; likewise.
-        fetch: brings a tar here that lies in the object store.
+        tar: NNNNN.tar; it may be in the object store instead, under `sha256`.
+        sha256: of the tar, from manifest.json; None in a folder without a manifest.
+        num_bytes: of the tar; None in a folder without a manifest.
+        fetch: gets a tar from the object store.
     """
 
     name: str
@@ -86,16 +108,16 @@ class RawShard:
 
     @property
     def number(self) -> int:
-        """What `--shards` calls it. Raises DataError where its name is no number."""
+        """The number that `--shards` takes. Raises DataError where the name is not a number."""
         if not self.name.isdecimal():
             raise DataError(f"{self.table}: --shards needs shards named by numbers, such as 00000")
         return int(self.name)
 
     def local_tar(self) -> Path:
-        """The tar on this machine, fetched if need be.
+        """The tar on this machine, fetched if necessary.
 
         Raises:
-            DataError: it is neither here nor can it be fetched.
+            DataError: it is not here and cannot be fetched.
         """
         if self.sha256 is None or self.num_bytes is None or self.tar.is_file():
             return self.tar
@@ -105,64 +127,74 @@ class RawShard:
 
 
 def raw_shards(raw: Path, fetch: FetchTar | None = None) -> list[RawShard]:
-    """All shards of a folder in order of their names; a tar that manifest.json names need not be here.
+    """All shards of a folder in order of their names. A tar that manifest.json names need not be in the folder.
 
     Args:
         raw: the folder.
-        fetch: for tars that lie in the object store (`align.services.store.fetcher`).
+        fetch: gets tars from the object store (`align.services.store.fetcher`).
 
     Raises:
-        DataError: no shard is there, or one has only half of its files.
+        DataError: there is no shard, or one lacks its tar or its table.
+        FormatError: manifest.json cannot be read.
     """
     tars = {path.stem: path for path in raw.glob("*.tar")}
     tables = {path.stem: path for path in raw.glob("*.parquet")}
-    listed = _listed(raw)
+    manifest = read_raw_manifest(raw)
+    listed = {shard.name: shard for shard in manifest.shards} if manifest else {}
     if not tars and not tables:
         raise DataError(
             f"{raw}: no NNNNN.tar + NNNNN.parquet here; run `align ingest`, or set paths.raw to a folder of img2dataset"
         )
     for name in sorted((tars.keys() | listed.keys()) ^ tables.keys()):
-        there, missing = (".parquet", ".tar") if name in tables else (".tar", ".parquet")
+        present, missing = (".parquet", ".tar") if name in tables else (".tar", ".parquet")
         raise DataError(
-            f"{raw / name}{missing}: missing, while {name}{there} exists; the folder is incomplete, make it again"
+            f"{raw / name}{missing}: missing, while {name}{present} exists; the folder is incomplete, make it again"
         )
-    found = []
+    shards = []
     for name in sorted(tables):
-        sha256, num_bytes = listed.get(name, (None, None))
-        found.append(RawShard(name, tables[name], raw / f"{name}.tar", sha256, num_bytes, fetch))
-    return found
+        row = listed.get(name)
+        sha256, num_bytes = (row.tar_sha256, row.tar_bytes) if row else (None, None)
+        shards.append(RawShard(name, tables[name], raw / f"{name}.tar", sha256, num_bytes, fetch))
+    return shards
 
 
 def state_of(raw: Path) -> str | list[tuple[str, int, int]]:
-    """What changes when data/raw does: its manifest, or the sizes and times of its files where there is none."""
+    """A value that changes when data/raw does: the sha256 of its manifest, else the sizes and times of its files."""
     manifest = raw / MANIFEST
     if manifest.is_file():
         return sha256_file(manifest)
     files = sorted(path for path in raw.iterdir() if path.suffix in (".tar", ".parquet"))
-    return [(path.name, (found := path.stat()).st_size, found.st_mtime_ns) for path in files]
+    return [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
 
 
-def _listed(raw: Path) -> dict[str, tuple[str, int]]:
-    """Name -> sha256 and bytes of the tar, of manifest.json; empty where there is none."""
+def read_raw_manifest(raw: Path) -> RawManifest | None:
+    """Reads manifest.json; None where the folder has none, as one made by img2dataset.
+
+    Raises:
+        FormatError: it has another schema_version or layout.
+    """
     path = raw / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
-        return {row["name"]: (row["tar_sha256"], row["tar_bytes"]) for row in manifest["shards"]}
+        return RawManifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError):
-        raise FormatError(f"{path}: no manifest that this code reads; run `align ingest` again") from None
+        return None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise FormatError(
+            f"{path}: not a manifest that this code reads ({where}: {problem['msg']}); run `align ingest` again"
+        ) from None
 
 
 def read_table(shard: RawShard, wanted: Collection[str] = SCHEMA.names) -> pa.Table:
-    """The rows of one shard with some columns of SCHEMA, in the order they were written.
+    """The rows of one shard with some columns of SCHEMA, in the order of the file.
 
-    Absent optional columns become null; then image_key is the row's own key and sha256 is computed from the tar, for
-    rows with status "success".
+    Missing optional columns become null; but for rows with status "success", image_key becomes the row's own key and
+    sha256 is computed from the tar.
 
     Raises:
         DataError: the table is unreadable.
-        FormatError: a column that img2dataset always writes is missing, or has another type.
+        FormatError: a column that img2dataset always writes is missing or has another type.
     """
     computing = not _COMPUTED.isdisjoint(wanted)
     fields = [field for field in SCHEMA if field.name in wanted or (computing and field.name in _COMPUTED_FROM)]
@@ -211,7 +243,7 @@ def iter_images(shard: RawShard) -> Iterator[tuple[str, bytes]]:
     """Yields (tar sample key, image bytes) in the order of the tar; one image in memory at a time.
 
     Raises:
-        DataError: the tar is cut off or no tar.
+        DataError: the tar is cut off, or not a tar.
     """
     try:
         with tarfile.open(shard.local_tar(), "r|") as tar:
@@ -224,11 +256,11 @@ def iter_images(shard: RawShard) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"{shard.tar}: not a readable tar ({error}); make the folder again") from None
 
 
-def image_places(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
-    """Yields (tar sample key, offset, bytes) of the images in a tar, from the headers alone: `file` is sought in.
+def image_spans(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
+    """Yields (tar sample key, offset, bytes) of the images in a tar. Only headers are read; `file` must be seekable.
 
     Raises:
-        DataError: the tar, called `name`, is cut off or no tar.
+        DataError: the tar, called `name`, is cut off, or not a tar.
     """
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -236,7 +268,7 @@ def image_places(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
                 key = _image_key(member)
                 if key is not None:
                     yield key, member.offset_data, member.size
-                tar.members = []  # type: ignore[attr-defined]  # it would keep them all; typeshed does not know it
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them; not in typeshed
     except tarfile.TarError as error:
         raise DataError(f"{name}: not a readable tar ({error}); make the folder again") from None
 

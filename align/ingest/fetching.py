@@ -1,8 +1,8 @@
-"""A shard of the plan -> a shard of data/raw: each picture is fetched once, looked at once, stored once.
+"""A shard of the plan -> a shard of data/raw. Each picture is fetched, examined and stored once.
 
-Bytes come out of the source's own files, out of the page itself (a data: URI), or from the web. What was fetched from
-the web is spooled to disk in the order in which it arrived, and then written in the order of the plan: equal responses
-give equal shards. Memory holds what is known of each address of the shard, and one picture.
+The bytes come from the source's own files, from the page itself (a data: URI), or from the web. Bytes from the web are
+spooled to disk in the order of their arrival and then written in the order of the plan, so equal responses give equal
+shards. Memory holds one picture, and the outcome of each address of the shard.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from align.formats.policy import OptedOut
 from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS
+from align.ingest.plan import PlannedRow, PlannedShard
 from align.ingest.writer import RawShardWriter
 from align.pairs.picture import PictureError, read_header, shrink
 
-_HTTP_OK = 200
-
 
 class Answer(Protocol):
-    """What comes back for an address, as `align.ingest.download.Fetched` has it."""
+    """The web's answer for one address. `align.ingest.download.Fetched` is one."""
 
     @property
     def url(self) -> str:
-        """As it was asked for."""
+        """The address as it was requested."""
 
     @property
     def data(self) -> bytes | None:
@@ -36,27 +35,27 @@ class Answer(Protocol):
 
     @property
     def error(self) -> str | None:
-        """Why there is none: a short code, and after a colon the details."""
+        """Why the request failed: a short code, and details after a colon."""
 
     @property
     def retryable(self) -> bool:
-        """Whether the failure may pass."""
+        """Whether the failure may be temporary."""
 
 
 #: Addresses -> answers, in the order of their arrival.
-Fetch = Callable[[Iterable[str]], Iterator[Answer]]
+FetchUrls = Callable[[Iterable[str]], Iterator[Answer]]
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is done with pictures.
+    """How pictures are obtained and processed.
 
     Attributes:
         images_from: `archive`, `web` or `archive_then_web`, for pictures that pages name.
-        max_pixels: larger ones are refused by their header.
-        resize_px: shorter side to which larger ones are shrunk; None: bytes as they came.
-        jpeg_quality: of shrunk ones.
-        opted_out: what must not be fetched, or kept, any more.
+        max_pixels: larger pictures are refused; their header is enough to tell.
+        resize_px: larger pictures are shrunk to this shorter side; None: the bytes stay as they came.
+        jpeg_quality: of shrunk pictures.
+        opted_out: what must no longer be fetched or kept.
     """
 
     images_from: str
@@ -67,8 +66,8 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of an address after it was fetched: the columns that all its pairs share."""
+class Outcome:
+    """What became of an address: the columns of data/raw that all its pairs share."""
 
     status: str
     error_message: str | None = None
@@ -81,85 +80,86 @@ class Known:
     image_key: str | None = None
 
 
-_OPTED_OUT = Known(FAILED_TO_DOWNLOAD, "opted out")
-Row = dict[str, Any]
+class ShardCounts(NamedTuple):
+    """How many pairs a shard has, and for how many of them a picture was stored."""
+
+    num_pairs: int
+    num_with_picture: int
+
+
+_OPTED_OUT = Outcome(FAILED_TO_DOWNLOAD, "opted out")
 
 
 def write_shard(
     directory: Path,
-    name: str,
-    place_digits: int,
-    rows: Callable[[], Iterator[Row]],
-    *,
-    read: Callable[[str, int | None], bytes | None],
-    fetch: Fetch,
+    shard: PlannedShard,
     pictures: Pictures,
+    *,
+    fetch: FetchUrls,
     keep_tar: Callable[[Path, str], None],
-) -> None:
+) -> ShardCounts:
     """Writes one shard, or nothing.
 
     Args:
         directory: the work folder.
-        name: of the shard.
-        place_digits: of its keys.
-        rows: gives the shard's pairs, columns as `Plan.rows`, and `known` where an earlier run's findings stand; called
-            twice.
-        read: the source's bytes by (file, offset).
-        fetch: bytes from the web.
-        pictures: what is done with them.
-        keep_tar: where the finished tar goes, see `RawShardWriter`.
-    """  # fmt: skip
-    known: dict[str, Known] = {}
+        shard: its pairs, and access to the bytes that the source has.
+        pictures: how pictures are processed.
+        fetch: gets bytes from the web.
+        keep_tar: takes the finished tar, see `RawShardWriter`.
+    """
+    outcomes: dict[str, Outcome] = {}
     keys: dict[str, str] = {}
     stored: set[str] = set()
     with ExitStack() as stack:
         spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=directory)))
-        for answer in fetch(_addresses(rows(), pictures)):
+        for answer in fetch(_addresses(shard.rows(), pictures)):
             if answer.data is None:
-                known[answer.url] = Known(FAILED_TO_DOWNLOAD, answer.error, answer.retryable)
+                outcomes[answer.url] = Outcome(FAILED_TO_DOWNLOAD, answer.error, answer.retryable)
             else:
                 spool.put(answer.url, answer.data)
-        writer = stack.enter_context(RawShardWriter(directory, name, place_digits, keep_tar))
-        for row in rows():
+        writer = stack.enter_context(RawShardWriter(directory, shard.name, shard.position_digits, keep_tar))
+        for row in shard.rows():
             key, url, data = writer.next_key, row["url"], None
             if pictures.opted_out.matches(url, row["page_url"], None):
-                found = _OPTED_OUT
-            elif (before := row.get("known")) is not None:  # a picture that an earlier run looked at
-                found = before
-                if before.image_key is not None and before.image_key not in stored:
-                    key, data = before.image_key, read(before.image_key, None)
+                outcome = _OPTED_OUT
+            elif (earlier := row.get("outcome")) is not None:  # an earlier run examined this picture
+                outcome = earlier
+                if earlier.image_key is not None and earlier.image_key not in stored:
+                    key, data = earlier.image_key, shard.read(earlier.image_key, None)
             elif row["problem"] is not None:
-                found = Known(FAILED_TO_DOWNLOAD, row["problem"])
-            elif url in known:
-                found = known[url]
+                outcome = Outcome(FAILED_TO_DOWNLOAD, row["problem"])
+            elif url in outcomes:
+                outcome = outcomes[url]
             else:
-                found, data = _look(_bytes(row, spool, read, pictures), pictures)
-                if pictures.opted_out.matches(None, None, found.sha256):
-                    found, data = replace(_OPTED_OUT, sha256=found.sha256), None
-                elif found.sha256 is not None:
-                    first = keys.setdefault(found.sha256, key)
-                    found, data = replace(found, image_key=first), data if first == key else None
-                known[url] = found
+                outcome, data = _examine(_bytes(row, spool, shard, pictures), pictures)
+                if pictures.opted_out.matches(None, None, outcome.sha256):
+                    outcome, data = replace(_OPTED_OUT, sha256=outcome.sha256), None
+                elif outcome.sha256 is not None:
+                    first = keys.setdefault(outcome.sha256, key)
+                    outcome, data = replace(outcome, image_key=first), data if first == key else None
+                outcomes[url] = outcome
             if data is not None:
                 stored.add(key)
-            writer.add(_raw_row(writer.next_key, row, found), data, key)
+            writer.add(_raw_row(writer.next_key, row, outcome), data, key)
+        return ShardCounts(writer.num_rows, writer.num_successes)
 
 
-def _is_for_the_web(row: Row, pictures: Pictures) -> bool:
-    """Whether the bytes must be asked for: nothing nearer has them."""
+def _is_for_the_web(row: PlannedRow, pictures: Pictures) -> bool:
+    """Whether the bytes must be fetched from the web."""
     if (
-        row.get("known") is not None
+        row.get("outcome") is not None
         or row["problem"] is not None
         or row["inline"] is not None
         or pictures.opted_out.matches(row["url"], row["page_url"], None)
     ):
         return False
     if row["http_status"] is None and row["file"] is not None:
-        return False  # a picture of the source's own
+        return False  # one of the source's own pictures
     return pictures.images_from == "web" or (pictures.images_from == "archive_then_web" and row["file"] is None)
 
 
-def _addresses(rows: Iterable[Row], pictures: Pictures) -> Iterator[str]:
+def _addresses(rows: Iterable[PlannedRow], pictures: Pictures) -> Iterator[str]:
+    """The addresses to fetch, each once."""
     seen: set[bytes] = set()
     for row in rows:
         if _is_for_the_web(row, pictures):
@@ -169,54 +169,56 @@ def _addresses(rows: Iterable[Row], pictures: Pictures) -> Iterator[str]:
                 yield row["url"]
 
 
-def _bytes(row: Row, spool: _Spool, read: Callable[[str, int | None], bytes | None], pictures: Pictures) -> bytes | str:
+def _bytes(row: PlannedRow, spool: _Spool, shard: PlannedShard, pictures: Pictures) -> bytes | str:
     """The picture's bytes, or why there are none."""
     if row["inline"] is not None:
         return bytes(row["inline"])
     if _is_for_the_web(row, pictures):
         return spool.get(row["url"]) or "empty body"
     if row["file"] is not None:
-        return read(row["file"], row["offset"]) or "bytes cannot be read"
+        return shard.read(row["file"], row["offset"]) or "bytes cannot be read"
     status = row["http_status"]
     return "not in archive" if status is None else f"HTTP {status}"
 
 
-def _look(data: bytes | str, pictures: Pictures) -> tuple[Known, bytes | None]:
+def _examine(data: bytes | str, pictures: Pictures) -> tuple[Outcome, bytes | None]:
+    """The outcome, and the bytes to store; `data` may be the reason why there are none."""
     if isinstance(data, str):
-        return Known(FAILED_TO_DOWNLOAD, data), None
+        return Outcome(FAILED_TO_DOWNLOAD, data), None
     try:
-        found = read_header(data)
+        header = read_header(data)
     except PictureError as error:
-        return Known(FAILED_TO_RESIZE, str(error)), None
-    width, height = found.width_px, found.height_px
-    source = Known(FAILED_TO_RESIZE, original_width=width, original_height=height)
+        return Outcome(FAILED_TO_RESIZE, str(error)), None
+    width, height = header.width_px, header.height_px
+    original = Outcome(FAILED_TO_RESIZE, original_width=width, original_height=height)
     if width * height > pictures.max_pixels:
-        return replace(source, error_message=f"too many pixels: {width} x {height}"), None
+        return replace(original, error_message=f"too many pixels: {width} x {height}"), None
     if pictures.resize_px is not None and min(width, height) > pictures.resize_px:
         try:
             data, width, height = shrink(data, pictures.resize_px, pictures.jpeg_quality, pictures.max_pixels)
         except PictureError as error:
-            return replace(source, error_message=str(error)), None
+            return replace(original, error_message=str(error)), None
     digest = hashlib.sha256(data).hexdigest()
-    return replace(source, status=SUCCESS, width=width, height=height, sha256=digest), data
+    return replace(original, status=SUCCESS, width=width, height=height, sha256=digest), data
 
 
-def _raw_row(key: str, row: Row, found: Known) -> Row:
+def _raw_row(key: str, row: PlannedRow, outcome: Outcome) -> dict[str, Any]:
+    """A row of data/raw, in the order of its columns. There the text is called `caption`, as img2dataset has it."""
     return {
         "url": row["url"],
-        "caption": row["caption"],
+        "caption": row["text"],
         "key": key,
-        "status": found.status,
-        "error_message": found.error_message,
-        "width": found.width,
-        "height": found.height,
-        "original_width": found.original_width,
-        "original_height": found.original_height,
-        "sha256": found.sha256,
+        "status": outcome.status,
+        "error_message": outcome.error_message,
+        "width": outcome.width,
+        "height": outcome.height,
+        "original_width": outcome.original_width,
+        "original_height": outcome.original_height,
+        "sha256": outcome.sha256,
         "page_url": row["page_url"],
-        "image_key": found.image_key,
+        "image_key": outcome.image_key,
         "text_source": row["text_source"],
-        "retryable": found.retryable,
+        "retryable": outcome.retryable,
     }
 
 
@@ -225,16 +227,16 @@ class _Spool:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._places: dict[str, tuple[int, int]] = {}
+        self._spans: dict[str, tuple[int, int]] = {}
         self._end = 0
 
     def put(self, url: str, data: bytes) -> None:
         self._file.seek(self._end)
         self._file.write(data)
-        self._places[url] = (self._end, len(data))
+        self._spans[url] = (self._end, len(data))
         self._end += len(data)
 
     def get(self, url: str) -> bytes | None:
-        offset, size = self._places.get(url, (0, 0))
+        offset, size = self._spans.get(url, (0, 0))
         self._file.seek(offset)
         return self._file.read(size) or None

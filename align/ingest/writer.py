@@ -1,7 +1,7 @@
-"""Writes data/raw: one shard at a time, each complete or not there, and the manifest last.
+"""Writes data/raw: one shard at a time, each complete or not at all, and the manifest last.
 
-A shard is NNNNN.tar, NNNNN_stats.json and NNNNN.parquet, renamed into place in this order: where the table is, the
-shard is whole. Equal rows and pictures are equal bytes.
+A shard is NNNNN.tar, NNNNN_stats.json and NNNNN.parquet, which get their names in this order: a shard that has its
+table is complete. Equal rows and pictures give equal bytes.
 """
 
 from __future__ import annotations
@@ -20,31 +20,43 @@ import pyarrow.parquet as pq
 
 from align.errors import DataError
 from align.files import fsync, sha256_file, write_text
-from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, MANIFEST, SCHEMA, SUCCESS
+from align.formats.raw import (
+    FAILED_TO_DOWNLOAD,
+    FAILED_TO_RESIZE,
+    MANIFEST,
+    SCHEMA,
+    SUCCESS,
+    ListedShard,
+    RawManifest,
+)
 from align.formats.tar import TarWriter
 
-#: Rows that wait for the table in memory.
+#: Rows held in memory before they are written to the table.
 _ROWS = 2048
 
 
 class RawShardWriter:
-    """Writes one shard. A context manager: it commits where the block ends well, and leaves nothing where it fails.
+    """Writes one shard. A context manager: it commits when the block succeeds, and writes nothing when it fails.
 
     Args:
         directory: the work folder.
         name: the shard's name, such as `00000`.
-        place_digits: of a key, after the name.
-        keep_tar: called with the finished tar and its sha256 before the shard counts as there: it may take it away.
+        position_digits: of a key, after the name.
+        keep_tar: called with the finished tar and its sha256 before the shard is complete; it may move the tar
+            elsewhere.
+
+    Attributes:
+        num_rows: added so far.
     """
 
-    def __init__(self, directory: Path, name: str, place_digits: int, keep_tar: Callable[[Path, str], None]) -> None:
-        self._directory, self._name, self._place_digits = directory, name, place_digits
+    def __init__(self, directory: Path, name: str, position_digits: int, keep_tar: Callable[[Path, str], None]) -> None:
+        self._directory, self._name, self._position_digits = directory, name, position_digits
         self._keep_tar = keep_tar
         self._beside = {suffix: directory / f".{name}{suffix}" for suffix in (".tar", ".parquet")}
         self._statuses: Counter[str] = Counter()
         self._messages: Counter[str] = Counter()
         self._rows: list[dict[str, Any]] = []
-        self._num_rows = 0
+        self.num_rows = 0
 
     def __enter__(self) -> RawShardWriter:
         self._file = self._beside[".tar"].open("wb")
@@ -53,20 +65,25 @@ class RawShardWriter:
         return self
 
     @property
+    def num_successes(self) -> int:
+        """Rows with a picture, of those added so far."""
+        return self._statuses[SUCCESS]
+
+    @property
     def next_key(self) -> str:
-        """The key of the pair that is added next."""
-        return f"{self._name}{self._num_rows:0{self._place_digits}d}"
+        """The key of the next pair."""
+        return f"{self._name}{self.num_rows:0{self._position_digits}d}"
 
     def add(self, row: dict[str, Any], image: bytes | None, image_key: str) -> None:
         """Adds one pair.
 
         Args:
             row: a value for every column of SCHEMA; its key is `next_key`.
-            image: the bytes to store, or None for a row without bytes or one whose bytes are stored already.
-            image_key: under which they are stored; the row's own key, but for what an earlier run stored otherwise.
+            image: the bytes to store; None for a row without bytes, or whose bytes are stored already.
+            image_key: the key to store them under: the row's own, or the one that an earlier run chose.
         """
         self._rows.append(row)
-        self._num_rows += 1
+        self.num_rows += 1
         self._statuses[row["status"]] += 1
         self._messages[row["error_message"] or SUCCESS] += 1
         if image is not None:
@@ -100,7 +117,7 @@ class RawShardWriter:
             fsync(path)
         tar = self._beside[".tar"]
         stats: dict[str, Any] = {
-            "count": self._num_rows,
+            "count": self.num_rows,
             "successes": self._statuses[SUCCESS],
             "failed_to_download": self._statuses[FAILED_TO_DOWNLOAD],
             "failed_to_resize": self._statuses[FAILED_TO_RESIZE],
@@ -116,11 +133,16 @@ class RawShardWriter:
         fsync(self._directory)
 
 
-def write_raw_manifest(directory: Path, names: list[str]) -> dict[str, Any]:
-    """Writes manifest.json over the shards' stats; returns it. The digest names the data.
+def is_written(directory: Path, name: str) -> bool:
+    """Whether a shard is complete."""
+    return (directory / f"{name}.parquet").exists()
+
+
+def write_raw_manifest(directory: Path, names: list[str]) -> RawManifest:
+    """Writes manifest.json from the stats of the shards, and returns it.
 
     Raises:
-        DataError: a shard lacks its stats.
+        DataError: the stats of a shard are missing.
     """
     shards = []
     for name in names:
@@ -129,11 +151,13 @@ def write_raw_manifest(directory: Path, names: list[str]) -> dict[str, Any]:
             stats = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise DataError(f"{path}: missing; run `align ingest` again") from None
-        fields = {key: stats[key] for key in ("tar_sha256", "tar_bytes", "table_sha256")}
-        shards.append({"name": name, "num_pairs": stats["count"], **fields})
+        shards.append(ListedShard(
+            name=name, num_pairs=stats["count"], tar_sha256=stats["tar_sha256"], tar_bytes=stats["tar_bytes"],
+            table_sha256=stats["table_sha256"],
+        ))  # fmt: skip
     digest = hashlib.sha256()
     for shard in shards:
-        digest.update(f"{shard['tar_sha256']} {shard['table_sha256']}\n".encode("ascii"))
-    manifest = {"schema_version": 1, "digest": digest.hexdigest(), "shards": shards}
-    write_text(directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        digest.update(f"{shard.tar_sha256} {shard.table_sha256}\n".encode("ascii"))
+    manifest = RawManifest(schema_version=1, digest=digest.hexdigest(), shards=tuple(shards))
+    write_text(directory / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
     return manifest

@@ -27,7 +27,7 @@ from align.config.store import StoreConfig
 from align.console import say, track
 from align.errors import DataError
 from align.files import sha256_file, write_bytes
-from align.formats.raw import RawShard, image_places, raw_shards
+from align.formats.raw import RawShard, image_spans, raw_shards
 from align.formats.shards import SPLITS, Manifest, SplitName
 from align.formats.verdict import require_passed
 from align.report import Report, record_runtime, write_report
@@ -35,11 +35,11 @@ from align.services.store import Objects, keep_tar, open_files
 from align.shard.gather import RawTars, gather
 from align.shard.plan import Plan, make_plan, place_rows, read_plan
 from align.shard.writer import join_manifest, write_entry, write_shard
-from align.work import Part, add_part_arguments, in_processes, key_of, part_of, require_done, work_directory
+from align.work import Portion, add_portion_arguments, in_processes, key_of, portion_of, require_done, work_directory
 
 #: Inside the work folder, gone at the end.
 _PLAN, _INDEX, _DONE = ".plan", ".index", ".done"
-_ALL = Part()
+_ALL = Portion()
 
 
 class ShardReport(Report):
@@ -61,7 +61,7 @@ class _Task:
 
 def shard(
     config: ShardConfig, store: StoreConfig, *, raw: Path, filtered: Path, quality: Path, out: Path, reports: Path,
-    num_workers: int | None = None, part: Part = _ALL,
+    num_workers: int | None = None, part: Portion = _ALL,
 ) -> ShardReport | None:  # fmt: skip
     """Writes the shards of all splits, then the manifest, then the report; or only a part of the shards.
 
@@ -147,7 +147,7 @@ def _index_tar(task: _Task) -> Path:
     if not path.is_file():
         uri, _ = _tars(task.raw, task.store)[task.number]
         with open_files(task.store).open(uri) as file:
-            rows = place_rows(image_places(file, uri), task.number)
+            rows = place_rows(image_spans(file, uri), task.number)
         buffer = io.BytesIO()
         np.save(buffer, rows)
         write_bytes(path, buffer.getvalue())
@@ -219,12 +219,12 @@ def _report(plan: Plan, manifest: Manifest) -> ShardReport:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Ranges of output shards."""
-    add_part_arguments(parser)
+    add_portion_arguments(parser)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align shard`."""
-    config, paths, part = params.section(ShardConfig), params.section(PathsConfig), part_of(args)
+    config, paths, part = params.section(ShardConfig), params.section(PathsConfig), portion_of(args)
     with record_runtime("shard", paths.runtime) as record:
         report = shard(
             config, params.section(StoreConfig), raw=paths.raw, filtered=paths.filtered,

@@ -72,9 +72,9 @@ def run(world: World) -> list[Comparison]:
 def extract(file: Path) -> list[tuple[str, str]]:
     """All pairs of a file, by our source."""
     return [
-        (row["url"], row["caption"])
-        for batch in _scanned(source_at(file, "images_from=web")) if "caption" in batch.schema.names
-        for row in batch.select(["url", "caption"]).to_pylist()
+        (row["url"], row["text"])
+        for batch in _scanned(source_at(file, "images_from=web")) if "text" in batch.schema.names
+        for row in batch.select(["url", "text"]).to_pylist()
     ]  # fmt: skip
 
 

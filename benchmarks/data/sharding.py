@@ -17,7 +17,7 @@ from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.shard.gather import resize
 from align.shard.plan import read_plan
 from align.shard.shard import shard
-from align.work import Part
+from align.work import Portion
 from benchmarks.measure import Comparison, compare, in_process
 from benchmarks.world import World
 from tests.support import small_data
@@ -36,9 +36,9 @@ CONFIG = ShardConfig(
 def run(world: World) -> list[Comparison]:
     root = world.root / "sharding"
     num_bytes = make_inputs(world, root)
-    ours(root, Part(range(0)))  # the plan alone, which is not what is measured
+    ours(root, Portion(range(0)))  # the plan alone, which is not what is measured
     copies = places(root)
-    writing = Part(range(len(copies)))
+    writing = Portion(range(len(copies)))
     spent: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
     for repetition in range(REPETITIONS + 1):
         sides: list[tuple[str, Callable[[], object]]] = [
@@ -65,7 +65,7 @@ def run(world: World) -> list[Comparison]:
     ]  # fmt: skip
 
 
-def ours(root: Path, part: Part) -> None:
+def ours(root: Path, part: Portion) -> None:
     """`align shard` on one core."""
     store = StoreConfig(
         objects=None,

@@ -324,7 +324,7 @@ def test_ctrl_c_ends_promptly_and_the_downloader_serves_on(server: WebServer) ->
         assert fetched.data == PICTURE
         unfinished = downloader.fetch([server.url("/good.jpg")])
         next(unfinished)
-        with pytest.raises(RuntimeError, match="not at its end"):
+        with pytest.raises(RuntimeError, match="has not finished"):
             next(downloader.fetch([server.url("/good.jpg")]))
         unfinished.close()
         assert len(list(downloader.fetch([server.url("/good.jpg")]))) == 1

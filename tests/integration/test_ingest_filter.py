@@ -21,6 +21,7 @@ from align.filter.report import FilterReport
 from align.filter.rules import RULES
 from align.formats.raw import iter_images, raw_shards, read_table
 from align.ingest.ingest import ingest
+from align.ingest.workers import Resources
 
 NUM_PAGES = 60
 
@@ -29,9 +30,9 @@ NUM_PAGES = 60
 def folder(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     folder = tmp_path_factory.mktemp("ingest_filter")
     params = load_params(overrides=[f"ingest.max_pages={NUM_PAGES}", "ingest.shard_size=400"])
-    sections = [params.section(one) for one in (IngestConfig, DownloadConfig, EngineConfig, StoreConfig)]
+    resources = Resources(params.section(DownloadConfig), params.section(EngineConfig), params.section(StoreConfig))
     archive = str(sample / "archive.warc.gz")
-    ingest(*sections, archive=archive, raw=folder / "raw", policy=folder / "policy")
+    ingest(params.section(IngestConfig), resources, archive=archive, raw=folder / "raw", policy=folder / "policy")
     return folder
 
 

@@ -51,7 +51,7 @@ def pictures(sample: Path) -> list[bytes]:
     found: dict[bytes, None] = {}
     counts: Counter[str] = Counter()
     for batch in source.scan(source.files[0], counts):
-        if "caption" not in batch.schema.names:
+        if "text" not in batch.schema.names:
             for row in batch.to_pylist():
                 if row["url"].endswith((".jpg", ".png", ".webp")) and len(found) < 12:
                     found.setdefault(source.read(row["file"], row["offset"]) or b"")
@@ -259,7 +259,7 @@ def test_source(
     case = build(tmp_path / "source", pictures, web)
     source = source_at(case.location, *case.overrides)
     candidates, responses = rows_of(source)
-    assert [(row["caption"], row["text_source"]) for row in candidates] == [pair[:2] for pair in case.pairs]
+    assert [(row["text"], row["text_source"]) for row in candidates] == [pair[:2] for pair in case.pairs]
     for row, (text, _, picture) in zip(candidates, case.pairs, strict=True):
         data = row["inline"] or (source.read(row["file"], row["offset"]) if row["file"] else None)
         assert data == picture or (data is None and not row["problem"]) or text in case.problems, text
@@ -335,7 +335,7 @@ def test_a_change_of_any_saved_page_is_a_change_of_the_source(tmp_path: Path) ->
 
 def _read(source: Any, row: dict[str, Any]) -> tuple[Any, ...]:
     data = source.read(row["file"], row["offset"]) if row["file"] else None
-    return row["url"].rpartition("/")[2], row.get("caption"), row.get("text_source"), row.get("problem"), data
+    return row["url"].rpartition("/")[2], row.get("text"), row.get("text_source"), row.get("problem"), data
 
 
 def _s3_environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,5 +24,5 @@ def rows_of(source: Source, counts: Counter[str] | None = None) -> tuple[list[di
     for file in source.files:
         for batch in source.scan(file, counts):
             assert 0 < len(batch) < 10_000
-            (candidates if "caption" in batch.schema.names else responses).extend(batch.to_pylist())
+            (candidates if "text" in batch.schema.names else responses).extend(batch.to_pylist())
     return candidates, responses

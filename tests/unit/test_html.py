@@ -1,6 +1,7 @@
 import re
+from pathlib import Path
 
-from align import html
+from align import figure, html
 
 
 def test_text_is_escaped_everywhere() -> None:
@@ -53,3 +54,10 @@ def test_cards_side_notes_and_subheadings_are_escaped() -> None:
     blocks = [html.cards([(evil, evil, "good")]), html.note(evil), html.subheading(evil), html.contents([evil])]
     assert "<script>" not in html.page("t", "l", blocks)
     assert html.side_by_side(["<p>a</p>", "<p>b</p>"]).count("<p>") == 2
+
+
+def test_the_colours_of_a_page_are_those_of_the_figures() -> None:
+    page = html.page("t", "l", [])
+    palette = {figure.INK, figure.SOFT, figure.LINE, figure.WASH, figure.GOOD, figure.BAD, figure.WARN}
+    assert set(re.findall(r"#[0-9a-f]{6}", page)) == palette
+    assert not re.findall(r"#[0-9a-f]{6}", Path(html.__file__).read_text())  # each is stated once, in align.figure

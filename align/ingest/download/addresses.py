@@ -1,7 +1,7 @@
-"""URLs in the form that is requested, and the addresses that may be connected to.
+"""URLs in the form that is requested, and the addresses that sockets may be opened to.
 
-A page of a crawl can name any address, also one inside the operator's network. What counts is the address that a socket
-is really opened to: names resolve to anything, and to something else the next time.
+A page of a crawl can name any address, even one inside the operator's network. The check applies to the address that a
+socket is opened to: a name may resolve to any address, and to another one the next time.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import quote, urlsplit
 
-#: Of IPv6 that stand for IPv4: translated (NAT64, RFC 6052) and, long deprecated, compatible.
+#: IPv6 addresses that stand for IPv4 ones: translated (NAT64, RFC 6052), and compatible (long deprecated).
 _NAT64 = ip_network("64:ff9b::/96")
 _COMPATIBLE = ip_network("::/96")
-#: Servers take 8 KB or so.
+#: Servers accept about 8 KB.
 _MAX_CHARACTERS = 16_384
 _PORTS = {"http": 80, "https": 443}
-#: What a browser leaves as it is in a path or a query; `%` too, since what is escaped already stays so.
+#: Characters that a browser does not escape in a path or query; `%`, too, so that escaped ones stay as they are.
 _SAFE = "%/:?#[]@!$&'()*+,;=~-._|^{}\\`\"<>"
 _PLAIN = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a URL leads.
+    """The destination of a URL.
 
     Attributes:
         url: as it is requested: without credentials and fragment, ASCII only.
-        origin: scheme, host and port; limits and robots.txt hold for one of these.
-        host: as people read it: the port only where it is not the scheme's own.
+        origin: scheme, host and port; limits and robots.txt apply to one origin.
+        host: as people read it: with the port only where it is not the default of the scheme.
     """
 
     url: str
@@ -39,10 +39,10 @@ class Target:
 
 
 def target_of(url: str) -> Target:
-    """A URL as a page or table has it, made ready.
+    """The target of a URL as a page or table has it.
 
     Raises:
-        ValueError: it is none of http or https, or has no usable host or port.
+        ValueError: it is neither http nor https, or has no usable host or port.
     """
     if len(url) > _MAX_CHARACTERS:
         raise ValueError(f"longer than {_MAX_CHARACTERS:,} characters")
@@ -85,7 +85,7 @@ def address_policy(allow_networks: Iterable[str]) -> Callable[[str, int], bool]:
 
 
 def _meanings(ip: IPv4Address | IPv6Address) -> list[IPv4Address | IPv6Address]:
-    """The address, or what it is translated to on its way."""
+    """The address, or the addresses that it stands for."""
     if ip.version == 4:
         return [ip]
     if ip.ipv4_mapped:

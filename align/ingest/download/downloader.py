@@ -1,7 +1,7 @@
-"""The loop: which request next, and what becomes of its outcome.
+"""The loop of the downloader: starts requests and handles their outcomes.
 
-Redirects are followed here, not by libcurl, so that each hop is held to the limits and the robots.txt of its host.
-Time is counted without what the caller spends between two results: a slow reader makes no picture time out.
+Redirects are followed here, not by libcurl, so that each hop obeys the limits and the robots.txt of its host. The clock
+stops while the caller handles a result, so that a slow caller makes no picture time out.
 """
 
 from __future__ import annotations
@@ -22,28 +22,27 @@ from align.ingest.download.exchange import Budget, Exchange
 from align.ingest.download.failure import Failure
 from align.ingest.download.hosts import Host, Job
 from align.ingest.download.schedule import Schedule
-from align.ingest.download.statistics import OK, Statistics
 
-#: URLs read ahead, so that a slow host does not hold up the others: a shard of the default size fits in.
+#: URLs read ahead, so that a slow host does not delay the others; larger than a shard of the default size.
 _LOOK_AHEAD: Final = 16_384
 _TAKEN_AT_ONCE: Final = 1024
-#: How often time-outs are looked for; they are late by no more.
+#: How often time-outs are checked, and so how late they can be.
 _SWEEP_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What became of a URL.
+    """The outcome of a URL.
 
     Attributes:
         url: as given.
-        data: the picture's bytes, its encoding undone; None where there is an error.
-        error: a short, stable code, and after a colon its details.
-        retryable: it failed for a reason that may pass.
-        num_attempts: requests for it, redirects not counted; 0 where it was refused before any.
+        data: the picture's bytes, content encoding undone; None where there is an error.
+        error: a short, stable code, and details after a colon; None where there is a picture.
+        retryable: the failure may be temporary.
+        num_attempts: requests, redirects not counted; 0 where the URL was refused before the first one.
         http_status: of the last answer, if there was one.
-        host: with the port, where it is not the scheme's own; empty where the URL has none.
-        wall_s: from the first attempt's start, waits included.
+        host: with the port, unless it is the default of the scheme; empty where the URL has none.
+        wall_s: since the start of the first attempt, waits included.
     """
 
     url: str
@@ -57,15 +56,12 @@ class Fetched:
 
 
 class Downloader:
-    """Fetches pictures. A context manager: it keeps connections, and what it knows of hosts, from one call to the next.
+    """Fetches pictures. A context manager: it keeps connections and the state of hosts between calls.
 
     Args:
         config: the limits.
-        address_allowed: whether a socket may be opened to an address and port, in place of `allow_networks`.
-        curl_options: further options of every libcurl handle, such as another list of certificate authorities.
-
-    Attributes:
-        statistics: counts, over all and by host.
+        address_allowed: whether a socket may be opened to an address and port; replaces `allow_networks`.
+        curl_options: more options of every libcurl handle, such as another list of certificate authorities.
     """
 
     def __init__(
@@ -75,7 +71,6 @@ class Downloader:
         address_allowed: Callable[[str, int], bool] | None = None,
         curl_options: Mapping[int, Any] | None = None,
     ) -> None:
-        self.statistics = Statistics()
         self._config = config
         self._token = robots.token_of(config.user_agent)
         self._may_connect = address_allowed or address_policy(config.allow_networks)
@@ -115,19 +110,19 @@ class Downloader:
         self._idle.clear()
 
     def fetch(self, urls: Iterable[str]) -> Iterator[Fetched]:
-        """Fetches pictures, many at a time.
+        """Fetches pictures, many at the same time.
 
         Args:
-            urls: each only once; read as far ahead as `_LOOK_AHEAD`.
+            urls: each only once; at most `_LOOK_AHEAD` of them are read ahead.
 
         Yields:
-            One result a URL, in the order in which they are done. What fails is a result, too.
+            One result per URL, in the order in which they finish. A failure is a result, too.
 
         Raises:
-            RuntimeError: another call is not at its end yet.
+            RuntimeError: an earlier call has not finished.
         """
         if self._is_fetching:
-            raise RuntimeError("Downloader.fetch: the call before this one is not at its end")
+            raise RuntimeError("Downloader.fetch: an earlier call has not finished")
         self._is_fetching = True
         source = iter(urls)
         is_exhausted = False
@@ -153,10 +148,10 @@ class Downloader:
     def _now(self) -> float:
         return time.monotonic() - self._held_s
 
-    # What is to be fetched, and when.
+    # Starting requests.
 
     def _take(self, source: Iterator[str]) -> bool:
-        """Queues some more URLs. Returns whether there are no more."""
+        """Queues more URLs. Returns True when there are no more."""
         for _ in range(min(_TAKEN_AT_ONCE, _LOOK_AHEAD - self._num_open)):
             url = next(source, None)
             if url is None:
@@ -171,7 +166,7 @@ class Downloader:
         return False
 
     def _start_ready(self) -> None:
-        """Starts what may start now."""
+        """Starts all requests that may start now."""
         now = self._now()
         while len(self._active) < self._config.max_connections and not self._budget.is_full:
             following = self._schedule.next(now)
@@ -211,10 +206,10 @@ class Downloader:
         self._exchanges.append(exchange)
         return exchange
 
-    # What became of it.
+    # Handling outcomes.
 
     def _advance(self, *, wait: bool) -> None:
-        """Lets the requests under way go on, and ends those that take too long."""
+        """Advances the requests under way and ends those that take too long."""
         now = self._now()
         timeout_s = _SWEEP_S if wait and not self._results else 0.0
         for easy, code, message in self._transfers.wait(self._schedule.wait_s(now, timeout_s)):
@@ -228,7 +223,7 @@ class Downloader:
     def _sweep(self, now: float) -> None:
         late = []
         for exchange, (job, _) in self._active.items():
-            if exchange.is_paused:  # not the host's fault
+            if exchange.is_paused:  # we paused it, not the host
                 job.expires_s = min(job.deadline_s, job.expires_s + now - self._swept_s)
             if now >= job.expires_s or exchange.is_broken:
                 late.append(exchange)
@@ -239,7 +234,7 @@ class Downloader:
         self._swept_s = now
 
     def _end(self, exchange: Exchange, outcome: bytes | Failure) -> None:
-        """A request is over."""
+        """Handles the end of a request."""
         job, host = self._active.pop(exchange)
         self._transfers.remove(exchange.easy)
         location, job.status = exchange.location, exchange.status or None
@@ -277,7 +272,7 @@ class Downloader:
                 host.succeeded()
             self._finish(job, failure)
             return
-        # From the attempt's start: a time-out was a wait already, a refused connection was none.
+        # Counted from the attempt's start: a time-out has waited already, a refused connection has not.
         backoff_s = config.backoff_s * 2 ** (job.num_attempts - 1) - (now - job.attempt_s)
         wait_s = max(backoff_s, failure.retry_after_s or 0.0, 0.0)
         host.failed(
@@ -290,15 +285,15 @@ class Downloader:
         self._schedule.add_later(job, now + wait_s)
 
     def _finish(self, job: Job, outcome: bytes | Failure) -> None:
-        """Nothing more is tried for a job."""
+        """Handles the last outcome of a job."""
         if job.robots_of is None:
             self._settle(job.url, job, outcome)
             return
         host, now = job.robots_of, self._now()
         host.asks_robots = False
         if isinstance(outcome, Failure):
-            # RFC 9309, 2.3.1: a client error or too many redirects mean that there are no rules, anything else that
-            # nothing may be fetched until it is known.
+            # RFC 9309, 2.3.1: a client error or too many redirects mean that there are no rules. After any other
+            # failure nothing may be fetched until the rules are known.
             status = outcome.status or 0
             if (400 <= status < 500 and not outcome.retryable) or outcome.code == "too many redirects":
                 outcome = b""
@@ -316,7 +311,6 @@ class Downloader:
         num_attempts = job.num_attempts if job else 0
         wall_s = self._now() - job.started_s if job and job.started_s is not None else 0.0
         self._budget.used += len(data or b"")
-        self.statistics.record(host, failure.code if failure else OK, len(data or b""), num_attempts)
         self._num_open -= 1
         self._results.append(
             Fetched(
@@ -326,7 +320,7 @@ class Downloader:
         )  # fmt: skip
 
     def _abandon(self) -> None:
-        """Ends what is under way and forgets what was asked for."""
+        """Ends the requests under way and forgets all URLs."""
         self._budget.paused.clear()
         for exchange in list(self._active):
             self._transfers.remove(exchange.easy)

@@ -1,4 +1,4 @@
-"""libcurl's sockets and timers, waited for with epoll: no cost for connections on which nothing happens."""
+"""libcurl's sockets and timers on epoll: idle connections cost nothing."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _EVENTS = {
 
 
 class Transfers:
-    """The easy handles that are under way.
+    """The transfers under way, each an easy handle of libcurl.
 
     Args:
-        max_connections: kept open, idle ones included.
+        max_connections: to keep open, idle ones included.
     """
 
     def __init__(self, max_connections: int) -> None:
@@ -35,18 +35,18 @@ class Transfers:
         self._multi.setopt(pycurl.M_MAXCONNECTS, max_connections)
 
     def add(self, easy: Any) -> None:
-        """Starts a transfer; it goes on in `wait`."""
+        """Starts a transfer; `wait` continues it."""
         self._multi.add_handle(easy)
 
     def remove(self, easy: Any) -> None:
-        """Ends a transfer, done or not."""
+        """Ends a transfer, finished or not."""
         self._multi.remove_handle(easy)
 
     def wait(self, timeout_s: float) -> Iterator[tuple[Any, int, str]]:
-        """Lets the transfers go on, for at most so long while nothing happens.
+        """Continues the transfers, and waits at most `timeout_s` seconds for something to happen.
 
         Yields:
-            Each transfer that is done: its easy handle, libcurl's code (0: no error) and libcurl's words.
+            Each finished transfer: its easy handle, libcurl's code (0: no error) and libcurl's message.
         """
         if self._timer is not None:
             timeout_s = min(timeout_s, self._timer - time.monotonic())

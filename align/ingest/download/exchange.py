@@ -1,4 +1,4 @@
-"""One request and its answer. The handle, and with it what libcurl knows of connections, serves many in turn."""
+"""One request and its answer. The handle, and libcurl's connections with it, is used for many requests in turn."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from align.ingest.download import failure, robots
 from align.ingest.download.failure import Failure
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-#: Bodies of errors and redirects that are read and thrown away, so that the connection can serve on; longer: cut off.
+#: Shorter bodies of errors and redirects are read and ignored, so that the connection can be used again; longer ones
+#: end it.
 _DRAINED_BYTES: Final = 16 << 10
-#: Of one answer, its interim answers (103) included.
+#: Of one answer, interim answers (103) included.
 _MAX_HEADER_BYTES: Final = 64 << 10
-#: What `_body` gets at a time; libcurl has one such buffer.
+#: The most that `_body` gets at once; libcurl has one such buffer.
 _BUFFER_BYTES: Final = 256 << 10
 _INTERESTING: Final = re.compile(
     rb"^(content-length|content-encoding|location|retry-after|x-robots-tag):[ \t]*(.*?)[ \t]*\r?$",
     re.IGNORECASE | re.MULTILINE,
 )
-#: zlib's window bits that take gzip and zlib; what calls itself deflate can lack zlib's header.
+#: zlib's window bits for gzip and zlib; data called deflate may lack zlib's header.
 _GZIP_OR_ZLIB: Final = 47
 _BARE_DEFLATE: Final = -15
 
 
 class Budget:
-    """Bytes of bodies in memory. Beyond the limit one transfer goes on, the others pause until it is done.
+    """Bytes of bodies in memory. Beyond the limit one transfer continues, and the others pause until it ends.
 
-    So `limit` plus one picture bounds the memory, and there is no deadlock.
+    So memory is bounded by `limit` plus one picture, and there is no deadlock.
 
     Attributes:
-        used: bytes of bodies under way and of results not yet handed over.
-        leader: the transfer that goes on beyond the limit.
-        paused: those that wait for it; none without a leader.
+        used: bytes of bodies under way and of results that the caller does not have yet.
+        leader: the transfer that continues beyond the limit.
+        paused: the transfers that wait for it; none without a leader.
     """
 
     def __init__(self, limit: int) -> None:
@@ -49,11 +50,11 @@ class Budget:
 
     @property
     def is_full(self) -> bool:
-        """Nothing new should be asked for."""
+        """Whether no new request should start."""
         return self.used >= self.limit or self.leader is not None
 
     def admit(self, exchange: Exchange, num_bytes: int) -> bool:
-        """Takes the bytes into account, or says that the exchange must pause."""
+        """Counts the bytes and returns True, or returns False: the exchange must pause."""
         if self.used + num_bytes > self.limit and self.leader is not exchange:
             if self.leader is not None:
                 self.paused.append(exchange)
@@ -63,7 +64,7 @@ class Budget:
         return True
 
     def release(self, exchange: Exchange) -> None:
-        """The exchange is over; the paused ones may go on."""
+        """Records the end of an exchange; paused ones may continue."""
         self.used -= exchange.num_bytes
         if exchange in self.paused:
             self.paused.remove(exchange)
@@ -83,8 +84,8 @@ class Exchange:
         status: of HTTP; 0 before the answer.
         location: of a redirect, as sent; else None.
         num_bytes: of the body so far, as sent.
-        is_paused: waits for the budget.
-        is_broken: must be ended, libcurl does not do it.
+        is_paused: it waits for the budget.
+        is_broken: it must be ended here, since libcurl does not end it.
         failure: why the exchange was, or will be, given up.
     """
 
@@ -105,9 +106,9 @@ class Exchange:
             pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
             pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_2TLS,
             pycurl.BUFFERSIZE: _BUFFER_BYTES,
-            # No encoding is asked for; one that comes all the same is undone below, within bounds.
+            # No encoding is requested; if one is used anyway, it is undone below, within bounds.
             pycurl.HTTP_CONTENT_DECODING: 0,
-            pycurl.PROXY: "",  # neither of the environment: a proxy would connect where we may not
+            pycurl.PROXY: "",  # none from the environment either: a proxy would connect to addresses that we refuse
             pycurl.NOPROXY: "*",
             pycurl.OPENSOCKETFUNCTION: self._open_socket,
             pycurl.HEADERFUNCTION: self._header,
@@ -139,7 +140,7 @@ class Exchange:
         Args:
             url: in normal form.
             max_bytes: of the body, as sent and as decoded.
-            is_robots: the body is a robots.txt: longer ones are cut off, not refused, and X-Robots-Tag is not for it.
+            is_robots: the body is a robots.txt: if longer it is cut off, not refused, and X-Robots-Tag does not apply.
         """
         self._reset()
         self._max_bytes = max_bytes
@@ -149,7 +150,7 @@ class Exchange:
         self.easy.setopt(pycurl.PIPEWAIT, url.startswith("https:"))
 
     def resume(self) -> None:
-        """Goes on after a pause."""
+        """Continues after a pause."""
         self.is_paused = False
         try:
             self.easy.pause(pycurl.PAUSE_CONT)  # calls `_body` at once
@@ -158,7 +159,7 @@ class Exchange:
             self.is_broken = True
 
     def result(self, code: int, message: str) -> bytes | Failure:
-        """The body, or why there is none, after libcurl ended the exchange with this code."""
+        """The body or the failure, after libcurl ended the exchange with this code."""
         if self.failure is not None:
             return self.failure
         if self._is_cut:
@@ -176,7 +177,7 @@ class Exchange:
         return self._decoded(data) if self._encoding else data
 
     def release(self) -> None:
-        """Lets go of the body."""
+        """Frees the body."""
         while self._sockets:
             self._sockets.pop().close()
         self._budget.release(self)
@@ -186,7 +187,7 @@ class Exchange:
         """Frees the handle."""
         self.easy.close()
 
-    # libcurl's callbacks: anything but None ends the exchange.
+    # libcurl's callbacks: any result but None ends the exchange.
 
     def _open_socket(self, purpose: int, address: Any) -> Any:
         del purpose
@@ -198,7 +199,7 @@ class Exchange:
             return pycurl.SOCKET_BAD
         try:
             opened = socket.socket(address.family, address.socktype, address.protocol)
-        except OSError:  # out of files, or no such family here
+        except OSError:  # too many open files, or the address family is not supported
             return pycurl.SOCKET_BAD
         self._sockets.append(opened)  # pycurl takes a duplicate after this call
         return opened

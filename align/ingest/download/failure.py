@@ -1,4 +1,4 @@
-"""What went wrong with a request. An error starts with a short, stable code; details follow after a colon."""
+"""What went wrong with a request. An error is a short, stable code, followed by a colon and details."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Final
 
 import pycurl
 
-#: Beyond 429 and the server errors: request timeout, too early.
+#: Request timeout, too early, too many requests; server errors are temporary, too.
 _TRANSIENT_STATUS: Final = frozenset({408, 425, 429})
-#: Server errors that stay: not implemented, HTTP version not supported.
+#: Server errors that are permanent: not implemented, HTTP version not supported.
 _LASTING_STATUS: Final = frozenset({501, 505})
 
 
@@ -22,8 +22,8 @@ class Failure:
 
     Attributes:
         error: code, or code and details: `HTTP 404`, `timed out: no answer within 30 s`.
-        retryable: the reason may pass.
-        retry_after_s: what the server asks for, if it does.
+        retryable: the reason may be temporary.
+        retry_after_s: the wait that the server asks for, if any.
         busy: the server says that it gets too many requests.
         status: of HTTP, where there was an answer.
     """
@@ -36,21 +36,16 @@ class Failure:
 
     @property
     def code(self) -> str:
-        """The stable part of the error."""
-        return code_of(self.error)
-
-
-def code_of(error: str) -> str:
-    """The stable part of an error: what stands before the colon."""
-    return error.partition(":")[0]
+        """The stable part of the error: the part before the colon."""
+        return self.error.partition(":")[0]
 
 
 def of_status(status: int, retry_after: str | None, now: float) -> Failure:
-    """The failure that an HTTP status other than 200 and a redirect is.
+    """The failure for an HTTP status, other than 200 and redirects.
 
     Args:
         status: the status code.
-        retry_after: that header's value: seconds or a date (RFC 9110, 10.2.3).
+        retry_after: value of that header: seconds or a date (RFC 9110, 10.2.3).
         now: seconds since the epoch.
     """
     retryable = status in _TRANSIENT_STATUS or (status >= 500 and status not in _LASTING_STATUS)
@@ -69,14 +64,14 @@ def _seconds(retry_after: str, now: float) -> float | None:
 
 
 def of_curl(code: int, message: str, os_errno: int, *, num_bytes: int, answered: bool) -> Failure:
-    """The failure that one of libcurl's error codes is.
+    """The failure for one of libcurl's error codes.
 
     Args:
         code: CURLE_...
-        message: libcurl's words.
+        message: of libcurl.
         os_errno: of the last system call that failed, or 0.
-        num_bytes: of the body, as far as they came.
-        answered: the header was complete.
+        num_bytes: of the body, received so far.
+        answered: the header was received completely.
     """
     if code in (pycurl.E_URL_MALFORMAT, pycurl.E_UNSUPPORTED_PROTOCOL):
         if "HTTP/0.9" in message:

@@ -1,4 +1,4 @@
-"""What is known of a host: what is asked of it, how fast, and when again. A host is a scheme, a name and a port."""
+"""The state of a host: its queue, its limits, when it may be asked again. A host is a scheme, a name and a port."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from align.ingest.download.failure import Failure
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A picture that is asked for, or a robots.txt.
+    """A picture to fetch, or a robots.txt.
 
     Attributes:
         url: as given.
-        target: the URL that is asked next: the first one, or where redirects led.
+        target: the URL to request next: the first one, or the target of a redirect.
         first: the first one.
         robots_of: the host whose robots.txt this is; None for a picture.
         started_s, deadline_s: on the downloader's clock; None before the first attempt.
-        attempt_s: when the attempt under way started.
-        expires_s: when the request under way has timed out.
-        left_s: what redirects have left of the attempt's time.
+        attempt_s: when the current attempt started.
+        expires_s: when the current request times out.
+        left_s: the attempt's remaining time after redirects.
         num_attempts: so far.
-        num_redirects: of this attempt.
+        num_redirects: of the current attempt.
         status: of the last answer.
         failure: of the last attempt.
     """
@@ -47,16 +47,16 @@ class Host:
     """A host's queue and limits.
 
     Attributes:
-        queue: jobs to be started.
-        robots_queue: those for a robots.txt, this host's or of one that redirects here; they go first.
+        queue: jobs to start.
+        robots_queue: jobs for a robots.txt, of this host or of one that redirects here; they go first.
         num_active: requests under way.
-        max_active: requests that may be: halved when the host says that it is too much, then slowly raised again.
-        free_at_s: no request starts before.
-        is_listed: waits its turn to start something, or for `free_at_s`.
+        max_active: most requests under way: halved when the host says that it is busy, then slowly raised again.
+        free_at_s: no request starts before this time.
+        is_listed: it waits for its turn or for `free_at_s`.
         robots: the rules of its robots.txt for us; None: not known yet.
-        robots_until_s: how long that holds.
-        asks_robots: robots.txt is under way.
-        closed: it is given up until `closed_until_s`: what would be asked of it fails like this.
+        robots_until_s: until when these hold.
+        asks_robots: its robots.txt is being fetched.
+        closed: it is given up until `closed_until_s`: all its jobs fail with this.
     """
 
     __slots__ = (
@@ -81,23 +81,23 @@ class Host:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is asked of it or waits for it, so that it can be forgotten."""
+        """Whether it has no jobs, so that it can be forgotten."""
         return not (self.queue or self.robots_queue or self.num_active or self.is_listed or self.asks_robots)
 
     def succeeded(self) -> None:
-        """It answered as a host does that is well: with a picture, a redirect, or that there is none."""
+        """Records an answer of a healthy host: a picture, a redirect, or that there is no picture."""
         self._num_failures = 0
         self.max_active = min(self._limit, self.max_active + 1)
 
     def failed(self, why: Failure, now: float, *, wait_s: float, longest_wait_s: float, max_failures: int) -> None:
-        """It failed for a reason that may pass.
+        """Records a failure that may be temporary.
 
         Args:
             why: what happened.
             now: on the downloader's clock.
-            wait_s: before it is asked again, where it is too busy.
-            longest_wait_s: where it asks for more it is given up for that time.
-            max_failures: so many in a row, and it is given up, too.
+            wait_s: before the next request, if the host is busy.
+            longest_wait_s: if the host asks for a longer wait, it is given up for that wait.
+            max_failures: after this many failures in a row it is given up, too.
         """
         self._num_failures += 1
         if why.busy:
@@ -113,12 +113,12 @@ class Host:
             self._num_failures = max_failures - 1  # afterwards one failure is enough
 
     def close(self, why: Failure, until_s: float) -> None:
-        """Gives it up for a time."""
+        """Gives the host up until a time."""
         self.closed = why
         self.closed_until_s = until_s
 
     def is_closed(self, now: float) -> bool:
-        """Whether it is given up at present."""
+        """Whether the host is given up at this time."""
         if self.closed is not None and now >= self.closed_until_s:
             self.closed = None
         return self.closed is not None

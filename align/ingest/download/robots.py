@@ -1,8 +1,8 @@
-"""What sites say about robots: robots.txt (RFC 9309) and the header X-Robots-Tag.
+"""Rules of sites for robots: robots.txt (RFC 9309) and the header X-Robots-Tag.
 
-Of a robots.txt only the rules for us are kept, as lines: a host costs some hundred bytes, so that very many can be
-remembered, and a question some microseconds. (Protego keeps 36 KB of 60 rules, and parses them in 0.3 ms: with many
-hosts in turn either the memory or the time of that would be most of the whole.)
+Only the rules for us are kept, as lines: a host costs a few hundred bytes, so very many hosts can be remembered, and a
+check takes a few microseconds. (Protego needs 36 KB for 60 rules and parses them in 0.3 ms; with many hosts in turn,
+its memory or its time would dominate.)
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import re
 from typing import Final
 
-#: RFC 9309, 2.5: at least so much must be read; the rest is cut off.
+#: RFC 9309, 2.5: at least this much must be read; the rest is ignored.
 MAX_BYTES: Final = 500 * 1024
-#: An answer holds for a day (RFC 9309, 2.4).
+#: A robots.txt is valid for a day (RFC 9309, 2.4).
 LIFETIME_S: Final = 24 * 3600.0
 
-#: Of an image: not for machine learning, not for collections at all; `none` is `noindex, nofollow`. As img2dataset.
+#: Not for machine learning, or not for any collection; `none` is `noindex, nofollow`. The same as in img2dataset.
 _OPT_OUTS: Final = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
-#: Directives that have a colon themselves: what stands before it names no robot.
+#: Directives that contain a colon: the text before it is not the name of a robot.
 _WITH_VALUE: Final = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 _TOKEN: Final = re.compile(r"[A-Za-z_-]+")
-#: Misspellings that Google's parser takes for what they mean.
+#: Misspellings that Google's parser accepts.
 _DISALLOW: Final = frozenset({"disallow", "dissallow", "dissalow", "disalow", "diasllow", "disallaw"})
 _AGENT: Final = frozenset({"user-agent", "useragent", "user agent"})
 _ESCAPED: Final = re.compile(r"%([0-9A-Fa-f]{2})|[^!-~]")
@@ -29,7 +29,7 @@ _PATH: Final = re.compile(r"https?://[^/?]*")
 
 
 def token_of(user_agent: str) -> str:
-    """The product token that sites address rules to: `align-ingest` of `align-ingest/0.1 (+https://...)`."""
+    """The product token to which sites address rules: `align-ingest` of `align-ingest/0.1 (+https://...)`."""
     match = _TOKEN.match(user_agent)
     return match[0].lower() if match else "*"
 
@@ -38,7 +38,7 @@ def rules_for(token: str, data: bytes) -> str:
     """The rules of a robots.txt for the robot `token`, else those for `*`.
 
     Returns:
-        A rule a line, `+` or `-` and a pattern; the one that counts more comes first: the longer, then the permission.
+        One rule per line: `+` or `-` and a pattern. Longer patterns come first; of equal length, permissions.
     """
     groups: dict[str, set[str]] = {}
     named: list[str] = []
@@ -61,13 +61,13 @@ def rules_for(token: str, data: bytes) -> str:
 
 
 def may_fetch(rules: str, url: str) -> bool:
-    """Whether those rules permit the URL: the longest that matches decides, without one it is permitted."""
+    """Whether these rules permit the URL: the longest match decides; without a match it is permitted."""
     path = _normal(_PATH.sub("", url, count=1))
     return next((rule[0] == "+" for rule in rules.split("\n") if rule and _matches(rule[1:], path)), True)
 
 
 def _matches(pattern: str, path: str) -> bool:
-    """`*` stands for anything, `$` at the end for the end; else a pattern is a beginning."""
+    """Whether the path begins with the pattern, in which `*` is any text and a last `$` the end of the path."""
     is_whole = pattern.endswith("$")
     first, *others = pattern.removesuffix("$").split("*")
     if not path.startswith(first):
@@ -85,7 +85,7 @@ def _matches(pattern: str, path: str) -> bool:
 
 
 def _normal(text: str) -> str:
-    """Equal addresses become equal texts: what need not be escaped is not, what must be is, in capitals."""
+    """Makes equal addresses equal texts: escapes what must be escaped, in capitals, and nothing else."""
     return _ESCAPED.sub(_normal_octets, text)
 
 
@@ -97,9 +97,9 @@ def _normal_octets(match: re.Match[str]) -> str:
 
 
 def opt_out(values: list[str], token: str) -> str | None:
-    """The directive among the values of X-Robots-Tag that keeps us from using the picture, if there is one.
+    """The directive in the values of X-Robots-Tag that forbids us to use the picture, or None.
 
-    `noai, noimageai` is for all robots; after `somebot:` directives are for that robot alone, up to the next name.
+    `noai, noimageai` is for all robots; directives after `somebot:` are for that robot, up to the next name.
     """
     for value in values:
         robot = None

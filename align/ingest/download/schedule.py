@@ -1,4 +1,4 @@
-"""Which request comes next: one a host in turn, within the limits of each."""
+"""Which request comes next: hosts take turns, each within its limits."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Final
 from align.ingest.download.addresses import Target
 from align.ingest.download.hosts import Host, Job
 
-#: Hosts, and characters of their rules, kept in mind; beyond it those are forgotten of which nothing is asked.
+#: Hosts, and characters of their rules, to remember; beyond these, idle hosts are forgotten.
 _MAX_HOSTS: Final = 20_000
 _MAX_ROBOTS_CHARACTERS: Final = 32 << 20
 
 
 class Schedule:
-    """The jobs that wait, by host.
+    """The waiting jobs, by host.
 
     Args:
-        max_per_host: requests under way towards one host.
-        rate_per_host: requests started per second; None: no limit but that.
-        obey_robots: a host's robots.txt comes before its pictures.
+        max_per_host: most requests under way to one host.
+        rate_per_host: most requests started per second; None: no limit.
+        obey_robots: fetch a host's robots.txt before its pictures.
     """
 
     def __init__(self, max_per_host: int, rate_per_host: float | None, *, obey_robots: bool) -> None:
@@ -34,7 +34,7 @@ class Schedule:
         self._num_timers = 0
 
     def add(self, job: Job, *, first: bool = False) -> None:
-        """Queues a job at the host where its target lies, at the end, or first of all."""
+        """Queues a job at the host of its target, at the end or at the front."""
         host = self._hosts.get(job.target.origin)
         if host is None:
             self._forget()
@@ -47,17 +47,17 @@ class Schedule:
         self.offer(host)
 
     def add_later(self, job: Job, when_s: float) -> None:
-        """Queues a job at that time, first of all."""
+        """Queues a job at that time, at the front."""
         self._set_timer(when_s, job)
 
     def offer(self, host: Host) -> None:
-        """The host may have become able to start something: it gets its turn."""
+        """Gives the host a turn; to be called when it may be able to start a job."""
         if not host.is_listed and (host.queue or host.robots_queue):
             host.is_listed = True
             self._ready.append(host)
 
     def next(self, now: float) -> tuple[Job, Host] | None:
-        """The job to start, or to refuse where its host is closed; None if nothing may start now."""
+        """The job to start, or to refuse if its host is closed; None if no job may start now."""
         while self._timers and self._timers[0][0] <= now:
             _, _, what = heapq.heappop(self._timers)
             if isinstance(what, Job):
@@ -69,20 +69,20 @@ class Schedule:
             host.is_listed = False
             is_closed = host.is_closed(now)
             if host.num_active >= host.max_active and not is_closed:
-                continue  # offered again when one of them is done
+                continue  # offered again when one of its requests ends
             if host.free_at_s > now and not is_closed:
                 host.is_listed = True
                 self._set_timer(host.free_at_s, host)
                 continue
             job = self._job_of(host, now, is_closed=is_closed)
             if job is None:
-                continue  # offered again when robots.txt is there
+                continue  # offered again when robots.txt has arrived
             self.offer(host)
             return job, host
         return None
 
     def started(self, host: Host, now: float) -> None:
-        """A request to the host is under way."""
+        """Records that a request to the host was started."""
         host.num_active += 1
         if self._pause_s:
             host.free_at_s = max(host.free_at_s, now) + self._pause_s
@@ -101,16 +101,16 @@ class Schedule:
         return host.queue.popleft()
 
     def keep_robots(self, host: Host, rules: str, until_s: float) -> None:
-        """From now on these are the host's rules."""
+        """Sets the host's rules."""
         self._robots_size += len(rules) - len(host.robots or "")
         host.robots, host.robots_until_s = rules, until_s
 
     def wait_s(self, now: float, at_most: float) -> float:
-        """Seconds until time alone makes something startable."""
+        """Seconds until the next timer, at most `at_most`."""
         return min(at_most, max(0.0, self._timers[0][0] - now)) if self._timers else at_most
 
     def clear(self) -> None:
-        """Forgets all jobs, but not what is known of hosts."""
+        """Forgets all jobs, but keeps the rules and limits of hosts."""
         for host in self._hosts.values():
             host.queue.clear()
             host.robots_queue.clear()
@@ -119,7 +119,7 @@ class Schedule:
         self._timers.clear()
 
     def _set_timer(self, when_s: float, what: Host | Job) -> None:
-        self._num_timers += 1  # equal times: first come, first served
+        self._num_timers += 1  # equal times: in order of their setting
         heapq.heappush(self._timers, (when_s, self._num_timers, what))
 
     def _forget(self) -> None:

@@ -1,4 +1,4 @@
-"""Where pairs come from. Each kind of source reads its files into the two tables of `candidates.py`."""
+"""The sources of pairs. Each kind of source reads its files into the two tables of `candidates.py`."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from align.protocols.store import Files
 
 
 class Source(Protocol):
-    """One source. Can be pickled: worker processes get a copy, without its open files. Not for threads to share.
+    """One source. Can be pickled: worker processes get a copy without its open files. Threads must not share it.
 
     Attributes:
-        files: the units of scanning, in order of their names; each can be scanned by itself.
-        inputs: every file that decides about the pairs; when one changes, work under way starts anew.
+        files: the units of scanning, in order of their names; each can be scanned separately.
+        inputs: every file that decides the pairs; when one changes, unfinished work starts again.
     """
 
     files: list[str]
     inputs: list[str]
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
-        """Streams over one file: batches of CANDIDATES and RESPONSES, a few thousand rows each.
+        """Streams one file as batches of CANDIDATES and RESPONSES, with a few thousand rows each.
 
         Args:
             file: one of `files`.
-            counts: what was met is added to it: pages, pages_unreadable, truncated_files, rows, rows_unreadable.
+            counts: the scan adds to it: pages, pages_unreadable, truncated_files, rows, rows_unreadable.
 
         Raises:
-            DataError: the file is damaged, or another thing than it should be; the message names it.
+            DataError: the file is damaged or of another kind; the message names it.
             ServiceError: as `Files`.
         """
         ...
 
     def read(self, file: str, offset: int | None) -> bytes | None:
-        """The picture's bytes of a candidate or response; None where they cannot be had.
+        """The bytes of the picture of a candidate or response; None where they cannot be read.
 
-        Keeps a few files open for random access. Raises DataError where the file is another one than was scanned.
+        Keeps a few files open for random access. Raises DataError where the file has changed since the scan.
         """
         ...
 
 
 def open_source(config: IngestConfig, location: str, files: Files) -> Source:
-    """The source at a location. Cheap: it looks for files and does not read them.
+    """The source at a location. Cheap: files are listed but not read.
 
     Raises:
-        DataError: nothing of the kind is there.
+        DataError: the location has no files of this kind.
         ServiceError: as `Files`.
     """
-    # imported where it is asked for: a table of URLs needs no HTML parser
+    # imported only when needed: a table of URLs needs no HTML parser
     match config.source:
         case "warc":
             from align.ingest.sources.warc import Warc

@@ -1,8 +1,8 @@
 """Captioned data sets: COCO's `captions_*.json`, and Karpathy's splits (`dataset_coco.json`, `dataset_flickr30k.json`).
 
-One row a caption; a picture without captions is a row with an empty text. All splits are taken: the filter finds the
-pictures of evaluation sets by their content. A JSON file is loaded whole (COCO's largest has 100 MB and takes about a
-gigabyte then); there are a handful of them.
+One row per caption; a picture without captions gives a row with an empty text. All splits are taken, because the
+filter recognises pictures of evaluation sets by their content. A JSON file is loaded whole: COCO's largest has 100 MB
+and takes about a gigabyte of memory.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import pyarrow as pa
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
+from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches, is_file, joined, parent
 from align.pairs.urls import canonical_or_as_is
 from align.protocols.store import Files
 
 _PREFIXES = ("captions_", "dataset")
-#: Folders of pictures beside the JSON file or its folder; `{split}` is that of `captions_{split}.json`, or `filepath`.
-_PLACES = (
+#: Usual folders of the pictures, relative to the folder of the JSON file or the one above. `{split}` comes from
+#: `captions_{split}.json`, or from Karpathy's `filepath`.
+_FOLDERS = (
     "{split}",
     "images/{split}",
     "",
@@ -32,48 +34,48 @@ _PLACES = (
     "flickr30k_images",
     "flickr8k-images",
 )
-#: Pictures that are looked for before a file counts as one without pictures.
+#: Pictures to look for before the file counts as one without pictures.
 _TRIES = 20
 
 
 class _Picture(NamedTuple):
-    """One picture of a data set: its file's name, the folder that the data set names, where it was, its captions."""
+    """One picture of a data set: its file name, the folder that the data set states, its url, its captions."""
 
     name: str
     split: str
     url: str | None
     captions: list[str]
 
-    def place(self, above: str, place: str) -> str:
-        """The folder that a usual place means for this picture."""
-        return joined(above, place.format(split=self.split)) or above
+    def folder(self, above: str, usual: str) -> str:
+        """The folder of this picture, if the data set uses one of the usual folders."""
+        return joined(above, usual.format(split=self.split)) or above
 
 
 class Coco:
     """A source, see `align.ingest.sources.Source`."""
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
-        """Raises DataError when no captions are at the location."""
-        found = files.list(location, (".json",))
-        if len(found) > 1:  # of a folder of annotations only those with captions
-            found = [file for file in found if file.rpartition("/")[2].startswith(_PREFIXES)]
-        if not found:
+        """Raises DataError when the location has no captions."""
+        listed = files.list(location, (".json",))
+        if len(listed) > 1:  # of a folder of annotations, only the files with captions
+            listed = [file for file in listed if file.rpartition("/")[2].startswith(_PREFIXES)]
+        if not listed:
             raise DataError(f"{location}: no captions_*.json or dataset*.json here; set paths.archive to such a file")
-        self.files = self.inputs = found
+        self.files = self.inputs = listed
         self._store = files
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
         """See `Source`.
 
         Raises:
-            DataError: the file is no JSON of either kind.
+            DataError: the file is not JSON of either kind.
         """
         pictures = self._pictures(file)
-        place = self._place(file, pictures)
+        usual = self._usual_folder(file, pictures)
         batches = Batches()
         for picture in pictures:
             name = "/".join(part for part in (picture.split, picture.name) if part)
-            path = joined(picture.place(*place), picture.name) if place is not None else None
+            path = joined(picture.folder(*usual), picture.name) if usual is not None else None
             problem = None
             if not picture.name:
                 problem = "a caption of no picture in the list"
@@ -81,9 +83,10 @@ class Coco:
             elif path is None and not picture.url:
                 problem = "no such file"
             url = canonical_or_as_is(picture.url) if picture.url else name
-            for caption in picture.captions or [""]:
+            for text in picture.captions or [""]:
                 counts["rows"] += 1
-                batches.candidate(url, caption, "caption" if caption.strip() else None, problem=problem, file=path)
+                text_source = "caption" if text.strip() else None
+                batches.add(Candidate(url, text, text_source, problem=problem, file=path))
             yield from batches.full()
         yield from batches.rest()
 
@@ -100,14 +103,14 @@ class Coco:
                 "expected images and annotations with captions, or images with sentences"
             ) from None
 
-    def _place(self, file: str, pictures: list[_Picture]) -> tuple[str, str] | None:
-        """Where the pictures are: the first usual place that holds one of the first few; None where none does."""
+    def _usual_folder(self, file: str, pictures: list[_Picture]) -> tuple[str, str] | None:
+        """The first usual folder with one of the first few pictures, as arguments of `_Picture.folder`; None: none."""
         for picture in pictures[:_TRIES]:
             for above in (parent(file), parent(parent(file))):
-                for place in _PLACES:
-                    path = joined(picture.place(above, place), picture.name)
+                for usual in _FOLDERS:
+                    path = joined(picture.folder(above, usual), picture.name)
                     if path is not None and is_file(self._store, path):
-                        return above, place
+                        return above, usual
         return None
 
     def read(self, file: str, offset: int | None) -> bytes | None:

@@ -3,14 +3,14 @@
 Decisions where pages leave room:
 
 * The address is the largest candidate of `srcset` and of the `<source>`s of an enclosing <picture>: by width (`800w`)
-  where any states one, else by density (`2x`); `sizes` and `media` speak of a screen that we do not have. Between
-  equals `src` comes first, then the <img>'s own `srcset`: the most compatible format.
-* Lazy loading: `src` holds a placeholder until a script copies the true address from one of LAZY_SRC (LAZY_SRCSET).
-  Where such an attribute looks like an address it takes the place of `src` (`srcset`). A `data:` URI is taken only
-  where nothing else is named. Images in <noscript> count, those in <template> do not.
-* The text is the first of `alt`, the <figcaption> of the enclosing <figure>, `title`, `aria-label` (as configured) that
-  says something, white space and control characters being nothing. It stays as found, entities decoded.
-* A page that says a wrong charset is read as what its bytes are (see `decode_html`).
+  where any states one, else by density (`2x`). `sizes` and `media` describe a screen, which we do not have. Of equal
+  candidates `src` comes first, then the <img>'s own `srcset`: the most compatible format.
+* Lazy loading: `src` has a placeholder until a script copies the true address from one of LAZY_SRC (LAZY_SRCSET). Where
+  such an attribute looks like an address, it is used instead of `src` (`srcset`). A `data:` URI is used only where no
+  other address is named. Images in <noscript> count, those in <template> do not.
+* The text is the first non-empty one of `alt`, the <figcaption> of the enclosing <figure>, `title`, `aria-label` (as
+  configured); white space and control characters count as empty. It is kept as the page has it, entities decoded.
+* A page that states a wrong charset is decoded by what its bytes are (see `decode_html`).
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ LAZY_SRC = (
 LAZY_SRCSET = ("data-srcset", "data-lazy-srcset", "data-original-set")
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-#: Python's codecs of these names are narrower than what browsers (and so pages) mean by them.
+#: Python's codecs of these names cover less than what browsers (and so pages) mean by them.
 _WIDER = {"shift_jis": "cp932", "euc_kr": "cp949", "gbk": "gb18030", "big5": "big5hkscs", "iso8859-11": "cp874"}
-#: Without a match a page has no image, and is not parsed (<image> becomes <img>).
+#: A page without a match has no image and is not parsed (<image> becomes <img>).
 _IMAGE_TAG = re.compile(rb"<ima?ge?[\s/>]", re.IGNORECASE)
 _ADDRESS_CHARACTER = re.compile(r"[./]")
 _CANDIDATE = re.compile(r"[\s,]*(\S+)\s*")
 _DESCRIPTOR = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([wx])")
-#: What no reader of ours decodes, whatever its size; the fall-back of the <picture> is there for that.
+#: Types that we cannot decode; a <picture> has a fallback for browsers that cannot either.
 _UNREADABLE_TYPES = ("image/svg+xml", "image/jxl", "image/jp2", "image/vnd.ms-photo")
 
-#: How large a candidate is: (2, width), (1, density), (0, 0) for a data: URI, the last resort.
+#: The size of a candidate: (2, width), (1, density), or (0, 0) for a data: URI, the last resort.
 _Size = tuple[int, float]
 
 
@@ -60,12 +60,12 @@ class PageImage(NamedTuple):
     """One <img> of a page.
 
     Attributes:
-        url: absolute and canonical, or as written where it is no URL that a server could be asked for;
-            `data:<type>;sha256=<hex>` for a data: URI.
-        text: with entities decoded, otherwise as found; empty where the page has none.
-        text_source: where the text was: alt, figcaption, title, aria-label; None where nothing says anything.
-        problem: why there is no picture, whatever is tried; or None.
-        inline: the bytes that a data: URI holds; or None.
+        url: absolute and canonical, or as written where no server could be asked for it; `data:<type>;sha256=<hex>`
+            for a data: URI.
+        text: as the page has it, entities decoded; empty where the page has none.
+        text_source: alt, figcaption, title or aria-label; None where there is no text.
+        problem: why there can be no picture; or None.
+        inline: the bytes of a data: URI; or None.
     """
 
     url: str
@@ -75,8 +75,8 @@ class PageImage(NamedTuple):
     inline: bytes | None = None
 
 
-#: One <img> before its address is resolved: the address as written, empty where the page names none; the text and its
-#: place as in PageImage.
+#: One <img> before its address is resolved: the address as written (empty where the page names none), and the text and
+#: its source as in PageImage.
 WrittenImage = tuple[str, str, str | None]
 
 
@@ -84,17 +84,17 @@ def page_images(body: bytes, page_url: str, http_charset: str | None, text_from:
     """Every <img> in document order, resolved against <base href> and the page's URL.
 
     Args:
-        body: the page as served, encodings of the transfer undone.
+        body: the page as served, transfer and content encodings undone.
         page_url: absolute.
         http_charset: of the Content-Type header, if it names one.
-        text_from: the places of the text, see above.
+        text_from: where to look for the text, see above.
     """
     base, written = written_images(body, http_charset, text_from)
     return resolved(written, page_url, base)
 
 
 def resolved(written: Sequence[WrittenImage], page_url: str, base: str | None) -> list[PageImage]:
-    """The images of a page with their addresses; `base` is the href of its <base>, if it has one."""
+    """The images of a page, addresses resolved; `base` is the href of its <base>, if it has one."""
     resolver = resolver_of(page_url, base)
     images = []
     for number, (source, text, text_source) in enumerate(written):
@@ -108,7 +108,7 @@ def resolved(written: Sequence[WrittenImage], page_url: str, base: str | None) -
 
 
 def no_address(page_url: str, number: int) -> Address:
-    """Of an <img> that names no picture: a name of its own, so that such pairs spread over the shards."""
+    """The address of an <img> that names no picture: unique, so that such pairs spread over the shards."""
     return Address(f"{page_url[:2048]}#img-{number}", "no address")
 
 
@@ -133,7 +133,7 @@ def written_images(
     document = HTMLTree.parse(text).document
     if document is None:
         return None, []
-    # `values` makes the nodes at once; iterating over the collection itself walks the tree for each of them
+    # `values` makes all nodes at once; iterating over the collection walks the tree again for each node
     nodes = document.get_elements_by_tag_name("img").values()
     if not nodes:
         return None, []
@@ -143,27 +143,27 @@ def written_images(
     may_be_lazy = "data-" in text
     images = []
     for node in nodes:
-        get = partial(_place, node) if has_caption else node.getattr
+        get = partial(_text_of, node) if has_caption else node.getattr
         images.append((_source(node, has_picture, may_be_lazy), *first_text(get, text_from)))
     return (base.getattr("href") or "").strip() if base is not None else None, images
 
 
 def first_text(get: Callable[[str], str | None], text_from: Sequence[str]) -> tuple[str, str | None]:
-    """The first text that says something, and its place; an empty text and None where none does."""
-    for place in text_from:
-        text = get(place)
+    """The first non-empty text and its source; an empty text and None where there is none."""
+    for text_source in text_from:
+        text = get(text_source)
         if text and (text[0].isalnum() or normalise(text)):
-            return text, place
+            return text, text_source
     return "", None
 
 
-def _place(node: Any, place: str) -> str | None:
-    text: str | None = _caption(node) if place == "figcaption" else node.getattr(place)
+def _text_of(node: Any, text_source: str) -> str | None:
+    text: str | None = _figcaption(node) if text_source == "figcaption" else node.getattr(text_source)
     return text
 
 
-def _caption(node: Any) -> str | None:
-    """The text of the <figcaption> of the nearest <figure>, not of a figure within or around that one."""
+def _figcaption(node: Any) -> str | None:
+    """The text of the <figcaption> of the nearest <figure>, not of a figure inside or around that one."""
     figure = node.closest("figure")
     if figure is None:
         return None
@@ -196,7 +196,7 @@ def _source(node: Any, has_picture: bool, may_be_lazy: bool) -> str:
 
 def _lazy(node: Any, names: Sequence[str]) -> str | None:
     for name in names:
-        value = node.getattr(name)  # of some scripts a flag or JSON
+        value = node.getattr(name)  # some scripts store a flag or JSON here
         if value and _ADDRESS_CHARACTER.search(value) and not value.lstrip().startswith(("{", "[")):
             stripped: str = value.strip()
             return stripped
@@ -204,10 +204,10 @@ def _lazy(node: Any, names: Sequence[str]) -> str | None:
 
 
 def _candidates(srcset: str) -> Iterator[tuple[str, _Size]]:
-    """Splits a srcset as HTML does: an address ends at white space, so it may hold commas itself."""
+    """Splits a srcset as HTML does: an address ends at white space, so it may contain commas."""
     position = 0
-    while found := _CANDIDATE.match(srcset, position):
-        url, position = found[1], found.end()
+    while match := _CANDIDATE.match(srcset, position):
+        url, position = match[1], match.end()
         descriptor = ""
         if url.endswith(","):
             url = url.rstrip(",")
@@ -224,25 +224,25 @@ def _size(url: str, descriptor: str) -> _Size:
         return (-1, 0.0)
     if url[:5].lower() == "data:":
         return (0, 0.0)
-    found = _DESCRIPTOR.match(descriptor)
-    if found is None:
+    match = _DESCRIPTOR.match(descriptor)
+    if match is None:
         return (1, 1.0)
-    return (2 if found[2] == "w" else 1, float(found[1]))
+    return (2 if match[2] == "w" else 1, float(match[1]))
 
 
 def decode_html(body: bytes, http_charset: str | None) -> str:
-    """The text of a page, whatever its charset.
+    """The text of a page in any charset.
 
-    In order: the byte order mark; UTF-8 where the bytes are UTF-8 beyond ASCII, all but a few (which happens in no
-    other charset by chance, and headers lie); the HTTP header; the <meta> tag; detection. A charset that the bytes
-    contradict is passed over; a last character that is cut off, as crawlers do with long pages, is no contradiction.
-    What none of them decodes is read in the first one that fits all but a few bytes, at last as Windows-1252.
+    Tried in this order: the byte order mark; UTF-8, if all but a few of the bytes beyond ASCII are valid (in another
+    charset that does not happen by chance, while headers are often wrong); the HTTP header; the <meta> tag; detection.
+    A charset that the bytes contradict is skipped. A last character that is cut off is no contradiction, because
+    crawlers cut long pages. If none fits, the first one that fits all but a few bytes is used; finally Windows-1252.
     """
     for bom, encoding in _BOMS:
         if body.startswith(bom):
             return body.decode(encoding, errors="replace")
     if body.isascii():
-        if b"\x1b" not in body and b"\0" not in body:  # no escape sequences of ISO-2022, no UTF-16 either
+        if b"\x1b" not in body and b"\0" not in body:  # neither ISO-2022 escape sequences nor UTF-16
             return body.decode("ascii")
     elif (utf8 := _decoded(body, "utf-8") or _nearly_decoded(body, "utf-8")) is not None:
         return utf8
@@ -264,7 +264,7 @@ def decode_html(body: bytes, http_charset: str | None) -> str:
 
 
 def _nearly_decoded(body: bytes, encoding: str) -> str | None:
-    """The text, if at most every fiftieth byte beyond ASCII has no meaning in this charset."""
+    """The text, if at most one in fifty bytes beyond ASCII is invalid in this charset."""
     text = body.decode(encoding, errors="replace")
     num_bytes = len(body) - len(body.translate(None, bytes(range(128, 256))))
     return text if text.count("\ufffd") * 50 <= num_bytes else None

@@ -1,4 +1,4 @@
-"""What sources share: rows that become batches, files kept open for random access, and whether a file exists."""
+"""Shared by the sources: rows collected into batches, files kept open for random access, paths and their checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from align.errors import DataError
-from align.ingest.sources.candidates import CANDIDATES, RESPONSES
+from align.ingest.sources.candidates import CANDIDATES, RESPONSES, Candidate
 from align.ingest.sources.pages import PageImage
 from align.protocols.store import Files
 
@@ -20,9 +20,9 @@ _OPEN_FILES = 8
 
 
 class Batches:
-    """Collects rows and hands them out as batches of a few thousand.
+    """Collects rows into batches of a few thousand.
 
-    Add rows, then yield from `full()` now and then, and from `rest()` at the end.
+    Add rows, yield from `full()` regularly, and from `rest()` at the end.
     """
 
     def __init__(self) -> None:
@@ -30,37 +30,26 @@ class Batches:
         self._responses: list[tuple[Any, ...]] = []
         self._inline_bytes = 0
 
-    def candidate(
-        self,
-        url: str,
-        caption: str,
-        text_source: str | None,
-        *,
-        page_url: str | None = None,
-        problem: str | None = None,
-        file: str | None = None,
-        offset: int | None = None,
-        inline: bytes | None = None,
-    ) -> None:
+    def add(self, candidate: Candidate) -> None:
         """Adds a row of CANDIDATES."""
-        self._candidates.append((url, caption, text_source, page_url, problem, file, offset, inline))
-        if inline is not None:
-            self._inline_bytes += len(inline)
+        self._candidates.append(candidate)
+        if candidate.inline is not None:
+            self._inline_bytes += len(candidate.inline)
 
-    def page(self, page_url: str, images: Sequence[PageImage]) -> None:
-        """Adds the pairs of a page, asked for by their addresses."""
+    def add_page(self, page_url: str, images: Sequence[PageImage]) -> None:
+        """Adds the pairs of a page; their pictures are to be fetched by address."""
         self._candidates += [
             (url, text, text_source, page_url, problem, None, None, inline)
             for url, text, text_source, problem, inline in images
         ]
         self._inline_bytes += sum(len(image.inline) for image in images if image.inline is not None)
 
-    def response(self, url: str, status: int, location: str | None, file: str, offset: int | None) -> None:
+    def add_response(self, url: str, status: int, location: str | None, file: str, offset: int | None) -> None:
         """Adds a row of RESPONSES."""
         self._responses.append((url, status, location, file, offset))
 
     def full(self) -> Iterator[pa.RecordBatch]:
-        """The batches that are large enough."""
+        """Yields the batches that are large enough, if any."""
         if len(self._candidates) >= _BATCH_ROWS or self._inline_bytes >= _BATCH_INLINE_BYTES:
             yield _batch(self._candidates, CANDIDATES)
             self._candidates, self._inline_bytes = [], 0
@@ -69,7 +58,7 @@ class Batches:
             self._responses = []
 
     def rest(self) -> Iterator[pa.RecordBatch]:
-        """What is left."""
+        """Yields the remaining rows."""
         if self._candidates:
             yield _batch(self._candidates, CANDIDATES)
         if self._responses:
@@ -85,20 +74,20 @@ def _batch(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.RecordBatch:
 def _array(values: tuple[Any, ...], field: pa.Field) -> pa.Array:
     try:
         return pa.array(values, field.type)
-    except UnicodeEncodeError:  # half a surrogate pair, as \\ud83d in JSON: no table can hold it
+    except UnicodeEncodeError:  # half a surrogate pair, such as \\ud83d in JSON: no table can store it
         whole = [None if value is None else value.encode("utf-8", "replace").decode() for value in values]
         return pa.array(whole, field.type)
 
 
 class OpenFiles:
-    """Files kept open for random access, the last few that were asked for. A pickled copy has none open."""
+    """Keeps the most recently used files open for random access. A pickled copy has none open."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
         self._open: OrderedDict[str, BinaryIO] = OrderedDict()
 
     def at(self, uri: str, offset: int) -> BinaryIO:
-        """The file, at this byte. It stays ours: do not close it. Raises as `Files.open`."""
+        """The file, positioned at this byte. Do not close it. Raises as `Files.open`."""
         stream = self._open.pop(uri, None) or self._files.open(uri)
         self._open[uri] = stream
         if len(self._open) > _OPEN_FILES:
@@ -115,7 +104,7 @@ class OpenFiles:
 
 
 def is_file(files: Files, uri: str) -> bool:
-    """Whether there is a file; one small request where it lies on a server."""
+    """Whether the file exists; costs one small request where it is on a server."""
     try:
         files.stamp(uri)
     except DataError:
@@ -124,19 +113,19 @@ def is_file(files: Files, uri: str) -> bool:
 
 
 def is_local(uri: str) -> bool:
-    """Whether it is a path, and no s3:// URI."""
+    """Whether this is a path, not an s3:// URI."""
     return "://" not in uri
 
 
 def is_within(folder: str, uri: str) -> bool:
-    """Whether a file lies in a folder, symbolic links followed: nothing else of the machine gets into a data set."""
+    """Whether a file is in a folder, symbolic links resolved. It keeps the machine's other files out of data sets."""
     if is_local(folder):
         return Path(uri).resolve().is_relative_to(Path(folder).resolve())
     return uri.startswith(folder.rstrip("/") + "/")
 
 
 def joined(folder: str, *parts: str) -> str | None:
-    """A file below a folder, `.` and `..` undone; None where the parts lead out of it, or say nothing."""
+    """The path of a file in a folder, `.` and `..` resolved; None where the parts are empty or lead out of it."""
     segments: list[str] = []
     for segment in "/".join(parts).split("/"):
         if segment == "..":
@@ -151,6 +140,6 @@ def joined(folder: str, *parts: str) -> str | None:
 
 
 def parent(uri: str) -> str:
-    """The folder of a file, or of a folder."""
+    """The folder that contains a file or folder."""
     head, slash, _ = uri.rstrip("/").rpartition("/")
     return head or (slash if slash else ".")

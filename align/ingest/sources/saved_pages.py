@@ -1,9 +1,9 @@
 """A folder of saved pages with their images: `page.html` and `page_files/...`, or a mirror as wget makes it.
 
-A relative address is a file beside the page (its percent-encoding undone), one that begins with `/` a file of the
-folder itself. An address on a server, or one whose file is missing while the page says where it was saved from (a
-comment of browsers, or a <base>), can be asked for on the web. Nothing outside the folder is read, whatever a page
-or a symbolic link says.
+A relative address is a file next to the page (percent-encoding undone); one that begins with `/` is relative to the
+folder itself. The web can be asked for addresses on a server, and for missing files of a page that states where it was
+saved from (a comment of browsers, or a <base>). Files outside the folder are never read, even if a page or a symbolic
+link points to one.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
+from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.pages import no_address, resolver_of, written_images
 from align.ingest.sources.reading import Batches, is_file, is_local, is_within, joined, parent
 from align.protocols.store import Files
 
 _SUFFIXES = (".html", ".htm", ".xhtml")
-#: Pages of one unit of scanning.
+#: Pages per unit of scanning.
 _PAGES_PER_UNIT = 500
 _SAVED_FROM = re.compile(rb"<!--\s*saved from url=\(\d+\)(\S+)", re.IGNORECASE)
 _HEAD_BYTES = 4096
@@ -32,9 +33,10 @@ class SavedPages:
     """A source, see `align.ingest.sources.Source`. A unit of scanning is named after its first page."""
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
-        """Raises DataError when no page is at the location."""
+        """Raises DataError when the location has no page."""
         pages = files.list(location, _SUFFIXES)
-        self._units = {pages[at]: pages[at : at + _PAGES_PER_UNIT] for at in range(0, len(pages), _PAGES_PER_UNIT)}
+        starts = range(0, len(pages), _PAGES_PER_UNIT)
+        self._units = {pages[start]: pages[start : start + _PAGES_PER_UNIT] for start in starts}
         self.files = list(self._units)
         self.inputs = pages
         self._config = config
@@ -69,18 +71,16 @@ class SavedPages:
             path = self._path(page, source)
             if path is not None:
                 url = path.removeprefix(self._folder + "/")
-                batches.candidate(url, text, text_source, page_url=page_url or name, file=path)
+                batches.add(Candidate(url, text, text_source, page_url or name, file=path))
                 continue
             address = resolver.resolve(source) if source else no_address(name, number)
             problem = address.problem
             if problem == "invalid URL" and "//" not in source:
-                problem = "no such file"  # relative, and nothing says relative to what server
-            batches.candidate(
-                address.url, text, text_source, page_url=page_url or name, problem=problem, inline=address.inline
-            )
+                problem = "no such file"  # relative, and the page names no server
+            batches.add(Candidate(address.url, text, text_source, page_url or name, problem, inline=address.inline))
 
     def _path(self, page: str, source: str) -> str | None:
-        """The file that an address means, if it is there and inside the folder."""
+        """The file of an address, if it exists and is inside the folder."""
         try:
             parts = urlsplit(source)
         except ValueError:
@@ -100,7 +100,7 @@ class SavedPages:
 
 
 def _common_folder(pages: list[str]) -> str:
-    """The lowest folder that holds all pages."""
+    """The deepest folder that contains all pages."""
     folder = parent(pages[0])
     while folder != "." and not all(page.startswith(folder + "/") for page in pages):
         folder = parent(folder)

@@ -1,8 +1,8 @@
 """Tars of pictures with their texts: img2dataset's folders (NNNNN.tar + NNNNN.parquet), and webdataset's tars alone.
 
-The parquet table beside a tar has a row a pair, those that failed included; a tar alone is walked through: members of
-one name make a sample (`a/0001.jpg`, `a/0001.txt`, `a/0001.json`), its text is in the first of TEXT_EXTENSIONS or under
-one of TEXT_KEYS of the JSON (a list there: a row each). Pictures are read by their place in the tar.
+The parquet table next to a tar has one row per pair, failed ones included. Of a tar alone all members are read: those
+of one name make a sample (`a/0001.jpg`, `a/0001.txt`, `a/0001.json`), whose text is in the first of TEXT_EXTENSIONS or
+under one of TEXT_KEYS of the JSON (a list gives one row per text). Pictures are read by their offset in the tar.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
+from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches, OpenFiles, is_file, parent
 from align.pairs.urls import canonical_or_as_is
 from align.protocols.store import Files
@@ -35,7 +36,7 @@ class Shards:
     """A source, see `align.ingest.sources.Source`."""
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
-        """Raises DataError when no tar is at the location."""
+        """Raises DataError when the location has no tar."""
         self.files = self.inputs = files.list(location, (".tar",))
         self._allow_truncated = config.allow_truncated
         self._store = files
@@ -45,7 +46,7 @@ class Shards:
         """See `Source`.
 
         Raises:
-            DataError: the tar or its table is damaged; a tar that is cut off only without `allow_truncated`.
+            DataError: the tar or its table is damaged; or the tar is cut off, unless `allow_truncated`.
         """
         table = file.removesuffix(".tar") + ".parquet"
         if is_file(self._store, table):
@@ -62,19 +63,18 @@ class Shards:
         batches = Batches()
         for row in self._rows(table):
             counts["rows"] += 1
-            key, caption = str(row["key"]), row.get("caption") or ""
+            key, text = str(row["key"]), row.get("caption") or ""
             problem = None
             if row["status"] != _SUCCESS:
                 problem = str(row.get("error_message") or row["status"])
-            # several pairs of one picture name the row that holds it, in the folders that this project writes
+            # in our own folders, several pairs of one picture name the row that has its bytes
             offset = None if problem else offsets.get(str(row.get("image_key") or key))
             if problem is None and offset is None:
                 counts["rows_unreadable"] += 1
-            source = row.get("text_source") or ("caption" if caption.strip() else None)
-            batches.candidate(
-                canonical_or_as_is(row["url"]) if row["url"] else _name(file, key), caption, source,
-                page_url=row.get("page_url"), problem=problem, file=None if offset is None else file, offset=offset,
-            )  # fmt: skip
+            url = canonical_or_as_is(row["url"]) if row["url"] else _name(file, key)
+            text_source = row.get("text_source") or ("caption" if text.strip() else None)
+            holder = None if offset is None else file
+            batches.add(Candidate(url, text, text_source, row.get("page_url"), problem, holder, offset))
             yield from batches.full()
         yield from batches.rest()
 
@@ -83,13 +83,13 @@ class Shards:
         try:
             with self._store.open(table) as stream:
                 parquet = pq.ParquetFile(stream)
-                there = parquet.schema_arrow.names
+                names = parquet.schema_arrow.names
                 for name in ("url", "key", "status"):
-                    if name not in there:
+                    if name not in names:
                         raise DataError(
-                            f"{table}: no column '{name}'; expected img2dataset's table beside the tar of the same name"
+                            f"{table}: no column '{name}'; expected img2dataset's table for the tar of the same name"
                         )
-                for batch in parquet.iter_batches(_BATCH_ROWS, columns=[name for name in wanted if name in there]):
+                for batch in parquet.iter_batches(_BATCH_ROWS, columns=[name for name in wanted if name in names]):
                     yield from batch.to_pylist()
         except pa.ArrowInvalid as error:
             raise DataError(f"{table}: not a readable parquet file ({error}); make the folder again") from None
@@ -113,26 +113,24 @@ class Shards:
     def _add_sample(self, file: str, sample: _Sample, batches: Batches, counts: Counter[str]) -> None:
         if sample.offset is None and not sample.texts:
             return  # a member that is neither picture nor text, such as a list of classes
-        url, found = sample.url_and_texts()
-        for text, source in found or [("", None)]:
+        written, texts = sample.url_and_texts()
+        url = canonical_or_as_is(written) if written else _name(file, sample.stem)
+        problem, holder = (None, file) if sample.offset is not None else ("no picture in its sample", None)
+        for text, text_source in texts or [("", None)]:
             counts["rows"] += 1
-            problem = "no picture in its sample" if sample.offset is None else None
-            batches.candidate(
-                canonical_or_as_is(url) if url else _name(file, sample.stem), text, source,
-                problem=problem, file=None if problem else file, offset=sample.offset,
-            )  # fmt: skip
+            batches.add(Candidate(url, text, text_source, None, problem, holder, sample.offset))
 
     def _members(self, file: str, counts: Counter[str]) -> Iterator[tarfile.TarInfo]:
-        """The regular files of a tar, in order; their bytes are passed over."""
+        """The regular files of a tar, in order; their bytes are skipped."""
         num_members, problem = 0, None
         try:
             with self._store.open(file) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     num_members += 1
-                    tar.members = []  # type: ignore[attr-defined]  # not in typeshed; tarfile would keep all of them
+                    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them; not in typeshed
                     if member.isreg():
                         yield member
-                stream.seek(tar.offset)  # tarfile takes a damaged header for the end
+                stream.seek(tar.offset)  # tarfile treats a damaged header as the end
                 if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
                     problem = f"damaged header at byte {tar.offset:,}"
         except tarfile.ReadError as error:
@@ -141,8 +139,8 @@ class Shards:
             return
         if not num_members or not self._allow_truncated:
             raise DataError(
-                f"{file}: not a whole tar ({problem}); fetch it again, or set ingest.allow_truncated to take the part "
-                "before"
+                f"{file}: not a complete tar ({problem}); fetch it again, or set ingest.allow_truncated to take the "
+                "part before"
             )
         counts["truncated_files"] += 1
 
@@ -155,14 +153,14 @@ class Shards:
             member = tarfile.TarInfo.frombuf(stream.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
         except tarfile.HeaderError:
             raise DataError(
-                f"{file}: no member of a tar at byte {offset:,}; did the file change? Run ingest anew"
+                f"{file}: no tar member at byte {offset:,}; did the file change? Run `align ingest` again"
             ) from None
         data = stream.read(member.size)
         return data if len(data) == member.size else None
 
 
 class _Sample:
-    """The members of one name. `texts` is by extension, `offset` that of the picture's header."""
+    """The members of one name: `texts` by extension, and the `offset` of the picture's header."""
 
     def __init__(self, stem: str) -> None:
         self.stem = stem
@@ -170,11 +168,11 @@ class _Sample:
         self.texts: dict[str, bytes] = {}
 
     def url_and_texts(self) -> tuple[str | None, Sequence[tuple[str, str | None]]]:
-        """The address, if the JSON says one; the texts, each with the extension or key it is from."""
+        """The address, if the JSON has one, and the texts, each with the extension or key it is from."""
         values = _json_object(self.texts.get("json", b"{}"))
         url = next((values[key] for key in _URL_KEYS if isinstance(values.get(key), str) and values[key]), None)
         listed = next((values[key] for key in TEXT_KEYS if isinstance(values.get(key), list) and values[key]), None)
-        if listed is not None:  # all of a picture's texts; its .txt is one of them
+        if listed is not None:  # all texts of a picture; its .txt repeats one of these
             return url, [(str(text), "json") for text in listed if text is not None]
         for extension in TEXT_EXTENSIONS:
             if extension in self.texts:
@@ -184,7 +182,7 @@ class _Sample:
 
 
 def _json_object(data: bytes) -> dict[str, Any]:
-    """Empty for what is none."""
+    """The parsed object; empty where the bytes are not a JSON object."""
     try:
         value = json.loads(data)
     except ValueError:
@@ -193,17 +191,17 @@ def _json_object(data: bytes) -> dict[str, Any]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Name and extension as webdataset has them: the extension begins at the first dot of the last part."""
+    """Name and extension as webdataset defines them: the extension begins at the first dot of the last part."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()
 
 
 def _header_offset(member: tarfile.TarInfo) -> int:
-    """Of the header that says the size; headers of long names come before it."""
+    """The offset of the header that states the size; headers of long names precede it."""
     return int(member.offset_data) - tarfile.BLOCKSIZE
 
 
 def _name(file: str, key: str) -> str:
-    """Unique in the source as long as no two tars of one name lie in folders of one name."""
+    """A name that is unique in the source, unless two tars of one name are in folders of one name."""
     return f"{parent(file).rpartition('/')[2]}/{file.rpartition('/')[2].removesuffix('.tar')}/{key}"

@@ -1,4 +1,4 @@
-"""Rows of text tables, one at a time: separated values and JSON."""
+"""Reads text tables row by row: separated values and JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Any
 from align.errors import DataError
 
 _ADDRESS = re.compile(r"\s*\"?(?:(?:https?:)?//|data:)\S", re.IGNORECASE)
-#: Longest value of a CSV: an unbalanced quote takes the rest of the file for one value up to here.
+#: Longest value of a CSV. After an unbalanced quote everything up to this length is one value.
 _MAX_VALUE_CHARACTERS = 4 << 20
 _CHUNK_CHARACTERS = 1 << 20
 _MAX_OBJECT_CHARACTERS = 16 << 20
@@ -25,9 +25,9 @@ def is_address(value: str) -> bool:
 
 
 def separated_rows(stream: IO[bytes], separator: str) -> Iterator[list[str] | None]:
-    """The rows of a CSV or TSV, empty lines left out; None for one that cannot be split.
+    """The rows of a CSV or TSV without empty lines; None for a row that cannot be split.
 
-    A TSV knows no quotes: Conceptual Captions' texts hold them unbalanced.
+    A TSV has no quoting: the texts of Conceptual Captions contain unbalanced quotes.
     """
     tabs = separator == "\t"
     with _text(stream, newline="\n" if tabs else "") as text:
@@ -51,7 +51,7 @@ def separated_rows(stream: IO[bytes], separator: str) -> Iterator[list[str] | No
 
 @contextmanager
 def _text(stream: IO[bytes], newline: str | None = None) -> Iterator[io.TextIOWrapper]:
-    """The stream as text; it is closed by whom it belongs to."""
+    """The stream as text; the caller closes the stream."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline=newline)
     try:
         yield text
@@ -60,10 +60,10 @@ def _text(stream: IO[bytes], newline: str | None = None) -> Iterator[io.TextIOWr
 
 
 def json_rows(file: str, stream: IO[bytes]) -> Iterator[dict[str, Any] | None]:
-    """The objects of a JSON array, or one a line; None for a line that is none.
+    """The objects of a JSON array, or one per line; None for a line that is not an object.
 
     Raises:
-        DataError: a JSON file of another shape, or an array that is damaged.
+        DataError: the JSON has another shape, or the array is damaged.
     """
     with _text(stream) as text:
         start = ""
@@ -78,7 +78,7 @@ def json_rows(file: str, stream: IO[bytes]) -> Iterator[dict[str, Any] | None]:
         rest = start + (text.readline() if not start.endswith("\n") else "")
         first = _object(rest)
         if first is None and rest[0] == "{":
-            raise DataError(f"{file}: neither an array of objects nor one object a line; write it as JSON lines")
+            raise DataError(f"{file}: neither an array of objects nor one object per line; write it as JSON lines")
         yield first
         yield from (_object(line) for line in text if line.strip())
 
@@ -92,7 +92,7 @@ def _object(line: str) -> dict[str, Any] | None:
 
 
 def _array(file: str, text: str, stream: IO[str]) -> Iterator[dict[str, Any] | None]:
-    """Takes object after object from the front of what was read so far."""
+    """Decodes one object after another from the text read so far."""
     decoder = json.JSONDecoder()
     position = 0
     while True:
@@ -105,7 +105,7 @@ def _array(file: str, text: str, stream: IO[str]) -> Iterator[dict[str, Any] | N
         except ValueError:
             more = stream.read(_CHUNK_CHARACTERS)
             if not more or len(text) - position > _MAX_OBJECT_CHARACTERS:
-                raise DataError(f"{file}: the JSON array breaks off or is damaged; fetch it again") from None
+                raise DataError(f"{file}: the JSON array is cut off or damaged; fetch it again") from None
             text, position = text[position:] + more, 0
             continue
         yield value if isinstance(value, dict) else None

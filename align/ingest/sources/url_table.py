@@ -1,9 +1,9 @@
 """Tables of picture addresses and texts: parquet, CSV, TSV, JSON (lines or one array), plain lists; also gzipped.
 
-Columns are found by their names in `ingest.columns`, whatever their case. A CSV or TSV without a header is recognised
-by an address in its first line; then the columns are url, text, page_url in this order, and where the address is in
-the second one (Conceptual Captions) text, url. A `.txt` has an address a line, and a text after a tab if it has one.
-What cannot be read is a row with a problem; every line is one.
+`ingest.columns` names the columns, in any case. A CSV or TSV with an address in its first line has no
+header: its columns are url, text, page_url in this order, or text, url if the second column has the address
+(Conceptual Captions). A `.txt` has one address per line, optionally followed by a tab and a text.
+Every line gives a row; a line that cannot be read gives a row with a problem.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from align.config.ingest import IngestConfig
 from align.errors import DataError
 from align.ingest.sources import table_lines
+from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches
 from align.pairs.urls import Resolver
 from align.protocols.store import Files
@@ -29,14 +30,16 @@ _SUFFIXES = (".parquet", *_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_S
 _BATCH_ROWS = 4096
 
 #: url, text, page_url of one row; None where the row has no such value.
-Row = tuple[Any, Any, Any]
+TableRow = tuple[Any, Any, Any]
+#: Positions of these columns in a file; None for a column that it does not have.
+Positions = Sequence[int | None]
 
 
 class UrlTable:
-    """A source, see `align.ingest.sources.Source`. It holds no bytes: its pictures come from the web."""
+    """A source, see `align.ingest.sources.Source`. It has no bytes: its pictures come from the web."""
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
-        """Raises DataError when no table is at the location."""
+        """Raises DataError when the location has no table."""
         self.files = self.inputs = files.list(location, _SUFFIXES)
         self._columns = config.columns
         self._allow_truncated = config.allow_truncated
@@ -46,31 +49,28 @@ class UrlTable:
         """See `Source`.
 
         Raises:
-            DataError: a column is missing (the message says which ones there are), or the file is damaged.
+            DataError: a column is missing (the message lists those that exist), or the file is damaged.
         """
         batches = Batches()
         resolver = Resolver("")
-        text_source = self._columns.text
-        for url, text, page_url in self._rows(file, counts):
+        for url, text_value, page_url in self._rows(file, counts):
             counts["rows"] += 1
-            caption = "" if text is None else str(text)
+            text = "" if text_value is None else str(text_value)
             page = None if page_url is None else str(page_url)
-            source = text_source if caption.strip() else None
+            text_source = self._columns.text if text.strip() else None
             written = "" if url is None else str(url).strip()
             if not written:
                 counts["rows_unreadable"] += 1
-                batches.candidate("", caption, source, page_url=page, problem="no address")
+                batches.add(Candidate("", text, text_source, page, "no address"))
             else:
                 address = resolver.resolve(written)
                 if address.problem:
                     counts["rows_unreadable"] += 1
-                batches.candidate(
-                    address.url, caption, source, page_url=page, problem=address.problem, inline=address.inline
-                )
+                batches.add(Candidate(address.url, text, text_source, page, address.problem, inline=address.inline))
             yield from batches.full()
         yield from batches.rest()
 
-    def _rows(self, file: str, counts: Counter[str]) -> Iterator[Row]:
+    def _rows(self, file: str, counts: Counter[str]) -> Iterator[TableRow]:
         name = file.lower()
         try:
             with self._store.open(file) as stream:
@@ -93,75 +93,76 @@ class UrlTable:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{file}: unreadable ({' '.join(str(error).split())}); fetch it again") from None
 
-    def _parquet(self, file: str, stream: IO[bytes]) -> Iterator[Row]:
+    def _parquet(self, file: str, stream: IO[bytes]) -> Iterator[TableRow]:
         table = pq.ParquetFile(stream)
-        places = self._places(file, table.schema_arrow.names)
-        names = [None if place is None else table.schema_arrow.names[place] for place in places]
+        positions = self._positions(file, table.schema_arrow.names)
+        names = [None if position is None else table.schema_arrow.names[position] for position in positions]
         for name in names:
             kind = None if name is None else table.schema_arrow.field(name).type
             if kind is not None and (pa.types.is_nested(kind) or pa.types.is_binary(kind)):
-                raise DataError(f"{file}: column '{name}' is {kind}, expected text; name another one in ingest.columns")
+                raise DataError(f"{file}: column '{name}' is {kind}, expected text; set another one in ingest.columns")
         for batch in table.iter_batches(_BATCH_ROWS, columns=[name for name in names if name is not None]):
-            nothing = [None] * len(batch)
-            columns = [nothing if name is None else batch.column(name).to_pylist() for name in names]
+            empty = [None] * len(batch)
+            columns = [empty if name is None else batch.column(name).to_pylist() for name in names]
             yield from zip(*columns, strict=True)
 
-    def _json(self, file: str, stream: IO[bytes]) -> Iterator[Row]:
-        places: Sequence[int | None] | None = None
+    def _json(self, file: str, stream: IO[bytes]) -> Iterator[TableRow]:
+        positions: Positions | None = None
         names: list[str] = []
         for row in table_lines.json_rows(file, stream):
             if row is None:
                 yield None, None, None
                 continue
-            if places is None:
+            if positions is None:
                 names = list(row)
-                places = self._places(file, names)
-            values = [None if place is None else row.get(names[place]) for place in places]
+                positions = self._positions(file, names)
+            values = [None if position is None else row.get(names[position]) for position in positions]
             yield values[0], values[1], values[2]
 
-    def _lines(self, file: str, stream: IO[bytes], separator: str) -> Iterator[Row]:
+    def _lines(self, file: str, stream: IO[bytes], separator: str) -> Iterator[TableRow]:
         rows = table_lines.separated_rows(stream, separator)
         first = next(rows, None)
         if first is None:
             return
         plain_list = file.lower().removesuffix(".gz").endswith(".txt")
-        address = next((at for at, value in enumerate(first or ()) if table_lines.is_address(value)), None)
+        address = next((index for index, value in enumerate(first or ()) if table_lines.is_address(value)), None)
         names = [name.strip().strip('"') for name in first or ()]
         if address is None and not (plain_list and self._columns.url.lower() not in map(str.lower, names)):
-            places: Sequence[int | None] = self._places(file, names)
+            positions: Positions = self._positions(file, names)
         else:
-            places = (1, 0, None) if address == 1 else (0, 1, 2)
-            yield _row(first, places)
+            positions = (1, 0, None) if address == 1 else (0, 1, 2)
+            yield _row(first, positions)
         for row in rows:
-            yield _row(row, places)
+            yield _row(row, positions)
 
-    def _places(self, file: str, names: Sequence[str]) -> tuple[int, int, int | None]:
-        """Where the columns are among `names`. Raises DataError that says which ones there are."""
+    def _positions(self, file: str, names: Sequence[str]) -> tuple[int, int, int | None]:
+        """The positions of the columns in `names`. Raises DataError, which lists the names, where one is missing."""
         lowered = [name.lower() for name in names]
 
-        def place(key: str, column: str) -> int:
+        def position(key: str, column: str) -> int:
             if column in names:
                 return names.index(column)
             if lowered.count(column.lower()) == 1:
                 return lowered.index(column.lower())
-            there = ", ".join(names[:20])
-            raise DataError(f"{file}: no column '{column}', it has {there}; say which one in ingest.columns.{key}")
+            present = ", ".join(names[:20])
+            raise DataError(f"{file}: no column '{column}', it has {present}; set ingest.columns.{key} to one of these")
 
         page_url = self._columns.page_url
         return (
-            place("url", self._columns.url),
-            place("text", self._columns.text),
-            None if page_url is None else place("page_url", page_url),
+            position("url", self._columns.url),
+            position("text", self._columns.text),
+            None if page_url is None else position("page_url", page_url),
         )
 
     def read(self, file: str, offset: int | None) -> bytes | None:
-        """See `Source`: a table holds no bytes."""
+        """See `Source`: a table has no bytes."""
         return None
 
 
-def _row(values: list[str] | None, places: Sequence[int | None]) -> Row:
-    """None for a line that cannot be split; a short line lacks its last values."""
+def _row(values: list[str] | None, positions: Positions) -> TableRow:
+    """Values are None where the line could not be split, or is too short."""
     url, text, page_url = (
-        None if values is None or place is None or place >= len(values) else values[place] for place in places
+        None if values is None or position is None or position >= len(values) else values[position]
+        for position in positions
     )
     return url, text, page_url

@@ -1,11 +1,10 @@
 """Web archives: WARC and WAT files, compressed per record (gzip, Zstandard) or not at all.
 
-A file is streamed once. A WARC gives its pages' pairs and, for each response, where it lies; a picture is read by its
-offset later. A WAT holds what its crawler saw in pages, and no bytes: it gives pairs only. Nothing here holds more than
-one record and a batch of rows in memory.
+A file is streamed once. A WARC gives the pairs of its pages and the offset of each response, by which pictures are read
+later. A WAT describes pages and has no bytes, so it gives pairs only. Memory holds one record and one batch of rows.
 
-Decisions: a `resource` record counts as a response of status 200; a `revisit` that says which other address had the
-same bytes counts as a redirect to it.
+Decisions: a `resource` record counts as a response of status 200; a `revisit` that names another address with the same
+bytes counts as a redirect to it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _OK, _FOUND = 200, 302
 
 
 class _Response(NamedTuple):
-    """What the headers of a record say.
+    """The headers of a record.
 
     Attributes:
         url: as recorded.
@@ -53,19 +52,19 @@ class Warc:
     """A source, see `align.ingest.sources.Source`."""
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
-        """Raises DataError when nothing is at the location."""
+        """Raises DataError when the location has no archive."""
         self.files = self.inputs = files.list(location, _SUFFIXES)
         self._config = config
         self._open = OpenFiles(files)
         self._store = files
-        self._dictionaries: dict[str, bytes | None] = {}  # of files packed with Zstandard, by file
+        self._dictionaries: dict[str, bytes | None] = {}  # of files compressed with Zstandard, by file
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
-        """See `Source`. Every page of status 200 is read, every response has a row.
+        """See `Source`. Every page of status 200 is read; every response gives a row.
 
         Raises:
-            DataError: the file is no WARC, is cut off or damaged (unless `allow_truncated`), or is compressed as a
-                whole while pictures are to be read from it; the message names the file and the byte.
+            DataError: the file is not a WARC; is cut off or damaged (unless `allow_truncated`); or is compressed as a
+                whole although pictures must be read from it. The message names the file and the byte.
         """
         batches = Batches()
         for record, response, offset, body in self._records(file, counts):
@@ -76,7 +75,7 @@ class Warc:
                         "on it first, or set ingest.images_from=web"
                     )
                 url = canonical_or_as_is(response.url)
-                batches.response(url, response.status, response.location, file, offset)
+                batches.add_response(url, response.status, response.location, file, offset)
                 if response.is_page:
                     self._add_page(response, warc_bytes.decoded(body, record.http_headers), batches, counts)
             elif body:
@@ -91,10 +90,10 @@ class Warc:
             return
         images = page_images(body, page.url, page.charset, self._config.text_from)
         counts["rows"] += len(images)
-        batches.page(page.url, images)
+        batches.add_page(page.url, images)
 
     def _records(self, file: str, counts: Counter[str]) -> Iterator[tuple[Any, _Response | None, int | None, bytes]]:
-        """Every whole record of a file; its offset, None where it cannot be read by it; its body if it is looked at."""
+        """Every complete record, with its response, its offset (None where unusable), and its body if it is needed."""
         last, ends_at, problem, by_offset = -1, None, "", True
         with self._store.open(file) as stream:
             try:
@@ -104,10 +103,10 @@ class Warc:
                     if position <= last or (number == 1 and not self._begins(file, position)):
                         by_offset = False
                     last = max(last, position)
-                    expected = record.content_length  # of the body: the headers of HTTP have been read
+                    expected = record.content_length  # of the body: the HTTP headers were read before
                     response = _response(record)
-                    looked_at = response.is_page if response else record.record_type == WarcRecordType.metadata
-                    body = record.reader.read() if looked_at else b""
+                    is_read = response.is_page if response else record.record_type == WarcRecordType.metadata
+                    body = record.reader.read() if is_read else b""
                     if len(body) + record.consume() < expected:
                         ends_at, problem = last, "the record that starts there is cut off"
                         break
@@ -117,7 +116,7 @@ class Warc:
             if last < 0:
                 raise DataError(f"{file}: not a web archive ({problem or 'no WARC record in it'})")
             if ends_at is None and not warc_bytes.ends_well(stream, last if by_offset else None):
-                ends_at, problem = last, "bytes after the record that starts there belong to no whole record"
+                ends_at, problem = last, "the bytes after the record that starts there are not a complete record"
             size = stream.seek(0, 2)
         if ends_at is not None:
             if not self._config.allow_truncated:
@@ -128,19 +127,19 @@ class Warc:
             counts["truncated_files"] += 1
 
     def _begins(self, file: str, offset: int) -> bool:
-        """Whether a record begins at this byte; where the file is compressed as a whole, offsets mean nothing."""
+        """Whether a record begins at this byte; in a file that is compressed as a whole offsets have no meaning."""
         return warc_bytes.begins_a_record(self._open.at(file, offset))
 
     def read(self, file: str, offset: int | None) -> bytes | None:
         """See `Source`: the body of one response; None where its encodings cannot be undone.
 
         Raises:
-            DataError: no record begins there.
+            DataError: no record begins at the offset.
         """
         if offset is None:
             return None
         if not self._begins(file, offset):
-            raise DataError(f"{file}: no record at byte {offset:,}; did the file change? Run ingest anew")
+            raise DataError(f"{file}: no record at byte {offset:,}; did the file change? Run `align ingest` again")
         stream: Any = self._open.at(file, offset)
         if file.endswith(".zst"):
             if file not in self._dictionaries:
@@ -155,14 +154,14 @@ class Warc:
 
 
 def _response(record: Any) -> _Response | None:  # Any: fastwarc's classes are compiled
-    """What a record says of one address; None for records of another kind."""
+    """The response that a record describes; None for records of another kind."""
     kind, headers = record.record_type, record.headers
     url = (headers.get("WARC-Target-URI") or "").strip("<> ")
     if not url or kind not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.revisit):
         return None
     if kind == WarcRecordType.revisit:
         same_as = (headers.get("WARC-Refers-To-Target-URI") or "").strip("<> ")
-        # the same address again tells nothing new: its response is in the archive
+        # a revisit of the same address adds nothing: its response is in the archive
         return _Response(url, _FOUND, False, None, canonical_or_as_is(same_as)) if same_as not in ("", url) else None
     if kind == WarcRecordType.resource:
         content_type, _, parameters = (headers.get("Content-Type") or "").lower().partition(";")

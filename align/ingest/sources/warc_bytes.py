@@ -1,4 +1,4 @@
-"""The bytes of web archives: what a record begins with, whether a file ends with a whole one, encodings undone."""
+"""Bytes of web archives: where records begin, whether the last one is complete, and content encodings."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from fastwarc.stream_io import BrotliReader, ChunkedReader, GzipReader, ZstdRead
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-#: A frame that other readers skip; at the start of a .warc.zst it holds the dictionary of all records (IIPC's draft).
+#: A frame that other readers skip; at the start of a .warc.zst it has the dictionary of all records (IIPC's draft).
 _ZSTD_DICTIONARY_MAGIC = b"\x5d\x2a\x4d\x18"
 _CHUNK_BYTES = 1 << 16
 
 
 def begins_a_record(stream: BinaryIO) -> bool:
-    """Whether the next bytes are the first of a record: its name, or the head of a compressed one."""
+    """Whether the next bytes are the beginning of a record, plain or compressed."""
     head = stream.read(5)
     return head == b"WARC/" or head.startswith((_GZIP_MAGIC, _ZSTD_MAGIC))
 
 
 def ends_well(stream: BinaryIO, offset: int | None) -> bool:
-    """Whether the record at `offset` is the whole rest of the file: where a header is cut off, fastwarc just ends.
+    """Whether the rest of the file is one complete record. (Where a header is cut off, fastwarc reports no error.)
 
     Args:
         stream: seekable.
-        offset: None for a file that is compressed as a whole.
+        offset: of the record; None for a file that is compressed as a whole.
     """
     stream.seek(offset or 0)
     head = stream.read(4)
     if head in (_ZSTD_MAGIC, _ZSTD_DICTIONARY_MAGIC):
-        return True  # of these fastwarc reports every incomplete frame
+        return True  # fastwarc reports every incomplete frame of these
     stream.seek(offset or 0)
     if offset is None:
         return _is_whole_gzip(stream)
@@ -62,7 +62,7 @@ def _is_whole_gzip(stream: BinaryIO) -> bool:
 
 
 def zstd_dictionary(stream: BinaryIO) -> bytes | None:
-    """The dictionary that a file begins with, or None. The stream is at its start."""
+    """The dictionary at the start of a file, or None. The stream must be at its start."""
     head = stream.read(8)
     if not head.startswith(_ZSTD_DICTIONARY_MAGIC):
         return None
@@ -71,12 +71,12 @@ def zstd_dictionary(stream: BinaryIO) -> bytes | None:
 
 
 def zstd_reader(stream: BinaryIO, dictionary: bytes | None) -> Any:
-    """Reads a record that may have been packed with a dictionary."""
+    """Reads a record that may be compressed with a dictionary."""
     return ZstdReader(stream, dictionary=dictionary)
 
 
 def decoded(body: bytes, headers: Any) -> bytes | None:
-    """A body with the encodings undone that its HTTP headers (or None) state; None where that cannot be done."""
+    """A body, decoded as its HTTP headers (or None) state; None where that is impossible."""
     if headers is None:
         return body
     encodings = ",".join(headers.get(name) or "" for name in ("Content-Encoding", "Transfer-Encoding"))
@@ -106,7 +106,7 @@ def decoded(body: bytes, headers: Any) -> bytes | None:
 
 
 def _inflated(body: bytes) -> bytes:
-    """`deflate` means zlib's format; some servers leave its head out."""
+    """`deflate` means zlib's format; some servers omit its header."""
     try:
         return zlib.decompress(body)
     except zlib.error:

@@ -22,7 +22,7 @@ from align.filter.network import ImageNetwork
 from align.filter.report import FilterReport
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import raw_shards, read_table
-from align.work import Part
+from align.work import Portion
 from tests.support import tiny_model
 from tests.support.small_filter import evaluation_set, noise, shards, stock_folder
 from tests.support.warc_records import picture
@@ -35,7 +35,7 @@ CONFIG = load_params().section(FilterConfig).model_copy(update={"num_frequent_ng
 
 def run(
     raw: Path, out: Path, evaluation: Path | None = None, config: FilterConfig = CONFIG, policy: Path | None = None,
-    part: Part = ALL,
+    part: Portion = ALL,
 ) -> FilterReport:  # fmt: skip
     report = filter_pairs(
         config, ENGINE, raw, evaluation or out / "none", out / "filtered", out / "reports", policy or out / "none", part
@@ -194,17 +194,17 @@ def test_ranges_commute_and_a_missing_one_is_named(tmp_path: Path, monkeypatch: 
     run(raw, tmp_path / "whole", evaluation)
     ranges = [range(3, 4), range(2), range(2, 3)]
     for part in ranges[:2]:
-        run(raw, tmp_path / "ranges", evaluation, part=Part(part))
+        run(raw, tmp_path / "ranges", evaluation, part=Portion(part))
     work = tmp_path / "ranges/.filtered.part"
     made = {path: path.stat().st_ino for path in (work / "pairs").iterdir()}
     assert len(made) == 3
     with pytest.raises(DataError, match=r"1 of 4 shards are missing: 2; run `align filter --shards`"):
-        run(raw, tmp_path / "ranges", evaluation, part=Part(finish=True))
+        run(raw, tmp_path / "ranges", evaluation, part=Portion(finish=True))
     for part in (ranges[2], *ranges[:2]):
-        run(raw, tmp_path / "ranges", evaluation, part=Part(part))
+        run(raw, tmp_path / "ranges", evaluation, part=Portion(part))
     assert {path: path.stat().st_ino for path in made} == made  # nothing is measured twice
     assert len(list((work / "scored").glob("*.parquet"))) == 4
-    report = run(raw, tmp_path / "ranges", evaluation, part=Part(finish=True))
+    report = run(raw, tmp_path / "ranges", evaluation, part=Portion(finish=True))
     assert report.num_pairs == 8
     assert bytes_of(tmp_path / "ranges") == bytes_of(tmp_path / "whole")
     assert not work.exists()
@@ -260,10 +260,10 @@ def test_evaluation_images_get_all_threads_where_shards_share_them(
 
 def test_other_parameters_do_not_go_on_with_old_work(tmp_path: Path) -> None:
     raw = shards(tmp_path / "raw", 2)
-    run(raw, tmp_path, part=Part(range(2)))
+    run(raw, tmp_path, part=Portion(range(2)))
     other = CONFIG.model_copy(update={"min_words": 5})
     with pytest.raises(DataError, match="no work under these parameters"):
-        run(raw, tmp_path, config=other, part=Part(finish=True))
+        run(raw, tmp_path, config=other, part=Portion(finish=True))
 
 
 def test_opted_out_pairs_are_dropped_first(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.errors import DataError, FormatError
-from align.formats.raw import SCHEMA, image_places, iter_images, raw_shards, read_table
+from align.formats.raw import SCHEMA, image_spans, iter_images, raw_shards, read_raw_manifest, read_table
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 
 
@@ -60,10 +60,10 @@ def test_written_shards_read_back(tmp_path: Path) -> None:
 def test_the_places_of_images_are_where_their_bytes_lie(tmp_path: Path) -> None:
     shard = raw_shards(write(tmp_path / "raw"))[0]
     with shard.tar.open("rb") as file:
-        [(key, offset, size)] = image_places(file, "a tar")
+        [(key, offset, size)] = image_spans(file, "a tar")
     assert (key, shard.tar.read_bytes()[offset : offset + size]) == ("000000000", b"bytes one")
     with pytest.raises(DataError, match="a tar: not a readable tar"):
-        list(image_places(io.BytesIO(b"no tar" * 200), "a tar"))
+        list(image_spans(io.BytesIO(b"no tar" * 200), "a tar"))
 
 
 def test_places_in_a_tar_of_another_make(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_places_in_a_tar_of_another_make(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "000.jpg"
         tar.addfile(link)
     data = (tmp_path / "x.tar").read_bytes()
-    found = list(image_places(io.BytesIO(data), "x"))
+    found = list(image_spans(io.BytesIO(data), "x"))
     assert [key for key, _, _ in found] == ["000", "001"]
     assert [data[offset : offset + size] for _, offset, size in found] == [b"abc", b"abc"]
 
@@ -111,9 +111,32 @@ def test_tars_may_lie_elsewhere(tmp_path: Path) -> None:
     (folder / "00001.parquet").unlink()
     with pytest.raises(DataError, match=r"00001\.parquet: missing"):
         raw_shards(folder, fetch)
-    (folder / "manifest.json").write_text("{}")
-    with pytest.raises(FormatError, match="no manifest that this code reads"):
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"more": 1}, "more: Extra inputs"),
+        ({"digest": None}, "digest: Input should be a valid string"),
+        ({"shards": [{"name": "00000"}]}, r"shards\.0\.num_pairs: Field required"),
+    ],
+)
+def test_a_manifest_of_another_layout_is_refused(tmp_path: Path, change: dict[str, object], says: str) -> None:
+    folder = write(tmp_path / "raw")
+    manifest = read_raw_manifest(folder)
+    assert manifest is not None
+    assert [(shard.name, shard.num_pairs) for shard in manifest.shards] == [("00000", 2), ("00001", 1)]
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
+    with pytest.raises(FormatError, match=rf"manifest\.json: not a manifest that this code reads \({says}"):
         raw_shards(folder)
+    path.write_text("{half")
+    with pytest.raises(FormatError, match="not a manifest"):
+        raw_shards(folder)
+    path.unlink()
+    assert read_raw_manifest(folder) is None
+    assert raw_shards(folder)[0].sha256 is None
 
 
 def test_equal_pairs_are_equal_bytes(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from align.errors import DataError
 from align.formats.raw import iter_images, raw_shards, read_table
 from align.ingest.ingest import ingest as stage
 from align.ingest.report import IngestReport
+from align.ingest.workers import Resources, share_of
 from tests.support.warc_records import page, picture, png_header, response, write_archive
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
@@ -47,8 +48,8 @@ RECORDS = [
 
 
 def ingest(config: IngestConfig, archive: Path, raw: Path) -> IngestReport:
-    sections = [PARAMS.section(section) for section in (DownloadConfig, EngineConfig, StoreConfig)]
-    report = stage(config, *sections, archive=str(archive), raw=raw, policy=raw.parent / "policy")  # type: ignore[arg-type]  # sections of three types in one list
+    resources = Resources(PARAMS.section(DownloadConfig), PARAMS.section(EngineConfig), PARAMS.section(StoreConfig))
+    report = stage(config, resources, archive=str(archive), raw=raw, policy=raw.parent / "policy")
     assert report is not None
     return report
 
@@ -147,7 +148,7 @@ def test_max_pages_takes_the_same_pages_spread_over_the_archive(tmp_path: Path) 
 
 def test_no_img_at_all_is_an_error(tmp_path: Path) -> None:
     archive = write_archive(tmp_path / "a.warc.gz", [page("http://x/", "<p>text")])
-    with pytest.raises(DataError, match="no picture is named in the 1 file"):
+    with pytest.raises(DataError, match=r"the 1 file\(s\) of this source name no picture"):
         ingest(CONFIG, archive, tmp_path / "raw")
 
 
@@ -159,6 +160,36 @@ def test_command(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert str(tmp_path) not in (tmp_path / "reports/ingest/report.json").read_text()
     assert main(["ingest", "--set", f"paths.archive={tmp_path / 'none'}"]) == 1
     assert "none" in capsys.readouterr().err
+
+
+def test_the_report_folder_is_replaced_whole_or_stays(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = tmp_path / "reports/ingest"
+    reports.mkdir(parents=True)
+    (reports / "of_an_old_version.html").write_text("old")
+    sets = [f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime")]
+    arguments = ["ingest", "--set", f"paths.archive={archive}", *(word for item in sets for word in ("--set", item))]
+    assert main(arguments) == 0
+    assert sorted(path.name for path in reports.iterdir()) == ["metrics.json", "report.html", "report.json"]
+    before = {path.name: path.read_bytes() for path in reports.iterdir()}
+
+    def fail(report: IngestReport, directory: Path) -> None:
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr("align.ingest.ingest.write_page", fail)
+    assert main([*arguments, "--set", "ingest.max_pages=1"]) == 1
+    assert {path.name: path.read_bytes() for path in reports.iterdir()} == before
+    assert [path.name for path in reports.parent.iterdir()] == ["ingest"]
+
+
+def test_worker_processes_share_the_bounds_of_requests() -> None:
+    download = PARAMS.section(DownloadConfig).model_copy(
+        update={"max_connections": 10, "max_connections_per_host": 1, "max_requests_per_host_per_s": 6.0}
+    )
+    share = share_of(download, num_workers=4, num_shards=3)
+    assert (share.max_connections, share.max_connections_per_host, share.max_requests_per_host_per_s) == (3, 1, 2.0)
+    assert share_of(download, num_workers=1, num_shards=3) == download
 
 
 def test_retry_failed_asks_for_what_may_come_and_for_nothing_else(

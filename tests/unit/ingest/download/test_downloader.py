@@ -1,4 +1,4 @@
-"""The downloader's parts that need no server: addresses, robots, errors, hosts, the schedule, statistics."""
+"""The downloader's parts that need no server: addresses, robots, errors, hosts, the schedule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from align.ingest.download.addresses import address_policy, target_of
 from align.ingest.download.failure import Failure, of_curl, of_status
 from align.ingest.download.hosts import Host, Job
 from align.ingest.download.schedule import Schedule
-from align.ingest.download.statistics import Statistics
 from tests.support import ROOT
 
 
@@ -275,16 +274,3 @@ def test_a_busy_host_gets_half_as_much_at_a_time() -> None:
     assert host.max_active == 2
     host.failed(Failure("HTTP 429", True, 5.1, busy=True), 20.0, wait_s=5.1, longest_wait_s=5.0, max_failures=99)
     assert host.is_closed(25.0) and not host.is_closed(25.2)
-
-
-def test_statistics_keep_the_largest_hosts_and_the_sum_of_the_others() -> None:
-    counts = Statistics(max_hosts=2)
-    for i in range(6):
-        for _ in range(i + 1):
-            counts.record(f"host{i}", "ok" if i % 2 else "HTTP 404", 10, 1)
-    kept = counts.hosts()
-    assert list(kept) == ["host5", "host4"]
-    assert counts.total.num_pictures == 21 and counts.total.outcomes == {"ok": 12, "HTTP 404": 9}
-    assert counts.total.num_bytes == counts.total.num_attempts * 10 == 210
-    everything = sum(host.num_pictures for host in counts.hosts(99).values()) + counts.others.num_pictures
-    assert everything == 21

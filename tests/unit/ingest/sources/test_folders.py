@@ -62,7 +62,7 @@ def test_saved_pages(tmp_path: Path) -> None:
         (rows[1]["url"], "b.htm", None, b"hi"),
     ]
     assert {row["page_url"] for row in rows[2:]} == {"http://x.example/dir/"}
-    assert short(rows[2:], "caption", "url", "problem", "bytes") == [
+    assert short(rows[2:], "text", "url", "problem", "bytes") == [
         ("red", "sub/a page_files/red 1.png", None, RED),
         ("site", "site.png", None, BLUE),
         ("up", "site.png", None, BLUE),
@@ -87,7 +87,7 @@ def test_many_saved_pages_are_scanned_in_parts(tmp_path: Path) -> None:
         (tmp_path / f"{number:04d}.html").write_text(f"<img src=http://x/{number}.png alt={number}>")
     source = source_at(tmp_path, "source=html")
     assert len(source.files) == 3
-    assert [row["caption"] for row in rows_of(source)[0]] == [str(number) for number in range(1001)]
+    assert [row["text"] for row in rows_of(source)[0]] == [str(number) for number in range(1001)]
 
 
 def test_img2dataset_folder(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_img2dataset_folder(tmp_path: Path) -> None:
     pq.write_table(pa.table(table), tmp_path / "00000.parquet")
     counts: Counter[str] = Counter()
     rows = read_all(tmp_path, "shards", counts)
-    assert short(rows, "url", "caption", "text_source", "problem", "bytes") == [
+    assert short(rows, "url", "text", "text_source", "problem", "bytes") == [
         ("http://x/a.jpg", "a", "caption", None, BLUE),
         ("http://x/b.jpg", "b", "caption", "HTTP Error 404", None),
         ("http://x/c.jpg", "", None, None, None),  # a success that its tar does not hold
@@ -136,7 +136,7 @@ def test_webdataset_tars(tmp_path: Path, form: int) -> None:
     tar(tmp_path / "set/00000.tar", members, form)
     counts: Counter[str] = Counter()
     rows = read_all(tmp_path / "set/*.tar", "shards", counts)
-    assert short(rows, "url", "caption", "text_source", "problem", "bytes") == [
+    assert short(rows, "url", "text", "text_source", "problem", "bytes") == [
         ("set/00000/a/0001", "one", "txt", None, RED),
         ("http://x/2.jpg", "two", "caption", None, BLUE),
         ("set/00000/a/0003", "three", "json", None, RED),
@@ -160,17 +160,17 @@ def test_damaged_tars(tmp_path: Path) -> None:
         data[: 3 * member] + b"x" * 512 + data[3 * member + 512 :],
     ):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match="not a whole tar"):
+        with pytest.raises(DataError, match="not a complete tar"):
             read_all(path, "shards")
         counts: Counter[str] = Counter()
         source = source_at(path, "source=shards", "allow_truncated=true")
         rows, _ = rows_of(source, counts)
         assert [source.read(row["file"], row["offset"]) for row in rows][:3] == [bytes(5000)] * 3
         assert counts["truncated_files"] == 1
-    with pytest.raises(DataError, match="no member of a tar at byte 700"):
+    with pytest.raises(DataError, match="no tar member at byte 700"):
         source.read(str(path), 700)
     path.write_bytes(b"no tar at all" * 100)
-    with pytest.raises(DataError, match="not a whole tar"):
+    with pytest.raises(DataError, match="not a complete tar"):
         read_all(path, "shards")
 
 
@@ -196,7 +196,7 @@ def test_coco_wherever_its_pictures_are(tmp_path: Path, place: str) -> None:
     (root / place / "7.jpg").write_bytes(RED)
     (root / place / "8.jpg").write_bytes(BLUE)
     counts: Counter[str] = Counter()
-    assert short(read_all(root, "coco", counts), "url", "caption", "problem", "bytes") == [
+    assert short(read_all(root, "coco", counts), "url", "text", "problem", "bytes") == [
         ("http://images.example/val2014/7.jpg", "seven", None, RED),
         ("http://images.example/val2014/7.jpg", "sieben", None, RED),
         ("val2014/8.jpg", "acht", None, BLUE),
@@ -232,13 +232,13 @@ def test_karpathy_splits(tmp_path: Path) -> None:
     for name, folder, data in (("1.jpg", "val2014", RED), ("2.jpg", "train2014", BLUE)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).write_bytes(data)
-    assert short(read_all(tmp_path / "dataset_coco.json", "coco"), "url", "caption", "bytes") == [
+    assert short(read_all(tmp_path / "dataset_coco.json", "coco"), "url", "text", "bytes") == [
         ("val2014/1.jpg", "one", RED), ("val2014/1.jpg", "eins", RED), ("train2014/2.jpg", "two", BLUE),
     ]  # fmt: skip
     (tmp_path / "flickr30k-images").mkdir()
     (tmp_path / "flickr30k-images/3.jpg").write_bytes(RED)
     images = [image("gone.jpg", None, "gone"), image("3.jpg", None, "three"), image("4.jpg", None)]
     (tmp_path / "dataset_flickr30k.json").write_text(json.dumps({"images": images}))
-    assert short(read_all(tmp_path / "dataset_flickr30k.json", "coco"), "url", "caption", "text_source", "bytes") == [
+    assert short(read_all(tmp_path / "dataset_flickr30k.json", "coco"), "url", "text", "text_source", "bytes") == [
         ("gone.jpg", "gone", "caption", None), ("3.jpg", "three", "caption", RED), ("4.jpg", "", None, None),
     ]  # fmt: skip

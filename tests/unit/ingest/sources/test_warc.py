@@ -29,7 +29,7 @@ def test_scan_and_random_access(tmp_path: Path, name: str) -> None:
     counts: Counter[str] = Counter()
     source = source_at(write_archive(tmp_path / name, RECORDS))
     candidates, responses = rows_of(source, counts)
-    assert [(row["url"], row["caption"], row["text_source"], row["page_url"]) for row in candidates] == [
+    assert [(row["url"], row["text"], row["text_source"], row["page_url"]) for row in candidates] == [
         ("http://x/a.png", "A", "alt", "http://x/")
     ]
     assert [(row["url"], row["status"], row["location"]) for row in responses] == [
@@ -134,7 +134,7 @@ def test_zstd_with_a_dictionary(tmp_path: Path, compressed: bool) -> None:
     assert path.read_bytes().startswith(b"\x5d\x2a\x4d\x18")
     source = source_at(path)
     candidates, responses = rows_of(source)
-    assert [row["caption"] for row in candidates] == [f"number {one}" for one in range(5)]
+    assert [row["text"] for row in candidates] == [f"number {one}" for one in range(5)]
     for number, row in reversed(list(enumerate(responses))):
         body = source.read(row["file"], row["offset"])
         assert body is not None
@@ -158,7 +158,7 @@ def test_content_encodings_are_undone_or_counted(tmp_path: Path) -> None:
     counts: Counter[str] = Counter()
     source = source_at(write_archive(tmp_path / "a.warc.gz", good + bad))
     candidates, responses = rows_of(source, counts)
-    assert [row["caption"] for row in candidates] == ["packed"] * 5
+    assert [row["text"] for row in candidates] == ["packed"] * 5
     assert counts == {"pages": 7, "pages_unreadable": 2, "rows": 5}
     assert [source.read(row["file"], row["offset"]) for row in responses] == [html] * 5 + [None] * 2
 
@@ -183,7 +183,7 @@ def test_records_of_every_kind(tmp_path: Path) -> None:
     counts: Counter[str] = Counter()
     source = source_at(write_archive(tmp_path / "a.warc.gz", records))
     candidates, responses = rows_of(source, counts)
-    assert [(row["url"], row["caption"]) for row in candidates] == [("http://x/%C3%A9", "é")]
+    assert [(row["url"], row["text"]) for row in candidates] == [("http://x/%C3%A9", "é")]
     assert [(row["url"], row["status"], row["location"]) for row in responses] == [
         ("http://x/a.png", 200, None),
         ("http://x/p", 200, None),
@@ -215,7 +215,7 @@ def test_wat(tmp_path: Path) -> None:
     source = source_at(write_archive(tmp_path / "a.wat.gz", records))
     candidates, responses = rows_of(source, counts)
     assert responses == []
-    assert [(row["url"], row["caption"], row["text_source"], row["problem"]) for row in candidates] == [
+    assert [(row["url"], row["text"], row["text_source"], row["problem"]) for row in candidates] == [
         ("http://x/dir/a.png?x=1&y=2&copy=3", "A & B", "alt", None),
         ("http://cdn.example/b.png", "T", "title", None),
         ("http://x/dir/page#img-2", "half ? a pair", "alt", "no address"),
@@ -238,6 +238,6 @@ def test_wat_texts_that_look_like_json(tmp_path: Path, odd: str) -> None:
         candidates = rows_of(source_at(path))[0]
         whole = odd.encode("utf-8", "replace").decode()
         expected = {"a.png": f"A {whole} b", "b.png": whole, "c.png": "last"}
-        assert [(row["url"], row["caption"]) for row in candidates] == [
+        assert [(row["url"], row["text"]) for row in candidates] == [
             (f"http://x/{link['url']}", expected[link["url"]]) for link in chosen if link["path"] == "IMG@/src"
         ]

@@ -1,0 +1,56 @@
+"""report.html of `align ingest`: how many pairs have a picture, and what failed at which hosts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from align import html
+from align.files import write_text
+from align.formats.raw import SUCCESS
+from align.ingest.report import NUM_HOSTS, IngestReport
+
+
+def write_page(report: IngestReport, directory: Path) -> None:
+    """Writes report.html."""
+    share = report.statuses.get(SUCCESS, 0) / report.num_pairs
+    lead = (
+        f"{report.num_pairs:,} pairs, {share:.1%} with a picture; {report.num_images:,} distinct "
+        f"pictures; {report.num_retryable:,} pairs may succeed if they are retried."
+    )
+    cards = [
+        ("pairs", f"{report.num_pairs:,}", ""),
+        ("with a picture", f"{share:.1%}", "good" if share > 0.5 else "bad"),
+        ("distinct pictures", f"{report.num_images:,}", ""),
+        ("retryable: --retry-failed", f"{report.num_retryable:,}", "warn" if report.num_retryable else ""),
+    ]
+    blocks = [
+        html.cards(cards),
+        html.heading("Why pairs have no picture"),
+        _errors(report) if report.errors else html.paragraph("Every pair has a picture."),
+        html.heading(f"Hosts with most pairs (at most {NUM_HOSTS})"),
+        _hosts(report),
+        html.heading("Pairs by status"),
+        html.table(("status", "pairs"), sorted(report.statuses.items())),
+        html.heading("Pairs by source of the text"),
+        html.table(("source", "pairs"), sorted(report.text_sources.items())),
+    ]
+    write_text(directory / "report.html", html.page("Ingest report", lead, blocks))
+
+
+def _errors(report: IngestReport) -> str:
+    """A table of the errors, the most frequent first."""
+    num_failed = sum(report.errors.values())
+    largest_first = sorted(report.errors.items(), key=lambda item: (-item[1], item[0]))
+    rows = [(error, num, num / num_failed) for error, num in largest_first]
+    return html.table(("reason", "pairs", "share"), rows, bar=2)
+
+
+def _hosts(report: IngestReport) -> str:
+    """A table of the hosts, each with its errors."""
+    rows = []
+    for host, outcomes in report.hosts.items():
+        num_pairs = sum(outcomes.values())
+        num_failed = num_pairs - outcomes.get(SUCCESS, 0)
+        errors = ", ".join(f"{error} {num:,}" for error, num in outcomes.items() if error != SUCCESS)
+        rows.append((host, num_pairs, f"{1 - num_failed / num_pairs:.1%}", num_failed / num_pairs, errors))
+    return html.table(("host", "pairs", "with a picture", "failed", "errors"), rows, bar=3)

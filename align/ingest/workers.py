@@ -1,0 +1,117 @@
+"""The worker processes of `align ingest`. Each writes whole shards, within its share of the bounds of requests."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from align.config.download import DownloadConfig
+from align.config.engine import EngineConfig
+from align.config.store import StoreConfig
+from align.console import say, track
+from align.ingest.download import Downloader
+from align.ingest.fetching import Answer, Pictures, ShardCounts, write_shard
+from align.ingest.plan import PlannedShard
+from align.services.store import keep_tar
+from align.work import in_processes_with
+
+#: What names a shard to the function that opens it.
+Shard = TypeVar("Shard")
+
+_PROGRESS_S = 10.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run may use.
+
+    Attributes:
+        download: bounds of requests to the web; worker processes share them.
+        engine: worker processes, and bounds of the sort.
+        store: access to s3://, and where tars are kept.
+    """
+
+    download: DownloadConfig
+    engine: EngineConfig
+    store: StoreConfig
+
+
+def write_shards(
+    directory: Path,
+    shards: Sequence[Shard],
+    open_shard: Callable[[Shard], AbstractContextManager[PlannedShard]],
+    pictures: Pictures,
+    resources: Resources,
+) -> None:
+    """Writes shards in parallel and reports progress.
+
+    A worker keeps its downloader, so that what it learnt about a host, such as its robots.txt, serves the next shard.
+
+    Args:
+        directory: the work folder.
+        shards: what `open_shard` takes.
+        open_shard: opens one shard in the worker process. Can be pickled.
+        pictures: how pictures are processed.
+        resources: what the workers may use.
+    """
+    share = share_of(resources.download, resources.engine.num_workers, len(shards))
+    write = partial(_write, directory, open_shard, pictures, resources.store)
+    written = in_processes_with(partial(Downloader, share), write, shards, resources.engine.num_workers)
+    start, num_pairs, num_pictures = time.monotonic(), 0, 0
+    for number, counts in enumerate(track(written, what="ingest: shards", total=len(shards)), start=1):
+        num_pairs, num_pictures = num_pairs + counts.num_pairs, num_pictures + counts.num_with_picture
+        spent_s = time.monotonic() - start
+        left_s = spent_s / number * (len(shards) - number)
+        say(
+            f"ingest: {number:,} of {len(shards):,} shards, {num_pairs:,} pairs, "
+            f"{num_pictures / max(1, num_pairs):.1%} with a picture, {num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, "
+            f"{left_s / 60:,.1f} min left"
+        )
+
+
+def share_of(download: DownloadConfig, num_workers: int | None, num_shards: int) -> DownloadConfig:
+    """The bounds of one worker process, so that all of them together keep to `download`."""
+    count = max(1, min(num_workers or os.cpu_count() or 1, num_shards))
+    rate = download.max_requests_per_host_per_s
+    return download.model_copy(
+        update={
+            "max_connections": max(1, download.max_connections // count),
+            "max_connections_per_host": max(1, download.max_connections_per_host // count),
+            "max_requests_per_host_per_s": None if rate is None else rate / count,
+        }
+    )
+
+
+def _write(
+    directory: Path,
+    open_shard: Callable[[Shard], AbstractContextManager[PlannedShard]],
+    pictures: Pictures,
+    store: StoreConfig,
+    downloader: Downloader,
+    shard: Shard,
+) -> ShardCounts:
+    with open_shard(shard) as planned:
+        fetch = partial(_fetch, downloader, planned.name)
+        return write_shard(directory, planned, pictures, fetch=fetch, keep_tar=partial(keep_tar, config=store))
+
+
+def _fetch(downloader: Downloader, name: str, urls: Iterable[str]) -> Iterator[Answer]:
+    """The web's answers, with a progress line every ten seconds."""
+    start = last = time.monotonic()
+    count = num_good = 0
+    for answer in downloader.fetch(urls):
+        count, num_good = count + 1, num_good + (answer.data is not None)
+        yield answer
+        now = time.monotonic()
+        if now - last >= _PROGRESS_S:
+            last = now
+            say(
+                f"ingest: shard {name}: {count:,} addresses, {num_good / count:.1%} fetched, "
+                f"{count / (now - start):,.0f}/s"
+            )

@@ -1,4 +1,4 @@
-"""Section `download`: how pictures are fetched from the web. Part of `align ingest`."""
+"""Section `download`: how `align ingest` fetches pictures from the web."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from align.config.params import Section
 
 
 class DownloadConfig(Section):
-    """Bounds of one request, politeness towards a host, and what is done with the bytes."""
+    """Bounds of requests, politeness towards hosts, and how the bytes are stored."""
 
     section: ClassVar[str] = "download"
 
-    #: How we call ourselves; say there how to reach you.
+    #: The name that we send; state there how to reach you.
     user_agent: Annotated[str, Field(min_length=1)]
     #: Whether robots.txt and X-Robots-Tag (noai, noimageai, noindex, noimageindex) are obeyed.
     obey_robots: bool
-    #: Requests in flight over all hosts, and towards one.
+    #: Requests in flight to all hosts together, and to one host.
     max_connections: PositiveInt
     max_connections_per_host: PositiveInt
-    #: Requests started per second towards one host; None for no limit but the connections.
+    #: Requests started per second to one host; None: only the connections limit it.
     max_requests_per_host_per_s: PositiveFloat | None
     #: Time for name resolution, connection and TLS.
     connect_timeout_s: PositiveFloat
     #: Time for one attempt, redirects included, from its start to the last byte.
     timeout_s: PositiveFloat
-    #: Time for a picture, all attempts and waits between them included.
+    #: Time for a picture, including all attempts and the waits between them.
     deadline_s: PositiveFloat
-    #: Larger bodies are given up, whatever their headers say.
+    #: Larger bodies are given up, even if their headers state less.
     max_image_bytes: PositiveInt
-    #: Of all bodies under way; one picture may exceed it, so that things go on.
+    #: Of all bodies in flight; one picture may exceed it, so that there is progress.
     max_bytes_in_flight: PositiveInt
     max_redirects: NonNegativeInt
-    #: Further attempts after a failure that may pass: time-outs, lost connections, DNS, 408, 425, 429, 5xx.
+    #: More attempts after a failure that may be temporary: time-outs, lost connections, DNS, 408, 425, 429, 5xx.
     num_retries: NonNegativeInt
-    #: So many failures that may pass, in a row, and a host is given up for `deadline_s`: what else is asked of it
-    #: fails at once.
+    #: After this many temporary failures in a row, a host is given up for `deadline_s`: its other pictures fail
+    #: at once.
     max_failures_per_host: PositiveInt
-    #: From an attempt's start to the next, doubled each time; a server's Retry-After counts where it is longer.
+    #: Time from the start of an attempt to the next one, doubled each time; a server's Retry-After counts if longer.
     backoff_s: NonNegativeFloat
-    #: CIDR ranges that may be asked although private; other private, loopback and link-local addresses are refused.
+    #: CIDR ranges to allow although they are private; other private, loopback and link-local addresses are refused.
     allow_networks: Annotated[tuple[str, ...], Field(strict=False)]
-    #: Shorter side to which larger pictures are shrunk and re-encoded as JPEG; None stores the bytes as they came.
+    #: Larger pictures are shrunk to this shorter side and re-encoded as JPEG; None stores the bytes as they came.
     resize_px: PositiveInt | None
     #: Of those re-encoded pictures.
     jpeg_quality: Annotated[int, Field(ge=1, le=100)]
@@ -53,5 +53,5 @@ class DownloadConfig(Section):
     @classmethod
     def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
         for network in networks:
-            ip_network(network)  # its ValueError says what is wrong
+            ip_network(network)  # its ValueError states the problem
         return networks

@@ -1,4 +1,4 @@
-"""Parameters of `align ingest`."""
+"""Section `ingest`: the source of pairs, and how data/raw is made from it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from align.config.params import Section
 
-#: Where a page may say what a picture shows.
-TextPlace = Literal["alt", "figcaption", "title", "aria-label"]
+#: Where a page may have the text of a picture.
+TextSource = Literal["alt", "figcaption", "title", "aria-label"]
 
 
 class Columns(BaseModel):
-    """The names of a URL table's columns; a table without a header has them in this order."""
+    """The names of a URL table's columns. A table without a header has them in this order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     url: str
     text: str
-    #: The page that shows the picture; None where the table does not say.
+    #: The page that shows the picture; None where the table has no such column.
     page_url: str | None
 
 
@@ -28,20 +28,20 @@ class IngestConfig(Section):
 
     section: ClassVar[str] = "ingest"
 
-    #: What `paths.archive` is: WARC or WAT files, saved pages, a table of URLs, img2dataset's or webdataset's folder,
-    #: or COCO's (or Karpathy's) JSON.
+    #: The kind of `paths.archive`: WARC or WAT files, saved pages, a table of URLs, a folder of img2dataset or
+    #: webdataset, or the JSON of COCO (or Karpathy).
     source: Literal["warc", "html", "url_table", "shards", "coco"]
-    #: Pictures that pages name: out of the archive itself, from the web, or from the web where the archive has none.
+    #: Where to get pictures that pages name: the archive itself, the web, or the web where the archive has none.
     images_from: Literal["archive", "web", "archive_then_web"]
-    #: Where a page's texts are looked for; the first of these that says something is the text.
-    text_from: Annotated[tuple[TextPlace, ...], Field(strict=False, min_length=1)]
-    #: Of a URL table.
+    #: Where to look for a page's texts; the first non-empty one is the text.
+    text_from: Annotated[tuple[TextSource, ...], Field(strict=False, min_length=1)]
+    #: The columns of a URL table.
     columns: Columns
-    #: Pages taken from the archive, spread evenly over it; None takes all.
+    #: Pages to take from the archive, spread evenly over it; None takes all.
     max_pages: PositiveInt | None
-    #: Pairs per shard, nearly: the pairs of one picture stay in one shard.
+    #: Approximate pairs per shard: all pairs of one picture stay in one shard.
     shard_size: int = Field(ge=1, le=100_000)
-    #: Larger pictures are not decoded: width x height from the header.
+    #: Pictures with more pixels are not decoded; the header states width and height.
     max_image_pixels: PositiveInt
-    #: Take the readable part of a file that is cut off, instead of an error.
+    #: Take the readable part of a file that is cut off, instead of stopping with an error.
     allow_truncated: bool

@@ -1,1 +1,1 @@
-"""What data/raw and data/shards look like on disk: read here, written by the stages `ingest` and `shard`."""
+"""The formats on disk, one artefact per module, each read and checked here."""

@@ -1,13 +1,13 @@
-"""data/policy/opted_out.csv: pictures that people asked to forget; a small committed file that stages obey.
+"""data/policy/opted_out.csv: pictures that people asked to remove; a small committed file that stages obey.
 
     kind,value,reason,added     sorted by kind and value, no (kind, value) twice; added is a date (UTC)
 
-A take-down is about a picture: all pairs that show it go. It is named by what outlives an ingest, for keys are numbered
-anew by each one; `align forget --keys` resolves them first.
+A take-down removes a picture with all pairs that show it. An entry names what is the same in every ingest. Keys are
+not, because each ingest numbers pairs again; `align forget --keys` first resolves them.
 
     url        of the picture, or of the page that shows it, letter for letter
-    host       of either, with all hosts below it: example.org is img.example.org's too
-    image_id   sha256 of the picture's bytes, wherever they come from
+    host       of either, subdomains included: example.org covers img.example.org
+    image_id   sha256 of the picture's bytes, from any source
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HEADER = ["kind", "value", "reason", "added"]
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """One line. `reason` is free text and may be empty; `added` is YYYY-MM-DD."""
+    """One line of the file. `reason` is free text and may be empty; `added` is YYYY-MM-DD."""
 
     kind: str
     value: str
@@ -39,14 +39,14 @@ class Entry:
 
 
 class OptedOut:
-    """The whole file. Picklable; empty (and false) where nobody has opted out.
+    """All entries. Can be pickled; empty (and false) where nobody has opted out.
 
     Attributes:
         entries: in the file's order.
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        """Args: entries: in any order; of equal (kind, value) the first stays, so recording twice changes nothing."""
+        """Args: entries: in any order; of equal (kind, value) the first is kept, so recording twice changes nothing."""
         known: dict[tuple[str, str], Entry] = {}
         for entry in entries:
             known.setdefault((entry.kind, entry.value), entry)
@@ -59,7 +59,7 @@ class OptedOut:
         return bool(self.entries)
 
     def entry(self, url: str | None, page_url: str | None, image_id: str | None) -> tuple[str, str] | None:
-        """The (kind, value) that a pair is opted out by, or None. Arguments as in the columns of data/raw."""
+        """The (kind, value) of the entry that covers a pair, or None. Arguments as in the columns of data/raw."""
         if image_id in self._image_ids:
             return "image_id", str(image_id)
         for address in (url, page_url):
@@ -75,12 +75,12 @@ class OptedOut:
         return None
 
     def matches(self, url: str | None, page_url: str | None, image_id: str | None) -> bool:
-        """Whether a pair is opted out. Ask without image_id before a picture is fetched, and with it afterwards."""
+        """Whether a pair is opted out. Before its picture is fetched, image_id is None."""
         return bool(self.entries) and self.entry(url, page_url, image_id) is not None
 
 
 def host_of(url: str) -> str:
-    """Lower case, without port; empty where there is none or the URL is malformed."""
+    """The host in lower case, without port; empty where the URL has none or is malformed."""
     try:
         return (urlsplit(url).hostname or "").rstrip(".")
     except ValueError:
@@ -88,25 +88,25 @@ def host_of(url: str) -> str:
 
 
 def problem_with(kind: str, value: str) -> str | None:
-    """Why a value could match no pair, or None."""
+    """Why a value cannot match any pair, or None."""
     if kind not in KINDS:
-        return f"unknown kind {kind!r}; known are {', '.join(KINDS)}"
+        return f"unknown kind {kind!r}; the kinds are {', '.join(KINDS)}"
     if kind == "image_id" and not re.fullmatch("[0-9a-f]{64}", value):
-        return "no sha256 (64 digits 0-9a-f)"
+        return "not a sha256 (64 digits 0-9a-f)"
     if kind == "host" and (
         value != value.lower() or not re.fullmatch(r"[\w-]+(\.[\w-]+)*|[0-9a-f:]*:[0-9a-f:.]*", value)
     ):
-        return "no host name (such as example.org: lower case, no scheme, no port, no path)"
+        return "not a host name (such as example.org: lower case, no scheme, no port, no path)"
     if kind == "url" and not value:
         return "empty"
     return None
 
 
 def read_opted_out(policy: Path) -> OptedOut:
-    """Reads `policy/opted_out.csv`; an absent file is an empty one.
+    """Reads `policy/opted_out.csv`; a missing file counts as an empty one.
 
     Raises:
-        FormatError: a line is not what this module writes; the message names it.
+        FormatError: a line is malformed; the message names it.
     """
     path = policy / OPTED_OUT
     try:
@@ -114,7 +114,7 @@ def read_opted_out(policy: Path) -> OptedOut:
     except FileNotFoundError:
         return OptedOut()
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not UTF-8 ({error.reason}); take it from git again") from None
+        raise FormatError(f"{path}: not UTF-8 ({error.reason}); restore it from git") from None
     rows = csv.reader(io.StringIO(text, newline=""))
     if next(rows, None) != _HEADER:
         raise FormatError(f"{path}: the first line must be {','.join(_HEADER)}")
@@ -123,14 +123,14 @@ def read_opted_out(policy: Path) -> OptedOut:
         problem = f"{len(row)} columns" if len(row) != len(_HEADER) else problem_with(row[0], row[1])
         if problem:
             raise FormatError(
-                f"{path}, line {rows.line_num}: {problem}; mend the line, `align forget` writes right ones"
+                f"{path}, line {rows.line_num}: {problem}; correct the line, or write entries with `align forget`"
             )
         entries.append(Entry(*row))
     return OptedOut(entries)
 
 
 def write_opted_out(policy: Path, opted_out: OptedOut) -> None:
-    """Writes the file atomically; equal entries are equal bytes."""
+    """Writes the file atomically; equal entries give equal bytes."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_HEADER)

@@ -1,7 +1,7 @@
-"""Writing plain tars: USTAR headers with no time, owner or user in them, so that equal members are equal bytes.
+"""Writes plain tars: USTAR headers without times, owners or users, so that equal members are equal bytes.
 
-`tarfile` spends some 60 µs a member, more than all else that is done for a small picture; this header one.
-Names are short and ASCII here (a key and an extension), which USTAR's 100 characters hold.
+`tarfile` needs some 60 µs per member, more than everything else that a small picture costs; this needs 1 µs. Names are
+short and ASCII here (a key and an extension), so they fit into USTAR's 100 characters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_BYTES = 8**11 - 1
 
 
 def header(name: str, num_bytes: int, mode: int = 0o644) -> bytes:
-    """The 512 bytes before a member's data; `mode` is its permissions. Raises ValueError for what USTAR cannot say."""
+    """The 512 bytes before a member's data; `mode` is its permissions. Raises ValueError where USTAR has no room."""
     encoded = name.encode("ascii")
     if len(encoded) > 100 or num_bytes > _MAX_BYTES:
         raise ValueError(f"no USTAR header can hold {name!r} of {num_bytes:,} bytes")
@@ -31,15 +31,15 @@ def header(name: str, num_bytes: int, mode: int = 0o644) -> bytes:
 
 
 def padding(num_bytes: int) -> bytes:
-    """The zeros that fill a member's last block."""
+    """The zeros that fill up a member's last block."""
     return bytes(-num_bytes % BLOCK)
 
 
 class Sink(Protocol):
-    """What a tar is written to: an open file, or what stands in for one."""
+    """What a tar is written to: an open file, or a replacement with the same method."""
 
     def writelines(self, lines: Iterable[bytes], /) -> None:
-        """Appends them all."""
+        """Appends all of the pieces."""
         ...
 
 

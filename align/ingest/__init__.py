@@ -1,1 +1,1 @@
-"""How `align ingest` works: plan every pair, fetch each picture once, write shards, retry what failed for a while."""
+"""The stage `ingest`: plans all pairs, fetches each picture once, writes shards, retries temporary failures."""

@@ -84,9 +84,13 @@ def ingest(
     key = key_of(provenance.digest(*_DECIDING), config, download, stamps, entries)
     with work_directory(raw, key, portion) as work:
         plan = make_plan(
-            source, work / "plan", partial(_open_duckdb, engine), max_pages=config.max_pages,
-            shard_size=config.shard_size, num_workers=engine.num_workers,
-        )  # fmt: skip
+            source,
+            work / "plan",
+            partial(_open_duckdb, engine),
+            max_pages=config.max_pages,
+            shard_size=config.shard_size,
+            num_workers=engine.num_workers,
+        )
         if portion.finish:
             require_done("ingest", plan.names, partial(is_written, work))
         images_from = "web" if config.source == "url_table" else config.images_from

@@ -86,10 +86,18 @@ def summarise(sql: Engine, raw: Path, counts: dict[str, int], num_files: int) ->
         },
     }
     return IngestReport(
-        metrics=metrics, num_files=num_files, num_pages=num_pages, num_pages_in_archive=counts.get("pages", num_pages),
-        num_pages_unreadable=counts.get("pages_unreadable", 0), num_pairs=int(num_pairs), num_images=num_images,
-        num_retryable=int(num_retryable), num_truncated_files=counts.get("truncated_files", 0),
-        num_rows_unreadable=counts.get("rows_unreadable", 0), hosts=hosts,
+        metrics=metrics,
+        num_files=num_files,
+        num_pages=num_pages,
+        num_pages_in_archive=counts.get("pages", num_pages),
+        num_pages_unreadable=counts.get("pages_unreadable", 0),
+        num_pairs=int(num_pairs),
+        num_images=num_images,
+        num_retryable=int(num_retryable),
+        num_truncated_files=counts.get("truncated_files", 0),
+        num_rows_unreadable=counts.get("rows_unreadable", 0),
+        hosts=hosts,
         statuses={key: int(num) for key, num in statuses.items()},
-        errors={key: int(num) for key, num in errors}, text_sources={key: int(num) for key, num in sources},
-    )  # fmt: skip
+        errors={key: int(num) for key, num in errors},
+        text_sources={key: int(num) for key, num in sources},
+    )

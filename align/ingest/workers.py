@@ -76,7 +76,7 @@ def write_shards(
 
 
 def share_of(download: DownloadConfig, num_workers: int | None, num_shards: int) -> DownloadConfig:
-    """The bounds of one worker process, so that all of them together keep to `download`."""
+    """The bounds of one worker process, such that all workers together obey `download`."""
     count = max(1, min(num_workers or os.cpu_count() or 1, num_shards))
     rate = download.max_requests_per_host_per_s
     return download.model_copy(

@@ -52,16 +52,16 @@ class RawShardWriter:
     def __init__(self, directory: Path, name: str, position_digits: int, keep_tar: Callable[[Path, str], None]) -> None:
         self._directory, self._name, self._position_digits = directory, name, position_digits
         self._keep_tar = keep_tar
-        self._beside = {suffix: directory / f".{name}{suffix}" for suffix in (".tar", ".parquet")}
+        self._temporary = {suffix: directory / f".{name}{suffix}" for suffix in (".tar", ".parquet")}
         self._statuses: Counter[str] = Counter()
         self._messages: Counter[str] = Counter()
         self._rows: list[dict[str, Any]] = []
         self.num_rows = 0
 
     def __enter__(self) -> RawShardWriter:
-        self._file = self._beside[".tar"].open("wb")
+        self._file = self._temporary[".tar"].open("wb")
         self._tar = TarWriter(self._file)
-        self._table = pq.ParquetWriter(self._beside[".parquet"], SCHEMA, compression="zstd")
+        self._table = pq.ParquetWriter(self._temporary[".parquet"], SCHEMA, compression="zstd")
         return self
 
     @property
@@ -109,13 +109,13 @@ class RawShardWriter:
             if kind is None:
                 self._commit()
         finally:
-            for path in self._beside.values():
+            for path in self._temporary.values():
                 path.unlink(missing_ok=True)
 
     def _commit(self) -> None:
-        for path in self._beside.values():
+        for path in self._temporary.values():
             fsync(path)
-        tar = self._beside[".tar"]
+        tar = self._temporary[".tar"]
         stats: dict[str, Any] = {
             "count": self.num_rows,
             "successes": self._statuses[SUCCESS],
@@ -124,12 +124,12 @@ class RawShardWriter:
             "status_dict": dict(sorted(self._messages.items())),
             "tar_sha256": sha256_file(tar),
             "tar_bytes": tar.stat().st_size,
-            "table_sha256": sha256_file(self._beside[".parquet"]),
+            "table_sha256": sha256_file(self._temporary[".parquet"]),
         }
         os.replace(tar, self._directory / f"{self._name}.tar")
         self._keep_tar(self._directory / f"{self._name}.tar", stats["tar_sha256"])
         write_text(self._directory / f"{self._name}_stats.json", json.dumps(stats, indent=4, ensure_ascii=False) + "\n")
-        os.replace(self._beside[".parquet"], self._directory / f"{self._name}.parquet")
+        os.replace(self._temporary[".parquet"], self._directory / f"{self._name}.parquet")
         fsync(self._directory)
 
 
@@ -151,10 +151,15 @@ def write_raw_manifest(directory: Path, names: list[str]) -> RawManifest:
             stats = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise DataError(f"{path}: missing; run `align ingest` again") from None
-        shards.append(ListedShard(
-            name=name, num_pairs=stats["count"], tar_sha256=stats["tar_sha256"], tar_bytes=stats["tar_bytes"],
-            table_sha256=stats["table_sha256"],
-        ))  # fmt: skip
+        shards.append(
+            ListedShard(
+                name=name,
+                num_pairs=stats["count"],
+                tar_sha256=stats["tar_sha256"],
+                tar_bytes=stats["tar_bytes"],
+                table_sha256=stats["table_sha256"],
+            )
+        )
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(f"{shard.tar_sha256} {shard.table_sha256}\n".encode("ascii"))

@@ -1,4 +1,4 @@
-"""What the parts ask of the place that stores files. `align.services.store` and its neighbours implement it."""
+"""What the parts need from storage. `align.services.store`, `store_files` and `store_mirror` implement it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Tars(Protocol):
 
 
 class Mirror(Protocol):
-    """A second place for checkpoints, such as an object store. Names are `run/file`."""
+    """A second copy of checkpoints, in an object store. Names are `run/file`."""
 
     def put(self, path: Path, name: str) -> None:
         """Stores a file. Raises ServiceError where the server is unavailable."""

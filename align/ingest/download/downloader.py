@@ -200,9 +200,13 @@ class Downloader:
 
     def _new_exchange(self) -> Exchange:
         exchange = Exchange(
-            self._config.user_agent, self._config.connect_timeout_s, self._may_connect, self._budget,
-            self._curl_options, obey_robots=self._config.obey_robots,
-        )  # fmt: skip
+            self._config.user_agent,
+            self._config.connect_timeout_s,
+            self._may_connect,
+            self._budget,
+            self._curl_options,
+            obey_robots=self._config.obey_robots,
+        )
         self._exchanges.append(exchange)
         return exchange
 
@@ -314,10 +318,16 @@ class Downloader:
         self._num_open -= 1
         self._results.append(
             Fetched(
-                url, data, failure.error if failure else None, failure is not None and failure.retryable, num_attempts,
-                job.status if job else None, host, wall_s,
+                url,
+                data,
+                failure.error if failure else None,
+                failure is not None and failure.retryable,
+                num_attempts,
+                job.status if job else None,
+                host,
+                wall_s,
             )
-        )  # fmt: skip
+        )
 
     def _abandon(self) -> None:
         """Ends the requests under way and forgets all URLs."""

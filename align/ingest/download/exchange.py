@@ -90,9 +90,15 @@ class Exchange:
     """
 
     def __init__(
-        self, user_agent: str, connect_timeout_s: float, may_connect: Callable[[str, int], bool], budget: Budget,
-        curl_options: Mapping[int, Any], *, obey_robots: bool,
-    ) -> None:  # fmt: skip
+        self,
+        user_agent: str,
+        connect_timeout_s: float,
+        may_connect: Callable[[str, int], bool],
+        budget: Budget,
+        curl_options: Mapping[int, Any],
+        *,
+        obey_robots: bool,
+    ) -> None:
         self._may_connect = may_connect
         self._budget = budget
         self._obeyed_token = robots.token_of(user_agent) if obey_robots else None

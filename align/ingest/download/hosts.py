@@ -60,9 +60,21 @@ class Host:
     """
 
     __slots__ = (
-        "_limit", "_num_failures", "asks_robots", "closed", "closed_until_s", "free_at_s", "is_listed", "max_active",
-        "num_active", "queue", "robots", "robots_queue", "robots_until_s", "target",
-    )  # fmt: skip
+        "_limit",
+        "_num_failures",
+        "asks_robots",
+        "closed",
+        "closed_until_s",
+        "free_at_s",
+        "is_listed",
+        "max_active",
+        "num_active",
+        "queue",
+        "robots",
+        "robots_queue",
+        "robots_until_s",
+        "target",
+    )
 
     def __init__(self, target: Target, limit: int) -> None:
         self.target = target
@@ -104,12 +116,12 @@ class Host:
             self.max_active = max(1, self.max_active // 2)
             self.free_at_s = max(self.free_at_s, now + wait_s)
         if why.retry_after_s is not None and why.retry_after_s > longest_wait_s:
-            self.close(Failure(f"{why.code}: to be asked again in {why.retry_after_s:,.0f} s", retryable=True,
-                               status=why.status), now + why.retry_after_s)  # fmt: skip
+            error = f"{why.code}: to be asked again in {why.retry_after_s:,.0f} s"
+            self.close(Failure(error, retryable=True, status=why.status), now + why.retry_after_s)
         elif self._num_failures >= max_failures:
-            words = f"{why.error}; given up after {self._num_failures} such failures in a row"
-            self.close(Failure(words if ":" in why.error else words.replace(";", ":", 1), why.retryable,
-                               status=why.status), now + longest_wait_s)  # fmt: skip
+            separator = ";" if ":" in why.error else ":"
+            error = f"{why.error}{separator} given up after {self._num_failures} such failures in a row"
+            self.close(Failure(error, why.retryable, status=why.status), now + longest_wait_s)
             self._num_failures = max_failures - 1  # afterwards one failure is enough
 
     def close(self, why: Failure, until_s: float) -> None:

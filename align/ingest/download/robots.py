@@ -77,10 +77,10 @@ def _matches(pattern: str, path: str) -> bool:
         return not is_whole or end == len(path)
     *middle, last = others
     for part in middle:
-        found = path.find(part, end)
-        if found < 0:
+        start = path.find(part, end)
+        if start < 0:
             return False
-        end = found + len(part)
+        end = start + len(part)
     return path.endswith(last, end) if is_whole else path.find(last, end) >= 0
 
 

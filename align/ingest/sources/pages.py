@@ -1,6 +1,6 @@
 """An HTML page's bytes -> its pictures: address and text of every <img>, in page order.
 
-Decisions where pages leave room:
+Decisions where HTML allows several readings:
 
 * The address is the largest candidate of `srcset` and of the `<source>`s of an enclosing <picture>: by width (`800w`)
   where any states one, else by density (`2x`). `sizes` and `media` describe a screen, which we do not have. Of equal

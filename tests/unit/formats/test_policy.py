@@ -64,9 +64,9 @@ def test_the_committed_file_is_readable_and_an_absent_one_is_empty(tmp_path: Pat
         ("kind,value\n", "first line"),
         (HEADER + "url,https://a/,\n", "line 2: 3 columns"),
         (HEADER + "host,a.org,,2026-01-02\nkey,000000001,,2026-01-02\n", "line 3: unknown kind 'key'"),
-        (HEADER + f"image_id,{SHA.upper()},,2026-01-02\n", "no sha256"),
-        (HEADER + "host,https://a.org/,,2026-01-02\n", "no host name"),
-        (HEADER + "host,A.org,,2026-01-02\n", "no host name"),
+        (HEADER + f"image_id,{SHA.upper()},,2026-01-02\n", "not a sha256"),
+        (HEADER + "host,https://a.org/,,2026-01-02\n", "not a host name"),
+        (HEADER + "host,A.org,,2026-01-02\n", "not a host name"),
         (HEADER + "url,,,2026-01-02\n", "empty"),
     ],
 )

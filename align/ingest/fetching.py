@@ -23,7 +23,10 @@ from align.pairs.picture import PictureError, read_header, shrink
 
 
 class Answer(Protocol):
-    """The web's answer for one address. `align.ingest.download.Fetched` is one."""
+    """The web's answer for one address. `align.ingest.download.Fetched` is one.
+
+    This module does not import it, so that the downloader's code is not among that which decides the bytes.
+    """
 
     @property
     def url(self) -> str:

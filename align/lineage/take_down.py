@@ -29,6 +29,7 @@ from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, MANIFEST, SU
 from align.formats.shards import SPLITS, read_manifest
 from align.formats.tar import BLOCK, header, padding
 from align.ingest.writer import write_raw_manifest
+from align.protocols.store import FetchTar
 from align.work import key_of, work_directory
 
 #: error_message of a row whose picture is not there because somebody asked for that.
@@ -249,7 +250,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def shards_show(shards: Path, image_ids: frozenset[str], tar_of: Callable[[str, int], Path] | None = None) -> bool:
+def shards_show(shards: Path, image_ids: frozenset[str], tar_of: FetchTar | None = None) -> bool:
     """Whether data/shards (or a laid out version of it) holds one of these pictures.
 
     Args:
@@ -270,9 +271,7 @@ def index_shows(index: Path, image_ids: frozenset[str]) -> bool:
     return not image_ids.isdisjoint(ids)
 
 
-def iter_rows(
-    shards: Path, tar_of: Callable[[str, int], Path] | None = None
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def iter_rows(shards: Path, tar_of: FetchTar | None = None) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(split, tar, JSON of the sample) of every sample of data/shards, without reading a picture. Raises as above."""
     manifest = read_manifest(shards)
     for split in SPLITS:
@@ -294,7 +293,7 @@ def seen(
     image_ids: frozenset[str],
     *,
     text: str | None = None,
-    tar_of: Callable[[str, int], Path] | None = None,
+    tar_of: FetchTar | None = None,
 ) -> dict[str, int]:
     """Split -> how many pairs of these pictures (with this text) are in it. Other arguments, errors: `shards_show`."""
     counts: Counter[str] = Counter()

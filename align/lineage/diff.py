@@ -1,7 +1,7 @@
-"""diff: two versions of the data. Which pairs entered and left, why, and how what is kept has moved.
+"""diff: compares two versions of the data. Which pairs entered and left, why, and how the kept pairs differ.
 
 A version is a git revision with a dvc.lock (such as run/demo), whose tables come from DVC's cache or remotes, or a
-folder that holds data/raw and data/filtered (such as data). See `align.lineage.difference`.
+folder that holds data/raw and data/filtered (such as data). See `align.lineage.diff_tables`.
 """
 
 from __future__ import annotations
@@ -17,50 +17,51 @@ from align.console import say
 from align.errors import DataError
 from align.files import to_json, write_text
 from align.lineage.data_versions import DataVersions
-from align.lineage.difference import Side, compare
-from align.lineage.page import as_page, as_text
+from align.lineage.diff_page import as_page
+from align.lineage.diff_tables import VersionTables, compare
+from align.lineage.diff_text import as_text
 from align.services.engine import open_engine
 
 
-def side(name: str, paths: PathsConfig, versions: DataVersions) -> Side:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    what = "git revision of a run, such as run/demo; or a folder with raw and filtered in it, such as data"
+    parser.add_argument("before", metavar="DATA_A", help=what)
+    parser.add_argument("after", metavar="DATA_B", help="the same")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with figures")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align diff`: find the tables of both versions, compare them, print the report."""
+    paths, config = params.section(PathsConfig), params.section(EngineConfig)
+    with tempfile.TemporaryDirectory(prefix="align-", dir=config.temp_directory) as scratch:
+        versions = DataVersions(Path.cwd(), Path(scratch))
+        before, after = (find_tables(name, paths, versions) for name in (args.before, args.after))
+        with open_engine(config) as engine:
+            report = compare(engine, before, after)
+    if args.html:
+        write_text(args.html, as_page(report))
+        say(f"diff: {args.html} written")
+    print(to_json(report.model_dump(mode="json")).rstrip("\n") if args.json else as_text(report))
+
+
+def find_tables(name: str, paths: PathsConfig, versions: DataVersions) -> VersionTables:
     """The tables of a folder or of a git revision.
 
     Raises:
         DataError: it is neither, it has no such data, or its tables are gone from DVC's cache and remotes.
     """
     if Path(name).is_dir():
-        return Side(name, Path(name) / paths.raw.name, Path(name) / paths.filtered.name)
+        return VersionTables(name, Path(name) / paths.raw.name, Path(name) / paths.filtered.name)
     outs = versions.lock(name)
     folders = []
     for path in (paths.raw.as_posix(), paths.filtered.as_posix()):
         if path not in outs:
-            raise DataError(f"'{name}': its dvc.lock knows no {path}; was that run another pipeline, or cut short?")
+            raise DataError(f"'{name}': its dvc.lock has no {path}; was that another pipeline, or a run cut short?")
         folder = versions.lay_out(outs[path], "*.parquet")
         if folder is None:
-            away = "".join(f" ({why})" for why in versions.unreachable.values())
-            raise DataError(f"'{name}': the tables of {path} are neither in DVC's cache nor in a remote{away}")
+            problems = "".join(f" ({why})" for why in versions.unreachable.values())
+            raise DataError(f"'{name}': the tables of {path} are neither in DVC's cache nor in a remote{problems}")
         folders.append(folder)
-    return Side(name, *folders)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    what = "git revision of a run, such as run/demo, or a folder with raw and filtered in it, such as data"
-    parser.add_argument("before", metavar="DATA_A", help=what)
-    parser.add_argument("after", metavar="DATA_B", help="likewise")
-    parser.add_argument("--json", action="store_true", help="everything, for programs")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with figures")
-
-
-def main(params: Params, args: argparse.Namespace) -> None:
-    """`align diff`."""
-    paths, config = params.section(PathsConfig), params.section(EngineConfig)
-    with tempfile.TemporaryDirectory(prefix="align-", dir=config.temp_directory) as scratch:
-        versions = DataVersions(Path.cwd(), Path(scratch))
-        before, after = (side(name, paths, versions) for name in (args.before, args.after))
-        with open_engine(config) as engine:
-            found = compare(engine, before, after)
-    if args.html:
-        write_text(args.html, as_page(found))
-        say(f"diff: {args.html} written")
-    print(to_json(found.model_dump(mode="json")).rstrip("\n") if args.json else as_text(found))
+    return VersionTables(name, *folders)

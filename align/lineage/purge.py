@@ -1,137 +1,138 @@
-"""Which versions of the data show what must be forgotten, and which of their objects nothing else needs.
-
-Objects are shared between versions, so what goes is what a doomed version has and no clean one does: after a purge most
-of a large dataset is the same in both.
-"""
+"""Removes what a `PurgePlan` names: from the checkout, the store of tars, DVC's cache and its remotes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+import fcntl
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-from align.errors import DataError
-from align.lineage.data_versions import DataVersions, StageRun
-
-#: Files of a report that show pictures: pages with small copies in them, and pictures.
-_PAGE, _PICTURES = ".html", {".jpg", ".jpeg", ".png", ".webp"}
-_SIGNS = (b"data:image/jpeg", b"data:image/webp", b"<figure")
+from align.config.paths import PathsConfig
+from align.config.store import StoreConfig
+from align.errors import AlignError
+from align.formats.policy import OPTED_OUT
+from align.formats.stored_tars import stored_tars
+from align.lineage.data_versions import DataVersions
+from align.lineage.opted_out_pairs import opted_out_pairs
+from align.lineage.purge_plan import PurgePlan, pages_with_pictures, stage_of
+from align.lineage.purge_raw import purge_raw
+from align.lineage.shard_samples import index_shows, shards_show
+from align.services.store import Objects, fetcher, keep_tar
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a version of an out is looked into.
+class PurgeResult:
+    """What was removed from one place, such as a folder or a remote.
 
     Attributes:
-        patterns: of the files that are needed for it.
-        shows: says whether a folder with these files shows what must be forgotten.
-        ask_remotes: files that are not at hand are brought; else a version with such files counts as showing it.
+        where: the place.
+        removed: what was removed, in words.
+        left: why something is still there; empty if nothing is.
     """
 
-    patterns: tuple[str, ...]
-    shows: Callable[[Path], bool]
-    ask_remotes: bool = True
+    where: str
+    removed: str
+    left: str = ""
 
 
-@dataclass
-class Doomed:
-    """What must go.
-
-    Attributes:
-        versions: (path of the out, md5) -> who knows of it, and why it goes.
-        objects: their md5s, and those of report pages that may show a picture small.
-        clean: md5s of all other versions' files; these stay.
-        clean_versions: (path, md5) of the versions that were looked into and show nothing.
-    """
-
-    versions: dict[tuple[str, str], str] = field(default_factory=dict)
-    objects: set[str] = field(default_factory=set)
-    clean: set[str] = field(default_factory=set)
-    clean_versions: set[tuple[str, str]] = field(default_factory=set)
-
-    def to_remove(self, also_clean: Mapping[str, str] | None = None) -> set[str]:
-        """The objects that nothing else needs; `also_clean` is a version that has come since (path -> md5)."""
-        return self.objects - self.clean - set((also_clean or {}).values())
-
-
-def survey(versions: DataVersions, looks: Mapping[str, Look], reports: str) -> Doomed:
-    """Looks into every version of the outs that can show a picture.
-
-    Args:
-        versions: the history.
-        looks: path of an out -> how it is looked into, in the order of the pipeline.
-        reports: the folder of all reports.
-    """
-    runs = versions.runs()
-    doomed = Doomed()
-    known: dict[str, set[str]] = {}
-    for path, look in looks.items():
-        for run in runs:
-            md5 = run.outs.get(path) or run.deps.get(path)
-            if md5 and md5 not in known.setdefault(path, set()):
-                known[path].add(md5)
-                if why := _shows(versions, md5, look):
-                    doomed.versions[path, md5] = f"{run.where}; {why}"
-                else:
-                    doomed.clean_versions.add((path, md5))
-    gone = {md5 for _, md5 in doomed.versions}
-    for md5 in gone:
-        doomed.objects |= {md5, *(versions.files(md5) or {}).values()}
-    pages: set[str] = set()
-    clean: set[str] = set()
-    for run in runs:
-        dirty = not gone.isdisjoint(run.deps.values())  # not outs: the report on what was fetched shows nothing of it
-        for path, md5 in run.outs.items():
-            if md5 in gone:
-                continue
-            files = versions.files(md5) or {}
-            shown = _pages(versions, files) if dirty and PurePosixPath(path).is_relative_to(reports) else set()
-            pages |= shown
-            clean |= {md5, *files.values()} - shown
-    doomed.objects |= pages
-    doomed.clean = clean - pages
-    return doomed
+def purge(versions: DataVersions, plan: PurgePlan, paths: PathsConfig, store: StoreConfig) -> Iterator[PurgeResult]:
+    """Removes the pictures, one place after another. A second run continues where the first one had to stop."""
+    stage = stage_of(versions.runs(), paths.raw.as_posix())
+    old_tars = _tars_of(versions, plan.doomed.versions) | _tars_here(paths) if store.objects is not None else set()
+    yield from _purge_checkout(plan, paths, store)
+    now: dict[str, str] = {}
+    if plan.pairs.gone and stage is not None:
+        yield _commit(versions, stage, paths)
+        now = versions.files_in_checkout(paths.raw.as_posix())
+    if store.objects is not None:
+        kept = _tars_here(paths) | _tars_of(versions, plan.doomed.clean_versions)
+        yield _purge_store(Objects(store), sorted(old_tars - kept))
+    for one in versions.remove(plan.doomed.to_remove(now)):
+        left = f"{len(one.left):,} objects: {next(iter(one.left.values()))}" if one.left else ""
+        yield PurgeResult(one.where, f"{len(one.removed):,} objects", left)
+    for name, why in versions.unreachable.items():
+        yield PurgeResult(f"DVC remote '{name}'", "nothing", why)
+    for other in versions.other_checkouts():
+        if opted_out_pairs(other / paths.raw, plan.opted_out).gone or _shards_show(other / paths.shards, plan, store):
+            yield PurgeResult(f"{other}", "nothing", "another checkout with data of its own; purge there, or remove it")
 
 
-def _shows(versions: DataVersions, md5: str, look: Look) -> str | None:
-    files = versions.files(md5)
-    if files is None:
-        return None  # nothing of it is anywhere, as far as anybody answered: see `DataVersions.unreachable`
-    needed = [one for path, one in files.items() if any(PurePosixPath(path).match(p) for p in look.patterns)]
-    if not look.ask_remotes and not all(map(versions.has, needed)):
-        return "not here, so nobody looked into it"
-    folder = versions.lay_out(md5, *look.patterns)
-    if folder is None:
-        return "incomplete, so nobody could look into it"
+def _purge_checkout(plan: PurgePlan, paths: PathsConfig, store: StoreConfig) -> Iterator[PurgeResult]:
+    if plan.pairs.gone:
+        yield _purge_raw(plan, paths, store)
+    shown = bool(plan.pairs.gone)
+    if _shards_show(paths.shards, plan, store):
+        yield _remove_folder(paths.shards)
+        shown = True
+    if (paths.index / "items.parquet").is_file() and index_shows(paths.index, plan.image_ids):
+        yield _remove_folder(paths.index)
+        shown = True
+    if shown and (pages := pages_with_pictures(paths.reports)):
+        for page in pages:
+            page.unlink()
+        yield PurgeResult(f"{paths.reports}", f"{len(pages):,} pages and pictures; `dvc repro` makes them again")
+    for folder in (paths.raw, paths.shards, paths.index):
+        for leftover in (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("part", "old")):
+            if leftover.is_dir():
+                yield _remove_leftover(leftover, folder.with_name(f".{folder.name}.lock"))
+
+
+def _purge_raw(plan: PurgePlan, paths: PathsConfig, store: StoreConfig) -> PurgeResult:
+    tars = stored_tars(paths.raw)
+    tar_of = (lambda name: Objects(store).get(*tars[f"{name}.tar"])) if store.objects is not None else None
+    keep = partial(keep_tar, config=store)
+    names = purge_raw(paths.raw, plan.opted_out, plan.pairs, tar_of=tar_of, keep_tar=keep)
+    return PurgeResult(f"{paths.raw}", f"{len(plan.pairs.gone):,} pictures, out of {len(names):,} rewritten shards")
+
+
+def _remove_folder(folder: Path) -> PurgeResult:
+    shutil.rmtree(folder)
+    return PurgeResult(f"{folder}", "the whole folder; `dvc repro` makes it again")
+
+
+def _remove_leftover(leftover: Path, lock: Path) -> PurgeResult:
+    with lock.open("a") as file:  # as `align.work` locks it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return PurgeResult(f"{leftover}", "nothing", "a run is working there; wait for it, or end it")
+        shutil.rmtree(leftover)
+    return PurgeResult(f"{leftover}", "what a killed run had left")
+
+
+def _shards_show(shards: Path, plan: PurgePlan, store: StoreConfig) -> bool:
+    return (shards / "manifest.json").is_file() and shards_show(shards, plan.image_ids, fetcher(store))
+
+
+def _commit(versions: DataVersions, stage: str, paths: PathsConfig) -> PurgeResult:
+    where = f"dvc.lock, stage {stage}"
     try:
-        return "shows them" if look.shows(folder) else None
-    except DataError as error:
-        return f"unreadable: {error}"
+        done = versions.commit(stage, (paths.policy / OPTED_OUT).as_posix())
+    except AlignError as error:
+        return PurgeResult(where, "nothing", str(error))
+    removed = "the old data/raw" if done else f"nothing: {stage} is stale and runs again at `dvc repro`"
+    return PurgeResult(where, removed)
 
 
-def _pages(versions: DataVersions, files: Mapping[str, str]) -> set[str]:
-    found = set()
-    for path, md5 in files.items():
-        suffix = PurePosixPath(path).suffix
-        if suffix in _PICTURES or (suffix == _PAGE and _page_shows(versions.object(md5))):
-            found.add(md5)
-    return found
+def _purge_store(objects: Objects, tars: list[str]) -> PurgeResult:
+    where, removed = f"store of tars {objects.config.objects}", 0
+    try:
+        for sha256 in tars:
+            objects.delete(sha256)
+            removed += 1
+    except AlignError as error:
+        return PurgeResult(where, f"{removed:,} tars", f"{len(tars) - removed:,} tars: {error}")
+    return PurgeResult(where, f"{removed:,} tars")
 
 
-def _page_shows(page: Path | None) -> bool:
-    return page is not None and any(sign in page.read_bytes() for sign in _SIGNS)
+def _tars_here(paths: PathsConfig) -> set[str]:
+    """sha256s of the tars of the checkout."""
+    return {sha256 for folder in (paths.raw, paths.shards) for sha256, _ in stored_tars(folder).values()}
 
 
-def pages_with_pictures(reports: Path) -> list[Path]:
-    """The files under a folder of reports that show pictures; ingest's report has none."""
-    return [
-        path
-        for path in sorted(reports.rglob("*"))
-        if not path.is_relative_to(reports / "ingest")
-        and (path.suffix in _PICTURES or (path.suffix == _PAGE and _page_shows(path)))
-    ]
-
-
-def stage_of(runs: list[StageRun], out: str) -> str | None:
-    """The stage that makes an out, as the checkout's dvc.lock says."""
-    return next((run.name for run in runs if run.where == "checkout" and out in run.outs), None)
+def _tars_of(versions: DataVersions, chosen: Iterable[tuple[str, str]]) -> set[str]:
+    """sha256s of the tars of recorded versions (path, md5)."""
+    folders = (versions.lay_out(md5, "manifest.json") for _, md5 in chosen)
+    return {sha256 for folder in folders if folder is not None for sha256, _ in stored_tars(folder).values()}

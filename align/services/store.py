@@ -13,7 +13,6 @@ against its name, the sha256, when it is first read on a machine; the checked co
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import threading
@@ -27,10 +26,11 @@ from align.config.store import StoreConfig
 from align.errors import ConfigError, CorruptError, DataError
 from align.files import fsync
 from align.protocols.store import FetchTar
+from align.formats.shards import MANIFEST
+from align.formats.stored_tars import parse_stored_tars
 from align.services.store_client import download, is_s3, read_range, remove, split_uri, stat, upload
 from align.services.store_files import StoreFiles
 
-_MANIFEST = "manifest.json"
 #: A copy that does not match its name is read once more: the way may have damaged it.
 _READS = 2
 
@@ -216,16 +216,16 @@ def materialised(folder: Path, config: StoreConfig) -> Path:
         ServiceError: the server is away or refuses.
     """
     try:
-        manifest = (folder / _MANIFEST).read_bytes()
+        manifest = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
         return folder
-    tars = _tars(json.loads(manifest), folder)
+    tars = parse_stored_tars(manifest, folder / MANIFEST)
     missing = [name for name in tars if not (folder / name).is_file()]
     if not missing:
         return folder
     if config.objects is None:
         raise DataError(
-            f"{folder / missing[0]}: missing, one of {len(missing):,} such tars of its {_MANIFEST}; run `dvc pull`, "
+            f"{folder / missing[0]}: missing, one of {len(missing):,} such tars of its {MANIFEST}; run `dvc pull`, "
             "or set store.objects to where they were put"
         )
     objects = Objects(config)
@@ -236,17 +236,6 @@ def materialised(folder: Path, config: StoreConfig) -> Path:
     for tar in missing:
         _link(links / tar, objects.get(*tars[tar]).resolve())
     return links
-
-
-def _tars(manifest: Any, folder: Path) -> dict[str, tuple[str, int]]:
-    """Relative path -> sha256 and bytes, of the manifest of data/raw or of data/shards."""
-    try:
-        if "splits" in manifest:
-            rows = [row for split in manifest["splits"].values() for row in split["shards"]]
-            return {row["path"]: (row["sha256"], row["num_bytes"]) for row in rows}
-        return {f"{row['name']}.tar": (row["tar_sha256"], row["tar_bytes"]) for row in manifest["shards"]}
-    except (KeyError, TypeError):
-        raise DataError(f"{folder / _MANIFEST}: no manifest that this code reads; make the folder again") from None
 
 
 def _link(link: Path, target: Path) -> None:

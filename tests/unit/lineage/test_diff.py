@@ -10,8 +10,10 @@ from align.cli import main
 from align.config import load_params
 from align.config.engine import EngineConfig
 from align.errors import DataError
-from align.lineage.difference import Difference, Side, compare
-from align.lineage.page import as_page, as_text
+from align.lineage.diff_page import as_page
+from align.lineage.diff_report import DiffReport
+from align.lineage.diff_tables import VersionTables, compare
+from align.lineage.diff_text import as_text
 from align.services.engine import open_engine
 from tests.support import small_data
 from tests.support.small_data import Pair
@@ -23,9 +25,9 @@ BEFORE = [
     Pair("too short", 4, reason="text_too_short"),
     Pair("the same twice", 5),
     Pair("the same twice", 5, reason="text_rare_ngram"),
-    Pair("gone by now", 6),
+    Pair("gone since", 6),
 ]
-#: Keys move: another pair stands first.
+#: Keys change, since another pair comes first.
 AFTER = [
     Pair("a new <b>picture</b>", 9),
     Pair("a red fox", 1),
@@ -44,39 +46,39 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "one", tmp_path / "two"
 
 
-def compared(before: Path, after: Path) -> Difference:
-    sides = (Side(path.name, path / "raw", path / "filtered") for path in (before, after))
+def compared(before: Path, after: Path) -> DiffReport:
+    versions = (VersionTables(path.name, path / "raw", path / "filtered") for path in (before, after))
     with open_engine(load_params().section(EngineConfig)) as engine:
-        return compare(engine, *sides)
+        return compare(engine, *versions)
 
 
 def test_what_entered_and_left_and_why(folders: tuple[Path, Path]) -> None:
-    found = compared(*folders)
-    assert (found.before.num_pairs, found.before.num_kept) == (7, 4)
-    assert (found.after.num_pairs, found.after.num_kept) == (7, 4)
-    assert {(move.before, move.after, move.num_pairs) for move in found.moves} == {
+    report = compared(*folders)
+    assert (report.before.num_pairs, report.before.num_kept) == (7, 4)
+    assert (report.after.num_pairs, report.after.num_kept) == (7, 4)
+    assert {(move.before, move.after, move.num_pairs) for move in report.moves} == {
         ("absent", "kept", 1),
         ("text_rare_ngram", "kept", 1),
         ("kept", "opted_out", 1),
         ("kept", "absent", 1),
         ("text_too_short", "text_is_filename", 1),
     }  # the equal pairs changed places, and the fox its key: no move
-    assert {move.before for move in found.entered} == {"absent", "text_rare_ngram"}
-    assert {move.after for move in found.left} == {"absent", "opted_out"}
-    (other,) = found.others
+    assert {move.before for move in report.entered} == {"absent", "text_rare_ngram"}
+    assert {move.after for move in report.left} == {"absent", "opted_out"}
+    (other,) = report.others
     (example,) = other.examples
     assert (example.text, example.key_before, example.key_after) == ("too short", "000010000", "000010001")
-    assert found.after.states == {"kept": 4, "opted_out": 1, "text_is_filename": 1, "text_rare_ngram": 1}
-    assert found.hosts == []  # one host, four kept pairs on either side
+    assert report.after.states == {"kept": 4, "opted_out": 1, "text_is_filename": 1, "text_rare_ngram": 1}
+    assert report.hosts == []  # one host, four kept pairs on either side
 
 
 def test_nothing_changed(folders: tuple[Path, Path]) -> None:
-    found = compared(folders[0], folders[0])
-    assert (found.moves, found.hosts) == ([], [])
-    assert set(found.distances) == {"text_length", "image_size"}
-    assert set(found.distances.values()) == {0.0}
-    assert "entered (kept now, not before): 0" in as_text(found)
-    assert as_page(found).count("No change.") == 5
+    report = compared(folders[0], folders[0])
+    assert (report.moves, report.hosts) == ([], [])
+    assert set(report.distances) == {"text_length", "image_size"}
+    assert set(report.distances.values()) == {0.0}
+    assert "entered (kept now, not before): 0" in as_text(report)
+    assert as_page(report).count("No change.") == 5
 
 
 def test_how_the_kept_pairs_moved(tmp_path: Path) -> None:
@@ -87,13 +89,13 @@ def test_how_the_kept_pairs_moved(tmp_path: Path) -> None:
         decisions = pq.read_table(tmp_path / name / "filtered/decisions.parquet")
         facts = pa.table({"key": decisions["key"], "language": pa.array([language] * len(decisions))})
         pq.write_table(facts, tmp_path / name / "filtered/facts.parquet")
-    found = compared(tmp_path / "one", tmp_path / "two")
-    assert found.distances == {"image_size": 0.0, "language": 1.0, "text_length": 0.75}
+    report = compared(tmp_path / "one", tmp_path / "two")
+    assert report.distances == {"image_size": 0.0, "language": 1.0, "text_length": 0.75}
 
 
 def test_hosts_where_most_changed(tmp_path: Path) -> None:
     for name, num in (("one", 2), ("two", 5)):
-        small_data.write(tmp_path / name, [Pair(f"picture number {place}", place) for place in range(num)])
+        small_data.write(tmp_path / name, [Pair(f"picture number {number}", number) for number in range(num)])
     assert compared(tmp_path / "one", tmp_path / "two").hosts == [("example.org", 2, 5)]
 
 
@@ -109,7 +111,7 @@ def test_the_command(
     assert "a new &lt;b&gt;picture&lt;/b&gt;" in page
     assert "http://" not in page.replace("http://www.w3.org", "")  # nothing is loaded from elsewhere
     assert main(["diff", "one", "two", "--json"]) == 0
-    assert Difference.model_validate_json(capsys.readouterr().out) == compared(*folders)
+    assert DiffReport.model_validate_json(capsys.readouterr().out) == compared(*folders)
 
 
 @pytest.mark.parametrize(

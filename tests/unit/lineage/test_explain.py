@@ -14,18 +14,19 @@ from align.config.filter import FilterConfig
 from align.filter.rules import RULES
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards
-from align.lineage.explain import explain, find, render
+from align.lineage.explain_text import render
+from align.lineage.pair_history import PairHistory, look_up, require_pairs
 from tests.support import small_data
 from tests.support.small_data import Pair
 
-CUT = load_params().section(FilterConfig)
+THRESHOLDS = load_params().section(FilterConfig)
 PAIRS = [
     Pair("a red fox", 1),
     Pair("fox in the snow", 1),
     Pair("short", 2, reason="text_too_short"),
     Pair("gone long ago", None, reason="image_missing"),
 ]
-KEPT, ALSO_KEPT, SHORT, MISSING = (f"00000{place:04d}" for place in range(4))
+KEPT, ALSO_KEPT, SHORT, MISSING = (f"00000{number:04d}" for number in range(4))
 
 
 @pytest.fixture
@@ -34,9 +35,9 @@ def data(tmp_path: Path) -> Path:
     root = tmp_path / "data"
     small_data.write(root, PAIRS)
     facts = [
-        {"key": f"00000{place:04d}", "num_words": len(pair.text.split()), "nsfw_score": 0.25, "twin": twin,
+        {"key": f"00000{number:04d}", "num_words": len(pair.text.split()), "nsfw_score": 0.25, "twin": twin,
          "twin_cosine": cosine}
-        for (place, pair), (twin, cosine) in zip(
+        for (number, pair), (twin, cosine) in zip(
             enumerate(PAIRS), [("vendor/7", 0.9812), (None, None), ("vendor/8", None), (None, None)], strict=True
         )
     ]  # fmt: skip
@@ -45,41 +46,41 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
-def explained(data: Path, key: str) -> dict[str, Any]:
-    (row,) = find(data / "raw", "key", key)
-    return explain(CUT, row, filtered=data / "filtered", shards=data / "shards", policy=data / "policy")
+def explained(data: Path, key: str) -> PairHistory:
+    (row,) = require_pairs(data / "raw", "key", key)
+    return look_up(row, THRESHOLDS, filtered=data / "filtered", shards=data / "shards", policy=data / "policy")
 
 
-def rule(found: dict[str, Any], code: str) -> dict[str, Any]:
-    (one,) = (one for one in found["rules"] if one["rule"] == code)
+def rule(history: PairHistory, code: str) -> dict[str, Any]:
+    (one,) = (one for one in history["rules"] if one["rule"] == code)
     return dict(one)
 
 
 def test_a_kept_pair_has_its_values_cuts_shard_and_split(data: Path) -> None:
-    found = explained(data, ALSO_KEPT)
-    assert found["decision"] == {"keep": True, "reason": None, "reasons": [], "text": "fox in the snow"}
-    assert found["pair"]["page_url"] == "https://example.org/"
-    assert found["place"] == {"split": "train", "tar": "train/00000.tar", "sample": KEPT, "num_texts": 2}
-    assert [one["rule"] for one in found["rules"]] == list(RULES)
-    assert {one["verdict"] for one in found["rules"]} == {"passes", "off"}
-    short = rule(found, "text_too_short")
+    history = explained(data, ALSO_KEPT)
+    assert history["decision"] == {"keep": True, "reason": None, "reasons": [], "text": "fox in the snow"}
+    assert history["pair"]["page_url"] == "https://example.org/"
+    assert history["place"] == {"split": "train", "tar": "train/00000.tar", "sample": KEPT, "num_texts": 2}
+    assert [one["rule"] for one in history["rules"]] == list(RULES)
+    assert {one["verdict"] for one in history["rules"]} == {"passes", "off"}
+    short = rule(history, "text_too_short")
     assert short["values"] == {"num_words": 4}
-    assert short["drops_where"] == f"num_words < {CUT.min_words}"
-    assert rule(found, "image_too_small")["values"] == {"width_px": 260, "height_px": 220}
-    assert rule(found, "image_nsfw")["drops_where"] == f"nsfw_score >= {CUT.nsfw_threshold}"
-    assert rule(found, "text_other_language")["verdict"] == "off"
+    assert short["drops_where"] == f"num_words < {THRESHOLDS.min_words}"
+    assert rule(history, "image_too_small")["values"] == {"width_px": 260, "height_px": 220}
+    assert rule(history, "image_nsfw")["drops_where"] == f"nsfw_score >= {THRESHOLDS.nsfw_threshold}"
+    assert rule(history, "text_other_language")["verdict"] == "off"
 
 
 def test_a_dropped_pair_says_by_what_first(data: Path) -> None:
-    found = explained(data, SHORT)
-    assert (found["decision"]["reason"], found["place"]) == ("text_too_short", None)
-    short = rule(found, "text_too_short")
+    history = explained(data, SHORT)
+    assert (history["decision"]["reason"], history["place"]) == ("text_too_short", None)
+    short = rule(history, "text_too_short")
     assert (short["verdict"], short["first"], short["values"]) == ("drops", True, {"num_words": 1})
-    assert rule(found, "text_too_long")["verdict"] == "passes"
-    found |= {"models": [], "models_line": "no MLflow here"}
-    text = render(found)
+    assert rule(history, "text_too_long")["verdict"] == "passes"
+    history |= {"models": [], "models_line": "no MLflow here"}
+    text = render(history)
     assert text.startswith(f"pair {SHORT}: dropped: text_too_short\n")
-    assert f"drops first  num_words = 1; num_words < {CUT.min_words}" in text
+    assert f"drops first  num_words = 1; num_words < {THRESHOLDS.min_words}" in text
     assert "twin       test image vendor/8, equal bytes or hashes" in text
     assert "models     no MLflow here" in text
 
@@ -97,11 +98,11 @@ def test_a_take_down_is_told(data: Path) -> None:
 
 
 def test_without_the_later_stages_it_says_so(data: Path, tmp_path: Path) -> None:
-    (row,) = find(data / "raw", "key", KEPT)
-    found = explain(CUT, row, filtered=tmp_path / "no", shards=tmp_path / "no", policy=tmp_path / "no")
-    assert (found["decision"], found["place"], found["opted_out"]) == (None, None, None)
-    assert {one["verdict"] for one in found["rules"]} == {"unknown"}
-    assert "not yet filtered" in render(found | {"models": [], "models_line": None})
+    (row,) = require_pairs(data / "raw", "key", KEPT)
+    history = look_up(row, THRESHOLDS, filtered=tmp_path / "no", shards=tmp_path / "no", policy=tmp_path / "no")
+    assert (history["decision"], history["place"], history["opted_out"]) == (None, None, None)
+    assert {one["verdict"] for one in history["rules"]} == {"unknown"}
+    assert "not yet filtered" in render(history | {"models": [], "models_line": None})
 
 
 def command(data: Path, *words: str) -> list[str]:
@@ -115,7 +116,7 @@ def test_the_command_takes_a_key_an_address_a_picture_or_its_sha256(
     monkeypatch.chdir(data.parent)  # no MLflow, no git, no DVC: said, and no trace left
     (picture,) = (image for key, image in iter_images(raw_shards(data / "raw")[0]) if key == KEPT)
     Path("fox.jpg").write_bytes(picture)
-    image_id = find(data / "raw", "key", KEPT)[0]["sha256"]
+    image_id = require_pairs(data / "raw", "key", KEPT)[0]["sha256"]
     for words in ([image_id], ["fox.jpg"], ["--url", "https://example.org/1.jpg"]):
         assert main(command(data, *words, "--json")) == 0
         assert [one["pair"]["key"] for one in json.loads(capsys.readouterr().out)] == [KEPT, ALSO_KEPT]

@@ -17,9 +17,12 @@ from align.config.store import StoreConfig
 from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, read_opted_out, write_opted_out
 from align.formats.raw import iter_images, raw_shards, read_table
+from align.formats.stored_tars import stored_tars
 from align.ingest.writer import RawShardWriter, write_raw_manifest
-from align.lineage.take_down import affected, index_shows, purge_raw, seen, shards_show, tars_of
-from align.lineage.wishes import read_wishes
+from align.lineage.opted_out_pairs import opted_out_pairs
+from align.lineage.purge_raw import purge_raw
+from align.lineage.shard_samples import count_pairs, index_shows, shards_show
+from align.lineage.take_down_requests import read_requests
 from align.services.store import keep_tar, materialised
 from flows.checkout import git
 from tests.support import small_data
@@ -56,10 +59,10 @@ def raw(tmp_path: Path) -> Path:
     }  # fmt: skip
     for name, rows in shards.items():
         with RawShardWriter(raw, name, 4, keep_tar=lambda tar, sha256: None) as writer:
-            for place, (url, page, image, holder) in enumerate(rows):
+            for index, (url, page, image, holder) in enumerate(rows):
                 key = writer.next_key
                 at = f"{name}{holder:04d}" if image else None
-                writer.add(row(key, url, page, image, at), image if place == holder else None, at or key)
+                writer.add(row(key, url, page, image, at), image if index == holder else None, at or key)
     write_raw_manifest(raw, list(shards))
     return raw
 
@@ -78,20 +81,19 @@ def members(tar: Path) -> list[str]:
 
 
 def test_what_is_affected(raw: Path) -> None:
-    page = affected(raw, policy(("url", "https://one.org/")))
+    page = opted_out_pairs(raw, policy(("url", "https://one.org/")))
     assert (page.num_pairs, page.num_held, page.gone, page.shared) == (1, 1, frozenset(), frozenset({"000000000"}))
-    picture = affected(raw, policy(("image_id", SHA_A)))
+    picture = opted_out_pairs(raw, policy(("image_id", SHA_A)))
     assert (picture.num_pairs, picture.gone, picture.shared) == (2, frozenset({"000000000"}), frozenset())
     assert picture.image_ids == {SHA_A}
-    host = affected(raw, policy(("host", "host.org"), ("host", "x.org"), ("host", "nobody.org")))
+    host = opted_out_pairs(raw, policy(("host", "host.org"), ("host", "x.org"), ("host", "nobody.org")))
     assert (host.num_pairs, host.num_held, host.gone, host.shards) == (2, 1, {"000010000"}, {"00001"})
-    assert host.used == {("host", "host.org"), ("host", "x.org")}
 
 
 def test_a_purge_removes_the_picture_and_nothing_else(raw: Path) -> None:
     before = contents(raw)
     opted_out = policy(("image_id", SHA_B), ("url", "https://x.org/"))
-    assert purge_raw(raw, opted_out, affected(raw, opted_out)) == ["00001"]
+    assert purge_raw(raw, opted_out, opted_out_pairs(raw, opted_out)) == ["00001"]
     after = contents(raw)
     assert {name for name in before if before[name] != after[name]} == {
         "00001.tar", "00001.parquet", "00001_stats.json", "manifest.json",
@@ -112,7 +114,7 @@ def test_a_purge_removes_the_picture_and_nothing_else(raw: Path) -> None:
         assert shard["tar_sha256"] == hashlib.sha256(after[f"{shard['name']}.tar"]).hexdigest()
         assert shard["table_sha256"] == hashlib.sha256(after[f"{shard['name']}.parquet"]).hexdigest()
     assert manifest["digest"] != json.loads(before["manifest.json"])["digest"]
-    again = affected(raw, opted_out)
+    again = opted_out_pairs(raw, opted_out)
     assert (again.num_pairs, again.num_held, again.gone) == (2, 0, frozenset())
     assert purge_raw(raw, opted_out, again) == ["00001"]
     assert contents(raw) == after  # idempotent
@@ -120,7 +122,7 @@ def test_a_purge_removes_the_picture_and_nothing_else(raw: Path) -> None:
 
 def test_a_picture_that_another_page_shows_stays_with_that_pages_words(raw: Path) -> None:
     opted_out = policy(("url", "https://one.org/"))
-    purge_raw(raw, opted_out, affected(raw, opted_out))
+    purge_raw(raw, opted_out, opted_out_pairs(raw, opted_out))
     shard = raw_shards(raw)[0]
     first, second = read_table(shard).to_pylist()
     assert (first["status"], second["status"], second["image_key"]) == ("failed_to_download", "success", "000000000")
@@ -136,7 +138,7 @@ def test_a_stock_folder_of_img2dataset_is_purged_too(tmp_path: Path) -> None:
     table = pq.read_table(raw / "00000.parquet").drop_columns(["image_key", "page_url"])
     pq.write_table(table, raw / "00000.parquet")
     opted_out = policy(("url", "https://example.org/2.jpg"))
-    assert purge_raw(raw, opted_out, affected(raw, opted_out)) == ["00000"]
+    assert purge_raw(raw, opted_out, opted_out_pairs(raw, opted_out)) == ["00000"]
     assert members(raw / "00000.tar") == ["000000000.jpg", "000000000.txt", "000000000.json"]
     assert not (raw / "manifest.json").exists()
     stats = json.loads((raw / "00000_stats.json").read_text())
@@ -147,9 +149,9 @@ def test_a_stock_folder_of_img2dataset_is_purged_too(tmp_path: Path) -> None:
 def test_shards_and_their_counts(tmp_path: Path) -> None:
     small_data.write(tmp_path, [Pair("a red fox", 1), Pair("the same fox", 1), Pair("an owl at night", 2)])
     shards = small_data.write_shards(tmp_path, num_val=1)
-    assert seen(shards, frozenset({SHA_A})) == {"train": 2}
-    assert seen(shards, frozenset({SHA_A, SHA_B})) == {"train": 2, "val": 1}
-    assert seen(shards, frozenset({SHA_A}), text="a red fox") == {"train": 1}
+    assert count_pairs(shards, frozenset({SHA_A})) == {"train": 2}
+    assert count_pairs(shards, frozenset({SHA_A, SHA_B})) == {"train": 2, "val": 1}
+    assert count_pairs(shards, frozenset({SHA_A}), text="a red fox") == {"train": 1}
     assert shards_show(shards, frozenset({SHA_B}))
     assert not shards_show(shards, frozenset({SHA_C}))
     (shards / "val/00000.tar").unlink()
@@ -157,23 +159,23 @@ def test_shards_and_their_counts(tmp_path: Path) -> None:
         shards_show(shards, frozenset({SHA_C}))
 
 
-def wishes(raw: Path, **lines: str) -> list[tuple[str, str]]:
+def requests(raw: Path, **lines: str) -> list[tuple[str, str]]:
     files = {}
     for kind, text in lines.items():
         files[kind] = raw.parent / kind
         files[kind].write_text(text)
-    return [(entry.kind, entry.value) for entry in read_wishes(files, raw, "asked")]
+    return [(entry.kind, entry.value) for entry in read_requests(files, raw, "asked")]
 
 
-def test_wishes_become_what_outlives_an_ingest(raw: Path) -> None:
-    assert wishes(raw, keys="# two pairs of one picture\n000000000\n\n000010001\n") == [
+def test_requests_become_what_outlives_an_ingest(raw: Path) -> None:
+    assert requests(raw, keys="# two pairs of one picture\n000000000\n\n000010001\n") == [
         ("image_id", SHA_A), ("url", "https://img.org/a.jpg"), ("url", "https://x.org/"),
     ]  # fmt: skip
-    assert wishes(raw, urls="HTTPS://IMG.org/c.jpg\nhttps://one.org/\n") == [
+    assert requests(raw, urls="HTTPS://IMG.org/c.jpg\nhttps://one.org/\n") == [
         ("image_id", SHA_C), ("url", "HTTPS://IMG.org/c.jpg"), ("url", "https://img.org/c.jpg"),
         ("url", "https://one.org/"),
     ]  # fmt: skip
-    assert wishes(raw, hosts="Example.ORG.\nmünchen.de\n") == [
+    assert requests(raw, hosts="Example.ORG.\nmünchen.de\n") == [
         ("host", "example.org"), ("host", "münchen.de"), ("host", "xn--mnchen-3ya.de"),
     ]  # fmt: skip
 
@@ -182,9 +184,9 @@ def test_bad_lines_are_named_and_nothing_is_recorded(
     raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(DataError, match=r"line 3: '777': no pair in data/raw has this key"):
-        wishes(raw, keys="000000000\n\n777\n")
+        requests(raw, keys="000000000\n\n777\n")
     with pytest.raises(DataError, match=r"hosts, line 1: 'https://a.org/'.*urls, line 2: 'not a url'"):
-        wishes(raw, hosts="https://a.org/\n", urls="https://ok.org/\nnot a url\n")
+        requests(raw, hosts="https://a.org/\n", urls="https://ok.org/\nnot a url\n")
     monkeypatch.chdir(raw.parents[1])
     assert main(["forget", "--keys", "nowhere.txt"]) == 1
     Path("keys").write_text("000000000\n777\n")
@@ -254,7 +256,7 @@ def test_tars_in_a_store_are_replaced_and_the_old_ones_deleted(
     where = {"objects": "objects", "cache": ".align/store"}
     settings = [f"--set=store.{name}={path}" for name, path in where.items()]
     store = load_params(overrides=[word.removeprefix("--set=") for word in settings]).section(StoreConfig)
-    for name, (sha256, _) in tars_of(raw).items():
+    for name, (sha256, _) in stored_tars(raw).items():
         keep_tar(raw / name, sha256, store)
     before = set(Path("objects").rglob("*.tar"))
     assert len(before) == 3

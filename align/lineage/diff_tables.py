@@ -1,7 +1,7 @@
-"""Two versions of data/raw and data/filtered side by side: which pairs entered and left, why, and what moved.
+"""Compares data/raw and data/filtered of two versions in SQL: which pairs changed their state, and what moved.
 
-Pairs are matched by address and text as found, since keys are numbered anew by every ingest; of equal pairs the first
-is matched with the first, and so on. No picture is read. One plan in SQL, as everything over whole tables.
+Pairs are matched by address and original text, since every ingest numbers keys afresh; of equal pairs the first is
+matched with the first, and so on. No picture is read.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from align.errors import DataError
+from align.lineage.diff_report import ABSENT, KEPT, ChangedPair, DiffReport, StateChange, VersionSummary
 from align.protocols.sql import Engine
 from align.validate.drift import distance, distributions
 
-KEPT, ABSENT = "kept", "absent"
-#: Of each change of state.
+#: Example pairs for each change of state.
 _EXAMPLES = 3
-#: Those with the largest change.
+#: Hosts listed: those with the largest change.
 _HOSTS = 12
 
 
 @dataclass(frozen=True)
-class Side:
+class VersionTables:
     """One version: a name for people, and the folders with its tables."""
 
     name: str
@@ -32,87 +31,13 @@ class Side:
     filtered: Path
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Example(_Frozen):
-    """A pair that moved; a key is None where the version has no such pair."""
-
-    url: str
-    text: str
-    key_before: str | None
-    key_after: str | None
-
-
-class Move(_Frozen):
-    """Pairs that went from one state to another: `kept`, `absent`, or the reason that they are dropped for."""
-
-    before: str
-    after: str
-    num_pairs: int
-    examples: list[Example]
-
-
-class Version(_Frozen):
-    """One side.
-
-    Attributes:
-        states: `kept` and each reason -> number of pairs.
-        distributions: of the kept pairs, see `align.validate.drift`.
-    """
-
-    name: str
-    num_pairs: int
-    num_kept: int
-    states: dict[str, int]
-    distributions: dict[str, dict[str, float]]
-
-    @property
-    def keep_rate(self) -> float:
-        """Share of the pairs that are kept."""
-        return self.num_kept / self.num_pairs if self.num_pairs else 0.0
-
-
-class Difference(_Frozen):
-    """What changed between two versions.
-
-    Attributes:
-        moves: every change of state with its number of pairs, the largest first.
-        hosts: (host of the picture, kept before, kept after) where that changed most.
-        distances: by how much each distribution has moved, 0 to 1 (total variation).
-    """
-
-    schema_version: int = 1
-    before: Version
-    after: Version
-    moves: list[Move]
-    hosts: list[tuple[str, int, int]]
-    distances: dict[str, float]
-
-    @property
-    def entered(self) -> list[Move]:
-        """Of the pairs that are kept now and were not."""
-        return [move for move in self.moves if move.after == KEPT]
-
-    @property
-    def left(self) -> list[Move]:
-        """Of the pairs that were kept and are not."""
-        return [move for move in self.moves if move.before == KEPT]
-
-    @property
-    def others(self) -> list[Move]:
-        """Of pairs that are kept neither before nor after."""
-        return [move for move in self.moves if KEPT not in (move.before, move.after)]
-
-
-def compare(sql: Engine, before: Side, after: Side) -> Difference:
+def compare(sql: Engine, before: VersionTables, after: VersionTables) -> DiffReport:
     """Compares two versions.
 
     Raises:
         DataError: a table is missing.
     """
-    one, other = (_version(sql, side, which) for side, which in ((before, "before"), (after, "after")))
+    one, other = (_summary(sql, tables, which) for tables, which in ((before, "before"), (after, "after")))
     sql.table(
         "matched",
         f"""
@@ -127,25 +52,26 @@ def compare(sql: Engine, before: Side, after: Side) -> Difference:
         """,
     )
     names = one.distributions.keys() & other.distributions.keys()
-    return Difference(
+    return DiffReport(
         before=one,
         after=other,
-        moves=_moves(sql),
+        moves=_state_changes(sql),
         hosts=_hosts(sql),
         distances={name: distance(one.distributions[name], other.distributions[name]) for name in sorted(names)},
     )
 
 
-def _version(sql: Engine, side: Side, which: str) -> Version:
-    for path in (side.filtered / "decisions.parquet", side.filtered / "images.parquet"):
+def _summary(sql: Engine, tables: VersionTables, which: str) -> VersionSummary:
+    """Makes the table `pairs_before` or `pairs_after`, and sums it up."""
+    for path in (tables.filtered / "decisions.parquet", tables.filtered / "images.parquet"):
         if not path.is_file():
-            raise DataError(f"{side.name}: no {path.name}; run `align filter` there first")
-    if not any(side.raw.glob("*.parquet")):
-        raise DataError(f"{side.name}: no tables of data/raw")
-    sql.view(f"raw_{which}", side.raw / "*.parquet")
-    sql.view(f"decisions_{which}", side.filtered / "decisions.parquet")
-    sql.view("images", side.filtered / "images.parquet")
-    facts = side.filtered / "facts.parquet"
+            raise DataError(f"{tables.name}: no {path.name}; run `align filter` there first")
+    if not any(tables.raw.glob("*.parquet")):
+        raise DataError(f"{tables.name}: no tables of data/raw")
+    sql.view(f"raw_{which}", tables.raw / "*.parquet")
+    sql.view(f"decisions_{which}", tables.filtered / "decisions.parquet")
+    sql.view("images", tables.filtered / "images.parquet")
+    facts = tables.filtered / "facts.parquet"
     languages = facts.is_file() and "language" in pq.read_schema(facts).names
     if languages:
         sql.view("facts", facts)
@@ -169,8 +95,8 @@ def _version(sql: Engine, side: Side, which: str) -> Version:
         """,
     )
     states = dict(sql.rows(f"SELECT state, count(*) FROM pairs_{which} GROUP BY state"))
-    return Version(
-        name=side.name,
+    return VersionSummary(
+        name=tables.name,
         num_pairs=sum(states.values()),
         num_kept=states.get(KEPT, 0),
         states=dict(sorted(states.items())),
@@ -178,24 +104,24 @@ def _version(sql: Engine, side: Side, which: str) -> Version:
     )
 
 
-def _moves(sql: Engine) -> list[Move]:
+def _state_changes(sql: Engine) -> list[StateChange]:
     sql.table("moved", "SELECT * FROM matched WHERE state_before <> state_after")
     counts = sql.rows("SELECT state_before, state_after, count(*) FROM moved GROUP BY state_before, state_after")
-    examples: dict[tuple[str, str], list[Example]] = {}
+    examples: dict[tuple[str, str], list[ChangedPair]] = {}
     for before, after, *pair in sql.rows(
         f"""
         SELECT state_before, state_after, url, text, key_before, key_after FROM (
             SELECT *, row_number() OVER (
                 PARTITION BY state_before, state_after ORDER BY md5(concat(url, ' ', text)), url, text
-            ) AS place FROM moved
-        ) AS drawn WHERE place <= {_EXAMPLES} ORDER BY state_before, state_after, place
+            ) AS row_number FROM moved
+        ) AS drawn WHERE row_number <= {_EXAMPLES} ORDER BY state_before, state_after, row_number
         """
     ):
-        example = dict(zip(Example.model_fields, pair, strict=True))
-        examples.setdefault((before, after), []).append(Example.model_validate(example))
+        example = dict(zip(ChangedPair.model_fields, pair, strict=True))
+        examples.setdefault((before, after), []).append(ChangedPair.model_validate(example))
     counts.sort(key=lambda row: (-row[2], row[0], row[1]))
     return [
-        Move(before=before, after=after, num_pairs=num, examples=examples[before, after])
+        StateChange(before=before, after=after, num_pairs=num, examples=examples[before, after])
         for before, after, num in counts
     ]
 

@@ -1,4 +1,4 @@
-"""What people ask to forget, as files of keys, addresses or hosts -> entries of the policy."""
+"""Reads what people ask to forget, as files of keys, addresses or hosts, and turns it into entries of the policy."""
 
 from __future__ import annotations
 
@@ -9,44 +9,45 @@ from pathlib import Path
 
 from align.errors import DataError
 from align.formats.policy import Entry, problem_with
-from align.lineage.take_down import find_pairs
+from align.lineage.raw_pairs import RawRow, find_pairs
 from align.pairs.urls import canonical_or_as_is
 
-#: Bad lines that an error spells out.
+#: At most this many bad lines are listed in an error.
 _SHOWN = 10
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:\S+", re.IGNORECASE)
 #: Value of a line -> the pairs that it names.
-Found = dict[str, list[dict[str, str | None]]]
+_PairsByValue = dict[str, list[RawRow]]
 
 
-def read_wishes(files: dict[str, Path], raw: Path, reason: str) -> list[Entry]:
-    """The files of `--keys`, `--urls` and `--hosts` as entries of the policy.
+def read_requests(files: dict[str, Path], raw: Path, reason: str) -> list[Entry]:
+    """Reads the files of `--keys`, `--urls` and `--hosts`.
 
     Args:
-        files: kind (keys, urls, hosts) -> file, one value a line; empty lines and those with a # in front are skipped.
+        files: kind (keys, urls, hosts) -> file with one value per line; empty lines and lines that start with # are
+            skipped.
         raw: data/raw, where keys and addresses are looked up.
-        reason: goes into every entry.
+        reason: recorded in every entry.
 
     Raises:
-        DataError: a file is missing, or some lines are bad: each is named, and nothing is to be recorded.
+        DataError: a file is missing, or some lines are bad; the message names them. Nothing must be recorded then.
     """
-    wishes, bad = [], []
+    entries, bad = [], []
     lines = {kind: list(_lines(path)) for kind, path in files.items()}
     pairs = {
-        column: _by_column(raw, column, {value for _, value in lines.get(kind, ())})
+        column: _pairs_by(raw, column, {value for _, value in lines.get(kind, ())})
         for kind, column in (("keys", "key"), ("urls", "url"))
     }
     for kind, path in files.items():
         for number, value in lines[kind]:
-            found, problem = _entries(kind, value, pairs)
-            wishes += found
+            named, problem = _entries(kind, value, pairs)
+            entries += named
             if problem:
                 bad.append(f"{path}, line {number}: {value!r}: {problem}")
     if bad:
         more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise DataError(f"nothing is recorded: {'; '.join(bad[:_SHOWN])}{more}")
     today = time.strftime("%Y-%m-%d", time.gmtime())
-    return [Entry(kind, value, reason, today) for kind, value in wishes]
+    return [Entry(kind, value, reason, today) for kind, value in entries]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -59,16 +60,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def _by_column(raw: Path, column: str, values: set[str]) -> Found:
-    wanted = values | set(map(canonical_or_as_is, values)) if column == "url" else values
-    found: Found = {}
-    for row in find_pairs(raw, column, wanted) if wanted else ():
-        found.setdefault(row[column], []).append(row)
-    return found
+def _pairs_by(raw: Path, column: str, values: set[str]) -> _PairsByValue:
+    spellings = values | set(map(canonical_or_as_is, values)) if column == "url" else values
+    pairs: _PairsByValue = {}
+    for row in find_pairs(raw, column, spellings) if spellings else ():
+        pairs.setdefault(row[column], []).append(row)
+    return pairs
 
 
-def _entries(kind: str, value: str, pairs: dict[str, Found]) -> tuple[list[tuple[str, str]], str | None]:
-    """(kind, value) of each entry that a line becomes, and what is wrong with it."""
+def _entries(kind: str, value: str, pairs: dict[str, _PairsByValue]) -> tuple[list[tuple[str, str]], str | None]:
+    """(kind, value) of each entry that a line becomes, and what is wrong with the line, if anything."""
     if kind == "hosts":
         host = value.lower().rstrip(".")
         try:
@@ -78,12 +79,12 @@ def _entries(kind: str, value: str, pairs: dict[str, Found]) -> tuple[list[tuple
         return [("host", one) for one in sorted(spellings)], problem_with("host", host)
     if kind == "keys":
         rows = pairs["key"].get(value, [])
-        found = [("url", row["url"]) for row in rows if row["url"] and not row["url"].startswith("data:")]
+        entries = [("url", row["url"]) for row in rows if row["url"] and not row["url"].startswith("data:")]
         problem = None if rows else "no pair in data/raw has this key"
     else:
         spellings = {value, canonical_or_as_is(value)}
         rows = [row for one in spellings for row in pairs["url"].get(one, [])]
-        found = [("url", one) for one in sorted(spellings)]
-        problem = None if rows or _URL.fullmatch(value) else "no URL, nor in data/raw"
-    found += [("image_id", row["sha256"]) for row in rows if row["sha256"]]
-    return sorted({(one, text) for one, text in found if text}), problem
+        entries = [("url", one) for one in sorted(spellings)]
+        problem = None if rows or _URL.fullmatch(value) else "not a URL, and not in data/raw"
+    entries += [("image_id", row["sha256"]) for row in rows if row["sha256"]]
+    return sorted({(one, text) for one, text in entries if text}), problem

@@ -1,0 +1,63 @@
+"""A `DiffReport` as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from align.lineage.diff_report import ChangedPair, DiffReport
+
+#: Names of the distributions, for people.
+DISTRIBUTION_NAMES = {
+    "text_length": "characters per text",
+    "image_size": "shorter side of the image",
+    "language": "language",
+}
+#: At most this many characters of a text or address, and lines of a table.
+_SHOWN_CHARACTERS, _SHOWN_LINES = 70, 12
+
+
+def as_text(report: DiffReport) -> str:
+    """The summary; what changed most comes first."""
+    return "\n".join(_lines(report))
+
+
+def _lines(report: DiffReport) -> Iterator[str]:
+    before, after = report.before, report.after
+    width = max(len(before.name), len(after.name))
+    for version in (before, after):
+        rate = f"{version.keep_rate:.1%}"
+        yield f"{version.name:<{width}}  {version.num_pairs:>10,} pairs  {version.num_kept:>10,} kept ({rate})"
+    for title, moves, other in (
+        ("entered (kept now, not before)", report.entered, "before"),
+        ("left (kept before, not now)", report.left, "after"),
+        ("changed without being kept", report.others, "both"),
+    ):
+        yield f"\n{title}: {sum(move.num_pairs for move in moves):,}"
+        for move in moves[:_SHOWN_LINES]:
+            why = f"{move.before} -> {move.after}" if other == "both" else getattr(move, other)
+            yield f"  {move.num_pairs:>10,}  {why}"
+            if other != "both":
+                yield f"              such as {describe(move.examples[0])}"
+        if len(moves) > _SHOWN_LINES:
+            yield f"  and {len(moves) - _SHOWN_LINES} more kinds, see --html or --json"
+    rows = report.by_rule()
+    if rows:
+        yield "\nrules: pairs that each drops first"
+        yield from (f"  {rule:<32}  {was:>10,} -> {now:>10,}" for rule, was, now in rows)
+    if report.distances:
+        yield "\nkept pairs: share that moved to another bucket"
+        for name, share in report.distances.items():
+            yield f"  {DISTRIBUTION_NAMES.get(name, name):<32}  {share:>7.1%}"
+    if report.hosts:
+        yield "\nkept pairs by host, where most changed"
+        yield from (f"  {host or 'none':<32}  {was:>10,} -> {now:>10,}" for host, was, now in report.hosts)
+
+
+def describe(pair: ChangedPair) -> str:
+    """A pair in one short phrase: its text, key and address."""
+    key = pair.key_after or pair.key_before
+    return f"{_shortened(pair.text)!r} ({key}, {_shortened(pair.url)})"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"

@@ -1,0 +1,66 @@
+"""Runs git and DVC as programs, in a checkout. Nothing in this library imports DVC.
+
+DVC has no command for single objects of a remote, so `flows.remote_objects`, which does import DVC, runs as a program
+too. Git is only read. DVC is asked for its settings and its status, and told to `commit` outs to its cache and dvc.lock
+(see `DataVersions.commit`). Nothing here pushes, pulls, checks out, garbage-collects or changes a branch.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from align.errors import DataError, ServiceError
+
+
+def git(root: Path, *args: str) -> str | None:
+    """Output of a git command; None if it fails or git is not installed."""
+    try:
+        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def dvc(root: Path, *args: str) -> str:
+    """Output of a DVC command.
+
+    Raises:
+        DataError: it fails; the message has DVC's last line.
+    """
+    command = [sys.executable, "-m", "dvc", *args]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DataError(f"`dvc {' '.join(args)}`: {_last_line(done.stderr)}")
+    return done.stdout
+
+
+def remote_objects(root: Path, what: str, remote: str, md5s: Iterable[str], *options: str) -> dict[str, Any]:
+    """Copies or deletes objects of a DVC remote; returns what `flows.remote_objects` answers.
+
+    Args:
+        root: the checkout.
+        what: `copy` or `delete`.
+        remote: its name.
+        md5s: of the objects.
+        options: further arguments of the program.
+
+    Raises:
+        ServiceError: the remote is unavailable or unknown.
+    """
+    command = [sys.executable, "-m", "flows.remote_objects", what, remote, *options]
+    text = "\n".join(md5s)
+    done = subprocess.run(command, cwd=root, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ServiceError(f"DVC remote '{remote}': {_last_line(done.stderr)}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def _last_line(text: str) -> str:
+    lines = [line.removeprefix("ERROR: ") for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

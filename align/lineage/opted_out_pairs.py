@@ -1,0 +1,69 @@
+"""Which pairs of data/raw are opted out, and which of their pictures no other pair shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.formats.policy import OptedOut
+from align.lineage.raw_pairs import iter_tables
+
+
+@dataclass(frozen=True)
+class OptedOutPairs:
+    """The opted-out pairs of a folder.
+
+    Attributes:
+        num_pairs: number of these pairs.
+        num_held: number of those whose picture is in the folder.
+        image_ids: sha256s of their pictures, as far as known.
+        gone: keys of the tar samples that no other pair shows: a purge removes them.
+        shared: keys of the tar samples that another pair shows too: they stay.
+        shards: names of the shards with such a pair.
+    """
+
+    num_pairs: int
+    num_held: int
+    image_ids: frozenset[str]
+    gone: frozenset[str]
+    shared: frozenset[str]
+    shards: frozenset[str]
+
+
+def opted_out_pairs(raw: Path, opted_out: OptedOut) -> OptedOutPairs:
+    """Reads the tables of a folder in img2dataset's layout; the tars are not needed.
+
+    Raises:
+        DataError: a table is unreadable.
+    """
+    num_pairs = 0
+    held: Counter[str] = Counter()
+    image_ids, shards = set(), set()
+    for name, rows in iter_tables(raw):
+        for row in rows:
+            if opted_out.matches(row["url"], row["page_url"], row["sha256"]):
+                num_pairs += 1
+                shards.add(name)
+                image_ids |= {row["sha256"]} - {None}
+                if row["image_key"] is not None:
+                    held[row["image_key"]] += 1
+    shared = _shown_by_others(raw, opted_out, held.keys()) if held else set()
+    return OptedOutPairs(
+        num_pairs=num_pairs,
+        num_held=held.total(),
+        image_ids=frozenset(image_ids),
+        gone=frozenset(held.keys() - shared),
+        shared=frozenset(shared),
+        shards=frozenset(shards),
+    )
+
+
+def _shown_by_others(raw: Path, opted_out: OptedOut, image_keys: Set[str]) -> set[str]:
+    return {
+        row["image_key"]
+        for _, rows in iter_tables(raw)
+        for row in rows
+        if row["image_key"] in image_keys and not opted_out.matches(row["url"], row["page_url"], row["sha256"])
+    }

@@ -1,0 +1,213 @@
+"""Looks up everything that is known of one pair: in data/raw, data/filtered, data/shards, the policy and MLflow.
+
+Only reads. What a stage has not written yet is None.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pyarrow.parquet as pq
+
+from align.config.filter import FilterConfig
+from align.errors import DataError
+from align.filter.rules import RULES
+from align.formats.policy import read_opted_out
+from align.lineage.data_versions import DataVersions
+from align.lineage.raw_pairs import RawRow, find_pairs
+from align.lineage.shard_samples import FetchTar, count_pairs, find_sample
+from align.lineage.trained_models import find_trained_models
+
+
+class Decision(TypedDict):
+    """The filter's decision; `text` is the normalised text."""
+
+    keep: bool
+    reason: str | None
+    reasons: list[str]
+    text: str
+
+
+class RuleResult(TypedDict):
+    """One rule applied to the pair.
+
+    Attributes:
+        rule: its reason code.
+        what: what it drops, in words.
+        drops_where: its SQL condition, with the threshold; None if it is switched off.
+        values: the pair's values of the condition's columns.
+        verdict: `drops`, `passes`, `off`, or `unknown` before the filter ran.
+        first: whether it is the first rule that drops the pair, the pair's `reason`.
+    """
+
+    rule: str
+    what: str
+    drops_where: str | None
+    values: dict[str, Any]
+    verdict: str
+    first: bool
+
+
+class ShardPosition(TypedDict):
+    """Where data/shards has the pair: the tar of a split, the key of the sample, and that sample's number of texts."""
+
+    split: str
+    tar: str
+    sample: str
+    num_texts: int
+
+
+class ModelUse(TypedDict):
+    """What a registered model version saw of the pair.
+
+    Attributes:
+        name: of the registered model.
+        version: its number.
+        aliases: such as `champion`.
+        trained_on_it: None if its data can no longer be read.
+        splits: split -> number of pairs, where it saw the pair; None as above.
+        why: where its data was read, or why it could not be.
+    """
+
+    name: str
+    version: int
+    aliases: list[str]
+    trained_on_it: bool | None
+    splits: dict[str, int] | None
+    why: str
+
+
+class PairHistory(TypedDict):
+    """Everything known of one pair, as `align explain --json` prints it.
+
+    Attributes:
+        pair: its row of data/raw, and `raw_shard`.
+        decision: None before the filter ran.
+        rules: every rule, in the filter's order.
+        facts: the values that rules looked at.
+        place: its position in data/shards; None if it is in none.
+        opted_out: `kind` and `value` of the policy's entry that matches it, if one does.
+        models: the registered versions.
+        models_line: why `models` is empty; else None.
+    """
+
+    pair: RawRow
+    decision: Decision | None
+    rules: list[RuleResult]
+    facts: dict[str, Any]
+    place: ShardPosition | None
+    opted_out: dict[str, str] | None
+    models: list[ModelUse]
+    models_line: str | None
+
+
+def require_pairs(raw: Path, column: str, value: str) -> list[RawRow]:
+    """The rows of data/raw whose column has this value.
+
+    Raises:
+        DataError: there are no tables, or no such row.
+    """
+    if not any(raw.glob("*.parquet")):
+        raise DataError(f"{raw}: no NNNNN.parquet here; run `align ingest` first")
+    rows = list(find_pairs(raw, column, [value]))
+    if not rows:
+        raise DataError(f"no pair with {column} {value} in {raw}; `align search` and the reports print keys")
+    return rows
+
+
+def look_up(
+    row: RawRow, config: FilterConfig, *, filtered: Path, shards: Path, policy: Path, fetch: FetchTar | None = None
+) -> PairHistory:
+    """What the files say of one pair; `models` is still empty, see `look_up_models`.
+
+    Args:
+        row: from `require_pairs`.
+        config: section `filter`, for the thresholds.
+        filtered: data/filtered; may be absent, as may shards.
+        shards: data/shards.
+        policy: data/policy.
+        fetch: see `shard_samples.iter_stored_samples`.
+    """
+    decision = _row(filtered / "decisions.parquet", "key", row["key"])
+    image_id = (decision or row).get("image_id") or row["sha256"]
+    # An older filter wrote no facts.parquet: then only the values of the image are known.
+    image = _row(filtered / "images.parquet", "image_id", image_id) or {}
+    facts = row | image | (_row(filtered / "facts.parquet", "key", row["key"]) or {})
+    reasons = decision["reasons"] if decision else None
+    entry = read_opted_out(policy).entry(row["url"], row["page_url"], image_id)
+    kept = decision is not None and decision["keep"]
+    return {
+        "pair": row,
+        "decision": None if decision is None else _decision(decision),
+        "rules": [_rule(code, config, facts, reasons) for code in RULES],
+        "facts": facts,
+        "place": _position(shards, image_id, row["key"], fetch) if kept else None,
+        "opted_out": None if entry is None else {"kind": entry[0], "value": entry[1]},
+        "models": [],
+        "models_line": None,
+    }
+
+
+def look_up_models(
+    history: PairHistory, model: str, shards: Path, versions: DataVersions, fetch: FetchTar | None = None
+) -> PairHistory:
+    """The history with the registered versions of a model, and whether each had the pair in its data."""
+    image_id = history["pair"]["sha256"]
+    text = history["decision"]["text"] if history["decision"] else None
+    if image_id is None:
+        why_not = "its picture was never downloaded, so no model can have seen it"
+        return {**history, "models": [], "models_line": why_not}
+    models, why_not_known = find_trained_models(
+        model, shards, versions, lambda folder: count_pairs(folder, frozenset({image_id}), text=text, fetch=fetch)
+    )
+    uses: list[ModelUse] = [
+        {
+            "name": one.version.name,
+            "version": one.version.number,
+            "aliases": list(one.aliases),
+            "trained_on_it": None if one.seen is None else one.seen.get("train", 0) > 0,
+            "splits": None if one.seen is None else dict(one.seen),
+            "why": one.why,
+        }
+        for one in models
+    ]
+    return {**history, "models": uses, "models_line": why_not_known}
+
+
+def _row(path: Path, column: str, value: str | None) -> dict[str, Any] | None:
+    """The first row with this value; None if there is none, or no such file."""
+    if value is None or not path.is_file():
+        return None
+    rows: list[dict[str, Any]] = pq.read_table(path, filters=[(column, "==", value)]).to_pylist()
+    return rows[0] if rows else None
+
+
+def _decision(row: dict[str, Any]) -> Decision:
+    return {"keep": row["keep"], "reason": row["reason"], "reasons": row["reasons"], "text": row["text"]}
+
+
+def _rule(code: str, config: FilterConfig, facts: dict[str, Any], reasons: list[str] | None) -> RuleResult:
+    condition = RULES[code](config)  # None: switched off
+    names = re.findall(r"[a-z_]+", re.sub(r"'[^']*'", "", condition or ""))
+    verdict = "unknown"
+    if reasons is not None:
+        verdict = "drops" if code in reasons else "passes" if condition else "off"
+    return {
+        "rule": code,
+        "what": " ".join((RULES[code].__doc__ or "").split("\n\n")[0].split()),
+        "drops_where": condition and re.sub(r"CAST\((\S+) AS DOUBLE\)", r"\1", condition),
+        "values": {name: facts[name] for name in dict.fromkeys(names) if name in facts},
+        "verdict": verdict,
+        "first": bool(reasons) and reasons is not None and reasons[0] == code,
+    }
+
+
+def _position(shards: Path, image_id: str | None, key: str, fetch: FetchTar | None) -> ShardPosition | None:
+    if not (shards / "manifest.json").is_file():
+        return None
+    sample = find_sample(shards, image_id, key, fetch)
+    if sample is None:
+        return None
+    return {"split": sample.split, "tar": sample.tar, "sample": sample.key, "num_texts": len(sample.texts)}

@@ -1,0 +1,191 @@
+"""Finds out what a purge has to remove, before anything is touched.
+
+Objects are shared between versions, so a purge removes what a version that shows an opted-out picture has and no other
+version needs: after it, most of a large dataset is the same in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from align.config.paths import PathsConfig
+from align.errors import DataError
+from align.formats.policy import OptedOut
+from align.lineage.data_versions import DataVersions
+from align.lineage.opted_out_pairs import OptedOutPairs, opted_out_pairs
+from align.lineage.shard_samples import FetchTar, index_shows, shards_show
+from align.lineage.stage_runs import CHECKOUT, StageRun
+
+#: Files of a report that show pictures: pages with small copies in them, and pictures.
+_PAGE, _PICTURES = ".html", {".jpg", ".jpeg", ".png", ".webp"}
+_SIGNS = (b"data:image/jpeg", b"data:image/webp", b"<figure")
+
+
+@dataclass(frozen=True)
+class OutCheck:
+    """How to find out whether a version of an out shows an opted-out picture.
+
+    Attributes:
+        patterns: of the files that the check needs.
+        shows: whether a folder with these files shows one.
+        ask_remotes: whether to fetch files that are not on this machine; if not, a version with such files counts as
+            showing one.
+    """
+
+    patterns: tuple[str, ...]
+    shows: Callable[[Path], bool]
+    ask_remotes: bool = True
+
+
+@dataclass
+class DoomedVersions:
+    """The versions that a purge ends, and their objects.
+
+    Attributes:
+        versions: (path of the out, md5) -> who recorded it, and why it has to go.
+        objects: md5s of their files, and of report pages that may show a small copy of a picture.
+        clean: md5s of all other versions' files; these stay.
+        clean_versions: (path, md5) of the versions that were checked and show none.
+    """
+
+    versions: dict[tuple[str, str], str] = field(default_factory=dict)
+    objects: set[str] = field(default_factory=set)
+    clean: set[str] = field(default_factory=set)
+    clean_versions: set[tuple[str, str]] = field(default_factory=set)
+
+    def to_remove(self, also_clean: Mapping[str, str] | None = None) -> set[str]:
+        """The objects that no clean version needs; `also_clean` (path -> md5) is a version made since."""
+        return self.objects - self.clean - set((also_clean or {}).values())
+
+
+@dataclass(frozen=True)
+class PurgePlan:
+    """What a purge removes.
+
+    Attributes:
+        opted_out: the whole policy.
+        pairs: the opted-out pairs of data/raw in the checkout.
+        image_ids: sha256s of all opted-out pictures, in any version of the data.
+        doomed: versions that show one, and their objects.
+    """
+
+    opted_out: OptedOut
+    pairs: OptedOutPairs
+    image_ids: frozenset[str]
+    doomed: DoomedVersions
+
+
+def plan_purge(
+    versions: DataVersions, opted_out: OptedOut, paths: PathsConfig, fetch: FetchTar | None = None
+) -> PurgePlan:
+    """Checks data/raw of the checkout, and every recorded version of raw data, shards and index."""
+    pairs = opted_out_pairs(paths.raw, opted_out)
+    image_ids = pairs.image_ids | {entry.value for entry in opted_out.entries if entry.kind == "image_id"}
+
+    def raw_shows(folder: Path) -> bool:
+        nonlocal image_ids  # an older version may show pictures at these addresses that the checkout never had
+        older = opted_out_pairs(folder, opted_out)
+        image_ids |= older.image_ids
+        return bool(older.gone)
+
+    checks = {  # in pipeline order: later checks need the picture hashes that the first collects
+        paths.raw.as_posix(): OutCheck(("*.parquet",), raw_shows),
+        paths.shards.as_posix(): OutCheck(
+            ("manifest.json", "*.tar"), lambda folder: shards_show(folder, image_ids, fetch), ask_remotes=False
+        ),
+        paths.index.as_posix(): OutCheck(("items.parquet",), lambda folder: index_shows(folder, image_ids)),
+    }
+    doomed = find_doomed(versions, checks, paths.reports.as_posix())
+    return PurgePlan(opted_out, pairs, image_ids, doomed)
+
+
+def find_doomed(versions: DataVersions, checks: Mapping[str, OutCheck], reports: str) -> DoomedVersions:
+    """Checks every recorded version of the outs that can show a picture.
+
+    Args:
+        versions: the history.
+        checks: path of an out -> its check, in pipeline order.
+        reports: the folder of all reports.
+    """
+    runs = versions.runs()
+    doomed = DoomedVersions()
+    for path, check in checks.items():
+        checked: set[str] = set()
+        for run in runs:
+            md5 = run.outs.get(path) or run.deps.get(path)
+            if md5 and md5 not in checked:
+                checked.add(md5)
+                if why := _why_doomed(versions, md5, check):
+                    doomed.versions[path, md5] = f"{run.where}; {why}"
+                else:
+                    doomed.clean_versions.add((path, md5))
+    _collect_objects(versions, runs, doomed, reports)
+    return doomed
+
+
+def _collect_objects(versions: DataVersions, runs: list[StageRun], doomed: DoomedVersions, reports: str) -> None:
+    """Fills `doomed.objects` and `doomed.clean`."""
+    gone = {md5 for _, md5 in doomed.versions}
+    for md5 in gone:
+        doomed.objects |= {md5, *(versions.files(md5) or {}).values()}
+    pages: set[str] = set()
+    clean: set[str] = set()
+    for run in runs:
+        # By deps, not outs: ingest's report, whose stage makes data/raw, shows no picture.
+        dirty = not gone.isdisjoint(run.deps.values())
+        for path, md5 in run.outs.items():
+            if md5 in gone:
+                continue
+            files = versions.files(md5) or {}
+            shown = _pages(versions, files) if dirty and PurePosixPath(path).is_relative_to(reports) else set()
+            pages |= shown
+            clean |= {md5, *files.values()} - shown
+    doomed.objects |= pages
+    doomed.clean = clean - pages
+
+
+def _why_doomed(versions: DataVersions, md5: str, check: OutCheck) -> str | None:
+    files = versions.files(md5)
+    if files is None:
+        return None  # no cache or remote that could be reached has its list: see `DataVersions.unreachable`
+    needed = [one for path, one in files.items() if any(PurePosixPath(path).match(p) for p in check.patterns)]
+    if not check.ask_remotes and not all(map(versions.has, needed)):
+        return "not on this machine, so it was not checked"
+    folder = versions.lay_out(md5, *check.patterns)
+    if folder is None:
+        return "incomplete, so it cannot be checked"
+    try:
+        return "shows them" if check.shows(folder) else None
+    except DataError as error:
+        return f"unreadable: {error}"
+
+
+def _pages(versions: DataVersions, files: Mapping[str, str]) -> set[str]:
+    """md5s of the pages and pictures among a report's files."""
+    pages = set()
+    for path, md5 in files.items():
+        suffix = PurePosixPath(path).suffix
+        if suffix in _PICTURES or (suffix == _PAGE and _page_shows(versions.object(md5))):
+            pages.add(md5)
+    return pages
+
+
+def _page_shows(page: Path | None) -> bool:
+    return page is not None and any(sign in page.read_bytes() for sign in _SIGNS)
+
+
+def pages_with_pictures(reports: Path) -> list[Path]:
+    """The files in a folder of reports that show pictures; ingest's report has none."""
+    return [
+        path
+        for path in sorted(reports.rglob("*"))
+        if not path.is_relative_to(reports / "ingest")
+        and (path.suffix in _PICTURES or (path.suffix == _PAGE and _page_shows(path)))
+    ]
+
+
+def stage_of(runs: list[StageRun], out: str) -> str | None:
+    """The stage that makes an out, according to the checkout's dvc.lock."""
+    return next((run.name for run in runs if run.where == CHECKOUT and out in run.outs), None)

@@ -1,0 +1,166 @@
+"""Removes the pictures of opted-out pairs from data/raw, by rewriting the shards that hold them.
+
+A purged pair keeps its row, without the picture: `failed_to_download`, `opted out`. Counts and keys stay the same, and
+ingest writes the same row for an address that it may not fetch. A picture that another pair shows as well, one that
+nobody asked to forget (one page opted out, the other pages did not), stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from align.console import track
+from align.files import sha256_file, write_text
+from align.formats.policy import OptedOut
+from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, MANIFEST, SUCCESS
+from align.formats.stored_tars import stored_tars
+from align.formats.tar import BLOCK, header, padding
+from align.ingest.writer import write_raw_manifest
+from align.lineage.opted_out_pairs import OptedOutPairs
+from align.lineage.raw_pairs import RawRow, iter_tables
+from align.work import key_of, work_directory
+
+#: What a purged row says, in addition to its status. The hash stays: it names the picture to the policy, and shows
+#: nothing of it.
+_PURGED: RawRow = {
+    "error_message": "opted out",
+    "image_key": None,
+    "width": None,
+    "height": None,
+    "original_width": None,
+    "original_height": None,
+    "retryable": False,
+}
+
+
+def purge_raw(
+    raw: Path,
+    opted_out: OptedOut,
+    pairs: OptedOutPairs,
+    *,
+    tar_of: Callable[[str], Path] | None = None,
+    keep_tar: Callable[[Path, str], None] | None = None,
+) -> list[str]:
+    """Rewrites the shards with opted-out pairs without their pictures; all new shards appear at once, or none.
+
+    Args:
+        raw: data/raw; files that do not change are linked into the new folder, not copied.
+        opted_out: the policy.
+        pairs: `opted_out_pairs(raw, opted_out)`.
+        tar_of: shard name -> its tar, if the tars are not in the folder.
+        keep_tar: stores a new tar (path, sha256) where the others are.
+
+    Returns:
+        Names of the rewritten shards; their tables have new rows, and their tars no opted-out picture.
+
+    Raises:
+        DataError: a shard is unreadable.
+        LockedError: `align ingest` is making the folder.
+    """
+    stale = _shards_to_rewrite(raw, pairs)
+    with work_directory(raw, key_of("purge", time.time_ns())) as part:  # a new key each time: never resumed
+        for path in raw.iterdir():
+            if path.is_file() and path.name.partition(".")[0].removesuffix("_stats") not in stale:
+                _link(path, part / path.name)
+        for name in track(sorted(stale), what="forget: shards rewritten", total=len(stale)):
+            tar = raw / f"{name}.tar"
+            if tar_of and not tar.is_file():
+                tar = tar_of(name)
+            table, held = _purged_table(raw / f"{name}.parquet", opted_out, pairs)
+            pq.write_table(table, part / f"{name}.parquet", compression="zstd")
+            with (part / f"{name}.tar").open("wb") as target:
+                _copy_tar(tar, target, pairs.gone, held)
+            tar_sha256 = _rewrite_stats(raw, part, name, table)
+            if keep_tar:
+                keep_tar(part / f"{name}.tar", tar_sha256)
+        if (raw / MANIFEST).is_file():
+            (part / MANIFEST).unlink()
+            write_raw_manifest(part, [tar.removesuffix(".tar") for tar in stored_tars(raw)])
+    return sorted(stale)
+
+
+def _shards_to_rewrite(raw: Path, pairs: OptedOutPairs) -> set[str]:
+    image_keys = pairs.gone | pairs.shared
+    return {
+        name for name, rows in iter_tables(raw) if name in pairs.shards or any(row["key"] in image_keys for row in rows)
+    }
+
+
+def _purged_table(path: Path, opted_out: OptedOut, pairs: OptedOutPairs) -> tuple[pa.Table, dict[str, RawRow]]:
+    """The new table; and for each shared picture the first row that may still show it, by key of its tar sample."""
+    table = pq.ParquetFile(path).read()
+    still_shown: dict[str, RawRow] = {}
+    columns = {column: table[column].to_pylist() for column in table.column_names}
+    empty: list[None] = [None] * len(table)
+    pages, hashes = columns.get("page_url", empty), columns.get("sha256", empty)
+    for index, key in enumerate(columns["key"]):
+        if not opted_out.matches(columns["url"][index], pages[index], hashes[index]):
+            image_key = columns["image_key"][index] if "image_key" in columns else key
+            if image_key in pairs.shared:
+                still_shown.setdefault(image_key, {column: values[index] for column, values in columns.items()})
+            continue
+        columns["status"][index] = FAILED_TO_DOWNLOAD
+        for column, value in _PURGED.items():
+            if column in columns:
+                columns[column][index] = value
+    arrays = [pa.array(columns[field.name], field.type) for field in table.schema]
+    return pa.table(arrays, schema=table.schema), still_shown
+
+
+def _copy_tar(source: Path, target: BinaryIO, gone: frozenset[str], rows: dict[str, RawRow]) -> None:
+    """Copies members byte for byte, except those of `gone`; a sample in `rows` gets that row's text and JSON."""
+    num_bytes = 0
+    with source.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            key, _, extension = member.name.rpartition("/")[2].partition(".")
+            if key in gone:
+                continue
+            row = rows.get(key)
+            if row is not None and extension in ("txt", "json"):
+                text = row["caption"] if extension == "txt" else json.dumps(row, ensure_ascii=False)
+                data = text.encode("utf-8")
+                block = header(member.name, len(data)) + data
+            else:
+                file.seek(member.offset)
+                block = file.read(member.offset_data + member.size - member.offset)
+            num_bytes += target.write(block + padding(len(block)))
+    end = 2 * BLOCK
+    target.write(bytes(end + -(num_bytes + end) % (20 * BLOCK)))  # as `tar` ends an archive
+
+
+def _rewrite_stats(raw: Path, part: Path, name: str, table: pa.Table) -> str:
+    """Writes NNNNN_stats.json of the new table and tar; returns the tar's sha256."""
+    stats: dict[str, Any] = json.loads((raw / f"{name}_stats.json").read_bytes())
+    statuses = Counter(table["status"].to_pylist())
+    messages = Counter(message or SUCCESS for message in table["error_message"].to_pylist())
+    tar = part / f"{name}.tar"
+    sha256 = sha256_file(tar)
+    stats |= {
+        "successes": statuses[SUCCESS],
+        "failed_to_download": statuses[FAILED_TO_DOWNLOAD],
+        "failed_to_resize": statuses[FAILED_TO_RESIZE],
+        "status_dict": dict(sorted(messages.items())),
+    }
+    if "tar_sha256" in stats:  # img2dataset writes none
+        table_sha256 = sha256_file(part / f"{name}.parquet")
+        stats |= {"tar_sha256": sha256, "tar_bytes": tar.stat().st_size, "table_sha256": table_sha256}
+    write_text(part / f"{name}_stats.json", json.dumps(stats, indent=4, ensure_ascii=False) + "\n")
+    return sha256
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system behind a symbolic link
+        shutil.copyfile(source, target)

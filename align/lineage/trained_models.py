@@ -1,0 +1,120 @@
+"""Finds out which registered model versions saw given pairs, by the digest of its training data.
+
+Each version is tagged with that digest. The data can be read if the checkout has it, or if git and DVC have a version
+of data/shards with that digest. If its bytes are gone, the answer is "unknown", never that the model saw nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from align.errors import DataError, ServiceError
+from align.formats.shards import read_manifest
+from align.lineage.data_versions import DataVersions
+from align.services.tracking import Tracker, Version, is_there
+
+#: A folder like data/shards -> split -> how many of the pairs are in it.
+CountPairs = Callable[[Path], Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What one model version saw of the pairs.
+
+    Attributes:
+        version: the version.
+        aliases: its aliases, such as `champion`.
+        seen: split -> number of the pairs; only `train` changed the weights. None if its data can no longer be read.
+        why: where the data was read, or why it could not be.
+    """
+
+    version: Version
+    aliases: tuple[str, ...]
+    seen: Mapping[str, int] | None
+    why: str
+
+
+def find_trained_models(
+    model: str, shards: Path, versions: DataVersions, count: CountPairs
+) -> tuple[list[TrainedModel], str | None]:
+    """The registered versions of a model with what each saw; or none, and one line that says why.
+
+    Args:
+        model: name of the registered model.
+        shards: data/shards of the checkout, as dvc.lock names it; may be absent.
+        versions: where other data is looked up.
+        count: counts the pairs in a folder like data/shards.
+    """
+    if not is_there():
+        return [], "no MLflow here: MLFLOW_TRACKING_URI is not set, and there is no mlflow.db"
+    try:
+        models = _trained_models(Tracker(), model, shards, versions, count)
+    except ServiceError as error:
+        return [], str(error)
+    return models, None if models else f"'{model}' has no registered version"
+
+
+def _trained_models(
+    tracker: Tracker, model: str, shards: Path, versions: DataVersions, count: CountPairs
+) -> list[TrainedModel]:
+    """Raises ServiceError if MLflow is unavailable or refuses."""
+    registered = tracker.versions(model)
+    aliases = tracker.aliases(model)
+    known: dict[str, tuple[Mapping[str, int] | None, str]] = {}
+    digests = {version.tags.get("align.data_digest", "") for version in registered}
+    folders = _folders(shards, versions, digests)
+    models = []
+    for version in registered:
+        digest = version.tags.get("align.data_digest", "")
+        if digest not in known:
+            known[digest] = _counted(digest, folders, count)
+        names = tuple(sorted(alias for alias, number in aliases.items() if number == version.number))
+        models.append(TrainedModel(version, names, *known[digest]))
+    return models
+
+
+def _counted(
+    digest: str, folders: Mapping[str, tuple[Callable[[], Path | None], str]], count: CountPairs
+) -> tuple[Mapping[str, int] | None, str]:
+    if not digest:
+        return None, "the version has no tag align.data_digest"
+    if digest not in folders:
+        return None, f"data {digest[:12]} is neither checked out nor in any dvc.lock that git has"
+    make, where = folders[digest]
+    try:
+        folder = make()
+        seen = count(folder) if folder is not None else None
+    except DataError as error:
+        return None, f"data {digest[:12]} ({where}): {error}"
+    return seen, where if seen is not None else f"data {digest[:12]} ({where}) is gone from DVC's cache and remotes"
+
+
+def _folders(
+    shards: Path, versions: DataVersions, digests: set[str]
+) -> dict[str, tuple[Callable[[], Path | None], str]]:
+    """Digest -> (a function that makes a folder of that data, where it is from)."""
+    folders: dict[str, tuple[Callable[[], Path | None], str]] = {}
+    if here := _digest(shards):
+        folders[here] = partial(Path, shards), "the checkout's data"
+    if digests <= folders.keys():
+        return folders
+    for run in versions.runs():
+        md5 = run.outs.get(shards.as_posix())
+        if md5 is None:
+            continue
+        manifest = versions.lay_out(md5, "manifest.json")
+        digest = _digest(manifest) if manifest is not None else None
+        if digest and digest not in folders:
+            folders[digest] = partial(versions.lay_out, md5, "manifest.json", "*.tar"), f"as of {run.where}"
+    return folders
+
+
+def _digest(shards: Path) -> str | None:
+    """`digest` of its manifest; None if there is none, or another layout."""
+    try:
+        return read_manifest(shards).digest
+    except DataError:
+        return None

@@ -1,0 +1,51 @@
+"""How lineage reads the tables of data/raw, ours and a stock folder's."""
+
+import hashlib
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from align.errors import DataError
+from align.lineage.raw_pairs import find_pairs, iter_tables
+from tests.support import small_data
+from tests.support.small_data import Pair
+
+PAIRS = [Pair("a red fox", 1), Pair("the same fox", 1), Pair("an owl at night", 2), Pair("a dead link", None)]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return small_data.write(tmp_path, PAIRS, pairs_per_shard=2)[0]
+
+
+def test_pairs_are_found_by_key_and_by_address(raw: Path) -> None:
+    (row,) = find_pairs(raw, "key", ["000010000"])
+    assert (row["caption"], row["raw_shard"], row["text_source"]) == ("an owl at night", "00001", None)
+    assert {row["key"] for row in find_pairs(raw, "key", ["000010000", "000000001"])} == {"000010000", "000000001"}
+    assert [row["key"] for row in find_pairs(raw, "url", ["https://example.org/1.jpg"])] == ["000000000", "000000001"]
+    assert list(find_pairs(raw, "key", [])) == list(find_pairs(raw, "key", ["no such key"])) == []
+
+
+def test_a_key_is_looked_up_in_the_table_of_its_name_alone(raw: Path) -> None:
+    (raw / "00000.parquet").write_bytes(b"no table")
+    assert [row["key"] for row in find_pairs(raw, "key", ["000010000"])] == ["000010000"]
+
+
+def test_a_stock_folder_gets_its_image_keys_and_hashes(raw: Path) -> None:
+    table = pq.read_table(raw / "00001.parquet").drop_columns(["image_key", "sha256", "page_url"])
+    pq.write_table(table, raw / "00001.parquet")
+    stored, dead = (next(find_pairs(raw, "key", [key])) for key in ("000010000", "000010001"))
+    assert (stored["image_key"], dead["image_key"], dead["sha256"]) == ("000010000", None, None)
+    assert stored["sha256"] == hashlib.sha256(small_data.jpeg(2)).hexdigest()
+    rows = {name: list(rows) for name, rows in iter_tables(raw)}
+    assert [row["image_key"] for row in rows["00001"]] == ["000010000", None]
+
+
+def test_an_unreadable_table_is_one_clear_error(raw: Path) -> None:
+    (raw / "00001.parquet").write_bytes(b"no table")
+    with pytest.raises(DataError, match=r"00001\.parquet: not a readable parquet file"):
+        for _, rows in iter_tables(raw):
+            list(rows)
+    with pytest.raises(DataError, match=r"00001\.parquet: not a readable parquet file"):
+        list(find_pairs(raw, "url", ["https://example.org/2.jpg"]))

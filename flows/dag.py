@@ -1,4 +1,4 @@
-"""The DAG as dvc.yaml tells it. Nothing here or elsewhere in flows/ says again what depends on what."""
+"""Reads the DAG from dvc.yaml. Nothing else in flows/ repeats what depends on what."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Stage:
 
     Attributes:
         name: of the stage and of its verb.
-        description: half a line for people.
-        flow: the sub-flow that shows it.
+        description: a few words for people.
+        flow: the sub-flow that runs it.
         deps: paths it reads, relative to the checkout.
         outs: paths it writes.
         upstream: names of the stages whose outs it reads.
@@ -42,10 +42,10 @@ class Stage:
 
 
 def read_dag(root: Path) -> list[Stage]:
-    """Reads the stages of a checkout, each after those that it reads from.
+    """Reads the stages of a checkout; each comes after the stages that it reads from.
 
     Raises:
-        ConfigError: dvc.yaml is missing, or a stage says no `meta.flow` or has no report among its outs.
+        ConfigError: dvc.yaml is missing, or a stage has no `meta.flow` or no report among its outs.
     """
     try:
         entries: dict[str, Any] = YAML(typ="safe", pure=True).load((root / DVC_FILE).read_text("utf-8"))["stages"]
@@ -62,16 +62,16 @@ def read_dag(root: Path) -> list[Stage]:
 
 
 def downstream(stages: Sequence[Stage], names: Collection[str]) -> frozenset[str]:
-    """The named stages and every stage that reads from them, directly or not. `stages` in topological order."""
-    found = set(names)
+    """The named stages and every stage that reads from them, directly or not; `stages` are in topological order."""
+    names = set(names)
     for stage in stages:
-        if found.intersection(stage.upstream):
-            found.add(stage.name)
-    return frozenset(found)
+        if names.intersection(stage.upstream):
+            names.add(stage.name)
+    return frozenset(names)
 
 
 def stale(stages: Sequence[Stage], status: str) -> frozenset[str]:
-    """Stages that may have to run: those that `dvc status --json` calls changed, and what reads from them."""
+    """Stages that may have to run: those that `dvc status --json` lists as changed, and those that read from them."""
     changed = {name.removeprefix(f"{DVC_FILE}:") for name in json.loads(status)}
     return downstream(stages, changed.intersection(stage.name for stage in stages))
 
@@ -82,11 +82,11 @@ def _stage(
 ) -> Stage:  # fmt: skip
     flow = entry.get("meta", {}).get("flow")
     if flow is None:
-        raise ConfigError(f"{DVC_FILE}: stage '{name}' has no meta.flow: name the sub-flow that shows it")
+        raise ConfigError(f"{DVC_FILE}: stage '{name}' has no meta.flow: name the sub-flow that runs it")
     reports = params.values["paths"]["reports"]
     report = next((out for out in outs if out.startswith(f"{reports}/")), None)
     if report is None:
-        raise ConfigError(f"{DVC_FILE}: stage '{name}' has no out under {reports}/: every stage reports")
+        raise ConfigError(f"{DVC_FILE}: stage '{name}' has no out in {reports}/: every stage writes a report")
     return Stage(name, entry.get("desc", name), flow, deps, outs, upstream, report)
 
 

@@ -1,4 +1,4 @@
-"""One at a time: a lock file that the kernel frees when its holder ends, however it ends."""
+"""A lock file, so that one process works at a time. The kernel frees it when its holder ends, even by a crash."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path, who: str, log: Callable[[str], None]) -> Iterator[None]:
-    """Holds the lock; waits for it, and says so, while another process does.
+    """Holds the lock; if another process holds it, logs one line and waits.
 
     Args:
-        path: the lock file; created where missing, and left.
-        who: written into the file, so that the one who waits can say for whom.
-        log: for the line that says so.
+        path: the lock file; created if missing, and never removed.
+        who: the holder's name, written into the file: a waiting process logs it.
+        log: for that line.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:

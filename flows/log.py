@@ -1,4 +1,4 @@
-"""How errors look in a flow's log."""
+"""Makes errors short in a flow's log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _OneLine(logging.Filter):
 
 
 def one_line_errors() -> None:
-    """Makes Prefect log an AlignError as one line."""
+    """Makes Prefect log an AlignError as one line, without a traceback."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
         if not any(isinstance(existing, _OneLine) for existing in logger.filters):

@@ -1,17 +1,17 @@
-"""Promotion as a flow: candidate and champion compared on their figures, and the alias moved, or the reason why not."""
+"""Promotion as a flow: compares candidate and champion, and moves the alias or says why not."""
 
 from __future__ import annotations
 
 from prefect import flow
 
-from flows.commands import run_command
+from flows.command_task import run_command
 
 
 @flow(flow_run_name="promote")
 def promote() -> str:
-    """Makes the candidate the champion if the figures say so; returns the decision in a sentence.
+    """Makes the candidate the champion if its metrics suffice; returns the decision in a sentence.
 
     Raises:
-        CommandError: they do not; the message says which figure, and what it would have to be.
+        CommandError: they do not; the message names the metric and the value that it needs.
     """
     return run_command("promote")

@@ -1,8 +1,8 @@
-"""`python -m flows.remote_objects copy|delete REMOTE`: single objects of a DVC remote, whatever it is.
+"""`python -m flows.remote_objects copy|delete REMOTE`: copies or deletes single objects of a DVC remote of any kind.
 
-DVC has no command for that: `dvc gc` removes all that is in no use, and knows no picture. md5s come on stdin, one a
-line; the last line of stdout is JSON. `copy` brings those that are there into a folder laid out as a cache; `delete`
-says which were there and are gone, and why the others are not.
+DVC has no command for that: `dvc gc` removes everything that is not in use, never chosen objects. md5s are read from
+stdin, one per line; the last line of stdout is JSON. `copy` puts the objects that exist into a folder laid out like a
+cache; `delete` says which objects it deleted, and why it could not delete others.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dvc.repo import Repo  # type: ignore[import-untyped]  # DVC ships no types
 from dvc_data.hashfile.db import get_index
 
 
-def require_there(odb: Any, root: Path) -> None:
-    """Asks once, not for each object. Raises what the file system raises, or OSError for a disk that is not mounted."""
+def require_reachable(odb: Any, root: Path) -> None:
+    """Checks once that the remote can be reached: raises the file system's error, or OSError for an unmounted disk."""
     odb.fs.exists(odb.path)
     if odb.fs.protocol == "local":
         folder = Path(odb.path).parents[1]  # of files/md5
@@ -27,7 +27,7 @@ def require_there(odb: Any, root: Path) -> None:
 
 
 def copy(odb: Any, md5s: list[str], to: Path) -> dict[str, Any]:
-    """Copies the objects that are there."""
+    """Copies the objects that exist."""
     copied = []
     for md5 in md5s:
         source = odb.oid_to_path(md5)
@@ -42,7 +42,7 @@ def copy(odb: Any, md5s: list[str], to: Path) -> dict[str, Any]:
 
 
 def delete(odb: Any, md5s: list[str]) -> dict[str, Any]:
-    """Deletes the objects that are there, and looks again."""
+    """Deletes the objects that exist, and checks that they are gone."""
     removed, left = [], {}
     for md5 in md5s:
         path = odb.oid_to_path(md5)
@@ -54,14 +54,14 @@ def delete(odb: Any, md5s: list[str]) -> dict[str, Any]:
                     left[md5] = "still there after it was deleted"
                 else:
                     removed.append(md5)
-        except Exception as error:  # noqa: BLE001 (every file system raises its own; the user is told which)
+        except Exception as error:  # noqa: BLE001 (each file system has its own errors; the user sees them)
             left[md5] = " ".join(str(error).split())[:200] or type(error).__name__
-    get_index(odb).clear()  # DVC's memory of what the remote has: the next push must not trust it
+    get_index(odb).clear()  # DVC's own list of the remote's objects: the next push must not rely on it
     return {"removed": removed, "left": left}
 
 
 def main() -> int:
-    """Exit code 1 with one line on stderr where the remote is away or unknown."""
+    """Returns 1 with one line on stderr if the remote is unavailable or unknown."""
     parser = argparse.ArgumentParser(prog="flows.remote_objects", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["copy", "delete"])
     parser.add_argument("remote")
@@ -71,9 +71,9 @@ def main() -> int:
     try:
         repo = Repo()
         odb = repo.cloud.get_remote_odb(args.remote)
-        require_there(odb, Path(repo.root_dir))
+        require_reachable(odb, Path(repo.root_dir))
         answer = copy(odb, md5s, args.to) if args.what == "copy" else delete(odb, md5s)
-    except Exception as error:  # noqa: BLE001 (DVC's, boto's, paramiko's: whatever it is, the remote is of no use)
+    except Exception as error:  # noqa: BLE001 (DVC's, boto's, paramiko's ...: in any case the remote cannot be used)
         print(" ".join(str(error).split())[:300] or type(error).__name__, file=sys.stderr)
         return 1
     print(json.dumps(answer))

@@ -1,20 +1,20 @@
-"""Rollback as a flow: the champion before this one is the champion again."""
+"""Rollback as a flow: makes the previous champion the champion again."""
 
 from __future__ import annotations
 
 from prefect import flow
 
-from flows.commands import run_command
+from flows.command_task import run_command
 
 
 @flow(flow_run_name="rollback")
 def rollback(reason: str) -> str:
-    """Takes the champion back.
+    """Makes the previous champion the champion again.
 
     Args:
-        reason: why; kept as a tag of the version that is taken back.
+        reason: why; kept as a tag of the version that is replaced.
 
     Raises:
-        CommandError: there is no champion, or none before it.
+        CommandError: there is no champion, or no previous one.
     """
     return run_command("rollback", "--reason", reason)

@@ -1,4 +1,4 @@
-"""What a run prints at its end. Every figure is read from the reports; none is computed here."""
+"""The summary that a run prints at its end. Every number is read from the reports; none is computed here."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from flows.dag import Stage
-from flows.stages import Outcome
+from flows.stage_task import Outcome
 
-#: Labelled queries of the index's report that are shown as examples, and images shown for each.
-NUM_EXAMPLES, NUM_FOUND = 3, 3
+#: Examples shown from the index's report: this many labelled queries, with this many images each.
+NUM_EXAMPLES, NUM_HITS = 3, 3
 
 HERE = """\
 Look around:
-  make up                                    Prefect and MLflow in the browser; make down ends them
+  make up                                    Prefect and MLflow in the browser; make down stops them
   open {evaluation}   figures, pictures, curves
   align search "red heart" --html hits.html
   dvc metrics diff run/{name}                after your next change
@@ -23,7 +23,7 @@ Look around:
 
 ELSEWHERE = """\
 Look around:
-  dvc metrics diff run/{name}                against what lies here
+  dvc metrics diff run/{name}                compared with this checkout
   git switch run/{name} && dvc checkout      its data, model and reports"""
 
 
@@ -37,16 +37,16 @@ def summarise(
     registered: str,
     here: bool,
 ) -> str:
-    """The summary as text for a terminal.
+    """The summary of a run as text for a terminal.
 
     Args:
         root: the checkout with the reports.
-        stages: the DAG, which says where each report is.
-        outcomes: what became of the stages.
+        stages: the DAG, which has the path of each report.
+        outcomes: the results of the stages.
         name: of the run.
         commit: of branch run/<name>.
-        registered: what `align register` said.
-        here: the run worked in the user's checkout, so that its files are there to look at.
+        registered: the last line of `align register`.
+        here: whether the run worked in the user's checkout, so that its files can be opened there.
     """
     folders = {stage.name: root / stage.report for stage in stages}
     metrics = _metrics(folders)
@@ -71,11 +71,11 @@ def _look(folders: Mapping[str, Path], root: Path, name: str, here: bool) -> str
 
 
 def _metrics(folders: Mapping[str, Path]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for folder in folders.values():
         if (folder / "metrics.json").exists():
-            found |= json.loads((folder / "metrics.json").read_text("utf-8"))
-    return found
+            metrics |= json.loads((folder / "metrics.json").read_text("utf-8"))
+    return metrics
 
 
 def _pairs(metrics: Mapping[str, float]) -> str:
@@ -85,7 +85,7 @@ def _pairs(metrics: Mapping[str, float]) -> str:
     prefix = "filter/dropped/"
     dropped = {key.removeprefix(prefix): int(value) for key, value in metrics.items() if key.startswith(prefix)}
     rows = [(reason, number) for reason, number in dropped.items() if number]
-    lines = [f"Pairs: {total:,} in, {kept:,} kept ({kept / max(total, 1):.1%}); dropped, by the first rule that did:"]
+    lines = [f"Pairs: {total:,} in, {kept:,} kept ({kept / max(total, 1):.1%}); dropped, by first matching rule:"]
     return "\n".join(lines + [f"  {number:>7,}  {reason}" for reason, number in sorted(rows, key=lambda row: -row[1])])
 
 
@@ -118,7 +118,7 @@ def _examples(folder: Path | None) -> str:
     lines = []
     for query in queries[:NUM_EXAMPLES]:
         lines.append(f'  align search "{query["query"]}"')
-        for hit in query["found"][:NUM_FOUND]:
+        for hit in query["found"][:NUM_HITS]:
             mark = "right" if hit["right"] else "     "
             lines.append(f"    {hit['score']:.2f}  {mark}  {' | '.join(hit['texts'])[:80]}")
     return "\n".join(["Searches:", *lines]) if lines else ""

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from flows.checkout import git, write_params
+from flows.git_repository import git
+from flows.worktree import write_params
 from tests.support import ROOT
 
 #: Small enough for a minute or two, long enough for the model to know its hundred images by heart.

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from flows.checkout import git
+from flows.git_repository import git
 from tests.support import ROOT
 
 DVC_YAML = """\

@@ -11,7 +11,9 @@ import pytest
 
 from align.cli import main
 from align.services.tracking import Tracker
-from flows.checkout import git, record, write_params
+from flows.git_repository import git
+from flows.run_branch import record
+from flows.worktree import write_params
 from tests.integration.test_s3 import environment, files, shell, variables
 from tests.support import ROOT
 from tests.support.s3_server import serve

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.checkout import git, record
+from flows.git_repository import git
+from flows.run_branch import record
 from tests.support import ROOT
 from tests.support.s3_server import KEY, SECRET, S3Server, serve
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.checkout import git, record
+from flows.git_repository import git
+from flows.run_branch import record
 from tests.integration.test_s3 import ROOT, attempt, clone, files, follow, runs, shell, variables
 from tests.support.s3_server import S3Server, serve
 

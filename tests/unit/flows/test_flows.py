@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from align.errors import ConfigError, DataError
-from flows import checkout
+from flows import git_repository, run_branch
+from flows.child_process import CommandError, run_supervised
 from flows.dag import Stage
+from flows.git_repository import git
 from flows.locks import locked
-from flows.places import Request, of_its_own, parse_overrides
-from flows.process import CommandError, run_supervised
-from flows.stages import Outcome, did_run, report_markdown
+from flows.request import Request, parse_overrides
+from flows.stage_task import Outcome, did_run, report_markdown
 from flows.summary import summarise
+from flows.workspace import in_worktree
 
 PARAMS = "paths:\n  checkpoints: checkpoints # where\nfilter:\n  min_words: 3 # paper 3\n"
 
@@ -34,11 +36,11 @@ def repo(tmp_path: Path) -> Path:
     (root / ".dvc").mkdir()
     (root / ".dvc/config").write_text("[core]\n    analytics = false\n")
     (root / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
-    checkout.git(root, "init", "--quiet")
-    checkout.git(root, "config", "user.name", "test")
-    checkout.git(root, "config", "user.email", "test@localhost")
-    checkout.git(root, "add", "--all")
-    checkout.git(root, "commit", "--quiet", "-m", "first")
+    git(root, "init", "--quiet")
+    git(root, "config", "user.name", "test")
+    git(root, "config", "user.email", "test@localhost")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "-m", "first")
     return root
 
 
@@ -106,7 +108,7 @@ def test_interrupted_the_trainer_saves_and_nothing_is_left(tmp_path: Path) -> No
 def test_killed_the_flow_leaves_no_trainer(tmp_path: Path) -> None:
     (tmp_path / "trainer.py").write_text(TRAINER)
     flow = (
-        "import os, sys; from pathlib import Path; from flows.process import run_supervised\n"
+        "import os, sys; from pathlib import Path; from flows.child_process import run_supervised\n"
         "run_supervised([sys.executable, 'trainer.py'], cwd=Path.cwd(), env=os.environ, log=lambda line: None)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", flow], cwd=tmp_path)
@@ -127,61 +129,61 @@ def test_record_leaves_head_index_and_files_alone(repo: Path) -> None:
     (repo / "align/new.py").write_text("y = 1\n")
     (repo / "dvc.lock").write_text("schema: '2.0'\n")
     (repo / "private.txt").write_text("not ours\n")
-    before = checkout.git(repo, "status", "--porcelain"), checkout.resolve(repo, "HEAD")
-    commit = checkout.record(repo, "demo", "run demo")
-    assert (checkout.git(repo, "status", "--porcelain"), checkout.resolve(repo, "HEAD")) == before
-    assert checkout.resolve(repo, "run/demo") == commit
-    assert checkout.git(repo, "show", "run/demo:align/code.py") == "x = 2"
-    files = checkout.git(repo, "ls-tree", "-r", "--name-only", "run/demo").splitlines()
+    before = git(repo, "status", "--porcelain"), git_repository.resolve(repo, "HEAD")
+    commit = run_branch.record(repo, "demo", "run demo")
+    assert (git(repo, "status", "--porcelain"), git_repository.resolve(repo, "HEAD")) == before
+    assert git_repository.resolve(repo, "run/demo") == commit
+    assert git(repo, "show", "run/demo:align/code.py") == "x = 2"
+    files = git(repo, "ls-tree", "-r", "--name-only", "run/demo").splitlines()
     assert {"align/new.py", "dvc.lock"} <= set(files)
     assert "private.txt" not in files
-    assert checkout.record(repo, "demo", "run demo again") == commit  # an equal result is the same commit
+    assert run_branch.record(repo, "demo", "run demo again") == commit  # an equal result is the same commit
 
 
 def test_record_without_an_identity(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkout.git(repo, "config", "--unset", "user.name")
-    checkout.git(repo, "config", "--unset", "user.email")
-    checkout.git(repo, "config", "user.useConfigOnly", "true")
+    git(repo, "config", "--unset", "user.name")
+    git(repo, "config", "--unset", "user.email")
+    git(repo, "config", "user.useConfigOnly", "true")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
-    assert checkout.git(repo, "show", "--no-patch", "--format=%an", checkout.record(repo, "demo", "x")) == "align"
+    assert git(repo, "show", "--no-patch", "--format=%an", run_branch.record(repo, "demo", "x")) == "align"
 
 
 def test_a_branch_that_is_checked_out_is_refused(repo: Path) -> None:
-    checkout.git(repo, "switch", "--quiet", "--create", "run/demo")
+    git(repo, "switch", "--quiet", "--create", "run/demo")
     with pytest.raises(ConfigError, match="run/demo is checked out"):
-        checkout.check_name(repo, "demo")
-    with pytest.raises(ConfigError, match="no valid branch"):
-        checkout.check_name(repo, "a..b")
+        run_branch.check_name(repo, "demo")
+    with pytest.raises(ConfigError, match="not a valid branch"):
+        run_branch.check_name(repo, "a..b")
 
 
 def test_a_worktree_of_its_own(repo: Path) -> None:
     request = Request(name="x", overrides={"filter.min_words": 4})
-    with of_its_own(repo, request, log=lambda line: None) as place:
-        assert place.root != repo and not place.dirty
-        assert (place.root / "params.yaml").read_text() == PARAMS.replace("3 #", "4 #")  # comments stay
-        (place.root / "checkpoints" / "step").write_text("7")
-        config = (place.root / ".dvc/config.local").read_text()
+    with in_worktree(repo, request, log=lambda line: None) as workspace:
+        assert workspace.root != repo and not workspace.dirty
+        assert (workspace.root / "params.yaml").read_text() == PARAMS.replace("3 #", "4 #")  # comments stay
+        (workspace.root / "checkpoints" / "step").write_text("7")
+        config = (workspace.root / ".dvc/config.local").read_text()
         assert str(repo / ".dvc" / "cache") in config
-    assert not place.root.exists()
+    assert not workspace.root.exists()
     assert (repo / "checkpoints" / "step").read_text() == "7"  # survives, so that a cancelled run resumes
     assert (repo / "params.yaml").read_text() == PARAMS
 
 
 def test_a_dirty_checkout_is_refused_or_snapshotted(repo: Path) -> None:
     (repo / "dvc.lock").write_text("schema: '2.0'\n")  # a result, not a change
-    assert checkout.changes(repo) == []
+    assert git_repository.changes(repo) == []
     (repo / "align/code.py").write_text("x = 3\n")
-    with pytest.raises(DataError, match=r"align/code\.py"), of_its_own(repo, Request(), log=print):
+    with pytest.raises(DataError, match=r"align/code\.py"), in_worktree(repo, Request(), log=print):
         pass
-    with of_its_own(repo, Request(snapshot_dirty=True), log=lambda line: None) as place:
-        assert place.dirty
-        assert (place.root / "align/code.py").read_text() == "x = 3\n"
-    with of_its_own(repo, Request(ref="HEAD~0"), log=lambda line: None) as place:
-        assert (place.root / "align/code.py").read_text() == "x = 1\n"
+    with in_worktree(repo, Request(snapshot_dirty=True), log=lambda line: None) as workspace:
+        assert workspace.dirty
+        assert (workspace.root / "align/code.py").read_text() == "x = 3\n"
+    with in_worktree(repo, Request(ref="HEAD~0"), log=lambda line: None) as workspace:
+        assert (workspace.root / "align/code.py").read_text() == "x = 1\n"
     with (
         pytest.raises(DataError, match="'nowhere' names no commit"),
-        of_its_own(repo, Request(ref="nowhere"), log=print),
+        in_worktree(repo, Request(ref="nowhere"), log=print),
     ):
         pass
 
@@ -192,7 +194,7 @@ def test_overrides(repo: Path) -> None:
         parse_overrides(repo, ["filter.words=5"])
     with (
         pytest.raises(ConfigError, match=r"filter\.words"),
-        of_its_own(repo, Request(overrides={"filter.words": 5}), log=lambda line: None),
+        in_worktree(repo, Request(overrides={"filter.words": 5}), log=lambda line: None),
     ):
         pass
 

@@ -24,7 +24,7 @@ from align.lineage.purge_raw import purge_raw
 from align.lineage.shard_samples import count_pairs, index_shows, shards_show
 from align.lineage.take_down_requests import read_requests
 from align.services.store import keep_tar, materialised
-from flows.checkout import git
+from flows.git_repository import git
 from tests.support import small_data
 from tests.support.small_data import Pair, jpeg
 

@@ -1,4 +1,4 @@
-"""A supervised child process: its output in the log line by line, and no descendant left behind, however we end."""
+"""Runs a command as a supervised child: its output goes to the log line by line, and no descendant outlives us."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TextIO
 
 from align.errors import AlignError
-from flows import guard
+from flows import supervisor
 
-#: How many last lines an error quotes where the command named no reason itself.
+#: An error quotes this many last lines if the command gave no reason itself.
 TAIL_LINES = 5
-#: How many words of a command an error quotes.
+#: An error quotes at most this many words of a command.
 SHOWN_WORDS = 4
 
 
 class CommandError(AlignError):
-    """A child process failed; the message quotes the reason that it gave."""
+    """A child process failed; the message quotes its reason."""
 
 
 def run_supervised(
@@ -27,20 +27,20 @@ def run_supervised(
 ) -> list[str]:
     """Runs a command to its end and returns its output, stdout and stderr together, as lines.
 
-    If this call is interrupted (a cancelled flow run, Ctrl-C), the command's family is ended first, with time for a
-    checkpoint, and then the interruption goes on; see `flows.guard`.
+    If this call is interrupted (a cancelled flow run, Ctrl-C), the command and its descendants are ended first, with
+    time to write a checkpoint, and then the interruption is raised; see `flows.supervisor`.
 
     Args:
         command: program and arguments.
         cwd: its working directory.
         env: its whole environment.
-        log: called with each line as it comes.
+        log: called with each line when it is printed.
 
     Raises:
-        CommandError: the command exited with another code than 0.
+        CommandError: the exit code is not 0.
     """
     process = subprocess.Popen(
-        [sys.executable, guard.__file__, *command],
+        [sys.executable, supervisor.__file__, *command],
         cwd=cwd,
         env=dict(env),
         stdin=subprocess.PIPE,
@@ -58,8 +58,8 @@ def run_supervised(
     try:
         code = process.wait()
     except BaseException:
-        process.stdin.close()  # tells the guard to end the family
-        process.wait(guard.GRACE_S + 4)
+        process.stdin.close()  # tells the supervisor to end the command
+        process.wait(supervisor.GRACE_S + 4)
         raise
     finally:
         pump.join(2)  # bounded: a descendant that outlived the command may hold the pipe

@@ -1,12 +1,13 @@
-"""Runs a command and ends its whole family when told to, or when the one who asked for it dies.
+"""A program that runs a command, and ends it with all its descendants when told to or when its own parent dies.
 
-    python guard.py COMMAND [ARGUMENT...]
+    python supervisor.py COMMAND [ARGUMENT...]
 
-stdin is a pipe that the parent holds open: its end, by the parent's will or by its death, means stop. The command gets
-a process group of its own. Stopping is SIGTERM to the group (a trainer writes its checkpoint), up to GRACE_S of
-waiting, then SIGKILL to whatever descends from the command, in whatever group: dvc dies of SIGTERM at once and leaves
-the trainer behind, and torch's launcher gives each rank a session of its own. A pipe rather than a parent-death signal,
-since the signal reaches one process only, and follows the thread that forked instead of the process.
+stdin is a pipe that the parent holds open: when it closes, because the parent closes it or dies, the command is
+stopped. The command gets a process group of its own. Stopping means SIGTERM to the group (a trainer writes its
+checkpoint), waiting at most GRACE_S, then SIGKILL to every descendant of the command, in any group: dvc exits at
+SIGTERM at once and leaves the trainer running, and torch's launcher gives each rank a session of its own. A pipe is
+used instead of a parent-death signal, which reaches one process only, and follows the thread that forked instead of the
+process.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 
 import psutil
 
-#: Below the 30 s after which Prefect sends SIGKILL to a cancelled flow run.
+#: Less than the 30 s after which Prefect sends SIGKILL to a cancelled flow run.
 GRACE_S = 25.0
 
 
@@ -40,18 +41,18 @@ def main(command: Sequence[str]) -> int:
         stop()
 
     def stop_on_signal(_number: int, _frame: object) -> None:
-        threading.Thread(target=stop).start()  # not here: the handler runs in the thread that waits for the child
+        threading.Thread(target=stop).start()  # the handler itself runs in the thread that waits for the child
 
     signal.signal(signal.SIGTERM, stop_on_signal)
     signal.signal(signal.SIGINT, stop_on_signal)
     threading.Thread(target=stop_at_end_of_stdin, daemon=True).start()
     code = child.wait()
-    with stopping:  # the command may go before its descendants do
+    with stopping:  # the command may end before its descendants do
         return code if code >= 0 else 128 - code
 
 
 def end_family(pid: int, grace_s: float) -> None:
-    """SIGTERM to the process group, patience, SIGKILL to every descendant that is still there."""
+    """Sends SIGTERM to the process group, waits, then sends SIGKILL to every descendant that still runs."""
     try:
         head = psutil.Process(pid)
         family = [head, *head.children(recursive=True)]

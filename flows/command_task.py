@@ -1,0 +1,33 @@
+"""An `align` command of the checkout as a Prefect task: its output in the log, its last line as the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.child_process import run_supervised
+from flows.log import one_line_errors
+from flows.run_context import RunContext, child_environment, tracking_uri
+
+
+def run_command(verb: str, *arguments: str) -> str:
+    """Runs `align VERB` in the working directory, shows its output as an artifact, and returns its last line.
+
+    Raises:
+        CommandError: the command failed; the message is the line with its reason.
+    """
+    one_line_errors()
+    lines = command(verb, arguments)
+    create_markdown_artifact("\n".join(lines), key=verb, description=f"align {verb}")
+    return lines[-1]
+
+
+@task(task_run_name="{verb}", cache_policy=NO_CACHE)
+def command(verb: str, arguments: tuple[str, ...]) -> list[str]:
+    """Runs the command in a supervised child; returns its lines of output."""
+    root = Path.cwd()
+    env = child_environment(RunContext(root=root, mlflow_tracking_uri=tracking_uri(root)))
+    return run_supervised(["align", verb, *arguments], cwd=root, env=env, log=get_run_logger().info)

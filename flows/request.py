@@ -1,0 +1,42 @@
+"""What a person asks of the pipeline: the form in Prefect's UI, or the arguments of `align run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from align.config import load_params
+
+
+class Request(BaseModel):
+    """What to run. The UI shows it as a form."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = Field(default="demo", description="The result becomes branch run/NAME.")
+    ref: str | None = Field(default=None, description="A branch, tag or commit to run; empty: HEAD of the checkout.")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description='Parameters to change, such as {"filter.min_words": 4}.'
+    )
+    snapshot_dirty: bool = Field(
+        default=False,
+        description="If the checkout has uncommitted changes: run HEAD with them, tagged dirty, instead of refusing.",
+    )
+
+
+def parse_overrides(root: Path, overrides: list[str]) -> dict[str, Any]:
+    """`section.key=value` -> {section.key: value}, the value read as YAML.
+
+    Raises:
+        ConfigError: malformed, or an unknown parameter.
+    """
+    values = load_params(root / "params.yaml", overrides).values
+    parsed: dict[str, Any] = {}
+    for override in overrides:
+        key = override.partition("=")[0]
+        node: Any = values
+        for part in key.split("."):
+            node = node[part]
+        parsed[key] = node
+    return parsed

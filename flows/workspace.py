@@ -1,0 +1,71 @@
+"""Where a run works: in the user's checkout, or in a git worktree of its own. Only one run works there at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.errors import DataError
+from flows.git_repository import changes, resolve
+from flows.locks import locked
+from flows.request import Request
+from flows.run_branch import snapshot
+from flows.worktree import worktree
+
+#: Locks and worktrees are kept here, in the checkout; git ignores it.
+STATE = Path(".align")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A checkout to work in; `dirty` means that it is a snapshot with uncommitted changes."""
+
+    root: Path
+    dirty: bool = False
+
+
+@contextmanager
+def in_checkout(root: Path, name: str, log: Callable[[str], None]) -> Iterator[Workspace]:
+    """The user's checkout, as it is."""
+    with locked(root / STATE / "locks" / "checkout", f"run '{name}'", log):
+        yield Workspace(root)
+
+
+@contextmanager
+def in_worktree(root: Path, request: Request, log: Callable[[str], None]) -> Iterator[Workspace]:
+    """A worktree at the requested revision with the requested parameters.
+
+    A second run with equal files and parameters waits for the first, and then takes every stage from DVC's cache.
+
+    Raises:
+        DataError: the revision does not exist, or it is HEAD and the checkout has uncommitted changes.
+        ConfigError: an override names an unknown parameter.
+    """
+    commit, dirty = _commit(root, request)
+    tree = resolve(root, commit, "tree")
+    key = hashlib.sha256(json.dumps([tree, request.overrides], sort_keys=True).encode()).hexdigest()[:16]
+    with (
+        locked(root / STATE / "locks" / key, f"run '{request.name}'", log),
+        worktree(root, commit, root / STATE / "worktrees" / key, request.overrides) as path,
+    ):
+        log(f"working in {path}, made from {commit[:10]}")
+        yield Workspace(path, dirty)
+
+
+def _commit(root: Path, request: Request) -> tuple[str, bool]:
+    """The commit to run, and whether it is a snapshot of uncommitted changes."""
+    if request.ref not in (None, "", "HEAD"):
+        return resolve(root, str(request.ref)), False
+    changed = changes(root)
+    if not changed:
+        return resolve(root, "HEAD"), False
+    if not request.snapshot_dirty:
+        raise DataError(
+            f"{root} has uncommitted changes ({', '.join(changed[:3])}{', …' if changed[3:] else ''}): "
+            "commit them, name another ref, or ask for snapshot_dirty"
+        )
+    return snapshot(root, "snapshot of uncommitted changes"), True

@@ -1,4 +1,5 @@
 """ALIGN, end to end: noisy web pairs in; a measured, registered and searchable dual encoder out.
 
-`align/*.py` are the verbs (the stages of dvc.yaml, then commands); the folders are the parts they are made of.
+Each stage is a folder with a module per verb, such as `align/filter/filter.py`; `align/cli.py` lists the verbs. What
+stages share is in the other folders and in `align/*.py`.
 """

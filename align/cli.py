@@ -1,7 +1,7 @@
-"""The stages and commands of ALIGN, in pipeline order.
+"""The stages of ALIGN in pipeline order, then the commands.
 
-A verb is a module of that name in the folder of its stage, with `main(params, args)` and, where it takes arguments of
-its own, `add_arguments(parser)`. A module is imported when its verb is called: help answers at once.
+A verb is a module of that name in the folder of its stage, with `main(params, args)` and, if it takes arguments of its
+own, `add_arguments(parser)`. A module is imported only when its verb is called, so that help answers at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 
 class Verb(NamedTuple):
-    """The module of a verb, and its line in the help."""
+    """A verb's module, and its line in the help."""
 
     module: str
     help: str
@@ -25,41 +25,43 @@ class Verb(NamedTuple):
 
 #: The stages of dvc.yaml, in pipeline order.
 STAGES = {
-    "ingest": Verb("align.ingest.ingest", "web archive -> data/raw in img2dataset's layout"),
-    "filter": Verb("align.filter.filter", "every rule of the paper -> data/filtered/decisions.parquet"),
-    "validate": Verb("align.validate.validate", "the quality gate over tables and decisions"),
-    "shard": Verb("align.shard.shard", "kept pairs -> data/shards/{train,val,test}"),
-    "validate_shards": Verb("align.validate.validate_shards", "the quality gate over the shards"),
-    "fit_tokenizer": Verb("align.training.fit_tokenizer", "WordPiece vocabulary from the kept training texts"),
+    "ingest": Verb("align.ingest.ingest", "read a web archive or a table of addresses into data/raw"),
+    "filter": Verb("align.filter.filter", "apply every rule of the paper; writes data/filtered/decisions.parquet"),
+    "validate": Verb("align.validate.validate", "check tables and decisions: the quality gate before sharding"),
+    "shard": Verb("align.shard.shard", "write the kept pairs as tars: data/shards/{train,val,test}"),
+    "validate_shards": Verb("align.validate.validate_shards", "check the shards: the quality gate before training"),
+    "fit_tokenizer": Verb("align.training.fit_tokenizer", "learn a WordPiece vocabulary from the training texts"),
     "pretrain": Verb("align.training.pretrain", "train the dual encoder from scratch"),
-    "finetune": Verb("align.training.finetune", "retrieval fine-tuning from the pre-trained checkpoint"),
-    "evaluate": Verb("align.evaluate.evaluate", "retrieval, zero-shot and kNN on the evaluation sets"),
-    "package": Verb("align.release.package", "a deterministic MLflow model folder"),
-    "index": Verb("align.search.index", "embeddings of all kept images, for search"),
+    "finetune": Verb("align.training.finetune", "fine-tune the pre-trained model for retrieval"),
+    "evaluate": Verb("align.evaluate.evaluate", "measure retrieval, zero-shot accuracy and kNN on the evaluation sets"),
+    "package": Verb("align.release.package", "write the model as an MLflow model folder"),
+    "index": Verb("align.search.index", "embed all kept images, for search"),
 }
 
-#: Commands: not in the DAG.
+#: The commands, which are not in the DAG.
 COMMANDS = {
-    "run": Verb("align.run", "the whole pipeline under Prefect, kept as branch run/<name>"),
+    "run": Verb("align.run", "run the whole pipeline under Prefect, and record it as branch run/<name>"),
     "register": Verb("align.release.register", "complete the MLflow run and register the packaged model"),
-    "promote": Verb("align.release.promote", "candidate -> champion, if the metrics say so"),
-    "rollback": Verb("align.release.rollback", "champion -> the previous champion"),
-    "search": Verb("align.search.search", "search the index by text, image, image + text or image - text"),
-    "embed": Verb("align.search.embed", "images, texts or a parquet column -> parquet of embeddings"),
-    "export": Verb("align.release.export", "a model for transformers, onnxruntime or torch, checked against ours"),
-    "import_model": Verb(
-        "align.release.import_model", "a folder of transformers.AlignModel -> a model folder like ours"
+    "promote": Verb("align.release.promote", "make the candidate the champion, if its metrics suffice"),
+    "rollback": Verb("align.release.rollback", "make the previous champion the champion again"),
+    "search": Verb("align.search.search", "search the indexed images by text, image, image + text or image - text"),
+    "embed": Verb("align.search.embed", "write embeddings of images, texts or a parquet column to a parquet file"),
+    "export": Verb(
+        "align.release.export", "export a model for transformers, onnxruntime or torch, and check it against ours"
     ),
-    "explain": Verb("align.lineage.explain", "everything known of one pair: page, rules, shard, models trained on it"),
-    "forget": Verb("align.lineage.forget", "take-downs: record what people ask to forget, and purge its bytes"),
-    "diff": Verb("align.lineage.diff", "two versions of the data: what entered, what left, why, and how they differ"),
+    "import_model": Verb(
+        "align.release.import_model", "import a folder of transformers.AlignModel as a model folder like ours"
+    ),
+    "explain": Verb("align.lineage.explain", "show what is known of a pair: page, rules, shard, models trained on it"),
+    "forget": Verb("align.lineage.forget", "take-downs: record what people ask to forget; --purge removes the bytes"),
+    "diff": Verb("align.lineage.diff", "compare two versions of the data: which pairs entered and left, and why"),
 }
 
 VERBS = STAGES | COMMANDS
 
 
 def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
-    """The parser with every verb; only the named verb's module is imported to add its arguments."""
+    """The parser with every verb; only the named verb's module is imported, to add its arguments."""
     parser = argparse.ArgumentParser(
         prog="align", description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,9 +70,13 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=help_text, description=help_text)
         sub.add_argument("--params", type=Path, default=None, metavar="FILE", help="default: ./params.yaml")
         sub.add_argument(
-            "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE",
-            help="override one parameter for this run; may be repeated",
-        )  # fmt: skip
+            "--set",
+            dest="overrides",
+            action="append",
+            default=[],
+            metavar="SECTION.KEY=VALUE",
+            help="use another value for one parameter in this run; may be repeated",
+        )
         if name == verb:
             add_arguments = getattr(importlib.import_module(module), "add_arguments", None)
             if add_arguments:
@@ -98,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(
-            f"align: error: the disk is full ({error.filename or 'while writing'}); free room and run again",
+            f"align: error: the disk is full ({error.filename or 'while writing'}); free some space and run again",
             file=sys.stderr,
         )
         return 1
@@ -109,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def silence_telemetry() -> None:
-    """Turns the telemetry of every library off, before any of them is imported."""
+    """Turns off the telemetry of every library; called before any of them is imported."""
     for name, value in {
         "DO_NOT_TRACK": "1",
         "GX_ANALYTICS_ENABLED": "false",

@@ -1,39 +1,39 @@
 """The exceptions of the project.
 
     AlignError                one clear line for the user: what, where, what to do next; exit code 1, no traceback
-      ConfigError             a parameter is unknown, ill-typed or contradictory
-      DataError               input that a stage cannot work with: a missing file, an unreadable table, nothing kept
-        FormatError           a file says another schema_version or layout than this code reads
-        CorruptError          bytes do not match the checksum written beside them
-      GateError               a quality expectation failed: the observed value and the threshold
-      TrainingError           training cannot go on
+      ConfigError             a parameter is unknown, has the wrong type, or contradicts another
+      DataError               a stage cannot work with its input: a missing file, an unreadable table, no pair kept
+        FormatError           a file has a schema_version or layout that this code does not read
+        CorruptError          bytes do not match their checksum
+      GateError               a quality expectation failed; the message has the observed value and the threshold
+      TrainingError           training cannot continue
         NonFiniteLossError    the loss became inf or NaN; the last good checkpoint is kept
-      ServiceError            a server (S3, MLflow) is away or refuses
-        RefusedError          it is there, and will not: asking again is of no use
-      LockedError             another process works on the same thing
+      ServiceError            a server (S3, MLflow) is unavailable or refuses
+        RefusedError          the server answers and refuses; a retry does not help
+      LockedError             another process is working on the same files
 
 Bad samples are rows with a reason code; only bad *runs* are exceptions.
 """
 
 
 class AlignError(Exception):
-    """Base of every error that a user can do something about."""
+    """The base class of every error that a user can do something about."""
 
 
 class ConfigError(AlignError):
-    """A parameter is unknown, ill-typed or contradictory."""
+    """A parameter is unknown, has the wrong type, or contradicts another."""
 
 
 class DataError(AlignError):
-    """Input that a stage cannot work with."""
+    """A stage cannot work with its input."""
 
 
 class FormatError(DataError):
-    """A file has another schema_version or layout than this code reads."""
+    """A file has a schema_version or layout that this code does not read."""
 
 
 class CorruptError(DataError):
-    """Bytes do not match the checksum written beside them."""
+    """Bytes do not match their checksum."""
 
 
 class GateError(AlignError):
@@ -41,7 +41,7 @@ class GateError(AlignError):
 
 
 class TrainingError(AlignError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class NonFiniteLossError(TrainingError):
@@ -49,12 +49,12 @@ class NonFiniteLossError(TrainingError):
 
 
 class ServiceError(AlignError):
-    """A server is away or refuses."""
+    """A server is unavailable or refuses."""
 
 
 class RefusedError(ServiceError):
-    """A server is there and refuses: asking again is of no use."""
+    """A server answers and refuses; a retry does not help."""
 
 
 class LockedError(AlignError):
-    """Another process works on the same thing."""
+    """Another process is working on the same files."""

@@ -1,6 +1,6 @@
-"""`align run`: the whole pipeline in this checkout, under Prefect, recorded as branch run/<name>.
+"""`align run`: runs the whole pipeline in this checkout, under Prefect, and records it as branch run/<name>.
 
-Owns the environment that flows run in; the flow itself is a program of its own, so that nothing here imports Prefect.
+Owns the environment that flows run in. The flow itself is another program, so that nothing here imports Prefect.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from align.config import Params
 from align.errors import ConfigError
 
-#: Where `make up` says what it started, and where Prefect keeps its database: servers and flows share both.
+#: `make up` lists here what it started; Prefect keeps its database there. Servers and flows share both.
 SERVICES_FILE = Path(".align/services.json")
 PREFECT_HOME = Path(".align/prefect")
 
-#: Prefect 3.9 gives its temporary server 20 s, which a busy machine with two cores exceeds.
+#: Prefect 3.9 allows its temporary server 20 s, which is too little on a busy machine with two cores.
 SERVER_START_TIMEOUT_S = 180
 
 
@@ -28,20 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `align run`."""
     parser.add_argument("--name", default="demo", help="the result becomes branch run/NAME (default: demo)")
     parser.add_argument(
-        "--ref", metavar="REV", help="run this revision in a worktree of its own; so does --set (default: right here)"
+        "--ref", metavar="REV", help="run this git revision, in a worktree of its own (default: this checkout as it is)"
     )
     parser.add_argument(
         "--snapshot-dirty",
         action="store_true",
-        help="in that worktree, HEAD with your changes instead of refusing them",
+        help="run HEAD with your uncommitted changes in a worktree; without this, --set refuses them",
     )
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """Becomes the flow's process. `params` was read to refuse a bad override before anything starts.
+    """Replaces this process by the flow's. `params` was read only to refuse a bad override before anything starts.
 
     Raises:
-        ConfigError: another params file is asked for: a run reads the one of its checkout.
+        ConfigError: --params is given: a run reads the params.yaml of its checkout.
     """
     if args.params is not None:
         raise ConfigError("align run reads ./params.yaml; change single values with --set SECTION.KEY=VALUE")
@@ -56,12 +56,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def flow_environment(root: Path) -> dict[str, str]:
-    """The environment of a flow or a server of the checkout `root`: what the user has set wins.
+    """The environment of a flow or a server of the checkout `root`; variables that the user has set win.
 
-    Prefect keeps its state in the checkout and nothing in the home directory; telemetry is off; servers that `make up`
+    Prefect keeps its state in the checkout and nothing in the home directory. Telemetry is off. Servers that `make up`
     started are used if they answer.
     """
-    (root / PREFECT_HOME).mkdir(parents=True, exist_ok=True)  # Prefect makes one level, SQLite none
+    (root / PREFECT_HOME).mkdir(parents=True, exist_ok=True)  # Prefect creates one level of folders, SQLite none
     ours = {
         "PREFECT_HOME": str(root / PREFECT_HOME),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -74,7 +74,7 @@ def flow_environment(root: Path) -> dict[str, str]:
     }
     if "PREFECT_API_URL" not in os.environ and (url := _running_prefect(root)):
         ours["PREFECT_API_URL"] = url
-    scripts = str(Path(sys.executable).parent)  # dvc and align, though the virtual environment may not be active
+    scripts = str(Path(sys.executable).parent)  # for dvc and align, even if the virtual environment is not active
     path = os.environ.get("PATH", os.defpath)
     if scripts not in path.split(os.pathsep):
         path = f"{scripts}{os.pathsep}{path}"

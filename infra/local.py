@@ -1,10 +1,9 @@
-"""The local stack without Docker: Prefect server, MLflow server, and a worker that runs the deployed flows.
+"""Starts and stops the local stack without Docker: Prefect server, MLflow server, and a worker for deployed flows.
 
     python infra/local.py up | down | status
 
 Everything listens on 127.0.0.1 and keeps its state in the checkout: `.align/` (Prefect, logs, process ids) and
-`mlflow.db` with `mlartifacts/`, the store that runs without a server fill too. Ports: ALIGN_PREFECT_PORT,
-ALIGN_MLFLOW_PORT.
+`mlflow.db` with `mlartifacts/`, which runs without a server use too. Ports: ALIGN_PREFECT_PORT, ALIGN_MLFLOW_PORT.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ HOST = "127.0.0.1"
 POOL = "local"
 START_TIMEOUT_S = 180.0
 RUNS_STOP_TIMEOUT_S = 35.0  # a worker's flow runs have 30 s to save a checkpoint
-STOP_TIMEOUT_S = 10.0  # Prefect's worker hangs now and then when it is told to stop
+STOP_TIMEOUT_S = 10.0  # Prefect's worker sometimes hangs when it is told to stop
 LOGS = Path(".align/logs")
 
 Services = dict[str, dict[str, Any]]
 
 
 def up(root: Path) -> None:
-    """Starts what is not running yet, waits until it answers, and deploys the flows.
+    """Starts what does not run yet, waits until it answers, and deploys the flows.
 
     Raises:
-        ServiceError: a port is taken, or a server does not come up; the message names its log.
+        ServiceError: a port is taken, or a server does not start; the message names its log.
     """
     services = _running(root)
     ports = {"prefect": _port("ALIGN_PREFECT_PORT", 4200), "mlflow": _port("ALIGN_MLFLOW_PORT", 5000)}
@@ -49,7 +48,7 @@ def up(root: Path) -> None:
         if name not in services:
             _check_free(name, port)
     env = flow_environment(root)
-    # For the UI in the browser and for everything that the worker starts.
+    # For the UI in the browser, and for everything that the worker starts.
     env["PREFECT_API_URL"] = f"http://{HOST}:{ports['prefect']}/api"
     env["ALIGN_ROOT"] = str(root)
     commands = {
@@ -78,7 +77,7 @@ def up(root: Path) -> None:
 
 
 def down(root: Path) -> None:
-    """Stops exactly what `up` started, the worker first; nothing to stop is no error."""
+    """Stops only what `up` started, the worker first; if nothing runs, that is no error."""
     services = _running(root)
     for name in ("worker", "mlflow", "prefect"):
         if name in services:
@@ -88,7 +87,7 @@ def down(root: Path) -> None:
 
 
 def status(root: Path) -> None:
-    """Prints what runs."""
+    """Prints which parts of the stack run."""
     services = _running(root)
     for name in ("prefect", "mlflow", "worker"):
         service = services.get(name)
@@ -122,7 +121,7 @@ def _start(root: Path, name: str, command: list[str], env: Mapping[str, str]) ->
             start_new_session=True,
         )  # fmt: skip
     print(f"starting {name} …", flush=True)
-    # With the time it was created: a number alone may name another process after a reboot.
+    # With its time of creation: after a reboot, the same number may be another process.
     return {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
 
 
@@ -137,7 +136,7 @@ def _wait_for(root: Path, name: str, service: Mapping[str, Any], path: str) -> N
         except OSError:
             time.sleep(0.3)
     tail = " | ".join((root / LOGS / f"{name}.log").read_text("utf-8", "replace").splitlines()[-3:])
-    raise ServiceError(f"{name} did not come up at {service['url']}; see {LOGS}/{name}.log, it ends: {tail}")
+    raise ServiceError(f"{name} did not start at {service['url']}; see {LOGS}/{name}.log, which ends: {tail}")
 
 
 def _deploy(root: Path, env: Mapping[str, str]) -> None:
@@ -166,7 +165,7 @@ def _stop(pid: int) -> None:
 
 def _works(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE  # of a parent that does not wait
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE  # which its parent did not wait for
     except psutil.NoSuchProcess:
         return False
 

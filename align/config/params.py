@@ -16,19 +16,19 @@ from ruamel.yaml.error import YAMLError
 
 from align.errors import ConfigError
 
-#: Looked for in the working directory; outside a checkout the copy shipped with the package is used.
+#: Read from the working directory; outside a checkout, the copy in the installed package is used.
 PARAMS_FILE = "params.yaml"
 
 
 class Section(BaseModel):
     """One section of params.yaml.
 
-    Where section, module and stage share one name, `Params.section(FilterConfig)` finds the values under `filter`.
+    Section, module and stage share one name: `Params.section(FilterConfig)` reads the values under `filter`.
 
     Attributes:
         section: its key in params.yaml.
-        changes_bytes: False where its values say where and how fast, never what. Such a section is no param of any
-            stage in dvc.yaml, and belongs neither to the name of a registered run nor to that of a training run.
+        changes_bytes: False if its values change where and how fast, never what. Such a section is a param of no stage
+            in dvc.yaml, and part of no key: neither a registered run's nor a training run's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -45,7 +45,7 @@ class Params:
 
     Attributes:
         values: section name -> key -> value.
-        source: the file they come from, for error messages.
+        source: their file, for error messages.
     """
 
     values: dict[str, Any]
@@ -76,11 +76,11 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
     """Reads a params file and applies overrides of the form `section.key=value` (the value is YAML).
 
     Args:
-        path: the file; None takes ./params.yaml, or the packaged copy where there is none.
-        overrides: `a.b=v`; the key must exist in the file, so that a typing error never passes silently.
+        path: the file; None means ./params.yaml, or the packaged copy if there is none.
+        overrides: `a.b=v`; the key must exist in the file, so that a misspelt key is an error.
 
     Raises:
-        ConfigError: the file is missing or no YAML mapping, or an override is malformed or names an unknown key.
+        ConfigError: the file is missing or not a YAML mapping, or an override is malformed or names an unknown key.
     """
     source = path or _default_file()
     try:

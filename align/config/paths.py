@@ -1,4 +1,4 @@
-"""Where things lie. Never DVC params: a path changes where, not what."""
+"""Section `paths`: where inputs and outputs are stored. Never DVC params: a path changes where, not what."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from align.config.params import Section
 
-#: YAML has no path type, so this one type is read leniently from a string.
+#: YAML has no path type, so this type alone is read from a string; all others are strict.
 PathField = Annotated[Path, Field(strict=False)]
 
 
@@ -19,7 +19,7 @@ class PathsConfig(Section):
     section: ClassVar[str] = "paths"
     changes_bytes: ClassVar[bool] = False
 
-    #: Also s3://...; see `ingest.source` for what it may be.
+    #: A path or s3://...; `ingest.source` says what kind of archive it is.
     archive: Annotated[str, Field(min_length=1)]
     evaluation: PathField
     raw: PathField

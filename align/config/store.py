@@ -1,4 +1,4 @@
-"""Section `store`: where bytes beyond this machine lie. Never DVC params: where, not what."""
+"""Section `store`: where bytes are stored outside this machine. Never DVC params: they change where, not what."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from align.config.paths import PathField
 
 
 class StoreConfig(Section):
-    """An object store for tars, and how it is spoken to. Endpoint and credentials are AWS_* variables."""
+    """An object store for tars, and how to reach it. Endpoint and credentials are AWS_* variables."""
 
     section: ClassVar[str] = "store"
     changes_bytes: ClassVar[bool] = False
 
-    #: s3://bucket/prefix, or a folder: tars of data/raw and data/shards go there under their sha256, and the folders
-    #: keep tables and manifests only. None keeps everything in the folders, which DVC's cache then holds.
+    #: s3://bucket/prefix, or a folder: tars of data/raw and data/shards are stored there under their sha256, and the
+    #: folders keep tables and manifests only. None keeps everything in the folders, and so in DVC's cache.
     objects: Annotated[str, Field(min_length=1)] | None
     #: s3://bucket/prefix for copies of training checkpoints; None keeps them on this machine only.
     checkpoints: Annotated[str, Field(pattern=r"^s3://[^/]+")] | None
-    #: Verified copies of what was read from there.
+    #: Folder for checked copies of what was read from the store.
     cache: PathField
-    #: Of multipart uploads.
+    #: Size of a part in multipart uploads.
     part_size_mb: Annotated[int, Field(ge=5)]
+    #: At a time, per process.
     num_connections: PositiveInt
-    #: Attempts after the first one.
+    #: Attempts after the first.
     num_retries: NonNegativeInt
-    #: Without an answer for so long an attempt has failed.
+    #: An attempt without an answer for this long has failed.
     timeout_s: PositiveFloat

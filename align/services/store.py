@@ -1,13 +1,13 @@
-"""Where bytes beyond this machine lie: files for ingest to read, and a content-addressed store for tars.
+"""Bytes outside this machine: files for ingest to read, and a content-addressed store for tars.
 
-`store.objects` (s3://bucket/prefix, or a folder) chooses how a dataset is kept. Without it the tars lie in data/raw and
-data/shards, and DVC's cache and remote hold them. With it a stage hands its tars over (`keep_tar`), under their sha256,
-and its folder keeps tables and manifest.json, which name them: that is what DVC then versions. The manifest is the same
-bytes both ways. Who reads a folder takes `materialised(folder, config)` in its place, or `fetcher(config)` to fetch tar
-by tar, or `tar_reader(config)` to read single samples by range, and need not know.
+`store.objects` (s3://bucket/prefix, or a folder) chooses how a dataset is kept. Without it, the tars are in data/raw
+and data/shards; DVC's cache and remote hold them. With it, a stage uploads its tars under their sha256 (`keep_tar`)
+and its folder keeps tables and manifest.json, which name the tars: DVC then versions only these. The bytes of the
+manifest are the same both ways. A reader calls `materialised(folder, config)` and reads the folder that it returns,
+or uses `fetcher(config)` to fetch tar by tar, or `tar_reader(config)` to read single samples by range.
 
 An object is written once, by a conditional write, so that two writers never mix, and never changed. It is checked
-against its name, the sha256, when it is first read on a machine; the checked copy in `store.cache` serves from then on.
+against its name, the sha256, when it is first read on a machine; later reads use the checked copy in `store.cache`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from align.formats.stored_tars import parse_stored_tars
 from align.services.store_client import download, is_s3, read_range, remove, split_uri, stat, upload
 from align.services.store_files import StoreFiles
 
-#: A copy that does not match its name is read once more: the way may have damaged it.
+#: A copy that does not match its name is read once more: the transfer may have damaged it.
 _READS = 2
 
 
 def open_files(config: StoreConfig) -> StoreFiles:
-    """Files and objects for ingest to read, see `align.protocols.store.Files`; no server is spoken to yet."""
+    """Files and objects for ingest to read, see `align.protocols.store.Files`; does not connect to a server yet."""
     return StoreFiles(config)
 
 
@@ -45,7 +45,7 @@ class Objects:
     """Tars by their sha256, at `config.objects`. Can be pickled; threads and processes may share it.
 
     Raises:
-        ConfigError: `store.objects` is not set, or is no s3://bucket/prefix.
+        ConfigError: `store.objects` is not set, or not of the form s3://bucket/prefix.
     """
 
     config: StoreConfig
@@ -57,66 +57,66 @@ class Objects:
             split_uri(self.config.objects)
 
     def uri(self, sha256: str) -> str:
-        """Where an object lies, or would: s3://... or a path."""
+        """The location of an object, which need not exist: s3://... or a path."""
         return f"{str(self.config.objects).rstrip('/')}/{sha256[:2]}/{sha256}.tar"
 
     def exists(self, sha256: str) -> bool:
-        """Whether there is such an object. Raises as `put`."""
+        """Whether the object exists. Raises as `put`."""
         return self._num_bytes(sha256) is not None
 
     def put(self, path: Path, sha256: str) -> None:
-        """Stores a file under its sha256; one that is there already is compared in size and left.
+        """Stores a file under its sha256; of an existing object only the size is compared.
 
         Raises:
-            CorruptError: there is one of another size.
-            DataError: no such bucket, or the credentials are refused.
-            ServiceError: the server is away or refuses; the file is still here, and no half object is there.
+            CorruptError: the object exists with another size.
+            DataError: the bucket does not exist, or the credentials are refused.
+            ServiceError: the server is unavailable or refuses; the file is still here, and no partial object exists.
         """
         uri = self.uri(sha256)
         created = upload(self.config, path, uri) if is_s3(uri) else _copy_new(path, Path(uri))
         if created:
             return
-        there, here = self._num_bytes(sha256), path.stat().st_size
-        if there != here:
-            raise CorruptError(f"{uri}: {there} bytes, but {path} has {here}; remove the object and run again")
+        stored, expected = self._num_bytes(sha256), path.stat().st_size
+        if stored != expected:
+            raise CorruptError(f"{uri}: {stored} bytes, but {path} has {expected}; remove the object and run again")
 
     def get(self, sha256: str, num_bytes: int) -> Path:
-        """The checked copy in `store.cache`; fetched unless it is there. Do not write into it.
+        """The checked copy in `store.cache`; fetched if it does not exist yet. Do not write to it.
 
         Raises:
-            CorruptError: the object does not match its name, read twice.
-            DataError: there is no such object, or the credentials are refused.
-            ServiceError: the server is away or refuses.
+            CorruptError: the object does not match its name, in two reads.
+            DataError: the object does not exist, or the credentials are refused.
+            ServiceError: the server is unavailable or refuses.
         """
         copy = self.copy(sha256, num_bytes)
         if copy is not None:
             return copy
         cached = self._cached(sha256)
-        uri, found = self.uri(sha256), ""
+        uri, content = self.uri(sha256), ""
         for _ in range(_READS):
             with _beside(cached) as (path, file):
                 digest = self._read_into(uri, file)
                 if digest is None:
-                    raise DataError(f"{uri}: no such object; was it removed, or is store.objects another one by now?")
+                    raise DataError(f"{uri}: no such object; was it removed, or has store.objects changed?")
                 file.flush()
                 os.fsync(file.fileno())
-                found = f"{file.tell():,} bytes with sha256 {digest}"
+                content = f"{file.tell():,} bytes with sha256 {digest}"
                 if digest == sha256 and file.tell() == num_bytes:
                     os.replace(path, cached)
                     fsync(cached.parent)
                     return cached
         raise CorruptError(
-            f"{uri}: {found}, but it should have {num_bytes:,} bytes with the sha256 of its name; it is damaged: "
+            f"{uri}: {content}, but it should have {num_bytes:,} bytes with the sha256 of its name; it is damaged: "
             "remove the object and make it again"
         )
 
     def copy(self, sha256: str, num_bytes: int) -> Path | None:
-        """The checked copy in `store.cache`, if it is there."""
+        """The checked copy in `store.cache`, if it exists."""
         cached = self._cached(sha256)
         return cached if cached.is_file() and cached.stat().st_size == num_bytes else None
 
     def delete(self, sha256: str) -> None:
-        """Removes an object and this machine's copy, for take-downs; one that is gone is no error. Raises as `put`."""
+        """Removes an object and this machine's copy, for take-downs; a missing one is no error. Raises as `put`."""
         uri = self.uri(sha256)
         if is_s3(uri):
             remove(self.config, uri)
@@ -130,8 +130,8 @@ class Objects:
     def _num_bytes(self, sha256: str) -> int | None:
         uri = self.uri(sha256)
         if is_s3(uri):
-            found = stat(self.config, uri)
-            return found.num_bytes if found else None
+            status = stat(self.config, uri)
+            return status.num_bytes if status else None
         return Path(uri).stat().st_size if Path(uri).is_file() else None
 
     def _read_into(self, uri: str, file: BinaryIO) -> str | None:
@@ -147,51 +147,53 @@ class Objects:
 
 
 def fetcher(config: StoreConfig) -> FetchTar | None:
-    """(sha256, bytes) -> path of a checked tar, for who reads tar by tar; None without `store.objects`; picklable."""
+    """(sha256, bytes) -> path of a checked tar, to read tar by tar; None without `store.objects`. Can be pickled."""
     return Objects(config).get if config.objects else None
 
 
 @dataclass(frozen=True)
 class TarReader:
-    """`align.protocols.store.Tars`: ranges of the objects, or of their checked copies where this machine has them.
+    """`align.protocols.store.Tars`: ranges of the objects, or of this machine's checked copies.
 
-    A range cannot be compared with the tar's sha256. It was when the object was put and when the gate read it; what is
-    damaged since shows when a sample does not decode.
+    A range cannot be compared with the tar's sha256. The whole tar was compared when it was stored and when the gate
+    read it; if it was damaged since, a sample does not decode.
     """
 
     objects: Objects
 
     @property
     def num_connections(self) -> int:
-        """How many threads may read at a time."""
+        """Number of threads that may read at a time."""
         return self.objects.config.num_connections
 
     def uri(self, sha256: str, num_bytes: int) -> str:
-        """The copy's path, or where the object lies (a path, too, where `store.objects` is a folder)."""
+        """The copy's path, or the object's location (also a path if `store.objects` is a folder)."""
         return str(self.objects.copy(sha256, num_bytes) or self.objects.uri(sha256))
 
     def read(self, uri: str, offset: int, size: int) -> bytes:
-        """Bytes of an s3:// URI, fewer where it ends. It asks twice; the caller is more patient.
+        """Bytes of an s3:// URI, fewer at its end. Retries once; the caller retries for longer.
 
         Raises:
-            DataError: there is no such object, or the credentials are refused.
-            ServiceError: the server is away or refuses.
+            DataError: the object does not exist, or the credentials are refused.
+            ServiceError: the server is unavailable or refuses.
         """
         return read_range(self.objects.config.model_copy(update={"num_retries": 1}), uri, offset, size)
 
 
 def tar_reader(config: StoreConfig) -> TarReader | None:
-    """For training, which reads samples and not tars; None without `store.objects`; picklable."""
+    """For training, which reads samples, not tars; None without `store.objects`. Can be pickled."""
     return TarReader(Objects(config)) if config.objects else None
 
 
 def keep_tar(path: Path, sha256: str, config: StoreConfig) -> None:
-    """Hands a finished tar over to `store.objects`, if that is set, and removes it here. To be called before what marks
-    the shard as done; again for one that was handed over before a kill it only looks whether it is there.
+    """Uploads a finished tar to `store.objects`, if that is set, and removes it here.
+
+    Call it before the shard is marked as done. If a killed run has uploaded the tar, a second call only checks that the
+    object exists.
 
     Raises:
-        DataError: it is neither here nor there.
-        CorruptError, ServiceError: as `Objects.put`; the tar is still here then.
+        DataError: the tar is neither here nor in the store.
+        CorruptError, ServiceError: as `Objects.put`; then the tar is still here.
     """
     if config.objects is None:
         return
@@ -206,14 +208,14 @@ def keep_tar(path: Path, sha256: str, config: StoreConfig) -> None:
 def materialised(folder: Path, config: StoreConfig) -> Path:
     """A folder in which every tar that `manifest.json` names can be opened: data/raw or data/shards as stages read it.
 
-    In the `main` of a stage: `shards = materialised(paths.shards, params.section(StoreConfig))`. The folder itself
-    where its tars are in it, or where there is no manifest (a folder that img2dataset made); else a folder of links in
-    `store.cache`, to the checked copies of the tars (fetched where they are not there yet) and to the other files.
+    In the `main` of a stage: `shards = materialised(paths.shards, params.section(StoreConfig))`. Returns the folder
+    itself if its tars are in it, or if it has no manifest (img2dataset made it). Otherwise returns a folder of links in
+    `store.cache`, to checked copies of the tars (fetched if they do not exist yet) and to the other files.
 
     Raises:
         DataError: tars are missing and `store.objects` is not set, or an object is missing.
         CorruptError: an object does not match its name.
-        ServiceError: the server is away or refuses.
+        ServiceError: the server is unavailable or refuses.
     """
     try:
         manifest = (folder / MANIFEST).read_bytes()
@@ -225,7 +227,7 @@ def materialised(folder: Path, config: StoreConfig) -> Path:
         return folder
     if config.objects is None:
         raise DataError(
-            f"{folder / missing[0]}: missing, one of {len(missing):,} such tars of its {MANIFEST}; run `dvc pull`, "
+            f"{folder / missing[0]}: missing, one of {len(missing):,} missing tars of its {MANIFEST}; run `dvc pull`, "
             "or set store.objects to where they were put"
         )
     objects = Objects(config)
@@ -249,7 +251,7 @@ def _link(link: Path, target: Path) -> None:
 
 
 def _copy_new(path: Path, target: Path) -> bool:
-    """Copies a file to a name that is free, atomically; False where the name was taken."""
+    """Copies a file to a name that is free, atomically; False if the name is taken."""
     with _beside(target) as (beside, file):
         with path.open("rb") as source:
             shutil.copyfileobj(source, file)
@@ -265,7 +267,7 @@ def _copy_new(path: Path, target: Path) -> bool:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[tuple[Path, Any]]:
-    """A new file beside `target`, of this thread alone; removed unless it was renamed."""
+    """A new file next to `target`, for this thread alone; removed unless it was renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     path = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:

@@ -1,7 +1,7 @@
-"""S3 through boto3: one client a process, ranges read with retries, and failures said in one clear line.
+"""S3 through boto3: one client per process, ranges read with retries, and failures reported in one clear line.
 
-The only module that imports boto3. Endpoint and credentials come from the environment (infra/env.example), how long and
-how often to try from section `store`.
+The only module that imports boto3. Endpoint and credentials come from the environment (infra/env.example), timeouts and
+the number of retries from section `store`.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ T = TypeVar("T")
 
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchBucket"})
 _PRECONDITION = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
-#: S3's limit.
+#: S3's limit on the parts of an upload.
 _MAX_PARTS = 10_000
-#: Seconds before the second attempt at a body that broke off; doubled each time.
+#: Seconds before the second attempt at a body that was cut off; doubled each time.
 _BACKOFF_S = 0.5
 
 
 @dataclass(frozen=True)
 class Stat:
-    """An object's size in bytes and its ETag."""
+    """An object's size in bytes, and its ETag."""
 
     num_bytes: int
     etag: str
@@ -60,7 +60,7 @@ def split_uri(uri: str) -> tuple[str, str]:
     """`s3://bucket/key` -> bucket and key.
 
     Raises:
-        ConfigError: there is no bucket in it.
+        ConfigError: it names no bucket.
     """
     match = re.fullmatch(r"s3://([^/]+)/?(.*)", uri, re.DOTALL)
     if match is None:
@@ -69,7 +69,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def client(config: StoreConfig) -> Any:
-    """The boto3 client of this process for these settings; its methods may be called from several threads."""
+    """This process's boto3 client for these settings; several threads may call its methods."""
     settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     return _client(config, os.getpid(), settings)
 
@@ -91,8 +91,8 @@ def explained(uri: str) -> Iterator[None]:
     """Turns boto3's exceptions into ours.
 
     Raises:
-        DataError: nothing is there, or the credentials are refused.
-        ServiceError: the server is away, or cannot do it.
+        DataError: the object does not exist, or the credentials are refused.
+        ServiceError: the server is unavailable or refuses.
     """
     try:
         yield
@@ -103,24 +103,22 @@ def explained(uri: str) -> Iterator[None]:
     except ClientError as error:
         code, status = str(error.response["Error"].get("Code", "")), _status(error)
         if code == "NoSuchBucket":
-            raise DataError(f"{uri}: there is no such bucket; make it, or correct its name") from None
+            raise DataError(f"{uri}: there is no such bucket; create it, or correct its name") from None
         if code in _MISSING or status == 404:
             raise DataError(f"{uri}: no such object") from None
         if status in (401, 403):
             raise DataError(
-                f"{uri}: the server refuses access ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what "
-                "they may do"
+                f"{uri}: the server refuses access ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+                "their permissions"
             ) from None
         message = error.response["Error"].get("Message", "")
-        raise ServiceError(
-            f"{uri}: the server answers {code or status}: {message}; run again when it is well"
-        ) from None
+        raise ServiceError(f"{uri}: the server answers {code or status}: {message}; run again when it works") from None
     except (BotoCoreError, HTTPError, OSError) as error:
         if isinstance(error, OSError) and error.filename is not None:
-            raise  # of a file on this machine
+            raise  # an error of a file on this machine
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         text = " ".join(str(error).split())[:200]
-        raise ServiceError(f"{uri}: no answer from {endpoint} ({text}); is it up? Nothing is lost, run again") from None
+        raise ServiceError(f"{uri}: no answer from {endpoint} ({text}); is it up? Nothing is lost; run again") from None
 
 
 def _status(error: ClientError) -> int:
@@ -128,12 +126,12 @@ def _status(error: ClientError) -> int:
 
 
 def retried(config: StoreConfig, uri: str, attempt: Callable[[], T]) -> T:
-    """Calls `attempt`, again where a body broke off amid it (the client itself retries requests, not bodies)."""
+    """Calls `attempt`, and again if a body is cut off (the client itself retries requests, not bodies)."""
     for number in range(config.num_retries + 1):
         try:
             return attempt()
         except ClientError:
-            raise  # an answer, not a break
+            raise  # the server answered: a retry does not help
         except (BotoCoreError, HTTPError, ConnectionError):
             if number == config.num_retries:
                 raise
@@ -142,7 +140,7 @@ def retried(config: StoreConfig, uri: str, attempt: Callable[[], T]) -> T:
 
 
 def stat(config: StoreConfig, uri: str) -> Stat | None:
-    """Of an object; None where there is none. Raises as `explained` for all else."""
+    """Size and ETag of an object; None if it does not exist. Raises as `explained` for all other failures."""
     bucket, key = split_uri(uri)
     with explained(uri):
         try:
@@ -155,16 +153,16 @@ def stat(config: StoreConfig, uri: str) -> Stat | None:
 
 
 def read_range(config: StoreConfig, uri: str, offset: int, size: int, etag: str | None = None) -> bytes:
-    """Bytes of an object; fewer where it ends.
+    """Bytes of an object; fewer at its end.
 
     Args:
         config: section `store`.
         uri: of the object.
         offset, size: in bytes; size > 0.
-        etag: what the object must still be.
+        etag: the object's expected ETag.
 
     Raises:
-        As `explained`; DataError too where the object is another one by now.
+        As `explained`; also DataError if the object has been replaced.
     """
     bucket, key = split_uri(uri)
     condition = {"IfMatch": etag} if etag else {}
@@ -196,10 +194,10 @@ def list_objects(config: StoreConfig, bucket: str, prefix: str) -> Iterator[str]
 
 
 def upload(config: StoreConfig, path: Path, uri: str) -> bool:
-    """Writes an object under a name that is free, in parts where it is large; half an object is never seen.
+    """Writes an object under a name that is free, in parts if it is large. No reader ever sees a partial object.
 
     Returns:
-        False where the name was taken, by whichever writer was first; that object is left as it is.
+        False if the name is taken, by the writer that was first; that object stays as it is.
 
     Raises:
         As `explained`.
@@ -239,32 +237,32 @@ def _upload_parts(config: StoreConfig, path: Path, target: dict[str, str], start
             parts = list(pool.map(put, starts))
         s3.complete_multipart_upload(**target, UploadId=upload_id, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
     except BaseException:
-        with suppress(ClientError, BotoCoreError):  # what stands in the way of this is said by the first error
+        with suppress(ClientError, BotoCoreError):  # the first error says what is wrong
             s3.abort_multipart_upload(**target, UploadId=upload_id)
         raise
 
 
 def download(config: StoreConfig, uri: str, file: BinaryIO) -> str | None:
-    """Writes an object into a file; returns the sha256 of what came, None where there is no object.
+    """Writes an object into a file; returns the sha256 of its bytes, or None if there is no object.
 
-    Memory: one part a connection. Raises as `explained`.
+    Memory: one part per connection. Raises as `explained`.
     """
-    found = stat(config, uri)
-    if found is None:
+    status = stat(config, uri)
+    if status is None:
         return None
     digest, part_bytes = hashlib.sha256(), config.part_size_mb << 20
-    starts = range(0, found.num_bytes, part_bytes)
+    starts = range(0, status.num_bytes, part_bytes)
     with ThreadPoolExecutor(config.num_connections) as pool:
         for first in range(0, len(starts), config.num_connections):
             some = starts[first : first + config.num_connections]
-            for data in pool.map(lambda start: read_range(config, uri, start, part_bytes, found.etag), some):
+            for data in pool.map(lambda start: read_range(config, uri, start, part_bytes, status.etag), some):
                 digest.update(data)
                 file.write(data)
     return digest.hexdigest()
 
 
 def remove(config: StoreConfig, uri: str) -> None:
-    """Deletes an object, if there is one. Raises as `explained`."""
+    """Deletes an object, if it exists. Raises as `explained`."""
     bucket, key = split_uri(uri)
     with explained(uri):
         client(config).delete_object(Bucket=bucket, Key=key)

@@ -1,4 +1,4 @@
-"""Files on this machine and objects in S3, read alike: the `Files` that sources of ingest ask for."""
+"""Files on this machine and objects in S3, read in the same way: the `Files` that the sources of ingest need."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from align.config.store import StoreConfig
 from align.errors import DataError
 from align.services.store_client import is_s3, list_objects, read_range, split_uri, stat
 
-#: A stream asks for this much first, and for twice as much each time it is read on, up to the second number: a jump to
-#: one picture costs little, a whole archive few requests.
+#: A stream's first request has this many bytes, and each further one twice as many, up to the second number: a jump to
+#: one picture costs little, and a whole archive needs few requests.
 _FIRST_BYTES, _MOST_BYTES = 1 << 16, 1 << 23
 _LISTS = (".txt", ".paths", ".txt.gz", ".paths.gz")
 
@@ -29,42 +29,42 @@ class StoreFiles:
     config: StoreConfig
 
     def list(self, location: str, suffixes: Sequence[str]) -> list[str]:
-        """All files of a location, in order of their names, each once.
+        """All files of a location, sorted by name, each once.
 
         Args:
             location: a file, a folder (walked through), a pattern (`*` within a folder, `**` across), or a list file
-                with a location a line: absolute, s3://, or relative to the list; empty and `#` lines are left out.
-            suffixes: of the files that count in a folder or bucket; lower case; empty: all. A list file is one that
-                ends in .txt or .paths (also .gz), unless that is among these.
+                with one location per line: absolute, s3://, or relative to the list; empty and `#` lines are skipped.
+            suffixes: of the files to list in a folder or bucket, in lower case; empty: all files. A file that ends in
+                .txt or .paths (also .gz) is a list file, unless its suffix is among these.
 
         Raises:
-            DataError: nothing is there, or the credentials are refused.
-            ServiceError: the server is away or refuses.
+            DataError: no file is there, or the credentials are refused.
+            ServiceError: the server is unavailable or refuses.
         """
         ending = tuple(suffixes)
         if location.lower().endswith(_LISTS) and not (ending and location.lower().endswith(ending)):
-            found = {file for line in _lines(self, location) for file in _entry(self.config, line, location, ending)}
+            files = {file for line in _lines(self, location) for file in _entry(self.config, line, location, ending)}
         else:
-            found = set(_expand(self.config, location, ending))
-        if not found:
+            files = set(_expand(self.config, location, ending))
+        if not files:
             what = f"no file that ends in {', '.join(ending)}" if ending else "no file"
-            raise DataError(f"{location}: {what} is there; check the path")
-        return sorted(found)
+            raise DataError(f"{location}: {what} exists there; check the path")
+        return sorted(files)
 
     def open(self, uri: str) -> BinaryIO:
-        """A seekable stream; from a server by range requests, read ahead. Raises as `list`."""
+        """A seekable stream; objects are read ahead, by range requests. Raises as `list`."""
         if is_s3(uri):
-            found = stat(self.config, uri)
-            if found is None:
+            status = stat(self.config, uri)
+            if status is None:
                 raise DataError(f"{uri}: no such object")
-            return cast(BinaryIO, io.BufferedReader(_Ranges(self.config, uri, found.num_bytes, found.etag), 1 << 16))
+            return cast(BinaryIO, io.BufferedReader(_Ranges(self.config, uri, status.num_bytes, status.etag), 1 << 16))
         try:
             return Path(uri).open("rb")
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             raise DataError(f"{uri}: cannot be read ({error.strerror}); check the path") from None
 
     def read(self, uri: str, offset: int, size: int) -> bytes:
-        """Just these bytes, fewer where the file ends. Raises as `list`."""
+        """These bytes only, fewer at the end of the file. Raises as `list`."""
         if is_s3(uri):
             return read_range(self.config, uri, offset, size)
         with self.open(uri) as file:
@@ -72,17 +72,17 @@ class StoreFiles:
             return file.read(size)
 
     def stamp(self, uri: str) -> str:
-        """What changes when the file does: size and time, or ETag. Raises as `list`."""
+        """A text that changes when the file does: its size and time, or its ETag. Raises as `list`."""
         if is_s3(uri):
-            found = stat(self.config, uri)
-            if found is None:
+            status = stat(self.config, uri)
+            if status is None:
                 raise DataError(f"{uri}: no such object")
-            return f"{found.num_bytes} {found.etag}"
+            return f"{status.num_bytes} {status.etag}"
         try:
-            status = Path(uri).stat()
+            local = Path(uri).stat()
         except OSError as error:
             raise DataError(f"{uri}: cannot be read ({error.strerror}); check the path") from None
-        return f"{status.st_size} {status.st_mtime_ns}"
+        return f"{local.st_size} {local.st_mtime_ns}"
 
 
 def _lines(files: StoreFiles, location: str) -> Iterator[str]:
@@ -91,7 +91,7 @@ def _lines(files: StoreFiles, location: str) -> Iterator[str]:
     try:
         text = (gzip.decompress(data) if location.lower().endswith(".gz") else data).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{location}: not a list of locations, one a line ({error})") from None
+        raise DataError(f"{location}: not a list of locations, one per line ({error})") from None
     lines = (line.strip() for line in text.splitlines())
     return (line for line in lines if line and not line.startswith("#"))
 
@@ -100,7 +100,7 @@ def _entry(config: StoreConfig, line: str, location: str, ending: tuple[str, ...
     if not is_s3(line) and not line.startswith("/"):
         line = f"{location.rpartition('/')[0] or '.'}/{line}"
     if is_s3(line) and "*" not in line and not line.endswith("/"):
-        return (line,)  # not asked for one by one: a list may have ten thousand, and `open` says which is missing
+        return (line,)  # not checked one by one: a list may have ten thousand, and `open` reports a missing one
     return _expand(config, line, ending)
 
 
@@ -185,7 +185,7 @@ class _Ranges(io.RawIOBase):
         return len(data)
 
     def _load(self) -> None:
-        """Brings in the window at the position; reading on, or a little further on, is told from a jump."""
+        """Loads the window at the current position; a small step forward continues the read, a large one is a jump."""
         end = self._start + len(self._window)
         reads_on = bool(self._window) and end <= self._at < end + _FIRST_BYTES
         self._length = min(2 * self._length, _MOST_BYTES) if reads_on else _FIRST_BYTES

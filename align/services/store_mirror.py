@@ -14,10 +14,10 @@ from align.services import store_client
 
 @dataclass(frozen=True)
 class CheckpointMirror:
-    """See `align.protocols.store.Mirror`. Picklable: ranks have one each.
+    """See `align.protocols.store.Mirror`. Can be pickled: each rank has one.
 
     Attributes:
-        config: how the server is spoken to.
+        config: how to reach the server.
         location: s3://bucket/prefix.
     """
 
@@ -25,28 +25,28 @@ class CheckpointMirror:
     location: str
 
     def put(self, path: Path, name: str) -> None:
-        """Keeps a file; one that is there already is left as it is, as a step's checkpoint is the same each time."""
+        """Stores a file; an existing one stays as it is, since a step's checkpoint is the same each time."""
         store_client.upload(self.config, path, self._uri(name))
 
     def names(self, run: str) -> list[str]:
-        """Files of a run, in order."""
+        """Names of a run's files, sorted."""
         bucket, key = store_client.split_uri(self._uri(f"{run}/"))
-        return [found.removeprefix(key) for found in store_client.list_objects(self.config, bucket, key)]
+        return [name.removeprefix(key) for name in store_client.list_objects(self.config, bucket, key)]
 
     def get(self, name: str, path: Path) -> None:
-        """Brings a file, whole or not at all."""
+        """Copies a file here, whole or not at all."""
         part = path.with_name(f".{path.name}.part")
         try:
             with part.open("wb") as file:
                 if store_client.download(self.config, self._uri(name), file) is None:
-                    raise DataError(f"{self._uri(name)}: gone meanwhile; run again")
+                    raise DataError(f"{self._uri(name)}: removed while it was needed; run again")
             fsync(part)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
-        """Forgets a file."""
+        """Deletes a file."""
         store_client.remove(self.config, self._uri(name))
 
     def _uri(self, name: str) -> str:
@@ -54,5 +54,5 @@ class CheckpointMirror:
 
 
 def checkpoint_mirror(config: StoreConfig) -> CheckpointMirror | None:
-    """What `store.checkpoints` asks for."""
+    """The mirror that `store.checkpoints` names; None if it names none."""
     return None if config.checkpoints is None else CheckpointMirror(config, config.checkpoints)

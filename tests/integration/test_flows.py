@@ -49,7 +49,7 @@ index: {value: 1}
 register: {experiment: stub, model_name: stub}
 """
 
-#: Stands in for the stages; on SIGTERM the trainer saves, as the real one does.
+#: A stub of all stages; on SIGTERM the trainer saves, as the real one does.
 ALIGN = f"""\
 #!/bin/sh
 '''exec' "{sys.executable}" "$0" "$@" # a shebang holds no path with a space in it
@@ -110,7 +110,7 @@ class Stack:
             try:
                 with urllib.request.urlopen(request, timeout=30) as answer:
                     return json.load(answer)
-            except urllib.error.HTTPError as error:  # busy: come again, as its client does
+            except urllib.error.HTTPError as error:  # busy: retry, as Prefect's client does
                 if error.code != 503 or time.monotonic() > deadline:
                     raise
                 time.sleep(float(error.headers.get("Retry-After", 1)))
@@ -174,17 +174,23 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     assert stack.run("-m", "infra.local", "down").returncode == 0  # nothing to stop is no error
 
 
+@pytest.fixture(scope="module")
+def first_run(stack: Stack) -> str:
+    """What the first run, called demo, printed: after it run/demo exists, and all stages are cached."""
+    done = stack.align_run("--name", "demo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.timeout(600)
-def test_runs_are_visible_cached_and_recorded(stack: Stack) -> None:
-    first = stack.align_run("--name", "demo")
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "3 stages ran (ingest, pretrain, index)" in first.stdout
+def test_runs_are_visible_cached_and_recorded(stack: Stack, first_run: str) -> None:
+    assert "3 stages ran (ingest, pretrain, index)" in first_run
     stages = {"ingest", "pretrain", "index"}
     states = stack.states("demo")
     assert {states[name] for name in stages} == {"Completed"}
     assert states["record"] == states["register"] == "Completed"
     assert git(stack.root, "status", "--porcelain") == "?? dvc.lock"
-    assert f"register --revision {git(stack.root, 'rev-parse', 'run/demo')}" in first.stdout
+    assert f"register --revision {git(stack.root, 'rev-parse', 'run/demo')}" in first_run
 
     second = stack.align_run("--name", "demo")
     assert "0 stages ran, 3 came from the cache" in second.stdout, second.stdout + second.stderr
@@ -196,7 +202,7 @@ def test_runs_are_visible_cached_and_recorded(stack: Stack) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_click_runs_in_a_worktree(stack: Stack) -> None:
+def test_a_click_runs_in_a_worktree(stack: Stack, first_run: str) -> None:
     run = stack.start({"name": "click", "overrides": {"pretrain.value": 5}})
     assert stack.wait_for(run, "COMPLETED", "FAILED", "CRASHED") == "COMPLETED"
     assert stack.states("click")["pretrain"] == "Completed"
@@ -228,7 +234,7 @@ def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_failed_stage_fails_the_run_in_one_line(stack: Stack) -> None:
+def test_a_failed_stage_fails_the_run_in_one_line(stack: Stack, first_run: str) -> None:
     done = stack.align_run("--name", "failing", "--set", "pretrain.seconds=-1")
     assert done.returncode == 1
     last = [line for line in done.stderr.splitlines() if line.startswith("align: error:")]

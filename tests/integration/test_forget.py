@@ -14,12 +14,12 @@ from align.services.tracking import Tracker
 from flows.git_repository import git
 from flows.run_branch import record
 from flows.worktree import write_params
-from tests.integration.test_s3 import environment, files, shell, variables
 from tests.support import ROOT
+from tests.support.dvc_projects import aws_variables, commit_all, environment, file_bytes, shell
 from tests.support.s3_server import serve
 from tests.support.small_data import jpeg
 
-#: The real ingest and filter over three saved pages; shards and index by hand: all that matters is who shows what.
+#: The real ingest and filter over three saved pages; shards and index are made by hand: only who shows what matters.
 DVC_YAML = """\
 stages:
   ingest:
@@ -39,8 +39,6 @@ stages:
 """
 SHARD = """\
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
 from tests.support import small_data
@@ -82,8 +80,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "shard.py").write_text(SHARD)
     (root / "data/policy").mkdir(parents=True)
     (root / "data/policy/opted_out.csv").write_text("kind,value,reason,added\n")
-    git(root, "add", "--all")
-    git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "project")
+    commit_all(root)
     shell(root, "dvc repro --quiet", CODE)
     record(root, "before", "before the letter came")
     return root
@@ -137,7 +134,7 @@ def decisions(root: Path) -> list[dict[str, object]]:
 
 
 def holders(folder: Path, picture: bytes) -> list[str]:
-    return sorted(name for name, data in files(folder).items() if picture in data)
+    return sorted(name for name, data in file_bytes(folder).items() if picture in data)
 
 
 def reasons(root: Path) -> dict[str, object]:
@@ -146,14 +143,14 @@ def reasons(root: Path) -> dict[str, object]:
 
 def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path: Path, align: Align) -> None:
     with serve(tmp_path / "s3") as server:
-        aws = variables(server) | CODE
+        aws = aws_variables(server) | CODE
         bucket = server.make_bucket("data")
         (project / ".dvc/config.local").write_text(f"['remote \"cloud\"']\n    url = s3://{bucket}/dvc\n")
         shell(project, "dvc push --quiet --run-cache -r cloud", aws)
         align.knows(aws)
         key = key_of(project, FORGOTTEN)
 
-        # Recorded, obeyed by the next run, which ingests nothing anew; another run's data joins the history.
+        # Recorded and obeyed by the next run, which does not ingest again; its data joins the history.
         align("forget", "--keys", "keys.txt", "--reason", "a letter")
         repro = shell(project, "dvc repro", aws)
         assert "Running stage 'filter'" in repro
@@ -168,7 +165,7 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path:
         assert not holders(project / "data/shards", FORGOTTEN)
         others = {number: len(holders(project / ".dvc/cache", jpeg(number))) for number in (0, 5)}
 
-        # With a remote away the rest is purged, and what is left is said.
+        # While a remote is unavailable, the rest is purged, and the message says what is left.
         server.kill()
         assert "to go: data/shards" in align("forget", "--purge", code=1)
         assert holders(project / "data/raw", FORGOTTEN)
@@ -181,21 +178,21 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path:
         assert "nothing is left" in align("forget", "--purge", "--yes")
         assert not any(FORGOTTEN in data for data in server.objects(bucket).values())
 
-        # All other pictures are where they were, but for the versions that showed the forgotten one.
+        # All other pictures are where they were, except in the versions that showed the forgotten one.
         assert all(holders(project / "data/raw", jpeg(number)) for number in range(NUM_PICTURES) if number != 4)
         assert all(len(holders(project / ".dvc/cache", jpeg(number))) >= 1 for number in others)
 
-        # The purged data/raw is what DVC knows; the pipeline goes on from there, and a push brings what is new.
+        # DVC has recorded the purged data/raw: the pipeline continues from it, and a push uploads what is new.
         repro = shell(project, "dvc repro", aws)
         assert "Running stage 'ingest'" not in repro
         assert reasons(project) == {key: "opted_out"}
         shell(project, "dvc push --quiet -r cloud", aws)
         pushed = set(server.objects(bucket).values())
         assert {
-            data for name in ("raw", "shards", "filtered") for data in files(project / "data" / name).values()
+            data for name in ("raw", "shards", "filtered") for data in file_bytes(project / "data" / name).values()
         } <= pushed
 
-        # The archive still has the picture; an ingest from it passes it over.
+        # The archive still has the picture; an ingest from it skips the picture.
         assert "Running stage 'ingest'" in shell(project, "dvc repro --force --single-item ingest", aws)
         assert holders(project, FORGOTTEN) == ["pages/4.jpg"]
 
@@ -214,11 +211,11 @@ def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_ser
     key = key_of(project, FORGOTTEN)
 
     def models(*, key: str = key) -> list[dict[str, object]]:
-        (found,) = json.loads(align("explain", key, "--json"))
-        return [dict(one) for one in found["models"]]
+        (history,) = json.loads(align("explain", key, "--json"))
+        return [dict(one) for one in history["models"]]
 
-    def brief(found: list[dict[str, object]]) -> list[tuple[object, object, object]]:
-        return [(one["version"], one["trained_on_it"], one["aliases"]) for one in found]
+    def brief(uses: list[dict[str, object]]) -> list[tuple[object, object, object]]:
+        return [(one["version"], one["trained_on_it"], one["aliases"]) for one in uses]
 
     assert brief(models()) == [(1, True, ["champion"]), (2, None, []), (3, None, [])]
 
@@ -227,13 +224,13 @@ def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_ser
     assert "forgetful version 2: unknown; data ffffffffffff is neither checked out nor" in said
     assert "forgetful version 3: unknown; the version has no tag align.data_digest" in said
 
-    # The data moves on: the first version's is found through git and DVC, the pair is gone from the new one's.
+    # The data changes: git and DVC still have the first version's; the new one's lacks the pair.
     shell(project, "dvc repro --quiet", here)
     digest = json.loads((project / "data/shards/manifest.json").read_text())["digest"]
     tracker.create_version("forgetful", run, "model", {"align.data_digest": digest})
-    found = models()
-    assert brief(found) == [(1, True, ["champion"]), (2, None, []), (3, None, []), (4, False, [])]
-    assert found[0]["why"] == "as of run/before"
+    uses = models()
+    assert brief(uses) == [(1, True, ["champion"]), (2, None, []), (3, None, []), (4, False, [])]
+    assert uses[0]["why"] == "as of run/before"
     text = align("explain", key)
     assert f"pair {key}: dropped: opted_out" in text
     assert "models     forgetful version 1 (champion): TRAINED on it; as of run/before" in text

@@ -8,12 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from flows.git_repository import git
 from flows.run_branch import record
-from tests.integration.test_s3 import ROOT, attempt, clone, files, follow, runs, shell, variables
+from tests.support import ROOT
+from tests.support.dvc_projects import (
+    README,
+    add_remote,
+    attempt,
+    aws_variables,
+    clone,
+    file_bytes,
+    make_repository,
+    num_runs,
+    shell,
+)
 from tests.support.s3_server import S3Server, serve
-
-README = ROOT / "README.md"
 
 DVC_YAML = f"""\
 stages:
@@ -32,7 +40,7 @@ stages:
     outs: [texts]
 """
 
-#: Stands for ingest, filter and validate.
+#: Does the work of ingest, filter and validate.
 MAKE = """\
 import hashlib
 from functools import partial
@@ -90,10 +98,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 def make_project(root: Path, objects: str, aws: dict[str, str]) -> Path:
     """A repository with a dataset of two folders, which its stages have made."""
-    git(root.parent, "init", "--quiet", "--initial-branch", "main", str(root))
-    (root / ".dvc").mkdir()
-    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
-        (root / name).write_bytes((ROOT / name).read_bytes())
     values = (ROOT / "params.yaml").read_text()
     for old, new in {
         "  objects: null": f"  objects: {objects}", "  num_workers: null": "  num_workers: 1",
@@ -102,22 +106,18 @@ def make_project(root: Path, objects: str, aws: dict[str, str]) -> Path:
     }.items():  # fmt: skip
         assert values.count(old) == 1, old
         values = values.replace(old, new)
-    for name, text in {"params.yaml": values, "dvc.yaml": DVC_YAML, "make.py": MAKE, "read.py": READ}.items():
-        (root / name).write_text(text)
-    with (root / ".gitignore").open("a") as ignored:
-        ignored.write("/data/\n/reports/\n/texts\n")
-    git(root, "add", "--all")
-    git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "project")
+    files = {"params.yaml": values, "dvc.yaml": DVC_YAML, "make.py": MAKE, "read.py": READ}
+    make_repository(root, files, ignored="/data/\n/reports/\n/texts\n")
     shell(root, "dvc repro", aws)
     return root
 
 
 def dataset(root: Path) -> dict[str, bytes]:
-    """Path -> bytes of all that DVC versions of it."""
+    """Path -> bytes of everything that DVC versions."""
     return {
         f"{name}/{path}": data
         for name in ("data/raw", "data/filtered", "data/shards", "reports/shard")
-        for path, data in files(root / name).items()
+        for path, data in file_bytes(root / name).items()
     }
 
 
@@ -127,7 +127,7 @@ def tars(folder: Path) -> list[str]:
 
 
 def test_both_ways_a_clone_has_the_dataset_and_runs_nothing(server: S3Server, tmp_path: Path) -> None:
-    aws = variables(server) | {"PYTHONPATH": str(ROOT)}
+    aws = aws_variables(server) | {"PYTHONPATH": str(ROOT)}
     projects = {}
     for way in ("whole", "manifest"):
         bucket = server.make_bucket(way)
@@ -135,19 +135,19 @@ def test_both_ways_a_clone_has_the_dataset_and_runs_nothing(server: S3Server, tm
         root.parent.mkdir()
         objects = f"s3://{bucket}/objects" if way == "manifest" else "null"
         project = projects[way] = make_project(root, objects, aws)
-        follow(README, project, bucket, aws, server.url)
+        add_remote(README, project, bucket, aws, server.url)
         shell(project, "dvc push --run-cache", aws)
         record(project, "demo", "a run")
         there = clone(project, "clone", "run/demo")
-        follow(README, there, bucket, aws, server.url)
+        add_remote(README, there, bucket, aws, server.url)
         shell(there, "dvc pull", aws)
         assert dataset(there) == dataset(project)
         assert "Data and pipelines are up to date" in shell(there, "dvc repro", aws)
-        assert runs(project) == 2
+        assert num_runs(project) == 2
 
-        # What depends on the tars runs there too, and makes the same bytes of them.
+        # The stages that need the tars run there too, and make the same bytes from them.
         shell(there, "dvc repro --force --single-item read shard", aws)
-        assert runs(project) == 4
+        assert num_runs(project) == 4
         assert dataset(there) == dataset(project)
         assert (there / "texts").read_text() == (project / "texts").read_text()
         assert (there / "dvc.lock").read_bytes() == (project / "dvc.lock").read_bytes()
@@ -163,9 +163,9 @@ def test_both_ways_a_clone_has_the_dataset_and_runs_nothing(server: S3Server, tm
     assert in_remote < sum(path.stat().st_size for path in (whole / "data").rglob("*.tar")) / 2
 
 
-def test_a_store_that_is_away_is_one_clear_error_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_an_unavailable_store_is_one_clear_error_and_nothing_is_lost(tmp_path: Path) -> None:
     with serve(tmp_path / "server") as server:
-        aws = variables(server) | {"PYTHONPATH": str(ROOT)}
+        aws = aws_variables(server) | {"PYTHONPATH": str(ROOT)}
         bucket = server.make_bucket("away")
         project = make_project(tmp_path / "project", f"s3://{bucket}/objects", aws)
         before = dataset(project)
@@ -177,7 +177,7 @@ def test_a_store_that_is_away_is_one_clear_error_and_nothing_is_lost(tmp_path: P
         assert f"no answer from {server.url}" in done[1]
         assert dataset(project) == before
         server.start()
-        # a restarted server needs some seconds until its volumes are there again, more on a busy machine
+        # A restarted server needs some seconds until it has its volumes, more on a busy machine.
         deadline = time.monotonic() + 120
         while (done := attempt_read(project, aws))[0] != 0 and time.monotonic() < deadline:
             time.sleep(1)

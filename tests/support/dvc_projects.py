@@ -1,0 +1,110 @@
+"""Small git and DVC projects for tests, with this repository's settings, in an environment of their own."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from flows.git_repository import git
+from tests.support import ROOT
+from tests.support.s3_server import KEY, SECRET, S3Server
+
+README = ROOT / "README.md"
+ENV_EXAMPLE = ROOT / "infra" / "env.example"
+
+
+def aws_variables(server: S3Server) -> dict[str, str]:
+    """The variables that infra/env.example names for S3, filled in."""
+    values = {
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "2",
+    }
+    return {name: values[name] for name in re.findall(r"^#?(AWS_\w+)=", ENV_EXAMPLE.read_text(), re.M)}
+
+
+def environment(root: Path, aws: Mapping[str, str]) -> dict[str, str]:
+    """Without the user's settings of AWS and DVC, and without what DVC remembers of remotes in another checkout."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DVC_"))}
+    machine = root.with_name(f"{root.name}.machine")
+    env |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_GLOBAL_CONFIG_DIR": str(machine / "global"),
+        "DVC_SYSTEM_CONFIG_DIR": str(machine / "system"),
+        "DVC_SITE_CACHE_DIR": str(machine / "site"),
+        "AWS_CONFIG_FILE": str(machine / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(machine / "none"),
+        "TEST_RUNS": str(root.with_name("runs")),
+    }
+    return env | dict(aws)
+
+
+def attempt(root: Path, command: str, aws: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """A line typed in a checkout, on a machine that has only the variables `aws` for S3."""
+    return subprocess.run(
+        ["sh", "-c", command], cwd=root, env=environment(root, aws), capture_output=True, text=True, timeout=90
+    )
+
+
+def shell(root: Path, command: str, aws: Mapping[str, str]) -> str:
+    """stdout of a line that has to work."""
+    done = attempt(root, command, aws)
+    assert done.returncode == 0, f"{command}:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def add_remote(text: Path, root: Path, bucket: str, aws: Mapping[str, str], url: str) -> None:
+    """Types the lines `dvc remote ...` of a text of this repository, with its placeholders filled in."""
+    lines = re.findall(r"^(?:#  |   ) (dvc remote .*?)(?: {2,}[#(].*)?$", text.read_text(), re.M)
+    assert [line.split()[2] for line in lines] == ["add", "modify"], lines
+    for line in lines:
+        shell(root, re.sub(r"\bBUCKET\b", bucket, re.sub(r"\bURL\b", url, line)), aws)
+
+
+def commit_all(root: Path, message: str = "project") -> None:
+    """Commits every file, by an author of its own."""
+    git(root, "add", "--all")
+    git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", message)
+
+
+def make_repository(root: Path, files: Mapping[str, str], ignored: str) -> Path:
+    """A repository with this one's settings of git and DVC and some files, committed.
+
+    Args:
+        root: the new folder.
+        files: path -> text.
+        ignored: lines for .gitignore, after this repository's.
+    """
+    git(root.parent, "init", "--quiet", "--initial-branch", "main", str(root))
+    (root / ".dvc").mkdir()
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
+        (root / name).write_bytes((ROOT / name).read_bytes())
+    for name, text in files.items():
+        (root / name).write_text(text)
+    with (root / ".gitignore").open("a") as lines:
+        lines.write(ignored)
+    commit_all(root)
+    return root
+
+
+def clone(project: Path, name: str, branch: str) -> Path:
+    """A clone as on another machine: without the cache."""
+    root = project.with_name(name)
+    git(project.parent, "clone", "--quiet", "--branch", branch, str(project), str(root))
+    assert not (root / ".dvc/cache").exists()
+    return root
+
+
+def file_bytes(folder: Path) -> dict[str, bytes]:
+    """Path in the folder -> bytes."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def num_runs(project: Path) -> int:
+    """How often stages have run, in any checkout: each writes a line to $TEST_RUNS."""
+    return len(project.with_name("runs").read_text().splitlines())

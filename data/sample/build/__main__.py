@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def build(packages: Path, out: Path) -> dict[str, object]:
-    """Writes archive, evaluation sets and the list of planted leaks; returns their figures."""
+    """Writes archive, evaluation sets and the list of planted leaks; returns their numbers."""
     npm, cache = packages / "npm", packages / "rendered"
     items = [*openclipart.read(packages / "debian"), *emoji.read(npm)]
     looks = masters(items, cache)

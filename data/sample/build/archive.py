@@ -1,7 +1,7 @@
-"""Writes the web archive (WARC 1.1): one gzip member a record, the same bytes on every run.
+"""Writes the web archive (WARC 1.1): one gzip member per record, the same bytes on every run.
 
-Owns the records and the damage that real crawls have: images that were never fetched, cut-off bodies, error pages
-served under an image's address.
+Owns the records, and damage as in real crawls: images that were never fetched, cut-off bodies, and error pages served
+at an image's address.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _ERROR_BODY = b"<!DOCTYPE html><html><head><title>Error</title></head><body>The 
 def write(
     path: Path, pages: Sequence[Page], images: Mapping[str, tuple[str, bytes]], spare: set[str]
 ) -> dict[str, int]:
-    """Writes pages and images in the order of their URLs.
+    """Writes pages and images, sorted by URL.
 
     Args:
         path: the archive.
         pages: HTML pages.
         images: URL -> (media type, bytes).
-        spare: URLs that must stay whole (the planted copies).
+        spare: URLs that must not be damaged (the planted copies).
 
     Returns:
         How many records of each kind were written, and how many images were damaged in each way.
@@ -86,6 +86,6 @@ def _member(kind: str, url: str, content_type: str, block: bytes, extra: Sequenc
         ("Content-Length", str(len(block))),
     ]
     head = "WARC/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields) + "\r\n"
-    # zlib writes a gzip header without time and file name: nothing in it varies.
+    # zlib writes a gzip header without time and file name, so its bytes never vary.
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     return packer.compress(head.encode() + block + b"\r\n\r\n") + packer.flush()

@@ -1,7 +1,7 @@
-"""Decides which pictures go where: into an evaluation set, or into the archive.
+"""Decides which pictures go into an evaluation set, and which into the archive.
 
-Evaluation comes first and takes whole clusters; the archive takes what is left, thinned so that the shares of small,
-wide and shared-text pictures are those of the whole population.
+Evaluation comes first and takes whole clusters. The archive takes the rest, thinned so that its shares of small, wide
+and shared-text pictures are those of the whole population.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _REFERENCES_A_CLASS = 26
 
 @dataclass(frozen=True)
 class Choice:
-    """Where every picture goes.
+    """The split of the pictures.
 
     Attributes:
         concepts: base code point -> its pictures by all four vendors (evaluation).
         drawings: held-out openclipart clusters (evaluation).
-        flags: further held-out pictures, of country flags: hardly any is drawn by all four vendors.
+        flags: further held-out pictures, of country flags: few of them are drawn by all four vendors.
         vendor: Twemoji pictures of concepts that the archive holds by other vendors (evaluation).
         references: labelled Twemoji pictures for nearest-neighbour classification.
         archive: pictures of the archive's main galleries.
@@ -54,9 +54,9 @@ def choose(items: Sequence[Item], looks: Mapping[str, Look], pairs: int, extra_p
 
     Args:
         items: the population.
-        looks: of each, by ``Item.picture``.
-        pairs: raw pairs that the archive shall hold in all.
-        extra_pairs: how many of them are second texts, copies and planted leaks, not pictures chosen here.
+        looks: ``Item.picture`` -> its look.
+        pairs: number of raw pairs in the whole archive.
+        extra_pairs: how many of these pairs are second texts, copies and planted leaks, not pictures chosen here.
     """
     groups = clusters(items, looks)
     concepts = _concepts([g for g in groups if _is_concept(g) and not any(looks[i.picture].blank for i in g)])
@@ -72,7 +72,7 @@ def choose(items: Sequence[Item], looks: Mapping[str, Look], pairs: int, extra_p
 
     known = {i.concept for i in archive}
     twemoji = [i for i in free if i.source == TWEMOJI and i.concept in known]
-    near = near_any(twemoji, archive, looks)  # leaks in this sample are planted, not found by accident
+    near = near_any(twemoji, archive, looks)  # this sample's leaks are planted, never accidental
     twemoji = [i for i in twemoji if i.key not in near]
     return Choice(
         concepts={_concept_of(g): [i for i in g if i.source in VENDORS] for g in concepts},
@@ -86,17 +86,17 @@ def choose(items: Sequence[Item], looks: Mapping[str, Look], pairs: int, extra_p
 
 
 def cell_of(item: Item, text_counts: Mapping[str, int]) -> Cell:
-    """Cell of a picture, its text counted by ``text_counts`` over distinct pictures."""
+    """Cell of a picture; ``text_counts`` has the number of distinct pictures per text."""
     return item.small, item.wide, text_counts[item.alt] > SHARED_IMAGES
 
 
 def text_counts(items: Iterable[Item]) -> Counter[str]:
-    """Number of distinct pictures that each text stands beside."""
+    """Text -> number of distinct pictures with it."""
     return Counter(alt for alt, _ in {(item.alt, item.picture) for item in items})
 
 
 def _is_concept(group: Sequence[Item]) -> bool:
-    """One base code point, drawn by all vendors, with few openclipart pictures hanging on."""
+    """Whether a cluster is one base code point, drawn by all vendors, with few openclipart pictures."""
     sources = Counter(item.source for item in group)
     return (
         len({item.concept for item in group if item.concept}) == 1
@@ -110,7 +110,7 @@ def _concept_of(group: Sequence[Item]) -> str:
 
 
 def _concepts(eligible: Sequence[list[Item]]) -> list[list[Item]]:
-    """About 300 concepts: some of every class, the rest from whatever has no class."""
+    """About 300 concepts: some of every class, the rest from pictures without a class."""
     by_class: dict[str, list[list[Item]]] = defaultdict(list)
     for group in sorted(eligible, key=lambda g: rank("concept", _concept_of(g))):
         by_class[next(class_of(item) for item in group if item.concept)].append(group)
@@ -124,7 +124,7 @@ def _concepts(eligible: Sequence[list[Item]]) -> list[list[Item]]:
 
 
 def _drawings(groups: Sequence[list[Item]], looks: Mapping[str, Look]) -> list[list[Item]]:
-    """openclipart clusters worth asking for: big enough, with a text of at least two words, most of them in a class."""
+    """openclipart clusters fit for queries: large enough, in a class, and with enough words."""
     fit = [
         group
         for group in groups
@@ -170,10 +170,10 @@ def _cells(items: Sequence[Item]) -> tuple[dict[str, Cell], Counter[Cell]]:
 def _thinned(
     drawn: Sequence[Item], cells: Mapping[str, Cell], population: Mapping[Cell, int], pairs: int, others: int
 ) -> list[Item]:
-    """openclipart pictures: every cell at its share of the population, the plain cell with what room is left.
+    """openclipart pictures: every cell at its share of the population; the plain cell fills the remaining room.
 
-    Within a cell folders stay in proportion. Shared texts are thinned text by text, and those that thinning would leave
-    on ten images or fewer keep eleven or go: otherwise the archive would share fewer texts than the population.
+    Within a cell, folders keep their proportions. Shared texts are thinned one by one; a text that would be left on ten
+    images or fewer keeps twelve or goes, or the archive would have fewer shared texts than the population.
     """
     by_cell: dict[Cell, list[Item]] = defaultdict(list)
     for item in drawn:

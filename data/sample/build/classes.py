@@ -1,6 +1,6 @@
 """The classes of the zero-shot set: everyday words, each made of emoji subgroups and openclipart folders.
 
-Chosen so that a class has enough held-out pictures and its name is a word of the training texts.
+They are chosen so that each has enough held-out pictures, and its name is a word of the training texts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Groups pictures that must not be split between training and evaluation.
 
-A cluster is the union of: equal base code point, equal normalised label, and perceptual hashes at most four bits apart.
-A row-wise split would put the same drawing, or the same title, on both sides.
+Pictures are in one cluster if they have the same base code point, the same normalised label, or perceptual hashes at
+most four bits apart. A split by rows would put the same drawing, or the same title, on both sides.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from items import OPENCLIPART, SHARED_IMAGES, Item, normalised
 from render import Look
 
 NEAR_BITS = 4
-"""Two 64-bit hashes this far apart or less are taken for the same drawing."""
+"""Two 64-bit hashes at most this many bits apart count as the same drawing."""
 _MARGIN_BITS = 2
 _BLOCK = 512
 
 
 def clusters(items: Sequence[Item], looks: Mapping[str, Look]) -> list[list[Item]]:
-    """Connected components, in the order of their first item."""
+    """The clusters, as connected components, in the order of their first item."""
     parent = list(range(len(items)))
 
     def root(i: int) -> int:
@@ -57,7 +57,7 @@ def near_pairs(left: np.ndarray, right: np.ndarray, bits: int = NEAR_BITS) -> li
 
 
 def near_any(items: Sequence[Item], others: Sequence[Item], looks: Mapping[str, Look]) -> set[str]:
-    """Keys of ``items`` whose picture is nearly one of ``others``, with a margin for what encoding does to a hash."""
+    """Keys of ``items`` whose picture nearly equals one of ``others``; the margin allows for changes by encoding."""
     if not items or not others:
         return set()
     left = np.array([looks[item.picture].phash for item in items], dtype=np.uint64)
@@ -66,7 +66,7 @@ def near_any(items: Sequence[Item], others: Sequence[Item], looks: Mapping[str, 
 
 
 def _groups(items: Sequence[Item]) -> list[list[int]]:
-    """Indices that share a base code point, or a label (on more than ten openclipart pictures it is no title)."""
+    """Indices of items with one base code point, or one label (one of over ten openclipart pictures is no title)."""
     by_concept: dict[str, list[int]] = defaultdict(list)
     by_label: dict[str, list[int]] = defaultdict(list)
     for i, item in enumerate(items):

@@ -1,6 +1,6 @@
-"""Reads the four emoji vendors and gives them the texts of Unicode's CLDR and of OpenMoji's authors.
+"""Reads the pictures of four emoji vendors, with the texts of Unicode's CLDR and of OpenMoji's authors.
 
-One item a vendor and a code point; skin-tone variants are left out (they are one picture six times over).
+There is one item per vendor and code point; skin-tone variants are left out (they are one picture six times).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from items import FLUENT, NOTO, OPENMOJI, TWEMOJI, Item, rank
 
 RENDERED_PX = 256
-"""Emoji are vectors: this is the size they are rendered at before anything else."""
+"""Emoji are vectors; they are first rendered at this size."""
 LOCALES = ("de", "es", "fr", "it", "ja")
 _ICONIFY = {NOTO: "noto", FLUENT: "fluent-emoji", TWEMOJI: "twemoji"}
 _TONES = re.compile(r"-1f3f[b-f]")
@@ -26,7 +26,7 @@ _BRANDS = "brand"
 
 
 def normal_hex(hexcode: str) -> str:
-    """Lower-case code points joined by dashes, without the presentation selector, which vendors write or leave out."""
+    """Lower-case code points joined by dashes, without the presentation selector, which only some vendors write."""
     return "-".join(point for point in hexcode.lower().split("-") if point != "fe0f")
 
 
@@ -65,7 +65,7 @@ def locale_texts(npm: Path, locale: str) -> dict[str, str]:
 
 
 def _icon_codes(icons: Mapping[str, Any], cldr: Mapping[str, Any], hex_of_icon: Mapping[str, str]) -> dict[str, str]:
-    """Icon name -> code point. Fluent ships no table: its icons are named as the others' are, or after the label."""
+    """Icon name -> code point. Fluent has no table: its icons have the other vendors' names, or the label's."""
     by_label = {re.sub(r"[^a-z0-9]+", "-", row["label"].lower()).strip("-"): code for code, row in cldr.items()}
     codes: dict[str, str] = {}
     taken: set[str] = set()
@@ -90,8 +90,8 @@ def _svg(icons: Mapping[str, Any], icon: str) -> str:
 def _item(vendor: str, code: str, words: Mapping[str, Any], authored: Mapping[str, Any], svg: str) -> Item:
     label, tags = str(words["label"]), tuple(words.get("tags", []))
     own = tuple(tag.strip() for tag in authored.get("openmoji_tags", "").split(",") if tag.strip())
-    # Each site captions in its own way. Sites that draw on the same tags repeat each other's words, as the web does: a
-    # word that one page alone uses does not survive the rare-token rule.
+    # Each site writes captions in its own way. Sites that use the same tags repeat each other's words, as on the web:
+    # the rare-token rule drops a word that only one page uses.
     if vendor == NOTO:
         alt = _joined(label, tags[:8])
     elif vendor == FLUENT:

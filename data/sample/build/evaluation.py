@@ -1,7 +1,7 @@
-"""Writes the evaluation sets: a tar of images with their texts (webdataset layout), and a description beside it.
+"""Writes the evaluation sets: a tar of images with their texts (webdataset layout), and a description of each.
 
-Three sets: ``concepts`` (retrieval over concepts that the archive does not hold), ``vendor`` (retrieval over a style it
-does not hold), ``classes`` (zero-shot and nearest-neighbour classification).
+There are three sets: ``concepts`` (retrieval over concepts that the archive lacks), ``vendor`` (retrieval over a style
+that it lacks), ``classes`` (zero-shot and nearest-neighbour classification).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Sample:
 
     @property
     def key(self) -> str:
-        """Unique within a set, free of the characters that webdataset splits names at."""
+        """Unique within a set, without the characters at which webdataset splits names."""
         return re.sub(r"[^A-Za-z0-9_-]+", "_", self.item.key.replace("/", "__"))
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A named set with what its description says."""
+    """A named set, and the contents of its description."""
 
     name: str
     kind: str
@@ -127,7 +127,7 @@ def write(folder: Path, chosen: EvaluationSet, images: Mapping[tuple[str, Encodi
 
 
 def _drawn(choice: Choice) -> list[Sample]:
-    """Drawings of one cluster count as one concept: their titles or their pictures are the same."""
+    """The drawings as samples; a cluster counts as one concept, since its titles or pictures are the same."""
     return [
         Sample(item, f"openclipart-cluster-{number}", texts_of(item))
         for number, group in enumerate(sorted(choice.drawings, key=lambda g: g[0].key), 1)
@@ -136,7 +136,7 @@ def _drawn(choice: Choice) -> list[Sample]:
 
 
 def _distinct(group: Sequence[Item]) -> list[Item]:
-    """One item a picture: links to one file are one image."""
+    """One item per picture: links to one file are one image."""
     return list({item.picture: item for item in group}.values())
 
 
@@ -151,18 +151,18 @@ def _classified(choice: Choice, concepts: Sequence[Sample]) -> list[Sample]:
 
 
 def planted(sets: Sequence[EvaluationSet], count: int) -> list[tuple[str, Item]]:
-    """``count`` images of each set, all different, to be leaked into the archive: (set's name, picture)."""
+    """Chooses ``count`` images of each set, all different, to leak into the archive: (set's name, picture)."""
     taken: set[str] = set()
     leaks = []
     for chosen in sets:
-        # Flags are too plain for a perceptual hash to know them again, and a planted leak must be easy to verify.
+        # Flags are too plain for a perceptual hash to recognise, and a planted leak must be easy to verify.
         queries = [
             s.item
             for s in chosen.samples
             if s.split == "query" and s.item.picture not in taken and s.item.subgroup != "country-flag"
         ]
         other = {s.item.picture for c in sets if c.name != chosen.name for s in c.samples}
-        # Images that only this set holds first, so that each set's leaks can be told apart.
+        # Images that only this set has come first, so that each set's leaks can be told apart.
         order = sorted(shuffled(queries, "planted"), key=lambda i: i.picture in other)
         for item in order[:count]:
             taken.add(item.picture)

@@ -1,7 +1,7 @@
-"""What one picture of the population is, and the orders that every choice in this build is made in.
+"""Defines a picture of the population, and the order in which this build makes every choice.
 
-Owns ``Item`` and the hash order that takes the place of a random generator: a choice depends on names only, so that
-one more or one fewer picture in a package moves few other choices.
+Owns ``Item``, and the hash order that is used instead of a random generator: a choice depends on names only, so that
+one more or one fewer picture in a package changes few other choices.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ VENDORS = (NOTO, FLUENT, OPENMOJI, TWEMOJI)
 """The four emoji vendors; Twemoji is held out of the archive as a whole."""
 
 SMALL_PX = 200
-"""A short side up to this is dropped by ALIGN's rule I2."""
+"""ALIGN's rule I2 drops a short side up to this."""
 WIDE_ASPECT = 3.0
-"""An aspect from this on is dropped by ALIGN's rule I3."""
+"""ALIGN's rule I3 drops an aspect ratio from this on."""
 SHARED_IMAGES = 10
-"""A text on more images than this is dropped by ALIGN's rule T1."""
+"""ALIGN's rule T1 drops a text on more images than this."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Item:
 
     @property
     def picture(self) -> str:
-        """Names the picture itself: equal for links to one file."""
+        """The name of the picture itself: equal for links to one file."""
         if self.png is None:
             return self.key
         parts = self.png.with_suffix("").parts

@@ -1,7 +1,7 @@
 """Reads openclipart: texts from the SVG's RDF metadata, pictures from the PNG package.
 
-An SVG renderer fails on about a third of the drawings, so the vectors serve their metadata only. The metadata is cut
-out with expressions, not parsed: many files are not well-formed XML.
+An SVG renderer fails on about a third of the drawings, so only the metadata of the vectors is used. It is cut out with
+regular expressions, not parsed: many files are not well-formed XML.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ _METADATA = re.compile(rb"<metadata.*?</metadata>", re.S)
 _AGENT = re.compile(r"<(?:\w+:)?Agent.*?</(?:\w+:)?Agent>", re.S)
 _LICENCE = re.compile(r'<cc:license[^>]*resource="([^"]*)"')
 _TITLED_FOLDERS = {"buttons", "computer", "shapes", "signs_and_symbols", "special", "logos"}
-"""Folders whose gallery pages show the title alone. They hold the big themed collections, whose one title for hundreds
-of pictures is the noise that rule T1 exists for."""
+"""Folders whose gallery pages show the title alone. They hold the large themed collections; one title for hundreds of
+pictures is the noise that rule T1 removes."""
 
 
 def read(folder: Path) -> list[Item]:
-    """Every drawing with a licence that can be passed on: the few tagged GPL are left out."""
-    # Some drawings have more than 200 megapixels. The package is trusted, so PIL's guard against bombs is lifted here.
+    """Every drawing with a licence that allows redistribution; the few tagged GPL are left out."""
+    # Some drawings have more than 200 megapixels. The package is trusted, so PIL's size guard is off.
     Image.MAX_IMAGE_PIXELS = None
     png_root = folder / "usr/share/openclipart/png"
     svg_root = folder / "usr/share/openclipart/svg"
     items = []
     for path in sorted(png_root.rglob("*.png")):
         name = path.relative_to(png_root).with_suffix("").as_posix()
-        found = _METADATA.search((svg_root / f"{name}.svg").read_bytes())
-        rdf = found.group(0).decode("utf-8", "replace") if found else ""
+        metadata = _METADATA.search((svg_root / f"{name}.svg").read_bytes())
+        rdf = metadata.group(0).decode("utf-8", "replace") if metadata else ""
         if any("GPL" in licence for licence in _LICENCE.findall(rdf)):
             continue
         rdf = _AGENT.sub("", rdf)  # author, publisher and rights carry titles of their own
@@ -50,7 +50,7 @@ def _item(
 ) -> Item:
     group, _, rest = name.partition("/")
     captioned = f"{title}: {', '.join(keywords)}" if title and keywords else title
-    # Three ways in which galleries caption a picture, fixed per picture.
+    # Galleries write captions in three ways; which one is fixed per picture.
     way = rank("caption", name) % 100
     titled = group in _TITLED_FOLDERS and (way < 70 or "collection" in title.casefold())
     if titled or way % 10 == 0:
@@ -60,7 +60,7 @@ def _item(
     else:
         alt = captioned
     if not title or (group != "shapes" and way in (3, 47)):
-        alt = path.name  # what a page shows that was written by a script
+        alt = path.name  # as a page shows that a script wrote
     others = tuple(dict.fromkeys(t for t in (title, description, ", ".join(keywords)) if t and t != alt))
     return Item(
         source=OPENCLIPART,
@@ -78,8 +78,8 @@ def _item(
 
 
 def _element(rdf: str, name: str) -> str:
-    found = re.search(rf"<(?:dc:)?{name}(?:\s[^>]*)?>(.*?)</(?:dc:)?{name}>", rdf, re.S)
-    return _clean(found.group(1)) if found else ""
+    element = re.search(rf"<(?:dc:)?{name}(?:\s[^>]*)?>(.*?)</(?:dc:)?{name}>", rdf, re.S)
+    return _clean(element.group(1)) if element else ""
 
 
 def _clean(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Obtains the packages with their own clients, by name and version, and unpacks them.
+"""Fetches the packages with their own clients, by name and version, and unpacks them.
 
 Nothing is installed: the Debian packages are unpacked into a folder, the npm ones are packed tarballs.
 """
@@ -24,10 +24,10 @@ NPM = {
 
 
 def obtain(folder: Path) -> None:
-    """Puts every package under ``folder``; what is already there is left alone.
+    """Puts every package into ``folder``; an existing one stays as it is.
 
     Args:
-        folder: receives ``debian/`` (one merged tree) and ``npm/NAME/`` (one a package).
+        folder: receives ``debian/`` (one merged tree) and ``npm/NAME/`` (one per package).
 
     Raises:
         SystemExit: a package client is missing or failed; the message names the package.

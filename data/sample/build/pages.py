@@ -1,7 +1,7 @@
-"""Lays the chosen pictures out on gallery pages, with the noise that real pages have.
+"""Puts the chosen pictures on gallery pages, with the noise of real pages.
 
-Owns URLs, page templates and character sets. Every alt-text is one that a package gives the picture; what is made up is
-where it stands.
+Owns URLs, page templates and character sets. Every alt-text is one that a package gives the picture; only the pages are
+invented.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HOSTS = {
     OPENMOJI: "openmoji.example",
 }
 _MIRROR = "clipart-mirror.example"
-"""Where the planted copies of evaluation images stand."""
+"""The host of the planted copies of evaluation images."""
 _LOCALE_PAGES = {  # locale: (host, charset, how the page declares it)
     "de": ("emojis-de.example", "windows-1252", "header"),
     "es": ("emojis-es.example", "windows-1252", "meta"),
@@ -42,7 +42,7 @@ _EMPTY_ALTS = 45
 
 @dataclass(frozen=True)
 class Entry:
-    """One ``<img>``: a picture, how it is stored, where, and the text beside it."""
+    """One ``<img>``: a picture, its encoding, its URL and its text."""
 
     item: Item
     encoding: Encoding
@@ -52,7 +52,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Page:
-    """One HTML page. ``declared`` says where its character set stands: in the HTTP header or in a meta tag."""
+    """One HTML page. ``declared`` says where its character set is declared: in the HTTP header or in a meta tag."""
 
     url: str
     title: str
@@ -62,26 +62,26 @@ class Page:
     declared: str = "header"
 
     def body(self) -> bytes:
-        """The page's bytes; characters that its character set lacks stand as references, as browsers write them."""
+        """The page's bytes; characters that its character set lacks become references, as browsers write them."""
         return _html(self).encode(self.charset, "xmlcharrefreplace")
 
 
 def entry_of(item: Item) -> Entry:
-    """Main entry of a picture: on its source's host, with its main text."""
+    """The main entry of a picture: on its source's host, with its main text."""
     encoding = _encoding(item)
     folder = "img" if item.source == OPENCLIPART else "assets"
     return Entry(item, encoding, f"https://{_HOSTS[item.source]}/{folder}/{item.name}.{encoding.suffix}", item.alt)
 
 
 def extra_pairs(planted: int) -> int:
-    """Pairs that stand beside the main one of a picture."""
+    """Number of pairs in addition to the main one of each picture."""
     return sum(_LOCALE_ENTRIES.values()) + _KEYWORD_ENTRIES + _DESCRIPTION_ENTRIES + _COPIED_ENTRIES + planted
 
 
 def pages(
     items: Sequence[Item], locales: Mapping[str, Mapping[str, str]], planted: Sequence[Item]
 ) -> tuple[list[Page], list[Entry]]:
-    """Every page of the archive, in the order of their URLs, and the planted entries.
+    """Every page of the archive, sorted by URL, and the planted entries.
 
     Args:
         items: pictures of the main galleries.
@@ -102,7 +102,7 @@ def pages(
 
 
 def _encoding(item: Item) -> Encoding:
-    """How a picture is stored: by source and by hash, so that formats, sizes and qualities mix."""
+    """The encoding of a picture, by source and by hash, so that formats, sizes and qualities mix."""
     roll = rank("encoding", item.picture)
     if item.source == NOTO:
         return Encoding("webp", (216, 224, 240)[roll % 3], 82)
@@ -120,7 +120,7 @@ def _encoding(item: Item) -> Encoding:
 
 
 def _leaked(item: Item) -> Entry:
-    """An evaluation picture as another site would carry it: smaller, and compressed anew."""
+    """An evaluation picture as another site would show it: smaller, and compressed again."""
     encoding = Encoding("jpeg", (208, 216, 220)[rank("leak", item.key) % 3], 62)
     alt = f"{item.label}: {', '.join(item.tags)}" if item.tags else item.label
     return Entry(item, encoding, f"https://{_MIRROR}/files/{item.source}/{item.name}.{encoding.suffix}", alt)
@@ -132,7 +132,7 @@ def _galleries(main: Sequence[Entry]) -> list[Page]:
         item = entry.item
         folder = f"{item.group}/{item.subgroup}" if item.subgroup else item.group
         if item.source in (NOTO, FLUENT):
-            folder = item.group  # these two sites have one long gallery a group
+            folder = item.group  # these two sites have one long gallery per group
         by_folder[_HOSTS[item.source], folder].append(entry)
     made = []
     for (host, folder), entries in sorted(by_folder.items()):
@@ -151,7 +151,7 @@ def _locale_pages(
             drawn[item.name].append(item)
     made = []
     for locale, (host, charset, declared) in sorted(_LOCALE_PAGES.items()):
-        # Two vendors' pictures a text: a language whose every word stood once would not survive the rare-token rule.
+        # Two vendors' pictures per text: the rare-token rule would drop a language with each word on one picture only.
         known = [code for code, group in drawn.items() if len(group) == 2 and code in locales[locale]]
         codes = sorted(known, key=lambda code: rank(locale, code))[: _LOCALE_ENTRIES[locale] // 2]
         chosen = [replace(entries[i.key], alt=locales[locale][i.name]) for code in codes for i in drawn[code]]
@@ -179,7 +179,7 @@ def _second_texts(entries: Mapping[str, Entry], items: Sequence[Item]) -> list[P
 
 
 def _copies(main: Sequence[Entry]) -> list[Entry]:
-    """Pairs that stand a second time, word for word, on another page: flags, which everybody copies, and others."""
+    """Pairs that are repeated, word for word, on another page: flags, which everybody copies, and others."""
     order = sorted(main, key=lambda e: (rank("copy", e.url), e.url))
     flags = [e for e in order if e.item.subgroup == "country-flag"][:_COPIED_FLAGS]
     return [*flags, *[e for e in order if e.item.subgroup != "country-flag"][: _COPIED_ENTRIES - _COPIED_FLAGS]]
@@ -194,7 +194,7 @@ def _paged(host: str, folder: str, title: str, entries: Sequence[Entry]) -> list
     for number, start in enumerate(range(0, len(entries), _A_PAGE), 1):
         url = f"https://{host}/{folder}/page-{number}.html"
         part = entries[start : start + _A_PAGE]
-        # A few pages of the old site are in the character set of their time.
+        # A few pages of the old site are in an old character set.
         old = host == _HOSTS[OPENCLIPART] and rank("charset", url) % 12 == 0
         charset, declared = ("windows-1252", "meta") if old else ("utf-8", "header")
         made.append(Page(url, f"{title}, page {number}", part, charset=charset, declared=declared))
@@ -232,7 +232,7 @@ def _img(page: Page, entry: Entry, based: bool) -> str:
 
 
 def _reference(page_url: str, url: str, way: int, based: bool) -> str:
-    """URL as the page writes it: absolute, without scheme, or relative where both stand on one host."""
+    """The URL as the page writes it: absolute, without scheme, or relative if both are on one host."""
     if _origin(page_url) != _origin(url):
         return url if way else url.removeprefix("https:")
     path = url.removeprefix(_origin(url))

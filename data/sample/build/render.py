@@ -1,4 +1,4 @@
-"""Pictures: rendered or read once as a *master* on white, then encoded; and what compares them.
+"""Renders or reads each picture once, as a *master* on white; encodes it; and computes what compares pictures.
 
 Masters are kept as lossless files in a cache folder: rendering takes minutes, and every later choice needs the pixels.
 """
@@ -34,7 +34,7 @@ class Encoding:
 
     @property
     def suffix(self) -> str:
-        """File name's end, without the dot."""
+        """The file name's suffix, without the dot."""
         return {"jpeg": "jpg", "png": "png", "webp": "webp"}[self.format]
 
     @property
@@ -44,12 +44,12 @@ class Encoding:
 
 
 EVALUATION_ENCODING = Encoding("jpeg", 224, 73)
-"""Every evaluation image: 224 px is what a small model asks for, and keeps the three sets near 25 MB."""
+"""For every evaluation image: 224 px suits a small model, and keeps the three sets near 25 MB."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What comparing needs to know of a picture: a 64-bit perceptual hash, and whether anything is seen on it."""
+    """What a comparison needs: a 64-bit perceptual hash, and whether the picture is blank."""
 
     phash: int
     blank: bool
@@ -95,15 +95,15 @@ def _from_svg(svg: str) -> Image.Image:
             bytestring=svg.encode(), output_width=RENDERED_PX, output_height=RENDERED_PX, background_color="white"
         )
     except (AttributeError, KeyError, TypeError, ValueError):
-        # A handful of drawings use what the renderer lacks; a white picture is *blank* and goes nowhere.
+        # A few drawings use features that the renderer lacks; a white picture is *blank* and is not used.
         return Image.new("RGB", (RENDERED_PX, RENDERED_PX), "white")
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
 def _from_png(item: Item) -> Image.Image:
     assert item.png is not None
-    # The biggest drawings have more than 200 megapixels: the guard is lifted (the package is trusted), and the picture
-    # is reduced by a whole factor before anything else touches it.
+    # The largest drawings have more than 200 megapixels: PIL's size guard is off (the package is trusted), and the
+    # picture is first reduced by a whole factor.
     Image.MAX_IMAGE_PIXELS = None
     with Image.open(item.png) as image:
         image.load()
@@ -114,7 +114,7 @@ def _from_png(item: Item) -> Image.Image:
 
 
 def _shrunk(image: Image.Image, short_px: int) -> Image.Image:
-    """Image with at most this short side; never enlarged."""
+    """The image with at most this short side; never enlarged."""
     scale = short_px / min(image.size)
     if scale >= 1:
         return image

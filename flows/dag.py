@@ -77,9 +77,13 @@ def stale(stages: Sequence[Stage], status: str) -> frozenset[str]:
 
 
 def _stage(
-    name: str, entry: dict[str, Any], deps: tuple[str, ...], outs: tuple[str, ...], upstream: tuple[str, ...],
+    name: str,
+    entry: dict[str, Any],
+    deps: tuple[str, ...],
+    outs: tuple[str, ...],
+    upstream: tuple[str, ...],
     params: Params,
-) -> Stage:  # fmt: skip
+) -> Stage:
     flow = entry.get("meta", {}).get("flow")
     if flow is None:
         raise ConfigError(f"{DVC_FILE}: stage '{name}' has no meta.flow: name the sub-flow that runs it")

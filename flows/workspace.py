@@ -1,4 +1,4 @@
-"""Where a run works: in the user's checkout, or in a git worktree of its own. Only one run works there at a time."""
+"""Where a run works: in the user's checkout, or in a git worktree of its own. Each has a lock for one run at a time."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-#: States of a pair besides the reasons that it is dropped for.
+#: States of a pair; the others are the reasons that it is dropped for.
 KEPT, ABSENT = "kept", "absent"
 
 

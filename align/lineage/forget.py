@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from align.config import Params
@@ -69,10 +70,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
             f"{paths.raw}: {pairs.num_pairs:,} pairs, {len(pairs.image_ids):,} pictures; {pairs.num_held:,} with bytes"
         )
         image_ids = pairs.image_ids | {entry.value for entry in requested.entries if entry.kind == "image_id"}
-        models, problem = find_trained_models(
-            params.section(RegisterConfig).model_name, paths.shards, versions,
-            lambda folder: count_pairs(folder, image_ids, fetch=fetcher(store)),
-        )  # fmt: skip
+        count = partial(count_pairs, image_ids=image_ids, fetch=fetcher(store))
+        model = params.section(RegisterConfig).model_name
+        models, problem = find_trained_models(model, paths.shards, versions, count)
         for line in model_lines(models):
             print(line)
         if problem:

@@ -107,7 +107,7 @@ def require_pairs(raw: Path, column: str, value: str) -> list[RawRow]:
     """The rows of data/raw whose column has this value.
 
     Raises:
-        DataError: there are no tables, or no such row.
+        DataError: the folder has no tables, or none of them has such a row.
     """
     if not any(raw.glob("*.parquet")):
         raise DataError(f"{raw}: no NNNNN.parquet here; run `align ingest` first")

@@ -173,7 +173,7 @@ class _Ranges(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: object, /) -> int:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]  # typeshed wants a Buffer, which 3.11 cannot name
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]  # typeshed requires a Buffer, which 3.11 cannot name
         if self._at >= self._num_bytes or not view:
             return 0
         if not self._start <= self._at < self._start + len(self._window):

@@ -61,7 +61,7 @@ def make_project(root: Path, count: int, aws: Mapping[str, str]) -> Path:
 
 
 def assert_no_secrets(root: Path) -> None:
-    """Neither in any file of the checkout, nor in its history; and the settings of S3 are not git's."""
+    """No secret is in a file of the checkout or in its history, and git has no settings of S3."""
     leaks = [name for name, data in file_bytes(root).items() if KEY.encode() in data or SECRET.encode() in data]
     assert not leaks
     history = git(root, "log", "--all", "--patch")
@@ -103,7 +103,7 @@ def test_a_stage_that_ran_elsewhere_does_not_run_again(server: S3Server, tmp_pat
     assert any(key.startswith("dvc/runs/") for key in server.keys(bucket))
     record(project, "demo", "a run")
 
-    # With the run's lock the bytes come along; without it, on main, only the run cache knows that they fit.
+    # With the run's lock the bytes are fetched; without it, on main, only the run cache says that they fit.
     there = clone(project, "clone", "run/demo")
     add_remote(README, there, bucket, aws, server.url)
     shell(there, "dvc fetch --run-cache", aws)
@@ -129,7 +129,7 @@ def test_wrong_credentials_push_nothing(server: S3Server, tmp_path: Path) -> Non
         assert refused.returncode != 0
         assert "403" in refused.stderr
         assert server.keys(bucket) == []
-    shell(project, "dvc push", aws)  # nothing but the credentials stood in the way
+    shell(project, "dvc push", aws)  # only the credentials were wrong
     assert len(server.keys(bucket)) == 6
 
 
@@ -142,15 +142,17 @@ def test_a_push_outlives_the_server(tmp_path: Path) -> None:
         cache = file_bytes(project / ".dvc/cache/files")
         assert len(cache) == 601
 
-        # One file after the other, so that the server goes amid them; and one attempt each, since by default each file
-        # has five with up to 15 seconds between them.
+        # One file after another, so that the server is killed in between; and one attempt per file, instead of five with
+        # up to 15 seconds between them.
         env = environment(project, aws | {"AWS_MAX_ATTEMPTS": "1"})
         with (tmp_path / "push.log").open("wb") as log:
             push = subprocess.Popen(
                 ["dvc", "push", "--jobs", "1"], cwd=project, env=env, stdout=log, stderr=subprocess.STDOUT
             )
         try:
-            with closing(server._client()) as client:  # one for all questions: a new one each takes as long as a push
+            with closing(
+                server._client()
+            ) as client:  # one for all requests: a new client each time takes as long as a push
                 while push.poll() is None and "Contents" not in client.list_objects_v2(Bucket=bucket, MaxKeys=1):
                     time.sleep(0.01)
             server.kill()

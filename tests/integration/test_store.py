@@ -1,4 +1,4 @@
-"""Files and the content-addressed store on a real S3 server, which goes away, is refused and damaged as servers are."""
+"""Files and the content-addressed store on a real S3 server that is killed, refuses, and has damaged objects."""
 
 import hashlib
 import pickle
@@ -54,7 +54,7 @@ def write(root: Path, data: bytes) -> tuple[Path, str]:
     return path, hashlib.sha256(data).hexdigest()
 
 
-def place(server: S3Server, bucket: str, key: str, data: bytes) -> None:
+def put_object(server: S3Server, bucket: str, key: str, data: bytes) -> None:
     with closing(server._client()) as s3:
         s3.put_object(Bucket=bucket, Key=key, Body=data)
 
@@ -62,8 +62,8 @@ def place(server: S3Server, bucket: str, key: str, data: bytes) -> None:
 def test_objects_are_listed_as_files_are(server: S3Server, tmp_path: Path) -> None:
     bucket = server.make_bucket("listed")
     for key in ("crawl/a.warc", "crawl/deep/b.warc.gz", "crawl/deep/notes.md", "crawl2/c.warc", "top.warc"):
-        place(server, bucket, key, key.encode())
-    place(server, bucket, "crawl/list.paths", b"deep/b.warc.gz\ns3://listed/top.warc\n../none\n")
+        put_object(server, bucket, key, key.encode())
+    put_object(server, bucket, "crawl/list.paths", b"deep/b.warc.gz\ns3://listed/top.warc\n../none\n")
     files = open_files(config(tmp_path))
 
     def listed(location: str) -> list[str]:
@@ -86,7 +86,7 @@ def test_objects_are_listed_as_files_are(server: S3Server, tmp_path: Path) -> No
 
 def test_a_stream_reads_and_seeks_as_a_file_does(server: S3Server, tmp_path: Path) -> None:
     bucket, data = server.make_bucket("stream"), noise(21 * MIB + 7)
-    place(server, bucket, "x", data)
+    put_object(server, bucket, "x", data)
     path, _ = write(tmp_path, data)
     files = pickle.loads(pickle.dumps(open_files(config(tmp_path))))
     draw = random.Random(1)
@@ -107,16 +107,16 @@ def test_a_stream_reads_and_seeks_as_a_file_does(server: S3Server, tmp_path: Pat
     assert files.read("s3://stream/x", 5, 10) == data[5:15]
     assert files.read("s3://stream/x", len(data) - 2, 10) == data[-2:]
     before = files.stamp("s3://stream/x")
-    place(server, bucket, "x", b"another")
+    put_object(server, bucket, "x", b"another")
     assert files.stamp("s3://stream/x") != before
 
 
-def test_an_object_that_changes_under_a_reader_is_found_out(server: S3Server, tmp_path: Path) -> None:
+def test_an_object_that_changes_under_a_reader_is_detected(server: S3Server, tmp_path: Path) -> None:
     bucket = server.make_bucket("changes")
-    place(server, bucket, "x", noise(3 * MIB))
+    put_object(server, bucket, "x", noise(3 * MIB))
     with open_files(config(tmp_path)).open("s3://changes/x") as stream:
         stream.read(1000)
-        place(server, bucket, "x", noise(3 * MIB, seed=2))
+        put_object(server, bucket, "x", noise(3 * MIB, seed=2))
         with pytest.raises(DataError, match="replaced while it was read"):
             stream.read()
 
@@ -150,25 +150,25 @@ def test_two_writers_at_once_never_mix(server: S3Server, tmp_path: Path) -> None
     uri = "s3://writers/one"
     with ThreadPoolExecutor(6) as pool:
         first = list(pool.map(lambda path: upload(settings, path, uri), paths))
-    # SeaweedFS now and then lets two of six through (its check and its write are not one step), which is why names are
-    # digests: what stands there is one writer's bytes, whole, and never those of one that was told no.
+    # SeaweedFS sometimes accepts two of six (its check and its write are not one step), which is why names are digests:
+    # the object is one writer's bytes, whole, and never those of a refused writer.
     winners = [path.read_bytes() for path, won in zip(paths, first, strict=True) if won]
     assert 1 <= len(winners) < len(paths)
     assert server.objects("writers")["one"] in winners
 
     objects, (path, sha256) = Objects(settings), write(tmp_path, noise(6 * MIB))
-    with ThreadPoolExecutor(4) as pool:  # the same tar, made twice: all of them are content
+    with ThreadPoolExecutor(4) as pool:  # the same tar, made twice: all writers succeed
         list(pool.map(lambda _: objects.put(path, sha256), range(4)))
         copies = list(pool.map(lambda _: objects.get(sha256, 6 * MIB), range(4)))
     assert {copy.read_bytes() for copy in copies} == {path.read_bytes()}
     assert [file.name for file in (tmp_path / "cache").rglob("*") if file.is_file()] == [f"{sha256}.tar"]
 
 
-def test_a_damaged_object_is_found_out_on_first_read(server: S3Server, tmp_path: Path) -> None:
+def test_a_damaged_object_is_detected_on_first_read(server: S3Server, tmp_path: Path) -> None:
     objects = Objects(config(tmp_path / "cache", server.make_bucket("damaged")))
     path, sha256 = write(tmp_path, noise(MIB))
     for damaged in (noise(MIB, seed=1), noise(MIB)[:-1], b""):
-        place(server, "damaged", objects.uri(sha256).removeprefix("s3://damaged/"), damaged)
+        put_object(server, "damaged", objects.uri(sha256).removeprefix("s3://damaged/"), damaged)
         with pytest.raises(CorruptError, match=rf"{sha256}\.tar: {len(damaged):,} bytes with sha256 .* it is damaged"):
             objects.get(sha256, MIB)
     with pytest.raises(CorruptError, match="remove the object"):
@@ -182,7 +182,7 @@ def test_refused_credentials_are_one_clear_error(
 ) -> None:
     bucket = server.make_bucket(f"refused-{'id' if 'ID' in variable else 'key'}")
     objects, (path, sha256) = Objects(config(tmp_path / "cache", bucket)), write(tmp_path, b"bytes")
-    place(server, bucket, "x.warc", b"bytes")
+    put_object(server, bucket, "x.warc", b"bytes")
     monkeypatch.setenv(variable, "wrong")
     for attempt in (
         lambda: objects.put(path, sha256),
@@ -205,7 +205,7 @@ def test_no_credentials_are_one_clear_error(tmp_path: Path, monkeypatch: pytest.
         open_files(config(tmp_path)).open("s3://bucket/x")
 
 
-def test_a_server_that_is_away_is_one_clear_error(server: S3Server, tmp_path: Path) -> None:
+def test_an_unavailable_server_is_one_clear_error(server: S3Server, tmp_path: Path) -> None:
     bucket = server.make_bucket("away")
     objects, (path, sha256) = Objects(config(tmp_path / "cache", bucket)), write(tmp_path, b"bytes")
     server.kill()
@@ -224,7 +224,7 @@ def test_a_server_that_is_away_is_one_clear_error(server: S3Server, tmp_path: Pa
     assert objects.get(sha256, 5).read_bytes() == b"bytes"
 
 
-def test_a_server_killed_amid_a_put_leaves_no_half_object(
+def test_a_server_killed_during_a_put_has_no_partial_object(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = server.make_bucket("amid-put")
@@ -233,7 +233,7 @@ def test_a_server_killed_amid_a_put_leaves_no_half_object(
     put, parts = s3.upload_part, []
 
     def upload_part(**arguments: Any) -> Any:
-        if arguments["PartNumber"] == 4:  # some parts are there, none after this one will be
+        if arguments["PartNumber"] == 4:  # some parts exist, and no further one can be uploaded
             server.kill()
         parts.append(arguments["PartNumber"])
         return put(**arguments)

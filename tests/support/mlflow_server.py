@@ -1,6 +1,6 @@
-"""A real MLflow server on loopback, one a test session, or one of a test's own that it can kill and start again.
+"""A real MLflow server on loopback: one per test session, or a test's own, which it can kill and start again.
 
-tests/integration/conftest.py makes the session's known to pytest.
+tests/integration/conftest.py registers the session's fixture with pytest.
 """
 
 import os
@@ -52,29 +52,29 @@ class MlflowServer:
                     return
             except OSError:
                 time.sleep(0.3)
-        pytest.fail(f"MLflow did not come up: {(self.root / 'server.log').read_text()[-2000:]}")
+        pytest.fail(f"MLflow did not start: {(self.root / 'server.log').read_text()[-2000:]}")
 
     def kill(self) -> None:
-        """At once, as a crash does."""
+        """Kills it at once, as a crash does."""
         self.signal(signal.SIGKILL)
         if self._process:
             self._process.wait()
             self._process = None
 
     def signal(self, number: int) -> None:
-        """To all its processes; one that is stopped takes requests and answers none."""
+        """Sends a signal to all its processes; a stopped server accepts requests and answers none."""
         if self._process:
             os.killpg(self._process.pid, number)
 
     def close(self) -> None:
-        """The end: its port may be another's again."""
+        """Kills it for good, and releases its port."""
         self.kill()
         self._claim.close()
 
 
 @contextmanager
 def serve(root: Path) -> Iterator[MlflowServer]:
-    """A started server with its data in a new folder; gone at the end, whatever happened."""
+    """A started server with its data in a new folder; killed at the end in any case."""
     server = MlflowServer(root)
     try:
         server.start()
@@ -85,13 +85,13 @@ def serve(root: Path) -> Iterator[MlflowServer]:
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Its URI. Tests that need an empty one use experiment and model names of their own."""
+    """The URI of the session's server. Tests use experiment and model names of their own."""
     with serve(tmp_path_factory.mktemp("mlflow-server")) as server:
         yield server.uri
 
 
 def _free_port() -> tuple[socket.socket, int]:
-    """A free port and what claims it until closed, as in tests/support/s3_server.py."""
+    """A free port and the socket that claims it until closed, as in tests/support/s3_server.py."""
     for port in random.sample(range(15000, 20000), 100):
         claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:

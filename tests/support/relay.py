@@ -1,4 +1,4 @@
-"""A TCP relay before a real server: a network that can be cut, can lose answers, and can hang."""
+"""A TCP relay in front of a real server: a network that can be cut, lose answers, or hang."""
 
 import socket
 import threading
@@ -11,10 +11,10 @@ State = Literal["open", "cut", "loses answers", "hangs"]
 
 
 class Relay:
-    """Passes connections on to a server, as long as it is `open`.
+    """Passes connections on to a server while it is `open`.
 
-    `cut` refuses them and breaks those that there are; `loses answers` brings requests to the server, and breaks the
-    connection when the answer comes; `hangs` takes requests and does nothing.
+    `cut` refuses connections and breaks existing ones; `loses answers` passes requests to the server, and breaks the
+    connection when the answer arrives; `hangs` accepts requests and does nothing.
     """
 
     def __init__(self, uri: str) -> None:
@@ -30,7 +30,7 @@ class Relay:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def set(self, state: State) -> None:
-        """From now on; what goes on is broken off."""
+        """Changes the state, and breaks all open connections."""
         self._state = state
         for each in self._sockets:
             with suppress(OSError):
@@ -65,7 +65,7 @@ class Relay:
         for each in (one, other):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
-        one.close()  # the other one is closed by the thread that reads it
+        one.close()  # the thread that reads the other one closes it
 
     def __enter__(self) -> Self:
         return self

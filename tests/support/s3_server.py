@@ -1,4 +1,4 @@
-"""A real S3 server, SeaweedFS from pip, on loopback. It can be killed and started again, as servers are."""
+"""A real S3 server, SeaweedFS from pip, on loopback. Tests can kill it and start it again."""
 
 import os
 import random
@@ -21,7 +21,7 @@ from botocore.config import Config
 KEY = "key-of-the-tests"
 SECRET = "secret-of-the-tests"
 
-#: Every port that `weed mini` opens here. The others are turned off: some would be fixed, the same for two test runs.
+#: Every port that `weed mini` opens here. Others are turned off: some have fixed numbers, so that two test runs clash.
 PORTS = tuple(f"{name}.port{kind}" for name in ("s3", "master", "volume", "filer", "admin") for kind in ("", ".grpc"))
 
 
@@ -36,12 +36,12 @@ class S3Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns when it answers, and listens where it should and nowhere else."""
+        """Returns when it answers; fails if it listens on any other address."""
         command = [
             str(Path(sys.executable).parent / "weed"), "-logtostderr=true", "mini",
             "-dir=.", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}={port}" for name, port in self.ports.items()),
             "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false",
-            "-s3.autoCreateBucket=false",  # nor does AWS make a bucket of a name that it does not know
+            "-s3.autoCreateBucket=false",  # AWS does not create unknown buckets either
             "-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock",  # relative: a socket's path must be short
         ]  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_"))}
@@ -57,57 +57,57 @@ class S3Server:
         listening: set[tuple[str, int]] = set()
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
-            with suppress(psutil.Error):  # it has just ended
+            with suppress(psutil.Error):  # the process may have just ended
                 sockets = psutil.Process(process.pid).net_connections(kind="tcp")
                 listening = {(each.laddr.ip, each.laddr.port) for each in sockets if each.status == psutil.CONN_LISTEN}
-            assert listening <= expected, "weed listens on an address that nobody gave it"
+            assert listening <= expected, "weed listens on an address that it was not given"
             if listening == expected:
-                # It may listen before it is well: it says 503 then, or hangs up.
+                # It may listen before it works: then it answers 503, or closes the connection.
                 with suppress(OSError), urllib.request.urlopen(f"{self.url}/healthz", timeout=5):
                     return
         log = (self.root / "server.log").read_text("utf-8", "replace")[-2000:]
-        pytest.fail(f"SeaweedFS did not come up; it listens on {sorted(listening)} of {sorted(expected)}: {log}")
+        pytest.fail(f"SeaweedFS did not start; it listens on {sorted(listening)} of {sorted(expected)}: {log}")
 
     def kill(self) -> None:
-        """At once, as a crash does; what it had answered for is in its folder."""
+        """Kills it at once, as a crash does; acknowledged writes are in its folder."""
         if self._process:
             self._process.kill()
             self._process.wait()
         for name, port in self.ports.items():
-            if name.endswith(".grpc"):  # weed removes these only when it ends in its own time
+            if name.endswith(".grpc"):  # weed removes these only when it ends normally
                 Path(f"/tmp/seaweedfs-{name.removesuffix('.port.grpc')}-grpc-{port}.sock").unlink(missing_ok=True)
 
     @contextmanager
     def away_for(self, seconds: float) -> Iterator[None]:
-        """Killed, and started again so many seconds later, beside what is done meanwhile.
+        """Kills it, and starts it again after some seconds, while the block runs.
 
-        Leaves when it is up again: who hears from it before that would otherwise end it while it starts.
+        Ends when the server answers again: otherwise a test that ends early would kill it while it starts.
         """
         self.kill()
-        with ThreadPoolExecutor(1) as beside:
-            started = beside.submit(lambda: (time.sleep(seconds), self.start()))
+        with ThreadPoolExecutor(1) as pool:
+            started = pool.submit(lambda: (time.sleep(seconds), self.start()))
             yield
             started.result()
 
     def close(self) -> None:
-        """The end: its ports may be others' again."""
+        """Kills it for good, and releases its ports."""
         self.kill()
         self._claim.close()
 
     def make_bucket(self, name: str) -> str:
-        """Its name."""
+        """Creates a bucket; returns its name."""
         with closing(self._client()) as client:
             client.create_bucket(Bucket=name)
         return name
 
     def keys(self, bucket: str) -> list[str]:
-        """Of all objects in a bucket."""
+        """The keys of all objects in a bucket."""
         with closing(self._client()) as client:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
             return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
     def objects(self, bucket: str) -> dict[str, bytes]:
-        """Key -> bytes."""
+        """Key -> bytes, for all objects in a bucket."""
         keys = self.keys(bucket)
         with closing(self._client()) as client:
             return {key: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
@@ -115,13 +115,13 @@ class S3Server:
     def _client(self) -> Any:
         return boto3.client(
             "s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1",
-            config=Config(retries={"total_max_attempts": 6, "mode": "standard"}),  # a busy machine's 500 now and then
+            config=Config(retries={"total_max_attempts": 6, "mode": "standard"}),  # a busy machine sometimes answers 500
         )  # fmt: skip
 
 
 @contextmanager
 def serve(root: Path) -> Iterator[S3Server]:
-    """A started server with its data in a new folder; gone at the end, whatever happened."""
+    """A started server with its data in a new folder; killed at the end in any case."""
     server = S3Server(root)
     try:
         server.start()
@@ -131,10 +131,11 @@ def serve(root: Path) -> Iterator[S3Server]:
 
 
 def _free_ports() -> tuple[socket.socket, dict[str, int]]:
-    """A block of free ports, and what claims it until closed.
+    """A block of free ports, and the socket that claims it until closed.
 
-    TCP ports cannot be held for another process, least of all while a server is down. So the block is claimed by the
-    UDP port of the same number, which only one test run gets; and it lies below what systems give out by themselves.
+    A TCP port cannot be reserved for another process, especially while the server is down. So the UDP port of the first
+    number claims the block, which only one test run gets; and the block is below the range that systems assign
+    automatically.
     """
     for first in random.sample(range(20000, 32000, len(PORTS)), 100):
         claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

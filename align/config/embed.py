@@ -1,4 +1,4 @@
-"""Section `embed`: sizes that bound the memory of `align embed` and the work that a kill can lose."""
+"""Section `embed`: bounds the memory of `align embed` and the work that a killed run loses."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from align.config.params import Section
 
 
 class EmbedConfig(Section):
-    """Rows in memory at once, which is also the size of a part file: a killed run loses at most one part."""
+    """Rows per part file. One part is in memory at a time, and a killed run loses at most one. No stage reads this."""
 
     section: ClassVar[str] = "embed"
+    changes_bytes: ClassVar[bool] = False
 
     rows_per_part: Annotated[int, Field(ge=1)]

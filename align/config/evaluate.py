@@ -1,4 +1,4 @@
-"""Section `evaluate`: how the figures get their intervals, and how many examples the report shows."""
+"""Section `evaluate`: how the metrics get their intervals, and how many examples the report shows."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from align.config.paths import PathField
 
 
 class IndexConfig(Section):
-    """All images of the shards are indexed. `queries`: labelled queries to measure search with, null for none."""
+    """All images of the shards are indexed. `queries` is a file of labelled queries to measure search with, or null."""
 
     section: ClassVar[str] = "index"
 

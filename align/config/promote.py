@@ -10,9 +10,10 @@ from align.config.params import Section
 
 
 class PromoteConfig(Section):
-    """What is compared, and how much better it must be."""
+    """Which metrics are compared, and by how much the candidate must be better. No stage reads this."""
 
     section: ClassVar[str] = "promote"
+    changes_bytes: ClassVar[bool] = False
 
     metrics: Annotated[list[str], Field(min_length=1)]
     min_gain: float

@@ -1,4 +1,4 @@
-"""Section `register`: what things are called in MLflow."""
+"""Section `register`: names in MLflow."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pydantic import Field
 
 from align.config.params import Section
 
-#: MLflow's own searches quote names, so quotes are no part of one.
+#: MLflow's searches put names in quotes, so a name contains none.
 Name = Annotated[str, Field(pattern=r"^[\w.\- ]+$")]
 
 
 class RegisterConfig(Section):
-    """Names in MLflow."""
+    """Names in MLflow. No stage reads them."""
 
     section: ClassVar[str] = "register"
+    changes_bytes: ClassVar[bool] = False
 
     experiment: Name
     model_name: Name

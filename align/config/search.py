@@ -1,4 +1,4 @@
-"""Section `search`: how a query is made and how much is shown."""
+"""Section `search`: how a query is formed and how many results are shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from align.config.params import Section
 
 
 class SearchConfig(Section):
-    """The weight of the text in an image +- text query, and the number of results without `-k`."""
+    """The weight of the text in an image + text or image - text query, and the number of results without `-k`."""
 
     section: ClassVar[str] = "search"
 

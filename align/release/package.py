@@ -44,7 +44,7 @@ def package(*, model: Path, tokenizer: Path, evaluation: Path, out: Path, report
         tokenizer: data/tokenizer.
         evaluation: reports/evaluation, whose metrics.json goes into the folder.
         out: models/packaged; replaced whole.
-        reports: the folder of this stage's report.
+        reports: the folder of this stage's report; replaced whole.
 
     Raises:
         DataError: an input is missing, model and tokenizer do not belong together, or embeddings are not finite.
@@ -74,7 +74,8 @@ def package(*, model: Path, tokenizer: Path, evaluation: Path, out: Path, report
     report = PackageReport(
         metrics={"package/num_bytes": num_bytes, "package/embed_width": embedder.width}, digest=digest
     )
-    write_report(report, reports)
+    with replace_directory(reports) as part:
+        write_report(report, part)
     return report
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -16,18 +17,26 @@ from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
 from align.errors import CorruptError, DataError, GateError, ServiceError
 from align.formats.shards import read_manifest
+from align.release.origin import Origin
 from align.release.package import package
 from align.release.promote import Decision, promote
-from align.release.register import Lineage, Registration, register
+from align.release.register import Registration, register
+from align.release.results import PipelineOutputs
 from align.release.rollback import rollback
 from align.services.live_log import LiveLog
 from align.services.tracking import Tracker, metric_name
 from tests.support import small_data, small_model
 from tests.support.small_data import Pair
 
-LINEAGE = Lineage("0123abc", "lock-digest", "flow-1", cached_stages=("ingest", "filter"))
+ORIGIN = Origin("0123abc", "lock-digest", "flow-1", cached_stages=("ingest", "filter"))
 NAMES = (f"model-{number}" for number in itertools.count())
 RECALL = "concepts/image_to_text/recall@10"
+VALUES: dict[str, Any] = {
+    "pretrain": {"lr": 1e-3, "crop": [1, 2]},
+    "paths": {"raw": "data/raw"},
+    "health": {"price_per_hour": None},
+    "cluster": {"num_nodes": 1},
+}
 PROMOTE = PromoteConfig(metrics=[RECALL], min_gain=0.02, min_times_chance=3.0)
 
 
@@ -51,12 +60,18 @@ class Project:
             out=self.root / "packaged", reports=self.root / "reports" / "package",
         )  # fmt: skip
 
-    def register(self, run_id: str | None = None, tracker: Tracker | None = None) -> Registration:
+    def register(
+        self, run_id: str | None = None, tracker: Tracker | None = None, values: dict[str, Any] | None = None
+    ) -> Registration:
+        outputs = PipelineOutputs(self.root / "packaged", self.root / "shards", self.root / "reports")
         return register(
-            self.config, values={"pretrain": {"lr": 1e-3, "crop": [1, 2]}, "paths": {"raw": "data/raw"}},
-            packaged=self.root / "packaged", shards=self.root / "shards", reports=self.root / "reports",
-            lineage=LINEAGE, tracker=tracker or self.tracker, run_id=run_id,
-        )  # fmt: skip
+            self.config,
+            outputs,
+            VALUES | (values or {}),
+            origin=ORIGIN,
+            tracker=tracker or self.tracker,
+            run_id=run_id,
+        )
 
     def candidate(self, recall: float, low: float = 0.4) -> int:
         self.evaluate(recall, low)
@@ -182,6 +197,28 @@ def test_the_same_model_is_the_same_version_and_the_same_results_the_same_run(pr
     back = project.register()
     assert (back.created, back.version.number, back.run_id) == (False, 1, first.run_id)
     assert project.aliases() == {"candidate": 1}
+
+
+@pytest.mark.parametrize(
+    "other", [{"health": {"price_per_hour": 2.5}}, {"cluster": {"num_nodes": 4}}, {"promote": {"min_gain": 0.5}}]
+)
+def test_a_value_that_changes_no_bytes_makes_no_other_run(project: Project, other: dict[str, Any]) -> None:
+    first, again = project.register(), project.register(values=other)
+    assert again.run_id == first.run_id
+    assert len(client(project).search_runs([run_experiment(project)])) == 1
+
+
+def test_a_value_that_changes_bytes_makes_another_run(project: Project) -> None:
+    first = project.register()
+    other = project.register(values={"pretrain": VALUES["pretrain"] | {"seed": 1}})
+    assert other.run_id != first.run_id
+    assert other.version.number == first.version.number  # the model is the same
+
+
+def run_experiment(project: Project) -> str:
+    experiment = client(project).get_experiment_by_name(project.config.experiment)
+    assert experiment is not None
+    return str(experiment.experiment_id)
 
 
 def test_an_empty_mlflow_is_filled_again_without_a_server(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

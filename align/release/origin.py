@@ -1,0 +1,48 @@
+"""Where a model comes from: git revision, dvc.lock, flow run, and the stages that DVC took from its cache."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.files import sha256_file
+from align.services.tracking import current_flow_run_id
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Tags of a run and of its model. An empty string means "not known"."""
+
+    git_revision: str
+    dvc_lock: str
+    flow_run: str
+    cached_stages: tuple[str, ...] = ()
+
+    def tags(self) -> dict[str, str]:
+        """What is known, as tags of the run and of a new version."""
+        tags = {
+            "align.git_revision": self.git_revision,
+            "align.dvc_lock": self.dvc_lock,
+            "align.flow_run": self.flow_run,
+        }
+        return {key: value for key, value in tags.items() if value}
+
+
+def read_origin(revision: str | None, cached_stages: Sequence[str]) -> Origin:
+    """The origin of what was made in the working directory.
+
+    Args:
+        revision: git revision; None takes the checkout's, with `-dirty` where files differ from it.
+        cached_stages: the stages that DVC took from its cache.
+    """
+    if revision is None:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        try:
+            revision = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        except FileNotFoundError:  # git is not installed
+            revision = ""
+    lock = Path("dvc.lock")
+    digest = sha256_file(lock) if lock.is_file() else ""
+    return Origin(revision, digest, current_flow_run_id() or "", tuple(cached_stages))

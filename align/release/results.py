@@ -1,0 +1,133 @@
+"""What a finished pipeline wrote, as MLflow gets it: digests, params, metrics, and the verdict on the data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.config.sections import changing_bytes
+from align.errors import CorruptError, DataError
+from align.files import sha256_folder, to_json
+from align.formats.shards import read_manifest
+from align.formats.verdict import SHARDS, TABLES, require_passed
+
+_STEPS = "metrics.jsonl"
+#: MLflow refuses longer tags.
+_MAX_TAG = 5000
+
+
+@dataclass(frozen=True)
+class PipelineOutputs:
+    """The folders that `align register` reads.
+
+    Attributes:
+        packaged: models/packaged.
+        shards: data/shards.
+        reports: the folder of all stages' reports.
+    """
+
+    packaged: Path
+    shards: Path
+    reports: Path
+
+
+@dataclass(frozen=True)
+class Results:
+    """What names a run, and what the run shows.
+
+    Attributes:
+        model_digest: sha256 of the packaged model.
+        data_digest: sha256 of the shards' manifest.
+        accepted: expectations that failed and that a person accepted, as "NAME, by WHO: WHY".
+        params: `section.key` -> value, of the sections that change bytes.
+        metrics: the metrics of every stage.
+    """
+
+    model_digest: str
+    data_digest: str
+    accepted: tuple[str, ...]
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 that names these results: equal results belong to one run."""
+        named = [self.model_digest, self.data_digest, self.params, self.metrics]
+        return hashlib.sha256(to_json(named).encode()).hexdigest()
+
+    def tags(self) -> dict[str, str]:
+        """Tags of the run and of a new version."""
+        tags = {
+            "align.model_digest": self.model_digest,
+            "align.data_digest": self.data_digest,
+            "align.quality": "passed",
+        }
+        return tags | ({"align.quality_accepted": "; ".join(self.accepted)[:_MAX_TAG]} if self.accepted else {})
+
+
+def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results:
+    """Reads the results of all stages, and checks that model and data may be registered.
+
+    Args:
+        outputs: the folders.
+        values: params.yaml, section -> key -> value.
+
+    Raises:
+        DataError: something to register is missing, or the verdict is on other data.
+        GateError: the quality gate refused the data.
+        CorruptError: the packaged model is not the one that its report names.
+    """
+    reports = outputs.reports
+    model_digest = _report(reports / "package")["digest"]
+    if not outputs.packaged.is_dir():
+        raise DataError(f"{outputs.packaged}: no such folder; run `align package` first")
+    if sha256_folder(outputs.packaged) != model_digest:
+        raise CorruptError(
+            f"{outputs.packaged}: differs from the model that {reports / 'package'} reports; run `align package` again"
+        )
+    data_digest = read_manifest(outputs.shards).digest
+    require_passed(reports / TABLES)
+    require_passed(reports / SHARDS, data_digest)
+    accepted = [row["accepted"] for gate in (TABLES, SHARDS) for row in _report(reports / gate)["expectations"]]
+    return Results(
+        model_digest=model_digest,
+        data_digest=data_digest,
+        accepted=tuple(f"{one['expectation']}, by {one['by']}: {one['reason']}" for one in accepted if one),
+        params=_flatten(changing_bytes(values)),
+        metrics=_read_metrics(reports),
+    )
+
+
+def read_series(reports: Path) -> Iterator[tuple[str, Iterable[Mapping[str, float]]]]:
+    """The stages that wrote a metrics.jsonl: name, and its rows."""
+    for path in sorted(reports.glob(f"*/{_STEPS}")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        yield path.parent.name, [json.loads(line) for line in lines if line]
+
+
+def _read_metrics(reports: Path) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for path in sorted(reports.glob("*/metrics.json")):
+        metrics |= json.loads(path.read_bytes())
+    return metrics
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    path = folder / "report.json"
+    try:
+        report: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run the whole pipeline first (`dvc repro` or `align run`)") from None
+    return report

@@ -1,4 +1,4 @@
-"""What a random order would reach: the figure beside which every measured one is shown."""
+"""The recall of a random order, which is shown with every measured recall."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from numpy.typing import NDArray
 
 
 def chance(num_correct: NDArray[np.int64] | Sequence[int], num_items: int, k: int) -> float:
-    """Expected recall@k of a random order, averaged over queries.
+    """Expected recall@k of a random order, averaged over queries; in [0, 1].
 
-    A query with r correct items among n misses with probability C(n - r, k) / C(n, k) (hypergeometric, exact).
+    A query with r correct items among n has none in the first k with probability C(n - r, k) / C(n, k) (exact,
+    hypergeometric).
+
+    Args:
+        num_correct: (num_queries,) the r of each query.
+        num_items: n.
+        k: at most n is used.
     """
     k = min(k, num_items)
     draws = comb(num_items, k)

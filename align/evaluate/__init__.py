@@ -1,5 +1,4 @@
-"""What is measured and how: retrieval, zero-shot classification, nearest neighbours; always with
-an interval and the chance level.
+"""Evaluation: retrieval, zero-shot classification and nearest neighbours, each with an interval and its chance level.
 
-Pure functions over similarity matrices and labels first; only `sets` reads files.
+`recall`, `intervals`, `zero_shot` and `knn` are pure functions of embeddings and labels; `measure` applies them.
 """

@@ -3,9 +3,9 @@
 Queries about one concept succeed and fail together (three texts of one emoji, its picture by four vendors), so whole
 concepts are resampled, never single queries. The paper gives intervals for Crisscrossed Captions only.
 
-The interval is about *which queries were asked*; the gallery they are asked against stays as it is. Where every query
-fails, or every one succeeds, resampling sees no spread and would answer with an interval of no width: the exact
-(Clopper-Pearson) bound for that many concepts is given instead.
+The interval covers the choice of queries; the gallery that they are asked against stays fixed. If all queries fail, or
+all succeed, resampling sees no spread and the interval would have no width: the exact (Clopper-Pearson) bound for that
+number of concepts is used instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Scored:
 
     Attributes:
         values: (num_queries,) float64 in [0, 1].
-        clusters: what each query is about; queries with equal values here are resampled together.
+        clusters: (num_queries,) the concept of each query; queries of one concept are resampled together.
     """
 
     values: NDArray[np.float64]
@@ -37,8 +37,9 @@ def interval(groups: Sequence[Scored], *, num_resamples: int, seed: int) -> tupl
     """The percentile interval of the unweighted mean of the groups' means.
 
     Args:
-        groups: one for a plain metric; several (the two directions) for their mean. A concept drawn is drawn in all.
-        num_resamples: bootstrap replicates; 2,000 fix the bounds to about two digits.
+        groups: one for a plain metric; several (the two directions) for their mean. A concept is drawn in all groups
+            together.
+        num_resamples: bootstrap replicates; 2,000 determine the bounds to about two digits.
         seed: equal seeds give equal intervals.
 
     Returns:

@@ -19,8 +19,8 @@ def nearest_neighbour(
 ) -> Direction:
     """Ranks of the nearest reference image with the right label; accuracy is recall@1.
 
-    Among equally near references the wrong label wins. A query whose label no reference has is wrong. Chance is the
-    share of references with the query's label.
+    Among equally near references, one with a wrong label ranks first. A query whose label no reference has counts as
+    wrong. Chance is the share of references with the query's label.
 
     Args:
         query_embeds: (num_queries, width), L2-normalised.
@@ -32,5 +32,5 @@ def nearest_neighbour(
     labels = np.asarray(reference_labels, dtype=np.int64)
     same = {label: np.flatnonzero(labels == label) for label in set(query_labels)}
     correct = [same[label] for label in query_labels]
-    found = ranks_by_embedding(query_embeds, reference_embeds, correct)
-    return Direction(found, [len(items) for items in correct], len(labels), clusters)
+    ranks = ranks_by_embedding(query_embeds, reference_embeds, correct)
+    return Direction(ranks, [len(items) for items in correct], len(labels), clusters)

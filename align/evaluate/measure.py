@@ -1,7 +1,7 @@
-"""Runs one evaluation set through an encoder: embeddings once, then every figure the set's kind allows.
+"""Measures one evaluation set: embeds it once, then computes every metric that its kind allows.
 
-A retrieval set gives recall@1/5/10 and their mean, both directions. A classification set gives zero-shot accuracy with
-prompt ensembling, and nearest-neighbour accuracy where it holds reference images.
+A retrieval set gives recall@1/5/10 and their mean, in both directions. A classification set gives zero-shot accuracy
+with prompt ensembling, and nearest-neighbour accuracy if it has reference images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from align.model.embedder import Embeddings, Encoder
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A measured retrieval set. `scores` maps `image_to_text/recall@1` and the like to a score."""
+    """A measured retrieval set. `scores` maps names such as `image_to_text/recall@1` to scores."""
 
     source: EvaluationSet
     items: Gallery
@@ -41,8 +41,8 @@ class Classification:
         labels: (num_queries,) index of the true class.
         predicted: (num_queries,) index of the zero-shot class.
         confusion: (num_classes, num_classes) counts, row = true class.
-        majority: accuracy of always answering the commonest class.
-        scores: `zero_shot/accuracy`, and `knn/accuracy` where the set holds references.
+        majority: accuracy of always answering with the most frequent class.
+        scores: `zero_shot/accuracy`, and `knn/accuracy` if the set has reference images.
     """
 
     source: EvaluationSet
@@ -55,7 +55,7 @@ class Classification:
 
 
 def measure_retrieval(source: EvaluationSet, encoder: Encoder, *, num_resamples: int, seed: int) -> Retrieval:
-    """Recall in both directions over all images of the set.
+    """Measures recall in both directions over all images of the set.
 
     Raises:
         DataError: the set has no image or no text, or the embeddings are not finite.
@@ -78,7 +78,7 @@ def measure_retrieval(source: EvaluationSet, encoder: Encoder, *, num_resamples:
 
 
 def measure_classification(source: EvaluationSet, encoder: Encoder, *, num_resamples: int, seed: int) -> Classification:
-    """Zero-shot and nearest-neighbour accuracy over the set's query images.
+    """Measures zero-shot and nearest-neighbour accuracy over the set's query images.
 
     Raises:
         DataError: the set has no query image, or the embeddings are not finite.
@@ -109,7 +109,7 @@ def measure_classification(source: EvaluationSet, encoder: Encoder, *, num_resam
 def _direction(
     queries: Embeddings, items: Embeddings, correct: list[NDArray[np.int64]], concepts: list[str]
 ) -> Direction:
-    """Queries with no correct item (an image without a text) are not asked."""
+    """Ranks of the queries that have a correct item; an image without a text is not asked."""
     asked = [index for index, right in enumerate(correct) if len(right)]
     return Direction(
         ranks=ranks_by_embedding(queries[asked], items, [correct[index] for index in asked]),
@@ -121,5 +121,5 @@ def _direction(
 
 def _finite(embeds: Embeddings, name: str) -> Embeddings:
     if not np.isfinite(embeds).all():
-        raise DataError(f"evaluation set {name}: the model gives embeddings that are not finite; train it again")
+        raise DataError(f"evaluation set {name}: the embeddings are not finite; train the model again")
     return embeds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from align.evaluate.figures import DIRECTIONS, Example
+from align.evaluate.examples import DIRECTIONS, Examples, RetrievalExample
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.recall import Score
 from align.html import escape, gallery, heading, page, paragraph, picture, table, thumbnail
@@ -16,25 +16,25 @@ THUMBNAIL_PX = 128
 def evaluation_page(
     retrievals: Sequence[Retrieval],
     classifications: Sequence[Classification],
-    drawn: Mapping[str, tuple[Sequence[Example], Sequence[Example]]],
+    examples: Mapping[str, Examples],
     pictures: Mapping[str, bytes],
 ) -> str:
-    """Builds the page.
+    """Returns the HTML of the page.
 
     Args:
         retrievals: measured retrieval sets.
         classifications: measured classification sets.
-        drawn: direction -> examples answered right, and wrong, of the first retrieval set.
-        pictures: file name -> PNG: recall.png, curves.png, and <set>_confusion.png.
+        examples: direction -> examples of the first retrieval set.
+        pictures: file name -> PNG: recall.png, curves.png and SET_confusion.png are shown.
     """
-    blocks = [heading("The sets"), _sets(retrievals, classifications)]
+    blocks = [heading("Evaluation sets"), _sets(retrievals, classifications)]
     if retrievals:
         blocks += [
             heading("Retrieval"),
             paragraph(
-                "Recall@K: share of queries with at least one correct item in the top K. Every text of a concept is "
-                "correct for every image of it. Intervals: 95 %, bootstrap over concepts. Chance: exact, for a random "
-                "order. Ties count as wrong."
+                "Recall@K is the share of queries with at least one correct item in the top K. Every text of a concept "
+                "is correct for every image of it, and ties count as wrong. Intervals are 95 % bootstrap intervals "
+                "over concepts. Chance is the exact value for a random order."
             ),
             picture(pictures["recall.png"], alt="recall against chance"),
             _scores({result.source.name: result.scores for result in retrievals}),
@@ -44,20 +44,19 @@ def evaluation_page(
         blocks += [
             heading(f"Classification: {name}"),
             paragraph(
-                f"Always answering the commonest class is right in {result.majority:.1%} of cases. Zero-shot: the "
-                f"class whose mean text embedding over {len(result.source.templates)} templates is nearest. kNN: the "
-                "class of the nearest reference image."
+                f"Zero-shot answers with the class whose mean text embedding over {len(result.source.templates)} "
+                "templates is nearest, kNN with the class of the nearest reference image. Always answering with the "
+                f"most frequent class would be right in {result.majority:.1%} of cases."
             ),
             _scores({name: result.scores}),
             picture(pictures[f"{name}_confusion.png"], alt="confusion of classes"),
             _classes(result),
         ]
-    for direction, (right, wrong) in drawn.items():
-        source = retrievals[0].source.name
-        blocks += [heading(f"Retrieved, {DIRECTIONS[direction]} ({source}): answered right")]
-        blocks += [_example(example) for example in right] or [paragraph("None.")]
-        blocks += [heading(f"Retrieved, {DIRECTIONS[direction]} ({source}): answered wrong")]
-        blocks += [_example(example) for example in wrong] or [paragraph("None.")]
+    for direction, of in examples.items():
+        where = f"{DIRECTIONS[direction]} ({retrievals[0].source.name})"
+        for verdict, group in (("right", of.right), ("wrong", of.wrong)):
+            blocks += [heading(f"Examples, {where}: answered {verdict}")]
+            blocks += [_example(example) for example in group] or [paragraph("None.")]
     if "curves.png" in pictures:
         blocks += [heading("Training"), picture(pictures["curves.png"], alt="training curves")]
     return page("Evaluation", _lead(retrievals, classifications), blocks)
@@ -84,7 +83,7 @@ def _sets(retrievals: Sequence[Retrieval], classifications: Sequence[Classificat
         concepts = {image.concept for image in source.images}
         texts = len(result.items.texts) if isinstance(result, Retrieval) else len(source.classes)
         rows.append([source.name, source.kind, source.description, len(source.images), texts, len(concepts)])
-    return table(["set", "kind", "what it is", "images", "texts or classes", "concepts"], rows)
+    return table(["set", "kind", "description", "images", "texts or classes", "concepts"], rows)
 
 
 def _scores(scores: Mapping[str, Mapping[str, Score]]) -> str:
@@ -106,17 +105,17 @@ def _classes(result: Classification) -> str:
             others[index] = 0
             mistaken = names[int(others.argmax())] if others.any() else "–"
             rows.append([names[index], total, f"{counts[index] / total:.0%}", mistaken])
-    return table(["class", "images", "zero-shot accuracy", "most often mistaken for"], rows)
+    return table(["class", "images", "zero-shot accuracy", "most often misclassified as"], rows)
 
 
-def _example(example: Example) -> str:
+def _example(example: RetrievalExample) -> str:
     css = "good" if example.rank == 1 else "bad"
-    wanted = "" if example.rank == 1 else f" The best correct answer has rank {example.rank}."
+    missed = "" if example.rank == 1 else f" The best correct answer has rank {example.rank}."
     if isinstance(example.query, bytes):
         texts = "".join(
             f"<li class={'good' if correct else 'bad'}>{escape(text)}</li>" for text, correct in example.answers
         )
-        missing = f"<p>{escape(wanted)} Wanted: {escape(example.wanted)}</p>" if wanted else ""
+        missing = f"<p>{escape(missed)} A correct text: {escape(example.correct)}</p>" if missed else ""
         query = picture(thumbnail(example.query, THUMBNAIL_PX), mime="image/jpeg", alt="query")
         cell = 'style="border:0;padding-right:1.2rem"'
         return f"<table><tr><td {cell}>{query}</td><td {cell}><ol>{texts}</ol>{missing}</td></tr></table>"
@@ -125,6 +124,6 @@ def _example(example: Example) -> str:
         for position, (image, correct) in enumerate(example.answers, 1)
         if isinstance(image, bytes)
     ]
-    if wanted and isinstance(example.wanted, bytes):
-        shown.append((thumbnail(example.wanted, THUMBNAIL_PX), f"{example.rank} (wanted)", ""))
-    return f"<p><span class={css}>“{escape(example.query)}”</span>{escape(wanted)}</p>{gallery(shown)}"
+    if missed and isinstance(example.correct, bytes):
+        shown.append((thumbnail(example.correct, THUMBNAIL_PX), f"{example.rank} (correct)", ""))
+    return f"<p><span class={css}>“{escape(example.query)}”</span>{escape(missed)}</p>{gallery(shown)}"

@@ -1,10 +1,10 @@
-"""Recall@K: the share of queries with *at least one* correct item among the first K, as the field counts it.
+"""Recall@K: the share of queries with *at least one* correct item among the first K, the usual definition.
 
-Several texts may name one image and several images may show one concept, so a query has a set of correct items.
-Ties count against us: a wrong item with the same similarity stands before the right one. A model that maps everything
-to one point thus scores 0, where an argsort would give it whatever the order of the items happens to be.
+Several texts may name one image and several images may show one concept, so a query has a set of correct items. Ties
+count against the model: a wrong item with the same similarity ranks before the right one. A model that maps everything
+to one point thus scores 0; with an argsort, its score would depend on the order of the items.
 
-Zero-shot classification and nearest neighbours are the same question with K = 1 (see `zero_shot`, `knn`).
+Zero-shot classification and nearest neighbours are the same computation with K = 1 (see `zero_shot`, `knn`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from align.evaluate.intervals import Scored, interval
 #: The K of the paper's tables.
 CUTS = (1, 5, 10)
 
-#: Queries whose similarities are held at once: 1,024 x 25,000 texts (COCO's test split) are 100 MB.
+#: Queries whose similarities are in memory at once: 1,024 x 25,000 texts (COCO's test split) take 100 MB.
 BLOCK = 1024
 
 Indices = NDArray[np.int64]
@@ -30,7 +30,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Score:
-    """A measured share in [0, 1] with its 95 % interval and the value that guessing gives."""
+    """A measured share in [0, 1], its 95 % interval, and the value of a random order."""
 
     value: float
     low: float
@@ -43,7 +43,7 @@ class Gallery:
     """Images and the distinct texts that name them, as a retrieval benchmark.
 
     Attributes:
-        texts: distinct up to case and white space; the first spelling stands.
+        texts: distinct up to case and white space, in their first spelling.
         image_concepts: (num_images,) the concept of each image.
         text_concepts: (num_texts,) the first concept that each text names.
         texts_of_image: for each image the indices of its correct texts.
@@ -61,7 +61,7 @@ def gallery(images: Iterable[tuple[str, Sequence[str]]]) -> Gallery:
     """Builds the benchmark from (concept, texts) of each image.
 
     A text of a concept is correct for every image of the concept. A text that two concepts share is one item, correct
-    for both: as two items it would be a coin toss that no model can win.
+    for both: with two equal items, no model could tell which one is right.
     """
     concepts: list[str] = []
     spelled: dict[str, str] = {}
@@ -89,17 +89,20 @@ def gallery(images: Iterable[tuple[str, Sequence[str]]]) -> Gallery:
         image_concepts=concepts,
         text_concepts=[first_concept[folded] for folded in spelled],
         texts_of_image=texts_of_image,
-        images_of_text=[np.array(found, dtype=np.int64) for found in images_of_text],
+        images_of_text=[np.array(correct, dtype=np.int64) for correct in images_of_text],
     )
 
 
 def ranks(similarity: NDArray[np.floating], correct: Sequence[Indices]) -> NDArray[np.int64]:
-    """The rank, from 1, of each query's best correct item; wrong items of equal similarity come first.
+    """The rank, from 1, of each query's best correct item; wrong items of equal similarity rank before it.
 
     Args:
         similarity: (num_queries, num_items), larger is nearer.
-        correct: for each query the indices of its correct items, without repeats. A query with none gets rank
-            num_items + 1: it can never be answered.
+        correct: for each query the indices of its correct items, without repeats. A query without correct items gets
+            rank num_items + 1, so it always counts as wrong.
+
+    Returns:
+        (num_queries,) int64.
 
     Raises:
         ValueError: a similarity is NaN or infinite; every comparison with NaN is false, which would read as rank 1.
@@ -121,7 +124,7 @@ def ranks(similarity: NDArray[np.floating], correct: Sequence[Indices]) -> NDArr
 def ranks_by_embedding(
     queries: NDArray[np.float32], items: NDArray[np.float32], correct: Sequence[Indices], *, block: int = BLOCK
 ) -> NDArray[np.int64]:
-    """`ranks` of cosine similarities between L2-normalised rows, holding (block, num_items) of them at a time."""
+    """`ranks` of the cosine similarities of L2-normalised rows, with (block, num_items) of them in memory at a time."""
     parts = [
         ranks(queries[start : start + block] @ items.T, correct[start : start + block])
         for start in range(0, len(queries), block)
@@ -131,13 +134,13 @@ def ranks_by_embedding(
 
 @dataclass(frozen=True)
 class Direction:
-    """Ranks of one direction with what is needed to judge them.
+    """Ranks of one direction, and what a score needs in addition.
 
     Attributes:
         ranks: (num_queries,) from 1.
-        num_correct: (num_queries,) correct items of each query.
-        num_items: size of the gallery.
-        clusters: what each query is about, for the bootstrap.
+        num_correct: (num_queries,) number of correct items of each query.
+        num_items: number of items in the gallery.
+        clusters: (num_queries,) the concept of each query, for the bootstrap.
     """
 
     ranks: NDArray[np.int64]
@@ -146,7 +149,7 @@ class Direction:
     clusters: Sequence[Hashable]
 
     def hits(self, k: int) -> Scored:
-        """1.0 where a correct item is among the first k, else 0.0."""
+        """For each query 1.0 if a correct item is among the first k, else 0.0."""
         return Scored((self.ranks <= k).astype(np.float64), self.clusters)
 
     def chance(self, k: int) -> float:
@@ -155,14 +158,14 @@ class Direction:
 
 
 def recall(direction: Direction, k: int, *, num_resamples: int, seed: int) -> Score:
-    """Recall@k of one direction. Raises ValueError when there is no query."""
+    """Recall@k of one direction. Raises ValueError if there is no query."""
     hits = direction.hits(k)
     low, high = interval([hits], num_resamples=num_resamples, seed=seed)
     return Score(float(hits.values.mean()), low, high, direction.chance(k))
 
 
 def mean_recall(directions: Sequence[Direction], *, num_resamples: int, seed: int) -> Score:
-    """The mean of recall@1, @5 and @10 over the given directions (the paper's Multi30K figure with both)."""
+    """The mean of recall@1, @5 and @10 over the given directions (with both, the paper's Multi30K metric)."""
     groups = []
     for direction in directions:
         per_query = np.mean([direction.hits(k).values for k in CUTS], axis=0)

@@ -1,6 +1,6 @@
-"""Evaluation sets: NAME.tar (images with their texts) and NAME.json (what the set is, and the sha256 of the tar).
+"""The format of evaluation sets: NAME.tar (images with their texts) and NAME.json (description, and the tar's sha256).
 
-Owns the file format. A tar sample is `KEY.jpg` and `KEY.json` (key, concept, texts, class, vendor, source_url, split).
+A tar sample is `KEY.jpg` and `KEY.json` (key, concept, texts, class, vendor, source_url, split).
 In a retrieval set a text of concept c is relevant to every image of concept c; in a classification set `class` is the
 label.
 """
@@ -30,10 +30,10 @@ class EvaluationImage:
         key: unique within its set.
         image: the file's bytes, as they came.
         concept: images and texts of one concept are relevant to each other; also the cluster of the bootstrap.
-        texts: what people call this image.
+        texts: texts that describe this image.
         label: its class in a classification set, else None.
-        vendor: who drew it, None where that means nothing.
-        split: `query`, or `reference` for images whose label is known to the nearest-neighbour classifier.
+        vendor: who drew it; None if nobody in particular did.
+        split: `query`, or `reference` for images whose label the nearest-neighbour classifier knows.
     """
 
     key: str
@@ -49,7 +49,7 @@ class EvaluationImage:
 class EvaluationSet:
     """A named set; `classes` and `templates` (with `{}` for the class name) are empty in a retrieval set.
 
-    `sha256` is that of its tar; empty for a set that is no file (the test split).
+    `sha256` is the tar's; empty for a set that is not stored as a file (the test split).
     """
 
     name: str
@@ -61,10 +61,10 @@ class EvaluationSet:
     sha256: str = ""
 
 
-class _Header(BaseModel):
-    """NAME.json. Keys beyond these describe the set to people and are not read."""
+class _SetHeader(BaseModel):
+    """NAME.json. Other keys describe the set to people and are not read."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     schema_version: Literal[1]
     name: str
@@ -78,10 +78,10 @@ class _Header(BaseModel):
     templates: list[str] = []
 
 
-class _Member(BaseModel):
-    """KEY.json in the tar. Keys beyond these (the source's URL, ...) are not read."""
+class _SampleFields(BaseModel):
+    """KEY.json in the tar. Other keys (the source's URL, ...) are not read."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     key: str
     concept: str
@@ -98,9 +98,9 @@ def load_sets(directory: Path) -> list[EvaluationSet]:
         The sets; an empty list if the folder does not exist.
 
     Raises:
-        FormatError: a header or a sample has another layout than this code reads.
+        FormatError: a header or a sample has a layout that this code does not read.
         CorruptError: the tar's bytes do not match the header's sha256.
-        DataError: the tar is missing or a sample is incomplete.
+        DataError: a tar is missing, or a sample is incomplete.
     """
     if not directory.is_dir():
         return []
@@ -109,12 +109,12 @@ def load_sets(directory: Path) -> list[EvaluationSet]:
 
 def _load(path: Path) -> EvaluationSet:
     try:
-        header = _Header.model_validate_json(path.read_bytes())
+        header = _SetHeader.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise FormatError(f"{path}: not the header of an evaluation set: {_first(error)}") from None
+        raise FormatError(f"{path}: not the header of an evaluation set: {_first_problem(error)}") from None
     tar = path.with_suffix(".tar")
     if not tar.exists():
-        raise DataError(f"{tar}: missing, though {path.name} describes it; restore it or remove the header")
+        raise DataError(f"{tar}: missing, although {path.name} describes it; restore it or remove the header")
     data = tar.read_bytes()
     if hashlib.sha256(data).hexdigest() != header.sha256:
         raise CorruptError(f"{tar}: sha256 differs from the one in {path.name}; fetch or build the set again")
@@ -139,7 +139,7 @@ def _load(path: Path) -> EvaluationSet:
 
 def _read_tar(data: bytes, path: Path) -> list[EvaluationImage]:
     pictures: dict[str, bytes] = {}
-    members: dict[str, _Member] = {}
+    members: dict[str, _SampleFields] = {}
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         for entry in tar:
             file = tar.extractfile(entry)
@@ -148,9 +148,9 @@ def _read_tar(data: bytes, path: Path) -> list[EvaluationImage]:
                 continue
             if extension == "json":
                 try:
-                    members[key] = _Member.model_validate_json(file.read())
+                    members[key] = _SampleFields.model_validate_json(file.read())
                 except ValidationError as error:
-                    raise FormatError(f"{path}: {entry.name}: {_first(error)}") from None
+                    raise FormatError(f"{path}: {entry.name}: {_first_problem(error)}") from None
             else:
                 pictures[key] = file.read()
     if incomplete := sorted(pictures.keys() ^ members.keys()):
@@ -169,13 +169,13 @@ def _read_tar(data: bytes, path: Path) -> list[EvaluationImage]:
     ]
 
 
-def _first(error: ValidationError) -> str:
+def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def distinct_images(sets: Sequence[EvaluationSet]) -> dict[bytes, list[str]]:
-    """Every distinct image, and its names SET/KEY: sets share images, and a look at one is dear."""
+    """Every distinct image -> its names SET/KEY. Sets share images, and work per image is expensive."""
     names: dict[bytes, list[str]] = {}
     for one in sets:
         for image in one.images:

@@ -1,7 +1,7 @@
-"""The format of `data/index`: which images there are, where their bytes lie, and their vectors.
+"""The format of `data/index`: which images are indexed, where their bytes are stored, and their vectors.
 
-`vectors.faiss` holds one vector an image; row i of `items.parquet` describes vector i; `index.json` names the model and
-the shards that both belong to. A search with another model, or over other shards, is an error, never a wrong answer.
+`vectors.faiss` holds one vector per image; row i of `items.parquet` describes vector i; `index.json` names the model
+and the shards that both belong to. A search with another model or over other shards is an error, never a wrong answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SCHEMA = pa.schema([
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class IndexedImage:
     """One indexed image.
 
     Attributes:
@@ -37,8 +37,8 @@ class Item:
         texts: all its kept texts.
         split: train, val or test.
         shard: tar file, relative to the folder of the shards.
-        offset_bytes: where the JPEG begins in that file.
-        size_bytes: its length.
+        offset_bytes: start of the JPEG in that file.
+        size_bytes: length of the JPEG.
     """
 
     key: str
@@ -50,17 +50,17 @@ class Item:
     size_bytes: int
 
     def image(self, shards: Path) -> bytes:
-        """Reads its JPEG. Raises DataError when the shard is missing."""
+        """Reads its JPEG. Raises DataError if the shard is missing."""
         try:
             with (shards / self.shard).open("rb") as file:
                 file.seek(self.offset_bytes)
                 return file.read(self.size_bytes)
         except FileNotFoundError:
-            raise DataError(f"{shards / self.shard}: missing, though the index names it; run `align shard`") from None
+            raise DataError(f"{shards / self.shard}: missing, although the index names it; run `align shard`") from None
 
 
-class Header(BaseModel):
-    """index.json: what the vectors were made of and by."""
+class IndexHeader(BaseModel):
+    """index.json: the images and the model that the vectors were made from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -73,31 +73,31 @@ class Header(BaseModel):
 
 @dataclass(frozen=True)
 class Hit:
-    """An item found, and its cosine with the query (image + text queries are normalised first)."""
+    """An image that a search returns, and its cosine with the query (image + text queries are normalised first)."""
 
-    item: Item
+    item: IndexedImage
     score: float
 
 
 class ImageIndex:
-    """Items with their vectors."""
+    """The indexed images with their vectors."""
 
-    def __init__(self, header: Header, items: list[Item], vectors: Vectors) -> None:
+    def __init__(self, header: IndexHeader, items: list[IndexedImage], vectors: Vectors) -> None:
         self.header = header
         self.items = items
         self._vectors = vectors
         self._positions = {item.key: position for position, item in enumerate(items)}
 
     @classmethod
-    def build(cls, items: list[Item], vectors: Vectors, *, model_digest: str, shards_digest: str) -> ImageIndex:
-        """Items with their vectors, which stand in the same order."""
-        header = Header(
+    def build(cls, items: list[IndexedImage], vectors: Vectors, *, model_digest: str, shards_digest: str) -> ImageIndex:
+        """Makes an index of images and their vectors, in the same order."""
+        header = IndexHeader(
             model_digest=model_digest, shards_digest=shards_digest, num_items=len(items), width=vectors.width
         )
         return cls(header, items, vectors)
 
     def save(self, directory: Path) -> None:
-        """Writes the folder, all of it or nothing; equal contents are equal bytes."""
+        """Writes the folder, whole or not at all; equal contents are equal bytes."""
         columns = {name: [getattr(item, name) for item in self.items] for name in _SCHEMA.names}
         with replace_directory(directory) as part:
             pq.write_table(pa.table(columns, schema=_SCHEMA), part / "items.parquet", compression="zstd")
@@ -114,35 +114,37 @@ class ImageIndex:
 
         Raises:
             DataError: there is no index.
-            FormatError: it has another schema_version or layout.
-            CorruptError: its parts do not belong together.
+            FormatError: index.json has another schema_version or layout.
+            CorruptError: the files do not belong together.
         """
         path = directory / "index.json"
         if not path.is_file():
-            raise DataError(f"{directory}: no index here; run `align index` first")
+            raise DataError(f"{directory}: there is no index; run `align index` first")
         try:
-            header = Header.model_validate_json(path.read_bytes())
+            header = IndexHeader.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            raise FormatError(f"{path}: {error.errors()[0]['msg']}; run `align index` again") from None
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise FormatError(f"{path}: {where}: {first['msg']}; run `align index` again") from None
         vectors = load_vectors(directory / "vectors.faiss")
         rows: list[dict[str, Any]] = pq.read_table(directory / "items.parquet", schema=_SCHEMA).to_pylist()
-        items = [Item(**{**row, "texts": tuple(row["texts"])}) for row in rows]
+        items = [IndexedImage(**{**row, "texts": tuple(row["texts"])}) for row in rows]
         if not len(vectors) == len(items) == header.num_items or vectors.width != header.width:
             raise CorruptError(f"{directory}: vectors, items and index.json disagree; run `align index` again")
         return cls(header, items, vectors)
 
     def vector(self, key: str) -> NDArray[np.float32]:
-        """(width,) the stored vector of an item.
+        """The stored (width,) vector of an image.
 
         Raises:
-            DataError: no item has this key.
+            DataError: no image has this key.
         """
         if key not in self._positions:
             raise DataError(f"no image with key {key!r} in the index; `align search TEXT` prints keys")
         return self._vectors.vector(self._positions[key])
 
     def search(self, query: NDArray[np.float32], k: int, *, exclude: Sequence[str] = ()) -> list[Hit]:
-        """The k nearest items to one (width,) query, nearest first, leaving out the items with the given keys."""
+        """The k images nearest to one (width,) query, nearest first, without the images whose keys are excluded."""
         scores, ids = self._vectors.search(query[np.newaxis], k + len(exclude))
         hits = [
             Hit(self.items[position], float(score))

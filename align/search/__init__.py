@@ -1,1 +1,1 @@
-"""Search: the index of images, queries against it, and embeddings of one's own data."""
+"""Search: the index of images, queries against it, and embeddings of your own data."""

@@ -1,7 +1,7 @@
-"""Labelled queries: does search find what a person meant? And how image and text make one query (paper section 7).
+"""Labelled queries, which measure whether search finds what a person means; and image + text queries (paper section 7).
 
-A found image is right if one of its texts names one of the expected words, so that anybody can check it. The words were
-written down beside the queries, before any model was asked.
+An image is right if one of its texts names one of the expected words, so anybody can check the verdict. The words were
+written down together with the queries, before any model was asked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from align.errors import DataError, FormatError
 
 
 class LabelledQuery(BaseModel):
-    """A text query. `expected`: words or phrases; an image whose texts name one of them is right."""
+    """A text query. An image is right if its texts name one of the words or phrases in `expected`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -29,12 +29,12 @@ class LabelledQuery(BaseModel):
 
 
 class ComposedQuery(BaseModel):
-    """Image minus text.
+    """An image - text query.
 
     Attributes:
-        image_text: the image is the first of the index, in order of keys, that a text of its own names so.
+        image_text: chooses the image: the first of the index, in order of keys, with a text that names this.
         minus: the text that is taken away; the share of the results that name it should fall.
-        expected: words that name what should be left.
+        expected: words that name what should remain.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -59,7 +59,7 @@ def read_queries(path: Path) -> QueryFile:
 
     Raises:
         DataError: no such file.
-        FormatError: it has another layout.
+        FormatError: the file has another layout.
     """
     try:
         return QueryFile.model_validate_json(path.read_bytes())
@@ -72,14 +72,14 @@ def read_queries(path: Path) -> QueryFile:
 
 
 def names(texts: Iterable[str], expected: Sequence[str]) -> bool:
-    """Whether a text holds an expected word or phrase, as whole words, whatever their case."""
+    """Whether a text holds an expected word or phrase, as whole words, in upper or lower case."""
     patterns = [re.compile(rf"\b{re.escape(' '.join(word.split()).casefold())}\b") for word in expected]
     return any(pattern.search(" ".join(text.split()).casefold()) for text in texts for pattern in patterns)
 
 
-def share_named(found: Sequence[Iterable[str]], expected: Sequence[str]) -> float:
-    """Share in [0, 1] of the found images (each given by its texts) that name the class; 0 if none was found."""
-    return sum(names(texts, expected) for texts in found) / len(found) if found else 0.0
+def share_named(images: Sequence[Iterable[str]], expected: Sequence[str]) -> float:
+    """Share in [0, 1] of images, each given by its texts, with a text that names an expected word; 0 for no image."""
+    return sum(names(texts, expected) for texts in images) / len(images) if images else 0.0
 
 
 def compose(
@@ -89,7 +89,7 @@ def compose(
     minus: NDArray[np.float32] | None = None,
     text_weight: float,
 ) -> NDArray[np.float32]:
-    """An image with something added or taken away: image + text_weight x text, or minus, normalised again.
+    """An image with a text added or taken away: image + text_weight x plus - text_weight x minus, normalised again.
 
     Args:
         image: (width,), L2-normalised.
@@ -97,8 +97,11 @@ def compose(
         minus: (width,), L2-normalised.
         text_weight: 2 in the paper.
 
+    Returns:
+        (width,) float32, L2-normalised.
+
     Raises:
-        ValueError: the sum is zero, so that it has no direction.
+        ValueError: the sum is zero, so it has no direction.
     """
     total = image.astype(np.float64)
     if plus is not None:
@@ -113,14 +116,14 @@ def compose(
 
 @dataclass(frozen=True)
 class MinusOutcome:
-    """Share of the top results that name what is taken away, before (image alone) and after (image - text)."""
+    """Share of the top results that name the text taken away, before (image alone) and after (image - text)."""
 
     before: float
     after: float
 
 
 def minus_share_ratio(outcomes: Sequence[MinusOutcome]) -> float:
-    """Mean share after over mean share before; 0.5 halves it. 1 where there was nothing to take away."""
+    """Mean share after, divided by mean share before: 0.5 if it halves. 1 if there was nothing to take away."""
     before = sum(outcome.before for outcome in outcomes)
     after = sum(outcome.after for outcome in outcomes)
     return after / before if before > 0 else 1.0

@@ -1,6 +1,6 @@
 """search: finds images by text, by image, by image + text or by image - text (paper section 7, text weight 2).
 
-Prints a table; `--json` prints it for machines; `--html FILE` writes a self-contained page with the pictures.
+Prints a table; `--json` prints JSON; `--html FILE` also writes a self-contained page with the pictures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from align.files import write_text
 from align.formats.image_index import Hit, ImageIndex
 from align.formats.shards import read_manifest
 from align.model.embedder import Embedder, Encoder, model_digest
-from align.search.page import Found, Row, search_page
+from align.search.answers import Answer, AnsweredQuery
+from align.search.page import search_page
 from align.search.queries import compose
 from align.services.store import materialised
 from align.services.vector_index import VectorIndex
@@ -32,7 +33,7 @@ from align.services.vector_index import VectorIndex
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked: a text; or an image (a file's bytes, or the key of an indexed one), plus or minus a text."""
+    """A text; or an image (a file's bytes, or the key of an indexed image), plus or minus a text."""
 
     text: str | None = None
     image: bytes | None = None
@@ -49,17 +50,17 @@ class Query:
 
 
 def search(query: Query, *, index: ImageIndex, encoder: Encoder, text_weight: float, num_results: int) -> list[Hit]:
-    """The nearest indexed images, nearest first; an indexed query image is no answer to itself.
+    """The nearest indexed images, nearest first. An indexed query image is excluded from its own answers.
 
     Args:
-        query: exactly one of text, image and key must be given; plus and minus go with an image or a key.
+        query: has exactly one of text, image and key; plus and minus need an image or a key.
         index: the images.
         encoder: the model that the index was made with.
-        text_weight: of the texts added or taken away.
-        num_results: at most so many.
+        text_weight: weight of the texts added or taken away.
+        num_results: the highest number of images returned.
 
     Raises:
-        ConfigError: the query is none of the forms above.
+        ConfigError: the query has none of these forms.
         DataError: the image does not decode, or no image has this key.
     """
     if sum(part is not None for part in (query.text, query.image, query.key)) != 1:
@@ -82,14 +83,14 @@ def search(query: Query, *, index: ImageIndex, encoder: Encoder, text_weight: fl
 
 
 def open_index(directory: Path, digest: str) -> ImageIndex:
-    """Loads the index and refuses one that another model made.
+    """Loads the index, and refuses one that was made with another model.
 
     Raises:
-        DataError: no index, or one made with another model.
+        DataError: there is no index, or it was made with another model.
     """
     index = ImageIndex.load(directory, VectorIndex.load)
     if index.header.model_digest != digest:
-        raise DataError(f"{directory}: made with another model than this one; run `align index` again")
+        raise DataError(f"{directory}: was made with another model; run `align index` again")
     return index
 
 
@@ -125,9 +126,9 @@ def _page(query: Query, hits: list[Hit], index: ImageIndex, shards: Path) -> str
     image = query.image
     if query.key:
         image = next(item for item in index.items if item.key == query.key).image(shards)
-    found = [Found(hit.item.image(shards), " | ".join(hit.item.texts), hit.score, None) for hit in hits]
-    row = Row(query.describe(), image, found, None)
-    return search_page("Search", f"{len(hits)} of {len(index.items):,} images.", {"Nearest images": [row]})
+    answers = [Answer(hit.item.image(shards), " | ".join(hit.item.texts), hit.score, None) for hit in hits]
+    answered = AnsweredQuery(query.describe(), image, answers, None)
+    return search_page("Search", f"{len(hits)} of {len(index.items):,} images.", {"Nearest images": [answered]})
 
 
 def _read_image(path: Path) -> bytes:
@@ -139,12 +140,14 @@ def _read_image(path: Path) -> bytes:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `align search`."""
-    parser.add_argument("text", nargs="?", help='what to look for, such as "red heart"')
-    parser.add_argument("--image", type=Path, metavar="FILE", help="look for images like this one")
-    parser.add_argument("--key", help="look for images like this indexed one")
-    parser.add_argument("--plus", metavar="TEXT", help="with an image: add this")
-    parser.add_argument("--minus", metavar="TEXT", help="with an image: take this away")
-    parser.add_argument("-k", type=int, default=None, metavar="N", help="how many (default: search.num_results)")
+    parser.add_argument("text", nargs="?", help='a description of the images, such as "red heart"')
+    parser.add_argument("--image", type=Path, metavar="FILE", help="find images like this one")
+    parser.add_argument("--key", help="find images like this indexed one")
+    parser.add_argument("--plus", metavar="TEXT", help="with an image: add this text")
+    parser.add_argument("--minus", metavar="TEXT", help="with an image: take this text away")
+    parser.add_argument(
+        "-k", type=int, default=None, metavar="N", help="number of results (default: search.num_results)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures")
 
@@ -153,7 +156,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align search`."""
     config, paths = params.section(SearchConfig), params.section(PathsConfig)
     if args.k is not None and args.k < 1:
-        raise ConfigError(f"search: -k {args.k}: expected at least 1")
+        raise ConfigError(f"search: -k {args.k}: must be at least 1")
     image = _read_image(args.image) if args.image else None
     query = Query(text=args.text, image=image, key=args.key, plus=args.plus, minus=args.minus)
     index = open_index(paths.index, model_digest(paths.finetuned, paths.tokenizer))

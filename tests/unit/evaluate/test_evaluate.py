@@ -7,7 +7,8 @@ import pytest
 
 from align.config.evaluate import EvaluateConfig
 from align.errors import DataError
-from align.evaluate.evaluate import evaluate, shards_test_set
+from align.evaluate.evaluate import evaluate
+from align.evaluate.inputs import shards_test_set
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet
 from align.formats.shards import SPLITS, Manifest, Sample, Split, digest_of, write_manifest
 from align.shard.writer import write_shard
@@ -97,6 +98,15 @@ def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_a_text_that_looks_like_mathematics_is_drawn_as_it_is(tmp_path: Path) -> None:
+    odd = r"$\frac$ and $x_$"
+    pictures = [replace(image, texts=(odd + image.key,), label=odd) for image in images()]
+    retrieval = replace(colour_set("retrieval", "blue"), name=odd, images=pictures)
+    classes = replace(colour_set("classification"), images=pictures, classes=(odd, "other"))
+    run(tmp_path, retrieval, classes)
+    assert (tmp_path / "evaluation" / "classes_confusion.png").is_file()
+
+
 def test_a_model_that_diverged_is_an_error_and_leaves_no_report(tmp_path: Path) -> None:
     class Diverged(ColourEncoder):
         def embed_images(self, images: object) -> np.ndarray:
@@ -121,9 +131,9 @@ def test_the_test_split_becomes_a_retrieval_set(tmp_path: Path) -> None:
     splits = dict.fromkeys(SPLITS, none) | {"test": Split(num_images=3, num_pairs=3, shards=(shard,))}
     write_manifest(Manifest(image_px=48, digest=digest_of([shard]), splits=splits), tmp_path)
 
-    (found,) = shards_test_set(tmp_path, 2)
-    assert (found.name, found.kind) == ("test", "retrieval")
-    assert [(image.concept, image.texts) for image in found.images] == [
+    (split,) = shards_test_set(tmp_path, 2)
+    assert (split.name, split.kind) == ("test", "retrieval")
+    assert [(image.concept, image.texts) for image in split.images] == [
         ("000000000", ("text 0",)), ("000000001", ("text 1",)),
     ]  # fmt: skip
     assert shards_test_set(tmp_path, 0) == []

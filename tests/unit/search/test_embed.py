@@ -9,8 +9,9 @@ import pytest
 from align.config.embed import EmbedConfig
 from align.errors import ConfigError, DataError
 from align.model.embedder import Embedder
-from align.search import embed as module
-from align.search.embed import embed, open_source
+from align.search.embed import embed
+from align.search.inputs import open_source
+from align.search.parts import EmbedParts
 from tests.support import tiny_model
 from tests.support.colours import square
 
@@ -80,7 +81,7 @@ def test_columns_of_texts_bytes_and_image_structs(embedder: Embedder, tmp_path: 
             open_source(path, column)
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
     embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, out = tmp_path / "texts.txt", tmp_path / "out.parquet"
@@ -90,15 +91,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     class Killed(BaseException):
         pass
 
-    write, written = module._write, []
+    write = EmbedParts.write
 
-    def write_two(table: pa.Table, target: Path) -> None:
-        if len(written) == 2:
+    def write_two(parts: EmbedParts, number: int, table: pa.Table) -> None:
+        if number == 2:
             raise Killed
-        written.append(target)
-        write(table, target)
+        write(parts, number, table)
 
-    monkeypatch.setattr(module, "_write", write_two)
+    monkeypatch.setattr(EmbedParts, "write", write_two)
     with pytest.raises(Killed):
         run(embedder, path, out)
     monkeypatch.undo()

@@ -4,7 +4,10 @@ import pytest
 
 from align.config.index import IndexConfig
 from align.errors import ConfigError, DataError
+from align.figure import png
 from align.formats.image_index import Hit, ImageIndex
+from align.search.answers import Answer, AnsweredQuery
+from align.search.figures import search_figure
 from align.search.index import index
 from align.search.search import Query, open_index, search
 from tests.support import colour_shards
@@ -64,6 +67,12 @@ def test_a_query_that_makes_no_sense_is_explained(images: ImageIndex, query: Que
 def test_an_unknown_key(images: ImageIndex) -> None:
     with pytest.raises(DataError, match="no image with key 'nope'"):
         ask(images, Query(key="nope"))
+
+
+def test_texts_that_look_like_mathematics_are_drawn_as_they_are() -> None:
+    odd = r"$\frac$ and $x_$"
+    answer = Answer(square("red"), odd, 0.5, True)
+    assert png(search_figure([AnsweredQuery(odd, None, [answer], True)])).startswith(b"\x89PNG")
 
 
 def test_an_index_of_another_model_is_refused(tmp_path: Path) -> None:

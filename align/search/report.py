@@ -1,0 +1,73 @@
+"""The numbers of the index report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from align.report import Report
+from align.search.queries import MinusOutcome, minus_share_ratio
+
+#: A labelled query counts as answered if a right image is among this many.
+ANSWER_CUT = 5
+#: An image - text query is judged by this many images.
+SHARE_CUT = 10
+
+
+class IndexReport(Report):
+    """What the index holds, and the outcome of every labelled query.
+
+    Attributes:
+        model_digest: names the model that embedded the images.
+        shards_digest: names the images.
+        queries: query, expected, right (a right image in the top 5), chance (probability that five random images
+            include a right one), found (key, score, texts, right).
+        composed: image_text, minus, image_key; share_before and share_after, of images that name the text taken away;
+            expected, expected_before and expected_after. If no indexed image has such a text, image_key is null and
+            the shares are missing.
+    """
+
+    model_digest: str
+    shards_digest: str
+    queries: list[dict[str, Any]]
+    composed: list[dict[str, Any]]
+
+    def summary(self) -> str:
+        """One sentence with the main numbers."""
+        metrics = self.metrics
+        parts = [f"{metrics['index/num_images']:,} images"]
+        if "index/queries/num_asked" in metrics:
+            right, asked = metrics["index/queries/num_right_in_top_5"], metrics["index/queries/num_asked"]
+            guess = metrics["index/queries/num_right_in_top_5/chance"]
+            parts.append(
+                f"{right} of {asked} labelled queries have a right image in the top {ANSWER_CUT}, by chance {guess:.1f}"
+            )
+        if "index/minus/share_ratio" in metrics:
+            before, after = metrics["index/minus/share_before"], metrics["index/minus/share_after"]
+            parts.append(
+                f"with image - text, the images that name the text fall from {before:.0%} to {after:.0%} of the top "
+                f"{SHARE_CUT} on average"
+            )
+        return "; ".join(parts) + "."
+
+
+def index_metrics(
+    num_images: int, queries: Sequence[dict[str, Any]], composed: Sequence[dict[str, Any]]
+) -> dict[str, float | int]:
+    """The metrics of the outcomes that the report lists."""
+    metrics: dict[str, float | int] = {"index/num_images": num_images}
+    if queries:
+        metrics["index/queries/num_asked"] = len(queries)
+        metrics["index/queries/num_right_in_top_5"] = sum(outcome["right"] for outcome in queries)
+        metrics["index/queries/num_right_in_top_5/chance"] = round(sum(outcome["chance"] for outcome in queries), 3)
+    if asked := [outcome for outcome in composed if outcome["image_key"] is not None]:
+        metrics["index/minus/num_asked"] = len(asked)
+        metrics["index/minus/num_without_image"] = len(composed) - len(asked)
+        shares = [MinusOutcome(outcome["share_before"], outcome["share_after"]) for outcome in asked]
+        metrics["index/minus/share_before"] = round(sum(share.before for share in shares) / len(shares), 6)
+        metrics["index/minus/share_after"] = round(sum(share.after for share in shares) / len(shares), 6)
+        metrics["index/minus/share_ratio"] = round(minus_share_ratio(shares), 6)
+        for when in ("before", "after"):
+            expected = [float(outcome[f"expected_{when}"]) for outcome in asked]
+            metrics[f"index/minus/expected_{when}"] = round(sum(expected) / len(expected), 6)
+    return metrics

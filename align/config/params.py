@@ -1,4 +1,4 @@
-"""Reads params.yaml (as YAML 1.2), applies `--set` overrides, and validates one section at a time.
+"""Reads params.yaml (as YAML 1.2), applies `--set` overrides, fills in what is inherited, and validates by section.
 
 YAML 1.2 through ruamel, since PyYAML reads `1e-3` as a string where DVC reads a float.
 """
@@ -18,6 +18,9 @@ from align.errors import ConfigError
 
 #: Read from the working directory; outside a checkout, the copy in the installed package is used.
 PARAMS_FILE = "params.yaml"
+
+#: Section -> the section that gives it the keys it does not set itself. A stage that reads the first depends on both.
+INHERITS = {"finetune": "pretrain"}
 
 
 class Section(BaseModel):
@@ -44,7 +47,7 @@ class Params:
     """The values of params.yaml after overrides, not yet validated.
 
     Attributes:
-        values: section name -> key -> value.
+        values: section name -> key -> value; inherited ones included.
         source: their file, for error messages.
     """
 
@@ -77,7 +80,8 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
 
     Args:
         path: the file; None means ./params.yaml, or the packaged copy if there is none.
-        overrides: `a.b=v`; the key must exist in the file, so that a misspelt key is an error.
+        overrides: `a.b=v`; the section must have or inherit the key, so that a misspelt key is an error. A section also
+            inherits overridden values, unless it sets its own.
 
     Raises:
         ConfigError: the file is missing or not a YAML mapping, or an override is malformed or names an unknown key.
@@ -93,7 +97,16 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
         raise ConfigError(f"{source}: expected sections at the top level")
     for override in overrides:
         _apply(values, override, source)
+    for name in INHERITS:
+        if isinstance(values.get(name), dict):
+            values[name] = _inherited(values, name) | values[name]
     return Params(values=values, source=source)
+
+
+def _inherited(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The keys that section `name` gets from another one; empty where it inherits nothing."""
+    parent = values.get(INHERITS.get(name, ""))
+    return parent if isinstance(parent, dict) else {}
 
 
 def _default_file() -> Path:
@@ -116,7 +129,7 @@ def _apply(values: dict[str, Any], override: str, source: Path) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"--set {override}: unknown parameter '{key}' (not in {source})")
         node = child
-    if parts[-1] not in node:
+    if parts[-1] not in node and parts[-1] not in _inherited(values, ".".join(parts[:-1])):
         raise ConfigError(f"--set {override}: unknown parameter '{key}' (not in {source})")
     try:
         node[parts[-1]] = YAML(typ="safe", pure=True).load(text) if text else None

@@ -4,6 +4,7 @@ from typing import ClassVar
 import pytest
 
 from align.config import Section, load_params
+from align.config.finetune import FinetuneConfig
 from align.config.paths import PathsConfig
 from align.errors import ConfigError
 
@@ -91,3 +92,55 @@ def test_sections_are_frozen(params_file: Path) -> None:
     section = load_params(params_file).section(Example)
     with pytest.raises(ValueError, match="frozen"):
         section.count = 4  # type: ignore[misc]
+
+
+INHERITING = """
+pretrain: {seed: 0, flip: true, micro_batch: 64}
+finetune: {seed: 1}
+"""
+
+
+@pytest.fixture
+def inheriting_file(tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_text(INHERITING)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], {"seed": 1, "flip": True, "micro_batch": 64}),
+        (["finetune.flip=false"], {"seed": 1, "flip": False, "micro_batch": 64}),
+        (["finetune.micro_batch="], {"seed": 1, "flip": True, "micro_batch": None}),
+        (["pretrain.flip=false", "pretrain.seed=5"], {"seed": 1, "flip": False, "micro_batch": 64}),
+        (["finetune.flip=true", "pretrain.flip=false"], {"seed": 1, "flip": True, "micro_batch": 64}),
+    ],
+)
+def test_finetune_inherits_what_it_does_not_set(
+    inheriting_file: Path, overrides: list[str], expected: dict[str, object]
+) -> None:
+    assert load_params(inheriting_file, overrides).values["finetune"] == expected
+
+
+def test_an_override_of_finetune_leaves_pretrain_alone(inheriting_file: Path) -> None:
+    values = load_params(inheriting_file, ["finetune.flip=false"]).values
+    assert values["pretrain"] == {"seed": 0, "flip": True, "micro_batch": 64}
+
+
+def test_a_key_that_neither_section_has_is_an_error(inheriting_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown parameter 'finetune\.flop'"):
+        load_params(inheriting_file, ["finetune.flop=1"])
+
+
+def test_only_finetune_inherits(inheriting_file: Path) -> None:
+    inheriting_file.write_text(INHERITING.replace("seed: 0, ", ""))
+    with pytest.raises(ConfigError, match=r"unknown parameter 'pretrain\.seed'"):
+        load_params(inheriting_file, ["pretrain.seed=3"])
+
+
+def test_the_file_of_the_project_makes_a_whole_recipe_for_fine_tuning() -> None:
+    params = load_params(overrides=["finetune.precision=float32"])
+    finetune = params.section(FinetuneConfig)
+    assert (finetune.num_steps, finetune.precision) == (60, "float32")
+    assert params.values["finetune"].keys() == params.values["pretrain"].keys()  # what `align register` logs

@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 
 from align import provenance
 from align.cli import STAGES
+from align.config.params import INHERITS
 from flows.dag import downstream, read_dag, stale
 from tests.support import ROOT
 
@@ -21,14 +22,18 @@ def deciding(name: str) -> set[str]:
 
 
 def sections(files: set[str]) -> set[str]:
-    """The sections of params.yaml that these config modules read; those that change no bytes are not among them."""
+    """The sections of params.yaml that these config modules read, and those that they inherit from.
+
+    Sections that change no bytes are not among them.
+    """
     found = set()
     for file in files:
         if file.startswith("align/config/"):
             for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8"))):
                 if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "section" and node.value is not None:
                     assert isinstance(node.value, ast.Constant)
-                    found.add(str(node.value.value))
+                    name = str(node.value.value)
+                    found |= {name, INHERITS.get(name, name)}
     return found
 
 

@@ -1,7 +1,7 @@
-"""Training steps on a CPU with freed memory kept, as a run does it, against steps that give it back, as glibc does.
+"""Training steps on a CPU that keep freed memory, as a run does, against steps that return it, as glibc does.
 
-Of the demo's towers, at its own size and at the paper's, where pixels and activations are large blocks. Peak memory is
-that of processes of their own.
+With the demo's towers, at its own size and at the paper's, where pixels and activations are large blocks. Peak memory
+is that of processes of their own.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run(world: World) -> list[Comparison]:
         peaks = [in_process(_steps, world, size, keep, 3)[1] >> 20 for keep in (True, False)]
         rows.append(
             compare(
-                f"training step of {BATCH_SIZE} pairs, {size}, freed memory kept", "given back", "pairs / CPU s",
+                f"training step of {BATCH_SIZE} pairs, {size}, freed memory kept", "returned", "pairs / CPU s",
                 items=2 * BATCH_SIZE, ours_s=kept_s, theirs_s=given_back_s,
                 note=f"peak memory {peaks[0]:,} against {peaks[1]:,} MiB",
             )

@@ -1,8 +1,8 @@
 """ALIGN's loss in tiles against the naive one and open_clip's: CPU seconds and peak memory.
 
 It runs in the environment of the peers. open_clip's ClipLoss is the mean of both directions without smoothing. Peak
-memory is that of a process which holds the embeddings and their gradients, above what it held when the embeddings were
-there. The naive loss is not run where a matrix of its own would be larger than half of the machine.
+memory is that of a process which holds the embeddings and their gradients, above what it held with the embeddings
+alone. The naive loss is not run where one of its matrices would take more than half of the machine's memory.
 """
 
 from __future__ import annotations
@@ -120,5 +120,5 @@ def _measured(name: str, count: int) -> None:
 
 
 def _forget_peak() -> None:
-    """From here on the peak is counted anew, without what making the inputs took."""
+    """From here on the peak is counted again, without what making the inputs took."""
     Path("/proc/self/clear_refs").write_text("5")

@@ -48,7 +48,7 @@ def ours(index: SplitIndex, tokenizer: TextTokenizer | None) -> int:
 
 
 def open_clip(index: SplitIndex) -> int:
-    """The same through its dataset, which is built anew for each epoch here."""
+    """The same through its dataset, which is built again for each epoch here."""
     args: Any = parse_args([
         f"--train-data={'::'.join(index.shards)}", f"--train-num-samples={index.num_images}",
         f"--batch-size={BATCH_SIZE}", "--workers=0", "--dataset-type=webdataset",
@@ -66,7 +66,7 @@ def open_clip(index: SplitIndex) -> int:
 
 
 def run(world: World) -> list[Comparison]:
-    say("benchmark: the loader beside open_clip's")
+    say("benchmark: the loader and open_clip's")
     index, tokenizer = paper_shards(world), TextTokenizer.load(world.tokenizer, _MAX_TOKENS)
     items = index.num_images // BATCH_SIZE * BATCH_SIZE
     assert ours(index, tokenizer) == open_clip(index) == items

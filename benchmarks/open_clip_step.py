@@ -113,7 +113,7 @@ def run(world: World) -> list[Comparison]:
     logging.disable(logging.INFO)
     rows = []
     for name in PRESETS:
-        say(f"benchmark: steps beside open_clip's, {name}")
+        say(f"benchmark: steps, and open_clip's, {name}")
         ours_s, theirs_s = _timed(world, preset(world, name))
         ours, theirs = (in_process(function, world, name)[1] >> 20 for function in (_ours, _theirs))
         rows.append(

@@ -41,7 +41,7 @@ def _version(name: str) -> str:
 
 
 def write_section(title: str, text: str) -> None:
-    """Puts `text` under the heading `## title`, in the place of what stands there."""
+    """Puts `text` under the heading `## title`, instead of what it holds now."""
     page = README.read_text("utf-8")
     pattern = re.compile(rf"(?ms)^## {re.escape(title)}\n.*?(?=^## |\Z)")
     section = f"## {title}\n\n{text.strip()}\n\n"

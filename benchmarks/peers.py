@@ -1,4 +1,4 @@
-"""The tools that people use now, in environments of their own: they pin what ours, or each other, must not have."""
+"""The tools that people use now, in environments of their own: their pins conflict with ours and with each other's."""
 
 from __future__ import annotations
 

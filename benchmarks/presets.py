@@ -1,4 +1,4 @@
-"""The two shapes of the dual encoder that training is measured with, and what their steps need, all in memory."""
+"""The two shapes of the dual encoder that training is measured with, and what their steps need, held in memory."""
 
 from __future__ import annotations
 

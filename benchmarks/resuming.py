@@ -78,7 +78,7 @@ def _stall(world: World, name: str) -> Comparison:
         f"training step, {name}, batch {BATCH_SIZE}, with a checkpoint", "the same without", "pairs / s",
         items=BATCH_SIZE, ours_s=[step_s + kept_s], theirs_s=[step_s],
         note=f"wall-clock time; stalls {1e3 * kept_s:.0f} ms, {100 * kept_s / step_s:.1f} % of a step, for "
-        f"{path.stat().st_size >> 20:,} MiB; with the writing beside it the step takes "
+        f"{path.stat().st_size >> 20:,} MiB; while it is written the step takes "
         f"{statistics.median(saving) / step_s:.2f} times as long",
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Forward and backward of the towers against the same architecture elsewhere; runs in the environment of the peers.
 
-Peers are the towers of transformers' AlignModel, and timm's EfficientNet, without the head that ALIGN's has not, beside
-transformers' BERT. All are in training mode on the same pixels and texts, which are padded to the longest of them, and
-have neither dropout nor stochastic depth; initial weights are each library's own. Ours has batch-norm in groups of 16,
+Peers are the towers of transformers' AlignModel, and timm's EfficientNet (without its head, which ALIGN does not have)
+with transformers' BERT. All are in training mode on the same pixels and texts, padded to the longest text, and have
+neither dropout nor stochastic depth; initial weights are each library's own. Ours has batch-norm in groups of 16,
 theirs over the batch; ours also projects and normalises, and computes hardly any of the padding. timm is shown in both
 layouts of memory: its own, and the one that its `--channels-last` takes.
 """
@@ -100,7 +100,7 @@ def image_alone(towers: Towers, pixels: Tensor, ids: Tensor, mask: Tensor) -> No
 def run(world: World) -> list[Comparison]:
     rows = []
     for name in PRESETS:
-        say(f"benchmark: towers beside others, {name}")
+        say(f"benchmark: towers and their peers, {name}")
         some = preset(world, name)
         batch = _batch(world, some)
         assert _size(some.model().vision_model) == _size(efficientnet(some.config))

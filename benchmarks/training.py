@@ -1,9 +1,9 @@
 """The whole training step against the bare forward and backward of the same towers on the same batches, in memory.
 
 Both run in the same process, one after the other, step by step: `train` calls `log` after every step, and there the
-bare ones are timed on the batch that the step just had. What ours does besides: crops, tokenises, draws, computes the
-loss, updates with LAMB, checks and reports. With `micro_batch` it runs the towers forward once more, so that a quarter
-of its time is not in what it is compared with. Peak memory is that of a process of its own that does nothing else.
+bare ones are timed on the batch that the step just had. Ours also crops, tokenises, draws, computes the loss, updates
+with LAMB, checks and reports. With `micro_batch` it runs the towers forward once more: a quarter of its time, which the
+peer does not spend. Peak memory is that of a process of its own that does nothing else.
 """
 
 from __future__ import annotations

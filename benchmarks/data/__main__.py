@@ -19,7 +19,7 @@ from benchmarks.measure import Comparison
 from benchmarks.page import conditions, table, write_section
 from benchmarks.world import build
 
-#: Modules beside this one, each with `run(world) -> list[Comparison]`; in the order of the table.
+#: Modules of this folder, each with `run(world) -> list[Comparison]`; in the order of the table.
 NAMES = ("extraction", "download", "filtering", "sharding")
 
 

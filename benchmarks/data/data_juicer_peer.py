@@ -3,21 +3,21 @@
     python data_juicer_peer.py '{"pairs": FILE, "out": FOLDER, "reader": "own" | "datasets",
                                  "rules": [CODE, ...], "cuts": {NAME: VALUE, ...}}'
 
-reads FILE, leaves out/decisions.parquet and prints JSON: CPU seconds of the recipe with all its processes (imports not
+reads FILE, writes out/decisions.parquet and prints JSON: CPU seconds of the recipe with all its processes (imports not
 counted) and peak memory.
 
 A recipe for its own executor, which reads, processes and exports. None of its own operators has our rules: its words
-are split at spaces, its image operators open files, and its filters drop a row at the first reason, where all reasons
-are wanted. So the operators are ours, of its base classes, chosen for speed:
-  * what is told from a row alone is a batched Mapper. (A Filter would add a column of stats by a pass over single rows,
+are split at spaces, its image operators open files, and its filters drop a row at the first reason, while we need all
+reasons. So the operators are ours, derived from its base classes, chosen for speed:
+  * what depends on one row only is a batched Mapper. (A Filter would add a column of stats by a pass over single rows,
     and pass over all rows again to drop none.)
   * what needs the whole data set is a Selector, whose `process` gets it whole, and counts in Arrow, not in Python.
     (A Deduplicator hands its `compute_hash` one row at a time, batched or not.)
 `num_proc` 0 computes in the process itself; its 1 forks a worker for each operator.
 
-Its own reader looks for missing texts row by row, and what it leaves is a list of rows, by which the first operator
-fetches each row for itself: two thirds of all. So there is a second way in: `datasets` reads, and the executor gets
-the data set, as it may.
+Its own reader looks for missing texts row by row and makes a list of rows, through which the first operator fetches each
+row separately: two thirds of the whole time. So there is a second variant: `datasets` reads, and the executor gets the
+data set, which it allows.
 """
 
 import json
@@ -46,7 +46,7 @@ _COLUMNS = ["key", "keep", "reason", "reasons", "image_id", "image_key", "text",
 
 @OPERATORS.register_module("align_text_mapper")
 class TextMapper(Mapper):
-    """The normal form in place of the text, and all that is told from it alone."""
+    """Replaces the text by its normal form, and adds all that depends on it alone."""
 
     _batched_op = True
 

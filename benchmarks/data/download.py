@@ -1,8 +1,8 @@
 """Pictures from a server on loopback to shards: `align ingest` against img2dataset, the same table, one process each.
 
-Seconds are the client's, of CPU unless a row says wall-clock, its start-up not counted: what a table of few pictures
-costs is subtracted from what the whole costs. (Of wall-clock that is too noisy: there the server looks at its watch.)
-img2dataset has no robots.txt, no limit by host and no waits; ours are on, as params.yaml has them.
+Seconds are CPU seconds of the client unless a row says wall-clock. Start-up is not counted: the cost of a small table is
+subtracted from the cost of the whole one. (Wall-clock time is too noisy for that: there the server measures.)
+img2dataset has no robots.txt, no limit per host and no waits; ours are on, with the values of params.yaml.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the download benchmark asks: a server in a process of its own, with the sample's pictures."""
+"""The server of the download benchmark: a process of its own, with the sample's pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing shards of pictures that are at size already, against reading and writing the same bytes and no more."""
+"""Writing shards of pictures that already have their size, against only reading and writing the same bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws pairs of pictures side by side: what rule I5 takes for the same, rightly and wrongly, and what it leaves."""
+"""Draws pairs of pictures side by side: those that rule I5 calls the same, rightly and wrongly, and those it does not."""
 
 import io
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The pairs of the sample that were labelled by eye, and what the rule says of them."""
+"""The pairs of the sample that were labelled by eye, and what the rule decides about them."""
 
 import csv
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The sample's pictures, by content: of the archive (what one trains on) and of the evaluation sets."""
+"""The sample's pictures, by content: those of the archive (for training) and of the evaluation sets."""
 
 import hashlib
 from collections.abc import Collection

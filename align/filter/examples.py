@@ -1,47 +1,121 @@
-"""Pairs to show to people: for each reason some, with different texts, drawn by a hash of their keys.
+"""Pairs and pictures that the report shows: for each reason a few pairs with different texts, chosen by a hash.
 
-From a few shards only, spread over all: a page about terabytes reads few of them.
+They come from a few shards only, spread over all, so that a page about terabytes reads little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import md5
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align.filter.report import FilterReport
 from align.filter.tables import MAX_ROWS
-from align.filter.words import ngram_numbers
-from align.formats.raw import RawShard, read_table
+from align.filter.words import ngram_hashes
+from align.filter.work_folder import NumberedShard, Shards
+from align.formats import filtered
+from align.formats.evaluation_set import EvaluationSet
+from align.formats.raw import iter_images, read_table
 from align.pairs.text import words
 
-T = TypeVar("T")
-
 _NUM_SHARDS = 8
+#: Pairs per reason.
+_NUM_PER_REASON = 12
 
 
-def some(items: Sequence[T]) -> list[T]:
-    """A few, evenly spread."""
-    return list(items[:: max(1, len(items) // _NUM_SHARDS)][:_NUM_SHARDS])
+@dataclass(frozen=True)
+class ExamplePair:
+    """A pair to show. Fields are columns of decisions.parquet, facts.parquet and data/raw, except where stated.
+
+    Attributes:
+        rare_ngram: an n-gram of the text that is not on the list of T2; None if all are.
+        twin: SET/KEY of the evaluation image that it resembles.
+    """
+
+    reason: str | None
+    key: str
+    image_key: str | None
+    text: str
+    num_words: int
+    width_px: int | None
+    height_px: int | None
+    num_texts: int
+    num_images: int | None
+    rare_ngram: str | None
+    nsfw_score: float | None
+    twin: str | None
+    twin_cosine: float | None
+    similarity: float | None
+    language: str | None
+    url: str
+    error_message: str | None
 
 
-def examples(
-    shards: Sequence[tuple[int, RawShard]], folder: Path, rare: Path, num_per_reason: int
-) -> list[dict[str, Any]]:
-    """Rows of decisions.parquet and facts.parquet, with `url`, `error_message` and the text of `rare_ngram`.
+@dataclass(frozen=True)
+class Gallery:
+    """What the page shows.
+
+    Attributes:
+        examples: a few pairs for each reason.
+        images: image_key -> bytes, of the examples and of the images that most pairs show.
+        twins: SET/KEY -> (bytes, text) of the evaluation images that examples resemble.
+    """
+
+    examples: list[ExamplePair]
+    images: dict[str, bytes]
+    twins: dict[str, tuple[bytes, str]]
+
+
+def shown_shards(shards: Shards) -> Sequence[NumberedShard]:
+    """A few shards, evenly spread."""
+    return shards[:: max(1, len(shards) // _NUM_SHARDS)][:_NUM_SHARDS]
+
+
+def shown_pairs(shards: Shards, folder: Path) -> Iterator[tuple[str, str, bool]]:
+    """(image URL, text, whether it is kept) of every pair of the shown shards.
 
     Args:
-        shards: of data/raw, with their positions in the listing.
-        folder: with both files.
-        rare: the n-grams that make pairs rare (columns place and ngram), at least of these shards.
-        num_per_reason: rows per reason (null: kept).
-
-    Returns:
-        Reason after reason, kept pairs first, in order of the hash.
+        shards: all.
+        folder: that holds decisions.parquet and facts.parquet.
     """
+    for _, shard in shown_shards(shards):
+        rows = _rows(folder, shard.name)
+        columns = (rows[name].to_pylist() for name in ("key", "text", "keep"))
+        decided = {key: (text, keep) for key, text, keep in zip(*columns, strict=True)}
+        for row in read_table(shard, ["key", "url"]).to_pylist():
+            if row["key"] in decided:  # a few rows of the next or previous shard may share a row group with this one
+                yield row["url"] or "", *decided[row["key"]]
+
+
+def gallery_of(report: FilterReport, shards: Shards, sets: Iterable[EvaluationSet], folder: Path) -> Gallery:
+    """Chooses the examples and reads all pictures of the page.
+
+    Args:
+        report: the numbers, which name the images that most pairs show.
+        shards: all.
+        sets: the evaluation sets.
+        folder: the work folder, that holds decisions.parquet, facts.parquet and rare.parquet.
+    """
+    shown = shown_shards(shards)
+    examples = example_pairs(shown, folder, _NUM_PER_REASON)
+    multiplied = report.overview.multiplied_images
+    wanted = {example.image_key for example in examples} | {one.image_key for one in multiplied}
+    indices = {index for index, _ in shown} | {one.row_number // MAX_ROWS for one in multiplied}
+    images = {key: data for index in sorted(indices) for key, data in iter_images(shards[index][1]) if key in wanted}
+    names = {example.twin for example in examples}
+    references = {name: image for one in sets for image in one.images if (name := f"{one.name}/{image.key}") in names}
+    twins = {name: (image.image, image.texts[0] if image.texts else "") for name, image in references.items()}
+    return Gallery(examples, images, twins)
+
+
+def example_pairs(shards: Shards, folder: Path, num_per_reason: int) -> list[ExamplePair]:
+    """At most `num_per_reason` pairs for each reason, reason after reason, kept pairs first; see `gallery_of`."""
     rows: list[tuple[str, bytes, int, int]] = []
     tables: dict[int, pa.Table] = {}
     for index, shard in shards:
@@ -57,37 +131,30 @@ def examples(
             continue
         if (text := tables[index]["text"][row].as_py()) not in shown:
             shown.add(text)
-            one = tables[index].slice(row, 1).to_pylist()[0] | {"place": index * MAX_ROWS + row}
+            one = tables[index].slice(row, 1).to_pylist()[0] | {"row_number": index * MAX_ROWS + row}
             chosen.setdefault(index, []).append(one)
             in_order.append(one)
-    ngrams = dict(zip(*pq.read_table(rare, columns=["place", "ngram"]).to_pydict().values(), strict=True))
+    rare = pq.read_table(folder / "rare.parquet", columns=["row_number", "ngram_hash"])
+    rare_ngrams = dict(zip(*rare.to_pydict().values(), strict=True))
     for index, shard in shards:
         raw = {row["key"]: row for row in read_table(shard, ["key", "url", "error_message"]).to_pylist()}
         for one in chosen.get(index, []):
             one |= raw[one["key"]]
-            one["rare_ngram"] = _ngram(one["text"], ngrams.get(one.pop("place")))
-    return in_order
-
-
-def pairs_of(shards: Sequence[tuple[int, RawShard]], folder: Path) -> Iterator[tuple[str, str, bool]]:
-    """(image URL, text, whether it is kept) of every pair of some shards; `folder` as in `examples`."""
-    for _, shard in shards:
-        rows = _rows(folder, shard.name)
-        known = dict(zip(*(rows[name].to_pylist() for name in ("key", "text")), strict=True))
-        kept = dict(zip(*(rows[name].to_pylist() for name in ("key", "keep")), strict=True))
-        for row in read_table(shard, ["key", "url"]).to_pylist():
-            if row["key"] in kept:  # a row group may lack a few rows of the shard beside it
-                yield row["url"] or "", known[row["key"]], kept[row["key"]]
+            one["rare_ngram"] = _ngram(one["text"], rare_ngrams.get(one["row_number"]))
+    return [ExamplePair(**{name: one[name] for name in ExamplePair.__dataclass_fields__}) for one in in_order]
 
 
 def _rows(folder: Path, shard: str) -> pa.Table:
-    """The rows of one shard of both files, side by side; their row groups are alike, and few of them are read."""
-    with pq.ParquetFile(folder / "facts.parquet") as facts, pq.ParquetFile(folder / "decisions.parquet") as decisions:
+    """The rows of one shard in both files, joined. Their row groups are alike, and few of these are read."""
+    with (
+        pq.ParquetFile(folder / filtered.FACTS) as facts,
+        pq.ParquetFile(folder / filtered.DECISIONS) as decisions,
+    ):
         column = facts.schema_arrow.get_field_index("shard")
         groups = [
             group
             for group in range(facts.num_row_groups)
-            if (found := facts.metadata.row_group(group).column(column).statistics) and found.min == shard
+            if (statistics := facts.metadata.row_group(group).column(column).statistics) and statistics.min == shard
         ]
         table, more = decisions.read_row_groups(groups), facts.read_row_groups(groups)
     for name in more.column_names:
@@ -96,14 +163,10 @@ def _rows(folder: Path, shard: str) -> pa.Table:
     return table
 
 
-def _ngram(text: str, number: int | None) -> str | None:
-    """The unigram or bigram of a text that has a number."""
+def _ngram(text: str, ngram_hash: int | None) -> str | None:
+    """The word or bigram of a text that has this hash."""
     unigrams = words(text)
-    single, double = ngram_numbers(unigrams)
-    for place, found in enumerate(single):
-        if found == number:
-            return unigrams[place]
-    for place, found in enumerate(double):
-        if found == number:
-            return f"{unigrams[place]} {unigrams[place + 1]}"
-    return None
+    bigrams = [" ".join(pair) for pair in pairwise(unigrams)]
+    word_hashes, bigram_hashes = ngram_hashes(unigrams)
+    by_hash = dict(zip(bigram_hashes, bigrams, strict=True)) | dict(zip(word_hashes, unigrams, strict=True))
+    return None if ngram_hash is None else by_hash.get(ngram_hash)

@@ -1,4 +1,4 @@
-"""The pictures of the filter's page: the funnel, words per text, sizes of images, languages."""
+"""The figures of the filter's page: the funnel, words per text, sizes of images, languages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from align.config.filter import FilterConfig
 from align.figure import BAD, GOOD, INK, SOFT
-from align.filter.queries import Counted
+from align.filter.overview import Counted
 
 _MAX_BAR_WORDS = 30
 _MAX_LANGUAGES = 12
-#: Inches: three of them stand side by side.
+#: Inches; three panels are shown side by side.
 _PANEL = (4.0, 2.8)
 
 
@@ -28,14 +28,14 @@ def funnel_figure(num_pairs: int, steps: Sequence[tuple[str, int, int]]) -> Figu
     left, dropped = [num_pairs, *(left for _, _, left in steps)], [0, *(gone for _, gone, _ in steps)]
     figure = Figure(figsize=(9.8, 0.4 * len(labels) + 0.8))
     axes = figure.subplots()
-    places = range(len(labels))
-    axes.barh(places, left, color=GOOD, height=0.74)
-    axes.barh(places, dropped, left=left, color=BAD, alpha=0.75, height=0.74)
-    for place, (remaining, gone) in enumerate(zip(left, dropped, strict=True)):
+    bars = range(len(labels))
+    axes.barh(bars, left, color=GOOD, height=0.74)
+    axes.barh(bars, dropped, left=left, color=BAD, alpha=0.75, height=0.74)
+    for bar, remaining, gone in zip(bars, left, dropped, strict=True):
         share = f", {gone / num_pairs:.1%}" if gone > 0.0005 * num_pairs else ""
         text = f"{remaining:,}  (−{gone:,}{share})" if gone else f"{remaining:,}"
-        axes.text(remaining + gone + 0.01 * num_pairs, place, text, va="center", fontsize=8.5, color=INK)
-    axes.set_yticks(places, labels, fontsize=9)
+        axes.text(remaining + gone + 0.01 * num_pairs, bar, text, va="center", fontsize=8.5, color=INK)
+    axes.set_yticks(bars, labels, fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, max(1.0, 1.22 * num_pairs))
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -45,7 +45,7 @@ def funnel_figure(num_pairs: int, steps: Sequence[tuple[str, int, int]]) -> Figu
 
 
 def words_figure(num_words: Mapping[int, int], config: FilterConfig) -> Figure:
-    """Words per text -> pairs; what rule T3 drops is red."""
+    """Words per text -> pairs; bars that rule T3 drops are red."""
     counts = [0] * (_MAX_BAR_WORDS + 1)
     for words, pairs in num_words.items():
         counts[min(words, _MAX_BAR_WORDS)] += pairs
@@ -61,7 +61,7 @@ def words_figure(num_words: Mapping[int, int], config: FilterConfig) -> Figure:
 
 
 def sizes_figure(short_sides: Mapping[int, int], config: FilterConfig) -> Figure:
-    """Shorter side in pixels -> distinct images; buckets wholly within what rule I2 drops are red."""
+    """Shorter side in pixels -> distinct images; buckets that rule I2 drops as a whole are red."""
     lows = sorted(short_sides)
     figure = Figure(figsize=_PANEL, layout="constrained")
     axes = figure.subplots()
@@ -83,11 +83,11 @@ def languages_figure(languages: Sequence[Counted], num_looked_at: int) -> Figure
         shown.append(Counted(name=f"{len(rest)} others", num_pairs=others[0], num_kept=others[1]))
     figure = Figure(figsize=_PANEL, layout="constrained")
     axes = figure.subplots()
-    places = range(len(shown))
+    bars = range(len(shown))
     kept = [one.num_kept for one in shown]
-    axes.bar(places, kept, color=GOOD, width=0.8)
-    axes.bar(places, [one.num_pairs - one.num_kept for one in shown], bottom=kept, color=BAD, alpha=0.75, width=0.8)
-    axes.set_xticks(places, [one.name for one in shown], rotation=60, ha="right", rotation_mode="anchor")
+    axes.bar(bars, kept, color=GOOD, width=0.8)
+    axes.bar(bars, [one.num_pairs - one.num_kept for one in shown], bottom=kept, color=BAD, alpha=0.75, width=0.8)
+    axes.set_xticks(bars, [one.name for one in shown], rotation=60, ha="right", rotation_mode="anchor")
     axes.set_xlabel(f"language, guessed, {num_looked_at:,} texts (green: kept)", fontsize=9, color=SOFT)
     _tidy(axes, "pairs")
     return figure

@@ -1,12 +1,12 @@
-"""What the rules look at, computed once per distinct image from its pixels.
+"""Near-duplicates by hash (rule I5), from fingerprints that are computed once per distinct image.
 
-Near-duplicates (rule I5) by hash, on top of the paper's embedding (`align.filter.near_duplicates`), which costs a
-network and sees only what the other rules leave: two images are the same if (1) their 64-bit perceptual hashes (signs
-of the lowest 8 x 8 frequencies of a 32 x 32 grey thumbnail) differ in few bits and (2) the colours of their 16 x 16
-thumbnails correlate closely. The hash is only a sieve: it survives re-encoding and resizing of a busy picture, but
-flips up to 18 bits for a plain one (a flag), and says the same of two clock faces. The thumbnails decide: on the
-sample, copies that were re-encoded or resized to half correlate at 0.999 and above, the closest different pictures (two
-flags with another emblem) at 0.997. Crops and flips are left to the embedding.
+They complement the paper's embedding (`align.filter.near_duplicates`), which needs a network and sees only images that
+the other rules keep. Two images are the same if (1) their 64-bit perceptual hashes (signs of the lowest 8 x 8
+frequencies of a 32 x 32 grey thumbnail) differ in few bits and (2) the colours of their 16 x 16 thumbnails correlate
+closely. The hash is only a sieve: it survives re-encoding and resizing of a busy picture, but up to 18 of its bits flip
+for a plain one (a flag), and two clock faces have the same hash. The thumbnails decide: on the sample, copies that were
+re-encoded or resized to half correlate at 0.999 and above, the closest different pictures (two flags with different
+emblems) at 0.997. Crops and flips are left to the embedding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Out = TypeVar("Out")
 
 #: Rows of the hash comparison at a time: bounds its memory.
 _COMPARE_ROWS = 1024
-#: Standard deviation (0 to 255) below which a thumbnail counts as of one colour and correlation says nothing ...
+#: Standard deviation (0 to 255) below which a thumbnail counts as of one colour, and correlation means nothing ...
 _FLAT_STD = 1.0
 #: ... and the mean colours of two such pictures must be this close.
 _FLAT_DISTANCE = 4.0
@@ -34,9 +34,9 @@ class Fingerprints:
     """Images to compare against.
 
     Attributes:
-        owners: (N,) who each one is, such as an image_id.
+        owners: (N,) the name of each image, such as an image_id.
         phashes: (N,) uint64.
-        thumbnails: (N, 768) float32, centred and of length 1; 0 where of one colour.
+        thumbnails: (N, 768) float32, centred and of length 1; all 0 for a picture of one colour.
         colours: (N, 3) float32 mean colour, 0 to 255.
     """
 
@@ -47,18 +47,18 @@ class Fingerprints:
 
     @staticmethod
     def of(images: Iterable[tuple[str, ImageSignals]]) -> Fingerprints:
-        """From (owner, signals); what could not be decoded is left out, as it resembles nothing."""
-        found = [
+        """From (owner, signals). Images that do not decode are left out, as they resemble nothing."""
+        decoded = [
             (owner, s.phash, s.thumbnail) for owner, s in images if s.phash is not None and s.thumbnail is not None
         ]
-        pixels = np.frombuffer(b"".join(thumbnail for _, _, thumbnail in found), dtype=np.uint8)
-        pixels = pixels.reshape(len(found), THUMBNAIL_PX**2, 3).astype(np.float32)
-        centred = (pixels - pixels.mean(axis=(1, 2), keepdims=True)).reshape(len(found), 3 * THUMBNAIL_PX**2)
+        pixels = np.frombuffer(b"".join(thumbnail for _, _, thumbnail in decoded), dtype=np.uint8)
+        pixels = pixels.reshape(len(decoded), THUMBNAIL_PX**2, 3).astype(np.float32)
+        centred = (pixels - pixels.mean(axis=(1, 2), keepdims=True)).reshape(len(decoded), 3 * THUMBNAIL_PX**2)
         flat = centred.std(axis=1) < _FLAT_STD
         length = np.linalg.norm(centred, axis=1)
         thumbnails = np.where(flat[:, None], 0, centred / np.maximum(length, 1e-6)[:, None]).astype(np.float32)
-        phashes = np.array([phash for _, phash, _ in found], dtype=np.uint64)
-        return Fingerprints([owner for owner, _, _ in found], phashes, thumbnails, pixels.mean(axis=1))
+        phashes = np.array([phash for _, phash, _ in decoded], dtype=np.uint64)
+        return Fingerprints([owner for owner, _, _ in decoded], phashes, thumbnails, pixels.mean(axis=1))
 
 
 def near_duplicates(
@@ -82,8 +82,8 @@ def near_duplicates(
 def by_content(
     look: Callable[[Iterable[tuple[str, bytes]]], Iterable[tuple[str, Out]]], images: Mapping[bytes, Sequence[str]]
 ) -> Iterator[tuple[str, Out]]:
-    """What `look` finds, once for each name of an image; it is given each image once, by the first of its names."""
+    """The results of `look`, repeated for each name of an image. `look` gets each image once, under its first name."""
     owners = {names[0]: names for names in images.values()}
-    for first, found in look((names[0], data) for data, names in images.items()):
+    for first, result in look((names[0], data) for data, names in images.items()):
         for name in owners[first]:
-            yield name, found
+            yield name, result

@@ -1,12 +1,12 @@
 """Near-duplicates of evaluation images (rule I5) after appendix A: an embedding, k-means, cosine above a cut.
 
 The paper: 4,000 clusters; each image goes to its 10 nearest ones, and from them into 120 buckets, one for each choice
-of 3; images that share a bucket are compared. Deviation: no buckets. A view of an evaluation image lies in its nearest
-cluster, and a training image is compared with those that lie in its 10 nearest (faiss calls these probes).
+of 3; images that share a bucket are compared. Deviation: no buckets. A view of an evaluation image belongs to its
+nearest cluster, and a training image is compared with those in its 10 nearest (faiss calls these probes).
 
-Memory is bounded however many images there are: embeddings lie on disk, a file a shard (2 bytes a number), and one
-shard is read at a time; k-means sees a bounded sample. The evaluation images lie in memory, 72 kB each by
-default; where they are too many, look for some of them at a time: the clusters do not depend on them.
+Memory is bounded however many images there are: embeddings are on disk, one file per shard (2 bytes per number), and
+one shard is read at a time; k-means gets a bounded sample. The evaluation images are in memory, 72 kB each by default.
+If they do not fit, they can be compared a part at a time, as the clusters do not depend on them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from align.errors import DataError
 #: `align.services.vector_index.kmeans` is one.
 Kmeans = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
 
-#: k-means learns from at most so many images a cluster, and so many in all (half a gigabyte by default), ...
+#: k-means gets at most this many images per cluster, and this many in all (half a gigabyte by default), ...
 _SAMPLE_PER_CLUSTER = 64
 _MAX_SAMPLE = 1 << 16
-#: ... and makes no more clusters than it has so many images for, each; 4,000 still fit.
+#: ... and makes no more clusters than leave this many images for each; 4,000 still fit.
 _MIN_PER_CLUSTER = 16
 #: Rows of a file written, or of a shard compared, at a time.
 _BLOCK_ROWS = 1024
-#: How far a float32 sum may be off.
+#: The largest error of a float32 sum.
 _MARGIN = 1e-3
 
 
@@ -46,7 +46,7 @@ class Embeddings:
     """Named vectors.
 
     Attributes:
-        names: N; a name may occur several times (the views of one evaluation image).
+        names: (N,); a name may occur several times, for the views of one evaluation image.
         vectors: (N, D) float16, of length at most 1.
     """
 
@@ -56,7 +56,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """A training image that shows what an evaluation image shows. `cosine`: the closest view's, 4 decimals."""
+    """A training image that shows what an evaluation image shows, and its cosine with the closest view (4 decimals)."""
 
     image_id: str
     reference: str
@@ -66,7 +66,7 @@ class NearDuplicate:
 def write_embeddings(path: Path, rows: Iterable[tuple[str, NDArray[np.float16]]], width: int) -> None:
     """Writes (name, (width,) vector) or (name, (V, width) views) to an Arrow file, atomically, a block at a time.
 
-    The same rows are the same bytes. No rows are a file too.
+    Equal rows give equal bytes. Without rows the file is valid and empty.
     """
     schema = pa.schema([("name", pa.string()), ("vector", pa.list_(pa.float16(), width))])
     part = path.with_name(f".{path.name}.part")
@@ -82,7 +82,7 @@ def write_embeddings(path: Path, rows: Iterable[tuple[str, NDArray[np.float16]]]
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """What `write_embeddings` wrote. Raises DataError when it is missing or no such file."""
+    """Reads what `write_embeddings` wrote. Raises DataError if the file is missing or is not such a file."""
     table = _read(path, None)
     width = table.schema.field("vector").type.list_size
     vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -95,7 +95,9 @@ def _read(path: Path, columns: list[int] | None) -> pa.Table:
         with pa.memory_map(str(path)) as file, pa.ipc.open_file(file, options=options) as reader:
             return reader.read_all()
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: no embeddings here ({str(error).splitlines()[0]}); run `align filter` anew") from None
+        raise DataError(
+            f"{path}: no embeddings here ({str(error).splitlines()[0]}); run `align filter` again"
+        ) from None
 
 
 def find_near_duplicates(
@@ -104,13 +106,13 @@ def find_near_duplicates(
     """Yields every (training image, evaluation image) whose cosine is above the cut: shard by shard, each pair once.
 
     Args:
-        shards: files of `write_embeddings`; names are image_ids, once each. Their order does not change what is found.
-        references: of the evaluation images, each under its name as often as it has views.
+        shards: files of `write_embeddings`; names are image_ids, each of them once. Their order does not change the matches.
+        references: of the evaluation images: one row per view, under the image's name.
         config: `near_duplicate_clusters`, `near_duplicate_probes`, `near_duplicate_cosine_above`.
         kmeans: see `Kmeans`.
 
     Raises:
-        DataError: a shard is unreadable, or its embeddings have another width than the references.
+        DataError: a shard is unreadable, or its embeddings and the references differ in width.
     """
     if not references.names:
         return
@@ -135,20 +137,20 @@ def _shard(path: Path, width: int) -> Embeddings:
 
 
 def _sample(shards: Sequence[Path], width: int, size: int) -> NDArray[np.float32]:
-    """(at most `size`, width): the images whose hashed ids are lowest, in that order, however they are cut up."""
-    places = (
+    """(at most `size`, width): the images with the lowest hashed ids, in that order, however shards divide them."""
+    candidates = (
         (hashlib.sha256(name.encode()).digest(), number, row)
         for number, path in enumerate(shards)
         for row, name in enumerate(_read(path, [0])["name"].to_pylist())
     )
-    chosen = heapq.nsmallest(size, places)
+    chosen = heapq.nsmallest(size, candidates)
     rows: dict[int, list[tuple[int, int]]] = {}  # shard -> (row there, row in the sample)
     for position, (_, number, row) in enumerate(chosen):
         rows.setdefault(number, []).append((row, position))
     sample = np.zeros((len(chosen), width), dtype=np.float32)
     for number, pairs in rows.items():
-        there, here = np.array(pairs).T
-        sample[here] = _shard(shards[number], width).vectors[there]
+        rows_in_shard, rows_in_sample = np.array(pairs).T
+        sample[rows_in_sample] = _shard(shards[number], width).vectors[rows_in_shard]
     return sample
 
 
@@ -165,25 +167,25 @@ def _compare(
     best: dict[tuple[int, str], float] = {}
     for cluster, members in enumerate(lists):
         rows = np.flatnonzero((probed == cluster).any(axis=1))
-        there = references.vectors[members].astype(np.float32)
+        others = references.vectors[members].astype(np.float32)
         for start in range(0, len(rows), _BLOCK_ROWS):
             block = rows[start : start + _BLOCK_ROWS]
-            left, right = np.nonzero(vectors[block] @ there.T > cut - _MARGIN)
+            left, right = np.nonzero(vectors[block] @ others.T > cut - _MARGIN)
             if not len(left):
                 continue
-            # once more, by itself: a sum in float32 may depend on what else stands in the matrix
-            rows_found, members_found = block[left], members[right]
-            cosines = (vectors[rows_found].astype(np.float64) * references.vectors[members_found]).sum(axis=1).round(4)
-            for row, member, cosine in zip(rows_found, members_found, cosines, strict=True):
-                place = (int(row), references.names[member])
-                best[place] = max(best.get(place, -1.0), float(cosine))
-    for (position, name), closest in sorted(best.items()):
+            # each pair once more in float64: a float32 sum may depend on the other rows of the matrix
+            close_rows, close_members = block[left], members[right]
+            cosines = (vectors[close_rows].astype(np.float64) * references.vectors[close_members]).sum(axis=1).round(4)
+            for row, member, cosine in zip(close_rows, close_members, cosines, strict=True):
+                match = (int(row), references.names[member])
+                best[match] = max(best.get(match, -1.0), float(cosine))
+    for (row, name), closest in sorted(best.items()):
         if closest > cut:
-            yield NearDuplicate(shard.names[position], name, closest)
+            yield NearDuplicate(shard.names[row], name, closest)
 
 
 def _clusters(references: Embeddings, centroids: NDArray[np.float32]) -> list[NDArray[np.int64]]:
-    """For each cluster the rows of the references that lie in it."""
+    """For each cluster the rows of its references."""
     nearest = np.concatenate([
         _nearest(references.vectors[start : start + _BLOCK_ROWS].astype(np.float32), centroids, 1)[:, 0]
         for start in range(0, len(references.names), _BLOCK_ROWS)
@@ -192,6 +194,6 @@ def _clusters(references: Embeddings, centroids: NDArray[np.float32]) -> list[ND
 
 
 def _nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """(N, at most `count`) the nearest clusters of each vector, in no order."""
+    """(N, at most `count`) the nearest clusters of each vector, in any order."""
     count = min(count, len(centroids))
     return np.argpartition(-(vectors @ centroids.T), count - 1, axis=1)[:, :count]

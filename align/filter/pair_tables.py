@@ -1,4 +1,4 @@
-"""What is measured of the texts of a shard, and the tables that the SQL reads: PAIRS, UNIGRAMS, BIGRAMS."""
+"""The tables of a shard that the SQL reads: PAIRS, UNIGRAMS and BIGRAMS, from its rows, its texts and its images."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.filter.tables import BIGRAMS, MAX_ROWS, PAIRS, UNIGRAMS
-from align.filter.words import Int64s, TextFacts, normal_forms, numbers, text_facts
+from align.filter.words import Int64s, TextFacts, hashes, normal_forms, text_facts
 from align.formats.policy import OptedOut
 from align.pairs.text import languages
 
 
-def image_numbers(image_ids: Sequence[str]) -> Int64s:
+def image_hashes(image_ids: Sequence[str]) -> Int64s:
     """The first 64 bits of each sha256, as a signed integer."""
     digits = "".join([image_id[:16] for image_id in image_ids])
     return np.frombuffer(bytes.fromhex(digits), ">i8").astype(np.int64)
 
 
-def image_number(image_id: str) -> int:
+def image_hash(image_id: str) -> int:
     """The first 64 bits of a sha256, as a signed integer."""
-    return int(image_numbers([image_id])[0])
+    return int(image_hashes([image_id])[0])
 
 
 def pair_tables(
     index: int, table: pa.Table, images: pa.Table, opted_out: OptedOut, *, by_language: bool
 ) -> dict[str, pa.Table]:
-    """UNIGRAMS, BIGRAMS and at last PAIRS of a shard.
+    """UNIGRAMS, BIGRAMS and last PAIRS of a shard.
 
     Args:
-        index: its position in the listing.
-        table: its rows, in order of their keys.
+        index: the shard's position in the listing.
+        table: its rows of data/raw, in order of their keys.
         images: its IMAGES.
-        opted_out: whose pairs are flagged.
-        by_language: whether a rule asks for languages; otherwise they are null here.
+        opted_out: entries whose pairs are flagged.
+        by_language: whether a rule needs languages; if not, they are null here.
     """
-    places = index * MAX_ROWS + np.arange(len(table))
+    row_numbers = index * MAX_ROWS + np.arange(len(table))
     texts = normal_forms(table["caption"].combine_chunks())
     facts = text_facts(texts)
     offsets, bigrams = facts.bigrams()
     return {
         "unigrams": pa.table([facts.vocabulary, facts.occurrences], schema=UNIGRAMS),
-        "bigrams": pa.table([np.repeat(places, np.diff(offsets)), bigrams], schema=BIGRAMS),
-        "pairs": _pairs(places, table, texts, facts, images, opted_out, by_language),
+        "bigrams": pa.table([np.repeat(row_numbers, np.diff(offsets)), bigrams], schema=BIGRAMS),
+        "pairs": _pairs(row_numbers, table, texts, facts, images, opted_out, by_language),
     }
 
 
 def word_table(pairs: Path) -> pa.Table:
-    """All words of a shard, from the file of its PAIRS; columns as in BIGRAMS."""
-    table = pq.ParquetFile(pairs).read(["place", "normalised"])
-    facts = text_facts(table["normalised"].combine_chunks())
-    return pa.table([np.repeat(table["place"].to_numpy(), facts.num_words), facts.words], schema=BIGRAMS)
+    """All words of a shard, from the file of its PAIRS, with the columns of BIGRAMS."""
+    table = pq.ParquetFile(pairs).read(["row_number", "text"])
+    facts = text_facts(table["text"].combine_chunks())
+    return pa.table([np.repeat(table["row_number"].to_numpy(), facts.num_words), facts.words], schema=BIGRAMS)
 
 
 def _pairs(
-    places: Int64s,
+    row_numbers: Int64s,
     table: pa.Table,
     texts: pa.StringArray,
     facts: TextFacts,
@@ -67,24 +67,24 @@ def _pairs(
     by_language: bool,
 ) -> pa.Table:
     ids = table["sha256"].combine_chunks().dictionary_encode()
-    image = pa.array(image_numbers(ids.dictionary.to_pylist())).take(ids.indices)
-    where = pc.index_in(table["sha256"], images["image_id"].combine_chunks()).combine_chunks()
+    distinct_hashes = pa.array(image_hashes(ids.dictionary.to_pylist()))
+    row_in_images = pc.index_in(table["sha256"], images["image_id"].combine_chunks()).combine_chunks()
     columns = {
-        "place": places,
+        "row_number": row_numbers,
         "key": table["key"],
         "opted_out": _opted_out(table, opted_out),
         "status": table["status"],
         "image_id": table["sha256"],
-        "image_key": pc.if_else(pc.is_valid(where), table["image_key"], None),
-        "image": image,
-        "url": _numbers_where(pc.is_null(table["sha256"]), table["url"]),
-        "has_bytes": pc.is_valid(where),
-        **{name: images[name].take(where) for name in ("decodable", "width_px", "height_px", "twin")},
-        "num_evaluation_sets": pc.list_value_length(images["evaluation_sets"]).take(where).fill_null(0),
-        "normalised": texts,
-        "text": _numbers_where(pc.not_equal(texts, ""), pa.chunked_array([texts])),
+        "image_key": pc.if_else(pc.is_valid(row_in_images), table["image_key"], None),
+        "image_hash": distinct_hashes.take(ids.indices),
+        "url_hash": _hashes_where(pc.is_null(table["sha256"]), table["url"]),
+        "has_bytes": pc.is_valid(row_in_images),
+        **{name: images[name].take(row_in_images) for name in ("decodable", "width_px", "height_px", "twin")},
+        "num_evaluation_sets": pc.list_value_length(images["evaluation_sets"]).take(row_in_images).fill_null(0),
+        "text": texts,
+        "text_hash": _hashes_where(pc.not_equal(texts, ""), pa.chunked_array([texts])),
         "num_words": pa.array(facts.num_words, pa.int32()),
-        "only_word": _only_words(facts),
+        "only_word_hash": _only_words(facts),
         "is_filename": pa.array(facts.is_filename),
         "language": _languages(texts) if by_language else pa.nulls(len(texts), pa.string()),
         "num_emails": pa.array(facts.num_emails, pa.int32()),
@@ -95,13 +95,13 @@ def _pairs(
 
 def _only_words(facts: TextFacts) -> pa.Array:
     alone = facts.num_words == 1
-    found = np.zeros(len(alone), np.int64)
-    found[alone] = facts.words[facts.offsets[:-1][alone]]
-    return pa.array(found, mask=~alone)
+    words = np.zeros(len(alone), np.int64)
+    words[alone] = facts.words[facts.offsets[:-1][alone]]
+    return pa.array(words, mask=~alone)
 
 
 def _languages(texts: pa.StringArray) -> pa.Array:
-    """Of each text; alt-texts repeat, and this is the dearest question, so it is asked once for each distinct one."""
+    """The language of each text; guessing is slow and alt-texts repeat, so each distinct text is guessed once."""
     distinct = texts.dictionary_encode()
     return pa.array(languages(distinct.dictionary.to_pylist()), pa.string()).take(distinct.indices)
 
@@ -114,9 +114,9 @@ def _opted_out(table: pa.Table, opted_out: OptedOut) -> pa.Array:
     return pa.array((None if entry is None else ":".join(entry) for entry in entries), pa.string())
 
 
-def _numbers_where(wanted: pa.BooleanArray | pa.ChunkedArray, texts: pa.StringArray | pa.ChunkedArray) -> pa.Array:
-    """The numbers of those strings that are wanted and there; null of the others."""
-    there = pc.and_(wanted, pc.is_valid(texts)).to_numpy(zero_copy_only=False)
+def _hashes_where(wanted: pa.BooleanArray | pa.ChunkedArray, texts: pa.StringArray | pa.ChunkedArray) -> pa.Array:
+    """The hashes of those strings that are wanted and not null; null for the others."""
+    hashed = pc.and_(wanted, pc.is_valid(texts)).to_numpy(zero_copy_only=False)
     values = np.zeros(len(texts), np.int64)
-    values[there] = numbers(texts.filter(pa.array(there)).combine_chunks())
-    return pa.array(values, mask=~there)
+    values[hashed] = hashes(texts.filter(pa.array(hashed)).combine_chunks())
+    return pa.array(values, mask=~hashed)

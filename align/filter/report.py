@@ -1,32 +1,22 @@
-"""The report of `align filter`: its numbers, and the page that shows them with pictures.
-
-What rule I1 drops is shown blurred; what people asked to forget is counted and not shown; e-mail addresses and phone
-numbers are masked in every text.
-"""
+"""The numbers of the filter's report, from its tables."""
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from PIL import ImageFilter
 from pydantic import BaseModel, ConfigDict
 
-from align import html
-from align.config.filter import FilterConfig
-from align.figure import png
-from align.files import write_bytes, write_text
-from align.filter import figures
-from align.filter.queries import Overview
-from align.filter.rules import RULES, active
-from align.pairs.picture import PictureError, decode
-from align.pairs.text import mask_personal_data
-from align.report import Report, write_report
+from align.filter.overview import Overview, overview_metrics, overview_of
+from align.filter.rules import RULES, codes_of
+from align.filter.tables import MASKS
+from align.formats import filtered
+from align.protocols.sql import Engine
+from align.report import Report
 
-_THUMBNAIL_PX = 144
-_BLUR_PX = 9
-_MAX_CAPTION = 90
+_WORK_TABLES = ("verdicts.parquet", "decided.parquet", "pairs/*.parquet", "scored/*.parquet")
 
 
 class FunnelRow(BaseModel):
@@ -34,7 +24,7 @@ class FunnelRow(BaseModel):
 
     Attributes:
         reason: its code.
-        num_alone: pairs that it drops, whatever the others say.
+        num_alone: pairs that it drops, counted without regard to other rules.
         num_first: pairs of which it is the first in rule order to drop them.
         num_remaining: pairs left after it and all rules before.
     """
@@ -52,7 +42,7 @@ class Vocabulary(BaseModel):
     Attributes:
         num_ngrams: distinct unigrams and bigrams of the raw data.
         num_frequent: those on the list.
-        last_count: how often the last ones on it occur; others that occur as often may be off it. 0: all are on it.
+        last_count: where the list is cut: it holds every n-gram that occurs at least this often. 1: all n-grams.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -68,13 +58,13 @@ class FilterReport(Report):
         num_pairs: rows of data/raw.
         num_kept: pairs that no rule drops.
         num_images: distinct images with bytes.
-        num_nsfw_scored: those that rule I1 looked at: some pair would keep them under all other rules.
+        num_nsfw_scored: images that rule I1 scored: some pair would keep them under all other rules.
         num_evaluation_sets: sets that rule I5 ran against.
-        evaluation_sets: their names -> sha256 of the tar; the quality gate holds them against what is on disk.
-        evaluation_matches: distinct images that are near-duplicates of one in the set.
+        evaluation_sets: their names -> sha256 of the tar; the quality gate compares them with the files on disk.
+        evaluation_matches: name -> distinct images that are near-duplicates of one in the set.
         vocabulary: rule T2's list.
         funnel: every rule, in rule order.
-        overview: distributions, and what stands out.
+        overview: distributions, and the texts and images that occur most.
     """
 
     num_pairs: int
@@ -89,253 +79,59 @@ class FilterReport(Report):
     overview: Overview
 
 
-@dataclass(frozen=True)
-class Example:
-    """A pair to show; fields as the columns of decisions.parquet and facts.parquet.
-
-    Attributes:
-        rare_ngram: the n-gram that makes it rare, where one does.
-        twin: SET/KEY of the evaluation image that it resembles.
-    """
-
-    reason: str | None
-    key: str
-    image_key: str | None
-    text: str
-    num_words: int
-    width_px: int | None
-    height_px: int | None
-    num_texts: int
-    num_images: int | None
-    rare_ngram: str | None
-    nsfw_score: float | None
-    twin: str | None
-    twin_cosine: float | None
-    similarity: float | None
-    language: str | None
-    url: str
-    error_message: str | None
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """What the page shows.
-
-    Attributes:
-        examples: pairs, some for each reason.
-        images: image_key -> bytes, of the examples and of the most multiplied images.
-        twins: SET/KEY -> (bytes, text) of the evaluation images that examples resemble.
-        max_pixels: larger pictures are not decoded.
-    """
-
-    examples: list[Example]
-    images: dict[str, bytes]
-    twins: dict[str, tuple[bytes, str]]
-    max_pixels: int
-
-
-def write_pages(report: FilterReport, config: FilterConfig, gallery: Gallery, directory: Path) -> None:
-    """Writes report.json, metrics.json, report.html and its figures as PNG.
+def report_on(
+    engine: Engine, work: Path, sets: Mapping[str, str], shown: Iterable[tuple[str, str, bool]]
+) -> FilterReport:
+    """Counts.
 
     Args:
-        report: the numbers.
-        config: the cuts they come from.
-        gallery: examples with their pictures.
-        directory: where to.
+        engine: any; its views are made here.
+        work: the work folder after all decisions.
+        sets: name -> sha256 of the evaluation sets.
+        shown: (image URL, text, whether the pair is kept) of the pairs of a few shards.
     """
-    found = report.overview
-    steps = [(row.reason, row.num_first, row.num_remaining) for row in report.funnel if row.num_first]
-    drawn = {
-        "funnel": figures.funnel_figure(report.num_pairs, steps),
-        "text_lengths": figures.words_figure(found.words_per_text, config),
-        "image_sizes": figures.sizes_figure(found.short_sides, config),
-        "languages": figures.languages_figure(found.languages, found.num_looked_at),
+    for file in (*filtered.FILES, *_WORK_TABLES):
+        engine.view(file.partition("/")[0].partition(".")[0], work / file)
+    alone: Counter[str] = Counter()
+    first: Counter[str] = Counter()
+    for mask, num in engine.rows(MASKS):
+        codes = codes_of(mask)
+        alone.update(dict.fromkeys(codes, num))
+        first[codes[0] if codes else ""] += num
+    num_pairs = first.total()
+    num_kept, remaining, funnel = first[""], num_pairs, []
+    for code in RULES:
+        remaining -= first[code]
+        funnel.append(FunnelRow(reason=code, num_alone=alone[code], num_first=first[code], num_remaining=remaining))
+    names = f"SELECT {engine.unnest('evaluation_sets')} AS name FROM images"
+    counts: dict[str, int] = dict(engine.rows(f"SELECT name, count(*) FROM ({names}) AS named GROUP BY name"))
+    matches = {name: counts.get(name, 0) for name in sets}
+    overview = overview_of(engine.rows, shown)
+    metrics: dict[str, float | int] = {
+        "filter/num_pairs": num_pairs,
+        "filter/num_kept": num_kept,
+        "filter/keep_rate": round(num_kept / num_pairs, 6) if num_pairs else 0.0,
+        **{f"filter/dropped/{row.reason}": row.num_first for row in funnel},
+        **{f"filter/dropped_alone/{row.reason}": row.num_alone for row in funnel},
+        **{f"filter/evaluation_matches/{name}": num for name, num in matches.items()},
+        **overview_metrics(overview),
     }
-    pictures = {name: png(figure) for name, figure in drawn.items()}
-    for name, data in pictures.items():
-        write_bytes(directory / f"{name}.png", data)
-    share = report.num_kept / report.num_pairs if report.num_pairs else 0.0
-    sections = {
-        "The funnel": [html.picture(pictures["funnel"], alt="pairs left after each rule")],
-        "Every rule": _rules(report, config),
-        "Texts and images": [
-            html.side_by_side(
-                html.picture(pictures[name], alt=name.replace("_", " "))
-                for name in ("text_lengths", "image_sizes", "languages")
-            )
-        ],
-        "What repeats": _repeats(found, config, gallery),
-        "Personal data in texts": _personal_data(found, config),
-        "Near-duplicates of evaluation images": _evaluation(report),
-    }
-    sections |= {("Kept" if code is None else f"Dropped: {code}"): _examples(code, gallery) for code in (None, *RULES)}
-    blocks = [_cards(report), html.contents(title for title, body in sections.items() if body)]
-    for title, body in sections.items():
-        blocks += [html.heading(title), *body] if body else []
-    lead = f"{report.num_kept:,} of {report.num_pairs:,} pairs kept ({share:.1%})."
-    write_text(directory / "report.html", html.page("What the filter kept and dropped", lead, blocks))
-    write_report(report, directory)
-
-
-def _cards(report: FilterReport) -> str:
-    share = report.num_kept / report.num_pairs if report.num_pairs else 0.0
-    alike = sum(row.num_alone for row in report.funnel if row.reason == "image_near_duplicate_of_test")
-    personal = report.overview.personal_data.num_pairs
-    return html.cards(
-        [
-            ("raw pairs", f"{report.num_pairs:,}", ""),
-            ("kept", f"{report.num_kept:,}", "good"),
-            ("keep rate", f"{share:.1%}", "good"),
-            ("distinct images", f"{report.num_images:,}", ""),
-            ("pairs like evaluation images", f"{alike:,}", "bad" if alike else ""),
-            ("texts with personal data", f"{personal:,}", "warn" if personal else ""),
-        ]
+    return FilterReport(
+        metrics=metrics,
+        num_pairs=num_pairs,
+        num_kept=num_kept,
+        num_images=engine.rows("SELECT count(*) FROM images")[0][0],
+        num_nsfw_scored=engine.rows("SELECT count(*) FROM scored")[0][0],
+        num_evaluation_sets=len(sets),
+        evaluation_sets=dict(sets),
+        evaluation_matches=matches,
+        vocabulary=Vocabulary.model_validate_json((work / "vocabulary.json").read_bytes()),
+        funnel=funnel,
+        overview=overview,
     )
 
 
-def _rules(report: FilterReport, config: FilterConfig) -> list[str]:
-    cuts, vocabulary, on, rows = _cuts(config), report.vocabulary, active(config), []
-    off = [row.reason for row in report.funnel if row.reason not in on]
-    for row in report.funnel:
-        if row.reason not in on:
-            continue
-        alone = row.num_alone / report.num_pairs if report.num_pairs else 0.0
-        what, cut = (RULES[row.reason].__doc__ or "").strip().splitlines()[0], cuts.get(row.reason, "")
-        rows.append((row.reason, row.num_alone, alone, row.num_first, row.num_remaining, cut, what))
-    columns = ("rule", "drops alone", "", "drops first", "pairs left", "cut here", "the rule, with the paper's cut")
-    return [
-        html.table(columns, rows, bar=2),
-        html.note(
-            "Alone: whatever the other rules say. First: of which it is the first, in rule order, to drop them. "
-            + (f"Off here: {', '.join(off)}. " if off else "")
-            + f"T2's list holds the {vocabulary.num_frequent:,} most frequent of {vocabulary.num_ngrams:,} distinct "
-            f"unigrams and bigrams; the last ones on it occur {vocabulary.last_count:,} time(s). The NSFW classifier "
-            f"looked at {report.num_nsfw_scored:,} of {report.num_images:,} distinct images: those that some pair "
-            "would keep under all other rules."
-        ),
-    ]
-
-
-def _cuts(config: FilterConfig) -> dict[str, str]:
-    return {
-        "image_nsfw": f"score {config.nsfw_threshold:g}",
-        "image_too_small": f"{config.short_side_above_px:,} px",
-        "image_aspect_ratio": f"{config.aspect_ratio_below:g}",
-        "image_too_many_texts": f"{config.max_texts_per_image:,} texts",
-        "image_near_duplicate_of_test": f"cosine {config.near_duplicate_cosine_above:g}",
-        "text_shared_by_many_images": f"{config.max_images_per_text:,} images",
-        "text_rare_ngram": f"{config.num_frequent_ngrams:,} n-grams",
-        "text_too_short": f"{config.min_words} words",
-        "text_too_long": f"{config.max_words} words",
-        "pair_low_similarity": f"cosine {config.min_similarity:g}",
-        "text_other_language": ", ".join(config.languages or ()),
-    }
-
-
-def _repeats(found: Overview, config: FilterConfig, gallery: Gallery) -> list[str]:
-    texts = [(_short(one.text), one.num_images, one.num_pairs) for one in found.shared_texts]
-    hosts = [(one.name, one.num_pairs, f"{one.num_kept / one.num_pairs:.0%}") for one in found.hosts]
-    tables = []
-    if texts:
-        tables.append(html.subheading("Texts that most images share"))
-        tables[-1] += html.table(("text", "images", "pairs"), texts)
-    if hosts:
-        tables.append(html.subheading(f"Hosts of most images, of {found.num_looked_at:,} pairs looked at"))
-        tables[-1] += html.table(("host", "pairs", "kept"), hosts)
-    blocks = [html.side_by_side(tables)] if tables else []
-    items = []
-    for one in found.multiplied_images:
-        data = gallery.images.get(one.image_key or "")
-        blur = one.nsfw_score is not None and one.nsfw_score >= config.nsfw_threshold
-        picture = _thumbnail(data, gallery.max_pixels, blur=blur) if data is not None else None
-        if picture is not None:
-            caption = f"{one.num_pairs:,} pairs, {one.num_texts:,} texts · {_short(one.text)}"
-            items.append((picture, caption, ""))
-    if items:
-        blocks += [html.subheading("Images that most pairs show"), html.gallery(items)]
-    return blocks
-
-
-def _personal_data(found: Overview, config: FilterConfig) -> list[str]:
-    personal = found.personal_data
-    rule = "dropped" if config.drop_personal_data else "not dropped: filter.drop_personal_data is off"
-    blocks = [
-        html.paragraph(
-            f"{personal.num_with_email:,} texts hold an e-mail address and {personal.num_with_phone:,} a phone number; "
-            f"{personal.num_kept:,} of these {personal.num_pairs:,} pairs are kept. They are {rule}."
-        )
-    ]
-    if personal.examples:
-        blocks.append(html.table(("some of them, masked",), [(_short(text),) for text in personal.examples]))
-    return blocks
-
-
-def _evaluation(report: FilterReport) -> list[str]:
-    if not report.evaluation_matches:
-        return [html.paragraph("No evaluation set was there to compare with: rule I5 removed nothing.")]
-    return [html.table(("evaluation set", "images like one of its"), sorted(report.evaluation_matches.items()))]
-
-
-def _examples(code: str | None, gallery: Gallery) -> list[str]:
-    examples = [example for example in gallery.examples if example.reason == code]
-    if not examples or code == "opted_out":
-        return []
-    items: list[tuple[bytes, str, str]] = []
-    for example in examples:
-        data = gallery.images.get(example.image_key or "")
-        picture = _thumbnail(data, gallery.max_pixels, blur=code == "image_nsfw") if data is not None else None
-        if picture is None:
-            continue
-        items.append((picture, f"{_detail(example)}{_short(example.text)}", "bad" if code else "good"))
-        twin = gallery.twins.get(example.twin or "")
-        twin_picture = (
-            _thumbnail(twin[0], gallery.max_pixels) if twin and code == "image_near_duplicate_of_test" else None
-        )
-        if twin and twin_picture:
-            items.append((twin_picture, f"test image {example.twin}: {_short(twin[1])}", ""))
-    if items:
-        return [html.gallery(items)]
-    rows = [(one.key, one.error_message or "does not decode", _short(one.url), _short(one.text)) for one in examples]
-    return [html.table(("key", "why", "image URL", "text"), rows)]
-
-
-def _detail(example: Example) -> str:
-    match example.reason:
-        case "image_nsfw":
-            return f"score {example.nsfw_score:.2f} · "
-        case "image_too_small" | "image_aspect_ratio":
-            return f"{example.width_px} x {example.height_px} · "
-        case "image_too_many_texts":
-            return f"{example.num_texts:,} texts · "
-        case "image_near_duplicate_of_test" if example.twin_cosine is not None:
-            return f"cosine {example.twin_cosine:.3f} · "
-        case "text_shared_by_many_images":
-            return f"{example.num_images:,} images · "
-        case "text_rare_ngram" if example.rare_ngram:
-            return f"rare: {_short(example.rare_ngram)} · "
-        case "text_too_short" | "text_too_long":
-            return f"{example.num_words:,} words · "
-        case "pair_low_similarity" if example.similarity is not None:
-            return f"cosine {example.similarity:.2f} · "
-        case "text_other_language":
-            return f"{example.language} · "
-        case _:
-            return ""
-
-
-def _short(text: str) -> str:
-    text = mask_personal_data(text)
-    return text if len(text) <= _MAX_CAPTION else f"{text[: _MAX_CAPTION - 1]}…"
-
-
-def _thumbnail(data: bytes, max_pixels: int, *, blur: bool = False) -> bytes | None:
-    try:
-        image = decode(data, max_pixels=max_pixels, hint_px=2 * _THUMBNAIL_PX)
-    except PictureError:
-        return None
-    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    if blur:
-        image = image.filter(ImageFilter.GaussianBlur(_BLUR_PX))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=70)
-    return buffer.getvalue()
+def read_report(folder: Path) -> FilterReport:
+    """Reads what `align.report.write_report` wrote."""
+    values = json.loads((folder / "report.json").read_bytes())
+    return FilterReport.model_validate(values | {"metrics": json.loads((folder / "metrics.json").read_bytes())})

@@ -1,20 +1,21 @@
 """The rules that decide which pairs are kept (paper section 3), as SQL conditions over what is known of a pair.
 
 Each rule is a function from the section `filter` to a condition that is true for what is *dropped*, or to None where it
-is switched off (then it costs nothing). Their order in `RULES` is the rule order: a pair's `reason` is the first that
-holds, `reasons` are all. `align.filter.tables` has the tables that the conditions speak of.
+is switched off (then it costs nothing). Their order in `RULES` is the rule order: a pair's `reason` is the first rule
+that drops it, `reasons` are all of them. `align.filter.tables` has the columns that conditions use.
 
 Decisions where the paper is silent:
   * the order: images before texts, as the paper describes them;
-  * I4 counts distinct normalised texts per image *content* (sha256), the empty text not among them;
+  * I4 counts distinct normalised texts per image *content* (sha256), without the empty text;
   * T1 counts distinct images, by content, or by URL where there are no bytes; an empty text is left to T3;
-  * T2 counts every occurrence in every raw pair, dropped ones too. The list is cut at a count: all n-grams that occur
-    at least so often, the smallest count for which they are at most the paper's number. So ties never depend on order.
-  * I1 and I5's embedding look only at images that some pair would keep under all other rules: the network costs more
-    than all the rest.
+  * T2 counts every occurrence in every raw pair, dropped ones too. The list is cut at a count: it holds all n-grams
+    that occur at least c times, with the smallest c that gives at most the paper's number. So ties never depend on
+    order.
+  * I1 and I5's embedding are computed only for images that some pair would keep under all other rules: the network
+    costs more than everything else together.
 Deviations: `image_missing` (a dead link; the paper's pairs all had bytes), `text_is_filename` (see
-`align.pairs.text.is_filename`) and `opted_out` (people's wishes, `align.formats.policy`) are not in the paper. Nor are
-the rules after `text_is_filename`, which are off by default, for those who compare recipes.
+`align.pairs.text.is_filename`) and `opted_out` (take-down requests, `align.formats.policy`) are not in the paper. Nor
+are the rules after `text_is_filename`: they are off by default, and exist to compare recipes.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ Rule = Callable[[FilterConfig], str | None]
 
 
 def opted_out(config: FilterConfig) -> str:
-    """Somebody asked for the picture to be forgotten (data/policy/opted_out.csv)."""
+    """Somebody asked for the picture to be removed (data/policy/opted_out.csv)."""
     return "opted_out IS NOT NULL"
 
 
 def image_missing(config: FilterConfig) -> str:
-    """No bytes: the download failed, or the tar lacks what the table promises."""
+    """No bytes: the download failed, or the tar lacks an image that the table names."""
     return f"status <> '{FAILED_TO_RESIZE}' AND NOT has_bytes"
 
 
 def image_undecodable(config: FilterConfig) -> str:
-    """I0: bytes that no picture comes out of, or a picture above the size limit."""
+    """I0: the bytes do not decode to a picture, or the picture is above the size limit."""
     return f"status = '{FAILED_TO_RESIZE}' OR (has_bytes AND NOT decodable)"
 
 
@@ -58,7 +59,7 @@ def image_aspect_ratio(config: FilterConfig) -> str:
 
 
 def image_too_many_texts(config: FilterConfig) -> str:
-    """I4: at most 1000 distinct texts per image; 1001 drop it."""
+    """I4: at most 1000 distinct texts per image; with 1001 it is dropped."""
     return f"num_texts > {config.max_texts_per_image}"
 
 
@@ -68,7 +69,7 @@ def image_near_duplicate_of_test(config: FilterConfig) -> str:
 
 
 def text_shared_by_many_images(config: FilterConfig) -> str:
-    """T1: at most 10 distinct images per text; 11 drop it."""
+    """T1: at most 10 distinct images per text; with 11 it is dropped."""
     return f"num_images > {config.max_images_per_text}"
 
 
@@ -93,29 +94,29 @@ def text_is_filename(config: FilterConfig) -> str | None:
 
 
 def pair_low_similarity(config: FilterConfig) -> str | None:
-    """Beyond ALIGN: a given model finds image and text too unlike; looked at where all rules above keep the pair."""
+    """Beyond ALIGN: a given model finds image and text too unlike. It sees only pairs that all rules above keep."""
     return f"similarity < {_double(config.min_similarity)}" if config.similarity_model else None
 
 
 def text_other_language(config: FilterConfig) -> str | None:
-    """Beyond ALIGN: the text is in none of the wanted languages; one whose language cannot be told stays."""
+    """Beyond ALIGN: the text is in none of the wanted languages; one whose language cannot be told is kept."""
     if config.languages is None:
         return None
     return f"language NOT IN ({', '.join(repr(code) for code in config.languages)})"
 
 
 def text_personal_data(config: FilterConfig) -> str | None:
-    """Beyond ALIGN: the text holds an e-mail address or a phone number."""
+    """Beyond ALIGN: the text has an e-mail address or a phone number."""
     return "num_emails + num_phones > 0" if config.drop_personal_data else None
 
 
 def image_repeat(config: FilterConfig) -> str | None:
-    """Beyond ALIGN: of the pairs of an image content that all rules above keep, another has a smaller key."""
+    """Beyond ALIGN: another pair with the same image content has a smaller key, and all rules above keep both."""
     return "repeats" if config.drop_repeats == "image" else None
 
 
 def pair_repeat(config: FilterConfig) -> str | None:
-    """Beyond ALIGN: of the pairs of an image content and text that all rules above keep, another has a smaller key."""
+    """Beyond ALIGN: another pair with the same image and text has a smaller key, and all rules above keep both."""
     return "repeats" if config.drop_repeats == "pair" else None
 
 
@@ -143,12 +144,13 @@ RULES: dict[str, Rule] = {
         pair_repeat,
     )
 }
-#: What is known only after the network has looked at the images that all other rules leave, ...
+#: Rules that are decided after the network has scored the images of pairs that all other rules keep; ...
 NETWORK = ("image_nsfw", "image_near_duplicate_of_test")
-#: ... after a given model has looked at the pairs that are still left, ...
+#: ... rules that are decided after a given model has compared the pairs that are still kept; ...
 MODEL = ("pair_low_similarity",)
-#: ... and at last. (The other near-duplicates, by hash, are known from the start.)
+#: ... and rules that are decided last.
 REPEATS = ("image_repeat", "pair_repeat")
+#: All others. (Of near-duplicates, those by hash are known from the start.)
 CHEAP = tuple(code for code in RULES if code not in ("image_nsfw", *MODEL, *REPEATS))
 
 
@@ -158,11 +160,11 @@ def active(config: FilterConfig) -> list[str]:
 
 
 def mask(config: FilterConfig, codes: tuple[str, ...]) -> str:
-    """SQL: the sum of the bits of those rules that hold for a row; 0 where none does. See `codes_of`."""
+    """SQL: a number with one bit for each of these rules that drops the row; 0 if none does. See `codes_of`."""
     conditions = {code: RULES[code](config) for code in codes}
     cases = [
-        f"CASE WHEN {condition} THEN {1 << place} ELSE 0 END"
-        for place, code in enumerate(RULES)
+        f"CASE WHEN {condition} THEN {1 << bit} ELSE 0 END"
+        for bit, code in enumerate(RULES)
         if (condition := conditions.get(code)) is not None
     ]
     return f"CAST({' + '.join(cases) or '0'} AS BIGINT)"
@@ -170,7 +172,7 @@ def mask(config: FilterConfig, codes: tuple[str, ...]) -> str:
 
 def codes_of(number: int) -> list[str]:
     """The codes of a `mask`, in rule order."""
-    return [code for place, code in enumerate(RULES) if number >> place & 1]
+    return [code for bit, code in enumerate(RULES) if number >> bit & 1]
 
 
 def _double(value: float) -> str:

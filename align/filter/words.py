@@ -1,17 +1,17 @@
-"""Words and n-grams of many texts at once, as numbers: what the rare-token rule (T2) counts.
+"""Words and n-grams of many texts at once, as hashes: what the rare-token rule (T2) counts.
 
-A word's number is a 64-bit hash of its bytes, a bigram's is mixed from those of its two words. Numbers in place of
-strings let an SQL engine count hundreds of millions of n-grams in eight bytes each; they are integer arithmetic and so
-equal on every machine. (The mixing is splitmix64's, in arrays: a hash from a library costs ten times as much, a call a
-word.) Two of n different n-grams get one number with a chance of about n^2 / 2^65: 1 in 400 for the 300 million of 50
-million pairs, and a few such twins among the tens of billions of a whole crawl. Twins are counted as one, so a rare
-token that has a frequent twin would pass for frequent: no pair is ever lost by it.
+A word's hash is 64 bits of its bytes; a bigram's is mixed from those of its two words. With hashes instead of strings
+an SQL engine counts hundreds of millions of n-grams in eight bytes each. They are integer arithmetic and so equal on
+every machine. (The mixing is splitmix64's, on arrays: a library's hash costs ten times as much, one call per word.) Two
+of n different n-grams share a hash with a chance of about n^2 / 2^65: 1 in 400 for the 300 million of 50 million pairs,
+and a few cases among the tens of billions of a whole crawl. They are counted as one, so a rare token that shares the
+hash of a frequent one counts as frequent: no pair is lost by it.
 
-Words end at spaces, so a text's words are those of its pieces up to spaces; and however many texts there are, their
-pieces repeat: each distinct one is looked at once. Pieces in ASCII, most of the web's, take a path of their own: a
-handful of operations on the bytes of all of them together find the words that `align.pairs.text.words` finds. In ASCII
-the rules of UAX #29 come to this: letters, digits and underscores join; one of `'.:` between two letters joins, and one
-of `'.,;` between two digits.
+Words end at spaces, so a text is split at its spaces into pieces first. Pieces repeat, however many texts there are,
+and each distinct one is analysed once. Pieces in ASCII, most of the web's, have a path of their own: a handful of
+operations on the bytes of all pieces together find the words that `align.pairs.text.words` finds. In ASCII the rules of
+UAX #29 are: letters, digits and underscores join; one of `'.:` between two letters joins, and one of `'.,;` between two
+digits.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Uint64s = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 
-#: Stands for a space that does not part two pieces; a normalised text holds no control characters.
+#: Replaces a space that does not separate two pieces; a normalised text holds no control characters.
 _NO_SPACE = "\n"
 _DIGITS_OF_A_PHONE_NUMBER = 8
 
-# What a byte is: bits of one table, so that one look tells all.
+# What a byte is: bits of one table, so that one lookup tells all.
 _LETTER, _DIGIT, _UNDERSCORE, _JOINS_LETTERS, _JOINS_DIGITS, _TRAIT, _DOT = (1 << bit for bit in range(7))
 _JOINS = _JOINS_LETTERS | _JOINS_DIGITS
 _SOLID = _LETTER | _DIGIT
@@ -50,22 +50,22 @@ for _signs, _bit in (
     _CLASS[np.frombuffer(_signs.encode(), np.uint8)] |= _bit
 _LOWER = np.arange(256, dtype=np.uint8)
 _LOWER[ord("A") : ord("Z") + 1] += 32
-#: Beyond ASCII, characters of which `normalise` leaves a text as it is: no blanks, each its own normal form, and none
-#: that joins the one before it. Not all of them; what most texts are made of.
+#: Characters beyond ASCII that `normalise` does not change: no blanks, each its own normal form, and none that joins
+#: the one before it. Not all such characters, but those that most texts are made of.
 _PLAIN = (
     "\u00a1-\u02ff\u0391-\u03a1\u03a3-\u03ce\u0400-\u0482\u048a-\u052f\u05d0-\u05ea\u0620-\u064a\u2010-\u2027\u20a0-\u20bf\u2122"
     "\u3001-\u3020\u3041-\u3096\u30a1-\u30fe\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff9d"
 )
-#: In the pattern language of Arrow: what `normalise` may change.
+#: A pattern (in Arrow's syntax) for what `normalise` may change.
 _ODD = f"[^ -~{_PLAIN}]|^ |  | $"
-#: What cameras' names for files begin with.
+#: The first letters of the file names that cameras give.
 _CAMERA_INITIAL = np.zeros(256, np.bool_)
 _CAMERA_INITIAL[np.frombuffer(b"idpmgvsuIDPMGVSU", np.uint8)] = True
-#: The only letters that belong to the space before them, as accents do (halfwidth dakuten and handakuten).
+#: The only letters that join the space before them, as accents do (halfwidth dakuten and handakuten).
 _KATAKANA_SIGNS = "\uff9e\uff9f"
-#: The first byte of both: one byte is found at once.
+#: The first byte of both: searching for one byte is fast.
 _KATAKANA_BEGIN = _KATAKANA_SIGNS.encode()[:1]
-#: One of these, or a digit, stands in each text beyond ASCII that `is_filename` or `personal_data` could say yes to.
+#: Every text beyond ASCII that `is_filename` or `personal_data` may match has one of these, or a digit.
 _SIGN = regex.compile(r"[/\\@.]")
 _ANY_DIGIT = regex.compile(r"\d")
 #: Pieces beyond ASCII that are remembered from shard to shard; some 10 MB.
@@ -74,13 +74,13 @@ _NUM_REMEMBERED = 1 << 14
 
 @dataclass(frozen=True)
 class TextFacts:
-    """What texts are made of; one row each.
+    """What N texts are made of.
 
     Attributes:
         offsets: (N + 1,) where each text's words begin in `words`.
-        words: numbers of all words, text after text.
-        vocabulary: (V,) numbers of the words of all texts; one may stand there several times.
-        occurrences: (V,) how often each of them occurs.
+        words: hashes of all words, text after text.
+        vocabulary: (V,) hashes of the words of all texts; a word may occur several times.
+        occurrences: (V,) how often each entry of `vocabulary` occurs in the texts.
         is_filename: (N,) see `text.is_filename`.
         num_emails: (N,) e-mail addresses.
         num_phones: (N,) phone numbers.
@@ -100,7 +100,7 @@ class TextFacts:
         return np.diff(self.offsets)
 
     def bigrams(self) -> tuple[Int64s, Int64s]:
-        """(offsets, numbers) of all neighbouring words, text after text."""
+        """(offsets, hashes) of all neighbouring words, text after text."""
         last = np.zeros(len(self.words), np.bool_)
         ends = self.offsets[1:][self.num_words > 0]
         last[ends - 1] = True
@@ -110,43 +110,44 @@ class TextFacts:
         return offsets, _mixed(unsigned[first], unsigned[first + 1]).view(np.int64)
 
 
-def numbers(texts: Sequence[str] | pa.StringArray) -> Int64s:
-    """The numbers of strings."""
-    return _numbers(_array(texts))
+def hashes(texts: Sequence[str] | pa.StringArray) -> Int64s:
+    """The 64-bit hash of each string."""
+    return _hashes(_array(texts))
 
 
 def _array(texts: Sequence[str] | pa.StringArray) -> pa.StringArray:
     return texts if isinstance(texts, pa.StringArray) else pa.array(texts, pa.string())
 
 
-def ngram_numbers(unigrams: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Numbers of a text's words, and of its bigrams, in order."""
-    found = numbers(unigrams)
-    return found.tolist(), _mixed(found[:-1].view(np.uint64), found[1:].view(np.uint64)).view(np.int64).tolist()
+def ngram_hashes(unigrams: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The hashes of a text's words, and of its bigrams, in order."""
+    word_hashes = hashes(unigrams)
+    unsigned = word_hashes.view(np.uint64)
+    return word_hashes.tolist(), _mixed(unsigned[:-1], unsigned[1:]).view(np.int64).tolist()
 
 
-def _numbers(texts: pa.StringArray) -> Int64s:
-    """Mixes the bytes of each string, eight at a time, into 64 bits; so many strings at once that Python is cheap."""
+def _hashes(texts: pa.StringArray) -> Int64s:
+    """Mixes the bytes of each string, eight at a time, into 64 bits; many strings at once, so that Python is cheap."""
     _, offsets_buffer, data = texts.buffers()
     if not len(texts):
         return np.zeros(0, np.int64)
     offsets = np.frombuffer(offsets_buffer, np.int32, len(texts) + 1, texts.offset * 4).astype(np.int64)
     padded = np.zeros(offsets[-1] + 8, np.uint8)
     padded[: offsets[-1]] = np.frombuffer(data, np.uint8, offsets[-1]) if data else 0
-    eights: Uint64s = np.ndarray(len(padded) - 7, "<u8", padded, strides=(1,))  # at every place
+    eights: Uint64s = np.ndarray(len(padded) - 7, "<u8", padded, strides=(1,))  # from every byte on
     starts, left = offsets[:-1], np.diff(offsets)
-    found = left.astype(np.uint64)
+    mixed = left.astype(np.uint64)
     rows = np.arange(len(texts))
     while len(rows):
         some = eights[starts]
         some &= _MASKS[np.minimum(left, 8)]
-        found[rows] = _mixed(found[rows], some)
+        mixed[rows] = _mixed(mixed[rows], some)
         more = left > 8
         rows, starts, left = rows[more], starts[more] + 8, left[more] - 8
-    return found.view(np.int64)
+    return mixed.view(np.int64)
 
 
-#: Of eight bytes the first n.
+#: By n: the first n of eight bytes.
 _MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 
 
@@ -155,12 +156,11 @@ def _mixed(first: Uint64s, second: Uint64s) -> Uint64s:
     mixed = first * np.uint64(0x9E3779B97F4A7C15) + second
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    found: Uint64s = mixed ^ (mixed >> np.uint64(31))
-    return found
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
 
 
 def text_facts(texts: Sequence[str] | pa.StringArray) -> TextFacts:
-    """Everything about the words of normalised texts; equal to the functions of `align.pairs.text`, one by one."""
+    """Everything about the words of normalised texts; equal to what `align.pairs.text` says of each text."""
     array = _array(texts)
     pieces, bounds = _pieces(_with_spaces_hidden(array))
     encoded = pieces.dictionary_encode()
@@ -168,14 +168,19 @@ def text_facts(texts: Sequence[str] | pa.StringArray) -> TextFacts:
     known = _Pieces.of(encoded.dictionary)
     counts = known.counts[which]
     ends = np.concatenate([[0], np.cumsum(counts)])
-    # from where each word is taken: from its piece's first one on
+    # each word is taken from the words of its piece, which begin at `first`
     first = np.cumsum(known.counts) - known.counts
-    found = known.words[np.repeat(first[which] - ends[:-1], counts) + np.arange(ends[-1])]
+    text_words = known.words[np.repeat(first[which] - ends[:-1], counts) + np.arange(ends[-1])]
     occurrences = np.repeat(np.bincount(which, minlength=len(known.counts)), known.counts)
     facts = TextFacts(
-        ends[bounds], found, known.words, occurrences, np.zeros(len(array), np.bool_), np.zeros(len(array), np.int64),
-        np.zeros(len(array), np.int64),
-    )  # fmt: skip
+        offsets=ends[bounds],
+        words=text_words,
+        vocabulary=known.words,
+        occurrences=occurrences,
+        is_filename=np.zeros(len(array), np.bool_),
+        num_emails=np.zeros(len(array), np.int64),
+        num_phones=np.zeros(len(array), np.int64),
+    )
     for row in np.flatnonzero(_suspicious(array, known, which, bounds)).tolist():
         text = array[row].as_py()
         facts.is_filename[row] = is_filename(text)
@@ -184,7 +189,7 @@ def text_facts(texts: Sequence[str] | pa.StringArray) -> TextFacts:
 
 
 def _pieces(texts: pa.StringArray) -> tuple[pa.StringArray, Int64s]:
-    """All pieces, each with the space behind it, and (N + 1,) where each text's begin; cut without copying them."""
+    """All pieces, each with the space after it, and (N + 1,) where each text's begin; the pieces are not copied."""
     spaced = pc.binary_join_element_wise(texts, "", " ")
     ends = np.flatnonzero(_characters(spaced) == ord(" ")) + 1
     offsets = np.concatenate([[0], ends]).astype(np.int32)
@@ -194,7 +199,7 @@ def _pieces(texts: pa.StringArray) -> tuple[pa.StringArray, Int64s]:
 
 
 def _with_spaces_hidden(texts: pa.StringArray) -> pa.StringArray:
-    """Texts in one piece where a space may not be parted from what follows it."""
+    """The texts, where those with a letter that joins the space before it are one piece."""
     data = _characters(texts).tobytes()
     if _KATAKANA_BEGIN not in data or not any(sign.encode() in data for sign in _KATAKANA_SIGNS):
         return texts
@@ -203,7 +208,7 @@ def _with_spaces_hidden(texts: pa.StringArray) -> pa.StringArray:
 
 
 def normal_forms(texts: pa.StringArray) -> pa.StringArray:
-    """`align.pairs.text.normalise` of many texts, null as the empty one; most are in that form already."""
+    """`align.pairs.text.normalise` of many texts, with null as the empty text; most are in that form already."""
     texts = pc.fill_null(texts, "")
     odd = pc.match_substring_regex(texts, _ODD)
     forms = [normalise(text) for text in texts.filter(odd).to_pylist()]
@@ -214,9 +219,8 @@ def _offsets(texts: pa.StringArray) -> Int64s:
     """(N + 1,) where each string begins in `_characters`."""
     if not len(texts):
         return np.zeros(1, np.int64)
-    found: Int64s = np.frombuffer(texts.buffers()[1], np.int32, len(texts) + 1, texts.offset * 4).astype(np.int64)
-    found -= found[0]
-    return found
+    offsets = np.frombuffer(texts.buffers()[1], np.int32, len(texts) + 1, texts.offset * 4).astype(np.int64)
+    return np.asarray(offsets - offsets[0])
 
 
 def _characters(texts: pa.StringArray) -> Bytes:
@@ -230,14 +234,14 @@ def _characters(texts: pa.StringArray) -> Bytes:
 
 @dataclass(frozen=True)
 class _Pieces:
-    """What distinct pieces of texts are made of; one row each.
+    """What N distinct pieces of texts are made of.
 
     Attributes:
-        counts: (N,) words.
-        words: numbers of all words, piece after piece.
-        digits: (N,) digits.
-        trait: (N,) whether it has what a path, an extension or an address needs.
-        foreign: (N,) whether it goes beyond ASCII.
+        counts: (N,) number of words.
+        words: hashes of all words, piece after piece.
+        digits: (N,) number of digits.
+        trait: (N,) whether it has a sign that a path, an extension or an address needs.
+        foreign: (N,) whether it has characters beyond ASCII.
     """
 
     counts: Int64s
@@ -255,30 +259,30 @@ class _Pieces:
             pieces.filter(pa.array(ascii_rows))
         )
         others = [_foreign_piece(piece) for piece in pieces.filter(pa.array(~ascii_rows)).to_pylist()]
-        counts[~ascii_rows] = [len(found) for found, _, _ in others]
+        counts[~ascii_rows] = [len(piece_words) for piece_words, _, _ in others]
         digits[~ascii_rows] = [number for _, number, _ in others]
         trait[~ascii_rows] = [sign for _, _, sign in others]
         from_ascii = np.repeat(ascii_rows, counts)
-        numbers_of_words = np.empty(len(from_ascii), np.int64)
-        numbers_of_words[from_ascii] = ascii_words
-        numbers_of_words[~from_ascii] = _numbers(
-            pa.array(chain.from_iterable(found for found, _, _ in others), pa.string())
+        word_hashes = np.empty(len(from_ascii), np.int64)
+        word_hashes[from_ascii] = ascii_words
+        word_hashes[~from_ascii] = _hashes(
+            pa.array(chain.from_iterable(piece_words for piece_words, _, _ in others), pa.string())
         )
-        return _Pieces(counts, numbers_of_words, digits, trait, ~ascii_rows)
+        return _Pieces(counts, word_hashes, digits, trait, ~ascii_rows)
 
 
 @lru_cache(_NUM_REMEMBERED)
 def _foreign_piece(piece: str) -> tuple[tuple[str, ...], int, bool]:
     """The words, the number of digits and the trait of a piece beyond ASCII."""
-    found = tuple(words(piece.replace(_NO_SPACE, " ")))
-    return found, len(_ANY_DIGIT.findall(piece)), _SIGN.search(piece) is not None
+    piece_words = tuple(words(piece.replace(_NO_SPACE, " ")))
+    return piece_words, len(_ANY_DIGIT.findall(piece)), _SIGN.search(piece) is not None
 
 
 def _ascii_pieces(pieces: pa.StringArray) -> tuple[Int64s, Int64s, Int64s, Flags]:
     """`counts`, `words`, `digits` and `trait` of `_Pieces`."""
     if not len(pieces):
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_)
-    # a space before the first too, so that every character of a piece has two neighbours
+    # a space before the first piece, so that every character of a piece has two neighbours
     raw = np.concatenate([np.array([ord(" ")], np.uint8), _characters(pieces)])
     begins = _offsets(pieces)[:-1] + 1
     kind = _CLASS[raw]
@@ -289,7 +293,7 @@ def _ascii_pieces(pieces: pa.StringArray) -> tuple[Int64s, Int64s, Int64s, Flags
     digits = here & _JOINS_DIGITS != 0, before & after & _DIGIT != 0
     inside[joints[(letters[0] & letters[1]) | (digits[0] & digits[1])]] = True
     starts, ends = _runs(inside)
-    # a word of underscores alone is none
+    # underscores alone are no word
     hollow = [
         row for row in np.flatnonzero(kind[starts] & _UNDERSCORE) if not (kind[starts[row] : ends[row]] & _SOLID).any()
     ]
@@ -301,31 +305,30 @@ def _ascii_pieces(pieces: pa.StringArray) -> tuple[Int64s, Int64s, Int64s, Flags
     array = pa.StringArray.from_buffers(len(starts), pa.py_buffer(lengths), pa.py_buffer(_LOWER[raw[inside]]))
     counts = np.diff(np.searchsorted(starts, np.append(begins, len(raw))))
 
-    def owners(places: Int64s) -> Int64s:
-        found: Int64s = np.searchsorted(begins, places, side="right") - 1
-        return found
+    def owners(positions: Int64s) -> Int64s:
+        """The piece that each byte belongs to."""
+        return np.asarray(np.searchsorted(begins, positions, side="right") - 1)
 
     trait = np.zeros(len(pieces), np.bool_)
     trait[owners(np.flatnonzero(kind & _TRAIT))] = True
     trait[owners(joints[(here & _DOT != 0) & (after & _SOLID != 0)])] = True  # an extension
     num_digits = np.bincount(owners(np.flatnonzero(kind & _DIGIT)), minlength=len(pieces))
-    return counts, _numbers(array), num_digits, trait
+    return counts, _hashes(array), num_digits, trait
 
 
 def _runs(flags: Flags) -> tuple[Int64s, Int64s]:
-    """(first places, ends) of what is set in a row, of flags that are clear at both ends."""
+    """(starts, ends) of the runs of set flags; the flags are clear at both ends."""
     edges = np.flatnonzero(flags[1:] != flags[:-1]) + 1
     return edges[::2], edges[1::2]
 
 
 def _suspicious(texts: pa.StringArray, known: _Pieces, which: Int64s, bounds: Int64s) -> Flags:
-    """Which texts `is_filename` or `personal_data` could say yes to: all others lack what every yes needs."""
+    """Which texts `is_filename` or `personal_data` may match: all others lack a sign that every match has."""
     if not len(texts):
         return np.zeros(0, np.bool_)
     trait, foreign = (np.logical_or.reduceat(flags[which], bounds[:-1]) for flags in (known.trait, known.foreign))
     digits = np.add.reduceat(known.digits[which], bounds[:-1])
-    # a name by a camera begins with one of its prefixes and goes on with digits, blanks and few letters
+    # a camera's file name is one of a few prefixes, then digits, blanks and few letters
     first = np.append(_characters(texts), np.uint8(0))[_offsets(texts)[:-1]]
     camera = (digits > 0) & (foreign | _CAMERA_INITIAL[first])
-    found: Flags = trait | camera | (digits >= _DIGITS_OF_A_PHONE_NUMBER)
-    return found
+    return np.asarray(trait | camera | (digits >= _DIGITS_OF_A_PHONE_NUMBER))

@@ -25,9 +25,9 @@ from typing import Any, BinaryIO
 from align.config.store import StoreConfig
 from align.errors import ConfigError, CorruptError, DataError
 from align.files import fsync
-from align.protocols.store import FetchTar
 from align.formats.shards import MANIFEST
 from align.formats.stored_tars import parse_stored_tars
+from align.protocols.store import FetchTar
 from align.services.store_client import download, is_s3, read_range, remove, split_uri, stat, upload
 from align.services.store_files import StoreFiles
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.console import say
-from align.filter.filter import filter_pairs, work_key
+from align.filter.filter import FilterFolders, filter_pairs, work_key
 from align.filter.rules import active
 from align.filter.tables import SCORED
 from align.formats.policy import OptedOut
@@ -214,11 +214,11 @@ def _synthesise_looked_at(folder: Path, num_pairs: int, config: FilterConfig, en
     in_process(whole_filter, folder, config, engine.model_copy(update={"num_threads": None, "num_workers": None}))
     with duckdb.connect() as connection:
         connection.execute(f"""
-            CREATE TABLE kept AS SELECT DISTINCT image FROM '{folder}/images/*.parquet'
+            CREATE TABLE kept AS SELECT DISTINCT image_hash FROM '{folder}/images/*.parquet'
             SEMI JOIN (SELECT image_id FROM '{folder}/filtered/decisions.parquet' WHERE keep) USING (image_id)
         """)
         for path in (folder / "scored_all").iterdir():
-            shown = f"SELECT * FROM '{path}' SEMI JOIN kept USING (image)"
+            shown = f"SELECT * FROM '{path}' SEMI JOIN kept USING (image_hash)"
             connection.execute(f"COPY ({shown}) TO '{folder / 'scored' / path.name}' (FORMAT parquet)")
     shutil.rmtree(folder / "scored_all")
 
@@ -235,11 +235,12 @@ def filter_measured(folder: Path, config: FilterConfig, engine: EngineConfig) ->
 
 def measured(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
     """Leaves what the filter measures of texts in `folder/pairs`."""
-    from align.filter.measure import Measuring, measure_shard
+    from align.filter.measure import measure_shard
+    from align.filter.work_folder import WorkFolder
     from align.formats.raw import raw_shards
 
     for item in enumerate(raw_shards(folder / "raw")):
-        measure_shard(Measuring(folder, config, OptedOut(), 1, progress=False), item)
+        measure_shard(WorkFolder(folder, config, OptedOut(), num_workers=1, num_threads=1), item)
 
 
 def bare_sql(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
@@ -277,9 +278,8 @@ def _filter(folder: Path, config: FilterConfig, engine: EngineConfig, done: tupl
     for name in done:
         shutil.copytree(folder / name, work / name, copy_function=os.link)
     (work / ".work.json").write_text(json.dumps({"key": work_key(config, folder / "raw", OptedOut(), [])}))
-    filter_pairs(
-        config, engine, folder / "raw", folder / "none", folder / "filtered", folder / "report", folder / "none"
-    )
+    none = folder / "none"
+    filter_pairs(config, engine, FilterFolders(folder / "raw", none, none, folder / "filtered", folder / "report"))
 
 
 def _fresh(folder: Path) -> Path:

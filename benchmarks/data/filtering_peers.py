@@ -28,7 +28,7 @@ _TABLES = {
     "pairs": """
         SELECT key, url, status, image_id, image_key, text, num_words, list_concat(unigrams, bigrams) AS ngrams,
                is_filename, language
-        FROM (SELECT * EXCLUDE (text, url), normalised AS text, key AS url FROM read_parquet('{words}/*.parquet'))
+        FROM (SELECT *, key AS url FROM read_parquet('{words}/*.parquet'))
         ORDER BY key
     """,
     "images": """
@@ -39,7 +39,7 @@ _TABLES = {
     """,
     "nsfw": """
         SELECT image_id, nsfw_score FROM read_parquet('{work}/scored/*.parquet')
-        JOIN (SELECT DISTINCT image, image_id FROM read_parquet('{work}/images/*.parquet')) USING (image)
+        JOIN (SELECT DISTINCT image_hash, image_id FROM read_parquet('{work}/images/*.parquet')) USING (image_hash)
     """,
 }
 
@@ -53,7 +53,7 @@ _JOINED = """
                any_value(images.height_px) AS height_px, any_value(nsfw_score) AS nsfw_score,
                any_value(len(evaluation_sets)) AS num_evaluation_sets
         FROM read_parquet('{folder}/images/*.parquet') AS images
-        LEFT JOIN read_parquet('{folder}/scored/*.parquet') USING (image) GROUP BY image_id
+        LEFT JOIN read_parquet('{folder}/scored/*.parquet') USING (image_hash) GROUP BY image_id
     ) AS images ON images.image_id = sha256
     ORDER BY key
 """
@@ -72,7 +72,7 @@ def tables_with_words(work: Path, folder: Path) -> None:
     with_words.mkdir(parents=True)
     for path in sorted((work / "pairs").glob("*.parquet")):
         table = pq.read_table(path)
-        facts = text_facts(table["normalised"].combine_chunks())
+        facts = text_facts(table["text"].combine_chunks())
         for name, (offsets, ngrams) in {"unigrams": (facts.offsets, facts.words), "bigrams": facts.bigrams()}.items():
             lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(ngrams))
             table = table.append_column(name, lists)
@@ -174,7 +174,7 @@ def decide_in_pandas(work: Path, raw: Path, config: FilterConfig, out: Path) -> 
     images = pd.concat([pd.read_parquet(path) for path in sorted((work / "images").glob("*.parquet"))])
     images = images.sort_values("image_key").drop_duplicates("image_id")
     scored = pd.concat([pd.read_parquet(path) for path in sorted((work / "scored").glob("*.parquet"))])
-    images = images.merge(scored, on="image", how="left")
+    images = images.merge(scored, on="image_hash", how="left")
     pairs["text"] = (
         pairs["caption"].fillna("").str.normalize("NFC").str.replace(r"[\s\x00-\x1f]+", " ", regex=True).str.strip()
     )

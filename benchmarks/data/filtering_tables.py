@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from align.filter.measure import commit
-from align.filter.pair_tables import image_number
+from align.filter.pair_tables import image_hashes
 from align.filter.tables import IMAGES, MAX_ROWS, SCORED
+from align.filter.work_folder import commit
 from align.formats.raw import FAILED_TO_DOWNLOAD, SCHEMA, SUCCESS
 from align.work import in_processes
 
@@ -133,8 +133,8 @@ def _pictures(folder: Path, index: int, numbers: Ints, table: pa.Table) -> None:
     image_keys = table["image_key"].take(pa.array(list(rows.values())))
     sets = parts[2] < 66  # 0.1 %
     images = {
-        "place": index * MAX_ROWS + np.array(list(rows.values())),
-        "image": pa.array([image_number(image_id) for image_id in ids]),
+        "row_number": index * MAX_ROWS + np.array(list(rows.values())),
+        "image_hash": pa.array(image_hashes(ids)),
         "image_id": ids,
         "image_key": image_keys,
         "width_px": pa.array(100 + parts[0] % 1100, pa.int32()),
@@ -147,5 +147,5 @@ def _pictures(folder: Path, index: int, numbers: Ints, table: pa.Table) -> None:
     commit(pa.table([images[name] for name in IMAGES.names], schema=IMAGES), folder / "images" / f"{index:05d}.parquet")
     here = (own >= _NUM_POPULAR) | (index == 0)  # each picture is scored once
     score = (parts[0] ^ parts[1]).astype(np.float64) / 65536
-    scored = [images["image"].filter(pa.array(here)), pa.array(score[here] ** 8)]
+    scored = [images["image_hash"].filter(pa.array(here)), pa.array(score[here] ** 8)]
     commit(pa.table(scored, schema=SCORED), folder / "scored" / f"{index:05d}.parquet")

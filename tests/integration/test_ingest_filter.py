@@ -16,7 +16,7 @@ from align.config.filter import FilterConfig
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.files import sha256_file
-from align.filter.filter import filter_pairs
+from align.filter.filter import FilterFolders, filter_pairs
 from align.filter.report import FilterReport
 from align.filter.rules import RULES
 from align.formats.raw import iter_images, raw_shards, read_table
@@ -65,11 +65,7 @@ def report(folder: Path, evaluation: Path) -> FilterReport:
     report = filter_pairs(
         params.section(FilterConfig),
         params.section(EngineConfig),
-        folder / "raw",
-        evaluation,
-        folder / "filtered",
-        folder / "report",
-        folder / "policy",
+        FilterFolders(folder / "raw", evaluation, folder / "policy", folder / "filtered", folder / "report"),
     )
     assert report is not None
     return report

@@ -20,10 +20,10 @@ from align.cli import main
 from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
-from align.filter.filter import filter_pairs, work_key
-from align.filter.measure import commit
-from align.filter.pair_tables import image_numbers
+from align.filter.filter import FilterFolders, filter_pairs, work_key
+from align.filter.pair_tables import image_hash, image_hashes
 from align.filter.tables import IMAGES, MAX_ROWS, SCORED
+from align.filter.work_folder import commit
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA, raw_shards, read_table
 
@@ -72,7 +72,7 @@ def listening(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """(URL of the master, folder in which the workers leave one folder each)."""
+    """(URL of the master, folder in which each worker has a folder)."""
     if shutil.which("java") is None:
         requires("Spark needs Java 17")
     pyspark = pytest.importorskip("pyspark") if os.environ.get("CI", "").lower() != "true" else __import__("pyspark")
@@ -139,7 +139,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
         ids = [one for one in dict.fromkeys(read_table(shard)["sha256"].to_pylist()) if one and one not in seen]
         seen.update(ids)
         scores = [int(one[:8], 16) / 2**32 for one in ids]
-        commit(pa.table([image_numbers(ids), scores], schema=SCORED), folder / "scored" / f"{shard.name}.parquet")
+        commit(pa.table([image_hashes(ids), scores], schema=SCORED), folder / "scored" / f"{shard.name}.parquet")
     return folder
 
 
@@ -154,8 +154,8 @@ def traps(folder: Path) -> None:
         })  # fmt: skip
         if row < 97:
             images.append({
-                "place": len(list((folder / "raw").glob("*.parquet"))) * MAX_ROWS + row, "image_id": image_id,
-                "image": int(image_numbers([image_id])[0]), "image_key": f"99999{row:04d}", "width_px": 150 + 7 * row,
+                "row_number": len(list((folder / "raw").glob("*.parquet"))) * MAX_ROWS + row, "image_id": image_id,
+                "image_hash": image_hash(image_id), "image_key": f"99999{row:04d}", "width_px": 150 + 7 * row,
                 "height_px": 300, "decodable": row != 5, "phash": 2**64 - 1 - row,
                 "evaluation_sets": ["a", "b"] if row == 6 else [], "twin": "a/1" if row == 6 else None,
             })  # fmt: skip
@@ -173,7 +173,9 @@ def run(folder: Path, engine: EngineConfig) -> Path:
         shutil.copytree(folder / name, work / name)
     key = work_key(CONFIG, folder / "raw", OptedOut(), [])
     (work / ".work.json").write_text(json.dumps({"key": key}))
-    filter_pairs(CONFIG, engine, folder / "raw", folder / "none", out / "filtered", out / "report", folder / "none")
+    none = folder / "none"
+    folders = FilterFolders(folder / "raw", none, none, filtered=out / "filtered", reports=out / "report")
+    filter_pairs(CONFIG, engine, folders)
     return out
 
 

@@ -17,7 +17,7 @@ from align.config.filter import FilterConfig, ModelFile
 from align.errors import ConfigError, DataError
 from align.files import sha256_folder
 from align.filter.decisions import RowsInOrder
-from align.filter.filter import ALL, filter_pairs
+from align.filter.filter import ALL, FilterFolders, filter_pairs
 from align.filter.network import ImageNetwork
 from align.filter.report import FilterReport
 from align.formats.policy import Entry, OptedOut, write_opted_out
@@ -37,9 +37,9 @@ def run(
     raw: Path, out: Path, evaluation: Path | None = None, config: FilterConfig = CONFIG, policy: Path | None = None,
     part: Portion = ALL,
 ) -> FilterReport:  # fmt: skip
-    report = filter_pairs(
-        config, ENGINE, raw, evaluation or out / "none", out / "filtered", out / "reports", policy or out / "none", part
-    )
+    none = out / "none"
+    folders = FilterFolders(raw, evaluation or none, policy or none, out / "filtered", out / "reports")
+    report = filter_pairs(config, ENGINE, folders, part)
     assert report is not None or part.shards is not None
     return report  # type: ignore[return-value]  # a range has none
 
@@ -109,8 +109,10 @@ def test_equal_bytes_twice_and_no_evaluation_sets(tmp_path: Path, capsys: pytest
         assert run(raw, tmp_path / name).num_evaluation_sets == 0
         assert capsys.readouterr().err.count("rule I5 removes nothing") == 1
     one, two = bytes_of(tmp_path / "one"), bytes_of(tmp_path / "two")
-    assert {"filtered/decisions.parquet", "filtered/facts.parquet", "filtered/images.parquet"} < one.keys()
-    assert {"reports/report.html", "reports/report.json", "reports/metrics.json"} < one.keys()
+    tables = {f"filtered/{name}.parquet" for name in ("decisions", "facts", "images")}
+    report = {f"reports/{name}" for name in ("report.html", "report.json", "metrics.json")}
+    figures = {f"reports/{name}.png" for name in ("funnel", "text_lengths", "image_sizes", "languages")}
+    assert one.keys() == tables | report | figures
     assert one == two
     assert not any(str(tmp_path).encode() in data for data in one.values())
 
@@ -252,13 +254,13 @@ def test_evaluation_images_get_all_threads_where_shards_share_them(
             given.append(num_threads)
             super().__init__(embedder, num_threads)
 
-    monkeypatch.setattr("align.filter.filter.ImageNetwork", Seen)
+    monkeypatch.setattr("align.filter.compare.ImageNetwork", Seen)
     monkeypatch.setitem(globals(), "ENGINE", ENGINE.model_copy(update={"num_workers": 2, "num_threads": 4}))
     run(shards(tmp_path / "raw", 2), tmp_path, evaluation_set(tmp_path / "evaluation", noise(2)))
     assert given == [4]
 
 
-def test_other_parameters_do_not_go_on_with_old_work(tmp_path: Path) -> None:
+def test_other_parameters_do_not_resume_old_work(tmp_path: Path) -> None:
     raw = shards(tmp_path / "raw", 2)
     run(raw, tmp_path, part=Portion(range(2)))
     other = CONFIG.model_copy(update={"min_words": 5})
@@ -331,19 +333,19 @@ def test_command_works_with_no_repository_around(
 def test_what_was_decided_is_read_piece_by_piece(tmp_path: Path) -> None:
     path, number = tmp_path / "decided.parquet", 2_000_000
     pq.write_table(
-        pa.table({"place": range(number), "mask": range(number)}), path, row_group_size=20_000, compression="none"
+        pa.table({"row_number": range(number), "mask": range(number)}), path, row_group_size=20_000, compression="none"
     )
     rows, before, most = RowsInOrder(path), pa.total_allocated_bytes(), 0
     for begin in range(0, number, 7_000):
         taken = rows.below(begin + 7_000)
-        assert taken["place"].to_pylist() == list(range(begin, min(begin + 7_000, number)))
+        assert taken["row_number"].to_pylist() == list(range(begin, min(begin + 7_000, number)))
         most = max(most, pa.total_allocated_bytes() - before)
     assert most < path.stat().st_size / 4
 
 
-def test_rows_with_gaps_are_read_place_by_place(tmp_path: Path) -> None:
-    path, places = tmp_path / "decided.parquet", [3, 4, 7, 30, 31, 90]
-    pq.write_table(pa.table({"place": places}), path, row_group_size=2)
+def test_rows_with_gaps_are_read_up_to_a_row_number(tmp_path: Path) -> None:
+    path, row_numbers = tmp_path / "decided.parquet", [3, 4, 7, 30, 31, 90]
+    pq.write_table(pa.table({"row_number": row_numbers}), path, row_group_size=2)
     rows = RowsInOrder(path)
-    found = [rows.below(end)["place"].to_pylist() for end in (3, 5, 30, 31, 31, 100, 200)]
-    assert found == [[], [3, 4], [7], [30], [], [31, 90], []]
+    pieces = [rows.below(end)["row_number"].to_pylist() for end in (3, 5, 30, 31, 31, 100, 200)]
+    assert pieces == [[], [3, 4], [7], [30], [], [31, 90], []]

@@ -39,10 +39,10 @@ def unit(vectors: NDArray[np.float64]) -> NDArray[np.float16]:
 
 @pytest.fixture(scope="module")
 def rows() -> tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16]]]:
-    """6,000 training images around 150 places, and 90 evaluation images of 3 views near some of them."""
+    """6,000 training images around 150 points, and 90 evaluation images of 3 views near some of them."""
     random = np.random.default_rng(0)
-    places = random.normal(size=(150, WIDTH))
-    train = places[np.arange(6000) % 150] + random.normal(size=(6000, WIDTH)) * 0.25
+    points = random.normal(size=(150, WIDTH))
+    train = points[np.arange(6000) % 150] + random.normal(size=(6000, WIDTH)) * 0.25
     tests = train[: 90 * 60 : 60, None] + random.normal(size=(90, 3, WIDTH)) * 0.1
     return (
         {f"{number:04d}": row for number, row in enumerate(unit(train))},
@@ -88,7 +88,7 @@ def test_order_and_shards_do_not_change_what_is_found(
     tmp_path: Path, rows: tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16]]]
 ) -> None:
     train, tests = rows
-    shuffled = [list(train)[place] for place in np.random.default_rng(1).permutation(len(train))]
+    shuffled = [list(train)[row] for row in np.random.default_rng(1).permutation(len(train))]
     shards = [{name: train[name] for name in shuffled[start : start + 1700]} for start in range(0, 6000, 1700)]
     one = found(tmp_path, [train], tests, near_duplicate_probes=1)
     assert found(tmp_path, [{}, *shards, {}], dict(reversed(tests.items())), near_duplicate_probes=1) == one

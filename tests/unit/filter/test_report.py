@@ -11,19 +11,23 @@ import pytest
 from align.config import load_params
 from align.config.filter import FilterConfig
 from align.filter import tables
-from align.filter.queries import Overview, figures, overview
-from align.filter.report import Example, FilterReport, FunnelRow, Gallery, Vocabulary, write_pages
+from align.filter.examples import ExamplePair, Gallery
+from align.filter.overview import Overview, overview_metrics, overview_of
+from align.filter.page import write_page
+from align.filter.report import FilterReport, FunnelRow, Vocabulary
 from align.filter.rules import RULES
+from align.formats import filtered
 from align.pairs.text import mask_personal_data
 from tests.support import ROOT
 from tests.support.small_data import jpeg
 
 CONFIG = load_params(ROOT / "params.yaml").section(FilterConfig)
-VERDICTS = pa.schema([(name, pa.int64()) for name in ("place", "image", "text", "num_texts", "num_images")])
+_NAMES = ("row_number", "image_hash", "text_hash", "num_texts", "num_images")
+VERDICTS = pa.schema([(name, pa.int64()) for name in _NAMES])
 
 
 def rows_of(pairs: list[dict[str, Any]], images: list[dict[str, Any]]) -> Any:
-    """Runs SQL over the tables that the filter leaves: of each pair and image what a test does not say is null."""
+    """Runs SQL over the filter's tables; what a test does not say of a pair or image is null."""
     connection = duckdb.connect()
 
     def register(name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
@@ -31,23 +35,16 @@ def rows_of(pairs: list[dict[str, Any]], images: list[dict[str, Any]]) -> Any:
         connection.register(name, pa.Table.from_pylist([empty | row for row in rows], nullable(schema)))
 
     numbered = [
-        {"key": f"{place:09d}", "place": place, "num_emails": 0, "num_phones": 0} | pair
-        for place, pair in enumerate(pairs)
+        {"key": f"{row:09d}", "row_number": row, "text": "", "num_emails": 0, "num_phones": 0, "keep": True} | pair
+        for row, pair in enumerate(pairs)
     ]
+    texts = {text: index for index, text in enumerate(dict.fromkeys(row["text"] for row in numbered))}
     for row in numbered:
-        row["normalised"] = row.get("text", "")
-        row["keep"] = row.get("keep", True)
-    register(
-        "decisions",
-        [{k: v for k, v in row.items() if k in tables.DECISIONS.names} for row in numbered],
-        tables.DECISIONS,
-    )
-    register("facts", [{k: v for k, v in row.items() if k in tables.FACTS.names} for row in numbered], tables.FACTS)
-    register("images", images, tables.IMAGES_OUT)
-    texts = {text: index for index, text in enumerate(dict.fromkeys(row["normalised"] for row in numbered))}
-    numbers = [row | {"text": texts[row["normalised"]]} for row in numbered]
-    register("pairs", [{k: v for k, v in row.items() if k in tables.PAIRS.names} for row in numbers], tables.PAIRS)
-    register("verdicts", [{k: v for k, v in row.items() if k in VERDICTS.names} for row in numbers], VERDICTS)
+        row["text_hash"] = texts[row["text"]]
+    schemas = {"decisions": filtered.DECISIONS_SCHEMA, "facts": filtered.FACTS_SCHEMA, "pairs": tables.PAIRS}
+    for name, schema in (schemas | {"verdicts": VERDICTS}).items():
+        register(name, [{k: v for k, v in row.items() if k in schema.names} for row in numbered], schema)
+    register("images", images, filtered.IMAGES_SCHEMA)
     return lambda query: connection.execute(query).fetchall()
 
 
@@ -69,7 +66,7 @@ def pair(text: str, image: int, **more: Any) -> dict[str, Any]:
     """A pair of image number `image`; equal texts are counted by the test."""
     words = len(text.split())
     return {
-        "text": text, "image": image, "image_id": f"i{image}", "image_key": f"key of i{image}", "num_words": words,
+        "text": text, "image_hash": image, "image_id": f"i{image}", "image_key": f"key of i{image}", "num_words": words,
         "num_texts": 1, "num_images": 1,
     } | more  # fmt: skip
 
@@ -98,7 +95,7 @@ SHOWN = [
 
 
 def seen(pairs: list[dict[str, Any]] = PAIRS, images: list[dict[str, Any]] = IMAGES) -> Overview:
-    return overview(rows_of(pairs, images), SHOWN)
+    return overview_of(rows_of(pairs, images), SHOWN)
 
 
 def test_distributions_are_of_pairs_and_of_distinct_images() -> None:
@@ -122,7 +119,7 @@ def test_what_repeats_comes_first() -> None:
     found = seen()
     assert [(one.text, one.num_images, one.num_pairs) for one in found.shared_texts] == [("a shared text", 3, 3)]
     (multiplied,) = found.multiplied_images
-    assert (multiplied.place, multiplied.image_key, multiplied.num_pairs, multiplied.num_texts) == (
+    assert (multiplied.row_number, multiplied.image_key, multiplied.num_pairs, multiplied.num_texts) == (
         0,
         "key of i0",
         2,
@@ -162,7 +159,7 @@ def test_only_personal_data_is_masked(text: str, masked: str) -> None:
 
 
 def test_metrics_are_of_the_same_figures() -> None:
-    shown = figures(seen())
+    shown = overview_metrics(seen())
     assert shown == {
         "filter/words_per_text/median": 3, "filter/words_per_text/p95": 5, "filter/short_side_px/median": 200,
         "filter/short_side_px/p95": 4000, "filter/max_images_per_text": 3, "filter/max_pairs_per_image": 2,
@@ -173,9 +170,9 @@ def test_metrics_are_of_the_same_figures() -> None:
 
 
 def test_nothing_at_all_is_a_page_too(tmp_path: Path) -> None:
-    found = overview(rows_of([], []), [])
-    assert figures(found)["filter/words_per_text/median"] == 0
-    write_pages(report(found, 0, {}), CONFIG, Gallery([], {}, {}, 10**6), tmp_path)
+    found = overview_of(rows_of([], []), [])
+    assert overview_metrics(found)["filter/words_per_text/median"] == 0
+    write_page(report(found, 0, {}), CONFIG, Gallery([], {}, {}), tmp_path)
     assert "0 of 0 pairs kept" in (tmp_path / "report.html").read_text()
 
 
@@ -192,12 +189,12 @@ def report(found: Overview, num_pairs: int, dropped: dict[str, int]) -> FilterRe
     )  # fmt: skip
 
 
-def example(reason: str | None, key: str, text: str = "a picture of it", **more: Any) -> Example:
-    values: dict[str, Any] = dict.fromkeys(Example.__dataclass_fields__) | {
+def example(reason: str | None, key: str, text: str = "a picture of it", **more: Any) -> ExamplePair:
+    values: dict[str, Any] = dict.fromkeys(ExamplePair.__dataclass_fields__) | {
         "reason": reason, "key": key, "image_key": key, "text": text, "num_words": 4, "num_texts": 1, "num_images": 11,
         "width_px": 100, "height_px": 90, "url": "https://example.org/x.png",
     }  # fmt: skip
-    return Example(**values | more)
+    return ExamplePair(**values | more)
 
 
 @pytest.fixture(scope="module")
@@ -211,13 +208,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         example("text_shared_by_many_images", "k6"), example("text_is_filename", "k7", "ada@example.org"),
     ]  # fmt: skip
     pictures = {f"k{index}": jpeg(index) for index in range(8)} | {"key of i0": jpeg(50)}
-    gallery = Gallery(examples, pictures, {"concepts/t": (jpeg(60), "a test image")}, 10**7)
-    write_pages(report(seen(), 6, {"image_too_small": 1, "text_personal_data": 1}), CONFIG, gallery, root / "one")
-    write_pages(report(seen(), 6, {"image_too_small": 1, "text_personal_data": 1}), CONFIG, gallery, root / "two")
+    gallery = Gallery(examples, pictures, {"concepts/t": (jpeg(60), "a test image")})
+    write_page(report(seen(), 6, {"image_too_small": 1, "text_personal_data": 1}), CONFIG, gallery, root / "one")
+    write_page(report(seen(), 6, {"image_too_small": 1, "text_personal_data": 1}), CONFIG, gallery, root / "two")
     first, second = ({path.name: path.read_bytes() for path in (root / name).iterdir()} for name in ("one", "two"))
     assert first == second  # equal data, equal bytes
     assert set(first) == {
-        "report.html", "report.json", "metrics.json", "funnel.png", "text_lengths.png", "image_sizes.png",
+        "report.html", "funnel.png", "text_lengths.png", "image_sizes.png",
         "languages.png",
     }  # fmt: skip
     return first["report.html"].decode()
@@ -240,10 +237,10 @@ def test_what_people_asked_to_forget_is_not_shown_and_personal_data_is_masked(pa
 
 def test_nsfw_pictures_are_blurred(tmp_path: Path) -> None:
     """The same picture, shown for another reason, is other bytes."""
-    found = overview(rows_of([], []), [])
+    found = overview_of(rows_of([], []), [])
     sources = []
     for reason in ("image_nsfw", "image_too_small"):
-        gallery = Gallery([example(reason, "k", nsfw_score=0.9)], {"k": jpeg(1)}, {}, 10**7)
-        write_pages(report(found, 1, {reason: 1}), CONFIG, gallery, tmp_path)
+        gallery = Gallery([example(reason, "k", nsfw_score=0.9)], {"k": jpeg(1)}, {})
+        write_page(report(found, 1, {reason: 1}), CONFIG, gallery, tmp_path)
         sources += re.findall(r"data:image/jpeg;base64,([^\"]+)", (tmp_path / "report.html").read_text())
     assert len(sources) == 2 and len(sources[0]) < len(sources[1])

@@ -13,8 +13,8 @@ from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig, ModelFile
 from align.filter import ngrams, rules, tables
-from align.filter.pair_tables import image_number, pair_tables, word_table
-from align.filter.words import ngram_numbers
+from align.filter.pair_tables import image_hash, pair_tables, word_table
+from align.filter.words import ngram_hashes
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA
 from align.protocols.sql import Engine
@@ -170,15 +170,15 @@ def test_i4_counts_distinct_normalised_texts_by_image_content(engine: Engine) ->
 
 def texts_per_pair(engine: Engine) -> list[int]:
     judge(engine)
-    return [row[0] for row in engine.rows("SELECT num_texts FROM verdicts ORDER BY place")]
+    return [row[0] for row in engine.rows("SELECT num_texts FROM verdicts ORDER BY row_number")]
 
 
 def judge(engine: Engine, config: FilterConfig = PAPER, rare: set[int] | None = None) -> None:
     engine.table("texts_per_image", tables.TEXTS_PER_IMAGE)
     engine.table("images_per_text", tables.IMAGES_PER_TEXT)
     blocks = Counter[int]()
-    for place in rare or ():
-        blocks[place // 32] += 1 << place % 32
+    for row_number in rare or ():
+        blocks[row_number // 32] += 1 << row_number % 32
     columns = {"block": pa.array(blocks.keys(), pa.int64()), "bits": pa.array(blocks.values(), pa.int64())}
     view(engine, "rare_blocks", pa.table(columns))
     engine.table("verdicts", tables.verdicts(config))
@@ -187,11 +187,11 @@ def judge(engine: Engine, config: FilterConfig = PAPER, rare: set[int] | None = 
 def test_t1_counts_distinct_images_by_normalised_text(engine: Engine) -> None:
     pairs(engine, [("logo", "i"), ("logo ", "i"), ("logo", "j"), ("logo", None), ("Logo", "j"), ("", "j"), ("", "i")])
     judge(engine)
-    found = engine.rows("SELECT num_images FROM verdicts ORDER BY place")
+    found = engine.rows("SELECT num_images FROM verdicts ORDER BY row_number")
     assert [row[0] for row in found] == [3, 3, 3, 3, 1, None, None]  # i, j and a dead link of its own
 
 
-def rare_places(engine: Engine, num_frequent: int, num_parts: int = 1) -> set[int]:
+def rare_row_numbers(engine: Engine, num_frequent: int, num_parts: int = 1) -> set[int]:
     counts = ngrams.ngram_counts(num_parts)
     for name, query in counts.items():
         engine.table(name, query)
@@ -203,40 +203,41 @@ def rare_places(engine: Engine, num_frequent: int, num_parts: int = 1) -> set[in
     for name, query in parts.items():
         engine.table(name, query)
     engine.table("rare_blocks", ngrams.rare_blocks(parts))
-    found = engine.rows(f"""
-        SELECT pairs.place FROM pairs LEFT JOIN rare_blocks ON rare_blocks.block = {ngrams.block_of("pairs.place")}
-        WHERE {ngrams.is_rare("pairs.place")}
+    rare = engine.rows(f"""
+        SELECT pairs.row_number FROM pairs
+        LEFT JOIN rare_blocks ON rare_blocks.block = {ngrams.block_of("pairs.row_number")}
+        WHERE {ngrams.is_rare("pairs.row_number")}
     """)
-    return {place for (place,) in found}
+    return {row_number for (row_number,) in rare}
 
 
 def test_t2_one_joint_list_of_unigrams_and_bigrams_cut_at_a_count(engine: Engine) -> None:
     # a: 4, b: 3, "a b": 3, c: 2, "a c": 1
     pairs(engine, [("A b", "i"), ("a b", "j"), ("a, b!", "k"), ("a c", "l"), ("", "m"), ("c", "n")])
-    assert rare_places(engine, 5) == set()
-    assert rare_places(engine, 4) == {3}
-    assert rare_places(engine, 3) == {3, 5}
-    assert rare_places(engine, 2) == {0, 1, 2, 3, 5}  # b and "a b" tie, both are off
-    assert rare_places(engine, 1) == {0, 1, 2, 3, 5}
+    assert rare_row_numbers(engine, 5) == set()
+    assert rare_row_numbers(engine, 4) == {3}
+    assert rare_row_numbers(engine, 3) == {3, 5}
+    assert rare_row_numbers(engine, 2) == {0, 1, 2, 3, 5}  # b and "a b" tie, both are off
+    assert rare_row_numbers(engine, 1) == {0, 1, 2, 3, 5}
     view(engine, "all_words", word_table(engine.scratch / "pairs.parquet"))
     for table, kind, [number] in (
-        ("all_words", "unigrams", ngram_numbers(["c"])[0]), ("bigrams", "bigrams", ngram_numbers(["a", "c"])[1])
+        ("all_words", "unigrams", ngram_hashes(["c"])[0]), ("bigrams", "bigrams", ngram_hashes(["a", "c"])[1])
     ):  # fmt: skip
         assert engine.rows(ngrams.rare_ngrams(table, kind, [(3, 4)])) == [(3, number)]
 
 
 def test_t2_bigram_alone_makes_a_text_rare(engine: Engine) -> None:
     pairs(engine, [("a b", "i"), ("a b", "j"), ("b a", "k")])  # a: 3, b: 3, "a b": 2, "b a": 1
-    assert rare_places(engine, 3) == {2}
+    assert rare_row_numbers(engine, 3) == {2}
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 3, 7])
 def test_t2_in_parts_finds_the_same_pairs(engine: Engine, num_parts: int) -> None:
     texts = [f"{'abcdefgh'[row * row % 8]} {'stuvwxyz'[row % 7]} {'klmn'[row % 3]}" for row in range(130)]
     pairs(engine, [*((text, "i") for text in texts), ("once", "i"), ("never again", "j")])  # five blocks of 32
-    whole = rare_places(engine, 50)
+    whole = rare_row_numbers(engine, 50)
     assert {130, 131} < whole < set(range(132))
-    assert rare_places(engine, 50, num_parts) == whole
+    assert rare_row_numbers(engine, 50, num_parts) == whole
 
 
 @pytest.mark.parametrize("num_frequent", [1, 2, 5, 7, 19])
@@ -246,7 +247,7 @@ def test_t2_does_not_depend_on_the_order_of_rows(tmp_path: Path, num_frequent: i
     for order in (rows, rows[::-1]):
         with open_engine(engine_config(tmp_path)) as engine:
             pairs(engine, order)
-            texts.append({order[place][0] for place in rare_places(engine, num_frequent)})
+            texts.append({order[row][0] for row in rare_row_numbers(engine, num_frequent)})
     assert texts[0] == texts[1]
 
 
@@ -279,7 +280,7 @@ def test_repeats_are_dropped_only_behind_a_kept_pair(engine: Engine, same: str, 
         for row, (caption, image) in enumerate(rows)
     ]  # fmt: skip
     images = [
-        {"place": 0, "image": image_number(sha(name)), "image_id": sha(name), "image_key": "k", "width_px": 300,
+        {"row_number": 0, "image_hash": image_hash(sha(name)), "image_id": sha(name), "image_key": "k", "width_px": 300,
          "height_px": 300, "decodable": True, "phash": 1, "evaluation_sets": [], "twin": None}
         for name in "ij"
     ]  # fmt: skip
@@ -291,12 +292,13 @@ def test_repeats_are_dropped_only_behind_a_kept_pair(engine: Engine, same: str, 
     engine.table("candidates", tables.CANDIDATES)
     view(engine, "scored", tables.SCORED.empty_table())
     view(engine, "twins", tables.TWINS.empty_table())
-    engine.table("judged", tables.judged(config))
-    engine.table("resembling", tables.resembling(config, "judged"))
+    engine.table("network_verdicts", tables.network_verdicts(config))
+    engine.table("similarity_verdicts", tables.similarity_verdicts(config, "network_verdicts"))
     found = engine.rows(f"""
         SELECT decided.repeats, coalesce(decided.mask, verdicts.mask) FROM verdicts
-        LEFT JOIN ({tables.decided(config, "resembling")}) AS decided ON decided.place = verdicts.place
-        ORDER BY verdicts.place
+        LEFT JOIN ({tables.decided(config, "similarity_verdicts")}) AS decided
+        ON decided.row_number = verdicts.row_number
+        ORDER BY verdicts.row_number
     """)
     assert [bool(repeat) for repeat, _ in found] == [bool(repeat) for repeat in repeats]
     for repeat, mask in found:

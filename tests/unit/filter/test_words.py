@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import regex
 
-from align.filter.words import _PLAIN, ngram_numbers, normal_forms, numbers, text_facts
+from align.filter.words import _PLAIN, hashes, ngram_hashes, normal_forms, text_facts
 from align.pairs.text import is_filename, normalise, personal_data, words
 
 
@@ -22,7 +22,7 @@ def check(texts: list[str]) -> None:
     assert occurrences == Counter(facts.words.tolist())
     offsets, bigrams = facts.bigrams()
     for row, text in enumerate(texts):
-        unigrams, pairs = ngram_numbers(words(text))
+        unigrams, pairs = ngram_hashes(words(text))
         assert facts.words[facts.offsets[row] : facts.offsets[row + 1]].tolist() == unigrams, text
         assert bigrams[offsets[row] : offsets[row + 1]].tolist() == pairs, text
         assert facts.is_filename[row] == is_filename(text), text
@@ -68,19 +68,19 @@ def test_normal_forms_are_those_of_each_text() -> None:
     assert found == [normalise(text or "") for text in texts[5:]]
 
 
-def test_numbers_differ_spread_over_all_bits_and_stay_as_they_are() -> None:
+def test_hashes_differ_spread_over_all_bits_and_stay_as_they_are() -> None:
     texts = [
         "".join(some)
         for length in range(1, 4)
         for some in itertools.product("abcdefghijklmnopqrstuvwxyz", repeat=length)
     ]
     texts += [f"a text of several words, number {number}" for number in range(100_000)]
-    found = numbers(texts)
+    found = hashes(texts)
     assert len(np.unique(found)) == len(texts)
     shares = np.unpackbits(found.view(np.uint8)).reshape(-1, 64).mean(axis=0)
     assert 0.49 < shares.min() < shares.max() < 0.51
-    assert numbers(["a", "猫", "a text of several words", ""]).tolist() == STORED
-    assert numbers(["ab"])[0] != ngram_numbers(["a", "b"])[1][0] != ngram_numbers(["b", "a"])[1][0]
+    assert hashes(["a", "猫", "a text of several words", ""]).tolist() == STORED
+    assert hashes(["ab"])[0] != ngram_hashes(["a", "b"])[1][0] != ngram_hashes(["b", "a"])[1][0]
 
 
 #: The same on every machine and in every version: ranges of one filter run may be measured anywhere.

@@ -1,8 +1,8 @@
-"""What the filter's page says of the data besides the funnel: distributions, and what stands out.
+"""The report's overview of the data: distributions, and the texts and images that occur most.
 
-SQL over what the filter leaves when it has decided: `decisions`, `facts` and `images` (`align.filter.tables`),
-and of its work folder `pairs` and `verdicts`. Every result is small, however long the tables are. Hosts are counted in
-a few shards only, as strings are what is dear.
+SQL over the filter's results `decisions`, `facts` and `images` (`align.formats.filtered`) and, from its work folder,
+`pairs` and `verdicts` (`align.filter.tables`). Every result is small, however long the tables are. Hosts and languages
+are counted in a few shards only, as work on strings is slow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHORT_SIDES_PX = (50, 100, 150, 200, 225, 250, 275, 300, 350, 400, 500, 600, 800
 _NUM_SHOWN = 12
 _NUM_PERSONAL = 8
 _UNKNOWN = "unknown"
-#: What of a URL says its host; few begin many URLs.
+#: The part of a URL up to its host; many URLs share it.
 _BEGINNING = regex.compile(r"https?://[^/?#]*")
 
 
@@ -51,13 +51,13 @@ class MultipliedImage(_Frozen):
     """An image content that many pairs show.
 
     Attributes:
-        place: of its first pair, see `align.filter.tables`: names the shard with the bytes.
+        row_number: of its first pair (`align.filter.tables`), which tells the shard with the bytes.
         image_key: of the tar sample with the bytes.
-        nsfw_score: null where the classifier did not look at it.
+        nsfw_score: null where the classifier did not score it.
         text: of its first pair.
     """
 
-    place: int
+    row_number: int
     image_key: str | None
     num_pairs: int
     num_texts: int
@@ -66,7 +66,7 @@ class MultipliedImage(_Frozen):
 
 
 class PersonalData(_Frozen):
-    """Pairs whose text holds an e-mail address or a phone number; `examples` have them masked."""
+    """Pairs whose text has an e-mail address or a phone number; in `examples` these are masked."""
 
     num_with_email: int
     num_with_phone: int
@@ -76,17 +76,17 @@ class PersonalData(_Frozen):
 
 
 class Overview(_Frozen):
-    """Distributions, and what stands out.
+    """Distributions, and the texts and images that occur most.
 
     Attributes:
         words_per_text: words -> pairs.
         short_sides: lower end of the bucket, px -> distinct images.
-        languages: by pairs, descending, in the shards that were looked at; `unknown` where a text is too short to tell.
-        hosts: of image URLs, likewise.
-        num_looked_at: pairs of those shards.
+        languages: by pairs, descending, in a few shards; `unknown` where a text is too short to tell.
+        hosts: of image URLs, by pairs, descending, in the same shards.
+        num_looked_at: pairs of these shards.
         shared_texts: by images, descending.
         multiplied_images: by pairs, descending.
-        personal_data: found in texts.
+        personal_data: in texts.
     """
 
     words_per_text: dict[int, int]
@@ -99,12 +99,12 @@ class Overview(_Frozen):
     personal_data: PersonalData
 
 
-def overview(rows: Rows, shown: Iterable[tuple[str, str, bool]]) -> Overview:
-    """Asks for everything.
+def overview_of(rows: Rows, shown: Iterable[tuple[str, str, bool]]) -> Overview:
+    """Counts everything.
 
     Args:
         rows: runs SQL over the views.
-        shown: (image URL, normalised text, whether the pair is kept) of the pairs of some shards.
+        shown: (image URL, text, whether the pair is kept) of the pairs of a few shards.
     """
     hosts, spoken = _Counts(), _Counts()
     for url, text, keep in shown:
@@ -166,52 +166,52 @@ def _shared_texts(rows: Rows) -> tuple[SharedText, ...]:
     counts = rows(f"{several} ORDER BY num_images DESC LIMIT {_NUM_SHOWN}")
     if not counts:
         return ()
-    found = rows(f"""
-        SELECT text, max(num_images) AS images, count(*) AS pairs, min(place) AS first_place FROM verdicts
-        WHERE num_images >= {counts[-1][0]} GROUP BY text ORDER BY images DESC, first_place LIMIT {_NUM_SHOWN}
+    texts = rows(f"""
+        SELECT max(num_images) AS images, count(*) AS pairs, min(row_number) AS first_pair FROM verdicts
+        WHERE num_images >= {counts[-1][0]} GROUP BY text_hash ORDER BY images DESC, first_pair LIMIT {_NUM_SHOWN}
     """)
-    pairs = _pairs_at(rows, [row[3] for row in found])
+    pairs = _pairs_at(rows, [first_pair for *_, first_pair in texts])
     return tuple(
-        SharedText(text=pairs[place][1], num_images=num_images, num_pairs=num_pairs)
-        for _, num_images, num_pairs, place in found
+        SharedText(text=pairs[first_pair][1], num_images=num_images, num_pairs=num_pairs)
+        for num_images, num_pairs, first_pair in texts
     )
 
 
 def _multiplied_images(rows: Rows) -> tuple[MultipliedImage, ...]:
-    found = rows(f"""
-        SELECT image, count(*) AS pairs, max(num_texts) AS texts, min(place) AS first_place FROM verdicts
-        WHERE image IS NOT NULL
-          AND image NOT IN (SELECT image FROM pairs WHERE opted_out IS NOT NULL AND image IS NOT NULL)
-        GROUP BY image HAVING count(*) > 1 ORDER BY pairs DESC, first_place LIMIT {_NUM_SHOWN}
+    images = rows(f"""
+        SELECT count(*) AS pairs, max(num_texts) AS texts, min(row_number) AS first_pair FROM verdicts
+        WHERE image_hash IS NOT NULL
+          AND image_hash NOT IN (SELECT image_hash FROM pairs WHERE opted_out IS NOT NULL AND image_hash IS NOT NULL)
+        GROUP BY image_hash HAVING count(*) > 1 ORDER BY pairs DESC, first_pair LIMIT {_NUM_SHOWN}
     """)
-    pairs = _pairs_at(rows, [row[3] for row in found])
-    ids = ", ".join(f"'{pairs[row[3]][2]}'" for row in found) or "''"
+    pairs = _pairs_at(rows, [first_pair for *_, first_pair in images])
+    ids = ", ".join(f"'{image_id}'" for _, _, image_id in pairs.values()) or "''"
     scores: dict[str, float | None] = dict(rows(f"SELECT image_id, nsfw_score FROM images WHERE image_id IN ({ids})"))
     return tuple(
         MultipliedImage(
-            place=place, image_key=pairs[place][0], num_pairs=num_pairs, num_texts=num_texts,
-            nsfw_score=scores.get(pairs[place][2] or ""), text=pairs[place][1],
+            row_number=first_pair, image_key=pairs[first_pair][0], num_pairs=num_pairs, num_texts=num_texts,
+            nsfw_score=scores.get(pairs[first_pair][2] or ""), text=pairs[first_pair][1],
         )
-        for _, num_pairs, num_texts, place in found
+        for num_pairs, num_texts, first_pair in images
     )  # fmt: skip
 
 
-def _pairs_at(rows: Rows, places: Sequence[int]) -> Mapping[int, tuple[str | None, str, str | None]]:
-    """place -> (image_key, text, image_id)."""
-    listed = ", ".join(map(str, places)) or "-1"
-    found = rows(f"SELECT place, image_key, normalised, image_id FROM pairs WHERE place IN ({listed})")
-    return {place: (image_key, text, image_id) for place, image_key, text, image_id in found}
+def _pairs_at(rows: Rows, row_numbers: Sequence[int]) -> Mapping[int, tuple[str | None, str, str | None]]:
+    """row number -> (image_key, text, image_id)."""
+    listed = ", ".join(map(str, row_numbers)) or "-1"
+    pairs = rows(f"SELECT row_number, image_key, text, image_id FROM pairs WHERE row_number IN ({listed})")
+    return {row_number: (image_key, text, image_id) for row_number, image_key, text, image_id in pairs}
 
 
 def _personal_data(rows: Rows) -> PersonalData:
-    found = "num_emails + num_phones > 0"
+    personal = "num_emails + num_phones > 0"
     emails, phones, num_pairs = rows(
         "SELECT count(*) FILTER (WHERE num_emails > 0), count(*) FILTER (WHERE num_phones > 0), "
-        f"count(*) FILTER (WHERE {found}) FROM facts"
+        f"count(*) FILTER (WHERE {personal}) FROM facts"
     )[0]
     if not num_pairs:
         return PersonalData(num_with_email=0, num_with_phone=0, num_pairs=0, num_kept=0, examples=())
-    joined = f"(SELECT key FROM facts WHERE {found}) AS personal JOIN decisions ON decisions.key = personal.key"
+    joined = f"(SELECT key FROM facts WHERE {personal}) AS personal JOIN decisions ON decisions.key = personal.key"
     num_kept = rows(f"SELECT count(*) FROM {joined} WHERE keep")[0][0]
     drawn = f"ORDER BY md5(decisions.key), decisions.key LIMIT {_NUM_PERSONAL}"
     texts = rows(f"SELECT text FROM {joined} {drawn}")
@@ -221,33 +221,33 @@ def _personal_data(rows: Rows) -> PersonalData:
     )  # fmt: skip
 
 
-def figures(found: Overview) -> dict[str, float | int]:
+def overview_metrics(overview: Overview) -> dict[str, float | int]:
     """The overview's metrics, for DVC, MLflow and Prefect."""
-    personal = found.personal_data
-    shown: dict[str, float | int] = {
-        "filter/words_per_text/median": _quantile(found.words_per_text, 0.5),
-        "filter/words_per_text/p95": _quantile(found.words_per_text, 0.95),
-        "filter/short_side_px/median": _quantile(found.short_sides, 0.5),
-        "filter/short_side_px/p95": _quantile(found.short_sides, 0.95),
-        "filter/max_images_per_text": max((one.num_images for one in found.shared_texts), default=1),
-        "filter/max_pairs_per_image": max((one.num_pairs for one in found.multiplied_images), default=1),
+    personal = overview.personal_data
+    metrics: dict[str, float | int] = {
+        "filter/words_per_text/median": _quantile(overview.words_per_text, 0.5),
+        "filter/words_per_text/p95": _quantile(overview.words_per_text, 0.95),
+        "filter/short_side_px/median": _quantile(overview.short_sides, 0.5),
+        "filter/short_side_px/p95": _quantile(overview.short_sides, 0.95),
+        "filter/max_images_per_text": max((one.num_images for one in overview.shared_texts), default=1),
+        "filter/max_pairs_per_image": max((one.num_pairs for one in overview.multiplied_images), default=1),
         "filter/personal_data/num_with_email": personal.num_with_email,
         "filter/personal_data/num_with_phone": personal.num_with_phone,
         "filter/personal_data/num_kept": personal.num_kept,
     }
-    total = sum(one.num_pairs for one in found.languages)
-    for one in found.languages[:_NUM_SHOWN]:
-        shown[f"filter/language/{one.name}"] = round(one.num_pairs / total, 6)
-    if found.hosts:
-        shown["filter/top_host_share"] = round(found.hosts[0].num_pairs / found.num_looked_at, 6)
-    return shown
+    total = sum(one.num_pairs for one in overview.languages)
+    for one in overview.languages[:_NUM_SHOWN]:
+        metrics[f"filter/language/{one.name}"] = round(one.num_pairs / total, 6)
+    if overview.hosts:
+        metrics["filter/top_host_share"] = round(overview.hosts[0].num_pairs / overview.num_looked_at, 6)
+    return metrics
 
 
 def _quantile(histogram: Mapping[int, int], share: float) -> int:
-    """The smallest value (of buckets: lower end) that this share of all does not exceed; 0 where there are none."""
-    wanted, seen = share * sum(histogram.values()), 0
+    """The smallest value (of a bucket: its lower end) that covers this share; 0 for an empty histogram."""
+    wanted, counted = share * sum(histogram.values()), 0
     for value, num in sorted(histogram.items()):
-        seen += num
-        if seen >= wanted and seen:
+        counted += num
+        if counted >= wanted and counted:
             return value
     return 0

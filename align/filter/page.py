@@ -1,0 +1,236 @@
+"""The filter's page: what was kept and dropped, with pictures.
+
+Pictures that rule I1 drops are blurred. Pictures that people opted out are counted but not shown. E-mail addresses and
+phone numbers are masked in every text.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import ImageFilter
+
+from align import html
+from align.config.filter import FilterConfig
+from align.figure import png
+from align.files import write_bytes, write_text
+from align.filter import figures
+from align.filter.examples import ExamplePair, Gallery
+from align.filter.overview import Overview
+from align.filter.report import FilterReport
+from align.filter.rules import RULES, active
+from align.pairs.picture import PictureError, decode
+from align.pairs.text import mask_personal_data
+
+_THUMBNAIL_PX = 144
+_BLUR_PX = 9
+_MAX_CAPTION = 90
+
+
+def write_page(report: FilterReport, config: FilterConfig, gallery: Gallery, directory: Path) -> None:
+    """Writes report.html, and its figures as PNG.
+
+    Args:
+        report: the numbers.
+        config: the cuts behind them.
+        gallery: examples with their pictures.
+        directory: the folder to write to.
+    """
+    overview = report.overview
+    steps = [(row.reason, row.num_first, row.num_remaining) for row in report.funnel if row.num_first]
+    drawn = {
+        "funnel": figures.funnel_figure(report.num_pairs, steps),
+        "text_lengths": figures.words_figure(overview.words_per_text, config),
+        "image_sizes": figures.sizes_figure(overview.short_sides, config),
+        "languages": figures.languages_figure(overview.languages, overview.num_looked_at),
+    }
+    pictures = {name: png(figure) for name, figure in drawn.items()}
+    for name, data in pictures.items():
+        write_bytes(directory / f"{name}.png", data)
+    share = report.num_kept / report.num_pairs if report.num_pairs else 0.0
+    sections = {
+        "The funnel": [html.picture(pictures["funnel"], alt="pairs left after each rule")],
+        "Every rule": _rules(report, config),
+        "Texts and images": [
+            html.side_by_side(
+                html.picture(pictures[name], alt=name.replace("_", " "))
+                for name in ("text_lengths", "image_sizes", "languages")
+            )
+        ],
+        "What repeats": _repeats(overview, config, gallery),
+        "Personal data in texts": _personal_data(overview, config),
+        "Near-duplicates of evaluation images": _evaluation(report),
+    }
+    for code in (None, *RULES):
+        sections[f"Dropped: {code}" if code else "Kept"] = _examples(code, gallery, config.max_image_pixels)
+    blocks = [_cards(report), html.contents(title for title, body in sections.items() if body)]
+    for title, body in sections.items():
+        blocks += [html.heading(title), *body] if body else []
+    lead = f"{report.num_kept:,} of {report.num_pairs:,} pairs kept ({share:.1%})."
+    write_text(directory / "report.html", html.page("What the filter kept and dropped", lead, blocks))
+
+
+def _cards(report: FilterReport) -> str:
+    share = report.num_kept / report.num_pairs if report.num_pairs else 0.0
+    alike = sum(row.num_alone for row in report.funnel if row.reason == "image_near_duplicate_of_test")
+    personal = report.overview.personal_data.num_pairs
+    return html.cards(
+        [
+            ("raw pairs", f"{report.num_pairs:,}", ""),
+            ("kept", f"{report.num_kept:,}", "good"),
+            ("keep rate", f"{share:.1%}", "good"),
+            ("distinct images", f"{report.num_images:,}", ""),
+            ("pairs like evaluation images", f"{alike:,}", "bad" if alike else ""),
+            ("texts with personal data", f"{personal:,}", "warn" if personal else ""),
+        ]
+    )
+
+
+def _rules(report: FilterReport, config: FilterConfig) -> list[str]:
+    cuts, vocabulary, switched_on, rows = _cuts(config), report.vocabulary, active(config), []
+    off = [row.reason for row in report.funnel if row.reason not in switched_on]
+    for row in report.funnel:
+        if row.reason not in switched_on:
+            continue
+        alone = row.num_alone / report.num_pairs if report.num_pairs else 0.0
+        what, cut = (RULES[row.reason].__doc__ or "").strip().splitlines()[0], cuts.get(row.reason, "")
+        rows.append((row.reason, row.num_alone, alone, row.num_first, row.num_remaining, cut, what))
+    columns = ("rule", "drops alone", "", "drops first", "pairs left", "cut here", "the rule, with the paper's cut")
+    return [
+        html.table(columns, rows, bar=2),
+        html.note(
+            "Drops alone: pairs that the rule drops, whether or not other rules drop them too. Drops first: pairs of "
+            "which it is the first, in rule order, to drop them. "
+            + (f"Off here: {', '.join(off)}. " if off else "")
+            + f"T2's list holds the {vocabulary.num_frequent:,} most frequent of {vocabulary.num_ngrams:,} distinct "
+            f"unigrams and bigrams: all that occur at least {vocabulary.last_count:,} time(s). The NSFW classifier "
+            f"scored {report.num_nsfw_scored:,} of {report.num_images:,} distinct images: those that some pair "
+            "would keep under all other rules."
+        ),
+    ]
+
+
+def _cuts(config: FilterConfig) -> dict[str, str]:
+    return {
+        "image_nsfw": f"score {config.nsfw_threshold:g}",
+        "image_too_small": f"{config.short_side_above_px:,} px",
+        "image_aspect_ratio": f"{config.aspect_ratio_below:g}",
+        "image_too_many_texts": f"{config.max_texts_per_image:,} texts",
+        "image_near_duplicate_of_test": f"cosine {config.near_duplicate_cosine_above:g}",
+        "text_shared_by_many_images": f"{config.max_images_per_text:,} images",
+        "text_rare_ngram": f"{config.num_frequent_ngrams:,} n-grams",
+        "text_too_short": f"{config.min_words} words",
+        "text_too_long": f"{config.max_words} words",
+        "pair_low_similarity": f"cosine {config.min_similarity:g}",
+        "text_other_language": ", ".join(config.languages or ()),
+    }
+
+
+def _repeats(overview: Overview, config: FilterConfig, gallery: Gallery) -> list[str]:
+    texts = [(_short(one.text), one.num_images, one.num_pairs) for one in overview.shared_texts]
+    hosts = [(one.name, one.num_pairs, f"{one.num_kept / one.num_pairs:.0%}") for one in overview.hosts]
+    tables = []
+    if texts:
+        tables.append(html.subheading("Texts that most images share"))
+        tables[-1] += html.table(("text", "images", "pairs"), texts)
+    if hosts:
+        tables.append(html.subheading(f"Hosts of most images, in {overview.num_looked_at:,} pairs"))
+        tables[-1] += html.table(("host", "pairs", "kept"), hosts)
+    blocks = [html.side_by_side(tables)] if tables else []
+    items = []
+    for one in overview.multiplied_images:
+        data = gallery.images.get(one.image_key or "")
+        blur = one.nsfw_score is not None and one.nsfw_score >= config.nsfw_threshold
+        picture = _thumbnail(data, config.max_image_pixels, blur=blur) if data is not None else None
+        if picture is not None:
+            caption = f"{one.num_pairs:,} pairs, {one.num_texts:,} texts · {_short(one.text)}"
+            items.append((picture, caption, ""))
+    if items:
+        blocks += [html.subheading("Images that most pairs show"), html.gallery(items)]
+    return blocks
+
+
+def _personal_data(overview: Overview, config: FilterConfig) -> list[str]:
+    personal = overview.personal_data
+    rule = "on" if config.drop_personal_data else "off (filter.drop_personal_data)"
+    blocks = [
+        html.paragraph(
+            f"{personal.num_with_email:,} texts have an e-mail address and {personal.num_with_phone:,} a phone number. "
+            f"{personal.num_kept:,} of these {personal.num_pairs:,} pairs are kept. The rule that drops them is {rule}."
+        )
+    ]
+    if personal.examples:
+        blocks.append(html.table(("examples, masked",), [(_short(text),) for text in personal.examples]))
+    return blocks
+
+
+def _evaluation(report: FilterReport) -> list[str]:
+    if not report.evaluation_matches:
+        return [html.paragraph("There was no evaluation set to compare with, so rule I5 dropped nothing.")]
+    return [
+        html.table(("evaluation set", "images that resemble one of the set"), sorted(report.evaluation_matches.items()))
+    ]
+
+
+def _examples(code: str | None, gallery: Gallery, max_pixels: int) -> list[str]:
+    examples = [example for example in gallery.examples if example.reason == code]
+    if not examples or code == "opted_out":
+        return []
+    items: list[tuple[bytes, str, str]] = []
+    for example in examples:
+        data = gallery.images.get(example.image_key or "")
+        picture = _thumbnail(data, max_pixels, blur=code == "image_nsfw") if data is not None else None
+        if picture is None:
+            continue
+        items.append((picture, f"{_detail(example)}{_short(example.text)}", "bad" if code else "good"))
+        twin = gallery.twins.get(example.twin or "")
+        twin_picture = _thumbnail(twin[0], max_pixels) if twin and code == "image_near_duplicate_of_test" else None
+        if twin and twin_picture:
+            items.append((twin_picture, f"test image {example.twin}: {_short(twin[1])}", ""))
+    if items:
+        return [html.gallery(items)]
+    rows = [(one.key, one.error_message or "does not decode", _short(one.url), _short(one.text)) for one in examples]
+    return [html.table(("key", "why", "image URL", "text"), rows)]
+
+
+def _detail(example: ExamplePair) -> str:
+    match example.reason:
+        case "image_nsfw":
+            return f"score {example.nsfw_score:.2f} · "
+        case "image_too_small" | "image_aspect_ratio":
+            return f"{example.width_px} x {example.height_px} · "
+        case "image_too_many_texts":
+            return f"{example.num_texts:,} texts · "
+        case "image_near_duplicate_of_test" if example.twin_cosine is not None:
+            return f"cosine {example.twin_cosine:.3f} · "
+        case "text_shared_by_many_images":
+            return f"{example.num_images:,} images · "
+        case "text_rare_ngram" if example.rare_ngram:
+            return f"rare: {_short(example.rare_ngram)} · "
+        case "text_too_short" | "text_too_long":
+            return f"{example.num_words:,} words · "
+        case "pair_low_similarity" if example.similarity is not None:
+            return f"cosine {example.similarity:.2f} · "
+        case "text_other_language":
+            return f"{example.language} · "
+        case _:
+            return ""
+
+
+def _short(text: str) -> str:
+    text = mask_personal_data(text)
+    return text if len(text) <= _MAX_CAPTION else f"{text[: _MAX_CAPTION - 1]}…"
+
+
+def _thumbnail(data: bytes, max_pixels: int, *, blur: bool = False) -> bytes | None:
+    try:
+        image = decode(data, max_pixels=max_pixels, hint_px=2 * _THUMBNAIL_PX)
+    except PictureError:
+        return None
+    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    if blur:
+        image = image.filter(ImageFilter.GaussianBlur(_BLUR_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=70)
+    return buffer.getvalue()

@@ -12,7 +12,7 @@ LanguageCode = Annotated[str, Field(pattern="^[a-z]{2}$")]
 
 
 class ModelFile(BaseModel):
-    """A network given as a file with its digest: a trained tower in a filter as a *stage* would be a circle."""
+    """A network, given as a file with its digest. If it were a *stage* of the pipeline, that would be a circle."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -28,7 +28,7 @@ class ModelFile(BaseModel):
 
 
 class FilterConfig(Section):
-    """The cuts. Names with `min` and `max` are of the values that are *kept*, except where a comment says otherwise."""
+    """The cuts. Values named `min_...` and `max_...` are themselves kept."""
 
     section: ClassVar[str] = "filter"
 
@@ -40,22 +40,22 @@ class FilterConfig(Section):
     short_side_above_px: NonNegativeInt
     #: I3: long side / short side must be below.
     aspect_ratio_below: float = Field(gt=1)
-    #: I4: at most so many distinct texts per image.
+    #: I4: most distinct texts per image, included.
     max_texts_per_image: PositiveInt
     #: I5: two images are near-duplicates if their embeddings' cosine is above this ...
     near_duplicate_cosine_above: float = Field(ge=-1, le=1)
-    #: ... by this network; None takes the NSFW classifier's pooled features, from the same pass.
+    #: ... by this network; None: by the NSFW classifier's pooled features, from the same pass.
     near_duplicate_embedder: ModelFile | None
-    #: k-means clusters of the embeddings, and how many of the nearest ones an image is compared in.
+    #: k-means clusters of the embeddings, and in how many of the nearest ones an image is compared.
     near_duplicate_clusters: PositiveInt
     near_duplicate_probes: PositiveInt
-    #: ... or if their 64-bit perceptual hashes differ in at most so many bits ...
+    #: ... or if their 64-bit perceptual hashes differ in at most this many bits ...
     max_phash_distance: int = Field(ge=0, le=64)
     #: ... and the colours of their thumbnails correlate above this.
     thumbnail_correlation_above: float = Field(ge=-1, le=1)
-    #: T1: at most so many distinct images per text.
+    #: T1: most distinct images per text, included.
     max_images_per_text: PositiveInt
-    #: T2: every unigram and bigram must lie in the so many most frequent ones of the raw data (one joint list).
+    #: T2: every unigram and bigram must be among this many most frequent ones of the raw data (one joint list).
     num_frequent_ngrams: PositiveInt
     #: T3: fewest words, included.
     min_words: PositiveInt
@@ -63,14 +63,14 @@ class FilterConfig(Section):
     max_words: PositiveInt
     #: Ours, not the paper's: drop texts that are a file name, path or URL.
     drop_filenames: bool
-    #: Beyond ALIGN: image-text similarity (cosine) by this model must reach the value; None: no such rule.
+    #: Beyond ALIGN: the cosine of image and text by this model must be at least `min_similarity`; None: no such rule.
     similarity_model: ModelFile | None
     min_similarity: float = Field(ge=-1, le=1)
     #: Beyond ALIGN: texts in other languages are dropped (ISO 639-1 codes); None: no such rule.
     languages: Annotated[tuple[LanguageCode, ...], Field(strict=False, min_length=1)] | None
     #: Beyond ALIGN: of pairs of one image content (`pair`: and one text), only the first is kept.
     drop_repeats: Literal["image", "pair"] | None
-    #: Beyond ALIGN: texts with an e-mail address or a phone number are dropped; they are counted in any case.
+    #: Beyond ALIGN: texts with an e-mail address or a phone number are dropped. They are always counted.
     drop_personal_data: bool
 
     @model_validator(mode="after")

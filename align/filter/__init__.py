@@ -1,1 +1,1 @@
-"""How `align filter` works: measure each shard, decide by SQL over all of them, and report."""
+"""`align filter`: measure each shard, decide by SQL over all shards, and report."""

@@ -51,8 +51,13 @@ def _twin_table(matches: Iterable[NearDuplicate]) -> pa.Table:
     for image_id, references in sorted(near.items()):
         names = sorted({reference.partition("/")[0] for _, reference in references})
         cosine, closest = min(references)
-        rows.append({
-            "image_hash": image_hash(image_id), "num_evaluation_sets": len(names), "evaluation_sets": names,
-            "twin": closest, "twin_cosine": -cosine,
-        })  # fmt: skip
+        rows.append(
+            {
+                "image_hash": image_hash(image_id),
+                "num_evaluation_sets": len(names),
+                "evaluation_sets": names,
+                "twin": closest,
+                "twin_cosine": -cosine,
+            }
+        )
     return pa.Table.from_pylist(rows, TWINS)

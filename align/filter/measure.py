@@ -96,12 +96,20 @@ def image_table(index: int, table: pa.Table, shard: RawShard, work: WorkFolder) 
         # the table's size is that at the source, as img2dataset shrinks pictures
         owner = row_of_key.get(image_key, row)
         names = twins.get(image_id, [])
-        images.append({
-            "row_number": index * MAX_ROWS + row, "image_hash": image_hash(image_id), "image_id": image_id,
-            "image_key": image_key, "width_px": widths[owner] or one.width_px,
-            "height_px": heights[owner] or one.height_px, "decodable": one.phash is not None, "phash": one.phash,
-            "evaluation_sets": sorted({name.partition("/")[0] for name in names}), "twin": min(names, default=None),
-        })  # fmt: skip
+        images.append(
+            {
+                "row_number": index * MAX_ROWS + row,
+                "image_hash": image_hash(image_id),
+                "image_id": image_id,
+                "image_key": image_key,
+                "width_px": widths[owner] or one.width_px,
+                "height_px": heights[owner] or one.height_px,
+                "decodable": one.phash is not None,
+                "phash": one.phash,
+                "evaluation_sets": sorted({name.partition("/")[0] for name in names}),
+                "twin": min(names, default=None),
+            }
+        )
     return pa.Table.from_pylist(images, IMAGES)
 
 

@@ -106,7 +106,7 @@ def find_near_duplicates(
     """Yields every (training image, evaluation image) whose cosine is above the cut: shard by shard, each pair once.
 
     Args:
-        shards: files of `write_embeddings`; names are image_ids, each of them once. Their order does not change the matches.
+        shards: files of `write_embeddings`; names are image_ids, each once. Their order does not matter.
         references: of the evaluation images: one row per view, under the image's name.
         config: `near_duplicate_clusters`, `near_duplicate_probes`, `near_duplicate_cosine_above`.
         kmeans: see `Kmeans`.
@@ -186,10 +186,12 @@ def _compare(
 
 def _clusters(references: Embeddings, centroids: NDArray[np.float32]) -> list[NDArray[np.int64]]:
     """For each cluster the rows of its references."""
-    nearest = np.concatenate([
-        _nearest(references.vectors[start : start + _BLOCK_ROWS].astype(np.float32), centroids, 1)[:, 0]
-        for start in range(0, len(references.names), _BLOCK_ROWS)
-    ])  # fmt: skip
+    nearest = np.concatenate(
+        [
+            _nearest(references.vectors[start : start + _BLOCK_ROWS].astype(np.float32), centroids, 1)[:, 0]
+            for start in range(0, len(references.names), _BLOCK_ROWS)
+        ]
+    )
     return [np.flatnonzero(nearest == cluster) for cluster in range(len(centroids))]
 
 

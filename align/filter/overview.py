@@ -189,11 +189,15 @@ def _multiplied_images(rows: Rows) -> tuple[MultipliedImage, ...]:
     scores: dict[str, float | None] = dict(rows(f"SELECT image_id, nsfw_score FROM images WHERE image_id IN ({ids})"))
     return tuple(
         MultipliedImage(
-            row_number=first_pair, image_key=pairs[first_pair][0], num_pairs=num_pairs, num_texts=num_texts,
-            nsfw_score=scores.get(pairs[first_pair][2] or ""), text=pairs[first_pair][1],
+            row_number=first_pair,
+            image_key=pairs[first_pair][0],
+            num_pairs=num_pairs,
+            num_texts=num_texts,
+            nsfw_score=scores.get(pairs[first_pair][2] or ""),
+            text=pairs[first_pair][1],
         )
         for num_pairs, num_texts, first_pair in images
-    )  # fmt: skip
+    )
 
 
 def _pairs_at(rows: Rows, row_numbers: Sequence[int]) -> Mapping[int, tuple[str | None, str, str | None]]:
@@ -216,9 +220,12 @@ def _personal_data(rows: Rows) -> PersonalData:
     drawn = f"ORDER BY md5(decisions.key), decisions.key LIMIT {_NUM_PERSONAL}"
     texts = rows(f"SELECT text FROM {joined} {drawn}")
     return PersonalData(
-        num_with_email=emails, num_with_phone=phones, num_pairs=num_pairs, num_kept=num_kept,
+        num_with_email=emails,
+        num_with_phone=phones,
+        num_pairs=num_pairs,
+        num_kept=num_kept,
         examples=tuple(mask_personal_data(text) for (text,) in texts),
-    )  # fmt: skip
+    )
 
 
 def overview_metrics(overview: Overview) -> dict[str, float | int]:

@@ -97,9 +97,13 @@ def commit(table: pa.Table, path: Path) -> None:
     # rows per row number.
     encoding = {"row_number": "DELTA_BINARY_PACKED"} if table.schema.equals(BIGRAMS) else None
     pq.write_table(
-        table, beside, compression="none", use_dictionary=False, write_statistics=with_statistics,
+        table,
+        beside,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=with_statistics,
         column_encoding=encoding,
-    )  # fmt: skip
+    )
     os.replace(beside, path)
 
 

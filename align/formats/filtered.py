@@ -1,7 +1,7 @@
 """data/filtered: what `align filter` decided, for all stages after it.
 
     decisions.parquet   one row per pair: keep it or not, why, and its normalised text
-    facts.parquet       one row per pair: every value that a rule looked at
+    facts.parquet       one row per pair: every value that a rule used
     images.parquet      one row per distinct image with bytes, in order of `image_id`
 
 Rows of pairs are in order of `key`, in row groups of ROW_GROUP_SIZE, so that finding one pair reads little. The files

@@ -1,4 +1,4 @@
-"""What one image's pixels say: its size, a 64-bit perceptual hash, and a small thumbnail.
+"""The size of an image, a 64-bit perceptual hash of its pixels, and a small thumbnail.
 
 The hash holds the signs of the lowest 8 x 8 frequencies of a 32 x 32 grey thumbnail: equal pictures, re-encoded or
 resized, differ in few of its bits.
@@ -17,19 +17,19 @@ from align.pairs.picture import PictureError, decode, read_header
 THUMBNAIL_PX = 16
 _HASH_PX = 32
 _HASH_SIDE = 8
-#: A JPEG is decoded no larger than needed for these.
+#: A JPEG is decoded no larger than this, which is enough for both.
 _HINT_PX = 128
 
 
 @dataclass(frozen=True)
 class ImageSignals:
-    """What one image's pixels say.
+    """What is computed from one image's bytes.
 
     Attributes:
-        width_px: as stored; None where not even the header can be read.
-        height_px: likewise.
-        phash: 64-bit perceptual hash; None where the picture cannot be decoded.
-        thumbnail: 16 x 16 x 3 uint8 as bytes; None likewise.
+        width_px: as stored; None if not even the header is readable.
+        height_px: as width_px.
+        phash: 64-bit perceptual hash; None if the picture does not decode.
+        thumbnail: 16 x 16 x 3 uint8 as bytes; None if the picture does not decode.
     """
 
     width_px: int | None
@@ -39,7 +39,7 @@ class ImageSignals:
 
 
 def image_signals(data: bytes, max_pixels: int) -> ImageSignals:
-    """Decodes an image and measures it. Never raises for bad bytes."""
+    """Decodes an image and computes its signals. Never raises for bad bytes."""
     try:
         header = read_header(data)
     except PictureError:
@@ -54,17 +54,17 @@ def image_signals(data: bytes, max_pixels: int) -> ImageSignals:
 
 
 def _dct_rows() -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    frequency, place = np.arange(_HASH_SIDE)[:, None], np.arange(_HASH_PX)[None, :]
-    return np.cos(np.pi * frequency * (2 * place + 1) / (2 * _HASH_PX))
+    frequency, position = np.arange(_HASH_SIDE)[:, None], np.arange(_HASH_PX)[None, :]
+    return np.cos(np.pi * frequency * (2 * position + 1) / (2 * _HASH_PX))
 
 
 _DCT = _dct_rows()
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """64 bits: which of the lowest 8 x 8 DCT frequencies of the grey picture lie above their median (DC included)."""
+    """64 bits: which of the lowest 8 x 8 DCT frequencies of the grey picture are above their median (DC included)."""
     grey = image.convert("L").resize((_HASH_PX, _HASH_PX), Image.Resampling.BILINEAR)
-    # rounded, so that the last bit of a float on another machine does not decide
+    # rounded, since the last bit of a float may differ on another machine
     frequencies = np.round(_DCT @ np.asarray(grey, dtype=np.float64) @ _DCT.T, 3).ravel()
     bits = frequencies > np.median(frequencies)
     return int(np.packbits(bits).view(">u8")[0])

@@ -1,7 +1,7 @@
 """A picture's bytes: its size from the header, and decoding within a limit.
 
-Pillow warns and fails at limits of its own, too low for a raw archive and not counted anywhere. Ours replace them: the
-caller gives `max_pixels`, and nothing is decoded before the size in the header is known to be below it.
+Pillow warns and fails at limits of its own, which are too low for a raw archive and are counted nowhere. Ours replace
+them: the caller sets `max_pixels`, and nothing is decoded before the header's size is known to be within it.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-Image.MAX_IMAGE_PIXELS = None  # see above: no decoding in this project but behind `max_pixels`
+Image.MAX_IMAGE_PIXELS = None  # see above: in this project nothing is decoded without `max_pixels`
 
-#: What the web serves and Pillow decodes by itself. No EPS, WMF and the like: those start other programs.
+#: Formats that the web serves and Pillow itself decodes. No EPS, WMF and the like, which start other programs.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "ICO", "AVIF", "PPM")
 
 
 class PictureError(Exception):
-    """These bytes are no picture that we decode; the message says why. Callers turn it into a row."""
+    """We cannot decode these bytes as a picture; the message says why. Callers record it in a row."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a picture says.
+    """The header of a picture.
 
     Attributes:
-        format: Pillow's name, such as `PNG`; from the bytes, whatever a server or a file name claims.
+        format: Pillow's name, such as `PNG`; from the bytes, not from what a server or a file name claims.
         width_px: at least 1.
         height_px: at least 1.
     """
@@ -39,21 +39,21 @@ class Header:
 
 
 def read_header(data: bytes) -> Header:
-    """Format and size without decoding. Raises PictureError when the bytes are no picture."""
+    """Format and size without decoding. Raises PictureError if the bytes are not a picture."""
     with _open(data) as image:
         return _header(image)
 
 
 def decode(data: bytes, *, max_pixels: int, hint_px: int | None = None) -> Image.Image:
-    """Decodes the first frame to RGB; transparent parts on white.
+    """Decodes the first frame to RGB, with white behind transparent parts.
 
     Args:
         data: the file's bytes.
-        max_pixels: larger pictures are refused by their header.
-        hint_px: the caller needs no more than this many pixels on a side, so a JPEG may be decoded at 1/2, 1/4 or 1/8.
+        max_pixels: larger pictures are refused, by the size in their header.
+        hint_px: the caller needs at most this many pixels per side, so a JPEG may be decoded at 1/2, 1/4 or 1/8.
 
     Raises:
-        PictureError: no picture, too large, or broken further in.
+        PictureError: not a picture, too large, or broken after its header.
     """
     with _open(data) as image:
         header = _header(image)
@@ -67,7 +67,7 @@ def decode(data: bytes, *, max_pixels: int, hint_px: int | None = None) -> Image
                 white = Image.new("RGBA", rgba.size, "white")
                 return Image.alpha_composite(white, rgba).convert("RGB")
             return image.convert("RGB")
-        except Exception as error:  # a decoder given hostile bytes raises whatever it stumbles on
+        except Exception as error:  # decoders raise errors of any type for hostile bytes
             raise PictureError(f"broken {header.format}: {_one_line(error)}") from error
 
 
@@ -92,9 +92,9 @@ def _one_line(error: Exception) -> str:
 
 
 def shrink(data: bytes, short_side_px: int, quality: int, max_pixels: int) -> tuple[bytes, int, int]:
-    """A JPEG whose shorter side has `short_side_px`, the aspect kept; (bytes, width, height).
+    """A JPEG whose shorter side is `short_side_px`, with the same aspect; (bytes, width, height).
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 where that is still as large as the result. Raises PictureError as `decode`.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 if that is still as large as the result. Raises PictureError as `decode`.
     """
     header = read_header(data)
     scale = short_side_px / min(header.width_px, header.height_px)

@@ -1,9 +1,9 @@
-"""What a text is: its normal form, its words, its language, and whether it is a file name or names a person's address.
+"""A text's normal form, words and language, and whether it is a file name or has a person's address or number.
 
 The paper leaves open what a unigram is for a given script. Decision: a word of Unicode's default word segmentation
-(UAX #29) that holds at least one letter or digit, lower-cased. So `don't`, `1920x1080` and `alt_img` are one word each,
-an ideograph or a Hiragana or Thai character is a word of its own (such a text has no spaces, and `\\w+` would take a
-whole sentence for one word and drop these languages at rule T3), and emoji or punctuation are no words.
+(UAX #29) that has at least one letter or digit, lower-cased. So `don't`, `1920x1080` and `alt_img` are one word each,
+an ideograph or a Hiragana or Thai character is a word of its own, and emoji or punctuation are not words. (Texts in
+these scripts have no spaces: with `\\w+` a sentence would be one word, and rule T3 would drop these languages.)
 
 `align.filter.words` finds the same words in many texts at once.
 """
@@ -19,36 +19,13 @@ from resiliparse.parse.lang import detect_fast
 #: A UAX #29 segment that starts with a letter, digit or joining underscore (WORD gives `\b` its Unicode meaning).
 _SEGMENT = regex.compile(r"\b[\p{L}\p{M}\p{N}\p{Pc}].*?\b", flags=regex.WORD | regex.VERSION1 | regex.DOTALL)
 _WORD_LIKE = regex.compile(r"[\p{L}\p{N}]")
-#: White space, and the control and unpaired surrogate characters that parsers leave in texts and no table can hold.
+#: White space, and the control and unpaired surrogate characters that parsers leave in texts and tables cannot store.
 _BLANK = regex.compile(r"[\s\p{Cc}\p{Cs}]+")
 
-_EXTENSIONS = frozenset(
-    [
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "png",
-        "gif",
-        "webp",
-        "svg",
-        "svgz",
-        "bmp",
-        "tif",
-        "tiff",
-        "ico",
-        "avif",
-        "heic",
-        "heif",
-        "jxl",
-        "psd",
-        "eps",
-        "xcf",
-        "pdf",
-        "mp4",
-        "webm",
-    ]
-)
+_EXTENSIONS = frozenset({
+    "jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "svg", "svgz", "bmp", "tif", "tiff", "ico", "avif", "heic",
+    "heif", "jxl", "psd", "eps", "xcf", "pdf", "mp4", "webm",
+})  # fmt: skip
 _STEM_END = regex.compile(r"[\w)\]-]")
 _PATH = regex.compile(
     r"""
@@ -58,7 +35,7 @@ _PATH = regex.compile(
     """,
     flags=regex.VERBOSE | regex.IGNORECASE | regex.VERSION1,
 )
-#: What cameras and tools call a file.
+#: The names that cameras and tools give to files.
 _CAMERA = regex.compile(
     r"(?:img|dsc[nf]?|dscn|p|pict|mvi|gopr|vid|screenshot|screen shot|image|photo|scan|untitled|unnamed)"
     r"[\s_-]*\(?\d[\d\s_.:()-]*(?:at [\d.:]+)?",
@@ -66,7 +43,7 @@ _CAMERA = regex.compile(
 )
 
 _EMAIL = regex.compile(r"[\w.%+-]{1,64}@(?:[\w-]{1,63}\.){1,8}\p{L}{2,24}")
-#: International (+1 ...), or grouped as numbers are (3-3-4; 0 and an area code first); dates and sizes are none.
+#: International (+1 ...), or grouped as phone numbers are (3-3-4, or 0 and an area code first); not dates or sizes.
 _PHONE = regex.compile(
     r"""(?<![\w+/.-])(?:
       \+\d(?:[\s().-]{0,3}\d){7,14}
@@ -75,14 +52,14 @@ _PHONE = regex.compile(
     )(?![\w-])""",
     flags=regex.VERBOSE | regex.VERSION1,
 )
-#: Shorter texts say nothing about their language.
+#: The language of shorter texts cannot be told.
 _MIN_LANGUAGE_CHARS = 20
 
 
 def normalise(text: str) -> str:
     """The form in which texts are compared and kept: NFC, white space and control characters as single spaces."""
     text = unicodedata.normalize("NFC", text)
-    if text.isprintable():  # no blank but the space, as in most texts
+    if text.isprintable():  # its only blanks are spaces, as in most texts
         return " ".join(text.split())
     return str(_BLANK.sub(" ", text)).strip()
 
@@ -94,10 +71,10 @@ def words(text: str) -> list[str]:
 
 
 def is_filename(text: str) -> bool:
-    """Whether the whole of a normalised text is a file name, a path or a URL and nothing else.
+    """Whether a normalised text is a file name, a path or a URL, and nothing else.
 
-    A rule of ours, not the paper's: a path splits into 3 to 20 words and passes T3, and where every picture has its own
-    file name T1 does not see it either.
+    A rule of ours, not the paper's: a path splits into 3 to 20 words and so passes T3, and it passes T1 if every
+    picture has its own file name.
     """
     stem, _, extension = text.rpartition(".")
     if extension.casefold() in _EXTENSIONS and _STEM_END.match(stem[-1:]):
@@ -108,26 +85,26 @@ def is_filename(text: str) -> bool:
 
 
 def languages(texts: Sequence[str]) -> list[str | None]:
-    """ISO 639-1 codes of normalised texts' languages; None where one is too short or like none.
+    """The ISO 639-1 codes of the languages of normalised texts; None where a text is too short or no language fits.
 
-    A guess from frequencies of letters: alt-texts are short, and a third of the short ones are guessed wrong. Good
-    enough for how languages are distributed over a dataset, rough for a rule.
+    A guess from letter frequencies: alt-texts are short, and a third of the short ones are guessed wrong. That is good
+    enough for the distribution of languages in a dataset, but rough for a rule.
     """
     codes = [detect_fast(text)[0] if len(text) >= _MIN_LANGUAGE_CHARS else None for text in texts]
     return [None if code == "unknown" else code for code in codes]
 
 
 def personal_data(text: str) -> tuple[int, int]:
-    """How many e-mail addresses and phone numbers a text holds."""
+    """(e-mail addresses, phone numbers): how many a text has."""
     emails = len(_EMAIL.findall(text)) if "@" in text else 0
     return emails, len(_PHONE.findall(text))
 
 
 def mask_personal_data(text: str) -> str:
-    """The text with the letters and digits of e-mail addresses and phone numbers hidden, but for their first one."""
+    """The text, with all but the first letter or digit of each e-mail address and phone number hidden."""
 
     def hidden(match: regex.Match[str]) -> str:
-        found = str(match[0])
-        return found[0] + str(_WORD_LIKE.sub("•", found[1:]))
+        address = str(match[0])
+        return address[0] + str(_WORD_LIKE.sub("•", address[1:]))
 
     return str(_PHONE.sub(hidden, _EMAIL.sub(hidden, text)))

@@ -1,7 +1,7 @@
-"""Addresses of pictures: one spelling each, resolved against their page, and `data:` URIs taken apart.
+"""Addresses of pictures: one spelling for each, resolved against their page, and `data:` URIs decoded.
 
-Most addresses are simple ones (a host or a path of plain characters); these are recognised by one regular expression
-and joined by hand, the rest goes through `urllib`. Both ways give the same spelling.
+Most addresses are simple (a host or a path of plain characters): one regular expression recognises them, and they are
+joined here. All others go through `urllib`. Both ways give the same spelling.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import re
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes, urldefrag, urljoin, urlsplit, urlunsplit
 
-#: Characters of a URL that stay as they are; all others are percent-encoded, as a browser does before it asks a server.
+#: Characters of a URL that are kept; all others are percent-encoded, as browsers do before they send a request.
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
 _PORTS = {"http": ":80", "https": ":443"}
-#: Most bytes that a data: URI may hold: one lies in every table on its way, so this bounds memory.
+#: The most bytes in a data: URI. It is stored in every table on its way, so this bounds memory.
 MAX_INLINE_BYTES = 1 << 20
-#: What is shown of an address that is none.
+#: Characters of an invalid address that are kept.
 _SHOWN = 2048
 
 _PLAIN = r"\w\-~!$%&'()*+,=@"
 _QUERY = rf"(?:\?[{_PLAIN}./:?]+)?"
 _HOST = r"https?://[a-z0-9][a-z0-9.\-]*"
-#: No segment begins with a dot and none is empty, so nothing in it is left to normalise.
+#: No segment begins with a dot or is empty, so there is nothing to normalise.
 _SEGMENT = rf"[{_PLAIN}][{_PLAIN}.]*"
 _CANONICAL = re.compile(rf"{_HOST}/[{_PLAIN}./:]*{_QUERY}", re.ASCII)
 _SIMPLE_BASE = re.compile(rf"({_HOST})/((?:{_SEGMENT}/)*(?:{_SEGMENT})?){_QUERY}", re.ASCII)
@@ -36,9 +36,9 @@ class Address(NamedTuple):
     """Where a picture is.
 
     Attributes:
-        url: canonical, or as written where no server can be asked for it; `data:<type>;sha256=<hex>` for a data: URI.
-        problem: why there is no picture, whatever is tried; or None.
-        inline: the bytes that a data: URI holds; or None.
+        url: canonical, or as written if it cannot be requested; `data:<type>;sha256=<hex>` for a data: URI.
+        problem: why it can never give a picture; or None.
+        inline: the bytes in a data: URI; or None.
     """
 
     url: str
@@ -49,7 +49,7 @@ class Address(NamedTuple):
 def canonical_url(url: str) -> str:
     """One spelling per address: no fragment, scheme and host in lower case, no default port, unsafe characters encoded.
 
-    Raises ValueError for what is no URL.
+    Raises ValueError if it is not a URL.
     """
     if _CANONICAL.fullmatch(url):
         return url
@@ -60,7 +60,7 @@ def canonical_url(url: str) -> str:
 
 
 def canonical_or_as_is(url: str) -> str:
-    """The canonical spelling; what is no URL stays as it is."""
+    """The canonical spelling; a text that is not a URL is returned unchanged."""
     try:
         return canonical_url(url)
     except ValueError:
@@ -68,36 +68,36 @@ def canonical_or_as_is(url: str) -> str:
 
 
 class Resolver:
-    """Resolves the addresses that a page writes against the page's own (or its <base>).
+    """Resolves the addresses in a page against the page's own address (or its <base>).
 
     Attributes:
-        base: absolute, or empty where nothing is known: then only absolute addresses can be resolved.
+        base: absolute, or empty if unknown: then only absolute addresses can be resolved.
     """
 
     def __init__(self, base: str) -> None:
         self.base = base
-        found = _SIMPLE_BASE.fullmatch(base)
-        self._folders: list[str] = []  # of the base: its own, then those above it
-        if found:
-            origin, segments = str(found[1]), str(found[2]).split("/")[:-1]
+        simple = _SIMPLE_BASE.fullmatch(base)
+        self._folders: list[str] = []  # of the base, innermost first
+        if simple:
+            origin, segments = str(simple[1]), str(simple[2]).split("/")[:-1]
             self._folders = ["/".join([origin, *segments[:depth], ""]) for depth in range(len(segments), -1, -1)]
 
     def simply_joined(self, url: str) -> str | None:
-        """The canonical spelling of an address that is simple; None for others."""
+        """The canonical spelling of a simple address; None for others."""
         if _CANONICAL.fullmatch(url):
             return url
-        if self._folders and (found := _RELATIVE.fullmatch(url)):
-            up, rest = found.groups()
+        if self._folders and (relative := _RELATIVE.fullmatch(url)):
+            up, rest = relative.groups()
             depth = -1 if up == "/" else min(len(up) // 3, len(self._folders) - 1)
             return self._folders[depth] + rest
         return None
 
     def joined(self, url: str) -> str:
-        """The canonical spelling of an absolute or relative URL. Raises ValueError for what is none."""
+        """The canonical spelling of an absolute or relative URL. Raises ValueError if it is not one."""
         return self.simply_joined(url) or canonical_url(urljoin(self.base, url.strip()))
 
     def resolve(self, source: str) -> Address:
-        """The address that `source` means; what it cannot be asked for says `problem`."""
+        """The address that `source` means; `problem` says why it cannot be requested."""
         url = self.simply_joined(source)
         if url is not None:
             return Address(url)
@@ -114,7 +114,7 @@ class Resolver:
 
 
 def _inline(uri: str) -> Address:
-    """What a data: URI holds: base64 (also unpadded, URL-safe or broken over lines) or percent-encoded bytes."""
+    """The content of a data: URI: base64 (also unpadded, URL-safe or broken over lines) or percent-encoded bytes."""
     head, comma, payload = uri[5:].partition(",")
     media_type, *parameters = (part.strip().lower() for part in head.split(";"))
     shown = uri[:64]

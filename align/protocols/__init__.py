@@ -1,1 +1,1 @@
-"""What parts ask of the outside world, and `align.services` implements: one file for each kind of service."""
+"""The interfaces that `align.services` implements and all other code uses: one file for each kind of service."""

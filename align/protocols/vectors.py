@@ -1,4 +1,4 @@
-"""What the image index asks of a nearest-neighbour index. `align.services.vector_index` implements it with faiss."""
+"""The interface of a nearest-neighbour index. `align.services.vector_index` implements it with faiss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Vectors(Protocol):
         ...
 
     def save(self, path: Path) -> None:
-        """Writes one file; equal vectors are equal bytes."""
+        """Writes one file; equal vectors give equal bytes."""
         ...
 
     def vector(self, position: int) -> NDArray[np.float32]:

@@ -1,9 +1,9 @@
-"""SQL over tables larger than memory. One plan in ANSI SQL, two runners: DuckDB here, Spark in `spark_engine`.
+"""SQL over tables larger than memory: the same ANSI SQL on two engines, DuckDB here and Spark in `spark_engine`.
 
-Callers use views over parquet files, tables and queries that both runners read alike; only `Engine.unnest` differs
-between them. What the runners do not agree on is kept out of the plans: functions on strings (case folding, regular
-expressions, collation) run in Python, once, while texts are measured; divisions are written as products, numbers with a
-fraction as `CAST(0.1 AS DOUBLE)`, and NULLs are never sorted.
+Callers use views over parquet files, tables, and queries that both engines read alike; only `Engine.unnest` differs.
+Queries avoid what the engines do differently: functions on strings (case folding, regular expressions, collation) run
+in Python, once, while texts are measured; divisions are written as products, numbers with a fraction as
+`CAST(0.1 AS DOUBLE)`, and NULLs are never sorted.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from align.config.engine import EngineConfig
 from align.errors import DataError
 from align.protocols.sql import ROW_GROUP_SIZE, Engine
 
-#: Of a hash table of numbers, and room for what is joined beside it: 50 million pairs, 25 million numbers, 700 MB: two
-#: parts took 28 s, three 31 s, one, which spilled, 46 s.
+#: Memory per row of a join's hash table of numbers, and for the rows joined to it. Measured with 50 million pairs, 25
+#: million numbers and 700 MB: two parts took 28 s, three 31 s, and one, which spilled, 46 s.
 _JOIN_ROW_BYTES = 50
-#: With more, reading again costs as much as spilling.
+#: With more parts, reading the rows again costs as much as spilling.
 _MAX_PARTS = 6
 
 
 @contextmanager
 def open_engine(config: EngineConfig, folder: Path | None = None) -> Iterator[Engine]:
-    """An engine with an empty database of its own, by `engine.runner`.
+    """Opens the engine that `engine.runner` names, with an empty database of its own.
 
     Args:
         config: the runner and its bounds.
-        folder: where its scratch files go if `engine.temp_directory` does not say; None takes the system's. A cluster
-            needs one that all its machines see.
+        folder: for its scratch files if `engine.temp_directory` is not set; None: the system's. A cluster needs one
+            that all its machines see.
 
     Raises:
-        ServiceError: Spark, Java or the cluster is not there.
+        ServiceError: Spark, Java or the cluster is unavailable.
     """
     parent = config.temp_directory or folder
     if parent is not None:
@@ -57,7 +57,7 @@ def open_engine(config: EngineConfig, folder: Path | None = None) -> Iterator[En
 
 
 class DuckDbEngine:
-    """See `Engine`. Equal results of an ORDER BY are equal bytes."""
+    """See `Engine`. Equal results of an ORDER BY give equal bytes."""
 
     def __init__(
         self, connection: duckdb.DuckDBPyConnection, scratch: Path, num_threads: int, memory_bytes: int
@@ -73,8 +73,8 @@ class DuckDbEngine:
 
     def table(self, name: str, query: str) -> None:
         """See `Engine`."""
-        self._execute("SET preserve_insertion_order = false")  # what keeps order must buffer
-        self._execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")  # one that stays is compressed for nothing
+        self._execute("SET preserve_insertion_order = false")  # keeping the order needs buffers
+        self._execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")  # others are compressed, for nothing
         self._execute("SET preserve_insertion_order = true")
 
     def drop(self, name: str) -> None:
@@ -92,7 +92,7 @@ class DuckDbEngine:
     def write(self, query: str, path: Path, compression: str = "zstd") -> None:
         """See `Engine`."""
         beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        # zstd's first level: the next two take a fifth more time and make it no smaller
+        # zstd's first level: the next two take a fifth more time, and the file is no smaller
         codec = {"none": "uncompressed", "zstd": "zstd, COMPRESSION_LEVEL 1"}.get(compression, compression)
         options = f"FORMAT parquet, COMPRESSION {codec}, ROW_GROUP_SIZE {ROW_GROUP_SIZE}"
         try:
@@ -122,7 +122,7 @@ def _open_duckdb(config: EngineConfig, scratch: Path) -> Iterator[DuckDbEngine]:
         "temp_directory": str(scratch / "spill"),
     }
     connection = duckdb.connect(config=settings)
-    connection.execute("SET enable_progress_bar = false")  # it draws on stdout, also where that is a file
+    connection.execute("SET enable_progress_bar = false")  # it draws on stdout, even if that is a file
     try:
         yield DuckDbEngine(connection, scratch, num_threads, config.memory_bytes)
     finally:

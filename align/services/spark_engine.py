@@ -1,10 +1,10 @@
-"""The engine's plan on Spark: on this machine, a standalone cluster, a Connect server, YARN or Kubernetes.
+"""The SQL engine on Spark: on this machine, a standalone cluster, a Connect server, YARN or Kubernetes.
 
-`engine.spark_master` goes to Spark as it is; everything else that a cluster needs (memory of executors, jars, ...) is
-read from `spark-defaults.conf` in SPARK_CONF_DIR, as always with Spark. All its machines must see the work folder
-under the same path. The UI is off, and where the master is this machine the driver listens on loopback alone.
+`engine.spark_master` is passed to Spark unchanged. All other settings of a cluster (memory of executors, jars, ...) are
+read from `spark-defaults.conf` in SPARK_CONF_DIR, as always with Spark. All machines must see the work folder under the
+same path. The UI is off, and if the master is this machine the driver listens on loopback only.
 
-A result is one file: Spark writes its sorted partitions as files of their own, which are then joined in their order.
+A result is one file: Spark writes one file per sorted partition, and these are then joined in order.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SparkEngine:
             self._session.read.parquet(folder.as_uri()).createOrReplaceTempView(name)
 
     def num_parts(self, num_rows: int) -> int:
-        """See `Engine`. A cluster spreads what it joins by itself."""
+        """See `Engine`. Always one part, as Spark itself divides joins among its machines."""
         return 1
 
     def drop(self, name: str) -> None:
@@ -101,10 +101,10 @@ def _join(parts: list[Path], path: Path, compression: str) -> None:
 
 @contextmanager
 def open_spark(config: EngineConfig, scratch: Path) -> Iterator[SparkEngine]:
-    """A session of its own, ended with the block.
+    """Opens a session, which ends with the block.
 
     Raises:
-        ServiceError: pyspark or Java is missing, or the master does not answer.
+        ServiceError: pyspark or Java is missing, or the master does not respond.
     """
     try:
         with warnings.catch_warnings():
@@ -112,14 +112,14 @@ def open_spark(config: EngineConfig, scratch: Path) -> Iterator[SparkEngine]:
             from pyspark.sql import SparkSession
     except ImportError:
         raise ServiceError(
-            "engine.runner is spark, and pyspark is not installed; pip install 'align-mlops[spark]', or set duckdb"
+            "engine.runner is spark, but pyspark is not installed; pip install 'align-mlops[spark]', or set duckdb"
         ) from None
     master = config.spark_master
     connect = master.startswith("sc://")
     if not connect and not (
         shutil.which("java") or (Path(os.environ.get("JAVA_HOME", "/nowhere")) / "bin/java").exists()
     ):
-        raise ServiceError("engine.runner is spark, and there is no Java; install Java 17 or newer, or set duckdb")
+        raise ServiceError("engine.runner is spark, but there is no Java; install Java 17 or newer, or set duckdb")
     builder = SparkSession.builder.appName("align")
     builder = builder.remote(master) if connect else builder.master(master)
     for name, value in ({} if connect else _settings(config, scratch)).items():
@@ -129,7 +129,7 @@ def open_spark(config: EngineConfig, scratch: Path) -> Iterator[SparkEngine]:
         session = builder.create() if connect else builder.getOrCreate()
     try:
         with _clear_errors():
-            # what must be as in DuckDB, wherever the session comes from
+            # settings that must match DuckDB, for any kind of session
             session.conf.set("spark.sql.ansi.enabled", "true")
             session.conf.set("spark.sql.session.timeZone", "UTC")
         yield SparkEngine(session, scratch, config.num_threads or os.cpu_count() or 1)
@@ -160,18 +160,20 @@ def _settings(config: EngineConfig, scratch: Path) -> dict[str, str]:
 
 
 def _heap(config: EngineConfig) -> str:
-    """As Java takes it, in whole MiB. No less than Spark's own default: what serves DuckDB (400MB) it refuses."""
+    """In Java's notation, in whole MiB; at least Spark's default, as Spark refuses the 400MB that DuckDB needs."""
     return f"{max(1024, round(config.memory_bytes / (1 << 20)))}m"
 
 
 @contextmanager
 def _clear_errors(where: str = "") -> Iterator[None]:
-    """What Spark raises, in one line."""
+    """Turns Spark's errors into one line."""
     try:
         yield
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("pyspark", "py4j", "grpc"):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = next((line for line in lines if "Exception" in line or "[" in line), lines[0] if lines else repr(error))
-        raise ServiceError(f"{where}Spark: {told[:300]}; see its log, or set engine.runner=duckdb") from error
+        reason = next(
+            (line for line in lines if "Exception" in line or "[" in line), lines[0] if lines else repr(error)
+        )
+        raise ServiceError(f"{where}Spark: {reason[:300]}; see its log, or set engine.runner=duckdb") from error

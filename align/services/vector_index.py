@@ -1,7 +1,7 @@
 """Nearest neighbours by cosine over many vectors, and clusters of them, through faiss: the only module that imports it.
 
-The index is exact (IndexFlatIP): the demo's ten thousand vectors take a millisecond; a compressed one is a change here
-alone.
+The index is exact (IndexFlatIP): a search in the demo's ten thousand vectors takes a millisecond. A compressed index
+would change only this module.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _KMEANS_SEED = 0
 def kmeans(vectors: NDArray[np.float32], num_clusters: int) -> NDArray[np.float32]:
     """Spherical k-means: (num_vectors, width) L2-normalised -> centroids (num_clusters, width) float32, normalised.
 
-    The same vectors in the same order are the same centroids, however many threads there are: it takes one, as a sum
-    depends on how it is divided.
+    Equal vectors in the same order give equal centroids on any machine: it uses one thread, as a sum depends on how
+    it is divided among threads.
     """
     num_threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
@@ -45,7 +45,7 @@ def kmeans(vectors: NDArray[np.float32], num_clusters: int) -> NDArray[np.float3
 
 
 class VectorIndex:
-    """Vectors in the order in which they were added; a vector's position is its id."""
+    """See `align.protocols.vectors.Vectors`; this one is exact."""
 
     def __init__(self, index: Any) -> None:
         self._index = index
@@ -62,8 +62,8 @@ class VectorIndex:
         """Reads what `save` wrote.
 
         Raises:
-            DataError: there is no such file.
-            CorruptError: the file is no faiss index.
+            DataError: the file does not exist.
+            CorruptError: the file is not a faiss index.
         """
         try:
             data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
@@ -75,7 +75,7 @@ class VectorIndex:
             raise CorruptError(f"{path}: not a faiss index ({str(error).splitlines()[0]}); run `align index`") from None
 
     def save(self, path: Path) -> None:
-        """Writes the index; equal vectors are equal bytes."""
+        """Writes the index; equal vectors give equal bytes."""
         write_bytes(path, faiss.serialize_index(self._index).tobytes())
 
     def __len__(self) -> int:
@@ -91,11 +91,11 @@ class VectorIndex:
         return np.asarray(self._index.reconstruct(position), dtype=np.float32)
 
     def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The k nearest vectors of each query, nearest first, equals in order of their ids.
+        """The k nearest vectors of each query, nearest first, ties in order of their ids.
 
         Args:
             queries: (num_queries, width) float32.
-            k: at least 1; more than there are vectors gives all of them.
+            k: at least 1; if it exceeds the number of vectors, all are returned.
 
         Returns:
             Cosines (num_queries, k) float32 and ids (num_queries, k) int64.

@@ -224,7 +224,7 @@ def _synthesise_looked_at(folder: Path, num_pairs: int, config: FilterConfig, en
 
 
 def whole_filter(folder: Path, config: FilterConfig, engine: EngineConfig) -> None:
-    """Words, SQL, files and report; what pictures say is there already."""
+    """Words, SQL, files and report; the tables about pictures exist already."""
     _filter(folder, config, engine, ("images", "scored"))
 
 

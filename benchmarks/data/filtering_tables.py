@@ -1,4 +1,4 @@
-"""A synthesised data/raw without pictures, and the work folder of a filter that has looked at them: equal every time.
+"""A synthesised data/raw without pictures, and a filter's work folder with the tables about pictures: equal every time.
 
 Texts are words by Zipf's law, some with capitals, punctuation or letters beyond ASCII; three pictures to four pairs,
 some of them in many shards; some texts under many pictures. All by array operations, a shard at a time.

@@ -43,8 +43,8 @@ def main() -> None:
     for label in ("copy", "mirrored", "no"):
         print(f"  {label}: {sum(labels[pair] == label for pair in matches)} of {list(labels.values()).count(label)}")
     wrong = {image_id for image_id, _ in matches} - {pair[0] for pair in matches if labels[pair] != "no"}
-    print(f"  {len(wrong)} images of {len(images):,} are dropped for nothing\n")
-    draw(labelled_pairs(), by_embedding, images, tests, ROOT / "docs" / "near_duplicates.png")
+    print(f"  {len(wrong)} images of {len(images):,} are dropped wrongly\n")
+    draw(labelled_pairs(), by_embedding, images, tests, ROOT / "docs/img/near_duplicates.png")
 
     planted = {name: tests[name] for name in drawn(tests, NUM_PLANTED)}
     with tempfile.TemporaryDirectory() as folder:
@@ -55,13 +55,13 @@ def main() -> None:
 
 
 def shares(images: Embeddings, views: Embeddings) -> None:
-    """Which share of the close pairs (brute force, over every view) do clusters find: ours, and the paper's?"""
+    """Prints how many of the close pairs (brute force, over all views) our clusters compare, and the paper's buckets."""
     config = load_params().section(FilterConfig)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.arrow"
         write_embeddings(path, zip(images.names, images.vectors, strict=True), images.vectors.shape[1])
         sample = near_duplicates._sample([path], images.vectors.shape[1], 64 * config.near_duplicate_clusters)
-    centroids = kmeans(sample, config.near_duplicate_clusters)  # those that the rule made
+    centroids = kmeans(sample, config.near_duplicate_clusters)  # as the rule makes them
     vectors, others = images.vectors.astype(np.float32), views.vectors.astype(np.float32)
     probes = config.near_duplicate_probes
     left, right = (

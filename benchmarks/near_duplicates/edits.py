@@ -1,4 +1,4 @@
-"""What happens to a picture on its way through the web: the copies that rule I5 must recognise."""
+"""Edits that pictures undergo on the web: the copies that rule I5 must recognise."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ def resized(image: Image.Image, across: float, down: float | None = None) -> Ima
 
 
 def cropped(image: Image.Image, keep: float) -> Image.Image:
-    """Keeps this share of each side, at a place drawn by the picture's own pixels."""
+    """Keeps this share of each side, at an offset drawn by the picture's own pixels."""
     draw = np.random.default_rng(int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:8], "big"))
     width, height = round(keep * image.width), round(keep * image.height)
     left, top = (int(draw.integers(0, room + 1)) for room in (image.width - width, image.height - height))
@@ -39,8 +39,8 @@ def watermarked(image: Image.Image, text: str, height: float, centre: bool) -> I
     """Half-transparent text: small in the lower right corner, or large across the middle."""
     over = Image.new("RGBA", image.size, (0, 0, 0, 0))
     font = ImageFont.load_default(max(8, round(height * image.height)))
-    place, anchor = ((0.5, 0.5), "mm") if centre else ((0.97, 0.97), "rs")
-    at = place[0] * image.width, place[1] * image.height
+    share, anchor = ((0.5, 0.5), "mm") if centre else ((0.97, 0.97), "rs")
+    at = share[0] * image.width, share[1] * image.height
     ImageDraw.Draw(over).text(at, text, font=font, fill=(96, 96, 96, 144), anchor=anchor)
     return Image.alpha_composite(image.convert("RGBA"), over).convert("RGB")
 

@@ -1,4 +1,4 @@
-"""Draws pairs of pictures side by side: those that rule I5 calls the same, rightly and wrongly, and those it does not."""
+"""Draws pairs of pictures side by side: those that rule I5 matches, rightly and wrongly, and the closest others."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -19,22 +19,22 @@ INK, GREY = "#1b1f24", "#6a737d"
 
 def draw(
     pairs: Sequence[LabelledPair],
-    found: Mapping[tuple[str, str], float],
+    matches: Mapping[tuple[str, str], float],
     images: Mapping[str, bytes],
     tests: Mapping[str, bytes],
     path: Path,
 ) -> None:
-    """Writes a PNG; left in each pair the training image, right the evaluation image, their cosine below."""
+    """Writes a PNG: in each pair the training image left, the evaluation image right, their cosine below."""
 
     def some(label: str, above: bool) -> list[LabelledPair]:
-        return [pair for pair in pairs if pair.same == label and ((pair.image_id, pair.evaluation) in found) == above]
+        return [pair for pair in pairs if pair.same == label and ((pair.image_id, pair.evaluation) in matches) == above]
 
     copies, mirrored, wrong, left = some("copy", True), some("mirrored", True), some("no", True), some("no", False)
     sections = [
-        ("Copies: the least alike", f"all {len(copies)} are found", "#1a7f37", copies[-COLUMNS:]),
-        ("Mirror images that are signs of their own", f"{len(mirrored)}, found as flips", "#9a6700", mirrored),
+        ("Copies: the least similar", f"all {len(copies)} are found", "#1a7f37", copies[-COLUMNS:]),
+        ("Mirror images with another meaning", f"{len(mirrored)}, found as flips", "#9a6700", mirrored),
         ("False positives", f"all {len(wrong)}", "#cf222e", wrong),
-        ("Told apart, if barely", f"the closest of {len(left)} labelled pairs", "#0969da", left[: 2 * COLUMNS]),
+        ("Not matched", f"the closest of {len(left)} labelled pairs", "#0969da", left[: 2 * COLUMNS]),
     ]
     heights = [height for *_, shown in sections for height in (0.55, *[1.0] * -(-len(shown) // COLUMNS))]
     figure = Figure(figsize=(COLUMNS * 1.75, sum(heights) * 1.12), dpi=100)
@@ -51,8 +51,8 @@ def draw(
         )
         for number, pair in enumerate(shown):
             axis = axes[row + 1 + number // COLUMNS, number % COLUMNS]
-            axis.imshow(_beside(images[pair.image_id], tests[pair.evaluation]))
-            cosine = found.get((pair.image_id, pair.evaluation), pair.cosine)
+            axis.imshow(_side_by_side(images[pair.image_id], tests[pair.evaluation]))
+            cosine = matches.get((pair.image_id, pair.evaluation), pair.cosine)
             axis.set_title(f"{cosine:.3f}", fontsize=9, color=INK, y=-0.2, pad=0)
         row += 1 + -(-len(shown) // COLUMNS)
     figure.subplots_adjust(left=0.015, right=0.985, top=0.995, bottom=0.02, wspace=0.08, hspace=0.22)
@@ -62,12 +62,12 @@ def draw(
     Image.open(drawing).convert("RGB").quantize(256).save(path, optimize=True)  # a third of the bytes
 
 
-def _beside(left: bytes, right: bytes) -> Image.Image:
+def _side_by_side(first: bytes, second: bytes) -> Image.Image:
     both = Image.new("RGB", (2 * SIDE_PX + GAP_PX, SIDE_PX), "#d0d7de")
-    for place, data in ((0, left), (SIDE_PX + GAP_PX, right)):
+    for left_px, data in ((0, first), (SIDE_PX + GAP_PX, second)):
         image = decode(data, max_pixels=MAX_PIXELS)
         image.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
         square = Image.new("RGB", (SIDE_PX, SIDE_PX), "white")
         square.paste(image, ((SIDE_PX - image.width) // 2, (SIDE_PX - image.height) // 2))
-        both.paste(square, (place, 0))
+        both.paste(square, (left_px, 0))
     return both

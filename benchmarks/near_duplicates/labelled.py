@@ -1,4 +1,4 @@
-"""The pairs of the sample that were labelled by eye, and what the rule decides about them."""
+"""The pairs of the sample that were labelled by eye, and which of them the rule matches."""
 
 import csv
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ def labelled_pairs() -> list[LabelledPair]:
 def found_by_embedding(
     pictures: Mapping[str, bytes], references: Mapping[str, bytes], network: ImageNetwork, folder: Path
 ) -> dict[tuple[str, str], float]:
-    """(image_id, evaluation image) -> cosine, of those above the cut."""
+    """(image_id, evaluation image) -> cosine, for pairs above the cut."""
     config = load_params().section(FilterConfig)
     images, views = folder / "images.arrow", folder / "views.arrow"
     rows = ((row.name, row.embedding) for row in network.measure(pictures.items(), max_pixels=MAX_PIXELS))

@@ -1,4 +1,4 @@
-"""The sample's pictures, by content: those of the archive (for training) and of the evaluation sets."""
+"""The sample's pictures, by content: those of the archive (training images) and of the evaluation sets."""
 
 import hashlib
 from collections.abc import Collection
@@ -13,7 +13,7 @@ MAX_PIXELS = 10**8
 
 
 def archive_pictures(sample: Path, wanted: Collection[str] | None = None) -> tuple[dict[str, bytes], dict[str, str]]:
-    """image_id -> bytes, image_id -> its first address; of `wanted` only, or of all responses that are no page."""
+    """image_id -> bytes, image_id -> its first address; of `wanted` only, or of all responses that are not text."""
     pictures: dict[str, bytes] = {}
     addresses: dict[str, str] = {}
     with (sample / "archive.warc.gz").open("rb") as file:
@@ -28,7 +28,7 @@ def archive_pictures(sample: Path, wanted: Collection[str] | None = None) -> tup
 
 
 def evaluation_pictures(sample: Path) -> dict[str, bytes]:
-    """set/key -> bytes; of images that stand in several sets the first one by name."""
+    """set/key -> bytes; an image in several sets has its first name."""
     named = {f"{one.name}/{image.key}": image.image for one in load_sets(sample / "evaluation") for image in one.images}
     first: dict[bytes, str] = {}
     for name in sorted(named):
@@ -37,5 +37,5 @@ def evaluation_pictures(sample: Path) -> dict[str, bytes]:
 
 
 def drawn(names: Collection[str], count: int) -> list[str]:
-    """`count` of the names, by the hash of each: always the same ones."""
+    """`count` of the names, by the hash of each: always the same."""
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:count]

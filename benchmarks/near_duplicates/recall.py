@@ -29,14 +29,14 @@ def recall(
     folder: Path,
     kinds: Collection[str] = tuple(EDITS),
 ) -> list[Recall]:
-    """For each edit of each picture: is it found as a near-duplicate of its original?
+    """The share of pictures that are found as a near-duplicate of their original, for each edit.
 
     Args:
         pictures: the evaluation images to plant copies of; some of `references`.
         references: the evaluation images to look for.
         network: as the filter uses it.
         folder: for the embeddings.
-        kinds: of the edits.
+        kinds: of edits.
     """
     originals = {name: decode(data, max_pixels=MAX_PIXELS) for name, data in pictures.items()}
     edits = [(kind, edit, change) for kind in kinds for edit, change in EDITS[kind].items()]
@@ -44,11 +44,11 @@ def recall(
     embedded = {pair for pair in found_by_embedding(planted, references, network, folder) if _own(pair)}
     hashed = {pair for pair in found_by_hash(planted, references) if _own(pair)}
 
-    def share(found: set[tuple[str, str]], edit: str) -> float:
-        return sum(name.startswith(f"{edit}|") for name, _ in found) / len(pictures)
+    def share(matches: set[tuple[str, str]], edit: str) -> float:
+        return sum(name.startswith(f"{edit}|") for name, _ in matches) / len(pictures)
 
     return [
-        Recall(kind, edit, *(share(found, edit) for found in (hashed, embedded, hashed | embedded)))
+        Recall(kind, edit, *(share(matches, edit) for matches in (hashed, embedded, hashed | embedded)))
         for kind, edit, _ in edits
     ]
 

@@ -42,7 +42,7 @@ def test_a_killed_filter_resumes_and_writes_the_same_bytes(tmp_path: Path, num_m
     }  # fmt: skip
 
 
-#: Runs the command, and as kill -9 would end it: when the network's scores are there and nothing is decided.
+#: Runs the command, and ends it like kill -9 when all images are scored and nothing is decided.
 KILLED = """
 import os, signal, sys
 from align.filter import filter as stage

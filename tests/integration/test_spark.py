@@ -219,7 +219,7 @@ with open_engine(load_params(overrides=overrides).section(EngineConfig), Path(fo
 
 
 @pytest.mark.parametrize("limit", ["400MB", "1.5GB"])
-def test_spark_on_this_machine_starts_whatever_duckdb_is_held_to(limit: str, tmp_path: Path) -> None:
+def test_spark_on_this_machine_starts_with_any_memory_limit_of_duckdb(limit: str, tmp_path: Path) -> None:
     """In a process of its own: the memory of a Java machine is that of its first session."""
     if shutil.which("java") is None:
         requires("Spark needs Java 17")

@@ -66,8 +66,8 @@ def test_every_row_gets_a_decision(tmp_path: Path, capsys: pytest.CaptureFixture
     ]
     raw = stock_folder(tmp_path / "raw", pairs)
     report = run(raw, tmp_path, evaluation_set(tmp_path / "evaluation", test_image))
-    found = decisions(tmp_path)
-    reasons = [found[f"{index:09d}"]["reason"] for index in range(len(pairs))]
+    decided = decisions(tmp_path)
+    reasons = [decided[f"{index:09d}"]["reason"] for index in range(len(pairs))]
     assert reasons == [
         None,
         "text_too_short",
@@ -81,7 +81,7 @@ def test_every_row_gets_a_decision(tmp_path: Path, capsys: pytest.CaptureFixture
         *["text_shared_by_many_images"] * 11,
         None,
     ]
-    first = found["000000000"]
+    first = decided["000000000"]
     assert (first["text"], first["keep"], first["reasons"], first["image_key"]) == (
         "a good long text",
         True,
@@ -89,7 +89,7 @@ def test_every_row_gets_a_decision(tmp_path: Path, capsys: pytest.CaptureFixture
         "000000000",
     )
     assert first["image_id"] == hashlib.sha256(noise(0)).hexdigest()
-    assert list(found) == sorted(found)
+    assert list(decided) == sorted(decided)
     assert (report.num_pairs, report.num_kept, report.evaluation_matches) == (23, 2, {"tiny": 1})
     assert report.funnel[-1].num_remaining == report.num_kept
     assert report.metrics["filter/dropped/text_shared_by_many_images"] == 11
@@ -147,13 +147,13 @@ def test_languages_are_guessed_of_what_is_kept_or_where_a_rule_asks(tmp_path: Pa
     ]
     pairs = [(text, noise(row)) for row, text in enumerate(texts[:2])]
     raw = stock_folder(tmp_path / "raw", [*pairs, (texts[2], None)])
-    for name, asked, found in (
+    for name, asked, languages in (
         ("no rule", None, ["en", "de", None]), ("a rule", ("en",), ["en", "de", "en"])
     ):  # fmt: skip
         out = tmp_path / name
         report = run(raw, out, config=CONFIG.model_copy(update={"languages": asked}))
         for file in ("decisions", "facts"):
-            assert pq.read_table(out / f"filtered/{file}.parquet")["language"].to_pylist() == found
+            assert pq.read_table(out / f"filtered/{file}.parquet")["language"].to_pylist() == languages
         counts = {one.name: (one.num_pairs, one.num_kept) for one in report.overview.languages}
         assert counts == {"en": (2, 1), "de": (1, asked is None)}
 

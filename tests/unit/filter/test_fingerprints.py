@@ -58,8 +58,8 @@ def changed(data: bytes, scale: float, kind: str, quality: int) -> bytes:
 )
 def test_copies_are_found(pictures: list[bytes], scale: float, kind: str, quality: int) -> None:
     originals = pictures[:25]
-    found = matches([changed(data, scale, kind, quality) for data in originals], originals)
-    assert {(index, index) for index in range(len(originals))} <= set(found)
+    pairs = matches([changed(data, scale, kind, quality) for data in originals], originals)
+    assert {(index, index) for index in range(len(originals))} <= set(pairs)
 
 
 def test_different_pictures_are_kept_apart(pictures: list[bytes]) -> None:

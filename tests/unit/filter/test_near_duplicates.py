@@ -22,7 +22,7 @@ from benchmarks.near_duplicates.recall import recall
 WIDTH = 32
 CONFIG = load_params().section(FilterConfig)
 
-#: What CI measures, and the least share of it that is found.
+#: What CI measures, and the least share of copies that must be found.
 FLOORS = {"re-encode": 0.99, "resize": 0.99, "10 % crop": 0.9, "flip": 0.9}
 #: Of the sample's archive; see benchmarks/near_duplicates/README.md.
 MOST_FALSE_POSITIVES = 55
@@ -50,7 +50,7 @@ def rows() -> tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16
     )
 
 
-def found(
+def matched(
     folder: Path, shards: list[dict[str, NDArray[np.float16]]], tests: dict[str, NDArray[np.float16]], **changes: int
 ) -> dict[tuple[str, str], float]:
     paths = [folder / f"{number}.arrow" for number in range(len(shards))]
@@ -77,9 +77,9 @@ def test_against_brute_force(
         if cosine > CONFIG.near_duplicate_cosine_above
     }
     assert 80 < len(expected) < 1000
-    whole = found(tmp_path, [train], tests, near_duplicate_probes=CONFIG.near_duplicate_clusters)
+    whole = matched(tmp_path, [train], tests, near_duplicate_probes=CONFIG.near_duplicate_clusters)
     assert whole == expected
-    probed = found(tmp_path, [train], tests)
+    probed = matched(tmp_path, [train], tests)
     assert probed.items() <= expected.items()
     assert len(probed) >= 0.99 * len(expected)
 
@@ -90,10 +90,10 @@ def test_order_and_shards_do_not_change_what_is_found(
     train, tests = rows
     shuffled = [list(train)[row] for row in np.random.default_rng(1).permutation(len(train))]
     shards = [{name: train[name] for name in shuffled[start : start + 1700]} for start in range(0, 6000, 1700)]
-    one = found(tmp_path, [train], tests, near_duplicate_probes=1)
-    assert found(tmp_path, [{}, *shards, {}], dict(reversed(tests.items())), near_duplicate_probes=1) == one
+    one = matched(tmp_path, [train], tests, near_duplicate_probes=1)
+    assert matched(tmp_path, [{}, *shards, {}], dict(reversed(tests.items())), near_duplicate_probes=1) == one
     few = dict(list(tests.items())[:7])
-    assert found(tmp_path, [train], few, near_duplicate_probes=1) == {
+    assert matched(tmp_path, [train], few, near_duplicate_probes=1) == {
         pair: cosine for pair, cosine in one.items() if pair[1] in few
     }
 
@@ -103,15 +103,15 @@ def test_the_cut_itself_is_not_above_it(tmp_path: Path) -> None:
     halves = {name: row.astype(np.float16) for name, row in train.items()}
     cut = round(float(halves["at"][0]), 4)  # 0.975 in two bytes
     tests = {"t": np.eye(WIDTH)[:1].astype(np.float16)}
-    assert found(tmp_path, [halves], tests, near_duplicate_cosine_above=cut) == {("above", "t"): 1.0}
+    assert matched(tmp_path, [halves], tests, near_duplicate_cosine_above=cut) == {("above", "t"): 1.0}
 
 
 def test_nothing_to_compare(tmp_path: Path) -> None:
     one = {"a": unit(np.ones(WIDTH))}
-    assert found(tmp_path, [one], {}) == {}
-    assert found(tmp_path, [{}], {"t": one["a"][None]}) == {}
-    assert found(tmp_path, [], {"t": one["a"][None]}) == {}
-    assert found(tmp_path, [one], {"t": one["a"][None]}) == {("a", "t"): pytest.approx(1, abs=1e-3)}
+    assert matched(tmp_path, [one], {}) == {}
+    assert matched(tmp_path, [{}], {"t": one["a"][None]}) == {}
+    assert matched(tmp_path, [], {"t": one["a"][None]}) == {}
+    assert matched(tmp_path, [one], {"t": one["a"][None]}) == {("a", "t"): pytest.approx(1, abs=1e-3)}
 
 
 def test_files_are_the_same_bytes_and_broken_ones_are_named(tmp_path: Path) -> None:
@@ -134,9 +134,9 @@ def test_files_are_the_same_bytes_and_broken_ones_are_named(tmp_path: Path) -> N
 def test_clusters_do_not_depend_on_threads() -> None:
     script = (
         "import hashlib, numpy as np; from align.services.vector_index import kmeans; "
-        "found = kmeans(np.random.default_rng(0).normal(size=(3000, 96)).astype(np.float32), 64); "
-        "assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5), found; "
-        "print(found.shape, hashlib.sha256(found.tobytes()).hexdigest())"
+        "centroids = kmeans(np.random.default_rng(0).normal(size=(3000, 96)).astype(np.float32), 64); "
+        "assert np.allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-5), centroids; "
+        "print(centroids.shape, hashlib.sha256(centroids.tobytes()).hexdigest())"
     )
     printed = {
         subprocess.run(
@@ -170,7 +170,7 @@ def test_pairs_labelled_by_eye(sample: Path, tmp_path: Path, network: ImageNetwo
     references = {pair.evaluation: tests[pair.evaluation] for pair in near}
     matches = found_by_embedding(images, references, network, tmp_path).keys() | found_by_hash(images, references)
     same = {(pair.image_id, pair.evaluation): pair.same for pair in pairs}
-    assert matches <= same.keys()  # nobody has looked at the others
+    assert matches <= same.keys()  # others have no label
     assert {pair for pair, label in same.items() if label == "copy"} <= matches
     assert sum(same[pair] == "no" for pair in matches) <= MOST_FALSE_POSITIVES
 

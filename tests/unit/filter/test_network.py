@@ -1,4 +1,4 @@
-"""The network that measures pictures: NSFW score and embedding in one pass, and other embedders in its place."""
+"""The network that measures pictures: NSFW score and embedding in one pass, and other embedders instead of it."""
 
 import hashlib
 import tarfile
@@ -41,9 +41,9 @@ def test_scores_are_those_of_the_package(network: ImageNetwork, pictures: list[t
     classifier = NSFWClassifier(providers=["CPUExecutionProvider"], jpeg_reencode=False)
     images = [decode(data, max_pixels=MAX_PIXELS, hint_px=256) for _, data in pictures]
     expected = [round(prediction.nsfw, 3) for prediction in classifier.classify_batch(images)]
-    found = [row.nsfw_score for row in measured(network, pictures)]
-    assert found == pytest.approx(expected, abs=0.0011)
-    assert len(set(found)) > 1
+    scores = [row.nsfw_score for row in measured(network, pictures)]
+    assert scores == pytest.approx(expected, abs=0.0011)
+    assert len(set(scores)) > 1
 
 
 def test_values_depend_on_the_picture_alone(network: ImageNetwork, pictures: list[tuple[str, bytes]]) -> None:
@@ -77,8 +77,8 @@ def test_views_are_of_the_picture_its_crops_and_their_mirror_images(
     side = round(0.95 * image.width)
     corner = encoded(image.crop((0, 0, side, side)), "PNG")
     rows = measured(network, [(name, data), ("flipped", flipped), ("corner", corner)])
-    ((found, views),) = network.views([(name, data), ("broken", b"")], max_pixels=MAX_PIXELS)
-    assert (found, views.shape, views.dtype) == (name, (20, network.width), np.float16)
+    ((name_of_views, views),) = network.views([(name, data), ("broken", b"")], max_pixels=MAX_PIXELS)
+    assert (name_of_views, views.shape, views.dtype) == (name, (20, network.width), np.float16)
     assert views[0].tobytes() == rows[0].embedding.tobytes()
     cosines = np.array([views[:, 1024:].astype(np.float64) @ row.embedding[1024:].astype(np.float64) for row in rows])
     assert cosines.argmax(axis=1).tolist() == [0, 1, 2]

@@ -99,26 +99,26 @@ def seen(pairs: list[dict[str, Any]] = PAIRS, images: list[dict[str, Any]] = IMA
 
 
 def test_distributions_are_of_pairs_and_of_distinct_images() -> None:
-    found = seen()
-    assert found.words_per_text == {3: 3, 4: 2, 5: 1}
-    assert {low: num for low, num in found.short_sides.items() if num} == {150: 1, 200: 2, 225: 1, 4000: 1}
-    assert [(one.name, one.num_pairs, one.num_kept) for one in found.languages] == [
+    overview = seen()
+    assert overview.words_per_text == {3: 3, 4: 2, 5: 1}
+    assert {low: num for low, num in overview.short_sides.items() if num} == {150: 1, 200: 2, 225: 1, 4000: 1}
+    assert [(one.name, one.num_pairs, one.num_kept) for one in overview.languages] == [
         ("en", 2, 1), ("de", 1, 1), ("unknown", 1, 0),
     ]  # fmt: skip
 
 
-def test_hosts_are_counted_whatever_the_port_the_case_or_the_scheme() -> None:
-    found = seen()
-    assert [(one.name, one.num_pairs, one.num_kept) for one in found.hosts] == [
+def test_hosts_are_counted_without_regard_to_port_case_or_scheme() -> None:
+    overview = seen()
+    assert [(one.name, one.num_pairs, one.num_kept) for one in overview.hosts] == [
         ("example.org", 2, 1), ("(data:)", 1, 1), ("(not a URL)", 1, 0),
     ]  # fmt: skip
-    assert found.num_looked_at == 4
+    assert overview.num_looked_at == 4
 
 
 def test_what_repeats_comes_first() -> None:
-    found = seen()
-    assert [(one.text, one.num_images, one.num_pairs) for one in found.shared_texts] == [("a shared text", 3, 3)]
-    (multiplied,) = found.multiplied_images
+    overview = seen()
+    assert [(one.text, one.num_images, one.num_pairs) for one in overview.shared_texts] == [("a shared text", 3, 3)]
+    (multiplied,) = overview.multiplied_images
     assert (multiplied.row_number, multiplied.image_key, multiplied.num_pairs, multiplied.num_texts) == (
         0,
         "key of i0",
@@ -135,15 +135,15 @@ def test_many_texts_with_equal_counts_are_cut_to_a_page() -> None:
     pairs = [
         pair(f"text {text}", 2 * text + copy, num_images=2 + (text == 29)) for text in range(30) for copy in range(2)
     ]
-    found = seen(pairs).shared_texts
-    assert len(found) == 12
-    assert [one.text for one in found[:3]] == ["text 29", "text 0", "text 1"]
+    overview = seen(pairs).shared_texts
+    assert len(overview) == 12
+    assert [one.text for one in overview[:3]] == ["text 29", "text 0", "text 1"]
 
 
 def test_personal_data_is_counted_and_masked() -> None:
-    found = seen().personal_data
-    assert (found.num_with_email, found.num_with_phone, found.num_pairs, found.num_kept) == (1, 1, 2, 1)
-    assert sorted(found.examples) == ["call +•• •• •••• ••••", "write to a••@•••••••.••• now"]
+    overview = seen().personal_data
+    assert (overview.num_with_email, overview.num_with_phone, overview.num_pairs, overview.num_kept) == (1, 1, 2, 1)
+    assert sorted(overview.examples) == ["call +•• •• •••• ••••", "write to a••@•••••••.••• now"]
 
 
 @pytest.mark.parametrize(
@@ -170,13 +170,13 @@ def test_metrics_are_of_the_same_figures() -> None:
 
 
 def test_nothing_at_all_is_a_page_too(tmp_path: Path) -> None:
-    found = overview_of(rows_of([], []), [])
-    assert overview_metrics(found)["filter/words_per_text/median"] == 0
-    write_page(report(found, 0, {}), CONFIG, Gallery([], {}, {}), tmp_path)
+    overview = overview_of(rows_of([], []), [])
+    assert overview_metrics(overview)["filter/words_per_text/median"] == 0
+    write_page(report(overview, 0, {}), CONFIG, Gallery([], {}, {}), tmp_path)
     assert "0 of 0 pairs kept" in (tmp_path / "report.html").read_text()
 
 
-def report(found: Overview, num_pairs: int, dropped: dict[str, int]) -> FilterReport:
+def report(overview: Overview, num_pairs: int, dropped: dict[str, int]) -> FilterReport:
     left, funnel = num_pairs, []
     for code in RULES:
         left -= dropped.get(code, 0)
@@ -185,7 +185,7 @@ def report(found: Overview, num_pairs: int, dropped: dict[str, int]) -> FilterRe
     return FilterReport(
         metrics={"filter/num_pairs": num_pairs}, num_pairs=num_pairs, num_kept=left, num_images=5, num_nsfw_scored=1,
         num_evaluation_sets=1, evaluation_sets={"concepts": "0" * 64}, evaluation_matches={"concepts": 1},
-        vocabulary=Vocabulary(num_ngrams=7, num_frequent=7, last_count=1), funnel=funnel, overview=found,
+        vocabulary=Vocabulary(num_ngrams=7, num_frequent=7, last_count=1), funnel=funnel, overview=overview,
     )  # fmt: skip
 
 
@@ -237,10 +237,10 @@ def test_what_people_asked_to_forget_is_not_shown_and_personal_data_is_masked(pa
 
 def test_nsfw_pictures_are_blurred(tmp_path: Path) -> None:
     """The same picture, shown for another reason, is other bytes."""
-    found = overview_of(rows_of([], []), [])
+    overview = overview_of(rows_of([], []), [])
     sources = []
     for reason in ("image_nsfw", "image_too_small"):
         gallery = Gallery([example(reason, "k", nsfw_score=0.9)], {"k": jpeg(1)}, {})
-        write_page(report(found, 1, {reason: 1}), CONFIG, gallery, tmp_path)
+        write_page(report(overview, 1, {reason: 1}), CONFIG, gallery, tmp_path)
         sources += re.findall(r"data:image/jpeg;base64,([^\"]+)", (tmp_path / "report.html").read_text())
     assert len(sources) == 2 and len(sources[0]) < len(sources[1])

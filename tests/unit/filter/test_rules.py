@@ -187,8 +187,8 @@ def judge(engine: Engine, config: FilterConfig = PAPER, rare: set[int] | None = 
 def test_t1_counts_distinct_images_by_normalised_text(engine: Engine) -> None:
     pairs(engine, [("logo", "i"), ("logo ", "i"), ("logo", "j"), ("logo", None), ("Logo", "j"), ("", "j"), ("", "i")])
     judge(engine)
-    found = engine.rows("SELECT num_images FROM verdicts ORDER BY row_number")
-    assert [row[0] for row in found] == [3, 3, 3, 3, 1, None, None]  # i, j and a dead link of its own
+    verdict_rows = engine.rows("SELECT num_images FROM verdicts ORDER BY row_number")
+    assert [row[0] for row in verdict_rows] == [3, 3, 3, 3, 1, None, None]  # i, j and a dead link of its own
 
 
 def rare_row_numbers(engine: Engine, num_frequent: int, num_parts: int = 1) -> set[int]:
@@ -294,12 +294,12 @@ def test_repeats_are_dropped_only_behind_a_kept_pair(engine: Engine, same: str, 
     view(engine, "twins", tables.TWINS.empty_table())
     engine.table("network_verdicts", tables.network_verdicts(config))
     engine.table("similarity_verdicts", tables.similarity_verdicts(config, "network_verdicts"))
-    found = engine.rows(f"""
+    verdict_rows = engine.rows(f"""
         SELECT decided.repeats, coalesce(decided.mask, verdicts.mask) FROM verdicts
         LEFT JOIN ({tables.decided(config, "similarity_verdicts")}) AS decided
         ON decided.row_number = verdicts.row_number
         ORDER BY verdicts.row_number
     """)
-    assert [bool(repeat) for repeat, _ in found] == [bool(repeat) for repeat in repeats]
-    for repeat, mask in found:
+    assert [bool(repeat) for repeat, _ in verdict_rows] == [bool(repeat) for repeat in repeats]
+    for repeat, mask in verdict_rows:
         assert (f"{same}_repeat" in rules.codes_of(mask)) == bool(repeat)

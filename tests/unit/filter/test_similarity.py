@@ -29,13 +29,13 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_packaged_model_measures_pairs(packaged: Path) -> None:
     embedder = Embedder.load(*packaged_towers(ModelFile(path=str(packaged), sha256=sha256_folder(packaged))))
     pairs = [("0", picture(90, 60), "a red heart"), ("1", b"no picture", "the yellow sun"), ("2", picture(9, 9), "sun")]
-    found = list(similarities(pairs, embedder.embed_images, embedder.embed_texts))
+    cosines = list(similarities(pairs, embedder.embed_images, embedder.embed_texts))
     expected = [
         float(np.dot(embedder.embed_images([data])[0], embedder.embed_texts([text])[0])) for _, data, text in pairs[::2]
     ]
-    assert found[1] == ("1", None)
-    assert [found[0][1], found[2][1]] == pytest.approx(expected, abs=2e-4)
-    assert found[0][1] != found[2][1]
+    assert cosines[1] == ("1", None)
+    assert [cosines[0][1], cosines[2][1]] == pytest.approx(expected, abs=2e-4)
+    assert cosines[0][1] != cosines[2][1]
 
 
 def test_each_image_meets_its_own_text_however_many_there_are() -> None:

@@ -64,8 +64,8 @@ def test_normal_forms_are_those_of_each_text() -> None:
     characters = [chr(code) for code in range(128)] + [" "] * 40 + list("é\u0301\u00a0\u3000\u200d猫\x85\u2028")
     texts: list[str | None] = ["".join(draw.choices(characters, k=draw.randrange(9))) for _ in range(20_000)]
     texts += [None, "", " ", "a  b", " a", "a ", "a b", "a\n"]
-    found = normal_forms(pa.array(texts, pa.string()).slice(5)).to_pylist()
-    assert found == [normalise(text or "") for text in texts[5:]]
+    forms = normal_forms(pa.array(texts, pa.string()).slice(5)).to_pylist()
+    assert forms == [normalise(text or "") for text in texts[5:]]
 
 
 def test_hashes_differ_spread_over_all_bits_and_stay_as_they_are() -> None:
@@ -75,9 +75,9 @@ def test_hashes_differ_spread_over_all_bits_and_stay_as_they_are() -> None:
         for some in itertools.product("abcdefghijklmnopqrstuvwxyz", repeat=length)
     ]
     texts += [f"a text of several words, number {number}" for number in range(100_000)]
-    found = hashes(texts)
-    assert len(np.unique(found)) == len(texts)
-    shares = np.unpackbits(found.view(np.uint8)).reshape(-1, 64).mean(axis=0)
+    hashed = hashes(texts)
+    assert len(np.unique(hashed)) == len(texts)
+    shares = np.unpackbits(hashed.view(np.uint8)).reshape(-1, 64).mean(axis=0)
     assert 0.49 < shares.min() < shares.max() < 0.51
     assert hashes(["a", "猫", "a text of several words", ""]).tolist() == STORED
     assert hashes(["ab"])[0] != ngram_hashes(["a", "b"])[1][0] != ngram_hashes(["b", "a"])[1][0]

@@ -78,7 +78,7 @@ def test_languages(text: str, code: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "counts"),
     [
         ("write to jane.doe@example.org or JOHN@mail.example.co.uk", (2, 0)),
         ("not@home, @name, a@b", (0, 0)),
@@ -88,8 +88,8 @@ def test_languages(text: str, code: str | None) -> None:
         ("on 2020-01-01 at 10.10.10, 1920x1080, ISBN 978-3-16-148410-0, IMG_20200101_101010, 3.14159265", (0, 0)),
     ],
 )
-def test_personal_data(text: str, found: tuple[int, int]) -> None:
-    assert personal_data(text) == found
+def test_personal_data(text: str, counts: tuple[int, int]) -> None:
+    assert personal_data(text) == counts
 
 
 def test_hostile_texts_take_no_time() -> None:

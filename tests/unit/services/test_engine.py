@@ -31,7 +31,7 @@ def test_a_sort_larger_than_memory_spills_and_scratch_is_removed(tmp_path: Path)
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_equal_results_are_equal_bytes_whatever_the_threads(tmp_path: Path) -> None:
+def test_equal_results_are_equal_bytes_with_any_number_of_threads(tmp_path: Path) -> None:
     for threads in (1, 2, None):
         with open_engine(config(tmp_path, num_threads=threads)) as engine:
             query = "SELECT range AS n, md5(range::VARCHAR) AS text FROM range(250000) ORDER BY text"

@@ -58,16 +58,16 @@ class ExamplePair:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class Examples:
     """What the page shows.
 
     Attributes:
-        examples: a few pairs for each reason.
-        images: image_key -> bytes, of the examples and of the images that most pairs show.
-        twins: SET/KEY -> (bytes, text) of the evaluation images that examples resemble.
+        pairs: a few pairs for each reason.
+        images: image_key -> bytes, of these pairs and of the images that most pairs show.
+        twins: SET/KEY -> (bytes, text) of the evaluation images that these pairs resemble.
     """
 
-    examples: list[ExamplePair]
+    pairs: list[ExamplePair]
     images: dict[str, bytes]
     twins: dict[str, tuple[bytes, str]]
 
@@ -93,7 +93,7 @@ def shown_pairs(shards: Shards, folder: Path) -> Iterator[tuple[str, str, bool]]
                 yield row["url"] or "", *decided[row["key"]]
 
 
-def gallery_of(report: FilterReport, shards: Shards, sets: Iterable[EvaluationSet], folder: Path) -> Gallery:
+def examples_of(report: FilterReport, shards: Shards, sets: Iterable[EvaluationSet], folder: Path) -> Examples:
     """Chooses the examples and reads all pictures of the page.
 
     Args:
@@ -103,19 +103,19 @@ def gallery_of(report: FilterReport, shards: Shards, sets: Iterable[EvaluationSe
         folder: the work folder, that holds decisions.parquet, facts.parquet and rare.parquet.
     """
     shown = shown_shards(shards)
-    examples = example_pairs(shown, folder, _NUM_PER_REASON)
+    pairs = _example_pairs(shown, folder, _NUM_PER_REASON)
     multiplied = report.overview.multiplied_images
-    wanted = {example.image_key for example in examples} | {one.image_key for one in multiplied}
+    wanted = {pair.image_key for pair in pairs} | {one.image_key for one in multiplied}
     indices = {index for index, _ in shown} | {one.row_number // MAX_ROWS for one in multiplied}
     images = {key: data for index in sorted(indices) for key, data in iter_images(shards[index][1]) if key in wanted}
-    names = {example.twin for example in examples}
+    names = {pair.twin for pair in pairs}
     references = {name: image for one in sets for image in one.images if (name := f"{one.name}/{image.key}") in names}
     twins = {name: (image.image, image.texts[0] if image.texts else "") for name, image in references.items()}
-    return Gallery(examples, images, twins)
+    return Examples(pairs, images, twins)
 
 
-def example_pairs(shards: Shards, folder: Path, num_per_reason: int) -> list[ExamplePair]:
-    """At most `num_per_reason` pairs for each reason, reason after reason, kept pairs first; see `gallery_of`."""
+def _example_pairs(shards: Shards, folder: Path, num_per_reason: int) -> list[ExamplePair]:
+    """At most `num_per_reason` pairs for each reason, reason after reason, kept pairs first."""
     rows: list[tuple[str, bytes, int, int]] = []
     tables: dict[int, pa.Table] = {}
     for index, shard in shards:

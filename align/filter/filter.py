@@ -36,7 +36,7 @@ from align.console import say
 from align.files import replace_directory
 from align.filter.compare import compare_with_evaluation_images
 from align.filter.decide import decide
-from align.filter.examples import gallery_of, shown_pairs
+from align.filter.examples import examples_of, shown_pairs
 from align.filter.judge import is_judged, judge
 from align.filter.measure import measure_shard, write_fingerprints
 from align.filter.page import write_page
@@ -135,7 +135,7 @@ def filter_pairs(
             digests = {one.name: one.sha256 for one in sets}
             report = report_on(engine, path, digests, shown_pairs(shards, path))
         with replace_directory(folders.reports) as directory:
-            write_page(report, config, gallery_of(report, shards, sets, path), directory)
+            write_page(report, config, examples_of(report, shards, sets, path), directory)
             write_report(report, directory)
         _keep_only_outs(path)
     return report

@@ -16,7 +16,7 @@ from align.config.filter import FilterConfig
 from align.figure import png
 from align.files import write_bytes, write_text
 from align.filter import figures
-from align.filter.examples import ExamplePair, Gallery
+from align.filter.examples import ExamplePair, Examples
 from align.filter.overview import Overview
 from align.filter.report import FilterReport
 from align.filter.rules import RULES, active
@@ -28,13 +28,13 @@ _BLUR_PX = 9
 _MAX_CAPTION = 90
 
 
-def write_page(report: FilterReport, config: FilterConfig, gallery: Gallery, directory: Path) -> None:
+def write_page(report: FilterReport, config: FilterConfig, examples: Examples, directory: Path) -> None:
     """Writes report.html, and its figures as PNG.
 
     Args:
         report: the numbers.
         config: the cuts behind them.
-        gallery: examples with their pictures.
+        examples: pairs with their pictures.
         directory: the folder to write to.
     """
     overview = report.overview
@@ -58,12 +58,12 @@ def write_page(report: FilterReport, config: FilterConfig, gallery: Gallery, dir
                 for name in ("text_lengths", "image_sizes", "languages")
             )
         ],
-        "What repeats": _repeats(overview, config, gallery),
+        "What repeats": _repeats(overview, config, examples),
         "Personal data in texts": _personal_data(overview, config),
         "Near-duplicates of evaluation images": _evaluation(report),
     }
     for code in (None, *RULES):
-        sections[f"Dropped: {code}" if code else "Kept"] = _examples(code, gallery, config.max_image_pixels)
+        sections[f"Dropped: {code}" if code else "Kept"] = _examples(code, examples, config.max_image_pixels)
     blocks = [_cards(report), html.contents(title for title, body in sections.items() if body)]
     for title, body in sections.items():
         blocks += [html.heading(title), *body] if body else []
@@ -127,7 +127,7 @@ def _cuts(config: FilterConfig) -> dict[str, str]:
     }
 
 
-def _repeats(overview: Overview, config: FilterConfig, gallery: Gallery) -> list[str]:
+def _repeats(overview: Overview, config: FilterConfig, examples: Examples) -> list[str]:
     texts = [(_short(one.text), one.num_images, one.num_pairs) for one in overview.shared_texts]
     hosts = [(one.name, one.num_pairs, f"{one.num_kept / one.num_pairs:.0%}") for one in overview.hosts]
     tables = []
@@ -140,7 +140,7 @@ def _repeats(overview: Overview, config: FilterConfig, gallery: Gallery) -> list
     blocks = [html.side_by_side(tables)] if tables else []
     items = []
     for one in overview.multiplied_images:
-        data = gallery.images.get(one.image_key or "")
+        data = examples.images.get(one.image_key or "")
         blur = one.nsfw_score is not None and one.nsfw_score >= config.nsfw_threshold
         picture = _thumbnail(data, config.max_image_pixels, blur=blur) if data is not None else None
         if picture is not None:
@@ -173,47 +173,47 @@ def _evaluation(report: FilterReport) -> list[str]:
     ]
 
 
-def _examples(code: str | None, gallery: Gallery, max_pixels: int) -> list[str]:
-    examples = [example for example in gallery.examples if example.reason == code]
-    if not examples or code == "opted_out":
+def _examples(code: str | None, examples: Examples, max_pixels: int) -> list[str]:
+    pairs = [pair for pair in examples.pairs if pair.reason == code]
+    if not pairs or code == "opted_out":
         return []
     items: list[tuple[bytes, str, str]] = []
-    for example in examples:
-        data = gallery.images.get(example.image_key or "")
+    for pair in pairs:
+        data = examples.images.get(pair.image_key or "")
         picture = _thumbnail(data, max_pixels, blur=code == "image_nsfw") if data is not None else None
         if picture is None:
             continue
-        items.append((picture, f"{_detail(example)}{_short(example.text)}", "bad" if code else "good"))
-        twin = gallery.twins.get(example.twin or "")
+        items.append((picture, f"{_detail(pair)}{_short(pair.text)}", "bad" if code else "good"))
+        twin = examples.twins.get(pair.twin or "")
         twin_picture = _thumbnail(twin[0], max_pixels) if twin and code == "image_near_duplicate_of_test" else None
         if twin and twin_picture:
-            items.append((twin_picture, f"test image {example.twin}: {_short(twin[1])}", ""))
+            items.append((twin_picture, f"test image {pair.twin}: {_short(twin[1])}", ""))
     if items:
         return [html.gallery(items)]
-    rows = [(one.key, one.error_message or "does not decode", _short(one.url), _short(one.text)) for one in examples]
+    rows = [(one.key, one.error_message or "does not decode", _short(one.url), _short(one.text)) for one in pairs]
     return [html.table(("key", "why", "image URL", "text"), rows)]
 
 
-def _detail(example: ExamplePair) -> str:
-    match example.reason:
+def _detail(pair: ExamplePair) -> str:
+    match pair.reason:
         case "image_nsfw":
-            return f"score {example.nsfw_score:.2f} · "
+            return f"score {pair.nsfw_score:.2f} · "
         case "image_too_small" | "image_aspect_ratio":
-            return f"{example.width_px} x {example.height_px} · "
+            return f"{pair.width_px} x {pair.height_px} · "
         case "image_too_many_texts":
-            return f"{example.num_texts:,} texts · "
-        case "image_near_duplicate_of_test" if example.twin_cosine is not None:
-            return f"cosine {example.twin_cosine:.3f} · "
+            return f"{pair.num_texts:,} texts · "
+        case "image_near_duplicate_of_test" if pair.twin_cosine is not None:
+            return f"cosine {pair.twin_cosine:.3f} · "
         case "text_shared_by_many_images":
-            return f"{example.num_images:,} images · "
-        case "text_rare_ngram" if example.rare_ngram:
-            return f"rare: {_short(example.rare_ngram)} · "
+            return f"{pair.num_images:,} images · "
+        case "text_rare_ngram" if pair.rare_ngram:
+            return f"rare: {_short(pair.rare_ngram)} · "
         case "text_too_short" | "text_too_long":
-            return f"{example.num_words:,} words · "
-        case "pair_low_similarity" if example.similarity is not None:
-            return f"cosine {example.similarity:.2f} · "
+            return f"{pair.num_words:,} words · "
+        case "pair_low_similarity" if pair.similarity is not None:
+            return f"cosine {pair.similarity:.2f} · "
         case "text_other_language":
-            return f"{example.language} · "
+            return f"{pair.language} · "
         case _:
             return ""
 

@@ -24,7 +24,7 @@ class PictureError(Exception):
 
 
 @dataclass(frozen=True)
-class Header:
+class PictureHeader:
     """The header of a picture.
 
     Attributes:
@@ -38,7 +38,7 @@ class Header:
     height_px: int
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes) -> PictureHeader:
     """Format and size without decoding. Raises PictureError if the bytes are not a picture."""
     with _open(data) as image:
         return _header(image)
@@ -80,11 +80,11 @@ def _open(data: bytes) -> Image.Image:
         raise PictureError(f"broken header: {_one_line(error)}") from error
 
 
-def _header(image: Image.Image) -> Header:
+def _header(image: Image.Image) -> PictureHeader:
     width, height = image.size
     if width < 1 or height < 1:
         raise PictureError(f"empty picture: {width} x {height}")
-    return Header(image.format or "", width, height)
+    return PictureHeader(image.format or "", width, height)
 
 
 def _one_line(error: Exception) -> str:

@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def shares(images: Embeddings, views: Embeddings) -> None:
-    """Prints how many of the close pairs (brute force, over all views) our clusters compare, and the paper's buckets."""
+    """Prints how many of the close pairs (by brute force) are compared: by our clusters, and by the paper's buckets."""
     config = load_params().section(FilterConfig)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.arrow"

@@ -20,6 +20,7 @@ from align.filter.decisions import RowsInOrder
 from align.filter.filter import ALL, FilterFolders, filter_pairs
 from align.filter.network import ImageNetwork
 from align.filter.report import FilterReport
+from align.formats import filtered
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import raw_shards, read_table
 from align.work import Portion
@@ -113,6 +114,9 @@ def test_equal_bytes_twice_and_no_evaluation_sets(tmp_path: Path, capsys: pytest
     report = {f"reports/{name}" for name in ("report.html", "report.json", "metrics.json")}
     figures = {f"reports/{name}.png" for name in ("funnel", "text_lengths", "image_sizes", "languages")}
     assert one.keys() == tables | report | figures
+    schemas = filtered.DECISIONS_SCHEMA, filtered.FACTS_SCHEMA, filtered.IMAGES_SCHEMA
+    for name, schema in zip(filtered.FILES, schemas, strict=True):
+        assert pq.read_schema(tmp_path / "one/filtered" / name).equals(schema)
     assert one == two
     assert not any(str(tmp_path).encode() in data for data in one.values())
 

@@ -69,7 +69,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PictureOutcome:
     """What became of an address: the columns of data/raw that all its pairs share."""
 
     status: str
@@ -90,7 +90,7 @@ class ShardCounts(NamedTuple):
     num_with_picture: int
 
 
-_OPTED_OUT = Outcome(FAILED_TO_DOWNLOAD, "opted out")
+_OPTED_OUT = PictureOutcome(FAILED_TO_DOWNLOAD, "opted out")
 
 
 def write_shard(
@@ -110,14 +110,14 @@ def write_shard(
         fetch: gets bytes from the web.
         keep_tar: takes the finished tar, see `RawShardWriter`.
     """
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, PictureOutcome] = {}
     keys: dict[str, str] = {}
     stored: set[str] = set()
     with ExitStack() as stack:
         spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=directory)))
         for answer in fetch(_addresses(shard.rows(), pictures)):
             if answer.data is None:
-                outcomes[answer.url] = Outcome(FAILED_TO_DOWNLOAD, answer.error, answer.retryable)
+                outcomes[answer.url] = PictureOutcome(FAILED_TO_DOWNLOAD, answer.error, answer.retryable)
             else:
                 spool.put(answer.url, answer.data)
         writer = stack.enter_context(RawShardWriter(directory, shard.name, shard.position_digits, keep_tar))
@@ -130,7 +130,7 @@ def write_shard(
                 if earlier.image_key is not None and earlier.image_key not in stored:
                     key, data = earlier.image_key, shard.read(earlier.image_key, None)
             elif row["problem"] is not None:
-                outcome = Outcome(FAILED_TO_DOWNLOAD, row["problem"])
+                outcome = PictureOutcome(FAILED_TO_DOWNLOAD, row["problem"])
             elif url in outcomes:
                 outcome = outcomes[url]
             else:
@@ -184,16 +184,16 @@ def _bytes(row: PlannedRow, spool: _Spool, shard: PlannedShard, pictures: Pictur
     return "not in archive" if status is None else f"HTTP {status}"
 
 
-def _examine(data: bytes | str, pictures: Pictures) -> tuple[Outcome, bytes | None]:
+def _examine(data: bytes | str, pictures: Pictures) -> tuple[PictureOutcome, bytes | None]:
     """The outcome, and the bytes to store; `data` may be the reason why there are none."""
     if isinstance(data, str):
-        return Outcome(FAILED_TO_DOWNLOAD, data), None
+        return PictureOutcome(FAILED_TO_DOWNLOAD, data), None
     try:
         header = read_header(data)
     except PictureError as error:
-        return Outcome(FAILED_TO_RESIZE, str(error)), None
+        return PictureOutcome(FAILED_TO_RESIZE, str(error)), None
     width, height = header.width_px, header.height_px
-    original = Outcome(FAILED_TO_RESIZE, original_width=width, original_height=height)
+    original = PictureOutcome(FAILED_TO_RESIZE, original_width=width, original_height=height)
     if width * height > pictures.max_pixels:
         return replace(original, error_message=f"too many pixels: {width} x {height}"), None
     if pictures.resize_px is not None and min(width, height) > pictures.resize_px:
@@ -205,7 +205,7 @@ def _examine(data: bytes | str, pictures: Pictures) -> tuple[Outcome, bytes | No
     return replace(original, status=SUCCESS, width=width, height=height, sha256=digest), data
 
 
-def _raw_row(key: str, row: PlannedRow, outcome: Outcome) -> dict[str, Any]:
+def _raw_row(key: str, row: PlannedRow, outcome: PictureOutcome) -> dict[str, Any]:
     """A row of data/raw, in the order of its columns. There the text is called `caption`, as img2dataset has it."""
     return {
         "url": row["url"],

@@ -50,8 +50,8 @@ class PlannedShard:
     Attributes:
         name: such as `00000`.
         position_digits: of a key, after the name.
-        rows: returns the pairs in order: columns of `IngestPlan.table`, and `outcome` (see `fetching.Outcome`) for
-            pairs that an earlier run finished. Called twice.
+        rows: returns the pairs in order: columns of `IngestPlan.table`, and for pairs that an earlier run finished
+            `outcome`, a `fetching.PictureOutcome`. Called twice.
         read: the source's bytes by (file, offset); None where they cannot be read.
     """
 

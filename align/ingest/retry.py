@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.formats.raw import MANIFEST, RawShard, image_spans, read_table
-from align.ingest.fetching import Outcome
+from align.ingest.fetching import PictureOutcome
 from align.ingest.plan import PlannedRow, PlannedShard
 
 
@@ -54,8 +54,9 @@ def shard_to_retry(shard: RawShard) -> Iterator[PlannedShard]:
 
 
 def _rows(table: pa.Table) -> Iterator[PlannedRow]:
+    shared = [field.name for field in fields(PictureOutcome)]
     for row in table.to_pylist():
-        outcome = None if row["retryable"] else Outcome(**{field.name: row[field.name] for field in fields(Outcome)})
+        outcome = None if row["retryable"] else PictureOutcome(**{name: row[name] for name in shared})
         yield {
             **{name: row[name] for name in ("url", "text_source", "page_url")},
             **dict.fromkeys(("problem", "file", "offset", "inline", "http_status")),

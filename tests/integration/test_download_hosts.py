@@ -278,7 +278,7 @@ def test_two_thousand_urls_of_twenty_hosts_some_of_them_bad(server: WebServer) -
 
 
 def test_memory_is_bounded_however_many_large_bodies_come_at_a_time(server: WebServer) -> None:
-    """40 pictures of 4 MiB at once, 8 MiB of them allowed in memory: the rest waits, and nothing times out by it."""
+    """40 pictures of 4 MiB at once, 8 MiB of these may be in memory: the rest waits without timing out."""
     body = bytes(4 << 20)
     server.fallback = response(body)
     chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)

@@ -34,7 +34,7 @@ class Case:
     Attributes:
         location: of the source.
         overrides: of section `ingest`.
-        pairs: (text, where it was found, the picture's bytes or None), in order.
+        pairs: (text, its source, the picture's bytes or None), in order.
         problems: of the rows without bytes, what data/raw says; by text.
     """
 
@@ -48,15 +48,15 @@ class Case:
 def pictures(sample: Path) -> list[bytes]:
     """Twelve different pictures of the sample: JPEG, PNG and WebP."""
     source = source_at(sample / "archive.warc.gz")
-    found: dict[bytes, None] = {}
+    distinct: dict[bytes, None] = {}
     counts: Counter[str] = Counter()
     for batch in source.scan(source.files[0], counts):
         if "text" not in batch.schema.names:
             for row in batch.to_pylist():
-                if row["url"].endswith((".jpg", ".png", ".webp")) and len(found) < 12:
-                    found.setdefault(source.read(row["file"], row["offset"]) or b"")
+                if row["url"].endswith((".jpg", ".png", ".webp")) and len(distinct) < 12:
+                    distinct.setdefault(source.read(row["file"], row["offset"]) or b"")
     assert counts["pages"] > 0
-    return list(found)
+    return list(distinct)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def test_source(
 
 
 def _ingested(case: Case, root: Path) -> set[tuple[Any, ...]]:
-    """What `align ingest` makes of it: text, its place, and the digest of the picture or what is wrong."""
+    """The result of `align ingest`: each text, its source, and the picture's digest or the error."""
     words = [f"ingest.{override}" for override in case.overrides] + [
         f"paths.archive={case.location}", f"paths.raw={root / 'raw'}", f"paths.reports={root / 'reports'}",
         f"paths.runtime={root / 'runtime'}", f"paths.policy={root / 'policy'}", "engine.num_workers=1",
@@ -301,13 +301,13 @@ def test_sources_in_s3_are_those_of_a_folder(
                 for file in folder.rglob("*"):
                     if file.is_file():
                         s3.put_object(Bucket=bucket, Key=str(file.relative_to(folder)), Body=file.read_bytes())
-            there = f"s3://{bucket}/{case.location.relative_to(folder)}".removesuffix("/.")
-            local, remote = (source_at(location, *case.overrides) for location in (case.location, there))
+            location = f"s3://{bucket}/{case.location.relative_to(folder)}".removesuffix("/.")
+            local, remote = source_at(case.location, *case.overrides), source_at(location, *case.overrides)
             for ours, theirs in zip(rows_of(local), rows_of(remote), strict=True):
                 assert [_read(local, row) for row in ours] == [_read(remote, row) for row in theirs]
                 assert len(ours) == len(theirs)
             if build in (warc, coco_captions):  # the whole stage, too: worker processes, stamps, pictures by range
-                remote_case = replace(case, location=there, overrides=[*case.overrides])
+                remote_case = replace(case, location=location, overrides=[*case.overrides])
                 assert _ingested(remote_case, tmp_path / f"{bucket}-s3") == _ingested(case, tmp_path / f"{bucket}-here")
 
 

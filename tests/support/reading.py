@@ -1,4 +1,4 @@
-"""Sources read to their end, for tests."""
+"""Reads whole sources, for tests."""
 
 from collections import Counter
 from typing import Any

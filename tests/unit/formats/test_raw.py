@@ -17,9 +17,9 @@ from align.ingest.writer import RawShardWriter, write_raw_manifest
 
 
 def row(key: str, image_key: str | None, caption: str = "a text") -> dict[str, object]:
-    found = dict.fromkeys(SCHEMA.names) | {"url": "http://x/y", "caption": caption, "key": key}
+    values = dict.fromkeys(SCHEMA.names) | {"url": "http://x/y", "caption": caption, "key": key}
     good = {"status": "success", "sha256": hashlib.sha256(b"bytes one").hexdigest(), "image_key": image_key}
-    return found | (good if image_key else {"status": "failed_to_download"})
+    return values | (good if image_key else {"status": "failed_to_download"})
 
 
 def write(directory: Path, keep_tar: Callable[[Path, str], None] = lambda path, sha256: None) -> Path:
@@ -57,7 +57,7 @@ def test_written_shards_read_back(tmp_path: Path) -> None:
     assert (stats["count"], stats["successes"], stats["failed_to_download"]) == (1, 0, 1)
 
 
-def test_the_places_of_images_are_where_their_bytes_lie(tmp_path: Path) -> None:
+def test_image_spans_are_where_the_bytes_are(tmp_path: Path) -> None:
     shard = raw_shards(write(tmp_path / "raw"))[0]
     with shard.tar.open("rb") as file:
         [(key, offset, size)] = image_spans(file, "a tar")
@@ -66,8 +66,8 @@ def test_the_places_of_images_are_where_their_bytes_lie(tmp_path: Path) -> None:
         list(image_spans(io.BytesIO(b"no tar" * 200), "a tar"))
 
 
-def test_places_in_a_tar_of_another_make(tmp_path: Path) -> None:
-    """Folders, long names, capital extensions: as found in the wild."""
+def test_image_spans_in_a_tar_of_other_software(tmp_path: Path) -> None:
+    """Folders, long names, capital extensions: as real data sets have them."""
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         directory = tarfile.TarInfo("deep")
         directory.type = tarfile.DIRTYPE
@@ -80,13 +80,13 @@ def test_places_in_a_tar_of_another_make(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "000.jpg"
         tar.addfile(link)
     data = (tmp_path / "x.tar").read_bytes()
-    found = list(image_spans(io.BytesIO(data), "x"))
-    assert [key for key, _, _ in found] == ["000", "001"]
-    assert [data[offset : offset + size] for _, offset, size in found] == [b"abc", b"abc"]
+    spans = list(image_spans(io.BytesIO(data), "x"))
+    assert [key for key, _, _ in spans] == ["000", "001"]
+    assert [data[offset : offset + size] for _, offset, size in spans] == [b"abc", b"abc"]
 
 
-def test_tars_may_lie_elsewhere(tmp_path: Path) -> None:
-    """Those that the manifest names are fetched when they are read; tables are there."""
+def test_tars_may_be_in_the_store(tmp_path: Path) -> None:
+    """Tars that the manifest names are fetched when they are read; tables stay in the folder."""
     (tmp_path / "store").mkdir()
 
     def take(path: Path, sha256: str) -> None:

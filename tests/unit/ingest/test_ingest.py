@@ -65,9 +65,9 @@ def rows(raw: Path) -> list[dict[str, object]]:
 
 def test_every_img_is_a_row(archive: Path, tmp_path: Path) -> None:
     report = ingest(CONFIG, archive, tmp_path / "raw")
-    found = rows(tmp_path / "raw")
+    written = rows(tmp_path / "raw")
     ok, gone, bad = "success", "failed_to_download", "failed_to_resize"
-    assert [(row["caption"], row["status"], row["error_message"], row["image_key"]) for row in found] == [
+    assert [(row["caption"], row["status"], row["error_message"], row["image_key"]) for row in written] == [
         ("a red picture", ok, None, "000000000"),
         ("the same URL again", ok, None, "000000000"),
         ("same bytes", ok, None, "000000000"),
@@ -82,9 +82,13 @@ def test_every_img_is_a_row(archive: Path, tmp_path: Path) -> None:
         ("no src", gone, "no address", None),
         ("Grüße", ok, None, "000000000"),  # a page in a wrong charset
     ]
-    assert found[0]["sha256"] == hashlib.sha256(RED).hexdigest()
-    assert (found[0]["width"], found[0]["height"], found[0]["page_url"]) == (300, 250, "http://x.example/page.html")
-    assert (found[7]["width"], found[7]["original_width"]) == (None, 20_000)
+    assert written[0]["sha256"] == hashlib.sha256(RED).hexdigest()
+    assert (written[0]["width"], written[0]["height"], written[0]["page_url"]) == (
+        300,
+        250,
+        "http://x.example/page.html",
+    )
+    assert (written[7]["width"], written[7]["original_width"]) == (None, 20_000)
     assert [key for key, _ in iter_images(raw_shards(tmp_path / "raw")[0])] == ["000000000", "000000009"]
     assert dict(report.metrics) == {
         "ingest/num_pages": 2,  # one has no picture
@@ -107,15 +111,15 @@ def test_equal_bytes_twice_and_shards_of_any_size(archive: Path, tmp_path: Path)
     assert len(names) == 10  # three shards of three files, and the manifest
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    found = rows(tmp_path / "one")
+    written = rows(tmp_path / "one")
     assert (
-        sorted(str(row["key"])[5:] for row in found)[-1] > "0003"
+        sorted(str(row["key"])[5:] for row in written)[-1] > "0003"
     )  # an address with many pairs makes its shard longer
     shards_of: dict[object, set[str]] = {}
-    for row in found:
+    for row in written:
         shards_of.setdefault(row["url"], set()).add(str(row["key"])[:5])
     assert all(len(names) == 1 for names in shards_of.values())
-    assert {(row["caption"], row["url"], row["status"], row["sha256"]) for row in found} == {
+    assert {(row["caption"], row["url"], row["status"], row["sha256"]) for row in written} == {
         (row["caption"], row["url"], row["status"], row["sha256"]) for row in whole_rows(archive, tmp_path)
     }
 

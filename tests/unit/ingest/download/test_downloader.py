@@ -189,8 +189,8 @@ def test_which_statuses_may_pass() -> None:
 
 def test_which_of_libcurls_errors_may_pass() -> None:
     def failure(code: int, message: str = "words", *, answered: bool = False) -> tuple[str, bool]:
-        found = of_curl(code, message, 0, num_bytes=7, answered=answered)
-        return found.code, found.retryable
+        failure = of_curl(code, message, 0, num_bytes=7, answered=answered)
+        return failure.code, failure.retryable
 
     assert failure(pycurl.E_COULDNT_RESOLVE_HOST) == ("DNS failure", True)
     assert failure(pycurl.E_COULDNT_CONNECT) == ("cannot connect", True)

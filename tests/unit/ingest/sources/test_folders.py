@@ -1,4 +1,4 @@
-"""Saved pages, tars and captioned data sets: what lies where, and what must not be reached."""
+"""Saved pages, tars and captioned data sets: where the files are, and which must not be read."""
 
 import io
 import json
@@ -186,15 +186,15 @@ def coco(path: Path, **more: Any) -> None:
     path.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations, **more}))
 
 
-@pytest.mark.parametrize("place", ["val2014", "images/val2014", "images", "annotations/images", "."])
-def test_coco_wherever_its_pictures_are(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("folder", ["val2014", "images/val2014", "images", "annotations/images", "."])
+def test_coco_in_each_usual_folder(tmp_path: Path, folder: str) -> None:
     (tmp_path / "secret.png").write_bytes(RED)
     root = tmp_path / "coco"
     coco(root / "annotations/captions_val2014.json")
     (root / "annotations/instances_val2014.json").write_text("{}")
-    (root / place).mkdir(parents=True, exist_ok=True)
-    (root / place / "7.jpg").write_bytes(RED)
-    (root / place / "8.jpg").write_bytes(BLUE)
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / folder / "7.jpg").write_bytes(RED)
+    (root / folder / "8.jpg").write_bytes(BLUE)
     counts: Counter[str] = Counter()
     assert short(read_all(root, "coco", counts), "url", "text", "problem", "bytes") == [
         ("http://images.example/val2014/7.jpg", "seven", None, RED),

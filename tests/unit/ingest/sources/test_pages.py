@@ -170,8 +170,8 @@ def test_short_cuts_give_the_spelling_of_the_long_way() -> None:
 @pytest.mark.parametrize(
     ("body", "charset"),
     [
-        ("Grüße €".encode(), "iso-8859-1"),  # the header lies: the bytes are UTF-8
-        ("Grüße €".encode("cp1252"), "utf-8"),  # the header lies the other way round
+        ("Grüße €".encode(), "iso-8859-1"),  # the header is wrong: the bytes are UTF-8
+        ("Grüße €".encode("cp1252"), "utf-8"),  # the header is wrong in the opposite way
         ("Grüße €".encode("cp1252"), None),
         ("Grüße €".encode("utf-8-sig"), "shift_jis"),
         ("Grüße €".encode("utf-16"), None),

@@ -63,7 +63,7 @@ def test_columns_of_published_tables(tmp_path: Path) -> None:
     path = tmp_path / "laion.parquet"
     columns = {"SAMPLE_ID": [1, 2], "URL": [A, B], "TEXT": ["t", None], "WIDTH": [3, 4], "page": ["http://p/", None]}
     pq.write_table(pa.table(columns), path)
-    rows = read(path, "url=url", "text=text", "page_url=page")  # whatever the case
+    rows = read(path, "url=url", "text=text", "page_url=page")  # in any case
     assert pairs(rows) == [(A, "t"), (B, "")]
     assert [(row["text_source"], row["page_url"]) for row in rows] == [("text", "http://p/"), (None, None)]
     with pytest.raises(DataError, match=r"no column 'caption', it has SAMPLE_ID, URL, TEXT.*ingest\.columns\.text"):

@@ -1,6 +1,11 @@
 """dvc.yaml against the source: every stage depends on the code and the parameters that can change its bytes."""
 
 import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +105,60 @@ def test_stale_means_changed_or_below() -> None:
     assert "finetune" in below and "evaluate" in below and "package" in below
     assert not below & {"ingest", "filter", "validate", "shard", "fit_tokenizer", "pretrain"}
     assert downstream(stages, ["ingest"]) == frozenset(STAGES)
+
+
+def stale_after_edits(*files: str) -> frozenset[str]:
+    """The stages that edits of these files make stale, and their downstream stages."""
+    stages = read_dag(ROOT)
+    assert all((ROOT / file).is_file() for file in files)
+    edited = [
+        stage.name
+        for stage in stages
+        if any(file == dep or file.startswith(f"{dep}/") for dep in stage.deps for file in files)
+    ]
+    return downstream(stages, edited)
+
+
+NEUTRAL_EDITS = ("align/html.py", "align/console.py", "align/figure.py")  # CSS, progress lines, palette
+
+
+def test_an_edit_of_zero_shot_makes_the_evaluation_stale_and_not_the_index() -> None:
+    assert stale_after_edits("align/evaluate/zero_shot.py") == {"evaluate", "package"}
+
+
+def test_an_edit_of_css_progress_lines_or_the_palette_makes_nothing_stale() -> None:
+    assert stale_after_edits(*NEUTRAL_EDITS) == frozenset()
+
+
+def test_an_edit_of_a_rule_makes_all_but_ingest_stale() -> None:
+    assert stale_after_edits("align/filter/rules.py") == frozenset(STAGES) - {"ingest"}
+
+
+def test_dvc_sees_the_same_edits(tmp_path: Path) -> None:
+    """The real `dvc status`, in a project whose outs and inputs are small files that were committed."""
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "align", tmp_path / "align", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    stages = read_dag(tmp_path)
+    for out in (out for stage in stages for out in stage.outs):
+        (tmp_path / out).mkdir(parents=True)
+        (tmp_path / out / "content.txt").write_text(out)
+    for path in (tmp_path / dep for stage in stages for dep in stage.deps):
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("input")
+    dvc(tmp_path, "commit", "--force", "--quiet")
+    for file in (*NEUTRAL_EDITS, "align/evaluate/zero_shot.py", "align/filter/rules.py"):
+        with (tmp_path / file).open("a") as module:
+            module.write("edited = True\n")
+    assert set(json.loads(dvc(tmp_path, "status", "--json"))) == {"evaluate", "filter"}
+
+
+def dvc(root: Path, *words: str) -> str:
+    command = [sys.executable, "-m", "dvc", *words]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
 
 
 def test_every_report_shows_its_metrics() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from align.errors import DataError, ServiceError
 from align.formats.shards import read_manifest
 from align.lineage.data_versions import DataVersions
-from align.services.tracking import Tracker, Version, is_there
+from align.services.tracking import Tracker, Version, has_store
 
 #: A folder like data/shards -> split -> how many of the pairs are in it.
 CountPairs = Callable[[Path], Mapping[str, int]]
@@ -48,7 +48,7 @@ def find_trained_models(
         versions: where other data is looked up.
         count: counts the pairs in a folder like data/shards.
     """
-    if not is_there():
+    if not has_store():
         return [], "no MLflow here: MLFLOW_TRACKING_URI is not set, and there is no mlflow.db"
     try:
         models = _trained_models(Tracker(), model, shards, versions, count)

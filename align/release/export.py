@@ -1,7 +1,7 @@
-"""export: a trained model -> a folder for other people's tools: transformers, onnxruntime, or torch without this code.
+"""export: a trained model -> a folder for other tools: transformers, onnxruntime, or torch without this code.
 
-Owns the check that what was written gives the same embeddings as the model, on the evaluation sets' images and texts or
-on given ones. It runs before the folder appears: one that differs never does.
+Before the folder appears, a check compares its embeddings with the model's, on images and texts of the evaluation sets
+or on given ones. A folder that differs is not written.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ T = TypeVar("T")
 Format = Literal["hf", "onnx", "torch"]
 Encoders = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
 
-#: Largest difference that a coordinate of a unit vector may have.
+#: Largest allowed difference between coordinates of unit vectors.
 TOLERANCE = 1e-4
 
-#: Images and texts that are compared, at most.
+#: At most this many images and texts are compared.
 NUM_SAMPLES = 16
 
 
 @dataclass(frozen=True)
-class Samples:
-    """What the parity check compares on.
+class ParitySamples:
+    """The inputs of the parity check.
 
     Attributes:
         images: image files' bytes.
-        texts: as many or not.
+        texts: need not be as many.
     """
 
     images: list[bytes]
@@ -55,7 +55,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest difference between a coordinate of an embedding and the same one of the exported model's."""
+    """The largest difference between a coordinate of the model's embeddings and of the exported model's."""
 
     num_images: int
     num_texts: int
@@ -63,19 +63,19 @@ class Parity:
     text: float
 
 
-def export(kind: Format, *, model_dir: Path, tokenizer_dir: Path, samples: Samples, out: Path) -> Parity:
-    """Writes the folder, once the check has passed.
+def export(kind: Format, *, model_dir: Path, tokenizer_dir: Path, samples: ParitySamples, out: Path) -> Parity:
+    """Writes the folder if the check passes.
 
     Args:
         kind: `hf`: for transformers.AlignModel; `onnx`; `torch`: for torch.export.load.
         model_dir: a model folder.
-        tokenizer_dir: its tokenizer's.
-        samples: for the check.
+        tokenizer_dir: the folder of its tokenizer.
+        samples: inputs of the check.
         out: replaced whole.
 
     Raises:
-        DataError: model or tokenizer are missing or do not belong together, the format cannot hold the model, or the
-            embeddings differ by more than TOLERANCE.
+        DataError: the model or the tokenizer is missing, they do not belong together, the format cannot hold the model,
+            or the embeddings differ by more than TOLERANCE.
         ConfigError: a package that the format needs is not installed.
     """
     model = load_model(model_dir)
@@ -98,7 +98,7 @@ def export(kind: Format, *, model_dir: Path, tokenizer_dir: Path, samples: Sampl
             programs = Programs(part, kind)
             encode = programs.encode_image, programs.encode_text
         parity = compare(model, encode, pixels, ids, mask)
-        if not (parity.image <= TOLERANCE and parity.text <= TOLERANCE):  # NaN is a failure too
+        if not (parity.image <= TOLERANCE and parity.text <= TOLERANCE):  # NaN fails, too
             raise DataError(
                 f"{out}: not written: as {kind} the embeddings of images differ by {parity.image:.1e}, of texts by "
                 f"{parity.text:.1e}; at most {TOLERANCE:.0e} is allowed"
@@ -108,11 +108,11 @@ def export(kind: Format, *, model_dir: Path, tokenizer_dir: Path, samples: Sampl
 
 @torch.inference_mode()
 def compare(model: DualEncoder, encode: Encoders, pixels: Tensor, ids: Tensor, mask: Tensor) -> Parity:
-    """The largest differences, over the whole batch and over its first sample alone.
+    """The largest differences, over the whole batch and for its first sample alone.
 
     Args:
         model: in evaluation mode.
-        encode: the other side's two encoders.
+        encode: the two encoders of the exported model.
         pixels: (B, 3, H, W).
         ids: (B, T).
         mask: (B, T).
@@ -125,12 +125,12 @@ def compare(model: DualEncoder, encode: Encoders, pixels: Tensor, ids: Tensor, m
             ("text", model.encode_text(ids[rows], mask[rows]), text(ids[rows], mask[rows])),
         ):
             differences[name].append((ours - theirs).abs().max())
-    worst = {name: float(torch.stack(found).max()) for name, found in differences.items()}  # NaN stays NaN
+    worst = {name: float(torch.stack(each).max()) for name, each in differences.items()}  # NaN stays NaN
     return Parity(len(pixels), len(ids), **worst)
 
 
 def _hugging_face(directory: Path, texts: list[str], ids: Tensor, mask: Tensor) -> Encoders:
-    """Upstream's own model and processor, read back; its processor must give the same tokens as ours."""
+    """The encoders of the folder as transformers loads it. Its processor must give the same tokens as our tokenizer."""
     from transformers import AlignModel, AlignProcessor
     from transformers.utils import logging
 
@@ -141,7 +141,9 @@ def _hugging_face(directory: Path, texts: list[str], ids: Tensor, mask: Tensor) 
     length = int(tokens["attention_mask"].sum(1).max())
     for name, mine in (("input_ids", ids), ("attention_mask", mask)):
         if not torch.equal(tokens[name][:, :length], mine):
-            raise DataError("--format hf: the processor splits texts otherwise than the model's tokenizer: not written")
+            raise DataError(
+                "--format hf: not written: the processor's tokens differ from those of the model's tokenizer"
+            )
     load = AlignModel.from_pretrained
     theirs = load(directory).eval()
 
@@ -155,16 +157,16 @@ def _hugging_face(directory: Path, texts: list[str], ids: Tensor, mask: Tensor) 
     return image, text
 
 
-def find_samples(evaluation: Path, images: Path | None, texts: Path | None) -> Samples:
-    """Up to NUM_SAMPLES images and texts, evenly spread over the evaluation sets or over what is given.
+def find_samples(evaluation: Path, images: Path | None, texts: Path | None) -> ParitySamples:
+    """Chooses at most NUM_SAMPLES images and texts, spread evenly over the evaluation sets or over the given inputs.
 
     Args:
         evaluation: folder of the evaluation sets.
-        images: a folder of images to take instead.
-        texts: a file with a text a line to take instead.
+        images: a folder of images to use instead.
+        texts: a file with one text per line to use instead.
 
     Raises:
-        DataError: there is none of one of them.
+        DataError: there is no image or no text, or a file cannot be read.
     """
     sets = [] if images and texts else load_sets(evaluation)
     everything = [image for each in sets for image in each.images]
@@ -180,13 +182,13 @@ def find_samples(evaluation: Path, images: Path | None, texts: Path | None) -> S
             raise DataError(f"--texts {texts}: cannot be read: {error}") from None
     else:
         lines = [text for image in everything for text in islice(image.texts, 1)]
-    found = Samples(chosen, _spread(lines))
-    if not found.images or not found.texts:
+    samples = ParitySamples(chosen, _spread(lines))
+    if not samples.images or not samples.texts:
         raise DataError(
-            f"nothing to check the export on: {len(found.images)} images, {len(found.texts)} texts; "
+            f"nothing to check the export with: {len(samples.images)} images, {len(samples.texts)} texts; "
             f"give --images FOLDER and --texts FILE"
         )
-    return found
+    return samples
 
 
 def _spread(items: Sequence[T]) -> list[T]:
@@ -195,12 +197,12 @@ def _spread(items: Sequence[T]) -> list[T]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `align export`."""
-    parser.add_argument("--format", choices=get_args(Format), required=True, help="hf: transformers.AlignModel")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where it goes; replaced whole")
+    parser.add_argument("--format", choices=get_args(Format), required=True, help="hf is for transformers.AlignModel")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder; replaced whole")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="default: paths.finetuned")
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="default: paths.tokenizer")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="to check on; default: the evaluation sets")
-    parser.add_argument("--texts", type=Path, metavar="FILE", help="to check on, a text a line")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="to check with; default: the evaluation sets")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="to check with, one text per line")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

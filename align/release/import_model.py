@@ -1,6 +1,6 @@
-"""import_model: a folder of `transformers.AlignModel`, such as kakaobrain/align-base -> a model folder like ours.
+"""import_model: a folder of `transformers.AlignModel`, such as kakaobrain/align-base -> a model folder of this project.
 
-The result holds `model/` and `tokenizer/`, which every command takes: `--set paths.finetuned=OUT/model --set
+The result holds `model/` and `tokenizer/`, which every command accepts: `--set paths.finetuned=OUT/model --set
 paths.tokenizer=OUT/tokenizer` to embed, evaluate or package, `paths.pretrained` to fine-tune. Nothing is downloaded.
 """
 
@@ -18,15 +18,15 @@ from align.release.interchange import read_hugging_face, save_imported_tokenizer
 
 
 def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
-    """Reads the folder and writes ours.
+    """Reads the folder and writes a folder of this project.
 
     Args:
-        config: section `model`, whose batch-norm the model gets: the folder says nothing of it.
-        source: in Hugging Face's format, with tokenizer and image processor.
+        config: section `model`; the batch norm is taken from it, since the folder does not specify it.
+        source: a folder in Hugging Face's format, with tokenizer and image processor.
         out: replaced whole.
 
     Raises:
-        DataError: the folder is not complete, or holds another architecture.
+        DataError: the folder is incomplete, or holds another architecture.
     """
     model, tokenizer = read_hugging_face(source, batch_norm=config.batch_norm, batch_norm_group=config.batch_norm_group)
     with replace_directory(out) as part:
@@ -39,8 +39,8 @@ def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `align import_model`."""
-    parser.add_argument("--from", dest="source", type=Path, required=True, metavar="FOLDER", help="what to import")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets model/ and tokenizer/")
+    parser.add_argument("--from", dest="source", type=Path, required=True, metavar="FOLDER", help="folder to import")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for model/ and tokenizer/")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

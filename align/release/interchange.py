@@ -1,16 +1,16 @@
-"""Our model as a folder that plain `transformers.AlignModel.from_pretrained` reads, and such a folder as our model.
+"""Writes our model as a folder that `transformers.AlignModel.from_pretrained` reads, and reads such a folder.
 
-Upstream has no image projection, so only a model at its image tower's native width can go there (B7 at 640, B3 at
-384). The other way all checkpoints fit whose towers are an EfficientNet and a BERT, kakaobrain/align-base among them.
-Names are the same on both sides but for these:
+Upstream has no image projection, so only a model at its image tower's native width can be written (B7 at 640, B3 at
+384). Any checkpoint whose towers are an EfficientNet and a BERT can be read, such as kakaobrain/align-base. Names of
+weights are the same on both sides, with these exceptions:
 
 * the temperature is a raw parameter there and the exponential of `log_temperature` here;
-* the text tower's pooler, which nothing reads, is dropped on the way in and made of zeros on the way out;
-* positions beyond the tokenizer's length, which no text reaches, are dropped on the way in.
+* the text tower's pooler, which nothing reads, is dropped when reading and written as zeros;
+* positions beyond the tokenizer's length, which no text reaches, are dropped when reading.
 
-What the processor of a written folder gives equals our own preprocessing: texts are truncated, which upstream's default
-does not do, and images are resized, cropped and scaled alike. (Our JPEG decoder scales while it decodes, so large JPEGs
-differ by some grey levels; files of other formats do not.)
+The processor of a written folder equals our own preprocessing: texts are truncated, unlike upstream's default, and
+images are resized, cropped and scaled in the same way. (Our JPEG decoder scales while it decodes, so large JPEGs differ
+by some grey levels; files of other formats do not.)
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from align.model.image_tower import vision_config
 from align.model.presets import named_image_tower, named_text_tower
 from align.model.tokenizer import TextTokenizer, save_tokenizer
 
-#: What upstream's configurations say beyond the shape; another value is another architecture.
+#: Fields of upstream's configurations beyond the shape; another value is another architecture.
 _VISION_FIELDS = (
     "num_channels", "depth_divisor", "kernel_sizes", "in_channels", "out_channels", "depthwise_padding", "strides",
     "num_block_repeats", "expand_ratios", "squeeze_expansion_ratio", "hidden_act", "pooling_type", "batch_norm_eps",
 )  # fmt: skip
 _TEXT_FIELDS = ("intermediate_size", "hidden_act", "type_vocab_size", "layer_norm_eps")
 
-#: Pixels as ours: bilinear, the whole image to a square, its centre, pixel / 127.5 - 1.
+#: Our preprocessing: the whole image resized to a square (bilinear), its centre, pixel / 127.5 - 1.
 _PIXELS: dict[str, Any] = {
     "do_resize": True, "resample": 2, "do_rescale": True, "rescale_factor": 1 / 127.5, "rescale_offset": True,
     "do_normalize": False, "include_top": False,
 }  # fmt: skip
 
-_LONGEST = 512  # `ModelConfig.max_tokens` goes no further
+_LONGEST = 512  # the bound of `ModelConfig.max_tokens`
 
 
 def align_config(config: ModelConfig, vocab_size: int, width: int) -> Any:
@@ -63,7 +63,7 @@ def align_config(config: ModelConfig, vocab_size: int, width: int) -> Any:
 
     Args:
         config: of our model.
-        vocab_size: rows of the word embedding.
+        vocab_size: number of rows of the word embedding.
         width: of the pooled features.
     """
     bert = text_config(config, vocab_size)
@@ -89,10 +89,10 @@ def align_config(config: ModelConfig, vocab_size: int, width: int) -> Any:
 
 
 def write_hugging_face(model: DualEncoder, tokenizer_dir: Path, directory: Path) -> None:
-    """Writes weights, configuration, tokenizer and processor into a folder that exists.
+    """Writes weights, configuration, tokenizer and processor into an existing folder.
 
     Raises:
-        DataError: the model has an image projection, for which upstream has no place; or there is no tokenizer.
+        DataError: the model has an image projection, which upstream does not; or there is no tokenizer.
     """
     width = model.vision_model.width
     if not isinstance(model.vision_projection, nn.Identity):
@@ -116,22 +116,29 @@ def write_hugging_face(model: DualEncoder, tokenizer_dir: Path, directory: Path)
 
 
 def _processor(config: ModelConfig, tokenizer_dir: Path) -> AlignProcessor:
-    TextTokenizer.load(tokenizer_dir, config.max_tokens)  # says clearly what is wrong with the folder
+    TextTokenizer.load(tokenizer_dir, config.max_tokens)  # its errors name what is wrong with the folder
     stored = json.loads((tokenizer_dir / "tokenizer.json").read_text(encoding="utf-8"))
-    stored["truncation"] = stored["padding"] = None  # the processor asks for both with each call
-    make_tokenizer: Any = PreTrainedTokenizerFast  # transformers leaves both untyped
+    stored["truncation"] = stored["padding"] = None  # the processor sets both in each call
+    make_tokenizer: Any = PreTrainedTokenizerFast  # both are untyped in transformers
     make_processor: Any = AlignProcessor
     tokenizer = make_tokenizer(
         tokenizer_object=Tokenizer.from_str(json.dumps(stored)),
         model_max_length=config.max_tokens,
-        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
-        max_length=config.max_tokens, truncation=True,  # what the processor does unless it is told otherwise
-    )  # fmt: skip
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        max_length=config.max_tokens,
+        truncation=True,  # the processor's defaults
+    )
     square, crop = config.resize_px, config.image_px
     images = EfficientNetImageProcessor(
-        size={"height": square, "width": square}, crop_size={"height": crop, "width": crop}, do_center_crop=True,
+        size={"height": square, "width": square},
+        crop_size={"height": crop, "width": crop},
+        do_center_crop=True,
         **_PIXELS,
-    )  # fmt: skip
+    )
     return cast(AlignProcessor, make_processor(image_processor=images, tokenizer=tokenizer))
 
 
@@ -142,15 +149,15 @@ def read_hugging_face(
 
     Args:
         directory: such as a clone of kakaobrain/align-base. Nothing is downloaded.
-        batch_norm: how fine-tuning computes batch statistics, of which the folder says nothing.
-        batch_norm_group: likewise.
+        batch_norm: how fine-tuning computes batch statistics, which the folder does not specify.
+        batch_norm_group: number of samples per group.
 
     Raises:
-        DataError: something is missing in the folder, or it holds another architecture or other preprocessing.
+        DataError: the folder is incomplete, or holds another architecture or other preprocessing.
     """
     if not is_hugging_face(directory):
         raise DataError(
-            f"{directory}: no ALIGN model in Hugging Face's format: its config.json says no model_type 'align'"
+            f"{directory}: no ALIGN model in Hugging Face's format: its config.json has no model_type 'align'"
         )
     try:
         theirs: Any = AlignConfig.from_pretrained(directory, local_files_only=True)
@@ -164,7 +171,7 @@ def read_hugging_face(
     tokenizer: Tokenizer = words.backend_tokenizer
     vocab_size = theirs.text_config.vocab_size
     if tokenizer.get_vocab_size() != vocab_size:
-        raise DataError(f"{directory}: a tokenizer of {tokenizer.get_vocab_size()} words, a model of {vocab_size}")
+        raise DataError(f"{directory}: the tokenizer has {tokenizer.get_vocab_size()} words, the model {vocab_size}")
     silent: Any = logging.disable_progress_bar
     silent()
     load: Any = AlignModel.from_pretrained
@@ -174,7 +181,7 @@ def read_hugging_face(
         raise DataError(f"{directory}: the weights do not load: {_first_line(error)}") from None
     missing = [name for name in problems["missing_keys"] if ".pooler." not in name]
     if missing:
-        raise DataError(f"{directory}: its weights are not complete: {', '.join(map(str, missing[:3]))} missing")
+        raise DataError(f"{directory}: the weights are not complete: {', '.join(map(str, missing[:3]))} missing")
     temperature = float(loaded.temperature.detach())
     if not temperature > 0:
         raise DataError(f"{directory}: temperature {temperature}: it divides the cosine and must be positive")
@@ -184,7 +191,7 @@ def read_hugging_face(
 
 
 def is_hugging_face(directory: Path) -> bool:
-    """Whether a folder's config.json is upstream's, of an ALIGN model."""
+    """Whether a folder's config.json is upstream's for an ALIGN model."""
     try:
         document = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -193,20 +200,24 @@ def is_hugging_face(directory: Path) -> bool:
 
 
 def model_config(
-    theirs: Any, images: EfficientNetImageProcessor, *, longest: int, batch_norm: BatchNormKind,
+    theirs: Any,
+    images: EfficientNetImageProcessor,
+    *,
+    longest: int,
+    batch_norm: BatchNormKind,
     batch_norm_group: int,
-) -> ModelConfig:  # fmt: skip
+) -> ModelConfig:
     """Our configuration of upstream's model.
 
     Args:
         theirs: its AlignConfig.
         images: its image processor.
-        longest: tokens that its tokenizer leaves of a text.
+        longest: number of tokens to which its tokenizer truncates a text.
         batch_norm: see `read_hugging_face`.
-        batch_norm_group: likewise.
+        batch_norm_group: see `read_hugging_face`.
 
     Raises:
-        DataError: upstream says something that our model cannot be.
+        DataError: upstream has an architecture or a preprocessing that our model does not support.
     """
     vision, text = theirs.vision_config, theirs.text_config
     image_tower = ImageTowerShape(
@@ -215,11 +226,18 @@ def model_config(
     text_tower = TextTowerShape(width=text.hidden_size, layers=text.num_hidden_layers, heads=text.num_attention_heads)
     square, crop = _side(images.size), _side(images.crop_size) if images.do_center_crop else _side(images.size)
     ours = ModelConfig(
-        resize_px=square, image_px=crop, image_tower=named_image_tower(image_tower),
-        stochastic_depth=vision.drop_connect_rate, batch_norm=batch_norm, batch_norm_group=batch_norm_group,
-        text_tower=named_text_tower(text_tower), max_tokens=min(longest, text.max_position_embeddings, _LONGEST),
-        embed_width=theirs.projection_dim, temperature_init=theirs.temperature_init_value, logit_bias_init=None,
-    )  # fmt: skip
+        resize_px=square,
+        image_px=crop,
+        image_tower=named_image_tower(image_tower),
+        stochastic_depth=vision.drop_connect_rate,
+        batch_norm=batch_norm,
+        batch_norm_group=batch_norm_group,
+        text_tower=named_text_tower(text_tower),
+        max_tokens=min(longest, text.max_position_embeddings, _LONGEST),
+        embed_width=theirs.projection_dim,
+        temperature_init=theirs.temperature_init_value,
+        logit_bias_init=None,
+    )
     same = align_config(ours, text.vocab_size, theirs.projection_dim)
     for part, fields, wanted, given in (
         ("vision_config", _VISION_FIELDS, same.vision_config, vision),
@@ -228,22 +246,24 @@ def model_config(
         for field in fields:
             if getattr(wanted, field) != getattr(given, field):
                 raise DataError(
-                    f"{part}.{field} is {getattr(given, field)!r}, this model can only be {getattr(wanted, field)!r}"
+                    f"{part}.{field} is {getattr(given, field)!r}, this code supports only {getattr(wanted, field)!r}"
                 )
     for field, value in _PIXELS.items():
         if getattr(images, field) != value:
-            raise DataError(f"the image processor's {field} is {getattr(images, field)!r}, ours can only be {value!r}")
+            raise DataError(
+                f"the image processor's {field} is {getattr(images, field)!r}, this code supports only {value!r}"
+            )
     return ours
 
 
 def _side(size: Any) -> int:
     if size.height is None or size.height != size.width:
-        raise DataError(f"the image processor's size {dict(size)} is no square")
+        raise DataError(f"the image processor's size {dict(size)} is not a square")
     return int(size.height)
 
 
 def our_weights(weights: dict[str, Tensor], max_tokens: int) -> dict[str, Tensor]:
-    """Upstream's state dict under our names: (see the module) no pooler, log temperature, `max_tokens` positions."""
+    """Upstream's state dict under our names (see the module): no pooler, log temperature, `max_tokens` positions."""
     ours = {name: tensor for name, tensor in weights.items() if ".pooler." not in name and name != "temperature"}
     positions = "text_model.embeddings.position_embeddings.weight"
     ours[positions] = ours[positions][:max_tokens]
@@ -252,7 +272,7 @@ def our_weights(weights: dict[str, Tensor], max_tokens: int) -> dict[str, Tensor
 
 
 def save_imported_tokenizer(tokenizer: Tokenizer, directory: Path, *, max_tokens: int) -> None:
-    """Writes an imported tokenizer as ours are written, into a folder that exists."""
+    """Writes an imported tokenizer in our format into an existing folder."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     save_tokenizer(tokenizer, directory, max_tokens=max_tokens)

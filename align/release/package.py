@@ -1,8 +1,8 @@
-"""package: the fine-tuned model, its tokenizer, its measures and its code -> models/packaged, an MLflow model.
+"""package: the fine-tuned model, its tokenizer, its metrics and its code -> models/packaged, an MLflow model.
 
-A folder that `mlflow.pyfunc.load_model` reads anywhere, `align` installed or not. Equal inputs give equal bytes, so its
-digest names the model: `align register` makes a new version for a new digest only. The measures lie beside the model
-in `evaluation.json`. `align.release.packaged_model` says what the model takes and gives.
+`mlflow.pyfunc.load_model` reads the folder anywhere, with or without `align` installed. Equal inputs give equal bytes,
+so the digest names the model: `align register` makes a new version only for a new digest. The metrics are in
+`evaluation.json`. `align.release.packaged_model` documents the model's input and output.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from align.provenance import closure
 from align.release import packaged_model
 from align.report import Report, record_runtime, write_report
 
-#: What loading a model imports first; its import closure goes into the folder.
+#: The module that loading a model imports; its import closure is copied into the folder.
 _ENTRY = "align.model.embedder"
-#: Lets the rest of an installed `align` be found beside the part that the folder carries.
+#: Makes the rest of an installed `align` importable together with the modules in the folder.
 _EXTEND_PATH = '\n__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
 
 
 class PackageReport(Report):
-    """The digest that names the packaged model: sha256 over its files' names and bytes."""
+    """`digest` names the packaged model: sha256 over its files' names and bytes."""
 
     digest: str
 
 
 def package(*, model: Path, tokenizer: Path, evaluation: Path, out: Path, reports: Path) -> PackageReport:
-    """Writes the model folder and proves that it embeds.
+    """Writes the model folder and checks that it embeds.
 
     Args:
         model: models/finetuned.
         tokenizer: data/tokenizer.
-        evaluation: reports/evaluation, whose metrics.json goes into the folder.
+        evaluation: reports/evaluation, whose metrics.json is copied into the folder.
         out: models/packaged; replaced whole.
         reports: the folder of this stage's report; replaced whole.
 
@@ -56,7 +56,7 @@ def package(*, model: Path, tokenizer: Path, evaluation: Path, out: Path, report
     with replace_directory(out) as part, tempfile.TemporaryDirectory(prefix="align-package-") as scratch:
         code = Path(scratch) / "align"
         copy_code(code)
-        part.rmdir()  # MLflow wants to make it
+        part.rmdir()  # MLflow makes it
         packaged_model.save(
             part,
             model=model,
@@ -68,7 +68,7 @@ def package(*, model: Path, tokenizer: Path, evaluation: Path, out: Path, report
         artifacts = part / "artifacts"
         embedding = Embedder.load(artifacts / model.name, artifacts / tokenizer.name).embed_texts(["a red fox"])
         if not np.isfinite(embedding).all():
-            raise DataError(f"{model}: its embeddings are not finite; train again")
+            raise DataError(f"{model}: the embeddings are not finite; train the model again")
     digest = sha256_folder(out)
     num_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     report = PackageReport(
@@ -80,7 +80,7 @@ def package(*, model: Path, tokenizer: Path, evaluation: Path, out: Path, report
 
 
 def copy_code(target: Path) -> None:
-    """Copies the modules of `align` that loading needs, and no others: a change elsewhere makes no new model."""
+    """Copies only the modules of `align` that loading needs, so that a change elsewhere makes no new model."""
     for name, source in sorted(closure(_ENTRY).items()):
         parts = name.split(".")[1:]
         path = (
@@ -98,7 +98,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
     paths = params.section(PathsConfig)
     with record_runtime("package", paths.runtime):
         report = package(
-            model=paths.finetuned, tokenizer=paths.tokenizer, evaluation=paths.reports / "evaluation",
-            out=paths.packaged, reports=paths.reports / "package",
-        )  # fmt: skip
+            model=paths.finetuned,
+            tokenizer=paths.tokenizer,
+            evaluation=paths.reports / "evaluation",
+            out=paths.packaged,
+            reports=paths.reports / "package",
+        )
     say(f"package: {paths.packaged}, {report.metrics['package/num_bytes'] / 1e6:.1f} MB, digest {report.digest[:12]}")

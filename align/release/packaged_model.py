@@ -5,11 +5,11 @@
     model.predict(pandas.DataFrame({"image": [Path("fox.jpg").read_bytes()]}))
 
 Input: a frame with column `image` (an image file's bytes; base64 over HTTP), `text`, or both; a cell may be null.
-Output: for each column that is there, `image_embedding` or `text_embedding`, a list of floats (L2-normalised, so that a
-dot product is the cosine) or null.
+Output: for each of these columns `image_embedding` or `text_embedding`, a list of floats (L2-normalised, so a dot
+product is the cosine) or null.
 
-Models from code: the folder holds this file, the modules of `align` that it needs (under code/), the weights and the
-tokenizer (under artifacts/). Nothing is pickled, and `align` need not be installed where the model is loaded.
+It is a model from code: the folder holds this file, the modules of `align` that it needs (in code/), and the weights
+and the tokenizer (in artifacts/). Nothing is pickled, and the model loads without `align` installed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mlflow.pyfunc.model import PythonModel
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
 from numpy.typing import NDArray
 
-#: Ranges as in pyproject.toml, since an exact pin would refuse the other of the CPU and CUDA builds.
+#: Ranges as in pyproject.toml: an exact pin would allow either the CPU or the CUDA builds, not both.
 REQUIREMENTS = (
     "mlflow>=3.5",
     "numpy>=2.0",
@@ -49,15 +49,19 @@ REQUIREMENTS = (
 )
 
 SIGNATURE = ModelSignature(
-    inputs=Schema([
-        ColSpec(DataType.binary, "image", required=False),
-        ColSpec(DataType.string, "text", required=False),
-    ]),
-    outputs=Schema([
-        ColSpec(Array(DataType.float), "image_embedding", required=False),
-        ColSpec(Array(DataType.float), "text_embedding", required=False),
-    ]),
-)  # fmt: skip
+    inputs=Schema(
+        [
+            ColSpec(DataType.binary, "image", required=False),
+            ColSpec(DataType.string, "text", required=False),
+        ]
+    ),
+    outputs=Schema(
+        [
+            ColSpec(Array(DataType.float), "image_embedding", required=False),
+            ColSpec(Array(DataType.float), "text_embedding", required=False),
+        ]
+    ),
+)
 
 
 class PackagedModel(PythonModel):
@@ -70,7 +74,7 @@ class PackagedModel(PythonModel):
         self._embedder = Embedder.load(Path(context.artifacts["model"]), Path(context.artifacts["tokenizer"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Embeds each column; rows keep their order.
+        """Embeds each column. Rows keep their order.
 
         Raises:
             DataError: an image does not decode.
@@ -83,25 +87,25 @@ class PackagedModel(PythonModel):
         for name, embed in columns.items():
             if name in model_input:
                 cells = list(model_input[name])
-                there = [index for index, cell in enumerate(cells) if not pd.isna(cell)]
+                filled = [index for index, cell in enumerate(cells) if not pd.isna(cell)]
                 embeddings: list[list[float] | None] = [None] * len(cells)
-                for index, row in zip(there, embed([cells[index] for index in there]), strict=True):
+                for index, row in zip(filled, embed([cells[index] for index in filled]), strict=True):
                     embeddings[index] = row.tolist()
                 output[f"{name}_embedding"] = pd.Series(embeddings, index=model_input.index, dtype=object)
         return output
 
 
 def save(directory: Path, *, model: Path, tokenizer: Path, code: Path, metadata: dict[str, Any]) -> None:
-    """Writes an MLflow model folder whose bytes depend on the arguments and the versions of Python and MLflow alone.
+    """Writes an MLflow model folder whose bytes depend only on the arguments and the versions of Python and MLflow.
 
-    MLflow writes the time, a random id, absolute paths and the environment's build tools into it; those are replaced.
+    MLflow writes the time, a random id, absolute paths and the environment's build tools into it; these are replaced.
 
     Args:
         directory: empty or absent.
         model: a model folder (config.json, model.safetensors).
         tokenizer: a tokenizer folder.
         code: a folder named `align` with the modules that loading needs.
-        metadata: goes into MLmodel.
+        metadata: written into MLmodel.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -111,13 +115,18 @@ def save(directory: Path, *, model: Path, tokenizer: Path, code: Path, metadata:
         "channels": ["conda-forge"],
         "dependencies": [f"python={python}", "pip", {"pip": list(REQUIREMENTS)}],
     }
-    with warnings.catch_warnings():  # MLflow uses parts of pandas that pandas has deprecated
+    with warnings.catch_warnings():  # MLflow uses deprecated parts of pandas
         warnings.simplefilter("ignore")
         save_model(
-            str(directory), python_model=__file__, artifacts={"model": str(model), "tokenizer": str(tokenizer)},
-            code_paths=[str(code)], signature=SIGNATURE, conda_env=conda_env, metadata=metadata,
+            str(directory),
+            python_model=__file__,
+            artifacts={"model": str(model), "tokenizer": str(tokenizer)},
+            code_paths=[str(code)],
+            signature=SIGNATURE,
+            conda_env=conda_env,
+            metadata=metadata,
             input_example=pd.DataFrame({"text": ["a red fox"]}),
-        )  # fmt: skip
+        )
     (directory / "python_env.yaml").write_text(f"python: {python}\ndependencies:\n- -r requirements.txt\n")
     saved = Model.load(str(directory))
     flavour = saved.flavors["python_function"]

@@ -3,8 +3,8 @@
     image_encoder   pixels (B, 3, image_px, image_px) float32 in [-1, 1]            -> image_embeds (B, D)
     text_encoder    input_ids, attention_mask (B, T) int64, T at most max_tokens    -> text_embeds (B, D)
 
-B and T are free. Embeddings are L2-normalised, so a dot product is the cosine; batch-norm uses its running statistics.
-Beside them lie the tokenizer and `interface.json`, which says how pixels are made.
+B and T are dynamic. Embeddings are L2-normalised, so a dot product is the cosine; batch norm uses its running
+statistics. The folder also holds the tokenizer and `interface.json`, which specifies the preprocessing.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from align.model.dual_encoder import DualEncoder
 
 ProgramFormat = Literal["onnx", "torch"]
 
-#: Weights of more bytes than this lie in a file of their own beside the graph: protobuf ends at 2 GB.
+#: Larger weights are stored in a separate file next to the graph: protobuf is limited to 2 GB.
 _LARGEST_ONNX_BYTES = 1_500_000_000
 
-#: What the operators that the towers need ask for, and onnxruntime has had for years.
+#: The operators of the towers need it, and onnxruntime has supported it for years.
 _OPSET = 18
 
 
@@ -55,10 +55,10 @@ class _TextEncoder(nn.Module):
 
 
 def write_programs(model: DualEncoder, tokenizer_dir: Path, directory: Path, kind: ProgramFormat) -> None:
-    """Writes both encoders, the tokenizer and `interface.json` into a folder that exists.
+    """Writes both encoders, the tokenizer and `interface.json` into an existing folder.
 
     Raises:
-        ConfigError: ONNX is asked for and the packages that write it are not installed.
+        ConfigError: the format is onnx, and the packages that write it are not installed.
     """
     if kind == "onnx":
         _require_onnx()
@@ -85,9 +85,9 @@ def write_programs(model: DualEncoder, tokenizer_dir: Path, directory: Path, kin
 
 
 def _plain(model: DualEncoder) -> DualEncoder:
-    """A copy in evaluation mode of torch's own layers, whose weights stand in the program as they are used.
+    """A copy in evaluation mode, made of torch's own layers, so that no weight is padded in the program.
 
-    A weight padded in the program made torch's exporter write a graph of B7 that misses a node.
+    With a weight padded in the program, torch's exporter wrote a graph of B7 that lacks a node.
     """
     copied = copy.deepcopy(model).cpu().eval()
     for module in list(copied.modules()):
@@ -98,7 +98,7 @@ def _plain(model: DualEncoder) -> DualEncoder:
 
 
 def _half(model: DualEncoder, *, without: str) -> DualEncoder:
-    """The same model without one tower, so that a program holds the weights it uses and no others."""
+    """The same model without one tower, so that a program holds only the weights that it uses."""
     half = copy.copy(model)
     half._modules = {
         name: nn.Identity() if name.startswith(without) else module for name, module in model._modules.items()
@@ -119,33 +119,39 @@ def _traced(model: DualEncoder) -> dict[str, ExportedProgram]:
                 _ImageEncoder(_half(model, without="text")).eval(), (pixels,), dynamic_shapes={"pixels": {0: batch}}
             ),
             "text_encoder": torch.export.export(
-                _TextEncoder(_half(model, without="vision")).eval(), (ids, mask),
+                _TextEncoder(_half(model, without="vision")).eval(),
+                (ids, mask),
                 dynamic_shapes={"input_ids": {0: batch, 1: tokens}, "attention_mask": {0: batch, 1: tokens}},
             ),
-        }  # fmt: skip
+        }
 
 
 def _save_onnx(program: ExportedProgram, path: Path) -> None:
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     image = path.stem.startswith("image")
     torch.onnx.export(
-        program, f=path, dynamo=True, verbose=False, opset_version=_OPSET,
+        program,
+        f=path,
+        dynamo=True,
+        verbose=False,
+        opset_version=_OPSET,
         input_names=["pixels"] if image else ["input_ids", "attention_mask"],
-        output_names=["image_embeds" if image else "text_embeds"], external_data=num_bytes > _LARGEST_ONNX_BYTES,
-    )  # fmt: skip
+        output_names=["image_embeds" if image else "text_embeds"],
+        external_data=num_bytes > _LARGEST_ONNX_BYTES,
+    )
 
 
 def _require_onnx() -> None:
     try:
-        import onnx  # noqa: F401  # only whether it is there
-        import onnxscript  # noqa: F401  # likewise
+        import onnx  # noqa: F401  # only to see whether it is installed
+        import onnxscript  # noqa: F401  # as above
     except ImportError as error:
         raise ConfigError(f"--format onnx needs {error.name}: pip install 'align-mlops[onnx]'") from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporters say about themselves."""
+    """Silences torch's exporters."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -158,7 +164,7 @@ def _quiet() -> Iterator[None]:
 
 
 class Programs:
-    """The two encoders of a folder that `write_programs` made, run by torch or onnxruntime on the CPU."""
+    """The two encoders of a folder written by `write_programs`, run by torch or onnxruntime on the CPU."""
 
     def __init__(self, directory: Path, kind: ProgramFormat) -> None:
         self._encoders: dict[str, Any] = {}

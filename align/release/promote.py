@@ -1,8 +1,8 @@
-"""promote: the candidate becomes the champion if its figures say so; the champion before it stays as `previous`.
+"""promote: the candidate becomes the champion if its metrics are good enough; the old champion becomes `previous`.
 
-Two conditions, both in params.yaml: the lower 95 % bound of each metric is well above chance, and the mean over the
-metrics is at least the champion's plus a gain. Where one does not hold nothing moves, and the decision says why. A
-version that was taken back by a rollback is not promoted again by figures alone.
+There are two conditions, both set in params.yaml: the lower 95 % bound of each metric is well above chance, and the
+mean over the metrics is at least the champion's plus a gain. If one fails, no alias moves, and the decision says why. A
+version that was rolled back is not promoted again until its tag is removed.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from align.services.tracking import (
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of the candidate.
+    """The decision on the candidate.
 
     Attributes:
-        outcome: `unchanged` means that the candidate is the champion already.
-        reason: one sentence with the figures.
+        outcome: `unchanged` means that the candidate already is the champion.
+        reason: one sentence with the numbers.
         candidate: version number.
-        champion: version number before the decision; None where there was none.
-        figures: metric -> (candidate's, champion's or None).
+        champion: version number of the champion before the decision; None if there was none.
+        scores: metric -> (candidate's, champion's or None).
     """
 
     outcome: Literal["promoted", "refused", "unchanged"]
     reason: str
     candidate: int
     champion: int | None
-    figures: Mapping[str, tuple[float, float | None]]
+    scores: Mapping[str, tuple[float, float | None]]
 
 
 def promote(config: PromoteConfig, model: str, tracker: Tracker) -> Decision:
-    """Compares the candidate with the champion and moves the alias `champion`, or does not.
+    """Compares the candidate with the champion, and moves the alias `champion` if the candidate is good enough.
 
     Args:
         config: section `promote`.
@@ -59,7 +59,7 @@ def promote(config: PromoteConfig, model: str, tracker: Tracker) -> Decision:
 
     Raises:
         DataError: there is no candidate, or a metric was not measured.
-        ServiceError: MLflow is away or refuses.
+        ServiceError: MLflow is unavailable or refuses.
     """
     candidate, champion = tracker.version_at(model, CANDIDATE), tracker.version_at(model, CHAMPION)
     if candidate is None:
@@ -80,44 +80,44 @@ def promote(config: PromoteConfig, model: str, tracker: Tracker) -> Decision:
 def _decide(config: PromoteConfig, tracker: Tracker, candidate: Version, champion: Version | None) -> Decision:
     ours = tracker.metrics(candidate.run_id)
     theirs = tracker.metrics(champion.run_id) if champion else {}
-    figures: dict[str, tuple[float, float | None]] = {}
+    scores: dict[str, tuple[float, float | None]] = {}
     for name in config.metrics:
-        figures[name] = (_figure(ours, name, candidate), _figure(theirs, name, champion) if champion else None)
+        scores[name] = (_score(ours, name, candidate), _score(theirs, name, champion) if champion else None)
 
     def decision(outcome: Literal["promoted", "refused", "unchanged"], reason: str) -> Decision:
-        return Decision(outcome, reason, candidate.number, champion.number if champion else None, figures)
+        return Decision(outcome, reason, candidate.number, champion.number if champion else None, scores)
 
     if champion is not None and champion.number == candidate.number:
-        return decision("unchanged", f"version {candidate.number} is the champion already")
+        return decision("unchanged", f"version {candidate.number} already is the champion")
     if ROLLED_BACK in candidate.tags:
-        because = f"it was taken back at {candidate.tags[ROLLED_BACK]}: {candidate.tags.get(ROLLED_BACK_BECAUSE, '')}"
-        return decision("refused", f"{because}; remove its tag {ROLLED_BACK} to allow it again")
+        because = f"it was rolled back at {candidate.tags[ROLLED_BACK]}: {candidate.tags.get(ROLLED_BACK_BECAUSE, '')}"
+        return decision("refused", f"{because}; remove its tag {ROLLED_BACK} to allow its promotion")
     for name in config.metrics:
-        low, chance = _figure(ours, f"{name}/low", candidate), _figure(ours, f"{name}/chance", candidate)
+        low, chance = _score(ours, f"{name}/low", candidate), _score(ours, f"{name}/chance", candidate)
         bar = config.min_times_chance * chance
         if low < bar:
             return decision(
                 "refused",
-                f"{name}: the lower 95 % bound {low:.4f} is under {config.min_times_chance:g} x chance = {bar:.4f}",
+                f"{name}: the lower 95 % bound {low:.4f} is below {config.min_times_chance:g} x chance = {bar:.4f}",
             )
-    mine = sum(figure for figure, _ in figures.values()) / len(figures)
+    mine = sum(score for score, _ in scores.values()) / len(scores)
     names = " and ".join(config.metrics)
     if champion is None:
-        return decision("promoted", f"mean of {names} is {mine:.4f}, above the chance bar, and there was no champion")
-    other = sum(figure or 0.0 for _, figure in figures.values()) / len(figures)
+        return decision("promoted", f"mean of {names} is {mine:.4f}, well above chance, and there was no champion")
+    other = sum(score or 0.0 for _, score in scores.values()) / len(scores)
     text = f"mean of {names} is {mine:.4f}, the champion's (version {champion.number}) {other:.4f}"
     if mine < other + config.min_gain:
         return decision("refused", f"{text}; needed: at least {other + config.min_gain:.4f}")
     return decision("promoted", text)
 
 
-def _figure(metrics: Mapping[str, float], name: str, version: Version) -> float:
+def _score(metrics: Mapping[str, float], name: str, version: Version) -> float:
     try:
         return metrics[metric_name(name)]
     except KeyError:
         where = f"run {version.run_id} of {version.name} version {version.number}"
         raise DataError(
-            f"{where} has no metric '{name}'; run `align register` again, or mend promote.metrics"
+            f"{where} has no metric '{name}'; run `align register` again, or correct promote.metrics"
         ) from None
 
 
@@ -126,7 +126,7 @@ def _now() -> str:
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """`align promote`. Raises GateError where the candidate is refused."""
+    """`align promote`. Raises GateError if the candidate is refused."""
     config, names = params.section(PromoteConfig), params.section(RegisterConfig)
     decision = promote(config, names.model_name, Tracker())
     if decision.outcome == "refused":

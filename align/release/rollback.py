@@ -1,4 +1,4 @@
-"""rollback: the champion before this one is the champion again. Repeated, it goes further back."""
+"""rollback: makes the previous champion the champion again. Each further call goes one champion back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from align.services.tracking import CHAMPION, PREVIOUS, REPLACED, ROLLED_BACK, R
 
 @dataclass(frozen=True)
 class Rollback:
-    """What was moved: version numbers."""
+    """Version numbers of the champion now, and of the one that it replaced."""
 
     champion: int
     replaced: int
@@ -25,16 +25,16 @@ def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
 
     Args:
         model: name of the registered model.
-        reason: goes into a tag of the version that is taken back.
+        reason: kept as a tag of the version that is rolled back.
         tracker: MLflow.
 
     Raises:
-        DataError: there is no champion, or none before it.
-        ServiceError: MLflow is away or refuses.
+        DataError: there is no champion, or no champion before it.
+        ServiceError: MLflow is unavailable or refuses.
     """
     champion, previous = tracker.version_at(model, CHAMPION), tracker.version_at(model, PREVIOUS)
     if champion is None:
-        raise DataError(f"model '{model}' has no version with alias '{CHAMPION}'; nothing to take back")
+        raise DataError(f"model '{model}' has no version with alias '{CHAMPION}'; there is nothing to roll back")
     if previous is None:
         raise DataError(f"model '{model}' has no version with alias '{PREVIOUS}': no champion before {champion.number}")
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -49,12 +49,12 @@ def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    parser.add_argument("--reason", default="no reason given", help="why; kept as a tag of the version taken back")
+    """Arguments of `align rollback`."""
+    parser.add_argument("--reason", default="no reason given", help="kept as a tag of the version that is rolled back")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align rollback`."""
     model = params.section(RegisterConfig).model_name
     done = rollback(model, args.reason, Tracker())
-    print(f"{model} version {done.champion} is the {CHAMPION} again; {done.replaced} was taken back: {args.reason}")
+    print(f"{model} version {done.champion} is the {CHAMPION} again; {done.replaced} was rolled back: {args.reason}")

@@ -112,11 +112,15 @@ def _table(hits: list[Hit]) -> str:
 def _json(hits: list[Hit]) -> str:
     rows = [
         {
-            "rank": rank, "score": round(hit.score, 6), "key": hit.item.key, "image_id": hit.item.image_id,
-            "split": hit.item.split, "texts": list(hit.item.texts),
+            "rank": rank,
+            "score": round(hit.score, 6),
+            "key": hit.item.key,
+            "image_id": hit.item.image_id,
+            "split": hit.item.split,
+            "texts": list(hit.item.texts),
         }
         for rank, hit in enumerate(hits, 1)
-    ]  # fmt: skip
+    ]
     return json.dumps(rows, ensure_ascii=False, indent=2)
 
 

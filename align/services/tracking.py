@@ -1,11 +1,10 @@
-"""MLflow, which no other module imports (but the packaged model's own file): runs, metrics, artifacts and the registry.
+"""MLflow: runs, metrics, artifacts and the registry. Only this module and the packaged model's own file import it.
 
-MLFLOW_TRACKING_URI says where; without it a file beside the work, `mlflow.db`, with artifacts in `mlartifacts/`: no
-server.
-MLFLOW_RUN_ID names a run that a caller began and will end; it is completed here and never ended (MLflow's fluent
-`start_run` would end it, hence the client throughout).
+MLFLOW_TRACKING_URI is its address. If it is unset, the file `mlflow.db` in the working directory is used, with
+artifacts in `mlartifacts/`, and no server is needed. MLFLOW_RUN_ID names a run that a caller started and will end: it
+is completed here and never ended (MLflow's fluent `start_run` would end it, so only the client is used).
 
-MLflow refuses `@` in a metric's name: `recall@10` is `recall_at_10` there (`metric_name`).
+MLflow refuses `@` in a metric's name: `recall@10` becomes `recall_at_10` (`metric_name`).
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from urllib.parse import urlsplit
 from align.errors import RefusedError, ServiceError
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
-#: Tags of a version. The champion that it replaced, so that rollbacks can go on backwards; and that it was taken back.
+#: Tags of a version: the champion that it replaced, which further rollbacks need; when and why it was rolled back.
 REPLACED = "align.replaced_version"
 ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_because"
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 _ARTIFACTS = Path("mlartifacts")
 _LIMITS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own defaults wait for minutes on a server that is away
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with its defaults it waits minutes for an unavailable server
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -40,7 +39,7 @@ _LIMITS = {
 }
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-_BATCH = 500  # entities a request; MLflow takes 1000
+_BATCH = 500  # entities per request; MLflow accepts 1000
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,12 @@ class Version:
 
 
 def metric_name(name: str) -> str:
-    """The name under which MLflow holds a metric: `@` becomes `_at_`."""
+    """The name of a metric in MLflow: `@` becomes `_at_`."""
     return name.replace("@", "_at_")
 
 
 def current_run_id() -> str | None:
-    """The run that a caller began and will end: MLFLOW_RUN_ID."""
+    """The run that a caller started and will end: MLFLOW_RUN_ID."""
     return os.environ.get("MLFLOW_RUN_ID") or None
 
 
@@ -68,33 +67,34 @@ def current_flow_run_id() -> str | None:
     return os.environ.get("ALIGN_FLOW_RUN_ID") or None
 
 
-def is_there() -> bool:
-    """Whether MLflow was ever used from here: a command that only reads must not make a store of its own."""
+def has_store() -> bool:
+    """Whether MLflow was used from this directory before. A command that only reads must not create a store."""
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path(DEFAULT_URI.removeprefix("sqlite:///")).is_file()
 
 
 class Tracker:
-    """One MLflow server, or the file that stands in for it. Every failure to reach it is a ServiceError within seconds,
-    every refusal a RefusedError.
+    """An MLflow server, or a file that replaces it.
+
+    Methods raise ServiceError within seconds if it cannot be reached, and RefusedError if it refuses.
 
     Attributes:
-        uri: where, without credentials; for people.
+        uri: its address without credentials, for people.
     """
 
     def __init__(self, uri: str | None = None) -> None:
-        """Args: uri: None takes MLFLOW_TRACKING_URI, or the default."""
+        """Connects to `uri`; None takes MLFLOW_TRACKING_URI, or else the file."""
         for name, value in _LIMITS.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each of its tries; our error says it once
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # logs every attempt
         full = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
         userinfo, at, _ = urlsplit(full).netloc.rpartition("@")
         self._credentials = userinfo + at
         self.uri = self._without_credentials(full)
         self._local = not full.startswith(("http:", "https:", "databricks"))
-        # Beside the database: a worktree that logs into it leaves nothing in itself.
+        # Artifacts are stored next to the database, so that a worktree which logs into it holds none.
         self._folder = Path(full.removeprefix("sqlite:///")).parent if full.startswith("sqlite:///") else Path()
         with self._asking():
             self._client = MlflowClient(tracking_uri=full, registry_uri=full)
@@ -104,26 +104,26 @@ class Tracker:
     def find_run(self, experiment: str, key: str, value: str) -> str | None:
         """The newest finished run with this tag, or None."""
         with self._asking():
-            found = self._client.search_runs(
+            runs = self._client.search_runs(
                 [self._experiment(experiment)],
                 f"tags.`{key}` = '{value}' and attributes.status = 'FINISHED'",
                 max_results=1,
             )
-        return found[0].info.run_id if found else None
+        return runs[0].info.run_id if runs else None
 
     def start_run(self, experiment: str, name: str) -> str:
-        """Begins a run; whoever calls this ends it."""
+        """Starts a run. The caller ends it."""
         with self._asking():
             run = self._client.create_run(self._experiment(experiment), run_name=name)
         return str(run.info.run_id)
 
     def end_run(self, run_id: str, *, status: Status = "FINISHED") -> None:
-        """Sets the terminal status."""
+        """Ends a run with this status."""
         with self._asking():
             self._client.set_terminated(run_id, status)
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Logs parameters; one that is there already with the same value stays."""
+        """Logs parameters. A parameter that the run already has may be logged again with the same value."""
         from mlflow.entities import Param
 
         entities = [Param(key, _text(value)) for key, value in sorted(params.items())]
@@ -132,24 +132,24 @@ class Tracker:
                 self._client.log_batch(run_id, params=entities[start : start + 100])
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Logs figures that have no steps."""
+        """Logs metrics that have no steps."""
         self.log_series(run_id, [{"step": 0, **metrics}])
 
     def log_series(self, run_id: str, rows: Iterable[Mapping[str, float]], prefix: str = "") -> None:
-        """Logs rows of {"step": n, name: value, ...}; points that the run has already are left out.
+        """Logs rows of {"step": n, name: value, ...}, without the points that the run already has.
 
-        So a series that was logged live, wholly or in part, is completed and nothing is doubled.
+        A series that was logged live, wholly or in part, is thus completed, and no point is logged twice.
         """
         known: dict[str, set[int]] = {}
         missing = []
         with self._asking():
-            there = self._client.get_run(run_id).data.metrics
+            logged = self._client.get_run(run_id).data.metrics
             for row in rows:
                 points = {name: value for name, value in row.items() if name != "step"}
                 for name in points:
                     key = metric_name(prefix + name)
                     if key not in known:
-                        history = self._client.get_metric_history(run_id, key) if key in there else []
+                        history = self._client.get_metric_history(run_id, key) if key in logged else []
                         known[key] = {point.step for point in history}
                 step = int(row["step"])
                 new = {name: value for name, value in points.items() if step not in known[metric_name(prefix + name)]}
@@ -159,7 +159,7 @@ class Tracker:
     def log_rows(self, run_id: str, rows: Iterable[Mapping[str, float]], prefix: str = "") -> None:
         """Logs rows of {"step": n, name: value, ...} as they are, in their order.
 
-        `time` in a row is no metric: it says when that was, in ms since 1970; else it is now.
+        `time` in a row is no metric but the row's time, in ms since 1970; without it, the time is now.
         """
         from mlflow.entities import Metric
 
@@ -175,7 +175,7 @@ class Tracker:
                 self._client.log_batch(run_id, metrics=points[start : start + _BATCH])
 
     def last_steps(self, run_id: str) -> dict[str, int]:
-        """The last step of each metric that a run has, under MLflow's names."""
+        """The last step of each metric of a run, under MLflow's names."""
         with self._asking():
             metrics = self._client.get_run(run_id).data.to_proto().metrics
         return {metric.key: int(metric.step) for metric in metrics}
@@ -186,7 +186,7 @@ class Tracker:
             self._client.log_artifacts(run_id, str(folder), name)
 
     def log_dataset(self, run_id: str, name: str, digest: str, source: str) -> None:
-        """Says what data the run used. MLflow shows the first 36 characters of the digest."""
+        """Records the data that a run used. MLflow keeps the first 36 characters of the digest."""
         from mlflow.entities import Dataset, DatasetInput
 
         dataset = Dataset(name, digest[:36], "local", json.dumps({"uri": source}))
@@ -201,7 +201,7 @@ class Tracker:
             self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def metrics(self, run_id: str) -> dict[str, float]:
-        """A run's latest figures, under MLflow's names."""
+        """A run's latest metrics, under MLflow's names."""
         with self._asking():
             return dict(self._client.get_run(run_id).data.metrics)
 
@@ -210,12 +210,12 @@ class Tracker:
     def find_version(self, model: str, key: str, value: str) -> Version | None:
         """The newest version with this tag, or None."""
         with self._asking():
-            found = self._client.search_model_versions(f"name = '{model}' and tags.`{key}` = '{value}'")
-        versions = [_version(item) for item in found]
+            answer = self._client.search_model_versions(f"name = '{model}' and tags.`{key}` = '{value}'")
+        versions = [_version(item) for item in answer]
         return max(versions, key=lambda version: version.number, default=None)
 
     def create_version(self, model: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:
-        """Registers a run's artifact as a new version, the model being created with its first one."""
+        """Registers a run's artifact as a new version. The model is created with its first version."""
         with self._asking():
             if not self._client.search_registered_models(f"name = '{model}'"):
                 self._client.create_registered_model(model)
@@ -236,21 +236,21 @@ class Tracker:
             return _version(self._client.get_model_version(model, str(number)))
 
     def versions(self, model: str) -> list[Version]:
-        """All versions, the first one first; none where there is no such model."""
-        found: list[Any] = []
+        """All versions, oldest first; none if there is no such model."""
+        items: list[Any] = []
         with self._asking():
             page: str | None = None
             while page is None or page:
                 answer = self._client.search_model_versions(f"name = '{model}'", max_results=200, page_token=page)
-                found += answer
+                items += answer
                 page = answer.token or ""
-        return sorted((_version(item) for item in found), key=lambda version: version.number)
+        return sorted((_version(item) for item in items), key=lambda version: version.number)
 
     def aliases(self, model: str) -> dict[str, int]:
         """Alias -> number of its version."""
         with self._asking():
-            found = self._client.search_registered_models(f"name = '{model}'")
-            return {alias: int(number) for item in found for alias, number in item.aliases.items()}
+            models = self._client.search_registered_models(f"name = '{model}'")
+            return {alias: int(number) for item in models for alias, number in item.aliases.items()}
 
     def set_alias(self, version: Version, alias: str) -> None:
         """Moves an alias to a version."""
@@ -292,7 +292,9 @@ class Tracker:
             if 400 <= status < 500 and status not in (408, 429):
                 raise RefusedError(f"MLflow at {self.uri} refuses: {reason}") from None
             todo = (
-                "see its log" if self._local else "is it up? `make up` starts one, unset MLFLOW_TRACKING_URI needs none"
+                "see its log"
+                if self._local
+                else "is it up? `make up` starts one; unset MLFLOW_TRACKING_URI to use a file"
             )
             raise ServiceError(f"MLflow at {self.uri}: {reason}; {todo}") from None
 

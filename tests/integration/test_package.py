@@ -46,9 +46,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pack(root: Path, name: str) -> str:
     report = package(
-        model=root / "models" / "finetuned", tokenizer=root / "data" / "tokenizer", evaluation=root / "evaluation",
-        out=root / name, reports=root / "reports",
-    )  # fmt: skip
+        model=root / "models" / "finetuned",
+        tokenizer=root / "data" / "tokenizer",
+        evaluation=root / "evaluation",
+        out=root / name,
+        reports=root / "reports",
+    )
     return report.digest
 
 
@@ -123,6 +126,9 @@ def test_requirements_are_the_ranges_of_pyproject() -> None:
 def test_missing_measures_are_one_clear_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run `align evaluate` first"):
         package(
-            model=folder / "models" / "finetuned", tokenizer=folder / "data" / "tokenizer", evaluation=tmp_path,
-            out=tmp_path / "out", reports=tmp_path / "reports",
-        )  # fmt: skip
+            model=folder / "models" / "finetuned",
+            tokenizer=folder / "data" / "tokenizer",
+            evaluation=tmp_path,
+            out=tmp_path / "out",
+            reports=tmp_path / "reports",
+        )

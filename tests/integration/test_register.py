@@ -42,7 +42,7 @@ PROMOTE = PromoteConfig(metrics=[RECALL], min_gain=0.02, min_times_chance=3.0)
 
 @dataclass
 class Project:
-    """What a finished pipeline leaves behind."""
+    """The outputs of a finished pipeline."""
 
     root: Path
     config: RegisterConfig
@@ -56,9 +56,12 @@ class Project:
         (folder / "metrics.json").write_text(json.dumps(metrics))
         (folder / "report.html").write_text("<h1>Evaluation</h1>")
         package(
-            model=self.root / "models" / "finetuned", tokenizer=self.root / "data" / "tokenizer", evaluation=folder,
-            out=self.root / "packaged", reports=self.root / "reports" / "package",
-        )  # fmt: skip
+            model=self.root / "models" / "finetuned",
+            tokenizer=self.root / "data" / "tokenizer",
+            evaluation=folder,
+            out=self.root / "packaged",
+            reports=self.root / "reports" / "package",
+        )
 
     def register(
         self, run_id: str | None = None, tracker: Tracker | None = None, values: dict[str, Any] | None = None
@@ -233,7 +236,7 @@ def test_an_empty_mlflow_is_filled_again_without_a_server(project: Project, monk
     ).is_file()
 
 
-def test_a_run_that_a_caller_began_is_completed_and_not_ended(project: Project) -> None:
+def test_a_run_that_a_caller_started_is_completed_and_not_ended(project: Project) -> None:
     run_id = project.tracker.start_run(project.config.experiment, "the flow's")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", project.tracker.uri)
@@ -248,19 +251,19 @@ def test_a_run_that_a_caller_began_is_completed_and_not_ended(project: Project) 
     assert sorted((point.step, point.value) for point in history) == [(10, 4.0), (20, 3.0), (30, 2.0)]
 
 
-def test_a_changed_model_folder_is_found_out(project: Project) -> None:
+def test_a_changed_model_folder_is_an_error(project: Project) -> None:
     (project.root / "packaged" / "evaluation.json").write_text("{}")
     with pytest.raises(CorruptError, match="run `align package` again"):
         project.register()
 
 
-def test_a_server_that_is_away_is_one_error_within_seconds(
+def test_an_unavailable_server_is_one_error_within_seconds(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    away = "http://user:secret@127.0.0.1:9"
+    unavailable = "http://user:secret@127.0.0.1:9"
     start = time.monotonic()
     with pytest.raises(ServiceError, match=r"MLflow at http://127\.0\.0\.1:9: .*`make up`") as caught:
-        project.register(tracker=Tracker(away))
+        project.register(tracker=Tracker(unavailable))
     assert time.monotonic() - start < 20
     assert "secret" not in str(caught.value)
 
@@ -282,7 +285,7 @@ def test_promotion_and_rollback_over_three_champions(project: Project) -> None:
     assert project.promote().outcome == "promoted"
     assert project.aliases() == {"candidate": 3, "champion": 3, "previous": 1}
     fourth = project.candidate(0.6)
-    assert project.promote().figures == {RECALL: (0.6, 0.52)}
+    assert project.promote().scores == {RECALL: (0.6, 0.52)}
     assert project.aliases() == {"candidate": 4, "champion": 4, "previous": 3}
 
     done = rollback(model, "slow on phones", project.tracker)
@@ -301,7 +304,7 @@ def test_a_candidate_near_chance_is_refused_even_without_a_champion(project: Pro
     project.candidate(0.5, low=0.29)
     decision = project.promote()
     assert decision.outcome == "refused"
-    assert "lower 95 % bound 0.2900 is under 3 x chance = 0.3000" in decision.reason
+    assert "lower 95 % bound 0.2900 is below 3 x chance = 0.3000" in decision.reason
     assert project.aliases() == {"candidate": 1}
     with pytest.raises(DataError, match="no metric 'sketches/recall@1'"):
         promote(

@@ -1,4 +1,4 @@
-"""A tiny untrained model and its tokenizer, for tests of what stands behind training."""
+"""A small untrained model with the demo's preprocessing, and its tokenizer, in the folders that training writes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The real dual encoder with random weights, as small as it goes, and a tokenizer, in the folders training leaves."""
+"""The real dual encoder with random weights, as small as possible, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from align.model.dual_encoder import DualEncoder, save_model
 from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
 
 TINY = ModelConfig(
-    resize_px=36, image_px=32, stochastic_depth=0.0, batch_norm="group", batch_norm_group=4,
+    resize_px=36,
+    image_px=32,
+    stochastic_depth=0.0,
+    batch_norm="group",
+    batch_norm_group=4,
     image_tower=ImageTowerShape(width_coefficient=0.25, depth_coefficient=0.25),
-    text_tower=TextTowerShape(width=16, layers=1, heads=2), max_tokens=16, embed_width=16, temperature_init=0.1,
+    text_tower=TextTowerShape(width=16, layers=1, heads=2),
+    max_tokens=16,
+    embed_width=16,
+    temperature_init=0.1,
     logit_bias_init=None,
-)  # fmt: skip
+)
 
 TEXTS = ["a red heart", "a blue star on a green field", "the yellow sun", "a small red flower"]
 

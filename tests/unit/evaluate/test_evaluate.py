@@ -134,6 +134,7 @@ def test_the_test_split_becomes_a_retrieval_set(tmp_path: Path) -> None:
     (split,) = shards_test_set(tmp_path, 2)
     assert (split.name, split.kind) == ("test", "retrieval")
     assert [(image.concept, image.texts) for image in split.images] == [
-        ("000000000", ("text 0",)), ("000000001", ("text 1",)),
-    ]  # fmt: skip
+        ("000000000", ("text 0",)),
+        ("000000001", ("text 1",)),
+    ]
     assert shards_test_set(tmp_path, 0) == []

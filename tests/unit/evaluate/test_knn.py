@@ -12,9 +12,7 @@ def unit(*degrees: float) -> np.ndarray:
 
 def accuracy(queries: np.ndarray, labels: list[int], references: np.ndarray, known: list[int]) -> tuple[float, float]:
     clusters = [str(index) for index in range(len(labels))]
-    score = recall(
-        nearest_neighbour(queries, labels, references, known, clusters), 1, num_resamples=200, seed=0
-    )  # fmt: skip
+    score = recall(nearest_neighbour(queries, labels, references, known, clusters), 1, num_resamples=200, seed=0)
     return score.value, score.chance
 
 

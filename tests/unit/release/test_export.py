@@ -19,14 +19,14 @@ from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
 from align.model.image_tower import ImageTower, estimate_statistics
 from align.model.tokenizer import TextTokenizer
-from align.release.export import Samples, find_samples
+from align.release.export import ParitySamples, find_samples
 from align.release.import_model import import_model
 from align.release.package import package
 from align.training.run import make_plan, train_stage
 from tests.support import ROOT, tiny_model, training_data
-from tests.unit.release.test_interchange import png
+from tests.support.pictures import blurred_png
 
-IMAGES = [png(seed, (40 + seed, 50)) for seed in range(3)]
+IMAGES = [blurred_png(seed, (40 + seed, 50)) for seed in range(3)]
 
 
 @pytest.fixture
@@ -136,9 +136,12 @@ def test_an_imported_model_is_fine_tuned_and_packaged(trained: tuple[Path, Path]
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "metrics.json").write_text("{}")
     report = package(
-        model=out / "model", tokenizer=out / "tokenizer", evaluation=tmp_path / "evaluation",
-        out=tmp_path / "packaged", reports=tmp_path / "reports",
-    )  # fmt: skip
+        model=out / "model",
+        tokenizer=out / "tokenizer",
+        evaluation=tmp_path / "evaluation",
+        out=tmp_path / "packaged",
+        reports=tmp_path / "reports",
+    )
     assert report.metrics["package/embed_width"] == config.embed_width == 80
 
 
@@ -173,14 +176,17 @@ def test_onnx_without_its_packages_says_what_to_install(
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"needs onnxscript: pip install 'align-mlops\[onnx\]'"):
         align.release.export.export(
-            "onnx", model_dir=trained[0], tokenizer_dir=trained[1], samples=Samples(IMAGES, tiny_model.TEXTS),
+            "onnx",
+            model_dir=trained[0],
+            tokenizer_dir=trained[1],
+            samples=ParitySamples(IMAGES, tiny_model.TEXTS),
             out=tmp_path / "onnx",
-        )  # fmt: skip
+        )
 
 
 def test_samples_come_from_the_evaluation_sets_or_from_what_is_given(tmp_path: Path) -> None:
-    found = find_samples(ROOT / "data/sample/evaluation", None, None)
-    assert (len(found.images), len(found.texts)) == (16, 16)
+    samples = find_samples(ROOT / "data/sample/evaluation", None, None)
+    assert (len(samples.images), len(samples.texts)) == (16, 16)
     with pytest.raises(DataError, match="0 images, 0 texts; give --images FOLDER and --texts FILE"):
         find_samples(tmp_path, None, None)
     with pytest.raises(DataError, match="cannot be read"):

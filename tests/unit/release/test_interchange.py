@@ -19,6 +19,7 @@ from align.model.image_tower import ImageTower, estimate_statistics, initialise
 from align.model.preprocess import centre_crop, decode, to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.release.interchange import model_config, our_weights, read_hugging_face, write_hugging_face
+from tests.support.pictures import blurred_png
 from tests.support.tiny_model import TINY, write
 
 NATIVE = TINY.model_copy(update={"embed_width": ImageTower(TINY).width})
@@ -47,13 +48,6 @@ def folder(tmp_path: Path) -> Path:
     return directory
 
 
-def png(seed: int, size: tuple[int, int]) -> bytes:
-    coarse = np.random.default_rng(seed).integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def assert_equal_embeddings(ours: DualEncoder, theirs: AlignModel, ids: Tensor, mask: Tensor) -> None:
     with torch.inference_mode():
         images, texts = ours.encode_image(pixels(len(ids))), ours.encode_text(ids, mask)
@@ -79,7 +73,7 @@ def test_its_processor_is_our_preprocessing(ours: tuple[DualEncoder, Path], tmp_
     model, tokenizer_dir = ours
     directory = folder(tmp_path)
     write_hugging_face(model, tokenizer_dir, directory)
-    files = [png(0, (90, 61)), png(1, (50, 133)), png(2, (36, 36))]
+    files = [blurred_png(0, (90, 61)), blurred_png(1, (50, 133)), blurred_png(2, (36, 36))]
     mine = to_pixels(np.stack([centre_crop(decode(data, NATIVE.resize_px), NATIVE.image_px) for data in files]))
     ids, mask = TextTokenizer.load(tokenizer_dir, NATIVE.max_tokens)(TEXTS)
     for processor in (AlignProcessor.from_pretrained(directory), AutoProcessor.from_pretrained(directory)):
@@ -130,9 +124,13 @@ def test_align_base_fits_by_name_and_shape() -> None:
     vision = {"image_size": 289, "hidden_dim": 640, "depthwise_padding": [], "width_coefficient": 2.0}
     config = AlignConfig(vision_config=vision | {"depth_coefficient": 3.1}, text_config={}, projection_dim=640)
     processor = EfficientNetImageProcessor(
-        do_center_crop=True, rescale_factor=1 / 127.5, rescale_offset=True, do_normalize=False, include_top=False,
+        do_center_crop=True,
+        rescale_factor=1 / 127.5,
+        rescale_offset=True,
+        do_normalize=False,
+        include_top=False,
         resample=2,
-    )  # fmt: skip
+    )
     mine = model_config(config, processor, longest=64, batch_norm="group", batch_norm_group=16)
     assert (mine.image_tower, mine.text_tower, mine.embed_width) == ("B7", "Base", 640)
     assert (mine.resize_px, mine.image_px, mine.max_tokens, mine.stochastic_depth) == (346, 289, 64, 0.2)
@@ -152,22 +150,29 @@ def test_align_base_fits_by_name_and_shape() -> None:
 )
 def test_another_architecture_is_refused(change: dict[str, Any], message: str) -> None:
     processor = EfficientNetImageProcessor(
-        do_center_crop=True, rescale_factor=1 / 127.5, rescale_offset=True, do_normalize=False, include_top=False,
+        do_center_crop=True,
+        rescale_factor=1 / 127.5,
+        rescale_offset=True,
+        do_normalize=False,
+        include_top=False,
         resample=2,
-    )  # fmt: skip
+    )
     with pytest.raises(DataError, match=message):
         model_config(AlignConfig(**change), processor, longest=64, batch_norm="group", batch_norm_group=16)
     with pytest.raises(DataError, match="do_normalize is True"):
         model_config(
-            AlignConfig(), EfficientNetImageProcessor(**processor.to_dict() | {"do_normalize": True}), longest=64,
-            batch_norm="group", batch_norm_group=16,
-        )  # fmt: skip
+            AlignConfig(),
+            EfficientNetImageProcessor(**processor.to_dict() | {"do_normalize": True}),
+            longest=64,
+            batch_norm="group",
+            batch_norm_group=16,
+        )
 
 
 @pytest.mark.parametrize(
     ("breakage", "message"),
     [
-        ("config", "config.json says no model_type 'align'"),
+        ("config", "config.json has no model_type 'align'"),
         ("tokenizer", "not an ALIGN model in Hugging Face's format"),
         ("temperature", r"temperature -0\.5"),
         ("weights", r"not complete: text_projection\.weight"),

@@ -30,9 +30,14 @@ def build(root: Path, queries: object | None = QUERIES) -> IndexReport:
     if queries:
         path.write_text(json.dumps(queries))
     return index(
-        IndexConfig(queries=path if queries else None), text_weight=2.0, encoder=ColourEncoder(), model_digest="m" * 64,
-        shards=colour_shards.write(root / "shards"), out=root / "index", reports=root / "reports",
-    )  # fmt: skip
+        IndexConfig(queries=path if queries else None),
+        text_weight=2.0,
+        encoder=ColourEncoder(),
+        model_digest="m" * 64,
+        shards=colour_shards.write(root / "shards"),
+        out=root / "index",
+        reports=root / "reports",
+    )
 
 
 def test_every_image_of_every_split_is_found_with_its_texts_and_bytes(tmp_path: Path) -> None:
@@ -84,9 +89,14 @@ def test_a_query_about_an_image_that_is_not_there_is_counted_and_not_asked(tmp_p
 def test_a_query_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such file; index\.queries: null"):
         index(
-            IndexConfig(queries=tmp_path / "none"), text_weight=2.0, encoder=ColourEncoder(), model_digest="m",
-            shards=colour_shards.write(tmp_path / "shards"), out=tmp_path / "index", reports=tmp_path / "reports",
-        )  # fmt: skip
+            IndexConfig(queries=tmp_path / "none"),
+            text_weight=2.0,
+            encoder=ColourEncoder(),
+            model_digest="m",
+            shards=colour_shards.write(tmp_path / "shards"),
+            out=tmp_path / "index",
+            reports=tmp_path / "reports",
+        )
     assert not (tmp_path / "index").exists()
 
 

@@ -18,9 +18,14 @@ from tests.support.colours import ColourEncoder, square
 def images(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
     root = tmp_path_factory.mktemp("search")
     index(
-        IndexConfig(queries=None), text_weight=2.0, encoder=ColourEncoder(), model_digest="mine",
-        shards=colour_shards.write(root / "shards"), out=root / "index", reports=root / "reports",
-    )  # fmt: skip
+        IndexConfig(queries=None),
+        text_weight=2.0,
+        encoder=ColourEncoder(),
+        model_digest="mine",
+        shards=colour_shards.write(root / "shards"),
+        out=root / "index",
+        reports=root / "reports",
+    )
     return open_index(root / "index", "mine")
 
 
@@ -77,8 +82,13 @@ def test_texts_that_look_like_mathematics_are_drawn_as_they_are() -> None:
 
 def test_an_index_of_another_model_is_refused(tmp_path: Path) -> None:
     index(
-        IndexConfig(queries=None), text_weight=2.0, encoder=ColourEncoder(), model_digest="theirs",
-        shards=colour_shards.write(tmp_path / "shards"), out=tmp_path / "index", reports=tmp_path / "reports",
-    )  # fmt: skip
+        IndexConfig(queries=None),
+        text_weight=2.0,
+        encoder=ColourEncoder(),
+        model_digest="theirs",
+        shards=colour_shards.write(tmp_path / "shards"),
+        out=tmp_path / "index",
+        reports=tmp_path / "reports",
+    )
     with pytest.raises(DataError, match="another model"):
         open_index(tmp_path / "index", "mine")

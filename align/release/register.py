@@ -1,12 +1,12 @@
 """register: completes the MLflow run from the stages' outputs, and registers the packaged model as `candidate`.
 
-This is not a stage: its tags (git revision, dvc.lock, flow run) are known only after the run, and a cached stage would leave
-MLflow empty. Everything is read from outs and reports, so an empty MLflow is filled again even if DVC takes all stages
-from its cache.
+This is not a stage: its tags (git revision, dvc.lock, flow run) are known only after the run, and a cached stage would
+leave MLflow empty. Everything is read from outs and reports, so an empty MLflow is filled again even if DVC takes all
+stages from its cache.
 
-`register` is idempotent by digest: an equal model is the same version, equal results are the same run, and only what is missing
-is written. Sections of params.yaml that change no bytes (a price, the number of machines) belong to no digest, and are
-not logged: MLflow allows one value per param and run.
+`register` is idempotent by digest: an equal model is the same version, equal results are the same run, and only what is
+missing is written. Sections of params.yaml that change no bytes (a price, the number of machines) belong to no digest
+and are not logged: MLflow allows one value per param and run.
 """
 
 from __future__ import annotations

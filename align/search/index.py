@@ -7,7 +7,7 @@ there is a file of labelled queries, the report says how many find a right image
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from align.config import Params
@@ -20,12 +20,13 @@ from align.errors import DataError
 from align.figure import png
 from align.files import replace_directory, write_bytes, write_text
 from align.formats.image_index import ImageIndex, IndexedImage
-from align.formats.shards import SPLITS, iter_samples, read_manifest
+from align.formats.shards import read_manifest
 from align.model.embedder import Embedder, Encoder, model_digest
 from align.report import record_runtime, write_report
 from align.search.answers import AnsweredQuery
 from align.search.figures import search_figure
-from align.search.labelled import Judge
+from align.search.images import read_images
+from align.search.labelled import LabelledSearch
 from align.search.page import search_page
 from align.search.queries import read_queries
 from align.search.report import IndexReport, index_metrics
@@ -64,15 +65,15 @@ def index(
     if not num_images:
         raise DataError(f"{shards}: the shards hold no image, so there is nothing to index")
     items: list[IndexedImage] = []
-    vectors = encoder.embed_images(track(_images(shards, items), what="index", total=num_images))
+    vectors = encoder.embed_images(track(read_images(shards, items), what="index", total=num_images))
     images = ImageIndex.build(
         items, VectorIndex.build(vectors), model_digest=model_digest, shards_digest=manifest.digest
     )
     images.save(out)
 
-    judge = Judge(images, encoder, shards, text_weight)
-    asked = [judge.ask(query) for query in labelled.queries] if labelled else []
-    composed = [judge.subtract(query) for query in labelled.composed] if labelled else []
+    labelled_search = LabelledSearch(images, encoder, shards, text_weight)
+    asked = [labelled_search.ask(query) for query in labelled.queries] if labelled else []
+    composed = [labelled_search.subtract(query) for query in labelled.composed] if labelled else []
     entries = [outcome.entry for outcome in asked], [outcome.entry for outcome in composed]
     report = IndexReport(
         metrics=index_metrics(len(items), *entries),
@@ -89,19 +90,6 @@ def index(
         reports=reports,
     )
     return report
-
-
-def _images(shards: Path, items: list[IndexedImage]) -> Iterator[bytes]:
-    """Yields every image of every split, and appends its description to `items`."""
-    for split in SPLITS:
-        ranges = [
-            (shard.path, jpg_offset, jpg_size)
-            for shard in read_manifest(shards).splits[split].shards
-            for jpg_offset, jpg_size, _, _ in shard.offsets
-        ]
-        for sample, (path, offset, size) in zip(iter_samples(shards, split), ranges, strict=True):
-            items.append(IndexedImage(sample.key, sample.image_id, sample.texts, split, path, offset, size))
-            yield sample.image
 
 
 def _write(

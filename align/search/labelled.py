@@ -25,14 +25,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """An index to ask, with what asking needs.
+class LabelledSearch:
+    """Asks an index the labelled queries.
 
     Attributes:
         images: the index.
         encoder: the model that the index was made with.
         shards: the folder of the images' bytes.
-        text_weight: of the text that is taken away from an image.
+        text_weight: weight of the text that is taken away from an image.
     """
 
     images: ImageIndex

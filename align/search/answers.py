@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Answer:
+class ImageAnswer:
     """An image that search returned.
 
     Attributes:
@@ -36,5 +36,5 @@ class AnsweredQuery:
 
     query: str
     image: bytes | None
-    answers: Sequence[Answer]
+    answers: Sequence[ImageAnswer]
     right: bool | None

@@ -12,7 +12,7 @@ from PIL import Image
 
 from align.figure import BAD, GOOD, INK, SOFT
 from align.html import thumbnail
-from align.search.answers import Answer, AnsweredQuery
+from align.search.answers import AnsweredQuery, ImageAnswer
 
 _THUMBNAIL_PX = 160
 
@@ -30,7 +30,7 @@ def search_figure(queries: Sequence[AnsweredQuery]) -> Figure:
         color = {None: INK, True: GOOD, False: BAD}[query.right]
         words = {"va": "center", "color": color, "fontweight": "bold", "parse_math": False}
         line[0].text(0, 0.5, _wrap(query.query, 18), fontsize=9, **words)
-        cells = [Answer(query.image, "", 0.0, None)] if query.image else []
+        cells = [ImageAnswer(query.image, "", 0.0, None)] if query.image else []
         for axes, answer in zip(line[1:], [*cells, *query.answers], strict=False):
             axes.axis("on")
             axes.set_xticks([])

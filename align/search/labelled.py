@@ -11,13 +11,13 @@ from align.chance import chance
 from align.console import say
 from align.formats.image_index import Hit, ImageIndex
 from align.model.embedder import Encoder
-from align.search.answers import Answer, AnsweredQuery
+from align.search.answers import AnsweredQuery, ImageAnswer
 from align.search.queries import ComposedQuery, LabelledQuery, compose, names, share_named
 from align.search.report import ANSWER_CUT, SHARE_CUT
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LabelledOutcome:
     """What a labelled query returned: an entry of the report, and the queries to show (none if nothing was asked)."""
 
     entry: dict[str, Any]
@@ -40,7 +40,7 @@ class LabelledSearch:
     shards: Path
     text_weight: float
 
-    def ask(self, query: LabelledQuery) -> Outcome:
+    def ask(self, query: LabelledQuery) -> LabelledOutcome:
         """Asks with a text. The answer is right if a text of one of the first images names an expected word."""
         hits = self.images.search(self.encoder.embed_texts([query.query])[0], ANSWER_CUT)
         answers = [
@@ -62,15 +62,15 @@ class LabelledSearch:
             "found": answers,
         }
         shown = self._answers(hits, lambda texts: names(texts, query.expected))
-        return Outcome(entry, [AnsweredQuery(query.query, None, shown, right)])
+        return LabelledOutcome(entry, [AnsweredQuery(query.query, None, shown, right)])
 
-    def subtract(self, query: ComposedQuery) -> Outcome:
+    def subtract(self, query: ComposedQuery) -> LabelledOutcome:
         """Asks with an image alone and with image - text. The image itself is excluded from both answers."""
         items = sorted(self.images.items, key=lambda item: item.key)
         image = next((item for item in items if names(item.texts, [query.image_text])), None)
         if image is None:
             say(f"index: no image has a text with {query.image_text!r}, so - {query.minus!r} is not asked")
-            return Outcome({"image_text": query.image_text, "image_key": None, "minus": query.minus}, [])
+            return LabelledOutcome({"image_text": query.image_text, "image_key": None, "minus": query.minus}, [])
         vector = self.images.vector(image.key)
         minus = compose(vector, minus=self.encoder.embed_texts([query.minus])[0], text_weight=self.text_weight)
         before = self.images.search(vector, SHARE_CUT, exclude=[image.key])
@@ -95,12 +95,12 @@ class LabelledSearch:
             AnsweredQuery(f"image “{query.image_text}”", picture, self._answers(before, judge), None),
             AnsweredQuery(f"the same - “{query.minus}”", picture, self._answers(after, judge), None),
         ]
-        return Outcome(entry, shown)
+        return LabelledOutcome(entry, shown)
 
-    def _answers(self, hits: Sequence[Hit], judge: Callable[[Sequence[str]], bool | None]) -> list[Answer]:
+    def _answers(self, hits: Sequence[Hit], judge: Callable[[Sequence[str]], bool | None]) -> list[ImageAnswer]:
         """The figure's font has no Asian scripts, so a text in ASCII is preferred."""
         return [
-            Answer(
+            ImageAnswer(
                 image=hit.item.image(self.shards),
                 text=next((text for text in hit.item.texts if text.isascii()), hit.item.texts[0]),
                 score=hit.score,

@@ -24,7 +24,7 @@ from align.files import write_text
 from align.formats.image_index import Hit, ImageIndex
 from align.formats.shards import read_manifest
 from align.model.embedder import Embedder, Encoder, model_digest
-from align.search.answers import Answer, AnsweredQuery
+from align.search.answers import AnsweredQuery, ImageAnswer
 from align.search.page import search_page
 from align.search.queries import compose
 from align.services.store import materialised
@@ -130,7 +130,7 @@ def _page(query: Query, hits: list[Hit], index: ImageIndex, shards: Path) -> str
     image = query.image
     if query.key:
         image = next(item for item in index.items if item.key == query.key).image(shards)
-    answers = [Answer(hit.item.image(shards), " | ".join(hit.item.texts), hit.score, None) for hit in hits]
+    answers = [ImageAnswer(hit.item.image(shards), " | ".join(hit.item.texts), hit.score, None) for hit in hits]
     answered = AnsweredQuery(query.describe(), image, answers, None)
     return search_page("Search", f"{len(hits)} of {len(index.items):,} images.", {"Nearest images": [answered]})
 

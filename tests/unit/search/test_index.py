@@ -78,7 +78,7 @@ def test_the_same_bytes_again(tmp_path: Path) -> None:
     assert names == {"report.json", "metrics.json", "report.html", "queries.png", "minus.png"}
 
 
-def test_a_query_about_an_image_that_is_not_there_is_counted_and_not_asked(tmp_path: Path) -> None:
+def test_a_query_about_an_image_that_is_not_indexed_is_counted_and_not_asked(tmp_path: Path) -> None:
     pink = {"image_text": "pink", "minus": "pink", "expected": ["pink"]}
     report = build(tmp_path, QUERIES | {"composed": [*QUERIES["composed"], pink]})
     assert report.composed[1] == {"image_text": "pink", "image_key": None, "minus": "pink"}
@@ -86,7 +86,7 @@ def test_a_query_about_an_image_that_is_not_there_is_counted_and_not_asked(tmp_p
     assert report.metrics["index/minus/share_ratio"] == 0.5
 
 
-def test_a_query_file_that_is_named_must_be_there(tmp_path: Path) -> None:
+def test_a_query_file_that_is_named_must_exist(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such file; index\.queries: null"):
         index(
             IndexConfig(queries=tmp_path / "none"),
@@ -126,5 +126,5 @@ def test_neighbours_equal_those_of_a_full_sort_and_ties_go_by_id() -> None:
     scores, ids = VectorIndex.build(vectors).search(vectors[7:8], 300)
     expected = np.argsort(-(vectors @ vectors[7]), kind="stable")
     assert ids[0][:3].tolist() == [7, 50, 120]
-    assert ids.shape == (1, 200)  # no more than there are
+    assert ids.shape == (1, 200)  # no more than exist
     assert scores[0] == pytest.approx((vectors @ vectors[7])[expected], abs=1e-5)

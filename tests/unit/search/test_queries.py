@@ -41,7 +41,7 @@ def test_the_text_weighs_twice_as_much_as_the_image() -> None:
 
 def test_minus_share_ratio() -> None:
     assert minus_share_ratio([MinusOutcome(0.8, 0.2), MinusOutcome(0.2, 0.2)]) == pytest.approx(0.4)
-    assert minus_share_ratio([MinusOutcome(0.0, 0.0)]) == 1.0  # nothing was there to take away: no success
+    assert minus_share_ratio([MinusOutcome(0.0, 0.0)]) == 1.0  # nothing to take away is no success
     assert minus_share_ratio([]) == 1.0
 
 

@@ -6,7 +6,7 @@ from align.config.index import IndexConfig
 from align.errors import ConfigError, DataError
 from align.figure import png
 from align.formats.image_index import Hit, ImageIndex
-from align.search.answers import Answer, AnsweredQuery
+from align.search.answers import AnsweredQuery, ImageAnswer
 from align.search.figures import search_figure
 from align.search.index import index
 from align.search.search import Query, open_index, search
@@ -76,7 +76,7 @@ def test_an_unknown_key(images: ImageIndex) -> None:
 
 def test_texts_that_look_like_mathematics_are_drawn_as_they_are() -> None:
     odd = r"$\frac$ and $x_$"
-    answer = Answer(square("red"), odd, 0.5, True)
+    answer = ImageAnswer(square("red"), odd, 0.5, True)
     assert png(search_figure([AnsweredQuery(odd, None, [answer], True)])).startswith(b"\x89PNG")
 
 

@@ -41,7 +41,7 @@ def test_an_image_finds_itself_and_its_key_does_not(
     (tmp_path / "query.jpg").write_bytes(sample.image)
     rows = found(world, capsys, "--image", str(tmp_path / "query.jpg"), "-k", "11")
     assert [row["rank"] for row in rows] == list(range(1, 12))
-    # Untrained, the model takes one shade of a colour for another, but nothing is nearer than the image itself.
+    # The untrained model confuses shades of a colour, but nothing is nearer than the image itself.
     assert {row["key"]: row["score"] for row in rows}[sample.key] == pytest.approx(rows[0]["score"], abs=1e-5)
     assert sample.key not in [row["key"] for row in found(world, capsys, "--key", sample.key)]
 

@@ -107,7 +107,7 @@ def test_a_text_that_looks_like_mathematics_is_drawn_as_it_is(tmp_path: Path) ->
     assert (tmp_path / "evaluation" / "classes_confusion.png").is_file()
 
 
-def test_a_model_that_diverged_is_an_error_and_leaves_no_report(tmp_path: Path) -> None:
+def test_a_model_that_diverged_is_an_error_and_writes_no_report(tmp_path: Path) -> None:
     class Diverged(ColourEncoder):
         def embed_images(self, images: object) -> np.ndarray:
             return np.full((8, 4), np.nan, dtype=np.float32)

@@ -46,7 +46,7 @@ def test_all_right_and_all_wrong_are_no_certainty() -> None:
     assert low == pytest.approx(0.025**0.5)
 
 
-def test_the_seed_decides_and_the_mean_lies_within() -> None:
+def test_the_seed_decides_and_the_mean_is_within() -> None:
     group = scored(list(np.random.default_rng(3).random(40)))
     first = interval([group], num_resamples=300, seed=1)
     assert first == interval([group], num_resamples=300, seed=1)

@@ -1,4 +1,4 @@
-"""`align export` and `align import_model`: what leaves and what comes in gives the same embeddings."""
+"""`align export` and `align import_model`: exported and imported models give the same embeddings."""
 
 import json
 import subprocess
@@ -146,7 +146,7 @@ def test_an_imported_model_is_fine_tuned_and_packaged(trained: tuple[Path, Path]
 
 
 @pytest.mark.parametrize("factor", [1 + 1e-2, float("nan")])
-def test_a_failed_check_leaves_nothing_behind(
+def test_a_failed_check_writes_nothing(
     trained: tuple[Path, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

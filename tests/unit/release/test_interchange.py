@@ -100,7 +100,7 @@ def upstream(ours: tuple[DualEncoder, Path], tmp_path: Path, **text: Any) -> tup
     with torch.no_grad():
         model.temperature.fill_(0.02)
         initialise(model.vision_model)  # upstream's own start lets the signal die on its way
-        model.train().get_image_features(pixels(8))  # its momentum of 0.99 takes these for the statistics
+        model.train().get_image_features(pixels(8))  # with its momentum of 0.99 these become the statistics
     images = AlignProcessor.from_pretrained(directory).image_processor
     for name in ("model.safetensors", "processor_config.json"):
         (directory / name).unlink()

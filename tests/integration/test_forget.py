@@ -106,13 +106,13 @@ class Align:
     patch: pytest.MonkeyPatch
     capsys: pytest.CaptureFixture[str]
 
-    def knows(self, variables: Mapping[str, str]) -> None:
+    def use(self, variables: Mapping[str, str]) -> None:
         self.patch.chdir(self.root)
         for name, value in environment(self.root, variables).items():
             self.patch.setenv(name, value)
 
     def __call__(self, *words: str, code: int = 0) -> str:
-        """stdout, and stderr where it is to fail."""
+        """Its stdout, followed by stderr if it has to fail."""
         assert main(words) == code, self.capsys.readouterr().err
         said = self.capsys.readouterr()
         return said.out + (said.err if code else "")
@@ -147,7 +147,7 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path:
         bucket = server.make_bucket("data")
         (project / ".dvc/config.local").write_text(f"['remote \"cloud\"']\n    url = s3://{bucket}/dvc\n")
         shell(project, "dvc push --quiet --run-cache -r cloud", aws)
-        align.knows(aws)
+        align.use(aws)
         key = key_of(project, FORGOTTEN)
 
         # Recorded and obeyed by the next run, which does not ingest again; its data joins the history.
@@ -200,7 +200,7 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path:
 def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_server: str, align: Align) -> None:
     digest = json.loads((project / "data/shards/manifest.json").read_text())["digest"]
     here = CODE | {"MLFLOW_TRACKING_URI": mlflow_server}
-    align.knows(here)
+    align.use(here)
     tracker = Tracker(mlflow_server)
     run = tracker.start_run("forgetful", "training")
     tracker.end_run(run)

@@ -84,14 +84,14 @@ def test_a_clone_pulls_the_bytes_that_were_pushed(server: S3Server, tmp_path: Pa
     assert server.objects(bucket) == {f"dvc/files/{name}": data for name, data in cache.items()}
 
     record(project, "demo", "a run")
-    there = clone(project, "clone", "run/demo")
+    cloned = clone(project, "clone", "run/demo")
     del aws["AWS_ENDPOINT_URL"]  # `endpointurl` alone has to lead to the server
-    add_remote(README, there, bucket, aws, server.url)
-    shell(there, "dvc pull", aws)
-    assert file_bytes(there / "data") == file_bytes(project / "data")
+    add_remote(README, cloned, bucket, aws, server.url)
+    shell(cloned, "dvc pull", aws)
+    assert file_bytes(cloned / "data") == file_bytes(project / "data")
     assert num_runs(project) == 1
     assert_no_secrets(project)
-    assert_no_secrets(there)
+    assert_no_secrets(cloned)
 
 
 def test_a_stage_that_ran_elsewhere_does_not_run_again(server: S3Server, tmp_path: Path) -> None:
@@ -104,17 +104,17 @@ def test_a_stage_that_ran_elsewhere_does_not_run_again(server: S3Server, tmp_pat
     record(project, "demo", "a run")
 
     # With the run's lock the bytes are fetched; without it, on main, only the run cache says that they fit.
-    there = clone(project, "clone", "run/demo")
-    add_remote(README, there, bucket, aws, server.url)
-    shell(there, "dvc fetch --run-cache", aws)
-    git(there, "switch", "--quiet", "main")
-    assert not (there / "dvc.lock").exists()
-    assert "Stage 'make' is cached" in shell(there, "dvc repro", aws)
+    cloned = clone(project, "clone", "run/demo")
+    add_remote(README, cloned, bucket, aws, server.url)
+    shell(cloned, "dvc fetch --run-cache", aws)
+    git(cloned, "switch", "--quiet", "main")
+    assert not (cloned / "dvc.lock").exists()
+    assert "Stage 'make' is cached" in shell(cloned, "dvc repro", aws)
 
     on_main = clone(project, "main", "main")
     add_remote(README, on_main, bucket, aws, server.url)
     assert "Stage 'make' is cached" in shell(on_main, "dvc repro --pull", aws)
-    for root in (there, on_main):
+    for root in (cloned, on_main):
         assert file_bytes(root / "data") == file_bytes(project / "data")
     assert num_runs(project) == 1
 
@@ -142,17 +142,15 @@ def test_a_push_outlives_the_server(tmp_path: Path) -> None:
         cache = file_bytes(project / ".dvc/cache/files")
         assert len(cache) == 601
 
-        # One file after another, so that the server is killed in between; and one attempt per file, instead of five with
-        # up to 15 seconds between them.
+        # One file after another, so that the server is killed in between; and one attempt per file, not five with up
+        # to 15 seconds between them.
         env = environment(project, aws | {"AWS_MAX_ATTEMPTS": "1"})
         with (tmp_path / "push.log").open("wb") as log:
             push = subprocess.Popen(
                 ["dvc", "push", "--jobs", "1"], cwd=project, env=env, stdout=log, stderr=subprocess.STDOUT
             )
         try:
-            with closing(
-                server._client()
-            ) as client:  # one for all requests: a new client each time takes as long as a push
+            with closing(server._client()) as client:  # one for all requests: each new one takes as long as a push
                 while push.poll() is None and "Contents" not in client.list_objects_v2(Bucket=bucket, MaxKeys=1):
                     time.sleep(0.01)
             server.kill()

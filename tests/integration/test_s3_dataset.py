@@ -138,19 +138,19 @@ def test_both_ways_a_clone_has_the_dataset_and_runs_nothing(server: S3Server, tm
         add_remote(README, project, bucket, aws, server.url)
         shell(project, "dvc push --run-cache", aws)
         record(project, "demo", "a run")
-        there = clone(project, "clone", "run/demo")
-        add_remote(README, there, bucket, aws, server.url)
-        shell(there, "dvc pull", aws)
-        assert dataset(there) == dataset(project)
-        assert "Data and pipelines are up to date" in shell(there, "dvc repro", aws)
+        cloned = clone(project, "clone", "run/demo")
+        add_remote(README, cloned, bucket, aws, server.url)
+        shell(cloned, "dvc pull", aws)
+        assert dataset(cloned) == dataset(project)
+        assert "Data and pipelines are up to date" in shell(cloned, "dvc repro", aws)
         assert num_runs(project) == 2
 
         # The stages that need the tars run there too, and make the same bytes from them.
-        shell(there, "dvc repro --force --single-item read shard", aws)
+        shell(cloned, "dvc repro --force --single-item read shard", aws)
         assert num_runs(project) == 4
-        assert dataset(there) == dataset(project)
-        assert (there / "texts").read_text() == (project / "texts").read_text()
-        assert (there / "dvc.lock").read_bytes() == (project / "dvc.lock").read_bytes()
+        assert dataset(cloned) == dataset(project)
+        assert (cloned / "texts").read_text() == (project / "texts").read_text()
+        assert (cloned / "dvc.lock").read_bytes() == (project / "dvc.lock").read_bytes()
 
     whole, manifest = projects["whole"], projects["manifest"]
     assert len(tars(whole / "data")) > 3 + 3

@@ -227,7 +227,7 @@ def test_an_unavailable_server_is_one_clear_error(server: S3Server, tmp_path: Pa
 def test_a_server_killed_during_a_put_has_no_partial_object(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bucket = server.make_bucket("amid-put")
+    bucket = server.make_bucket("during-put")
     objects, (path, sha256) = Objects(config(tmp_path / "cache", bucket)), write(tmp_path, noise(32 * MIB))
     s3 = client(objects.config)
     put, parts = s3.upload_part, []

@@ -115,7 +115,7 @@ class S3Server:
     def _client(self) -> Any:
         return boto3.client(
             "s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1",
-            config=Config(retries={"total_max_attempts": 6, "mode": "standard"}),  # a busy machine sometimes answers 500
+            config=Config(retries={"total_max_attempts": 6, "mode": "standard"}),  # a busy machine may answer 500
         )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def test_every_verb_is_a_stage_and_calls_its_verb() -> None:
 
 
 def files_of(dep: str) -> set[str]:
-    """A folder stands for all modules in it."""
+    """A folder means all modules in it."""
     if not (ROOT / dep).is_dir():
         return {dep}
     return {file.relative_to(ROOT).as_posix() for file in (ROOT / dep).rglob("*.py") if provenance.says_something(file)}

@@ -1,4 +1,4 @@
-"""infra/local.py: how what `make up` started is stopped."""
+"""infra/local.py: how `make down` stops what `make up` started."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 from infra import local
 
-#: A worker that hangs when told to stop, and its flow run, which takes a second over saving.
+#: A worker that ignores SIGTERM, and its flow run, which takes a second to save.
 WORKER = """\
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -41,3 +41,4 @@ def test_a_hanging_worker_is_ended_once_its_runs_have_saved(tmp_path: Path, monk
         assert worker.wait(10) == -9
     finally:
         worker.kill()
+        worker.wait()  # or its Popen warns in a later test

@@ -31,7 +31,7 @@ KEPT, ALSO_KEPT, SHORT, MISSING = (f"00000{number:04d}" for number in range(4))
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """As the stages leave it, values of the rules included."""
+    """As the stages write it, with the values that rules look at."""
     root = tmp_path / "data"
     small_data.write(root, PAIRS)
     facts = [
@@ -91,7 +91,7 @@ def test_a_twin_has_its_cosine_and_a_missing_picture_its_error(data: Path) -> No
     assert "download   failed_to_download: 404" in render(explained(data, MISSING) | nothing)
 
 
-def test_a_take_down_is_told(data: Path) -> None:
+def test_a_take_down_is_shown(data: Path) -> None:
     entry = Entry("host", "example.org", "", "2026-01-02")
     write_opted_out(data / "policy", OptedOut([entry]))
     assert explained(data, KEPT)["opted_out"] == {"kind": "host", "value": "example.org"}
@@ -113,7 +113,7 @@ def command(data: Path, *words: str) -> list[str]:
 def test_the_command_takes_a_key_an_address_a_picture_or_its_sha256(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(data.parent)  # no MLflow, no git, no DVC: said, and no trace left
+    monkeypatch.chdir(data.parent)  # no MLflow, no git, no DVC: the command says so, and writes nothing
     (picture,) = (image for key, image in iter_images(raw_shards(data / "raw")[0]) if key == KEPT)
     Path("fox.jpg").write_bytes(picture)
     image_id = require_pairs(data / "raw", "key", KEPT)[0]["sha256"]
@@ -132,7 +132,7 @@ def test_an_unknown_key_is_a_clear_error(data: Path, capsys: pytest.CaptureFixtu
     assert "run `align ingest` first" in capsys.readouterr().err
 
 
-def test_an_mlflow_that_is_away_is_one_line(
+def test_an_unavailable_mlflow_is_one_line(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(data.parent)

@@ -1,4 +1,4 @@
-"""Take-downs in one checkout: what is recorded, what matches, and what a purge leaves in data/raw."""
+"""Take-downs in one checkout: what is recorded, what matches, and what remains in data/raw after a purge."""
 
 import fcntl
 import hashlib
@@ -33,19 +33,19 @@ SHA_A, SHA_B, SHA_C = (hashlib.sha256(data).hexdigest() for data in (A, B, C))
 
 
 def row(key: str, url: str, page: str, image: bytes | None, holder: str | None) -> dict[str, Any]:
-    there = image is not None
-    size = 260 if there else None
+    stored = image is not None
+    size = 260 if stored else None
     return {
-        "url": url, "caption": f"text of {key}", "key": key, "status": "success" if there else "failed_to_download",
-        "error_message": None if there else "HTTP 404", "width": size, "height": size, "original_width": size,
+        "url": url, "caption": f"text of {key}", "key": key, "status": "success" if stored else "failed_to_download",
+        "error_message": None if stored else "HTTP 404", "width": size, "height": size, "original_width": size,
         "original_height": size, "sha256": hashlib.sha256(image).hexdigest() if image else None, "page_url": page,
-        "image_key": holder, "text_source": "alt", "retryable": not there,
+        "image_key": holder, "text_source": "alt", "retryable": not stored,
     }  # fmt: skip
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Three shards as ingest leaves them: A on two pages, B of another host, a dead link; C alone in the third."""
+    """Three shards as ingest writes them: A on two pages, B of another host, a dead link; C alone in the third."""
     raw = tmp_path / "data/raw"
     raw.mkdir(parents=True)
     shards = {
@@ -104,7 +104,7 @@ def test_a_purge_removes_the_picture_and_nothing_else(raw: Path) -> None:
     for one in rows:
         assert (one["status"], one["error_message"]) == ("failed_to_download", "opted out")
         assert (one["image_key"], one["width"], one["retryable"]) == (None, None, False)
-    assert [one["sha256"] for one in rows] == [SHA_B, None]  # still known to be the picture nobody wants to see
+    assert [one["sha256"] for one in rows] == [SHA_B, None]  # the hash still names the forgotten picture
     assert [one["key"] for one in rows] == ["000010000", "000010001"]
     stats = json.loads(after["00001_stats.json"])
     assert (stats["count"], stats["successes"], stats["failed_to_download"]) == (2, 0, 2)
@@ -220,7 +220,7 @@ def test_the_command_records_once_and_purges_only_when_told_to(
     assert contents(raw) == before
     Path("data/.shards.part").mkdir()
     with Path("data/.shards.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # a range of shards is being made
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as while a range of shards is made
         assert main(["forget", "--purge", "--yes"]) == 1
     said = capsys.readouterr()
     assert "data/raw: 1 pictures, out of 1 rewritten shards" in said.out
@@ -287,7 +287,7 @@ def test_a_worktree_with_data_of_its_own_is_named(
     assert f"not everything is gone: {other}" in capsys.readouterr().err
     monkeypatch.chdir(other)
     write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
-    assert main(["forget", "--purge", "--yes"]) == 0  # the first one is clean by now
+    assert main(["forget", "--purge", "--yes"]) == 0  # the first checkout is clean now
 
 
 def test_an_index_is_looked_into(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The SQL engine: bounded memory, scratch that goes away, equal bytes."""
+"""The SQL engine: bounded memory, scratch files that are removed, equal bytes."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ def config(folder: Path, memory_limit: str = "100MB", num_threads: int | None = 
 
 
 def test_a_sort_larger_than_memory_spills_and_scratch_is_removed(tmp_path: Path) -> None:
-    # One thread: each sorts in blocks of its own, and two of them now and then need more than so small a limit.
+    # One thread: each thread sorts in blocks of its own, and two sometimes need more than this small limit.
     with open_engine(config(tmp_path / "scratch", "70MB", num_threads=1)) as engine:
         engine.table("numbers", "SELECT range AS n, md5(range::VARCHAR) AS text FROM range(1500000)")
         engine.write("SELECT n, text FROM numbers ORDER BY text", tmp_path / "sorted.parquet")

@@ -1,4 +1,4 @@
-"""The journal of live metrics: what is kept of a run, and what a killed process leaves."""
+"""The journal of live metrics: what is kept of a run, and what remains after a process is killed."""
 
 from pathlib import Path
 

@@ -34,7 +34,7 @@ def listed(root: Path, location: str, *suffixes: str) -> list[str]:
 
 def test_a_location_is_a_file_a_folder_or_a_pattern(tmp_path: Path) -> None:
     touch(tmp_path, "b.warc.gz", "a.warc", "deep/er/c.WARC.GZ", "deep/notes.md", "dx/e.warc.gz")
-    assert listed(tmp_path, "b.warc.gz", ".warc") == ["b.warc.gz"]  # named outright, it counts whatever its ending
+    assert listed(tmp_path, "b.warc.gz", ".warc") == ["b.warc.gz"]  # a file that is named counts, with any suffix
     assert listed(tmp_path, "", ".warc", ".warc.gz") == ["a.warc", "b.warc.gz", "deep/er/c.WARC.GZ", "dx/e.warc.gz"]
     assert listed(tmp_path, "deep") == ["deep/er/c.WARC.GZ", "deep/notes.md"]
     assert listed(tmp_path, "*.gz", ".warc") == ["b.warc.gz"]
@@ -153,7 +153,7 @@ def dataset(root: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["raw", "shards"])
 def test_a_folder_without_its_tars_is_materialised(tmp_path: Path, kind: str) -> None:
     folder = dataset(tmp_path, kind)
-    assert materialised(folder, config(tmp_path)) == folder  # all is there
+    assert materialised(folder, config(tmp_path)) == folder  # nothing is missing
     (path,) = folder.rglob("*.tar")
     name = path.relative_to(folder)
     keep_tar(path, sha256_file(path), config(tmp_path))

@@ -70,10 +70,10 @@ def _matching(path: Path, column: str, values: Collection[str]) -> list[RawRow]:
         columns = [name for name in SCHEMA.names if name in pq.read_schema(path).names]
         if column not in columns or not values:
             return []
-        found = pq.read_table(path, columns=columns, filters=[(column, "in", list(values))]).to_pylist()
+        matching = pq.read_table(path, columns=columns, filters=[(column, "in", list(values))]).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file ({error}); make the folder again") from None
-    rows = [dict.fromkeys(SCHEMA.names) | _with_image_key(row) | {"raw_shard": path.stem} for row in found]
+    rows = [dict.fromkeys(SCHEMA.names) | _with_image_key(row) | {"raw_shard": path.stem} for row in matching]
     without_hash = [row for row in rows if row["sha256"] is None and row["status"] == SUCCESS]
     if without_hash:
         shard = RawShard(path.stem, path, path.with_suffix(".tar"))

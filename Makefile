@@ -58,7 +58,7 @@ up: $(STAMP) ## Prefect server and worker, MLflow, on loopback; the flows deploy
 down: $(STAMP) ## stop what `make up` started
 	@$(RUN) python infra/local.py down
 
-lock: ## resolve requirements.lock anew from pyproject.toml
+lock: ## resolve requirements.lock again from pyproject.toml
 	@$(PYTHON) -m venv .align/lock && .align/lock/bin/pip install --quiet uv
 	@.align/lock/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate --quiet -o .align/lock/all.txt
 	@{ echo "# Made by 'make lock' from pyproject.toml. torch and torchvision are ranges: CPU and CUDA builds both fit."; \

@@ -23,8 +23,8 @@ from benchmarks.page import conditions, table, write_section
 from benchmarks.peers import run_beside_peers, version_of
 from benchmarks.world import build
 
-#: Modules of this folder, each with `run(world) -> list[Comparison]`, in the order of the table -> whether they run in the
-#: environment of the peers.
+#: Modules of this folder, each with `run(world) -> list[Comparison]`, in the order of the table -> whether they run in
+#: the environment of the peers.
 BENCHMARKS = {
     "losses": True, "training": False, "kept_memory": False, "open_clip_step": True, "towers": True, "ranks": False,
     "resuming": False, "preprocess": False, "reading": False, "train_loader": False, "open_clip_loader": True,

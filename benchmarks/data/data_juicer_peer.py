@@ -15,9 +15,9 @@ reasons. So the operators are ours, derived from its base classes, chosen for sp
     (A Deduplicator hands its `compute_hash` one row at a time, batched or not.)
 `num_proc` 0 computes in the process itself; its 1 forks a worker for each operator.
 
-Its own reader looks for missing texts row by row and makes a list of rows, through which the first operator fetches each
-row separately: two thirds of the whole time. So there is a second variant: `datasets` reads, and the executor gets the
-data set, which it allows.
+Its own reader looks for missing texts row by row and makes a list of rows, through which the first operator fetches
+each row separately: two thirds of the whole time. So there is a second variant: `datasets` reads, and the executor gets
+the data set, which it allows.
 """
 
 import json

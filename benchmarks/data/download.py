@@ -1,7 +1,7 @@
 """Pictures from a server on loopback to shards: `align ingest` against img2dataset, the same table, one process each.
 
-Seconds are CPU seconds of the client unless a row says wall-clock. Start-up is not counted: the cost of a small table is
-subtracted from the cost of the whole one. (Wall-clock time is too noisy for that: there the server measures.)
+Seconds are CPU seconds of the client unless a row says wall-clock. Start-up is not counted: the cost of a small table
+is subtracted from the cost of the whole one. (Wall-clock time is too noisy for that: there the server measures.)
 img2dataset has no robots.txt, no limit per host and no waits; ours are on, with the values of params.yaml.
 """
 

@@ -82,9 +82,7 @@ def draw_pipeline() -> Figure:
         at = x + column * (width + gap)
         _box(axes, at, y, width, height, name, what, color=SOFT, dashed=True)
         _arrow(axes, (at - gap, y + height / 2), (at, y + height / 2), dashed=True)
-    legend = (
-        "Green: a gate; nothing is trained or packaged from data that it refused.   Dashed: commands, outside the DAG."
-    )
+    legend = "Green: a gate; nothing is trained or packaged from data that it refused.   Dashed: commands, no stages."
     _text(axes, left, y - 3.6, legend, size=9.5, color=SOFT, ha="left")
     tools = "DVC: what is stale    Prefect: when and where    MLflow: runs and models    Great Expectations: the gates"
     _text(axes, left, y - 7.6, tools, size=9.5, color=SOFT, ha="left")

@@ -20,15 +20,15 @@ from PIL import Image
 
 from align.config.shard import ShardConfig
 from align.errors import DataError
-from align.formats.shards import MANIFEST, Manifest, Sample, Split, digest_of, write_manifest
+from align.formats.shards import MANIFEST, Sample
 from align.model.preprocess import decode, random_crop
-from align.shard.writer import write_shard
 from align.training.index import SplitIndex, read_outline
 from align.training.loader import TrainLoader
 from align.training.randomness import Purpose, uniforms
 from align.training.samples import Samples
 from benchmarks.measure import Comparison, compare, interleaved
 from benchmarks.world import World
+from tests.support.shard_folder import write_shards
 
 #: The paper's (section 4.1).
 RESIZE_PX, CROP_PX = 346, 289
@@ -55,9 +55,7 @@ def paper_shards(world: World, num_images: int = NUM_IMAGES) -> SplitIndex:
             texts = (f"picture {key} of the sample", f"another text of {key}")
             samples.append(Sample(key, key, file, (key, f"{key}b"), texts))
         parts = [samples[start : start + IMAGES_PER_SHARD] for start in range(0, len(samples), IMAGES_PER_SHARD)]
-        tars = tuple(write_shard(folder, f"train/{number:05d}.tar", part) for number, part in enumerate(parts))
-        train = Split(num_images=len(samples), num_pairs=2 * len(samples), shards=tars)
-        write_manifest(Manifest(image_px=RESIZE_PX, digest=digest_of(tars), splits={"train": train}), folder)
+        write_shards(folder, {"train": parts}, image_px=RESIZE_PX)
     return read_outline(folder).split("train")
 
 

@@ -10,7 +10,7 @@ from align.config.params import Section
 
 
 class ShardConfig(Section):
-    """Sizes, and the split by cluster. Fractions are of clusters; what is neither val nor test is train."""
+    """Sizes, and the split by cluster. Fractions are of clusters; all other clusters are train."""
 
     section: ClassVar[str] = "shard"
 

@@ -14,7 +14,7 @@ Band = Annotated[tuple[Share, Share], Field(strict=False)]
 
 
 class MaxDrift(BaseModel):
-    """How far data may move from the reference: the keep rate by its change, others: `align.validate.drift`."""
+    """How far data may move from the reference: the keep rate by its change, the others by `align.validate.drift`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -25,7 +25,7 @@ class MaxDrift(BaseModel):
 
 
 class ValidateConfig(Section):
-    """What the data must look like for training to start."""
+    """What data must be like to become shards."""
 
     section: ClassVar[str] = "validate"
 
@@ -34,7 +34,7 @@ class ValidateConfig(Section):
     keep_rate: Band
     dropped_share: dict[Annotated[str, Field(pattern="^[a-z_]+$")], Band]
     min_evaluation_sets: Annotated[int, Field(ge=0)]
-    #: Of kept pairs whose image has the perceptual hash of an evaluation image, whatever the filter says of it.
+    #: Of kept pairs whose image has the perceptual hash of an evaluation image, independent of the filter's verdict.
     max_evaluation_hash_share: Share
     max_drift: MaxDrift
     sample_rows: Annotated[int, Field(ge=1)]

@@ -1,10 +1,10 @@
-"""The format of `data/shards`: plain tars that stock webdataset reads, and a manifest with a checksum and an index.
+"""The format of `data/shards`: plain tars that stock webdataset reads, and a manifest with checksums and an index.
 
 A tar sample is one *image*: `<key>.jpg` (resized to `image_px` square, aspect not kept), `<key>.txt` (its first kept
 text) and `<key>.json` (`key`, `image_id`, and the parallel lists `keys`, `texts` of all its kept pairs). The training
-unit is (image, one of its texts). `manifest.json` is written last: without it there are no shards.
+unit is (image, one of its texts). `manifest.json` is written last: a folder without it holds no shards.
 
-The paper says nothing about storage; all of this is our decision.
+The paper does not describe its storage; all of this is our decision.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from align.errors import CorruptError, DataError, FormatError
-from align.files import sha256_file, write_bytes
+from align.errors import CorruptError, DataError
+from align.files import sha256_file
+from align.formats.json_file import StoredModel, parse
 
 MANIFEST = "manifest.json"
 
@@ -27,19 +26,15 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Shard(_Frozen):
+class Shard(StoredModel):
     """One tar file.
 
     Attributes:
         path: relative to the folder of the manifest, such as `train/00000.tar`.
         sha256: hex digest of the whole tar.
-        num_pairs: kept texts over all its images.
-        offsets: one row an image: jpg offset, jpg size, json offset, json size, all in bytes. Offsets point at the
-            member's data within the tar, so that one range read fetches it.
+        num_pairs: kept texts of all its images.
+        offsets: one row per image: jpg offset, jpg size, json offset, json size, all in bytes. An offset is where the
+            member's data begins in the tar, so that one range read fetches it.
     """
 
     path: str
@@ -50,7 +45,7 @@ class Shard(_Frozen):
     offsets: tuple[tuple[int, int, int, int], ...]
 
 
-class Split(_Frozen):
+class Split(StoredModel):
     """The shards of one split, in reading order."""
 
     num_images: int
@@ -58,8 +53,8 @@ class Split(_Frozen):
     shards: tuple[Shard, ...]
 
 
-class Manifest(_Frozen):
-    """What `data/shards` holds. `digest` is sha256 over the shards' sha256s in order: it names the training data."""
+class Manifest(StoredModel):
+    """The file. `digest` is the sha256 of the shards' sha256s in order and names the training data."""
 
     schema_version: Literal[1] = 1
     image_px: int
@@ -73,7 +68,7 @@ class Sample:
 
     Attributes:
         key: key of the tar sample.
-        image_id: sha256 of the image's bytes as they came, before the resize.
+        image_id: sha256 of the image's original bytes, before the resize.
         image: JPEG, `image_px` square.
         keys: the kept pairs' keys, parallel to `texts`.
         texts: at least one.
@@ -102,30 +97,12 @@ def read_manifest(shards: Path) -> Manifest:
 
 
 def parse_manifest(data: bytes, path: Path) -> Manifest:
-    """Checks the text of a manifest, which may have been read in another way; `path` is for errors. Raises FormatError
-    as `read_manifest`."""
-    try:
-        values: Any = json.loads(data)
-    except ValueError as error:
-        raise FormatError(f"{path}: not valid JSON ({error}); run `align shard` again") from None
-    version = values.get("schema_version") if isinstance(values, dict) else None
-    if version != 1:
-        raise FormatError(f"{path}: schema_version {version!r}, but this code reads 1; run `align shard` again")
-    try:
-        return Manifest.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise FormatError(f"{path}: {where}: {first['msg']}; run `align shard` again") from None
-
-
-def write_manifest(manifest: Manifest, shards: Path) -> None:
-    """Writes `manifest.json`, compact: most of it is offsets."""
-    write_bytes(shards / MANIFEST, json.dumps(manifest.model_dump(), separators=(",", ":")).encode() + b"\n")
+    """Parses the text of a manifest. Errors name `path`. Raises FormatError as `read_manifest`."""
+    return parse(Manifest, data, path, "run `align shard` again")
 
 
 def digest_of(shards: Iterable[Shard]) -> str:
-    """sha256 over the shards' sha256s in order."""
+    """sha256 of the shards' sha256s in order."""
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(shard.sha256.encode("ascii"))
@@ -143,7 +120,7 @@ def iter_samples(shards: Path, split: SplitName) -> Iterator[Sample]:
     for shard in read_manifest(shards).splits[split].shards:
         path = shards / shard.path
         if not path.is_file():
-            raise DataError(f"{path}: named in {MANIFEST} but missing; run `align shard` again")
+            raise DataError(f"{path}: missing, though {MANIFEST} names it; run `align shard` again")
         if sha256_file(path) != shard.sha256:
             raise CorruptError(f"{path}: sha256 does not match {MANIFEST}; run `align shard` again")
         with path.open("rb") as file:

@@ -1,41 +1,64 @@
-"""The word of a quality gate, `verdict.json`: what later stages ask for before they work, and depend on.
+"""`verdict.json`: whether a quality gate passed, and on which data. Later stages require it and depend on it.
 
-It says only whether the gate passed and on which data, so that another threshold, a reworded expectation or an
-acceptance makes no later stage stale.
+It says no more than that, so that another threshold, a reworded expectation or an acceptance makes no later stage
+stale.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Literal
 
 from align.errors import DataError, GateError
+from align.files import to_json, write_text
+from align.formats.json_file import StoredModel, parse
 
 VERDICT = "verdict.json"
-#: Folders below `paths.reports` -> the command that judges.
+#: Folders below `paths.reports`, one for each gate.
 TABLES, SHARDS = "quality", "quality_shards"
+#: The command that judges, where it is not `validate`.
 _COMMANDS = {SHARDS: "validate_shards"}
+
+
+class Verdict(StoredModel):
+    """The file.
+
+    Attributes:
+        passed: whether the data may be used.
+        failure: the first failed expectation that nobody accepted, in the words of the error; None when passed.
+        data: digest of the data that was judged.
+    """
+
+    schema_version: Literal[1] = 1
+    passed: bool
+    failure: str | None
+    data: str
+
+
+def write_verdict(verdict: Verdict, folder: Path) -> None:
+    """Writes `verdict.json`."""
+    write_text(folder / VERDICT, to_json(verdict.model_dump()))
 
 
 def require_passed(folder: Path, data: str | None = None) -> None:
     """Refuses data without a passed verdict.
 
     Args:
-        folder: of a gate's report.
-        data: the digest that it must have judged; None takes the verdict as it is.
+        folder: a gate's report.
+        data: digest of the data that the gate must have judged; None accepts a verdict on any data.
 
     Raises:
         DataError: there is no verdict, or it is about other data.
-        GateError: the verdict is "failed".
+        FormatError: the verdict has another schema_version or layout.
+        GateError: the gate failed.
     """
-    command = _COMMANDS.get(folder.name, "validate")
+    command = f"run `align {_COMMANDS.get(folder.name, 'validate')}`"
     path = folder / VERDICT
     try:
-        verdict = json.loads(path.read_bytes())
+        verdict = parse(Verdict, path.read_bytes(), path, f"{command} again")
     except FileNotFoundError:
-        raise DataError(f"{path}: no quality verdict on this data; run `align {command}` first") from None
-    if verdict.get("passed") is not True:
-        reason = verdict.get("failure") or "no reason given"
-        raise GateError(f"{path}: the quality gate failed ({reason}); see report.html beside it")
-    if data is not None and verdict.get("data") != data:
-        raise DataError(f"{path}: this verdict is about other data; run `align {command}` again")
+        raise DataError(f"{path}: no quality verdict on this data; {command} first") from None
+    if not verdict.passed:
+        raise GateError(f"{path}: the quality gate failed ({verdict.failure}); see report.html in the same folder")
+    if data is not None and verdict.data != data:
+        raise DataError(f"{path}: this verdict is about other data; {command} again")

@@ -1,10 +1,10 @@
-"""Clusters of images that must not be separated by a split: those that share a text, or look nearly the same.
+"""Clusters of images that a split must not separate: those that share a text, or look nearly the same.
 
-A split by row would put the same picture, or the same sentence, on both sides. Clusters are the connected components
-of two relations, exactly (no sampling): equal text, and perceptual hashes at a small Hamming distance. Images are
-compared only where they must be: of `max_bits + m` bands of a hash, two that differ in at most `max_bits` bits agree
-wholly in at least m (pigeonhole), and m grows with the number of images, so that few agree by chance. All in numpy
-arrays: some 120 bytes an image at the peak, no Python object per image or pair.
+A split by row would put the same picture, or the same sentence, on both sides. Clusters are the exact connected
+components of two relations: equal text, and perceptual hashes at a small Hamming distance. Few images are compared: of
+the `max_bits + m` bands of a hash, two that differ in at most `max_bits` bits agree completely in at least m
+(pigeonhole), and m grows with the number of images, so that few agree by chance. All data is in numpy arrays: about 120
+bytes per image at the peak, no Python object per image or pair.
 
 The paper does not split its training data; this is our decision.
 """
@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Edges that are united at once: bounds their memory.
+#: Edges that are united together; bounds their memory.
 _EDGES = 1 << 22
-#: Bits of a band combination beyond log2(images): with 3 fewer, some 8 images agree in it by chance.
+#: A combination of bands may be this many bits shorter than log2(images); then about 8 images agree by chance.
 _SPARE_BITS = 3
-#: Most masks; each is a pass over all images.
+#: Most masks; each costs a pass over all images.
 _MASKS = 100
 
 Edges = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -63,7 +63,7 @@ def cluster(
 
 
 def text_digests(texts: Iterable[str]) -> NDArray[np.uint64]:
-    """64 bits of each text, case ignored. Among 50 million texts two share them by chance once in 15,000 times."""
+    """64 bits of each text, case ignored. Two of 50 million texts share them by chance with probability 1 in 15,000."""
     digests = b"".join(hashlib.blake2b(text.casefold().encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, np.uint64)
 
@@ -72,7 +72,7 @@ def near_duplicates(phashes: NDArray[np.uint64], max_bits: int) -> Iterator[Edge
     """Yields edges (indices of left, of right) between hashes that differ in at most `max_bits` bits, enough of them to
     connect all such images.
 
-    Equal hashes are yielded as a chain, different ones pair by pair, some of them repeatedly.
+    Equal hashes are yielded as a chain, different ones pair by pair, some pairs repeatedly.
     """
     yield _shared(phashes, np.arange(len(phashes)))
     if max_bits == 0:
@@ -83,32 +83,32 @@ def near_duplicates(phashes: NDArray[np.uint64], max_bits: int) -> Iterator[Edge
         order = np.argsort(band, kind="stable")
         grouped, band = values[order], band[order]
         # Each hash is compared with the next one of its group, then with the one after that, and so on: as many steps
-        # as the largest group has members, each over the hashes whose group goes on so far.
+        # as the largest group has members, each over the hashes that have enough successors in their group.
         ends = np.append(np.flatnonzero(band[1:] != band[:-1]) + 1, len(band))
         left_in_group = np.repeat(ends, np.diff(ends, prepend=0)) - np.arange(len(band)) - 1
         del band
-        here, step = np.flatnonzero(left_in_group), 1
-        while len(here):
-            close = here[np.bitwise_count(grouped[here] ^ grouped[here + step]) <= max_bits]
+        position, step = np.flatnonzero(left_in_group), 1
+        while len(position):
+            close = position[np.bitwise_count(grouped[position] ^ grouped[position + step]) <= max_bits]
             if len(close):
                 yield representatives[order[close]], representatives[order[close + step]]
             step += 1
-            here = here[left_in_group[here] >= step]
+            position = position[left_in_group[position] >= step]
 
 
 def masks(max_bits: int, num_values: int) -> list[np.uint64]:
     """Masks of 64 bits such that two hashes that differ in at most `max_bits` bits agree under at least one of them.
 
-    Each takes m of `max_bits + m` bands, with the smallest m whose masks are long enough for so many hashes.
+    Each combines m of `max_bits + m` bands, with the smallest m whose masks are long enough for `num_values` hashes.
     """
-    wanted, m = math.log2(max(num_values, 2)) - _SPARE_BITS, 1
-    while 64 * m // (max_bits + m) < wanted and math.comb(max_bits + m + 1, m + 1) <= _MASKS:
+    min_bits, m = math.log2(max(num_values, 2)) - _SPARE_BITS, 1
+    while 64 * m // (max_bits + m) < min_bits and math.comb(max_bits + m + 1, m + 1) <= _MASKS:
         m += 1
     return [reduce(np.bitwise_or, some) for some in combinations(bands(max_bits + m), m)]
 
 
 def bands(count: int) -> list[np.uint64]:
-    """`count` masks that divide 64 bits, as evenly as they can."""
+    """`count` masks that divide 64 bits as evenly as possible."""
     edges = [round(64 * index / count) for index in range(count + 1)]
     return [np.uint64(((1 << high) - 1) ^ ((1 << low) - 1)) for low, high in pairwise(edges)]
 
@@ -126,7 +126,7 @@ def _unite_all(labels: NDArray[np.int64], edges: list[Edges]) -> None:
 
 
 def _unite(labels: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> None:
-    """Joins clusters in place: roots hang themselves below smaller ones, until no edge joins two clusters."""
+    """Joins clusters in place: each root is attached to a smaller one, until no edge connects two clusters."""
     while True:
         ours, theirs = labels[left], labels[right]
         open_edges = ours != theirs

@@ -1,8 +1,8 @@
-"""An output shard's samples: its images read from wherever they lie in the raw tars, and made `image_px` square.
+"""Makes the samples of an output shard: reads its images from the raw tars and resizes them to `image_px` square.
 
-Images are read by offset, some at a time, in the order in which they lie; memory holds those few. Resizing is
-antialiased and bilinear, without keeping the aspect, as the paper does (section 4.1; there 346 px); transparency
-becomes white. A JPEG that is `image_px` square already stays the bytes that it is.
+Images are read by offset, some at a time, in the order of the tars; memory holds only those. Resizing is antialiased
+and bilinear and does not keep the aspect, as in the paper (section 4.1; there 346 px). Transparency becomes white. The
+bytes of a JPEG that is `image_px` square already are kept.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from align.errors import CorruptError, DataError
 from align.formats.shards import Sample
 from align.pairs.picture import PictureError, decode
 
-#: Images read at a time.
+#: Images that are read together.
 _AT_ONCE = 64
-#: Raw tars held open.
+#: Most raw tars open at a time.
 _OPEN = 128
 
 
-class _Wanted(NamedTuple):
-    """A sample but for its image, and where that lies."""
+class _Request(NamedTuple):
+    """A sample without its image, and where the image is."""
 
     key: str
     image_id: str
@@ -46,9 +46,9 @@ class RawTars:
     """Reads bytes of raw tars by their number. A context manager.
 
     Args:
-        local: paths by number; None where the tar lies elsewhere.
-        fetch: (tar number, offset, bytes) -> the bytes, for those that lie elsewhere; called from several threads.
-        num_threads: of `fetch`.
+        local: path of each tar, by number; None for a tar in the object store.
+        fetch: (tar number, offset, number of bytes) -> bytes, for tars in the object store; called by several threads.
+        num_threads: threads that call `fetch`.
     """
 
     def __init__(
@@ -68,23 +68,23 @@ class RawTars:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def ask(self, wanted: Sequence[_Wanted]) -> Iterator[bytes]:
-        """The images' bytes. They are on their way from now on, in the order in which they lie; each is read when it is
-        taken from the iterator.
+    def read(self, requests: Sequence[_Request]) -> Iterator[bytes]:
+        """The images' bytes, in the order of the requests. Reading ahead begins at once, in the order of the tars.
 
         Raises:
-            CorruptError: a tar ends too early, or bytes from elsewhere are not those of the image.
+            CorruptError: a tar ends too early, or bytes from the object store are not those of the image.
             DataError, ServiceError: as `fetch`.
         """
-        coming: dict[int, Future[bytes]] = {}
-        for index, one in sorted(enumerate(wanted), key=lambda item: (item[1].tar, item[1].offset)):
-            if self._local[one.tar] is None:
+        fetches: dict[int, Future[bytes]] = {}
+        for index, request in sorted(enumerate(requests), key=lambda item: (item[1].tar, item[1].offset)):
+            if self._local[request.tar] is None:
                 self._pool = self._pool or ThreadPoolExecutor(self._num_threads, thread_name_prefix="gather")
-                coming[index] = self._pool.submit(self._read_far, one)
+                fetches[index] = self._pool.submit(self._read_remote, request)
             else:
-                os.posix_fadvise(self._descriptor(one.tar), one.offset, one.size, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(self._descriptor(request.tar), request.offset, request.size, os.POSIX_FADV_WILLNEED)
         return (
-            coming[index].result() if index in coming else self._read_local(one) for index, one in enumerate(wanted)
+            fetches[index].result() if index in fetches else self._read_local(request)
+            for index, request in enumerate(requests)
         )
 
     def _descriptor(self, tar: int) -> int:
@@ -95,19 +95,20 @@ class RawTars:
             descriptor = self._files[tar] = os.open(str(self._local[tar]), os.O_RDONLY)
         return descriptor
 
-    def _read_local(self, one: _Wanted) -> bytes:
-        data = os.pread(self._descriptor(one.tar), one.size, one.offset)
-        if len(data) != one.size:
-            raise CorruptError(f"{self._local[one.tar]}: ends before the image {one.key}; run `align ingest` again")
+    def _read_local(self, request: _Request) -> bytes:
+        data = os.pread(self._descriptor(request.tar), request.size, request.offset)
+        if len(data) != request.size:
+            tar = self._local[request.tar]
+            raise CorruptError(f"{tar}: ends before the image {request.key}; run `align ingest` again")
         return data
 
-    def _read_far(self, one: _Wanted) -> bytes:
+    def _read_remote(self, request: _Request) -> bytes:
         assert self._fetch is not None
-        data = self._fetch(one.tar, one.offset, one.size)
-        if hashlib.sha256(data).hexdigest() != one.image_id:
+        data = self._fetch(request.tar, request.offset, request.size)
+        if hashlib.sha256(data).hexdigest() != request.image_id:
             raise CorruptError(
-                f"image {one.key} in the object store: its sha256 is not {one.image_id}; the object is damaged: "
-                "remove it and run `align ingest` again"
+                f"image {request.key} in the object store: its sha256 is not {request.image_id}; the object is "
+                "damaged: remove it and run `align ingest` again"
             )
         return data
 
@@ -116,27 +117,27 @@ def gather(rows: pa.Table, tars: RawTars, image_px: int, jpeg_quality: int) -> I
     """The samples of an output shard.
 
     Args:
-        rows: of the plan (`align.shard.plan.Plan.rows`).
-        tars: where the images are read.
-        image_px: side of the images that come out.
-        jpeg_quality: of those that are resized.
+        rows: from the plan (`align.shard.plan.ShardPlan.rows`).
+        tars: the raw tars.
+        image_px: side of the samples' images.
+        jpeg_quality: of the images that are resized.
 
     Raises:
         DataError: an image does not decode.
         CorruptError, ServiceError: as `RawTars.read`.
     """
-    images = _wanted(rows)
-    windows = iter(lambda: list(islice(images, _AT_ONCE)), [])
-    waiting: list[_Wanted] = []
-    coming: Iterator[bytes] = iter(())
+    requests = _requests(rows)
+    windows = iter(lambda: list(islice(requests, _AT_ONCE)), [])
+    current: list[_Request] = []
+    images: Iterator[bytes] = iter(())
     for window in chain(windows, [[]]):
-        next_ones = tars.ask(window)
-        yield from _samples(waiting, coming, image_px, jpeg_quality)
-        waiting, coming = window, next_ones
+        next_images = tars.read(window)  # while the current ones are resized
+        yield from _samples(current, images, image_px, jpeg_quality)
+        current, images = window, next_images
 
 
-def _wanted(rows: pa.Table) -> Iterator[_Wanted]:
-    """One an image; where it lies, and its key, are those of its first pair."""
+def _requests(rows: pa.Table) -> Iterator[_Request]:
+    """One per image; its position and key are those of its first pair."""
     ranks = rows["rank"].to_numpy()
     starts = np.flatnonzero(np.diff(ranks, prepend=-1))
     keys, texts = rows["key"].to_pylist(), rows["text"].to_pylist()
@@ -144,21 +145,23 @@ def _wanted(rows: pa.Table) -> Iterator[_Wanted]:
     for begin, end, image_key, image_id, tar, offset, size in zip(
         starts.tolist(), [*starts[1:].tolist(), len(ranks)], *first.values(), strict=True
     ):
-        yield _Wanted(image_key, image_id, tuple(keys[begin:end]), tuple(texts[begin:end]), tar, offset, size)
+        yield _Request(image_key, image_id, tuple(keys[begin:end]), tuple(texts[begin:end]), tar, offset, size)
 
 
-def _samples(wanted: Sequence[_Wanted], found: Iterator[bytes], image_px: int, jpeg_quality: int) -> Iterator[Sample]:
-    for one, data in zip(wanted, found, strict=True):
+def _samples(
+    requests: Sequence[_Request], images: Iterator[bytes], image_px: int, jpeg_quality: int
+) -> Iterator[Sample]:
+    for request, data in zip(requests, images, strict=True):
         try:
             image = data if _fits(data, image_px) else resize(data, image_px, jpeg_quality)
         except PictureError as error:
-            what = f"image {one.key} of a kept pair does not decode ({error})"
+            what = f"image {request.key} of a kept pair does not decode ({error})"
             raise DataError(f"{what}; run `align ingest` and `align filter` again") from None
-        yield Sample(one.key, one.image_id, image, one.keys, one.texts)
+        yield Sample(request.key, request.image_id, image, request.keys, request.texts)
 
 
 def _fits(data: bytes, image_px: int) -> bool:
-    """Whether these bytes can stay as they are: a colour JPEG of just this size, which the filter has decoded."""
+    """Whether the bytes can be kept: a colour JPEG of exactly this size. That it decodes, the filter has checked."""
     if data[:2] != b"\xff\xd8":
         return False
     try:
@@ -169,13 +172,13 @@ def _fits(data: bytes, image_px: int) -> bool:
 
 
 def resize(data: bytes, image_px: int, quality: int) -> bytes:
-    """Image bytes of any format -> JPEG of `image_px` x `image_px`, aspect not kept, transparency on white.
+    """Image bytes of any format -> JPEG of `image_px` x `image_px`, aspect not kept, transparent pixels on white.
 
     Raises:
         PictureError: the bytes do not decode.
     """
-    # The filter has refused pictures of too many pixels; a JPEG need not be decoded larger than twice the result.
+    # The filter has dropped pictures with too many pixels. A JPEG is decoded at no more than about twice the result.
     image = decode(data, max_pixels=sys.maxsize, hint_px=2 * image_px)
     resized = np.array(image.resize((image_px, image_px), Image.Resampling.BILINEAR))
-    # 4:4:4, since halved colour resolution shows at this size.
+    # 4:4:4, since halved colour resolution is visible at this size.
     return bytes(simplejpeg.encode_jpeg(resized, quality=quality, colorspace="RGB", colorsubsampling="444"))

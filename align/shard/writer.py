@@ -16,20 +16,20 @@ from align.files import write_bytes
 from align.formats.shards import MANIFEST, Manifest, Sample, Shard, Split, SplitName, digest_of
 from align.formats.tar import TarWriter
 
-#: What is written and hashed at a time.
+#: Bytes that are hashed and written together.
 _BLOCK_BYTES = 1 << 20
-#: Blocks that wait for the thread.
+#: Most blocks that wait for the thread.
 _AHEAD = 2
-#: So much is sent on its way to the disk at a time: at the end there is little to wait for.
+#: Bytes after which a flush to disk begins, so that little is left to flush at the end.
 _SYNC_BYTES = 1 << 22
 
 
 def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
-    """Writes one tar; it appears complete or not at all. Equal samples give equal bytes: no time, owner or user in it.
+    """Writes one tar, which appears complete or not at all. Equal samples give equal bytes: it has no time or owner.
 
     Args:
         directory: the folder that will hold the manifest.
-        path: relative to it.
+        path: relative to `directory`.
         samples: written in this order.
     """
     target = directory / path
@@ -59,15 +59,17 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
 
 
 def _json(sample: Sample) -> bytes:
-    """What `json.dumps(..., ensure_ascii=False, sort_keys=True)` makes of it, in a third of the time."""
+    """The result of `json.dumps(..., ensure_ascii=False, sort_keys=True)`, in a third of the time."""
     keys, texts = ", ".join(map(_quoted, sample.keys)), ", ".join(map(_quoted, sample.texts))
     ids = f'"image_id": {_quoted(sample.image_id)}, "key": {_quoted(sample.key)}'
     return f'{{{ids}, "keys": [{keys}], "texts": [{texts}]}}'.encode()
 
 
 class _Hashed:
-    """A file whose blocks a thread hashes and writes, while the next ones are made; and flushes, so that it is not all
-    waited for at the end. Memory: three blocks, which are used again and again."""
+    """A file whose blocks one thread hashes and writes, and another flushes, while the caller makes the next block.
+
+    Memory: three blocks, which are reused.
+    """
 
     def __init__(self, file: io.FileIO) -> None:
         self._file, self._digest = file, hashlib.sha256()
@@ -86,14 +88,14 @@ class _Hashed:
         self._syncs.shutdown()
 
     def writelines(self, lines: Iterable[bytes], /) -> None:
-        """Appends them all."""
+        """Appends all lines."""
         self._block.writelines(lines)
         if self._block.tell() >= _BLOCK_BYTES:
-            self._hand_over()
+            self._submit_block()
 
     def finish(self) -> str:
-        """Writes and flushes what is left; the hex sha256 of all."""
-        self._hand_over()
+        """Writes and flushes the rest. Returns the hex sha256 of the whole file."""
+        self._submit_block()
         for writing, _ in self._writing:
             writing.result()
         if self._syncing is not None:
@@ -101,7 +103,7 @@ class _Hashed:
         os.fsync(self._file.fileno())
         return self._digest.hexdigest()
 
-    def _hand_over(self) -> None:
+    def _submit_block(self) -> None:
         self._num_unsynced += self._block.tell()
         self._writing.append((self._writes.submit(self._write, self._block), self._block))
         if len(self._writing) <= _AHEAD:
@@ -124,7 +126,14 @@ class _Hashed:
 
 
 def join_manifest(folder: Path, image_px: int, entries: Mapping[SplitName, Sequence[Path]]) -> Manifest:
-    """Writes `manifest.json` from files that hold one `Shard` each, one in memory at a time: most of it is offsets.
+    """Writes `manifest.json` from files that hold one `Shard` each, with one shard's offsets in memory at a time.
+
+    The text is compact JSON, which `align.training.index` relies on.
+
+    Args:
+        folder: of the manifest.
+        image_px: side of the images.
+        entries: split -> files that `write_entry` wrote.
 
     Returns:
         The manifest without its offsets.
@@ -134,7 +143,6 @@ def join_manifest(folder: Path, image_px: int, entries: Mapping[SplitName, Seque
     manifest = Manifest(image_px=image_px, digest=digest, splits=splits)
     beside = folder / f".{MANIFEST}.part"
     with beside.open("wb") as file:
-        # The text of write_manifest, with each shard's row in the place of its row without offsets.
         head = json.dumps(manifest.model_dump(exclude={"splits"}), separators=(",", ":"))
         file.write(head[:-1].encode() + b',"splits":{')
         for number, (name, split) in enumerate(splits.items()):
@@ -151,7 +159,7 @@ def join_manifest(folder: Path, image_px: int, entries: Mapping[SplitName, Seque
 
 
 def write_entry(shard: Shard, path: Path) -> None:
-    """Writes one shard's row for `join_manifest`, atomically."""
+    """Writes one shard's row of the manifest, for `join_manifest`, atomically."""
     write_bytes(path, json.dumps(shard.model_dump(), separators=(",", ":")).encode())
 
 

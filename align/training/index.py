@@ -22,7 +22,7 @@ from align.errors import CorruptError, DataError, FormatError
 from align.formats.shards import MANIFEST, Manifest, SplitName, parse_manifest
 from align.protocols.store import Tars
 
-#: As `align.shard.writer` and `write_manifest` write it: compact.
+#: As `align.shard.writer` writes it: compact.
 _OFFSETS = b'"offsets":['
 
 

@@ -1,4 +1,4 @@
-"""The picture of `align.validate.drift`: the kept pairs now, and the reference as an outline."""
+"""The figure of `align.validate.drift`: the kept pairs now, and the reference as an outline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 
 from align.figure import GOOD, INK
-from align.validate.drift import Distribution
+from align.formats.drift_reference import Distribution
 
 _TITLES = {
     "text_length": "characters per text",
@@ -18,24 +18,24 @@ _MAX_BARS = 14
 
 
 def drift_figure(now: Mapping[str, Distribution], before: Mapping[str, Distribution]) -> Figure:
-    """One panel a distribution; shares of the kept pairs in per cent.
+    """One panel per distribution, with shares of the kept pairs in per cent.
 
     Args:
-        now: name -> bucket -> share.
-        before: the same of the reference; empty where there is none.
+        now: name -> bucket -> share, 0 to 1.
+        before: the same of the reference; empty without one.
     """
     figure = Figure(figsize=(11, 2.9), layout="constrained")
     for axes, (name, shares) in zip(figure.subplots(1, len(now), squeeze=False)[0], now.items(), strict=True):
         labels = list(shares)
         labels += [label for label in before.get(name, {}) if label not in shares]
         labels = labels[:_MAX_BARS] if name == "language" else labels
-        places = range(len(labels))
-        axes.bar(places, [100 * shares.get(label, 0) for label in labels], color=GOOD, width=0.8, label="now")
+        positions = range(len(labels))
+        axes.bar(positions, [100 * shares.get(label, 0) for label in labels], color=GOOD, width=0.8, label="now")
         if name in before:
             heights = [100 * before[name].get(label, 0) for label in labels]
-            axes.bar(places, heights, width=0.8, fill=False, edgecolor=INK, linewidth=1.1, label="reference")
+            axes.bar(positions, heights, width=0.8, fill=False, edgecolor=INK, linewidth=1.1, label="reference")
             axes.legend(loc="upper right", fontsize=7.5, frameon=False)
-        axes.set_xticks(places, labels, fontsize=7, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_xticks(positions, labels, fontsize=7, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_xlabel(_TITLES.get(name, name), fontsize=8.5)
         axes.tick_params(axis="y", labelsize=7.5)
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,13 +1,15 @@
 """Checks data/shards sample by sample against the manifest: what the quality gate over shards counts.
 
-One tar is one piece of work: it is read once, as webdataset reads it, hashed while it is read, and every picture in it
-is decoded. Faults are counted and the first few named; nothing here raises for bad bytes.
+Each tar is a task of its own: it is read as webdataset reads it, its bytes are hashed, and every picture in it is
+decoded. Then the engine joins its pairs with the filter's decisions. Faults are counted and the first few named; bad
+bytes raise no error.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,42 +19,66 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align.console import track
 from align.errors import CorruptError, DataError
 from align.formats.shards import MANIFEST, Manifest, Shard, digest_of
 from align.pairs.picture import PictureError, decode
+from align.protocols.sql import Engine
 from align.protocols.store import FetchTar
+from align.work import in_processes
 
 #: What must be 0: fault -> what it counts, in the order of the gate.
 FAULTS = {
-    "shards_missing": "shards that the manifest names and that are not there",
+    "shards_missing": "shards that the manifest names but that are missing",
     "shards_unlisted": "tars that the manifest does not name",
     "shards_changed": "shards whose size or sha256 differs from the manifest",
     "shards_of_another_count": "shards with another number of images or pairs than the manifest says",
-    "shards_of_another_index": "shards whose samples do not lie where the manifest says",
-    "manifest_of_another_digest": "digests of the manifest that its own shards do not give",
+    "shards_of_another_index": "shards whose samples are not at the offsets in the manifest",
+    "manifest_of_another_digest": "digests of the manifest that do not match its own shards",
     "samples_incomplete": "samples without their jpg, txt or json, or whose json and txt disagree",
     "samples_undecodable": "samples whose picture does not decode",
     "samples_of_another_size": "samples whose picture is not of the manifest's size",
-}  # fmt: skip
+}
+#: The joins with the decisions (views `decisions` and `pairs`), also to be 0: name -> (what it counts, SQL).
+JOINS = {
+    "kept_pairs_not_in_shards": (
+        "kept pairs that no shard holds",
+        "SELECT count(*) FROM decisions LEFT JOIN pairs ON decisions.key = pairs.key WHERE keep AND pairs.key IS NULL",
+    ),
+    "shard_pairs_not_kept": (
+        "pairs of shards that the filter did not keep, or kept with another text or image",
+        "SELECT count(*) FROM pairs LEFT JOIN decisions ON pairs.key = decisions.key AND decisions.keep "
+        "AND pairs.text = decisions.text AND pairs.image_id = decisions.image_id WHERE decisions.key IS NULL",
+    ),
+    "shard_pairs_twice": (
+        "pairs that are in the shards twice",
+        "SELECT count(*) FROM (SELECT key FROM pairs GROUP BY key HAVING count(*) > 1) AS repeated",
+    ),
+    "images_in_two_splits": (
+        "images that are in more than one split",
+        "SELECT count(*) FROM (SELECT image_id FROM (SELECT DISTINCT image_id, split FROM pairs) AS by_split "
+        "GROUP BY image_id HAVING count(*) > 1) AS leaked",
+    ),
+}
 
 #: The pairs that a shard holds, for the join with the decisions.
 PAIRS = pa.schema([(name, pa.string()) for name in ("key", "image_id", "split", "text")])
 
-#: So many faults of a kind are named.
+#: Faults of one kind that are named; others are only counted.
 _NAMED = 5
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One tar to check; picklable.
+    """One tar to check. Can be pickled.
 
     Attributes:
         directory: data/shards.
-        split: its split.
-        shard: what the manifest says of it.
+        split: the split it belongs to.
+        shard: its row of the manifest.
         image_px: side of its pictures.
         pairs: the parquet file to write, with the columns of PAIRS.
-        fetch: (sha256, bytes) -> path, for a tar that is not in the folder but in an object store; may be None.
+        fetch: for tars that are not in the folder but in an object store; None without one.
     """
 
     directory: Path
@@ -65,29 +91,75 @@ class ShardTask:
 
 @dataclass
 class Faults:
-    """What was found: how many of each kind, and the first few by name; `num_images` were looked at."""
+    """How many faults of each kind there are.
+
+    Attributes:
+        counts: fault -> number, for each of FAULTS.
+        examples: fault -> where the first few are.
+        num_images: images that were checked.
+    """
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAULTS, 0))
     examples: dict[str, list[str]] = field(default_factory=dict)
     num_images: int = 0
 
     def add(self, kind: str, where: str) -> None:
-        """Counts one."""
+        """Counts a fault."""
         self.counts[kind] += 1
         self.examples.setdefault(kind, []).append(where)
         del self.examples[kind][_NAMED:]
 
     def merge(self, other: Faults) -> None:
-        """Adds what another piece of work found."""
+        """Adds the faults of another task."""
         self.num_images += other.num_images
         for kind, num in other.counts.items():
             self.counts[kind] += num
-        for kind, places in other.examples.items():
-            self.examples[kind] = [*self.examples.get(kind, []), *places][:_NAMED]
+        for kind, examples in other.examples.items():
+            self.examples[kind] = [*self.examples.get(kind, []), *examples][:_NAMED]
 
 
-def tasks(directory: Path, manifest: Manifest, scratch: Path, fetch: FetchTar | None) -> list[ShardTask]:
-    """One piece of work a shard; `scratch` takes their tables of pairs."""
+def check_shards(
+    directory: Path, manifest: Manifest, pairs: Path, fetch: FetchTar | None, num_workers: int | None
+) -> Faults:
+    """Checks the folder and all its tars, in worker processes.
+
+    Args:
+        directory: data/shards.
+        manifest: of it.
+        pairs: the folder to make; it gets one parquet file per tar, with the columns of PAIRS.
+        fetch: for tars that are not in the folder but in an object store; None without one.
+        num_workers: processes; None means one per core.
+
+    Raises:
+        ServiceError: the object store is unavailable.
+    """
+    faults = check_folder(directory, manifest)
+    pairs.mkdir()
+    tasks = shard_tasks(directory, manifest, pairs, fetch)
+    num_processes = max(1, min(num_workers or os.cpu_count() or 1, len(tasks)))
+    results = in_processes(check_shard, tasks, num_processes)
+    for result in track(results, what="validate_shards: shards", total=len(tasks)):
+        faults.merge(result)
+    return faults
+
+
+def join_decisions(engine: Engine, pairs: Path, decisions: Path) -> dict[str, int]:
+    """The counts of JOINS; none where there are no shards.
+
+    Args:
+        engine: gets the views `pairs` and `decisions`.
+        pairs: the folder that `check_shards` made.
+        decisions: the filter's decisions.parquet.
+    """
+    if not any(pairs.iterdir()):
+        return {}
+    engine.view("pairs", pairs / "*.parquet")
+    engine.view("decisions", decisions)
+    return {name: engine.rows(query)[0][0] for name, (_, query) in JOINS.items()}
+
+
+def shard_tasks(directory: Path, manifest: Manifest, scratch: Path, fetch: FetchTar | None) -> list[ShardTask]:
+    """One task per shard; their tables of pairs go to `scratch`."""
     return [
         ShardTask(
             directory, split, shard, manifest.image_px, scratch / f"{shard.path.replace('/', '-')}.parquet", fetch
@@ -98,11 +170,11 @@ def tasks(directory: Path, manifest: Manifest, scratch: Path, fetch: FetchTar | 
 
 
 def check_folder(directory: Path, manifest: Manifest) -> Faults:
-    """Compares the folder's names with the manifest's."""
+    """Compares the folder's file names, and the manifest's sums, with the shards that the manifest lists."""
     faults = Faults()
     listed = {shard.path for part in manifest.splits.values() for shard in part.shards}
-    there = {path.relative_to(directory).as_posix() for path in directory.rglob("*.tar")}
-    for path in sorted(there - listed):
+    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*.tar")}
+    for path in sorted(present - listed):
         faults.add("shards_unlisted", path)
     if digest_of(shard for part in manifest.splits.values() for shard in part.shards) != manifest.digest:
         faults.add("manifest_of_another_digest", MANIFEST)
@@ -114,19 +186,20 @@ def check_folder(directory: Path, manifest: Manifest) -> Faults:
 
 
 def check_shard(task: ShardTask) -> Faults:
-    """Reads one tar, decodes every picture, and writes its pairs; holds the tar's pairs and one picture.
+    """Reads one tar, decodes every picture, and writes its pairs; memory holds the tar's pairs and one picture.
 
     Raises:
-        ServiceError: the object store is away: that says nothing about the data.
+        ServiceError: the object store is unavailable, which is no fault of the data.
     """
     faults = Faults()
-    path = _located(task, faults)
-    rows = _checked(path, task, faults) if path is not None else []
-    pq.write_table(pa.Table.from_pylist(rows, PAIRS), task.pairs)
+    path = _tar(task, faults)
+    pairs = _checked_pairs(path, task, faults) if path is not None else []
+    pq.write_table(pa.Table.from_pylist(pairs, PAIRS), task.pairs)
     return faults
 
 
-def _located(task: ShardTask, faults: Faults) -> Path | None:
+def _tar(task: ShardTask, faults: Faults) -> Path | None:
+    """The tar on this machine, fetched if need be; None where it cannot be had, which is a fault."""
     path, shard = task.directory / task.shard.path, task.shard
     if path.is_file():
         return path
@@ -141,10 +214,10 @@ def _located(task: ShardTask, faults: Faults) -> Path | None:
     return None
 
 
-def _checked(path: Path, task: ShardTask, faults: Faults) -> list[dict[str, str]]:
-    """The pairs of the tar; what is wrong with it goes to `faults`."""
+def _checked_pairs(path: Path, task: ShardTask, faults: Faults) -> list[dict[str, str]]:
+    """The pairs of the tar. Adds its faults to `faults`."""
     shard = task.shard
-    rows: list[dict[str, str]] = []
+    pairs: list[dict[str, str]] = []
     offsets: list[tuple[int, int, int, int]] = []
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -160,23 +233,23 @@ def _checked(path: Path, task: ShardTask, faults: Faults) -> list[dict[str, str]
                     faults.add("samples_incomplete", where)
                 else:
                     offsets.append((*members["jpg"][:2], *members["json"][:2]))
-                    rows += [
-                        {"key": pair, "image_id": row["image_id"], "split": task.split, "text": text}
-                        for pair, text in zip(row["keys"], row["texts"], strict=True)
+                    pairs += [
+                        {"key": pair_key, "image_id": row["image_id"], "split": task.split, "text": text}
+                        for pair_key, text in zip(row["keys"], row["texts"], strict=True)
                     ]
                 if "jpg" in members:
                     _check_picture(members["jpg"][2], task.image_px, where, faults)
         except tarfile.TarError as error:
             faults.add("samples_incomplete", f"{shard.path}: {error}")
-    if (faults.num_images, len(rows)) != (shard.num_images, shard.num_pairs):
+    if (faults.num_images, len(pairs)) != (shard.num_images, shard.num_pairs):
         faults.add("shards_of_another_count", shard.path)
     if tuple(offsets) != shard.offsets:
         faults.add("shards_of_another_index", shard.path)
-    return rows
+    return pairs
 
 
 def _samples(file: Any) -> Iterator[tuple[str, dict[str, tuple[int, int, bytes]]]]:
-    """(key, extension -> (offset, size, bytes)) of each sample: members in a row with one key, as in webdataset."""
+    """(key, extension -> (offset, size, bytes)) of each sample: consecutive members with one key, as in webdataset."""
     last, members = "", dict[str, tuple[int, int, bytes]]()
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
@@ -194,7 +267,7 @@ def _samples(file: Any) -> Iterator[tuple[str, dict[str, tuple[int, int, bytes]]
 
 
 def _row(key: str, members: dict[str, tuple[int, int, bytes]]) -> dict[str, Any] | None:
-    """The sample's json, None where something is missing or two parts disagree."""
+    """The sample's json; None where a member is missing or json and txt disagree."""
     if not {"jpg", "txt", "json"} <= members.keys():
         return None
     try:
@@ -214,26 +287,3 @@ def _check_picture(data: bytes, image_px: int, where: str, faults: Faults) -> No
     else:
         if picture.size != (image_px, image_px):
             faults.add("samples_of_another_size", where)
-
-
-#: The joins with the decisions (views `decisions` and `pairs`): name -> (what it counts, SQL).
-JOINS = {
-    "kept_pairs_not_in_shards": (
-        "kept pairs that no shard holds",
-        "SELECT count(*) FROM decisions LEFT JOIN pairs ON decisions.key = pairs.key WHERE keep AND pairs.key IS NULL",
-    ),
-    "shard_pairs_not_kept": (
-        "pairs of shards that the filter did not keep, or that have another text or image there",
-        "SELECT count(*) FROM pairs LEFT JOIN decisions ON pairs.key = decisions.key AND decisions.keep "
-        "AND pairs.text = decisions.text AND pairs.image_id = decisions.image_id WHERE decisions.key IS NULL",
-    ),
-    "shard_pairs_twice": (
-        "pairs that shards hold twice",
-        "SELECT count(*) FROM (SELECT key FROM pairs GROUP BY key HAVING count(*) > 1) AS repeated",
-    ),
-    "images_in_two_splits": (
-        "images that lie in more than one split",
-        "SELECT count(*) FROM (SELECT image_id FROM (SELECT DISTINCT image_id, split FROM pairs) AS placed "
-        "GROUP BY image_id HAVING count(*) > 1) AS leaked",
-    ),
-}  # fmt: skip

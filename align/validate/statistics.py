@@ -1,32 +1,16 @@
-"""What the quality gate measures: statistics over whole tables, as SQL that gives one number each.
+"""What the quality gate measures: statistics of whole tables, as SQL queries that return one number each.
 
 Views: `raw` (data/raw), `decisions` and `images` (data/filtered), `evaluation_ids` (image_id of every evaluation image)
-and `evaluation_hashes` (phash of every one that decodes). The SQL is such that DuckDB and Spark both run it: lists are
-looked at as text, since their indices count from 1 in one and from 0 in the other.
+and `evaluation_hashes` (phash of every one that decodes). DuckDB and Spark both run the SQL: lists are compared as
+text, since their indices count from 1 in one and from 0 in the other.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
-
-from align.errors import FormatError
-from align.files import sha256_file
 from align.protocols.sql import Rows
-
-#: The columns that statistics and rows are judged on.
-COLUMNS = {
-    "raw": ("url", "caption", "key", "status", "width", "height"),
-    "decisions": ("key", "keep", "reason", "reasons", "image_id", "image_key", "text"),
-    "images": (
-        "image_id", "image_key", "width_px", "height_px", "nsfw_score", "phash", "num_texts", "evaluation_sets",
-    ),
-}  # fmt: skip
 
 
 def _share(condition: str, table: str) -> str:
@@ -38,7 +22,7 @@ def _repeated(column: str, table: str) -> str:
 
 
 def _without(table: str, other: str, column: str, where: str = "") -> str:
-    """Rows of `table` that have no partner in `other`; `where` is a further condition on them."""
+    """Counts rows of `table` without a partner in `other`; `where` is a further condition on them."""
     more = f" AND {table}.{where}" if where else ""
     return (
         f"SELECT count(*) FROM {table} LEFT JOIN {other} ON {table}.{column} = {other}.{column} "
@@ -46,19 +30,19 @@ def _without(table: str, other: str, column: str, where: str = "") -> str:
     )
 
 
-#: What must be 0: name -> (what it counts, SQL), in the order of the gate. Leakage comes first: it would spoil every
-#: later figure.
+#: What must be 0: name -> (what it counts, SQL), in the order of the gate. Leakage comes first, since it would
+#: spoil every later figure.
 ZERO: dict[str, tuple[str, str]] = {
     "kept_evaluation_images": (
-        "kept pairs that show an evaluation image, by the filter's word",
+        "kept pairs that show an evaluation image, according to the filter",
         "SELECT count(*) FROM decisions JOIN images ON decisions.image_id = images.image_id "
         "WHERE keep AND CAST(evaluation_sets AS STRING) <> '[]'",
     ),
     "kept_evaluation_bytes": (
-        "kept pairs whose image has the very bytes of an evaluation image",
+        "kept pairs whose image has the same bytes as an evaluation image",
         "SELECT count(*) FROM decisions JOIN evaluation_ids ON decisions.image_id = evaluation_ids.image_id WHERE keep",
     ),
-    "raw_duplicate_keys": ("keys that occur again", _repeated("key", "raw")),
+    "raw_duplicate_keys": ("keys that occur more than once", _repeated("key", "raw")),
     "raw_null_keys": ("rows without a key", "SELECT count(*) FROM raw WHERE key IS NULL"),
     "raw_null_urls": ("rows without an image URL", "SELECT count(*) FROM raw WHERE url IS NULL"),
     "raw_null_statuses": ("rows without a status", "SELECT count(*) FROM raw WHERE status IS NULL"),
@@ -66,9 +50,9 @@ ZERO: dict[str, tuple[str, str]] = {
         "images without a width and height",
         "SELECT count(*) FROM raw WHERE status = 'success' AND (coalesce(width, 0) < 1 OR coalesce(height, 0) < 1)",
     ),
-    "decisions_duplicate_keys": ("pairs decided on twice", _repeated("key", "decisions")),
+    "decisions_duplicate_keys": ("pairs with more than one decision", _repeated("key", "decisions")),
     "rows_without_decision": ("pairs without a decision", _without("raw", "decisions", "key")),
-    "decisions_without_row": ("decisions about no pair", _without("decisions", "raw", "key")),
+    "decisions_without_row": ("decisions without a pair", _without("decisions", "raw", "key")),
     "decisions_null_keep": (
         "decisions that say neither keep nor drop",
         "SELECT count(*) FROM decisions WHERE keep IS NULL",
@@ -97,10 +81,10 @@ ZERO: dict[str, tuple[str, str]] = {
         "SELECT count(*) FROM decisions JOIN images ON decisions.image_id = images.image_id "
         "WHERE keep AND (phash IS NULL OR nsfw_score IS NULL)",
     ),
-    "images_duplicate_ids": ("images listed twice", _repeated("image_id", "images")),
+    "images_duplicate_ids": ("images listed more than once", _repeated("image_id", "images")),
 }  # fmt: skip
 
-#: What has a threshold in params.yaml.
+#: What has a threshold in params.yaml: name -> SQL.
 MEASURED = {
     "raw_pairs": "SELECT count(*) FROM raw",
     "raw_success_share": _share("status = 'success'", "raw"),
@@ -118,8 +102,13 @@ def measure(rows: Rows, reasons: Iterable[str], incomplete: Iterable[str]) -> di
 
     Args:
         rows: runs SQL over the views.
-        reasons: codes whose share of the pairs is measured, as `dropped_<reason>`; any other is `unlisted_reasons`.
-        incomplete: views that lack a column. What needs them is None: its expectation fails beside the one on columns.
+        reasons: codes whose share of the pairs is measured, as `dropped_<reason>`; `unlisted_reasons` counts pairs
+            with any other.
+        incomplete: views that lack a column. Statistics that need them are None, and their expectations fail together
+            with the one on the columns.
+
+    Returns:
+        Name -> number; every name of ZERO and MEASURED, and those of the reasons.
     """
     listed = tuple(reasons)
     queries = MEASURED | {name: query for name, (_, query) in ZERO.items()}
@@ -130,34 +119,3 @@ def measure(rows: Rows, reasons: Iterable[str], incomplete: Iterable[str]) -> di
     return {
         name: None if lacking & set(re.findall(r"\w+", query)) else rows(query)[0][0] for name, query in queries.items()
     }
-
-
-def manifest_faults(raw: Path) -> dict[str, int] | None:
-    """Shards of data/raw that differ from its manifest; None where there is none (a folder that img2dataset made).
-
-    Tables are hashed whole; of tars, a hundred times their size, the size is compared: readers check their bytes.
-
-    Raises:
-        FormatError: the manifest is not what `align ingest` writes.
-    """
-    path = raw / "manifest.json"
-    try:
-        listed = {shard["name"]: shard for shard in json.loads(path.read_bytes())["shards"]}
-        there = {table.stem: table for table in raw.glob("*.parquet")}
-        both = [(listed[name], there[name]) for name in sorted(listed.keys() & there.keys())]
-        return {
-            "raw_shards_unlisted_or_missing": len(listed.keys() ^ there.keys()),
-            "raw_shards_of_another_count": sum(
-                pq.read_metadata(table).num_rows != shard["num_pairs"] for shard, table in both
-            ),
-            "raw_shards_changed": sum(_changed(shard, table) for shard, table in both),
-        }
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path}: not a manifest of `align ingest` ({error!r}); run it again") from None
-
-
-def _changed(shard: dict[str, Any], table: Path) -> bool:
-    tar = table.with_suffix(".tar")
-    return sha256_file(table) != shard["table_sha256"] or (tar.is_file() and tar.stat().st_size != shard["tar_bytes"])

@@ -16,7 +16,7 @@ from align.config.store import StoreConfig
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.shard.gather import resize
 from align.shard.plan import read_plan
-from align.shard.shard import shard
+from align.shard.shard import ShardFolders, shard
 from align.work import Portion
 from benchmarks.measure import Comparison, compare, in_process
 from benchmarks.world import World
@@ -76,10 +76,11 @@ def ours(root: Path, part: Portion) -> None:
         num_retries=0,
         timeout_s=1.0,
     )
-    shard(
-        CONFIG, store, raw=root / "raw", filtered=root / "filtered", quality=root / "quality", out=root / "shards",
-        reports=root / "report", num_workers=1, part=part,
+    folders = ShardFolders(
+        raw=root / "raw", filtered=root / "filtered", quality=root / "quality", shards=root / "shards",
+        report=root / "report",
     )  # fmt: skip
+    shard(CONFIG, store, folders, num_workers=1, portion=part)
 
 
 def clean(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The gate over tables on a real Great Expectations; what it measures is tested in unit/test_statistics.py."""
+"""The gate over tables on a real Great Expectations; what it measures is tested in unit/validate/test_statistics.py."""
 
 import json
 import re
@@ -15,12 +15,15 @@ from align.config.validate import MaxDrift, ValidateConfig
 from align.errors import ConfigError, DataError, GateError
 from align.filter.rules import RULES
 from align.pairs.perceptual_hash import image_signals
-from align.validate.quality import QualityReport
-from align.validate.validate import read_checked_sets, set_reference, validate
+from align.validate.evaluation_images import read_checked_sets
+from align.validate.policy import set_reference
+from align.validate.report import QualityReport
+from align.validate.tables import JudgedData
+from align.validate.validate import validate
 from tests.support import ROOT, small_data
+from tests.support.evaluation_sets import write_set
+from tests.support.gates import ENGINE, pairs, rewrite
 from tests.support.small_data import Pair
-from tests.unit.formats.test_evaluation_set import write_set
-from tests.unit.validate.test_statistics import ENGINE, pairs, rewrite
 
 PARAMS = ROOT / "params.yaml"
 WIDE = dict.fromkeys(MaxDrift.model_fields, 1.0)
@@ -36,10 +39,9 @@ DECISIONS, IMAGES = "filtered/decisions.parquet", "filtered/images.parquet"
 def judge(
     root: Path, config: ValidateConfig = CONFIG, *, checked_sets: dict[str, str] = SETS, data: Path | None = None
 ) -> QualityReport:
-    return validate(
-        config, ENGINE, raw=(data or root) / "raw", filtered=(data or root) / "filtered",
-        evaluation=root / "evaluation", checked_sets=checked_sets, policy=root / "policy", reports=root / "quality",
-    )  # fmt: skip
+    tables = data or root
+    judged = JudgedData(tables / "raw", tables / "filtered", root / "evaluation", checked_sets)
+    return validate(config, ENGINE, judged, policy=root / "policy", reports=root / "quality")
 
 
 def test_good_data_passes_and_equal_data_gives_equal_reports(tmp_path: Path) -> None:
@@ -77,11 +79,11 @@ def drop_column(root: Path) -> None:
     [
         (
             lambda root: rewrite(root / DECISIONS, lambda rows: [rows[0] | {"key": "000000001"}, *rows[1:]]),
-            "decisions-duplicate-keys: pairs decided on twice: observed 1, expected 0",
+            "decisions-duplicate-keys: pairs with more than one decision: observed 1, expected 0",
         ),
         (
             lambda root: rewrite(root / IMAGES, lambda rows: [row | {"nsfw_score": 1.5} for row in rows]),
-            r"images-nsfw-score: .*: observed 15 of 15 rows are otherwise, such as 1\.5, expected 0 to 1",
+            r"images-nsfw-score: .*: observed 15 of 15 rows fail, such as 1\.5, expected 0 to 1",
         ),
         (drop_column, "decisions-columns: columns of decisions: observed .*, expected key, keep, reason, reasons"),
     ],
@@ -100,7 +102,7 @@ def test_each_fault_is_named_with_observed_and_threshold(
 
 
 def test_bands_hold_at_their_boundary(tmp_path: Path) -> None:
-    """Both ends are included; all that lie just beyond fail, each under its own name."""
+    """Both ends are included; values just beyond fail, each under its own name."""
     small_data.write(tmp_path, [*pairs(), Pair("gone", None, reason="image_missing")])
     exact = {"image_too_small": 3 / 21, "text_too_short": 3 / 21, "image_missing": 1 / 21}
     edges = {
@@ -124,15 +126,15 @@ def test_bands_hold_at_their_boundary(tmp_path: Path) -> None:
 
 
 def put_evaluation_image(root: Path, image: bytes) -> dict[str, str]:
-    """An evaluation set with this image; returns what a filter that looked for it reports."""
+    """An evaluation set with this image; returns what a filter that searched for it reports."""
     row = {"key": "a", "concept": "c", "texts": ["t"], "class": None, "vendor": None, "split": "query"}
     files = {"a.jpg": image, "a.json": json.dumps(row).encode()}
     write_set(root / "evaluation", members=files, num_images=1)
     return {"concepts": json.loads((root / "evaluation" / "concepts.json").read_text())["sha256"]}
 
 
-def test_evaluation_images_are_looked_for_apart_from_the_filter(tmp_path: Path) -> None:
-    """The filter says that it found none; the gate knows their bytes, and the hash of a copy."""
+def test_evaluation_images_are_searched_for_independent_of_the_filter(tmp_path: Path) -> None:
+    """The filter reports none; the gate knows their bytes, and the hash of a copy."""
     phash = image_signals(small_data.jpeg(500), 10**9).phash
     small_data.write(tmp_path, [Pair("a copy of it", 0, phash=phash), *pairs()[1:]])
     sets = put_evaluation_image(tmp_path, small_data.jpeg(500))
@@ -144,7 +146,7 @@ def test_evaluation_images_are_looked_for_apart_from_the_filter(tmp_path: Path) 
     with pytest.raises(GateError, match=r"unchecked-sets: .* as they are now: observed 1, expected 0"):  # another tar
         judge(tmp_path, lenient)
     sets = put_evaluation_image(tmp_path, small_data.jpeg(3))  # the picture of pair 3
-    with pytest.raises(GateError, match=r"kept-evaluation-bytes: .* very bytes of an evaluation image: observed 1"):
+    with pytest.raises(GateError, match=r"kept-evaluation-bytes: .* same bytes as an evaluation image: observed 1"):
         judge(tmp_path, lenient, checked_sets=sets)
 
 

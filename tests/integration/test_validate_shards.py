@@ -1,4 +1,4 @@
-"""The gate over shards on a real Great Expectations; what it finds is tested in unit/test_shard_check.py."""
+"""The gate over shards on a real Great Expectations; what it counts is tested in unit/validate/test_shard_check.py."""
 
 import json
 import re
@@ -8,12 +8,12 @@ import pytest
 
 from align.errors import DataError, GateError
 from align.formats.verdict import require_passed
-from align.validate.quality import QualityReport, accept
+from align.validate.policy import accept
+from align.validate.report import QualityReport
 from align.validate.validate_shards import validate_shards
 from tests.support import small_data
-from tests.unit.shard.test_shard import CONFIG, many
-from tests.unit.shard.test_shard import run as make_shards
-from tests.unit.validate.test_statistics import ENGINE, pairs
+from tests.support.gates import ENGINE, pairs
+from tests.support.small_shards import CONFIG, make_shards, many_pairs
 
 
 def judge(root: Path, num_workers: int = 1) -> QualityReport:
@@ -25,11 +25,11 @@ def judge(root: Path, num_workers: int = 1) -> QualityReport:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    make_shards(tmp_path, [*many(), *pairs()[14:]], CONFIG.model_copy(update={"images_per_shard": 100}))
+    make_shards(tmp_path, [*many_pairs(), *pairs()[14:]], CONFIG.model_copy(update={"images_per_shard": 100}))
     return tmp_path
 
 
-def test_good_shards_pass_whatever_the_number_of_workers(data: Path) -> None:
+def test_good_shards_pass_with_any_number_of_workers(data: Path) -> None:
     report = judge(data)
     assert report.passed and report.metrics["quality_shards/num_images"] == 60
     digest = json.loads((data / "shards" / "manifest.json").read_text())["digest"]

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from align.formats import shards as shards_format
+from align.formats import verdict as verdict_format
 from align.formats.raw import iter_images, raw_shards
-from align.formats.shards import Manifest, Sample, Split
-from align.shard.writer import write_shard
+from align.formats.shards import Sample, SplitName
+from tests.support import shard_folder
 
 
 @dataclass
@@ -108,24 +108,20 @@ def write_shards(root: Path, *, num_val: int = 0) -> Path:
         samples[key] = replace(known, keys=(*known.keys, row["key"]), texts=(*known.texts, row["text"]))
     chosen = list(samples.values())
     cut = len(chosen) - num_val
-    out = root / "shards"
-    splits = {}
-    for name, rows in (("train", chosen[:cut]), ("val", chosen[cut:]), ("test", [])):
-        shards = (write_shard(out, f"{name}/00000.tar", rows),) if rows else ()
-        num_pairs = sum(len(sample.keys) for sample in rows)
-        splits[name] = Split(num_images=len(rows), num_pairs=num_pairs, shards=shards)
-    digest = shards_format.digest_of(shard for split in splits.values() for shard in split.shards)
-    shards_format.write_manifest(Manifest(image_px=16, digest=digest, splits=splits), out)
-    return out
+    tars: dict[SplitName, list[list[Sample]]] = {"train": [chosen[:cut]]}
+    if num_val:
+        tars["val"] = [chosen[cut:]]
+    shard_folder.write_shards(root / "shards", tars, image_px=16)
+    return root / "shards"
 
 
 def write_verdict(quality: Path, *, passed: bool, data: str = "0" * 64) -> Path:
-    """What a gate leaves in its folder."""
-    quality.mkdir(parents=True, exist_ok=True)
+    """The verdict and the report that a gate writes to its folder."""
     failure = None if passed else "expect_this: observed 1, expected 2"
-    verdict = {"schema_version": 1, "passed": passed, "failure": failure, "data": data}
-    (quality / "verdict.json").write_text(json.dumps(verdict))
-    (quality / "report.json").write_text(json.dumps(verdict | {"expectations": [], "distributions": {}}))
+    verdict = verdict_format.Verdict(passed=passed, failure=failure, data=data)
+    verdict_format.write_verdict(verdict, quality)
+    report = verdict.model_dump() | {"expectations": [], "distributions": {}}
+    (quality / "report.json").write_text(json.dumps(report))
     return quality
 
 

@@ -12,9 +12,9 @@ import simplejpeg
 from align.config.finetune import FinetuneConfig
 from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
 from align.config.pretrain import PretrainConfig
-from align.formats.shards import Manifest, Sample, Split, digest_of, write_manifest
+from align.formats.shards import Sample, SplitName
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
-from align.shard.writer import write_shard
+from tests.support.shard_folder import write_shards
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "yellow": (230, 220, 40)}
 PLACES = {"top": (0, slice(None)), "bottom": (1, slice(None)), "left": (slice(None), 0), "right": (slice(None), 1)}
@@ -82,18 +82,8 @@ def write(root: Path, *, num_train: int = 24, num_val: int = 8) -> tuple[Path, P
     tokenizer.mkdir(parents=True)
     train, val = samples(num_train), samples(num_val, first=1000)
     half = num_train // 2
-    tars = {
-        "train": [
-            write_shard(shards, f"train/{n:05d}.tar", part) for n, part in enumerate((train[:half], train[half:]))
-        ],
-        "val": [write_shard(shards, "val/00000.tar", val)],
-    }
-    splits: dict[str, Split] = {"test": Split(num_images=0, num_pairs=0, shards=())}
-    for name, found in tars.items():
-        images, pairs = sum(tar.num_images for tar in found), sum(tar.num_pairs for tar in found)
-        splits[name] = Split(num_images=images, num_pairs=pairs, shards=tuple(found))
-    digest = digest_of([tar for found in tars.values() for tar in found])
-    write_manifest(Manifest.model_validate({"image_px": IMAGE_PX, "digest": digest, "splits": splits}), shards)
+    tars: dict[SplitName, list[list[Sample]]] = {"train": [train[:half], train[half:]], "val": [val]}
+    write_shards(shards, tars, image_px=IMAGE_PX)
     texts = [text for sample in train for text in sample.texts]
     save_tokenizer(fit_wordpiece(texts, vocab_size=100, min_count=1), tokenizer, max_tokens=MODEL.max_tokens)
     return shards, tokenizer

@@ -10,9 +10,9 @@ from align.errors import DataError
 from align.evaluate.evaluate import evaluate
 from align.evaluate.inputs import shards_test_set
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet
-from align.formats.shards import SPLITS, Manifest, Sample, Split, digest_of, write_manifest
-from align.shard.writer import write_shard
+from align.formats.shards import Sample
 from tests.support.colours import COLOURS, ColourEncoder, square
+from tests.support.shard_folder import write_shards
 
 CONFIG = EvaluateConfig(seed=0, num_resamples=200, max_test_images=100, num_examples=2)
 
@@ -126,10 +126,7 @@ def test_nothing_to_measure_is_an_error(tmp_path: Path) -> None:
 
 def test_the_test_split_becomes_a_retrieval_set(tmp_path: Path) -> None:
     samples = [Sample(f"00000000{i}", str(i), square("red"), (f"00000000{i}",), (f"text {i}",)) for i in range(3)]
-    shard = write_shard(tmp_path, "test/00000.tar", samples)
-    none = Split(num_images=0, num_pairs=0, shards=())
-    splits = dict.fromkeys(SPLITS, none) | {"test": Split(num_images=3, num_pairs=3, shards=(shard,))}
-    write_manifest(Manifest(image_px=48, digest=digest_of([shard]), splits=splits), tmp_path)
+    write_shards(tmp_path, {"test": [samples]}, image_px=48)
 
     (split,) = shards_test_set(tmp_path, 2)
     assert (split.name, split.kind) == ("test", "retrieval")

@@ -1,7 +1,3 @@
-import hashlib
-import io
-import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +5,7 @@ import pytest
 
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.evaluation_set import load_sets
-
-
-def write_set(directory: Path, name: str = "concepts", **changes: Any) -> Path:
-    """A set of two images; `changes` overrides header fields, `members` the tar's files."""
-    rows = [
-        {"key": "a1", "concept": "heart", "texts": ["red heart"], "class": "symbols", "vendor": "noto",
-         "split": "query"},
-        {"key": "b1", "concept": "rose", "texts": ["rose", "flower"], "class": "plants", "vendor": None,
-         "source_url": "https://example.org/rose", "split": "reference"},
-    ]  # fmt: skip
-    members = changes.pop("members", None)
-    if members is None:
-        members = {f"{row['key']}.json": json.dumps(row).encode() for row in rows}
-        members |= {f"{row['key']}.jpg": f"bytes of {row['key']}".encode() for row in rows}
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path, data in sorted(members.items()):
-            entry = tarfile.TarInfo(path)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / f"{name}.tar").write_bytes(buffer.getvalue())
-    header = {
-        "schema_version": 1, "name": name, "kind": "retrieval", "num_images": 2, "num_texts": 3, "num_concepts": 2,
-        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), "description": "two things",
-    }  # fmt: skip
-    (directory / f"{name}.json").write_text(json.dumps(header | changes))
-    return directory
+from tests.support.evaluation_sets import write_set
 
 
 def test_reads_images_with_everything_that_belongs_to_them(tmp_path: Path) -> None:

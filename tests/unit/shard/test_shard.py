@@ -12,50 +12,26 @@ import webdataset
 from PIL import Image
 
 import align.shard.plan
-from align.config.shard import ShardConfig
-from align.config.store import StoreConfig
 from align.errors import CorruptError, DataError, FormatError, GateError
 from align.files import sha256_file
-from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest, write_manifest
+from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
 from align.pairs.picture import PictureError
 from align.shard.gather import resize
 from align.shard.shard import shard
 from align.shard.writer import write_shard
 from tests.support import small_data
 from tests.support.small_data import Pair
-
-CONFIG = ShardConfig(
-    image_px=24, jpeg_quality=90, images_per_shard=20, seed=0, val_fraction=0.2, test_fraction=0.1,
-    near_duplicate_bits=4, max_cluster_share=0.2,
-)  # fmt: skip
-STORE = StoreConfig(
-    objects=None, checkpoints=None, cache=Path("none"), part_size_mb=5, num_connections=2, num_retries=0, timeout_s=5.0
-)
-
-
-def run(tmp_path: Path, pairs: list[Pair], config: ShardConfig = CONFIG, name: str = "shards", **layout: int) -> Path:
-    if not (tmp_path / "raw").exists():
-        small_data.write(tmp_path, pairs, **layout)
-    small_data.write_verdict(tmp_path / "quality", passed=True)
-    shard(
-        config, STORE, raw=tmp_path / "raw", filtered=tmp_path / "filtered", quality=tmp_path / "quality",
-        out=tmp_path / name, reports=tmp_path / "report", num_workers=1,
-    )  # fmt: skip
-    return tmp_path / name
-
-
-def many(count: int = 60) -> list[Pair]:
-    return [Pair(f"picture number {index}", index) for index in range(count)]
+from tests.support.small_shards import CONFIG, STORE, folders, make_shards, many_pairs
 
 
 def test_every_kept_pair_is_in_exactly_one_split_and_no_dropped_one(tmp_path: Path) -> None:
     pairs = [
-        *many(),
+        *many_pairs(),
         Pair("a second text", 0),
         Pair("dropped", 1, reason="text_too_short"),
         Pair("lost", None, reason="image_missing"),
     ]
-    shards = run(tmp_path, pairs, pairs_per_shard=25)
+    shards = make_shards(tmp_path, pairs, pairs_per_shard=25)
     samples = [sample for split in SPLITS for sample in iter_samples(shards, split)]
     got = {key: text for sample in samples for key, text in zip(sample.keys, sample.texts, strict=True)}
     assert got == {
@@ -68,7 +44,7 @@ def test_every_kept_pair_is_in_exactly_one_split_and_no_dropped_one(tmp_path: Pa
 
 
 def test_manifest_counts_checksums_and_offsets(tmp_path: Path) -> None:
-    shards = run(tmp_path, [*many(), Pair("a second text", 0)])
+    shards = make_shards(tmp_path, [*many_pairs(), Pair("a second text", 0)])
     manifest = read_manifest(shards)
     assert manifest.image_px == 24
     assert sum(split.num_images for split in manifest.splits.values()) == 60
@@ -89,7 +65,7 @@ def test_manifest_counts_checksums_and_offsets(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves the tars open
 def test_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
-    shards = run(tmp_path, many())
+    shards = make_shards(tmp_path, many_pairs())
     urls = [str(shards / entry.path) for entry in read_manifest(shards).splits["train"].shards]
     rows = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb").to_tuple("jpg", "txt", "json"))
     ours = list(iter_samples(shards, "train"))
@@ -100,11 +76,11 @@ def test_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
 
 
 def test_equal_input_gives_equal_bytes_and_another_seed_another_order(tmp_path: Path) -> None:
-    first, again = run(tmp_path, many()), run(tmp_path, many(), name="again")
+    first, again = make_shards(tmp_path, many_pairs()), make_shards(tmp_path, many_pairs(), name="again")
     assert {p.relative_to(first): p.read_bytes() for p in first.rglob("*") if p.is_file()} == {
         p.relative_to(again): p.read_bytes() for p in again.rglob("*") if p.is_file()
     }
-    other = run(tmp_path, many(), CONFIG.model_copy(update={"seed": 1}), name="other")
+    other = make_shards(tmp_path, many_pairs(), CONFIG.model_copy(update={"seed": 1}), name="other")
     keys = [[sample.key for sample in iter_samples(folder, "train")] for folder in (first, other)]
     assert sorted(keys[0]) != keys[0] != keys[1]
 
@@ -114,7 +90,7 @@ def test_no_cluster_is_in_two_splits(tmp_path: Path) -> None:
     pairs += [
         Pair(f"twin {index}", 100 + index, phash=small_data.far_apart(index // 2) ^ (index % 2)) for index in range(60)
     ]
-    shards = run(tmp_path, pairs)
+    shards = make_shards(tmp_path, pairs)
     where = {text: split for split in SPLITS for sample in iter_samples(shards, split) for text in sample.texts}
     by_text: dict[str, set[str]] = {}
     for split in SPLITS:
@@ -126,8 +102,8 @@ def test_no_cluster_is_in_two_splits(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_would_swallow_a_split_goes_to_train(tmp_path: Path) -> None:
-    pairs = [*many(), *(Pair("the same text", 100 + index) for index in range(40))]
-    shards = run(tmp_path, pairs, CONFIG.model_copy(update={"val_fraction": 0.45, "test_fraction": 0.45}))
+    pairs = [*many_pairs(), *(Pair("the same text", 100 + index) for index in range(40))]
+    shards = make_shards(tmp_path, pairs, CONFIG.model_copy(update={"val_fraction": 0.45, "test_fraction": 0.45}))
     in_train = [sample for sample in iter_samples(shards, "train") if sample.texts == ("the same text",)]
     assert len(in_train) == 40
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
@@ -136,8 +112,8 @@ def test_a_cluster_that_would_swallow_a_split_goes_to_train(tmp_path: Path) -> N
 
 
 def test_the_split_of_an_image_survives_new_data(tmp_path: Path) -> None:
-    few = run(tmp_path / "few", many(40))
-    more = run(tmp_path / "more", many(90))
+    few = make_shards(tmp_path / "few", many_pairs(40))
+    more = make_shards(tmp_path / "more", many_pairs(90))
     split_of = [{s.image_id: split for split in SPLITS for s in iter_samples(folder, split)} for folder in (few, more)]
     assert split_of[0].items() <= split_of[1].items()
 
@@ -151,29 +127,29 @@ def test_the_split_of_an_image_survives_new_data(tmp_path: Path) -> None:
 )
 def test_nothing_to_train_on_is_one_clear_error(tmp_path: Path, pairs: list[Pair], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        run(tmp_path, pairs)
+        make_shards(tmp_path, pairs)
     assert not (tmp_path / "shards").exists()
 
 
 def test_without_a_passed_verdict_it_refuses(tmp_path: Path) -> None:
-    raw, filtered = small_data.write(tmp_path, many())
-    paths = {"raw": raw, "filtered": filtered, "out": tmp_path / "shards", "reports": tmp_path / "report"}
+    small_data.write(tmp_path, many_pairs())
     with pytest.raises(DataError, match="run `align validate` first"):
-        shard(CONFIG, STORE, quality=tmp_path / "quality", **paths)
+        shard(CONFIG, STORE, folders(tmp_path))
+    small_data.write_verdict(tmp_path / "quality", passed=False)
     with pytest.raises(GateError, match="expect_this: observed 1, expected 2"):
-        shard(CONFIG, STORE, quality=small_data.write_verdict(tmp_path / "quality", passed=False), **paths)
+        shard(CONFIG, STORE, folders(tmp_path))
 
 
 def test_a_kept_image_without_bytes_is_an_error(tmp_path: Path) -> None:
-    raw, _ = small_data.write(tmp_path, many(30), pairs_per_shard=15)
+    raw, _ = small_data.write(tmp_path, many_pairs(30), pairs_per_shard=15)
     for path in raw.glob("00001*"):
         path.unlink()
     with pytest.raises(DataError, match="15 images of kept pairs are missing, the first is 000010000"):
-        run(tmp_path, [])
+        make_shards(tmp_path, [])
 
 
 def test_changed_shards_are_found_out(tmp_path: Path) -> None:
-    shards = run(tmp_path, many())
+    shards = make_shards(tmp_path, many_pairs())
     path = shards / "train" / "00000.tar"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(CorruptError, match=r"train/00000\.tar: sha256 does not match"):
@@ -184,7 +160,7 @@ def test_changed_shards_are_found_out(tmp_path: Path) -> None:
 
 
 def test_a_jpeg_at_size_stays_the_bytes_that_it_is(tmp_path: Path) -> None:
-    small_data.write(tmp_path, many())
+    small_data.write(tmp_path, many_pairs())
     at_size = CONFIG.model_copy(update={"image_px": 220})  # the pictures are 260 x 220
     tar = tmp_path / "raw" / "00000.tar"
     square, grey = (encode(Image.new(mode, (220, 220), 60), "JPEG") for mode in ("RGB", "L"))
@@ -194,7 +170,7 @@ def test_a_jpeg_at_size_stays_the_bytes_that_it_is(tmp_path: Path) -> None:
             member = tarfile.TarInfo(f"00000{index:04d}.jpg")
             member.size = len(data)
             file.addfile(member, io.BytesIO(data))
-    shards = run(tmp_path, [], at_size)
+    shards = make_shards(tmp_path, [], at_size)
     images = {sample.key: sample.image for split in SPLITS for sample in iter_samples(shards, split)}
     assert images["000000000"] == square
     assert images["000000001"] != grey  # three channels, as all others
@@ -242,69 +218,68 @@ def test_a_failed_shard_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "train").iterdir()) == []
 
 
-def test_the_joined_manifest_is_the_one_that_is_written_whole(tmp_path: Path) -> None:
-    shards = run(tmp_path, many())
+def test_the_joined_manifest_is_compact_json_of_all_shards(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path, many_pairs())
     whole = read_manifest(shards)
-    write_manifest(whole, tmp_path / "again")
-    assert (tmp_path / "again" / "manifest.json").read_bytes() == (shards / "manifest.json").read_bytes()
+    assert whole.model_dump_json() + "\n" == (shards / "manifest.json").read_text()
     assert whole.digest == digest_of(shard for name in SPLITS for shard in whole.splits[name].shards)
 
 
 def test_the_order_of_decisions_and_tars_does_not_matter(tmp_path: Path) -> None:
     """Decisions in other batches and another order, and every picture in another tar, are the same shards."""
-    pairs = [*many(), Pair("a second text", 0), Pair("a third text", 0)]
-    first = run(tmp_path / "a", pairs)
+    pairs = [*many_pairs(), Pair("a second text", 0), Pair("a third text", 0)]
+    first = make_shards(tmp_path / "a", pairs)
     small_data.write(tmp_path / "b", pairs)
     path = tmp_path / "b/filtered/decisions.parquet"
     rows = pq.read_table(path)
     pq.write_table(rows.take(np.random.default_rng(0).permutation(len(rows))), path, row_group_size=7)
-    second = run(tmp_path / "b", [])
+    second = make_shards(tmp_path / "b", [])
     assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["decisions.parquet", "images.parquet"])
 def test_without_the_filters_tables_it_says_so(tmp_path: Path, name: str) -> None:
-    small_data.write(tmp_path, many())
+    small_data.write(tmp_path, many_pairs())
     (tmp_path / "filtered" / name).unlink()
     with pytest.raises(DataError, match=f"{name}: no such file; run `align filter` first"):
-        run(tmp_path, [])
+        make_shards(tmp_path, [])
 
 
 def test_an_image_without_a_hash_is_an_error(tmp_path: Path) -> None:
-    small_data.write(tmp_path, many())
+    small_data.write(tmp_path, many_pairs())
     path = tmp_path / "filtered" / "images.parquet"
     rows = pq.read_table(path)
     pq.write_table(rows.slice(1), path)
     with pytest.raises(DataError, match=f"no hash of image {rows['image_id'][0].as_py()[:32]}"):
-        run(tmp_path, [])
+        make_shards(tmp_path, [])
 
 
 def test_an_undecodable_image_is_an_error_and_the_work_is_kept(tmp_path: Path) -> None:
-    raw, _ = small_data.write(tmp_path, many())
+    raw, _ = small_data.write(tmp_path, many_pairs())
     whole = (raw / "00000.tar").read_bytes()
     start = whole.index(b"\xff\xd8", len(whole) // 2)
     (raw / "00000.tar").write_bytes(whole[:start] + bytes(1000) + whole[start + 1000 :])
     with pytest.raises(DataError, match=r"image 00000\d{4} of a kept pair does not decode"):
-        run(tmp_path, [])
+        make_shards(tmp_path, [])
     assert not (tmp_path / "shards").exists()
     assert (tmp_path / ".shards.part/.plan/plan.json").exists()
     (raw / "00000.tar").write_bytes(whole)
-    assert read_manifest(run(tmp_path, [])).splits["train"].num_images > 0
+    assert read_manifest(make_shards(tmp_path, [])).splits["train"].num_images > 0
 
 
 def test_a_raw_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:
-    raw, _ = small_data.write(tmp_path, many())
+    raw, _ = small_data.write(tmp_path, many_pairs())
     tar = raw / "00000.tar"
     tar.write_bytes(tar.read_bytes()[:50_000])
     with pytest.raises(DataError, match=r"00000\.tar: not a readable tar"):
-        run(tmp_path, [])
+        make_shards(tmp_path, [])
 
 
 def test_many_pairs_of_one_image_in_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = [*many(), *(Pair(f"text {index} of one", 0) for index in range(40))]
-    first = run(tmp_path / "a", pairs)
+    pairs = [*many_pairs(), *(Pair(f"text {index} of one", 0) for index in range(40))]
+    first = make_shards(tmp_path / "a", pairs)
     monkeypatch.setattr(align.shard.plan, "_ROWS", 9)
-    second = run(tmp_path / "b", pairs)
+    second = make_shards(tmp_path / "b", pairs)
     assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""What the gate over shards finds in a folder: nothing in a good one, and each fault by its name in a bad one."""
+"""What the gate over shards counts: nothing in a good folder, and each fault by its name in a bad one."""
 
 import hashlib
 import io
@@ -14,21 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.errors import CorruptError, DataError, ServiceError
-from align.formats.shards import Manifest, Shard, Split, digest_of, read_manifest, write_manifest
-from align.validate.shard_check import JOINS, PAIRS, Faults, check_folder, check_shard, tasks
+from align.formats.shards import Sample, digest_of, read_manifest
+from align.validate.shard_check import JOINS, PAIRS, Faults, check_folder, check_shard, shard_tasks
+from tests.support.shard_folder import write_shards
 from tests.support.small_data import jpeg
 
 PX = 32
 
 
-def members(index: int, *, key: str | None = None) -> dict[str, bytes]:
-    """One sample, with two texts."""
-    key = key or f"{index:09d}"
-    texts = [f"picture number {index}", f"another text {index}"]
-    row = {"key": key, "image_id": f"image {index}", "keys": [key, f"9{key[1:]}"], "texts": texts}
-    return {
-        f"{key}.jpg": jpeg(index, PX, PX), f"{key}.txt": texts[0].encode(), f"{key}.json": json.dumps(row).encode(),
-    }  # fmt: skip
+def sample(index: int) -> Sample:
+    """An image with two texts."""
+    key = f"{index:09d}"
+    texts = (f"picture number {index}", f"another text {index}")
+    return Sample(key, f"image {index}", jpeg(index, PX, PX), (key, f"9{key[1:]}"), texts)
 
 
 def tar(files: dict[str, bytes]) -> bytes:
@@ -41,34 +39,10 @@ def tar(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def described(path: str, data: bytes, num_images: int) -> Shard:
-    offsets: list[Any] = []
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        places = {member.name: (member.offset_data, member.size) for member in archive}
-    for name in places:
-        if name.endswith(".jpg"):
-            offsets.append((*places[name], *places[name.replace(".jpg", ".json")]))
-    return Shard(
-        path=path, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data), num_images=num_images,
-        num_pairs=2 * num_images, offsets=tuple(offsets),
-    )  # fmt: skip
-
-
 def write(root: Path, num_images: int = 3) -> Path:
     """A folder with one shard of some images in each of two splits."""
-    splits = {}
-    for place, name in enumerate(("train", "val")):
-        files: dict[str, bytes] = {}
-        for index in range(place * num_images, (place + 1) * num_images):
-            files |= members(index)
-        path = f"{name}/00000.tar"
-        (root / name).mkdir(parents=True)
-        (root / path).write_bytes(tar(files))
-        shard = described(path, (root / path).read_bytes(), num_images)
-        splits[name] = Split(num_images=num_images, num_pairs=2 * num_images, shards=(shard,))
-    splits["test"] = Split(num_images=0, num_pairs=0, shards=())
-    digest = digest_of(shard for split in splits.values() for shard in split.shards)
-    write_manifest(Manifest(image_px=PX, digest=digest, splits=splits), root)  # type: ignore[arg-type]
+    train, val = map(sample, range(num_images)), map(sample, range(num_images, 2 * num_images))
+    write_shards(root, {"train": [train], "val": [val]}, image_px=PX)
     return root
 
 
@@ -76,24 +50,24 @@ def check(root: Path, scratch: Path, fetch: Any = None) -> Faults:
     manifest = read_manifest(root)
     scratch.mkdir(exist_ok=True)
     faults = check_folder(root, manifest)
-    for task in tasks(root, manifest, scratch, fetch):
+    for task in shard_tasks(root, manifest, scratch, fetch):
         faults.merge(check_shard(task))
     return faults
 
 
-def found(faults: Faults) -> dict[str, int]:
+def counted(faults: Faults) -> dict[str, int]:
     return {kind: num for kind, num in faults.counts.items() if num}
 
 
-def test_good_shards_have_no_fault_and_every_picture_was_looked_at(tmp_path: Path) -> None:
+def test_good_shards_have_no_fault_and_every_picture_is_checked(tmp_path: Path) -> None:
     faults = check(write(tmp_path / "shards"), tmp_path / "scratch")
-    assert found(faults) == {}
+    assert counted(faults) == {}
     assert faults.num_images == 6
     assert pq.read_table(tmp_path / "scratch").num_rows == 12
 
 
 def rewrite(change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> Callable[[Path], None]:
-    """Changes the members of the first shard and describes it as it is then: only its samples can be at fault."""
+    """Changes the members of the first shard and describes it as it is then, so that only its samples can be faulty."""
 
     def spoil(root: Path) -> None:
         manifest = read_manifest(root)
@@ -106,7 +80,8 @@ def rewrite(change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> Callable[
         shard = old.model_copy(update={"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)})
         splits = manifest.splits | {"train": manifest.splits["train"].model_copy(update={"shards": (shard,)})}
         digest = digest_of(one for split in splits.values() for one in split.shards)
-        write_manifest(manifest.model_copy(update={"splits": splits, "digest": digest}), root)
+        changed = manifest.model_copy(update={"splits": splits, "digest": digest})
+        (root / "manifest.json").write_text(changed.model_dump_json())
 
     return spoil
 
@@ -120,10 +95,10 @@ def edit_manifest(**changes: Any) -> Callable[[Path], None]:
     return spoil
 
 
-def flip(place: int) -> Callable[[Path], None]:
+def flip(position: int) -> Callable[[Path], None]:
     def spoil(root: Path) -> None:
         data = bytearray((root / "train/00000.tar").read_bytes())
-        data[place] ^= 1
+        data[position] ^= 1
         (root / "train/00000.tar").write_bytes(data)
 
     return spoil
@@ -170,7 +145,7 @@ def test_each_fault_is_named(tmp_path: Path, spoil: Callable[[Path], None], expe
     root = write(tmp_path / "shards")
     spoil(root)
     faults = check(root, tmp_path / "scratch")
-    assert found(faults) == expected
+    assert counted(faults) == expected
     assert set(faults.examples) == set(expected)
 
 
@@ -179,37 +154,37 @@ def test_a_tar_that_is_cut_off_does_not_end_the_run(tmp_path: Path) -> None:
     path = root / "train/00000.tar"
     path.write_bytes(path.read_bytes()[:1500])
     faults = check(root, tmp_path / "scratch")
-    assert {"shards_changed", "shards_of_another_count"} <= found(faults).keys()
-    assert faults.num_images >= 3  # the other shard was looked at
+    assert {"shards_changed", "shards_of_another_count"} <= counted(faults).keys()
+    assert faults.num_images >= 3  # the other shard was checked
 
 
 @pytest.mark.parametrize(
     ("error", "expected"),
-    [(CorruptError("damaged"), {"shards_changed": 1}), (DataError("not there"), {"shards_missing": 1})],
+    [(CorruptError("damaged"), {"shards_changed": 1}), (DataError("no such object"), {"shards_missing": 1})],
 )
 def test_a_shard_in_an_object_store_is_fetched(tmp_path: Path, error: Exception, expected: dict[str, int]) -> None:
     root = write(tmp_path / "shards")
-    away = (root / "train/00000.tar").rename(tmp_path / "away.tar")
-    assert found(check(root, tmp_path / "scratch", lambda sha256, num_bytes: away)) == {}
+    stored = (root / "train/00000.tar").rename(tmp_path / "stored.tar")
+    assert counted(check(root, tmp_path / "scratch", lambda sha256, num_bytes: stored)) == {}
 
     def broken(sha256: str, num_bytes: int) -> Path:
         raise error
 
-    assert found(check(root, tmp_path / "scratch", broken)) == expected
+    assert counted(check(root, tmp_path / "scratch", broken)) == expected
 
 
-def test_a_store_that_is_away_says_nothing_about_the_data(tmp_path: Path) -> None:
+def test_an_unavailable_store_is_no_fault_of_the_data(tmp_path: Path) -> None:
     root = write(tmp_path / "shards")
     (root / "train/00000.tar").unlink()
 
-    def away(sha256: str, num_bytes: int) -> Path:
+    def unavailable(sha256: str, num_bytes: int) -> Path:
         raise ServiceError("no answer")
 
     with pytest.raises(ServiceError):
-        check(root, tmp_path / "scratch", away)
+        check(root, tmp_path / "scratch", unavailable)
 
 
-def test_only_a_few_places_are_named() -> None:
+def test_only_the_first_few_faults_are_named() -> None:
     faults, others = Faults(), Faults()
     for index in range(4):
         faults.add("shards_missing", f"a{index}")

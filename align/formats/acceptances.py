@@ -1,0 +1,40 @@
+"""`data/policy/accepted.json`: failures of a quality gate that people accepted, by name, each for one version of data.
+
+`align validate --accept` writes it, people commit it, both gates read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from align.files import to_json, write_text
+from align.formats.json_file import StoredModel, parse
+from align.protocols.expectations import Acceptance
+
+ACCEPTED = "accepted.json"
+
+
+class _AcceptedFile(StoredModel):
+    schema_version: Literal[1] = 1
+    accepted: tuple[Acceptance, ...]
+
+
+def read_acceptances(policy: Path) -> tuple[Acceptance, ...]:
+    """The acceptances that people committed; none where there is no such file.
+
+    Raises:
+        FormatError: the file has another schema_version or layout.
+    """
+    path = policy / ACCEPTED
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return ()
+    return parse(_AcceptedFile, data, path, "correct it, or write it with `align validate --accept`").accepted
+
+
+def write_acceptances(acceptances: Iterable[Acceptance], policy: Path) -> None:
+    """Writes `accepted.json`, in the order given."""
+    write_text(policy / ACCEPTED, to_json(_AcceptedFile(accepted=tuple(acceptances)).model_dump()))

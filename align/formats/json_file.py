@@ -1,0 +1,48 @@
+"""Reads the small JSON files of the project into pydantic models, or raises an error that names file and field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from align.errors import FormatError
+
+
+class StoredModel(BaseModel):
+    """What a JSON file of ours holds, or a part of it. Values are not converted and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Stored = TypeVar("Stored", bound=StoredModel)
+
+
+def parse(model: type[Stored], data: bytes, path: Path, remedy: str) -> Stored:
+    """Parses the text of a file. A model with a `schema_version` requires the file to have one.
+
+    Args:
+        model: what the file holds.
+        data: its text.
+        path: its path, for the error.
+        remedy: what to do about a bad file, such as "run `align shard` again".
+
+    Raises:
+        FormatError: the text is not JSON, or has another schema_version or layout.
+    """
+    try:
+        parsed = model.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "json_invalid":
+            problem = f"not valid JSON ({first['ctx']['error']})"
+        elif field == "schema_version":
+            problem = f"schema_version {first['input']!r}, but this code reads {first['ctx']['expected']}"
+        else:
+            problem = f"{field}: {first['msg']}" if field else first["msg"]
+        raise FormatError(f"{path}: {problem}; {remedy}") from None
+    if "schema_version" in model.model_fields and "schema_version" not in parsed.model_fields_set:
+        raise FormatError(f"{path}: no schema_version; {remedy}")
+    return parsed

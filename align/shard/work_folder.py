@@ -1,0 +1,180 @@
+"""The work folder of `align shard`, in which a killed run resumes: index of the raw tars, plan, finished shards.
+
+    .index/NNNNN.npy   where the images of a raw tar are
+    .plan/             which image goes to which output shard (`align.shard.plan`)
+    train/NNNNN.tar    output shards, also in val/ and test/
+    .done/NNNNN.json   the manifest's row of an output shard, written when its tar is complete and stored
+
+Each index file and each output shard is a task of its own, which depends on no other task of its kind.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from align.config.shard import ShardConfig
+from align.config.store import StoreConfig
+from align.console import track
+from align.files import write_bytes
+from align.formats.raw import image_spans, raw_shards
+from align.formats.shards import SPLITS, Manifest, SplitName
+from align.services.store import Objects, keep_tar, open_files
+from align.shard.gather import RawTars, gather
+from align.shard.plan import ShardPlan, make_plan, read_plan, span_rows
+from align.shard.writer import join_manifest, write_entry, write_shard
+from align.work import in_processes, one_at_a_time
+
+#: Removed at the end.
+_PLAN, _INDEX, _DONE = ".plan", ".index", ".done"
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """The work folder, and what every task needs. Can be pickled.
+
+    Attributes:
+        folder: the work folder.
+        raw: data/raw.
+        store: where tars go, and where raw ones are that are not in `raw`.
+        config: section `shard`.
+    """
+
+    folder: Path
+    raw: Path
+    store: StoreConfig
+    config: ShardConfig
+
+    @property
+    def plan_folder(self) -> Path:
+        """The plan; missing until it is made."""
+        return self.folder / _PLAN
+
+    @property
+    def plan_lock(self) -> Path:
+        """Locked while the plan is made."""
+        return self.folder / f"{_PLAN}.lock"
+
+    def index(self, tar: int) -> Path:
+        """Where the images of a raw tar are; missing until the tar is indexed."""
+        return self.folder / _INDEX / f"{tar:05d}.npy"
+
+    def entry(self, number: int) -> Path:
+        """The manifest's row of an output shard; missing until the shard is done."""
+        return self.folder / _DONE / f"{number:05d}.json"
+
+    def is_done(self, number: int) -> bool:
+        """Whether an output shard is complete and stored."""
+        return self.entry(number).is_file()
+
+
+@dataclass(frozen=True)
+class _TarLocation:
+    """Path or URI of a raw tar, and whether it is a file on this machine."""
+
+    uri: str
+    is_local: bool
+
+
+def plan_once(work: ShardWork, filtered: Path, num_workers: int | None) -> ShardPlan:
+    """The plan of the work folder. The first process makes it, while others wait.
+
+    Raises:
+        DataError: nothing is kept, a split would be empty, or an image of a kept pair is missing.
+        ServiceError: the object store is unavailable.
+    """
+    with one_at_a_time(work.plan_lock):
+        plan = read_plan(work.plan_folder)
+        if plan is None:
+            tars = range(len(raw_shards(work.raw)))
+            done = in_processes(partial(_index_tar, work), tars, _num_processes(num_workers, len(tars)))
+            paths = list(track(done, what="shard: raw tars indexed", total=len(tars)))
+            plan = make_plan(work.plan_folder, filtered, map(np.load, paths), work.raw, work.config)
+    return plan
+
+
+def write_shards(work: ShardWork, numbers: Sequence[int], num_workers: int | None) -> None:
+    """Writes the output shards of these numbers that are not done.
+
+    Raises:
+        DataError: an image of a kept pair does not decode.
+        CorruptError: a raw tar is cut off, or bytes in the object store are damaged.
+        ServiceError: the object store is unavailable.
+    """
+    left = [number for number in numbers if not work.is_done(number)]
+    done = in_processes(partial(_write_shard, work), left, _num_processes(num_workers, len(left)))
+    for _ in track(done, what="shard: shards", total=len(left)):
+        pass
+
+
+def finish(work: ShardWork, plan: ShardPlan) -> Manifest:
+    """Writes the manifest and removes everything else but the tars.
+
+    Returns:
+        The manifest without its offsets.
+    """
+    entries: dict[SplitName, list[Path]] = {name: [] for name in SPLITS}
+    for number, path in enumerate(plan.paths):
+        entries[_split_of(path)].append(work.entry(number))
+    manifest = join_manifest(work.folder, work.config.image_px, entries)
+    for leftover in (*work.folder.glob("*/.*.part"), work.plan_lock):
+        leftover.unlink(missing_ok=True)
+    for name in (_INDEX, _PLAN, _DONE):
+        shutil.rmtree(work.folder / name)
+    for folder in (work.folder / name for name in SPLITS):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    return manifest
+
+
+def _split_of(path: str) -> SplitName:
+    return next(name for name in SPLITS if path.startswith(f"{name}/"))
+
+
+def _num_processes(num_workers: int | None, num_tasks: int) -> int | None:
+    return 1 if num_tasks <= 1 else num_workers
+
+
+def _tar_locations(work: ShardWork) -> list[_TarLocation]:
+    """Of every raw tar, by its number. Local tars are opened as files; of the others, images are read by range."""
+    locations = []
+    for shard in raw_shards(work.raw):
+        if shard.sha256 is None or shard.tar.is_file() or work.store.objects is None:
+            locations.append(_TarLocation(str(shard.local_tar()), is_local=True))
+        else:
+            locations.append(_TarLocation(Objects(work.store).uri(shard.sha256), is_local=False))
+    return locations
+
+
+def _index_tar(work: ShardWork, tar: int) -> Path:
+    """Indexes a raw tar from its headers, which are read once; returns the file."""
+    path = work.index(tar)
+    if not path.is_file():
+        uri = _tar_locations(work)[tar].uri
+        with open_files(work.store).open(uri) as file:
+            rows = span_rows(image_spans(file, uri), tar)
+        buffer = io.BytesIO()
+        np.save(buffer, rows)
+        write_bytes(path, buffer.getvalue())
+    return path
+
+
+def _write_shard(work: ShardWork, number: int) -> None:
+    """Writes the tar of an output shard, uploads it if there is a store, and then writes its entry."""
+    plan = read_plan(work.plan_folder)
+    assert plan is not None
+    tars, files = _tar_locations(work), open_files(work.store)
+    local_tars = [tar.uri if tar.is_local else None for tar in tars]
+    with RawTars(
+        local_tars, lambda tar, offset, size: files.read(tars[tar].uri, offset, size), work.store.num_connections
+    ) as images:
+        samples = gather(plan.rows(number), images, work.config.image_px, work.config.jpeg_quality)
+        shard = write_shard(work.folder, plan.paths[number], samples)
+    keep_tar(work.folder / shard.path, shard.sha256, work.store)
+    write_entry(shard, work.entry(number))

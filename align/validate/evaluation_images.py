@@ -1,0 +1,72 @@
+"""The gate's own search for evaluation images among the training images, independent of the filter's.
+
+Evaluation images are known by their bytes and by their perceptual hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from align.errors import DataError
+from align.formats.evaluation_set import EvaluationSet
+from align.pairs.perceptual_hash import image_signals
+from align.protocols.sql import Engine
+from align.work import in_threads
+
+
+def make_views(engine: Engine, sets: Sequence[EvaluationSet]) -> None:
+    """Makes the views `evaluation_ids` (column image_id) and `evaluation_hashes` (phash), without duplicates."""
+    images = [image.image for one in sets for image in one.images]
+    ids = {hashlib.sha256(image).hexdigest() for image in images}
+    hashes = set(in_threads(_perceptual_hash, images, engine.num_threads))
+    view_values(engine, "evaluation_ids", "image_id", pa.array(sorted(ids), pa.string()))
+    decoded = sorted(phash for phash in hashes if phash is not None)
+    view_values(engine, "evaluation_hashes", "phash", pa.array(decoded, pa.uint64()))
+
+
+def view_values(engine: Engine, name: str, column: str, values: pa.Array) -> None:
+    """Makes a view with one column."""
+    path = engine.scratch / f"{name}.parquet"
+    pq.write_table(pa.table({column: values}), path)
+    engine.view(name, path)
+
+
+def _perceptual_hash(image: bytes) -> int | None:
+    """64 bits; None where the image does not decode."""
+    return image_signals(image, sys.maxsize).phash  # our own sets need no limit of pixels
+
+
+def checked_counts(sets: Iterable[EvaluationSet], checked: Mapping[str, str]) -> dict[str, int]:
+    """How many sets the filter searched for, and how many sets on disk are not among them.
+
+    Args:
+        sets: those on disk.
+        checked: those that the filter searched for, name -> sha256 of the tar.
+    """
+    return {
+        "checked_sets": len(checked),
+        "unchecked_sets": sum(checked.get(one.name) != one.sha256 for one in sets),
+    }
+
+
+def read_checked_sets(filter_report: Path) -> dict[str, str]:
+    """The evaluation sets that `align filter` searched for, name -> sha256 of the tar, from its report.
+
+    Raises:
+        DataError: there is no such report, or an older version wrote it.
+    """
+    path = filter_report / "report.json"
+    try:
+        sets: dict[str, str] = json.loads(path.read_bytes())["evaluation_sets"]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run `align filter` first") from None
+    except KeyError:
+        raise DataError(f"{path}: it has no evaluation_sets; run `align filter` again") from None
+    return sets

@@ -1,0 +1,81 @@
+"""The gate over tables, as a list: which statistic and which rows must be what. Thresholds are in params.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from align.config.validate import ValidateConfig
+from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS
+from align.protocols.expectations import Expectation, statistic
+from align.validate import raw_manifest
+from align.validate.statistics import ZERO
+from align.validate.tables import COLUMNS
+
+#: What drift is measured of -> in words.
+DRIFT = {
+    "keep_rate": "drift of the keep rate",
+    "text_length": "drift of text lengths",
+    "image_size": "drift of image sizes",
+    "language": "drift of languages",
+}
+_STATUSES = (SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE)
+
+
+def gate(config: ValidateConfig, measured: Mapping[str, Any]) -> list[Expectation]:
+    """All expectations in the order of the report; those on manifest and drift only where they were `measured`."""
+    limits = config.max_drift.model_dump()
+    return [
+        *(_columns(table) for table in COLUMNS),
+        statistic("pairs", "raw_pairs", config.min_pairs, None),
+        statistic(
+            "evaluation sets that the filter searched for in training images",
+            "checked_sets", config.min_evaluation_sets, None,
+        ),
+        statistic("evaluation sets that the filter did not search for as they are now", "unchecked_sets", 0, 0),
+        statistic(
+            "share of kept pairs with the perceptual hash of an evaluation image",
+            "kept_evaluation_hashes", 0, config.max_evaluation_hash_share,
+        ),
+        *(statistic(what, name, 0, 0) for name, (what, _) in ZERO.items()),
+        *(statistic(what, name, 0, 0) for name, what in raw_manifest.FAULTS.items() if name in measured),
+        statistic("pairs dropped for a reason that has no band", "unlisted_reasons", 0, 0),
+        statistic("share of pairs with an image", "raw_success_share", config.min_success_share, 1),
+        statistic("keep rate", "keep_rate", *config.keep_rate),
+        *(
+            statistic(f"share dropped as {reason}", f"dropped_{reason}", *band)
+            for reason, band in config.dropped_share.items()
+        ),
+        *(
+            statistic(what, f"drift_{name}", 0, limits[name])
+            for name, what in DRIFT.items()
+            if f"drift_{name}" in measured
+        ),
+        *_rows(),
+    ]  # fmt: skip
+
+
+def _columns(table: str) -> Expectation:
+    arguments = {"column_set": list(COLUMNS[table]), "exact_match": False}
+    kind, threshold = "expect_table_columns_to_match_set", ", ".join(COLUMNS[table])
+    return Expectation(f"{table}-columns", f"columns of {table}", table, kind, arguments, threshold)
+
+
+def _rows() -> list[Expectation]:
+    digest = {"threshold": "64 hexadecimal digits", "regex": r"^[0-9a-f]{64}$"}
+    return [
+        _values("raw", "key", "match_regex", "digits", regex=r"^\d+$"),
+        _values("raw", "status", "be_in_set", ", ".join(_STATUSES), value_set=list(_STATUSES)),
+        _values("decisions", "image_id", "match_regex", **digest),
+        _values("images", "width_px", "be_between", "at least 1", min_value=1),
+        _values("images", "height_px", "be_between", "at least 1", min_value=1),
+        _values("images", "nsfw_score", "be_between", "0 to 1", min_value=0, max_value=1),
+        _values("images", "num_texts", "be_between", "at least 0", min_value=0),
+    ]
+
+
+def _values(table: str, column: str, kind: str, threshold: str, **arguments: Any) -> Expectation:
+    """An expectation on each row of a sample."""
+    name = f"{table}-{column.replace('_', '-')}"
+    what, kind = f"{column} of each row of {table}", f"expect_column_values_to_{kind}"
+    return Expectation(name, what, table, kind, {"column": column, **arguments}, threshold)

@@ -1,0 +1,55 @@
+"""What the pages of both quality gates show: what failed, what people accepted, and all expectations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from align import html
+from align.formats.acceptances import ACCEPTED
+from align.protocols.expectations import Outcome
+from align.validate.report import QualityReport, summary
+
+_COLUMNS = ("expectation", "name", "observed", "threshold", "verdict")
+
+
+def gate_page(report: QualityReport, title: str, blocks: Sequence[str]) -> str:
+    """The page of a gate. `blocks` come between what failed and all expectations."""
+    failed, num_accepted = report.failed, report.num_accepted
+    num_passed = sum(outcome.passed for outcome in report.expectations)
+    cards = [
+        ("passed", f"{num_passed:,}", "good"),
+        ("failed", f"{len(failed):,}", "bad" if failed else ""),
+        ("accepted", f"{num_accepted:,}", "warn" if num_accepted else ""),
+    ]
+    lead = f"Failed. {report.failure}" if failed else f"{summary(report).capitalize()}."
+    parts = [html.cards(cards), *_failures(failed), *_acceptances(report.expectations), *blocks]
+    parts += [html.heading("All expectations"), html.table(_COLUMNS, map(_line, report.expectations), verdict=4)]
+    parts.append(html.paragraph(f"Data: {report.data}"))
+    return html.page(title, lead, parts)
+
+
+def _failures(failed: Sequence[Outcome]) -> list[str]:
+    if not failed:
+        return []
+    advice = (
+        "Correct the data or the thresholds (params.yaml, section validate). Or accept a failure for this data only: "
+        f'align validate --accept {failed[0].name} --reason "why", and commit data/policy/{ACCEPTED}.'
+    )
+    return [
+        html.heading("What failed"), html.table(_COLUMNS, map(_line, failed), verdict=4), html.paragraph(advice),
+    ]  # fmt: skip
+
+
+def _acceptances(outcomes: Iterable[Outcome]) -> list[str]:
+    rows = [
+        (one.what, one.observed, one.threshold, one.accepted.by, one.accepted.on, one.accepted.reason)
+        for one in outcomes
+        if one.accepted is not None
+    ]
+    columns = ("expectation", "observed", "threshold", "accepted by", "on", "because")
+    return [html.heading("Failures that people accepted"), html.table(columns, rows)] if rows else []
+
+
+def _line(outcome: Outcome) -> tuple[str, str, str, str, bool | str]:
+    verdict = "accepted" if outcome.accepted else outcome.passed
+    return outcome.what, outcome.name, outcome.observed, outcome.threshold, verdict

@@ -1,0 +1,92 @@
+"""What people decide about a gate's last run, recorded in data/policy: accept a failure, or set the drift reference."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from align.errors import ConfigError, DataError, GateError
+from align.formats.acceptances import read_acceptances, write_acceptances
+from align.formats.drift_reference import DriftReference, write_reference
+from align.protocols.expectations import Acceptance
+from align.validate.report import REPORT, read_report
+
+
+def accept(name: str, reason: str, by: str, on: str, *, reports: Sequence[Path], policy: Path) -> Acceptance:
+    """Accepts one failure of the last run, for the data that it judged. A second acceptance replaces the first.
+
+    Args:
+        name: the expectation's.
+        reason: why the data may be used; shown in the report and in the lineage of models.
+        by: who decides.
+        on: the day, such as 2026-01-31.
+        reports: the gates' folders.
+        policy: data/policy.
+
+    Raises:
+        ConfigError: `reason` or `by` is blank.
+        DataError: no gate has run, or none has a failure of this name.
+    """
+    if not reason.strip() or not by.strip():
+        raise ConfigError('--accept NAME: say why, --reason "...", and by whom, --by "..." (git has no user here)')
+    last_reports = [report for folder in reports if (report := read_report(folder)) is not None]
+    if not last_reports:
+        raise DataError(f"{reports[0] / REPORT}: no such file; run `align validate` first")
+    failures = [
+        (report.data, outcome) for report in last_reports for outcome in report.expectations if not outcome.passed
+    ]
+    for data, outcome in failures:
+        if outcome.name == name:
+            acceptance = Acceptance(
+                expectation=name, data=data, observed=outcome.observed, threshold=outcome.threshold,
+                reason=reason.strip(), by=by.strip(), on=on,
+            )  # fmt: skip
+            others = [one for one in read_acceptances(policy) if (one.expectation, one.data) != (name, data)]
+            write_acceptances([*others, acceptance], policy)
+            return acceptance
+    failed = ", ".join(outcome.name for _, outcome in failures) or "none"
+    raise DataError(f"--accept {name}: no failure of this name in the last run (failed: {failed})")
+
+
+def set_reference(reports: Path, policy: Path, by: str, on: str) -> DriftReference:
+    """Makes the data of the last run the reference for drift.
+
+    Args:
+        reports: the folder of the gate over tables.
+        policy: data/policy.
+        by: who decides.
+        on: the day, such as 2026-01-31.
+
+    Raises:
+        ConfigError: nobody is named.
+        DataError: the gate has not run yet.
+        GateError: the gate failed, and nobody accepted it.
+    """
+    report = read_report(reports)
+    if report is None:
+        raise DataError(f"{reports / REPORT}: no verdict yet; run `align validate` first")
+    if not report.passed:
+        raise GateError(f"--set-reference: the gate failed ({report.failure}); fix or accept it first")
+    if not by:
+        raise ConfigError('--set-reference: say who decides, --by "..." (git has no user here)')
+    metrics = json.loads((reports / "metrics.json").read_bytes())
+    reference = DriftReference(
+        data=report.data, keep_rate=metrics["quality/keep_rate"], distributions=report.distributions, by=by, on=on
+    )
+    write_reference(reference, policy)
+    return reference
+
+
+def git_user() -> str:
+    """The user that git is configured with, as `Name <email>`; empty without one."""
+    values = []
+    for key in ("user.name", "user.email"):
+        try:
+            done = subprocess.run(["git", "config", key], capture_output=True, text=True, check=False)
+        except FileNotFoundError:  # git is not installed
+            return ""
+        values.append(done.stdout.strip())
+    name, email = values
+    return f"{name} <{email}>" if name and email else name or email

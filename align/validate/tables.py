@@ -1,0 +1,95 @@
+"""The tables that the gate judges: views of them for the engine, a sample of their rows, and the digest of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from align.errors import DataError
+from align.files import sha256_file, sha256_folder
+from align.formats.raw import raw_shards
+from align.protocols.sql import Engine
+
+#: View -> the columns that it must have.
+COLUMNS = {
+    "raw": ("url", "caption", "key", "status", "width", "height"),
+    "decisions": ("key", "keep", "reason", "reasons", "image_id", "image_key", "text"),
+    "images": (
+        "image_id", "image_key", "width_px", "height_px", "nsfw_score", "phash", "num_texts", "evaluation_sets",
+    ),
+}  # fmt: skip
+#: View -> the column that orders its sample.
+_KEYS = {"raw": "key", "decisions": "key", "images": "image_id"}
+
+
+@dataclass(frozen=True)
+class JudgedData:
+    """What the gate judges.
+
+    Attributes:
+        raw: data/raw.
+        filtered: data/filtered, with decisions.parquet and images.parquet.
+        evaluation: the evaluation sets; the folder may be missing.
+        checked_sets: the evaluation sets whose images the filter searched for, name -> sha256 of the tar.
+    """
+
+    raw: Path
+    filtered: Path
+    evaluation: Path
+    checked_sets: Mapping[str, str]
+
+    @property
+    def decisions(self) -> Path:
+        """The table with one row per pair."""
+        return self.filtered / "decisions.parquet"
+
+    def has_languages(self) -> bool:
+        """Whether the filter detected languages."""
+        return "language" in _columns(self.decisions)
+
+    def digest(self) -> str:
+        """What names the data: sha256 of the decisions, which hold every key, image and text."""
+        return sha256_folder(self.decisions) if self.decisions.is_dir() else sha256_file(self.decisions)
+
+
+def make_views(engine: Engine, data: JudgedData) -> list[str]:
+    """Makes the views `raw`, `decisions` and `images`.
+
+    Returns:
+        Those that lack a column.
+
+    Raises:
+        DataError: a table is missing.
+    """
+    files = {"raw": data.raw / "*.parquet", "decisions": data.decisions, "images": data.filtered / "images.parquet"}
+    first_files = files | {"raw": raw_shards(data.raw)[0].table}
+    for name, path in files.items():
+        if not first_files[name].exists():
+            raise DataError(f"{path}: no such file; run `align filter` first")
+        engine.view(name, path)
+    return [name for name, columns in COLUMNS.items() if not set(columns) <= _columns(first_files[name])]
+
+
+def sample_rows(engine: Engine, num_rows: int, incomplete: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """At most `num_rows` rows of each view, chosen by a hash of their keys: the same rows each time.
+
+    Args:
+        engine: has the views.
+        num_rows: of each sample.
+        incomplete: views that lack a column, which may be the key; any rows are taken.
+    """
+    samples = {}
+    for name, key in _KEYS.items():
+        order = "" if name in incomplete else f"ORDER BY md5({key}), {key}"
+        path = engine.scratch / f"sample_{name}.parquet"
+        engine.write(f"SELECT * FROM {name} {order} LIMIT {num_rows}", path)
+        samples[name] = pd.read_parquet(path)
+    return samples
+
+
+def _columns(path: Path) -> set[str]:
+    return set(pq.ParquetDataset(path).schema.names)

@@ -1,0 +1,58 @@
+"""What tests of the quality gates share: small tables with a fault, and gates whose outcomes the test chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from align.config.engine import EngineConfig
+from align.formats.acceptances import read_acceptances
+from align.protocols.expectations import Outcome
+from align.validate.page import gate_page
+from align.validate.policy import accept
+from align.validate.report import QualityReport, judge, publish
+from tests.support.small_data import Pair
+
+ENGINE = EngineConfig(
+    runner="duckdb", spark_master="local[*]", num_workers=1, memory_limit="300MB", num_threads=1, temp_directory=None
+)
+#: Digests of two versions of data.
+DATA, OTHER_DATA = "a" * 64, "b" * 64
+
+
+def pairs() -> list[Pair]:
+    """20 pairs: 14 kept (0.7), 3 too small (0.15), 3 too short (0.15)."""
+    rows = [Pair(f"picture number {index}", index) for index in range(14)]
+    rows += [Pair(f"small picture {index}", 20 + index, reason="image_too_small") for index in range(3)]
+    return rows + [Pair("short", 30 + index, reason="text_too_short") for index in range(3)]
+
+
+def rewrite(path: Path, change: Callable[[list[dict[str, object]]], list[dict[str, object]]]) -> None:
+    """Changes the rows of a table."""
+    table = pq.read_table(path)
+    pq.write_table(pa.Table.from_pylist(change(table.to_pylist()), schema=table.schema), path)
+
+
+def outcome(name: str, *, passed: bool, observed: str = "1") -> Outcome:
+    """An outcome of an expectation that is called `name`."""
+    return Outcome(
+        name=name, what=f"what {name} says", expectation="expect_this()", observed=observed, threshold="0",
+        passed=passed,
+    )  # fmt: skip
+
+
+def run_gate(root: Path, *failed: str, data: str = DATA) -> QualityReport:
+    """Publishes the report of a gate of three expectations, a, b and c, in `root/quality`; `root` is the policy."""
+    outcomes = [outcome(name, passed=name not in failed) for name in ("a", "b", "c")]
+    accepted = read_acceptances(root)
+    report = judge(outcomes, data=data, accepted=accepted, prefix="quality", metrics={"quality/x": 7})
+    publish(report, gate_page(report, "Data quality", []), root / "quality")
+    return report
+
+
+def accept_failure(root: Path, name: str, reason: str = "known and harmless", by: str = "Ada") -> None:
+    """Accepts a failure of `run_gate`."""
+    accept(name, reason, by, "2026-01-31", reports=[root / "none", root / "quality"], policy=root)

@@ -1,0 +1,27 @@
+"""A data/shards of samples that the test chooses, written by what `align shard` uses."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from align.formats.shards import SPLITS, Manifest, Sample, SplitName
+from align.shard.writer import join_manifest, write_entry, write_shard
+
+
+def write_shards(folder: Path, tars: Mapping[SplitName, Sequence[Iterable[Sample]]], *, image_px: int) -> Manifest:
+    """Writes the tars of each split and the manifest; a split that is not given is empty.
+
+    Returns:
+        The manifest without its offsets.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        entries: dict[SplitName, list[Path]] = {split: [] for split in SPLITS}
+        for split, of_split in tars.items():
+            for number, samples in enumerate(of_split):
+                shard = write_shard(folder, f"{split}/{number:05d}.tar", samples)
+                entries[split].append(Path(name) / f"{split}-{number:05d}.json")
+                write_entry(shard, entries[split][-1])
+        return join_manifest(folder, image_px, entries)

@@ -1,0 +1,43 @@
+"""`align shard` on a small data/raw and data/filtered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from align.config.shard import ShardConfig
+from align.config.store import StoreConfig
+from align.shard.shard import ShardFolders, shard
+from tests.support import small_data
+from tests.support.small_data import Pair
+
+CONFIG = ShardConfig(
+    image_px=24, jpeg_quality=90, images_per_shard=20, seed=0, val_fraction=0.2, test_fraction=0.1,
+    near_duplicate_bits=4, max_cluster_share=0.2,
+)  # fmt: skip
+STORE = StoreConfig(
+    objects=None, checkpoints=None, cache=Path("none"), part_size_mb=5, num_connections=2, num_retries=0, timeout_s=5.0
+)
+
+
+def many_pairs(count: int = 60) -> list[Pair]:
+    """Pairs of different pictures and texts."""
+    return [Pair(f"picture number {index}", index) for index in range(count)]
+
+
+def folders(root: Path, name: str = "shards") -> ShardFolders:
+    """All below `root`; `name` is that of the output."""
+    return ShardFolders(
+        raw=root / "raw", filtered=root / "filtered", quality=root / "quality", shards=root / name,
+        report=root / "report",
+    )  # fmt: skip
+
+
+def make_shards(
+    root: Path, pairs: list[Pair], config: ShardConfig = CONFIG, name: str = "shards", **layout: int
+) -> Path:
+    """Runs `align shard` on these pairs, or on `root/raw` if it exists; returns the folder of the shards."""
+    if not (root / "raw").exists():
+        small_data.write(root, pairs, **layout)
+    small_data.write_verdict(root / "quality", passed=True)
+    shard(config, STORE, folders(root, name), num_workers=1)
+    return root / name

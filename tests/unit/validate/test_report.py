@@ -1,0 +1,94 @@
+"""What stops at a gate, what people may accept, and what is written. Great Expectations has no part in it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from align.errors import FormatError, GateError
+from align.formats.verdict import require_passed
+from align.validate import report as module
+from align.validate.report import read_report, summary
+from tests.support.gates import DATA, OTHER_DATA, accept_failure, run_gate
+
+
+def test_a_failure_blocks_and_is_written_first(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match=r"quality gate: b: what b says: observed 1, expected 0 \(1 more failed\)"):
+        run_gate(tmp_path, "b", "c")
+    with pytest.raises(GateError, match="b: what b says: observed 1, expected 0"):
+        require_passed(tmp_path / "quality")
+    written = read_report(tmp_path / "quality")
+    assert written is not None and not written.passed
+    metrics = json.loads((tmp_path / "quality" / "metrics.json").read_text())
+    assert metrics == {
+        "quality/num_expectations": 3,
+        "quality/num_failed": 2,
+        "quality/num_accepted": 0,
+        "quality/x": 7,
+    }
+
+
+def test_an_acceptance_holds_by_name_and_for_its_data_alone(tmp_path: Path) -> None:
+    with pytest.raises(GateError):
+        run_gate(tmp_path, "b")
+    accept_failure(tmp_path, "b")
+    report = run_gate(tmp_path, "b")
+    assert report.passed and summary(report) == "passed: 2 of 3 expectations hold, 1 accepted by people"
+    assert report.metrics["quality/num_accepted"] == 1
+    require_passed(tmp_path / "quality", DATA)
+    with pytest.raises(GateError, match="c: what c says"):  # another failure of the same data
+        run_gate(tmp_path, "b", "c")
+    with pytest.raises(GateError, match="b: what b says"):  # the same failure of other data
+        run_gate(tmp_path, "b", data=OTHER_DATA)
+
+
+def test_an_acceptance_of_what_passes_now_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(GateError):
+        run_gate(tmp_path, "b")
+    accept_failure(tmp_path, "b")
+    report = run_gate(tmp_path)
+    assert report.metrics["quality/num_accepted"] == 0
+    assert "accepted by" not in (tmp_path / "quality" / "report.html").read_text()
+
+
+def test_a_verdict_does_not_change_when_a_failure_is_accepted_or_reworded(tmp_path: Path) -> None:
+    """So an acceptance makes nothing stale that a pass has not."""
+    run_gate(tmp_path)
+    first = (tmp_path / "quality" / "verdict.json").read_bytes()
+    with pytest.raises(GateError):
+        run_gate(tmp_path, "b")
+    accept_failure(tmp_path, "b")
+    run_gate(tmp_path, "b")
+    assert (tmp_path / "quality" / "verdict.json").read_bytes() == first
+
+
+def test_equal_verdicts_are_equal_bytes(tmp_path: Path) -> None:
+    run_gate(tmp_path)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "quality").iterdir()}
+    run_gate(tmp_path)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "quality").iterdir()} == first
+
+
+def test_the_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_gate(tmp_path)
+    folder = tmp_path / "quality"
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "distributions.png").write_bytes(b"of an earlier run")
+
+    def full(*_: object) -> None:
+        raise OSError("disk is full")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="disk is full"):
+        patched.setattr(module, "write_verdict", full)
+        run_gate(tmp_path, data=OTHER_DATA)
+    assert {path.name for path in folder.iterdir()} == {*first, "distributions.png"}
+    assert (folder / "report.json").read_bytes() == first["report.json"]
+    run_gate(tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+
+def test_a_broken_report_is_named(tmp_path: Path) -> None:
+    (tmp_path / "quality").mkdir()
+    (tmp_path / "quality" / "report.json").write_text('{"passed": true}')
+    with pytest.raises(FormatError, match="not a report of this version"):
+        read_report(tmp_path / "quality")

@@ -12,7 +12,7 @@ from align.config.model import ModelConfig
 from align.console import say
 from align.memory import freed_memory_kept
 from align.model.tokenizer import TextTokenizer
-from align.training.samples import Samples
+from align.training.samples import SplitSamples
 from align.training.step import CPU_PART
 from benchmarks.measure import Comparison, compare, in_process, interleaved
 from benchmarks.presets import Preset, preset
@@ -40,7 +40,7 @@ def _at(world: World, size: str) -> Preset:
     paper = {"image_px": CROP_PX, "resize_px": RESIZE_PX}
     config = world.params.section(ModelConfig).model_copy(update=paper)
     tokenizer = TextTokenizer.load(world.tokenizer, config.max_tokens)
-    return Preset(size, config, tokenizer, Samples(paper_shards(world), RESIZE_PX))
+    return Preset(size, config, tokenizer, SplitSamples(paper_shards(world), RESIZE_PX))
 
 
 def run(world: World) -> list[Comparison]:

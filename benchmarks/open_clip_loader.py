@@ -18,10 +18,11 @@ from open_clip_train.params import parse_args
 
 from align.console import say
 from align.memory import freed_memory_kept
+from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.index import SplitIndex
-from align.training.loader import TrainLoader
-from align.training.samples import Samples
+from align.training.loader import Augmentation, Sampling, TrainLoader
+from align.training.samples import SplitSamples
 from benchmarks.measure import Comparison, compare, in_process, interleaved
 from benchmarks.train_loader import BATCH_SIZE, CROP_PX, RESIZE_PX, paper_shards
 from benchmarks.world import World
@@ -32,17 +33,17 @@ _MAX_TOKENS = 64
 
 def ours(index: SplitIndex, tokenizer: TextTokenizer | None) -> int:
     """An epoch through the loader, memory kept as in a run; with a tokenizer to what the towers take."""
-    samples = Samples(index, RESIZE_PX, cache_bytes=0)
+    samples = SplitSamples(index, RESIZE_PX, cache_bytes=0)
     loader = TrainLoader(
-        samples, seed=0, batch_size=BATCH_SIZE, image_px=CROP_PX, flip=True, num_draws=0, num_threads=1,
-        shuffle_block=max(BATCH_SIZE, index.num_images // 4),
+        samples, sampling=Sampling(0, BATCH_SIZE, shuffle_block=max(BATCH_SIZE, index.num_images // 4)),
+        augmentation=Augmentation(image_px=CROP_PX, num_draws=0, flip=True), num_threads=1,
     )  # fmt: skip
     shown = 0
     with freed_memory_kept():
         for batch in loader.batches(0, index.num_images // BATCH_SIZE):
             if tokenizer is not None:
                 ids, _ = tokenizer(batch.texts)
-                assert (len(ids), *batch.pixels.shape) == (BATCH_SIZE, BATCH_SIZE, 3, CROP_PX, CROP_PX)
+                assert (len(ids), *to_pixels(batch.images).shape) == (BATCH_SIZE, BATCH_SIZE, 3, CROP_PX, CROP_PX)
             shown += len(batch.texts)
     return shown
 

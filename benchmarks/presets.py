@@ -12,8 +12,8 @@ from align.config.pretrain import PretrainConfig
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training.index import read_outline
-from align.training.loader import TrainLoader
-from align.training.samples import Samples
+from align.training.loader import Augmentation, Sampling, TrainLoader
+from align.training.samples import SplitSamples
 from benchmarks.world import World
 
 #: Name -> what differs from params.yaml, which is the demo: the paper's smallest published shapes (6.1), at the demo's
@@ -29,7 +29,7 @@ class Preset:
     name: str
     config: ModelConfig
     tokenizer: TextTokenizer
-    samples: Samples
+    samples: SplitSamples
 
     def model(self) -> DualEncoder:
         """The same weights each time."""
@@ -39,8 +39,8 @@ class Preset:
     def loader(self, recipe: PretrainConfig) -> TrainLoader:
         """The batches that `train` sees by the recipe, but for phrase dropout."""
         return TrainLoader(
-            self.samples, seed=recipe.seed, batch_size=recipe.batch_size, image_px=self.config.image_px,
-            flip=recipe.flip, num_draws=self.model().vision_model.num_blocks, shuffle_block=recipe.shuffle_block,
+            self.samples, sampling=Sampling(recipe.seed, recipe.batch_size, recipe.shuffle_block),
+            augmentation=Augmentation(self.config.image_px, self.model().vision_model.num_blocks, recipe.flip),
             num_threads=1,
         )  # fmt: skip
 
@@ -48,7 +48,7 @@ class Preset:
 def preset(world: World, name: str) -> Preset:
     """On the shards of the sample, whose pictures and texts are read into memory."""
     config = world.params.section(ModelConfig).model_copy(update=PRESETS[name])
-    samples = Samples(read_outline(world.shards).split("train"), config.resize_px)
+    samples = SplitSamples(read_outline(world.shards).split("train"), config.resize_px)
     for sample in range(samples.num_images):
         samples.image(sample), samples.texts(sample)
     return Preset(name, config, TextTokenizer.load(world.tokenizer, config.max_tokens), samples)

@@ -17,8 +17,9 @@ from pathlib import Path
 from align.config.model import ModelConfig
 from align.config.pretrain import PretrainConfig
 from align.console import say
+from align.training.loop import Monitoring
+from align.training.plan import TrainingInputs, make_plan
 from align.training.process_group import default_processes
-from align.training.run import make_plan
 from align.training.run import run as train
 from benchmarks.measure import Comparison, compare
 from benchmarks.train_loader import CROP_PX, RESIZE_PX, paper_shards
@@ -65,8 +66,8 @@ def run(world: World) -> list[Comparison]:
 
 def _pairs_per_s(world: World, name: str, values: dict[str, int]) -> float:
     plan = make_plan(
-        world.params.section(PretrainConfig).model_copy(update=values), world.params.section(ModelConfig), initial=None,
-        shards=world.shards, tokenizer=world.tokenizer, checkpoints=world.root / f"ranks-{name}",
+        world.params.section(PretrainConfig).model_copy(update=values), world.params.section(ModelConfig),
+        TrainingInputs(world.shards, world.tokenizer), world.root / f"ranks-{name}",
     )  # fmt: skip
     trained = train(plan)
     assert trained is not None
@@ -85,8 +86,8 @@ def _wait(world: World, ranks: int, resize_px: int, crop_px: int, batch_size: in
     plan = make_plan(
         world.params.section(PretrainConfig).model_copy(update=values),
         world.params.section(ModelConfig).model_copy(update={"resize_px": resize_px, "image_px": crop_px}),
-        initial=None, shards=shards, tokenizer=world.tokenizer, checkpoints=world.root / f"waits-of-{crop_px}",
-        log=functools.partial(_note, notes),
+        TrainingInputs(shards, world.tokenizer), world.root / f"waits-of-{crop_px}",
+        monitoring=Monitoring(functools.partial(_note, notes)),
     )  # fmt: skip
     trained = train(plan)
     assert trained is not None

@@ -8,7 +8,7 @@ from align.config.model import ModelConfig
 from align.model.preprocess import decode
 from align.training.index import SplitIndex, read_outline
 from align.training.randomness import permutation
-from align.training.samples import Samples
+from align.training.samples import SplitSamples
 from benchmarks.measure import Comparison, compare, interleaved
 from benchmarks.world import World
 
@@ -17,7 +17,7 @@ REPETITIONS = 5
 
 def ours(index: SplitIndex, resize_px: int) -> int:
     """A first epoch: every image and its texts in random order; nothing is in the cache yet."""
-    samples, total = Samples(index, resize_px), 0
+    samples, total = SplitSamples(index, resize_px), 0
     for sample in permutation(0, 0, samples.num_images):
         total += int(samples.image(int(sample))[0, 0, 0]) + len(samples.texts(int(sample)))
     return total

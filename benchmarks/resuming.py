@@ -23,10 +23,11 @@ import torch
 from align.config.model import ModelConfig
 from align.console import say
 from align.training.checkpoint import CheckpointFolder
-from align.training.loop import train
+from align.training.loop import Monitoring, train
+from align.training.plan import TrainingInputs, TrainingPlan, make_plan
 from align.training.process_group import Ranks
-from align.training.run import Plan, make_plan
 from align.training.run import run as run_plan
+from align.training.samples import SampleSources
 from align.training.state import new_state
 from benchmarks.measure import Comparison, compare
 from benchmarks.presets import PRESETS, preset, recipe
@@ -66,8 +67,8 @@ def _stall(world: World, name: str) -> Comparison:
         ends.append(time.monotonic())
 
     train(
-        new_state(some.model(), how), how, Ranks(0, 1, torch.device("cpu")), train_samples=some.samples,
-        val_samples=None, tokenizer=some.tokenizer, folder=folder, log=log,
+        new_state(some.model(), how), how, Ranks(0, 1, torch.device("cpu")),
+        samples=SampleSources(some.samples), tokenizer=some.tokenizer, folder=folder, monitoring=Monitoring(log),
     )  # fmt: skip
     # the last step ends with more than a save, and the save after step s lies between the ends of s and s + 1
     steps = [after - before for before, after in itertools.pairwise(ends[1:-1])]
@@ -88,8 +89,8 @@ def _comeback(world: World) -> Comparison:
     notes = world.root / "steps.jsonl"
     plan = make_plan(
         recipe(world, num_steps=10 * KILLED_AFTER, checkpoint_every_steps=SAVED_AT),
-        world.params.section(ModelConfig), initial=None, shards=world.shards, tokenizer=world.tokenizer,
-        checkpoints=world.root / "killed", log=functools.partial(_note, notes),
+        world.params.section(ModelConfig), TrainingInputs(world.shards, world.tokenizer), world.root / "killed",
+        monitoring=Monitoring(functools.partial(_note, notes)),
     )  # fmt: skip
     first, second = _until_killed(plan, notes), _until_killed(plan, notes)
     assert (min(first), min(second)) == (1, SAVED_AT + 1)
@@ -107,7 +108,7 @@ def _comeback(world: World) -> Comparison:
     )  # fmt: skip
 
 
-def _until_killed(plan: Plan, notes: Path) -> dict[int, float]:
+def _until_killed(plan: TrainingPlan, notes: Path) -> dict[int, float]:
     """Step -> seconds from the start of the process to its end; all processes are killed after KILLED_AFTER."""
     notes.write_text("")
     start = time.time()
@@ -134,7 +135,7 @@ def _read(notes: Path) -> dict[str, float]:
     return found
 
 
-def _run(plan: Plan) -> None:
+def _run(plan: TrainingPlan) -> None:
     run_plan(plan)
 
 

@@ -23,9 +23,9 @@ from align.errors import DataError
 from align.formats.shards import MANIFEST, Sample
 from align.model.preprocess import decode, random_crop
 from align.training.index import SplitIndex, read_outline
-from align.training.loader import TrainLoader
+from align.training.loader import Augmentation, Sampling, TrainLoader
 from align.training.randomness import Purpose, uniforms
-from align.training.samples import Samples
+from align.training.samples import SplitSamples
 from benchmarks.measure import Comparison, compare, interleaved
 from benchmarks.world import World
 from tests.support.shard_folder import write_shards
@@ -69,10 +69,10 @@ def _decoded(world: World) -> Iterator[NDArray[np.uint8]]:
 
 def ours(index: SplitIndex) -> int:
     """An epoch through the loader, decoding in one thread; a block is a quarter of it."""
-    samples = Samples(index, RESIZE_PX, cache_bytes=0)
+    samples = SplitSamples(index, RESIZE_PX, cache_bytes=0)
     loader = TrainLoader(
-        samples, seed=0, batch_size=BATCH_SIZE, image_px=CROP_PX, flip=True, num_draws=0, num_threads=1,
-        shuffle_block=max(BATCH_SIZE, index.num_images // 4),
+        samples, sampling=Sampling(0, BATCH_SIZE, shuffle_block=max(BATCH_SIZE, index.num_images // 4)),
+        augmentation=Augmentation(image_px=CROP_PX, num_draws=0, flip=True), num_threads=1,
     )  # fmt: skip
     return sum(len(batch.texts) for batch in loader.batches(0, index.num_images // BATCH_SIZE))
 

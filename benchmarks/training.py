@@ -19,8 +19,9 @@ from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import pad
 from align.training.checkpoint import CheckpointFolder
-from align.training.loop import Log, train
+from align.training.loop import Log, Monitoring, train
 from align.training.process_group import Ranks
+from align.training.samples import SampleSources
 from align.training.state import State, new_state
 from align.training.step import CPU_PART
 from benchmarks.measure import Comparison, compare, cpu_s, in_process
@@ -54,7 +55,7 @@ def train_in_memory(world: World, some: Preset, state: State, log: Log | None = 
     """The steps of `align pretrain` in this process."""
     train(
         state, recipe(world, batch_size=BATCH_SIZE, **values), Ranks(0, 1, torch.device("cpu")),
-        train_samples=some.samples, val_samples=None, tokenizer=some.tokenizer, log=log,
+        samples=SampleSources(some.samples), tokenizer=some.tokenizer, monitoring=Monitoring(log),
         folder=CheckpointFolder(world.root / f"checkpoints-{time.monotonic_ns()}", keep=1),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How many machines train together. Shared, and never DVC params: they change where and how fast, not what."""
+"""The machines that train together. Never DVC params: they change where and how fast, not what."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ClusterConfig(Section):
     num_nodes: int = Field(ge=1)
     #: Of this machine; 0 leads: it writes checkpoints, reports and the model.
     node_rank: int = Field(ge=0)
-    #: HOST:PORT of node 0, as the others reach it.
+    #: HOST:PORT at which the others reach node 0.
     rendezvous: Annotated[str, Field(pattern=r"^[^:\s]+:\d+$")] | None
-    #: Starts anew from the last checkpoint after a rank died.
+    #: Restarts from the last checkpoint after a rank died.
     max_restarts: int = Field(ge=0)
     #: Seconds that machines wait for each other.
     patience_s: int = Field(ge=1)

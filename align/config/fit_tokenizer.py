@@ -1,4 +1,4 @@
-"""The WordPiece vocabulary."""
+"""How the WordPiece vocabulary is learned."""
 
 from __future__ import annotations
 

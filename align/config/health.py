@@ -1,4 +1,4 @@
-"""What is watched while training, and the bounds beyond which it is said aloud. Shared, and never DVC params."""
+"""Thresholds for warnings while training; none stops a run. Never DVC params."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Band = Annotated[tuple[float, float], Field(strict=False)]
 
 
 class HealthConfig(Section):
-    """Bounds of the signs of a training run's health; None watches nothing."""
+    """Bounds for the signs of a training run's health; a bound of None is not checked."""
 
     section: ClassVar[str] = "health"
     changes_bytes: ClassVar[bool] = False
@@ -30,7 +30,7 @@ class HealthConfig(Section):
     max_batch_norm_gap: float | None = Field(ge=0)
     #: Share of the time that steps wait for the loader.
     max_loader_wait_share: float | None = Field(ge=0, le=1)
-    #: Peak of one device in the precision used, for the share of it that training reaches (MFU); None: not reported.
+    #: Peak of one device in the precision used; training reports its share of it (MFU). None: not reported.
     device_tflops: float | None = Field(gt=0)
-    #: Of one device, for the cost of a run; None: not reported.
+    #: Price of one device, for the cost of a run; None: not reported.
     price_per_hour: float | None = Field(ge=0)

@@ -1,4 +1,4 @@
-"""The dual encoder's shape and its input sizes. Shared by every stage that builds or loads a model."""
+"""The shape of the dual encoder and its input sizes; shared by every stage that builds or loads a model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from align.config.params import Section
 
-#: Names of published shapes; `align.model.presets` has their numbers.
+#: Names of published shapes; their numbers are in `align.model.presets`.
 ImageTowerName = Literal["B0", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "L2"]
 TextTowerName = Literal["Mini", "Small", "Medium", "Base", "Large"]
 
-#: Samples that share batch statistics in training: groups of `batch_norm_group`, a rank's batch, the global batch.
+#: Which samples share batch statistics in training: groups of `batch_norm_group`, a rank's batch, the global batch.
 BatchNormKind = Literal["group", "batch", "sync"]
 
 
@@ -21,7 +21,7 @@ class _Shape(BaseModel):
 
 
 class ImageTowerShape(_Shape):
-    """EfficientNet's compound scaling of width and depth; B0 is 1.0 and 1.0."""
+    """EfficientNet's compound scaling of width and depth; B0 has 1.0 for both."""
 
     width_coefficient: float = Field(gt=0)
     depth_coefficient: float = Field(gt=0)
@@ -37,17 +37,17 @@ class TextTowerShape(_Shape):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
 
 
 def _kind(value: object) -> str:
-    """By which of the two a value is judged, so that an error speaks of one of them only."""
+    """Selects the type that a value is validated as, so that an error is about that type only."""
     return "name" if isinstance(value, str) else "shape"
 
 
 class ModelConfig(Section):
-    """Shape of the dual encoder; written into every model's config.json, so that a model folder explains itself."""
+    """Shape of the dual encoder. Every model's config.json contains it, so a model folder describes itself."""
 
     section: ClassVar[str] = "model"
 
@@ -65,12 +65,12 @@ class ModelConfig(Section):
     max_tokens: int = Field(ge=4, le=512)
     embed_width: int = Field(ge=8)
     temperature_init: float = Field(gt=0)
-    #: Only for the sigmoid loss; None: there is none.
+    #: For the sigmoid loss; None: the model has no bias.
     logit_bias_init: float | None
 
     @property
     def whole_batch(self) -> bool:
-        """Whether batch statistics span a rank's whole batch: then it cannot be computed in parts (micro-batches)."""
+        """Whether batch statistics span a rank's whole batch, which then cannot be split into micro-batches."""
         return self.batch_norm != "group"
 
     @model_validator(mode="after")

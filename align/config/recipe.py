@@ -1,8 +1,8 @@
-"""What pre-training and fine-tuning share: one recipe, two sections of params.yaml with their own values."""
+"""The recipe of a training run: `pretrain` and `finetune` are two sections of it, each with its own values."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,19 +11,35 @@ from align.config.paths import PathField
 
 
 class ExtraShards(BaseModel):
-    """One more folder of shards to train on, made elsewhere; DVC does not know it, so its digest stands here."""
+    """One more folder of shards to train on, made elsewhere. DVC does not track it, so its digest is given here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     path: PathField
-    #: `digest` of its manifest.json.
+    #: `digest` in its manifest.json.
     digest: str
-    #: `paths.shards` has 1.
+    #: Relative to that of `paths.shards`, which is 1.
     weight: float = Field(gt=0)
 
 
 class Recipe(Section):
-    """One training run. The sections `pretrain` and `finetune` are recipes."""
+    """One training run. The sections `pretrain` and `finetune` are recipes.
+
+    Attributes:
+        neutral_fields: change no result beyond rounding, so a run resumes after a change of any of them.
+    """
+
+    neutral_fields: ClassVar[frozenset[str]] = frozenset({
+        # when the state is saved, and which checkpoints are kept
+        "checkpoint_every_steps", "keep_checkpoints", "best_metric",
+        # how the work on a batch is divided, and with which kernels: sums round differently
+        "num_processes", "num_threads", "micro_batch", "gradient_checkpointing", "shard_weights", "compile",
+        "cudnn_benchmark",
+        # how fast samples arrive
+        "num_loader_threads", "store_patience_s",
+        # both settings train on the same samples, so a stopped run may resume in quarantine mode
+        "on_corrupt_shard",
+    })  # fmt: skip
 
     seed: int = Field(ge=0)
     num_steps: int = Field(ge=1)
@@ -59,10 +75,15 @@ class Recipe(Section):
     num_loader_threads: int | None = Field(ge=1)
     store_patience_s: float = Field(ge=0)
 
+    def deciding_values(self) -> dict[str, Any]:
+        """The values that decide the result. Extra shards count by digest and weight, wherever they are stored."""
+        exclude: dict[str, Any] = dict.fromkeys(self.neutral_fields, True)
+        return self.model_dump(mode="json", exclude=exclude | {"extra_shards": {"__all__": {"path"}}})
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.warmup_steps >= self.num_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than num_steps {self.num_steps}")
         if self.num_processes and self.batch_size % self.num_processes:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of num_processes {self.num_processes}")
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_processes {self.num_processes}")
         return self

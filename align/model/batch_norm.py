@@ -1,11 +1,13 @@
 """Batch-norm of three kinds: over groups of samples, over a rank's batch, over the batches of all ranks.
 
-The paper is silent. `group` is the default: 16 samples, one TPU core's share, so that the result depends on neither
-batch, ranks nor micro-batches. `batch` is plain batch-norm, `sync` what `torch.nn.SyncBatchNorm` computes, which torch
-has for GPUs only; here it runs on any device.
+The paper is silent. `group` is the default: 16 samples, one TPU core's share, so the result depends on neither batch,
+ranks nor micro-batches. `batch` is plain batch-norm. `sync` computes the same as `torch.nn.SyncBatchNorm`, which needs
+a GPU; this one runs on any device.
 
 Names and shapes in the state dict are those of `nn.BatchNorm2d`. Decision: no kind tracks running statistics in
 training; they are estimated afterwards (`align.model.image_tower.estimate_statistics`), so they depend on no momentum.
+
+Shapes, as suffixes: B samples, G samples of one group, C channels, H and W the map, R ranks.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from align.config.model import ModelConfig
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch-norm over groups of consecutive samples in training; running statistics in evaluation.
 
-    A training batch is a multiple of the group, or smaller than one group; everything else raises ValueError.
+    A training batch must be a multiple of the group or smaller than it; otherwise forward raises ValueError.
 
     Attributes:
-        group: samples that share statistics; None for the whole batch.
-        collecting: whether training-mode batches add to the running statistics.
+        group: number of samples that share statistics; None: the whole batch.
+        collecting: whether batches in training mode add to the running statistics.
     """
 
     def __init__(self, num_features: int, eps: float, group: int | None) -> None:
@@ -41,29 +43,29 @@ class BatchNorm2d(nn.BatchNorm2d):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         group = self.group or len(x)
         if len(x) > group and len(x) % group:
-            raise ValueError(f"a training batch of {len(x)} is no multiple of the batch-norm group {group}")
-        groups = torch.split(x, group)
-        normal = [F.batch_norm(part, None, None, self.weight, self.bias, True, 0.0, self.eps) for part in groups]
+            raise ValueError(f"a training batch of {len(x)} is not a multiple of the batch-norm group {group}")
+        groups = torch.split(x, group)  # each (G, C, H, W)
+        normal = [F.batch_norm(x_GCHW, None, None, self.weight, self.bias, True, 0.0, self.eps) for x_GCHW in groups]
         if self.collecting:
-            for part in groups:
-                self._collect(part)
+            for x_GCHW in groups:
+                self._collect(x_GCHW)
         return normal[0] if len(normal) == 1 else torch.cat(normal)
 
     @torch.no_grad()
-    def _collect(self, part: Tensor) -> None:
+    def _collect(self, x_GCHW: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         share = 1.0 / float(self.num_batches_tracked)
-        variance, mean = torch.var_mean(part.float(), dim=(0, 2, 3))
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+        variance_C, mean_C = torch.var_mean(x_GCHW.float(), dim=(0, 2, 3))
+        self.running_mean.lerp_(mean_C, share)
+        self.running_var.lerp_(variance_C, share)
 
 
 class SyncBatchNorm2d(BatchNorm2d):
     """Batch-norm over the batches of all ranks of torch's default process group; without one, over the batch.
 
-    In training every rank must call it the same number of times. Without gradients it speaks to nobody, since one rank
-    alone collects statistics and looks at how well they fit.
+    In training every rank must call it the same number of times. Without gradients it sends no messages: one rank alone
+    estimates the running statistics and measures how well they fit.
     """
 
     def __init__(self, num_features: int, eps: float) -> None:
@@ -79,42 +81,44 @@ class SyncBatchNorm2d(BatchNorm2d):
 
 
 class _Synchronised(torch.autograd.Function):
-    """Keeps the input and two numbers a channel for backward; each pass is one message of a few numbers a channel."""
+    """Keeps the input and two numbers per channel for backward; each pass sends a few numbers per channel once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        variance, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
-        # each rank fills its own row of a table of zeros, so that one sum brings everyone every rank's moments
-        table = mean.new_zeros(dist.get_world_size(), 2 * len(mean) + 1)
-        table[dist.get_rank()] = torch.cat([mean, variance, mean.new_tensor([x.numel() / x.shape[1]])])
+    def forward(ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
+        variance_C, mean_C = torch.var_mean(x_BCHW.float(), dim=(0, 2, 3), correction=0)
+        width = len(mean_C)
+        # each rank fills its own row of a table of zeros, so that one sum sends every rank's moments to all
+        table = mean_C.new_zeros(dist.get_world_size(), 2 * width + 1)
+        table[dist.get_rank()] = torch.cat([mean_C, variance_C, mean_C.new_tensor([x_BCHW.numel() / x_BCHW.shape[1]])])
         dist.all_reduce(table)
-        means, variances, counts = table[:, : len(mean)], table[:, len(mean) : -1], table[:, -1:]
-        shares = counts / counts.sum()
-        mean = (shares * means).sum(0)
-        variance = (shares * (variances + (means - mean).square())).sum(0)  # not E[x^2] - mean^2, which cancels
-        inverse = torch.rsqrt(variance + eps)
-        ctx.save_for_backward(x, weight, mean, inverse, counts.sum())
-        return ((x - _wide(mean)) * _wide(weight * inverse) + _wide(bias)).to(x.dtype)
+        means_RC, variances_RC, counts_R1 = table[:, :width], table[:, width:-1], table[:, -1:]
+        shares_R1 = counts_R1 / counts_R1.sum()
+        mean_C = (shares_R1 * means_RC).sum(0)
+        # not E[x^2] - mean^2, which cancels
+        variance_C = (shares_R1 * (variances_RC + (means_RC - mean_C).square())).sum(0)
+        inverse_C = torch.rsqrt(variance_C + eps)
+        ctx.save_for_backward(x_BCHW, weight_C, mean_C, inverse_C, counts_R1.sum())
+        return ((x_BCHW - _wide(mean_C)) * _wide(weight_C * inverse_C) + _wide(bias_C)).to(x_BCHW.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, inverse, count = ctx.saved_tensors
-        grad, normal = grads[0].float(), (x - _wide(mean)) * _wide(inverse)
-        own = torch.stack([grad.sum((0, 2, 3)), (grad * normal).sum((0, 2, 3))])
-        total = own.clone()
-        dist.all_reduce(total)
-        grad_bias, grad_weight = total / count
-        grad_x = _wide(weight * inverse) * (grad - _wide(grad_bias) - normal * _wide(grad_weight))
-        return grad_x.to(x.dtype), own[1], own[0], None
+        x_BCHW, weight_C, mean_C, inverse_C, count = ctx.saved_tensors
+        grad_BCHW, normal_BCHW = grads[0].float(), (x_BCHW - _wide(mean_C)) * _wide(inverse_C)
+        own_2C = torch.stack([grad_BCHW.sum((0, 2, 3)), (grad_BCHW * normal_BCHW).sum((0, 2, 3))])
+        total_2C = own_2C.clone()
+        dist.all_reduce(total_2C)
+        bias_C, slope_C = total_2C / count
+        dx_BCHW = _wide(weight_C * inverse_C) * (grad_BCHW - _wide(bias_C) - normal_BCHW * _wide(slope_C))
+        return dx_BCHW.to(x_BCHW.dtype), own_2C[1], own_2C[0], None
 
 
-def _wide(numbers: Tensor) -> Tensor:
-    """(C,) -> (C, 1, 1): one number a channel of a map."""
-    return numbers[:, None, None]
+def _wide(numbers_C: Tensor) -> Tensor:
+    """(C,) -> (C, 1, 1): one number per channel of a map."""
+    return numbers_C[:, None, None]
 
 
 def batch_norm(config: ModelConfig, num_features: int, eps: float) -> BatchNorm2d:
-    """The layer that `model.batch_norm` asks for."""
+    """The layer that `model.batch_norm` selects."""
     if config.batch_norm == "sync":
         return SyncBatchNorm2d(num_features, eps)
     return BatchNorm2d(num_features, eps, config.batch_norm_group if config.batch_norm == "group" else None)

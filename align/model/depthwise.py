@@ -1,11 +1,11 @@
 """Depthwise convolution with a backward pass that is fast on CPUs, and without a padding copy at stride 2.
 
 oneDNN falls back to a reference kernel for the weight gradient of 5x5 depthwise convolutions and of those on maps
-smaller than their kernel: measured 12 to 28 ms against 0.1 to 0.5 ms for the forward pass, half of a whole training
-step at small image sizes. Here the weight gradient is a sum of products per kernel tap, over the overlap alone.
+smaller than their kernel: it takes 12 to 28 ms, against 0.1 to 0.5 ms for the forward pass, which is half of a training
+step at small image sizes. Here the weight gradient is one sum of products per kernel tap, over the overlap only.
 
-TensorFlow's SAME padding at stride 2 puts one row and column more on the right and bottom. A kernel with a zero row and
-column in front, under symmetric padding, is the same function without copying the input.
+TensorFlow's SAME padding at stride 2 adds one more row and column at the bottom and right. A kernel with an added zero
+row at the top and column at the left, under symmetric padding, is the same function without copying the input.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.nn import functional as F
 class DepthwiseConv2d(nn.Conv2d):
     """Depthwise convolution without bias.
 
-    The weight keeps its plain shape (C, 1, k, k). At stride 2 the output is that of upstream's `ZeroPad2d` and valid
-    convolution.
+    The weight keeps its usual shape (C, 1, k, k). At stride 2 the output equals that of upstream's `ZeroPad2d` followed
+    by a convolution without padding.
     """
 
     def __init__(self, channels: int, kernel_size: int, stride: int) -> None:
@@ -38,7 +38,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def plain(self) -> nn.Conv2d:
-        """The same function as a layer of torch's own: at stride 2 its kernel has the zeros in it."""
+        """The same function as a layer of torch; at stride 2 its kernel includes the zeros."""
         weight = _shifted(self.weight, self.stride[0])
         layer = nn.Conv2d(
             self.in_channels, self.in_channels, weight.shape[-1], self.stride[0], self.kernel_size[0] // 2,
@@ -66,7 +66,7 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (x, weight), (size, stride), grad = ctx.saved_tensors, ctx.shape, grads[0]
-        fast = size == 3 and stride == 1 and min(x.shape[2:]) > 2  # oneDNN's own kernel is good here
+        fast = size == 3 and stride == 1 and min(x.shape[2:]) > 2  # oneDNN's own kernel is fast here
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
             grad, x, _shifted(weight, stride), None, (stride, stride), (size // 2, size // 2), (1, 1), False, (0, 0),
             x.shape[1], (ctx.needs_input_grad[0], fast, False),
@@ -77,7 +77,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, size: int, stride: int) -> Tensor:
-    """Sum over samples and places of input times output gradient, for each tap of the kernel."""
+    """(C, 1, k, k): for each tap of the kernel, the sum over samples and positions of input times output gradient."""
     before = size // 2 - (stride - 1)  # rows of padding above the map
     rows, columns = grad.shape[2:]
     x, grad = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
@@ -93,6 +93,6 @@ def _weight_gradient(x: Tensor, grad: Tensor, size: int, stride: int) -> Tensor:
                 continue
             row, column = first_row * stride + top, first_column * stride + left
             part = x[:, row : row + stride * num_rows : stride, column : column + stride * num_columns : stride]
-            place = grad[:, first_row : first_row + num_rows, first_column : first_column + num_columns]
-            taps.append((part * place).sum((0, 1, 2)))
+            overlap = grad[:, first_row : first_row + num_rows, first_column : first_column + num_columns]
+            taps.append((part * overlap).sum((0, 1, 2)))
     return torch.stack(taps, 1).view(-1, 1, size, size)

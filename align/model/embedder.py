@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from align.errors import DataError
 from align.files import sha256_file
+from align.formats.model_folder import CONFIG, TOKENIZER, WEIGHTS, require_file
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.preprocess import centre_crop, decode, to_pixels
 from align.model.tokenizer import TextTokenizer, pad
@@ -30,7 +31,7 @@ Embeddings = NDArray[np.float32]
 
 
 class Encoder(Protocol):
-    """What is measured: anything that maps images and texts to L2-normalised rows of one width."""
+    """Anything that maps images and texts to L2-normalised rows of one width."""
 
     def embed_images(self, images: Iterable[bytes]) -> Embeddings:
         """(num_images, width) float32, L2-normalised rows, from encoded image files."""
@@ -55,17 +56,17 @@ class Embedder:
 
     @classmethod
     def load(cls, model_dir: Path, tokenizer_dir: Path) -> Embedder:
-        """Reads a model and a tokenizer folder; uses a GPU where there is one.
+        """Reads a model folder and a tokenizer folder; uses a GPU if there is one.
 
         Raises:
-            DataError: one of them is missing or broken, or they do not belong together.
+            DataError: one of them is missing or damaged, or they do not belong together.
         """
         model = load_model(Path(model_dir))
         tokenizer = TextTokenizer.load(Path(tokenizer_dir), model.config.max_tokens)
         if tokenizer.vocab_size != model.vocab_size:
             raise DataError(
                 f"{tokenizer_dir} has {tokenizer.vocab_size} tokens, the model in {model_dir} was trained with "
-                f"{model.vocab_size}: not the tokenizer it was trained with"
+                f"{model.vocab_size}: not its tokenizer"
             )
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
@@ -73,7 +74,7 @@ class Embedder:
         """Image files' bytes -> (N, width) float32, L2-normalised.
 
         Raises:
-            DataError: an image does not decode.
+            DataError: an image cannot be decoded.
         """
         decoded = (centre_crop(decode(data, self.config.resize_px), self.config.image_px) for data in images)
         return self.embed_pixels(decoded)
@@ -89,7 +90,7 @@ class Embedder:
 
     @torch.inference_mode()
     def embed_texts(self, texts: Iterable[str]) -> NDArray[np.float32]:
-        """Texts -> (N, width) float32, L2-normalised. Texts of like length are embedded together."""
+        """Texts -> (N, width) float32, L2-normalised. Texts of similar length are embedded together."""
         ids = self._tokenizer.ids(list(texts))
         embeds = np.zeros((len(ids), self.width), dtype=np.float32)
         by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
@@ -117,8 +118,6 @@ def model_digest(model_dir: Path, tokenizer_dir: Path) -> str:
         DataError: one of them is missing.
     """
     digest = hashlib.sha256()
-    for path in (model_dir / "model.safetensors", model_dir / "config.json", tokenizer_dir / "tokenizer.json"):
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; run the stage that writes it")
-        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    for path in (model_dir / WEIGHTS, model_dir / CONFIG, tokenizer_dir / TOKENIZER):
+        digest.update(f"{path.name} {sha256_file(require_file(path))}\n".encode())
     return digest.hexdigest()

@@ -1,18 +1,18 @@
 """EfficientNet with global pooling and without its head's 1x1 convolution (paper section 4.1).
 
-Built on the modules of transformers' `AlignVisionModel`, so that checkpoints keep its names, with what is wrong there
-for training put right:
+Built on the modules of transformers' `AlignVisionModel`, so that checkpoints keep its names. What does not work there
+for training is replaced:
 
-* batch-norm works in groups of 16 samples, whatever the batch, the ranks and the micro-batches, or in other ways that
-  `align.model.batch_norm` has;
+* batch-norm works in groups of 16 samples, independent of batch, ranks and micro-batches, or in the other ways of
+  `align.model.batch_norm`;
 * stochastic depth drops a residual branch per sample (upstream has element-wise dropout);
 * convolutions start from variance scaling (fan-out, 2.0; a depthwise fan-out is divided by its groups), and batch-norm
-  scales from 1;
-* a depthwise convolution has a backward pass that is fast on CPUs;
-* gradient checkpointing, block by block: this tower holds most of a step's activations.
+  scales start from 1;
+* depthwise convolution has a backward pass that is fast on CPUs;
+* gradient checkpointing works block by block, since this tower holds most of a step's activations.
 
-Decision (the paper is silent): running statistics are not tracked during training; they are estimated afterwards from
-training images (`estimate_statistics`), so they depend on neither momentum nor on how a batch was cut.
+Decision (the paper is silent): running statistics are not tracked during training. They are estimated afterwards from
+training images (`estimate_statistics`), so they depend neither on momentum nor on how a batch was divided.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from align.model.presets import image_shape
 class StochasticDepth(nn.Module):
     """Drops a residual branch per sample and scales the kept ones by 1 / (1 - rate). No parameters.
 
-    `draws`, set by the tower before each forward in training, holds one uniform number in [0, 1) a sample: the caller
-    owns the randomness.
+    The tower sets `draws`, one uniform number in [0, 1) per sample, before each forward pass in training, so the caller
+    controls the randomness.
     """
 
     def __init__(self, rate: float) -> None:
@@ -58,8 +58,8 @@ class ImageTower(nn.Module):
 
     Attributes:
         width: channels of the pooled features (320 for B0 and B1, 640 for B7, 1376 for L2).
-        num_blocks: MBConv blocks, the number of stochastic-depth draws that a sample needs.
-        gradient_checkpointing: whether training keeps only the input of each block and computes it again backward.
+        num_blocks: number of MBConv blocks, and so of stochastic-depth draws per sample.
+        gradient_checkpointing: whether training keeps only the input of each block and recomputes the rest backward.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -97,7 +97,7 @@ class ImageTower(nn.Module):
 
 
 def _run(block: Any, hidden: Tensor, draws: Tensor | None) -> Tensor:
-    """One block; it gets its draws with each call, since it may be computed again after those of another batch."""
+    """One block. Each call sets the draws, since a block may be recomputed after another batch has set its own."""
     block.projection.dropout.draws = draws
     return cast(Tensor, block(hidden))
 
@@ -141,12 +141,12 @@ def initialise(module: nn.Module) -> None:
 
 @torch.no_grad()
 def estimate_statistics(tower: ImageTower, batches: Iterable[Tensor]) -> None:
-    """Sets the running statistics to the mean over groups of their batch statistics (variance unbiased).
+    """Sets the running statistics to the mean of the batch statistics over groups (variance unbiased).
 
-    A group is one of batch-norm's, or a whole batch for its other kinds. Ranks do not speak, so one may do it alone.
+    A group is that of batch-norm, or a whole batch for its other kinds. No messages are sent, so one rank may call it.
 
     Args:
-        tower: its mode is put back afterwards; parameters are not touched.
+        tower: its mode is restored afterwards; parameters do not change.
         batches: pixels (B, 3, H, W); a batch is a multiple of the batch-norm group.
     """
     norms = [module for module in tower.modules() if isinstance(module, BatchNorm2d)]

@@ -1,7 +1,6 @@
 """Image bytes -> pixels (paper section 4.1): resized to a square, aspect not kept, cropped, scaled to [-1, 1].
 
-Training crops at random and flips; evaluation crops the centre. Transparent pixels are laid on white, as a page shows
-them.
+Training crops at random and flips; evaluation crops the centre. Transparent pixels become white, as on a web page.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from align.errors import DataError
 
-#: More pixels than this are refused before decoding.
+#: Images with more pixels are refused before decoding.
 MAX_PIXELS = 100_000_000
 
 
@@ -31,16 +30,16 @@ def decode(data: bytes, size_px: int, scratch: NDArray[np.uint8] | None = None) 
     JPEGs are decoded at the smallest 1/2^k scale that is not below `size_px`.
 
     Args:
-        data: of the file.
+        data: the bytes of the file.
         size_px: side of the square.
-        scratch: memory to decode JPEGs into that fit it. The system then need not hand out fresh pages for each one,
-            which takes it a third of the time at 346 px.
+        scratch: memory to decode JPEGs into, if they fit. It saves fresh pages for each image, which take a third of
+            the time at 346 px.
 
     Returns:
-        (size_px, size_px, 3) RGB; may lie in `scratch`.
+        (size_px, size_px, 3) uint8 RGB, possibly a view of `scratch`.
 
     Raises:
-        DataError: the bytes are no image that Pillow or simplejpeg reads, or it has more than MAX_PIXELS pixels.
+        DataError: neither Pillow nor simplejpeg reads the bytes, or the image has more than MAX_PIXELS pixels.
     """
     pixels = _decode_jpeg(data, size_px, scratch) if data[:2] == b"\xff\xd8" else None
     if pixels is None:
@@ -61,7 +60,7 @@ def _decode_jpeg(data: bytes, size_px: int, scratch: NDArray[np.uint8] | None) -
         decoded: NDArray[np.uint8] = simplejpeg.decode_jpeg(
             data, "RGB", min_height=size_px, min_width=size_px, buffer=scratch if fits else None
         )
-    except ValueError:  # Pillow is more lenient with broken files
+    except ValueError:  # Pillow accepts more broken files
         return None
     return decoded
 
@@ -76,8 +75,8 @@ def _decode_any(data: bytes) -> NDArray[np.uint8]:
             if "A" in image.getbands() or "transparency" in image.info:
                 layer = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-            return np.array(image.convert("RGB"))  # a copy: torch wants it writable
-    except UnidentifiedImageError:  # its message holds a memory address
+            return np.array(image.convert("RGB"))  # a copy, because torch needs it writable
+    except UnidentifiedImageError:  # its message contains a memory address
         raise DataError("not an image of a format that can be decoded") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"not an image that can be decoded: {error}") from None
@@ -94,9 +93,9 @@ def random_crop(image: NDArray[np.uint8], out: NDArray[np.uint8], draws: Sequenc
 
     Args:
         image: (H, W, 3).
-        out: (size_px, size_px, 3), for the crop.
+        out: (size_px, size_px, 3); receives the crop.
         draws: three uniform numbers in [0, 1): top, left, flip.
-        flip: whether flips happen at all.
+        flip: whether to flip at all.
     """
     size_px = len(out)
     top = int(draws[0] * (image.shape[0] - size_px + 1))

@@ -1,4 +1,4 @@
-"""The published shapes of both towers by name.
+"""The published shapes of both towers, by name.
 
 Image: EfficientNet's width and depth coefficients. B0 to B7 from Tan & Le, "EfficientNet", ICML 2019 (arXiv
 1905.11946), as in its code; L2 from Xie et al., "Self-training with Noisy Student", CVPR 2020 (arXiv 1911.04252).
@@ -7,7 +7,7 @@ Text: BERT's hidden size, layers and heads. Base and Large from Devlin et al., N
 Small and Medium from Turc et al., "Well-Read Students Learn Better" (arXiv 1908.08962). Heads are 64 wide throughout.
 
 The paper's main model is L2 with Large (section 4.1), its ablations are B1, B3, B5, B7 and L2 with Mini, Base and Large
-(6.1). Input sizes are not part of a preset: ALIGN takes 289 px for all.
+(6.1). Input sizes are not part of a preset: ALIGN uses 289 px for all.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ TEXT_TOWERS = {
 
 
 def image_shape(config: ModelConfig) -> ImageTowerShape:
-    """The image tower's coefficients, of its name or as given."""
+    """The coefficients of the image tower, which the config names or gives."""
     tower = config.image_tower
     return IMAGE_TOWERS[tower] if isinstance(tower, str) else tower
 
 
 def text_shape(config: ModelConfig) -> TextTowerShape:
-    """The text tower's sizes, of its name or as given."""
+    """The sizes of the text tower, which the config names or gives."""
     tower = config.text_tower
     return TEXT_TOWERS[tower] if isinstance(tower, str) else tower
 
 
 def named_image_tower(shape: ImageTowerShape) -> ImageTowerName | ImageTowerShape:
-    """The name that stands for a shape, or the shape itself where none does."""
+    """The name of a shape, or the shape itself if it has none."""
     return next((name for name, known in IMAGE_TOWERS.items() if known == shape), shape)
 
 
 def named_text_tower(shape: TextTowerShape) -> TextTowerName | TextTowerShape:
-    """The name that stands for a shape, or the shape itself where none does."""
+    """The name of a shape, or the shape itself if it has none."""
     return next((name for name, known in TEXT_TOWERS.items() if known == shape), shape)

@@ -1,7 +1,7 @@
 """WordPiece learned from the training texts (paper section 4.1), saved as a transformers fast tokenizer.
 
-Lower-cased, as BERT uncased, but accents are kept: dropping them merges words in many languages. Texts are always
-truncated at the model's length (upstream's ALIGN processor pads and never truncates).
+Lower-cased like BERT uncased, but with accents: dropping them merges words in many languages. Texts are always
+truncated to the model's length (upstream's ALIGN processor pads and never truncates).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from align.errors import DataError
 from align.files import to_json, write_text
+from align.formats.model_folder import TOKENIZER
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -25,12 +26,12 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def fit_wordpiece(texts: Iterable[str], *, vocab_size: int, min_count: int) -> Tokenizer:
     """Learns a WordPiece vocabulary.
 
-    The trainer numbers the pieces of one character as it meets them in a hash table, and breaks ties between merges by
-    those numbers: two runs differ. Handed over in advance, in order, they make the result a function of the texts.
+    The trainer numbers pieces of one character in the order of a hash table and breaks ties between merges by these
+    numbers, so two runs would differ. Passing the pieces in advance, sorted, makes the result a function of the texts.
 
     Args:
         texts: the training texts.
-        vocab_size: upper bound, special tokens included.
+        vocab_size: upper bound, including special tokens.
         min_count: pairs of pieces rarer than this are not merged.
 
     Raises:
@@ -44,7 +45,7 @@ def fit_wordpiece(texts: Iterable[str], *, vocab_size: int, min_count: int) -> T
     for text in texts:
         counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     if not counts:
-        raise DataError("no training text has a word: there is nothing to learn a vocabulary from")
+        raise DataError("no training text has a word, so no vocabulary can be learned")
     inner = sorted({f"##{character}" for word in counts for character in word[1:]})
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, min_frequency=min_count, special_tokens=[*SPECIAL_TOKENS, *inner], show_progress=False
@@ -67,7 +68,7 @@ def fit_wordpiece(texts: Iterable[str], *, vocab_size: int, min_count: int) -> T
 def save_tokenizer(tokenizer: Tokenizer, directory: Path, *, max_tokens: int) -> None:
     """Writes tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer.from_pretrained` reads."""
     document = json.loads(tokenizer.to_str())
-    write_text(directory / "tokenizer.json", to_json(document))
+    write_text(directory / TOKENIZER, to_json(document))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_tokens,
@@ -84,7 +85,7 @@ class TextTokenizer:
     """Texts -> padded tensors.
 
     Attributes:
-        vocab_size: rows that the word embedding needs.
+        vocab_size: number of tokens, and rows of the word embedding.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
@@ -96,12 +97,12 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, directory: Path, max_tokens: int) -> TextTokenizer:
-        """Reads any transformers fast-tokenizer folder.
+        """Reads the folder of any transformers fast tokenizer.
 
         Raises:
-            DataError: the folder has no tokenizer.json, or it does not load.
+            DataError: the folder has no tokenizer.json, or it cannot be loaded.
         """
-        path = directory / "tokenizer.json"
+        path = directory / TOKENIZER
         if not path.exists():
             raise DataError(f"{directory}: no tokenizer here (tokenizer.json is missing); run `align fit_tokenizer`")
         try:

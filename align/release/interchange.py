@@ -37,6 +37,7 @@ from transformers.utils import logging
 
 from align.config.model import BatchNormKind, ImageTowerShape, ModelConfig, TextTowerShape
 from align.errors import DataError
+from align.formats.model_folder import TOKENIZER, WEIGHTS, is_hugging_face
 from align.model.dual_encoder import DualEncoder, text_config
 from align.model.image_tower import vision_config
 from align.model.presets import named_image_tower, named_text_tower
@@ -111,15 +112,15 @@ def write_hugging_face(model: DualEncoder, tokenizer_dir: Path, directory: Path)
         "text_model.pooler.dense.bias": torch.zeros(hidden),
     }
     config.save_pretrained(directory)
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
     _processor(model.config, tokenizer_dir).save_pretrained(directory)
 
 
 def _processor(config: ModelConfig, tokenizer_dir: Path) -> AlignProcessor:
-    TextTokenizer.load(tokenizer_dir, config.max_tokens)  # its errors name what is wrong with the folder
-    stored = json.loads((tokenizer_dir / "tokenizer.json").read_text(encoding="utf-8"))
-    stored["truncation"] = stored["padding"] = None  # the processor sets both in each call
-    make_tokenizer: Any = PreTrainedTokenizerFast  # both are untyped in transformers
+    TextTokenizer.load(tokenizer_dir, config.max_tokens)  # says clearly what is wrong with the folder
+    stored = json.loads((tokenizer_dir / TOKENIZER).read_text(encoding="utf-8"))
+    stored["truncation"] = stored["padding"] = None  # the processor asks for both with each call
+    make_tokenizer: Any = PreTrainedTokenizerFast  # transformers leaves both untyped
     make_processor: Any = AlignProcessor
     tokenizer = make_tokenizer(
         tokenizer_object=Tokenizer.from_str(json.dumps(stored)),
@@ -188,15 +189,6 @@ def read_hugging_face(
     model = DualEncoder(config, vocab_size)
     model.load_state_dict(our_weights(loaded.state_dict(), config.max_tokens))
     return model.eval(), tokenizer
-
-
-def is_hugging_face(directory: Path) -> bool:
-    """Whether a folder's config.json is upstream's for an ALIGN model."""
-    try:
-        document = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(document, dict) and document.get("model_type") == "align"
 
 
 def model_config(

@@ -1,12 +1,12 @@
-"""Metrics of a training run as it goes, into an MLflow run that somebody else began and will end.
+"""Live metrics of a training run, logged into an MLflow run that somebody else starts and ends.
 
-A row is first a line of a journal beside the run's checkpoints; a thread delivers the journal from there. So training
-waits for nobody, memory holds no more than one request's rows however long MLflow is away, and what a killed process
-had not delivered is delivered by the one that takes its place. Points go out in the order of their steps, so each
-series has arrived up to its last step there and no further: that is all that has to be asked after a doubt.
+Each row is first appended to a journal next to the run's checkpoints; a thread delivers the journal. So training never
+waits, memory holds at most one request's rows however long MLflow is unavailable, and the rows that a killed process
+had not delivered are delivered by the next one. Points are sent in the order of their steps, so the last step of each
+series in MLflow says which points have arrived; after an unanswered request nothing else must be checked.
 
-The journal is the training run's, not MLflow's: one that is gone on with later, into another MLflow run, has its whole
-curve there, also what no report keeps (speed, cost, loader wait).
+The journal belongs to the training run, not to the MLflow run. A run that is resumed later, into another MLflow run,
+has its whole curve there, including what no report keeps (speed, cost, loader wait).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from align.errors import RefusedError, ServiceError
 from align.services.tracking import Tracker, metric_name
 
 #: `step`, `time` in ms since 1970, and metrics.
-Row = dict[str, float]
+JournalRow = dict[str, float]
 
-#: Seconds until MLflow is asked again: doubled each time, from the first number to the second.
+#: Seconds before a failed delivery is retried: doubled each time, from the first number to the second.
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 15.0
-#: Seconds that the end of training waits for the last rows; and one that failed, whose journal is gone on with.
+#: Seconds that the end of training waits for the last rows; and a failed run, whose journal the next one continues.
 _LAST_WAIT_S, _GRACE_S = 30.0, 2.0
-#: Of the journal, read at a time. A row is some hundred bytes.
+#: Bytes of the journal read at a time. A row has some hundred bytes.
 _PART_BYTES = 1 << 17
 
 
@@ -39,8 +39,8 @@ class Journal:
     """Rows of one training run, in the order of their steps. One thread writes, another reads.
 
     Args:
-        path: begun, or gone on with: what ranks that died and started anew repeat is left out, and half a line, the
-            last thing that a killed process did, is taken away.
+        path: created, or continued: rows that restarted ranks repeat are left out, and an incomplete last line of a
+            killed process is removed.
 
     Raises:
         OSError: it cannot be written.
@@ -57,7 +57,7 @@ class Journal:
         self.last_step = max((int(row["step"]) for row in _rows(lines[:-1])), default=-1)
 
     def append(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes a row, unless that step was written before. Raises OSError, as for a full disk."""
+        """Appends a row, unless its step was written before. Raises OSError, for example for a full disk."""
         if step > self.last_step:
             row = {"step": step, "time": time.time_ns() // 1_000_000, **metrics}
             line = json.dumps(row).encode() + b"\n"
@@ -65,37 +65,37 @@ class Journal:
                 raise OSError(f"{self.path}: no space left")
             self.last_step = step
 
-    def read(self, begin: int) -> tuple[list[Row], int]:
-        """Some rows from an offset on, and the offset behind them, the same one where there is no whole line yet."""
+    def read(self, begin: int) -> tuple[list[JournalRow], int]:
+        """Some rows from an offset on, and the offset after them: the same one if there is no complete line yet."""
         data = os.pread(self._descriptor, _PART_BYTES, begin)
         end = data.rfind(b"\n") + 1
         return _rows(data[:end].split(b"\n")), begin + end
 
     def close(self) -> None:
-        """Neither writes nor reads any more."""
+        """Closes the file."""
         os.close(self._descriptor)
 
 
-def _rows(lines: list[bytes]) -> list[Row]:
-    """What can be read of them: a power cut may leave anything."""
-    found = []
+def _rows(lines: list[bytes]) -> list[JournalRow]:
+    """The rows of the valid lines; after a power cut a line may hold anything."""
+    rows: list[JournalRow] = []
     for line in lines:
         with suppress(ValueError):
             row = json.loads(line)
-            found += [row] if isinstance(row, dict) and "step" in row else []
-    return found
+            rows += [row] if isinstance(row, dict) and "step" in row else []
+    return rows
 
 
 class LiveLog:
-    """A log function for `align.training.run.Plan`. Picklable until entered, by the process that trains.
+    """A log function for `align.training.loop.Monitoring`. Picklable until the training process enters it.
 
-    Where MLflow is away, it is asked again and again: that is said once, and once more when it is back. Where it
-    refuses (the run was deleted, credentials are wrong), live logging stops with one warning. Training goes on in any
-    case, and `align register` completes the series from metrics.jsonl.
+    If MLflow is unavailable, delivery is retried; one line reports the outage and one its end. If MLflow refuses (the
+    run was deleted, credentials are wrong), live logging stops with one warning. Training continues in either case, and
+    `align register` completes the series from metrics.jsonl.
 
     Args:
         run_id: of the MLflow run.
-        stage: goes before every name, such as `pretrain/train/loss`, since stages count their steps anew.
+        stage: prefix of every name, such as `pretrain/train/loss`, since each stage counts its steps from 1.
         journal: file of the rows.
     """
 
@@ -105,7 +105,7 @@ class LiveLog:
         self._writes = True
 
     def __enter__(self) -> Self:
-        """Begins to deliver, with what an earlier process left."""
+        """Starts the delivery, beginning with rows that an earlier process did not deliver."""
         try:
             self._delivery = _Delivery(self._run_id, self._stage, Journal(self._path))
         except OSError as error:
@@ -121,7 +121,7 @@ class LiveLog:
                 self._stop(error)
 
     def __exit__(self, kind: type[BaseException] | None, _error: object, _where: TracebackType | None) -> None:
-        """Delivers what is left, for half a minute at most."""
+        """Delivers the remaining rows; waits at most half a minute."""
         delivery, self._delivery = self._delivery, None
         if delivery is not None and not delivery.end(_LAST_WAIT_S if kind is None else _GRACE_S):
             say(
@@ -131,26 +131,26 @@ class LiveLog:
 
     def _stop(self, error: OSError) -> None:
         self._writes = False
-        say(f"{self._stage}: live logging stopped, training goes on: {self._path}: {error.strerror or error}")
+        say(f"{self._stage}: live logging stopped, training continues: {self._path}: {error.strerror or error}")
 
 
 class _Delivery:
-    """The thread that brings a journal to MLflow."""
+    """The thread that delivers a journal to MLflow."""
 
     def __init__(self, run_id: str, stage: str, journal: Journal) -> None:
         self._run_id, self._stage, self._journal = run_id, stage, journal
         self._news, self._ending, self._over = threading.Event(), threading.Event(), threading.Event()
-        # A daemon: a request that hangs must not keep the process.
+        # A daemon: a hanging request must not keep the process alive.
         self._thread = threading.Thread(target=self._deliver, name="live metrics", daemon=True)
         self._thread.start()
 
     def put(self, step: int, metrics: dict[str, float]) -> None:
-        """Hands over a row. Raises OSError where the journal cannot be written."""
+        """Adds a row. Raises OSError if the journal cannot be written."""
         self._journal.append(step, metrics)
         self._news.set()
 
     def end(self, wait_s: float) -> bool:
-        """Waits until all is delivered; False where it was not within so many seconds."""
+        """Waits until all rows are delivered; returns False if that takes longer than `wait_s` seconds."""
         self._ending.set()
         self._news.set()
         self._thread.join(wait_s)
@@ -163,7 +163,7 @@ class _Delivery:
     def _deliver(self) -> None:
         tracker: Tracker | None = None
         last_steps: dict[str, int] | None = None
-        begin, pause_s, num_back = 0, _PAUSE_S, -1  # rows delivered since MLflow is back; -1: it was not away
+        begin, pause_s, num_back = 0, _PAUSE_S, -1  # rows delivered since MLflow is back; -1: no outage
         while not self._over.is_set():
             ending = self._ending.is_set()  # before reading: the last row is written by then
             rows, end = self._journal.read(begin)
@@ -178,16 +178,16 @@ class _Delivery:
                 continue
             try:
                 tracker = tracker or Tracker()
-                if last_steps is None:  # at first, and where an answer did not come: what was sent may have arrived
+                if last_steps is None:  # at the start, and after a request without an answer: its rows may have arrived
                     last_steps = tracker.last_steps(self._run_id)
                 missing = self._missing(rows, last_steps)
                 tracker.log_rows(self._run_id, missing, f"{self._stage}/")
             except RefusedError as error:
-                say(f"{self._stage}: live logging stopped, training goes on: {error}")
+                say(f"{self._stage}: live logging stopped, training continues: {error}")
                 return
             except ServiceError as error:
                 if num_back < 0:
-                    say(f"{self._stage}: training goes on, its rows wait in {self._journal.path}: {error}")
+                    say(f"{self._stage}: training continues, its rows wait in {self._journal.path}: {error}")
                 last_steps, num_back = None, max(num_back, 0)
                 if self._ending.wait(pause_s):
                     self._over.wait(_PAUSE_S)
@@ -196,9 +196,9 @@ class _Delivery:
             begin, pause_s = end, _PAUSE_S
             num_back += len(missing) if num_back >= 0 else 0
 
-    def _missing(self, rows: list[Row], last_steps: dict[str, int]) -> list[Row]:
-        """The rows without the points that are there."""
-        found = []
+    def _missing(self, rows: list[JournalRow], last_steps: dict[str, int]) -> list[JournalRow]:
+        """The rows without the points that MLflow already has."""
+        missing = []
         for row in rows:
             left = {
                 name: value
@@ -206,5 +206,5 @@ class _Delivery:
                 if last_steps.get(metric_name(f"{self._stage}/{name}"), -1) < row["step"]
             }
             if left.keys() - {"step", "time"}:
-                found.append(left)
-        return found
+                missing.append(left)
+        return missing

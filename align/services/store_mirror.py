@@ -14,7 +14,7 @@ from align.services import store_client
 
 @dataclass(frozen=True)
 class CheckpointMirror:
-    """See `align.protocols.store.Mirror`. Can be pickled: each rank has one.
+    """Implements `align.protocols.store.Mirror`. Picklable: each rank has its own.
 
     Attributes:
         config: how to reach the server.
@@ -25,21 +25,21 @@ class CheckpointMirror:
     location: str
 
     def put(self, path: Path, name: str) -> None:
-        """Stores a file; an existing one stays as it is, since a step's checkpoint is the same each time."""
+        """Uploads a file, unless the store has it already: a step's checkpoint is the same each time."""
         store_client.upload(self.config, path, self._uri(name))
 
     def names(self, run: str) -> list[str]:
-        """Names of a run's files, sorted."""
+        """The names of a run's files, in order."""
         bucket, key = store_client.split_uri(self._uri(f"{run}/"))
         return [name.removeprefix(key) for name in store_client.list_objects(self.config, bucket, key)]
 
     def get(self, name: str, path: Path) -> None:
-        """Copies a file here, whole or not at all."""
+        """Downloads a file, whole or not at all."""
         part = path.with_name(f".{path.name}.part")
         try:
             with part.open("wb") as file:
                 if store_client.download(self.config, self._uri(name), file) is None:
-                    raise DataError(f"{self._uri(name)}: removed while it was needed; run again")
+                    raise DataError(f"{self._uri(name)}: has been deleted meanwhile; run again")
             fsync(part)
             os.replace(part, path)
         finally:
@@ -54,5 +54,5 @@ class CheckpointMirror:
 
 
 def checkpoint_mirror(config: StoreConfig) -> CheckpointMirror | None:
-    """The mirror that `store.checkpoints` names; None if it names none."""
+    """The mirror at `store.checkpoints`, or None if that is null."""
     return None if config.checkpoints is None else CheckpointMirror(config, config.checkpoints)

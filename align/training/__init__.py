@@ -1,1 +1,1 @@
-"""The training loop and what it stands on: loader, optimiser, checkpoints, process group."""
+"""Training: the tokenizer, pre-training and fine-tuning, with loss, loop, loader, optimiser, checkpoints and ranks."""

@@ -1,4 +1,4 @@
-"""What makes the same training faster: torch.compile and CUDA's settings."""
+"""Faster training with the same result up to rounding: torch.compile and CUDA's settings."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from align.config.recipe import Recipe
 from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
 
-#: Graphs that one block or layer may need: with and without gradients, two sizes of a part, with and without a mask.
+#: Graphs per block or layer: with and without gradients, two sizes of a part, with and without a mask.
 _GRAPHS = 8
 
 
 @contextmanager
 def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Compiles the towers' blocks and sets CUDA's switches as the recipe says; these are put back after the block.
+    """Compiles the towers' blocks and sets CUDA's switches as the recipe says; the switches are reset afterwards.
 
-    Compiled is what a block or layer does, not the module: names in the state dict stay, and so do hooks. Repeated
-    ones share what was compiled for the first. Texts of any length are one graph; images have few sizes of parts, each
-    a graph of its own. Evaluation is left as it is: see `as_written`.
+    Only the forward function of a block or layer is compiled, so that names in the state dict, and hooks, stay.
+    Repeated blocks share one compiled graph. Texts of any length share one graph; images have few sizes of parts, each
+    with its own graph. Evaluation is not compiled, see `as_written`.
 
-    On a CPU the switches are left alone: newer ones take torch's word for TF32, too.
+    On a CPU the switches are not set: newer CPUs also obey torch's setting for TF32.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
@@ -39,7 +39,7 @@ def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Ite
         for module, dynamic in [(block, False) for block in blocks] + [(layer, True) for layer in layers]:
             part = cast(Any, module)
             part.forward = torch.compile(part.forward, dynamic=dynamic)
-        # all blocks are one piece of code to dynamo, which would take their shapes for a piece that never settles
+        # dynamo counts recompilations per piece of code, and all blocks are one: the limit is for all of them together
         most = _GRAPHS * (len(blocks) + len(layers))
         with torch._dynamo.config.patch(recompile_limit=most, accumulated_recompile_limit=most):
             yield
@@ -48,12 +48,12 @@ def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Ite
 
 
 def require_compiler() -> None:
-    """Whether towers can be compiled for this machine's CPU, which torch tells late, with a page of its own code.
+    """Checks that towers can be compiled for this machine's CPU: torch reports it late, with a page of its own code.
 
     Raises:
-        ConfigError: they cannot; says why.
+        ConfigError: they cannot; the message says why.
     """
-    from torch._inductor.cpp_builder import get_cpp_compiler  # they bring half of torch along
+    from torch._inductor.cpp_builder import get_cpp_compiler  # imports half of torch
     from torch._inductor.exc import InvalidCxxCompiler
     from torch.utils.cpp_extension import TORCH_LIB_PATH
 
@@ -63,11 +63,11 @@ def require_compiler() -> None:
         raise ConfigError("compile: torch finds no C++ compiler; install g++, or set compile to false") from None
     if " " in TORCH_LIB_PATH:
         raise ConfigError(
-            f"compile: torch hands its folder to the linker without quotes, and there is a space in {TORCH_LIB_PATH}; "
-            "make the environment elsewhere, or set compile to false"
+            f"compile: torch passes its folder to the linker without quotes, and there is a space in {TORCH_LIB_PATH}; "
+            "create the environment elsewhere, or set compile to false"
         )
 
 
 def as_written() -> Any:
-    """In this block nothing that is compiled runs so: evaluation sees other sizes, and would compile them for once."""
+    """Within this block nothing runs compiled: evaluation has other sizes, which would each be compiled for one use."""
     return torch.compiler.set_stance("force_eager")

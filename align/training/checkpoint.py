@@ -1,8 +1,8 @@
-"""Resumable state: one folder a run, keyed by what determines its result, so that a changed parameter never resumes.
+"""Resumable state: one folder per run, keyed by what determines its result, so a changed parameter never resumes.
 
-A checkpoint holds the whole state after a step: weights, optimiser, and the metric rows so far. Random numbers and the
-data position are functions of the step, so they need no saving. Training waits for a copy of the state and no longer:
-a thread writes it, and brings it to the object store where there is one.
+A checkpoint holds the whole state after a step: weights, optimiser, and the rows of metrics so far. Random numbers and
+the data position are functions of the step, so they are not saved. Training waits only until the state is copied: a
+thread writes the copy, and uploads it if there is an object store.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from align.protocols.store import Mirror
 SCHEMA_VERSION = 2
 
 BEST = "best.pt"
-#: Rows of live metrics, which whoever logs them keeps here, so that they go on with the run.
+#: Rows of live metrics. The live log keeps them in the run's folder, so that a resumed run continues them.
 JOURNAL = "live.jsonl"
 _ACCEPTED = "accepted.json"
 
@@ -40,8 +40,8 @@ class CheckpointFolder:
 
     Args:
         directory: created when something is written.
-        keep: how many of the latest checkpoints stay; the best one by validation stays besides, as `best.pt`.
-        mirror: an object store that has them, too: another machine, or one whose disk is gone, goes on from there.
+        keep: how many of the latest checkpoints are kept; the best one by validation is also kept, as `best.pt`.
+        mirror: an object store that also keeps them, so that another machine, or one that lost its disk, can resume.
     """
 
     def __init__(self, directory: Path, keep: int, mirror: Mirror | None = None) -> None:
@@ -53,10 +53,10 @@ class CheckpointFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the run for this process until the block ends, or the process does.
+        """Locks the run for this process until the block, or the process, ends.
 
         Raises:
-            LockedError: another process trains this very run.
+            LockedError: another process trains the same run.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -72,21 +72,21 @@ class CheckpointFolder:
             os.close(descriptor)
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that lie here, ascending."""
+        """Steps of the checkpoints in the folder, ascending."""
         return sorted(int(path.stem.removeprefix("step-")) for path in self.directory.glob("step-*.pt"))
 
     def save(self, step: int, values: dict[str, Any], *, best: bool = False) -> None:
-        """Begins to write a checkpoint, and returns when its values may change again. One is written at a time.
+        """Starts to write a checkpoint and returns when the values may change again. One is written at a time.
 
-        The oldest beyond `keep` are removed.
+        The oldest checkpoints beyond `keep` are removed.
 
         Args:
             step: whole steps done.
             values: plain values and tensors.
-            best: it is also kept as `best.pt`, in place of an earlier one.
+            best: the checkpoint also replaces `best.pt`.
 
         Raises:
-            TrainingError: the one before could not be written, as for a full disk.
+            TrainingError: the previous checkpoint could not be written, for example to a full disk.
         """
         self.wait()
         copy = _copied({"schema_version": SCHEMA_VERSION, "step": step, **values})
@@ -95,43 +95,43 @@ class CheckpointFolder:
         self._writing = self._writer.submit(self._write, step, copy, best)
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk. Raises as `save`."""
+        """Waits until the last checkpoint is on disk. Raises as `save`."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             try:
                 writing.result()
             except OSError as error:
                 raise TrainingError(
-                    f"{self.directory}: a checkpoint cannot be written: {error.strerror or error}; earlier ones stay"
+                    f"{self.directory}: a checkpoint cannot be written: {error.strerror or error}; older ones are kept"
                 ) from None
 
     def _write(self, step: int, values: dict[str, Any], best: bool) -> None:
         path = self._path(step)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.part")
+        part = path.with_name(f".{path.name}.part")
         try:
-            with beside.open("wb") as file:
+            with part.open("wb") as file:
                 try:
                     torch.save(values, file)
-                except RuntimeError as error:  # of torch's archive, raised over what the file said
+                except RuntimeError as error:  # of torch's archive, raised while handling the file's error
                     if isinstance(error.__context__, OSError):
                         raise error.__context__ from None
                     raise
-            fsync(beside)
-            os.replace(beside, path)
+            fsync(part)
+            os.replace(part, path)
         finally:
-            beside.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
         fsync(path.parent)
         if best:
-            os.link(path, beside)
-            os.replace(beside, path.with_name(BEST))
-        gone = self.steps()[: -self._keep]
-        for old in gone:
+            os.link(path, part)
+            os.replace(part, path.with_name(BEST))
+        old_steps = self.steps()[: -self._keep]
+        for old in old_steps:
             self._path(old).unlink(missing_ok=True)
         if self._mirror is not None:
-            self._send(self._mirror, path, gone)
+            self._send(self._mirror, path)
 
-    def _send(self, mirror: Mirror, path: Path, gone: list[int]) -> None:
+    def _send(self, mirror: Mirror, path: Path) -> None:
         run = self.directory.name
         try:
             mirror.put(path, f"{run}/{path.name}")
@@ -139,35 +139,35 @@ class CheckpointFolder:
             for name in mirror.names(run):
                 if name not in kept:
                     mirror.delete(f"{run}/{name}")
-        except (ServiceError, DataError) as error:  # refused, too: it was not when the run began, see `fetch`
-            say(f"{path.name}: not in the object store, training goes on: {error}")
+        except (ServiceError, DataError) as error:  # also if it refuses: it did not when the run began, see `fetch`
+            say(f"{path.name}: not uploaded to the object store, training continues: {error}")
 
     def fetch(self) -> None:
-        """Brings the latest checkpoint from the object store, where it is newer than those here."""
+        """Downloads the latest checkpoint of the object store if it is newer than those in the folder."""
         if self._mirror is None:
             return
         run = self.directory.name
-        there = sorted(name for name in self._mirror.names(run) if name.startswith("step-"))
-        if there and (not (here := self.steps()) or there[-1] > self._path(here[-1]).name):
-            say(f"{self.directory}: bringing {there[-1]} from the object store")
+        stored = sorted(name for name in self._mirror.names(run) if name.startswith("step-"))
+        if stored and (not (own := self.steps()) or stored[-1] > self._path(own[-1]).name):
+            say(f"{self.directory}: downloading {stored[-1]} from the object store")
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._mirror.get(f"{run}/{there[-1]}", self.directory / there[-1])
+            self._mirror.get(f"{run}/{stored[-1]}", self.directory / stored[-1])
 
     def accepted(self) -> list[str]:
-        """Reasons for which this run went on over a change of code, oldest first."""
+        """Reasons given for resuming this run after changes of code, oldest first."""
         path = self.directory / _ACCEPTED
         return list(json.loads(path.read_text())) if path.exists() else []
 
     def adopt(self, reason: str) -> None:
-        """Goes on from the run of the same values under other code that came farthest.
+        """Continues the run of the same values under other code that has the latest step.
 
         Raises:
-            ConfigError: there is no such run, or no reason is given.
+            ConfigError: there is no such run, or the reason is empty.
         """
         if not reason.strip():
             raise ConfigError("--accept-code-change: say why the change does not alter the result")
         if self.steps():
-            return  # this code's own
+            return  # a run of this code
         values, _, _ = self.directory.name.rpartition("-")
         others = [
             CheckpointFolder(path, self._keep)
@@ -180,31 +180,33 @@ class CheckpointFolder:
         self.directory.mkdir(parents=True, exist_ok=True)
         write_text(self.directory / _ACCEPTED, json.dumps([*best.accepted(), reason.strip()]) + "\n")
         latest = best._path(best.steps()[-1])
-        for path in (best.directory / JOURNAL, latest):  # the checkpoint last: with it the run is this code's own
+        for path in (best.directory / JOURNAL, latest):  # the checkpoint last: it makes the run one of this code
             if path.exists():
                 part = self.directory / ".adopted.part"
                 shutil.copyfile(path, part)
                 os.replace(part, self.directory / path.name)
-        say(f"{self.directory}: going on from {latest}, made by other code: {reason.strip()}")
+        say(f"{self.directory}: resuming from {latest}, written by other code: {reason.strip()}")
 
     def load_latest(self, device: torch.device) -> dict[str, Any] | None:
-        """The newest checkpoint that reads; an unreadable one is reported and passed over. None if there is none.
+        """The newest readable checkpoint, or None if there are none. Unreadable ones are reported and skipped.
 
         Raises:
-            CorruptError: there are checkpoints, but none reads.
+            CorruptError: there are checkpoints, but none is readable.
         """
         self.wait()
         steps = self.steps()
         for step in reversed(steps):
             if not _whole(self._path(step)):
-                say(f"{self._path(step)}: is damaged, trying the one before")
+                say(f"{self._path(step)}: is damaged, trying the previous one")
                 continue
             state = torch.load(self._path(step), map_location=device, weights_only=True)
             if isinstance(state, dict) and state.get("schema_version") == SCHEMA_VERSION:
                 return state
-            say(f"{self._path(step)}: written by another version, trying the one before")
+            say(f"{self._path(step)}: written by another version, trying the previous one")
         if steps:
-            raise CorruptError(f"{self.directory}: no checkpoint reads; remove the folder to train from the start")
+            raise CorruptError(
+                f"{self.directory}: no checkpoint can be read; remove the folder to train from the start"
+            )
         return None
 
     def _path(self, step: int) -> Path:
@@ -212,7 +214,7 @@ class CheckpointFolder:
 
 
 def _whole(path: Path) -> bool:
-    """Whether a checkpoint, which is a zip archive, has all its bytes as they were written."""
+    """Whether a checkpoint, which is a zip archive, passes its checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -232,5 +234,5 @@ def _copied(value: Any) -> Any:
 
 
 def run_key(values: dict[str, Any], code: str) -> str:
-    """What determines a run's result: 16 hex digits of its values, and 8 of the digest of the code that computes it."""
+    """Key of what determines a run's result: 16 hex digits of its values, and 8 of the code that computes it."""
     return f"{hashlib.sha256(to_json(values).encode()).hexdigest()[:16]}-{code[:8]}"

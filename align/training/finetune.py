@@ -1,7 +1,7 @@
-"""finetune: retrieval fine-tuning from the pre-trained model (paper section 4.2): same loss, small learning rate.
+"""finetune: retrieval fine-tuning of the pre-trained model (paper section 4.2): same loss, small learning rate.
 
-Decision: the demo fine-tunes on the training split of its own pairs, as it has no curated captions; with COCO or
-Flickr30K in `data/shards` it is the paper's protocol.
+Decision: the demo has no curated captions, so it fine-tunes on the training split of its own pairs. With COCO or
+Flickr30K in `data/shards` this stage follows the paper's protocol.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import argparse
 from align.config import Params
 from align.config.finetune import FinetuneConfig
 from align.config.paths import PathsConfig
-from align.model.dual_encoder import load_model
-from align.training.stage import add_arguments, train
+from align.formats.model_folder import read_config
+from align.training.stage import add_arguments, train_from_params
 
 __all__ = ["add_arguments", "main"]
 
@@ -20,5 +20,7 @@ __all__ = ["add_arguments", "main"]
 def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align finetune`."""
     paths = params.section(PathsConfig)
-    model = load_model(paths.pretrained).config
-    train(params, args, params.section(FinetuneConfig), model, initial=paths.pretrained, out=paths.finetuned)
+    model = read_config(paths.pretrained).model
+    train_from_params(
+        params, args, params.section(FinetuneConfig), model, initial=paths.pretrained, out=paths.finetuned
+    )

@@ -1,6 +1,6 @@
-"""fit_tokenizer: the WordPiece vocabulary, learned from the kept training texts (paper section 4.1: 100k words).
+"""fit_tokenizer: learns the WordPiece vocabulary from the kept training texts (paper section 4.1: 100k words).
 
-Only texts of the training split are read, so that validation and test words stay unseen.
+Only the training split is read, so words of the validation and test splits stay unseen.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from align.model.tokenizer import SPECIAL_TOKENS, TextTokenizer, fit_wordpiece, 
 from align.report import Report, record_runtime, write_report
 from align.services.store import materialised
 
-#: Longer than any text, to measure lengths.
+#: More tokens than any text has: lengths are measured without truncation.
 NEVER_TRUNCATED = 1_000_000
 
 
 class FitTokenizerReport(Report):
-    """What was learned, and how it fits the texts it was learned from."""
+    """The vocabulary's size, and how it fits the texts that it was learned from."""
 
     longest_text: str
 
@@ -39,7 +39,7 @@ def fit_tokenizer(
     Args:
         config: section `fit_tokenizer`.
         max_tokens: longest token sequence of the model; saved with the tokenizer.
-        shards: data/shards, of which the training split is read.
+        shards: data/shards; only the training split is read.
         out: data/tokenizer; replaced whole.
         reports: folder of the report.
 
@@ -83,5 +83,5 @@ def main(params: Params, args: argparse.Namespace) -> None:
     metrics = report.metrics
     say(
         f"fit_tokenizer: {metrics['fit_tokenizer/vocab_size']:,} tokens from {metrics['fit_tokenizer/num_texts']:,} "
-        f"texts, {metrics['fit_tokenizer/tokens_per_text']:.1f} tokens a text"
+        f"texts, {metrics['fit_tokenizer/tokens_per_text']:.1f} tokens per text"
     )

@@ -1,7 +1,7 @@
-"""Signs of a training run's health, and what is said when one leaves its bounds (`health` in params.yaml).
+"""Signs of a training run's health, with a warning when one leaves its bounds (`health` in params.yaml).
 
-A sign that has left its bounds is said once, and once more when it is back. Nothing is stopped: people decide. (A loss
-that is not finite does end the run, see `align.training.step`.)
+Each excursion gives one warning, and one line when the value is within its bounds again. None stops the run: people
+decide. (A loss that is not finite does end the run, see `align.training.step`.)
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from torch import Tensor
 from align.config.health import HealthConfig
 from align.console import say
 
-#: Steps whose gradient norms make the median.
+#: The median is over the gradient norms of this many steps ...
 _NORMS = 100
-#: Before so many the median says little.
+#: ... and is used once it has this many.
 _ENOUGH_NORMS = 20
+
+_WAIT = "train/loader_wait_share"
 
 
 class Health:
-    """Watches one run. Fed by the leading rank, step by step and row by row.
+    """Watches one run. The leading rank calls it for each step and each row of metrics.
 
     Attributes:
-        alarms: what is out of its bounds at present, in words, by sign.
-        num_alarms: how often something has left them so far.
+        alarms: what is out of its bounds now: name of the sign -> warning.
     """
 
     def __init__(self, config: HealthConfig, section: str) -> None:
         self.alarms: dict[str, str] = {}
-        self.num_alarms = 0
         self._config, self._section = config, section
         self._norms: deque[float] = deque(maxlen=_NORMS)
         self._temperatures: deque[float] = deque(maxlen=config.stuck_steps + 1)
 
     def step(self, step: int, *, temperature: float, gradient_norm: float) -> None:
-        """Looks at a step."""
+        """Checks the values of one step."""
         config = self._config
         if config.temperature is not None:
             low, high = config.temperature
@@ -55,23 +55,22 @@ class Health:
         self._norms.append(gradient_norm)
 
     def row(self, step: int, row: Mapping[str, float], embed_width: int) -> None:
-        """Looks at a row of metrics: those of it that have a bound."""
+        """Checks those metrics of a row that have a bound."""
         config = self._config
-        rank, gap, wait = (row.get(f"{name}") for name in ("val/effective_rank", "val/batch_norm_gap", _WAIT))
+        rank, gap, wait = (row.get(name) for name in ("val/effective_rank", "val/batch_norm_gap", _WAIT))
         if rank is not None and config.min_effective_rank_share is not None:
             bound = config.min_effective_rank_share * embed_width
-            words = f"below {bound:.3g} of {embed_width}: embeddings collapse"
+            words = f"below {bound:.3g} of {embed_width}: the embeddings collapse"
             self._judge(step, "effective rank", rank, rank < bound, words)
         if gap is not None and config.max_batch_norm_gap is not None:
             words = f"above {config.max_batch_norm_gap:g}: batch-norm's running statistics do not fit"
             self._judge(step, "batch-norm gap", gap, gap > config.max_batch_norm_gap, words)
         if wait is not None and config.max_loader_wait_share is not None:
-            words = f"above {config.max_loader_wait_share:g}: more loader threads, or images nearer to their size"
+            words = f"above {config.max_loader_wait_share:g}: use more loader threads, or images nearer to their size"
             self._judge(step, "loader wait share", wait, wait > config.max_loader_wait_share, words)
 
     def _judge(self, step: int, sign: str, value: float, bad: bool, bound: str) -> None:
         if bad and sign not in self.alarms:
-            self.num_alarms += 1
             self.alarms[sign] = f"{sign} {value:.4g}, {bound}"
             say(f"{self._section}: warning: step {step:,}: {self.alarms[sign]}")
         elif not bad and sign in self.alarms:
@@ -79,19 +78,17 @@ class Health:
             say(f"{self._section}: step {step:,}: {sign} {value:.4g} is within its bounds again")
 
 
-_WAIT = "train/loader_wait_share"
+def effective_rank(embeds_ND: Tensor) -> float:
+    """The number of directions that embeddings (N, D) spread over: exp of the entropy of their covariance's spectrum.
 
-
-def effective_rank(embeds: Tensor) -> float:
-    """How many directions (N, D) embeddings spread over: exp of the entropy of their covariance's spectrum.
-
-    1 where all lie on a line (or are equal), at most min(N - 1, D). Roy and Vetterli (2007).
+    1 where all points are on a line or equal; at most min(N - 1, D). Roy and Vetterli (2007).
     """
-    centred = (embeds - embeds.mean(0)).double()
-    gram = centred.T @ centred if centred.shape[1] <= len(centred) else centred @ centred.T
+    centred_ND = (embeds_ND - embeds_ND.mean(0)).double()
+    num, width = centred_ND.shape
+    gram = centred_ND.T @ centred_ND if width <= num else centred_ND @ centred_ND.T  # the smaller of (D, D), (N, N)
     values = torch.linalg.eigvalsh(gram).clamp(min=0)
     total = float(values.sum())
-    if total <= 1e-12 * len(embeds):
+    if total <= 1e-12 * num:
         return 1.0
     shares = values / total
     shares = shares[shares > 1e-12]

@@ -1,8 +1,8 @@
-"""Where the samples of a split lie: the manifest itself is the index, and each shard's offsets are read when needed.
+"""Where the samples of a split are stored: the manifest is the index, and a shard's offsets are read when needed.
 
-Most of a manifest is offsets: 54 GB at the paper's 1.8 billion images (section 3). As Python tuples they took 307 bytes
-an image, here none: one pass finds where each shard's offsets stand in the file, and a rank parses the shards of the
-block that it is in. So a plan that travels to ranks stays small, too.
+Most of a manifest is offsets: 54 GB at the paper's 1.8 billion images (section 3). As Python tuples they would take 307
+bytes per image. Here one pass notes where the offsets of each shard are in the file, and a rank parses those of its
+current block of shards. This also keeps the plan that is sent to the ranks small.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from align.errors import CorruptError, DataError, FormatError
 from align.formats.shards import MANIFEST, Manifest, SplitName, parse_manifest
 from align.protocols.store import Tars
 
-#: As `align.shard.writer` writes it: compact.
+#: Compact JSON, as `align.shard.writer` writes it.
 _OFFSETS = b'"offsets":['
 
 
 @dataclass(frozen=True, eq=False)
 class SplitIndex:
-    """Where the samples of a split lie. Can be pickled: 150 bytes a shard.
+    """Where the samples of a split are stored. Picklable: 150 bytes per shard.
 
     Attributes:
         manifest: path of the manifest.
         shards: absolute paths of the tars, or URIs.
-        counts: (S,) samples of each.
-        spans: (S, 2) where the text of each shard's offsets begins and ends in the manifest, in bytes.
+        counts: (S,) number of samples in each shard.
+        spans: (S, 2) first and last byte, in the manifest, of the text of each shard's offsets; the last is excluded.
     """
 
     manifest: str
@@ -49,11 +49,11 @@ class SplitIndex:
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """(S + 1,) number of each shard's first sample, and the number of samples."""
+        """(S + 1,) number of each shard's first sample, then the number of all samples."""
         return np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
 
     def read_offsets(self, shard: int) -> NDArray[np.int64]:
-        """(n, 4) of one shard: jpg offset, jpg bytes, json offset, json bytes.
+        """(n, 4) for the n samples of one shard: jpg offset, jpg bytes, json offset, json bytes.
 
         Raises:
             CorruptError: the manifest was replaced since the index was made.
@@ -67,15 +67,15 @@ class SplitIndex:
         except ValueError:
             numbers = np.empty(0, dtype=np.int64)
         if len(numbers) != 4 * int(self.counts[shard]):
-            raise CorruptError(f"{self.manifest}: was replaced while it was used; run again")
+            raise CorruptError(f"{self.manifest}: was replaced while it was in use; run again")
         return numbers.reshape(-1, 4)
 
 
 class Offsets:
-    """The offsets of the shards that were looked at last; thread-safe.
+    """A cache of the offsets of the shards used last; thread-safe.
 
     Attributes:
-        num_kept: samples whose offsets stay, at 32 bytes each; at least the shards in use.
+        num_kept: samples whose offsets are kept, at 32 bytes each; at least one shard's are.
     """
 
     def __init__(self, index: SplitIndex, num_kept: int) -> None:
@@ -86,7 +86,7 @@ class Offsets:
         self._lock = threading.Lock()
 
     def of(self, shard: int) -> NDArray[np.int64]:
-        """As `SplitIndex.read_offsets`."""
+        """The offsets of one shard, see `SplitIndex.read_offsets`."""
         with self._lock:
             if shard in self._of_shard:
                 self._of_shard.move_to_end(shard)
@@ -101,11 +101,11 @@ class Offsets:
 
 @dataclass(frozen=True)
 class Outline:
-    """A manifest without its offsets, and where they stand.
+    """A manifest without its offsets, and where those are in its file.
 
     Attributes:
         manifest: every shard's `offsets` are empty.
-        spans: per split (S, 2), as `SplitIndex.spans`.
+        spans: split -> (S, 2), as `SplitIndex.spans`.
     """
 
     path: Path
@@ -117,42 +117,42 @@ class Outline:
 
         Args:
             name: of the split.
-            tars: where tars are that the folder has not.
+            tars: the object store for tars missing from the folder.
 
         Raises:
-            DataError: a shard that the manifest names is missing, and there is no `tars`.
+            DataError: a shard of the manifest is missing from the folder, and `tars` is None.
         """
         folder = self.path.parent
         rows = self.manifest.splits[name].shards if name in self.manifest.splits else ()
-        places = []
+        uris = []
         for row in rows:
-            here = folder / row.path
-            if here.is_file():
-                places.append(str(here.resolve()))
+            file = folder / row.path
+            if file.is_file():
+                uris.append(str(file.resolve()))
             elif tars is not None:
-                places.append(tars.uri(row.sha256, row.num_bytes))
+                uris.append(tars.uri(row.sha256, row.num_bytes))
             else:
                 raise DataError(
-                    f"{here}: named in the manifest but missing; run `align shard` again, or `dvc pull`, or set "
-                    "store.objects to where it was put"
+                    f"{file}: named in the manifest but missing; run `align shard` again, or `dvc pull`, or set "
+                    "store.objects to the store that has it"
                 )
         spans = self.spans.get(name, np.empty((0, 2), dtype=np.int64))
         counts = np.array([row.num_images for row in rows], dtype=np.int64)
-        return SplitIndex(str(self.path.resolve()), tuple(places), counts, spans)
+        return SplitIndex(str(self.path.resolve()), tuple(uris), counts, spans)
 
 
 def read_outline(shards: Path) -> Outline:
-    """Reads `manifest.json` of a folder, all but the offsets.
+    """Reads `manifest.json` of a folder without its offsets.
 
     Raises:
         DataError: there is no manifest.
-        FormatError: it has another schema_version or layout, or is not the compact text that `align shard` writes.
+        FormatError: another schema_version or layout, or not the compact text that `align shard` writes.
     """
     path = shards / MANIFEST
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            found = list(_spans(text))
-            edges = [0, *(edge for span in found for edge in span), len(text)]
+            offsets = list(_spans(text))
+            edges = [0, *(edge for span in offsets for edge in span), len(text)]
             rest = b"".join(text[begin:end] for begin, end in zip(edges[::2], edges[1::2], strict=True))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; run `align shard` first") from None
@@ -160,22 +160,22 @@ def read_outline(shards: Path) -> Outline:
         raise FormatError(f"{path}: is empty; run `align shard` again") from None
     manifest = parse_manifest(rest, path)
     rows = [row for split in manifest.splits.values() for row in split.shards]
-    if len(rows) != len(found) or any(row.offsets for row in rows):
-        raise FormatError(f"{path}: not as `align shard` writes it (was it formatted anew?); run `align shard` again")
+    if len(rows) != len(offsets) or any(row.offsets for row in rows):
+        raise FormatError(f"{path}: not as `align shard` writes it (was it reformatted?); run `align shard` again")
     spans, start = {}, 0
     for name, split in manifest.splits.items():
         end = start + len(split.shards)
-        spans[name] = np.array(found[start:end], dtype=np.int64).reshape(-1, 2)
+        spans[name] = np.array(offsets[start:end], dtype=np.int64).reshape(-1, 2)
         start = end
     return Outline(path, manifest, spans)
 
 
 def _spans(text: mmap.mmap) -> Iterator[tuple[int, int]]:
-    at = text.find(_OFFSETS)
-    while at >= 0:
-        begin = at + len(_OFFSETS)
+    position = text.find(_OFFSETS)
+    while position >= 0:
+        begin = position + len(_OFFSETS)
         end = begin if text[begin : begin + 1] == b"]" else text.find(b"]]", begin) + 1
         if end < begin:
-            return  # cut off; what is left is no JSON, which is said then
+            return  # cut off: the rest is not valid JSON, so parsing reports it
         yield begin, end
-        at = text.find(_OFFSETS, end)
+        position = text.find(_OFFSETS, end)

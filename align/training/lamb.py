@@ -1,12 +1,15 @@
 """LAMB (You et al., 2020) and ALIGN's schedule (paper section 5): linear warm-up, linear decay to 0.
 
 Decisions, where the papers are silent or implementations differ: beta1 0.9, eps 1e-6, bias correction on, the trust
-ratio |w| / |update| unclipped and 1 where either norm is 0. Parameters of at most one dimension (biases, norm scales,
-the temperature) take plain Adam steps: no weight decay, no trust ratio, as the reference implementations do. Their rate
-is VECTOR_RATE of the learning rate, since a step of theirs is absolute, while a matrix's is relative to its weights.
+ratio |w| / |update| unclipped and 1 if either norm is 0. Parameters of at most one dimension (biases, norm scales, the
+temperature) take plain Adam steps: no weight decay, no trust ratio, as in the reference implementations. Their rate is
+VECTOR_RATE of the learning rate, since their step is absolute, while a matrix's step is relative to its weights.
 
-The trust ratio is that of whole parameters, also where each rank has only its rows of them (`align.training.sharding`):
-one message brings the norms of all.
+The trust ratio is that of whole parameters, even if each rank holds only some rows (`align.training.sharding`): one
+message sums the norms of all parameters.
+
+Shapes: parameters have any shape, and all arithmetic on them is element-wise. Suffix A: one number per adapted
+parameter.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ VECTOR_RATE = 0.2
 
 
 class Lamb(Optimizer):
-    """LAMB over parameter groups; a group with `adapt` False takes Adam steps without decay.
+    """LAMB over parameter groups. A group with `adapt` False takes Adam steps without decay.
 
     Args:
         groups: dicts with `params`, `adapt` (bool), and optionally `lr_scale`, a factor on the learning rate.
@@ -74,13 +77,14 @@ class Lamb(Optimizer):
         if not adapted:
             return
         weights = [local(param) for param in adapted]
-        sizes, changed = norms(weights + updates, adapted + adapted).chunk(2)
-        ratios = torch.where((sizes > 0) & (changed > 0), sizes / changed, torch.ones_like(sizes))
-        torch._foreach_mul_(updates, list(ratios.mul_(ratios.new_tensor(rates)).unbind()))
+        weight_norms_A, update_norms_A = norms(weights + updates, adapted + adapted).chunk(2)
+        both = (weight_norms_A > 0) & (update_norms_A > 0)
+        ratios_A = torch.where(both, weight_norms_A / update_norms_A, torch.ones_like(weight_norms_A))
+        torch._foreach_mul_(updates, list(ratios_A.mul_(ratios_A.new_tensor(rates)).unbind()))
         torch._foreach_sub_(weights, updates)
 
     def _updates(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
-        """What each parameter is to change by, this rank's rows of it, before trust ratio and rate."""
+        """The update of each parameter (this rank's rows) before trust ratio and rate; in the parameters' shapes."""
         first_beta, second_beta = group["betas"]
         step = self.state[params[0]]["step"]
         grads = [local(param.grad) for param in params if param.grad is not None]
@@ -102,8 +106,8 @@ class Lamb(Optimizer):
 def parameter_groups(model: nn.Module, text_learning_rate_scale: float) -> list[dict[str, Any]]:
     """Groups by adaptation and rate.
 
-    A post-norm BERT wants a smaller rate than the image tower in a short run; its embeddings do not, since a batch
-    moves few of their rows.
+    In a short run a post-norm BERT needs a smaller rate than the image tower. Its embeddings do not, since a batch
+    changes few of their rows.
     """
     groups: dict[tuple[bool, float], list[Tensor]] = {}
     for name, param in model.named_parameters():

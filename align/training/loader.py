@@ -1,13 +1,12 @@
-"""Training batches, each a pure function of its step, made ahead in threads.
+"""Training batches, each a pure function of its step, prepared ahead in threads.
 
-One of an image's texts is drawn per epoch; the last, incomplete batch of an epoch is dropped. A rank takes a contiguous
-part of every batch, so batches are equal on all ranks at any world size and number of
-threads, and nothing has to be saved to go on.
+Each epoch draws one of an image's texts; the last, incomplete batch of an epoch is dropped. A rank takes a contiguous
+part of every batch, so the global batch is the same for any number of ranks and threads, and resuming needs no saved
+state.
 """
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections import deque
@@ -22,34 +21,61 @@ from torch import Tensor
 
 from align.console import say
 from align.errors import ConfigError, CorruptError
-from align.model.preprocess import random_crop, to_pixels
-from align.training.order import MAX_STAND_INS, BlockOrder, Mixture
+from align.model.preprocess import random_crop
+from align.training.order import MAX_REPLACEMENTS, BlockOrder, Mixture
+from align.training.phrases import MAX_PHRASES, some_phrases
 from align.training.randomness import Purpose, keyed_bits, uniforms
-from align.training.reading import Place, Span
-from align.training.samples import Samples
+from align.training.reading import SampleLocation, Span
+from align.training.samples import SplitSamples
 
-#: Phrase dropout chooses among so many phrases; the text tower of the paper reads 64 tokens.
-MAX_PHRASES = 32
-
-#: What parts phrases: Latin and CJK punctuation and brackets.
-PHRASE_ENDS = re.compile(r"[:,;.|/()\[\]\u2013\u2014\u3001\u3002\uff0c\uff1a\uff1b\uff08\uff09\u30fb]+")
-
-#: Batches made ahead of the step that needs them.
+#: Batches prepared ahead of the step that needs them.
 AHEAD = 2
 
-#: Samples that a thread takes at a time, at least.
+#: The smallest number of samples that a thread takes at a time.
 _CHUNK = 8
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One rank's part of a batch.
+class Sampling:
+    """Which samples a global batch holds.
 
     Attributes:
-        images: (B, H, W, 3) uint8: a quarter of the bytes to keep ahead and to bring to a GPU.
-        texts: B texts, row i of image i.
-        draws: (B, num_blocks) float32, stochastic depth's numbers.
-        num_quarantined: rows in which another sample stands in for one that cannot be read.
+        seed: of the run.
+        batch_size: of the global batch.
+        shuffle_block: images that are shuffled together, see `align.training.order`.
+    """
+
+    seed: int
+    batch_size: int
+    shuffle_block: int
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn for each sample.
+
+    Attributes:
+        image_px: side of the random crop.
+        num_draws: numbers per sample for stochastic depth.
+        flip: whether half of the images are mirrored.
+        phrase_dropout: share of the texts that lose some of their phrases.
+    """
+
+    image_px: int
+    num_draws: int
+    flip: bool
+    phrase_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a batch of B pairs.
+
+    Attributes:
+        images: (B, H, W, 3) uint8, a quarter of the size of float32.
+        texts: B texts; text i belongs to image i.
+        draws: (B, num_blocks) float32, the numbers for stochastic depth.
+        num_quarantined: rows in which another sample replaces one that cannot be read.
     """
 
     images: Tensor
@@ -57,27 +83,22 @@ class Batch:
     draws: Tensor
     num_quarantined: int = 0
 
-    @property
-    def pixels(self) -> Tensor:
-        """(B, 3, H, W) float32 in [-1, 1]."""
-        return to_pixels(self.images)
-
 
 @dataclass(frozen=True)
-class _Rows:
-    """Rows of a batch that are of one source and one of its epochs.
+class _SourceRows:
+    """The R rows of a batch that come from one source and one of its epochs.
 
     Attributes:
         rows: (R,) in the batch.
         positions: (R,) in the epoch.
-        places: R of them.
+        locations: of the R samples.
     """
 
     source: int
     epoch: int
     rows: NDArray[np.int64]
     positions: NDArray[np.int64]
-    places: list[Place]
+    locations: list[SampleLocation]
 
 
 class TrainLoader:
@@ -85,35 +106,33 @@ class TrainLoader:
 
     Args:
         samples: the split.
-        batch_size: of the global batch.
-        rank, world_size: this process's part of it.
-        num_draws: stochastic-depth numbers a sample.
-        shuffle_block: images that are shuffled together, see `align.training.order`.
-        extra: more splits with their weights, that of `samples` being 1.
-        phrase_dropout: share of texts of which only some phrases are shown.
-        num_threads: that decode; None takes as many as torch computes with here.
+        sampling: which samples each batch holds.
+        augmentation: what is drawn for each sample.
+        extra: more splits with their weights; the weight of `samples` is 1.
+        rank, world_size: select this process's part of each batch.
+        num_threads: threads that decode; None: as many as torch computes with here.
 
     Attributes:
         wait_s: seconds that `batches` has kept its caller waiting.
-        num_quarantined: rows so far in which another sample stood in, of this rank since it was started.
+        num_quarantined: rows so far in which another sample replaced an unreadable one, on this rank since it started.
 
     Raises:
         ConfigError: a split has fewer images than its share of one batch.
     """
 
     def __init__(
-        self, samples: Samples, *, seed: int, batch_size: int, image_px: int, flip: bool, num_draws: int,
-        shuffle_block: int, extra: Sequence[tuple[Samples, float]] = (), phrase_dropout: float = 0.0, rank: int = 0,
-        world_size: int = 1, num_threads: int | None = None,
+        self, samples: SplitSamples, *, sampling: Sampling, augmentation: Augmentation,
+        extra: Sequence[tuple[SplitSamples, float]] = (), rank: int = 0, world_size: int = 1,
+        num_threads: int | None = None,
     ) -> None:  # fmt: skip
+        seed, batch_size = sampling.seed, sampling.batch_size
         self._sources = [samples, *(more for more, _ in extra)]
         self._mixture = Mixture(seed, [1.0, *(weight for _, weight in extra)])
-        self._batch_size, self._image_px, self._flip = batch_size, image_px, flip
-        self._num_draws, self._phrase_dropout = num_draws, phrase_dropout
+        self._batch_size, self._augmentation = batch_size, augmentation
         self._num_threads = num_threads or torch.get_num_threads()
         share = batch_size // world_size
         self._part = (rank * share, (rank + 1) * share)
-        # Every source has random numbers of its own; the first those of a run without others.
+        # Each source has its own random numbers; the first one's are those of a run without extra sources.
         keys = keyed_bits(seed, 0, Purpose.MIXTURE, np.arange(len(self._sources), dtype=np.int64), 1)[
             :, 0
         ] >> np.uint64(33)
@@ -125,40 +144,39 @@ class TrainLoader:
                     f"batch_size {batch_size} is more than the {source.num_images} training images: lower it, or keep "
                     "more" + f", or lower the weight of {source.index.manifest}" * (len(self._sources) > 1)
                 )
-            source.expect_block(shuffle_block)
-            self._orders.append(BlockOrder(own_seed, source.index.counts, shuffle_block))
+            source.expect_block(sampling.shuffle_block)
+            self._orders.append(BlockOrder(own_seed, source.index.counts, sampling.shuffle_block))
             self._lengths.append(source.num_images)
-        self.steps_per_epoch = samples.num_images // batch_size
         if len(self._sources) == 1:
-            self._lengths = [self.steps_per_epoch * batch_size]
+            self._lengths = [samples.num_images // batch_size * batch_size]
         self.wait_s, self.num_quarantined = 0.0, 0
         self._lock, self._of_thread = threading.Lock(), threading.local()
-        self._named: set[str] = set()
+        self._reported: set[str] = set()
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""
         return next(self.batches(step, step + 1))
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """The batches of steps `first_step` to `num_steps`, AHEAD of them in the making.
+        """The batches of steps `first_step` to `num_steps`; AHEAD of them are in preparation.
 
-        One thread says what is to be read (offsets, the order of a new block), some read from the store, some decode
-        (which releases the GIL). Those of one kind never wait for their own kind.
+        One thread plans what to read (offsets, the order of a new block), several read from the store, and several
+        decode (which releases the GIL). A thread never waits for another one of its own pool.
 
         Raises:
-            CorruptError: a sample cannot be read, and `on_corrupt` is "stop"; or none of its block can.
+            CorruptError: a sample cannot be read and `on_corrupt` is "stop", or no replacement can be read either.
             DataError: a tar is gone.
-            ServiceError: the store was away for longer than its patience.
+            ServiceError: the store was unavailable for longer than `patience_s`.
         """
         pools = [
             ThreadPoolExecutor(count, thread_name_prefix=f"loader-{name}")
-            for name, count in (("plan", 1), ("read", max(s.bytes.num_connections for s in self._sources)),
+            for name, count in (("plan", 1), ("read", max(source.tars.num_connections for source in self._sources)),
                                 ("decode", self._num_threads))
         ]  # fmt: skip
         plan, read, decode = pools
         for source in self._sources:
-            source.bytes.reopen()
-        waiting: deque[Future[_Making]] = deque()
+            source.tars.reopen()
+        waiting: deque[Future[_Preparation]] = deque()
         step = first_step
         try:
             while step < num_steps or waiting:
@@ -172,131 +190,117 @@ class TrainLoader:
                 yield batch
         finally:
             for source in self._sources:
-                source.bytes.close()
+                source.tars.close()
             for pool in pools:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _rows(self, step: int) -> list[_Rows]:
-        """What this rank's part of a batch shows."""
+    def _rows(self, step: int) -> list[_SourceRows]:
+        """The samples of this rank's part of a batch."""
         positions = np.arange(self._part[0], self._part[1], dtype=np.int64) + step * self._batch_size
         sources, numbers = self._mixture.locate(positions)
         lengths = np.asarray(self._lengths, dtype=np.int64)[sources]
         epochs, positions = numbers // lengths, numbers % lengths
-        found = []
+        of_sources = []
         for source, epoch in np.unique(np.stack([sources, epochs]), axis=1).T.tolist():
             rows = np.flatnonzero((sources == source) & (epochs == epoch))
             samples = self._orders[source].samples(epoch, positions[rows])
-            found.append(_Rows(source, epoch, rows, positions[rows], self._sources[source].places(samples)))
-        return found
+            locations = self._sources[source].locations(samples)
+            of_sources.append(_SourceRows(source, epoch, rows, positions[rows], locations))
+        return of_sources
 
-    def _begin(self, step: int, read: ThreadPoolExecutor, decode: ThreadPoolExecutor) -> _Making:
+    def _begin(self, step: int, read: ThreadPoolExecutor, decode: ThreadPoolExecutor) -> _Preparation:
         size = self._part[1] - self._part[0]
-        making = _Making(size, self._image_px, self._num_draws)
+        batch = _Preparation(size, self._augmentation)
         for rows in self._rows(step):
             samples, seed = self._sources[rows.source], self._seeds[rows.source]
             draws = {
                 purpose: uniforms(seed, rows.epoch, purpose, rows.positions, count)
                 for purpose, count in (
-                    (Purpose.CROP, 3), (Purpose.TEXT, 1), (Purpose.DEPTH, self._num_draws),
-                    (Purpose.PHRASES, 2 + MAX_PHRASES if self._phrase_dropout else 0),
+                    (Purpose.CROP, 3), (Purpose.TEXT, 1), (Purpose.DEPTH, self._augmentation.num_draws),
+                    (Purpose.PHRASES, 2 + MAX_PHRASES if self._augmentation.phrase_dropout else 0),
                 )
             }  # fmt: skip
-            making.draws[rows.rows] = draws[Purpose.DEPTH]
+            batch.draws[rows.rows] = draws[Purpose.DEPTH]
             sources: dict[int, tuple[Span, Future[bytes]]] = {}
             if samples.any_remote:
-                for span in samples.spans(rows.places):
+                for span in samples.spans(rows.locations):
                     reading = read.submit(samples.fetch, span)
                     sources |= dict.fromkeys(span.samples, (span, reading))
-            # A few jobs a thread, so that all end together; each costs as much as a tenth of a picture.
+            # A few jobs per thread, so that all threads end together; a job costs as much as a tenth of a picture.
             chunk = max(_CHUNK, len(rows.rows) // (4 * self._num_threads))
             for start in range(0, len(rows.rows), chunk):
                 some = range(start, min(start + chunk, len(rows.rows)))
-                making.parts.append(decode.submit(self._fill, making, rows, draws, sources, some))
-        return making
+                batch.jobs.append(decode.submit(self._fill, batch, rows, draws, sources, some))
+        return batch
 
     def _fill(
-        self, making: _Making, rows: _Rows, draws: dict[Purpose, NDArray[np.float64]],
+        self, batch: _Preparation, rows: _SourceRows, draws: dict[Purpose, NDArray[np.float64]],
         sources: dict[int, tuple[Span, Future[bytes]]], some: range,
     ) -> int:  # fmt: skip
-        """Some rows of a batch; returns in how many another sample stands in."""
+        """Fills some rows of a batch; returns in how many another sample replaces an unreadable one."""
         num_quarantined, scratch = 0, self._scratch()
         crops, choose, phrases = draws[Purpose.CROP], draws[Purpose.TEXT][:, 0], draws[Purpose.PHRASES]
         for index in some:
             row = int(rows.rows[index])
-            image, choices, stands_in = self._load(rows, index, sources.get(rows.places[index].sample), scratch)
-            num_quarantined += stands_in
-            random_crop(image, making.images[row], crops[index].tolist(), flip=self._flip)
-            text = choices[int(choose[index] * len(choices))]
-            making.texts[row] = some_phrases(text, self._phrase_dropout, phrases[index])
+            source = sources.get(rows.locations[index].sample)
+            image, texts, replaced = self._load(rows, index, source, scratch)
+            num_quarantined += replaced
+            random_crop(image, batch.images[row], crops[index].tolist(), flip=self._augmentation.flip)
+            text = texts[int(choose[index] * len(texts))]
+            batch.texts[row] = some_phrases(text, self._augmentation.phrase_dropout, phrases[index])
         return num_quarantined
 
     def _scratch(self) -> NDArray[np.uint8]:
-        """This thread's memory to decode into: for a shard's images, or for larger ones that are resized."""
+        """This thread's memory to decode into, four times as large as an image of `resize_px`."""
         if not hasattr(self._of_thread, "scratch"):
-            self._of_thread.scratch = np.empty(12 * max(s.resize_px for s in self._sources) ** 2, dtype=np.uint8)
+            largest_px = max(source.resize_px for source in self._sources)
+            self._of_thread.scratch = np.empty(12 * largest_px**2, dtype=np.uint8)
         scratch: NDArray[np.uint8] = self._of_thread.scratch
         return scratch
 
     def _load(
-        self, rows: _Rows, index: int, source: tuple[Span, Future[bytes]] | None, scratch: NDArray[np.uint8]
+        self, rows: _SourceRows, index: int, source: tuple[Span, Future[bytes]] | None, scratch: NDArray[np.uint8]
     ) -> tuple[NDArray[np.uint8], list[str], bool]:
-        samples, place = self._sources[rows.source], rows.places[index]
+        samples, location = self._sources[rows.source], rows.locations[index]
         data, begin = (source[1].result(), source[0].begin) if source else (None, 0)
         try:
-            return (*samples.load(place, data, begin, scratch), False)
+            return (*samples.load(location, data, begin, scratch), False)
         except CorruptError as error:
             if samples.on_corrupt == "stop":
                 raise
-            self._name(error)
-        for attempt in range(1, MAX_STAND_INS + 1):
-            other = self._orders[rows.source].stand_in(rows.epoch, int(rows.positions[index]), attempt)
+            self._report(error)
+        for attempt in range(1, MAX_REPLACEMENTS + 1):
+            other = self._orders[rows.source].replacement(rows.epoch, int(rows.positions[index]), attempt)
             try:
-                return (*samples.load(samples.place(other), scratch=scratch), True)
+                return (*samples.load(samples.location(other), scratch=scratch), True)
             except CorruptError as error:
-                self._name(error)
+                self._report(error)
         raise CorruptError(
-            f"{samples.index.manifest}: {MAX_STAND_INS} samples of one block cannot be read; run `align shard` again"
+            f"{samples.index.manifest}: {MAX_REPLACEMENTS} samples of one block cannot be read; run `align shard` again"
         )
 
-    def _name(self, error: CorruptError) -> None:
-        """Says once of a tar that it has samples which cannot be read."""
+    def _report(self, error: CorruptError) -> None:
+        """Reports, once per tar, that it has samples which cannot be read."""
         tar = str(error).partition(": sample ")[0]
         with self._lock:
-            known = tar in self._named
-            self._named.add(tar)
+            known = tar in self._reported
+            self._reported.add(tar)
         if not known:
-            say(f"quarantined, others stand in for what cannot be read of it: {error}")
+            say(f"quarantined; other samples replace those of this tar that cannot be read: {error}")
 
 
-class _Making:
-    """A batch that is being made; its parts write into rows of their own."""
+class _Preparation:
+    """A batch in preparation; each job writes its own rows."""
 
-    def __init__(self, size: int, image_px: int, num_draws: int) -> None:
-        self.images: NDArray[np.uint8] = np.empty((size, image_px, image_px, 3), dtype=np.uint8)
-        self.draws: NDArray[np.float32] = np.empty((size, num_draws), dtype=np.float32)
+    def __init__(self, size: int, augmentation: Augmentation) -> None:
+        side = augmentation.image_px
+        self.images: NDArray[np.uint8] = np.empty((size, side, side, 3), dtype=np.uint8)
+        self.draws: NDArray[np.float32] = np.empty((size, augmentation.num_draws), dtype=np.float32)
         self.texts = [""] * size
-        self.parts: list[Future[int]] = []
+        self.jobs: list[Future[int]] = []
 
     def finish(self) -> Batch:
-        """Waits for all parts. Raises what one of them raised."""
-        wait(self.parts, return_when=FIRST_EXCEPTION)  # not one by one: each time this thread would take the GIL
-        num_quarantined = sum(part.result() for part in self.parts)
+        """Waits for all jobs. Raises what one of them raised."""
+        wait(self.jobs, return_when=FIRST_EXCEPTION)  # not one by one: this thread would take the GIL each time
+        num_quarantined = sum(job.result() for job in self.jobs)
         return Batch(torch.from_numpy(self.images), self.texts, torch.from_numpy(self.draws), num_quarantined)
-
-
-def some_phrases(text: str, share: float, draws: NDArray[np.float64]) -> str:
-    """With probability `share`, some of a text's phrases in random order; how many is drawn evenly from 1 to all.
-
-    Args:
-        text: any; phrases are what punctuation parts, so "dog face: animal, dog" has three.
-        share: 0 leaves every text whole.
-        draws: (2 + MAX_PHRASES,) uniform numbers in [0, 1), which a share of 0 does not look at; phrases beyond
-            MAX_PHRASES fall off.
-    """
-    if not share or draws[0] >= share:
-        return text
-    phrases = [phrase for part in PHRASE_ENDS.split(text) if (phrase := part.strip())][:MAX_PHRASES]
-    if not phrases:
-        return text
-    size = 1 + int(draws[1] * len(phrases))
-    return ", ".join(phrases[index] for index in np.argsort(draws[2 : 2 + len(phrases)])[:size])

@@ -1,13 +1,12 @@
-"""Dynamic loss scaling for float16, whose smallest numbers are larger than many a gradient.
+"""Dynamic loss scaling for float16, whose smallest numbers are larger than many gradients.
 
-The loss is multiplied before the backward pass and the gradients are divided after it, in float32. A step whose
-gradients are not finite went beyond float16's largest number: it is left out, with a count, and the scale halves. It
-still is a step of the schedule and of the data's order.
+The loss is multiplied before the backward pass, and the gradients are divided after it, in float32. If the gradients of
+a step are not finite, they exceeded float16's largest number: the step is skipped and counted, and the scale halves.
+The skipped step still counts in the schedule and in the order of the data.
 
-Decision: forty lines of our own in place of `torch.amp.GradScaler`, whose constants these are. It decides by each
-rank's own gradients and knows no shards; here the norm of all gradients decides, which is computed anyway and is the
-same on every rank. Scales are powers of two, so multiplying and dividing changes no bit of a gradient that float16
-holds.
+Decision: our own forty lines instead of `torch.amp.GradScaler`, with its constants. GradScaler decides by each rank's
+own gradients and does not support shards; here the norm of all gradients decides, which is computed anyway and equal
+on every rank. Scales are powers of two, so multiplying and dividing changes no bit of a gradient that float16 holds.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from align.errors import NonFiniteLossError
 
 #: The scale at the start.
 INITIAL = 2.0**16
-#: It doubles after so many steps in a row without an overflow.
+#: It doubles after this many steps in a row without an overflow.
 GROWTH_STEPS = 2000
 
 
 @dataclass
 class LossScale:
-    """What the loss is multiplied with.
+    """The factor on the loss.
 
     Attributes:
         value: the scale, a power of two.
-        good_steps: in a row, since it changed.
-        skipped: steps left out since the last row of metrics.
+        good_steps: steps without an overflow since it changed.
+        skipped: steps skipped since the last row of metrics.
     """
 
     value: float = INITIAL
@@ -38,10 +37,10 @@ class LossScale:
     skipped: int = 0
 
     def update(self, gradient_norm: float) -> bool:
-        """Takes in a step's gradients; returns whether they are finite, and the step may be made.
+        """Updates the scale after a step; returns whether its gradients are finite, so that the step may be applied.
 
         Raises:
-            NonFiniteLossError: they are not, though nothing was scaled up.
+            NonFiniteLossError: they are not finite although the scale is at most 1.
         """
         if math.isfinite(gradient_norm):
             self.good_steps += 1

@@ -1,7 +1,7 @@
-"""One process or several: launching, and what they tell each other.
+"""One process or several: launching the ranks, and the messages between them.
 
-`align pretrain` starts its ranks itself, through torch's elastic launcher; with several machines each of them runs that
-same command (`cluster` in params.yaml). gloo on CPUs, NCCL on GPUs.
+`align pretrain` starts its ranks itself, through torch's elastic launcher. With several machines, each runs the same
+command (`cluster` in params.yaml). Ranks talk through gloo on CPUs and NCCL on GPUs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from align.errors import AlignError, TrainingError
 
 T = TypeVar("T")
 
-#: What a worker returns: None, or the class name and message of the AlignError that ended it.
-Outcome = tuple[str, str] | None
+#: The return value of a rank: None, or the class name and message of the AlignError that ended it.
+RankOutcome = tuple[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the rank that writes and speaks."""
+        """Whether this rank writes files and progress lines."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; the same answer on all of them."""
+        """Whether the flag is set on any rank; all ranks get the same answer."""
         if self.world_size == 1:
             return flag
         vote = torch.tensor(float(flag), device=self.device)
@@ -54,12 +54,12 @@ class Ranks:
         return bool(vote.item() > 0)
 
     def barrier(self) -> None:
-        """Waits for the others."""
+        """Waits for the other ranks."""
         if self.world_size > 1:
             dist.barrier()
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """(B, ...) of this rank -> (B * world_size, ...) of all, in rank order. Not differentiable, as all of these."""
+        """(B, ...) of this rank -> (B * world_size, ...) of all, in rank order. Not differentiable, like the others."""
         if self.world_size == 1:
             return tensor
         everyone = tensor.new_empty((self.world_size * len(tensor), *tensor.shape[1:]))
@@ -67,7 +67,7 @@ class Ranks:
         return everyone
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The element-wise sum over all ranks; the tensor itself where there is one."""
+        """The element-wise sum over all ranks; the tensor itself if there is only one rank."""
         return self._reduced(tensor, dist.ReduceOp.SUM)
 
     def max(self, tensor: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Ranks:
         return part
 
     def share(self, value: T) -> T:
-        """The leading rank's value on all ranks. Pickled: for what is brought once."""
+        """Sends the leading rank's value to all ranks. It is pickled, so only for rare use."""
         if self.world_size == 1:
             return value
         values = [value]
@@ -98,14 +98,14 @@ class Ranks:
         return values[0]
 
     def sum_gradients(self, module: nn.Module) -> None:
-        """Replaces every gradient by its sum over ranks, in one message; those in shards are such sums already.
+        """Replaces every gradient by its sum over ranks, in one message. Sharded gradients are such sums already.
 
-        A sum and no mean: the loss is that of the global batch, and each rank has its own rows' share of the gradient.
+        A sum, not a mean: the loss is that of the global batch, and each rank has its own rows' share of the gradient.
         """
         if self.world_size == 1:
             return
-        found = [param.grad for param in module.parameters() if param.grad is not None]
-        grads = [grad for grad in found if not isinstance(grad, DTensor)]
+        every_grad = [param.grad for param in module.parameters() if param.grad is not None]
+        grads = [grad for grad in every_grad if not isinstance(grad, DTensor)]
         flat = torch.cat([grad.reshape(-1) for grad in grads])
         dist.all_reduce(flat)
         for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
@@ -113,14 +113,14 @@ class Ranks:
 
 
 def default_processes(batch_size: int, group: int) -> int:
-    """Ranks where none are asked for: one a GPU, or else one a core, and no more than the batch divides into.
+    """The number of ranks if `num_processes` is null: one per GPU, or one per core, at most as the batch divides into.
 
-    A rank per core, since towers this small are too short a work for OpenMP's threads to share
-    (`benchmarks/ranks.py` measures it).
+    One rank per core, because small towers give OpenMP's threads too little work to share (see
+    `benchmarks/ranks.py`).
 
     Args:
         batch_size: of the global batch.
-        group: batch-norm group; a rank's part is a multiple of it.
+        group: batch-norm group; each rank's part must be a multiple of it.
     """
     most = torch.cuda.device_count() if torch.cuda.is_available() else len(os.sched_getaffinity(0))
     return next((count for count in range(most, 1, -1) if batch_size % (count * group) == 0), 1)
@@ -131,18 +131,18 @@ def launch(
 ) -> None:
     """Runs `work` on every rank and returns when all have ended.
 
-    When a rank dies, torch's elastic agent ends the others and starts all of them anew, as often as the cluster says:
-    `work` goes on from its last checkpoint. An AlignError is an answer and no death; nothing is started anew for it.
+    When a rank dies, torch's elastic agent ends the others and restarts all, at most `cluster.max_restarts` times;
+    `work` resumes from its last checkpoint. An AlignError counts as a result, not as a death: it restarts nothing.
 
     Args:
-        work: picklable where there are several processes.
+        work: picklable if there are several processes.
         num_processes: ranks on this machine.
-        num_threads: CPU threads a rank; None shares the machine's cores evenly.
-        cluster: the machines; None: this one, and no second try.
+        num_threads: CPU threads per rank; None shares the machine's cores evenly.
+        cluster: the machines; None: this one, without restarts.
 
     Raises:
-        AlignError: the one that ended a rank.
-        TrainingError: a rank died, or the machines did not find each other.
+        AlignError: the error that ended a rank.
+        TrainingError: a rank died, or the machines could not connect.
     """
     threads = num_threads or max(1, len(os.sched_getaffinity(0)) // num_processes)
     if num_processes == 1 and (cluster is None or cluster.num_nodes == 1):
@@ -160,7 +160,7 @@ def launch(
     nodes, node, restarts = (cluster.num_nodes, cluster.node_rank, cluster.max_restarts) if cluster else (1, 0, 0)
     patience_s = cluster.patience_s if cluster else 60
     endpoint = (cluster.rendezvous if cluster else None) or f"127.0.0.1:{_free_port()}"
-    scratch = tempfile.TemporaryDirectory(prefix="align-ranks-")  # the launcher would leave one of its own behind
+    scratch = tempfile.TemporaryDirectory(prefix="align-ranks-")  # the launcher would not remove its own
     config = LaunchConfig(
         min_nodes=nodes, max_nodes=nodes, nproc_per_node=num_processes, run_id="align", rdzv_backend="static",
         rdzv_endpoint=endpoint, rdzv_configs={"rank": node, "timeout": patience_s}, max_restarts=restarts,
@@ -169,18 +169,18 @@ def launch(
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in signals}
     try:
-        outcomes: dict[int, Outcome] = elastic_launch(config, _worker)(work, threads, endpoint)
+        outcomes: dict[int, RankOutcome] = elastic_launch(config, _worker)(work, threads, endpoint)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise TrainingError(
             f"training process {rank} died (exit code {failure.exitcode}); see its output above"
         ) from None
     except SignalException as error:
-        raise TrainingError(f"training was stopped by {error.sigval.name}; run the stage again to go on") from None
+        raise TrainingError(f"training was stopped by {error.sigval.name}; run the stage again to resume") from None
     except (DistStoreError, TimeoutError) as error:
         first = str(error).strip().splitlines()[0]
-        raise TrainingError(f"node {node} of {nodes} did not find the others at {endpoint}: {first}") from None
-    finally:  # the launcher leaves its own handlers behind, which outlive the job that they were for
+        raise TrainingError(f"node {node} of {nodes} could not reach the others at {endpoint}: {first}") from None
+    finally:  # the launcher does not remove its own handlers
         scratch.cleanup()
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -189,15 +189,15 @@ def launch(
             raise _error_class(outcome[0])(outcome[1])
 
 
-def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str) -> Outcome:
+def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str) -> RankOutcome:
     _end_with_parent()
     torch.set_num_threads(threads)
     device = _device(int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # where NCCL and FSDP look for it
+        torch.cuda.set_device(device)  # NCCL and FSDP read it there
     if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface_to(endpoint)) is not None:
-        os.environ["GLOO_SOCKET_IFNAME"] = name  # else gloo takes the one that the host's name stands for
-    # the agent's store outlives a restart, so each attempt has a corner of it: addresses of dead ranks are no use
+        os.environ["GLOO_SOCKET_IFNAME"] = name  # gloo's default is the interface of the host name
+    # the agent's store survives a restart, so each attempt has its own prefix: dead ranks' addresses are useless
     host, _, port = endpoint.rpartition(":")
     store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], TCPStore(host, int(port), is_master=False))
     rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
@@ -214,7 +214,7 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str) -> Outco
 
 
 def _interface_to(endpoint: str) -> str | None:
-    """The network interface of this machine that the rendezvous is reached by; nothing is sent."""
+    """The network interface through which this machine reaches the rendezvous; nothing is sent."""
     host, _, port = endpoint.rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -222,12 +222,13 @@ def _interface_to(endpoint: str) -> str | None:
         except OSError:
             return None
         address = probe.getsockname()[0]
-    own = [name for name, found in psutil.net_if_addrs().items() if any(one.address == address for one in found)]
+    interfaces = psutil.net_if_addrs().items()
+    own = [name for name, addresses in interfaces if any(one.address == address for one in addresses)]
     return own[0] if own else None
 
 
 def _end_with_parent() -> None:
-    """Asks Linux for SIGTERM when the launcher dies, however it dies: no rank may train on beside the next run's."""
+    """Asks Linux for SIGTERM when the launcher dies in any way, so that no rank trains alongside the next run."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
@@ -235,8 +236,8 @@ def _end_with_parent() -> None:
 def _error_class(name: str) -> type[AlignError]:
     import align.errors
 
-    found = getattr(align.errors, name, TrainingError)
-    return found if isinstance(found, type) and issubclass(found, AlignError) else TrainingError
+    error = getattr(align.errors, name, TrainingError)
+    return error if isinstance(error, type) and issubclass(error, AlignError) else TrainingError
 
 
 def _device(local_rank: int) -> torch.device:

@@ -1,7 +1,7 @@
 """Random numbers as a pure function of (seed, epoch, position, purpose).
 
-No generator state exists, so nothing has to be saved to resume, and the numbers do not depend on how a batch is cut
-into ranks, workers or micro-batches. The mixer is SplitMix64 (Steele et al., 2014).
+There is no generator state, so nothing must be saved to resume, and the numbers do not depend on how a batch is divided
+into ranks, threads or micro-batches. The mixer is SplitMix64 (Steele et al., 2014).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 class Purpose(IntEnum):
-    """What a number is drawn for: one independent stream each."""
+    """The purpose of a random number; each has an independent stream."""
 
     ORDER = 1
     TEXT = 2
@@ -49,6 +49,6 @@ def uniforms(seed: int, epoch: int, purpose: Purpose, positions: NDArray[np.int6
 def permutation(
     seed: int, epoch: int, size: int, *, purpose: Purpose = Purpose.ORDER, first: int = 0
 ) -> NDArray[np.int64]:  # fmt: skip
-    """(size,) the indices 0 to size in random order; positions `first` to `first + size` key it."""
+    """(size,) the indices 0 to size - 1 in random order, keyed by the positions `first` to `first + size`."""
     bits = keyed_bits(seed, epoch, purpose, np.arange(first, first + size, dtype=np.int64), 1)[:, 0]
     return np.argsort(bits, kind="stable").astype(np.int64)

@@ -1,4 +1,4 @@
-"""Bytes of tars: positioned reads of local files, range reads of an object store that may be away for a while."""
+"""Bytes of tars: positioned reads of local files, and range reads of an object store, with retries."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from align.console import say
 from align.errors import DataError, ServiceError
 from align.protocols.store import Tars
 
-#: Files that stay open; at 180,000 shards not all can.
+#: Files kept open; of 180,000 shards not all can be.
 _OPEN_FILES = 256
-#: Samples of an object are read together where no more than this lies between them: so long does a request take.
+#: Samples of an object are read together if the gap between them is at most this: a request takes as long.
 _GAP_BYTES = 1 << 16
-#: And at most so much at a time.
+#: The longest joint read.
 _MOST_BYTES = 1 << 23
-#: Seconds before a read of an object is tried again: doubled each time, from the first number to the second.
+#: Seconds before a failed read of an object is retried: doubled each time, from the first number to the second.
 _PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
-#: Waiting for a store is said so often.
+#: Seconds between two lines about an unavailable store.
 _SAY_EVERY_S = 30.0
 
 
-class Place(NamedTuple):
-    """Where one sample lies: in which tar, and in bytes within it."""
+class SampleLocation(NamedTuple):
+    """Where one sample is stored: the number of its tar, and offsets and sizes of its two files in bytes."""
 
     sample: int
     shard: int
@@ -38,7 +38,7 @@ class Place(NamedTuple):
     json_bytes: int
 
     def span(self) -> Span:
-        """The one read that brings in both of its files, which are neighbours."""
+        """The one read that covers both files, which are neighbours."""
         end = max(self.jpg + self.jpg_bytes, self.json + self.json_bytes)
         return Span(self.shard, min(self.jpg, self.json), end, [self.sample])
 
@@ -50,7 +50,7 @@ class Span:
     Attributes:
         shard: number of the tar.
         begin, end: in bytes.
-        samples: numbers of those whose jpg and json lie in it.
+        samples: numbers of the samples whose jpg and json it covers.
     """
 
     shard: int
@@ -64,11 +64,11 @@ def is_remote(uri: str) -> bool:
     return "://" in uri
 
 
-def joined(places: list[Place]) -> list[Span]:
-    """The reads that bring in all these: one for those that are neighbours or nearly so."""
-    found: list[Span] = []
-    for span in sorted((place.span() for place in places), key=lambda span: (span.shard, span.begin)):
-        last = found[-1] if found else None
+def joined(locations: list[SampleLocation]) -> list[Span]:
+    """The reads that cover all these samples; neighbours, and near neighbours, share one."""
+    spans: list[Span] = []
+    for span in sorted((location.span() for location in locations), key=lambda span: (span.shard, span.begin)):
+        last = spans[-1] if spans else None
         if (
             last is not None
             and last.shard == span.shard
@@ -78,59 +78,63 @@ def joined(places: list[Place]) -> list[Span]:
             last.end = max(last.end, span.end)
             last.samples += span.samples
         else:
-            found.append(span)
-    return found
+            spans.append(span)
+    return spans
 
 
-class Bytes:
+class TarBytes:
     """Reads tars; thread-safe.
 
     Args:
-        tars: the object store; None where all tars are files.
-        patience_s: how long a read goes on asking a store that is away; 0 asks once.
+        store: the object store; None if all tars are files.
+        patience_s: how long a read is retried while the store is unavailable; 0 never retries.
+
+    Attributes:
+        num_connections: how many threads may read from the store at a time.
+        stopped: asked while a read waits for the store; the read gives up when it returns True.
     """
 
-    def __init__(self, tars: Tars | None, patience_s: float) -> None:
-        self._tars, self._patience_s = tars, patience_s
-        self.num_connections = tars.num_connections if tars else 1
+    def __init__(self, store: Tars | None, patience_s: float) -> None:
+        self._store, self._patience_s = store, patience_s
+        self.num_connections = store.num_connections if store else 1
         self._files: OrderedDict[str, _File] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._said = 0.0
-        self.stopped: Callable[[], bool] = lambda: False  # a read that waits for the store gives up then
+        self.stopped: Callable[[], bool] = lambda: False
 
     def read(self, uri: str, begin: int, end: int) -> bytes:
-        """Bytes `begin` to `end`; fewer where the tar ends before.
+        """Bytes `begin` to `end`; fewer if the tar ends before.
 
         Raises:
             DataError: no such file or object.
-            ServiceError: the store was away for longer than `patience_s`, or until the process was to stop.
+            ServiceError: the store was unavailable for longer than `patience_s`, or until the process had to stop.
         """
         if not is_remote(uri):
             return os.pread(self._file(uri).descriptor, end - begin, begin)
         return self._read_object(uri, begin, end - begin)
 
     def close(self) -> None:
-        """Reads that wait for a store give up."""
+        """Makes reads that wait for the store give up."""
         self._closed.set()
 
     def reopen(self) -> None:
-        """After `close`, for another pass."""
+        """Allows reads again after `close`."""
         self._closed.clear()
 
     def _read_object(self, uri: str, begin: int, size: int) -> bytes:
-        assert self._tars is not None, uri
+        assert self._store is not None, uri
         start, pause = time.monotonic(), _PAUSE_S
         while True:
             try:
-                return self._tars.read(uri, begin, size)
+                return self._store.read(uri, begin, size)
             except ServiceError as error:
                 spent = time.monotonic() - start
-                # Threads and ranks come back at different times: a store that has just come up is not run over.
+                # Random pauses, so that threads and ranks do not all hit a store that has just come up.
                 pause_s = pause * random.uniform(0.5, 1.0)
                 if spent + pause_s > self._patience_s:
                     raise ServiceError(f"{error} (tried for {spent:.0f} s)") from None
-                self._say(f"{error}; trying on for {self._patience_s - spent:.0f} s")
+                self._say(f"{error}; retrying for {self._patience_s - spent:.0f} s")
                 until = time.monotonic() + pause_s
                 while (left_s := until - time.monotonic()) > 0:
                     if self._closed.wait(min(left_s, 1.0)) or self.stopped():
@@ -140,9 +144,9 @@ class Bytes:
     def _say(self, line: str) -> None:
         with self._lock:
             now = time.monotonic()
-            speak = not self._said or now - self._said > _SAY_EVERY_S
-            self._said = now if speak else self._said
-        if speak:
+            due = not self._said or now - self._said > _SAY_EVERY_S
+            self._said = now if due else self._said
+        if due:
             say(line)
 
     def _file(self, path: str) -> _File:
@@ -157,7 +161,7 @@ class Bytes:
 
 
 class _File:
-    """An open file, closed when nobody uses it any longer: another thread may be reading it when it falls out."""
+    """An open file, closed when its last user drops it: a thread may still read one that was evicted."""
 
     def __init__(self, path: str) -> None:
         try:

@@ -1,14 +1,16 @@
 """Random access to the images and texts of a split.
 
-What is corrupt is judged sample by sample, from its own bytes: cut off, not an image, no texts. So it is the same on
-all ranks and when a run goes on. It would not be if a whole tar fell out once a first fault, or a checksum taken in the
-background, was met: what is shown would depend on when that was. Whole tars are compared with their sha256 by the gate
-before training (`align validate_shards`), and by the store when it copies one.
+Each sample is judged by its own bytes: cut off, not an image, or no texts. So all ranks, and a resumed run, judge
+alike. Dropping a whole tar at its first fault, or after a checksum in the background, would make the samples shown
+depend on timing. Whole tars are compared with their sha256 by the gate before training (`align validate_shards`), and
+by the store when it copies one.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,38 +20,42 @@ from align.errors import CorruptError, DataError
 from align.model.preprocess import centre_crop, decode
 from align.protocols.store import Tars
 from align.training.index import Offsets, SplitIndex
-from align.training.reading import Bytes, Place, Span, is_remote, joined
+from align.training.reading import SampleLocation, Span, TarBytes, is_remote, joined
 
-#: Decoded images are kept in memory where all of them take less than this.
+#: The decoded images of a split are kept in memory if they all fit into this many bytes.
 CACHE_BYTES = 2**30
 
-#: Of so many samples the offsets are kept, unless `expect_block` asks for more.
+#: The offsets of this many samples are kept, unless `expect_block` asks for more.
 _OFFSETS_KEPT = 1 << 20
 
 OnCorrupt = Literal["stop", "quarantine"]
 
 
-class Samples:
+class SplitSamples:
     """Random access to a split; thread-safe.
 
     Args:
-        index: where they lie.
+        index: where the samples are stored.
         resize_px: side of the images.
-        tars: the object store, where some of the tars are in it.
-        patience_s: how long to go on asking a store that is away.
-        on_corrupt: "quarantine" lets others stand in for samples that cannot be read.
-        cache_bytes: decoded images are kept where all of them take less.
+        store: the object store, if some of the tars are only there.
+        patience_s: how long reads are retried while the store is unavailable.
+        on_corrupt: "quarantine" replaces samples that cannot be read by others.
+        cache_bytes: decoded images are kept if they all fit.
+
+    Attributes:
+        tars: reads the bytes.
+        any_remote: whether some tars are read from the store.
     """
 
     def __init__(
-        self, index: SplitIndex, resize_px: int, tars: Tars | None = None, *, patience_s: float = 0.0,
+        self, index: SplitIndex, resize_px: int, store: Tars | None = None, *, patience_s: float = 0.0,
         on_corrupt: OnCorrupt = "stop", cache_bytes: int = CACHE_BYTES,
     ) -> None:  # fmt: skip
         self.index = index
         self.on_corrupt = on_corrupt
         self.num_images = index.num_images
         self.any_remote = any(is_remote(uri) for uri in index.shards)
-        self.bytes = Bytes(tars, patience_s)
+        self.tars = TarBytes(store, patience_s)
         self.resize_px = resize_px
         self._offsets = Offsets(index, _OFFSETS_KEPT)
         fits = self.num_images * resize_px * resize_px * 3 <= cache_bytes
@@ -59,84 +65,93 @@ class Samples:
         self._cached = np.zeros(len(self._images), dtype=bool)
 
     def expect_block(self, block: int) -> None:
-        """Reads will jump about among so many samples: the offsets of two such blocks are kept."""
+        """Announces that reads jump about within blocks of this many samples: two blocks' offsets are kept."""
         self._offsets.num_kept = max(_OFFSETS_KEPT, 2 * block)
 
-    def places(self, samples: NDArray[np.int64]) -> list[Place]:
-        """(B,) numbers of samples -> where they lie, in the same order."""
+    def locations(self, samples: NDArray[np.int64]) -> list[SampleLocation]:
+        """(B,) numbers of samples -> where each is stored, in the same order."""
         shards = np.searchsorted(self.index.starts, samples, side="right") - 1
         rows = np.empty((len(samples), 6), dtype=np.int64)
         rows[:, 0], rows[:, 1] = samples, shards
         for shard in np.unique(shards):
-            mine = shards == shard
-            rows[mine, 2:] = self._offsets.of(int(shard))[samples[mine] - self.index.starts[shard]]
-        return [Place(*row) for row in rows.tolist()]
+            in_shard = shards == shard
+            rows[in_shard, 2:] = self._offsets.of(int(shard))[samples[in_shard] - self.index.starts[shard]]
+        return [SampleLocation(*row) for row in rows.tolist()]
 
-    def place(self, sample: int) -> Place:
-        """As `places`."""
-        return self.places(np.array([sample], dtype=np.int64))[0]
+    def location(self, sample: int) -> SampleLocation:
+        """Where one sample is stored."""
+        return self.locations(np.array([sample], dtype=np.int64))[0]
 
-    def spans(self, places: list[Place]) -> list[Span]:
-        """The reads of the object store that bring these in, without those that are in memory, or in files: a
-        request takes as long as a hundred kilobytes, but a positioned read of a file next to nothing."""
-        held = self._cached
+    def spans(self, locations: list[SampleLocation]) -> list[Span]:
+        """The reads of the object store that these samples need, without those in memory or in files.
+
+        A request takes as long as reading 100 KB, so neighbours share one; a positioned read of a file costs almost
+        nothing.
+        """
+        cached = self._cached
         return joined([
-            place for place in places
-            if is_remote(self.index.shards[place.shard]) and not (len(held) and held[place.sample])
+            location for location in locations
+            if is_remote(self.index.shards[location.shard]) and not (len(cached) and cached[location.sample])
         ])  # fmt: skip
 
     def fetch(self, span: Span) -> bytes:
-        """Raises DataError where there is no such tar, ServiceError where the store stays away."""
-        return self.bytes.read(self.index.shards[span.shard], span.begin, span.end)
+        """Reads a span. Raises DataError if there is no such tar, ServiceError if the store stays unavailable."""
+        return self.tars.read(self.index.shards[span.shard], span.begin, span.end)
 
     def load(
-        self, place: Place, data: bytes | None = None, begin: int = 0, scratch: NDArray[np.uint8] | None = None
+        self,
+        location: SampleLocation,
+        data: bytes | None = None,
+        begin: int = 0,
+        scratch: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[np.uint8], list[str]]:
         """An image and all its kept texts.
 
         Args:
-            place: where it lies.
-            data: bytes of the tar around it; read where there are none and it is not in memory.
-            begin: where they begin.
-            scratch: as of `decode`.
+            location: of the sample.
+            data: bytes of the tar that contain it; None reads them, unless the sample is in memory.
+            begin: offset of `data` in the tar.
+            scratch: memory to decode into, see `align.model.preprocess.decode`.
 
         Returns:
-            (resize_px, resize_px, 3) RGB, not to be written into, which may lie in `scratch`; and at least one text.
+            (resize_px, resize_px, 3) uint8 RGB, read-only, possibly a view of `scratch`; and at least one text.
 
         Raises:
-            CorruptError: it cannot be read; the message names the tar.
+            CorruptError: the sample cannot be read; the message names the tar.
         """
-        sample = place.sample
+        sample = location.sample
         known = self._texts[sample] if len(self._cached) and self._cached[sample] else None
         if known is not None:
             cached: NDArray[np.uint8] = self._images[sample]
             return cached, known
         if data is None:
-            span = place.span()
+            span = location.span()
             data, begin = self.fetch(span), span.begin
         try:
-            image = decode(_part(data, place.jpg - begin, place.jpg_bytes), self.resize_px, scratch)
-            texts = _texts(_part(data, place.json - begin, place.json_bytes))
+            image = decode(_file_in(data, location.jpg - begin, location.jpg_bytes), self.resize_px, scratch)
+            texts = _texts(_file_in(data, location.json - begin, location.json_bytes))
         except DataError as error:
-            tar, number = self.index.shards[place.shard], sample - int(self.index.starts[place.shard])
+            tar, number = self.index.shards[location.shard], sample - int(self.index.starts[location.shard])
             raise CorruptError(f"{tar}: sample {number}: {error}; run `align shard` again") from None
         if len(self._cached):
             self._images[sample] = image
             self._texts[sample] = texts
-            self._cached[sample] = True  # last: another thread may look
+            self._cached[sample] = True  # last: another thread may check it
         return image, texts
 
     def image(self, sample: int) -> NDArray[np.uint8]:
-        """As `load`."""
-        return self.load(self.place(sample))[0]
+        """(resize_px, resize_px, 3) of one sample, see `load`."""
+        return self.load(self.location(sample))[0]
 
     def texts(self, sample: int) -> list[str]:
-        """As `load`."""
-        return self.load(self.place(sample))[1]
+        """The texts of one sample, see `load`."""
+        return self.load(self.location(sample))[1]
 
     def centre_crops(self, samples: NDArray[np.int64], image_px: int) -> NDArray[np.uint8]:
-        """(N,) samples -> (N, image_px, image_px, 3), as evaluation sees them. In quarantine the next one that can be
-        read stands in for one that cannot."""
+        """(N,) samples -> (N, image_px, image_px, 3), as evaluation sees them.
+
+        In quarantine mode a sample that cannot be read is replaced by the next one that can.
+        """
         return np.stack([centre_crop(self._readable(int(sample)), image_px) for sample in samples])
 
     def _readable(self, sample: int) -> NDArray[np.uint8]:
@@ -146,14 +161,38 @@ class Samples:
             except CorruptError:
                 if self.on_corrupt == "stop":
                     raise
-        raise CorruptError(f"{self.index.manifest}: not one sample of its shards can be read; run `align shard` again")
+        raise CorruptError(
+            f"{self.index.manifest}: none of the samples in its shards can be read; run `align shard` again"
+        )
 
 
-def _part(data: bytes, begin: int, size: int) -> bytes:
-    part = data[begin : begin + size]
-    if len(part) != size:
-        raise DataError("the tar ends before its manifest says")
-    return part
+@dataclass(frozen=True)
+class SampleSources:
+    """All samples that a run reads.
+
+    Attributes:
+        train: the main training split, with weight 1.
+        val: the validation split, if it has images.
+        extra: more training splits, each with its weight.
+    """
+
+    train: SplitSamples
+    val: SplitSamples | None = None
+    extra: tuple[tuple[SplitSamples, float], ...] = ()
+
+    def all(self) -> Iterator[SplitSamples]:
+        """Every split."""
+        yield self.train
+        if self.val is not None:
+            yield self.val
+        yield from (split for split, _ in self.extra)
+
+
+def _file_in(data: bytes, begin: int, size: int) -> bytes:
+    content = data[begin : begin + size]
+    if len(content) != size:
+        raise DataError("the tar is shorter than its manifest says")
+    return content
 
 
 def _texts(data: bytes) -> list[str]:

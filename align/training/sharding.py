@@ -1,15 +1,15 @@
-"""Weights in shards over the ranks (FSDP2), for towers that a device cannot hold with their gradients and moments.
+"""Sharding of the weights over the ranks (FSDP2), for towers too large for one device with gradients and moments.
 
-Each MBConv block, each BERT layer, the text tower's embeddings and what is left of a tower are units: a rank keeps its
-rows of their weights, and has the whole of a unit only while it computes with it. The projections and the scalars stay
-whole: they are small, and a scalar has no rows.
+Each MBConv block, each BERT layer, the text tower's embeddings and the rest of each tower form one unit. A rank keeps
+its rows of a unit's weights and holds the whole unit only while computing with it. The projections and the scalars are
+not sharded: they are small, and a scalar has no rows.
 
-Gradients are sums over ranks, as without shards (`Ranks.sum_gradients`), where FSDP would take the mean. Each backward
-pass adds to the gradient's shard, so that parts of a batch cost a message each, but never a whole gradient.
+Gradients are summed over ranks, as without sharding (`Ranks.sum_gradients`); FSDP's default is the mean. Each backward
+pass adds to the gradient's shard, so each part of a batch costs one message, but no rank ever holds a whole gradient.
 
-What it costs: every rank builds the whole model on its CPU first, with the weights of any other run of this seed, so a
-machine needs memory for as many copies as it has ranks. Weights travel in float32, whatever `precision` is: what is
-computed is then what unsharded towers compute.
+Cost: every rank first builds the whole model on its CPU, with the same weights as any run of this seed, so a machine
+needs memory for one copy per rank. Weights are sent in float32 at every `precision`, so that the result equals that of
+unsharded towers.
 """
 
 from __future__ import annotations
@@ -29,55 +29,55 @@ from align.training.process_group import Ranks
 
 
 def shard(model: DualEncoder, ranks: Ranks) -> None:
-    """Cuts a model's weights up over the ranks, and moves them to the rank's device, unit by unit.
+    """Shards a model's weights over the ranks and moves them to the rank's device, unit by unit.
 
-    Its state dict keeps the names. From then on all ranks have to run the towers together, as often and in the same
-    order, in evaluation too.
+    The state dict keeps its names. Afterwards all ranks must run the towers together: the same number of times and in
+    the same order, in evaluation too.
     """
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch types no such overload
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     image, text = model.vision_model, model.text_model
     units = [*image.encoder.blocks, *text.encoder.layer, text.embeddings, image, text]
-    for unit in cast(list[nn.Module], units):  # the inner ones first: the towers take what is left
+    for unit in cast(list[nn.Module], units):  # inner units first: a tower takes the remaining parameters
         part = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         part.set_gradient_divide_factor(1.0)
-        part.set_force_sum_reduction_for_comms(True)  # a sum is all that gloo knows
+        part.set_force_sum_reduction_for_comms(True)  # gloo supports no other reduction
     model.to(ranks.device)
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether any of its parameters lies in shards."""
+    """Whether any of its parameters is sharded."""
     return any(isinstance(param, DTensor) for param in model.parameters())
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's rows, in the same memory; the tensor itself where it is whole."""
+    """This rank's rows, in the same memory; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def norms(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> Tensor:
-    """Euclidean norms of whole tensors of which each rank has its rows; one message for all of them.
+    """Euclidean norms of whole tensors whose rows are spread over the ranks; one message for all.
 
     Args:
-        tensors: N local ones, see `local`.
-        owners: the parameters that they belong to, which know whether they are sharded.
+        tensors: N local tensors, see `local`.
+        owners: the parameter of each tensor, which says whether it is sharded.
 
     Returns:
         (N,), the same on all ranks.
     """
-    found = torch.stack(torch._foreach_norm(list(tensors)))
+    local_norms = torch.stack(torch._foreach_norm(list(tensors)))
     if not any(isinstance(owner, DTensor) for owner in owners):
-        return found
-    parts = torch.tensor([isinstance(owner, DTensor) for owner in owners], device=found.device)
-    squares = torch.where(parts, found.square(), torch.zeros_like(found))
+        return local_norms
+    sharded = torch.tensor([isinstance(owner, DTensor) for owner in owners], device=local_norms.device)
+    squares = torch.where(sharded, local_norms.square(), torch.zeros_like(local_norms))
     dist.all_reduce(squares)
-    return torch.where(parts, squares.sqrt(), found)
+    return torch.where(sharded, squares.sqrt(), local_norms)
 
 
 def gathered(value: Any) -> Any:
-    """The same values with whole tensors in place of shards, on the leading rank's CPU; empty ones on the others.
+    """The same values with whole tensors instead of shards: on the leading rank's CPU; empty on the other ranks.
 
-    All ranks have to ask together. One tensor at a time is whole on a device.
+    All ranks must call it together. A device holds one whole tensor at a time.
     """
     if isinstance(value, DTensor):
         whole = value.full_tensor().detach()
@@ -89,8 +89,8 @@ def gathered(value: Any) -> Any:
     return value
 
 
-def placed(value: Any, like: Tensor) -> Any:
-    """A whole tensor as another one lies: in shards, or on its device. What is no tensor stays."""
+def distributed_like(value: Any, like: Tensor) -> Any:
+    """A whole tensor, sharded or moved to a device like another one. Other values are returned as they are."""
     if not isinstance(value, Tensor):
         return value
     if not isinstance(like, DTensor):

@@ -1,4 +1,7 @@
-"""What the stages `pretrain` and `finetune` share: everything but which recipe, which model, and where it goes."""
+"""What the stages `pretrain` and `finetune` share: from params.yaml to a plan, and from its result to their folders.
+
+A stage adds its recipe, its model and the folder that the model goes to.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,37 @@ from align.config.paths import PathsConfig
 from align.config.recipe import Recipe
 from align.config.store import StoreConfig
 from align.console import say
+from align.files import replace_directory
 from align.formats.verdict import SHARDS, require_passed
+from align.model.dual_encoder import save_model
 from align.report import record_runtime
 from align.services.live_log import LiveLog
 from align.services.store import tar_reader
 from align.services.store_mirror import checkpoint_mirror
 from align.services.tracking import current_run_id
 from align.training.checkpoint import JOURNAL
-from align.training.run import make_plan, train_stage
+from align.training.loop import Monitoring
+from align.training.plan import Infrastructure, TrainingInputs, TrainingPlan, make_plan
+from align.training.report import TrainingReport, training_report, write_training_report
+from align.training.run import run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments beyond the common ones."""
+    """Adds the arguments that both stages have beyond the common ones."""
     parser.add_argument(
         "--accept-code-change", metavar="WHY",
-        help="go on from a run of the same parameters and data under other code, where the change alters no result",
+        help="resume a run of the same parameters and data that began under other code; WHY says why the result is "
+        "the same",
     )  # fmt: skip
 
 
-def train(
+def train_from_params(
     params: Params, args: argparse.Namespace, recipe: Recipe, model: ModelConfig, *, initial: Path | None, out: Path
 ) -> None:
     """Trains as `recipe` says and writes the model, its curves and its report.
 
     Args:
-        params: the shared sections are taken from them.
+        params: the shared sections are read from it.
         args: of `add_arguments`.
         recipe: section of the stage.
         model: shape of the model.
@@ -47,17 +56,39 @@ def train(
     """
     stage, paths, store = recipe.section, params.section(PathsConfig), params.section(StoreConfig)
     plan = make_plan(
-        recipe, model, initial=initial, shards=paths.shards, tokenizer=paths.tokenizer, checkpoints=paths.checkpoints,
-        tars=tar_reader(store), health=params.section(HealthConfig), mirror=checkpoint_mirror(store),
-        accept_code_change=args.accept_code_change, cluster=params.section(ClusterConfig),
+        recipe, model, TrainingInputs(paths.shards, paths.tokenizer, initial), paths.checkpoints,
+        infrastructure=Infrastructure(tar_reader(store), checkpoint_mirror(store), params.section(ClusterConfig)),
+        monitoring=Monitoring(health=params.section(HealthConfig)), accept_code_change=args.accept_code_change,
     )  # fmt: skip
     if (run_id := current_run_id()) is not None:
-        plan = replace(plan, log=LiveLog(run_id, stage, plan.folder().directory / JOURNAL))
-    require_passed(paths.reports / SHARDS, plan.data_digest)
+        log = LiveLog(run_id, stage, plan.folder().directory / JOURNAL)
+        plan = replace(plan, monitoring=replace(plan.monitoring, log=log))
+    require_passed(paths.reports / SHARDS, plan.data.digest)
     with record_runtime(stage, paths.runtime) as runtime:
-        trained = train_stage(plan, out=out, reports=paths.reports / stage)
-        if trained is None:
+        finished = train_stage(plan, out=out, reports=paths.reports / stage)
+        if finished is None:
             say(f"{stage}: this machine is done; node 0 has the model and its report")
             return
-        report, runtime["pairs_per_s"] = trained
+        report, runtime["pairs_per_s"] = finished
     say(f"{stage}: loss {report.metrics[f'{stage}/train/loss']:.3f} after {recipe.num_steps:,} steps")
+
+
+def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[TrainingReport, float] | None:
+    """Runs a plan and writes the model folder and the report folder.
+
+    Args:
+        plan: the run.
+        out: folder of the trained model; replaced whole.
+        reports: folder of curves and report; replaced whole.
+
+    Returns:
+        The report, and pairs per second of the training steps; None on a machine that does not lead.
+    """
+    trained = run(plan)
+    if trained is None:
+        return None
+    report = training_report(plan, trained)
+    write_training_report(report, trained.rows, reports)
+    with replace_directory(out) as part:
+        save_model(trained.model, part, stage=plan.recipe.section)
+    return report, trained.pairs_per_s

@@ -1,4 +1,4 @@
-"""What a run is at a step, and what a checkpoint holds of it."""
+"""The state of a run at a step, and the part of it that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from torch import Tensor
 
 from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
-from align.training.curves import Row
 from align.training.lamb import Lamb, parameter_groups
 from align.training.loss_scale import LossScale
-from align.training.sharding import gathered, is_sharded, local, placed
+from align.training.sharding import distributed_like, gathered, is_sharded, local
+
+#: One row of metrics: `step`, and the metrics measured at it.
+MetricRow = dict[str, float | int]
 
 
 @dataclass
 class State:
-    """Random numbers and the position in the data are functions of the step, so they need no place here.
+    """What training changes. Random numbers and the position in the data are functions of the step.
 
     Attributes:
         step: whole steps done.
         rows: metric rows so far.
-        losses, gradient_norms: of each step since the last row; a step left out has no norm.
-        average: exponential moving average of the parameters, in their order; None where the recipe keeps none.
-        loss_scale: of float16; None where nothing is scaled.
+        losses, gradient_norms: of each step since the last row; a skipped step has no norm.
+        average: exponential moving average of the parameters, in the same order; None where the recipe keeps none.
+        loss_scale: for float16; None in other precisions.
     """
 
     model: DualEncoder
     optimiser: Lamb
     step: int = 0
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MetricRow] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
     average: list[Tensor] | None = None
@@ -41,13 +43,13 @@ class State:
 
     @property
     def sharded(self) -> bool:
-        """Whether weights lie in shards: then all ranks have to save, and to run the towers, together."""
+        """Whether weights are sharded: then all ranks have to save, and run the towers, together."""
         return is_sharded(self.model)
 
     def saved(self) -> dict[str, Any]:
-        """Plain values and tensors; those are this state's own, and go on changing.
+        """Plain values and tensors. The tensors are not copies, so training keeps changing them.
 
-        Tensors are whole, so that any number of ranks goes on from them; of shards only the leading rank gets them.
+        Sharded tensors are gathered on the leading rank only, so that any number of ranks can resume from them.
         """
         values: dict[str, Any] = gathered(
             {
@@ -63,12 +65,12 @@ class State:
         return values
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Takes over a checkpoint, on every rank what it has of it."""
+        """Restores a checkpoint; each rank keeps its own part."""
         own = self.model.state_dict()
-        self.model.load_state_dict({name: placed(value, own[name]) for name, value in saved["model"].items()})
+        self.model.load_state_dict({name: distributed_like(value, own[name]) for name, value in saved["model"].items()})
         params = [param for group in self.optimiser.param_groups for param in group["params"]]
         moments = {
-            index: {name: placed(value, params[index]) for name, value in values.items()}
+            index: {name: distributed_like(value, params[index]) for name, value in values.items()}
             for index, values in saved["optimiser"]["state"].items()
         }
         self.optimiser.load_state_dict(saved["optimiser"] | {"state": moments})
@@ -76,21 +78,22 @@ class State:
         self.losses, self.gradient_norms = saved["losses"], saved["gradient_norms"]
         if self.average is not None:
             self.average = [
-                placed(value, param) for value, param in zip(saved["average"], self.model.parameters(), strict=True)
+                distributed_like(value, param)
+                for value, param in zip(saved["average"], self.model.parameters(), strict=True)
             ]
         if self.loss_scale is not None:
             self.loss_scale = LossScale(**saved["loss_scale"])
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
-        """Lets the average follow the parameters by a step."""
+        """Moves the average one step towards the parameters."""
         assert self.average is not None
         weights = [local(param.detach()) for param in self.model.parameters()]
         torch._foreach_lerp_([local(tensor) for tensor in self.average], weights, 1.0 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """In the block the model has the averaged parameters, where there are any."""
+        """Within the block the model has the averaged parameters, if the recipe keeps an average."""
         if self.average is None:
             yield
             return
@@ -113,7 +116,7 @@ def new_state(model: DualEncoder, recipe: Recipe) -> State:
 
 
 def load_weights(model: DualEncoder, saved: dict[str, Any]) -> None:
-    """The weights of a checkpoint that are the run's result: the averaged ones where it kept an average."""
+    """Loads the weights that are the run's result: the averaged ones if it kept an average."""
     model.load_state_dict(saved["model"])
     if saved["average"] is not None:
         with torch.no_grad():
@@ -123,6 +126,6 @@ def load_weights(model: DualEncoder, saved: dict[str, Any]) -> None:
 
 def _swap(params: list[Tensor], others: list[Tensor]) -> None:
     for param, other in zip(params, others, strict=True):
-        kept = param.clone()
+        before = param.clone()
         param.copy_(other)
-        other.copy_(kept)
+        other.copy_(before)

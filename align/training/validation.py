@@ -1,4 +1,4 @@
-"""Recall on the validation split while training: a cheap sign of life, not the evaluation."""
+"""Recall on the validation split while training: a cheap check of progress, not the evaluation."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from align.model.embedder import Embedder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.health import effective_rank
-from align.training.samples import Samples
+from align.training.samples import SplitSamples
 
-#: At most so many images of the split are used.
+#: At most this many images of the split are used.
 MAX_IMAGES = 500
 
-#: Training images that the gap of batch-norm is measured on.
+#: Number of training images on which batch-norm's gap is measured.
 _GAP_IMAGES = 64
 
 RECALL_AT = (1, 5, 10)
 
 
-def validate(model: DualEncoder, tokenizer: TextTokenizer, samples: Samples) -> dict[str, float]:
-    """Recall at 1, 5 and 10 in both directions over the first images of the split and all their texts."""
+def validate(model: DualEncoder, tokenizer: TextTokenizer, samples: SplitSamples) -> dict[str, float]:
+    """Recall@1, @5 and @10 in both directions over the first images of the split and all their texts."""
     chosen = np.arange(min(samples.num_images, MAX_IMAGES), dtype=np.int64)
     texts, owners = [], []
     for sample in chosen:
@@ -47,11 +47,10 @@ def validate(model: DualEncoder, tokenizer: TextTokenizer, samples: Samples) -> 
 
 
 @torch.no_grad()
-def batch_norm_gap(model: DualEncoder, samples: Samples, device: torch.device) -> dict[str, float]:
-    """Mean of 1 - cosine between embeddings by a batch's own statistics and by the running ones, of training images.
+def batch_norm_gap(model: DualEncoder, samples: SplitSamples, device: torch.device) -> dict[str, float]:
+    """Mean of 1 - cosine between the embeddings of training images by batch statistics and by running statistics.
 
-    Large where the running statistics do not stand for what the tower saw in training (ALIGN.md's gap between train and
-    eval mode).
+    Large if the running statistics differ from those in training (the gap between train and eval mode).
     """
     group = model.config.batch_norm_group
     count = min(samples.num_images, max(group, _GAP_IMAGES // group * group))
@@ -67,7 +66,7 @@ def batch_norm_gap(model: DualEncoder, samples: Samples, device: torch.device) -
 
 
 def recall_at(similarity: NDArray[np.float32], relevant: NDArray[np.bool_], k: int) -> float:
-    """Share of rows with a relevant column among the k most similar; equal scores rank the irrelevant first."""
+    """Share of rows with a relevant column among the k most similar; equal scores rank irrelevant columns first."""
     best = np.where(relevant, similarity, -np.inf).max(axis=1)
     ahead = ((similarity >= best[:, None]) & ~relevant).sum(axis=1)
     return float((ahead < k).mean())

@@ -1,16 +1,16 @@
-"""The paper's batch, 16,384 pairs, on one machine: the loss sees all of them at once, the towers a few at a time."""
+"""The paper's batch, 16,384 pairs, on one machine: the loss is over all pairs, the towers run on a few at a time."""
 
 from pathlib import Path
 
 import pytest
 
-from align.training.run import make_plan, run
+from align.training.run import run
 from benchmarks.measure import in_process
 from tests.support import training_data
-from tests.support.training_data import MODEL, pretrain_config
+from tests.support.training_data import plan, pretrain_config
 
 BATCH, MICRO_BATCH = 16_384, 64
-#: What one matrix of the batch's similarities would take alone; torch and transformers are most of what is taken.
+#: The size of one matrix of the batch's similarities; most of the peak is torch and transformers.
 MOST_BYTES = BATCH**2 * 4
 
 
@@ -19,9 +19,9 @@ def train(shards: Path, tokenizer: Path, checkpoints: Path) -> None:
         batch_size=BATCH, micro_batch=MICRO_BATCH, num_steps=2, warmup_steps=1, log_every_steps=1,
         validate_every_steps=100, checkpoint_every_steps=100,
     )  # fmt: skip
-    trained = run(make_plan(recipe, MODEL, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=checkpoints))
+    trained = run(plan((shards, tokenizer), checkpoints, recipe))
     assert trained is not None and [row["step"] for row in trained.rows] == [1, 2]
-    # of so many pairs of 16 pictures each is told from the others by chance: 2 log N, and what smoothing adds
+    # 16,384 pairs of 16 pictures can be told apart by chance only: 2 log N, plus the share of smoothing
     assert 15.0 < trained.rows[0]["train/loss"] < 25.0
 
 

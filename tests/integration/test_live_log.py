@@ -16,10 +16,10 @@ from align.errors import RefusedError, TrainingError
 from align.services import live_log
 from align.services.live_log import LiveLog
 from align.services.tracking import Tracker, metric_name
-from tests.integration.test_training_processes import project
 from tests.support import ROOT, training_data
 from tests.support.relay import Relay
 from tests.support.training_data import RECIPE
+from tests.support.training_project import write_project
 
 LOSS = "pretrain/train/loss"
 
@@ -48,7 +48,7 @@ def wait_for(server: str, run_id: str, step: int) -> None:
 
 
 class Said:
-    """What stderr has shown so far."""
+    """The text on stderr so far."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys, self.text = capsys, ""
@@ -60,7 +60,7 @@ class Said:
     def wait_for(self, words: str) -> None:
         deadline = time.monotonic() + 60
         while not self.count(words):
-            assert time.monotonic() < deadline, f"{words!r} was not said, but {self.text!r}"
+            assert time.monotonic() < deadline, f"{words!r} was not printed, but {self.text!r}"
             time.sleep(0.1)
 
 
@@ -75,7 +75,7 @@ def test_an_outage_costs_no_row_and_doubles_none(
         wait_for(mlflow_server, run_id, 10)
         relay.set(outage)  # type: ignore[arg-type]
         logger({"train/loss": 2.5, "val/image_to_text/recall@1": 0.5}, 20)
-        said.wait_for("training goes on, its rows wait in")
+        said.wait_for("training continues, its rows wait in")
         logger({"train/loss": 3.5}, 30)
         back = time.time() * 1000
         relay.set("open")
@@ -85,11 +85,11 @@ def test_an_outage_costs_no_row_and_doubles_none(
     assert history(mlflow_server, run_id) == [(10, 1.5), (20, 2.5), (30, 3.5), (40, 4.5)]
     assert history(mlflow_server, run_id, "pretrain/val/image_to_text/recall_at_1") == [(20, 0.5)]
     assert (relay.num_lost > 0) == (outage == "loses answers")
-    assert said.count("training goes on") == said.count("MLflow is back") == 1
-    # one that had arrived without an answer is not delivered again
+    assert said.count("training continues") == said.count("MLflow is back") == 1
+    # a row that had arrived without an answer is not delivered again
     assert said.count(f"MLflow is back, {1 if relay.num_lost else 2} rows delivered") == 1
     (_, held, *_) = sorted(MlflowClient(mlflow_server).get_metric_history(run_id, LOSS), key=lambda point: point.step)
-    assert began <= held.timestamp <= back  # when it was, not when it came
+    assert began <= held.timestamp <= back  # the time of the step, not of its arrival
     assert Tracker(mlflow_server).last_steps(run_id)[LOSS] == 40
 
 
@@ -101,7 +101,7 @@ def _log_and_die(run_id: str, journal: Path) -> None:
         os.kill(os.getpid(), 9)
 
 
-def test_what_a_killed_process_held_is_delivered_by_the_next(
+def test_rows_of_a_killed_process_are_delivered_by_the_next(
     relay: Relay, mlflow_server: str, run_id: str, tmp_path: Path
 ) -> None:
     journal = tmp_path / "live.jsonl"
@@ -116,7 +116,7 @@ def test_what_a_killed_process_held_is_delivered_by_the_next(
             again({"train/loss": float(step)}, step)
     whole = [(step, float(step)) for step in range(1, 10)]
     assert history(mlflow_server, run_id) == whole
-    # gone on with on another day, into another run: that has the whole curve
+    # resumed on another day, into another run: that has the whole curve
     another = Tracker(mlflow_server).start_run("live", "another run")
     with LiveLog(another, "pretrain", journal) as later:
         later({"train/loss": 10.0}, 10)
@@ -136,14 +136,14 @@ def test_a_run_that_was_deleted_ends_live_logging_with_one_warning(
         start = time.monotonic()
         with LiveLog(gone, "pretrain", tmp_path / f"{gone}.jsonl") as logger:
             logger({"train/loss": 1.0}, 1)
-            said.wait_for(f"live logging stopped, training goes on: MLflow at {mlflow_server} refuses")
+            said.wait_for(f"live logging stopped, training continues: MLflow at {mlflow_server} refuses")
             logger({"train/loss": 1.0}, 2)
         assert time.monotonic() - start < 20
-        assert said.count("training goes on") == 1
+        assert said.count("training continues") == 1
         said.text = ""
 
 
-def test_the_end_waits_for_mlflow_and_not_for_ever(
+def test_the_end_of_training_waits_for_mlflow_but_not_for_ever(
     relay: Relay, mlflow_server: str, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -159,7 +159,7 @@ def test_the_end_waits_for_mlflow_and_not_for_ever(
     start = time.monotonic()
     with pytest.raises(TrainingError), LiveLog(run_id, "pretrain", tmp_path / "live.jsonl"):
         raise TrainingError
-    assert time.monotonic() - start < 10  # one that failed is gone on with: nothing to wait for
+    assert time.monotonic() - start < 10  # a failed run is resumed later: nothing to wait for
     relay.set("open")
     with LiveLog(run_id, "pretrain", tmp_path / "live.jsonl"):
         pass
@@ -179,7 +179,7 @@ def test_training_never_waits_for_mlflow(tmp_path: Path, monkeypatch: pytest.Mon
 def test_pretrain_logs_into_the_run_that_it_was_given(
     relay: Relay, mlflow_server: str, run_id: str, tmp_path: Path
 ) -> None:
-    command = project(tmp_path, training_data.write(tmp_path), RECIPE)
+    command = write_project(tmp_path, training_data.write(tmp_path), RECIPE)
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200,
         env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_RUN_ID": run_id},
@@ -201,4 +201,4 @@ def test_a_journal_that_cannot_be_written_is_one_warning(
     with LiveLog(run_id, "pretrain", tmp_path / "file" / "live.jsonl") as logger:
         logger({"train/loss": 1.0}, 1)
         logger({"train/loss": 1.0}, 2)
-    assert capsys.readouterr().err.count("live logging stopped, training goes on") == 1
+    assert capsys.readouterr().err.count("live logging stopped, training continues") == 1

@@ -1,4 +1,4 @@
-"""Training on tars that are in a real object store only: by range, through outages, and in processes of its own."""
+"""Training on tars that only a real object store has: by range, through outages, and in separate processes."""
 
 import threading
 import time
@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from align.config.store import StoreConfig
 from align.errors import DataError, ServiceError
 from align.formats.shards import read_manifest
 from align.protocols.store import Tars
-from align.services.store import Objects, TarReader, keep_tar, tar_reader
+from align.services.store import Objects, TarReader, tar_reader
 from align.training.index import SplitIndex, read_outline
-from align.training.loader import Batch, TrainLoader
-from align.training.run import make_plan, run
-from align.training.samples import Samples
+from align.training.loader import Augmentation, Batch, Sampling, TrainLoader
+from align.training.plan import Infrastructure
+from align.training.run import run
+from align.training.samples import SplitSamples
 from tests.support import training_data
+from tests.support.remote_shards import move_tars, store_config
 from tests.support.s3_server import KEY, SECRET, S3Server, serve
-from tests.support.training_data import MODEL, pretrain_config
+from tests.support.training_data import plan, pretrain_config
 
 
 @pytest.fixture
@@ -35,29 +36,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server
         yield running
 
 
-def store(server: S3Server, root: Path) -> StoreConfig:
-    bucket = server.make_bucket("shards")
-    return StoreConfig(
-        objects=f"s3://{bucket}/objects", checkpoints=None, cache=root / "cache", part_size_mb=5, num_connections=4,
-        num_retries=5, timeout_s=10.0,
-    )  # fmt: skip
-
-
-def hand_over(shards: Path, config: StoreConfig) -> None:
-    """As `align shard` does: the tars go to the store, the manifest stays."""
-    for split in read_manifest(shards).splits.values():
-        for row in split.shards:
-            keep_tar(shards / row.path, row.sha256, config)
-    assert not list(shards.rglob("*.tar"))
-
-
 def loader(
     index: SplitIndex, tars: Tars | None = None, patience_s: float = 0.0, rank: int = 0, of: int = 1
 ) -> TrainLoader:
-    samples = Samples(index, 36, tars, patience_s=patience_s, cache_bytes=0)
+    samples = SplitSamples(index, 36, tars, patience_s=patience_s, cache_bytes=0)
     return TrainLoader(
-        samples, seed=7, batch_size=8, image_px=32, flip=True, num_draws=3, shuffle_block=20, rank=rank, world_size=of,
-        num_threads=2,
+        samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=20),
+        augmentation=Augmentation(image_px=32, num_draws=3, flip=True), rank=rank, world_size=of, num_threads=2,
     )  # fmt: skip
 
 
@@ -67,7 +52,7 @@ def same(ours: Batch, theirs: Batch) -> bool:
 
 @dataclass
 class Watched:
-    """Counts reads, and how many are under way at a time."""
+    """Counts reads, and how many run at a time."""
 
     tars: TarReader
     sizes: list[int] = field(default_factory=list)
@@ -97,8 +82,8 @@ class Watched:
 def test_ranges_show_what_files_show(server: S3Server, tmp_path: Path) -> None:
     shards, _ = training_data.write(tmp_path, num_train=40)
     local = list(loader(read_outline(shards).split("train")).batches(0, 10))
-    config = store(server, tmp_path)
-    hand_over(shards, config)
+    config = store_config(server, tmp_path)
+    move_tars(shards, config)
     with pytest.raises(DataError, match=r"missing.*store\.objects"):
         read_outline(shards).split("train")
     reader = tar_reader(config)
@@ -107,17 +92,17 @@ def test_ranges_show_what_files_show(server: S3Server, tmp_path: Path) -> None:
     index = read_outline(shards).split("train", watched)
     assert all(uri.startswith("s3://shards/objects/") for uri in index.shards)
     assert all(map(same, loader(index, watched).batches(0, 10), local))
-    # Samples this small are neighbours: one read a shard and batch, and no more under way than there are connections.
+    # Samples this small are neighbours: one read per shard and batch, and at most one read per connection at a time.
     assert len(watched.sizes) <= 10 * 2
     assert 1 < watched.most <= config.num_connections
     parts = [loader(index, watched, rank=rank, of=2).batches(3, 10) for rank in range(2)]
     for step, (first, second) in enumerate(zip(*parts, strict=True), 3):
         assert torch.equal(torch.cat([first.images, second.images]), local[step].images)
-    # A checked copy on this machine serves in the place of the object.
+    # A checked copy on this machine is read instead of the object.
     row = read_manifest(shards).splits["train"].shards[0]
     copy = Objects(config).get(row.sha256, row.num_bytes)
     assert read_outline(shards).split("train", reader).shards[0] == str(copy)
-    # An object that is gone is said at once: nothing brings it back.
+    # A missing object is reported at once, without retries.
     Objects(config).delete(read_manifest(shards).splits["train"].shards[1].sha256)
     start = time.monotonic()
     with pytest.raises(DataError, match=r"s3://shards/objects/.*: no such object"):
@@ -139,20 +124,20 @@ def test_neighbours_are_read_together_and_others_are_not(tmp_path: Path) -> None
 
     for tar in shards.rglob("*.tar"):
         tar.unlink()
-    samples = Samples(read_outline(shards).split("train", Far()), 36, Far())
-    (first, second) = samples.spans(samples.places(np.array([13, 2, 3, 12])))
+    samples = SplitSamples(read_outline(shards).split("train", Far()), 36, Far())
+    (first, second) = samples.spans(samples.locations(np.array([13, 2, 3, 12])))
     assert (first.shard, first.samples, second.shard, second.samples) == (0, [2, 3], 1, [12, 13])
     offsets = samples.index.read_offsets(0)
     assert (first.begin, first.end) == (offsets[2, 0], offsets[3, 2] + offsets[3, 3])
 
 
-def test_a_store_that_is_away_for_a_while_holds_training_up_and_changes_nothing(
+def test_training_waits_for_an_unavailable_store_with_the_same_result(
     server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards, _ = training_data.write(tmp_path, num_train=40)
     local = list(loader(read_outline(shards).split("train")).batches(0, 20))
-    config = store(server, tmp_path)
-    hand_over(shards, config)
+    config = store_config(server, tmp_path)
+    move_tars(shards, config)
     reader = tar_reader(config)
     train = loader(read_outline(shards).split("train", reader), reader, patience_s=120)
     batches = train.batches(0, 20)
@@ -164,13 +149,13 @@ def test_a_store_that_is_away_for_a_while_holds_training_up_and_changes_nothing(
     assert len(shown) == 20 and all(map(same, shown, local))
     assert train.wait_s > 4
     said = capsys.readouterr().err
-    assert f"no answer from {server.url}" in said and "trying on for" in said
+    assert f"no answer from {server.url}" in said and "retrying for" in said
 
 
-def test_a_store_that_stays_away_ends_training_in_time_with_its_name(server: S3Server, tmp_path: Path) -> None:
+def test_a_store_that_stays_unavailable_ends_training_in_time_with_its_name(server: S3Server, tmp_path: Path) -> None:
     shards, _ = training_data.write(tmp_path, num_train=40)
-    config = store(server, tmp_path)
-    hand_over(shards, config)
+    config = store_config(server, tmp_path)
+    move_tars(shards, config)
     reader = tar_reader(config)
     batches = loader(read_outline(shards).split("train", reader), reader, patience_s=8).batches(0, 20)
     next(batches)
@@ -181,10 +166,10 @@ def test_a_store_that_stays_away_ends_training_in_time_with_its_name(server: S3S
     assert 2 < time.monotonic() - start < 25
 
 
-def test_who_leaves_in_the_middle_does_not_wait_for_the_store(server: S3Server, tmp_path: Path) -> None:
+def test_a_loader_that_is_closed_does_not_wait_for_the_store(server: S3Server, tmp_path: Path) -> None:
     shards, _ = training_data.write(tmp_path, num_train=40)
-    config = store(server, tmp_path)
-    hand_over(shards, config)
+    config = store_config(server, tmp_path)
+    move_tars(shards, config)
     reader = tar_reader(config)
     batches = loader(read_outline(shards).split("train", reader), reader, patience_s=600).batches(0, 20)
     next(batches)
@@ -195,34 +180,29 @@ def test_who_leaves_in_the_middle_does_not_wait_for_the_store(server: S3Server, 
     assert time.monotonic() - start < 20
 
 
-def test_who_is_told_to_stop_does_not_wait_for_the_store(server: S3Server, tmp_path: Path) -> None:
+def test_a_process_told_to_stop_does_not_wait_for_the_store(server: S3Server, tmp_path: Path) -> None:
     shards, _ = training_data.write(tmp_path, num_train=40)
-    config = store(server, tmp_path)
-    hand_over(shards, config)
+    config = store_config(server, tmp_path)
+    move_tars(shards, config)
     reader, told = tar_reader(config), threading.Event()
-    samples = Samples(read_outline(shards).split("train", reader), 36, reader, patience_s=600, cache_bytes=0)
+    samples = SplitSamples(read_outline(shards).split("train", reader), 36, reader, patience_s=600, cache_bytes=0)
     server.kill()
-    samples.bytes.stopped = told.is_set
+    samples.tars.stopped = told.is_set
     threading.Timer(2, told.set).start()
     start = time.monotonic()
     with pytest.raises(ServiceError, match=f"no answer from {server.url}"):
         samples.image(0)
-    assert told.is_set() and time.monotonic() - start < 60  # one attempt of the store's own, with its retries
+    assert told.is_set() and time.monotonic() - start < 60  # one attempt of the store's client, with its retries
 
 
-def test_ranks_of_their_own_read_from_the_store(server: S3Server, tmp_path: Path) -> None:
+def test_ranks_read_from_the_store(server: S3Server, tmp_path: Path) -> None:
     shards, tokenizer = training_data.write(tmp_path)
     recipe = pretrain_config(num_steps=2, warmup_steps=1, num_processes=2)
-    local = run(
-        make_plan(recipe, MODEL, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=tmp_path / "local")
-    )
-    config = store(server, tmp_path)
-    hand_over(shards, config)
-    plan = make_plan(
-        recipe, MODEL, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=tmp_path / "far",
-        tars=tar_reader(config),
-    )  # fmt: skip
-    far = run(plan)
+    local = run(plan((shards, tokenizer), tmp_path / "local", recipe))
+    config = store_config(server, tmp_path)
+    move_tars(shards, config)
+    reader = Infrastructure(tars=tar_reader(config))
+    far = run(plan((shards, tokenizer), tmp_path / "far", recipe, infrastructure=reader))
     assert far.rows == local.rows
     for name, weight in local.model.state_dict().items():
         assert torch.equal(far.model.state_dict()[name], weight), name

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Self
@@ -28,13 +28,14 @@ from align.services.live_log import LiveLog
 from align.services.store import tar_reader
 from align.services.store_mirror import checkpoint_mirror
 from align.services.tracking import Tracker, metric_name
-from align.training.run import Plan, Trained, make_plan, run
-from tests.integration.test_loader_s3 import hand_over, store
+from align.training.plan import Infrastructure, TrainingPlan
+from align.training.run import Trained, run
 from tests.support import ROOT, training_data
 from tests.support import mlflow_server as mlflow
 from tests.support.relay import Relay
+from tests.support.remote_shards import move_tars, store_config
 from tests.support.s3_server import KEY, SECRET, S3Server, serve
-from tests.support.training_data import MODEL, pretrain_config
+from tests.support.training_data import plan, pretrain_config, with_log
 
 NUM_STEPS, GATE = 80, 60
 RECIPE = pretrain_config(
@@ -108,7 +109,7 @@ class Outages:
 
         self.away()
         start, before = time.monotonic(), self.step()
-        self.wait(lambda: self.step() >= before + 15)  # training goes on
+        self.wait(lambda: self.step() >= before + 15)  # training continues
         self.kill(leader=True)
         died = self.step()
         time.sleep(max(0.0, start + self.outage_s - time.monotonic()))
@@ -151,15 +152,13 @@ def environment(s3: S3Server, mlflow_uri: str) -> Iterator[None]:
         yield
 
 
-def calm_run(tmp_path: Path) -> tuple[Path, Plan, Trained]:
+def calm_run(tmp_path: Path) -> tuple[Path, TrainingPlan, Trained]:
     """Shards and tokenizer, and what comes of them on this machine alone."""
     shards, tokenizer = training_data.write(tmp_path, num_train=8 * (NUM_STEPS + 10))
-    plan = make_plan(
-        RECIPE, MODEL, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=tmp_path / "calm",
-    )  # fmt: skip
-    trained = run(plan)
+    calm = plan((shards, tokenizer), tmp_path / "calm", RECIPE)
+    trained = run(calm)
     assert trained is not None
-    return shards, plan, trained
+    return shards, calm, trained
 
 
 def train_through(
@@ -168,18 +167,18 @@ def train_through(
 ) -> list[dict[str, float]]:  # fmt: skip
     """Trains through all outages, holds the result against a calm run's, and returns the journal's rows."""
     shards, calm_plan, calm = calm_run(tmp_path)
-    config = store(s3, tmp_path).model_copy(
+    config = store_config(s3, tmp_path).model_copy(
         update={"checkpoints": "s3://shards/checkpoints", "num_retries": 2, "timeout_s": 5.0}
     )
-    hand_over(shards, config)
+    move_tars(shards, config)
     params = load_params(ROOT / "params.yaml")
     run_id = Tracker(real_uri).start_run("outages", tmp_path.name)
-    plan = make_plan(
-        RECIPE, MODEL, initial=None, shards=shards, tokenizer=calm_plan.tokenizer, checkpoints=tmp_path / "checkpoints",
-        tars=tar_reader(config), health=params.section(HealthConfig).model_copy(update={"price_per_hour": 2.0}),
-        cluster=params.section(ClusterConfig), mirror=checkpoint_mirror(config),
+    stormy = plan(
+        (shards, calm_plan.inputs.tokenizer), tmp_path / "checkpoints", RECIPE,
+        health=params.section(HealthConfig).model_copy(update={"price_per_hour": 2.0}),
+        infrastructure=Infrastructure(tar_reader(config), checkpoint_mirror(config), params.section(ClusterConfig)),
     )  # fmt: skip
-    journal, gate = plan.folder().directory / "live.jsonl", tmp_path / "gate"
+    journal, gate = stormy.folder().directory / "live.jsonl", tmp_path / "gate"
     client = MlflowClient(real_uri)
 
     def arrived(step: int) -> bool:
@@ -189,7 +188,7 @@ def train_through(
     thread = threading.Thread(target=outages)
     thread.start()
     try:
-        trained = run(replace(plan, log=Paced(run_id, journal, mlflow_uri, gate, pace_s)))
+        trained = run(with_log(stormy, Paced(run_id, journal, mlflow_uri, gate, pace_s)))
     finally:
         thread.join()
     assert outages.failure is None, outages.failure
@@ -227,7 +226,7 @@ def test_seconds_without_servers_and_a_killed_rank(
         )  # fmt: skip
     assert after_the_store(rows, 3.0)["train/loader_wait_share"] > 0.2  # it was the loader that waited
     said = capfd.readouterr().err
-    assert "trying on for" in said and said.count("going on from step") == 1
+    assert "retrying for" in said and said.count("resuming from step") == 1
     assert "live logging stopped" not in said and "did not take" not in said
 
 
@@ -245,7 +244,7 @@ def test_half_a_minute_without_servers_and_killed_ranks(tmp_path: Path, capfd: p
         )  # fmt: skip
     after_the_store(rows, 30.0)
     said = capfd.readouterr().err
-    assert said.count("trying on for") >= 2 and said.count("going on from step") == 2
-    assert 1 <= said.count("training goes on, its rows wait in") <= 2  # the leading rank before and after its death
+    assert said.count("retrying for") >= 2 and said.count("resuming from step") == 2
+    assert 1 <= said.count("training continues, its rows wait in") <= 2  # the leading rank before and after its death
     assert said.count("MLflow is back, ") == 1
     assert "live logging stopped" not in said and "did not take" not in said

@@ -1,6 +1,6 @@
-"""Weights in shards over two ranks: what one process computes, saves and goes on with.
+"""Weights sharded over two ranks: results, checkpoints and resuming equal those of one process.
 
-All that two ranks have to do is done in one launch of them, by `_work`; the tests look at what it left.
+One launch of two ranks does all their work (`_work`); the tests check what it saved.
 """
 
 import functools
@@ -28,13 +28,13 @@ from align.training.checkpoint import CheckpointFolder
 from align.training.lamb import Lamb
 from align.training.loader import Batch
 from align.training.loss_scale import LossScale
+from align.training.plan import TrainingPlan
 from align.training.process_group import Ranks, launch
-from align.training.run import Plan, _train_rank, make_plan, run
-from align.training.sharding import gathered, is_sharded, placed, shard
+from align.training.run import _train_rank, run
+from align.training.sharding import distributed_like, gathered, is_sharded, shard
 from align.training.step import Interrupted, compute_gradients
-from tests.support import training_data
+from tests.support import lamb_reference, training_data
 from tests.support.training_data import MODEL, TermAt, pretrain_config
-from tests.unit.training.test_lamb import reference
 
 BATCH = 32
 SYNC = MODEL.model_copy(update={"batch_norm": "sync"})
@@ -42,10 +42,10 @@ SHORT = {
     "num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005, "log_every_steps": 1, "validate_every_steps": 2,
     "checkpoint_every_steps": 1, "keep_checkpoints": 4,
 }  # fmt: skip
-#: Two ranks against one: with all that works on weights and gradients.
+#: Two ranks against one, with everything on that changes weights and gradients.
 WHOLE = SHORT | {"clip_norm": 100.0, "ema_decay": 0.5, "best_metric": "val/effective_rank"}
 
-#: Ways through a step: several parts in one backward pass, a backward pass a part, a block computed twice, sync.
+#: Ways through a step: several parts in one backward pass, one backward pass per part, a block computed twice, sync.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "parts": ({}, {}),
     "micro_batch": ({"micro_batch": 8}, {}),
@@ -60,8 +60,8 @@ SHAPES = [(4, 3), (5, 2), (1, 6), (3,)]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the ranks left: `ranks[r]` of rank r."""
+class Outcomes:
+    """The results of the ranks: `ranks[r]` is that of rank r."""
 
     root: Path
     ranks: list[dict[str, Any]]
@@ -72,15 +72,11 @@ class Found:
         return saved
 
 
-def _plan(data: tuple[Path, Path], checkpoints: Path, log: Any = None, **changes: Any) -> Plan:
-    shards, tokenizer = data
-    return make_plan(
-        pretrain_config(**(SHORT | changes)), MODEL, initial=None, shards=shards, tokenizer=tokenizer,
-        checkpoints=checkpoints, log=log,
-    )  # fmt: skip
+def _plan(data: tuple[Path, Path], checkpoints: Path, log: Any = None, **changes: Any) -> TrainingPlan:
+    return training_data.plan(data, checkpoints, pretrain_config(**(SHORT | changes)), log=log)
 
 
-def _in_two(data: tuple[Path, Path], checkpoints: Path, log: Any = None, **changes: Any) -> Plan:
+def _in_two(data: tuple[Path, Path], checkpoints: Path, log: Any = None, **changes: Any) -> TrainingPlan:
     return _plan(data, checkpoints, log, **({"num_processes": 2, "shard_weights": True} | changes))
 
 
@@ -95,8 +91,8 @@ def _gradients(tokenizer: Path, case: str, ranks: Ranks) -> tuple[float, float, 
     with accelerated(model, config, ranks.device):
         if ranks.world_size > 1:
             shard(model, ranks)
-        found = compute_gradients(model, config, ranks, words, _batch(model, ranks))
-    return found.loss, found.norm, gathered({name: param.grad for name, param in model.named_parameters()})
+        gradients = compute_gradients(model, config, ranks, words, _batch(model, ranks))
+    return gradients.loss, gradients.norm, gathered({name: param.grad for name, param in model.named_parameters()})
 
 
 def _batch(model: DualEncoder, ranks: Ranks) -> Batch:
@@ -122,7 +118,7 @@ def _lamb(ranks: Ranks) -> list[Tensor]:
     optimiser.set_learning_rate(0.1)
     for step in grads:
         for param, grad in zip(params, step, strict=True):
-            param.grad = placed(torch.from_numpy(grad), param)
+            param.grad = distributed_like(torch.from_numpy(grad), param)
         optimiser.step()
     return gathered(params)  # type: ignore[no-any-return]  # as deep as what it is given
 
@@ -134,7 +130,7 @@ def _lamb_numbers() -> tuple[list[Any], list[list[Any]]]:
 
 
 class _InterruptAt:
-    """In place of the question between two parts: the n-th time it stops the run."""
+    """Replaces the check between two parts: the n-th one interrupts the step."""
 
     def __init__(self, number: int) -> None:
         self.left = number
@@ -149,22 +145,22 @@ def _huge(**saved: Any) -> LossScale:
     return LossScale(**({"value": 2.0**127} | saved))
 
 
-def _work(plans: list[tuple[str, Plan]], tokenizer: Path, root: Path, ranks: Ranks) -> None:
-    found: dict[str, Any] = {}
+def _work(plans: list[tuple[str, TrainingPlan]], tokenizer: Path, root: Path, ranks: Ranks) -> None:
+    results: dict[str, Any] = {}
     step_module.CPU_PART = 4
-    loop_module._LAUNCHER_TAKES_S = 1e6  # these processes have more to do after a run that was stopped
-    found |= {f"gradients, {case}": _gradients(tokenizer, case, ranks) for case in CASES}
-    found["lamb"] = _lamb(ranks)
+    loop_module._LAUNCHER_TAKES_S = 1e6  # these processes continue after a stopped run
+    results |= {f"gradients, {case}": _gradients(tokenizer, case, ranks) for case in CASES}
+    results["lamb"] = _lamb(ranks)
     plain_check, plain_scale = step_module._check, state_module.LossScale
     for name, plan in plans:
-        step_module._check = _InterruptAt(2 * 8 + 6) if name == "left within a step" else plain_check
+        step_module._check = _InterruptAt(2 * 8 + 6) if name == "stopped within a step" else plain_check
         state_module.LossScale = _huge if name == "scaled" else plain_scale  # type: ignore[assignment,misc]  # a stand-in
         try:
             _train_rank(plan, ranks)
-            found[name] = "done"
+            results[name] = "done"
         except AlignError as error:
-            found[name] = f"{type(error).__name__}: {error}"
-    torch.save(found, root / f"{ranks.rank}.pt")
+            results[name] = f"{type(error).__name__}: {error}"
+    torch.save(results, root / f"{ranks.rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -173,35 +169,35 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def found(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Found:
-    root = tmp_path_factory.mktemp("found")
+def outcomes(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    root = tmp_path_factory.mktemp("outcomes")
     run(_plan(data, root / "one", **WHOLE))
-    shutil.copytree(root / "one", root / "gone on with")
+    shutil.copytree(root / "one", root / "resumed by shards")
     for step in (3, 4):
-        next((root / "gone on with").glob(f"*/step-{step:08d}.pt")).unlink()
+        next((root / "resumed by shards").glob(f"*/step-{step:08d}.pt")).unlink()
     parts = WHOLE | {"batch_size": 16, "micro_batch": 4}
     plans = [
         ("whole", _in_two(data, root / "two", **WHOLE)),
         ("stopped", _in_two(data, root / "stopped", TermAt(2), **WHOLE)),
         ("resumed", _in_two(data, root / "stopped", **WHOLE)),
-        ("gone on with", _in_two(data, root / "gone on with", **WHOLE)),
+        ("resumed by shards", _in_two(data, root / "resumed by shards", **WHOLE)),
         ("parts", _in_two(data, root / "parts", **parts)),
-        ("left within a step", _in_two(data, root / "left", **parts)),
-        ("come back to", _in_two(data, root / "left", **parts)),
+        ("stopped within a step", _in_two(data, root / "left", **parts)),
+        ("resumed after an interrupt", _in_two(data, root / "left", **parts)),
         ("broken", _in_two(data, root / "broken", learning_rate=1e38, warmup_steps=3)),
         ("scaled", _in_two(data, root / "scaled", precision="float16")),
         ("sync", replace(_in_two(data, root / "sync", shard_weights=False), model=SYNC)),
     ]
     launch(functools.partial(_work, plans, data[1], root), 2, 1)
-    return Found(root, [torch.load(root / f"{rank}.pt") for rank in range(2)])
+    return Outcomes(root, [torch.load(root / f"{rank}.pt") for rank in range(2)])
 
 
 def assert_close(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Two checkpoints of the same run, but for rounding."""
+    """Two checkpoints of the same run are equal up to rounding."""
     for mine, other in zip(ours["rows"], theirs["rows"], strict=True):
-        assert mine == pytest.approx(other, rel=1e-3)  # recall@k among them, which is a share of eight
+        assert mine == pytest.approx(other, rel=1e-3)  # including recall@k, a share of eight
     for name, weight in theirs["model"].items():
-        if weight.ndim > 1:  # a shift that batch-norm takes out follows rounding
+        if weight.ndim > 1:  # a shift that batch-norm cancels follows rounding
             torch.testing.assert_close(ours["model"][name], weight, atol=1e-3, rtol=1e-2, msg=name)
     assert len(ours["average"]) == len(theirs["average"])
     for mine, other in zip(ours["average"], theirs["average"], strict=True):
@@ -210,7 +206,7 @@ def assert_close(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
-    """Equal to the bit, all the way down."""
+    """Equal bit for bit, at every level."""
     assert type(ours) is type(theirs)
     if isinstance(theirs, dict):
         assert ours.keys() == theirs.keys()
@@ -224,21 +220,21 @@ def assert_same(ours: Any, theirs: Any) -> None:
         assert torch.equal(ours, theirs) if isinstance(theirs, Tensor) else ours == theirs
 
 
-def test_two_ranks_equal_one_process(found: Found) -> None:
-    one, two = found.last("one"), found.last("two")
-    assert [outcome["whole"] for outcome in found.ranks] == ["done", "done"]
+def test_two_ranks_equal_one_process(outcomes: Outcomes) -> None:
+    one, two = outcomes.last("one"), outcomes.last("two")
+    assert [outcome["whole"] for outcome in outcomes.ranks] == ["done", "done"]
     assert any(name.endswith("recall@10") for name in two["rows"][-1])
     assert two.keys() == one.keys() and two["model"].keys() == one["model"].keys()
     assert_close(two, one)
-    assert next((found.root / "two").glob("*/best.pt")).exists()
+    assert next((outcomes.root / "two").glob("*/best.pt")).exists()
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_sums_over_ranks(
-    found: Found, data: tuple[Path, Path], case: str, monkeypatch: pytest.MonkeyPatch
+    outcomes: Outcomes, data: tuple[Path, Path], case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step_module, "CPU_PART", 4)
-    first, second = (outcome[f"gradients, {case}"] for outcome in found.ranks)
+    first, second = (outcome[f"gradients, {case}"] for outcome in outcomes.ranks)
     assert first[:2] == second[:2]
     assert_gradients(first, data[1], case)
 
@@ -251,7 +247,7 @@ def assert_gradients(ours: tuple[float, float, dict[str, Tensor]], tokenizer: Pa
     [(whole_loss, whole_norm, whole)] = alone
     assert (loss, norm) == (pytest.approx(whole_loss, rel=1e-5), pytest.approx(whole_norm, rel=1e-3))
     largest = max(float(grad.norm()) for grad in whole.values())
-    for name, grad in whole.items():  # what batch-norm takes away again has a gradient of rounding errors
+    for name, grad in whole.items():  # weights that batch-norm cancels have gradients of rounding errors
         apart = float((grads[name] - grad).norm() / grad.norm().clamp(min=1e-3 * largest))
         assert apart < 2e-3, f"{name}: {apart}"
 
@@ -259,41 +255,41 @@ def assert_gradients(ours: tuple[float, float, dict[str, Tensor]], tokenizer: Pa
 def _compile_in_two(tokenizer: Path, out: Path, ranks: Ranks) -> None:
     compile = torch.compile
     torch.compile = functools.partial(compile, backend="aot_eager")  # type: ignore[assignment]  # no C++ compiler
-    found = _gradients(tokenizer, "compiled", ranks)
+    gradients = _gradients(tokenizer, "compiled", ranks)
     if ranks.leads:
-        torch.save(found, out)
+        torch.save(gradients, out)
 
 
 @pytest.mark.full
-def test_compiled_blocks_may_lie_in_shards(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_compiled_blocks_may_be_sharded(data: tuple[Path, Path], tmp_path: Path) -> None:
     launch(functools.partial(_compile_in_two, data[1], tmp_path / "out.pt"), 2, 1)
     assert_gradients(torch.load(tmp_path / "out.pt"), data[1], "micro_batch")
 
 
-def test_lamb_on_shards_is_lamb(found: Found) -> None:
-    """Against the line-by-line reference; a ratio of each rank's own rows would be another."""
+def test_lamb_on_shards_is_lamb(outcomes: Outcomes) -> None:
+    """Against the line-by-line reference; a trust ratio over one rank's rows would differ."""
     starts, grads = _lamb_numbers()
     for index, start in enumerate(starts):
-        expected = reference(
+        expected = lamb_reference.lamb(
             start, [step[index] for step in grads], rate=0.1, decay=0.02, beta2=0.99, adapt=start.ndim > 1
         )
-        np.testing.assert_allclose(found.ranks[0]["lamb"][index].numpy(), expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(outcomes.ranks[0]["lamb"][index].numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_stopped_and_resumed_equals_a_whole_run(found: Found) -> None:
-    for outcome in found.ranks:
+def test_stopped_and_resumed_equals_a_whole_run(outcomes: Outcomes) -> None:
+    for outcome in outcomes.ranks:
         assert outcome["stopped"].startswith("TrainingError: stopped by SIGTERM after step 2 of 4")
-        assert outcome["left within a step"].startswith("TrainingError: stopped by SIGTERM after step 2 of 4")
-        assert (outcome["resumed"], outcome["come back to"]) == ("done", "done")
-    assert_same(found.last("stopped"), found.last("two"))
-    assert_same(found.last("left"), found.last("parts"))
+        assert outcome["stopped within a step"].startswith("TrainingError: stopped by SIGTERM after step 2 of 4")
+        assert (outcome["resumed"], outcome["resumed after an interrupt"]) == ("done", "done")
+    assert_same(outcomes.last("stopped"), outcomes.last("two"))
+    assert_same(outcomes.last("left"), outcomes.last("parts"))
 
 
-def test_any_number_of_ranks_goes_on_from_shards_and_shards_from_any(
-    found: Found, data: tuple[Path, Path], tmp_path: Path
+def test_any_number_of_ranks_resumes_from_shards_and_shards_from_any(
+    outcomes: Outcomes, data: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    assert_close(found.last("gone on with"), found.last("one"))
-    shutil.copytree(found.root / "two", tmp_path / "two")
+    assert_close(outcomes.last("resumed by shards"), outcomes.last("one"))
+    shutil.copytree(outcomes.root / "two", tmp_path / "two")
     alone = _plan(data, tmp_path / "two", **WHOLE)
     for step in (3, 4):
         (alone.folder().directory / f"step-{step:08d}.pt").unlink()
@@ -301,37 +297,37 @@ def test_any_number_of_ranks_goes_on_from_shards_and_shards_from_any(
     assert trained is not None and not is_sharded(trained.model)
     saved = alone.folder().load_latest(torch.device("cpu"))
     assert saved is not None
-    assert_close(saved, found.last("one"))
+    assert_close(saved, outcomes.last("one"))
 
 
-def test_a_loss_that_is_not_finite_ends_all_ranks_alike(found: Found) -> None:
-    first, second = (outcome["broken"] for outcome in found.ranks)
+def test_a_loss_that_is_not_finite_ends_all_ranks_alike(outcomes: Outcomes) -> None:
+    first, second = (outcome["broken"] for outcome in outcomes.ranks)
     assert first == second and first.startswith("NonFiniteLossError: the loss is ")
 
 
 def test_all_ranks_leave_out_the_same_steps(
-    found: Found, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    outcomes: Outcomes, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state_module, "LossScale", _huge)
     one = run(_plan(data, tmp_path, precision="float16"))
-    assert one is not None and [outcome["scaled"] for outcome in found.ranks] == ["done", "done"]
-    rows = found.last("scaled")["rows"]
+    assert one is not None and [outcome["scaled"] for outcome in outcomes.ranks] == ["done", "done"]
+    rows = outcomes.last("scaled")["rows"]
     for name in ("train/skipped_steps", "train/loss_scale"):
         assert [row[name] for row in rows] == [row[name] for row in one.rows]
     assert 0 < sum(row["train/skipped_steps"] for row in rows) <= 4
 
 
 def test_ranks_that_share_statistics_are_validated_by_one_of_them(
-    found: Found, data: tuple[Path, Path], tmp_path: Path
+    outcomes: Outcomes, data: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Its batch-norm must not ask the others, who are not there."""
-    assert [outcome["sync"] for outcome in found.ranks] == ["done", "done"]
+    """Its batch-norm must not wait for the other ranks, which do not take part."""
+    assert [outcome["sync"] for outcome in outcomes.ranks] == ["done", "done"]
     one = run(replace(_plan(data, tmp_path), model=SYNC))
     assert one is not None
-    for mine, other in zip(found.last("sync")["rows"], one.rows, strict=True):
+    for mine, other in zip(outcomes.last("sync")["rows"], one.rows, strict=True):
         assert mine == pytest.approx(other, rel=1e-3)
 
 
-def test_one_rank_has_nothing_to_cut_up(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_one_rank_does_not_shard(data: tuple[Path, Path], tmp_path: Path) -> None:
     plain, sharded = (run(_plan(data, tmp_path / str(on), shard_weights=on)) for on in (False, True))
     assert plain is not None and sharded is not None and sharded.rows == plain.rows

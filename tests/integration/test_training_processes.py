@@ -1,10 +1,9 @@
-"""Training in processes of their own: two equal one, signals, locks, and errors that cross the process border."""
+"""Training in separate processes: two equal one, signals, locks, and errors that cross the process border."""
 
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,45 +12,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from align.config import load_params
 from align.config.cluster import ClusterConfig
-from align.config.recipe import Recipe
 from align.config.store import StoreConfig
 from align.errors import NonFiniteLossError, ServiceError, TrainingError
-from align.formats.shards import read_manifest
 from align.model.dual_encoder import load_model
 from align.services.store_mirror import CheckpointMirror, checkpoint_mirror
 from align.training.loop import Log
+from align.training.plan import Infrastructure, TrainingPlan
 from align.training.process_group import default_processes
-from align.training.run import Plan, make_plan, run
+from align.training.run import run
 from tests.support import ROOT, killing, training_data
 from tests.support.s3_server import KEY, SECRET, serve
-from tests.support.small_data import write_verdict
-from tests.support.training_data import MODEL, RECIPE, TermAt, pretrain_config
+from tests.support.training_data import RECIPE, TermAt, plan, pretrain_config, with_log
+from tests.support.training_project import write_project
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return training_data.write(tmp_path_factory.mktemp("data"))
-
-
-def plan(data: tuple[Path, Path], checkpoints: Path, recipe: Recipe) -> Plan:
-    shards, tokenizer = data
-    return make_plan(recipe, MODEL, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=checkpoints)
-
-
-def project(root: Path, data: tuple[Path, Path], recipe: dict[str, object]) -> list[str]:
-    """A params file over the small data; returns the command that pre-trains with it."""
-    yaml = YAML()
-    values = yaml.load(ROOT / "params.yaml")
-    values["model"] = MODEL.model_dump(mode="json")
-    values["pretrain"] = recipe
-    values["paths"] |= {"shards": str(data[0]), "tokenizer": str(data[1])}
-    yaml.dump(values, root / "params.yaml")
-    write_verdict(root / "reports/quality_shards", passed=True, data=read_manifest(data[0]).digest)
-    return [sys.executable, "-m", "align.cli", "pretrain"]
 
 
 @contextmanager
@@ -69,7 +49,7 @@ def started(command: list[str], directory: Path) -> Iterator[subprocess.Popen[st
 def wait_for_checkpoint(root: Path) -> None:
     deadline = time.monotonic() + 120
     while not list(root.glob("checkpoints/*/step-*.pt")):
-        assert time.monotonic() < deadline, "no checkpoint came"
+        assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.05)
 
 
@@ -106,7 +86,7 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
     data: tuple[Path, Path], tmp_path: Path, num_processes: int
 ) -> None:
     recipe = RECIPE | {"num_steps": 100_000, "checkpoint_every_steps": 5, "num_processes": num_processes}
-    command = project(tmp_path, data, recipe)
+    command = write_project(tmp_path, data, recipe)
     with started(command, tmp_path) as first:
         wait_for_checkpoint(tmp_path)
         second = subprocess.run(
@@ -124,13 +104,13 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
     with started(command, tmp_path) as again:
         assert again.stderr is not None
         said = ""
-        while "going on" not in said:
+        while "resuming from" not in said:
             said = again.stderr.readline()
             assert said, "the second run ended"
         assert f"step {steps[-1]:,} " in said
 
 
-def test_another_number_of_ranks_goes_on(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path) -> None:
     short = {
         "num_steps": 4,
         "warmup_steps": 1,
@@ -158,21 +138,21 @@ def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path
     recipe = RECIPE | {"num_steps": 150, "checkpoint_every_steps": 10, "validate_every_steps": 50, "num_processes": 2}
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-        project(tmp_path / name, data, recipe)
+        write_project(tmp_path / name, data, recipe)
     whole_s = killing.run(["pretrain"], tmp_path / "whole")
 
-    def anew() -> None:
+    def remove_results() -> None:
         for folder in ("checkpoints", "models", "reports/pretrain"):
             shutil.rmtree(tmp_path / "killed" / folder)
 
     killing.kill_and_resume(
-        ["pretrain"], tmp_path / "killed", seed=0, num_moments=num_moments, whole_s=whole_s, anew=anew
+        ["pretrain"], tmp_path / "killed", seed=0, num_moments=num_moments, whole_s=whole_s, anew=remove_results
     )  # fmt: skip
     for folder in ("models/pretrained", "reports/pretrain"):
         assert killing.digests(tmp_path / "killed" / folder) == killing.digests(tmp_path / "whole" / folder)
 
 
-def test_a_machine_without_checkpoints_goes_on_from_the_object_store(
+def test_a_machine_without_checkpoints_resumes_from_the_object_store(
     data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve(tmp_path / "server") as server, monkeypatch.context() as patch:
@@ -187,11 +167,9 @@ def test_a_machine_without_checkpoints_goes_on_from_the_object_store(
         store = store.model_copy(update={"checkpoints": "s3://runs/of/us", "num_retries": 0, "timeout_s": 5.0})
         recipe = pretrain_config(checkpoint_every_steps=2)
 
-        def at(name: str, log: Log | None = None) -> Plan:
-            return make_plan(
-                recipe, MODEL, initial=None, shards=data[0], tokenizer=data[1], checkpoints=tmp_path / name, log=log,
-                mirror=checkpoint_mirror(store),
-            )  # fmt: skip
+        def at(name: str, log: Log | None = None) -> TrainingPlan:
+            mirrored = Infrastructure(mirror=checkpoint_mirror(store))
+            return plan(data, tmp_path / name, recipe, log=log, infrastructure=mirrored)
 
         whole = run(plan(data, tmp_path / "whole", recipe))
         with pytest.raises(TrainingError, match="after step 4 of 8"):
@@ -205,13 +183,11 @@ def test_a_machine_without_checkpoints_goes_on_from_the_object_store(
         assert CheckpointMirror(store, "s3://runs/of/us").names(run_name) == ["step-00000006.pt", "step-00000008.pt"]
         other = recipe.model_copy(update={"seed": 1})
 
-        def without(name: str, location: str) -> Plan:
-            return make_plan(
-                other, MODEL, initial=None, shards=data[0], tokenizer=data[1], checkpoints=tmp_path / name,
-                mirror=_GoneLater(store, location),
-            )  # fmt: skip
+        def without(name: str, location: str) -> TrainingPlan:
+            mirrored = Infrastructure(mirror=_GoneLater(store, location))
+            return plan(data, tmp_path / name, other, infrastructure=mirrored)
 
-        # training goes on without it once it has begun
+        # once training has begun, it continues without the store
         assert run(without("refused", "s3://deleted/of/us")).rows[-1]["step"] == 8
         server.kill()
         with pytest.raises(ServiceError):
@@ -220,14 +196,14 @@ def test_a_machine_without_checkpoints_goes_on_from_the_object_store(
 
 
 class _GoneLater(CheckpointMirror):
-    """At the start the server was still there, and had nothing."""
+    """A server that answers at the start, with no files."""
 
     def names(self, run: str) -> list[str]:
         return []
 
 
 class KillOnce:
-    """A log function that kills its own process, the leading rank, at a step: once, as the marker says."""
+    """A log function that kills its own process, the leading rank, at a step, unless the marker exists."""
 
     def __init__(self, marker: Path, step: int) -> None:
         self.marker, self.step = marker, step
@@ -238,27 +214,28 @@ class KillOnce:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_rank_that_dies_is_started_anew_with_the_others(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_rank_that_dies_is_restarted_with_the_others(data: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
     cluster = load_params(ROOT / "params.yaml").section(ClusterConfig)
     whole = run(plan(data, tmp_path / "whole", recipe))
-    killed = make_plan(
-        recipe, MODEL, initial=None, shards=data[0], tokenizer=data[1], checkpoints=tmp_path / "killed",
-        log=KillOnce(tmp_path / "marker", 6), cluster=cluster,
+    killed = plan(
+        data, tmp_path / "killed", recipe, log=KillOnce(tmp_path / "marker", 6),
+        infrastructure=Infrastructure(cluster=cluster),
     )  # fmt: skip
     again = run(killed)
     assert (tmp_path / "marker").exists() and whole is not None and again is not None
     assert again.rows == whole.rows  # none twice, none missing
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], weight), name
-    once = replace(killed, checkpoints=tmp_path / "once", log=KillOnce(tmp_path / "another", 4))
+    without_restarts = Infrastructure(cluster=cluster.model_copy(update={"max_restarts": 0}))
+    once = with_log(killed, KillOnce(tmp_path / "another", 4))
     with pytest.raises(TrainingError, match=r"training process 0 died \(exit code -9\)"):
-        run(replace(once, cluster=cluster.model_copy(update={"max_restarts": 0})))
+        run(replace(once, checkpoints=tmp_path / "once", infrastructure=without_restarts))
 
 
 @pytest.mark.full
 def test_two_network_namespaces_are_two_nodes(data: tuple[Path, Path], tmp_path: Path) -> None:
-    """Two machines with an interface of their own each, joined by a cable."""
+    """Two machines, each with its own network interface, joined by a cable."""
     one_machine = run(plan(data, tmp_path / "one", pretrain_config(num_processes=2)))
     assert one_machine is not None
     with namespaces() as (first, second):
@@ -266,7 +243,7 @@ def test_two_network_namespaces_are_two_nodes(data: tuple[Path, Path], tmp_path:
         for number, space in enumerate((first, second)):
             root = tmp_path / f"node{number}"
             root.mkdir()
-            command = project(root, data, RECIPE | {"num_processes": 1})
+            command = write_project(root, data, RECIPE | {"num_processes": 1})
             overrides = ["cluster.num_nodes=2", f"cluster.node_rank={number}", "cluster.rendezvous=10.77.0.1:29555",
                          "cluster.patience_s=60"]  # fmt: skip
             sets = [word for override in overrides for word in ("--set", override)]

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 
 from align.config.finetune import FinetuneConfig
+from align.config.health import HealthConfig
 from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
 from align.config.pretrain import PretrainConfig
+from align.config.recipe import Recipe
 from align.formats.shards import Sample, SplitName
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
+from align.training.loop import Log, Monitoring
+from align.training.plan import THIS_MACHINE, Infrastructure, TrainingInputs, TrainingPlan, make_plan
 from tests.support.shard_folder import write_shards
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "yellow": (230, 220, 40)}
-PLACES = {"top": (0, slice(None)), "bottom": (1, slice(None)), "left": (slice(None), 0), "right": (slice(None), 1)}
+SIDES = {"top": (0, slice(None)), "bottom": (1, slice(None)), "left": (slice(None), 0), "right": (slice(None), 1)}
 IMAGE_PX = 36
 
 MODEL = ModelConfig(
@@ -59,18 +64,35 @@ def finetune_config(**changes: object) -> FinetuneConfig:
     return FinetuneConfig.model_validate(RECIPE | {"warmup_steps": 0, "num_steps": 3} | changes)
 
 
+def plan(
+    data: tuple[Path, Path], checkpoints: Path, recipe: Recipe | None = None, *, model: ModelConfig = MODEL,
+    initial: Path | None = None, log: Log | None = None, health: HealthConfig | None = None,
+    infrastructure: Infrastructure = THIS_MACHINE,
+) -> TrainingPlan:  # fmt: skip
+    """A plan over the shards and the tokenizer that `write` wrote."""
+    return make_plan(
+        recipe or pretrain_config(), model, TrainingInputs(*data, initial), checkpoints,
+        infrastructure=infrastructure, monitoring=Monitoring(log, health),
+    )  # fmt: skip
+
+
+def with_log(plan: TrainingPlan, log: Log) -> TrainingPlan:
+    """The same plan with live logging."""
+    return replace(plan, monitoring=replace(plan.monitoring, log=log))
+
+
 def samples(count: int, first: int = 0) -> list[Sample]:
     """Half of each picture in a colour; two texts each."""
     made = []
     for index in range(first, first + count):
         generator = np.random.default_rng(index)
         colour = list(COLOURS)[index % 4]
-        place = list(PLACES)[index // 4 % 4]
+        side = list(SIDES)[index // 4 % 4]
         picture = generator.integers(0, 40, (2, 2, 3)) + 200
-        picture[PLACES[place]] = COLOURS[colour]
+        picture[SIDES[side]] = COLOURS[colour]
         pixels = np.kron(picture, np.ones((IMAGE_PX // 2, IMAGE_PX // 2, 1))).clip(0, 255).astype(np.uint8)
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=90)
-        texts = (f"a {colour} bar at the {place}", f"{place} side in {colour}")
+        texts = (f"a {colour} bar at the {side}", f"{side} side in {colour}")
         key = f"{index:09d}"
         made.append(Sample(key, f"{index:064x}", jpeg, (key, f"{index + 500000:09d}"), texts))
     return made

@@ -1,4 +1,4 @@
-"""Batch-norm's three kinds, in one process and in two that speak through gloo."""
+"""Batch-norm's three kinds, in one process and in two that talk through gloo."""
 
 import functools
 from pathlib import Path
@@ -104,7 +104,7 @@ def tower_batch(num_blocks: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def tower_apart(rank: int, folder: Path, batch: tuple[Tensor, Tensor, Tensor]) -> None:
-    """One rank's half of the batch, with its messages sent a second time when blocks are computed again."""
+    """One rank's half of the batch, with its messages sent again when blocks are recomputed."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     try:

@@ -1,4 +1,4 @@
-"""The towers: the paper's sizes, and each known trap of the parts they are built on."""
+"""The towers: the paper's sizes, and each known trap of the libraries below them."""
 
 from pathlib import Path
 

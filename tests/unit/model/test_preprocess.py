@@ -1,4 +1,4 @@
-"""Image bytes to pixels: sizes, transparency, crops, and bytes that are no image."""
+"""Image bytes to pixels: sizes, transparency, crops, and bytes that are not an image."""
 
 import io
 

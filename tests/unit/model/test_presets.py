@@ -74,7 +74,7 @@ def test_a_shape_finds_its_name() -> None:
         ({"image_tower": "B9"}, r"model\.image_tower\.name' = 'B9': Input should be 'B0'"),
         ({"image_tower": {"width_coefficient": 1.0}}, r"model\.image_tower\.shape\.depth_coefficient' is missing"),
         ({"image_tower": None}, r"model\.image_tower\.shape'"),
-        ({"text_tower": {"width": 16, "layers": 1, "heads": 3}}, "width 16 is no multiple of heads 3"),
+        ({"text_tower": {"width": 16, "layers": 1, "heads": 3}}, "width 16 is not a multiple of heads 3"),
         ({"text_tower": {"width": 16, "layers": 1, "heads": 2, "depth": 2}}, r"unknown parameter.*text_tower.*depth"),
         ({"batch_norm": "rank"}, r"model\.batch_norm' = 'rank'"),
     ],

@@ -1,4 +1,4 @@
-"""WordPiece: determinism, truncation, scripts, and what it saves."""
+"""WordPiece: determinism, truncation, scripts, and saved files."""
 
 from pathlib import Path
 

@@ -22,7 +22,7 @@ from align.model.tokenizer import TextTokenizer
 from align.release.export import ParitySamples, find_samples
 from align.release.import_model import import_model
 from align.release.package import package
-from align.training.run import make_plan, train_stage
+from align.training.stage import train_stage
 from tests.support import ROOT, tiny_model, training_data
 from tests.support.pictures import blurred_png
 
@@ -126,9 +126,9 @@ def test_an_imported_model_is_fine_tuned_and_packaged(trained: tuple[Path, Path]
     config = import_model(params.section(ModelConfig), folder, out).config
     shards, _ = training_data.write(tmp_path / "data")
     recipe = training_data.finetune_config(num_steps=2, learning_rate=1e-9)
-    plan = make_plan(
-        recipe, config, initial=out / "model", shards=shards, tokenizer=out / "tokenizer", checkpoints=tmp_path / "ck"
-    )
+    plan = training_data.plan(
+        (shards, out / "tokenizer"), tmp_path / "ck", recipe, model=config, initial=out / "model"
+    )  # fmt: skip
     train_stage(plan, out=tmp_path / "finetuned", reports=tmp_path / "reports")
     tuned, before = load_model(tmp_path / "finetuned").state_dict(), load_model(out / "model").state_dict()
     for name in ("text_projection.weight", "vision_model.embeddings.convolution.weight", "log_temperature"):

@@ -1,4 +1,4 @@
-"""The journal of live metrics: what is kept of a run, and what remains after a process is killed."""
+"""The journal of live metrics: which rows it keeps, and how it recovers from a killed process."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert (row["step"], row["train/loss"]) == (2, float("inf"))
 
 
-def test_what_is_repeated_is_left_out(tmp_path: Path) -> None:
-    """Ranks that died after step 7 go on from their checkpoint at step 4."""
+def test_repeated_steps_are_left_out(tmp_path: Path) -> None:
+    """Ranks that died after step 7 resume from their checkpoint at step 4."""
     first = Journal(tmp_path / "live.jsonl")
     for step in range(1, 8):
         first.append(step, {"train/loss": float(step)})
@@ -41,7 +41,7 @@ def test_what_is_repeated_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 3, "ti', b"\0\0\0\n", b"[3]\n", b'{"step": 3, "train/loss": "\xff'])
-def test_what_a_crash_leaves_at_the_end_spoils_nothing(tmp_path: Path, torn: bytes) -> None:
+def test_an_incomplete_or_invalid_last_line_is_ignored(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "live.jsonl"
     before = Journal(path)
     for step in (1, 2):
@@ -68,12 +68,12 @@ def test_a_long_journal_is_read_in_parts(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "live.jsonl")
     for step in range(3_000):
         journal.append(step, {f"train/metric{number}": 0.1 for number in range(10)})
-    found: list[float] = []
+    read: list[float] = []
     begin, sizes = 0, []
     while (part := journal.read(begin))[1] > begin:
-        found += [row["step"] for row in part[0]]
+        read += [row["step"] for row in part[0]]
         sizes.append(part[1] - begin)
         begin = part[1]
-    assert found == list(range(3_000))
-    assert len(sizes) > 3 and max(sizes) <= 1 << 17  # memory holds no more than that
+    assert read == list(range(3_000))
+    assert len(sizes) > 3 and max(sizes) <= 1 << 17  # at most this much is in memory
     assert Journal(tmp_path / "live.jsonl").last_step == 2_999

@@ -1,4 +1,4 @@
-"""torch.compile and CUDA's settings: asked for in the recipe, and gone after the run."""
+"""torch.compile and CUDA's settings: set as the recipe says, and reset after the run."""
 
 import ctypes
 import os
@@ -25,13 +25,14 @@ from align.model.dual_encoder import DualEncoder
 from align.training import run as run_module
 from align.training.acceleration import accelerated, as_written
 from align.training.loss import align_loss, sigmoid_loss
-from align.training.run import Plan, make_plan, run
+from align.training.plan import TrainingPlan
+from align.training.run import run
 from tests.support import training_data
 from tests.support.training_data import MODEL, pretrain_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
-#: Of torch's own making, about its own code.
+#: torch's warnings about its own code.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning"),
@@ -46,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compiles all that dynamo and autograd do, and leaves out the minutes that the C++ compiler takes."""
+    """Compiles with dynamo and autograd, without the C++ compiler, which takes minutes."""
     compile = torch.compile
     torch._dynamo.reset()
     monkeypatch.setattr(run_module, "require_compiler", lambda: None)
@@ -56,13 +57,11 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def plan(data: tuple[Path, Path], checkpoints: Path, model: ModelConfig = MODEL, **changes: Any) -> Plan:
-    return make_plan(
-        pretrain_config(**changes), model, initial=None, shards=data[0], tokenizer=data[1], checkpoints=checkpoints
-    )
+def plan(data: tuple[Path, Path], checkpoints: Path, model: ModelConfig = MODEL, **changes: Any) -> TrainingPlan:
+    return training_data.plan(data, checkpoints, pretrain_config(**changes), model=model)
 
 
-LESS_MEMORY = {"micro_batch": 4, "gradient_checkpointing": True}  # compiled with and without gradients, and twice
+LESS_MEMORY = {"micro_batch": 4, "gradient_checkpointing": True}  # compiled with and without gradients, and run twice
 
 
 @pytest.mark.parametrize("less_memory", [LESS_MEMORY, pytest.param({}, marks=pytest.mark.full)])
@@ -78,7 +77,7 @@ def test_a_compiled_run_is_the_same_run(
         assert mine == pytest.approx(other, rel=1e-3)
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
     for name, weight in plain.model.state_dict().items():
-        if weight.ndim > 1:  # a shift that batch-norm takes out follows rounding
+        if weight.ndim > 1:  # a shift that batch-norm cancels follows rounding
             torch.testing.assert_close(compiled.model.state_dict()[name], weight, atol=1e-3, rtol=1e-2, msg=name)
 
 
@@ -107,10 +106,10 @@ def test_texts_of_any_length_and_repeated_layers_are_one_graph(backend: None) ->
 
 @pytest.mark.full
 def test_inductor_compiles_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiler that a run has, on the smallest thing there is."""
+    """The compiler that a run uses, on the smallest layer."""
     if shutil.which("g++") is None and not os.environ.get("CI"):
         pytest.skip("inductor needs g++")
-    # it hands torch's folder to the linker without quotes: an environment in a path with a space links nothing
+    # it passes torch's folder to the linker without quotes, so a path with a space does not link
     (tmp_path / "lib").symlink_to(cpp_extension.TORCH_LIB_PATH)
     monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", str(tmp_path / "lib"))
     torch.manual_seed(0)
@@ -143,7 +142,7 @@ def _switches() -> dict[str, bool]:
 
 
 @pytest.mark.parametrize(("tf32", "benchmark"), [(True, False), (False, True)])
-def test_cuda_is_told_and_told_otherwise_afterwards(tf32: bool, benchmark: bool) -> None:
+def test_cuda_settings_are_set_and_reset(tf32: bool, benchmark: bool) -> None:
     model, recipe, before = DualEncoder(MODEL, 50), pretrain_config(tf32=tf32, cudnn_benchmark=benchmark), _switches()
     with pytest.raises(KeyboardInterrupt), accelerated(model, recipe, CUDA):
         assert _switches() == {"matmul": tf32, "cudnn": tf32, "benchmark": benchmark}
@@ -153,7 +152,7 @@ def test_cuda_is_told_and_told_otherwise_afterwards(tf32: bool, benchmark: bool)
         assert _switches() == before
 
 
-def test_a_run_tells_cuda(data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_sets_them(data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Recipe, torch.device, bool]] = []
 
     @contextmanager
@@ -168,7 +167,7 @@ def test_a_run_tells_cuda(data: tuple[Path, Path], tmp_path: Path, monkeypatch: 
     assert seen == [(asked.recipe, CPU, True), (asked.recipe, CPU, False)]
 
 
-def test_freed_memory_is_kept_in_a_run_and_given_back_after_it() -> None:
+def test_freed_memory_is_kept_in_a_run_and_returned_after_it() -> None:
     process, size = psutil.Process(), 256 << 20
 
     def use() -> int:
@@ -179,7 +178,7 @@ def test_freed_memory_is_kept_in_a_run_and_given_back_after_it() -> None:
     start = process.memory_info().rss
     with freed_memory_kept():
         use()
-        assert use() < 100  # pages: 65,536 of them where each is new
+        assert use() < 100  # page faults: 65,536 if every page is new
         assert process.memory_info().rss - start > size // 2
     assert process.memory_info().rss - start < size // 2
     use()
@@ -207,14 +206,6 @@ def test_the_loss_is_never_computed_in_tf32(monkeypatch: pytest.MonkeyPatch) -> 
         (align_loss(images, texts, 0.1) + sigmoid_loss(images, texts, 0.1, -10.0)).backward()
         assert torch.backends.cuda.matmul.allow_tf32
     assert seen == [False] * 3
-
-
-def test_what_changes_no_more_than_rounding_goes_on(data: tuple[Path, Path], tmp_path: Path) -> None:
-    first = plan(data, tmp_path).folder().directory
-    for same in ({"compile": True}, {"cudnn_benchmark": True}, {"shard_weights": True}):
-        assert plan(data, tmp_path, **same).folder().directory == first
-    for other in ({"tf32": True}, {"precision": "float16"}):
-        assert plan(data, tmp_path, **other).folder().directory != first
 
 
 def test_sync_is_not_compiled(data: tuple[Path, Path], tmp_path: Path) -> None:

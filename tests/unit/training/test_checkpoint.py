@@ -1,4 +1,4 @@
-"""Checkpoints: kept, passed over when broken, locked, keyed."""
+"""Checkpoints: which are kept, damaged ones, locks, keys."""
 
 import resource
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_keeps_the_last_ones_and_loads_the_newest(tmp_path: Path) -> None:
     assert latest is not None and latest["step"] == 11 and int(latest["value"]) == 11
 
 
-def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = CheckpointFolder(tmp_path, keep=2)
     for step in (1, 2):
         folder.save(step, {})
@@ -33,7 +33,7 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.Captu
     assert latest is not None and latest["step"] == 1
     assert "is damaged" in capsys.readouterr().err
     (tmp_path / "step-00000001.pt").write_bytes(b"")
-    with pytest.raises(CorruptError, match="no checkpoint reads"):
+    with pytest.raises(CorruptError, match="no checkpoint can be read"):
         folder.load_latest(CPU)
 
 
@@ -58,7 +58,7 @@ def test_values_may_change_once_save_has_returned(tmp_path: Path) -> None:
         assert torch.equal(saved["layer"], torch.full((500_000,), step - 1.0)) and len(saved["rows"]) == step
 
 
-def test_the_best_one_stays(tmp_path: Path) -> None:
+def test_the_best_one_is_kept(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=1)
     for step, best in ((1, True), (2, True), (3, False), (4, False)):
         folder.save(step, {}, best=best)
@@ -67,15 +67,15 @@ def test_the_best_one_stays(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "best.pt", weights_only=True)["step"] == 2
 
 
-def test_a_disk_that_takes_no_more_is_said_and_earlier_ones_stay(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_older_checkpoints_are_kept(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=2)
     folder.save(1, {})
     folder.wait()
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))  # as a full disk, without a disk to fill
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))  # acts like a full disk
     try:
         folder.save(2, {"layer": torch.zeros(500_000)})
-        with pytest.raises(TrainingError, match="cannot be written: File too large; earlier ones stay"):
+        with pytest.raises(TrainingError, match="cannot be written: File too large; older ones are kept"):
             folder.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
@@ -85,7 +85,7 @@ def test_a_disk_that_takes_no_more_is_said_and_earlier_ones_stay(tmp_path: Path)
     assert folder.steps() == [1, 3]
 
 
-def test_going_on_from_other_code(tmp_path: Path) -> None:
+def test_resuming_a_run_of_other_code(tmp_path: Path) -> None:
     old, older, new, other = (
         CheckpointFolder(tmp_path / name, keep=2)
         for name in ("pretrain-aa-11", "pretrain-aa-22", "pretrain-aa-33", "pretrain-bb-11")
@@ -106,7 +106,7 @@ def test_going_on_from_other_code(tmp_path: Path) -> None:
     new.wait()
     last.adopt("and another one")
     assert last.steps() == [8] and last.accepted() == ["renamed a variable", "and another one"]
-    last.adopt("asked twice")  # it has checkpoints of its own by now
+    last.adopt("a second time")  # it has its own checkpoints now
     assert last.accepted() == ["renamed a variable", "and another one"]
 
 
@@ -114,5 +114,5 @@ def test_the_key_follows_values_and_code() -> None:
     key = run_key({"x": 1, "y": 2}, "0123456789")
     assert run_key({"y": 2, "x": 1}, "0123456789") == key
     assert run_key({"x": 2, "y": 2}, "0123456789") != key
-    changed = run_key({"x": 1, "y": 2}, "9123456789")
-    assert changed != key and changed.rpartition("-")[0] == key.rpartition("-")[0]  # so that the same values are found
+    changed = run_key({"x": 1, "y": 2}, "9123456789")  # the same values: the same prefix
+    assert changed != key and changed.rpartition("-")[0] == key.rpartition("-")[0]

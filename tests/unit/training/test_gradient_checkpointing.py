@@ -35,7 +35,7 @@ def kept_bytes(work: Callable[[], Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = work()
-    del result  # lived until here, and what it keeps with it
+    del result  # it had to keep its graph until here
     return sum(size for size, _ in storages.values())
 
 

@@ -1,4 +1,4 @@
-"""The manifest as the index: the same offsets as when it is read whole, found without reading them."""
+"""The manifest as the index: the same offsets as in the whole manifest, without reading all of them."""
 
 import json
 import pickle
@@ -39,7 +39,7 @@ def test_an_index_holds_nothing_for_each_sample(tmp_path: Path) -> None:
     assert sizes[1] - sizes[0] < 16
 
 
-def test_offsets_of_the_last_shards_stay(shards: Path) -> None:
+def test_offsets_of_the_last_shards_are_kept(shards: Path) -> None:
     index = read_outline(shards).split("train")
     offsets = Offsets(index, num_kept=12)
     first = offsets.of(0)
@@ -61,7 +61,7 @@ def test_other_manifests_are_refused(shards: Path) -> None:
     path.write_bytes(text[: len(text) // 3])
     with pytest.raises(FormatError, match="not valid JSON"):
         read_outline(shards)
-    with pytest.raises(CorruptError, match="was replaced while it was used"):
+    with pytest.raises(CorruptError, match="was replaced while it was in use"):
         index.read_offsets(1)
     path.write_bytes(b"")
     with pytest.raises(FormatError, match="is empty"):

@@ -3,34 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from align.training.lamb import VECTOR_RATE, Lamb, learning_rate_at, parameter_groups
-
-Array = NDArray[np.float64]
-
-
-def reference(weight: Array, grads: list[Array], *, rate: float, decay: float, beta2: float, adapt: bool) -> Array:
-    """You et al. 2020, algorithm 2, one tensor."""
-    m = np.zeros_like(weight)
-    v = np.zeros_like(weight)
-    w = weight.copy()
-    for t, g in enumerate(grads, start=1):
-        m = 0.9 * m + 0.1 * g
-        v = beta2 * v + (1 - beta2) * g * g
-        m_hat = m / (1 - 0.9**t)
-        v_hat = v / (1 - beta2**t)
-        r = m_hat / (np.sqrt(v_hat) + 1e-6)
-        if not adapt:
-            w = w - rate * r
-            continue
-        u = r + decay * w
-        w_norm = float(np.sqrt((w * w).sum()))
-        u_norm = float(np.sqrt((u * u).sum()))
-        trust = w_norm / u_norm if w_norm > 0 and u_norm > 0 else 1.0
-        w = w - rate * trust * u
-    return w
+from tests.support import lamb_reference
 
 
 @pytest.mark.parametrize("adapt", [True, False])
@@ -49,7 +25,9 @@ def test_equals_the_reference(adapt: bool, zero: bool, beta2: float) -> None:
             param.grad = torch.from_numpy(grad)
         optimiser.step()
     for index, (param, start) in enumerate(zip(params, starts, strict=True)):
-        expected = reference(start, [step[index] for step in grads], rate=0.1, decay=0.02, beta2=beta2, adapt=adapt)
+        expected = lamb_reference.lamb(
+            start, [step[index] for step in grads], rate=0.1, decay=0.02, beta2=beta2, adapt=adapt
+        )
         np.testing.assert_allclose(param.detach().numpy(), expected, rtol=1e-9, atol=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Batches from the tars: what they hold, and that they depend on the step alone."""
+"""Batches from the tars: their content, and that it depends on the step alone."""
 
 import time
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ import torch
 
 from align.errors import ConfigError, CorruptError, DataError
 from align.formats.shards import iter_samples
-from align.model.preprocess import decode
+from align.model.preprocess import decode, to_pixels
 from align.training.index import SplitIndex, read_outline
-from align.training.loader import TrainLoader, some_phrases
-from align.training.samples import Samples
+from align.training.loader import Augmentation, Sampling, TrainLoader
+from align.training.samples import SplitSamples
 from tests.support import training_data
 
 
@@ -24,17 +24,18 @@ def index(tmp_path: Path) -> SplitIndex:
 
 
 def loader(
-    samples: Samples, *, rank: int = 0, world_size: int = 1, flip: bool = True, phrase_dropout: float = 0.0,
-    block: int = 1000, num_threads: int = 1, extra: Sequence[tuple[Samples, float]] = (),
+    samples: SplitSamples, *, rank: int = 0, world_size: int = 1, flip: bool = True, phrase_dropout: float = 0.0,
+    block: int = 1000, num_threads: int = 1, extra: Sequence[tuple[SplitSamples, float]] = (),
 ) -> TrainLoader:  # fmt: skip
     return TrainLoader(
-        samples, seed=7, batch_size=8, image_px=32, flip=flip, num_draws=3, phrase_dropout=phrase_dropout, rank=rank,
-        world_size=world_size, shuffle_block=block, num_threads=num_threads, extra=extra,
+        samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=block),
+        augmentation=Augmentation(image_px=32, num_draws=3, flip=flip, phrase_dropout=phrase_dropout),
+        rank=rank, world_size=world_size, num_threads=num_threads, extra=extra,
     )  # fmt: skip
 
 
 def test_samples_are_those_of_the_shards(index: SplitIndex, tmp_path: Path) -> None:
-    samples = Samples(index, 36)
+    samples = SplitSamples(index, 36)
     for number, sample in enumerate(iter_samples(tmp_path / "shards", "train")):
         assert samples.texts(number) == list(sample.texts)
         assert np.array_equal(samples.image(number), decode(sample.image, 36))
@@ -43,27 +44,26 @@ def test_samples_are_those_of_the_shards(index: SplitIndex, tmp_path: Path) -> N
 
 
 def test_a_batch_depends_on_its_step_alone(index: SplitIndex) -> None:
-    straight = list(loader(Samples(index, 36)).batches(0, 7))
+    straight = list(loader(SplitSamples(index, 36)).batches(0, 7))
     assert len(straight) == 7
-    fresh = loader(Samples(index, 36)).batch(5)
-    assert torch.equal(fresh.pixels, straight[5].pixels) and fresh.texts == straight[5].texts
+    fresh = loader(SplitSamples(index, 36)).batch(5)
+    assert torch.equal(fresh.images, straight[5].images) and fresh.texts == straight[5].texts
     assert torch.equal(fresh.draws, straight[5].draws)
-    assert fresh.pixels.shape == (8, 3, 32, 32) and fresh.draws.shape == (8, 3)
+    assert to_pixels(fresh.images).shape == (8, 3, 32, 32) and fresh.draws.shape == (8, 3)
 
 
 def test_ranks_share_a_batch_out(index: SplitIndex) -> None:
-    samples = Samples(index, 36)
+    samples = SplitSamples(index, 36)
     whole = loader(samples, phrase_dropout=0.5).batch(4)
     parts = [loader(samples, rank=rank, world_size=2, phrase_dropout=0.5).batch(4) for rank in range(2)]
-    assert torch.equal(torch.cat([part.pixels for part in parts]), whole.pixels)
+    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
     assert torch.equal(torch.cat([part.draws for part in parts]), whole.draws)
     assert [text for part in parts for text in part.texts] == whole.texts
 
 
 def test_an_epoch_shows_every_image_once_and_all_its_texts_in_time(index: SplitIndex) -> None:
-    samples = Samples(index, 36)
+    samples = SplitSamples(index, 36)
     train = loader(samples)
-    assert train.steps_per_epoch == 3
     by_epoch = [[text for step in range(3 * e, 3 * e + 3) for text in train.batch(step).texts] for e in range(12)]
     owners = {text: number // 16 * 16 + number % 16 for number in range(16) for text in samples.texts(number)}
     for texts in by_epoch:  # pictures 16 to 23 are called as 0 to 7 are
@@ -74,7 +74,7 @@ def test_an_epoch_shows_every_image_once_and_all_its_texts_in_time(index: SplitI
 
 
 def test_phrase_dropout_shows_a_share_of_the_texts_in_part(index: SplitIndex) -> None:
-    samples = Samples(index, 36)
+    samples = SplitSamples(index, 36)
     for sample in range(24):
         samples.image(sample)
     samples._texts = [["dog face: animal, dog"] for _ in range(24)]
@@ -88,42 +88,35 @@ def test_phrase_dropout_shows_a_share_of_the_texts_in_part(index: SplitIndex) ->
     assert {text for step in range(3) for text in loader(samples).batch(step).texts} == {"dog face: animal, dog"}
 
 
-def test_some_phrases() -> None:
-    draws = np.array([0.4, 0.5, 0.9, 0.1, 0.3, 0.7, *[0.5] * 28])
-    assert some_phrases("red heart (love, rot), 心、愛", 0.5, draws) == "love, rot, 愛"
-    assert some_phrases("red heart (love, rot), 心、愛", 0.4, draws) == "red heart (love, rot), 心、愛"
-    assert some_phrases("a red heart", 1.0, draws) == "a red heart"
-    assert some_phrases("...", 1.0, draws) == "..."
-    assert some_phrases("", 1.0, draws) == ""
-    assert len(some_phrases(",".join("abcd" * 20), 1.0, draws).split(", ")) == 17
-
-
 def test_smaller_images_are_resized_on_reading(index: SplitIndex) -> None:
-    assert Samples(index, 33).image(0).shape == (33, 33, 3)
+    assert SplitSamples(index, 33).image(0).shape == (33, 33, 3)
 
 
 def test_too_few_images_for_a_batch(index: SplitIndex) -> None:
     with pytest.raises(ConfigError, match="batch_size 25 is more than the 24 training images"):
-        TrainLoader(Samples(index, 36), seed=0, batch_size=25, image_px=32, flip=False, num_draws=1, shuffle_block=9)
+        TrainLoader(
+            SplitSamples(index, 36), sampling=Sampling(seed=0, batch_size=25, shuffle_block=9),
+            augmentation=Augmentation(image_px=32, num_draws=1, flip=False),
+        )  # fmt: skip
 
 
 def test_damaged_and_missing_shards(index: SplitIndex, tmp_path: Path) -> None:
     path = Path(index.shards[0])
     path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(CorruptError, match=r"00000\.tar: sample 5: the tar ends before its manifest says"):
-        Samples(index, 36).image(5)
+    with pytest.raises(CorruptError, match=r"00000\.tar: sample 5: the tar is shorter than its manifest says"):
+        SplitSamples(index, 36).image(5)
     path.write_bytes(b"x" * 200_000)
     with pytest.raises(CorruptError, match="sample 5: not an image"):
-        Samples(index, 36).image(5)
+        SplitSamples(index, 36).image(5)
     path.unlink()
     with pytest.raises(DataError, match=r"00000\.tar: cannot be read"):
-        Samples(index, 36).image(5)
+        SplitSamples(index, 36).image(5)
     with pytest.raises(DataError, match="missing; run `align shard` again"):
         read_outline(tmp_path / "shards").split("train")
 
 
 def damage(index: SplitIndex, sample: int, *, json: bool = False) -> None:
-    """Zeros in the place of an image, or of its texts, of the first shard."""
+    """Overwrites an image, or its texts, in the first shard with zeros."""
     offset, size = index.read_offsets(0)[sample][2 * json :][:2].tolist()
     path = Path(index.shards[0])
     data = bytearray(path.read_bytes())
@@ -133,12 +126,12 @@ def damage(index: SplitIndex, sample: int, *, json: bool = False) -> None:
 
 
 def test_quarantine_shows_others_of_the_block_and_counts(index: SplitIndex, capsys: pytest.CaptureFixture[str]) -> None:
-    good = list(loader(Samples(index, 36)).batches(0, 6))
+    good = list(loader(SplitSamples(index, 36)).batches(0, 6))
     damage(index, 5)
     damage(index, 7, json=True)
     with pytest.raises(CorruptError, match=r"00000\.tar: sample [57]: "):
-        list(loader(Samples(index, 36)).batches(0, 3))
-    train = loader(Samples(index, 36, on_corrupt="quarantine"))
+        list(loader(SplitSamples(index, 36)).batches(0, 3))
+    train = loader(SplitSamples(index, 36, on_corrupt="quarantine"))
     capsys.readouterr()
     shown = list(train.batches(0, 6))
     said = [line for line in capsys.readouterr().err.splitlines() if "quarantined" in line]
@@ -149,17 +142,17 @@ def test_quarantine_shows_others_of_the_block_and_counts(index: SplitIndex, caps
     ]
     assert [batch.num_quarantined for batch in shown] == [len(rows) for rows in replaced]
     assert train.num_quarantined == 2 * 2  # two samples, two epochs
-    # The same others stand in at another world size, without the cache, and when a run goes on.
+    # The replacements are the same at another world size, without the cache, and when a run resumes.
     for world_size in (1, 2):
         parts = [
-            loader(Samples(index, 36, on_corrupt="quarantine", cache_bytes=0), rank=rank, world_size=world_size)
+            loader(SplitSamples(index, 36, on_corrupt="quarantine", cache_bytes=0), rank=rank, world_size=world_size)
             for rank in range(world_size)
         ]
         for step in (4, 1):
             again = [part.batch(step) for part in parts]
             assert torch.equal(torch.cat([batch.images for batch in again]), shown[step].images)
             assert [text for batch in again for text in batch.texts] == shown[step].texts
-    everywhere = Samples(index, 36, on_corrupt="quarantine").centre_crops(np.arange(24), 32)
+    everywhere = SplitSamples(index, 36, on_corrupt="quarantine").centre_crops(np.arange(24), 32)
     assert np.array_equal(everywhere[5], everywhere[6]) and np.array_equal(everywhere[7], everywhere[8])
 
 
@@ -168,9 +161,9 @@ def test_a_block_of_which_nothing_can_be_read_stops_even_in_quarantine(index: Sp
         path.chmod(0o644)
         path.write_bytes(b"")
     with pytest.raises(CorruptError, match="64 samples of one block cannot be read"):
-        loader(Samples(index, 36, on_corrupt="quarantine")).batch(0)
-    with pytest.raises(CorruptError, match="not one sample"):
-        Samples(index, 36, on_corrupt="quarantine").centre_crops(np.arange(2), 32)
+        loader(SplitSamples(index, 36, on_corrupt="quarantine")).batch(0)
+    with pytest.raises(CorruptError, match="none of the samples"):
+        SplitSamples(index, 36, on_corrupt="quarantine").centre_crops(np.arange(2), 32)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -178,12 +171,12 @@ def test_a_block_of_which_nothing_can_be_read_stops_even_in_quarantine(index: Sp
 def test_any_world_size_and_number_of_threads_shows_the_same_from_any_step(
     index: SplitIndex, world_size: int, num_threads: int
 ) -> None:
-    whole = list(loader(Samples(index, 36), block=7, phrase_dropout=0.5).batches(0, 8))
+    whole = list(loader(SplitSamples(index, 36), block=7, phrase_dropout=0.5).batches(0, 8))
     for first in (0, 5):
         ranks = [
             loader(
-                Samples(index, 36, cache_bytes=0), rank=rank, world_size=world_size, num_threads=num_threads, block=7,
-                phrase_dropout=0.5,
+                SplitSamples(index, 36, cache_bytes=0), rank=rank, world_size=world_size, num_threads=num_threads,
+                block=7, phrase_dropout=0.5,
             ).batches(first, 8)
             for rank in range(world_size)
         ]  # fmt: skip
@@ -196,7 +189,7 @@ def test_any_world_size_and_number_of_threads_shows_the_same_from_any_step(
 def test_sources_are_mixed_by_weight_each_with_its_own_epochs(index: SplitIndex, tmp_path: Path) -> None:
     shards, _ = training_data.write(tmp_path / "more", num_train=6)
     more = read_outline(shards).split("train")
-    main, extra = Samples(index, 36), Samples(more, 36)
+    main, extra = SplitSamples(index, 36), SplitSamples(more, 36)
     for sample in range(24):
         main.image(sample)
     for sample in range(6):
@@ -219,11 +212,11 @@ def test_sources_are_mixed_by_weight_each_with_its_own_epochs(index: SplitIndex,
 
 
 def test_waiting_is_measured(index: SplitIndex) -> None:
-    train = loader(Samples(index, 36))
+    train = loader(SplitSamples(index, 36))
     batches = train.batches(0, 100)
     next(batches)
     assert train.wait_s > 0
-    time.sleep(0.3)  # meanwhile the next ones are made
+    time.sleep(0.3)  # meanwhile the next ones are prepared
     before = train.wait_s
     next(batches), next(batches)
     assert train.wait_s - before < 0.1

@@ -89,7 +89,7 @@ def test_sigmoid_value_and_gradients_for_any_tile(count: int, tile: tuple[int, i
 
 @pytest.mark.parametrize("size", [1.0, 30.0])
 def test_rows_of_very_different_size_in_one_tile_in_float32(size: float) -> None:
-    """Where one exponential for rows and columns would under- or overflow, two are taken."""
+    """Two exponentials are used where one for rows and columns would under- or overflow."""
     images, texts = embeds(40, 5).float() * 2, embeds(40, 6).float()
     images[::2] *= size
     inputs = (images, texts, torch.tensor(0.1))
@@ -124,7 +124,7 @@ def test_numeric_gradients() -> None:
 
 
 def test_no_matrix_of_the_batch_ever_exists() -> None:
-    """The largest tensor made is a tile or has the embeddings' shape."""
+    """The largest tensor is a tile or has the shape of the embeddings."""
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[misc]  # torch leaves it untyped
         size = 0

@@ -1,4 +1,4 @@
-"""Dynamic loss scaling: what overflows is left out, and nothing else is different; a CPU shows it in float32."""
+"""Dynamic loss scaling skips the steps that overflow and changes nothing else. On a CPU the towers run in float32."""
 
 import math
 from pathlib import Path
@@ -9,12 +9,14 @@ import torch
 from align.errors import NonFiniteLossError, TrainingError
 from align.training import loss_scale as module
 from align.training import state as state_module
+from align.training.loop import Log
 from align.training.loss_scale import LossScale
-from align.training.run import Plan, Trained, make_plan, run
+from align.training.plan import TrainingPlan
+from align.training.run import Trained, run
 from tests.support import training_data
-from tests.support.training_data import MODEL, TermAt, pretrain_config
+from tests.support.training_data import TermAt, pretrain_config
 
-HUGE = 2.0**127  # beyond what the gradients' float32 can hold
+HUGE = 2.0**127  # the gradients exceed float32
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +24,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return training_data.write(tmp_path_factory.mktemp("data"))
 
 
-def plan(data: tuple[Path, Path], checkpoints: Path, **more: object) -> Plan:
-    log = more.pop("log", None)
-    recipe = pretrain_config(**({"precision": "float16", "log_every_steps": 1} | more))
-    shards, tokenizer = data
-    return make_plan(
-        recipe, MODEL, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=checkpoints,
-        log=log,  # type: ignore[arg-type]
-    )  # fmt: skip
+def plan(data: tuple[Path, Path], checkpoints: Path, log: Log | None = None, **changes: object) -> TrainingPlan:
+    recipe = pretrain_config(**({"precision": "float16", "log_every_steps": 1} | changes))
+    return training_data.plan(data, checkpoints, recipe, log=log)
 
 
 def assert_same(ours: Trained, theirs: Trained) -> None:
@@ -61,7 +58,7 @@ def test_scaling_alone_changes_no_bit(data: tuple[Path, Path], tmp_path: Path, m
     assert_same(scaled, plain)
 
 
-def test_steps_that_overflow_are_left_out_and_resumed_to_the_bit(
+def test_steps_that_overflow_are_skipped_and_resumed_bit_for_bit(
     data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "GROWTH_STEPS", 2)
@@ -78,7 +75,7 @@ def test_steps_that_overflow_are_left_out_and_resumed_to_the_bit(
         grown += scale == 2 * before
     skipped = [row["train/skipped_steps"] for row in whole.rows]
     assert skipped[0] == 1 and grown > 0
-    first = skipped.index(0)  # until then the weights stood, and the schedule did not
+    first = skipped.index(0)  # until then the schedule moved on, and the weights did not change
     folder = plan(data, tmp_path / "whole", **some).folder().directory
     states = [torch.load(folder / f"step-{step:08d}.pt", weights_only=True) for step in range(1, first + 2)]
     weights = [state["model"]["text_projection.weight"] for state in states]

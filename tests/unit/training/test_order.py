@@ -1,4 +1,4 @@
-"""The order of samples: a permutation at any size, well mixed, and little memory."""
+"""The order of samples: a permutation at any size, well mixed, in little memory."""
 
 import time
 import tracemalloc
@@ -66,14 +66,14 @@ def test_blocks_mix_shards_and_epochs_mix_blocks() -> None:
     assert abs(np.mean(inner)) < 4 / (20 * SIZE) ** 0.5
 
 
-def test_stand_ins_are_of_the_block_and_differ_by_attempt() -> None:
+def test_replacements_are_from_the_block_and_differ_by_attempt() -> None:
     order = BlockOrder(0, COUNTS, 500)
     num_blocks = -(-SIZE // 500)
     of_block = set(order.samples(4, np.arange(SIZE // num_blocks)).tolist())
-    found = [order.stand_in(4, 17, attempt) for attempt in range(1, 65)]
-    assert set(found) <= of_block and len(set(found)) > 50
-    assert found == [BlockOrder(0, COUNTS, 500).stand_in(4, 17, attempt) for attempt in range(1, 65)]
-    assert order.stand_in(4, 18, 1) != order.stand_in(4, 17, 1)
+    samples = [order.replacement(4, 17, attempt) for attempt in range(1, 65)]
+    assert set(samples) <= of_block and len(set(samples)) > 50
+    assert samples == [BlockOrder(0, COUNTS, 500).replacement(4, 17, attempt) for attempt in range(1, 65)]
+    assert order.replacement(4, 18, 1) != order.replacement(4, 17, 1)
 
 
 def test_the_papers_size_takes_little_memory_and_time_wherever_one_starts() -> None:

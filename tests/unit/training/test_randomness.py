@@ -1,4 +1,4 @@
-"""Keyed random numbers: a function of the key, whatever the cut."""
+"""Keyed random numbers: a function of the key, however a batch is divided."""
 
 import numpy as np
 

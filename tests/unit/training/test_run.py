@@ -1,4 +1,4 @@
-"""Whole runs of a tiny model: learning, resuming to the bit, stopping, failing, exporting."""
+"""Whole runs of a tiny model: learning, resuming bit for bit, stopping, failing, exporting."""
 
 import json
 from dataclasses import replace
@@ -10,14 +10,14 @@ import torch
 
 from align.config import load_params
 from align.config.health import HealthConfig
-from align.config.recipe import Recipe
 from align.errors import ConfigError, NonFiniteLossError, TrainingError
 from align.model.dual_encoder import load_model
 from align.model.embedder import Embedder
-from align.training.run import Plan, make_plan, run, train_stage
+from align.training.run import run
+from align.training.stage import train_stage
 from align.training.validation import recall_at
 from tests.support import training_data
-from tests.support.training_data import MODEL, TermAt, finetune_config, pretrain_config
+from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +25,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return training_data.write(tmp_path_factory.mktemp("data"))
 
 
-def plan(data: tuple[Path, Path], checkpoints: Path, recipe: Recipe | None = None, **more: object) -> Plan:
-    shards, tokenizer = data
-    return make_plan(
-        recipe or pretrain_config(), MODEL, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=checkpoints,
-        **more,  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
 def test_learns_what_the_pictures_are_called(data: tuple[Path, Path], tmp_path: Path) -> None:
     model = MODEL.model_copy(update={"stochastic_depth": 0.0, "batch_norm_group": 16, "temperature_init": 0.5})
     recipe = pretrain_config(num_steps=60, batch_size=16, warmup_steps=5, validate_every_steps=60, log_every_steps=5)
-    shards, tokenizer = data
-    trained = run(make_plan(recipe, model, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=tmp_path))
+    trained = run(plan(data, tmp_path, recipe, model=model))
     losses = [row["train/loss"] for row in trained.rows]
     assert losses[-1] < 0.85 * losses[0]
     assert trained.rows[-1]["val/image_to_text/recall@1"] >= 0.5  # chance 0.125
@@ -51,8 +42,7 @@ def test_the_sigmoid_loss_learns_it_too(data: tuple[Path, Path], tmp_path: Path)
     recipe = pretrain_config(
         loss="sigmoid", num_steps=60, batch_size=16, warmup_steps=5, validate_every_steps=60, log_every_steps=5
     )
-    shards, tokenizer = data
-    sigmoid = make_plan(recipe, model, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=tmp_path)
+    sigmoid = plan(data, tmp_path, recipe, model=model)
     trained = run(sigmoid)
     assert trained is not None and trained.model.logit_bias is not None
     assert float(trained.model.logit_bias.detach()) != -3.0
@@ -96,18 +86,15 @@ def test_a_stage_writes_the_same_bytes_every_time(data: tuple[Path, Path], tmp_p
 
 def test_fine_tuning_starts_from_the_given_model(data: tuple[Path, Path], tmp_path: Path) -> None:
     train_stage(plan(data, tmp_path / "ck"), out=tmp_path / "pretrained", reports=tmp_path / "r")
-    shards, tokenizer = data
     tiny = finetune_config(learning_rate=1e-9, num_steps=1)
-    tuned = make_plan(
-        tiny, MODEL, initial=tmp_path / "pretrained", shards=shards, tokenizer=tokenizer, checkpoints=tmp_path / "ck"
-    )
+    tuned = plan(data, tmp_path / "ck", tiny, initial=tmp_path / "pretrained")
     report, _ = train_stage(tuned, out=tmp_path / "finetuned", reports=tmp_path / "r2")
     before, after = load_model(tmp_path / "pretrained").state_dict(), load_model(tmp_path / "finetuned").state_dict()
     for name, weight in before.items():
         torch.testing.assert_close(after[name], weight, atol=1e-5, rtol=1e-5)
     assert report.metrics["finetune/num_steps"] == 1
     assert json.loads((tmp_path / "finetuned" / "config.json").read_text())["stage"] == "finetune"
-    embedder = Embedder.load(tmp_path / "finetuned", tokenizer)
+    embedder = Embedder.load(tmp_path / "finetuned", data[1])
     assert embedder.embed_texts(["a red bar", "left side in green and blue"]).shape == (2, MODEL.embed_width)
 
 
@@ -131,7 +118,9 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept(data: tuple[Pa
     for state in states[1:]:
         average = average + 0.5 * (state["model"][name] - average)
     torch.testing.assert_close(kept.model.state_dict()[name], average)
-    assert torch.equal(states[-1]["model"][name], plain.model.state_dict()[name])  # training itself knows nothing of it
+    assert torch.equal(
+        states[-1]["model"][name], plain.model.state_dict()[name]
+    )  # training itself does not use the average
     assert [row["train/loss"] for row in kept.rows] == [row["train/loss"] for row in plain.rows]
     assert kept.rows[-1]["val/effective_rank"] != plain.rows[-1]["val/effective_rank"]
     with pytest.raises(TrainingError):
@@ -154,18 +143,12 @@ def test_what_varies_goes_to_live_logging_and_nowhere_else(data: tuple[Path, Pat
     assert 0 <= trained.rows[-1]["val/batch_norm_gap"] < 1
 
 
-def test_another_parameter_is_another_run(data: tuple[Path, Path], tmp_path: Path) -> None:
-    first = plan(data, tmp_path).folder().directory
-    assert plan(data, tmp_path, pretrain_config(keep_checkpoints=1)).folder().directory == first
-    assert plan(data, tmp_path, pretrain_config(learning_rate=0.01)).folder().directory != first
-
-
 def test_contradictions_are_named(data: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"pretrain\.batch_size 6 must be a multiple"):
         run(plan(data, tmp_path, pretrain_config(batch_size=6)))
     large = MODEL.model_copy(update={"resize_px": 40})
     with pytest.raises(ConfigError, match=r"images of 36 px, model\.resize_px is 40"):
-        make_plan(pretrain_config(), large, initial=None, shards=data[0], tokenizer=data[1], checkpoints=tmp_path)
+        plan(data, tmp_path, model=large)
 
 
 def test_recall_against_a_hand_written_matrix() -> None:

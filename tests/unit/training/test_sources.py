@@ -1,20 +1,16 @@
 """Whole runs over more than one folder of shards."""
 
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from align.config.recipe import Recipe
 from align.errors import ConfigError, CorruptError, TrainingError
 from align.formats.shards import read_manifest
-from align.training.loop import Log
-from align.training.run import Plan, make_plan, run
+from align.training.run import run
 from tests.support import training_data
-from tests.support.training_data import MODEL, pretrain_config
+from tests.support.training_data import TermAt, plan, pretrain_config
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +18,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return training_data.write(tmp_path_factory.mktemp("data"))
 
 
-def plan(data: tuple[Path, Path], checkpoints: Path, recipe: Recipe, log: Log | None = None) -> Plan:
-    shards, tokenizer = data
-    return make_plan(recipe, MODEL, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=checkpoints, log=log)
-
-
-def term_at_4(metrics: dict[str, float], step: int) -> None:
-    """Logs nothing; sends this process SIGTERM after step 4."""
-    if step == 4:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_more_shards_are_mixed_in_and_a_run_goes_on_in_quarantine_to_the_same_bits(
+def test_more_shards_are_mixed_in_and_a_run_resumes_in_quarantine_to_the_same_bits(
     data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     more, _ = training_data.write(tmp_path / "more", num_train=16)
@@ -42,7 +27,7 @@ def test_more_shards_are_mixed_in_and_a_run_goes_on_in_quarantine_to_the_same_bi
     whole = run(plan(data, tmp_path / "whole", mixed))
     assert whole.rows != run(plan(data, tmp_path / "alone", pretrain_config())).rows
     with pytest.raises(TrainingError, match="stopped by SIGTERM after step 4 of 8"):
-        run(plan(data, tmp_path / "parts", mixed, log=term_at_4))
+        run(plan(data, tmp_path / "parts", mixed, log=TermAt(4)))
     quarantine = mixed.model_copy(update={"on_corrupt_shard": "quarantine", "num_loader_threads": 3})
     resumed = run(plan(data, tmp_path / "parts", quarantine))
     assert resumed.rows == whole.rows
@@ -58,7 +43,7 @@ def test_more_shards_are_mixed_in_and_a_run_goes_on_in_quarantine_to_the_same_bi
             {"path": str(more), "digest": digest, "weight": 0.6},
         )
     ]
-    assert folders[0] == folders[1] != folders[2]  # where it lies is no part of the result
+    assert folders[0] == folders[1] != folders[2]  # where it is stored does not change the result
     with pytest.raises(ConfigError, match=r"has the digest [0-9a-f]+, pretrain\.extra_shards says other"):
         plan(data, tmp_path, pretrain_config(extra_shards=[{"path": str(more), "digest": "other", "weight": 1.0}]))
 

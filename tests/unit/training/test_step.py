@@ -1,4 +1,4 @@
-"""Gradients of a step: equal for any micro-batch and any number of ranks; little memory; left when asked."""
+"""Gradients of a step: equal for any micro-batch and any number of ranks; little memory; interruptible."""
 
 import functools
 from collections.abc import Callable
@@ -15,8 +15,9 @@ from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training import step as module
 from align.training.loader import Batch
+from align.training.plan import TrainingPlan
 from align.training.process_group import Ranks, launch
-from align.training.run import make_plan, run
+from align.training.run import run
 from align.training.step import Gradients, Interrupted, compute_gradients
 from tests.support import training_data
 from tests.support.training_data import MODEL, pretrain_config
@@ -45,22 +46,22 @@ def gradients(tokenizer: Path, recipe: Recipe, ranks: Ranks = ALONE, stop: Calla
     batch, share = whole_batch(), BATCH // ranks.world_size
     rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
     batch = Batch(batch.images[rows], batch.texts[rows], batch.draws[rows, : model.vision_model.num_blocks])
-    found = compute_gradients(model, recipe, ranks, words, batch, stop)
-    return found, {name: param.grad for name, param in model.named_parameters()}
+    step = compute_gradients(model, recipe, ranks, words, batch, stop)
+    return step, {name: param.grad for name, param in model.named_parameters()}
 
 
 def assert_equal(ours: tuple[Gradients, dict[str, Tensor]], theirs: tuple[Gradients, dict[str, Tensor]]) -> None:
     assert ours[0].loss == pytest.approx(theirs[0].loss, rel=1e-6)
     assert ours[0].norm == pytest.approx(theirs[0].norm, rel=1e-3)
     largest = max(float(gradient.norm()) for gradient in theirs[1].values())
-    for name, gradient in theirs[1].items():  # what batch-norm takes away again has a gradient of rounding errors
+    for name, gradient in theirs[1].items():  # weights that batch-norm cancels have gradients of rounding errors
         apart = float((ours[1][name] - gradient).norm() / gradient.norm().clamp(min=1e-3 * largest))
         assert apart < 2e-3, f"{name}: {apart}"  # float32, through batch-norm over four samples
 
 
 @pytest.mark.parametrize("micro_batch", [4, 8, 12, 32])
 def test_a_micro_batch_changes_no_gradient(tokenizer: Path, micro_batch: int) -> None:
-    """The temperature's, too: accumulation that counts it once a part is off by the number of parts."""
+    """Nor that of the temperature: adding it once per part would be wrong by the number of parts."""
     whole = gradients(tokenizer, pretrain_config(batch_size=BATCH))
     assert float(whole[1]["log_temperature"].abs()) > 1e-3
     assert_equal(gradients(tokenizer, pretrain_config(batch_size=BATCH, micro_batch=micro_batch)), whole)
@@ -78,8 +79,8 @@ def test_clipping_scales_all_gradients_together(tokenizer: Path) -> None:
 
 
 def _save(tokenizer: Path, micro_batch: int | None, out: Path, ranks: Ranks) -> None:
-    found, grads = gradients(tokenizer, pretrain_config(batch_size=BATCH, micro_batch=micro_batch), ranks)
-    torch.save((tuple(found), grads), out)
+    step, grads = gradients(tokenizer, pretrain_config(batch_size=BATCH, micro_batch=micro_batch), ranks)
+    torch.save((tuple(step), grads), out)
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(2, None), (2, 4), pytest.param(4, 8, marks=pytest.mark.full)])
@@ -87,8 +88,8 @@ def test_ranks_and_micro_batches_change_no_gradient(
     tokenizer: Path, tmp_path: Path, world_size: int, micro_batch: int | None
 ) -> None:
     launch(functools.partial(_save, tokenizer, micro_batch, tmp_path / "out.pt"), world_size, 1)
-    found, grads = torch.load(tmp_path / "out.pt")
-    assert_equal((Gradients(*found), grads), gradients(tokenizer, pretrain_config(batch_size=BATCH)))
+    step, grads = torch.load(tmp_path / "out.pt")
+    assert_equal((Gradients(*step), grads), gradients(tokenizer, pretrain_config(batch_size=BATCH)))
 
 
 def test_activations_are_those_of_a_micro_batch(tokenizer: Path) -> None:
@@ -113,7 +114,7 @@ def test_activations_are_those_of_a_micro_batch(tokenizer: Path) -> None:
     assert most_saved(4) < most_saved(None) / 4
 
 
-def test_a_stop_between_two_parts_leaves_the_step(tokenizer: Path) -> None:
+def test_a_stop_between_two_parts_interrupts_the_step(tokenizer: Path) -> None:
     asked: list[int] = []
     recipe = pretrain_config(batch_size=BATCH, micro_batch=8)
 
@@ -126,15 +127,13 @@ def test_a_stop_between_two_parts_leaves_the_step(tokenizer: Path) -> None:
     assert len(asked) == 10
 
 
-def test_a_run_that_is_stopped_within_a_step_goes_on_from_the_last_whole_one(
+def test_a_run_stopped_within_a_step_resumes_from_the_last_whole_one(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards, recipe = tokenizer.parent / "shards", pretrain_config(micro_batch=4)
+    data, recipe = (tokenizer.parent / "shards", tokenizer), pretrain_config(micro_batch=4)
 
-    def plan(name: str):  # type: ignore[no-untyped-def]  # a Plan
-        return make_plan(
-            recipe, MODEL, initial=None, shards=shards, tokenizer=tokenizer, checkpoints=tmp_path / name
-        )  # fmt: skip
+    def plan(name: str) -> TrainingPlan:
+        return training_data.plan(data, tmp_path / name, recipe)
 
     whole = run(plan("whole"))
     asked: list[int] = []
@@ -154,15 +153,13 @@ def test_a_run_that_is_stopped_within_a_step_goes_on_from_the_last_whole_one(
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
-def test_what_cannot_be_cut_is_refused(tokenizer: Path, tmp_path: Path) -> None:
-    shards = tokenizer.parent / "shards"
+def test_a_micro_batch_that_does_not_fit_batch_norm_is_refused(tokenizer: Path, tmp_path: Path) -> None:
+    data = (tokenizer.parent / "shards", tokenizer)
     for changes, micro_batch, message in (
         ({"batch_norm": "batch"}, 4, "micro_batch needs model.batch_norm: group"),
         ({}, 6, "micro_batch 6 must be a multiple of model.batch_norm_group 4"),
     ):
-        plan = make_plan(
-            pretrain_config(micro_batch=micro_batch), MODEL.model_copy(update=changes), initial=None, shards=shards,
-            tokenizer=tokenizer, checkpoints=tmp_path,
-        )  # fmt: skip
+        recipe = pretrain_config(micro_batch=micro_batch)
+        plan = training_data.plan(data, tmp_path, recipe, model=MODEL.model_copy(update=changes))
         with pytest.raises(ConfigError, match=message):
             run(plan)

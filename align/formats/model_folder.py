@@ -1,0 +1,133 @@
+"""A model folder: `config.json` and `model.safetensors`, as training writes them, and the name of a tokenizer's file.
+
+`align.model.dual_encoder` builds the model from what is read here. A folder of `transformers.AlignModel` has files of
+the same names, but another config.json; `align.release.interchange` converts between the two.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from align.config.model import ModelConfig
+from align.errors import DataError, FormatError
+from align.files import sha256_file, to_json, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA_VERSION: Final = 2
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+#: In a tokenizer's folder.
+TOKENIZER = "tokenizer.json"
+
+
+class ModelFolderConfig(BaseModel):
+    """config.json.
+
+    Attributes:
+        model: the section that the model was built from.
+        vocab_size: rows of the word embedding.
+        stage: the stage that wrote the folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    schema_version: Literal[2] = SCHEMA_VERSION
+    model: ModelConfig
+    vocab_size: int
+    stage: str
+
+
+def write_model_folder(config: ModelFolderConfig, weights: dict[str, Tensor], directory: Path) -> None:
+    """Writes both files into a folder that exists. Equal weights are equal bytes.
+
+    Args:
+        config: for config.json.
+        weights: a state dict, on any device.
+        directory: the folder.
+    """
+    from safetensors.torch import save_file  # imports torch, which the other formats do without
+
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(on_cpu, directory / WEIGHTS)
+    write_text(directory / CONFIG, to_json(config.model_dump(mode="json")))
+
+
+def read_config(directory: Path) -> ModelFolderConfig:
+    """Reads config.json.
+
+    Raises:
+        DataError: the folder has no config.json, or it is not that of a model.
+        FormatError: another schema version, or a folder of transformers' AlignModel.
+    """
+    path = directory / CONFIG
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{directory}: no model here (config.json is missing); run the stage that writes it") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from None
+    if _is_align_model(document):
+        raise FormatError(
+            f"{directory}: a model in Hugging Face's format; convert it with `align import_model --from {directory}`"
+        )
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise FormatError(f"{path}: schema_version {version!r}, this code reads {SCHEMA_VERSION}")
+    try:
+        return ModelFolderConfig.model_validate(document)
+    except ValidationError as error:
+        raise DataError(f"{path}: not a model configuration of this version: {' '.join(str(error).split())}") from None
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """Reads model.safetensors into a state dict on the CPU.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(directory / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise weights_do_not_load(directory, error) from None
+
+
+def weights_do_not_load(directory: Path, error: Exception) -> DataError:
+    """The error for weights that are damaged, or that do not fit their configuration."""
+    return DataError(f"{directory / WEIGHTS}: does not load: {' '.join(str(error).split())[:300]}")
+
+
+def weights_digest(directory: Path) -> str:
+    """Hex sha256 of the weights.
+
+    Raises:
+        DataError: the file is missing.
+    """
+    return sha256_file(require_file(directory / WEIGHTS))
+
+
+def require_file(path: Path) -> Path:
+    """The path itself. Raises DataError where there is no such file."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; run the stage that writes it")
+    return path
+
+
+def is_hugging_face(directory: Path) -> bool:
+    """Whether a folder's config.json is that of transformers' AlignModel."""
+    try:
+        return _is_align_model(json.loads((directory / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_align_model(document: object) -> bool:
+    return isinstance(document, dict) and document.get("model_type") == "align"

@@ -1,0 +1,155 @@
+"""A training run as plain data: what it reads, how it trains, and where it keeps its checkpoints.
+
+Every rank gets a pickled copy. The checkpoint folder is named after everything that determines the result: a finished
+run is only exported, an interrupted one resumes, and a changed one starts from the beginning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from align import provenance
+from align.config.cluster import ClusterConfig
+from align.config.model import ModelConfig
+from align.config.recipe import Recipe
+from align.errors import ConfigError
+from align.files import sha256_file
+from align.formats.model_folder import TOKENIZER, weights_digest
+from align.protocols.store import Mirror, Tars
+from align.training.checkpoint import CheckpointFolder, run_key
+from align.training.index import SplitIndex, read_outline
+from align.training.loop import UNWATCHED, Monitoring
+
+#: The module that turns a plan into weights: its code is part of the run's key.
+_TRAINING = "align.training.run"
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """The artefacts that a run reads.
+
+    Attributes:
+        shards: folder of the shards.
+        tokenizer: folder of the tokenizer.
+        initial: folder of the model to start from; None starts from scratch.
+    """
+
+    shards: Path
+    tokenizer: Path
+    initial: Path | None = None
+
+
+@dataclass(frozen=True)
+class Infrastructure:
+    """Where a run trains; none of it changes the result.
+
+    Attributes:
+        tars: the object store that holds tars missing from the shard folders.
+        mirror: an object store that also keeps the checkpoints.
+        cluster: the machines that train together; None: this one.
+    """
+
+    tars: Tars | None = None
+    mirror: Mirror | None = None
+    cluster: ClusterConfig | None = None
+
+
+THIS_MACHINE = Infrastructure()
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Where the samples of a run are stored, and what they are.
+
+    Attributes:
+        train, val: the splits of the main shards.
+        extra: the training splits of `extra_shards`, in the same order.
+        num_training_pairs: of the main shards.
+        digest: of the main shards, from their manifest.
+    """
+
+    train: SplitIndex
+    val: SplitIndex
+    extra: tuple[SplitIndex, ...]
+    num_training_pairs: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything a rank needs.
+
+    Attributes:
+        checkpoints: the folder that has one subfolder per run.
+        accept_code_change: why a run that began under other code may be resumed.
+    """
+
+    recipe: Recipe
+    model: ModelConfig
+    inputs: TrainingInputs
+    data: TrainingData
+    checkpoints: Path
+    infrastructure: Infrastructure
+    monitoring: Monitoring
+    accept_code_change: str | None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this machine writes checkpoints, reports and the model."""
+        cluster = self.infrastructure.cluster
+        return cluster is None or cluster.node_rank == 0
+
+    def folder(self) -> CheckpointFolder:
+        """The folder of the run's checkpoints, named after what determines the result."""
+        initial = self.inputs.initial
+        values = {
+            "recipe": self.recipe.deciding_values(),
+            "model": self.model.model_dump(mode="json"),
+            "initial": weights_digest(initial) if initial else None,
+            "tokenizer": sha256_file(self.inputs.tokenizer / TOKENIZER),
+            "data": self.data.digest,
+        }
+        name = f"{self.recipe.section}-{run_key(values, provenance.digest(_TRAINING))}"
+        return CheckpointFolder(self.checkpoints / name, self.recipe.keep_checkpoints, self.infrastructure.mirror)
+
+
+def make_plan(
+    recipe: Recipe,
+    model: ModelConfig,
+    inputs: TrainingInputs,
+    checkpoints: Path,
+    *,
+    infrastructure: Infrastructure = THIS_MACHINE,
+    monitoring: Monitoring = UNWATCHED,
+    accept_code_change: str | None = None,
+) -> TrainingPlan:
+    """A plan over the shards of `inputs` and over the recipe's `extra_shards`.
+
+    Raises:
+        DataError: shards or tokenizer are missing.
+        ConfigError: the shards' images are smaller than the model requires, or extra shards have another digest than
+            the recipe says.
+    """
+    main, extra = read_outline(inputs.shards), [read_outline(more.path) for more in recipe.extra_shards]
+    for outline in (main, *extra):
+        if outline.manifest.image_px < model.resize_px:
+            raise ConfigError(
+                f"{outline.path.parent} holds images of {outline.manifest.image_px} px, model.resize_px is "
+                f"{model.resize_px}: lower it, or raise shard.image_px and run `align shard` again"
+            )
+    for outline, expected in zip(extra, recipe.extra_shards, strict=True):
+        if outline.manifest.digest != expected.digest:
+            raise ConfigError(
+                f"{outline.path} has the digest {outline.manifest.digest}, {recipe.section}.extra_shards says "
+                f"{expected.digest}; write the one that you mean"
+            )
+    tars = infrastructure.tars
+    data = TrainingData(
+        train=main.split("train", tars),
+        val=main.split("val", tars),
+        extra=tuple(outline.split("train", tars) for outline in extra),
+        num_training_pairs=main.manifest.splits["train"].num_pairs,
+        digest=main.manifest.digest,
+    )
+    return TrainingPlan(recipe, model, inputs, data, checkpoints, infrastructure, monitoring, accept_code_change)

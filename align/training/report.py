@@ -1,0 +1,59 @@
+"""The report of a training stage: its numbers, its curves as metrics.jsonl and curve.csv, and their figure.
+
+Times vary from run to run, so none of these files has any.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from align.files import replace_directory, write_bytes, write_text
+from align.report import Report, write_report
+from align.training.figures import loss_and_recall
+from align.training.plan import TrainingPlan
+from align.training.run import Trained
+from align.training.state import MetricRow
+
+
+class TrainingReport(Report):
+    """Result of a training stage; `accepted_code_changes` are reasons given by people, see `CheckpointFolder.adopt`."""
+
+    num_parameters: int
+    num_training_images: int
+    num_training_pairs: int
+    accepted_code_changes: list[str]
+
+
+def training_report(plan: TrainingPlan, trained: Trained) -> TrainingReport:
+    """The numbers of a finished run; each metric is the last value that was measured."""
+    stage = plan.recipe.section
+    last = {name: value for row in trained.rows for name, value in row.items() if name != "step"}
+    return TrainingReport(
+        num_parameters=sum(param.numel() for param in trained.model.parameters()),
+        num_training_images=plan.data.train.num_images,
+        num_training_pairs=plan.data.num_training_pairs,
+        accepted_code_changes=trained.accepted_code_changes,
+        metrics={f"{stage}/{name}": value for name, value in last.items()}
+        | {f"{stage}/num_steps": plan.recipe.num_steps},
+    )
+
+
+def write_training_report(report: TrainingReport, rows: Sequence[MetricRow], directory: Path) -> None:
+    """Writes the report folder; replaced whole.
+
+    It holds report.json and metrics.json, metrics.jsonl for MLflow, curve.csv for DVC's plots (a cell is empty where
+    the metric was not measured) and loss.png for people.
+    """
+    names = ["step", *sorted({name for row in rows for name in row} - {"step"})]
+    lines = io.StringIO()
+    lines.write(",".join(names) + "\n")
+    for row in rows:
+        lines.write(",".join(str(row.get(name, "")) for name in names) + "\n")
+    with replace_directory(directory) as part:
+        write_text(part / "metrics.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+        write_text(part / "curve.csv", lines.getvalue())
+        write_bytes(part / "loss.png", loss_and_recall(rows))
+        write_report(report, part)

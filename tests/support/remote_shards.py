@@ -1,0 +1,27 @@
+"""Shards whose tars are in an object store only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from align.config.store import StoreConfig
+from align.formats.shards import read_manifest
+from align.services.store import keep_tar
+from tests.support.s3_server import S3Server
+
+
+def store_config(server: S3Server, root: Path) -> StoreConfig:
+    """Section `store` for a new bucket `shards` of the server."""
+    bucket = server.make_bucket("shards")
+    return StoreConfig(
+        objects=f"s3://{bucket}/objects", checkpoints=None, cache=root / "cache", part_size_mb=5, num_connections=4,
+        num_retries=5, timeout_s=10.0,
+    )  # fmt: skip
+
+
+def move_tars(shards: Path, config: StoreConfig) -> None:
+    """Moves the tars to the store, as `align shard` does; the manifest stays."""
+    for split in read_manifest(shards).splits.values():
+        for row in split.shards:
+            keep_tar(shards / row.path, row.sha256, config)
+    assert not list(shards.rglob("*.tar"))

@@ -1,0 +1,73 @@
+"""The model folder: config.json is strict, and weights are read back as they were."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.errors import DataError, FormatError
+from align.formats.model_folder import (
+    CONFIG,
+    WEIGHTS,
+    ModelFolderConfig,
+    is_hugging_face,
+    read_config,
+    read_weights,
+    weights_digest,
+    write_model_folder,
+)
+from tests.support.training_data import MODEL
+
+CONFIGURATION = ModelFolderConfig(model=MODEL, vocab_size=100, stage="pretrain")
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    weights = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor(1.5)}
+    write_model_folder(CONFIGURATION, weights, tmp_path)
+    assert read_config(tmp_path) == CONFIGURATION
+    again = read_weights(tmp_path)
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(again[name], weight) for name, weight in weights.items())
+    digest = weights_digest(tmp_path)
+    write_model_folder(CONFIGURATION, weights, tmp_path)
+    assert weights_digest(tmp_path) == digest and not is_hugging_face(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model_type": "align"}, FormatError, "in Hugging Face's format; convert it with `align import_model --from"),
+        ({"schema_version": 1}, FormatError, "schema_version 1, this code reads 2"),
+        ({"vocab_size": "100"}, DataError, "not a model configuration of this version: .*vocab_size"),
+        ({"more": 1}, DataError, "not a model configuration of this version: .*more"),
+        ({"model": {}}, DataError, "not a model configuration of this version"),
+    ],
+)
+def test_other_configurations_are_refused(
+    tmp_path: Path, change: dict[str, object], error: type[Exception], message: str
+) -> None:
+    write_model_folder(CONFIGURATION, {}, tmp_path)
+    path = tmp_path / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(error, match=message):
+        read_config(tmp_path)
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"config\.json is missing"):
+        read_config(tmp_path)
+    for text in ("[]", "7"):
+        (tmp_path / CONFIG).write_text(text)
+        with pytest.raises(FormatError, match="schema_version None"):
+            read_config(tmp_path)
+    (tmp_path / CONFIG).write_text("{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        read_config(tmp_path)
+    with pytest.raises(DataError, match=r"model\.safetensors: no such file"):
+        weights_digest(tmp_path)
+    with pytest.raises(DataError, match=r"model\.safetensors: does not load"):
+        read_weights(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(b"not weights")
+    with pytest.raises(DataError, match=r"model\.safetensors: does not load"):
+        read_weights(tmp_path)

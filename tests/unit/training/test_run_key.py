@@ -1,0 +1,88 @@
+"""The key of a run: every change that could alter the result alters it, and no other change does."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from align import provenance
+from align.config import load_params
+from align.config.cluster import ClusterConfig
+from align.config.health import HealthConfig
+from align.config.recipe import Recipe
+from align.training.plan import Infrastructure, TrainingPlan
+from tests.support import ROOT, training_data
+from tests.support.training_data import MODEL, plan, pretrain_config
+
+#: Another value for each neutral field.
+NEUTRAL: dict[str, object] = {
+    "best_metric": "val/effective_rank", "checkpoint_every_steps": 1, "compile": True, "cudnn_benchmark": True,
+    "gradient_checkpointing": True, "keep_checkpoints": 1, "micro_batch": 4, "num_loader_threads": 3,
+    "num_processes": 2, "num_threads": 2, "on_corrupt_shard": "quarantine", "shard_weights": True,
+    "store_patience_s": 60.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return training_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def base(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> TrainingPlan:
+    return plan(data, tmp_path_factory.mktemp("checkpoints"))
+
+
+def key(plan: TrainingPlan) -> str:
+    return plan.folder().directory.name
+
+
+def test_neutral_fields_keep_the_key(base: TrainingPlan) -> None:
+    assert NEUTRAL.keys() == Recipe.neutral_fields
+    assert base.recipe.deciding_values().keys() == Recipe.model_fields.keys() - Recipe.neutral_fields
+    for name, value in NEUTRAL.items():
+        assert getattr(base.recipe, name) != value
+        assert key(replace(base, recipe=pretrain_config(**{name: value}))) == key(base), name
+
+
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 0.01}, {"seed": 1}, {"tf32": True}, {"precision": "float16"}, {"log_every_steps": 1}]
+)
+def test_other_fields_change_the_key(base: TrainingPlan, change: dict[str, object]) -> None:
+    assert key(replace(base, recipe=pretrain_config(**change))) != key(base)
+
+
+def test_the_model_changes_the_key(base: TrainingPlan) -> None:
+    assert key(replace(base, model=MODEL.model_copy(update={"embed_width": 24}))) != key(base)
+
+
+def test_prices_and_machines_keep_the_key(data: tuple[Path, Path], base: TrainingPlan) -> None:
+    params = load_params(ROOT / "params.yaml")
+    priced = params.section(HealthConfig).model_copy(update={"price_per_hour": 3.0})
+    cluster = params.section(ClusterConfig).model_copy(update={"num_nodes": 2, "rendezvous": "10.0.0.1:29500"})
+    elsewhere = plan(data, base.checkpoints, health=priced, infrastructure=Infrastructure(cluster=cluster))
+    assert key(elsewhere) == key(base)
+
+
+def test_words_keep_the_key_and_code_changes_it(
+    base: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = key(base)
+
+    def with_edit(name: str, module: str, old: str, new: str) -> str:
+        shutil.copytree(ROOT / "align", tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        path = tmp_path / name / "training" / module
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        monkeypatch.setattr(provenance, "_ROOT", tmp_path / name)
+        return key(base)
+
+    assert with_edit("progress line", "run.py", "resuming from step", "continuing at step") == expected
+    assert with_edit("comment", "lamb.py", '"""LAMB (', '# a comment\n"""Our LAMB (') == expected
+    assert with_edit("code", "lamb.py", "VECTOR_RATE = 0.2", "VECTOR_RATE = 0.3") != expected
+    assert with_edit("model", "../model/batch_norm.py", "momentum=0.0", "momentum=0.1") != expected
+    assert (
+        with_edit("figure", "figures.py", "figsize=(9, 3.2)", "figsize=(8, 3.2)") == expected
+    )  # weights do not use it

@@ -61,8 +61,9 @@ class DualEncoder(nn.Module):
         self.text_model = BertModel(text_config(config, vocab_size), add_pooling_layer=False)
         with torch.no_grad():
             for table in (
-                self.text_model.embeddings.position_embeddings, self.text_model.embeddings.token_type_embeddings,
-            ):  # fmt: skip
+                self.text_model.embeddings.position_embeddings,
+                self.text_model.embeddings.token_type_embeddings,
+            ):
                 table.weight.mul_(POSITION_SCALE)
         self.text_projection = nn.Linear(text_shape(config).width, config.embed_width)
         nn.init.xavier_uniform_(self.text_projection.weight)

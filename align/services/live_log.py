@@ -29,7 +29,7 @@ JournalRow = dict[str, float]
 
 #: Seconds before a failed delivery is retried: doubled each time, from the first number to the second.
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 15.0
-#: Seconds that the end of training waits for the last rows; and a failed run, whose journal the next one continues.
+#: Seconds that the end of training waits for the last rows; fewer after a failure: the next run continues the journal.
 _LAST_WAIT_S, _GRACE_S = 30.0, 2.0
 #: Bytes of the journal read at a time. A row has some hundred bytes.
 _PART_BYTES = 1 << 17

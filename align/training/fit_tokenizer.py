@@ -76,10 +76,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
     require_passed(paths.reports / SHARDS, read_manifest(paths.shards).digest)
     with record_runtime("fit_tokenizer", paths.runtime):
         report = fit_tokenizer(
-            params.section(FitTokenizerConfig), max_tokens=params.section(ModelConfig).max_tokens,
-            shards=materialised(paths.shards, params.section(StoreConfig)), out=paths.tokenizer,
+            params.section(FitTokenizerConfig),
+            max_tokens=params.section(ModelConfig).max_tokens,
+            shards=materialised(paths.shards, params.section(StoreConfig)),
+            out=paths.tokenizer,
             reports=paths.reports / "fit_tokenizer",
-        )  # fmt: skip
+        )
     metrics = report.metrics
     say(
         f"fit_tokenizer: {metrics['fit_tokenizer/vocab_size']:,} tokens from {metrics['fit_tokenizer/num_texts']:,} "

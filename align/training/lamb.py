@@ -8,8 +8,8 @@ VECTOR_RATE of the learning rate, since their step is absolute, while a matrix's
 The trust ratio is that of whole parameters, even if each rank holds only some rows (`align.training.sharding`): one
 message sums the norms of all parameters.
 
-Shapes: parameters have any shape, and all arithmetic on them is element-wise. Suffix A: one number per adapted
-parameter.
+Shapes: parameters have any shape; apart from their norms, all arithmetic is element-wise. Suffix A: one number per
+adapted parameter.
 """
 
 from __future__ import annotations

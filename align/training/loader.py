@@ -216,10 +216,12 @@ class TrainLoader:
             draws = {
                 purpose: uniforms(seed, rows.epoch, purpose, rows.positions, count)
                 for purpose, count in (
-                    (Purpose.CROP, 3), (Purpose.TEXT, 1), (Purpose.DEPTH, self._augmentation.num_draws),
+                    (Purpose.CROP, 3),
+                    (Purpose.TEXT, 1),
+                    (Purpose.DEPTH, self._augmentation.num_draws),
                     (Purpose.PHRASES, 2 + MAX_PHRASES if self._augmentation.phrase_dropout else 0),
                 )
-            }  # fmt: skip
+            }
             batch.draws[rows.rows] = draws[Purpose.DEPTH]
             sources: dict[int, tuple[Span, Future[bytes]]] = {}
             if samples.any_remote:

@@ -37,7 +37,7 @@ TILE = (1024, 1024)
 CUDA_TILE = (4096, 4096)
 #: A smaller sum of exponentials, each at most 1, may have lost terms that matter.
 _SMALL_SUM = 1e-20
-#: One exponential serves shifts of rows and columns that differ by at most this: e^60 and its inverse are floats.
+#: One exponential serves shifts of rows and columns that differ by at most this: e^60 and e^-60 fit into float32.
 _SHARED_RANGE = 60.0
 
 
@@ -126,7 +126,7 @@ class _AlignLoss(torch.autograd.Function):
         count = len(y_ND)
         row_lse_B = x_BD.new_full((len(x_BD),), -math.inf)
         column_lse_N = x_BD.new_full((count,), -math.inf)
-        log_sums = _step(_log_sums, x_BD)
+        log_sums = _tile_function(_log_sums, x_BD)
         for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
             row_lse_B[row], column_lse_N[column] = log_sums(scores_RC, row_lse_B[row], column_lse_N[column])
         top_N = peers.max(column_lse_N)
@@ -148,7 +148,7 @@ class _AlignLoss(torch.autograd.Function):
         x_BD, y_BD, y_ND, temperature, row_lse_B, column_lse_N, x_sum_D, y_sum_D = ctx.saved_tensors
         count = len(y_ND)
         dx_BD, dy_ND = torch.zeros_like(x_BD), torch.zeros_like(y_ND)
-        softmaxes = _step(_softmaxes, x_BD)
+        softmaxes = _tile_function(_softmaxes, x_BD)
         for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, ctx.tile):
             both_RC = softmaxes(scores_RC, row_lse_B[row], column_lse_N[column])
             dx_BD[row].addmm_(both_RC, y_ND[column])
@@ -173,7 +173,7 @@ class _SigmoidLoss(torch.autograd.Function):
         count = len(y_ND)
         dx_BD, dy_ND = torch.zeros_like(x_BD), torch.zeros_like(y_ND)
         sums = x_BD.new_zeros(2, dtype=torch.float64)
-        sigmoids = _step(_sigmoids, x_BD)
+        sigmoids = _tile_function(_sigmoids, x_BD)
         for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
             softplus_sum, probability_RC = sigmoids(scores_RC, bias)
             sums += torch.stack([softplus_sum, probability_RC.sum()]).double()
@@ -199,7 +199,7 @@ def _temperature_gradient(x_BD: Tensor, dx_BD: Tensor, temperature: Tensor) -> T
 
 
 def _sum(x_BD: Tensor) -> Tensor:
-    """(B, D) -> (D,) float64, some rows at a time: a float64 copy of all would double the embeddings' memory."""
+    """(B, D) -> (D,) float64, some rows at a time: a float64 copy of all takes twice their memory."""
     return torch.stack([rows.double().sum(0) for rows in torch.split(x_BD, TILE[0])]).sum(0)
 
 
@@ -216,10 +216,8 @@ def _tiles(
     height, width = size or (CUDA_TILE if x_BD.is_cuda else TILE)
     buffer = x_BD.new_empty(min(height, len(x_BD)) * min(width, len(y_ND)))
     matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = (
-        matmul.allow_tf32,
-        False,
-    )  # until the last tile, for the caller's products too
+    # restored after the last tile, so that the caller's products use no TF32 either
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
     try:
         for top in range(0, len(x_BD), height):
             rows = slice(top, min(top + height, len(x_BD)))
@@ -259,7 +257,7 @@ def _sigmoids(scores_RC: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return F.softplus(scores_RC).sum(), scores_RC.sigmoid_()
 
 
-def _step(function: Callable[..., Any], like: Tensor) -> Callable[..., Any]:
+def _tile_function(function: Callable[..., Any], like: Tensor) -> Callable[..., Any]:
     """The function for a tile: eager, or compiled on CUDA."""
     return _compiled(function) if like.is_cuda else function
 

@@ -113,7 +113,7 @@ class Ranks:
 
 
 def default_processes(batch_size: int, group: int) -> int:
-    """The number of ranks if `num_processes` is null: one per GPU, or one per core, at most as the batch divides into.
+    """The number of ranks if `num_processes` is null: one per GPU or core, reduced until the batch divides evenly.
 
     One rank per core, because small towers give OpenMP's threads too little work to share (see
     `benchmarks/ranks.py`).
@@ -201,9 +201,7 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str) -> RankO
     host, _, port = endpoint.rpartition(":")
     store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], TCPStore(host, int(port), is_master=False))
     rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world_size
-    )  # fmt: skip
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world_size)
     try:
         work(Ranks(dist.get_rank(), dist.get_world_size(), device))
     except AlignError as error:

@@ -48,7 +48,7 @@ def uniforms(seed: int, epoch: int, purpose: Purpose, positions: NDArray[np.int6
 
 def permutation(
     seed: int, epoch: int, size: int, *, purpose: Purpose = Purpose.ORDER, first: int = 0
-) -> NDArray[np.int64]:  # fmt: skip
+) -> NDArray[np.int64]:
     """(size,) the indices 0 to size - 1 in random order, keyed by the positions `first` to `first + size`."""
     bits = keyed_bits(seed, epoch, purpose, np.arange(first, first + size, dtype=np.int64), 1)[:, 0]
     return np.argsort(bits, kind="stable").astype(np.int64)

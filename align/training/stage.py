@@ -35,10 +35,11 @@ from align.training.run import run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that both stages have beyond the common ones."""
     parser.add_argument(
-        "--accept-code-change", metavar="WHY",
+        "--accept-code-change",
+        metavar="WHY",
         help="resume a run of the same parameters and data that began under other code; WHY says why the result is "
         "the same",
-    )  # fmt: skip
+    )
 
 
 def train_from_params(

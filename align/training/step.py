@@ -86,9 +86,11 @@ def compute_gradients(
     )
     mixed = recipe.precision != "float32" and ranks.device.type == "cuda"
     precise = torch.autocast(
-        ranks.device.type, _AUTOCAST[recipe.precision], enabled=mixed,
+        ranks.device.type,
+        _AUTOCAST[recipe.precision],
+        enabled=mixed,
         cache_enabled=not recipe.shard_weights,  # the cache would keep copies of whole weights
-    )  # fmt: skip
+    )
     cached = recipe.micro_batch is not None
     with precise, torch.set_grad_enabled(not cached):
         image_embeds_BD, text_embeds_BD = (_encode(tower, stop if cached else None) for tower in parts)

@@ -29,9 +29,11 @@ from tests.support.training_data import plan, pretrain_config
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     with serve(tmp_path / "server") as running:
         for name, value in {
-            "AWS_ENDPOINT_URL": running.url, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ENDPOINT_URL": running.url,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():  # fmt: skip
+        }.items():
             monkeypatch.setenv(name, value)
         yield running
 

@@ -147,7 +147,7 @@ def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path
 
     killing.kill_and_resume(
         ["pretrain"], tmp_path / "killed", seed=0, num_moments=num_moments, whole_s=whole_s, anew=remove_results
-    )  # fmt: skip
+    )
     for folder in ("models/pretrained", "reports/pretrain"):
         assert killing.digests(tmp_path / "killed" / folder) == killing.digests(tmp_path / "whole" / folder)
 
@@ -157,9 +157,11 @@ def test_a_machine_without_checkpoints_resumes_from_the_object_store(
 ) -> None:
     with serve(tmp_path / "server") as server, monkeypatch.context() as patch:
         for name, value in {
-            "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ENDPOINT_URL": server.url,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():  # fmt: skip
+        }.items():
             patch.setenv(name, value)
         with closing(server._client()) as s3:
             s3.create_bucket(Bucket="runs")

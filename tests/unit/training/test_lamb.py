@@ -40,11 +40,11 @@ def test_groups_spare_vectors_and_scale_the_text_tower() -> None:
     model.text_model.dense = nn.Linear(2, 3)
     model.vision_model = nn.Linear(2, 4)
     model.log_temperature = nn.Parameter(torch.tensor(0.0))
-    found = {
+    groups = {
         (group["adapt"], group["lr_scale"]): sorted(tuple(param.shape) for param in group["params"])
         for group in parameter_groups(model, 0.25)
     }
-    assert found == {
+    assert groups == {
         (True, 0.25): [(3, 2)],
         (False, 0.25 * VECTOR_RATE): [(3,), (7,), (7,)],
         (True, 1.0): [(4, 2), (7, 2)],

@@ -95,9 +95,10 @@ def test_smaller_images_are_resized_on_reading(index: SplitIndex) -> None:
 def test_too_few_images_for_a_batch(index: SplitIndex) -> None:
     with pytest.raises(ConfigError, match="batch_size 25 is more than the 24 training images"):
         TrainLoader(
-            SplitSamples(index, 36), sampling=Sampling(seed=0, batch_size=25, shuffle_block=9),
+            SplitSamples(index, 36),
+            sampling=Sampling(seed=0, batch_size=25, shuffle_block=9),
             augmentation=Augmentation(image_px=32, num_draws=1, flip=False),
-        )  # fmt: skip
+        )
 
 
 def test_damaged_and_missing_shards(index: SplitIndex, tmp_path: Path) -> None:

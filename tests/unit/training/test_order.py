@@ -97,7 +97,7 @@ def test_a_mixture_has_exact_shares_and_counts_each_source_on() -> None:
     sources, numbers = mixture.locate(np.arange(3 * CYCLE))
     for source in range(3):
         mine = numbers[sources == source]
-        assert np.array_equal(np.sort(mine), np.arange(len(mine)))  # none left out, none twice
+        assert np.array_equal(np.sort(mine), np.arange(len(mine)))  # each exactly once
         assert len(mine) == pytest.approx(3 * CYCLE * [1.0, 0.5, 0.001][source] / 1.501, abs=3)
     again = Mixture(0, [2.0, 1.0, 0.002]).locate(np.array([25_000, 3]))
     assert again[0].tolist() == sources[[25_000, 3]].tolist() and again[1].tolist() == numbers[[25_000, 3]].tolist()

@@ -16,8 +16,10 @@ def test_every_part_of_the_key_matters() -> None:
     positions = np.arange(50, dtype=np.int64)
     streams = [
         uniforms(seed, epoch, purpose, positions, 1)
-        for seed in (0, 1) for epoch in (0, 1) for purpose in (Purpose.TEXT, Purpose.DEPTH)
-    ]  # fmt: skip
+        for seed in (0, 1)
+        for epoch in (0, 1)
+        for purpose in (Purpose.TEXT, Purpose.DEPTH)
+    ]
     for index, stream in enumerate(streams):
         for other in streams[:index]:
             assert abs(np.corrcoef(stream[:, 0], other[:, 0])[0, 1]) < 0.5

@@ -74,8 +74,10 @@ def test_clipping_scales_all_gradients_together(tokenizer: Path) -> None:
     assert (same_loss, same_norm) == (loss, norm)
     for name, gradient in free.items():
         torch.testing.assert_close(clipped[name], gradient / 4)
-    assert all(torch.equal(grad, free[name]) for name, grad in gradients(
-        tokenizer, pretrain_config(batch_size=BATCH, clip_norm=2 * norm))[1].items())  # fmt: skip
+    assert all(
+        torch.equal(grad, free[name])
+        for name, grad in gradients(tokenizer, pretrain_config(batch_size=BATCH, clip_norm=2 * norm))[1].items()
+    )
 
 
 def _save(tokenizer: Path, micro_batch: int | None, out: Path, ranks: Ranks) -> None:

@@ -20,8 +20,9 @@ from align.console import say
 from align.memory import freed_memory_kept
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
+from align.training.batch import Augmentation, Sampling
 from align.training.index import SplitIndex
-from align.training.loader import Augmentation, Sampling, TrainLoader
+from align.training.loader import TrainLoader
 from align.training.samples import SplitSamples
 from benchmarks.measure import Comparison, compare, in_process, interleaved
 from benchmarks.train_loader import BATCH_SIZE, CROP_PX, RESIZE_PX, paper_shards

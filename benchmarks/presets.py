@@ -11,8 +11,9 @@ from align.config.model import ModelConfig
 from align.config.pretrain import PretrainConfig
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
+from align.training.batch import Augmentation, Sampling
 from align.training.index import read_outline
-from align.training.loader import Augmentation, Sampling, TrainLoader
+from align.training.loader import TrainLoader
 from align.training.samples import SplitSamples
 from benchmarks.world import World
 

@@ -32,16 +32,16 @@ BATCH_SIZE = 256
 #: The first step warms up and the last one ends the run: neither counts.
 NUM_STEPS = 6
 
-Batch = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
+TowerInputs = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
-def bare(model: DualEncoder, parts: Batch) -> None:
+def bare(model: DualEncoder, parts: TowerInputs) -> None:
     """Forward of both towers, and backward from the sum of the cosines."""
     image_embeds, text_embeds = encode(model, parts)
     (image_embeds * text_embeds).sum().backward()
 
 
-def in_parts(some: Preset, world: World, step: int, size: int, batch_size: int = BATCH_SIZE) -> Batch:
+def in_parts(some: Preset, world: World, step: int, size: int, batch_size: int = BATCH_SIZE) -> TowerInputs:
     """A batch ready for the towers; which text goes with which image costs nothing."""
     batch = some.loader(recipe(world, num_steps=NUM_STEPS, batch_size=batch_size)).batch(step)
     ids = sorted(some.tokenizer.ids(batch.texts), key=len)
@@ -110,7 +110,7 @@ def _timed(
     return ours, theirs
 
 
-def _bare_s(model: DualEncoder, parts: Batch) -> float:
+def _bare_s(model: DualEncoder, parts: TowerInputs) -> float:
     model.zero_grad(set_to_none=True)
     took = cpu_s(partial(bare, model, parts))
     model.zero_grad(set_to_none=True)

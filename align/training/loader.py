@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from align.console import say
 from align.errors import ConfigError, CorruptError
 from align.model.preprocess import random_crop
+from align.training.batch import Augmentation, Batch, Sampling
 from align.training.order import MAX_REPLACEMENTS, BlockOrder, Mixture
 from align.training.phrases import MAX_PHRASES, some_phrases
 from align.training.randomness import Purpose, keyed_bits, uniforms
@@ -33,55 +33,6 @@ AHEAD = 2
 
 #: The smallest number of samples that a thread takes at a time.
 _CHUNK = 8
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Which samples a global batch holds.
-
-    Attributes:
-        seed: of the run.
-        batch_size: of the global batch.
-        shuffle_block: images that are shuffled together, see `align.training.order`.
-    """
-
-    seed: int
-    batch_size: int
-    shuffle_block: int
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What is drawn for each sample.
-
-    Attributes:
-        image_px: side of the random crop.
-        num_draws: numbers per sample for stochastic depth.
-        flip: whether half of the images are mirrored.
-        phrase_dropout: share of the texts that lose some of their phrases.
-    """
-
-    image_px: int
-    num_draws: int
-    flip: bool
-    phrase_dropout: float = 0.0
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's part of a batch of B pairs.
-
-    Attributes:
-        images: (B, H, W, 3) uint8, a quarter of the size of float32.
-        texts: B texts; text i belongs to image i.
-        draws: (B, num_blocks) float32, the numbers for stochastic depth.
-        num_quarantined: rows in which another sample replaces one that cannot be read.
-    """
-
-    images: Tensor
-    texts: list[str]
-    draws: Tensor
-    num_quarantined: int = 0
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,11 @@ from align.model.image_tower import estimate_statistics
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import as_written
+from align.training.batch import Augmentation, Batch, Sampling
 from align.training.checkpoint import CheckpointFolder
 from align.training.health import Health
 from align.training.lamb import learning_rate_at
-from align.training.loader import Augmentation, Batch, Sampling, TrainLoader
+from align.training.loader import TrainLoader
 from align.training.process_group import Ranks
 from align.training.progress import Progress, Usage
 from align.training.samples import SampleSources, SplitSamples

@@ -25,7 +25,7 @@ from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer, pad
-from align.training.loader import Batch
+from align.training.batch import Batch
 from align.training.loss import align_loss, sigmoid_loss
 from align.training.process_group import Ranks
 from align.training.sharding import local, norms

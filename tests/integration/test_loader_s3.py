@@ -14,8 +14,9 @@ from align.errors import DataError, ServiceError
 from align.formats.shards import read_manifest
 from align.protocols.store import Tars
 from align.services.store import Objects, TarReader, tar_reader
+from align.training.batch import Augmentation, Batch, Sampling
 from align.training.index import SplitIndex, read_outline
-from align.training.loader import Augmentation, Batch, Sampling, TrainLoader
+from align.training.loader import TrainLoader
 from align.training.plan import Infrastructure
 from align.training.run import run
 from align.training.samples import SplitSamples

@@ -24,9 +24,9 @@ from align.training import loop as loop_module
 from align.training import state as state_module
 from align.training import step as step_module
 from align.training.acceleration import accelerated
+from align.training.batch import Batch
 from align.training.checkpoint import CheckpointFolder
 from align.training.lamb import Lamb
-from align.training.loader import Batch
 from align.training.loss_scale import LossScale
 from align.training.plan import TrainingPlan
 from align.training.process_group import Ranks, launch

@@ -11,8 +11,9 @@ import torch
 from align.errors import ConfigError, CorruptError, DataError
 from align.formats.shards import iter_samples
 from align.model.preprocess import decode, to_pixels
+from align.training.batch import Augmentation, Sampling
 from align.training.index import SplitIndex, read_outline
-from align.training.loader import Augmentation, Sampling, TrainLoader
+from align.training.loader import TrainLoader
 from align.training.samples import SplitSamples
 from tests.support import training_data
 

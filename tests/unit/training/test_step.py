@@ -14,7 +14,7 @@ from align.errors import ConfigError, TrainingError
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training import step as module
-from align.training.loader import Batch
+from align.training.batch import Batch
 from align.training.plan import TrainingPlan
 from align.training.process_group import Ranks, launch
 from align.training.run import run

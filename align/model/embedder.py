@@ -66,7 +66,7 @@ class Embedder:
         if tokenizer.vocab_size != model.vocab_size:
             raise DataError(
                 f"{tokenizer_dir} has {tokenizer.vocab_size} tokens, the model in {model_dir} was trained with "
-                f"{model.vocab_size}: not its tokenizer"
+                f"{model.vocab_size}: not the tokenizer it was trained with"
             )
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 

@@ -1,6 +1,7 @@
 """Shared by all tests: no telemetry, no user configuration, and the paths of the committed sample."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from align.cli import silence_telemetry
 from tests.support import ROOT
 
 silence_telemetry()
+# Threads that share a tensor as small as the tests' wait for each other longer than they work: a busy machine takes ten
+# times as long. Set before torch and numpy are imported; child processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Never the user's own servers: a test that needs one starts it.
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PREFECT_API_URL"):
     os.environ.pop(name, None)
@@ -18,3 +22,12 @@ for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PREFECT_API_URL"):
 def sample() -> Path:
     """data/sample: the committed web archive and the evaluation sets."""
     return ROOT / "data" / "sample"
+
+
+@pytest.fixture(name="forked_ranks")
+def _forked_ranks() -> Iterator[None]:
+    """Lets training fork its ranks."""
+    from tests.support.forked import forked_ranks  # imports torch, which few tests need
+
+    with forked_ranks():
+        yield

@@ -32,6 +32,7 @@ from align.training.plan import Infrastructure, TrainingPlan
 from align.training.run import Trained, run
 from tests.support import ROOT, training_data
 from tests.support import mlflow_server as mlflow
+from tests.support.forked import forked_ranks
 from tests.support.relay import Relay
 from tests.support.remote_shards import move_tars, store_config
 from tests.support.s3_server import KEY, SECRET, S3Server, serve
@@ -156,7 +157,8 @@ def calm_run(tmp_path: Path) -> tuple[Path, TrainingPlan, Trained]:
     """Shards and tokenizer, and what comes of them on this machine alone."""
     shards, tokenizer = training_data.write(tmp_path, num_train=8 * (NUM_STEPS + 10))
     calm = plan((shards, tokenizer), tmp_path / "calm", RECIPE)
-    trained = run(calm)
+    with forked_ranks():
+        trained = run(calm)
     assert trained is not None
     return shards, calm, trained
 

@@ -34,6 +34,7 @@ from align.training.run import _train_rank, run
 from align.training.sharding import distributed_like, gathered, is_sharded, shard
 from align.training.step import Interrupted, compute_gradients
 from tests.support import lamb_reference, training_data
+from tests.support.forked import forked_ranks
 from tests.support.training_data import MODEL, TermAt, pretrain_config
 
 BATCH = 32
@@ -188,7 +189,8 @@ def outcomes(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
         ("scaled", _in_two(data, root / "scaled", precision="float16")),
         ("sync", replace(_in_two(data, root / "sync", shard_weights=False), model=SYNC)),
     ]
-    launch(functools.partial(_work, plans, data[1], root), 2, 1)
+    with forked_ranks():
+        launch(functools.partial(_work, plans, data[1], root), 2, 1)
     return Outcomes(root, [torch.load(root / f"{rank}.pt") for rank in range(2)])
 
 
@@ -261,7 +263,7 @@ def _compile_in_two(tokenizer: Path, out: Path, ranks: Ranks) -> None:
 
 
 @pytest.mark.full
-def test_compiled_blocks_may_be_sharded(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_compiled_blocks_may_be_sharded(data: tuple[Path, Path], tmp_path: Path, forked_ranks: None) -> None:
     launch(functools.partial(_compile_in_two, data[1], tmp_path / "out.pt"), 2, 1)
     assert_gradients(torch.load(tmp_path / "out.pt"), data[1], "micro_batch")
 

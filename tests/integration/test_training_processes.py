@@ -24,6 +24,7 @@ from align.training.plan import Infrastructure, TrainingPlan
 from align.training.process_group import default_processes
 from align.training.run import run
 from tests.support import ROOT, killing, training_data
+from tests.support.forked import forked_ranks
 from tests.support.s3_server import KEY, SECRET, serve
 from tests.support.training_data import RECIPE, TermAt, plan, pretrain_config, with_log
 from tests.support.training_project import write_project
@@ -53,7 +54,7 @@ def wait_for_checkpoint(root: Path) -> None:
         time.sleep(0.05)
 
 
-def test_two_processes_equal_one(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_two_processes_equal_one(data: tuple[Path, Path], tmp_path: Path, forked_ranks: None) -> None:
     short = {"num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005}  # small: rounding grows with the rate
     one = run(plan(data, tmp_path / "one", pretrain_config(**short)))
     two = run(plan(data, tmp_path / "two", pretrain_config(**short, num_processes=2)))
@@ -66,7 +67,7 @@ def test_two_processes_equal_one(data: tuple[Path, Path], tmp_path: Path) -> Non
         assert mine["train/temperature"] == pytest.approx(theirs["train/temperature"], rel=1e-4)
 
 
-def test_an_error_in_a_rank_reaches_the_caller(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_error_in_a_rank_reaches_the_caller(data: tuple[Path, Path], tmp_path: Path, forked_ranks: None) -> None:
     broken = plan(data, tmp_path, pretrain_config(learning_rate=1e38, warmup_steps=7, num_processes=2))
     with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step"):
         run(broken)
@@ -110,7 +111,7 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
         assert f"step {steps[-1]:,} " in said
 
 
-def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path, forked_ranks: None) -> None:
     short = {
         "num_steps": 4,
         "warmup_steps": 1,
@@ -216,7 +217,9 @@ class KillOnce:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_rank_that_dies_is_restarted_with_the_others(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_rank_that_dies_is_restarted_with_the_others(
+    data: tuple[Path, Path], tmp_path: Path, forked_ranks: None
+) -> None:
     recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
     cluster = load_params(ROOT / "params.yaml").section(ClusterConfig)
     whole = run(plan(data, tmp_path / "whole", recipe))
@@ -238,7 +241,8 @@ def test_a_rank_that_dies_is_restarted_with_the_others(data: tuple[Path, Path], 
 @pytest.mark.full
 def test_two_network_namespaces_are_two_nodes(data: tuple[Path, Path], tmp_path: Path) -> None:
     """Two machines, each with its own network interface, joined by a cable."""
-    one_machine = run(plan(data, tmp_path / "one", pretrain_config(num_processes=2)))
+    with forked_ranks():
+        one_machine = run(plan(data, tmp_path / "one", pretrain_config(num_processes=2)))
     assert one_machine is not None
     with namespaces() as (first, second):
         nodes = []

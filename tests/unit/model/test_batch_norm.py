@@ -1,6 +1,7 @@
 """Batch-norm's three kinds, in one process and in two that talk through gloo."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from align.config.model import ModelConfig
 from align.model.batch_norm import BatchNorm2d, SyncBatchNorm2d, batch_norm
 from align.model.image_tower import ImageTower, estimate_statistics
+from tests.support import forked
 from tests.support.training_data import MODEL
 
 EPS = 1e-3
@@ -47,6 +49,11 @@ def test_a_whole_batch_in_one_process_is_plain_batch_norm(kind: str) -> None:
     torch.testing.assert_close(norm(maps(6)), plain(maps(6)))
 
 
+def in_two(work: Callable[[int], None]) -> None:
+    forked.preload()
+    torch.multiprocessing.start_processes(work, nprocs=2, start_method="forkserver")
+
+
 def apart(rank: int, folder: Path, shares: list[int]) -> None:
     """One rank's part: the output of its samples and all gradients of a loss that is the sum over ranks."""
     torch.set_num_threads(1)
@@ -74,9 +81,7 @@ def weighted(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
 
 @pytest.mark.parametrize("shares", [[4, 4], [5, 2]], ids=["even", "uneven"])
 def test_sync_over_two_ranks_equals_one_process(tmp_path: Path, shares: list[int]) -> None:
-    torch.multiprocessing.start_processes(
-        functools.partial(apart, folder=tmp_path, shares=shares), nprocs=2, start_method="spawn"
-    )
+    in_two(functools.partial(apart, folder=tmp_path, shares=shares))
     plain = weighted(nn.BatchNorm2d(3, EPS))
     x = maps(sum(shares)).requires_grad_()
     out = plain(x)
@@ -117,9 +122,7 @@ def tower_apart(rank: int, folder: Path, batch: tuple[Tensor, Tensor, Tensor]) -
 def test_a_synchronised_tower_on_two_ranks_has_the_gradients_of_one_process(tmp_path: Path) -> None:
     tower = ImageTower(MODEL)
     batch = tower_batch(tower.num_blocks, tower.width)
-    torch.multiprocessing.start_processes(
-        functools.partial(tower_apart, folder=tmp_path, batch=batch), nprocs=2, start_method="spawn"
-    )
+    in_two(functools.partial(tower_apart, folder=tmp_path, batch=batch))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     whole = tower_gradients("batch", *batch, again=False)
     assert set(whole) == set(dict(tower.named_parameters()))

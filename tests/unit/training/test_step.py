@@ -87,7 +87,7 @@ def _save(tokenizer: Path, micro_batch: int | None, out: Path, ranks: Ranks) -> 
 
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(2, None), (2, 4), pytest.param(4, 8, marks=pytest.mark.full)])
 def test_ranks_and_micro_batches_change_no_gradient(
-    tokenizer: Path, tmp_path: Path, world_size: int, micro_batch: int | None
+    tokenizer: Path, tmp_path: Path, world_size: int, micro_batch: int | None, forked_ranks: None
 ) -> None:
     launch(functools.partial(_save, tokenizer, micro_batch, tmp_path / "out.pt"), world_size, 1)
     step, grads = torch.load(tmp_path / "out.pt")

@@ -10,6 +10,8 @@ STAMP := $(VENV)/.installed
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # More arguments for `align run` (make demo), such as ARGS="--set pretrain.seed=1", or for pytest (make test-full)
 ARGS ?=
+# A worker per core, four at most, each with whole files: the longest, tests/e2e and tests/integration, come first.
+WORKERS := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help demo test test-full bench bench-train bench-data check format up down lock sample clean
 
@@ -28,10 +30,10 @@ demo: $(STAMP) ## the whole pipeline on data/sample, with a summary at the end
 	@$(RUN) align run --name demo $(ARGS)
 
 test: $(STAMP) ## what pip installs is enough
-	@$(RUN) pytest -m "not full"
+	@$(RUN) pytest $(WORKERS) -m "not full"
 
 test-full: $(STAMP) ## adds the tests that need more than pip installs
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest $(WORKERS) $(ARGS)
 
 bench: bench-train bench-data ## ratios measured side by side in one run
 

@@ -43,7 +43,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
     assert not out.exists()
 
     again = subprocess.run(command(tmp_path, out), cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"embed: {NUM_LINES:,} rows, " in again.stderr
+    assert f"embed: {NUM_LINES:,} rows (" in again.stderr
     assert "from an earlier run" in again.stderr
     assert not parts.exists()
 

@@ -83,9 +83,9 @@ def draw_pipeline() -> Figure:
         _box(axes, at, y, width, height, name, what, color=SOFT, dashed=True)
         _arrow(axes, (at - gap, y + height / 2), (at, y + height / 2), dashed=True)
     legend = "Green: a gate; nothing is trained or packaged from data that it refused.   Dashed: commands, no stages."
-    _text(axes, left, y - 3.6, legend, size=9.5, color=SOFT, ha="left")
+    _text(axes, left, y - 3.6, legend, size=10.5, color=SOFT, ha="left")
     tools = "DVC: what is stale    Prefect: when and where    MLflow: runs and models    Great Expectations: the gates"
-    _text(axes, left, y - 7.6, tools, size=9.5, color=SOFT, ha="left")
+    _text(axes, left, y - 7.6, tools, size=10.5, color=SOFT, ha="left")
     return figure
 
 
@@ -124,7 +124,7 @@ def _box(
     middle = x + width / 2
     _text(axes, middle, y + height * (0.66 if what else 0.5), name, size=12.5, color=color, weight="bold")
     if what:
-        _text(axes, middle, y + height * 0.28, what, size=9.5, color=SOFT)
+        _text(axes, middle, y + height * 0.28, what, size=10.5, color=SOFT)
 
 
 def _text(

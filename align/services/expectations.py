@@ -34,12 +34,11 @@ def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation
     source = context.data_sources.add_pandas("align")
     outcomes: dict[int, Outcome] = {}
     for name, frame in tables.items():
-        wanted = [(index, item) for index, item in enumerate(expectations) if item.table == name]
-        kinds = [getattr(gxe, "".join(word.capitalize() for word in item.kind.split("_"))) for _, item in wanted]
+        of_table = [(index, item) for index, item in enumerate(expectations) if item.table == name]
         suite = gx.ExpectationSuite(
             name=name,
             expectations=[
-                kind(**item.arguments, meta={"index": index}) for kind, (index, item) in zip(kinds, wanted, strict=True)
+                getattr(gxe, _class(item))(**item.arguments, meta={"index": index}) for index, item in of_table
             ],
         )
         batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
@@ -54,6 +53,11 @@ def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation
                 index = values["expectation_config"]["meta"]["index"]
                 outcomes[index] = _outcome(expectations[index], bool(row.success), _observed(values))
     return [outcomes[index] for index in range(len(expectations))]
+
+
+def _class(item: Expectation) -> str:
+    """The name of Great Expectations' class."""
+    return "".join(word.capitalize() for word in item.kind.split("_"))
 
 
 def _outcome(item: Expectation, passed: bool, observed: str) -> Outcome:

@@ -10,38 +10,25 @@ Peak memory while planning is the larger of 140 bytes per kept pair, and 120 byt
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.config.shard import ShardConfig
 from align.errors import DataError
 from align.files import replace_directory, to_json, write_text
 from align.formats.shards import SPLITS, SplitName
-from align.shard.clusters import cluster, text_digests
+from align.shard.clusters import cluster
+from align.shard.image_spans import ImageSpans
+from align.shard.kept_pairs import kept_batches, read_images, read_kept
 
-#: Most rows of a run; bounds the memory that texts take.
-_ROWS = 1 << 17
 _COLUMNS = ["key", "image_id", "image_key", "text"]
-#: An image is identified by the first 128 bits of its sha256, a tar sample by a digest of its key of the same length.
-_ID = np.dtype("S16")
-#: Hex digit -> its value.
-_NIBBLES = np.zeros(256, np.uint8)
-_NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
-
-#: Where the image of a raw tar sample is: digest of its key, number of the tar, offset and size in bytes.
-SPAN = np.dtype([("sample", _ID), ("tar", np.int32), ("offset", np.int64), ("size", np.int64)])
-
-Ids = NDArray[np.bytes_]
 
 
 @dataclass(frozen=True)
@@ -100,15 +87,15 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
     Args:
         folder: of the plan.
         filtered: data/filtered.
-        spans: per raw tar, its images as SPAN.
+        spans: per raw tar, its images as `align.shard.image_spans.SPAN`.
         raw: data/raw, for error messages.
         config: section `shard`.
 
     Raises:
         DataError: nothing is kept, a split would be empty, or an image of a kept pair has no hash or no bytes.
     """
-    ids, pair_images, pair_texts = _read_kept(filtered)
-    phashes, order_keys, draws = _read_images(filtered, ids, config.seed)
+    ids, pair_images, pair_texts = read_kept(filtered)
+    phashes, order_keys, draws = read_images(filtered, ids, config.seed)
     labels = cluster(len(ids), pair_images, pair_texts, phashes, config.near_duplicate_bits)
     del pair_texts, phashes
     splits, num_clusters, largest = _split(labels, draws, config)
@@ -119,89 +106,9 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
     assignment = _assign(order, plan)
     del order, splits, ids
     with replace_directory(folder) as part:
-        _write_runs(part, filtered, raw, pair_images, assignment, _Spans(spans))
+        _write_runs(part, filtered, raw, pair_images, assignment, ImageSpans(spans))
         write_text(part / "plan.json", to_json({k: v for k, v in asdict(plan).items() if k != "folder"}))
     return plan
-
-
-def span_rows(samples: Iterable[tuple[str, int, int]], tar: int) -> NDArray[Any]:
-    """(sample key, offset, bytes) of the images of one raw tar -> SPAN."""
-    rows = [(_digest(key), tar, offset, size) for key, offset, size in samples]
-    return np.array(rows, SPAN)
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(), digest_size=16).digest()
-
-
-def _ids(column: pa.Array) -> Ids:
-    """Hex sha256s -> their first 16 bytes."""
-    digits = pc.binary_slice(column.cast(pa.binary()), 0, 32).cast(pa.binary(32))
-    chars = np.frombuffer(digits.buffers()[1], np.uint8)[32 * digits.offset :][: 32 * len(digits)]
-    nibbles = _NIBBLES[chars].reshape(-1, 2)
-    return (nibbles[:, 0] << 4 | nibbles[:, 1]).view(_ID)
-
-
-def _kept_batches(filtered: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The kept rows of decisions.parquet, batch by batch."""
-    path = filtered / "decisions.parquet"
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; run `align filter` first")
-    with _open(path) as file:
-        for batch in file.iter_batches(_ROWS, columns=[*columns, "keep"]):
-            kept = batch.filter(batch["keep"]).select(columns)
-            if len(kept):
-                yield kept
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    """Opens without read-ahead, which would keep all column chunks in memory, in the end the whole file."""
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-
-
-def _read_kept(filtered: Path) -> tuple[Ids, NDArray[np.int32], NDArray[np.uint64]]:
-    """Sorted ids of the distinct images; then index of the image, and text digest, of each kept pair in file order."""
-    ids, texts = [np.empty(0, _ID)], [np.empty(0, np.uint64)]
-    for batch in _kept_batches(filtered, ["image_id", "text"]):
-        ids.append(_ids(batch["image_id"]))
-        texts.append(text_digests(batch["text"].to_pylist()))
-    distinct, pair_images = np.unique(np.concatenate(ids), return_inverse=True)
-    if len(distinct) == 0:
-        path = filtered / "decisions.parquet"
-        raise DataError(f"{path}: no pair is kept; see the filter's report for the reasons, and relax its rules")
-    return distinct, pair_images.astype(np.int32), np.concatenate(texts)
-
-
-def _read_images(
-    filtered: Path, ids: Ids, seed: int
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.float64]]:
-    """Per image: perceptual hash, 128 bits that order the shuffle, and a number in [0, 1) that chooses the split.
-
-    All but the hash depend only on the seed and the image, so that later images do not move earlier ones.
-    """
-    path = filtered / "images.parquet"
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; run `align filter` first")
-    phashes, known = np.zeros(len(ids), np.uint64), np.zeros(len(ids), bool)
-    order_keys, draws = np.zeros((len(ids), 2), np.uint64), np.zeros(len(ids))
-    with _open(path) as file:
-        for batch in file.iter_batches(_ROWS, columns=["image_id", "phash"]):
-            kept = batch.filter(batch["phash"].is_valid())
-            listed = _ids(kept["image_id"])
-            index = np.minimum(np.searchsorted(ids, listed), len(ids) - 1)
-            ours = np.flatnonzero(ids[index] == listed)
-            index = index[ours]
-            hexes = kept["image_id"].take(pa.array(ours)).to_pylist()
-            phashes[index], known[index] = kept["phash"].to_numpy()[ours], True
-            # "place" and "split" only tell the two hashes apart; another word would shuffle all data again
-            hashed = b"".join(hashlib.sha256(f"{seed} place {text}".encode()).digest()[:16] for text in hexes)
-            order_keys[index] = np.frombuffer(hashed, ">u8").reshape(-1, 2)
-            hashed = b"".join(hashlib.sha256(f"{seed} split {text}".encode()).digest()[:8] for text in hexes)
-            draws[index] = np.frombuffer(hashed, ">u8").astype(np.float64) / 2.0**64
-    if not known.all():
-        first = bytes(ids[int(np.argmin(known))]).ljust(16, b"\0").hex()
-        raise DataError(f"{path}: no hash of image {first}..., which is kept; run `align filter` again")
-    return phashes, order_keys, draws
 
 
 def _split(
@@ -259,31 +166,13 @@ def _assign(order: NDArray[np.int64], plan: ShardPlan) -> _Assignment:
     return _Assignment(shard, rank, first_shard)
 
 
-class _Spans:
-    """Where the image of a raw tar sample is, for all raw tars together."""
-
-    def __init__(self, spans: Iterable[NDArray[Any]]) -> None:
-        rows = np.concatenate([np.empty(0, SPAN), *spans])
-        order = np.argsort(rows["sample"], kind="stable")
-        self._samples = rows["sample"][order]
-        self._rows, self._order = rows, order
-
-    def look_up(self, keys: list[str]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The SPAN of each sample key, and whether there is such a sample."""
-        digests = np.frombuffer(b"".join(map(_digest, keys)), _ID)
-        if len(self._samples) == 0:
-            return np.zeros(len(keys), SPAN), np.zeros(len(keys), bool)
-        index = np.minimum(np.searchsorted(self._samples, digests), len(self._samples) - 1)
-        return self._rows[self._order[index]], self._samples[index] == digests
-
-
 def _write_runs(
     folder: Path,
     filtered: Path,
     raw: Path,
     pair_images: NDArray[np.int32],
     assignment: _Assignment,
-    spans: _Spans,
+    spans: ImageSpans,
 ) -> None:
     """Writes the runs, and where each output shard begins in each run.
 
@@ -293,7 +182,7 @@ def _write_runs(
     missing = np.zeros(len(assignment.shard), bool)
     first_missing: str | None = None
     starts, row = [], 0
-    for run, batch in enumerate(_kept_batches(filtered, _COLUMNS)):
+    for run, batch in enumerate(kept_batches(filtered, _COLUMNS)):
         images = pair_images[row : row + len(batch)]
         row += len(batch)
         keys = batch["image_key"].to_pylist()

@@ -27,7 +27,8 @@ from align.formats.raw import image_spans, raw_shards
 from align.formats.shards import SPLITS, Manifest, SplitName
 from align.services.store import Objects, keep_tar, open_files
 from align.shard.gather import RawTars, gather
-from align.shard.plan import ShardPlan, make_plan, read_plan, span_rows
+from align.shard.image_spans import span_rows
+from align.shard.plan import ShardPlan, make_plan, read_plan
 from align.shard.writer import join_manifest, write_entry, write_shard
 from align.work import in_processes, one_at_a_time
 

@@ -34,11 +34,11 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
     """
     target = directory / path
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
     offsets: list[tuple[int, int, int, int]] = []
     num_pairs = 0
     try:
-        with beside.open("wb", buffering=0) as file, _Hashed(file) as hashed:
+        with unfinished.open("wb", buffering=0) as file, _Hashed(file) as hashed:
             writer = TarWriter(hashed, mode=0o444)
             for sample in samples:
                 key, info = sample.key, _json(sample)
@@ -49,9 +49,9 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
                 num_pairs += len(sample.texts)
             writer.close()
             sha256 = hashed.finish()
-        os.replace(beside, target)
+        os.replace(unfinished, target)
     finally:
-        beside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return Shard(
         path=path, sha256=sha256, num_bytes=target.stat().st_size, num_images=len(offsets), num_pairs=num_pairs,
         offsets=tuple(offsets),
@@ -141,8 +141,8 @@ def join_manifest(folder: Path, image_px: int, entries: Mapping[SplitName, Seque
     splits = {name: _without_offsets(paths) for name, paths in entries.items()}
     digest = digest_of(shard for split in splits.values() for shard in split.shards)
     manifest = Manifest(image_px=image_px, digest=digest, splits=splits)
-    beside = folder / f".{MANIFEST}.part"
-    with beside.open("wb") as file:
+    unfinished = folder / f".{MANIFEST}.part"
+    with unfinished.open("wb") as file:
         head = json.dumps(manifest.model_dump(exclude={"splits"}), separators=(",", ":"))
         file.write(head[:-1].encode() + b',"splits":{')
         for number, (name, split) in enumerate(splits.items()):
@@ -154,7 +154,7 @@ def join_manifest(folder: Path, image_px: int, entries: Mapping[SplitName, Seque
         file.write(b"}}\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, folder / MANIFEST)
+    os.replace(unfinished, folder / MANIFEST)
     return manifest
 
 

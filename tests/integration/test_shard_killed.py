@@ -31,13 +31,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, str], float]:
     """Of a whole run: the shards, the report, and its seconds."""
-    whole = place(tmp_path_factory.mktemp("whole") / "run", inputs)
+    whole = make_directory(tmp_path_factory.mktemp("whole") / "run", inputs)
     seconds = run(ARGUMENTS, whole)
     return digests(whole / "data/shards"), digests(whole / "reports/shard"), seconds
 
 
-def place(folder: Path, inputs: Path) -> Path:
-    """A working directory with the inputs in it."""
+def make_directory(folder: Path, inputs: Path) -> Path:
+    """Makes a working directory with links to the inputs."""
     fresh(folder)
     for name in ("data/raw", "data/filtered", "reports/quality"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -53,9 +53,10 @@ def test_killed_shard_resumes_to_the_same_bytes(
 ) -> None:
     shards, report, seconds = expected
     assert sum(name.endswith(".tar") for name in shards) > 10
-    killed = place(tmp_path / "killed", inputs)
+    killed = make_directory(tmp_path / "killed", inputs)
     kill_and_resume(
-        ARGUMENTS, killed, seed=seed, num_moments=num_moments, whole_s=seconds, anew=lambda: place(killed, inputs)
+        ARGUMENTS, killed, seed=seed, num_moments=num_moments, whole_s=seconds,
+        anew=lambda: make_directory(killed, inputs),
     )  # fmt: skip
     assert digests(killed / "data/shards") == shards
     assert digests(killed / "reports/shard") == report
@@ -69,7 +70,7 @@ def test_ranges_commute_and_a_missing_one_is_named(
 ) -> None:  # fmt: skip
     shards, report, _ = expected
     last = sum(name.endswith(".tar") for name in shards) - 1
-    monkeypatch.chdir(place(tmp_path / "parts", inputs))
+    monkeypatch.chdir(make_directory(tmp_path / "parts", inputs))
     one_worker = (*ARGUMENTS, *options, "--set", "engine.num_workers=1")
     assert main([*one_worker, "--finish"]) == 1
     assert "no work under these parameters, data and code to finish" in capsys.readouterr().err
@@ -91,10 +92,10 @@ def test_ranges_commute_and_a_missing_one_is_named(
         assert digests(Path("data/shards")) == shards
 
 
-def test_another_parameter_starts_anew(
+def test_another_parameter_starts_again(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(place(tmp_path / "anew", inputs))
+    monkeypatch.chdir(make_directory(tmp_path / "again", inputs))
     assert main([*ARGUMENTS, "--set", "engine.num_workers=1", "--shards", "0"]) == 0
     assert main([*ARGUMENTS, "--set", "shard.seed=1", "--finish"]) == 1
     assert "no work under these parameters" in capsys.readouterr().err

@@ -126,12 +126,12 @@ def write_verdict(quality: Path, *, passed: bool, data: str = "0" * 64) -> Path:
 
 
 def _row(key: str, pair: Pair) -> dict[str, object]:
-    there = pair.image is not None
+    downloaded = pair.image is not None
     return {
         "url": f"https://example.org/{pair.image}.jpg", "caption": pair.text, "key": key,
-        "status": "success" if there else "failed_to_download", "error_message": None if there else "404",
-        "width": 260 if there else None, "height": 220 if there else None,
-        "original_width": 260 if there else None, "original_height": 220 if there else None,
+        "status": "success" if downloaded else "failed_to_download", "error_message": None if downloaded else "404",
+        "width": 260 if downloaded else None, "height": 220 if downloaded else None,
+        "original_width": 260 if downloaded else None, "original_height": 220 if downloaded else None,
         "sha256": None, "page_url": "https://example.org/", "image_key": None,
     }  # fmt: skip
 

@@ -52,12 +52,12 @@ def test_components_equal_those_of_comparing_all_with_all(max_bits: int) -> None
         (left, right) for left, right in combinations(range(600), 2)
         if int(phashes[left] ^ phashes[right]).bit_count() <= max_bits
     }  # fmt: skip
-    found = {
+    joined = {
         (min(pair), max(pair))
         for edges in near_duplicates(phashes, max_bits)
         for pair in zip(*(side.tolist() for side in edges), strict=True)
     }
-    assert found <= expected
+    assert joined <= expected
     got = cluster(600, np.arange(600), np.arange(600, dtype=np.uint64), phashes, max_bits)
     assert all(got[left] == got[right] for left, right in expected)
     assert len(set(got.tolist())) == components(600, expected)
@@ -92,14 +92,14 @@ def test_many_images_in_one_band() -> None:
 @pytest.mark.parametrize("num_values", [1, 1000, 10**6, 10**9])
 @pytest.mark.parametrize("max_bits", [0, 1, 4, 16])
 def test_hashes_within_the_distance_agree_under_some_mask(max_bits: int, num_values: int) -> None:
-    found = masks(max_bits, num_values)
-    assert len(found) <= 100
+    chosen = masks(max_bits, num_values)
+    assert len(chosen) <= 100
     random = np.random.default_rng(0)
     for _ in range(300):
         flipped = sum(1 << int(bit) for bit in random.choice(64, max_bits, replace=False))
-        assert any(int(mask) & flipped == 0 for mask in found)
+        assert any(int(mask) & flipped == 0 for mask in chosen)
     if max_bits == 4:  # so long that few of a million hashes agree by chance
-        assert min(int(mask).bit_count() for mask in found) >= min(np.log2(num_values) - 4, 30)
+        assert min(int(mask).bit_count() for mask in chosen) >= min(np.log2(num_values) - 4, 30)
 
 
 def test_memory_and_time_grow_with_the_number_of_images_only() -> None:

@@ -16,7 +16,7 @@ PICTURES = [jpeg(index, 24, 24) for index in range(NUM_IMAGES)]
 
 
 def tars(folder: Path, num_tars: int) -> tuple[list[str], pa.Table]:
-    """Files with the pictures in them, dealt out in turn; and the rows of a plan that wants all, two pairs each."""
+    """Files with the pictures, distributed in turn, and the rows of a plan that needs all of them, two pairs each."""
     paths = [folder / f"{number}.tar" for number in range(num_tars)]
     rows = []
     for index, data in enumerate(PICTURES):
@@ -24,10 +24,10 @@ def tars(folder: Path, num_tars: int) -> tuple[list[str], pa.Table]:
         offset = path.stat().st_size if path.exists() else 0
         with path.open("ab") as file:
             file.write(data)
-        place = {"tar": index % num_tars, "offset": offset, "size": len(data)}
+        span = {"tar": index % num_tars, "offset": offset, "size": len(data)}
         for pair in range(2):
             row = {"key": f"{index}{pair}", "image_id": hashlib.sha256(data).hexdigest(), "text": f"text {pair}"}
-            rows.append(row | {"image_key": f"{index}{pair}", "rank": index} | place)
+            rows.append(row | {"image_key": f"{index}{pair}", "rank": index} | span)
     return [str(path) for path in paths], pa.Table.from_pylist(rows)
 
 

@@ -11,11 +11,11 @@ import pytest
 import webdataset
 from PIL import Image
 
-import align.shard.plan
 from align.errors import CorruptError, DataError, FormatError, GateError
 from align.files import sha256_file
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
 from align.pairs.picture import PictureError
+from align.shard import kept_pairs
 from align.shard.gather import resize
 from align.shard.shard import shard
 from align.shard.writer import write_shard
@@ -63,7 +63,7 @@ def test_manifest_counts_checksums_and_offsets(tmp_path: Path) -> None:
                 assert json.loads(data[json_offset : json_offset + json_size])["texts"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves the tars open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset does not close the tars
 def test_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
     shards = make_shards(tmp_path, many_pairs())
     urls = [str(shards / entry.path) for entry in read_manifest(shards).splits["train"].shards]
@@ -278,7 +278,7 @@ def test_a_raw_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:
 def test_many_pairs_of_one_image_in_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [*many_pairs(), *(Pair(f"text {index} of one", 0) for index in range(40))]
     first = make_shards(tmp_path / "a", pairs)
-    monkeypatch.setattr(align.shard.plan, "_ROWS", 9)
+    monkeypatch.setattr(kept_pairs, "_ROWS", 9)
     second = make_shards(tmp_path / "b", pairs)
     assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
 

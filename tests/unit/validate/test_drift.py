@@ -20,7 +20,7 @@ REFERENCE = DriftReference(
         ({"a": 1.0}, {"a": 1.0}, 0.0),
         ({"a": 1.0}, {"b": 1.0}, 1.0),  # nothing in common
         ({"a": 0.5, "b": 0.5}, {"a": 0.4, "b": 0.6}, 0.1),
-        ({"a": 0.5, "b": 0.5}, {"a": 0.5, "c": 0.5}, 0.5),  # a bucket that is missing from the other is empty there
+        ({"a": 0.5, "b": 0.5}, {"a": 0.5, "c": 0.5}, 0.5),  # a bucket that one lacks counts as empty
         ({}, {}, 0.0),
     ],
 )

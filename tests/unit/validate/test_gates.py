@@ -1,0 +1,72 @@
+"""Both gates from their data to their report, with a check that a test decides; Great Expectations is not imported."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from align.config import load_params
+from align.config.validate import ValidateConfig
+from align.errors import GateError
+from align.formats.verdict import require_passed
+from align.protocols.expectations import Check, Expectation, Outcome
+from align.validate.tables import JudgedData
+from align.validate.validate import validate
+from align.validate.validate_shards import validate_shards
+from tests.support import ROOT, small_data
+from tests.support.gates import ENGINE, pairs
+
+
+def check_that_fails(*failed: str) -> Check:
+    """Every expectation passes but those of these names; `observed` is the column of the table, where it has one."""
+
+    def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation]) -> list[Outcome]:
+        return [
+            Outcome(
+                name=item.name, what=item.what, expectation=item.kind, threshold=item.threshold,
+                observed=str(tables[item.table][item.arguments["column"]][0]) if "column" in item.arguments else "",
+                passed=item.name not in failed,
+            )
+            for item in expectations
+        ]  # fmt: skip
+
+    return check
+
+
+def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path: Path) -> None:
+    small_data.write(tmp_path, pairs())
+    config = load_params(ROOT / "params.yaml").section(ValidateConfig)
+    data = JudgedData(tmp_path / "raw", tmp_path / "filtered", tmp_path / "none", {"concepts": "f" * 64})
+    reports = tmp_path / "quality"
+    policy = tmp_path / "policy"
+    with pytest.raises(GateError, match=r"keep-rate: keep rate: observed 0\.7, expected "):
+        validate(config, ENGINE, data, policy=policy, reports=reports, check=check_that_fails("keep-rate"))
+    with pytest.raises(GateError):
+        require_passed(reports)
+    (reports / "of an earlier version").touch()
+    report = validate(config, ENGINE, data, policy=policy, reports=reports, check=check_that_fails())
+    assert {path.name for path in reports.iterdir()} == {
+        "report.json", "metrics.json", "verdict.json", "report.html", "distributions.png",
+    }  # fmt: skip
+    require_passed(reports, report.data)
+    assert json.loads((reports / "metrics.json").read_text()) == {
+        "quality/num_expectations": len(report.expectations), "quality/num_failed": 0, "quality/num_accepted": 0,
+        "quality/num_pairs": 20, "quality/keep_rate": 0.7,
+    }  # fmt: skip
+
+
+def test_the_gate_over_shards_publishes_what_the_check_says(tmp_path: Path) -> None:
+    small_data.write(tmp_path, pairs())
+    shards = small_data.write_shards(tmp_path, num_val=4)
+    paths = {"shards": shards, "filtered": tmp_path / "filtered", "policy": tmp_path, "reports": tmp_path / "quality"}
+    with pytest.raises(GateError, match=r"samples-undecodable: .*: observed 14, expected 0"):
+        validate_shards(ENGINE, **paths, check=check_that_fails("samples-undecodable"))
+    report = validate_shards(ENGINE, **paths, check=check_that_fails())
+    assert report.metrics["quality_shards/num_images"] == 14
+    assert report.metrics["quality_shards/num_shards"] == 2
+    observed = {outcome.name: outcome.observed for outcome in report.expectations if outcome.observed != "0"}
+    assert observed == {"samples-undecodable": "14"}  # too large for 16 px
+    page = (tmp_path / "quality" / "report.html").read_text()
+    assert "The first faults of each kind" in page and "train/00000.tar: " in page

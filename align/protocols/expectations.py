@@ -49,11 +49,11 @@ def statistic(what: str, column: str, low: float | None, high: float | None) -> 
     return Expectation(name, what, STATISTICS, "expect_column_max_to_be_between", arguments, threshold)
 
 
-class _Row(BaseModel):
+class _GateRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Acceptance(_Row):
+class Acceptance(_GateRow):
     """A failed expectation that a person takes responsibility for.
 
     Attributes:
@@ -75,7 +75,7 @@ class Acceptance(_Row):
     on: str
 
 
-class Outcome(_Row):
+class Outcome(_GateRow):
     """The result of an expectation, as the gate's report keeps it.
 
     Attributes:

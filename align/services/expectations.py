@@ -63,9 +63,13 @@ def _class(item: Expectation) -> str:
 def _outcome(item: Expectation, passed: bool, observed: str) -> Outcome:
     expectation = f"{item.kind}({item.arguments.get('column', '')})"
     return Outcome(
-        name=item.name, what=item.what, expectation=expectation, observed=observed, threshold=item.threshold,
+        name=item.name,
+        what=item.what,
+        expectation=expectation,
+        observed=observed,
+        threshold=item.threshold,
         passed=passed,
-    )  # fmt: skip
+    )
 
 
 def _observed(row: dict[str, Any]) -> str:

@@ -120,9 +120,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align shard`."""
     paths, portion = params.section(PathsConfig), portion_of(args)
     folders = ShardFolders(
-        raw=paths.raw, filtered=paths.filtered, quality=paths.reports / TABLES, shards=paths.shards,
+        raw=paths.raw,
+        filtered=paths.filtered,
+        quality=paths.reports / TABLES,
+        shards=paths.shards,
         report=paths.reports / "shard",
-    )  # fmt: skip
+    )
     with record_runtime("shard", paths.runtime) as record:
         report = shard(
             params.section(ShardConfig),

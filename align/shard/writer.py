@@ -53,9 +53,13 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
     finally:
         unfinished.unlink(missing_ok=True)
     return Shard(
-        path=path, sha256=sha256, num_bytes=target.stat().st_size, num_images=len(offsets), num_pairs=num_pairs,
+        path=path,
+        sha256=sha256,
+        num_bytes=target.stat().st_size,
+        num_images=len(offsets),
+        num_pairs=num_pairs,
         offsets=tuple(offsets),
-    )  # fmt: skip
+    )
 
 
 def _json(sample: Sample) -> bytes:
@@ -166,6 +170,7 @@ def write_entry(shard: Shard, path: Path) -> None:
 def _without_offsets(paths: Sequence[Path]) -> Split:
     shards = [Shard.model_validate_json(path.read_bytes()).model_copy(update={"offsets": ()}) for path in paths]
     return Split(
-        num_images=sum(shard.num_images for shard in shards), num_pairs=sum(shard.num_pairs for shard in shards),
+        num_images=sum(shard.num_images for shard in shards),
+        num_pairs=sum(shard.num_pairs for shard in shards),
         shards=tuple(shards),
-    )  # fmt: skip
+    )

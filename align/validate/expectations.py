@@ -30,12 +30,16 @@ def gate(config: ValidateConfig, measured: Mapping[str, Any]) -> list[Expectatio
         statistic("pairs", "raw_pairs", config.min_pairs, None),
         statistic(
             "evaluation sets that the filter searched for in training images",
-            "checked_sets", config.min_evaluation_sets, None,
+            "checked_sets",
+            config.min_evaluation_sets,
+            None,
         ),
         statistic("evaluation sets that the filter did not search for as they are now", "unchecked_sets", 0, 0),
         statistic(
             "share of kept pairs with the perceptual hash of an evaluation image",
-            "kept_evaluation_hashes", 0, config.max_evaluation_hash_share,
+            "kept_evaluation_hashes",
+            0,
+            config.max_evaluation_hash_share,
         ),
         *(statistic(what, name, 0, 0) for name, (what, _) in ZERO.items()),
         *(statistic(what, name, 0, 0) for name, what in raw_manifest.FAULTS.items() if name in measured),
@@ -52,7 +56,7 @@ def gate(config: ValidateConfig, measured: Mapping[str, Any]) -> list[Expectatio
             if f"drift_{name}" in measured
         ),
         *_rows(),
-    ]  # fmt: skip
+    ]
 
 
 def _columns(table: str) -> Expectation:

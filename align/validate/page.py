@@ -36,8 +36,10 @@ def _failures(failed: Sequence[Outcome]) -> list[str]:
         f'align validate --accept {failed[0].name} --reason "why", and commit data/policy/{ACCEPTED}.'
     )
     return [
-        html.heading("What failed"), html.table(_COLUMNS, map(_line, failed), verdict=4), html.paragraph(advice),
-    ]  # fmt: skip
+        html.heading("What failed"),
+        html.table(_COLUMNS, map(_line, failed), verdict=4),
+        html.paragraph(advice),
+    ]
 
 
 def _acceptances(outcomes: Iterable[Outcome]) -> list[str]:

@@ -40,9 +40,14 @@ def accept(name: str, reason: str, by: str, on: str, *, reports: Sequence[Path],
     for data, outcome in failures:
         if outcome.name == name:
             acceptance = Acceptance(
-                expectation=name, data=data, observed=outcome.observed, threshold=outcome.threshold,
-                reason=reason.strip(), by=by.strip(), on=on,
-            )  # fmt: skip
+                expectation=name,
+                data=data,
+                observed=outcome.observed,
+                threshold=outcome.threshold,
+                reason=reason.strip(),
+                by=by.strip(),
+                on=on,
+            )
             others = [one for one in read_acceptances(policy) if (one.expectation, one.data) != (name, data)]
             write_acceptances([*others, acceptance], policy)
             return acceptance

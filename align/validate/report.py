@@ -65,7 +65,7 @@ def judge(
     metrics: Mapping[str, float | int],
     distributions: Mapping[str, dict[str, float]] | None = None,
 ) -> QualityReport:
-    """Combines outcomes and acceptances to a report.
+    """Combines outcomes and acceptances into a report.
 
     Args:
         outcomes: of all expectations.

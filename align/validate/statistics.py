@@ -82,7 +82,7 @@ ZERO: dict[str, tuple[str, str]] = {
         "WHERE keep AND (phash IS NULL OR nsfw_score IS NULL)",
     ),
     "images_duplicate_ids": ("images listed more than once", _repeated("image_id", "images")),
-}  # fmt: skip
+}
 
 #: What has a threshold in params.yaml: name -> SQL.
 MEASURED = {

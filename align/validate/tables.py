@@ -19,9 +19,16 @@ COLUMNS = {
     "raw": ("url", "caption", "key", "status", "width", "height"),
     "decisions": ("key", "keep", "reason", "reasons", "image_id", "image_key", "text"),
     "images": (
-        "image_id", "image_key", "width_px", "height_px", "nsfw_score", "phash", "num_texts", "evaluation_sets",
+        "image_id",
+        "image_key",
+        "width_px",
+        "height_px",
+        "nsfw_score",
+        "phash",
+        "num_texts",
+        "evaluation_sets",
     ),
-}  # fmt: skip
+}
 #: View -> the column that orders its sample.
 _KEYS = {"raw": "key", "decisions": "key", "images": "image_id"}
 

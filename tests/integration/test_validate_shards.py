@@ -18,9 +18,12 @@ from tests.support.small_shards import CONFIG, make_shards, many_pairs
 
 def judge(root: Path, num_workers: int = 1) -> QualityReport:
     return validate_shards(
-        ENGINE.model_copy(update={"num_workers": num_workers}), shards=root / "shards", filtered=root / "filtered",
-        policy=root / "policy", reports=root / "quality_shards",
-    )  # fmt: skip
+        ENGINE.model_copy(update={"num_workers": num_workers}),
+        shards=root / "shards",
+        filtered=root / "filtered",
+        policy=root / "policy",
+        reports=root / "quality_shards",
+    )
 
 
 @pytest.fixture
@@ -61,9 +64,12 @@ def test_shards_of_other_decisions_are_refused(data: Path) -> None:
     small_data.write(data / "later", pairs()[1:])
     with pytest.raises(GateError, match=r"shard-pairs-not-kept: .*: observed "):
         validate_shards(
-            ENGINE, shards=data / "shards", filtered=data / "later" / "filtered", policy=data / "policy",
+            ENGINE,
+            shards=data / "shards",
+            filtered=data / "later" / "filtered",
+            policy=data / "policy",
             reports=data / "quality_shards",
-        )  # fmt: skip
+        )
 
 
 def test_what_is_missing_is_one_clear_line(tmp_path: Path) -> None:

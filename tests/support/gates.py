@@ -39,9 +39,13 @@ def rewrite(path: Path, change: Callable[[list[dict[str, object]]], list[dict[st
 def outcome(name: str, *, passed: bool, observed: str = "1") -> Outcome:
     """An outcome of an expectation that is called `name`."""
     return Outcome(
-        name=name, what=f"what {name} says", expectation="expect_this()", observed=observed, threshold="0",
+        name=name,
+        what=f"what {name} says",
+        expectation="expect_this()",
+        observed=observed,
+        threshold="0",
         passed=passed,
-    )  # fmt: skip
+    )
 
 
 def run_gate(root: Path, *failed: str, data: str = DATA) -> QualityReport:

@@ -10,9 +10,14 @@ from align.protocols.expectations import Acceptance
 from tests.support import ROOT
 
 ACCEPTANCE = Acceptance(
-    expectation="keep-rate", data="a" * 64, observed="0.7", threshold="0.71 to 0.9", reason="few icons", by="Ada",
+    expectation="keep-rate",
+    data="a" * 64,
+    observed="0.7",
+    threshold="0.71 to 0.9",
+    reason="few icons",
+    by="Ada",
     on="2026-01-31",
-)  # fmt: skip
+)
 
 
 def test_acceptances_are_read_as_they_were_written(tmp_path: Path) -> None:

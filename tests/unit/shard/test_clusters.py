@@ -49,9 +49,10 @@ def test_components_equal_those_of_comparing_all_with_all(max_bits: int) -> None
     )
     phashes = np.array([int(centres[index % 60]) ^ (int(flips[index]) % 2**64) for index in range(600)], np.uint64)
     expected = {
-        (left, right) for left, right in combinations(range(600), 2)
+        (left, right)
+        for left, right in combinations(range(600), 2)
         if int(phashes[left] ^ phashes[right]).bit_count() <= max_bits
-    }  # fmt: skip
+    }
     joined = {
         (min(pair), max(pair))
         for edges in near_duplicates(phashes, max_bits)

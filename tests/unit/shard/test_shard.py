@@ -182,7 +182,7 @@ def test_the_bytes_are_those_of_the_writer_of_webdataset(tmp_path: Path) -> None
     samples = [
         Sample("000000000", "a" * 64, b"bytes of a picture", ("000000000",), ("text",)),
         Sample("000000001", "b" * 64, b"x" * 2048, ("000000001", "7"), ('é "a" \\ \n\t\x01 \u2028 猫', "\U0001f431")),
-    ]  # fmt: skip
+    ]
     written = write_shard(tmp_path, "train/00000.tar", samples)
     with (
         (tmp_path / "stock.tar").open("wb") as file,

@@ -140,7 +140,7 @@ FIRST = "000000000"
             {"samples_incomplete": 1, "shards_of_another_count": 1, "shards_of_another_index": 1},
         ),
     ],
-)  # fmt: skip
+)
 def test_each_fault_is_named(tmp_path: Path, spoil: Callable[[Path], None], expected: dict[str, int]) -> None:
     root = write(tmp_path / "shards")
     spoil(root)

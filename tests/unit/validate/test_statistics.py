@@ -32,10 +32,15 @@ def measured(
 
 
 GOOD = {
-    **dict.fromkeys(ZERO, 0), "raw_pairs": 20, "raw_success_share": 1.0, "keep_rate": 0.7,
+    **dict.fromkeys(ZERO, 0),
+    "raw_pairs": 20,
+    "raw_success_share": 1.0,
+    "keep_rate": 0.7,
     "kept_evaluation_hashes": 0.0,
-    "unlisted_reasons": 0, "dropped_image_too_small": 0.15, "dropped_text_too_short": 0.15,
-}  # fmt: skip
+    "unlisted_reasons": 0,
+    "dropped_image_too_small": 0.15,
+    "dropped_text_too_short": 0.15,
+}
 
 
 def changed(numbers: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +106,7 @@ def test_good_data_has_no_fault(tmp_path: Path) -> None:
         (edit_all_images(nsfw_score=None), {"kept_unmeasured_images": 14}),
         (lambda root: rewrite(root / IMAGES, lambda rows: [*rows, rows[-1]]), {"images_duplicate_ids": 1}),
     ],
-)  # fmt: skip
+)
 def test_each_fault_has_a_number_of_its_own(
     tmp_path: Path, spoil: Callable[[Path], None], expected: dict[str, object]
 ) -> None:

@@ -22,10 +22,10 @@ from typing import BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from align.errors import DataError, FormatError
 from align.files import sha256_file
+from align.formats.json_file import StoredModel, parse
 from align.protocols.store import FetchTar
 
 #: The columns that `read_table` returns. sha256 is the image_id, null where there are no bytes.
@@ -64,10 +64,8 @@ _COMPUTED_FROM = {"key", "status", *_COMPUTED}
 _NO_IMAGE = {"txt", "json"}
 
 
-class ListedShard(BaseModel):
+class ListedShard(StoredModel):
     """A shard in manifest.json: its file stem, and what its files must be."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
     num_pairs: int
@@ -76,10 +74,8 @@ class ListedShard(BaseModel):
     table_sha256: str
 
 
-class RawManifest(BaseModel):
+class RawManifest(StoredModel):
     """manifest.json. `digest` names the data: it is a sha256 over those of all tars and tables."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     schema_version: Literal[1]
     digest: str
@@ -175,15 +171,10 @@ def read_raw_manifest(raw: Path) -> RawManifest | None:
     """
     path = raw / MANIFEST
     try:
-        return RawManifest.model_validate_json(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise FormatError(
-            f"{path}: not a manifest that this code reads ({where}: {problem['msg']}); run `align ingest` again"
-        ) from None
+    return parse(RawManifest, data, path, "run `align ingest` again")
 
 
 def read_table(shard: RawShard, wanted: Collection[str] = SCHEMA.names) -> pa.Table:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from align.errors import DataError
+from align.formats.filtered import DECISIONS, FACTS, IMAGES
 from align.lineage.diff_report import ABSENT, KEPT, ChangedPair, DiffReport, StateChange, VersionSummary
 from align.protocols.sql import Engine
 from align.validate.drift import distance, distributions
@@ -63,15 +64,15 @@ def compare(sql: Engine, before: VersionTables, after: VersionTables) -> DiffRep
 
 def _summary(sql: Engine, tables: VersionTables, which: str) -> VersionSummary:
     """Makes the table `pairs_before` or `pairs_after`, and sums it up."""
-    for path in (tables.filtered / "decisions.parquet", tables.filtered / "images.parquet"):
+    for path in (tables.filtered / DECISIONS, tables.filtered / IMAGES):
         if not path.is_file():
             raise DataError(f"{tables.name}: no {path.name}; run `align filter` there first")
     if not any(tables.raw.glob("*.parquet")):
         raise DataError(f"{tables.name}: no tables of data/raw")
     sql.view(f"raw_{which}", tables.raw / "*.parquet")
-    sql.view(f"decisions_{which}", tables.filtered / "decisions.parquet")
-    sql.view("images", tables.filtered / "images.parquet")
-    facts = tables.filtered / "facts.parquet"
+    sql.view(f"decisions_{which}", tables.filtered / DECISIONS)
+    sql.view("images", tables.filtered / IMAGES)
+    facts = tables.filtered / FACTS
     languages = facts.is_file() and "language" in pq.read_schema(facts).names
     if languages:
         sql.view("facts", facts)

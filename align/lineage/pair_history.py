@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from align.config.filter import FilterConfig
 from align.errors import DataError
 from align.filter.rules import RULES
+from align.formats.filtered import DECISIONS, FACTS, IMAGES
 from align.formats.policy import read_opted_out
 from align.lineage.data_versions import DataVersions
 from align.lineage.raw_pairs import RawRow, find_pairs
@@ -130,11 +131,11 @@ def look_up(
         policy: data/policy.
         fetch: see `shard_samples.iter_stored_samples`.
     """
-    decision = _row(filtered / "decisions.parquet", "key", row["key"])
+    decision = _row(filtered / DECISIONS, "key", row["key"])
     image_id = (decision or row).get("image_id") or row["sha256"]
     # An older filter wrote no facts.parquet: then only the values of the image are known.
-    image = _row(filtered / "images.parquet", "image_id", image_id) or {}
-    facts = row | image | (_row(filtered / "facts.parquet", "key", row["key"]) or {})
+    image = _row(filtered / IMAGES, "image_id", image_id) or {}
+    facts = row | image | (_row(filtered / FACTS, "key", row["key"]) or {})
     reasons = decision["reasons"] if decision else None
     entry = read_opted_out(policy).entry(row["url"], row["page_url"], image_id)
     kept = decision is not None and decision["keep"]

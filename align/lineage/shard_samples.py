@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,7 @@ import pyarrow.parquet as pq
 
 from align.errors import DataError
 from align.formats.shards import SPLITS, SplitName, read_manifest
-
-#: (sha256, bytes) -> path of a checked copy of that tar on this machine.
-FetchTar = Callable[[str, int], Path]
+from align.protocols.store import FetchTar
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.errors import DataError
+from align.formats.filtered import DECISIONS, IMAGES
 from align.shard.clusters import text_digests
 
 #: Most rows of a batch; bounds the memory that texts take.
@@ -34,7 +35,7 @@ def read_kept(filtered: Path) -> tuple[Ids, NDArray[np.int32], NDArray[np.uint64
         texts.append(text_digests(batch["text"].to_pylist()))
     distinct, pair_images = np.unique(np.concatenate(ids), return_inverse=True)
     if len(distinct) == 0:
-        path = filtered / "decisions.parquet"
+        path = filtered / DECISIONS
         raise DataError(f"{path}: no pair is kept; see the filter's report for the reasons, and relax its rules")
     return distinct, pair_images.astype(np.int32), np.concatenate(texts)
 
@@ -46,7 +47,7 @@ def read_images(
 
     All but the hash depend only on the seed and the image, so that later images do not move earlier ones.
     """
-    path = filtered / "images.parquet"
+    path = filtered / IMAGES
     if not path.is_file():
         raise DataError(f"{path}: no such file; run `align filter` first")
     phashes, known = np.zeros(len(ids), np.uint64), np.zeros(len(ids), bool)
@@ -73,7 +74,7 @@ def read_images(
 
 def kept_batches(filtered: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The kept rows of decisions.parquet, batch by batch."""
-    path = filtered / "decisions.parquet"
+    path = filtered / DECISIONS
     if not path.is_file():
         raise DataError(f"{path}: no such file; run `align filter` first")
     with _open(path) as file:

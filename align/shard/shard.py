@@ -23,6 +23,7 @@ from align.config.store import StoreConfig
 from align.console import say
 from align.errors import DataError
 from align.files import replace_directory, sha256_file
+from align.formats.filtered import DECISIONS, IMAGES
 from align.formats.raw import raw_shards
 from align.formats.shards import SPLITS
 from align.formats.verdict import TABLES, require_passed
@@ -103,7 +104,7 @@ def _key(config: ShardConfig, folders: ShardFolders) -> str:
 
     Raw tars count by name and size where their sha256 is unknown, since the decisions hold their images' sha256s.
     """
-    tables = [folders.filtered / name for name in ("decisions.parquet", "images.parquet")]
+    tables = [folders.filtered / name for name in (DECISIONS, IMAGES)]
     for table in tables:
         if not table.is_file():
             raise DataError(f"{table}: no such file; run `align filter` first")

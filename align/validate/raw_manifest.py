@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
-from align.errors import FormatError
 from align.files import sha256_file
+from align.formats.raw import ListedShard, read_raw_manifest
 
 #: What must be 0: statistic -> what it counts.
 FAULTS = {
@@ -31,24 +29,21 @@ def manifest_faults(raw: Path) -> dict[str, int] | None:
     Raises:
         FormatError: the manifest is not what `align ingest` writes.
     """
-    path = raw / "manifest.json"
-    try:
-        listed = {shard["name"]: shard for shard in json.loads(path.read_bytes())["shards"]}
-        tables = {table.stem: table for table in raw.glob("*.parquet")}
-        both = [(listed[name], tables[name]) for name in sorted(listed.keys() & tables.keys())]
-        return {
-            "raw_shards_unlisted_or_missing": len(listed.keys() ^ tables.keys()),
-            "raw_shards_of_another_count": sum(
-                pq.read_metadata(table).num_rows != shard["num_pairs"] for shard, table in both
-            ),
-            "raw_shards_changed": sum(_changed(shard, table) for shard, table in both),
-        }
-    except FileNotFoundError:
+    manifest = read_raw_manifest(raw)
+    if manifest is None:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path}: not a manifest of `align ingest` ({error!r}); run it again") from None
+    listed = {shard.name: shard for shard in manifest.shards}
+    tables = {table.stem: table for table in raw.glob("*.parquet")}
+    both = [(listed[name], tables[name]) for name in sorted(listed.keys() & tables.keys())]
+    return {
+        "raw_shards_unlisted_or_missing": len(listed.keys() ^ tables.keys()),
+        "raw_shards_of_another_count": sum(
+            pq.read_metadata(table).num_rows != shard.num_pairs for shard, table in both
+        ),
+        "raw_shards_changed": sum(_changed(shard, table) for shard, table in both),
+    }
 
 
-def _changed(shard: dict[str, Any], table: Path) -> bool:
+def _changed(shard: ListedShard, table: Path) -> bool:
     tar = table.with_suffix(".tar")
-    return sha256_file(table) != shard["table_sha256"] or (tar.is_file() and tar.stat().st_size != shard["tar_bytes"])
+    return sha256_file(table) != shard.table_sha256 or (tar.is_file() and tar.stat().st_size != shard.tar_bytes)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from align.errors import DataError
 from align.files import sha256_file, sha256_folder
+from align.formats.filtered import DECISIONS, IMAGES
 from align.formats.raw import raw_shards
 from align.protocols.sql import Engine
 
@@ -52,7 +53,7 @@ class JudgedData:
     @property
     def decisions(self) -> Path:
         """The table with one row per pair."""
-        return self.filtered / "decisions.parquet"
+        return self.filtered / DECISIONS
 
     def has_languages(self) -> bool:
         """Whether the filter detected languages."""
@@ -72,7 +73,7 @@ def make_views(engine: Engine, data: JudgedData) -> list[str]:
     Raises:
         DataError: a table is missing.
     """
-    files = {"raw": data.raw / "*.parquet", "decisions": data.decisions, "images": data.filtered / "images.parquet"}
+    files = {"raw": data.raw / "*.parquet", "decisions": data.decisions, "images": data.filtered / IMAGES}
     first_files = files | {"raw": raw_shards(data.raw)[0].table}
     for name, path in files.items():
         if not first_files[name].exists():

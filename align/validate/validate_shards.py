@@ -23,6 +23,7 @@ from align.config.store import StoreConfig
 from align.console import say
 from align.errors import DataError
 from align.formats.acceptances import read_acceptances
+from align.formats.filtered import DECISIONS
 from align.formats.shards import read_manifest
 from align.formats.verdict import SHARDS
 from align.protocols.expectations import STATISTICS, Check, statistic
@@ -66,7 +67,7 @@ def validate_shards(
         FormatError: the manifest or the policy has another layout.
         ServiceError: the object store is unavailable.
     """
-    manifest, decisions = read_manifest(shards), filtered / "decisions.parquet"
+    manifest, decisions = read_manifest(shards), filtered / DECISIONS
     if not decisions.exists():
         raise DataError(f"{decisions}: no such file; run `align filter` first")
     with open_engine(engine_config, reports) as engine:

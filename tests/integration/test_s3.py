@@ -1,4 +1,4 @@
-"""The README's S3 recipe, its own lines, between two checkouts and a real S3 server."""
+"""The S3 recipe of docs/scale.md, its own lines, between two checkouts and a real S3 server."""
 
 import subprocess
 import time
@@ -12,7 +12,7 @@ from flows.git_repository import git
 from flows.run_branch import record
 from tests.support.dvc_projects import (
     ENV_EXAMPLE,
-    README,
+    RECIPE,
     add_remote,
     attempt,
     aws_variables,
@@ -86,7 +86,7 @@ def test_a_clone_pulls_the_bytes_that_were_pushed(server: S3Server, tmp_path: Pa
     record(project, "demo", "a run")
     cloned = clone(project, "clone", "run/demo")
     del aws["AWS_ENDPOINT_URL"]  # `endpointurl` alone has to lead to the server
-    add_remote(README, cloned, bucket, aws, server.url)
+    add_remote(RECIPE, cloned, bucket, aws, server.url)
     shell(cloned, "dvc pull", aws)
     assert file_bytes(cloned / "data") == file_bytes(project / "data")
     assert num_runs(project) == 1
@@ -98,21 +98,21 @@ def test_a_stage_that_ran_elsewhere_does_not_run_again(server: S3Server, tmp_pat
     aws = aws_variables(server)
     bucket = server.make_bucket("runs")
     project = make_project(tmp_path / "project", 5, aws)
-    add_remote(README, project, bucket, aws, server.url)
+    add_remote(RECIPE, project, bucket, aws, server.url)
     shell(project, "dvc push --run-cache", aws)
     assert any(key.startswith("dvc/runs/") for key in server.keys(bucket))
     record(project, "demo", "a run")
 
     # With the run's lock the bytes are fetched; without it, on main, only the run cache says that they fit.
     cloned = clone(project, "clone", "run/demo")
-    add_remote(README, cloned, bucket, aws, server.url)
+    add_remote(RECIPE, cloned, bucket, aws, server.url)
     shell(cloned, "dvc fetch --run-cache", aws)
     git(cloned, "switch", "--quiet", "main")
     assert not (cloned / "dvc.lock").exists()
     assert "Stage 'make' is cached" in shell(cloned, "dvc repro", aws)
 
     on_main = clone(project, "main", "main")
-    add_remote(README, on_main, bucket, aws, server.url)
+    add_remote(RECIPE, on_main, bucket, aws, server.url)
     assert "Stage 'make' is cached" in shell(on_main, "dvc repro --pull", aws)
     for root in (cloned, on_main):
         assert file_bytes(root / "data") == file_bytes(project / "data")
@@ -138,7 +138,7 @@ def test_a_push_outlives_the_server(tmp_path: Path) -> None:
         aws = aws_variables(server)
         bucket = server.make_bucket("lost")
         project = make_project(tmp_path / "project", 600, aws)
-        add_remote(README, project, bucket, aws, server.url)
+        add_remote(RECIPE, project, bucket, aws, server.url)
         cache = file_bytes(project / ".dvc/cache/files")
         assert len(cache) == 601
 
@@ -159,7 +159,7 @@ def test_a_push_outlives_the_server(tmp_path: Path) -> None:
             push.kill()
             push.wait()
         assert "failed to push" in (tmp_path / "push.log").read_text()
-        assert attempt(project, "dvc push", aws).returncode != 0  # as in the README, within the timeout of `attempt`
+        assert attempt(project, "dvc push", aws).returncode != 0  # as in the RECIPE, within the timeout of `attempt`
         assert file_bytes(project / ".dvc/cache/files") == cache
 
         server.start()

@@ -11,7 +11,7 @@ import pytest
 from flows.run_branch import record
 from tests.support import ROOT
 from tests.support.dvc_projects import (
-    README,
+    RECIPE,
     add_remote,
     attempt,
     aws_variables,
@@ -135,11 +135,11 @@ def test_both_ways_a_clone_has_the_dataset_and_runs_nothing(server: S3Server, tm
         root.parent.mkdir()
         objects = f"s3://{bucket}/objects" if way == "manifest" else "null"
         project = projects[way] = make_project(root, objects, aws)
-        add_remote(README, project, bucket, aws, server.url)
+        add_remote(RECIPE, project, bucket, aws, server.url)
         shell(project, "dvc push --run-cache", aws)
         record(project, "demo", "a run")
         cloned = clone(project, "clone", "run/demo")
-        add_remote(README, cloned, bucket, aws, server.url)
+        add_remote(RECIPE, cloned, bucket, aws, server.url)
         shell(cloned, "dvc pull", aws)
         assert dataset(cloned) == dataset(project)
         assert "Data and pipelines are up to date" in shell(cloned, "dvc repro", aws)

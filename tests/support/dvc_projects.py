@@ -11,7 +11,7 @@ from flows.git_repository import git
 from tests.support import ROOT
 from tests.support.s3_server import KEY, SECRET, S3Server
 
-README = ROOT / "README.md"
+RECIPE = ROOT / "docs" / "scale.md"
 ENV_EXAMPLE = ROOT / "infra" / "env.example"
 
 

@@ -128,3 +128,7 @@ def test_the_filter_depends_on_its_rules_and_not_on_the_console_or_on_models() -
     assert not provenance.NEUTRAL & set(deciding)
     assert not any(name.startswith(("align.model", "align.config.store", "align.config.engine")) for name in deciding)
     assert set(deciding) < set(provenance.closure("align.filter.filter"))
+
+
+def test_every_byte_neutral_module_exists() -> None:
+    assert all(provenance.closure(name) for name in provenance.NEUTRAL)

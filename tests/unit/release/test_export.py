@@ -115,7 +115,7 @@ def test_hugging_face_and_back_is_the_same_model(trained: tuple[Path, Path], tmp
     np.testing.assert_allclose(after.embed_images(IMAGES), before.embed_images(IMAGES), atol=1e-5)
     np.testing.assert_allclose(after.embed_texts(tiny_model.TEXTS), before.embed_texts(tiny_model.TEXTS), atol=1e-5)
     assert load_model(out / "model").config.batch_norm_group == 16  # of params.yaml
-    with pytest.raises(FormatError, match="`align import_model --from`"):
+    with pytest.raises(FormatError, match="`align import_model --from "):
         load_model(folder)
 
 

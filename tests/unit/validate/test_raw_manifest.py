@@ -26,7 +26,7 @@ def write_raw_manifest(root: Path, **changes: object) -> None:
             }
         )
     shards[0] |= changes
-    (root / "raw" / "manifest.json").write_text(json.dumps({"schema_version": 1, "shards": shards}))
+    (root / "raw" / "manifest.json").write_text(json.dumps({"schema_version": 1, "digest": "", "shards": shards}))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,8 @@ def test_a_tar_in_an_object_store_is_not_read(tmp_path: Path) -> None:
 def test_without_a_manifest_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
     small_data.write(tmp_path, pairs())
     assert manifest_faults(tmp_path / "raw") is None
-    (tmp_path / "raw" / "manifest.json").write_text('{"shards": [{"name": "00000"}]}')
-    with pytest.raises(FormatError, match=r"manifest\.json: not a manifest of `align ingest`"):
+    (tmp_path / "raw" / "manifest.json").write_text(
+        '{"schema_version": 1, "digest": "", "shards": [{"name": "00000"}]}'
+    )
+    with pytest.raises(FormatError, match=r"manifest\.json: .*: Field required; run `align ingest` again"):
         manifest_faults(tmp_path / "raw")

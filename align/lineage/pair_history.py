@@ -18,8 +18,9 @@ from align.formats.filtered import DECISIONS, FACTS, IMAGES
 from align.formats.policy import read_opted_out
 from align.lineage.data_versions import DataVersions
 from align.lineage.raw_pairs import RawRow, find_pairs
-from align.lineage.shard_samples import FetchTar, count_pairs, find_sample
+from align.lineage.shard_samples import count_pairs, find_sample
 from align.lineage.trained_models import find_trained_models
+from align.protocols.store import FetchTar
 
 
 class Decision(TypedDict):

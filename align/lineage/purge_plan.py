@@ -15,8 +15,9 @@ from align.errors import DataError
 from align.formats.policy import OptedOut
 from align.lineage.data_versions import DataVersions
 from align.lineage.opted_out_pairs import OptedOutPairs, opted_out_pairs
-from align.lineage.shard_samples import FetchTar, index_shows, shards_show
+from align.lineage.shard_samples import index_shows, shards_show
 from align.lineage.stage_runs import CHECKOUT, StageRun
+from align.protocols.store import FetchTar
 
 #: Files of a report that show pictures: pages with small copies in them, and pictures.
 _PAGE, _PICTURES = ".html", {".jpg", ".jpeg", ".png", ".webp"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from align.files import to_json, write_text
-from align.formats.json_file import StoredModel, parse
+from align.formats.json_file import StoredModel, read_if_exists
 from align.protocols.expectations import Acceptance
 
 ACCEPTED = "accepted.json"
@@ -27,12 +27,8 @@ def read_acceptances(policy: Path) -> tuple[Acceptance, ...]:
     Raises:
         FormatError: the file has another schema_version or layout.
     """
-    path = policy / ACCEPTED
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return ()
-    return parse(_AcceptedFile, data, path, "correct it, or write it with `align validate --accept`").accepted
+    stored = read_if_exists(_AcceptedFile, policy / ACCEPTED, "correct it, or write it with `align validate --accept`")
+    return stored.accepted if stored else ()
 
 
 def write_acceptances(acceptances: Iterable[Acceptance], policy: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from align.files import to_json, write_text
-from align.formats.json_file import StoredModel, parse
+from align.formats.json_file import StoredModel, read_if_exists
 
 REFERENCE = "reference.json"
 
@@ -46,12 +46,8 @@ def read_reference(policy: Path) -> DriftReference | None:
     Raises:
         FormatError: the file has another schema_version or layout.
     """
-    path = policy / REFERENCE
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    return parse(_ReferenceFile, data, path, "write it with `align validate --set-reference`").reference
+    stored = read_if_exists(_ReferenceFile, policy / REFERENCE, "write it with `align validate --set-reference`")
+    return stored.reference if stored else None
 
 
 def write_reference(reference: DriftReference, policy: Path) -> None:

@@ -46,3 +46,12 @@ def parse(model: type[Stored], data: bytes, path: Path, remedy: str) -> Stored:
     if "schema_version" in model.model_fields and "schema_version" not in parsed.model_fields_set:
         raise FormatError(f"{path}: no schema_version; {remedy}")
     return parsed
+
+
+def read_if_exists(model: type[Stored], path: Path, remedy: str) -> Stored | None:
+    """Parses a file; None if there is none. Arguments and errors are those of `parse`."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return parse(model, data, path, remedy)

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from align.errors import DataError, FormatError
 from align.files import sha256_file
-from align.formats.json_file import StoredModel, parse
+from align.formats.json_file import StoredModel, read_if_exists
 from align.protocols.store import FetchTar
 
 #: The columns that `read_table` returns. sha256 is the image_id, null where there are no bytes.
@@ -169,12 +169,7 @@ def read_raw_manifest(raw: Path) -> RawManifest | None:
     Raises:
         FormatError: it has another schema_version or layout.
     """
-    path = raw / MANIFEST
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    return parse(RawManifest, data, path, "run `align ingest` again")
+    return read_if_exists(RawManifest, raw / MANIFEST, "run `align ingest` again")
 
 
 def read_table(shard: RawShard, wanted: Collection[str] = SCHEMA.names) -> pa.Table:

@@ -119,11 +119,9 @@ def test_an_upstream_folder_becomes_ours(ours: tuple[DualEncoder, Path], tmp_pat
     assert_equal_embeddings(model, theirs, ids, mask)
 
 
-def test_align_base_fits_by_name_and_shape() -> None:
-    """The published checkpoint's configuration, as transformers' conversion script makes it, without its bytes."""
-    vision = {"image_size": 289, "hidden_dim": 640, "depthwise_padding": [], "width_coefficient": 2.0}
-    config = AlignConfig(vision_config=vision | {"depth_coefficient": 3.1}, text_config={}, projection_dim=640)
-    processor = EfficientNetImageProcessor(
+def published_processor() -> EfficientNetImageProcessor:
+    """The image processor of the published checkpoint."""
+    return EfficientNetImageProcessor(
         do_center_crop=True,
         rescale_factor=1 / 127.5,
         rescale_offset=True,
@@ -131,6 +129,13 @@ def test_align_base_fits_by_name_and_shape() -> None:
         include_top=False,
         resample=2,
     )
+
+
+def test_align_base_fits_by_name_and_shape() -> None:
+    """The published checkpoint's configuration, as transformers' conversion script makes it, without its bytes."""
+    vision = {"image_size": 289, "hidden_dim": 640, "depthwise_padding": [], "width_coefficient": 2.0}
+    config = AlignConfig(vision_config=vision | {"depth_coefficient": 3.1}, text_config={}, projection_dim=640)
+    processor = published_processor()
     mine = model_config(config, processor, longest=64, batch_norm="group", batch_norm_group=16)
     assert (mine.image_tower, mine.text_tower, mine.embed_width) == ("B7", "Base", 640)
     assert (mine.resize_px, mine.image_px, mine.max_tokens, mine.stochastic_depth) == (346, 289, 64, 0.2)
@@ -149,14 +154,7 @@ def test_align_base_fits_by_name_and_shape() -> None:
     ],
 )
 def test_another_architecture_is_refused(change: dict[str, Any], message: str) -> None:
-    processor = EfficientNetImageProcessor(
-        do_center_crop=True,
-        rescale_factor=1 / 127.5,
-        rescale_offset=True,
-        do_normalize=False,
-        include_top=False,
-        resample=2,
-    )
+    processor = published_processor()
     with pytest.raises(DataError, match=message):
         model_config(AlignConfig(**change), processor, longest=64, batch_norm="group", batch_norm_group=16)
     with pytest.raises(DataError, match="do_normalize is True"):

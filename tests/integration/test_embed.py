@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from align.cli import main
 from tests.support import ROOT, tiny_model
@@ -27,7 +28,7 @@ def command(root: Path, out: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
+def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_model.write(tmp_path)
     (tmp_path / "texts.txt").write_text("".join(f"the yellow sun and star {n}\n" for n in range(NUM_LINES)))
     out, parts = tmp_path / "killed.parquet", tmp_path / "killed.parquet.parts"
@@ -42,9 +43,10 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
     process.wait()
     assert not out.exists()
 
-    again = subprocess.run(command(tmp_path, out), cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"embed: {NUM_LINES:,} rows (" in again.stderr
-    assert "from an earlier run" in again.stderr
+    assert main(command(tmp_path, out)[3:]) == 0
+    said = capsys.readouterr().err
+    assert f"embed: {NUM_LINES:,} rows (" in said
+    assert "from an earlier run" in said
     assert not parts.exists()
 
     whole = tmp_path / "whole.parquet"

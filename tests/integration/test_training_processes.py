@@ -23,7 +23,7 @@ from align.training.loop import Log
 from align.training.plan import Infrastructure, TrainingPlan
 from align.training.process_group import default_processes
 from align.training.run import run
-from tests.support import ROOT, killing, training_data
+from tests.support import ROOT, forked, killing, training_data
 from tests.support.forked import forked_ranks
 from tests.support.s3_server import KEY, SECRET, serve
 from tests.support.training_data import RECIPE, TermAt, plan, pretrain_config, with_log
@@ -136,18 +136,28 @@ def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path
 @pytest.mark.parametrize("num_moments", [3, pytest.param(10, marks=pytest.mark.full)])
 def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path: Path, num_moments: int) -> None:
     """`kill -9` at seeded moments, two ranks: the same weights and curves to the byte."""
-    recipe = RECIPE | {"num_steps": 150, "checkpoint_every_steps": 10, "validate_every_steps": 50, "num_processes": 2}
+    steps = {"num_steps": 150, "checkpoint_every_steps": 10, "validate_every_steps": 50}
+    start: killing.Start = killing.Command
+    if num_moments == 3:  # less of everything: forks, which do not spend most of a short run on imports
+        steps, start = {"num_steps": 60, "checkpoint_every_steps": 5, "validate_every_steps": 20}, forked.Command
+    recipe = RECIPE | steps | {"num_processes": 2}
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         write_project(tmp_path / name, data, recipe)
-    whole_s = killing.run(["pretrain"], tmp_path / "whole")
+    whole_s = killing.run(["pretrain"], tmp_path / "whole", start)
 
     def remove_results() -> None:
         for folder in ("checkpoints", "models", "reports/pretrain"):
             shutil.rmtree(tmp_path / "killed" / folder)
 
     killing.kill_and_resume(
-        ["pretrain"], tmp_path / "killed", seed=0, num_moments=num_moments, whole_s=whole_s, anew=remove_results
+        ["pretrain"],
+        tmp_path / "killed",
+        seed=0,
+        num_moments=num_moments,
+        whole_s=whole_s,
+        anew=remove_results,
+        start=start,
     )
     for folder in ("models/pretrained", "reports/pretrain"):
         assert killing.digests(tmp_path / "killed" / folder) == killing.digests(tmp_path / "whole" / folder)

@@ -5,25 +5,68 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
+
+#: Starts `align` in a folder.
+Start = Callable[[Sequence[str], Path], "Running"]
 
 
-def run(arguments: Sequence[str], cwd: Path) -> float:
+class Running(Protocol):
+    """A command that was started."""
+
+    def ended(self, within_s: float | None = None) -> bool:
+        """Waits for its end, at most for that time."""
+
+    def kill(self) -> None:
+        """SIGKILL to this process alone: its workers must end by themselves."""
+
+    def require_success(self) -> None:
+        """Fails with what it wrote to stderr."""
+
+
+class Command:
+    """`align` in a process of its own, as a user starts it."""
+
+    def __init__(self, arguments: Sequence[str], cwd: Path) -> None:
+        self._errors = cwd.with_name(f"{cwd.name}.stderr")
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "align.cli", *arguments], cwd=cwd, stdout=subprocess.DEVNULL, stderr=errors,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def ended(self, within_s: float | None = None) -> bool:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(within_s)
+        return self._process.returncode is not None
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def require_success(self) -> None:
+        assert self._process.returncode == 0, self._errors.read_text("utf-8", "replace")[-2000:]
+
+
+def run(arguments: Sequence[str], cwd: Path, start: Start = Command) -> float:
     """Runs `align` to its end; seconds."""
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "align.cli", *arguments], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return time.monotonic() - start
+    began = time.monotonic()
+    command = start(arguments, cwd)
+    assert command.ended()
+    command.require_success()
+    return time.monotonic() - began
 
 
 def kill_and_resume(
-    arguments: Sequence[str], cwd: Path, *, seed: int, num_moments: int, whole_s: float, anew: Callable[[], object]
-) -> None:
+    arguments: Sequence[str], cwd: Path, *, seed: int, num_moments: int, whole_s: float, anew: Callable[[], object],
+    start: Start = Command,
+) -> None:  # fmt: skip
     """Kills the command `num_moments` times, each time amid the work that the one before left, then lets it end.
 
     A run that ends before its moment (work that goes on is done sooner, and machines are faster now and then) is no
@@ -36,28 +79,23 @@ def kill_and_resume(
         num_moments: kills.
         whole_s: of a run to the end.
         anew: removes everything that the command made.
+        start: starts the command.
     """
     moments = random.Random(seed)
     killed = 0
     for _ in range(4 * num_moments):
-        start = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "align.cli", *arguments], cwd=cwd, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        try:
-            process.wait(moments.uniform(0.1, 0.95) * whole_s)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)  # this process alone: its workers must end by themselves
-            process.wait()
-            killed += 1
-            if killed == num_moments:
-                run(arguments, cwd)
-                return
-        else:
-            assert process.returncode == 0
-            whole_s = min(whole_s, time.monotonic() - start)
+        began = time.monotonic()
+        command = start(arguments, cwd)
+        if command.ended(moments.uniform(0.1, 0.95) * whole_s):
+            command.require_success()
+            whole_s = min(whole_s, time.monotonic() - began)
             anew()
+            continue
+        command.kill()
+        killed += 1
+        if killed == num_moments:
+            run(arguments, cwd, start)
+            return
     raise AssertionError(f"killed {killed} times of {num_moments}: it always ended before")
 
 

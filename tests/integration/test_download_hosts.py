@@ -73,12 +73,11 @@ def test_a_host_is_not_asked_faster_than_its_rate(server: WebServer) -> None:
         return response(PICTURE)
 
     server.fallback = watch
-    urls = [f"http://{name}.test/{i}.jpg" for name in "ab" for i in range(10)]
-    fetch(server, urls, max_requests_per_host_per_s=20.0)
+    urls = [f"http://{name}.test/{i}.jpg" for name in "ab" for i in range(5)]
+    fetch(server, urls, max_requests_per_host_per_s=2.0)
     for asked in times.values():
-        assert len(asked) == 10
-        assert asked[-1] - asked[0] >= 9 / 20 - 0.03
-        assert asked[-1] - asked[0] < 2 * 9 / 20
+        assert len(asked) == 5
+        assert 1 < asked[-1] - asked[0] < 3.9  # 2 s; all at once, or half the rate for each host, would be 0 or 4
 
 
 def test_a_slow_host_does_not_hold_up_the_others(server: WebServer) -> None:
@@ -92,7 +91,7 @@ def test_a_slow_host_does_not_hold_up_the_others(server: WebServer) -> None:
                 fast.append(time.monotonic() - start)
             if len(fast) == 200:
                 break
-    assert fast[-1] < 1  # 200 pictures of the slow one alone take 10 s
+    assert fast[-1] < 60  # 200 pictures of the slow one alone take 10 s each, 16 at a time: two minutes
 
 
 def test_the_table_is_read_no_further_than_needed(server: WebServer) -> None:
@@ -161,7 +160,7 @@ def test_what_is_not_asked_for_does_not_count_into_the_rate(server: WebServer) -
     start = time.monotonic()
     urls = [f"http://a.test/private/{i}.jpg" for i in range(500)]
     results = fetch(server, urls, obey_robots=True, max_requests_per_host_per_s=5.0)
-    assert len(results) == 500 and time.monotonic() - start < 1.5
+    assert len(results) == 500 and time.monotonic() - start < 50  # with it: 100 s
 
 
 def test_robots_txt_is_asked_for_once_a_host_and_kept(server: WebServer) -> None:

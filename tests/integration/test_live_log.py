@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing import get_context
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from align.errors import RefusedError, TrainingError
+from align.errors import RefusedError, ServiceError, TrainingError
 from align.services import live_log
 from align.services.live_log import LiveLog
 from align.services.tracking import Tracker, metric_name
@@ -128,17 +129,16 @@ def test_a_run_that_was_deleted_ends_live_logging_with_one_warning(
     mlflow_server: str, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setattr(live_log, "_LAST_WAIT_S", 600.0)  # longer than a test may take
     said = Said(capsys)
     MlflowClient(mlflow_server).delete_run(run_id)
     for gone in (run_id, "0" * 32):
         with pytest.raises(RefusedError, match=f"MLflow at {mlflow_server} refuses: "):
             Tracker().log_rows(gone, [{"step": 1, "loss": 1.0}])
-        start = time.monotonic()
         with LiveLog(gone, "pretrain", tmp_path / f"{gone}.jsonl") as logger:
             logger({"train/loss": 1.0}, 1)
             said.wait_for(f"live logging stopped, training continues: MLflow at {mlflow_server} refuses")
             logger({"train/loss": 1.0}, 2)
-        assert time.monotonic() - start < 20
         assert said.count("training continues") == 1
         said.text = ""
 
@@ -153,13 +153,11 @@ def test_the_end_of_training_waits_for_mlflow_but_not_for_ever(
     start = time.monotonic()
     with LiveLog(run_id, "pretrain", tmp_path / "live.jsonl") as logger:
         logger({"train/loss": 1.0}, 1)
-    assert 3 <= time.monotonic() - start < 6
+    assert time.monotonic() - start >= 3
     assert said.count("MLflow did not take the last rows in time; they stay in") == 1
-    monkeypatch.setattr(live_log, "_LAST_WAIT_S", 60.0)
-    start = time.monotonic()
+    monkeypatch.setattr(live_log, "_LAST_WAIT_S", 600.0)  # one that failed is resumed: nothing to wait for
     with pytest.raises(TrainingError), LiveLog(run_id, "pretrain", tmp_path / "live.jsonl"):
         raise TrainingError
-    assert time.monotonic() - start < 10  # a failed run is resumed later: nothing to wait for
     relay.set("open")
     with LiveLog(run_id, "pretrain", tmp_path / "live.jsonl"):
         pass
@@ -167,13 +165,18 @@ def test_the_end_of_training_waits_for_mlflow_but_not_for_ever(
 
 
 def test_training_never_waits_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    answer = threading.Event()
+
+    def hang() -> Tracker:
+        answer.wait()
+        raise ServiceError
+
+    monkeypatch.setattr(live_log, "Tracker", hang)
     monkeypatch.setattr(live_log, "_LAST_WAIT_S", 0.0)
     with LiveLog("0" * 32, "pretrain", tmp_path / "live.jsonl") as logger:
-        start = time.monotonic()
         for step in range(20_000):
             logger({"train/loss": 1.0}, step)
-        assert time.monotonic() - start < 5
+    answer.set()
 
 
 def test_pretrain_logs_into_the_run_that_it_was_given(

@@ -154,7 +154,7 @@ def test_a_push_outlives_the_server(tmp_path: Path) -> None:
                 while push.poll() is None and "Contents" not in client.list_objects_v2(Bucket=bucket, MaxKeys=1):
                     time.sleep(0.01)
             server.kill()
-            assert push.wait(timeout=60) != 0, (tmp_path / "push.log").read_text()
+            assert push.wait(timeout=200) != 0, (tmp_path / "push.log").read_text()
         finally:
             push.kill()
             push.wait()

@@ -91,13 +91,13 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
     with started(command, tmp_path) as first:
         wait_for_checkpoint(tmp_path)
         second = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+            command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         assert second.returncode == 1
         assert "another process trains this run" in second.stderr
         first.send_signal(signal.SIGTERM)
-        _, errors = first.communicate(timeout=60)
+        _, errors = first.communicate(timeout=200)
     assert first.returncode == 1
     assert "align: error: " in errors and "SIGTERM" in errors.splitlines()[-1]
     (folder,) = (tmp_path / "checkpoints").iterdir()

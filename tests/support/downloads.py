@@ -1,4 +1,4 @@
-"""What the downloader's tests share: short time-outs, a server, a picture."""
+"""What the downloader's tests share: settings, a server, a picture."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PICTURE = b"\xff\xd8" + bytes(range(256)) * 40
 
 
 def config(**changes: Any) -> DownloadConfig:
-    """The section of params.yaml, with short times, and loopback allowed."""
-    short = {
-        "connect_timeout_s": 0.5, "timeout_s": 0.4, "deadline_s": 3.0, "backoff_s": 0.02, "num_retries": 2,
+    """The section of params.yaml, with short waits, long time-outs, and loopback allowed."""
+    changed = {
+        "connect_timeout_s": 10.0, "timeout_s": 10.0, "deadline_s": 60.0, "backoff_s": 0.02, "num_retries": 2,
         "max_image_bytes": 1 << 20, "obey_robots": False, "allow_networks": ("127.0.0.0/8",),
     }  # fmt: skip
     section = load_params(ROOT / "params.yaml").section(DownloadConfig)
-    return section.model_copy(update={**short, **changes})
+    return section.model_copy(update={**changed, **changes})
 
 
 def fetch_one(url: str, **changes: Any) -> Fetched:

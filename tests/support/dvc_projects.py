@@ -47,7 +47,7 @@ def environment(root: Path, aws: Mapping[str, str]) -> dict[str, str]:
 def attempt(root: Path, command: str, aws: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """A line typed in a checkout, on a machine that has only the variables `aws` for S3."""
     return subprocess.run(
-        ["sh", "-c", command], cwd=root, env=environment(root, aws), capture_output=True, text=True, timeout=90
+        ["sh", "-c", command], cwd=root, env=environment(root, aws), capture_output=True, text=True, timeout=240
     )
 
 

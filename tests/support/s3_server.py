@@ -50,7 +50,7 @@ class S3Server:
             self._process = subprocess.Popen(
                 command, cwd=self.root, env=environment, stdout=log, stderr=subprocess.STDOUT
             )
-        self._wait_until_up(self._process, deadline=time.monotonic() + 60)
+        self._wait_until_up(self._process, deadline=time.monotonic() + 180)
 
     def _wait_until_up(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         expected = {("127.0.0.1", port) for port in self.ports.values()}

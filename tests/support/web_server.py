@@ -102,7 +102,7 @@ class WebServer:
         started = threading.Event()
         self._thread = threading.Thread(target=self.serve, args=(started.set,), daemon=True)
         self._thread.start()
-        assert started.wait(10)
+        assert started.wait(60)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -112,7 +112,7 @@ def test_killed_the_flow_leaves_no_trainer(tmp_path: Path) -> None:
         "run_supervised([sys.executable, 'trainer.py'], cwd=Path.cwd(), env=os.environ, log=lambda line: None)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", flow], cwd=tmp_path)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
@@ -204,12 +204,12 @@ def test_the_second_waits_for_the_first(tmp_path: Path) -> None:
     with locked(lock, "run 'a'", order.append):
         second = threading.Thread(target=lambda: _hold(lock, order))
         second.start()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while not order and time.monotonic() < deadline:
             time.sleep(0.01)
         assert order[0].startswith("waiting for run 'a'")
         order.append("first ends")
-    second.join(5)
+    second.join(60)
     assert order[1:] == ["first ends", "second holds"]
 
 

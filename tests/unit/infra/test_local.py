@@ -38,7 +38,7 @@ def test_a_hanging_worker_is_ended_once_its_runs_have_saved(tmp_path: Path, monk
             time.sleep(0.05)
         local._stop(worker.pid)
         assert (tmp_path / "saved").exists()
-        assert worker.wait(10) == -9
+        assert worker.wait(60) == -9
     finally:
         worker.kill()
         worker.wait()  # or its Popen warns in a later test

@@ -218,7 +218,10 @@ def test_waiting_is_measured(index: SplitIndex) -> None:
     batches = train.batches(0, 100)
     next(batches)
     assert train.wait_s > 0
-    time.sleep(0.3)  # meanwhile the next ones are prepared
-    before = train.wait_s
-    next(batches), next(batches)
-    assert train.wait_s - before < 0.1
+    for _ in range(20):
+        time.sleep(0.3)  # meanwhile the next ones are prepared, if the machine is not too busy
+        before = train.wait_s
+        next(batches), next(batches)
+        if train.wait_s - before < 0.1:
+            return
+    pytest.fail("it always waits")

@@ -1,6 +1,7 @@
 """Shared by all tests: no telemetry, no user configuration, and the paths of the committed sample."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ silence_telemetry()
 # Threads that share a tensor as small as the tests' wait for each other longer than they work: a busy machine takes ten
 # times as long. Set before torch and numpy are imported; child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A worker's main module has no file, from which pyspark concludes that it is in a doctest, and Great Expectations, which
+# imports pyspark where it is installed, ends the process. This file is empty: spawned processes run it.
+if not hasattr(sys.modules["__main__"], "__file__"):
+    sys.modules["__main__"].__file__ = str(ROOT / "tests" / "__init__.py")
 # Never the user's own servers: a test that needs one starts it.
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PREFECT_API_URL"):
     os.environ.pop(name, None)

@@ -16,6 +16,7 @@ from tests.support import ROOT
 
 #: Small enough for a minute or two, long enough for the model to know its hundred images by heart.
 REDUCED = {
+    "engine.num_workers": 1,  # of so little work each further process has but its imports
     "ingest.max_pages": 10,
     "validate.min_evaluation_sets": 1,
     "validate.max_evaluation_hash_share": 0.05,  # one flag of a hundred pairs is one in a hundred
@@ -28,6 +29,8 @@ REDUCED = {
     "model.text_tower.layers": 1,
     "model.text_tower.heads": 2,
     "pretrain.num_steps": 150,
+    "pretrain.num_processes": 1,
+    "finetune.num_processes": 1,
     "pretrain.batch_size": 32,
     "pretrain.warmup_steps": 10,
     "pretrain.flip": False,

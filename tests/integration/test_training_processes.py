@@ -1,6 +1,7 @@
 """Training in separate processes: two equal one, signals, locks, and errors that cross the process border."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -90,25 +91,22 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
     command = write_project(tmp_path, data, recipe)
     with started(command, tmp_path) as first:
         wait_for_checkpoint(tmp_path)
-        second = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        assert second.returncode == 1
-        assert "another process trains this run" in second.stderr
+        second = forked.Command(["pretrain"], tmp_path)
+        assert second.ended(240) and second.exit_code == 1
+        assert "another process trains this run" in second.errors
         first.send_signal(signal.SIGTERM)
         _, errors = first.communicate(timeout=200)
     assert first.returncode == 1
     assert "align: error: " in errors and "SIGTERM" in errors.splitlines()[-1]
     (folder,) = (tmp_path / "checkpoints").iterdir()
     steps = sorted(int(path.stem[5:]) for path in folder.glob("step-*.pt"))
-    with started(command, tmp_path) as again:
-        assert again.stderr is not None
-        said = ""
-        while "resuming from" not in said:
-            said = again.stderr.readline()
-            assert said, "the second run ended"
-        assert f"step {steps[-1]:,} " in said
+    again = forked.Command(["pretrain"], tmp_path)
+    try:
+        while not (said := re.findall("^.*resuming from.*\n", again.errors, re.MULTILINE)):
+            assert not again.ended(0.1), "the second run ended"
+    finally:
+        again.kill()
+    assert f"step {steps[-1]:,} " in said[0]
 
 
 def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path, forked_ranks: None) -> None:

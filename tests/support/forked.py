@@ -43,6 +43,7 @@ class Command:
     def __init__(self, arguments: Sequence[str], cwd: Path) -> None:
         preload()
         self._errors = cwd.with_name(f"{cwd.name}.stderr")
+        self._errors.write_bytes(b"")
         self._process = multiprocessing.get_context("forkserver").Process(
             target=_align, args=(list(arguments), cwd, self._errors, dict(os.environ))
         )
@@ -57,7 +58,16 @@ class Command:
         self._process.join()
 
     def require_success(self) -> None:
-        assert self._process.exitcode == 0, self._errors.read_text("utf-8", "replace")[-2000:]
+        assert self.exit_code == 0, self.errors[-2000:]
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.exitcode
+
+    @property
+    def errors(self) -> str:
+        """What it has written to stdout and stderr."""
+        return self._errors.read_text("utf-8", "replace")
 
 
 def _align(arguments: list[str], cwd: Path, errors: Path, environment: dict[str, str]) -> None:

@@ -14,8 +14,8 @@ silence_telemetry()
 # Threads that share a tensor as small as the tests' wait for each other longer than they work: a busy machine takes ten
 # times as long. Set before torch and numpy are imported; child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A worker's main module has no file, from which pyspark concludes that it is in a doctest, and Great Expectations, which
-# imports pyspark where it is installed, ends the process. This file is empty: spawned processes run it.
+# A worker's main module has no file. From that pyspark concludes that it is in a doctest and ends the process once
+# Great Expectations imports it. The file named here is empty, since spawned processes run it.
 if not hasattr(sys.modules["__main__"], "__file__"):
     sys.modules["__main__"].__file__ = str(ROOT / "tests" / "__init__.py")
 # Never the user's own servers: a test that needs one starts it.

@@ -28,7 +28,7 @@ from flows.dag import Stage, read_dag, stale
 from flows.log import one_line_errors
 from flows.request import Request, parse_overrides
 from flows.run_context import RunContext, child_environment, tracking_uri
-from flows.stage_task import Outcome, run_stages
+from flows.stage_task import StageOutcome, run_stages
 from flows.summary import summarise
 from flows.workspace import Workspace, in_checkout, in_worktree
 
@@ -49,19 +49,19 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
 
 
 @flow(flow_run_name="data")
-def data(run: RunContext) -> list[Outcome]:
+def data(run: RunContext) -> list[StageOutcome]:
     """From the raw web to shards that passed the quality gate, and a vocabulary."""
     return run_stages(_stages(run, "data"), run)
 
 
 @flow(flow_run_name="training")
-def training(run: RunContext, before: list[Outcome]) -> list[Outcome]:
+def training(run: RunContext, before: list[StageOutcome]) -> list[StageOutcome]:
     """Pre-training, fine-tuning, evaluation. Returns the outcomes `before`, followed by those of its stages."""
     return [*before, *run_stages(_stages(run, "training"), run)]
 
 
 @flow(flow_run_name="release")
-def release(run: RunContext, name: str, before: list[Outcome]) -> tuple[list[Outcome], str, str]:
+def release(run: RunContext, name: str, before: list[StageOutcome]) -> tuple[list[StageOutcome], str, str]:
     """Packages and indexes the model, records the run in git, and registers the model.
 
     Returns:
@@ -82,7 +82,7 @@ def record(run: RunContext, name: str) -> str:
 
 
 @task(task_run_name="register", cache_policy=NO_CACHE)
-def register(run: RunContext, commit: str, outcomes: list[Outcome]) -> str:
+def register(run: RunContext, commit: str, outcomes: list[StageOutcome]) -> str:
     """Completes the MLflow run and registers the model; the same model is the same version."""
     command = ["align", "register", "--revision", commit]
     for outcome in outcomes:

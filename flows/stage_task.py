@@ -30,7 +30,7 @@ MAX_PICTURE_BYTES = 1_000_000
 CHATTER = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config ", "Use `dvc push`")
 
 
-class Outcome(BaseModel):
+class StageOutcome(BaseModel):
     """The result of a stage; `ran` is False if it came from the cache."""
 
     model_config = ConfigDict(frozen=True)
@@ -39,14 +39,14 @@ class Outcome(BaseModel):
 
 
 @task(task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
-def run_stage(stage: Stage, run: RunContext) -> State[Outcome]:
+def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
     """Runs one stage, or takes it from the cache, and shows its report as an artifact.
 
     Raises:
         CommandError: the stage failed; the message is the line with its reason.
     """
     logger = get_run_logger()
-    outcome = Outcome(stage=stage.name, ran=False)
+    outcome = StageOutcome(stage=stage.name, ran=False)
     if stage.name in run.stale:
         lines = run_supervised(
             ["dvc", "repro", "--single-item", stage.name],
@@ -54,7 +54,7 @@ def run_stage(stage: Stage, run: RunContext) -> State[Outcome]:
             env=child_environment(run),
             log=lambda line: None if line.lstrip().startswith(CHATTER) else logger.info("%s", line),
         )
-        outcome = Outcome(stage=stage.name, ran=did_run(stage.name, lines))
+        outcome = StageOutcome(stage=stage.name, ran=did_run(stage.name, lines))
     create_markdown_artifact(
         report_markdown(run.root / stage.report, stage),
         key=f"{stage.name.replace('_', '-')}-report",
@@ -66,13 +66,13 @@ def run_stage(stage: Stage, run: RunContext) -> State[Outcome]:
     return Completed(name="Cached", message="the same bytes are in DVC's cache", data=outcome)
 
 
-def run_stages(stages: Iterable[Stage], run: RunContext) -> list[Outcome]:
+def run_stages(stages: Iterable[Stage], run: RunContext) -> list[StageOutcome]:
     """Runs stages one after another, since DVC runs one at a time in a checkout; edges as in dvc.yaml."""
-    states: dict[str, State[Outcome]] = {}
+    states: dict[str, State[StageOutcome]] = {}
     for stage in stages:
         upstream = [states[name] for name in stage.upstream if name in states]
         states[stage.name] = run_stage(stage, run, wait_for=upstream)  # raises if the stage failed
-    return [outcome for state in states.values() if isinstance(outcome := state.result(), Outcome)]
+    return [outcome for state in states.values() if isinstance(outcome := state.result(), StageOutcome)]
 
 
 def did_run(name: str, lines: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.dag import Stage
-from flows.stage_task import Outcome
+from flows.stage_task import StageOutcome
 
 #: Examples shown from the index's report: this many labelled queries, with this many images each.
 NUM_EXAMPLES, NUM_HITS = 3, 3
@@ -30,7 +30,7 @@ Look around:
 def summarise(
     root: Path,
     stages: Sequence[Stage],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[StageOutcome],
     *,
     name: str,
     commit: str,

@@ -17,7 +17,7 @@ from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.console import say
 from align.errors import DataError
-from align.evaluate.examples import DIRECTIONS, Examples, draw_examples
+from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_examples
 from align.evaluate.figures import confusion_figure, curves_figure, examples_figure, recall_figure
 from align.evaluate.inputs import read_curve, shards_test_set
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
@@ -54,7 +54,7 @@ def evaluate(
     if not sets:
         raise DataError("evaluate: no evaluation set and no test split; check paths.evaluation and paths.shards")
     retrievals, classifications = _measure(config, encoder, sets)
-    examples: dict[str, Examples] = {}
+    examples: dict[str, RetrievalExamples] = {}
     for direction in DIRECTIONS if retrievals else ():
         examples[direction] = draw_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
     rows = {stage: read_curve(path) for stage, path in curves.items()}
@@ -85,7 +85,7 @@ def _measure(
 def _draw(
     retrievals: Sequence[Retrieval],
     classifications: Sequence[Classification],
-    examples: Mapping[str, Examples],
+    examples: Mapping[str, RetrievalExamples],
     curves: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> dict[str, bytes]:
     """File name -> PNG."""

@@ -31,14 +31,14 @@ class RetrievalExample:
 
 
 @dataclass(frozen=True)
-class Examples:
+class RetrievalExamples:
     """Examples of one direction: the best correct item has rank 1 in `right`, and a rank beyond 5 in `wrong`."""
 
     right: list[RetrievalExample]
     wrong: list[RetrievalExample]
 
 
-def draw_examples(result: Retrieval, direction: str, *, number: int, seed: int) -> Examples:
+def draw_examples(result: Retrieval, direction: str, *, number: int, seed: int) -> RetrievalExamples:
     """Draws at most `number` right and `number` wrong answers, at most one per concept; equal seeds draw equally."""
     image_query = direction == "image_to_text"
     images = [image.image for image in result.source.images]
@@ -51,7 +51,7 @@ def draw_examples(result: Retrieval, direction: str, *, number: int, seed: int) 
     asked = [index for index, right in enumerate(correct) if len(right)]
     ranks = dict(zip(asked, (result.image_to_text if image_query else result.text_to_image).ranks, strict=True))
 
-    drawn = Examples(right=[], wrong=[])
+    drawn = RetrievalExamples(right=[], wrong=[])
     seen: set[str] = set()
     for query in (asked[position] for position in np.random.default_rng(seed).permutation(len(asked))):
         rank = int(ranks[query])

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from align.evaluate.examples import DIRECTIONS, NUM_ANSWERS, Examples, RetrievalExample
+from align.evaluate.examples import DIRECTIONS, NUM_ANSWERS, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification
 from align.evaluate.recall import CUTS, Score
 from align.figure import BAD, GOOD, INK, LINE, SOFT
@@ -47,7 +47,7 @@ def recall_figure(scores: Mapping[str, Mapping[str, Score]]) -> Figure:
     return figure
 
 
-def examples_figure(examples: Mapping[str, Examples]) -> Figure:
+def examples_figure(examples: Mapping[str, RetrievalExamples]) -> Figure:
     """Retrieval examples, right answers above wrong ones, one column per direction (the keys of `examples`)."""
     columns = [(direction, [*of.right, *of.wrong]) for direction, of in examples.items()]
     depth = max((len(rows) for _, rows in columns), default=1) or 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from align.evaluate.examples import DIRECTIONS, Examples, RetrievalExample
+from align.evaluate.examples import DIRECTIONS, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.recall import Score
 from align.html import escape, gallery, heading, page, paragraph, picture, table, thumbnail
@@ -16,7 +16,7 @@ THUMBNAIL_PX = 128
 def evaluation_page(
     retrievals: Sequence[Retrieval],
     classifications: Sequence[Classification],
-    examples: Mapping[str, Examples],
+    examples: Mapping[str, RetrievalExamples],
     pictures: Mapping[str, bytes],
 ) -> str:
     """Returns the HTML of the page.

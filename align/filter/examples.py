@@ -58,7 +58,7 @@ class ExamplePair:
 
 
 @dataclass(frozen=True)
-class Examples:
+class PairExamples:
     """What the page shows.
 
     Attributes:
@@ -93,7 +93,7 @@ def shown_pairs(shards: Shards, folder: Path) -> Iterator[tuple[str, str, bool]]
                 yield row["url"] or "", *decided[row["key"]]
 
 
-def examples_of(report: FilterReport, shards: Shards, sets: Iterable[EvaluationSet], folder: Path) -> Examples:
+def examples_of(report: FilterReport, shards: Shards, sets: Iterable[EvaluationSet], folder: Path) -> PairExamples:
     """Chooses the examples and reads all pictures of the page.
 
     Args:
@@ -111,7 +111,7 @@ def examples_of(report: FilterReport, shards: Shards, sets: Iterable[EvaluationS
     names = {pair.twin for pair in pairs}
     references = {name: image for one in sets for image in one.images if (name := f"{one.name}/{image.key}") in names}
     twins = {name: (image.image, image.texts[0] if image.texts else "") for name, image in references.items()}
-    return Examples(pairs, images, twins)
+    return PairExamples(pairs, images, twins)
 
 
 def _example_pairs(shards: Shards, folder: Path, num_per_reason: int) -> list[ExamplePair]:

@@ -16,7 +16,7 @@ from align.config.filter import FilterConfig
 from align.figure import png
 from align.files import write_bytes, write_text
 from align.filter import figures
-from align.filter.examples import ExamplePair, Examples
+from align.filter.examples import ExamplePair, PairExamples
 from align.filter.overview import Overview
 from align.filter.report import FilterReport
 from align.filter.rules import RULES, active
@@ -28,7 +28,7 @@ _BLUR_PX = 9
 _MAX_CAPTION = 90
 
 
-def write_page(report: FilterReport, config: FilterConfig, examples: Examples, directory: Path) -> None:
+def write_page(report: FilterReport, config: FilterConfig, examples: PairExamples, directory: Path) -> None:
     """Writes report.html, and its figures as PNG.
 
     Args:
@@ -127,7 +127,7 @@ def _cuts(config: FilterConfig) -> dict[str, str]:
     }
 
 
-def _repeats(overview: Overview, config: FilterConfig, examples: Examples) -> list[str]:
+def _repeats(overview: Overview, config: FilterConfig, examples: PairExamples) -> list[str]:
     texts = [(_short(one.text), one.num_images, one.num_pairs) for one in overview.shared_texts]
     hosts = [(one.name, one.num_pairs, f"{one.num_kept / one.num_pairs:.0%}") for one in overview.hosts]
     tables = []
@@ -173,7 +173,7 @@ def _evaluation(report: FilterReport) -> list[str]:
     ]
 
 
-def _examples(code: str | None, examples: Examples, max_pixels: int) -> list[str]:
+def _examples(code: str | None, examples: PairExamples, max_pixels: int) -> list[str]:
     pairs = [pair for pair in examples.pairs if pair.reason == code]
     if not pairs or code == "opted_out":
         return []

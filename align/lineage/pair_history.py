@@ -23,7 +23,7 @@ from align.lineage.trained_models import find_trained_models
 from align.protocols.store import FetchTar
 
 
-class Decision(TypedDict):
+class PairDecision(TypedDict):
     """The filter's decision; `text` is the normalised text."""
 
     keep: bool
@@ -96,7 +96,7 @@ class PairHistory(TypedDict):
     """
 
     pair: RawRow
-    decision: Decision | None
+    decision: PairDecision | None
     rules: list[RuleResult]
     facts: dict[str, Any]
     place: ShardPosition | None
@@ -186,7 +186,7 @@ def _row(path: Path, column: str, value: str | None) -> dict[str, Any] | None:
     return rows[0] if rows else None
 
 
-def _decision(row: dict[str, Any]) -> Decision:
+def _decision(row: dict[str, Any]) -> PairDecision:
     return {"keep": row["keep"], "reason": row["reason"], "reasons": row["reasons"], "text": row["text"]}
 
 

@@ -31,7 +31,7 @@ from align.services.tracking import (
 
 
 @dataclass(frozen=True)
-class Decision:
+class PromotionDecision:
     """The decision on the candidate.
 
     Attributes:
@@ -49,7 +49,7 @@ class Decision:
     scores: Mapping[str, tuple[float, float | None]]
 
 
-def promote(config: PromoteConfig, model: str, tracker: Tracker) -> Decision:
+def promote(config: PromoteConfig, model: str, tracker: Tracker) -> PromotionDecision:
     """Compares the candidate with the champion, and moves the alias `champion` if the candidate is good enough.
 
     Args:
@@ -77,15 +77,15 @@ def promote(config: PromoteConfig, model: str, tracker: Tracker) -> Decision:
     return decision
 
 
-def _decide(config: PromoteConfig, tracker: Tracker, candidate: Version, champion: Version | None) -> Decision:
+def _decide(config: PromoteConfig, tracker: Tracker, candidate: Version, champion: Version | None) -> PromotionDecision:
     ours = tracker.metrics(candidate.run_id)
     theirs = tracker.metrics(champion.run_id) if champion else {}
     scores: dict[str, tuple[float, float | None]] = {}
     for name in config.metrics:
         scores[name] = (_score(ours, name, candidate), _score(theirs, name, champion) if champion else None)
 
-    def decision(outcome: Literal["promoted", "refused", "unchanged"], reason: str) -> Decision:
-        return Decision(outcome, reason, candidate.number, champion.number if champion else None, scores)
+    def decision(outcome: Literal["promoted", "refused", "unchanged"], reason: str) -> PromotionDecision:
+        return PromotionDecision(outcome, reason, candidate.number, champion.number if champion else None, scores)
 
     if champion is not None and champion.number == candidate.number:
         return decision("unchanged", f"version {candidate.number} already is the champion")

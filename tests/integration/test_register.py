@@ -19,7 +19,7 @@ from align.errors import CorruptError, DataError, GateError, ServiceError
 from align.formats.shards import read_manifest
 from align.release.origin import Origin
 from align.release.package import package
-from align.release.promote import Decision, promote
+from align.release.promote import PromotionDecision, promote
 from align.release.register import Registration, register
 from align.release.results import PipelineOutputs
 from align.release.rollback import rollback
@@ -80,7 +80,7 @@ class Project:
         self.evaluate(recall, low)
         return self.register().version.number
 
-    def promote(self) -> Decision:
+    def promote(self) -> PromotionDecision:
         return promote(PROMOTE, self.config.model_name, self.tracker)
 
     def aliases(self) -> dict[str, int]:

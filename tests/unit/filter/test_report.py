@@ -11,7 +11,7 @@ import pytest
 from align.config import load_params
 from align.config.filter import FilterConfig
 from align.filter import tables
-from align.filter.examples import ExamplePair, Examples
+from align.filter.examples import ExamplePair, PairExamples
 from align.filter.overview import Overview, overview_metrics, overview_of
 from align.filter.page import write_page
 from align.filter.report import FilterReport, FunnelRow, Vocabulary
@@ -172,7 +172,7 @@ def test_metrics_are_of_the_same_figures() -> None:
 def test_nothing_at_all_is_a_page_too(tmp_path: Path) -> None:
     overview = overview_of(rows_of([], []), [])
     assert overview_metrics(overview)["filter/words_per_text/median"] == 0
-    write_page(report(overview, 0, {}), CONFIG, Examples([], {}, {}), tmp_path)
+    write_page(report(overview, 0, {}), CONFIG, PairExamples([], {}, {}), tmp_path)
     assert "0 of 0 pairs kept" in (tmp_path / "report.html").read_text()
 
 
@@ -208,7 +208,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         example("text_shared_by_many_images", "k6"), example("text_is_filename", "k7", "ada@example.org"),
     ]  # fmt: skip
     pictures = {f"k{index}": jpeg(index) for index in range(8)} | {"key of i0": jpeg(50)}
-    gallery = Examples(examples, pictures, {"concepts/t": (jpeg(60), "a test image")})
+    gallery = PairExamples(examples, pictures, {"concepts/t": (jpeg(60), "a test image")})
     write_page(report(seen(), 6, {"image_too_small": 1, "text_personal_data": 1}), CONFIG, gallery, root / "one")
     write_page(report(seen(), 6, {"image_too_small": 1, "text_personal_data": 1}), CONFIG, gallery, root / "two")
     first, second = ({path.name: path.read_bytes() for path in (root / name).iterdir()} for name in ("one", "two"))
@@ -240,7 +240,7 @@ def test_nsfw_pictures_are_blurred(tmp_path: Path) -> None:
     overview = overview_of(rows_of([], []), [])
     sources = []
     for reason in ("image_nsfw", "image_too_small"):
-        gallery = Examples([example(reason, "k", nsfw_score=0.9)], {"k": jpeg(1)}, {})
+        gallery = PairExamples([example(reason, "k", nsfw_score=0.9)], {"k": jpeg(1)}, {})
         write_page(report(overview, 1, {reason: 1}), CONFIG, gallery, tmp_path)
         sources += re.findall(r"data:image/jpeg;base64,([^\"]+)", (tmp_path / "report.html").read_text())
     assert len(sources) == 2 and len(sources[0]) < len(sources[1])

@@ -18,7 +18,7 @@ from flows.dag import Stage
 from flows.git_repository import git
 from flows.locks import locked
 from flows.request import Request, parse_overrides
-from flows.stage_task import Outcome, did_run, report_markdown
+from flows.stage_task import StageOutcome, did_run, report_markdown
 from flows.summary import summarise
 from flows.workspace import in_worktree
 
@@ -249,7 +249,7 @@ def test_the_summary_reads_the_reports(tmp_path: Path) -> None:
     found = [{"score": 0.5, "right": True, "texts": ["a red heart"]}]
     report(tmp_path, "index", {}, queries=[{"query": f"query {i}", "found": found} for i in range(5)])
     stages = [stage(name) for name in ("ingest", "filter", "evaluate", "index")]
-    outcomes = [Outcome(stage=s.name, ran=s.name == "filter") for s in stages]
+    outcomes = [StageOutcome(stage=s.name, ran=s.name == "filter") for s in stages]
     text = summarise(tmp_path, stages, outcomes, name="demo", commit="0" * 40, registered="align version 3", here=True)
     assert "1 stages ran (filter), 3 came from the cache" in text
     assert "1,000 in, 600 kept (60.0%)" in text and "300  text_too_short" in text

@@ -24,7 +24,8 @@ Look around:
 ELSEWHERE = """\
 Look around:
   dvc metrics diff run/{name}                compared with this checkout
-  git switch run/{name} && dvc checkout      its data, model and reports"""
+  rm -f dvc.lock && git switch run/{name} && dvc checkout
+                                             its data, model and reports (git does not track this checkout's dvc.lock)"""
 
 
 def summarise(

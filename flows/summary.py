@@ -25,7 +25,7 @@ ELSEWHERE = """\
 Look around:
   dvc metrics diff run/{name}                compared with this checkout
   rm -f dvc.lock && git switch run/{name} && dvc checkout
-                                             its data, model and reports (git does not track this checkout's dvc.lock)"""
+                                             its data, model and reports; git does not track dvc.lock here"""
 
 
 def summarise(

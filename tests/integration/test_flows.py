@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 
 from flows.git_repository import git
 from tests.support import ROOT
+from tests.support.mlflow_server import free_port
 
 DVC_YAML = """\
 stages:
@@ -77,18 +77,13 @@ folder.mkdir(parents=True)
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Stack:
     """The stub repository with the local stack on free ports."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        ports = {"ALIGN_PREFECT_PORT": str(free_port()), "ALIGN_MLFLOW_PORT": str(free_port())}
+        self._claims, (prefect_port, mlflow_port) = zip(*(free_port() for _ in range(2)), strict=True)
+        ports = {"ALIGN_PREFECT_PORT": str(prefect_port), "ALIGN_MLFLOW_PORT": str(mlflow_port)}
         self.api = f"http://127.0.0.1:{ports['ALIGN_PREFECT_PORT']}/api"
         path = os.pathsep.join([str(root / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
@@ -124,6 +119,11 @@ class Stack:
         ids = [runs[0]["id"], *(run["id"] for run in children)]
         tasks = self.ask("/task_runs/filter", {"flow_runs": {"id": {"any_": ids}}})
         return {task["name"]: task["state_name"] for task in tasks}
+
+    def close(self) -> None:
+        """The end: its ports may be others' again."""
+        for claim in self._claims:
+            claim.close()
 
     def start(self, request: dict[str, Any]) -> str:
         """A click on the deployment; returns the flow run's id."""
@@ -172,6 +172,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         with pytest.raises(OSError):
             urllib.request.urlopen(url, timeout=2)
     assert stack.run("-m", "infra.local", "down").returncode == 0  # nothing to stop is no error
+    stack.close()
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +253,7 @@ def test_without_a_server(stack: Stack, tmp_path: Path) -> None:
     alone = Stack(root)
     done = alone.align_run("--name", "alone")
     assert done.returncode == 0, done.stdout + done.stderr
+    alone.close()
     assert "3 stages ran" in done.stdout
     assert (root / ".align/prefect/prefect.db").exists()  # and nothing in the home directory
 
@@ -260,5 +262,6 @@ def test_a_taken_port_is_named(stack: Stack, tmp_path: Path) -> None:
     other = Stack(tmp_path)
     other.env["ALIGN_PREFECT_PORT"] = stack.env["ALIGN_PREFECT_PORT"]
     done = other.run("-m", "infra.local", "up")
+    other.close()
     assert done.returncode == 1
     assert f"port {stack.env['ALIGN_PREFECT_PORT']} is taken" in done.stderr

@@ -30,7 +30,7 @@ class MlflowServer:
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root = root
-        self._claim, port = _free_port()
+        self._claim, port = free_port()
         self.uri = f"http://127.0.0.1:{port}"
         self._command = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
@@ -90,7 +90,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.uri
 
 
-def _free_port() -> tuple[socket.socket, int]:
+def free_port() -> tuple[socket.socket, int]:
     """A free port and the socket that claims it until closed, as in tests/support/s3_server.py."""
     for port in random.sample(range(15000, 20000), 100):
         claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

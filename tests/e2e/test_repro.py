@@ -12,7 +12,7 @@ import pytest
 from align.cli import main
 from flows.git_repository import git
 from flows.worktree import write_params
-from tests.support import ROOT
+from tests.support import ROOT, thinned
 
 #: Small enough for a minute or two, long enough for the model to know its hundred images by heart.
 REDUCED = {
@@ -30,7 +30,9 @@ REDUCED = {
     "model.text_tower.heads": 2,
     "pretrain.num_steps": 150,
     "pretrain.num_processes": 1,
+    "pretrain.num_threads": 1,
     "finetune.num_processes": 1,
+    "finetune.num_threads": 1,
     "pretrain.batch_size": 32,
     "pretrain.warmup_steps": 10,
     "pretrain.flip": False,
@@ -44,15 +46,17 @@ REDUCED = {
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of this checkout as they stand, in a repository of their own, with one evaluation set."""
+    """The files of this checkout as they stand, in a repository of their own, with an eighth of one evaluation set."""
     root = tmp_path_factory.mktemp("e2e") / "clone"
     for name in git(ROOT, "ls-files", "-co", "--exclude-standard").splitlines():
         if (ROOT / name).is_file() and name != "dvc.lock":
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
-    for path in (root / "data/sample/evaluation").iterdir():
+    evaluation = root / "data/sample/evaluation"
+    for path in evaluation.iterdir():
         if path.stem != "classes":
             path.unlink()
+    thinned.write(evaluation / "classes.json", evaluation, lambda number, key: number % 8 == 0)
     write_params(root / "params.yaml", REDUCED)
     git(root, "init", "--quiet")
     git(root, "add", "--all")

@@ -1,8 +1,6 @@
 """ingest -> filter on part of the committed web archive, with the real evaluation sets."""
 
-import io
 import json
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -15,13 +13,13 @@ from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
-from align.files import sha256_file
 from align.filter.filter import FilterFolders, filter_pairs
 from align.filter.report import FilterReport
 from align.filter.rules import RULES
 from align.formats.raw import iter_images, raw_shards, read_table
 from align.ingest.ingest import ingest
 from align.ingest.workers import Resources
+from tests.support import thinned
 
 NUM_PAGES = 60
 
@@ -43,19 +41,7 @@ def evaluation(folder: Path, sample: Path) -> Path:
     out = folder / "evaluation"
     out.mkdir()
     for header in sorted((sample / "evaluation").glob("*.json")):
-        members: dict[str, list[tuple[tarfile.TarInfo, bytes]]] = {}
-        with tarfile.open(header.with_suffix(".tar")) as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                assert file is not None
-                members.setdefault(member.name.partition(".")[0], []).append((member, file.read()))
-        kept = [key for index, key in enumerate(members) if key in planted or index % 40 == 0]
-        with tarfile.open(out / header.with_suffix(".tar").name, "w") as tar:
-            for member, data in (one for key in kept for one in members[key]):
-                tar.addfile(member, io.BytesIO(data))
-        meta = json.loads(header.read_text()) | {"num_images": len(kept)}
-        meta["sha256"] = sha256_file(out / header.with_suffix(".tar").name)
-        (out / header.name).write_text(json.dumps(meta))
+        thinned.write(header, out, lambda number, key: key in planted or number % 40 == 0)
     return out
 
 

@@ -83,7 +83,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
                 print(*plan_lines(plan, str(paths.raw), versions.remotes()), sep="\n")
                 raise DataError("nothing is purged yet: add --yes to end the versions named above for good")
             _purge(versions, plan, paths, store)
-    say("forget: next: commit the policy; `dvc repro` drops the pairs and makes what comes after again, models too")
+    say("forget: next: commit the policy; `dvc repro` drops the pairs and reruns what depends on them, models too")
     if not args.purge and pairs.num_held:
         say("forget: their bytes are still here and in DVC's cache; `align forget --purge` removes them")
 

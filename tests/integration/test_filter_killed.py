@@ -31,7 +31,7 @@ def test_a_killed_filter_resumes_and_writes_the_same_bytes(tmp_path: Path, num_m
     whole_s = killing.run(command("whole"), tmp_path)
     killing.kill_and_resume(
         command("killed"), tmp_path, seed=3, num_moments=num_moments, whole_s=whole_s,
-        anew=lambda: shutil.rmtree(tmp_path / "killed"),
+        reset=lambda: shutil.rmtree(tmp_path / "killed"),
     )  # fmt: skip
     for folder in ("filtered", "reports"):
         whole = killing.digests(tmp_path / "whole" / folder)

@@ -23,7 +23,7 @@ def test_killed_ingest_resumes_to_the_same_bytes(tmp_path: Path, seed: int, num_
     expected = digests(whole / "data/raw")
     assert sum(name.endswith(".tar") for name in expected) > 3
     kill_and_resume(
-        ARGUMENTS, killed, seed=seed, num_moments=num_moments, whole_s=seconds, anew=lambda: fresh(killed)
+        ARGUMENTS, killed, seed=seed, num_moments=num_moments, whole_s=seconds, reset=lambda: fresh(killed)
     )  # fmt: skip
     assert digests(killed / "data/raw") == expected
     assert digests(killed / "reports/ingest") == digests(whole / "reports/ingest")

@@ -56,7 +56,7 @@ def test_killed_shard_resumes_to_the_same_bytes(
     killed = make_directory(tmp_path / "killed", inputs)
     kill_and_resume(
         ARGUMENTS, killed, seed=seed, num_moments=num_moments, whole_s=seconds,
-        anew=lambda: make_directory(killed, inputs),
+        reset=lambda: make_directory(killed, inputs),
     )  # fmt: skip
     assert digests(killed / "data/shards") == shards
     assert digests(killed / "reports/shard") == report

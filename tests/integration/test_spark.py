@@ -26,6 +26,7 @@ from align.filter.tables import IMAGES, MAX_ROWS, SCORED
 from align.filter.work_folder import commit
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA, raw_shards, read_table
+from tests.support import missing
 
 pytestmark = pytest.mark.full
 
@@ -53,12 +54,6 @@ TRAPS = [
 ]  # fmt: skip
 
 
-def requires(reason: str) -> None:
-    if os.environ.get("CI", "").lower() == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -74,7 +69,7 @@ def listening(port: int) -> bool:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """(URL of the master, folder in which each worker has a folder)."""
     if shutil.which("java") is None:
-        requires("Spark needs Java 17")
+        missing("Spark needs Java 17")
     pyspark = pytest.importorskip("pyspark") if os.environ.get("CI", "").lower() != "true" else __import__("pyspark")
     home, folder, port = Path(pyspark.__file__).parent, tmp_path_factory.mktemp("cluster"), free_port()
     (folder / "spark-defaults.conf").write_text("spark.executor.memory 512m\nspark.sql.shuffle.partitions 4\n")
@@ -222,7 +217,7 @@ with open_engine(load_params(overrides=overrides).section(EngineConfig), Path(fo
 def test_spark_on_this_machine_starts_with_any_memory_limit_of_duckdb(limit: str, tmp_path: Path) -> None:
     """In a process of its own: the memory of a Java machine is that of its first session."""
     if shutil.which("java") is None:
-        requires("Spark needs Java 17")
+        missing("Spark needs Java 17")
     done = subprocess.run(
         [sys.executable, "-c", LOCAL, limit, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
     )

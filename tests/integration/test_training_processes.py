@@ -24,7 +24,7 @@ from align.training.loop import Log
 from align.training.plan import Infrastructure, TrainingPlan
 from align.training.process_group import default_processes
 from align.training.run import run
-from tests.support import ROOT, forked, killing, training_data
+from tests.support import ROOT, forked, killing, missing, training_data
 from tests.support.forked import forked_ranks
 from tests.support.s3_server import KEY, SECRET, serve
 from tests.support.training_data import RECIPE, TermAt, plan, pretrain_config, with_log
@@ -154,7 +154,7 @@ def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path
         seed=0,
         num_moments=num_moments,
         whole_s=whole_s,
-        anew=remove_results,
+        reset=remove_results,
         start=start,
     )
     for folder in ("models/pretrained", "reports/pretrain"):
@@ -279,9 +279,7 @@ def namespaces() -> Iterator[tuple[str, str]]:
     """Two network namespaces, 10.77.0.1 and .2, each with its own loopback."""
     names = tuple(f"align-{os.getpid()}-{number}" for number in (1, 2))
     if shutil.which("ip") is None or os.geteuid() != 0:
-        if os.environ.get("CI"):
-            pytest.fail("network namespaces need root and iproute2")
-        pytest.skip("network namespaces need root and iproute2")
+        missing("network namespaces need root and iproute2")
     try:
         for name in names:
             _ip("netns", "add", name)

@@ -64,13 +64,13 @@ def run(arguments: Sequence[str], cwd: Path, start: Start = Command) -> float:
 
 
 def kill_and_resume(
-    arguments: Sequence[str], cwd: Path, *, seed: int, num_moments: int, whole_s: float, anew: Callable[[], object],
+    arguments: Sequence[str], cwd: Path, *, seed: int, num_moments: int, whole_s: float, reset: Callable[[], object],
     start: Start = Command,
 ) -> None:  # fmt: skip
-    """Kills the command `num_moments` times, each time amid the work that the one before left, then lets it end.
+    """Kills the command `num_moments` times, each time while it resumes what the last one left, then lets it finish.
 
-    A run that ends before its moment (work that goes on is done sooner, and machines are faster now and then) is no
-    kill: what it left is removed, and another moment is drawn, from what it took.
+    A run that ends before its moment is no kill: a resumed run takes less time, and a machine may be faster than
+    before. Its results are removed, and another moment is drawn within the time that it took.
 
     Args:
         arguments: of `align`.
@@ -78,7 +78,7 @@ def kill_and_resume(
         seed: of the moments, drawn between a tenth of a whole run and nearly its end.
         num_moments: kills.
         whole_s: of a run to the end.
-        anew: removes everything that the command made.
+        reset: removes everything that the command made.
         start: starts the command.
     """
     moments = random.Random(seed)
@@ -89,7 +89,7 @@ def kill_and_resume(
         if command.ended(moments.uniform(0.1, 0.95) * whole_s):
             command.require_success()
             whole_s = min(whole_s, time.monotonic() - began)
-            anew()
+            reset()
             continue
         command.kill()
         killed += 1

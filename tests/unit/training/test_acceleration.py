@@ -1,7 +1,6 @@
 """torch.compile and CUDA's settings: set as the recipe says, and reset after the run."""
 
 import ctypes
-import os
 import resource
 import shutil
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from align.training.acceleration import accelerated, as_written
 from align.training.loss import align_loss, sigmoid_loss
 from align.training.plan import TrainingPlan
 from align.training.run import run
-from tests.support import training_data
+from tests.support import missing, training_data
 from tests.support.training_data import MODEL, pretrain_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -107,8 +106,8 @@ def test_texts_of_any_length_and_repeated_layers_are_one_graph(backend: None) ->
 @pytest.mark.full
 def test_inductor_compiles_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler that a run uses, on the smallest layer."""
-    if shutil.which("g++") is None and not os.environ.get("CI"):
-        pytest.skip("inductor needs g++")
+    if shutil.which("g++") is None:
+        missing("inductor needs g++")
     # it passes torch's folder to the linker without quotes, so a path with a space does not link
     (tmp_path / "lib").symlink_to(cpp_extension.TORCH_LIB_PATH)
     monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", str(tmp_path / "lib"))

@@ -86,8 +86,10 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns 0, or 1 after an AlignError (one line on stderr), or 130 after Ctrl-C."""
+    from align.console import say, say_traceback
     from align.errors import AlignError
 
+    sys.excepthook = say_traceback
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in argv if word in VERBS), None)
     try:
@@ -98,18 +100,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         params = load_params(args.params, args.overrides)
         importlib.import_module(VERBS[args.verb].module).main(params, args)
     except AlignError as error:
-        print(f"align: error: {error}", file=sys.stderr)
+        say(f"align: error: {error}")
         return 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(
-            f"align: error: the disk is full ({error.filename or 'while writing'}); free some space and run again",
-            file=sys.stderr,
-        )
+        say(f"align: error: the disk is full ({error.filename or 'while writing'}); free some space and run again")
         return 1
     except KeyboardInterrupt:
-        print("align: interrupted", file=sys.stderr)
+        say("align: interrupted")
         return 130
     return 0
 

@@ -1,14 +1,22 @@
-"""Messages and progress for the person who watches, on stderr; stdout is kept for results.
+"""What commands print: results on stdout, messages and progress on stderr, for the person who watches.
+
+All that is printed passes through `visible`, since addresses and messages come from strangers. If the reader has gone
+(`| head`), the rest is not printed, and the command does its work to the end: half a purge helps nobody.
 
 Nothing here changes a byte of any output, so no stage depends on it.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from types import TracebackType
+from typing import TextIO, TypeVar
+
+from align.visible import visible
 
 T = TypeVar("T")
 
@@ -18,7 +26,34 @@ PROGRESS_INTERVAL_S = 5.0
 
 def say(message: str) -> None:
     """Prints one line on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    _print([message], sys.stderr)
+
+
+def show(*lines: str) -> None:
+    """Prints a result on stdout; each argument is one line, whatever it holds."""
+    _print(lines, sys.stdout)
+
+
+def show_json(text: str) -> None:
+    """Prints a JSON text on stdout, as it was laid out; what a terminal would obey is escaped as JSON does it."""
+    _print(text.rstrip("\n").split("\n"), sys.stdout)
+
+
+def say_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints the traceback of an error that nothing has caught. For `sys.excepthook`."""
+    _print("".join(traceback.format_exception(kind, error, trace)).rstrip("\n").split("\n"), sys.stderr)
+
+
+def _print(lines: Iterable[str], stream: TextIO) -> None:
+    text = "".join(f"{visible(line)}\n" for line in lines)
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))  # a terminal may know ASCII only
+        stream.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # Python flushes the stream once more when it ends
+        os.close(nowhere)
 
 
 def track(items: Iterable[T], *, what: str, total: int | None = None) -> Iterator[T]:
@@ -26,7 +61,7 @@ def track(items: Iterable[T], *, what: str, total: int | None = None) -> Iterato
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(items, desc=what, total=total, unit="", leave=False)
+        yield from tqdm(items, desc=visible(what), total=total, unit="", leave=False)
         return
     start = last = time.monotonic()
     for count, item in enumerate(items, start=1):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from align.errors import AlignError
+from align.visible import visible
 from flows import supervisor
 
 #: An error quotes this many last lines if the command gave no reason itself.
@@ -73,7 +74,7 @@ def run_supervised(
 def _pump(stream: TextIO, lines: list[str], log: Callable[[str], None]) -> None:
     with stream:
         for raw in stream:
-            if line := raw.rstrip():
+            if line := visible(raw.rstrip()):
                 lines.append(line)
                 log(line)
 

@@ -20,6 +20,7 @@ from prefect.client.orchestration import get_client
 
 from align.config import load_params
 from align.config.register import RegisterConfig
+from align.console import say, show
 from align.errors import AlignError
 from align.services.tracking import Status, Tracker
 from flows import run_branch
@@ -159,14 +160,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             Request(name=args.name, ref=args.ref, overrides=overrides, snapshot_dirty=args.snapshot_dirty)
         )
     except AlignError as error:
-        print(f"align: error: {error}", file=sys.stderr)
+        say(f"align: error: {error}")
         return 1
     except KeyboardInterrupt:
-        print(
-            "align: interrupted; finished stages are cached, and training resumes from its checkpoint", file=sys.stderr
-        )
+        say("align: interrupted; finished stages are cached, and training resumes from its checkpoint")
         return 130
-    print(f"\n{summary}")
+    show("", *summary.split("\n"))
     return 0
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from align.config import Params
 from align.config.engine import EngineConfig
 from align.config.paths import PathsConfig
-from align.console import say
+from align.console import say, show, show_json
 from align.errors import DataError
 from align.files import to_json, write_text
 from align.lineage.data_versions import DataVersions
 from align.lineage.diff_page import as_page
 from align.lineage.diff_tables import VersionTables, compare
-from align.lineage.diff_text import as_text
+from align.lineage.diff_text import text_lines
 from align.services.engine import open_engine
 
 
@@ -43,7 +43,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if args.html:
         write_text(args.html, as_page(report))
         say(f"diff: {args.html} written")
-    print(to_json(report.model_dump(mode="json")).rstrip("\n") if args.json else as_text(report))
+    if args.json:
+        show_json(to_json(report.model_dump(mode="json")))
+    else:
+        show(*text_lines(report))
 
 
 def find_tables(name: str, paths: PathsConfig, versions: DataVersions) -> VersionTables:

@@ -16,12 +16,8 @@ DISTRIBUTION_NAMES = {
 _SHOWN_CHARACTERS, _SHOWN_LINES = 70, 12
 
 
-def as_text(report: DiffReport) -> str:
-    """The summary; what changed most comes first."""
-    return "\n".join(_lines(report))
-
-
-def _lines(report: DiffReport) -> Iterator[str]:
+def text_lines(report: DiffReport) -> Iterator[str]:
+    """The lines of the summary; what changed most comes first."""
     before, after = report.before, report.after
     width = max(len(before.name), len(after.name))
     for version in (before, after):
@@ -32,7 +28,8 @@ def _lines(report: DiffReport) -> Iterator[str]:
         ("left (kept before, not now)", report.left, "after"),
         ("changed without being kept", report.others, "both"),
     ):
-        yield f"\n{title}: {sum(move.num_pairs for move in moves):,}"
+        yield ""
+        yield f"{title}: {sum(move.num_pairs for move in moves):,}"
         for move in moves[:_SHOWN_LINES]:
             why = f"{move.before} -> {move.after}" if other == "both" else getattr(move, other)
             yield f"  {move.num_pairs:>10,}  {why}"
@@ -42,14 +39,17 @@ def _lines(report: DiffReport) -> Iterator[str]:
             yield f"  and {len(moves) - _SHOWN_LINES} more kinds, see --html or --json"
     rows = report.by_rule()
     if rows:
-        yield "\nrules: pairs that each drops first"
+        yield ""
+        yield "rules: pairs that each drops first"
         yield from (f"  {rule:<32}  {was:>10,} -> {now:>10,}" for rule, was, now in rows)
     if report.distances:
-        yield "\nkept pairs: share that moved to another bucket"
+        yield ""
+        yield "kept pairs: share that moved to another bucket"
         for name, share in report.distances.items():
             yield f"  {DISTRIBUTION_NAMES.get(name, name):<32}  {share:>7.1%}"
     if report.hosts:
-        yield "\nkept pairs by host, where most changed"
+        yield ""
+        yield "kept pairs by host, where most changed"
         yield from (f"  {host or 'none':<32}  {was:>10,} -> {now:>10,}" for host, was, now in report.hosts)
 
 

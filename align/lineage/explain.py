@@ -16,9 +16,10 @@ from align.config.filter import FilterConfig
 from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
 from align.config.store import StoreConfig
+from align.console import show, show_json
 from align.files import sha256_file, to_json
 from align.lineage.data_versions import DataVersions
-from align.lineage.explain_text import render
+from align.lineage.explain_text import text_lines
 from align.lineage.pair_history import PairHistory, look_up, look_up_models, require_pairs
 from align.lineage.raw_pairs import RawRow
 from align.services.store import fetcher
@@ -42,9 +43,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
     rows = require_pairs(params.section(PathsConfig).raw, column, value)
     histories = _histories(params, rows)
     if args.json:
-        print(to_json(list(histories)).rstrip("\n"))
-    else:
-        print(*map(render, histories), sep="\n\n")
+        show_json(to_json(list(histories)))
+        return
+    for number, history in enumerate(histories):
+        if number:
+            show("")
+        show(*text_lines(history))
 
 
 def _column_and_value(args: argparse.Namespace) -> tuple[str, str]:

@@ -8,9 +8,9 @@ from typing import Any
 from align.lineage.pair_history import ModelUse, PairHistory
 
 
-def render(history: PairHistory) -> str:
+def text_lines(history: PairHistory) -> list[str]:
     """What is known of the pair; then every rule; then shards and models."""
-    return "\n".join([*_head(history), "", *_rule_lines(history), "", *_tail(history)])
+    return [*_head(history), "", *_rule_lines(history), "", *_tail(history)]
 
 
 def _head(history: PairHistory) -> Iterator[str]:

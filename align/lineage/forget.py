@@ -22,7 +22,7 @@ from align.config import Params
 from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
 from align.config.store import StoreConfig
-from align.console import say
+from align.console import say, show
 from align.errors import DataError
 from align.formats.policy import OPTED_OUT, Entry, OptedOut, read_opted_out, write_opted_out
 from align.lineage.data_versions import DataVersions
@@ -62,25 +62,24 @@ def main(params: Params, args: argparse.Namespace) -> None:
     requests = read_requests(files, paths.raw, args.reason)
     opted_out, num_new = record(paths.policy, requests)
     requested = OptedOut(requests) if files else opted_out
-    print(_recorded(paths.policy / OPTED_OUT, requested, num_new if files else None))
+    show(_recorded(paths.policy / OPTED_OUT, requested, num_new if files else None))
     with tempfile.TemporaryDirectory(prefix="align-") as scratch:
         versions = DataVersions(Path.cwd(), Path(scratch))
         pairs = opted_out_pairs(paths.raw, requested)
-        print(
+        show(
             f"{paths.raw}: {pairs.num_pairs:,} pairs, {len(pairs.image_ids):,} pictures; {pairs.num_held:,} with bytes"
         )
         image_ids = pairs.image_ids | {entry.value for entry in requested.entries if entry.kind == "image_id"}
         count = partial(count_pairs, image_ids=image_ids, fetch=fetcher(store))
         model = params.section(RegisterConfig).model_name
         models, problem = find_trained_models(model, paths.shards, versions, count)
-        for line in model_lines(models):
-            print(line)
+        show(*model_lines(models))
         if problem:
             say(f"forget: models: {problem}")
         if args.purge:
             plan = plan_purge(versions, opted_out, paths, fetcher(store))
             if not args.yes:
-                print(*plan_lines(plan, str(paths.raw), versions.remotes()), sep="\n")
+                show(*plan_lines(plan, str(paths.raw), versions.remotes()))
                 raise DataError("nothing is purged yet: add --yes to end the versions named above for good")
             _purge(versions, plan, paths, store)
     say("forget: next: commit the policy; `dvc repro` drops the pairs and reruns what depends on them, models too")
@@ -109,7 +108,7 @@ def _purge(versions: DataVersions, plan: PurgePlan, paths: PathsConfig, store: S
     results = []
     for result in purge(versions, plan, paths, store):
         results.append(result)
-        print(result_line(result))
+        show(result_line(result))
     if plan.pairs.shared:
         say(f"forget: {len(plan.pairs.shared):,} pictures stay: other pairs, which nobody asked to forget, show them")
     say("forget: not checked: the archive that ingest reads (it now skips them), and reports copied to MLflow")
@@ -118,4 +117,4 @@ def _purge(versions: DataVersions, plan: PurgePlan, paths: PathsConfig, store: S
         raise DataError(
             f"not everything is gone: {', '.join(left)}; fix that and run `align forget --purge --yes` again"
         )
-    print("nothing is left in the places named" if results else "nothing had to go")
+    show("nothing is left in the places named" if results else "nothing had to go")

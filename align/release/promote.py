@@ -16,6 +16,7 @@ from typing import Literal
 from align.config import Params
 from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
+from align.console import show
 from align.errors import DataError, GateError
 from align.services.tracking import (
     CANDIDATE,
@@ -132,7 +133,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if decision.outcome == "refused":
         raise GateError(f"{names.model_name} version {decision.candidate} is not promoted: {decision.reason}")
     if decision.outcome == "unchanged":
-        print(f"{names.model_name}: {decision.reason}")
+        show(f"{names.model_name}: {decision.reason}")
         return
     before = f" (before: version {decision.champion}, now '{PREVIOUS}')" if decision.champion is not None else ""
-    print(f"{names.model_name} version {decision.candidate} is the {CHAMPION}{before}: {decision.reason}")
+    show(f"{names.model_name} version {decision.candidate} is the {CHAMPION}{before}: {decision.reason}")

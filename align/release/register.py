@@ -19,7 +19,7 @@ from typing import Any
 from align.config import Params
 from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
-from align.console import say
+from align.console import say, show
 from align.release.origin import Origin, read_origin
 from align.release.results import PipelineOutputs, Results, read_results, read_series
 from align.services.tracking import CANDIDATE, Tracker, Version, current_run_id
@@ -132,4 +132,4 @@ def main(params: Params, args: argparse.Namespace) -> None:
     say(f"register: run {done.run_id} in MLflow at {tracker.uri}")
     how = "registered" if done.created else "registered before: the model is the same"
     digest = version.tags[_MODEL_DIGEST]
-    print(f"{version.name} version {version.number} ({how}), alias {CANDIDATE}, digest {digest[:12]}")
+    show(f"{version.name} version {version.number} ({how}), alias {CANDIDATE}, digest {digest[:12]}")

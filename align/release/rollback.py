@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from align.config import Params
 from align.config.register import RegisterConfig
+from align.console import show
 from align.errors import DataError
 from align.services.tracking import CHAMPION, PREVIOUS, REPLACED, ROLLED_BACK, ROLLED_BACK_BECAUSE, Tracker
 
@@ -57,4 +58,4 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align rollback`."""
     model = params.section(RegisterConfig).model_name
     done = rollback(model, args.reason, Tracker())
-    print(f"{model} version {done.champion} is the {CHAMPION} again; {done.replaced} was rolled back: {args.reason}")
+    show(f"{model} version {done.champion} is the {CHAMPION} again; {done.replaced} was rolled back: {args.reason}")

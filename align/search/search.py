@@ -18,7 +18,7 @@ from align.config import Params
 from align.config.paths import PathsConfig
 from align.config.search import SearchConfig
 from align.config.store import StoreConfig
-from align.console import say
+from align.console import say, show, show_json
 from align.errors import ConfigError, DataError
 from align.files import write_text
 from align.formats.image_index import Hit, ImageIndex
@@ -100,13 +100,13 @@ def _text(encoder: Encoder, text: str) -> NDArray[np.float32]:
     return np.asarray(encoder.embed_texts([text])[0], dtype=np.float32)
 
 
-def _table(hits: list[Hit]) -> str:
+def _table(hits: list[Hit]) -> list[str]:
     width = max(40, shutil.get_terminal_size((100, 24)).columns)
     lines = [f"{'rank':>4}  {'score':>6}  {'key':<9}  text"]
     for rank, hit in enumerate(hits, 1):
         line = f"{rank:>4}  {hit.score:>6.3f}  {hit.item.key:<9}  {' | '.join(hit.item.texts)}"
         lines.append(line if len(line) <= width else line[: width - 1] + "…")
-    return "\n".join(lines)
+    return lines
 
 
 def _json(hits: list[Hit]) -> str:
@@ -175,7 +175,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
         )
     except DataError as error:
         raise DataError(f"--image {args.image}: {error}" if args.image else str(error)) from None
-    print(_json(hits) if args.json else _table(hits))
+    if args.json:
+        show_json(_json(hits))
+    else:
+        show(*_table(hits))
     if args.html:
         write_text(args.html, _page(query, hits, index, materialised(paths.shards, params.section(StoreConfig))))
         say(f"search: wrote {args.html}")

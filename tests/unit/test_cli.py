@@ -52,3 +52,10 @@ def test_an_unknown_verb_is_a_usage_error() -> None:
     with pytest.raises(SystemExit) as stop:
         main(["filtre"])
     assert stop.value.code == 2
+
+
+def test_an_error_is_one_line_whatever_it_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["filter", "--params", "no\x1b[2J\nalign: faked"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(r"align: error: no\u001b[2J\nalign: faked")
+    assert said.count("\n") == 1

@@ -13,7 +13,7 @@ from align.errors import DataError
 from align.lineage.diff_page import as_page
 from align.lineage.diff_report import DiffReport
 from align.lineage.diff_tables import VersionTables, compare
-from align.lineage.diff_text import as_text
+from align.lineage.diff_text import text_lines
 from align.services.engine import open_engine
 from tests.support import small_data
 from tests.support.small_data import Pair
@@ -77,7 +77,7 @@ def test_nothing_changed(folders: tuple[Path, Path]) -> None:
     assert (report.moves, report.hosts) == ([], [])
     assert set(report.distances) == {"text_length", "image_size"}
     assert set(report.distances.values()) == {0.0}
-    assert "entered (kept now, not before): 0" in as_text(report)
+    assert "entered (kept now, not before): 0" in list(text_lines(report))
     assert as_page(report).count("No change.") == 5
 
 

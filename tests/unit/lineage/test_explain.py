@@ -14,7 +14,7 @@ from align.config.filter import FilterConfig
 from align.filter.rules import RULES
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards
-from align.lineage.explain_text import render
+from align.lineage.explain_text import text_lines
 from align.lineage.pair_history import PairHistory, look_up, require_pairs
 from tests.support import small_data
 from tests.support.small_data import Pair
@@ -78,7 +78,7 @@ def test_a_dropped_pair_says_by_what_first(data: Path) -> None:
     assert (short["verdict"], short["first"], short["values"]) == ("drops", True, {"num_words": 1})
     assert rule(history, "text_too_long")["verdict"] == "passes"
     history |= {"models": [], "models_line": "no MLflow here"}
-    text = render(history)
+    text = "\n".join(text_lines(history))
     assert text.startswith(f"pair {SHORT}: dropped: text_too_short\n")
     assert f"drops first  num_words = 1; num_words < {THRESHOLDS.min_words}" in text
     assert "twin       test image vendor/8, equal bytes or hashes" in text
@@ -87,8 +87,8 @@ def test_a_dropped_pair_says_by_what_first(data: Path) -> None:
 
 def test_a_twin_has_its_cosine_and_a_missing_picture_its_error(data: Path) -> None:
     nothing = {"models": [], "models_line": None}
-    assert "twin       test image vendor/7, cosine 0.9812" in render(explained(data, KEPT) | nothing)
-    assert "download   failed_to_download: 404" in render(explained(data, MISSING) | nothing)
+    assert "twin       test image vendor/7, cosine 0.9812" in "\n".join(text_lines(explained(data, KEPT) | nothing))
+    assert "download   failed_to_download: 404" in "\n".join(text_lines(explained(data, MISSING) | nothing))
 
 
 def test_a_take_down_is_shown(data: Path) -> None:
@@ -102,7 +102,7 @@ def test_without_the_later_stages_it_says_so(data: Path, tmp_path: Path) -> None
     history = look_up(row, THRESHOLDS, filtered=tmp_path / "no", shards=tmp_path / "no", policy=tmp_path / "no")
     assert (history["decision"], history["place"], history["opted_out"]) == (None, None, None)
     assert {one["verdict"] for one in history["rules"]} == {"unknown"}
-    assert "not yet filtered" in render(history | {"models": [], "models_line": None})
+    assert "not yet filtered" in "\n".join(text_lines(history | {"models": [], "models_line": None}))
 
 
 def command(data: Path, *words: str) -> list[str]:

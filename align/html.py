@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from align.figure import BAD, GOOD, INK, LINE, SOFT, WARN, WASH
+from align.visible import visible
 
 _COLOURS = f"""
 :root {{ --ink: {INK}; --soft: {SOFT}; --line: {LINE}; --good: {GOOD}; --bad: {BAD}; --warn: {WARN};
@@ -58,8 +59,8 @@ figure.bad img { border: 2px solid var(--bad) }
 
 
 def escape(value: Any) -> str:
-    """Text as HTML."""
-    return html.escape(str(value))
+    """Text as HTML; characters that turn the letters around, or that nothing can encode, are shown as escapes."""
+    return html.escape(visible(str(value), lines=True))
 
 
 def page(title: str, lead: str, blocks: Iterable[str]) -> str:

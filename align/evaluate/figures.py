@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from PIL import Image
 from align.evaluate.examples import DIRECTIONS, NUM_ANSWERS, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification
 from align.evaluate.recall import CUTS, Score
-from align.figure import BAD, GOOD, INK, LINE, SOFT
+from align.figure import BAD, GOOD, INK, LINE, SOFT, legible
 from align.html import thumbnail
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def recall_figure(scores: Mapping[str, Mapping[str, Score]]) -> Figure:
             axes.errorbar(x, values, spread, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3)
             axes.hlines([s.chance for s in chosen], x - 0.19, x + 0.19, color=BAD, lw=2, label="chance" * (offset == 1))
         axes.set_xticks(range(len(CUTS)), [f"recall@{k}" for k in CUTS])
-        axes.set_title(name, loc="left", fontsize=11, fontweight="bold", parse_math=False)
+        axes.set_title(legible(name, width=40), loc="left", fontsize=11, fontweight="bold")
         _tidy(axes)
     all_axes[0].set_ylabel("share of queries")
     all_axes[0].set_ylim(bottom=0)
@@ -68,14 +67,15 @@ def examples_figure(examples: Mapping[str, RetrievalExamples]) -> Figure:
 
 def confusion_figure(result: Classification) -> Figure:
     """For each true class (row), the share of its images that was assigned to each class (column)."""
-    names, counts = result.source.classes, result.confusion
+    names = [legible(name, width=40) for name in result.source.classes]
+    counts = result.confusion
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 2.2 + 0.19 * len(names)
     figure = Figure(figsize=(size, size * 0.93), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7, parse_math=False)
-    axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
@@ -131,7 +131,7 @@ def _draw_example(row: NDArray[np.object_], example: RetrievalExample) -> None:
         if example.rank > 1:
             lines.append((f"correct: {example.correct!s}", INK))
         for position, (text, color) in enumerate(lines):
-            row[1].text(0, 1 - position / 6, _short(text, 70), color=color, fontsize=8, va="top", parse_math=False)
+            row[1].text(0, 1 - position / 6, legible(text, width=70), color=color, fontsize=8, va="top")
     else:
         for axes, (answer, correct) in zip(row[1:], example.answers, strict=False):
             _draw(axes, answer, GOOD if correct else BAD)
@@ -139,7 +139,7 @@ def _draw_example(row: NDArray[np.object_], example: RetrievalExample) -> None:
 
 def _draw(axes: Axes, item: bytes | str, color: str) -> None:
     if isinstance(item, str):
-        axes.text(0.0, 0.5, _wrap(item), fontsize=8, color=color, va="center", ha="left", parse_math=False)
+        axes.text(0.0, 0.5, legible(item, width=18, lines=4), fontsize=8, color=color, va="center", ha="left")
         return
     axes.axis("on")
     axes.imshow(_decode(item))
@@ -152,14 +152,6 @@ def _draw(axes: Axes, item: bytes | str, color: str) -> None:
 def _decode(data: bytes) -> Any:
     with Image.open(io.BytesIO(thumbnail(data, _THUMBNAIL_PX))) as image:
         return np.asarray(image)
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _wrap(text: str) -> str:
-    return "\n".join(textwrap.wrap(_short(text, 64), 18))
 
 
 def _tidy(axes: Axes) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from align.figure import BAD, GOOD, INK, SOFT
+from align.figure import BAD, GOOD, INK, SOFT, legible
 from align.html import thumbnail
 from align.search.answers import AnsweredQuery, ImageAnswer
 
@@ -28,8 +27,8 @@ def search_figure(queries: Sequence[AnsweredQuery]) -> Figure:
         for axes in line:
             axes.axis("off")
         color = {None: INK, True: GOOD, False: BAD}[query.right]
-        words = {"va": "center", "color": color, "fontweight": "bold", "parse_math": False}
-        line[0].text(0, 0.5, _wrap(query.query, 18), fontsize=9, **words)
+        words = legible(query.query, width=18, lines=4)
+        line[0].text(0, 0.5, words, fontsize=9, va="center", color=color, fontweight="bold")
         cells = [ImageAnswer(query.image, "", 0.0, None)] if query.image else []
         for axes, answer in zip(line[1:], [*cells, *query.answers], strict=False):
             axes.axis("on")
@@ -37,11 +36,7 @@ def search_figure(queries: Sequence[AnsweredQuery]) -> Figure:
             axes.set_yticks([])
             with Image.open(io.BytesIO(thumbnail(answer.image, _THUMBNAIL_PX))) as image:
                 axes.imshow(np.asarray(image))
-            axes.set_xlabel(_wrap(answer.text, 20, lines=2), fontsize=6, labelpad=2, parse_math=False)
+            axes.set_xlabel(legible(answer.text, width=20, lines=2), fontsize=6, labelpad=2)
             for spine in axes.spines.values():
                 spine.set(color={None: SOFT, True: GOOD, False: BAD}[answer.right], linewidth=2)
     return figure
-
-
-def _wrap(text: str, width: int, lines: int = 4) -> str:
-    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from align.figure import GOOD, INK
+from align.figure import GOOD, INK, legible
 from align.formats.drift_reference import Distribution
 
 _TITLES = {
@@ -35,7 +35,8 @@ def drift_figure(now: Mapping[str, Distribution], before: Mapping[str, Distribut
             heights = [100 * before[name].get(label, 0) for label in labels]
             axes.bar(positions, heights, width=0.8, fill=False, edgecolor=INK, linewidth=1.1, label="reference")
             axes.legend(loc="upper right", fontsize=7.5, frameon=False)
-        axes.set_xticks(positions, labels, fontsize=7, rotation=60, ha="right", rotation_mode="anchor")
+        ticks = [legible(label, width=20) for label in labels]
+        axes.set_xticks(positions, ticks, fontsize=7, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_xlabel(_TITLES.get(name, name), fontsize=8.5)
         axes.tick_params(axis="y", labelsize=7.5)
         axes.spines[["top", "right"]].set_visible(False)

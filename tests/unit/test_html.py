@@ -61,3 +61,9 @@ def test_the_colours_of_a_page_are_those_of_the_figures() -> None:
     palette = {figure.INK, figure.SOFT, figure.LINE, figure.WASH, figure.GOOD, figure.BAD, figure.WARN}
     assert set(re.findall(r"#[0-9a-f]{6}", page)) == palette
     assert not re.findall(r"#[0-9a-f]{6}", Path(html.__file__).read_text())  # each is stated once, in align.figure
+
+
+def test_text_that_turns_letters_around_or_has_no_encoding_is_shown() -> None:
+    page = html.page("t", "l", [html.paragraph("txt.\u202egpj \ud83e\nline")])
+    assert "txt.\\u202egpj \\ud83e\nline" in page
+    page.encode("utf-8")

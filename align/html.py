@@ -1,11 +1,14 @@
 """Report pages: self-contained HTML (inline CSS, pictures as data URIs) that needs no network.
 
-Blocks are strings of HTML, which `page` joins as they are. Every function here escapes the text that it gets.
+Blocks are strings of HTML, which `page` joins as they are. Every function here escapes the text that it gets. Should
+a block ever hold HTML of a stranger, the page's policy still keeps a browser from running it and from loading anything
+for it. The policy allows one style, by its hash, and no `style` attributes: a bar's width is an attribute of its own.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 from collections.abc import Iterable, Sequence
@@ -44,7 +47,8 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 nav { font-size: .85rem; margin: 0 0 .4rem }
 nav a { color: var(--soft); margin-right: 1rem; display: inline-block }
 td.bar { min-width: 96px; padding-top: .62rem }
-td.bar i { display: block; height: .72rem; border-radius: 2px; background: var(--bad); opacity: .75 }
+td.bar hr { margin: 0; border: 0; height: .72rem; border-radius: 2px; background: var(--bad); opacity: .75 }
+table.example td { border: 0; padding-right: 1.2rem }
 p.note { color: var(--soft); font-size: .85rem; max-width: 820px }
 img { max-width: 100% }
 .gallery { display: flex; flex-wrap: wrap; gap: .7rem; margin: .6rem 0 }
@@ -56,6 +60,9 @@ figure.good img { border: 2px solid var(--good) }
 figure.bad img { border: 2px solid var(--bad) }
 """
 )
+_STYLE_SHA256 = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode("ascii")
+#: The content security policy of every page. Scripts, frames, fonts, connections: none.
+POLICY = f"default-src 'none'; img-src data:; style-src 'sha256-{_STYLE_SHA256}'; base-uri 'none'; form-action 'none'"
 
 
 def escape(value: Any) -> str:
@@ -67,7 +74,9 @@ def page(title: str, lead: str, blocks: Iterable[str]) -> str:
     """A whole page. `lead` is the sentence under the title."""
     body = "\n".join(blocks)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta name="referrer" content="no-referrer">'
+        f"<title>{escape(title)}</title>"
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{_STYLE}</style></head>\n<body><h1>{escape(title)}</h1><p class=lead>{escape(lead)}</p>"
         f"\n{body}\n</body></html>\n"
@@ -138,7 +147,7 @@ def table(
                 text = value if isinstance(value, str) else "passed" if value else "failed"
                 line.append(f"<td class={css}>{escape(text)}</td>")
             elif index == bar:
-                line.append(f"<td class=bar><i style=width:{100 * min(max(value, 0.0), 1.0):.1f}%></i></td>")
+                line.append(f"<td class=bar><hr width={100 * min(max(value, 0.0), 1.0):.1f}%></td>")
             elif isinstance(value, (int, float)) and not isinstance(value, bool):
                 numeric[index] = True
                 shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

@@ -117,8 +117,7 @@ def _example(example: RetrievalExample) -> str:
         )
         missing = f"<p>{escape(missed)} A correct text: {escape(example.correct)}</p>" if missed else ""
         query = picture(thumbnail(example.query, THUMBNAIL_PX), mime="image/jpeg", alt="query")
-        cell = 'style="border:0;padding-right:1.2rem"'
-        return f"<table><tr><td {cell}>{query}</td><td {cell}><ol>{texts}</ol>{missing}</td></tr></table>"
+        return f"<table class=example><tr><td>{query}</td><td><ol>{texts}</ol>{missing}</td></tr></table>"
     shown = [
         (thumbnail(image, THUMBNAIL_PX), str(position), "good" if correct else "bad")
         for position, (image, correct) in enumerate(example.answers, 1)

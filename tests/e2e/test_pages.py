@@ -1,12 +1,15 @@
 """Every page that the project makes opens in a real browser that has no network: built by the stages, on real data."""
 
 import base64
+import hashlib
 import html
+import http.server
 import io
 import json
 import re
 import shutil
 import subprocess
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from PIL import Image
 
 from align.cli import main
 from align.formats.shards import iter_samples
+from align.html import page as page_of
+from align.html import picture
 from tests.support import ROOT, missing, tiny_model
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]  # the stages run within the first test
@@ -35,6 +40,7 @@ PROBE = """<script>addEventListener("load", () => {
   report.hidden = true;
   document.body.append(report);
 })</script>"""
+PROBE_SHA256 = base64.b64encode(hashlib.sha256(PROBE[len("<script>") : -len("</script>")].encode()).digest()).decode()
 
 #: Attributes and CSS that make a browser fetch something; plain links and URLs in the text are none.
 FETCHES = re.compile(
@@ -64,15 +70,17 @@ def chromium() -> str:
 
 
 def browse(chromium: str, page: Path, folder: Path) -> Opened:
-    """Opens a copy of the page, with the probe at its end, where no host name resolves."""
+    """Opens a copy of the page, with the probe at its end (its policy allows it), where no host name resolves."""
     folder.mkdir(parents=True, exist_ok=True)
     source = page.read_text(encoding="utf-8")
+    allowed = source.replace("default-src 'none'", f"default-src 'none'; script-src 'sha256-{PROBE_SHA256}'")
     copy, shot = folder / "page.html", folder / "page.png"
-    copy.write_text(source + PROBE, encoding="utf-8")
+    copy.write_text(allowed + PROBE, encoding="utf-8")
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}", "--window-size=1100,1400",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--window-size=1100,1400",
+        f"--user-data-dir={folder / 'profile'}",
         "--virtual-time-budget=20000",
     ]  # fmt: skip
     outputs = ["--dump-dom", f"--screenshot={shot}"]
@@ -180,3 +188,43 @@ def test_what_the_browser_reports_is_what_happened(chromium: str, tmp_path: Path
     assert FETCHES.findall(opened.source)
     page.write_text("<!doctype html><body></body>")
     assert share_inked(browse(chromium, page, tmp_path / "empty").picture) == 0
+
+
+def test_a_strangers_html_in_a_page_neither_runs_nor_loads_anything(chromium: str, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Listener(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    there = f"http://127.0.0.1:{server.server_port}"
+    planted = f"""<script>document.title = "it ran"; document.body.append("it ran")</script>
+        <script src="{there}/script"></script><img src="{there}/image" onerror="document.body.append('it ran')">
+        <link rel="stylesheet" href="{there}/sheet"><style>h1 {{ background: url({there}/style) }}</style>
+        <p style="background: url({there}/attribute)">a</p><iframe src="{there}/frame"></iframe>
+        <object data="{there}/object"></object><video src="{there}/video" autoplay></video>
+        <svg width="10"><image href="{there}/svg" width="10" height="10"/></svg><base href="{there}/">"""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+    page = tmp_path / "page.html"
+    try:
+        page.write_text(page_of("A page", "lead", [picture(buffer.getvalue(), alt="ours"), planted]))
+        opened = browse(chromium, page, tmp_path / "with")
+        asked_with_policy = list(asked)
+        page.write_text(re.sub("<meta http-equiv[^>]*>", "", page.read_text()))
+        without = browse(chromium, page, tmp_path / "without")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert asked_with_policy == []
+    assert "it ran" not in opened.text
+    assert opened.images[0]  # the page's own picture is there
+    paths = {"script", "image", "sheet", "style", "attribute", "frame", "object", "video", "svg"}
+    assert {f"/{name}" for name in paths} <= set(asked)  # without the policy, all of it happens
+    assert "it ran" in without.text

@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import re
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def test_a_third_verdict_is_a_text_of_its_own_colour() -> None:
 
 def test_bars_stay_within_their_cell() -> None:
     table = html.table(["what", "share"], [["a", 0.25], ["b", 1.5], ["c", -1.0]], bar=1)
-    assert [table.count(f"style=width:{width}%") for width in ("25.0", "100.0", "0.0")] == [1, 1, 1]
+    assert [table.count(f"<hr width={width}%>") for width in ("25.0", "100.0", "0.0")] == [1, 1, 1]
 
 
 def test_contents_lead_to_headings() -> None:
@@ -67,3 +69,25 @@ def test_text_that_turns_letters_around_or_has_no_encoding_is_shown() -> None:
     page = html.page("t", "l", [html.paragraph("txt.\u202egpj \ud83e\nline")])
     assert "txt.\\u202egpj \\ud83e\nline" in page
     page.encode("utf-8")
+
+
+def test_a_page_allows_a_browser_nothing_but_its_own_style_and_pictures() -> None:
+    page = html.page("t", "l", [html.table(["a"], [[0.5]], bar=0)])
+    head = page.partition("</head>")[0]
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', head)
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    own = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert dict(rule.split(" ", 1) for rule in policy.split("; ")) == {
+        "default-src": "'none'", "img-src": "data:", "style-src": f"'sha256-{own}'", "base-uri": "'none'",
+        "form-action": "'none'",
+    }  # fmt: skip
+    assert head.index("Content-Security-Policy") < head.index("<style>")  # a policy holds for what comes after it
+    assert '<meta name="referrer" content="no-referrer">' in head
+
+
+def test_every_page_of_the_project_is_made_by_that_function_and_has_no_styles_of_its_own() -> None:
+    package = Path(html.__file__).parent
+    for path in package.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert path.name == "html.py" or "<html" not in source, path
+        assert not re.search(r"<[a-z]+[^>\n]* style=|<script|<a href=[^#]", source), path

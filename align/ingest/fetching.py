@@ -206,10 +206,13 @@ def _examine(data: bytes | str, pictures: Pictures) -> tuple[PictureOutcome, byt
 
 
 def _raw_row(key: str, row: PlannedRow, outcome: PictureOutcome) -> dict[str, Any]:
-    """A row of data/raw, in the order of its columns. There the text is called `caption`, as img2dataset has it."""
+    """A row of data/raw, in the order of its columns. There the text is called `caption`, as img2dataset has it.
+
+    An opted-out pair has none, as after `align forget --purge`.
+    """
     return {
         "url": row["url"],
-        "caption": row["text"],
+        "caption": "" if outcome.error_message == _OPTED_OUT.error_message else row["text"],
         "key": key,
         "status": outcome.status,
         "error_message": outcome.error_message,

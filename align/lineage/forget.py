@@ -4,10 +4,11 @@ Recorded in data/policy/opted_out.csv, which `align ingest` and `align filter` o
 pairs (reason `opted_out`) and makes everything after them again. Every ingest numbers keys afresh, so a key is recorded
 as the address and the sha256 of its picture.
 
-`--purge` removes the pictures themselves: from data/raw, data/shards, data/index and report pages, from every earlier
-version of these that git or DVC's run cache records (local cache and all remotes), and from the store of tars. That
-ends those versions: they can no longer be checked out. The command names each place, with what was removed and what
-could not be.
+`--purge` removes the pictures themselves and the texts of their pairs: from data/raw, data/filtered, data/shards,
+data/index and reports, from every earlier version of these that git or DVC's run cache records (local cache and all
+remotes), and from the store of tars. That ends those versions: they can no longer be checked out. The command names
+each place, with what was removed and what could not be, and then the places that it does not touch, each with what
+ends it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from align.console import say, show
 from align.errors import DataError
 from align.formats.policy import OPTED_OUT, Entry, OptedOut, read_opted_out, write_opted_out
 from align.lineage.data_versions import DataVersions
-from align.lineage.forget_text import model_lines, plan_lines, result_line
+from align.lineage.forget_text import model_lines, plan_lines, remaining_lines, result_line
 from align.lineage.opted_out_pairs import opted_out_pairs
 from align.lineage.purge import purge
 from align.lineage.purge_plan import PurgePlan, plan_purge
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"file with {what}; one per line")
     parser.add_argument("--reason", default="", help="recorded with each entry")
-    parser.add_argument("--purge", action="store_true", help="remove the bytes of all recorded pictures, everywhere")
+    parser.add_argument("--purge", action="store_true", help="remove pictures and texts of all recorded pairs")
     parser.add_argument("--yes", action="store_true", help="with --purge: do it; without --yes it only lists them")
 
 
@@ -79,9 +80,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
         if args.purge:
             plan = plan_purge(versions, opted_out, paths, fetcher(store))
             if not args.yes:
-                show(*plan_lines(plan, str(paths.raw), versions.remotes()))
+                show(*plan_lines(plan, str(paths.raw), versions.remotes()), *remaining_lines(paths, models))
                 raise DataError("nothing is purged yet: add --yes to end the versions named above for good")
-            _purge(versions, plan, paths, store)
+            _purge(versions, plan, paths, store, remaining_lines(paths, models))
     say("forget: next: commit the policy; `dvc repro` drops the pairs and reruns what depends on them, models too")
     if not args.purge and pairs.num_held:
         say("forget: their bytes are still here and in DVC's cache; `align forget --purge` removes them")
@@ -104,14 +105,16 @@ def _recorded(file: Path, requested: OptedOut, num_new: int | None) -> str:
     return f"{num_new} new entries in {file}, {num_entries - num_new} were recorded before"
 
 
-def _purge(versions: DataVersions, plan: PurgePlan, paths: PathsConfig, store: StoreConfig) -> None:
+def _purge(
+    versions: DataVersions, plan: PurgePlan, paths: PathsConfig, store: StoreConfig, remaining: Iterable[str]
+) -> None:
     results = []
     for result in purge(versions, plan, paths, store):
         results.append(result)
         show(result_line(result))
     if plan.pairs.shared:
         say(f"forget: {len(plan.pairs.shared):,} pictures stay: other pairs, which nobody asked to forget, show them")
-    say("forget: not checked: the archive that ingest reads (it now skips them), and reports copied to MLflow")
+    show(*remaining)
     left = [result.where for result in results if result.left]
     if left:
         raise DataError(

@@ -1,12 +1,18 @@
-"""What `align forget` prints: the models that saw the pairs, what a purge would remove, and what it removed."""
+"""What `align forget` prints: the models that saw the pairs; what a purge would remove, removed, and leaves alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+from align.config.paths import PathsConfig
+from align.formats.policy import OPTED_OUT
 from align.lineage.purge import PurgeResult
 from align.lineage.purge_plan import PurgePlan
 from align.lineage.trained_models import TrainedModel
+
+#: Where the local stack keeps its state (`align.run`, `infra/local.py`), and the page that the README has users write.
+_PREFECT, _LOGS, _OWN_PAGES = Path(".align/prefect"), Path(".align/logs"), (Path("hits.html"),)
 
 
 def model_lines(models: Iterable[TrainedModel]) -> Iterator[str]:
@@ -25,7 +31,8 @@ def model_lines(models: Iterable[TrainedModel]) -> Iterator[str]:
 
 def plan_lines(plan: PurgePlan, raw: str, remotes: Iterable[str]) -> Iterator[str]:
     """What a purge would remove."""
-    yield f"to go: {len(plan.pairs.gone):,} pictures of {raw}"
+    num_texts = plan.pairs.num_pairs if plan.pairs.texts else 0
+    yield f"to go: {len(plan.pairs.gone):,} pictures of {raw}, and the texts of {num_texts:,} pairs"
     for (path, md5), why in sorted(plan.doomed.versions.items()):
         yield f"to go: {path} {md5[:8]} ({why})"
     num_objects = len(plan.doomed.to_remove())
@@ -35,3 +42,26 @@ def plan_lines(plan: PurgePlan, raw: str, remotes: Iterable[str]) -> Iterator[st
 def result_line(result: PurgeResult) -> str:
     """What was removed from one place, and what is left there."""
     return f"{result.where}: {result.removed}" + (f"; LEFT: {result.left}" if result.left else "")
+
+
+def remaining_lines(paths: PathsConfig, models: Iterable[TrainedModel]) -> Iterator[str]:
+    """Where pictures, texts or addresses can still be, which a purge does not touch, and what ends them."""
+    yield "not touched by a purge, with what ends it:"
+    policy = (paths.policy / OPTED_OUT).as_posix()
+    yield f"  {policy} and git's history of it; rows of {paths.raw} and {paths.filtered}: addresses, no texts"
+    yield "    stay: by them the pictures are refused"
+    yield f"  {paths.archive}: the source; ingest skips the pairs, but has to read it"
+    yield "    ends with: removing them from it, then `dvc repro --force --single-item ingest`"
+    if _PREFECT.is_dir():
+        yield f"  {_PREFECT}, {_LOGS}: Prefect's database and logs; figures, searches and addresses of earlier runs"
+        yield f"    ends with: `make down && rm -rf {_PREFECT} {_LOGS}`"
+    if runs := sorted({model.version.run_id for model in models}):
+        yield f"  MLflow, runs {', '.join(runs)}, and runs without a version: `reports`, models trained on the pairs"
+        end = "export MLFLOW_TRACKING_URI=sqlite:///mlflow.db; mlflow runs delete --run-id RUN; mlflow gc --run-ids RUN"
+        yield f"    ends with, for each RUN older than this purge: `{end}` (a server's database: on its machine)"
+    for page in _OWN_PAGES:
+        if page.is_file():
+            yield f"  {page}: a page of a search"
+            yield f"    ends with: `rm {page}`"
+    yield "  elsewhere: files of search --html, diff --html and embed --out, clones, backups, old versions in a bucket"
+    yield "    end where they are; in a clone with `align forget --purge --yes`"

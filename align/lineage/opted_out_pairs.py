@@ -1,4 +1,4 @@
-"""Which pairs of data/raw are opted out, and which of their pictures no other pair shows."""
+"""Which pairs of data/raw are opted out, which of their pictures no other pair shows, and which texts they have."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from align.formats.policy import OptedOut
 from align.lineage.raw_pairs import iter_tables
+from align.pairs.text import normalise
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class OptedOutPairs:
         gone: keys of the tar samples that no other pair shows: a purge removes them.
         shared: keys of the tar samples that another pair shows too: they stay.
         shards: names of the shards with such a pair.
+        texts: (sha256 of the picture or None, normalised text) of the pairs that still have a text.
     """
 
     num_pairs: int
@@ -30,6 +32,12 @@ class OptedOutPairs:
     gone: frozenset[str]
     shared: frozenset[str]
     shards: frozenset[str]
+    texts: frozenset[tuple[str | None, str]]
+
+    @property
+    def to_purge(self) -> bool:
+        """Whether the folder has a picture or a text that a purge removes."""
+        return bool(self.gone or self.texts)
 
 
 def opted_out_pairs(raw: Path, opted_out: OptedOut) -> OptedOutPairs:
@@ -40,13 +48,15 @@ def opted_out_pairs(raw: Path, opted_out: OptedOut) -> OptedOutPairs:
     """
     num_pairs = 0
     held: Counter[str] = Counter()
-    image_ids, shards = set(), set()
+    image_ids, shards, texts = set(), set(), set()
     for name, rows in iter_tables(raw):
         for row in rows:
             if opted_out.matches(row["url"], row["page_url"], row["sha256"]):
                 num_pairs += 1
                 shards.add(name)
                 image_ids |= {row["sha256"]} - {None}
+                if text := normalise(row["caption"] or ""):
+                    texts.add((row["sha256"], text))
                 if row["image_key"] is not None:
                     held[row["image_key"]] += 1
     shared = _shown_by_others(raw, opted_out, held.keys()) if held else set()
@@ -57,6 +67,7 @@ def opted_out_pairs(raw: Path, opted_out: OptedOut) -> OptedOutPairs:
         gone=frozenset(held.keys() - shared),
         shared=frozenset(shared),
         shards=frozenset(shards),
+        texts=frozenset(texts),
     )
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.errors import AlignError
+from align.formats.filtered import DECISIONS
 from align.formats.policy import OPTED_OUT
 from align.formats.stored_tars import stored_tars
 from align.lineage.data_versions import DataVersions
 from align.lineage.opted_out_pairs import opted_out_pairs
-from align.lineage.purge_plan import PurgePlan, pages_with_pictures, stage_of
+from align.lineage.purge_plan import PurgePlan, stage_of, telling_reports
 from align.lineage.purge_raw import purge_raw
-from align.lineage.shard_samples import index_shows, shards_show
+from align.lineage.shard_samples import filtered_shows, index_shows, shards_show
 from align.services.store import Objects, fetcher, keep_tar
 
 
@@ -38,12 +39,12 @@ class PurgeResult:
 
 
 def purge(versions: DataVersions, plan: PurgePlan, paths: PathsConfig, store: StoreConfig) -> Iterator[PurgeResult]:
-    """Removes the pictures, one place after another. A second run continues where the first one had to stop."""
+    """Removes the pictures and texts, place by place. A second run continues where the first one had to stop."""
     stage = stage_of(versions.runs(), paths.raw.as_posix())
     old_tars = _tars_of(versions, plan.doomed.versions) | _tars_here(paths) if store.objects is not None else set()
     yield from _purge_checkout(plan, paths, store)
     now: dict[str, str] = {}
-    if plan.pairs.gone and stage is not None:
+    if plan.pairs.to_purge and stage is not None:
         yield _commit(versions, stage, paths)
         now = versions.files_in_checkout(paths.raw.as_posix())
     if store.objects is not None:
@@ -55,25 +56,30 @@ def purge(versions: DataVersions, plan: PurgePlan, paths: PathsConfig, store: St
     for name, why in versions.unreachable.items():
         yield PurgeResult(f"DVC remote '{name}'", "nothing", why)
     for other in versions.other_checkouts():
-        if opted_out_pairs(other / paths.raw, plan.opted_out).gone or _shards_show(other / paths.shards, plan, store):
+        if opted_out_pairs(other / paths.raw, plan.opted_out).to_purge or _shards_show(
+            other / paths.shards, plan, store
+        ):
             yield PurgeResult(f"{other}", "nothing", "another checkout with data of its own; purge there, or remove it")
 
 
 def _purge_checkout(plan: PurgePlan, paths: PathsConfig, store: StoreConfig) -> Iterator[PurgeResult]:
-    if plan.pairs.gone:
+    shown = plan.pairs.to_purge
+    if (paths.filtered / DECISIONS).is_file() and (shown or filtered_shows(paths.filtered, plan.texts)):
+        yield _remove_folder(paths.filtered)
+        shown = True
+    if plan.pairs.to_purge:
         yield _purge_raw(plan, paths, store)
-    shown = bool(plan.pairs.gone)
     if _shards_show(paths.shards, plan, store):
         yield _remove_folder(paths.shards)
         shown = True
     if (paths.index / "items.parquet").is_file() and index_shows(paths.index, plan.image_ids):
         yield _remove_folder(paths.index)
         shown = True
-    if shown and (pages := pages_with_pictures(paths.reports)):
-        for page in pages:
-            page.unlink()
-        yield PurgeResult(f"{paths.reports}", f"{len(pages):,} pages and pictures; `dvc repro` makes them again")
-    for folder in (paths.raw, paths.shards, paths.index):
+    if shown and (files := telling_reports(paths.reports, plan.texts)):
+        for file in files:
+            file.unlink()
+        yield PurgeResult(f"{paths.reports}", f"{len(files):,} pages and pictures; `dvc repro` makes them again")
+    for folder in (paths.raw, paths.filtered, paths.shards, paths.index):
         for leftover in (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("part", "old")):
             if leftover.is_dir():
                 yield _remove_leftover(leftover, folder.with_name(f".{folder.name}.lock"))
@@ -84,7 +90,8 @@ def _purge_raw(plan: PurgePlan, paths: PathsConfig, store: StoreConfig) -> Purge
     tar_of = (lambda name: Objects(store).get(*tars[f"{name}.tar"])) if store.objects is not None else None
     keep = partial(keep_tar, config=store)
     names = purge_raw(paths.raw, plan.opted_out, plan.pairs, tar_of=tar_of, keep_tar=keep)
-    return PurgeResult(f"{paths.raw}", f"{len(plan.pairs.gone):,} pictures, out of {len(names):,} rewritten shards")
+    what = f"{len(plan.pairs.gone):,} pictures and the texts of {plan.pairs.num_pairs:,} pairs"
+    return PurgeResult(f"{paths.raw}", f"{what}, out of {len(names):,} rewritten shards")
 
 
 def _remove_folder(folder: Path) -> PurgeResult:

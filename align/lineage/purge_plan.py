@@ -1,4 +1,4 @@
-"""Finds out what a purge has to remove, before anything is touched.
+"""Finds out what a purge has to remove, before anything is touched: pictures, and the texts of their pairs.
 
 Objects are shared between versions, so a purge removes what a version that shows an opted-out picture has and no other
 version needs: after it, most of a large dataset is the same in both.
@@ -6,21 +6,28 @@ version needs: after it, most of a large dataset is the same in both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
 
 from align.config.paths import PathsConfig
 from align.errors import DataError
+from align.formats.filtered import DECISIONS, FACTS
 from align.formats.policy import OptedOut
 from align.lineage.data_versions import DataVersions
 from align.lineage.opted_out_pairs import OptedOutPairs, opted_out_pairs
-from align.lineage.shard_samples import index_shows, shards_show
+from align.lineage.shard_samples import filtered_shows, index_shows, shards_show
 from align.lineage.stage_runs import CHECKOUT, StageRun
+from align.pairs.text import mask_personal_data
 from align.protocols.store import FetchTar
 
 #: Files of a report that show pictures: pages with small copies in them, and pictures.
 _PAGE, _PICTURES = ".html", {".jpg", ".jpeg", ".png", ".webp"}
+#: The file of a report that can quote texts.
+_REPORT = "report.json"
 _SIGNS = (b"data:image/jpeg", b"data:image/webp", b"<figure")
 
 
@@ -46,7 +53,7 @@ class DoomedVersions:
 
     Attributes:
         versions: (path of the out, md5) -> who recorded it, and why it has to go.
-        objects: md5s of their files, and of report pages that may show a small copy of a picture.
+        objects: md5s of their files, and of report files that may show a small copy of a picture or quote a text.
         clean: md5s of all other versions' files; these stay.
         clean_versions: (path, md5) of the versions that were checked and show none.
     """
@@ -69,46 +76,51 @@ class PurgePlan:
         opted_out: the whole policy.
         pairs: the opted-out pairs of data/raw in the checkout.
         image_ids: sha256s of all opted-out pictures, in any version of the data.
+        texts: the texts of their pairs, as `OptedOutPairs.texts`, in any version of the data.
         doomed: versions that show one, and their objects.
     """
 
     opted_out: OptedOut
     pairs: OptedOutPairs
     image_ids: frozenset[str]
+    texts: frozenset[tuple[str | None, str]]
     doomed: DoomedVersions
 
 
 def plan_purge(
     versions: DataVersions, opted_out: OptedOut, paths: PathsConfig, fetch: FetchTar | None = None
 ) -> PurgePlan:
-    """Checks data/raw of the checkout, and every recorded version of raw data, shards and index."""
+    """Checks data/raw of the checkout, and every recorded version of raw and filtered data, shards and index."""
     pairs = opted_out_pairs(paths.raw, opted_out)
     image_ids = pairs.image_ids | {entry.value for entry in opted_out.entries if entry.kind == "image_id"}
+    texts = pairs.texts
 
     def raw_shows(folder: Path) -> bool:
-        nonlocal image_ids  # an older version may show pictures at these addresses that the checkout never had
+        nonlocal image_ids, texts  # an older version may show pictures at these addresses that the checkout never had
         older = opted_out_pairs(folder, opted_out)
         image_ids |= older.image_ids
-        return bool(older.gone)
+        texts |= older.texts
+        return older.to_purge
 
     checks = {  # in pipeline order: later checks need the picture hashes that the first collects
         paths.raw.as_posix(): OutCheck(("*.parquet",), raw_shows),
+        paths.filtered.as_posix(): OutCheck((DECISIONS, FACTS), lambda folder: filtered_shows(folder, texts)),
         paths.shards.as_posix(): OutCheck(
             ("manifest.json", "*.tar"), lambda folder: shards_show(folder, image_ids, fetch), ask_remotes=False
         ),
         paths.index.as_posix(): OutCheck(("items.parquet",), lambda folder: index_shows(folder, image_ids)),
     }
-    doomed = find_doomed(versions, checks, paths.reports.as_posix())
-    return PurgePlan(opted_out, pairs, image_ids, doomed)
+    doomed = find_doomed(versions, checks)
+    collect_objects(versions, doomed, paths.reports.as_posix(), texts)
+    return PurgePlan(opted_out, pairs, image_ids, texts, doomed)
 
 
-def find_doomed(versions: DataVersions, checks: Mapping[str, OutCheck], reports: str) -> DoomedVersions:
-    """Checks every recorded version of the outs that can show a picture.
+def find_doomed(versions: DataVersions, checks: Mapping[str, OutCheck]) -> DoomedVersions:
+    """Checks every recorded version of the outs that can show a picture or a text; collects no objects yet.
 
     Args:
         versions: the history.
         checks: path of an out -> its check, in pipeline order.
-        reports: the folder of all reports.
     """
     runs = versions.runs()
     doomed = DoomedVersions()
@@ -122,12 +134,21 @@ def find_doomed(versions: DataVersions, checks: Mapping[str, OutCheck], reports:
                     doomed.versions[path, md5] = f"{run.where}; {why}"
                 else:
                     doomed.clean_versions.add((path, md5))
-    _collect_objects(versions, runs, doomed, reports)
     return doomed
 
 
-def _collect_objects(versions: DataVersions, runs: list[StageRun], doomed: DoomedVersions, reports: str) -> None:
-    """Fills `doomed.objects` and `doomed.clean`."""
+def collect_objects(
+    versions: DataVersions, doomed: DoomedVersions, reports: str, texts: frozenset[tuple[str | None, str]]
+) -> None:
+    """Fills `doomed.objects` and `doomed.clean`.
+
+    Args:
+        versions: the history.
+        doomed: what `find_doomed` found.
+        reports: the folder of all reports.
+        texts: as `PurgePlan.texts`.
+    """
+    runs, quoted = versions.runs(), _as_quoted(texts)
     gone = {md5 for _, md5 in doomed.versions}
     for md5 in gone:
         doomed.objects |= {md5, *(versions.files(md5) or {}).values()}
@@ -140,7 +161,9 @@ def _collect_objects(versions: DataVersions, runs: list[StageRun], doomed: Doome
             if md5 in gone:
                 continue
             files = versions.files(md5) or {}
-            shown = _pages(versions, files) if dirty and PurePosixPath(path).is_relative_to(reports) else set()
+            shown = (
+                _telling(versions, files, quoted) if dirty and PurePosixPath(path).is_relative_to(reports) else set()
+            )
             pages |= shown
             clean |= {md5, *files.values()} - shown
     doomed.objects |= pages
@@ -163,28 +186,42 @@ def _why_doomed(versions: DataVersions, md5: str, check: OutCheck) -> str | None
         return f"unreadable: {error}"
 
 
-def _pages(versions: DataVersions, files: Mapping[str, str]) -> set[str]:
-    """md5s of the pages and pictures among a report's files."""
-    pages = set()
-    for path, md5 in files.items():
-        suffix = PurePosixPath(path).suffix
-        if suffix in _PICTURES or (suffix == _PAGE and _page_shows(versions.object(md5))):
-            pages.add(md5)
-    return pages
+def _telling(versions: DataVersions, files: Mapping[str, str], quoted: frozenset[str]) -> set[str]:
+    """md5s of the pages, pictures and quotations among a report's files."""
+    return {md5 for path, md5 in files.items() if _tells(PurePath(path), partial(versions.object, md5), quoted)}
 
 
-def _page_shows(page: Path | None) -> bool:
-    return page is not None and any(sign in page.read_bytes() for sign in _SIGNS)
+def telling_reports(reports: Path, texts: frozenset[tuple[str | None, str]]) -> list[Path]:
+    """The files in a folder of reports that show pictures or quote one of the texts; ingest's report does neither."""
+    quoted = _as_quoted(texts)
+    found = (path for path in sorted(reports.rglob("*")) if not path.is_relative_to(reports / "ingest"))
+    return [path for path in found if _tells(path, partial(Path, path), quoted)]
 
 
-def pages_with_pictures(reports: Path) -> list[Path]:
-    """The files in a folder of reports that show pictures; ingest's report has none."""
-    return [
-        path
-        for path in sorted(reports.rglob("*"))
-        if not path.is_relative_to(reports / "ingest")
-        and (path.suffix in _PICTURES or (path.suffix == _PAGE and _page_shows(path)))
-    ]
+def _tells(path: PurePath, find: Callable[[], Path | None], quoted: frozenset[str]) -> bool:
+    if path.suffix in _PICTURES:
+        return True
+    if path.suffix != _PAGE and path.name != _REPORT:
+        return False
+    file = find()
+    if file is None:
+        return False
+    if path.suffix == _PAGE:
+        return any(sign in file.read_bytes() for sign in _SIGNS)
+    return not quoted.isdisjoint(_strings(json.loads(file.read_bytes())))
+
+
+def _as_quoted(texts: frozenset[tuple[str | None, str]]) -> frozenset[str]:
+    """The texts as reports quote them."""
+    return frozenset(form for _, text in texts for form in (text, mask_personal_data(text)))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)
 
 
 def stage_of(runs: list[StageRun], out: str) -> str | None:

@@ -1,8 +1,9 @@
-"""Removes the pictures of opted-out pairs from data/raw, by rewriting the shards that hold them.
+"""Removes the pictures and texts of opted-out pairs from data/raw, by rewriting the shards that hold them.
 
-A purged pair keeps its row, without the picture: `failed_to_download`, `opted out`. Counts and keys stay the same, and
-ingest writes the same row for an address that it may not fetch. A picture that another pair shows as well, one that
-nobody asked to forget (one page opted out, the other pages did not), stays.
+A purged pair keeps its row, without picture and text: `failed_to_download`, `opted out`. Counts and keys stay the same,
+and ingest writes the same row for an address that it may not fetch. The addresses stay: the policy knows the pair by
+them. A picture that another pair shows as well, one that nobody asked to forget (one page opted out, the other pages
+did not), stays.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from align.work import key_of, work_directory
 #: What a purged row says, in addition to its status. The hash stays: it names the picture to the policy, and shows
 #: nothing of it.
 _PURGED: RawRow = {
+    "caption": "",
     "error_message": "opted out",
     "image_key": None,
     "width": None,

@@ -19,7 +19,7 @@ from align.formats.raw import SCHEMA, SUCCESS, RawShard, read_table
 #: A row of data/raw: column -> value.
 RawRow = dict[str, Any]
 #: What a take-down needs to know about each pair.
-TAKE_DOWN_COLUMNS = ("key", "url", "page_url", "sha256", "image_key", "status")
+TAKE_DOWN_COLUMNS = ("key", "url", "page_url", "sha256", "image_key", "status", "caption")
 
 
 def iter_tables(raw: Path) -> Iterator[tuple[str, Iterator[RawRow]]]:

@@ -1,4 +1,4 @@
-"""Reads the samples of data/shards and the rows of data/index without a picture, to see which pictures they hold."""
+"""Reads data/shards, data/index and data/filtered without a picture, to see which pictures and texts they hold."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.errors import DataError
+from align.formats.filtered import DECISIONS, FACTS
 from align.formats.shards import SPLITS, SplitName, read_manifest
 from align.protocols.store import FetchTar
 
@@ -96,3 +98,26 @@ def index_shows(index: Path, image_ids: frozenset[str]) -> bool:
     """Whether data/index holds an embedding of one of these pictures."""
     ids = pq.read_table(index / "items.parquet", columns=["image_id"])["image_id"].to_pylist()
     return not image_ids.isdisjoint(ids)
+
+
+def filtered_shows(filtered: Path, texts: frozenset[tuple[str | None, str]]) -> bool:
+    """Whether data/filtered has the text of an opted-out pair.
+
+    Args:
+        filtered: data/filtered or an older version of it, with decisions.parquet and facts.parquet.
+        texts: as `OptedOutPairs.texts`, of pairs that were opted out after the filter ran.
+
+    Raises:
+        DataError: a table is unreadable.
+    """
+    try:
+        decisions, facts = pq.ParquetFile(filtered / DECISIONS), pq.ParquetFile(filtered / FACTS)
+        for group in range(decisions.num_row_groups):  # both tables have the same rows in each group
+            rows = decisions.read_row_group(group, ["image_id", "text"]).to_pylist()
+            opted_out = facts.read_row_group(group, ["opted_out"])["opted_out"].to_pylist()
+            for row, entry in zip(rows, opted_out, strict=True):
+                if row["text"] and (entry is not None or (row["image_id"], row["text"]) in texts):
+                    return True
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise DataError(f"{filtered}: unreadable ({error}); run `align filter` again") from None
+    return False

@@ -1,5 +1,6 @@
 """Take-downs in a real checkout with git, DVC, S3 and MLflow: recorded, obeyed, and purged to the last byte."""
 
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -54,7 +55,7 @@ PARAMS = {
     "engine.num_workers": 1, "register.model_name": "forgetful",
 }  # fmt: skip
 NUM_PICTURES = 9
-FORGOTTEN = jpeg(4)
+FORGOTTEN, WORDS = jpeg(4), "picture number 4 of a red fox"
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,17 @@ def holders(folder: Path, picture: bytes) -> list[str]:
     return sorted(name for name, data in file_bytes(folder).items() if picture in data)
 
 
+def tellers(files: Mapping[str, bytes], words: str) -> list[str]:
+    """The files that have these words, also within tables."""
+    found = []
+    for name, data in files.items():
+        table = data.startswith(b"PAR1")
+        text = str(pq.read_table(io.BytesIO(data)).to_pylist()) if table else data.decode("utf-8", "replace")
+        if words in text:
+            found.append(name)
+    return sorted(found)
+
+
 def reasons(root: Path) -> dict[str, object]:
     return {str(row["key"]): row["reason"] for row in decisions(root) if row["reason"]}
 
@@ -172,11 +184,13 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path:
         assert "not everything is gone: DVC remote 'cloud'" in align("forget", "--purge", "--yes", code=1)
         for folder in ("data", ".dvc", "reports"):
             assert not holders(project / folder, FORGOTTEN)
+            assert not tellers(file_bytes(project / folder), WORDS)
 
         server.start()
         assert any(FORGOTTEN in data for data in server.objects(bucket).values())
         assert "nothing is left" in align("forget", "--purge", "--yes")
         assert not any(FORGOTTEN in data for data in server.objects(bucket).values())
+        assert not tellers(server.objects(bucket), WORDS)
 
         # All other pictures are where they were, except in the versions that showed the forgotten one.
         assert all(holders(project / "data/raw", jpeg(number)) for number in range(NUM_PICTURES) if number != 4)
@@ -195,6 +209,7 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path:
         # The archive still has the picture; an ingest from it skips the picture.
         assert "Running stage 'ingest'" in shell(project, "dvc repro --force --single-item ingest", aws)
         assert holders(project, FORGOTTEN) == ["pages/4.jpg"]
+        assert tellers(file_bytes(project), WORDS) == ["pages/1.html"]
 
 
 def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_server: str, align: Align) -> None:

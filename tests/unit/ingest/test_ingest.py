@@ -13,6 +13,7 @@ from align.config.engine import EngineConfig
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.errors import DataError
+from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards, read_table
 from align.ingest.ingest import ingest as stage
 from align.ingest.report import IngestReport
@@ -101,6 +102,20 @@ def test_every_img_is_a_row(archive: Path, tmp_path: Path) -> None:
         "ingest/status/failed_to_resize": 3,
     }
     assert report.errors["too many pixels"] == 1
+
+
+def test_an_opted_out_pair_is_a_row_without_its_text(archive: Path, tmp_path: Path) -> None:
+    page_url, sha256 = "http://y.example/", hashlib.sha256(picture(301, 250, "blue", "JPEG")).hexdigest()
+    entries = [Entry("url", page_url, "", "2026-01-02"), Entry("image_id", sha256, "", "2026-01-02")]
+    write_opted_out(tmp_path / "policy", OptedOut(entries))
+    ingest(CONFIG, archive, tmp_path / "raw")
+    written = rows(tmp_path / "raw")
+    forgotten = [row for row in written if row["error_message"] == "opted out"]
+    assert [(row["url"], row["page_url"], row["caption"]) for row in forgotten] == [
+        ("http://x.example/img/jpeg.png", "http://x.example/page.html", ""),
+        ("http://x.example/img/red.png", page_url, ""),
+    ]
+    assert written[0]["caption"] == "a red picture"
 
 
 def test_equal_bytes_twice_and_shards_of_any_size(archive: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,9 +22,11 @@ from align.formats.stored_tars import stored_tars
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.lineage.opted_out_pairs import opted_out_pairs
 from align.lineage.purge_raw import purge_raw
-from align.lineage.shard_samples import count_pairs, index_shows, shards_show
+from align.lineage.shard_samples import count_pairs, filtered_shows, index_shows, shards_show
 from align.lineage.take_down_requests import read_requests
+from align.lineage.trained_models import TrainedModel
 from align.services.store import keep_tar, materialised
+from align.services.tracking import Version
 from flows.git_repository import git
 from tests.support import small_data
 from tests.support.small_data import Pair, jpeg
@@ -90,7 +93,7 @@ def test_what_is_affected(raw: Path) -> None:
     assert (host.num_pairs, host.num_held, host.gone, host.shards) == (2, 1, {"000010000"}, {"00001"})
 
 
-def test_a_purge_removes_the_picture_and_nothing_else(raw: Path) -> None:
+def test_a_purge_removes_the_picture_and_the_texts_and_nothing_else(raw: Path) -> None:
     before = contents(raw)
     opted_out = policy(("image_id", SHA_B), ("url", "https://x.org/"))
     assert purge_raw(raw, opted_out, opted_out_pairs(raw, opted_out)) == ["00001"]
@@ -103,7 +106,7 @@ def test_a_purge_removes_the_picture_and_nothing_else(raw: Path) -> None:
     rows = read_table(raw_shards(raw)[1]).to_pylist()
     for one in rows:
         assert (one["status"], one["error_message"]) == ("failed_to_download", "opted out")
-        assert (one["image_key"], one["width"], one["retryable"]) == (None, None, False)
+        assert (one["image_key"], one["width"], one["retryable"], one["caption"]) == (None, None, False, "")
     assert [one["sha256"] for one in rows] == [SHA_B, None]  # the hash still names the forgotten picture
     assert [one["key"] for one in rows] == ["000010000", "000010001"]
     stats = json.loads(after["00001_stats.json"])
@@ -115,7 +118,7 @@ def test_a_purge_removes_the_picture_and_nothing_else(raw: Path) -> None:
         assert shard["table_sha256"] == hashlib.sha256(after[f"{shard['name']}.parquet"]).hexdigest()
     assert manifest["digest"] != json.loads(before["manifest.json"])["digest"]
     again = opted_out_pairs(raw, opted_out)
-    assert (again.num_pairs, again.num_held, again.gone) == (2, 0, frozenset())
+    assert (again.num_pairs, again.num_held, again.to_purge) == (2, 0, False)
     assert purge_raw(raw, opted_out, again) == ["00001"]
     assert contents(raw) == after  # idempotent
 
@@ -215,7 +218,7 @@ def test_the_command_records_once_and_purges_only_when_told_to(
     before = contents(raw)
     assert main(["forget", "--purge"]) == 1
     said = capsys.readouterr()
-    assert "to go: 1 pictures of data/raw" in said.out
+    assert "to go: 1 pictures of data/raw, and the texts of 1 pairs" in said.out
     assert "add --yes" in said.err
     assert contents(raw) == before
     Path("data/.shards.part").mkdir()
@@ -223,7 +226,7 @@ def test_the_command_records_once_and_purges_only_when_told_to(
         fcntl.flock(lock, fcntl.LOCK_SH)  # as while a range of shards is made
         assert main(["forget", "--purge", "--yes"]) == 1
     said = capsys.readouterr()
-    assert "data/raw: 1 pictures, out of 1 rewritten shards" in said.out
+    assert "data/raw: 1 pictures and the texts of 1 pairs, out of 1 rewritten shards" in said.out
     assert "not everything is gone: data/.shards.part" in said.err
     assert main(["forget", "--purge", "--yes"]) == 0
     assert not any(B in path.read_bytes() for path in raw.parents[1].rglob("*") if path.is_file())
@@ -291,8 +294,69 @@ def test_a_worktree_with_data_of_its_own_is_named(
 
 
 def test_an_index_is_looked_into(tmp_path: Path) -> None:
-    import pyarrow as pa
-
     pq.write_table(pa.table({"image_id": [SHA_A, SHA_B]}), tmp_path / "items.parquet")
     assert index_shows(tmp_path, frozenset({SHA_B, SHA_C}))
     assert not index_shows(tmp_path, frozenset({SHA_C}))
+
+
+def test_texts_go_too_from_tables_and_reports_made_before_anybody_asked(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = raw.parents[1]
+    monkeypatch.chdir(root)
+    made = {
+        "decisions.parquet": {"key": ["000010000"], "image_id": [SHA_B], "text": ["text of 000010000"]},
+        "facts.parquet": {"key": ["000010000"], "opted_out": pa.array([None], pa.string())},
+    }
+    for name in ("filter", "index", "package"):
+        (root / "reports" / name).mkdir(parents=True)
+    (root / "reports/filter/report.json").write_text('{"overview": {"shared_texts": [{"text": "text of 000010000"}]}}')
+    (root / "reports/index/report.json").write_text('{"queries": [{"found": [{"texts": ["another"]}]}]}')
+    filtered = root / "data/filtered"
+    filtered.mkdir()
+    for name, columns in made.items():
+        pq.write_table(pa.table(columns), filtered / name)
+    write_opted_out(Path("data/policy"), policy(("url", "https://sub.host.org/b.jpg"), ("url", "https://x.org/")))
+    assert main(["forget", "--purge", "--yes"]) == 0
+    assert not filtered.exists()
+    assert [path.parent.name for path in root.rglob("report.json")] == ["index"]
+    assert [one["caption"] for one in read_table(raw_shards(raw)[1]).to_pylist()] == ["", ""]  # x.org had no picture
+
+
+def test_a_filter_that_knew_of_the_request_may_have_kept_the_text(tmp_path: Path) -> None:
+    def shows(text: str, entry: str | None, *texts: tuple[str | None, str]) -> bool:
+        pq.write_table(pa.table({"image_id": [SHA_A], "text": [text]}), tmp_path / "decisions.parquet")
+        pq.write_table(pa.table({"opted_out": pa.array([entry], pa.string())}), tmp_path / "facts.parquet")
+        return filtered_shows(tmp_path, frozenset(texts))
+
+    assert shows("a fox", "host:host.org")
+    assert not shows("", "host:host.org")
+    assert shows("a fox", None, (SHA_A, "a fox"))
+    assert not shows("a fox", None, (SHA_B, "a fox"), (SHA_A, "an owl"))
+    (tmp_path / "facts.parquet").unlink()
+    with pytest.raises(DataError, match="unreadable"):
+        filtered_shows(tmp_path, frozenset())
+
+
+def test_a_purge_names_what_it_does_not_touch(
+    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(raw.parents[1])
+    Path(".align/prefect").mkdir(parents=True)
+    Path("hits.html").touch()
+    version = Version(name="align", number=3, run_id="abc", tags={})
+    seen = [TrainedModel(version, (), {"train": 1}, "the checkout's data")]
+    monkeypatch.setattr("align.lineage.forget.find_trained_models", lambda *_: (seen, None))
+    write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
+    for words in (["--purge"], ["--purge", "--yes"]):
+        main(["forget", *words])
+        said = capsys.readouterr().out
+        for place, end in {
+            "data/policy/opted_out.csv": "by them the pictures are refused",
+            "data/sample/archive.warc.gz": "dvc repro --force --single-item ingest",
+            ".align/prefect": "make down && rm -rf .align/prefect .align/logs",
+            "MLflow, runs abc": "mlflow gc --run-ids RUN",
+            "hits.html": "rm hits.html",
+        }.items():
+            line = next(number for number, line in enumerate(said.splitlines()) if line.startswith(f"  {place}"))
+            assert end in said.splitlines()[line + 1]

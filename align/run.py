@@ -6,8 +6,10 @@ Owns the environment that flows run in. The flow itself is another program, so t
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
+import secrets
 import sys
 import urllib.error
 import urllib.request
@@ -19,6 +21,8 @@ from align.errors import ConfigError
 #: `make up` lists here what it started; Prefect keeps its database there. Servers and flows share both.
 SERVICES_FILE = Path(".align/services.json")
 PREFECT_HOME = Path(".align/prefect")
+#: The login of both servers, `user:password`, for this checkout; only its owner can read it.
+LOGIN_FILE = Path(".align/login")
 
 #: Prefect 3.9 allows its temporary server 20 s, which is too little on a busy machine with two cores.
 SERVER_START_TIMEOUT_S = 180
@@ -59,7 +63,8 @@ def flow_environment(root: Path) -> dict[str, str]:
     """The environment of a flow or a server of the checkout `root`; variables that the user has set win.
 
     Prefect keeps its state in the checkout and nothing in the home directory. Telemetry is off. Servers that `make up`
-    started are used if they answer.
+    started are used if they answer. Prefect's server, also the temporary one that a flow starts if none answers, asks
+    for the checkout's login: without it, any web page could start flows.
     """
     (root / PREFECT_HOME).mkdir(parents=True, exist_ok=True)  # Prefect creates one level of folders, SQLite none
     ours = {
@@ -73,13 +78,34 @@ def flow_environment(root: Path) -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    if "PREFECT_API_URL" not in os.environ and (url := _running_prefect(root)):
-        ours["PREFECT_API_URL"] = url
     scripts = str(Path(sys.executable).parent)  # for dvc and align, even if the virtual environment is not active
     path = os.environ.get("PATH", os.defpath)
     if scripts not in path.split(os.pathsep):
         path = f"{scripts}{os.pathsep}{path}"
-    return ours | dict(os.environ) | {"PATH": path}
+    env = ours | dict(os.environ) | {"PATH": path}
+    if "PREFECT_API_URL" not in env:
+        env |= prefect_login(root)
+        if url := _running_prefect(root):
+            env["PREFECT_API_URL"] = url
+    return env
+
+
+def prefect_login(root: Path) -> dict[str, str]:
+    """The checkout's login as Prefect's servers and clients take it."""
+    return dict.fromkeys(("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"), login(root))
+
+
+def login(root: Path) -> str:
+    """The login of the checkout's servers, `user:password`; generated once, and kept in a file of mode 0600."""
+    file = root / LOGIN_FILE
+    file.parent.mkdir(exist_ok=True)
+    with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as stream:
+        os.fchmod(stream.fileno(), 0o600)  # a copied file may have another mode
+        fcntl.flock(stream, fcntl.LOCK_EX)  # two runs may start at once
+        if not (text := stream.read().strip()):
+            text = f"align:{secrets.token_urlsafe(32)}"
+            stream.write(f"{text}\n")
+    return text
 
 
 def _running_prefect(root: Path) -> str | None:

@@ -2,8 +2,9 @@
 
     python infra/local.py up | down | status
 
-Everything listens on 127.0.0.1 and keeps its state in the checkout: `.align/` (Prefect, logs, process ids) and
-`mlflow.db` with `mlartifacts/`, which runs without a server use too. Ports: ALIGN_PREFECT_PORT, ALIGN_MLFLOW_PORT.
+Everything listens on 127.0.0.1, asks for the login in `.align/login`, and keeps its state in the checkout: `.align/`
+(Prefect, logs, process ids) and `mlflow.db` with `mlartifacts/`, which runs without a server use too. Ports:
+ALIGN_PREFECT_PORT, ALIGN_MLFLOW_PORT.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import psutil
 
 from align.errors import AlignError, ServiceError
-from align.run import SERVICES_FILE, flow_environment
+from align.run import LOGIN_FILE, SERVICES_FILE, flow_environment, prefect_login
 
 HOST = "127.0.0.1"
 POOL = "local"
@@ -32,6 +33,8 @@ START_TIMEOUT_S = 180.0
 RUNS_STOP_TIMEOUT_S = 35.0  # a worker's flow runs have 30 s to save a checkpoint
 STOP_TIMEOUT_S = 10.0  # Prefect's worker sometimes hangs when it is told to stop
 LOGS = Path(".align/logs")
+SERVER = Path(__file__).with_name("server.py")
+JOBS = Path(__file__).with_name("work_pool.json")  # what a run may change of the process that it runs in: nothing
 
 Services = dict[str, dict[str, Any]]
 
@@ -47,21 +50,15 @@ def up(root: Path) -> None:
     for name, port in ports.items():
         if name not in services:
             _check_free(name, port)
-    env = flow_environment(root)
-    # For the UI in the browser, and for everything that the worker starts.
-    env["PREFECT_API_URL"] = f"http://{HOST}:{ports['prefect']}/api"
-    env["ALIGN_ROOT"] = str(root)
-    commands = {
-        "prefect": ["prefect", "server", "start", "--host", HOST, "--port", str(ports["prefect"])],
-        "mlflow": [
-            "mlflow", "server", "--host", HOST, "--port", str(ports["mlflow"]), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{root}/mlflow.db",
-            "--default-artifact-root", (root / "mlartifacts").as_uri(), "--no-serve-artifacts",
-        ],
-    }  # fmt: skip
+    url = f"http://{HOST}:{ports['prefect']}"
+    # The login in the environment, not in arguments, which every user of the machine can read. The URL is for the UI in
+    # the browser, and for everything that the worker starts.
+    env = flow_environment(root) | prefect_login(root)
+    env |= {"PREFECT_API_URL": f"{url}/api", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url, "ALIGN_ROOT": str(root)}
     health = {"prefect": "/api/health", "mlflow": "/health"}
-    for name, command in commands.items():
+    for name in health:
         if name not in services:
+            command = [sys.executable, str(SERVER), name, str(ports[name])]
             services[name] = _start(root, name, command, env) | {"url": f"http://{HOST}:{ports[name]}"}
             _save(root, services)
     for name, path in health.items():
@@ -73,6 +70,7 @@ def up(root: Path) -> None:
         _save(root, services)
     print(f"Prefect  {services['prefect']['url']}   run `pipeline` from Deployments")
     print(f"MLflow   {services['mlflow']['url']}")
+    print(f"log in   as align, with the password in {LOGIN_FILE}; Prefect asks for both as one: the file's line")
     print(f"logs     {LOGS}/   stop with: make down")
 
 
@@ -141,7 +139,7 @@ def _wait_for(root: Path, name: str, service: Mapping[str, Any], path: str) -> N
 
 def _deploy(root: Path, env: Mapping[str, str]) -> None:
     for command in (
-        ["prefect", "work-pool", "create", POOL, "--type", "process", "--overwrite"],
+        ["prefect", "work-pool", "create", POOL, "--type", "process", "--base-job-template", str(JOBS), "--overwrite"],
         ["prefect", "deploy", "--all"],
     ):
         done = subprocess.run(command, cwd=root, env=dict(env), capture_output=True, text=True, check=False)

@@ -1,5 +1,6 @@
 """Real servers for the integration tests, one a session."""
 
+from tests.support.local_stack import stack
 from tests.support.mlflow_server import mlflow_server
 
-__all__ = ["mlflow_server"]
+__all__ = ["mlflow_server", "stack"]

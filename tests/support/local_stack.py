@@ -1,0 +1,191 @@
+"""The local stack as `make up` starts it, over three stub stages in a repository of their own.
+
+tests/integration/conftest.py registers the fixture with pytest.
+"""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.git_repository import git
+from tests.support import ROOT
+from tests.support.mlflow_server import free_port
+
+DVC_YAML = """\
+stages:
+  ingest:
+    cmd: align ingest
+    params: [ingest]
+    outs: ["${paths.reports}/ingest"]
+    meta: {flow: data}
+  pretrain:
+    cmd: align pretrain
+    deps: ["${paths.reports}/ingest"]
+    params: [pretrain]
+    outs: ["${paths.reports}/pretrain"]
+    meta: {flow: training}
+  index:
+    cmd: align index
+    deps: ["${paths.reports}/pretrain"]
+    params: [index]
+    outs: ["${paths.reports}/index"]
+    meta: {flow: release}
+metrics:
+  - ${paths.reports}/pretrain/metrics.json
+"""
+
+PARAMS = """\
+paths: {reports: reports, checkpoints: checkpoints}
+ingest: {value: 1}
+pretrain: {value: 1, seconds: 0} # fails when it is negative
+index: {value: 1}
+register: {experiment: stub, model_name: stub}
+"""
+
+#: A stub of all stages; on SIGTERM the trainer saves, as the real one does.
+ALIGN = f"""\
+#!/bin/sh
+'''exec' "{sys.executable}" "$0" "$@" # a shebang holds no path with a space in it
+' '''
+import json, signal, sys, time
+from pathlib import Path
+from ruamel.yaml import YAML
+verb = sys.argv[1]
+if verb in ("register", "promote", "rollback"):
+    print(verb, *sys.argv[2:])
+    sys.exit()
+values = YAML(typ="safe").load(Path("params.yaml").read_text())[verb]
+def save(*_):
+    Path("checkpoints/step").write_text("7")
+    sys.exit(1)
+signal.signal(signal.SIGTERM, save)
+print("working on", verb, flush=True)
+time.sleep(max(values.get("seconds", 0), 0))
+if values.get("seconds", 0) < 0:
+    sys.exit("align: error: the loss is not finite")
+folder = Path("reports") / verb
+folder.mkdir(parents=True)
+(folder / "metrics.json").write_text(json.dumps({{verb + "/value": values["value"]}}))
+(folder / "report.json").write_text("{{}}")
+"""
+
+
+class Stack:
+    """The stub repository with the local stack on free ports."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.said = ""  # by `make up`
+        self._claims, (prefect_port, mlflow_port) = zip(*(free_port() for _ in range(2)), strict=True)
+        ports = {"ALIGN_PREFECT_PORT": str(prefect_port), "ALIGN_MLFLOW_PORT": str(mlflow_port)}
+        self.prefect, self.mlflow = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
+        self.api = f"{self.prefect}/api"
+        path = os.pathsep.join([str(root / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+        self.env |= ports | {"PATH": path, "PYTHONPATH": str(ROOT)}
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *command], cwd=self.root, env=self.env, capture_output=True, text=True, check=False
+        )
+
+    def align_run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.run("-m", "align.cli", "run", *arguments)
+
+    @property
+    def login(self) -> str:
+        """`user:password` of both servers."""
+        return (self.root / ".align/login").read_text().strip()
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Asks Prefect, or MLflow if the path is a whole URL, with the login."""
+        data = None if body is None else json.dumps(body).encode()
+        login = base64.b64encode(self.login.encode()).decode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
+        url = path if path.startswith("http:") else f"{self.api}{path}"
+        request = urllib.request.Request(url, data, headers)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:  # busy: retry, as Prefect's client does
+                if error.code != 503 or time.monotonic() > deadline:
+                    raise
+                time.sleep(float(error.headers.get("Retry-After", 1)))
+
+    def states(self, name: str) -> dict[str, str]:
+        """Task run -> state, in the newest run of that name and its sub-flows."""
+        runs = self.ask(
+            "/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "flow_runs": {"name": {"any_": [name]}}}
+        )
+        children = self.ask("/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [runs[0]["id"]]}}})
+        ids = [runs[0]["id"], *(run["id"] for run in children)]
+        tasks = self.ask("/task_runs/filter", {"flow_runs": {"id": {"any_": ids}}})
+        return {task["name"]: task["state_name"] for task in tasks}
+
+    def close(self) -> None:
+        """The end: its ports may be others' again."""
+        for claim in self._claims:
+            claim.close()
+
+    def start(self, request: dict[str, Any]) -> str:
+        """A click on the deployment; returns the flow run's id."""
+        deployment = self.ask("/deployments/name/pipeline/local")["id"]
+        run = self.ask(f"/deployments/{deployment}/create_flow_run", {"parameters": {"request": request}})
+        return str(run["id"])
+
+    def wait_for(self, run: str, *states: str, timeout_s: float = 120) -> str:
+        deadline = time.monotonic() + timeout_s
+        state = ""
+        while time.monotonic() < deadline:
+            state = self.ask(f"/flow_runs/{run}")["state_type"]
+            if state in states:
+                break
+            time.sleep(0.5)
+        return state
+
+
+def stub_repository(root: Path) -> None:
+    (root / "bin").mkdir(parents=True)
+    (root / "bin/align").write_text(ALIGN)
+    (root / "bin/align").chmod(0o755)
+    shutil.copytree(ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "prefect.yaml", root)
+    (root / "dvc.yaml").write_text(DVC_YAML)
+    (root / "params.yaml").write_text(PARAMS)
+    (root / ".gitignore").write_text("/.align/\n/reports/\n/checkpoints\n/mlflow.db\n/mlartifacts/\n__pycache__/\n")
+    shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+    git(root, "init", "--quiet")
+    git(root, "add", "--all")
+    git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "stub")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    root = tmp_path_factory.mktemp("flows") / "repo"
+    stub_repository(root)
+    stack = Stack(root)
+    try:
+        done = stack.run("-m", "infra.local", "up")
+        assert done.returncode == 0, done.stdout + done.stderr
+        stack.said = done.stdout + done.stderr
+        yield stack
+    finally:
+        stack.run("-m", "infra.local", "down")
+    for url in (f"{stack.api}/health", f"http://127.0.0.1:{stack.env['ALIGN_MLFLOW_PORT']}/health"):
+        with pytest.raises(OSError):
+            urllib.request.urlopen(url, timeout=2)
+    assert stack.run("-m", "infra.local", "down").returncode == 0  # nothing to stop is no error
+    stack.close()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from align.errors import AlignError
+from align.errors import AlignError, without_logins
 from align.visible import visible
 from flows import supervisor
 
@@ -26,7 +26,7 @@ class CommandError(AlignError):
 def run_supervised(
     command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Callable[[str], None]
 ) -> list[str]:
-    """Runs a command to its end and returns its output, stdout and stderr together, as lines.
+    """Runs a command to its end and returns its output, stdout and stderr together, as lines without logins.
 
     If this call is interrupted (a cancelled flow run, Ctrl-C), the command and its descendants are ended first, with
     time to write a checkpoint, and then the interruption is raised; see `flows.supervisor`.
@@ -74,7 +74,7 @@ def run_supervised(
 def _pump(stream: TextIO, lines: list[str], log: Callable[[str], None]) -> None:
     with stream:
         for raw in stream:
-            if line := visible(raw.rstrip()):
+            if line := without_logins(visible(raw.rstrip())):
                 lines.append(line)
                 log(line)
 

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.child_process import run_supervised
 from flows.log import one_line_errors
-from flows.run_context import RunContext, child_environment, tracking_uri
+from flows.run_context import RunContext, child_environment
 
 
 def run_command(verb: str, *arguments: str) -> str:
@@ -29,5 +29,5 @@ def run_command(verb: str, *arguments: str) -> str:
 def command(verb: str, arguments: tuple[str, ...]) -> list[str]:
     """Runs the command in a supervised child; returns its lines of output."""
     root = Path.cwd()
-    env = child_environment(RunContext(root=root, mlflow_tracking_uri=tracking_uri(root)))
+    env = child_environment(RunContext(root=root, checkout=root))
     return run_supervised(["align", verb, *arguments], cwd=root, env=env, log=get_run_logger().info)

@@ -16,6 +16,8 @@ from typing import Any
 from dvc.repo import Repo  # type: ignore[import-untyped]  # DVC ships no types
 from dvc_data.hashfile.db import get_index
 
+from align.errors import without_logins
+
 
 def require_reachable(odb: Any, root: Path) -> None:
     """Checks once that the remote can be reached: raises the file system's error, or OSError for an unmounted disk."""
@@ -55,7 +57,7 @@ def delete(odb: Any, md5s: list[str]) -> dict[str, Any]:
                 else:
                     removed.append(md5)
         except Exception as error:  # noqa: BLE001 (each file system has its own errors; the user sees them)
-            left[md5] = " ".join(str(error).split())[:200] or type(error).__name__
+            left[md5] = without_logins(" ".join(str(error).split()))[:200] or type(error).__name__
     get_index(odb).clear()  # DVC's own list of the remote's objects: the next push must not rely on it
     return {"removed": removed, "left": left}
 
@@ -74,7 +76,7 @@ def main() -> int:
         require_reachable(odb, Path(repo.root_dir))
         answer = copy(odb, md5s, args.to) if args.what == "copy" else delete(odb, md5s)
     except Exception as error:  # noqa: BLE001 (DVC's, boto's, paramiko's ...: in any case the remote cannot be used)
-        print(" ".join(str(error).split())[:300] or type(error).__name__, file=sys.stderr)
+        print(without_logins(" ".join(str(error).split()))[:300] or type(error).__name__, file=sys.stderr)
         return 1
     print(json.dumps(answer))
     return 0

@@ -8,16 +8,27 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from align.config import load_params
+from align.errors import LOGIN
+
+_LOGIN = {"type": "string", "pattern": LOGIN}
+#: For JSON Schema: no address with a login in it. Prefect's server refuses such a value before it records it.
+NO_LOGIN: dict[str, Any] = {"not": {"anyOf": [_LOGIN, {"type": "array", "contains": _LOGIN}]}}
 
 
 class Request(BaseModel):
     """What to run. The UI shows it as a form."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(default="demo", description="The result becomes branch run/NAME.")
-    ref: str | None = Field(default=None, description="A branch, tag or commit to run; empty: HEAD of the checkout.")
+    name: str = Field(default="demo", description="The result becomes branch run/NAME.", json_schema_extra=NO_LOGIN)
+    ref: str | None = Field(
+        default=None,
+        description="A branch, tag or commit to run; empty: HEAD of the checkout.",
+        json_schema_extra=NO_LOGIN,
+    )
     overrides: dict[str, Any] = Field(
-        default_factory=dict, description='Parameters to change, such as {"filter.min_words": 4}.'
+        default_factory=dict,
+        description='Parameters to change, such as {"filter.min_words": 4}. No passwords: they are recorded.',
+        json_schema_extra={"additionalProperties": NO_LOGIN},
     )
     snapshot_dirty: bool = Field(
         default=False,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from flows.command_task import run_command
+from flows.request import NO_LOGIN
 
 
 @flow(flow_run_name="rollback")
-def rollback(reason: str) -> str:
+def rollback(reason: Annotated[str, Field(json_schema_extra=NO_LOGIN)]) -> str:
     """Makes the previous champion the champion again.
 
     Args:

@@ -13,23 +13,26 @@ class RunContext(BaseModel):
 
     Attributes:
         root: the checkout that they work in.
+        checkout: the user's, where the flow runs; the same, or the one that `root` is a worktree of.
         stale: names of the stages that may have to run; the others are known to be cached.
         dirty: the checkout is a snapshot with uncommitted changes.
         mlflow_run_id: the run that training logs into while it runs, if one is open.
-        mlflow_tracking_uri: of the MLflow store with that run; None leaves the choice to `align`.
     """
 
     model_config = ConfigDict(frozen=True)
     root: Path
+    checkout: Path
     stale: frozenset[str] = frozenset()
     dirty: bool = False
     mlflow_run_id: str | None = None
-    mlflow_tracking_uri: str | None = None
 
+    @property
+    def mlflow_tracking_uri(self) -> str:
+        """MLFLOW_TRACKING_URI, or the store of the user's checkout, which a worktree logs into, too.
 
-def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, or the store of the checkout `root`, absolute, so that a worktree logs into it too."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db"
+        A property, since Prefect records what it passes to flows and tasks, and an address may hold a password.
+        """
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.checkout}/mlflow.db"
 
 
 def child_environment(run: RunContext) -> dict[str, str]:
@@ -37,8 +40,7 @@ def child_environment(run: RunContext) -> dict[str, str]:
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.root), env.get("PYTHONPATH", "")]))
     env["PYTHONUNBUFFERED"] = "1"
-    if run.mlflow_tracking_uri:
-        env["MLFLOW_TRACKING_URI"] = run.mlflow_tracking_uri
+    env["MLFLOW_TRACKING_URI"] = run.mlflow_tracking_uri
     if run.mlflow_run_id:
         env["MLFLOW_RUN_ID"] = run.mlflow_run_id
     return env

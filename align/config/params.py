@@ -5,6 +5,7 @@ YAML 1.2 through ruamel, since PyYAML reads `1e-3` as a string where DVC reads a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from align.errors import ConfigError
+from align.errors import LOGIN, ConfigError
 
 #: Read from the working directory; outside a checkout, the copy in the installed package is used.
 PARAMS_FILE = "params.yaml"
@@ -84,7 +85,8 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
             inherits overridden values, unless it sets its own.
 
     Raises:
-        ConfigError: the file is missing or not a YAML mapping, or an override is malformed or names an unknown key.
+        ConfigError: the file is missing or not a YAML mapping, an override is malformed or names an unknown key, or a
+            value is an address with a login in it.
     """
     source = path or _default_file()
     try:
@@ -100,7 +102,21 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
     for name in INHERITS:
         if isinstance(values.get(name), dict):
             values[name] = _inherited(values, name) | values[name]
+    if key := login_in(values):
+        raise ConfigError(
+            f"{source}: parameter '{key}' holds a login in its address: parameters are recorded; "
+            "put logins into the environment (infra/env.example)"
+        )
     return Params(values=values, source=source)
+
+
+def login_in(value: Any, key: str = "") -> str | None:
+    """The key, such as `section.key`, of the first text with a login in an address (`http://bob:secret@`), or None."""
+    if isinstance(value, str):
+        return key if re.search(LOGIN, value) else None
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = (login_in(item, f"{key}.{name}".lstrip(".")) for name, item in items)
+    return next((name for name in found if name is not None), None)
 
 
 def _inherited(values: dict[str, Any], name: str) -> dict[str, Any]:

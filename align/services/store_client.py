@@ -31,7 +31,7 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError
 
 from align.config.store import StoreConfig
-from align.errors import ConfigError, DataError, ServiceError
+from align.errors import ConfigError, DataError, ServiceError, without_logins
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ def explained(uri: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename is not None:
             raise  # an error of a file on this machine
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-        text = " ".join(str(error).split())[:200]
+        text = without_logins(" ".join(str(error).split()))[:200]
         raise ServiceError(f"{uri}: no answer from {endpoint} ({text}); is it up? Nothing is lost; run again") from None
 
 

@@ -18,9 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
-from align.errors import RefusedError, ServiceError
+from align.errors import RefusedError, ServiceError, without_logins
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 #: Tags of a version: the champion that it replaced, which further rollbacks need; when and why it was rolled back.
@@ -90,9 +89,7 @@ class Tracker:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # logs every attempt
         full = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-        userinfo, at, _ = urlsplit(full).netloc.rpartition("@")
-        self._credentials = userinfo + at
-        self.uri = self._without_credentials(full)
+        self.uri = without_logins(full)
         self._local = not full.startswith(("http:", "https:", "databricks"))
         # Artifacts are stored next to the database, so that a worktree which logs into it holds none.
         self._folder = Path(full.removeprefix("sqlite:///")).parent if full.startswith("sqlite:///") else Path()
@@ -268,9 +265,6 @@ class Tracker:
             for key, value in tags.items():
                 self._client.set_model_version_tag(version.name, str(version.number), key, value)
 
-    def _without_credentials(self, text: str) -> str:
-        return text.replace(self._credentials, "") if self._credentials else text
-
     def _experiment(self, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
@@ -287,7 +281,7 @@ class Tracker:
         try:
             yield
         except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
-            reason = self._without_credentials(" ".join(str(error).split()))[:300]
+            reason = without_logins(" ".join(str(error).split()))[:300]
             status = 500 if isinstance(error, OSError) else ERROR_CODE_TO_HTTP_STATUS.get(error.error_code, 500)
             if 400 <= status < 500 and status not in (408, 429):
                 raise RefusedError(f"MLflow at {self.uri} refuses: {reason}") from None

@@ -268,6 +268,21 @@ def test_an_unavailable_server_is_one_error_within_seconds(
     assert "secret" not in str(caught.value)
 
 
+def test_mlflow_gets_no_secret_of_the_environment(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.root)
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run(["git", "remote", "add", "origin", "https://planted-token@git.example/align.git"], check=True)
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING"):
+        monkeypatch.setenv(name, f"planted-{name}")
+    project.evaluate(0.5)
+    project.register(tracker=Tracker(f"sqlite:///{tmp_path}/mlflow.db"))
+    files = [path for path in project.root.rglob("*") if path.is_file() and ".git" not in path.parts]
+    assert {"mlflow.db", "MLmodel"} <= {path.name for path in files}
+    assert [path for path in files if b"planted-" in path.read_bytes()] == []
+
+
 def test_promotion_and_rollback_over_three_champions(project: Project) -> None:
     model = project.config.model_name
     with pytest.raises(DataError, match="no version with alias 'candidate'"):

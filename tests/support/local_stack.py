@@ -58,7 +58,7 @@ ALIGN = f"""\
 #!/bin/sh
 '''exec' "{sys.executable}" "$0" "$@" # a shebang holds no path with a space in it
 ' '''
-import json, signal, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 from ruamel.yaml import YAML
 verb = sys.argv[1]
@@ -71,6 +71,7 @@ def save(*_):
     sys.exit(1)
 signal.signal(signal.SIGTERM, save)
 print("working on", verb, flush=True)
+print("pushing to", os.environ["AWS_ENDPOINT_URL"], flush=True) # as a library might
 time.sleep(max(values.get("seconds", 0), 0))
 if values.get("seconds", 0) < 0:
     sys.exit("align: error: the loss is not finite")
@@ -79,6 +80,10 @@ folder.mkdir(parents=True)
 (folder / "metrics.json").write_text(json.dumps({{verb + "/value": values["value"]}}))
 (folder / "report.json").write_text("{{}}")
 """
+
+
+#: Planted where users have secrets: the environment of the stack and of runs, and the repository's git remote.
+SECRETS = {name: f"planted-{name}-secret" for name in ("git", "aws", "endpoint", "mlflow", "uri", "form")}
 
 
 class Stack:
@@ -94,6 +99,13 @@ class Stack:
         path = os.pathsep.join([str(root / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
         self.env |= ports | {"PATH": path, "PYTHONPATH": str(ROOT)}
+        self.env |= {
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": SECRETS["aws"],
+            "AWS_ENDPOINT_URL": f"http://me:{SECRETS['endpoint']}@127.0.0.1:9",
+            "MLFLOW_TRACKING_USERNAME": "align",
+            "MLFLOW_TRACKING_PASSWORD": SECRETS["mlflow"],
+        }
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -168,6 +180,7 @@ def stub_repository(root: Path) -> None:
     (root / ".gitignore").write_text("/.align/\n/reports/\n/checkpoints\n/mlflow.db\n/mlartifacts/\n__pycache__/\n")
     shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
     git(root, "init", "--quiet")
+    git(root, "remote", "add", "origin", f"https://{SECRETS['git']}@git.example/align.git")
     git(root, "add", "--all")
     git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "stub")
 

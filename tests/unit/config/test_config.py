@@ -33,6 +33,16 @@ def test_an_override_replaces_one_value(params_file: Path) -> None:
     assert (section.rate, section.count, section.name) == (0.001, 7, "two words")
 
 
+@pytest.mark.parametrize("value", ["http://me:secret@host", "[a, {b: 'see https://TOKEN@host'}]"])
+def test_a_login_in_an_address_is_refused(params_file: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=r"'example.name\S*' holds a login .*infra/env.example") as error:
+        load_params(params_file, [f"example.name={value}"])
+    assert "secret" not in str(error.value) and "TOKEN" not in str(error.value)
+    params_file.write_text(f"example: {{rate: 1e-3, count: 3, name: {value}}}\n")
+    with pytest.raises(ConfigError, match="holds a login"):
+        load_params(params_file)
+
+
 def test_an_empty_override_is_null(params_file: Path) -> None:
     assert load_params(params_file, ["example.name="]).section(Example).name is None
 

@@ -51,6 +51,14 @@ def test_a_child_s_output_comes_line_by_line(tmp_path: Path) -> None:
     assert heard == lines
 
 
+def test_a_child_s_output_shows_no_login(tmp_path: Path) -> None:
+    heard: list[str] = []
+    script = "echo pushing to https://me:secret@host/repo; exit 1"
+    with pytest.raises(CommandError, match=r"pushing to https://host/repo$"):
+        run_supervised(["sh", "-c", script], cwd=tmp_path, env=os.environ, log=heard.append)
+    assert heard == ["pushing to https://host/repo"]
+
+
 @pytest.mark.parametrize(
     ("script", "reason"),
     [

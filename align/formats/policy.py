@@ -5,9 +5,12 @@
 A take-down removes a picture with all pairs that show it. An entry names what is the same in every ingest. Keys are
 not, because each ingest numbers pairs again; `align forget --keys` first resolves them.
 
-    url        of the picture, or of the page that shows it, letter for letter
+    url        of the picture, or of the page that shows it, however it is spelt (escapes, case of the host, ...)
     host       of either, subdomains included: example.org covers img.example.org
     image_id   sha256 of the picture's bytes, from any source
+
+An address that redirects to one of these is covered, too: `align ingest` asks at each hop. Later stages cannot, since
+data/raw holds the first address only.
 """
 
 from __future__ import annotations
@@ -22,9 +25,14 @@ from urllib.parse import urlsplit
 
 from align.errors import FormatError
 from align.files import write_text
+from align.pairs.urls import host_name, identity
 
 OPTED_OUT = "opted_out.csv"
+#: The error message of a pair whose picture was not taken because of an entry.
+REFUSED = "opted out"
 KINDS = ("host", "image_id", "url")
+#: Of a host name; a name of 253 characters cannot have more.
+_MAX_LABELS = 127
 _HEADER = ["kind", "value", "reason", "added"]
 
 
@@ -51,8 +59,8 @@ class OptedOut:
         for entry in entries:
             known.setdefault((entry.kind, entry.value), entry)
         self.entries = tuple(sorted(known.values()))
-        self._urls = {entry.value for entry in self.entries if entry.kind == "url"}
-        self._hosts = {entry.value for entry in self.entries if entry.kind == "host"}
+        self._urls = {identity(entry.value): entry.value for entry in self.entries if entry.kind == "url"}
+        self._hosts = {host_name(entry.value): entry.value for entry in self.entries if entry.kind == "host"}
         self._image_ids = {entry.value for entry in self.entries if entry.kind == "image_id"}
 
     def __bool__(self) -> bool:
@@ -62,27 +70,32 @@ class OptedOut:
         """The (kind, value) of the entry that covers a pair, or None. Arguments as in the columns of data/raw."""
         if image_id in self._image_ids:
             return "image_id", str(image_id)
-        for address in (url, page_url):
-            if address in self._urls:
-                return "url", str(address)
+        addresses = [address for address in (url, page_url) if address]
+        if self._urls:
+            for address in addresses:
+                if value := self._urls.get(identity(address)):
+                    return "url", value
         if self._hosts:
-            for address in (url, page_url):
-                host = host_of(address or "")
-                while host:
-                    if host in self._hosts:
-                        return "host", host
-                    host = host.partition(".")[2]
+            for address in addresses:
+                labels = host_of(address).split(".")[-_MAX_LABELS:]
+                for start in range(len(labels)):
+                    if value := self._hosts.get(".".join(labels[start:])):
+                        return "host", value
         return None
 
     def matches(self, url: str | None, page_url: str | None, image_id: str | None) -> bool:
         """Whether a pair is opted out. Before its picture is fetched, image_id is None."""
         return bool(self.entries) and self.entry(url, page_url, image_id) is not None
 
+    def refusal(self, url: str) -> str | None:
+        """Why an address must not be requested, or None. To be asked for the targets of redirects, too."""
+        return REFUSED if self.matches(url, None, None) else None
+
 
 def host_of(url: str) -> str:
-    """The host in lower case, without port; empty where the URL has none or is malformed."""
+    """The host as `host_name` spells it; empty where the URL has none or is malformed."""
     try:
-        return (urlsplit(url).hostname or "").rstrip(".")
+        return host_name(urlsplit(url).hostname or "")
     except ValueError:
         return ""
 

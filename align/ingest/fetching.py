@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from align.formats.policy import OptedOut
+from align.formats.policy import REFUSED, OptedOut
 from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS
 from align.ingest.plan import PlannedRow, PlannedShard
 from align.ingest.writer import RawShardWriter
@@ -90,7 +90,7 @@ class ShardCounts(NamedTuple):
     num_with_picture: int
 
 
-_OPTED_OUT = PictureOutcome(FAILED_TO_DOWNLOAD, "opted out")
+_OPTED_OUT = PictureOutcome(FAILED_TO_DOWNLOAD, REFUSED)
 
 
 def write_shard(

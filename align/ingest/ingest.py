@@ -87,6 +87,7 @@ def ingest(
             source,
             work / "plan",
             partial(_open_duckdb, engine),
+            opted_out,
             max_pages=config.max_pages,
             shard_size=config.shard_size,
             num_workers=engine.num_workers,

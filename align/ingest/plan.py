@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from align.console import track
 from align.errors import DataError
 from align.files import write_text
+from align.formats.policy import REFUSED, OptedOut
 from align.ingest.sources import Source
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES
 from align.protocols.sql import Engine
@@ -37,7 +38,7 @@ PlannedRow = dict[str, Any]
 _ORDER = [("file_number", pa.int32()), ("row_number", pa.int64())]
 _TABLES = {
     "candidates": pa.schema([*CANDIDATES, *_ORDER, ("url_hash", pa.uint64())]),
-    "responses": pa.schema([*RESPONSES, *_ORDER]),
+    "responses": pa.schema([*RESPONSES, *_ORDER, ("opted_out", pa.bool_())]),  # the target of a redirect is
 }
 _HTTP_OK = 200
 _MAX_REDIRECTS = 5
@@ -100,6 +101,7 @@ def make_plan(
     source: Source,
     folder: Path,
     open_sql: Callable[[], Any],
+    opted_out: OptedOut,
     *,
     max_pages: int | None,
     shard_size: int,
@@ -111,6 +113,7 @@ def make_plan(
         source: where pairs come from.
         folder: of the plan; each scanned file is committed on its own.
         open_sql: returns a context manager of a SQL `Engine`.
+        opted_out: asked at each hop of redirects within an archive.
         max_pages: number of pages, those with the smallest hash of their address: they are spread over the archive, and
             always the same; None: all pages.
         shard_size: approximate pairs per shard.
@@ -124,7 +127,7 @@ def make_plan(
         folder.mkdir(exist_ok=True)
         for kind in _TABLES:
             (folder / kind).mkdir(exist_ok=True)
-        scan = partial(_scan, source, folder)
+        scan = partial(_scan, source, folder, opted_out)
         files = list(enumerate(source.files))
         counts: Counter[str] = Counter()
         for of_file in track(in_processes(scan, files, num_workers), what="ingest: files read", total=len(files)):
@@ -140,7 +143,7 @@ def make_plan(
     return IngestPlan(folder / "pairs.parquet", names, max(4, len(str(values["longest"] - 1))), values["counts"])
 
 
-def _scan(source: Source, folder: Path, numbered: tuple[int, str]) -> dict[str, int]:
+def _scan(source: Source, folder: Path, opted_out: OptedOut, numbered: tuple[int, str]) -> dict[str, int]:
     """Reads one file into two parquet files and returns its counts. A file that was read before is not read again."""
     file_number, file = numbered
     done = folder / f"{file_number:06d}.json"
@@ -156,6 +159,9 @@ def _scan(source: Source, folder: Path, numbered: tuple[int, str]) -> dict[str, 
             columns.append(pa.array(np.arange(rows[kind], rows[kind] + size)))
             if kind == "candidates":
                 columns.append(pa.array(_hashes(batch["url"].to_pylist())))
+            else:
+                ends = [opted_out.matches(location, None, None) for location in batch["location"].to_pylist()]
+                columns.append(pa.array(ends, pa.bool_()))
             rows[kind] += size
             writers[kind].write_batch(pa.record_batch(columns, schema=_TABLES[kind]))
         for writer in writers.values():
@@ -185,7 +191,7 @@ def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> 
     num_shards = max(1, -(-num_pairs // shard_size))
     # The first good response of each address, else the first one; redirects are followed within the archive.
     sql.table("answers", f"""
-        SELECT url, status, location, file, "offset" FROM (
+        SELECT url, status, location, file, "offset", opted_out FROM (
             SELECT *, row_number() OVER (
                 PARTITION BY url ORDER BY status <> {_HTTP_OK}, file_number, row_number
             ) AS rank
@@ -198,12 +204,14 @@ def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> 
             break
         sql.table(f"hop{hop}", f"""
             SELECT source.url, coalesce(target.status, source.status) AS status, target.location,
-                   coalesce(target.file, source.file) AS file, coalesce(target."offset", source."offset") AS "offset"
+                   coalesce(target.file, source.file) AS file, coalesce(target."offset", source."offset") AS "offset",
+                   source.opted_out OR coalesce(target.opted_out, FALSE) AS opted_out
             FROM {answers} AS source LEFT JOIN answers AS target ON target.url = source.location
         """)  # fmt: skip
         answers = f"hop{hop}"
     sql.write(f"""
-        SELECT CAST(url_hash % {num_shards} AS INTEGER) AS shard, chosen.url, text, text_source, page_url, problem,
+        SELECT CAST(url_hash % {num_shards} AS INTEGER) AS shard, chosen.url, text, text_source, page_url,
+               CASE WHEN answer.opted_out THEN '{REFUSED}' ELSE problem END AS problem,
                coalesce(chosen.file, CASE WHEN status = {_HTTP_OK} THEN answer.file END) AS file,
                coalesce(chosen."offset", CASE WHEN status = {_HTTP_OK} THEN answer."offset" END) AS "offset",
                inline, status AS http_status

@@ -62,7 +62,8 @@ def write_shards(
     """
     share = share_of(resources.download, resources.engine.num_workers, len(shards))
     write = partial(_write, directory, open_shard, pictures, resources.store)
-    written = in_processes_with(partial(Downloader, share), write, shards, resources.engine.num_workers)
+    open_downloader = partial(Downloader, share, refuse=pictures.opted_out.refusal)
+    written = in_processes_with(open_downloader, write, shards, resources.engine.num_workers)
     start, num_pairs, num_pictures = time.monotonic(), 0, 0
     for number, counts in enumerate(track(written, what="ingest: shards", total=len(shards)), start=1):
         num_pairs, num_pictures = num_pairs + counts.num_pairs, num_pictures + counts.num_with_picture

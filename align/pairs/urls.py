@@ -10,8 +10,11 @@ import base64
 import binascii
 import hashlib
 import re
+import socket
+from contextlib import suppress
+from ipaddress import ip_address
 from typing import NamedTuple
-from urllib.parse import quote, unquote_to_bytes, urldefrag, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urldefrag, urljoin, urlsplit, urlunsplit
 
 #: Characters of a URL that are kept; all others are percent-encoded, as browsers do before they send a request.
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
@@ -29,6 +32,13 @@ _SEGMENT = rf"[{_PLAIN}][{_PLAIN}.]*"
 _CANONICAL = re.compile(rf"{_HOST}/[{_PLAIN}./:]*{_QUERY}", re.ASCII)
 _SIMPLE_BASE = re.compile(rf"({_HOST})/((?:{_SEGMENT}/)*(?:{_SEGMENT})?){_QUERY}", re.ASCII)
 _RELATIVE = re.compile(rf"(/|(?:\.\./)*)((?:{_SEGMENT}/)*{_SEGMENT}{_QUERY})", re.ASCII)
+#: An address with a name that ends in letters, without escapes and without segments to normalise: its own identity.
+_OWN_IDENTITY = re.compile(
+    rf"(?!.*%)https?://(?:[a-z0-9\-]+\.)+[a-z]+/(?:{_SEGMENT}/)*(?:{_SEGMENT})?{_QUERY}", re.ASCII
+)
+#: Longer ones are never requested.
+_MAX_HOST = 1000
+_NUMBER = re.compile(r"(?:.*\.)?(?:\d+|0x[0-9a-f]*)")
 _HAS_HOST = re.compile(r"https?://[^/?:]")
 
 
@@ -65,6 +75,54 @@ def canonical_or_as_is(url: str) -> str:
         return canonical_url(url)
     except ValueError:
         return url
+
+
+def identity(url: str) -> str:
+    """The same text for all spellings of an address that mean the same; for comparisons only.
+
+    Beyond the canonical spelling: no credentials, escapes undone, `.` and `..` resolved, the host by `host_name`. A
+    text without host, such as the name of a file, is returned unchanged.
+    """
+    if _OWN_IDENTITY.fullmatch(url):
+        return url
+    try:
+        parts = urlsplit(urldefrag(url.strip())[0])
+        port = parts.port
+    except ValueError:
+        return url
+    if not parts.hostname:
+        return url
+    host = host_name(parts.hostname)
+    if port is not None and f":{port}" != _PORTS.get(parts.scheme):
+        host = f"{host}:{port}"
+    path = unquote(parts.path).removeprefix("/")
+    if path.split("/")[-1] in (".", ".."):
+        path += "/"
+    segments: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            del segments[-1:]
+        elif segment != ".":
+            segments.append(segment)
+    query = f"?{unquote(parts.query)}" if parts.query else ""
+    return f"{parts.scheme}://{host}/{'/'.join(segments)}{query}"
+
+
+def host_name(host: str) -> str:
+    """One spelling of a host: lower case, ASCII (IDNA), no dot at the end; an IP address as people write it."""
+    name = unquote(host).lower()
+    if len(name) > _MAX_HOST:
+        return name
+    if not name.isascii():
+        with suppress(UnicodeError):
+            name = name.encode("idna").decode("ascii").lower()
+    name = name.rstrip(".")
+    with suppress(OSError, ValueError):
+        if _NUMBER.fullmatch(name):  # 2130706433, 0x7f.1 and 0177.0.0.1 are 127.0.0.1
+            name = socket.inet_ntoa(socket.inet_aton(name))
+        elif ":" in name:
+            name = str(ip_address(name))
+    return name
 
 
 class Resolver:

@@ -60,6 +60,7 @@ class Downloader:
 
     Args:
         config: the limits.
+        refuse: asked before each request, redirects included: why a URL must not be requested; None: it may be.
         address_allowed: whether a socket may be opened to an address and port; replaces `allow_networks`.
         curl_options: more options of every libcurl handle, such as another list of certificate authorities.
     """
@@ -68,10 +69,12 @@ class Downloader:
         self,
         config: DownloadConfig,
         *,
+        refuse: Callable[[str], str | None] | None = None,
         address_allowed: Callable[[str, int], bool] | None = None,
         curl_options: Mapping[int, Any] | None = None,
     ) -> None:
         self._config = config
+        self._refuse = refuse or (lambda _: None)
         self._token = robots.token_of(config.user_agent)
         self._may_connect = address_allowed or address_policy(config.allow_networks)
         self._curl_options = curl_options or {}
@@ -161,6 +164,9 @@ class Downloader:
                 target = target_of(url)
             except ValueError as error:
                 self._settle(url, None, Failure(f"invalid URL: {error}"))
+                continue
+            if refusal := self._refuse(target.url):
+                self._settle(url, None, Failure(refusal))
                 continue
             self._schedule.add(Job(url, target, target))
         return False
@@ -266,6 +272,9 @@ class Downloader:
             job.target = target_of(urljoin(job.target.url, location))
         except ValueError as error:
             self._finish(job, Failure(f"broken redirect: {error}", status=job.status))
+            return
+        if refusal := self._refuse(job.target.url):
+            self._finish(job, Failure(refusal, status=job.status))
             return
         self._schedule.add(job, first=True)
 

@@ -29,6 +29,11 @@ def opted_out(*entries: tuple[str, str]) -> OptedOut:
         ("https://x.org/", "http://www.gone.org/page", None, ("host", "gone.org")),
         ("https://notgone.org/1.jpg", None, None, None),
         ("https://gone.org.evil.com/1.jpg", "https://org/", None, None),
+        ("https://me:secret@A.org.:443/./b/../%31.jpg#top", None, None, ("url", "https://a.org/1.jpg")),
+        ("https://x.org/", "http://gone.org./page", None, ("host", "gone.org")),
+        ("http://\uff27one\u3002org/1.jpg", None, None, ("host", "gone.org")),
+        ("http://xn--bcher-kva.example/1.jpg", None, None, ("host", "b\xfccher.example")),
+        ("http://0x7f.1/1.jpg", None, None, ("host", "127.0.0.1")),
         ("http://[::1", "data:image/png;sha256=00", None, None),
         (None, None, None, None),
     ],
@@ -36,7 +41,10 @@ def opted_out(*entries: tuple[str, str]) -> OptedOut:
 def test_what_an_entry_matches(
     url: str | None, page: str | None, image_id: str | None, entry: tuple[str, str] | None
 ) -> None:
-    policy = opted_out(("url", "https://a.org/1.jpg"), ("image_id", SHA), ("host", "gone.org"))
+    policy = opted_out(
+        ("url", "https://a.org/1.jpg"), ("image_id", SHA), ("host", "gone.org"), ("host", "b\xfccher.example"),
+        ("host", "127.0.0.1"),
+    )  # fmt: skip
     assert policy.entry(url, page, image_id) == entry
     assert policy.matches(url, page, image_id) == (entry is not None)
     assert not OptedOut().matches(url, page, image_id)

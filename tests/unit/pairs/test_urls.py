@@ -1,0 +1,38 @@
+"""Addresses: all spellings of one are recognised. (How pages are resolved is in ingest/sources/test_pages.py.)"""
+
+import time
+
+import pytest
+
+from align.pairs.urls import identity
+
+
+@pytest.mark.parametrize(
+    ("url", "same"),
+    [
+        ("http://a.example/b/c.jpg?d=e", "http://a.example/b/c.jpg?d=e"),
+        ("HTTP://me:secret@A.Example:80/b//c.jpg#top", "http://a.example/b//c.jpg"),
+        ("https://a.example.:8443", "https://a.example:8443/"),
+        ("http://a.example/%7Eb/%63%2f%C3%A9.jpg?%64=e", "http://a.example/~b/c/\xe9.jpg?d=e"),
+        ("http://a.example/../b/./c/../d/..", "http://a.example/b/"),
+        ("http://a.example/b/%2e%2E/c.jpg", "http://a.example/c.jpg"),
+        ("http://\uff21.b\xfccher\u3002example/", "http://a.xn--bcher-kva.example/"),
+        ("http://%61.example/", "http://a.example/"),
+        ("http://0177.1/", "http://127.0.0.1/"),
+        ("http://[2001:DB8:0::1]/", "http://2001:db8::1/"),
+        ("coco:%31.jpg", "coco:%31.jpg"),
+        ("data:image/png;sha256=%30", "data:image/png;sha256=%30"),
+        ("http://[broken", "http://[broken"),
+        ("http://a.example:x/", "http://a.example:x/"),
+    ],
+)
+def test_all_spellings_of_an_address_have_one_identity(url: str, same: str) -> None:
+    assert identity(url) == same
+
+
+def test_hostile_addresses_take_no_time() -> None:
+    start = time.process_time()
+    for url in ("http://" + "\xfc" * 100_000, "http://" + "1." * 100_000 + "x/", "http://a/" + "../b/" * 100_000,
+                "http://a/" + "%41a" * 100_000, "http://" + "a." * 100_000 + "/%"):  # fmt: skip
+        identity(url)
+    assert time.process_time() - start < 1

@@ -186,7 +186,7 @@ class Downloader:
             self._finish(job, host.closed or Failure("host closed"))
             return
         is_robots = job.robots_of is not None
-        if not is_robots and host.robots and not robots.may_fetch(host.robots, job.target.url):
+        if not is_robots and host.rules is not None and not host.rules.permit(job.target.url):
             self._finish(job, Failure("robots.txt: disallows it"))
             return
         if job.started_s is None:
@@ -314,7 +314,10 @@ class Downloader:
                 error = f"robots.txt unreachable: {outcome.error}" if status else outcome.error
                 host.close(Failure(error, outcome.retryable, status=outcome.status), now + self._config.deadline_s)
         if isinstance(outcome, bytes):
-            self._schedule.keep_robots(host, robots.rules_for(self._token, outcome), now + robots.LIFETIME_S)
+            rules = robots.rules_for(self._token, outcome)
+            if not self._schedule.keep_rules(host, rules, now + robots.LIFETIME_S):
+                why = Failure("robots.txt: too large to keep at the moment", retryable=True)
+                host.close(why, now + self._config.deadline_s)
         self._schedule.offer(host)
 
     def _settle(self, url: str, job: Job | None, outcome: bytes | Failure) -> None:

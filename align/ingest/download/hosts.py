@@ -1,12 +1,31 @@
-"""The state of a host: its queue, its limits, when it may be asked again. A host is a scheme, a name and a port."""
+"""The state of a host: its queue, its limits, when it may be asked again. A host is a scheme, a name and a port.
+
+A crawl names millions of hosts, most of them once, and a third of them dead. So `Hosts` looks at few of them at a time,
+and of those that have no jobs it remembers only so many.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+from collections import OrderedDict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from align.ingest.download.addresses import Target
 from align.ingest.download.failure import Failure
+from align.ingest.download.robots import Rules
+
+#: Hosts to remember; beyond these, those without jobs are forgotten. More than there are jobs at a time.
+_MAX_HOSTS: Final = 20_000
+#: Of the rules of all hosts.
+_MAX_RULES_BYTES: Final = 64 << 20
+#: Rules that are kept even beyond that.
+_FEW_RULES_BYTES: Final = 8 << 10
+#: Forgotten hosts that may not be asked yet, to remember; some 40 MB.
+_MAX_BARRED: Final = 100_000
+#: Hosts that are looked at for one new host: more than one, so that they become fewer.
+_LOOKS: Final = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -53,8 +72,8 @@ class Host:
         max_active: most requests under way: halved when the host says that it is busy, then slowly raised again.
         free_at_s: no request starts before this time.
         is_listed: it waits for its turn or for `free_at_s`.
-        robots: the rules of its robots.txt for us; None: not known yet.
-        robots_until_s: until when these hold.
+        rules: of its robots.txt for us; None: not known yet.
+        rules_until_s: until when these hold.
         asks_robots: its robots.txt is being fetched.
         closed: it is given up until `closed_until_s`: all its jobs fail with this.
     """
@@ -70,9 +89,9 @@ class Host:
         "max_active",
         "num_active",
         "queue",
-        "robots",
         "robots_queue",
-        "robots_until_s",
+        "rules",
+        "rules_until_s",
         "target",
     )
 
@@ -84,8 +103,8 @@ class Host:
         self.max_active = self._limit = limit
         self.free_at_s = 0.0
         self.is_listed = False
-        self.robots: str | None = None
-        self.robots_until_s = 0.0
+        self.rules: Rules | None = None
+        self.rules_until_s = 0.0
         self.asks_robots = False
         self.closed: Failure | None = None
         self.closed_until_s = 0.0
@@ -134,3 +153,78 @@ class Host:
         if self.closed is not None and now >= self.closed_until_s:
             self.closed = None
         return self.closed is not None
+
+
+class Hosts:
+    """The hosts that are remembered. An operation costs the same for any number of them.
+
+    A host without jobs may be forgotten, the longest unused first. That it may not be asked yet is still remembered.
+
+    Args:
+        max_per_host: most requests under way to one host.
+    """
+
+    def __init__(self, max_per_host: int) -> None:
+        self._max_per_host = max_per_host
+        self._hosts: OrderedDict[str, Host] = OrderedDict()  # the longest unused first
+        self._rules_bytes = 0
+        self._barred: dict[str, tuple[float, Failure | None]] = {}
+        self._ends: list[tuple[float, str]] = []  # of the barred, the next one first
+
+    def __len__(self) -> int:
+        return len(self._hosts) + len(self._ends)
+
+    def __iter__(self) -> Iterator[Host]:
+        return iter(self._hosts.values())
+
+    def of(self, target: Target) -> Host:
+        """The host of a target."""
+        origin = target.origin
+        host = self._hosts.get(origin)
+        if host is not None:
+            self._hosts.move_to_end(origin)
+            return host
+        self._forget()
+        host = self._hosts[origin] = Host(target, self._max_per_host)
+        until_s, closed = self._barred.pop(origin, (0.0, None))
+        if closed is None:
+            host.free_at_s = until_s
+        else:
+            host.close(closed, until_s)
+        return host
+
+    def keep_rules(self, host: Host, rules: Rules, until_s: float) -> bool:
+        """Sets the host's rules. Returns False if they are too large to be kept beside those of the other hosts."""
+        self._rules_bytes -= _size_of(host)
+        host.rules = None
+        self._forget(rules.num_bytes)
+        if rules.num_bytes > _FEW_RULES_BYTES and self._rules_bytes + rules.num_bytes > _MAX_RULES_BYTES:
+            return False
+        self._rules_bytes += rules.num_bytes
+        host.rules, host.rules_until_s = rules, until_s
+        return True
+
+    def expire(self, now: float) -> None:
+        """Forgets the barred hosts that may be asked again, and beyond `_MAX_BARRED` those that may be next."""
+        while self._ends and (self._ends[0][0] <= now or len(self._ends) > _MAX_BARRED):
+            until_s, origin = heapq.heappop(self._ends)
+            if self._barred.get(origin, (None,))[0] == until_s:
+                del self._barred[origin]
+
+    def _forget(self, more_bytes: int = 0) -> None:
+        for _ in range(min(_LOOKS, len(self._hosts))):
+            if len(self._hosts) < _MAX_HOSTS and self._rules_bytes + more_bytes <= _MAX_RULES_BYTES:
+                return
+            origin, host = self._hosts.popitem(last=False)
+            if not host.is_idle:
+                self._hosts[origin] = host
+                continue
+            self._rules_bytes -= _size_of(host)
+            until_s = host.free_at_s if host.closed is None else host.closed_until_s
+            if until_s:
+                self._barred[origin] = until_s, host.closed
+                heapq.heappush(self._ends, (until_s, origin))
+
+
+def _size_of(host: Host) -> int:
+    return 0 if host.rules is None else host.rules.num_bytes

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from typing import Final
 
 from align.ingest.download.addresses import Target
-from align.ingest.download.hosts import Host, Job
-
-#: Hosts, and characters of their rules, to remember; beyond these, idle hosts are forgotten.
-_MAX_HOSTS: Final = 20_000
-_MAX_ROBOTS_CHARACTERS: Final = 32 << 20
+from align.ingest.download.hosts import Host, Hosts, Job
+from align.ingest.download.robots import Rules
 
 
 class Schedule:
@@ -24,21 +20,16 @@ class Schedule:
     """
 
     def __init__(self, max_per_host: int, rate_per_host: float | None, *, obey_robots: bool) -> None:
-        self._max_per_host = max_per_host
         self._pause_s = 1 / rate_per_host if rate_per_host else 0.0
         self._obey_robots = obey_robots
-        self._hosts: dict[str, Host] = {}
-        self._robots_size = 0
+        self._hosts = Hosts(max_per_host)
         self._ready: deque[Host] = deque()
         self._timers: list[tuple[float, int, Host | Job]] = []
         self._num_timers = 0
 
     def add(self, job: Job, *, first: bool = False) -> None:
         """Queues a job at the host of its target, at the end or at the front."""
-        host = self._hosts.get(job.target.origin)
-        if host is None:
-            self._forget()
-            host = self._hosts[job.target.origin] = Host(job.target, self._max_per_host)
+        host = self._hosts.of(job.target)
         queue = host.queue if job.robots_of is None else host.robots_queue
         if first:
             queue.appendleft(job)
@@ -58,6 +49,7 @@ class Schedule:
 
     def next(self, now: float) -> tuple[Job, Host] | None:
         """The job to start, or to refuse if its host is closed; None if no job may start now."""
+        self._hosts.expire(now)
         while self._timers and self._timers[0][0] <= now:
             _, _, what = heapq.heappop(self._timers)
             if isinstance(what, Job):
@@ -92,7 +84,7 @@ class Schedule:
             return host.robots_queue.popleft()
         if not host.queue:
             return None
-        if self._obey_robots and not is_closed and (host.robots is None or now >= host.robots_until_s):
+        if self._obey_robots and not is_closed and (host.rules is None or now >= host.rules_until_s):
             if host.asks_robots:
                 return None
             host.asks_robots = True
@@ -100,10 +92,9 @@ class Schedule:
             return Job(target.url, target, target, robots_of=host)
         return host.queue.popleft()
 
-    def keep_robots(self, host: Host, rules: str, until_s: float) -> None:
-        """Sets the host's rules."""
-        self._robots_size += len(rules) - len(host.robots or "")
-        host.robots, host.robots_until_s = rules, until_s
+    def keep_rules(self, host: Host, rules: Rules, until_s: float) -> bool:
+        """Sets the host's rules. Returns False if they are too large to be kept beside those of the other hosts."""
+        return self._hosts.keep_rules(host, rules, until_s)
 
     def wait_s(self, now: float, at_most: float) -> float:
         """Seconds until the next timer, at most `at_most`."""
@@ -111,7 +102,7 @@ class Schedule:
 
     def clear(self) -> None:
         """Forgets all jobs, but keeps the rules and limits of hosts."""
-        for host in self._hosts.values():
+        for host in self._hosts:
             host.queue.clear()
             host.robots_queue.clear()
             host.num_active, host.is_listed, host.asks_robots = 0, False, False
@@ -121,9 +112,3 @@ class Schedule:
     def _set_timer(self, when_s: float, what: Host | Job) -> None:
         self._num_timers += 1  # equal times: in order of their setting
         heapq.heappush(self._timers, (when_s, self._num_timers, what))
-
-    def _forget(self) -> None:
-        if len(self._hosts) < _MAX_HOSTS and self._robots_size < _MAX_ROBOTS_CHARACTERS:
-            return
-        self._hosts = {key: host for key, host in self._hosts.items() if not host.is_idle or host.closed}
-        self._robots_size = sum(len(host.robots or "") for host in self._hosts.values())

@@ -1,8 +1,7 @@
-"""The downloader's parts that need no server: addresses, robots, errors, hosts, the schedule."""
+"""The downloader's parts that need no server: addresses, errors, hosts, the schedule."""
 
 from __future__ import annotations
 
-import time
 from email.utils import formatdate
 
 import pycurl
@@ -47,7 +46,7 @@ def test_urls_get_a_normal_form(url: str, requested: str, host: str) -> None:
     "url",
     ["", "x", "//a/x", "ftp://a/x", "file:///etc/passwd", "http:///x", "http://:80/", "http://a b/", "http://a:x/",
      "http://a:65536/", "http://[::1/", "http://[fe80::1%25eth0]/", "http://" + "ü" * 70 + ".de/", "data:image/png,x",
-     "http://a/" + "x" * 16_400],
+     "http://a/" + "x" * 16_400, "http://" + "a.\u200b" * 500 + "de/"],
 )  # fmt: skip
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError):
@@ -97,77 +96,6 @@ def test_networks_are_checked_when_the_section_is_read() -> None:
 )
 def test_the_token_of_a_user_agent(user_agent: str, token: str) -> None:
     assert robots.token_of(user_agent) == token
-
-
-def allows(text: str, path: str, token: str = "bot") -> bool:
-    return robots.may_fetch(robots.rules_for(token, text.encode()), f"http://a{path}")
-
-
-def test_an_empty_robots_txt_forbids_nothing() -> None:
-    for text in ("", "\n", "Disallow: /", "User-agent: *\nDisallow:", "<html>no</html>", "User-agent: *\nDisallow: x"):
-        assert allows(text, "/x"), text
-    assert not allows("User-agent: *\nDisallow: /", "/x")
-
-
-@pytest.mark.parametrize(
-    ("pattern", "matching", "others"),
-    [  # the examples of RFC 9309 and of Google's documentation
-        ("/", "/ /x /x?y", ""),
-        ("/fish", "/fish /fish.html /fish/salmon.html /fishheads /fish?id=1", "/Fish.asp /catfish /desert/fish"),
-        ("/fish*", "/fish /fishheads/yummy.html", "/Fish.asp /catfish"),
-        ("/fish/", "/fish/ /fish/?id=x /fish/salmon.htm", "/fish /fish.html /Fish/Salmon.asp"),
-        ("/*.php", "/index.php /f/file.php?p /f/any.php.file.html", "/ /windows.PHP"),
-        ("/*.php$", "/x.php /f/x.php", "/x.php?p /x.php/ /x.php5 /windows.PHP"),
-        ("/fish*.php", "/fish.php /fishheads/catfish.php?p", "/Fish.PHP"),
-        ("/$", "/", "/x"),
-        ("*/x$", "/x /a/x", "/xa"),
-        ("/a*b*b$", "/abb /axbxb /abbb", "/ab /abbc"),
-        ("/foo/bar?baz=https://foo.bar", "/foo/bar?baz=https://foo.bar", "/foo/bar"),
-        ("/foo/%62%61%7A", "/foo/baz", "/foo/BAZ"),
-        ("/foo/ツ", "/foo/%E3%83%84 /foo/%e3%83%84x", "/foo/"),
-        ("/a%3cd", "/a%3Cd /a%3cd", "/acd"),
-    ],
-)
-def test_patterns_of_robots_txt(pattern: str, matching: str, others: str) -> None:
-    text = f"User-agent: *\nDisallow: {pattern}"
-    assert [path for path in matching.split() if allows(text, path)] == []
-    assert [path for path in others.split() if not allows(text, path)] == []
-
-
-def test_the_longest_rule_decides_and_permission_among_equals() -> None:
-    assert allows("User-agent: *\nDisallow: /p\nAllow: /page", "/page")
-    assert allows("User-agent: *\nDisallow: /folder\nAllow: /folder", "/folder/page")
-    assert not allows("User-agent: *\nAllow: /page\nDisallow: /*.htm", "/page.htm")
-    assert allows("User-agent: *\nAllow: /$\nDisallow: /", "/")
-    assert not allows("User-agent: *\nAllow: /$\nDisallow: /", "/page.htm")
-
-
-def test_the_group_for_us() -> None:
-    text = """
-Disallow: /nobody
-USER-AGENT : Bot/2.1 # with a version
-Sitemap: http://a/map
-User-agent: other
-Disalow: /both
-User-agent: *
-Disallow: /all
-user agent: bot
-
-Allow: /all/of
-Disallow: /ours
-"""
-    for path, bot, other, third in (
-        ("/nobody", True, True, True), ("/both", False, False, True), ("/ours", False, True, True),
-        ("/all", True, True, False), ("/all/of", True, True, False),
-    ):  # fmt: skip
-        assert [allows(text, path, token) for token in ("bot", "other", "third")] == [bot, other, third], path
-
-
-def test_a_robots_txt_of_only_wildcards_takes_no_time() -> None:
-    text = "User-agent: *\nDisallow: /" + "*a" * 200_000 + "\n" + "Disallow: /*a*a*a*a*a*b\n" * 1000
-    start = time.process_time()
-    assert allows(text, "/" + "a" * 8000)
-    assert time.process_time() - start < 1
 
 
 def test_retry_after_in_seconds_and_as_a_date() -> None:
@@ -243,7 +171,7 @@ def test_robots_txt_comes_first_and_once() -> None:
     assert first is not None and first[0].target.url == "http://a/robots.txt" and first[0].robots_of is first[1]
     assert waiting.next(0.0) is None
     first[1].asks_robots = False
-    waiting.keep_robots(first[1], "", until_s=10.0)
+    assert waiting.keep_rules(first[1], robots.rules_for("bot", b""), until_s=10.0)
     waiting.offer(first[1])
     following = waiting.next(1.0)
     assert following is not None and following[0].url == "http://a/x"

@@ -1,0 +1,173 @@
+"""The downloader's work is bounded: however many hosts a crawl names, and whatever they answer."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pycurl
+import pytest
+
+from align.ingest.download import Downloader, exchange, hosts
+from align.ingest.download.hosts import Host
+from align.ingest.download.robots import MAX_BYTES
+from tests.support.downloads import PICTURE, any_host, config, fetch_one
+from tests.support.web_server import WebServer, redirect, response
+
+
+@pytest.fixture
+def server() -> Iterator[WebServer]:
+    with WebServer() as running:
+        running.fallback = response(PICTURE)
+        yield running
+
+
+@pytest.fixture
+def dead_port() -> Iterator[int]:
+    """A port of all loopback addresses on which nothing listens."""
+    with socket.socket() as bound:
+        bound.bind(("0.0.0.0", 0))
+        yield bound.getsockname()[1]
+
+
+def dead_urls(port: int, count: int) -> list[str]:
+    return [f"http://127.1.{i // 250}.{1 + i % 250}:{port}/x.jpg" for i in range(count)]
+
+
+def test_a_host_is_looked_at_a_few_times_however_many_there_are(
+    monkeypatch: pytest.MonkeyPatch, dead_port: int
+) -> None:
+    looks = 0
+    is_idle = Host.is_idle.fget
+    assert is_idle is not None
+
+    def count(host: Host) -> bool:
+        nonlocal looks
+        looks += 1
+        return is_idle(host)
+
+    monkeypatch.setattr(Host, "is_idle", property(count))
+    monkeypatch.setattr(hosts, "_MAX_HOSTS", 100)
+    urls = dead_urls(dead_port, 2000)
+    with Downloader(config(obey_robots=True, num_retries=0)) as downloader:
+        for _ in range(2):
+            assert {fetched.error for fetched in downloader.fetch(urls)} == {"connection refused"}
+        assert looks <= 4 * 2 * len(urls)  # once they were half of 2,000 squared
+        assert len(downloader._schedule._hosts) <= 2 * len(urls) + 100
+
+
+def test_a_forgotten_host_is_still_not_asked_before_its_time(
+    monkeypatch: pytest.MonkeyPatch, server: WebServer
+) -> None:
+    monkeypatch.setattr(hosts, "_MAX_HOSTS", 10)
+    server.routes["/busy.jpg"] = response(b"", 429, Retry_After=1000)
+    with Downloader(config(), curl_options=any_host(server)) as downloader:
+        list(downloader.fetch(["http://busy.test/busy.jpg"]))
+        for i in range(20):
+            list(downloader.fetch([f"http://{i}.test/x.jpg"]))
+        (fetched,) = downloader.fetch(["http://busy.test/x.jpg"])
+        assert fetched.error == "HTTP 429: to be asked again in 1,000 s"
+        monkeypatch.setattr(hosts, "_MAX_BARRED", 0)
+        list(downloader.fetch([f"http://a{i}.test/x.jpg" for i in range(20)]))
+        assert len(downloader._schedule._hosts) < 40
+        (fetched,) = downloader.fetch(["http://busy.test/x.jpg"])
+        assert fetched.error is None  # nothing is remembered for ever
+
+
+def test_libcurl_remembers_names_for_about_a_second() -> None:
+    """It walks through all that it remembers at each look-up."""
+    asked = 0
+
+    def count(*arguments: object) -> int:
+        nonlocal asked
+        asked += 1
+        return 0
+
+    with WebServer() as server:
+        server.fallback = response(PICTURE, Connection="close")
+        options = {pycurl.RESOLVER_START_FUNCTION: count, pycurl.IPRESOLVE: pycurl.IPRESOLVE_V4}
+        with Downloader(config(), curl_options=options) as downloader:
+            for expected in (1, 1, 2):
+                if expected == 2:
+                    time.sleep(2.5)
+                (fetched,) = downloader.fetch([f"http://a.localhost:{server.port}/x.jpg"])
+                assert (fetched.error, asked) == (None, expected)
+
+
+def test_the_rules_of_all_hosts_together_are_bounded(monkeypatch: pytest.MonkeyPatch, server: WebServer) -> None:
+    monkeypatch.setattr(hosts, "_MAX_RULES_BYTES", 1 << 20)
+    large = "User-agent: *\n" + "".join(f"Disallow: /{i}\n" for i in range(2000))  # 300 KB in memory
+    small = "User-agent: *\nDisallow: /x"
+
+    def rules(request: Any) -> bytes:
+        return response((small if request.headers["host"].startswith("s") else large).encode())
+
+    server.routes["/robots.txt"] = rules
+    names = [f"{'s' if i % 2 else 'l'}{i}.test" for i in range(20)]
+    urls = [f"http://{name}/{i}.jpg" for name in names for i in ("a", "b", "x")]
+    with Downloader(config(obey_robots=True, max_connections=20), curl_options=any_host(server)) as downloader:
+        results = {fetched.url: fetched for fetched in downloader.fetch(urls)}
+        kept = [host.rules.num_bytes for host in downloader._schedule._hosts if host.rules is not None]
+    assert sum(kept) <= 1 << 20
+    errors = {url: fetched.error for url, fetched in results.items()}
+    for name in names:
+        of_host = [errors[f"http://{name}/{i}.jpg"] for i in ("a", "b", "x")]
+        if name.startswith("s"):
+            assert of_host == [None, None, "robots.txt: disallows it"]
+        else:
+            assert of_host in ([None] * 3, ["robots.txt: too large to keep at the moment"] * 3)
+    refused = [fetched for fetched in results.values() if fetched.error and "too large" in fetched.error]
+    assert refused and all(fetched.retryable for fetched in refused)
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip", "identity"])
+def test_just_500_kib_of_robots_txt_are_read(server: WebServer, encoding: str) -> None:
+    line = b"\nUser-agent: *\nDisallow: /x\n"
+    for num_before, error in ((MAX_BYTES - len(line), "robots.txt: disallows it"), (MAX_BYTES, None)):
+        body = b"#" * num_before + line + b"#" * 1_000_000
+        body = gzip.compress(body) if encoding == "gzip" else body
+        server.routes["/robots.txt"] = response(body, **({"Content_Encoding": encoding} if encoding else {}))
+        assert fetch_one(server.url("/x.jpg"), obey_robots=True).error == error
+
+
+@pytest.mark.parametrize(
+    "header", ["Content-Length: 1", "Content-Encoding: a", "Location: a", "Retry-After: 1", "X-Robots-Tag: a"]
+)
+def test_a_header_with_many_spaces_takes_no_time(server: WebServer, header: str) -> None:
+    value = header.encode() + b" " * 60_000
+    server.routes["/x.jpg"] = b"HTTP/1.1 302 Found\r\n" + value + b"b\r\nContent-Length: 0\r\n\r\n"
+    start = time.process_time()
+    assert fetch_one(server.url("/x.jpg"), num_retries=0).error
+    assert time.process_time() - start < 2
+
+
+def test_a_name_with_many_addresses_takes_few_sockets(dead_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[socket.socket] = []
+    most = 0
+    real = exchange.socket.socket
+
+    class Counted:
+        @staticmethod
+        def socket(*arguments: Any) -> socket.socket:
+            nonlocal most
+            opened.append(real(*arguments))
+            most = max(most, sum(one.fileno() >= 0 for one in opened))
+            return opened[-1]
+
+    monkeypatch.setattr(exchange, "socket", Counted)
+    addresses = ",".join(f"127.0.{1 + i // 250}.{1 + i % 250}" for i in range(500))
+    options = {pycurl.RESOLVE: [f"many.test:{dead_port}:{addresses}"]}
+    with Downloader(config(num_retries=0), curl_options=options) as downloader:
+        (fetched,) = downloader.fetch([f"http://many.test:{dead_port}/x.jpg"])
+    assert fetched.error == "connection refused"
+    assert len(opened) > 100 and most <= 3
+
+
+def test_a_long_location_is_a_broken_redirect(server: WebServer) -> None:
+    server.routes["/x.jpg"] = redirect("/" + "a" * 60_000)
+    server.routes["/y.jpg"] = redirect("../" * 20_000)
+    assert fetch_one(server.url("/x.jpg")).error == "broken redirect: longer than 16,384 characters"
+    assert fetch_one(server.url("/y.jpg")).data == PICTURE

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -179,15 +178,3 @@ def gallery(items: Iterable[tuple[bytes, str, str]]) -> str:
         mime = "image/png" if data[:4] == b"\x89PNG" else "image/webp" if data[8:12] == b"WEBP" else "image/jpeg"
         figures.append(f'<figure class="{css}">{picture(data, mime=mime, alt=caption)}{escape(caption)}</figure>')
     return f"<div class=gallery>{''.join(figures)}</div>"
-
-
-def thumbnail(data: bytes, side_px: int) -> bytes:
-    """Any image that Pillow reads, as a JPEG of at most `side_px` per side; aspect kept, transparency becomes white."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        layer = image.convert("RGBA")
-    layer.thumbnail((side_px, side_px))
-    buffer = io.BytesIO()
-    Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB").save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()

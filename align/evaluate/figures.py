@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 
 from align.evaluate.examples import DIRECTIONS, NUM_ANSWERS, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification
 from align.evaluate.recall import CUTS, Score
 from align.figure import BAD, GOOD, INK, LINE, SOFT, legible
-from align.html import thumbnail
+from align.pairs.picture import small
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,16 +140,11 @@ def _draw(axes: Axes, item: bytes | str, color: str) -> None:
         axes.text(0.0, 0.5, legible(item, width=18, lines=4), fontsize=8, color=color, va="center", ha="left")
         return
     axes.axis("on")
-    axes.imshow(_decode(item))
+    axes.imshow(np.asarray(small(item, _THUMBNAIL_PX)))
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set(color=color, linewidth=1 if color == INK else 2.5)
-
-
-def _decode(data: bytes) -> Any:
-    with Image.open(io.BytesIO(thumbnail(data, _THUMBNAIL_PX))) as image:
-        return np.asarray(image)
 
 
 def _tidy(axes: Axes) -> None:

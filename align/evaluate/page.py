@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from align.evaluate.examples import DIRECTIONS, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.recall import Score
-from align.html import escape, gallery, heading, page, paragraph, picture, table, thumbnail
+from align.html import escape, gallery, heading, page, paragraph, picture, table
+from align.pairs.picture import thumbnail
 
 #: Side of the pictures in the page.
 THUMBNAIL_PX = 128

@@ -5,23 +5,17 @@ Training crops at random and flips; evaluation crops the centre. Transparent pix
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from align.errors import DataError
-
-#: Images with more pixels are refused before decoding.
-MAX_PIXELS = 100_000_000
+from align.pairs.picture import MAX_PIXELS, PictureError, decode_pixels
 
 
 def decode(data: bytes, size_px: int, scratch: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
@@ -36,50 +30,20 @@ def decode(data: bytes, size_px: int, scratch: NDArray[np.uint8] | None = None) 
             the time at 346 px.
 
     Returns:
-        (size_px, size_px, 3) uint8 RGB, possibly a view of `scratch`.
+        (size_px, size_px, 3) uint8 RGB, upright, possibly a view of `scratch`.
 
     Raises:
-        DataError: neither Pillow nor simplejpeg reads the bytes, or the image has more than MAX_PIXELS pixels.
+        DataError: the bytes do not decode, or the image has more than MAX_PIXELS pixels.
     """
-    pixels = _decode_jpeg(data, size_px, scratch) if data[:2] == b"\xff\xd8" else None
-    if pixels is None:
-        pixels = _decode_any(data)
+    try:
+        pixels = decode_pixels(data, size_px, max_pixels=MAX_PIXELS, scratch=scratch)
+    except PictureError as error:
+        raise DataError(f"not an image that can be decoded: {error}") from None
     if pixels.shape[:2] == (size_px, size_px):
         return pixels
     planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
     resized = transforms.resize(planes, [size_px, size_px], interpolation=InterpolationMode.BILINEAR, antialias=True)
     return np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
-
-
-def _decode_jpeg(data: bytes, size_px: int, scratch: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in ("YCbCr", "RGB", "Gray") or height * width > MAX_PIXELS:
-            return None
-        fits = scratch is not None and 3 * height * width <= scratch.size
-        decoded: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=size_px, min_width=size_px, buffer=scratch if fits else None
-        )
-    except ValueError:  # Pillow accepts more broken files
-        return None
-    return decoded
-
-
-def _decode_any(data: bytes) -> NDArray[np.uint8]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"image of {image.width}x{image.height} pixels: at most {MAX_PIXELS:,} are decoded")
-            if "A" in image.getbands() or "transparency" in image.info:
-                layer = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-            return np.array(image.convert("RGB"))  # a copy, because torch needs it writable
-    except UnidentifiedImageError:  # its message contains a memory address
-        raise DataError("not an image of a format that can be decoded") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"not an image that can be decoded: {error}") from None
 
 
 def centre_crop(image: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:

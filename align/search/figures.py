@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from align.figure import BAD, GOOD, INK, SOFT, legible
-from align.html import thumbnail
+from align.pairs.picture import small
 from align.search.answers import AnsweredQuery, ImageAnswer
 
 _THUMBNAIL_PX = 160
@@ -34,8 +32,7 @@ def search_figure(queries: Sequence[AnsweredQuery]) -> Figure:
             axes.axis("on")
             axes.set_xticks([])
             axes.set_yticks([])
-            with Image.open(io.BytesIO(thumbnail(answer.image, _THUMBNAIL_PX))) as image:
-                axes.imshow(np.asarray(image))
+            axes.imshow(np.asarray(small(answer.image, _THUMBNAIL_PX)))
             axes.set_xlabel(legible(answer.text, width=20, lines=2), fontsize=6, labelpad=2)
             for spine in axes.spines.values():
                 spine.set(color={None: SOFT, True: GOOD, False: BAD}[answer.right], linewidth=2)

@@ -2,7 +2,7 @@
 
 Images are read by offset, some at a time, in the order of the tars; memory holds only those. Resizing is antialiased
 and bilinear and does not keep the aspect, as in the paper (section 4.1; there 346 px). Transparency becomes white. The
-bytes of a JPEG that is `image_px` square already are kept.
+bytes of an upright JPEG that is `image_px` square already are kept; the filter has checked that it decodes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 
 from align.errors import CorruptError, DataError
 from align.formats.shards import Sample
-from align.pairs.picture import PictureError, decode
+from align.pairs.picture import PictureError, decode, is_finished_jpeg
 
 #: Images that are read together.
 _AT_ONCE = 64
@@ -153,26 +153,15 @@ def _samples(
 ) -> Iterator[Sample]:
     for request, data in zip(requests, images, strict=True):
         try:
-            image = data if _fits(data, image_px) else resize(data, image_px, jpeg_quality)
+            image = data if is_finished_jpeg(data, image_px) else resize(data, image_px, jpeg_quality)
         except PictureError as error:
             what = f"image {request.key} of a kept pair does not decode ({error})"
             raise DataError(f"{what}; run `align ingest` and `align filter` again") from None
         yield Sample(request.key, request.image_id, image, request.keys, request.texts)
 
 
-def _fits(data: bytes, image_px: int) -> bool:
-    """Whether the bytes can be kept: a colour JPEG of exactly this size. That it decodes, the filter has checked."""
-    if data[:2] != b"\xff\xd8":
-        return False
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return False
-    return bool(height == width == image_px and colours == "YCbCr")
-
-
 def resize(data: bytes, image_px: int, quality: int) -> bytes:
-    """Image bytes of any format -> JPEG of `image_px` x `image_px`, aspect not kept, transparent pixels on white.
+    """Image bytes of any format -> upright JPEG of `image_px` squared, aspect not kept, transparent pixels on white.
 
     Raises:
         PictureError: the bytes do not decode.

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,29 @@ def test_a_folder_of_images_in_any_format(embedder: Embedder, tmp_path: Path) ->
     assert rows[0]["embedding"] == pytest.approx(embedder.embed_images([square("red")])[0].tolist(), abs=1e-6)
     assert np.linalg.norm(rows[3]["embedding"]) == pytest.approx(1, abs=1e-5)
     assert "text" not in rows[0]
+
+
+def test_a_damaged_picture_is_a_row_and_starts_no_program(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_folder, folder, ran = tmp_path / "bin", tmp_path / "pictures", tmp_path / "ghostscript-ran"
+    bin_folder.mkdir()
+    folder.mkdir()
+    for name in ("gs", "gswin32c", "gswin64c"):
+        (bin_folder / name).write_text(f"#!/bin/sh\ntouch {ran}\n")
+        (bin_folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # asked again
+    avif = square("green", format="AVIF")
+    pixels = avif.index(b"mdat") + 4
+    (folder / "a.avif").write_bytes(avif[:pixels] + bytes(len(avif) - pixels))  # decoders raise a RuntimeError
+    (folder / "b.avif").write_bytes(avif.replace(b"av1C", b"none"))
+    (folder / "c.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 72 72\n%%EndComments\nshowpage\n")
+    (folder / "d.jpg").write_bytes(square("red"))
+    rows = run(embedder, folder, tmp_path / "out.parquet")
+    assert [row["error"] is None for row in rows] == [False, False, False, True]
+    assert rows[2]["error"] == "not an image that can be decoded: not a picture that we decode"
+    assert not ran.exists()
 
 
 def test_a_text_file_keeps_its_line_numbers(embedder: Embedder, tmp_path: Path) -> None:

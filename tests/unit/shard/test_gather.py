@@ -1,10 +1,12 @@
 """Images of an output shard, from tars here and elsewhere."""
 
 import hashlib
+import io
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from align.errors import CorruptError
 from align.shard import gather as module
@@ -29,6 +31,25 @@ def tars(folder: Path, num_tars: int) -> tuple[list[str], pa.Table]:
             row = {"key": f"{index}{pair}", "image_id": hashlib.sha256(data).hexdigest(), "text": f"text {pair}"}
             rows.append(row | {"image_key": f"{index}{pair}", "rank": index} | span)
     return [str(path) for path in paths], pa.Table.from_pylist(rows)
+
+
+def test_a_shard_holds_pictures_upright_and_without_a_tag_that_turns_them(tmp_path: Path) -> None:
+    image, exif = Image.new("RGB", (24, 24), "red"), Image.Exif()
+    image.paste("blue", (0, 0, 24, 12))
+    exif[0x0112] = 6  # to be seen, it is turned to the right: the blue half is then on the right
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, exif=exif)
+    data = buffer.getvalue()
+    (tmp_path / "0.tar").write_bytes(data)
+    row = {"key": "0", "image_id": "", "text": "a", "image_key": "0", "rank": 0, "tar": 0, "offset": 0}
+    with RawTars([str(tmp_path / "0.tar")], None, 1) as images:
+        (sample,) = gather(pa.Table.from_pylist([row | {"size": len(data)}]), images, 24, 95)
+    with Image.open(io.BytesIO(sample.image)) as stored:
+        assert stored.size == (24, 24) and not stored.getexif()
+        red, _, blue = stored.getpixel((20, 3))
+        assert blue > 200 and red < 60
+        red, _, blue = stored.getpixel((3, 20))
+        assert blue < 60 and red > 200
 
 
 @pytest.mark.parametrize("far", ["none", "some", "all"])

@@ -1,4 +1,4 @@
-"""How a stage works shard by shard: a folder in which a killed run resumes, ranges of shards, and workers.
+"""How a stage works shard by shard: a folder in which a killed run resumes, and ranges of shards.
 
 A stage with many shards keeps its finished pieces in a work folder next to its output (`.NAME.part`); a rename commits
 each piece. The folder carries a key, a digest of everything that decides its bytes: a run with the same key resumes
@@ -12,33 +12,19 @@ import argparse
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from align.errors import DataError, LockedError
 from align.files import fsync, write_text
 
-In = TypeVar("In")
-Out = TypeVar("Out")
-Kept = TypeVar("Kept")
-
 _KEY_FILE = ".work.json"
-#: Tasks that wait for a worker, beyond those under way; a bound on memory.
-_AHEAD = 2
-#: Items in flight per thread.
-_WINDOW = 16
 
 
 @dataclass(frozen=True)
@@ -179,90 +165,3 @@ def _ranges(numbers: Sequence[int]) -> str:
             ranges.append([number, number])
     texts = [f"{low}" if low == high else f"{low}-{high}" for low, high in ranges[:10]]
     return ", ".join(texts) + (f" and {len(ranges) - 10} more ranges" if len(ranges) > 10 else "")
-
-
-def in_processes(
-    function: Callable[[In], Out],
-    items: Iterable[In],
-    num_workers: int | None,
-    around: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Iterator[Out]:
-    """`map` in worker processes: results in the order of the items, with few of them in memory at a time.
-
-    Workers end with this process, even when it is killed. One worker means that this process does the work. Each worker
-    enters `around` before its first item.
-
-    Raises:
-        What the function raises; DataError where a worker was killed (most likely for its memory).
-    """
-    return in_processes_with(around, partial(_without, function), items, num_workers)
-
-
-def _without(function: Callable[[In], Out], _: None, item: In) -> Out:
-    return function(item)
-
-
-def in_processes_with(
-    resource: Callable[[], AbstractContextManager[Kept]],
-    function: Callable[[Kept, In], Out],
-    items: Iterable[In],
-    num_workers: int | None,
-) -> Iterator[Out]:
-    """`in_processes`, where each worker keeps a resource, such as connections, for all of its items.
-
-    A worker process opens the resource before its first item and never closes it: the end of the process does.
-    """
-    count = num_workers or os.cpu_count() or 1
-    if count == 1:
-        with resource() as kept:
-            yield from map(partial(function, kept), items)
-        return
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
-    pending: deque[Future[Out]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(_work, resource, function, item))
-            if len(pending) >= count + _AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool:
-        raise DataError(
-            "a worker process was killed, perhaps for its memory; lower engine.num_workers and run again"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-#: The resource of this worker process, once it is open.
-_kept: list[Any] = []
-
-
-def _work(resource: Callable[[], AbstractContextManager[Kept]], function: Callable[[Kept, In], Out], item: In) -> Out:
-    if not _kept:
-        _kept.append(resource().__enter__())
-    return function(_kept[0], item)
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when its parent ends: after `kill -9` no worker writes next to the following run."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def in_threads(function: Callable[[In], Out], items: Iterable[In], num_threads: int) -> Iterator[Out]:
-    """`map` in threads: results in the order of the items, with few of them in memory at a time."""
-    with ThreadPoolExecutor(num_threads) as pool:
-        pending: deque[Future[Out]] = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= _WINDOW * num_threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()

@@ -24,7 +24,7 @@ from align.filter.work_folder import NumberedShard, WorkFolder, commit
 from align.formats.evaluation_set import EvaluationSet, distinct_images
 from align.formats.raw import RawShard, iter_images, read_table
 from align.pairs.perceptual_hash import ImageSignals, image_signals
-from align.work import in_threads
+from align.processes import in_threads
 
 #: Columns of data/raw.
 _MEASURED = ("url", "caption", "key", "status", "original_width", "original_height", "sha256", "image_key")

@@ -40,7 +40,7 @@ from align.config.filter import ModelFile
 from align.errors import ConfigError, CorruptError, DataError
 from align.files import sha256_file
 from align.pairs.picture import PictureError, decode
-from align.work import in_threads
+from align.processes import in_threads
 
 #: open_nsfw resizes to this side, then crops 224.
 _INPUT_PX = 256

@@ -24,7 +24,7 @@ from align.filter.tables import BIGRAMS, MAX_ROWS
 from align.formats.policy import OptedOut
 from align.formats.raw import RawShard
 from align.memory import freed_memory_kept
-from align.work import in_processes
+from align.processes import in_processes
 
 T = TypeVar("T")
 #: A shard and its position in the listing of data/raw.
@@ -71,7 +71,9 @@ class WorkFolder:
         missing = [item for item in shards if not self.has(table, item[1].name)]
         if not missing:
             return  # or processes would start for nothing
-        done = in_processes(partial(function, self), missing, self.num_workers, around=memory_kept)
+        done = in_processes(
+            partial(function, self), missing, self.num_workers, memory_kept, name_of=lambda item: str(item[1].table)
+        )
         for _ in track(
             done,
             what={

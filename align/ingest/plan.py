@@ -29,8 +29,8 @@ from align.files import write_text
 from align.formats.policy import REFUSED, OptedOut
 from align.ingest.sources import Source
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES
+from align.processes import in_processes
 from align.protocols.sql import Engine
-from align.work import in_processes
 
 #: A row of the plan, by the columns of `IngestPlan.table`.
 PlannedRow = dict[str, Any]

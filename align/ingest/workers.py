@@ -18,8 +18,8 @@ from align.console import say, track
 from align.ingest.download import Downloader
 from align.ingest.fetching import Answer, Pictures, ShardCounts, write_shard
 from align.ingest.plan import PlannedShard
+from align.processes import in_processes_with
 from align.services.store import keep_tar
-from align.work import in_processes_with
 
 #: What names a shard to the function that opens it.
 Shard = TypeVar("Shard")
@@ -63,7 +63,8 @@ def write_shards(
     share = share_of(resources.download, resources.engine.num_workers, len(shards))
     write = partial(_write, directory, open_shard, pictures, resources.store)
     open_downloader = partial(Downloader, share, refuse=pictures.opted_out.refusal)
-    written = in_processes_with(open_downloader, write, shards, resources.engine.num_workers)
+    num_workers = resources.engine.num_workers
+    written = in_processes_with(open_downloader, write, shards, num_workers, name_of=_name_of)
     start, num_pairs, num_pictures = time.monotonic(), 0, 0
     for number, counts in enumerate(track(written, what="ingest: shards", total=len(shards)), start=1):
         num_pairs, num_pictures = num_pairs + counts.num_pairs, num_pictures + counts.num_with_picture
@@ -74,6 +75,11 @@ def write_shards(
             f"{num_pictures / max(1, num_pairs):.1%} with a picture, {num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, "
             f"{left_s / 60:,.1f} min left"
         )
+
+
+def _name_of(shard: object) -> str:
+    """What a message calls a shard, given by name or as data/raw has it."""
+    return f"shard {getattr(shard, 'name', shard)} of data/raw"
 
 
 def share_of(download: DownloadConfig, num_workers: int | None, num_shards: int) -> DownloadConfig:

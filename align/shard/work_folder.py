@@ -25,12 +25,13 @@ from align.console import track
 from align.files import write_bytes
 from align.formats.raw import image_spans, raw_shards
 from align.formats.shards import SPLITS, Manifest, SplitName
+from align.processes import in_processes
 from align.services.store import Objects, keep_tar, open_files
 from align.shard.gather import RawTars, gather
 from align.shard.image_spans import span_rows
 from align.shard.plan import ShardPlan, make_plan, read_plan
 from align.shard.writer import join_manifest, write_entry, write_shard
-from align.work import in_processes, one_at_a_time
+from align.work import one_at_a_time
 
 #: Removed at the end.
 _PLAN, _INDEX, _DONE = ".plan", ".index", ".done"
@@ -94,7 +95,12 @@ def plan_once(work: ShardWork, filtered: Path, num_workers: int | None) -> Shard
         plan = read_plan(work.plan_folder)
         if plan is None:
             tars = range(len(raw_shards(work.raw)))
-            done = in_processes(partial(_index_tar, work), tars, _num_processes(num_workers, len(tars)))
+            done = in_processes(
+                partial(_index_tar, work),
+                tars,
+                _num_processes(num_workers, len(tars)),
+                name_of=lambda tar: _tar_locations(work)[tar].uri,
+            )
             paths = list(track(done, what="shard: raw tars indexed", total=len(tars)))
             plan = make_plan(work.plan_folder, filtered, map(np.load, paths), work.raw, work.config)
     return plan
@@ -109,7 +115,12 @@ def write_shards(work: ShardWork, numbers: Sequence[int], num_workers: int | Non
         ServiceError: the object store is unavailable.
     """
     left = [number for number in numbers if not work.is_done(number)]
-    done = in_processes(partial(_write_shard, work), left, _num_processes(num_workers, len(left)))
+    done = in_processes(
+        partial(_write_shard, work),
+        left,
+        _num_processes(num_workers, len(left)),
+        name_of=lambda number: f"shard {number:05d} of {work.folder}",
+    )
     for _ in track(done, what="shard: shards", total=len(left)):
         pass
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from align.errors import DataError
 from align.formats.evaluation_set import EvaluationSet
 from align.pairs.perceptual_hash import image_signals
+from align.processes import in_threads
 from align.protocols.sql import Engine
-from align.work import in_threads
 
 
 def make_views(engine: Engine, sets: Sequence[EvaluationSet]) -> None:

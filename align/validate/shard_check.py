@@ -23,9 +23,9 @@ from align.console import track
 from align.errors import CorruptError, DataError
 from align.formats.shards import MANIFEST, Manifest, Shard, digest_of
 from align.pairs.picture import PictureError, decode
+from align.processes import in_processes
 from align.protocols.sql import Engine
 from align.protocols.store import FetchTar
-from align.work import in_processes
 
 #: What must be 0: fault -> what it counts, in the order of the gate.
 FAULTS = {
@@ -137,7 +137,9 @@ def check_shards(
     pairs.mkdir()
     tasks = shard_tasks(directory, manifest, pairs, fetch)
     num_processes = max(1, min(num_workers or os.cpu_count() or 1, len(tasks)))
-    results = in_processes(check_shard, tasks, num_processes)
+    results = in_processes(
+        check_shard, tasks, num_processes, name_of=lambda task: str(task.directory / task.shard.path)
+    )
     for result in track(results, what="validate_shards: shards", total=len(tasks)):
         faults.merge(result)
     return faults

@@ -24,7 +24,7 @@ from align.filter.pair_tables import image_hashes
 from align.filter.tables import IMAGES, MAX_ROWS, SCORED
 from align.filter.work_folder import commit
 from align.formats.raw import FAILED_TO_DOWNLOAD, SCHEMA, SUCCESS
-from align.work import in_processes
+from align.processes import in_processes
 
 SHARD_SIZE = 10_000
 _NUM_WORDS = 1_000_000

@@ -15,7 +15,7 @@ from align.config.filter import FilterConfig
 from align.filter.fingerprints import Fingerprints, by_content, near_duplicates
 from align.pairs.perceptual_hash import image_signals, perceptual_hash
 from align.pairs.picture import decode
-from align.work import in_threads
+from align.processes import in_threads
 from tests.support.warc_records import picture, png_header
 
 MAX_PIXELS = 10**8

@@ -2,6 +2,9 @@
 
 `align pretrain` starts its ranks itself, through torch's elastic launcher. With several machines, each runs the same
 command (`cluster` in params.yaml). Ranks talk through gloo on CPUs and NCCL on GPUs.
+
+Nothing here checks who connects, so the ranks of one machine listen on loopback only, and several machines on the
+network interface of the rendezvous only. What comes from the network is read as JSON and tensors, never unpickled.
 """
 
 from __future__ import annotations
@@ -9,14 +12,12 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ from torch.distributed.tensor import DTensor
 
 from align.config.cluster import ClusterConfig
 from align.errors import AlignError, TrainingError
-
-T = TypeVar("T")
+from align.training.messages import flat, pack, unpack
+from align.training.network import BACKEND, LOOPBACK, listen, register_backend, use_interface_to
 
 #: The return value of a rank: None, or the class name and message of the AlignError that ended it.
 RankOutcome = tuple[str, str] | None
@@ -89,13 +90,31 @@ class Ranks:
         dist.reduce_scatter(part, list(tensor.contiguous().chunk(self.world_size)))
         return part
 
-    def share(self, value: T) -> T:
-        """Sends the leading rank's value to all ranks. It is pickled, so only for rare use."""
+    def share(self, value: Any) -> Any:
+        """Sends the leading rank's value to all ranks, its tensors one by one.
+
+        Args:
+            value: what a checkpoint holds: dicts, lists, tuples, plain values and CPU tensors; ignored on other ranks.
+        """
         if self.world_size == 1:
             return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0, device=self.device)
-        return values[0]
+        if self.leads:
+            message, tensors = pack(value)
+            self._broadcast(torch.tensor(len(message)))
+            self._broadcast(torch.frombuffer(bytearray(message), dtype=torch.uint8))
+            for tensor in tensors:
+                self._broadcast(flat(tensor))
+            return value
+        length = int(self._broadcast(torch.tensor(0)))
+        message = self._broadcast(torch.empty(length, dtype=torch.uint8)).numpy().tobytes()
+        return unpack(message, lambda size, dtype: self._broadcast(torch.empty(size, dtype=dtype)))
+
+    def _broadcast(self, tensor: Tensor) -> Tensor:
+        """The leading rank's tensor, on the CPU of every rank; the others give one of its shape and type."""
+        there = tensor.to(self.device)
+        if there.numel():
+            dist.broadcast(there, src=0)
+        return there.cpu()
 
     def sum_gradients(self, module: nn.Module) -> None:
         """Replaces every gradient by its sum over ranks, in one message. Sharded gradients are such sums already.
@@ -159,11 +178,17 @@ def launch(
 
     nodes, node, restarts = (cluster.num_nodes, cluster.node_rank, cluster.max_restarts) if cluster else (1, 0, 0)
     patience_s = cluster.patience_s if cluster else 60
-    endpoint = (cluster.rendezvous if cluster else None) or f"127.0.0.1:{_free_port()}"
+    endpoint = (cluster.rendezvous if cluster and nodes > 1 else None) or f"{LOOPBACK}:0"
+    listener = None
+    if node == 0:
+        listener = listen(endpoint)
+        endpoint = f"{endpoint.rpartition(':')[0]}:{listener.getsockname()[1]}"
+    register_backend()
     scratch = tempfile.TemporaryDirectory(prefix="align-ranks-")  # the launcher would not remove its own
     config = LaunchConfig(
-        min_nodes=nodes, max_nodes=nodes, nproc_per_node=num_processes, run_id="align", rdzv_backend="static",
-        rdzv_endpoint=endpoint, rdzv_configs={"rank": node, "timeout": patience_s}, max_restarts=restarts,
+        min_nodes=nodes, max_nodes=nodes, nproc_per_node=num_processes, run_id="align", rdzv_backend=BACKEND,
+        rdzv_endpoint=endpoint, rdzv_configs={"rank": node, "timeout": patience_s, "listener": listener},
+        max_restarts=restarts,
         start_method="spawn", monitor_interval=0.2, logs_specs=DefaultLogsSpecs(log_dir=scratch.name),
     )  # fmt: skip
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -195,8 +220,7 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str) -> RankO
     device = _device(int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL and FSDP read it there
-    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface_to(endpoint)) is not None:
-        os.environ["GLOO_SOCKET_IFNAME"] = name  # gloo's default is the interface of the host name
+    use_interface_to(endpoint)
     # the agent's store survives a restart, so each attempt has its own prefix: dead ranks' addresses are useless
     host, _, port = endpoint.rpartition(":")
     store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], TCPStore(host, int(port), is_master=False))
@@ -209,20 +233,6 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str) -> RankO
     finally:
         dist.destroy_process_group()
     return None
-
-
-def _interface_to(endpoint: str) -> str | None:
-    """The network interface through which this machine reaches the rendezvous; nothing is sent."""
-    host, _, port = endpoint.rpartition(":")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, int(port)))
-        except OSError:
-            return None
-        address = probe.getsockname()[0]
-    interfaces = psutil.net_if_addrs().items()
-    own = [name for name, addresses in interfaces if any(one.address == address for one in addresses)]
-    return own[0] if own else None
 
 
 def _end_with_parent() -> None:
@@ -240,9 +250,3 @@ def _error_class(name: str) -> type[AlignError]:
 
 def _device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -24,8 +24,9 @@ from align.training.loop import Log
 from align.training.plan import Infrastructure, TrainingPlan
 from align.training.process_group import default_processes
 from align.training.run import run
-from tests.support import ROOT, forked, killing, missing, training_data
+from tests.support import ROOT, forked, killing, training_data
 from tests.support.forked import forked_ranks
+from tests.support.namespaces import namespaces
 from tests.support.s3_server import KEY, SECRET, serve
 from tests.support.training_data import RECIPE, TermAt, plan, pretrain_config, with_log
 from tests.support.training_project import write_project
@@ -272,27 +273,3 @@ def test_two_network_namespaces_are_two_nodes(data: tuple[Path, Path], tmp_path:
     weights = load_model(tmp_path / "node0/models/pretrained").state_dict()
     for name, weight in one_machine.model.state_dict().items():
         assert torch.equal(weights[name], weight), name
-
-
-@contextmanager
-def namespaces() -> Iterator[tuple[str, str]]:
-    """Two network namespaces, 10.77.0.1 and .2, each with its own loopback."""
-    names = tuple(f"align-{os.getpid()}-{number}" for number in (1, 2))
-    if shutil.which("ip") is None or os.geteuid() != 0:
-        missing("network namespaces need root and iproute2")
-    try:
-        for name in names:
-            _ip("netns", "add", name)
-        _ip("link", "add", "veth1", "netns", names[0], "type", "veth", "peer", "name", "veth2", "netns", names[1])
-        for number, name in enumerate(names, start=1):
-            _ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", f"veth{number}")
-            _ip("-n", name, "link", "set", f"veth{number}", "up")
-            _ip("-n", name, "link", "set", "lo", "up")
-        yield names[0], names[1]
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pycurl
@@ -14,6 +20,7 @@ import pytest
 from align.ingest.download import Downloader, exchange, hosts
 from align.ingest.download.hosts import Host
 from align.ingest.download.robots import MAX_BYTES
+from tests.support import ROOT, missing
 from tests.support.downloads import PICTURE, any_host, config, fetch_one
 from tests.support.web_server import WebServer, redirect, response
 
@@ -97,6 +104,16 @@ def test_libcurl_remembers_names_for_about_a_second() -> None:
                 assert (fetched.error, asked) == (None, expected)
 
 
+def test_names_that_nobody_answers_for_do_not_hold_up_the_others(tmp_path: Path) -> None:
+    if shutil.which("unshare") is None or shutil.which("ip") is None or os.geteuid() != 0:
+        missing("a name server of the test's own needs root, util-linux and iproute2")
+    command = ["unshare", "-rmn", sys.executable, "-m", "tests.support.slow_names", "240", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, timeout=120, check=True)
+    outcomes = json.loads(done.stdout)
+    assert outcomes["slow timed out: no connection"] == 120
+    assert outcomes["fast connection refused"] > 100  # with one multi handle of libcurl: 9 of 120
+
+
 def test_the_rules_of_all_hosts_together_are_bounded(monkeypatch: pytest.MonkeyPatch, server: WebServer) -> None:
     monkeypatch.setattr(hosts, "_MAX_RULES_BYTES", 1 << 20)
     large = "User-agent: *\n" + "".join(f"Disallow: /{i}\n" for i in range(2000))  # 300 KB in memory
@@ -118,7 +135,7 @@ def test_the_rules_of_all_hosts_together_are_bounded(monkeypatch: pytest.MonkeyP
         if name.startswith("s"):
             assert of_host == [None, None, "robots.txt: disallows it"]
         else:
-            assert of_host in ([None] * 3, ["robots.txt: too large to keep at the moment"] * 3)
+            assert of_host in ([None] * 3, ["robots.txt: too large to keep now"] * 3)
     refused = [fetched for fetched in results.values() if fetched.error and "too large" in fetched.error]
     assert refused and all(fetched.retryable for fetched in refused)
 

@@ -78,7 +78,7 @@ class Downloader:
         self._token = robots.token_of(config.user_agent)
         self._may_connect = address_allowed or address_policy(config.allow_networks)
         self._curl_options = curl_options or {}
-        self._transfers = Transfers(config.max_connections)
+        self._transfers = Transfers(config.max_connections, config.max_connections_per_host)
         self._budget = Budget(config.max_bytes_in_flight)
         self._schedule = Schedule(
             config.max_connections_per_host, config.max_requests_per_host_per_s, obey_robots=config.obey_robots
@@ -167,8 +167,8 @@ class Downloader:
                 continue
             if refusal := self._refuse(target.url):
                 self._settle(url, None, Failure(refusal))
-                continue
-            self._schedule.add(Job(url, target, target))
+            else:
+                self._schedule.add(Job(url, target, target))
         return False
 
     def _start_ready(self) -> None:
@@ -202,7 +202,7 @@ class Downloader:
         exchange.prepare(job.target.url, robots.MAX_BYTES if is_robots else config.max_image_bytes, is_robots=is_robots)
         self._active[exchange] = job, host
         self._schedule.started(host, now)
-        self._transfers.add(exchange.easy)
+        self._transfers.add(exchange.easy, host.target.origin)
 
     def _new_exchange(self) -> Exchange:
         exchange = Exchange(
@@ -275,8 +275,8 @@ class Downloader:
             return
         if refusal := self._refuse(job.target.url):
             self._finish(job, Failure(refusal, status=job.status))
-            return
-        self._schedule.add(job, first=True)
+        else:
+            self._schedule.add(job, first=True)
 
     def _failed(self, job: Job, host: Host, failure: Failure, now: float) -> None:
         config = self._config
@@ -316,15 +316,12 @@ class Downloader:
         if isinstance(outcome, bytes):
             rules = robots.rules_for(self._token, outcome)
             if not self._schedule.keep_rules(host, rules, now + robots.LIFETIME_S):
-                why = Failure("robots.txt: too large to keep at the moment", retryable=True)
-                host.close(why, now + self._config.deadline_s)
+                host.close(Failure("robots.txt: too large to keep now", retryable=True), now + self._config.deadline_s)
         self._schedule.offer(host)
 
     def _settle(self, url: str, job: Job | None, outcome: bytes | Failure) -> None:
         failure = outcome if isinstance(outcome, Failure) else None
         data = None if isinstance(outcome, Failure) else outcome
-        host = job.first.host if job else ""
-        num_attempts = job.num_attempts if job else 0
         wall_s = self._now() - job.started_s if job and job.started_s is not None else 0.0
         self._budget.used += len(data or b"")
         self._num_open -= 1
@@ -334,9 +331,9 @@ class Downloader:
                 data,
                 failure.error if failure else None,
                 failure is not None and failure.retryable,
-                num_attempts,
+                job.num_attempts if job else 0,
                 job.status if job else None,
-                host,
+                job.first.host if job else "",
                 wall_s,
             )
         )

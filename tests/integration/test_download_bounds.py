@@ -111,7 +111,7 @@ def test_names_that_nobody_answers_for_do_not_hold_up_the_others(tmp_path: Path)
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, timeout=120, check=True)
     outcomes = json.loads(done.stdout)
     assert outcomes["slow timed out: no connection"] == 120
-    assert outcomes["fast connection refused"] > 100  # with one multi handle of libcurl: 9 of 120
+    assert outcomes["fast connection refused"] > 90, outcomes  # with one multi handle of libcurl: 9 of 120
 
 
 def test_the_rules_of_all_hosts_together_are_bounded(monkeypatch: pytest.MonkeyPatch, server: WebServer) -> None:

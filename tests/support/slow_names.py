@@ -22,14 +22,14 @@ from tests.support.downloads import config
 def main(count: int, folder: Path) -> None:
     """Asks for so many names, every other of which is slow."""
     resolver = folder / "resolv.conf"
-    resolver.write_text("nameserver 127.0.0.1\noptions timeout:30 attempts:1\n")
+    resolver.write_text("nameserver 127.0.0.1\noptions timeout:60 attempts:1\n")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["mount", "--bind", resolver, "/etc/resolv.conf"], check=True)
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.0.0.1", 53))
     threading.Thread(target=_answer, args=(server,), daemon=True).start()
     outcomes: Counter[str] = Counter()
-    limits = config(num_retries=0, connect_timeout_s=4.0, timeout_s=6.0, max_connections=256)
+    limits = config(num_retries=0, connect_timeout_s=8.0, timeout_s=60.0, max_connections=256)
     with Downloader(limits) as downloader:
         for fetched in downloader.fetch(f"http://{i}.{'fast' if i % 2 else 'slow'}/x.jpg" for i in range(count)):
             outcomes[f"{fetched.host.partition('.')[2]} {fetched.error}"] += 1

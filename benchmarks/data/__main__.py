@@ -20,7 +20,7 @@ from benchmarks.page import conditions, table, write_section
 from benchmarks.world import build
 
 #: Modules of this folder, each with `run(world) -> list[Comparison]`; in the order of the table.
-NAMES = ("extraction", "download", "filtering", "sharding")
+NAMES = ("extraction", "download", "dead_hosts", "filtering", "sharding")
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """Image bytes -> pixels (paper section 4.1): resized to a square, aspect not kept, cropped, scaled to [-1, 1].
 
-Training crops at random and flips; evaluation crops the centre. Transparent pixels become white, as on a web page.
+Training crops at random and flips; evaluation crops the centre. Pictures are seen as on a web page: upright, as their
+EXIF orientation says, and with white behind transparent pixels (`align.pairs.picture`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 #: All formats that this project decodes, as Pillow calls them: those that browsers show, and TIFF. No EPS or WMF, which
-#: start other programs. No ICO: Pillow decodes icons before their size is known, and none is as large as rule I2 wants.
+#: start other programs. No ICO: Pillow decodes icons before their size is known, and icons are no pictures with a text.
 #: No PPM: no browser shows it, and its plain-text kind is decoded by Python code.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF")
 

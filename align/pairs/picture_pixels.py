@@ -123,7 +123,7 @@ def rgb(opened: Opened, hint_px: int | None) -> Image.Image:
         if hint_px is not None:
             image.draft("RGB", (hint_px, hint_px))
         image.load()
-        pixels = _converted(image, hint_px)
+        pixels = _converted(image, hint_px, keeps_canvas=opened.outline.format in ("WEBP", "AVIF"))
         turn = _TURNS.get(opened.outline.orientation)
         if turn is not None:
             pixels = pixels.transpose(turn)
@@ -135,14 +135,15 @@ def rgb(opened: Opened, hint_px: int | None) -> Image.Image:
     return pixels
 
 
-def _converted(image: Image.Image, hint_px: int | None) -> Image.Image:
+def _converted(image: Image.Image, hint_px: int | None, *, keeps_canvas: bool) -> Image.Image:
     levels = _levels(image)
     width, height = image.size
-    if width * height <= _LARGE_PIXELS:
-        return _on_white(levels(image))
-    factor = 1 if hint_px is None else _shrinking(min(width, height) // max(1, hint_px))
-    if factor == 1 and image.mode == "RGB" and "transparency" not in image.info:
+    large = width * height > _LARGE_PIXELS
+    factor = 1 if hint_px is None or not large else _shrinking(min(width, height) // max(1, hint_px))
+    if factor == 1 and image.mode == "RGB" and "transparency" not in image.info and (large or not keeps_canvas):
         return image
+    if not large:
+        return _on_white(levels(image))  # also frees the canvas that some decoders keep with the image
     whole = Image.new("RGB", (math.ceil(width / factor), math.ceil(height / factor)))
     rows = max(1, _STRIP_PIXELS // width // factor) * factor
     for top in range(0, height, rows):

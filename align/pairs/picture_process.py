@@ -138,8 +138,9 @@ class Helper:
 
     def _reason(self) -> str:
         late = time.monotonic() >= self._deadline
-        code = self._process.wait() if not late else self.end()
-        self.end()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(0 if late else 10)
+        code = self.end()
         if late:
             return f"did not decode within {_DEADLINE_S} s"
         if code == -signal.SIGXCPU:
@@ -180,7 +181,10 @@ def helper() -> Iterator[Helper]:
     """Lends a helper to this thread."""
     with _lock:
         lent = _idle.pop() if _idle else None
-    if lent is None or not lent.alive:
+    if lent is not None and not lent.alive:
+        lent.end()
+        lent = None
+    if lent is None:
         lent = Helper()
     try:
         yield lent

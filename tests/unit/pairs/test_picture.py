@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
 import align
+from align.pairs.perceptual_hash import image_signals
 from align.pairs.picture import PictureError, decode, decode_pixels, is_finished_jpeg, read_header, shrink, small
 from tests.support.hostile_pictures import EPS, chunk, encoded, png
 from tests.support.warc_records import picture, png_header
@@ -98,6 +99,8 @@ def test_pictures_come_out_upright(kind: str, orientation: int) -> None:
     header = read_header(data)
     assert (header.width_px, header.height_px) == seen.size
     assert same(decode(data, max_pixels=MAX_PIXELS), seen)
+    signals = image_signals(data, MAX_PIXELS)
+    assert (signals.width_px, signals.height_px) == seen.size
     for hint in (16, 32):  # a JPEG is decoded at 1/4 and 1/2
         near = decode(data, max_pixels=MAX_PIXELS, hint_px=hint)
         assert same(near, seen.resize(near.size)) and (near.width > near.height) == (seen.width > seen.height)

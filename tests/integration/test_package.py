@@ -108,14 +108,17 @@ def test_it_carries_only_the_code_that_loading_needs(folder: Path) -> None:
     code = folder / "packaged" / "code" / "align"
     names = {path.relative_to(code).as_posix() for path in code.rglob("*.py")}
     assert {"__init__.py", "errors.py", "config/model.py", "model/__init__.py", "model/embedder.py"} <= names
-    assert not {name for name in names if name.startswith(("services", "pairs", "training", "cli", "package"))}
+    assert not {name for name in names if name.startswith(("services", "training", "cli", "package"))}
+    assert {name for name in names if name.startswith("pairs/")} == {
+        f"pairs/{name}.py" for name in ("__init__", "picture", "picture_header", "picture_pixels", "picture_process")
+    }
 
 
 def test_requirements_are_the_ranges_of_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert set(REQUIREMENTS) <= set(project)
     imported = set()
-    for path in (ROOT / "align" / "model").glob("*.py"):
+    for path in (*(ROOT / "align" / "model").glob("*.py"), *(ROOT / "align" / "pairs").glob("picture*.py")):
         imported |= set(re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
     names = {"PIL": "pillow", "align": "align"}
     listed = {re.split(r"[>=]", line)[0] for line in REQUIREMENTS}

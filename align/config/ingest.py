@@ -43,5 +43,7 @@ class IngestConfig(Section):
     shard_size: int = Field(ge=1, le=100_000)
     #: Pictures with more pixels are not decoded; the header states width and height.
     max_image_pixels: PositiveInt
+    #: Bytes of one record, page or member, as stored and after each decoding; larger ones are not read.
+    max_record_bytes: PositiveInt
     #: Take the readable part of a file that is cut off, instead of stopping with an error.
     allow_truncated: bool

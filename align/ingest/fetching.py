@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from align.formats.policy import REFUSED, OptedOut
 from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS
+from align.ingest.limits import TooLarge
 from align.ingest.plan import PlannedRow, PlannedShard
 from align.ingest.writer import RawShardWriter
 from align.pairs.picture import PictureError, read_header, shrink
@@ -179,7 +180,10 @@ def _bytes(row: PlannedRow, spool: _Spool, shard: PlannedShard, pictures: Pictur
     if _is_for_the_web(row, pictures):
         return spool.get(row["url"]) or "empty body"
     if row["file"] is not None:
-        return shard.read(row["file"], row["offset"]) or "bytes cannot be read"
+        try:
+            return shard.read(row["file"], row["offset"]) or "bytes cannot be read"
+        except TooLarge as error:
+            return str(error)
     status = row["http_status"]
     return "not in archive" if status is None else f"HTTP {status}"
 

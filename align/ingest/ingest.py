@@ -31,7 +31,7 @@ from align.formats.raw import raw_shards
 from align.ingest.fetching import Pictures
 from align.ingest.page import write_page
 from align.ingest.plan import make_plan, planned_shard
-from align.ingest.report import IngestReport, summarise
+from align.ingest.report import IngestReport, not_read, summarise
 from align.ingest.retry import link_all, num_retryable, shard_to_retry
 from align.ingest.sources import open_source
 from align.ingest.workers import Resources, write_shards
@@ -172,5 +172,5 @@ def main(params: Params, args: argparse.Namespace) -> None:
     )
     if args.retry_failed:
         say("ingest: run `dvc commit ingest` to keep this data/raw; without it `dvc repro` fetches everything again")
-    if report.num_truncated_files:
-        say(f"ingest: warning: {report.num_truncated_files} archive file(s) cut off; only the readable part was taken")
+    for what, number in not_read(report):
+        say(f"ingest: warning: {number:,} {what}")

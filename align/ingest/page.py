@@ -7,7 +7,7 @@ from pathlib import Path
 from align import html
 from align.files import write_text
 from align.formats.raw import SUCCESS
-from align.ingest.report import NUM_HOSTS, IngestReport
+from align.ingest.report import NUM_HOSTS, IngestReport, not_read
 
 
 def write_page(report: IngestReport, directory: Path) -> None:
@@ -27,6 +27,8 @@ def write_page(report: IngestReport, directory: Path) -> None:
         html.cards(cards),
         html.heading("Why pairs have no picture"),
         _errors(report) if report.errors else html.paragraph("Every pair has a picture."),
+        html.heading("What of the source was not read"),
+        html.table(("what", "number"), not_read(report)) if not_read(report) else html.paragraph("All of it was read."),
         html.heading(f"Hosts with most pairs (at most {NUM_HOSTS})"),
         _hosts(report),
         html.heading("Pairs by status"),

@@ -21,6 +21,8 @@ class IngestReport(Report):
         num_pages: pages with pairs.
         num_pages_in_archive: all pages.
         num_pages_unreadable: pages whose content encoding could not be undone; they have no pairs.
+        num_pages_too_large: pages beyond a bound (`align.ingest.limits`); they have no pairs.
+        num_records_unreadable: records of a web archive and members of a tar that were skipped.
         num_pairs: rows written.
         num_images: distinct images stored.
         num_retryable: pairs whose failure may be temporary.
@@ -36,6 +38,8 @@ class IngestReport(Report):
     num_pages: int
     num_pages_in_archive: int
     num_pages_unreadable: int
+    num_pages_too_large: int
+    num_records_unreadable: int
     num_pairs: int
     num_images: int
     num_retryable: int
@@ -45,6 +49,18 @@ class IngestReport(Report):
     errors: dict[str, int]
     text_sources: dict[str, int]
     hosts: dict[str, dict[str, int]]
+
+
+def not_read(report: IngestReport) -> list[tuple[str, int]]:
+    """What of the source gave no pairs, each with its number; empty where everything was read."""
+    numbers = [
+        ("pages whose content encoding cannot be undone", report.num_pages_unreadable),
+        ("pages that are too large", report.num_pages_too_large),
+        ("records or tar members that cannot be read", report.num_records_unreadable),
+        ("rows that cannot be read", report.num_rows_unreadable),
+        ("files cut off: only the readable part was taken", report.num_truncated_files),
+    ]
+    return [(what, number) for what, number in numbers if number]
 
 
 def summarise(sql: Engine, raw: Path, counts: dict[str, int], num_files: int) -> IngestReport:
@@ -91,6 +107,8 @@ def summarise(sql: Engine, raw: Path, counts: dict[str, int], num_files: int) ->
         num_pages=num_pages,
         num_pages_in_archive=counts.get("pages", num_pages),
         num_pages_unreadable=counts.get("pages_unreadable", 0),
+        num_pages_too_large=counts.get("pages_too_large", 0),
+        num_records_unreadable=counts.get("records_unreadable", 0),
         num_pairs=int(num_pairs),
         num_images=num_images,
         num_retryable=int(num_retryable),

@@ -134,7 +134,7 @@ class Resolver:
 
     def __init__(self, base: str) -> None:
         self.base = base
-        simple = _SIMPLE_BASE.fullmatch(base)
+        simple = _SIMPLE_BASE.fullmatch(base) if len(base) <= _SHOWN else None  # bounds the folders together
         self._folders: list[str] = []  # of the base, innermost first
         if simple:
             origin, segments = str(simple[1]), str(simple[2]).split("/")[:-1]

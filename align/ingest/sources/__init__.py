@@ -28,7 +28,8 @@ class Source(Protocol):
 
         Args:
             file: one of `files`.
-            counts: the scan adds to it: pages, pages_unreadable, truncated_files, rows, rows_unreadable.
+            counts: the scan adds to it: pages, pages_unreadable, pages_too_large, records_unreadable, truncated_files,
+                rows, rows_unreadable.
 
         Raises:
             DataError: the file is damaged or of another kind; the message names it.
@@ -39,7 +40,11 @@ class Source(Protocol):
     def read(self, file: str, offset: int | None) -> bytes | None:
         """The bytes of the picture of a candidate or response; None where they cannot be read.
 
-        Keeps a few files open for random access. Raises DataError where the file has changed since the scan.
+        Keeps a few files open for random access.
+
+        Raises:
+            DataError: the file has changed since the scan.
+            TooLarge: the picture has more than `ingest.max_record_bytes`; the message is the reason of its row.
         """
         ...
 

@@ -10,7 +10,11 @@ Decisions where HTML allows several readings:
   other address is named. Images in <noscript> count, those in <template> do not.
 * The text is the first non-empty one of `alt`, the <figcaption> of the enclosing <figure>, `title`, `aria-label` (as
   configured); white space and control characters count as empty. It is kept as the page has it, entities decoded.
-* A page that states a wrong charset is decoded by what its bytes are (see `decode_html`).
+* A page that states a wrong charset is decoded by what its bytes are (see `charset`).
+
+The work is linear in the page's size, whatever it contains; a page beyond the bounds of `limits` is refused. Elements
+of formatting (<b>, <a>, ...) are renamed before the page is parsed: where they are left open, HTML repeats all of them
+in every paragraph that follows, so that a page of 25 kB would take 3 GB. They decide neither pictures nor texts.
 """
 
 from __future__ import annotations
@@ -19,15 +23,18 @@ import codecs
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
+from operator import itemgetter
 from typing import Any, NamedTuple
 
-from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
 
+from align.ingest import limits
+from align.ingest.sources.charset import decode_html
 from align.pairs.text import normalise
 from align.pairs.urls import Address, Resolver, canonical_url
 
-__all__ = ["LAZY_SRC", "LAZY_SRCSET", "PageImage", "canonical_url", "decode_html", "page_images"]
+__all__ = ["LAZY_SRC", "LAZY_SRCSET", "PageImage", "canonical_url", "page_images"]
 
 #: Attributes in which the usual scripts for lazy loading keep the address (lazysizes, WordPress, jQuery Lazy, ...).
 LAZY_SRC = (
@@ -41,9 +48,6 @@ LAZY_SRC = (
 )
 LAZY_SRCSET = ("data-srcset", "data-lazy-srcset", "data-original-set")
 
-_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-#: Python's codecs of these names cover less than what browsers (and so pages) mean by them.
-_WIDER = {"shift_jis": "cp932", "euc_kr": "cp949", "gbk": "gb18030", "big5": "big5hkscs", "iso8859-11": "cp874"}
 #: A page without a match has no image and is not parsed (<image> becomes <img>).
 _IMAGE_TAG = re.compile(rb"<ima?ge?[\s/>]", re.IGNORECASE)
 _ADDRESS_CHARACTER = re.compile(r"[./]")
@@ -51,6 +55,15 @@ _CANDIDATE = re.compile(r"[\s,]*(\S+)\s*")
 _DESCRIPTOR = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([wx])")
 #: Types that we cannot decode; a <picture> has a fallback for browsers that cannot either.
 _UNREADABLE_TYPES = ("image/svg+xml", "image/jxl", "image/jp2", "image/vnd.ms-photo")
+
+#: The names of HTML's formatting elements, where a tag may begin. Its elements in scripts, comments and attributes are
+#: found, too, but renamed back in what a page gives.
+_FORMATTING = re.compile(
+    r"(</?(?:[abisu]|big|code|em|font|nobr|small|strike|strong|tt))(?=[\t\n\f\r />])", re.IGNORECASE
+)
+#: A private character: it may be part of an element's name, and no page uses it.
+_RENAMED = "\ue000"
+_RENAMED_FORMATTING = re.compile(_FORMATTING.pattern.partition("(?=")[0] + _RENAMED, re.IGNORECASE)
 
 #: The size of a candidate: (2, width), (1, density), or (0, 0) for a data: URI, the last resort.
 _Size = tuple[int, float]
@@ -88,13 +101,21 @@ def page_images(body: bytes, page_url: str, http_charset: str | None, text_from:
         page_url: absolute.
         http_charset: of the Content-Type header, if it names one.
         text_from: where to look for the text, see above.
+
+    Raises:
+        TooLarge: the page is beyond a bound.
     """
     base, written = written_images(body, http_charset, text_from)
     return resolved(written, page_url, base)
 
 
 def resolved(written: Sequence[WrittenImage], page_url: str, base: str | None) -> list[PageImage]:
-    """The images of a page, addresses resolved; `base` is the href of its <base>, if it has one."""
+    """The images of a page, addresses resolved; `base` is the href of its <base>, if it has one.
+
+    Raises:
+        TooLarge: the rows have too many characters together.
+    """
+    check_characters(written, page_url, base)
     resolver = resolver_of(page_url, base)
     images = []
     for number, (source, text, text_source) in enumerate(written):
@@ -115,7 +136,7 @@ def no_address(page_url: str, number: int) -> Address:
 def resolver_of(page_url: str, base: str | None) -> Resolver:
     """Resolves against a page's URL and the href of its <base>, if it has a usable one."""
     resolver = Resolver(page_url)
-    if base:
+    if base and len(base) <= limits.MAX_BASE_CHARACTERS:
         try:
             return Resolver(resolver.joined(base))
         except ValueError:
@@ -123,14 +144,27 @@ def resolver_of(page_url: str, base: str | None) -> Resolver:
     return resolver
 
 
+def check_characters(written: Sequence[WrittenImage], page_url: str, base: str | None) -> None:
+    """Raises TooLarge where the rows of a page have too many characters together."""
+    of_each = 2 * len(page_url) + min(len(base or ""), limits.MAX_BASE_CHARACTERS)
+    num_characters = of_each * len(written) + sum(len(source) + len(text) for source, text, _ in written)
+    if num_characters > limits.MAX_PAGE_CHARACTERS:
+        raise limits.TooLarge(f"too large: a page whose {len(written):,} pictures repeat long texts or addresses")
+
+
 def written_images(
     body: bytes, http_charset: str | None, text_from: Sequence[str]
 ) -> tuple[str | None, list[WrittenImage]]:
-    """The href of the page's <base> and its images, not yet resolved."""
+    """The href of the page's <base> and its images, not yet resolved.
+
+    Raises:
+        TooLarge: the page is beyond a bound.
+    """
     if not _IMAGE_TAG.search(body) and not body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return None, []
     text = decode_html(body, http_charset)
-    document = HTMLTree.parse(text).document
+    limits.check_page(text)
+    document = HTMLTree.parse(_renamed(text)).document
     if document is None:
         return None, []
     # `values` makes all nodes at once; iterating over the collection walks the tree again for each node
@@ -138,14 +172,27 @@ def written_images(
     if not nodes:
         return None, []
     base = document.query_selector("base[href]")  # the first one with an href counts, as in HTML
-    has_picture = document.query_selector("picture") is not None
-    has_caption = "figcaption" in text_from and document.query_selector("figcaption") is not None
     may_be_lazy = "data-" in text
+    pictures = _Candidates(document, may_be_lazy)
+    captions = _Captions(document) if "figcaption" in text_from else None
     images = []
     for node in nodes:
-        get = partial(_text_of, node) if has_caption else node.getattr
-        images.append((_source(node, has_picture, may_be_lazy), *first_text(get, text_from)))
-    return (base.getattr("href") or "").strip() if base is not None else None, images
+        get = partial(_text_of, node, captions) if captions else node.getattr
+        text, text_source = first_text(get, text_from)
+        images.append((_original(_source(node, pictures, may_be_lazy)), _original(text), text_source))
+    return (_original(base.getattr("href") or "").strip()) if base is not None else None, images
+
+
+def _renamed(text: str) -> str:
+    """The page with other names for the elements of formatting."""
+    pieces = _FORMATTING.split(text)
+    pieces[1::2] = [tag + _RENAMED for tag in pieces[1::2]]
+    return "".join(pieces)
+
+
+def _original(value: str) -> str:
+    """A text of the page with all elements in it renamed back."""
+    return _RENAMED_FORMATTING.sub(r"\1", value) if _RENAMED in value else value
 
 
 def first_text(get: Callable[[str], str | None], text_from: Sequence[str]) -> tuple[str, str | None]:
@@ -157,41 +204,103 @@ def first_text(get: Callable[[str], str | None], text_from: Sequence[str]) -> tu
     return "", None
 
 
-def _text_of(node: Any, text_source: str) -> str | None:
-    text: str | None = _figcaption(node) if text_source == "figcaption" else node.getattr(text_source)
+def _text_of(node: Any, captions: _Captions, text_source: str) -> str | None:
+    text: str | None = captions.of(node) if text_source == "figcaption" else node.getattr(text_source)
     return text
 
 
-def _figcaption(node: Any) -> str | None:
-    """The text of the <figcaption> of the nearest <figure>, not of a figure inside or around that one."""
-    figure = node.closest("figure")
-    if figure is None:
-        return None
-    for caption in figure.query_selector_all("figcaption").values():
-        if caption.closest("figure") == figure:
-            text: str = caption.text
-            return text
-    return None
-
-
-def _source(node: Any, has_picture: bool, may_be_lazy: bool) -> str:
+def _source(node: Any, pictures: _Candidates, may_be_lazy: bool) -> str:
     """The largest candidate, as written."""
-    lazy = _lazy(node, LAZY_SRC) if may_be_lazy else None
-    best = lazy or (node.getattr("src") or "").strip()
+    best = (_lazy(node, LAZY_SRC) if may_be_lazy else None) or (node.getattr("src") or "").strip()
     own = (_lazy(node, LAZY_SRCSET) if may_be_lazy else None) or node.getattr("srcset")
-    if not own and not has_picture:
+    of_picture = pictures.largest(node)
+    if not own and of_picture is None:
         return best
-    sets = [own] if own else []
-    if has_picture and (picture := node.closest("picture")) is not None:
-        for source in picture.query_selector_all("source").values():
-            if (source.getattr("type") or "").strip().lower() not in _UNREADABLE_TYPES:
-                sets.append((_lazy(source, LAZY_SRCSET) if may_be_lazy else None) or source.getattr("srcset") or "")
-    size = _size(best, "")
-    for srcset in sets:
-        for url, candidate in _candidates(srcset):
-            if candidate > size:
-                best, size = url, candidate
-    return best
+    candidates = chain([(best, _size(best, ""))], pictures.candidates(own or ""), [of_picture] if of_picture else [])
+    return max(candidates, key=itemgetter(1))[0]  # the first of equals
+
+
+class _Nearest:
+    """The nearest element of one name around each node. Each node of the tree is looked at once."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._found: dict[Any, Any] = {}
+
+    def of(self, node: Any) -> Any | None:
+        """The element, which may be the node itself; None where there is none."""
+        path = []
+        while node is not None and node not in self._found:
+            if node.tag == self._name:
+                self._found[node] = node
+                break
+            path.append(node)
+            node = node.parent
+        found = None if node is None else self._found[node]
+        self._found.update(dict.fromkeys(path, found))
+        return found
+
+
+class _Captions:
+    """The texts of a page's <figcaption>s, by picture."""
+
+    def __init__(self, document: Any) -> None:
+        self._figures = _Nearest("figure")
+        self._captions: dict[Any, Any] = {}  # of each figure; its text once it is needed
+        for caption in document.get_elements_by_tag_name("figcaption").values():
+            figure = self._figures.of(caption)
+            if figure is not None:
+                self._captions.setdefault(figure, caption)
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
+    def of(self, node: Any) -> str | None:
+        """The text of the caption of the nearest <figure>, not of a figure inside or around that one."""
+        figure = self._figures.of(node)
+        caption = self._captions.get(figure) if figure is not None else None
+        if caption is not None and not isinstance(caption, str):
+            self._check_nesting(figure)
+            caption = self._captions[figure] = caption.text
+        text: str | None = caption
+        return text
+
+    def _check_nesting(self, figure: Any) -> None:
+        for _ in range(limits.MAX_NESTED_FIGURES):
+            figure = self._figures.of(figure.parent)
+            if figure is None:
+                return
+        raise limits.TooLarge(f"too large: a page with more than {limits.MAX_NESTED_FIGURES} figures inside each other")
+
+
+class _Candidates:
+    """The candidates of a page's pictures: of each `srcset`, and the largest of each <picture>'s <source>s."""
+
+    def __init__(self, document: Any, may_be_lazy: bool) -> None:
+        self._num_candidates = 0
+        self._pictures = _Nearest("picture")
+        self._largest: dict[Any, tuple[str, _Size]] = {}
+        for source in document.get_elements_by_tag_name("source").values():
+            picture = self._pictures.of(source)
+            if picture is None or (source.getattr("type") or "").strip().lower() in _UNREADABLE_TYPES:
+                continue
+            srcset = (_lazy(source, LAZY_SRCSET) if may_be_lazy else None) or source.getattr("srcset") or ""
+            for url, size in self.candidates(srcset):
+                if picture not in self._largest or size > self._largest[picture][1]:
+                    self._largest[picture] = (url, size)
+
+    def candidates(self, srcset: str) -> Iterator[tuple[str, _Size]]:
+        """Those of a `srcset`. Raises TooLarge where the page has too many."""
+        for candidate in _candidates(srcset):
+            self._num_candidates += 1
+            if self._num_candidates > limits.MAX_CANDIDATES:
+                raise limits.TooLarge(f"too large: a page with more than {limits.MAX_CANDIDATES:,} srcset candidates")
+            yield candidate
+
+    def largest(self, node: Any) -> tuple[str, _Size] | None:
+        """The candidate and its size; None where the picture is not in a <picture> or names none."""
+        picture = self._pictures.of(node) if self._largest else None
+        return None if picture is None else self._largest.get(picture)
 
 
 def _lazy(node: Any, names: Sequence[str]) -> str | None:
@@ -228,50 +337,3 @@ def _size(url: str, descriptor: str) -> _Size:
     if match is None:
         return (1, 1.0)
     return (2 if match[2] == "w" else 1, float(match[1]))
-
-
-def decode_html(body: bytes, http_charset: str | None) -> str:
-    """The text of a page in any charset.
-
-    Tried in this order: the byte order mark; UTF-8, if all but a few of the bytes beyond ASCII are valid (in another
-    charset that does not happen by chance, while headers are often wrong); the HTTP header; the <meta> tag; detection.
-    A charset that the bytes contradict is skipped. A last character that is cut off is no contradiction, because
-    crawlers cut long pages. If none fits, the first one that fits all but a few bytes is used; finally Windows-1252.
-    """
-    for bom, encoding in _BOMS:
-        if body.startswith(bom):
-            return body.decode(encoding, errors="replace")
-    if body.isascii():
-        if b"\x1b" not in body and b"\0" not in body:  # neither ISO-2022 escape sequences nor UTF-16
-            return body.decode("ascii")
-    elif (utf8 := _decoded(body, "utf-8") or _nearly_decoded(body, "utf-8")) is not None:
-        return utf8
-    names = [
-        map_encoding_to_html5(http_charset, False) if http_charset else None,
-        detect_encoding(body, from_html_meta=True),
-        detect_encoding(body),
-    ]
-    encodings = [_WIDER.get(name, name) for name in names if name]
-    for encoding in encodings:
-        text = _decoded(body, encoding)
-        if text is not None:
-            return text
-    for encoding in encodings:
-        text = _nearly_decoded(body, encoding)
-        if text is not None:
-            return text
-    return body.decode("cp1252", errors="replace")
-
-
-def _nearly_decoded(body: bytes, encoding: str) -> str | None:
-    """The text, if at most one in fifty bytes beyond ASCII is invalid in this charset."""
-    text = body.decode(encoding, errors="replace")
-    num_bytes = len(body) - len(body.translate(None, bytes(range(128, 256))))
-    return text if text.count("\ufffd") * 50 <= num_bytes else None
-
-
-def _decoded(body: bytes, encoding: str) -> str | None:
-    try:
-        return codecs.getincrementaldecoder(encoding)().decode(body)
-    except (UnicodeDecodeError, LookupError):
-        return None

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import re
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from align.console import say
 from align.errors import DataError
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES, Candidate
 from align.ingest.sources.pages import PageImage
 from align.protocols.store import Files
 
 _BATCH_ROWS = 4096
+_IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
 _BATCH_INLINE_BYTES = 16 << 20
 _OPEN_FILES = 8
+#: What is skipped in a file is named so often; then it is only counted.
+_NAMED = 10
 
 
 class Batches:
@@ -103,6 +108,13 @@ class OpenFiles:
         return {"_files": self._files, "_open": OrderedDict()}
 
 
+def skip(counts: Counter[str], count: str, name: str, reason: object) -> None:
+    """Counts what is not read, and names the first few of a file in the output."""
+    counts[count] += 1
+    if counts[count] <= _NAMED:
+        say(f"ingest: {name}: skipped: {reason}" + (" (more are only counted)" if counts[count] == _NAMED else ""))
+
+
 def is_file(files: Files, uri: str) -> bool:
     """Whether the file exists; costs one small request where it is on a server."""
     try:
@@ -125,14 +137,16 @@ def is_within(folder: str, uri: str) -> bool:
 
 
 def joined(folder: str, *parts: str) -> str | None:
-    """The path of a file in a folder, `.` and `..` resolved; None where the parts are empty or lead out of it."""
+    """The path of a file in a folder, `.` and `..` resolved; None where the parts are empty, lead out of it, or no file
+    can have such a name (it has a zero byte or half a surrogate pair).
+    """
     segments: list[str] = []
     for segment in "/".join(parts).split("/"):
         if segment == "..":
             if not segments:
                 return None
             segments.pop()
-        elif "\0" in segment:
+        elif _IMPOSSIBLE.search(segment):
             return None
         elif segment not in ("", "."):
             segments.append(segment)

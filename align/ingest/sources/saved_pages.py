@@ -17,9 +17,10 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
+from align.ingest.limits import TooLarge, read_at_most
 from align.ingest.sources.candidates import Candidate
-from align.ingest.sources.pages import no_address, resolver_of, written_images
-from align.ingest.sources.reading import Batches, is_file, is_local, is_within, joined, parent
+from align.ingest.sources.pages import check_characters, no_address, resolver_of, written_images
+from align.ingest.sources.reading import Batches, is_file, is_local, is_within, joined, parent, skip
 from align.protocols.store import Files
 
 _SUFFIXES = (".html", ".htm", ".xhtml")
@@ -57,14 +58,19 @@ class SavedPages:
         if not is_within(self._folder, page):
             counts["pages_unreadable"] += 1
             return
-        with self._store.open(page) as stream:
-            body = stream.read()
-        saved_from = _SAVED_FROM.search(body[:_HEAD_BYTES])
-        page_url = saved_from[1].decode("utf-8", "replace") if saved_from else None
-        if not page_url or not page_url.startswith(("http://", "https://")):
-            page_url = None
         name = page.removeprefix(self._folder + "/")
-        base, images = written_images(body, None, self._config.text_from)
+        try:
+            with self._store.open(page) as stream:
+                body = read_at_most(stream, self._config.max_record_bytes)
+            saved_from = _SAVED_FROM.search(body[:_HEAD_BYTES])
+            page_url = saved_from[1].decode("utf-8", "replace") if saved_from else None
+            if not page_url or not page_url.startswith(("http://", "https://")):
+                page_url = None
+            base, images = written_images(body, None, self._config.text_from)
+            check_characters(images, page_url or name, base)
+        except TooLarge as error:
+            skip(counts, "pages_too_large", page, error)
+            return
         resolver = resolver_of(page_url or "", base)
         counts["rows"] += len(images)
         for number, (source, text, text_source) in enumerate(images):
@@ -96,7 +102,7 @@ class SavedPages:
         if not is_within(self._folder, file) or not is_file(self._store, file):
             return None
         with self._store.open(file) as stream:
-            return stream.read()
+            return read_at_most(stream, self._config.max_record_bytes)
 
 
 def _common_folder(pages: list[str]) -> str:

@@ -1,7 +1,8 @@
 """Web archives: WARC and WAT files, compressed per record (gzip, Zstandard) or not at all.
 
 A file is streamed once. A WARC gives the pairs of its pages and the offset of each response, by which pictures are read
-later. A WAT describes pages and has no bytes, so it gives pairs only. Memory holds one record and one batch of rows.
+later. A WAT describes pages and has no bytes, so it gives pairs only. Memory holds one record and one batch of rows;
+of a record larger than `ingest.max_record_bytes` only the headers are used.
 
 Decisions: a `resource` record counts as a response of status 200; a `revisit` that names another address with the same
 bytes counts as a redirect to it.
@@ -11,16 +12,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
+from align.ingest.limits import TooLarge, read_at_most, too_large
 from align.ingest.sources import warc_bytes
 from align.ingest.sources.pages import page_images
-from align.ingest.sources.reading import Batches, OpenFiles
+from align.ingest.sources.reading import Batches, OpenFiles, skip
 from align.ingest.sources.wat import add_wat_record
 from align.pairs.urls import Resolver, canonical_or_as_is
 from align.protocols.store import Files
@@ -28,6 +30,8 @@ from align.protocols.store import Files
 _SUFFIXES = tuple(f".{kind}{packed}" for kind in ("warc", "wat") for packed in ("", ".gz", ".zst"))
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _OK, _FOUND = 200, 302
+#: Of a record's WARC headers, and of its HTTP headers. Crawlers stop at less.
+_MAX_HEADER_BYTES = 1 << 20
 
 
 class _Response(NamedTuple):
@@ -55,6 +59,7 @@ class Warc:
         """Raises DataError when the location has no archive."""
         self.files = self.inputs = files.list(location, _SUFFIXES)
         self._config = config
+        self._max_bytes = config.max_record_bytes
         self._open = OpenFiles(files)
         self._store = files
         self._dictionaries: dict[str, bytes | None] = {}  # of files compressed with Zstandard, by file
@@ -76,37 +81,52 @@ class Warc:
                     )
                 url = canonical_or_as_is(response.url)
                 batches.add_response(url, response.status, response.location, file, offset)
-                if response.is_page:
-                    self._add_page(response, warc_bytes.decoded(body, record.http_headers), batches, counts)
-            elif body:
-                add_wat_record(body, self._config.text_from, batches, counts)
+            try:
+                if len(body) > self._max_bytes:
+                    raise too_large(self._max_bytes)
+                if response is not None and response.is_page:
+                    self._add_page(response, body, record.http_headers, batches, counts)
+                elif response is None and body:
+                    add_wat_record(body, self._config.text_from, batches, counts)
+            except TooLarge as error:
+                counts["pages"] += 1
+                skip(counts, "pages_too_large", f"{file}: {record.headers.get('WARC-Target-URI') or 'a page'}", error)
             yield from batches.full()
         yield from batches.rest()
 
-    def _add_page(self, page: _Response, body: bytes | None, batches: Batches, counts: Counter[str]) -> None:
+    def _add_page(
+        self, page: _Response, body: bytes, http_headers: Any, batches: Batches, counts: Counter[str]
+    ) -> None:
+        decoded = warc_bytes.decoded(body, http_headers, self._max_bytes)
+        images = None if decoded is None else page_images(decoded, page.url, page.charset, self._config.text_from)
         counts["pages"] += 1
-        if body is None:
+        if images is None:
             counts["pages_unreadable"] += 1
             return
-        images = page_images(body, page.url, page.charset, self._config.text_from)
         counts["rows"] += len(images)
         batches.add_page(page.url, images)
 
     def _records(self, file: str, counts: Counter[str]) -> Iterator[tuple[Any, _Response | None, int | None, bytes]]:
-        """Every complete record, with its response, its offset (None where unusable), and its body if it is needed."""
+        """Every complete record, with its response, its offset (None where unusable), and its body if it is needed.
+
+        Of a body larger than `max_record_bytes` one byte more than that is read.
+        """
         last, ends_at, problem, by_offset = -1, None, "", True
+        num_records, is_last_known = 0, True
         with self._store.open(file) as stream:
             try:
-                records = ArchiveIterator(stream, record_types=WarcRecordType.any_type, strict_mode=False)
-                for number, record in enumerate(records):
-                    position = record.stream_pos
-                    if position <= last or (number == 1 and not self._begins(file, position)):
+                for record in self._iterate(file, stream, counts):
+                    is_last_known = record is not None
+                    if record is None:
+                        continue
+                    position, num_records = record.stream_pos, num_records + 1
+                    if position <= last or (num_records == 2 and not self._begins(file, position)):
                         by_offset = False
                     last = max(last, position)
                     expected = record.content_length  # of the body: the HTTP headers were read before
                     response = _response(record)
                     is_read = response.is_page if response else record.record_type == WarcRecordType.metadata
-                    body = record.reader.read() if is_read else b""
+                    body = record.reader.read(self._max_bytes + 1) if is_read else b""
                     if len(body) + record.consume() < expected:
                         ends_at, problem = last, "the record that starts there is cut off"
                         break
@@ -115,7 +135,7 @@ class Warc:
                 ends_at, problem = max(last, 0), " ".join(str(error).split())
             if last < 0:
                 raise DataError(f"{file}: not a web archive ({problem or 'no WARC record in it'})")
-            if ends_at is None and not warc_bytes.ends_well(stream, last if by_offset else None):
+            if ends_at is None and is_last_known and not warc_bytes.ends_well(stream, last if by_offset else None):
                 ends_at, problem = last, "the bytes after the record that starts there are not a complete record"
             size = stream.seek(0, 2)
         if ends_at is not None:
@@ -126,6 +146,39 @@ class Warc:
                 )
             counts["truncated_files"] += 1
 
+    def _iterate(self, file: str, stream: BinaryIO, counts: Counter[str]) -> Iterator[Any]:
+        """fastwarc's records; None for one whose HTTP headers are too long."""
+        if file.endswith(".zst"):
+            try:
+                warc_bytes.zstd_dictionary(stream)  # fastwarc reads it whole
+            except TooLarge as error:
+                raise DataError(f"{file}: not a web archive ({error})") from None
+            stream.seek(0)
+        records = iter(
+            ArchiveIterator(
+                stream, record_types=WarcRecordType.any_type, strict_mode=False, max_header_len=_MAX_HEADER_BYTES
+            )
+        )
+        refused: OSError | None = None
+        while True:
+            before, refused = refused, None
+            record = None
+            try:
+                record = next(records, None)
+            except OSError as error:
+                if "header length" not in str(error):
+                    raise before or error from None  # fastwarc cannot continue after a WARC header that is too long
+                refused = error
+            if before is not None:
+                skip(
+                    counts, "records_unreadable", file, f"a record with HTTP headers above {_MAX_HEADER_BYTES:,} bytes"
+                )
+                yield None
+            if refused is None:
+                if record is None:
+                    return
+                yield record
+
     def _begins(self, file: str, offset: int) -> bool:
         """Whether a record begins at this byte; in a file that is compressed as a whole offsets have no meaning."""
         return warc_bytes.begins_a_record(self._open.at(file, offset))
@@ -135,6 +188,7 @@ class Warc:
 
         Raises:
             DataError: no record begins at the offset.
+            TooLarge: the record is larger than `max_record_bytes`.
         """
         if offset is None:
             return None
@@ -147,8 +201,12 @@ class Warc:
                 stream.seek(offset)
             stream = warc_bytes.zstd_reader(stream, self._dictionaries[file])
         try:
-            record = next(iter(ArchiveIterator(stream, strict_mode=False)), None)
-            return None if record is None else warc_bytes.decoded(record.reader.read(), record.http_headers)
+            records = ArchiveIterator(stream, strict_mode=False, max_header_len=_MAX_HEADER_BYTES)
+            record = next(iter(records), None)
+            if record is None:
+                return None
+            body = read_at_most(record.reader, self._max_bytes)
+            return warc_bytes.decoded(body, record.http_headers, self._max_bytes)
         except OSError:
             return None
 

@@ -6,10 +6,11 @@ import html
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
+from align.ingest.limits import TooLarge
 from align.ingest.sources.pages import WrittenImage, first_text, resolved
 from align.ingest.sources.reading import Batches
 
@@ -17,6 +18,8 @@ _OK = "200"
 _PATH = "IMG@/src"
 _QUOTED_PATH = b'"IMG@/src"'
 _LINKS = b'"Links":['
+#: Commas and brackets of a record, a bound on its values. Each takes up to 250 bytes once it is parsed.
+_MAX_VALUES = 1_000_000
 
 
 def add_wat_record(body: bytes, text_from: Sequence[str], batches: Batches, counts: Counter[str]) -> None:
@@ -27,31 +30,63 @@ def add_wat_record(body: bytes, text_from: Sequence[str], batches: Batches, coun
         text_from: as for `pages.page_images`; a WAT has alt and title only.
         batches: where the rows are added.
         counts: of pages and rows.
+
+    Raises:
+        TooLarge: the record is beyond a bound.
     """
     if b'"HTML-Metadata"' not in body:
         return
+    num_values = sum(map(body.count, (b",", b"{", b"[")))
+    if num_values > _MAX_VALUES:
+        raise TooLarge(f"too large: a record with {num_values:,} values, above {_MAX_VALUES:,}")
     try:
-        envelope, links = _parsed(body)
-        page_url = envelope["WARC-Header-Metadata"]["WARC-Target-URI"]
-        response = envelope["Payload-Metadata"]["HTTP-Response-Metadata"]
-        if str(response.get("Response-Message", {}).get("Status", _OK)) != _OK:
-            return
-        base = response["HTML-Metadata"].get("Head", {}).get("Base")
-        written = [_written(link, text_from) for link in links if link.get("path") == _PATH]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        page = _page(body, text_from)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         counts["pages"] += 1
         counts["pages_unreadable"] += 1
         return
-    counts["pages"] += 1
-    counts["rows"] += len(written)
-    batches.add_page(page_url, resolved(written, page_url, base))
+    if page is not None:
+        images = resolved(page.written, page.url, page.base)
+        counts["pages"] += 1
+        counts["rows"] += len(images)
+        batches.add_page(page.url, images)
+
+
+class _Page(NamedTuple):
+    url: str
+    base: str | None
+    written: list[WrittenImage]
+
+
+def _page(body: bytes, text_from: Sequence[str]) -> _Page | None:
+    """What a record says; None where the page's status is not 200.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, RecursionError: the record is of another kind.
+    """
+    envelope, links = _parsed(body)
+    response = envelope["Payload-Metadata"]["HTTP-Response-Metadata"]
+    if str(response.get("Response-Message", {}).get("Status", _OK)) != _OK:
+        return None
+    url, base = (
+        envelope["WARC-Header-Metadata"]["WARC-Target-URI"],
+        response["HTML-Metadata"].get("Head", {}).get("Base"),
+    )
+    if not isinstance(url, str) or not isinstance(base, str | None):
+        raise TypeError("an address that is no text")
+    return _Page(url, base, [_written(link, text_from) for link in links if link.get("path") == _PATH])
 
 
 def _written(link: dict[str, Any], text_from: Sequence[str]) -> WrittenImage:
     """The link's values with entities decoded: WATs have them as the page wrote them."""
-    text, text_source = first_text(link.get, text_from)
+
+    def unescaped(key: str) -> str:
+        return html.unescape(texts.get(key, ""))
+
+    texts = {key: value for key in text_from if isinstance(value := link.get(key), str)}
+    text, text_source = first_text(texts.get, text_from)
     if "&" in text:
-        text, text_source = first_text(lambda key: html.unescape(link.get(key) or ""), text_from)
+        text, text_source = first_text(unescaped, text_from)
     return (link.get("url") or "").strip().replace("&amp;", "&"), text, text_source
 
 
@@ -68,14 +103,21 @@ def _parsed(body: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     end = body.find(b"}]", start) + 1
     if start >= len(_LINKS) and end > 0 and body[start : start + 1] == b"{":
         pieces = []
-        position = body.find(_QUOTED_PATH, start, end)
+        close, position = start, body.find(_QUOTED_PATH, start, end)
         while position >= 0:
+            opened = body.rfind(b"{", close, position)  # not before the last piece: each byte is in one at most
             close = body.find(b"}", position, end) + 1
-            pieces.append(body[body.rfind(b"{", start, position) : close])
-            position = body.find(_QUOTED_PATH, close, end) if close else -1
+            if opened < 0 or not close:
+                return _all_parsed(body)
+            pieces.append(body[opened:close])
+            position = body.find(_QUOTED_PATH, close, end)
         try:
             return orjson.loads(body[:start] + body[end:])["Envelope"], [orjson.loads(piece) for piece in pieces]
         except ValueError:
             pass
+    return _all_parsed(body)
+
+
+def _all_parsed(body: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     envelope = json.loads(body)["Envelope"]  # not orjson: it refuses half a surrogate pair, which some texts contain
     return envelope, envelope["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"].get("Links", [])

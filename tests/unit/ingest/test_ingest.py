@@ -16,7 +16,8 @@ from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards, read_table
 from align.ingest.ingest import ingest as stage
-from align.ingest.report import IngestReport
+from align.ingest.page import write_page
+from align.ingest.report import IngestReport, not_read
 from align.ingest.workers import Resources, share_of
 from tests.support.warc_records import page, picture, png_header, response, write_archive
 from tests.support.web_server import WebServer
@@ -116,6 +117,27 @@ def test_an_opted_out_pair_is_a_row_without_its_text(archive: Path, tmp_path: Pa
         ("http://x.example/img/red.png", page_url, ""),
     ]
     assert written[0]["caption"] == "a red picture"
+
+
+def test_what_is_too_large_is_a_row_or_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [
+        page("http://x/", "<img src=a.png alt=small><img src=b.png alt=large>"),
+        page("http://x/large", b"<img src=a.png>".ljust(20_001)),
+        response("http://x/a.png", RED, "image/png"),
+        response("http://x/b.png", RED.ljust(20_001), "image/png"),
+    ]
+    archive = write_archive(tmp_path / "a.warc.gz", records)
+    report = ingest(CONFIG.model_copy(update={"max_record_bytes": 20_000}), archive, tmp_path / "raw")
+    assert [(row["caption"], row["status"], row["error_message"]) for row in rows(tmp_path / "raw")] == [
+        ("small", "success", None),
+        ("large", "failed_to_download", "too large: more than 20,000 bytes, see ingest.max_record_bytes"),
+    ]
+    assert (report.num_pages_in_archive, report.num_pages_too_large, report.num_pages_unreadable) == (2, 1, 0)
+    assert report.errors == {"too large": 1}
+    assert not_read(report) == [("pages that are too large", 1)]
+    assert "http://x/large: skipped: too large: more than 20,000 bytes" in capsys.readouterr().err
+    write_page(report, tmp_path)
+    assert "pages that are too large" in (tmp_path / "report.html").read_text()
 
 
 def test_equal_bytes_twice_and_shards_of_any_size(archive: Path, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ bytes: a shard stores an image once, however many of its pairs show it. `read_ta
 from __future__ import annotations
 
 import hashlib
-import tarfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 from align.errors import DataError, FormatError
 from align.files import sha256_file
 from align.formats.json_file import StoredModel, read_if_exists
+from align.formats.tar_members import DamagedTar, read_members
 from align.protocols.store import FetchTar
 
 #: The columns that `read_table` returns. sha256 is the image_id, null where there are no bytes.
@@ -231,15 +231,10 @@ def iter_images(shard: RawShard) -> Iterator[tuple[str, bytes]]:
     Raises:
         DataError: the tar is cut off, or not a tar.
     """
-    try:
-        with tarfile.open(shard.local_tar(), "r|") as tar:
-            for member in tar:
-                key = _image_key(member)
-                file = tar.extractfile(member) if key is not None else None
-                if key is not None and file is not None:
-                    yield key, file.read()
-    except tarfile.TarError as error:
-        raise DataError(f"{shard.tar}: not a readable tar ({error}); make the folder again") from None
+    with shard.local_tar().open("rb") as file:
+        for key, offset, size in image_spans(file, str(shard.tar)):
+            file.seek(offset)
+            yield key, file.read(size)
 
 
 def image_spans(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
@@ -249,16 +244,9 @@ def image_spans(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
         DataError: the tar, called `name`, is cut off, or not a tar.
     """
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                key = _image_key(member)
-                if key is not None:
-                    yield key, member.offset_data, member.size
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them; not in typeshed
-    except tarfile.TarError as error:
+        for member in read_members(file):
+            key, _, extension = member.name.rpartition("/")[2].partition(".")
+            if member.problem is None and extension.lower() not in _NO_IMAGE:
+                yield key, member.offset, member.size
+    except DamagedTar as error:
         raise DataError(f"{name}: not a readable tar ({error}); make the folder again") from None
-
-
-def _image_key(member: tarfile.TarInfo) -> str | None:
-    key, _, extension = member.name.rpartition("/")[2].partition(".")
-    return key if member.isfile() and extension.lower() not in _NO_IMAGE else None

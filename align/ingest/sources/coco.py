@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
+from align.ingest.limits import read_at_most
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches, is_file, joined, parent
 from align.pairs.urls import canonical_or_as_is
@@ -63,6 +64,7 @@ class Coco:
             raise DataError(f"{location}: no captions_*.json or dataset*.json here; set paths.archive to such a file")
         self.files = self.inputs = listed
         self._store = files
+        self._max_bytes = config.max_record_bytes
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
         """See `Source`.
@@ -97,7 +99,7 @@ class Coco:
             if "annotations" in data:
                 return _coco(data, _split(file))
             return [_karpathy(image) for image in data["images"]]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{file}: neither COCO's captions nor Karpathy's splits ({type(error).__name__}: {error}); "
                 "expected images and annotations with captions, or images with sentences"
@@ -118,7 +120,7 @@ class Coco:
         if not is_file(self._store, file):
             return None
         with self._store.open(file) as stream:
-            return stream.read()
+            return read_at_most(stream, self._max_bytes)
 
 
 def _split(file: str) -> str:
@@ -134,7 +136,7 @@ def _coco(data: dict[str, Any], split: str) -> list[_Picture]:
         _Picture(
             str(image["file_name"]),
             split,
-            image.get("coco_url") or image.get("flickr_url"),
+            next((url for key in ("coco_url", "flickr_url") if isinstance(url := image.get(key), str) and url), None),
             captions.pop(image["id"], []),
         )
         for image in data["images"]

@@ -3,12 +3,12 @@
 The parquet table next to a tar has one row per pair, failed ones included. Of a tar alone all members are read: those
 of one name make a sample (`a/0001.jpg`, `a/0001.txt`, `a/0001.json`), whose text is in the first of TEXT_EXTENSIONS or
 under one of TEXT_KEYS of the JSON (a list gives one row per text). Pictures are read by their offset in the tar.
+A member that is no plain file, or a text above 1 MiB, is skipped, counted and named; the rest of the tar is read.
 """
 
 from __future__ import annotations
 
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
+from align.formats.tar_members import DamagedTar, Member, member_at, read_members
+from align.ingest.limits import too_large
 from align.ingest.sources.candidates import Candidate
-from align.ingest.sources.reading import Batches, OpenFiles, is_file, parent
+from align.ingest.sources.reading import Batches, OpenFiles, is_file, parent, skip
 from align.pairs.urls import canonical_or_as_is
 from align.protocols.store import Files
 
@@ -39,6 +41,7 @@ class Shards:
         """Raises DataError when the location has no tar."""
         self.files = self.inputs = files.list(location, (".tar",))
         self._allow_truncated = config.allow_truncated
+        self._max_bytes = config.max_record_bytes
         self._store = files
         self._open = OpenFiles(files)
 
@@ -59,11 +62,11 @@ class Shards:
         for member in self._members(file, counts):
             stem, extension = _split(member.name)
             if extension in IMAGE_EXTENSIONS:
-                offsets[stem] = _header_offset(member)
+                offsets[stem] = member.start
         batches = Batches()
         for row in self._rows(table):
             counts["rows"] += 1
-            key, text = str(row["key"]), row.get("caption") or ""
+            key, text = str(row["key"]), str(row.get("caption") or "")
             problem = None
             if row["status"] != _SUCCESS:
                 problem = str(row.get("error_message") or row["status"])
@@ -71,10 +74,10 @@ class Shards:
             offset = None if problem else offsets.get(str(row.get("image_key") or key))
             if problem is None and offset is None:
                 counts["rows_unreadable"] += 1
-            url = canonical_or_as_is(row["url"]) if row["url"] else _name(file, key)
-            text_source = row.get("text_source") or ("caption" if text.strip() else None)
+            url = canonical_or_as_is(str(row["url"])) if row["url"] else _name(file, key)
+            text_source = _text(row.get("text_source")) or ("caption" if text.strip() else None)
             holder = None if offset is None else file
-            batches.add(Candidate(url, text, text_source, row.get("page_url"), problem, holder, offset))
+            batches.add(Candidate(url, text, text_source, _text(row.get("page_url")), problem, holder, offset))
             yield from batches.full()
         yield from batches.rest()
 
@@ -91,8 +94,9 @@ class Shards:
                         )
                 for batch in parquet.iter_batches(_BATCH_ROWS, columns=[name for name in wanted if name in names]):
                     yield from batch.to_pylist()
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{table}: not a readable parquet file ({error}); make the folder again") from None
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{table}: not a readable parquet file ({reason}); make the folder again") from None
 
     def _alone(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
         batches = Batches()
@@ -104,9 +108,13 @@ class Shards:
                 yield from batches.full()
                 sample = _Sample(stem)
             if extension in IMAGE_EXTENSIONS:
-                sample.offset = _header_offset(member)
-            elif extension in (*TEXT_EXTENSIONS, "json") and member.size <= _MAX_TEXT_BYTES:
-                sample.texts[extension] = self._open.at(file, member.offset_data).read(member.size)
+                sample.offset = member.start
+            elif extension not in (*TEXT_EXTENSIONS, "json"):
+                continue
+            elif member.size > _MAX_TEXT_BYTES:
+                skip(counts, "records_unreadable", f"{file}: {member.name}", f"a text of {member.size:,} bytes")
+            else:
+                sample.texts[extension] = self._open.at(file, member.offset).read(member.size)
         self._add_sample(file, sample, batches, counts)
         yield from batches.rest()
 
@@ -120,43 +128,41 @@ class Shards:
             counts["rows"] += 1
             batches.add(Candidate(url, text, text_source, None, problem, holder, sample.offset))
 
-    def _members(self, file: str, counts: Counter[str]) -> Iterator[tarfile.TarInfo]:
-        """The regular files of a tar, in order; their bytes are skipped."""
-        num_members, problem = 0, None
-        try:
-            with self._store.open(file) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-                while (member := tar.next()) is not None:
+    def _members(self, file: str, counts: Counter[str]) -> Iterator[Member]:
+        """The plain files of a tar, in order; their bytes are skipped."""
+        num_members = 0
+        with self._store.open(file) as stream:
+            try:
+                for member in read_members(stream):
                     num_members += 1
-                    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them; not in typeshed
-                    if member.isreg():
+                    if member.problem is None:
                         yield member
-                stream.seek(tar.offset)  # tarfile treats a damaged header as the end
-                if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                    problem = f"damaged header at byte {tar.offset:,}"
-        except tarfile.ReadError as error:
-            problem = str(error)
-        if problem is None:
-            return
-        if not num_members or not self._allow_truncated:
-            raise DataError(
-                f"{file}: not a complete tar ({problem}); fetch it again, or set ingest.allow_truncated to take the "
-                "part before"
-            )
-        counts["truncated_files"] += 1
+                    else:
+                        skip(counts, "records_unreadable", f"{file}: {member.name}", member.problem)
+            except DamagedTar as error:
+                if not num_members or not self._allow_truncated:
+                    raise DataError(
+                        f"{file}: not a complete tar ({error}); fetch it again, or set ingest.allow_truncated to take "
+                        "the part before"
+                    ) from None
+                counts["truncated_files"] += 1
 
     def read(self, file: str, offset: int | None) -> bytes | None:
-        """See `Source`: the tar member whose header is at the offset."""
+        """See `Source`: the tar member whose headers begin at the offset."""
         if offset is None:
             return None
         stream = self._open.at(file, offset)
         try:
-            member = tarfile.TarInfo.frombuf(stream.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
-        except tarfile.HeaderError:
+            member = member_at(stream, offset)
+        except DamagedTar:
             raise DataError(
                 f"{file}: no tar member at byte {offset:,}; did the file change? Run `align ingest` again"
             ) from None
+        if member.size > self._max_bytes:
+            raise too_large(self._max_bytes)
+        stream.seek(member.offset)
         data = stream.read(member.size)
-        return data if len(data) == member.size else None
+        return data if member.problem is None and len(data) == member.size else None
 
 
 class _Sample:
@@ -181,11 +187,15 @@ class _Sample:
         return url, next(([(values[key], key)] for key in TEXT_KEYS if isinstance(values.get(key), str)), [])
 
 
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
 def _json_object(data: bytes) -> dict[str, Any]:
     """The parsed object; empty where the bytes are not a JSON object."""
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -195,11 +205,6 @@ def _split(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()
-
-
-def _header_offset(member: tarfile.TarInfo) -> int:
-    """The offset of the header that states the size; headers of long names precede it."""
-    return int(member.offset_data) - tarfile.BLOCKSIZE
 
 
 def _name(file: str, key: str) -> str:

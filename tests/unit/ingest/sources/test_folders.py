@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.errors import DataError
+from align.ingest.limits import TooLarge
 from tests.support.reading import rows_of, source_at
 from tests.support.warc_records import picture
 
@@ -174,14 +175,88 @@ def test_damaged_tars(tmp_path: Path) -> None:
         read_all(path, "shards")
 
 
+def test_odd_members_are_skipped_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tar(tmp_path / "0.tar", {"1.jpg": BLUE, "1.txt": b"one", "3.jpg": RED, "3.txt": b"three"})
+    tail = path.read_bytes()
+    link = tarfile.TarInfo("2.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    below_zero = bytearray(tarfile.TarInfo("2.png").tobuf(tarfile.USTAR_FORMAT))
+    below_zero[124:136] = b"-0000000512\0"
+    below_zero[148:156] = b"%06o\0 " % (sum(below_zero[:148]) + sum(below_zero[156:]) + 256)
+    path.write_bytes(link.tobuf(tarfile.USTAR_FORMAT) + below_zero + tail)
+    counts: Counter[str] = Counter()
+    assert short(read_all(path, "shards", counts), "text", "bytes") == [("one", BLUE), ("three", RED)]
+    assert counts == {"records_unreadable": 2, "rows": 2}
+    printed = capsys.readouterr().err
+    assert f"{path}: 2.jpg: skipped: a symbolic link" in printed
+    assert f"{path}: 2.png: skipped: its size is no number from 0" in printed
+    table = {
+        "url": ["http://x/1", "http://x/2"],
+        "caption": ["one", "two"],
+        "key": ["1", "2"],
+        "status": ["success"] * 2,
+    }
+    pq.write_table(pa.table(table), tmp_path / "0.parquet")
+    assert short(read_all(path, "shards"), "text", "bytes") == [("one", BLUE), ("two", None)]
+
+
+def test_members_that_are_too_large_or_nested(tmp_path: Path) -> None:
+    members = {
+        "1.jpg": bytes(100_001), "1.txt": b"large",
+        "2.jpg": RED, "2.txt": bytes(2 << 20),
+        "3.jpg": RED, "3.json": b"[" * 100_000,
+        "4.jpg": RED, "4.json": b'{"caption":' + b'{"a":' * 100_000,
+        "5.jpg": RED, "5.json": b'{"url": 7, "caption": {"a": 1}, "text": "five"}',
+        "6.jpg": RED, "6.txt": b"six",
+    }  # fmt: skip
+    counts: Counter[str] = Counter()
+    source = source_at(tar(tmp_path / "0.tar", members), "source=shards", "max_record_bytes=100000")
+    rows, _ = rows_of(source, counts)
+    assert [row["text"] for row in rows] == ["large", "", "", "", "five", "six"]
+    assert counts == {"records_unreadable": 1, "rows": 6}
+    with pytest.raises(TooLarge):
+        source.read(rows[0]["file"], rows[0]["offset"])
+    assert [source.read(row["file"], row["offset"]) for row in rows[1:]] == [RED] * 5
+
+
+def test_a_size_from_pax_counts_when_the_member_is_read(tmp_path: Path) -> None:
+    """A member's own header may say 0, as `tar` writes it for files above 8 GiB."""
+    path = tar(tmp_path / "0.tar", {"1.jpg": RED, "2.jpg": BLUE}, tarfile.PAX_FORMAT)
+    value = b"size=%d\n" % len(RED)
+    data = b"%d %s" % (len(value) + 3, value)
+    extension = tarfile.TarInfo("././@PaxHeader")
+    extension.type, extension.size = tarfile.XHDTYPE, len(data)
+    own = tarfile.TarInfo("1.jpg").tobuf(tarfile.USTAR_FORMAT)
+    head = extension.tobuf(tarfile.USTAR_FORMAT) + data.ljust(512, b"\0") + own
+    path.write_bytes(head + path.read_bytes()[512:])
+    assert short(read_all(path, "shards"), "url", "bytes") == [
+        (f"{tmp_path.name}/0/1", RED), (f"{tmp_path.name}/0/2", BLUE)
+    ]  # fmt: skip
+
+
+def test_tables_of_other_types_and_damaged_tables(tmp_path: Path) -> None:
+    tar(tmp_path / "0.tar", {"1.jpg": RED})
+    table = {"url": [7], "caption": [["a", "list"]], "key": [1], "status": ["success"], "page_url": [3.5]}
+    pq.write_table(pa.table(table), tmp_path / "0.parquet")
+    assert short(read_all(tmp_path, "shards"), "url", "text", "page_url", "bytes") == [
+        ("7", "['a', 'list']", "3.5", RED)
+    ]
+    whole = (tmp_path / "0.parquet").read_bytes()
+    for damaged in (whole[:200], whole[:-30] + b"\xff" * 22 + whole[-8:], b"PAR1" * 9):
+        (tmp_path / "0.parquet").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"0\.parquet: not a readable parquet file"):
+            read_all(tmp_path, "shards")
+
+
 def coco(path: Path, **more: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [
         {"id": 7, "file_name": "7.jpg", "coco_url": "http://images.example/val2014/7.jpg"},
         {"id": 8, "file_name": "8.jpg"},
         {"id": 9, "file_name": "../../../secret.png"},
+        {"id": 10, "file_name": "half \ud800.png", "coco_url": 7},
     ]
-    captions = [(8, "acht"), (7, "seven"), (7, "sieben"), (9, "escape"), (99, "of nothing")]
+    captions = [(8, "acht"), (7, "seven"), (7, "sieben"), (9, "escape"), (99, "of nothing"), (10, "half")]
     annotations = [{"id": at, "image_id": image, "caption": text} for at, (image, text) in enumerate(captions)]
     path.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations, **more}))
 
@@ -201,9 +276,10 @@ def test_coco_in_each_usual_folder(tmp_path: Path, folder: str) -> None:
         ("http://images.example/val2014/7.jpg", "sieben", None, RED),
         ("val2014/8.jpg", "acht", None, BLUE),
         ("val2014/../../../secret.png", "escape", "no such file", None),
+        ("val2014/half ?.png", "half", "no such file", None),
         ("val2014", "of nothing", "a caption of no picture in the list", None),
     ]
-    assert counts == {"rows": 5, "rows_unreadable": 1}
+    assert counts == {"rows": 6, "rows_unreadable": 1}
 
 
 def test_coco_without_pictures_and_what_is_no_coco(tmp_path: Path) -> None:
@@ -212,7 +288,7 @@ def test_coco_without_pictures_and_what_is_no_coco(tmp_path: Path) -> None:
         ("http://images.example/val2014/7.jpg", None, None),
         ("val2014/8.jpg", None, "no such file"),
     ]
-    for text in ("{", "[]", '{"images": [{}]}', '{"annotations": [{"image_id": 1}], "images": []}'):
+    for text in ("{", "[" * 100_000, "[]", '{"images": [{}]}', '{"annotations": [{"image_id": 1}], "images": []}'):
         (tmp_path / "captions_val2014.json").write_text(text)
         with pytest.raises(DataError, match="neither COCO's captions nor Karpathy's"):
             read_all(tmp_path, "coco")

@@ -93,8 +93,10 @@ class Shards:
                             f"{table}: no column '{name}'; expected img2dataset's table for the tar of the same name"
                         )
                 for batch in parquet.iter_batches(_BATCH_ROWS, columns=[name for name in wanted if name in names]):
-                    yield from batch.to_pylist()
-        except (pa.ArrowException, OSError) as error:
+                    columns = [_values(column) for column in batch.columns]
+                    for row in zip(*columns, strict=True):
+                        yield dict(zip(batch.schema.names, row, strict=True))
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{table}: not a readable parquet file ({reason}); make the folder again") from None
 
@@ -185,6 +187,16 @@ class _Sample:
                 text = self.texts[extension].decode("utf-8", "replace")
                 return url, [(text, extension if text.strip() else None)]
         return url, next(([(values[key], key)] for key in TEXT_KEYS if isinstance(values.get(key), str)), [])
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """The values of a column; texts that are not UTF-8 with replacement characters."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        stored = column.cast(pa.binary()).to_pylist()
+        values = [None if value is None else value.decode("utf-8", "replace") for value in stored]
+    return values
 
 
 def _text(value: Any) -> str | None:

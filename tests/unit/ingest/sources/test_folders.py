@@ -241,6 +241,9 @@ def test_tables_of_other_types_and_damaged_tables(tmp_path: Path) -> None:
     assert short(read_all(tmp_path, "shards"), "url", "text", "page_url", "bytes") == [
         ("7", "['a', 'list']", "3.5", RED)
     ]
+    latin = pa.array([b"gr\xfcn"]).buffers()
+    pq.write_table(pa.table({**table, "caption": pa.Array.from_buffers(pa.string(), 1, latin)}), tmp_path / "0.parquet")
+    assert short(read_all(tmp_path, "shards"), "text") == [("gr\ufffdn",)]
     whole = (tmp_path / "0.parquet").read_bytes()
     for damaged in (whole[:200], whole[:-30] + b"\xff" * 22 + whole[-8:], b"PAR1" * 9):
         (tmp_path / "0.parquet").write_bytes(damaged)

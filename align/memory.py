@@ -1,10 +1,12 @@
-"""Keeps freed memory in the process, for the next step of the same kind."""
+"""The memory of this process: keeps what is freed for the next step, and bounds what a block allocates."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 #: glibc's parameters: the free bytes at the end of the heap from which it returns them to the kernel; the size from
 #: which a block is mapped by itself, and so returned when it is freed; and how many such blocks may exist.
@@ -42,3 +44,26 @@ def freed_memory_kept(at_most_bytes: int | None = None) -> Iterator[None]:
         libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_TRIM_THRESHOLD, 64 << 20)
         libc.malloc_trim(0)
+
+
+@contextmanager
+def allocating_at_most(num_bytes: int) -> Iterator[None]:
+    """Bounds what the whole process allocates during this block, beyond what it has: for bytes that may lie.
+
+    Only Linux counts what a process has; elsewhere this does nothing.
+
+    Raises:
+        MemoryError: the block needed more.
+    """
+    statistics = Path("/proc/self/statm")
+    if not statistics.is_file():
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = int(statistics.read_text().split()[5]) * resource.getpagesize() + num_bytes
+    limits = [limit for limit in (soft, hard, bound) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -61,6 +61,9 @@ class FilterConfig(Section):
     min_words: PositiveInt
     #: T3: most words, included.
     max_words: PositiveInt
+    #: T3: most characters of a normalised text, included. Nothing looks at those beyond. Below what data/raw stores
+    #: (`align.pairs.text.MAX_CHARACTERS`): a text that was cut there must not become a kept one.
+    max_characters: int = Field(ge=1, le=8000)
     #: Ours, not the paper's: drop texts that are a file name, path or URL.
     drop_filenames: bool
     #: Beyond ALIGN: the cosine of image and text by this model must be at least `min_similarity`; None: no such rule.

@@ -43,6 +43,7 @@ class ExamplePair:
     image_key: str | None
     text: str
     num_words: int
+    num_characters: int
     width_px: int | None
     height_px: int | None
     num_texts: int

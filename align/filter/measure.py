@@ -47,7 +47,14 @@ def measure_shard(work: WorkFolder, item: NumberedShard) -> None:
         commit(image_table(index, table, shard, work), images)
     known_images = pq.ParquetFile(images, pre_buffer=False).read(use_threads=False)
     by_language = work.config.languages is not None
-    tables = pair_tables(index, table, known_images, work.opted_out, by_language=by_language)
+    tables = pair_tables(
+        index,
+        table,
+        known_images,
+        work.opted_out,
+        max_characters=work.config.max_characters,
+        by_language=by_language,
+    )
     for name, one in tables.items():
         commit(one, work.file(name, shard.name))
 

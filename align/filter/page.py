@@ -121,7 +121,7 @@ def _cuts(config: FilterConfig) -> dict[str, str]:
         "text_shared_by_many_images": f"{config.max_images_per_text:,} images",
         "text_rare_ngram": f"{config.num_frequent_ngrams:,} n-grams",
         "text_too_short": f"{config.min_words} words",
-        "text_too_long": f"{config.max_words} words",
+        "text_too_long": f"{config.max_words} words, {config.max_characters:,} characters",
         "pair_low_similarity": f"cosine {config.min_similarity:g}",
         "text_other_language": ", ".join(config.languages or ()),
     }
@@ -208,7 +208,9 @@ def _detail(pair: ExamplePair) -> str:
             return f"{pair.num_images:,} images · "
         case "text_rare_ngram" if pair.rare_ngram:
             return f"rare: {_short(pair.rare_ngram)} · "
-        case "text_too_short" | "text_too_long":
+        case "text_too_long":
+            return f"{pair.num_words:,} words, {pair.num_characters:,} characters · "
+        case "text_too_short":
             return f"{pair.num_words:,} words · "
         case "pair_low_similarity" if pair.similarity is not None:
             return f"cosine {pair.similarity:.2f} · "

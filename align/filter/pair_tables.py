@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from align.filter.tables import BIGRAMS, MAX_ROWS, PAIRS, UNIGRAMS
 from align.filter.words import Int64s, TextFacts, hashes, normal_forms, text_facts
 from align.formats.policy import OptedOut
-from align.pairs.text import languages
+from align.pairs.text import MAX_CHARACTERS, languages
 
 
 def image_hashes(image_ids: Sequence[str]) -> Int64s:
@@ -28,7 +28,7 @@ def image_hash(image_id: str) -> int:
 
 
 def pair_tables(
-    index: int, table: pa.Table, images: pa.Table, opted_out: OptedOut, *, by_language: bool
+    index: int, table: pa.Table, images: pa.Table, opted_out: OptedOut, *, max_characters: int, by_language: bool
 ) -> dict[str, pa.Table]:
     """UNIGRAMS, BIGRAMS and last PAIRS of a shard.
 
@@ -37,16 +37,24 @@ def pair_tables(
         table: its rows of data/raw, in order of their keys.
         images: its IMAGES.
         opted_out: entries whose pairs are flagged.
+        max_characters: of a text; those beyond are counted, and not looked at.
         by_language: whether a rule needs languages; if not, they are null here.
     """
     row_numbers = index * MAX_ROWS + np.arange(len(table))
-    texts = normal_forms(table["caption"].combine_chunks())
+    captions = table["caption"].combine_chunks()
+    texts = normal_forms(captions)
+    # Of a caption that was cut, white space may hide how much there was.
+    raw_lengths, lengths = pc.utf8_length(captions), pc.utf8_length(texts)
+    lengths = pc.if_else(pc.fill_null(pc.less(raw_lengths, MAX_CHARACTERS), True), lengths, MAX_CHARACTERS)
+    texts = pc.utf8_rtrim(pc.utf8_slice_codeunits(texts, 0, max_characters), " ")
     facts = text_facts(texts)
     offsets, bigrams = facts.bigrams()
     return {
         "unigrams": pa.table([facts.vocabulary, facts.occurrences], schema=UNIGRAMS),
         "bigrams": pa.table([np.repeat(row_numbers, np.diff(offsets)), bigrams], schema=BIGRAMS),
-        "pairs": _pairs(row_numbers, table, texts, facts, images, opted_out, by_language),
+        "pairs": _pairs(
+            row_numbers, table.append_column("num_characters", lengths), texts, facts, images, opted_out, by_language
+        ),
     }
 
 
@@ -83,6 +91,7 @@ def _pairs(
         "num_evaluation_sets": pc.list_value_length(images["evaluation_sets"]).take(row_in_images).fill_null(0),
         "text": texts,
         "text_hash": _hashes_where(pc.not_equal(texts, ""), pa.chunked_array([texts])),
+        "num_characters": table["num_characters"],
         "num_words": pa.array(facts.num_words, pa.int32()),
         "only_word_hash": _only_words(facts),
         "is_filename": pa.array(facts.is_filename),

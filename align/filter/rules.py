@@ -13,6 +13,7 @@ Decisions where the paper is silent:
     order.
   * I1 and I5's embedding are computed only for images that some pair would keep under all other rules: the network
     costs more than everything else together.
+  * T3 also drops texts of very many characters, of which the words are not even looked at: one "word" may fill a page.
 Deviations: `image_missing` (a dead link; the paper's pairs all had bytes), `text_is_filename` (see
 `align.pairs.text.is_filename`) and `opted_out` (take-down requests, `align.formats.policy`) are not in the paper. Nor
 are the rules after `text_is_filename`: they are off by default, and exist to compare recipes.
@@ -84,8 +85,8 @@ def text_too_short(config: FilterConfig) -> str:
 
 
 def text_too_long(config: FilterConfig) -> str:
-    """T3: more than 20 unigrams; 21 are dropped, 20 kept."""
-    return f"num_words > {config.max_words}"
+    """T3: more than 20 unigrams; 21 are dropped, 20 kept. Or more characters than any text of 20 words needs."""
+    return f"num_words > {config.max_words} OR num_characters > {config.max_characters}"
 
 
 def text_is_filename(config: FilterConfig) -> str | None:

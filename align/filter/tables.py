@@ -44,8 +44,9 @@ PAIRS = pa.schema(
         ("height_px", pa.int32()),
         ("num_evaluation_sets", pa.int32()),
         ("twin", pa.string()),
-        ("text", pa.string()),  # normalised
+        ("text", pa.string()),  # normalised, at most `filter.max_characters`
         ("text_hash", pa.int64()),
+        ("num_characters", pa.int32()),  # of the text before `filter.max_characters` cuts it
         ("num_words", pa.int32()),
         ("only_word_hash", pa.int64()),  # of a text of one word; null for others
         ("is_filename", pa.bool_()),

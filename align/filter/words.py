@@ -68,8 +68,10 @@ _KATAKANA_BEGIN = _KATAKANA_SIGNS.encode()[:1]
 #: Every text beyond ASCII that `is_filename` or `personal_data` may match has one of these, or a digit.
 _SIGN = regex.compile(r"[/\\@.]")
 _ANY_DIGIT = regex.compile(r"\d")
-#: Pieces beyond ASCII that are remembered from shard to shard; some 10 MB.
-_NUM_REMEMBERED = 1 << 14
+#: Pieces beyond ASCII that are remembered from shard to shard, those of few characters only; some 10 MB, at most 80.
+_NUM_REMEMBERED, _REMEMBERED_CHARACTERS = 1 << 14, 64
+#: Pieces beyond ASCII of which the words are strings at a time; then they are hashes.
+_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -258,24 +260,38 @@ class _Pieces:
         counts[ascii_rows], ascii_words, digits[ascii_rows], trait[ascii_rows] = _ascii_pieces(
             pieces.filter(pa.array(ascii_rows))
         )
-        others = [_foreign_piece(piece) for piece in pieces.filter(pa.array(~ascii_rows)).to_pylist()]
-        counts[~ascii_rows] = [len(piece_words) for piece_words, _, _ in others]
-        digits[~ascii_rows] = [number for _, number, _ in others]
-        trait[~ascii_rows] = [sign for _, _, sign in others]
+        counts[~ascii_rows], foreign_words, digits[~ascii_rows], trait[~ascii_rows] = _foreign_pieces(
+            pieces.filter(pa.array(~ascii_rows))
+        )
         from_ascii = np.repeat(ascii_rows, counts)
         word_hashes = np.empty(len(from_ascii), np.int64)
         word_hashes[from_ascii] = ascii_words
-        word_hashes[~from_ascii] = _hashes(
-            pa.array(chain.from_iterable(piece_words for piece_words, _, _ in others), pa.string())
-        )
+        word_hashes[~from_ascii] = foreign_words
         return _Pieces(counts, word_hashes, digits, trait, ~ascii_rows)
 
 
-@lru_cache(_NUM_REMEMBERED)
+def _foreign_pieces(pieces: pa.StringArray) -> tuple[list[int], Int64s, list[int], list[bool]]:
+    """`counts`, `words`, `digits` and `trait` of `_Pieces`, for pieces beyond ASCII."""
+    counts, digits, trait, hashed = list[int](), list[int](), list[bool](), [np.zeros(0, np.int64)]
+    for start in range(0, len(pieces), _BLOCK):
+        block = [
+            (_remembered_piece if len(piece) <= _REMEMBERED_CHARACTERS else _foreign_piece)(piece)
+            for piece in pieces.slice(start, _BLOCK).to_pylist()
+        ]
+        counts += [len(piece_words) for piece_words, _, _ in block]
+        digits += [number for _, number, _ in block]
+        trait += [sign for _, _, sign in block]
+        hashed.append(_hashes(pa.array(chain.from_iterable(piece_words for piece_words, _, _ in block), pa.string())))
+    return counts, np.concatenate(hashed), digits, trait
+
+
 def _foreign_piece(piece: str) -> tuple[tuple[str, ...], int, bool]:
     """The words, the number of digits and the trait of a piece beyond ASCII."""
     piece_words = tuple(words(piece.replace(_NO_SPACE, " ")))
     return piece_words, len(_ANY_DIGIT.findall(piece)), _SIGN.search(piece) is not None
+
+
+_remembered_piece = lru_cache(_NUM_REMEMBERED)(_foreign_piece)
 
 
 def _ascii_pieces(pieces: pa.StringArray) -> tuple[Int64s, Int64s, Int64s, Flags]:

@@ -51,7 +51,11 @@ FACTS_SCHEMA = pa.schema(
         ("twin_cosine", pa.float64()),  # null where equal bytes or hashes matched it
         ("num_images", pa.int64()),  # distinct images of the text; null for an empty text
         ("rare_ngram", pa.bool_()),
-        ("num_words", pa.int32()),
+        (
+            "num_characters",
+            pa.int32(),
+        ),  # of the text before the cut; 8,192: data/raw has no more of it
+        ("num_words", pa.int32()),  # of what was not cut
         ("is_filename", pa.bool_()),
         ("similarity", pa.float64()),  # of image and text, by a given model; null: not computed
         ("language", pa.string()),  # as in decisions.parquet

@@ -20,11 +20,11 @@ from typing import BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from align.errors import DataError, FormatError
 from align.files import sha256_file
 from align.formats.json_file import StoredModel, read_if_exists
+from align.formats.parquet import ForeignTable
 from align.formats.tar_members import DamagedTar, read_members
 from align.protocols.store import FetchTar
 
@@ -175,19 +175,22 @@ def read_raw_manifest(raw: Path) -> RawManifest | None:
 def read_table(shard: RawShard, wanted: Collection[str] = SCHEMA.names) -> pa.Table:
     """The rows of one shard with some columns of SCHEMA, in the order of the file.
 
-    Missing optional columns become null; but for rows with status "success", image_key becomes the row's own key and
-    sha256 is computed from the tar.
+    Strings have at most `align.pairs.text.MAX_CHARACTERS`; the rest is cut off. Missing optional columns become null;
+    but for rows with status "success", image_key becomes the row's own key and sha256 is computed from the tar.
 
     Raises:
-        DataError: the table is unreadable.
+        DataError: the table is unreadable, or takes too much memory.
         FormatError: a column that img2dataset always writes is missing or has another type.
     """
     computing = not _COMPUTED.isdisjoint(wanted)
     fields = [field for field in SCHEMA if field.name in wanted or (computing and field.name in _COMPUTED_FROM)]
     try:
-        with pq.ParquetFile(shard.table, pre_buffer=False) as file:
-            names = file.schema_arrow.names
-            table = file.read([field.name for field in fields if field.name in names], use_threads=False)
+        file = ForeignTable(shard.table, str(shard.table))
+        names = file.schema.names
+        present = [field.name for field in fields if field.name in names]
+        batches = list(file.batches(present))
+        schema = batches[0].schema if batches else pa.schema([file.schema.field(name) for name in present])
+        table = pa.Table.from_batches(batches, schema)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{shard.table}: not a readable parquet file ({error}); make the folder again") from None
     for name in _REQUIRED:

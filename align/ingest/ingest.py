@@ -36,6 +36,7 @@ from align.ingest.retry import link_all, num_retryable, shard_to_retry
 from align.ingest.sources import open_source
 from align.ingest.workers import Resources, write_shards
 from align.ingest.writer import is_written, write_raw_manifest
+from align.pairs.text import MAX_CHARACTERS
 from align.protocols.sql import Engine
 from align.report import record_runtime, write_report
 from align.services.engine import open_engine
@@ -106,7 +107,7 @@ def ingest(
             return None
         write_raw_manifest(work, plan.names)
         with _open_duckdb(engine) as sql:
-            report = summarise(sql, work, plan.counts, len(source.files))
+            report = summarise(sql, work, plan.counts, len(source.files), plan.quarantined)
         shutil.rmtree(plan.table.parent)
     return report
 
@@ -174,3 +175,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         say("ingest: run `dvc commit ingest` to keep this data/raw; without it `dvc repro` fetches everything again")
     for what, number in not_read(report):
         say(f"ingest: warning: {number:,} {what}")
+    if report.num_texts_cut:
+        say(f"ingest: {report.num_texts_cut:,} texts cut at {MAX_CHARACTERS:,} characters; `align filter` drops them")
+    if report.files_quarantined:
+        files = ", ".join(report.files_quarantined)
+        say(f"ingest: warning: {len(report.files_quarantined)} file(s) left out, as reading killed a worker: {files}")

@@ -29,6 +29,7 @@ def write_page(report: IngestReport, directory: Path) -> None:
         _errors(report) if report.errors else html.paragraph("Every pair has a picture."),
         html.heading("What of the source was not read"),
         html.table(("what", "number"), not_read(report)) if not_read(report) else html.paragraph("All of it was read."),
+        *_left_out(report),
         html.heading(f"Hosts with most pairs (at most {NUM_HOSTS})"),
         _hosts(report),
         html.heading("Pairs by status"),
@@ -45,6 +46,18 @@ def _errors(report: IngestReport) -> str:
     largest_first = sorted(report.errors.items(), key=lambda item: (-item[1], item[0]))
     rows = [(error, num, num / num_failed) for error, num in largest_first]
     return html.table(("reason", "pairs", "share"), rows, bar=2)
+
+
+def _left_out(report: IngestReport) -> list[str]:
+    """The files that were left out, and how many texts and page URLs were cut; nothing where there are none."""
+    blocks = []
+    if report.files_quarantined:
+        blocks.append(html.heading("Files that were left out: reading them killed a worker process"))
+        blocks.append(html.table(("file",), [(file,) for file in report.files_quarantined]))
+    if report.num_texts_cut or report.num_page_urls_cut:
+        texts, pages = f"{report.num_texts_cut:,} texts", f"{report.num_page_urls_cut:,} page URLs"
+        blocks.append(html.paragraph(f"{texts} and {pages} are longer than what is stored, and were cut."))
+    return blocks
 
 
 def _hosts(report: IngestReport) -> str:

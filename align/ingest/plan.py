@@ -23,12 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.console import track
+from align.console import say, track
 from align.errors import DataError
 from align.files import write_text
 from align.formats.policy import REFUSED, OptedOut
 from align.ingest.sources import Source
-from align.ingest.sources.candidates import CANDIDATES, RESPONSES
+from align.ingest.sources.candidates import CANDIDATES, RESPONSES, num_cut
 from align.processes import in_processes
 from align.protocols.sql import Engine
 
@@ -40,6 +40,8 @@ _TABLES = {
     "candidates": pa.schema([*CANDIDATES, *_ORDER, ("url_hash", pa.uint64())]),
     "responses": pa.schema([*RESPONSES, *_ORDER, ("opted_out", pa.bool_())]),  # the target of a redirect is
 }
+#: A count: the file was left out.
+_QUARANTINED = "files_quarantined"
 _HTTP_OK = 200
 _MAX_REDIRECTS = 5
 
@@ -70,13 +72,16 @@ class IngestPlan:
         table: the pairs; columns of CANDIDATES, `shard`, `http_status` (of the archive's response; null: none).
         names: of the shards, in order.
         position_digits: of a key, after the shard's name.
-        counts: from scanning the source: `pages`, `pages_unreadable`, `truncated_files`, `rows_unreadable`, ...
+        counts: from scanning the source: `pages`, `pages_unreadable`, `truncated_files`, `rows_unreadable`,
+            `texts_cut`, ...
+        quarantined: files of the source that were left out, since reading them killed a worker process.
     """
 
     table: Path
     names: list[str]
     position_digits: int
     counts: dict[str, int]
+    quarantined: list[str]
 
     def rows(self, name: str) -> Iterator[PlannedRow]:
         """The pairs of one shard in order, with a few thousand of them in memory at a time."""
@@ -120,7 +125,7 @@ def make_plan(
         num_workers: processes; None: one per core.
 
     Raises:
-        DataError: the source names no pair.
+        DataError: the source names no pair, or every file that was read killed its worker process.
     """
     done = folder / "plan.json"
     if not done.exists():
@@ -130,28 +135,33 @@ def make_plan(
         scan = partial(_scan, source, folder, opted_out)
         files = list(enumerate(source.files))
         counts: Counter[str] = Counter()
-        for of_file in track(in_processes(scan, files, num_workers), what="ingest: files read", total=len(files)):
+        quarantined: list[str] = []
+        scanned = in_processes(scan, files, num_workers, name_of=_file_of, instead=partial(_quarantine, folder))
+        for (_, file), of_file in zip(files, track(scanned, what="ingest: files read", total=len(files)), strict=True):
             counts.update(of_file)
+            if of_file.get(_QUARANTINED):
+                quarantined.append(file)
         with open_sql() as sql:
             values = _sort(sql, folder, max_pages, shard_size)
-        write_text(done, json.dumps({**values, "counts": dict(sorted(counts.items()))}) + "\n")
+        found = {"counts": dict(sorted(counts.items())), "quarantined": quarantined}
+        write_text(done, json.dumps({**values, **found}) + "\n")
     values = json.loads(done.read_bytes())
     if not values["num_pairs"]:
         raise DataError(f"{source.files[0]}: the {len(source.files):,} file(s) of this source name no picture")
     num_shards, digits = values["num_shards"], max(5, len(str(values["num_shards"] - 1)))
     names = [f"{number:0{digits}d}" for number in range(num_shards)]
-    return IngestPlan(folder / "pairs.parquet", names, max(4, len(str(values["longest"] - 1))), values["counts"])
+    position_digits = max(4, len(str(values["longest"] - 1)))
+    return IngestPlan(folder / "pairs.parquet", names, position_digits, values["counts"], values["quarantined"])
 
 
 def _scan(source: Source, folder: Path, opted_out: OptedOut, numbered: tuple[int, str]) -> dict[str, int]:
     """Reads one file into two parquet files and returns its counts. A file that was read before is not read again."""
     file_number, file = numbered
-    done = folder / f"{file_number:06d}.json"
+    done = _counts_file(folder, file_number)
     if not done.exists():
         counts: Counter[str] = Counter()
         rows: Counter[str] = Counter()
-        paths = {kind: folder / kind / f"{file_number:06d}.parquet" for kind in _TABLES}
-        writers = {kind: pq.ParquetWriter(path, _TABLES[kind], compression="zstd") for kind, path in paths.items()}
+        writers = _writers(folder, file_number)
         for batch in source.scan(file, counts):
             kind = "candidates" if "text" in batch.schema.names else "responses"
             size = len(batch)
@@ -159,6 +169,7 @@ def _scan(source: Source, folder: Path, opted_out: OptedOut, numbered: tuple[int
             columns.append(pa.array(np.arange(rows[kind], rows[kind] + size)))
             if kind == "candidates":
                 columns.append(pa.array(_hashes(batch["url"].to_pylist())))
+                counts.update(num_cut(batch))
             else:
                 ends = [opted_out.matches(location, None, None) for location in batch["location"].to_pylist()]
                 columns.append(pa.array(ends, pa.bool_()))
@@ -169,6 +180,34 @@ def _scan(source: Source, folder: Path, opted_out: OptedOut, numbered: tuple[int
         write_text(done, json.dumps(dict(counts)) + "\n")
     of_file: dict[str, int] = json.loads(done.read_bytes())
     return of_file
+
+
+def _file_of(numbered: tuple[int, str]) -> str:
+    return numbered[1]
+
+
+def _quarantine(folder: Path, numbered: tuple[int, str]) -> dict[str, int]:
+    """Leaves a file out: empty tables, whatever a killed worker left of them, and a count."""
+    file_number, file = numbered
+    say(
+        f"ingest: warning: {file}: left out: reading it killed a worker process twice, the second time with nothing "
+        "beside it, most likely for its memory"
+    )
+    for writer in _writers(folder, file_number).values():
+        writer.close()
+    counts = {_QUARANTINED: 1}
+    write_text(_counts_file(folder, file_number), json.dumps(counts) + "\n")
+    return counts
+
+
+def _counts_file(folder: Path, file_number: int) -> Path:
+    """Written last: a file of the source that has it was read, or left out."""
+    return folder / f"{file_number:06d}.json"
+
+
+def _writers(folder: Path, file_number: int) -> dict[str, pq.ParquetWriter]:
+    paths = {kind: folder / kind / f"{file_number:06d}.parquet" for kind in _TABLES}
+    return {kind: pq.ParquetWriter(path, _TABLES[kind], compression="zstd") for kind, path in paths.items()}
 
 
 def _hashes(urls: list[str]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

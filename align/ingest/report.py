@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS
@@ -28,6 +29,9 @@ class IngestReport(Report):
         num_retryable: pairs whose failure may be temporary.
         num_truncated_files: archive files of which only the readable part was taken.
         num_rows_unreadable: lines or rows of a table that could not be read.
+        num_texts_cut: texts as long as data/raw stores (`align.pairs.text.MAX_CHARACTERS`); nearly all were longer.
+        num_page_urls_cut: page URLs as long as that.
+        files_quarantined: files of the source that were left out, since reading them killed a worker process.
         statuses: pairs per status.
         errors: pairs per error message, without the details after a colon.
         text_sources: pairs per source of the text, such as `alt`.
@@ -45,6 +49,9 @@ class IngestReport(Report):
     num_retryable: int
     num_truncated_files: int
     num_rows_unreadable: int
+    num_texts_cut: int
+    num_page_urls_cut: int
+    files_quarantined: list[str]
     statuses: dict[str, int]
     errors: dict[str, int]
     text_sources: dict[str, int]
@@ -63,7 +70,9 @@ def not_read(report: IngestReport) -> list[tuple[str, int]]:
     return [(what, number) for what, number in numbers if number]
 
 
-def summarise(sql: Engine, raw: Path, counts: dict[str, int], num_files: int) -> IngestReport:
+def summarise(
+    sql: Engine, raw: Path, counts: dict[str, int], num_files: int, quarantined: Sequence[str] = ()
+) -> IngestReport:
     """Counts over all rows of a folder of shards.
 
     Args:
@@ -71,6 +80,7 @@ def summarise(sql: Engine, raw: Path, counts: dict[str, int], num_files: int) ->
         raw: the folder.
         counts: from scanning the source, see `IngestPlan.counts`.
         num_files: of the source.
+        quarantined: those of them that were left out.
     """
     sql.view("raw", raw / "*.parquet")
     sql.table("tally", f"""
@@ -114,6 +124,9 @@ def summarise(sql: Engine, raw: Path, counts: dict[str, int], num_files: int) ->
         num_retryable=int(num_retryable),
         num_truncated_files=counts.get("truncated_files", 0),
         num_rows_unreadable=counts.get("rows_unreadable", 0),
+        num_texts_cut=counts.get("texts_cut", 0),
+        num_page_urls_cut=counts.get("page_urls_cut", 0),
+        files_quarantined=list(quarantined),
         hosts=hosts,
         statuses={key: int(num) for key, num in statuses.items()},
         errors={key: int(num) for key, num in errors},

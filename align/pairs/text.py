@@ -19,6 +19,12 @@ from resiliparse.parse.lang import detect_fast
 #: A UAX #29 segment that starts with a letter, digit or joining underscore (WORD gives `\b` its Unicode meaning).
 _SEGMENT = regex.compile(r"\b[\p{L}\p{M}\p{N}\p{Pc}].*?\b", flags=regex.WORD | regex.VERSION1 | regex.DOTALL)
 _WORD_LIKE = regex.compile(r"[\p{L}\p{N}]")
+#: The most characters of a text, or of an address, that we store or look at: a web page, table or tar may hold any
+#: number. What reaches this many was most likely cut, and is never kept (`filter.max_characters` is lower).
+MAX_CHARACTERS = 8192
+#: Combining marks in a row that are kept; those after them are dropped. 30 is the limit of Unicode's stream-safe form
+#: (UAX #15): no language needs as many, and the time of NFC grows with the square of their number.
+_MANY_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
 #: White space, and the control and unpaired surrogate characters that parsers leave in texts and tables cannot store.
 _BLANK = regex.compile(r"[\s\p{Cc}\p{Cs}]+")
 
@@ -57,8 +63,13 @@ _MIN_LANGUAGE_CHARS = 20
 
 
 def normalise(text: str) -> str:
-    """The form in which texts are compared and kept: NFC, white space and control characters as single spaces."""
-    text = unicodedata.normalize("NFC", text)
+    """The form in which texts are compared and kept: NFC, white space and control characters as single spaces.
+
+    Of more than MAX_CHARACTERS, or of more than 30 combining marks in a row, the first are taken.
+    """
+    text = text[:MAX_CHARACTERS]
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", str(_MANY_MARKS.sub(r"\1", text)))
     if text.isprintable():  # its only blanks are spaces, as in most texts
         return " ".join(text.split())
     return str(_BLANK.sub(" ", text)).strip()

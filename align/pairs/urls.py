@@ -16,6 +16,8 @@ from ipaddress import ip_address
 from typing import NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes, urldefrag, urljoin, urlsplit, urlunsplit
 
+from align.pairs.text import MAX_CHARACTERS
+
 #: Characters of a URL that are kept; all others are percent-encoded, as browsers do before they send a request.
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
 _PORTS = {"http": ":80", "https": ":443"}
@@ -23,6 +25,8 @@ _PORTS = {"http": ":80", "https": ":443"}
 MAX_INLINE_BYTES = 1 << 20
 #: Characters of an invalid address that are kept.
 _SHOWN = 2048
+#: Of an address that is too long. Servers refuse such a request line; 8,192 bytes are the usual limit.
+TOO_LONG = "URL too long"
 
 _PLAIN = r"\w\-~!$%&'()*+,=@"
 _QUERY = rf"(?:\?[{_PLAIN}./:?]+)?"
@@ -142,6 +146,8 @@ class Resolver:
 
     def simply_joined(self, url: str) -> str | None:
         """The canonical spelling of a simple address; None for others."""
+        if len(url) > MAX_CHARACTERS:
+            return None
         if _CANONICAL.fullmatch(url):
             return url
         if self._folders and (relative := _RELATIVE.fullmatch(url)):
@@ -158,9 +164,11 @@ class Resolver:
         """The address that `source` means; `problem` says why it cannot be requested."""
         url = self.simply_joined(source)
         if url is not None:
-            return Address(url)
+            return address_of(url)
         if source[:5].lower() == "data:":
             return _inline(source)
+        if len(source) > MAX_CHARACTERS:
+            return Address(source[:_SHOWN], TOO_LONG)
         try:
             url = self.joined(source)
         except ValueError:
@@ -168,7 +176,12 @@ class Resolver:
         if not _HAS_HOST.match(url):
             scheme = urlsplit(url).scheme
             return Address(url[:_SHOWN], "invalid URL" if scheme in ("", *_PORTS) else "not http or https")
-        return Address(url)
+        return address_of(url)
+
+
+def address_of(url: str) -> Address:
+    """The address of a URL as it is to be requested, unless it is too long."""
+    return Address(url) if len(url) <= MAX_CHARACTERS else Address(url[:_SHOWN], TOO_LONG)
 
 
 def _inline(uri: str) -> Address:

@@ -13,6 +13,7 @@ from align.errors import DataError
 from align.files import sha256_file, sha256_folder
 from align.formats.filtered import DECISIONS, IMAGES
 from align.formats.raw import raw_shards
+from align.pairs.text import MAX_CHARACTERS
 from align.protocols.sql import Engine
 
 #: View -> the columns that it must have.
@@ -82,21 +83,36 @@ def make_views(engine: Engine, data: JudgedData) -> list[str]:
     return [name for name, columns in COLUMNS.items() if not set(columns) <= _columns(first_files[name])]
 
 
-def sample_rows(engine: Engine, num_rows: int, incomplete: Sequence[str]) -> dict[str, pd.DataFrame]:
+def sample_rows(engine: Engine, data: JudgedData, num_rows: int, incomplete: Sequence[str]) -> dict[str, pd.DataFrame]:
     """At most `num_rows` rows of each view, chosen by a hash of their keys: the same rows each time.
 
     Args:
         engine: has the views.
+        data: what they show.
         num_rows: of each sample.
         incomplete: views that lack a column, which may be the key; any rows are taken.
     """
     samples = {}
     for name, key in _KEYS.items():
         order = "" if name in incomplete else f"ORDER BY md5({key}), {key}"
+        columns = "*"
+        if name == "raw":
+            columns = ", ".join(_raw_columns(data)) or "*"
+            order = order or "ORDER BY 1"  # without an order, an engine collects rows before it cuts strings
         path = engine.scratch / f"sample_{name}.parquet"
-        engine.write(f"SELECT * FROM {name} {order} LIMIT {num_rows}", path)
+        engine.write(f"SELECT {columns} FROM {name} {order} LIMIT {num_rows}", path)
         samples[name] = pd.read_parquet(path)
     return samples
+
+
+def _raw_columns(data: JudgedData) -> list[str]:
+    """Of data/raw, with strings cut: others may have written it, and 500 bytes can hold gigabytes of captions."""
+    present = _columns(raw_shards(data.raw)[0].table)
+    return [
+        f"left({name}, {MAX_CHARACTERS}) AS {name}" if name in ("url", "caption") else name
+        for name in COLUMNS["raw"]
+        if name in present
+    ]
 
 
 def _columns(path: Path) -> set[str]:

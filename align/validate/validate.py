@@ -75,7 +75,7 @@ def validate(
         evaluation_images.make_views(engine, sets)
         numbers: dict[str, Any] = dict(measure(engine.rows, config.dropped_share, incomplete))
         now = {} if incomplete else distributions(engine.rows, languages=data.has_languages())
-        samples = sample_rows(engine, config.sample_rows, incomplete)
+        samples = sample_rows(engine, data, config.sample_rows, incomplete)
     keep_rate, raw_faults = numbers["keep_rate"] or 0.0, manifest_faults(data.raw)
     moved = drift(keep_rate, now, reference) if reference and now else {}
     numbers |= checked_counts(sets, data.checked_sets) | (raw_faults or {})

@@ -9,6 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from align.pairs.text import MAX_CHARACTERS
+from align.pairs.urls import address_of
 
 
 class Candidate(NamedTuple):
@@ -33,6 +37,37 @@ class Candidate(NamedTuple):
     file: str | None = None
     offset: int | None = None
     inline: bytes | None = None
+
+
+#: Counts of strings that reach the limit: name -> column.
+_CUT = {"texts_cut": "text", "page_urls_cut": "page_url"}
+#: Of a text's source, and of the reason why there can be no picture.
+_MAX_NOTE_CHARACTERS = 1000
+
+
+def bounded(row: Candidate) -> Candidate:
+    """The row with no string longer than we store, whatever the source has.
+
+    Texts, page URLs and notes are cut. A pair whose own address is too long has no picture.
+    """
+    strings = (row.url, row.text, row.text_source or "", row.page_url or "", row.problem or "")
+    if max(map(len, strings)) <= _MAX_NOTE_CHARACTERS:
+        return row
+    url, problem, _ = address_of(row.url)
+    return row._replace(
+        url=url,
+        text=row.text[:MAX_CHARACTERS],
+        text_source=row.text_source and row.text_source[:_MAX_NOTE_CHARACTERS],
+        page_url=row.page_url and row.page_url[:MAX_CHARACTERS],
+        problem=(row.problem or problem or "")[:_MAX_NOTE_CHARACTERS] or None,
+    )
+
+
+def num_cut(candidates: pa.RecordBatch) -> dict[str, int]:
+    """How many texts and page URLs reach the limit; nearly all of them were cut."""
+    lengths = {name: pc.utf8_length(candidates[column]) for name, column in _CUT.items()}
+    numbers = {name: pc.sum(pc.greater_equal(length, MAX_CHARACTERS)).as_py() or 0 for name, length in lengths.items()}
+    return {name: number for name, number in numbers.items() if number}
 
 
 CANDIDATES = pa.schema(

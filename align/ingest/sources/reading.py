@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from align.console import say
 from align.errors import DataError
-from align.ingest.sources.candidates import CANDIDATES, RESPONSES, Candidate
+from align.ingest.sources.candidates import CANDIDATES, RESPONSES, Candidate, bounded
 from align.ingest.sources.pages import PageImage
+from align.pairs.text import MAX_CHARACTERS
 from align.protocols.store import Files
 
 _BATCH_ROWS = 4096
@@ -37,21 +38,21 @@ class Batches:
 
     def add(self, candidate: Candidate) -> None:
         """Adds a row of CANDIDATES."""
-        self._candidates.append(candidate)
+        self._candidates.append(bounded(candidate))
         if candidate.inline is not None:
             self._inline_bytes += len(candidate.inline)
 
     def add_page(self, page_url: str, images: Sequence[PageImage]) -> None:
         """Adds the pairs of a page; their pictures are to be fetched by address."""
         self._candidates += [
-            (url, text, text_source, page_url, problem, None, None, inline)
+            bounded(Candidate(url, text, text_source, page_url, problem, inline=inline))
             for url, text, text_source, problem, inline in images
         ]
         self._inline_bytes += sum(len(image.inline) for image in images if image.inline is not None)
 
     def add_response(self, url: str, status: int, location: str | None, file: str, offset: int | None) -> None:
-        """Adds a row of RESPONSES."""
-        self._responses.append((url, status, location, file, offset))
+        """Adds a row of RESPONSES. An address that is too long for any pair stays too long for any, though cut."""
+        self._responses.append((url[: MAX_CHARACTERS + 1], status, location, file, offset))
 
     def full(self) -> Iterator[pa.RecordBatch]:
         """Yields the batches that are large enough, if any."""

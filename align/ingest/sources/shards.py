@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
+from align.formats.parquet import ForeignTable
 from align.formats.tar_members import DamagedTar, Member, member_at, read_members
 from align.ingest.limits import too_large
 from align.ingest.sources.candidates import Candidate
@@ -30,7 +30,6 @@ TEXT_EXTENSIONS = ("txt", "text", "caption", "cap")
 TEXT_KEYS = ("caption", "captions", "text", "texts", "TEXT", "alt")
 _URL_KEYS = ("url", "URL", "image_url")
 _SUCCESS = "success"
-_BATCH_ROWS = 4096
 _MAX_TEXT_BYTES = 1 << 20
 
 
@@ -85,18 +84,16 @@ class Shards:
         wanted = ("url", "caption", "key", "status", "error_message", "page_url", "text_source", "image_key")
         try:
             with self._store.open(table) as stream:
-                parquet = pq.ParquetFile(stream)
-                names = parquet.schema_arrow.names
+                parquet = ForeignTable(stream, table)
+                names = parquet.schema.names
                 for name in ("url", "key", "status"):
                     if name not in names:
                         raise DataError(
                             f"{table}: no column '{name}'; expected img2dataset's table for the tar of the same name"
                         )
-                for batch in parquet.iter_batches(_BATCH_ROWS, columns=[name for name in wanted if name in names]):
-                    columns = [_values(column) for column in batch.columns]
-                    for row in zip(*columns, strict=True):
-                        yield dict(zip(batch.schema.names, row, strict=True))
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                for batch in parquet.batches([name for name in wanted if name in names]):
+                    yield from batch.to_pylist()
+        except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{table}: not a readable parquet file ({reason}); make the folder again") from None
 
@@ -187,16 +184,6 @@ class _Sample:
                 text = self.texts[extension].decode("utf-8", "replace")
                 return url, [(text, extension if text.strip() else None)]
         return url, next(([(values[key], key)] for key in TEXT_KEYS if isinstance(values.get(key), str)), [])
-
-
-def _values(column: pa.Array) -> list[Any]:
-    """The values of a column; texts that are not UTF-8 with replacement characters."""
-    try:
-        values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
-        stored = column.cast(pa.binary()).to_pylist()
-        values = [None if value is None else value.decode("utf-8", "replace") for value in stored]
-    return values
 
 
 def _text(value: Any) -> str | None:

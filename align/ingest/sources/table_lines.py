@@ -13,8 +13,11 @@ from typing import IO, Any
 from align.errors import DataError
 
 _ADDRESS = re.compile(r"\s*\"?(?:(?:https?:)?//|data:)\S", re.IGNORECASE)
-#: Longest value of a CSV. After an unbalanced quote everything up to this length is one value.
+#: Longest value of a CSV: a data: URI can have three million. After an unbalanced quote everything up to this length is
+#: one value.
 _MAX_VALUE_CHARACTERS = 4 << 20
+#: Of a line. A longer one is skipped, as a row that cannot be split.
+_MAX_LINE_CHARACTERS = 8 << 20
 _CHUNK_CHARACTERS = 1 << 20
 _MAX_OBJECT_CHARACTERS = 16 << 20
 
@@ -32,21 +35,46 @@ def separated_rows(stream: IO[bytes], separator: str) -> Iterator[list[str] | No
     tabs = separator == "\t"
     with _text(stream, newline="\n" if tabs else "") as text:
         if tabs:
-            lines = (line.rstrip("\r\n") for line in text)
-            yield from (line.split("\t") for line in lines if line)
+            for line in _lines(text):
+                stripped = None if line is None else line.rstrip("\r\n")
+                if stripped != "":
+                    yield None if stripped is None else stripped.split("\t")
             return
         csv.field_size_limit(_MAX_VALUE_CHARACTERS)
-        rows = csv.reader(text)
+        skipped: list[None] = []
+        rows = csv.reader(_without_skipped(_lines(text), skipped))
         while True:
             try:
-                row = next(rows)
-            except StopIteration:
-                return
+                row = next(rows, None)
             except csv.Error:
                 yield None
                 continue
+            yield from skipped
+            skipped.clear()
+            if row is None:
+                return
             if row:
                 yield row
+
+
+def _without_skipped(lines: Iterator[str | None], skipped: list[None]) -> Iterator[str]:
+    """The lines that are not None; the others are added to `skipped`."""
+    for line in lines:
+        if line is None:
+            skipped.append(None)
+        else:
+            yield line
+
+
+def _lines(text: io.TextIOBase) -> Iterator[str | None]:
+    """The lines with their ends; None for one that is too long, whose rest is skipped."""
+    while line := text.readline(_MAX_LINE_CHARACTERS):
+        if len(line) < _MAX_LINE_CHARACTERS:
+            yield line
+            continue
+        while line and not line.endswith(("\n", "\r")):
+            line = text.readline(_MAX_LINE_CHARACTERS)
+        yield None
 
 
 @contextmanager
@@ -75,18 +103,19 @@ def json_rows(file: str, stream: IO[bytes]) -> Iterator[dict[str, Any] | None]:
         if start[0] == "[":
             yield from _array(file, start[1:], text)
             return
-        rest = start + (text.readline() if not start.endswith("\n") else "")
-        first = _object(rest)
-        if first is None and rest[0] == "{":
+        lines = _lines(text)
+        rest = "" if start.endswith("\n") else next(lines, "")
+        first = None if rest is None else _object(start + rest)
+        if first is None and rest is not None and start[0] == "{":
             raise DataError(f"{file}: neither an array of objects nor one object per line; write it as JSON lines")
         yield first
-        yield from (_object(line) for line in text if line.strip())
+        yield from (None if line is None else _object(line) for line in lines if line is None or line.strip())
 
 
 def _object(line: str) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -108,4 +137,6 @@ def _array(file: str, text: str, stream: IO[str]) -> Iterator[dict[str, Any] | N
                 raise DataError(f"{file}: the JSON array is cut off or damaged; fetch it again") from None
             text, position = text[position:] + more, 0
             continue
+        except RecursionError:
+            raise DataError(f"{file}: the JSON array is nested too deeply; write it as JSON lines") from None
         yield value if isinstance(value, dict) else None

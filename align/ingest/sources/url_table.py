@@ -12,13 +12,13 @@ import gzip
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
+from align.formats.parquet import ForeignTable
 from align.ingest.sources import table_lines
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches
@@ -27,7 +27,6 @@ from align.protocols.store import Files
 
 _TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt")
 _SUFFIXES = (".parquet", *_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES))
-_BATCH_ROWS = 4096
 
 #: url, text, page_url of one row; None where the row has no such value.
 TableRow = tuple[Any, Any, Any]
@@ -93,15 +92,15 @@ class UrlTable:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{file}: unreadable ({' '.join(str(error).split())}); fetch it again") from None
 
-    def _parquet(self, file: str, stream: IO[bytes]) -> Iterator[TableRow]:
-        table = pq.ParquetFile(stream)
-        positions = self._positions(file, table.schema_arrow.names)
-        names = [None if position is None else table.schema_arrow.names[position] for position in positions]
+    def _parquet(self, file: str, stream: BinaryIO) -> Iterator[TableRow]:
+        table = ForeignTable(stream, file)
+        positions = self._positions(file, table.schema.names)
+        names = [None if position is None else table.schema.names[position] for position in positions]
         for name in names:
-            kind = None if name is None else table.schema_arrow.field(name).type
+            kind = None if name is None else table.schema.field(name).type
             if kind is not None and (pa.types.is_nested(kind) or pa.types.is_binary(kind)):
                 raise DataError(f"{file}: column '{name}' is {kind}, expected text; set another one in ingest.columns")
-        for batch in table.iter_batches(_BATCH_ROWS, columns=[name for name in names if name is not None]):
+        for batch in table.batches([name for name in names if name is not None]):
             empty = [None] * len(batch)
             columns = [empty if name is None else batch.column(name).to_pylist() for name in names]
             yield from zip(*columns, strict=True)
@@ -121,12 +120,15 @@ class UrlTable:
 
     def _lines(self, file: str, stream: IO[bytes], separator: str) -> Iterator[TableRow]:
         rows = table_lines.separated_rows(stream, separator)
-        first = next(rows, None)
-        if first is None:
+        first = next(rows, [])
+        while first is None:
+            yield None, None, None
+            first = next(rows, [])
+        if not first:
             return
         plain_list = file.lower().removesuffix(".gz").endswith(".txt")
-        address = next((index for index, value in enumerate(first or ()) if table_lines.is_address(value)), None)
-        names = [name.strip().strip('"') for name in first or ()]
+        address = next((index for index, value in enumerate(first) if table_lines.is_address(value)), None)
+        names = [name.strip().strip('"') for name in first]
         if address is None and not (plain_list and self._columns.url.lower() not in map(str.lower, names)):
             positions: Positions = self._positions(file, names)
         else:

@@ -36,12 +36,14 @@ KNOWN = pa.schema([
     ("opted_out", pa.string()), ("status", pa.string()), ("has_bytes", pa.bool_()), ("decodable", pa.bool_()),
     ("width_px", pa.int32()), ("height_px", pa.int32()), ("num_texts", pa.int64()), ("num_images", pa.int64()),
     ("num_evaluation_sets", pa.int32()), ("rare_ngram", pa.bool_()), ("num_words", pa.int32()),
+    ("num_characters", pa.int32()),
     ("is_filename", pa.bool_()), ("nsfw_score", pa.float64()), ("similarity", pa.float64()),
     ("language", pa.string()), ("num_emails", pa.int32()), ("num_phones", pa.int32()), ("repeats", pa.bool_()),
 ])  # fmt: skip
 GOOD: dict[str, Any] = {
     "opted_out": None, "status": "success", "has_bytes": True, "decodable": True, "width_px": 300, "height_px": 300,
     "num_texts": 1, "num_images": 1, "num_evaluation_sets": 0, "rare_ngram": False, "num_words": 3,
+    "num_characters": 15,
     "is_filename": False, "nsfw_score": None, "similarity": 0.2, "language": "en", "num_emails": 0, "num_phones": 0,
     "repeats": False,
 }  # fmt: skip
@@ -86,6 +88,8 @@ def view(engine: Engine, name: str, table: pa.Table) -> None:
         ({"num_words": 20}, []),
         ({"num_words": 21}, ["text_too_long"]),
         ({"num_words": 10_000}, ["text_too_long"]),
+        ({"num_characters": 1000}, []),
+        ({"num_characters": 1001}, ["text_too_long"]),  # three words, one of them endless
         ({"num_words": 0, "num_images": None}, ["text_too_short"]),
         ({"is_filename": True}, ["text_is_filename"]),
         ({"nsfw_score": 0.8}, ["image_nsfw"]),
@@ -153,7 +157,9 @@ def pairs(engine: Engine, rows: list[tuple[str, str | None]]) -> None:
         for row, (caption, image) in enumerate(rows)
     ]  # fmt: skip
     images = tables.IMAGES.empty_table()
-    measured = pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), images, OptedOut(), by_language=True)
+    measured = pair_tables(
+        0, pa.Table.from_pylist(raw, SCHEMA), images, OptedOut(), max_characters=1000, by_language=True
+    )
     for name, table in measured.items():
         view(engine, name, table)
 
@@ -285,7 +291,10 @@ def test_repeats_are_dropped_only_behind_a_kept_pair(engine: Engine, same: str, 
         for name in "ij"
     ]  # fmt: skip
     known = pa.Table.from_pylist(images, tables.IMAGES)
-    for name, table in pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), known, OptedOut(), by_language=True).items():
+    measured = pair_tables(
+        0, pa.Table.from_pylist(raw, SCHEMA), known, OptedOut(), max_characters=1000, by_language=True
+    )
+    for name, table in measured.items():
         view(engine, name, table)
     config = PAPER.model_copy(update={"drop_repeats": same, "similarity_model": None, "languages": None})
     judge(engine, config)

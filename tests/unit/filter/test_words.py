@@ -12,6 +12,7 @@ import regex
 
 from align.filter.words import _PLAIN, hashes, ngram_hashes, normal_forms, text_facts
 from align.pairs.text import is_filename, normalise, personal_data, words
+from tests.support.bombs import with_little_memory
 
 
 def check(texts: list[str]) -> None:
@@ -96,3 +97,16 @@ def test_characters_that_need_no_normal_form() -> None:
         assert unicodedata.normalize("NFC", character) == character == normalise(character)
         assert unicodedata.combining(character) == 0 and character not in joining
         assert not "\u1100" <= character <= "\u11ff"  # Hangul's letters join by a rule of their own
+
+
+def test_long_words_of_many_characters_take_little_memory() -> None:
+    """4,000 different texts without spaces, of 1,000 ideographs each, which are words of their own."""
+    code = """
+import random
+from align.filter.words import text_facts
+random.seed(0)
+characters = [chr(code) for code in range(0x4e00, 0x9f00)]
+facts = text_facts(["".join(random.choices(characters, k=1000)) for _ in range(4000)])
+print(len(facts.words))
+"""
+    assert with_little_memory(code, mib=500) == "4000000"

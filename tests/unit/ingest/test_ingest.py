@@ -18,7 +18,10 @@ from align.formats.raw import iter_images, raw_shards, read_table
 from align.ingest.ingest import ingest as stage
 from align.ingest.page import write_page
 from align.ingest.report import IngestReport, not_read
+from align.ingest.sources import open_source
 from align.ingest.workers import Resources, share_of
+from align.pairs.text import MAX_CHARACTERS
+from tests.support.deadly import DeadlySource
 from tests.support.warc_records import page, picture, png_header, response, write_archive
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
@@ -74,7 +77,7 @@ def test_every_img_is_a_row(archive: Path, tmp_path: Path) -> None:
         ("the same URL again", ok, None, "000000000"),
         ("same bytes", ok, None, "000000000"),
         ("", ok, None, "000000000"),
-        (LONG, ok, None, "000000000"),
+        (LONG[:MAX_CHARACTERS], ok, None, "000000000"),
         ("not in the archive", gone, "not in archive", None),
         ("not found", gone, "HTTP 404", None),
         ("200 megapixels", bad, "too many pixels: 20000 x 10000", None),
@@ -103,6 +106,30 @@ def test_every_img_is_a_row(archive: Path, tmp_path: Path) -> None:
         "ingest/status/failed_to_resize": 3,
     }
     assert report.errors["too many pixels"] == 1
+    assert (report.num_texts_cut, report.num_page_urls_cut, report.files_quarantined) == (1, 0, [])
+
+
+def test_a_file_that_kills_its_worker_is_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("1-good", "2-deadly", "3-good"):
+        text = f'<img src="{name}.png" alt="a text of {name}">'
+        write_archive(tmp_path / f"{name}.warc.gz", [page(f"http://x.example/{name}/", text)])
+    opened = lambda *arguments: DeadlySource(open_source(*arguments), "deadly")  # noqa: E731
+    monkeypatch.setattr("align.ingest.ingest.open_source", opened)
+    arguments = ["ingest", "--set", "engine.num_workers=2", "--set", f"paths.archive={tmp_path}/*.warc.gz"]
+    for name in ("raw", "reports", "runtime", "policy"):
+        arguments += ["--set", f"paths.{name}={tmp_path / name}"]
+    assert main(arguments) == 0
+    assert [row["caption"] for row in sorted(rows(tmp_path / "raw"), key=lambda row: str(row["url"]))] == [
+        "a text of 1-good",
+        "a text of 3-good",
+    ]
+    deadly = str(tmp_path / "2-deadly.warc.gz")
+    report = json.loads((tmp_path / "reports/ingest/report.json").read_bytes())
+    assert (report["files_quarantined"], report["num_files"]) == ([deadly], 3)
+    assert deadly in (tmp_path / "reports/ingest/report.html").read_text()
+    assert f"1 file(s) left out, as reading killed a worker: {deadly}" in "".join(capfd.readouterr())
 
 
 def test_an_opted_out_pair_is_a_row_without_its_text(archive: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from align.pairs.text import is_filename, languages, normalise, personal_data, words
+from align.pairs.text import MAX_CHARACTERS, is_filename, languages, mask_personal_data, normalise, personal_data, words
 
 
 def test_normalise_composes_and_collapses_white_space_and_controls() -> None:
@@ -97,3 +97,30 @@ def test_hostile_texts_take_no_time() -> None:
     for hostile in ("a." * 20_000 + "@", "@" * 40_000, "+1 " * 20_000, "0" * 40_000, "a@" + "b." * 20_000):
         personal_data(hostile)
     assert time.process_time() - start < 20
+
+
+def test_many_marks_take_no_time() -> None:
+    start = time.process_time()
+    text = normalise("a" + "\u0315\u0300\u0316\u0345" * 20_000 + " picture")  # NFC alone takes 11 s
+    assert time.process_time() - start < 1
+    assert len(text) == 30  # `a` with the first grave accent is one character
+    assert normalise("a" + "\u0315" * 29 + "\u0300b") == "\u00e0" + "\u0315" * 29 + "b"
+
+
+def test_a_text_is_cut() -> None:
+    assert normalise("x" * 10_000) == "x" * MAX_CHARACTERS
+
+
+HOSTILE = [
+    "\U0001f1e9", "\U0001f468\u200d", "_", "_.", "a.", "1", "1-", "1 ", "(0", "+1", "@", "a@", "a@a.", "a/", "\\a",
+    "img 1 at ", "猫", "א'", "ア\uff9e", "\u0300 ", "\u0130", "\ufb2c", "กำ", "\0", "a\u00ad", "\u00ad", "1\u0308",
+    "http://",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_no_text_takes_long(piece: str) -> None:
+    text = normalise((piece * MAX_CHARACTERS)[:MAX_CHARACTERS])
+    start = time.process_time()
+    words(text), is_filename(text), personal_data(text), languages([text]), mask_personal_data(text)
+    assert time.process_time() - start < 0.5  # the slowest takes 0.02

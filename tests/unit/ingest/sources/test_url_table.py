@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.errors import DataError
+from align.pairs.text import MAX_CHARACTERS
+from tests.support.bombs import one_long_line, parquet_bomb, with_little_memory
 from tests.support.reading import rows_of, source_at
 
 A, B = "http://x.example/a.jpg", "https://y.example/b.jpg"
@@ -169,3 +171,67 @@ def test_a_long_parquet_table_is_read_piece_by_piece(tmp_path: Path) -> None:
         count += len(batch)
     assert count == 100_000
     assert most < path.stat().st_size / 4
+
+
+SCAN = """
+import json
+from collections import Counter
+from align.config import load_params
+from align.config.ingest import IngestConfig
+from align.config.store import StoreConfig
+from align.ingest.sources.url_table import UrlTable
+from align.services.store import open_files
+params = load_params()
+table = UrlTable(params.section(IngestConfig), sys.argv[1], open_files(params.section(StoreConfig)))
+lengths = [len(text) for batch in table.scan(sys.argv[1], Counter()) for text in batch["text"].to_pylist()]
+print(len(lengths), *sorted(set(lengths)))
+"""
+
+
+def test_a_small_parquet_file_takes_little_memory(tmp_path: Path) -> None:
+    path = parquet_bomb(tmp_path / "bomb.parquet", 1000)
+    assert with_little_memory(SCAN, path, mib=700) == f"1000 {MAX_CHARACTERS}"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_an_endless_line_is_a_row_that_cannot_be_read(tmp_path: Path, suffix: str) -> None:
+    rows = [{"url": f"http://x/{word}", "caption": word} for word in ("one", "two")]
+    separator = "\t" if suffix == "tsv" else ","
+    lines = [json.dumps(row) if suffix == "jsonl" else separator.join(row.values()) for row in rows]
+    header = "" if suffix == "jsonl" else separator.join(rows[0]) + "\n"
+    path = tmp_path / f"t.{suffix}.gz"
+    one_long_line(path, f"{header}{lines[0]}\n".encode(), 250, f"\n{lines[1]}\n".encode())
+    assert with_little_memory(SCAN, path, mib=200) == "3 0 3"
+
+
+def test_a_first_line_that_is_endless_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("align.ingest.sources.table_lines._MAX_LINE_CHARACTERS", 50)
+    path = tmp_path / "t.csv"
+    path.write_text("x" * 120 + "\nurl,caption\nhttp://x/1,one\n" + "y" * 50 + "\n" + "http://x/2,two\n")
+    rows = read(path)
+    assert [(row["url"], row["text"], row["problem"]) for row in rows] == [
+        ("", "", "no address"),
+        ("http://x/1", "one", None),
+        ("", "", "no address"),
+        ("http://x/2", "two", None),
+    ]
+
+
+def test_long_texts_and_addresses_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    long = "x" * 10_000
+    lines = [
+        {"url": f"http://x/{long}", "caption": "the address is too long", "page": None},
+        {"url": "http://x/1", "caption": f"three words {long}"},
+        {"url": "http://x/2", "caption": "a page's address is too long", "page": f"http://x/{long}"},
+        {"url": "http://x/" + "é" * 2000, "caption": "too long once it is encoded"},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cut, text, page, encoded = read(path, "page_url=page")
+    assert (len(cut["url"]), cut["problem"]) == (2048, "URL too long")
+    assert (len(text["text"]), text["problem"]) == (MAX_CHARACTERS, None)
+    assert (len(page["page_url"]), page["problem"]) == (MAX_CHARACTERS, None)
+    assert encoded["problem"] == "URL too long"
+    nested = tmp_path / "nested.jsonl"
+    nested.write_text('{"url": "http://x/1", "caption": "one"}\n{"url": ' + "[" * 100_000 + "\n")
+    assert [row["problem"] for row in read(nested)] == [None, "no address"]

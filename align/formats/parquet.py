@@ -1,0 +1,124 @@
+"""Reads parquet files that others wrote, in bounded memory.
+
+A parquet file of 500 bytes can hold gigabytes: one value of a megabyte, and a few bits for each row that repeats it.
+Nothing in the file says so before it is read. So what a batch may allocate is bounded; where that is too little, a few
+rows are read at a time, and where even these need more, the file is refused. Strings are cut before anything looks at
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from align.errors import DataError
+from align.memory import allocating_at_most
+from align.pairs.text import MAX_CHARACTERS
+
+#: Rows of a batch, fewer where the file states large ones ...
+_BATCH_ROWS = 4096
+_AIM_BYTES = 32 << 20
+#: ... and where such a batch allocates more than this. (Pages of 100 MB are usual, and are unpacked whole.)
+_FEW_ROWS = 64
+_BATCH_BYTES = 512 << 20
+_MAX_BYTES_PER_CHARACTER = 4
+
+
+class ForeignTable:
+    """A parquet file of unknown origin.
+
+    Args:
+        file: a path, or a seekable stream.
+        name: of the file, for messages.
+
+    Attributes:
+        schema: its columns.
+
+    Raises:
+        pa.ArrowInvalid, OSError: it is no parquet file.
+    """
+
+    def __init__(self, file: Path | BinaryIO, name: str) -> None:
+        self._file, self._name = file, name
+        with allocating_at_most(_BATCH_BYTES):
+            self._metadata = pq.read_metadata(file)
+        self.schema: pa.Schema = self._metadata.schema.to_arrow_schema()
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of some columns in order; strings have at most MAX_CHARACTERS, the rest is cut off.
+
+        Bytes that are not UTF-8 become U+FFFD in strings.
+
+        Raises:
+            DataError: a batch needs too much memory.
+            pa.ArrowInvalid, OSError: the file is damaged.
+        """
+        for group in range(self._metadata.num_row_groups):
+            rows = self._batch_rows(group, columns)
+            num_done = 0
+            try:
+                for batch in self._group(group, columns, rows):
+                    yield batch
+                    num_done += len(batch)
+            except MemoryError:
+                yield from self._few_at_a_time(group, columns, min(rows, _FEW_ROWS), num_done)
+
+    def _few_at_a_time(self, group: int, columns: Sequence[str], rows: int, num_done: int) -> Iterator[pa.RecordBatch]:
+        """The rows of a row group but for the first `num_done`."""
+        try:
+            for batch in self._group(group, columns, rows):
+                if len(batch) > num_done:
+                    yield batch.slice(num_done)
+                num_done = max(0, num_done - len(batch))
+        except MemoryError:
+            raise DataError(
+                f"{self._name}: {rows} row(s) of row group {group} need more than {_BATCH_BYTES >> 20} MiB of memory; "
+                "the file is damaged or made to do harm: remove it, or write it again without such values"
+            ) from None
+
+    def _group(self, group: int, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        """The batches of a row group. Raises MemoryError where one needs more than it may."""
+        with pq.ParquetFile(self._file, pre_buffer=False, metadata=self._metadata) as table:
+            batches = table.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False)
+            while True:
+                with allocating_at_most(_BATCH_BYTES):
+                    batch = next(batches, None)
+                    if batch is None:
+                        return
+                    batch = pa.record_batch([_bounded(column) for column in batch.columns], names=batch.schema.names)
+                yield batch
+
+    def _batch_rows(self, group: int, columns: Sequence[str]) -> int:
+        """Rows of a batch, by the sizes that the file states."""
+        stored = self._metadata.row_group(group)
+        chunks = [stored.column(position) for position in range(stored.num_columns)]
+        chunks = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
+        num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+        return int(max(1, min(_BATCH_ROWS, stored.num_rows * _AIM_BYTES // max(1, num_bytes))))
+
+
+def _bounded(column: pa.Array) -> pa.Array:
+    """The column with strings cut and valid; columns of other types as they are."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _bounded(column.dictionary).take(column.indices)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return pc.binary_slice(column, 0, MAX_CHARACTERS * _MAX_BYTES_PER_CHARACTER)
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        return column
+    if pa.types.is_string_view(kind):
+        column = column.cast(pa.large_string())
+    if (pc.max(pc.binary_length(column)).as_py() or 0) <= MAX_CHARACTERS:
+        try:
+            column.validate(full=True)
+            return column.cast(pa.string())
+        except pa.ArrowInvalid:
+            pass  # not UTF-8
+    raw = pc.binary_slice(column.cast(pa.large_binary()), 0, MAX_CHARACTERS * _MAX_BYTES_PER_CHARACTER)
+    texts = (None if data is None else data.decode("utf-8", "replace")[:MAX_CHARACTERS] for data in raw.to_pylist())
+    return pa.array(texts, pa.string())

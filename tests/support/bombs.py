@@ -1,0 +1,58 @@
+"""Small files that unpack to gigabytes, and a child process with little memory that reads them."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MIB = 1 << 20
+
+
+def parquet_bomb(path: Path, num_rows: int, encoding: str = "RLE_DICTIONARY", num_bytes: int = MIB) -> Path:
+    """A table of img2dataset whose captions are all the same text, stored once (but for PLAIN)."""
+    text = pa.array(["three words " + "a" * num_bytes])
+    captions = pa.DictionaryArray.from_arrays(pa.array([0] * num_rows, pa.int32()), text)
+    if encoding != "RLE_DICTIONARY":
+        captions = text.take(captions.indices)
+    keys = [f"{row:09d}" for row in range(num_rows)]
+    columns = {"url": [f"http://x/{key}.png" for key in keys], "caption": captions, "key": keys}
+    columns["status"] = ["failed_to_download"] * num_rows
+    pq.write_table(
+        pa.table(columns),
+        path,
+        compression="zstd",
+        store_schema=False,
+        write_statistics=False,
+        use_dictionary=encoding == "RLE_DICTIONARY",
+        column_encoding=None if encoding == "RLE_DICTIONARY" else {"caption": encoding},
+        dictionary_pagesize_limit=1 << 30,
+    )
+    return path
+
+
+def one_long_line(path: Path, head: bytes, num_mib: int, tail: bytes) -> Path:
+    """A gzipped file with a line of that many MiB of `a` between two pieces."""
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(head)
+        for _ in range(num_mib):
+            file.write(b"a" * MIB)
+        file.write(tail)
+    return path
+
+
+def with_little_memory(code: str, *arguments: object, mib: int) -> str:
+    """What Python code prints, in a child process that may allocate `mib` beyond what it has after its imports."""
+    lines = code.splitlines()
+    imports = [line for line in lines if line.startswith(("import ", "from "))]
+    rest = [line for line in lines if line not in imports]
+    bound = ["from align.memory import allocating_at_most", f"with allocating_at_most({mib} << 20):"]
+    program = "\n".join([*imports, "import sys", *bound, *(f"    {line}" for line in rest)])
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()

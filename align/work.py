@@ -16,13 +16,25 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align.errors import DataError, LockedError
-from align.files import fsync, write_text
+from align.files import (
+    clear_leftovers,
+    fsync,
+    fsync_all,
+    is_temporary,
+    make_parent,
+    mark,
+    marked,
+    require_replaceable,
+    swap,
+    temporary_name,
+    write_text,
+)
 
 _KEY_FILE = ".work.json"
 
@@ -78,37 +90,46 @@ def key_of(*values: Any) -> str:
 
 
 @contextmanager
-def work_directory(path: Path, key: str, portion: Portion = Portion()) -> Iterator[Path]:
-    """Yields the work folder of the output `path`, and renames it to `path` when the block succeeds.
+def work_directory(path: Path, made_by: str | None, key: str, portion: Portion = Portion()) -> Iterator[Path]:
+    """Yields the work folder of the output `path`, and puts it at `path` when the block succeeds.
 
     Unlike the folder of `files.replace_directory` it survives a failure or a kill, and the next run with the same key
     gets it. After a range it always stays a work folder.
 
+    Args:
+        path: absent, empty, or made by the same stage; see `files.require_replaceable`.
+        made_by: the stage, for the mark; None where the block takes over what is at `path`, with or without a mark.
+        key: `key_of` what decides the bytes.
+        portion: of the work.
+
     Raises:
         LockedError: another run works there (ranges may share it).
-        DataError: `--finish`, and no range has worked there under this key.
+        DataError: `--finish`, and no range has worked there under this key; or `path` may not be replaced.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    require_replaceable(path, made_by)
+    make_parent(path)
+    folder = path.with_name(f".{path.name}.part")
     with _locked(path.with_name(f".{path.name}.lock"), shared=portion.shards is not None, what=path):
-        _prepare(folder, key, portion)
+        clear_leftovers(path)
+        _prepare(path, folder, key, portion)
         yield folder
         if portion.shards is not None:
             return
+        for file in [file for file in folder.rglob("*") if is_temporary(file)]:  # killed ranges left them
+            file.unlink(missing_ok=True)
+        if made_by is not None:
+            mark(folder, made_by)
+        fsync_all(folder)  # it takes long where there is much, so the key stays until then
+        require_replaceable(path, made_by)
         (folder / _KEY_FILE).unlink()
-        for file in folder.rglob("*"):
-            if file.is_file():
-                fsync(file)
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(folder, path)
-        fsync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        fsync(folder)
+        swap(folder, path)
+        if folder.exists():
+            _discard(folder, path)
 
 
-def _prepare(folder: Path, key: str, portion: Portion) -> None:
+def _prepare(path: Path, folder: Path, key: str, portion: Portion) -> None:
     try:
         known = json.loads((folder / _KEY_FILE).read_bytes())["key"]
     except (FileNotFoundError, ValueError, KeyError):
@@ -117,9 +138,28 @@ def _prepare(folder: Path, key: str, portion: Portion) -> None:
         return
     if portion.finish:
         raise DataError(f"{folder}: no work under these parameters, data and code to finish; run the ranges first")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(exist_ok=True)
-    write_text(folder / _KEY_FILE, json.dumps({"key": key}) + "\n")
+    if folder.exists():
+        if known is None and marked(folder) is None and any(folder.iterdir()):
+            raise DataError(f"{folder}: is not a work folder of align, but has the name of one; move it away")
+        _discard(folder, path)
+    new = temporary_name(path)
+    new.mkdir()
+    write_text(new / _KEY_FILE, json.dumps({"key": key}) + "\n")
+    try:
+        os.replace(new, folder)
+    except OSError:
+        shutil.rmtree(new)
+        if not folder.exists():
+            raise
+        _prepare(path, folder, key, portion)  # another range was first
+
+
+def _discard(folder: Path, path: Path) -> None:
+    """Removes a work folder; what a kill leaves of it is a leftover next to `path`."""
+    doomed = temporary_name(path)
+    with suppress(FileNotFoundError):  # another range was first
+        os.replace(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 @contextmanager

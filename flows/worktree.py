@@ -13,6 +13,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from align.config import load_params
+from align.config.paths import require_inside
 from align.errors import DataError
 from flows.git_repository import git
 
@@ -28,12 +29,13 @@ def worktree(root: Path, commit: str, path: Path, overrides: Mapping[str, Any]) 
         overrides: `section.key` -> value, written into its params.yaml.
 
     Raises:
-        ConfigError: an override names an unknown parameter.
+        ConfigError: an override names an unknown parameter, or a path to write to is outside the new folder.
     """
     _remove(root, path)  # a killed run may have left one
     git(root, "worktree", "add", "--detach", str(path), commit)
     try:
         write_params(path / "params.yaml", overrides)
+        require_inside(load_params(path / "params.yaml").values.get("paths", {}))
         _share(root, path)
         yield path
     finally:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.config.params import Section
+from align.errors import ConfigError
 
 #: YAML has no path type, so this type alone is read from a string; all others are strict.
 PathField = Annotated[Path, Field(strict=False)]
 
+#: What stages only read. They may lie anywhere; stages write, and replace, the other paths.
+INPUTS = frozenset({"archive", "evaluation", "policy"})
+
 
 class PathsConfig(Section):
-    """Paths, relative to the working directory."""
+    """Paths, relative to the working directory. No output lies in an input, or around one."""
 
     section: ClassVar[str] = "paths"
     changes_bytes: ClassVar[bool] = False
@@ -34,3 +39,39 @@ class PathsConfig(Section):
     policy: PathField
     checkpoints: PathField
     runtime: PathField
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        inputs = {"evaluation": self.evaluation, "policy": self.policy}
+        if "://" not in self.archive:
+            parts = Path(self.archive).parts
+            fixed = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
+            inputs["archive"] = Path(*parts[:fixed])
+        read = {name: path.resolve() for name, path in inputs.items()}
+        for output in sorted(type(self).model_fields.keys() - INPUTS):
+            written = getattr(self, output).resolve()
+            for name, path in read.items():
+                if written.is_relative_to(path) or path.is_relative_to(written):
+                    raise ValueError(
+                        f"paths.{output} ({getattr(self, output)}) lies in, or around, the input paths.{name}"
+                        f" ({inputs[name]}); stages replace what they write, so choose another folder"
+                    )
+        return self
+
+
+def require_inside(paths: Mapping[str, Any]) -> None:
+    """Checks that a run writes in its own checkout only: its outputs are relative, without `..`.
+
+    Args:
+        paths: the values of the section, some or all.
+
+    Raises:
+        ConfigError: an output lies elsewhere.
+    """
+    for name in sorted(paths.keys() - INPUTS):
+        path = PurePath(str(paths[name]))
+        if path.is_absolute() or ".." in path.parts or not path.parts or "://" in str(paths[name]):
+            raise ConfigError(
+                f"paths.{name} = {paths[name]}: a run in a checkout of its own writes there only; give a path relative "
+                "to the checkout, without `..`"
+            )

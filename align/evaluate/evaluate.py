@@ -60,7 +60,7 @@ def evaluate(
     rows = {stage: read_curve(path) for stage, path in curves.items()}
     pictures = _draw(retrievals, classifications, examples, {stage: of for stage, of in rows.items() if of})
     report = make_report(retrievals, classifications)
-    with replace_directory(reports) as part:
+    with replace_directory(reports, "evaluate") as part:
         for name, data in pictures.items():
             write_bytes(part / name, data)
         write_text(part / "report.html", evaluation_page(retrievals, classifications, examples, pictures))

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from align.files import temporary_name
 from align.filter.rules import codes_of
 from align.filter.tables import KNOWN_IMAGES, MAX_ROWS, PAIRS
 from align.formats import filtered
@@ -147,7 +148,7 @@ class RowsInOrder:
 @contextmanager
 def _writer(path: Path, schema: pa.Schema, compression: str = "zstd") -> Iterator[pq.ParquetWriter]:
     """A file that appears when the block ends well."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = temporary_name(path)
     options = {"use_dictionary": _DICTIONARY, "write_statistics": _WITH_STATISTICS}
     with pq.ParquetWriter(beside, schema, compression=compression, **options) as writer:
         yield writer

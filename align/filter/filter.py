@@ -105,7 +105,7 @@ def filter_pairs(
     if not sets:
         say(f"filter: warning: no evaluation sets in {folders.evaluation}; rule I5 removes nothing")
     key = work_key(config, folders.raw, opted_out, sets)
-    with work_directory(folders.filtered, key, portion) as path:
+    with work_directory(folders.filtered, "filter", key, portion) as path:
         if _only_outs_remain(path):
             return read_report(folders.reports)
         mine = [item for item in shards if portion.shards is None or item[1].number in portion.shards]
@@ -134,7 +134,7 @@ def filter_pairs(
             decide(engine, work, shards)
             digests = {one.name: one.sha256 for one in sets}
             report = report_on(engine, path, digests, shown_pairs(shards, path))
-        with replace_directory(folders.reports) as directory:
+        with replace_directory(folders.reports, "filter") as directory:
             write_page(report, config, examples_of(report, shards, sets, path), directory)
             write_report(report, directory)
         _keep_only_outs(path)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from align.config.filter import FilterConfig
 from align.errors import DataError
+from align.files import temporary_name
 
 #: (vectors (N, D) float32, number of clusters) -> centroids (K, D) float32, L2-normalised.
 #: `align.services.vector_index.kmeans` is one.
@@ -69,7 +70,7 @@ def write_embeddings(path: Path, rows: Iterable[tuple[str, NDArray[np.float16]]]
     Equal rows give equal bytes. Without rows the file is valid and empty.
     """
     schema = pa.schema([("name", pa.string()), ("vector", pa.list_(pa.float16(), width))])
-    part = path.with_name(f".{path.name}.part")
+    part = temporary_name(path)
     with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         remaining = iter(rows)
         while block := list(islice(remaining, _BLOCK_ROWS)):

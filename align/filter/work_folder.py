@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from align.config.filter import FilterConfig
 from align.console import track
+from align.files import temporary_name
 from align.filter.tables import BIGRAMS, MAX_ROWS
 from align.formats.policy import OptedOut
 from align.formats.raw import RawShard
@@ -93,7 +94,7 @@ class WorkFolder:
 def commit(table: pa.Table, path: Path) -> None:
     """Writes a table; the file appears complete or not at all."""
     path.parent.mkdir(exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = temporary_name(path)
     with_statistics = [name for name in ("row_number", "key") if name in table.column_names]
     # Most columns are random numbers; packing the others would cost more than it saves in reading. BIGRAMS has many
     # rows per row number.

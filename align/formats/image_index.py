@@ -99,7 +99,7 @@ class ImageIndex:
     def save(self, directory: Path) -> None:
         """Writes the folder, whole or not at all; equal contents are equal bytes."""
         columns = {name: [getattr(item, name) for item in self.items] for name in _SCHEMA.names}
-        with replace_directory(directory) as part:
+        with replace_directory(directory, "index") as part:
             pq.write_table(pa.table(columns, schema=_SCHEMA), part / "items.parquet", compression="zstd")
             self._vectors.save(part / "vectors.faiss")
             write_text(part / "index.json", to_json(self.header.model_dump()))

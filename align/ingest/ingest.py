@@ -83,7 +83,7 @@ def ingest(
     stamps = [f"{file} {files.stamp(file)}" for file in source.inputs]
     entries = [[entry.kind, entry.value] for entry in opted_out.entries]
     key = key_of(provenance.digest(*_DECIDING), config, download, stamps, entries)
-    with work_directory(raw, key, portion) as work:
+    with work_directory(raw, "ingest", key, portion) as work:
         plan = make_plan(
             source,
             work / "plan",
@@ -123,7 +123,8 @@ def retry_failed(resources: Resources, *, raw: Path, policy: Path, max_pixels: i
     failed = [shard for shard in shards if num_retryable(shard)]
     times = [shard.table.stat().st_mtime_ns for shard in shards]
     if failed:
-        with work_directory(raw, key_of("retry", provenance.digest(*_DECIDING), times, download)) as work:
+        key = key_of("retry", provenance.digest(*_DECIDING), times, download)
+        with work_directory(raw, None, key) as work:  # a folder of img2dataset stays one
             link_all(raw, work, except_shards=failed)
             say(f"ingest: retrying {sum(map(num_retryable, failed)):,} pairs of {len(failed):,} shards")
             pictures = Pictures("archive_then_web", max_pixels, download.resize_px, download.jpeg_quality, opted_out)
@@ -162,7 +163,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         if report is None:
             say(f"ingest: shards {args.shards} are done; when all are, `align ingest --finish` makes {paths.raw}")
             return
-        with replace_directory(paths.reports / "ingest") as folder:
+        with replace_directory(paths.reports / "ingest", "ingest") as folder:
             write_report(report, folder)
             write_page(report, folder)
         runtime["num_pairs"] = report.num_pairs

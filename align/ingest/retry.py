@@ -34,10 +34,17 @@ def link_all(raw: Path, work: Path, except_shards: Sequence[RawShard]) -> None:
         target, shard = work / path.name, path.name.partition(".")[0].removesuffix("_stats")
         if shard in names or path.name == MANIFEST or target.exists():
             continue
-        try:
-            os.link(path, target)
-        except OSError:
-            shutil.copy2(path, target)
+        if path.is_dir():  # not ours; what somebody put there stays
+            shutil.copytree(path, target, copy_function=_link)
+        else:
+            _link(path, target)
+
+
+def _link(path: str | Path, target: str | Path) -> None:
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copy2(path, target)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.errors import DataError
-from align.files import fsync, sha256_file, write_text
+from align.files import fsync, sha256_file, temporary_name, write_text
 from align.formats.raw import (
     FAILED_TO_DOWNLOAD,
     FAILED_TO_RESIZE,
@@ -52,7 +52,7 @@ class RawShardWriter:
     def __init__(self, directory: Path, name: str, position_digits: int, keep_tar: Callable[[Path, str], None]) -> None:
         self._directory, self._name, self._position_digits = directory, name, position_digits
         self._keep_tar = keep_tar
-        self._temporary = {suffix: directory / f".{name}{suffix}" for suffix in (".tar", ".parquet")}
+        self._temporary = {suffix: temporary_name(directory / f"{name}{suffix}") for suffix in (".tar", ".parquet")}
         self._statuses: Counter[str] = Counter()
         self._messages: Counter[str] = Counter()
         self._rows: list[dict[str, Any]] = []

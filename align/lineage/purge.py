@@ -12,6 +12,7 @@ from pathlib import Path
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.errors import AlignError
+from align.files import leftovers
 from align.formats.filtered import DECISIONS
 from align.formats.policy import OPTED_OUT
 from align.formats.stored_tars import stored_tars
@@ -80,7 +81,8 @@ def _purge_checkout(plan: PurgePlan, paths: PathsConfig, store: StoreConfig) -> 
             file.unlink()
         yield PurgeResult(f"{paths.reports}", f"{len(files):,} pages and pictures; `dvc repro` makes them again")
     for folder in (paths.raw, paths.filtered, paths.shards, paths.index):
-        for leftover in (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("part", "old")):
+        work = folder.with_name(f".{folder.name}.part")
+        for leftover in (work, folder.with_name(f".{folder.name}.old"), *leftovers(folder)):
             if leftover.is_dir():
                 yield _remove_leftover(leftover, folder.with_name(f".{folder.name}.lock"))
 

@@ -194,8 +194,13 @@ def _telling(versions: DataVersions, files: Mapping[str, str], quoted: frozenset
 def telling_reports(reports: Path, texts: frozenset[tuple[str | None, str]]) -> list[Path]:
     """The files in a folder of reports that show pictures or quote one of the texts; ingest's report does neither."""
     quoted = _as_quoted(texts)
-    found = (path for path in sorted(reports.rglob("*")) if not path.is_relative_to(reports / "ingest"))
-    return [path for path in found if _tells(path, partial(Path, path), quoted)]
+    of_stages = (
+        path
+        for path in sorted(reports.glob("*/**/*"))
+        if not path.is_relative_to(reports / "ingest")
+        and (reports / path.relative_to(reports).parts[0] / "metrics.json").is_file()  # a stage's folder
+    )
+    return [path for path in of_stages if _tells(path, partial(Path, path), quoted)]
 
 
 def _tells(path: PurePath, find: Callable[[], Path | None], quoted: frozenset[str]) -> bool:

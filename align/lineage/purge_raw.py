@@ -71,10 +71,12 @@ def purge_raw(
         LockedError: `align ingest` is making the folder.
     """
     stale = _shards_to_rewrite(raw, pairs)
-    with work_directory(raw, key_of("purge", time.time_ns())) as part:  # a new key each time: never resumed
+    with work_directory(raw, None, key_of("purge", time.time_ns())) as part:  # a new key each time: never resumed
         for path in raw.iterdir():
             if path.is_file() and path.name.partition(".")[0].removesuffix("_stats") not in stale:
                 _link(path, part / path.name)
+            elif path.is_dir():  # not ours; what somebody put there stays
+                shutil.copytree(path, part / path.name, copy_function=_link)
         for name in track(sorted(stale), what="forget: shards rewritten", total=len(stale)):
             tar = raw / f"{name}.tar"
             if tar_of and not tar.is_file():
@@ -161,7 +163,7 @@ def _rewrite_stats(raw: Path, part: Path, name: str, table: pa.Table) -> str:
     return sha256
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: str | Path, target: str | Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system behind a symbolic link

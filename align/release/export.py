@@ -21,7 +21,7 @@ from align.config import Params
 from align.config.paths import PathsConfig
 from align.console import say
 from align.errors import DataError
-from align.files import replace_directory
+from align.files import replace_directory, require_apart
 from align.formats.evaluation_set import load_sets
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.preprocess import centre_crop, decode, to_pixels
@@ -78,6 +78,7 @@ def export(kind: Format, *, model_dir: Path, tokenizer_dir: Path, samples: Parit
             or the embeddings differ by more than TOLERANCE.
         ConfigError: a package that the format needs is not installed.
     """
+    require_apart(out, model_dir, tokenizer_dir)
     model = load_model(model_dir)
     tokenizer = TextTokenizer.load(tokenizer_dir, model.config.max_tokens)
     if tokenizer.vocab_size != model.vocab_size:
@@ -89,7 +90,7 @@ def export(kind: Format, *, model_dir: Path, tokenizer_dir: Path, samples: Parit
     crops = [centre_crop(decode(data, config.resize_px), config.image_px) for data in samples.images]
     pixels = to_pixels(np.stack(crops))
     ids, mask = tokenizer(samples.texts)
-    with replace_directory(out) as part:
+    with replace_directory(out, "export") as part:
         if kind == "hf":
             write_hugging_face(model, tokenizer_dir, part)
             encode = _hugging_face(part, samples.texts, ids, mask)

@@ -12,7 +12,7 @@ from pathlib import Path
 from align.config import Params
 from align.config.model import ModelConfig
 from align.console import say
-from align.files import replace_directory
+from align.files import replace_directory, require_apart
 from align.model.dual_encoder import DualEncoder, save_model
 from align.release.interchange import read_hugging_face, save_imported_tokenizer
 
@@ -28,8 +28,9 @@ def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
     Raises:
         DataError: the folder is incomplete, or holds another architecture.
     """
+    require_apart(out, source)
     model, tokenizer = read_hugging_face(source, batch_norm=config.batch_norm, batch_norm_group=config.batch_norm_group)
-    with replace_directory(out) as part:
+    with replace_directory(out, "import_model") as part:
         for name in ("model", "tokenizer"):
             (part / name).mkdir()
         save_model(model, part / "model", stage="import_model")

@@ -53,7 +53,7 @@ def package(*, model: Path, tokenizer: Path, evaluation: Path, out: Path, report
     if not metrics.is_file():
         raise DataError(f"{metrics}: no such file; run `align evaluate` first")
     embedder = Embedder.load(model, tokenizer)
-    with replace_directory(out) as part, tempfile.TemporaryDirectory(prefix="align-package-") as scratch:
+    with replace_directory(out, "package") as part, tempfile.TemporaryDirectory(prefix="align-package-") as scratch:
         code = Path(scratch) / "align"
         copy_code(code)
         part.rmdir()  # MLflow makes it
@@ -74,7 +74,7 @@ def package(*, model: Path, tokenizer: Path, evaluation: Path, out: Path, report
     report = PackageReport(
         metrics={"package/num_bytes": num_bytes, "package/embed_width": embedder.width}, digest=digest
     )
-    with replace_directory(reports) as part:
+    with replace_directory(reports, "package") as part:
         write_report(report, part)
     return report
 

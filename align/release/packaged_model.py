@@ -107,6 +107,8 @@ def save(directory: Path, *, model: Path, tokenizer: Path, code: Path, metadata:
         code: a folder named `align` with the modules that loading needs.
         metadata: written into MLmodel.
     """
+    from align.files import MARK
+
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     python = platform.python_version()
@@ -127,6 +129,8 @@ def save(directory: Path, *, model: Path, tokenizer: Path, code: Path, metadata:
             metadata=metadata,
             input_example=pd.DataFrame({"text": ["a red fox"]}),
         )
+    for mark in directory.glob(f"artifacts/*/{MARK}"):  # of the folders that were copied; this one gets its own
+        mark.unlink()
     (directory / "python_env.yaml").write_text(f"python: {python}\ndependencies:\n- -r requirements.txt\n")
     saved = Model.load(str(directory))
     flavour = saved.flavors["python_function"]

@@ -100,7 +100,7 @@ def _write(
     with_page: bool,
     reports: Path,
 ) -> None:
-    with replace_directory(reports) as part:
+    with replace_directory(reports, "index") as part:
         for name, shown in (("queries.png", queries), ("minus.png", minus)):
             if shown:
                 write_bytes(part / name, png(search_figure(shown)))

@@ -59,8 +59,14 @@ class EmbedParts:
         return pq.read_table(self.out, columns=["error"])
 
     def prepare(self) -> None:
-        """Keeps the parts of a killed run with the same plan, and removes those of another."""
+        """Keeps the parts of a killed run with the same plan, and removes those of another.
+
+        Raises:
+            DataError: the folder of parts is not ours.
+        """
         path = self.folder / "plan.json"
+        if self.folder.is_dir() and not path.exists() and any(self.folder.iterdir()):
+            raise DataError(f"{self.folder}: is not a folder of parts; move it away, or choose another --out")
         if self.folder.exists() and not (path.exists() and path.read_bytes() == self.plan):
             say(f"embed: {self.folder} is from another input or model; starting again")
             shutil.rmtree(self.folder)

@@ -20,6 +20,7 @@ import duckdb
 
 from align.config.engine import EngineConfig
 from align.errors import DataError
+from align.files import temporary_name
 from align.protocols.sql import ROW_GROUP_SIZE, Engine
 
 #: Memory per row of a join's hash table of numbers, and for the rows joined to it. Measured with 50 million pairs, 25
@@ -91,7 +92,7 @@ class DuckDbEngine:
 
     def write(self, query: str, path: Path, compression: str = "zstd") -> None:
         """See `Engine`."""
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        beside = temporary_name(path)
         # zstd's first level: the next two take a fifth more time, and the file is no smaller
         codec = {"none": "uncompressed", "zstd": "zstd, COMPRESSION_LEVEL 1"}.get(compression, compression)
         options = f"FORMAT parquet, COMPRESSION {codec}, ROW_GROUP_SIZE {ROW_GROUP_SIZE}"

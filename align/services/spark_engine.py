@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from align.config.engine import EngineConfig
 from align.errors import ServiceError
+from align.files import temporary_name
 from align.protocols.sql import ROW_GROUP_SIZE
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -72,7 +73,7 @@ class SparkEngine:
         with _clear_errors():
             self._session.sql(query).write.mode("overwrite").parquet(folder.as_uri())
         parts = sorted(folder.glob("part-*.parquet"))
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        beside = temporary_name(path)
         try:
             _join(parts, beside, compression)
             os.replace(beside, path)

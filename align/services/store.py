@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any, BinaryIO
 
 from align.config.store import StoreConfig
 from align.errors import ConfigError, CorruptError, DataError
-from align.files import fsync
+from align.files import fsync, temporary_name
 from align.formats.shards import MANIFEST
 from align.formats.stored_tars import parse_stored_tars
 from align.protocols.store import FetchTar
@@ -244,8 +243,7 @@ def _link(link: Path, target: Path) -> None:
     if link.is_symlink() and link.readlink() == target:
         return
     link.parent.mkdir(parents=True, exist_ok=True)
-    beside = link.with_name(f".{link.name}.{os.getpid()}.part")
-    beside.unlink(missing_ok=True)
+    beside = temporary_name(link)
     beside.symlink_to(target)
     os.replace(beside, link)
 
@@ -269,7 +267,7 @@ def _copy_new(path: Path, target: Path) -> bool:
 def _beside(target: Path) -> Iterator[tuple[Path, Any]]:
     """A new file next to `target`, for this thread alone; removed unless it was renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    path = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part")
+    path = temporary_name(target)
     try:
         with path.open("w+b") as file:
             yield path, file

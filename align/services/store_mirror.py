@@ -8,7 +8,7 @@ from pathlib import Path
 
 from align.config.store import StoreConfig
 from align.errors import DataError
-from align.files import fsync
+from align.files import fsync, temporary_name
 from align.services import store_client
 
 
@@ -35,7 +35,7 @@ class CheckpointMirror:
 
     def get(self, name: str, path: Path) -> None:
         """Downloads a file, whole or not at all."""
-        part = path.with_name(f".{path.name}.part")
+        part = temporary_name(path)
         try:
             with part.open("wb") as file:
                 if store_client.download(self.config, self._uri(name), file) is None:

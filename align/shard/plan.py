@@ -105,7 +105,7 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
     plan = ShardPlan(folder, num_images, num_clusters, largest, config.images_per_shard)
     assignment = _assign(order, plan)
     del order, splits, ids
-    with replace_directory(folder) as part:
+    with replace_directory(folder, "shard") as part:
         _write_runs(part, filtered, raw, pair_images, assignment, ImageSpans(spans))
         write_text(part / "plan.json", to_json({k: v for k, v in asdict(plan).items() if k != "folder"}))
     return plan

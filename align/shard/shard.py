@@ -80,7 +80,7 @@ def shard(
         LockedError: another run is writing the shards.
     """
     require_passed(folders.quality)
-    with work_directory(folders.shards, _key(config, folders), portion) as folder:
+    with work_directory(folders.shards, "shard", _key(config, folders), portion) as folder:
         work = ShardWork(folder, folders.raw, store, config)
         plan = plan_once(work, folders.filtered, num_workers)
         numbers = range(len(plan.paths))
@@ -94,7 +94,7 @@ def shard(
             return None
         manifest = finish(work, plan)
     report = make_report(plan, manifest)
-    with replace_directory(folders.report) as folder:
+    with replace_directory(folders.report, "shard") as folder:
         write_report(report, folder)
     return report
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from json.encoder import encode_basestring as _quoted
 from pathlib import Path
 
-from align.files import write_bytes
+from align.files import temporary_name, write_bytes
 from align.formats.shards import MANIFEST, Manifest, Sample, Shard, Split, SplitName, digest_of
 from align.formats.tar import TarWriter
 
@@ -34,7 +34,7 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
     """
     target = directory / path
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
+    unfinished = temporary_name(target)
     offsets: list[tuple[int, int, int, int]] = []
     num_pairs = 0
     try:

@@ -48,7 +48,7 @@ def fit_tokenizer(
     """
     texts = [text for sample in iter_samples(shards, "train") for text in sample.texts]
     tokenizer = fit_wordpiece(texts, vocab_size=config.vocab_size, min_count=config.min_count)
-    with replace_directory(out) as part:
+    with replace_directory(out, "fit_tokenizer") as part:
         save_tokenizer(tokenizer, part, max_tokens=max_tokens)
     tokenised = TextTokenizer.load(out, max_tokens=NEVER_TRUNCATED).ids(texts)
     lengths = [len(ids) for ids in tokenised]
@@ -64,7 +64,7 @@ def fit_tokenizer(
             "fit_tokenizer/num_unknown_tokens": sum(ids.count(unknown) for ids in tokenised),
         },
     )
-    with replace_directory(reports) as part:
+    with replace_directory(reports, "fit_tokenizer") as part:
         write_report(report, part)
     return report
 

@@ -41,7 +41,7 @@ def training_report(plan: TrainingPlan, trained: Trained) -> TrainingReport:
     )
 
 
-def write_training_report(report: TrainingReport, rows: Sequence[MetricRow], directory: Path) -> None:
+def write_training_report(report: TrainingReport, rows: Sequence[MetricRow], directory: Path, stage: str) -> None:
     """Writes the report folder; replaced whole.
 
     It holds report.json and metrics.json, metrics.jsonl for MLflow, curve.csv for DVC's plots (a cell is empty where
@@ -52,7 +52,7 @@ def write_training_report(report: TrainingReport, rows: Sequence[MetricRow], dir
     lines.write(",".join(names) + "\n")
     for row in rows:
         lines.write(",".join(str(row.get(name, "")) for name in names) + "\n")
-    with replace_directory(directory) as part:
+    with replace_directory(directory, stage) as part:
         write_text(part / "metrics.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
         write_text(part / "curve.csv", lines.getvalue())
         write_bytes(part / "loss.png", loss_and_recall(rows))

@@ -89,7 +89,7 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[Traini
     if trained is None:
         return None
     report = training_report(plan, trained)
-    write_training_report(report, trained.rows, reports)
-    with replace_directory(out) as part:
+    write_training_report(report, trained.rows, reports, plan.recipe.section)
+    with replace_directory(out, plan.recipe.section) as part:
         save_model(trained.model, part, stage=plan.recipe.section)
     return report, trained.pairs_per_s

@@ -108,19 +108,22 @@ def summary(report: QualityReport) -> str:
     return f"passed: all {num:,} expectations hold"
 
 
-def publish(report: QualityReport, page: str, folder: Path, figures: Mapping[str, bytes] | None = None) -> None:
+def publish(
+    report: QualityReport, page: str, folder: Path, stage: str, figures: Mapping[str, bytes] | None = None
+) -> None:
     """Replaces the gate's folder, also when the gate failed.
 
     Args:
         report: the numbers.
         page: report.html.
         folder: of the gate.
+        stage: whose gate it is.
         figures: file name -> PNG bytes.
 
     Raises:
         GateError: the gate failed; the message has the expectation's name, the observed value and the threshold.
     """
-    with replace_directory(folder) as part:
+    with replace_directory(folder, stage) as part:
         write_report(report, part)
         write_verdict(Verdict(passed=report.passed, failure=report.failure, data=report.data), part)
         write_text(part / PAGE, page)

@@ -99,7 +99,7 @@ def validate(
     )
     figure = png(drift_figure(now, reference.distributions if reference else {})) if now else None
     page = tables_page(report, figure, moved, reference, data.checked_sets, has_manifest=raw_faults is not None)
-    publish(report, page, reports, {"distributions.png": figure} if figure else {})
+    publish(report, page, reports, "validate", {"distributions.png": figure} if figure else {})
     return report
 
 

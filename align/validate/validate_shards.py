@@ -86,7 +86,7 @@ def validate_shards(
         prefix="quality_shards",
         metrics={"quality_shards/num_images": faults.num_images, "quality_shards/num_shards": num_shards},
     )
-    publish(report, shards_page(report, manifest, faults), reports)
+    publish(report, shards_page(report, manifest, faults), reports, "validate_shards")
     return report
 
 

@@ -85,7 +85,7 @@ def test_ranges_commute_and_a_missing_one_is_named(
     assert main([*one_worker, "--finish"]) == 0
     assert digests(Path("reports/shard")) == report
     if options:
-        assert digests(Path("data/shards")) == {"manifest.json": shards["manifest.json"]}
+        assert digests(Path("data/shards")) == {name: shards[name] for name in (".align.json", "manifest.json")}
         kept = {Path(name).stem for name in digests(Path("objects"))}
         assert kept == {sha256 for name, sha256 in shards.items() if name.endswith(".tar")}
     else:

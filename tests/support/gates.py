@@ -53,7 +53,7 @@ def run_gate(root: Path, *failed: str, data: str = DATA) -> QualityReport:
     outcomes = [outcome(name, passed=name not in failed) for name in ("a", "b", "c")]
     accepted = read_acceptances(root)
     report = judge(outcomes, data=data, accepted=accepted, prefix="quality", metrics={"quality/x": 7})
-    publish(report, gate_page(report, "Data quality", []), root / "quality")
+    publish(report, gate_page(report, "Data quality", []), root / "quality", "validate")
     return report
 
 

@@ -5,8 +5,9 @@ import pytest
 
 from align.config import Section, load_params
 from align.config.finetune import FinetuneConfig
-from align.config.paths import PathsConfig
+from align.config.paths import PathsConfig, require_inside
 from align.errors import ConfigError
+from tests.support import ROOT
 
 
 class Example(Section):
@@ -154,3 +155,31 @@ def test_the_file_of_the_project_makes_a_whole_recipe_for_fine_tuning() -> None:
     finetune = params.section(FinetuneConfig)
     assert (finetune.num_steps, finetune.precision) == (60, "float32")
     assert params.values["finetune"].keys() == params.values["pretrain"].keys()  # what `align register` logs
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["paths.raw=data/sample"],
+        ["paths.archive=data/raw/more/*.warc.gz"],
+        ["paths.archive=data"],
+        ["paths.reports=data/policy/../policy"],
+        ["paths.evaluation=models/finetuned"],
+    ],
+)
+def test_an_output_lies_in_no_input_and_around_none(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"lies in, or around, the input paths\."):
+        load_params(ROOT / "params.yaml", overrides).section(PathsConfig)
+
+
+def test_inputs_may_lie_anywhere_and_outputs_beside_them() -> None:
+    for archive in ("s3://bucket/crawl/*.warc.gz", "/somewhere/else", "data/raw2"):
+        load_params(ROOT / "params.yaml", [f"paths.archive={archive}"]).section(PathsConfig)
+    require_inside({"archive": "s3://bucket/crawl", "evaluation": "/sets", "policy": "../policy", "raw": "data/raw"})
+
+
+@pytest.mark.parametrize("value", ["/data", "../data", "data/../../data", ".", "", "s3://bucket/data"])
+@pytest.mark.parametrize("name", ["raw", "reports", "runtime", "checkpoints", "index"])
+def test_outputs_outside_the_tree_of_a_run_are_named(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"paths\.{name} = .*writes there only"):
+        require_inside({name: value})

@@ -207,6 +207,24 @@ def test_overrides(repo: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("checkpoints", "/home/person/work"),
+        ("checkpoints", "../../person"),
+        ("checkpoints", "data/../../person"),
+        ("checkpoints", "."),
+    ],
+)
+def test_a_run_writes_in_its_own_tree_only(repo: Path, key: str, value: str) -> None:
+    request = Request(overrides={f"paths.{key}": value})
+    with (
+        pytest.raises(ConfigError, match=rf"paths\.{key} = .*writes there only"),
+        in_worktree(repo, request, log=lambda line: None),
+    ):
+        pass
+
+
 def test_the_second_waits_for_the_first(tmp_path: Path) -> None:
     lock, order = tmp_path / "lock", []
     with locked(lock, "run 'a'", order.append):

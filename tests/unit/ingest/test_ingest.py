@@ -13,6 +13,7 @@ from align.config.engine import EngineConfig
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.errors import DataError
+from align.files import MARK, mark
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards, read_table
 from align.ingest.ingest import ingest as stage
@@ -172,7 +173,7 @@ def test_equal_bytes_twice_and_shards_of_any_size(archive: Path, tmp_path: Path)
     for name in ("one", "two"):
         ingest(small, archive, tmp_path / name)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(names) == 10  # three shards of three files, and the manifest
+    assert len(names) == 11  # three shards of three files, the manifest and the mark
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     written = rows(tmp_path / "one")
@@ -235,11 +236,12 @@ def test_the_report_folder_is_replaced_whole_or_stays(
 ) -> None:
     reports = tmp_path / "reports/ingest"
     reports.mkdir(parents=True)
+    mark(reports, "ingest")
     (reports / "of_an_old_version.html").write_text("old")
     sets = [f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime")]
     arguments = ["ingest", "--set", f"paths.archive={archive}", *(word for item in sets for word in ("--set", item))]
     assert main(arguments) == 0
-    assert sorted(path.name for path in reports.iterdir()) == ["metrics.json", "report.html", "report.json"]
+    assert {path.name for path in reports.iterdir()} == {MARK, "metrics.json", "report.html", "report.json"}
     before = {path.name: path.read_bytes() for path in reports.iterdir()}
 
     def fail(report: IngestReport, directory: Path) -> None:
@@ -249,6 +251,20 @@ def test_the_report_folder_is_replaced_whole_or_stays(
     assert main([*arguments, "--set", "ingest.max_pages=1"]) == 1
     assert {path.name: path.read_bytes() for path in reports.iterdir()} == before
     assert [path.name for path in reports.parent.iterdir()] == ["ingest"]
+
+
+def test_a_folder_of_somebody_stays(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "wedding.jpg").write_bytes(b"the only copy")
+    sets = {"archive": archive, "raw": folder, "reports": tmp_path / "reports", "runtime": tmp_path / "runtime"}
+    arguments = ["ingest", *(word for name, path in sets.items() for word in ("--set", f"paths.{name}={path}"))]
+    before = {path.name for path in tmp_path.iterdir()}
+    assert main(arguments) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "photos: has content, and no .align.json" in lines[0]
+    assert [path.name for path in folder.iterdir()] == ["wedding.jpg"]
+    assert {path.name for path in tmp_path.iterdir()} - before == {"runtime"}
 
 
 def test_worker_processes_share_the_bounds_of_requests() -> None:

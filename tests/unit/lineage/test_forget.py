@@ -243,6 +243,8 @@ def test_shards_index_and_pages_that_show_it_go(raw: Path, monkeypatch: pytest.M
     small_data.write_shards(root / "made").rename("data/shards")
     reports = root / "reports/filter"
     reports.mkdir(parents=True)
+    (root / "reports/photos").mkdir()  # a person's
+    (root / "reports/photos/wedding.jpg").write_bytes(b"the only copy")
     (reports / "report.html").write_text('<figure class="bad"><img src="data:image/jpeg;base64,AAAA"></figure>')
     (reports / "curve.html").write_text('<img src="data:image/png;base64,AAAA">')
     (reports / "metrics.json").write_text("{}")
@@ -250,6 +252,7 @@ def test_shards_index_and_pages_that_show_it_go(raw: Path, monkeypatch: pytest.M
     assert main(["forget", "--purge", "--yes"]) == 0
     assert not Path("data/shards").exists()
     assert sorted(contents(reports)) == ["curve.html", "metrics.json"]
+    assert (root / "reports/photos/wedding.jpg").is_file()
 
 
 def test_tars_in_a_store_are_replaced_and_the_old_ones_deleted(

@@ -9,12 +9,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from transformers import AlignModel, AutoProcessor
 
 import align.release.export
 from align.cli import main
 from align.config import load_params
 from align.config.model import ModelConfig
 from align.errors import ConfigError, DataError, FormatError
+from align.files import marked
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
 from align.model.image_tower import ImageTower, estimate_statistics
@@ -62,7 +64,8 @@ def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(
     assert export("onnx", trained, out) == 0
     assert "embeddings of 3 images differ by at most" in capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == [
-        "image_encoder.onnx", "interface.json", "text_encoder.onnx", "tokenizer.json", "tokenizer_config.json",
+        ".align.json", "image_encoder.onnx", "interface.json",
+        "text_encoder.onnx", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     embedder = Embedder.load(*trained)
     image, text = (onnxruntime.InferenceSession(out / f"{name}_encoder.onnx") for name in ("image", "text"))
@@ -140,9 +143,36 @@ def test_an_imported_model_is_fine_tuned_and_packaged(trained: tuple[Path, Path]
         tokenizer=out / "tokenizer",
         evaluation=tmp_path / "evaluation",
         out=tmp_path / "packaged",
-        reports=tmp_path / "reports",
+        reports=tmp_path / "reports_of_package",
     )
     assert report.metrics["package/embed_width"] == config.embed_width == 80
+
+
+def test_a_folder_of_somebody_stays(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "wedding.jpg").write_bytes(b"the only copy")
+    assert export("torch", trained, folder) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "photos: has content, and no .align.json" in lines[0]
+    params = load_params(ROOT / "params.yaml", ["model.batch_norm_group=4"]).section(ModelConfig)
+    assert export("hf", trained, tmp_path / "hf") == 0
+    with pytest.raises(DataError, match=r"photos: has content"):
+        import_model(params, tmp_path / "hf", folder)
+    for out in (tmp_path / "hf", tmp_path / "hf/ours", tmp_path):
+        with pytest.raises(DataError, match="the input"):
+            import_model(params, tmp_path / "hf", out)
+    assert [path.name for path in folder.iterdir()] == ["wedding.jpg"]
+
+
+def test_transformers_loads_a_folder_with_our_mark(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    assert export("hf", trained, tmp_path / "hf") == 0
+    assert marked(tmp_path / "hf") == "export"
+    assert AlignModel.from_pretrained(tmp_path / "hf").config.projection_dim
+    assert AutoProcessor.from_pretrained(tmp_path / "hf")(text=["a red fox"])["input_ids"]
+    assert export("hf", trained, tmp_path / "hf") == 0  # ours, so it is replaced
 
 
 @pytest.mark.parametrize("factor", [1 + 1e-2, float("nan")])

@@ -157,6 +157,12 @@ def test_parts_and_outputs_of_another_input_or_model_are_not_mixed_in(embedder: 
     (parts / "plan.json").write_text("another plan")
     (parts / "000000.parquet").write_bytes(b"of another run")
     assert [row["text"] for row in run(embedder, path, out)] == ["the yellow sun and more"]
+    out.unlink()
+    parts.mkdir()
+    (parts / "of_somebody.txt").write_text("no parts")
+    with pytest.raises(DataError, match="is not a folder of parts; move it away"):
+        run(embedder, path, out)
+    assert (parts / "of_somebody.txt").read_text() == "no parts"
 
 
 def test_an_input_that_cannot_be_used_is_explained(embedder: Embedder, tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def test_a_stage_writes_the_same_bytes_every_time(data: tuple[Path, Path], tmp_p
         )
     files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
     assert {path.name for path in files} == {
-        "config.json", "model.safetensors", "metrics.jsonl", "curve.csv", "loss.png", "metrics.json", "report.json",
+        ".align.json", "config.json", "model.safetensors", "metrics.jsonl", "curve.csv", "loss.png", "metrics.json",
+        "report.json",
     }  # fmt: skip
     for path in files:
         assert (tmp_path / "b" / path).read_bytes() == (tmp_path / "a" / path).read_bytes(), path

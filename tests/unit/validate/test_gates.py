@@ -48,7 +48,7 @@ def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path: Path) -> N
     (reports / "of an earlier version").touch()
     report = validate(config, ENGINE, data, policy=policy, reports=reports, check=check_that_fails())
     assert {path.name for path in reports.iterdir()} == {
-        "report.json", "metrics.json", "verdict.json", "report.html", "distributions.png",
+        ".align.json", "report.json", "metrics.json", "verdict.json", "report.html", "distributions.png",
     }  # fmt: skip
     require_passed(reports, report.data)
     assert json.loads((reports / "metrics.json").read_text()) == {

@@ -90,7 +90,7 @@ def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
     assert contents[0] == contents[1]
     assert contents[0].keys() == {
         "report.json", "metrics.json", "report.html", "recall.png", "retrieval.png", "curves.png",
-        "classes_confusion.png",
+        "classes_confusion.png", ".align.json",
     }  # fmt: skip
     page = contents[0]["report.html"].decode()
     assert "answered wrong" in page

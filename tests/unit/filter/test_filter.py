@@ -145,7 +145,8 @@ def test_equal_bytes_twice_and_no_evaluation_sets(tmp_path: Path, capsys: pytest
     tables = {f"filtered/{name}.parquet" for name in ("decisions", "facts", "images")}
     report = {f"reports/{name}" for name in ("report.html", "report.json", "metrics.json")}
     figures = {f"reports/{name}.png" for name in ("funnel", "text_lengths", "image_sizes", "languages")}
-    assert one.keys() == tables | report | figures
+    marks = {"filtered/.align.json", "reports/.align.json"}
+    assert one.keys() == tables | report | figures | marks
     schemas = filtered.DECISIONS_SCHEMA, filtered.FACTS_SCHEMA, filtered.IMAGES_SCHEMA
     for name, schema in zip(filtered.FILES, schemas, strict=True):
         assert pq.read_schema(tmp_path / "one/filtered" / name).equals(schema)

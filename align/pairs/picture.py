@@ -17,7 +17,7 @@ import io
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,8 @@ MAX_PIXELS = 100_000_000
 _MAX_BYTES_PER_PIXEL = 11
 #: What the decodings of a process may take together.
 _BUDGET_BYTES = 1 << 29
+#: Less is not counted: most pictures are that small, and counting takes as long as a tenth of a thumbnail.
+_COUNTED_BYTES = 4 << 20
 #: These are opened in this process: their decoders read nothing but the header then.
 _OPENED_HERE = ("JPEG", "PNG", "GIF")
 #: Pixels times scans that are decoded in this process, half a second at most; more takes a helper, which adds little
@@ -97,7 +99,7 @@ def decode(data: bytes, *, max_pixels: int, hint_px: int | None = None) -> Image
         with helper() as process:
             _, width, height, memory = process.size(data)
         num_pixels = _checked((width, height), max_pixels)
-    with _budget.hold(_affordable(memory, max_pixels)):
+    with _share(_affordable(memory, max_pixels)):
         if _is_ordinary(known, num_pixels):
             return rgb(opened or open_picture(data, known), hint_px)
         with helper() as process:
@@ -160,7 +162,7 @@ def _decode_jpeg(
         if colours not in ("YCbCr", "RGB", "Gray") or (width, height) != known.size:
             return None
         fits = scratch is not None and 3 * height * width <= scratch.size
-        with _budget.hold(memory_bytes(known, "RGB", height * width)):
+        with _share(memory_bytes(known, "RGB", height * width)):
             decoded: NDArray[np.uint8] = simplejpeg.decode_jpeg(
                 data, "RGB", min_height=side_px, min_width=side_px, buffer=scratch if fits else None
             )
@@ -231,6 +233,13 @@ class _Budget:
 
 
 _budget = _Budget(_BUDGET_BYTES)
+
+
+_uncounted = nullcontext()
+
+
+def _share(size: int) -> AbstractContextManager[None]:
+    return _uncounted if size < _COUNTED_BYTES else _budget.hold(size)
 
 
 def _new_budget() -> None:

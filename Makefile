@@ -6,24 +6,32 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check
 # dvc.yaml calls `align`, so the environment's commands come first on the path.
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # More arguments for `align run` (make demo), such as ARGS="--set pretrain.seed=1", or for pytest (make test-full)
 ARGS ?=
+# For `make lock`: every file lists the hashes of all platforms' packages.
+COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet $(ARGS)
 # A worker per core, four at most, each with whole files: the longest, tests/e2e and tests/integration, come first.
 WORKERS := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full bench bench-train bench-data check format up down lock sample clean
+.PHONY: help demo test test-full bench bench-train bench-data check audit format up down lock licences sample clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): requirements.lock pyproject.toml
+# Three steps. What builds source distributions, then the lock: both by hash, and nothing is built with anything else.
+# Last align itself with torch, the exception: CPU and CUDA builds differ in their bytes, so torch, torchvision and the
+# CUDA packages that they bring are a range without hashes. What else they need must be what the lock pins.
+$(STAMP): requirements.lock infra/locks/build.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "align needs Python >= 3.11; say which: make PYTHON=python3.12"; exit 1; }
 	@echo "Installing into $(VENV) from requirements.lock (some minutes, once) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(PIP) --require-hashes --no-deps --only-binary :all: -r infra/locks/build.txt
+	@$(PIP) --require-hashes --no-deps --no-build-isolation -r requirements.lock
+	@sed -n 's/^\([^ ]*==.*\) \\$$/\1/p' requirements.lock > $(VENV)/pins.txt
+	@$(PIP) --no-build-isolation -c $(VENV)/pins.txt -e .
 	@touch $(STAMP)
 
 demo: $(STAMP) ## the whole pipeline on data/sample, with a summary at the end
@@ -50,6 +58,9 @@ check: $(STAMP) ## lint, types, layers, file lengths
 	@$(RUN) lint-imports --no-cache
 	@! git ls-files -co --exclude-standard '*.py' | xargs -d '\n' wc -l | awk '$$2 != "total" && $$1 > 350 {print "over 350 lines: " $$2 " (" $$1 ")"; found = 1} END {exit !found}'
 
+audit: $(STAMP) ## secrets in the files (offline), known vulnerabilities (needs a network, exit code 3 without)
+	@$(RUN) python infra/audit.py
+
 format: $(STAMP) ## format and fix what can be fixed
 	@$(RUN) ruff format .
 	@$(RUN) ruff check --fix .
@@ -60,12 +71,20 @@ up: $(STAMP) ## Prefect server and worker, MLflow, on loopback; the flows deploy
 down: $(STAMP) ## stop what `make up` started
 	@$(RUN) python infra/local.py down
 
-lock: ## resolve requirements.lock again from pyproject.toml
-	@$(PYTHON) -m venv .align/lock && .align/lock/bin/pip install --quiet uv
-	@.align/lock/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate --quiet -o .align/lock/all.txt
-	@{ echo "# Made by 'make lock' from pyproject.toml. torch and torchvision are ranges: CPU and CUDA builds both fit."; \
-	   echo "torch>=2.9"; echo "torchvision>=0.24"; \
-	   grep -vE '^(torch|torchvision|triton|nvidia-|cuda-)' .align/lock/all.txt; } > requirements.lock
+# atheris 3.1 has no wheel for Python 3.11.
+# `make lock ARGS=--upgrade` takes the newest versions; without it, versions change only where they must.
+lock: ## resolve requirements.lock and infra/locks again from pyproject.toml
+	@$(PYTHON) -m venv .align/lock && .align/lock/bin/pip install --quiet --require-hashes -r infra/locks/uv.txt
+	@sed '/^#/d' requirements.lock > .align/lock/all.txt
+	@$(COMPILE) pyproject.toml --all-extras -o .align/lock/all.txt
+	@{ echo "# Made by 'make lock' from pyproject.toml: everything but torch and what only it brings (see the Makefile)."; \
+	   awk '/^[^ ]/ {skip = /^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/} !skip' .align/lock/all.txt; } > requirements.lock
+	@echo "setuptools hatchling editables" | xargs -n 1 | $(COMPILE) - -c requirements.lock -o infra/locks/build.txt
+	@echo "atheris<3.1" | $(COMPILE) - --only-binary :all: -o infra/locks/fuzz.txt
+	@echo uv | $(COMPILE) - -o infra/locks/uv.txt
+
+licences: $(STAMP) ## docs/licences.md again, or why it cannot be: a licence is unknown or not permissive
+	@$(RUN) python infra/licences.py
 
 sample: $(STAMP) ## rebuild data/sample from its source packages
 	@$(RUN) python data/sample/build

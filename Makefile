@@ -11,12 +11,13 @@ PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-vers
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # More arguments for `align run` (make demo), such as ARGS="--set pretrain.seed=1", or for pytest (make test-full)
 ARGS ?=
+FUZZ_SECONDS ?= 600
 # For `make lock`: every file lists the hashes of all platforms' packages.
 COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet $(ARGS)
 # A worker per core, four at most, each with whole files: the longest, tests/e2e and tests/integration, come first.
 WORKERS := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full bench bench-train bench-data check audit format up down lock licences sample clean
+.PHONY: help demo test test-full fuzz bench bench-train bench-data check audit format up down lock licences sample clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +43,10 @@ test: $(STAMP) ## what pip installs is enough
 
 test-full: $(STAMP) ## adds the tests that need more than pip installs
 	@$(RUN) pytest $(WORKERS) $(ARGS)
+
+fuzz: $(STAMP) ## hostile bytes for FUZZ_SECONDS (600); a find ends with exit code 1 and stays in tests/fuzz/finds
+	@$(PIP) --upgrade --target .align/atheris --require-hashes --no-deps --only-binary :all: -r infra/locks/fuzz.txt
+	@$(RUN) PYTHONPATH=.align/atheris FUZZ_SECONDS=$(FUZZ_SECONDS) python -m tests.fuzz
 
 bench: bench-train bench-data ## ratios measured side by side in one run
 

@@ -1,0 +1,157 @@
+"""Fuzzed: the sources of ingest. Each target writes the input as a file and reads it as ingest does."""
+
+import codecs
+import io
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+Run = Callable[[bytes], object]
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+PAGE = "https://example.org/a/b/page.html"
+_TEXT_FROM = ("alt", "figcaption", "title", "aria-label")
+#: The module of a source, where its name is another one.
+_MODULES = {"html": "saved_pages"}
+#: Files and responses of one batch that are read back.
+_NUM_READ = 20
+_WAT_RECORD = (
+    "WARC/1.0\r\nWARC-Type: metadata\r\nWARC-Target-URI: {}\r\nContent-Type: application/json\r\n"
+    "Content-Length: {}\r\n\r\n"
+)
+
+
+def ingest_config(source: str) -> Any:
+    from align.config import load_params
+    from align.config.ingest import IngestConfig
+
+    overrides = [f"ingest.source={source}", "ingest.allow_truncated=true"]
+    return load_params(PARAMS, overrides).section(IngestConfig)
+
+
+def _scan(source: str) -> Callable[[Path], list[bytes | None]]:
+    """Reads a whole source, as ingest does: every row, and the bytes of the first few pictures."""
+    from align.config import load_params
+    from align.config.store import StoreConfig
+    from align.errors import DataError
+    from align.ingest.sources import open_source
+    from align.services.store_files import StoreFiles
+
+    import_module(f"align.ingest.sources.{_MODULES.get(source, source)}")  # open_source imports it late
+    config = ingest_config(source)
+    files = StoreFiles(load_params(PARAMS).section(StoreConfig))
+
+    def scan(location: Path) -> list[bytes | None]:
+        read: list[bytes | None] = []
+        with suppress(DataError):
+            opened = open_source(config, str(location), files)
+            for file in opened.files:
+                for batch in opened.scan(file, Counter()):
+                    for row in batch.select(["file", "offset"]).slice(0, _NUM_READ).to_pylist():
+                        if row["file"] is not None:
+                            with suppress(DataError):
+                                read.append(opened.read(row["file"], row["offset"]))
+        return read
+
+    return scan
+
+
+def _scan_file(scan: Callable[[Path], object], path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    scan(path)
+    path.unlink()
+
+
+def page(folder: Path) -> Run:
+    from align.ingest.sources.pages import page_images
+
+    return lambda data: page_images(data, PAGE, None, _TEXT_FROM)
+
+
+def saved_page(folder: Path) -> Run:
+    scan = _scan("html")
+    saved = folder / "saved"
+    saved.mkdir()
+    (folder / "outside.png").write_bytes(b"not in the folder of the pages")
+    (saved / "link.png").symlink_to(folder / "outside.png")
+    (saved / "inside.png").write_bytes(b"in it")
+
+    def run(data: bytes) -> None:
+        (saved / "page.html").write_bytes(data)
+        for read in scan(saved):
+            assert read != (folder / "outside.png").read_bytes(), "a file outside the folder was read"
+
+    return run
+
+
+def warc(folder: Path) -> Run:
+    scan = _scan("warc")
+    packed = {b"\x1f\x8b": ".gz", b"\x28\xb5": ".zst", b"\x5d\x2a": ".zst"}
+
+    def run(data: bytes) -> None:
+        _scan_file(scan, folder / f"a.warc{packed.get(data[:2], '')}", data)
+
+    return run
+
+
+def wat(folder: Path) -> Run:
+    scan = _scan("warc")
+
+    def run(data: bytes) -> None:
+        _scan_file(scan, folder / "a.warc.wat", _WAT_RECORD.format(PAGE, len(data)).encode() + data + b"\r\n\r\n")
+
+    return run
+
+
+def tar(folder: Path) -> Run:
+    scan = _scan("shards")
+    return lambda data: _scan_file(scan, folder / "00000.tar", data)
+
+
+def tar_table(folder: Path) -> Run:
+    """The table next to a tar."""
+    from align.formats.tar import TarWriter
+
+    scan = _scan("shards")
+    tar = io.BytesIO()
+    writer = TarWriter(tar)
+    writer.add(("000000000.jpg", b"\xff\xd8 a picture"), ("000000001.jpg", b"\xff\xd8 another one"))
+    writer.close()
+
+    def run(data: bytes) -> None:
+        (folder / "00000.parquet").write_bytes(data)
+        _scan_file(scan, folder / "00000.tar", tar.getvalue())
+
+    return run
+
+
+def table(folder: Path) -> Run:
+    """Parquet, or text whose kind is told from its first characters; also gzipped."""
+    scan = _scan("url_table")
+
+    def run(data: bytes) -> None:
+        packed = data.startswith(b"\x1f\x8b")
+        with suppress(zlib.error):
+            head = zlib.decompressobj(31).decompress(data, 64) if packed else data[:64]
+            _scan_file(scan, folder / f"a.{_table_kind(head)}{'.gz' if packed else ''}", data)
+
+    return run
+
+
+def _table_kind(head: bytes) -> str:
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.lstrip(codecs.BOM_UTF8 + b" \r\n")[:1] in (b"{", b"["):
+        return "json"
+    if head[:4] in (b"http", b"//"):
+        return "txt"
+    return "tsv" if b"\t" in head else "csv"
+
+
+def coco(folder: Path) -> Run:
+    scan = _scan("coco")
+    return lambda data: _scan_file(scan, folder / "captions_val2014.json", data)

@@ -1,0 +1,233 @@
+"""What is fuzzed. A target is made once, with an empty folder for its files, and then takes any bytes.
+
+It suppresses the error that its function documents for bad input, and nothing else: every other exception is a find.
+Imports are inside, so that `engine.py` can instrument them, and a target needs only its own.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urljoin
+
+from tests.fuzz.sources import (
+    PAGE,
+    PARAMS,
+    Run,
+    coco,
+    ingest_config,
+    page,
+    saved_page,
+    table,
+    tar,
+    tar_table,
+    warc,
+    wat,
+)
+
+Make = Callable[[Path], Run]
+
+
+def _picture(folder: Path) -> Run:
+    from align.pairs.picture import PictureError, decode, read_header, shrink
+
+    max_pixels = ingest_config("warc").max_image_pixels
+
+    def run(data: bytes) -> None:
+        with suppress(PictureError):
+            read_header(data)
+        with suppress(PictureError):
+            assert decode(data, max_pixels=max_pixels).mode == "RGB"
+        with suppress(PictureError):
+            shrink(data, 64, 90, max_pixels)
+
+    return run
+
+
+def _preprocess(folder: Path) -> Run:
+    from align.errors import DataError
+    from align.model.preprocess import decode
+
+    def run(data: bytes) -> None:
+        with suppress(DataError):
+            assert decode(data, 64).shape == (64, 64, 3)
+
+    return run
+
+
+def _text(folder: Path) -> Run:
+    import pyarrow as pa
+
+    from align.filter.words import text_facts
+    from align.pairs import text as texts
+
+    def run(data: bytes) -> None:
+        written = data.decode("utf-8", "surrogatepass") if _is_text(data) else data.decode("utf-8", "replace")
+        text = texts.normalise(written)
+        assert texts.normalise(text) == text, "normalised twice is another text"
+        texts.languages([text])
+        num_emails, num_phones = texts.personal_data(text)
+        texts.mask_personal_data(text)
+        facts = text_facts(pa.array([text], pa.string()))  # the same facts, on arrays
+        assert facts.num_words.tolist() == [len(texts.words(text))], "text_facts and words count differently"
+        assert (facts.num_emails[0], facts.num_phones[0]) == (num_emails, num_phones), "other personal data"
+        assert facts.is_filename[0] == texts.is_filename(text), "text_facts and is_filename differ"
+
+    return run
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _url(folder: Path) -> Run:
+    """A base in the first line, an address in the rest."""
+    from align.pairs.urls import Resolver, canonical_or_as_is, canonical_url
+
+    def run(data: bytes) -> None:
+        base, _, source = data.decode("utf-8", "surrogatepass" if _is_text(data) else "replace").partition("\n")
+        resolver = Resolver(base)
+        canonical_or_as_is(source)
+        resolver.resolve(source)
+        simple = resolver.simply_joined(source)
+        if simple is not None:
+            assert simple == canonical_url(urljoin(base, source)), "the two ways to join give two spellings"
+
+    return run
+
+
+def _robots(folder: Path) -> Run:
+    """A robots.txt; its last line is an address to ask about and a header."""
+    from align.ingest.download.robots import may_fetch, opt_out, rules_for
+
+    def run(data: bytes) -> None:
+        path = data.rpartition(b"\n")[2].decode("utf-8", "replace")
+        for token in ("align-ingest", "*"):
+            rules = rules_for(token, data)
+            for url in ("https://example.org/", "https://example.org/a/b.png?c=%2f", f"https://example.org/{path}"):
+                may_fetch(rules, url)
+            opt_out([path], token)
+
+    return run
+
+
+def _policy(folder: Path) -> Run:
+    from align.errors import FormatError
+    from align.formats.policy import OPTED_OUT, read_opted_out, write_opted_out
+
+    def run(data: bytes) -> None:
+        (folder / OPTED_OUT).write_bytes(data)
+        with suppress(FormatError):
+            opted_out = read_opted_out(folder)
+            opted_out.matches(PAGE, "http://[bad/", "0" * 64)
+            write_opted_out(folder, opted_out)
+            assert read_opted_out(folder).entries == opted_out.entries, "written and read again, it differs"
+
+    return run
+
+
+def _form(folder: Path) -> Run:
+    """A request as JSON, and what a run makes of its overrides."""
+    from pydantic import ValidationError
+
+    from align.config import load_params
+    from align.config.sections import SECTIONS
+    from align.errors import ConfigError
+    from flows.request import Request, parse_overrides
+    from flows.worktree import write_params
+
+    text = PARAMS.read_bytes()
+    (folder / "params.yaml").write_bytes(text)
+
+    def run(data: bytes) -> None:
+        with suppress(ConfigError, UnicodeDecodeError):
+            parse_overrides(folder, data.decode().splitlines()[:8])
+        try:
+            request = Request.model_validate_json(data)
+        except ValidationError:
+            return
+        (folder / "params.yaml").write_bytes(text)
+        with suppress(ConfigError):
+            write_params(folder / "params.yaml", request.overrides)
+            params = load_params(folder / "params.yaml")
+            for section in SECTIONS.values():
+                params.section(section)
+
+    return run
+
+
+def _json_file(folder: Path) -> Run:
+    """Every small JSON file of the project; most fit none of them."""
+    from align.errors import DataError
+    from align.formats.acceptances import read_acceptances
+    from align.formats.drift_reference import read_reference
+    from align.formats.raw import read_raw_manifest
+    from align.formats.shards import read_manifest
+    from align.formats.stored_tars import stored_tars
+    from align.formats.verdict import require_passed
+
+    files = (
+        ("accepted.json", read_acceptances), ("reference.json", read_reference), ("manifest.json", read_manifest),
+        ("manifest.json", read_raw_manifest), ("manifest.json", stored_tars), ("verdict.json", require_passed),
+    )  # fmt: skip
+
+    def run(data: bytes) -> None:
+        from align.errors import GateError
+
+        for name, read in files:
+            (folder / name).write_bytes(data)
+            with suppress(DataError, GateError):
+                read(folder)
+
+    return run
+
+
+def _model_config(folder: Path) -> Run:
+    from align.errors import DataError
+    from align.formats.model_folder import CONFIG, is_hugging_face, read_config
+
+    def run(data: bytes) -> None:
+        (folder / CONFIG).write_bytes(data)
+        is_hugging_face(folder)
+        with suppress(DataError):
+            read_config(folder)
+
+    return run
+
+
+def _weights(folder: Path) -> Run:
+    from align.errors import DataError
+    from align.formats.model_folder import WEIGHTS, read_weights
+
+    def run(data: bytes) -> None:
+        (folder / WEIGHTS).unlink(missing_ok=True)  # the last one may be mapped into memory
+        (folder / WEIGHTS).write_bytes(data)
+        with suppress(DataError):
+            read_weights(folder)
+
+    return run
+
+
+def _tokenizer(folder: Path) -> Run:
+    from align.errors import DataError
+    from align.formats.model_folder import TOKENIZER
+    from align.model.tokenizer import TextTokenizer
+
+    def run(data: bytes) -> None:
+        (folder / TOKENIZER).write_bytes(data)
+        with suppress(DataError):
+            TextTokenizer.load(folder, 16)
+
+    return run
+
+
+TARGETS: dict[str, Make] = {
+    make.__name__.removeprefix("_"): make
+    for make in (
+        _picture, _preprocess, page, saved_page, warc, wat, tar, tar_table, table, coco, _text, _url, _robots, _policy,
+        _form, _json_file, _model_config, _weights, _tokenizer,
+    )
+}  # fmt: skip

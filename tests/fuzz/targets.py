@@ -101,14 +101,14 @@ def _url(folder: Path) -> Run:
 
 def _robots(folder: Path) -> Run:
     """A robots.txt; its last line is an address to ask about and a header."""
-    from align.ingest.download.robots import may_fetch, opt_out, rules_for
+    from align.ingest.download.robots import opt_out, rules_for
 
     def run(data: bytes) -> None:
         path = data.rpartition(b"\n")[2].decode("utf-8", "replace")
         for token in ("align-ingest", "*"):
             rules = rules_for(token, data)
             for url in ("https://example.org/", "https://example.org/a/b.png?c=%2f", f"https://example.org/{path}"):
-                may_fetch(rules, url)
+                rules.permit(url)
             opt_out([path], token)
 
     return run

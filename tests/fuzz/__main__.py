@@ -32,7 +32,7 @@ _PROCESSES = 2
 #: A target that dies is started again this often.
 _MAX_DEATHS = 5
 #: Starting, importing and a last slow input.
-_GRACE_S = 180
+_GRACE_S = 600
 _NOT_HERE = "atheris is missing: it has wheels for Linux on x86_64 and Python 3.11 to 3.13; run `make fuzz` there"
 
 

@@ -84,13 +84,19 @@ def _is_text(data: bytes) -> bool:
 
 
 def _url(folder: Path) -> Run:
-    """A base in the first line, an address in the rest."""
-    from align.pairs.urls import Resolver, canonical_or_as_is, canonical_url
+    """A base in the first line; the rest is an address, and a value of Retry-After."""
+    from align.ingest.download.addresses import target_of
+    from align.ingest.download.failure import of_status
+    from align.pairs.urls import Resolver, canonical_or_as_is, canonical_url, identity
 
     def run(data: bytes) -> None:
         base, _, source = data.decode("utf-8", "surrogatepass" if _is_text(data) else "replace").partition("\n")
         resolver = Resolver(base)
         canonical_or_as_is(source)
+        identity(source)
+        with suppress(ValueError):
+            target_of(source)
+        of_status(503, source, 0.0)
         resolver.resolve(source)
         simple = resolver.simply_joined(source)
         if simple is not None:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.errors import DataError
+from align.files import temporary_name
 from align.filter.fingerprints import Fingerprints, by_content, near_duplicates
 from align.filter.pair_tables import image_hash, pair_tables
 from align.filter.tables import IMAGES, MAX_ROWS, PAIRS
@@ -168,14 +169,15 @@ def write_fingerprints(work: WorkFolder, sets: Sequence[EvaluationSet]) -> None:
         return
     look = partial(_signals, max_pixels=work.config.max_image_pixels, num_threads=work.num_threads)
     fingerprints = Fingerprints.of(by_content(look, distinct_images(sets)))
-    beside = work.path / f".references.{os.getpid()}.npz"
-    np.savez(
-        beside,
-        owners=np.array(fingerprints.owners, np.str_),
-        phashes=fingerprints.phashes,
-        thumbnails=fingerprints.thumbnails,
-        colours=fingerprints.colours,
-    )
+    beside = temporary_name(path)
+    with beside.open("wb") as file:
+        np.savez(
+            file,
+            owners=np.array(fingerprints.owners, np.str_),
+            phashes=fingerprints.phashes,
+            thumbnails=fingerprints.thumbnails,
+            colours=fingerprints.colours,
+        )
     os.replace(beside, path)
 
 

@@ -56,14 +56,17 @@ _DESCRIPTOR = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([wx])")
 #: Types that we cannot decode; a <picture> has a fallback for browsers that cannot either.
 _UNREADABLE_TYPES = ("image/svg+xml", "image/jxl", "image/jp2", "image/vnd.ms-photo")
 
-#: The names of HTML's formatting elements, where a tag may begin. Its elements in scripts, comments and attributes are
-#: found, too, but renamed back in what a page gives.
+#: Tags of HTML's formatting elements, up to the end of their names. Those in scripts, comments and attributes are found,
+#: too; they are renamed back in what a page gives. Both cases are written out: so `re` looks for `<` alone, which is
+#: faster.
 _FORMATTING = re.compile(
-    r"(</?(?:[abisu]|big|code|em|font|nobr|small|strike|strong|tt))(?=[\t\n\f\r />])", re.IGNORECASE
+    r"(</?(?=[abcefinstuABCEFINSTU])(?:[abisuABISU]|[bB][iI][gG]|[cC][oO][dD][eE]|[eE][mM]|[fF][oO][nN][tT]"
+    r"|[nN][oO][bB][rR]|[sS](?:[mM][aA][lL][lL]|[tT][rR][iI][kK][eE]|[tT][rR][oO][nN][gG])|[tT][tT]))"
+    r"(?=[\t\n\f\r />])"
 )
 #: A private character: it may be part of an element's name, and no page uses it.
 _RENAMED = "\ue000"
-_RENAMED_FORMATTING = re.compile(_FORMATTING.pattern.partition("(?=")[0] + _RENAMED, re.IGNORECASE)
+_RENAMED_FORMATTING = re.compile(_FORMATTING.pattern.rpartition("(?=")[0] + _RENAMED)
 
 #: The size of a candidate: (2, width), (1, density), or (0, 0) for a data: URI, the last resort.
 _Size = tuple[int, float]

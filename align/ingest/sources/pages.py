@@ -56,9 +56,9 @@ _DESCRIPTOR = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([wx])")
 #: Types that we cannot decode; a <picture> has a fallback for browsers that cannot either.
 _UNREADABLE_TYPES = ("image/svg+xml", "image/jxl", "image/jp2", "image/vnd.ms-photo")
 
-#: Tags of HTML's formatting elements, up to the end of their names. Those in scripts, comments and attributes are found,
-#: too; they are renamed back in what a page gives. Both cases are written out: so `re` looks for `<` alone, which is
-#: faster.
+#: Tags of HTML's formatting elements, up to the end of their names. Those in scripts, comments and attributes are
+#: found, too; they are renamed back in what a page gives. Both cases are written out: so `re` looks for `<` alone,
+#: which is faster.
 _FORMATTING = re.compile(
     r"(</?(?=[abcefinstuABCEFINSTU])(?:[abisuABISU]|[bB][iI][gG]|[cC][oO][dD][eE]|[eE][mM]|[fF][oO][nN][tT]"
     r"|[nN][oO][bB][rR]|[sS](?:[mM][aA][lL][lL]|[tT][rR][iI][kK][eE]|[tT][rR][oO][nN][gG])|[tT][tT]))"

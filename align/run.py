@@ -83,7 +83,7 @@ def flow_environment(root: Path) -> dict[str, str]:
     if scripts not in path.split(os.pathsep):
         path = f"{scripts}{os.pathsep}{path}"
     env = ours | dict(os.environ) | {"PATH": path}
-    if "PREFECT_API_URL" not in env:
+    if "PREFECT_API_URL" not in env:  # a login in the environment is then for another server
         env |= prefect_login(root)
         if url := _running_prefect(root):
             env["PREFECT_API_URL"] = url

@@ -1,4 +1,4 @@
-"""Real servers for the integration tests, one a session."""
+"""Real servers for the integration tests: MLflow once a session, the local stack once a module."""
 
 from tests.support.local_stack import stack
 from tests.support.mlflow_server import mlflow_server

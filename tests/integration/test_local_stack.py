@@ -253,9 +253,12 @@ def test_the_uis_ask_for_the_login_and_other_pages_get_nothing(stack: Stack, els
         page.wait("!location.pathname.includes('login')")
         page.open(f"{stack.prefect}/deployments")
         page.wait("['pipeline', 'promote', 'rollback'].every((name) => document.body.innerText.includes(name))")
+        assert prefect.attack(page)["socket /api/events/out prefect"] == "200 opened"  # the attacks are real ones
+        outside = f"fetch('http://127.0.0.1:{elsewhere}', {{mode: 'no-cors'}}).then(() => 'sent', () => 'refused')"
+        assert page.run(outside) == "refused"  # nor does the page, which holds the login, send it elsewhere
         page.open(stack.mlflow.replace("http://", f"http://{stack.login}@"))
         page.wait("document.body.innerText.includes('Experiments')")
-        own = mlflow.attack(page)  # what no page may do elsewhere works here: the attacks are real ones
+        own = mlflow.attack(page)
         assert own[f"read {mlflow.reads[1]} include"].startswith("200")
         assert own[f"POST {mlflow.writes[0][1]} json"].startswith("200")
 

@@ -38,7 +38,9 @@ def test_a_run_records_and_shows_no_secret(stack: Stack, monkeypatch: pytest.Mon
     monkeypatch.setitem(stack.env, "MLFLOW_TRACKING_URI", address)
     done = stack.align_run("--name", "secrets", "--set", "pretrain.value=8")
     assert done.returncode == 0, done.stdout + done.stderr
-    runs = stack.ask(f"{stack.mlflow}/api/2.0/mlflow/runs/search", {"experiment_ids": ["0", "1"]})["runs"]
+    api = f"{stack.mlflow}/api/2.0/mlflow"
+    experiment = stack.ask(f"{api}/experiments/get-by-name?experiment_name=stub")["experiment"]["experiment_id"]
+    runs = stack.ask(f"{api}/runs/search", {"experiment_ids": [experiment]})["runs"]
     assert "secrets" in {run["info"]["run_name"] for run in runs}  # the address with the login was used
 
     unavailable = f"http://me:{SECRETS['uri']}@127.0.0.1:9"

@@ -38,6 +38,7 @@ def _scan(source: str) -> Callable[[Path], list[bytes | None]]:
     from align.config import load_params
     from align.config.store import StoreConfig
     from align.errors import DataError
+    from align.ingest.limits import TooLarge
     from align.ingest.sources import open_source
     from align.services.store_files import StoreFiles
 
@@ -53,7 +54,7 @@ def _scan(source: str) -> Callable[[Path], list[bytes | None]]:
                 for batch in opened.scan(file, Counter()):
                     for row in batch.select(["file", "offset"]).slice(0, _NUM_READ).to_pylist():
                         if row["file"] is not None:
-                            with suppress(DataError):
+                            with suppress(DataError, TooLarge):
                                 read.append(opened.read(row["file"], row["offset"]))
         return read
 
@@ -67,9 +68,14 @@ def _scan_file(scan: Callable[[Path], object], path: Path, data: bytes) -> None:
 
 
 def page(folder: Path) -> Run:
+    from align.ingest.limits import TooLarge
     from align.ingest.sources.pages import page_images
 
-    return lambda data: page_images(data, PAGE, None, _TEXT_FROM)
+    def run(data: bytes) -> None:
+        with suppress(TooLarge):
+            page_images(data, PAGE, None, _TEXT_FROM)
+
+    return run
 
 
 def saved_page(folder: Path) -> Run:

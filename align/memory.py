@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,10 @@ def freed_memory_kept(at_most_bytes: int | None = None) -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+#: The limit belongs to the process, so one block has it at a time.
+_bounding = threading.Lock()
+
+
 @contextmanager
 def allocating_at_most(num_bytes: int) -> Iterator[None]:
     """Bounds what the whole process allocates during this block, beyond what it has: for bytes that may lie.
@@ -59,11 +64,12 @@ def allocating_at_most(num_bytes: int) -> Iterator[None]:
     if not statistics.is_file():
         yield
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    bound = int(statistics.read_text().split()[5]) * resource.getpagesize() + num_bytes
-    limits = [limit for limit in (soft, hard, bound) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    with _bounding:
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        bound = int(statistics.read_text().split()[5]) * resource.getpagesize() + num_bytes
+        limits = [limit for limit in (soft, hard, bound) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -38,7 +38,7 @@ def parse(model: type[Stored], data: bytes, path: Path, remedy: str) -> Stored:
         field = ".".join(str(part) for part in first["loc"])
         if first["type"] == "json_invalid":
             problem = f"not valid JSON ({first['ctx']['error']})"
-        elif field == "schema_version":
+        elif field == "schema_version" and first["type"] == "literal_error":
             problem = f"schema_version {first['input']!r}, but this code reads {first['ctx']['expected']}"
         else:
             problem = f"{field}: {first['msg']}" if field else first["msg"]

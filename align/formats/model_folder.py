@@ -70,7 +70,7 @@ def read_config(directory: Path) -> ModelFolderConfig:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{directory}: no model here (config.json is missing); run the stage that writes it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     if _is_align_model(document):
         raise FormatError(
@@ -125,7 +125,7 @@ def is_hugging_face(directory: Path) -> bool:
     """Whether a folder's config.json is that of transformers' AlignModel."""
     try:
         return _is_align_model(json.loads((directory / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 

@@ -9,6 +9,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,14 +41,14 @@ class ForeignTable:
         schema: its columns.
 
     Raises:
-        pa.ArrowInvalid, OSError: it is no parquet file.
+        pa.ArrowInvalid: it is no parquet file.
     """
 
     def __init__(self, file: Path | BinaryIO, name: str) -> None:
         self._file, self._name = file, name
-        with allocating_at_most(_BATCH_BYTES):
+        with _damage_is_invalid(), allocating_at_most(_BATCH_BYTES):
             self._metadata = pq.read_metadata(file)
-        self.schema: pa.Schema = self._metadata.schema.to_arrow_schema()
+            self.schema: pa.Schema = self._metadata.schema.to_arrow_schema()
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yields the rows of some columns in order; strings have at most MAX_CHARACTERS, the rest is cut off.
@@ -56,10 +57,10 @@ class ForeignTable:
 
         Raises:
             DataError: a batch needs too much memory.
-            pa.ArrowInvalid, OSError: the file is damaged.
+            pa.ArrowInvalid: the file is damaged.
         """
         for group in range(self._metadata.num_row_groups):
-            rows = self._batch_rows(group, columns)
+            rows = self._batch_rows(group)
             num_done = 0
             try:
                 for batch in self._group(group, columns, rows):
@@ -84,22 +85,38 @@ class ForeignTable:
     def _group(self, group: int, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
         """The batches of a row group. Raises MemoryError where one needs more than it may."""
         with pq.ParquetFile(self._file, pre_buffer=False, metadata=self._metadata) as table:
-            batches = table.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False)
+            with _damage_is_invalid():
+                batches = table.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False)
             while True:
-                with allocating_at_most(_BATCH_BYTES):
+                with _damage_is_invalid(), allocating_at_most(_BATCH_BYTES):
                     batch = next(batches, None)
                     if batch is None:
                         return
                     batch = pa.record_batch([_bounded(column) for column in batch.columns], names=batch.schema.names)
                 yield batch
 
-    def _batch_rows(self, group: int, columns: Sequence[str]) -> int:
-        """Rows of a batch, by the sizes that the file states."""
+    def _batch_rows(self, group: int) -> int:
+        """Rows of a batch, by the size that the file states.
+
+        That of all columns: Arrow ends the process where it is asked for one whose statistics are damaged.
+        """
         stored = self._metadata.row_group(group)
-        chunks = [stored.column(position) for position in range(stored.num_columns)]
-        chunks = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
-        num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
-        return int(max(1, min(_BATCH_ROWS, stored.num_rows * _AIM_BYTES // max(1, num_bytes))))
+        return int(max(1, min(_BATCH_ROWS, stored.num_rows * _AIM_BYTES // max(1, stored.total_byte_size))))
+
+
+@contextmanager
+def _damage_is_invalid() -> Iterator[None]:
+    """Arrow reports damage by errors of several types; here it is always ArrowInvalid."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise pa.ArrowInvalid(" ".join(str(error).split())) from error
+    except OSError as error:
+        if error.errno is not None:  # of the disk or the store
+            raise
+        raise pa.ArrowInvalid(" ".join(str(error).split())) from error
 
 
 def _bounded(column: pa.Array) -> pa.Array:

@@ -129,14 +129,18 @@ def read_opted_out(policy: Path) -> OptedOut:
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: not UTF-8 ({error.reason}); restore it from git") from None
     rows = csv.reader(io.StringIO(text, newline=""))
-    if next(rows, None) != _HEADER:
+    try:
+        lines = [(rows.line_num, row) for row in rows]
+    except csv.Error as error:
+        raise FormatError(f"{path}, line {rows.line_num}: {error}; correct the line") from None
+    if not lines or lines[0][1] != _HEADER:
         raise FormatError(f"{path}: the first line must be {','.join(_HEADER)}")
     entries = []
-    for row in rows:
+    for line, row in lines[1:]:
         problem = f"{len(row)} columns" if len(row) != len(_HEADER) else problem_with(row[0], row[1])
         if problem:
             raise FormatError(
-                f"{path}, line {rows.line_num}: {problem}; correct the line, or write entries with `align forget`"
+                f"{path}, line {line}: {problem}; correct the line, or write entries with `align forget`"
             )
         entries.append(Entry(*row))
     return OptedOut(entries)

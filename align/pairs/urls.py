@@ -171,10 +171,10 @@ class Resolver:
             return Address(source[:_SHOWN], TOO_LONG)
         try:
             url = self.joined(source)
+            scheme = urlsplit(url).scheme  # joining can give a text that is no URL any more
         except ValueError:
             return Address(source[:_SHOWN], "invalid URL")
         if not _HAS_HOST.match(url):
-            scheme = urlsplit(url).scheme
             return Address(url[:_SHOWN], "invalid URL" if scheme in ("", *_PORTS) else "not http or https")
         return address_of(url)
 
@@ -186,6 +186,7 @@ def address_of(url: str) -> Address:
 
 def _inline(uri: str) -> Address:
     """The content of a data: URI: base64 (also unpadded, URL-safe or broken over lines) or percent-encoded bytes."""
+    uri = uri.encode("utf-8", "replace").decode("utf-8")  # half a surrogate has no bytes
     head, comma, payload = uri[5:].partition(",")
     media_type, *parameters = (part.strip().lower() for part in head.split(";"))
     shown = uri[:64]

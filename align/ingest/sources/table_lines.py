@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from align.errors import DataError
@@ -84,7 +84,8 @@ def _text(stream: IO[bytes], newline: str | None = None) -> Iterator[io.TextIOWr
     try:
         yield text
     finally:
-        text.detach()
+        with suppress(ValueError):  # the caller closed the stream before this generator ended
+            text.detach()
 
 
 def json_rows(file: str, stream: IO[bytes]) -> Iterator[dict[str, Any] | None]:

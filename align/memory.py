@@ -47,8 +47,8 @@ def freed_memory_kept(at_most_bytes: int | None = None) -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-#: The limit belongs to the process, so one block has it at a time.
-_bounding = threading.Lock()
+#: The limit belongs to the process, so one thread has it at a time; its blocks may be nested.
+_bounding = threading.RLock()
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.errors import CorruptError, DataError, FormatError
+from align.formats.tar_members import DamagedTar, read_members
 
 Kind = Literal["retrieval", "classification"]
 
@@ -140,19 +140,21 @@ def _load(path: Path) -> EvaluationSet:
 def _read_tar(data: bytes, path: Path) -> list[EvaluationImage]:
     pictures: dict[str, bytes] = {}
     members: dict[str, _SampleFields] = {}
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        for entry in tar:
-            file = tar.extractfile(entry)
+    try:
+        for entry in read_members(io.BytesIO(data)):
+            if entry.problem:
+                raise DataError(f"{path}: {entry.name}: {entry.problem}; build the set again")
             key, _, extension = entry.name.rpartition(".")
-            if file is None:
-                continue
+            content = data[entry.offset : entry.offset + entry.size]
             if extension == "json":
                 try:
-                    members[key] = _SampleFields.model_validate_json(file.read())
+                    members[key] = _SampleFields.model_validate_json(content)
                 except ValidationError as error:
                     raise FormatError(f"{path}: {entry.name}: {_first_problem(error)}") from None
             else:
-                pictures[key] = file.read()
+                pictures[key] = content
+    except DamagedTar as error:
+        raise DataError(f"{path}: not a readable tar ({error}); build the set again") from None
     if incomplete := sorted(pictures.keys() ^ members.keys()):
         raise DataError(f"{path}: sample {incomplete[0]} lacks its image or its json")
     return [

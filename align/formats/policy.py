@@ -139,9 +139,7 @@ def read_opted_out(policy: Path) -> OptedOut:
     for line, row in lines[1:]:
         problem = f"{len(row)} columns" if len(row) != len(_HEADER) else problem_with(row[0], row[1])
         if problem:
-            raise FormatError(
-                f"{path}, line {line}: {problem}; correct the line, or write entries with `align forget`"
-            )
+            raise FormatError(f"{path}, line {line}: {problem}; correct the line, or write entries with `align forget`")
         entries.append(Entry(*row))
     return OptedOut(entries)
 

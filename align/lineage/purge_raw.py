@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,11 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.console import track
+from align.errors import DataError
 from align.files import sha256_file, write_text
 from align.formats.policy import OptedOut
 from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, MANIFEST, SUCCESS
 from align.formats.stored_tars import stored_tars
 from align.formats.tar import BLOCK, header, padding
+from align.formats.tar_members import DamagedTar, Member, read_members
 from align.ingest.writer import write_raw_manifest
 from align.lineage.opted_out_pairs import OptedOutPairs
 from align.lineage.raw_pairs import RawRow, iter_tables
@@ -123,10 +124,13 @@ def _purged_table(path: Path, opted_out: OptedOut, pairs: OptedOutPairs) -> tupl
 
 
 def _copy_tar(source: Path, target: BinaryIO, gone: frozenset[str], rows: dict[str, RawRow]) -> None:
-    """Copies members byte for byte, except those of `gone`; a sample in `rows` gets that row's text and JSON."""
+    """Copies members byte for byte, except those of `gone`; a sample in `rows` gets that row's text and JSON.
+
+    Members without bytes that can be read, such as links, are left out. Raises DataError where the tar is damaged.
+    """
     num_bytes = 0
-    with source.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
+    with source.open("rb") as file:
+        for member in _members(file, source):
             key, _, extension = member.name.rpartition("/")[2].partition(".")
             if key in gone:
                 continue
@@ -136,11 +140,18 @@ def _copy_tar(source: Path, target: BinaryIO, gone: frozenset[str], rows: dict[s
                 data = text.encode("utf-8")
                 block = header(member.name, len(data)) + data
             else:
-                file.seek(member.offset)
-                block = file.read(member.offset_data + member.size - member.offset)
+                file.seek(member.start)
+                block = file.read(member.offset + member.size - member.start)
             num_bytes += target.write(block + padding(len(block)))
     end = 2 * BLOCK
     target.write(bytes(end + -(num_bytes + end) % (20 * BLOCK)))  # as `tar` ends an archive
+
+
+def _members(file: BinaryIO, path: Path) -> Iterator[Member]:
+    try:
+        yield from (member for member in read_members(file) if member.problem is None)
+    except DamagedTar as error:
+        raise DataError(f"{path}: not a readable tar ({error}); make the folder again") from None
 
 
 def _rewrite_stats(raw: Path, part: Path, name: str, table: pa.Table) -> str:

@@ -277,7 +277,7 @@ def _row(key: str, members: dict[str, tuple[int, int, bytes]]) -> dict[str, Any]
         keys, texts = row["keys"], row["texts"]
         whole = row["key"] == key and 0 < len(keys) == len(texts) and all(texts) and isinstance(row["image_id"], str)
         return row if whole and members["txt"][2].decode("utf-8") == texts[0] else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

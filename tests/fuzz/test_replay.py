@@ -1,5 +1,6 @@
 """Every input that fuzzing has saved is handled: seeds, and what was once a find."""
 
+import faulthandler
 import os
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def test_the_judge_sees_exceptions_memory_time_and_death(monkeypatch: pytest.Mon
             pass
 
     def dies(data: bytes) -> None:
+        faulthandler.disable()  # its report would look like a failure
         os.abort()
 
     assert judge.replayed(lambda data: None, b"") is None

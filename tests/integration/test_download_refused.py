@@ -80,7 +80,7 @@ def ingest(tmp_path: Path, policy: OptedOut, **settings: Any) -> list[dict[str, 
     for shard in raw_shards(tmp_path / "raw"):
         data = dict(iter_images(shard))
         rows += [{**row, "data": data.get(row["key"])} for row in read_table(shard).to_pylist()]
-    return sorted(rows, key=lambda row: str(row["caption"]))
+    return sorted(rows, key=lambda row: str(row["url"]))
 
 
 def test_a_redirect_within_an_archive_does_not_lead_around_a_take_down(tmp_path: Path) -> None:
@@ -102,10 +102,11 @@ def test_a_redirect_within_an_archive_does_not_lead_around_a_take_down(tmp_path:
     ])  # fmt: skip
     settings = {"paths.archive": tmp_path / "a.warc.gz", "ingest.source": "warc", "ingest.images_from": "archive"}
     rows = ingest(tmp_path, opted_out(("host", "gone.test")), **settings)
-    outcomes = {row["caption"]: (row["status"], row["error_message"], row["retryable"]) for row in rows}
+    names = {row["url"]: row["url"].removeprefix("http://a.test/").removesuffix(".png") for row in rows}
+    outcomes = {names[row["url"]]: (row["status"], row["error_message"], row["retryable"]) for row in rows}
     refused, good = ("failed_to_download", "opted out", False), ("success", None, False)
     assert outcomes == {"direct": good, "far": refused, "near": refused, "other": good, "same": refused}
-    assert all(row["data"] is None and row["sha256"] is None for row in rows if row["error_message"])
+    assert all((row["caption"], row["data"], row["sha256"]) == ("", None, None) for row in rows if row["error_message"])
 
 
 def test_a_redirect_on_the_web_does_not_lead_around_a_take_down(tmp_path: Path) -> None:
@@ -120,7 +121,9 @@ def test_a_redirect_on_the_web_does_not_lead_around_a_take_down(tmp_path: Path) 
         settings = {"paths.archive": tmp_path / "pairs.csv", "ingest.source": "url_table"}
         settings |= {"download.allow_networks": "[127.0.0.0/8]"}
         rows = ingest(tmp_path, opted_out(("host", "127.0.0.2")), **settings)
-        assert {row["caption"]: row["error_message"] for row in rows} == {
-            "direct": None, "redirected": "opted out", "refused": "opted out",
+        direct, redirected = server.url("/red.png"), server.url("/r.png")
+        refused = server.url("/red.png", "127.0.0.2")
+        assert {row["url"]: row["error_message"] for row in rows} == {
+            direct: None, redirected: "opted out", refused: "opted out",
         }  # fmt: skip
         assert not any(path.startswith("127.0.0.2") for path in server.requests)

@@ -1,9 +1,12 @@
+import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from align.errors import CorruptError, DataError, FormatError
+from align.files import sha256_file
 from align.formats.evaluation_set import load_sets
 from tests.support.evaluation_sets import write_set
 
@@ -63,3 +66,15 @@ def test_a_classification_set_has_its_classes(tmp_path: Path) -> None:
     (found,) = load_sets(tmp_path)
     assert (found.classes, found.templates) == (("symbols", "plants"), ("a {}",))
     assert [image.label for image in found.images] == ["symbols", "plants"]
+
+
+def test_a_tar_with_a_member_without_bytes_is_an_error(tmp_path: Path) -> None:
+    tar = write_set(tmp_path) / "concepts.tar"
+    with tarfile.open(tar, "a") as file:
+        link = tarfile.TarInfo("a2.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(link)
+    header = tmp_path / "concepts.json"
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"sha256": sha256_file(tar)}))
+    with pytest.raises(DataError, match=r"concepts\.tar: a2\.jpg: a symbolic link"):
+        load_sets(tmp_path)

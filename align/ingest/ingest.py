@@ -175,7 +175,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if args.retry_failed:
         say("ingest: run `dvc commit ingest` to keep this data/raw; without it `dvc repro` fetches everything again")
     for what, number in not_read(report):
-        say(f"ingest: warning: {number:,} {what}")
+        say(f"ingest: warning: {what}: {number:,}")
     if report.num_texts_cut:
         say(f"ingest: {report.num_texts_cut:,} texts cut at {MAX_CHARACTERS:,} characters; `align filter` drops them")
     if report.files_quarantined:

@@ -1,5 +1,6 @@
 """A web archive with one of everything that a hostile author writes goes from ingest to search."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -15,8 +17,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from align.formats.raw import raw_shards, read_table
+from align.pairs.text import MAX_CHARACTERS
 from tests.e2e.test_repro import REDUCED
 from tests.support import ROOT, hostile, thinned, warc_records
+from tests.support.pictures import blurred_png
 
 MAX_BYTES = 1_500_000_000
 STAGES = (
@@ -113,7 +117,7 @@ def test_from_ingest_to_search(project: Path) -> None:
     for stage in STAGES:
         began = time.monotonic()
         done, num_bytes = align(project, stage)
-        print(f"{stage}: {time.monotonic() - began:.1f} s, {num_bytes / 1e6:,.0f} MB")
+        print(f"{stage}: {time.monotonic() - began:.1f} s, {num_bytes / 1e6:,.0f} MB")  # shown with -s, or if it fails
         assert done.returncode == 0, done.stderr.decode("utf-8", "replace")[-3000:]
         assert num_bytes < MAX_BYTES, stage
         printed += done.stdout + done.stderr
@@ -128,29 +132,64 @@ def test_from_ingest_to_search(project: Path) -> None:
     assert not list(project.rglob("hostile-eps-ran"))
 
 
-def test_every_odd_thing_is_a_row_with_a_reason(project: Path) -> None:
-    rows = [row for shard in raw_shards(project / "data/raw") for row in read_table(shard).to_pylist()]
-    pictures = {row["url"].rpartition("/")[2]: row for row in rows if row["page_url"].endswith("pictures.html")}
-    outcome = {name: row["error_message"] for name, row in pictures.items()}
-    assert set(outcome) == set(hostile.pictures())
-    good = {name for name, message in outcome.items() if message is None}
-    decisions = {row["key"]: row for row in pq.read_table(project / "data/filtered/decisions.parquet").to_pylist()}
-    by_name = {name: decisions[row["key"]] for name, row in pictures.items()}
-    assert {"grey-16.png", "portrait.jpg"} <= good
-    for name in ("scans.jpg", "damaged.avif", "cut.jpg", "claims.webp", "postscript.jpg", "huge.ico"):
-        assert outcome[name] or "image_undecodable" in by_name[name]["reasons"], name
-    moved = next(row for row in rows if row["url"].endswith("/moved.png"))
-    assert (moved["status"], moved["error_message"]) == ("failed_to_download", "opted out")
-    assert not any("opted-out.example" in row["url"] and row["sha256"] for row in rows)
+def rows(project: Path) -> list[dict[str, Any]]:
+    return [row for shard in raw_shards(project / "data/raw") for row in read_table(shard).to_pylist()]
+
+
+def decisions(project: Path) -> dict[str, dict[str, Any]]:
+    return {row["key"]: row for row in pq.read_table(project / "data/filtered/decisions.parquet").to_pylist()}
+
+
+def test_every_odd_picture_is_a_row_with_a_reason(project: Path) -> None:
+    shown = {row["url"].rpartition("/")[2]: row for row in rows(project) if row["page_url"].endswith("pictures.html")}
+    assert set(shown) == set(hostile.pictures())
+    messages = {name: (row["error_message"] or "").partition(":")[0] for name, row in shown.items()}
+    undecodable = "not a picture that we decode"
+    assert messages == {
+        "scans.jpg": "too many scans",
+        "beyond-the-limit.png": "too many pixels",
+        "claims.webp": "too many pixels",
+        "large.ico": undecodable,
+        "huge.ico": undecodable,
+        "postscript.jpg": undecodable,
+        "empty.gif": undecodable,
+        "zip.png": undecodable,
+        "nothing.jpg": "bytes cannot be read",
+        # their headers are good; the filter decodes them
+        **dict.fromkeys(("within-the-limit.png", "grey-16.png", "portrait.jpg", "damaged.avif", "cut.jpg"), ""),
+    }
+    decided = decisions(project)
+    reasons = {name: decided[row["key"]]["reason"] for name, row in shown.items() if not row["error_message"]}
+    assert reasons == {
+        "within-the-limit.png": None,
+        "grey-16.png": None,
+        "portrait.jpg": None,
+        "damaged.avif": "image_undecodable",
+        "cut.jpg": "image_undecodable",
+    }
+    assert (shown["portrait.jpg"]["width"], shown["portrait.jpg"]["height"]) == (240, 320)
+
+
+def test_every_odd_page_is_read_or_counted(project: Path) -> None:
     report = json.loads((project / "reports/ingest/report.json").read_text())
-    print(report)
+    # 100,000 attributes, 200,000 tags, gzip, gzip in gzip; and a content encoding that nobody knows
+    assert (report["num_pages_too_large"], report["num_pages_unreadable"]) == (4, 1)
+    pages = Counter(row["page_url"].rpartition("/")[2] for row in rows(project) if "/page/" in row["page_url"])
+    assert pages == {"figure.html": 4000, "picture.html": 2000, "binary.html": 100, "figures.html": 1, "srcset.html": 1}
 
 
-def test_long_texts_are_dropped(project: Path) -> None:
-    rows = [row for shard in raw_shards(project / "data/raw") for row in read_table(shard).to_pylist()]
-    decisions = {row["key"]: row for row in pq.read_table(project / "data/filtered/decisions.parquet").to_pylist()}
-    for row in rows:
-        assert len(row["caption"]) < 20_000
-        if "/text-one-word" in row["url"] or "/text-marks" in row["url"]:
-            assert not decisions[row["key"]]["keep"]
-    print(Counter(one["reason"] for one in decisions.values()))
+def test_a_redirect_to_an_opted_out_host_is_refused(project: Path) -> None:
+    moved = next(row for row in rows(project) if row["url"].endswith("/moved.png"))
+    assert (moved["status"], moved["error_message"], moved["caption"]) == ("failed_to_download", "opted out", "")
+    forbidden = hashlib.sha256(blurred_png(4242, (230, 240))).hexdigest()
+    assert forbidden not in {row["sha256"] for row in rows(project)}
+
+
+def test_texts_are_kept_as_they_are_and_endless_ones_are_dropped(project: Path) -> None:
+    decided = decisions(project)
+    texts = {row["page_url"].rpartition("/")[2]: row for row in rows(project) if "/text/" in row["page_url"]}
+    assert {name.removesuffix(".html") for name in texts} == set(hostile.TEXTS)
+    reasons = {name: decided[row["key"]]["reason"] for name, row in texts.items()}
+    assert {name for name, reason in reasons.items() if reason is not None} == {"one-word.html", "marks.html"}
+    assert max(len(row["caption"]) for row in texts.values()) == MAX_CHARACTERS
+    assert texts["mathematics.html"]["caption"] == hostile.TEXTS["mathematics"]

@@ -48,10 +48,12 @@ class PathsConfig(Section):
             fixed = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
             inputs["archive"] = Path(*parts[:fixed])
         read = {name: path.resolve() for name, path in inputs.items()}
+        pattern = "*" in self.archive  # names files in a folder, which may hold outputs beside them
         for output in sorted(type(self).model_fields.keys() - INPUTS):
             written = getattr(self, output).resolve()
             for name, path in read.items():
-                if written.is_relative_to(path) or path.is_relative_to(written):
+                inside = written.is_relative_to(path) and not (pattern and name == "archive")
+                if inside or path.is_relative_to(written):
                     raise ValueError(
                         f"paths.{output} ({getattr(self, output)}) lies in, or around, the input paths.{name}"
                         f" ({inputs[name]}); stages replace what they write, so choose another folder"

@@ -56,7 +56,8 @@ def test_good_data_passes_and_equal_data_gives_equal_reports(tmp_path: Path) -> 
     first = {path.name: path.read_bytes() for path in (tmp_path / "quality").iterdir()}
     judge(tmp_path)
     assert {path.name: path.read_bytes() for path in (tmp_path / "quality").iterdir()} == first
-    assert set(first) == {"report.json", "metrics.json", "report.html", "verdict.json", "distributions.png"}
+    pages = {"report.html", "distributions.png"}
+    assert set(first) == {".align.json", "report.json", "metrics.json", "verdict.json", *pages}
     page = first["report.html"].decode()
     assert "share dropped as image_too_small" in page
     assert "No reference: drift was not measured" in page

@@ -173,7 +173,7 @@ def test_an_output_lies_in_no_input_and_around_none(overrides: list[str]) -> Non
 
 
 def test_inputs_may_lie_anywhere_and_outputs_beside_them() -> None:
-    for archive in ("s3://bucket/crawl/*.warc.gz", "/somewhere/else", "data/raw2"):
+    for archive in ("s3://bucket/crawl/*.warc.gz", "/somewhere/else", "data/raw2", "data/*.warc.gz"):
         load_params(ROOT / "params.yaml", [f"paths.archive={archive}"]).section(PathsConfig)
     require_inside({"archive": "s3://bucket/crawl", "evaluation": "/sets", "policy": "../policy", "raw": "data/raw"})
 

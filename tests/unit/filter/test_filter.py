@@ -24,7 +24,6 @@ from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import raw_shards, read_table
 from align.work import Portion
 from tests.support import tiny_model
-from tests.support.bombs import parquet_bomb, with_little_memory
 from tests.support.small_filter import evaluation_set, noise, shards, stock_folder
 from tests.support.warc_records import picture
 
@@ -101,38 +100,6 @@ def test_every_row_gets_a_decision(tmp_path: Path, capsys: pytest.CaptureFixture
     twin = next(image for image in images if image["image_key"] == "000000009")
     assert (twin["width_px"], twin["height_px"], twin["evaluation_sets"]) == (480, 460, ["tiny"])
     assert "warning" not in capsys.readouterr().err
-
-
-def test_texts_of_other_folders_have_a_length_limit(tmp_path: Path) -> None:
-    captions = [
-        "three words " + "x" * 500_000,  # one word fills a page
-        "a text of " + " " * 10_000 + " two ends",  # what was cut is too long, though little is left of it
-        "a text of  " + " " * 500 + " two ends ",
-        "an endless " + "w" * 989,
-        "an endless " + "w" * 990,
-        "two" + "\u0315\u0300" * 40_000 + " marks here",
-    ]
-    pairs: list[tuple[str | None, bytes | None]] = [(caption, noise(row)) for row, caption in enumerate(captions)]
-    config = CONFIG.model_copy(update={"min_words": 2})
-    run(stock_folder(tmp_path / "raw", pairs), tmp_path, config=config)
-    decided = list(decisions(tmp_path).values())
-    long = "text_too_long"
-    assert [row["reasons"] for row in decided] == [[long], [long], [], [], [long], ["text_too_short", long]]
-    assert max(len(str(row["text"])) for row in decided) == 1000
-    facts = pq.read_table(tmp_path / "filtered/facts.parquet", columns=["num_characters"]).to_pydict()
-    assert facts["num_characters"] == [8192, 8192, 18, 1000, 1001, 8192]
-
-
-def test_a_small_folder_that_unpacks_to_gigabytes_takes_little_memory(tmp_path: Path) -> None:
-    raw = stock_folder(tmp_path / "raw", [("a text", None)])
-    parquet_bomb(raw / "00000.parquet", 1000)
-    code = """
-from pathlib import Path
-from align.formats.raw import raw_shards, read_table
-table = read_table(raw_shards(Path(sys.argv[1]))[0], ["key", "caption"])
-print(len(table), max(map(len, table["caption"].to_pylist())))
-"""
-    assert with_little_memory(code, raw, mib=700) == "1000 8192"
 
 
 def test_equal_bytes_twice_and_no_evaluation_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

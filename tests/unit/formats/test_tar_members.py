@@ -20,7 +20,8 @@ def header(
     """A header with a right checksum, whatever its fields are."""
     block = bytearray(BLOCK)
     block[: len(name)] = name
-    block[100:124] = b"0000644\00000000\00000000\0"
+    for start, field in ((100, b"0000644"), (108, b"0000000"), (116, b"0000000")):
+        block[start : start + len(field)] = field
     block[124 : 124 + len(size)] = size
     block[156:157] = kind
     block[257:265] = magic

@@ -22,7 +22,7 @@ from align.formats.stored_tars import stored_tars
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.lineage.opted_out_pairs import opted_out_pairs
 from align.lineage.purge_raw import purge_raw
-from align.lineage.shard_samples import count_pairs, filtered_shows, index_shows, shards_show
+from align.lineage.shard_samples import count_pairs, shards_show
 from align.lineage.take_down_requests import read_requests
 from align.lineage.trained_models import TrainedModel
 from align.services.store import keep_tar, materialised
@@ -296,12 +296,6 @@ def test_a_worktree_with_data_of_its_own_is_named(
     assert main(["forget", "--purge", "--yes"]) == 0  # the first checkout is clean now
 
 
-def test_an_index_is_looked_into(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"image_id": [SHA_A, SHA_B]}), tmp_path / "items.parquet")
-    assert index_shows(tmp_path, frozenset({SHA_B, SHA_C}))
-    assert not index_shows(tmp_path, frozenset({SHA_C}))
-
-
 def test_texts_go_too_from_tables_and_reports_made_before_anybody_asked(
     raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +307,7 @@ def test_texts_go_too_from_tables_and_reports_made_before_anybody_asked(
     }
     for name in ("filter", "index", "package"):
         (root / "reports" / name).mkdir(parents=True)
+        (root / "reports" / name / "metrics.json").write_text("{}")  # as every stage writes it
     (root / "reports/filter/report.json").write_text('{"overview": {"shared_texts": [{"text": "text of 000010000"}]}}')
     (root / "reports/index/report.json").write_text('{"queries": [{"found": [{"texts": ["another"]}]}]}')
     filtered = root / "data/filtered"
@@ -324,21 +319,6 @@ def test_texts_go_too_from_tables_and_reports_made_before_anybody_asked(
     assert not filtered.exists()
     assert [path.parent.name for path in root.rglob("report.json")] == ["index"]
     assert [one["caption"] for one in read_table(raw_shards(raw)[1]).to_pylist()] == ["", ""]  # x.org had no picture
-
-
-def test_a_filter_that_knew_of_the_request_may_have_kept_the_text(tmp_path: Path) -> None:
-    def shows(text: str, entry: str | None, *texts: tuple[str | None, str]) -> bool:
-        pq.write_table(pa.table({"image_id": [SHA_A], "text": [text]}), tmp_path / "decisions.parquet")
-        pq.write_table(pa.table({"opted_out": pa.array([entry], pa.string())}), tmp_path / "facts.parquet")
-        return filtered_shows(tmp_path, frozenset(texts))
-
-    assert shows("a fox", "host:host.org")
-    assert not shows("", "host:host.org")
-    assert shows("a fox", None, (SHA_A, "a fox"))
-    assert not shows("a fox", None, (SHA_B, "a fox"), (SHA_A, "an owl"))
-    (tmp_path / "facts.parquet").unlink()
-    with pytest.raises(DataError, match="unreadable"):
-        filtered_shows(tmp_path, frozenset())
 
 
 def test_a_purge_names_what_it_does_not_touch(

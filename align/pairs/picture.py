@@ -46,6 +46,8 @@ _OPENED_HERE = ("JPEG", "PNG", "GIF")
 #: then. A helper would double the time of small pictures on a busy machine.
 _MOST_WORK_HERE = {"JPEG": 32_000_000, "PNG": 32_000_000, "GIF": 32_000_000, "WEBP": 8_000_000}
 _MOST_INTRICATE_PIXELS_HERE = 500_000
+#: What libjpeg writes.
+_MAX_JPEG_SIDE_PX = 65_500
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,10 @@ def shrink(data: bytes, short_side_px: int, quality: int, max_pixels: int) -> tu
     header = read_header(data)
     scale = short_side_px / min(header.width_px, header.height_px)
     size = (max(1, round(header.width_px * scale)), max(1, round(header.height_px * scale)))
+    if max(size) > _MAX_JPEG_SIDE_PX:
+        raise PictureError(
+            f"too long: {size[0]} x {size[1]} once shrunk; a JPEG has at most {_MAX_JPEG_SIDE_PX:,} a side"
+        )
     image = decode(data, max_pixels=max_pixels, hint_px=max(size))
     pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
     return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")), *size

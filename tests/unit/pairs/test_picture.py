@@ -183,3 +183,8 @@ def test_strips_change_no_pixel(mode: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("align.pairs.picture_pixels._STRIP_PIXELS", 130 * 12)
     assert decode(data, max_pixels=MAX_PIXELS).tobytes() == whole.tobytes()
     assert decode(data, max_pixels=MAX_PIXELS, hint_px=30).tobytes() == whole.reduce(4).tobytes()
+
+
+def test_what_no_jpeg_can_hold_is_not_shrunk() -> None:
+    with pytest.raises(PictureError, match="too long: 76800 x 64 once shrunk"):
+        shrink(encoded(Image.new("RGB", (1200, 1)), "PNG"), 64, 90, MAX_PIXELS)

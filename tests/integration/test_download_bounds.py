@@ -104,6 +104,7 @@ def test_libcurl_remembers_names_for_about_a_second() -> None:
                 assert (fetched.error, asked) == (None, expected)
 
 
+@pytest.mark.full
 def test_names_that_nobody_answers_for_do_not_hold_up_the_others(tmp_path: Path) -> None:
     if shutil.which("unshare") is None or shutil.which("ip") is None or os.geteuid() != 0:
         missing("a name server of the test's own needs root, util-linux and iproute2")

@@ -17,13 +17,13 @@ Bad samples are rows with a reason code; only bad *runs* are exceptions.
 
 import re
 
-#: The login in an address, with what is around it: `://bob:secret@`, `://TOKEN@`. The second form is a password with a
-#: slash in it, which is no port. A regular expression that Python and JSON Schema read alike, linear in the text.
+#: The login in an address, with what is around it: `://<user>:<password>@`, `://TOKEN@`. The second form is a password
+#: with a slash in it, which is no port. Python and JSON Schema read this regular expression alike; it is linear.
 LOGIN = r"""://(?:[^\s/?#"<>]*@|[^\s/?#"<>@:\[]+:(?!\d*[/?#])[^\s"<>@]{0,256}@)"""
 
 
 def without_logins(text: str) -> str:
-    """The text with its addresses as they are for everyone: `http://bob:secret@host` becomes `http://host`."""
+    """The text with its addresses as they are for everyone: `http://<user>:<password>@host` becomes `http://host`."""
     return re.sub(LOGIN, "://", text) if "@" in text else text
 
 

@@ -111,7 +111,7 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
 
 
 def login_in(value: Any, key: str = "") -> str | None:
-    """The key, such as `section.key`, of the first text with a login in an address (`http://bob:secret@`), or None."""
+    """The key (`section.key`) of the first text with a login in an address, `http://<user>:<password>@`; or None."""
     if isinstance(value, str):
         return key if re.search(LOGIN, value) else None
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

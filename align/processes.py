@@ -54,7 +54,7 @@ def in_processes(
         num_workers: processes; None: one per core.
         around: each worker enters it before its first item.
         name_of: what messages call an item.
-        instead: gives the result of a culprit, so that the run goes on; None: a culprit ends it.
+        instead: gives the result of a culprit, so that the run continues; None: a culprit ends it.
 
     Raises:
         What the function raises; DataError where a culprit ends the run (it is named), and where there are so many

@@ -7,7 +7,6 @@ import http.server
 import io
 import json
 import re
-import shutil
 import subprocess
 import threading
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from align.cli import main
 from align.formats.shards import iter_samples
 from align.html import page as page_of
 from align.html import picture
-from tests.support import ROOT, missing, tiny_model
+from tests.support import ROOT, tiny_model
+from tests.support.browser import find_chromium
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]  # the stages run within the first test
 
@@ -63,10 +63,7 @@ class Opened:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    return missing("no Chromium here (apt install chromium): pages are not opened")
+    return find_chromium()
 
 
 def browse(chromium: str, page: Path, folder: Path) -> Opened:

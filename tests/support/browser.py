@@ -73,15 +73,19 @@ class Page:
         file.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot")["data"]))
 
 
+def find_chromium() -> str:
+    """The browser's path; without one, the test is skipped, or failed in CI."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    return missing("no Chromium here (apt install chromium): pages are not opened")
+
+
 @contextmanager
 def open_page(folder: Path, *options: str) -> Iterator[Page]:
     """A tab of a new browser with an empty profile in `folder`; without Chromium, the test is skipped."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next((path for name in names if (path := shutil.which(name))), None)
-    if program is None:
-        missing("no Chromium here (apt install chromium): pages are not opened")
     command = [
-        program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
+        find_chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1300,900",
         "--remote-debugging-port=0", f"--user-data-dir={folder}", *options, "about:blank",
     ]  # fmt: skip

@@ -45,5 +45,5 @@ class IngestConfig(Section):
     max_image_pixels: PositiveInt
     #: Bytes of one record, page or member, as stored and after each decoding; larger ones are not read.
     max_record_bytes: PositiveInt
-    #: Take the readable part of a file that is cut off, instead of stopping with an error.
-    allow_truncated: bool
+    #: Take the readable part of a file that is cut off or damaged, instead of stopping with an error.
+    allow_damaged: bool

@@ -29,7 +29,7 @@ def ingest_config(source: str) -> Any:
     from align.config import load_params
     from align.config.ingest import IngestConfig
 
-    overrides = [f"ingest.source={source}", "ingest.allow_truncated=true"]
+    overrides = [f"ingest.source={source}", "ingest.allow_damaged=true"]
     return load_params(PARAMS, overrides).section(IngestConfig)
 
 

@@ -39,7 +39,7 @@ class Shards:
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when the location has no tar."""
         self.files = self.inputs = files.list(location, (".tar",))
-        self._allow_truncated = config.allow_truncated
+        self._allow_damaged = config.allow_damaged
         self._max_bytes = config.max_record_bytes
         self._store = files
         self._open = OpenFiles(files)
@@ -48,7 +48,7 @@ class Shards:
         """See `Source`.
 
         Raises:
-            DataError: the tar or its table is damaged; or the tar is cut off, unless `allow_truncated`.
+            DataError: the tar or its table is damaged; or the tar is cut off, unless `allow_damaged`.
         """
         table = file.removesuffix(".tar") + ".parquet"
         if is_file(self._store, table):
@@ -139,9 +139,9 @@ class Shards:
                     else:
                         skip(counts, "records_unreadable", f"{file}: {member.name}", member.problem)
             except DamagedTar as error:
-                if not num_members or not self._allow_truncated:
+                if not num_members or not self._allow_damaged:
                     raise DataError(
-                        f"{file}: not a complete tar ({error}); fetch it again, or set ingest.allow_truncated to take "
+                        f"{file}: not a complete tar ({error}); fetch it again, or set ingest.allow_damaged to take "
                         "the part before"
                     ) from None
                 counts["truncated_files"] += 1

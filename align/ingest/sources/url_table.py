@@ -41,7 +41,7 @@ class UrlTable:
         """Raises DataError when the location has no table."""
         self.files = self.inputs = files.list(location, _SUFFIXES)
         self._columns = config.columns
-        self._allow_truncated = config.allow_truncated
+        self._allow_damaged = config.allow_damaged
         self._store = files
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
@@ -84,9 +84,9 @@ class UrlTable:
                 else:
                     yield from self._lines(file, lines, "\t" if name.endswith((".tsv", ".txt")) else ",")
         except EOFError:
-            if not self._allow_truncated:
+            if not self._allow_damaged:
                 raise DataError(
-                    f"{file}: cut off; fetch it again, or set ingest.allow_truncated to take the part before"
+                    f"{file}: cut off; fetch it again, or set ingest.allow_damaged to take the part before"
                 ) from None
             counts["truncated_files"] += 1
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, zlib.error) as error:

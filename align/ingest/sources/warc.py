@@ -68,7 +68,7 @@ class Warc:
         """See `Source`. Every page of status 200 is read; every response gives a row.
 
         Raises:
-            DataError: the file is not a WARC; is cut off or damaged (unless `allow_truncated`); or is compressed as a
+            DataError: the file is not a WARC; is cut off or damaged (unless `allow_damaged`); or is compressed as a
                 whole although pictures must be read from it. The message names the file and the byte.
         """
         batches = Batches()
@@ -139,10 +139,10 @@ class Warc:
                 ends_at, problem = last, "the bytes after the record that starts there are not a complete record"
             size = stream.seek(0, 2)
         if ends_at is not None:
-            if not self._config.allow_truncated:
+            if not self._config.allow_damaged:
                 raise DataError(
                     f"{file}: cut off or damaged at byte {ends_at:,} of {size:,} ({problem}); fetch it again, "
-                    "or set ingest.allow_truncated to take the part before"
+                    "or set ingest.allow_damaged to take the part before"
                 )
             counts["truncated_files"] += 1
 

@@ -199,7 +199,7 @@ def test_truncated_archive_is_an_error_unless_allowed(archive: Path, tmp_path: P
     with pytest.raises(DataError, match=r"a\.warc\.gz: cut off or damaged at byte"):
         ingest(CONFIG, archive, tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
-    report = ingest(CONFIG.model_copy(update={"allow_truncated": True}), archive, tmp_path / "raw")
+    report = ingest(CONFIG.model_copy(update={"allow_damaged": True}), archive, tmp_path / "raw")
     assert (report.num_truncated_files, report.num_pages, report.num_pairs) == (1, 2, 13)
 
 

@@ -164,7 +164,7 @@ def test_damaged_tars(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="not a complete tar"):
             read_all(path, "shards")
         counts: Counter[str] = Counter()
-        source = source_at(path, "source=shards", "allow_truncated=true")
+        source = source_at(path, "source=shards", "allow_damaged=true")
         rows, _ = rows_of(source, counts)
         assert [source.read(row["file"], row["offset"]) for row in rows][:3] == [bytes(5000)] * 3
         assert counts["truncated_files"] == 1

@@ -70,6 +70,11 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=help_text, description=help_text)
         sub.add_argument("--params", type=Path, default=None, metavar="FILE", help="default: ./params.yaml")
         sub.add_argument(
+            "--profile",
+            metavar="NAME",
+            help="use the values of infra/profiles/NAME.yaml, or of a file; --set changes single ones",
+        )
+        sub.add_argument(
             "--set",
             dest="overrides",
             action="append",
@@ -96,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser(verb if argv and argv[0] == verb else None).parse_args(argv)
         silence_telemetry()
         from align.config import load_params
+        from align.config.profile import profile_overrides
 
+        args.overrides = [*profile_overrides(args.profile), *args.overrides]
         params = load_params(args.params, args.overrides)
         importlib.import_module(VERBS[args.verb].module).main(params, args)
     except AlignError as error:

@@ -48,6 +48,8 @@ nav a { color: var(--soft); margin-right: 1rem; display: inline-block }
 td.bar { min-width: 96px; padding-top: .62rem }
 td.bar hr { margin: 0; border: 0; height: .72rem; border-radius: 2px; background: var(--bad); opacity: .75 }
 table.example td { border: 0; padding-right: 1.2rem }
+pre { background: var(--wash); border: 1px solid var(--line); border-radius: 4px; padding: .55rem .8rem;
+  font-size: .85rem; overflow-x: auto }
 p.note { color: var(--soft); font-size: .85rem; max-width: 820px }
 img { max-width: 100% }
 .gallery { display: flex; flex-wrap: wrap; gap: .7rem; margin: .6rem 0 }
@@ -123,6 +125,11 @@ def note(text: str) -> str:
 def paragraph(text: str) -> str:
     """A paragraph of plain text."""
     return f"<p>{escape(text)}</p>"
+
+
+def code(text: str) -> str:
+    """Lines to copy, as they are."""
+    return f"<pre>{escape(text)}</pre>"
 
 
 def table(

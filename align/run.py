@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--snapshot-dirty",
         action="store_true",
-        help="run HEAD with your uncommitted changes in a worktree; without this, --set refuses them",
+        help="run HEAD with your uncommitted changes in a worktree; without this, --set and --profile refuse them",
     )
 
 

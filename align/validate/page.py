@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from align import html
 from align.formats.acceptances import ACCEPTED
 from align.protocols.expectations import Outcome
-from align.validate.report import QualityReport, summary
+from align.validate.bands import as_yaml
+from align.validate.report import QualityReport, accept_all, summary
 
 _COLUMNS = ("expectation", "name", "observed", "threshold", "verdict")
 
@@ -22,24 +23,29 @@ def gate_page(report: QualityReport, title: str, blocks: Sequence[str]) -> str:
         ("accepted", f"{num_accepted:,}", "warn" if num_accepted else ""),
     ]
     lead = f"Failed. {report.failure}" if failed else f"{summary(report).capitalize()}."
-    parts = [html.cards(cards), *_failures(failed), *_acceptances(report.expectations), *blocks]
+    parts = [html.cards(cards), *_failures(report), *_acceptances(report.expectations), *blocks]
     parts += [html.heading("All expectations"), html.table(_COLUMNS, map(_line, report.expectations), verdict=4)]
     parts.append(html.paragraph(f"Data: {report.data}"))
     return html.page(title, lead, parts)
 
 
-def _failures(failed: Sequence[Outcome]) -> list[str]:
-    if not failed:
+def _failures(report: QualityReport) -> list[str]:
+    if not report.failed:
         return []
-    advice = (
-        "Correct the data or the thresholds (params.yaml, section validate). Or accept a failure for this data only: "
-        f'align validate --accept {failed[0].name} --reason "why", and commit data/policy/{ACCEPTED}.'
-    )
-    return [
-        html.heading("What failed"),
-        html.table(_COLUMNS, map(_line, failed), verdict=4),
-        html.paragraph(advice),
-    ]
+    parts = [html.heading("What failed"), html.table(_COLUMNS, map(_line, report.failed), verdict=4)]
+    if report.bands:
+        parts.append(
+            html.paragraph(
+                "Correct the data or a rule. Or, if data of this kind is like that, set these bands in params.yaml: "
+                "what was measured, and 10 points of room."
+            )
+        )
+        parts.append(html.code(as_yaml(report.bands)))
+    else:
+        parts.append(html.paragraph("Correct the data, or the thresholds (params.yaml, section validate)."))
+    parts.append(html.paragraph(f"Or accept the failures for this data only, and commit data/policy/{ACCEPTED}:"))
+    parts.append(html.code(accept_all(report)))
+    return parts
 
 
 def _acceptances(outcomes: Iterable[Outcome]) -> list[str]:

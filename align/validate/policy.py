@@ -14,11 +14,13 @@ from align.protocols.expectations import Acceptance
 from align.validate.report import REPORT, read_report
 
 
-def accept(name: str, reason: str, by: str, on: str, *, reports: Sequence[Path], policy: Path) -> Acceptance:
-    """Accepts one failure of the last run, for the data that it judged. A second acceptance replaces the first.
+def accept(names: Sequence[str], reason: str, by: str, on: str, *, reports: Sequence[Path], policy: Path) -> None:
+    """Accepts failures of the last run, for the data that it judged: all of them or none.
+
+    A second acceptance of a failure replaces the first.
 
     Args:
-        name: the expectation's.
+        names: of the expectations.
         reason: why the data may be used; shown in the report and in the lineage of models.
         by: who decides.
         on: the day, such as 2026-01-31.
@@ -27,32 +29,40 @@ def accept(name: str, reason: str, by: str, on: str, *, reports: Sequence[Path],
 
     Raises:
         ConfigError: `reason` or `by` is blank.
-        DataError: no gate has run, or none has a failure of this name.
+        DataError: no gate has run, or none has a failure of one of these names.
     """
     if not reason.strip() or not by.strip():
-        raise ConfigError('--accept NAME: say why, --reason "...", and by whom, --by "..." (git has no user here)')
+        raise ConfigError('--accept NAMES: say why, --reason "...", and by whom, --by "..." (git has no user here)')
     last_reports = [report for folder in reports if (report := read_report(folder)) is not None]
     if not last_reports:
         raise DataError(f"{reports[0] / REPORT}: no such file; run `align validate` first")
-    failures = [
-        (report.data, outcome) for report in last_reports for outcome in report.expectations if not outcome.passed
+    failures = {
+        outcome.name: (report.data, outcome)
+        for report in reversed(last_reports)
+        for outcome in report.expectations
+        if not outcome.passed
+    }
+    if unknown := [name for name in names if name not in failures]:
+        raise DataError(
+            f"--accept {','.join(unknown)}: no failure of this name in the last run "
+            f"(failed: {', '.join(failures) or 'none'})"
+        )
+    new = [
+        Acceptance(
+            expectation=name,
+            data=data,
+            observed=outcome.observed,
+            threshold=outcome.threshold,
+            reason=reason.strip(),
+            by=by.strip(),
+            on=on,
+        )
+        for name in dict.fromkeys(names)
+        for data, outcome in [failures[name]]
     ]
-    for data, outcome in failures:
-        if outcome.name == name:
-            acceptance = Acceptance(
-                expectation=name,
-                data=data,
-                observed=outcome.observed,
-                threshold=outcome.threshold,
-                reason=reason.strip(),
-                by=by.strip(),
-                on=on,
-            )
-            others = [one for one in read_acceptances(policy) if (one.expectation, one.data) != (name, data)]
-            write_acceptances([*others, acceptance], policy)
-            return acceptance
-    failed = ", ".join(outcome.name for _, outcome in failures) or "none"
-    raise DataError(f"--accept {name}: no failure of this name in the last run (failed: {failed})")
+    replaced = {(one.expectation, one.data) for one in new}
+    others = [one for one in read_acceptances(policy) if (one.expectation, one.data) not in replaced]
+    write_acceptances([*others, *new], policy)
 
 
 def set_reference(reports: Path, policy: Path, by: str, on: str) -> DriftReference:

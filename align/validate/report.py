@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -37,6 +38,7 @@ class QualityReport(Report):
         failure: the first failed expectation that nobody accepted, in the words of the error; None when passed.
         expectations: all outcomes, in the order of the gate.
         distributions: name -> bucket -> share of the kept pairs, the base of drift; empty at the gate over shards.
+        bands: values of section `validate` with which the bands that failed hold, see `align.validate.bands`.
     """
 
     data: str
@@ -44,6 +46,7 @@ class QualityReport(Report):
     failure: str | None
     expectations: tuple[Outcome, ...]
     distributions: dict[str, dict[str, float]]
+    bands: dict[str, Any]
 
     @property
     def failed(self) -> list[Outcome]:
@@ -64,6 +67,7 @@ def judge(
     prefix: str,
     metrics: Mapping[str, float | int],
     distributions: Mapping[str, dict[str, float]] | None = None,
+    bands: Mapping[str, Any] | None = None,
 ) -> QualityReport:
     """Combines outcomes and acceptances into a report.
 
@@ -73,7 +77,7 @@ def judge(
         accepted: all entries of the policy.
         prefix: of the metrics, such as `quality`.
         metrics: what else the stage measured.
-        distributions: see `QualityReport`.
+        distributions, bands: see `QualityReport`.
     """
     ours = {item.expectation: item for item in accepted if item.data == data}
     judged = tuple(
@@ -97,6 +101,7 @@ def judge(
         failure=failure,
         expectations=judged,
         distributions=dict(distributions or {}),
+        bands=dict(bands or {}),
     )
 
 
@@ -130,9 +135,18 @@ def publish(
         for name, data in (figures or {}).items():
             write_bytes(part / name, data)
     if report.failure is not None:
-        others = len(report.failed) - 1
-        more = f" ({others} more failed)" if others else ""
-        raise GateError(f"quality gate: {report.failure}{more}; see {folder / PAGE}")
+        names = [outcome.name for outcome in report.failed]
+        more = f" ({len(names) - 1} more failed: {', '.join(names[1:])})" if names[1:] else ""
+        set_them = ", which has the bands to set" if report.bands else ""
+        raise GateError(
+            f"quality gate: {report.failure}{more}; see {folder / PAGE}{set_them}; "
+            f"or accept what failed, for this data: {accept_all(report)}"
+        )
+
+
+def accept_all(report: QualityReport) -> str:
+    """The command that accepts every failure that nobody accepted."""
+    return f'align validate --accept {",".join(outcome.name for outcome in report.failed)} --reason "why"'
 
 
 def read_report(folder: Path) -> QualityReport | None:

@@ -6,7 +6,7 @@ gate searches for evaluation images itself, independent of the filter. Where peo
 it is measured. Thresholds are in params.yaml; the paper describes no such gate. The shards have a gate of their own,
 `align validate_shards`.
 
-`--accept NAME --reason WHY` and `--set-reference` record in data/policy what people decide about the last run.
+`--accept NAMES --reason WHY` and `--set-reference` record in data/policy what people decide about the last run.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from align.report import record_runtime
 from align.services import expectations
 from align.services.engine import open_engine
 from align.validate import evaluation_images, tables
+from align.validate.bands import suggested_bands
 from align.validate.drift import distributions, drift
 from align.validate.evaluation_images import checked_counts, read_checked_sets
 from align.validate.expectations import gate
@@ -96,6 +97,7 @@ def validate(
             **{f"quality/drift/{name}": value for name, value in moved.items()},
         },
         distributions=now,
+        bands=suggested_bands(config, numbers),
     )
     figure = png(drift_figure(now, reference.distributions if reference else {})) if now else None
     page = tables_page(report, figure, moved, reference, data.checked_sets, has_manifest=raw_faults is not None)
@@ -106,7 +108,9 @@ def validate(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The stage's own arguments: decisions about the last run, instead of a run."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--accept", metavar="NAME", help="accept a failed expectation of the last run, for its data")
+    group.add_argument(
+        "--accept", metavar="NAMES", help="accept failed expectations of the last run, for its data; A,B,C or one name"
+    )
     group.add_argument("--set-reference", action="store_true", help="measure drift from the data of the last run")
     parser.add_argument("--reason", default="", help="why, with --accept")
     parser.add_argument("--by", default=None, help="who decides; default: git's user")
@@ -119,8 +123,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
     by, today = args.by or git_user(), time.strftime("%Y-%m-%d", time.gmtime())
     if args.accept is not None:
         gates = (quality, paths.reports / SHARDS)
-        accept(args.accept, args.reason, by, today, reports=gates, policy=paths.policy)
-        say(f"validate: {args.accept} accepted for this data; commit {paths.policy}, then run the gate again")
+        names = [name.strip() for name in args.accept.split(",") if name.strip()]
+        accept(names, args.reason, by, today, reports=gates, policy=paths.policy)
+        say(f"validate: {', '.join(names)} accepted for this data; commit {paths.policy}, then run the gate again")
     elif args.set_reference:
         set_reference(quality, paths.policy, by, today)
         say(f"validate: this data is the reference for drift; commit {paths.policy}")

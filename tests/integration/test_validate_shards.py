@@ -55,7 +55,7 @@ def test_a_flipped_byte_blocks_until_a_person_accepts_it(data: Path) -> None:
         require_passed(data / "quality_shards")
     assert "train/00000.tar" in (data / "quality_shards" / "report.html").read_text()
     reports = [data / "quality", data / "quality_shards"]
-    accept("shards-changed", "padding only", "Ada", "2026-01-31", reports=reports, policy=data / "policy")
+    accept(["shards-changed"], "padding only", "Ada", "2026-01-31", reports=reports, policy=data / "policy")
     assert judge(data).passed
     require_passed(data / "quality_shards")
 

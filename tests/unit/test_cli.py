@@ -59,3 +59,18 @@ def test_an_error_is_one_line_whatever_it_names(capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().err
     assert said.startswith(r"align: error: no\u001b[2J\nalign: faked")
     assert said.count("\n") == 1
+
+
+def test_a_run_gets_the_values_of_a_profile_before_those_of_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "mine.yaml").write_text("filter: {min_words: 4, drop_filenames: false}\n")
+    monkeypatch.setattr("align.run.os.execve", lambda _file, command, _env: commands.append(command))
+    assert main(["run", "--profile", "mine.yaml", "--set", "filter.min_words=5"]) == 0
+    assert commands[0][-6:] == [
+        "--set", "filter.min_words=4", "--set", "filter.drop_filenames=false", "--set", "filter.min_words=5",
+    ]  # fmt: skip
+    assert main(["filter", "--profile", "none.yaml"]) == 1

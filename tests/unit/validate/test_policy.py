@@ -19,6 +19,17 @@ def test_a_second_acceptance_replaces_the_first_and_others_stay(tmp_path: Path) 
     assert [(item.expectation, item.reason) for item in read_acceptances(tmp_path)] == [("c", "two"), ("b", "three")]
 
 
+def test_several_failures_are_accepted_at_once_or_none(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match=r"b: .* \(1 more failed: c\); see .*: align validate --accept b,c --reason"):
+        run_gate(tmp_path, "b", "c")
+    with pytest.raises(DataError, match=r"--accept bb: no failure of this name in the last run \(failed: b, c\)"):
+        accept_failure(tmp_path, "b,bb")
+    assert read_acceptances(tmp_path) == ()
+    accept_failure(tmp_path, "c,b")
+    assert [item.expectation for item in read_acceptances(tmp_path)] == ["c", "b"]
+    assert run_gate(tmp_path, "b", "c").num_accepted == 2
+
+
 @pytest.mark.parametrize(
     ("name", "reason", "by", "error", "message"),
     [

@@ -13,7 +13,7 @@ from tests.support.gates import DATA, OTHER_DATA, accept_failure, run_gate
 
 
 def test_a_failure_blocks_and_is_written_first(tmp_path: Path) -> None:
-    with pytest.raises(GateError, match=r"quality gate: b: what b says: observed 1, expected 0 \(1 more failed\)"):
+    with pytest.raises(GateError, match=r"quality gate: b: what b says: observed 1, expected 0 \(1 more failed: c\)"):
         run_gate(tmp_path, "b", "c")
     with pytest.raises(GateError, match="b: what b says: observed 1, expected 0"):
         require_passed(tmp_path / "quality")

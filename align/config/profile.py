@@ -1,0 +1,48 @@
+"""Profiles: values that suit one kind of data or run, as differences from params.yaml (`infra/profiles/NAME.yaml`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from align.errors import ConfigError
+
+#: Of a checkout. `--profile` also takes the path of a file that is elsewhere.
+PROFILES = Path("infra/profiles")
+
+
+def profile_overrides(name: str | None) -> list[str]:
+    """A profile's values as overrides (`section.key=value`), which `load_params` applies and checks.
+
+    Args:
+        name: of a file in PROFILES, or a path that ends in .yaml; None: no profile.
+
+    Raises:
+        ConfigError: there is no such profile, or it is not a YAML mapping of sections.
+    """
+    if name is None:
+        return []
+    file = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
+    try:
+        values = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml"))) or "none here"
+        raise ConfigError(f"--profile {name}: no readable file {file}; profiles in {PROFILES}: {known}") from None
+    except YAMLError as error:
+        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
+        raise ConfigError(f"{file}: expected sections at the top level, as in params.yaml")
+    return list(_overrides(values))
+
+
+def _overrides(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _overrides(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={json.dumps(value)}"  # YAML reads JSON

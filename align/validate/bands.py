@@ -1,0 +1,72 @@
+"""Which bands of section `validate` would let a dataset pass: what was measured, with room on both sides.
+
+The bands in params.yaml fit the demo. Whoever brings other data looks at the figures first, and then sets bands that
+the next dataset of this kind has to meet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from align.config.validate import ValidateConfig
+
+#: Room on each side of a measured share: ten points.
+_ROOM = 0.1
+#: Against rounding: 0.3 + 0.1 is a little more than 0.4.
+_EPSILON = 1e-9
+
+
+def suggested_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The values to set where a band failed. Bands that hold are left out; an existing side is only ever widened.
+
+    Bounds on leakage, on faults and on drift are no bands: there the data has to change, or a person accepts it.
+
+    Args:
+        config: the bands as they are.
+        measured: as `align.validate.statistics.measure` returns it; a statistic may be None.
+
+    Returns:
+        Key of section `validate` -> value; empty where no band failed.
+    """
+    bands: dict[str, Any] = {}
+    num_pairs, success = measured.get("raw_pairs"), measured.get("raw_success_share")
+    if num_pairs and num_pairs < config.min_pairs:
+        bands["min_pairs"] = int(num_pairs)
+    if success is not None and success < config.min_success_share:
+        bands["min_success_share"] = _low(success)
+    if (keep_rate := _widened(config.keep_rate, measured.get("keep_rate"))) is not None:
+        bands["keep_rate"] = keep_rate
+    dropped = {
+        reason: wider
+        for reason, band in config.dropped_share.items()
+        if (wider := _widened(band, measured.get(f"dropped_{reason}"))) is not None
+    }
+    return bands | ({"dropped_share": dropped} if dropped else {})
+
+
+def as_yaml(bands: Mapping[str, Any]) -> str:
+    """The lines for params.yaml."""
+    lines = ["validate:"]
+    for key, value in bands.items():
+        if isinstance(value, Mapping):
+            lines += [f"  {key}:", *(f"    {reason}: {band}" for reason, band in value.items())]
+        else:
+            lines.append(f"  {key}: {value}")
+    return "\n".join(lines)
+
+
+def _widened(band: tuple[float, float], value: float | None) -> list[float] | None:
+    """The band with the value in it; None where it is in it already, or unknown."""
+    if value is None or band[0] <= value <= band[1]:
+        return None
+    return [min(band[0], _low(value)), max(band[1], _high(value))]
+
+
+def _low(share: float) -> float:
+    return max(0.0, math.floor((share - _ROOM) * 100 + _EPSILON) / 100)
+
+
+def _high(share: float) -> float:
+    return min(1.0, math.ceil((share + _ROOM) * 100 - _EPSILON) / 100)

@@ -81,7 +81,7 @@ class Overview(_Frozen):
     Attributes:
         words_per_text: words -> pairs.
         short_sides: lower end of the bucket, px -> distinct images.
-        languages: by pairs, descending, in a few shards; `unknown` where a text is too short to tell.
+        languages: by pairs, descending, in a few shards; `unknown` where it cannot be told.
         hosts: of image URLs, by pairs, descending, in the same shards.
         num_looked_at: pairs of these shards.
         shared_texts: by images, descending.

@@ -13,8 +13,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
+import pycld2
 import regex
-from resiliparse.parse.lang import detect_fast
 
 #: A UAX #29 segment that starts with a letter, digit or joining underscore (WORD gives `\b` its Unicode meaning).
 _SEGMENT = regex.compile(r"\b[\p{L}\p{M}\p{N}\p{Pc}].*?\b", flags=regex.WORD | regex.VERSION1 | regex.DOTALL)
@@ -58,8 +58,15 @@ _PHONE = regex.compile(
     )(?![\w-])""",
     flags=regex.VERBOSE | regex.VERSION1,
 )
-#: The language of shorter texts cannot be told.
-_MIN_LANGUAGE_CHARS = 20
+#: The languages of shorter texts are guessed wrong more often than right. What counts is letters in UTF-8 (an ideograph
+#: is worth three Latin ones), and a space before and after them.
+_MIN_LANGUAGE_BYTES = 8
+#: CLD2's score per KiB of text. A text that none of its tables knows is "English", with a score near 0.
+_MIN_LANGUAGE_SCORE = 200
+#: CLD2's codes that are not ISO 639-1's; and Nynorsk, which it confuses with Bokmål in short texts: `no` means both.
+_ISO_CODES = {"iw": "he", "jw": "jv", "nn": "no", "zh-Hant": "zh"}
+#: What CLD2 refuses: it reads what Unicode calls valid for interchange.
+_NOT_FOR_INTERCHANGE = regex.compile(r"[\p{Cc}\p{Cs}\p{Noncharacter_Code_Point}]+")
 
 
 def normalise(text: str) -> str:
@@ -96,13 +103,27 @@ def is_filename(text: str) -> bool:
 
 
 def languages(texts: Sequence[str]) -> list[str | None]:
-    """The ISO 639-1 codes of the languages of normalised texts; None where a text is too short or no language fits.
+    """The ISO 639-1 codes of the languages of normalised texts.
 
-    A guess from letter frequencies: alt-texts are short, and a third of the short ones are guessed wrong. That is good
-    enough for the distribution of languages in a dataset, but rough for a rule.
+    None where a text is too short, no language fits, or the one that fits has no code of two letters (Cebuano).
+
+    CLD2 guesses from groups of four letters. Alt-texts are short and mostly English, and there it is the best: of 100
+    English sentences it recognises 99, of 100 rows of English tags 93. Of texts in 80 other languages, mixed equally,
+    it recognises 9 in 10 from 20 characters on and 3 in 4 below; the rest become a close language, or English.
     """
-    codes = [detect_fast(text)[0] if len(text) >= _MIN_LANGUAGE_CHARS else None for text in texts]
-    return [None if code == "unknown" else code for code in codes]
+    return [_language(text) for text in texts]
+
+
+def _language(text: str) -> str | None:
+    if not text.isprintable():
+        text = _NOT_FOR_INTERCHANGE.sub(" ", text)
+    # Without bestEffort, a third of the texts below 20 characters have no answer, and of its guesses most are right.
+    _, num_bytes, guesses = pycld2.detect(text, isPlainText=True, bestEffort=True)
+    _, code, _, score = guesses[0]
+    if num_bytes < _MIN_LANGUAGE_BYTES or score < _MIN_LANGUAGE_SCORE:
+        return None
+    code = _ISO_CODES.get(code, code)
+    return code if len(code) == 2 else None
 
 
 def personal_data(text: str) -> tuple[int, int]:

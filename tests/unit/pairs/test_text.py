@@ -1,6 +1,8 @@
 """Normal form, words and file names."""
 
+import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -67,14 +69,41 @@ def test_a_huge_text_takes_no_time() -> None:
     ("text", "code"),
     [
         ("a black dog runs over the green grass", "en"),
+        ("a red brick house", "en"),
+        ("Left arrow curving right, arrow, curving, left, right", "en"),
+        ("safety pin (diaper, pin, punk, rock, safety)", "en"),
+        ("person walking (human, person)", "en"),
         ("ein Hund läuft über die grüne Wiese", "de"),
         ("un chien court dans le pré vert", "fr"),
+        ("女性会社員: ol, サラリーマン, ビジネスパーソン", "ja"),
+        ("黒い犬", "ja"),
+        ("一隻黑狗在草地上奔跑", "zh"),  # traditional characters
+        ("一只黑狗在草地上奔跑", "zh"),
+        ("כלב שחור רץ על הדשא", "he"),  # CLD2 says `iw`
+        ("en svart hund løper over det grønne gresset", "no"),
+        ("usa ka itom nga iro ang nagdagan sa ibabaw sa sagbot", None),  # Cebuano has no code of two letters
+        ("una vaca caminando por la calle con gente", None),  # CLD2 knows none of its groups of letters
+        ("qwrt xzzk", None),
+        ("1920 x 1080", None),
         ("cat", None),  # too short to tell
+        ("猫", None),
         ("", None),
     ],
 )
 def test_languages(text: str, code: str | None) -> None:
     assert languages([text]) == [code]
+
+
+def test_every_character_has_a_language_or_none() -> None:
+    codes = languages(["".join(map(chr, range(start, start + 64))) for start in range(0, 0x110000, 64)])
+    assert all(code is None or re.fullmatch("[a-z]{2}", code) for code in codes)
+    assert languages(["a black dog\0 runs\ud800 over\uffff the green grass"]) == ["en"]
+
+
+def test_languages_do_not_depend_on_threads() -> None:
+    texts = ["a black dog runs over the green grass", "ein Hund läuft über die Wiese", "黒い犬", "qwrt xzzk"] * 250
+    with ThreadPoolExecutor(8) as threads:
+        assert all(codes == languages(texts) for codes in threads.map(languages, [texts] * 32))
 
 
 @pytest.mark.parametrize(

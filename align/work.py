@@ -16,11 +16,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from align.console import say
 from align.errors import DataError, LockedError
 from align.files import (
     clear_leftovers,
@@ -103,16 +104,19 @@ def work_directory(path: Path, made_by: str | None, key: str, portion: Portion =
         portion: of the work.
 
     Raises:
-        LockedError: another run works there (ranges may share it).
+        LockedError: another run works there; ranges may share it, if they have the same key.
         DataError: `--finish`, and no range has worked there under this key; or `path` may not be replaced.
     """
     path = Path(path)
     require_replaceable(path, made_by)
     make_parent(path)
     folder = path.with_name(f".{path.name}.part")
-    with _locked(path.with_name(f".{path.name}.lock"), shared=portion.shards is not None, what=path):
-        clear_leftovers(path)
-        _prepare(path, folder, key, portion)
+    with ExitStack() as locks:
+        if portion.shards is None:
+            locks.enter_context(_locked(path))
+            _prepare(path, folder, key, finish=portion.finish)
+        else:
+            locks.enter_context(_shared(path, folder, key))
         yield folder
         if portion.shards is not None:
             return
@@ -129,60 +133,104 @@ def work_directory(path: Path, made_by: str | None, key: str, portion: Portion =
             _discard(folder, path)
 
 
-def _prepare(path: Path, folder: Path, key: str, portion: Portion) -> None:
+def _has_key(folder: Path, key: str) -> bool:
+    return _key_in(folder) == key
+
+
+def _key_in(folder: Path) -> str | None:
     try:
-        known = json.loads((folder / _KEY_FILE).read_bytes())["key"]
+        return str(json.loads((folder / _KEY_FILE).read_bytes())["key"])
     except (FileNotFoundError, ValueError, KeyError):
-        known = None
-    if known == key:
+        return None
+
+
+def _prepare(path: Path, folder: Path, key: str, *, finish: bool = False) -> None:
+    """Makes the work folder unless it is there with this key. Only a process that no other works beside may call it."""
+    clear_leftovers(path)
+    if _has_key(folder, key):
         return
-    if portion.finish:
+    if finish:
         raise DataError(f"{folder}: no work under these parameters, data and code to finish; run the ranges first")
     if folder.exists():
-        if known is None and marked(folder) is None and any(folder.iterdir()):
+        if _key_in(folder) is None and marked(folder) is None and any(folder.iterdir()):
             raise DataError(f"{folder}: is not a work folder of align, but has the name of one; move it away")
         _discard(folder, path)
     new = temporary_name(path)
     new.mkdir()
     write_text(new / _KEY_FILE, json.dumps({"key": key}) + "\n")
-    try:
-        os.replace(new, folder)
-    except OSError:
-        shutil.rmtree(new)
-        if not folder.exists():
-            raise
-        _prepare(path, folder, key, portion)  # another range was first
+    os.replace(new, folder)
+    fsync(folder.parent)
 
 
 def _discard(folder: Path, path: Path) -> None:
     """Removes a work folder; what a kill leaves of it is a leftover next to `path`."""
     doomed = temporary_name(path)
-    with suppress(FileNotFoundError):  # another range was first
-        os.replace(folder, doomed)
+    os.replace(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 @contextmanager
-def _locked(path: Path, *, shared: bool, what: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockedError(f"{what}: another process is making it; wait for it, or stop it") from None
+def _locked(path: Path) -> Iterator[None]:
+    """Holds `path` for one process alone."""
+    with _lock_file(path.with_name(f".{path.name}.lock")) as file:
+        if not _lock(file, fcntl.LOCK_EX):
+            raise LockedError(f"{path}: another process is making it; wait for it, or stop it")
+        yield
+
+
+@contextmanager
+def _shared(path: Path, folder: Path, key: str) -> Iterator[None]:
+    """Holds `path` together with other ranges of the same key; the first of them makes the work folder.
+
+    Ranges begin one by one, so the one that makes the folder, or discards that of another key, is alone with it.
+    """
+    with _lock_file(path.with_name(f".{path.name}.lock")) as file:
+        with one_at_a_time(path.with_name(f".{path.name}.begin.lock"), f"{path}: other ranges to begin"):
+            if not _lock(file, fcntl.LOCK_SH):
+                raise LockedError(f"{path}: another process is making it; wait for it, or stop it")
+            if not _has_key(folder, key):
+                if not _lock(file, fcntl.LOCK_EX):
+                    raise LockedError(
+                        f"{path}: ranges with other parameters, data or code are at work there; wait for them or stop "
+                        "them, or choose another folder"
+                    )
+                _prepare(path, folder, key)
+                if not _lock(file, fcntl.LOCK_SH):
+                    raise LockedError(f"{path}: another process has begun to make it; wait for it, or stop it")
+        yield
+
+
+def _lock_file(path: Path) -> TextIO:
+    return path.open("a+")  # a shared lock on NFS needs a file that can be read, an exclusive one needs the other
+
+
+def _lock(file: TextIO, kind: int) -> bool:
+    """Takes a lock, or changes its kind; False where another process has it (then this one has none)."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def one_at_a_time(lock: Path, what: str) -> Iterator[None]:
+    """Lets one process run the block while others wait. The system ends the lock of a process that is killed.
+
+    Args:
+        lock: a file; it is made, and stays.
+        what: a process that waits says that it waits for this.
+    """
+    with _lock_file(lock) as file:
+        if not _lock(file, fcntl.LOCK_EX):
+            say(f"waiting for {what}")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def missing(names: Sequence[str], done: Callable[[str], bool]) -> list[str]:
     """The names that are not done."""
     return [name for name in names if not done(name)]
-
-
-@contextmanager
-def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Lets one of the ranges that share a work folder run the block while the others wait."""
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def require_done(stage: str, names: Sequence[str], done: Callable[[str], bool]) -> None:

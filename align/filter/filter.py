@@ -119,7 +119,7 @@ def filter_pairs(
         write_fingerprints(work, sets)
         work.fill("pairs", mine, measure_shard)
         if all(work.has("pairs", name) for name in names):
-            with one_at_a_time(path / ".judging.lock"):
+            with one_at_a_time(path / ".judging.lock", "the SQL over all shards, which another process runs"):
                 if not is_judged(work):
                     with open_engine(engine_config, _scratch(path)) as engine:
                         judge(engine, work, shards, folders.raw)

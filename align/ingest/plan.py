@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,12 +26,13 @@ import pyarrow.parquet as pq
 
 from align.console import say, track
 from align.errors import DataError
-from align.files import write_text
+from align.files import temporary_name, write_text
 from align.formats.policy import REFUSED, OptedOut
 from align.ingest.sources import Source
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES, num_cut
 from align.processes import in_processes
 from align.protocols.sql import Engine
+from align.work import one_at_a_time
 
 #: A row of the plan, by the columns of `IngestPlan.table`.
 PlannedRow = dict[str, Any]
@@ -112,7 +114,9 @@ def make_plan(
     shard_size: int,
     num_workers: int | None,
 ) -> IngestPlan:
-    """Scans the source and sorts its pairs. A plan that an earlier run finished in `folder` is used as it is.
+    """Scans the source and sorts its pairs, or takes the plan that is finished in `folder`.
+
+    Of several processes that need the plan one makes it, while the others wait.
 
     Args:
         source: where pairs come from.
@@ -130,21 +134,12 @@ def make_plan(
     done = folder / "plan.json"
     if not done.exists():
         folder.mkdir(exist_ok=True)
-        for kind in _TABLES:
-            (folder / kind).mkdir(exist_ok=True)
-        scan = partial(_scan, source, folder, opted_out)
-        files = list(enumerate(source.files))
-        counts: Counter[str] = Counter()
-        quarantined: list[str] = []
-        scanned = in_processes(scan, files, num_workers, name_of=_file_of, instead=partial(_quarantine, folder))
-        for (_, file), of_file in zip(files, track(scanned, what="ingest: files read", total=len(files)), strict=True):
-            counts.update(of_file)
-            if of_file.get(_QUARANTINED):
-                quarantined.append(file)
-        with open_sql() as sql:
-            values = _sort(sql, folder, max_pages, shard_size)
-        found = {"counts": dict(sorted(counts.items())), "quarantined": quarantined}
-        write_text(done, json.dumps({**values, **found}) + "\n")
+        with one_at_a_time(folder / ".lock", "the plan, which another process makes"):
+            if not done.exists():
+                scanned = _scan_all(source, folder, opted_out, num_workers)
+                with open_sql() as sql:
+                    values = _sort(sql, folder, max_pages, shard_size)
+                write_text(done, json.dumps({**values, **scanned}) + "\n")
     values = json.loads(done.read_bytes())
     if not values["num_pairs"]:
         raise DataError(f"{source.files[0]}: the {len(source.files):,} file(s) of this source name no picture")
@@ -154,6 +149,22 @@ def make_plan(
     return IngestPlan(folder / "pairs.parquet", names, position_digits, values["counts"], values["quarantined"])
 
 
+def _scan_all(source: Source, folder: Path, opted_out: OptedOut, num_workers: int | None) -> dict[str, Any]:
+    """Reads all files of the source into tables; returns the counts, and the files that were left out."""
+    for kind in _TABLES:
+        (folder / kind).mkdir(exist_ok=True)
+    scan = partial(_scan, source, folder, opted_out)
+    files = list(enumerate(source.files))
+    counts: Counter[str] = Counter()
+    quarantined: list[str] = []
+    scanned = in_processes(scan, files, num_workers, name_of=_file_of, instead=partial(_quarantine, folder))
+    for (_, file), of_file in zip(files, track(scanned, what="ingest: files read", total=len(files)), strict=True):
+        counts.update(of_file)
+        if of_file.get(_QUARANTINED):
+            quarantined.append(file)
+    return {"counts": dict(sorted(counts.items())), "quarantined": quarantined}
+
+
 def _scan(source: Source, folder: Path, opted_out: OptedOut, numbered: tuple[int, str]) -> dict[str, int]:
     """Reads one file into two parquet files and returns its counts. A file that was read before is not read again."""
     file_number, file = numbered
@@ -161,22 +172,20 @@ def _scan(source: Source, folder: Path, opted_out: OptedOut, numbered: tuple[int
     if not done.exists():
         counts: Counter[str] = Counter()
         rows: Counter[str] = Counter()
-        writers = _writers(folder, file_number)
-        for batch in source.scan(file, counts):
-            kind = "candidates" if "text" in batch.schema.names else "responses"
-            size = len(batch)
-            columns = [*batch.columns, pa.array([file_number] * size, pa.int32())]
-            columns.append(pa.array(np.arange(rows[kind], rows[kind] + size)))
-            if kind == "candidates":
-                columns.append(pa.array(_hashes(batch["url"].to_pylist())))
-                counts.update(num_cut(batch))
-            else:
-                ends = [opted_out.matches(location, None, None) for location in batch["location"].to_pylist()]
-                columns.append(pa.array(ends, pa.bool_()))
-            rows[kind] += size
-            writers[kind].write_batch(pa.record_batch(columns, schema=_TABLES[kind]))
-        for writer in writers.values():
-            writer.close()
+        with _tables(folder, file_number) as writers:
+            for batch in source.scan(file, counts):
+                kind = "candidates" if "text" in batch.schema.names else "responses"
+                size = len(batch)
+                columns = [*batch.columns, pa.array([file_number] * size, pa.int32())]
+                columns.append(pa.array(np.arange(rows[kind], rows[kind] + size)))
+                if kind == "candidates":
+                    columns.append(pa.array(_hashes(batch["url"].to_pylist())))
+                    counts.update(num_cut(batch))
+                else:
+                    ends = [opted_out.matches(location, None, None) for location in batch["location"].to_pylist()]
+                    columns.append(pa.array(ends, pa.bool_()))
+                rows[kind] += size
+                writers[kind].write_batch(pa.record_batch(columns, schema=_TABLES[kind]))
         write_text(done, json.dumps(dict(counts)) + "\n")
     of_file: dict[str, int] = json.loads(done.read_bytes())
     return of_file
@@ -193,8 +202,8 @@ def _quarantine(folder: Path, numbered: tuple[int, str]) -> dict[str, int]:
         f"ingest: warning: {file}: left out: reading it killed a worker process twice, the second time with nothing "
         "beside it, most likely for its memory"
     )
-    for writer in _writers(folder, file_number).values():
-        writer.close()
+    with _tables(folder, file_number):
+        pass
     counts = {_QUARANTINED: 1}
     write_text(_counts_file(folder, file_number), json.dumps(counts) + "\n")
     return counts
@@ -205,9 +214,22 @@ def _counts_file(folder: Path, file_number: int) -> Path:
     return folder / f"{file_number:06d}.json"
 
 
-def _writers(folder: Path, file_number: int) -> dict[str, pq.ParquetWriter]:
+@contextmanager
+def _tables(folder: Path, file_number: int) -> Iterator[dict[str, pq.ParquetWriter]]:
+    """The tables of one file. They appear when the block succeeds: a worker of a killed run may still be writing."""
     paths = {kind: folder / kind / f"{file_number:06d}.parquet" for kind in _TABLES}
-    return {kind: pq.ParquetWriter(path, _TABLES[kind], compression="zstd") for kind, path in paths.items()}
+    beside = {kind: temporary_name(path) for kind, path in paths.items()}
+    try:
+        with ExitStack() as writers:
+            yield {
+                kind: writers.enter_context(pq.ParquetWriter(beside[kind], schema, compression="zstd"))
+                for kind, schema in _TABLES.items()
+            }
+        for kind, path in paths.items():
+            os.replace(beside[kind], path)
+    finally:
+        for path in beside.values():
+            path.unlink(missing_ok=True)
 
 
 def _hashes(urls: list[str]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

@@ -91,7 +91,7 @@ def plan_once(work: ShardWork, filtered: Path, num_workers: int | None) -> Shard
         DataError: nothing is kept, a split would be empty, or an image of a kept pair is missing.
         ServiceError: the object store is unavailable.
     """
-    with one_at_a_time(work.plan_lock):
+    with one_at_a_time(work.plan_lock, "the plan of the shards, which another process makes"):
         plan = read_plan(work.plan_folder)
         if plan is None:
             tars = range(len(raw_shards(work.raw)))

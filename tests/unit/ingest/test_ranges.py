@@ -1,0 +1,68 @@
+"""Ranges of ingest that start at the same moment: one of them plans, and data/raw is that of one run."""
+
+import multiprocessing
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from align.config import load_params
+from align.config.download import DownloadConfig
+from align.config.engine import EngineConfig
+from align.config.ingest import IngestConfig
+from align.config.store import StoreConfig
+from align.ingest import plan
+from align.ingest.ingest import ingest
+from align.ingest.workers import Resources
+from align.work import Portion
+from tests.support.killing import digests
+from tests.support.warc_records import page, picture, response, write_archive
+
+PARAMS = load_params(overrides=["engine.num_workers=1", "ingest.shard_size=4"])
+NUM_RANGES = 4
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def make(archive: Path, raw: Path, portion: Portion) -> None:
+    resources = Resources(PARAMS.section(DownloadConfig), PARAMS.section(EngineConfig), PARAMS.section(StoreConfig))
+    config, policy = PARAMS.section(IngestConfig), raw.parent / "policy"
+    ingest(config, resources, archive=str(archive), raw=raw, policy=policy, portion=portion)
+
+
+def one_range(archive: Path, raw: Path, shards: range, barrier: Barrier) -> None:
+    scan = plan._scan_all
+
+    def counted(*arguments: Any) -> dict[str, Any]:
+        with (raw.parent / "plans").open("a") as file:
+            file.write("planned\n")
+        return scan(*arguments)
+
+    with patch.object(plan, "_scan_all", counted):
+        barrier.wait(60)
+        make(archive, raw, Portion(shards))
+
+
+def test_ranges_at_once_plan_once_and_give_the_bytes_of_one_run(tmp_path: Path) -> None:
+    pictures = [f"http://x.example/{number}.png" for number in range(30)]
+    html = "".join(f'<img src="{url}" alt="the picture {url}">' for url in pictures)
+    archive = write_archive(
+        tmp_path / "a.warc.gz",
+        [page("http://x.example/", html), *(response(url, picture(300, 250, "red"), "image/png") for url in pictures)],
+    )
+    make(archive, tmp_path / "whole", Portion())
+    expected = digests(tmp_path / "whole")
+    num_shards = sum(name.endswith(".tar") for name in expected)
+    # overlapping ranges, as after a restart of a task that still runs
+    parts = [range(number, max(number + 1, num_shards - number)) for number in range(NUM_RANGES)]
+    barrier = SPAWN.Barrier(NUM_RANGES)
+    processes = [
+        SPAWN.Process(target=one_range, args=(archive, tmp_path / "parts", shards, barrier)) for shards in parts
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * NUM_RANGES
+    assert (tmp_path / "plans").read_text() == "planned\n"
+    make(archive, tmp_path / "parts", Portion(finish=True))
+    assert digests(tmp_path / "parts") == expected

@@ -219,9 +219,13 @@ def in_threads(function: Callable[[In], Out], items: Iterable[In], num_threads: 
     """`map` in threads: results in the order of the items, with few of them in memory at a time."""
     with ThreadPoolExecutor(num_threads) as pool:
         pending: deque[Future[Out]] = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= _WINDOW * num_threads:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= _WINDOW * num_threads:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        finally:  # after an error, or where the caller has enough, what waits is not begun
+            for future in pending:
+                future.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from align.config.params import Section
 
@@ -31,6 +31,8 @@ class IngestConfig(Section):
     #: The kind of `paths.archive`: WARC or WAT files, saved pages, a table of URLs, a folder of img2dataset or
     #: webdataset, or the JSON of COCO (or Karpathy).
     source: Literal["warc", "html", "url_table", "shards", "coco"]
+    #: What relative lines of a list of files begin with: a folder, s3://..., https://...; None: the folder of the list.
+    paths_root: Annotated[str, Field(min_length=1)] | None
     #: Where to get pictures that pages name: the archive itself, the web, or the web where the archive has none.
     images_from: Literal["archive", "web", "archive_then_web"]
     #: Where to look for a page's texts; the first non-empty one is the text.
@@ -47,3 +49,10 @@ class IngestConfig(Section):
     max_record_bytes: PositiveInt
     #: Take the readable part of a file that is cut off or damaged, instead of stopping with an error.
     allow_damaged: bool
+
+    @field_validator("paths_root")
+    @classmethod
+    def _is_readable(cls, root: str | None) -> str | None:
+        if root is not None and "://" in root and not root.startswith(("s3://", "https://", "http://")):
+            raise ValueError("expected a folder, s3://... or https://...")
+        return root

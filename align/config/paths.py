@@ -24,7 +24,7 @@ class PathsConfig(Section):
     section: ClassVar[str] = "paths"
     changes_bytes: ClassVar[bool] = False
 
-    #: A path or s3://...; `ingest.source` says what kind of archive it is.
+    #: A path, s3://... or https://...; `ingest.source` says what kind of archive it is.
     archive: Annotated[str, Field(min_length=1)]
     evaluation: PathField
     raw: PathField

@@ -63,7 +63,7 @@ def ingest(
     Args:
         config: the section.
         resources: requests, worker processes and the object store.
-        archive: the location that `config.source` reads: files, folders, patterns, s3:// addresses.
+        archive: the location that `config.source` reads: files, folders, patterns, s3:// or https:// addresses.
         raw: the folder to write; it is replaced as a whole.
         policy: data/policy, for what must no longer be fetched.
         portion: only some shards of the work; by default all, and the output.
@@ -77,10 +77,10 @@ def ingest(
         ServiceError: a server is unavailable.
     """
     download, engine = resources.download, resources.engine
-    files = open_files(resources.store)
+    files = open_files(resources.store, download)
     source = open_source(config, archive, files)
     opted_out = read_opted_out(policy)
-    stamps = [f"{file} {files.stamp(file)}" for file in source.inputs]
+    stamps = [f"{file} {stamp}" for file, stamp in zip(source.inputs, files.stamps(source.inputs), strict=True)]
     entries = [[entry.kind, entry.value] for entry in opted_out.entries]
     key = key_of(provenance.digest(*_DECIDING), config, download, stamps, entries)
     with work_directory(raw, "ingest", key, portion) as work:

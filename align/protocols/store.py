@@ -12,18 +12,19 @@ FetchTar = Callable[[str, int], Path]
 
 
 class Files(Protocol):
-    """Reads local paths and s3:// URIs. Can be pickled: worker processes open files of their own."""
+    """Reads local paths, s3:// and https://. Can be pickled: worker processes open files of their own."""
 
-    def list(self, location: str, suffixes: Sequence[str]) -> list[str]:
+    def list(self, location: str, suffixes: Sequence[str], root: str | None = None) -> list[str]:
         """All files of a location, in order of their names.
 
         Args:
             location: a file, a folder (searched recursively), a pattern with `*`, or a list file (`.txt`, `.paths`,
-                also `.gz`) with one location per line, relative to the list file.
+                also `.gz`) with one location per line.
             suffixes: of the files that count in a folder or bucket, such as `.warc.gz`; lower case.
+            root: what the relative lines of a list begin with; None: the folder of the list.
 
         Raises:
-            DataError: no such file exists.
+            DataError: no such file exists, or lines of a list cannot be used.
             ServiceError: the server is unavailable or refuses.
         """
         ...
@@ -34,6 +35,10 @@ class Files(Protocol):
 
     def stamp(self, uri: str) -> str:
         """A text that changes when the file does: size and time, or ETag. Raises as `list`."""
+        ...
+
+    def stamps(self, uris: Sequence[str]) -> Sequence[str]:
+        """`stamp` of each; servers are asked for many at a time. Raises as `list`, and names the first ten missing."""
         ...
 
 

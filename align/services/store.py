@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from align.config.download import DownloadConfig
 from align.config.store import StoreConfig
 from align.errors import ConfigError, CorruptError, DataError
 from align.files import fsync, temporary_name
@@ -34,9 +35,14 @@ from align.services.store_files import StoreFiles
 _READS = 2
 
 
-def open_files(config: StoreConfig) -> StoreFiles:
-    """Files and objects for ingest to read, see `align.protocols.store.Files`; does not connect to a server yet."""
-    return StoreFiles(config)
+def open_files(config: StoreConfig, download: DownloadConfig | None = None) -> StoreFiles:
+    """Files here and on servers, see `align.protocols.store.Files`; does not connect to a server yet.
+
+    Args:
+        config: access to s3://.
+        download: the rules for web servers; None: they are not read.
+    """
+    return StoreFiles(config, download)
 
 
 @dataclass(frozen=True)

@@ -1,63 +1,99 @@
-"""Files on this machine and objects in S3, read in the same way: the `Files` that the sources of ingest need."""
+"""Files on this machine, in S3 and on web servers, read in the same way: the `Files` that sources need."""
 
 from __future__ import annotations
 
-import gzip
-import io
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
+from align.config.download import DownloadConfig
 from align.config.store import StoreConfig
+from align.console import say, track
 from align.errors import DataError
-from align.services.store_client import is_s3, list_objects, read_range, split_uri, stat
+from align.processes import in_threads
+from align.services import file_lists
+from align.services.file_lists import MISSING, Unusable, UnusableLocationError, is_web
+from align.services.range_stream import range_stream
+from align.services.store_client import Stat, is_s3, list_objects, read_range, split_uri, stat
+from align.services.web_files import WebFiles
 
-#: A stream's first request has this many bytes, and each further one twice as many, up to the second number: a jump to
-#: one picture costs little, and a whole archive needs few requests.
-_FIRST_BYTES, _MOST_BYTES = 1 << 16, 1 << 23
-_LISTS = (".txt", ".paths", ".txt.gz", ".paths.gz")
+#: Files that cannot be read are named so often; then no further ones are looked for.
+_NAMED = 10
 
 
 @dataclass(frozen=True)
 class StoreFiles:
-    """`align.protocols.store.Files`, for local paths and s3:// alike. Read only; can be pickled."""
+    """`align.protocols.store.Files`, for local paths, s3:// and https:// alike. Read only; can be pickled.
+
+    Attributes:
+        config: how often and how patiently servers are asked.
+        download: the rules for web servers; None: they are not read.
+    """
 
     config: StoreConfig
+    download: DownloadConfig | None = None
 
-    def list(self, location: str, suffixes: Sequence[str]) -> list[str]:
+    def list(self, location: str, suffixes: Sequence[str], root: str | None = None) -> list[str]:
         """All files of a location, sorted by name, each once.
 
         Args:
-            location: a file, a folder (walked through), a pattern (`*` within a folder, `**` across), or a list file
-                with one location per line: absolute, s3://, or relative to the list; empty and `#` lines are skipped.
+            location: a file, a folder (walked through), a pattern (`*` within a folder, `**` across), a file on a web
+                server, or a list file with one location per line; empty and `#` lines are skipped.
             suffixes: of the files to list in a folder or bucket, in lower case; empty: all files. A file that ends in
                 .txt or .paths (also .gz) is a list file, unless its suffix is among these.
+            root: what the relative lines of a list begin with; None: the folder of the list.
 
         Raises:
-            DataError: no file is there, or the credentials are refused.
+            DataError: no file is there, lines of a list cannot be used (all of them are named or counted), or the
+                credentials are refused. Lines on a server are not asked for one by one: `stamps` does that.
             ServiceError: the server is unavailable or refuses.
         """
         ending = tuple(suffixes)
-        if location.lower().endswith(_LISTS) and not (ending and location.lower().endswith(ending)):
-            files = {file for line in _lines(self, location) for file in _entry(self.config, line, location, ending)}
-        else:
+        try:
+            file_lists.require_usable(location)
+            if file_lists.is_list(location, ending):
+                return sorted(self._listed(location, ending, root))
             files = set(_expand(self.config, location, ending))
+        except UnusableLocationError as error:
+            raise DataError(f"{location}: {error}") from None
         if not files:
             what = f"no file that ends in {', '.join(ending)}" if ending else "no file"
             raise DataError(f"{location}: {what} exists there; check the path")
         return sorted(files)
 
+    def _listed(self, location: str, ending: tuple[str, ...], root: str | None) -> set[str]:
+        with self.open(location) as stream:
+            lines = file_lists.lines_of(stream, location)
+        files: set[str] = set()
+        num_repeated, unusable = 0, Unusable()
+        for line in lines:
+            try:
+                entry = file_lists.absolute(line, location, root)
+                file_lists.require_usable(entry)
+                found = _entry(self.config, entry, ending)
+            except UnusableLocationError as error:
+                unusable.add(str(error), line)
+                continue
+            if not found:
+                unusable.add(MISSING, line)
+            num_repeated += len(found) - len(found - files)
+            files |= found
+        unusable.require_none(location, len(lines), root)
+        if not files:
+            raise DataError(f"{location}: an empty list; write one location per line")
+        if num_repeated:
+            say(f"ingest: {location}: files that are named more than once: {num_repeated:,}; each is read once")
+        return files
+
     def open(self, uri: str) -> BinaryIO:
-        """A seekable stream; objects are read ahead, by range requests. Raises as `list`."""
-        if is_s3(uri):
-            status = stat(self.config, uri)
-            if status is None:
-                raise DataError(f"{uri}: no such object")
-            return cast(BinaryIO, io.BufferedReader(_Ranges(self.config, uri, status.num_bytes, status.etag), 1 << 16))
+        """A seekable stream; files on servers are read ahead, by range requests. Raises as `list`."""
+        if _is_remote(uri):
+            status = self._stat(uri)
+            fetch = partial(self._fetch, uri, status)
+            return range_stream(uri, status.num_bytes, fetch)
         try:
             return Path(uri).open("rb")
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -65,18 +101,16 @@ class StoreFiles:
 
     def read(self, uri: str, offset: int, size: int) -> bytes:
         """These bytes only, fewer at the end of the file. Raises as `list`."""
-        if is_s3(uri):
-            return read_range(self.config, uri, offset, size)
+        if _is_remote(uri):
+            return self._fetch(uri, None, offset, size)
         with self.open(uri) as file:
             file.seek(offset)
             return file.read(size)
 
     def stamp(self, uri: str) -> str:
         """A text that changes when the file does: its size and time, or its ETag. Raises as `list`."""
-        if is_s3(uri):
-            status = stat(self.config, uri)
-            if status is None:
-                raise DataError(f"{uri}: no such object")
+        if _is_remote(uri):
+            status = self._stat(uri)
             return f"{status.num_bytes} {status.etag}"
         try:
             local = Path(uri).stat()
@@ -84,28 +118,72 @@ class StoreFiles:
             raise DataError(f"{uri}: cannot be read ({error.strerror}); check the path") from None
         return f"{local.st_size} {local.st_mtime_ns}"
 
+    def stamps(self, uris: Sequence[str]) -> Sequence[str]:
+        """`stamp` of each, with `store.num_connections` requests at a time; names the first ten without one."""
+        if not any(map(_is_remote, uris)):
+            return [self.stamp(uri) for uri in uris]
+        asked = in_threads(self._stamp_or_error, uris, self.config.num_connections)
+        stamps, errors = [], []
+        for outcome in track(asked, what="ingest: files looked up", total=len(uris)):
+            if isinstance(outcome, str):
+                stamps.append(outcome)
+                continue
+            errors.append(outcome)
+            if len(errors) == _NAMED:
+                break
+        if len(errors) > 1:
+            at_least = "at least " if len(errors) == _NAMED else ""
+            raise DataError(f"{at_least}{len(errors)} of {len(uris):,} files: " + "; ".join(map(str, errors)))
+        if errors:
+            raise errors[0]
+        return stamps
 
-def _lines(files: StoreFiles, location: str) -> Iterator[str]:
-    with files.open(location) as file:
-        data = file.read()
-    try:
-        text = (gzip.decompress(data) if location.lower().endswith(".gz") else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{location}: not a list of locations, one per line ({error})") from None
-    lines = (line.strip() for line in text.splitlines())
-    return (line for line in lines if line and not line.startswith("#"))
+    def _stamp_or_error(self, uri: str) -> str | DataError:
+        try:
+            return self.stamp(uri)
+        except DataError as error:
+            return error
+
+    def _stat(self, uri: str) -> Stat:
+        if is_web(uri):
+            return self._web(uri).stat(uri)
+        status = stat(self.config, uri)
+        if status is None:
+            raise DataError(f"{uri}: no such object")
+        return status
+
+    def _fetch(self, uri: str, known: Stat | None, offset: int, size: int) -> bytes:
+        if is_web(uri):
+            return self._web(uri).read_range(uri, offset, size, known)
+        return read_range(self.config, uri, offset, size, None if known is None else known.etag)
+
+    def _web(self, uri: str) -> WebFiles:
+        if self.download is None:
+            raise DataError(f"{uri}: only `align ingest` reads from web servers; give a path or s3://...")
+        return WebFiles(self.config, self.download)
 
 
-def _entry(config: StoreConfig, line: str, location: str, ending: tuple[str, ...]) -> Iterable[str]:
-    if not is_s3(line) and not line.startswith("/"):
-        line = f"{location.rpartition('/')[0] or '.'}/{line}"
-    if is_s3(line) and "*" not in line and not line.endswith("/"):
-        return (line,)  # not checked one by one: a list may have ten thousand, and `open` reports a missing one
-    return _expand(config, line, ending)
+def _is_remote(uri: str) -> bool:
+    return is_s3(uri) or is_web(uri)
+
+
+def _entry(config: StoreConfig, location: str, ending: tuple[str, ...]) -> set[str]:
+    if file_lists.is_list(location, ending):
+        raise UnusableLocationError("a list in a list is not read")
+    if is_s3(location) and "*" not in location and not location.endswith("/"):
+        return {location}  # not checked one by one: a list may have ten thousand, and `stamps` reports a missing one
+    return set(_expand(config, location, ending))
 
 
 def _expand(config: StoreConfig, location: str, ending: tuple[str, ...]) -> Iterable[str]:
-    return _expand_s3(config, location, ending) if is_s3(location) else _expand_local(location, ending)
+    if is_web(location):
+        return (location,)
+    if is_s3(location):
+        return _expand_s3(config, location, ending)
+    try:
+        return list(_expand_local(location, ending))
+    except (OSError, ValueError, NotImplementedError) as error:  # no name that a file can have, no pattern, no right
+        raise UnusableLocationError(f"cannot be looked up ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _expand_s3(config: StoreConfig, location: str, ending: tuple[str, ...]) -> Iterable[str]:
@@ -143,74 +221,3 @@ def _pattern(key: str) -> str:
     parts = re.split(r"(\*\*/|\*\*|\*)", key)
     meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
     return "".join(meaning.get(part, re.escape(part)) for part in parts)
-
-
-class _Ranges(io.RawIOBase):
-    """An object as a seekable stream. Memory: two windows of at most 8 MiB, one of them read ahead."""
-
-    def __init__(self, config: StoreConfig, uri: str, num_bytes: int, etag: str) -> None:
-        self._config, self._uri, self._num_bytes, self._etag = config, uri, num_bytes, etag
-        self._at = self._start = 0
-        self._window = b""
-        self._length = _FIRST_BYTES
-        self._pool: ThreadPoolExecutor | None = None
-        self._ahead: tuple[int, Future[bytes]] | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._num_bytes}[whence]
-        if origin + offset < 0:
-            raise ValueError(f"negative seek position {origin + offset}")
-        self._at = origin + offset
-        return self._at
-
-    def readinto(self, buffer: object, /) -> int:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]  # typeshed requires a Buffer, which 3.11 cannot name
-        if self._at >= self._num_bytes or not view:
-            return 0
-        if not self._start <= self._at < self._start + len(self._window):
-            self._load()
-        begin = self._at - self._start
-        data = self._window[begin : begin + len(view)]
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def _load(self) -> None:
-        """Loads the window at the current position; a small step forward continues the read, a large one is a jump."""
-        end = self._start + len(self._window)
-        reads_on = bool(self._window) and end <= self._at < end + _FIRST_BYTES
-        self._length = min(2 * self._length, _MOST_BYTES) if reads_on else _FIRST_BYTES
-        start, window = self._at, b""
-        if self._ahead is not None:
-            ahead_start, future = self._ahead
-            self._ahead = None
-            if reads_on and self._at >= ahead_start:
-                start, window = ahead_start, future.result()
-        if not start <= self._at < start + len(window):
-            start, window = self._at, self._fetch(self._at, self._length)
-            if not window:
-                raise DataError(f"{self._uri}: it ends before its size of {self._num_bytes:,} bytes; run again")
-        self._start, self._window = start, window
-        after = start + len(window)
-        if reads_on and after < self._num_bytes:
-            self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-            self._ahead = after, self._pool.submit(self._fetch, after, self._length)
-
-    def _fetch(self, start: int, length: int) -> bytes:
-        return read_range(self._config, self._uri, start, min(length, self._num_bytes - start), self._etag)
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
-        self._ahead, self._window = None, b""
-        super().close()

@@ -85,9 +85,9 @@ def _is_text(data: bytes) -> bool:
 
 def _url(folder: Path) -> Run:
     """A base in the first line; the rest is an address, and a value of Retry-After."""
-    from align.ingest.download.addresses import target_of
-    from align.ingest.download.failure import of_status
     from align.pairs.urls import Resolver, canonical_or_as_is, canonical_url, identity
+    from align.web.addresses import target_of
+    from align.web.failure import of_status
 
     def run(data: bytes) -> None:
         base, _, source = data.decode("utf-8", "surrogatepass" if _is_text(data) else "replace").partition("\n")

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 from align.config import load_params
+from align.config.download import DownloadConfig
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.ingest.sources import Source, open_source
@@ -12,8 +13,9 @@ from align.services.store import open_files
 
 def source_at(location: object, *overrides: str) -> Source:
     """The source of these `ingest.` overrides, such as `source=html`."""
-    params = load_params(overrides=[f"ingest.{override}" for override in overrides])
-    return open_source(params.section(IngestConfig), str(location), open_files(params.section(StoreConfig)))
+    params = load_params(overrides=[each if each.startswith("download.") else f"ingest.{each}" for each in overrides])
+    files = open_files(params.section(StoreConfig), params.section(DownloadConfig))
+    return open_source(params.section(IngestConfig), str(location), files)
 
 
 def rows_of(source: Source, counts: Counter[str] | None = None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

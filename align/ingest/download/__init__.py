@@ -6,8 +6,8 @@ events       libcurl's sockets and timers, on epoll
 schedule     which request comes next
 hosts        the state of a host: its queue, its limits, when it may be asked again
 robots       robots.txt and X-Robots-Tag
-addresses    URLs in normal form, and the addresses that sockets may be opened to
-failure      what went wrong, and whether a retry can help
+
+Which addresses may be asked at all, and what a failure means, is in `align.web`.
 """
 
 from __future__ import annotations

@@ -16,12 +16,12 @@ from urllib.parse import urljoin
 
 from align.config.download import DownloadConfig
 from align.ingest.download import robots
-from align.ingest.download.addresses import address_policy, target_of
 from align.ingest.download.events import Transfers
 from align.ingest.download.exchange import Budget, Exchange
-from align.ingest.download.failure import Failure
 from align.ingest.download.hosts import Host, Job
 from align.ingest.download.schedule import Schedule
+from align.web.addresses import address_policy, target_of
+from align.web.failure import Failure
 
 #: URLs read ahead, so that a slow host does not delay the others; larger than a shard of the default size.
 _LOOK_AHEAD: Final = 16_384

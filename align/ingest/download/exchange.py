@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import pycurl
 
-from align.ingest.download import failure, robots
-from align.ingest.download.failure import Failure
+from align.ingest.download import robots
+from align.web import failure
+from align.web.failure import Failure
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 #: Shorter bodies of errors and redirects are read and ignored, so that the connection can be used again; longer ones

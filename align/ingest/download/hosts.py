@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from align.ingest.download.addresses import Target
-from align.ingest.download.failure import Failure
 from align.ingest.download.robots import Rules
+from align.web.addresses import Target
+from align.web.failure import Failure
 
 #: Hosts to remember; beyond these, those without jobs are forgotten. More than there are jobs at a time.
 _MAX_HOSTS: Final = 20_000

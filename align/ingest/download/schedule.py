@@ -5,9 +5,9 @@ from __future__ import annotations
 import heapq
 from collections import deque
 
-from align.ingest.download.addresses import Target
 from align.ingest.download.hosts import Host, Hosts, Job
 from align.ingest.download.robots import Rules
+from align.web.addresses import Target
 
 
 class Schedule:

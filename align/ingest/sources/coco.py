@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
+from align.console import say
 from align.errors import DataError
 from align.ingest.limits import read_at_most
 from align.ingest.sources.candidates import Candidate
@@ -57,9 +58,14 @@ class Coco:
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when the location has no captions."""
-        listed = files.list(location, (".json",))
+        listed = files.list(location, (".json",), config.paths_root)
         if len(listed) > 1:  # of a folder of annotations, only the files with captions
-            listed = [file for file in listed if file.rpartition("/")[2].startswith(_PREFIXES)]
+            found = [file for file in listed if file.rpartition("/")[2].startswith(_PREFIXES)]
+            if 0 < len(found) < len(listed):
+                say(
+                    f"ingest: {location}: not read: {len(listed) - len(found):,} that are not captions_*, dataset*.json"
+                )
+            listed = found
         if not listed:
             raise DataError(f"{location}: no captions_*.json or dataset*.json here; set paths.archive to such a file")
         self.files = self.inputs = listed

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
+from align.errors import DataError
 from align.ingest.limits import TooLarge, read_at_most
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.pages import check_characters, no_address, resolver_of, written_images
@@ -34,8 +35,11 @@ class SavedPages:
     """A source, see `align.ingest.sources.Source`. A unit of scanning is named after its first page."""
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
-        """Raises DataError when the location has no page."""
-        pages = files.list(location, _SUFFIXES)
+        """Raises DataError when the location has no page, or is on a web server: this is no crawler."""
+        pages = files.list(location, _SUFFIXES, config.paths_root)
+        on_web = next((page for page in pages if page.lower().startswith(("https://", "http://"))), None)
+        if on_web is not None:
+            raise DataError(f"{on_web}: pages are read from a folder or s3://; save it with its pictures first")
         starts = range(0, len(pages), _PAGES_PER_UNIT)
         self._units = {pages[start]: pages[start : start + _PAGES_PER_UNIT] for start in starts}
         self.files = list(self._units)

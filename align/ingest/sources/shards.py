@@ -38,7 +38,7 @@ class Shards:
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when the location has no tar."""
-        self.files = self.inputs = files.list(location, (".tar",))
+        self.files = self.inputs = files.list(location, (".tar",), config.paths_root)
         self._allow_damaged = config.allow_damaged
         self._max_bytes = config.max_record_bytes
         self._store = files

@@ -39,7 +39,7 @@ class UrlTable:
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when the location has no table."""
-        self.files = self.inputs = files.list(location, _SUFFIXES)
+        self.files = self.inputs = files.list(location, _SUFFIXES, config.paths_root)
         self._columns = config.columns
         self._allow_damaged = config.allow_damaged
         self._store = files

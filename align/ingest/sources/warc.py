@@ -57,7 +57,7 @@ class Warc:
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when the location has no archive."""
-        self.files = self.inputs = files.list(location, _SUFFIXES)
+        self.files = self.inputs = files.list(location, _SUFFIXES, config.paths_root)
         self._config = config
         self._max_bytes = config.max_record_bytes
         self._open = OpenFiles(files)

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from align.config.download import DownloadConfig
 from align.config.params import load_params
 from align.ingest.download import robots
-from align.ingest.download.addresses import address_policy, target_of
-from align.ingest.download.failure import Failure, of_curl, of_status
 from align.ingest.download.hosts import Host, Job
 from align.ingest.download.schedule import Schedule
+from align.web.addresses import address_policy, target_of
+from align.web.failure import Failure, of_curl, of_status
 from tests.support import ROOT
 
 

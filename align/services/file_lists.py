@@ -1,0 +1,140 @@
+"""Lists of files: one location per line, as Common Crawl publishes them. Every line is used, or named in an error."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import IO, BinaryIO, cast
+from urllib.parse import urlsplit
+
+from align.errors import DataError
+from align.web.addresses import target_of
+
+_LISTS = (".txt", ".paths", ".txt.gz", ".paths.gz")
+#: Of a list, as stored and as unpacked: more than half a million lines of Common Crawl.
+_MAX_BYTES = 64 << 20
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_WEB = ("https", "http")
+#: Lines that an error names, and the characters of each.
+_NAMED, _SHOWN = 10, 200
+MISSING = "missing"
+
+
+class UnusableLocationError(Exception):
+    """A location that cannot be read. Its message says why, in a few words."""
+
+
+def is_list(location: str, suffixes: Sequence[str]) -> bool:
+    """Whether a location is a list file, unless files with its suffix are what to look for."""
+    name = location.lower()
+    return name.endswith(_LISTS) and not (suffixes and name.endswith(tuple(suffixes)))
+
+
+def is_web(location: str) -> bool:
+    """Whether a location is on a web server."""
+    return location[:8].lower().startswith(("https://", "http://"))
+
+
+def lines_of(stream: BinaryIO, location: str) -> list[str]:
+    """The lines of a list, without those that are empty or begin with `#`.
+
+    Raises:
+        DataError: it is too large, damaged, or not UTF-8.
+    """
+    too_large = DataError(f"{location}: a list of more than {_MAX_BYTES >> 20} MiB; divide it")
+    if stream.seek(0, io.SEEK_END) > _MAX_BYTES:
+        raise too_large
+    stream.seek(0)
+    packed = location.lower().endswith(".gz")
+    try:
+        data = (cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if packed else stream).read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise too_large
+        text = data.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{location}: not a list of locations, one per line ({error})") from None
+    lines = (line.strip() for line in io.StringIO(text, newline=None))  # str.splitlines knows other ends of lines, too
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def absolute(line: str, location: str, root: str | None) -> str:
+    """The location that a line names.
+
+    Args:
+        line: of the list.
+        location: of the list.
+        root: what relative lines begin with; None: the folder of the list.
+
+    Raises:
+        UnusableLocationError: the line leads out of the root, or from a web server to this machine.
+    """
+    if _SCHEME.match(line):
+        return line
+    if line.startswith("/"):
+        if is_web(location):
+            raise UnusableLocationError("a list on a web server cannot name files of this machine")
+        return line
+    if root is not None:
+        if ".." in line.split("/"):
+            raise UnusableLocationError("`..` leads out of ingest.paths_root")
+        return f"{root.rstrip('/')}/{line}"
+    head, slash, _ = location.rpartition("/")
+    return f"{head or slash or '.'}/{line}"
+
+
+def require_usable(location: str) -> None:
+    """Checks what can be checked without asking a server.
+
+    Raises:
+        UnusableLocationError: the location is of a kind that cannot be read.
+    """
+    found = _SCHEME.match(location)
+    if found is None or found[1] == "s3":
+        return
+    if found[1].lower() not in _WEB:
+        raise UnusableLocationError(
+            f"{found[1][:_SHOWN]}:// is not supported; s3://, https:// and folders are: copy the files to one of these"
+        )
+    try:
+        has_login = "@" in urlsplit(location).netloc
+        target_of(location)
+    except ValueError as error:
+        raise UnusableLocationError(f"not an address ({str(error)[:_SHOWN]})") from None
+    if has_login:
+        raise UnusableLocationError("logins in addresses are not supported")
+    if "?" in location or "#" in location:
+        raise UnusableLocationError("an address with ? or # has no file name; copy the file to a folder or s3://")
+    if "*" in location or location.endswith("/"):
+        raise UnusableLocationError("a web server lists no files; name each, for example in a .paths list")
+
+
+class Unusable:
+    """The lines of a list that cannot be used, by reason."""
+
+    def __init__(self) -> None:
+        self._lines: defaultdict[str, list[str]] = defaultdict(list)
+
+    def add(self, reason: str, line: str) -> None:
+        """Adds a line."""
+        self._lines[reason].append(line)
+
+    def require_none(self, location: str, num_lines: int, root: str | None) -> None:
+        """Raises DataError where there are such lines: their number, and of each reason the first few."""
+        count = sum(map(len, self._lines.values()))
+        if not count:
+            return
+        reasons = "; ".join(f"{reason}: {_shown(lines)}" for reason, lines in self._lines.items())
+        text = f"{location}: {count:,} of its {num_lines:,} lines cannot be used. {reasons}"
+        missing = self._lines.get(MISSING, [])
+        if root is None and any(not line.startswith("/") and not _SCHEME.match(line) for line in missing):
+            text += " (relative lines begin at the folder of the list; for another begin set ingest.paths_root)"
+        raise DataError(f"{text}. Correct or remove these lines")
+
+
+def _shown(lines: Sequence[str]) -> str:
+    more = f" and {len(lines) - _NAMED:,} more" if len(lines) > _NAMED else ""
+    return ", ".join(line[:_SHOWN] for line in lines[:_NAMED]) + more

@@ -47,7 +47,7 @@ class IngestConfig(Section):
     max_image_pixels: PositiveInt
     #: Bytes of one record, page or member, as stored and after each decoding; larger ones are not read.
     max_record_bytes: PositiveInt
-    #: Take the readable part of a file that is cut off or damaged, instead of stopping with an error.
+    #: Take the readable parts of a file that is cut off or damaged and count the rest, instead of stopping.
     allow_damaged: bool
 
     @field_validator("paths_root")

@@ -31,7 +31,7 @@ from align.formats.raw import raw_shards
 from align.ingest.fetching import Pictures
 from align.ingest.page import write_page
 from align.ingest.plan import make_plan, planned_shard
-from align.ingest.report import IngestReport, not_read, summarise
+from align.ingest.report import IngestReport, not_read, read_as_stored, summarise
 from align.ingest.retry import link_all, num_retryable, shard_to_retry
 from align.ingest.sources import open_source
 from align.ingest.workers import Resources, write_shards
@@ -176,6 +176,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         say("ingest: run `dvc commit ingest` to keep this data/raw; without it `dvc repro` fetches everything again")
     for what, number in not_read(report):
         say(f"ingest: warning: {what}: {number:,}")
+    for what, number in read_as_stored(report):
+        say(f"ingest: {what}, read as they are stored: {number:,}")
     if report.num_texts_cut:
         say(f"ingest: {report.num_texts_cut:,} texts cut at {MAX_CHARACTERS:,} characters; `align filter` drops them")
     if report.files_quarantined:

@@ -7,7 +7,8 @@ from pathlib import Path
 from align import html
 from align.files import write_text
 from align.formats.raw import SUCCESS
-from align.ingest.report import NUM_HOSTS, IngestReport, not_read
+from align.ingest.report import NUM_HOSTS, IngestReport, not_read, read_as_stored
+from align.ingest.sources.outcomes import OUTCOMES
 
 
 def write_page(report: IngestReport, directory: Path) -> None:
@@ -30,6 +31,7 @@ def write_page(report: IngestReport, directory: Path) -> None:
         html.heading("What of the source was not read"),
         html.table(("what", "number"), not_read(report)) if not_read(report) else html.paragraph("All of it was read."),
         *_left_out(report),
+        *_records(report),
         html.heading(f"Hosts with most pairs (at most {NUM_HOSTS})"),
         _hosts(report),
         html.heading("Pairs by status"),
@@ -57,6 +59,24 @@ def _left_out(report: IngestReport) -> list[str]:
     if report.num_texts_cut or report.num_page_urls_cut:
         texts, pages = f"{report.num_texts_cut:,} texts", f"{report.num_page_urls_cut:,} page URLs"
         blocks.append(html.paragraph(f"{texts} and {pages} are longer than what is stored, and were cut."))
+    return blocks
+
+
+def _records(report: IngestReport) -> list[str]:
+    """What became of the records of web archives; nothing for other sources."""
+    num_records = sum(report.outcomes.values())
+    if not num_records:
+        return []
+    rows = [(OUTCOMES[name], number, number / num_records) for name, number in report.outcomes.items()]
+    lead = f"{num_records:,} records hold a response; {report.num_other_records:,} others, such as requests, do not."
+    blocks = [
+        html.heading("Records of the archive"),
+        html.paragraph(lead),
+        html.table(("what became of it", "records", "share"), rows, bar=2),
+    ]
+    if taken := read_as_stored(report):
+        blocks.append(html.paragraph("Read as they are stored:"))
+        blocks.append(html.table(("what", "number"), taken))
     return blocks
 
 

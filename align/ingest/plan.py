@@ -74,8 +74,7 @@ class IngestPlan:
         table: the pairs; columns of CANDIDATES, `shard`, `http_status` (of the archive's response; null: none).
         names: of the shards, in order.
         position_digits: of a key, after the shard's name.
-        counts: from scanning the source: `pages`, `pages_unreadable`, `truncated_files`, `rows_unreadable`,
-            `texts_cut`, ...
+        counts: from scanning the source: those of `align.ingest.sources.Source`, `texts_cut`, ...
         quarantined: files of the source that were left out, since reading them killed a worker process.
     """
 

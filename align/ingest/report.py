@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS
+from align.ingest.sources.outcomes import HTTP_HEAD_TOO_LARGE, NO_ADDRESS, NO_HTTP_HEAD, OTHER_RECORDS, outcomes_in
 from align.protocols.sql import Engine
 from align.report import Report
 
@@ -21,17 +22,23 @@ class IngestReport(Report):
         num_files: of the source; 0 after `--retry-failed`, which does not read the source.
         num_pages: pages with pairs.
         num_pages_in_archive: all pages.
-        num_pages_unreadable: pages whose content encoding could not be undone; they have no pairs.
+        num_pages_unreadable: pages whose content coding is damaged or unknown; they have no pairs.
         num_pages_too_large: pages beyond a bound (`align.ingest.limits`); they have no pairs.
-        num_records_unreadable: records of a web archive and members of a tar that were skipped.
+        num_pages_coding_absent: pages that are stored plain although their HTTP headers state a coding; they were read.
+        num_pages_coding_unknown: pages whose HTTP headers state an unknown coding; they were read as they are.
+        num_records_unreadable: members of a tar that were skipped.
         num_pairs: rows written.
         num_images: distinct images stored.
         num_retryable: pairs whose failure may be temporary.
-        num_truncated_files: archive files of which only the readable part was taken.
+        num_damaged_files: files that are cut off or damaged, of which only the readable parts were taken.
+        num_bytes_lost: of the web archives among them: bytes between readable records, as stored.
         num_rows_unreadable: lines or rows of a table that could not be read.
         num_texts_cut: texts as long as data/raw stores (`align.pairs.text.MAX_CHARACTERS`); nearly all were longer.
         num_page_urls_cut: page URLs as long as that.
         files_quarantined: files of the source that were left out, since reading them killed a worker process.
+        outcomes: what became of the records of web archives that hold a response: number per outcome, see
+            `align.ingest.sources.outcomes`.
+        num_other_records: of web archives, such as requests.
         statuses: pairs per status.
         errors: pairs per error message, without the details after a colon.
         text_sources: pairs per source of the text, such as `alt`.
@@ -43,15 +50,20 @@ class IngestReport(Report):
     num_pages_in_archive: int
     num_pages_unreadable: int
     num_pages_too_large: int
+    num_pages_coding_absent: int
+    num_pages_coding_unknown: int
     num_records_unreadable: int
     num_pairs: int
     num_images: int
     num_retryable: int
-    num_truncated_files: int
+    num_damaged_files: int
+    num_bytes_lost: int
     num_rows_unreadable: int
     num_texts_cut: int
     num_page_urls_cut: int
     files_quarantined: list[str]
+    outcomes: dict[str, int]
+    num_other_records: int
     statuses: dict[str, int]
     errors: dict[str, int]
     text_sources: dict[str, int]
@@ -61,11 +73,24 @@ class IngestReport(Report):
 def not_read(report: IngestReport) -> list[tuple[str, int]]:
     """What of the source gave no pairs, each with its number; empty where everything was read."""
     numbers = [
-        ("pages whose content encoding cannot be undone", report.num_pages_unreadable),
+        ("pages whose content coding is damaged or unknown", report.num_pages_unreadable),
         ("pages that are too large", report.num_pages_too_large),
-        ("records or tar members that cannot be read", report.num_records_unreadable),
+        ("records without an HTTP status", report.outcomes.get(NO_HTTP_HEAD, 0)),
+        ("records with HTTP headers that are too large", report.outcomes.get(HTTP_HEAD_TOO_LARGE, 0)),
+        ("records without an address", report.outcomes.get(NO_ADDRESS, 0)),
+        ("members of a tar that cannot be read", report.num_records_unreadable),
         ("rows that cannot be read", report.num_rows_unreadable),
-        ("files cut off: only the readable part was taken", report.num_truncated_files),
+        ("files cut off or damaged: only the readable parts were taken", report.num_damaged_files),
+        ("bytes of web archives in their damaged parts", report.num_bytes_lost),
+    ]
+    return [(what, number) for what, number in numbers if number]
+
+
+def read_as_stored(report: IngestReport) -> list[tuple[str, int]]:
+    """Pages whose HTTP headers state a coding that was not undone, by the reason; empty where there are none."""
+    numbers = [
+        ("pages stored plain although their HTTP headers state a coding", report.num_pages_coding_absent),
+        ("pages whose HTTP headers state an unknown coding", report.num_pages_coding_unknown),
     ]
     return [(what, number) for what, number in numbers if number]
 
@@ -118,15 +143,20 @@ def summarise(
         num_pages_in_archive=counts.get("pages", num_pages),
         num_pages_unreadable=counts.get("pages_unreadable", 0),
         num_pages_too_large=counts.get("pages_too_large", 0),
+        num_pages_coding_absent=counts.get("pages_coding_absent", 0),
+        num_pages_coding_unknown=counts.get("pages_coding_unknown", 0),
         num_records_unreadable=counts.get("records_unreadable", 0),
         num_pairs=int(num_pairs),
         num_images=num_images,
         num_retryable=int(num_retryable),
-        num_truncated_files=counts.get("truncated_files", 0),
+        num_damaged_files=counts.get("damaged_files", 0),
+        num_bytes_lost=counts.get("bytes_lost", 0),
         num_rows_unreadable=counts.get("rows_unreadable", 0),
         num_texts_cut=counts.get("texts_cut", 0),
         num_page_urls_cut=counts.get("page_urls_cut", 0),
         files_quarantined=list(quarantined),
+        outcomes=outcomes_in(counts),
+        num_other_records=counts.get(OTHER_RECORDS, 0),
         hosts=hosts,
         statuses={key: int(num) for key, num in statuses.items()},
         errors={key: int(num) for key, num in errors},

@@ -8,6 +8,7 @@ from align.config.download import DownloadConfig
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.ingest.sources import Source, open_source
+from align.ingest.sources.outcomes import OTHER_RECORDS, OUTCOMES, count_of
 from align.services.store import open_files
 
 
@@ -28,3 +29,9 @@ def rows_of(source: Source, counts: Counter[str] | None = None) -> tuple[list[di
             assert 0 < len(batch) < 10_000
             (candidates if "text" in batch.schema.names else responses).extend(batch.to_pylist())
     return candidates, responses
+
+
+def without_outcomes(counts: Counter[str]) -> dict[str, int]:
+    """The counts of a scan, less those of an archive's records."""
+    of_records = {OTHER_RECORDS, *map(count_of, OUTCOMES)}
+    return {name: number for name, number in counts.items() if number and name not in of_records}

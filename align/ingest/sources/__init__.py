@@ -28,8 +28,9 @@ class Source(Protocol):
 
         Args:
             file: one of `files`.
-            counts: the scan adds to it: pages, pages_unreadable, pages_too_large, records_unreadable, truncated_files,
-                rows, rows_unreadable.
+            counts: the scan adds to it: pages, pages_unreadable, pages_too_large, records_unreadable, rows,
+                rows_unreadable, damaged_files; for web archives also bytes_lost, pages_coding_absent,
+                pages_coding_unknown, and those of `outcomes`.
 
         Raises:
             DataError: the file is damaged or of another kind; the message names it.

@@ -144,7 +144,7 @@ class Shards:
                         f"{file}: not a complete tar ({error}); fetch it again, or set ingest.allow_damaged to take "
                         "the part before"
                     ) from None
-                counts["truncated_files"] += 1
+                counts["damaged_files"] += 1
 
     def read(self, file: str, offset: int | None) -> bytes | None:
         """See `Source`: the tar member whose headers begin at the offset."""

@@ -88,7 +88,7 @@ class UrlTable:
                 raise DataError(
                     f"{file}: cut off; fetch it again, or set ingest.allow_damaged to take the part before"
                 ) from None
-            counts["truncated_files"] += 1
+            counts["damaged_files"] += 1
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{file}: unreadable ({' '.join(str(error).split())}); fetch it again") from None
 

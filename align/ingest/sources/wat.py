@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from align.ingest.limits import TooLarge
+from align.ingest.sources import outcomes
 from align.ingest.sources.pages import WrittenImage, first_text, resolved
 from align.ingest.sources.reading import Batches
 
@@ -22,8 +23,8 @@ _LINKS = b'"Links":['
 _MAX_VALUES = 1_000_000
 
 
-def add_wat_record(body: bytes, text_from: Sequence[str], batches: Batches, counts: Counter[str]) -> None:
-    """Adds the pairs of one page; adds nothing for a record of another kind.
+def add_wat_record(body: bytes, text_from: Sequence[str], batches: Batches, counts: Counter[str]) -> str | None:
+    """Adds the pairs of one page. Returns the outcome; None for a record that describes no page.
 
     Args:
         body: of a `metadata` record; in a WARC it may be anything.
@@ -35,7 +36,7 @@ def add_wat_record(body: bytes, text_from: Sequence[str], batches: Batches, coun
         TooLarge: the record is beyond a bound.
     """
     if b'"HTML-Metadata"' not in body:
-        return
+        return None
     num_values = sum(map(body.count, (b",", b"{", b"[")))
     if num_values > _MAX_VALUES:
         raise TooLarge(f"too large: a record with {num_values:,} values, above {_MAX_VALUES:,}")
@@ -44,12 +45,14 @@ def add_wat_record(body: bytes, text_from: Sequence[str], batches: Batches, coun
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         counts["pages"] += 1
         counts["pages_unreadable"] += 1
-        return
-    if page is not None:
-        images = resolved(page.written, page.url, page.base)
-        counts["pages"] += 1
-        counts["rows"] += len(images)
-        batches.add_page(page.url, images)
+        return outcomes.PAGE_UNREADABLE
+    if page is None:
+        return outcomes.ERROR_STATUS
+    images = resolved(page.written, page.url, page.base)
+    counts["pages"] += 1
+    counts["rows"] += len(images)
+    batches.add_page(page.url, images)
+    return outcomes.PAGE if images else outcomes.PAGE_WITHOUT_IMAGES
 
 
 class _Page(NamedTuple):

@@ -200,7 +200,7 @@ def test_truncated_archive_is_an_error_unless_allowed(archive: Path, tmp_path: P
         ingest(CONFIG, archive, tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
     report = ingest(CONFIG.model_copy(update={"allow_damaged": True}), archive, tmp_path / "raw")
-    assert (report.num_truncated_files, report.num_pages, report.num_pairs) == (1, 2, 13)
+    assert (report.num_damaged_files, report.num_pages, report.num_pairs) == (1, 2, 13)
 
 
 def test_max_pages_takes_the_same_pages_spread_over_the_archive(tmp_path: Path) -> None:

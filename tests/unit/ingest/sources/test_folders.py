@@ -167,7 +167,7 @@ def test_damaged_tars(tmp_path: Path) -> None:
         source = source_at(path, "source=shards", "allow_damaged=true")
         rows, _ = rows_of(source, counts)
         assert [source.read(row["file"], row["offset"]) for row in rows][:3] == [bytes(5000)] * 3
-        assert counts["truncated_files"] == 1
+        assert counts["damaged_files"] == 1
     with pytest.raises(DataError, match="no tar member at byte 700"):
         source.read(str(path), 700)
     path.write_bytes(b"no tar at all" * 100)

@@ -131,7 +131,7 @@ def test_damaged_and_empty_files(tmp_path: Path) -> None:
     counts: Counter[str] = Counter()
     rows = read(tmp_path / "b.tsv.gz", counts=counts, more=("allow_damaged=true",))
     assert 1000 < len(rows) < 20_000
-    assert counts["truncated_files"] == 1
+    assert counts["damaged_files"] == 1
     (tmp_path / "b.tsv.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match="unreadable"):
         read(tmp_path / "b.tsv.gz")

@@ -10,7 +10,7 @@ import pytest
 from fastwarc.stream_io import ZstdWriter, zstd_train_dictionary_from_samples
 
 from align.errors import DataError
-from tests.support.reading import rows_of, source_at
+from tests.support.reading import rows_of, source_at, without_outcomes
 from tests.support.warc_records import page, picture, record, response, wat, write_archive, zstd
 
 RECORDS = [
@@ -35,7 +35,7 @@ def test_scan_and_random_access(tmp_path: Path, name: str) -> None:
     assert [(row["url"], row["status"], row["location"]) for row in responses] == [
         ("http://x/", 200, None), ("http://x/a.png", 200, None), ("http://x/b.png", 404, None),
     ]  # fmt: skip
-    assert counts == {"pages": 1, "rows": 1}
+    assert without_outcomes(counts) == {"pages": 1, "rows": 1}
     copy = pickle.loads(pickle.dumps(source))
     for row, body in reversed(list(zip(responses, (b"<p>hi<img src=a.png alt=A>", picture(2, 2) * 50), strict=False))):
         assert source.read(row["file"], row["offset"]) == body
@@ -80,7 +80,7 @@ def test_every_cut_is_found_and_named(tmp_path: Path, cut: int | str, name: str)
         urls(path)
     counts: Counter[str] = Counter()
     assert urls(path, "allow_damaged=true", counts=counts)[:2] == ["http://x/", "http://x/a.png"]
-    assert counts["truncated_files"] == 1
+    assert counts["damaged_files"] == 1
 
 
 def test_damaged_bytes_and_what_is_no_archive(tmp_path: Path) -> None:
@@ -152,14 +152,14 @@ def test_content_encodings_are_undone_or_counted(tmp_path: Path) -> None:
         page("http://x/5", html, headers="Content-Encoding: identity\r\n"),
     ]
     bad = [
-        page("http://x/6", b"no gzip at all" * 9, headers="Content-Encoding: gzip\r\n"),
-        page("http://x/7", html, headers="Content-Encoding: rot13\r\n"),
+        page("http://x/6", b"\1 no gzip at all" * 9, headers="Content-Encoding: gzip\r\n"),
+        page("http://x/7", gzip.compress(html)[:-9], headers="Content-Encoding: gzip\r\n"),
     ]
     counts: Counter[str] = Counter()
     source = source_at(write_archive(tmp_path / "a.warc.gz", good + bad))
     candidates, responses = rows_of(source, counts)
     assert [row["text"] for row in candidates] == ["packed"] * 5
-    assert counts == {"pages": 7, "pages_unreadable": 2, "rows": 5}
+    assert without_outcomes(counts) == {"pages": 7, "pages_unreadable": 2, "rows": 5}
     assert [source.read(row["file"], row["offset"]) for row in responses] == [html] * 5 + [None] * 2
 
 
@@ -194,7 +194,7 @@ def test_records_of_every_kind(tmp_path: Path) -> None:
         ("http://x/copy", 302, "http://x/a.png"),
     ]
     assert source.read(responses[0]["file"], responses[0]["offset"]) == b"bytes"
-    assert counts == {"pages": 2, "pages_unreadable": 1, "rows": 1}
+    assert without_outcomes(counts) == {"pages": 2, "pages_unreadable": 1, "rows": 1}
 
 
 def test_wat(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_wat(tmp_path: Path) -> None:
         ("http://x/dir/page#img-2", "half ? a pair", "alt", "no address"),
         ("http://b.example/a.png?x=1&y=2&copy=3", "A & B", "alt", None),
     ]
-    assert counts == {"pages": 3, "rows": 4}
+    assert without_outcomes(counts) == {"pages": 3, "rows": 4}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,281 @@
+"""Archives that are cut off or damaged: which of their records are whole, and where reading resumes.
+
+A walk reads the records from one byte up to the first thing that it cannot read. The record before that is checked on
+its own, since the damage may be in it: a gzip member must have its checksum, a Zstandard frame must decode, and an
+uncompressed record must be followed by empty lines or the next one. Then the next place is searched at which a member,
+frame or line begins whose content begins like a record. The bytes between are a gap: they are counted, not used.
+
+A file that is compressed as a whole has no such places. Its records are used up to the damage, and nobody can tell
+whether those just before it are as they were written.
+
+The work is linear in the size of a file, also where it was made to look damaged everywhere: its bytes are read again up
+to a few times, then the rest of the file is one gap.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
+
+from align.errors import DataError
+from align.ingest.sources import warc_bytes
+from align.ingest.sources.warc_bytes import GZIP_MAGIC, ZSTD_DICTIONARY_MAGIC, ZSTD_MAGIC, Spans
+
+#: Read at once. Given to zlib it makes 16 MiB at most.
+_CHUNK_BYTES = 1 << 14
+#: Of a place at which a record may begin: looked at as stored, and when uncompressed. Zstandard decodes whole blocks.
+_TRIED_BYTES, _TRIED_ZSTD_BYTES = 1 << 10, (1 << 17) + 64
+#: Of the headers of a record.
+_MAX_HEADER_BYTES = 1 << 20
+#: What may follow the last record of a file.
+_FILLER = b"\0 \t\n\r\x0b\f"
+_LOOKED_AT_BYTES = 64
+#: Bytes that are read again: times the size of the file, and so many more.
+_READ_AGAIN, _READ_AGAIN_BYTES = 4, 256 << 20
+#: How far an error message looks for the next record.
+_NEAR_BYTES = 64 << 20
+_SEARCHED_BYTES = 1 << 16
+_MARKS = {
+    "gzip": re.compile(re.escape(GZIP_MAGIC) + rb"\x08[\x00-\x1f]"),  # the method, and flags without the reserved ones
+    "zstd": re.compile(re.escape(ZSTD_MAGIC)),
+}
+_BEHIND_BYTES = 4
+
+
+class Layout(NamedTuple):
+    """How the records of a kind of archive look, uncompressed.
+
+    Attributes:
+        begins: matches the first bytes of a record.
+        mark: finds where one may begin in an uncompressed file. It looks behind 4 bytes at most.
+        ends: matches what follows a record.
+        num_bytes: of a record, headers included, by its first bytes; None where they have no whole header.
+    """
+
+    begins: re.Pattern[bytes]
+    mark: re.Pattern[bytes]
+    ends: re.Pattern[bytes]
+    num_bytes: Callable[[bytes], int | None]
+
+
+class Placed(Protocol):
+    """What a walk yields."""
+
+    @property
+    def offset(self) -> int | None:
+        """Where it begins in the file; None where the file is compressed as a whole."""
+
+
+_Record = TypeVar("_Record", bound=Placed)
+#: Reads records from a byte to the end, or to what it cannot read: there it raises OSError with the reason.
+Walk = Callable[[BinaryIO, int], Iterator[_Record]]
+
+
+class _Stop(NamedTuple):
+    """Where a walk ended: the first byte that it did not use, and whether its last record is whole."""
+
+    position: int
+    is_whole: bool
+
+
+class Repaired:
+    """The whole records of one file, whatever is between them."""
+
+    def __init__(self, file: str, stream: BinaryIO, layout: Layout, *, allow_damaged: bool) -> None:
+        """Moves the stream.
+
+        Args:
+            file: its name.
+            stream: of the file. Nobody else may move it.
+            layout: of its records.
+            allow_damaged: whether damage is counted; else it is an error.
+        """
+        self._file, self._stream, self._layout, self._allow_damaged = file, stream, layout, allow_damaged
+        self._size = stream.seek(0, io.SEEK_END)
+        self._left = _READ_AGAIN * self._size + _READ_AGAIN_BYTES
+        self._packing = self._told_packing()
+        stream.seek(0)
+        self._dictionary = warc_bytes.zstd_dictionary(stream) if self._packing == "zstd" else None
+
+    def records(self, walk: Walk[_Record], counts: Counter[str]) -> Iterator[_Record]:
+        """What walks yield, without what is damaged. Holds two records.
+
+        Args:
+            walk: of this kind of archive.
+            counts: gets `damaged_files` and `bytes_lost`.
+
+        Raises:
+            DataError: no record can be read; or the file is damaged, and that is not allowed.
+        """
+        start, has_records, is_damaged = 0, False, False
+        while True:
+            last, problem = None, ""
+            try:
+                for record in walk(self._stream, start):
+                    if last is not None:
+                        has_records = True
+                        yield last
+                    last = record
+            except OSError as error:
+                problem = " ".join(str(error).split())
+            reached = self._stream.tell()
+            stop = self._stop(last, start, reached, problem)
+            if last is not None and (stop.is_whole or last.offset is None):
+                has_records = True
+                yield last
+            if stop.is_whole and self._is_filler(stop.position):
+                break
+            begun = start if last is None or last.offset is None else last.offset
+            found = self._next_record(max(stop.position, begun + 1))
+            if found is None and not has_records:
+                break
+            if not self._allow_damaged:
+                raise self._error(stop.position, found, problem)
+            is_damaged = True
+            counts["bytes_lost"] += (self._size if found is None else found) - stop.position
+            if found is None:
+                break
+            self._left -= max(0, reached - found)
+            start = found
+        if not has_records:
+            raise DataError(f"{self._file}: not a web archive ({problem or 'no record in it'})")
+        counts["damaged_files"] += is_damaged
+
+    def _error(self, position: int, found: int | None, problem: str) -> DataError:
+        lost = (self._size if found is None else found) - position
+        what = f"{problem or 'no whole record is there'}; {lost:,} bytes cannot be read"
+        if found is None and lost > _NEAR_BYTES:
+            what = problem or "no whole record is there"
+        return DataError(
+            f"{self._file}: cut off or damaged at byte {position:,} of {self._size:,} ({what}); fetch it again, or set "
+            "ingest.allow_damaged to read the rest"
+        )
+
+    def _told_packing(self) -> str:
+        self._stream.seek(0)
+        head = self._stream.read(5)
+        for packing, magics, suffix in (
+            ("gzip", (GZIP_MAGIC,), ".gz"),
+            ("zstd", (ZSTD_MAGIC, ZSTD_DICTIONARY_MAGIC), ".zst"),
+        ):
+            if head.startswith(magics) or (self._file.endswith(suffix) and head != b"WARC/"):
+                return packing
+        return "plain"
+
+    # where a walk stopped
+
+    def _stop(self, last: Placed | None, start: int, reached: int, problem: str) -> _Stop:
+        if last is None:
+            return _Stop(start, False)
+        if self._packing == "plain":
+            return self._end_of_plain(start if last.offset is None else last.offset)
+        if self._packing == "gzip":
+            return self._end_of_members(start) if last.offset is None else self._end_of_member(last.offset)
+        if last.offset is not None:
+            return self._end_of_frame(last.offset)
+        # fastwarc reports every incomplete frame
+        return _Stop(max(start, reached - _CHUNK_BYTES), False) if problem else _Stop(self._size, True)
+
+    def _end_of_plain(self, offset: int) -> _Stop:
+        head = self._read(offset, _CHUNK_BYTES)
+        num_bytes = self._layout.num_bytes(head)
+        if num_bytes is None and len(head) == _CHUNK_BYTES:
+            num_bytes = self._layout.num_bytes(self._read(offset, _MAX_HEADER_BYTES))
+        if num_bytes is None or offset + num_bytes > self._size:
+            return _Stop(offset, False)
+        end = offset + num_bytes
+        tail = self._read(end, _LOOKED_AT_BYTES)
+        rest = tail.lstrip(_FILLER)
+        if rest and not self._layout.ends.match(tail) and not self._layout.begins.match(rest):
+            return _Stop(offset, False)
+        return _Stop(end + len(tail) - len(rest), True)
+
+    def _end_of_member(self, offset: int) -> _Stop:
+        stop = self._inflated(offset)
+        return stop if stop.is_whole else _Stop(offset, False)
+
+    def _end_of_members(self, offset: int) -> _Stop:
+        """Of all members up to the end of the file."""
+        stop = _Stop(offset, True)
+        while stop.is_whole and not self._is_filler(stop.position):
+            stop = self._inflated(stop.position)
+        return stop
+
+    def _inflated(self, offset: int) -> _Stop:
+        """The end of a gzip member; one chunk before the damage where there is some."""
+        position, member = offset, zlib.decompressobj(wbits=31)
+        while not member.eof:
+            chunk = self._read(position, _CHUNK_BYTES)
+            try:
+                member.decompress(chunk)
+            except zlib.error:
+                return _Stop(position, False)
+            position += len(chunk)
+            if not chunk:
+                return _Stop(position, False)
+        return _Stop(position - len(member.unused_data), True)
+
+    def _end_of_frame(self, offset: int) -> _Stop:
+        end = warc_bytes.end_of_frame(self._stream, offset)
+        if end is None:
+            return _Stop(offset, False)
+        self._left -= end - offset
+        reader = warc_bytes.zstd_reader(Spans(self._stream, (offset, end)), self._dictionary)
+        try:
+            while reader.read(_CHUNK_BYTES):
+                pass
+        except OSError:
+            return _Stop(offset, False)
+        return _Stop(end, True)
+
+    def _is_filler(self, position: int) -> bool:
+        """Whether the rest of the file has no more than what may follow the last record."""
+        while chunk := self._read(position, _CHUNK_BYTES):
+            if chunk.strip(_FILLER):
+                return False
+            position += len(chunk)
+        return True
+
+    # where the next record begins
+
+    def _next_record(self, start: int) -> int | None:
+        """The first at or after this byte; None where there is none, or enough was read."""
+        mark = _MARKS.get(self._packing, self._layout.mark)
+        most = self._size if self._allow_damaged else min(self._size, start + _NEAR_BYTES)
+        while start < most and self._left > 0:
+            behind = max(0, start - _BEHIND_BYTES)
+            chunk = self._read(behind, _SEARCHED_BYTES)
+            is_last = behind + len(chunk) >= self._size
+            # what begins near the end of a chunk is left to the next one, which has more of it
+            end = len(chunk) if is_last else len(chunk) - _TRIED_BYTES
+            for match in mark.finditer(chunk, start - behind):
+                if match.start() >= end:
+                    break
+                if self._begins(behind + match.start(), chunk[match.start() : match.start() + _TRIED_BYTES]):
+                    return behind + match.start()
+            start = behind + end
+        return None
+
+    def _begins(self, position: int, stored: bytes) -> bool:
+        """Whether what is stored there begins like a record."""
+        self._left -= len(stored)
+        try:
+            if self._packing == "gzip":
+                stored = zlib.decompressobj(wbits=31).decompress(stored, _TRIED_BYTES)
+            elif self._packing == "zstd":
+                span = Spans(self._stream, (position, min(position + _TRIED_ZSTD_BYTES, self._size)))
+                stored = warc_bytes.zstd_reader(span, self._dictionary).read(_TRIED_BYTES)
+                self._left -= span.tell()
+        except (OSError, zlib.error):
+            return False
+        return self._layout.begins.match(stored) is not None
+
+    def _read(self, position: int, num_bytes: int) -> bytes:
+        self._stream.seek(position)
+        chunk = self._stream.read(num_bytes)
+        self._left -= len(chunk)
+        return chunk

@@ -36,7 +36,7 @@ from align.pairs.urls import Address, Resolver, canonical_url
 
 __all__ = ["LAZY_SRC", "LAZY_SRCSET", "PageImage", "canonical_url", "page_images"]
 
-#: Attributes in which the usual scripts for lazy loading keep the address (lazysizes, WordPress, jQuery Lazy, ...).
+#: Attributes in which the usual scripts for lazy loading keep the address (lazysizes, WordPress, Cloudflare, ...).
 LAZY_SRC = (
     "data-src",
     "data-original",
@@ -45,8 +45,16 @@ LAZY_SRC = (
     "data-original-src",
     "data-full-src",
     "data-echo",
+    "data-lsrc",
+    "data-img-url",
+    "data-cfsrc",
+    "data-gt-lazy-src",
+    "data-pagespeed-lazy-src",
+    "data-ezsrc",
+    "data-orig-src",
+    "data-wpfc-original-src",
 )
-LAZY_SRCSET = ("data-srcset", "data-lazy-srcset", "data-original-set")
+LAZY_SRCSET = ("data-srcset", "data-lazy-srcset", "data-original-set", "data-ezsrcset", "data-wpfc-original-srcset")
 
 #: A page without a match has no image and is not parsed (<image> becomes <img>).
 _IMAGE_TAG = re.compile(rb"<ima?ge?[\s/>]", re.IGNORECASE)

@@ -96,6 +96,7 @@ def test_caption_is_that_of_the_nearest_figure() -> None:
         ('<img src=s data-src=true data-lazy=\'{"a": "b.jpg"}\'>', "s"),
         ("<img src=s data-lazy-src='' data-src=' '>", "s"),
         ("<img src=s srcset='tiny 1w' data-srcset='a.jpg 800w, b.jpg 400w'>", "a.jpg"),
+        ("<img src=s data-ezsrc='b.jpg' data-ezsrcset='a.jpg 800w, b.jpg 400w'>", "a.jpg"),
         ("<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw=' srcset=a>", "a"),
         ("<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw=' data-src=a.jpg>", "a.jpg"),
         ("<img src=s srcset='data:image/gif;base64,R0lGODlhAQABAAAAACw= 2x'>", "s"),
@@ -103,6 +104,26 @@ def test_caption_is_that_of_the_nearest_figure() -> None:
 )
 def test_which_address_is_taken(html: str, expected: str) -> None:
     assert urls(html) == [expected]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data-lsrc",
+        "data-img-url",
+        "data-cfsrc",
+        "data-gt-lazy-src",
+        "data-pagespeed-lazy-src",
+        "data-ezsrc",
+        "data-orig-src",
+        "data-wpfc-original-src",
+    ],
+)
+def test_attributes_of_scripts_for_lazy_loading(name: str) -> None:
+    assert urls(f"<img src=/blank.gif {name}='a.jpg'>") == ["a.jpg"]
+    assert urls(f"<img {name}='a.jpg'>") == ["a.jpg"]
+    assert urls(f"<img src=s {name}=true data-src='b.jpg'>") == ["b.jpg"]
+    assert urls(f'<img src=s {name}=\'{{"a": "b.jpg"}}\'>') == ["s"]
 
 
 def test_srcset_of_a_megabyte_takes_no_time() -> None:

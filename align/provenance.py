@@ -40,14 +40,22 @@ NEUTRAL = frozenset({
 })  # fmt: skip
 
 
+#: Stage's module -> modules that it imports and must not depend on. Ingest reads the filter's cuts on texts, so as not
+#: to fetch pictures in vain: after another cut, or a new rule, the web must not be fetched again.
+UNTRACKED = {"align.ingest.ingest": frozenset({"align.config.filter"})}
+
+
 def closure(module: str) -> dict[str, Path]:
     """The modules of `align` that importing this one loads, at its top or later: name -> file; itself included."""
     return _closure(module, frozenset())
 
 
 def deciding(module: str) -> dict[str, Path]:
-    """The modules that can change the bytes this one makes: its closure, without entering byte-neutral modules."""
-    found = _closure(module, NEUTRAL)
+    """The modules that can change the bytes this one makes: its closure, without entering byte-neutral modules.
+
+    Those of UNTRACKED are left out, too.
+    """
+    found = _closure(module, NEUTRAL | UNTRACKED.get(module, frozenset()))
     return {name: path for name, path in found.items() if name != "align.config"}  # it only re-exports `params`
 
 

@@ -35,6 +35,8 @@ class IngestConfig(Section):
     paths_root: Annotated[str, Field(min_length=1)] | None
     #: Where to get pictures that pages name: the archive itself, the web, or the web where the archive has none.
     images_from: Literal["archive", "web", "archive_then_web"]
+    #: Fetch no picture from the web of which no text can pass the filter (`align.pairs.text_cuts`).
+    skip_hopeless: bool
     #: Where to look for a page's texts; the first non-empty one is the text.
     text_from: Annotated[tuple[TextSource, ...], Field(strict=False, min_length=1)]
     #: The columns of a URL table.

@@ -188,3 +188,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     for row in report.funnel:
         if row.num_first:
             say(f"filter: {row.num_first:8,} {row.reason}")
+    if report.num_not_fetched:
+        say(
+            f"filter: warning: {report.num_not_fetched:,} pair(s) pass every rule on texts by now, but `align ingest` "
+            "did not fetch their pictures; run `align ingest --retry-failed`, `dvc commit --force ingest`, then this"
+        )

@@ -68,6 +68,11 @@ def write_page(report: FilterReport, config: FilterConfig, examples: PairExample
     for title, body in sections.items():
         blocks += [html.heading(title), *body] if body else []
     lead = f"{report.num_kept:,} of {report.num_pairs:,} pairs kept ({share:.1%})."
+    if report.num_not_fetched:
+        lead += (
+            f" {report.num_not_fetched:,} more pass every rule on texts by now, but align ingest did not fetch their "
+            "pictures: run align ingest --retry-failed."
+        )
     write_text(directory / "report.html", html.page("What the filter kept and dropped", lead, blocks))
 
 
@@ -75,6 +80,7 @@ def _cards(report: FilterReport) -> str:
     share = report.num_kept / report.num_pairs if report.num_pairs else 0.0
     alike = sum(row.num_alone for row in report.funnel if row.reason == "image_near_duplicate_of_test")
     personal = report.overview.personal_data.num_pairs
+    not_fetched = report.num_not_fetched
     return html.cards(
         [
             ("raw pairs", f"{report.num_pairs:,}", ""),
@@ -83,6 +89,7 @@ def _cards(report: FilterReport) -> str:
             ("distinct images", f"{report.num_images:,}", ""),
             ("pairs like evaluation images", f"{alike:,}", "bad" if alike else ""),
             ("texts with personal data", f"{personal:,}", "warn" if personal else ""),
+            *([("pictures to fetch: --retry-failed", f"{not_fetched:,}", "bad")] if not_fetched else []),
         ]
     )
 

@@ -78,6 +78,11 @@ class FilterReport(Report):
     funnel: list[FunnelRow]
     overview: Overview
 
+    @property
+    def num_not_fetched(self) -> int:
+        """Pairs that pass every rule on texts while ingest fetched no picture, under rules that none of them passed."""
+        return sum(row.num_first for row in self.funnel if row.reason == "image_not_fetched")
+
 
 def report_on(
     engine: Engine, work: Path, sets: Mapping[str, str], shown: Iterable[tuple[str, str, bool]]

@@ -6,7 +6,9 @@ that drops it, `reasons` are all of them. `align.filter.tables` has the columns 
 
 Decisions where the paper is silent:
   * the order: images before texts, as the paper describes them;
-  * I4 counts distinct normalised texts per image *content* (sha256), without the empty text;
+  * I4 counts distinct normalised texts per image *content* (sha256), without the empty text, over the images that were
+    fetched: of an address that ingest skipped (`ingest.skip_hopeless`) nobody knows the content. Each text of such an
+    address is dropped by T3 or as a file name wherever it stands, so no other rule decides otherwise for the skipping;
   * T1 counts distinct images, by content, or by URL where there are no bytes; an empty text is left to T3;
   * T2 counts every occurrence in every raw pair, dropped ones too. The list is cut at a count: it holds all n-grams
     that occur at least c times, with the smallest c that gives at most the paper's number. So ties never depend on
@@ -15,8 +17,8 @@ Decisions where the paper is silent:
     costs more than everything else together.
   * T3 also drops texts of very many characters, of which the words are not even looked at: one "word" may fill a page.
 Deviations: `image_missing` (a dead link; the paper's pairs all had bytes), `text_is_filename` (see
-`align.pairs.text.is_filename`) and `opted_out` (take-down requests, `align.formats.policy`) are not in the paper. Nor
-are the rules after `text_is_filename`: they are off by default, and exist to compare recipes.
+`align.pairs.text.is_filename`), `image_not_fetched` and `opted_out` (take-down requests, `align.formats.policy`) are
+not in the paper. Nor are the rules after `image_not_fetched`: they are off by default, and exist to compare recipes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from align.config.filter import FilterConfig
-from align.formats.raw import FAILED_TO_RESIZE
+from align.formats.raw import FAILED_TO_RESIZE, NOT_FETCHED
 
 Rule = Callable[[FilterConfig], str | None]
 
@@ -36,7 +38,7 @@ def opted_out(config: FilterConfig) -> str:
 
 def image_missing(config: FilterConfig) -> str:
     """No bytes: the download failed, or the tar lacks an image that the table names."""
-    return f"status <> '{FAILED_TO_RESIZE}' AND NOT has_bytes"
+    return f"status NOT IN ('{FAILED_TO_RESIZE}', '{NOT_FETCHED}') AND NOT has_bytes"
 
 
 def image_undecodable(config: FilterConfig) -> str:
@@ -94,6 +96,11 @@ def text_is_filename(config: FilterConfig) -> str | None:
     return "is_filename" if config.drop_filenames else None
 
 
+def image_not_fetched(config: FilterConfig) -> str:
+    """Ours: ingest asked for no picture, since no text of it could pass. After the rules on texts, which say why."""
+    return f"status = '{NOT_FETCHED}'"
+
+
 def pair_low_similarity(config: FilterConfig) -> str | None:
     """Beyond ALIGN: a given model finds image and text too unlike. It sees only pairs that all rules above keep."""
     return f"similarity < {_double(config.min_similarity)}" if config.similarity_model else None
@@ -138,6 +145,7 @@ RULES: dict[str, Rule] = {
         text_too_short,
         text_too_long,
         text_is_filename,
+        image_not_fetched,
         pair_low_similarity,
         text_other_language,
         text_personal_data,

@@ -53,6 +53,10 @@ SUCCESS = "success"
 FAILED_TO_DOWNLOAD = "failed_to_download"
 #: There are bytes, but no picture can be decoded from them (img2dataset decodes in order to resize; hence the name).
 FAILED_TO_RESIZE = "failed_to_resize"
+#: Ours: the picture was not asked for, since the filter would drop each of its pairs for the text alone ...
+NOT_FETCHED = "not_fetched"
+#: ... as the row's error_message says.
+HOPELESS = "no text of it can pass the filter"
 
 #: Written last by ingest; a folder made by img2dataset has none.
 MANIFEST = "manifest.json"

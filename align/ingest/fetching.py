@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from align.formats.policy import REFUSED, OptedOut
-from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS
+from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, HOPELESS, NOT_FETCHED, SUCCESS
 from align.ingest.limits import TooLarge
 from align.ingest.plan import PlannedRow, PlannedShard
 from align.ingest.writer import RawShardWriter
 from align.pairs.picture import PictureError, read_header, shrink
+from align.pairs.text_cuts import TextCuts
 
 
 class Answer(Protocol):
@@ -60,6 +61,7 @@ class Pictures:
         resize_px: larger pictures are shrunk to this shorter side; None: the bytes stay as they came.
         jpeg_quality: of shrunk pictures.
         opted_out: what must no longer be fetched or kept.
+        text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: in any case.
     """
 
     images_from: str
@@ -67,6 +69,7 @@ class Pictures:
     resize_px: int | None
     jpeg_quality: int
     opted_out: OptedOut
+    text_cuts: TextCuts | None = None
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,15 @@ class PictureOutcome:
 
 
 class ShardCounts(NamedTuple):
-    """How many pairs a shard has, and for how many of them a picture was stored."""
+    """How many pairs a shard has, for how many a picture was stored, and for how many none was asked for."""
 
     num_pairs: int
     num_with_picture: int
+    num_not_fetched: int
 
 
 _OPTED_OUT = PictureOutcome(FAILED_TO_DOWNLOAD, REFUSED)
+_HOPELESS = PictureOutcome(NOT_FETCHED, HOPELESS)
 
 
 def write_shard(
@@ -113,10 +118,11 @@ def write_shard(
     """
     outcomes: dict[str, PictureOutcome] = {}
     keys: dict[str, str] = {}
+    asked: set[bytes] = set()
     stored: set[str] = set()
     with ExitStack() as stack:
         spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=directory)))
-        for answer in fetch(_addresses(shard.rows(), pictures)):
+        for answer in fetch(_addresses(shard.rows(), pictures, asked)):
             if answer.data is None:
                 outcomes[answer.url] = PictureOutcome(FAILED_TO_DOWNLOAD, answer.error, answer.retryable)
             else:
@@ -131,9 +137,12 @@ def write_shard(
                 if earlier.image_key is not None and earlier.image_key not in stored:
                     key, data = earlier.image_key, shard.read(earlier.image_key, None)
             elif row["problem"] is not None:
-                outcome = PictureOutcome(FAILED_TO_DOWNLOAD, row["problem"])
+                hopeless = row["problem"] == HOPELESS  # according to the folder that is read here
+                outcome = _HOPELESS if hopeless else PictureOutcome(FAILED_TO_DOWNLOAD, row["problem"])
             elif url in outcomes:
                 outcome = outcomes[url]
+            elif pictures.text_cuts is not None and _is_for_the_web(row, pictures) and _digest(url) not in asked:
+                outcome = outcomes[url] = _HOPELESS
             else:
                 outcome, data = _examine(_bytes(row, spool, shard, pictures), pictures)
                 if pictures.opted_out.matches(None, None, outcome.sha256):
@@ -145,7 +154,7 @@ def write_shard(
             if data is not None:
                 stored.add(key)
             writer.add(_raw_row(writer.next_key, row, outcome), data, key)
-        return ShardCounts(writer.num_rows, writer.num_successes)
+        return ShardCounts(writer.num_rows, writer.num_successes, writer.num_not_fetched)
 
 
 def _is_for_the_web(row: PlannedRow, pictures: Pictures) -> bool:
@@ -162,15 +171,19 @@ def _is_for_the_web(row: PlannedRow, pictures: Pictures) -> bool:
     return pictures.images_from == "web" or (pictures.images_from == "archive_then_web" and row["file"] is None)
 
 
-def _addresses(rows: Iterable[PlannedRow], pictures: Pictures) -> Iterator[str]:
-    """The addresses to fetch, each once."""
-    seen: set[bytes] = set()
+def _addresses(rows: Iterable[PlannedRow], pictures: Pictures, asked: set[bytes]) -> Iterator[str]:
+    """The addresses to fetch, each once, at the first of its pairs whose text can pass; their digests go to `asked`."""
+    cuts = pictures.text_cuts
     for row in rows:
         if _is_for_the_web(row, pictures):
-            digest = hashlib.blake2b(row["url"].encode("utf-8", "surrogatepass"), digest_size=12).digest()
-            if digest not in seen:
-                seen.add(digest)
+            digest = _digest(row["url"])
+            if digest not in asked and (cuts is None or cuts.can_pass(row["text"])):
+                asked.add(digest)
                 yield row["url"]
+
+
+def _digest(url: str) -> bytes:
+    return hashlib.blake2b(url.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
 def _bytes(row: PlannedRow, spool: _Spool, shard: PlannedShard, pictures: Pictures) -> bytes | str:

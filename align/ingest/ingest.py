@@ -2,8 +2,9 @@
 
 Two steps, and after a kill the next run resumes both: the plan (`align.ingest.plan`: every pair, sorted into shards),
 then the shards (`align.ingest.fetching`), made by worker processes here or by ranges (`--shards 0-499`) on other
-machines that share the folder. A pair without a picture is a row with a status; nothing is left out. `--retry-failed`
-tries again the pictures whose failure may be temporary, and no others.
+machines that share the folder. A pair without a picture is a row with a status; nothing is left out. A picture from the
+web is not fetched if no text of it can pass the filter (`ingest.skip_hopeless`). `--retry-failed` tries again the
+pictures whose failure may be temporary, fetches those of which a text can pass by now, and no others.
 
 Deviation from the paper: it starts from 1.8 billion pairs collected by others; how pages become pairs is our choice
 (see `align.ingest.sources.pages`).
@@ -14,12 +15,14 @@ from __future__ import annotations
 import argparse
 import shutil
 from contextlib import AbstractContextManager
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 
 from align import provenance
 from align.config.download import DownloadConfig
 from align.config.engine import EngineConfig
+from align.config.filter import FilterConfig
 from align.config.ingest import IngestConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
@@ -32,11 +35,12 @@ from align.ingest.fetching import Pictures
 from align.ingest.page import write_page
 from align.ingest.plan import make_plan, planned_shard
 from align.ingest.report import IngestReport, not_read, read_as_stored, summarise
-from align.ingest.retry import link_all, num_retryable, shard_to_retry
+from align.ingest.retry import link_all, num_to_fetch, shard_to_retry
 from align.ingest.sources import open_source
 from align.ingest.workers import Resources, write_shards
 from align.ingest.writer import is_written, write_raw_manifest
 from align.pairs.text import MAX_CHARACTERS
+from align.pairs.text_cuts import TextCuts
 from align.protocols.sql import Engine
 from align.report import record_runtime, write_report
 from align.services.engine import open_engine
@@ -57,6 +61,7 @@ def ingest(
     raw: Path,
     policy: Path,
     portion: Portion = _ALL,
+    text_cuts: TextCuts | None = None,
 ) -> IngestReport | None:
     """Writes data/raw, or resumes where an earlier run was killed.
 
@@ -67,6 +72,7 @@ def ingest(
         raw: the folder to write; it is replaced as a whole.
         policy: data/policy, for what must no longer be fetched.
         portion: only some shards of the work; by default all, and the output.
+        text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: in any case.
 
     Returns:
         The report; None where only a range of shards was made.
@@ -82,7 +88,9 @@ def ingest(
     opted_out = read_opted_out(policy)
     stamps = [f"{file} {stamp}" for file, stamp in zip(source.inputs, files.stamps(source.inputs), strict=True)]
     entries = [[entry.kind, entry.value] for entry in opted_out.entries]
-    key = key_of(provenance.digest(*_DECIDING), config, download, stamps, entries)
+    images_from = "web" if config.source == "url_table" else config.images_from
+    cuts = None if images_from == "archive" else text_cuts  # or another cut would start the work again for nothing
+    key = key_of(provenance.digest(*_DECIDING), config, download, stamps, entries, cuts and astuple(cuts))
     with work_directory(raw, "ingest", key, portion) as work:
         plan = make_plan(
             source,
@@ -95,9 +103,8 @@ def ingest(
         )
         if portion.finish:
             require_done("ingest", plan.names, partial(is_written, work))
-        images_from = "web" if config.source == "url_table" else config.images_from
         max_pixels = config.max_image_pixels
-        pictures = Pictures(images_from, max_pixels, download.resize_px, download.jpeg_quality, opted_out)
+        pictures = Pictures(images_from, max_pixels, download.resize_px, download.jpeg_quality, opted_out, cuts)
         asked = [name for name in plan.names if portion.shards is None or int(name) in portion.shards]
         remaining = [name for name in asked if not is_written(work, name)]
         if len(remaining) < len(asked):
@@ -112,22 +119,28 @@ def ingest(
     return report
 
 
-def retry_failed(resources: Resources, *, raw: Path, policy: Path, max_pixels: int) -> IngestReport:
-    """Tries again the pictures of data/raw whose failure may be temporary; everything else stays as it is.
+def retry_failed(
+    resources: Resources, *, raw: Path, policy: Path, max_pixels: int, text_cuts: TextCuts | None = None
+) -> IngestReport:
+    """Tries again the pictures of data/raw whose failure may be temporary, and fetches those not fetched so far.
 
-    Arguments and errors as for `ingest`. If there is nothing to retry, data/raw is not touched.
+    Of the latter those of which a text can pass `text_cuts` by now. Everything else stays as it is. Arguments and
+    errors as for `ingest`. If there is nothing to fetch, data/raw is not touched.
     """
     download = resources.download
     opted_out = read_opted_out(policy)
     shards = raw_shards(raw, fetcher(resources.store))
-    failed = [shard for shard in shards if num_retryable(shard)]
+    counts = {shard.name: num_to_fetch(shard, text_cuts) for shard in shards}
+    failed = [shard for shard in shards if counts[shard.name]]
     times = [shard.table.stat().st_mtime_ns for shard in shards]
     if failed:
-        key = key_of("retry", provenance.digest(*_DECIDING), times, download)
+        key = key_of("retry", provenance.digest(*_DECIDING), times, download, text_cuts and astuple(text_cuts))
         with work_directory(raw, None, key) as work:  # a folder of img2dataset stays one
             link_all(raw, work, except_shards=failed)
-            say(f"ingest: retrying {sum(map(num_retryable, failed)):,} pairs of {len(failed):,} shards")
-            pictures = Pictures("archive_then_web", max_pixels, download.resize_px, download.jpeg_quality, opted_out)
+            say(f"ingest: retrying {sum(counts.values()):,} pairs of {len(failed):,} shards")
+            pictures = Pictures(
+                "archive_then_web", max_pixels, download.resize_px, download.jpeg_quality, opted_out, text_cuts
+            )
             remaining = [shard for shard in failed if not is_written(work, shard.name)]
             write_shards(work, remaining, shard_to_retry, pictures, resources)
             write_raw_manifest(work, [shard.name for shard in shards])
@@ -143,22 +156,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `align ingest` beyond the common ones."""
     add_portion_arguments(parser)
     parser.add_argument(
-        "--retry-failed", action="store_true", help="only retry the pictures whose failure may be temporary"
+        "--retry-failed",
+        action="store_true",
+        help="only retry the pictures whose failure may be temporary, and fetch those that the filter can keep by now",
     )
+
+
+def _text_cuts(params: Params) -> TextCuts:
+    """The filter's cuts by which a text alone is judged.
+
+    DVC is not told that ingest reads them (`provenance.UNTRACKED`): another cut must not fetch the web again. What the
+    filter then lacks it counts as `image_not_fetched`.
+    """
+    cuts = params.section(FilterConfig)
+    return TextCuts(cuts.min_words, cuts.max_words, cuts.max_characters, cuts.drop_filenames)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align ingest`."""
     config, paths = params.section(IngestConfig), params.section(PathsConfig)
     resources = Resources(params.section(DownloadConfig), params.section(EngineConfig), params.section(StoreConfig))
+    text_cuts = _text_cuts(params) if config.skip_hopeless else None
     report: IngestReport | None
     with record_runtime("ingest", paths.runtime) as runtime:
         if args.retry_failed:
             max_pixels = config.max_image_pixels
-            report = retry_failed(resources, raw=paths.raw, policy=paths.policy, max_pixels=max_pixels)
+            report = retry_failed(
+                resources, raw=paths.raw, policy=paths.policy, max_pixels=max_pixels, text_cuts=text_cuts
+            )
         else:
             report = ingest(
-                config, resources, archive=paths.archive, raw=paths.raw, policy=paths.policy, portion=portion_of(args)
+                config,
+                resources,
+                archive=paths.archive,
+                raw=paths.raw,
+                policy=paths.policy,
+                portion=portion_of(args),
+                text_cuts=text_cuts,
             )
         if report is None:
             say(f"ingest: shards {args.shards} are done; when all are, `align ingest --finish` makes {paths.raw}")
@@ -167,11 +201,16 @@ def main(params: Params, args: argparse.Namespace) -> None:
             write_report(report, folder)
             write_page(report, folder)
         runtime["num_pairs"] = report.num_pairs
-    num_failed = report.num_pairs - report.statuses.get("success", 0)
+    num_failed = report.num_to_fetch - report.statuses.get("success", 0)
     say(
         f"ingest: {report.num_pairs:,} pairs of {report.num_images:,} images from {report.num_pages:,} pages; "
         f"{num_failed:,} without a picture, {report.num_retryable:,} of these can be retried"
     )
+    if report.num_not_fetched:
+        say(
+            f"ingest: {report.num_not_fetched:,} not fetched: no text of their picture can pass the filter "
+            "(ingest.skip_hopeless)"
+        )
     if args.retry_failed:
         say("ingest: run `dvc commit ingest` to keep this data/raw; without it `dvc repro` fetches everything again")
     for what, number in not_read(report):

@@ -6,23 +6,26 @@ from pathlib import Path
 
 from align import html
 from align.files import write_text
-from align.formats.raw import SUCCESS
+from align.formats.raw import HOPELESS, SUCCESS
 from align.ingest.report import NUM_HOSTS, IngestReport, not_read, read_as_stored
 from align.ingest.sources.outcomes import OUTCOMES
 
 
 def write_page(report: IngestReport, directory: Path) -> None:
     """Writes report.html."""
-    share = report.statuses.get(SUCCESS, 0) / report.num_pairs
+    share = report.statuses.get(SUCCESS, 0) / max(1, report.num_to_fetch)
     lead = (
         f"{report.num_pairs:,} pairs, {share:.1%} with a picture; {report.num_images:,} distinct "
         f"pictures; {report.num_retryable:,} pairs may succeed if they are retried."
     )
+    if report.num_not_fetched:
+        lead += f" The share is of {report.num_to_fetch:,} pairs: no text of the other pictures can pass the filter."
     cards = [
         ("pairs", f"{report.num_pairs:,}", ""),
         ("with a picture", f"{share:.1%}", "good" if share > 0.5 else "bad"),
         ("distinct pictures", f"{report.num_images:,}", ""),
         ("retryable: --retry-failed", f"{report.num_retryable:,}", "warn" if report.num_retryable else ""),
+        ("not fetched: no text can pass", f"{report.num_not_fetched:,}", ""),
     ]
     blocks = [
         html.cards(cards),
@@ -85,7 +88,9 @@ def _hosts(report: IngestReport) -> str:
     rows = []
     for host, outcomes in report.hosts.items():
         num_pairs = sum(outcomes.values())
-        num_failed = num_pairs - outcomes.get(SUCCESS, 0)
+        num_to_fetch = num_pairs - outcomes.get(HOPELESS, 0)
+        failed = 1 - outcomes.get(SUCCESS, 0) / num_to_fetch if num_to_fetch else 0.0
         errors = ", ".join(f"{error} {num:,}" for error, num in outcomes.items() if error != SUCCESS)
-        rows.append((host, num_pairs, f"{1 - num_failed / num_pairs:.1%}", num_failed / num_pairs, errors))
+        share_of_good = f"{1 - failed:.1%}" if num_to_fetch else "none to fetch"
+        rows.append((host, num_pairs, share_of_good, failed, errors))
     return html.table(("host", "pairs", "with a picture", "failed", "errors"), rows, bar=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS
+from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.ingest.sources.outcomes import HTTP_HEAD_TOO_LARGE, NO_ADDRESS, NO_HTTP_HEAD, OTHER_RECORDS, outcomes_in
 from align.protocols.sql import Engine
 from align.report import Report
@@ -69,6 +69,16 @@ class IngestReport(Report):
     text_sources: dict[str, int]
     hosts: dict[str, dict[str, int]]
 
+    @property
+    def num_not_fetched(self) -> int:
+        """Pairs whose picture was not asked for, since no text of it can pass the filter."""
+        return self.statuses.get(NOT_FETCHED, 0)
+
+    @property
+    def num_to_fetch(self) -> int:
+        """All other pairs: shares of success are shares of these."""
+        return self.num_pairs - self.num_not_fetched
+
 
 def not_read(report: IngestReport) -> list[tuple[str, int]]:
     """What of the source gave no pairs, each with its number; empty where everything was read."""
@@ -125,15 +135,16 @@ def summarise(
         ) GROUP BY host, error ORDER BY sum(sum(num)) OVER (PARTITION BY host) DESC, host, num DESC, error
     """):  # fmt: skip
         hosts.setdefault(host, {})[error] = int(num)
+    num_to_fetch = int(num_pairs) - int(statuses.get(NOT_FETCHED, 0))
     metrics: dict[str, float | int] = {
         "ingest/num_pages": num_pages,
         "ingest/num_pairs": int(num_pairs),
         "ingest/num_images": num_images,
         "ingest/num_retryable": int(num_retryable),
-        "ingest/success_rate": round(int(statuses.get(SUCCESS, 0)) / int(num_pairs), 6),
+        "ingest/success_rate": round(int(statuses.get(SUCCESS, 0)) / max(1, num_to_fetch), 6),
         **{
             f"ingest/status/{name}": int(statuses.get(name, 0))
-            for name in (SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE)
+            for name in (SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED)
         },
     }
     return IngestReport(

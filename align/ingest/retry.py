@@ -1,4 +1,4 @@
-"""data/raw as a plan again: outcomes stay, except failures that may be temporary, which are tried once more."""
+"""data/raw as a plan again: outcomes stay, except failures that may be temporary, and pictures not fetched so far."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from align.formats.raw import MANIFEST, RawShard, image_spans, read_table
+from align.formats.raw import MANIFEST, NOT_FETCHED, RawShard, image_spans, read_table
 from align.ingest.fetching import PictureOutcome
 from align.ingest.plan import PlannedRow, PlannedShard
+from align.pairs.text_cuts import TextCuts
 
 
-def num_retryable(shard: RawShard) -> int:
-    """Pairs of a shard that `--retry-failed` would try again."""
+def num_to_fetch(shard: RawShard, text_cuts: TextCuts | None) -> int:
+    """Pairs of a shard that `--retry-failed` asks for: see `ingest.retry_failed`."""
     if "retryable" not in pq.read_schema(shard.table).names:
         return 0
-    return int(pc.sum(pq.read_table(shard.table, columns=["retryable"])["retryable"]).as_py() or 0)
+    states = pq.read_table(shard.table, columns=["retryable", "status"])
+    num_retryable = int(pc.sum(states["retryable"]).as_py() or 0)
+    if not pc.any(pc.equal(states["status"], NOT_FETCHED)).as_py():
+        return num_retryable
+    rows = read_table(shard, ["url", "caption", "status"]).filter(pc.field("status") == NOT_FETCHED)
+    urls, texts = rows["url"].to_pylist(), rows["caption"].to_pylist()
+    wanted = {url for url, text in zip(urls, texts, strict=True) if text_cuts is None or text_cuts.can_pass(text)}
+    return num_retryable + sum(url in wanted for url in urls)
 
 
 def link_all(raw: Path, work: Path, except_shards: Sequence[RawShard]) -> None:
@@ -49,7 +57,7 @@ def _link(path: str | Path, target: str | Path) -> None:
 
 @contextmanager
 def shard_to_retry(shard: RawShard) -> Iterator[PlannedShard]:
-    """An existing shard as a planned one, in which all but the retryable pairs have their outcome.
+    """An existing shard as a planned one, in which all but the retryable and not fetched pairs have their outcome.
 
     Its `read` takes the key of a stored picture. Raises DataError where the shard cannot be read.
     """
@@ -63,7 +71,8 @@ def shard_to_retry(shard: RawShard) -> Iterator[PlannedShard]:
 def _rows(table: pa.Table) -> Iterator[PlannedRow]:
     shared = [field.name for field in fields(PictureOutcome)]
     for row in table.to_pylist():
-        outcome = None if row["retryable"] else PictureOutcome(**{name: row[name] for name in shared})
+        is_open = row["retryable"] or row["status"] == NOT_FETCHED
+        outcome = None if is_open else PictureOutcome(**{name: row[name] for name in shared})
         yield {
             **{name: row[name] for name in ("url", "text_source", "page_url")},
             **dict.fromkeys(("problem", "file", "offset", "inline", "http_status")),

@@ -65,15 +65,17 @@ def write_shards(
     open_downloader = partial(Downloader, share, refuse=pictures.opted_out.refusal)
     num_workers = resources.engine.num_workers
     written = in_processes_with(open_downloader, write, shards, num_workers, name_of=_name_of)
-    start, num_pairs, num_pictures = time.monotonic(), 0, 0
+    start, num_pairs, num_pictures, num_not_fetched = time.monotonic(), 0, 0, 0
     for number, counts in enumerate(track(written, what="ingest: shards", total=len(shards)), start=1):
         num_pairs, num_pictures = num_pairs + counts.num_pairs, num_pictures + counts.num_with_picture
+        num_not_fetched += counts.num_not_fetched
         spent_s = time.monotonic() - start
         left_s = spent_s / number * (len(shards) - number)
+        skipped = f", {num_not_fetched:,} not fetched" if num_not_fetched else ""
         say(
-            f"ingest: {number:,} of {len(shards):,} shards, {num_pairs:,} pairs, "
-            f"{num_pictures / max(1, num_pairs):.1%} with a picture, {num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, "
-            f"{left_s / 60:,.1f} min left"
+            f"ingest: {number:,} of {len(shards):,} shards, {num_pairs:,} pairs{skipped}, "
+            f"{num_pictures / max(1, num_pairs - num_not_fetched):.1%} with a picture, "
+            f"{num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, {left_s / 60:,.1f} min left"
         )
 
 

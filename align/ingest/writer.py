@@ -24,6 +24,7 @@ from align.formats.raw import (
     FAILED_TO_DOWNLOAD,
     FAILED_TO_RESIZE,
     MANIFEST,
+    NOT_FETCHED,
     SCHEMA,
     SUCCESS,
     ListedShard,
@@ -68,6 +69,11 @@ class RawShardWriter:
     def num_successes(self) -> int:
         """Rows with a picture, of those added so far."""
         return self._statuses[SUCCESS]
+
+    @property
+    def num_not_fetched(self) -> int:
+        """Rows whose picture was not asked for, of those added so far."""
+        return self._statuses[NOT_FETCHED]
 
     @property
     def next_key(self) -> str:
@@ -121,6 +127,7 @@ class RawShardWriter:
             "successes": self._statuses[SUCCESS],
             "failed_to_download": self._statuses[FAILED_TO_DOWNLOAD],
             "failed_to_resize": self._statuses[FAILED_TO_RESIZE],
+            "not_fetched": self._statuses[NOT_FETCHED],
             "status_dict": dict(sorted(self._messages.items())),
             "tar_sha256": sha256_file(tar),
             "tar_bytes": tar.stat().st_size,

@@ -24,7 +24,7 @@ from align.console import track
 from align.errors import DataError
 from align.files import sha256_file, write_text
 from align.formats.policy import OptedOut
-from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, MANIFEST, SUCCESS
+from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, MANIFEST, NOT_FETCHED, SUCCESS
 from align.formats.stored_tars import stored_tars
 from align.formats.tar import BLOCK, header, padding
 from align.formats.tar_members import DamagedTar, Member, read_members
@@ -169,6 +169,7 @@ def _rewrite_stats(raw: Path, part: Path, name: str, table: pa.Table) -> str:
     }
     if "tar_sha256" in stats:  # img2dataset writes none
         table_sha256 = sha256_file(part / f"{name}.parquet")
+        stats["not_fetched"] = statuses[NOT_FETCHED]
         stats |= {"tar_sha256": sha256, "tar_bytes": tar.stat().st_size, "table_sha256": table_sha256}
     write_text(part / f"{name}_stats.json", json.dumps(stats, indent=4, ensure_ascii=False) + "\n")
     return sha256

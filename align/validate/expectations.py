@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.config.validate import ValidateConfig
-from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, SUCCESS
+from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.protocols.expectations import Expectation, statistic
 from align.validate import raw_manifest
 from align.validate.statistics import ZERO
@@ -19,7 +19,7 @@ DRIFT = {
     "image_size": "drift of image sizes",
     "language": "drift of languages",
 }
-_STATUSES = (SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE)
+_STATUSES = (SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED)
 
 
 def gate(config: ValidateConfig, measured: Mapping[str, Any]) -> list[Expectation]:
@@ -44,7 +44,9 @@ def gate(config: ValidateConfig, measured: Mapping[str, Any]) -> list[Expectatio
         *(statistic(what, name, 0, 0) for name, (what, _) in ZERO.items()),
         *(statistic(what, name, 0, 0) for name, what in raw_manifest.FAULTS.items() if name in measured),
         statistic("pairs dropped for a reason that has no band", "unlisted_reasons", 0, 0),
-        statistic("share of pairs with an image", "raw_success_share", config.min_success_share, 1),
+        statistic(
+            "share of pairs with an image, of those to be fetched", "raw_success_share", config.min_success_share, 1
+        ),
         statistic("keep rate", "keep_rate", *config.keep_rate),
         *(
             statistic(f"share dropped as {reason}", f"dropped_{reason}", *band)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from align.formats.raw import NOT_FETCHED
 from align.protocols.sql import Rows
 
 
@@ -84,10 +85,13 @@ ZERO: dict[str, tuple[str, str]] = {
     "images_duplicate_ids": ("images listed more than once", _repeated("image_id", "images")),
 }
 
+_TO_FETCH = f"coalesce(status, '') <> '{NOT_FETCHED}'"
+
 #: What has a threshold in params.yaml: name -> SQL.
 MEASURED = {
     "raw_pairs": "SELECT count(*) FROM raw",
-    "raw_success_share": _share("status = 'success'", "raw"),
+    # of the pairs that were to be fetched
+    "raw_success_share": _share("status = 'success'", f"(SELECT status FROM raw WHERE {_TO_FETCH}) AS wanted"),
     "keep_rate": _share("keep", "decisions"),
     "kept_evaluation_hashes": (
         "SELECT count(evaluation_hashes.phash) / nullif(count(*), 0) FROM decisions "

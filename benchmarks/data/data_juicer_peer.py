@@ -132,6 +132,7 @@ class ReasonsMapper(Mapper):
             "text_too_short": [num < cuts["min_words"] for num in num_words],
             "text_too_long": [num > cuts["max_words"] for num in num_words],
             "text_is_filename": samples["is_filename"],
+            "image_not_fetched": [False] * len(decodable),
         }
         rows = zip(*(flags[code] for code in self.rules), strict=True)
         samples["reasons"] = reasons = [list(compress(self.rules, row)) for row in rows]

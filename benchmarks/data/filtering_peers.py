@@ -207,6 +207,7 @@ def decide_in_pandas(work: Path, raw: Path, config: FilterConfig, out: Path) -> 
         "text_too_short": num_words < config.min_words,
         "text_too_long": num_words > config.max_words,
         "text_is_filename": facts["text"].map(lambda text: _FILE_NAME.fullmatch(text) is not None),
+        "image_not_fetched": False,
     })[active(config)]  # fmt: skip
     values, names = flags.to_numpy(), np.array(flags.columns, dtype=object)
     dropped = values.any(axis=1)

@@ -73,7 +73,7 @@ def ingest(tmp_path: Path, policy: OptedOut, **settings: Any) -> list[dict[str, 
     write_opted_out(tmp_path / "policy", policy)
     where = {"paths.raw": "raw", "paths.reports": "reports", "paths.runtime": "runtime", "paths.policy": "policy"}
     settings |= {name: tmp_path / folder for name, folder in where.items()}
-    settings |= {"engine.num_workers": 1, "ingest.max_pages": "null"}
+    settings |= {"engine.num_workers": 1, "ingest.max_pages": "null", "ingest.skip_hopeless": "false"}
     words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     assert main(["ingest", "--params", str(ROOT / "params.yaml"), *words]) == 0
     rows = []

@@ -276,7 +276,7 @@ def _ingested(case: Case, root: Path) -> set[tuple[Any, ...]]:
     words = [f"ingest.{override}" for override in case.overrides] + [
         f"paths.archive={case.location}", f"paths.raw={root / 'raw'}", f"paths.reports={root / 'reports'}",
         f"paths.runtime={root / 'runtime'}", f"paths.policy={root / 'policy'}", "engine.num_workers=1",
-        "download.allow_networks=[127.0.0.0/8]", "download.num_retries=0",
+        "download.allow_networks=[127.0.0.0/8]", "download.num_retries=0", "ingest.skip_hopeless=false",
     ]  # fmt: skip
     arguments = [word for override in words for word in ("--set", override)]
     assert main(["ingest", "--params", str(ROOT / "params.yaml"), *arguments]) == 0

@@ -97,6 +97,8 @@ def view(engine: Engine, name: str, table: pa.Table) -> None:
         ({"decodable": False, "width_px": None, "height_px": None}, ["image_undecodable"]),
         (GONE | {"status": "failed_to_resize"}, ["image_undecodable"]),
         (GONE | {"status": "failed_to_download"}, ["image_missing"]),
+        (GONE | {"status": "not_fetched"}, ["image_not_fetched"]),
+        (GONE | {"status": "not_fetched", "num_words": 2}, ["text_too_short", "image_not_fetched"]),  # why it was not
         (GONE, ["image_missing"]),  # the tar lacks what the table promises
         ({"similarity": 0.1999}, ["pair_low_similarity"]),
         ({"similarity": None}, []),
@@ -133,6 +135,7 @@ def test_rule_order_is_the_papers() -> None:
         "text_too_short",
         "text_too_long",
         "text_is_filename",
+        "image_not_fetched",
         "pair_low_similarity",
         "text_other_language",
         "text_personal_data",
@@ -145,7 +148,7 @@ def test_params_hold_the_papers_boundaries_and_nothing_beyond_them() -> None:
     config = load_params().section(FilterConfig)
     assert (config.short_side_above_px, config.aspect_ratio_below, config.max_images_per_text) == (200, 3.0, 10)
     assert (config.min_words, config.max_words, config.num_frequent_ngrams) == (3, 20, 10**8)
-    assert rules.active(config) == list(rules.RULES)[:13]
+    assert rules.active(config) == list(rules.RULES)[:14]
     assert rules.mask(config, rules.MODEL + rules.REPEATS) == "CAST(0 AS BIGINT)"  # what is off costs nothing
 
 

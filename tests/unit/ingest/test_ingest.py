@@ -105,6 +105,7 @@ def test_every_img_is_a_row(archive: Path, tmp_path: Path) -> None:
         "ingest/status/success": 7,
         "ingest/status/failed_to_download": 3,
         "ingest/status/failed_to_resize": 3,
+        "ingest/status/not_fetched": 0,
     }
     assert report.errors["too many pixels"] == 1
     assert (report.num_texts_cut, report.num_page_urls_cut, report.files_quarantined) == (1, 0, [])
@@ -288,6 +289,7 @@ def test_retry_failed_asks_for_what_may_come_and_for_nothing_else(
         sets = [
             "ingest.source=url_table", f"paths.archive={table}", "download.allow_networks=[127.0.0.0/8]",
             "download.backoff_s=0.0", "download.num_retries=1", "engine.num_workers=1", "ingest.shard_size=2",
+            "ingest.skip_hopeless=false",
             *(f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime", "policy")),
         ]  # fmt: skip
         arguments = ["ingest", *(word for item in sets for word in ("--set", item))]

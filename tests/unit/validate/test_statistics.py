@@ -76,6 +76,8 @@ def test_good_data_has_no_fault(tmp_path: Path) -> None:
     [
         (leak, {"kept_evaluation_images": 1}),
         (edit(RAW, status=None), {"raw_null_statuses": 1, "raw_success_share": 0.95}),
+        (edit(RAW, status="failed_to_download"), {"raw_success_share": 0.95}),
+        (edit(RAW, status="not_fetched"), {}),  # it was not to be fetched
         (edit(RAW, url=None), {"raw_null_urls": 1}),
         (edit(RAW, width=0), {"raw_success_without_size": 1}),
         (edit(RAW, key=None), {"raw_null_keys": 1, "rows_without_decision": 1, "decisions_without_row": 1}),

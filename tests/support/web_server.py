@@ -90,6 +90,7 @@ class WebServer:
         self._counts: dict[str, int] = {}
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.transports: set[asyncio.Transport] = set()
 
     def url(self, path: str, host: str | None = None) -> str:
         return f"http://{host or self.addresses[0]}:{self.port}{path}"
@@ -123,6 +124,8 @@ class WebServer:
             server.close()
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
+        for transport in self.transports:  # of clients that keep connections
+            transport.abort()
         with suppress(asyncio.CancelledError):
             self._loop.run_until_complete(asyncio.sleep(0.01))
         self._loop.close()
@@ -155,6 +158,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        self.server.transports.add(transport)
         self.server.num_connections += 1
         self.server.first_opened_s = self.server.first_opened_s or time.monotonic()
         self.server.num_open += 1
@@ -162,6 +166,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.server.num_open -= 1
+        self.server.transports.discard(self.transport)
         self.server.last_closed_s = time.monotonic()
 
     def data_received(self, data: bytes) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from align.config.ingest import IngestConfig
 from align.config.params import load_params
@@ -89,6 +93,16 @@ def test_a_list_is_bounded_as_stored_and_as_unpacked(tmp_path: Path) -> None:
     os.truncate(tmp_path / "y.paths.gz", 65 << 20)
     with pytest.raises(DataError, match="a list of more than 64 MiB"):
         open_files(config(tmp_path)).list(f"{tmp_path}/y.paths.gz", ())
+
+
+@given(st.binary(), st.booleans())
+def test_any_bytes_give_lines_that_can_be_used_or_are_named(data: bytes, packed: bool) -> None:
+    name = "https://h/x.paths.gz" if packed else "x.paths"
+    with suppress(DataError):
+        for line in file_lists.lines_of(io.BytesIO(gzip.compress(data) if packed else data), name):
+            with suppress(file_lists.UnusableLocationError):
+                file_lists.require_usable(file_lists.absolute(line, name, None))
+                file_lists.require_usable(f"https://{line}")
 
 
 def test_relative_lines_begin_at_the_root_that_is_given(tmp_path: Path) -> None:

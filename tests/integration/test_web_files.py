@@ -1,0 +1,295 @@
+"""Archives on a web server, by range requests: what comes back is what the file has, or the run ends in one line."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from align.cli import main
+from align.config.store import StoreConfig
+from align.errors import DataError, ServiceError
+from align.formats.raw import iter_images, raw_shards, read_table
+from align.services import web_files
+from align.services.store import open_files
+from align.services.store_files import StoreFiles
+from tests.support import ROOT
+from tests.support.downloads import config as download
+from tests.support.http2_server import Http2Server
+from tests.support.ranges import cut_off, in_turn, ranges
+from tests.support.reading import rows_of, source_at
+from tests.support.warc_records import page, write_archive
+from tests.support.warc_records import response as archived
+from tests.support.web_server import WebServer, delayed, endless_headers, redirect, response, silent, slow_loris
+
+MIB = 1 << 20
+SAMPLE = ROOT / "data/sample/archive.warc.gz"
+
+
+@pytest.fixture
+def server() -> Iterator[WebServer]:
+    with WebServer() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_files, "_BACKOFF_S", 0.02)
+
+
+def files(tmp_path: Path, timeout_s: float = 20.0, **changes: Any) -> StoreFiles:
+    store = StoreConfig(
+        objects=None, checkpoints=None, cache=tmp_path / "cache", part_size_mb=5, num_connections=4, num_retries=2,
+        timeout_s=timeout_s,
+    )  # fmt: skip
+    return pickle.loads(pickle.dumps(open_files(store, download(user_agent="of-the-tests/1", **changes))))
+
+
+def noise(num_bytes: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(num_bytes)
+
+
+def test_a_stream_reads_and_seeks_as_a_file_does(server: WebServer, tmp_path: Path) -> None:
+    data = noise(11 * MIB + 7)
+    server.routes["/x"] = ranges(data)
+    (tmp_path / "x").write_bytes(data)
+    draw = random.Random(1)
+    ours = files(tmp_path)
+    with ours.open(server.url("/x")) as theirs, (tmp_path / "x").open("rb") as here:
+        for _ in range(40):
+            if draw.random() < 0.5:
+                offset = draw.choice([0, len(data) - 5, len(data), len(data) + 9, draw.randrange(len(data))])
+                assert theirs.seek(offset) == here.seek(offset)
+            size = draw.choice([0, 1, 511, 70_000, 3 * MIB])
+            assert theirs.read(size) == here.read(size)
+            assert theirs.tell() == here.tell()
+        assert theirs.seek(0) == 0
+        assert theirs.read() == data
+    assert ours.read(server.url("/x"), len(data) - 2, 10) == data[-2:]
+    assert ours.read(server.url("/x"), len(data), 10) == b""
+    assert server.agents == {"of-the-tests/1"}
+    assert server.num_connections < 10  # they are kept
+
+
+def test_an_empty_file_is_empty(server: WebServer, tmp_path: Path) -> None:
+    server.routes |= {"/nginx": ranges(b""), "/apache": response(b"")}
+    for path in server.routes:
+        with files(tmp_path).open(server.url(path)) as stream:
+            assert stream.read() == b""
+
+
+def test_a_connection_that_ends_early_is_tried_again(server: WebServer, tmp_path: Path) -> None:
+    data = noise(3 * MIB)
+    server.routes["/x"] = cut_off(ranges(data), 2, 3, 5)
+    with files(tmp_path).open(server.url("/x")) as stream:
+        assert stream.read() == data
+    server.routes["/y"] = cut_off(ranges(data), *range(2, 99))
+    with (
+        files(tmp_path).open(server.url("/y")) as stream,
+        pytest.raises(ServiceError, match="/y: asked 3 times in vain"),
+    ):
+        stream.read()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_server_is_asked_again_after_the_wait_that_it_names(
+    server: WebServer, tmp_path: Path, status: int
+) -> None:
+    server.routes["/x"] = in_turn(response(b"busy", status, Retry_After="1"), ranges(b"bytes"))
+    start = time.monotonic()
+    with files(tmp_path).open(server.url("/x")) as stream:
+        assert stream.read() == b"bytes"
+    assert time.monotonic() - start > 1
+    server.routes["/y"] = response(b"busy", status)
+    with pytest.raises(ServiceError, match=rf"/y: asked 3 times in vain \(HTTP {status}\)"):
+        files(tmp_path).stamp(server.url("/y"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [ranges(noise(3 * MIB), ETag='"two"'), ranges(noise(2 * MIB)), ranges(b""), ranges(noise(3 * MIB), ETag="")],
+)
+def test_a_file_that_changes_under_a_reader_is_detected(server: WebServer, tmp_path: Path, other: Any) -> None:
+    server.routes["/x"] = in_turn(ranges(noise(3 * MIB)), ranges(noise(3 * MIB)), other)
+    with (
+        files(tmp_path).open(server.url("/x")) as stream,
+        pytest.raises(DataError, match="/x: it was replaced while it was read"),
+    ):
+        stream.read()
+
+
+def test_without_an_etag_the_date_tells(server: WebServer, tmp_path: Path) -> None:
+    server.routes["/x"] = ranges(b"bytes", ETag="", Last_Modified="Thu, 01 Jan 2026 00:00:00 GMT")
+    assert files(tmp_path).stamp(server.url("/x")) == "5 Thu, 01 Jan 2026 00:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("route", "reason"),
+    [
+        (response(noise(100_000)), "the server sends no single range of bytes; copy the file"),
+        (response(b"a", 206), "the server sends no single range of bytes"),
+        (response(b"a", 206, Content_Range="bytes 0-0/*"), "the server sends no single range of bytes"),
+        (response(b"ab", 206, Content_Range="bytes 0-1/9"), r"more than the 1 bytes that were asked for"),
+        (response(b"a", 206, Content_Range="bytes 4-4/9"), r"bytes 4 to 4 were sent, others were asked for"),
+        (response(b"a", 206, Content_Range="bytes 0-0/9", Content_Encoding="br"), "Content-Encoding br"),
+        (response(b"", 404), "the server has no such file"),
+        (response(b"", 410), "the server has no such file"),
+        (response(b"", 403), "the server refuses access .403; some answer this for files that do not exist"),
+        (response(b"", 401), "the server refuses access .401"),
+        (response(b"", 400), r"cannot be read \(HTTP 400\); check the address"),
+        (redirect("/x"), r"more than 5 redirects"),
+        (redirect("ftp://h/x"), r"broken redirect: scheme 'ftp' is neither http nor https"),
+        (redirect("file:///etc/passwd"), r"broken redirect: scheme 'file'"),
+        (response(b"", 302), r"more than 5 redirects"),
+    ],
+)  # fmt: skip
+def test_what_no_retry_mends_is_one_line_at_once(server: WebServer, tmp_path: Path, route: Any, reason: str) -> None:
+    server.routes["/x"] = route
+    with pytest.raises(DataError, match=f"/x: .*{reason}"):
+        files(tmp_path).open(server.url("/x"))
+    assert server.count("/x") == (6 if "redirects" in reason else 1)
+
+
+@pytest.mark.parametrize("route", [silent, endless_headers])
+def test_a_server_that_wastes_time_is_given_up(server: WebServer, tmp_path: Path, route: Any) -> None:
+    server.routes["/x"] = route
+    reason = r"asked 3 times in vain .(no answer, or less than 10 KiB/s, for 1 s|truncated: connection lost)"
+    start = time.monotonic()
+    with pytest.raises(ServiceError, match=reason):
+        files(tmp_path, timeout_s=1.0).open(server.url("/x"))
+    assert time.monotonic() - start < 20
+
+
+def test_a_range_that_drips_is_given_up(server: WebServer, tmp_path: Path) -> None:
+    async def drip(request: Any) -> None:
+        request.write(response(b"", 206, Content_Length=65536, Content_Range="bytes 0-65535/65536", ETag='"one"'))
+        await slow_loris(0.01)(request)  # type: ignore[operator,misc]
+
+    server.routes["/x"] = in_turn(ranges(bytes(65536)), drip)
+    with (
+        files(tmp_path, timeout_s=1.0).open(server.url("/x")) as stream,
+        pytest.raises(ServiceError, match="less than 10 KiB/s, for 1 s"),
+    ):
+        stream.read()
+
+
+def test_addresses_inside_are_refused_at_every_hop(server: WebServer, tmp_path: Path) -> None:
+    server.routes["/x"] = ranges(b"bytes")
+    for host in ("127.0.0.1", "localhost"):
+        with pytest.raises(DataError, match=r"127\.0\.0\.1 is a private address; .*download\.allow_networks"):
+            files(tmp_path, allow_networks=()).open(server.url("/x", host))
+    assert server.requests == []
+    files(tmp_path).stamp(server.url("/x"))  # leaves an open connection, which other rules must not use
+    with pytest.raises(DataError, match="is a private address"):
+        files(tmp_path, allow_networks=()).stamp(server.url("/x"))
+    with WebServer("127.0.0.2") as inside:
+        inside.routes["/secret"] = ranges(b"secret")
+        server.routes["/y"] = redirect(inside.url("/secret"))
+        with pytest.raises(DataError, match=r"/y: .*127\.0\.0\.2 is a private address"):
+            files(tmp_path, allow_networks=("127.0.0.1/32",)).open(server.url("/y"))
+        assert inside.requests == []
+        with files(tmp_path).open(server.url("/y")) as stream:
+            assert stream.read() == b"secret"
+
+
+def test_https_does_not_lead_to_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = web_files._Answer(302, {"location": "http://h.test/x"}, b"")
+    monkeypatch.setattr(web_files.WebFiles, "_request", lambda *_: moved)
+    with pytest.raises(DataError, match="a redirect from https:// to http://"):
+        files(tmp_path).open("https://h.test/x")
+
+
+def test_a_certificate_that_nobody_signed_is_refused(tmp_path: Path) -> None:
+    with Http2Server(tmp_path, b"picture") as tls:
+        with pytest.raises(DataError, match=r"TLS: .*certificate"):
+            files(tmp_path).open(f"https://127.0.0.1:{tls.port}/x")
+        assert tls.num_streams == 0
+
+
+def ingested(tmp_path: Path, name: str, archive: object, *overrides: str) -> dict[str, Any]:
+    """The rows of `align ingest`, by text and address, with the bytes of their pictures."""
+    root = tmp_path / name
+    words = [
+        f"paths.archive={archive}", f"paths.raw={root / 'raw'}", f"paths.reports={root / 'reports'}",
+        f"paths.runtime={root / 'runtime'}", f"paths.policy={root / 'policy'}", "engine.num_workers=1",
+        "download.allow_networks=[127.0.0.0/8]", "store.num_retries=1", *overrides,
+    ]  # fmt: skip
+    arguments = [word for override in words for word in ("--set", override)]
+    assert main(["ingest", "--params", str(ROOT / "params.yaml"), *arguments]) == 0
+    rows = [row for shard in raw_shards(root / "raw") for row in read_table(shard).to_pylist()]
+    images = [(key, data) for shard in raw_shards(root / "raw") for key, data in iter_images(shard)]
+    return {"rows": rows, "images": images}
+
+
+def test_common_crawls_list_is_used_as_published(server: WebServer, tmp_path: Path) -> None:
+    """By the list on the server itself, and by a copy of the list here: the rows are those of a folder."""
+    crawl = "crawl-data/CC-MAIN-2024-10/segments/1707947473347.0/warc/CC-MAIN-20240220211055-20240221001055-0000"
+    published = gzip.compress(f"{crawl}0.warc.gz\n{crawl}1.warc.gz\n".encode())
+    (tmp_path / crawl).parent.mkdir(parents=True)
+    for number in range(2):
+        site, size = f"http://site{number}.test/", 300 + number
+        records = [page(f"{site}{n}.html", f"<img src={n}.png alt='text {n}'>") for n in range(30)]
+        images = [Image.frombytes("RGB", (size, size), noise(3 * size**2, n)) for n in range(3)]
+        for n, image in enumerate(images):
+            image.save(buffer := io.BytesIO(), "PNG")
+            records.append(archived(f"{site}{n}.png", buffer.getvalue(), "image/png"))
+        file = write_archive(tmp_path / f"{crawl}{number}.warc.gz", records)
+        server.routes[f"/{crawl}{number}.warc.gz"] = cut_off(ranges(file.read_bytes()), 3, 5)
+    server.routes["/crawl-data/CC-MAIN-2024-10/warc.paths.gz"] = ranges(published)
+    (tmp_path / "warc.paths.gz").write_bytes(published)
+    here = ingested(tmp_path, "here", tmp_path / "warc.paths.gz")
+    assert (len(here["rows"]), len(here["images"])) == (60, 6)
+    root = f"ingest.paths_root={server.url('/')}"
+    assert ingested(tmp_path, "copy", tmp_path / "warc.paths.gz", root) == here
+    theirs = server.url("/crawl-data/CC-MAIN-2024-10/warc.paths.gz")
+    assert ingested(tmp_path, "theirs", theirs, root, "engine.num_workers=2") == here
+
+
+def test_the_sample_on_a_server_gives_the_rows_and_pictures_of_the_file(server: WebServer, tmp_path: Path) -> None:
+    server.routes["/a.warc.gz"] = ranges(SAMPLE.read_bytes())
+    allowed = "download.allow_networks=[127.0.0.0/8]"
+    here, there = source_at(SAMPLE), source_at(server.url("/a.warc.gz"), allowed)
+    for ours, theirs in zip(rows_of(here), rows_of(there), strict=True):
+        assert len(ours) == len(theirs) > 100
+        for our, their in zip(ours, theirs, strict=True):
+            assert {**our, "file": None} == {**their, "file": None}
+    for row in rows_of(here)[1][::40]:
+        assert there.read(there.files[0], row["offset"]) == here.read(here.files[0], row["offset"])
+
+
+def test_missing_files_of_a_list_are_named_before_any_is_read(
+    server: WebServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.routes["/0.warc.gz"] = ranges(SAMPLE.read_bytes())
+    (tmp_path / "x.paths").write_text("".join(f"{number}.warc.gz\n" for number in range(3)))
+    with pytest.raises(AssertionError):
+        ingested(tmp_path, "raw", tmp_path / "x.paths", f"ingest.paths_root={server.url('/')}")
+    said = capsys.readouterr().err
+    for number in (1, 2):
+        assert "2 of 3 files: " in said and f"/{number}.warc.gz: the server has no such file" in said
+    assert server.count("/0.warc.gz") == 1
+
+
+def test_files_are_looked_up_at_the_same_time_and_not_for_ever(server: WebServer, tmp_path: Path) -> None:
+    few = [server.url(f"/{number}") for number in range(40)]
+    server.routes |= {f"/{number}": delayed(0.05, response(b"")) for number in range(40)}
+    assert files(tmp_path).stamps(few) == ["0 "] * 40
+    assert server.most_open == 4  # store.num_connections
+    many = [server.url(f"/none/{number}") for number in range(500)]
+    with pytest.raises(DataError, match="at least 10 of 500 files: "):
+        files(tmp_path).stamps(many)
+    assert len(server.requests) < 150
+
+
+def test_pages_on_a_server_are_not_crawled(server: WebServer, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        ingested(tmp_path, "raw", server.url("/index.html"), "ingest.source=html")
+    assert server.requests == []

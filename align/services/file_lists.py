@@ -70,13 +70,13 @@ def absolute(line: str, location: str, root: str | None) -> str:
         root: what relative lines begin with; None: the folder of the list.
 
     Raises:
-        UnusableLocationError: the line leads out of the root, or from a web server to this machine.
+        UnusableLocationError: the line leads out of the root, or from a server to this machine.
     """
     if _SCHEME.match(line):
         return line
     if line.startswith("/"):
-        if is_web(location):
-            raise UnusableLocationError("a list on a web server cannot name files of this machine")
+        if _SCHEME.match(location):
+            raise UnusableLocationError("a list on a server cannot name files of this machine")
         return line
     if root is not None:
         if ".." in line.split("/"):

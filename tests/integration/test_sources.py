@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ import pytest
 from align.cli import main
 from align.formats.raw import raw_shards, read_table
 from tests.support import ROOT
+from tests.support.ranges import ranges
 from tests.support.reading import rows_of, source_at
 from tests.support.s3_server import KEY, SECRET, S3Server, serve
 from tests.support.warc_records import page, record, response, wat, write_archive
@@ -309,6 +311,26 @@ def test_sources_in_s3_are_those_of_a_folder(
             if build in (warc, coco_captions):  # the whole stage, too: worker processes, stamps, pictures by range
                 remote_case = replace(case, location=location, overrides=[*case.overrides])
                 assert _ingested(remote_case, tmp_path / f"{bucket}-s3") == _ingested(case, tmp_path / f"{bucket}-here")
+
+
+def test_sources_on_a_web_server_are_those_of_a_folder(tmp_path: Path, pictures: list[bytes], web: WebServer) -> None:
+    with WebServer() as server:
+        tables = map(url_table, ("laion.parquet", "cc12m.tsv.gz"))
+        for number, build in enumerate((warc, img2dataset, webdataset, *tables, coco_captions)):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            case = build(folder, pictures, web)
+            for file in folder.rglob("*"):
+                if file.is_file():
+                    server.routes[f"/{number}/{quote(str(file.relative_to(folder)))}"] = ranges(file.read_bytes())
+            local = source_at(case.location, *case.overrides)
+            names = [str(Path(file).relative_to(folder)) for file in local.files]
+            (tmp_path / f"{number}.paths").write_text("\n".join(names))
+            root = (f"paths_root={server.url(f'/{number}/')}", "download.allow_networks=[127.0.0.0/8]")
+            remote = source_at(tmp_path / f"{number}.paths", *case.overrides, *root)
+            for ours, theirs in zip(rows_of(local), rows_of(remote), strict=True):
+                assert [_read(local, row) for row in ours] == [_read(remote, row) for row in theirs]
+                assert len(ours) == len(theirs)
 
 
 def test_a_worker_asks_a_host_once_for_robots_txt_over_all_shards(tmp_path: Path, pictures: list[bytes]) -> None:

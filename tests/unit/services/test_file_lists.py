@@ -118,9 +118,10 @@ def test_relative_lines_begin_at_the_root_that_is_given(tmp_path: Path) -> None:
     assert "missing: none.warc. Correct" in error_of(tmp_path, "none.warc", f"{tmp_path}/crawl")
 
 
-def test_a_list_on_a_web_server_names_no_file_of_this_machine() -> None:
-    with pytest.raises(file_lists.UnusableLocationError, match="cannot name files of this machine"):
-        file_lists.absolute("/etc/passwd", "https://h/x.paths", None)
+def test_a_list_on_a_server_names_no_file_of_this_machine() -> None:
+    for location in ("https://h/x.paths", "s3://b/x.paths"):
+        with pytest.raises(file_lists.UnusableLocationError, match="cannot name files of this machine"):
+            file_lists.absolute("/etc/passwd", location, None)
     assert file_lists.absolute("a/b.warc", "https://h/dir/x.paths", None) == "https://h/dir/a/b.warc"
     assert file_lists.absolute("a.warc", "/x.paths", None) == "//a.warc"
 

@@ -28,7 +28,7 @@ class IngestConfig(Section):
 
     section: ClassVar[str] = "ingest"
 
-    #: The kind of `paths.archive`: WARC or WAT files, saved pages, a table of URLs, a folder of img2dataset or
+    #: The kind of `paths.archive`: WARC, ARC or WAT files, saved pages, a table of URLs, a folder of img2dataset or
     #: webdataset, or the JSON of COCO (or Karpathy).
     source: Literal["warc", "html", "url_table", "shards", "coco"]
     #: What relative lines of a list of files begin with: a folder, s3://..., https://...; None: the folder of the list.

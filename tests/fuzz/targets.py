@@ -13,6 +13,7 @@ from tests.fuzz.sources import (
     PAGE,
     PARAMS,
     Run,
+    arc,
     coco,
     ingest_config,
     page,
@@ -234,7 +235,7 @@ def _tokenizer(folder: Path) -> Run:
 TARGETS: dict[str, Make] = {
     make.__name__.removeprefix("_"): make
     for make in (
-        _picture, _preprocess, page, saved_page, warc, wat, tar, tar_table, table, coco, _text, _url, _robots, _policy,
-        _form, _json_file, _model_config, _weights, _tokenizer,
+        _picture, _preprocess, page, saved_page, warc, wat, arc, tar, tar_table, table, coco, _text, _url, _robots,
+        _policy, _form, _json_file, _model_config, _weights, _tokenizer,
     )
 }  # fmt: skip

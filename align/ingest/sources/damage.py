@@ -157,12 +157,13 @@ class Repaired:
 
     def _told_packing(self) -> str:
         self._stream.seek(0)
-        head = self._stream.read(5)
+        head = self._stream.read(_TRIED_BYTES)
+        is_plain = self._layout.begins.match(head) is not None
         for packing, magics, suffix in (
             ("gzip", (GZIP_MAGIC,), ".gz"),
             ("zstd", (ZSTD_MAGIC, ZSTD_DICTIONARY_MAGIC), ".zst"),
         ):
-            if head.startswith(magics) or (self._file.endswith(suffix) and head != b"WARC/"):
+            if head.startswith(magics) or (self._file.lower().endswith(suffix) and not is_plain):
                 return packing
         return "plain"
 

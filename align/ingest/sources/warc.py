@@ -1,8 +1,8 @@
-"""Web archives: WARC and WAT files, compressed per record (gzip, Zstandard) or not at all.
+"""Web archives: WARC, ARC and WAT files, compressed per record (gzip, Zstandard) or not at all.
 
-A file is streamed once. A WARC gives the pairs of its pages and the offset of each response, by which pictures are read
-later. A WAT describes pages and has no bytes, so it gives pairs only. Memory holds two records and one batch of rows;
-of a record larger than `ingest.max_record_bytes` only the headers are used.
+A file is streamed once. A WARC or ARC gives the pairs of its pages and the offset of each response, by which pictures
+are read later. A WAT describes pages and has no bytes, so it gives pairs only. Memory holds two records and one batch
+of rows; of a record larger than `ingest.max_record_bytes` only the headers are used.
 
 Decisions: a `resource` record counts as a response of status 200; a `revisit` that names another address with the same
 bytes counts as a redirect to it.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -19,8 +20,7 @@ import pyarrow as pa
 from align.config.ingest import IngestConfig
 from align.errors import DataError
 from align.ingest.limits import TooLarge, read_at_most, too_large
-from align.ingest.sources import codings, outcomes, warc_bytes, warc_records
-from align.ingest.sources.damage import Repaired
+from align.ingest.sources import arc, codings, damage, outcomes, warc_bytes, warc_records
 from align.ingest.sources.pages import page_images
 from align.ingest.sources.reading import Batches, OpenFiles, skip
 from align.ingest.sources.warc_records import Record
@@ -28,7 +28,7 @@ from align.ingest.sources.wat import add_wat_record
 from align.pairs.urls import Resolver, canonical_or_as_is
 from align.protocols.store import Files
 
-_SUFFIXES = tuple(f".{kind}{packed}" for kind in ("warc", "wat") for packed in ("", ".gz", ".zst"))
+_SUFFIXES = tuple(f".{kind}{packed}" for kind in ("warc", "wat") for packed in ("", ".gz", ".zst")) + arc.SUFFIXES
 _OK, _FOUND = 200, 302
 
 
@@ -48,7 +48,7 @@ class Warc:
         """See `Source`. Every page of status 200 is read; every response gives a row, and every record an outcome.
 
         Raises:
-            DataError: the file is not a WARC; is cut off or damaged (unless `allow_damaged`); or is compressed as a
+            DataError: the file is no web archive; is cut off or damaged (unless `allow_damaged`); or is compressed as a
                 whole although pictures must be read from it. The message names the file and the byte.
         """
         batches = Batches()
@@ -66,11 +66,14 @@ class Warc:
     def _records(self, file: str, counts: Counter[str]) -> Iterator[Record]:
         """Every whole record of a file."""
         with self._store.open(file) as stream:
+            walk: damage.Walk[Record] = warc_records.Walker(partial(self._begins, file), self._max_bytes)
+            layout = warc_records.LAYOUT
+            if arc.is_arc(file):
+                walk, layout = arc.Walker(self._max_bytes), arc.LAYOUT
             try:
-                repaired = Repaired(file, stream, warc_records.LAYOUT, allow_damaged=self._config.allow_damaged)
+                repaired = damage.Repaired(file, stream, layout, allow_damaged=self._config.allow_damaged)
             except (OSError, TooLarge) as error:  # of the dictionary
                 raise DataError(f"{file}: not a web archive ({error})") from None
-            walk = warc_records.Walker(lambda offset: self._begins(file, offset), self._max_bytes)
             yield from repaired.records(walk, counts)
 
     def _add_metadata(self, file: str, record: Record, batches: Batches, counts: Counter[str]) -> str | None:
@@ -92,8 +95,9 @@ class Warc:
             return record.problem
         if record.offset is None and self._config.images_from != "web":
             raise DataError(
-                f"{file}: compressed as a whole, so no picture can be read from it; run `fastwarc recompress` "
-                "on it first, or set ingest.images_from=web"
+                f"{file}: compressed as a whole, so no picture can be read from it; "
+                f"{'unpack it' if arc.is_arc(file) else 'run `fastwarc recompress` on it'} first, or set "
+                "ingest.images_from=web"
             )
         url, status, location, outcome = canonical_or_as_is(record.url), record.status, None, record.problem
         if record.kind == warc_records.REVISIT:
@@ -146,8 +150,10 @@ class Warc:
         """
         if offset is None:
             return None
+        if arc.is_arc(file):
+            return self._read_arc(file, offset)
         if not self._begins(file, offset):
-            raise DataError(f"{file}: no record at byte {offset:,}; did the file change? Run `align ingest` again")
+            raise _changed(file, offset)
         stream: Any = self._open.at(file, offset)
         if file.endswith(".zst"):
             if file not in self._dictionaries:
@@ -164,6 +170,19 @@ class Warc:
             return codings.decoded(read_at_most(raw.reader, self._max_bytes), record.headers, self._max_bytes).data
         except OSError:
             return None
+
+    def _read_arc(self, file: str, offset: int) -> bytes | None:
+        try:
+            record = arc.read_record(self._open.at(file, offset), offset, self._max_bytes)
+        except OSError:
+            return None
+        if record is None:
+            raise _changed(file, offset)
+        return None if record.problem else codings.decoded(record.body, record.headers, self._max_bytes).data
+
+
+def _changed(file: str, offset: int) -> DataError:
+    return DataError(f"{file}: no record at byte {offset:,}; did the file change? Run `align ingest` again")
 
 
 def _location(url: str, location: str | None) -> str | None:

@@ -38,23 +38,12 @@ __all__ = ["LAZY_SRC", "LAZY_SRCSET", "PageImage", "canonical_url", "page_images
 
 #: Attributes in which the usual scripts for lazy loading keep the address (lazysizes, WordPress, Cloudflare, ...).
 LAZY_SRC = (
-    "data-src",
-    "data-original",
-    "data-lazy-src",
-    "data-lazy",
-    "data-original-src",
-    "data-full-src",
-    "data-echo",
-    "data-lsrc",
-    "data-img-url",
-    "data-cfsrc",
-    "data-gt-lazy-src",
-    "data-pagespeed-lazy-src",
-    "data-ezsrc",
-    "data-orig-src",
-    "data-wpfc-original-src",
-)
+    "data-src", "data-original", "data-lazy-src", "data-lazy", "data-original-src", "data-full-src", "data-echo",
+    "data-lsrc", "data-img-url", "data-cfsrc", "data-gt-lazy-src", "data-pagespeed-lazy-src", "data-ezsrc",
+    "data-orig-src", "data-wpfc-original-src",
+)  # fmt: skip
 LAZY_SRCSET = ("data-srcset", "data-lazy-srcset", "data-original-set", "data-ezsrcset", "data-wpfc-original-srcset")
+_LAZY = frozenset(LAZY_SRC + LAZY_SRCSET)
 
 #: A page without a match has no image and is not parsed (<image> becomes <img>).
 _IMAGE_TAG = re.compile(rb"<ima?ge?[\s/>]", re.IGNORECASE)
@@ -222,8 +211,9 @@ def _text_of(node: Any, captions: _Captions, text_source: str) -> str | None:
 
 def _source(node: Any, pictures: _Candidates, may_be_lazy: bool) -> str:
     """The largest candidate, as written."""
-    best = (_lazy(node, LAZY_SRC) if may_be_lazy else None) or (node.getattr("src") or "").strip()
-    own = (_lazy(node, LAZY_SRCSET) if may_be_lazy else None) or node.getattr("srcset")
+    is_lazy = may_be_lazy and not _LAZY.isdisjoint(node.attrs)
+    best = (_lazy(node, LAZY_SRC) if is_lazy else None) or (node.getattr("src") or "").strip()
+    own = (_lazy(node, LAZY_SRCSET) if is_lazy else None) or node.getattr("srcset")
     of_picture = pictures.largest(node)
     if not own and of_picture is None:
         return best

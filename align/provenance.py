@@ -35,6 +35,7 @@ NEUTRAL = frozenset({
     "align.services.store",  # where bytes are stored
     "align.services.store_client",
     "align.services.store_mirror",
+    "align.services.store_work",
     "align.services.tracking",  # what MLflow is told
     "align.services.live_log",
 })  # fmt: skip

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from align.console import say
-from align.errors import DataError, LockedError
+from align.errors import ConfigError, DataError, LockedError
 from align.files import (
     clear_leftovers,
     fsync,
@@ -38,6 +38,8 @@ from align.files import (
 )
 
 _KEY_FILE = ".work.json"
+#: A folder in every work folder, for the locks of those who make its pieces.
+CLAIMS = ".claims"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Portion:
 
     shards: range | None = None
     finish: bool = False
+
+
+#: All shards, and the output.
+ALL = Portion()
 
 
 def add_portion_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +75,15 @@ def add_portion_arguments(parser: argparse.ArgumentParser) -> None:
 def portion_of(args: argparse.Namespace) -> Portion:
     """The portion that `add_portion_arguments` describes. Raises DataError for a malformed range."""
     return Portion(shard_range(args.shards) if args.shards else None, bool(args.finish))
+
+
+def require_shared_disk(stage: str, work: str | None, portion: Portion) -> None:
+    """Raises ConfigError where a stage that cannot share ranges through `store.work` is asked to."""
+    if work is not None and portion != ALL:
+        raise ConfigError(
+            f"store.work: `align {stage}` cannot share ranges there; run it without --shards and --finish, or with "
+            "--set store.work=null on machines that share the folder"
+        )
 
 
 def shard_range(text: str) -> range:
@@ -91,7 +106,9 @@ def key_of(*values: Any) -> str:
 
 
 @contextmanager
-def work_directory(path: Path, made_by: str | None, key: str, portion: Portion = Portion()) -> Iterator[Path]:
+def work_directory(
+    path: Path, made_by: str | None, key: str, portion: Portion = ALL, *, elsewhere: bool = False
+) -> Iterator[Path]:
     """Yields the work folder of the output `path`, and puts it at `path` when the block succeeds.
 
     Unlike the folder of `files.replace_directory` it survives a failure or a kill, and the next run with the same key
@@ -102,6 +119,7 @@ def work_directory(path: Path, made_by: str | None, key: str, portion: Portion =
         made_by: the stage, for the mark; None where the block takes over what is at `path`, with or without a mark.
         key: `key_of` what decides the bytes.
         portion: of the work.
+        elsewhere: the ranges worked on other machines, so `--finish` may begin with an empty folder here.
 
     Raises:
         LockedError: another run works there; ranges may share it, if they have the same key.
@@ -114,12 +132,13 @@ def work_directory(path: Path, made_by: str | None, key: str, portion: Portion =
     with ExitStack() as locks:
         if portion.shards is None:
             locks.enter_context(_locked(path))
-            _prepare(path, folder, key, finish=portion.finish)
+            _prepare(path, folder, key, finish=portion.finish and not elsewhere)
         else:
             locks.enter_context(_shared(path, folder, key))
         yield folder
         if portion.shards is not None:
             return
+        shutil.rmtree(folder / CLAIMS, ignore_errors=True)
         for file in [file for file in folder.rglob("*") if is_temporary(file)]:  # killed ranges left them
             file.unlink(missing_ok=True)
         if made_by is not None:
@@ -214,18 +233,23 @@ def _lock(file: TextIO, kind: int) -> bool:
 
 
 @contextmanager
-def one_at_a_time(lock: Path, what: str) -> Iterator[None]:
+def one_at_a_time(lock: Path, what: str, *, wait: bool = True) -> Iterator[bool]:
     """Lets one process run the block while others wait. The system ends the lock of a process that is killed.
+
+    Yields True; or, without waiting, whether this is the one.
 
     Args:
         lock: a file; it is made, and stays.
         what: a process that waits says that it waits for this.
+        wait: for another process; otherwise the block runs beside it, and is told.
     """
     with _lock_file(lock) as file:
-        if not _lock(file, fcntl.LOCK_EX):
+        mine = _lock(file, fcntl.LOCK_EX)
+        if not mine and wait:
             say(f"waiting for {what}")
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            mine = True
+        yield mine
 
 
 def missing(names: Sequence[str], done: Callable[[str], bool]) -> list[str]:

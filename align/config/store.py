@@ -21,6 +21,9 @@ class StoreConfig(Section):
     objects: Annotated[str, Field(min_length=1)] | None
     #: s3://bucket/prefix for copies of training checkpoints; None keeps them on this machine only.
     checkpoints: Annotated[str, Field(pattern=r"^s3://[^/]+")] | None
+    #: s3://bucket/prefix: ranges (`--shards`) on machines that share no disk share their work there; None: they share a
+    #: folder.
+    work: Annotated[str, Field(pattern=r"^s3://[^/]+")] | None
     #: Folder for checked copies of what was read from the store.
     cache: PathField
     #: Size of a part in multipart uploads.

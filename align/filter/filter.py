@@ -52,7 +52,16 @@ from align.report import record_runtime, write_report
 from align.services.engine import open_engine
 from align.services.store import fetcher
 from align.services.vector_index import kmeans
-from align.work import Portion, add_portion_arguments, key_of, one_at_a_time, portion_of, require_done, work_directory
+from align.work import (
+    Portion,
+    add_portion_arguments,
+    key_of,
+    one_at_a_time,
+    portion_of,
+    require_done,
+    require_shared_disk,
+    work_directory,
+)
 
 ALL = Portion()
 
@@ -179,8 +188,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
     paths = params.section(PathsConfig)
     folders = FilterFolders(paths.raw, paths.evaluation, paths.policy, paths.filtered, paths.reports / "filter")
     config, engine_config = params.section(FilterConfig), params.section(EngineConfig)
+    store, portion = params.section(StoreConfig), portion_of(args)
+    require_shared_disk("filter", store.work, portion)
     with record_runtime("filter", paths.runtime) as runtime:
-        report = filter_pairs(config, engine_config, folders, portion_of(args), fetcher(params.section(StoreConfig)))
+        report = filter_pairs(config, engine_config, folders, portion, fetcher(store))
         if report is None:
             return
         runtime["num_pairs"] = report.num_pairs

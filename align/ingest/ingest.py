@@ -41,16 +41,17 @@ from align.ingest.workers import Resources, write_shards
 from align.ingest.writer import is_written, write_raw_manifest
 from align.pairs.text import MAX_CHARACTERS
 from align.pairs.text_cuts import TextCuts
+from align.pieces import Pieces
 from align.protocols.sql import Engine
 from align.report import record_runtime, write_report
 from align.services.engine import open_engine
 from align.services.store import fetcher, open_files
-from align.work import Portion, add_portion_arguments, key_of, portion_of, require_done, work_directory
+from align.services.store_work import open_work
+from align.work import ALL, Portion, add_portion_arguments, key_of, missing, portion_of, require_done, work_directory
 
 #: Modules that decide the bytes of data/raw. The downloader is not among them: after a repair of it, finished shards
 #: need not be fetched again.
 _DECIDING = ("align.ingest.plan", "align.ingest.fetching")
-_ALL = Portion()
 
 
 def ingest(
@@ -60,7 +61,7 @@ def ingest(
     archive: str,
     raw: Path,
     policy: Path,
-    portion: Portion = _ALL,
+    portion: Portion = ALL,
     text_cuts: TextCuts | None = None,
 ) -> IngestReport | None:
     """Writes data/raw, or resumes where an earlier run was killed.
@@ -91,25 +92,30 @@ def ingest(
     images_from = "web" if config.source == "url_table" else config.images_from
     cuts = None if images_from == "archive" else text_cuts  # or another cut would start the work again for nothing
     key = key_of(provenance.digest(*_DECIDING), config, download, stamps, entries, cuts and astuple(cuts))
-    with work_directory(raw, "ingest", key, portion) as work:
+    shared = None if portion == ALL else open_work(resources.store, "ingest", key)
+    with work_directory(raw, "ingest", key, portion, elsewhere=shared is not None) as work:
+        pieces = Pieces(work, shared)
+        may_make = shared is None or not portion.finish
         plan = make_plan(
             source,
-            work / "plan",
+            pieces,
             partial(_open_duckdb, engine),
             opted_out,
-            max_pages=config.max_pages,
-            shard_size=config.shard_size,
+            config=config,
             num_workers=engine.num_workers,
+            may_make=may_make,
         )
+        finished = shared.finished() if shared else frozenset()
         if portion.finish:
-            require_done("ingest", plan.names, partial(is_written, work))
+            require_done("ingest", plan.names, lambda name: name in finished or is_written(work, name))
         max_pixels = config.max_image_pixels
         pictures = Pictures(images_from, max_pixels, download.resize_px, download.jpeg_quality, opted_out, cuts)
         asked = [name for name in plan.names if portion.shards is None or int(name) in portion.shards]
-        remaining = [name for name in asked if not is_written(work, name)]
+        done = partial(is_written, work) if shared is None else finished.__contains__
+        remaining = asked if shared and portion.finish else missing(asked, done)
         if len(remaining) < len(asked):
             say(f"ingest: resuming: {len(asked) - len(remaining):,} of {len(asked):,} shards exist")
-        write_shards(work, remaining, partial(planned_shard, plan, source), pictures, resources)
+        write_shards(pieces, remaining, partial(planned_shard, plan, source), pictures, resources, portion=portion)
         if portion.shards is not None:
             return None
         write_raw_manifest(work, plan.names)
@@ -142,7 +148,7 @@ def retry_failed(
                 "archive_then_web", max_pixels, download.resize_px, download.jpeg_quality, opted_out, text_cuts
             )
             remaining = [shard for shard in failed if not is_written(work, shard.name)]
-            write_shards(work, remaining, shard_to_retry, pictures, resources)
+            write_shards(Pieces(work), remaining, shard_to_retry, pictures, resources)
             write_raw_manifest(work, [shard.name for shard in shards])
     with _open_duckdb(resources.engine) as sql:
         return summarise(sql, raw, {}, 0)

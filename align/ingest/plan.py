@@ -24,15 +24,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align.config.ingest import IngestConfig
 from align.console import say, track
 from align.errors import DataError
 from align.files import temporary_name, write_text
 from align.formats.policy import REFUSED, OptedOut
 from align.ingest.sources import Source
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES, num_cut
+from align.pieces import Piece, Pieces
 from align.processes import in_processes
 from align.protocols.sql import Engine
-from align.work import one_at_a_time
 
 #: A row of the plan, by the columns of `IngestPlan.table`.
 PlannedRow = dict[str, Any]
@@ -103,43 +104,48 @@ def planned_shard(plan: IngestPlan, source: Source, name: str) -> Iterator[Plann
     yield PlannedShard(name, plan.position_digits, partial(plan.rows, name), source.read)
 
 
+#: The plan's files in the work folder, the last one last.
+_PLAN_FILES = ("plan/pairs.parquet", "plan/plan.json")
+
+
 def make_plan(
     source: Source,
-    folder: Path,
+    pieces: Pieces,
     open_sql: Callable[[], Any],
     opted_out: OptedOut,
     *,
-    max_pages: int | None,
-    shard_size: int,
+    config: IngestConfig,
     num_workers: int | None,
+    may_make: bool = True,
 ) -> IngestPlan:
-    """Scans the source and sorts its pairs, or takes the plan that is finished in `folder`.
+    """Scans the source and sorts its pairs, or takes the plan that is finished.
 
     Of several processes that need the plan one makes it, while the others wait.
 
     Args:
         source: where pairs come from.
-        folder: of the plan; each scanned file is committed on its own.
+        pieces: the work folder, where the plan is made; each scanned file is committed on its own.
         open_sql: returns a context manager of a SQL `Engine`.
         opted_out: asked at each hop of redirects within an archive.
-        max_pages: number of pages, those with the smallest hash of their address: they are spread over the archive, and
-            always the same; None: all pages.
-        shard_size: approximate pairs per shard.
+        config: `max_pages`: number of pages, those with the smallest hash of their address: they are spread over the
+            archive, and always the same; None: all pages. `shard_size`: approximate pairs per shard.
         num_workers: processes; None: one per core.
+        may_make: whether the plan is made if other machines have not made it.
 
     Raises:
         DataError: the source names no pair, or every file that was read killed its worker process.
     """
-    done = folder / "plan.json"
-    if not done.exists():
+    folder = pieces.folder / "plan"
+
+    def make() -> None:
         folder.mkdir(exist_ok=True)
-        with one_at_a_time(folder / ".lock", "the plan, which another process makes"):
-            if not done.exists():
-                scanned = _scan_all(source, folder, opted_out, num_workers)
-                with open_sql() as sql:
-                    values = _sort(sql, folder, max_pages, shard_size)
-                write_text(done, json.dumps({**values, **scanned}) + "\n")
-    values = json.loads(done.read_bytes())
+        scanned = _scan_all(source, folder, opted_out, num_workers)
+        with open_sql() as sql:
+            values = _sort(sql, folder, config.max_pages, config.shard_size)
+        write_text(folder / "plan.json", json.dumps({**values, **scanned}) + "\n")
+
+    pieces.make(Piece("plan", _PLAN_FILES[-1], lambda: _PLAN_FILES[:-1], "plan"), make, may_make=may_make)
+    values = json.loads((folder / "plan.json").read_bytes())
     if not values["num_pairs"]:
         raise DataError(f"{source.files[0]}: the {len(source.files):,} file(s) of this source name no picture")
     num_shards, digits = values["num_shards"], max(5, len(str(values["num_shards"] - 1)))

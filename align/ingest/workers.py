@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from align.config.download import DownloadConfig
@@ -18,8 +17,11 @@ from align.console import say, track
 from align.ingest.download import Downloader
 from align.ingest.fetching import Answer, Pictures, ShardCounts, write_shard
 from align.ingest.plan import PlannedShard
+from align.ingest.writer import files_beside_table, table_of
+from align.pieces import Outcome, Piece, Pieces
 from align.processes import in_processes_with
 from align.services.store import keep_tar
+from align.work import ALL, Portion
 
 #: What names a shard to the function that opens it.
 Shard = TypeVar("Shard")
@@ -43,40 +45,54 @@ class Resources:
 
 
 def write_shards(
-    directory: Path,
+    pieces: Pieces,
     shards: Sequence[Shard],
     open_shard: Callable[[Shard], AbstractContextManager[PlannedShard]],
     pictures: Pictures,
     resources: Resources,
+    *,
+    portion: Portion = ALL,
 ) -> None:
     """Writes shards in parallel and reports progress.
 
     A worker keeps its downloader, so that what it learnt about a host, such as its robots.txt, serves the next shard.
+    Shards that another process is making come last: by then they are complete, or it is lost.
 
     Args:
-        directory: the work folder.
+        pieces: the work folder, and who shares it.
         shards: what `open_shard` takes.
         open_shard: opens one shard in the worker process. Can be pickled.
         pictures: how pictures are processed.
         resources: what the workers may use.
+        portion: after a range, shards of other machines stay where they are; `--finish` brings them and makes none.
     """
-    share = share_of(resources.download, resources.engine.num_workers, len(shards))
-    write = partial(_write, directory, open_shard, pictures, resources.store)
-    open_downloader = partial(Downloader, share, refuse=pictures.opted_out.refusal)
-    num_workers = resources.engine.num_workers
-    written = in_processes_with(open_downloader, write, shards, num_workers, name_of=_name_of)
-    start, num_pairs, num_pictures, num_not_fetched = time.monotonic(), 0, 0, 0
-    for number, counts in enumerate(track(written, what="ingest: shards", total=len(shards)), start=1):
-        num_pairs, num_pictures = num_pairs + counts.num_pairs, num_pictures + counts.num_with_picture
-        num_not_fetched += counts.num_not_fetched
-        spent_s = time.monotonic() - start
-        left_s = spent_s / number * (len(shards) - number)
-        skipped = f", {num_not_fetched:,} not fetched" if num_not_fetched else ""
-        say(
-            f"ingest: {number:,} of {len(shards):,} shards, {num_pairs:,} pairs{skipped}, "
-            f"{num_pictures / max(1, num_pairs - num_not_fetched):.1%} with a picture, "
-            f"{num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, {left_s / 60:,.1f} min left"
-        )
+    start, num_done, num_pairs, num_pictures, num_not_fetched = time.monotonic(), 0, 0, 0, 0
+    left = list(shards)
+    for wait in (False, True):
+        share = share_of(resources.download, resources.engine.num_workers, len(left))
+        write = partial(_write, pieces, open_shard, pictures, resources.store, (portion, wait))
+        open_downloader = partial(Downloader, share, refuse=pictures.opted_out.refusal)
+        written = in_processes_with(open_downloader, write, left, resources.engine.num_workers, name_of=_name_of)
+        busy: list[Shard] = []
+        for shard, outcome in zip(left, track(written, what="ingest: shards", total=len(left)), strict=True):
+            if not outcome.complete:
+                busy.append(shard)
+            if outcome.made is None:
+                continue
+            counts, num_done = outcome.made, num_done + 1
+            num_pairs, num_pictures = num_pairs + counts.num_pairs, num_pictures + counts.num_with_picture
+            num_not_fetched += counts.num_not_fetched
+            skipped = f", {num_not_fetched:,} not fetched" if num_not_fetched else ""
+            spent_s = time.monotonic() - start
+            left_s = spent_s / num_done * (len(shards) - num_done)
+            say(
+                f"ingest: {num_done:,} of {len(shards):,} shards, {num_pairs:,} pairs{skipped}, "
+                f"{num_pictures / max(1, num_pairs - num_not_fetched):.1%} with a picture, "
+                f"{num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, {left_s / 60:,.1f} min left"
+            )
+        left = busy
+        if not left:
+            return
 
 
 def _name_of(shard: object) -> str:
@@ -98,16 +114,25 @@ def share_of(download: DownloadConfig, num_workers: int | None, num_shards: int)
 
 
 def _write(
-    directory: Path,
+    pieces: Pieces,
     open_shard: Callable[[Shard], AbstractContextManager[PlannedShard]],
     pictures: Pictures,
     store: StoreConfig,
+    how: tuple[Portion, bool],
     downloader: Downloader,
     shard: Shard,
-) -> ShardCounts:
-    with open_shard(shard) as planned:
-        fetch = partial(_fetch, downloader, planned.name)
-        return write_shard(directory, planned, pictures, fetch=fetch, keep_tar=partial(keep_tar, config=store))
+) -> Outcome[ShardCounts]:
+    """Writes one shard; `how`: the portion, and whether to wait for a shard that another process is making."""
+    portion, wait = how
+    name = str(getattr(shard, "name", shard))
+
+    def make() -> ShardCounts:
+        with open_shard(shard) as planned:
+            fetch = partial(_fetch, downloader, name)
+            return write_shard(pieces.folder, planned, pictures, fetch=fetch, keep_tar=partial(keep_tar, config=store))
+
+    piece = Piece(name, table_of(name), partial(files_beside_table, pieces.folder, name), f"shard {name}")
+    return pieces.make(piece, make, wait=wait, bring=portion.shards is None, may_make=not portion.finish)
 
 
 def _fetch(downloader: Downloader, name: str, urls: Iterable[str]) -> Iterator[Answer]:

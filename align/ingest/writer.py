@@ -136,13 +136,24 @@ class RawShardWriter:
         os.replace(tar, self._directory / f"{self._name}.tar")
         self._keep_tar(self._directory / f"{self._name}.tar", stats["tar_sha256"])
         write_text(self._directory / f"{self._name}_stats.json", json.dumps(stats, indent=4, ensure_ascii=False) + "\n")
-        os.replace(self._temporary[".parquet"], self._directory / f"{self._name}.parquet")
+        os.replace(self._temporary[".parquet"], self._directory / table_of(self._name))
         fsync(self._directory)
 
 
 def is_written(directory: Path, name: str) -> bool:
     """Whether a shard is complete."""
-    return (directory / f"{name}.parquet").exists()
+    return (directory / table_of(name)).exists()
+
+
+def table_of(name: str) -> str:
+    """The file of a shard that gets its name last."""
+    return f"{name}.parquet"
+
+
+def files_beside_table(directory: Path, name: str) -> list[str]:
+    """The other files of a complete shard; its tar may be in the object store."""
+    tar = f"{name}.tar"
+    return [*([tar] if (directory / tar).exists() else []), f"{name}_stats.json"]
 
 
 def write_raw_manifest(directory: Path, names: list[str]) -> RawManifest:

@@ -1,8 +1,10 @@
-"""What the parts need from storage. `align.services.store`, `store_files` and `store_mirror` implement it."""
+"""What the parts need from storage. `align.services.store*` implement it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -78,3 +80,70 @@ class Mirror(Protocol):
 
     def delete(self, name: str) -> None:
         """Removes a file."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """A small object.
+
+    Attributes:
+        data: its bytes.
+        etag: names its content, and is the condition of a write that replaces it.
+        age_s: since it was written, by the server's clock.
+    """
+
+    data: bytes
+    etag: str
+    age_s: float
+
+
+class ConditionalObjects(Protocol):
+    """Small objects that are written under a condition: of several writers one succeeds. Threads may share it.
+
+    All raise ServiceError where the server is unavailable.
+    """
+
+    def read(self, name: str) -> StoredObject | None:
+        """An object; None if there is none."""
+
+    def write(self, name: str, data: bytes, etag: str | None) -> str | None:
+        """Writes an object if it still has this ETag, or with None: if there is none.
+
+        Returns:
+            Its new ETag; None where the condition does not hold, and nothing was written.
+        """
+
+    def delete(self, name: str) -> None:
+        """Deletes an object, if it exists."""
+
+
+class SharedPieces(Protocol):
+    """Finished pieces of a stage's work, for machines that share no disk. Can be pickled.
+
+    All raise ServiceError where the server is unavailable.
+    """
+
+    @property
+    def location(self) -> str:
+        """Where they are."""
+
+    def finished(self) -> frozenset[str]:
+        """The names of all complete pieces."""
+
+    def has(self, piece: str) -> bool:
+        """Whether a piece is complete."""
+
+    def claim(self, piece: str) -> AbstractContextManager[bool]:
+        """Whether this process is the one that makes the piece, while the block runs."""
+
+    def publish(self, piece: str, folder: Path, files: Sequence[str]) -> None:
+        """Stores a piece, unless it is complete; where another machine made it with other bytes, those come here.
+
+        Args:
+            piece: its name.
+            folder: the work folder.
+            files: by their path in the folder, in the order in which they get their names.
+        """
+
+    def fetch(self, piece: str, folder: Path) -> bool:
+        """Brings a complete piece to the work folder; False if it is not complete. Raises CorruptError if damaged."""

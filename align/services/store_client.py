@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -32,6 +33,7 @@ from urllib3.exceptions import HTTPError
 
 from align.config.store import StoreConfig
 from align.errors import ConfigError, DataError, ServiceError, without_logins
+from align.protocols.store import StoredObject
 
 T = TypeVar("T")
 
@@ -184,6 +186,59 @@ def read_range(config: StoreConfig, uri: str, offset: int, size: int, etag: str 
             if _status(error) == 416:
                 return b""
             raise
+
+
+def read_small(config: StoreConfig, uri: str, max_bytes: int) -> StoredObject | None:
+    """A whole object that has few bytes; None if it does not exist.
+
+    Raises:
+        As `explained`; also DataError if it has more bytes, ServiceError if the server does not tell the time.
+    """
+    bucket, key = split_uri(uri)
+
+    def attempt() -> StoredObject | None:
+        try:
+            answer = client(config).get_object(Bucket=bucket, Key=key)
+        except ClientError as error:
+            if _status(error) == 404 and error.response["Error"].get("Code") != "NoSuchBucket":
+                return None
+            raise
+        with answer["Body"] as body:
+            if answer["ContentLength"] > max_bytes:
+                raise DataError(f"{uri}: {answer['ContentLength']:,} bytes; at most {max_bytes:,} are expected")
+            data = body.read()
+        now = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        if now is None:
+            raise ServiceError(f"{uri}: the server's answers have no Date, so the age of an object is not known")
+        age = parsedate_to_datetime(now) - answer["LastModified"]
+        return StoredObject(data, answer["ETag"], age.total_seconds())
+
+    with explained(uri):
+        return retried(config, uri, attempt)
+
+
+def write_if(config: StoreConfig, uri: str, data: bytes, etag: str | None) -> str | None:
+    """Writes a small object if it still has this ETag, or with None: if it does not exist.
+
+    Returns:
+        Its new ETag; None where the condition does not hold. That is also the answer where the server has obeyed, its
+        answer was lost and the request was repeated: read the object to tell.
+
+    Raises:
+        As `explained`.
+    """
+    bucket, key = split_uri(uri)
+    condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+    with explained(uri):
+        try:
+            answer = client(config).put_object(Bucket=bucket, Key=key, Body=data, **condition)
+        except ClientError as error:
+            code = error.response["Error"].get("Code")
+            if code in _PRECONDITION or (etag is not None and code == "NoSuchKey"):
+                return None
+            raise
+    written: str = answer["ETag"]
+    return written
 
 
 def list_objects(config: StoreConfig, bucket: str, prefix: str) -> Iterator[str]:

@@ -30,7 +30,15 @@ from align.formats.verdict import TABLES, require_passed
 from align.report import record_runtime, write_report
 from align.shard.report import ShardReport, make_report
 from align.shard.work_folder import ShardWork, finish, plan_once, write_shards
-from align.work import Portion, add_portion_arguments, key_of, portion_of, require_done, work_directory
+from align.work import (
+    Portion,
+    add_portion_arguments,
+    key_of,
+    portion_of,
+    require_done,
+    require_shared_disk,
+    work_directory,
+)
 
 _ALL = Portion()
 
@@ -120,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align shard`."""
     paths, portion = params.section(PathsConfig), portion_of(args)
+    require_shared_disk("shard", params.section(StoreConfig).work, portion)
     folders = ShardFolders(
         raw=paths.raw,
         filtered=paths.filtered,

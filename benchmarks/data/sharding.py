@@ -70,6 +70,7 @@ def ours(root: Path, part: Portion) -> None:
     store = StoreConfig(
         objects=None,
         checkpoints=None,
+        work=None,
         cache=root / "cache",
         part_size_mb=16,
         num_connections=1,

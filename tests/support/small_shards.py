@@ -15,7 +15,14 @@ CONFIG = ShardConfig(
     near_duplicate_bits=4, max_cluster_share=0.2,
 )  # fmt: skip
 STORE = StoreConfig(
-    objects=None, checkpoints=None, cache=Path("none"), part_size_mb=5, num_connections=2, num_retries=0, timeout_s=5.0
+    objects=None,
+    checkpoints=None,
+    work=None,
+    cache=Path("none"),
+    part_size_mb=5,
+    num_connections=2,
+    num_retries=0,
+    timeout_s=5.0,
 )
 
 

@@ -16,8 +16,8 @@ from align.services.store import Objects, fetcher, keep_tar, materialised, open_
 
 def config(root: Path, objects: str | None = "objects") -> StoreConfig:
     return StoreConfig(
-        objects=str(root / objects) if objects else None, checkpoints=None, cache=root / "cache", part_size_mb=5,
-        num_connections=2, num_retries=0, timeout_s=5.0,
+        objects=str(root / objects) if objects else None, checkpoints=None, work=None, cache=root / "cache",
+        part_size_mb=5, num_connections=2, num_retries=0, timeout_s=5.0,
     )  # fmt: skip
 
 

@@ -1,0 +1,104 @@
+"""Leases: of several machines that share nothing but an object store, one does a piece of work at a time.
+
+A lease is a small object that names its holder. It is taken by a conditional write, which the server lets one of
+several writers make, and renewed at a third of its time. A lease that was not renewed in time is taken over, by a
+conditional write again: its machine is lost, or cut off. Its age is told by the server's clock alone, so the clocks of
+the machines do not matter.
+
+A holder that was cut off may still be at work when another has taken its lease over. So a lease saves work, but the
+result must be safe with two holders: it is stored such that the first one counts, whole.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from align.console import say
+from align.errors import ServiceError
+from align.protocols.store import ConditionalObjects, StoredObject
+
+#: Servers tell times in whole seconds: the age of an object may seem this much too high.
+_RESOLUTION_S = 1.0
+#: The content of a lease that nobody holds.
+_FREE = json.dumps({"holder": None}).encode()
+
+
+class Lease:
+    """One holder's access to a lease.
+
+    Args:
+        objects: the store.
+        name: of the lease's object.
+        timeout_s: a lease that was not renewed for this long may be taken over.
+    """
+
+    def __init__(self, objects: ConditionalObjects, name: str, timeout_s: float) -> None:
+        self._objects, self._name, self._timeout_s = objects, name, timeout_s
+        self._holder, self._number = secrets.token_hex(16), 0
+        self._etag: str | None = None
+
+    def acquire(self) -> bool:
+        """Takes the lease if it is free, or was not renewed in time. Raises ServiceError, as the others do."""
+        found = self._objects.read(self._name)
+        if found is not None and found.data != _FREE and found.age_s <= self._timeout_s + _RESOLUTION_S:
+            return False
+        return self._write(found)
+
+    def renew(self) -> bool:
+        """Begins the time anew; False where another holder has taken the lease over."""
+        return self._etag is not None and self._write(StoredObject(b"", self._etag, 0.0))
+
+    def release(self) -> None:
+        """Frees the lease, if it is still this holder's."""
+        if self._etag is not None:
+            self._objects.write(self._name, _FREE, self._etag)
+            self._etag = None
+
+    def _write(self, old: StoredObject | None) -> bool:
+        self._number += 1  # no two contents are equal, so each has an ETag of its own
+        data = json.dumps({"holder": self._holder, "number": self._number}).encode()
+        self._etag = self._objects.write(self._name, data, old.etag if old else None)
+        if self._etag is None:  # refused; or done, and the answer was lost and the request repeated
+            found = self._objects.read(self._name)
+            self._etag = found.etag if found is not None and found.data == data else None
+        return self._etag is not None
+
+
+@contextmanager
+def leased(objects: ConditionalObjects, name: str, timeout_s: float) -> Iterator[bool]:
+    """Yields whether this process has the lease; if so, a thread renews it until the block ends, which frees it.
+
+    Args:
+        objects: the store.
+        name: of the lease's object.
+        timeout_s: a lease that was not renewed for this long may be taken over.
+
+    Raises:
+        ServiceError: the server is unavailable when the block begins. Later failures cost the lease, not the work.
+    """
+    lease = Lease(objects, name, timeout_s)
+    if not lease.acquire():
+        yield False
+        return
+    done = threading.Event()
+    thread = threading.Thread(target=_renew, args=(lease, name, timeout_s, done), daemon=True)
+    thread.start()
+    try:
+        yield True
+    finally:
+        done.set()
+        thread.join()
+        with suppress(ServiceError):  # then it ends by itself
+            lease.release()
+
+
+def _renew(lease: Lease, name: str, timeout_s: float, done: threading.Event) -> None:
+    while not done.wait(timeout_s / 3):
+        with suppress(ServiceError):  # the server may be back before the lease ends
+            if not lease.renew():
+                say(f"{name}: another machine has taken this work over; the result of the first to finish counts")
+                return

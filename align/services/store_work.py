@@ -1,0 +1,202 @@
+"""`store.work`: finished pieces of a stage's work in S3, for ranges on machines that share no disk.
+
+    PREFIX/STAGE/KEY/objects/SHA256    a file of a piece, under the sha256 of its bytes
+    PREFIX/STAGE/KEY/done/PIECE.json   the piece's files, written last: with it the piece is complete
+    PREFIX/STAGE/KEY/leases/PIECE      who makes the piece (`align.lease`)
+
+KEY is that of the work folder, so runs with other parameters, data or code do not meet. Nothing is ever changed but
+leases: of two machines that made the same piece, the first to write its `done` file counts, and the other takes over
+what the first has made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from align.config.store import StoreConfig
+from align.errors import CorruptError, DataError, ServiceError
+from align.files import fsync, sha256_file, temporary_name
+from align.formats.json_file import StoredModel, parse
+from align.lease import leased
+from align.protocols.store import ConditionalObjects, StoredObject
+from align.services import store_client
+
+#: A machine that was not heard of for this long is lost, and another does its work.
+LEASE_S = 60.0
+#: The `done` file of the largest piece has some hundred bytes for each of its files.
+_MAX_DONE_BYTES = 16 << 20
+
+
+class _File(StoredModel):
+    name: str
+    sha256: str
+    num_bytes: int
+
+
+class _Done(StoredModel):
+    """The files of a piece, in the order in which they get their names."""
+
+    schema_version: Literal[1]
+    files: tuple[_File, ...]
+
+
+@dataclass(frozen=True)
+class SmallObjects:
+    """`ConditionalObjects` below a location in S3."""
+
+    config: StoreConfig
+    location: str
+
+    def read(self, name: str) -> StoredObject | None:
+        """See `ConditionalObjects`."""
+        return store_client.read_small(self.config, f"{self.location}/{name}", _MAX_DONE_BYTES)
+
+    def write(self, name: str, data: bytes, etag: str | None) -> str | None:
+        """See `ConditionalObjects`."""
+        return store_client.write_if(self.config, f"{self.location}/{name}", data, etag)
+
+    def delete(self, name: str) -> None:
+        """Deletes an object, if it exists."""
+        store_client.remove(self.config, f"{self.location}/{name}")
+
+
+@dataclass(frozen=True)
+class StoreWork:
+    """Implements `align.protocols.store.SharedPieces`. Can be pickled.
+
+    Attributes:
+        config: how to reach the server.
+        location: s3://bucket/prefix, of one stage under one key.
+        lease_s: a machine that was not heard of for this long is lost.
+    """
+
+    config: StoreConfig
+    location: str
+    lease_s: float
+
+    def finished(self) -> frozenset[str]:
+        """See `SharedPieces`."""
+        bucket, prefix = store_client.split_uri(f"{self.location}/done/")
+        names = store_client.list_objects(self.config, bucket, prefix)
+        return frozenset(name.removeprefix(prefix).removesuffix(".json") for name in names)
+
+    def has(self, piece: str) -> bool:
+        """See `SharedPieces`."""
+        return self._done(piece) is not None
+
+    def claim(self, piece: str) -> AbstractContextManager[bool]:
+        """See `SharedPieces`."""
+        return leased(self._small, f"leases/{piece}", self.lease_s)
+
+    def publish(self, piece: str, folder: Path, files: Sequence[str]) -> None:
+        """See `SharedPieces`."""
+        stored = self._done(piece)
+        listed = [
+            _File(name=name, sha256=sha256_file(folder / name), num_bytes=(folder / name).stat().st_size)
+            for name in files
+        ]
+        done = _Done(schema_version=1, files=tuple(listed))
+        if stored is None:
+            for file in listed:
+                self._upload(folder / file.name, file)
+            if self._small.write(_name_of(piece), done.model_dump_json().encode(), None) is not None:
+                return
+            stored = self._done(piece)  # another was first, or the answer to our request was lost
+        if stored is not None and stored != done:
+            self._download(stored, folder)
+
+    def fetch(self, piece: str, folder: Path) -> bool:
+        """See `SharedPieces`."""
+        done = self._done(piece)
+        if done is not None:
+            self._download(done, folder)
+        return done is not None
+
+    @property
+    def _small(self) -> SmallObjects:
+        return SmallObjects(self.config, self.location)
+
+    def _done(self, piece: str) -> _Done | None:
+        found = self._small.read(_name_of(piece))
+        if found is None:
+            return None
+        where = f"{self.location}/{_name_of(piece)}"
+        done = parse(_Done, found.data, Path(where), "delete the object and run again")
+        for file in done.files:
+            parts = PurePosixPath(file.name).parts
+            if not parts or parts[0] == "/" or ".." in parts or not re.fullmatch("[0-9a-f]{64}", file.sha256):
+                raise CorruptError(f"{where}: names the file {file.name!r}; delete the object and run again")
+        return done
+
+    def _uri(self, file: _File) -> str:
+        return f"{self.location}/objects/{file.sha256}"
+
+    def _upload(self, path: Path, file: _File) -> None:
+        uri = self._uri(file)
+        if not store_client.upload(self.config, path, uri):
+            stored = store_client.stat(self.config, uri)
+            if stored is None or stored.num_bytes != file.num_bytes:
+                raise CorruptError(f"{uri}: not the {file.num_bytes} bytes of {path}; remove the object and run again")
+
+    def _download(self, done: _Done, folder: Path) -> None:
+        for file in done.files:
+            path = folder / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = temporary_name(path)
+            try:
+                with beside.open("wb") as out:
+                    sha256 = store_client.download(self.config, self._uri(file), out)
+                if sha256 is None:
+                    raise DataError(f"{self._uri(file)}: no such object; was it removed? Delete {self.location}/done")
+                if sha256 != file.sha256:
+                    raise CorruptError(f"{self._uri(file)}: its bytes do not match its name; remove it and run again")
+                fsync(beside)
+                os.replace(beside, path)
+            finally:
+                beside.unlink(missing_ok=True)
+            fsync(path.parent)
+
+
+def _name_of(piece: str) -> str:
+    return f"done/{piece}.json"
+
+
+def open_work(config: StoreConfig, stage: str, key: str) -> StoreWork | None:
+    """Where the machines share this stage's work; None without `store.work`.
+
+    Raises:
+        ServiceError: the server is unavailable, or does not make conditional writes.
+    """
+    if config.work is None:
+        return None
+    prefix = config.work.rstrip("/")
+    probe = SmallObjects(config, prefix)
+    require_conditions(probe, f"probe-{secrets.token_hex(16)}", prefix)
+    return StoreWork(config, f"{prefix}/{stage}/{key}", LEASE_S)
+
+
+def require_conditions(objects: ConditionalObjects, name: str, location: str) -> None:
+    """Checks with an object of its own that a server obeys the conditions of writes.
+
+    Raises:
+        ServiceError: it does not.
+    """
+    try:
+        first = objects.write(name, b"1", None)
+        second = objects.write(name, b"2", None)
+        third = objects.write(name, b"3", first)
+        fourth = objects.write(name, b"4", first)
+    finally:
+        objects.delete(name)
+    if first is None or third is None or second is not None or fourth is not None:
+        raise ServiceError(
+            f"{location}: this server ignores the conditions of writes (If-None-Match, If-Match), so machines could "
+            "not tell who does what; set store.work to another server, or share a disk instead"
+        )

@@ -1,0 +1,238 @@
+"""Ranges on machines that share nothing but an S3 server: one is lost, the server is down, bytes are damaged."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from align.config.store import StoreConfig
+from align.errors import AlignError, CorruptError
+from align.services.store_work import SmallObjects, StoreWork, open_work
+from tests.support import ROOT
+from tests.support.killing import digests, fresh
+from tests.support.s3_server import KEY, SECRET, S3Server, serve
+
+#: As `align`, but a lost machine's work is taken over soon; and shard 00002 takes for ever where HANG names a file.
+PROGRAM = """
+import os, sys, time
+import align.ingest.workers as workers
+import align.services.store_work as store_work
+from align.cli import main
+
+store_work.LEASE_S = 2.0
+write = workers.write_shard
+
+def hang(directory, shard, *rest, **more):
+    if shard.name == "00002":
+        open(os.environ["HANG"], "w").close()
+        time.sleep(600)
+    return write(directory, shard, *rest, **more)
+
+if "HANG" in os.environ:
+    workers.write_shard = hang
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with serve(tmp_path_factory.mktemp("s3") / "server") as running:
+        running.make_bucket("crawl")
+        with closing(running._client()) as s3:
+            s3.upload_file(str(ROOT / "data/sample/archive.warc.gz"), "crawl", "archive.warc.gz")
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+class Machines:
+    """Folders that share nothing, in which `align ingest` runs."""
+
+    def __init__(self, root: Path, work: str) -> None:
+        self._root = root
+        self._arguments = (
+            "ingest", "--params", str(ROOT / "params.yaml"), "--set", "paths.archive=s3://crawl/archive.warc.gz",
+            "--set", "ingest.shard_size=60", "--set", "ingest.max_pages=150", "--set", "engine.num_workers=1",
+            "--set", "store.num_retries=2", "--set", f"store.work=s3://{work}",
+        )  # fmt: skip
+
+    def folder(self, name: str) -> Path:
+        return self._root / name if (self._root / name).exists() else fresh(self._root / name)
+
+    def start(self, name: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PROGRAM, *self._arguments, *arguments]
+        return subprocess.Popen(
+            command, cwd=self.folder(name), env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, name: str, *arguments: str, code: int = 0) -> str:
+        process = self.start(name, *arguments)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == code, errors
+        assert "Traceback" not in errors
+        return errors
+
+
+def whole_run(machines: Machines) -> tuple[dict[str, str], int]:
+    machines.run("whole")
+    expected = digests(machines.folder("whole") / "data/raw")
+    return expected, max(int(name.split(".")[0]) for name in expected if name.endswith(".tar"))
+
+
+def test_a_lost_machines_range_is_taken_over(server: S3Server, tmp_path: Path) -> None:
+    machines = Machines(tmp_path, f"{server.make_bucket('taken-over')}/work")
+    expected, last = whole_run(machines)
+    assert last > 4
+    assert server.keys("taken-over") == []  # a whole run needs no other machine
+    assert "no plan under these parameters, data and code; run the ranges first" in machines.run(
+        "end", "--finish", code=1
+    )
+
+    hanging = tmp_path / "hanging"
+    lost = machines.start("lost", "--shards", f"0-{last}", HANG=str(hanging))
+    wait_until(hanging.exists, lost)
+    named = machines.run("end", "--finish", code=1)
+    assert f"{last - 1} of {last + 1} shards are missing: 2-{last};" in named
+    other = machines.start("other", "--shards", f"1-{last}")
+    done = f"done/{last:05d}.json"
+    wait_until(lambda: any(key.endswith(done) for key in server.keys("taken-over")), other)
+    time.sleep(4)  # longer than a lease lasts, but this one is renewed
+    assert other.poll() is None
+    lost.kill()
+    lost.communicate()
+    _, errors = other.communicate(timeout=60)
+    assert other.returncode == 0, errors
+    assert "waiting for shard 00002, which another machine makes" in errors
+
+    machines.run("end", "--finish")
+    assert digests(machines.folder("end") / "data/raw") == expected
+    assert digests(machines.folder("end") / "reports/ingest") == digests(machines.folder("whole") / "reports/ingest")
+    assert sorted(path.name for path in (machines.folder("end") / "data").iterdir()) == [".raw.lock", "raw"]
+    machines.run("other", "--finish")  # any machine may, and more than one
+    assert digests(machines.folder("other") / "data/raw") == expected
+
+
+def test_ranges_at_once_make_one_plan_and_survive_an_outage(server: S3Server, tmp_path: Path) -> None:
+    machines = Machines(tmp_path, f"{server.make_bucket('outage')}/work")
+    started = [machines.start(name, "--shards", "0-1") for name in ("a", "b", "c")]
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], errors
+    assert sum(key.endswith("done/plan.json") for key in server.keys("outage")) == 1
+    planned = [(machines.folder(name) / "data/.raw.part/plan/000000.json").exists() for name in ("a", "b", "c")]
+    assert sorted(planned) == [False, False, True]
+
+    server.kill()
+    try:
+        errors = machines.run("a", "--shards", "2-3", code=1)
+        assert len([line for line in errors.splitlines() if "no answer from http://127.0.0.1" in line]) == 1, errors
+    finally:
+        server.start()
+    machines.run("a", "--shards", "2-3")
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def work(server: S3Server, tmp_path: Path, request: pytest.FixtureRequest) -> StoreWork:
+    bucket = server.make_bucket(f"work-{abs(hash(request.node.name)) % 10**8}")
+    config = StoreConfig(
+        objects=None, checkpoints=None, work=f"s3://{bucket}/work", cache=tmp_path / "cache", part_size_mb=5,
+        num_connections=2, num_retries=5, timeout_s=30.0,
+    )  # fmt: skip
+    opened = open_work(config, "stage", "key")
+    assert opened is not None
+    return opened
+
+
+def piece(folder: Path, **files: str) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return list(files)
+
+
+def test_the_first_to_publish_a_piece_counts(work: StoreWork, tmp_path: Path) -> None:
+    one, other, third = tmp_path / "one", tmp_path / "other", tmp_path / "third"
+    assert not work.has("0") and not work.fetch("0", third) and work.finished() == frozenset()
+    work.publish("0", one, piece(one, tar="of one", table="one"))
+    work.publish("0", other, piece(other, tar="of another", table="another"))  # it was cut off, and comes back
+    work.publish("0", one, ["tar", "table"])
+    third.mkdir()
+    assert work.fetch("0", third) and work.has("0") and work.finished() == frozenset({"0"})
+    for folder in (one, other, third):
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {"tar": "of one", "table": "one"}
+
+
+def test_a_piece_whose_files_are_stored_and_not_its_end_is_made_again(
+    work: StoreWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = piece(tmp_path / "one", tar="of one", table="one")
+    with monkeypatch.context() as patched:
+        patched.setattr(SmallObjects, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # killed here
+        with pytest.raises(KeyboardInterrupt):
+            work.publish("0", tmp_path / "one", files)
+    assert not work.has("0")
+    work.publish("0", tmp_path / "two", piece(tmp_path / "two", tar="of two", table="two"))
+    (tmp_path / "three").mkdir()
+    assert work.fetch("0", tmp_path / "three")
+    assert (tmp_path / "three/tar").read_text() == "of two"
+
+
+def test_one_of_several_machines_gets_a_piece(work: StoreWork) -> None:
+    def claim(_: int) -> bool:
+        with work.claim("plan") as mine:
+            time.sleep(1)
+            return mine
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(claim, range(8))) == 1
+    with work.claim("plan") as mine:
+        assert mine
+
+
+def test_damaged_and_hostile_pieces_are_refused(work: StoreWork, server: S3Server, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    work.publish("0", folder, piece(folder, table="one"))
+    bucket, prefix = work.location.removeprefix("s3://").split("/", 1)
+    [stored] = [key for key in server.keys(bucket) if "/objects/" in key]
+    with closing(server._client()) as s3:
+        s3.put_object(Bucket=bucket, Key=stored, Body=b"two")
+        shutil.rmtree(folder)
+        folder.mkdir()
+        with pytest.raises(CorruptError, match="its bytes do not match its name"):
+            work.fetch("0", folder)
+        assert list(folder.iterdir()) == []
+        sha256 = stored.rpartition("/")[2]
+        for name, digest in (("../escaped", sha256), ("/etc/escaped", sha256), ("", sha256), ("a", "../../secret")):
+            files = [{"name": name, "sha256": digest, "num_bytes": 3}]
+            done = json.dumps({"schema_version": 1, "files": files})
+            s3.put_object(Bucket=bucket, Key=f"{prefix}/done/1.json", Body=done.encode())
+            with pytest.raises(CorruptError):
+                work.fetch("1", folder)
+        for text in (b"", b"{", b"[]", bytes(17 << 20)):
+            s3.put_object(Bucket=bucket, Key=f"{prefix}/done/1.json", Body=text)
+            with pytest.raises(AlignError):
+                work.fetch("1", folder)
+    assert list(tmp_path.glob("**/escaped")) == []

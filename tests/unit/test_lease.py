@@ -1,0 +1,131 @@
+"""Leases over a store in memory whose clock stands still unless a test moves it."""
+
+import itertools
+import json
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from align.errors import ServiceError
+from align.lease import Lease, leased
+from align.protocols.store import StoredObject
+from align.services.store_work import require_conditions
+
+TIMEOUT_S = 60.0
+
+
+class Memory:
+    """`ConditionalObjects`, and ways in which a server may fail."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.obeys_conditions = self.answers = self.is_up = True
+        self._objects: dict[str, tuple[bytes, str, float]] = {}
+        self._etags = itertools.count()
+        self._lock = threading.Lock()
+
+    def read(self, name: str) -> StoredObject | None:
+        if not self.is_up:
+            raise ServiceError("no answer")
+        found = self._objects.get(name)
+        return None if found is None else StoredObject(found[0], found[1], self.now_s - found[2])
+
+    def write(self, name: str, data: bytes, etag: str | None) -> str | None:
+        if not self.is_up:
+            raise ServiceError("no answer")
+        with self._lock:
+            found = self._objects.get(name)
+            if self.obeys_conditions and (None if found is None else found[1]) != etag:
+                return None
+            self._objects[name] = data, f"{next(self._etags)}", self.now_s
+            if not self.answers:
+                self.answers = True
+                return None  # the client repeated the request, as its answer was lost
+            return self._objects[name][1]
+
+    def delete(self, name: str) -> None:
+        self._objects.pop(name, None)
+
+
+def test_a_lease_has_one_holder_until_it_is_released() -> None:
+    objects = Memory()
+    first, second = Lease(objects, "plan", TIMEOUT_S), Lease(objects, "plan", TIMEOUT_S)
+    assert first.acquire() and not second.acquire()
+    assert Lease(objects, "other", TIMEOUT_S).acquire()
+    first.release()
+    assert second.acquire() and not first.acquire()
+
+
+def test_a_lease_that_is_renewed_is_kept_and_one_that_is_not_is_taken_over() -> None:
+    objects = Memory()
+    first, second = Lease(objects, "plan", TIMEOUT_S), Lease(objects, "plan", TIMEOUT_S)
+    assert first.acquire()
+    for _ in range(5):
+        objects.now_s += TIMEOUT_S / 3
+        assert first.renew() and not second.acquire()
+    objects.now_s += TIMEOUT_S + 1
+    assert not second.acquire()  # servers tell whole seconds
+    objects.now_s += 0.1
+    assert second.acquire()
+    assert not first.renew() and not first.renew()
+    first.release()  # of a lease that is not its own any more
+    assert second.renew() and not first.acquire()
+
+
+def test_of_those_who_take_over_one_succeeds() -> None:
+    objects = Memory()
+    assert Lease(objects, "plan", TIMEOUT_S).acquire()
+    objects.now_s += 2 * TIMEOUT_S
+    stale = objects.read("plan")
+    assert stale is not None
+    leases = [Lease(objects, "plan", TIMEOUT_S) for _ in range(8)]
+    assert [lease._write(stale) for lease in leases] == [True] + [False] * 7  # all saw that it had ended
+
+
+def test_an_answer_that_was_lost_does_not_lose_the_lease() -> None:
+    objects = Memory()
+    objects.answers = False
+    lease = Lease(objects, "plan", TIMEOUT_S)
+    assert lease.acquire()
+    objects.answers = False
+    assert lease.renew() and lease.renew()
+
+
+def test_a_thread_renews_while_the_block_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    objects = Memory()
+    with leased(objects, "plan", 0.03) as mine:
+        assert mine
+        first = objects.read("plan")
+        assert first is not None
+        wait_until(lambda: objects._objects["plan"][1] != first.etag)
+        objects.is_up = False
+        threading.Event().wait(0.1)
+        objects.is_up = True  # an outage does not end it
+        later = objects._objects["plan"][1]
+        wait_until(lambda: objects._objects["plan"][1] != later)
+        with leased(objects, "plan", 0.03) as other:
+            assert not other
+        objects._objects["plan"] = json.dumps({"holder": "another"}).encode(), "taken over", objects.now_s
+        wait_until(lambda: "another machine has taken this work over" in capsys.readouterr().err)
+    assert objects._objects["plan"][1] == "taken over"
+    with leased(objects, "work", 0.03) as mine, pytest.raises(ServiceError):
+        objects.is_up = False
+        raise ServiceError("no answer")  # and no second error when the lease cannot be freed
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("it did not happen")
+
+
+def test_a_server_that_ignores_conditions_is_refused() -> None:
+    objects = Memory()
+    require_conditions(objects, "probe", "s3://bucket/work")
+    objects.obeys_conditions = False
+    with pytest.raises(ServiceError, match="s3://bucket/work: this server ignores the conditions of writes"):
+        require_conditions(objects, "probe", "s3://bucket/work")
+    assert objects.read("probe") is None

@@ -23,13 +23,13 @@ from align.filter.pair_tables import image_hash, pair_tables
 from align.filter.tables import IMAGES, MAX_ROWS, PAIRS
 from align.filter.work_folder import NumberedShard, WorkFolder, commit
 from align.formats.evaluation_set import EvaluationSet, distinct_images
-from align.formats.raw import RawShard, iter_images, read_table
+from align.formats.raw import STATED_SHA256, RawShard, iter_images, read_table
 from align.pairs.perceptual_hash import ImageSignals, image_signals
 from align.processes import in_threads
 
 #: Columns of data/raw.
 _MEASURED = ("url", "caption", "key", "status", "original_width", "original_height", "sha256", "image_key")
-_ADDRESSED = (*_MEASURED, "page_url")
+_ADDRESSED = (*_MEASURED, "page_url", STATED_SHA256)
 
 
 def measure_shard(work: WorkFolder, item: NumberedShard) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from align.filter.tables import BIGRAMS, MAX_ROWS, PAIRS, UNIGRAMS
 from align.filter.words import Int64s, TextFacts, hashes, normal_forms, text_facts
 from align.formats.policy import OptedOut
+from align.formats.raw import STATED_SHA256
 from align.pairs.text import MAX_CHARACTERS, languages
 
 
@@ -77,17 +78,25 @@ def _pairs(
     ids = table["sha256"].combine_chunks().dictionary_encode()
     distinct_hashes = pa.array(image_hashes(ids.dictionary.to_pylist()))
     row_in_images = pc.index_in(table["sha256"], images["image_id"].combine_chunks()).combine_chunks()
+    known = images.select(["image_key", "decodable", "width_px", "height_px", "twin"]).take(row_in_images)
+    has_bytes = pc.is_valid(row_in_images)
+    # Bytes that are no picture are not counted as an image: ingest, which has looked at them, stores none either.
+    has_image = pc.and_(pc.is_valid(table["sha256"]), pc.fill_null(known["decodable"], True))
     columns = {
         "row_number": row_numbers,
         "key": table["key"],
         "opted_out": _opted_out(table, opted_out),
         "status": table["status"],
         "image_id": table["sha256"],
-        "image_key": pc.if_else(pc.is_valid(row_in_images), table["image_key"], None),
-        "image_hash": distinct_hashes.take(ids.indices),
-        "url_hash": _hashes_where(pc.is_null(table["sha256"]), table["url"]),
-        "has_bytes": pc.is_valid(row_in_images),
-        **{name: images[name].take(row_in_images) for name in ("decodable", "width_px", "height_px", "twin")},
+        "image_key": known["image_key"],  # of the first pair, though others may have a copy of their own
+        "image_hash": pc.if_else(has_image, distinct_hashes.take(ids.indices), None),
+        "url_hash": _hashes_where(pc.invert(has_image), table["url"]),
+        "has_bytes": has_bytes,
+        **{name: known[name] for name in ("decodable", "twin")},
+        **{
+            name: pc.if_else(has_bytes, pc.coalesce(table[original], known[name]), None)
+            for name, original in (("width_px", "original_width"), ("height_px", "original_height"))
+        },
         "num_evaluation_sets": pc.list_value_length(images["evaluation_sets"]).take(row_in_images).fill_null(0),
         "text": texts,
         "text_hash": _hashes_where(pc.not_equal(texts, ""), pa.chunked_array([texts])),
@@ -118,8 +127,8 @@ def _languages(texts: pa.StringArray) -> pa.Array:
 def _opted_out(table: pa.Table, opted_out: OptedOut) -> pa.Array:
     if not opted_out:
         return pa.nulls(len(table), pa.string())
-    addresses = zip(*(table[name].to_pylist() for name in ("url", "page_url", "sha256")), strict=True)
-    entries = (opted_out.entry(*row) for row in addresses)
+    addresses = zip(*(table[name].to_pylist() for name in ("url", "page_url", "sha256", STATED_SHA256)), strict=True)
+    entries = (opted_out.entry(*row) or opted_out.entry(None, None, stated) for *row, stated in addresses)
     return pa.array((None if entry is None else ":".join(entry) for entry in entries), pa.string())
 
 

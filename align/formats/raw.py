@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from align.errors import DataError, FormatError
 from align.files import sha256_file
+from align.formats.img2dataset import image_key, refused, stated_sizes, without_tar
 from align.formats.json_file import StoredModel, read_if_exists
 from align.formats.parquet import ForeignTable
 from align.formats.tar_members import DamagedTar, read_members
@@ -62,10 +63,13 @@ HOPELESS = "no text of it can pass the filter"
 MANIFEST = "manifest.json"
 
 _REQUIRED = ("url", "caption", "key", "status")
-#: Columns that a stock folder lacks, and the columns they are computed from.
-_COMPUTED = {"sha256", "image_key"}
-_COMPUTED_FROM = {"key", "status", *_COMPUTED}
-_NO_IMAGE = {"txt", "json"}
+#: Not in SCHEMA: what a table that is not ours has as sha256. It is of other bytes, see `align.formats.img2dataset`.
+STATED_SHA256 = "stated_sha256"
+#: Columns that a stock folder lacks, and those of the size that it states.
+_COMPUTED = {"sha256", "image_key", STATED_SHA256}
+_SIZE = ("original_width", "original_height")
+#: Columns of which one asks for others.
+_TOGETHER = ((_COMPUTED, {"key", "status", "sha256", "image_key"}), (_SIZE, {*_SIZE}))
 
 
 class ListedShard(StoredModel):
@@ -142,14 +146,19 @@ def raw_shards(raw: Path, fetch: FetchTar | None = None) -> list[RawShard]:
     manifest = read_raw_manifest(raw)
     listed = {shard.name: shard for shard in manifest.shards} if manifest else {}
     if not tars and not tables:
+        if any(raw.glob("*_stats.json")):
+            raise refused(str(raw), "dummy")
         raise DataError(
             f"{raw}: no NNNNN.tar + NNNNN.parquet here; run `align ingest`, or set paths.raw to a folder of img2dataset"
         )
     for name in sorted((tars.keys() | listed.keys()) ^ tables.keys()):
-        present, missing = (".parquet", ".tar") if name in tables else (".tar", ".parquet")
-        raise DataError(
-            f"{raw / name}{missing}: missing, while {name}{present} exists; the folder is incomplete, make it again"
-        )
+        if name not in tables:
+            raise DataError(
+                f"{raw / name}.parquet: missing, while {name}.tar exists; the folder is incomplete, make it again"
+            )
+        if (raw / name).is_dir():
+            raise refused(str(raw / name), "files")
+        raise without_tar(str(tables[name]), tables[name], has_records=(raw / f"{name}.tfrecord").is_file())
     shards = []
     for name in sorted(tables):
         row = listed.get(name)
@@ -177,17 +186,21 @@ def read_raw_manifest(raw: Path) -> RawManifest | None:
 
 
 def read_table(shard: RawShard, wanted: Collection[str] = SCHEMA.names) -> pa.Table:
-    """The rows of one shard with some columns of SCHEMA, in the order of the file.
+    """The rows of one shard with some columns of SCHEMA, in the order of the file; perhaps also STATED_SHA256.
 
-    Strings have at most `align.pairs.text.MAX_CHARACTERS`; the rest is cut off. Missing optional columns become null;
-    but for rows with status "success", image_key becomes the row's own key and sha256 is computed from the tar.
+    Strings have at most `align.pairs.text.MAX_CHARACTERS`; the rest is cut off. Missing optional columns become null,
+    as does an original size of which a side is not above 0. For rows with status "success" of a table that is not ours,
+    image_key becomes the row's own key, and sha256 is computed from the tar.
 
     Raises:
         DataError: the table is unreadable, or takes too much memory.
         FormatError: a column that img2dataset always writes is missing or has another type.
     """
-    computing = not _COMPUTED.isdisjoint(wanted)
-    fields = [field for field in SCHEMA if field.name in wanted or (computing and field.name in _COMPUTED_FROM)]
+    needed = set(wanted)
+    for group, sources in _TOGETHER:
+        if not needed.isdisjoint(group):
+            needed |= sources
+    fields = [field for field in SCHEMA if field.name in needed]
     try:
         file = ForeignTable(shard.table, str(shard.table))
         names = file.schema.names
@@ -202,21 +215,27 @@ def read_table(shard: RawShard, wanted: Collection[str] = SCHEMA.names) -> pa.Ta
             raise FormatError(
                 f"{shard.table}: no column '{name}'; expected img2dataset's columns (was it run with a caption column?)"
             )
-    columns = {
-        field.name: _cast(table[field.name], field, shard)
-        if field.name in names
-        else pa.chunked_array([pa.nulls(len(table), field.type)])
-        for field in fields
-    }
-    if computing:
-        _compute(columns, shard, own_keys="image_key" not in names)
-    return pa.table({name: columns[name] for name in SCHEMA.names if name in wanted})
+    if needed.issuperset(_SIZE):
+        for name, sizes in zip(_SIZE, stated_sizes(*(_column(table, name) for name in _SIZE)), strict=True):
+            table = table.set_column(table.column_names.index(name), name, sizes) if name in present else table
+    columns = {field.name: _cast(_column(table, field.name), field, shard) for field in fields}
+    if not needed.isdisjoint(_COMPUTED):
+        _compute(columns, shard, is_ours="image_key" in names)
+    return pa.table({name: columns[name] for name in (*SCHEMA.names, STATED_SHA256) if name in wanted})
 
 
-def _compute(columns: dict[str, pa.ChunkedArray], shard: RawShard, *, own_keys: bool) -> None:
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    return table[name] if name in table.column_names else pa.chunked_array([pa.nulls(len(table))])
+
+
+def _compute(columns: dict[str, pa.ChunkedArray], shard: RawShard, *, is_ours: bool) -> None:
+    """Adds `image_key`, `sha256` and STATED_SHA256."""
     with_bytes = pc.equal(columns["status"], SUCCESS)
-    if own_keys:
+    nothing = pa.chunked_array([pa.nulls(len(with_bytes), pa.string())])
+    columns[STATED_SHA256] = nothing
+    if not is_ours:
         columns["image_key"] = pc.if_else(with_bytes, columns["key"], None)
+        columns[STATED_SHA256], columns["sha256"] = columns["sha256"], nothing
     if pc.any(pc.and_(with_bytes, pc.is_null(columns["sha256"]))).as_py():
         computed = {key: hashlib.sha256(data).hexdigest() for key, data in iter_images(shard)}
         hashes, image_keys = columns["sha256"].to_pylist(), columns["image_key"].to_pylist()
@@ -245,15 +264,17 @@ def iter_images(shard: RawShard) -> Iterator[tuple[str, bytes]]:
 
 
 def image_spans(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
-    """Yields (tar sample key, offset, bytes) of the images in a tar. Only headers are read; `file` must be seekable.
+    """Yields (tar sample key, offset, bytes) of the images in a tar, but for empty files.
+
+    Only headers are read; `file` must be seekable.
 
     Raises:
         DataError: the tar, called `name`, is cut off, or not a tar.
     """
     try:
         for member in read_members(file):
-            key, _, extension = member.name.rpartition("/")[2].partition(".")
-            if member.problem is None and extension.lower() not in _NO_IMAGE:
+            key = image_key(member.name)
+            if member.problem is None and key is not None and member.size:
                 yield key, member.offset, member.size
     except DamagedTar as error:
         raise DataError(f"{name}: not a readable tar ({error}); make the folder again") from None

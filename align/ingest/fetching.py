@@ -116,7 +116,8 @@ def write_shard(
         fetch: gets bytes from the web.
         keep_tar: takes the finished tar, see `RawShardWriter`.
     """
-    outcomes: dict[str, PictureOutcome] = {}
+    failures: dict[str, PictureOutcome] = {}
+    outcomes: dict[tuple[str, str | None, int | None], PictureOutcome] = {}
     keys: dict[str, str] = {}
     asked: set[bytes] = set()
     stored: set[str] = set()
@@ -124,25 +125,27 @@ def write_shard(
         spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=directory)))
         for answer in fetch(_addresses(shard.rows(), pictures, asked)):
             if answer.data is None:
-                outcomes[answer.url] = PictureOutcome(FAILED_TO_DOWNLOAD, answer.error, answer.retryable)
+                failures[answer.url] = PictureOutcome(FAILED_TO_DOWNLOAD, answer.error, answer.retryable)
             else:
                 spool.put(answer.url, answer.data)
         writer = stack.enter_context(RawShardWriter(directory, shard.name, shard.position_digits, keep_tar))
         for row in shard.rows():
             key, url, data = writer.next_key, row["url"], None
-            if pictures.opted_out.matches(url, row["page_url"], None):
+            picture = url, row["file"], row["offset"]  # an archive may have two pictures of one address
+            if pictures.opted_out.matches(url, row["page_url"], row["stated_sha256"]):
                 outcome = _OPTED_OUT
             elif (earlier := row.get("outcome")) is not None:  # an earlier run examined this picture
                 outcome = earlier
                 if earlier.image_key is not None and earlier.image_key not in stored:
                     key, data = earlier.image_key, shard.read(earlier.image_key, None)
             elif row["problem"] is not None:
-                hopeless = row["problem"] == HOPELESS  # according to the folder that is read here
-                outcome = _HOPELESS if hopeless else PictureOutcome(FAILED_TO_DOWNLOAD, row["problem"])
-            elif url in outcomes:
-                outcome = outcomes[url]
+                outcome = PictureOutcome(row["status"] or FAILED_TO_DOWNLOAD, row["problem"])
+            elif url in failures:
+                outcome = failures[url]
+            elif picture in outcomes:
+                outcome = outcomes[picture]
             elif pictures.text_cuts is not None and _is_for_the_web(row, pictures) and _digest(url) not in asked:
-                outcome = outcomes[url] = _HOPELESS
+                outcome = outcomes[picture] = _HOPELESS
             else:
                 outcome, data = _examine(_bytes(row, spool, shard, pictures), pictures)
                 if pictures.opted_out.matches(None, None, outcome.sha256):
@@ -150,7 +153,9 @@ def write_shard(
                 elif outcome.sha256 is not None:
                     first = keys.setdefault(outcome.sha256, key)
                     outcome, data = replace(outcome, image_key=first), data if first == key else None
-                outcomes[url] = outcome
+                outcomes[picture] = outcome
+            if row["original_width"] is not None and outcome.error_message != REFUSED:
+                outcome = replace(outcome, original_width=row["original_width"], original_height=row["original_height"])
             if data is not None:
                 stored.add(key)
             writer.add(_raw_row(writer.next_key, row, outcome), data, key)

@@ -278,9 +278,10 @@ def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> 
     sql.write(f"""
         SELECT CAST(url_hash % {num_shards} AS INTEGER) AS shard, chosen.url, text, text_source, page_url,
                CASE WHEN answer.opted_out THEN '{REFUSED}' ELSE problem END AS problem,
-               coalesce(chosen.file, CASE WHEN status = {_HTTP_OK} THEN answer.file END) AS file,
-               coalesce(chosen."offset", CASE WHEN status = {_HTTP_OK} THEN answer."offset" END) AS "offset",
-               inline, status AS http_status
+               coalesce(chosen.file, CASE WHEN answer.status = {_HTTP_OK} THEN answer.file END) AS file,
+               coalesce(chosen."offset", CASE WHEN answer.status = {_HTTP_OK} THEN answer."offset" END) AS "offset",
+               inline, answer.status AS http_status,
+               chosen.status, original_width, original_height, stated_sha256
         FROM {chosen} AS chosen LEFT JOIN {answers} AS answer ON answer.url = chosen.url
         ORDER BY shard, file_number, row_number
     """, folder / "pairs.parquet")  # fmt: skip

@@ -76,6 +76,7 @@ def _rows(table: pa.Table) -> Iterator[PlannedRow]:
         yield {
             **{name: row[name] for name in ("url", "text_source", "page_url")},
             **dict.fromkeys(("problem", "file", "offset", "inline", "http_status")),
+            **dict.fromkeys(("status", "original_width", "original_height", "stated_sha256")),
             "text": row["caption"],
             "outcome": outcome,
         }

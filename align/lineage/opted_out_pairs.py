@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.formats.policy import OptedOut
-from align.lineage.raw_pairs import iter_tables
+from align.formats.raw import STATED_SHA256
+from align.lineage.raw_pairs import is_opted_out, iter_tables
 from align.pairs.text import normalise
 
 
@@ -41,7 +42,7 @@ class OptedOutPairs:
 
 
 def opted_out_pairs(raw: Path, opted_out: OptedOut) -> OptedOutPairs:
-    """Reads the tables of a folder in img2dataset's layout; the tars are not needed.
+    """Reads the tables of a folder in img2dataset's layout; of one that img2dataset made, the tars, too.
 
     Raises:
         DataError: a table is unreadable.
@@ -51,10 +52,10 @@ def opted_out_pairs(raw: Path, opted_out: OptedOut) -> OptedOutPairs:
     image_ids, shards, texts = set(), set(), set()
     for name, rows in iter_tables(raw):
         for row in rows:
-            if opted_out.matches(row["url"], row["page_url"], row["sha256"]):
+            if is_opted_out(opted_out, row):
                 num_pairs += 1
                 shards.add(name)
-                image_ids |= {row["sha256"]} - {None}
+                image_ids |= {row["sha256"], row[STATED_SHA256]} - {None}
                 if text := normalise(row["caption"] or ""):
                     texts.add((row["sha256"], text))
                 if row["image_key"] is not None:
@@ -76,5 +77,5 @@ def _shown_by_others(raw: Path, opted_out: OptedOut, image_keys: Set[str]) -> se
         row["image_key"]
         for _, rows in iter_tables(raw)
         for row in rows
-        if row["image_key"] in image_keys and not opted_out.matches(row["url"], row["page_url"], row["sha256"])
+        if row["image_key"] in image_keys and not is_opted_out(opted_out, row)
     }

@@ -30,7 +30,7 @@ from align.formats.tar import BLOCK, header, padding
 from align.formats.tar_members import DamagedTar, Member, read_members
 from align.ingest.writer import write_raw_manifest
 from align.lineage.opted_out_pairs import OptedOutPairs
-from align.lineage.raw_pairs import RawRow, iter_tables
+from align.lineage.raw_pairs import RawRow, is_opted_out, iter_rows, iter_tables
 from align.work import key_of, work_directory
 
 #: What a purged row says, in addition to its status. The hash stays: it names the picture to the policy, and shows
@@ -98,7 +98,9 @@ def purge_raw(
 def _shards_to_rewrite(raw: Path, pairs: OptedOutPairs) -> set[str]:
     image_keys = pairs.gone | pairs.shared
     return {
-        name for name, rows in iter_tables(raw) if name in pairs.shards or any(row["key"] in image_keys for row in rows)
+        name
+        for name, rows in iter_tables(raw, ["key"])
+        if name in pairs.shards or any(row["key"] in image_keys for row in rows)
     }
 
 
@@ -107,11 +109,9 @@ def _purged_table(path: Path, opted_out: OptedOut, pairs: OptedOutPairs) -> tupl
     table = pq.ParquetFile(path).read()
     still_shown: dict[str, RawRow] = {}
     columns = {column: table[column].to_pylist() for column in table.column_names}
-    empty: list[None] = [None] * len(table)
-    pages, hashes = columns.get("page_url", empty), columns.get("sha256", empty)
-    for index, key in enumerate(columns["key"]):
-        if not opted_out.matches(columns["url"][index], pages[index], hashes[index]):
-            image_key = columns["image_key"][index] if "image_key" in columns else key
+    for index, row in enumerate(iter_rows(path)):
+        if not is_opted_out(opted_out, row):
+            image_key = row["image_key"]
             if image_key in pairs.shared:
                 still_shown.setdefault(image_key, {column: values[index] for column, values in columns.items()})
             continue

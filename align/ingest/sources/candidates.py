@@ -27,6 +27,10 @@ class Candidate(NamedTuple):
         file: that holds the bytes, as the source's `read` takes it; None where they are to be fetched by the url.
         offset: in the file.
         inline: the bytes themselves (of a data: URI); else None.
+        status: of a row with a problem, where the source says it: as in data/raw; None: failed to download.
+        original_width: in pixels, where the source shrank the picture and says so; else None.
+        original_height: likewise.
+        stated_sha256: of the bytes before the source changed them, where it says so; else None.
     """
 
     url: str
@@ -37,6 +41,10 @@ class Candidate(NamedTuple):
     file: str | None = None
     offset: int | None = None
     inline: bytes | None = None
+    status: str | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+    stated_sha256: str | None = None
 
 
 #: Counts of strings that reach the limit: name -> column.
@@ -80,6 +88,10 @@ CANDIDATES = pa.schema(
         ("file", pa.string()),
         ("offset", pa.int64()),
         ("inline", pa.binary()),
+        ("status", pa.string()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("stated_sha256", pa.string()),
     ]
 )
 

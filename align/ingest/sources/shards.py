@@ -1,35 +1,47 @@
-"""Tars of pictures with their texts: img2dataset's folders (NNNNN.tar + NNNNN.parquet), and webdataset's tars alone.
+"""Pictures with their texts: img2dataset's folders, and webdataset's tars alone.
 
-The parquet table next to a tar has one row per pair, failed ones included. Of a tar alone all members are read: those
-of one name make a sample (`a/0001.jpg`, `a/0001.txt`, `a/0001.json`), whose text is in the first of TEXT_EXTENSIONS or
-under one of TEXT_KEYS of the JSON (a list gives one row per text). Pictures are read by their offset in the tar.
-A member that is no plain file, or a text above 1 MiB, is skipped, counted and named; the rest of the tar is read.
+The table NNNNN.parquet of img2dataset has one row per pair, failed ones included; beside it are the pictures, in
+NNNNN.tar or in the folder NNNNN (its output formats webdataset and files; the others are refused by name). The size
+before it shrank a picture, and why a picture failed, are taken from the table, as `align filter` does which reads such
+a folder itself.
+
+Of a tar without a table all members are read: those of one name make a sample (`a/0001.jpg`, `a/0001.txt`,
+`a/0001.json`), whose text is in the first of TEXT_EXTENSIONS or under one of TEXT_KEYS of the JSON (a list gives one
+row per text). Pictures are read by their offset in the tar. A member that is no plain file, or a text above 1 MiB, is
+skipped, counted and named; the rest of the tar is read.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
+from align.formats.img2dataset import IMAGE_EXTENSIONS, image_key, refused, stated_size, without_tar
 from align.formats.parquet import ForeignTable
+from align.formats.raw import FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.formats.tar_members import DamagedTar, Member, member_at, read_members
-from align.ingest.limits import too_large
+from align.ingest.limits import read_at_most, too_large
 from align.ingest.sources.candidates import Candidate
-from align.ingest.sources.reading import Batches, OpenFiles, is_file, parent, skip
+from align.ingest.sources.reading import Batches, OpenFiles, is_file, is_within, parent, skip
 from align.pairs.urls import canonical_or_as_is
 from align.protocols.store import Files
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif", "tif", "tiff")
 TEXT_EXTENSIONS = ("txt", "text", "caption", "cap")
 TEXT_KEYS = ("caption", "captions", "text", "texts", "TEXT", "alt")
 _URL_KEYS = ("url", "URL", "image_url")
-_SUCCESS = "success"
+_TAR, _TABLE, _STATISTICS = ".tar", ".parquet", "_stats.json"
+#: Of the table, if it has them.
+_COLUMNS = (
+    "url", "caption", "key", "status", "error_message", "page_url", "text_source", "image_key", "original_width",
+    "original_height", "sha256",
+)  # fmt: skip
+_SHA256_CHARACTERS = 64
 _MAX_TEXT_BYTES = 1 << 20
 
 
@@ -37,8 +49,18 @@ class Shards:
     """A source, see `align.ingest.sources.Source`."""
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
-        """Raises DataError when the location has no tar."""
-        self.files = self.inputs = files.list(location, (".tar",), config.paths_root)
+        """Raises DataError when the location has neither tars nor img2dataset's tables."""
+        listed = _list(location, config.paths_root, files)
+        tars = [file for file in listed if not file.endswith(_TABLE)]
+        tables = {file for file in listed if file.endswith(_TABLE)}
+        tables |= {table for tar in tars if (table := _table_of(tar)) not in tables and is_file(files, table)}
+        beside = {_table_of(tar) for tar in tars} & tables
+        folders = {parent(table) for table in beside}
+        # A table alone is one of a folder of pictures, or its tar is missing. Elsewhere it may be anything.
+        alone = [table for table in tables - beside if not tars or parent(table) in folders]
+        self.files = sorted([*tars, *alone])
+        self.inputs = sorted([*self.files, *beside])
+        self._tables = beside
         self._allow_damaged = config.allow_damaged
         self._max_bytes = config.max_record_bytes
         self._store = files
@@ -48,50 +70,62 @@ class Shards:
         """See `Source`.
 
         Raises:
-            DataError: the tar or its table is damaged; or the tar is cut off, unless `allow_damaged`.
+            DataError: the tar or its table is damaged; or the tar is cut off, unless `allow_damaged`; or a table has
+                no pictures beside it.
         """
-        table = file.removesuffix(".tar") + ".parquet"
-        if is_file(self._store, table):
-            yield from self._with_table(file, table, counts)
+        if file.endswith(_TABLE):
+            yield from self._with_table(file, self._in_folder(file), counts)
+        elif _table_of(file) in self._tables:
+            pictures = {
+                key: (file, member.start)
+                for member in self._members(file, counts)
+                if (key := image_key(member.name)) is not None
+            }
+            yield from self._with_table(_table_of(file), pictures, counts)
         else:
             yield from self._alone(file, counts)
 
-    def _with_table(self, file: str, table: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
-        offsets: dict[str, int] = {}
-        for member in self._members(file, counts):
-            stem, extension = _split(member.name)
-            if extension in IMAGE_EXTENSIONS:
-                offsets[stem] = member.start
+    def _in_folder(self, table: str) -> dict[str, tuple[str, None]]:
+        """The pictures of the folder NNNNN beside NNNNN.parquet, by key."""
+        folder = table.removesuffix(_TABLE)
+        try:
+            files = self._store.list(folder + "/", [f".{extension}" for extension in sorted(IMAGE_EXTENSIONS)])
+        except DataError:
+            return {}
+        return {key: (file, None) for file in files if (key := image_key(file)) and is_within(folder, file)}
+
+    def _with_table(
+        self, table: str, pictures: Mapping[str, tuple[str, int | None]], counts: Counter[str]
+    ) -> Iterator[pa.RecordBatch]:
         batches = Batches()
         for row in self._rows(table):
             counts["rows"] += 1
-            key, text = str(row["key"]), str(row.get("caption") or "")
-            problem = None
-            if row["status"] != _SUCCESS:
-                problem = str(row.get("error_message") or row["status"])
-            # in our own folders, several pairs of one picture name the row that has its bytes
-            offset = None if problem else offsets.get(str(row.get("image_key") or key))
-            if problem is None and offset is None:
+            candidate = _candidate(row, table, pictures)
+            if candidate.file is None and candidate.problem is None:
+                if not pictures and table in self.files:
+                    raise self._without_pictures(table)
                 counts["rows_unreadable"] += 1
-            url = canonical_or_as_is(str(row["url"])) if row["url"] else _name(file, key)
-            text_source = _text(row.get("text_source")) or ("caption" if text.strip() else None)
-            holder = None if offset is None else file
-            batches.add(Candidate(url, text, text_source, _text(row.get("page_url")), problem, holder, offset))
+            batches.add(candidate)
             yield from batches.full()
         yield from batches.rest()
 
+    def _without_pictures(self, table: str) -> DataError:
+        with self._store.open(table) as stream:
+            has_records = is_file(self._store, table.removesuffix(_TABLE) + ".tfrecord")
+            return without_tar(table, stream, has_records=has_records)
+
     def _rows(self, table: str) -> Iterator[dict[str, Any]]:
-        wanted = ("url", "caption", "key", "status", "error_message", "page_url", "text_source", "image_key")
         try:
             with self._store.open(table) as stream:
                 parquet = ForeignTable(stream, table)
                 names = parquet.schema.names
-                for name in ("url", "key", "status"):
+                for name in ("url", "key", "status", "caption"):
                     if name not in names:
                         raise DataError(
-                            f"{table}: no column '{name}'; expected img2dataset's table for the tar of the same name"
+                            f"{table}: no column '{name}'; expected img2dataset's columns (was it run with a caption "
+                            "column?)"
                         )
-                for batch in parquet.batches([name for name in wanted if name in names]):
+                for batch in parquet.batches([name for name in _COLUMNS if name in names]):
                     yield from batch.to_pylist()
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
@@ -121,7 +155,7 @@ class Shards:
         if sample.offset is None and not sample.texts:
             return  # a member that is neither picture nor text, such as a list of classes
         written, texts = sample.url_and_texts()
-        url = canonical_or_as_is(written) if written else _name(file, sample.stem)
+        url = canonical_or_as_is(written) if written else _name(file.removesuffix(_TAR), sample.stem)
         problem, holder = (None, file) if sample.offset is not None else ("no picture in its sample", None)
         for text, text_source in texts or [("", None)]:
             counts["rows"] += 1
@@ -147,9 +181,10 @@ class Shards:
                 counts["damaged_files"] += 1
 
     def read(self, file: str, offset: int | None) -> bytes | None:
-        """See `Source`: the tar member whose headers begin at the offset."""
+        """See `Source`: the tar member whose headers begin at the offset; without one, the whole file."""
         if offset is None:
-            return None
+            with self._store.open(file) as stream:
+                return read_at_most(stream, self._max_bytes)
         stream = self._open.at(file, offset)
         try:
             member = member_at(stream, offset)
@@ -186,6 +221,50 @@ class _Sample:
         return url, next(([(values[key], key)] for key in TEXT_KEYS if isinstance(values.get(key), str)), [])
 
 
+def _candidate(row: dict[str, Any], table: str, pictures: Mapping[str, tuple[str, int | None]]) -> Candidate:
+    """The pair of a row of img2dataset's table, or of ours; `pictures` are the files and offsets of its keys."""
+    key, text = str(row["key"]), str(row.get("caption") or "")
+    problem = status = None
+    if row["status"] != SUCCESS:
+        problem = str(row.get("error_message") or row["status"])
+        status = row["status"] if row["status"] in (FAILED_TO_RESIZE, NOT_FETCHED) else None
+    # in our own folders, several pairs of one picture name the row that has its bytes
+    file, offset = (None, None) if problem else pictures.get(str(row.get("image_key") or key), (None, None))
+    width, height = stated_size(row.get("original_width"), row.get("original_height")) or (None, None)
+    stated_sha256 = row.get("sha256")
+    return Candidate(
+        canonical_or_as_is(str(row["url"])) if row["url"] else _name(table.removesuffix(_TABLE), key),
+        text,
+        _text(row.get("text_source")) or ("caption" if text.strip() else None),
+        _text(row.get("page_url")),
+        problem,
+        file,
+        offset,
+        status=status,
+        original_width=width,
+        original_height=height,
+        stated_sha256=stated_sha256[:_SHA256_CHARACTERS] if isinstance(stated_sha256, str) else None,
+    )
+
+
+def _list(location: str, root: str | None, files: Files) -> list[str]:
+    """The tars and tables of a location."""
+    try:
+        return files.list(location, (_TAR, _TABLE), root)
+    except DataError:
+        try:
+            statistics = files.list(location, (_STATISTICS,), root)
+        except DataError:
+            statistics = []
+        if any(file.endswith(_STATISTICS) for file in statistics):
+            raise refused(location, "dummy") from None
+        raise
+
+
+def _table_of(tar: str) -> str:
+    return tar.removesuffix(_TAR) + _TABLE
+
+
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
@@ -206,6 +285,6 @@ def _split(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", extension.lower()
 
 
-def _name(file: str, key: str) -> str:
-    """A name that is unique in the source, unless two tars of one name are in folders of one name."""
-    return f"{parent(file).rpartition('/')[2]}/{file.rpartition('/')[2].removesuffix('.tar')}/{key}"
+def _name(shard: str, key: str) -> str:
+    """A name that is unique in the source, unless two shards of one name are in folders of one name."""
+    return f"{parent(shard).rpartition('/')[2]}/{shard.rpartition('/')[2]}/{key}"

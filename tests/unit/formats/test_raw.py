@@ -72,7 +72,7 @@ def test_image_spans_in_a_tar_of_other_software(tmp_path: Path) -> None:
         directory = tarfile.TarInfo("deep")
         directory.type = tarfile.DIRTYPE
         tar.addfile(directory)
-        for name in ("deep/000.JPG", "deep/000.TXT", f"{'long/' * 30}001.webp", "002.json"):
+        for name in ("deep/000.JPG", "deep/000.TXT", f"{'long/' * 30}001.webp", "002.json", "000.cls"):
             member = tarfile.TarInfo(name)
             member.size = 3
             tar.addfile(member, io.BytesIO(b"abc"))

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -40,6 +41,18 @@ def test_a_stock_folder_gets_its_image_keys_and_hashes(raw: Path) -> None:
     assert stored["sha256"] == hashlib.sha256(small_data.jpeg(2)).hexdigest()
     rows = {name: list(rows) for name, rows in iter_tables(raw)}
     assert [row["image_key"] for row in rows["00001"]] == ["000010000", None]
+
+
+def test_what_a_stock_folder_states_as_sha256_names_no_picture(raw: Path) -> None:
+    table = pq.read_table(raw / "00001.parquet").drop_columns(["image_key"])
+    index = table.column_names.index("sha256")
+    pq.write_table(table.set_column(index, "sha256", pa.array(["0" * 64, None])), raw / "00001.parquet")
+    image_id = hashlib.sha256(small_data.jpeg(2)).hexdigest()
+    (row,) = find_pairs(raw, "sha256", [image_id])
+    assert (row["key"], row["sha256"], row["image_key"]) == ("000010000", image_id, "000010000")
+    assert list(find_pairs(raw, "sha256", ["0" * 64])) == []
+    rows = {name: list(rows) for name, rows in iter_tables(raw)}
+    assert [(row["sha256"], row["stated_sha256"]) for row in rows["00001"]] == [(image_id, "0" * 64), (None, None)]
 
 
 def test_an_unreadable_table_is_one_clear_error(raw: Path) -> None:

@@ -1,0 +1,202 @@
+"""A folder of img2dataset gives equal decisions by `paths.raw` and by `ingest.source: shards`, or one true line."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.errors import DataError
+from align.formats.policy import Entry, OptedOut, write_opted_out
+from align.formats.raw import raw_shards, read_table
+from benchmarks.peers import FOLDER
+from tests.support import missing
+from tests.support.both_ways import by_shards, by_the_filter
+from tests.support.img2dataset_folder import Options, Row, plain, run_img2dataset, scenario, write_folder
+from tests.support.pictures import blurred_png
+from tests.support.reading import rows_of, source_at
+from tests.support.web_server import WebServer, response
+
+READ = {
+    "jpg": Options(),
+    "webp": Options(encode_format="webp", resize_mode="keep_ratio", compute_hash=None),
+    "png": Options(encode_format="png", resize_mode="no", compute_hash="md5"),
+    "as it came": Options(disable_all_reencoding=True),
+}
+REFUSED = ("parquet", "tfrecord", "dummy")
+
+
+@pytest.mark.parametrize("options", READ.values(), ids=READ)
+def test_both_ways_decide_equally(tmp_path: Path, options: Options) -> None:
+    rows = scenario()
+    folder = write_folder(tmp_path / "made", rows, options)
+    decided = by_the_filter(folder, tmp_path / "raw")
+    assert by_shards(folder, tmp_path / "shards") == decided
+    reasons = {(url.partition(":9")[2], text): reasons for url, text, _, reasons in decided}
+    assert decided.total() == len(rows)
+    assert sum(count for decision, count in decided.items() if decision[2]) == 17
+    assert reasons["/p/1", "the same picture with other words"] == ()
+    assert reasons["/small", "a drawing of something small"] == ("image_too_small",)
+    assert reasons["/red-small", "a red picture of some size"] == ("image_too_small",)
+    assert reasons["/red-large", "a red picture of another size"] == ()
+    assert reasons["/wide", "a drawing of something wide"] == ("image_aspect_ratio",)
+    assert reasons["/cut", "a drawing that is cut off"] == ("image_undecodable",)
+    assert reasons["/missing/0", "a text of many"] == ("image_missing", "text_shared_by_many_images")
+    assert reasons["/broken/0", "a text of many"] == ("image_undecodable", "text_shared_by_many_images")
+    assert reasons["/p/5", "a text of many"] == ("text_shared_by_many_images",)
+
+
+def test_files_are_read_by_shards_and_refused_by_name_as_raw(tmp_path: Path) -> None:
+    rows = scenario()
+    for encode_format in ("jpg", "webp"):
+        tars, files = (
+            write_folder(tmp_path / f"{name} {encode_format}", rows, Options(name, encode_format))
+            for name in ("webdataset", "files")
+        )
+        of_tars = by_shards(tars, tmp_path / "tars" / encode_format)
+        assert by_shards(files, tmp_path / "files" / encode_format) == of_tars
+    with pytest.raises(
+        DataError, match=r"00000: img2dataset's output format 'files', .* read the folder with ingest\."
+    ):
+        raw_shards(files)
+    (files / "00000/0000001.webp").unlink()  # a success whose picture is gone is a row without one
+    (files / "00001/0000100.webp").unlink()
+    (files / "00001/0000100.webp").symlink_to(tmp_path / "secret")
+    (tmp_path / "secret").write_bytes(plain((300, 300), "red"))
+    found, _ = rows_of(source_at(files, "source=shards"))
+    without = [row["url"] for row in found if row["problem"] is None and row["file"] is None]
+    assert without == ["http://127.0.0.1:9/p/1", "http://127.0.0.1:9/p/1"]
+    with pytest.raises(DataError, match="no column 'caption'"):
+        pq.write_table(pq.read_table(files / "00000.parquet").drop_columns("caption"), files / "00000.parquet")
+        rows_of(source_at(files, "source=shards"))
+
+
+@pytest.mark.parametrize("output_format", REFUSED)
+def test_other_output_formats_are_refused_by_name(tmp_path: Path, output_format: str) -> None:
+    folder = write_folder(tmp_path / "made", scenario(), Options(output_format))
+    says = rf"made.*: img2dataset's output format '{output_format}', which cannot be read here; make the folder again"
+    with pytest.raises(DataError, match=says):
+        raw_shards(folder)
+    with pytest.raises(DataError, match=says):
+        rows_of(source_at(folder, "source=shards"))
+
+
+def test_a_missing_tar_is_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "made", scenario(), Options())
+    (folder / "00001.tar").unlink()
+    says = r"00001\.tar: missing, while 00001\.parquet exists"
+    with pytest.raises(DataError, match=says):
+        raw_shards(folder)
+    with pytest.raises(DataError, match=says):
+        rows_of(source_at(folder, "source=shards"))
+    (tmp_path / "made/metadata").mkdir()  # tables elsewhere are not img2dataset's
+    (folder / "00001.parquet").rename(folder / "metadata/all.parquet")
+    assert [Path(file).name for file in source_at(folder, "source=shards").files] == ["00000.tar"]
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [
+        (pa.array([-900, 0, None, 900, 201, 2**31 - 1]), pa.array([900, 900, 900, None, 201, 300])),
+        (pa.array([2**40, 900, -(2**40), 2**31, 900, 1]), pa.array([900, 2**62, 900, 900, 900, 900])),
+        (pa.array([900.0, float("nan"), float("inf"), 1e300, 200.0, -1.0]), pa.array([900.0] * 6)),
+        (pa.array(["900", "", "x", None, "0", "-1"]), pa.array([900] * 6)),
+    ],
+    ids=["int32", "int64", "float", "text"],
+)
+def test_stated_sizes_that_are_none(tmp_path: Path, width: pa.Array, height: pa.Array) -> None:
+    """A side of 0 or below, or beyond 32 bits, states nothing: the size of the bytes counts, both ways."""
+    rows = [Row(f"/{n}", f"a drawing of thing {n} here", "/a", blurred_png(n, (240, 230))) for n in range(6)]
+    folder = write_folder(tmp_path / "made", rows, Options(encode_format="png", resize_mode="no"))
+    table = pq.read_table(folder / "00000.parquet").sort_by("key")
+    for name, values in (("original_width", width), ("original_height", height)):
+        if pa.types.is_int64(values.type) and all(abs(side or 0) < 2**31 for side in values.to_pylist()):
+            values = values.cast(pa.int32())
+        table = table.set_column(table.column_names.index(name), name, values)
+    pq.write_table(table, folder / "00000.parquet")
+    decided = by_the_filter(folder, tmp_path / "raw")
+    assert by_shards(folder, tmp_path / "shards") == decided
+    for shard in (*raw_shards(folder), *raw_shards(tmp_path / "shards/raw")):
+        sizes = read_table(shard, ["original_width", "original_height"])
+        assert all(side is None or side > 0 for column in sizes.columns for side in column.to_pylist())
+    assert sum(reasons == ("image_too_small",) for *_, reasons in decided) <= 1
+
+
+def test_a_stated_sha256_names_no_picture_but_a_take_down_obeys_it(tmp_path: Path) -> None:
+    rows = [Row(f"/{n}", f"a drawing of thing {n} here", "/a", blurred_png(n, (240, 230))) for n in range(6)]
+    rows += [replace(rows[5], path="/5-again")]
+    folder = write_folder(tmp_path / "made", rows, Options())
+    table = pq.read_table(folder / "00000.parquet").sort_by("key")
+    bodies = [hashlib.sha256(row.body or b"").hexdigest() for row in rows]
+    lies = [bodies[0], bodies[1], *[bodies[2]] * 3, None, "no sha256"]  # three pictures that say they are one
+    index = table.column_names.index("sha256")
+    pq.write_table(table.set_column(index, "sha256", pa.array(lies)), folder / "00000.parquet")
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    write_opted_out(policy, OptedOut([Entry("image_id", bodies[1], "mine", "2026-01-01")]))
+    decided = by_the_filter(folder, tmp_path / "raw", policy, max_texts_per_image=1)
+    ways = [by_shards(folder, tmp_path / "shards", policy, max_texts_per_image=1), decided]
+    reasons = [{url.rpartition("/")[2]: reasons for url, *_, reasons in way} for way in ways]
+    assert (
+        {name: first for name, first in reasons[0].items() if name != "1"}
+        == {name: first for name, first in reasons[1].items() if name != "1"}
+        == dict.fromkeys(["0", "2", "3", "4", "5", "5-again"], ())
+    )
+    assert [sorted(way["1"])[-1] for way in reasons] == ["text_too_short", "opted_out"]  # ingest takes no picture of it
+    ids = pq.read_table(tmp_path / "raw/filtered/images.parquet")["image_id"].to_pylist()
+    assert len(ids) == 6
+    assert set(ids) >= {
+        row["sha256"] for shard in raw_shards(tmp_path / "shards/raw") for row in read_table(shard).to_pylist()
+    } - {None}
+
+
+def test_two_pictures_of_one_address_stay_two(tmp_path: Path) -> None:
+    """A server may answer a second request with another picture; and the second may fail."""
+    rows = [Row("/same", f"a drawing of thing {n} here", "/a", blurred_png(n, (240, 230))) for n in range(3)]
+    rows.append(replace(rows[0], body=None, caption="a drawing that is gone"))
+    folder = write_folder(tmp_path / "made", rows, Options(encode_format="png", resize_mode="no"))
+    decided = by_the_filter(folder, tmp_path / "raw", max_texts_per_image=1)
+    assert by_shards(folder, tmp_path / "shards", max_texts_per_image=1) == decided
+    assert sorted(reasons for *_, reasons in decided) == [(), (), (), ("image_missing",)]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("options", [*READ.values(), Options("files"), Options("parquet"), Options("dummy")], ids=str)
+def test_with_img2dataset_itself(tmp_path: Path, options: Options) -> None:
+    """And the writer of the other tests writes the same tables and names."""
+    python = FOLDER / "peers/bin/python"
+    if not python.exists():
+        missing("needs img2dataset in .align/peers, where `make bench-data` installs it")
+    rows = scenario()
+    with WebServer() as server:
+        server.routes |= {row.path: response(row.body) for row in rows if row.body is not None}
+        made = run_img2dataset(python, tmp_path / "made", rows, options, server.url(""))
+        imitation = write_folder(tmp_path / "imitation", rows, options, server.url(""))
+    names, imitated = ({str(path.relative_to(root)) for path in root.rglob("*")} for root in (made, imitation))
+    assert names == imitated
+    for path in sorted(made.glob("*.parquet")):
+        assert _facts(path) == _facts(imitation / path.name)
+    if options.output_format in REFUSED:
+        with pytest.raises(DataError, match=f"output format '{options.output_format}'"):
+            raw_shards(made)
+        with pytest.raises(DataError, match=f"output format '{options.output_format}'"):
+            rows_of(source_at(made, "source=shards"))
+        return
+    by_ingest = by_shards(made, tmp_path / "shards")
+    assert by_ingest.total() == len(rows)
+    assert sum(count for decision, count in by_ingest.items() if decision[2]) == 17
+    if options.output_format == "webdataset":
+        assert by_the_filter(made, tmp_path / "raw") == by_ingest
+
+
+def _facts(path: Path) -> tuple[Any, list[tuple[Any, ...]]]:
+    """The columns of a table, and what it says of each key but for the pictures' bytes and sizes."""
+    table = pq.read_table(path)
+    names = ["key", "url", "caption", "page", "status", "original_width", "original_height"]
+    names += [name for name in ("sha256", "md5") if name in table.column_names]
+    rows = sorted(tuple(row[name] for name in names) for row in table.to_pylist())
+    return table.schema.remove_metadata(), rows

@@ -1,0 +1,52 @@
+"""A folder of img2dataset decided both ways: by the filter itself (paths.raw), and by `ingest.source: shards` first."""
+
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from align.config import load_params
+from align.config.download import DownloadConfig
+from align.config.engine import EngineConfig
+from align.config.filter import FilterConfig
+from align.config.ingest import IngestConfig
+from align.config.store import StoreConfig
+from align.filter.filter import FilterFolders, filter_pairs
+from align.formats.raw import raw_shards, read_table
+from align.ingest.ingest import ingest
+from align.ingest.workers import Resources
+from align.pairs.urls import canonical_or_as_is
+
+#: Address, text, whether it is kept, and all reasons why it is not.
+Decision = tuple[str, str, bool, tuple[str, ...]]
+
+_PARAMS = load_params(overrides=["engine.num_workers=1", "engine.num_threads=2", "ingest.source=shards"])
+
+
+def by_the_filter(folder: Path, work: Path, policy: Path | None = None, **filter_values: object) -> Counter[Decision]:
+    """The decisions of `align filter` on a folder in img2dataset's layout, however it numbers its pairs."""
+    config = _PARAMS.section(FilterConfig).model_copy(update=filter_values)
+    none = work / "none"
+    folders = FilterFolders(folder, none, policy or none, work / "filtered", work / "reports")
+    filter_pairs(config, _PARAMS.section(EngineConfig), folders)
+    urls = {
+        row["key"]: canonical_or_as_is(row["url"])
+        for shard in raw_shards(folder)
+        for row in read_table(shard, ["key", "url"]).to_pylist()
+    }
+    rows = pq.read_table(work / "filtered/decisions.parquet").to_pylist()
+    return Counter((urls[row["key"]], row["text"], row["keep"], tuple(row["reasons"])) for row in rows)
+
+
+def ingested(folder: Path, raw: Path, policy: Path | None = None, **ingest_values: object) -> Path:
+    """data/raw of such a folder by `ingest.source: shards`."""
+    config = _PARAMS.section(IngestConfig).model_copy(update=ingest_values)
+    resources = Resources(_PARAMS.section(DownloadConfig), _PARAMS.section(EngineConfig), _PARAMS.section(StoreConfig))
+    assert ingest(config, resources, archive=str(folder), raw=raw, policy=policy or raw.parent / "none") is not None
+    return raw
+
+
+def by_shards(folder: Path, work: Path, policy: Path | None = None, **filter_values: object) -> Counter[Decision]:
+    """The decisions by `align ingest` with `source: shards`, then `align filter`."""
+    work.mkdir(parents=True, exist_ok=True)
+    return by_the_filter(ingested(folder, work / "raw", policy), work, policy, **filter_values)

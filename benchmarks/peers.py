@@ -37,7 +37,7 @@ PEERS = {
         ("fastwarc", "pysimdjson", "loguru", "beautifulsoup4", "lxml"),
     ),
     "peers_data_juicer": (
-        ("py-data-juicer==1.6.1", "aiohttp", "ray", "torch"), _as_here("regex", "resiliparse"),
+        ("py-data-juicer==1.6.1", "aiohttp", "ray", "torch"), _as_here("pycld2", "regex"),
     ),
     "peers_training": (
         ("open_clip_torch==3.3.0", "timm==1.0.31", "webdataset==0.2.86", "pandas",

@@ -197,8 +197,8 @@ class _Plain:
     """An uncompressed file."""
 
     def __init__(self, stream: BinaryIO, start: int) -> None:
-        self._stream, self._size = stream, stream.seek(0, io.SEEK_END)
-        self.offset: int | None = stream.seek(start)
+        self._stream, self.offset = stream, stream.seek(start)
+        self._size: int | None = None  # to ask for it discards what was read ahead
 
     def begins_another(self) -> bool:
         """Skips what is between records; False at the end. `offset` is that of the record then."""
@@ -217,7 +217,11 @@ class _Plain:
 
     def skip(self, num_bytes: int) -> int:
         """Returns how many were there."""
+        if not num_bytes:
+            return 0
         position = self._stream.tell()
+        if self._size is None:
+            self._size = self._stream.seek(0, io.SEEK_END)
         return self._stream.seek(min(position + num_bytes, max(self._size, position))) - position
 
 

@@ -3,12 +3,14 @@
 import gzip
 import io
 import pickle
+import random
 import time
 import tracemalloc
 import zlib
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -291,3 +293,26 @@ def test_reads_that_give_few_bytes() -> None:
     slowly, at_once = (list(arc.Walker(1000)(stream(packed), 0)) for stream in (Slow, io.BytesIO))
     assert [record._replace(headers=None) for record in slowly] == [record._replace(headers=None) for record in at_once]
     assert len(at_once) == 6
+
+
+class _Counting(io.FileIO):
+    """Counts its reads."""
+
+    num_reads = 0
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        self.num_reads += 1
+        return super().readinto(buffer)
+
+
+@pytest.mark.parametrize("name", ["a.arc", "a.arc.gz"])
+def test_a_picture_is_read_at_once(tmp_path: Path, name: str) -> None:
+    """Each read is a request where files are on a server."""
+    more = arc_response("http://x/b.png", random.Random(0).randbytes(1 << 17), "image/png")  # far from the end
+    path = write_arc(tmp_path / name, [*RECORDS, more])
+    offset = rows_of(source_at(path))[1][1]["offset"]
+    with _Counting(path) as raw, io.BufferedReader(raw, 1 << 16) as stream:
+        record = arc.read_record(stream, offset, 1 << 20)
+        assert record is not None
+        assert record.body == PICTURE
+        assert raw.num_reads == 1

@@ -127,13 +127,11 @@ def read_record(stream: BinaryIO, offset: int, max_bytes: int) -> Record | None:
         TooLarge: its body has more than `max_bytes`.
     """
     reader = _reader(stream, offset)
-    record = _record(reader, max_bytes, is_page_only=False) if reader.begins_another() else None
-    if record is not None and len(record.body) > max_bytes:
-        raise too_large(max_bytes)
-    return record
+    return _record(reader, max_bytes, is_scan=False) if reader.begins_another() else None
 
 
-def _record(reader: _Plain | _Members, max_bytes: int, *, is_page_only: bool = True) -> Record | None:
+def _record(reader: _Plain | _Members, max_bytes: int, *, is_scan: bool = True) -> Record | None:
+    """A scan needs the bodies of pages only, and goes on after one that is too large."""
     offset = reader.offset
     line = parse_line(reader.line())
     if line is None:
@@ -141,8 +139,10 @@ def _record(reader: _Plain | _Members, max_bytes: int, *, is_page_only: bool = T
     content = _Content(reader, line.num_bytes)
     if line.url[:8].lower().startswith(("http:", "https:")):
         record, body = _response(line, offset, content)
-        if record.problem is None and (record.is_page or not is_page_only):
+        if record.problem is None and (record.is_page or not is_scan):
             record = record._replace(body=content.all_after(body, max_bytes + 1))
+        if len(record.body) > max_bytes and not is_scan:
+            raise too_large(max_bytes)
     else:
         record = Record(OTHER, line.url, offset)
     if content.skip():

@@ -169,8 +169,8 @@ def _rewrite_stats(raw: Path, part: Path, name: str, table: pa.Table) -> str:
     }
     if "tar_sha256" in stats:  # img2dataset writes none
         table_sha256 = sha256_file(part / f"{name}.parquet")
-        stats["not_fetched"] = statuses[NOT_FETCHED]
         stats |= {"tar_sha256": sha256, "tar_bytes": tar.stat().st_size, "table_sha256": table_sha256}
+        stats["not_fetched"] = statuses[NOT_FETCHED]
     write_text(part / f"{name}_stats.json", json.dumps(stats, indent=4, ensure_ascii=False) + "\n")
     return sha256
 

@@ -1,5 +1,6 @@
 """`align ingest` killed at random moments: the resumed run's bytes equal the uninterrupted run's."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import pytest
 from align.cli import main
 from tests.support import ROOT
 from tests.support.killing import digests, fresh, kill_and_resume, run
+from tests.support.warc_records import picture
+from tests.support.web_server import WebServer
+from tests.support.web_server import response as answer
 
 ARGUMENTS = (
     "ingest", "--params", str(ROOT / "params.yaml"), "--set", f"paths.archive={ROOT / 'data/sample/archive.warc.gz'}",
@@ -65,3 +69,26 @@ def test_two_runs_at_once_are_refused(
         assert main(list(ARGUMENTS)) == 1
     assert "another process is making it" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "data").iterdir()] == [".raw.lock"]
+
+
+def test_a_killed_download_asks_for_no_hopeless_picture_and_makes_the_same_bytes(tmp_path: Path) -> None:
+    """From a server, where only pictures of which a text can pass are fetched."""
+    with WebServer() as server:
+        server.fallback = answer(picture(300, 250, "red"))
+        texts = ["a text that can pass", "logo", "", "one more text to keep"]
+        lines = [{"url": server.url(f"/{row // 2}"), "caption": texts[row * 7 % 4]} for row in range(2000)]
+        (tmp_path / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        arguments = (
+            "ingest", "--params", str(ROOT / "params.yaml"), "--set", "ingest.source=url_table",
+            "--set", f"paths.archive={tmp_path / 'table.jsonl'}", "--set", "download.allow_networks=[127.0.0.0/8]",
+            "--set", "ingest.shard_size=100", "--set", "engine.num_workers=1", "--set", "download.obey_robots=false",
+        )  # fmt: skip
+        whole, killed = fresh(tmp_path / "whole"), fresh(tmp_path / "killed")
+        seconds = run(arguments, whole)
+        kill_and_resume(
+            arguments, killed, seed=0, num_moments=2, whole_s=seconds, reset=lambda: fresh(killed)
+        )  # fmt: skip
+        asked = {path.rpartition("/")[2] for path in server.requests}
+    assert digests(killed / "data/raw") == digests(whole / "data/raw")
+    can_pass = {line["url"].rpartition("/")[2] for line in lines if len(line["caption"].split()) >= 3}
+    assert asked == can_pass and 0 < len(can_pass) < 1000

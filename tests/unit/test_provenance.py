@@ -130,5 +130,13 @@ def test_the_filter_depends_on_its_rules_and_not_on_the_console_or_on_models() -
     assert set(deciding) < set(provenance.closure("align.filter.filter"))
 
 
-def test_every_byte_neutral_module_exists() -> None:
+def test_ingest_reads_the_filters_cuts_and_does_not_depend_on_them() -> None:
+    assert "align.config.filter" in provenance.closure("align.ingest.ingest")
+    assert "align.config.filter" not in provenance.deciding("align.ingest.ingest")
+    assert "align.pairs.text_cuts" in provenance.deciding("align.ingest.ingest")
+
+
+def test_every_byte_neutral_or_untracked_module_exists() -> None:
     assert all(provenance.closure(name) for name in provenance.NEUTRAL)
+    for stage, names in provenance.UNTRACKED.items():
+        assert names <= set(provenance.closure(stage))  # or the entry is of no use

@@ -132,6 +132,7 @@ def test_an_edit_of_css_progress_lines_or_the_palette_makes_nothing_stale() -> N
 
 def test_an_edit_of_a_rule_makes_all_but_ingest_stale() -> None:
     assert stale_after_edits("align/filter/rules.py") == frozenset(STAGES) - {"ingest"}
+    assert stale_after_edits("align/config/filter.py") == frozenset(STAGES) - {"ingest"}  # the web is not fetched again
 
 
 def test_dvc_sees_the_same_edits(tmp_path: Path) -> None:

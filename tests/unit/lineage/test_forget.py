@@ -110,7 +110,7 @@ def test_a_purge_removes_the_picture_and_the_texts_and_nothing_else(raw: Path) -
     assert [one["sha256"] for one in rows] == [SHA_B, None]  # the hash still names the forgotten picture
     assert [one["key"] for one in rows] == ["000010000", "000010001"]
     stats = json.loads(after["00001_stats.json"])
-    assert (stats["count"], stats["successes"], stats["failed_to_download"]) == (2, 0, 2)
+    assert (stats["count"], stats["successes"], stats["failed_to_download"], stats["not_fetched"]) == (2, 0, 2, 0)
     assert stats["status_dict"] == {"opted out": 2}
     manifest = json.loads(after["manifest.json"])
     for shard in manifest["shards"]:

@@ -45,6 +45,8 @@ class IngestConfig(Section):
     max_pages: PositiveInt | None
     #: Approximate pairs per shard: all pairs of one picture stay in one shard.
     shard_size: int = Field(ge=1, le=100_000)
+    #: Write a tar sample for every pair that has a picture, its bytes repeated, and not one for every picture.
+    pairs_as_samples: bool
     #: Pictures with more pixels are not decoded; the header states width and height.
     max_image_pixels: PositiveInt
     #: Bytes of one record, page or member, as stored and after each decoding; larger ones are not read.

@@ -3,11 +3,13 @@
     NNNNN.tar         <key>.jpg (bytes as they came, in any format), <key>.txt (the text), <key>.json (the row)
     NNNNN.parquet     one row per pair, failed ones included
     NNNNN_stats.json  counts per status, checksums
-    manifest.json     ours: the shards and their checksums, written last
+    manifest.json     ours: the shards and their checksums, and what a tar sample is; written last
 
 A row is a pair; its text is in img2dataset's column `caption`. Our tables also have `page_url`, `text_source` (alt,
 figcaption, ...), `retryable` (the failure may be temporary) and `image_key`, the key of the tar sample that holds the
-bytes: a shard stores an image once, however many of its pairs show it. `read_table` adds what a stock folder lacks.
+bytes. A tar has a sample per image, with the text of the first pair that shows it; the texts of its other pairs are in
+the table only. With `ingest.pairs_as_samples` it has a sample per pair, as img2dataset's tars do, the bytes repeated:
+no stage decides otherwise then. `read_table` adds what a stock folder lacks.
 """
 
 from __future__ import annotations
@@ -72,6 +74,10 @@ _SIZE = ("original_width", "original_height")
 _TOGETHER = ((_COMPUTED, {"key", "status", "sha256", "image_key"}), (_SIZE, {*_SIZE}))
 
 
+#: What a sample of a tar is.
+Samples = Literal["images", "pairs"]
+
+
 class ListedShard(StoredModel):
     """A shard in manifest.json: its file stem, and what its files must be."""
 
@@ -83,10 +89,18 @@ class ListedShard(StoredModel):
 
 
 class RawManifest(StoredModel):
-    """manifest.json. `digest` names the data: it is a sha256 over those of all tars and tables."""
+    """manifest.json.
+
+    Attributes:
+        schema_version: of this layout.
+        digest: names the data: a sha256 over those of all tars and tables.
+        samples: what a sample of a tar is: an image with its first text, or a pair.
+        shards: in order of their names.
+    """
 
     schema_version: Literal[1]
     digest: str
+    samples: Samples = "images"  # older manifests do not say it
     shards: tuple[ListedShard, ...]
 
 

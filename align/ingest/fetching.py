@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from align.formats.policy import REFUSED, OptedOut
-from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, HOPELESS, NOT_FETCHED, SUCCESS
+from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, HOPELESS, NOT_FETCHED, SUCCESS, Samples
 from align.ingest.limits import TooLarge
 from align.ingest.plan import PlannedRow, PlannedShard
 from align.ingest.writer import RawShardWriter
@@ -60,6 +60,7 @@ class Pictures:
         max_pixels: larger pictures are refused; their header is enough to tell.
         resize_px: larger pictures are shrunk to this shorter side; None: the bytes stay as they came.
         jpeg_quality: of shrunk pictures.
+        samples: what a tar sample is, see `align.formats.raw`.
         opted_out: what must no longer be fetched or kept.
         text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: in any case.
     """
@@ -68,6 +69,7 @@ class Pictures:
     max_pixels: int
     resize_px: int | None
     jpeg_quality: int
+    samples: Samples
     opted_out: OptedOut
     text_cuts: TextCuts | None = None
 
@@ -156,6 +158,9 @@ def write_shard(
                 outcomes[picture] = outcome
             if row["original_width"] is not None and outcome.error_message != REFUSED:
                 outcome = replace(outcome, original_width=row["original_width"], original_height=row["original_height"])
+            if pictures.samples == "pairs" and data is None and outcome.image_key is not None:
+                data = writer.image(outcome.image_key)
+                outcome = outcome if data is None else replace(outcome, image_key=key)
             if data is not None:
                 stored.add(key)
             writer.add(_raw_row(writer.next_key, row, outcome), data, key)

@@ -30,7 +30,7 @@ from align.config.store import StoreConfig
 from align.console import say
 from align.files import replace_directory
 from align.formats.policy import read_opted_out
-from align.formats.raw import raw_shards
+from align.formats.raw import Samples, raw_shards, read_raw_manifest
 from align.ingest.fetching import Pictures
 from align.ingest.page import write_page
 from align.ingest.plan import make_plan, planned_shard
@@ -109,7 +109,10 @@ def ingest(
         if portion.finish:
             require_done("ingest", plan.names, lambda name: name in finished or is_written(work, name))
         max_pixels = config.max_image_pixels
-        pictures = Pictures(images_from, max_pixels, download.resize_px, download.jpeg_quality, opted_out, cuts)
+        samples: Samples = "pairs" if config.pairs_as_samples else "images"
+        pictures = Pictures(
+            images_from, max_pixels, download.resize_px, download.jpeg_quality, samples, opted_out, cuts
+        )
         asked = [name for name in plan.names if portion.shards is None or int(name) in portion.shards]
         done = partial(is_written, work) if shared is None else finished.__contains__
         remaining = asked if shared and portion.finish else missing(asked, done)
@@ -118,7 +121,7 @@ def ingest(
         write_shards(pieces, remaining, partial(planned_shard, plan, source), pictures, resources, portion=portion)
         if portion.shards is not None:
             return None
-        write_raw_manifest(work, plan.names)
+        write_raw_manifest(work, plan.names, samples)
         with _open_duckdb(engine) as sql:
             report = summarise(sql, work, plan.counts, len(source.files), plan.quarantined)
         shutil.rmtree(plan.table.parent)
@@ -144,12 +147,14 @@ def retry_failed(
         with work_directory(raw, None, key) as work:  # a folder of img2dataset stays one
             link_all(raw, work, except_shards=failed)
             say(f"ingest: retrying {sum(counts.values()):,} pairs of {len(failed):,} shards")
+            manifest = read_raw_manifest(raw)
+            samples = "images" if manifest is None else manifest.samples
             pictures = Pictures(
-                "archive_then_web", max_pixels, download.resize_px, download.jpeg_quality, opted_out, text_cuts
+                "archive_then_web", max_pixels, download.resize_px, download.jpeg_quality, samples, opted_out, text_cuts
             )
             remaining = [shard for shard in failed if not is_written(work, shard.name)]
             write_shards(Pieces(work), remaining, shard_to_retry, pictures, resources)
-            write_raw_manifest(work, [shard.name for shard in shards])
+            write_raw_manifest(work, [shard.name for shard in shards], samples)
     with _open_duckdb(resources.engine) as sql:
         return summarise(sql, raw, {}, 0)
 

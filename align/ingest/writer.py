@@ -29,6 +29,7 @@ from align.formats.raw import (
     SUCCESS,
     ListedShard,
     RawManifest,
+    Samples,
 )
 from align.formats.tar import TarWriter
 
@@ -57,10 +58,11 @@ class RawShardWriter:
         self._statuses: Counter[str] = Counter()
         self._messages: Counter[str] = Counter()
         self._rows: list[dict[str, Any]] = []
+        self._spans: dict[str, tuple[int, int]] = {}
         self.num_rows = 0
 
     def __enter__(self) -> RawShardWriter:
-        self._file = self._temporary[".tar"].open("wb")
+        self._file = self._temporary[".tar"].open("w+b")
         self._tar = TarWriter(self._file)
         self._table = pq.ParquetWriter(self._temporary[".parquet"], SCHEMA, compression="zstd")
         return self
@@ -94,9 +96,20 @@ class RawShardWriter:
         self._messages[row["error_message"] or SUCCESS] += 1
         if image is not None:
             text, about = row["caption"].encode("utf-8"), json.dumps(row, ensure_ascii=False).encode("utf-8")
-            self._tar.add((f"{image_key}.jpg", image), (f"{image_key}.txt", text), (f"{image_key}.json", about))
+            offset, *_ = self._tar.add(
+                (f"{image_key}.jpg", image), (f"{image_key}.txt", text), (f"{image_key}.json", about)
+            )
+            self._spans[image_key] = offset, len(image)
         if len(self._rows) >= _ROWS:
             self._write_rows()
+
+    def image(self, image_key: str) -> bytes | None:
+        """The bytes that were stored under a key; None: none were."""
+        if image_key not in self._spans:
+            return None
+        offset, size = self._spans[image_key]
+        self._file.flush()
+        return os.pread(self._file.fileno(), size, offset)
 
     def _write_rows(self) -> None:
         if self._rows:
@@ -156,8 +169,13 @@ def files_beside_table(directory: Path, name: str) -> list[str]:
     return [*([tar] if (directory / tar).exists() else []), f"{name}_stats.json"]
 
 
-def write_raw_manifest(directory: Path, names: list[str]) -> RawManifest:
+def write_raw_manifest(directory: Path, names: list[str], samples: Samples = "images") -> RawManifest:
     """Writes manifest.json from the stats of the shards, and returns it.
+
+    Args:
+        directory: with the shards.
+        names: of the shards.
+        samples: what a sample of a tar is.
 
     Raises:
         DataError: the stats of a shard are missing.
@@ -181,6 +199,6 @@ def write_raw_manifest(directory: Path, names: list[str]) -> RawManifest:
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(f"{shard.tar_sha256} {shard.table_sha256}\n".encode("ascii"))
-    manifest = RawManifest(schema_version=1, digest=digest.hexdigest(), shards=tuple(shards))
+    manifest = RawManifest(schema_version=1, digest=digest.hexdigest(), samples=samples, shards=tuple(shards))
     write_text(directory / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
     return manifest

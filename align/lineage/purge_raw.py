@@ -24,7 +24,7 @@ from align.console import track
 from align.errors import DataError
 from align.files import sha256_file, write_text
 from align.formats.policy import OptedOut
-from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, MANIFEST, NOT_FETCHED, SUCCESS
+from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, MANIFEST, NOT_FETCHED, SUCCESS, read_raw_manifest
 from align.formats.stored_tars import stored_tars
 from align.formats.tar import BLOCK, header, padding
 from align.formats.tar_members import DamagedTar, Member, read_members
@@ -89,9 +89,10 @@ def purge_raw(
             tar_sha256 = _rewrite_stats(raw, part, name, table)
             if keep_tar:
                 keep_tar(part / f"{name}.tar", tar_sha256)
-        if (raw / MANIFEST).is_file():
+        manifest = read_raw_manifest(raw)
+        if manifest is not None:
             (part / MANIFEST).unlink()
-            write_raw_manifest(part, [tar.removesuffix(".tar") for tar in stored_tars(raw)])
+            write_raw_manifest(part, [tar.removesuffix(".tar") for tar in stored_tars(raw)], manifest.samples)
     return sorted(stale)
 
 

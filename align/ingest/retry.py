@@ -13,7 +13,6 @@ from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from align.formats.raw import MANIFEST, NOT_FETCHED, RawShard, image_spans, read_table
 from align.ingest.fetching import PictureOutcome
@@ -22,10 +21,8 @@ from align.pairs.text_cuts import TextCuts
 
 
 def num_to_fetch(shard: RawShard, text_cuts: TextCuts | None) -> int:
-    """Pairs of a shard that `--retry-failed` asks for: see `ingest.retry_failed`."""
-    if "retryable" not in pq.read_schema(shard.table).names:
-        return 0
-    states = pq.read_table(shard.table, columns=["retryable", "status"])
+    """Pairs of a shard whose pictures `--retry-failed` fetches. Raises DataError where the table cannot be read."""
+    states = read_table(shard, ["retryable", "status"])
     num_retryable = int(pc.sum(states["retryable"]).as_py() or 0)
     if not pc.any(pc.equal(states["status"], NOT_FETCHED)).as_py():
         return num_retryable
@@ -57,7 +54,7 @@ def _link(path: str | Path, target: str | Path) -> None:
 
 @contextmanager
 def shard_to_retry(shard: RawShard) -> Iterator[PlannedShard]:
-    """An existing shard as a planned one, in which all but the retryable and not fetched pairs have their outcome.
+    """An existing shard as a planned one, in which all pairs but the retryable and not fetched ones have their outcome.
 
     Its `read` takes the key of a stored picture. Raises DataError where the shard cannot be read.
     """

@@ -46,17 +46,6 @@ def suggested_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict
     return bands | ({"dropped_share": dropped} if dropped else {})
 
 
-def as_yaml(bands: Mapping[str, Any]) -> str:
-    """The lines for params.yaml."""
-    lines = ["validate:"]
-    for key, value in bands.items():
-        if isinstance(value, Mapping):
-            lines += [f"  {key}:", *(f"    {reason}: {band}" for reason, band in value.items())]
-        else:
-            lines.append(f"  {key}: {value}")
-    return "\n".join(lines)
-
-
 def _widened(band: tuple[float, float], value: float | None) -> list[float] | None:
     """The band with the value in it; None where it is in it already, or unknown."""
     if value is None or band[0] <= value <= band[1]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from align import html
 from align.formats.acceptances import ACCEPTED
 from align.protocols.expectations import Outcome
-from align.validate.bands import as_yaml
 from align.validate.report import QualityReport, accept_all, summary
 
 _COLUMNS = ("expectation", "name", "observed", "threshold", "verdict")
@@ -46,6 +46,17 @@ def _failures(report: QualityReport) -> list[str]:
     parts.append(html.paragraph(f"Or accept the failures for this data only, and commit data/policy/{ACCEPTED}:"))
     parts.append(html.code(accept_all(report)))
     return parts
+
+
+def as_yaml(bands: Mapping[str, Any]) -> str:
+    """Values of section `validate` as lines for params.yaml."""
+    lines = ["validate:"]
+    for key, value in bands.items():
+        if isinstance(value, Mapping):
+            lines += [f"  {key}:", *(f"    {reason}: {band}" for reason, band in value.items())]
+        else:
+            lines.append(f"  {key}: {value}")
+    return "\n".join(lines)
 
 
 def _acceptances(outcomes: Iterable[Outcome]) -> list[str]:

@@ -7,7 +7,8 @@ from ruamel.yaml import YAML
 
 from align.config import load_params
 from align.config.validate import ValidateConfig
-from align.validate.bands import as_yaml, suggested_bands
+from align.validate.bands import suggested_bands
+from align.validate.page import as_yaml
 from tests.support import ROOT
 
 CONFIG = load_params(ROOT / "params.yaml").section(ValidateConfig)

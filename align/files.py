@@ -268,6 +268,15 @@ def fsync_all(folder: Path) -> None:
             fsync(each)
 
 
+def require_utf8(name: str) -> None:
+    """Raises DataError where a file's name is not UTF-8, so that no table can hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        spelt = os.fsencode(name).decode("utf-8", "backslashreplace")
+        raise DataError(f"{spelt}: the name is not UTF-8, so no table can hold it; rename it") from None
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:

@@ -22,6 +22,8 @@ PARAMS_FILE = "params.yaml"
 
 #: Section -> the section that gives it the keys it does not set itself. A stage that reads the first depends on both.
 INHERITS = {"finetune": "pretrain"}
+#: What Python makes of a byte of an argument that is not UTF-8.
+_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Section(BaseModel):
@@ -147,6 +149,8 @@ def _apply(values: dict[str, Any], override: str, source: Path) -> None:
         node = child
     if parts[-1] not in node and parts[-1] not in _inherited(values, ".".join(parts[:-1])):
         raise ConfigError(f"--set {override}: unknown parameter '{key}' (not in {source})")
+    if _HALF_SURROGATE.search(text):
+        raise ConfigError(f"--set {override}: the value is not UTF-8; a file or folder of such a name must be renamed")
     try:
         node[parts[-1]] = YAML(typ="safe", pure=True).load(text) if text else None
     except YAMLError:

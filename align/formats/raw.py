@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from align.errors import DataError, FormatError
-from align.files import sha256_file
+from align.files import require_utf8, sha256_file
 from align.formats.img2dataset import image_key, refused, stated_sizes, without_tar
 from align.formats.json_file import StoredModel, read_if_exists
 from align.formats.parquet import ForeignTable
@@ -152,7 +152,7 @@ def raw_shards(raw: Path, fetch: FetchTar | None = None) -> list[RawShard]:
         fetch: gets tars from the object store (`align.services.store.fetcher`).
 
     Raises:
-        DataError: there is no shard, or one lacks its tar or its table.
+        DataError: there is no shard, or one lacks its tar or its table, or its name is not UTF-8.
         FormatError: manifest.json cannot be read.
     """
     tars = {path.stem: path for path in raw.glob("*.tar")}
@@ -175,6 +175,7 @@ def raw_shards(raw: Path, fetch: FetchTar | None = None) -> list[RawShard]:
         raise without_tar(str(tables[name]), tables[name], has_records=(raw / f"{name}.tfrecord").is_file())
     shards = []
     for name in sorted(tables):
+        require_utf8(str(tables[name]))
         row = listed.get(name)
         sha256, num_bytes = (row.tar_sha256, row.tar_bytes) if row else (None, None)
         shards.append(RawShard(name, tables[name], raw / f"{name}.tar", sha256, num_bytes, fetch))

@@ -1,6 +1,7 @@
 """A folder of img2dataset gives equal decisions by `paths.raw` and by `ingest.source: shards`, or one true line."""
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,14 @@ def test_a_missing_tar_is_named(tmp_path: Path) -> None:
     (tmp_path / "made/metadata").mkdir()  # tables elsewhere are not img2dataset's
     (folder / "00001.parquet").rename(folder / "metadata/all.parquet")
     assert [Path(file).name for file in source_at(folder, "source=shards").files] == ["00000.tar"]
+
+
+def test_a_shard_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "made", scenario()[:3], Options())
+    for path in list(folder.iterdir()):
+        path.rename(folder / os.fsdecode(b"caf\xe9" + path.name.encode()))
+    with pytest.raises(DataError, match=r"made/caf\\xe900000\.parquet: the name is not UTF-8"):
+        raw_shards(folder)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
+from align.files import require_utf8
 from align.protocols.store import Files
 
 
@@ -54,9 +55,17 @@ def open_source(config: IngestConfig, location: str, files: Files) -> Source:
     """The source at a location. Cheap: files are listed but not read.
 
     Raises:
-        DataError: the location has no files of this kind.
+        DataError: the location has no files of this kind, or the plan cannot hold the name of one.
         ServiceError: as `Files`.
     """
+    source = _opened(config, location, files)
+    if config.source in ("warc", "shards"):  # their pictures are found by the file that holds them
+        for file in source.files:
+            require_utf8(file)
+    return source
+
+
+def _opened(config: IngestConfig, location: str, files: Files) -> Source:
     # imported only when needed: a table of URLs needs no HTML parser
     match config.source:
         case "warc":

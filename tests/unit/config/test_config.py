@@ -57,6 +57,7 @@ def test_an_empty_override_is_null(params_file: Path) -> None:
         ("example.count", "expected section.key=value"),
         ("count=7", "expected section.key=value"),
         ("example.count=[", "not valid YAML"),
+        ("example.name=caf\udce9", "the value is not UTF-8; a file or folder of such a name must be renamed"),
     ],
 )
 def test_a_bad_override_is_an_error_that_names_the_key(params_file: Path, override: str, message: str) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from align.errors import DataError
 from align.ingest.limits import TooLarge
 from tests.support.reading import rows_of, source_at
-from tests.support.warc_records import picture
+from tests.support.warc_records import picture, write_archive
 
 RED, BLUE = picture(3, 2), picture(4, 2, "blue", "JPEG")
 
@@ -149,6 +150,29 @@ def test_webdataset_tars(tmp_path: Path, form: int) -> None:
         (f"set/00000/{long}", "long", "txt", None, RED),
     ]
     assert counts == {"rows": 9}
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """Of a member they are spelt out; the file that holds pictures is named in a table, which cannot hold them."""
+    (tmp_path / "set").mkdir()
+    with tarfile.open(tmp_path / "set/0.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as file:
+        for name, data in (
+            ("caf\xe9.png", RED),
+            ("caf\xe9.txt", b"one"),
+            ("caf\xea.png", BLUE),
+            ("caf\xea.txt", b"two"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    assert short(read_all(tmp_path / "set", "shards"), "url", "text", "bytes") == [
+        ("set/0/caf\\xe9", "one", RED), ("set/0/caf\\xea", "two", BLUE)
+    ]  # fmt: skip
+    (tmp_path / "set/0.tar").rename(tmp_path / "set" / os.fsdecode(b"caf\xe9.tar"))
+    write_archive(tmp_path / os.fsdecode(b"caf\xe9.warc.gz"), [])
+    for source, name in (("shards", r"set/caf\\xe9\.tar"), ("warc", r"caf\\xe9\.warc\.gz")):
+        with pytest.raises(DataError, match=f"{name}: the name is not UTF-8, so no table can hold it; rename it"):
+            source_at(tmp_path, f"source={source}")
 
 
 def test_damaged_tars(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,18 @@ COMMANDS = {
 
 VERBS = STAGES | COMMANDS
 
+_OTHER_PATH = "or choose another path (sections paths and engine of params.yaml)"
+#: What a disk refuses, in words.
+_REFUSALS = {
+    errno.ENOSPC: f"the disk is full; free some space {_OTHER_PATH}, and run again",
+    errno.EDQUOT: f"your quota of the disk is used up; free some space {_OTHER_PATH}, and run again",
+    errno.EROFS: f"the disk is read-only; mount it for writing, {_OTHER_PATH}",
+    errno.EACCES: f"permission denied; change the permissions, {_OTHER_PATH}",
+    errno.EPERM: f"operation not permitted; change the owner or the permissions, {_OTHER_PATH}",
+}
+#: The beginning of Python's message where no folder for temporary files can be written to.
+_NO_SCRATCH = "No usable temporary directory"
+
 
 def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     """The parser with every verb; only the named verb's module is imported, to add its arguments."""
@@ -90,7 +103,9 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Returns 0, or 1 after an AlignError (one line on stderr), or 130 after Ctrl-C."""
+    """Entry point. Returns 0, or 1 after an AlignError or a refusal of the disk (one line on stderr), or 130 after
+    Ctrl-C.
+    """
     from align.console import say, say_traceback
     from align.errors import AlignError
 
@@ -110,14 +125,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"align: error: {error}")
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        refusal = _refusal(error)
+        if refusal is None:
             raise
-        say(f"align: error: the disk is full ({error.filename or 'while writing'}); free some space and run again")
+        say(f"align: error: {refusal}")
         return 1
     except KeyboardInterrupt:
         say("align: interrupted")
         return 130
     return 0
+
+
+def _refusal(error: OSError) -> str | None:
+    """Why the disk did not do what a command asked, with the path; None for an error that is ours."""
+    from align.files import without_temporary_names
+
+    why = _REFUSALS.get(error.errno or 0)
+    quoted = re.search("'(.+)'", str(error.strerror))  # Arrow names the file there
+    named = error.filename or (quoted and quoted[1])
+    path = without_temporary_names(Path(os.fsdecode(named))) if isinstance(named, (str, bytes)) else named
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path or 'while writing'}: {why}"
+    if error.errno == errno.ENOENT and str(error.filename or error.strerror).startswith(_NO_SCRATCH):
+        return "no folder for temporary files can be written to; set TMPDIR to one that can"
+    return f"{path}: {why}" if why and path else None
 
 
 def silence_telemetry() -> None:

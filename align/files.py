@@ -72,6 +72,11 @@ def is_temporary(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
+def without_temporary_names(path: Path) -> Path:
+    """The path as it is once the temporaries in it have replaced what they are named after."""
+    return Path(*(match["name"] if (match := _TEMPORARY.fullmatch(part)) else part for part in path.parts))
+
+
 @contextmanager
 def replace_directory(path: Path, made_by: str) -> Iterator[Path]:
     """Yields an empty folder that replaces `path` when the block succeeds, and is removed when it fails.

@@ -6,10 +6,11 @@ Reports and outs are the same bytes however a stage was started. What varies bet
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,17 @@ def write_report(report: Report, directory: Path) -> None:
 
 @contextmanager
 def record_runtime(stage: str, directory: Path) -> Iterator[dict[str, Any]]:
-    """Writes `directory/<stage>.json` with times and host; the block may add figures to the dict."""
+    """Writes `directory/<stage>.json` with times and host; the block may add figures to the dict.
+
+    Raises:
+        OSError: the directory cannot be made or written to; before the block, which may take hours, or after it.
+    """
     import platform
 
+    directory.mkdir(parents=True, exist_ok=True)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        why = errno.EROFS if os.statvfs(directory).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(why, os.strerror(why), str(directory))
     record: dict[str, Any] = {"stage": stage, "host": platform.node(), "num_cpus": os.cpu_count()}
     start = time.time()
     record["started_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start))
@@ -52,7 +61,11 @@ def record_runtime(stage: str, directory: Path) -> Iterator[dict[str, Any]]:
         record["outcome"] = "completed"
     except BaseException as error:
         record["outcome"] = f"failed: {type(error).__name__}"
+        with suppress(OSError):  # of a disk that is full; the block's own error says more
+            _write_runtime(directory / f"{stage}.json", record, start)
         raise
-    finally:
-        record["wall_s"] = round(time.time() - start, 3)
-        write_text(directory / f"{stage}.json", to_json(record))
+    _write_runtime(directory / f"{stage}.json", record, start)
+
+
+def _write_runtime(path: Path, record: dict[str, Any], start: float) -> None:
+    write_text(path, to_json(record | {"wall_s": round(time.time() - start, 3)}))

@@ -8,7 +8,9 @@ in Python, once, while texts are measured; divisions are written as products, nu
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +30,8 @@ from align.protocols.sql import ROW_GROUP_SIZE, Engine
 _JOIN_ROW_BYTES = 50
 #: With more parts, reading the rows again costs as much as spilling.
 _MAX_PARTS = 6
+#: DuckDB's message names this setting where nothing more fits on the disk. Its default is 90 % of what is free.
+_SPILL_LIMIT = "max_temp_directory_size"
 
 
 @contextmanager
@@ -111,7 +115,23 @@ class DuckDbEngine:
             return self._connection.execute(statement)
         except duckdb.OutOfMemoryException as error:
             first_line = str(error).splitlines()[0]
+            if _SPILL_LIMIT in str(error):  # DuckDB's word for a full disk: the limit is what was free at the start
+                raise self._disk_is_full(first_line) from None
             raise DataError(f"engine.memory_limit is too small for this table ({first_line}); raise it") from None
+        except duckdb.IOException as error:
+            refused = _of_the_disk(error)
+            if refused is None:
+                raise
+            if refused.errno == errno.ENOSPC and Path(refused.filename).is_relative_to(self.scratch):
+                raise self._disk_is_full(refused.strerror) from None
+            raise refused from None
+
+    def _disk_is_full(self, why: str | None) -> DataError:
+        total, _, free = shutil.disk_usage(self.scratch)
+        return DataError(
+            f"the disk of engine.temp_directory is full: {self.scratch.parent}: {free >> 20:,} of {total >> 20:,} "
+            f"MiB free ({why}); what exceeds engine.memory_limit is kept there: free space, or name a larger disk"
+        )
 
 
 @contextmanager
@@ -129,6 +149,15 @@ def _open_duckdb(config: EngineConfig, scratch: Path) -> Iterator[DuckDbEngine]:
     finally:
         connection.close()
         shutil.rmtree(scratch / "spill", ignore_errors=True)
+
+
+def _of_the_disk(error: duckdb.IOException) -> OSError | None:
+    """The system's error that DuckDB reports as `Cannot write "PATH": REASON`, if it is one of those."""
+    match = re.search(r'"(?P<path>[^"]+)": (?P<reason>[^"\n]+)', str(error))
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if match and match["reason"].startswith(os.strerror(number)):
+            return OSError(number, os.strerror(number), match["path"])
+    return None
 
 
 def _quoted(path: Path) -> str:

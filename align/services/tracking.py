@@ -92,7 +92,15 @@ class Tracker:
         self.uri = without_logins(full)
         self._local = not full.startswith(("http:", "https:", "databricks"))
         # Artifacts are stored next to the database, so that a worktree which logs into it holds none.
-        self._folder = Path(full.removeprefix("sqlite:///")).parent if full.startswith("sqlite:///") else Path()
+        self._folder = Path()
+        if full.startswith("sqlite:///"):
+            file = Path(full.removeprefix("sqlite:///"))
+            self._folder = file.parent
+            if not file.exists() and not os.access(file.parent, os.W_OK | os.X_OK):  # MLflow tries for 100 s
+                raise ServiceError(
+                    f"MLflow at {self.uri}: {file.parent} cannot be written to; change its permissions, or name "
+                    "another store in MLFLOW_TRACKING_URI"
+                )
         with self._asking():
             self._client = MlflowClient(tracking_uri=full, registry_uri=full)
 

@@ -64,7 +64,7 @@ class Lease:
         self._etag = self._objects.write(self._name, data, old.etag if old else None)
         if self._etag is None:  # refused; or done, and the answer was lost and the request repeated
             found = self._objects.read(self._name)
-            self._etag = found.etag if found is not None and found.data == data else None
+            self._etag = found.etag if found is not None and self._holder.encode() in found.data else None
         return self._etag is not None
 
 

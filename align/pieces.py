@@ -7,7 +7,7 @@ server (`store.work`), where they also store what is finished. Both end by thems
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from align.protocols.store import SharedPieces
 from align.work import CLAIMS, one_at_a_time
 
 T = TypeVar("T")
+In = TypeVar("In")
 
 #: Seconds between two looks at a piece that another machine makes.
 _PAUSE_S = 2.0
@@ -123,3 +124,26 @@ class Pieces:
         what = f"{piece.what}, which another process makes"
         with one_at_a_time(self.folder / CLAIMS / f"{piece.name}.lock", what, wait=wait) as mine:
             yield mine
+
+
+def last_those_of_others(items: Sequence[In], do: Callable[[list[In], bool], Iterable[Outcome[T]]]) -> Iterator[T]:
+    """Does all items; those that another process is making come last: by then they are complete, or it is lost.
+
+    Args:
+        items: of one piece each.
+        do: makes the pieces of some items, in their order; told whether to wait for other processes.
+
+    Yields:
+        The results of the pieces that this process made.
+    """
+    left = list(items)
+    for wait in (False, True):
+        busy = []
+        for item, outcome in zip(left, do(left, wait), strict=True):
+            if not outcome.complete:
+                busy.append(item)
+            elif outcome.made is not None:
+                yield outcome.made
+        left = busy
+        if not left:
+            return

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from align.console import say
-from align.errors import ConfigError, DataError, LockedError
+from align.errors import DataError, LockedError
 from align.files import (
     clear_leftovers,
     fsync,
@@ -75,15 +75,6 @@ def add_portion_arguments(parser: argparse.ArgumentParser) -> None:
 def portion_of(args: argparse.Namespace) -> Portion:
     """The portion that `add_portion_arguments` describes. Raises DataError for a malformed range."""
     return Portion(shard_range(args.shards) if args.shards else None, bool(args.finish))
-
-
-def require_shared_disk(stage: str, work: str | None, portion: Portion) -> None:
-    """Raises ConfigError where a stage that cannot share ranges through `store.work` is asked to."""
-    if work is not None and portion != ALL:
-        raise ConfigError(
-            f"store.work: `align {stage}` cannot share ranges there; run it without --shards and --finish, or with "
-            "--set store.work=null on machines that share the folder"
-        )
 
 
 def shard_range(text: str) -> range:

@@ -37,33 +37,23 @@ from align.files import replace_directory
 from align.filter.compare import compare_with_evaluation_images
 from align.filter.decide import decide
 from align.filter.examples import examples_of, shown_pairs
-from align.filter.judge import is_judged, judge
+from align.filter.judge import JUDGED, judge
 from align.filter.measure import measure_shard, write_fingerprints
 from align.filter.page import write_page
 from align.filter.report import FilterReport, read_report, report_on
 from align.filter.score import score_shard
-from align.filter.work_folder import WorkFolder
+from align.filter.work_folder import Shards, WorkFolder
 from align.formats import filtered
 from align.formats.evaluation_set import EvaluationSet, load_sets
 from align.formats.policy import OptedOut, read_opted_out
 from align.formats.raw import raw_shards, state_of
-from align.protocols.store import FetchTar
+from align.pieces import Piece
 from align.report import record_runtime, write_report
 from align.services.engine import open_engine
 from align.services.store import fetcher
+from align.services.store_work import open_work
 from align.services.vector_index import kmeans
-from align.work import (
-    Portion,
-    add_portion_arguments,
-    key_of,
-    one_at_a_time,
-    portion_of,
-    require_done,
-    require_shared_disk,
-    work_directory,
-)
-
-ALL = Portion()
+from align.work import ALL, Portion, add_portion_arguments, key_of, portion_of, require_done, work_directory
 
 
 @dataclass(frozen=True)
@@ -90,7 +80,7 @@ def filter_pairs(
     engine_config: EngineConfig,
     folders: FilterFolders,
     portion: Portion = ALL,
-    fetch: FetchTar | None = None,
+    store: StoreConfig | None = None,
 ) -> FilterReport | None:
     """Decides on every pair.
 
@@ -99,7 +89,7 @@ def filter_pairs(
         engine_config: which SQL engine, its bounds, and how many processes work on shards.
         folders: what to read and write.
         portion: a range of shards to measure or score, or `--finish`.
-        fetch: brings tars from the object store.
+        store: where tars are that are not in `folders.raw`, and where machines share ranges.
 
     Returns:
         The report; None for a range.
@@ -108,30 +98,30 @@ def filter_pairs(
         DataError: raw holds no shards, a shard is unreadable, a key occurs twice, or a range is missing.
         CorruptError: an evaluation set does not match its checksum.
         LockedError: another run works on `folders.filtered`.
+        ServiceError: a server is unavailable.
     """
-    shards = list(enumerate(raw_shards(folders.raw, fetch)))
+    shards = list(enumerate(raw_shards(folders.raw, fetcher(store) if store else None)))
     opted_out, sets = read_opted_out(folders.policy), load_sets(folders.evaluation)
     if not sets:
         say(f"filter: warning: no evaluation sets in {folders.evaluation}; rule I5 removes nothing")
     key = work_key(config, folders.raw, opted_out, sets)
-    with work_directory(folders.filtered, "filter", key, portion) as path:
+    shared = None if portion == ALL or store is None else open_work(store, "filter", key)
+    with work_directory(folders.filtered, "filter", key, portion, elsewhere=shared is not None) as path:
         if _only_outs_remain(path):
             return read_report(folders.reports)
         mine = [item for item in shards if portion.shards is None or item[1].number in portion.shards]
         num_threads = engine_config.num_threads or os.cpu_count() or 1
         num_workers = max(1, min(engine_config.num_workers or os.cpu_count() or 1, len(mine)))
-        work = WorkFolder(path, config, opted_out, num_workers, num_threads)
+        work = WorkFolder(path, config, opted_out, num_workers, num_threads, shared)
         names = [shard.name for _, shard in shards]
 
         if portion.finish:
-            require_done("filter", names, lambda name: work.has("pairs", name))
+            unmeasured = work.unmeasured(names)
+            require_done("filter", names, lambda name: name not in unmeasured)
         write_fingerprints(work, sets)
         work.fill("pairs", mine, measure_shard)
-        if all(work.has("pairs", name) for name in names):
-            with one_at_a_time(path / ".judging.lock", "the SQL over all shards, which another process runs"):
-                if not is_judged(work):
-                    with open_engine(engine_config, _scratch(path)) as engine:
-                        judge(engine, work, shards, folders.raw)
+        if work.are_measured(names):
+            _judge_once(work, engine_config, shards, folders.raw)
             work.fill("scored", mine, score_shard)
         elif portion.shards is not None:
             say("filter: after the last range is measured, run all ranges again to score their images, then --finish")
@@ -148,6 +138,17 @@ def filter_pairs(
             write_report(report, directory)
         _keep_only_outs(path)
     return report
+
+
+def _judge_once(work: WorkFolder, engine_config: EngineConfig, shards: Shards, raw: Path) -> None:
+    """Step 2, on one machine; the others wait for it, and take its files."""
+
+    def make() -> None:
+        work.fill("pairs", shards, measure_shard)  # brings those of other machines
+        with open_engine(engine_config, _scratch(work.path)) as engine:
+            judge(engine, work, shards, raw)
+
+    work.pieces.make(Piece("judged", JUDGED[-1], lambda: JUDGED[:-1], "the SQL over all shards"), make)
 
 
 def work_key(config: FilterConfig, raw: Path, opted_out: OptedOut, sets: Sequence[EvaluationSet]) -> str:
@@ -189,9 +190,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     folders = FilterFolders(paths.raw, paths.evaluation, paths.policy, paths.filtered, paths.reports / "filter")
     config, engine_config = params.section(FilterConfig), params.section(EngineConfig)
     store, portion = params.section(StoreConfig), portion_of(args)
-    require_shared_disk("filter", store.work, portion)
     with record_runtime("filter", paths.runtime) as runtime:
-        report = filter_pairs(config, engine_config, folders, portion, fetcher(store))
+        report = filter_pairs(config, engine_config, folders, portion, store)
         if report is None:
             return
         runtime["num_pairs"] = report.num_pairs

@@ -18,10 +18,8 @@ from align.filter.report import Vocabulary
 from align.filter.work_folder import Shards, WorkFolder, commit
 from align.protocols.sql import Engine
 
-
-def is_judged(work: WorkFolder) -> bool:
-    """Whether the files of `judge` are complete."""
-    return (work.path / "candidates.parquet").exists()
+#: What `judge` leaves for later steps, in this order; a machine that has the last one has all.
+JUDGED = ("vocabulary.json", "rare.parquet", "verdicts.parquet", "candidates.parquet")
 
 
 def judge(engine: Engine, work: WorkFolder, shards: Shards, raw: Path) -> None:

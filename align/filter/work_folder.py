@@ -7,7 +7,7 @@ so a killed run resumes at the shard where it stopped.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,17 @@ from align.filter.tables import BIGRAMS, MAX_ROWS
 from align.formats.policy import OptedOut
 from align.formats.raw import RawShard
 from align.memory import freed_memory_kept
+from align.pieces import Outcome, Piece, Pieces, last_those_of_others
 from align.processes import in_processes
+from align.protocols.store import SharedPieces
+from align.work import missing
 
 T = TypeVar("T")
 #: A shard and its position in the listing of data/raw.
 NumberedShard = tuple[int, RawShard]
 Shards = Sequence[NumberedShard]
+#: The tables that the functions of steps 1, 3 and 5 write before the one that they write last.
+_BEFORE = {"pairs": ("images", "unigrams", "bigrams"), "scored": ("embeddings",), "similarities": ()}
 
 #: Freed memory is reused between shards; blocks of 32 MiB or more, such as large pictures, return to the system.
 memory_kept = partial(freed_memory_kept, 64 << 20)
@@ -46,6 +51,7 @@ class WorkFolder:
         opted_out: entries whose pairs are flagged.
         num_workers: processes that work on shards.
         num_threads: threads of all these processes together.
+        shared: where machines share finished tables; None: the folder is all there is.
     """
 
     path: Path
@@ -53,6 +59,16 @@ class WorkFolder:
     opted_out: OptedOut
     num_workers: int
     num_threads: int
+    shared: SharedPieces | None = None
+
+    @property
+    def pieces(self) -> Pieces:
+        """How the processes that share the work make its pieces."""
+        return Pieces(self.path, self.shared)
+
+    def finished(self) -> frozenset[str]:
+        """The complete pieces of all machines; none where the folder is all there is."""
+        return self.shared.finished() if self.shared else frozenset()
 
     @property
     def threads_per_worker(self) -> int:
@@ -67,28 +83,61 @@ class WorkFolder:
         """Whether a table of a shard is complete."""
         return self.file(table, shard).exists()
 
+    def are_measured(self, shards: Sequence[str]) -> bool:
+        """Whether step 1 is done for these shards, here or on other machines."""
+        return not self.unmeasured(shards)
+
+    def unmeasured(self, shards: Sequence[str]) -> list[str]:
+        """The shards of which step 1 is not done anywhere."""
+        finished = self.finished()
+        return missing(shards, lambda name: self.has("pairs", name) or f"pairs-{name}" in finished)
+
     def fill(self, table: str, shards: Shards, function: Callable[[WorkFolder, NumberedShard], None]) -> None:
-        """Calls a function for each shard that lacks `pairs`, `scored` or `similarities`, in worker processes."""
-        missing = [item for item in shards if not self.has(table, item[1].name)]
-        if not missing:
+        """Calls a function for each shard that lacks `pairs`, `scored` or `similarities`, in worker processes.
+
+        What another machine has made is brought here.
+        """
+        finished = self.finished()
+        there = [f"{table}-{shard.name}" in finished for _, shard in shards]
+        lacking = [
+            item
+            for item, is_there in zip(shards, there, strict=True)
+            if not self.has(table, item[1].name) or (self.shared is not None and not is_there)
+        ]
+        if not lacking:
             return  # or processes would start for nothing
-        done = in_processes(
-            partial(function, self), missing, self.num_workers, memory_kept, name_of=lambda item: str(item[1].table)
-        )
-        for _ in track(
-            done,
-            what={
+
+        def do(some: list[NumberedShard], wait: bool) -> Iterable[Outcome[None]]:
+            work = partial(_fill_one, self, table, function, wait)
+            done = in_processes(work, some, self.num_workers, memory_kept, name_of=lambda item: str(item[1].table))
+            what = {
                 "pairs": "filter: shards, images and texts",
                 "scored": "filter: shards, the network",
                 "similarities": "filter: shards, image-text similarity",
-            }[table],
-            total=len(missing),
-        ):
+            }[table]
+            return track(done, what=what, total=len(some))
+
+        for _ in last_those_of_others(lacking, do):
             pass
 
     def tracked(self, pictures: Iterator[T], total: int) -> Iterator[T]:
         """Shows progress per picture where one process does all the work; several show it per shard."""
         return track(pictures, what="filter: images", total=total) if self.num_workers == 1 else pictures
+
+
+def _fill_one(
+    work: WorkFolder, table: str, function: Callable[[WorkFolder, NumberedShard], None], wait: bool, item: NumberedShard
+) -> Outcome[None]:
+    name = item[1].name
+
+    def path(of: str) -> str:
+        return work.file(of, name).relative_to(work.path).as_posix()
+
+    def others() -> list[str]:
+        return [path(other) for other in _BEFORE[table] if work.has(other, name)]
+
+    piece = Piece(f"{table}-{name}", path(table), others, f"the table {table} of shard {name}")
+    return work.pieces.make(piece, partial(function, work, item), wait=wait)
 
 
 def commit(table: pa.Table, path: Path) -> None:

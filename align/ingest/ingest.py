@@ -95,7 +95,6 @@ def ingest(
     shared = None if portion == ALL else open_work(resources.store, "ingest", key)
     with work_directory(raw, "ingest", key, portion, elsewhere=shared is not None) as work:
         pieces = Pieces(work, shared)
-        may_make = shared is None or not portion.finish
         plan = make_plan(
             source,
             pieces,
@@ -103,7 +102,7 @@ def ingest(
             opted_out,
             config=config,
             num_workers=engine.num_workers,
-            may_make=may_make,
+            may_make=not portion.finish,
         )
         finished = shared.finished() if shared else frozenset()
         if portion.finish:

@@ -18,7 +18,7 @@ from align.ingest.download import Downloader
 from align.ingest.fetching import Answer, Pictures, ShardCounts, write_shard
 from align.ingest.plan import PlannedShard
 from align.ingest.writer import files_beside_table, table_of
-from align.pieces import Outcome, Piece, Pieces
+from align.pieces import Outcome, Piece, Pieces, last_those_of_others
 from align.processes import in_processes_with
 from align.services.store import keep_tar
 from align.work import ALL, Portion
@@ -56,7 +56,6 @@ def write_shards(
     """Writes shards in parallel and reports progress.
 
     A worker keeps its downloader, so that what it learnt about a host, such as its robots.txt, serves the next shard.
-    Shards that another process is making come last: by then they are complete, or it is lost.
 
     Args:
         pieces: the work folder, and who shares it.
@@ -66,33 +65,26 @@ def write_shards(
         resources: what the workers may use.
         portion: after a range, shards of other machines stay where they are; `--finish` brings them and makes none.
     """
-    start, num_done, num_pairs, num_pictures, num_not_fetched = time.monotonic(), 0, 0, 0, 0
-    left = list(shards)
-    for wait in (False, True):
-        share = share_of(resources.download, resources.engine.num_workers, len(left))
+
+    def do(some: list[Shard], wait: bool) -> Iterable[Outcome[ShardCounts]]:
+        share = share_of(resources.download, resources.engine.num_workers, len(some))
         write = partial(_write, pieces, open_shard, pictures, resources.store, (portion, wait))
         open_downloader = partial(Downloader, share, refuse=pictures.opted_out.refusal)
-        written = in_processes_with(open_downloader, write, left, resources.engine.num_workers, name_of=_name_of)
-        busy: list[Shard] = []
-        for shard, outcome in zip(left, track(written, what="ingest: shards", total=len(left)), strict=True):
-            if not outcome.complete:
-                busy.append(shard)
-            if outcome.made is None:
-                continue
-            counts, num_done = outcome.made, num_done + 1
-            num_pairs, num_pictures = num_pairs + counts.num_pairs, num_pictures + counts.num_with_picture
-            num_not_fetched += counts.num_not_fetched
-            skipped = f", {num_not_fetched:,} not fetched" if num_not_fetched else ""
-            spent_s = time.monotonic() - start
-            left_s = spent_s / num_done * (len(shards) - num_done)
-            say(
-                f"ingest: {num_done:,} of {len(shards):,} shards, {num_pairs:,} pairs{skipped}, "
-                f"{num_pictures / max(1, num_pairs - num_not_fetched):.1%} with a picture, "
-                f"{num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, {left_s / 60:,.1f} min left"
-            )
-        left = busy
-        if not left:
-            return
+        written = in_processes_with(open_downloader, write, some, resources.engine.num_workers, name_of=_name_of)
+        return track(written, what="ingest: shards", total=len(some))
+
+    start, num_pairs, num_pictures, num_not_fetched = time.monotonic(), 0, 0, 0
+    for number, counts in enumerate(last_those_of_others(shards, do), start=1):
+        num_pairs, num_pictures = num_pairs + counts.num_pairs, num_pictures + counts.num_with_picture
+        num_not_fetched += counts.num_not_fetched
+        skipped = f", {num_not_fetched:,} not fetched" if num_not_fetched else ""
+        spent_s = time.monotonic() - start
+        left_s = spent_s / number * (len(shards) - number)
+        say(
+            f"ingest: {number:,} of {len(shards):,} shards, {num_pairs:,} pairs{skipped}, "
+            f"{num_pictures / max(1, num_pairs - num_not_fetched):.1%} with a picture, "
+            f"{num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, {left_s / 60:,.1f} min left"
+        )
 
 
 def _name_of(shard: object) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from align.config.store import StoreConfig
-from align.errors import CorruptError, DataError, ServiceError
+from align.errors import ConfigError, CorruptError, DataError, ServiceError
 from align.files import fsync, sha256_file, temporary_name
 from align.formats.json_file import StoredModel, parse
 from align.lease import leased
@@ -109,7 +109,9 @@ class StoreWork:
             if self._small.write(_name_of(piece), done.model_dump_json().encode(), None) is not None:
                 return
             stored = self._done(piece)  # another was first, or the answer to our request was lost
-        if stored is not None and stored != done:
+            if stored is None:
+                raise ServiceError(f"{self.location}/{_name_of(piece)}: the server refuses it; run again")
+        if stored != done:
             self._download(stored, folder)
 
     def fetch(self, piece: str, folder: Path) -> bool:
@@ -172,10 +174,15 @@ def open_work(config: StoreConfig, stage: str, key: str) -> StoreWork | None:
     """Where the machines share this stage's work; None without `store.work`.
 
     Raises:
-        ServiceError: the server is unavailable, or does not make conditional writes.
+        ConfigError: tars would go to a folder of this machine (`store.objects`).
+        ServiceError: the server is unavailable, or ignores the conditions of writes.
     """
     if config.work is None:
         return None
+    if config.objects is not None and not store_client.is_s3(config.objects):
+        raise ConfigError(
+            f"store.objects: {config.objects} is a folder, which other machines of store.work do not have"
+        )
     prefix = config.work.rstrip("/")
     probe = SmallObjects(config, prefix)
     require_conditions(probe, f"probe-{secrets.token_hex(16)}", prefix)

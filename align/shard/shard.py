@@ -27,20 +27,21 @@ from align.formats.filtered import DECISIONS, IMAGES
 from align.formats.raw import raw_shards
 from align.formats.shards import SPLITS
 from align.formats.verdict import TABLES, require_passed
+from align.pieces import Pieces
 from align.report import record_runtime, write_report
+from align.services.store_work import open_work
 from align.shard.report import ShardReport, make_report
 from align.shard.work_folder import ShardWork, finish, plan_once, write_shards
 from align.work import (
+    ALL,
     Portion,
     add_portion_arguments,
     key_of,
+    missing,
     portion_of,
     require_done,
-    require_shared_disk,
     work_directory,
 )
-
-_ALL = Portion()
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def shard(
     folders: ShardFolders,
     *,
     num_workers: int | None = None,
-    portion: Portion = _ALL,
+    portion: Portion = ALL,
 ) -> ShardReport | None:
     """Writes the shards of all splits, then the manifest, then the report; or only a portion of the shards.
 
@@ -88,16 +89,19 @@ def shard(
         LockedError: another run is writing the shards.
     """
     require_passed(folders.quality)
-    with work_directory(folders.shards, "shard", _key(config, folders), portion) as folder:
-        work = ShardWork(folder, folders.raw, store, config)
+    key = _key(config, folders)
+    shared = None if portion == ALL else open_work(store, "shard", key)
+    with work_directory(folders.shards, "shard", key, portion, elsewhere=shared is not None) as folder:
+        work = ShardWork(Pieces(folder, shared), folders.raw, store, config, portion)
         plan = plan_once(work, folders.filtered, num_workers)
-        numbers = range(len(plan.paths))
+        names = [f"{number:05d}" for number in range(len(plan.paths))]
+        finished = shared.finished() if shared else frozenset()
         if portion.finish:
-            require_done("shard", [str(number) for number in numbers], lambda name: work.is_done(int(name)))
-        else:
-            write_shards(
-                work, [number for number in numbers if portion.shards is None or number in portion.shards], num_workers
-            )
+            require_done("shard", names, lambda name: name in finished or work.is_done(int(name)))
+        asked = [name for name in names if portion.shards is None or int(name) in portion.shards]
+        if portion.shards is not None:
+            asked = missing(asked, finished.__contains__)
+        write_shards(work, [int(name) for name in asked], num_workers)
         if portion.shards is not None:
             return None
         manifest = finish(work, plan)
@@ -128,7 +132,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align shard`."""
     paths, portion = params.section(PathsConfig), portion_of(args)
-    require_shared_disk("shard", params.section(StoreConfig).work, portion)
     folders = ShardFolders(
         raw=paths.raw,
         filtered=paths.filtered,

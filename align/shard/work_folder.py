@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,16 +22,17 @@ import numpy as np
 from align.config.shard import ShardConfig
 from align.config.store import StoreConfig
 from align.console import track
-from align.files import write_bytes
+from align.files import is_temporary, write_bytes
 from align.formats.raw import image_spans, raw_shards
 from align.formats.shards import SPLITS, Manifest, SplitName
+from align.pieces import Outcome, Piece, Pieces, last_those_of_others
 from align.processes import in_processes
 from align.services.store import Objects, keep_tar, open_files
 from align.shard.gather import RawTars, gather
 from align.shard.image_spans import span_rows
 from align.shard.plan import ShardPlan, make_plan, read_plan
 from align.shard.writer import join_manifest, write_entry, write_shard
-from align.work import one_at_a_time
+from align.work import Portion
 
 #: Removed at the end.
 _PLAN, _INDEX, _DONE = ".plan", ".index", ".done"
@@ -42,26 +43,29 @@ class ShardWork:
     """The work folder, and what every task needs. Can be pickled.
 
     Attributes:
-        folder: the work folder.
+        pieces: the work folder, and who shares it.
         raw: data/raw.
         store: where tars go, and where raw ones are that are not in `raw`.
         config: section `shard`.
+        portion: of the work; after a range, output shards of other machines stay where they are, and `--finish` brings
+            them and makes none.
     """
 
-    folder: Path
+    pieces: Pieces
     raw: Path
     store: StoreConfig
     config: ShardConfig
+    portion: Portion
+
+    @property
+    def folder(self) -> Path:
+        """The work folder."""
+        return self.pieces.folder
 
     @property
     def plan_folder(self) -> Path:
         """The plan; missing until it is made."""
         return self.folder / _PLAN
-
-    @property
-    def plan_lock(self) -> Path:
-        """Locked while the plan is made."""
-        return self.folder / f"{_PLAN}.lock"
 
     def index(self, tar: int) -> Path:
         """Where the images of a raw tar are; missing until the tar is indexed."""
@@ -91,37 +95,49 @@ def plan_once(work: ShardWork, filtered: Path, num_workers: int | None) -> Shard
         DataError: nothing is kept, a split would be empty, or an image of a kept pair is missing.
         ServiceError: the object store is unavailable.
     """
-    with one_at_a_time(work.plan_lock, "the plan of the shards, which another process makes"):
-        plan = read_plan(work.plan_folder)
-        if plan is None:
-            tars = range(len(raw_shards(work.raw)))
-            done = in_processes(
-                partial(_index_tar, work),
-                tars,
-                _num_processes(num_workers, len(tars)),
-                name_of=lambda tar: _tar_locations(work)[tar].uri,
-            )
-            paths = list(track(done, what="shard: raw tars indexed", total=len(tars)))
-            plan = make_plan(work.plan_folder, filtered, map(np.load, paths), work.raw, work.config)
+
+    def make() -> None:
+        tars = range(len(raw_shards(work.raw)))
+        done = in_processes(
+            partial(_index_tar, work),
+            tars,
+            _num_processes(num_workers, len(tars)),
+            name_of=lambda tar: _tar_locations(work)[tar].uri,
+        )
+        paths = list(track(done, what="shard: raw tars indexed", total=len(tars)))
+        make_plan(work.plan_folder, filtered, map(np.load, paths), work.raw, work.config)
+
+    last = f"{_PLAN}/plan.json"
+
+    def others() -> list[str]:
+        names = sorted(f"{_PLAN}/{path.name}" for path in work.plan_folder.iterdir() if not is_temporary(path))
+        return [name for name in names if name != last]
+
+    work.pieces.make(Piece("plan", last, others, "plan"), make, may_make=not work.portion.finish)
+    plan = read_plan(work.plan_folder)
+    assert plan is not None
     return plan
 
 
 def write_shards(work: ShardWork, numbers: Sequence[int], num_workers: int | None) -> None:
-    """Writes the output shards of these numbers that are not done.
+    """Writes the output shards of these numbers, if they are not complete.
 
     Raises:
         DataError: an image of a kept pair does not decode.
         CorruptError: a raw tar is cut off, or bytes in the object store are damaged.
         ServiceError: the object store is unavailable.
     """
-    left = [number for number in numbers if not work.is_done(number)]
-    done = in_processes(
-        partial(_write_shard, work),
-        left,
-        _num_processes(num_workers, len(left)),
-        name_of=lambda number: f"shard {number:05d} of {work.folder}",
-    )
-    for _ in track(done, what="shard: shards", total=len(left)):
+
+    def do(some: list[int], wait: bool) -> Iterable[Outcome[None]]:
+        done = in_processes(
+            partial(_write_shard, work, wait),
+            some,
+            _num_processes(num_workers, len(some)),
+            name_of=lambda number: f"shard {number:05d} of {work.folder}",
+        )
+        return track(done, what="shard: shards", total=len(some))
+
+    for _ in last_those_of_others(numbers, do):
         pass
 
 
@@ -135,10 +151,10 @@ def finish(work: ShardWork, plan: ShardPlan) -> Manifest:
     for number, path in enumerate(plan.paths):
         entries[_split_of(path)].append(work.entry(number))
     manifest = join_manifest(work.folder, work.config.image_px, entries)
-    for leftover in (*work.folder.glob("*/.*.part"), work.plan_lock):
+    for leftover in work.folder.glob("*/.*.part"):
         leftover.unlink(missing_ok=True)
     for name in (_INDEX, _PLAN, _DONE):
-        shutil.rmtree(work.folder / name)
+        shutil.rmtree(work.folder / name, ignore_errors=True)  # the index may be on another machine
     for folder in (work.folder / name for name in SPLITS):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -177,10 +193,22 @@ def _index_tar(work: ShardWork, tar: int) -> Path:
     return path
 
 
-def _write_shard(work: ShardWork, number: int) -> None:
-    """Writes the tar of an output shard, uploads it if there is a store, and then writes its entry."""
+def _write_shard(work: ShardWork, wait: bool, number: int) -> Outcome[None]:
+    """Makes an output shard; `wait`: for another process that is making it."""
     plan = read_plan(work.plan_folder)
     assert plan is not None
+    tar, last = plan.paths[number], work.entry(number).relative_to(work.folder).as_posix()
+    return work.pieces.make(
+        Piece(f"{number:05d}", last, lambda: [tar] if (work.folder / tar).exists() else [], f"shard {number}"),
+        partial(_make_shard, work, plan, number),
+        wait=wait,
+        bring=work.portion.shards is None,
+        may_make=not work.portion.finish,
+    )
+
+
+def _make_shard(work: ShardWork, plan: ShardPlan, number: int) -> None:
+    """Writes the tar of an output shard, uploads it if there is a store, and then writes its entry."""
     tars, files = _tar_locations(work), open_files(work.store)
     local_tars = [tar.uri if tar.is_local else None for tar in tars]
     with RawTars(

@@ -110,7 +110,12 @@ def test_a_retry_and_a_purge_keep_the_layout(tmp_path: Path) -> None:
         table = tmp_path / "table.csv"
         lines = [("good.png", "good"), ("late.png", "late"), ("good.png", "good again"), ("late.png", "late again")]
         table.write_text("url,caption\n" + "".join(f"{server.url('/' + name)},{text}\n" for name, text in lines))
-        more = ("ingest.source=url_table", "download.allow_networks=[127.0.0.0/8]", "download.num_retries=0")
+        more = (
+            "ingest.source=url_table",
+            "ingest.skip_hopeless=false",
+            "download.allow_networks=[127.0.0.0/8]",
+            "download.num_retries=0",
+        )
         ingest(tmp_path, table, *more, "ingest.pairs_as_samples=true")
         server.routes["/late.png"] = server.routes["/good.png"]
         sets = [*SETS, *more, *(f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime", "policy"))]

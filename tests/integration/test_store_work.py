@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from align.cli import main
 from align.config.store import StoreConfig
 from align.errors import AlignError, CorruptError
+from align.formats.shards import read_manifest
 from align.services.store_work import SmallObjects, StoreWork, open_work
-from tests.support import ROOT
+from tests.support import ROOT, small_data, small_filter
 from tests.support.killing import digests, fresh
 from tests.support.s3_server import KEY, SECRET, S3Server, serve
+from tests.support.small_data import Pair
 
 #: As `align`, but a lost machine's work is taken over soon; and shard 00002 takes for ever where HANG names a file.
 PROGRAM = """
@@ -144,6 +147,77 @@ def test_ranges_at_once_make_one_plan_and_survive_an_outage(server: S3Server, tm
     finally:
         server.start()
     machines.run("a", "--shards", "2-3")
+
+
+@pytest.mark.parametrize("in_store", [False, True], ids=["here", "store"])
+def test_shard_by_machines_without_a_shared_disk(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    in_store: bool,
+) -> None:  # fmt: skip
+    bucket = server.make_bucket(f"sharded-{in_store}".lower())
+    inputs = tmp_path / "inputs"
+    pairs = [Pair(f"picture number {index}", index % 300) for index in range(340)]
+    small_data.write(inputs / "data", pairs, pairs_per_shard=100)
+    small_data.write_verdict(inputs / "reports/quality", passed=True)
+    arguments = [
+        "shard", "--params", str(ROOT / "params.yaml"), "--set", "shard.images_per_shard=40",
+        "--set", "shard.val_fraction=0.1", "--set", "shard.test_fraction=0.1", "--set", "engine.num_workers=1",
+    ]  # fmt: skip
+    if in_store:
+        arguments += ["--set", f"store.objects=s3://{bucket}/tars"]
+
+    def align(name: str, *portion: str, code: int = 0) -> dict[str, str]:
+        folder = tmp_path / name
+        if not folder.exists():
+            fresh(folder)
+            for part in ("data/raw", "data/filtered", "reports/quality"):
+                (folder / part).parent.mkdir(exist_ok=True)
+                (folder / part).symlink_to(inputs / part)
+        monkeypatch.chdir(folder)
+        assert main([*arguments, "--set", f"store.work=s3://{bucket}/work", *portion]) == code
+        return digests(folder / "data/shards") if (folder / "data/shards").exists() else {}
+
+    expected = align("whole")
+    splits = read_manifest(tmp_path / "whole/data/shards").splits
+    last = sum(len(split.shards) for split in splits.values()) - 1
+    align("a", "--shards", "0-2")
+    align("b", "--shards", f"2-{last - 1}")
+    assert (tmp_path / "a/data/.shards.part/.index").exists()
+    assert not (tmp_path / "b/data/.shards.part/.index").exists()  # it took the plan of the other
+    capsys.readouterr()
+    align("end", "--finish", code=1)
+    assert f"1 of {last + 1} shards are missing: {last};" in capsys.readouterr().err
+    align("b", "--shards", f"{last}")
+    assert align("end", "--finish") == expected
+
+
+def test_filter_by_machines_without_a_shared_disk(
+    server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket = server.make_bucket("filtered")
+    small_filter.shards(tmp_path / "raw", 6)
+    small_filter.evaluation_set(tmp_path / "evaluation", small_filter.noise(2))
+
+    def align(name: str, *portion: str, code: int = 0) -> dict[str, str]:
+        paths = {one: tmp_path / name / one for one in ("filtered", "reports", "runtime")}
+        paths |= {one: tmp_path / one for one in ("raw", "evaluation", "policy")}
+        settings = ["filter.num_frequent_ngrams=60", "engine.num_workers=1", "engine.memory_limit=200MB"]
+        settings += [f"store.work=s3://{bucket}/work", *(f"paths.{one}={path}" for one, path in paths.items())]
+        words = [word for setting in settings for word in ("--set", setting)]
+        assert main(["filter", *words, *portion]) == code
+        return digests(paths["filtered"]) | digests(paths["reports"]) if paths["filtered"].exists() else {}
+
+    expected = align("whole")
+    align("a", "--shards", "0-2")
+    align("end", "--finish", code=1)
+    assert "3 of 6 shards are missing: 3-5;" in capsys.readouterr().err
+    align("b", "--shards", "3-5")  # the last: it also judges, and scores its own
+    align("a", "--shards", "0-1")
+    done = {key.rpartition("/done/")[2] for key in server.keys(bucket) if "/done/" in key}
+    assert {name for name in done if not name.startswith("pairs-")} == {
+        "judged.json", *(f"scored-{number:05d}.json" for number in (0, 1, 3, 4, 5)),
+    }  # fmt: skip
+    assert align("end", "--finish") == expected
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

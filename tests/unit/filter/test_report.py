@@ -103,7 +103,7 @@ def test_distributions_are_of_pairs_and_of_distinct_images() -> None:
     assert overview.words_per_text == {3: 3, 4: 2, 5: 1}
     assert {low: num for low, num in overview.short_sides.items() if num} == {150: 1, 200: 2, 225: 1, 4000: 1}
     assert [(one.name, one.num_pairs, one.num_kept) for one in overview.languages] == [
-        ("en", 2, 1), ("de", 1, 1), ("unknown", 1, 0),
+        ("en", 3, 1), ("de", 1, 1),
     ]  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def test_metrics_are_of_the_same_figures() -> None:
         "filter/words_per_text/median": 3, "filter/words_per_text/p95": 5, "filter/short_side_px/median": 200,
         "filter/short_side_px/p95": 4000, "filter/max_images_per_text": 3, "filter/max_pairs_per_image": 2,
         "filter/personal_data/num_with_email": 1, "filter/personal_data/num_with_phone": 1,
-        "filter/personal_data/num_kept": 1, "filter/language/en": 0.5, "filter/language/unknown": 0.25,
+        "filter/personal_data/num_kept": 1, "filter/language/en": 0.75,
         "filter/language/de": 0.25, "filter/top_host_share": 0.5,
     }  # fmt: skip
 

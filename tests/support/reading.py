@@ -34,4 +34,4 @@ def rows_of(source: Source, counts: Counter[str] | None = None) -> tuple[list[di
 def without_outcomes(counts: Counter[str]) -> dict[str, int]:
     """The counts of a scan, less those of an archive's records."""
     of_records = {OTHER_RECORDS, *map(count_of, OUTCOMES)}
-    return {name: number for name, number in counts.items() if number and name not in of_records}
+    return {name: number for name, number in counts.items() if name not in of_records}

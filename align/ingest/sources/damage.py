@@ -35,7 +35,7 @@ _MAX_HEADER_BYTES = 1 << 20
 _FILLER = b"\0 \t\n\r\x0b\f"
 _LOOKED_AT_BYTES = 64
 #: Bytes that are read again: times the size of the file, and so many more.
-_READ_AGAIN, _READ_AGAIN_BYTES = 4, 256 << 20
+_READ_AGAIN, _READ_AGAIN_BYTES = 4, 64 << 20
 #: How far an error message looks for the next record.
 _NEAR_BYTES = 64 << 20
 _SEARCHED_BYTES = 1 << 16
@@ -43,6 +43,9 @@ _MARKS = {
     "gzip": re.compile(re.escape(GZIP_MAGIC) + rb"\x08[\x00-\x1f]"),  # the method, and flags without the reserved ones
     "zstd": re.compile(re.escape(ZSTD_MAGIC)),
 }
+#: Walking takes the time of reading so many times, a look at one place that of reading so many bytes.
+_WALK_COST = 8
+_TRIAL_COSTS = {"plain": 1 << 8, "gzip": 1 << 10, "zstd": 1 << 14}
 _BEHIND_BYTES = 4
 
 
@@ -99,7 +102,14 @@ class Repaired:
         self._left = _READ_AGAIN * self._size + _READ_AGAIN_BYTES
         self._packing = self._told_packing()
         stream.seek(0)
+        self._num_dictionary_bytes = warc_bytes.num_dictionary_bytes(stream) if self._packing == "zstd" else 0
+        stream.seek(0)
         self._dictionary = warc_bytes.zstd_dictionary(stream) if self._packing == "zstd" else None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the file is compressed."""
+        return self._packing != "plain"
 
     def records(self, walk: Walk[_Record], counts: Counter[str]) -> Iterator[_Record]:
         """What walks yield, without what is damaged. Holds two records.
@@ -131,6 +141,10 @@ class Repaired:
                 break
             begun = start if last is None or last.offset is None else last.offset
             found = self._next_record(max(stop.position, begun + 1))
+            self._left -= _WALK_COST * max(0, reached - (self._size if found is None else found))
+            if found == stop.position:  # the walk did not get to the record that is damaged
+                start = found
+                continue
             if found is None and not has_records:
                 break
             if not self._allow_damaged:
@@ -139,11 +153,11 @@ class Repaired:
             counts["bytes_lost"] += (self._size if found is None else found) - stop.position
             if found is None:
                 break
-            self._left -= max(0, reached - found)
             start = found
         if not has_records:
             raise DataError(f"{self._file}: not a web archive ({problem or 'no record in it'})")
-        counts["damaged_files"] += is_damaged
+        if is_damaged:
+            counts["damaged_files"] += 1
 
     def _error(self, position: int, found: int | None, problem: str) -> DataError:
         lost = (self._size if found is None else found) - position
@@ -171,7 +185,7 @@ class Repaired:
 
     def _stop(self, last: Placed | None, start: int, reached: int, problem: str) -> _Stop:
         if last is None:
-            return _Stop(start, False)
+            return _Stop(max(start, self._num_dictionary_bytes), False)
         if self._packing == "plain":
             return self._end_of_plain(start if last.offset is None else last.offset)
         if self._packing == "gzip":
@@ -190,10 +204,10 @@ class Repaired:
             return _Stop(offset, False)
         end = offset + num_bytes
         tail = self._read(end, _LOOKED_AT_BYTES)
-        rest = tail.lstrip(_FILLER)
-        if rest and not self._layout.ends.match(tail) and not self._layout.begins.match(rest):
+        ends, rest = self._layout.ends.match(tail), tail.lstrip(_FILLER)
+        if ends is None and rest and not self._layout.begins.match(rest):
             return _Stop(offset, False)
-        return _Stop(end + len(tail) - len(rest), True)
+        return _Stop(end + (ends.end() if ends else 0), True)
 
     def _end_of_member(self, offset: int) -> _Stop:
         stop = self._inflated(offset)
@@ -221,7 +235,7 @@ class Repaired:
         return _Stop(position - len(member.unused_data), True)
 
     def _end_of_frame(self, offset: int) -> _Stop:
-        end = warc_bytes.end_of_frame(self._stream, offset)
+        end = warc_bytes.end_of_frame(self._stream, offset, self._size)
         if end is None:
             return _Stop(offset, False)
         self._left -= end - offset
@@ -263,12 +277,14 @@ class Repaired:
 
     def _begins(self, position: int, stored: bytes) -> bool:
         """Whether what is stored there begins like a record."""
-        self._left -= len(stored)
+        self._left -= _TRIAL_COSTS[self._packing]
         try:
             if self._packing == "gzip":
                 stored = zlib.decompressobj(wbits=31).decompress(stored, _TRIED_BYTES)
             elif self._packing == "zstd":
-                span = Spans(self._stream, (position, min(position + _TRIED_ZSTD_BYTES, self._size)))
+                most = min(position + _TRIED_ZSTD_BYTES, self._size)
+                # without the frame after it, which may be damaged
+                span = Spans(self._stream, (position, warc_bytes.end_of_frame(self._stream, position, most) or most))
                 stored = warc_bytes.zstd_reader(span, self._dictionary).read(_TRIED_BYTES)
                 self._left -= span.tell()
         except (OSError, zlib.error):

@@ -66,14 +66,17 @@ class Warc:
     def _records(self, file: str, counts: Counter[str]) -> Iterator[Record]:
         """Every whole record of a file."""
         with self._store.open(file) as stream:
-            walk: damage.Walk[Record] = warc_records.Walker(partial(self._begins, file), self._max_bytes)
-            layout = warc_records.LAYOUT
-            if arc.is_arc(file):
-                walk, layout = arc.Walker(self._max_bytes), arc.LAYOUT
+            is_arc = arc.is_arc(file)
+            layout = arc.LAYOUT if is_arc else warc_records.LAYOUT
             try:
                 repaired = damage.Repaired(file, stream, layout, allow_damaged=self._config.allow_damaged)
             except (OSError, TooLarge) as error:  # of the dictionary
                 raise DataError(f"{file}: not a web archive ({error})") from None
+            walk: damage.Walk[Record] = (
+                arc.Walker(self._max_bytes)
+                if is_arc
+                else warc_records.Walker(partial(self._begins, file), self._max_bytes, is_packed=repaired.is_packed)
+            )
             yield from repaired.records(walk, counts)
 
     def _add_metadata(self, file: str, record: Record, batches: Batches, counts: Counter[str]) -> str | None:
@@ -161,7 +164,7 @@ class Warc:
                 stream.seek(offset)
             stream = warc_bytes.zstd_reader(stream, self._dictionaries[file])
         try:
-            raw = next(iter(warc_records.iterator(stream)), None)
+            raw = next(iter(warc_records.iterator(stream, quirks=True)), None)
             if raw is None:
                 return None
             record = warc_records.described(raw, offset)

@@ -55,8 +55,8 @@ def zstd_reader(stream: Any, dictionary: bytes | None) -> Any:
     return ZstdReader(stream, dictionary=dictionary)
 
 
-def end_of_frame(stream: BinaryIO, offset: int) -> int | None:
-    """Where a Zstandard frame ends, by the sizes of its blocks; None where it is cut off or none begins there."""
+def end_of_frame(stream: BinaryIO, offset: int, most: int) -> int | None:
+    """Where a Zstandard frame ends, by its blocks; None where none begins, or where it ends after byte `most`."""
     stream.seek(offset)
     head = stream.read(5)
     if not head.startswith(ZSTD_MAGIC) or len(head) < 5:
@@ -68,7 +68,7 @@ def end_of_frame(stream: BinaryIO, offset: int) -> int | None:
     is_last = False
     while not is_last:
         block = stream.read(3)
-        if len(block) < 3:
+        if len(block) < 3 or stream.tell() > most:
             return None
         value = int.from_bytes(block, "little")
         is_last, kind, size = bool(value & 1), value >> 1 & 3, value >> 3
@@ -76,7 +76,7 @@ def end_of_frame(stream: BinaryIO, offset: int) -> int | None:
             return None
         stream.seek(1 if kind == _REPEATED else size, io.SEEK_CUR)
     end = stream.seek(4 if flags >> 2 & 1 else 0, io.SEEK_CUR)  # the checksum
-    return end if end <= stream.seek(0, io.SEEK_END) else None
+    return end if end <= most else None
 
 
 class Spans(io.RawIOBase):

@@ -24,7 +24,11 @@ _KINDS = {
     int(WarcRecordType.metadata): METADATA,
 }
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
+#: Headers that a record has once. Where the end of a record is lost, the next one's follow its own.
+_ONCE = ("WARC-Type", "Content-Length")
 _OK = 200
+#: Its version, and the name of its first header. A line before it may be lost.
+_BEGINS = re.compile(rb"WARC/[01]\.\d{1,2}\r?\n[A-Za-z-]{1,40}:")
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 #: Python refuses to parse very long numbers.
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?\n", re.IGNORECASE)
@@ -73,8 +77,8 @@ def _num_bytes(head: bytes) -> int | None:
 
 
 LAYOUT = Layout(
-    begins=re.compile(rb"WARC/[01]\.\d"),
-    mark=re.compile(rb"(?:(?<=\n\n)|(?<=\n\r\n))WARC/[01]\.\d"),
+    begins=_BEGINS,
+    mark=_BEGINS,
     ends=re.compile(rb"\r?\n\r?\n"),
     num_bytes=_num_bytes,
 )
@@ -83,14 +87,17 @@ LAYOUT = Layout(
 class Walker:
     """Walks one file, in pieces where it is damaged; see `align.ingest.sources.damage.Walk`."""
 
-    def __init__(self, begins: Callable[[int], bool], max_bytes: int) -> None:
+    def __init__(self, begins: Callable[[int], bool], max_bytes: int, *, is_packed: bool) -> None:
         """
         Args:
             begins: whether a record begins at this byte of the file; does not move the stream of the walk.
             max_bytes: of a body; of a larger one, one byte more is read.
+            is_packed: compressed, so that checksums tell damage; else headers are looked at, too.
         """
         self._begins, self._max_bytes = begins, max_bytes
         self._has_offsets = True  # in a file that is compressed as a whole, fastwarc's have no meaning
+        self._is_packed = is_packed
+        self._quirks: bool | None = None  # until the first record was read
 
     def __call__(self, stream: BinaryIO, start: int) -> Iterator[Record]:
         """Yields every complete record from a byte on. Holds one record.
@@ -98,16 +105,16 @@ class Walker:
         Raises:
             OSError: the file is damaged or cut off.
         """
-        stream.seek(0)
-        num_before = num_dictionary_bytes(stream) if start else 0
-        source: Any = stream
-        if num_before:  # fastwarc needs the dictionary of the records
-            source = Spans(stream, (0, num_before), (start, stream.seek(0, io.SEEK_END)))
-        else:
-            stream.seek(start)
         last = -1
-        for number, raw in enumerate(iterator(source)):
-            position = raw.stream_pos + (start - num_before if num_before else 0)
+        if self._quirks is None:
+            source, _ = _from(stream, start)
+            first = next(iter(iterator(source, quirks=False)), None)
+            self._quirks = None if first is None else "\n" in (first.headers.get("WARC-Type") or "")
+        source, shift = _from(stream, start)
+        for number, raw in enumerate(iterator(source, quirks=bool(self._quirks))):
+            if not self._is_packed and any(len(raw.headers.get_multiple(name)) > 1 for name in _ONCE):
+                raise OSError("the headers of two records are one")
+            position = raw.stream_pos + shift
             if position <= last or (number == 1 and not self._begins(position)):
                 self._has_offsets = False
             last = max(last, position)
@@ -120,14 +127,27 @@ class Walker:
             yield record._replace(body=body) if is_read else record
 
 
-def iterator(stream: Any) -> Any:
-    """fastwarc's records from here on. Their HTTP headers are not read yet."""
+def _from(stream: BinaryIO, start: int) -> tuple[Any, int]:
+    """A file from a byte on, and what to add to the positions in it. fastwarc needs the dictionary of the records."""
+    stream.seek(0)
+    num_before = num_dictionary_bytes(stream) if start else 0
+    if num_before:
+        return Spans(stream, (0, num_before), (start, stream.seek(0, io.SEEK_END))), start - num_before
+    stream.seek(start)
+    return stream, 0
+
+
+def iterator(stream: Any, *, quirks: bool) -> Any:
+    """fastwarc's records from here on. Their HTTP headers are not read yet.
+
+    With `quirks` it reads WARC headers whose lines end in LF alone, and skips what is no record without saying so.
+    """
     return ArchiveIterator(
         stream,
         record_types=WarcRecordType.any_type,
         parse_http=False,
         strict_mode=False,
-        quirks_mode=True,  # lines that end in LF alone
+        quirks_mode=quirks,
         max_header_len=_MAX_HEADER_BYTES,
     )
 

@@ -190,10 +190,11 @@ class Repaired:
             return self._end_of_plain(start if last.offset is None else last.offset)
         if self._packing == "gzip":
             return self._end_of_members(start) if last.offset is None else self._end_of_member(last.offset)
-        if last.offset is not None:
-            return self._end_of_frame(last.offset)
-        # fastwarc reports every incomplete frame
-        return _Stop(max(start, reached - _CHUNK_BYTES), False) if problem else _Stop(self._size, True)
+        if not problem:  # fastwarc reports every incomplete frame
+            return _Stop(self._size, True)
+        return (
+            _Stop(max(start, reached - _CHUNK_BYTES), False) if last.offset is None else self._end_of_frame(last.offset)
+        )
 
     def _end_of_plain(self, offset: int) -> _Stop:
         head = self._read(offset, _CHUNK_BYTES)

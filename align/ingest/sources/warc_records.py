@@ -162,7 +162,7 @@ def described(raw: Any, offset: int | None) -> Record:  # Any: fastwarc's classe
     url = (headers.get("WARC-Target-URI") or "").strip("<> ")
     match kind:
         case "response":
-            return _response(raw, Record(kind, url, offset))
+            return _response(raw, url, offset)
         case "resource":
             content_type, _, parameters = (headers.get("Content-Type") or "").lower().partition(";")
             charset = parameters.partition("charset=")[2].strip(" \"'") or None
@@ -174,19 +174,19 @@ def described(raw: Any, offset: int | None) -> Record:  # Any: fastwarc's classe
             return Record(kind, url, offset)
 
 
-def _response(raw: Any, record: Record) -> Record:
+def _response(raw: Any, url: str, offset: int | None) -> Record:
     try:
         raw.parse_http(max_header_len=_MAX_HEADER_BYTES, strict_mode=False, quirks_mode=True)
     except OSError as error:
         if "header length" not in str(error):
             raise
-        return record._replace(problem=outcomes.HTTP_HEAD_TOO_LARGE)
+        return Record(RESPONSE, url, offset, problem=outcomes.HTTP_HEAD_TOO_LARGE)
     http = raw.http_headers
-    if http is None and not record.url.lower().startswith(("http:", "https:")):
-        return record._replace(content_type=(raw.headers.get("Content-Type") or "").lower())  # such as of a DNS server
+    if http is None and not url.lower().startswith(("http:", "https:")):  # such as of a DNS server
+        return Record(RESPONSE, url, offset, content_type=(raw.headers.get("Content-Type") or "").lower())
     status = (http.status_code if http is not None else None) or 0
-    if http is None or not status:
-        return record._replace(problem=outcomes.NO_HTTP_HEAD)
-    content_type = raw.http_content_type or raw.headers.get("WARC-Identified-Payload-Type") or ""
-    record = record._replace(status=status, content_type=content_type.lower(), headers=http)
-    return record._replace(charset=raw.http_charset) if record.is_page else record
+    if not status:
+        return Record(RESPONSE, url, offset, problem=outcomes.NO_HTTP_HEAD)
+    content_type = (raw.http_content_type or raw.headers.get("WARC-Identified-Payload-Type") or "").lower()
+    charset = raw.http_charset if content_type in _HTML_TYPES else None
+    return Record(RESPONSE, url, offset, status, content_type, charset, http)

@@ -202,6 +202,13 @@ def test_truncated_archive_is_an_error_unless_allowed(archive: Path, tmp_path: P
     assert not (tmp_path / "raw").exists()
     report = ingest(CONFIG.model_copy(update={"allow_damaged": True}), archive, tmp_path / "raw")
     assert (report.num_damaged_files, report.num_pages, report.num_pairs) == (1, 2, 13)
+    assert 30 < report.num_bytes_lost < 1000
+    assert [what for what, _ in not_read(report)] == [
+        "files cut off or damaged: only the readable parts were taken",
+        "bytes of web archives in their damaged parts",
+    ]
+    assert report.outcomes["page"] == 2
+    assert report.num_other_records == 0
 
 
 def test_max_pages_takes_the_same_pages_spread_over_the_archive(tmp_path: Path) -> None:

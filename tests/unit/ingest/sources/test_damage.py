@@ -177,6 +177,13 @@ def test_an_archive_that_is_compressed_as_a_whole_is_used_up_to_the_damage(tmp_p
     assert counts["damaged_files"] == 1
 
 
+def test_what_other_readers_of_zstandard_skip_is_no_damage(tmp_path: Path) -> None:
+    """A seek table, as the seekable format has it after the last frame."""
+    path = write_archive(tmp_path / "a.warc.zst", records())
+    path.write_bytes(path.read_bytes() + bytes.fromhex("5e2a4d1804000000") + b"seek")
+    assert read(path) == (pages(), Counter({"pages": 5, "rows": 5, "outcome/page": 5}))
+
+
 def nested_members(num_bytes: int) -> bytes:
     """Each member holds the beginnings of all later ones, and none has its checksum."""
     head = bytes.fromhex("1f8b08000000000000ff")

@@ -74,13 +74,13 @@ def _states(header: str) -> Callable[[Stored], bytes]:
 
 
 def _lf_in_http(one: Stored) -> bytes:
-    """As ClueWeb has it: the HTTP headers end in LF."""
+    """As ClueWeb 2012 has it: the HTTP headers end in LF."""
     head = f"HTTP/1.1 {one.status}\nContent-Type: {one.content_type}\n{one.headers}\n".replace("\r\n", "\n").encode()
     return record("response", one.url, head + one.body, "application/http; msgtype=response")
 
 
 def _lf_everywhere(one: Stored) -> bytes:
-    """The WARC headers, too."""
+    """As ClueWeb 2009 has it: the WARC headers, too."""
     head, separator, rest = _lf_in_http(one).partition(b"\r\n\r\n")
     return (head + separator).replace(b"\r\n", b"\n") + rest.removesuffix(b"\r\n\r\n") + b"\n\n"
 
@@ -98,9 +98,13 @@ def _lazy(one: Stored) -> bytes:
 
 _ABSENT = tuple(map(_states, ("Transfer-Encoding: chunked", "Content-Encoding: gzip", "Content-Encoding: deflate")))
 _UNKNOWN = tuple(map(_states, ("Content-Encoding: none", "Content-Encoding: UTF-8")))
-_IN_WARC = (_plain, *_ABSENT, *_UNKNOWN, _lf_in_http, _lf_everywhere, _lazy)
-_IN_ARC = (_arc(1), _arc(2))
-ODDITIES = _IN_WARC + _IN_ARC
+#: By the file that has them.
+_FILES = {
+    "odd.warc.gz": (_plain, *_ABSENT, *_UNKNOWN, _lf_in_http, _lazy),
+    "lf.warc.gz": (_lf_everywhere,),
+    "odd.arc.gz": (_arc(1), _arc(2)),
+}
+ODDITIES = [oddity for oddities in _FILES.values() for oddity in oddities]
 
 
 def clean_archive(folder: Path, responses: Sequence[Stored]) -> Archive:
@@ -111,29 +115,24 @@ def clean_archive(folder: Path, responses: Sequence[Stored]) -> Archive:
 
 
 def odd_archive(folder: Path, responses: Sequence[Stored]) -> Archive:
-    """The same responses in a WARC and an ARC file: each oddity in turn, and a flipped byte in either file."""
-    in_warc, in_arc = [_packed(_REQUEST)], [_packed(arc_start())]
+    """The same responses in three files: each oddity in turn, and a flipped byte in two of the files."""
+    members = {"odd.warc.gz": [_packed(_REQUEST)], "lf.warc.gz": [], "odd.arc.gz": [_packed(arc_start())]}
+    file_of = {oddity: file for file, oddities in _FILES.items() for oddity in oddities}
     numbers = {True: count(), False: count()}  # of pages and of others, so that both have each oddity
-    written: list[tuple[Callable[[Stored], bytes], Stored]] = []
+    num_absent = num_unknown = 0
     for one in (*responses, *_OTHERS):
         oddity = ODDITIES[next(numbers[one.is_page]) % len(ODDITIES)]
-        written.append((oddity, one))
-        (in_arc if oddity in _IN_ARC else in_warc).append(_packed(oddity(one)))
-    damaged_page = _flipped(_packed(_plain(Stored("http://others.example/lost.css", "text/css", b"p {} " * 99))))
-    damaged_name = _flipped(
-        _packed(arc_record("dns:others.example", b"others.example. 300 IN A 192.0.2.7\n", "text/dns"))
-    )
-    in_warc.insert(len(in_warc) // 2, damaged_page)
-    in_arc.insert(len(in_arc) // 2, damaged_name)
-    _write(folder / "odd.warc.gz", in_warc)
-    _write(folder / "odd.arc.gz", in_arc)
-    return Archive(
-        folder,
-        len(in_warc) + len(in_arc) - 2,
-        len(damaged_page) + len(damaged_name),
-        sum(oddity in _ABSENT and one.is_page for oddity, one in written),
-        sum(oddity in _UNKNOWN and one.is_page for oddity, one in written),
-    )
+        members[file_of[oddity]].append(_packed(oddity(one)))
+        num_absent += oddity in _ABSENT and one.is_page
+        num_unknown += oddity in _UNKNOWN and one.is_page
+    num_records = sum(map(len, members.values()))
+    style = _flipped(_packed(_plain(Stored("http://others.example/lost.css", "text/css", b"p {} " * 99))))
+    name = _flipped(_packed(arc_record("dns:others.example", b"others.example. 300 IN A 192.0.2.7\n", "text/dns")))
+    for file, lost in (("odd.warc.gz", style), ("odd.arc.gz", name)):
+        members[file].insert(len(members[file]) // 2, lost)
+    for file, packed in members.items():
+        _write(folder / file, packed)
+    return Archive(folder, num_records, len(style) + len(name), num_absent, num_unknown)
 
 
 def _packed(one: bytes) -> bytes:

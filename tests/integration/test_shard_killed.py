@@ -7,7 +7,7 @@ import pytest
 
 from align.cli import main
 from tests.support import ROOT, small_data
-from tests.support.killing import digests, fresh, kill_and_resume, run
+from tests.support.killing import Command, digests, fresh, kill_and_resume, run
 from tests.support.small_data import Pair
 
 NUM_IMAGES = 900
@@ -102,3 +102,19 @@ def test_another_parameter_starts_again(
     assert main([*ARGUMENTS, "--set", "shard.seed=1", "--set", "engine.num_workers=1", "--shards", "1"]) == 0
     assert [path.name for path in Path("data/.shards.part/.done").iterdir()] == ["00001.json"]
     assert json.loads(Path("data/.shards.part/.plan/plan.json").read_text())["images_per_shard"] == 60
+
+
+def test_ranges_at_once_give_the_bytes_of_one_run(
+    inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path
+) -> None:
+    shards, report, _ = expected
+    last = sum(name.endswith(".tar") for name in shards) - 1
+    together = make_directory(tmp_path / "together", inputs)
+    parts = (f"0-{last}", f"3-{last}", f"1-{last - 2}")  # they overlap, as when a task that still runs is started again
+    commands = [Command([*ARGUMENTS, "--shards", part], together) for part in parts]
+    for command in commands:
+        assert command.ended(120)
+        command.require_success()
+    run((*ARGUMENTS, "--finish"), together)
+    assert digests(together / "data/shards") == shards
+    assert digests(together / "reports/shard") == report

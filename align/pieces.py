@@ -110,7 +110,7 @@ class Pieces:
                     if not wait:
                         return Outcome(False)
                     if not said:
-                        say(f"waiting for {piece.what}, which another machine makes")
+                        say(f"waiting for {piece.what}: another run makes it, or is lost and will be replaced soon")
                     said = True
                     time.sleep(_PAUSE_S)
 

@@ -23,20 +23,22 @@ from tests.support.killing import digests, fresh
 from tests.support.s3_server import KEY, SECRET, S3Server, serve
 from tests.support.small_data import Pair
 
-#: As `align`, but a lost machine's work is taken over soon; and shard 00002 takes for ever where HANG names a file.
+#: As `align`, but a lost machine's work is taken over soon; and where HANG names a file, shard 00002 makes that file
+#: and takes until it is gone.
 PROGRAM = """
 import os, sys, time
 import align.ingest.workers as workers
 import align.services.store_work as store_work
 from align.cli import main
 
-store_work.LEASE_S = 2.0
+store_work.LEASE_S = 6.0
 write = workers.write_shard
 
 def hang(directory, shard, *rest, **more):
     if shard.name == "00002":
         open(os.environ["HANG"], "w").close()
-        time.sleep(600)
+        while os.path.exists(os.environ["HANG"]):
+            time.sleep(0.1)
     return write(directory, shard, *rest, **more)
 
 if "HANG" in os.environ:
@@ -115,13 +117,13 @@ def test_a_lost_machines_range_is_taken_over(server: S3Server, tmp_path: Path) -
     other = machines.start("other", "--shards", f"1-{last}")
     done = f"done/{last:05d}.json"
     wait_until(lambda: any(key.endswith(done) for key in server.keys("taken-over")), other)
-    time.sleep(4)  # longer than a lease lasts, but this one is renewed
+    time.sleep(9)  # longer than a lease lasts, but this one is renewed
     assert other.poll() is None
     lost.kill()
     lost.communicate()
-    _, errors = other.communicate(timeout=60)
+    _, errors = other.communicate(timeout=120)
     assert other.returncode == 0, errors
-    assert "waiting for shard 00002, which another machine makes" in errors
+    assert "waiting for shard 00002: another run makes it" in errors
 
     machines.run("end", "--finish")
     assert digests(machines.folder("end") / "data/raw") == expected
@@ -140,13 +142,22 @@ def test_ranges_at_once_make_one_plan_and_survive_an_outage(server: S3Server, tm
     planned = [(machines.folder(name) / "data/.raw.part/plan/000000.json").exists() for name in ("a", "b", "c")]
     assert sorted(planned) == [False, False, True]
 
+    hanging = tmp_path / "hanging"
+    range_of_a = machines.start("a", "--shards", "2-3", HANG=str(hanging))
+    wait_until(hanging.exists, range_of_a)
     server.kill()
     try:
-        errors = machines.run("a", "--shards", "2-3", code=1)
-        assert len([line for line in errors.splitlines() if "no answer from http://127.0.0.1" in line]) == 1, errors
+        hanging.unlink()
+        _, told = range_of_a.communicate(timeout=120)
+        assert range_of_a.returncode == 1 and "Traceback" not in told, told
+        assert len([line for line in told.splitlines() if "no answer from http://127.0.0.1" in line]) == 1, told
+        assert "no answer from http://127.0.0.1" in machines.run("b", "--shards", "3", code=1)
     finally:
         server.start()
     machines.run("a", "--shards", "2-3")
+    assert {key.rpartition("/done/")[2] for key in server.keys("outage") if "/done/" in key} == {
+        "plan.json", *(f"{number:05d}.json" for number in range(4)),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("in_store", [False, True], ids=["here", "store"])

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from align.filter.tables import BIGRAMS, MAX_ROWS, PAIRS, UNIGRAMS
 from align.filter.words import Int64s, TextFacts, hashes, normal_forms, text_facts
 from align.formats.policy import OptedOut
-from align.formats.raw import STATED_SHA256
+from align.formats.raw import FAILED_TO_DOWNLOAD, STATED_SHA256
 from align.pairs.text import MAX_CHARACTERS, languages
+from align.pairs.urls import canonical_or_as_is
 
 
 def image_hashes(image_ids: Sequence[str]) -> Int64s:
@@ -86,11 +87,11 @@ def _pairs(
         "row_number": row_numbers,
         "key": table["key"],
         "opted_out": _opted_out(table, opted_out),
-        "status": table["status"],
+        "status": pc.fill_null(table["status"], FAILED_TO_DOWNLOAD),
         "image_id": table["sha256"],
         "image_key": known["image_key"],  # of the first pair, though others may have a copy of their own
         "image_hash": pc.if_else(has_image, distinct_hashes.take(ids.indices), None),
-        "url_hash": _hashes_where(pc.invert(has_image), table["url"]),
+        "url_hash": _url_hashes(table["url"], has_image),
         "has_bytes": has_bytes,
         **{name: known[name] for name in ("decodable", "twin")},
         **{
@@ -130,6 +131,16 @@ def _opted_out(table: pa.Table, opted_out: OptedOut) -> pa.Array:
     addresses = zip(*(table[name].to_pylist() for name in ("url", "page_url", "sha256", STATED_SHA256)), strict=True)
     entries = (opted_out.entry(*row) or opted_out.entry(None, None, stated) for *row, stated in addresses)
     return pa.array((None if entry is None else ":".join(entry) for entry in entries), pa.string())
+
+
+def _url_hashes(urls: pa.ChunkedArray, has_image: pa.ChunkedArray) -> pa.Array:
+    """Of the pairs without image, however their URL is spelt; null for the others."""
+    without = (
+        None if url is None or has else canonical_or_as_is(url)
+        for url, has in zip(urls.to_pylist(), has_image.to_pylist(), strict=True)
+    )
+    spelt = pa.chunked_array([pa.array(without, pa.string())])
+    return _hashes_where(pc.is_valid(spelt), spelt)
 
 
 def _hashes_where(wanted: pa.BooleanArray | pa.ChunkedArray, texts: pa.StringArray | pa.ChunkedArray) -> pa.Array:

@@ -47,6 +47,7 @@ def test_both_ways_decide_equally(tmp_path: Path, options: Options) -> None:
     assert reasons["/cut", "a drawing that is cut off"] == ("image_undecodable",)
     assert reasons["/missing/0", "a text of many"] == ("image_missing", "text_shared_by_many_images")
     assert reasons["/broken/0", "a text of many"] == ("image_undecodable", "text_shared_by_many_images")
+    assert reasons["/missing", "a text of one"] == ("image_missing",)
     assert reasons["/p/5", "a text of many"] == ("text_shared_by_many_images",)
 
 
@@ -95,7 +96,7 @@ def test_a_missing_tar_is_named(tmp_path: Path) -> None:
         rows_of(source_at(folder, "source=shards"))
     (tmp_path / "made/metadata").mkdir()  # tables elsewhere are not img2dataset's
     (folder / "00001.parquet").rename(folder / "metadata/all.parquet")
-    assert [Path(file).name for file in source_at(folder, "source=shards").files] == ["00000.tar"]
+    assert [Path(file).name for file in source_at(folder, "source=shards").files] == ["00000.tar", "00002.tar"]
 
 
 def test_a_shard_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
@@ -160,6 +161,17 @@ def test_a_stated_sha256_names_no_picture_but_a_take_down_obeys_it(tmp_path: Pat
     assert set(ids) >= {
         row["sha256"] for shard in raw_shards(tmp_path / "shards/raw") for row in read_table(shard).to_pylist()
     } - {None}
+
+
+def test_other_statuses_are_failures(tmp_path: Path) -> None:
+    rows = [Row(f"/{n}", f"a drawing of thing {n} here", "/a", blurred_png(n, (240, 230))) for n in range(3)]
+    folder = write_folder(tmp_path / "made", rows, Options())
+    table = pq.read_table(folder / "00000.parquet").sort_by("key")
+    index = table.column_names.index("status")
+    pq.write_table(table.set_column(index, "status", pa.array([None, "odd", "success"])), folder / "00000.parquet")
+    decided = by_the_filter(folder, tmp_path / "raw")
+    assert by_shards(folder, tmp_path / "shards") == decided
+    assert sorted(reasons for *_, reasons in decided) == [(), ("image_missing",), ("image_missing",)]
 
 
 def test_two_pictures_of_one_address_stay_two(tmp_path: Path) -> None:

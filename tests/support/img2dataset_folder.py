@@ -74,6 +74,8 @@ def scenario() -> list[Row]:
     rows += [Row(f"/missing/{n}", "a text of many", "/c", None) for n in range(6)]
     rows += [Row(f"/broken/{n}", "a text of many", "/c", b"broken in the same way") for n in range(5)]
     rows += [Row("/p/5", "a text of many", "/c", pictures[5])]
+    # Eleven spellings of one missing picture are one.
+    rows += [Row(f"/missing#{n}", "a text of one", "/c", None) for n in range(11)]
     return rows
 
 

@@ -87,12 +87,13 @@ class Shards:
 
     def _in_folder(self, table: str) -> dict[str, tuple[str, None]]:
         """The pictures of the folder NNNNN beside NNNNN.parquet, by key."""
-        folder = table.removesuffix(_TABLE)
         try:
-            files = self._store.list(folder + "/", [f".{extension}" for extension in sorted(IMAGE_EXTENSIONS)])
+            files = self._store.list(
+                f"{table.removesuffix(_TABLE)}/", [f".{extension}" for extension in sorted(IMAGE_EXTENSIONS)]
+            )
         except DataError:
             return {}
-        return {key: (file, None) for file in files if (key := image_key(file)) and is_within(folder, file)}
+        return {key: (file, None) for file in files if (key := image_key(file)) and is_within(parent(table), file)}
 
     def _with_table(
         self, table: str, pictures: Mapping[str, tuple[str, int | None]], counts: Counter[str]

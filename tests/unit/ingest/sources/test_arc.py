@@ -59,7 +59,7 @@ def test_scan_and_random_access(tmp_path: Path, name: str, version: int) -> None
         ("http://x/old.png", 302, "http://x/a.png"),
     ]  # fmt: skip
     assert counts == {
-        "pages": 1, "rows": 1, "other_records": 2, "damaged_files": 0, "outcome/page": 1, "outcome/image": 1,
+        "pages": 1, "rows": 1, "other_records": 2, "outcome/page": 1, "outcome/image": 1,
         "outcome/error_status": 1, "outcome/redirect": 1,
     }  # fmt: skip
     copy = pickle.loads(pickle.dumps(source))
@@ -134,7 +134,7 @@ def test_heads_bodies_and_what_is_no_response(tmp_path: Path) -> None:
     assert {row["url"] for row in candidates} == {"http://x/a.png"}
     assert [row["status"] for row in responses][:7] == [200] * 5 + [0] * 2
     assert counts == {
-        "pages": 5, "rows": 5, "other_records": 2, "pages_coding_absent": 1, "damaged_files": 0,
+        "pages": 5, "rows": 5, "other_records": 2, "pages_coding_absent": 1,
         "outcome/page": 5, "outcome/no_http_head": 2, "outcome/http_head_too_large": 1,
     }  # fmt: skip
 

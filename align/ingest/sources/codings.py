@@ -76,7 +76,7 @@ def decoded(body: bytes, headers: Headers | None, max_bytes: int) -> Decoded:
     if not stated:
         return Decoded(body)
     if len(stated) > _MAX_CODINGS:
-        return Decoded(None, problem=f"{len(stated)} content codings")
+        return Decoded(None, problem=f"its headers state {len(stated)} codings")
     is_absent = is_unknown = False
     for coding in reversed(stated):
         if coding not in _DECODERS:
@@ -89,7 +89,7 @@ def decoded(body: bytes, headers: Headers | None, max_bytes: int) -> Decoded:
                 continue
         except (OSError, ValueError, zlib.error) as error:
             if has_it:
-                return Decoded(None, problem=f"its {coding} coding is cut off or damaged ({error})")
+                return Decoded(None, problem=f"its coding {coding} cannot be undone: {error}")
         is_absent = True
     if (is_absent or is_unknown) and not _looks_plain(body):
         return Decoded(None, problem=f"its headers state the coding {', '.join(stated)}, its bytes do not have it")

@@ -161,9 +161,9 @@ class Repaired:
 
     def _error(self, position: int, found: int | None, problem: str) -> DataError:
         lost = (self._size if found is None else found) - position
-        what = f"{problem or 'no whole record is there'}; {lost:,} bytes cannot be read"
-        if found is None and lost > _NEAR_BYTES:
-            what = problem or "no whole record is there"
+        what = problem or "no whole record is there"
+        if found is not None or lost <= _NEAR_BYTES:
+            what += f"; {lost:,} bytes cannot be read"
         return DataError(
             f"{self._file}: cut off or damaged at byte {position:,} of {self._size:,} ({what}); fetch it again, or set "
             "ingest.allow_damaged to read the rest"

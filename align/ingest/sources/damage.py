@@ -6,10 +6,11 @@ uncompressed record must be followed by empty lines or the next one. Then the ne
 frame or line begins whose content begins like a record. The bytes between are a gap: they are counted, not used.
 
 A file that is compressed as a whole has no such places. Its records are used up to the damage, and nobody can tell
-whether those just before it are as they were written.
+whether those just before it are as they were written. An uncompressed file has no checksums: what is flipped in a body
+stays unknown, and text in a damaged body that looks like a record is taken for one.
 
-The work is linear in the size of a file, also where it was made to look damaged everywhere: its bytes are read again up
-to a few times, then the rest of the file is one gap.
+The work is linear in the size of a file, also where it was made to look damaged everywhere: what is read again is
+bounded by _READ_AGAIN times its size, then the rest of the file is one gap.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _MAX_HEADER_BYTES = 1 << 20
 _FILLER = b"\0 \t\n\r\x0b\f"
 _LOOKED_AT_BYTES = 64
 #: Bytes that are read again: times the size of the file, and so many more.
-_READ_AGAIN, _READ_AGAIN_BYTES = 4, 64 << 20
+_READ_AGAIN, _READ_AGAIN_BYTES = 16, 32 << 20
 #: How far an error message looks for the next record.
 _NEAR_BYTES = 64 << 20
 _SEARCHED_BYTES = 1 << 16

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -119,11 +120,26 @@ def _damage_is_invalid() -> Iterator[None]:
         raise pa.ArrowInvalid(" ".join(str(error).split())) from error
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column has a list in each row, in any of Arrow's layouts."""
+    return bool(
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list_view(kind)
+        or pa.types.is_large_list_view(kind)
+    )
+
+
 def _bounded(column: pa.Array) -> pa.Array:
-    """The column with strings cut and valid; columns of other types as they are."""
+    """The column with strings cut and valid, also those in lists; columns of other types as they are."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _bounded(column.dictionary).take(column.indices)
+    if is_list(kind):
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), pa.int32())
+        return pa.ListArray.from_arrays(offsets, _bounded(column.flatten()), mask=column.is_null())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return pc.binary_slice(column, 0, MAX_CHARACTERS * _MAX_BYTES_PER_CHARACTER)
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):

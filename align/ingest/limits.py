@@ -26,6 +26,8 @@ MAX_CANDIDATES = 200_000
 MAX_ZEROS = 1 << 20
 #: Characters in the rows of a page. All pictures of a <figure> have its caption, all pictures of a page its address.
 MAX_PAGE_CHARACTERS = 64 << 20
+#: Texts of one row of a table, or of one picture of a JSON file. Rule I4 keeps no picture with more than a thousand.
+MAX_TEXTS = 10_000
 #: A <base> of more characters is ignored, like one that is no address.
 MAX_BASE_CHARACTERS = 2_048
 

@@ -20,6 +20,7 @@ from align.errors import DataError
 from align.ingest.limits import read_at_most
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches, is_file, joined, parent
+from align.ingest.sources.texts import texts_of
 from align.pairs.urls import canonical_or_as_is
 from align.protocols.store import Files
 
@@ -41,12 +42,12 @@ _TRIES = 20
 
 
 class _Picture(NamedTuple):
-    """One picture of a data set: its file name, the folder that the data set states, its url, its captions."""
+    """One picture: its file name, the folder that the data set states, its url, its captions as in the JSON."""
 
     name: str
     split: str
     url: str | None
-    captions: list[str]
+    captions: list[Any]
 
     def folder(self, above: str, usual: str) -> str:
         """The folder of this picture, if the data set uses one of the usual folders."""
@@ -91,11 +92,15 @@ class Coco:
             elif path is None and not picture.url:
                 problem = "no such file"
             url = canonical_or_as_is(picture.url) if picture.url else name
-            for text in picture.captions or [""]:
-                counts["rows"] += 1
-                text_source = "caption" if text.strip() else None
-                batches.add(Candidate(url, text, text_source, problem=problem, file=path))
-            yield from batches.full()
+            for caption in picture.captions or [""]:
+                texts, unreadable = texts_of(caption)
+                counts["rows"] += len(texts)
+                counts["rows_unreadable"] += unreadable is not None and problem is None
+                for text in texts:
+                    text_source = "caption" if text.strip() else None
+                    holder = None if unreadable else path
+                    batches.add(Candidate(url, text, text_source, problem=problem or unreadable, file=holder))
+                yield from batches.full()
         yield from batches.rest()
 
     def _pictures(self, file: str) -> list[_Picture]:
@@ -135,9 +140,9 @@ def _split(file: str) -> str:
 
 
 def _coco(data: dict[str, Any], split: str) -> list[_Picture]:
-    captions: defaultdict[Any, list[str]] = defaultdict(list)
+    captions: defaultdict[Any, list[Any]] = defaultdict(list)
     for annotation in data["annotations"]:
-        captions[annotation["image_id"]].append(str(annotation["caption"]))
+        captions[annotation["image_id"]].append(annotation["caption"])
     pictures = [
         _Picture(
             str(image["file_name"]),
@@ -152,5 +157,5 @@ def _coco(data: dict[str, Any], split: str) -> list[_Picture]:
 
 
 def _karpathy(image: dict[str, Any]) -> _Picture:
-    texts = [str(sentence["raw"]) for sentence in image["sentences"]]
-    return _Picture(str(image["filename"]), str(image.get("filepath") or ""), None, texts)
+    captions = [sentence["raw"] for sentence in image["sentences"]]
+    return _Picture(str(image["filename"]), str(image.get("filepath") or ""), None, captions)

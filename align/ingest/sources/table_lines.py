@@ -1,16 +1,13 @@
-"""Reads text tables row by row: separated values and JSON."""
+"""Reads text tables row by row: lines, and separated values in them."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import IO, Any
-
-from align.errors import DataError
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import IO
 
 _ADDRESS = re.compile(r"\s*\"?(?:(?:https?:)?//|data:)\S", re.IGNORECASE)
 #: Longest value of a CSV: a data: URI can have three million. After an unbalanced quote everything up to this length is
@@ -18,8 +15,6 @@ _ADDRESS = re.compile(r"\s*\"?(?:(?:https?:)?//|data:)\S", re.IGNORECASE)
 _MAX_VALUE_CHARACTERS = 4 << 20
 #: Of a line. A longer one is skipped, as a row that cannot be split.
 _MAX_LINE_CHARACTERS = 8 << 20
-_CHUNK_CHARACTERS = 1 << 20
-_MAX_OBJECT_CHARACTERS = 16 << 20
 
 
 def is_address(value: str) -> bool:
@@ -33,16 +28,16 @@ def separated_rows(stream: IO[bytes], separator: str) -> Iterator[list[str] | No
     A TSV has no quoting: the texts of Conceptual Captions contain unbalanced quotes.
     """
     tabs = separator == "\t"
-    with _text(stream, newline="\n" if tabs else "") as text:
+    with as_text(stream, newline="\n" if tabs else "") as text:
         if tabs:
-            for line in _lines(text):
+            for line in lines_of(text):
                 stripped = None if line is None else line.rstrip("\r\n")
                 if stripped != "":
                     yield None if stripped is None else stripped.split("\t")
             return
         csv.field_size_limit(_MAX_VALUE_CHARACTERS)
         skipped: list[None] = []
-        rows = csv.reader(_without_skipped(_lines(text), skipped))
+        rows = csv.reader(_without_skipped(lines_of(text), skipped))
         while True:
             try:
                 row = next(rows, None)
@@ -66,7 +61,7 @@ def _without_skipped(lines: Iterator[str | None], skipped: list[None]) -> Iterat
             yield line
 
 
-def _lines(text: io.TextIOBase) -> Iterator[str | None]:
+def lines_of(text: io.TextIOBase) -> Iterator[str | None]:
     """The lines with their ends; None for one that is too long, whose rest is skipped."""
     while line := text.readline(_MAX_LINE_CHARACTERS):
         if len(line) < _MAX_LINE_CHARACTERS:
@@ -78,66 +73,15 @@ def _lines(text: io.TextIOBase) -> Iterator[str | None]:
 
 
 @contextmanager
-def _text(stream: IO[bytes], newline: str | None = None) -> Iterator[io.TextIOWrapper]:
-    """The stream as text; the caller closes the stream."""
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline=newline)
-    try:
-        yield text
-    finally:
-        with suppress(ValueError):  # the caller closed the stream before this generator ended
-            text.detach()
-
-
-def json_rows(file: str, stream: IO[bytes]) -> Iterator[dict[str, Any] | None]:
-    """The objects of a JSON array, or one per line; None for a line that is not an object.
-
-    Raises:
-        DataError: the JSON has another shape, or the array is damaged.
-    """
-    with _text(stream) as text:
-        start = ""
-        while not start:
-            line = text.readline(_CHUNK_CHARACTERS)
-            if not line:
-                return
-            start = line.lstrip()
-        if start[0] == "[":
-            yield from _array(file, start[1:], text)
-            return
-        lines = _lines(text)
-        rest = "" if start.endswith("\n") else next(lines, "")
-        first = None if rest is None else _object(start + rest)
-        if first is None and rest is not None and start[0] == "{":
-            raise DataError(f"{file}: neither an array of objects nor one object per line; write it as JSON lines")
-        yield first
-        yield from (None if line is None else _object(line) for line in lines if line is None or line.strip())
-
-
-def _object(line: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _array(file: str, text: str, stream: IO[str]) -> Iterator[dict[str, Any] | None]:
-    """Decodes one object after another from the text read so far."""
-    decoder = json.JSONDecoder()
-    position = 0
-    while True:
-        while position < len(text) and text[position] in " \t\r\n,":
-            position += 1
-        if text[position : position + 1] == "]":
-            return
+def as_text(
+    source: IO[bytes] | Callable[[], AbstractContextManager[IO[bytes]]], newline: str | None = None
+) -> Iterator[io.TextIOWrapper]:
+    """A stream as text, which its caller closes; or what a function opens, which is closed here."""
+    with ExitStack() as stack:
+        stream = stack.enter_context(source()) if callable(source) else source
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline=newline)
         try:
-            value, position = decoder.raw_decode(text, position)
-        except ValueError:
-            more = stream.read(_CHUNK_CHARACTERS)
-            if not more or len(text) - position > _MAX_OBJECT_CHARACTERS:
-                raise DataError(f"{file}: the JSON array is cut off or damaged; fetch it again") from None
-            text, position = text[position:] + more, 0
-            continue
-        except RecursionError:
-            raise DataError(f"{file}: the JSON array is nested too deeply; write it as JSON lines") from None
-        yield value if isinstance(value, dict) else None
+            yield text
+        finally:
+            with suppress(ValueError):  # the caller closed the stream before this generator ended
+                text.detach()

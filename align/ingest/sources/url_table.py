@@ -1,9 +1,9 @@
-"""Tables of picture addresses and texts: parquet, CSV, TSV, JSON (lines or one array), plain lists; also gzipped.
+"""Tables of picture addresses and texts: parquet, CSV, TSV, JSON, plain lists; also gzipped.
 
 `ingest.columns` names the columns, in any case. A CSV or TSV with an address in its first line has no
 header: its columns are url, text, page_url in this order, or text, url if the second column has the address
 (Conceptual Captions). A `.txt` has one address per line, optionally followed by a tab and a text.
-Every line gives a row; a line that cannot be read gives a row with a problem.
+A list of texts in JSON or parquet gives a row for each. Every line gives a row; a line that cannot be read gives a row with a problem.
 """
 
 from __future__ import annotations
@@ -11,22 +11,30 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import IO, Any, BinaryIO, cast
 
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
-from align.formats.parquet import ForeignTable
-from align.ingest.sources import table_lines
+from align.formats.parquet import ForeignTable, is_list
+from align.ingest.limits import MAX_PAGE_CHARACTERS
+from align.ingest.sources import json_tables, table_lines
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches
-from align.pairs.urls import Resolver
+from align.ingest.sources.texts import NESTED, texts_of
+from align.pairs.urls import Address, Resolver
 from align.protocols.store import Files
 
 _TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt")
 _SUFFIXES = (".parquet", *_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES))
+
+_NESTED = (dict, list)
+#: Characters of a column's name in a message.
+_MAX_NAME = 100
 
 #: url, text, page_url of one row; None where the row has no such value.
 TableRow = tuple[Any, Any, Any]
@@ -52,37 +60,41 @@ class UrlTable:
         """
         batches = Batches()
         resolver = Resolver("")
-        for url, text_value, page_url in self._rows(file, counts):
-            counts["rows"] += 1
-            text = "" if text_value is None else str(text_value)
+        for url, value, page_url in self._rows(file, counts):
+            texts, problem = ([value], None) if isinstance(value, str) else texts_of(value)
+            if isinstance(url, _NESTED) or isinstance(page_url, _NESTED):
+                url, texts, page_url, problem = None, [""], None, NESTED
             page = None if page_url is None else str(page_url)
-            text_source = self._columns.text if text.strip() else None
             written = "" if url is None else str(url).strip()
-            if not written:
-                counts["rows_unreadable"] += 1
-                batches.add(Candidate("", text, text_source, page, "no address"))
-            else:
-                address = resolver.resolve(written)
-                if address.problem:
-                    counts["rows_unreadable"] += 1
-                batches.add(Candidate(address.url, text, text_source, page, address.problem, inline=address.inline))
-            yield from batches.full()
+            if len(texts) > 1:
+                num_characters = sum(map(len, texts)) + len(texts) * (len(written) + len(page or ""))
+                if num_characters > MAX_PAGE_CHARACTERS:
+                    texts, problem = [""], f"too large: a row whose {len(texts):,} texts repeat a long address"
+            address = resolver.resolve(written) if written else Address("", "no address")
+            problem = problem or address.problem
+            if problem:
+                counts["rows_unreadable"] += len(texts)
+            counts["rows"] += len(texts)
+            for text in texts:
+                text_source = self._columns.text if text.strip() else None
+                inline = None if problem else address.inline
+                batches.add(Candidate(address.url, text, text_source, page, problem, inline=inline))
+                yield from batches.full()
         yield from batches.rest()
 
     def _rows(self, file: str, counts: Counter[str]) -> Iterator[TableRow]:
         name = file.lower()
         try:
-            with self._store.open(file) as stream:
-                if name.endswith(".parquet"):
+            if name.endswith(".parquet"):
+                with self._store.open(file) as stream:
                     yield from self._parquet(file, stream)
-                    return
-                lines: IO[bytes] = stream
-                if name.endswith(".gz"):
-                    name, lines = name.removesuffix(".gz"), cast(IO[bytes], gzip.GzipFile(fileobj=stream))
-                if name.endswith((".json", ".jsonl", ".ndjson")):
-                    yield from self._json(file, lines)
-                else:
-                    yield from self._lines(file, lines, "\t" if name.endswith((".tsv", ".txt")) else ",")
+            elif name.removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):
+                yield from self._json(file)
+            else:
+                with self._unpacked(file) as lines:
+                    yield from self._lines(
+                        file, lines, "\t" if name.removesuffix(".gz").endswith((".tsv", ".txt")) else ","
+                    )
         except EOFError:
             if not self._allow_damaged:
                 raise DataError(
@@ -92,31 +104,44 @@ class UrlTable:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{file}: unreadable ({' '.join(str(error).split())}); fetch it again") from None
 
+    @contextmanager
+    def _unpacked(self, file: str) -> Iterator[IO[bytes]]:
+        with self._store.open(file) as stream:
+            yield cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if file.lower().endswith(".gz") else stream
+
     def _parquet(self, file: str, stream: BinaryIO) -> Iterator[TableRow]:
         table = ForeignTable(stream, file)
         positions = self._positions(file, table.schema.names)
         names = [None if position is None else table.schema.names[position] for position in positions]
-        for name in names:
+        for key, name in zip(("url", "text", "page_url"), names, strict=True):
             kind = None if name is None else table.schema.field(name).type
-            if kind is not None and (pa.types.is_nested(kind) or pa.types.is_binary(kind)):
+            of_item = kind.value_type if kind is not None and key == "text" and is_list(kind) else kind
+            if of_item is not None and (pa.types.is_nested(of_item) or pa.types.is_binary(of_item)):
                 raise DataError(f"{file}: column '{name}' is {kind}, expected text; set another one in ingest.columns")
         for batch in table.batches([name for name in names if name is not None]):
             empty = [None] * len(batch)
-            columns = [empty if name is None else batch.column(name).to_pylist() for name in names]
+            columns = [empty if name is None else _values(batch.column(name)) for name in names]
             yield from zip(*columns, strict=True)
 
-    def _json(self, file: str, stream: IO[bytes]) -> Iterator[TableRow]:
+    def _json(self, file: str) -> Iterator[TableRow]:
+        opening = partial(self._unpacked, file)
+        table = json_tables.find_table(file, opening)
+        if table is not None:
+            chosen = [None if at is None else table.names[at] for at in self._positions(file, table.names)]
+            yield from cast(Iterator[TableRow], table.rows(chosen))
+            return
         positions: Positions | None = None
         names: list[str] = []
-        for row in table_lines.json_rows(file, stream):
-            if row is None:
-                yield None, None, None
-                continue
-            if positions is None:
-                names = list(row)
-                positions = self._positions(file, names)
-            values = [None if position is None else row.get(names[position]) for position in positions]
-            yield values[0], values[1], values[2]
+        with opening() as stream:
+            for row in json_tables.rows_of(file, stream):
+                if row is None:
+                    yield None, None, None
+                    continue
+                if positions is None:
+                    names = list(row)
+                    positions = self._positions(file, names)
+                values = [None if position is None else row.get(names[position]) for position in positions]
+                yield values[0], values[1], values[2]
 
     def _lines(self, file: str, stream: IO[bytes], separator: str) -> Iterator[TableRow]:
         rows = table_lines.separated_rows(stream, separator)
@@ -146,7 +171,7 @@ class UrlTable:
                 return names.index(column)
             if lowered.count(column.lower()) == 1:
                 return lowered.index(column.lower())
-            present = ", ".join(names[:20])
+            present = ", ".join(name[:_MAX_NAME] for name in names[:20])
             raise DataError(f"{file}: no column '{column}', it has {present}; set ingest.columns.{key} to one of these")
 
         page_url = self._columns.page_url
@@ -168,3 +193,8 @@ def _row(values: list[str] | None, positions: Positions) -> TableRow:
         for position in positions
     )
     return url, text, page_url
+
+
+def _values(column: pa.Array) -> Iterable[Any]:
+    """A column's values. Of lists, one at a time is looked at: few bytes of parquet can hold millions of items."""
+    return (item.values for item in column) if is_list(column.type) else column.to_pylist()

@@ -309,6 +309,19 @@ def test_coco_in_each_usual_folder(tmp_path: Path, folder: str) -> None:
     assert counts == {"rows": 6, "rows_unreadable": 1}
 
 
+def test_captions_of_coco_that_are_lists_or_no_texts(tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": "1.jpg", "coco_url": "http://images.example/1.jpg"}]
+    captions: list[Any] = [["one", None, "two"], None, {"raw": "three"}, "four"]
+    annotations = [{"image_id": 1, "caption": caption} for caption in captions]
+    (tmp_path / "captions_x.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    counts: Counter[str] = Counter()
+    nested = "an object or a list where a text is expected"
+    assert short(read_all(tmp_path, "coco", counts), "text", "problem") == [
+        ("one", None), ("two", None), ("", None), ("", nested), ("four", None),
+    ]  # fmt: skip
+    assert (counts["rows"], counts["rows_unreadable"]) == (5, 1)
+
+
 def test_coco_without_pictures_and_what_is_no_coco(tmp_path: Path) -> None:
     coco(tmp_path / "captions_val2014.json")
     assert short(read_all(tmp_path, "coco"), "url", "file", "problem")[1:3] == [

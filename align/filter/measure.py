@@ -112,6 +112,7 @@ def image_table(index: int, table: pa.Table, shard: RawShard, work: WorkFolder) 
                 "image_key": image_key,
                 "width_px": widths[owner] or one.width_px,
                 "height_px": heights[owner] or one.height_px,
+                "is_picture": (one.width_px or 0) * (one.height_px or 0) in range(1, config.max_image_pixels + 1),
                 "decodable": one.phash is not None,
                 "phash": one.phash,
                 "evaluation_sets": sorted({name.partition("/")[0] for name in names}),

@@ -79,10 +79,11 @@ def _pairs(
     ids = table["sha256"].combine_chunks().dictionary_encode()
     distinct_hashes = pa.array(image_hashes(ids.dictionary.to_pylist()))
     row_in_images = pc.index_in(table["sha256"], images["image_id"].combine_chunks()).combine_chunks()
-    known = images.select(["image_key", "decodable", "width_px", "height_px", "twin"]).take(row_in_images)
+    names = ["image_key", "is_picture", "decodable", "width_px", "height_px", "twin"]
+    known = images.select(names).take(row_in_images)
     has_bytes = pc.is_valid(row_in_images)
-    # Bytes that are no picture are not counted as an image: ingest, which has looked at them, stores none either.
-    has_image = pc.and_(pc.is_valid(table["sha256"]), pc.fill_null(known["decodable"], True))
+    # Bytes that are no picture are not counted as an image: ingest, which looks at their headers, stores none either.
+    has_image = pc.and_(pc.is_valid(table["sha256"]), pc.fill_null(known["is_picture"], True))
     columns = {
         "row_number": row_numbers,
         "key": table["key"],

@@ -70,6 +70,7 @@ IMAGES = pa.schema(
         ("image_key", pa.string()),
         ("width_px", pa.int32()),
         ("height_px", pa.int32()),
+        ("is_picture", pa.bool_()),  # by its header, as ingest looks at it
         ("decodable", pa.bool_()),
         ("phash", pa.uint64()),
         ("evaluation_sets", pa.list_(pa.string())),  # by equal bytes or perceptual hash

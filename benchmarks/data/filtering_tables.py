@@ -139,6 +139,7 @@ def _pictures(folder: Path, index: int, numbers: Ints, table: pa.Table) -> None:
         "image_key": image_keys,
         "width_px": pa.array(100 + parts[0] % 1100, pa.int32()),
         "height_px": pa.array(100 + parts[1] % 1100, pa.int32()),
+        "is_picture": np.ones(len(ids), bool),
         "decodable": parts[2] > 600,
         "phash": pa.array(mixed),
         "evaluation_sets": pa.array([["tiny"] if flag else [] for flag in sets], pa.list_(pa.string())),

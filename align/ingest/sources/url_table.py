@@ -3,7 +3,8 @@
 `ingest.columns` names the columns, in any case. A CSV or TSV with an address in its first line has no
 header: its columns are url, text, page_url in this order, or text, url if the second column has the address
 (Conceptual Captions). A `.txt` has one address per line, optionally followed by a tab and a text.
-A list of texts in JSON or parquet gives a row for each. Every line gives a row; a line that cannot be read gives a row with a problem.
+A list of texts in JSON or parquet gives a row for each. Every line gives a row; a line that cannot be read gives a row
+with a problem.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def filter_pairs(
         with open_engine(engine_config, _scratch(path)) as engine:
             decide(engine, work, shards)
             digests = {one.name: one.sha256 for one in sets}
-            report = report_on(engine, path, digests, shown_pairs(shards, path))
+            report = report_on(engine, path, config, digests, shown_pairs(shards, path))
         with replace_directory(folders.reports, "filter") as directory:
             write_page(report, config, examples_of(report, shards, sets, path), directory)
             write_report(report, directory)

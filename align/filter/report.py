@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from align.config.filter import FilterConfig
 from align.filter.overview import Overview, overview_metrics, overview_of
-from align.filter.rules import RULES, codes_of
+from align.filter.rules import codes_of, conditions
 from align.filter.tables import MASKS
 from align.formats import filtered
 from align.protocols.sql import Engine
@@ -24,6 +25,7 @@ class FunnelRow(BaseModel):
 
     Attributes:
         reason: its code.
+        drops_where: its condition, with the cut of this run; None: switched off.
         num_alone: pairs that it drops, counted without regard to other rules.
         num_first: pairs of which it is the first in rule order to drop them.
         num_remaining: pairs left after it and all rules before.
@@ -31,6 +33,7 @@ class FunnelRow(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     reason: str
+    drops_where: str | None
     num_alone: int
     num_first: int
     num_remaining: int
@@ -85,13 +88,18 @@ class FilterReport(Report):
 
 
 def report_on(
-    engine: Engine, work: Path, sets: Mapping[str, str], shown: Iterable[tuple[str, str, bool]]
+    engine: Engine,
+    work: Path,
+    config: FilterConfig,
+    sets: Mapping[str, str],
+    shown: Iterable[tuple[str, str, bool]],
 ) -> FilterReport:
     """Counts.
 
     Args:
         engine: any; its views are made here.
         work: the work folder after all decisions.
+        config: the cuts.
         sets: name -> sha256 of the evaluation sets.
         shown: (image URL, text, whether the pair is kept) of the pairs of a few shards.
     """
@@ -105,9 +113,17 @@ def report_on(
         first[codes[0] if codes else ""] += num
     num_pairs = first.total()
     num_kept, remaining, funnel = first[""], num_pairs, []
-    for code in RULES:
+    for code, drops_where in conditions(config).items():
         remaining -= first[code]
-        funnel.append(FunnelRow(reason=code, num_alone=alone[code], num_first=first[code], num_remaining=remaining))
+        funnel.append(
+            FunnelRow(
+                reason=code,
+                drops_where=drops_where,
+                num_alone=alone[code],
+                num_first=first[code],
+                num_remaining=remaining,
+            )
+        )
     names = f"SELECT {engine.unnest('evaluation_sets')} AS name FROM images"
     counts: dict[str, int] = dict(engine.rows(f"SELECT name, count(*) FROM ({names}) AS named GROUP BY name"))
     matches = {name: counts.get(name, 0) for name in sets}
@@ -140,3 +156,12 @@ def read_report(folder: Path) -> FilterReport:
     """Reads what `align.report.write_report` wrote."""
     values = json.loads((folder / "report.json").read_bytes())
     return FilterReport.model_validate(values | {"metrics": json.loads((folder / "metrics.json").read_bytes())})
+
+
+def cuts_of(folder: Path) -> dict[str, str | None] | None:
+    """The condition of each rule, as the run that wrote this report used it; None where no report has them."""
+    try:
+        rows = json.loads((folder / "report.json").read_bytes())["funnel"]
+        return {str(row["reason"]): row["drops_where"] for row in rows}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

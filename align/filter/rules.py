@@ -23,6 +23,7 @@ not in the paper. Nor are the rules after `image_not_fetched`: they are off by d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from align.config.filter import FilterConfig
@@ -166,6 +167,12 @@ CHEAP = tuple(code for code in RULES if code not in ("image_nsfw", *MODEL, *REPE
 def active(config: FilterConfig) -> list[str]:
     """The codes of the rules that are switched on, in rule order."""
     return [code for code, rule in RULES.items() if rule(config) is not None]
+
+
+def conditions(config: FilterConfig) -> dict[str, str | None]:
+    """When each rule drops a row, for people to read; None where it is switched off."""
+    written = {code: rule(config) for code, rule in RULES.items()}
+    return {code: text and re.sub(r"CAST\((\S+) AS DOUBLE\)", r"\1", text) for code, text in written.items()}
 
 
 def mask(config: FilterConfig, codes: tuple[str, ...]) -> str:

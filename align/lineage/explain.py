@@ -66,6 +66,12 @@ def _histories(params: Params, rows: list[RawRow]) -> Iterator[PairHistory]:
         versions = DataVersions(Path.cwd(), Path(scratch))
         for row in rows:
             history = look_up(
-                row, config, filtered=paths.filtered, shards=paths.shards, policy=paths.policy, fetch=fetch
+                row,
+                config,
+                filtered=paths.filtered,
+                report=paths.reports / "filter",
+                shards=paths.shards,
+                policy=paths.policy,
+                fetch=fetch,
             )
             yield look_up_models(history, model, paths.shards, versions, fetch)

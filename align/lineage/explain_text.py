@@ -52,6 +52,8 @@ def _rule_lines(history: PairHistory) -> Iterator[str]:
         verdict = "drops first" if rule["first"] else rule["verdict"]
         details = "; ".join(filter(None, [_values(rule["values"]), rule["drops_where"]]))
         yield f"  {rule['rule']:<{width}}  {verdict:<11}  {details}".rstrip()
+    if history["cuts_line"]:
+        yield f"  cuts       {history['cuts_line']}"
 
 
 def _tail(history: PairHistory) -> Iterator[str]:

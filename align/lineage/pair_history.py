@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from align.config.filter import FilterConfig
 from align.errors import DataError
-from align.filter.rules import RULES
+from align.filter.report import cuts_of
+from align.filter.rules import RULES, conditions
 from align.formats.filtered import DECISIONS, FACTS, IMAGES
 from align.formats.policy import read_opted_out
 from align.lineage.data_versions import DataVersions
@@ -38,7 +39,7 @@ class RuleResult(TypedDict):
     Attributes:
         rule: its reason code.
         what: what it drops, in words.
-        drops_where: its SQL condition, with the threshold; None if it is switched off.
+        drops_where: its condition, with the cut that decided on the pair; None if it was switched off.
         values: the pair's values of the condition's columns.
         verdict: `drops`, `passes`, `off`, or `unknown` before the filter ran.
         first: whether it is the first rule that drops the pair, the pair's `reason`.
@@ -88,6 +89,7 @@ class PairHistory(TypedDict):
         pair: its row of data/raw, and `raw_shard`.
         decision: None before the filter ran.
         rules: every rule, in the filter's order.
+        cuts_line: where the cuts of the rules are not those of today's params.yaml, or not known; else None.
         facts: the values that rules looked at.
         place: its position in data/shards; None if it is in none.
         opted_out: `kind` and `value` of the policy's entry that matches it, if one does.
@@ -98,6 +100,7 @@ class PairHistory(TypedDict):
     pair: RawRow
     decision: PairDecision | None
     rules: list[RuleResult]
+    cuts_line: str | None
     facts: dict[str, Any]
     place: ShardPosition | None
     opted_out: dict[str, str] | None
@@ -120,14 +123,22 @@ def require_pairs(raw: Path, column: str, value: str) -> list[RawRow]:
 
 
 def look_up(
-    row: RawRow, config: FilterConfig, *, filtered: Path, shards: Path, policy: Path, fetch: FetchTar | None = None
+    row: RawRow,
+    config: FilterConfig,
+    *,
+    filtered: Path,
+    report: Path,
+    shards: Path,
+    policy: Path,
+    fetch: FetchTar | None = None,
 ) -> PairHistory:
     """What the files say of one pair; `models` is still empty, see `look_up_models`.
 
     Args:
         row: from `require_pairs`.
-        config: section `filter`, for the thresholds.
+        config: section `filter` of today.
         filtered: data/filtered; may be absent, as may shards.
+        report: reports/filter, which has the cuts that made data/filtered; may be absent.
         shards: data/shards.
         policy: data/policy.
         fetch: see `shard_samples.iter_stored_samples`.
@@ -138,12 +149,14 @@ def look_up(
     image = _row(filtered / IMAGES, "image_id", image_id) or {}
     facts = row | image | (_row(filtered / FACTS, "key", row["key"]) or {})
     reasons = decision["reasons"] if decision else None
+    today, used = conditions(config), cuts_of(report) if decision else None
     entry = read_opted_out(policy).entry(row["url"], row["page_url"], image_id)
     kept = decision is not None and decision["keep"]
     return {
         "pair": row,
         "decision": None if decision is None else _decision(decision),
-        "rules": [_rule(code, config, facts, reasons) for code in RULES],
+        "rules": [_rule(code, (used or today).get(code), facts, reasons) for code in RULES],
+        "cuts_line": _cuts_line(today, used) if decision else None,
         "facts": facts,
         "place": _position(shards, image_id, row["key"], fetch) if kept else None,
         "opted_out": None if entry is None else {"kind": entry[0], "value": entry[1]},
@@ -190,8 +203,16 @@ def _decision(row: dict[str, Any]) -> PairDecision:
     return {"keep": row["keep"], "reason": row["reason"], "reasons": row["reasons"], "text": row["text"]}
 
 
-def _rule(code: str, config: FilterConfig, facts: dict[str, Any], reasons: list[str] | None) -> RuleResult:
-    condition = RULES[code](config)  # None: switched off
+def _cuts_line(today: dict[str, str | None], used: dict[str, str | None] | None) -> str | None:
+    if used is None:
+        return "of params.yaml; no report of the filter says which ones made data/filtered"
+    changed = [f"{code}: {cut or 'off'}" for code, cut in today.items() if cut != used.get(code)]
+    if not changed:
+        return None
+    return f"those that made data/filtered; params.yaml now has {', '.join(changed)}; `align filter` applies these"
+
+
+def _rule(code: str, condition: str | None, facts: dict[str, Any], reasons: list[str] | None) -> RuleResult:
     names = re.findall(r"[a-z_]+", re.sub(r"'[^']*'", "", condition or ""))
     verdict = "unknown"
     if reasons is not None:
@@ -199,7 +220,7 @@ def _rule(code: str, config: FilterConfig, facts: dict[str, Any], reasons: list[
     return {
         "rule": code,
         "what": " ".join((RULES[code].__doc__ or "").split("\n\n")[0].split()),
-        "drops_where": condition and re.sub(r"CAST\((\S+) AS DOUBLE\)", r"\1", condition),
+        "drops_where": condition,
         "values": {name: facts[name] for name in dict.fromkeys(names) if name in facts},
         "verdict": verdict,
         "first": bool(reasons) and reasons is not None and reasons[0] == code,

@@ -181,7 +181,7 @@ def report(overview: Overview, num_pairs: int, dropped: dict[str, int]) -> Filte
     for code in RULES:
         left -= dropped.get(code, 0)
         num = dropped.get(code, 0)
-        funnel.append(FunnelRow(reason=code, num_alone=num, num_first=num, num_remaining=left))
+        funnel.append(FunnelRow(reason=code, drops_where=None, num_alone=num, num_first=num, num_remaining=left))
     return FilterReport(
         metrics={"filter/num_pairs": num_pairs}, num_pairs=num_pairs, num_kept=left, num_images=5, num_nsfw_scored=1,
         num_evaluation_sets=1, evaluation_sets={"concepts": "0" * 64}, evaluation_matches={"concepts": 1},

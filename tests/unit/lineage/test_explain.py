@@ -11,7 +11,8 @@ import pytest
 from align.cli import main
 from align.config import load_params
 from align.config.filter import FilterConfig
-from align.filter.rules import RULES
+from align.files import write_text
+from align.filter.rules import RULES, conditions
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards
 from align.lineage.explain_text import text_lines
@@ -48,7 +49,8 @@ def data(tmp_path: Path) -> Path:
 
 def explained(data: Path, key: str) -> PairHistory:
     (row,) = require_pairs(data / "raw", "key", key)
-    return look_up(row, THRESHOLDS, filtered=data / "filtered", shards=data / "shards", policy=data / "policy")
+    folders = {name: data / name for name in ("filtered", "report", "shards", "policy")}
+    return look_up(row, THRESHOLDS, **folders)
 
 
 def rule(history: PairHistory, code: str) -> dict[str, Any]:
@@ -85,6 +87,27 @@ def test_a_dropped_pair_says_by_what_first(data: Path) -> None:
     assert "models     no MLflow here" in text
 
 
+def test_the_cuts_are_those_that_made_the_decisions(data: Path) -> None:
+    used = THRESHOLDS.model_copy(update={"min_words": 2, "nsfw_threshold": 0.125, "drop_filenames": False})
+    funnel = [{"reason": code, "drops_where": cut} for code, cut in conditions(used).items()]
+    write_text(data / "report/report.json", json.dumps({"funnel": funnel}))
+    history = explained(data, SHORT)
+    assert rule(history, "text_too_short")["drops_where"] == "num_words < 2"
+    assert rule(history, "image_nsfw")["drops_where"] == "nsfw_score >= 0.125"
+    assert rule(history, "text_is_filename")["verdict"] == "off"
+    text = "\n".join(text_lines(history | {"models": [], "models_line": None}))
+    now = f"image_nsfw: nsfw_score >= {THRESHOLDS.nsfw_threshold}, text_too_short: num_words < {THRESHOLDS.min_words}"
+    assert (
+        f"cuts       those that made data/filtered; params.yaml now has {now}, text_is_filename: is_filename;" in text
+    )
+    funnel = [{"reason": code, "drops_where": cut} for code, cut in conditions(THRESHOLDS).items()]
+    write_text(data / "report/report.json", json.dumps({"funnel": funnel}))
+    assert explained(data, SHORT)["cuts_line"] is None
+    for other in ('{"funnel": [{"reason": "opted_out"}]}', "[", "[]"):  # of an older filter
+        write_text(data / "report/report.json", other)
+        assert "no report of the filter says" in str(explained(data, SHORT)["cuts_line"])
+
+
 def test_a_twin_has_its_cosine_and_a_missing_picture_its_error(data: Path) -> None:
     nothing = {"models": [], "models_line": None}
     assert "twin       test image vendor/7, cosine 0.9812" in "\n".join(text_lines(explained(data, KEPT) | nothing))
@@ -99,7 +122,8 @@ def test_a_take_down_is_shown(data: Path) -> None:
 
 def test_without_the_later_stages_it_says_so(data: Path, tmp_path: Path) -> None:
     (row,) = require_pairs(data / "raw", "key", KEPT)
-    history = look_up(row, THRESHOLDS, filtered=tmp_path / "no", shards=tmp_path / "no", policy=tmp_path / "no")
+    no = tmp_path / "no"
+    history = look_up(row, THRESHOLDS, filtered=no, report=no, shards=no, policy=no)
     assert (history["decision"], history["place"], history["opted_out"]) == (None, None, None)
     assert {one["verdict"] for one in history["rules"]} == {"unknown"}
     assert "not yet filtered" in "\n".join(text_lines(history | {"models": [], "models_line": None}))

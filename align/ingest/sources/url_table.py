@@ -3,8 +3,8 @@
 `ingest.columns` names the columns, in any case. A CSV or TSV with an address in its first line has no
 header: its columns are url, text, page_url in this order, or text, url if the second column has the address
 (Conceptual Captions). A `.txt` has one address per line, optionally followed by a tab and a text.
-A list of texts in JSON or parquet gives a row for each. Every line gives a row; a line that cannot be read gives a row
-with a problem.
+A list of texts in JSON or parquet gives a row for each text. Every line gives a row; a line that cannot be read gives a
+row with a problem. A `.txt` in a folder is a table only if addresses begin it: others are left out, and named.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import IO, Any, BinaryIO, cast
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
+from align.console import say
 from align.errors import DataError
 from align.formats.parquet import ForeignTable, is_list
 from align.ingest.limits import MAX_PAGE_CHARACTERS
@@ -33,6 +34,10 @@ from align.protocols.store import Files
 _TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt")
 _SUFFIXES = (".parquet", *_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES))
 
+#: Lists of locations (`StoreFiles.list`), and of addresses.
+_LISTS, _PLAIN_LISTS = (".paths", ".paths.gz"), (".txt", ".txt.gz")
+#: What is looked at to tell a list of addresses from other texts.
+_HEAD_BYTES, _HEAD_LINES = 1 << 16, 20
 _NESTED = (dict, list)
 #: Characters of a column's name in a message.
 _MAX_NAME = 100
@@ -48,10 +53,33 @@ class UrlTable:
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when the location has no table."""
-        self.files = self.inputs = files.list(location, _SUFFIXES, config.paths_root)
+        listed = files.list(location, _SUFFIXES, config.paths_root)
         self._columns = config.columns
         self._allow_damaged = config.allow_damaged
         self._store = files
+        if listed != [location] and "*" not in location and not location.lower().endswith(_LISTS):
+            listed = [file for file in listed if not file.lower().endswith(_PLAIN_LISTS) or self._is_list(file)]
+        if not listed:
+            raise DataError(f"{location}: no table exists there, and no .txt that begins with addresses")
+        self.files = self.inputs = listed
+
+    def _is_list(self, file: str) -> bool:
+        """Whether a .txt is a list of addresses, and no licence or note: half of its first lines have one, or the first
+        line names the columns.
+        """
+        try:
+            with self._unpacked(file) as stream:
+                head = stream.read(_HEAD_BYTES)
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            return True  # damaged: `scan` says so
+        lines = [line for line in head.decode("utf-8-sig", "replace").splitlines() if line.strip()][:_HEAD_LINES]
+        values = [line.split("\t") for line in lines]
+        num_addresses = sum(any(map(table_lines.is_address, line)) for line in values)
+        named = bool(values) and self._columns.url.lower() in (name.strip().strip('"').lower() for name in values[0])
+        if lines and not named and 2 * num_addresses < len(lines):
+            say(f"ingest: {file}: left out: its first lines are no addresses; name the file to read it all the same")
+            return False
+        return True
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
         """See `Source`.

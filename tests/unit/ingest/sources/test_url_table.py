@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from align.errors import DataError
 from align.pairs.text import MAX_CHARACTERS
+from tests.support import ROOT
 from tests.support.bombs import one_long_line, parquet_bomb, with_little_memory
 from tests.support.reading import rows_of, source_at
 
@@ -59,6 +62,51 @@ def test_every_text_format(tmp_path: Path, name: str, text: str, packed: bool) -
     assert {(row["text_source"], row["page_url"], row["problem"], row["file"]) for row in rows} == {
         ("caption", None, None, None)
     }
+
+
+LICENCE = "Apache License\nVersion 2.0\nhttp://www.apache.org/licenses/\n\nTERMS AND CONDITIONS\n" + "1. Terms.\n" * 30
+
+
+def test_a_folder_takes_lists_of_addresses_but_no_other_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "a.csv").write_text(f"url,caption\n{A},a cat\n")
+    (tmp_path / "b.txt").write_text(f"\n{A}\n{B}\tb\nno address\n")
+    (tmp_path / "c.txt").write_text(f"caption\tURL\nhalf\nc\t{A}\n")  # its columns are named
+    (tmp_path / "d.txt").write_text("")
+    (tmp_path / "LICENSE.txt").write_text(LICENCE)
+    (tmp_path / "robots.txt").write_text("User-agent: *\nDisallow: /\nSitemap: http://x.example/sitemap.xml\n")
+    (tmp_path / "more/README.txt.gz").write_bytes(gzip.compress(LICENCE.encode()))
+    names = [file.rpartition("/")[2] for file in source_at(tmp_path, "source=url_table").files]
+    assert names == ["a.csv", "b.txt", "c.txt", "d.txt"]
+    said = capsys.readouterr().err
+    for name in ("LICENSE.txt", "robots.txt", "more/README.txt.gz"):
+        assert f"ingest: {tmp_path / name}: left out: its first lines are no addresses" in said
+    assert said.count("\n") == 3
+    assert pairs(read(tmp_path))[:1] == [(A, "a cat")]
+    assert len(read(tmp_path / "LICENSE.txt")) == 34  # named: read all the same
+    assert len(source_at(tmp_path / "*.txt", "source=url_table").files) == 5
+    with pytest.raises(DataError, match="no table exists there"):
+        source_at(tmp_path / "more", "source=url_table")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.tsv", "t.jsonl", "t.json"])
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_missing_column_is_one_line_and_nothing_else(tmp_path: Path, name: str, num_workers: int) -> None:
+    separator = "\t" if ".tsv" in name else ","
+    text = f"url{separator}text\n" + f"{A}{separator}a cat\n" * 50_000
+    if ".json" in name:
+        text = json.dumps([{"url": A, "text": "t"}] * 50_000) if name == "t.json" else f'{{"url": "{A}"}}\n' * 50_000
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    words = ["-X", "dev", "-m", "align.cli", "ingest", "--set=ingest.source=url_table"]
+    places = {"archive": name, "raw": "raw", "reports": "reports", "runtime": "runtime"}
+    words += [f"--set=paths.{key}={tmp_path / place}" for key, place in places.items()]
+    command = [sys.executable, *words, f"--set=engine.num_workers={num_workers}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"align: error: {tmp_path / name}: no column 'caption', it has url")
+    assert done.stderr.count("\n") == 1
 
 
 def test_columns_of_published_tables(tmp_path: Path) -> None:

@@ -136,12 +136,12 @@ def _opted_out(table: pa.Table, opted_out: OptedOut) -> pa.Array:
 
 def _url_hashes(urls: pa.ChunkedArray, has_image: pa.ChunkedArray) -> pa.Array:
     """Of the pairs without image, however their URL is spelt; null for the others."""
-    without = (
-        None if url is None or has else canonical_or_as_is(url)
-        for url, has in zip(urls.to_pylist(), has_image.to_pylist(), strict=True)
-    )
-    spelt = pa.chunked_array([pa.array(without, pa.string())])
-    return _hashes_where(pc.is_valid(spelt), spelt)
+    without = np.flatnonzero(pc.and_(pc.invert(has_image), pc.is_valid(urls)).to_numpy(zero_copy_only=False))
+    spelt = [canonical_or_as_is(url) for url in urls.take(pa.array(without)).to_pylist()]
+    values, is_null = np.zeros(len(urls), np.int64), np.ones(len(urls), bool)
+    values[without] = hashes(pa.array(spelt, pa.string()))
+    is_null[without] = False
+    return pa.array(values, mask=is_null)
 
 
 def _hashes_where(wanted: pa.BooleanArray | pa.ChunkedArray, texts: pa.StringArray | pa.ChunkedArray) -> pa.Array:

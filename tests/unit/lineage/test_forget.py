@@ -149,22 +149,6 @@ def test_a_stock_folder_of_img2dataset_is_purged_too(tmp_path: Path) -> None:
     assert pq.read_table(raw / "00000.parquet").column_names == table.column_names
 
 
-@pytest.mark.parametrize("image_id", [SHA_B, "0" * 64], ids=["stored", "stated"])
-def test_a_stock_folder_is_purged_by_the_stored_bytes_and_by_those_before_they_were_resized(
-    tmp_path: Path, image_id: str
-) -> None:
-    raw, _ = small_data.write(tmp_path, [Pair("a red fox", 1), Pair("a blue fox", 2)])
-    table = pq.read_table(raw / "00000.parquet").drop_columns(["image_key", "page_url"])
-    index = table.column_names.index("sha256")
-    pq.write_table(table.set_column(index, "sha256", pa.array(["f" * 64, "0" * 64])), raw / "00000.parquet")
-    opted_out = policy(("image_id", image_id))
-    pairs = opted_out_pairs(raw, opted_out)
-    assert (pairs.num_pairs, pairs.image_ids, pairs.gone) == (1, {SHA_B, "0" * 64}, {"000000001"})
-    assert purge_raw(raw, opted_out, pairs) == ["00000"]
-    assert members(raw / "00000.tar") == ["000000000.jpg", "000000000.txt", "000000000.json"]
-    assert pq.read_table(raw / "00000.parquet")["caption"].to_pylist() == ["a red fox", ""]
-
-
 def test_shards_and_their_counts(tmp_path: Path) -> None:
     small_data.write(tmp_path, [Pair("a red fox", 1), Pair("the same fox", 1), Pair("an owl at night", 2)])
     shards = small_data.write_shards(tmp_path, num_val=1)

@@ -8,6 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.errors import DataError
+from align.formats.policy import Entry, OptedOut
+from align.formats.raw import iter_images, raw_shards
+from align.lineage.opted_out_pairs import opted_out_pairs
+from align.lineage.purge_raw import purge_raw
 from align.lineage.raw_pairs import find_pairs, iter_tables
 from tests.support import small_data
 from tests.support.small_data import Pair
@@ -53,6 +57,23 @@ def test_what_a_stock_folder_states_as_sha256_names_no_picture(raw: Path) -> Non
     assert list(find_pairs(raw, "sha256", ["0" * 64])) == []
     rows = {name: list(rows) for name, rows in iter_tables(raw)}
     assert [(row["sha256"], row["stated_sha256"]) for row in rows["00001"]] == [(image_id, "0" * 64), (None, None)]
+
+
+@pytest.mark.parametrize("kind", ["stored", "stated"])
+def test_a_stock_folder_is_purged_by_the_stored_bytes_and_by_those_before_they_were_resized(
+    tmp_path: Path, kind: str
+) -> None:
+    raw, _ = small_data.write(tmp_path, [Pair("a red fox", 1), Pair("a blue fox", 2)])
+    table = pq.read_table(raw / "00000.parquet").drop_columns(["image_key", "page_url"])
+    index = table.column_names.index("sha256")
+    pq.write_table(table.set_column(index, "sha256", pa.array(["f" * 64, "0" * 64])), raw / "00000.parquet")
+    image_ids = {"stored": hashlib.sha256(small_data.jpeg(2)).hexdigest(), "stated": "0" * 64}
+    opted_out = OptedOut([Entry("image_id", image_ids[kind], "", "2026-01-02")])
+    pairs = opted_out_pairs(raw, opted_out)
+    assert (pairs.num_pairs, pairs.image_ids, pairs.gone) == (1, set(image_ids.values()), {"000000001"})
+    assert purge_raw(raw, opted_out, pairs) == ["00000"]
+    assert [key for key, _ in iter_images(*raw_shards(raw))] == ["000000000"]
+    assert pq.read_table(raw / "00000.parquet")["caption"].to_pylist() == ["a red fox", ""]
 
 
 def test_an_unreadable_table_is_one_clear_error(raw: Path) -> None:

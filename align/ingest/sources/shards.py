@@ -29,6 +29,7 @@ from align.formats.tar_members import DamagedTar, Member, member_at, read_member
 from align.ingest.limits import read_at_most, too_large
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches, OpenFiles, is_file, is_within, parent, skip
+from align.ingest.sources.texts import texts_of
 from align.pairs.urls import canonical_or_as_is
 from align.protocols.store import Files
 
@@ -100,13 +101,18 @@ class Shards:
     ) -> Iterator[pa.RecordBatch]:
         batches = Batches()
         for row in self._rows(table):
-            counts["rows"] += 1
-            candidate = _candidate(row, table, pictures)
-            if candidate.file is None and candidate.problem is None:
-                if not pictures and table in self.files:
-                    raise self._without_pictures(table)
-                counts["rows_unreadable"] += 1
-            batches.add(candidate)
+            texts, unreadable = texts_of(row.get("caption"))
+            pair = _candidate(row, table, pictures)
+            if pair.file is None and pair.problem is None and not pictures and table in self.files:
+                raise self._without_pictures(table)
+            if unreadable:
+                pair = pair._replace(problem=unreadable, file=None, offset=None, status=None)
+            counts["rows"] += len(texts)
+            if unreadable or (pair.file is None and pair.problem is None):
+                counts["rows_unreadable"] += len(texts)
+            for text in texts:
+                text_source = pair.text_source or ("caption" if text.strip() else None)
+                batches.add(pair._replace(text=text, text_source=text_source))
             yield from batches.full()
         yield from batches.rest()
 
@@ -155,12 +161,15 @@ class Shards:
     def _add_sample(self, file: str, sample: _Sample, batches: Batches, counts: Counter[str]) -> None:
         if sample.offset is None and not sample.texts:
             return  # a member that is neither picture nor text, such as a list of classes
-        written, texts = sample.url_and_texts()
+        written, texts, unreadable = sample.url_and_texts()
         url = canonical_or_as_is(written) if written else _name(file.removesuffix(_TAR), sample.stem)
-        problem, holder = (None, file) if sample.offset is not None else ("no picture in its sample", None)
+        problem = "no picture in its sample" if sample.offset is None else unreadable
+        holder, offset = (None, None) if problem else (file, sample.offset)
+        if unreadable:
+            counts["rows_unreadable"] += 1
         for text, text_source in texts or [("", None)]:
             counts["rows"] += 1
-            batches.add(Candidate(url, text, text_source, None, problem, holder, sample.offset))
+            batches.add(Candidate(url, text, text_source, None, problem, holder, offset))
 
     def _members(self, file: str, counts: Counter[str]) -> Iterator[Member]:
         """The plain files of a tar, in order; their bytes are skipped."""
@@ -208,23 +217,26 @@ class _Sample:
         self.offset: int | None = None
         self.texts: dict[str, bytes] = {}
 
-    def url_and_texts(self) -> tuple[str | None, Sequence[tuple[str, str | None]]]:
-        """The address, if the JSON has one, and the texts, each with the extension or key it is from."""
+    def url_and_texts(self) -> tuple[str | None, Sequence[tuple[str, str | None]], str | None]:
+        """The address, if the JSON has one; the texts, each with the extension or key it is from; why the texts cannot
+        be read, or None.
+        """
         values = _json_object(self.texts.get("json", b"{}"))
         url = next((values[key] for key in _URL_KEYS if isinstance(values.get(key), str) and values[key]), None)
         listed = next((values[key] for key in TEXT_KEYS if isinstance(values.get(key), list) and values[key]), None)
         if listed is not None:  # all texts of a picture; its .txt repeats one of these
-            return url, [(str(text), "json") for text in listed if text is not None]
+            texts, unreadable = texts_of(listed)
+            return url, [(text, "json" if text.strip() else None) for text in texts], unreadable
         for extension in TEXT_EXTENSIONS:
             if extension in self.texts:
                 text = self.texts[extension].decode("utf-8", "replace")
-                return url, [(text, extension if text.strip() else None)]
-        return url, next(([(values[key], key)] for key in TEXT_KEYS if isinstance(values.get(key), str)), [])
+                return url, [(text, extension if text.strip() else None)], None
+        return url, next(([(values[key], key)] for key in TEXT_KEYS if isinstance(values.get(key), str)), []), None
 
 
 def _candidate(row: dict[str, Any], table: str, pictures: Mapping[str, tuple[str, int | None]]) -> Candidate:
-    """The pair of a row of img2dataset's table, or of ours; `pictures` are the files and offsets of its keys."""
-    key, text = str(row["key"]), str(row.get("caption") or "")
+    """A row of img2dataset's table, or of ours, without its text; `pictures` are the files and offsets of its keys."""
+    key = str(row["key"])
     problem = status = None
     if row["status"] != SUCCESS:
         problem = str(row.get("error_message") or row["status"])
@@ -235,8 +247,8 @@ def _candidate(row: dict[str, Any], table: str, pictures: Mapping[str, tuple[str
     stated_sha256 = row.get("sha256")
     return Candidate(
         canonical_or_as_is(str(row["url"])) if row["url"] else _name(table.removesuffix(_TABLE), key),
-        text,
-        _text(row.get("text_source")) or ("caption" if text.strip() else None),
+        "",
+        _text(row.get("text_source")),
         _text(row.get("page_url")),
         problem,
         file,

@@ -120,7 +120,7 @@ def write_verdict(quality: Path, *, passed: bool, data: str = "0" * 64) -> Path:
     failure = None if passed else "expect_this: observed 1, expected 2"
     verdict = verdict_format.Verdict(passed=passed, failure=failure, data=data)
     verdict_format.write_verdict(verdict, quality)
-    report = verdict.model_dump() | {"expectations": [], "distributions": {}}
+    report = verdict.model_dump() | {"expectations": [], "distributions": {}, "bands": {}}
     (quality / "report.json").write_text(json.dumps(report))
     return quality
 

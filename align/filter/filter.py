@@ -201,6 +201,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
             say(f"filter: {row.num_first:8,} {row.reason}")
     if report.num_not_fetched:
         say(
-            f"filter: warning: {report.num_not_fetched:,} pair(s) pass every rule on texts by now, but `align ingest` "
+            f"filter: warning: {report.num_not_fetched:,} pair(s) pass every rule on texts, but `align ingest` "
             "did not fetch their pictures; run `align ingest --retry-failed`, `dvc commit --force ingest`, then this"
         )

@@ -70,7 +70,7 @@ def write_page(report: FilterReport, config: FilterConfig, examples: PairExample
     lead = f"{report.num_kept:,} of {report.num_pairs:,} pairs kept ({share:.1%})."
     if report.num_not_fetched:
         lead += (
-            f" {report.num_not_fetched:,} more pass every rule on texts by now, but align ingest did not fetch their "
+            f" {report.num_not_fetched:,} more pass every rule on texts, but align ingest did not fetch their "
             "pictures: run align ingest --retry-failed."
         )
     write_text(directory / "report.html", html.page("What the filter kept and dropped", lead, blocks))

@@ -4,7 +4,7 @@ Two steps, and after a kill the next run resumes both: the plan (`align.ingest.p
 then the shards (`align.ingest.fetching`), made by worker processes here or by ranges (`--shards 0-499`) on other
 machines that share the folder. A pair without a picture is a row with a status; nothing is left out. A picture from the
 web is not fetched if no text of it can pass the filter (`ingest.skip_hopeless`). `--retry-failed` tries again the
-pictures whose failure may be temporary, fetches those of which a text can pass by now, and no others.
+pictures whose failure may be temporary, fetches those of which a text can pass under the rules of today, and no others.
 
 Deviation from the paper: it starts from 1.8 billion pairs collected by others; how pages become pairs is our choice
 (see `align.ingest.sources.pages`).
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import shutil
 from contextlib import AbstractContextManager
-from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 
@@ -90,8 +89,8 @@ def ingest(
     stamps = [f"{file} {stamp}" for file, stamp in zip(source.inputs, files.stamps(source.inputs), strict=True)]
     entries = [[entry.kind, entry.value] for entry in opted_out.entries]
     images_from = "web" if config.source == "url_table" else config.images_from
-    cuts = None if images_from == "archive" else text_cuts  # or another cut would start the work again for nothing
-    key = key_of(provenance.digest(*_DECIDING), config, download, stamps, entries, cuts and astuple(cuts))
+    # The cuts are not in the key: another cut must not fetch finished shards again. The filter counts what it lacks.
+    key = key_of(provenance.digest(*_DECIDING), config, download, stamps, entries)
     shared = None if portion == ALL else open_work(resources.store, "ingest", key)
     with work_directory(raw, "ingest", key, portion, elsewhere=shared is not None) as work:
         pieces = Pieces(work, shared)
@@ -110,7 +109,7 @@ def ingest(
         max_pixels = config.max_image_pixels
         samples: Samples = "pairs" if config.pairs_as_samples else "images"
         pictures = Pictures(
-            images_from, max_pixels, download.resize_px, download.jpeg_quality, samples, opted_out, cuts
+            images_from, max_pixels, download.resize_px, download.jpeg_quality, samples, opted_out, text_cuts
         )
         asked = [name for name in plan.names if portion.shards is None or int(name) in portion.shards]
         done = partial(is_written, work) if shared is None else finished.__contains__
@@ -132,7 +131,7 @@ def retry_failed(
 ) -> IngestReport:
     """Tries again the pictures of data/raw whose failure may be temporary, and fetches those not fetched so far.
 
-    Of the latter those of which a text can pass `text_cuts` by now. Everything else stays as it is. Arguments and
+    Of the latter those of which a text can pass `text_cuts`. Everything else stays as it is. Arguments and
     errors as for `ingest`. If there is nothing to fetch, data/raw is not touched.
     """
     download = resources.download
@@ -142,12 +141,14 @@ def retry_failed(
     failed = [shard for shard in shards if counts[shard.name]]
     times = [shard.table.stat().st_mtime_ns for shard in shards]
     if failed:
-        key = key_of("retry", provenance.digest(*_DECIDING), times, download, text_cuts and astuple(text_cuts))
+        manifest = read_raw_manifest(raw)
+        samples = "images" if manifest is None else manifest.samples
+        entries = [[entry.kind, entry.value] for entry in opted_out.entries]
+        code = provenance.digest(*_DECIDING, "align.ingest.retry")
+        key = key_of("retry", code, times, download, entries, [max_pixels, samples])
         with work_directory(raw, None, key) as work:  # a folder of img2dataset stays one
             link_all(raw, work, except_shards=failed)
             say(f"ingest: retrying {sum(counts.values()):,} pairs of {len(failed):,} shards")
-            manifest = read_raw_manifest(raw)
-            samples = "images" if manifest is None else manifest.samples
             pictures = Pictures(
                 "archive_then_web", max_pixels, download.resize_px, download.jpeg_quality, samples, opted_out, text_cuts
             )
@@ -168,7 +169,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retry-failed",
         action="store_true",
-        help="only retry the pictures whose failure may be temporary, and fetch those that the filter can keep by now",
+        help="only retry pictures whose failure may be temporary, and fetch those that the filter can keep today",
     )
 
 
@@ -222,7 +223,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
             "(ingest.skip_hopeless)"
         )
     if args.retry_failed:
-        say("ingest: run `dvc commit ingest` to keep this data/raw; without it `dvc repro` fetches everything again")
+        say("ingest: `dvc commit --force ingest` keeps this data/raw; without it `dvc repro` fetches everything again")
     for what, number in not_read(report):
         say(f"ingest: warning: {what}: {number:,}")
     for what, number in read_as_stored(report):

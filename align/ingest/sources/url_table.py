@@ -57,7 +57,7 @@ class UrlTable:
         self._columns = config.columns
         self._allow_damaged = config.allow_damaged
         self._store = files
-        if listed != [location] and "*" not in location and not location.lower().endswith(_LISTS):
+        if listed != [location] and not location.lower().endswith(_LISTS):
             listed = [file for file in listed if not file.lower().endswith(_PLAIN_LISTS) or self._is_list(file)]
         if not listed:
             raise DataError(f"{location}: no table exists there, and no .txt that begins with addresses")
@@ -200,7 +200,7 @@ class UrlTable:
                 return names.index(column)
             if lowered.count(column.lower()) == 1:
                 return lowered.index(column.lower())
-            present = ", ".join(name[:_MAX_NAME] for name in names[:20])
+            present = ", ".join(name[:_MAX_NAME] for name in names[:20]) or "none"
             raise DataError(f"{file}: no column '{column}', it has {present}; set ingest.columns.{key} to one of these")
 
         page_url = self._columns.page_url

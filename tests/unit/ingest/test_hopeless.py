@@ -144,16 +144,21 @@ def test_ranges_make_the_bytes_of_the_whole(tmp_path: Path) -> None:
     assert files(parts / "raw") == files(tmp_path / "raw")
 
 
-def test_a_run_under_other_cuts_does_not_resume_the_first(tmp_path: Path) -> None:
+def test_another_cut_fetches_no_finished_shard_again(tmp_path: Path) -> None:
+    """Nor does it discard unfinished work: what the first cut left out the filter counts, and a retry fetches it."""
     with WebServer() as server:
         arguments = table_of(server, tmp_path, PAIRS)
-        assert main([*arguments, "--shards", "0"]) == 0
-        work = json.loads((tmp_path / ".raw.part/.work.json").read_text())["key"]
-        keys = {}
-        for cut in ("min_words=3", "min_words=2", "max_images_per_text=9"):
-            assert main([*arguments, "--set", f"filter.{cut}", "--shards", "0"]) == 0
-            keys[cut] = json.loads((tmp_path / ".raw.part/.work.json").read_text())["key"]
-    assert keys["min_words=3"] == keys["max_images_per_text=9"] == work != keys["min_words=2"]
+        assert main([*arguments, "--shards", "0-1"]) == 0
+        made = {path: path.stat() for path in (tmp_path / ".raw.part").glob("0000*")}
+        assert main([*arguments, "--set", "filter.min_words=2", "--shards", "0-1"]) == 0
+        assert len(made) == 6
+        assert {path: path.stat() for path in made} == made
+        assert main([*arguments, "--set", "filter.min_words=2"]) == 0
+        assert main([*arguments, "--set", "filter.min_words=2", "--retry-failed"]) == 0
+        resumed = outcomes(tmp_path)
+        (tmp_path / "at once").mkdir()
+        assert main([*table_of(server, tmp_path / "at once", PAIRS), "--set", "filter.min_words=2"]) == 0
+    assert resumed == outcomes(tmp_path / "at once")
 
 
 def test_what_comes_from_the_source_itself_is_never_left_out(tmp_path: Path) -> None:

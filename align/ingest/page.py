@@ -71,7 +71,7 @@ def _records(report: IngestReport) -> list[str]:
     if not num_records:
         return []
     rows = [(OUTCOMES[name], number, number / num_records) for name, number in report.outcomes.items()]
-    lead = f"{num_records:,} records hold a response; {report.num_other_records:,} others, such as requests, do not."
+    lead = f"Records of responses: {num_records:,}. Other records, such as requests: {report.num_other_records:,}."
     blocks = [
         html.heading("Records of the archive"),
         html.paragraph(lead),

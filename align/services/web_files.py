@@ -14,7 +14,7 @@ import re
 import socket
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urljoin
 
 import pycurl
@@ -36,6 +36,7 @@ _BACKOFF_S, _LONGEST_WAIT_S = 0.5, 60.0
 #: Characters of a server's or a library's words in our messages.
 _SHOWN = 100
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_STATUS = re.compile(rb"HTTP/\d(?:\.\d)? ([1-9]\d\d)\s")
 _NO_RANGE = re.compile(r"bytes \*/(\d{1,18})")
 
 
@@ -179,6 +180,7 @@ class _Connection:
         self._socket: socket.socket | None = None
         self._status, self._max_bytes, self._num_bytes = 0, 0, 0
         self._headers: dict[str, str] = {}
+        self._next: Literal["status", "header", "body"] = "status"
         self._parts: list[bytes] = []
         self._curl: Any = pycurl.Curl()
         for option, value in {
@@ -201,7 +203,7 @@ class _Connection:
     def request(self, url: str, offset: int, size: int) -> _Answer | Failure:
         """The answer to one request for a range; a redirect is not followed. `url` is in normal form."""
         self._status, self._max_bytes, self._num_bytes, self._refused = 0, size, 0, None
-        self._headers, self._parts = {}, []
+        self._headers, self._parts, self._next = {}, [], "status"
         self._curl.setopt(pycurl.URL, url)
         self._curl.setopt(pycurl.RANGE, f"{offset}-{offset + size - 1}")
         try:
@@ -216,6 +218,8 @@ class _Connection:
                 self._socket = None
         if self._num_bytes > size:
             return Failure(f"more than the {size:,} bytes that were asked for")
+        if not self._status:
+            return Failure("not an answer of HTTP: its first line has no status")
         return _Answer(self._status, self._headers, b"".join(self._parts))
 
     def _failure(self, code: int, message: str) -> Failure:
@@ -245,16 +249,19 @@ class _Connection:
         return self._socket  # pycurl takes a duplicate after this call
 
     def _header(self, line: bytes) -> None:
-        if line.startswith(b"HTTP/"):
-            self._headers, self._status = {}, int(line.split(None, 2)[1])
-            return
-        name, _, value = line.decode("utf-8", "replace").partition(":")
-        self._headers[name.strip().lower()] = value.strip()
+        if self._next == "status":
+            found = _STATUS.match(line)
+            self._headers, self._status, self._next = {}, int(found[1]) if found else 0, "header"
+        elif self._next == "header" and line.strip():
+            name, _, value = line.decode("utf-8", "replace").partition(":")
+            self._headers[name.strip().lower()] = value.strip()
+        elif self._next == "header":  # after 1xx comes another answer; else what follows the body says nothing about it
+            self._next = "status" if 100 <= self._status < 200 else "body"
 
     def _body(self, chunk: bytes) -> int | None:
         if self._status != 206:
             length = self._headers.get("content-length", "")
-            return None if length.isdigit() and int(length[:18]) <= _DRAINED_BYTES else 0
+            return None if length.isdecimal() and int(length[:18]) <= _DRAINED_BYTES else 0
         self._num_bytes += len(chunk)
         if self._num_bytes > self._max_bytes:
             return 0

@@ -31,6 +31,7 @@ from tests.support.warc_records import response as archived
 from tests.support.web_server import WebServer, delayed, endless_headers, redirect, response, silent, slow_loris
 
 MIB = 1 << 20
+ONE_BYTE = "Content-Range: bytes 0-0/5\nContent-Length: 1"
 SAMPLE = ROOT / "data/sample/archive.warc.gz"
 
 
@@ -166,6 +167,41 @@ def test_a_server_that_wastes_time_is_given_up(server: WebServer, tmp_path: Path
     with pytest.raises(ServiceError, match=reason):
         files(tmp_path, timeout_s=1.0).open(server.url("/x"))
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("lines", "body", "reason"),
+    [
+        ("HTTP/1.1 206 P\nHTTP/x: y\n" + ONE_BYTE, b"a", None),
+        ("HTTP/1.1 206 P\nHTTP/1.1 404: y\n" + ONE_BYTE, b"a", None),
+        ("HTTP/1.1 103 E\nContent-Range: bytes 0-0/9\n\nHTTP/1.1 206\n" + ONE_BYTE, b"a", None),
+        ("HTTP/1.1 206x P\n" + ONE_BYTE, b"a", "not an answer of HTTP"),
+        ("HTTP/1.1 404 P\nContent-Length : \u00b2", b"ab", "the server has no such file"),
+        (
+            "HTTP/1.1 206 P\nContent-Range: bytes 0-0/5\nTransfer-Encoding: chunked",
+            b"1\r\na\r\n0\r\nContent-Range: bytes 0-0/999\r\nHTTP/1.1 404 : z\r\nHTTP/1: z\r\n\r\n",
+            None,
+        ),
+    ],
+    ids=[
+        "a header like a status",
+        "a header that is a status",
+        "early hints",
+        "a broken status",
+        "a length",
+        "trailers",
+    ],
+)
+def test_odd_headers_are_headers_or_one_line(
+    server: WebServer, tmp_path: Path, capfd: pytest.CaptureFixture[str], lines: str, body: bytes, reason: str | None
+) -> None:
+    server.routes["/x"] = f"{lines}\n\n".replace("\n", "\r\n").encode() + body
+    if reason is None:
+        assert files(tmp_path, timeout_s=5.0).stamp(server.url("/x")) == "5 "
+    else:
+        with pytest.raises(DataError, match=f"/x: .*{reason}"):
+            files(tmp_path).stamp(server.url("/x"))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_range_that_drips_is_given_up(server: WebServer, tmp_path: Path) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import re
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import IO, BinaryIO, cast
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from align.errors import DataError
 from align.web.addresses import target_of
 
 _LISTS = (".txt", ".paths", ".txt.gz", ".paths.gz")
-#: Of a list, as stored and as unpacked: more than half a million lines of Common Crawl.
-_MAX_BYTES = 64 << 20
+#: Of a list, as stored and as unpacked. A crawl of Common Crawl has some 90,000 lines of 140 bytes.
+_MAX_BYTES, _MAX_LINES = 64 << 20, 1_000_000
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _WEB = ("https", "http")
 #: Lines that an error names, and the characters of each.
@@ -43,22 +45,45 @@ def lines_of(stream: BinaryIO, location: str) -> list[str]:
     """The lines of a list, without those that are empty or begin with `#`.
 
     Raises:
-        DataError: it is too large, damaged, or not UTF-8.
+        DataError: it has too many bytes or lines, is damaged, or not UTF-8.
     """
-    too_large = DataError(f"{location}: a list of more than {_MAX_BYTES >> 20} MiB; divide it")
     if stream.seek(0, io.SEEK_END) > _MAX_BYTES:
-        raise too_large
+        raise _too_large(location)
     stream.seek(0)
     packed = location.lower().endswith(".gz")
-    try:
-        data = (cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if packed else stream).read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise too_large
-        text = data.decode("utf-8-sig")
+    bounded = _Bounded(cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if packed else stream, location)
+    lines: list[str] = []
+    try:  # str.splitlines knows other ends of lines, too
+        for number, line in enumerate(io.TextIOWrapper(io.BufferedReader(bounded, 1 << 16), encoding="utf-8-sig")):
+            if number == _MAX_LINES:
+                raise DataError(f"{location}: a list of more than {_MAX_LINES:,} lines; divide it")
+            if (stripped := line.strip()) and not stripped.startswith("#"):
+                lines.append(stripped)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{location}: not a list of locations, one per line ({error})") from None
-    lines = (line.strip() for line in io.StringIO(text, newline=None))  # str.splitlines knows other ends of lines, too
-    return [line for line in lines if line and not line.startswith("#")]
+    return lines
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that ends in a DataError after _MAX_BYTES."""
+
+    def __init__(self, stream: IO[bytes], location: str) -> None:
+        self._stream, self._location, self._num_bytes = stream, location, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        self._num_bytes += len(data)
+        if self._num_bytes > _MAX_BYTES:
+            raise _too_large(self._location)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _too_large(location: str) -> DataError:
+    return DataError(f"{location}: a list of more than {_MAX_BYTES >> 20} MiB; divide it")
 
 
 def absolute(line: str, location: str, root: str | None) -> str:
@@ -70,13 +95,19 @@ def absolute(line: str, location: str, root: str | None) -> str:
         root: what relative lines begin with; None: the folder of the list.
 
     Raises:
-        UnusableLocationError: the line leads out of the root, or from a server to this machine.
+        UnusableLocationError: the line leads out of the root, from a server to this machine, or from the web to S3.
     """
     if _SCHEME.match(line):
+        if line.startswith("s3://") and is_web(location) and not _is_below(line, root):  # read with our credentials
+            raise UnusableLocationError("a list on the web names s3:// only below an ingest.paths_root on s3://")
         return line
     if line.startswith("/"):
         if _SCHEME.match(location):
             raise UnusableLocationError("a list on a server cannot name files of this machine")
+        if root is not None and not _is_below(
+            line, root if _SCHEME.match(root) else os.path.normpath(Path.cwd() / root)
+        ):
+            raise UnusableLocationError("an absolute path outside ingest.paths_root")
         return line
     if root is not None:
         if ".." in line.split("/"):
@@ -84,6 +115,10 @@ def absolute(line: str, location: str, root: str | None) -> str:
         return f"{root.rstrip('/')}/{line}"
     head, slash, _ = location.rpartition("/")
     return f"{head or slash or '.'}/{line}"
+
+
+def _is_below(line: str, root: str | None) -> bool:
+    return root is not None and line.startswith(f"{root.rstrip('/')}/") and ".." not in line.split("/")
 
 
 def require_usable(location: str) -> None:
@@ -112,6 +147,17 @@ def require_usable(location: str) -> None:
         raise UnusableLocationError("a web server lists no files; name each, for example in a .paths list")
 
 
+def shown(location: str, base: str = "") -> str:
+    """A location for a message, without what follows `?`: an address that someone signed is a password.
+
+    Args:
+        location: a path (shown as it is) or an address.
+        base: what a relative location begins with.
+    """
+    head, mark, _ = location.partition("?")
+    return f"{head}?..." if mark and "://" in base + head else location
+
+
 class Unusable:
     """The lines of a list that cannot be used, by reason."""
 
@@ -127,7 +173,7 @@ class Unusable:
         count = sum(map(len, self._lines.values()))
         if not count:
             return
-        reasons = "; ".join(f"{reason}: {_shown(lines)}" for reason, lines in self._lines.items())
+        reasons = "; ".join(f"{reason}: {_named(lines, root or location)}" for reason, lines in self._lines.items())
         text = f"{location}: {count:,} of its {num_lines:,} lines cannot be used. {reasons}"
         missing = self._lines.get(MISSING, [])
         if root is None and any(not line.startswith("/") and not _SCHEME.match(line) for line in missing):
@@ -135,6 +181,6 @@ class Unusable:
         raise DataError(f"{text}. Correct or remove these lines")
 
 
-def _shown(lines: Sequence[str]) -> str:
+def _named(lines: Sequence[str], base: str) -> str:
     more = f" and {len(lines) - _NAMED:,} more" if len(lines) > _NAMED else ""
-    return ", ".join(line[:_SHOWN] for line in lines[:_NAMED]) + more
+    return ", ".join(shown(line, base)[:_SHOWN] for line in lines[:_NAMED]) + more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_every_line_that_cannot_be_used_is_named_with_its_reason(tmp_path: Path)
         "hf:// is not supported", "ftp:// is not supported",
         "a list in a list is not read: more.paths",
         "a web server lists no files; name each, for example in a .paths list: https://h/dir/, https://h/*.warc",
-        "an address with ? or # has no file name; copy the file to a folder or s3://: https://h/x.warc?sig=1",
+        "an address with ? or # has no file name; copy the file to a folder or s3://: https://h/x.warc?...",
         "logins in addresses are not supported: https://h/x.warc",
         "not an address", "https://h:x/", "cannot be looked up (File name too long): aaaa", "x/**y",
         "set ingest.paths_root",
@@ -95,6 +96,66 @@ def test_a_list_is_bounded_as_stored_and_as_unpacked(tmp_path: Path) -> None:
         open_files(config(tmp_path)).list(f"{tmp_path}/y.paths.gz", ())
 
 
+def test_a_list_has_at_most_a_million_lines_and_is_read_as_a_stream() -> None:
+    """A few hundred kilobytes of gzip may hold 22 million lines."""
+    packed = io.BytesIO(gzip.compress(b"ab\n" * (21 << 20), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"x\.paths\.gz: a list of more than 1,000,000 lines; divide it"):
+            file_lists.lines_of(packed, "x.paths.gz")
+        assert tracemalloc.get_traced_memory()[1] < 128 << 20
+    finally:
+        tracemalloc.stop()
+    for lines in (b"a\n" * 1_000_000, b"a\r" * 999_999 + b"#"):
+        assert len(file_lists.lines_of(io.BytesIO(lines), "x.paths")) >= 999_999
+    with pytest.raises(DataError, match="more than 1,000,000 lines"):
+        file_lists.lines_of(io.BytesIO(b"\n" * 1_000_001), "x.paths")
+
+
+@pytest.mark.parametrize("scheme", ["https", "HTTPS", "gs", "s3"])
+def test_what_follows_the_question_mark_of_an_address_is_not_shown(tmp_path: Path, scheme: str) -> None:
+    """An address that someone signed is a password."""
+    signed = f"{scheme}://h/x.warc?X-Amz-Signature=secret"
+    error = error_of(tmp_path, f"{signed}\nnone.warc?sig=secret\ngs://b/y?sig=secret\n", "https://data.test/")
+    assert f"{scheme}://h/x.warc?..." in error or scheme == "s3"
+    assert "none.warc?..." in error
+    assert "secret" not in error
+    if scheme != "s3":
+        with pytest.raises(DataError) as raised:
+            open_files(config(tmp_path), download()).list(signed, (".warc",))
+        assert str(raised.value).startswith(f"{scheme}://h/x.warc?...: ")
+        assert "secret" not in str(raised.value)
+    assert "what?.warc" in error_of(tmp_path, "what?.warc\n")  # a name of a file here
+    with pytest.raises(DataError, match=r"what\?\.warc: no file"):
+        open_files(config(tmp_path)).list(f"{tmp_path}/what?.warc", (".warc",))
+
+
+def test_a_list_from_the_web_chooses_no_bucket() -> None:
+    """They would be read with the credentials of whoever runs this."""
+    web = "https://h.test/x.paths"
+    for root in (None, "https://h.test/", "/data", "s3://mine", "s3://mine/part"):
+        for line in ("s3://victim/**", "s3://mine-too/x", "s3://mine/party/x", "s3://mine/part/../x", "s3://mine"):
+            if (root, line) == ("s3://mine", "s3://mine/party/x"):
+                assert file_lists.absolute(line, web, root) == line
+            else:
+                with pytest.raises(file_lists.UnusableLocationError, match=r"paths_root"):
+                    file_lists.absolute(line, web, root)
+    assert file_lists.absolute("s3://mine/part/x", web, "s3://mine/part/") == "s3://mine/part/x"
+    assert file_lists.absolute("s3://any/x", "s3://mine/x.paths", None) == "s3://any/x"
+    assert file_lists.absolute("https://other.test/x", web, "s3://mine") == "https://other.test/x"
+
+
+def test_with_a_root_a_list_names_no_local_file_outside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for root in (f"{tmp_path}/root", "root", "root/", "https://h.test/", "s3://b"):
+        for line in ("/etc/passwd", f"{tmp_path}/rooted/x", f"{tmp_path}/root/../x", f"{tmp_path}/*/x"):
+            with pytest.raises(file_lists.UnusableLocationError, match=r"outside ingest\.paths_root"):
+                file_lists.absolute(line, "x.paths", root)
+    for root in (f"{tmp_path}/root", "root"):
+        assert file_lists.absolute(f"{tmp_path}/root/x", "x.paths", root) == f"{tmp_path}/root/x"
+    assert file_lists.absolute("/etc/passwd", "x.paths", None) == "/etc/passwd"
+
+
 @given(st.binary(), st.booleans())
 def test_any_bytes_give_lines_that_can_be_used_or_are_named(data: bytes, packed: bool) -> None:
     name = "https://h/x.paths.gz" if packed else "x.paths"
@@ -107,10 +168,12 @@ def test_any_bytes_give_lines_that_can_be_used_or_are_named(data: bytes, packed:
 
 def test_relative_lines_begin_at_the_root_that_is_given(tmp_path: Path) -> None:
     touch(tmp_path, "crawl/a.warc", "here.warc")
-    lines = f"crawl/a.warc\n{tmp_path}/here.warc\ns3://b/c.warc\n"
+    lines = "crawl/a.warc\ns3://b/c.warc\n"
     for begin in ("https://h.test/x", "https://h.test/x/", "s3://commoncrawl", "s3://commoncrawl/"):
         found = listed(tmp_path, lines, begin)
-        assert sorted(found) == sorted([f"{begin.rstrip('/')}/crawl/a.warc", f"{tmp_path}/here.warc", "s3://b/c.warc"])
+        assert sorted(found) == sorted([f"{begin.rstrip('/')}/crawl/a.warc", "s3://b/c.warc"])
+    here = f"{tmp_path}/here.warc"
+    assert listed(tmp_path, here, str(tmp_path)) == [here]
     (tmp_path / "lists").mkdir()
     assert f"{tmp_path}/crawl/a.warc" in listed(tmp_path, "crawl/a.warc", str(tmp_path), "lists/x.paths")
     error = error_of(tmp_path, "../secret.warc\nb/../../c.warc\n", f"{tmp_path}/lists")

@@ -36,7 +36,9 @@ class Files(Protocol):
         ...
 
     def stamp(self, uri: str) -> str:
-        """A text that changes when the file does: size and time, or ETag. Raises as `list`."""
+        """A text that changes when the file does: size and time, or ETag; of a folder (ends in `/`, local or s3://)
+        when any file in it does. Raises as `list`.
+        """
         ...
 
     def stamps(self, uris: Sequence[str]) -> Sequence[str]:

@@ -243,9 +243,14 @@ def write_if(config: StoreConfig, uri: str, data: bytes, etag: str | None) -> st
 
 def list_objects(config: StoreConfig, bucket: str, prefix: str) -> Iterator[str]:
     """Keys of all objects under a prefix, in order. Raises as `explained`."""
+    return (key for key, _ in list_stats(config, bucket, prefix))
+
+
+def list_stats(config: StoreConfig, bucket: str, prefix: str) -> Iterator[tuple[str, Stat]]:
+    """As `list_objects`, each with its size and ETag, which the server lists, too."""
     with explained(f"s3://{bucket}/{prefix}"):
         for page in client(config).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            yield from (item["Key"] for item in page.get("Contents", []))
+            yield from ((item["Key"], Stat(item["Size"], item["ETag"])) for item in page.get("Contents", []))
 
 
 def upload(config: StoreConfig, path: Path, uri: str) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from align.processes import in_threads
 from align.services import file_lists
 from align.services.file_lists import MISSING, Unusable, UnusableLocationError, is_web
 from align.services.range_stream import range_stream
-from align.services.store_client import Stat, is_s3, list_objects, read_range, split_uri, stat
+from align.services.store_client import Stat, is_s3, list_objects, list_stats, read_range, split_uri, stat
 from align.services.web_files import WebFiles
 
 #: Files that cannot be read are named so often; then no further ones are looked for.
@@ -58,10 +59,10 @@ class StoreFiles:
                 return sorted(self._listed(location, ending, root))
             files = set(_expand(self.config, location, ending))
         except UnusableLocationError as error:
-            raise DataError(f"{location}: {error}") from None
+            raise DataError(f"{file_lists.shown(location)}: {error}") from None
         if not files:
             what = f"no file that ends in {', '.join(ending)}" if ending else "no file"
-            raise DataError(f"{location}: {what} exists there; check the path")
+            raise DataError(f"{file_lists.shown(location)}: {what} exists there; check the path")
         return sorted(files)
 
     def _listed(self, location: str, ending: tuple[str, ...], root: str | None) -> set[str]:
@@ -108,15 +109,33 @@ class StoreFiles:
             return file.read(size)
 
     def stamp(self, uri: str) -> str:
-        """A text that changes when the file does: its size and time, or its ETag. Raises as `list`."""
-        if _is_remote(uri):
-            status = self._stat(uri)
-            return f"{status.num_bytes} {status.etag}"
+        """A text that changes when the file does: its size and time, or its ETag. Raises as `list`.
+
+        Of a folder (`uri` ends in `/`): when the names, sizes, times or ETags of the files in it change. A folder that
+        does not exist is empty, as in S3.
+        """
         try:
-            local = Path(uri).stat()
+            if uri.endswith("/") and not is_web(uri):
+                digest = hashlib.sha256()
+                for each in self._stamps_in(uri):
+                    digest.update(f"{each}\n".encode("utf-8", "surrogateescape"))
+                return digest.hexdigest()
+            if _is_remote(uri):
+                status = self._stat(uri)
+                return f"{status.num_bytes} {status.etag}"
+            return _stamp_of(Path(uri))
         except OSError as error:
             raise DataError(f"{uri}: cannot be read ({error.strerror}); check the path") from None
-        return f"{local.st_size} {local.st_mtime_ns}"
+
+    def _stamps_in(self, folder: str) -> Iterator[str]:
+        if is_s3(folder):
+            bucket, prefix = split_uri(folder)
+            for key, status in list_stats(self.config, bucket, prefix):
+                yield f"{key} {status.num_bytes} {status.etag}"
+            return
+        for file in sorted(Path(folder).rglob("*")):
+            if file.is_file():
+                yield f"{file} {_stamp_of(file)}"
 
     def stamps(self, uris: Sequence[str]) -> Sequence[str]:
         """`stamp` of each, with `store.num_connections` requests at a time; names the first ten without one."""
@@ -161,6 +180,11 @@ class StoreFiles:
         if self.download is None:
             raise DataError(f"{uri}: only `align ingest` reads from web servers; give a path or s3://...")
         return WebFiles(self.config, self.download)
+
+
+def _stamp_of(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _is_remote(uri: str) -> bool:

@@ -84,6 +84,20 @@ def test_objects_are_listed_as_files_are(server: S3Server, tmp_path: Path) -> No
         files.open("s3://listed/none")
 
 
+def test_a_stamp_of_a_folder_changes_with_each_object_in_it(server: S3Server, tmp_path: Path) -> None:
+    bucket = server.make_bucket("stamped")
+    files = open_files(config(tmp_path))
+    empty = files.stamp("s3://stamped/00000/")
+    seen = {empty}
+    for key, data in (("00000/0.jpg", b"one"), ("00000/1.jpg", b"one"), ("00000/1.jpg", b"two")):
+        put_object(server, bucket, key, data)
+        seen.add(files.stamp("s3://stamped/00000/"))
+    assert len(seen) == 4
+    put_object(server, bucket, "000001/0.jpg", b"elsewhere")
+    assert files.stamps(["s3://stamped/00000/", "s3://stamped/none/"])[1] == empty
+    assert files.stamp("s3://stamped/00000/") in seen
+
+
 def test_a_stream_reads_and_seeks_as_a_file_does(server: S3Server, tmp_path: Path) -> None:
     bucket, data = server.make_bucket("stream"), noise(21 * MIB + 7)
     put_object(server, bucket, "x", data)

@@ -107,7 +107,7 @@ def find_table(file: str, opening: Opening) -> JsonTable | None:
     with as_text(opening) as text:
         first = next((line for line in lines_of(text) if line is None or line.strip()), "")
     if first is not None:
-        row = _object(first)
+        row = object_of(first)
         if not first.lstrip().startswith("{") or row == {} or (row and any(map(_is_plain, row.values()))):
             return None
     with as_text(opening) as text:
@@ -164,16 +164,17 @@ def rows_of(file: str, stream: IO[bytes]) -> Iterator[Row | None]:
             return
         lines = lines_of(text)
         rest = "" if start.endswith("\n") else next(lines, "")
-        first = None if rest is None else _object(start + rest)
+        first = None if rest is None else object_of(start + rest)
         if first is None and rest is not None and start[0] == "{":
             raise DataError(f"{file}: neither an array of objects nor one object per line; {_AS_LINES}")
         yield first
-        yield from (None if line is None else _object(line) for line in lines if line is None or line.strip())
+        yield from (None if line is None else object_of(line) for line in lines if line is None or line.strip())
 
 
-def _object(line: str) -> Row | None:
+def object_of(data: str | bytes) -> Row | None:
+    """The parsed object; None where this is not a JSON object."""
     try:
-        value = json.loads(line)
+        value = json.loads(data)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

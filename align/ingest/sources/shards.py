@@ -13,7 +13,7 @@ skipped, counted and named; the rest of the tar is read.
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
+from align.console import say
 from align.errors import DataError
 from align.formats.img2dataset import IMAGE_EXTENSIONS, image_key, refused, stated_size, without_tar
 from align.formats.parquet import ForeignTable
@@ -28,6 +29,7 @@ from align.formats.raw import FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.formats.tar_members import DamagedTar, Member, member_at, read_members
 from align.ingest.limits import read_at_most, too_large
 from align.ingest.sources.candidates import Candidate
+from align.ingest.sources.json_tables import object_of
 from align.ingest.sources.reading import Batches, OpenFiles, is_file, is_within, parent, skip
 from align.ingest.sources.texts import texts_of
 from align.pairs.urls import canonical_or_as_is
@@ -44,6 +46,10 @@ _COLUMNS = (
 )  # fmt: skip
 _SHA256_CHARACTERS = 64
 _MAX_TEXT_BYTES = 1 << 20
+#: The name of a shard of img2dataset ends in its number.
+_NUMBERED = re.compile(r"\d{5}$")
+#: Tables that are left out are named so often; then they are only counted.
+_NAMED = 10
 
 
 class Shards:
@@ -57,15 +63,38 @@ class Shards:
         tables |= {table for tar in tars if (table := _table_of(tar)) not in tables and is_file(files, table)}
         beside = {_table_of(tar) for tar in tars} & tables
         folders = {parent(table) for table in beside}
+        self._store = files
         # A table alone is one of a folder of pictures, or its tar is missing. Elsewhere it may be anything.
-        alone = [table for table in tables - beside if not tars or parent(table) in folders]
+        alone = {
+            table for table in tables - beside if not tars or parent(table) in folders or self._is_of_img2dataset(table)
+        }
+        if left_out := sorted(tables - beside - alone):
+            more = f" and {len(left_out) - _NAMED:,} more" if len(left_out) > _NAMED else ""
+            say(
+                f"ingest: {location}: {len(left_out):,} tables left out: they have no tar, nor are they img2dataset's: "
+                f"{', '.join(left_out[:_NAMED])}{more}"
+            )
         self.files = sorted([*tars, *alone])
-        self.inputs = sorted([*self.files, *beside])
+        # of a table alone the folder of its pictures; web servers list none
+        pictures = [_folder_of(table) for table in alone if not table.startswith(("https:", "http:"))]
+        self.inputs = sorted([*self.files, *beside, *pictures])
         self._tables = beside
         self._allow_damaged = config.allow_damaged
         self._max_bytes = config.max_record_bytes
-        self._store = files
         self._open = OpenFiles(files)
+
+    def _is_of_img2dataset(self, table: str) -> bool:
+        """Whether a table that has no tar beside it is img2dataset's all the same, by its files or its columns."""
+        stem = table.removesuffix(_TABLE)
+        if is_file(self._store, stem + _STATISTICS) or self._in_folder(table):
+            return True
+        if _NUMBERED.search(stem) is None:
+            return False
+        try:
+            with self._store.open(table) as stream:
+                return {"url", "key", "status"} <= set(ForeignTable(stream, table).schema.names)
+        except (pa.ArrowException, OSError):
+            return True  # damaged: `scan` says so
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
         """See `Source`.
@@ -89,9 +118,7 @@ class Shards:
     def _in_folder(self, table: str) -> dict[str, tuple[str, None]]:
         """The pictures of the folder NNNNN beside NNNNN.parquet, by key."""
         try:
-            files = self._store.list(
-                f"{table.removesuffix(_TABLE)}/", [f".{extension}" for extension in sorted(IMAGE_EXTENSIONS)]
-            )
+            files = self._store.list(_folder_of(table), [f".{extension}" for extension in sorted(IMAGE_EXTENSIONS)])
         except DataError:
             return {}
         return {key: (file, None) for file in files if (key := image_key(file)) and is_within(parent(table), file)}
@@ -221,7 +248,7 @@ class _Sample:
         """The address, if the JSON has one; the texts, each with the extension or key it is from; why the texts cannot
         be read, or None.
         """
-        values = _json_object(self.texts.get("json", b"{}"))
+        values = object_of(self.texts.get("json", b"")) or {}
         url = next((values[key] for key in _URL_KEYS if isinstance(values.get(key), str) and values[key]), None)
         listed = next((values[key] for key in TEXT_KEYS if isinstance(values.get(key), list) and values[key]), None)
         if listed is not None:  # all texts of a picture; its .txt repeats one of these
@@ -278,17 +305,12 @@ def _table_of(tar: str) -> str:
     return tar.removesuffix(_TAR) + _TABLE
 
 
+def _folder_of(table: str) -> str:
+    return table.removesuffix(_TABLE) + "/"
+
+
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
-
-
-def _json_object(data: bytes) -> dict[str, Any]:
-    """The parsed object; empty where the bytes are not a JSON object."""
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from align.console import say
-from align.errors import ServiceError
+from align.errors import AlignError
 from align.protocols.store import ConditionalObjects, StoredObject
 
 #: Servers tell times in whole seconds: the age of an object may seem this much too high.
@@ -42,11 +42,19 @@ class Lease:
         self._etag: str | None = None
 
     def acquire(self) -> bool:
-        """Takes the lease if it is free, or was not renewed in time. Raises ServiceError, as the others do."""
+        """Takes the lease if it is free, or was not renewed in time.
+
+        Raises:
+            ServiceError, DataError: as `ConditionalObjects`; all methods do, and a later call may succeed.
+        """
         found = self._objects.read(self._name)
         if found is not None and found.data != _FREE and found.age_s <= self._timeout_s + _RESOLUTION_S:
             return False
         return self._write(found)
+
+    def use(self, objects: ConditionalObjects) -> None:
+        """Reaches the store by another way from now on."""
+        self._objects = objects
 
     def renew(self) -> bool:
         """Begins the time anew; False where another holder has taken the lease over."""
@@ -61,29 +69,35 @@ class Lease:
     def _write(self, old: StoredObject | None) -> bool:
         self._number += 1  # no two contents are equal, so each has an ETag of its own
         data = json.dumps({"holder": self._holder, "number": self._number}).encode()
-        self._etag = self._objects.write(self._name, data, old.etag if old else None)
-        if self._etag is None:  # refused; or done, and the answer was lost and the request repeated
+        etag = self._objects.write(self._name, data, old.etag if old else None)
+        if etag is None:  # refused; or done, and the answer was lost and the request repeated
             found = self._objects.read(self._name)
-            self._etag = found.etag if found is not None and self._holder.encode() in found.data else None
-        return self._etag is not None
+            etag = found.etag if found is not None and self._holder.encode() in found.data else None
+        self._etag = etag  # only now: where the read fails, the lease may still be this holder's
+        return etag is not None
 
 
 @contextmanager
-def leased(objects: ConditionalObjects, name: str, timeout_s: float) -> Iterator[bool]:
+def leased(
+    objects: ConditionalObjects, name: str, timeout_s: float, renewed_by: ConditionalObjects | None = None
+) -> Iterator[bool]:
     """Yields whether this process has the lease; if so, a thread renews it until the block ends, which frees it.
 
     Args:
         objects: the store.
         name: of the lease's object.
         timeout_s: a lease that was not renewed for this long may be taken over.
+        renewed_by: the same store for renewals, which must end long before the lease does; None: `objects`.
 
     Raises:
-        ServiceError: the server is unavailable when the block begins. Later failures cost the lease, not the work.
+        ServiceError, DataError: the server is unavailable, or refuses, when the block begins. Later failures cost the
+            lease, not the work.
     """
     lease = Lease(objects, name, timeout_s)
     if not lease.acquire():
         yield False
         return
+    lease.use(renewed_by or objects)
     done = threading.Event()
     thread = threading.Thread(target=_renew, args=(lease, name, timeout_s, done), daemon=True)
     thread.start()
@@ -92,13 +106,13 @@ def leased(objects: ConditionalObjects, name: str, timeout_s: float) -> Iterator
     finally:
         done.set()
         thread.join()
-        with suppress(ServiceError):  # then it ends by itself
+        with suppress(AlignError):  # then it ends by itself
             lease.release()
 
 
 def _renew(lease: Lease, name: str, timeout_s: float, done: threading.Event) -> None:
     while not done.wait(timeout_s / 3):
-        with suppress(ServiceError):  # the server may be back before the lease ends
+        with suppress(AlignError):  # the server may be back, or the credentials new, before the lease ends
             if not lease.renew():
                 say(f"{name}: another machine has taken this work over; the result of the first to finish counts")
                 return

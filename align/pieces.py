@@ -80,7 +80,8 @@ class Pieces:
             may_make: otherwise a piece that is missing is an error.
 
         Raises:
-            DataError: the piece is missing and may not be made.
+            DataError: the piece is missing and may not be made, what another machine stored is incomplete, or the
+                credentials are refused.
             CorruptError: what another machine stored is damaged.
             ServiceError: the server is unavailable.
         """
@@ -94,7 +95,7 @@ class Pieces:
                 return Outcome(True, make())
             said = False
             while True:
-                if self.shared.fetch(piece.name, self.folder) if bring else self.shared.has(piece.name):
+                if self.shared.fetch(piece.name, self.folder, piece.last) if bring else self.shared.has(piece.name):
                     return Outcome(True)
                 if not may_make:
                     raise DataError(

@@ -110,11 +110,12 @@ def work_directory(
         made_by: the stage, for the mark; None where the block takes over what is at `path`, with or without a mark.
         key: `key_of` what decides the bytes.
         portion: of the work.
-        elsewhere: the ranges worked on other machines, so `--finish` may begin with an empty folder here.
+        elsewhere: the ranges worked on other machines, so `--finish` may begin where there is no work folder here.
 
     Raises:
         LockedError: another run works there; ranges may share it, if they have the same key.
-        DataError: `--finish`, and no range has worked there under this key; or `path` may not be replaced.
+        DataError: `--finish`, and no range has worked there under this key, or with `elsewhere`: ranges have worked
+            there under another key; or `path` may not be replaced.
     """
     path = Path(path)
     require_replaceable(path, made_by)
@@ -123,7 +124,7 @@ def work_directory(
     with ExitStack() as locks:
         if portion.shards is None:
             locks.enter_context(_locked(path))
-            _prepare(path, folder, key, finish=portion.finish and not elsewhere)
+            _prepare(path, folder, key, finish=portion.finish, elsewhere=elsewhere)
         else:
             locks.enter_context(_shared(path, folder, key))
         yield folder
@@ -134,13 +135,13 @@ def work_directory(
             file.unlink(missing_ok=True)
         if made_by is not None:
             mark(folder, made_by)
-        fsync_all(folder)  # it takes long where there is much, so the key stays until then
+        fsync_all(folder)
         require_replaceable(path, made_by)
-        (folder / _KEY_FILE).unlink()
-        fsync(folder)
         swap(folder, path)
         if folder.exists():
             _discard(folder, path)
+        (path / _KEY_FILE).unlink()  # last: with the key in it, the next run takes back what a kill left at `path`
+        fsync(path)
 
 
 def _has_key(folder: Path, key: str) -> bool:
@@ -150,19 +151,32 @@ def _has_key(folder: Path, key: str) -> bool:
 def _key_in(folder: Path) -> str | None:
     try:
         return str(json.loads((folder / _KEY_FILE).read_bytes())["key"])
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-def _prepare(path: Path, folder: Path, key: str, *, finish: bool = False) -> None:
+def _prepare(path: Path, folder: Path, key: str, *, finish: bool = False, elsewhere: bool = False) -> None:
     """Makes the work folder unless it is there with this key. Only a process that no other works beside may call it."""
     clear_leftovers(path)
+    clear_leftovers(folder)  # of a `swap` below
     if _has_key(folder, key):
         return
-    if finish:
+    if _key_in(path) is not None:  # a run was killed after it had put its folder at `path`
+        if _has_key(path, key) and _key_in(folder) is None:
+            swap(path, folder)
+            return
+        (path / _KEY_FILE).unlink()
+    if finish and not elsewhere:
         raise DataError(f"{folder}: no work under these parameters, data and code to finish; run the ranges first")
     if folder.exists():
-        if _key_in(folder) is None and marked(folder) is None and any(folder.iterdir()):
+        if _key_in(folder) is not None:
+            if finish:
+                raise DataError(
+                    f"{folder}: work under other parameters, data or code, which --finish does not discard; move or "
+                    "remove it, then finish"
+                )
+            say(f"{folder}: discarding the work of an earlier run, which had other parameters, data or code")
+        elif marked(folder) is None and any(folder.iterdir()):
             raise DataError(f"{folder}: is not a work folder of align, but has the name of one; move it away")
         _discard(folder, path)
     new = temporary_name(path)

@@ -19,13 +19,13 @@ class StoredModel(BaseModel):
 Stored = TypeVar("Stored", bound=StoredModel)
 
 
-def parse(model: type[Stored], data: bytes, path: Path, remedy: str) -> Stored:
+def parse(model: type[Stored], data: bytes, path: Path | str, remedy: str) -> Stored:
     """Parses the text of a file. A model with a `schema_version` requires the file to have one.
 
     Args:
         model: what the file holds.
         data: its text.
-        path: its path, for the error.
+        path: its path or URI, for the error.
         remedy: what to do about a bad file, such as "run `align shard` again".
 
     Raises:

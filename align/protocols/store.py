@@ -102,7 +102,8 @@ class StoredObject:
 class ConditionalObjects(Protocol):
     """Small objects that are written under a condition: of several writers one succeeds. Threads may share it.
 
-    All raise ServiceError where the server is unavailable.
+    All raise ServiceError where the server is unavailable, and DataError where there is no such bucket, the credentials
+    are refused, or an object is too large to be one of these.
     """
 
     def read(self, name: str) -> StoredObject | None:
@@ -122,7 +123,8 @@ class ConditionalObjects(Protocol):
 class SharedPieces(Protocol):
     """Finished pieces of a stage's work, for machines that share no disk. Can be pickled.
 
-    All raise ServiceError where the server is unavailable.
+    All raise ServiceError where the server is unavailable, and DataError where there is no such bucket, the credentials
+    are refused, or the list of a piece's files cannot be read.
     """
 
     @property
@@ -145,7 +147,24 @@ class SharedPieces(Protocol):
             piece: its name.
             folder: the work folder.
             files: by their path in the folder, in the order in which they get their names.
+
+        Raises:
+            CorruptError: what another machine stored is damaged.
+            DataError: an object that another machine stored is missing.
         """
 
-    def fetch(self, piece: str, folder: Path) -> bool:
-        """Brings a complete piece to the work folder; False if it is not complete. Raises CorruptError if damaged."""
+    def fetch(self, piece: str, folder: Path, last: str) -> bool:
+        """Brings a complete piece to the work folder; False if it is not complete.
+
+        The piece counts as complete here, by its last file, once all its files are here: a failure or a kill before
+        that leaves none of that name.
+
+        Args:
+            piece: its name.
+            folder: the work folder.
+            last: the file that gets its name last.
+
+        Raises:
+            CorruptError: what is stored is damaged, or has other files than a piece may have.
+            DataError: an object of the piece is missing.
+        """

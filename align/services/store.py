@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from align.config.download import DownloadConfig
 from align.config.store import StoreConfig
@@ -28,7 +28,7 @@ from align.files import fsync, temporary_name
 from align.formats.shards import MANIFEST
 from align.formats.stored_tars import parse_stored_tars
 from align.protocols.store import FetchTar
-from align.services.store_client import download, is_s3, read_range, remove, split_uri, stat, upload
+from align.services.store_client import Stat, download, is_s3, read_range, remove, split_uri, stat, upload
 from align.services.store_files import StoreFiles
 
 #: A copy that does not match its name is read once more: the transfer may have damaged it.
@@ -89,31 +89,24 @@ class Objects:
         """The checked copy in `store.cache`; fetched if it does not exist yet. Do not write to it.
 
         Raises:
-            CorruptError: the object does not match its name, in two reads.
+            CorruptError: the object has another size, or does not match its name in two reads.
             DataError: the object does not exist, or the credentials are refused.
             ServiceError: the server is unavailable or refuses.
         """
         copy = self.copy(sha256, num_bytes)
         if copy is not None:
             return copy
-        cached = self._cached(sha256)
-        uri, content = self.uri(sha256), ""
-        for _ in range(_READS):
-            with _beside(cached) as (path, file):
-                digest = self._read_into(uri, file)
-                if digest is None:
-                    raise DataError(f"{uri}: no such object; was it removed, or has store.objects changed?")
-                file.flush()
-                os.fsync(file.fileno())
-                content = f"{file.tell():,} bytes with sha256 {digest}"
-                if digest == sha256 and file.tell() == num_bytes:
-                    os.replace(path, cached)
-                    fsync(cached.parent)
-                    return cached
-        raise CorruptError(
-            f"{uri}: {content}, but it should have {num_bytes:,} bytes with the sha256 of its name; it is damaged: "
-            "remove the object and make it again"
-        )
+        cached, uri = self._cached(sha256), self.uri(sha256)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        beside = temporary_name(cached)
+        try:
+            if not read_checked(self.config, uri, beside, sha256, num_bytes, "remove the object and make it again"):
+                raise DataError(f"{uri}: no such object; was it removed, or has store.objects changed?")
+            os.replace(beside, cached)
+        finally:
+            beside.unlink(missing_ok=True)
+        fsync(cached.parent)
+        return cached
 
     def copy(self, sha256: str, num_bytes: int) -> Path | None:
         """The checked copy in `store.cache`, if it exists."""
@@ -133,22 +126,62 @@ class Objects:
         return self.config.cache / "objects" / sha256[:2] / f"{sha256}.tar"
 
     def _num_bytes(self, sha256: str) -> int | None:
-        uri = self.uri(sha256)
-        if is_s3(uri):
-            status = stat(self.config, uri)
-            return status.num_bytes if status else None
-        return Path(uri).stat().st_size if Path(uri).is_file() else None
+        status = _stat(self.config, self.uri(sha256))
+        return status.num_bytes if status else None
 
-    def _read_into(self, uri: str, file: BinaryIO) -> str | None:
-        if is_s3(uri):
-            return download(self.config, uri, file)
-        if not Path(uri).is_file():
-            return None
-        with Path(uri).open("rb") as source:
-            shutil.copyfileobj(source, file)
-        file.flush()
-        file.seek(0)
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a BinaryIO that was opened here
+
+def read_checked(config: StoreConfig, uri: str, path: Path, sha256: str, num_bytes: int, remedy: str) -> bool:
+    """Copies an object to a file, which is on disk when this returns; False if there is no such object.
+
+    Nothing is read of an object that has another size.
+
+    Args:
+        config: section `store`.
+        uri: of the object: s3://... or a path.
+        path: a new file; after an error, it may have some of the bytes.
+        sha256: of the object's bytes.
+        num_bytes: its size.
+        remedy: what to do about a damaged object.
+
+    Raises:
+        CorruptError: the object has another size, or other bytes in two reads.
+        DataError: it was replaced meanwhile, or the credentials are refused.
+        ServiceError: the server is unavailable or refuses.
+    """
+    content = ""
+    for _ in range(_READS):
+        status = _stat(config, uri)
+        if status is None:
+            return False
+        content = f"{status.num_bytes:,} bytes"
+        if status.num_bytes != num_bytes:
+            break
+        with path.open("w+b") as file:
+            digest = _read_into(config, uri, status, file)
+            file.flush()
+            os.fsync(file.fileno())
+            if digest == sha256 and file.tell() == num_bytes:
+                return True
+            content = f"{file.tell():,} bytes with sha256 {digest}"
+    raise CorruptError(
+        f"{uri}: {content}, but it should have {num_bytes:,} bytes with the sha256 of its name; it is damaged: {remedy}"
+    )
+
+
+def _stat(config: StoreConfig, uri: str) -> Stat | None:
+    if is_s3(uri):
+        return stat(config, uri)
+    return Stat(Path(uri).stat().st_size, "") if Path(uri).is_file() else None
+
+
+def _read_into(config: StoreConfig, uri: str, status: Stat, file: Any) -> str | None:
+    if is_s3(uri):
+        return download(config, uri, file, status)
+    with Path(uri).open("rb") as source:
+        shutil.copyfileobj(source, file)
+    file.flush()
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetcher(config: StoreConfig) -> FetchTar | None:

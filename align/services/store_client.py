@@ -302,12 +302,21 @@ def _upload_parts(config: StoreConfig, path: Path, target: dict[str, str], start
         raise
 
 
-def download(config: StoreConfig, uri: str, file: BinaryIO) -> str | None:
+def download(config: StoreConfig, uri: str, file: BinaryIO, status: Stat | None = None) -> str | None:
     """Writes an object into a file; returns the sha256 of its bytes, or None if there is no object.
 
-    Memory: one part per connection. Raises as `explained`.
+    Memory: one part per connection.
+
+    Args:
+        config: section `store`.
+        uri: of the object.
+        file: where it goes.
+        status: of the object, where it is known.
+
+    Raises:
+        As `explained`; also DataError if the object has been replaced since.
     """
-    status = stat(config, uri)
+    status = status or stat(config, uri)
     if status is None:
         return None
     digest, part_bytes = hashlib.sha256(), config.part_size_mb << 20

@@ -6,7 +6,8 @@
 
 KEY is that of the work folder, so runs with other parameters, data or code do not meet. Nothing is ever changed but
 leases: of two machines that made the same piece, the first to write its `done` file counts, and the other takes over
-what the first has made.
+what the first has made. Files come to a work folder all at once, the last one last, so a folder never has a mixture
+that counts as complete.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -27,11 +29,15 @@ from align.formats.json_file import StoredModel, parse
 from align.lease import leased
 from align.protocols.store import ConditionalObjects, StoredObject
 from align.services import store_client
+from align.services.store import read_checked
+from align.work import CLAIMS
 
 #: A machine that was not heard of for this long is lost, and another does its work.
 LEASE_S = 60.0
 #: The `done` file of the largest piece has some hundred bytes for each of its files.
 _MAX_DONE_BYTES = 16 << 20
+#: The times that a server tells for its objects, and its Date, may differ by this many seconds.
+_MAX_SKEW_S = 5.0
 
 
 class _File(StoredModel):
@@ -93,7 +99,10 @@ class StoreWork:
 
     def claim(self, piece: str) -> AbstractContextManager[bool]:
         """See `SharedPieces`."""
-        return leased(self._small, f"leases/{piece}", self.lease_s)
+        # a lost connection, and another in its place, must be over before the lease is
+        longest_s = min(self.config.timeout_s, self.lease_s / 6)
+        config = self.config.model_copy(update={"timeout_s": longest_s, "num_retries": min(1, self.config.num_retries)})
+        return leased(self._small, f"leases/{piece}", self.lease_s, SmallObjects(config, self.location))
 
     def publish(self, piece: str, folder: Path, files: Sequence[str]) -> None:
         """See `SharedPieces`."""
@@ -112,13 +121,13 @@ class StoreWork:
             if stored is None:
                 raise ServiceError(f"{self.location}/{_name_of(piece)}: the server refuses it; run again")
         if stored != done:
-            self._download(stored, folder)
+            self._download(piece, stored, folder, files)
 
-    def fetch(self, piece: str, folder: Path) -> bool:
+    def fetch(self, piece: str, folder: Path, last: str) -> bool:
         """See `SharedPieces`."""
         done = self._done(piece)
         if done is not None:
-            self._download(done, folder)
+            self._download(piece, done, folder, [last])
         return done is not None
 
     @property
@@ -130,10 +139,14 @@ class StoreWork:
         if found is None:
             return None
         where = f"{self.location}/{_name_of(piece)}"
-        done = parse(_Done, found.data, Path(where), "delete the object and run again")
+        done = parse(_Done, found.data, where, "delete the object and run again")
+        names = [file.name for file in done.files]
         for file in done.files:
-            parts = PurePosixPath(file.name).parts
-            if not parts or parts[0] == "/" or ".." in parts or not re.fullmatch("[0-9a-f]{64}", file.sha256):
+            if (
+                not _is_of_a_piece(file.name)
+                or names.count(file.name) > 1
+                or not re.fullmatch("[0-9a-f]{64}", file.sha256)
+            ):
                 raise CorruptError(f"{where}: names the file {file.name!r}; delete the object and run again")
         return done
 
@@ -147,23 +160,49 @@ class StoreWork:
             if stored is None or stored.num_bytes != file.num_bytes:
                 raise CorruptError(f"{uri}: not the {file.num_bytes} bytes of {path}; remove the object and run again")
 
-    def _download(self, done: _Done, folder: Path) -> None:
-        for file in done.files:
-            path = folder / file.name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = temporary_name(path)
-            try:
-                with beside.open("wb") as out:
-                    sha256 = store_client.download(self.config, self._uri(file), out)
-                if sha256 is None:
-                    raise DataError(f"{self._uri(file)}: no such object; was it removed? Delete {self.location}/done")
-                if sha256 != file.sha256:
-                    raise CorruptError(f"{self._uri(file)}: its bytes do not match its name; remove it and run again")
-                fsync(beside)
+    def _download(self, piece: str, done: _Done, folder: Path, here: Sequence[str]) -> None:
+        """Puts the files of a piece in the place of those that may be `here`, of which the last one completes it."""
+        where = f"{self.location}/{_name_of(piece)}"
+        names = [file.name for file in done.files]
+        if names[-1:] != [here[-1]]:
+            raise CorruptError(f"{where}: does not end with the file {here[-1]!r}; delete the object and run again")
+        with ExitStack() as temporaries:
+            moves: list[tuple[Path, Path]] = []
+            for file in done.files:
+                path, uri = folder / file.name, self._uri(file)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                beside = temporary_name(path)
+                temporaries.callback(beside.unlink, missing_ok=True)
+                remedy = f"remove it and {where}, and run again"
+                if not read_checked(self.config, uri, beside, file.sha256, file.num_bytes, remedy):
+                    raise DataError(f"{uri}: no such object; was it removed? Remove {where} and run again")
+                moves.append((beside, path))
+            # from here on a kill leaves a piece without its last file: it is incomplete, and brought or made again
+            *others, (last_beside, last) = moves
+            last.unlink(missing_ok=True)
+            fsync(last.parent)
+            for name in set(here) - set(names):
+                (folder / name).unlink(missing_ok=True)
+            for beside, path in others:
                 os.replace(beside, path)
-            finally:
-                beside.unlink(missing_ok=True)
-            fsync(path.parent)
+            for parent in {path.parent for _, path in others}:
+                fsync(parent)
+            os.replace(last_beside, last)
+            fsync(last.parent)
+
+
+def _is_of_a_piece(name: str) -> bool:
+    """Whether a piece may have a file of this name: in the work folder, and none of those that run the folder."""
+    path = PurePosixPath(name)
+    return (
+        str(path) == name
+        and "\0" not in name
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and not path.name.startswith(".")  # such as the key of the folder, marks, temporaries
+        and path.parts[:1] != (CLAIMS,)
+        and bool(path.name)
+    )
 
 
 def _name_of(piece: str) -> str:
@@ -190,20 +229,36 @@ def open_work(config: StoreConfig, stage: str, key: str) -> StoreWork | None:
 
 
 def require_conditions(objects: ConditionalObjects, name: str, location: str) -> None:
-    """Checks with an object of its own that a server obeys the conditions of writes.
+    """Checks with an object of its own that a server obeys the conditions of writes, and tells one time.
 
     Raises:
         ServiceError: it does not.
     """
     try:
-        first = objects.write(name, b"1", None)
+        first = _written(objects, name, b"1", None)
         second = objects.write(name, b"2", None)
-        third = objects.write(name, b"3", first)
+        start_s = time.monotonic()
+        third = _written(objects, name, b"3", first)
         fourth = objects.write(name, b"4", first)
+        found = objects.read(name)
+        longest_s = time.monotonic() - start_s
     finally:
         objects.delete(name)
-    if first is None or third is None or second is not None or fourth is not None:
+    if first is None or third is None or second is not None or fourth is not None or found is None:
         raise ServiceError(
             f"{location}: this server ignores the conditions of writes (If-None-Match, If-Match), so machines could "
             "not tell who does what; set store.work to another server, or share a disk instead"
         )
+    if not -_MAX_SKEW_S <= found.age_s <= longest_s + _MAX_SKEW_S:
+        raise ServiceError(
+            f"{location}: an object that was just written is {found.age_s:,.0f} s old by this server's answers (Date, "
+            "Last-Modified), so machines could not tell who is lost; set the clocks of the server right"
+        )
+
+
+def _written(objects: ConditionalObjects, name: str, data: bytes, etag: str | None) -> str | None:
+    """The ETag of a write under a condition; None where the server refuses it, not where its answer was lost."""
+    written = objects.write(name, data, etag)
+    if written is None and (found := objects.read(name)) is not None and found.data == data:
+        return found.etag
+    return written

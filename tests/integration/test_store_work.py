@@ -260,12 +260,12 @@ def piece(folder: Path, **files: str) -> list[str]:
 
 def test_the_first_to_publish_a_piece_counts(work: StoreWork, tmp_path: Path) -> None:
     one, other, third = tmp_path / "one", tmp_path / "other", tmp_path / "third"
-    assert not work.has("0") and not work.fetch("0", third) and work.finished() == frozenset()
+    assert not work.has("0") and not work.fetch("0", third, "table") and work.finished() == frozenset()
     work.publish("0", one, piece(one, tar="of one", table="one"))
     work.publish("0", other, piece(other, tar="of another", table="another"))  # it was cut off, and comes back
     work.publish("0", one, ["tar", "table"])
     third.mkdir()
-    assert work.fetch("0", third) and work.has("0") and work.finished() == frozenset({"0"})
+    assert work.fetch("0", third, "table") and work.has("0") and work.finished() == frozenset({"0"})
     for folder in (one, other, third):
         assert {path.name: path.read_text() for path in folder.iterdir()} == {"tar": "of one", "table": "one"}
 
@@ -281,7 +281,7 @@ def test_a_piece_whose_files_are_stored_and_not_its_end_is_made_again(
     assert not work.has("0")
     work.publish("0", tmp_path / "two", piece(tmp_path / "two", tar="of two", table="two"))
     (tmp_path / "three").mkdir()
-    assert work.fetch("0", tmp_path / "three")
+    assert work.fetch("0", tmp_path / "three", "table")
     assert (tmp_path / "three/tar").read_text() == "of two"
 
 
@@ -306,8 +306,10 @@ def test_damaged_and_hostile_pieces_are_refused(work: StoreWork, server: S3Serve
         s3.put_object(Bucket=bucket, Key=stored, Body=b"two")
         shutil.rmtree(folder)
         folder.mkdir()
-        with pytest.raises(CorruptError, match="its bytes do not match its name"):
-            work.fetch("0", folder)
+        with pytest.raises(
+            CorruptError, match=r"3 bytes with sha256 .* it is damaged: remove it and s3://.*/done/0\.json"
+        ):
+            work.fetch("0", folder, "table")
         assert list(folder.iterdir()) == []
         sha256 = stored.rpartition("/")[2]
         for name, digest in (("../escaped", sha256), ("/etc/escaped", sha256), ("", sha256), ("a", "../../secret")):
@@ -315,9 +317,9 @@ def test_damaged_and_hostile_pieces_are_refused(work: StoreWork, server: S3Serve
             done = json.dumps({"schema_version": 1, "files": files})
             s3.put_object(Bucket=bucket, Key=f"{prefix}/done/1.json", Body=done.encode())
             with pytest.raises(CorruptError):
-                work.fetch("1", folder)
+                work.fetch("1", folder, "a")
         for text in (b"", b"{", b"[]", bytes(17 << 20)):
             s3.put_object(Bucket=bucket, Key=f"{prefix}/done/1.json", Body=text)
             with pytest.raises(AlignError):
-                work.fetch("1", folder)
+                work.fetch("1", folder, "a")
     assert list(tmp_path.glob("**/escaped")) == []

@@ -1,5 +1,6 @@
 """Leases over a store in memory whose clock stands still unless a test moves it."""
 
+import dataclasses
 import itertools
 import json
 import threading
@@ -7,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from align.errors import ServiceError
+from align.errors import AlignError, DataError, ServiceError
 from align.lease import Lease, leased
 from align.protocols.store import StoredObject
 from align.services.store_work import require_conditions
@@ -20,20 +21,21 @@ class Memory:
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self.obeys_conditions = self.answers = self.is_up = True
+        self.obeys_conditions = self.answers = self.is_up = self.is_readable = True
+        self.error: AlignError = ServiceError("no answer")
         self._objects: dict[str, tuple[bytes, str, float]] = {}
         self._etags = itertools.count()
         self._lock = threading.Lock()
 
     def read(self, name: str) -> StoredObject | None:
-        if not self.is_up:
-            raise ServiceError("no answer")
+        if not self.is_up or not self.is_readable:
+            raise self.error
         found = self._objects.get(name)
         return None if found is None else StoredObject(found[0], found[1], self.now_s - found[2])
 
     def write(self, name: str, data: bytes, etag: str | None) -> str | None:
         if not self.is_up:
-            raise ServiceError("no answer")
+            raise self.error
         with self._lock:
             found = self._objects.get(name)
             if self.obeys_conditions and (None if found is None else found[1]) != etag:
@@ -92,6 +94,31 @@ def test_an_answer_that_was_lost_does_not_lose_the_lease() -> None:
     assert lease.renew() and lease.renew()
 
 
+def test_a_lost_answer_and_a_server_that_fails_then_do_not_lose_the_lease() -> None:
+    objects = Memory()
+    lease = Lease(objects, "plan", TIMEOUT_S)
+    assert lease.acquire()
+    objects.answers = objects.is_readable = False
+    with pytest.raises(ServiceError):
+        lease.renew()
+    objects.is_readable = True
+    assert lease.renew()
+    lease.release()
+    assert Lease(objects, "plan", TIMEOUT_S).acquire()
+
+
+def test_refused_credentials_cost_the_lease_and_not_the_work(recwarn: pytest.WarningsRecorder) -> None:
+    objects = Memory()
+    with leased(objects, "plan", 0.03) as mine:
+        objects.error, objects.is_up = DataError("the server refuses access (ExpiredToken)"), False
+        threading.Event().wait(0.1)
+        objects.is_up = True
+        later = objects._objects["plan"][1]
+        wait_until(lambda: objects._objects["plan"][1] != later)  # it is still renewed
+        objects.is_up = False
+    assert mine and not recwarn.list
+
+
 def test_a_holder_that_is_refused_while_it_holds_keeps_its_lease() -> None:
     objects = Memory()
     lease = Lease(objects, "plan", TIMEOUT_S)
@@ -137,3 +164,36 @@ def test_a_server_that_ignores_conditions_is_refused() -> None:
     with pytest.raises(ServiceError, match="s3://bucket/work: this server ignores the conditions of writes"):
         require_conditions(objects, "probe", "s3://bucket/work")
     assert objects.read("probe") is None
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_a_lost_answer_does_not_make_a_server_one_that_ignores_conditions(lost: int) -> None:
+    objects = Memory()
+    write, written = objects.write, itertools.count(1)
+
+    def losing(name: str, data: bytes, etag: str | None) -> str | None:
+        objects.answers = next(written) != lost
+        return write(name, data, etag)
+
+    objects.write = losing  # type: ignore[method-assign]
+    require_conditions(objects, "probe", "s3://bucket/work")
+    objects.answers = True
+    assert objects.read("probe") is None
+
+
+@pytest.mark.parametrize(("skew_s", "refused"), [(4.0, False), (-4.0, False), (7.0, True), (-3600.0, True)])
+def test_a_server_whose_times_disagree_is_refused(skew_s: float, refused: bool) -> None:
+    objects = Memory()
+    read = objects.read
+
+    def skewed(name: str) -> StoredObject | None:
+        found = read(name)
+        return found and dataclasses.replace(found, age_s=found.age_s + skew_s)
+
+    objects.read = skewed  # type: ignore[method-assign]
+    if not refused:
+        require_conditions(objects, "probe", "s3://bucket/work")
+        return
+    with pytest.raises(ServiceError, match=rf"^s3://bucket/work: .* {skew_s:,.0f} s old .* set the clocks") as error:
+        require_conditions(objects, "probe", "s3://bucket/work")
+    assert "\n" not in str(error.value) and read("probe") is None

@@ -34,7 +34,7 @@ class Server:
     def publish(self, piece: str, folder: Path, files: Sequence[str]) -> None:
         self.stored.setdefault(piece, {name: (folder / name).read_text() for name in files})
 
-    def fetch(self, piece: str, folder: Path) -> bool:
+    def fetch(self, piece: str, folder: Path, last: str) -> bool:
         for name, text in self.stored.get(piece, {}).items():
             (folder / name).write_text(text)
         return piece in self.stored

@@ -1,17 +1,23 @@
 """Work folders that several processes share: ranges that start at the same moment, waiters, other parameters."""
 
 import multiprocessing
+import os
+import signal
 import threading
 import time
+from collections.abc import Callable
+from itertools import count
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import align.files
 import align.work
 from align.errors import AlignError, DataError, LockedError
-from align.work import Portion, one_at_a_time, work_directory
+from align.files import MARK, replace_directory
+from align.work import ALL, Portion, one_at_a_time, work_directory
 
 NUM_PROCESSES, NUM_ROUNDS = 16, 50
 SPAWN = multiprocessing.get_context("spawn")
@@ -101,3 +107,119 @@ def test_a_waiter_says_so_and_follows_one_that_was_killed(tmp_path: Path, capsys
     holder.join()
     with one_at_a_time(tmp_path / "lock", "the plan"):
         assert capsys.readouterr().err == ""
+
+
+def test_finish_does_not_discard_work_under_another_key(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with work_directory(out, "stage", "one", Portion(range(1)), elsewhere=True) as work:
+        (work / "0").write_text("days of work that are not stored yet")
+    with (
+        pytest.raises(DataError, match=r"\.out\.part: work under other parameters, data or code, which --finish"),
+        work_directory(out, "stage", "two", Portion(finish=True), elsewhere=True),
+    ):
+        pass
+    assert (work / "0").exists()
+    with work_directory(out, "stage", "one", Portion(finish=True), elsewhere=True):
+        pass
+    assert (out / "0").exists()
+    with work_directory(out, "stage", "two", Portion(finish=True), elsewhere=True) as work:  # all ranges were elsewhere
+        assert list(work.glob("[0-9]*")) == []
+
+
+def test_work_that_is_discarded_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    for key, portion in (("one", Portion(range(1))), ("two", Portion(range(1))), ("three", ALL)):
+        with work_directory(out, "stage", key, portion):
+            pass
+        told = capsys.readouterr().err
+        if key == "one":
+            assert told == ""
+        else:
+            assert told.startswith(
+                f"{tmp_path}/.out.part: discarding the work of an earlier run, which had other param"
+            )
+            assert told.count("\n") == 1
+    with work_directory(out, "stage", "four"):  # the output of an earlier run is replaced, as ever
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def killed_at(step: int, block: Callable[[], None]) -> bool:
+    """Runs the block in a fork that is killed before its `step`th step on the disk; whether it was."""
+    pid = os.fork()
+    if pid:
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert code in (0, -signal.SIGKILL)
+        return code != 0
+    try:
+        steps = count()
+
+        def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if next(steps) == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **kwargs)
+
+            return call
+
+        modules = ((os, "replace"), (os, "rmdir"), (os, "unlink"), (os, "fsync"), (align.files, "_exchange"))
+        for module, name in modules:
+            setattr(module, name, counted(getattr(module, name)))
+        block()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("before", [None, "stage", "a person"])
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("then", [Portion(range(1)), Portion(finish=True), ALL], ids=["range", "finish", "all"])
+def test_a_kill_at_the_end_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None, can_exchange: bool, then: Portion
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(align.files, "_exchange", lambda one, other: False)
+    made_by = None if before == "a person" else "stage"
+
+    def finish(out: Path) -> None:
+        with work_directory(out, made_by, "key", Portion(finish=True)) as work:
+            assert (work / "0").exists()
+
+    for step in count():
+        out = tmp_path / f"{step}" / "out"
+        out.parent.mkdir()
+        if before == "stage":
+            with replace_directory(out, "stage") as old:
+                (old / "old").touch()
+        elif before == "a person":
+            out.mkdir()
+            (out / "old").touch()
+        with work_directory(out, made_by, "key", Portion(range(1))) as work:
+            (work / "0").write_text("days of work")
+        if not killed_at(step, lambda out=out: finish(out)):  # type: ignore[misc]
+            break
+        if not (out / "0").exists() or (out / ".work.json").exists():  # otherwise it had come to its end
+            with work_directory(out, made_by, "key", then) as work:
+                assert (work / "0").exists(), f"step {step}"
+            if then.shards is not None:
+                finish(out)
+        assert (out / "0").read_text() == "days of work"
+        left = [path.name for path in out.parent.iterdir() if not path.name.endswith(".lock")]
+        assert left == ["out"], f"step {step}: {left}"
+        assert {path.name for path in out.iterdir()} == ({MARK, "0"} if made_by else {"0"})
+    assert step >= 8
+
+
+def test_another_run_takes_an_output_that_a_kill_left_with_a_key_for_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with work_directory(out, "stage", "one") as work:
+        (work / "0").touch()
+    (out / ".work.json").write_text('{"key": "one"}\n')
+    with work_directory(out, "stage", "two", Portion(range(1))):
+        assert sorted(path.name for path in out.iterdir()) == [MARK, "0"]
+    with work_directory(out, "stage", "one", Portion(range(1))) as work:
+        assert not (work / "0").exists()
+    assert (out / "0").exists()
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,0 +1,231 @@
+"""`store.work` over a client in memory, which is cut off, damaged, or holds what a stranger wrote."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+
+import align.services.store
+import align.services.store_work
+from align.config.store import StoreConfig
+from align.errors import CorruptError, DataError, FormatError, ServiceError
+from align.files import is_temporary
+from align.pieces import Outcome, Piece, Pieces
+from align.protocols.store import StoredObject
+from align.services import store_client
+from align.services.store_client import Stat
+from align.services.store_work import StoreWork
+
+LOCATION = "s3://bucket/work/ingest/key"
+CONFIG = StoreConfig(
+    objects=None, checkpoints=None, work="s3://bucket/work", cache=Path("cache"), part_size_mb=5, num_connections=1,
+    num_retries=5, timeout_s=60.0,
+)  # fmt: skip
+FILES = ["0.tar", "0_stats.json", "0.parquet"]
+PIECE = Piece("0", FILES[-1], lambda: FILES[:-1], "shard 0")
+
+
+class Client:
+    """The functions of `store_client` that are called, on a dict."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.num_downloads = 0
+        self.configs: list[tuple[str, StoreConfig]] = []
+        self.before_download: Callable[[int], None] = lambda number: None
+
+    def read_small(self, config: StoreConfig, uri: str, max_bytes: int) -> StoredObject | None:
+        self.configs.append((uri, config))
+        data = self.objects.get(uri)
+        return None if data is None else StoredObject(data, etag(data), 0.0)
+
+    def write_if(self, config: StoreConfig, uri: str, data: bytes, condition: str | None) -> str | None:
+        self.configs.append((uri, config))
+        if condition != (etag(self.objects[uri]) if uri in self.objects else None):
+            return None
+        self.objects[uri] = data
+        return etag(data)
+
+    def stat(self, config: StoreConfig, uri: str) -> Stat | None:
+        return Stat(len(self.objects[uri]), "etag") if uri in self.objects else None
+
+    def upload(self, config: StoreConfig, path: Path, uri: str) -> bool:
+        return self.objects.setdefault(uri, data := path.read_bytes()) is data
+
+    def download(self, config: StoreConfig, uri: str, file: BinaryIO, *status: Stat) -> str:
+        self.num_downloads += 1
+        self.before_download(self.num_downloads)
+        file.write(self.objects[uri])
+        return hashlib.sha256(self.objects[uri]).hexdigest()
+
+    def put(self, name: str, sha256: str, text: bytes) -> dict[str, Any]:
+        self.objects[f"{LOCATION}/objects/{sha256}"] = text
+        return {"name": name, "sha256": sha256, "num_bytes": len(text)}
+
+
+def etag(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    made = Client()
+    for name in ("read_small", "write_if", "stat", "upload", "download"):
+        monkeypatch.setattr(store_client, name, getattr(made, name))
+        if hasattr(align.services.store, name):
+            monkeypatch.setattr(align.services.store, name, getattr(made, name))
+    yield made
+
+
+def work() -> StoreWork:
+    return StoreWork(CONFIG, LOCATION, 60.0)
+
+
+def make(folder: Path, whose: str) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    for name in FILES:
+        (folder / name).write_text(f"{whose} {name}")
+    return FILES
+
+
+def found(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file() and not is_temporary(path)}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_take_over_that_is_cut_off_leaves_ones_own_piece_whole(client: Client, tmp_path: Path, at: int) -> None:
+    def overtaken() -> None:
+        make(tmp_path / "one", "one")
+        work().publish("0", tmp_path / "other", make(tmp_path / "other", "other"))
+
+    def cut_off(number: int) -> None:
+        if number == at:
+            raise ServiceError("cut off")
+
+    client.before_download = cut_off
+    (tmp_path / "one").mkdir()
+    with pytest.raises(ServiceError, match="cut off"):
+        Pieces(tmp_path / "one", work()).make(PIECE, overtaken, bring=False)
+    assert found(tmp_path / "one") == {name: f"one {name}" for name in FILES}
+    assert not [path for path in (tmp_path / "one").iterdir() if is_temporary(path)]
+    assert Pieces(tmp_path / "one", work()).make(PIECE, overtaken) == Outcome(True)
+    assert found(tmp_path / "one") == {name: f"other {name}" for name in FILES}
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_a_take_over_that_is_killed_leaves_no_mixture_that_is_complete(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    work().publish("0", other, make(other, "other")[1:])  # its tar went elsewhere
+    make(one, "one")
+    replaced = 0
+    replace = align.services.store_work.os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        nonlocal replaced
+        if replaced == step:
+            raise Killed
+        replaced += 1
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(align.services.store_work.os, "replace", killed)
+        if step < 2:
+            with pytest.raises(Killed):
+                work().publish("0", one, FILES)
+            assert FILES[-1] not in found(one)
+        else:
+            work().publish("0", one, FILES)
+    assert work().fetch("0", one, FILES[-1])
+    assert found(one) == {name: f"other {name}" for name in FILES[1:]}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".work.json", ".align.json", ".claims/0.lock", "./.work.json", ".claims", "a/../.work.json", "a//b", "/a", "",
+     ".", "a\0b", ".0.parquet.host.1.00000000-0.part"],
+)  # fmt: skip
+def test_files_that_no_piece_has_are_refused(client: Client, tmp_path: Path, name: str) -> None:
+    evil = b'{"key": "evil"}'
+    stored = client.put(name, hashlib.sha256(evil).hexdigest(), evil)
+    last = client.put(FILES[-1], hashlib.sha256(b"table").hexdigest(), b"table")
+    (tmp_path / ".work.json").write_text("ours")
+    done = {"schema_version": 1, "files": [stored, last]}
+    client.objects[f"{LOCATION}/done/0.json"] = json.dumps(done).encode()
+    with pytest.raises(CorruptError, match=r"^s3://bucket/work/ingest/key/done/0.json: names the file"):
+        Pieces(tmp_path, work()).make(PIECE, lambda: None)
+    assert found(tmp_path) == {".work.json": "ours"}
+
+
+@pytest.mark.parametrize("names", [[], ["0.tar"], ["0.parquet", "0.tar"], ["0.parquet", "0.parquet"]])
+def test_a_piece_ends_with_its_last_file(client: Client, tmp_path: Path, names: list[str]) -> None:
+    data = b"bytes"
+    files = [client.put(name, hashlib.sha256(data).hexdigest(), data) for name in names]
+    done = json.dumps({"schema_version": 1, "files": files})
+    client.objects[f"{LOCATION}/done/0.json"] = done.encode()
+    with pytest.raises(CorruptError, match=r"done/0.json: (does not end with|names) the file '0.parquet'"):
+        Pieces(tmp_path, work()).make(PIECE, lambda: None)
+    assert found(tmp_path) == {}
+
+
+def test_files_in_hidden_folders_may_complete_a_piece(client: Client, tmp_path: Path) -> None:
+    for name in (".plan/table", ".done/0.json"):
+        (tmp_path / "one" / name).parent.mkdir(parents=True)
+        (tmp_path / "one" / name).write_text("{}")
+    work().publish("0", tmp_path / "one", [".plan/table", ".done/0.json"])
+    assert work().fetch("0", tmp_path / "other", ".done/0.json")
+    assert (tmp_path / "other/.plan/table").exists() and (tmp_path / "other/.done/0.json").exists()
+
+
+def test_of_an_object_of_another_size_nothing_is_read(client: Client, tmp_path: Path) -> None:
+    work().publish("0", tmp_path / "one", make(tmp_path / "one", "one"))
+    sha256 = hashlib.sha256(b"one 0.tar").hexdigest()
+    client.put("", sha256, bytes(1 << 20))
+    with pytest.raises(CorruptError, match=rf"objects/{sha256}: 1,048,576 bytes, but it should have 9 bytes"):
+        work().fetch("0", tmp_path / "other", FILES[-1])
+    assert client.num_downloads == 0
+
+
+def test_a_transfer_that_was_damaged_is_repeated(client: Client, tmp_path: Path) -> None:
+    work().publish("0", tmp_path / "one", make(tmp_path / "one", "one"))
+    uri = f"{LOCATION}/objects/{hashlib.sha256(b'one 0.tar').hexdigest()}"
+
+    def damaged_once(number: int) -> None:
+        client.objects[uri] = b"ONE 0.tar" if number == 1 else b"one 0.tar"
+
+    client.before_download = damaged_once
+    assert work().fetch("0", tmp_path / "other", FILES[-1])
+    assert found(tmp_path / "other") == found(tmp_path / "one")
+    assert client.num_downloads == 4
+
+
+def test_what_is_missing_or_cannot_be_read_is_told_with_its_uri(client: Client, tmp_path: Path) -> None:
+    work().publish("0", tmp_path / "one", make(tmp_path / "one", "one"))
+    uri = f"{LOCATION}/objects/{hashlib.sha256(b'one 0.tar').hexdigest()}"
+    del client.objects[uri]
+    with pytest.raises(DataError, match=rf"^{uri}: no such object; .* Remove {LOCATION}/done/0.json and run again"):
+        work().fetch("0", tmp_path / "other", FILES[-1])
+    assert found(tmp_path / "other") == {}
+    client.objects[f"{LOCATION}/done/0.json"] = b"{"
+    with pytest.raises(FormatError, match=r"^s3://bucket/work/ingest/key/done/0.json: not valid JSON"):
+        work().has("0")
+
+
+def test_renewals_give_up_before_the_lease_ends(client: Client) -> None:
+    short = StoreWork(CONFIG, LOCATION, 0.06)
+    with short.claim("0") as mine:
+        assert mine
+        while len(client.configs) < 4:
+            time.sleep(0.01)
+    (_, taken), *_, (_, renewed) = client.configs
+    assert (taken.timeout_s, taken.num_retries) == (60.0, 5)
+    assert renewed.timeout_s == pytest.approx(0.01) and renewed.num_retries == 1

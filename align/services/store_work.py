@@ -24,7 +24,7 @@ from typing import Literal
 
 from align.config.store import StoreConfig
 from align.errors import ConfigError, CorruptError, DataError, ServiceError
-from align.files import fsync, sha256_file, temporary_name
+from align.files import fsync, is_temporary, sha256_file, temporary_name
 from align.formats.json_file import StoredModel, parse
 from align.lease import leased
 from align.protocols.store import ConditionalObjects, StoredObject
@@ -140,15 +140,16 @@ class StoreWork:
             return None
         where = f"{self.location}/{_name_of(piece)}"
         done = parse(_Done, found.data, where, "delete the object and run again")
-        names = [file.name for file in done.files]
+        seen: set[str] = set()
         for file in done.files:
-            if (
-                not _is_of_a_piece(file.name)
-                or names.count(file.name) > 1
-                or not re.fullmatch("[0-9a-f]{64}", file.sha256)
-            ):
-                raise CorruptError(f"{where}: names the file {file.name!r}; delete the object and run again")
+            if not _is_of_a_piece(file.name) or file.name in seen or not re.fullmatch("[0-9a-f]{64}", file.sha256):
+                raise self._names_another(where, file)
+            seen.add(file.name)
         return done
+
+    @staticmethod
+    def _names_another(where: str, file: _File) -> CorruptError:
+        return CorruptError(f"{where}: names the file {file.name!r}, which no piece has; delete the object, run again")
 
     def _uri(self, file: _File) -> str:
         return f"{self.location}/objects/{file.sha256}"
@@ -170,7 +171,12 @@ class StoreWork:
             moves: list[tuple[Path, Path]] = []
             for file in done.files:
                 path, uri = folder / file.name, self._uri(file)
-                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                except (FileExistsError, NotADirectoryError):
+                    raise self._names_another(where, file) from None
+                if path.is_dir():
+                    raise self._names_another(where, file)
                 beside = temporary_name(path)
                 temporaries.callback(beside.unlink, missing_ok=True)
                 remedy = f"remove it and {where}, and run again"
@@ -194,15 +200,11 @@ class StoreWork:
 def _is_of_a_piece(name: str) -> bool:
     """Whether a piece may have a file of this name: in the work folder, and none of those that run the folder."""
     path = PurePosixPath(name)
-    return (
-        str(path) == name
-        and "\0" not in name
-        and not path.is_absolute()
-        and ".." not in path.parts
-        and not path.name.startswith(".")  # such as the key of the folder, marks, temporaries
-        and path.parts[:1] != (CLAIMS,)
-        and bool(path.name)
-    )
+    if not path.name or str(path) != name or "\0" in name or path.is_absolute() or ".." in path.parts:
+        return False
+    if path.parts[0] == CLAIMS or is_temporary(Path(name)):
+        return False
+    return len(path.parts) > 1 or not name.startswith(".")  # the folder's key and mark are hidden
 
 
 def _name_of(piece: str) -> str:

@@ -152,13 +152,14 @@ def test_a_take_over_that_is_killed_leaves_no_mixture_that_is_complete(
 @pytest.mark.parametrize(
     "name",
     [".work.json", ".align.json", ".claims/0.lock", "./.work.json", ".claims", "a/../.work.json", "a//b", "/a", "",
-     ".", "a\0b", ".0.parquet.host.1.00000000-0.part"],
+     ".", "a\0b", ".0.parquet.host.1.00000000-0.part", "plan/.a.host.1.00000000-0.part", ".work.json/a", "plan"],
 )  # fmt: skip
 def test_files_that_no_piece_has_are_refused(client: Client, tmp_path: Path, name: str) -> None:
     evil = b'{"key": "evil"}'
     stored = client.put(name, hashlib.sha256(evil).hexdigest(), evil)
     last = client.put(FILES[-1], hashlib.sha256(b"table").hexdigest(), b"table")
     (tmp_path / ".work.json").write_text("ours")
+    (tmp_path / "plan").mkdir()
     done = {"schema_version": 1, "files": [stored, last]}
     client.objects[f"{LOCATION}/done/0.json"] = json.dumps(done).encode()
     with pytest.raises(CorruptError, match=r"^s3://bucket/work/ingest/key/done/0.json: names the file"):
@@ -178,12 +179,12 @@ def test_a_piece_ends_with_its_last_file(client: Client, tmp_path: Path, names: 
 
 
 def test_files_in_hidden_folders_may_complete_a_piece(client: Client, tmp_path: Path) -> None:
-    for name in (".plan/table", ".done/0.json"):
-        (tmp_path / "one" / name).parent.mkdir(parents=True)
+    for name in (".plan/table", ".plan/.align.json", ".done/0.json"):
+        (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "one" / name).write_text("{}")
-    work().publish("0", tmp_path / "one", [".plan/table", ".done/0.json"])
+    work().publish("0", tmp_path / "one", [".plan/table", ".plan/.align.json", ".done/0.json"])
     assert work().fetch("0", tmp_path / "other", ".done/0.json")
-    assert (tmp_path / "other/.plan/table").exists() and (tmp_path / "other/.done/0.json").exists()
+    assert (tmp_path / "other/.plan/.align.json").exists() and (tmp_path / "other/.done/0.json").exists()
 
 
 def test_of_an_object_of_another_size_nothing_is_read(client: Client, tmp_path: Path) -> None:

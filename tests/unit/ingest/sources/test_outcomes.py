@@ -226,7 +226,11 @@ def test_the_report_shows_the_outcomes(tmp_path: Path) -> None:
     )  # fmt: skip
     write_page(report, tmp_path)
     html = (tmp_path / "report.html").read_text()
-    for words in (*outcomes.OUTCOMES.values(), "Records of responses: 84. Other records, such as requests: 1,001.", "12,345"):
+    for words in (
+        *outcomes.OUTCOMES.values(),
+        "Records of responses: 84. Other records, such as requests: 1,001.",
+        "12,345",
+    ):
         assert words in html, words
     for what, _ in not_read(report) + read_as_stored(report):
         assert what in html

@@ -46,8 +46,17 @@ _ATTRIBUTE = (
     rf"(?:{_SPACE}*+={_SPACE}*+(?:\"[^\"]*+\"?|'[^']*+'?|[^\t\n\f\r >]*+))?+"
 )
 _ONE_ATTRIBUTE = re.compile(_ATTRIBUTE)
-_TAG_START = re.compile(r"<(?=[a-zA-Z])")
 _TAG = re.compile(rf"<(html|body)?[^\t\n\f\r />]*+(?:{_ATTRIBUTE}){{0,{MAX_TAG_ATTRIBUTES}}}+", re.IGNORECASE)
+#: A tag as nearly all are: attributes as they should be written, and a `>` before the next `<`. Whatever comes before
+#: it, the parser finds no longer tag here, and none inside: such tags have fewer characters together than the page.
+_PLAIN_ATTRIBUTE = (
+    r"[\t\n\f\r ]++[^\t\n\f\r \"'<>/=]++(?:=(?:\"[^\"<]*+\"|'[^'<]*+'|[^\t\n\f\r \"'<>][^\t\n\f\r <>]*+))?+"
+)
+_PLAIN_TAG = rf"[a-zA-Z][^\t\n\f\r \"'<>/=]*+(?:{_PLAIN_ATTRIBUTE}){{0,{MAX_TAG_ATTRIBUTES}}}+[\t\n\f\r ]*+/?+>"
+_ROOT_NAME = r"[hH][tT][mM][lL]|[bB][oO][dD][yY]"
+#: Where any other tag may begin, or one of the page's root.
+_ODD_TAG_START = re.compile(rf"<(?=[a-zA-Z])(?:(?={_ROOT_NAME})|(?!{_PLAIN_TAG}))")
+_TAG_START = re.compile(r"<(?=[a-zA-Z])")
 
 
 class TooLarge(Exception):
@@ -100,9 +109,22 @@ def check_page(text: str) -> None:
         return
     if text.count("\0") > MAX_ZEROS:
         raise TooLarge(f"too large: a page with more than {MAX_ZEROS:,} zero bytes")
-    num_characters, num_root_characters = 0, 0
-    spans = []
-    for start in _TAG_START.finditer(text):
+    num_characters = _look_at(text, _ODD_TAG_START)
+    if len(text) + num_characters > _FEW_TAG_CHARACTERS:
+        spans = [tag.span() for start in _TAG_START.finditer(text) if (tag := _TAG.match(text, start.start()))]
+        num_attributes = sum(sum(1 for _ in _ONE_ATTRIBUTE.finditer(text, *span)) for span in spans)
+        if num_attributes > MAX_PAGE_ATTRIBUTES:
+            raise TooLarge(f"too large: a page with {num_attributes:,} attributes, above {MAX_PAGE_ATTRIBUTES:,}")
+
+
+def _look_at(text: str, starts: re.Pattern[str]) -> int:
+    """The characters of the tags that begin there, those that lie in several tags counted in each.
+
+    Raises:
+        TooLarge: a tag has too many attributes, or the tags have too many characters.
+    """
+    num_characters = num_root_characters = 0
+    for start in starts.finditer(text):
         tag = _TAG.match(text, start.start())
         if tag is None:  # never: it matches wherever a tag may begin
             continue
@@ -113,8 +135,4 @@ def check_page(text: str) -> None:
         num_root_characters += size if tag[1] else 0
         if num_characters > _MAX_LOOKS * len(text) or num_root_characters > _MAX_ROOT_CHARACTERS:
             raise TooLarge("too large: a page whose tags cannot be told apart in bounded time")
-        spans.append(tag.span())
-    if num_characters > _FEW_TAG_CHARACTERS:
-        num_attributes = sum(sum(1 for _ in _ONE_ATTRIBUTE.finditer(text, *span)) for span in spans)
-        if num_attributes > MAX_PAGE_ATTRIBUTES:
-            raise TooLarge(f"too large: a page with {num_attributes:,} attributes, above {MAX_PAGE_ATTRIBUTES:,}")
+    return num_characters

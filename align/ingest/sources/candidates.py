@@ -58,8 +58,14 @@ def bounded(row: Candidate) -> Candidate:
 
     Texts, page URLs and notes are cut. A pair whose own address is too long has no picture.
     """
-    strings = (row.url, row.text, row.text_source or "", row.page_url or "", row.problem or "")
-    if max(map(len, strings)) <= _MAX_NOTE_CHARACTERS:
+    longest = _MAX_NOTE_CHARACTERS
+    if (
+        len(row.url) <= longest
+        and len(row.text) <= longest
+        and (row.page_url is None or len(row.page_url) <= longest)
+        and (row.text_source is None or len(row.text_source) <= longest)
+        and (row.problem is None or len(row.problem) <= longest)
+    ):
         return row
     url, problem, _ = address_of(row.url)
     return row._replace(

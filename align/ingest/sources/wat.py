@@ -37,7 +37,7 @@ def add_wat_record(body: bytes, text_from: Sequence[str], batches: Batches, coun
     """
     if b'"HTML-Metadata"' not in body:
         return None
-    num_values = sum(map(body.count, (b",", b"{", b"[")))
+    num_values = sum(map(body.count, (b",", b"{", b"["))) if len(body) > _MAX_VALUES else 0
     if num_values > _MAX_VALUES:
         raise TooLarge(f"too large: a record with {num_values:,} values, above {_MAX_VALUES:,}")
     try:
@@ -83,11 +83,14 @@ def _page(body: bytes, text_from: Sequence[str]) -> _Page | None:
 def _written(link: dict[str, Any], text_from: Sequence[str]) -> WrittenImage:
     """The link's values with entities decoded: WATs have them as the page wrote them."""
 
-    def unescaped(key: str) -> str:
-        return html.unescape(texts.get(key, ""))
+    def as_written(key: str) -> str:
+        value = link.get(key)
+        return value if isinstance(value, str) else ""
 
-    texts = {key: value for key in text_from if isinstance(value := link.get(key), str)}
-    text, text_source = first_text(texts.get, text_from)
+    def unescaped(key: str) -> str:
+        return html.unescape(as_written(key))
+
+    text, text_source = first_text(as_written, text_from)
     if "&" in text:
         text, text_source = first_text(unescaped, text_from)
     return (link.get("url") or "").strip().replace("&amp;", "&"), text, text_source

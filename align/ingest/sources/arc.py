@@ -19,13 +19,14 @@ from typing import BinaryIO, NamedTuple
 
 from align.ingest.limits import too_large
 from align.ingest.sources import outcomes
-from align.ingest.sources.damage import Layout
+from align.ingest.sources.damage import Layout, NoRecord
 from align.ingest.sources.http_head import MAX_HEAD_BYTES, read_head
 from align.ingest.sources.warc_bytes import GZIP_MAGIC
 from align.ingest.sources.warc_records import OTHER, RESPONSE, Record
 
 SUFFIXES = (".arc", ".arc.gz")
 
+_NONE_BEGINS, _CUT_OFF = "no record begins there", "the record that starts there is cut off"
 _MAX_LINE_BYTES = 1 << 16
 #: Read at once: what remains of it is copied at the end of each gzip member.
 _CHUNK_BYTES = 1 << 14
@@ -111,12 +112,13 @@ class Walker:
         Raises:
             OSError: the file is damaged or cut off.
         """
-        reader = _reader(stream, start)
-        while reader.begins_another():
-            record = _record(reader, self._max_bytes)
-            if record is None:
-                raise OSError("no record begins there")
-            yield record
+        reader = _reader(stream, start, stream.seek(0, io.SEEK_END))
+        try:
+            while reader.begins_another():
+                yield _whole(reader, self._max_bytes)
+        except NoRecord:
+            reader.unskip()
+            raise
 
 
 def read_record(stream: BinaryIO, offset: int, max_bytes: int) -> Record | None:
@@ -130,12 +132,24 @@ def read_record(stream: BinaryIO, offset: int, max_bytes: int) -> Record | None:
     return _record(reader, max_bytes, is_scan=False) if reader.begins_another() else None
 
 
+def _whole(reader: _Plain | _Members, max_bytes: int) -> Record:
+    try:
+        record = _record(reader, max_bytes)
+    except OSError as error:  # also where the filler after the last member follows
+        raise NoRecord(*error.args) from None
+    if record is None:
+        raise NoRecord(_NONE_BEGINS)
+    return record
+
+
 def _record(reader: _Plain | _Members, max_bytes: int, *, is_scan: bool = True) -> Record | None:
     """A scan needs the bodies of pages only, and goes on after one that is too large."""
     offset = reader.offset
     line = parse_line(reader.line())
     if line is None:
         return None
+    if not reader.may_have(line.num_bytes):
+        raise NoRecord(_CUT_OFF)
     content = _Content(reader, line.num_bytes)
     if line.url[:8].lower().startswith(("http:", "https:")):
         record, body = _response(line, offset, content)
@@ -146,7 +160,7 @@ def _record(reader: _Plain | _Members, max_bytes: int, *, is_scan: bool = True) 
     else:
         record = Record(OTHER, line.url, offset)
     if content.skip():
-        raise OSError("the record that starts there is cut off")
+        raise NoRecord(_CUT_OFF)
     return record
 
 
@@ -187,27 +201,44 @@ class _Content:
         return self._left
 
 
-def _reader(stream: BinaryIO, start: int) -> _Plain | _Members:
+def _check_ends_line(before: bytes) -> None:
+    if before not in (b"\n", b"\r"):
+        raise NoRecord(_NONE_BEGINS)
+
+
+def _reader(stream: BinaryIO, start: int, size: int | None = None) -> _Plain | _Members:
+    """`size`: of the file, where it is known. To ask for it discards what was read ahead."""
     stream.seek(start)
     packed = stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    return _Members(stream, start) if packed else _Plain(stream, start)
+    return _Members(stream, start) if packed else _Plain(stream, start, size)
 
 
 class _Plain:
     """An uncompressed file."""
 
-    def __init__(self, stream: BinaryIO, start: int) -> None:
-        self._stream, self.offset = stream, stream.seek(start)
-        self._size: int | None = None  # to ask for it discards what was read ahead
+    def __init__(self, stream: BinaryIO, start: int, size: int | None) -> None:
+        self._stream, self.offset, self._size = stream, stream.seek(start), size
+        self._start, self._num_read = start, start  # the latter: up to what was skipped last
 
     def begins_another(self) -> bool:
-        """Skips what is between records; False at the end. `offset` is that of the record then."""
+        """Skips what is between records; False at the end. `offset` is that of the record then.
+
+        Raises:
+            NoRecord: what is there does not begin a line: it may be the rest of an address.
+        """
         while piece := self._stream.read(_LOOKED_AT_BYTES):
             newlines = _NEWLINES.match(piece)
             if newlines and newlines.end() < len(piece):
                 self.offset = self._stream.seek(newlines.end() - len(piece), io.SEEK_CUR)
+                if not newlines.end() and self.offset > self._start:
+                    self._stream.seek(-1, io.SEEK_CUR)
+                    _check_ends_line(self._stream.read(1))
                 return True
         return False
+
+    def may_have(self, num_bytes: int) -> bool:
+        """Whether the file may have so many bytes more."""
+        return self._size is None or self._stream.tell() + num_bytes <= self._size
 
     def line(self) -> bytes:
         return self._stream.readline(_MAX_LINE_BYTES)
@@ -217,12 +248,16 @@ class _Plain:
 
     def skip(self, num_bytes: int) -> int:
         """Returns how many were there."""
+        self._num_read = position = self._stream.tell()
         if not num_bytes:
             return 0
-        position = self._stream.tell()
         if self._size is None:
             self._size = self._stream.seek(0, io.SEEK_END)
         return self._stream.seek(min(position + num_bytes, max(self._size, position))) - position
+
+    def unskip(self) -> None:
+        """Moves the stream back to where it was read up to."""
+        self._stream.seek(self._num_read)
 
 
 class _Members:
@@ -233,16 +268,19 @@ class _Members:
         self._member, self._member_at = zlib.decompressobj(wbits=31), start
         self._packed = b""
         self._data, self._at = b"", 0  # of this member alone
+        self._before = b""  # the byte before them
         self._is_at_start = True
         self.offset: int | None = start
 
     def begins_another(self) -> bool:
-        """As `_Plain`. `offset` is None where the record is not the first one of its member."""
+        """As `_Plain`, but any member may begin with a record; of one that is not there, `offset` is None."""
         while self._has_data():
             newlines = _NEWLINES.match(self._data, self._at)
             self._at = newlines.end() if newlines else self._at
             if self._at < len(self._data):
                 self.offset = self._member_at if self._is_at_start else None
+                if not self._is_at_start:
+                    _check_ends_line(self._data[self._at - 1 : self._at] if self._at else self._before)
                 return True
         return False
 
@@ -260,6 +298,13 @@ class _Members:
         while left > 0 and (piece := self.read(left)):
             left -= len(piece)
         return num_bytes - left
+
+    def may_have(self, num_bytes: int) -> bool:
+        """As `_Plain`: nobody can tell."""
+        return True
+
+    def unskip(self) -> None:
+        """As `_Plain`: nothing is skipped unread."""
 
     def _taken(self, end: int) -> bytes:
         piece = self._data[self._at : end]
@@ -281,6 +326,7 @@ class _Members:
             if is_next:
                 self._member, self._member_at = zlib.decompressobj(wbits=31), self._position - len(self._packed)
                 self._is_at_start = True
+            self._before = self._data[-1:] or self._before
             try:
                 self._data, self._at = self._member.decompress(self._packed, _UNPACKED_BYTES), 0
             except zlib.error as error:

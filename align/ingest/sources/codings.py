@@ -7,6 +7,8 @@ where the bytes have it, and left out where they do not:
 * gzip, Zstandard and chunks begin with a mark. A body with the mark has the coding: if it cannot be decoded, it is cut
   off or damaged, and nothing of it is used. A body without it does not have the coding.
 * Brotli has no mark, and deflate has one only in its zlib format. A body that cannot be decoded does not have them.
+* A body that gives nothing, and has bytes left, does not have the coding: `3` is an empty stream of Brotli, and a line
+  `0` looks like the last chunk.
 
 Where a stated coding was left out, the rest must look like what a server sends plain: text, or a usual kind of picture.
 Else the body is unreadable: it is cut off or damaged, or has a coding that we do not know.
@@ -29,6 +31,8 @@ _MAX_CODINGS = 4
 _MARKS = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 #: The line before a chunk: its size, and an extension that nobody uses.
 _CHUNK = re.compile(rb"[ \t]*+([0-9a-fA-F]{1,16})[ \t]*+(?:;[^\n]*+)?\r?\n")
+#: After the line of the last chunk: headers, and an empty line.
+_TRAILER = re.compile(rb"(?:[!#$%&'*+.^`|~\w-]++:[^\n]*+\n)*+\r?\n?")
 #: Bytes that no text has, by the WHATWG's standard for telling types.
 _BINARY = bytes({*range(0x20)} - {*b"\t\n\x0c\r\x1b"})
 _LOOKED_AT_BYTES = 512
@@ -61,6 +65,10 @@ class Decoded(NamedTuple):
     problem: str = ""
 
 
+class _Nothing(ValueError):
+    """A coding that gives nothing, with bytes left."""
+
+
 def decoded(body: bytes, headers: Headers | None, max_bytes: int) -> Decoded:
     """Undoes the codings that the headers state and the body has.
 
@@ -88,7 +96,7 @@ def decoded(body: bytes, headers: Headers | None, max_bytes: int) -> Decoded:
                 body = _DECODERS[coding](body, max_bytes)
                 continue
         except (OSError, ValueError, zlib.error) as error:
-            if has_it:
+            if has_it and not isinstance(error, _Nothing):
                 return Decoded(None, problem=f"its coding {coding} cannot be undone: {error}")
         is_absent = True
     if (is_absent or is_unknown) and not _looks_plain(body):
@@ -123,6 +131,8 @@ def _ungzipped(body: bytes, max_bytes: int) -> bytes:
     if not stream.eof:
         raise ValueError("cut off")
     if not stream.unused_data.startswith(_MARKS["gzip"]):
+        if stream.unused_data and not data:
+            raise _Nothing
         return data  # browsers ignore what follows, too
     return read_at_most(GzipReader(io.BytesIO(body)), max_bytes)  # several members; fastwarc's time for them is linear
 
@@ -137,7 +147,7 @@ def _inflated(body: bytes, max_bytes: int) -> bytes:
             continue
         if len(data) > max_bytes:
             raise too_large(max_bytes)
-        if stream.eof and (wbits > 0 or not stream.unused_data):
+        if stream.eof and (not stream.unused_data or (wbits > 0 and data)):
             return data
     raise ValueError("neither zlib's format nor its content alone, or cut off")
 
@@ -151,6 +161,9 @@ def _unchunked(body: bytes, max_bytes: int) -> bytes:
             raise ValueError(f"no chunk begins at byte {position:,}")
         size = int(chunk[1], 16)
         if not size:
+            trailer = _TRAILER.match(body, chunk.end())
+            if not data and trailer and trailer.end() < len(body):
+                raise _Nothing
             break
         end = chunk.end() + size
         if end > len(body):
@@ -162,6 +175,17 @@ def _unchunked(body: bytes, max_bytes: int) -> bytes:
     return bytes(data)
 
 
+def _unbrotlied(body: bytes, max_bytes: int) -> bytes:
+    data: bytes = _unpacked(BrotliReader)(body, max_bytes)
+    if not data:
+        try:
+            _unpacked(BrotliReader)(body[:-1], max_bytes)  # the reader does not say where the stream ends
+        except OSError:
+            return b""
+        raise _Nothing
+    return data
+
+
 def _unpacked(reader: Any) -> Any:
     return lambda body, max_bytes: read_at_most(reader(io.BytesIO(body)), max_bytes)
 
@@ -171,6 +195,6 @@ _DECODERS: dict[str, Any] = {
     "gzip": _ungzipped,
     "x-gzip": _ungzipped,
     "deflate": _inflated,
-    "br": _unpacked(BrotliReader),
+    "br": _unbrotlied,
     "zstd": _unpacked(ZstdReader),
 }

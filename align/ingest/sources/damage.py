@@ -10,7 +10,7 @@ whether those just before it are as they were written. An uncompressed file has 
 stays unknown, and text in a damaged body that looks like a record is taken for one.
 
 The work is linear in the size of a file, also where it was made to look damaged everywhere: what is read again is
-bounded by _READ_AGAIN times its size, then the rest of the file is one gap.
+bounded by _READ_AGAIN times its size, then the rest of the file is one gap, and the bound is named.
 """
 
 from __future__ import annotations
@@ -24,17 +24,15 @@ from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from align.errors import DataError
 from align.ingest.sources import warc_bytes
+from align.ingest.sources.http_head import MAX_HEAD_BYTES
 from align.ingest.sources.warc_bytes import GZIP_MAGIC, ZSTD_DICTIONARY_MAGIC, ZSTD_MAGIC, Spans
 
 #: Read at once. Given to zlib it makes 16 MiB at most.
 _CHUNK_BYTES = 1 << 14
 #: Of a place at which a record may begin: looked at as stored, and when uncompressed. Zstandard decodes whole blocks.
 _TRIED_BYTES, _TRIED_ZSTD_BYTES = 1 << 10, (1 << 17) + 64
-#: Of the headers of a record.
-_MAX_HEADER_BYTES = 1 << 20
 #: What may follow the last record of a file.
 _FILLER = b"\0 \t\n\r\x0b\f"
-_LOOKED_AT_BYTES = 64
 #: Bytes that are read again: times the size of the file, and so many more.
 _READ_AGAIN, _READ_AGAIN_BYTES = 16, 32 << 20
 #: How far an error message looks for the next record.
@@ -45,9 +43,14 @@ _MARKS = {
     "zstd": re.compile(re.escape(ZSTD_MAGIC)),
 }
 #: Walking takes the time of reading so many times, a look at one place that of reading so many bytes.
-_WALK_COST = 8
+_WALK_COSTS = {"plain": 1, "gzip": 8, "zstd": 8}
 _TRIAL_COSTS = {"plain": 1 << 8, "gzip": 1 << 10, "zstd": 1 << 14}
 _BEHIND_BYTES = 4
+_BOUND = "the bound on reading parts of a file again ended the search"
+
+
+class NoRecord(OSError):
+    """What could be read is no record, or not a whole one."""
 
 
 class Layout(NamedTuple):
@@ -75,15 +78,23 @@ class Placed(Protocol):
 
 
 _Record = TypeVar("_Record", bound=Placed)
-#: Reads records from a byte to the end, or to what it cannot read: there it raises OSError with the reason.
+#: Reads records from a byte to the end, or to what it cannot read: there it raises OSError with the reason, and the
+#: stream is where reading ended.
 Walk = Callable[[BinaryIO, int], Iterator[_Record]]
 
 
 class _Stop(NamedTuple):
-    """Where a walk ended: the first byte that it did not use, and whether its last record is whole."""
+    """Where a walk ended.
+
+    Attributes:
+        position: the first byte that it did not use.
+        is_whole: whether its last record is whole.
+        resume: before this byte no record is searched.
+    """
 
     position: int
     is_whole: bool
+    resume: int = 0
 
 
 class Repaired:
@@ -100,7 +111,7 @@ class Repaired:
         """
         self._file, self._stream, self._layout, self._allow_damaged = file, stream, layout, allow_damaged
         self._size = stream.seek(0, io.SEEK_END)
-        self._left = _READ_AGAIN * self._size + _READ_AGAIN_BYTES
+        self._left, self._is_bounded = _READ_AGAIN * self._size + _READ_AGAIN_BYTES, False
         self._packing = self._told_packing()
         stream.seek(0)
         self._num_dictionary_bytes = warc_bytes.num_dictionary_bytes(stream) if self._packing == "zstd" else 0
@@ -117,32 +128,35 @@ class Repaired:
 
         Args:
             walk: of this kind of archive.
-            counts: gets `damaged_files` and `bytes_lost`.
+            counts: gets `damaged_files` and `bytes_lost`; `reading_bounds_reached` where a bound ended the search for
+                further records.
 
         Raises:
             DataError: no record can be read; or the file is damaged, and that is not allowed.
         """
         start, has_records, is_damaged = 0, False, False
         while True:
-            last, problem = None, ""
+            last: _Record | None = None
+            error: OSError | None = None
             try:
                 for record in walk(self._stream, start):
                     if last is not None:
                         has_records = True
                         yield last
                     last = record
-            except OSError as error:
-                problem = " ".join(str(error).split())
+            except OSError as raised:
+                error = raised
+            problem = " ".join(str(error or "").split())
             reached = self._stream.tell()
-            stop = self._stop(last, start, reached, problem)
+            stop = self._stop(last, start, reached, error)
             if last is not None and (stop.is_whole or last.offset is None):
                 has_records = True
                 yield last
             if stop.is_whole and self._is_filler(stop.position):
                 break
             begun = start if last is None or last.offset is None else last.offset
-            found = self._next_record(max(stop.position, begun + 1))
-            self._left -= _WALK_COST * max(0, reached - (self._size if found is None else found))
+            found = self._next_record(max(stop.position, stop.resume, begun + 1))
+            self._left -= _WALK_COSTS[self._packing] * max(0, reached - (self._size if found is None else found))
             if found == stop.position:  # the walk did not get to the record that is damaged
                 start = found
                 continue
@@ -156,15 +170,20 @@ class Repaired:
                 break
             start = found
         if not has_records:
-            raise DataError(f"{self._file}: not a web archive ({problem or 'no record in it'})")
+            reasons = [problem or "no record in it", *([_BOUND] if self._is_bounded else [])]
+            raise DataError(f"{self._file}: not a web archive ({'; '.join(reasons)})")
         if is_damaged:
             counts["damaged_files"] += 1
+        if self._is_bounded:
+            counts["reading_bounds_reached"] += 1
 
     def _error(self, position: int, found: int | None, problem: str) -> DataError:
         lost = (self._size if found is None else found) - position
         what = problem or "no whole record is there"
         if found is not None or lost <= _NEAR_BYTES:
             what += f"; {lost:,} bytes cannot be read"
+        if self._is_bounded:
+            what += f"; {_BOUND}"
         return DataError(
             f"{self._file}: cut off or damaged at byte {position:,} of {self._size:,} ({what}); fetch it again, or set "
             "ingest.allow_damaged to read the rest"
@@ -184,14 +203,16 @@ class Repaired:
 
     # where a walk stopped
 
-    def _stop(self, last: Placed | None, start: int, reached: int, problem: str) -> _Stop:
+    def _stop(self, last: Placed | None, start: int, reached: int, error: OSError | None) -> _Stop:
         if last is None:
             return _Stop(max(start, self._num_dictionary_bytes), False)
         if self._packing == "plain":
             return self._end_of_plain(start if last.offset is None else last.offset)
         if self._packing == "gzip":
-            return self._end_of_members(start) if last.offset is None else self._end_of_member(last.offset)
-        if not problem:  # fastwarc reports every incomplete frame
+            return (
+                self._end_of_members(start, reached, error) if last.offset is None else self._end_of_member(last.offset)
+            )
+        if error is None:  # fastwarc reports every incomplete frame
             return _Stop(self._size, True)
         return (
             _Stop(max(start, reached - _CHUNK_BYTES), False) if last.offset is None else self._end_of_frame(last.offset)
@@ -201,40 +222,57 @@ class Repaired:
         head = self._read(offset, _CHUNK_BYTES)
         num_bytes = self._layout.num_bytes(head)
         if num_bytes is None and len(head) == _CHUNK_BYTES:
-            num_bytes = self._layout.num_bytes(self._read(offset, _MAX_HEADER_BYTES))
+            num_bytes = self._layout.num_bytes(self._read(offset, MAX_HEAD_BYTES))
         if num_bytes is None or offset + num_bytes > self._size:
             return _Stop(offset, False)
         end = offset + num_bytes
-        tail = self._read(end, _LOOKED_AT_BYTES)
-        ends, rest = self._layout.ends.match(tail), tail.lstrip(_FILLER)
-        if ends is None and rest and not self._layout.begins.match(rest):
-            return _Stop(offset, False)
-        return _Stop(end + (ends.end() if ends else 0), True)
+        tail = self._read(end - _BEHIND_BYTES, _BEHIND_BYTES + _TRIED_BYTES)
+        if ends := self._layout.ends.match(tail, _BEHIND_BYTES):
+            return _Stop(end - _BEHIND_BYTES + ends.end(), True)
+        rest = len(tail) - len(tail[_BEHIND_BYTES:].lstrip(_FILLER))
+        # the mark, too: the rest of an address looks like one
+        is_whole = rest == len(tail) or bool(
+            self._layout.begins.match(tail, rest) and self._layout.mark.match(tail, rest)
+        )
+        return _Stop(end, True) if is_whole else _Stop(offset, False)
 
     def _end_of_member(self, offset: int) -> _Stop:
-        stop = self._inflated(offset)
-        return stop if stop.is_whole else _Stop(offset, False)
-
-    def _end_of_members(self, offset: int) -> _Stop:
-        """Of all members up to the end of the file."""
-        stop = _Stop(offset, True)
-        while stop.is_whole and not self._is_filler(stop.position):
-            stop = self._inflated(stop.position)
-        return stop
-
-    def _inflated(self, offset: int) -> _Stop:
-        """The end of a gzip member; one chunk before the damage where there is some."""
         position, member = offset, zlib.decompressobj(wbits=31)
         while not member.eof:
             chunk = self._read(position, _CHUNK_BYTES)
+            position += len(chunk)
             try:
                 member.decompress(chunk)
             except zlib.error:
-                return _Stop(position, False)
-            position += len(chunk)
+                return _Stop(offset, False)
             if not chunk:
-                return _Stop(position, False)
+                return _Stop(offset, False)
         return _Stop(position - len(member.unused_data), True)
+
+    def _end_of_members(self, offset: int, reached: int, error: OSError | None) -> _Stop:
+        """Of all members that a walk read; each byte is read once. Members may be whole where their records are not."""
+        begun = position = offset
+        end = self._size if error is None else reached
+        member, packed, is_damaged = zlib.decompressobj(wbits=31), b"", False
+        while not is_damaged and (packed or position < end):
+            chunk = packed or self._read(position, _CHUNK_BYTES)
+            if not chunk:
+                break
+            position += 0 if packed else len(chunk)
+            try:
+                member.decompress(chunk)
+            except zlib.error:
+                is_damaged = True
+            packed = member.unused_data
+            if member.eof:
+                begun, member = position - len(packed), zlib.decompressobj(wbits=31)
+        if self._is_filler(begun):
+            is_read = error is None or (begun < self._size and not isinstance(error, NoRecord))
+            if is_read:
+                return _Stop(begun, True)
+        elif is_damaged:
+            return _Stop(max(begun, position - _CHUNK_BYTES), False, begun + 1)
+        return _Stop(max(offset, end - _CHUNK_BYTES), False, end)
 
     def _end_of_frame(self, offset: int) -> _Stop:
         end = warc_bytes.end_of_frame(self._stream, offset, self._size)
@@ -263,7 +301,11 @@ class Repaired:
         """The first at or after this byte; None where there is none, or enough was read."""
         mark = _MARKS.get(self._packing, self._layout.mark)
         most = self._size if self._allow_damaged else min(self._size, start + _NEAR_BYTES)
-        while start < most and self._left > 0:
+        self._is_bounded = False
+        while start < most:
+            if self._left <= 0:
+                self._is_bounded = True
+                break
             behind = max(0, start - _BEHIND_BYTES)
             chunk = self._read(behind, _SEARCHED_BYTES)
             is_last = behind + len(chunk) >= self._size

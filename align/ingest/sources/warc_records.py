@@ -11,12 +11,11 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 
 from align.ingest.sources import outcomes
 from align.ingest.sources.codings import Headers
-from align.ingest.sources.damage import Layout
+from align.ingest.sources.damage import Layout, NoRecord
+from align.ingest.sources.http_head import MAX_HEAD_BYTES
 from align.ingest.sources.warc_bytes import Spans, num_dictionary_bytes
 
 RESPONSE, RESOURCE, REVISIT, METADATA, OTHER = "response", "resource", "revisit", "metadata", "other"
-#: Of a record's WARC headers, and of its HTTP headers. Crawlers stop at less.
-_MAX_HEADER_BYTES = 1 << 20
 _KINDS = {
     int(WarcRecordType.response): RESPONSE,
     int(WarcRecordType.resource): RESOURCE,
@@ -27,6 +26,7 @@ _HTML_TYPES = ("text/html", "application/xhtml+xml")
 #: Headers that a record has once. Where the end of a record is lost, the next one's follow its own.
 _ONCE = ("WARC-Type", "Content-Length")
 _OK = 200
+_CUT_OFF = "the record that starts there is cut off"
 #: Its version, and the name of its first header. A line before it may be lost.
 _BEGINS = re.compile(rb"WARC/[01]\.\d{1,2}\r?\n[A-Za-z-]{1,40}:")
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
@@ -106,6 +106,7 @@ class Walker:
             OSError: the file is damaged or cut off.
         """
         last = -1
+        size = None if self._is_packed else stream.seek(0, io.SEEK_END)
         if self._quirks is None:
             source, _ = _from(stream, start)
             first = next(iter(iterator(source, quirks=False)), None)
@@ -113,17 +114,19 @@ class Walker:
         source, shift = _from(stream, start)
         for number, raw in enumerate(iterator(source, quirks=bool(self._quirks))):
             if not self._is_packed and any(len(raw.headers.get_multiple(name)) > 1 for name in _ONCE):
-                raise OSError("the headers of two records are one")
+                raise NoRecord("the headers of two records are one")
             position = raw.stream_pos + shift
             if position <= last or (number == 1 and not self._begins(position)):
                 self._has_offsets = False
             last = max(last, position)
+            if size is not None and position + raw.content_length > size:
+                raise NoRecord(_CUT_OFF)  # now, since fastwarc would read the rest of the file
             record = described(raw, position if self._has_offsets else None)
             expected = raw.content_length  # of the body: the HTTP headers were read before
             is_read = record.is_page or record.kind == METADATA
             body = raw.reader.read(self._max_bytes + 1) if is_read else b""
             if len(body) + raw.consume() < expected and record.problem != outcomes.HTTP_HEAD_TOO_LARGE:
-                raise OSError("the record that starts there is cut off")
+                raise NoRecord(_CUT_OFF)
             yield record._replace(body=body) if is_read else record
 
 
@@ -148,7 +151,7 @@ def iterator(stream: Any, *, quirks: bool) -> Any:
         parse_http=False,
         strict_mode=False,
         quirks_mode=quirks,
-        max_header_len=_MAX_HEADER_BYTES,
+        max_header_len=MAX_HEAD_BYTES,
     )
 
 
@@ -176,7 +179,7 @@ def described(raw: Any, offset: int | None) -> Record:  # Any: fastwarc's classe
 
 def _response(raw: Any, url: str, offset: int | None) -> Record:
     try:
-        raw.parse_http(max_header_len=_MAX_HEADER_BYTES, strict_mode=False, quirks_mode=True)
+        raw.parse_http(max_header_len=MAX_HEAD_BYTES, strict_mode=False, quirks_mode=True)
     except OSError as error:
         if "header length" not in str(error):
             raise

@@ -262,6 +262,38 @@ def test_a_length_beyond_the_end(tmp_path: Path) -> None:
         assert len(urls(path, "allow_damaged=true")) == 4
 
 
+@pytest.mark.parametrize("too_long", range(1, 13))
+@pytest.mark.parametrize("name", ["plain.arc", "members.arc.gz", "whole.arc.gz"])
+def test_a_length_that_is_too_long_never_costs_a_record_in_silence(tmp_path: Path, name: str, too_long: int) -> None:
+    records = [arc_response(f"http://x/{number}", HTML + b" " * 100) for number in range(4)]
+    line, content = records[1].split(b"\n", 1)
+    address, length = line.rsplit(b" ", 1)
+    records[1] = b"%b %d\n%b" % (address, int(length) + too_long, content)
+    parts = [arc_start(), *records]
+    path = tmp_path / name
+    parts = parts if name == "members.arc.gz" else [b"".join(parts)]
+    path.write_bytes(b"".join(parts if name == "plain.arc" else map(gzip.compress, parts)))
+    counts: Counter[str] = Counter()
+    found = urls(path, "allow_damaged=true", "images_from=web", counts=counts)
+    expected = [f"http://x/{number}" for number in range(4)]
+    assert counts["other_records"] == 1
+    if too_long == 1 or name == "members.arc.gz":
+        assert (found, counts["bytes_lost"]) == (expected, 0)
+        return
+    assert found == ([*expected[:1], *expected[2:]] if name == "plain.arc" else expected[:2])
+    assert counts["bytes_lost"] >= (len(records[1]) if name == "plain.arc" else 1)
+    with pytest.raises(DataError, match="no record begins there"):
+        urls(path, "images_from=web")
+
+
+@pytest.mark.parametrize("filler", [b"", b"\0" * 100, b"\n"])
+def test_a_cut_before_it_was_compressed_as_a_whole_is_found(tmp_path: Path, filler: bytes) -> None:
+    path = tmp_path / "a.arc.gz"
+    path.write_bytes(gzip.compress(b"".join([arc_start(), *RECORDS])[:-10]) + filler)
+    with pytest.raises(DataError, match="cut off"):
+        urls(path, "images_from=web")
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -4,6 +4,7 @@ import gzip
 import io
 import itertools
 import random
+import re
 import time
 import zlib
 from collections import Counter
@@ -17,8 +18,11 @@ from align.config import load_params
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.errors import DataError
+from align.ingest.sources import arc, damage, warc_records
+from align.ingest.sources.damage import Repaired
 from align.ingest.sources.warc import Warc
 from align.services.store import open_files
+from tests.support.arc_records import arc_response, arc_start
 from tests.support.reading import rows_of
 from tests.support.warc_records import page, picture, response, write_archive, zstd
 
@@ -182,6 +186,85 @@ def test_what_other_readers_of_zstandard_skip_is_no_damage(tmp_path: Path) -> No
     path = write_archive(tmp_path / "a.warc.zst", records())
     path.write_bytes(path.read_bytes() + bytes.fromhex("5e2a4d1804000000") + b"seek")
     assert read(path) == (pages(), Counter({"pages": 5, "rows": 5, "outcome/page": 5}))
+
+
+def with_length(record: bytes, length: int) -> bytes:
+    """A record that states another length."""
+    return re.sub(rb"(Content-Length: |text/html )\d+(?=\r?\n)", rb"\g<1>%d" % length, record, count=1)
+
+
+@pytest.mark.parametrize("suffix", ["warc", "arc"])
+@pytest.mark.parametrize(
+    ("length", "num_wrong"), [(99_999_999, 40), (500_200, 40), (2_000_000, 12)]
+)  # beyond the end, and before it: the latter end within records
+def test_wrong_lengths_cost_only_their_records(tmp_path: Path, suffix: str, length: int, num_wrong: int) -> None:
+    num_pages = 10_000
+    html = "<p>" + "x" * 300
+    parts = (
+        [page(f"http://x/{n}", html) for n in range(num_pages)]
+        if suffix == "warc"
+        else [arc_start(), *(arc_response(f"http://x/{n}", html.encode()) for n in range(num_pages))]
+    )
+    for number in range(num_wrong):
+        parts[20 * number + 10] = with_length(parts[20 * number + 10], length)
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(b"".join(parts))
+    counts = read(path)[1]
+    assert counts["pages"] == num_pages - num_wrong
+    assert counts["damaged_files"] == 1
+    assert counts["bytes_lost"] == sum(len(parts[20 * number + 10]) for number in range(num_wrong))
+    assert "reading_bounds_reached" not in counts
+
+
+def test_the_bound_is_named_where_it_ends_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(damage, "_READ_AGAIN", 0)
+    monkeypatch.setattr(damage, "_READ_AGAIN_BYTES", 1 << 18)
+    parts = records(1000)
+    path = tmp_path / "a.warc"
+    path.write_bytes(b"".join([parts[0], b"\xff" * 1_000_000, parts[1]]))
+    texts, counts = read(path)
+    assert (texts, counts["damaged_files"], counts["reading_bounds_reached"]) == (["page 0"], 1, 1)
+    with pytest.raises(DataError, match="the bound on reading parts of a file again ended the search"):
+        rows_of(opened(path, allow_damaged=False))
+    path.write_bytes(b"\xff" * 1_000_000)
+    with pytest.raises(DataError, match=r"not a web archive .*the bound on reading parts"):
+        read(path)
+
+
+@pytest.mark.parametrize("num_members", [1000, 20_000])
+def test_many_members_are_read_once(num_members: int) -> None:
+    """Where records have no offsets, all members are checked."""
+    record = PACKERS["a.warc.gz"](b"".join(records()[:3]))
+    data = record + gzip.compress(b"", mtime=0) * num_members
+    for filler in (b"", b"\0\0\0"):
+        stream = CountingReader(data + filler)
+        repaired = Repaired("a.warc.gz", stream, warc_records.LAYOUT, allow_damaged=False)
+        walk = warc_records.Walker(lambda offset: data[offset : offset + 2] == b"\x1f\x8b", 1000, is_packed=True)
+        counts: Counter[str] = Counter()
+        assert len(list(repaired.records(walk, counts))) == 3
+        assert not counts
+        assert stream.num_bytes < 4 * len(data) + (1 << 18)
+
+
+def test_bodies_that_are_read_again_count() -> None:
+    data = b"http://x/ - 20080521031200 text/html 4000001\nHTTP/1.1 200 OK\n\nx\n" * 150_000
+    stream = CountingReader(arc_start() + data)
+    repaired = Repaired("a.arc", stream, arc.LAYOUT, allow_damaged=True)
+    counts: Counter[str] = Counter()
+    assert sum(1 for _ in repaired.records(arc.Walker(1 << 30), counts)) == 1
+    assert counts["reading_bounds_reached"] == 1
+    assert stream.num_bytes < 20 * len(data) + (64 << 20)
+
+
+class CountingReader(io.BytesIO):
+    """Counts the bytes that are read."""
+
+    num_bytes = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.num_bytes += len(data)
+        return data
 
 
 def nested_members(num_bytes: int) -> bytes:

@@ -53,6 +53,35 @@ def test_a_plain_body_is_taken_as_it_is_whatever_its_headers_state(stated: str, 
     assert (body.data, body.is_absent, body.is_unknown) == (plain, True, False)
 
 
+@pytest.mark.parametrize(
+    ("stated", "plain"),
+    [
+        ("br", b"3 pictures: " + HTML),
+        ("br", b"3" * 5000),
+        ("br, br", b"3.14"),
+        ("chunked", b"0\n" + HTML),
+        ("chunked", b"0\r\n\r\n" + HTML),
+        ("chunked", b"0\n\n0: " + HTML),
+        ("chunked, br", b"3 pictures: " + HTML),
+    ],
+)
+def test_a_plain_body_that_a_coding_would_take_for_empty(stated: str, plain: bytes) -> None:
+    assert decoded(plain, {"Content-Encoding": stated}, 10_000) == (plain, True, False, "")
+
+
+def test_what_is_empty_when_decoded() -> None:
+    for stated, body in (
+        ("br", brotli(b"")), ("gzip", gzip.compress(b"")), ("gzip", gzip.compress(b"") * 9), ("zstd", zstd(b"")),
+        ("deflate", zlib.compress(b"")), ("deflate", raw_deflate(b"")), ("chunked", b"0\r\n\r\n"), ("chunked", b"0\n"),
+        ("chunked", b"0;x=y\r\nExpires: 0\r\nX: y\r\n\r\n"),
+    ):  # fmt: skip
+        assert decoded(body, {"Content-Encoding": stated}, 1000) == (b"", False, False, ""), (stated, body)
+    for stated, body in (("gzip", gzip.compress(b"")), ("deflate", zlib.compress(b""))):
+        found = decoded(body + HTML, {"Content-Encoding": stated}, 1000)
+        assert found.data is None
+        assert "its bytes do not have it" in found.problem
+
+
 @pytest.mark.parametrize("stated", ["none", "UTF-8", "binary", "x-unknown, none", "utf-8, identity"])
 def test_an_unknown_coding_is_taken_as_it_is(stated: str) -> None:
     for plain in (

@@ -22,7 +22,7 @@ class IngestReport(Report):
         num_files: of the source; 0 after `--retry-failed`, which does not read the source.
         num_pages: pages with pairs.
         num_pages_in_archive: all pages.
-        num_pages_unreadable: pages whose content coding is damaged or unknown; they have no pairs.
+        num_pages_unreadable: pages that cannot be decoded; they have no pairs.
         num_pages_too_large: pages beyond a bound (`align.ingest.limits`); they have no pairs.
         num_pages_coding_absent: pages that are stored plain although their HTTP headers state a coding; they were read.
         num_pages_coding_unknown: pages whose HTTP headers state an unknown coding; they were read as they are.
@@ -32,6 +32,7 @@ class IngestReport(Report):
         num_retryable: pairs whose failure may be temporary.
         num_damaged_files: files that are cut off or damaged, of which only the readable parts were taken.
         num_bytes_lost: of the web archives among them: bytes between readable records, as stored.
+        num_reading_bounds_reached: of these: files with so much damage that the search for records ended.
         num_rows_unreadable: lines or rows of a table that could not be read.
         num_texts_cut: texts as long as data/raw stores (`align.pairs.text.MAX_CHARACTERS`); nearly all were longer.
         num_page_urls_cut: page URLs as long as that.
@@ -58,6 +59,7 @@ class IngestReport(Report):
     num_retryable: int
     num_damaged_files: int
     num_bytes_lost: int
+    num_reading_bounds_reached: int
     num_rows_unreadable: int
     num_texts_cut: int
     num_page_urls_cut: int
@@ -83,7 +85,7 @@ class IngestReport(Report):
 def not_read(report: IngestReport) -> list[tuple[str, int]]:
     """What of the source gave no pairs, each with its number; empty where everything was read."""
     numbers = [
-        ("pages whose content coding is damaged or unknown", report.num_pages_unreadable),
+        ("pages that cannot be decoded", report.num_pages_unreadable),
         ("pages that are too large", report.num_pages_too_large),
         ("records without an HTTP status", report.outcomes.get(NO_HTTP_HEAD, 0)),
         ("records with HTTP headers that are too large", report.outcomes.get(HTTP_HEAD_TOO_LARGE, 0)),
@@ -92,6 +94,7 @@ def not_read(report: IngestReport) -> list[tuple[str, int]]:
         ("rows that cannot be read", report.num_rows_unreadable),
         ("files cut off or damaged: only the readable parts were taken", report.num_damaged_files),
         ("bytes of web archives in their damaged parts", report.num_bytes_lost),
+        ("files too damaged to search to their end for records", report.num_reading_bounds_reached),
     ]
     return [(what, number) for what, number in numbers if number]
 
@@ -162,6 +165,7 @@ def summarise(
         num_retryable=int(num_retryable),
         num_damaged_files=counts.get("damaged_files", 0),
         num_bytes_lost=counts.get("bytes_lost", 0),
+        num_reading_bounds_reached=counts.get("reading_bounds_reached", 0),
         num_rows_unreadable=counts.get("rows_unreadable", 0),
         num_texts_cut=counts.get("texts_cut", 0),
         num_page_urls_cut=counts.get("page_urls_cut", 0),

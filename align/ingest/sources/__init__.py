@@ -30,8 +30,8 @@ class Source(Protocol):
         Args:
             file: one of `files`.
             counts: the scan adds to it: pages, pages_unreadable, pages_too_large, records_unreadable, rows,
-                rows_unreadable, damaged_files; for web archives also bytes_lost, pages_coding_absent,
-                pages_coding_unknown, and those of `outcomes`.
+                rows_unreadable, damaged_files; for web archives also bytes_lost, reading_bounds_reached,
+                pages_coding_absent, pages_coding_unknown, and those of `outcomes`.
 
         Raises:
             DataError: the file is damaged or of another kind; the message names it.

@@ -56,3 +56,19 @@ def with_little_memory(code: str, *arguments: object, mib: int) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
+
+
+#: A program for `with_little_memory` that reads a table of addresses.
+SCAN_TABLE = """
+import json
+from collections import Counter
+from align.config import load_params
+from align.config.ingest import IngestConfig
+from align.config.store import StoreConfig
+from align.ingest.sources.url_table import UrlTable
+from align.services.store import open_files
+params = load_params()
+table = UrlTable(params.section(IngestConfig), sys.argv[1], open_files(params.section(StoreConfig)))
+lengths = [len(text) for batch in table.scan(sys.argv[1], Counter()) for text in batch["text"].to_pylist()]
+print(len(lengths), *sorted(set(lengths)))
+"""

@@ -31,6 +31,34 @@ def rows_of(source: Source, counts: Counter[str] | None = None) -> tuple[list[di
     return candidates, responses
 
 
+def read_all(path: object, source: str, counts: Counter[str] | None = None) -> list[Any]:
+    """The rows of a source without responses, each with its bytes."""
+    opened = source_at(path, f"source={source}")
+    rows, responses = rows_of(opened, counts)
+    assert responses == []
+    return [{**row, "bytes": opened.read(row["file"], row["offset"]) if row["file"] else None} for row in rows]
+
+
+def short(rows: list[Any], *columns: str) -> list[tuple[Any, ...]]:
+    """Some columns of rows."""
+    return [tuple(row[column] for column in columns) for row in rows]
+
+
+def table_rows(
+    path: object, *columns: str, counts: Counter[str] | None = None, more: tuple[str, ...] = ()
+) -> list[Any]:
+    """The rows of a table of addresses; `columns` are such as `url=link`."""
+    names = [f"columns.{column}" for column in columns]
+    candidates, responses = rows_of(source_at(path, "source=url_table", *names, *more), counts)
+    assert responses == []
+    return candidates
+
+
+def pairs(rows: list[Any]) -> list[tuple[str, str]]:
+    """Address and text of each row."""
+    return [(row["url"], row["text"]) for row in rows]
+
+
 def without_outcomes(counts: Counter[str]) -> dict[str, int]:
     """The counts of a scan, less those of an archive's records."""
     of_records = {OTHER_RECORDS, *map(count_of, OUTCOMES)}

@@ -19,7 +19,7 @@ from align.errors import ConfigError, DataError
 from align.services import file_lists
 from align.services.store import open_files
 from tests.support.downloads import config as download
-from tests.unit.services.test_store import config, touch
+from tests.support.local_store import config, touch
 
 
 def listed(root: Path, lines: str | bytes, begin: str | None = None, name: str = "x.paths") -> list[str]:

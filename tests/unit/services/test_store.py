@@ -8,23 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from align.config.store import StoreConfig
 from align.errors import ConfigError, CorruptError, DataError
 from align.files import sha256_file
 from align.services.store import Objects, fetcher, keep_tar, materialised, open_files
-
-
-def config(root: Path, objects: str | None = "objects") -> StoreConfig:
-    return StoreConfig(
-        objects=str(root / objects) if objects else None, checkpoints=None, work=None, cache=root / "cache",
-        part_size_mb=5, num_connections=2, num_retries=0, timeout_s=5.0,
-    )  # fmt: skip
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(name)
+from tests.support.local_store import config, touch
 
 
 def listed(root: Path, location: str, *suffixes: str) -> list[str]:

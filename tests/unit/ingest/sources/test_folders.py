@@ -6,7 +6,6 @@ import os
 import tarfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,31 +13,11 @@ import pytest
 
 from align.errors import DataError
 from align.ingest.limits import TooLarge
-from tests.support.reading import rows_of, source_at
+from tests.support.reading import read_all, rows_of, short, source_at
+from tests.support.tars import tar
 from tests.support.warc_records import picture, write_archive
 
 RED, BLUE = picture(3, 2), picture(4, 2, "blue", "JPEG")
-
-
-def tar(path: Path, members: dict[str, bytes], form: int = tarfile.USTAR_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=form) as file:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            file.addfile(member, io.BytesIO(data))
-    return path
-
-
-def read_all(path: object, source: str, counts: Counter[str] | None = None) -> list[Any]:
-    """The rows, each with its bytes."""
-    opened = source_at(path, f"source={source}")
-    rows, responses = rows_of(opened, counts)
-    assert responses == []
-    return [{**row, "bytes": opened.read(row["file"], row["offset"]) if row["file"] else None} for row in rows]
-
-
-def short(rows: list[Any], *columns: str) -> list[tuple[Any, ...]]:
-    return [tuple(row[column] for column in columns) for row in rows]
 
 
 def test_saved_pages(tmp_path: Path) -> None:
@@ -90,6 +69,14 @@ def test_many_saved_pages_are_scanned_in_parts(tmp_path: Path) -> None:
     source = source_at(tmp_path, "source=html")
     assert len(source.files) == 3
     assert [row["text"] for row in rows_of(source)[0]] == [str(number) for number in range(1001)]
+
+
+def test_a_change_of_any_saved_page_is_a_change_of_the_source(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.html").write_text("<img src=a.png alt=a>")
+    source = source_at(tmp_path, "source=html")
+    assert [Path(name).name for name in source.files] == ["0.html"]  # one unit of scanning
+    assert [Path(name).name for name in source.inputs] == ["0.html", "1.html", "2.html"]
 
 
 def test_img2dataset_folder(tmp_path: Path) -> None:
@@ -273,91 +260,6 @@ def test_tables_of_other_types_and_damaged_tables(tmp_path: Path) -> None:
         (tmp_path / "0.parquet").write_bytes(damaged)
         with pytest.raises(DataError, match=r"0\.parquet: not a readable parquet file"):
             read_all(tmp_path, "shards")
-
-
-def coco(path: Path, **more: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images = [
-        {"id": 7, "file_name": "7.jpg", "coco_url": "http://images.example/val2014/7.jpg"},
-        {"id": 8, "file_name": "8.jpg"},
-        {"id": 9, "file_name": "../../../secret.png"},
-        {"id": 10, "file_name": "half \ud800.png", "coco_url": 7},
-    ]
-    captions = [(8, "acht"), (7, "seven"), (7, "sieben"), (9, "escape"), (99, "of nothing"), (10, "half")]
-    annotations = [{"id": at, "image_id": image, "caption": text} for at, (image, text) in enumerate(captions)]
-    path.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations, **more}))
-
-
-@pytest.mark.parametrize("folder", ["val2014", "images/val2014", "images", "annotations/images", "."])
-def test_coco_in_each_usual_folder(tmp_path: Path, folder: str) -> None:
-    (tmp_path / "secret.png").write_bytes(RED)
-    root = tmp_path / "coco"
-    coco(root / "annotations/captions_val2014.json")
-    (root / "annotations/instances_val2014.json").write_text("{}")
-    (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / folder / "7.jpg").write_bytes(RED)
-    (root / folder / "8.jpg").write_bytes(BLUE)
-    counts: Counter[str] = Counter()
-    assert short(read_all(root, "coco", counts), "url", "text", "problem", "bytes") == [
-        ("http://images.example/val2014/7.jpg", "seven", None, RED),
-        ("http://images.example/val2014/7.jpg", "sieben", None, RED),
-        ("val2014/8.jpg", "acht", None, BLUE),
-        ("val2014/../../../secret.png", "escape", "no such file", None),
-        ("val2014/half ?.png", "half", "no such file", None),
-        ("val2014", "of nothing", "a caption of no picture in the list", None),
-    ]
-    assert counts == {"rows": 6, "rows_unreadable": 1}
-
-
-def test_captions_of_coco_that_are_lists_or_no_texts(tmp_path: Path) -> None:
-    images = [{"id": 1, "file_name": "1.jpg", "coco_url": "http://images.example/1.jpg"}]
-    captions: list[Any] = [["one", None, "two"], None, {"raw": "three"}, "four"]
-    annotations = [{"image_id": 1, "caption": caption} for caption in captions]
-    (tmp_path / "captions_x.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    counts: Counter[str] = Counter()
-    nested = "an object or a list where a text is expected"
-    assert short(read_all(tmp_path, "coco", counts), "text", "problem") == [
-        ("one", None), ("two", None), ("", None), ("", nested), ("four", None),
-    ]  # fmt: skip
-    assert (counts["rows"], counts["rows_unreadable"]) == (5, 1)
-
-
-def test_coco_without_pictures_and_what_is_no_coco(tmp_path: Path) -> None:
-    coco(tmp_path / "captions_val2014.json")
-    assert short(read_all(tmp_path, "coco"), "url", "file", "problem")[1:3] == [
-        ("http://images.example/val2014/7.jpg", None, None),
-        ("val2014/8.jpg", None, "no such file"),
-    ]
-    for text in ("{", "[" * 100_000, "[]", '{"images": [{}]}', '{"annotations": [{"image_id": 1}], "images": []}'):
-        (tmp_path / "captions_val2014.json").write_text(text)
-        with pytest.raises(DataError, match="neither COCO's captions nor Karpathy's"):
-            read_all(tmp_path, "coco")
-    (tmp_path / "captions_val2014.json").rename(tmp_path / "a.json")
-    (tmp_path / "b.json").write_text("{}")
-    with pytest.raises(DataError, match="captions_"):
-        source_at(tmp_path, "source=coco")
-
-
-def test_karpathy_splits(tmp_path: Path) -> None:
-    def image(name: str, path: str | None, *texts: str) -> dict[str, Any]:
-        sentences = [{"raw": text, "tokens": text.split(), "sentid": 0} for text in texts]
-        return {"filename": name, "split": "test", "sentences": sentences, **({"filepath": path} if path else {})}
-
-    images = [image("1.jpg", "val2014", "one", "eins"), image("2.jpg", "train2014", "two")]
-    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
-    for name, folder, data in (("1.jpg", "val2014", RED), ("2.jpg", "train2014", BLUE)):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / name).write_bytes(data)
-    assert short(read_all(tmp_path / "dataset_coco.json", "coco"), "url", "text", "bytes") == [
-        ("val2014/1.jpg", "one", RED), ("val2014/1.jpg", "eins", RED), ("train2014/2.jpg", "two", BLUE),
-    ]  # fmt: skip
-    (tmp_path / "flickr30k-images").mkdir()
-    (tmp_path / "flickr30k-images/3.jpg").write_bytes(RED)
-    images = [image("gone.jpg", None, "gone"), image("3.jpg", None, "three"), image("4.jpg", None)]
-    (tmp_path / "dataset_flickr30k.json").write_text(json.dumps({"images": images}))
-    assert short(read_all(tmp_path / "dataset_flickr30k.json", "coco"), "url", "text", "text_source", "bytes") == [
-        ("gone.jpg", "gone", "caption", None), ("3.jpg", "three", "caption", RED), ("4.jpg", "", None, None),
-    ]  # fmt: skip
 
 
 def test_lists_and_objects_in_place_of_a_text(tmp_path: Path) -> None:

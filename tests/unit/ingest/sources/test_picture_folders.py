@@ -12,10 +12,10 @@ from align.config.params import load_params
 from align.errors import DataError
 from align.ingest.sources import open_source
 from align.services.store import open_files
+from tests.support.local_store import config
 from tests.support.reading import rows_of, source_at
+from tests.support.tars import tar
 from tests.support.warc_records import picture
-from tests.unit.ingest.sources.test_folders import tar
-from tests.unit.services.test_store import config
 
 RED, BLUE = picture(3, 2), picture(4, 2, "blue", "JPEG")
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,22 +15,11 @@ import pytest
 from align.errors import DataError
 from align.pairs.text import MAX_CHARACTERS
 from tests.support import ROOT
-from tests.support.bombs import one_long_line, parquet_bomb, with_little_memory
-from tests.support.reading import rows_of, source_at
+from tests.support.bombs import SCAN_TABLE, one_long_line, parquet_bomb, with_little_memory
+from tests.support.reading import pairs, source_at, table_rows
 
 A, B = "http://x.example/a.jpg", "https://y.example/b.jpg"
 PAIRS = [(A, "a cat, sitting"), (B, 'she said "hi')]
-
-
-def read(path: object, *columns: str, counts: Counter[str] | None = None, more: tuple[str, ...] = ()) -> list[Any]:
-    names = [f"columns.{column}" for column in columns]
-    candidates, responses = rows_of(source_at(path, "source=url_table", *names, *more), counts)
-    assert responses == []
-    return candidates
-
-
-def pairs(rows: list[Any]) -> list[tuple[str, str]]:
-    return [(row["url"], row["text"]) for row in rows]
 
 
 def csv_text(separator: str = ",") -> str:
@@ -57,7 +45,7 @@ def csv_text(separator: str = ",") -> str:
 def test_every_text_format(tmp_path: Path, name: str, text: str, packed: bool) -> None:
     path = tmp_path / (name + (".gz" if packed else ""))
     path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
-    rows = read(path)
+    rows = table_rows(path)
     assert pairs(rows) == PAIRS
     assert {(row["text_source"], row["page_url"], row["problem"], row["file"]) for row in rows} == {
         ("caption", None, None, None)
@@ -84,8 +72,8 @@ def test_a_folder_takes_lists_of_addresses_but_no_other_texts(
     for name in ("LICENSE.txt", "robots.txt", "more/README.txt.gz"):
         assert f"ingest: {tmp_path / name}: left out: its first lines are no addresses" in said
     assert said.count("\n") == 3
-    assert pairs(read(tmp_path))[:1] == [(A, "a cat")]
-    assert len(read(tmp_path / "LICENSE.txt")) == 34  # named: read all the same
+    assert pairs(table_rows(tmp_path))[:1] == [(A, "a cat")]
+    assert len(table_rows(tmp_path / "LICENSE.txt")) == 34  # named: read all the same
     of_a_pattern = source_at(tmp_path / "*.txt", "source=url_table").files
     assert [file.rpartition("/")[2] for file in of_a_pattern] == ["b.txt", "c.txt", "d.txt"]
     with pytest.raises(DataError, match="no table exists there"):
@@ -114,19 +102,19 @@ def test_columns_of_published_tables(tmp_path: Path) -> None:
     path = tmp_path / "laion.parquet"
     columns = {"SAMPLE_ID": [1, 2], "URL": [A, B], "TEXT": ["t", None], "WIDTH": [3, 4], "page": ["http://p/", None]}
     pq.write_table(pa.table(columns), path)
-    rows = read(path, "url=url", "text=text", "page_url=page")  # in any case
+    rows = table_rows(path, "url=url", "text=text", "page_url=page")  # in any case
     assert pairs(rows) == [(A, "t"), (B, "")]
     assert [(row["text_source"], row["page_url"]) for row in rows] == [("text", "http://p/"), (None, None)]
     with pytest.raises(DataError, match=r"no column 'caption', it has SAMPLE_ID, URL, TEXT.*ingest\.columns\.text"):
-        read(path)
+        table_rows(path)
     pq.write_table(pa.table({"url": [A], "URL": [B], "caption": ["c"]}), path)
-    assert pairs(read(path, "url=URL")) == [(B, "c")]
+    assert pairs(table_rows(path, "url=URL")) == [(B, "c")]
     with pytest.raises(DataError, match="no column 'Url'"):
-        read(path, "url=Url")  # two are equally near
+        table_rows(path, "url=Url")  # two are equally near
     pq.write_table(
         pa.table({"url": pa.array([A]).dictionary_encode(), "caption": pa.array(["c"], pa.large_string())}), path
     )
-    assert pairs(read(path)) == [(A, "c")]
+    assert pairs(table_rows(path)) == [(A, "c")]
 
 
 def test_lines_that_nobody_can_read_are_rows(tmp_path: Path) -> None:
@@ -135,7 +123,7 @@ def test_lines_that_nobody_can_read_are_rows(tmp_path: Path) -> None:
         f"url,caption\n{A}\n,no address\nftp://x/y.png,ftp\nhttp://[,bad\n relative.png ,r\n{B},fine,more\n"
     )
     counts: Counter[str] = Counter()
-    assert [(row["url"], row["text"], row["problem"]) for row in read(path, counts=counts)] == [
+    assert [(row["url"], row["text"], row["problem"]) for row in table_rows(path, counts=counts)] == [
         (A, "", None),
         ("", "no address", "no address"),
         ("ftp://x/y.png", "ftp", "not http or https"),
@@ -146,18 +134,18 @@ def test_lines_that_nobody_can_read_are_rows(tmp_path: Path) -> None:
     assert counts == {"rows": 6, "rows_unreadable": 4}
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"url": "{A}", "caption": "c"}}\n{{"url": "half\n[1]\n{{"other": 1}}\n{{"url": "{B}"}}\n')
-    assert [(row["url"], row["problem"]) for row in read(path)] == [
+    assert [(row["url"], row["problem"]) for row in table_rows(path)] == [
         (A, None), ("", "no address"), ("", "no address"), ("", "no address"), (B, None),
     ]  # fmt: skip
     path.write_text('{"url": "http://x/\\ud83d", "caption": "half \\ud83d"}\n')
-    assert [(row["text"], row["problem"]) for row in read(path)] == [("half ?", "invalid URL")]
+    assert [(row["text"], row["problem"]) for row in table_rows(path)] == [("half ?", "invalid URL")]
 
 
 def test_an_unbalanced_quote_does_not_take_the_table_with_it(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     lines = "".join(f"http://x/{number},text {number}\n" for number in range(400_000))
     path.write_text(f'url,caption\n{A},"open\n{lines}')
-    rows = read(path)
+    rows = table_rows(path)
     assert rows[0]["problem"] == "no address"
     assert len(rows) > 100_000
     assert rows[-1]["url"] == "http://x/399999"
@@ -169,24 +157,24 @@ def test_damaged_and_empty_files(tmp_path: Path) -> None:
     data = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match=r"a\.parquet: unreadable"):
-        read(tmp_path / "a.parquet")
+        table_rows(tmp_path / "a.parquet")
     packed = gzip.compress("".join(f"{A}{number}\ttext\n" for number in range(20_000)).encode())
     (tmp_path / "b.tsv.gz").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(DataError, match=r"b\.tsv\.gz: cut off"):
-        read(tmp_path / "b.tsv.gz")
+        table_rows(tmp_path / "b.tsv.gz")
     counts: Counter[str] = Counter()
-    rows = read(tmp_path / "b.tsv.gz", counts=counts, more=("allow_damaged=true",))
+    rows = table_rows(tmp_path / "b.tsv.gz", counts=counts, more=("allow_damaged=true",))
     assert 1000 < len(rows) < 20_000
     assert counts["damaged_files"] == 1
     (tmp_path / "b.tsv.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match="unreadable"):
-        read(tmp_path / "b.tsv.gz")
+        table_rows(tmp_path / "b.tsv.gz")
     (tmp_path / "c.json").write_text(json.dumps([{"url": A, "caption": "c"}] * 9)[:-30])
     with pytest.raises(DataError, match="JSON array is cut off"):
-        read(tmp_path / "c.json")
+        table_rows(tmp_path / "c.json")
     for name in ("d.csv", "d.txt", "d.jsonl"):
         (tmp_path / name).write_bytes(b"")
-        assert read(tmp_path / name) == []
+        assert table_rows(tmp_path / name) == []
     with pytest.raises(DataError):
         source_at(tmp_path / "nothing.parquet", "source=url_table")
 
@@ -194,7 +182,7 @@ def test_damaged_and_empty_files(tmp_path: Path) -> None:
 def test_a_large_array_is_read_piece_by_piece(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"url": f"{A}{number}", "caption": 'x"]},{' * 20} for number in range(20_000)]))
-    rows = read(path)
+    rows = table_rows(path)
     assert [row["url"] for row in rows] == [f"{A}{number}" for number in range(20_000)]
     assert {row["text"] for row in rows} == {'x"]},{' * 20}
 
@@ -216,196 +204,9 @@ def test_a_long_parquet_table_is_read_piece_by_piece(tmp_path: Path) -> None:
     assert most < path.stat().st_size / 4
 
 
-TABLE = {"url": [A, B, A], "page": [None, "http://p/", None], "caption": ["one", 'two "\u00e9', None]}
-
-
-def orients() -> dict[str, str]:
-    """TABLE as `pandas.DataFrame.to_json` writes it, by `orient`."""
-    rows = [dict(zip(TABLE, values, strict=True)) for values in zip(*TABLE.values(), strict=True)]
-    schema = {"fields": [{"name": "index", "type": "integer"}, *({"name": name, "type": "string"} for name in TABLE)]}
-    columns = {name: {str(at): value for at, value in enumerate(values)} for name, values in TABLE.items()}
-    data = [list(row.values()) for row in rows]
-    return {
-        "columns": json.dumps(columns),
-        "columns, indented": json.dumps(columns, indent=2),
-        "lists": json.dumps(TABLE),
-        "split": json.dumps({"columns": list(TABLE), "index": [0, 1, 2], "data": data}),
-        "table": json.dumps({"schema": schema, "data": [{"index": at} | row for at, row in enumerate(rows)]}),
-        "records": json.dumps(rows),
-        "values": json.dumps(data),
-        "index": json.dumps({str(at): row for at, row in enumerate(rows)}),
-    }
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("name", orients())
-def test_tables_of_pandas(tmp_path: Path, name: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("align.ingest.sources.json_tables._CHUNK_CHARACTERS", 3)  # every piece is cut everywhere
-    path = tmp_path / ("t.json.gz" if packed else "t.json")
-    text = orients()[name].encode()
-    path.write_bytes(gzip.compress(text) if packed else text)
-    refused = {"values": "without the names of their columns", "index": "no column 'url', it has 0, 1, 2"}
-    if name in refused:
-        with pytest.raises(DataError, match=refused[name]):
-            read(path)
-        return
-    counts: Counter[str] = Counter()
-    rows = read(path, "page_url=page", counts=counts)
-    assert [(row["url"], row["text"], row["page_url"], row["problem"]) for row in rows] == [
-        (A, "one", None, None), (B, 'two "\u00e9', "http://p/", None), (A, "", None, None),
-    ]  # fmt: skip
-    assert counts["rows"] == 3
-
-
-def test_numbers_that_a_piece_cuts_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "t.json"
-    path.write_text('{"url": {"0": "http://x/1", "1": "http://x/2"}, "caption": {"0": 1234.5e2, "1": -1200}}')
-    for size in range(1, 60):
-        monkeypatch.setattr("align.ingest.sources.json_tables._CHUNK_CHARACTERS", size)
-        assert [row["text"] for row in read(path)] == ["123450.0", "-1200"]
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ('{"url": {"0": "http://x/1"}, "caption": {"1": "c"}}', "columns do not have the same rows"),
-        ('{"url": {"0": "http://x/1"}, "caption": {"0": "c", "1": "d"}}', "columns do not have the same rows"),
-        ('{"url": {"0": "http://x/1"}, "caption": {"0": "c"}}\n{"url": {}}', "something follows the table"),
-        ('{"url": {"0": "http://x/1"}, "caption": {"0": "c"', "table is cut off or damaged"),
-        ('{"url": {"0": "http://x/1"}, "caption": {"0" "c"}}', "table is cut off or damaged"),
-        ('{"url": {"0": "http://x/1"}, "caption": {"0": ' + "[" * 100_000, "nested too deeply"),
-        ("{" + ",".join(f'"{row}": {{"url": "http://x/{row}"}}' for row in range(5000)) + "}", "members are rows"),
-        ('{"' + "x" * 100_000 + '": {}}', "too many columns"),
-        ('[{"url": "http://x/1", "caption": "c"}]\n[{"url": "http://x/2", "caption": "d"}]', "something follows the"),
-        ('["http://x/1", "http://x/2"]', "without the names"),
-        ('{\n"url": "http://x/1",\n"caption": "c"}', "neither an array"),
-    ],
-)
-def test_json_that_is_no_table_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
-    path = tmp_path / "t.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match=says) as raised:
-        read(path)
-    assert "\n" not in str(raised.value)
-    assert "JSON lines" in str(raised.value) or "fetch it again" in str(raised.value)
-
-
-def test_one_object_is_a_row_if_it_has_a_plain_value(tmp_path: Path) -> None:
-    path = tmp_path / "t.json"
-    path.write_text(json.dumps({"url": A, "caption": ["one", "two"], "meta": {"size": [1, 2]}}))
-    assert pairs(read(path)) == [(A, "one"), (A, "two")]
-
-
-LISTS: list[Any] = [["one", "two"], [None, "three", 4], [], None, "a text"]
-
-
-@pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
-def test_a_list_of_texts_is_a_pair_for_each(tmp_path: Path, suffix: str) -> None:
-    path, lists = tmp_path / f"t.{suffix}", LISTS
-    if suffix == "parquet":
-        lists = [["one", "two"], [None, "three", "4"], [], None, ["a text"]]
-        pq.write_table(pa.table({"url": [A] * 5, "caption": pa.array(lists, pa.list_(pa.string()))}), path)
-    else:
-        rows = [{"url": A, "caption": value} for value in lists]
-        path.write_text(json.dumps(rows) if suffix == "json" else "".join(json.dumps(row) + "\n" for row in rows))
-    counts: Counter[str] = Counter()
-    read_rows = read(path, counts=counts)
-    assert [row["text"] for row in read_rows] == ["one", "two", "three", "4", "", "", "a text"]
-    assert {(row["url"], row["problem"]) for row in read_rows} == {(A, None)}
-    assert (counts["rows"], counts["rows_unreadable"]) == (7, 0)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pa.list_(pa.string()),
-        pa.large_list(pa.large_string()),
-        pa.list_(pa.string(), 2),
-        pa.list_view(pa.string()),
-        pa.list_(pa.dictionary(pa.int32(), pa.string())),
-    ],
-    ids=str,
-)
-def test_every_kind_of_list_in_parquet(tmp_path: Path, kind: pa.DataType) -> None:
-    path, long = tmp_path / "t.parquet", "x" * 20_000
-    values = pa.array([["one", "two"], ["three", long], [None, "five"]], kind)
-    pq.write_table(pa.table({"url": [A, B, A], "caption": values}), path)
-    assert pairs(read(path)) == [
-        (A, "one"), (A, "two"), (B, "three"), (B, long[:MAX_CHARACTERS]), (A, "five"),
-    ]  # fmt: skip
-    for nested in ([[["a"]]], [[{"raw": "a"}]], [{"raw": "a"}], [[b"a"]]):
-        pq.write_table(pa.table({"url": [A], "caption": nested}), path)
-        with pytest.raises(DataError, match="column 'caption' is "):
-            read(path)
-    pq.write_table(pa.table({"url": [[A]], "caption": ["a"]}), path)
-    with pytest.raises(DataError, match="column 'url' is list"):
-        read(path)
-
-
-def test_objects_and_nested_lists_are_rows_that_cannot_be_read(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    rows: list[dict[str, Any]] = [
-        {"url": A, "caption": {"en": "a"}, "page": None},
-        {"url": A, "caption": ["a", ["b"]], "page": None},
-        {"url": A, "caption": [{"raw": "a"}], "page": None},
-        {"url": {"0": A}, "caption": "a", "page": None},
-        {"url": [A], "caption": "a", "page": None},
-        {"url": A, "caption": "a", "page": {"url": "http://p/"}},
-        {"url": B, "caption": "fine", "page": None},
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    counts: Counter[str] = Counter()
-    *unreadable, last = read(path, "page_url=page", counts=counts)
-    assert last["text"] == "fine"
-    assert {(row["text"], row["page_url"], row["problem"]) for row in unreadable} == {
-        ("", None, "an object or a list where a text is expected")
-    }
-    assert (counts["rows"], counts["rows_unreadable"]) == (7, 6)
-
-
-def test_a_row_with_very_many_texts_is_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    long = f"http://x/{'y' * 7000}"
-    rows = [
-        {"url": A, "caption": [""] * 1_000_000},
-        {"url": long, "caption": ["a"] * 9_999},
-        {"url": A, "caption": "b"},
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    read_rows = read(path)
-    assert [row["problem"] for row in read_rows] == [
-        "too large: more than 10,000 texts of one picture",
-        "too large: a row whose 9,999 texts repeat a long address",
-        None,
-    ]
-    path = tmp_path / "t.parquet"
-    offsets = pa.array([0, 5_000_000, 5_000_001], pa.int32())
-    texts = pa.ListArray.from_arrays(offsets, pa.DictionaryArray.from_arrays(
-        pa.array(np.zeros(5_000_001, np.int32)), pa.array(["abc"])
-    ))  # fmt: skip
-    pq.write_table(pa.table({"url": [A, B], "caption": texts}), path, store_schema=False, compression="zstd")
-    assert path.stat().st_size < 100_000
-    assert with_little_memory(SCAN, path, mib=1500) == "2 0 3"
-
-
-SCAN = """
-import json
-from collections import Counter
-from align.config import load_params
-from align.config.ingest import IngestConfig
-from align.config.store import StoreConfig
-from align.ingest.sources.url_table import UrlTable
-from align.services.store import open_files
-params = load_params()
-table = UrlTable(params.section(IngestConfig), sys.argv[1], open_files(params.section(StoreConfig)))
-lengths = [len(text) for batch in table.scan(sys.argv[1], Counter()) for text in batch["text"].to_pylist()]
-print(len(lengths), *sorted(set(lengths)))
-"""
-
-
 def test_a_small_parquet_file_takes_little_memory(tmp_path: Path) -> None:
     path = parquet_bomb(tmp_path / "bomb.parquet", 1000)
-    assert with_little_memory(SCAN, path, mib=700) == f"1000 {MAX_CHARACTERS}"
+    assert with_little_memory(SCAN_TABLE, path, mib=700) == f"1000 {MAX_CHARACTERS}"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
@@ -416,14 +217,14 @@ def test_an_endless_line_is_a_row_that_cannot_be_read(tmp_path: Path, suffix: st
     header = "" if suffix == "jsonl" else separator.join(rows[0]) + "\n"
     path = tmp_path / f"t.{suffix}.gz"
     one_long_line(path, f"{header}{lines[0]}\n".encode(), 250, f"\n{lines[1]}\n".encode())
-    assert with_little_memory(SCAN, path, mib=200) == "3 0 3"
+    assert with_little_memory(SCAN_TABLE, path, mib=200) == "3 0 3"
 
 
 def test_a_first_line_that_is_endless_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("align.ingest.sources.table_lines._MAX_LINE_CHARACTERS", 50)
     path = tmp_path / "t.csv"
     path.write_text("x" * 120 + "\nurl,caption\nhttp://x/1,one\n" + "y" * 50 + "\n" + "http://x/2,two\n")
-    rows = read(path)
+    rows = table_rows(path)
     assert [(row["url"], row["text"], row["problem"]) for row in rows] == [
         ("", "", "no address"),
         ("http://x/1", "one", None),
@@ -442,11 +243,11 @@ def test_long_texts_and_addresses_are_cut(tmp_path: Path) -> None:
         {"url": "http://x/" + "é" * 2000, "caption": "too long once it is encoded"},
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    cut, text, page, encoded = read(path, "page_url=page")
+    cut, text, page, encoded = table_rows(path, "page_url=page")
     assert (len(cut["url"]), cut["problem"]) == (2048, "URL too long")
     assert (len(text["text"]), text["problem"]) == (MAX_CHARACTERS, None)
     assert (len(page["page_url"]), page["problem"]) == (MAX_CHARACTERS, None)
     assert encoded["problem"] == "URL too long"
     nested = tmp_path / "nested.jsonl"
     nested.write_text('{"url": "http://x/1", "caption": "one"}\n{"url": ' + "[" * 100_000 + "\n")
-    assert [row["problem"] for row in read(nested)] == [None, "no address"]
+    assert [row["problem"] for row in table_rows(nested)] == [None, "no address"]

@@ -1,0 +1,99 @@
+"""COCO's captions and Karpathy's splits."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.errors import DataError
+from tests.support.reading import read_all, short, source_at
+from tests.support.warc_records import picture
+
+RED, BLUE = picture(3, 2), picture(4, 2, "blue", "JPEG")
+
+
+def coco(path: Path, **more: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [
+        {"id": 7, "file_name": "7.jpg", "coco_url": "http://images.example/val2014/7.jpg"},
+        {"id": 8, "file_name": "8.jpg"},
+        {"id": 9, "file_name": "../../../secret.png"},
+        {"id": 10, "file_name": "half \ud800.png", "coco_url": 7},
+    ]
+    captions = [(8, "acht"), (7, "seven"), (7, "sieben"), (9, "escape"), (99, "of nothing"), (10, "half")]
+    annotations = [{"id": at, "image_id": image, "caption": text} for at, (image, text) in enumerate(captions)]
+    path.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations, **more}))
+
+
+@pytest.mark.parametrize("folder", ["val2014", "images/val2014", "images", "annotations/images", "."])
+def test_coco_in_each_usual_folder(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "secret.png").write_bytes(RED)
+    root = tmp_path / "coco"
+    coco(root / "annotations/captions_val2014.json")
+    (root / "annotations/instances_val2014.json").write_text("{}")
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / folder / "7.jpg").write_bytes(RED)
+    (root / folder / "8.jpg").write_bytes(BLUE)
+    counts: Counter[str] = Counter()
+    assert short(read_all(root, "coco", counts), "url", "text", "problem", "bytes") == [
+        ("http://images.example/val2014/7.jpg", "seven", None, RED),
+        ("http://images.example/val2014/7.jpg", "sieben", None, RED),
+        ("val2014/8.jpg", "acht", None, BLUE),
+        ("val2014/../../../secret.png", "escape", "no such file", None),
+        ("val2014/half ?.png", "half", "no such file", None),
+        ("val2014", "of nothing", "a caption of no picture in the list", None),
+    ]
+    assert counts == {"rows": 6, "rows_unreadable": 1}
+
+
+def test_captions_of_coco_that_are_lists_or_no_texts(tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": "1.jpg", "coco_url": "http://images.example/1.jpg"}]
+    captions: list[Any] = [["one", None, "two"], None, {"raw": "three"}, "four"]
+    annotations = [{"image_id": 1, "caption": caption} for caption in captions]
+    (tmp_path / "captions_x.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    counts: Counter[str] = Counter()
+    nested = "an object or a list where a text is expected"
+    assert short(read_all(tmp_path, "coco", counts), "text", "problem") == [
+        ("one", None), ("two", None), ("", None), ("", nested), ("four", None),
+    ]  # fmt: skip
+    assert (counts["rows"], counts["rows_unreadable"]) == (5, 1)
+
+
+def test_coco_without_pictures_and_what_is_no_coco(tmp_path: Path) -> None:
+    coco(tmp_path / "captions_val2014.json")
+    assert short(read_all(tmp_path, "coco"), "url", "file", "problem")[1:3] == [
+        ("http://images.example/val2014/7.jpg", None, None),
+        ("val2014/8.jpg", None, "no such file"),
+    ]
+    for text in ("{", "[" * 100_000, "[]", '{"images": [{}]}', '{"annotations": [{"image_id": 1}], "images": []}'):
+        (tmp_path / "captions_val2014.json").write_text(text)
+        with pytest.raises(DataError, match="neither COCO's captions nor Karpathy's"):
+            read_all(tmp_path, "coco")
+    (tmp_path / "captions_val2014.json").rename(tmp_path / "a.json")
+    (tmp_path / "b.json").write_text("{}")
+    with pytest.raises(DataError, match="captions_"):
+        source_at(tmp_path, "source=coco")
+
+
+def test_karpathy_splits(tmp_path: Path) -> None:
+    def image(name: str, path: str | None, *texts: str) -> dict[str, Any]:
+        sentences = [{"raw": text, "tokens": text.split(), "sentid": 0} for text in texts]
+        return {"filename": name, "split": "test", "sentences": sentences, **({"filepath": path} if path else {})}
+
+    images = [image("1.jpg", "val2014", "one", "eins"), image("2.jpg", "train2014", "two")]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    for name, folder, data in (("1.jpg", "val2014", RED), ("2.jpg", "train2014", BLUE)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(data)
+    assert short(read_all(tmp_path / "dataset_coco.json", "coco"), "url", "text", "bytes") == [
+        ("val2014/1.jpg", "one", RED), ("val2014/1.jpg", "eins", RED), ("train2014/2.jpg", "two", BLUE),
+    ]  # fmt: skip
+    (tmp_path / "flickr30k-images").mkdir()
+    (tmp_path / "flickr30k-images/3.jpg").write_bytes(RED)
+    images = [image("gone.jpg", None, "gone"), image("3.jpg", None, "three"), image("4.jpg", None)]
+    (tmp_path / "dataset_flickr30k.json").write_text(json.dumps({"images": images}))
+    assert short(read_all(tmp_path / "dataset_flickr30k.json", "coco"), "url", "text", "text_source", "bytes") == [
+        ("gone.jpg", "gone", "caption", None), ("3.jpg", "three", "caption", RED), ("4.jpg", "", None, None),
+    ]  # fmt: skip

@@ -1,0 +1,93 @@
+"""Tables in JSON, as pandas writes them."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from align.errors import DataError
+from tests.support.reading import pairs, table_rows
+
+A, B = "http://x.example/a.jpg", "https://y.example/b.jpg"
+
+
+TABLE = {"url": [A, B, A], "page": [None, "http://p/", None], "caption": ["one", 'two "\u00e9', None]}
+
+
+def orients() -> dict[str, str]:
+    """TABLE as `pandas.DataFrame.to_json` writes it, by `orient`."""
+    rows = [dict(zip(TABLE, values, strict=True)) for values in zip(*TABLE.values(), strict=True)]
+    schema = {"fields": [{"name": "index", "type": "integer"}, *({"name": name, "type": "string"} for name in TABLE)]}
+    columns = {name: {str(at): value for at, value in enumerate(values)} for name, values in TABLE.items()}
+    data = [list(row.values()) for row in rows]
+    return {
+        "columns": json.dumps(columns),
+        "columns, indented": json.dumps(columns, indent=2),
+        "lists": json.dumps(TABLE),
+        "split": json.dumps({"columns": list(TABLE), "index": [0, 1, 2], "data": data}),
+        "table": json.dumps({"schema": schema, "data": [{"index": at} | row for at, row in enumerate(rows)]}),
+        "records": json.dumps(rows),
+        "values": json.dumps(data),
+        "index": json.dumps({str(at): row for at, row in enumerate(rows)}),
+    }
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", orients())
+def test_tables_of_pandas(tmp_path: Path, name: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("align.ingest.sources.json_tables._CHUNK_CHARACTERS", 3)  # every piece is cut everywhere
+    path = tmp_path / ("t.json.gz" if packed else "t.json")
+    text = orients()[name].encode()
+    path.write_bytes(gzip.compress(text) if packed else text)
+    refused = {"values": "without the names of their columns", "index": "no column 'url', it has 0, 1, 2"}
+    if name in refused:
+        with pytest.raises(DataError, match=refused[name]):
+            table_rows(path)
+        return
+    counts: Counter[str] = Counter()
+    rows = table_rows(path, "page_url=page", counts=counts)
+    assert [(row["url"], row["text"], row["page_url"], row["problem"]) for row in rows] == [
+        (A, "one", None, None), (B, 'two "\u00e9', "http://p/", None), (A, "", None, None),
+    ]  # fmt: skip
+    assert counts["rows"] == 3
+
+
+def test_numbers_that_a_piece_cuts_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.json"
+    path.write_text('{"url": {"0": "http://x/1", "1": "http://x/2"}, "caption": {"0": 1234.5e2, "1": -1200}}')
+    for size in range(1, 60):
+        monkeypatch.setattr("align.ingest.sources.json_tables._CHUNK_CHARACTERS", size)
+        assert [row["text"] for row in table_rows(path)] == ["123450.0", "-1200"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"url": {"0": "http://x/1"}, "caption": {"1": "c"}}', "columns do not have the same rows"),
+        ('{"url": {"0": "http://x/1"}, "caption": {"0": "c", "1": "d"}}', "columns do not have the same rows"),
+        ('{"url": {"0": "http://x/1"}, "caption": {"0": "c"}}\n{"url": {}}', "something follows the table"),
+        ('{"url": {"0": "http://x/1"}, "caption": {"0": "c"', "table is cut off or damaged"),
+        ('{"url": {"0": "http://x/1"}, "caption": {"0" "c"}}', "table is cut off or damaged"),
+        ('{"url": {"0": "http://x/1"}, "caption": {"0": ' + "[" * 100_000, "nested too deeply"),
+        ("{" + ",".join(f'"{row}": {{"url": "http://x/{row}"}}' for row in range(5000)) + "}", "members are rows"),
+        ('{"' + "x" * 100_000 + '": {}}', "too many columns"),
+        ('[{"url": "http://x/1", "caption": "c"}]\n[{"url": "http://x/2", "caption": "d"}]', "something follows the"),
+        ('["http://x/1", "http://x/2"]', "without the names"),
+        ('{\n"url": "http://x/1",\n"caption": "c"}', "neither an array"),
+    ],
+)
+def test_json_that_is_no_table_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=says) as raised:
+        table_rows(path)
+    assert "\n" not in str(raised.value)
+    assert "JSON lines" in str(raised.value) or "fetch it again" in str(raised.value)
+
+
+def test_one_object_is_a_row_if_it_has_a_plain_value(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"url": A, "caption": ["one", "two"], "meta": {"size": [1, 2]}}))
+    assert pairs(table_rows(path)) == [(A, "one"), (A, "two")]

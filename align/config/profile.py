@@ -12,7 +12,8 @@ from ruamel.yaml.error import YAMLError
 
 from align.errors import ConfigError
 
-#: Of a checkout. `--profile` also takes the path of a file that is elsewhere.
+#: Read from the working directory; outside a checkout, those that came with the package are used. `--profile` also
+#: takes the path of a file that is elsewhere.
 PROFILES = Path("infra/profiles")
 
 
@@ -27,17 +28,24 @@ def profile_overrides(name: str | None) -> list[str]:
     """
     if name is None:
         return []
-    file = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
+    folder = PROFILES if PROFILES.is_dir() else _packaged()
+    file = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     try:
         values = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
-        known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml"))) or "none here"
-        raise ConfigError(f"--profile {name}: no readable file {file}; profiles in {PROFILES}: {known}") from None
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
+        raise ConfigError(f"--profile {name}: no readable file {file}; profiles in {folder}: {known}") from None
     except YAMLError as error:
         raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
         raise ConfigError(f"{file}: expected sections at the top level, as in params.yaml")
     return list(_overrides(values))
+
+
+def _packaged() -> Path:
+    package = Path(__file__).parent.parent
+    packaged = package / "profiles"  # in a wheel
+    return packaged if packaged.is_dir() else package.parent / PROFILES
 
 
 def _overrides(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -64,6 +64,12 @@ def test_a_profile_that_is_none_is_refused(tmp_path: Path, content: str, message
         load_params(overrides=profile_overrides(str(file)))
 
 
+def test_outside_a_checkout_those_of_the_package_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = profile_overrides("crawl")
+    monkeypatch.chdir(tmp_path)
+    assert profile_overrides("crawl") == inside
+
+
 def test_a_missing_profile_names_those_that_exist() -> None:
     with pytest.raises(ConfigError, match=r"--profile laion: no readable file .*: crawl, url_table"):
         profile_overrides("laion")

@@ -57,7 +57,7 @@ class Lease:
         self._objects = objects
 
     def renew(self) -> bool:
-        """Begins the time anew; False where another holder has taken the lease over."""
+        """Starts the time again; False where another holder has taken the lease over."""
         return self._etag is not None and self._write(StoredObject(b"", self._etag, 0.0))
 
     def release(self) -> None:

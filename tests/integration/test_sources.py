@@ -21,7 +21,7 @@ from align.formats.raw import raw_shards, read_table
 from tests.support import ROOT
 from tests.support.ranges import ranges
 from tests.support.reading import rows_of, source_at
-from tests.support.s3_server import KEY, SECRET, S3Server, serve
+from tests.support.s3_server import serve
 from tests.support.tars import tar
 from tests.support.warc_records import page, record, response, wat, write_archive
 from tests.support.web_server import WebServer
@@ -282,7 +282,7 @@ def test_sources_in_s3_are_those_of_a_folder(
     tmp_path: Path, pictures: list[bytes], web: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve(tmp_path / "server") as server:
-        _s3_environment(server, monkeypatch)
+        server.use(monkeypatch)
         tables = map(url_table, ("laion.parquet", "cc12m.tsv.gz"))
         for build in (warc, img2dataset, webdataset, *tables, coco_captions):
             folder = tmp_path / build.__name__
@@ -341,9 +341,3 @@ def test_a_worker_asks_a_host_once_for_robots_txt_over_all_shards(tmp_path: Path
 def _read(source: Any, row: dict[str, Any]) -> tuple[Any, ...]:
     data = source.read(row["file"], row["offset"]) if row["file"] else None
     return row["url"].rpartition("/")[2], row.get("text"), row.get("text_source"), row.get("problem"), data
-
-
-def _s3_environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"ENDPOINT_URL": server.url, "ACCESS_KEY_ID": KEY, "SECRET_ACCESS_KEY": SECRET}
-    for name, value in {**values, "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)

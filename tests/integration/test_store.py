@@ -15,7 +15,7 @@ from align.config.store import StoreConfig
 from align.errors import CorruptError, DataError, ServiceError
 from align.services.store import Objects, open_files
 from align.services.store_client import client, upload
-from tests.support.s3_server import KEY, SECRET, S3Server, serve
+from tests.support.s3_server import S3Server, serve
 
 MIB = 1 << 20
 
@@ -29,11 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(autouse=True)
 def environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
+    server.use(monkeypatch)
 
 
 def config(cache: Path, bucket: str = "none", **changes: Any) -> StoreConfig:

@@ -20,7 +20,7 @@ from align.formats.shards import read_manifest
 from align.services.store_work import SmallObjects, StoreWork, open_work
 from tests.support import ROOT, small_data, small_filter
 from tests.support.killing import digests, fresh
-from tests.support.s3_server import KEY, SECRET, S3Server, serve
+from tests.support.s3_server import S3Server, serve
 from tests.support.small_data import Pair
 
 #: As `align`, but a lost machine's work is taken over soon; and where HANG names a file, shard 00002 makes that file
@@ -58,11 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(autouse=True)
 def environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
+    server.use(monkeypatch)
 
 
 class Machines:

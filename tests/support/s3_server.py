@@ -68,6 +68,12 @@ class S3Server:
         log = (self.root / "server.log").read_text("utf-8", "replace")[-2000:]
         pytest.fail(f"SeaweedFS did not start; it listens on {sorted(listening)} of {sorted(expected)}: {log}")
 
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Sets the variables by which clients find it."""
+        values = {"ENDPOINT_URL": self.url, "ACCESS_KEY_ID": KEY, "SECRET_ACCESS_KEY": SECRET}
+        for name, value in {**values, "DEFAULT_REGION": "us-east-1"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+
     def kill(self) -> None:
         """Kills it at once, as a crash does; acknowledged writes are in its folder."""
         if self._process:

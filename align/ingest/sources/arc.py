@@ -143,7 +143,7 @@ def _whole(reader: _Plain | _Members, max_bytes: int) -> Record:
 
 
 def _record(reader: _Plain | _Members, max_bytes: int, *, is_scan: bool = True) -> Record | None:
-    """A scan needs the bodies of pages only, and goes on after one that is too large."""
+    """A scan needs the bodies of pages only, and continues after one that is too large."""
     offset = reader.offset
     line = parse_line(reader.line())
     if line is None:

@@ -147,12 +147,12 @@ def test_a_list_from_the_web_chooses_no_bucket() -> None:
 
 def test_with_a_root_a_list_names_no_local_file_outside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for root in (f"{tmp_path}/root", "root", "root/", "https://h.test/", "s3://b"):
-        for line in ("/etc/passwd", f"{tmp_path}/rooted/x", f"{tmp_path}/root/../x", f"{tmp_path}/*/x"):
+    for root in (f"{tmp_path}/begin", "begin", "begin/", "https://h.test/", "s3://b"):
+        for line in ("/etc/passwd", f"{tmp_path}/beginning/x", f"{tmp_path}/begin/../x", f"{tmp_path}/*/x"):
             with pytest.raises(file_lists.UnusableLocationError, match=r"outside ingest\.paths_root"):
                 file_lists.absolute(line, "x.paths", root)
-    for root in (f"{tmp_path}/root", "root"):
-        assert file_lists.absolute(f"{tmp_path}/root/x", "x.paths", root) == f"{tmp_path}/root/x"
+    for root in (f"{tmp_path}/begin", "begin"):
+        assert file_lists.absolute(f"{tmp_path}/begin/x", "x.paths", root) == f"{tmp_path}/begin/x"
     assert file_lists.absolute("/etc/passwd", "x.paths", None) == "/etc/passwd"
 
 

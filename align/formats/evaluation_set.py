@@ -1,4 +1,4 @@
-"""The format of evaluation sets: NAME.tar (images with their texts) and NAME.json (description, and the tar's sha256).
+"""Reads and writes evaluation sets: NAME.tar (images with their texts) and NAME.json (description, the tar's sha256).
 
 A tar sample is `KEY.jpg` and `KEY.json` (key, concept, texts, class, vendor, source_url, split).
 In a retrieval set a text of concept c is relevant to every image of concept c; in a classification set `class` is the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.errors import CorruptError, DataError, FormatError
+from align.files import to_json, write_bytes, write_text
+from align.formats.tar import TarWriter
 from align.formats.tar_members import DamagedTar, read_members
 
 Kind = Literal["retrieval", "classification"]
@@ -105,6 +108,52 @@ def load_sets(directory: Path) -> list[EvaluationSet]:
     if not directory.is_dir():
         return []
     return [_load(header) for header in sorted(directory.glob("*.json"))]
+
+
+def write_set(directory: Path, one: EvaluationSet) -> str:
+    """Writes NAME.tar and then NAME.json, each atomically; images in the order of their keys, so equal sets are equal
+    bytes. An existing set of that name is replaced; a kill between the two files leaves a set that `load_sets` refuses.
+
+    Args:
+        directory: the folder of sets; made if it does not exist.
+        one: the set; keys are ASCII, at most 95 characters long, and each occurs once. `sha256` is not read.
+
+    Returns:
+        The sha256 of the tar.
+
+    Raises:
+        ValueError: a key is too long or not ASCII.
+    """
+    buffer = io.BytesIO()
+    tar = TarWriter(buffer)
+    for image in sorted(one.images, key=lambda image: image.key):
+        fields = {
+            "key": image.key,
+            "concept": image.concept,
+            "texts": list(image.texts),
+            "class": image.label,
+            "vendor": image.vendor,
+            "split": image.split,
+        }
+        about = json.dumps(fields, ensure_ascii=False).encode()
+        tar.add((f"{image.key}.jpg", image.image), (f"{image.key}.json", about))
+    tar.close()
+    sha256 = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    header = _SetHeader(
+        schema_version=1,
+        name=one.name,
+        kind=one.kind,
+        description=one.description,
+        num_images=len(one.images),
+        num_texts=len({(image.concept, text) for image in one.images for text in image.texts}),
+        num_concepts=len({image.concept for image in one.images}),
+        sha256=sha256,
+        classes=list(one.classes),
+        templates=list(one.templates),
+    )
+    write_bytes(directory / f"{one.name}.tar", buffer.getvalue())
+    write_text(directory / f"{one.name}.json", to_json(header.model_dump()))
+    return sha256
 
 
 def _load(path: Path) -> EvaluationSet:

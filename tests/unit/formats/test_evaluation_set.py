@@ -1,5 +1,6 @@
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 
 from align.errors import CorruptError, DataError, FormatError
 from align.files import sha256_file
-from align.formats.evaluation_set import load_sets
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, load_sets
+from align.formats.evaluation_set import write_set as write
 from tests.support.evaluation_sets import write_set
 
 
@@ -78,3 +80,23 @@ def test_a_tar_with_a_member_without_bytes_is_an_error(tmp_path: Path) -> None:
     header.write_text(json.dumps(json.loads(header.read_text()) | {"sha256": sha256_file(tar)}))
     with pytest.raises(DataError, match=r"concepts\.tar: a2\.jpg: a symbolic link"):
         load_sets(tmp_path)
+
+
+def test_what_was_written_is_read_again_and_equal_sets_are_equal_bytes(tmp_path: Path) -> None:
+    images = [
+        EvaluationImage("b", b"one", "rose", ("rose", "fleur é"), "plants", None, "reference"),
+        EvaluationImage("a", b"two", "heart", (), "symbols", "noto", "query"),
+    ]
+    one = EvaluationSet("mine", "classification", "two things", images, ("plants", "symbols"), ("a {}",))
+    sha256 = write(tmp_path / "new", one)
+    (found,) = load_sets(tmp_path / "new")
+    assert found == replace(one, images=images[::-1], sha256=sha256)
+    header = json.loads((tmp_path / "new" / "mine.json").read_text())
+    assert (header["num_images"], header["num_texts"], header["num_concepts"]) == (2, 2, 2)
+    assert (
+        write(tmp_path / "again", replace(one, images=images[::-1]))
+        == sha256
+        == sha256_file(tmp_path / "again/mine.tar")
+    )
+    assert (tmp_path / "again/mine.json").read_bytes() == (tmp_path / "new/mine.json").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mine.json", "mine.tar"]

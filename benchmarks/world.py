@@ -49,6 +49,7 @@ def build(root: Path) -> World:
         f"paths.runtime={root / 'runtime'}", f"paths.policy={ROOT / 'data/policy'}",
         *(f"paths.{name}={root / name}" for name in ("raw", "filtered", "shards", "tokenizer", "reports")),
     ]  # fmt: skip
+    (root / "no_evaluation_sets").mkdir()
     write_verdict(root / "reports/quality", passed=True)
     for verb in ("ingest", "filter", "shard", "validate_shards", "fit_tokenizer"):
         sets = [word for override in overrides for word in ("--set", override)]

@@ -1,13 +1,14 @@
 """evaluate: retrieval, zero-shot and nearest-neighbour metrics of the fine-tuned model -> reports/evaluation.
 
-It measures every set of the evaluation folder and, as set `test`, the test split of the shards. The test split comes
-from the training sources (its clusters are held out): it shows how well the model learned them. The evaluation sets
-show how well that transfers.
+It measures every set of the evaluation folder and, as set `held_out`, the pairs that the filter held out; as set
+`test`, the test split of the shards. These two come from the training sources (their clusters are held out): they show
+how well the model learned them. The evaluation sets show how well that transfers.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from align.console import say
 from align.errors import DataError
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_examples
 from align.evaluate.figures import confusion_figure, curves_figure, examples_figure, recall_figure
-from align.evaluate.inputs import read_curve, shards_test_set
+from align.evaluate.inputs import held_out_sets, read_curve, shards_test_set
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import evaluation_page
 from align.evaluate.report import EvaluateReport, make_report
@@ -49,10 +50,16 @@ def evaluate(
         reports: the folder of this stage's report; replaced whole.
 
     Raises:
-        DataError: no set, an empty set, or embeddings that are not finite.
+        DataError: no set, two sets of one name, an empty set, or embeddings that are not finite.
     """
     if not sets:
         raise DataError("evaluate: no evaluation set and no test split; check paths.evaluation and paths.shards")
+    for name, number in Counter(one.name for one in sets).items():
+        if number > 1:
+            raise DataError(
+                f"evaluate: {number} sets have the name {name!r}; the filter's held-out pairs are `held_out`, the test "
+                "split is `test`: give the set in paths.evaluation another name"
+            )
     retrievals, classifications = _measure(config, encoder, sets)
     examples: dict[str, RetrievalExamples] = {}
     for direction in DIRECTIONS if retrievals else ():
@@ -108,7 +115,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
         report = evaluate(
             config,
             encoder=Embedder.load(paths.finetuned, paths.tokenizer),
-            sets=[*load_sets(paths.evaluation), *shards_test_set(shards, config.max_test_images)],
+            sets=[
+                *load_sets(paths.evaluation),
+                *held_out_sets(paths.filtered),
+                *shards_test_set(shards, config.max_test_images),
+            ],
             curves={stage: paths.reports / stage / "metrics.jsonl" for stage in ("pretrain", "finetune")},
             reports=paths.reports / "evaluation",
         )

@@ -1,4 +1,4 @@
-"""What `align evaluate` reads in addition to the evaluation sets: the test split as a set, and the training curves."""
+"""What `align evaluate` reads: evaluation sets, the filter's held-out pairs and the test split as sets, and curves."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet
+from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, load_sets
 from align.formats.shards import iter_samples
+
+
+def held_out_sets(filtered: Path) -> list[EvaluationSet]:
+    """The set `held_out` that the filter wrote beside its decisions; none if it held out nothing.
+
+    Raises:
+        DataError, CorruptError, FormatError: as `load_sets`.
+    """
+    folder = filtered / HELD_OUT
+    return load_sets(folder) if folder.is_dir() else []
 
 
 def shards_test_set(shards: Path, max_images: int) -> list[EvaluationSet]:

@@ -24,6 +24,9 @@ from align.formats.tar_members import DamagedTar, read_members
 
 Kind = Literal["retrieval", "classification"]
 
+#: The set of held-out pairs, which the filter writes into a folder of this name in paths.filtered.
+HELD_OUT = "held_out"
+
 
 @dataclass(frozen=True)
 class EvaluationImage:
@@ -98,15 +101,17 @@ def load_sets(directory: Path) -> list[EvaluationSet]:
     """Reads every set of a folder, sorted by name, images in tar order.
 
     Returns:
-        The sets; an empty list if the folder does not exist.
+        The sets; an empty list if the folder is empty, as that of a project without sets.
 
     Raises:
         FormatError: a header or a sample has a layout that this code does not read.
         CorruptError: the tar's bytes do not match the header's sha256.
-        DataError: a tar is missing, or a sample is incomplete.
+        DataError: the folder or a tar is missing, or a sample is incomplete.
     """
     if not directory.is_dir():
-        return []
+        what = "is a file, not a folder" if directory.exists() else "no such folder"
+        remedy = "make it (it may be empty), or correct paths.evaluation"
+        raise DataError(f"{directory}: {what} of evaluation sets; {remedy}")
     return [_load(header) for header in sorted(directory.glob("*.json"))]
 
 
@@ -161,6 +166,8 @@ def _load(path: Path) -> EvaluationSet:
         header = _SetHeader.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise FormatError(f"{path}: not the header of an evaluation set: {_first_problem(error)}") from None
+    if header.name != path.stem:  # two sets of one name would overwrite each other's metrics
+        raise FormatError(f"{path}: its name is {header.name!r}; a set's files have its name, so rename one of them")
     tar = path.with_suffix(".tar")
     if not tar.exists():
         raise DataError(f"{tar}: missing, although {path.name} describes it; restore it or remove the header")

@@ -279,6 +279,7 @@ def _filter(folder: Path, config: FilterConfig, engine: EngineConfig, done: tupl
         shutil.copytree(folder / name, work / name, copy_function=os.link)
     (work / ".work.json").write_text(json.dumps({"key": work_key(config, folder / "raw", OptedOut(), [])}))
     none = folder / "none"
+    none.mkdir(exist_ok=True)
     filter_pairs(config, engine, FilterFolders(folder / "raw", none, none, folder / "filtered", folder / "report"))
 
 

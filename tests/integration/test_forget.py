@@ -72,6 +72,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if number % 3 == page
         )
         (root / f"pages/{page}.html").write_text(f"<html><body>{''.join(images)}</body></html>")
+    (root / "no-sets").mkdir()
+    (root / "no-sets/.gitkeep").touch()
     git(root.parent, "init", "--quiet", "--initial-branch", "main", str(root))
     for name in (".dvc/config", ".dvc/.gitignore", ".gitignore", "params.yaml"):
         (root / name).parent.mkdir(exist_ok=True)

@@ -21,6 +21,7 @@ def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [f"paths.{name}={tmp_path / name}" for name in ("raw", "filtered", "reports", "runtime", "policy")]
+    (tmp_path / "none").mkdir()
     settings += [f"paths.evaluation={tmp_path / 'none'}", f"paths.archive={tmp_path / 'table.jsonl'}"]
     settings += ["ingest.source=url_table", "download.allow_networks=[127.0.0.0/8]", "engine.num_workers=1"]
     common = [word for setting in settings for word in ("--set", setting)]
@@ -75,6 +76,7 @@ def test_the_kept_pairs_of_the_sample_are_the_same_with_fewer_requests(
     monkeypatch.setattr(
         ImageNetwork, "_classify", lambda self, image: (0.0, np.asarray(image.resize((8, 8))).ravel() / np.float32(255))
     )
+    (tmp_path / "none").mkdir()
     run = ["--set", f"paths.evaluation={tmp_path / 'none'}", "--set", "engine.num_workers=1"]
     pages = [f"paths.archive={sample / 'archive.warc.gz'}", f"ingest.max_pages={NUM_PAGES}"]
     assert main(["ingest", *run, *at(tmp_path / "pages"), *(w for one in pages for w in ("--set", one))]) == 0
@@ -119,6 +121,7 @@ def test_the_one_difference_is_a_text_of_an_equal_picture_that_was_not_fetched(
 ) -> None:
     """Rule I4 counts the texts of a content; that of an address which nobody asked for is not known."""
     monkeypatch.setattr(ImageNetwork, "_classify", lambda self, image: (0.0, np.ones(8, np.float32)))
+    (tmp_path / "none").mkdir()
     run = ["ingest.source=url_table", f"paths.archive={tmp_path / 'table.jsonl'}", "engine.num_workers=1"]
     run += ["download.allow_networks=[127.0.0.0/8]", f"paths.evaluation={tmp_path / 'none'}"]
     run += ["filter.max_texts_per_image=1"]

@@ -169,6 +169,7 @@ def run(folder: Path, engine: EngineConfig) -> Path:
     key = work_key(CONFIG, folder / "raw", OptedOut(), [])
     (work / ".work.json").write_text(json.dumps({"key": key}))
     none = folder / "none"
+    none.mkdir(exist_ok=True)
     folders = FilterFolders(folder / "raw", none, none, filtered=out / "filtered", reports=out / "report")
     filter_pairs(CONFIG, engine, folders)
     return out

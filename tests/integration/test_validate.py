@@ -40,6 +40,7 @@ def judge(
     root: Path, config: ValidateConfig = CONFIG, *, checked_sets: dict[str, str] = SETS, data: Path | None = None
 ) -> QualityReport:
     tables = data or root
+    (root / "evaluation").mkdir(exist_ok=True)
     judged = JudgedData(tables / "raw", tables / "filtered", root / "evaluation", checked_sets)
     return validate(config, ENGINE, judged, policy=root / "policy", reports=root / "quality")
 
@@ -200,6 +201,7 @@ def test_the_command_accepts_and_sets_the_reference(
     small_data.write(tmp_path / "data", pairs())
     (tmp_path / "reports" / "filter").mkdir(parents=True)
     (tmp_path / "reports" / "filter" / "report.json").write_text(json.dumps({"evaluation_sets": SETS}))
+    (tmp_path / "none").mkdir()
     monkeypatch.chdir(tmp_path)
     values = {
         "min_pairs": 10, "keep_rate": "[0.71, 0.9]", "min_evaluation_sets": 1,

@@ -27,6 +27,7 @@ def by_the_filter(folder: Path, work: Path, policy: Path | None = None, **filter
     """The decisions of `align filter` on a folder in img2dataset's layout, however it numbers its pairs."""
     config = _PARAMS.section(FilterConfig).model_copy(update=filter_values)
     none = work / "none"
+    none.mkdir(parents=True)
     folders = FilterFolders(folder, none, policy or none, work / "filtered", work / "reports/filter")
     filter_pairs(config, _PARAMS.section(EngineConfig), folders)
     urls = {

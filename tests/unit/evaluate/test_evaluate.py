@@ -8,8 +8,8 @@ import pytest
 from align.config.evaluate import EvaluateConfig
 from align.errors import DataError
 from align.evaluate.evaluate import evaluate
-from align.evaluate.inputs import shards_test_set
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet
+from align.evaluate.inputs import held_out_sets, shards_test_set
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, write_set
 from align.formats.shards import Sample
 from tests.support.colours import COLOURS, ColourEncoder, square
 from tests.support.shard_folder import write_shards
@@ -135,3 +135,14 @@ def test_the_test_split_becomes_a_retrieval_set(tmp_path: Path) -> None:
         ("000000001", ("text 1",)),
     ]
     assert shards_test_set(tmp_path, 0) == []
+
+
+def test_the_filters_held_out_pairs_are_a_set(tmp_path: Path) -> None:
+    assert held_out_sets(tmp_path) == []
+    write_set(tmp_path / "held_out", replace(colour_set("retrieval"), name="held_out"))
+    assert run(tmp_path, *held_out_sets(tmp_path))["held_out/mean_recall"] == 1.0
+
+
+def test_two_sets_of_one_name_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"2 sets have the name 'concepts'; .* paths\.evaluation another"):
+        run(tmp_path, colour_set("retrieval"), colour_set("classification"), colour_set("retrieval", "blue"))

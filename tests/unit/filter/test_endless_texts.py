@@ -26,6 +26,7 @@ def test_texts_of_other_folders_have_a_length_limit(tmp_path: Path) -> None:
     raw = stock_folder(tmp_path / "raw", pairs)
     engine = load_params().section(EngineConfig).model_copy(update={"num_workers": 1})
     none, out = tmp_path / "none", tmp_path / "filtered"
+    none.mkdir()
     filter_pairs(config, engine, FilterFolders(raw, none, none, out, tmp_path / "reports"))
     decided = pq.read_table(out / "decisions.parquet").to_pylist()
     long = "text_too_long"

@@ -38,6 +38,7 @@ def run(
     part: Portion = ALL,
 ) -> FilterReport:  # fmt: skip
     none = out / "none"
+    none.mkdir(parents=True, exist_ok=True)
     folders = FilterFolders(raw, evaluation or none, policy or none, out / "filtered", out / "reports")
     report = filter_pairs(config, ENGINE, folders, part)
     assert report is not None or part.shards is not None
@@ -326,7 +327,11 @@ def test_command_works_with_no_repository_around(
 ) -> None:
     stock_folder(tmp_path / "stock", [("a good long text", noise(0)), ("too short", picture(300, 300))])
     monkeypatch.chdir(tmp_path)
-    assert main(["filter", "--set", "paths.raw=stock", "--set", "paths.filtered=out"]) == 0
+    command = ["filter", "--set", "paths.raw=stock", "--set", "paths.filtered=out", "--set", "paths.evaluation=sets"]
+    assert main(command) == 1
+    assert capsys.readouterr().err.startswith("align: error: sets: no such folder of evaluation sets; make it")
+    Path("sets").mkdir()
+    assert main(command) == 0
     assert pq.read_table(tmp_path / "out/decisions.parquet").num_rows == 2
     assert json.loads((tmp_path / "reports/filter/metrics.json").read_text())["filter/num_pairs"] == 2
     assert "1 of 2 pairs kept" in capsys.readouterr().err

@@ -22,11 +22,26 @@ def test_reads_images_with_everything_that_belongs_to_them(tmp_path: Path) -> No
     assert (rose.texts, rose.vendor, rose.split) == (("rose", "flower"), None, "reference")
 
 
-def test_sets_come_in_order_of_their_names_and_a_missing_folder_is_no_set(tmp_path: Path) -> None:
-    assert load_sets(tmp_path / "nowhere") == []
+def test_sets_come_in_order_of_their_names_and_an_empty_folder_has_none(tmp_path: Path) -> None:
+    assert load_sets(tmp_path) == []
     write_set(tmp_path, "vendor")
     write_set(tmp_path, "concepts")
     assert [found.name for found in load_sets(tmp_path)] == ["concepts", "vendor"]
+
+
+def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere: no such folder of evaluation sets; make it .* paths\.evaluation"):
+        load_sets(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file: is a file, not a folder of evaluation sets"):
+        load_sets(tmp_path / "file")
+
+
+def test_a_set_has_the_name_of_its_files(tmp_path: Path) -> None:
+    header = write_set(tmp_path, "copy") / "copy.json"
+    header.write_text(header.read_text().replace('"copy"', '"../copy"'))
+    with pytest.raises(FormatError, match=r"copy\.json: its name is '\.\./copy'"):
+        load_sets(tmp_path)
 
 
 def test_one_changed_byte_is_an_error(tmp_path: Path) -> None:

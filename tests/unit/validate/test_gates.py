@@ -37,8 +37,9 @@ def check_that_fails(*failed: str) -> Check:
 
 def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path: Path) -> None:
     small_data.write(tmp_path, pairs())
+    (tmp_path / "evaluation").mkdir()
     config = load_params(ROOT / "params.yaml").section(ValidateConfig)
-    data = JudgedData(tmp_path / "raw", tmp_path / "filtered", tmp_path / "none", {"concepts": "f" * 64})
+    data = JudgedData(tmp_path / "raw", tmp_path / "filtered", tmp_path / "evaluation", {"concepts": "f" * 64})
     reports = tmp_path / "quality"
     policy = tmp_path / "policy"
     with pytest.raises(GateError, match=r"keep-rate: keep rate: observed 0\.7, expected "):

@@ -22,9 +22,9 @@ import pyarrow as pa
 from align.config.ingest import IngestConfig
 from align.console import say
 from align.errors import DataError
+from align.formats import json_tables, table_lines
 from align.formats.parquet import ForeignTable, is_list
 from align.ingest.limits import MAX_PAGE_CHARACTERS
-from align.ingest.sources import json_tables, table_lines
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches
 from align.ingest.sources.texts import NESTED, texts_of

@@ -221,7 +221,7 @@ def test_an_endless_line_is_a_row_that_cannot_be_read(tmp_path: Path, suffix: st
 
 
 def test_a_first_line_that_is_endless_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("align.ingest.sources.table_lines._MAX_LINE_CHARACTERS", 50)
+    monkeypatch.setattr("align.formats.table_lines._MAX_LINE_CHARACTERS", 50)
     path = tmp_path / "t.csv"
     path.write_text("x" * 120 + "\nurl,caption\nhttp://x/1,one\n" + "y" * 50 + "\n" + "http://x/2,two\n")
     rows = table_rows(path)

@@ -37,7 +37,7 @@ def orients() -> dict[str, str]:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", orients())
 def test_tables_of_pandas(tmp_path: Path, name: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("align.ingest.sources.json_tables._CHUNK_CHARACTERS", 3)  # every piece is cut everywhere
+    monkeypatch.setattr("align.formats.json_tables._CHUNK_CHARACTERS", 3)  # every piece is cut everywhere
     path = tmp_path / ("t.json.gz" if packed else "t.json")
     text = orients()[name].encode()
     path.write_bytes(gzip.compress(text) if packed else text)
@@ -58,7 +58,7 @@ def test_numbers_that_a_piece_cuts_stay_whole(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "t.json"
     path.write_text('{"url": {"0": "http://x/1", "1": "http://x/2"}, "caption": {"0": 1234.5e2, "1": -1200}}')
     for size in range(1, 60):
-        monkeypatch.setattr("align.ingest.sources.json_tables._CHUNK_CHARACTERS", size)
+        monkeypatch.setattr("align.formats.json_tables._CHUNK_CHARACTERS", size)
         assert [row["text"] for row in table_rows(path)] == ["123450.0", "-1200"]
 
 

@@ -24,7 +24,7 @@ from itertools import zip_longest
 from typing import IO, Any, NoReturn
 
 from align.errors import DataError
-from align.ingest.sources.table_lines import as_text, lines_of
+from align.formats.table_lines import as_text, lines_of
 
 #: Opens the file's bytes, unpacked.
 Opening = Callable[[], AbstractContextManager[IO[bytes]]]

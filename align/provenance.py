@@ -26,8 +26,10 @@ NEUTRAL = frozenset({
     "align.html",  # looks of pages: no stage reads a page
     "align.figure",  # likewise of figures
     "align.memory",  # how fast, not what
+    "align.declared",  # refuses a stage, changes none
     "align.provenance",  # names code, decides nothing
     "align.config.params",  # reads params.yaml, whose values are tracked themselves
+    "align.config.params_file",
     "align.protocols.sql",  # signatures
     "align.protocols.store",
     "align.protocols.vectors",

@@ -13,9 +13,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from align.config import Params, load_params
+from align.config.paths import below_root, require_declared
+from align.declared import DVC_FILE
 from align.errors import ConfigError
-
-DVC_FILE = "dvc.yaml"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def read_dag(root: Path) -> list[Stage]:
     """Reads the stages of a checkout; each comes after the stages that it reads from.
 
     Raises:
-        ConfigError: dvc.yaml is missing, or a stage has no `meta.flow` or no report among its outs.
+        ConfigError: dvc.yaml is missing, or a stage has no `meta.flow` or no report among its outs, or params.yaml has
+            other paths than these outs.
     """
     try:
         entries: dict[str, Any] = YAML(typ="safe", pure=True).load((root / DVC_FILE).read_text("utf-8"))["stages"]
@@ -53,7 +54,8 @@ def read_dag(root: Path) -> list[Stage]:
         raise ConfigError(f"{root / DVC_FILE}: no such file; start in the root of a checkout") from None
     params = load_params(root / "params.yaml")
     deps = {name: _paths(entry.get("deps", []), params) for name, entry in entries.items()}
-    outs = {name: _paths(entry.get("outs", []), params) for name, entry in entries.items()}
+    outs = {name: tuple(entry.get("outs", ())) for name, entry in entries.items()}  # literal: see require_declared
+    require_declared(params.values["paths"], outs)
     upstream = {name: tuple(other for other in entries if _overlap(deps[name], outs[other])) for name in entries}
     return [
         _stage(name, entries[name], deps[name], outs[name], upstream[name], params)
@@ -87,7 +89,7 @@ def _stage(
     flow = entry.get("meta", {}).get("flow")
     if flow is None:
         raise ConfigError(f"{DVC_FILE}: stage '{name}' has no meta.flow: name the sub-flow that runs it")
-    reports = params.values["paths"]["reports"]
+    reports = below_root(params.values["paths"])["reports"]
     report = next((out for out in outs if out.startswith(f"{reports}/")), None)
     if report is None:
         raise ConfigError(f"{DVC_FILE}: stage '{name}' has no out in {reports}/: every stage writes a report")

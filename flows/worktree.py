@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from align.config import load_params
-from align.config.paths import require_inside
+from align.config.params_file import write_params
+from align.config.paths import below_root, require_inside
 from align.errors import DataError
 from flows.git_repository import git
 
@@ -42,29 +41,6 @@ def worktree(root: Path, commit: str, path: Path, overrides: Mapping[str, Any]) 
         _remove(root, path)
 
 
-def write_params(file: Path, overrides: Mapping[str, Any]) -> None:
-    """Changes values in a params file and keeps its comments.
-
-    Raises:
-        ConfigError: an override names an unknown parameter.
-    """
-    if not overrides:
-        return
-    load_params(file, [f"{key}=null" for key in overrides])  # raises if a key is unknown
-    yaml = YAML()
-    yaml.width = 4096
-    yaml.preserve_quotes = True
-    values = yaml.load(file.read_text("utf-8"))
-    for key, value in overrides.items():
-        *parents, last = key.split(".")
-        node = values
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-    with file.open("w", encoding="utf-8") as stream:
-        yaml.dump(values, stream)
-
-
 def _share(root: Path, path: Path) -> None:
     """The user's own DVC settings (credentials of a remote), the cache, and the folder of checkpoints."""
     settings = root / ".dvc" / "config.local"
@@ -72,8 +48,9 @@ def _share(root: Path, path: Path) -> None:
         shutil.copy(settings, path / ".dvc" / "config.local")
     cache = _dvc(root, "cache", "dir")
     _dvc(path, "cache", "dir", "--local", str((root / cache).resolve()))
-    checkpoints = load_params(root / "params.yaml").values["paths"]["checkpoints"]
+    checkpoints = below_root(load_params(root / "params.yaml").values["paths"])["checkpoints"]
     (root / checkpoints).mkdir(parents=True, exist_ok=True)
+    (path / checkpoints).parent.mkdir(parents=True, exist_ok=True)
     (path / checkpoints).symlink_to(root / checkpoints)  # they outlive the worktree, so that a cancelled run resumes
 
 

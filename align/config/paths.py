@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Self
 
@@ -16,16 +16,49 @@ PathField = Annotated[Path, Field(strict=False)]
 
 #: What stages only read. They may lie anywhere; stages write, and replace, the other paths.
 INPUTS = frozenset({"archive", "evaluation", "policy"})
+#: Put before the outputs; itself neither read nor written.
+ROOT = "root"
+
+#: The outs of dvc.yaml: name -> the stage that writes it. Each stage also writes a folder in `reports`.
+WRITTEN_BY = {
+    "raw": "ingest",
+    "filtered": "filter",
+    "shards": "shard",
+    "tokenizer": "fit_tokenizer",
+    "pretrained": "pretrain",
+    "finetuned": "finetune",
+    "packaged": "package",
+    "index": "index",
+}
+
+
+def below_root(paths: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the section with `root` put before every relative output. An absolute output stays."""
+    root = paths.get(ROOT)
+    moved = isinstance(root, str) and root != "."
+    return {
+        name: str(Path(root, value)) if moved and is_output(name) and isinstance(value, str) and value else value
+        for name, value in paths.items()
+    }
+
+
+def is_output(name: str) -> bool:
+    """Whether a key of the section is a path that stages write."""
+    return name != ROOT and name not in INPUTS
 
 
 class PathsConfig(Section):
-    """Paths, relative to the working directory. No output lies in an input, or around one."""
+    """Paths, relative to the working directory. No output lies in an input, or around one.
+
+    The outputs here have `root` before them already.
+    """
 
     section: ClassVar[str] = "paths"
     changes_bytes: ClassVar[bool] = False
 
     #: A path, s3://... or https://...; `ingest.source` says what kind of archive it is.
     archive: Annotated[str, Field(min_length=1)]
+    root: PathField
     evaluation: PathField
     raw: PathField
     filtered: PathField
@@ -40,6 +73,16 @@ class PathsConfig(Section):
     checkpoints: PathField
     runtime: PathField
 
+    @model_validator(mode="before")
+    @classmethod
+    def _below_root(cls, values: Any) -> Any:
+        return below_root(values) if isinstance(values, dict) else values
+
+    def moved(self, path: Path) -> Path:
+        """Where a path lies that params.yaml gives elsewhere, such as `finetune.from`: an output follows `root`."""
+        below = self.root / path
+        return below if any(below == getattr(self, name) for name in WRITTEN_BY) else path
+
     @model_validator(mode="after")
     def _apart(self) -> Self:
         inputs = {"evaluation": self.evaluation, "policy": self.policy}
@@ -49,7 +92,7 @@ class PathsConfig(Section):
             inputs["archive"] = Path(*parts[:fixed])
         read = {name: path.resolve() for name, path in inputs.items()}
         pattern = "*" in self.archive  # names files in a folder, which may hold outputs beside them
-        for output in sorted(type(self).model_fields.keys() - INPUTS):
+        for output in sorted(filter(is_output, type(self).model_fields)):
             written = getattr(self, output).resolve()
             for name, path in read.items():
                 inside = written.is_relative_to(path) and not (pattern and name == "archive")
@@ -70,10 +113,43 @@ def require_inside(paths: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: an output lies elsewhere.
     """
-    for name in sorted(paths.keys() - INPUTS):
-        path = PurePath(str(paths[name]))
-        if path.is_absolute() or ".." in path.parts or not path.parts or "://" in str(paths[name]):
+    for name, value in sorted(below_root(paths).items(), key=lambda item: (item[0] != ROOT, item[0])):
+        path = PurePath(str(value))
+        outside = path.is_absolute() or ".." in path.parts or "://" in str(value)
+        if (name == ROOT and outside) or (is_output(name) and (outside or not path.parts)):
             raise ConfigError(
                 f"paths.{name} = {paths[name]}: a run in a checkout of its own writes there only; give a path relative "
                 "to the checkout, without `..`"
             )
+
+
+def require_declared(paths: Mapping[str, Any], outs: Mapping[str, Sequence[str]]) -> None:
+    """Checks that stages write what dvc.yaml says they write.
+
+    DVC removes an out before it runs the stage, so dvc.yaml names outs literally, and no value of params.yaml makes a
+    folder one. In return a stage that writes, or reads, another folder would give DVC a false record.
+
+    Args:
+        paths: the values of the section, some or all.
+        outs: stage -> its outs, as dvc.yaml has them.
+
+    Raises:
+        ConfigError: a path differs from the out; the message names both.
+    """
+    for name, value in below_root(paths).items():
+        written = PurePath(str(value))
+        for stage, declared in outs.items():
+            if WRITTEN_BY.get(name) == stage and str(written) not in declared:
+                raise ConfigError(_undeclared(paths, name, stage, declared))
+            if name == "reports" and written not in (PurePath(out).parent for out in declared):
+                raise ConfigError(_undeclared(paths, name, stage, declared))
+
+
+def _undeclared(paths: Mapping[str, Any], name: str, stage: str, declared: Sequence[str]) -> str:
+    moved = below_root(paths)[name] != paths[name]
+    what = f"paths.root = {paths[ROOT]} moves paths.{name}" if moved else f"paths.{name} = {paths[name]}"
+    return (
+        f"{what}: stage {stage} of dvc.yaml writes {', '.join(declared)}, and under DVC both must be the same, since "
+        f"DVC removes what dvc.yaml names; put paths.{ROOT if moved else name} back, or use --set with the single "
+        "`align` commands"
+    )

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
+from align.config.params_file import write_params
 from flows.git_repository import git
-from flows.worktree import write_params
 from tests.support import ROOT, thinned
 
 #: Small enough for a minute or two, long enough for the model to know its hundred images by heart.

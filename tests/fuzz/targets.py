@@ -142,10 +142,10 @@ def _form(folder: Path) -> Run:
     from pydantic import ValidationError
 
     from align.config import load_params
+    from align.config.params_file import write_params
     from align.config.sections import SECTIONS
     from align.errors import ConfigError
     from flows.request import Request, parse_overrides
-    from flows.worktree import write_params
 
     text = PARAMS.read_bytes()
     (folder / "params.yaml").write_bytes(text)

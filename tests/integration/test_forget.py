@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
+from align.config.params_file import write_params
 from align.services.tracking import Tracker
 from flows.git_repository import git
 from flows.run_branch import record
-from flows.worktree import write_params
 from tests.support import ROOT
 from tests.support.dvc_projects import aws_variables, commit_all, environment, file_bytes, shell
 from tests.support.s3_server import serve

@@ -27,22 +27,22 @@ stages:
   ingest:
     cmd: align ingest
     params: [ingest]
-    outs: ["${paths.reports}/ingest"]
+    outs: ["reports/ingest"]
     meta: {flow: data}
   pretrain:
     cmd: align pretrain
-    deps: ["${paths.reports}/ingest"]
+    deps: ["reports/ingest"]
     params: [pretrain]
-    outs: ["${paths.reports}/pretrain"]
+    outs: ["reports/pretrain"]
     meta: {flow: training}
   index:
     cmd: align index
-    deps: ["${paths.reports}/pretrain"]
+    deps: ["reports/pretrain"]
     params: [index]
-    outs: ["${paths.reports}/index"]
+    outs: ["reports/index"]
     meta: {flow: release}
 metrics:
-  - ${paths.reports}/pretrain/metrics.json
+  - reports/pretrain/metrics.json
 """
 
 PARAMS = """\

@@ -184,3 +184,30 @@ def test_inputs_may_lie_anywhere_and_outputs_beside_them() -> None:
 def test_outputs_outside_the_tree_of_a_run_are_named(name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"paths\.{name} = .*writes there only"):
         require_inside({name: value})
+
+
+OUTPUTS = PathsConfig.model_fields.keys() - {"root", "archive", "evaluation", "policy"}
+
+
+def test_root_moves_every_relative_output_and_no_input() -> None:
+    here = load_params(ROOT / "params.yaml").section(PathsConfig)
+    params = load_params(ROOT / "params.yaml", ["paths.root=../trial", "paths.index=/elsewhere/index"])
+    moved = params.section(PathsConfig)
+    for name in PathsConfig.model_fields.keys() - {"root", "index"}:
+        before = getattr(here, name)
+        assert getattr(moved, name) == (Path("../trial", before) if name in OUTPUTS else before), name
+    assert moved.index == Path("/elsewhere/index")
+    assert moved.moved(here.pretrained) == moved.pretrained and moved.moved(Path("theirs")) == Path("theirs")
+    assert here.raw == Path("data/raw") and len(OUTPUTS) == 11
+
+
+def test_a_root_in_an_input_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"lies in, or around, the input paths\.evaluation"):
+        load_params(ROOT / "params.yaml", ["paths.root=data/sample/evaluation"]).section(PathsConfig)
+
+
+@pytest.mark.parametrize("root", ["/data", "../data", "a/../../data"])
+def test_a_root_outside_the_tree_of_a_run_is_named(root: str) -> None:
+    with pytest.raises(ConfigError, match=r"paths\.root = .*writes there only"):
+        require_inside({"root": root, "raw": "data/raw"})
+    require_inside({"root": ".", "raw": "data/raw"})

@@ -1,0 +1,65 @@
+"""What the files of a project declare about a stage, checked before the stage runs.
+
+dvc.yaml declares the outs of each stage. In a project apart from the checkout (`align init`), where the code is the
+installed package, code.yaml declares the code of each stage, since DVC cannot look into the package itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from align.config import Params
+from align.config.paths import require_declared
+from align.errors import ConfigError
+from align.provenance import digest
+
+DVC_FILE = "dvc.yaml"
+CODE_FILE = "code.yaml"
+
+
+def declared_outs(root: Path) -> dict[str, tuple[str, ...]]:
+    """Stage -> its outs, as dvc.yaml of a folder has them; empty without such a file.
+
+    Raises:
+        ConfigError: the file is not valid YAML.
+    """
+    stages = _read(root / DVC_FILE).get("stages") or {}
+    return {name: tuple(map(str, entry.get("outs", ()))) for name, entry in stages.items() if isinstance(entry, dict)}
+
+
+def require_stage(stage: str, module: str, params: Params, *, under_dvc: bool) -> None:
+    """Checks that a stage which is about to run in the working directory is what the files there declare.
+
+    Args:
+        stage: its name.
+        module: of its verb.
+        params: the parameters that it gets.
+        under_dvc: whether DVC runs it, and so keeps what it writes under the names that dvc.yaml has.
+
+    Raises:
+        ConfigError: it writes or reads other paths than dvc.yaml says (only under DVC), or its code is not what
+            code.yaml says.
+    """
+    root = Path()
+    if under_dvc:
+        require_declared(params.values.get("paths", {}), declared_outs(root))
+    code = _read(root / CODE_FILE)
+    if code and code.get(stage) != digest(module):
+        raise ConfigError(
+            f"{CODE_FILE}: the installed align has other code for stage {stage}; `align init --update` writes the new "
+            "digests, and says which stages become stale"
+        )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = YAML(typ="safe", pure=True).load(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+    return values if isinstance(values, dict) else {}

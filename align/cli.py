@@ -120,6 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         args.overrides = [*profile_overrides(args.profile), *args.overrides]
         params = load_params(args.params, args.overrides)
+        if args.verb in STAGES:
+            from align.declared import require_stage
+
+            require_stage(args.verb, VERBS[args.verb].module, params, under_dvc="DVC_STAGE" in os.environ)
         importlib.import_module(VERBS[args.verb].module).main(params, args)
     except AlignError as error:
         say(f"align: error: {error}")

@@ -114,7 +114,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     with record_runtime("evaluate", paths.runtime):
         report = evaluate(
             config,
-            encoder=Embedder.load(paths.finetuned, paths.tokenizer),
+            encoder=Embedder.load(paths.finetuned),
             sets=[
                 *load_sets(paths.evaluation),
                 *held_out_sets(paths.filtered),

@@ -62,12 +62,12 @@ def compare_texts(work: WorkFolder, item: NumberedShard) -> None:
 def _towers(file: ModelFile) -> tuple[EmbedImages, EmbedTexts]:
     # Imported by name, so that the filter does not depend on the code of models, which are trained after it (see
     # dvc.yaml). The digest already fixes what the given model computes.
-    embedder = importlib.import_module("align.model.embedder").Embedder.load(*packaged_towers(file))
+    embedder = importlib.import_module("align.model.embedder").Embedder.load(packaged_towers(file))
     return embedder.embed_images, embedder.embed_texts
 
 
-def packaged_towers(file: ModelFile) -> tuple[Path, Path]:
-    """The model and the tokenizer folder inside a folder of `align package`, after a check of its digest.
+def packaged_towers(file: ModelFile) -> Path:
+    """The model folder inside a folder of `align package`, after a check of its digest.
 
     Raises:
         DataError: the folder does not exist, or `align package` did not write it.
@@ -76,13 +76,12 @@ def packaged_towers(file: ModelFile) -> tuple[Path, Path]:
     folder = Path(file.path)
     where = f"filter.similarity_model: {folder}"
     models = sorted(folder.glob("artifacts/*/model.safetensors"))
-    tokenizers = sorted(folder.glob("artifacts/*/tokenizer.json"))
-    if len(models) != 1 or len(tokenizers) != 1:
+    if len(models) != 1:
         raise DataError(f"{where}: no packaged model here; name a folder that `align package` wrote, or null")
     digest = sha256_folder(folder)
     if digest != file.sha256:
         raise CorruptError(f"{where}: its sha256 is {digest}, not {file.sha256}; correct the path or the digest")
-    return models[0].parent, tokenizers[0].parent
+    return models[0].parent
 
 
 def similarities(

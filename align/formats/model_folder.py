@@ -1,4 +1,4 @@
-"""A model folder: `config.json` and `model.safetensors`, as training writes them, and the name of a tokenizer's file.
+"""A model folder: `config.json`, `model.safetensors` and `tokenizer/`: all that an embedding needs.
 
 `align.model.dual_encoder` builds the model from what is read here. A folder of `transformers.AlignModel` has files of
 the same names, but another config.json; `align.release.interchange` converts between the two.
@@ -7,6 +7,7 @@ the same names, but another config.json; `align.release.interchange` converts be
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -23,7 +24,9 @@ SCHEMA_VERSION: Final = 2
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 #: In a tokenizer's folder.
-TOKENIZER = "tokenizer.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+#: In a model folder: the folder of the tokenizer that the model was trained with.
+TOKENIZER_FOLDER = "tokenizer"
 
 
 class ModelFolderConfig(BaseModel):
@@ -112,6 +115,39 @@ def weights_digest(directory: Path) -> str:
         DataError: the file is missing.
     """
     return sha256_file(require_file(directory / WEIGHTS))
+
+
+def tokenizer_of(directory: Path) -> Path:
+    """The folder of a model's tokenizer.
+
+    Raises:
+        DataError: the model folder has none, as in versions that kept it elsewhere.
+    """
+    folder = directory / TOKENIZER_FOLDER
+    if not (folder / TOKENIZER).is_file():
+        raise DataError(
+            f"{directory}: the model has no tokenizer ({TOKENIZER_FOLDER}/{TOKENIZER} is missing); run the stage that "
+            f"writes the folder again, or copy the tokenizer that it was trained with to {folder}"
+        )
+    return folder
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copies a tokenizer's files into a model folder.
+
+    Args:
+        source: folder of the tokenizer.
+        directory: a model folder without tokenizer.
+
+    Raises:
+        DataError: there is no tokenizer in `source`.
+    """
+    require_file(source / TOKENIZER)
+    folder = directory / TOKENIZER_FOLDER
+    folder.mkdir()
+    for name in (TOKENIZER, TOKENIZER_CONFIG):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def require_file(path: Path) -> Path:

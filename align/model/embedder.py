@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from align.errors import DataError
 from align.files import sha256_file
-from align.formats.model_folder import CONFIG, TOKENIZER, WEIGHTS, require_file
+from align.formats.model_folder import CONFIG, TOKENIZER, WEIGHTS, require_file, tokenizer_of
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.preprocess import centre_crop, decode, to_pixels
 from align.model.tokenizer import TextTokenizer, pad
@@ -55,19 +55,9 @@ class Embedder:
         self.width = model.config.embed_width
 
     @classmethod
-    def load(cls, model_dir: Path, tokenizer_dir: Path) -> Embedder:
-        """Reads a model folder and a tokenizer folder; uses a GPU if there is one.
-
-        Raises:
-            DataError: one of them is missing or damaged, or they do not belong together.
-        """
-        model = load_model(Path(model_dir))
-        tokenizer = TextTokenizer.load(Path(tokenizer_dir), model.config.max_tokens)
-        if tokenizer.vocab_size != model.vocab_size:
-            raise DataError(
-                f"{tokenizer_dir} has {tokenizer.vocab_size} tokens, the model in {model_dir} was trained with "
-                f"{model.vocab_size}: not the tokenizer it was trained with"
-            )
+    def load(cls, directory: Path) -> Embedder:
+        """Reads a model folder; uses a GPU if there is one. Raises as `load_with_tokenizer`."""
+        model, tokenizer = load_with_tokenizer(directory)
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
     def embed_images(self, images: Iterable[bytes]) -> NDArray[np.float32]:
@@ -100,6 +90,24 @@ class Embedder:
         return embeds
 
 
+def load_with_tokenizer(directory: Path) -> tuple[DualEncoder, TextTokenizer]:
+    """Reads a model folder: the model in evaluation mode on the CPU, and its tokenizer.
+
+    Raises:
+        DataError: a file is missing or damaged, or model and tokenizer do not belong together.
+        FormatError: another schema version, or a folder of transformers' AlignModel.
+    """
+    model = load_model(directory)
+    folder = tokenizer_of(directory)
+    tokenizer = TextTokenizer.load(folder, model.config.max_tokens)
+    if tokenizer.vocab_size != model.vocab_size:
+        raise DataError(
+            f"{folder} has {tokenizer.vocab_size} tokens, the model in {directory} was trained with "
+            f"{model.vocab_size}: not the tokenizer it was trained with"
+        )
+    return model, tokenizer
+
+
 def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     batch: list[T] = []
     for item in items:
@@ -111,13 +119,13 @@ def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def model_digest(model_dir: Path, tokenizer_dir: Path) -> str:
+def model_digest(directory: Path) -> str:
     """sha256 over the files that decide an embedding: weights, configuration and vocabulary.
 
     Raises:
         DataError: one of them is missing.
     """
     digest = hashlib.sha256()
-    for path in (model_dir / WEIGHTS, model_dir / CONFIG, tokenizer_dir / TOKENIZER):
+    for path in (directory / WEIGHTS, directory / CONFIG, tokenizer_of(directory) / TOKENIZER):
         digest.update(f"{path.name} {sha256_file(require_file(path))}\n".encode())
     return digest.hexdigest()

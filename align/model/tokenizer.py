@@ -18,7 +18,7 @@ from torch import Tensor
 
 from align.errors import DataError
 from align.files import to_json, write_text
-from align.formats.model_folder import TOKENIZER
+from align.formats.model_folder import TOKENIZER, TOKENIZER_CONFIG
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -78,7 +78,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path, *, max_tokens: int) ->
         "sep_token": "[SEP]",
         "mask_token": "[MASK]",
     }
-    write_text(directory / "tokenizer_config.json", to_json(config))
+    write_text(directory / TOKENIZER_CONFIG, to_json(config))
 
 
 class TextTokenizer:

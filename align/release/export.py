@@ -23,9 +23,10 @@ from align.console import say
 from align.errors import DataError
 from align.files import replace_directory, require_apart
 from align.formats.evaluation_set import load_sets
-from align.model.dual_encoder import DualEncoder, load_model
+from align.formats.model_folder import tokenizer_of
+from align.model.dual_encoder import DualEncoder
+from align.model.embedder import load_with_tokenizer
 from align.model.preprocess import centre_crop, decode, to_pixels
-from align.model.tokenizer import TextTokenizer
 from align.release.interchange import write_hugging_face
 from align.release.programs import Programs, write_programs
 
@@ -63,30 +64,23 @@ class Parity:
     text: float
 
 
-def export(kind: Format, *, model_dir: Path, tokenizer_dir: Path, samples: ParitySamples, out: Path) -> Parity:
+def export(kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path) -> Parity:
     """Writes the folder if the check passes.
 
     Args:
         kind: `hf`: for transformers.AlignModel; `onnx`; `torch`: for torch.export.load.
         model_dir: a model folder.
-        tokenizer_dir: the folder of its tokenizer.
         samples: inputs of the check.
         out: replaced whole.
 
     Raises:
-        DataError: the model or the tokenizer is missing, they do not belong together, the format cannot hold the model,
-            or the embeddings differ by more than TOLERANCE.
+        DataError: the model is missing or damaged, the format cannot hold it, or the embeddings differ by more than
+            TOLERANCE.
         ConfigError: a package that the format needs is not installed.
     """
-    require_apart(out, model_dir, tokenizer_dir)
-    model = load_model(model_dir)
-    tokenizer = TextTokenizer.load(tokenizer_dir, model.config.max_tokens)
-    if tokenizer.vocab_size != model.vocab_size:
-        raise DataError(
-            f"{tokenizer_dir} has {tokenizer.vocab_size} tokens, the model in {model_dir} was trained with "
-            f"{model.vocab_size}: not the tokenizer it was trained with"
-        )
-    config = model.config
+    require_apart(out, model_dir)
+    model, tokenizer = load_with_tokenizer(model_dir)
+    tokenizer_dir, config = tokenizer_of(model_dir), model.config
     crops = [centre_crop(decode(data, config.resize_px), config.image_px) for data in samples.images]
     pixels = to_pixels(np.stack(crops))
     ids, mask = tokenizer(samples.texts)
@@ -201,7 +195,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=get_args(Format), required=True, help="hf is for transformers.AlignModel")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder; replaced whole")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="default: paths.finetuned")
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="default: paths.tokenizer")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="to check with; default: the evaluation sets")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="to check with, one text per line")
 
@@ -212,7 +205,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
     parity = export(
         args.format,
         model_dir=args.model or paths.finetuned,
-        tokenizer_dir=args.tokenizer or paths.tokenizer,
         samples=find_samples(paths.evaluation, args.images, args.texts),
         out=args.out,
     )

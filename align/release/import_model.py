@@ -1,7 +1,7 @@
 """import_model: a folder of `transformers.AlignModel`, such as kakaobrain/align-base -> a model folder of this project.
 
-The result holds `model/` and `tokenizer/`, which every command accepts: `--set paths.finetuned=OUT/model --set
-paths.tokenizer=OUT/tokenizer` to embed, evaluate or package, `paths.pretrained` to fine-tune. Nothing is downloaded.
+Every command takes the result: `--set paths.finetuned=OUT` to embed, search, evaluate or package, `finetune.from` to
+start from it in the DAG. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from align.config import Params
 from align.config.model import ModelConfig
 from align.console import say
 from align.files import replace_directory, require_apart
+from align.formats.model_folder import TOKENIZER_FOLDER
 from align.model.dual_encoder import DualEncoder, save_model
 from align.release.interchange import read_hugging_face, save_imported_tokenizer
 
@@ -31,17 +32,16 @@ def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
     require_apart(out, source)
     model, tokenizer = read_hugging_face(source, batch_norm=config.batch_norm, batch_norm_group=config.batch_norm_group)
     with replace_directory(out, "import_model") as part:
-        for name in ("model", "tokenizer"):
-            (part / name).mkdir()
-        save_model(model, part / "model", stage="import_model")
-        save_imported_tokenizer(tokenizer, part / "tokenizer", max_tokens=model.config.max_tokens)
+        save_model(model, part, stage="import_model")
+        (part / TOKENIZER_FOLDER).mkdir()
+        save_imported_tokenizer(tokenizer, part / TOKENIZER_FOLDER, max_tokens=model.config.max_tokens)
     return model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `align import_model`."""
     parser.add_argument("--from", dest="source", type=Path, required=True, metavar="FOLDER", help="folder to import")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for model/ and tokenizer/")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model folder; replaced whole")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -51,6 +51,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
     num_params = sum(param.numel() for param in model.parameters())
     say(
         f"import_model: {num_params / 1e6:.2f} M parameters, image tower {tower}, text tower {text}, width "
-        f"{model.config.embed_width}; use it with --set paths.finetuned={args.out / 'model'} "
-        f"--set paths.tokenizer={args.out / 'tokenizer'}"
+        f"{model.config.embed_width}, pictures of {model.config.resize_px} px -> {args.out}"
     )
+    say(f"import_model: use it as it is with --set paths.finetuned={args.out}")

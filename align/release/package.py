@@ -1,4 +1,4 @@
-"""package: the fine-tuned model, its tokenizer, its metrics and its code -> models/packaged, an MLflow model.
+"""package: the fine-tuned model, its metrics and its code -> models/packaged, an MLflow model.
 
 `mlflow.pyfunc.load_model` reads the folder anywhere, with or without `align` installed. Equal inputs give equal bytes,
 so the digest names the model: `align register` makes a new version only for a new digest. The metrics are in
@@ -36,12 +36,11 @@ class PackageReport(Report):
     digest: str
 
 
-def package(*, model: Path, tokenizer: Path, evaluation: Path, out: Path, reports: Path) -> PackageReport:
+def package(*, model: Path, evaluation: Path, out: Path, reports: Path) -> PackageReport:
     """Writes the model folder and checks that it embeds.
 
     Args:
         model: models/finetuned.
-        tokenizer: data/tokenizer.
         evaluation: reports/evaluation, whose metrics.json is copied into the folder.
         out: models/packaged; replaced whole.
         reports: the folder of this stage's report; replaced whole.
@@ -52,7 +51,7 @@ def package(*, model: Path, tokenizer: Path, evaluation: Path, out: Path, report
     metrics = evaluation / "metrics.json"
     if not metrics.is_file():
         raise DataError(f"{metrics}: no such file; run `align evaluate` first")
-    embedder = Embedder.load(model, tokenizer)
+    embedder = Embedder.load(model)
     with replace_directory(out, "package") as part, tempfile.TemporaryDirectory(prefix="align-package-") as scratch:
         code = Path(scratch) / "align"
         copy_code(code)
@@ -60,13 +59,11 @@ def package(*, model: Path, tokenizer: Path, evaluation: Path, out: Path, report
         packaged_model.save(
             part,
             model=model,
-            tokenizer=tokenizer,
             code=code,
             metadata={"schema_version": 1, "embed_width": embedder.width},
         )
         shutil.copyfile(metrics, part / "evaluation.json")
-        artifacts = part / "artifacts"
-        embedding = Embedder.load(artifacts / model.name, artifacts / tokenizer.name).embed_texts(["a red fox"])
+        embedding = Embedder.load(part / "artifacts" / model.name).embed_texts(["a red fox"])
         if not np.isfinite(embedding).all():
             raise DataError(f"{model}: the embeddings are not finite; train the model again")
     digest = sha256_folder(out)
@@ -99,7 +96,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
     with record_runtime("package", paths.runtime):
         report = package(
             model=paths.finetuned,
-            tokenizer=paths.tokenizer,
             evaluation=paths.reports / "evaluation",
             out=paths.packaged,
             reports=paths.reports / "package",

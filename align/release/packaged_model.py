@@ -8,8 +8,8 @@ Input: a frame with column `image` (an image file's bytes; base64 over HTTP), `t
 Output: for each of these columns `image_embedding` or `text_embedding`, a list of floats (L2-normalised, so a dot
 product is the cosine) or null.
 
-It is a model from code: the folder holds this file, the modules of `align` that it needs (in code/), and the weights
-and the tokenizer (in artifacts/). Nothing is pickled, and the model loads without `align` installed.
+It is a model from code: the folder holds this file, the modules of `align` that it needs (in code/), and the model
+folder (in artifacts/). Nothing is pickled, and the model loads without `align` installed.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class PackagedModel(PythonModel):
     """Both towers behind one `predict`."""
 
     def load_context(self, context: Any) -> None:
-        """Loads weights and tokenizer from the folder's artifacts."""
+        """Loads the model folder."""
         from align.model.embedder import Embedder
 
-        self._embedder = Embedder.load(Path(context.artifacts["model"]), Path(context.artifacts["tokenizer"]))
+        self._embedder = Embedder.load(Path(context.artifacts["model"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Embeds each column. Rows keep their order.
@@ -95,15 +95,14 @@ class PackagedModel(PythonModel):
         return output
 
 
-def save(directory: Path, *, model: Path, tokenizer: Path, code: Path, metadata: dict[str, Any]) -> None:
+def save(directory: Path, *, model: Path, code: Path, metadata: dict[str, Any]) -> None:
     """Writes an MLflow model folder whose bytes depend only on the arguments and the versions of Python and MLflow.
 
     MLflow writes the time, a random id, absolute paths and the environment's build tools into it; these are replaced.
 
     Args:
         directory: empty or absent.
-        model: a model folder (config.json, model.safetensors).
-        tokenizer: a tokenizer folder.
+        model: a model folder.
         code: a folder named `align` with the modules that loading needs.
         metadata: written into MLmodel.
     """
@@ -122,14 +121,14 @@ def save(directory: Path, *, model: Path, tokenizer: Path, code: Path, metadata:
         save_model(
             str(directory),
             python_model=__file__,
-            artifacts={"model": str(model), "tokenizer": str(tokenizer)},
+            artifacts={"model": str(model)},
             code_paths=[str(code)],
             signature=SIGNATURE,
             conda_env=conda_env,
             metadata=metadata,
             input_example=pd.DataFrame({"text": ["a red fox"]}),
         )
-    for mark in directory.glob(f"artifacts/*/{MARK}"):  # of the folders that were copied; this one gets its own
+    for mark in directory.glob(f"artifacts/*/{MARK}"):  # of the folder that was copied; this one gets its own
         mark.unlink()
     (directory / "python_env.yaml").write_text(f"python: {python}\ndependencies:\n- -r requirements.txt\n")
     saved = Model.load(str(directory))

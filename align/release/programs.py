@@ -24,6 +24,7 @@ from torch.export import Dim, ExportedProgram
 
 from align.errors import ConfigError
 from align.files import to_json, write_text
+from align.formats.model_folder import TOKENIZER, TOKENIZER_CONFIG
 from align.model.depthwise import DepthwiseConv2d
 from align.model.dual_encoder import DualEncoder
 
@@ -68,7 +69,7 @@ def write_programs(model: DualEncoder, tokenizer_dir: Path, directory: Path, kin
                 _save_onnx(program, directory / f"{name}.onnx")
             else:
                 torch.export.save(program, directory / f"{name}.pt2")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
+    for file in (TOKENIZER, TOKENIZER_CONFIG):
         if (tokenizer_dir / file).is_file():
             shutil.copyfile(tokenizer_dir / file, directory / file)
     config = model.config

@@ -92,8 +92,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align embed`."""
     config, paths = params.section(EmbedConfig), params.section(PathsConfig)
     source = open_source(args.input, args.column)
-    digest = model_digest(paths.finetuned, paths.tokenizer)
-    embedder = Embedder.load(paths.finetuned, paths.tokenizer)
+    digest = model_digest(paths.finetuned)
+    embedder = Embedder.load(paths.finetuned)
     counts = embed(config, source, embedder=embedder, model_digest=digest, out=args.out)
     resumed = f" ({counts.num_resumed:,} from an earlier run)" if counts.num_resumed else ""
     say(f"embed: {counts.num_rows:,} rows{resumed}, {counts.num_failed:,} without an embedding -> {args.out}")

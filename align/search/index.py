@@ -120,8 +120,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         report = index(
             config,
             text_weight=search.text_weight,
-            encoder=Embedder.load(paths.finetuned, paths.tokenizer),
-            model_digest=model_digest(paths.finetuned, paths.tokenizer),
+            encoder=Embedder.load(paths.finetuned),
+            model_digest=model_digest(paths.finetuned),
             shards=materialised(paths.shards, params.section(StoreConfig)),
             out=paths.index,
             reports=paths.reports / "index",

@@ -163,8 +163,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError(f"search: -k {args.k}: must be at least 1")
     image = _read_image(args.image) if args.image else None
     query = Query(text=args.text, image=image, key=args.key, plus=args.plus, minus=args.minus)
-    index = open_index(paths.index, model_digest(paths.finetuned, paths.tokenizer))
-    encoder = Embedder.load(paths.finetuned, paths.tokenizer)
+    index = open_index(paths.index, model_digest(paths.finetuned))
+    encoder = Embedder.load(paths.finetuned)
     try:
         hits = search(
             query,

@@ -11,7 +11,8 @@ import argparse
 from align.config import Params
 from align.config.finetune import FinetuneConfig
 from align.config.paths import PathsConfig
-from align.formats.model_folder import read_config
+from align.formats.model_folder import read_config, tokenizer_of
+from align.training.plan import TrainingInputs
 from align.training.stage import add_arguments, train_from_params
 
 __all__ = ["add_arguments", "main"]
@@ -20,7 +21,8 @@ __all__ = ["add_arguments", "main"]
 def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align finetune`."""
     paths = params.section(PathsConfig)
-    model = read_config(paths.pretrained).model
+    start = paths.pretrained
     train_from_params(
-        params, args, params.section(FinetuneConfig), model, initial=paths.pretrained, out=paths.finetuned
-    )
+        params, args, params.section(FinetuneConfig), read_config(start).model,
+        inputs=TrainingInputs(paths.shards, tokenizer_of(start), start), out=paths.finetuned,
+    )  # fmt: skip

@@ -31,7 +31,7 @@ class TrainingInputs:
 
     Attributes:
         shards: folder of the shards.
-        tokenizer: folder of the tokenizer.
+        tokenizer: folder of the tokenizer, which the trained model's folder gets a copy of.
         initial: folder of the model to start from; None starts from scratch.
     """
 

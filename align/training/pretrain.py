@@ -8,6 +8,7 @@ from align.config import Params
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.pretrain import PretrainConfig
+from align.training.plan import TrainingInputs
 from align.training.stage import add_arguments, train_from_params
 
 __all__ = ["add_arguments", "main"]
@@ -15,5 +16,8 @@ __all__ = ["add_arguments", "main"]
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align pretrain`."""
-    out = params.section(PathsConfig).pretrained
-    train_from_params(params, args, params.section(PretrainConfig), params.section(ModelConfig), initial=None, out=out)
+    paths = params.section(PathsConfig)
+    train_from_params(
+        params, args, params.section(PretrainConfig), params.section(ModelConfig),
+        inputs=TrainingInputs(paths.shards, paths.tokenizer), out=paths.pretrained,
+    )  # fmt: skip

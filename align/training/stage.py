@@ -18,6 +18,7 @@ from align.config.recipe import Recipe
 from align.config.store import StoreConfig
 from align.console import say
 from align.files import replace_directory
+from align.formats.model_folder import copy_tokenizer
 from align.formats.verdict import SHARDS, require_passed
 from align.model.dual_encoder import save_model
 from align.report import record_runtime
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train_from_params(
-    params: Params, args: argparse.Namespace, recipe: Recipe, model: ModelConfig, *, initial: Path | None, out: Path
+    params: Params, args: argparse.Namespace, recipe: Recipe, model: ModelConfig, *, inputs: TrainingInputs, out: Path
 ) -> None:
     """Trains as `recipe` says and writes the model, its curves and its report.
 
@@ -52,12 +53,12 @@ def train_from_params(
         args: of `add_arguments`.
         recipe: section of the stage.
         model: shape of the model.
-        initial: folder of the model to start from; None: from scratch.
+        inputs: what the run reads.
         out: folder of the trained model.
     """
     stage, paths, store = recipe.section, params.section(PathsConfig), params.section(StoreConfig)
     plan = make_plan(
-        recipe, model, TrainingInputs(paths.shards, paths.tokenizer, initial), paths.checkpoints,
+        recipe, model, inputs, paths.checkpoints,
         infrastructure=Infrastructure(tar_reader(store), checkpoint_mirror(store), params.section(ClusterConfig)),
         monitoring=Monitoring(health=params.section(HealthConfig)), accept_code_change=args.accept_code_change,
     )  # fmt: skip
@@ -92,4 +93,5 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[Traini
     write_training_report(report, trained.rows, reports, plan.recipe.section)
     with replace_directory(out, plan.recipe.section) as part:
         save_model(trained.model, part, stage=plan.recipe.section)
+        copy_tokenizer(plan.inputs.tokenizer, part)
     return report, trained.pairs_per_s

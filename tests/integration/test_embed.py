@@ -20,7 +20,6 @@ def command(root: Path, out: Path) -> list[str]:
     overrides = [
         "embed.rows_per_part=50",
         f"paths.finetuned={root / 'model'}",
-        f"paths.tokenizer={root / 'tokenizer'}",
     ]
     return [
         sys.executable, "-m", "align.cli", "embed", str(root / "texts.txt"), "--out", str(out),

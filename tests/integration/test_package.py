@@ -47,7 +47,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pack(root: Path, name: str) -> str:
     report = package(
         model=root / "models" / "finetuned",
-        tokenizer=root / "data" / "tokenizer",
         evaluation=root / "evaluation",
         out=root / name,
         reports=root / "reports",
@@ -69,7 +68,7 @@ def test_it_loads_where_align_is_not_imported_and_agrees_with_the_embedder(folde
     got = json.loads(done.stdout.splitlines()[-1])
     assert Path(got["code"]).is_relative_to(folder / "packaged" / "code")
     assert got["schema"] == [["image", False], ["text", False]]
-    embedder = Embedder.load(folder / "models" / "finetuned", folder / "data" / "tokenizer")
+    embedder = Embedder.load(folder / "models" / "finetuned")
     images = embedder.embed_images([path.read_bytes() for path in paths])
     texts = embedder.embed_texts(["a red fox", "two grey owls"])
     both = got["both"]
@@ -130,7 +129,6 @@ def test_missing_measures_are_one_clear_error(folder: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match="run `align evaluate` first"):
         package(
             model=folder / "models" / "finetuned",
-            tokenizer=folder / "data" / "tokenizer",
             evaluation=tmp_path,
             out=tmp_path / "out",
             reports=tmp_path / "reports",

@@ -57,7 +57,6 @@ class Project:
         (folder / "report.html").write_text("<h1>Evaluation</h1>")
         package(
             model=self.root / "models" / "finetuned",
-            tokenizer=self.root / "data" / "tokenizer",
             evaluation=folder,
             out=self.root / "packaged",
             reports=self.root / "reports" / "package",

@@ -13,7 +13,7 @@ from tests.support import ROOT, colour_shards, tiny_model
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with model, tokenizer and shards, indexed."""
+    """A folder with model and shards, indexed."""
     root = tmp_path_factory.mktemp("world")
     tiny_model.write(root)
     colour_shards.write(root / "shards")
@@ -22,7 +22,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def align(root: Path, verb: str, *words: str) -> int:
-    where = {"finetuned": "model", "tokenizer": "tokenizer", "shards": "shards", "index": "index", "reports": "reports"}
+    where = {"finetuned": "model", "shards": "shards", "index": "index", "reports": "reports"}
     overrides = [f"paths.{key}={root / name}" for key, name in where.items()] + [f"paths.runtime={root / 'runtime'}"]
     arguments = [verb, "--params", str(ROOT / "params.yaml"), "--set", "index.queries=null"]
     return main([*arguments, *(word for override in overrides for word in ("--set", override)), *words])
@@ -92,7 +92,6 @@ def test_no_index_another_model_and_other_shards(
     assert align(root, "search", "a red heart", "--html", str(tmp_path / "page.html")) == 1
     assert "changed since the index was made; run `align index` again" in capsys.readouterr().err
     shutil.rmtree(root / "model")
-    shutil.rmtree(root / "tokenizer")
     tiny_model.write(root, seed=1)
     assert align(root, "search", "a red heart") == 1
     assert "another model" in capsys.readouterr().err

@@ -1,9 +1,10 @@
-"""A small untrained model with the demo's preprocessing, and its tokenizer, in the folders that training writes."""
+"""A small untrained model with the demo's preprocessing, in the folder that training writes."""
 
 from pathlib import Path
 
 from align.config import load_params
 from align.config.model import ModelConfig
+from align.formats.model_folder import TOKENIZER_FOLDER
 from align.model.dual_encoder import DualEncoder, save_model
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from tests.support import ROOT
@@ -11,10 +12,10 @@ from tests.support import ROOT
 TEXTS = ["a red fox in the snow", "two grey owls", "picture of a fox and an owl"]
 
 
-def write(root: Path) -> tuple[Path, Path]:
-    """Writes `root/models/finetuned` and `root/data/tokenizer`; returns both."""
-    model_dir, tokenizer_dir = root / "models" / "finetuned", root / "data" / "tokenizer"
-    model_dir.mkdir(parents=True)
+def write(root: Path) -> Path:
+    """Writes `root/models/finetuned` and returns it."""
+    model_dir = root / "models" / "finetuned"
+    tokenizer_dir = model_dir / TOKENIZER_FOLDER
     tokenizer_dir.mkdir(parents=True)
     values = load_params(ROOT / "params.yaml").values["model"]
     small = {
@@ -25,4 +26,4 @@ def write(root: Path) -> tuple[Path, Path]:
     tokenizer = fit_wordpiece(TEXTS, vocab_size=80, min_count=1)
     save_tokenizer(tokenizer, tokenizer_dir, max_tokens=config.max_tokens)
     save_model(DualEncoder(config, tokenizer.get_vocab_size()), model_dir, stage="finetune")
-    return model_dir, tokenizer_dir
+    return model_dir

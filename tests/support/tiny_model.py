@@ -1,4 +1,4 @@
-"""The real dual encoder with random weights, as small as possible, and its tokenizer."""
+"""The real dual encoder with random weights, as small as possible."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
+from align.formats.model_folder import TOKENIZER_FOLDER
 from align.model.dual_encoder import DualEncoder, save_model
 from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
 
@@ -27,13 +28,13 @@ TINY = ModelConfig(
 TEXTS = ["a red heart", "a blue star on a green field", "the yellow sun", "a small red flower"]
 
 
-def write(root: Path, *, seed: int = 0) -> tuple[Path, Path]:
-    """Writes `root/model` and `root/tokenizer`; returns both."""
-    model_dir, tokenizer_dir = root / "model", root / "tokenizer"
-    model_dir.mkdir(parents=True)
+def write(root: Path, *, seed: int = 0) -> Path:
+    """Writes `root/model` and returns it."""
+    model_dir = root / "model"
+    tokenizer_dir = model_dir / TOKENIZER_FOLDER
     tokenizer_dir.mkdir(parents=True)
     save_tokenizer(fit_wordpiece(TEXTS, vocab_size=120, min_count=1), tokenizer_dir, max_tokens=TINY.max_tokens)
     vocab_size = TextTokenizer.load(tokenizer_dir, TINY.max_tokens).vocab_size
     torch.manual_seed(seed)
     save_model(DualEncoder(TINY, vocab_size), model_dir, stage="finetune")
-    return model_dir, tokenizer_dir
+    return model_dir

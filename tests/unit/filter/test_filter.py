@@ -289,10 +289,8 @@ def test_opted_out_pairs_are_dropped_first(tmp_path: Path) -> None:
 
 
 def test_rules_beyond_the_papers(tmp_path: Path) -> None:
-    model, tokenizer = tiny_model.write(tmp_path)
     packaged = tmp_path / "packaged"
-    shutil.copytree(model, packaged / "artifacts/finetuned")
-    shutil.copytree(tokenizer, packaged / "artifacts/tokenizer")
+    shutil.copytree(tiny_model.write(tmp_path), packaged / "artifacts/finetuned")
     given = ModelFile(path=str(packaged), sha256=sha256_folder(packaged))
     pairs: list[tuple[str | None, bytes | None]] = [
         ("a black dog runs over the green grass", noise(0)),

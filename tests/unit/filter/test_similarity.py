@@ -20,14 +20,12 @@ from tests.support.warc_records import picture
 @pytest.fixture(scope="module")
 def packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("similarity")
-    model, tokenizer = tiny_model.write(root)
-    shutil.copytree(model, root / "packaged" / "artifacts" / "finetuned")
-    shutil.copytree(tokenizer, root / "packaged" / "artifacts" / "tokenizer")
+    shutil.copytree(tiny_model.write(root), root / "packaged" / "artifacts" / "finetuned")
     return root / "packaged"
 
 
 def test_a_packaged_model_measures_pairs(packaged: Path) -> None:
-    embedder = Embedder.load(*packaged_towers(ModelFile(path=str(packaged), sha256=sha256_folder(packaged))))
+    embedder = Embedder.load(packaged_towers(ModelFile(path=str(packaged), sha256=sha256_folder(packaged))))
     pairs = [("0", picture(90, 60), "a red heart"), ("1", b"no picture", "the yellow sun"), ("2", picture(9, 9), "sun")]
     cosines = list(similarities(pairs, embedder.embed_images, embedder.embed_texts))
     expected = [

@@ -17,6 +17,7 @@ from align.config import load_params
 from align.config.model import ModelConfig
 from align.errors import ConfigError, DataError, FormatError
 from align.files import marked
+from align.formats.model_folder import tokenizer_of
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
 from align.model.image_tower import ImageTower, estimate_statistics
@@ -32,18 +33,18 @@ IMAGES = [blurred_png(seed, (40 + seed, 50)) for seed in range(3)]
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> tuple[Path, Path]:
-    """A model folder at native width whose statistics are those of pictures, and its tokenizer."""
-    model_dir, tokenizer_dir = tiny_model.write(tmp_path / "trained")
+def trained(tmp_path: Path) -> Path:
+    """A model folder at native width whose statistics are those of pictures."""
+    model_dir = tiny_model.write(tmp_path / "trained")
     config = tiny_model.TINY.model_copy(update={"embed_width": ImageTower(tiny_model.TINY).width})
     torch.manual_seed(0)
-    model = DualEncoder(config, TextTokenizer.load(tokenizer_dir, config.max_tokens).vocab_size)
+    model = DualEncoder(config, TextTokenizer.load(tokenizer_of(model_dir), config.max_tokens).vocab_size)
     estimate_statistics(model.vision_model, [torch.rand(8, 3, 32, 32) * 2 - 1])
     save_model(model, model_dir, stage="finetune")
-    return model_dir, tokenizer_dir
+    return model_dir
 
 
-def export(kind: str, trained: tuple[Path, Path], out: Path) -> int:
+def export(kind: str, trained: Path, out: Path) -> int:
     """The command itself, on given images and texts."""
     images = out.parent / "images"
     images.mkdir(exist_ok=True)
@@ -53,12 +54,12 @@ def export(kind: str, trained: tuple[Path, Path], out: Path) -> int:
     texts.write_text("\n".join(tiny_model.TEXTS) + "\n", encoding="utf-8")
     return main([
         "export", "--params", str(ROOT / "params.yaml"), "--format", kind, "--out", str(out), "--model",
-        str(trained[0]), "--tokenizer", str(trained[1]), "--images", str(images), "--texts", str(texts),
+        str(trained), "--images", str(images), "--texts", str(texts),
     ])  # fmt: skip
 
 
 def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(
-    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "onnx"
     assert export("onnx", trained, out) == 0
@@ -67,7 +68,7 @@ def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(
         ".align.json", "image_encoder.onnx", "interface.json",
         "text_encoder.onnx", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
-    embedder = Embedder.load(*trained)
+    embedder = Embedder.load(trained)
     image, text = (onnxruntime.InferenceSession(out / f"{name}_encoder.onnx") for name in ("image", "text"))
     tokenizer = TextTokenizer.load(out, 16)
     for count in (1, 4):
@@ -83,7 +84,7 @@ def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(
     assert (interface["resize_px"], interface["image_px"], interface["max_tokens"]) == (36, 32, 16)
 
 
-def test_torch_programs_run_where_there_is_no_align(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_torch_programs_run_where_there_is_no_align(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "torch"
     assert export("torch", trained, out) == 0
     code = """
@@ -94,7 +95,7 @@ embeds = image(torch.full((3, 3, 32, 32), 0.25)), text(ids, (ids > 0).long())
 assert not [name for name in sys.modules if name.split(".")[0] in ("align", "transformers")]
 torch.save([each.detach() for each in embeds], sys.argv[2])
 """
-    weights = (trained[0] / "model.safetensors").stat().st_size
+    weights = (trained / "model.safetensors").stat().st_size
     state = [torch.export.load(out / f"{name}_encoder.pt2").state_dict for name in ("image", "text")]
     sizes = [sum(tensor.nbytes for tensor in each.values()) for each in state]
     assert sum(sizes) < 1.1 * weights and min(sizes) > 0.02 * weights  # each holds its own tower's
@@ -103,26 +104,26 @@ torch.save([each.detach() for each in embeds], sys.argv[2])
         [sys.executable, "-I", "-W", "ignore", "-c", code, out, result], check=True, cwd=tmp_path, timeout=200
     )
     image, text = torch.load(result)
-    model = load_model(trained[0])
+    model = load_model(trained)
     ids = torch.tensor([[2, 9, 3, 0], [2, 9, 11, 3]])
     with torch.inference_mode():
         torch.testing.assert_close(image, model.encode_image(torch.full((3, 3, 32, 32), 0.25)), atol=1e-5, rtol=0)
         torch.testing.assert_close(text, model.encode_text(ids, (ids > 0).long()), atol=1e-5, rtol=0)
 
 
-def test_hugging_face_and_back_is_the_same_model(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_hugging_face_and_back_is_the_same_model(trained: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "hf", tmp_path / "imported"
     assert export("hf", trained, folder) == 0
     assert main(["import_model", "--params", str(ROOT / "params.yaml"), "--from", str(folder), "--out", str(out)]) == 0
-    before, after = Embedder.load(*trained), Embedder.load(out / "model", out / "tokenizer")
+    before, after = Embedder.load(trained), Embedder.load(out)
     np.testing.assert_allclose(after.embed_images(IMAGES), before.embed_images(IMAGES), atol=1e-5)
     np.testing.assert_allclose(after.embed_texts(tiny_model.TEXTS), before.embed_texts(tiny_model.TEXTS), atol=1e-5)
-    assert load_model(out / "model").config.batch_norm_group == 16  # of params.yaml
+    assert load_model(out).config.batch_norm_group == 16  # of params.yaml
     with pytest.raises(FormatError, match="`align import_model --from "):
         load_model(folder)
 
 
-def test_an_imported_model_is_fine_tuned_and_packaged(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_imported_model_is_fine_tuned_and_packaged(trained: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "hf", tmp_path / "imported"
     assert export("hf", trained, folder) == 0
     params = load_params(ROOT / "params.yaml", ["model.batch_norm_group=4"])
@@ -130,17 +131,16 @@ def test_an_imported_model_is_fine_tuned_and_packaged(trained: tuple[Path, Path]
     shards, _ = training_data.write(tmp_path / "data")
     recipe = training_data.finetune_config(num_steps=2, learning_rate=1e-9)
     plan = training_data.plan(
-        (shards, out / "tokenizer"), tmp_path / "ck", recipe, model=config, initial=out / "model"
+        (shards, tokenizer_of(out)), tmp_path / "ck", recipe, model=config, initial=out
     )  # fmt: skip
     train_stage(plan, out=tmp_path / "finetuned", reports=tmp_path / "reports")
-    tuned, before = load_model(tmp_path / "finetuned").state_dict(), load_model(out / "model").state_dict()
+    tuned, before = load_model(tmp_path / "finetuned").state_dict(), load_model(out).state_dict()
     for name in ("text_projection.weight", "vision_model.embeddings.convolution.weight", "log_temperature"):
         torch.testing.assert_close(tuned[name], before[name], atol=1e-5, rtol=1e-5)
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "metrics.json").write_text("{}")
     report = package(
-        model=out / "model",
-        tokenizer=out / "tokenizer",
+        model=out,
         evaluation=tmp_path / "evaluation",
         out=tmp_path / "packaged",
         reports=tmp_path / "reports_of_package",
@@ -148,9 +148,7 @@ def test_an_imported_model_is_fine_tuned_and_packaged(trained: tuple[Path, Path]
     assert report.metrics["package/embed_width"] == config.embed_width == 80
 
 
-def test_a_folder_of_somebody_stays(
-    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_of_somebody_stays(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "wedding.jpg").write_bytes(b"the only copy")
@@ -167,7 +165,7 @@ def test_a_folder_of_somebody_stays(
     assert [path.name for path in folder.iterdir()] == ["wedding.jpg"]
 
 
-def test_transformers_loads_a_folder_with_our_mark(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_transformers_loads_a_folder_with_our_mark(trained: Path, tmp_path: Path) -> None:
     assert export("hf", trained, tmp_path / "hf") == 0
     assert marked(tmp_path / "hf") == "export"
     assert AlignModel.from_pretrained(tmp_path / "hf").config.projection_dim
@@ -177,7 +175,7 @@ def test_transformers_loads_a_folder_with_our_mark(trained: tuple[Path, Path], t
 
 @pytest.mark.parametrize("factor", [1 + 1e-2, float("nan")])
 def test_a_failed_check_writes_nothing(
-    trained: tuple[Path, Path],
+    trained: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -201,14 +199,13 @@ def test_a_width_without_a_place_upstream_is_one_clear_line(tmp_path: Path, caps
 
 
 def test_onnx_without_its_packages_says_what_to_install(
-    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"needs onnxscript: pip install 'align-mlops\[onnx\]'"):
         align.release.export.export(
             "onnx",
-            model_dir=trained[0],
-            tokenizer_dir=trained[1],
+            model_dir=trained,
             samples=ParitySamples(IMAGES, tiny_model.TEXTS),
             out=tmp_path / "onnx",
         )
@@ -223,8 +220,8 @@ def test_samples_come_from_the_evaluation_sets_or_from_what_is_given(tmp_path: P
         find_samples(tmp_path, tmp_path, tmp_path / "absent.txt")
 
 
-def test_what_is_not_upstreams_is_not_imported(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_is_not_upstreams_is_not_imported(trained: Path, tmp_path: Path) -> None:
     config = load_params(ROOT / "params.yaml").section(ModelConfig)
     with pytest.raises(DataError, match="no ALIGN model in Hugging Face's format"):
-        import_model(config, trained[0], tmp_path / "imported")
+        import_model(config, trained, tmp_path / "imported")
     assert not (tmp_path / "imported").exists()

@@ -21,7 +21,7 @@ CONFIG = EmbedConfig(rows_per_part=3)
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    return Embedder.load(*tiny_model.write(tmp_path_factory.mktemp("tiny")))
+    return Embedder.load(tiny_model.write(tmp_path_factory.mktemp("tiny")))
 
 
 def run(embedder: Embedder, location: Path, out: Path, column: str | None = None) -> list[dict[str, Any]]:

@@ -1,8 +1,11 @@
-"""Retrieval fine-tuning from the pre-trained model."""
+"""Retrieval fine-tuning of the pre-trained model, or of another one."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from align.config.recipe import Recipe
 
@@ -11,3 +14,10 @@ class FinetuneConfig(Recipe):
     """Parameters of `align finetune`."""
 
     section: ClassVar[str] = "finetune"
+    #: What decides the result is the model in the folder, by the digest of its weights, and not where it is.
+    neutral_fields: ClassVar[frozenset[str]] = Recipe.neutral_fields | {"start"}
+
+    #: `from` is a keyword of Python.
+    start: Annotated[Path, Field(alias="from", strict=False)]
+    #: 0: the model is taken as it is.
+    num_steps: int = Field(ge=0)

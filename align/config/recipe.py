@@ -82,7 +82,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.warmup_steps >= self.num_steps:
+        if self.num_steps and self.warmup_steps >= self.num_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than num_steps {self.num_steps}")
         if self.num_processes and self.batch_size % self.num_processes:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_processes {self.num_processes}")

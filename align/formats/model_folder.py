@@ -77,9 +77,15 @@ def read_config(directory: Path) -> ModelFolderConfig:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     if _is_align_model(document):
         raise FormatError(
-            f"{directory}: a model in Hugging Face's format; convert it with `align import_model --from {directory}`"
+            f"{directory}: a model in Hugging Face's format; convert it with "
+            f"`align import_model --from {directory} --out FOLDER`"
         )
-    version = document.get("schema_version") if isinstance(document, dict) else None
+    if not isinstance(document, dict) or "schema_version" not in document:
+        raise FormatError(
+            f"{directory}: not a model of this project: its config.json has no schema_version; name a folder that "
+            "pretrain, finetune or import_model wrote"
+        )
+    version = document["schema_version"]
     if version != SCHEMA_VERSION:
         raise FormatError(f"{path}: schema_version {version!r}, this code reads {SCHEMA_VERSION}")
     try:

@@ -1,4 +1,7 @@
-"""finetune: retrieval fine-tuning of the pre-trained model (paper section 4.2): same loss, small learning rate.
+"""finetune: retrieval fine-tuning of a trained model (paper section 4.2): same loss, small learning rate.
+
+The model is the pre-trained one, or any that `finetune.from` names, such as an imported one. Its shape, its picture
+size and its tokenizer are kept. With `finetune.num_steps: 0` it is taken as it is, to be evaluated and registered.
 
 Decision: the demo has no curated captions, so it fine-tunes on the training split of its own pairs. With COCO or
 Flickr30K in `data/shards` this stage follows the paper's protocol.
@@ -7,10 +10,14 @@ Flickr30K in `data/shards` this stage follows the paper's protocol.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from align.config import Params
 from align.config.finetune import FinetuneConfig
+from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
+from align.errors import AlignError, DataError
+from align.files import require_apart
 from align.formats.model_folder import read_config, tokenizer_of
 from align.training.plan import TrainingInputs
 from align.training.stage import add_arguments, train_from_params
@@ -21,8 +28,29 @@ __all__ = ["add_arguments", "main"]
 def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align finetune`."""
     paths = params.section(PathsConfig)
-    start = paths.pretrained
+    config = params.section(FinetuneConfig)
+    start = config.start
+    require_apart(paths.finetuned, start)
     train_from_params(
-        params, args, params.section(FinetuneConfig), read_config(start).model,
+        params, args, config, read_start(start),
         inputs=TrainingInputs(paths.shards, tokenizer_of(start), start), out=paths.finetuned,
     )  # fmt: skip
+
+
+def read_start(folder: Path) -> ModelConfig:
+    """The shape of the model to start from.
+
+    Raises:
+        AlignError: the folder does not exist, or holds no model of this project.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"finetune.from {folder}: no such folder; run `align pretrain`, or name a folder that it or "
+            "`align import_model` wrote"
+        )
+    try:
+        config = read_config(folder).model
+        tokenizer_of(folder)
+    except AlignError as error:
+        raise type(error)(f"finetune.from {error}") from None
+    return config

@@ -28,13 +28,13 @@ class TrainingReport(Report):
 
 
 def training_report(plan: TrainingPlan, trained: Trained) -> TrainingReport:
-    """The numbers of a finished run; each metric is the last value that was measured."""
-    stage = plan.recipe.section
+    """The numbers of a finished run; each metric is the last value that was measured. No steps saw no pairs."""
+    stage, trains = plan.recipe.section, plan.recipe.num_steps > 0
     last = {name: value for row in trained.rows for name, value in row.items() if name != "step"}
     return TrainingReport(
         num_parameters=sum(param.numel() for param in trained.model.parameters()),
-        num_training_images=plan.data.train.num_images,
-        num_training_pairs=plan.data.num_training_pairs,
+        num_training_images=plan.data.train.num_images if trains else 0,
+        num_training_pairs=plan.data.num_training_pairs if trains else 0,
         accepted_code_changes=trained.accepted_code_changes,
         metrics={f"{stage}/{name}": value for name, value in last.items()}
         | {f"{stage}/num_steps": plan.recipe.num_steps},

@@ -6,6 +6,7 @@ A stage adds its recipe, its model and the folder that the model goes to.
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from align.config.recipe import Recipe
 from align.config.store import StoreConfig
 from align.console import say
 from align.files import replace_directory
-from align.formats.model_folder import copy_tokenizer
+from align.formats.model_folder import CONFIG, WEIGHTS, copy_tokenizer
 from align.formats.verdict import SHARDS, require_passed
-from align.model.dual_encoder import save_model
+from align.model.dual_encoder import load_model, save_model
 from align.report import record_runtime
 from align.services.live_log import LiveLog
 from align.services.store import tar_reader
@@ -30,7 +31,7 @@ from align.training.checkpoint import JOURNAL
 from align.training.loop import Monitoring
 from align.training.plan import Infrastructure, TrainingInputs, TrainingPlan, make_plan
 from align.training.report import TrainingReport, training_report, write_training_report
-from align.training.run import run
+from align.training.run import Trained, run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +73,10 @@ def train_from_params(
             say(f"{stage}: this machine is done; node 0 has the model and its report")
             return
         report, runtime["pairs_per_s"] = finished
-    say(f"{stage}: loss {report.metrics[f'{stage}/train/loss']:.3f} after {recipe.num_steps:,} steps")
+    if recipe.num_steps:
+        say(f"{stage}: loss {report.metrics[f'{stage}/train/loss']:.3f} after {recipe.num_steps:,} steps")
+    else:
+        say(f"{stage}: num_steps is 0: {out} is the model in {inputs.initial}, as it is")
 
 
 def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[TrainingReport, float] | None:
@@ -86,6 +90,8 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[Traini
     Returns:
         The report, and pairs per second of the training steps; None on a machine that does not lead.
     """
+    if not plan.recipe.num_steps:
+        return (_keep(plan, out=out, reports=reports), 0.0) if plan.leads else None
     trained = run(plan)
     if trained is None:
         return None
@@ -95,3 +101,16 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[Traini
         save_model(trained.model, part, stage=plan.recipe.section)
         copy_tokenizer(plan.inputs.tokenizer, part)
     return report, trained.pairs_per_s
+
+
+def _keep(plan: TrainingPlan, *, out: Path, reports: Path) -> TrainingReport:
+    """No step to train: copies the model that the plan starts from, byte for byte, so that it stays what it is."""
+    initial = plan.inputs.initial
+    assert initial is not None  # only finetune allows no steps
+    report = training_report(plan, Trained(load_model(initial), [], 0.0, []))
+    write_training_report(report, [], reports, plan.recipe.section)
+    with replace_directory(out, plan.recipe.section) as part:
+        for name in (CONFIG, WEIGHTS):
+            shutil.copyfile(initial / name, part / name)
+        copy_tokenizer(plan.inputs.tokenizer, part)
+    return report

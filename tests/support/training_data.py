@@ -61,7 +61,9 @@ def pretrain_config(**changes: object) -> PretrainConfig:
 
 
 def finetune_config(**changes: object) -> FinetuneConfig:
-    return FinetuneConfig.model_validate(RECIPE | {"warmup_steps": 0, "num_steps": 3} | changes)
+    return FinetuneConfig.model_validate(
+        RECIPE | {"from": "models/pretrained", "warmup_steps": 0, "num_steps": 3} | changes
+    )
 
 
 def plan(

@@ -59,7 +59,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
         read_config(tmp_path)
     for text in ("[]", "7"):
         (tmp_path / CONFIG).write_text(text)
-        with pytest.raises(FormatError, match="schema_version None"):
+        with pytest.raises(FormatError, match=r"not a model of this project: its config\.json has no schema_version"):
             read_config(tmp_path)
     (tmp_path / CONFIG).write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):

@@ -1,0 +1,125 @@
+"""`align finetune` as it is typed: it starts from any model folder and takes tokenizer and picture size from it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from align.cli import main
+from align.model.tokenizer import fit_wordpiece, save_tokenizer
+from align.training.stage import train_stage
+from tests.support import training_data
+from tests.support.training_data import MODEL, RECIPE, plan, pretrain_config
+from tests.support.training_project import write_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose `paths.tokenizer` does not exist, and the folder `earlier` with a trained model."""
+    root = tmp_path_factory.mktemp("project")
+    data = training_data.write(root)
+    train_stage(plan(data, root / "ck", pretrain_config(num_steps=3)), out=root / "earlier", reports=root / "r")
+    write_project(root, data, RECIPE)
+    yaml = YAML()
+    values = yaml.load(root / "params.yaml")
+    values["paths"]["tokenizer"] = "data/none"
+    values["model"] |= {"resize_px": 300, "image_px": 300}  # of another model: not read
+    values["finetune"] = {"from": "earlier", "num_steps": 2, "warmup_steps": 0, "learning_rate": 1e-9}
+    yaml.dump(values, root / "params.yaml")
+    return root
+
+
+def finetune(root: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
+    monkeypatch.chdir(root)
+    return main(["finetune", *(word for override in overrides for word in ("--set", override))])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Path in the folder -> bytes, without the mark of who made it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".align.json"
+    }
+
+
+def test_it_starts_from_the_folder_and_keeps_its_tokenizer(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert finetune(project, monkeypatch) == 0
+    made, start = contents(project / "models/finetuned"), contents(project / "earlier")
+    assert made["tokenizer/tokenizer.json"] == start["tokenizer/tokenizer.json"]
+    assert made["model.safetensors"] != start["model.safetensors"]
+    assert json.loads(made["config.json"])["model"]["resize_px"] == MODEL.resize_px
+
+
+def test_another_folder_with_the_same_model_is_the_same_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def runs() -> list[str]:
+        return sorted(path.name for path in (project / "checkpoints").glob("finetune-*"))
+
+    assert finetune(project, monkeypatch) == 0
+    before = runs()
+    shutil.copytree(project / "earlier", project / "moved", dirs_exist_ok=True)
+    assert finetune(project, monkeypatch, "finetune.from=moved") == 0
+    assert runs() == before
+    other = fit_wordpiece([*training_data.COLOURS, *training_data.SIDES, "bar"], vocab_size=100, min_count=1)
+    save_tokenizer(other, project / "moved/tokenizer", max_tokens=MODEL.max_tokens)
+    assert finetune(project, monkeypatch, "finetune.from=moved") == 1  # another vocabulary: another run, and refused
+    assert len(runs()) == len(before) + 1
+
+
+def test_no_steps_take_the_model_as_it_is(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(project, monkeypatch, "finetune.num_steps=0", "paths.finetuned=as_it_is") == 0
+    assert "finetune: num_steps is 0: as_it_is is the model in earlier, as it is" in capsys.readouterr().err
+    assert contents(project / "as_it_is") == contents(project / "earlier")
+    reports = project / "reports/finetune"
+    assert json.loads((reports / "report.json").read_text())["num_training_pairs"] == 0
+    assert json.loads((reports / "metrics.json").read_text()) == {"finetune/num_steps": 0}
+    assert (reports / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("start", "line"),
+    [
+        ("none", "finetune.from none: no such folder; run `align pretrain`, or name a folder that it or"),
+        ("shards", "finetune.from shards: no model here (config.json is missing)"),
+        ("exported", "finetune.from exported: a model in Hugging Face's format; convert it with `align import_model"),
+        ("bert", "finetune.from bert: not a model of this project"),
+        ("old", "finetune.from old: the model has no tokenizer (tokenizer/tokenizer.json is missing)"),
+        ("models/finetuned", "models/finetuned: would replace, or lie in, the input models/finetuned"),
+    ],
+)
+def test_what_is_no_model_is_one_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], start: str, line: str
+) -> None:
+    for name, kind in (("exported", "align"), ("bert", "bert")):
+        (project / name).mkdir(exist_ok=True)
+        (project / name / "config.json").write_text(json.dumps({"model_type": kind}))
+    shutil.copytree(project / "earlier", project / "old", dirs_exist_ok=True)
+    shutil.rmtree(project / "old/tokenizer")
+    assert finetune(project, monkeypatch, f"finetune.from={start}") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and line in said[0]
+
+
+def test_too_small_shards_name_the_value_that_is_the_users(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((project / "earlier/config.json").read_text())
+    shutil.copytree(project / "earlier", project / "large", dirs_exist_ok=True)
+    config["model"] |= {"resize_px": 289, "image_px": 289}
+    (project / "large/config.json").write_text(json.dumps(config))
+    assert finetune(project, monkeypatch, "finetune.from=large") == 1
+    said = capsys.readouterr().err
+    assert "holds images of 36 px, the model in large needs 289: set shard.image_px to 289 or more in params.y" in said
+    assert "resize_px" not in said
+
+
+def test_no_steps_are_for_finetune_only(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    assert main(["pretrain", "--set", "pretrain.num_steps=0"]) == 1
+    assert "parameter 'pretrain.num_steps' = 0" in capsys.readouterr().err

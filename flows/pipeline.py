@@ -28,7 +28,7 @@ from flows.child_process import run_supervised
 from flows.dag import Stage, read_dag, stale
 from flows.log import one_line_errors
 from flows.request import Request, parse_overrides
-from flows.run_context import RunContext, child_environment
+from flows.run_context import RunContext, child_environment, log_file
 from flows.stage_task import StageOutcome, run_stages
 from flows.summary import summarise
 from flows.workspace import Workspace, in_checkout, in_worktree
@@ -96,7 +96,9 @@ def _run(root: Path, workspace: Workspace, name: str) -> str:
     if workspace.dirty:
         _tag_run("dirty")
     stages = read_dag(workspace.root)
-    run = RunContext(root=workspace.root, checkout=root, dirty=workspace.dirty)
+    run = RunContext(root=workspace.root, checkout=root, dirty=workspace.dirty, kept=workspace.kept)
+    log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
+    log_file(run.root).write_bytes(b"")  # of this run alone
     status = run_supervised(
         ["dvc", "status", "--json"], cwd=run.root, env=child_environment(run), log=get_run_logger().debug
     )

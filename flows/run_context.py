@@ -7,6 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+#: What runs keep in a checkout (locks, worktrees, logs) is here; git ignores it.
+STATE = Path(".align")
+
 
 class RunContext(BaseModel):
     """What the sub-flows and tasks of one run share.
@@ -17,6 +20,7 @@ class RunContext(BaseModel):
         stale: names of the stages that may have to run; the others are known to be cached.
         dirty: the checkout is a snapshot with uncommitted changes.
         mlflow_run_id: the run that training logs into while it runs, if one is open.
+        kept: where the reports and the log of this run will be if it fails and `root` is removed; None: `root` stays.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -25,6 +29,7 @@ class RunContext(BaseModel):
     stale: frozenset[str] = frozenset()
     dirty: bool = False
     mlflow_run_id: str | None = None
+    kept: Path | None = None
 
     @property
     def mlflow_tracking_uri(self) -> str:
@@ -33,6 +38,11 @@ class RunContext(BaseModel):
         A property, since Prefect records what it passes to flows and tasks, and an address may hold a password.
         """
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.checkout}/mlflow.db"
+
+
+def log_file(root: Path) -> Path:
+    """Where a run that works in `root` writes what its stages print."""
+    return root / STATE / "logs" / "run.log"
 
 
 def child_environment(run: RunContext) -> dict[str, str]:

@@ -20,9 +20,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict
 
-from flows.child_process import run_supervised
+from flows.child_process import CommandError, run_supervised
 from flows.dag import Stage
-from flows.run_context import RunContext, child_environment
+from flows.failed_runs import in_kept_folder
+from flows.run_context import RunContext, child_environment, log_file
 
 #: Larger pictures are left out of the artifact: Prefect keeps artifacts as rows of its database.
 MAX_PICTURE_BYTES = 1_000_000
@@ -40,7 +41,7 @@ class StageOutcome(BaseModel):
 
 @task(task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
-    """Runs one stage, or takes it from the cache, and shows its report as an artifact.
+    """Runs one stage, or takes it from the cache, and shows its report as an artifact, also if it failed.
 
     Raises:
         CommandError: the stage failed; the message is the line with its reason.
@@ -48,18 +49,25 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
     logger = get_run_logger()
     outcome = StageOutcome(stage=stage.name, ran=False)
     if stage.name in run.stale:
-        lines = run_supervised(
-            ["dvc", "repro", "--single-item", stage.name],
-            cwd=run.root,
-            env=child_environment(run),
-            log=lambda line: None if line.lstrip().startswith(CHATTER) else logger.info("%s", line),
-        )
+        lines: list[str] = []
+
+        def log(line: str) -> None:
+            if not line.lstrip().startswith(CHATTER):
+                lines.append(line)
+                logger.info("%s", line)
+
+        command = ["dvc", "repro", "--single-item", stage.name]
+        try:
+            run_supervised(command, cwd=run.root, env=child_environment(run), log=log)
+        except CommandError as error:
+            failure = in_kept_folder(str(error), run, str(Path(stage.report).parent))
+            _publish(stage, run.root, failure, has_report=did_run(stage.name, lines))
+            raise CommandError(failure) from None
+        finally:
+            with log_file(run.root).open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
         outcome = StageOutcome(stage=stage.name, ran=did_run(stage.name, lines))
-    create_markdown_artifact(
-        report_markdown(run.root / stage.report, stage),
-        key=f"{stage.name.replace('_', '-')}-report",
-        description=stage.description,
-    )
+    _publish(stage, run.root)
     if outcome.ran:
         return Completed(message=stage.description, data=outcome)
     logger.info("%s: cached", stage.name)
@@ -80,9 +88,28 @@ def did_run(name: str, lines: Sequence[str]) -> bool:
     return any(line.startswith(f"Running stage '{name}'") for line in lines)
 
 
-def report_markdown(report: Path, stage: Stage) -> str:
-    """A stage's report for the UI: metrics as a table, pictures embedded."""
+def _publish(stage: Stage, root: Path, failure: str | None = None, *, has_report: bool = True) -> None:
+    """Shows a stage's report as an artifact. DVC removes the last run's report first, if it starts the command."""
+    create_markdown_artifact(
+        report_markdown(root / stage.report if has_report else None, stage, failure),
+        key=f"{stage.name.replace('_', '-')}-report",
+        description=stage.description,
+    )
+
+
+def report_markdown(report: Path | None, stage: Stage, failure: str | None = None) -> str:
+    """A stage's report for the UI: why it failed, metrics as a table, pictures embedded.
+
+    Args:
+        report: its folder; None, or a folder that does not exist: the stage wrote none.
+        stage: the stage.
+        failure: one line; None if it did not fail.
+    """
     parts = [f"# {stage.name}", stage.description]
+    if failure is not None:
+        parts.append(f"Failed:\n\n~~~~\n{failure}\n~~~~")
+    if report is None:
+        return "\n\n".join(parts)
     if (report / "metrics.json").exists():
         metrics: dict[str, Any] = json.loads((report / "metrics.json").read_text("utf-8"))
         rows = [f"| {name} | {_number(value)} |" for name, value in metrics.items()]

@@ -10,22 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.errors import DataError
+from flows.failed_runs import folder_for, kept_if_it_fails
 from flows.git_repository import changes, resolve
 from flows.locks import locked
 from flows.request import Request
 from flows.run_branch import snapshot
+from flows.run_context import STATE
 from flows.worktree import worktree
-
-#: Locks and worktrees are kept here, in the checkout; git ignores it.
-STATE = Path(".align")
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """A checkout to work in; `dirty` means that it is a snapshot with uncommitted changes."""
+    """A checkout to work in.
+
+    Attributes:
+        root: the checkout.
+        dirty: it is a snapshot with uncommitted changes.
+        kept: where its reports and its log will be after a failure; None for a checkout that stays.
+    """
 
     root: Path
     dirty: bool = False
+    kept: Path | None = None
 
 
 @contextmanager
@@ -39,7 +45,8 @@ def in_checkout(root: Path, name: str, log: Callable[[str], None]) -> Iterator[W
 def in_worktree(root: Path, request: Request, log: Callable[[str], None]) -> Iterator[Workspace]:
     """A worktree at the requested revision with the requested parameters.
 
-    A second run with equal files and parameters waits for the first, and then takes every stage from DVC's cache.
+    A second run with equal files and parameters waits for the first, and then takes every stage from DVC's cache. The
+    worktree is removed at the end; of a failed run, reports and log are kept (`flows.failed_runs`).
 
     Raises:
         DataError: the revision does not exist, or it is HEAD and the checkout has uncommitted changes.
@@ -48,12 +55,14 @@ def in_worktree(root: Path, request: Request, log: Callable[[str], None]) -> Ite
     commit, dirty = _commit(root, request)
     tree = resolve(root, commit, "tree")
     key = hashlib.sha256(json.dumps([tree, request.overrides], sort_keys=True).encode()).hexdigest()[:16]
+    kept = folder_for(root, request.name, key)
     with (
         locked(root / STATE / "locks" / key, f"run '{request.name}'", log),
         worktree(root, commit, root / STATE / "worktrees" / key, request.overrides) as path,
+        kept_if_it_fails(path, kept, log),
     ):
         log(f"working in {path}, made from {commit[:10]}")
-        yield Workspace(path, dirty)
+        yield Workspace(path, dirty, kept)
 
 
 def _commit(root: Path, request: Request) -> tuple[str, bool]:

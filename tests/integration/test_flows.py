@@ -89,6 +89,24 @@ def test_a_failed_stage_fails_the_run_in_one_line(stack: Stack, first_run: str) 
 
 
 @pytest.mark.timeout(600)
+def test_a_failed_run_keeps_and_shows_its_reports(stack: Stack, first_run: str) -> None:
+    done = stack.align_run("--name", "refused", "--set", "index.value=-1")
+    assert done.returncode == 1
+    [kept] = (stack.root / ".align/failed").glob("refused-*")
+    assert json.loads((kept / "reports/index/metrics.json").read_bytes()) == {"index/value": -1}
+    assert (kept / "reports/ingest/report.json").is_file()
+    assert "working on index" in (kept / "log.txt").read_text()
+    folder = kept.relative_to(stack.root)
+    last = next(line for line in done.stderr.splitlines() if line.startswith("align: error:"))
+    assert f"see {folder}/reports/index/report.html; or align validate --accept index --from {folder}/reports" in last
+    assert last.endswith(f"the reports and the log of this run are kept in {folder}")
+    artifacts = stack.ask("/artifacts/filter", {"sort": "UPDATED_DESC"})
+    shown = [one["data"] for one in artifacts if one["key"] == "index-report" and "Failed:" in one["data"]]
+    assert "index/value" in shown[0] and "![figure]" in shown[0] and str(folder) in shown[0]
+    assert not list((stack.root / ".align/worktrees").iterdir())
+
+
+@pytest.mark.timeout(600)
 def test_without_a_server(stack: Stack, tmp_path: Path) -> None:
     root = tmp_path / "repo"
     stub_repository(root)

@@ -49,7 +49,7 @@ PARAMS = """\
 paths: {reports: reports, checkpoints: checkpoints}
 ingest: {value: 1}
 pretrain: {value: 1, seconds: 0} # fails when it is negative
-index: {value: 1}
+index: {value: 1} # negative: fails after its report is written
 register: {experiment: stub, model_name: stub}
 """
 
@@ -79,6 +79,9 @@ folder = Path("reports") / verb
 folder.mkdir(parents=True)
 (folder / "metrics.json").write_text(json.dumps({{verb + "/value": values["value"]}}))
 (folder / "report.json").write_text("{{}}")
+(folder / "figure.png").write_bytes(b"\x89PNG")
+if values["value"] < 0:
+    sys.exit(f"align: error: see {{folder}}/report.html; or align validate --accept {{verb}} --reason x")
 """
 
 

@@ -1,0 +1,80 @@
+"""What a failed run leaves: its reports and its log, which outlive its worktree. The newest few are kept.
+
+.align/failed/NAME-KEY/   reports/ as the stages wrote them, log.txt with what they printed
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from align.config import load_params
+from align.errors import AlignError
+from align.files import replace_directory
+from flows.run_context import STATE, RunContext, log_file
+
+#: So many failed runs are kept; older ones are removed.
+NUM_KEPT = 5
+LOG = "log.txt"
+_MADE_BY = "align run"
+
+
+def folder_for(root: Path, name: str, key: str) -> Path:
+    """Where a run of the checkout `root` is kept if it fails; one of the same name and key replaces it.
+
+    A name of a branch may hold what a shell would obey; the folder's name holds letters, digits, `.`, `_` and `-`.
+    """
+    plain = re.sub(r"[^\w.-]", "-", name).strip(".-")[:80]
+    return root / STATE / "failed" / f"{plain or 'run'}-{key[:8]}"
+
+
+@contextmanager
+def kept_if_it_fails(worktree: Path, folder: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """If the block fails, moves the reports and the log of the worktree to `folder`, and says so."""
+    try:
+        yield
+    except Exception:
+        try:
+            _keep(worktree, folder)
+            log(f"this run failed; its reports and its log are kept in {folder}")
+            for removed in _remove_older(folder.parent):
+                log(f"{removed}: removed, since the {NUM_KEPT} newest failed runs are kept")
+        except (OSError, AlignError) as error:  # such as a full disk; the run's own error says more
+            log(f"the reports of this run could not be kept in {folder}: {error}")
+        raise
+
+
+def in_kept_folder(message: str, run: RunContext, reports: str) -> str:
+    """The message of a failed stage with its report named where it will be; as it is if the checkout stays.
+
+    Args:
+        message: may name paths in `reports`, and the command that accepts what failed.
+        run: the run.
+        reports: `paths.reports`.
+    """
+    if run.kept is None:
+        return message
+    folder = run.kept.relative_to(run.checkout)
+    message = re.sub(rf"(?<![\w./-]){re.escape(reports)}/", f"{folder / reports}/", message)
+    message = re.sub(r"align validate --accept \S+", rf"\g<0> --from {folder / reports}", message)
+    return f"{message}; the reports and the log of this run are kept in {folder}"
+
+
+def _keep(worktree: Path, folder: Path) -> None:
+    reports = load_params(worktree / "params.yaml").values["paths"]["reports"]
+    with replace_directory(folder, _MADE_BY) as part:
+        for source, target in ((worktree / reports, part / reports), (log_file(worktree), part / LOG)):
+            if source.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(source, target)
+
+
+def _remove_older(parent: Path) -> list[Path]:
+    folders = sorted((path for path in parent.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns)
+    older = [path for path in folders if not path.name.startswith(".")][:-NUM_KEPT]
+    for path in older:
+        shutil.rmtree(path)
+    return older

@@ -6,7 +6,8 @@ gate searches for evaluation images itself, independent of the filter. Where peo
 it is measured. Thresholds are in params.yaml; the paper describes no such gate. The shards have a gate of their own,
 `align validate_shards`.
 
-`--accept NAMES --reason WHY` and `--set-reference` record in data/policy what people decide about the last run.
+`--accept NAMES --reason WHY` and `--set-reference` record in data/policy what people decide about the last run, or with
+`--from FOLDER` about another one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from align.config.engine import EngineConfig
 from align.config.paths import PathsConfig
 from align.config.validate import ValidateConfig
 from align.console import say
+from align.errors import ConfigError, DataError
 from align.figure import png
 from align.formats.acceptances import read_acceptances
 from align.formats.drift_reference import read_reference
@@ -113,6 +115,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--set-reference", action="store_true", help="measure drift from the data of the last run")
     parser.add_argument("--reason", default="", help="why, with --accept")
+    parser.add_argument(
+        "--from",
+        dest="reports",
+        type=Path,
+        metavar="FOLDER",
+        help="with --accept: the reports of a failed run, such as .align/failed/NAME/reports; default: paths.reports",
+    )
     parser.add_argument("--by", default=None, help="who decides; default: git's user")
 
 
@@ -121,8 +130,13 @@ def main(params: Params, args: argparse.Namespace) -> None:
     paths = params.section(PathsConfig)
     quality = paths.reports / TABLES
     by, today = args.by or git_user(), time.strftime("%Y-%m-%d", time.gmtime())
+    if args.reports and args.accept is None:
+        raise ConfigError("--from FOLDER: say what to accept there, --accept NAMES")
     if args.accept is not None:
-        gates = (quality, paths.reports / SHARDS)
+        reports = args.reports or paths.reports
+        gates = (reports / TABLES, reports / SHARDS)
+        if args.reports and not any(gate.is_dir() for gate in gates):
+            raise DataError(f"--from {reports}: no folder with reports of a gate; a failed run names its own")
         names = [name.strip() for name in args.accept.split(",") if name.strip()]
         accept(names, args.reason, by, today, reports=gates, policy=paths.policy)
         say(f"validate: {', '.join(names)} accepted for this data; commit {paths.policy}, then run the gate again")

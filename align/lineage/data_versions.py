@@ -2,8 +2,9 @@
 
 Every dvc.lock in git and DVC's run cache record what a stage made; the bytes are in DVC's cache under their md5, a
 folder as a list of its files. This module reads those files directly. It runs `git` and `dvc` as programs for the rest
-(see `git_and_dvc`), and a program of our own, `flows.remote_objects`, for objects in remotes. It never checks out
-another version, never pushes, and never changes git; it deletes only the objects that `remove` is given.
+(see `git_and_dvc`, `align.services.dvc`), and a program of our own, `flows.remote_objects`, for objects in remotes. It
+never checks out another version, never pushes, and never changes git; it deletes only the objects that `remove` is
+given.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from align.errors import DataError, ServiceError
-from align.lineage.git_and_dvc import dvc, git, remote_objects
+from align.lineage.git_and_dvc import git, remote_objects
 from align.lineage.stage_runs import CHECKOUT, LOCK_FILE, StageRun, parse_runs, recorded_runs
+from align.services.dvc import changes_of, dvc, record_outs
 
 _FOLDER = ".dir"
 _REMOTE = re.compile(r"remote\..+\.url")
@@ -185,12 +187,10 @@ class DataVersions:
         Raises:
             DataError: DVC refuses.
         """
-        for change in json.loads(dvc(self._root, "status", "--json", stage) or "{}").get(stage, []):
-            if not isinstance(change, dict) or set(change) - {"changed deps", "changed outs"}:
-                return False
-            if set(change.get("changed deps", {})) - {policy}:
-                return False
-        dvc(self._root, "commit", "--force", stage)
+        changes = changes_of(self._root, stage)
+        if changes.other or changes.deps - {policy}:
+            return False
+        record_outs(self._root, stage)
         return True
 
     def _local(self, md5: str) -> Path | None:

@@ -1,8 +1,7 @@
-"""Runs git and DVC as programs, in a checkout. Nothing in this library imports DVC.
+"""Runs git, and what DVC has no command for, as programs, in a checkout; DVC itself is run by `align.services.dvc`.
 
 DVC has no command for single objects of a remote, so `flows.remote_objects`, which does import DVC, runs as a program
-too. Git is only read. DVC is asked for its settings and its status, and told to `commit` outs to its cache and dvc.lock
-(see `DataVersions.commit`). Nothing here pushes, pulls, checks out, garbage-collects or changes a branch.
+too. Git is only read. Nothing here pushes, pulls, checks out, garbage-collects or changes a branch.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.errors import DataError, ServiceError
+from align.errors import ServiceError
+from align.services.dvc import last_line
 
 
 def git(root: Path, *args: str) -> str | None:
@@ -24,19 +24,6 @@ def git(root: Path, *args: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout if done.returncode == 0 else None
-
-
-def dvc(root: Path, *args: str) -> str:
-    """Output of a DVC command.
-
-    Raises:
-        DataError: it fails; the message has DVC's last line.
-    """
-    command = [sys.executable, "-m", "dvc", *args]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DataError(f"`dvc {' '.join(args)}`: {_last_line(done.stderr)}")
-    return done.stdout
 
 
 def remote_objects(root: Path, what: str, remote: str, md5s: Iterable[str], *options: str) -> dict[str, Any]:
@@ -56,11 +43,6 @@ def remote_objects(root: Path, what: str, remote: str, md5s: Iterable[str], *opt
     text = "\n".join(md5s)
     done = subprocess.run(command, cwd=root, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ServiceError(f"DVC remote '{remote}': {_last_line(done.stderr)}")
+        raise ServiceError(f"DVC remote '{remote}': {last_line(done.stderr)}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
-
-
-def _last_line(text: str) -> str:
-    lines = [line.removeprefix("ERROR: ") for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"

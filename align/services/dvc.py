@@ -1,0 +1,171 @@
+"""DVC, run as a program, and what dvc.yaml in the working directory says of an output. Nothing here imports DVC.
+
+An out of DVC never holds what params.yaml does not say: dvc.lock would state that the values of params.yaml gave it,
+and DVC's run cache would hand it to whoever asks for those values. `require_stated_values` sees to that before a
+command writes, and `record_outs` tells DVC of what a command made outside of DVC, since `dvc repro` removes an out that
+it does not know, unasked and without keeping it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from align.config.params import PARAMS_FILE, Params, load_params
+from align.errors import ConfigError, DataError
+
+_PIPELINE = Path("dvc.yaml")
+_REFERENCE = re.compile(r"\$\{\s*([\w.]+)\s*\}")
+
+
+def is_run_by_dvc() -> bool:
+    """Whether DVC has started this command as a stage: then DVC knows its command line, and records its outs."""
+    return bool(os.environ.get("DVC_STAGE"))
+
+
+def is_tracked() -> bool:
+    """Whether the working directory belongs to a DVC repository."""
+    here = Path.cwd()
+    return any((folder / ".dvc").is_dir() for folder in (here, *here.parents))
+
+
+def stage_of(path: Path) -> str | None:
+    """The stage of dvc.yaml here that has this path as an out, or around or in an out; None: there is none.
+
+    Raises:
+        ConfigError: dvc.yaml or params.yaml is not what DVC reads.
+    """
+    if not (_PIPELINE.is_file() and Path(PARAMS_FILE).is_file()):
+        return None
+    real = path.resolve()
+    for stage, out in _outs(load_params(Path(PARAMS_FILE)).values):
+        other = Path(out).resolve()
+        if real.is_relative_to(other) or other.is_relative_to(real):
+            return stage
+    return None
+
+
+def require_stated_values(params: Params, keys: Iterable[str], outs: Mapping[str, Path]) -> None:
+    """Refuses to write an out of DVC with values that ./params.yaml does not state. DVC itself may do so.
+
+    Args:
+        params: of the command.
+        keys: what can change the bytes: sections, or single parameters (`paths.archive`).
+        outs: name of a path in section `paths` -> what the command writes there.
+
+    Raises:
+        ConfigError: a value differs; the message names it, and what to do.
+    """
+    if is_run_by_dvc():
+        return
+    written = [path for path in outs.values() if stage_of(path) is not None]
+    other = overridden(params, keys) if written else []
+    if other:
+        elsewhere = " ".join(f"--set paths.{name}=trial/{name}" for name in outs)
+        raise ConfigError(
+            f"{written[0]}: is an out of {_PIPELINE}, so it is made with the values of {PARAMS_FILE} only, and these "
+            f"differ: {', '.join(other)}; put them into {PARAMS_FILE} and repeat the command, or write elsewhere: "
+            f"{elsewhere}"
+        )
+
+
+def overridden(params: Params, keys: Iterable[str]) -> list[str]:
+    """The parameters (`section.key`) whose values differ from those of ./params.yaml.
+
+    Args:
+        params: of the command.
+        keys: sections, or single parameters.
+    """
+    stated = load_params(Path(PARAMS_FILE)).values
+    found = []
+    for key in keys:
+        section, _, name = key.partition(".")
+        one, other = (values.get(section) or {} for values in (params.values, stated))
+        for each in [name] if name else sorted(one.keys() | other.keys()):
+            if (each in one, one.get(each)) != (each in other, other.get(each)):
+                found.append(f"{section}.{each}")
+    return found
+
+
+def dvc(root: Path, *args: str) -> str:
+    """Output of a DVC command.
+
+    Raises:
+        DataError: it fails; the message has DVC's last line.
+    """
+    command = [sys.executable, "-m", "dvc", *args]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DataError(f"`dvc {' '.join(args)}`: {last_line(done.stderr)}")
+    return done.stdout
+
+
+def record_outs(root: Path, stage: str) -> None:
+    """Tells DVC that the stage made its outs as they are now, from its deps and values as they are now.
+
+    Raises:
+        DataError: DVC refuses, or another DVC command is running.
+    """
+    dvc(root, "commit", "--force", stage)
+
+
+class Changes(NamedTuple):
+    """What differs from the last run of a stage that DVC recorded.
+
+    Attributes:
+        deps: paths; params.yaml stands for the stage's values there.
+        outs: paths.
+        other: what DVC says of the stage itself, such as `changed command`; also of one that it has never recorded.
+    """
+
+    deps: frozenset[str]
+    outs: frozenset[str]
+    other: frozenset[str]
+
+
+def changes_of(root: Path, stage: str) -> Changes:
+    """What has changed since DVC recorded a stage.
+
+    Raises:
+        DataError: DVC refuses, or another DVC command is running.
+    """
+    found: dict[str, set[str]] = {"changed deps": set(), "changed outs": set(), "other": set()}
+    for change in json.loads(dvc(root, "status", "--json", stage) or "{}").get(stage, []):
+        for what, paths in change.items() if isinstance(change, dict) else [(str(change), {})]:
+            found.get(what, found["other"]).update(paths if what in found else [what])
+    return Changes(*map(frozenset, found.values()))
+
+
+def last_line(text: str) -> str:
+    """What a program says last, without `ERROR: `."""
+    lines = [line.removeprefix("ERROR: ") for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+def _outs(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(stage, path) of every out in dvc.yaml, `${section.key}` filled in; what cannot be filled in is no path here."""
+    try:
+        pipeline = YAML(typ="safe", pure=True).load(_PIPELINE.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_PIPELINE}: not valid YAML: {' '.join(str(error).split())}") from None
+    stages = pipeline.get("stages") if isinstance(pipeline, dict) else None
+    for stage, entry in (stages or {}).items():
+        for out in (entry.get("outs") if isinstance(entry, dict) else None) or []:
+            for path in out if isinstance(out, dict) else [out]:
+                if all(_value(values, key) is not None for key in _REFERENCE.findall(str(path))):
+                    yield str(stage), _REFERENCE.sub(lambda found: str(_value(values, found[1])), str(path))
+
+
+def _value(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values

@@ -10,7 +10,12 @@ carry no version: a reader checks the columns that it needs.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
+
+from align.errors import DataError
+from align.files import sha256_file, sha256_folder
 
 DECISIONS = "decisions.parquet"
 FACTS = "facts.parquet"
@@ -77,3 +82,15 @@ IMAGES_SCHEMA = pa.schema(
         ("evaluation_sets", pa.list_(pa.string())),  # those with an image that this one resembles
     ]
 )
+
+
+def decisions_digest(filtered: Path) -> str:
+    """Hex sha256 of the decisions, which hold every key, image and text: the name of filtered data, in verdicts too.
+
+    Raises:
+        DataError: there are no decisions.
+    """
+    path = filtered / DECISIONS
+    if not path.exists():
+        raise DataError(f"{path}: no such file; run `align filter` first")
+    return sha256_folder(path) if path.is_dir() else sha256_file(path)

@@ -18,6 +18,8 @@ VERDICT = "verdict.json"
 TABLES, SHARDS = "quality", "quality_shards"
 #: The command that judges, where it is not `validate`.
 _COMMANDS = {SHARDS: "validate_shards"}
+#: What to run after it, where its data is no longer what a later stage read.
+_AFTER = {TABLES: ", then `align shard`"}
 
 
 class Verdict(StoredModel):
@@ -40,12 +42,13 @@ def write_verdict(verdict: Verdict, folder: Path) -> None:
     write_text(folder / VERDICT, to_json(verdict.model_dump()))
 
 
-def require_passed(folder: Path, data: str | None = None) -> None:
+def require_passed(folder: Path, data: str, where: Path) -> None:
     """Refuses data without a passed verdict.
 
     Args:
         folder: a gate's report.
-        data: digest of the data that the gate must have judged; None accepts a verdict on any data.
+        data: digest of the data that the gate must have judged.
+        where: the folder of that data, or that was made from it; for the error.
 
     Raises:
         DataError: there is no verdict, or it is about other data.
@@ -60,5 +63,6 @@ def require_passed(folder: Path, data: str | None = None) -> None:
         raise DataError(f"{path}: no quality verdict on this data; {command} first") from None
     if not verdict.passed:
         raise GateError(f"{path}: the quality gate failed ({verdict.failure}); see report.html in the same folder")
-    if data is not None and verdict.data != data:
-        raise DataError(f"{path}: this verdict is about other data; {command} again")
+    if verdict.data != data:
+        after = _AFTER.get(folder.name, "")
+        raise DataError(f"{path}: this verdict is about other data than {where}; {command} with the same paths{after}")

@@ -77,7 +77,8 @@ def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results
         values: params.yaml, section -> key -> value.
 
     Raises:
-        DataError: something to register is missing, or the verdict is on other data.
+        DataError: something to register is missing, or a verdict is on other data than the shards or the decisions that
+            they were made from.
         GateError: the quality gate refused the data.
         CorruptError: the packaged model is not the one that its report names.
     """
@@ -90,8 +91,8 @@ def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results
             f"{outputs.packaged}: differs from the model that {reports / 'package'} reports; run `align package` again"
         )
     data_digest = read_manifest(outputs.shards).digest
-    require_passed(reports / TABLES)
-    require_passed(reports / SHARDS, data_digest)
+    require_passed(reports / TABLES, _decisions(reports / "shard", data_digest, outputs.shards), outputs.shards)
+    require_passed(reports / SHARDS, data_digest, outputs.shards)
     accepted = [row["accepted"] for gate in (TABLES, SHARDS) for row in _report(reports / gate)["expectations"]]
     return Results(
         model_digest=model_digest,
@@ -100,6 +101,26 @@ def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results
         params=_flatten(changing_bytes(values)),
         metrics=_read_metrics(reports),
     )
+
+
+def _decisions(report: Path, data_digest: str, shards: Path) -> str:
+    """The digest of the decisions that the shards were made from.
+
+    Args:
+        report: of `align shard`.
+        data_digest: of the shards' manifest.
+        shards: their folder.
+
+    Raises:
+        DataError: there is no report, it is about other shards, or an older version wrote it.
+    """
+    made = _report(report)
+    if made["digest"] != data_digest:
+        raise DataError(f"{report}: is about other shards than {shards}; run `align shard` with the same paths")
+    try:
+        return str(made["decisions"])
+    except KeyError:
+        raise DataError(f"{report}: does not name the filter's decisions; run `align shard` again") from None
 
 
 def read_series(reports: Path) -> Iterator[tuple[str, Iterable[Mapping[str, float]]]]:

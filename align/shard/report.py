@@ -8,12 +8,19 @@ from align.shard.plan import ShardPlan
 
 
 class ShardReport(Report):
-    """Counts per split, and the digest that names the training data."""
+    """Counts per split.
+
+    Attributes:
+        digest: names the shards; that of their manifest.
+        decisions: names the decisions that they were made from. Not in the manifest, since other decisions on dropped
+            pairs give the same shards, and no training should start again for these.
+    """
 
     digest: str
+    decisions: str
 
 
-def make_report(plan: ShardPlan, manifest: Manifest) -> ShardReport:
+def make_report(plan: ShardPlan, manifest: Manifest, decisions: str) -> ShardReport:
     """The numbers of a finished run."""
     num_images = sum(plan.num_images)
     metrics: dict[str, float | int] = {
@@ -25,4 +32,4 @@ def make_report(plan: ShardPlan, manifest: Manifest) -> ShardReport:
     }
     for name, split in manifest.splits.items():
         metrics |= {f"shard/{name}/num_images": split.num_images, f"shard/{name}/num_pairs": split.num_pairs}
-    return ShardReport(metrics=metrics, digest=manifest.digest)
+    return ShardReport(metrics=metrics, digest=manifest.digest, decisions=decisions)

@@ -23,7 +23,7 @@ from align.config.store import StoreConfig
 from align.console import say
 from align.errors import DataError
 from align.files import replace_directory, sha256_file
-from align.formats.filtered import DECISIONS, IMAGES
+from align.formats.filtered import IMAGES, decisions_digest
 from align.formats.raw import raw_shards
 from align.formats.shards import SPLITS
 from align.formats.verdict import TABLES, require_passed
@@ -51,7 +51,7 @@ class ShardFolders:
     Attributes:
         raw: data/raw, for the images' bytes.
         filtered: data/filtered, for the kept pairs and the perceptual hashes.
-        quality: the report of `align validate`, whose verdict must be "passed".
+        quality: the report of `align validate`, whose verdict on these decisions must be "passed".
         shards: data/shards; replaced as a whole.
         report: of this stage; replaced as a whole.
     """
@@ -82,14 +82,15 @@ def shard(
 
     Raises:
         GateError: the quality gate failed.
-        DataError: there is no verdict, no pair is kept, a split would be empty, an image of a kept pair is missing or
-            does not decode, or shards are missing where the run should finish.
+        DataError: there is no verdict on these decisions, no pair is kept, a split would be empty, an image of a kept
+            pair is missing or does not decode, or shards are missing where the run should finish.
         CorruptError: a raw tar is cut off, or bytes in the object store are damaged.
         ServiceError: the object store is unavailable.
         LockedError: another run is writing the shards.
     """
-    require_passed(folders.quality)
-    key = _key(config, folders)
+    decisions = decisions_digest(folders.filtered)
+    require_passed(folders.quality, decisions, folders.filtered)
+    key = _key(config, folders, decisions)
     shared = None if portion == ALL else open_work(store, "shard", key)
     with work_directory(folders.shards, "shard", key, portion, elsewhere=shared is not None) as folder:
         work = ShardWork(Pieces(folder, shared), folders.raw, store, config, portion)
@@ -105,23 +106,22 @@ def shard(
         if portion.shards is not None:
             return None
         manifest = finish(work, plan)
-    report = make_report(plan, manifest)
+    report = make_report(plan, manifest, decisions)
     with replace_directory(folders.report, "shard") as folder:
         write_report(report, folder)
     return report
 
 
-def _key(config: ShardConfig, folders: ShardFolders) -> str:
+def _key(config: ShardConfig, folders: ShardFolders, decisions: str) -> str:
     """A digest of everything that decides the shards' bytes.
 
     Raw tars count by name and size where their sha256 is unknown, since the decisions hold their images' sha256s.
     """
-    tables = [folders.filtered / name for name in (DECISIONS, IMAGES)]
-    for table in tables:
-        if not table.is_file():
-            raise DataError(f"{table}: no such file; run `align filter` first")
+    images = folders.filtered / IMAGES
+    if not images.is_file():
+        raise DataError(f"{images}: no such file; run `align filter` first")
     tars = [(one.name, one.sha256 or one.tar.stat().st_size) for one in raw_shards(folders.raw)]
-    return key_of(config, [sha256_file(table) for table in tables], tars, provenance.digest(__name__))
+    return key_of(config, [decisions, sha256_file(images)], tars, provenance.digest(__name__))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

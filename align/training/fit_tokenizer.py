@@ -73,7 +73,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align fit_tokenizer`."""
     del args
     paths = params.section(PathsConfig)
-    require_passed(paths.reports / SHARDS, read_manifest(paths.shards).digest)
+    require_passed(paths.reports / SHARDS, read_manifest(paths.shards).digest, paths.shards)
     with record_runtime("fit_tokenizer", paths.runtime):
         report = fit_tokenizer(
             params.section(FitTokenizerConfig),

@@ -66,7 +66,7 @@ def train_from_params(
     if (run_id := current_run_id()) is not None:
         log = LiveLog(run_id, stage, plan.folder().directory / JOURNAL)
         plan = replace(plan, monitoring=replace(plan.monitoring, log=log))
-    require_passed(paths.reports / SHARDS, plan.data.digest)
+    require_passed(paths.reports / SHARDS, plan.data.digest, paths.shards)
     with record_runtime(stage, paths.runtime) as runtime:
         finished = train_stage(plan, out=out, reports=paths.reports / stage)
         if finished is None:

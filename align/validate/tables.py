@@ -10,7 +10,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from align.errors import DataError
-from align.files import sha256_file, sha256_folder
 from align.formats.filtered import DECISIONS, IMAGES
 from align.formats.raw import raw_shards
 from align.pairs.text import MAX_CHARACTERS
@@ -59,10 +58,6 @@ class JudgedData:
     def has_languages(self) -> bool:
         """Whether the filter detected languages."""
         return "language" in _columns(self.decisions)
-
-    def digest(self) -> str:
-        """What names the data: sha256 of the decisions, which hold every key, image and text."""
-        return sha256_folder(self.decisions) if self.decisions.is_dir() else sha256_file(self.decisions)
 
 
 def make_views(engine: Engine, data: JudgedData) -> list[str]:

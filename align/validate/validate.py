@@ -29,6 +29,7 @@ from align.figure import png
 from align.formats.acceptances import read_acceptances
 from align.formats.drift_reference import read_reference
 from align.formats.evaluation_set import load_sets
+from align.formats.filtered import decisions_digest
 from align.formats.verdict import SHARDS, TABLES
 from align.protocols.expectations import STATISTICS, Check
 from align.report import record_runtime
@@ -90,7 +91,7 @@ def validate(
     )
     report = judge(
         outcomes,
-        data=data.digest(),
+        data=decisions_digest(data.filtered),
         accepted=read_acceptances(policy),
         prefix="quality",
         metrics={

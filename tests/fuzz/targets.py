@@ -6,6 +6,7 @@ Imports are inside, so that `engine.py` can instrument them, and a target needs 
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -179,7 +180,8 @@ def _json_file(folder: Path) -> Run:
 
     files = (
         ("accepted.json", read_acceptances), ("reference.json", read_reference), ("manifest.json", read_manifest),
-        ("manifest.json", read_raw_manifest), ("manifest.json", stored_tars), ("verdict.json", require_passed),
+        ("manifest.json", read_raw_manifest), ("manifest.json", stored_tars),
+        ("verdict.json", partial(require_passed, data="0" * 64, where=folder)),
     )  # fmt: skip
 
     def run(data: bytes) -> None:

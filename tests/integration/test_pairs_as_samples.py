@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from align.cli import main
+from align.formats.filtered import decisions_digest
 from align.formats.policy import Entry, OptedOut
 from align.formats.raw import iter_images, raw_shards, read_raw_manifest, read_table
 from align.lineage.opted_out_pairs import opted_out_pairs
@@ -74,7 +75,7 @@ def test_decisions_and_shards_are_equal(tmp_path: Path, archive: Path) -> None:
     for name in ("decisions.parquet", "facts.parquet", "images.parquet"):
         assert (images / "filtered" / name).read_bytes() == (pairs / "filtered" / name).read_bytes()
     for root in (images, pairs):
-        small_data.write_verdict(root / "quality", passed=True)
+        small_data.write_verdict(root / "quality", passed=True, data=decisions_digest(root / "filtered"))
         shard(CONFIG, STORE, folders(root), num_workers=1)
     written = [
         {path.name: path.read_bytes() for path in sorted((root / "shards").rglob("*.tar"))} for root in (images, pairs)

@@ -16,6 +16,7 @@ import pytest
 from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
 from align.errors import CorruptError, DataError, GateError, ServiceError
+from align.formats.filtered import decisions_digest
 from align.formats.shards import read_manifest
 from align.release.origin import Origin
 from align.release.package import package
@@ -96,10 +97,12 @@ def project(tmp_path: Path, mlflow_server: str) -> Project:
     small_data.write(tmp_path, [Pair(f"picture number {index}", index) for index in range(30)])
     digest = read_manifest(small_data.write_shards(tmp_path)).digest
     reports = tmp_path / "reports"
-    small_data.write_verdict(reports / "quality", passed=True)
+    decisions = decisions_digest(tmp_path / "filtered")
+    small_data.write_verdict(reports / "quality", passed=True, data=decisions)
     small_data.write_verdict(reports / "quality_shards", passed=True, data=digest)
     (reports / "shard").mkdir()
     (reports / "shard" / "metrics.json").write_text(json.dumps({"shard/num_images": 30}))
+    (reports / "shard" / "report.json").write_text(json.dumps({"digest": digest, "decisions": decisions}))
     (reports / "pretrain").mkdir()
     rows = [
         {"step": step, "train/loss": 5.0 - step / 10, "val/image_to_text/recall@1": step / 100} for step in (10, 20, 30)
@@ -157,10 +160,27 @@ def test_data_that_a_gate_refused_or_never_saw_is_not_registered(project: Projec
         project.register()
     (folder / "verdict.json").write_bytes(verdict)
     assert project.register().created
-    if gate == "quality_shards":
-        small_data.write_verdict(folder, passed=True, data="f" * 64)
-        with pytest.raises(DataError, match="about other data"):
-            project.register()
+    small_data.write_verdict(folder, passed=True, data="f" * 64)
+    with pytest.raises(DataError, match=rf"about other data than {project.root / 'shards'}; run `align validate"):
+        project.register()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decisions": "e" * 64}, r"quality/verdict\.json: this verdict is about other data than .*shards; run"),
+        ({"digest": "e" * 64}, r"reports/shard: is about other shards than .*shards; run `align shard` with the same"),
+        ({"decisions": None}, r"reports/shard: does not name the filter's decisions; run `align shard` again"),
+    ],
+)
+def test_a_verdict_counts_only_for_the_decisions_that_the_shards_were_made_from(
+    project: Project, changes: dict[str, str | None], message: str
+) -> None:
+    path = project.root / "reports/shard/report.json"
+    report = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in report.items() if value}))
+    with pytest.raises(DataError, match=message):
+        project.register()
 
 
 def test_what_people_accepted_goes_into_the_lineage(project: Project) -> None:

@@ -48,6 +48,7 @@ from pathlib import Path
 
 from align.config import load_params
 from align.config.store import StoreConfig
+from align.formats.filtered import decisions_digest
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.services.store import keep_tar
 from tests.support import small_data
@@ -70,7 +71,7 @@ for number in range(3):
 write_raw_manifest(raw, ["00000", "00001", "00002"])
 small_data.write_decisions(filtered, decisions)
 small_data.write_images(filtered, images)
-small_data.write_verdict(Path("reports/quality"), passed=True)
+small_data.write_verdict(Path("reports/quality"), passed=True, data=decisions_digest(filtered))
 """
 
 #: Reads the shards as the stages do that train, index and evaluate.

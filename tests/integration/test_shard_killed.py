@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
+from align.formats.filtered import decisions_digest
 from tests.support import ROOT, small_data
 from tests.support.killing import Command, digests, fresh, kill_and_resume, run
 from tests.support.small_data import Pair
@@ -24,7 +25,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("inputs")
     pairs = [Pair(f"picture number {index}", index % NUM_IMAGES) for index in range(NUM_IMAGES + 100)]
     small_data.write(root / "data", pairs, pairs_per_shard=200)
-    small_data.write_verdict(root / "reports/quality", passed=True)
+    small_data.write_verdict(root / "reports/quality", passed=True, data=decisions_digest(root / "data/filtered"))
     return root
 
 

@@ -16,6 +16,7 @@ import pytest
 from align.cli import main
 from align.config.store import StoreConfig
 from align.errors import AlignError, CorruptError
+from align.formats.filtered import decisions_digest
 from align.formats.shards import read_manifest
 from align.services.store_work import SmallObjects, StoreWork, open_work
 from tests.support import ROOT, small_data, small_filter
@@ -165,7 +166,7 @@ def test_shard_by_machines_without_a_shared_disk(
     inputs = tmp_path / "inputs"
     pairs = [Pair(f"picture number {index}", index % 300) for index in range(340)]
     small_data.write(inputs / "data", pairs, pairs_per_shard=100)
-    small_data.write_verdict(inputs / "reports/quality", passed=True)
+    small_data.write_verdict(inputs / "reports/quality", passed=True, data=decisions_digest(inputs / "data/filtered"))
     arguments = [
         "shard", "--params", str(ROOT / "params.yaml"), "--set", "shard.images_per_shard=40",
         "--set", "shard.val_fraction=0.1", "--set", "shard.test_fraction=0.1", "--set", "engine.num_workers=1",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import DataError, GateError
+from align.formats.shards import read_manifest
 from align.formats.verdict import require_passed
 from align.validate.policy import accept
 from align.validate.report import QualityReport
@@ -36,7 +37,7 @@ def test_good_shards_pass_with_any_number_of_workers(data: Path) -> None:
     report = judge(data)
     assert report.passed and report.metrics["quality_shards/num_images"] == 60
     digest = json.loads((data / "shards" / "manifest.json").read_text())["digest"]
-    require_passed(data / "quality_shards", digest)
+    require_passed(data / "quality_shards", digest, data / "shards")
     first = {path.name: path.read_bytes() for path in (data / "quality_shards").iterdir()}
     judge(data, num_workers=2)
     assert {path.name: path.read_bytes() for path in (data / "quality_shards").iterdir()} == first
@@ -52,12 +53,12 @@ def test_a_flipped_byte_blocks_until_a_person_accepts_it(data: Path) -> None:
     with pytest.raises(GateError, match=message):
         judge(data)
     with pytest.raises(GateError, match=message):
-        require_passed(data / "quality_shards")
+        require_passed(data / "quality_shards", read_manifest(data / "shards").digest, data / "shards")
     assert "train/00000.tar" in (data / "quality_shards" / "report.html").read_text()
     reports = [data / "quality", data / "quality_shards"]
     accept(["shards-changed"], "padding only", "Ada", "2026-01-31", reports=reports, policy=data / "policy")
     assert judge(data).passed
-    require_passed(data / "quality_shards")
+    require_passed(data / "quality_shards", read_manifest(data / "shards").digest, data / "shards")
 
 
 def test_shards_of_other_decisions_are_refused(data: Path) -> None:

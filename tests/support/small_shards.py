@@ -6,6 +6,7 @@ from pathlib import Path
 
 from align.config.shard import ShardConfig
 from align.config.store import StoreConfig
+from align.formats.filtered import decisions_digest
 from align.shard.shard import ShardFolders, shard
 from tests.support import small_data
 from tests.support.small_data import Pair
@@ -45,6 +46,6 @@ def make_shards(
     """Runs `align shard` on these pairs, or on `root/raw` if it exists; returns the folder of the shards."""
     if not (root / "raw").exists():
         small_data.write(root, pairs, **layout)
-    small_data.write_verdict(root / "quality", passed=True)
+    small_data.write_verdict(root / "quality", passed=True, data=decisions_digest(root / "filtered"))
     shard(config, STORE, folders(root, name), num_workers=1)
     return root / name

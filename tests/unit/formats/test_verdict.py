@@ -9,26 +9,27 @@ from align.formats.verdict import require_passed
 from tests.support.small_data import write_verdict
 
 DATA, OTHER_DATA = "a" * 64, "b" * 64
+WHERE = Path("data/x")
 
 
 @pytest.mark.parametrize(("folder", "command"), [("quality", "validate"), ("quality_shards", "validate_shards")])
 def test_no_verdict_and_one_about_other_data_are_refused(tmp_path: Path, folder: str, command: str) -> None:
     with pytest.raises(DataError, match=f"run `align {command}` first"):
-        require_passed(tmp_path / folder)
+        require_passed(tmp_path / folder, DATA, WHERE)
     write_verdict(tmp_path / folder, passed=True, data=DATA)
-    require_passed(tmp_path / folder, DATA)
-    with pytest.raises(DataError, match=f"about other data; run `align {command}` again"):
-        require_passed(tmp_path / folder, OTHER_DATA)
+    require_passed(tmp_path / folder, DATA, WHERE)
+    with pytest.raises(DataError, match=f"about other data than data/x; run `align {command}` with the same paths"):
+        require_passed(tmp_path / folder, OTHER_DATA, WHERE)
 
 
 def test_a_failed_verdict_gives_its_reason(tmp_path: Path) -> None:
     write_verdict(tmp_path / "quality", passed=False, data=DATA)
     with pytest.raises(GateError, match=r"the quality gate failed \(expect_this: observed 1, expected 2\); see report"):
-        require_passed(tmp_path / "quality", DATA)
+        require_passed(tmp_path / "quality", DATA, WHERE)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"schema_version": 1, "passed": 1, "failure": null, "data": "a"}'])
 def test_a_broken_verdict_is_one_clear_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "verdict.json").write_text(text)
     with pytest.raises(FormatError, match=r"verdict\.json: .*; run `align validate` again"):
-        require_passed(tmp_path)
+        require_passed(tmp_path, DATA, WHERE)

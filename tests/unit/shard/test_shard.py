@@ -3,6 +3,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ from PIL import Image
 
 from align.errors import CorruptError, DataError, FormatError, GateError
 from align.files import sha256_file
+from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
 from align.pairs.picture import PictureError
 from align.shard import kept_pairs
 from align.shard.gather import resize
 from align.shard.shard import shard
 from align.shard.writer import write_shard
+from align.work import ALL, Portion
 from tests.support import small_data
 from tests.support.small_data import Pair
 from tests.support.small_shards import CONFIG, STORE, folders, make_shards, many_pairs
@@ -138,6 +141,33 @@ def test_without_a_passed_verdict_it_refuses(tmp_path: Path) -> None:
     small_data.write_verdict(tmp_path / "quality", passed=False)
     with pytest.raises(GateError, match="expect_this: observed 1, expected 2"):
         shard(CONFIG, STORE, folders(tmp_path))
+
+
+@pytest.mark.parametrize("portion", [ALL, Portion(range(1)), Portion(finish=True)], ids=["all", "range", "finish"])
+def test_a_verdict_on_other_decisions_does_not_count(tmp_path: Path, portion: Portion) -> None:
+    """`align filter` and `align shard` on another folder do not go through on this one's verdict."""
+    small_data.write(tmp_path, many_pairs())
+    small_data.write(tmp_path / "other", many_pairs(61))
+    judged, other = tmp_path / "filtered", tmp_path / "other"
+    small_data.write_verdict(tmp_path / "quality", passed=True, data=decisions_digest(judged))
+    bypass = replace(folders(tmp_path), raw=other / "raw", filtered=other / "filtered")
+    line = rf"verdict\.json: this verdict is about other data than {other / 'filtered'}; run `align validate` with the "
+    with pytest.raises(DataError, match=line + "same paths, then `align shard`"):
+        shard(CONFIG, STORE, bypass, num_workers=1, portion=portion)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_decisions_that_the_filter_replaced_after_the_gate_are_refused(tmp_path: Path) -> None:
+    small_data.write(tmp_path, many_pairs())
+    path = tmp_path / "filtered/decisions.parquet"
+    small_data.write_verdict(tmp_path / "quality", passed=True, data=decisions_digest(tmp_path / "filtered"))
+    for number in range(5):
+        shard(CONFIG, STORE, folders(tmp_path), num_workers=1, portion=Portion(range(number, number + 1)))
+    pq.write_table(pq.read_table(path).slice(1), path)  # as a filter with a stricter rule would
+    for portion in (Portion(finish=True), ALL):
+        with pytest.raises(DataError, match="about other data"):
+            shard(CONFIG, STORE, folders(tmp_path), num_workers=1, portion=portion)
+    assert not (tmp_path / "shards").exists()
 
 
 def test_a_kept_image_without_bytes_is_an_error(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from align.config import load_params
 from align.config.validate import ValidateConfig
 from align.errors import GateError
+from align.formats.filtered import decisions_digest
 from align.formats.verdict import require_passed
 from align.protocols.expectations import Check, Expectation, Outcome
 from align.validate.tables import JudgedData
@@ -45,13 +46,13 @@ def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path: Path) -> N
     with pytest.raises(GateError, match=r"keep-rate: keep rate: observed 0\.7, expected "):
         validate(config, ENGINE, data, policy=policy, reports=reports, check=check_that_fails("keep-rate"))
     with pytest.raises(GateError):
-        require_passed(reports)
+        require_passed(reports, decisions_digest(data.filtered), data.filtered)
     (reports / "of an earlier version").touch()
     report = validate(config, ENGINE, data, policy=policy, reports=reports, check=check_that_fails())
     assert {path.name for path in reports.iterdir()} == {
         ".align.json", "report.json", "metrics.json", "verdict.json", "report.html", "distributions.png",
     }  # fmt: skip
-    require_passed(reports, report.data)
+    require_passed(reports, decisions_digest(data.filtered), data.filtered)
     assert json.loads((reports / "metrics.json").read_text()) == {
         "quality/num_expectations": len(report.expectations), "quality/num_failed": 0, "quality/num_accepted": 0,
         "quality/num_pairs": 20, "quality/keep_rate": 0.7,

@@ -16,7 +16,7 @@ def test_a_failure_blocks_and_is_written_first(tmp_path: Path) -> None:
     with pytest.raises(GateError, match=r"quality gate: b: what b says: observed 1, expected 0 \(1 more failed: c\)"):
         run_gate(tmp_path, "b", "c")
     with pytest.raises(GateError, match="b: what b says: observed 1, expected 0"):
-        require_passed(tmp_path / "quality")
+        require_passed(tmp_path / "quality", DATA, tmp_path)
     written = read_report(tmp_path / "quality")
     assert written is not None and not written.passed
     metrics = json.loads((tmp_path / "quality" / "metrics.json").read_text())
@@ -35,7 +35,7 @@ def test_an_acceptance_holds_by_name_and_for_its_data_alone(tmp_path: Path) -> N
     report = run_gate(tmp_path, "b")
     assert report.passed and summary(report) == "passed: 2 of 3 expectations hold, 1 accepted by people"
     assert report.metrics["quality/num_accepted"] == 1
-    require_passed(tmp_path / "quality", DATA)
+    require_passed(tmp_path / "quality", DATA, tmp_path)
     with pytest.raises(GateError, match="c: what c says"):  # another failure of the same data
         run_gate(tmp_path, "b", "c")
     with pytest.raises(GateError, match="b: what b says"):  # the same failure of other data

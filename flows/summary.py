@@ -16,7 +16,7 @@ NUM_EXAMPLES, NUM_HITS = 3, 3
 HERE = """\
 Look around:
   make up                                    Prefect and MLflow in the browser; make down stops them
-  open {evaluation}   figures, pictures, curves
+  open {evaluation}   figures and pictures
   align search "red heart" --html hits.html
   dvc metrics diff run/{name}                after your next change
   dvc plots show                             training curves"""

@@ -19,8 +19,8 @@ from align.config.store import StoreConfig
 from align.console import say
 from align.errors import DataError
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_examples
-from align.evaluate.figures import confusion_figure, curves_figure, examples_figure, recall_figure
-from align.evaluate.inputs import held_out_sets, read_curve, shards_test_set
+from align.evaluate.figures import confusion_figure, examples_figure, recall_figure
+from align.evaluate.inputs import held_out_sets, shards_test_set
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import evaluation_page
 from align.evaluate.report import EvaluateReport, make_report
@@ -37,7 +37,6 @@ def evaluate(
     *,
     encoder: Encoder,
     sets: Sequence[EvaluationSet],
-    curves: Mapping[str, Path],
     reports: Path,
 ) -> EvaluateReport:
     """Measures every set and writes the report, its pictures and its page.
@@ -46,7 +45,6 @@ def evaluate(
         config: section `evaluate`.
         encoder: the model.
         sets: the sets to measure, in any order. Examples are drawn from the first retrieval set.
-        curves: stage -> its `metrics.jsonl`; a stage without a file gets no curve.
         reports: the folder of this stage's report; replaced whole.
 
     Raises:
@@ -64,8 +62,7 @@ def evaluate(
     examples: dict[str, RetrievalExamples] = {}
     for direction in DIRECTIONS if retrievals else ():
         examples[direction] = draw_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
-    rows = {stage: read_curve(path) for stage, path in curves.items()}
-    pictures = _draw(retrievals, classifications, examples, {stage: of for stage, of in rows.items() if of})
+    pictures = _draw(retrievals, classifications, examples)
     report = make_report(retrievals, classifications)
     with replace_directory(reports, "evaluate") as part:
         for name, data in pictures.items():
@@ -93,7 +90,6 @@ def _draw(
     retrievals: Sequence[Retrieval],
     classifications: Sequence[Classification],
     examples: Mapping[str, RetrievalExamples],
-    curves: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> dict[str, bytes]:
     """File name -> PNG."""
     pictures: dict[str, bytes] = {}
@@ -102,8 +98,6 @@ def _draw(
         pictures["retrieval.png"] = png(examples_figure(examples))
     for result in classifications:
         pictures[f"{result.source.name}_confusion.png"] = png(confusion_figure(result))
-    if curves:
-        pictures["curves.png"] = png(curves_figure(curves))
     return pictures
 
 
@@ -120,7 +114,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
                 *held_out_sets(paths.filtered),
                 *shards_test_set(shards, config.max_test_images),
             ],
-            curves={stage: paths.reports / stage / "metrics.jsonl" for stage in ("pretrain", "finetune")},
             reports=paths.reports / "evaluation",
         )
     for line in report.summary():

@@ -1,8 +1,8 @@
-"""Figures of the evaluation report: recall against chance, retrieval examples, confusion, training curves."""
+"""Figures of the evaluation report: recall against chance, retrieval examples, confusion."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,46 +77,6 @@ def confusion_figure(result: Classification) -> Figure:
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
-    return figure
-
-
-def curves_figure(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Loss, validation recall, temperature and learning rate over steps. Stages follow each other on the step axis.
-
-    Args:
-        runs: stage -> rows of its `metrics.jsonl`, each with `step`.
-    """
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
-    panels = figure.subplots(2, 2)
-    recalls = [f"val/{direction}/recall@{k}" for direction in DIRECTIONS for k in (1, 10)]
-    series = [
-        ("loss", ["train/loss"], "upper right"),
-        ("validation recall", recalls, "upper left"),
-        ("temperature", ["train/temperature"], "upper right"),
-        ("learning rate", ["train/learning_rate"], "upper right"),
-    ]
-    for axes, (title, keys, legend_loc) in zip(panels.flat, series, strict=True):
-        for position, key in enumerate(keys):
-            offset = 0.0
-            for stage, rows in runs.items():
-                points = [(offset + row["step"], row[key]) for row in rows if key in row]
-                if points:
-                    label = key.removeprefix("val/").replace("_", " ") if len(keys) > 1 else stage
-                    color = f"C{position}" if len(keys) > 1 else None
-                    axes.plot(
-                        *zip(*points, strict=True),
-                        color=color,
-                        label=None if offset and len(keys) > 1 else label,
-                        marker="." if len(points) < 30 else None,  # a single point makes no line
-                    )
-                offset += max((row["step"] for row in rows), default=0)
-                if stage != list(runs)[-1]:
-                    axes.axvline(offset, color=SOFT, lw=0.8, ls=":")
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-        axes.set_xlabel("step")
-        if axes.has_data() and axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8, loc=legend_loc)
-        _tidy(axes)
     return figure
 
 

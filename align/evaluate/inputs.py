@@ -1,8 +1,7 @@
-"""What `align evaluate` reads: evaluation sets, the filter's held-out pairs and the test split as sets, and curves."""
+"""What `align evaluate` reads beside the evaluation sets: the filter's held-out pairs and the test split, as sets."""
 
 from __future__ import annotations
 
-import json
 from itertools import islice
 from pathlib import Path
 
@@ -28,10 +27,3 @@ def shards_test_set(shards: Path, max_images: int) -> list[EvaluationSet]:
     ]
     description = "held-out clusters of the training sources"
     return [EvaluationSet("test", "retrieval", description, images, (), ())] if images else []
-
-
-def read_curve(path: Path) -> list[dict[str, float]]:
-    """The rows of a stage's metrics.jsonl, each with `step`; empty if there is no file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

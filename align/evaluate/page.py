@@ -26,7 +26,7 @@ def evaluation_page(
         retrievals: measured retrieval sets.
         classifications: measured classification sets.
         examples: direction -> examples of the first retrieval set.
-        pictures: file name -> PNG: recall.png, curves.png and SET_confusion.png are shown.
+        pictures: file name -> PNG: recall.png and SET_confusion.png are shown.
     """
     blocks = [heading("Evaluation sets"), _sets(retrievals, classifications)]
     if retrievals:
@@ -58,8 +58,6 @@ def evaluation_page(
         for verdict, group in (("right", of.right), ("wrong", of.wrong)):
             blocks += [heading(f"Examples, {where}: answered {verdict}")]
             blocks += [_example(example) for example in group] or [paragraph("None.")]
-    if "curves.png" in pictures:
-        blocks += [heading("Training"), picture(pictures["curves.png"], alt="training curves")]
     return page("Evaluation", _lead(retrievals, classifications), blocks)
 
 

@@ -36,7 +36,7 @@ def colour_set(kind: str, mislabelled: str | None = None) -> EvaluationSet:
 
 
 def run(tmp_path: Path, *sets: EvaluationSet, encoder: ColourEncoder | None = None) -> dict[str, float | int]:
-    report = evaluate(CONFIG, encoder=encoder or ColourEncoder(), sets=sets, curves={}, reports=tmp_path / "evaluation")
+    report = evaluate(CONFIG, encoder=encoder or ColourEncoder(), sets=sets, reports=tmp_path / "evaluation")
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == report.metrics
     return report.metrics
 
@@ -69,13 +69,6 @@ def test_a_wrong_picture_costs_what_it_should(tmp_path: Path) -> None:
 
 
 def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
-    curve = tmp_path / "metrics.jsonl"
-    curve.write_text(
-        "\n".join(
-            json.dumps({"step": step, "train/loss": 5.0 / step, "val/image_to_text/recall@1": step / 20})
-            for step in range(1, 10)
-        )
-    )
     sets = [colour_set("retrieval", "blue"), colour_set("classification")]
     contents = []
     for name in ("first", "second"):
@@ -83,13 +76,12 @@ def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
             CONFIG,
             encoder=ColourEncoder(),
             sets=sets,
-            curves={"pretrain": curve, "finetune": tmp_path / "none"},
             reports=tmp_path / name,
         )
         contents.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert contents[0] == contents[1]
     assert contents[0].keys() == {
-        "report.json", "metrics.json", "report.html", "recall.png", "retrieval.png", "curves.png",
+        "report.json", "metrics.json", "report.html", "recall.png", "retrieval.png",
         "classes_confusion.png", ".align.json",
     }  # fmt: skip
     page = contents[0]["report.html"].decode()

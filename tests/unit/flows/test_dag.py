@@ -90,6 +90,20 @@ def test_order_and_upstream() -> None:
     assert all("validate_shards" in upstream[name] for name in ("fit_tokenizer", "pretrain", "finetune", "package"))
 
 
+def test_a_model_of_ones_own_needs_neither_pretraining_nor_its_tokenizer(tmp_path: Path) -> None:
+    """`finetune.from` decides what the stages after it read, directly or not."""
+    yaml = YAML()
+    values = yaml.load(ROOT / "params.yaml")
+    (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
+    for start, more in (("models/pretrained", {"fit_tokenizer", "pretrain"}), ("imported", set())):
+        values["finetune"]["from"] = start
+        yaml.dump(values, tmp_path / "params.yaml")
+        needed = {"evaluate", "package", "index"}
+        for stage in reversed(read_dag(tmp_path)):
+            needed |= set(stage.upstream) if stage.name in needed else set()
+        assert needed == set(STAGES) - {"fit_tokenizer", "pretrain"} | more
+
+
 def test_sub_flows_come_one_after_the_other() -> None:
     order = ["data", "training", "release"]
     stages = {stage.name: stage for stage in read_dag(ROOT)}

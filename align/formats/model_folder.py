@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.config.model import ModelConfig
 from align.errors import DataError, FormatError
@@ -29,6 +29,20 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 TOKENIZER_FOLDER = "tokenizer"
 
 
+class Imported(BaseModel):
+    """Where a model comes from whose training this project does not know.
+
+    Attributes:
+        folder: name of the folder that was imported, without those around it.
+        weights: hex sha256 of its weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    folder: str
+    weights: str
+
+
 class ModelFolderConfig(BaseModel):
     """config.json.
 
@@ -36,6 +50,9 @@ class ModelFolderConfig(BaseModel):
         model: the section that the model was built from.
         vocab_size: rows of the word embedding.
         stage: the stage that wrote the folder.
+        imported: where the weights come from that training here began with; None where it began from scratch.
+        trained_on: digests of the shards that changed the weights here, in order; None in folders of versions that did
+            not record it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -44,6 +61,8 @@ class ModelFolderConfig(BaseModel):
     model: ModelConfig
     vocab_size: int
     stage: str
+    imported: Imported | None = None
+    trained_on: Annotated[tuple[str, ...], Field(strict=False)] | None = None
 
 
 def write_model_folder(config: ModelFolderConfig, weights: dict[str, Tensor], directory: Path) -> None:

@@ -1,7 +1,8 @@
-"""Finds out which registered model versions saw given pairs, by the digest of its training data.
+"""Finds out which registered model versions saw given pairs, by the digests of their data.
 
-Each version is tagged with that digest. The data can be read if the checkout has it, or if git and DVC have a version
-of data/shards with that digest. If its bytes are gone, the answer is "unknown", never that the model saw nothing.
+Each version is tagged with the digests of the data that trained it, first to last, and of the data of its run. Data can
+be read if the checkout has it, or if git and DVC have a version of data/shards with that digest. If its bytes are gone,
+or the model was imported, the answer is "unknown", never that the model saw nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class TrainedModel:
     Attributes:
         version: the version.
         aliases: its aliases, such as `champion`.
-        seen: split -> number of the pairs; only `train` changed the weights. None if its data can no longer be read.
+        seen: split -> number of the pairs, at least; only `train` changed the weights. None if that is unknown.
         why: where the data was read, or why it could not be.
     """
 
@@ -63,17 +64,48 @@ def _trained_models(
     """Raises ServiceError if MLflow is unavailable or refuses."""
     registered = tracker.versions(model)
     aliases = tracker.aliases(model)
-    known: dict[str, tuple[Mapping[str, int] | None, str]] = {}
-    digests = {version.tags.get("align.data_digest", "") for version in registered}
+    digests = {digest for version in registered for digest in (*_trained_on(version.tags), _data(version.tags))}
     folders = _folders(shards, versions, digests)
+    known = {digest: _counted(digest, folders, count) for digest in sorted(digests)}
     models = []
     for version in registered:
-        digest = version.tags.get("align.data_digest", "")
-        if digest not in known:
-            known[digest] = _counted(digest, folders, count)
         names = tuple(sorted(alias for alias, number in aliases.items() if number == version.number))
-        models.append(TrainedModel(version, names, *known[digest]))
+        models.append(TrainedModel(version, names, *_seen(version.tags, known)))
     return models
+
+
+def _data(tags: Mapping[str, str]) -> str:
+    """Digest of the data of the version's run, which it was at least measured on; empty if there is no tag."""
+    return tags.get("align.data_digest", "")
+
+
+def _trained_on(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """Digests of the data that changed the weights, as far as they are known."""
+    value = tags.get("align.trained_on", _data(tags))  # earlier versions had one tag, and no other data
+    return () if value in ("nothing", "unknown") else tuple(value.split(", "))
+
+
+def _seen(
+    tags: Mapping[str, str], known: Mapping[str, tuple[Mapping[str, int] | None, str]]
+) -> tuple[Mapping[str, int] | None, str]:
+    """What a version saw, from the counts of each data: None unless all that trained it is known, or some of it did."""
+    trained_on, seen, complete = _trained_on(tags), dict[str, int](), True
+    why = []
+    for digest in dict.fromkeys((*trained_on, _data(tags))):
+        counts, where = known[digest]
+        why.append(where)
+        complete = complete and counts is not None
+        for split, number in (counts or {}).items():
+            if digest in trained_on or split != "train":
+                seen[split] = max(seen.get(split, 0), number)  # more than one data may hold the same pairs
+    if tags.get("align.trained_on") == "unknown":
+        why.append("the model that it began with does not say which data trained it")
+        complete = False
+    if source := tags.get("align.imported_from"):
+        weights = tags.get("align.imported_weights", "")[:12]
+        why.append(f"imported from {source}, weights {weights}: which data trained that is unknown")
+        complete = False
+    return seen if complete or seen.get("train") else None, "; ".join(why)
 
 
 def _counted(

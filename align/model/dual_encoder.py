@@ -29,6 +29,7 @@ from transformers import BertConfig, BertModel
 
 from align.config.model import ModelConfig
 from align.formats.model_folder import (
+    Imported,
     ModelFolderConfig,
     read_config,
     read_weights,
@@ -158,15 +159,26 @@ def text_config(config: ModelConfig, vocab_size: int) -> BertConfig:
     )
 
 
-def save_model(model: DualEncoder, directory: Path, *, stage: str) -> None:
+def save_model(
+    model: DualEncoder,
+    directory: Path,
+    *,
+    stage: str,
+    imported: Imported | None = None,
+    trained_on: tuple[str, ...] | None = None,
+) -> None:
     """Writes a model folder (see `align.formats.model_folder`). Equal weights are equal bytes.
 
     Args:
         model: on any device.
         directory: a folder that exists.
         stage: the stage that made the model; config.json names it.
+        imported: see `ModelFolderConfig`.
+        trained_on: see `ModelFolderConfig`.
     """
-    config = ModelFolderConfig(model=model.config, vocab_size=model.vocab_size, stage=stage)
+    config = ModelFolderConfig(
+        model=model.config, vocab_size=model.vocab_size, stage=stage, imported=imported, trained_on=trained_on
+    )
     write_model_folder(config, model.state_dict(), directory)
 
 

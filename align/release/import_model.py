@@ -13,9 +13,9 @@ from align.config import Params
 from align.config.model import ModelConfig
 from align.console import say
 from align.files import replace_directory, require_apart
-from align.formats.model_folder import TOKENIZER_FOLDER
+from align.formats.model_folder import TOKENIZER_FOLDER, Imported
 from align.model.dual_encoder import DualEncoder, save_model
-from align.release.interchange import read_hugging_face, save_imported_tokenizer
+from align.release.interchange import digest_of_weights, read_hugging_face, save_imported_tokenizer
 
 
 def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
@@ -32,7 +32,8 @@ def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
     require_apart(out, source)
     model, tokenizer = read_hugging_face(source, batch_norm=config.batch_norm, batch_norm_group=config.batch_norm_group)
     with replace_directory(out, "import_model") as part:
-        save_model(model, part, stage="import_model")
+        imported = Imported(folder=source.resolve().name, weights=digest_of_weights(source))
+        save_model(model, part, stage="import_model", imported=imported, trained_on=())
         (part / TOKENIZER_FOLDER).mkdir()
         save_imported_tokenizer(tokenizer, part / TOKENIZER_FOLDER, max_tokens=model.config.max_tokens)
     return model

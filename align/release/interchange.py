@@ -15,6 +15,7 @@ by some grey levels; files of other formats do not.)
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +38,7 @@ from transformers.utils import logging
 
 from align.config.model import BatchNormKind, ImageTowerShape, ModelConfig, TextTowerShape
 from align.errors import DataError
+from align.files import sha256_file
 from align.formats.model_folder import TOKENIZER, WEIGHTS, is_hugging_face
 from align.model.dual_encoder import DualEncoder, text_config
 from align.model.image_tower import vision_config
@@ -261,6 +263,14 @@ def our_weights(weights: dict[str, Tensor], max_tokens: int) -> dict[str, Tensor
     ours[positions] = ours[positions][:max_tokens]
     ours["log_temperature"] = weights["temperature"].log()
     return ours
+
+
+def digest_of_weights(directory: Path) -> str:
+    """Hex sha256 of a folder's model.safetensors, as hubs show it; where there is none, over its files of weights."""
+    if (directory / WEIGHTS).is_file():
+        return sha256_file(directory / WEIGHTS)
+    files = sorted((*directory.glob("*.safetensors"), *directory.glob("*.bin")))
+    return hashlib.sha256("".join(f"{path.name} {sha256_file(path)}\n" for path in files).encode()).hexdigest()
 
 
 def save_imported_tokenizer(tokenizer: Tokenizer, directory: Path, *, max_tokens: int) -> None:

@@ -19,6 +19,7 @@ from align.config.paths import PathsConfig
 from align.console import say
 from align.errors import DataError
 from align.files import replace_directory, sha256_folder
+from align.formats.model_folder import Imported, read_config
 from align.model.embedder import Embedder
 from align.provenance import closure
 from align.release import packaged_model
@@ -31,9 +32,16 @@ _EXTEND_PATH = '\n__path__ = __import__("pkgutil").extend_path(__path__, __name_
 
 
 class PackageReport(Report):
-    """`digest` names the packaged model: sha256 over its files' names and bytes."""
+    """What the packaged model is.
+
+    Attributes:
+        digest: names it: sha256 over its files' names and bytes.
+        imported, trained_on: see `ModelFolderConfig`.
+    """
 
     digest: str
+    imported: Imported | None
+    trained_on: tuple[str, ...] | None
 
 
 def package(*, model: Path, evaluation: Path, out: Path, reports: Path) -> PackageReport:
@@ -68,8 +76,12 @@ def package(*, model: Path, evaluation: Path, out: Path, reports: Path) -> Packa
             raise DataError(f"{model}: the embeddings are not finite; train the model again")
     digest = sha256_folder(out)
     num_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    config = read_config(model)
     report = PackageReport(
-        metrics={"package/num_bytes": num_bytes, "package/embed_width": embedder.width}, digest=digest
+        metrics={"package/num_bytes": num_bytes, "package/embed_width": embedder.width},
+        digest=digest,
+        imported=config.imported,
+        trained_on=config.trained_on,
     )
     with replace_directory(reports, "package") as part:
         write_report(report, part)

@@ -42,6 +42,7 @@ class Results:
     Attributes:
         model_digest: sha256 of the packaged model.
         data_digest: sha256 of the shards' manifest.
+        history: tags that say what trained the model; see `_history`.
         accepted: expectations that failed and that a person accepted, as "NAME, by WHO: WHY".
         params: `section.key` -> value, of the sections that change bytes.
         metrics: the metrics of every stage.
@@ -49,6 +50,7 @@ class Results:
 
     model_digest: str
     data_digest: str
+    history: Mapping[str, str]
     accepted: tuple[str, ...]
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
@@ -66,7 +68,11 @@ class Results:
             "align.data_digest": self.data_digest,
             "align.quality": "passed",
         }
-        return tags | ({"align.quality_accepted": "; ".join(self.accepted)[:_MAX_TAG]} if self.accepted else {})
+        return (
+            tags
+            | dict(self.history)
+            | ({"align.quality_accepted": "; ".join(self.accepted)[:_MAX_TAG]} if self.accepted else {})
+        )
 
 
 def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results:
@@ -83,7 +89,8 @@ def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results
         CorruptError: the packaged model is not the one that its report names.
     """
     reports = outputs.reports
-    model_digest = _report(reports / "package")["digest"]
+    packaged = _report(reports / "package")
+    model_digest = packaged["digest"]
     if not outputs.packaged.is_dir():
         raise DataError(f"{outputs.packaged}: no such folder; run `align package` first")
     if sha256_folder(outputs.packaged) != model_digest:
@@ -97,6 +104,7 @@ def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results
     return Results(
         model_digest=model_digest,
         data_digest=data_digest,
+        history=_history(packaged),
         accepted=tuple(f"{one['expectation']}, by {one['by']}: {one['reason']}" for one in accepted if one),
         params=_flatten(changing_bytes(values)),
         metrics=_read_metrics(reports),
@@ -128,6 +136,15 @@ def read_series(reports: Path) -> Iterator[tuple[str, Iterable[Mapping[str, floa
     for path in sorted(reports.glob(f"*/{_STEPS}")):
         lines = path.read_text(encoding="utf-8").splitlines()
         yield path.parent.name, [json.loads(line) for line in lines if line]
+
+
+def _history(packaged: Mapping[str, Any]) -> dict[str, str]:
+    """`align.trained_on`: digests of data, `nothing` or `unknown`; and where an imported model comes from."""
+    trained_on = packaged.get("trained_on")  # reports of earlier versions do not say
+    tags = {"align.trained_on": "unknown" if trained_on is None else ", ".join(trained_on) or "nothing"}
+    if imported := packaged.get("imported"):
+        tags |= {"align.imported_from": imported["folder"], "align.imported_weights": imported["weights"]}
+    return {name: value[:_MAX_TAG] for name, value in tags.items()}
 
 
 def _read_metrics(reports: Path) -> dict[str, float]:

@@ -19,7 +19,7 @@ from align.config.recipe import Recipe
 from align.config.store import StoreConfig
 from align.console import say
 from align.files import replace_directory
-from align.formats.model_folder import CONFIG, WEIGHTS, copy_tokenizer
+from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer, read_config
 from align.formats.verdict import SHARDS, require_passed
 from align.model.dual_encoder import load_model, save_model
 from align.report import record_runtime
@@ -98,9 +98,19 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[Traini
     report = training_report(plan, trained)
     write_training_report(report, trained.rows, reports, plan.recipe.section)
     with replace_directory(out, plan.recipe.section) as part:
-        save_model(trained.model, part, stage=plan.recipe.section)
+        imported, trained_on = _history(plan)
+        save_model(trained.model, part, stage=plan.recipe.section, imported=imported, trained_on=trained_on)
         copy_tokenizer(plan.inputs.tokenizer, part)
     return report, trained.pairs_per_s
+
+
+def _history(plan: TrainingPlan) -> tuple[Imported | None, tuple[str, ...] | None]:
+    """Where the weights began, and the data that changed them; None where the model to start from does not say."""
+    data = (plan.data.digest, *(more.digest for more in plan.recipe.extra_shards))
+    if plan.inputs.initial is None:
+        return None, data
+    start = read_config(plan.inputs.initial)
+    return start.imported, None if start.trained_on is None else tuple(dict.fromkeys((*start.trained_on, *data)))
 
 
 def _keep(plan: TrainingPlan, *, out: Path, reports: Path) -> TrainingReport:

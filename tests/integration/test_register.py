@@ -17,6 +17,7 @@ from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
 from align.errors import CorruptError, DataError, GateError, ServiceError
 from align.formats.filtered import decisions_digest
+from align.formats.model_folder import Imported, read_config, read_weights, write_model_folder
 from align.formats.shards import read_manifest
 from align.release.origin import Origin
 from align.release.package import package
@@ -145,7 +146,25 @@ def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(pro
         "align.quality": "passed",
         "align.model_digest": report["digest"],
         "align.data_digest": manifest["digest"],
+        "align.trained_on": "unknown",  # an untrained model, which says nothing
     }
+
+
+def test_a_version_says_what_trained_it_and_where_it_was_imported_from(project: Project) -> None:
+    folder = project.root / "models" / "finetuned"
+    config = read_config(folder)
+    source = Imported(folder="align-base", weights="b" * 64)
+    for imported, trained_on, expected in (
+        (source, (), "nothing"),
+        (None, ("a" * 64, "c" * 64), f"{'a' * 64}, {'c' * 64}"),
+    ):
+        changed = config.model_copy(update={"imported": imported, "trained_on": trained_on})
+        write_model_folder(changed, read_weights(folder), folder)
+        project.evaluate(0.5)
+        tags = project.register().version.tags
+        assert tags["align.trained_on"] == expected
+        assert tags.get("align.imported_from") == (imported and "align-base")
+        assert tags.get("align.imported_weights") == (imported and "b" * 64)
 
 
 @pytest.mark.parametrize("gate", ["quality", "quality_shards"])

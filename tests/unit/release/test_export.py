@@ -16,8 +16,9 @@ from align.cli import main
 from align.config import load_params
 from align.config.model import ModelConfig
 from align.errors import ConfigError, DataError, FormatError
-from align.files import marked
-from align.formats.model_folder import tokenizer_of
+from align.files import marked, sha256_file
+from align.formats.model_folder import Imported, read_config, tokenizer_of
+from align.formats.shards import read_manifest
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
 from align.model.image_tower import ImageTower, estimate_statistics
@@ -146,6 +147,11 @@ def test_an_imported_model_is_fine_tuned_and_packaged(trained: Path, tmp_path: P
         reports=tmp_path / "reports_of_package",
     )
     assert report.metrics["package/embed_width"] == config.embed_width == 80
+    source = Imported(folder="hf", weights=sha256_file(folder / "model.safetensors"))
+    assert (report.imported, report.trained_on) == (source, ())
+    assert read_config(out).stage == "import_model"
+    after = read_config(tmp_path / "finetuned")
+    assert (after.imported, after.trained_on) == (source, (read_manifest(shards).digest,))
 
 
 def test_a_folder_of_somebody_stays(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from align.cli import main
+from align.formats.shards import read_manifest
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from align.training.stage import train_stage
 from tests.support import training_data
@@ -50,7 +51,21 @@ def test_it_starts_from_the_folder_and_keeps_its_tokenizer(project: Path, monkey
     made, start = contents(project / "models/finetuned"), contents(project / "earlier")
     assert made["tokenizer/tokenizer.json"] == start["tokenizer/tokenizer.json"]
     assert made["model.safetensors"] != start["model.safetensors"]
-    assert json.loads(made["config.json"])["model"]["resize_px"] == MODEL.resize_px
+    config, before = json.loads(made["config.json"]), json.loads(start["config.json"])
+    assert config["model"]["resize_px"] == MODEL.resize_px
+    assert (config["stage"], before["stage"]) == ("finetune", "pretrain")
+    digest = read_manifest(project / "shards").digest
+    assert config["trained_on"] == before["trained_on"] == [digest] and config["imported"] is None
+
+
+def test_data_that_trained_the_start_stays_in_the_history(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = read_manifest(project / "shards").digest
+    shutil.copytree(project / "earlier", project / "older", dirs_exist_ok=True)
+    config = json.loads((project / "earlier/config.json").read_text())
+    for trained_on, expected in ((["a" * 64], ["a" * 64, digest]), (None, None)):
+        (project / "older/config.json").write_text(json.dumps(config | {"trained_on": trained_on}))
+        assert finetune(project, monkeypatch, "finetune.from=older") == 0
+        assert json.loads((project / "models/finetuned/config.json").read_text())["trained_on"] == expected
 
 
 def test_another_folder_with_the_same_model_is_the_same_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from align.config.params import Section
 
@@ -75,6 +75,13 @@ class FilterConfig(Section):
     drop_repeats: Literal["image", "pair"] | None
     #: Beyond ALIGN: texts with an e-mail address or a phone number are dropped. They are always counted.
     drop_personal_data: bool
+
+    @field_validator("near_duplicate_embedder")
+    @classmethod
+    def _is_network(cls, file: ModelFile | None) -> ModelFile | None:
+        if file is not None and not file.path.endswith((".onnx", ".pt")):
+            raise ValueError(f"near_duplicate_embedder.path: {file.path}: expected .onnx or .pt (TorchScript)")
+        return file
 
     @model_validator(mode="after")
     def _words_in_order(self) -> FilterConfig:

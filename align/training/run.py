@@ -82,34 +82,10 @@ def run(plan: TrainingPlan) -> Trained | None:
 
 def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
     """Raises ConfigError where values of the recipe contradict each other, the model or this machine."""
-    recipe, model, group = plan.recipe, plan.model, plan.model.batch_norm_group
-    if recipe.batch_size % (num_processes * num_nodes * group):
-        raise ConfigError(
-            f"{recipe.section}.batch_size {recipe.batch_size} must be a multiple of "
-            + (f"cluster.num_nodes {num_nodes} x " if num_nodes > 1 else "")
-            + f"num_processes {num_processes} x model.batch_norm_group {group}"
-        )
-    if recipe.micro_batch and model.whole_batch:
-        raise ConfigError(
-            f"{recipe.section}.micro_batch needs model.batch_norm: group; statistics of a whole batch "
-            f"({model.batch_norm}) cannot be computed from its parts"
-        )
-    if recipe.micro_batch and recipe.micro_batch % group:
-        raise ConfigError(
-            f"{recipe.section}.micro_batch {recipe.micro_batch} must be a multiple of model.batch_norm_group {group}"
-        )
-    if recipe.compile and model.batch_norm == "sync":
-        raise ConfigError(
-            f"{recipe.section}.compile needs model.batch_norm: group or batch; sync exchanges messages between ranks "
-            "within a block, which cannot be compiled"
-        )
-    if recipe.compile and not torch.cuda.is_available():
+    if wrong := plan.recipe.against(plan.model, num_nodes, num_processes):
+        raise ConfigError(wrong)
+    if plan.recipe.compile and not torch.cuda.is_available():
         require_compiler()
-    if (recipe.loss == "sigmoid") != (model.logit_bias_init is not None):
-        raise ConfigError(
-            f"{recipe.section}.loss {recipe.loss} and model.logit_bias_init {model.logit_bias_init} do not go "
-            "together: the sigmoid loss needs a bias, such as -10, and ALIGN's has none (null)"
-        )
 
 
 def _build(plan: TrainingPlan) -> DualEncoder:

@@ -1,7 +1,6 @@
-"""The stages of ALIGN in pipeline order, then the commands.
+"""The command `align`: reads the verb (`align.verbs`), checks the whole of params, and calls the verb's module.
 
-A verb is a module of that name in the folder of its stage, with `main(params, args)` and, if it takes arguments of its
-own, `add_arguments(parser)`. A module is imported only when its verb is called, so that help answers at once.
+A module is imported only when its verb is called, so that help answers at once.
 """
 
 from __future__ import annotations
@@ -14,51 +13,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NoReturn
 
+from align.verbs import JOURNEYS, STAGES, VERBS, epilog, named
 
-class Verb(NamedTuple):
-    """A verb's module, and its line in the help."""
+if TYPE_CHECKING:
+    from align.config import Params
 
-    module: str
-    help: str
-
-
-#: The stages of dvc.yaml, in pipeline order.
-STAGES = {
-    "ingest": Verb("align.ingest.ingest", "read a web archive or a table of addresses into data/raw"),
-    "filter": Verb("align.filter.filter", "apply every rule of the paper; writes data/filtered/decisions.parquet"),
-    "validate": Verb("align.validate.validate", "check tables and decisions: the quality gate before sharding"),
-    "shard": Verb("align.shard.shard", "write the kept pairs as tars: data/shards/{train,val,test}"),
-    "validate_shards": Verb("align.validate.validate_shards", "check the shards: the quality gate before training"),
-    "fit_tokenizer": Verb("align.training.fit_tokenizer", "learn a WordPiece vocabulary from the training texts"),
-    "pretrain": Verb("align.training.pretrain", "train the dual encoder from scratch"),
-    "finetune": Verb("align.training.finetune", "fine-tune the pre-trained model for retrieval"),
-    "evaluate": Verb("align.evaluate.evaluate", "measure retrieval, zero-shot accuracy and kNN on the evaluation sets"),
-    "package": Verb("align.release.package", "write the model as an MLflow model folder"),
-    "index": Verb("align.search.index", "embed all kept images, for search"),
-}
-
-#: The commands, which are not in the DAG.
-COMMANDS = {
-    "run": Verb("align.run", "run the whole pipeline under Prefect, and record it as branch run/<name>"),
-    "register": Verb("align.release.register", "complete the MLflow run and register the packaged model"),
-    "promote": Verb("align.release.promote", "make the candidate the champion, if its metrics suffice"),
-    "rollback": Verb("align.release.rollback", "make the previous champion the champion again"),
-    "search": Verb("align.search.search", "search the indexed images by text, image, image + text or image - text"),
-    "embed": Verb("align.search.embed", "write embeddings of images, texts or a parquet column to a parquet file"),
-    "export": Verb(
-        "align.release.export", "export a model for transformers, onnxruntime or torch, and check it against ours"
-    ),
-    "import_model": Verb(
-        "align.release.import_model", "import a folder of transformers.AlignModel as a model folder like ours"
-    ),
-    "explain": Verb("align.lineage.explain", "show what is known of a pair: page, rules, shard, models trained on it"),
-    "forget": Verb("align.lineage.forget", "take-downs: record what people ask to forget; --purge removes the bytes"),
-    "diff": Verb("align.lineage.diff", "compare two versions of the data: which pairs entered and left, and why"),
-}
-
-VERBS = STAGES | COMMANDS
 
 _OTHER_PATH = "or choose another path (sections paths and engine of params.yaml)"
 #: What a disk refuses, in words.
@@ -73,14 +34,34 @@ _REFUSALS = {
 _NO_SCRATCH = "No usable temporary directory"
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors of usage are one line, as all other errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        from align.console import say
+
+        say(f"align: error: {message}{' See' if message.endswith('?') else '; see'} {self.prog} --help")
+        sys.exit(2)
+
+
 def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     """The parser with every verb; only the named verb's module is imported, to add its arguments."""
-    parser = argparse.ArgumentParser(
-        prog="align", description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="align",
+        usage="align VERB ...",
+        description="ALIGN end to end: web pairs in, a trained, registered, searchable dual encoder out.",
+        epilog=JOURNEYS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    subparsers = parser.add_subparsers(dest="verb", metavar="verb", required=True)
-    for name, (module, help_text) in VERBS.items():
-        sub = subparsers.add_parser(name, help=help_text, description=help_text)
+    subparsers = parser.add_subparsers(dest="verb", metavar="verb", required=True, prog="align")
+    for name, entry in VERBS.items():
+        sub = subparsers.add_parser(
+            name,
+            help=entry.help,
+            description=entry.help,
+            epilog=epilog(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         sub.add_argument("--params", type=Path, default=None, metavar="FILE", help="default: ./params.yaml")
         sub.add_argument(
             "--profile",
@@ -96,10 +77,26 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
             help="use another value for one parameter in this run; may be repeated",
         )
         if name == verb:
-            add_arguments = getattr(importlib.import_module(module), "add_arguments", None)
+            add_arguments = getattr(importlib.import_module(entry.module), "add_arguments", None)
             if add_arguments:
                 add_arguments(sub)
     return parser
+
+
+def read_params(file: Path | None, overrides: Sequence[str]) -> Params:
+    """The values of a command or a run, as `align.config.load_params` reads them, all of them checked.
+
+    Raises:
+        ConfigError: `load_params` refuses, or a value of any section is wrong (`align.config.checks`).
+    """
+    from align.config import load_params
+
+    params = load_params(file, overrides)
+    from align.config.checks import require_valid
+    from align.filter.rules import RULES  # imports Arrow, which a wrong --set does not wait for
+
+    require_valid(params, RULES)
+    return params
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,15 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     sys.excepthook = say_traceback
     argv = list(sys.argv[1:] if argv is None else argv)
-    verb = next((word for word in argv if word in VERBS), None)
     try:
-        args = build_parser(verb if argv and argv[0] == verb else None).parse_args(argv)
+        args = _arguments(argv)
         silence_telemetry()
-        from align.config import load_params
         from align.config.profile import profile_overrides
 
         args.overrides = [*profile_overrides(args.profile), *args.overrides]
-        params = load_params(args.params, args.overrides)
+        params = read_params(args.params, args.overrides)
         if args.verb in STAGES:
             from align.declared import require_stage
 
@@ -138,6 +133,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("align: interrupted")
         return 130
     return 0
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the words of a command. Exits with 2 after one line on stderr where they are no command."""
+    verb = named(argv[0]) if argv else None
+    parser = build_parser(verb)
+    if verb is None:
+        parser.error("no verb")
+    if verb.startswith("-") and verb not in ("-h", "--help"):
+        parser.error(f"{argv[0]}: no verb; it comes first, as in align filter --set filter.min_words=4")
+    if not verb.startswith("-") and verb not in VERBS:
+        from align.config.params import did_you_mean
+
+        parser.error(f"{argv[0]}: no such verb{did_you_mean(verb, VERBS)}")
+    args, stray = parser.parse_known_args([verb, *argv[1:]])
+    if stray:
+        parser.prog = f"align {verb}"
+        is_value = re.match(r"[a-z_]+\.[a-z_.]+=", stray[0])
+        parser.error(
+            f"{stray[0]}: values of params.yaml are changed by --set {stray[0]}"
+            if is_value
+            else f"unknown arguments: {' '.join(stray)}"
+        )
+    return args
 
 
 def _refusal(error: OSError) -> str | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from align.config.params import Section
+from align.config.params import Section, in_order
 
-Band = Annotated[tuple[float, float], Field(strict=False)]
+Band = Annotated[tuple[float, float], Field(strict=False), AfterValidator(in_order)]
 
 
 class HealthConfig(Section):

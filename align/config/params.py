@@ -6,8 +6,9 @@ YAML 1.2 through ruamel, since PyYAML reads `1e-3` as a string where DVC reads a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -42,6 +43,13 @@ class Section(BaseModel):
     changes_bytes: ClassVar[bool] = True
 
 
+def in_order(band: tuple[float, float]) -> tuple[float, float]:
+    """The band [lowest, highest]. Raises ValueError where its values are the other way round."""
+    if band[0] > band[1]:
+        raise ValueError("the lowest value comes first")
+    return band
+
+
 S = TypeVar("S", bound=Section)
 
 
@@ -68,14 +76,36 @@ class Params:
         try:
             return cls.model_validate(self.values[cls.section])
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join([cls.section, *(str(part) for part in first["loc"])])
-            if first["type"] == "extra_forbidden":
-                raise ConfigError(f"{self.source}: unknown parameter '{key}'") from None
-            if first["type"] == "missing":
-                raise ConfigError(f"{self.source}: parameter '{key}' is missing") from None
-            message = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{self.source}: parameter '{key}' = {first['input']!r}: {message}") from None
+            raise ConfigError(f"{self.source}: {next(iter(wrong_values(cls, error).values()))}") from None
+
+
+def wrong_values(cls: type[Section], error: ValidationError) -> dict[str, str]:
+    """What is wrong with a section: key (`section.key`) -> one line."""
+    lines: dict[str, str] = {}
+    for one in error.errors():
+        key = ".".join([cls.section, *(str(part) for part in one["loc"])])
+        if one["type"] == "extra_forbidden":
+            lines[key] = f"unknown parameter '{key}'{did_you_mean(key.rpartition('.')[2], cls.model_fields)}"
+        elif one["type"] == "missing":
+            lines[key] = f"parameter '{key}' is missing"
+        elif len(one["loc"]) == 0 and one["type"] == "value_error":  # of several values, which its words name
+            lines[key] = f"section '{key}': {one['msg'].removeprefix('Value error, ')}"
+        else:
+            lines[key] = f"parameter '{key}' = {one['input']!r}: {one['msg'].removeprefix('Value error, ')}"
+    return lines
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, with the known words that are nearest to this one; empty where none is near.
+
+    Of names with dots (`section.key`), those with the same last part are near, wherever they stand.
+    """
+    names, last = list(known), word.rpartition(".")[2]
+    lasts = [name.rpartition(".")[2] for name in names]
+    near = [name for name in names if name.rpartition(".")[2] == last]
+    near = near or get_close_matches(word, names, n=1)
+    near = near or [names[lasts.index(each)] for each in get_close_matches(last, lasts, n=1)]
+    return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 
 def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Params:
@@ -136,19 +166,31 @@ def _default_file() -> Path:
     return packaged if packaged.exists() else package.parent / PARAMS_FILE
 
 
+def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key that an override may name: `section.key`, and deeper ones."""
+    for name, value in values.items():
+        if prefix:
+            yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _keys(_inherited(dict(values), name) | value if not prefix else value, f"{prefix}{name}.")
+
+
 def _apply(values: dict[str, Any], override: str, source: Path) -> None:
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or len(parts) < 2:
-        raise ConfigError(f"--set {override}: expected section.key=value")
+        near = "" if key in _keys(values) else did_you_mean(key, _keys(values))
+        why = f": '{key}' is a section" if key in values else "" if equals else ": no `=` in it"
+        raise ConfigError(f"--set {override}{why}: expected section.key=value{near if key not in values else ''}")
+    unknown = f"--set {override}: unknown parameter '{key}' (not in {source})"
     node = values
     for part in parts[:-1]:
         child = node.get(part)
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {override}: unknown parameter '{key}' (not in {source})")
+            raise ConfigError(f"{unknown}{did_you_mean(key, _keys(values))}")
         node = child
     if parts[-1] not in node and parts[-1] not in _inherited(values, ".".join(parts[:-1])):
-        raise ConfigError(f"--set {override}: unknown parameter '{key}' (not in {source})")
+        raise ConfigError(f"{unknown}{did_you_mean(key, _keys(values))}")
     if _HALF_SURROGATE.search(text):
         raise ConfigError(f"--set {override}: the value is not UTF-8; a file or folder of such a name must be renamed")
     try:

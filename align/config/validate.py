@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from align.config.params import Section
+from align.config.params import Section, in_order
 
 Share = Annotated[float, Field(ge=0, le=1)]
 #: [lowest, highest], both included. YAML has no tuples, so a list is read as one.
-Band = Annotated[tuple[Share, Share], Field(strict=False)]
+Band = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(in_order)]
 
 
 class MaxDrift(BaseModel):

@@ -1,12 +1,15 @@
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from align.cli import COMMANDS, STAGES, VERBS, build_parser, main
+from align.cli import build_parser, main, read_params
+from align.config.sections import SECTIONS
+from align.verbs import COMMANDS, JOURNEYS, STAGES, VERBS
 from tests.support import ROOT
 
 
@@ -21,7 +24,7 @@ def test_help_lists_the_verbs_in_pipeline_order(capsys: pytest.CaptureFixture[st
 def test_help_imports_nothing_heavy() -> None:
     # What keeps `align --help` under half a second, without timing a noisy machine.
     code = (
-        "import sys, align.cli; align.cli.build_parser();"
+        "import sys, align.cli; align.cli.build_parser('--help');"
         "print(sorted({'torch', 'pydantic', 'numpy', 'mlflow', 'prefect'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -48,10 +51,68 @@ def test_an_align_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert "filter.no_such_key" in done.stderr
 
 
-def test_an_unknown_verb_is_a_usage_error() -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("filtre", "filtre: no such verb; did you mean filter? See align --help"),
+        ("", "no verb; see align --help"),
+        ("--set filter.min_words=4 filter", "--set: no verb; it comes first, as in align filter --set"),
+        (
+            "filter filter.min_words=4",
+            "filter.min_words=4: values of params.yaml are changed by --set filter",
+        ),
+        ("filter --sets filter.min_words=4 -x", "unknown arguments: --sets filter.min_words=4 -x; see align filter"),
+        ("import-model --from x", "the following arguments are required: --out; see align import_model --help"),
+    ],
+)
+def test_a_wrong_usage_is_one_line_that_says_what_is_right(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["filtre"])
+        main(words.split())
     assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"align: error: {said}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if "_" in verb])
+def test_dashes_are_as_good_as_underscores(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb.replace("_", "-"), "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: align {verb} ")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_names_its_values_and_has_two_examples(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    out = capsys.readouterr().out
+    values = re.search(r"values: sections? (.+) of params\.yaml", out)
+    assert values and set(re.findall("`(\\w+)`", values[1])) <= set(SECTIONS)
+    examples = re.findall(r"^  (align .+)$", out.partition("examples:")[2], flags=re.MULTILINE)
+    assert examples == list(VERBS[verb].examples)
+    for example in examples:
+        _parses(example)
+
+
+def test_the_help_has_the_journeys_and_their_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert JOURNEYS.rstrip() in capsys.readouterr().out
+    commands = re.findall(r"^  .*?(align [a-z_]+ .*)$", JOURNEYS, flags=re.MULTILINE)
+    assert len(re.findall(r"^[a-z].*:$", JOURNEYS, flags=re.MULTILINE)) == 3 and len(commands) >= 5
+    for command in commands:
+        _parses(command)
+
+
+def _parses(command: str) -> None:
+    program, verb, *words = shlex.split(command)
+    assert program == "align"
+    args = build_parser(verb).parse_args([verb, *words])  # exits where a word is wrong
+    read_params(ROOT / "params.yaml", args.overrides)
 
 
 def test_an_error_is_one_line_whatever_it_names(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from align import provenance
-from align.cli import STAGES
 from align.config.params import INHERITS
+from align.verbs import STAGES
 from flows.dag import downstream, read_dag, stale
 from tests.support import ROOT
 

@@ -1,0 +1,225 @@
+"""The verbs of `align`: stages in pipeline order, then commands; their lines of help, sections and examples.
+
+A verb is a module of that name in the folder of its stage, with `main(params, args)` and, if it takes arguments of its
+own, `add_arguments(parser)`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: Appended to examples that use other values: results of a trial lie apart from those that DVC knows.
+_REPORTS = "--set paths.reports=trial/reports"
+
+
+class Verb(NamedTuple):
+    """A verb.
+
+    Attributes:
+        module: with `main`.
+        help: its line in the list of verbs.
+        sections: of params.yaml, its own ones; all verbs read `paths`, too.
+        examples: two commands that work as typed, at that point of the pipeline.
+    """
+
+    module: str
+    help: str
+    sections: tuple[str, ...]
+    examples: tuple[str, str]
+
+
+#: The stages of dvc.yaml, in pipeline order.
+STAGES = {
+    "ingest": Verb(
+        "align.ingest.ingest",
+        "read a web archive or a table of addresses into data/raw",
+        ("ingest", "download"),
+        (
+            f"align ingest --set ingest.max_pages=50 --set paths.raw=trial/raw {_REPORTS}",
+            "align ingest --retry-failed",
+        ),
+    ),
+    "filter": Verb(
+        "align.filter.filter",
+        "apply every rule of the paper; writes data/filtered/decisions.parquet",
+        ("filter",),
+        ("align filter", f"align filter --set filter.min_words=4 --set paths.filtered=trial/filtered {_REPORTS}"),
+    ),
+    "validate": Verb(
+        "align.validate.validate",
+        "check tables and decisions: the quality gate before sharding",
+        ("validate",),
+        ("align validate", f"align validate --set validate.min_pairs=50 {_REPORTS}"),
+    ),
+    "shard": Verb(
+        "align.shard.shard",
+        "write the kept pairs as tars: data/shards/{train,val,test}",
+        ("shard",),
+        ("align shard", f"align shard --set shard.image_px=96 --set paths.shards=trial/shards {_REPORTS}"),
+    ),
+    "validate_shards": Verb(
+        "align.validate.validate_shards",
+        "check the shards: the quality gate before training",
+        ("shard", "filter"),
+        ("align validate_shards", f"align validate_shards --set paths.shards=trial/shards {_REPORTS}"),
+    ),
+    "fit_tokenizer": Verb(
+        "align.training.fit_tokenizer",
+        "learn a WordPiece vocabulary from the training texts",
+        ("fit_tokenizer", "model"),
+        (
+            "align fit_tokenizer",
+            f"align fit_tokenizer --set fit_tokenizer.vocab_size=4000 --set paths.tokenizer=trial/tokenizer {_REPORTS}",
+        ),
+    ),
+    "pretrain": Verb(
+        "align.training.pretrain",
+        "train the dual encoder from scratch",
+        ("pretrain", "model", "cluster", "health"),
+        (
+            "align pretrain",
+            f"align pretrain --set pretrain.num_steps=100 --set paths.pretrained=trial/pretrained {_REPORTS}",
+        ),
+    ),
+    "finetune": Verb(
+        "align.training.finetune",
+        "fine-tune the pre-trained model for retrieval",
+        ("finetune", "pretrain", "model", "cluster", "health"),
+        (
+            "align finetune",
+            f"align finetune --set finetune.num_steps=20 --set paths.finetuned=trial/finetuned {_REPORTS}",
+        ),
+    ),
+    "evaluate": Verb(
+        "align.evaluate.evaluate",
+        "measure retrieval, zero-shot accuracy and kNN on the evaluation sets",
+        ("evaluate",),
+        ("align evaluate", f"align evaluate --set paths.finetuned=models/pretrained {_REPORTS}"),
+    ),
+    "package": Verb(
+        "align.release.package",
+        "write the model as an MLflow model folder",
+        (),
+        (
+            "align package",
+            "align package --set paths.finetuned=models/pretrained --set paths.packaged=trial/packaged " + _REPORTS,
+        ),
+    ),
+    "index": Verb(
+        "align.search.index",
+        "embed all kept images, for search",
+        ("index",),
+        ("align index", f"align index --set index.queries=null --set paths.index=trial/index {_REPORTS}"),
+    ),
+}
+
+#: The commands, which are not in the DAG.
+COMMANDS = {
+    "run": Verb(
+        "align.run",
+        "run the whole pipeline under Prefect, and record it as branch run/<name>",
+        (),
+        ("align run --name first", "align run --name wide --set model.image_tower=B0"),
+    ),
+    "register": Verb(
+        "align.release.register",
+        "complete the MLflow run and register the packaged model",
+        ("register",),
+        ("align register", "align register --set register.model_name=trial"),
+    ),
+    "promote": Verb(
+        "align.release.promote",
+        "make the candidate the champion, if its metrics suffice",
+        ("promote", "register"),
+        ("align promote", "align promote --set promote.min_gain=0.01"),
+    ),
+    "rollback": Verb(
+        "align.release.rollback",
+        "make the previous champion the champion again",
+        ("register",),
+        ("align rollback", 'align rollback --reason "misses small pictures"'),
+    ),
+    "search": Verb(
+        "align.search.search",
+        "search the indexed images by text, image, image + text or image - text",
+        ("search",),
+        ('align search "red heart" --html hits.html', "align search cat -k 5 --json"),
+    ),
+    "embed": Verb(
+        "align.search.embed",
+        "write embeddings of images, texts or a parquet column to a parquet file",
+        ("embed",),
+        (
+            "align embed README.md --out lines.parquet",
+            "align embed data/raw/00000.parquet --column caption --out captions.parquet",
+        ),
+    ),
+    "export": Verb(
+        "align.release.export",
+        "export a model for transformers, onnxruntime or torch, and check it against ours",
+        (),
+        ("align export --format hf --out exported", "align export --format torch --out exported-torch"),
+    ),
+    "import_model": Verb(
+        "align.release.import_model",
+        "import a folder of transformers.AlignModel as a model folder like ours",
+        ("model",),
+        (
+            "align import_model --from exported --out models/imported",
+            "align import_model --from align-base --out models/align-base",
+        ),
+    ),
+    "explain": Verb(
+        "align.lineage.explain",
+        "show what is known of a pair: page, rules, shard, models trained on it",
+        ("filter",),
+        ("align explain 000000012", "align explain 000000012 --json"),
+    ),
+    "forget": Verb(
+        "align.lineage.forget",
+        "take-downs: record what people ask to forget; --purge removes the bytes",
+        (),
+        ('align forget --urls urls.txt --reason "asked by the photographer"', "align forget --purge"),
+    ),
+    "diff": Verb(
+        "align.lineage.diff",
+        "compare two versions of the data: which pairs entered and left, and why",
+        (),
+        ("align diff run/demo run/wide", "align diff data trial --html diff.html"),
+    ),
+}
+
+VERBS = STAGES | COMMANDS
+
+#: What most people come for; at the end of `align --help`.
+JOURNEYS = """\
+the demo, in a checkout (fourteen minutes on two cores):
+  make demo
+  align search "red heart" --html hits.html
+
+your own photographs:
+  edit paths.archive in params.yaml, the section `ingest` says what it may be
+  dvc repro                                    # or, recorded and registered: align run --name photographs
+  align search "a dog on a beach" --html hits.html
+
+your own model, such as kakaobrain/align-base:
+  align import_model --from align-base --out models/align-base
+  align search "a dog on a beach" --html hits.html
+
+align VERB --help has two examples of each verb. Values are in params.yaml; --set SECTION.KEY=VALUE changes one.
+"""
+
+
+def named(word: str) -> str:
+    """The verb that a word names: dashes are as good as underscores. An unknown word is returned as it is."""
+    verb = word.replace("-", "_")
+    return verb if verb in VERBS else word
+
+
+def epilog(verb: str) -> str:
+    """The end of a verb's help: where its values are, and its examples."""
+    sections = [f"`{section}`" for section in VERBS[verb].sections] or ["`paths`"]
+    names = sections[0] if len(sections) == 1 else f"{', '.join(sections[:-1])} and {sections[-1]}"
+    plural = "s" if len(sections) > 1 else ""
+    examples = "\n".join(f"  {example}" for example in VERBS[verb].examples)
+    return f"values: section{plural} {names} of params.yaml\n\nexamples:\n{examples}\n"

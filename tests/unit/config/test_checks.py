@@ -1,0 +1,122 @@
+"""The whole of params is checked at the start of every command, whichever sections the command itself reads."""
+
+from pathlib import Path
+
+import pytest
+
+from align.cli import main
+from align.config import load_params
+from align.config.checks import require_valid
+from align.config.profile import PROFILES, profile_overrides
+from align.errors import ConfigError
+from align.filter.rules import RULES
+from align.verbs import VERBS
+from tests.support import ROOT
+
+
+def _refusal(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        require_valid(load_params(ROOT / "params.yaml", overrides), RULES)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("verb", ["ingest", "search", "promote", "run"])
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [("pretrain.num_steps=abc", "'pretrain.num_steps' = 'abc'"), ("shard.image_px=64", "shard.image_px 64 is below")],
+)
+def test_a_value_of_another_stage_is_refused_before_anything_is_read(
+    verb: str, override: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    words = ["a text"] if verb == "search" else []
+    assert main([verb, *words, "--set", override]) == 1
+    said = capsys.readouterr().err
+    assert named in said and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize("profile", [None, *sorted(path.stem for path in (ROOT / PROFILES).glob("*.yaml"))])
+def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
+    require_valid(load_params(ROOT / "params.yaml", profile_overrides(profile)), RULES)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["shard.image_px=64"], "shard.image_px 64 is below model.resize_px 72"),
+        (["model.resize_px=48"], "image_px 64 is larger than resize_px 48"),
+        (["pretrain.warmup_steps=800"], "warmup_steps 800 must be less than num_steps 800"),
+        (["pretrain.batch_size=250"], "pretrain.batch_size 250 must be a multiple of model.batch_norm_group 16"),
+        (["pretrain.batch_size=288", "pretrain.num_processes=4"], "num_processes 4 x model.batch_norm_group 16"),
+        (["cluster.num_nodes=3", "cluster.rendezvous=a:1"], "cluster.num_nodes 3 x model.batch_norm_group 16"),
+        (["finetune.batch_size=250"], "finetune.batch_size 250 must be a multiple of model.batch_norm_group 16"),
+        (["pretrain.micro_batch=24"], "pretrain.micro_batch 24 must be a multiple of model.batch_norm_group 16"),
+        (["pretrain.micro_batch=32", "model.batch_norm=sync"], "pretrain.micro_batch needs model.batch_norm: group"),
+        (["pretrain.compile=true", "model.batch_norm=sync"], "pretrain.compile needs model.batch_norm"),
+        (["pretrain.loss=sigmoid"], "pretrain.loss sigmoid and model.logit_bias_init None do not go together"),
+        (["model.logit_bias_init=-10.0"], "pretrain.loss align and model.logit_bias_init -10.0 do not go together"),
+        (["promote.metrics=[concepts/recall@10]"], "promote.metrics: 'concepts/recall@10' is measured for no set"),
+        (["promote.metrics=[recall@10]"], "is measured for no set"),
+        (["promote.metrics=[test/mean_recall]", "evaluate.max_test_images=0"], "evaluate.max_test_images 0"),
+        (["pretrain.best_metric=val/recall@10"], "'pretrain.best_metric' = 'val/recall@10': training measures no such"),
+        (["validate.keep_rate=[0.8, 0.3]"], "'validate.keep_rate' = [0.8, 0.3]: the lowest value comes first"),
+        (["validate.dropped_share.text_too_long=[1.0, 0.0]"], "'validate.dropped_share.text_too_long' = [1.0, 0.0]"),
+        (["health.temperature=[2.0, 0.1]"], "the lowest value comes first"),
+        (["validate.min_evaluation_sets=-1"], "'validate.min_evaluation_sets' = -1"),
+        (
+            ["filter.near_duplicate_embedder={path: a.bin, sha256: " + "a" * 64 + "}"],
+            "near_duplicate_embedder.path: a.bin: expected .onnx or .pt",
+        ),
+        (["store.work=s3://bucket/work", "store.objects=objects"], "objects is a folder, which other machines of"),
+    ],
+)
+def test_values_that_contradict_each_other_are_named(overrides: list[str], message: str) -> None:
+    assert message in _refusal(*overrides)
+
+
+def test_every_reason_has_a_band_and_every_band_a_reason(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    file = tmp_path / "params.yaml"
+    file.write_text(text.replace("    text_too_long:", "    text_to_long:"))
+    with pytest.raises(ConfigError, match=r"'text_to_long' is no reason of a rule; did you mean text_too_long\?"):
+        require_valid(load_params(file), RULES)
+    file.write_text("".join(line for line in text.splitlines(True) if "    text_too_long:" not in line))
+    with pytest.raises(ConfigError, match=r"validate.dropped_share has no band for 'text_too_long'"):
+        require_valid(load_params(file), RULES)
+
+
+def test_the_first_is_told_whole_and_the_others_are_counted_and_named() -> None:
+    said = _refusal("pretrain.num_steps=abc", "filter.min_words=0", "shard.image_px=64")
+    assert "'filter.min_words' = 0" in said  # in the order of params.yaml
+    assert said.endswith("(2 more wrong: pretrain.num_steps, shard.image_px)")
+
+
+def test_sections_that_a_file_lacks_are_left_to_the_command_that_needs_them(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text("search: {text_weight: 2.0, num_results: 10}\n")
+    require_valid(load_params(file), RULES)
+
+
+def test_an_unknown_section_is_an_error_that_names_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text("serach: {text_weight: 2.0, num_results: 10}\n")
+    with pytest.raises(ConfigError, match=r"unknown section 'serach'; did you mean search\?"):
+        require_valid(load_params(file), RULES)
+
+
+def test_no_verb_starts_with_a_wrong_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text().replace("num_steps: 800", "num_steps: many"))
+    needs = {
+        "export": ["--format", "onnx", "--out", "x"], "import_model": ["--from", "x", "--out", "y"],
+        "explain": ["x"], "diff": ["x"],
+    }  # fmt: skip
+    for verb in VERBS:
+        try:
+            assert main([verb, "--params", str(file), *needs.get(verb, [])]) == 1, verb
+        except SystemExit:
+            continue  # the usage of a verb that this test need not know
+        assert "'pretrain.num_steps' = 'many'" in capsys.readouterr().err, verb

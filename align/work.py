@@ -262,6 +262,26 @@ def missing(names: Sequence[str], done: Callable[[str], bool]) -> list[str]:
     return [name for name in names if not done(name)]
 
 
+def asked(stage: str, portion: Portion, numbers: Sequence[int]) -> list[int]:
+    """The shards that a command does, of those that there are (`numbers`, in order).
+
+    A range that ends beyond the last one is said, since jobs of equal ranges may; the others of it are done.
+
+    Raises:
+        DataError: a range has none of them.
+    """
+    if portion.shards is None:
+        return list(numbers)
+    some = [number for number in numbers if number in portion.shards]
+    text = f"{portion.shards[0]}-{portion.shards[-1]}"
+    if not some:
+        there = f"its shards are {_ranges(numbers)}" if numbers else "it has no shards"
+        raise DataError(f"{stage}: --shards {text}: none of them exists; {there}")
+    if portion.shards[-1] > numbers[-1]:
+        say(f"{stage}: --shards {text}: the last shard is {numbers[-1]}")
+    return some
+
+
 def require_done(stage: str, names: Sequence[str], done: Callable[[str], bool]) -> None:
     """Raises DataError, with the numbers of the missing shards, unless all are done."""
     undone = [int(name) for name in missing(names, done)]

@@ -53,7 +53,7 @@ from align.services.engine import open_engine
 from align.services.store import fetcher
 from align.services.store_work import open_work
 from align.services.vector_index import kmeans
-from align.work import ALL, Portion, add_portion_arguments, key_of, portion_of, require_done, work_directory
+from align.work import ALL, Portion, add_portion_arguments, asked, key_of, portion_of, require_done, work_directory
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def filter_pairs(
     with work_directory(folders.filtered, "filter", key, portion, elsewhere=shared is not None) as path:
         if _only_outs_remain(path):
             return read_report(folders.reports)
-        mine = [item for item in shards if portion.shards is None or item[1].number in portion.shards]
+        numbers = frozenset(asked("filter", portion, [shard.number for _, shard in shards]))
+        mine = [item for item in shards if item[1].number in numbers]
         num_threads = engine_config.num_threads or os.cpu_count() or 1
         num_workers = max(1, min(engine_config.num_workers or os.cpu_count() or 1, len(mine)))
         work = WorkFolder(path, config, opted_out, num_workers, num_threads, shared)

@@ -46,7 +46,17 @@ from align.report import record_runtime, write_report
 from align.services.engine import open_engine
 from align.services.store import fetcher, open_files
 from align.services.store_work import open_work
-from align.work import ALL, Portion, add_portion_arguments, key_of, missing, portion_of, require_done, work_directory
+from align.work import (
+    ALL,
+    Portion,
+    add_portion_arguments,
+    asked,
+    key_of,
+    missing,
+    portion_of,
+    require_done,
+    work_directory,
+)
 
 #: Modules that decide the bytes of data/raw. The downloader is not among them: after a repair of it, finished shards
 #: need not be fetched again.
@@ -111,11 +121,12 @@ def ingest(
         pictures = Pictures(
             images_from, max_pixels, download.resize_px, download.jpeg_quality, samples, opted_out, text_cuts
         )
-        asked = [name for name in plan.names if portion.shards is None or int(name) in portion.shards]
+        numbers = frozenset(asked("ingest", portion, [int(name) for name in plan.names]))
+        mine = [name for name in plan.names if int(name) in numbers]
         done = partial(is_written, work) if shared is None else finished.__contains__
-        remaining = asked if shared and portion.finish else missing(asked, done)
-        if len(remaining) < len(asked):
-            say(f"ingest: resuming: {len(asked) - len(remaining):,} of {len(asked):,} shards exist")
+        remaining = mine if shared and portion.finish else missing(mine, done)
+        if len(remaining) < len(mine):
+            say(f"ingest: resuming: {len(mine) - len(remaining):,} of {len(mine):,} shards exist")
         write_shards(pieces, remaining, partial(planned_shard, plan, source), pictures, resources, portion=portion)
         if portion.shards is not None:
             return None

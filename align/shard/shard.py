@@ -36,8 +36,8 @@ from align.work import (
     ALL,
     Portion,
     add_portion_arguments,
+    asked,
     key_of,
-    missing,
     portion_of,
     require_done,
     work_directory,
@@ -99,10 +99,10 @@ def shard(
         finished = shared.finished() if shared else frozenset()
         if portion.finish:
             require_done("shard", names, lambda name: name in finished or work.is_done(int(name)))
-        asked = [name for name in names if portion.shards is None or int(name) in portion.shards]
+        mine = asked("shard", portion, range(len(names)))
         if portion.shards is not None:
-            asked = missing(asked, finished.__contains__)
-        write_shards(work, [int(name) for name in asked], num_workers)
+            mine = [number for number in mine if names[number] not in finished]
+        write_shards(work, mine, num_workers)
         if portion.shards is not None:
             return None
         manifest = finish(work, plan)

@@ -17,7 +17,7 @@ import align.files
 import align.work
 from align.errors import AlignError, DataError, LockedError
 from align.files import MARK, replace_directory
-from align.work import ALL, Portion, one_at_a_time, work_directory
+from align.work import ALL, Portion, asked, one_at_a_time, work_directory
 
 NUM_PROCESSES, NUM_ROUNDS = 16, 50
 SPAWN = multiprocessing.get_context("spawn")
@@ -223,3 +223,15 @@ def test_another_run_takes_an_output_that_a_kill_left_with_a_key_for_what_it_is(
         assert not (work / "0").exists()
     assert (out / "0").exists()
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_range_beyond_the_last_shard_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert asked("shard", ALL, range(3)) == [0, 1, 2]
+    assert asked("filter", Portion(range(1, 4)), [0, 1, 3, 7]) == [1, 3]
+    assert capsys.readouterr().err == ""
+    assert asked("shard", Portion(range(2, 10**12)), range(3)) == [2]
+    assert capsys.readouterr().err == "shard: --shards 2-999999999999: the last shard is 2\n"
+    with pytest.raises(DataError, match="filter: --shards 4-6: none of them exists; its shards are 0-1, 3, 7"):
+        asked("filter", Portion(range(4, 7)), [0, 1, 3, 7])
+    with pytest.raises(DataError, match="ingest: --shards 0-0: none of them exists; it has no shards"):
+        asked("ingest", Portion(range(1)), [])

@@ -81,7 +81,7 @@ def test_a_failed_stage_fails_the_run_in_one_line(stack: Stack, first_run: str) 
     done = stack.align_run("--name", "failing", "--set", "pretrain.seconds=-1")
     assert done.returncode == 1
     last = [line for line in done.stderr.splitlines() if line.startswith("align: error:")]
-    assert len(last) == 1 and last[0].endswith("the loss is not finite")
+    assert len(last) == 1 and "failed: the loss is not finite; the reports and the log of this run are kept" in last[0]
     assert "Traceback" not in done.stderr + done.stdout
     states = stack.states("failing")
     assert (states["ingest"], states["pretrain"]) == ("Cached", "Failed")

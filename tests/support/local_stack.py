@@ -79,7 +79,7 @@ folder = Path("reports") / verb
 folder.mkdir(parents=True)
 (folder / "metrics.json").write_text(json.dumps({{verb + "/value": values["value"]}}))
 (folder / "report.json").write_text("{{}}")
-(folder / "figure.png").write_bytes(b"\x89PNG")
+(folder / "figure.png").write_bytes(b"\\x89PNG")
 if values["value"] < 0:
     sys.exit(f"align: error: see {{folder}}/report.html; or align validate --accept {{verb}} --reason x")
 """

@@ -13,7 +13,9 @@ import secrets
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from align.config import Params
 from align.errors import ConfigError
@@ -108,9 +110,33 @@ def login(root: Path) -> str:
     return text
 
 
+def running_services(root: Path) -> dict[str, dict[str, Any]]:
+    """What `make up` started in this checkout and still works: name -> process, time of its creation, URL.
+
+    A copied checkout brings the list along, but the servers on it are the first one's: they work in another folder.
+    """
+    try:
+        services: dict[str, dict[str, Any]] = json.loads((root / SERVICES_FILE).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {name: service for name, service in services.items() if _is_ours(service, root)}
+
+
+def _is_ours(service: Mapping[str, Any], root: Path) -> bool:
+    import psutil
+
+    try:
+        process = psutil.Process(service["pid"])
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        # With its time of creation: after a reboot, the same number may be another process.
+        return not ended and process.create_time() == service["created"] and Path(process.cwd()).samefile(root)
+    except (psutil.Error, OSError):
+        return False
+
+
 def _running_prefect(root: Path) -> str | None:
     try:
-        url: str = json.loads((root / SERVICES_FILE).read_text("utf-8"))["prefect"]["url"]
+        url: str = running_services(root)["prefect"]["url"]
         with urllib.request.urlopen(f"{url}/api/health", timeout=2) as answer:
             return f"{url}/api" if answer.status == 200 else None
     except (OSError, ValueError, KeyError, urllib.error.URLError):

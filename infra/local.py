@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from align.errors import AlignError, ServiceError
-from align.run import LOGIN_FILE, SERVICES_FILE, flow_environment, prefect_login
+from align.run import LOGIN_FILE, SERVICES_FILE, flow_environment, prefect_login, running_services
 
 HOST = "127.0.0.1"
 POOL = "local"
@@ -45,7 +45,7 @@ def up(root: Path) -> None:
     Raises:
         ServiceError: a port is taken, or a server does not start; the message names its log.
     """
-    services = _running(root)
+    services = running_services(root)
     ports = {"prefect": _port("ALIGN_PREFECT_PORT", 4200), "mlflow": _port("ALIGN_MLFLOW_PORT", 5000)}
     for name, port in ports.items():
         if name not in services:
@@ -76,7 +76,7 @@ def up(root: Path) -> None:
 
 def down(root: Path) -> None:
     """Stops only what `up` started, the worker first; if nothing runs, that is no error."""
-    services = _running(root)
+    services = running_services(root)
     for name in ("worker", "mlflow", "prefect"):
         if name in services:
             _stop(services[name]["pid"])
@@ -86,7 +86,7 @@ def down(root: Path) -> None:
 
 def status(root: Path) -> None:
     """Prints which parts of the stack run."""
-    services = _running(root)
+    services = running_services(root)
     for name in ("prefect", "mlflow", "worker"):
         service = services.get(name)
         print(f"{name:<8} {'pid ' + str(service['pid']) + '  ' + service.get('url', '') if service else 'not running'}")
@@ -119,14 +119,13 @@ def _start(root: Path, name: str, command: list[str], env: Mapping[str, str]) ->
             start_new_session=True,
         )  # fmt: skip
     print(f"starting {name} …", flush=True)
-    # With its time of creation: after a reboot, the same number may be another process.
     return {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
 
 
 def _wait_for(root: Path, name: str, service: Mapping[str, Any], path: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        if not _alive(service):
+        if name not in running_services(root):
             break
         try:
             with urllib.request.urlopen(service["url"] + path, timeout=5):
@@ -166,22 +165,6 @@ def _works(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE  # which its parent did not wait for
     except psutil.NoSuchProcess:
         return False
-
-
-def _alive(service: Mapping[str, Any]) -> bool:
-    try:
-        process = psutil.Process(service["pid"])
-    except psutil.NoSuchProcess:
-        return False
-    return process.create_time() == service["created"] and _works(process)
-
-
-def _running(root: Path) -> Services:
-    try:
-        services: Services = json.loads((root / SERVICES_FILE).read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    return {name: service for name, service in services.items() if _alive(service)}
 
 
 def _save(root: Path, services: Services) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from align.run import login
+from align.services.tracking_store import artifacts_beside, settle
 
 HOST = "127.0.0.1"
 #: The pages talk to their own server only, as they hold the login: Prefect's sends to a company that counts visits.
@@ -108,7 +109,9 @@ def mlflow_app(root: Path) -> App:
     from mlflow import environment_variables as variables
     from mlflow.server import constants
 
-    database, artifacts = f"sqlite:///{root}/mlflow.db", (root / "mlartifacts").as_uri()
+    file = root / "mlflow.db"
+    settle(file)
+    database, artifacts = f"sqlite:///{file}", artifacts_beside(file)
     os.environ |= {
         constants.BACKEND_STORE_URI_ENV_VAR: database,
         constants.REGISTRY_STORE_URI_ENV_VAR: database,

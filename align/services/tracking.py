@@ -18,8 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from align.errors import RefusedError, ServiceError, without_logins
+from align.services.tracking_store import artifacts_beside, settle
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 #: Tags of a version: the champion that it replaced, which further rollbacks need; when and why it was rolled back.
@@ -27,7 +29,6 @@ REPLACED = "align.replaced_version"
 ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_because"
 
 DEFAULT_URI = "sqlite:///mlflow.db"
-_ARTIFACTS = Path("mlartifacts")
 _LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with its defaults it waits minutes for an unavailable server
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -92,15 +93,15 @@ class Tracker:
         self.uri = without_logins(full)
         self._local = not full.startswith(("http:", "https:", "databricks"))
         # Artifacts are stored next to the database, so that a worktree which logs into it holds none.
-        self._folder = Path()
+        self._database = Path(DEFAULT_URI.removeprefix("sqlite:///"))
         if full.startswith("sqlite:///"):
-            file = Path(full.removeprefix("sqlite:///"))
-            self._folder = file.parent
+            self._database = file = Path(full.removeprefix("sqlite:///"))
             if not file.exists() and not os.access(file.parent, os.W_OK | os.X_OK):  # MLflow tries for 100 s
                 raise ServiceError(
                     f"MLflow at {self.uri}: {file.parent} cannot be written to; change its permissions, or name "
                     "another store in MLFLOW_TRACKING_URI"
                 )
+            settle(file)
         with self._asking():
             self._client = MlflowClient(tracking_uri=full, registry_uri=full)
 
@@ -276,7 +277,7 @@ class Tracker:
     def _experiment(self, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
-            location = (self._folder / _ARTIFACTS / name).absolute().as_uri() if self._local else None
+            location = f"{artifacts_beside(self._database)}/{quote(name)}" if self._local else None
             return str(self._client.create_experiment(name, location))
         if experiment.lifecycle_stage == "deleted":
             self._client.restore_experiment(experiment.experiment_id)

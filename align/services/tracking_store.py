@@ -1,0 +1,89 @@
+"""Where MLflow's store says that its files are: beside the database, also after the folder was moved or copied.
+
+MLflow records the absolute address of each experiment's, run's and version's files. So in a copied checkout it would
+write into the first one, and in a moved one find nothing. Whoever opens the database has its addresses corrected here.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from align.console import say
+from align.errors import ServiceError
+
+#: The folder of artifacts, next to the database.
+ARTIFACTS = "mlartifacts"
+#: Seconds to wait for another program that writes into the database.
+_PATIENCE_S = 60.0
+#: The columns with addresses: those of MLflow 3. A table or column that a database lacks is passed over.
+_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+
+
+def artifacts_beside(database: Path) -> str:
+    """The address of the folder of artifacts, `file:///...`."""
+    return (database.parent / ARTIFACTS).absolute().as_uri()
+
+
+def settle(database: Path) -> None:
+    """Points the addresses of a database that was moved or copied at the files next to it, in one transaction.
+
+    Only addresses in a folder `mlartifacts` of this machine are changed; those of a server or of S3 stay.
+
+    Raises:
+        ServiceError: the database cannot be read or written.
+    """
+    if not database.is_file():
+        return
+    here = artifacts_beside(database)
+    try:
+        with closing(sqlite3.connect(database, timeout=_PATIENCE_S)) as connection:
+            if not (elsewhere := _elsewhere(connection, database.parent)):
+                return
+            with connection:
+                for table, column in _present(connection):
+                    for old in elsewhere:
+                        connection.execute(
+                            f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                            (here, len(old) + 1, len(old) + 1, f"{old}/"),
+                        )
+    except sqlite3.Error as error:
+        raise ServiceError(
+            f"{database}: MLflow's database cannot be corrected after its folder moved: {error}"
+        ) from None
+    for old in elsewhere:
+        say(f"MLflow: this folder was moved or copied; its artifacts are now those in {ARTIFACTS}/ here, not {old}")
+
+
+def _elsewhere(connection: sqlite3.Connection, folder: Path) -> list[str]:
+    """The addresses of other folders of artifacts, `.../mlartifacts`, that experiments of this database name."""
+    if ("experiments", "artifact_location") not in set(_present(connection)):
+        return []
+    rows = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+    roots = {found[1] for (address,) in rows if (found := re.fullmatch(rf"(.*/{ARTIFACTS})/.+", address or ""))}
+    return sorted(root for root in roots if _is_elsewhere(root, folder))
+
+
+def _is_elsewhere(root: str, folder: Path) -> bool:
+    parts = urlsplit(root)
+    if parts.scheme not in ("", "file") or parts.netloc:
+        return False
+    path = Path(unquote(parts.path) if parts.scheme else root)
+    return path.parent.resolve() != folder.resolve()
+
+
+def _present(connection: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+    for table, column in _COLUMNS:
+        columns = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        if column in columns:
+            yield table, column

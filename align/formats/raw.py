@@ -3,7 +3,7 @@
     NNNNN.tar         <key>.jpg (bytes as they came, in any format), <key>.txt (the text), <key>.json (the row)
     NNNNN.parquet     one row per pair, failed ones included
     NNNNN_stats.json  counts per status, checksums
-    manifest.json     ours: the shards and their checksums, and what a tar sample is; written last
+    manifest.json     ours: the shards and their checksums, with which values they were made; written last
 
 A row is a pair; its text is in img2dataset's column `caption`. Our tables also have `page_url`, `text_source` (alt,
 figcaption, ...), `retryable` (the failure may be temporary) and `image_key`, the key of the tar sample that holds the
@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -60,6 +60,8 @@ FAILED_TO_RESIZE = "failed_to_resize"
 NOT_FETCHED = "not_fetched"
 #: ... as the row's error_message says.
 HOPELESS = "no text of it can pass the filter"
+#: The code of an error_message: the address is of a private network that download.allow_networks does not name.
+ADDRESS_REFUSED = "address refused"
 
 #: Written last by ingest; a folder made by img2dataset has none.
 MANIFEST = "manifest.json"
@@ -88,6 +90,23 @@ class ListedShard(StoredModel):
     table_sha256: str
 
 
+class MadeWith(StoredModel):
+    """The values that decided what is in data/raw.
+
+    They are plain values, not the sections' own classes: a reader of data/raw needs none of them, and a key that these
+    classes no longer have, or have gained since, makes no folder unreadable.
+
+    Attributes:
+        archive: `paths.archive`, as it was given.
+        ingest: that section.
+        download: that section; of values that say how patiently to ask, those of the last run.
+    """
+
+    archive: str
+    ingest: dict[str, Any]
+    download: dict[str, Any]
+
+
 class RawManifest(StoredModel):
     """manifest.json.
 
@@ -95,12 +114,14 @@ class RawManifest(StoredModel):
         schema_version: of this layout.
         digest: names the data: a sha256 over those of all tars and tables.
         samples: what a sample of a tar is: an image with its first text, or a pair.
+        made_with: None where nobody knows: older manifests do not say it, nor does a folder of img2dataset.
         shards: in order of their names.
     """
 
     schema_version: Literal[1]
     digest: str
     samples: Samples = "images"  # older manifests do not say it
+    made_with: MadeWith | None = None
     shards: tuple[ListedShard, ...]
 
 

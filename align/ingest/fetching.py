@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from align.formats.policy import REFUSED, OptedOut
-from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, HOPELESS, NOT_FETCHED, SUCCESS, Samples
+from align.formats.raw import (
+    ADDRESS_REFUSED,
+    FAILED_TO_DOWNLOAD,
+    FAILED_TO_RESIZE,
+    HOPELESS,
+    NOT_FETCHED,
+    SUCCESS,
+    Samples,
+)
 from align.ingest.limits import TooLarge
 from align.ingest.plan import PlannedRow, PlannedShard
 from align.ingest.writer import RawShardWriter
@@ -90,11 +98,19 @@ class PictureOutcome:
 
 
 class ShardCounts(NamedTuple):
-    """How many pairs a shard has, for how many a picture was stored, and for how many none was asked for."""
+    """Of a shard.
+
+    Attributes:
+        num_pairs: all.
+        num_with_picture: for which a picture was stored.
+        num_not_fetched: for which none was asked for.
+        num_refused: addresses that a retry may not ask, and whose pairs keep the failure that may pass.
+    """
 
     num_pairs: int
     num_with_picture: int
     num_not_fetched: int
+    num_refused: int
 
 
 _OPTED_OUT = PictureOutcome(FAILED_TO_DOWNLOAD, REFUSED)
@@ -123,6 +139,7 @@ def write_shard(
     keys: dict[str, str] = {}
     asked: set[bytes] = set()
     stored: set[str] = set()
+    refused: set[str] = set()
     with ExitStack() as stack:
         spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=directory)))
         for answer in fetch(_addresses(shard.rows(), pictures, asked)):
@@ -144,6 +161,9 @@ def write_shard(
                 outcome = PictureOutcome(row["status"] or FAILED_TO_DOWNLOAD, row["problem"])
             elif url in failures:
                 outcome = failures[url]
+                if row.get("failure") is not None and (outcome.error_message or "").startswith(ADDRESS_REFUSED):
+                    outcome = row["failure"]  # nobody was asked, so nothing is known that was not known before
+                    refused.add(url)
             elif picture in outcomes:
                 outcome = outcomes[picture]
             elif pictures.text_cuts is not None and _is_for_the_web(row, pictures) and _digest(url) not in asked:
@@ -164,7 +184,7 @@ def write_shard(
             if data is not None:
                 stored.add(key)
             writer.add(_raw_row(writer.next_key, row, outcome), data, key)
-        return ShardCounts(writer.num_rows, writer.num_successes, writer.num_not_fetched)
+        return ShardCounts(writer.num_rows, writer.num_successes, writer.num_not_fetched, len(refused))
 
 
 def _is_for_the_web(row: PlannedRow, pictures: Pictures) -> bool:

@@ -29,20 +29,22 @@ from align.config.store import StoreConfig
 from align.console import say
 from align.files import replace_directory
 from align.formats.policy import read_opted_out
-from align.formats.raw import Samples, raw_shards, read_raw_manifest
+from align.formats.raw import MadeWith, Samples, raw_shards, read_raw_manifest
+from align.ingest.ending import require_a_picture, say_result, tell_dvc, unknown_to_dvc
 from align.ingest.fetching import Pictures
+from align.ingest.made_with import DECIDING_VALUES, made_with, named_values, values_of_retry
 from align.ingest.page import write_page
 from align.ingest.plan import make_plan, planned_shard
-from align.ingest.report import IngestReport, not_read, read_as_stored, summarise
+from align.ingest.report import IngestReport, summarise
 from align.ingest.retry import link_all, num_to_fetch, shard_to_retry
 from align.ingest.sources import open_source
 from align.ingest.workers import Resources, write_shards
 from align.ingest.writer import is_written, write_raw_manifest
-from align.pairs.text import MAX_CHARACTERS
 from align.pairs.text_cuts import TextCuts
 from align.pieces import Pieces
 from align.protocols.sql import Engine
 from align.report import record_runtime, write_report
+from align.services.dvc import require_stated_values
 from align.services.engine import open_engine
 from align.services.store import fetcher, open_files
 from align.services.store_work import open_work
@@ -130,7 +132,7 @@ def ingest(
         write_shards(pieces, remaining, partial(planned_shard, plan, source), pictures, resources, portion=portion)
         if portion.shards is not None:
             return None
-        write_raw_manifest(work, plan.names, samples)
+        write_raw_manifest(work, plan.names, samples, made_with(config, download, archive))
         with _open_duckdb(engine) as sql:
             report = summarise(sql, work, plan.counts, len(source.files), plan.quarantined)
         shutil.rmtree(plan.table.parent)
@@ -138,12 +140,19 @@ def ingest(
 
 
 def retry_failed(
-    resources: Resources, *, raw: Path, policy: Path, max_pixels: int, text_cuts: TextCuts | None = None
+    config: IngestConfig,
+    resources: Resources,
+    *,
+    raw: Path,
+    policy: Path,
+    result: MadeWith | None,
+    text_cuts: TextCuts | None = None,
 ) -> IngestReport:
     """Tries again the pictures of data/raw whose failure may be temporary, and fetches those not fetched so far.
 
-    Of the latter those of which a text can pass `text_cuts`. Everything else stays as it is. Arguments and
-    errors as for `ingest`. If there is nothing to fetch, data/raw is not touched.
+    Of the latter those of which a text can pass `text_cuts`. Everything else stays as it is. If there is nothing to
+    fetch, data/raw is not touched. Arguments and errors as for `ingest`, and `result`: what the new manifest says of
+    the values (`made_with.values_of_retry`).
     """
     download = resources.download
     opted_out = read_opted_out(policy)
@@ -156,16 +165,22 @@ def retry_failed(
         samples = "images" if manifest is None else manifest.samples
         entries = [[entry.kind, entry.value] for entry in opted_out.entries]
         code = provenance.digest(*_DECIDING, "align.ingest.retry")
-        key = key_of("retry", code, times, download, entries, [max_pixels, samples])
+        key = key_of("retry", code, times, config, download, result, entries, samples)
         with work_directory(raw, None, key) as work:  # a folder of img2dataset stays one
             link_all(raw, work, except_shards=failed)
             say(f"ingest: retrying {sum(counts.values()):,} pairs of {len(failed):,} shards")
             pictures = Pictures(
-                "archive_then_web", max_pixels, download.resize_px, download.jpeg_quality, samples, opted_out, text_cuts
+                "archive_then_web",
+                config.max_image_pixels,
+                download.resize_px,
+                download.jpeg_quality,
+                samples,
+                opted_out,
+                text_cuts,
             )
             remaining = [shard for shard in failed if not is_written(work, shard.name)]
             write_shards(Pieces(work), remaining, shard_to_retry, pictures, resources)
-            write_raw_manifest(work, [shard.name for shard in shards], samples)
+            write_raw_manifest(work, [shard.name for shard in shards], samples, result)
     with _open_duckdb(resources.engine) as sql:
         return summarise(sql, raw, {}, 0)
 
@@ -196,25 +211,33 @@ def _text_cuts(params: Params) -> TextCuts:
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align ingest`."""
-    config, paths = params.section(IngestConfig), params.section(PathsConfig)
-    resources = Resources(params.section(DownloadConfig), params.section(EngineConfig), params.section(StoreConfig))
-    text_cuts = _text_cuts(params) if config.skip_hopeless else None
+    paths = params.section(PathsConfig)
+    outs = {"raw": paths.raw, "reports": paths.reports / "ingest"}
+    require_stated_values(params, DECIDING_VALUES, outs)
+    engine, store = params.section(EngineConfig), params.section(StoreConfig)
     report: IngestReport | None
     with record_runtime("ingest", paths.runtime) as runtime:
+        unknown = unknown_to_dvc(paths.raw) if args.retry_failed else []
         if args.retry_failed:
-            max_pixels = config.max_image_pixels
+            config, download, result = values_of_retry(params, named_values(args.overrides), paths.raw)
             report = retry_failed(
-                resources, raw=paths.raw, policy=paths.policy, max_pixels=max_pixels, text_cuts=text_cuts
+                config,
+                Resources(download, engine, store),
+                raw=paths.raw,
+                policy=paths.policy,
+                result=result,
+                text_cuts=_text_cuts(params) if config.skip_hopeless else None,
             )
         else:
+            config = params.section(IngestConfig)
             report = ingest(
                 config,
-                resources,
+                Resources(params.section(DownloadConfig), engine, store),
                 archive=paths.archive,
                 raw=paths.raw,
                 policy=paths.policy,
                 portion=portion_of(args),
-                text_cuts=text_cuts,
+                text_cuts=_text_cuts(params) if config.skip_hopeless else None,
             )
         if report is None:
             say(f"ingest: shards {args.shards} are done; when all are, `align ingest --finish` makes {paths.raw}")
@@ -223,24 +246,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
             write_report(report, folder)
             write_page(report, folder)
         runtime["num_pairs"] = report.num_pairs
-    num_failed = report.num_to_fetch - report.statuses.get("success", 0)
-    say(
-        f"ingest: {report.num_pairs:,} pairs of {report.num_images:,} images from {report.num_pages:,} pages; "
-        f"{num_failed:,} without a picture, {report.num_retryable:,} of these can be retried"
-    )
-    if report.num_not_fetched:
-        say(
-            f"ingest: {report.num_not_fetched:,} not fetched: no text of their picture can pass the filter "
-            "(ingest.skip_hopeless)"
-        )
-    if args.retry_failed:
-        say("ingest: `dvc commit --force ingest` keeps this data/raw; without it `dvc repro` fetches everything again")
-    for what, number in not_read(report):
-        say(f"ingest: warning: {what}: {number:,}")
-    for what, number in read_as_stored(report):
-        say(f"ingest: {what}, read as they are stored: {number:,}")
-    if report.num_texts_cut:
-        say(f"ingest: {report.num_texts_cut:,} texts cut at {MAX_CHARACTERS:,} characters; `align filter` drops them")
-    if report.files_quarantined:
-        files = ", ".join(report.files_quarantined)
-        say(f"ingest: warning: {len(report.files_quarantined)} file(s) left out, as reading killed a worker: {files}")
+        say_result(report, paths.reports / "ingest")
+        require_a_picture(report, paths.raw)
+    tell_dvc(params, outs, unknown)

@@ -57,7 +57,8 @@ class PlannedShard:
         name: such as `00000`.
         position_digits: of a key, after the name.
         rows: returns the pairs in order: columns of `IngestPlan.table`, and for pairs that an earlier run finished
-            `outcome`, a `fetching.PictureOutcome`. Called twice.
+            `outcome`, a `fetching.PictureOutcome`; for those whose failure may pass that failure, `failure`. Called
+            twice.
         read: the source's bytes by (file, offset); None where they cannot be read.
     """
 

@@ -69,13 +69,14 @@ def _rows(table: pa.Table) -> Iterator[PlannedRow]:
     shared = [field.name for field in fields(PictureOutcome)]
     for row in table.to_pylist():
         is_open = row["retryable"] or row["status"] == NOT_FETCHED
-        outcome = None if is_open else PictureOutcome(**{name: row[name] for name in shared})
+        outcome = PictureOutcome(**{name: row[name] for name in shared})
         yield {
             **{name: row[name] for name in ("url", "text_source", "page_url")},
             **dict.fromkeys(("problem", "file", "offset", "inline", "http_status")),
             **dict.fromkeys(("status", "original_width", "original_height", "stated_sha256")),
             "text": row["caption"],
-            "outcome": outcome,
+            "outcome": None if is_open else outcome,
+            "failure": outcome if row["retryable"] else None,
         }
 
 

@@ -14,14 +14,14 @@ from align.config.download import DownloadConfig
 from align.config.engine import EngineConfig
 from align.config.store import StoreConfig
 from align.console import say, track
-from align.ingest.download import Downloader
+from align.ingest.download import Downloader, SlowHosts
 from align.ingest.fetching import Answer, Pictures, ShardCounts, write_shard
 from align.ingest.plan import PlannedShard
 from align.ingest.writer import files_beside_table, table_of
 from align.pieces import Outcome, Piece, Pieces, last_those_of_others
 from align.processes import in_processes_with
 from align.services.store import keep_tar
-from align.work import ALL, Portion
+from align.work import ALL, CLAIMS, Portion
 
 #: What names a shard to the function that opens it.
 Shard = TypeVar("Shard")
@@ -69,14 +69,15 @@ def write_shards(
     def do(some: list[Shard], wait: bool) -> Iterable[Outcome[ShardCounts]]:
         share = share_of(resources.download, resources.engine.num_workers, len(some))
         write = partial(_write, pieces, open_shard, pictures, resources.store, (portion, wait))
-        open_downloader = partial(Downloader, share, refuse=pictures.opted_out.refusal)
+        slow_hosts = SlowHosts(pieces.folder / CLAIMS, str(os.getpid()))
+        open_downloader = partial(Downloader, share, refuse=pictures.opted_out.refusal, on_busy=slow_hosts)
         written = in_processes_with(open_downloader, write, some, resources.engine.num_workers, name_of=_name_of)
         return track(written, what="ingest: shards", total=len(some))
 
-    start, num_pairs, num_pictures, num_not_fetched = time.monotonic(), 0, 0, 0
+    start, num_pairs, num_pictures, num_not_fetched, num_refused = time.monotonic(), 0, 0, 0, 0
     for number, counts in enumerate(last_those_of_others(shards, do), start=1):
         num_pairs, num_pictures = num_pairs + counts.num_pairs, num_pictures + counts.num_with_picture
-        num_not_fetched += counts.num_not_fetched
+        num_not_fetched, num_refused = num_not_fetched + counts.num_not_fetched, num_refused + counts.num_refused
         skipped = f", {num_not_fetched:,} not fetched" if num_not_fetched else ""
         spent_s = time.monotonic() - start
         left_s = spent_s / number * (len(shards) - number)
@@ -84,6 +85,12 @@ def write_shards(
             f"ingest: {number:,} of {len(shards):,} shards, {num_pairs:,} pairs{skipped}, "
             f"{num_pictures / max(1, num_pairs - num_not_fetched):.1%} with a picture, "
             f"{num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, {left_s / 60:,.1f} min left"
+        )
+    if num_refused:
+        say(
+            f"ingest: {num_refused:,} address(es) are refused now: of a private network that download.allow_networks "
+            f"({', '.join(resources.download.allow_networks) or 'empty'}) does not name. Their pairs keep the failure "
+            "that they had, and can be retried"
         )
 
 

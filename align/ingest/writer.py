@@ -28,6 +28,7 @@ from align.formats.raw import (
     SCHEMA,
     SUCCESS,
     ListedShard,
+    MadeWith,
     RawManifest,
     Samples,
 )
@@ -169,13 +170,16 @@ def files_beside_table(directory: Path, name: str) -> list[str]:
     return [*([tar] if (directory / tar).exists() else []), f"{name}_stats.json"]
 
 
-def write_raw_manifest(directory: Path, names: list[str], samples: Samples = "images") -> RawManifest:
+def write_raw_manifest(
+    directory: Path, names: list[str], samples: Samples = "images", made_with: MadeWith | None = None
+) -> RawManifest:
     """Writes manifest.json from the stats of the shards, and returns it.
 
     Args:
         directory: with the shards.
         names: of the shards.
         samples: what a sample of a tar is.
+        made_with: with which values; None: nobody knows.
 
     Raises:
         DataError: the stats of a shard are missing.
@@ -199,6 +203,8 @@ def write_raw_manifest(directory: Path, names: list[str], samples: Samples = "im
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(f"{shard.tar_sha256} {shard.table_sha256}\n".encode("ascii"))
-    manifest = RawManifest(schema_version=1, digest=digest.hexdigest(), samples=samples, shards=tuple(shards))
+    manifest = RawManifest(
+        schema_version=1, digest=digest.hexdigest(), samples=samples, made_with=made_with, shards=tuple(shards)
+    )
     write_text(directory / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
     return manifest

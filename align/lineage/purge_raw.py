@@ -92,7 +92,8 @@ def purge_raw(
         manifest = read_raw_manifest(raw)
         if manifest is not None:
             (part / MANIFEST).unlink()
-            write_raw_manifest(part, [tar.removesuffix(".tar") for tar in stored_tars(raw)], manifest.samples)
+            names = [tar.removesuffix(".tar") for tar in stored_tars(raw)]
+            write_raw_manifest(part, names, manifest.samples, manifest.made_with)
     return sorted(stale)
 
 

@@ -6,12 +6,16 @@ events       libcurl's sockets and timers, on epoll
 schedule     which request comes next
 hosts        the state of a host: its queue, its limits, when it may be asked again
 robots       robots.txt and X-Robots-Tag
+slow_hosts   what is said of hosts that get too many requests
+fetched      what comes back
 
 Which addresses may be asked at all, and what a failure means, is in `align.web`.
 """
 
 from __future__ import annotations
 
-from align.ingest.download.downloader import Downloader, Fetched
+from align.ingest.download.downloader import Downloader
+from align.ingest.download.fetched import Fetched
+from align.ingest.download.slow_hosts import SlowHosts
 
-__all__ = ["Downloader", "Fetched"]
+__all__ = ["Downloader", "Fetched", "SlowHosts"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urljoin
@@ -18,6 +17,7 @@ from align.config.download import DownloadConfig
 from align.ingest.download import robots
 from align.ingest.download.events import Transfers
 from align.ingest.download.exchange import Budget, Exchange
+from align.ingest.download.fetched import Fetched
 from align.ingest.download.hosts import Host, Job
 from align.ingest.download.schedule import Schedule
 from align.web.addresses import address_policy, target_of
@@ -30,31 +30,6 @@ _TAKEN_AT_ONCE: Final = 1024
 _SWEEP_S: Final = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """The outcome of a URL.
-
-    Attributes:
-        url: as given.
-        data: the picture's bytes, content encoding undone; None where there is an error.
-        error: a short, stable code, and details after a colon; None where there is a picture.
-        retryable: the failure may be temporary.
-        num_attempts: requests, redirects not counted; 0 where the URL was refused before the first one.
-        http_status: of the last answer, if there was one.
-        host: with the port, unless it is the default of the scheme; empty where the URL has none.
-        wall_s: since the start of the first attempt, waits included.
-    """
-
-    url: str
-    data: bytes | None
-    error: str | None
-    retryable: bool
-    num_attempts: int
-    http_status: int | None
-    host: str
-    wall_s: float
-
-
 class Downloader:
     """Fetches pictures. A context manager: it keeps connections and the state of hosts between calls.
 
@@ -63,6 +38,7 @@ class Downloader:
         refuse: asked before each request, redirects included: why a URL must not be requested; None: it may be.
         address_allowed: whether a socket may be opened to an address and port; replaces `allow_networks`.
         curl_options: more options of every libcurl handle, such as another list of certificate authorities.
+        on_busy: called at each answer of a host that gets too many requests, see `SlowHosts`.
     """
 
     def __init__(
@@ -72,8 +48,10 @@ class Downloader:
         refuse: Callable[[str], str | None] | None = None,
         address_allowed: Callable[[str, int], bool] | None = None,
         curl_options: Mapping[int, Any] | None = None,
+        on_busy: Callable[[str, Failure, Failure | None], None] | None = None,
     ) -> None:
         self._config = config
+        self._on_busy = on_busy
         self._refuse = refuse or (lambda _: None)
         self._token = robots.token_of(config.user_agent)
         self._may_connect = address_allowed or address_policy(config.allow_networks)
@@ -291,6 +269,8 @@ class Downloader:
         host.failed(
             failure, now, wait_s=wait_s, longest_wait_s=config.deadline_s, max_failures=config.max_failures_per_host
         )
+        if failure.busy and self._on_busy is not None:
+            self._on_busy(host.target.host, failure, host.closed if host.is_closed(now) else None)
         if job.num_attempts > config.num_retries or now + wait_s >= job.deadline_s or host.is_closed(now):
             self._finish(job, failure)
             return

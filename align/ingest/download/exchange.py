@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import pycurl
 
+from align.formats.raw import ADDRESS_REFUSED
 from align.ingest.download import robots
 from align.web import failure
 from align.web.failure import Failure
@@ -175,7 +176,7 @@ class Exchange:
             return self.failure
         if code and not self._is_cut:
             if self._refused is not None and not self.status:
-                return Failure(f"address refused: {self._refused}")
+                return Failure(f"{ADDRESS_REFUSED}: {self._refused}")
             os_errno = self.easy.getinfo(pycurl.OS_ERRNO)
             return failure.of_curl(code, message, os_errno, num_bytes=self.num_bytes, answered=self._headers_end)
         if self.location is not None:

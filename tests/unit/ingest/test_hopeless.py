@@ -124,8 +124,8 @@ def test_a_retry_leaves_out_what_can_pass_no_more(tmp_path: Path) -> None:
     with WebServer() as server:
         arguments = table_of(server, tmp_path, pairs)
         server.routes |= {"/late.png": answer(b"", 503), "/lost.png": answer(b"", 503)}
-        assert main(arguments) == 0
-        assert main([*arguments, "--set", "filter.min_words=4", "--retry-failed"]) == 0
+        assert main(arguments) == 1  # no pair has a picture
+        assert main([*arguments, "--set", "filter.min_words=4", "--retry-failed"]) == 1
         assert asked(server) == {"late": 1, "lost": 2}
     assert outcomes(tmp_path)["three words only"] == HOPELESS
     assert outcomes(tmp_path)["a text of more words"] == ("failed_to_download", "HTTP 503")

@@ -116,7 +116,10 @@ def test_a_file_that_kills_its_worker_is_left_out_and_named(
 ) -> None:
     for name in ("1-good", "2-deadly", "3-good"):
         text = f'<img src="{name}.png" alt="a text of {name}">'
-        write_archive(tmp_path / f"{name}.warc.gz", [page(f"http://x.example/{name}/", text)])
+        records = [page(f"http://x.example/{name}/", text)]
+        if name == "1-good":
+            records.append(response("http://x.example/1-good/1-good.png", picture(300, 250), "image/png"))
+        write_archive(tmp_path / f"{name}.warc.gz", records)
     opened = lambda *arguments: DeadlySource(open_source(*arguments), "deadly")  # noqa: E731
     monkeypatch.setattr("align.ingest.ingest.open_source", opened)
     arguments = ["ingest", "--set", "engine.num_workers=2", "--set", f"paths.archive={tmp_path}/*.warc.gz"]
@@ -235,7 +238,7 @@ def test_command(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(arguments) == 0
     assert json.loads((tmp_path / "reports/ingest/metrics.json").read_text())["ingest/num_pairs"] == 13
     assert str(tmp_path) not in (tmp_path / "reports/ingest/report.json").read_text()
-    assert main(["ingest", "--set", f"paths.archive={tmp_path / 'none'}"]) == 1
+    assert main([*arguments, "--set", f"paths.archive={tmp_path / 'none'}"]) == 1
     assert "none" in capsys.readouterr().err
 
 

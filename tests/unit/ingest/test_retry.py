@@ -27,7 +27,7 @@ def test_a_take_down_counts_in_a_retry_that_was_killed_before_it(
         lines = [json.dumps({"url": url, "caption": f"a good text number {n}"}) for n, url in enumerate(urls)]
         (tmp_path / "table.jsonl").write_text("\n".join(lines))
         server.routes |= {f"/{number}.png": answer(b"", 503) for number in range(3)}
-        assert main(["ingest", *common]) == 0
+        assert main(["ingest", *common]) == 1  # no pair has a picture
         server.routes |= {f"/{number}.png": answer(picture(300 + number, 250)) for number in range(3)}
         with monkeypatch.context() as killed:
             killed.setattr("align.ingest.ingest.write_raw_manifest", _interrupt)

@@ -1,0 +1,134 @@
+"""How `align ingest` ends: what it says, whether it failed, and what DVC is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from align.config.download import DownloadConfig
+from align.config.ingest import IngestConfig
+from align.config.params import PARAMS_FILE, Params
+from align.config.paths import PathsConfig
+from align.console import say
+from align.errors import DataError
+from align.formats.raw import SUCCESS, read_raw_manifest
+from align.ingest.made_with import differing, made_with
+from align.ingest.reasons import commonest
+from align.ingest.report import IngestReport, not_read, read_as_stored
+from align.pairs.text import MAX_CHARACTERS
+from align.services import dvc
+
+_KEEP = "`dvc commit --force {stage}` keeps it"
+_FETCHES = "without that, `dvc repro` removes it and fetches everything again"
+
+
+def say_result(report: IngestReport, folder: Path) -> None:
+    """The last lines; `folder` has the report."""
+    num_failed = report.num_to_fetch - report.statuses.get(SUCCESS, 0)
+    say(
+        f"ingest: {report.num_pairs:,} pairs of {report.num_images:,} images from {report.num_pages:,} pages; "
+        f"{num_failed:,} without a picture, {report.num_retryable:,} of these can be retried"
+    )
+    if report.num_not_fetched:
+        say(
+            f"ingest: {report.num_not_fetched:,} not fetched: no text of their picture can pass the filter "
+            "(ingest.skip_hopeless)"
+        )
+    for what, number in not_read(report):
+        say(f"ingest: warning: {what}: {number:,}")
+    for what, number in read_as_stored(report):
+        say(f"ingest: {what}, read as they are stored: {number:,}")
+    if report.num_texts_cut:
+        say(f"ingest: {report.num_texts_cut:,} texts cut at {MAX_CHARACTERS:,} characters; `align filter` drops them")
+    if report.files_quarantined:
+        files = ", ".join(report.files_quarantined)
+        say(f"ingest: warning: {len(report.files_quarantined)} file(s) left out, as reading killed a worker: {files}")
+    for line in commonest(report.errors, str(folder / "report.html")):
+        say(f"ingest: {line}")
+
+
+def require_a_picture(report: IngestReport, raw: Path) -> None:
+    """Fails if no pair has a picture, after all is written: a retry then asks again for what may come.
+
+    So DVC keeps no such data/raw, and no stage that follows it runs.
+
+    Raises:
+        DataError: no pair has a picture.
+    """
+    if report.statuses.get(SUCCESS, 0):
+        return
+    todo = "`align ingest --retry-failed` asks again" if report.num_retryable else "see above for the reasons"
+    raise DataError(f"{raw}: none of its {report.num_pairs:,} pairs has a picture; {todo}")
+
+
+def unknown_to_dvc(raw: Path) -> list[str]:
+    """Before a retry: what DVC does not know of data/raw and what it came from; empty where DVC does not keep it.
+
+    A retry reads neither the archive nor the code that read it. If DVC knows that they gave this data/raw, they also
+    give the one after the retry.
+    """
+    stage = _stage_to_tell(raw)
+    if stage is None:
+        return []
+    try:
+        changes = dvc.changes_of(Path(), stage)
+    except DataError as error:
+        return [str(error)]
+    return sorted({*changes.other, *changes.outs, *changes.deps} - {PARAMS_FILE})  # whose values the manifest has
+
+
+def tell_dvc(params: Params, outs: Mapping[str, Path], unknown: list[str]) -> None:
+    """Tells DVC of a data/raw that was made outside of it, or says why not and what to do.
+
+    The values are those of params.yaml (`dvc.require_stated_values`), unless a retry kept others.
+
+    Args:
+        params: of the command.
+        outs: what the command wrote: `raw` and `reports`.
+        unknown: after a retry, `unknown_to_dvc`.
+    """
+    raw = outs["raw"]
+    stage = _stage_to_tell(raw)
+    if stage is None:
+        return
+    keep = _KEEP.format(stage=stage)
+    if why := _not_as_stated(params, outs, stage):
+        say(f"ingest: DVC is not told of this {raw}: {why}; {_FETCHES}")
+        return
+    if unknown:
+        say(
+            f"ingest: DVC is not told of this {raw}: before the retry it did not know {', '.join(unknown)}; {keep} if "
+            f"{params.section(PathsConfig).archive} still has the same pairs; {_FETCHES}"
+        )
+        return
+    say(f"ingest: telling DVC of this {raw}: `dvc commit --force {stage}`")
+    try:
+        dvc.record_outs(Path(), stage)
+    except DataError as error:
+        say(f"ingest: warning: {error}; DVC does not know this {raw} yet: {keep}; {_FETCHES}")
+
+
+def _stage_to_tell(raw: Path) -> str | None:
+    """The stage of dvc.yaml whose out this is; None where DVC runs the command itself, or has no such out."""
+    return None if dvc.is_run_by_dvc() or not dvc.is_tracked() else dvc.stage_of(raw)
+
+
+def _not_as_stated(params: Params, outs: Mapping[str, Path], stage: str) -> str | None:
+    """Why the outs are not what DVC would take them for; None: they are."""
+    if dvc.stage_of(outs["reports"]) != stage:
+        return f"its report is elsewhere ({outs['reports']})"
+    manifest = read_raw_manifest(outs["raw"])
+    if manifest is None or manifest.made_with is None:
+        return f"it does not say with which values it was made; `dvc commit --force {stage}` keeps it if you know"
+    archive = params.section(PathsConfig).archive
+    stated = made_with(params.section(IngestConfig), params.section(DownloadConfig), archive)
+    other = [] if manifest.made_with.archive == archive else ["paths.archive"]
+    for section in ("ingest", "download"):
+        keys = differing(getattr(manifest.made_with, section), getattr(stated, section))
+        other += [f"{section}.{key}" for key in keys]
+    if not other:
+        return None
+    return (
+        f"its manifest.json has other values than {params.source}: {', '.join(other)}; put them there and run `align "
+        "ingest --retry-failed` again"
+    )

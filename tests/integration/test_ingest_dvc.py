@@ -1,0 +1,205 @@
+"""`align ingest` beside DVC: what it makes by hand DVC is told, and never anything that is not so."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+from tests.support.dvc_projects import attempt, make_repository, shell
+from tests.support.warc_records import picture
+from tests.support.web_server import WebServer
+from tests.support.web_server import response as answer
+
+NUM = 10
+STAGE = """
+stages:
+  ingest:
+    cmd: align ingest
+    deps: [table.jsonl]
+    params: [ingest, download]
+    outs: [data/raw, reports/ingest]
+"""
+VALUES = [
+    ("source: warc ", "source: url_table "), ("allow_networks: [] ", "allow_networks: [127.0.0.0/8] "),
+    ("archive: data/sample/archive.warc.gz ", "archive: table.jsonl "), ("num_retries: 2 ", "num_retries: 0 "),
+    ("num_workers: null # processes", "num_workers: 1 # processes"),
+]  # fmt: skip
+#: As a DVC command that runs elsewhere in the project.
+HOLDS_THE_LOCK = """
+import sys, zc.lockfile
+lock = zc.lockfile.LockFile(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+PLAIN = "align ingest"
+RETRY = "align ingest --retry-failed"
+
+
+@pytest.fixture
+def server() -> Iterator[WebServer]:
+    with WebServer() as server:
+        yield server
+
+
+def recover(server: WebServer, numbers: range = range(NUM)) -> None:
+    server.routes |= {f"/{number}.png": answer(picture(300 + number, 250)) for number in numbers}
+
+
+@pytest.fixture
+def project(tmp_path: Path, server: WebServer) -> Path:
+    """A project whose params.yaml names the table; the server has the first picture, and fails at the others."""
+    params = (ROOT / "params.yaml").read_text()
+    for old, new in VALUES:
+        assert params.count(old) == 1, old
+        params = params.replace(old, new)
+    lines = [{"url": server.url(f"/{n}.png"), "caption": f"a good text number {n}"} for n in range(NUM)]
+    table = "".join(json.dumps(line) + "\n" for line in lines)
+    server.routes |= {f"/{number}.png": answer(b"", 503) for number in range(NUM)}
+    recover(server, range(1))
+    root = tmp_path / "project"
+    return make_repository(root, {"params.yaml": params, "dvc.yaml": STAGE, "table.jsonl": table}, "")
+
+
+def status(root: Path) -> object:
+    return json.loads(shell(root, "dvc status --json", {}) or "{}")
+
+
+def typed(root: Path, command: str) -> subprocess.CompletedProcess[str]:
+    return attempt(root, command, {})
+
+
+def num_pictures(root: Path) -> int:
+    return int(json.loads((root / "reports/ingest/metrics.json").read_text())["ingest/status/success"])
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
+def test_what_is_fetched_by_hand_is_kept(project: Path, server: WebServer) -> None:
+    """A `dvc repro` that follows removes neither a plain ingest nor a retry, and other values bring them back."""
+    done = typed(project, PLAIN)
+    assert done.returncode == 0, done.stderr
+    assert "ingest: telling DVC of this data/raw: `dvc commit --force ingest`" in done.stderr
+    assert status(project) == {}
+    recover(server)
+    done = typed(project, RETRY)
+    assert done.returncode == 0, done.stderr
+    assert "telling DVC" in done.stderr
+    assert (status(project), num_pictures(project)) == ({}, NUM)
+    num_requests = len(server.requests)
+    shell(project, "dvc repro", {})
+    change(project / "params.yaml", "source: url_table ", "source: warc ")
+    typed(project, "dvc repro")  # fails, and removes the outs
+    assert not (project / "data/raw").exists()
+    change(project / "params.yaml", "source: warc ", "source: url_table ")
+    shell(project, "dvc repro", {})
+    assert (num_pictures(project), len(server.requests)) == (NUM, num_requests)
+
+
+def test_an_out_is_not_made_with_other_values(project: Path, server: WebServer) -> None:
+    shell(project, PLAIN, {})
+    files = {path: path.read_bytes() for path in project.rglob("*") if path.is_file() and ".dvc" not in path.parts}
+    num_requests = len(server.requests)
+    for words, setting in (
+        (PLAIN, "download.user_agent=another/1.0"),
+        (RETRY, "download.timeout_s=5.0"),
+        (f"{PLAIN} --shards 0", "paths.archive=other.jsonl"),
+        (f"{PLAIN} --finish", "ingest.shard_size=5"),
+    ):
+        done = typed(project, f"{words} --set {setting}")
+        assert done.returncode == 1
+        [line] = done.stderr.splitlines()
+        assert f"these differ: {setting.partition('=')[0]}; put them into params.yaml" in line
+        assert "--set paths.raw=trial/raw --set paths.reports=trial/reports" in line
+    after = {path: path.read_bytes() for path in project.rglob("*") if path.is_file() and ".dvc" not in path.parts}
+    assert (after, len(server.requests)) == (files, num_requests)
+
+
+def test_a_trial_beside_the_out_is_free(project: Path) -> None:
+    trial = "--set paths.raw=trial/raw --set paths.reports=trial/reports"
+    shell(project, PLAIN, {})
+    done = typed(project, f"{PLAIN} {trial} --set download.user_agent=another/1.0")
+    assert done.returncode == 0, done.stderr
+    assert "DVC" not in done.stderr
+    assert status(project) == {}
+    same = typed(project, f"{RETRY} --set download.timeout_s=30.0")  # as params.yaml has it
+    assert same.returncode == 0, same.stderr
+
+
+def test_a_retry_with_other_values_than_params_yaml_has_is_not_what_dvc_is_told(
+    project: Path, server: WebServer
+) -> None:
+    shell(project, PLAIN, {})
+    change(project / "params.yaml", 'user_agent: "align-ingest/0.1', 'user_agent: "of-our-own/2.0')
+    recover(server)
+    done = typed(project, RETRY)
+    assert done.returncode == 0, done.stderr
+    assert "DVC is not told of this data/raw: its manifest.json has other values than params.yaml" in done.stderr
+    assert "download.user_agent; put them there" in done.stderr
+    assert "`dvc commit --force ingest`" not in done.stderr
+    assert "changed outs" in str(status(project))
+    assert not any("of-our-own" in agent for agent in server.agents)
+
+
+def test_patience_is_changed_in_params_yaml_and_named(project: Path, server: WebServer) -> None:
+    """What the refusal says: put it into params.yaml, and repeat the command."""
+    shell(project, PLAIN, {})
+    recover(server)
+    words = f"{RETRY} --set download.timeout_s=77.0"
+    assert typed(project, words).returncode == 1
+    change(project / "params.yaml", "timeout_s: 30.0 # one attempt", "timeout_s: 77.0 # one attempt")
+    done = typed(project, words)
+    assert done.returncode == 0, done.stderr
+    assert (status(project), num_pictures(project)) == ({}, NUM)
+    assert "timeout_s: 77.0" in (project / "dvc.lock").read_text()
+
+
+def test_a_retry_after_another_archive_is_not_what_dvc_is_told(project: Path, server: WebServer) -> None:
+    shell(project, PLAIN, {})
+    with (project / "table.jsonl").open("a") as table:
+        table.write(json.dumps({"url": server.url("/1.png"), "caption": "a new text of the table"}) + "\n")
+    recover(server)
+    done = typed(project, RETRY)
+    assert done.returncode == 0, done.stderr
+    assert "DVC is not told of this data/raw: before the retry it did not know table.jsonl" in done.stderr
+    assert "`dvc commit --force ingest` keeps it if table.jsonl still has the same pairs" in done.stderr
+    assert "changed outs" in str(status(project))
+
+
+def test_a_dvc_that_is_busy_leaves_a_line_to_type(project: Path, server: WebServer) -> None:
+    shell(project, PLAIN, {})
+    recover(server)
+    words = [sys.executable, "-c", HOLDS_THE_LOCK, str(project / ".dvc/tmp/lock")]
+    holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        done = typed(project, PLAIN)
+    finally:
+        holder.communicate()
+    assert done.returncode == 0, done.stderr
+    assert "warning: `dvc commit --force ingest`: failed to commit ingest - Unable to acquire lock" in done.stderr
+    assert "DVC does not know this data/raw yet: `dvc commit --force ingest` keeps it" in done.stderr
+    shell(project, "dvc commit --force ingest", {})
+    assert (status(project), num_pictures(project)) == ({}, NUM)
+
+
+def test_without_any_picture_dvc_keeps_nothing(project: Path, server: WebServer) -> None:
+    server.routes["/0.png"] = answer(b"", 503)
+    for words in (PLAIN, "dvc repro"):
+        done = typed(project, words)
+        assert done.returncode != 0
+        assert "none of its 10 pairs has a picture; `align ingest --retry-failed` asks again" in done.stderr
+        assert not (project / "dvc.lock").exists()
+        assert (project / "data/raw/manifest.json").exists() and (project / "reports/ingest/report.html").exists()
+    recover(server)
+    done = typed(project, RETRY)
+    assert done.returncode == 0, done.stderr
+    assert num_pictures(project) == NUM
+    assert "before the retry it did not know" in done.stderr

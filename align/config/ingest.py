@@ -13,12 +13,14 @@ TextSource = Literal["alt", "figcaption", "title", "aria-label"]
 
 
 class Columns(BaseModel):
-    """The names of a URL table's columns. A table without a header has them in this order."""
+    """The names of a table's columns. A table without a header has them in this order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    url: str
-    text: str
+    #: The picture: its address, or its file's name. None: found where the table has a usual name for it.
+    url: str | None
+    #: Likewise.
+    text: str | None
     #: The page that shows the picture; None where the table has no such column.
     page_url: str | None
 
@@ -28,9 +30,9 @@ class IngestConfig(Section):
 
     section: ClassVar[str] = "ingest"
 
-    #: The kind of `paths.archive`: WARC, ARC or WAT files, saved pages, a table of URLs, a folder of img2dataset or
-    #: webdataset, or the JSON of COCO (or Karpathy).
-    source: Literal["warc", "html", "url_table", "shards", "coco"]
+    #: The kind of `paths.archive`: pictures with a table or texts beside them, WARC, ARC or WAT files, saved pages, a
+    #: table of URLs, a folder of img2dataset or webdataset, or the JSON of COCO (or Karpathy).
+    source: Literal["folder", "warc", "html", "url_table", "shards", "coco"]
     #: What relative lines of a list of files begin with: a folder, s3://..., https://...; None: the folder of the list.
     paths_root: Annotated[str, Field(min_length=1)] | None
     #: Where to get pictures that pages name: the archive itself, the web, or the web where the archive has none.
@@ -39,8 +41,10 @@ class IngestConfig(Section):
     skip_hopeless: bool
     #: Where to look for a page's texts; the first non-empty one is the text.
     text_from: Annotated[tuple[TextSource, ...], Field(strict=False, min_length=1)]
-    #: The columns of a URL table.
+    #: The columns of a table of pictures or addresses.
     columns: Columns
+    #: The text of a picture in a folder that has none, `{}` being the name of its folder; None: it is left out.
+    folder_text: str | None
     #: Pages to take from the archive, spread evenly over it; None takes all.
     max_pages: PositiveInt | None
     #: Approximate pairs per shard: all pairs of one picture stay in one shard.
@@ -53,6 +57,13 @@ class IngestConfig(Section):
     max_record_bytes: PositiveInt
     #: Take the readable parts of a file that is cut off or damaged and count the rest, instead of stopping.
     allow_damaged: bool
+
+    @field_validator("folder_text")
+    @classmethod
+    def _has_a_place(cls, text: str | None) -> str | None:
+        if text is not None and text.count("{}") != 1:
+            raise ValueError("expected a text with one {} for the name of the folder, such as 'a photo of {}'")
+        return text
 
     @field_validator("paths_root")
     @classmethod

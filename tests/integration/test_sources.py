@@ -237,10 +237,25 @@ def karpathy(root: Path, pictures: list[bytes], web: WebServer) -> Case:
     ])  # fmt: skip
 
 
+def photographs(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+    (root / "images").mkdir()
+    for number in range(3):
+        (root / f"images/{number}.jpg").write_bytes(pictures[number])
+    (root / "images/2.txt").write_text("zwei")
+    rows = [{"file": "0.jpg", "texts": ["null", "zero"]}, {"file": "images/1.jpg", "texts": ["eins"]},
+            {"file": "../secret.jpg", "texts": ["outside"]}, {"file": "3.jpg", "texts": ["gone"]}]  # fmt: skip
+    (root / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Case(root, ["source=folder"], [
+        ("null", "texts", pictures[0]), ("zero", "texts", pictures[0]), ("eins", "texts", pictures[1]),
+        ("outside", "texts", None), ("gone", "texts", None), ("zwei", "txt", pictures[2]),
+    ], {"outside": "outside the folder", "gone": "no such file"})  # fmt: skip
+
+
 TABLES = ("conceptual_captions.tsv", "cc12m.tsv.gz", "coyo.parquet", "laion.parquet", "datacomp.parquet", "table.csv",
           "table.jsonl", "list.txt")  # fmt: skip
 BUILDERS = [
     warc, wat_of_the_web, html, *map(url_table, TABLES), img2dataset, webdataset, coco_captions, karpathy,
+    photographs,
 ]  # fmt: skip
 
 
@@ -284,7 +299,7 @@ def test_sources_in_s3_are_those_of_a_folder(
     with serve(tmp_path / "server") as server:
         server.use(monkeypatch)
         tables = map(url_table, ("laion.parquet", "cc12m.tsv.gz"))
-        for build in (warc, img2dataset, webdataset, *tables, coco_captions):
+        for build in (warc, img2dataset, webdataset, *tables, coco_captions, photographs):
             folder = tmp_path / build.__name__
             folder.mkdir()
             case = build(folder, pictures, web)

@@ -72,6 +72,10 @@ def _opened(config: IngestConfig, location: str, files: Files) -> Source:
             from align.ingest.sources.warc import Warc
 
             return Warc(config, location, files)
+        case "folder":
+            from align.ingest.sources.folder import Folder
+
+            return Folder(config, location, files)
         case "html":
             from align.ingest.sources.saved_pages import SavedPages
 

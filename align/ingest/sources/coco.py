@@ -17,8 +17,8 @@ import pyarrow as pa
 from align.config.ingest import IngestConfig
 from align.console import say
 from align.errors import DataError
-from align.ingest.limits import read_at_most
 from align.ingest.sources.candidates import Candidate
+from align.ingest.sources.picture_files import read_picture
 from align.ingest.sources.reading import Batches, is_file, joined, parent
 from align.ingest.sources.texts import texts_of
 from align.pairs.urls import canonical_or_as_is
@@ -128,10 +128,7 @@ class Coco:
 
     def read(self, file: str, offset: int | None) -> bytes | None:
         """See `Source`: the whole file."""
-        if not is_file(self._store, file):
-            return None
-        with self._store.open(file) as stream:
-            return read_at_most(stream, self._max_bytes)
+        return read_picture(self._store, file, self._max_bytes, None)
 
 
 def _split(file: str) -> str:

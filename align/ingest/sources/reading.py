@@ -118,6 +118,11 @@ def skip(counts: Counter[str], count: str, name: str, reason: object) -> None:
 
 def is_file(files: Files, uri: str) -> bool:
     """Whether the file exists; costs one small request where it is on a server."""
+    if is_local(uri):
+        try:
+            return Path(uri).is_file()
+        except (OSError, ValueError):  # no name that a file can have
+            return False
     try:
         files.stamp(uri)
     except DataError:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -21,7 +20,8 @@ from align.errors import DataError
 from align.ingest.limits import TooLarge, read_at_most
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.pages import check_characters, no_address, resolver_of, written_images
-from align.ingest.sources.reading import Batches, is_file, is_local, is_within, joined, parent, skip
+from align.ingest.sources.picture_files import folder_of, read_picture
+from align.ingest.sources.reading import Batches, is_file, is_within, joined, parent, skip
 from align.protocols.store import Files
 
 _SUFFIXES = (".html", ".htm", ".xhtml")
@@ -46,8 +46,7 @@ class SavedPages:
         self.inputs = pages
         self._config = config
         self._store = files
-        folder = str(Path(location)) if is_local(location) else location.rstrip("/")
-        self._folder = folder if all(page.startswith(folder + "/") for page in pages) else _common_folder(pages)
+        self._folder = folder_of(location, pages)
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
         """See `Source`."""
@@ -103,15 +102,4 @@ class SavedPages:
 
     def read(self, file: str, offset: int | None) -> bytes | None:
         """See `Source`: the whole file."""
-        if not is_within(self._folder, file) or not is_file(self._store, file):
-            return None
-        with self._store.open(file) as stream:
-            return read_at_most(stream, self._config.max_record_bytes)
-
-
-def _common_folder(pages: list[str]) -> str:
-    """The deepest folder that contains all pages."""
-    folder = parent(pages[0])
-    while folder != "." and not all(page.startswith(folder + "/") for page in pages):
-        folder = parent(folder)
-    return folder
+        return read_picture(self._store, file, self._config.max_record_bytes, self._folder)

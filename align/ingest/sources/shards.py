@@ -31,11 +31,10 @@ from align.formats.tar_members import DamagedTar, Member, member_at, read_member
 from align.ingest.limits import read_at_most, too_large
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches, OpenFiles, is_file, is_within, parent, skip
-from align.ingest.sources.texts import texts_of
+from align.ingest.sources.texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, texts_of
 from align.pairs.urls import canonical_or_as_is
 from align.protocols.store import Files
 
-TEXT_EXTENSIONS = ("txt", "text", "caption", "cap")
 TEXT_KEYS = ("caption", "captions", "text", "texts", "TEXT", "alt")
 _URL_KEYS = ("url", "URL", "image_url")
 _TAR, _TABLE, _STATISTICS = ".tar", ".parquet", "_stats.json"
@@ -45,7 +44,6 @@ _COLUMNS = (
     "original_height", "sha256",
 )  # fmt: skip
 _SHA256_CHARACTERS = 64
-_MAX_TEXT_BYTES = 1 << 20
 #: The name of a shard of img2dataset ends in its number.
 _NUMBERED = re.compile(r"\d{5}$")
 #: Tables that are left out are named so often; then they are only counted.
@@ -178,7 +176,7 @@ class Shards:
                 sample.offset = member.start
             elif extension not in (*TEXT_EXTENSIONS, "json"):
                 continue
-            elif member.size > _MAX_TEXT_BYTES:
+            elif member.size > MAX_TEXT_BYTES:
                 skip(counts, "records_unreadable", f"{file}: {member.name}", f"a text of {member.size:,} bytes")
             else:
                 sample.texts[extension] = self._open.at(file, member.offset).read(member.size)

@@ -41,7 +41,7 @@ def test_tables_of_pandas(tmp_path: Path, name: str, packed: bool, monkeypatch: 
     path = tmp_path / ("t.json.gz" if packed else "t.json")
     text = orients()[name].encode()
     path.write_bytes(gzip.compress(text) if packed else text)
-    refused = {"values": "without the names of their columns", "index": "no column 'url', it has 0, 1, 2"}
+    refused = {"values": "without the names of their columns", "index": "usual name for pictures, it has 0, 1, 2"}
     if name in refused:
         with pytest.raises(DataError, match=refused[name]):
             table_rows(path)

@@ -84,9 +84,9 @@ def test_a_folder_takes_lists_of_addresses_but_no_other_texts(
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_missing_column_is_one_line_and_nothing_else(tmp_path: Path, name: str, num_workers: int) -> None:
     separator = "\t" if ".tsv" in name else ","
-    text = f"url{separator}text\n" + f"{A}{separator}a cat\n" * 50_000
+    text = f"url{separator}words\n" + f"{A}{separator}a cat\n" * 50_000
     if ".json" in name:
-        text = json.dumps([{"url": A, "text": "t"}] * 50_000) if name == "t.json" else f'{{"url": "{A}"}}\n' * 50_000
+        text = json.dumps([{"url": A, "words": "t"}] * 50_000) if name == "t.json" else f'{{"url": "{A}"}}\n' * 50_000
     (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
     words = ["-X", "dev", "-m", "align.cli", "ingest", "--set=ingest.source=url_table"]
     places = {"archive": name, "raw": "raw", "reports": "reports", "runtime": "runtime"}
@@ -94,11 +94,12 @@ def test_a_missing_column_is_one_line_and_nothing_else(tmp_path: Path, name: str
     command = [sys.executable, *words, f"--set=engine.num_workers={num_workers}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"align: error: {tmp_path / name}: no column 'caption', it has url")
+    says = "no column with a usual name for texts, it has url"
+    assert done.stderr.startswith(f"align: error: {tmp_path / name}: {says}")
     assert done.stderr.count("\n") == 1
 
 
-def test_columns_of_published_tables(tmp_path: Path) -> None:
+def test_columns_of_published_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "laion.parquet"
     columns = {"SAMPLE_ID": [1, 2], "URL": [A, B], "TEXT": ["t", None], "WIDTH": [3, 4], "page": ["http://p/", None]}
     pq.write_table(pa.table(columns), path)
@@ -106,7 +107,9 @@ def test_columns_of_published_tables(tmp_path: Path) -> None:
     assert pairs(rows) == [(A, "t"), (B, "")]
     assert [(row["text_source"], row["page_url"]) for row in rows] == [("text", "http://p/"), (None, None)]
     with pytest.raises(DataError, match=r"no column 'caption', it has SAMPLE_ID, URL, TEXT.*ingest\.columns\.text"):
-        table_rows(path)
+        table_rows(path, "text=caption")
+    assert pairs(table_rows(path)) == [(A, "t"), (B, "")]  # by their usual names
+    assert "pictures from column 'URL', texts from column 'TEXT'; for others set" in capsys.readouterr().err
     pq.write_table(pa.table({"url": [A], "URL": [B], "caption": ["c"]}), path)
     assert pairs(table_rows(path, "url=URL")) == [(B, "c")]
     with pytest.raises(DataError, match="no column 'Url'"):
@@ -128,7 +131,7 @@ def test_lines_that_nobody_can_read_are_rows(tmp_path: Path) -> None:
         ("", "no address", "no address"),
         ("ftp://x/y.png", "ftp", "not http or https"),
         ("http://[", "bad", "invalid URL"),
-        ("relative.png", "r", "invalid URL"),
+        ("relative.png", "r", "no such file"),
         (B, "fine", None),
     ]
     assert counts == {"rows": 6, "rows_unreadable": 4}
@@ -251,3 +254,29 @@ def test_long_texts_and_addresses_are_cut(tmp_path: Path) -> None:
     nested = tmp_path / "nested.jsonl"
     nested.write_text('{"url": "http://x/1", "caption": "one"}\n{"url": ' + "[" * 100_000 + "\n")
     assert [row["problem"] for row in table_rows(nested)] == [None, "no address"]
+
+
+def test_pictures_in_the_folder_of_the_table_and_none_outside(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub/a b.png").write_bytes(b"red")
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    rows = [
+        "sub/a b.png", f"file://{folder}/sub/a%20b.png", str(folder / "sub/a b.png"), A,
+        "../secret.png", f"file://{tmp_path}/secret.png", f"{tmp_path}/secret.png", "link.png", "file://host/sub/a.png",
+        "file:///etc/passwd", "sub/../../secret.png", "none.png", "file:secret.png",
+    ]  # fmt: skip
+    (folder / "t.csv").write_text("url,caption\n" + "".join(f"{row},text {at}\n" for at, row in enumerate(rows)))
+    opened = source_at(folder / "t.csv", "source=url_table")
+    found = table_rows(folder / "t.csv")
+    red = f"{folder}/sub/a b.png"
+    assert [(row["url"], row["file"]) for row in found[:4]] == [("sub/a b.png", red)] * 3 + [(A, None)]
+    outside = "outside the folder"
+    assert [row["problem"] for row in found] == [None] * 4 + [outside] * 7 + ["no such file", outside]
+    assert {row["file"] for row in found[4:]} == {None}
+    assert opened.read(red, None) == b"red"
+    for file in ("link.png", "../secret.png"):
+        assert opened.read(f"{folder}/{file}", None) is None
+    (folder / "plain.tsv").write_text("sub/a b.png\ta cat\n")  # no header
+    assert [(row["text"], row["file"]) for row in table_rows(folder / "plain.tsv")] == [("a cat", red)]

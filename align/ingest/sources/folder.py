@@ -1,0 +1,238 @@
+"""A folder of pictures with their texts: in tables of file names, or in a `.txt` beside each picture.
+
+    photos/captions.csv + photos/images/0001.jpg     any table that `tables.py` reads, and any number of them
+    photos/0001.jpg + photos/0001.txt                each line is a text
+
+A name in a table is relative to the table's folder, see `picture_files.py`. Several rows of one picture, or a list of
+texts, give a pair each. Every row of a table gives a row, with a problem where there is no such picture. Pictures
+without a text are counted, and so are all other files. With `ingest.folder_text`, pictures without a text have one with
+the name of their folder.
+
+A table may also be given alone: its pictures are then beside it, or in a folder of a usual name there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+
+from align.config.ingest import IngestConfig
+from align.console import say
+from align.errors import DataError
+from align.formats.img2dataset import IMAGE_EXTENSIONS
+from align.ingest.limits import MAX_TEXTS, TooLarge, read_at_most
+from align.ingest.sources.candidates import Candidate
+from align.ingest.sources.picture_files import (
+    IMPOSSIBLE,
+    Found,
+    PictureFiles,
+    below,
+    folder_of,
+    is_file_name,
+    is_picture_name,
+    read_picture,
+)
+from align.ingest.sources.reading import Batches, is_local
+from align.ingest.sources.table_pairs import WrittenPairs, add_pairs, written_pairs
+from align.ingest.sources.tables import ADDRESSES, FILES, TABLES, Choice, NoColumnError, Tables
+from align.ingest.sources.texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, TOO_MANY
+from align.protocols.store import Files
+
+#: Where the pictures of a table that is given alone may be, beside it.
+_USUAL = ("images", "Images", "image", "img", "imgs", "pictures", "photos", "train", "val", "test")
+_PICTURES = tuple(f".{extension}" for extension in sorted(IMAGE_EXTENSIONS))
+#: What systems and archives leave in folders, such as `.git/`, `._0001.jpg`.
+_HIDDEN = (".", "__MACOSX")
+#: Files that are left out are named so often; then they are only counted. As many texts may turn out to be tables.
+_NAMED = 10
+_KINDS = ", ".join((*TABLES[1:6], TABLES[0]))
+_ADDRESS = "an address, no file: ingest.source url_table fetches it"
+_NO_NAME = "no file name"
+
+
+class Folder:
+    """A source, see `align.ingest.sources.Source`. One scan reads all of it: only then is known what has no text."""
+
+    def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
+        """Raises DataError when the location has no picture with a text."""
+        listed = files.list(location, (), config.paths_root)
+        if any(file.lower().startswith(("https://", "http://")) for file in listed):
+            raise DataError(f"{location}: a web server lists no files; copy the pictures to a folder or s3://")
+        self._config, self._location, self._store = config, location, files
+        self._folder = folder_of(location, listed)
+        self._tables = Tables(config, files, (*FILES, *ADDRESSES))
+        contents = _Contents(self._folder, listed)
+        self._alone = not contents.pictures
+        self._chosen = self._choose_tables(contents)
+        self.files = [location]
+        whole = self._folder == (str(Path(location)) if is_local(location) else location.rstrip("/"))
+        self.inputs = [f"{self._folder}/"] if whole else listed
+
+    def _choose_tables(self, contents: _Contents) -> list[str]:
+        """The tables that have the columns; says which columns are taken, and which files are left out."""
+        chosen: list[str] = []
+        errors: list[DataError] = []
+        texts = [file for file in contents.others if file.lower().endswith(".txt")][:_NAMED]
+        for table in [*contents.tables, *filter(self._tables.is_separated, texts)]:
+            try:
+                choice = self._tables.require_columns(table)
+            except DataError as error:
+                if not isinstance(error, NoColumnError) and not table.lower().endswith((".json", ".json.gz")):
+                    raise  # damaged; of a .json nobody can tell that from another kind of file
+                errors.append(error)
+                continue
+            chosen.append(table)
+            if choice is not None:
+                say(f"ingest: {table}: {choice}")
+        if not chosen and not contents.num_texts and self._config.folder_text is None:
+            raise self._without_text(contents, errors)
+        for reason in errors[:_NAMED]:
+            say(f"ingest: a table is left out: {reason}")
+        if others := [file for file in contents.others if file not in chosen]:
+            more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
+            names = ", ".join(below(self._folder, file) for file in others[:_NAMED])
+            say(f"ingest: {self._location}: {len(others):,} other files left out: {names}{more}")
+        return chosen
+
+    def _without_text(self, contents: _Contents, errors: Sequence[DataError]) -> DataError:
+        where = self._location
+        if errors:
+            of = f"none of its {len(errors):,} tables can be used. The first: " if len(errors) > 1 else ""
+            return DataError(f"{where}: {of}{errors[0]}" if of else str(errors[0]))
+        if not contents.pictures:
+            return DataError(f"{where}: neither a picture nor a table ({_KINDS}) is there; check paths.archive")
+        classes = sorted({name.rpartition("/")[0] for name in contents.names()} - {""})
+        text = f"{where}: {len(contents.pictures):,} pictures without a text: no table ({_KINDS}), no .txt beside any"
+        if not classes:
+            return DataError(f"{text}; add one of these")
+        return DataError(
+            f"{text}. If folders like {classes[0]} are classes, `align make_set NAME --from {where}` makes an "
+            "evaluation set of them. To take texts from the folders' names all the same, set ingest.folder_text"
+        )
+
+    def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
+        """See `Source`; also counts pictures_without_text and files_left_out.
+
+        Raises:
+            DataError: a table is damaged.
+        """
+        listed = [] if self._alone else self._store.list(file, (), self._config.paths_root)
+        contents = _Contents(self._folder, listed)
+        pictures = PictureFiles(self._store, self._folder, self._usual if self._alone else contents.pictures.keys)
+        pictures.knows(frozenset(contents.pictures))
+        batches = Batches()
+        named: set[str] = set()
+        for table in self._chosen:
+            for row in self._tables.rows(table, counts, _say_nothing):
+                pairs = written_pairs(row)
+                picture = self._picture(table, pairs, pictures)
+                named.add(picture.url)
+                add_pairs(batches, counts, pairs, picture)
+                yield from batches.full()
+        for path, beside in contents.pictures.items():
+            name = below(self._folder, path)
+            own = None if name in named else self._own_text(name, beside)
+            if own is None:
+                counts["pictures_without_text"] += name not in named
+                counts["files_left_out"] += beside is not None
+                continue
+            problem = own.problem or (IMPOSSIBLE if _is_not_utf8(path) else None)
+            add_pairs(batches, counts, own, Candidate(name, "", None, None, problem, None if problem else path))
+            yield from batches.full()
+        left_out = {*contents.others, *contents.tables} - {*self._chosen}
+        counts["files_left_out"] += len(left_out)
+        yield from batches.rest()
+
+    def _usual(self) -> Iterator[str]:
+        """The pictures in folders of the usual names."""
+        for name in _USUAL:
+            with suppress(DataError):
+                yield from self._store.list(f"{self._folder.rstrip('/')}/{name}/", _PICTURES)
+
+    def _picture(self, table: str, pairs: WrittenPairs, pictures: PictureFiles) -> Candidate:
+        """The picture of a row of a table."""
+        written = pairs.picture
+        if not written:
+            found = Found(None, _NO_NAME)
+        else:
+            found = pictures.find(table, written) if is_file_name(written) else Found(None, _ADDRESS)
+        path, problem = found.path, pairs.problem or found.problem
+        url = written if path is None else below(self._folder, path)
+        return Candidate(url, "", None, pairs.page_url, problem, None if problem else path)
+
+    def _own_text(self, name: str, beside: str | None) -> WrittenPairs | None:
+        """The texts of a picture that no table names; None where it has none."""
+        if beside is not None:
+            try:
+                with self._store.open(beside) as stream:
+                    data = read_at_most(stream, MAX_TEXT_BYTES)
+            except TooLarge:
+                return WrittenPairs(name, [""], None, f"too large: a text above {MAX_TEXT_BYTES:,} bytes", "txt")
+            lines = [line.strip() for line in data.decode("utf-8-sig", "replace").splitlines()]
+            texts, problem = [line for line in lines if line] or [""], None
+            if len(texts) > MAX_TEXTS:
+                texts, problem = [""], TOO_MANY
+            return WrittenPairs(name, texts, None, problem, beside.rpartition(".")[2].lower())
+        folder = name.rpartition("/")[0].rpartition("/")[2]
+        if not folder or self._config.folder_text is None:
+            return None
+        words = folder.replace("_", " ").replace("-", " ").strip()
+        return WrittenPairs(name, [self._config.folder_text.replace("{}", words)], None, None, "folder")
+
+    def read(self, file: str, offset: int | None) -> bytes | None:
+        """See `Source`: the whole file."""
+        return read_picture(self._store, file, self._config.max_record_bytes, self._folder)
+
+
+class _Contents:
+    """What the files of a folder are, by their names.
+
+    Attributes:
+        pictures: picture -> the text beside it, or None; in order.
+        tables: in order.
+        others: neither of these, nor a text beside a picture.
+        num_texts: beside pictures.
+    """
+
+    def __init__(self, folder: str, files: Sequence[str]) -> None:
+        self._folder = folder
+        shown = [file for file in files if not _is_hidden(below(folder, file))]
+        pictures = [file for file in shown if is_picture_name(file)]
+        stems = {_stem(picture) for picture in pictures}
+        texts = {_stem(file): file for file in shown if file.lower().endswith(tuple(f".{e}" for e in TEXT_EXTENSIONS))}
+        self.pictures = {picture: texts.get(_stem(picture)) or texts.get(picture) for picture in pictures}
+        beside = {text for text in self.pictures.values() if text is not None}
+        self.num_texts = len(beside)
+        # what is beside a picture under its name describes that picture alone
+        self.tables = [file for file in shown if file.lower().endswith(TABLES) and _stem(file) not in stems]
+        known = {*pictures, *beside, *self.tables}
+        self.others = [file for file in files if file not in known]
+
+    def names(self) -> Iterator[str]:
+        """The pictures, relative to the folder."""
+        return (below(self._folder, picture) for picture in self.pictures)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(_HIDDEN) for part in name.split("/"))
+
+
+def _stem(file: str) -> str:
+    folder, slash, name = file.rpartition("/")
+    return f"{folder}{slash}{name.rpartition('.')[0] or name}"
+
+
+def _is_not_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _say_nothing(choice: Choice) -> None:
+    """It was said when the source was opened."""

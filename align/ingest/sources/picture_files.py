@@ -1,0 +1,172 @@
+"""Pictures that a table names by their files: found in the folder of the table, and nowhere else.
+
+A table may come from strangers, so a name that leads out of the folder (`..`, an absolute path, a symbolic link) is no
+picture: its row says so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Set
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from align.formats.img2dataset import IMAGE_EXTENSIONS
+from align.ingest.limits import read_at_most
+from align.ingest.sources.reading import is_file, is_local, is_within, joined, parent
+from align.pairs.text import MAX_CHARACTERS
+from align.protocols.store import Files
+
+#: Why a row has no picture.
+MISSING = "no such file"
+OUTSIDE = "outside the folder"
+IMPOSSIBLE = "no name that a file can have"
+_AMBIGUOUS = "ambiguous"
+_FILE = "file:"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+#: Of a file's name, beyond which nobody looks for it.
+_MAX_CHARACTERS = 4_096
+
+
+class Found(NamedTuple):
+    """A picture of a table.
+
+    Attributes:
+        path: the file, as `Files` opens it; None: there is none.
+        problem: why; else None.
+    """
+
+    path: str | None
+    problem: str | None = None
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a name ends as pictures' names do."""
+    stem, dot, extension = name.strip()[:MAX_CHARACTERS].rpartition(".")
+    return bool(stem and dot) and extension.lower() in IMAGE_EXTENSIONS
+
+
+def is_file_name(written: str) -> bool:
+    """Whether a value of a table names a file: a path or a file:// address, not an address of another kind."""
+    return written[:5].lower() == _FILE or not (written.startswith("//") or _SCHEME.match(written))
+
+
+def read_picture(files: Files, file: str, max_bytes: int, folder: str | None) -> bytes | None:
+    """A whole file; None where it is missing, or outside the folder, symbolic links resolved.
+
+    Raises:
+        TooLarge: it has more bytes.
+        What `Files` raises.
+    """
+    if (folder is not None and not is_within(folder, file)) or not is_file(files, file):
+        return None
+    with files.open(file) as stream:
+        return read_at_most(stream, max_bytes)
+
+
+class PictureFiles:
+    """The pictures of one folder, by the names that tables give them."""
+
+    def __init__(self, files: Files, folder: str, list_pictures: Callable[[], Iterable[str]]) -> None:
+        """`list_pictures`: those that are also found by the end of their path; called at the first miss."""
+        self._files, self._folder, self._list_pictures = files, folder, list_pictures
+        self._known: Set[str] = frozenset()
+        self._by_name: dict[str, list[str]] | None = None
+
+    def knows(self, paths: Set[str]) -> None:
+        """Tells that these files exist, so that nobody asks for each."""
+        self._known = paths
+
+    def find(self, table: str, written: str) -> Found:
+        """The file that a row of a table names.
+
+        A name is relative to the table's folder, or absolute inside of the folder. Where no such file exists, it is
+        the one picture whose path ends in the name: letters in either case, `\\` for `/`, and without extension too.
+
+        Args:
+            table: the file; it is in the folder.
+            written: the name, or a file:// address.
+        """
+        if len(written) > _MAX_CHARACTERS:
+            return Found(None, IMPOSSIBLE)
+        found = self._inside(parent(table), written)
+        if found.path is None:
+            return found
+        if found.path in self._known or is_file(self._files, found.path):
+            return found if is_within(self._folder, found.path) else Found(None, OUTSIDE)
+        paths = self._ending_in(below(parent(table), found.path))
+        if len(paths) > 1:
+            return Found(None, f"{_AMBIGUOUS}: {len(paths):,} files of this name")
+        if not paths:
+            return Found(None, MISSING)
+        return Found(paths[0]) if is_within(self._folder, paths[0]) else Found(None, OUTSIDE)
+
+    def _inside(self, folder: str, written: str) -> Found:
+        """The path that a name means. It need not exist."""
+        name = written
+        if name[:5].lower() == _FILE:
+            try:
+                parts = urlsplit(name)
+            except ValueError:
+                return Found(None, IMPOSSIBLE)
+            name = unquote(parts.path)
+            if parts.netloc not in ("", "localhost") or not name.startswith("/"):
+                return Found(None, OUTSIDE)
+        if name.startswith("/"):
+            folder = self._folder
+            begins = (Path(folder).absolute(), Path(folder).resolve()) if is_local(folder) else ()
+            begin = next((begin for begin in begins if os.path.normpath(name).startswith(f"{begin}/")), None)
+            if begin is None:
+                return Found(None, OUTSIDE)
+            name = os.path.normpath(name).removeprefix(f"{begin}/")
+        path = joined(self._folder, "" if folder == self._folder else below(self._folder, folder), name)
+        if path is None or path == self._folder:
+            return Found(None, OUTSIDE if ".." in name else IMPOSSIBLE)
+        return Found(path.removeprefix("./"))
+
+    def _ending_in(self, name: str) -> list[str]:
+        """The pictures whose path ends in this name, with or without their extension."""
+        if self._by_name is None:
+            by_name: defaultdict[str, list[str]] = defaultdict(list)
+            for path in self._list_pictures():
+                base = _alike(path.rpartition("/")[2])
+                by_name[base].append(path)
+                by_name[base.rpartition(".")[0]].append(path)
+            self._by_name = dict(by_name)
+        end = _alike(name)
+        candidates = self._by_name.get(end.rpartition("/")[2], [])
+        ends = (f"/{end}", f"/{end}.")
+        return [path for path in candidates if _ends(f"/{_alike(below(self._folder, path))}", *ends)]
+
+
+def _ends(path: str, whole: str, stem: str) -> bool:
+    return path.endswith(whole) or f"{path.rpartition('.')[0]}.".endswith(stem)
+
+
+def _alike(name: str) -> str:
+    """One spelling of names that people take for the same: case, `\\` for `/`, accents in one or two characters."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
+
+
+def below(folder: str, path: str) -> str:
+    """The path of a file relative to a folder that it is in."""
+    return path.removeprefix("./" if folder == "." else f"{folder.rstrip('/')}/")
+
+
+def common_folder(files: Iterable[str]) -> str:
+    """The deepest folder that contains all files."""
+    paths = list(files)
+    folder = parent(paths[0])
+    while folder != "." and not all(path.startswith(folder.rstrip("/") + "/") for path in paths):
+        folder = parent(folder)
+    return folder
+
+
+def folder_of(location: str, files: list[str]) -> str:
+    """The folder that the files of a location may not lead out of: the location, or where all of them are."""
+    folder = str(Path(location)) if is_local(location) else location.rstrip("/")
+    return folder if all(file.startswith(folder + "/") for file in files) else common_folder(files)

@@ -1,0 +1,57 @@
+"""The pairs of a row of a table: one for each of its texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from align.ingest.limits import MAX_PAGE_CHARACTERS
+from align.ingest.sources.candidates import Candidate
+from align.ingest.sources.reading import Batches
+from align.ingest.sources.tables import TableRow
+from align.ingest.sources.texts import NESTED, texts_of
+
+_NESTED = (dict, list)
+NO_PICTURE = "no address"
+
+
+class WrittenPairs(NamedTuple):
+    """A row as it is written.
+
+    Attributes:
+        picture: its address or file name; empty: none.
+        texts: at least one, which may be empty.
+        page_url: of the page that shows the picture; or None.
+        problem: why the row cannot be read; or None.
+        column: of the texts.
+    """
+
+    picture: str
+    texts: list[str]
+    page_url: str | None
+    problem: str | None
+    column: str
+
+
+def written_pairs(row: TableRow) -> WrittenPairs:
+    """The pairs of a row."""
+    picture, value, page_url, column = row
+    texts, problem = ([value], None) if isinstance(value, str) else texts_of(value)
+    if isinstance(picture, _NESTED) or isinstance(page_url, _NESTED):
+        picture, texts, page_url, problem = None, [""], None, NESTED
+    page = None if page_url is None else str(page_url)
+    written = "" if picture is None else str(picture).strip()
+    if len(texts) > 1:
+        num_characters = sum(map(len, texts)) + len(texts) * (len(written) + len(page or ""))
+        if num_characters > MAX_PAGE_CHARACTERS:
+            texts, problem = [""], f"too large: a row whose {len(texts):,} texts repeat a long address"
+    return WrittenPairs(written, texts, page, problem, column)
+
+
+def add_pairs(batches: Batches, counts: Counter[str], pairs: WrittenPairs, picture: Candidate) -> None:
+    """Adds the pairs of a row, and counts them; `picture` is a candidate without text."""
+    if picture.problem:
+        counts["rows_unreadable"] += len(pairs.texts)
+    counts["rows"] += len(pairs.texts)
+    for text in pairs.texts:
+        batches.add(picture._replace(text=text, text_source=pairs.column if text.strip() else None))

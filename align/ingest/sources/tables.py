@@ -1,0 +1,292 @@
+"""Reads tables row by row: parquet, CSV, TSV, JSON, plain lists; also gzipped.
+
+`ingest.columns` names the columns, in any case of its letters. A column that it does not name is found where it has
+one of the usual names: the first of them that the table has. A CSV or TSV whose first line names a picture has no
+header: its columns are picture, text, page in this order, or text, picture if the second column has the picture
+(Conceptual Captions).
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import IO, Any, BinaryIO, NamedTuple, cast
+
+import pyarrow as pa
+
+from align.config.ingest import IngestConfig
+from align.errors import DataError
+from align.formats import json_tables, table_lines
+from align.formats.parquet import ForeignTable, is_list
+from align.ingest.sources.picture_files import is_picture_name
+from align.protocols.store import Files
+
+_TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+#: Of files that are tables whatever they hold.
+TABLES = (".parquet", *_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES))
+#: Of files that are tables if they look like one.
+PLAIN_LISTS = (".txt", ".txt.gz")
+
+#: Usual names of the column of pictures, those of addresses and those of files, ...
+ADDRESSES = ("url", "image_url", "img_url", "imageurl", "link", "src")
+FILES = (
+    "file_name", "filename", "file", "file_path", "filepath", "path", "image_path", "image_file", "image_filename",
+    "image_name", "image", "img", "picture", "photo",
+)  # fmt: skip
+#: ... and of texts. All texts of a picture are in those that come first.
+_TEXTS = (
+    "texts", "captions", "sentences", "caption", "text", "sentence", "alt", "alt_text", "alttext", "description",
+    "title",
+)  # fmt: skip
+_PICTURE, _TEXT, _PAGE = "url", "text", "page_url"
+_WHAT = {_PICTURE: "pictures", _TEXT: "texts"}
+#: `text_source` of a table without header.
+_UNNAMED = "caption"
+#: Of the first line of a .txt.
+_HEADER_BYTES = 1 << 16
+#: Characters of a column's name in a message, and how many names it has.
+_MAX_NAME, _MAX_NAMES = 100, 20
+
+#: Picture, text, page of one row, and the column of the text; None where the row has no such value.
+TableRow = tuple[Any, Any, Any, str]
+#: Positions of picture, text and page in a file; None for a column that it does not have.
+Positions = Sequence[int | None]
+
+
+class NoColumnError(DataError):
+    """A table has no column that is needed; the message lists those that it has."""
+
+
+class Choice(NamedTuple):
+    """Columns that were found by their usual names.
+
+    Attributes:
+        columns: `url` or `text`, as in `ingest.columns` -> the column.
+        others: columns with other usual names, which are not read.
+    """
+
+    columns: Mapping[str, str]
+    others: Sequence[str]
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{_WHAT[key]} from column '{name}'" for key, name in self.columns.items())
+        also = f" (not from {', '.join(self.others)})" if self.others else ""
+        keys = " and ".join(f"ingest.columns.{key}" for key in self.columns)
+        return f"{found}{also}; for others set {keys}"
+
+
+class Tables:
+    """The rows of the tables of a source. Can be pickled."""
+
+    def __init__(self, config: IngestConfig, files: Files, usual: Sequence[str]) -> None:
+        """`usual`: names of the column of pictures, those that come first in this kind of source first."""
+        self._names = {_PICTURE: config.columns.url, _TEXT: config.columns.text}
+        self._page_url = config.columns.page_url
+        self._usual = {_PICTURE: usual, _TEXT: _TEXTS}
+        self._allow_damaged = config.allow_damaged
+        self._store = files
+
+    def has_columns(self, names: Sequence[str]) -> bool:
+        """Whether these are the names of a table's columns."""
+        return _found(self._names[_PICTURE], self._usual[_PICTURE], names) is not None
+
+    def is_separated(self, file: str) -> bool:
+        """Whether a .txt is a table: its first line has a usual name for the pictures and one for the texts."""
+        with self._store.open(file) as stream:
+            header = stream.readline(_HEADER_BYTES)
+        return self._is_header(header, ",") or self._is_header(header, "\t")
+
+    def _is_header(self, line: bytes, separator: str) -> bool:
+        names = [name.strip().strip('"') for name in line.decode("utf-8-sig", "replace").split(separator)]
+        return all(_found(column, self._usual[key], names) is not None for key, column in self._names.items())
+
+    def require_columns(self, file: str) -> Choice | None:
+        """Reads the beginning of a table: the columns that were found by their usual names; None where it has no row.
+
+        Raises:
+            NoColumnError: a column is missing.
+            DataError: the table is damaged.
+        """
+        choices: list[Choice] = []
+        next(self.rows(file, Counter(), choices.append), None)
+        return choices[0] if choices else None
+
+    def rows(self, file: str, counts: Counter[str], tell: Callable[[Choice], None]) -> Iterator[TableRow]:
+        """The rows of a table in order.
+
+        Args:
+            file: the table.
+            counts: `damaged_files` is added to it.
+            tell: called once, with the columns that were found by their usual names, if there are such.
+
+        Raises:
+            NoColumnError: a column is missing.
+            DataError: the file is damaged.
+        """
+        name = file.lower()
+        try:
+            if name.endswith(".parquet"):
+                with self._store.open(file) as stream:
+                    yield from self._parquet(file, stream, tell)
+            elif name.removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):
+                yield from self._json(file, tell)
+            else:
+                with self.unpacked(file) as lines:
+                    yield from self._lines(file, lines, tell)
+        except EOFError:
+            if not self._allow_damaged:
+                raise DataError(
+                    f"{file}: cut off; fetch it again, or set ingest.allow_damaged to take the part before"
+                ) from None
+            counts["damaged_files"] += 1
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{file}: unreadable ({' '.join(str(error).split())}); fetch it again") from None
+
+    @contextmanager
+    def unpacked(self, file: str) -> Iterator[IO[bytes]]:
+        """The bytes of a file, unpacked if its name ends in .gz."""
+        with self._store.open(file) as stream:
+            yield cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if file.lower().endswith(".gz") else stream
+
+    def _parquet(self, file: str, stream: BinaryIO, tell: Callable[[Choice], None]) -> Iterator[TableRow]:
+        table = ForeignTable(stream, file)
+        # a column of pictures' bytes is not one of their names
+        plain = [field.name for field in table.schema if _is_text(field.type, lists=True)]
+        positions, source = self._positions(file, table.schema.names, tell, plain)
+        names = [None if position is None else table.schema.names[position] for position in positions]
+        for key, name in zip((_PICTURE, _TEXT, _PAGE), names, strict=True):
+            kind = None if name is None else table.schema.field(name).type
+            if kind is not None and not _is_text(kind, lists=key == _TEXT):
+                raise NoColumnError(
+                    f"{file}: column '{name}' is {kind}, expected text; set another one in ingest.columns"
+                )
+        for batch in table.batches([name for name in names if name is not None]):
+            empty = [None] * len(batch)
+            columns = [empty if name is None else _values(batch.column(name)) for name in names]
+            yield from zip(*columns, [source] * len(batch), strict=True)
+
+    def _json(self, file: str, tell: Callable[[Choice], None]) -> Iterator[TableRow]:
+        opening = partial(self.unpacked, file)
+        table = json_tables.find_table(file, opening)
+        if table is not None:
+            of_table, text = self._positions(file, table.names, tell)
+            chosen = [None if at is None else table.names[at] for at in of_table]
+            yield from ((*row, text) for row in cast(Iterator[tuple[Any, Any, Any]], table.rows(chosen)))
+            return
+        names: list[str] = []
+        positions: Positions = ()
+        source = _UNNAMED
+        with opening() as stream:
+            for row in json_tables.rows_of(file, stream):
+                if row is None:
+                    yield None, None, None, source
+                    continue
+                if not positions:
+                    names = list(row)
+                    positions, source = self._positions(file, names, tell)
+                values = [None if position is None else row.get(names[position]) for position in positions]
+                yield values[0], values[1], values[2], source
+
+    def _lines(self, file: str, stream: IO[bytes], tell: Callable[[Choice], None]) -> Iterator[TableRow]:
+        name = file.lower().removesuffix(".gz")
+        tabs = name.endswith((".tsv", ".txt"))
+        if name.endswith(".txt"):
+            tabs = not self._is_header(stream.readline(_HEADER_BYTES), ",")
+            stream.seek(0)
+        rows = table_lines.separated_rows(stream, "\t" if tabs else ",")
+        first = next(rows, [])
+        while first is None:
+            yield None, None, None, _UNNAMED
+            first = next(rows, [])
+        if not first:
+            return
+        picture = next((index for index, value in enumerate(first) if _is_picture(value)), None)
+        names = [each.strip().strip('"') for each in first]
+        if picture is None and not (name.endswith(PLAIN_LISTS) and not self.has_columns(names)):
+            positions, source = self._positions(file, names, tell)
+        else:
+            positions = (1, 0, None) if picture == 1 else (0, 1, 2)
+            source = self._names[_TEXT] or _UNNAMED
+            yield _row(first, positions, source)
+        for row in rows:
+            yield _row(row, positions, source)
+
+    def _positions(
+        self, file: str, names: Sequence[str], tell: Callable[[Choice], None], plain: Sequence[str] | None = None
+    ) -> tuple[tuple[int, int, int | None], str]:
+        """The positions of the columns in `names`, and what `text_source` says.
+
+        Args:
+            file: for messages.
+            names: of all columns.
+            tell: see `rows`.
+            plain: the columns whose values are texts; None: all.
+
+        Raises:
+            NoColumnError: one is missing; the message lists the names.
+        """
+        guessed: dict[str, str] = {}
+        others: list[str] = []
+
+        def position(key: str, column: str | None) -> int:
+            usual = self._usual.get(key, ())
+            found = _found(column, usual, plain or names) if column is None else None
+            found = found or _found(column, usual, names)
+            if found is None:
+                what = f"'{column}'" if column is not None else f"with a usual name for {_WHAT[key]}"
+                raise NoColumnError(
+                    f"{file}: no column {what}, it has {_listed(names)}; set ingest.columns.{key} to one of these"
+                )
+            if column is None:
+                guessed[key] = found[:_MAX_NAME]
+                others.extend(repr(name[:_MAX_NAME]) for name in names if name.lower() in usual and name != found)
+            return names.index(found)
+
+        picture, text = (position(key, column) for key, column in self._names.items())
+        page = None if self._page_url is None else position(_PAGE, self._page_url)
+        if guessed:
+            tell(Choice(guessed, others))
+        return (picture, text, page), self._names[_TEXT] or names[text]
+
+
+def _found(column: str | None, usual: Sequence[str], names: Sequence[str]) -> str | None:
+    """The name of a column as the table has it: the one that is set, else the first of the usual ones."""
+    lowered = [name.lower() for name in names]
+    for wanted in usual if column is None else (column,):
+        if wanted in names:
+            return wanted
+        if lowered.count(wanted.lower()) == 1:
+            return names[lowered.index(wanted.lower())]
+    return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(name[:_MAX_NAME] for name in names[:_MAX_NAMES]) or "none"
+
+
+def _is_picture(value: str) -> bool:
+    """Whether a value of a first line names a picture, so that the line is no header."""
+    return table_lines.is_address(value) or is_picture_name(value)
+
+
+def _is_text(kind: pa.DataType, *, lists: bool) -> bool:
+    of_item = kind.value_type if lists and is_list(kind) else kind
+    return not (pa.types.is_nested(of_item) or pa.types.is_binary(of_item))
+
+
+def _row(values: list[str] | None, positions: Positions, source: str) -> TableRow:
+    """Values are None where the line could not be split, or is too short."""
+    picture, text, page_url = (
+        None if values is None or position is None or position >= len(values) else values[position]
+        for position in positions
+    )
+    return picture, text, page_url, source
+
+
+def _values(column: pa.Array) -> Iterable[Any]:
+    """A column's values. Of lists, one at a time is looked at: few bytes of parquet can hold millions of items."""
+    return (item.values for item in column) if is_list(column.type) else column.to_pylist()

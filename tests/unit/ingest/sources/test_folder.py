@@ -1,0 +1,260 @@
+"""Folders of pictures with a table of file names, or a text beside each picture."""
+
+import gzip
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.errors import ConfigError, DataError
+from align.ingest.limits import TooLarge
+from tests.support.reading import pairs, read_all, rows_of, short, source_at
+from tests.support.warc_records import picture
+
+RED, BLUE = picture(3, 2), picture(4, 2, "blue", "JPEG")
+PAIRS = [("images/a.png", "a red square"), ("images/sub/b.jpg", "blue"), ("images/sub/b.jpg", "not red")]
+
+
+def photos(root: Path) -> Path:
+    (root / "images/sub").mkdir(parents=True)
+    (root / "images/a.png").write_bytes(RED)
+    (root / "images/sub/b.jpg").write_bytes(BLUE)
+    return root
+
+
+def table(root: Path, text: str, name: str = "captions.csv") -> Path:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+    return root / name
+
+
+LINES = "".join(f"{json.dumps({'file': file, 'caption': text})}\n" for file, text in PAIRS)
+LISTS = (
+    '{"credit": 1, "file": "images/a.png", "texts": ["a red square"], "caption": "long"}\n'
+    '{"file": "images/sub/b.jpg", "texts": ["blue", "not red"], "caption": "long"}\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("captions.csv", "filename,caption\n" + "".join(f"{file},{text}\n" for file, text in PAIRS)),
+        ("captions.csv", "id,Text,File_Name\n" + "".join(f"1,{text},{file}\n" for file, text in PAIRS)),
+        ("captions.csv", "".join(f"{file},{text}\n" for file, text in PAIRS)),  # no header
+        ("x.tsv", "caption\timage\n" + "".join(f"{text}\t{file}\n" for file, text in PAIRS)),
+        ("x.tsv", "".join(f"{text}\t{file}\n" for file, text in PAIRS)),
+        ("captions.txt", "image,caption\n" + "".join(f"{file},{text}\n" for file, text in PAIRS)),  # Flickr8k
+        ("captions.jsonl", LINES),
+        ("captions.jsonl", LISTS),
+        ("captions.json", json.dumps([json.loads(line) for line in LISTS.splitlines()])),
+        ("images/metadata.csv", "file_name,text\na.png,a red square\nsub/b.jpg,blue\nsub\\b.JPG,not red\n"),
+        ("notes/c.csv", "path,alt\n../images/a.png,a red square\n../images/sub/b.jpg,blue\nb,not red\n"),
+        ("captions.csv", "file,caption\na.png,a red square\nsub/b.jpg,blue\nb.jpg,not red\n"),  # in a sub-folder
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_kind_of_table_needs_no_setting(tmp_path: Path, name: str, text: str, packed: bool) -> None:
+    root = photos(tmp_path / "photos")
+    table(root, text, name)
+    if packed and not name.endswith(".txt"):
+        (root / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+        (root / name).unlink()
+    counts: Counter[str] = Counter()
+    rows = read_all(root, "folder", counts)
+    assert pairs(rows) == PAIRS
+    assert short(rows, "bytes", "problem", "page_url") == [(RED, None, None), (BLUE, None, None), (BLUE, None, None)]
+    assert +counts == {"rows": 3}
+
+
+def test_parquet_with_lists_and_a_column_of_bytes(tmp_path: Path) -> None:
+    root = photos(tmp_path)
+    columns = {"image": [b"x", b"y"], "file": ["a.png", "b.jpg"], "captions": [["one", "two"], None]}
+    pq.write_table(pa.table(columns), root / "all.parquet")
+    assert pairs(read_all(root, "folder")) == [
+        ("images/a.png", "one"), ("images/a.png", "two"), ("images/sub/b.jpg", ""),
+    ]  # fmt: skip
+    pq.write_table(pa.table({"image": [b"x"], "text": ["a"]}), root / "all.parquet")
+    with pytest.raises(DataError, match="column 'image' is binary, expected text"):
+        read_all(root, "folder")
+
+
+def test_what_is_guessed_is_said_and_can_be_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = photos(tmp_path)
+    table(root, LISTS, "captions.jsonl")
+    rows = rows_of(source_at(root, "source=folder"))[0]
+    assert {row["text_source"] for row in rows} == {"texts"}
+    assert capsys.readouterr().err == (
+        f"ingest: {root}/captions.jsonl: pictures from column 'file', texts from column 'texts' (not from 'caption'); "
+        "for others set ingest.columns.url and ingest.columns.text\n"
+    )
+    source = source_at(root, "source=folder", "columns.url=file", "columns.text=caption")
+    assert [row["text"] for row in rows_of(source)[0]] == ["long", "long"]
+    assert capsys.readouterr().err == ""
+    table(root, "bild,text\nimages/a.png,x\n")
+    (root / "captions.jsonl").unlink()
+    with pytest.raises(DataError) as raised:
+        source_at(root, "source=folder")
+    assert str(raised.value) == (
+        f"{root}/captions.csv: no column with a usual name for pictures, it has bild, text; set ingest.columns.url to "
+        "one of these"
+    )
+    assert pairs(rows_of(source_at(root, "source=folder", "columns.url=bild"))[0]) == [("images/a.png", "x")]
+
+
+def test_a_row_without_its_picture_says_why(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos")
+    (root / "more").mkdir()
+    (root / "more/a.png").write_bytes(BLUE)
+    (tmp_path / "secret.png").write_bytes(RED)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/x.png").write_bytes(RED)
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    outside, missing = "outside the folder", "no such file"
+    problems = {
+        "none.png": missing, "images": missing, "a.png": "ambiguous: 2 files of this name", "": "no file name",
+        "../secret.png": outside, "images/../../secret.png": outside, f"{tmp_path}/secret.png": outside,
+        "link.png": outside, "linked/x.png": outside, "file:///etc/passwd": outside, "/etc/passwd": outside,
+        "http://x.example/a.png": "an address, no file: ingest.source url_table fetches it", "x" * 300: missing,
+        "y" * 5000: "no name that a file can have", "z\0.png": "no name that a file can have",
+        str(root / "images/a.png"): None, f"file://{root}/images/a.png": None, "./images//a.png": None,
+    }  # fmt: skip
+    table(
+        root, "".join(f"{json.dumps({'file': name, 'text': str(at)})}\n" for at, name in enumerate(problems)), "t.jsonl"
+    )
+    counts: Counter[str] = Counter()
+    rows = read_all(root, "folder", counts)
+    assert dict(zip(problems, [row["problem"] for row in rows], strict=True)) == problems
+    assert {(row["url"], row["bytes"]) for row in rows if row["problem"] is None} == {("images/a.png", RED)}
+    assert counts["rows_unreadable"] == 15
+    opened = source_at(root, "source=folder")
+    assert [opened.read(f"{root}/{name}", None) for name in ("link.png", "../secret.png", "none", "images")] == [
+        None
+    ] * 4
+
+
+def test_what_has_no_text_and_what_is_no_picture_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = photos(tmp_path)
+    table(root, "file,caption\nimages/a.png,red\n")
+    table(root, "width,height\n1,2\n", "sizes.csv")
+    table(root, '{"name": "x", "list": [1', "package.json")
+    for name in ("LICENSE", "README.md", "Thumbs.db", ".DS_Store", "images/._a.png", "__MACOSX/images/a.png", "n.txt"):
+        table(root, "text", name)
+    counts: Counter[str] = Counter()
+    assert pairs(read_all(root, "folder", counts)) == [("images/a.png", "red")]
+    assert counts == {"rows": 1, "pictures_without_text": 1, "files_left_out": 9}
+    said = capsys.readouterr().err
+    assert (
+        f"a table is left out: {root}/sizes.csv: no column with a usual name for pictures, it has width, height" in said
+    )
+    assert "a table is left out" in said.partition("package.json")[0]
+    assert "7 other files left out: .DS_Store, LICENSE, README.md, Thumbs.db, " in said
+
+
+def test_a_text_beside_each_picture(tmp_path: Path) -> None:
+    root = photos(tmp_path)
+    table(root, "\ufeffa red square\r\n\r\n  red \n", "images/a.txt")
+    (root / "images/sub/b.jpg.caption").write_bytes("blau \xff".encode("latin-1"))
+    (root / "c.2019.png").write_bytes(RED)
+    table(root, " \n", "c.2019.txt")
+    table(root, '{"any": "thing"}', "images/a.json")  # of this picture, no table
+    (root / "d.png").write_bytes(RED)
+    table(root, "x\n" * 10_001, "d.txt")
+    (root / "e.png").write_bytes(RED)
+    table(root, "x" * (1 << 21), "e.txt")
+    counts: Counter[str] = Counter()
+    rows = read_all(root, "folder", counts)
+    assert short(rows, "url", "text", "text_source", "problem") == [
+        ("c.2019.png", "", None, None),
+        ("d.png", "", None, "too large: more than 10,000 texts of one picture"),
+        ("e.png", "", None, "too large: a text above 1,048,576 bytes"),
+        ("images/a.png", "a red square", "txt", None),
+        ("images/a.png", "red", "txt", None),
+        ("images/sub/b.jpg", "blau \ufffd", "caption", None),
+    ]
+    assert +counts == {"rows": 6, "rows_unreadable": 2, "files_left_out": 1}
+    table(root, "file,caption\nimages/a.png,from the table\n")
+    counts.clear()
+    assert ("images/a.png", "from the table") in pairs(read_all(root, "folder", counts))
+    assert counts["files_left_out"] == 2  # its own text, too
+
+
+def test_folders_that_are_classes(tmp_path: Path) -> None:
+    for name in ("train/red_dress/0.png", "train/shirt/0.png", "top.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(RED)
+    with pytest.raises(DataError) as raised:
+        source_at(tmp_path, "source=folder")
+    for words in ("3 pictures without a text: no table (.csv, ", "folders like train/red_dress are classes",
+                  f"`align make_set NAME --from {tmp_path}`", "set ingest.folder_text"):  # fmt: skip
+        assert words in str(raised.value)
+    source = source_at(tmp_path, "source=folder", "folder_text=a photo of a {}")
+    counts: Counter[str] = Counter()
+    rows = rows_of(source, counts)[0]
+    assert short(rows, "url", "text", "text_source") == [
+        ("train/red_dress/0.png", "a photo of a red dress", "folder"),
+        ("train/shirt/0.png", "a photo of a shirt", "folder"),
+    ]
+    assert counts == {"rows": 2, "pictures_without_text": 1, "files_left_out": 0}
+    with pytest.raises(ConfigError, match=r"ingest\.folder_text"):
+        source_at(tmp_path, "source=folder", "folder_text=a photo")
+
+
+@pytest.mark.parametrize("images", [".", "images", "train"])
+def test_a_table_alone(tmp_path: Path, images: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / images).mkdir(exist_ok=True)
+    (tmp_path / images / "a.png").write_bytes(RED)
+    table(tmp_path, "file,caption\na.png,red\nb.png,none\n")
+    name = "a.png" if images == "." else f"{images}/a.png"
+    monkeypatch.chdir(tmp_path)
+    for location in (tmp_path / "captions.csv", "captions.csv", "./captions.csv", "*.csv"):
+        rows = read_all(location, "folder")
+        assert short(rows, "url", "problem", "bytes") == [(name, None, RED), ("b.png", "no such file", None)]
+    if images != ".":
+        (tmp_path / "val").mkdir()
+        (tmp_path / "val/a.png").write_bytes(BLUE)
+        assert read_all("captions.csv", "folder")[0]["problem"] == "ambiguous: 2 files of this name"
+
+
+def test_what_is_no_source_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no file exists there; check the path"):
+        source_at(tmp_path, "source=folder")
+    table(tmp_path, "x", "README.md")
+    with pytest.raises(DataError, match="neither a picture nor a table"):
+        source_at(tmp_path, "source=folder")
+    with pytest.raises(DataError, match="a web server lists no files"):
+        source_at("https://x.example/captions.csv", "source=folder")
+    table(tmp_path, "a,b\n", "a.csv")
+    table(tmp_path, "c,d\n", "b.csv")
+    with pytest.raises(
+        DataError, match=r"none of its 2 tables can be used. The first: .*a\.csv: no column .* has a, b"
+    ):
+        source_at(tmp_path, "source=folder")
+    (tmp_path / "c.csv.gz").write_bytes(gzip.compress(b"file,caption\n" * 99)[:20])
+    with pytest.raises(DataError, match=r"c\.csv\.gz: cut off"):
+        source_at(tmp_path, "source=folder")
+
+
+def test_a_picture_that_is_too_large_and_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    table(tmp_path, "file,caption\na.png,red\n")
+    (tmp_path / "a.png").write_bytes(RED)
+    opened = source_at(tmp_path, "source=folder", "max_record_bytes=20")
+    with pytest.raises(TooLarge):
+        opened.read(f"{tmp_path}/a.png", None)
+    odd = os.fsdecode(b"\xff")
+    (tmp_path / f"{odd}.png").write_bytes(RED)
+    table(tmp_path, "odd", f"{odd}.txt")
+    assert short(read_all(tmp_path, "folder"), "text", "problem") == [
+        ("red", None), ("odd", "no name that a file can have"),
+    ]  # fmt: skip
+
+
+def test_any_change_of_the_folder_is_a_change_of_the_source(tmp_path: Path) -> None:
+    root = photos(tmp_path)
+    table(root, "file,caption\na.png,red\n")
+    assert source_at(root, "source=folder").inputs == [f"{root}/"]
+    assert source_at(root / "captions.csv", "source=folder").inputs == [str(root / "captions.csv")]

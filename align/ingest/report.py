@@ -27,6 +27,8 @@ class IngestReport(Report):
         num_pages_coding_absent: pages that are stored plain although their HTTP headers state a coding; they were read.
         num_pages_coding_unknown: pages whose HTTP headers state an unknown coding; they were read as they are.
         num_records_unreadable: members of a tar that were skipped.
+        num_pictures_without_text: of a folder; they have no pairs.
+        num_files_left_out: of a folder: neither pictures nor their texts.
         num_pairs: rows written.
         num_images: distinct images stored.
         num_retryable: pairs whose failure may be temporary.
@@ -54,6 +56,8 @@ class IngestReport(Report):
     num_pages_coding_absent: int
     num_pages_coding_unknown: int
     num_records_unreadable: int
+    num_pictures_without_text: int
+    num_files_left_out: int
     num_pairs: int
     num_images: int
     num_retryable: int
@@ -92,6 +96,8 @@ def not_read(report: IngestReport) -> list[tuple[str, int]]:
         ("records without an address", report.outcomes.get(NO_ADDRESS, 0)),
         ("members of a tar that cannot be read", report.num_records_unreadable),
         ("rows that cannot be read", report.num_rows_unreadable),
+        ("pictures without a text", report.num_pictures_without_text),
+        ("files of the folder that are neither pictures nor their texts", report.num_files_left_out),
         ("files cut off or damaged: only the readable parts were taken", report.num_damaged_files),
         ("bytes of web archives in their damaged parts", report.num_bytes_lost),
         ("files too damaged to search to their end for records", report.num_reading_bounds_reached),
@@ -160,6 +166,8 @@ def summarise(
         num_pages_coding_absent=counts.get("pages_coding_absent", 0),
         num_pages_coding_unknown=counts.get("pages_coding_unknown", 0),
         num_records_unreadable=counts.get("records_unreadable", 0),
+        num_pictures_without_text=counts.get("pictures_without_text", 0),
+        num_files_left_out=counts.get("files_left_out", 0),
         num_pairs=int(num_pairs),
         num_images=num_images,
         num_retryable=int(num_retryable),

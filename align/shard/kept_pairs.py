@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from align.errors import DataError
 from align.formats.filtered import DECISIONS, IMAGES
-from align.shard.clusters import text_digests
+from align.pairs.clusters import text_digests
 
 #: Most rows of a batch; bounds the memory that texts take.
 _ROWS = 1 << 17

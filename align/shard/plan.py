@@ -24,7 +24,7 @@ from align.config.shard import ShardConfig
 from align.errors import DataError
 from align.files import replace_directory, to_json, write_text
 from align.formats.shards import SPLITS, SplitName
-from align.shard.clusters import cluster
+from align.pairs.clusters import cluster
 from align.shard.image_spans import ImageSpans
 from align.shard.kept_pairs import kept_batches, read_images, read_kept
 

@@ -4,7 +4,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from align.shard.clusters import bands, cluster, masks, near_duplicates, text_digests
+from align.pairs.clusters import bands, cluster, masks, near_duplicates, text_digests
 
 FAR = np.array([0x0, 0xFFFF, 0xFFFF0000, 0xFFFF00000000], np.uint64)  # 16 bits or more apart from each other
 

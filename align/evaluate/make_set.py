@@ -1,0 +1,294 @@
+"""make_set: an evaluation set of one's own, from pictures in class folders or from a table of pictures -> NAME.tar.
+
+    align make_set flickr --from captions.csv                            retrieval: pictures and captions
+    align make_set clothing --from test --reference train                classification, and its nearest neighbours
+    align make_set flowers --from flowers --reference 0.5                half of each class is the reference
+    align make_set dogs --from labels.csv --class breed                  classification from a table
+
+Everything is read and checked before anything is written, and all that is missing or wrong is said at once. Equal
+inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from align.config import Params
+from align.config.download import DownloadConfig
+from align.config.ingest import IngestConfig
+from align.config.paths import PathsConfig
+from align.console import say
+from align.errors import DataError
+from align.evaluate.set_pictures import Limits, Split, read_pictures
+from align.evaluate.set_sources import (
+    Columns,
+    Faults,
+    Listed,
+    is_table,
+    name_classes,
+    read_class_names,
+    read_folder,
+    read_table,
+    some,
+)
+from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, write_set
+
+#: Of a classification set for which nobody gives templates.
+TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "a {}.", "{}")
+#: Sets that `align evaluate` makes itself.
+_RESERVED = ("test", HELD_OUT)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a set is made of.
+
+    Attributes:
+        name: of the set.
+        sources: folders of class folders, or tables.
+        columns: of the tables.
+        images: the folder of the tables' pictures; None: each table's own folder.
+        reference: the share of each class, or the folder or table, whose labels the nearest-neighbour classifier knows.
+        classes: a file of folder -> readable name; None: the folder's name with spaces for underscores.
+        templates: texts with {} for the name of a class.
+        description: in a sentence; empty: from the sources.
+        skip: leave out pictures at fault, instead of making no set.
+        replace: replace a set of that name.
+    """
+
+    name: str
+    sources: Sequence[Path]
+    columns: Columns
+    images: Path | None
+    reference: float | Path | None
+    classes: Path | None
+    templates: Sequence[str]
+    description: str
+    skip: bool
+    replace: bool
+
+
+def make_set(recipe: Recipe, limits: Limits, evaluation: Path) -> tuple[EvaluationSet, Faults]:
+    """Makes a set and writes it into the folder `evaluation`, which is made if it does not exist.
+
+    Returns:
+        The set, and what was joined, or left out with `skip`.
+
+    Raises:
+        DataError: the set exists, a source or column is missing, or pictures are at fault: all are named together.
+    """
+    _check_name(recipe, evaluation)
+    faults = Faults()
+    queries = _listed(recipe, recipe.sources, faults)
+    references = _listed(recipe, [recipe.reference], faults) if isinstance(recipe.reference, Path) else []
+    kind = _kind(recipe, [*queries, *references])
+    if kind == "classification":
+        name_classes([*queries, *references], None if recipe.classes is None else read_class_names(recipe.classes))
+    split_of: list[tuple[Listed, Split]] = [(one, "query") for one in queries]
+    split_of += [(one, "reference") for one in references]
+    images = read_pictures(split_of, limits, faults)
+    if faults.found and (not recipe.skip or not images):
+        remedy = "correct these" if recipe.skip else "correct these, or leave them out with --skip"
+        raise DataError(f"{recipe.name}: not written: {faults}; {remedy}{_where_missing(recipe, queries, faults)}")
+    if isinstance(recipe.reference, float):
+        images = _with_references(images, recipe.reference)
+    made = EvaluationSet(
+        name=recipe.name,
+        kind=kind,
+        description=recipe.description or f"From {', '.join(path.name for path in recipe.sources)}.",
+        images=images,
+        classes=tuple(sorted({str(image.label) for image in images})) if kind == "classification" else (),
+        templates=tuple(recipe.templates) if kind == "classification" else (),
+    )
+    _check_classes(made)
+    write_set(evaluation, made)
+    return made, faults
+
+
+def _check_name(recipe: Recipe, evaluation: Path) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", recipe.name):
+        raise DataError(f"{recipe.name!r}: a set's name has letters, digits, - and _ only, and at most 64")
+    if recipe.name in _RESERVED:
+        raise DataError(f"{recipe.name}: `align evaluate` measures a set of this name itself; choose another name")
+    if evaluation.exists() and not evaluation.is_dir():
+        raise DataError(f"{evaluation}: is a file, not a folder; correct paths.evaluation")
+    there = [path for path in (evaluation / f"{recipe.name}{end}" for end in (".json", ".tar")) if path.exists()]
+    if there and not recipe.replace:
+        raise DataError(f"{there[0]}: exists; replace the set with --replace, or choose another name")
+    for template in recipe.templates:
+        if template.count("{}") != 1:
+            raise DataError(f"--template {template!r}: has no {{}} for the name of the class, or more than one")
+
+
+def _listed(recipe: Recipe, sources: Sequence[Path], faults: Faults) -> list[Listed]:
+    """The pictures of all sources. Their names begin with that of the source where there are several."""
+    several = len(recipe.sources) > 1 or isinstance(recipe.reference, Path)
+    listed = []
+    for source in sources:
+        if source.is_dir():
+            found = read_folder(source, faults)
+        elif is_table(source):
+            found = read_table(source, recipe.columns, recipe.images, faults)
+        else:
+            what = (
+                "neither a folder nor a table (.csv, .tsv, .jsonl, .parquet)" if source.exists() else "does not exist"
+            )
+            raise DataError(f"{source}: {what}; give a folder of class folders, or a table of pictures")
+        for one in found if several else ():
+            one.concept = f"{source.name}/{one.concept}" if one.concept == one.name else one.concept
+            one.name = f"{source.name}/{one.name}"
+        listed += found
+    return listed
+
+
+def _kind(recipe: Recipe, listed: Sequence[Listed]) -> Literal["retrieval", "classification"]:
+    labelled = {one.label is not None for one in listed}
+    if len(labelled) > 1:
+        raise DataError(f"{recipe.name}: some of the pictures have a class, others have none; make two sets")
+    if labelled == {True}:
+        return "classification"
+    if recipe.reference is not None or recipe.classes is not None:
+        raise DataError(f"{recipe.name}: --reference and --classes need classes; give class folders, or --class COLUMN")
+    return "retrieval"
+
+
+def _with_references(images: Sequence[EvaluationImage], share: float) -> list[EvaluationImage]:
+    """A share of each class as reference, by concept, at least one concept on each side where there are two.
+
+    Which ones is decided by the hash of the concept, so a new picture moves no other one.
+    """
+    concepts: defaultdict[str | None, set[str]] = defaultdict(set)
+    for image in images:
+        concepts[image.label].add(image.concept)
+    known: set[tuple[str | None, str]] = set()
+    for label, of_class in concepts.items():
+        order = sorted(of_class, key=lambda concept: hashlib.sha256(concept.encode()).digest())
+        number = min(max(1, round(share * len(order))), len(order) - 1)
+        known |= {(label, concept) for concept in order[:number]}
+    return [
+        EvaluationImage(one.key, one.image, one.concept, one.texts, one.label, one.vendor, "reference")
+        if (one.label, one.concept) in known
+        else one
+        for one in images
+    ]
+
+
+def _check_classes(made: EvaluationSet) -> None:
+    if made.kind != "classification":
+        return
+    if len(made.classes) < 2:
+        raise DataError(f"{made.name}: only one class ({', '.join(made.classes)}); a classification needs two or more")
+    if not any(image.split == "query" for image in made.images):
+        raise DataError(f"{made.name}: no picture is left to classify; check --from")
+
+
+def _where_missing(recipe: Recipe, listed: Sequence[Listed], faults: Faults) -> str:
+    """Where the pictures are, if all of them are missing where the table says."""
+    missing = faults.found.get("missing", [])
+    if len(missing) < len(listed) or not listed or recipe.images is not None:
+        return ""
+    table, wanted = recipe.sources[0], listed[0].path.name
+    for folder, _, files in os.walk(table.parent):
+        if wanted in files:
+            return f"; {wanted} is in {folder}: give --images {folder}"
+    return ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `align make_set`."""
+    parser.add_argument(
+        "name", metavar="NAME", help="of the set; the files are NAME.tar and NAME.json in paths.evaluation"
+    )
+    parser.add_argument(
+        "--from", dest="sources", type=Path, nargs="+", required=True, metavar="PATH",
+        help="a folder FOLDER/CLASS/*.jpg, or a table with pictures' file names and captions (.csv, .tsv, .jsonl, ...)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reference", metavar="SHARE|PATH",
+        help="what the nearest-neighbour classifier knows: a share of each class (0.5), or another folder or table",
+    )  # fmt: skip
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="readable names: lines FOLDER,NAME or a JSON object"
+    )
+    parser.add_argument(
+        "--template", action="append", metavar="TEXT",
+        help=f"text with {{}} for the class; may be repeated; default: {', '.join(map(repr, TEMPLATES))}",
+    )  # fmt: skip
+    for option, what in (
+        ("picture", "of the file names; default: file_name, file, path, image, ..."),
+        ("caption", "of the caption or captions; default: captions, caption, text, ..."),
+        ("class", "of the class; makes a classification set"),
+        ("concept", "pictures with the same value count as right for each other's captions; default: each its own"),
+    ):
+        parser.add_argument(f"--{option}", metavar="COLUMN", dest=f"{option}_column", help=f"column {what}")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of a table's pictures; default: its own")
+    parser.add_argument("--resize", type=int, metavar="PX", help="shrink larger pictures to this shorter side")
+    parser.add_argument("--description", default="", metavar="TEXT", help="a sentence for reports")
+    parser.add_argument("--skip", action="store_true", help="leave out pictures that are missing, broken or repeated")
+    parser.add_argument("--replace", action="store_true", help="replace the set of this name")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align make_set`."""
+    evaluation, ingest = params.section(PathsConfig).evaluation, params.section(IngestConfig)
+    recipe = Recipe(
+        name=args.name,
+        sources=args.sources,
+        columns=Columns(args.picture_column, args.caption_column, args.class_column, args.concept_column),
+        images=args.images,
+        reference=_reference(args.reference),
+        classes=args.classes,
+        templates=args.template or TEMPLATES,
+        description=args.description,
+        skip=args.skip,
+        replace=args.replace,
+    )
+    if args.resize is not None and args.resize < 1:
+        raise DataError(f"--resize {args.resize}: expected pixels of the shorter side, such as 512")
+    quality = params.section(DownloadConfig).jpeg_quality
+    limits = Limits(ingest.max_record_bytes, ingest.max_image_pixels, args.resize, quality)
+    made, faults = make_set(recipe, limits, evaluation)
+    for line in _summary(made, faults):
+        say(f"make_set: {line}")
+    say(f"make_set: wrote {evaluation / made.name}.tar and .json; filter keeps its pictures out, evaluate measures it")
+
+
+def _reference(text: str | None) -> float | Path | None:
+    try:
+        share = float(text) if text is not None else None
+    except ValueError:
+        return Path(str(text))
+    if share is not None and not 0 < share < 1:
+        raise DataError(f"--reference {text}: expected a share between 0 and 1, or a folder or table")
+    return share
+
+
+def _summary(made: EvaluationSet, faults: Faults) -> Iterable[str]:
+    yield from (f"left out: {len(names):,} {kind} ({some(names)})" for kind, names in faults.found.items())
+    if faults.joined:
+        yield f"{len(faults.joined):,} picture(s) joined to one with the same bytes ({some(faults.joined)})"
+    split = Counter(image.split for image in made.images)
+    if made.kind == "retrieval":
+        texts = {(image.concept, text) for image in made.images for text in image.texts}
+        concepts = len({image.concept for image in made.images})
+        yield f"{made.name}: {len(made.images):,} pictures, {len(texts):,} captions, {concepts:,} concepts (retrieval)"
+        shared = sum(number > 1 for number in Counter(text for _, text in texts).values())
+        if shared:
+            yield f"{shared:,} caption(s) belong to several concepts, so no model is always right; see --concept"
+        return
+    yield (
+        f"{made.name}: {len(made.classes):,} classes, {split['query']:,} pictures to classify, {split['reference']:,} "
+        "references (classification)"
+    )
+    yield f"classes: {', '.join(made.classes[:20])}{', ...' if len(made.classes) > 20 else ''}"
+    without = {str(one.label) for one in made.images} - {str(o.label) for o in made.images if o.split == "reference"}
+    if without and split["reference"]:
+        yield f"no reference in {', '.join(sorted(without))}: nearest neighbours are always wrong there"

@@ -1,0 +1,165 @@
+"""Reads a table of pictures and what is known of them: CSV, TSV, JSON, JSON lines or parquet, in bounded memory.
+
+A row names a picture's file, and has a text, a list of texts, a class. A CSV or TSV whose first line names a picture
+has no header: its columns are `picture`, `text`. A `.txt` is a TSV if its first line has a tab, else a CSV.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pyarrow as pa
+
+from align.errors import DataError
+from align.formats import json_tables
+from align.formats.parquet import ForeignTable, is_list
+from align.formats.table_lines import separated_rows
+
+_JSON = (".json", ".jsonl", ".ndjson")
+#: Of tables, all of them perhaps followed by .gz but for parquet.
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", *_JSON, ".parquet")
+#: Of files that are pictures by their names.
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+#: Usual names of the column of pictures' files, in order ...
+PICTURE_COLUMNS = (
+    "file_name", "filename", "file", "file_path", "filepath", "path", "image_path", "image_file", "image_filename",
+    "image_name", "image", "img", "picture", "photo",
+)  # fmt: skip
+#: ... and of texts; all texts of a picture are in those that come first.
+TEXT_COLUMNS = (
+    "texts", "captions", "sentences", "caption", "text", "sentence", "alt", "alt_text", "alttext", "description",
+    "title",
+)  # fmt: skip
+#: Rows whose members say which columns a table of JSON lines has.
+_HEAD_ROWS = 100
+#: Bytes of a first line.
+_HEAD_BYTES = 1 << 16
+
+#: The values of a row in the order of the columns that were asked for; None where it cannot be read.
+Row = tuple[Any, ...] | None
+
+
+class PictureTable:
+    """A table.
+
+    Args:
+        path: its file.
+
+    Attributes:
+        names: of its columns.
+
+    Raises:
+        DataError: the file is missing, or no table.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._name = path.name.lower().removesuffix(".gz")
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        if not self._name.endswith(TABLE_SUFFIXES) or path.name.lower().endswith(".parquet.gz"):
+            raise DataError(f"{path}: no table; its name ends in one of {', '.join(TABLE_SUFFIXES)}")
+        self._header: Sequence[str] | None = None
+        self.names: list[str] = list(self._read(self._names()))
+        twice = next((name for name in self.names if self.names.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"{path}: two columns have the name '{twice}'; give one of them another name")
+
+    def rows(self, wanted: Sequence[str | None]) -> Iterator[Row]:
+        """The values of some columns, row by row; None for a column that is None. Values are as the file has them.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        yield from self._read(self._rows(wanted))
+
+    def _read(self, items: Iterable[Any]) -> Iterator[Any]:
+        try:
+            yield from items
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, EOFError) as error:
+            raise DataError(f"{self._path}: unreadable ({' '.join(str(error).split())}); write it again") from None
+
+    def _open(self) -> IO[bytes]:
+        gzipped = self._path.suffix.lower() == ".gz"
+        return cast(IO[bytes], gzip.open(self._path)) if gzipped else self._path.open("rb")
+
+    def _separator(self) -> str:
+        if not self._name.endswith(".txt"):
+            return "\t" if self._name.endswith(".tsv") else ","
+        with self._open() as stream:
+            return "\t" if b"\t" in stream.readline(_HEAD_BYTES) else ","
+
+    def _names(self) -> Iterator[str]:
+        if self._name.endswith(".parquet"):
+            yield from (
+                field.name for field in ForeignTable(self._path, str(self._path)).schema if _is_text(field.type)
+            )
+        elif self._name.endswith(_JSON):
+            table = json_tables.find_table(str(self._path), self._open)
+            if table is not None:
+                yield from table.names
+                return
+            with self._open() as stream:
+                head = islice(json_tables.rows_of(str(self._path), stream), _HEAD_ROWS)
+                yield from dict.fromkeys(name for row in head if row is not None for name in row)
+        else:
+            with self._open() as stream:
+                first = next(separated_rows(stream, self._separator()), None) or []
+            if any(value.strip().lower().endswith(PICTURE_SUFFIXES) for value in first):
+                yield from ("picture", "text", *(f"column {number}" for number in range(3, len(first) + 1)))
+            else:
+                self._header = first
+                yield from (name.strip() for name in first)
+
+    def _rows(self, wanted: Sequence[str | None]) -> Iterator[Row]:
+        if self._name.endswith(".parquet"):
+            yield from self._parquet_rows(wanted)
+        elif self._name.endswith(_JSON):
+            table = json_tables.find_table(str(self._path), self._open)
+            if table is not None:
+                yield from table.rows(wanted)
+                return
+            with self._open() as stream:
+                for row in json_tables.rows_of(str(self._path), stream):
+                    yield None if row is None else tuple(map(partial(_member, row), wanted))
+        else:
+            positions = [None if name is None else self.names.index(name) for name in wanted]
+            with self._open() as stream:
+                rows = separated_rows(stream, self._separator())
+                for values in islice(rows, 0 if self._header is None else 1, None):
+                    # more values than columns: a comma in a text without quotes, which would be cut off there
+                    if values is None or len(values) != len(self.names):
+                        yield None
+                    else:
+                        yield tuple(None if position is None else values[position] for position in positions)
+
+    def _parquet_rows(self, wanted: Sequence[str | None]) -> Iterator[Row]:
+        table = ForeignTable(self._path, str(self._path))
+        for batch in table.batches([name for name in wanted if name is not None]):
+            empty = [None] * len(batch)
+            yield from zip(*(empty if name is None else _values(batch.column(name)) for name in wanted), strict=True)
+
+
+def usual_column(usual: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first of the usual names that a table has, in any case of its letters, as the table writes it."""
+    lowered = [name.lower() for name in names]
+    return next((names[lowered.index(name)] for name in usual if name in lowered), None)
+
+
+def _member(row: dict[str, Any], name: str | None) -> Any:
+    return None if name is None else row.get(name)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    of_item = kind.value_type if is_list(kind) else kind
+    return not (pa.types.is_nested(of_item) or pa.types.is_binary(of_item) or pa.types.is_large_binary(of_item))
+
+
+def _values(column: pa.Array) -> Iterable[Any]:
+    """A column's values. Lists one at a time: few bytes of parquet can hold millions of items."""
+    return (item.values for item in column) if is_list(column.type) else column.to_pylist()

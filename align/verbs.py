@@ -115,6 +115,12 @@ STAGES = {
 
 #: The commands, which are not in the DAG.
 COMMANDS = {
+    "make_set": Verb(
+        "align.evaluate.make_set",
+        "make an evaluation set from class folders, or from pictures with captions",
+        ("ingest",),
+        ("align make_set captions --from captions.csv", "align make_set clothing --from test --reference train"),
+    ),
     "run": Verb(
         "align.run",
         "run the whole pipeline under Prefect, and record it as branch run/<name>",

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from align.console import track
+from align.filter.features import Features, folder_of
 from align.filter.fingerprints import by_content
 from align.filter.near_duplicates import (
     Kmeans,
@@ -36,11 +39,23 @@ def compare_with_evaluation_images(
     if sets and files:
         if not views.exists():
             network = ImageNetwork(config.near_duplicate_embedder, work.num_threads)
-            look = partial(network.views, max_pixels=config.max_image_pixels)
+            measure = partial(network.views, max_pixels=config.max_image_pixels)
+            decides = [network.digest, config.near_duplicate_embedder, config.max_image_pixels]
+            folder = folder_of(work.features, "views", "align.filter.network", decides)
+            kept = Features(folder, _to_bytes, partial(_from_bytes, width=network.width))
+            look = partial(kept.look, measure)
             rows = track(by_content(look, distinct_images(sets)), what="filter: evaluation images")
             write_embeddings(views, rows, network.width)
         matches += find_near_duplicates(files, read_embeddings(views), config, kmeans)
     commit(_twin_table(matches), path)
+
+
+def _to_bytes(views: NDArray[np.float16]) -> bytes:
+    return views.tobytes()
+
+
+def _from_bytes(data: bytes, width: int) -> NDArray[np.float16]:
+    return np.frombuffer(data, np.float16).reshape(-1, width)
 
 
 def _twin_table(matches: Iterable[NearDuplicate]) -> pa.Table:

@@ -113,7 +113,7 @@ def filter_pairs(
         mine = [item for item in shards if item[1].number in numbers]
         num_threads = engine_config.num_threads or os.cpu_count() or 1
         num_workers = max(1, min(engine_config.num_workers or os.cpu_count() or 1, len(mine)))
-        work = WorkFolder(path, config, opted_out, num_workers, num_threads, shared)
+        work = WorkFolder(path, config, opted_out, num_workers, num_threads, shared, store.features if store else None)
         names = [shard.name for _, shard in shards]
 
         if portion.finish:

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 
 from align.errors import DataError
 from align.files import temporary_name
+from align.filter.features import Features, folder_of
 from align.filter.fingerprints import Fingerprints, by_content, near_duplicates
 from align.filter.pair_tables import image_hash, pair_tables
 from align.filter.tables import IMAGES, MAX_ROWS, PAIRS
 from align.filter.work_folder import NumberedShard, WorkFolder, commit
 from align.formats.evaluation_set import EvaluationSet, distinct_images
 from align.formats.raw import STATED_SHA256, RawShard, iter_images, read_table
-from align.pairs.perceptual_hash import ImageSignals, image_signals
+from align.pairs.perceptual_hash import ImageSignals, from_bytes, image_signals, to_bytes
 from align.processes import in_threads
 
 #: Columns of data/raw.
@@ -168,7 +169,10 @@ def write_fingerprints(work: WorkFolder, sets: Sequence[EvaluationSet]) -> None:
     path = work.path / "references.npz"
     if path.exists():
         return
-    look = partial(_signals, max_pixels=work.config.max_image_pixels, num_threads=work.num_threads)
+    max_pixels = work.config.max_image_pixels
+    measure = partial(_signals, max_pixels=max_pixels, num_threads=work.num_threads)
+    folder = folder_of(work.features, "signals", "align.pairs.perceptual_hash", [max_pixels])
+    look = partial(Features(folder, to_bytes, from_bytes).look, measure)
     fingerprints = Fingerprints.of(by_content(look, distinct_images(sets)))
     beside = temporary_name(path)
     with beside.open("wb") as file:

@@ -22,6 +22,7 @@ For any other network (`filter.near_duplicate_embedder`) the embedding is used u
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -86,6 +87,7 @@ class ImageNetwork:
 
     Attributes:
         width: length of an embedding.
+        digest: hex sha256 of the classifier's file.
     """
 
     def __init__(self, embedder: ModelFile | None, num_threads: int) -> None:
@@ -100,7 +102,7 @@ class ImageNetwork:
             CorruptError: its sha256 or that of the classifier is wrong.
         """
         self._num_threads = num_threads
-        self._classifier = _open_nsfw()
+        self._classifier, self.digest = _open_nsfw()
         self._embed = None if embedder is None else load_embedder(embedder)
         blank = Image.new("RGB", (_INPUT_PX, _INPUT_PX))
         self.width = len(self._classify(blank)[1]) + 3 * _THUMBNAIL_PX**2
@@ -188,7 +190,8 @@ def load_embedder(file: ModelFile) -> Embed:
     return embed
 
 
-def _open_nsfw() -> Any:
+def _open_nsfw() -> tuple[Any, str]:
+    """The classifier, and the sha256 of its file."""
     try:
         data = Path(resolve_model_path()).read_bytes()
     except OpenNSFWError as error:
@@ -196,7 +199,7 @@ def _open_nsfw() -> Any:
     # Protobuf messages that follow each other are one message, their lists joined (that is the format's definition):
     # ModelProto { graph (7): { output (12): { name (1) } } } adds an output and needs no library.
     name = _field(1, _POOLED.encode())
-    return _session(data + _field(7, _field(12, name)))
+    return _session(data + _field(7, _field(12, name))), hashlib.sha256(data).hexdigest()
 
 
 def _field(number: int, data: bytes) -> bytes:

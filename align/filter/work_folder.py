@@ -52,6 +52,7 @@ class WorkFolder:
         num_workers: processes that work on shards.
         num_threads: threads of all these processes together.
         shared: where machines share finished tables; None: the folder is all there is.
+        features: where what was measured of evaluation images is kept between runs; None: nowhere.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class WorkFolder:
     num_workers: int
     num_threads: int
     shared: SharedPieces | None = None
+    features: Path | None = None
 
     @property
     def pieces(self) -> Pieces:

@@ -6,7 +6,8 @@ resized, differ in few of its bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ast
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from PIL import Image
@@ -51,6 +52,16 @@ def image_signals(data: bytes, max_pixels: int) -> ImageSignals:
     small = image.resize((2 * _HASH_PX, 2 * _HASH_PX), Image.Resampling.BILINEAR)
     thumbnail = small.resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
     return ImageSignals(header.width_px, header.height_px, perceptual_hash(small), thumbnail.tobytes())
+
+
+def to_bytes(signals: ImageSignals) -> bytes:
+    """The signals as bytes, to be stored."""
+    return repr(astuple(signals)).encode()
+
+
+def from_bytes(data: bytes) -> ImageSignals:
+    """The reverse of `to_bytes`."""
+    return ImageSignals(*ast.literal_eval(data.decode()))
 
 
 def _dct_rows() -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

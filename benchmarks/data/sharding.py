@@ -72,6 +72,7 @@ def ours(root: Path, part: Portion) -> None:
         checkpoints=None,
         work=None,
         cache=root / "cache",
+        features=None,
         part_size_mb=16,
         num_connections=1,
         num_retries=0,

@@ -241,7 +241,7 @@ def work(server: S3Server, tmp_path: Path, request: pytest.FixtureRequest) -> St
     bucket = server.make_bucket(f"work-{abs(hash(request.node.name)) % 10**8}")
     config = StoreConfig(
         objects=None, checkpoints=None, work=f"s3://{bucket}/work", cache=tmp_path / "cache", part_size_mb=5,
-        num_connections=2, num_retries=5, timeout_s=30.0,
+        num_connections=2, num_retries=5, timeout_s=30.0, features=None,
     )  # fmt: skip
     opened = open_work(config, "stage", "key")
     assert opened is not None

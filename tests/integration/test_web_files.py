@@ -49,7 +49,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 def files(tmp_path: Path, timeout_s: float = 20.0, **changes: Any) -> StoreFiles:
     store = StoreConfig(
         objects=None, checkpoints=None, work=None, cache=tmp_path / "cache", part_size_mb=5, num_connections=4,
-        num_retries=2, timeout_s=timeout_s,
+        num_retries=2, timeout_s=timeout_s, features=None,
     )  # fmt: skip
     return pickle.loads(pickle.dumps(open_files(store, download(user_agent="of-the-tests/1", **changes))))
 

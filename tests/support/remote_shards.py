@@ -15,7 +15,7 @@ def store_config(server: S3Server, root: Path) -> StoreConfig:
     bucket = server.make_bucket("shards")
     return StoreConfig(
         objects=f"s3://{bucket}/objects", checkpoints=None, work=None, cache=root / "cache", part_size_mb=5,
-        num_connections=4, num_retries=5, timeout_s=10.0,
+        num_connections=4, num_retries=5, timeout_s=10.0, features=None,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ STORE = StoreConfig(
     checkpoints=None,
     work=None,
     cache=Path("none"),
+    features=None,
     part_size_mb=5,
     num_connections=2,
     num_retries=0,

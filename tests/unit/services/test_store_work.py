@@ -23,7 +23,7 @@ from align.services.store_work import StoreWork
 LOCATION = "s3://bucket/work/ingest/key"
 CONFIG = StoreConfig(
     objects=None, checkpoints=None, work="s3://bucket/work", cache=Path("cache"), part_size_mb=5, num_connections=1,
-    num_retries=5, timeout_s=60.0,
+    num_retries=5, timeout_s=60.0, features=None,
 )  # fmt: skip
 FILES = ["0.tar", "0_stats.json", "0.parquet"]
 PIECE = Piece("0", FILES[-1], lambda: FILES[:-1], "shard 0")

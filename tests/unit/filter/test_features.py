@@ -1,0 +1,138 @@
+"""Features of evaluation images are kept between runs, change no byte, and damaged files are no harm."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from align.config import load_params
+from align.config.engine import EngineConfig
+from align.config.filter import FilterConfig
+from align.filter.features import Features, folder_of
+from align.filter.filter import FilterFolders, filter_pairs
+from align.filter.network import ImageNetwork
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, write_set
+from align.pairs.perceptual_hash import from_bytes, image_signals, to_bytes
+from tests.support import local_store
+from tests.support.small_filter import noise, shards
+
+ENGINE = load_params().section(EngineConfig).model_copy(update={"memory_limit": "200MB", "num_workers": 1})
+CONFIG = load_params().section(FilterConfig)
+
+
+def images(*numbers: int) -> list[tuple[str, bytes]]:
+    return [(f"name {number}", b"image %d" % number) for number in numbers]
+
+
+class Measure:
+    """Doubles the number of an image; of 13 there is no value. Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, images: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, int]]:
+        for name, data in images:
+            self.asked.append(name)
+            if name != "name 13":
+                yield name, 2 * int(data.split()[1])
+
+
+def look(folder: Path | None, *numbers: int) -> tuple[list[int], list[int]]:
+    """The values, and the numbers of what was measured."""
+    measure = Measure()
+    features = Features(folder, lambda value: str(value).encode(), int)
+    found = list(features.look(measure, images(*numbers)))
+    assert [name for name, _ in found] == [f"name {number}" for number in numbers if number != 13]
+    return [value for _, value in found], [int(name.split()[1]) for name in measure.asked]
+
+
+def test_only_what_is_not_kept_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("align.filter.features._BLOCK", 2)
+    assert look(tmp_path, 1, 2, 3) == ([2, 4, 6], [1, 2, 3])
+    assert look(tmp_path, 3, 13, 4, 1) == ([6, 8, 2], [13, 4])
+    assert look(tmp_path, 4, 3, 2, 1) == ([8, 6, 4, 2], [])
+    assert look(None, 1) == ([2], [1])
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:200] + b"?" + data[201:], lambda _: b""])
+def test_damaged_files_are_made_again(tmp_path: Path, damage: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    look(tmp_path, 1, 2)
+    look(tmp_path, 3)
+    first = next(path for path in tmp_path.iterdir() if path.stat().st_size)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    first.write_bytes(damage(first.read_bytes()))
+    values, measured = look(tmp_path, 1, 2, 3)
+    assert values == [2, 4, 6]
+    assert measured in ([1, 2], [3])
+    assert "damaged, so its images are measured again" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_two_runs_at_once_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("align.filter.features._BLOCK", 1)
+    slow = Features(tmp_path, lambda value: str(value).encode(), int).look(Measure(), images(1, 2, 3))
+    assert next(slow) == ("name 1", 2)
+    assert look(tmp_path, 1, 2, 3, 4) == ([2, 4, 6, 8], [2, 3, 4])
+    for path in tmp_path.iterdir():
+        path.unlink()  # make clean
+    assert [value for _, value in slow] == [4, 6]
+    assert look(tmp_path, 2, 3) == ([4, 6], [])
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert look(tmp_path / "file", 1) == ([2], [1])
+    assert "is not kept (" in capsys.readouterr().err
+
+
+def test_whatever_decides_the_values_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    folders = {
+        folder_of(tmp_path, kind, module, decides)
+        for kind, module, decides in (
+            ("views", "align.filter.network", ["a", 1]),
+            ("views", "align.filter.network", ["b", 1]),
+            ("views", "align.filter.network", ["a", 2]),
+            ("views", "align.pairs.perceptual_hash", ["a", 1]),
+        )
+    }
+    assert len(folders) == 4
+    assert folder_of(None, "views", "align.filter.network", []) is None
+
+
+def test_signals_are_stored_whole() -> None:
+    for data in (noise(1), b"no picture"):
+        signals = image_signals(data, 10**6)
+        assert from_bytes(to_bytes(signals)) == signals
+
+
+def test_the_filter_writes_the_same_bytes_and_asks_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = shards(tmp_path / "raw", 2)
+    copy = noise(1, 480, 460)
+    pictures = [EvaluationImage(key, data, key, (key,), None, None, "query") for key, data in
+                (("copy", copy), ("broken", b"no picture"), ("other", noise(70)))]  # fmt: skip
+    for name in ("one", "two"):  # they share their images
+        write_set(tmp_path / "sets", EvaluationSet(name, "retrieval", name, pictures, (), ()))
+
+    def written(out: str, kept: str | None, **changes: Any) -> dict[str, bytes]:
+        folders = FilterFolders(raw, tmp_path / "sets", tmp_path / "p", tmp_path / out / "f", tmp_path / out / "r")
+        store = local_store.config(tmp_path, None).model_copy(update={"features": kept and tmp_path / kept})
+        assert filter_pairs(CONFIG.model_copy(update=changes), ENGINE, folders, store=store) is not None
+        files = [path for path in sorted((tmp_path / out).rglob("*")) if path.is_file()]
+        return {str(path.relative_to(tmp_path / out)): path.read_bytes() for path in files}
+
+    without = written("without", None)
+    assert written("cold", "kept") == without
+    assert len(list((tmp_path / "kept").glob("*/*.arrow"))) == 2  # signals, and views
+
+    def no_views(self: ImageNetwork, images: Iterable[tuple[str, bytes]], *, max_pixels: int) -> Iterator[Any]:
+        assert [name for name, _ in images] in ([], ["one/broken"])  # which has none
+        return iter(())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageNetwork, "views", no_views)
+        assert written("warm", "kept") == without
+    assert np.sum([name.endswith("decisions.parquet") for name in without]) == 1
+    written("other", "kept", max_image_pixels=10**6)
+    assert len(list((tmp_path / "kept").iterdir())) == 4

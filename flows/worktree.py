@@ -1,4 +1,6 @@
-"""A git worktree for one run, with its own params.yaml; it shares DVC's cache and the checkpoints with the checkout."""
+"""A git worktree for one run, with its own params.yaml; it shares with the checkout DVC's cache, the checkpoints, and
+what the filter measured of evaluation images.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +44,19 @@ def worktree(root: Path, commit: str, path: Path, overrides: Mapping[str, Any]) 
 
 
 def _share(root: Path, path: Path) -> None:
-    """The user's own DVC settings (credentials of a remote), the cache, and the folder of checkpoints."""
+    """The user's own DVC settings (credentials of a remote), the cache, and folders that outlive the worktree."""
     settings = root / ".dvc" / "config.local"
     if settings.exists():
         shutil.copy(settings, path / ".dvc" / "config.local")
     cache = _dvc(root, "cache", "dir")
     _dvc(path, "cache", "dir", "--local", str((root / cache).resolve()))
-    checkpoints = below_root(load_params(root / "params.yaml").values["paths"])["checkpoints"]
-    (root / checkpoints).mkdir(parents=True, exist_ok=True)
-    (path / checkpoints).parent.mkdir(parents=True, exist_ok=True)
-    (path / checkpoints).symlink_to(root / checkpoints)  # they outlive the worktree, so that a cancelled run resumes
+    values = load_params(root / "params.yaml").values
+    # a cancelled run resumes from its checkpoints, and a later one does not measure the evaluation images again
+    for folder in (below_root(values["paths"])["checkpoints"], values.get("store", {}).get("features")):
+        if folder is not None and not Path(folder).is_absolute():
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            (path / folder).parent.mkdir(parents=True, exist_ok=True)
+            (path / folder).symlink_to((root / folder).resolve())
 
 
 def _dvc(root: Path, *args: str) -> str:

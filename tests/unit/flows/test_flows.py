@@ -22,7 +22,8 @@ from flows.stage_task import StageOutcome, did_run, report_markdown
 from flows.summary import summarise
 from flows.workspace import in_worktree
 
-PARAMS = "paths:\n  checkpoints: checkpoints # where\nfilter:\n  min_words: 3 # paper 3\n"
+STORE = "store:\n  features: .align/features\n"
+PARAMS = f"paths:\n  checkpoints: checkpoints # where\n{STORE}filter:\n  min_words: 3 # paper 3\n"
 
 
 @pytest.fixture
@@ -171,10 +172,12 @@ def test_a_worktree_of_its_own(repo: Path) -> None:
         assert workspace.root != repo and not workspace.dirty
         assert (workspace.root / "params.yaml").read_text() == PARAMS.replace("3 #", "4 #")  # comments stay
         (workspace.root / "checkpoints" / "step").write_text("7")
+        (workspace.root / ".align/features/seen").touch()
         config = (workspace.root / ".dvc/config.local").read_text()
         assert str(repo / ".dvc" / "cache") in config
     assert not workspace.root.exists()
     assert (repo / "checkpoints" / "step").read_text() == "7"  # survives, so that a cancelled run resumes
+    assert (repo / ".align/features/seen").exists()
     assert (repo / "params.yaml").read_text() == PARAMS
 
 

@@ -27,6 +27,7 @@ NEUTRAL = frozenset({
     "align.figure",  # likewise of figures
     "align.memory",  # how fast, not what
     "align.declared",  # refuses a stage, changes none
+    "align.git",
     "align.provenance",  # names code, decides nothing
     "align.config.params",  # reads params.yaml, whose values are tracked themselves
     "align.config.params_file",

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 from align.errors import DataError
+from align.git import git as git
 
 #: The result of a run, so main does not track it; each branch run/<name> does.
 LOCK_FILE = "dvc.lock"
-
-
-def git(root: Path, *args: str, env: Mapping[str, str] | None = None) -> str:
-    """Output of a git command, stripped.
-
-    Raises:
-        DataError: git failed; the message is git's.
-    """
-    done = subprocess.run(
-        ["git", *args], cwd=root, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise DataError(f"git {args[0]} in {root}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout.strip()
 
 
 def resolve(root: Path, ref: str, kind: str = "commit") -> str:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from align.errors import ConfigError, DataError
+from align.git import identity
 from flows.git_repository import LOCK_FILE, git, resolve
 
 #: New files in these folders count as source, even if git does not track them yet.
@@ -37,7 +38,7 @@ def snapshot(root: Path, message: str) -> str:
         tree = git(root, "write-tree", env=index)
     finally:
         Path(index["GIT_INDEX_FILE"]).unlink(missing_ok=True)
-    return git(root, "commit-tree", tree, "-p", "HEAD", "-m", message, env=_identity(root))
+    return git(root, "commit-tree", tree, "-p", "HEAD", "-m", message, env=identity(root))
 
 
 def record(root: Path, name: str, message: str) -> str:
@@ -56,14 +57,3 @@ def record(root: Path, name: str, message: str) -> str:
 
 def _content(root: Path, commit: str) -> str:
     return git(root, "show", "--no-patch", "--format=%T %P", commit)
-
-
-def _identity(root: Path) -> dict[str, str]:
-    """An author, if git has none in its settings: a fresh machine can run the pipeline."""
-    try:
-        git(root, "var", "GIT_COMMITTER_IDENT")
-        git(root, "var", "GIT_AUTHOR_IDENT")
-    except DataError:
-        who = {"NAME": "align", "EMAIL": "align@localhost"}
-        return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
-    return {}

@@ -1,0 +1,37 @@
+"""Runs git in a repository."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from align.errors import DataError
+
+
+def git(root: Path, *args: str, env: Mapping[str, str] | None = None) -> str:
+    """Output of a git command, stripped.
+
+    Raises:
+        DataError: git is not installed, or it failed; the message is git's.
+    """
+    environment = {**os.environ, **(env or {})}
+    try:
+        done = subprocess.run(["git", *args], cwd=root, env=environment, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise DataError("git is not installed, or not on PATH; install it first") from None
+    if done.returncode:
+        raise DataError(f"git {args[0]} in {root}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout.strip()
+
+
+def identity(root: Path) -> dict[str, str]:
+    """The environment for a commit: an author, if git has none in its settings, as on a fresh machine."""
+    try:
+        git(root, "var", "GIT_COMMITTER_IDENT")
+        git(root, "var", "GIT_AUTHOR_IDENT")
+    except DataError:
+        who = {"NAME": "align", "EMAIL": "align@localhost"}
+        return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
+    return {}

@@ -27,7 +27,7 @@ def declared_outs(root: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         ConfigError: the file is not valid YAML.
     """
-    stages = _read(root / DVC_FILE).get("stages") or {}
+    stages = read_yaml(root / DVC_FILE).get("stages") or {}
     return {name: tuple(map(str, entry.get("outs", ()))) for name, entry in stages.items() if isinstance(entry, dict)}
 
 
@@ -47,7 +47,7 @@ def require_stage(stage: str, module: str, params: Params, *, under_dvc: bool) -
     root = Path()
     if under_dvc:
         require_declared(params.values.get("paths", {}), declared_outs(root))
-    code = _read(root / CODE_FILE)
+    code = read_yaml(root / CODE_FILE)
     if code and code.get(stage) != digest(module):
         raise ConfigError(
             f"{CODE_FILE}: the installed align has other code for stage {stage}; `align init --update` writes the new "
@@ -55,7 +55,8 @@ def require_stage(stage: str, module: str, params: Params, *, under_dvc: bool) -
         )
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a file; empty where there is no such file. Raises ConfigError if it is not valid YAML."""
     try:
         values = YAML(typ="safe", pure=True).load(file.read_text("utf-8"))
     except FileNotFoundError:

@@ -1,0 +1,214 @@
+"""`align init`: what is in the new folder, what is refused, and that it appears complete or not at all."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from align import init
+from align.cli import STAGES, main
+from align.config import load_params
+from align.config.sections import SECTIONS
+from align.formats.acceptances import read_acceptances
+from align.formats.drift_reference import read_reference
+from align.formats.evaluation_set import load_sets
+from align.formats.policy import read_opted_out
+from align.git import git
+from align.provenance import digest
+from flows.dag import read_dag
+from tests.support import ROOT
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of the photographs' profile, made by a person whom git does not know."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "photos").mkdir()
+    done = align(home, "init", "project", "--profile", "photographs", "--set", "paths.archive=photos")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1] == "next: cd project && dvc repro"
+    return home / "project"
+
+
+def align(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The command as typed in a folder, on a machine without git's settings."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_", "XDG_"))}
+    env |= {"HOME": str(folder), "GIT_CONFIG_NOSYSTEM": "1", "EMAIL": "", "PYTHONPATH": str(ROOT)} | variables
+    command = [sys.executable, "-m", "align.cli", *words]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
+
+
+def test_everything_is_committed(made: Path) -> None:
+    assert git(made, "status", "--porcelain", "--ignored") == ""
+    files = set(git(made, "ls-files").splitlines())
+    assert files == {
+        ".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore", "Makefile", "README.md", "code.yaml",
+        "data/evaluation/README.md", "data/policy/README.md", "data/policy/accepted.json", "data/policy/opted_out.csv",
+        "data/policy/reference.json", "data/queries.json", "dvc.yaml", "params.yaml", "prefect.yaml",
+    }  # fmt: skip
+    assert git(made, "log", "--format=%an").splitlines()[0]
+
+
+def test_no_file_names_where_align_is_installed(made: Path) -> None:
+    for name in git(made, "ls-files").splitlines():
+        text = (made / name).read_text()
+        assert str(ROOT) not in text and sys.prefix not in text, name
+
+
+def test_params_hold_the_profile_and_what_was_set_with_their_comments(made: Path) -> None:
+    params = load_params(made / "params.yaml")
+    for section in SECTIONS.values():
+        params.section(section)
+    paths = params.values["paths"]
+    assert paths["archive"] == str(made.parent / "photos")
+    assert (paths["evaluation"], params.values["index"]["queries"]) == ("data/evaluation", "data/queries.json")
+    assert params.values["filter"]["max_texts_per_image"] == 1000
+    assert params.values["validate"]["min_evaluation_sets"] == 0
+    ours, theirs = ((root / "params.yaml").read_text().splitlines() for root in (ROOT, made))
+    assert [line.partition(" #")[2] for line in theirs] == [line.partition(" #")[2] for line in ours]
+
+
+def test_the_data_is_there_and_empty(made: Path) -> None:
+    assert read_acceptances(made / "data/policy") == ()
+    assert read_reference(made / "data/policy") is None
+    assert not read_opted_out(made / "data/policy").entries
+    assert load_sets(made / "data/evaluation") == []
+
+
+def test_the_dag_is_ours_with_digests_for_code(made: Path) -> None:
+    yaml = YAML(typ="safe", pure=True)
+    theirs, ours = (yaml.load((root / "dvc.yaml").read_text()) for root in (made, ROOT))
+    code = yaml.load((made / "code.yaml").read_text())
+    assert code == {stage: digest(verb.module) for stage, verb in STAGES.items()}
+    for name, stage in ours["stages"].items():
+        stage["deps"] = [dep for dep in stage["deps"] if not dep.startswith("align/")]
+        stage["params"] = [*stage.get("params", []), {"code.yaml": [name]}]
+    assert theirs == ours
+    assert {stage.name for stage in read_dag(made)} == set(STAGES)
+
+
+def test_a_comment_of_our_dag_that_holds_for_code_is_not_in_theirs(made: Path) -> None:
+    text = (made / "dvc.yaml").read_text()
+    assert "test_dag" not in text and "align/" not in text
+
+
+@pytest.mark.parametrize(
+    "typed, written",
+    [
+        ("photos", "{home}/photos"),
+        ("./photos/../photos", "{home}/photos"),
+        ("{home}/photos", "{home}/photos"),
+        ("~/photos", "{home}/photos"),
+        ("photos/*.tar", "{home}/photos/*.tar"),
+        ("new/mydata/pairs", "mydata/pairs"),
+        ("s3://bucket/pairs", "s3://bucket/pairs"),
+    ],
+)
+def test_a_path_is_meant_from_where_it_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, written: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = typed.format(home=tmp_path)
+    assert main(["init", "new", "--set", f"paths.archive={path}"]) == 0
+    archive = load_params(tmp_path / "new/params.yaml").values["paths"]["archive"]
+    assert archive == written.format(home=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["full"], "full: it is not empty; choose a new folder"),
+        (["project"], "project: it is a project already; choose a new folder"),
+        (["file"], "file: is a file, not a folder"),
+        (["."], "the working directory, or a folder around it, is not replaced"),
+        (["new", "--set", "paths.archive=nowhere"], "nowhere: no such file or folder; give the path from here"),
+        (["new", "--set", "filter.min_wrds=3"], "unknown parameter 'filter.min_wrds'"),
+        (["new", "--set", "filter.min_words=many"], "parameter 'filter.min_words' = 'many'"),
+        (["new", "--profile", "photos"], "--profile photos: no readable file"),
+        (["new", "--set", "paths.archive=around"], "lies in, or around, the input paths.archive"),
+        ([], "one of the arguments DIR --update is required"),
+        (["--update"], "code.yaml: no such file; start in a folder that `align init` made"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str],
+    line: str,
+) -> None:  # fmt: skip
+    around = "paths.archive=around" in words
+    work = tmp_path / "around" / "work" if around else tmp_path / "work"
+    work.mkdir(parents=True)
+    if around:
+        (work / "around").symlink_to(tmp_path / "around")
+    if words == ["full"]:
+        (work / "full").mkdir()
+        (work / "full/letter.txt").touch()
+    elif words == ["file"]:
+        (work / "file").touch()
+    elif words == ["project"]:
+        shutil.copytree(made, work / "project")
+    before = sorted(work.rglob("*"))
+    monkeypatch.chdir(work)
+    try:
+        code = main(["init", *words])
+    except SystemExit as error:  # argparse
+        code = int(str(error.code))
+    said = capsys.readouterr()
+    assert code != 0 and line in said.err, said
+    assert said.err.count("align: error:") == (1 if words else 0) and "Traceback" not in said.err
+    assert sorted(work.rglob("*")) == before
+
+
+def test_an_interrupted_init_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(init, "git", interrupted)
+    assert main(["init", "new"]) == 130
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "new"]) == 0
+
+
+def test_without_git_the_line_says_so(tmp_path: Path) -> None:
+    done = align(tmp_path, "init", "new", PATH=str(tmp_path))
+    assert done.returncode == 1 and done.stderr.splitlines() == [
+        "align: error: git is not installed, or not on PATH; install it first"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_code_is_refused_until_the_project_is_updated(made: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(made, project)
+    code = (project / "code.yaml").read_text()
+    older = code.replace(f"filter: {digest(STAGES['filter'].module)}", f"filter: {'0' * 64}")
+    (project / "code.yaml").write_text(older)
+
+    refused = align(project, "filter")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines() == [
+        "align: error: code.yaml: the installed align has other code for stage filter; `align init --update` writes "
+        "the new digests, and says which stages become stale"
+    ]
+    updated = align(project, "init", "--update")
+    assert updated.stdout.splitlines()[0].startswith("code.yaml: new code for filter; `dvc repro` runs")
+    assert (project / "code.yaml").read_text() == code
+    assert align(project, "init", "--update").stdout == "code.yaml: up to date; no stage becomes stale\n"
+    assert "code.yaml" not in align(project, "filter").stderr  # it now lacks its input
+
+
+def test_an_update_says_where_the_dag_differs(made: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(made, project)
+    dag = (project / "dvc.yaml").read_text()
+    (project / "dvc.yaml").write_text(dag.replace("      - data/filtered\n", "", 1))
+    said = align(project, "init", "--update").stdout
+    assert "dvc.yaml: this align would write" in said and "differently" in said

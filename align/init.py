@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from align.cli import STAGES
+from align.cli import read_params
 from align.config import Params, load_params
 from align.config.params_file import editor, write_params
 from align.config.profile import profile_overrides
-from align.config.sections import SECTIONS
 from align.console import show
 from align.declared import CODE_FILE, DVC_FILE, read_yaml
 from align.errors import ConfigError, DataError
@@ -38,6 +37,7 @@ from align.formats.policy import OptedOut, write_opted_out
 from align.git import git, identity
 from align.installed import installed
 from align.provenance import digest
+from align.verbs import STAGES
 
 TEMPLATE = Path(__file__).with_name("template")
 #: Taken over as they are in the checkout.
@@ -107,9 +107,7 @@ def init(directory: Path, params_file: Path, chosen: Mapping[str, Any]) -> None:
     part.mkdir()
     try:
         _fill(part, params_file, chosen)
-        params = load_params(part / "params.yaml", [f"paths.root={_absolute(directory)}"])
-        for section in SECTIONS.values():
-            params.section(section)
+        read_params(part / "params.yaml", [f"paths.root={_absolute(directory)}"])  # checks all of them
         _commit(part)
         fsync_all(part)
         swap(part, directory)

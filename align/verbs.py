@@ -115,6 +115,15 @@ STAGES = {
 
 #: The commands, which are not in the DAG.
 COMMANDS = {
+    "init": Verb(
+        "align.init",
+        "make a project of your own in a new folder: git, DVC, parameters, no sample",
+        ("paths",),
+        (
+            "align init mine --profile photographs --set paths.archive=photos",
+            "align init --update",
+        ),
+    ),
     "make_set": Verb(
         "align.evaluate.make_set",
         "make an evaluation set from class folders, or from pictures with captions",
@@ -204,7 +213,8 @@ the demo, in a checkout (fourteen minutes on two cores):
   align search "red heart" --html hits.html
 
 your own photographs:
-  edit paths.archive in params.yaml, the section `ingest` says what it may be
+  align init mine --profile photographs --set paths.archive=photos
+  cd mine
   dvc repro                                    # or, recorded and registered: align run --name photographs
   align search "a dog on a beach" --html hits.html
 

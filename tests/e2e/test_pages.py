@@ -23,6 +23,7 @@ from align.html import page as page_of
 from align.html import picture
 from tests.support import ROOT, tiny_model
 from tests.support.browser import find_chromium
+from tests.support.params import PARAMS_FILE
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]  # the stages run within the first test
 
@@ -115,7 +116,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
     settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
 
     def align(*words: str) -> None:
-        assert main([words[0], "--params", str(ROOT / "params.yaml"), *settings, *words[1:]]) == 0
+        assert main([words[0], "--params", str(PARAMS_FILE), *settings, *words[1:]]) == 0
 
     for stage in ("ingest", "filter", "validate", "shard", "validate_shards", "evaluate"):
         align(stage)

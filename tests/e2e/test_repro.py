@@ -13,6 +13,7 @@ from align.cli import main
 from align.config.params_file import write_params
 from flows.git_repository import git
 from tests.support import ROOT, thinned
+from tests.support.params import PARAMS_FILE
 
 #: Small enough for a minute or two, long enough for the model to know its hundred images by heart.
 REDUCED = {
@@ -57,6 +58,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.stem != "classes":
             path.unlink()
     thinned.write(evaluation / "classes.json", evaluation, lambda number, key: number % 8 == 0)
+    shutil.copy(PARAMS_FILE, root / "params.yaml")
     write_params(root / "params.yaml", REDUCED)
     git(root, "init", "--quiet")
     git(root, "add", "--all")

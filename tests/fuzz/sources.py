@@ -12,7 +12,6 @@ from typing import Any
 
 Run = Callable[[bytes], object]
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
 PAGE = "https://example.org/a/b/page.html"
 _TEXT_FROM = ("alt", "figcaption", "title", "aria-label")
 #: The module of a source, where its name is another one.
@@ -26,25 +25,25 @@ _WAT_RECORD = (
 
 
 def ingest_config(source: str) -> Any:
-    from align.config import load_params
     from align.config.ingest import IngestConfig
+    from tests.support.params import load_params
 
     overrides = [f"ingest.source={source}", "ingest.allow_damaged=true"]
-    return load_params(PARAMS, overrides).section(IngestConfig)
+    return load_params(overrides=overrides).section(IngestConfig)
 
 
 def _scan(source: str) -> Callable[[Path], list[bytes | None]]:
     """Reads a whole source, as ingest does: every row, and the bytes of the first few pictures."""
-    from align.config import load_params
     from align.config.store import StoreConfig
     from align.errors import DataError
     from align.ingest.limits import TooLarge
     from align.ingest.sources import open_source
     from align.services.store_files import StoreFiles
+    from tests.support.params import load_params
 
     import_module(f"align.ingest.sources.{_MODULES.get(source, source)}")  # open_source imports it late
     config = ingest_config(source)
-    files = StoreFiles(load_params(PARAMS).section(StoreConfig))
+    files = StoreFiles(load_params().section(StoreConfig))
 
     def scan(location: Path) -> list[bytes | None]:
         read: list[bytes | None] = []

@@ -69,7 +69,7 @@ _json = st.recursive(
 
 
 def _parameters() -> list[str]:
-    params = YAML(typ="safe", pure=True).load(Path(__file__).parents[2] / "params.yaml")
+    params = YAML(typ="safe", pure=True).load(Path(__file__).parents[1] / "support/params.yaml")
     return [f"{section}.{key}" for section, keys in params.items() for key in keys or ()]
 
 

@@ -12,7 +12,6 @@ from urllib.parse import urljoin
 
 from tests.fuzz.sources import (
     PAGE,
-    PARAMS,
     Run,
     arc,
     coco,
@@ -142,13 +141,13 @@ def _form(folder: Path) -> Run:
     """A request as JSON, and what a run makes of its overrides."""
     from pydantic import ValidationError
 
-    from align.config import load_params
     from align.config.params_file import write_params
     from align.config.sections import SECTIONS
     from align.errors import ConfigError
     from flows.request import Request, parse_overrides
+    from tests.support.params import PARAMS_FILE, load_params
 
-    text = PARAMS.read_bytes()
+    text = PARAMS_FILE.read_bytes()
     (folder / "params.yaml").write_bytes(text)
 
     def run(data: bytes) -> None:

@@ -12,8 +12,8 @@ from align.cli import main
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards, read_table
 from align.ingest.download import Downloader
-from tests.support import ROOT
 from tests.support.downloads import PICTURE, any_host, config
+from tests.support.params import PARAMS_FILE
 from tests.support.warc_records import page, picture, record, write_archive
 from tests.support.warc_records import response as archived
 from tests.support.web_server import WebServer, redirect, response
@@ -75,7 +75,7 @@ def ingest(tmp_path: Path, policy: OptedOut, **settings: Any) -> list[dict[str, 
     settings |= {name: tmp_path / folder for name, folder in where.items()}
     settings |= {"engine.num_workers": 1, "ingest.max_pages": "null", "ingest.skip_hopeless": "false"}
     words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    assert main(["ingest", "--params", str(ROOT / "params.yaml"), *words]) == 0
+    assert main(["ingest", "--params", str(PARAMS_FILE), *words]) == 0
     rows = []
     for shard in raw_shards(tmp_path / "raw"):
         data = dict(iter_images(shard))

@@ -12,6 +12,7 @@ import pytest
 
 from align.cli import main
 from tests.support import ROOT, tiny_model
+from tests.support.params import PARAMS_FILE
 
 NUM_LINES = 1500
 
@@ -23,7 +24,7 @@ def command(root: Path, out: Path) -> list[str]:
     ]
     return [
         sys.executable, "-m", "align.cli", "embed", str(root / "texts.txt"), "--out", str(out),
-        "--params", str(ROOT / "params.yaml"), *(word for override in overrides for word in ("--set", override)),
+        "--params", str(PARAMS_FILE), *(word for override in overrides for word in ("--set", override)),
     ]  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.config import load_params
 from align.formats.acceptances import read_acceptances
 from align.validate.report import read_report
 from flows.child_process import CommandError, run_supervised
@@ -16,10 +15,11 @@ from flows.request import Request
 from flows.run_context import RunContext, child_environment, log_file
 from flows.workspace import in_worktree
 from flows.worktree import write_params
-from tests.support import ROOT, small_data
+from tests.support import small_data
 from tests.support.dvc_projects import commit_all, environment, make_repository
 from tests.support.evaluation_sets import write_set
 from tests.support.gates import pairs
+from tests.support.params import PARAMS_FILE, load_params
 
 DVC_YAML = """\
 stages:
@@ -45,7 +45,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sets = {"concepts": json.loads((root / "data/evaluation/concepts.json").read_text())["sha256"]}
     (tables / "filter").mkdir()
     (tables / "filter/report.json").write_text(json.dumps({"evaluation_sets": sets}))
-    (root / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (root / "params.yaml").write_bytes(PARAMS_FILE.read_bytes())
     bands = {"image_too_small": [0.0, 1.0], "text_too_short": [0.0, 1.0]}
     values = {"min_pairs": 10, "keep_rate": [0.5, 0.9], "min_evaluation_sets": 1, "dropped_share": bands}
     write_params(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support import ROOT, killing
+from tests.support.params import PARAMS_FILE
 from tests.support.small_filter import evaluation_set, noise, shards, stock_folder
 
 SETTINGS = ("filter.num_frequent_ngrams=60", "engine.num_workers=2", "engine.memory_limit=200MB")
@@ -84,7 +85,7 @@ def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an
     """With a copy of the package, whose code is edited between the runs."""
     code = tmp_path / "code/align"
     shutil.copytree(ROOT / "align", code, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copy(PARAMS_FILE, tmp_path)
     pairs = [("three words here", noise(0)), ("and four words here", noise(1)), ("two words", noise(2))]
     stock_folder(tmp_path / "raw", [*pairs])
     settings = [

@@ -17,6 +17,7 @@ from flows.git_repository import git
 from flows.run_branch import record
 from tests.support import ROOT
 from tests.support.dvc_projects import aws_variables, commit_all, environment, file_bytes, shell
+from tests.support.params import PARAMS_FILE
 from tests.support.s3_server import serve
 from tests.support.small_data import jpeg
 
@@ -75,9 +76,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "no-sets").mkdir()
     (root / "no-sets/.gitkeep").touch()
     git(root.parent, "init", "--quiet", "--initial-branch", "main", str(root))
-    for name in (".dvc/config", ".dvc/.gitignore", ".gitignore", "params.yaml"):
+    for name in (".dvc/config", ".dvc/.gitignore", ".gitignore"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
+    shutil.copy(PARAMS_FILE, root)
     write_params(root / "params.yaml", PARAMS)
     (root / "dvc.yaml").write_text(DVC_YAML)
     (root / "shard.py").write_text(SHARD)

@@ -19,7 +19,8 @@ from ruamel.yaml import YAML
 from align.formats.raw import raw_shards, read_table
 from align.pairs.text import MAX_CHARACTERS
 from tests.e2e.test_repro import REDUCED
-from tests.support import ROOT, hostile, thinned, warc_records
+from tests.support import hostile, thinned, warc_records
+from tests.support.params import PARAMS_FILE
 from tests.support.pictures import blurred_png
 
 MAX_BYTES = 1_500_000_000
@@ -64,7 +65,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     policy.mkdir(parents=True)
     (policy / "opted_out.csv").write_text("kind,value,reason,added\nhost,opted-out.example,asked,2026-01-01\n")
     yaml = YAML()
-    values = yaml.load(ROOT / "params.yaml")
+    values = yaml.load(PARAMS_FILE)
     changes: dict[str, object] = {
         **REDUCED,
         "ingest.max_pages": None,

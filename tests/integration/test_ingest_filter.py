@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from align.config import load_params
 from align.config.download import DownloadConfig
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
@@ -20,6 +19,7 @@ from align.formats.raw import iter_images, raw_shards, read_table
 from align.ingest.ingest import ingest
 from align.ingest.workers import Resources
 from tests.support import thinned
+from tests.support.params import load_params
 
 NUM_PAGES = 60
 

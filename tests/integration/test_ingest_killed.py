@@ -8,12 +8,13 @@ import pytest
 from align.cli import main
 from tests.support import ROOT
 from tests.support.killing import digests, fresh, kill_and_resume, run
+from tests.support.params import PARAMS_FILE
 from tests.support.warc_records import picture
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
 
 ARGUMENTS = (
-    "ingest", "--params", str(ROOT / "params.yaml"), "--set", f"paths.archive={ROOT / 'data/sample/archive.warc.gz'}",
+    "ingest", "--params", str(PARAMS_FILE), "--set", f"paths.archive={ROOT / 'data/sample/archive.warc.gz'}",
     "--set", "ingest.shard_size=300", "--set", "ingest.max_pages=150",
 )  # fmt: skip
 
@@ -79,7 +80,7 @@ def test_a_killed_download_asks_for_no_hopeless_picture_and_makes_the_same_bytes
         lines = [{"url": server.url(f"/{row // 2}"), "caption": texts[row * 7 % 4]} for row in range(2000)]
         (tmp_path / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         arguments = (
-            "ingest", "--params", str(ROOT / "params.yaml"), "--set", "ingest.source=url_table",
+            "ingest", "--params", str(PARAMS_FILE), "--set", "ingest.source=url_table",
             "--set", f"paths.archive={tmp_path / 'table.jsonl'}", "--set", "download.allow_networks=[127.0.0.0/8]",
             "--set", "ingest.shard_size=100", "--set", "engine.num_workers=1", "--set", "download.obey_robots=false",
         )  # fmt: skip

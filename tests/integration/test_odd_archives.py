@@ -8,8 +8,8 @@ import pytest
 
 from align.cli import main
 from align.formats.raw import raw_shards, read_table
-from tests.support import ROOT
 from tests.support.odd_archives import ODDITIES, Archive, Stored, clean_archive, odd_archive, stored_responses
+from tests.support.params import PARAMS_FILE
 from tests.support.reading import rows_of, source_at
 
 #: Every so many pages of the sample. All with a charset other than UTF-8 are taken.
@@ -66,7 +66,7 @@ def _ingest(archive: Archive, root: Path, *overrides: str) -> int:
         f"paths.runtime={root / 'runtime'}", f"paths.policy={root / 'policy'}", "engine.num_workers=1",
         "ingest.images_from=archive",
     ]  # fmt: skip
-    return main(["ingest", "--params", str(ROOT / "params.yaml"), *(arg for word in words for arg in ("--set", word))])
+    return main(["ingest", "--params", str(PARAMS_FILE), *(arg for word in words for arg in ("--set", word))])
 
 
 def _pairs(root: Path) -> list[tuple[str | None, ...]]:

@@ -20,7 +20,6 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from align.config import load_params
 from align.config.cluster import ClusterConfig
 from align.config.health import HealthConfig
 from align.services.live_log import LiveLog
@@ -29,9 +28,10 @@ from align.services.store_mirror import checkpoint_mirror
 from align.services.tracking import Tracker, metric_name
 from align.training.plan import Infrastructure, TrainingPlan
 from align.training.run import Trained, run
-from tests.support import ROOT, training_data
 from tests.support import mlflow_server as mlflow
+from tests.support import training_data
 from tests.support.forked import forked_ranks
+from tests.support.params import load_params
 from tests.support.relay import Relay
 from tests.support.remote_shards import move_tars, store_config
 from tests.support.s3_server import KEY, SECRET, S3Server, serve
@@ -174,7 +174,7 @@ def train_through(
         update={"checkpoints": "s3://shards/checkpoints", "num_retries": 2, "timeout_s": 5.0}
     )
     move_tars(shards, config)
-    params = load_params(ROOT / "params.yaml")
+    params = load_params()
     run_id = Tracker(real_uri).start_run("outages", tmp_path.name)
     stormy = plan(
         (shards, calm_plan.inputs.tokenizer), tmp_path / "checkpoints", RECIPE,

@@ -21,6 +21,7 @@ from tests.support.dvc_projects import (
     num_runs,
     shell,
 )
+from tests.support.params import PARAMS_FILE
 from tests.support.s3_server import S3Server, serve
 
 DVC_YAML = f"""\
@@ -99,7 +100,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 def make_project(root: Path, objects: str, aws: dict[str, str]) -> Path:
     """A repository with a dataset of two folders, which its stages have made."""
-    values = (ROOT / "params.yaml").read_text()
+    values = PARAMS_FILE.read_text()
     for old, new in {
         "  objects: null": f"  objects: {objects}", "  num_workers: null": "  num_workers: 1",
         "  images_per_shard: 1000": "  images_per_shard: 20", "  num_retries: 5": "  num_retries: 0",

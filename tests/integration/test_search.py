@@ -8,7 +8,8 @@ import pytest
 
 from align.cli import main
 from align.formats.shards import iter_samples
-from tests.support import ROOT, colour_shards, tiny_model
+from tests.support import colour_shards, tiny_model
+from tests.support.params import PARAMS_FILE
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def align(root: Path, verb: str, *words: str) -> int:
     where = {"finetuned": "model", "shards": "shards", "index": "index", "reports": "reports"}
     overrides = [f"paths.{key}={root / name}" for key, name in where.items()] + [f"paths.runtime={root / 'runtime'}"]
-    arguments = [verb, "--params", str(ROOT / "params.yaml"), "--set", "index.queries=null"]
+    arguments = [verb, "--params", str(PARAMS_FILE), "--set", "index.queries=null"]
     return main([*arguments, *(word for override in overrides for word in ("--set", override)), *words])
 
 

@@ -7,13 +7,14 @@ import pytest
 
 from align.cli import main
 from align.formats.filtered import decisions_digest
-from tests.support import ROOT, small_data
+from tests.support import small_data
 from tests.support.killing import Command, digests, fresh, kill_and_resume, run
+from tests.support.params import PARAMS_FILE
 from tests.support.small_data import Pair
 
 NUM_IMAGES = 900
 ARGUMENTS = (
-    "shard", "--params", str(ROOT / "params.yaml"), "--set", "shard.images_per_shard=60",
+    "shard", "--params", str(PARAMS_FILE), "--set", "shard.images_per_shard=60",
     "--set", "shard.val_fraction=0.1", "--set", "shard.test_fraction=0.1", "--set", "engine.num_workers=2",
 )  # fmt: skip
 IN_STORE = ("--set", "store.objects=objects")

@@ -18,7 +18,7 @@ import pytest
 
 from align.cli import main
 from align.formats.raw import raw_shards, read_table
-from tests.support import ROOT
+from tests.support.params import PARAMS_FILE
 from tests.support.ranges import ranges
 from tests.support.reading import rows_of, source_at
 from tests.support.s3_server import serve
@@ -287,7 +287,7 @@ def _ingested(case: Case, root: Path) -> set[tuple[Any, ...]]:
         "download.allow_networks=[127.0.0.0/8]", "download.num_retries=0", "ingest.skip_hopeless=false",
     ]  # fmt: skip
     arguments = [word for override in words for word in ("--set", override)]
-    assert main(["ingest", "--params", str(ROOT / "params.yaml"), *arguments]) == 0
+    assert main(["ingest", "--params", str(PARAMS_FILE), *arguments]) == 0
     rows = [row for shard in raw_shards(root / "raw") for row in read_table(shard).to_pylist()]
     assert len(rows) == len(case.pairs)
     return {(row["caption"], row["text_source"], row["sha256"] or row["error_message"]) for row in rows}

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.filter.filter import FilterFolders, filter_pairs, work_key
@@ -27,6 +26,7 @@ from align.filter.work_folder import commit
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA, raw_shards, read_table
 from tests.support import missing
+from tests.support.params import load_params
 
 pytestmark = pytest.mark.full
 
@@ -203,7 +203,7 @@ def test_duckdb_and_spark_decide_alike(folder: Path, cluster: tuple[str, Path]) 
 LOCAL = """
 import sys
 from pathlib import Path
-from align.config import load_params
+from tests.support.params import load_params
 from align.config.engine import EngineConfig
 from align.services.engine import open_engine
 

@@ -21,6 +21,7 @@ from align.formats.shards import read_manifest
 from align.services.store_work import SmallObjects, StoreWork, open_work
 from tests.support import ROOT, small_data, small_filter
 from tests.support.killing import digests, fresh
+from tests.support.params import PARAMS_FILE
 from tests.support.s3_server import S3Server, serve
 from tests.support.small_data import Pair
 
@@ -68,7 +69,7 @@ class Machines:
     def __init__(self, root: Path, work: str) -> None:
         self._root = root
         self._arguments = (
-            "ingest", "--params", str(ROOT / "params.yaml"), "--set", "paths.archive=s3://crawl/archive.warc.gz",
+            "ingest", "--params", str(PARAMS_FILE), "--set", "paths.archive=s3://crawl/archive.warc.gz",
             "--set", "ingest.shard_size=60", "--set", "ingest.max_pages=150", "--set", "engine.num_workers=1",
             "--set", "store.num_retries=2", "--set", f"store.work=s3://{work}",
         )  # fmt: skip
@@ -168,7 +169,7 @@ def test_shard_by_machines_without_a_shared_disk(
     small_data.write(inputs / "data", pairs, pairs_per_shard=100)
     small_data.write_verdict(inputs / "reports/quality", passed=True, data=decisions_digest(inputs / "data/filtered"))
     arguments = [
-        "shard", "--params", str(ROOT / "params.yaml"), "--set", "shard.images_per_shard=40",
+        "shard", "--params", str(PARAMS_FILE), "--set", "shard.images_per_shard=40",
         "--set", "shard.val_fraction=0.1", "--set", "shard.test_fraction=0.1", "--set", "engine.num_workers=1",
     ]  # fmt: skip
     if in_store:

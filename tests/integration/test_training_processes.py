@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.config import load_params
 from align.config.cluster import ClusterConfig
 from align.config.store import StoreConfig
 from align.errors import NonFiniteLossError, ServiceError, TrainingError
@@ -27,6 +26,7 @@ from align.training.run import run
 from tests.support import ROOT, forked, killing, training_data
 from tests.support.forked import forked_ranks
 from tests.support.namespaces import namespaces
+from tests.support.params import load_params
 from tests.support.s3_server import KEY, SECRET, serve
 from tests.support.training_data import RECIPE, TermAt, plan, pretrain_config, with_log
 from tests.support.training_project import write_project
@@ -175,7 +175,7 @@ def test_a_machine_without_checkpoints_resumes_from_the_object_store(
             patch.setenv(name, value)
         with closing(server._client()) as s3:
             s3.create_bucket(Bucket="runs")
-        store = load_params(ROOT / "params.yaml").section(StoreConfig)
+        store = load_params().section(StoreConfig)
         store = store.model_copy(update={"checkpoints": "s3://runs/of/us", "num_retries": 0, "timeout_s": 5.0})
         recipe = pretrain_config(checkpoint_every_steps=2)
 
@@ -230,7 +230,7 @@ def test_a_rank_that_dies_is_restarted_with_the_others(
     data: tuple[Path, Path], tmp_path: Path, forked_ranks: None
 ) -> None:
     recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
-    cluster = load_params(ROOT / "params.yaml").section(ClusterConfig)
+    cluster = load_params().section(ClusterConfig)
     whole = run(plan(data, tmp_path / "whole", recipe))
     killed = plan(
         data, tmp_path / "killed", recipe, log=KillOnce(tmp_path / "marker", 6),

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.config import load_params
 from align.config.validate import MaxDrift, ValidateConfig
 from align.errors import ConfigError, DataError, GateError
 from align.filter.rules import RULES
@@ -20,12 +19,13 @@ from align.validate.policy import set_reference
 from align.validate.report import QualityReport
 from align.validate.tables import JudgedData
 from align.validate.validate import validate
-from tests.support import ROOT, small_data
+from tests.support import small_data
 from tests.support.evaluation_sets import write_set
 from tests.support.gates import ENGINE, pairs, rewrite
+from tests.support.params import PARAMS_FILE, load_params
 from tests.support.small_data import Pair
 
-PARAMS = ROOT / "params.yaml"
+PARAMS = PARAMS_FILE
 WIDE = dict.fromkeys(MaxDrift.model_fields, 1.0)
 CONFIG = ValidateConfig(
     min_pairs=10, min_success_share=0.9, keep_rate=(0.5, 0.8),

@@ -24,6 +24,7 @@ from align.services.store_files import StoreFiles
 from tests.support import ROOT
 from tests.support.downloads import config as download
 from tests.support.http2_server import Http2Server
+from tests.support.params import PARAMS_FILE
 from tests.support.ranges import cut_off, in_turn, ranges
 from tests.support.reading import rows_of, source_at
 from tests.support.warc_records import page, write_archive
@@ -259,7 +260,7 @@ def ingested(tmp_path: Path, name: str, archive: object, *overrides: str) -> dic
         "download.allow_networks=[127.0.0.0/8]", "store.num_retries=1", *overrides,
     ]  # fmt: skip
     arguments = [word for override in words for word in ("--set", override)]
-    assert main(["ingest", "--params", str(ROOT / "params.yaml"), *arguments]) == 0
+    assert main(["ingest", "--params", str(PARAMS_FILE), *arguments]) == 0
     rows = [row for shard in raw_shards(root / "raw") for row in read_table(shard).to_pylist()]
     images = [(key, data) for shard in raw_shards(root / "raw") for key, data in iter_images(shard)]
     return {"rows": rows, "images": images}

@@ -62,7 +62,7 @@ def with_little_memory(code: str, *arguments: object, mib: int) -> str:
 SCAN_TABLE = """
 import json
 from collections import Counter
-from align.config import load_params
+from tests.support.params import load_params
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.ingest.sources.url_table import UrlTable

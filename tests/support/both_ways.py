@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from align.config import load_params
 from align.config.download import DownloadConfig
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
@@ -16,6 +15,7 @@ from align.formats.raw import raw_shards, read_table
 from align.ingest.ingest import ingest
 from align.ingest.workers import Resources
 from align.pairs.urls import canonical_or_as_is
+from tests.support.params import load_params
 
 #: Address, text, whether it is kept, and all reasons why it is not.
 Decision = tuple[str, str, bool, tuple[str, ...]]

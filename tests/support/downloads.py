@@ -7,9 +7,8 @@ from typing import Any
 import pycurl
 
 from align.config.download import DownloadConfig
-from align.config.params import load_params
 from align.ingest.download import Downloader, Fetched
-from tests.support import ROOT
+from tests.support.params import load_params
 from tests.support.web_server import WebServer
 
 PICTURE = b"\xff\xd8" + bytes(range(256)) * 40
@@ -21,7 +20,7 @@ def config(**changes: Any) -> DownloadConfig:
         "connect_timeout_s": 10.0, "timeout_s": 10.0, "deadline_s": 60.0, "backoff_s": 0.02, "num_retries": 2,
         "max_image_bytes": 1 << 20, "obey_robots": False, "allow_networks": ("127.0.0.0/8",),
     }  # fmt: skip
-    section = load_params(ROOT / "params.yaml").section(DownloadConfig)
+    section = load_params().section(DownloadConfig)
     return section.model_copy(update={**changed, **changes})
 
 

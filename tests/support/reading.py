@@ -3,13 +3,13 @@
 from collections import Counter
 from typing import Any
 
-from align.config import load_params
 from align.config.download import DownloadConfig
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.ingest.sources import Source, open_source
 from align.ingest.sources.outcomes import OTHER_RECORDS, OUTCOMES, count_of
 from align.services.store import open_files
+from tests.support.params import load_params
 
 
 def source_at(location: object, *overrides: str) -> Source:

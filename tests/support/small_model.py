@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from align.config import load_params
 from align.config.model import ModelConfig
 from align.formats.model_folder import TOKENIZER_FOLDER
 from align.model.dual_encoder import DualEncoder, save_model
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
-from tests.support import ROOT
+from tests.support.params import load_params
 
 TEXTS = ["a red fox in the snow", "two grey owls", "picture of a fox and an owl"]
 
@@ -17,7 +16,7 @@ def write(root: Path) -> Path:
     model_dir = root / "models" / "finetuned"
     tokenizer_dir = model_dir / TOKENIZER_FOLDER
     tokenizer_dir.mkdir(parents=True)
-    values = load_params(ROOT / "params.yaml").values["model"]
+    values = load_params().values["model"]
     small = {
         "image_tower": {"width_coefficient": 0.25, "depth_coefficient": 0.25},
         "text_tower": {"width": 32, "layers": 1, "heads": 2},

@@ -8,7 +8,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from align.formats.shards import read_manifest
-from tests.support import ROOT
+from tests.support.params import PARAMS_FILE
 from tests.support.small_data import write_verdict
 from tests.support.training_data import MODEL
 
@@ -16,7 +16,7 @@ from tests.support.training_data import MODEL
 def write_project(root: Path, data: tuple[Path, Path], recipe: dict[str, object]) -> list[str]:
     """Writes a params.yaml over the shards and tokenizer of `data`; returns the command that pre-trains with it."""
     yaml = YAML()
-    values = yaml.load(ROOT / "params.yaml")
+    values = yaml.load(PARAMS_FILE)
     values["model"] = MODEL.model_dump(mode="json")
     values["pretrain"] = recipe
     values["paths"] |= {"shards": str(data[0]), "tokenizer": str(data[1])}

@@ -11,6 +11,7 @@ from align.cli import build_parser, main, read_params
 from align.config.sections import SECTIONS
 from align.verbs import COMMANDS, JOURNEYS, STAGES, VERBS
 from tests.support import ROOT
+from tests.support.params import PARAMS_FILE
 
 
 def test_help_lists_the_verbs_in_pipeline_order(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +113,7 @@ def _parses(command: str) -> None:
     program, verb, *words = shlex.split(command)
     assert program == "align"
     args = build_parser(verb).parse_args([verb, *words])  # exits where a word is wrong
-    read_params(ROOT / "params.yaml", args.overrides)
+    read_params(PARAMS_FILE, args.overrides)
 
 
 def test_an_error_is_one_line_whatever_it_names(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +128,7 @@ def test_a_run_gets_the_values_of_a_profile_before_those_of_set(
 ) -> None:
     commands: list[list[str]] = []
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_bytes(PARAMS_FILE.read_bytes())
     (tmp_path / "mine.yaml").write_text("filter: {min_words: 4, drop_filenames: false}\n")
     monkeypatch.setattr("align.run.os.execve", lambda _file, command, _env: commands.append(command))
     assert main(["run", "--profile", "mine.yaml", "--set", "filter.min_words=5"]) == 0

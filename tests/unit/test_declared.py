@@ -9,23 +9,23 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from align.config import load_params
 from align.config.params_file import write_params
 from align.config.paths import WRITTEN_BY, PathsConfig, require_declared
 from align.declared import declared_outs
 from align.errors import ConfigError
 from flows.dag import read_dag
 from tests.support import ROOT
+from tests.support.params import PARAMS_FILE, load_params
 
 OUTS = declared_outs(ROOT)
 
 
 def test_the_paths_of_params_are_the_outs_of_dvc() -> None:
-    paths = load_params(ROOT / "params.yaml").section(PathsConfig)
+    paths = load_params().section(PathsConfig)
     assert {getattr(paths, name).as_posix(): stage for name, stage in WRITTEN_BY.items()} == {
         out: stage for stage, outs in OUTS.items() for out in outs if not out.startswith(f"{paths.reports}/")
     }
-    require_declared(load_params(ROOT / "params.yaml").values["paths"], OUTS)
+    require_declared(load_params().values["paths"], OUTS)
 
 
 def test_no_parameter_names_what_dvc_writes() -> None:
@@ -37,26 +37,26 @@ def test_no_parameter_names_what_dvc_writes() -> None:
 
 @pytest.mark.parametrize("name", [*WRITTEN_BY, "reports"])
 def test_another_path_is_named_with_what_dvc_writes(name: str) -> None:
-    values = load_params(ROOT / "params.yaml", [f"paths.{name}=elsewhere"]).values["paths"]
+    values = load_params(PARAMS_FILE, [f"paths.{name}=elsewhere"]).values["paths"]
     with pytest.raises(ConfigError, match=rf"^paths\.{name} = elsewhere: stage {WRITTEN_BY.get(name, '')}.* writes "):
         require_declared(values, OUTS)
 
 
 def test_paths_that_are_swapped_are_other_paths() -> None:
-    values = load_params(ROOT / "params.yaml", ["paths.raw=data/filtered", "paths.filtered=data/raw"]).values["paths"]
+    values = load_params(PARAMS_FILE, ["paths.raw=data/filtered", "paths.filtered=data/raw"]).values["paths"]
     with pytest.raises(ConfigError, match=r"paths\.raw = data/filtered: stage ingest of dvc\.yaml writes data/raw"):
         require_declared(values, OUTS)
 
 
 def test_a_root_moves_the_outs_so_dvc_takes_none() -> None:
-    values = load_params(ROOT / "params.yaml", ["paths.root=trial"]).values["paths"]
+    values = load_params(PARAMS_FILE, ["paths.root=trial"]).values["paths"]
     with pytest.raises(ConfigError, match=r"^paths\.root = trial moves paths\.raw: .* put paths\.root back"):
         require_declared(values, OUTS)
 
 
 def test_the_pipeline_refuses_other_paths_before_any_stage(tmp_path: Path) -> None:
-    for name in ("dvc.yaml", "params.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
+    for file in (ROOT / "dvc.yaml", PARAMS_FILE):
+        shutil.copy(file, tmp_path)
     write_params(tmp_path / "params.yaml", {"paths.tokenizer": "theirs/tokenizer"})
     with pytest.raises(ConfigError, match=r"paths\.tokenizer = theirs/tokenizer: stage fit_tokenizer"):
         read_dag(tmp_path)
@@ -64,8 +64,8 @@ def test_the_pipeline_refuses_other_paths_before_any_stage(tmp_path: Path) -> No
 
 def test_dvc_leaves_a_folder_alone_that_params_yaml_names_as_an_output(tmp_path: Path) -> None:
     """The real `dvc repro`, which removes an out before it runs the stage."""
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
-        shutil.copy(ROOT / name, tmp_path)
+    for file in (ROOT / "dvc.yaml", PARAMS_FILE, ROOT / ".dvcignore"):
+        shutil.copy(file, tmp_path)
     shutil.copytree(ROOT / "align", tmp_path / "align", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from align.config import Section, load_params
+from align.config import Section
 from align.config.download import DownloadConfig
 from align.config.filter import FilterConfig
 from align.config.finetune import FinetuneConfig
@@ -23,6 +23,7 @@ from align.config.promote import PromoteConfig
 from align.config.shard import ShardConfig
 from align.config.validate import ValidateConfig
 from tests.support import ROOT
+from tests.support.params import PARAMS_FILE, load_params
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("data/*/*.md")]
 SECTIONS: list[type[Section]] = [
@@ -71,6 +72,6 @@ def test_the_values_for_own_data_are_valid() -> None:
     assert len(examples) >= 3
     for example in examples:
         values = [*leaves(common), *leaves(example)]
-        params = load_params(ROOT / "params.yaml", [f"{key}={json.dumps(value)}" for key, value in values])
+        params = load_params(PARAMS_FILE, [f"{key}={json.dumps(value)}" for key, value in values])
         for section in SECTIONS:
             params.section(section)

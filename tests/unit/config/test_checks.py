@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.config import load_params
 from align.config.checks import require_valid
 from align.config.profile import PROFILES, profile_overrides
 from align.errors import ConfigError
 from align.filter.rules import RULES
 from align.verbs import VERBS
 from tests.support import ROOT
+from tests.support.params import PARAMS_FILE, load_params
 
 
 def _refusal(*overrides: str) -> str:
     with pytest.raises(ConfigError) as error:
-        require_valid(load_params(ROOT / "params.yaml", overrides), RULES)
+        require_valid(load_params(PARAMS_FILE, overrides), RULES)
     return str(error.value)
 
 
@@ -29,7 +29,7 @@ def test_a_value_of_another_stage_is_refused_before_anything_is_read(
     verb: str, override: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_bytes(PARAMS_FILE.read_bytes())
     monkeypatch.chdir(tmp_path)
     words = ["a text"] if verb == "search" else []
     assert main([verb, *words, "--set", override]) == 1
@@ -40,7 +40,7 @@ def test_a_value_of_another_stage_is_refused_before_anything_is_read(
 
 @pytest.mark.parametrize("profile", [None, *sorted(path.stem for path in (ROOT / PROFILES).glob("*.yaml"))])
 def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
-    require_valid(load_params(ROOT / "params.yaml", profile_overrides(profile)), RULES)
+    require_valid(load_params(PARAMS_FILE, profile_overrides(profile)), RULES)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_values_that_contradict_each_other_are_named(overrides: list[str], messa
 
 
 def test_every_reason_has_a_band_and_every_band_a_reason(tmp_path: Path) -> None:
-    text = (ROOT / "params.yaml").read_text()
+    text = PARAMS_FILE.read_text()
     file = tmp_path / "params.yaml"
     file.write_text(text.replace("    text_too_long:", "    text_to_long:"))
     with pytest.raises(ConfigError, match=r"'text_to_long' is no reason of a rule; did you mean text_too_long\?"):
@@ -109,7 +109,7 @@ def test_an_unknown_section_is_an_error_that_names_the_nearest(tmp_path: Path) -
 
 def test_no_verb_starts_with_a_wrong_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "params.yaml"
-    file.write_text((ROOT / "params.yaml").read_text().replace("num_steps: 800", "num_steps: many"))
+    file.write_text(PARAMS_FILE.read_text().replace("num_steps: 800", "num_steps: many"))
     needs = {
         "export": ["--format", "onnx", "--out", "x"], "import_model": ["--from", "x", "--out", "y"],
         "explain": ["x"], "diff": ["x"],

@@ -8,6 +8,7 @@ from align.config.finetune import FinetuneConfig
 from align.config.paths import PathsConfig, require_inside
 from align.errors import ConfigError
 from tests.support import ROOT
+from tests.support.params import PARAMS_FILE
 
 
 class Example(Section):
@@ -97,7 +98,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 
 def test_outside_a_checkout_the_packaged_values_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_params().section(PathsConfig).raw == Path("data/raw")
+    assert load_params().values == load_params(ROOT / "params.yaml").values
 
 
 def test_sections_are_frozen(params_file: Path) -> None:
@@ -152,7 +153,7 @@ def test_only_finetune_inherits(inheriting_file: Path) -> None:
 
 
 def test_the_file_of_the_project_makes_a_whole_recipe_for_fine_tuning() -> None:
-    params = load_params(overrides=["finetune.precision=float32"])
+    params = load_params(PARAMS_FILE, ["finetune.precision=float32"])
     finetune = params.section(FinetuneConfig)
     assert (finetune.num_steps, finetune.precision) == (60, "float32")
     assert params.values["finetune"].keys() == params.values["pretrain"].keys() | {"from"}  # what `align register` logs
@@ -170,12 +171,12 @@ def test_the_file_of_the_project_makes_a_whole_recipe_for_fine_tuning() -> None:
 )
 def test_an_output_lies_in_no_input_and_around_none(overrides: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"lies in, or around, the input paths\."):
-        load_params(ROOT / "params.yaml", overrides).section(PathsConfig)
+        load_params(PARAMS_FILE, overrides).section(PathsConfig)
 
 
 def test_inputs_may_lie_anywhere_and_outputs_beside_them() -> None:
     for archive in ("s3://bucket/crawl/*.warc.gz", "/somewhere/else", "data/raw2", "data/*.warc.gz"):
-        load_params(ROOT / "params.yaml", [f"paths.archive={archive}"]).section(PathsConfig)
+        load_params(PARAMS_FILE, [f"paths.archive={archive}"]).section(PathsConfig)
     require_inside({"archive": "s3://bucket/crawl", "evaluation": "/sets", "policy": "../policy", "raw": "data/raw"})
 
 
@@ -190,8 +191,8 @@ OUTPUTS = PathsConfig.model_fields.keys() - {"root", "archive", "evaluation", "p
 
 
 def test_root_moves_every_relative_output_and_no_input() -> None:
-    here = load_params(ROOT / "params.yaml").section(PathsConfig)
-    params = load_params(ROOT / "params.yaml", ["paths.root=../trial", "paths.index=/elsewhere/index"])
+    here = load_params(PARAMS_FILE).section(PathsConfig)
+    params = load_params(PARAMS_FILE, ["paths.root=../trial", "paths.index=/elsewhere/index"])
     moved = params.section(PathsConfig)
     for name in PathsConfig.model_fields.keys() - {"root", "index"}:
         before = getattr(here, name)
@@ -203,7 +204,7 @@ def test_root_moves_every_relative_output_and_no_input() -> None:
 
 def test_a_root_in_an_input_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"lies in, or around, the input paths\.evaluation"):
-        load_params(ROOT / "params.yaml", ["paths.root=data/sample/evaluation"]).section(PathsConfig)
+        load_params(PARAMS_FILE, ["paths.root=data/sample/evaluation"]).section(PathsConfig)
 
 
 @pytest.mark.parametrize("root", ["/data", "../data", "a/../../data"])

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from align.config import load_params
 from align.config.filter import FilterConfig
 from align.config.ingest import IngestConfig
 from align.config.profile import PROFILES, profile_overrides
 from align.config.validate import ValidateConfig
 from align.errors import ConfigError
 from tests.support import ROOT
+from tests.support.params import load_params
 
 NAMES = sorted(path.stem for path in (ROOT / PROFILES).glob("*.yaml"))
 

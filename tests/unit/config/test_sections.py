@@ -1,15 +1,49 @@
 """The list of all sections against params.yaml and against the modules that define them."""
 
+import ast
+from pathlib import Path
+from typing import Any
+
 from align.config import load_params
 from align.config.params import Section
 from align.config.sections import SECTIONS, changing_bytes
 from tests.support import ROOT
+from tests.support.params import PARAMS_FILE
 
 
 def test_every_section_of_params_yaml_has_a_class_and_every_class_a_section() -> None:
     params = load_params(ROOT / "params.yaml")
     assert set(SECTIONS) == set(params.values)
     assert all(isinstance(params.section(cls), cls) for cls in SECTIONS.values())
+
+
+def keys(values: dict[str, Any], prefix: str = "") -> set[str]:
+    """Every key of a params file, such as `filter.min_words`."""
+    found = {f"{prefix}{name}" for name in values}
+    return found.union(*(keys(value, f"{prefix}{name}.") for name, value in values.items() if isinstance(value, dict)))
+
+
+def test_the_values_of_tests_have_the_keys_of_params_yaml() -> None:
+    theirs, ours = (load_params(file).values for file in (ROOT / "params.yaml", PARAMS_FILE))
+    for values in (theirs, ours):  # a preset has a name, another tower its sizes
+        values["model"] |= {"image_tower": None, "text_tower": None}
+        values["filter"] |= {"near_duplicate_embedder": None, "similarity_model": None}
+    assert keys(theirs) == keys(ours), "add the key to tests/support/params.yaml, with the value that tests are to use"
+
+
+def test_tests_read_their_own_values() -> None:
+    """A user's values must fail no test: `load_params` is that of tests.support.params, except where it is tested."""
+    exempt = {Path(__file__), ROOT / "tests/unit/config/test_config.py", ROOT / "tests/support/params.py"}
+    for file in sorted({*(ROOT / "tests").rglob("*.py")} - exempt):
+        text = file.read_text("utf-8")
+        imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+        ours = [
+            node.lineno
+            for node in imports
+            if node.module in ("align.config", "align.config.params")
+            and "load_params" in {name.name for name in node.names}
+        ]
+        assert not ours and 'ROOT / "params.yaml"' not in text, file
 
 
 def test_every_section_class_is_listed() -> None:

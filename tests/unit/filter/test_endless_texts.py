@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.filter.filter import FilterFolders, filter_pairs
 from tests.support.bombs import parquet_bomb, with_little_memory
+from tests.support.params import load_params
 from tests.support.small_filter import noise, stock_folder
 
 

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig, ModelFile
 from align.errors import ConfigError, DataError
@@ -24,6 +23,7 @@ from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import raw_shards, read_table
 from align.work import Portion
 from tests.support import tiny_model
+from tests.support.params import load_params
 from tests.support.small_filter import evaluation_set, noise, shards, stock_folder
 from tests.support.warc_records import picture
 

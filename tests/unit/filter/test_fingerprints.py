@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from align.config import load_params
 from align.config.filter import FilterConfig
 from align.filter.fingerprints import Fingerprints, by_content, near_duplicates
 from align.pairs.perceptual_hash import image_signals, perceptual_hash
 from align.pairs.picture import decode
 from align.processes import in_threads
+from tests.support.params import load_params
 from tests.support.warc_records import picture, png_header
 
 MAX_PIXELS = 10**8

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from align.config import load_params
 from align.config.filter import FilterConfig
 from align.errors import DataError
 from align.filter.near_duplicates import Embeddings, find_near_duplicates, read_embeddings, write_embeddings
@@ -18,6 +17,7 @@ from benchmarks.near_duplicates.edits import EDITS
 from benchmarks.near_duplicates.labelled import found_by_embedding, found_by_hash, labelled_pairs
 from benchmarks.near_duplicates.pictures import archive_pictures, drawn, evaluation_pictures
 from benchmarks.near_duplicates.recall import recall
+from tests.support.params import load_params
 
 WIDTH = 32
 CONFIG = load_params().section(FilterConfig)

@@ -8,7 +8,6 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from align.config import load_params
 from align.config.filter import FilterConfig
 from align.filter import tables
 from align.filter.examples import ExamplePair, PairExamples
@@ -18,10 +17,10 @@ from align.filter.report import FilterReport, FunnelRow, Vocabulary
 from align.filter.rules import RULES
 from align.formats import filtered
 from align.pairs.text import mask_personal_data
-from tests.support import ROOT
+from tests.support.params import load_params
 from tests.support.small_data import jpeg
 
-CONFIG = load_params(ROOT / "params.yaml").section(FilterConfig)
+CONFIG = load_params().section(FilterConfig)
 _NAMES = ("row_number", "image_hash", "text_hash", "num_texts", "num_images")
 VERDICTS = pa.schema([(name, pa.int64()) for name in _NAMES])
 

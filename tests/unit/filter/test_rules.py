@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig, ModelFile
 from align.filter import ngrams, rules, tables
@@ -19,6 +18,7 @@ from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA
 from align.protocols.sql import Engine
 from align.services.engine import open_engine
+from tests.support.params import load_params
 
 MODEL = ModelFile(path="tower", sha256="0" * 64)
 PAPER = (

@@ -16,6 +16,7 @@ from align.config.params import INHERITS
 from align.verbs import STAGES
 from flows.dag import downstream, read_dag, stale
 from tests.support import ROOT
+from tests.support.params import PARAMS_FILE
 
 ENTRIES: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
 
@@ -151,8 +152,8 @@ def test_an_edit_of_a_rule_makes_all_but_ingest_stale() -> None:
 
 def test_dvc_sees_the_same_edits(tmp_path: Path) -> None:
     """The real `dvc status`, in a project whose outs and inputs are small files that were committed."""
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
-        shutil.copy(ROOT / name, tmp_path)
+    for file in (ROOT / "dvc.yaml", PARAMS_FILE, ROOT / ".dvcignore"):
+        shutil.copy(file, tmp_path)
     shutil.copytree(ROOT / "align", tmp_path / "align", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.config import load_params
 from align.config.download import DownloadConfig
 from align.config.engine import EngineConfig
 from align.config.ingest import IngestConfig
@@ -23,6 +22,7 @@ from align.ingest.sources import open_source
 from align.ingest.workers import Resources, share_of
 from align.pairs.text import MAX_CHARACTERS
 from tests.support.deadly import DeadlySource
+from tests.support.params import load_params
 from tests.support.warc_records import page, picture, png_header, response, write_archive
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer

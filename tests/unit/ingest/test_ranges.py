@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from align.config import load_params
 from align.config.download import DownloadConfig
 from align.config.engine import EngineConfig
 from align.config.ingest import IngestConfig
@@ -16,6 +15,7 @@ from align.ingest.ingest import ingest
 from align.ingest.workers import Resources
 from align.work import Portion
 from tests.support.killing import digests
+from tests.support.params import load_params
 from tests.support.warc_records import page, picture, response, write_archive
 
 PARAMS = load_params(overrides=["engine.num_workers=1", "ingest.shard_size=4"])

@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.config import load_params
 from align.config.engine import EngineConfig
 from align.errors import DataError
 from align.lineage.diff_page import as_page
@@ -16,6 +15,7 @@ from align.lineage.diff_tables import VersionTables, compare
 from align.lineage.diff_text import text_lines
 from align.services.engine import open_engine
 from tests.support import small_data
+from tests.support.params import load_params
 from tests.support.small_data import Pair
 
 BEFORE = [

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.config import load_params
 from align.config.filter import FilterConfig
 from align.files import write_text
 from align.filter.rules import RULES, conditions
@@ -18,6 +17,7 @@ from align.formats.raw import iter_images, raw_shards
 from align.lineage.explain_text import text_lines
 from align.lineage.pair_history import PairHistory, look_up, require_pairs
 from tests.support import small_data
+from tests.support.params import load_params
 from tests.support.small_data import Pair
 
 THRESHOLDS = load_params().section(FilterConfig)

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.config import load_params
 from align.config.store import StoreConfig
 from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, read_opted_out, write_opted_out
@@ -29,6 +28,7 @@ from align.services.store import keep_tar, materialised
 from align.services.tracking import Version
 from flows.git_repository import git
 from tests.support import small_data
+from tests.support.params import load_params
 from tests.support.small_data import Pair, jpeg
 
 A, B, C = (jpeg(seed) for seed in (1, 2, 3))

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.filter import rules
@@ -20,6 +19,7 @@ from align.pairs.text import MAX_CHARACTERS
 from align.pairs.text_cuts import TextCuts
 from align.services.engine import open_engine
 from tests.support import ROOT
+from tests.support.params import load_params
 
 CONFIG = load_params().section(FilterConfig)
 CUTS = TextCuts(CONFIG.min_words, CONFIG.max_words, CONFIG.max_characters, CONFIG.drop_filenames)

@@ -13,7 +13,6 @@ from transformers import AlignModel, AutoProcessor
 
 import align.release.export
 from align.cli import main
-from align.config import load_params
 from align.config.model import ModelConfig
 from align.errors import ConfigError, DataError, FormatError
 from align.files import marked, sha256_file
@@ -28,6 +27,7 @@ from align.release.import_model import import_model
 from align.release.package import package
 from align.training.stage import train_stage
 from tests.support import ROOT, tiny_model, training_data
+from tests.support.params import PARAMS_FILE, load_params
 from tests.support.pictures import blurred_png
 
 IMAGES = [blurred_png(seed, (40 + seed, 50)) for seed in range(3)]
@@ -54,7 +54,7 @@ def export(kind: str, trained: Path, out: Path) -> int:
     texts = out.parent / "texts.txt"
     texts.write_text("\n".join(tiny_model.TEXTS) + "\n", encoding="utf-8")
     return main([
-        "export", "--params", str(ROOT / "params.yaml"), "--format", kind, "--out", str(out), "--model",
+        "export", "--params", str(PARAMS_FILE), "--format", kind, "--out", str(out), "--model",
         str(trained), "--images", str(images), "--texts", str(texts),
     ])  # fmt: skip
 
@@ -115,7 +115,7 @@ torch.save([each.detach() for each in embeds], sys.argv[2])
 def test_hugging_face_and_back_is_the_same_model(trained: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "hf", tmp_path / "imported"
     assert export("hf", trained, folder) == 0
-    assert main(["import_model", "--params", str(ROOT / "params.yaml"), "--from", str(folder), "--out", str(out)]) == 0
+    assert main(["import_model", "--params", str(PARAMS_FILE), "--from", str(folder), "--out", str(out)]) == 0
     before, after = Embedder.load(trained), Embedder.load(out)
     np.testing.assert_allclose(after.embed_images(IMAGES), before.embed_images(IMAGES), atol=1e-5)
     np.testing.assert_allclose(after.embed_texts(tiny_model.TEXTS), before.embed_texts(tiny_model.TEXTS), atol=1e-5)
@@ -127,7 +127,7 @@ def test_hugging_face_and_back_is_the_same_model(trained: Path, tmp_path: Path) 
 def test_an_imported_model_is_fine_tuned_and_packaged(trained: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "hf", tmp_path / "imported"
     assert export("hf", trained, folder) == 0
-    params = load_params(ROOT / "params.yaml", ["model.batch_norm_group=4"])
+    params = load_params(PARAMS_FILE, ["model.batch_norm_group=4"])
     config = import_model(params.section(ModelConfig), folder, out).config
     shards, _ = training_data.write(tmp_path / "data")
     recipe = training_data.finetune_config(num_steps=2, learning_rate=1e-9)
@@ -161,7 +161,7 @@ def test_a_folder_of_somebody_stays(trained: Path, tmp_path: Path, capsys: pytes
     assert export("torch", trained, folder) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "photos: has content, and no .align.json" in lines[0]
-    params = load_params(ROOT / "params.yaml", ["model.batch_norm_group=4"]).section(ModelConfig)
+    params = load_params(PARAMS_FILE, ["model.batch_norm_group=4"]).section(ModelConfig)
     assert export("hf", trained, tmp_path / "hf") == 0
     with pytest.raises(DataError, match=r"photos: has content"):
         import_model(params, tmp_path / "hf", folder)
@@ -227,7 +227,7 @@ def test_samples_come_from_the_evaluation_sets_or_from_what_is_given(tmp_path: P
 
 
 def test_what_is_not_upstreams_is_not_imported(trained: Path, tmp_path: Path) -> None:
-    config = load_params(ROOT / "params.yaml").section(ModelConfig)
+    config = load_params().section(ModelConfig)
     with pytest.raises(DataError, match="no ALIGN model in Hugging Face's format"):
         import_model(config, trained, tmp_path / "imported")
     assert not (tmp_path / "imported").exists()

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.config.ingest import IngestConfig
-from align.config.params import load_params
 from align.errors import ConfigError, DataError
 from align.services import file_lists
 from align.services.store import open_files
 from tests.support.downloads import config as download
 from tests.support.local_store import config, touch
+from tests.support.params import load_params
 
 
 def listed(root: Path, lines: str | bytes, begin: str | None = None, name: str = "x.paths") -> list[str]:

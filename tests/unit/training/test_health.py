@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from align.config import load_params
 from align.config.health import HealthConfig
 from align.training.health import Health, effective_rank
+from tests.support.params import load_params
 
 CONFIG = load_params().section(HealthConfig).model_copy(update={"stuck_steps": 5})
 

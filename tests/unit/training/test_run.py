@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from align.config import load_params
 from align.config.health import HealthConfig
 from align.errors import ConfigError, NonFiniteLossError, TrainingError
 from align.model.dual_encoder import load_model
@@ -17,6 +16,7 @@ from align.training.run import run
 from align.training.stage import train_stage
 from align.training.validation import recall_at
 from tests.support import training_data
+from tests.support.params import load_params
 from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from align import provenance
-from align.config import load_params
 from align.config.cluster import ClusterConfig
 from align.config.health import HealthConfig
 from align.config.recipe import Recipe
 from align.training.plan import Infrastructure, TrainingPlan
 from tests.support import ROOT, training_data
+from tests.support.params import load_params
 from tests.support.training_data import MODEL, plan, pretrain_config
 
 #: Another value for each neutral field.
@@ -58,7 +58,7 @@ def test_the_model_changes_the_key(base: TrainingPlan) -> None:
 
 
 def test_prices_and_machines_keep_the_key(data: tuple[Path, Path], base: TrainingPlan) -> None:
-    params = load_params(ROOT / "params.yaml")
+    params = load_params()
     priced = params.section(HealthConfig).model_copy(update={"price_per_hour": 3.0})
     cluster = params.section(ClusterConfig).model_copy(update={"num_nodes": 2, "rendezvous": "10.0.0.1:29500"})
     elsewhere = plan(data, base.checkpoints, health=priced, infrastructure=Infrastructure(cluster=cluster))

@@ -5,13 +5,12 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from align.config import load_params
 from align.config.validate import ValidateConfig
 from align.validate.bands import suggested_bands
 from align.validate.page import as_yaml
-from tests.support import ROOT
+from tests.support.params import load_params
 
-CONFIG = load_params(ROOT / "params.yaml").section(ValidateConfig)
+CONFIG = load_params().section(ValidateConfig)
 GOOD: dict[str, Any] = {
     "raw_pairs": 5000, "raw_success_share": 0.95, "keep_rate": 0.5, "dropped_text_too_short": 0.2,
 }  # fmt: skip

@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from align.config import load_params
 from align.config.validate import ValidateConfig
 from align.errors import GateError
 from align.formats.filtered import decisions_digest
@@ -16,8 +15,9 @@ from align.protocols.expectations import Check, Expectation, Outcome
 from align.validate.tables import JudgedData
 from align.validate.validate import validate
 from align.validate.validate_shards import validate_shards
-from tests.support import ROOT, small_data
+from tests.support import small_data
 from tests.support.gates import ENGINE, pairs
+from tests.support.params import load_params
 
 
 def check_that_fails(*failed: str) -> Check:
@@ -39,7 +39,7 @@ def check_that_fails(*failed: str) -> Check:
 def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path: Path) -> None:
     small_data.write(tmp_path, pairs())
     (tmp_path / "evaluation").mkdir()
-    config = load_params(ROOT / "params.yaml").section(ValidateConfig)
+    config = load_params().section(ValidateConfig)
     data = JudgedData(tmp_path / "raw", tmp_path / "filtered", tmp_path / "evaluation", {"concepts": "f" * 64})
     reports = tmp_path / "quality"
     policy = tmp_path / "policy"

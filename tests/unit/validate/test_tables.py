@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from align.config import load_params
 from align.config.engine import EngineConfig
 from align.services.engine import open_engine
 from align.validate.tables import JudgedData, make_views, sample_rows
 from tests.support import small_data
 from tests.support.bombs import parquet_bomb
+from tests.support.params import load_params
 
 
 def test_captions_without_end_are_cut_in_a_sample(tmp_path: Path) -> None:

@@ -9,13 +9,12 @@ import pytest
 from pydantic import ValidationError
 
 from align.config.download import DownloadConfig
-from align.config.params import load_params
 from align.ingest.download import robots
 from align.ingest.download.hosts import Host, Job
 from align.ingest.download.schedule import Schedule
 from align.web.addresses import address_policy, target_of
 from align.web.failure import Failure, of_curl, of_status
-from tests.support import ROOT
+from tests.support.params import load_params
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_networks_that_are_allowed() -> None:
 
 
 def test_networks_are_checked_when_the_section_is_read() -> None:
-    values = load_params(ROOT / "params.yaml").values["download"]
+    values = load_params().values["download"]
     for network in ("10.0.0.1/8", "nonsense", "10.0.0.0/33"):
         with pytest.raises(ValidationError, match="allow_networks"):
             DownloadConfig.model_validate({**values, "allow_networks": [network]})

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from fastwarc.stream_io import ZstdWriter, zstd_train_dictionary_from_samples
 
-from align.config import load_params
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.errors import DataError
@@ -23,6 +22,7 @@ from align.ingest.sources.damage import Repaired
 from align.ingest.sources.warc import Warc
 from align.services.store import open_files
 from tests.support.arc_records import arc_response, arc_start
+from tests.support.params import load_params
 from tests.support.reading import rows_of
 from tests.support.warc_records import page, picture, response, write_archive, zstd
 

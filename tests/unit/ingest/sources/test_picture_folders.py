@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.config.ingest import IngestConfig
-from align.config.params import load_params
 from align.errors import DataError
 from align.ingest.sources import open_source
 from align.services.store import open_files
 from tests.support.local_store import config
+from tests.support.params import load_params
 from tests.support.reading import rows_of, source_at
 from tests.support.tars import tar
 from tests.support.warc_records import picture

@@ -1,0 +1,14 @@
+"""Parameters for tests: a copy of params.yaml with fixed values, so that a user's own values fail no test."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from align import config
+from align.config import Params
+
+PARAMS_FILE = Path(__file__).with_name("params.yaml")
+
+
+def load_params(path: Path = PARAMS_FILE, overrides: Iterable[str] = ()) -> Params:
+    """`align.config.load_params`, by default of the tests' values."""
+    return config.load_params(path, overrides)

@@ -4,7 +4,8 @@ Two steps, and after a kill the next run resumes both: the plan (`align.ingest.p
 then the shards (`align.ingest.fetching`), made by worker processes here or by ranges (`--shards 0-499`) on other
 machines that share the folder. A pair without a picture is a row with a status; nothing is left out. A picture from the
 web is not fetched if no text of it can pass the filter (`ingest.skip_hopeless`). `--retry-failed` tries again the
-pictures whose failure may be temporary, fetches those of which a text can pass under the rules of today, and no others.
+pictures whose failure may be temporary, fetches those of which a text can pass under the rules of today, and no others,
+with the values with which data/raw was made (`align.ingest.made_with`).
 
 Deviation from the paper: it starts from 1.8 billion pairs collected by others; how pages become pairs is our choice
 (see `align.ingest.sources.pages`).
@@ -195,7 +196,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retry-failed",
         action="store_true",
-        help="only retry pictures whose failure may be temporary, and fetch those that the filter can keep today",
+        help="only retry pictures whose failure may be temporary, and fetch those that the filter can keep today, with "
+        "the values that data/raw was made with; --set may change how patiently (download.timeout_s, num_retries, ...)",
     )
 
 

@@ -18,7 +18,7 @@ from align.web.addresses import target_of
 
 _LISTS = (".txt", ".paths", ".txt.gz", ".paths.gz")
 #: Of a list, as stored and as unpacked. A crawl of Common Crawl has some 90,000 lines of 140 bytes.
-_MAX_BYTES, _MAX_LINES = 64 << 20, 1_000_000
+_MAX_BYTES, MAX_LINES = 64 << 20, 1_000_000
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _WEB = ("https", "http")
 #: Lines that an error names, and the characters of each.
@@ -55,8 +55,8 @@ def lines_of(stream: BinaryIO, location: str) -> list[str]:
     lines: list[str] = []
     try:  # str.splitlines knows other ends of lines, too
         for number, line in enumerate(io.TextIOWrapper(io.BufferedReader(bounded, 1 << 16), encoding="utf-8-sig")):
-            if number == _MAX_LINES:
-                raise DataError(f"{location}: a list of more than {_MAX_LINES:,} lines; divide it")
+            if number == MAX_LINES:
+                raise DataError(f"{location}: a list of more than {MAX_LINES:,} lines; divide it")
             if (stripped := line.strip()) and not stripped.startswith("#"):
                 lines.append(stripped)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:

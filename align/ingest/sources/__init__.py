@@ -9,6 +9,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
+from align.console import say
 from align.files import require_utf8
 from align.protocols.store import Files
 
@@ -52,12 +53,23 @@ class Source(Protocol):
 
 
 def open_source(config: IngestConfig, location: str, files: Files) -> Source:
-    """The source at a location. Cheap: files are listed but not read.
+    """The source at a location. Cheap: files are listed, and at most the beginnings of tables read.
 
     Raises:
         DataError: the location has no files of this kind, or the plan cannot hold the name of one.
         ServiceError: as `Files`.
     """
+    source = source_at(config, location, files)
+    if "://" in location:
+        say(
+            "ingest: DVC's run cache keeps nothing that is read from an address, so a new checkout fetches it again. "
+            f"To keep it: align pin {location} --out data/archive.paths; then set paths.archive: data/archive.paths"
+        )
+    return source
+
+
+def source_at(config: IngestConfig, location: str, files: Files) -> Source:
+    """As `open_source`, without advice."""
     source = _opened(config, location, files)
     if config.source in ("warc", "shards"):  # their pictures are found by the file that holds them
         for file in source.files:

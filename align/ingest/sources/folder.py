@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -33,10 +32,11 @@ from align.ingest.sources.picture_files import (
     below,
     folder_of,
     is_file_name,
+    is_folder,
     is_picture_name,
     read_picture,
 )
-from align.ingest.sources.reading import Batches, is_local
+from align.ingest.sources.reading import Batches
 from align.ingest.sources.table_pairs import WrittenPairs, add_pairs, written_pairs
 from align.ingest.sources.tables import ADDRESSES, FILES, TABLES, Choice, NoColumnError, Tables
 from align.ingest.sources.texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, TOO_MANY
@@ -69,8 +69,9 @@ class Folder:
         self._alone = not contents.pictures
         self._chosen = self._choose_tables(contents)
         self.files = [location]
-        whole = self._folder == (str(Path(location)) if is_local(location) else location.rstrip("/"))
+        whole = is_folder(location, listed)
         self.inputs = [f"{self._folder}/"] if whole else listed
+        self._listed = None if whole else listed  # a folder may have a million files: no copy for each process
 
     def _choose_tables(self, contents: _Contents) -> list[str]:
         """The tables that have the columns; says which columns are taken, and which files are left out."""
@@ -120,7 +121,7 @@ class Folder:
         Raises:
             DataError: a table is damaged.
         """
-        listed = [] if self._alone else self._store.list(file, (), self._config.paths_root)
+        listed = self._store.list(file, ()) if self._listed is None else self._listed
         contents = _Contents(self._folder, listed)
         pictures = PictureFiles(self._store, self._folder, self._usual if self._alone else contents.pictures.keys)
         pictures.knows(frozenset(contents.pictures))

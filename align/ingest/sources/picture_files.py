@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -157,16 +157,24 @@ def below(folder: str, path: str) -> str:
     return path.removeprefix("./" if folder == "." else f"{folder.rstrip('/')}/")
 
 
-def common_folder(files: Iterable[str]) -> str:
+def common_folder(files: Sequence[str]) -> str:
     """The deepest folder that contains all files."""
-    paths = list(files)
-    folder = parent(paths[0])
-    while folder != "." and not all(path.startswith(folder.rstrip("/") + "/") for path in paths):
+    folder = parent(files[0])
+    while folder != "." and not all(file.startswith(folder.rstrip("/") + "/") for file in files):
         folder = parent(folder)
     return folder
 
 
-def folder_of(location: str, files: list[str]) -> str:
+def folder_of(location: str, files: Sequence[str]) -> str:
     """The folder that the files of a location may not lead out of: the location, or where all of them are."""
-    folder = str(Path(location)) if is_local(location) else location.rstrip("/")
-    return folder if all(file.startswith(folder + "/") for file in files) else common_folder(files)
+    return _plain(location) if is_folder(location, files) else common_folder(files)
+
+
+def is_folder(location: str, files: Sequence[str]) -> bool:
+    """Whether a location, by its files, is a folder, and no file, pattern or list."""
+    folder = _plain(location)
+    return all(file.startswith(f"{folder}/") for file in files) or folder == "."
+
+
+def _plain(location: str) -> str:
+    return str(Path(location)) if is_local(location) else location.rstrip("/")

@@ -1,0 +1,87 @@
+"""pin: lists the files of a source with what each is now, in a small file that `paths.archive` takes.
+
+DVC's run cache keeps a stage only where each of its inputs is a file or folder here. With a bucket or a web server as
+`paths.archive` every fresh checkout fetches everything again; with such a list, which git keeps, it fetches what
+changed. `align ingest` compares every file with the list before it reads any (`align.services.pinned_lists`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from align.config.download import DownloadConfig
+from align.config.ingest import IngestConfig
+from align.config.params import Params
+from align.config.store import StoreConfig
+from align.console import say
+from align.errors import DataError
+from align.ingest.sources import source_at
+from align.ingest.sources.picture_files import is_folder
+from align.protocols.store import Files
+from align.services import pinned_lists
+from align.services.store import open_files
+
+#: Kinds of source whose files name others, which are read from beside them.
+_NAMES_OTHERS = ("html", "coco", "url_table")
+_ENDING = ".paths"
+
+
+def pin(config: IngestConfig, files: Files, location: str, out: Path) -> tuple[int, int]:
+    """Writes the list of a source.
+
+    Args:
+        config: says what kind of files the source has.
+        files: reads them.
+        location: as `paths.archive`: a folder, pattern, file or list; here, on s3:// or https://.
+        out: the list.
+
+    Returns:
+        The number of files, and of how many a server tells the size alone.
+
+    Raises:
+        DataError: the source has no file, or `out` is not the name of such a list, or another file.
+        ServiceError: a server is unavailable.
+    """
+    _require_list(out)
+    source = source_at(config, location, files)
+    inputs = [file for file in source.inputs if not file.endswith("/")]
+    inside = [file for folder in source.inputs if folder.endswith("/") for file in files.list(folder, ())]
+    read = inputs or inside  # a source that is one folder reads all files in it
+    if config.source in _NAMES_OTHERS and is_folder(location, inputs):
+        inside = list(files.list(location, ()))
+    elif config.source in ("html", "coco"):
+        say(f"pin: {location}: only the files that name pictures are listed, not pictures beside them; pin the folder")
+    beside = sorted({*inside} - {*read})
+    every = [*read, *beside]
+    stamps = dict(zip(every, files.stamps(every), strict=True))
+    pinned_lists.write(out, location, {file: stamps[file] for file in read}, {file: stamps[file] for file in beside})
+    return len(every), sum(1 for stamp in stamps.values() if not stamp.strip().partition(" ")[2])
+
+
+def _require_list(out: Path) -> None:
+    if out.suffix != _ENDING:
+        raise DataError(f"{out}: the name of a list ends in {_ENDING}; choose such a name")
+    if not out.exists():
+        return
+    if not out.is_file():
+        raise DataError(f"{out}: is no file; choose another name")
+    with out.open("rb") as stream:
+        if pinned_lists.source_of(stream) is None:
+            raise DataError(f"{out}: is not a list that `align pin` made, so it is not replaced; choose another name")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `align pin` beyond the common ones."""
+    parser.add_argument("source", help="what paths.archive would be: s3://..., https://..., a folder, pattern or list")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.paths", help="the list to write, for git")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align pin`."""
+    config = params.section(IngestConfig)
+    files = open_files(params.section(StoreConfig), params.section(DownloadConfig))
+    num_files, num_without_version = pin(config, files, args.source, args.out)
+    if num_without_version:
+        say(f"pin: warning: {num_without_version:,} files have no ETag and no date: only their size is compared")
+    say(f"pin: {num_files:,} files of {args.source} in {args.out}; commit it, and set paths.archive: {args.out}")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
 from tests.support.dvc_projects import attempt, make_repository, shell
+from tests.support.params import PARAMS_FILE
 from tests.support.warc_records import picture
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
@@ -52,7 +52,7 @@ def recover(server: WebServer, numbers: range = range(NUM)) -> None:
 @pytest.fixture
 def project(tmp_path: Path, server: WebServer) -> Path:
     """A project whose params.yaml names the table; the server has the first picture, and fails at the others."""
-    params = (ROOT / "params.yaml").read_text()
+    params = (PARAMS_FILE).read_text()
     for old, new in VALUES:
         assert params.count(old) == 1, old
         params = params.replace(old, new)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.filter.features import Features, folder_of
@@ -16,6 +15,7 @@ from align.filter.network import ImageNetwork
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, write_set
 from align.pairs.perceptual_hash import from_bytes, image_signals, to_bytes
 from tests.support import local_store
+from tests.support.params import load_params
 from tests.support.small_filter import noise, shards
 
 ENGINE = load_params().section(EngineConfig).model_copy(update={"memory_limit": "200MB", "num_workers": 1})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,8 @@ IMPOSSIBLE = "no name that a file can have"
 _AMBIGUOUS = "ambiguous"
 _FILE = "file:"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+#: The last of all characters.
+_LAST = "\U0010ffff"
 #: Of a file's name, beyond which nobody looks for it.
 _MAX_CHARACTERS = 4_096
 
@@ -75,7 +77,8 @@ class PictureFiles:
         """`list_pictures`: those that are also found by the end of their path; called at the first miss."""
         self._files, self._folder, self._list_pictures = files, folder, list_pictures
         self._known: Set[str] = frozenset()
-        self._by_name: dict[str, list[str]] | None = None
+        self._within: dict[str, bool] = {}
+        self._endings: tuple[_Endings, _Endings] | None = None
 
     def knows(self, paths: Set[str]) -> None:
         """Tells that these files exist, so that nobody asks for each."""
@@ -97,13 +100,22 @@ class PictureFiles:
         if found.path is None:
             return found
         if found.path in self._known or is_file(self._files, found.path):
-            return found if is_within(self._folder, found.path) else Found(None, OUTSIDE)
+            return found if self._holds(found.path) else Found(None, OUTSIDE)
         paths = self._ending_in(below(parent(table), found.path))
         if len(paths) > 1:
             return Found(None, f"{_AMBIGUOUS}: {len(paths):,} files of this name")
         if not paths:
             return Found(None, MISSING)
-        return Found(paths[0]) if is_within(self._folder, paths[0]) else Found(None, OUTSIDE)
+        return Found(paths[0]) if self._holds(paths[0]) else Found(None, OUTSIDE)
+
+    def _holds(self, path: str) -> bool:
+        """`is_within` for many files: each folder is resolved once."""
+        if not is_local(path) or Path(path).is_symlink():
+            return is_within(self._folder, path)
+        folder = parent(path)
+        if folder not in self._within:
+            self._within[folder] = is_within(self._folder, folder)
+        return self._within[folder]
 
     def _inside(self, folder: str, written: str) -> Found:
         """The path that a name means. It need not exist."""
@@ -128,23 +140,33 @@ class PictureFiles:
             return Found(None, OUTSIDE if ".." in name else IMPOSSIBLE)
         return Found(path.removeprefix("./"))
 
-    def _ending_in(self, name: str) -> list[str]:
-        """The pictures whose path ends in this name, with or without their extension."""
-        if self._by_name is None:
-            by_name: defaultdict[str, list[str]] = defaultdict(list)
-            for path in self._list_pictures():
-                base = _alike(path.rpartition("/")[2])
-                by_name[base].append(path)
-                by_name[base.rpartition(".")[0]].append(path)
-            self._by_name = dict(by_name)
-        end = _alike(name)
-        candidates = self._by_name.get(end.rpartition("/")[2], [])
-        ends = (f"/{end}", f"/{end}.")
-        return [path for path in candidates if _ends(f"/{_alike(below(self._folder, path))}", *ends)]
+    def _ending_in(self, name: str) -> Sequence[str]:
+        """The pictures whose path ends in this name; else those whose path without its extension does."""
+        if self._endings is None:
+            paths = [(_alike(below(self._folder, path)), path) for path in self._list_pictures()]
+            stems = [(spelt.rpartition(".")[0], path) for spelt, path in paths]
+            self._endings = (_Endings(paths), _Endings(stems))
+        whole, stems_only = (endings.of(_alike(name)) for endings in self._endings)
+        return whole or stems_only
 
 
-def _ends(path: str, whole: str, stem: str) -> bool:
-    return path.endswith(whole) or f"{path.rpartition('.')[0]}.".endswith(stem)
+class _Endings:
+    """Paths by their ends: sorted from the last folder to the first, so that a million of them take one search."""
+
+    def __init__(self, paths: Iterable[tuple[str, str]]) -> None:
+        """`paths`: the spelling that is compared, and the path."""
+        pairs = sorted((_backwards(spelt), path) for spelt, path in paths)
+        self._keys = [key for key, _ in pairs]
+        self._paths = [path for _, path in pairs]
+
+    def of(self, end: str) -> Sequence[str]:
+        """The paths that end in these folders and this name."""
+        key = _backwards(end)
+        return self._paths[bisect_left(self._keys, key) : bisect_right(self._keys, key + _LAST)]
+
+
+def _backwards(path: str) -> str:
+    return "/".join(reversed(path.split("/"))) + "/"
 
 
 def _alike(name: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,24 +32,37 @@ def compare_with_evaluation_images(
     work: WorkFolder, shards: Shards, sets: Sequence[EvaluationSet], kmeans: Kmeans
 ) -> None:
     """Writes twins.parquet (TWINS). All threads are for evaluation images, as no other process works meanwhile."""
-    path, views = work.path / "twins.parquet", work.path / "references.arrow"
+    path = work.path / "twins.parquet"
     if path.exists():
         return
-    config = work.config
     files = [work.file("embeddings", shard.name) for _, shard in shards if work.has("embeddings", shard.name)]
-    matches: list[NearDuplicate] = []
-    if sets and files:
-        if not views.exists():
-            network = ImageNetwork(config.near_duplicate_embedder, work.num_threads)
-            measure = partial(network.views, max_pixels=config.max_image_pixels)
-            decides = [network.digest, config.near_duplicate_embedder, config.max_image_pixels]
-            folder = folder_of(work.features, "views", "align.filter.network", decides)
-            kept = Features(folder, _to_bytes, partial(_from_bytes, width=network.width))
-            look = partial(kept.look, measure)
-            rows = track(by_content(look, distinct_images(sets)), what="filter: evaluation images")
-            write_embeddings(views, rows, network.width)
-        matches += find_near_duplicates(files, read_embeddings(views), config, kmeans)
-    commit(_twin_table(matches), path)
+    commit(twin_table(close_images(work, files, sets, work.path / "references.arrow", kmeans)), path)
+
+
+def close_images(
+    work: WorkFolder, files: Sequence[Path], sets: Sequence[EvaluationSet], views: Path, kmeans: Kmeans
+) -> list[NearDuplicate]:
+    """The scored images whose embedding is close to that of an image of these sets.
+
+    Args:
+        work: the work folder.
+        files: the shards' `embeddings`.
+        sets: the evaluation sets.
+        views: the file for the sets' embeddings; made if it does not exist.
+        kmeans: see `Kmeans`.
+    """
+    config = work.config
+    if not sets or not files:
+        return []
+    if not views.exists():
+        network = ImageNetwork(config.near_duplicate_embedder, work.num_threads)
+        measure = partial(network.views, max_pixels=config.max_image_pixels)
+        decides = [network.digest, config.near_duplicate_embedder, config.max_image_pixels]
+        folder = folder_of(work.features, "views", "align.filter.network", decides)
+        look = partial(Features(folder, _to_bytes, partial(_from_bytes, width=network.width)).look, measure)
+        rows = track(by_content(look, distinct_images(sets)), what="filter: evaluation images")
+        write_embeddings(views, rows, network.width)
+    return list(find_near_duplicates(files, read_embeddings(views), config, kmeans))
 
 
 def _to_bytes(views: NDArray[np.float16]) -> bytes:
@@ -58,11 +73,27 @@ def _from_bytes(data: bytes, width: int) -> NDArray[np.float16]:
     return np.frombuffer(data, np.float16).reshape(-1, width)
 
 
-def _twin_table(matches: Iterable[NearDuplicate]) -> pa.Table:
+def twin_table(matches: Iterable[NearDuplicate], by_hash: Mapping[str, str] | None = None) -> pa.Table:
+    """TWINS.
+
+    Args:
+        matches: by embedding.
+        by_hash: image id -> SET/KEY of an evaluation image that it resembles by hash; of one set.
+    """
     near: dict[str, list[tuple[float, str]]] = {}
     for match in matches:
         near.setdefault(match.image_id, []).append((-match.cosine, match.reference))
-    rows = []
+    rows: list[dict[str, Any]] = [
+        {
+            "image_hash": image_hash(image_id),
+            "num_evaluation_sets": 1,
+            "evaluation_sets": [name.partition("/")[0]],
+            "twin": name,
+            "twin_cosine": None,
+        }
+        for image_id, name in sorted((by_hash or {}).items())
+        if image_id not in near
+    ]
     for image_id, references in sorted(near.items()):
         names = sorted({reference.partition("/")[0] for _, reference in references})
         cosine, closest = min(references)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from align.files import temporary_name
 from align.filter.rules import codes_of
-from align.filter.tables import KNOWN_IMAGES, MAX_ROWS, PAIRS
+from align.filter.tables import IMAGES, KNOWN_IMAGES, MAX_ROWS, PAIRS
 from align.formats import filtered
 from align.pairs.text import languages
 
@@ -28,6 +28,8 @@ from align.pairs.text import languages
 _DICTIONARY = ["reason", "reasons.list.element", "language", "shard", "opted_out", "status", "twin"]
 #: Columns by which readers find row groups.
 _WITH_STATISTICS = ["key", "shard"]
+#: The images' columns that a file shows.
+_OF_IMAGES = [name for name in IMAGES.names if name in KNOWN_IMAGES.names]
 #: The pairs' columns that a file shows; the others only serve the SQL.
 _SHOWN = [name for name in PAIRS.names if name != "row_number" and not name.endswith("_hash")]
 
@@ -54,11 +56,12 @@ def write_decisions(shards: Iterable[tuple[str, Path, Path]], verdicts: Path, de
             end = (index + 1) * MAX_ROWS
             known = _known(verdict_rows.below(end), decided_rows.below(end))
             pairs = pq.ParquetFile(pairs_file, pre_buffer=False).read(_SHOWN, use_threads=False)
+            images = pq.ParquetFile(images_file, pre_buffer=False).read(_OF_IMAGES, use_threads=False)
             pairs = _with_languages(pairs, pc.equal(known["mask"].combine_chunks(), 0))
             tables = {
                 facts: _facts(name, pairs, known),
                 decisions: _decisions(pairs, known["mask"].combine_chunks()),
-                known_images: _images(pq.ParquetFile(images_file, pre_buffer=False).read(use_threads=False), known),
+                known_images: _images(images, known),
             }
             _wait(pending)
             pending = [

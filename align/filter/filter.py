@@ -33,6 +33,7 @@ from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.console import say
+from align.errors import DataError
 from align.files import replace_directory
 from align.filter.compare import compare_with_evaluation_images
 from align.filter.decide import decide
@@ -44,7 +45,7 @@ from align.filter.report import FilterReport, read_report, report_on
 from align.filter.score import score_shard
 from align.filter.work_folder import Shards, WorkFolder
 from align.formats import filtered
-from align.formats.evaluation_set import EvaluationSet, load_sets
+from align.formats.evaluation_set import HELD_OUT, EvaluationSet, held_out_sets, load_sets
 from align.formats.policy import OptedOut, read_opted_out
 from align.formats.raw import raw_shards, state_of
 from align.pieces import Piece
@@ -64,7 +65,7 @@ class FilterFolders:
         raw: read, in img2dataset's layout.
         evaluation: read: the evaluation sets that rule I5 compares with; may be absent.
         policy: read: opted_out.csv; may be absent.
-        filtered: written; replaced as a whole.
+        filtered: written, with the held-out set; replaced as a whole.
         reports: written: the report and its figures; replaced as a whole.
     """
 
@@ -95,7 +96,8 @@ def filter_pairs(
         The report; None for a range.
 
     Raises:
-        DataError: raw holds no shards, a shard is unreadable, a key occurs twice, or a range is missing.
+        DataError: raw holds no shards, a shard is unreadable, a key occurs twice, a range is missing, or an evaluation
+            set has the name of the held-out one.
         CorruptError: an evaluation set does not match its checksum.
         LockedError: another run works on `folders.filtered`.
         ServiceError: a server is unavailable.
@@ -106,6 +108,11 @@ def filter_pairs(
         say(f"filter: warning: no evaluation sets in {folders.evaluation}; rule I5 removes nothing")
     key = work_key(config, folders.raw, opted_out, sets)
     shared = None if portion == ALL or store is None else open_work(store, "filter", key)
+    if config.hold_out and any(one.name == HELD_OUT for one in sets):
+        raise DataError(
+            f"{folders.evaluation / HELD_OUT}.json: filter.hold_out makes a set of this name; rename this one, or set "
+            "filter.hold_out to 0"
+        )
     with work_directory(folders.filtered, "filter", key, portion, elsewhere=shared is not None) as path:
         if _only_outs_remain(path):
             return read_report(folders.reports)
@@ -131,7 +138,8 @@ def filter_pairs(
 
         compare_with_evaluation_images(work, shards, sets, kmeans)
         with open_engine(engine_config, _scratch(path)) as engine:
-            decide(engine, work, shards)
+            decide(engine, work, shards, kmeans)
+            sets = [*sets, *held_out_sets(path)]
             digests = {one.name: one.sha256 for one in sets}
             report = report_on(engine, path, config, digests, shown_pairs(shards, path))
         with replace_directory(folders.reports, "filter") as directory:
@@ -174,6 +182,8 @@ def _keep_only_outs(path: Path) -> None:
     """Removes all other files. `pairs` goes first, by a rename, which marks the folder as finished."""
     os.replace(path / "pairs", path / "leftover")
     for entry in path.iterdir():
+        if entry.name == HELD_OUT:
+            continue
         if entry.is_dir():
             shutil.rmtree(entry)
         elif entry.name not in filtered.FILES and entry.name != ".work.json":
@@ -200,6 +210,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
     for row in report.funnel:
         if row.num_first:
             say(f"filter: {row.num_first:8,} {row.reason}")
+    if report.num_held_out:
+        where = paths.filtered / HELD_OUT
+        say(f"filter: {report.num_held_out:,} pairs that pass every other rule are held out as the set in {where}")
     if report.num_not_fetched:
         say(
             f"filter: warning: {report.num_not_fetched:,} pair(s) pass every rule on texts, but `align ingest` "

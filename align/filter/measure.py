@@ -47,7 +47,8 @@ def measure_shard(work: WorkFolder, item: NumberedShard) -> None:
     images = work.file("images", shard.name)
     if not images.exists():
         commit(image_table(index, table, shard, work), images)
-    known_images = pq.ParquetFile(images, pre_buffer=False).read(use_threads=False)
+    columns = [name for name in IMAGES.names if name != "thumbnail"]
+    known_images = pq.ParquetFile(images, pre_buffer=False).read(columns, use_threads=False)
     by_language = work.config.languages is not None
     tables = pair_tables(
         index,
@@ -84,7 +85,7 @@ def image_table(index: int, table: pa.Table, shard: RawShard, work: WorkFolder) 
     image_ids = {image_key: image_id for image_id, (_, image_key) in distinct.items()}
 
     pictures = ((image_ids[key], data) for key, data in iter_images(shard) if key in image_ids)
-    measured = _signals(pictures, config.max_image_pixels, work.threads_per_worker)
+    measured = measured_signals(pictures, config.max_image_pixels, work.threads_per_worker)
     signals = dict(work.tracked(measured, len(image_ids)))
     fingerprints = Fingerprints.of(signals.items())
     references = _read_fingerprints(work.path)
@@ -118,14 +119,16 @@ def image_table(index: int, table: pa.Table, shard: RawShard, work: WorkFolder) 
                 "phash": one.phash,
                 "evaluation_sets": sorted({name.partition("/")[0] for name in names}),
                 "twin": min(names, default=None),
+                "thumbnail": one.thumbnail if config.hold_out else None,
             }
         )
     return pa.Table.from_pylist(images, IMAGES)
 
 
-def _signals(
+def measured_signals(
     images: Iterable[tuple[str, bytes]], max_pixels: int, num_threads: int
 ) -> Iterator[tuple[str, ImageSignals]]:
+    """The signals of each (name, bytes), in order; threads share the work."""
     return in_threads(partial(_named_signals, max_pixels=max_pixels), images, num_threads)
 
 
@@ -170,7 +173,7 @@ def write_fingerprints(work: WorkFolder, sets: Sequence[EvaluationSet]) -> None:
     if path.exists():
         return
     max_pixels = work.config.max_image_pixels
-    measure = partial(_signals, max_pixels=max_pixels, num_threads=work.num_threads)
+    measure = partial(measured_signals, max_pixels=max_pixels, num_threads=work.num_threads)
     folder = folder_of(work.features, "signals", "align.pairs.perceptual_hash", [max_pixels])
     look = partial(Features(folder, to_bytes, from_bytes).look, measure)
     fingerprints = Fingerprints.of(by_content(look, distinct_images(sets)))

@@ -18,7 +18,8 @@ Decisions where the paper is silent:
   * T3 also drops texts of very many characters, of which the words are not even looked at: one "word" may fill a page.
 Deviations: `image_missing` (a dead link; the paper's pairs all had bytes), `text_is_filename` (see
 `align.pairs.text.is_filename`), `image_not_fetched` and `opted_out` (take-down requests, `align.formats.policy`) are
-not in the paper. Nor are the rules after `image_not_fetched`: they are off by default, and exist to compare recipes.
+not in the paper. Nor are the rules after `image_not_fetched`: they are off by default, and exist to compare recipes,
+but for the last one, which makes an evaluation set (`align.filter.hold_out`).
 """
 
 from __future__ import annotations
@@ -129,6 +130,11 @@ def pair_repeat(config: FilterConfig) -> str | None:
     return "repeats" if config.drop_repeats == "pair" else None
 
 
+def held_out(config: FilterConfig) -> str | None:
+    """Ours: the pair is in the evaluation set `held_out`, a share of one's own data that all rules above keep."""
+    return "held_out" if config.hold_out else None
+
+
 #: Every rule by its reason code, in rule order.
 RULES: dict[str, Rule] = {
     rule.__name__: rule
@@ -152,16 +158,19 @@ RULES: dict[str, Rule] = {
         text_personal_data,
         image_repeat,
         pair_repeat,
+        held_out,
     )
 }
 #: Rules that are decided after the network has scored the images of pairs that all other rules keep; ...
 NETWORK = ("image_nsfw", "image_near_duplicate_of_test")
 #: ... rules that are decided after a given model has compared the pairs that are still kept; ...
 MODEL = ("pair_low_similarity",)
-#: ... and rules that are decided last.
+#: ... rules that are decided after that, ...
 REPEATS = ("image_repeat", "pair_repeat")
+#: ... and last a share of the pairs is held out, and I5 compares the others with it.
+HOLD_OUT = ("held_out", "image_near_duplicate_of_test")
 #: All others. (Of near-duplicates, those by hash are known from the start.)
-CHEAP = tuple(code for code in RULES if code not in ("image_nsfw", *MODEL, *REPEATS))
+CHEAP = tuple(code for code in RULES if code not in ("image_nsfw", *MODEL, *REPEATS, "held_out"))
 
 
 def active(config: FilterConfig) -> list[str]:

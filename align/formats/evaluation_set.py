@@ -115,6 +115,16 @@ def load_sets(directory: Path) -> list[EvaluationSet]:
     return [_load(header) for header in sorted(directory.glob("*.json"))]
 
 
+def held_out_sets(filtered: Path) -> list[EvaluationSet]:
+    """The set `held_out` that the filter wrote beside its decisions; none if it held out nothing.
+
+    Raises:
+        DataError, CorruptError, FormatError: as `load_sets`.
+    """
+    folder = filtered / HELD_OUT
+    return load_sets(folder) if folder.is_dir() else []
+
+
 def write_set(directory: Path, one: EvaluationSet) -> str:
     """Writes NAME.tar and then NAME.json, each atomically; images in the order of their keys, so equal sets are equal
     bytes. An existing set of that name is replaced; a kill between the two files leaves a set that `load_sets` refuses.

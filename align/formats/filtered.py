@@ -3,6 +3,7 @@
     decisions.parquet   one row per pair: keep it or not, why, and its normalised text
     facts.parquet       one row per pair: every value that a rule used
     images.parquet      one row per distinct image with bytes, in order of `image_id`
+    held_out/           an evaluation set of pairs that are kept out of training, if `filter.hold_out` is above 0
 
 Rows of pairs are in order of `key`, in row groups of ROW_GROUP_SIZE, so that finding one pair reads little. The files
 carry no version: a reader checks the columns that it needs.
@@ -67,6 +68,7 @@ FACTS_SCHEMA = pa.schema(
         ("num_emails", pa.int32()),
         ("num_phones", pa.int32()),
         ("repeats", pa.bool_()),  # a kept pair with a smaller key shows the same image (and text); null: not checked
+        ("held_out", pa.bool_()),  # it is in the evaluation set `held_out`; null: not asked
     ]
 )
 

@@ -41,7 +41,7 @@ class JudgedData:
     Attributes:
         raw: data/raw.
         filtered: data/filtered, with decisions.parquet and images.parquet.
-        evaluation: the evaluation sets; the folder may be missing.
+        evaluation: the evaluation sets; data/filtered may have one more, the held-out one.
         checked_sets: the evaluation sets whose images the filter searched for, name -> sha256 of the tar.
     """
 

@@ -28,7 +28,7 @@ from align.errors import ConfigError, DataError
 from align.figure import png
 from align.formats.acceptances import read_acceptances
 from align.formats.drift_reference import read_reference
-from align.formats.evaluation_set import load_sets
+from align.formats.evaluation_set import held_out_sets, load_sets
 from align.formats.filtered import decisions_digest
 from align.formats.verdict import SHARDS, TABLES
 from align.protocols.expectations import STATISTICS, Check
@@ -73,7 +73,7 @@ def validate(
         DataError: a table is missing or unreadable.
         FormatError: a file of the policy has another layout.
     """
-    sets, reference = load_sets(data.evaluation), read_reference(policy)
+    sets, reference = [*load_sets(data.evaluation), *held_out_sets(data.filtered)], read_reference(policy)
     with open_engine(engine_config, reports) as engine:
         incomplete = tables.make_views(engine, data)
         evaluation_images.make_views(engine, sets)

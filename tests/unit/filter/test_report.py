@@ -225,7 +225,10 @@ def test_the_page_shows_the_funnel_and_what_stands_out(page: str) -> None:
     assert page.count("data:image/png;base64,") == 4
     assert "score 0.91" in page and "100 x 90" in page and "cosine 0.981" in page and "11 images" in page
     assert "test image concepts/t" in page
-    assert "Off here: pair_low_similarity, text_other_language, text_personal_data, image_repeat, pair_repeat." in page
+    assert (
+        "Off here: pair_low_similarity, text_other_language, text_personal_data, image_repeat, pair_repeat, held_out."
+        in page
+    )
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
 
 

@@ -27,7 +27,7 @@ PAPER = (
     .model_copy(
         update={
             "max_texts_per_image": 1000, "similarity_model": MODEL, "min_similarity": 0.2, "languages": ("en", "de"),
-            "drop_personal_data": True, "drop_repeats": "image",
+            "drop_personal_data": True, "drop_repeats": "image", "hold_out": 0.1,
         }
     )
 )  # fmt: skip
@@ -39,13 +39,14 @@ KNOWN = pa.schema([
     ("num_characters", pa.int32()),
     ("is_filename", pa.bool_()), ("nsfw_score", pa.float64()), ("similarity", pa.float64()),
     ("language", pa.string()), ("num_emails", pa.int32()), ("num_phones", pa.int32()), ("repeats", pa.bool_()),
+    ("held_out", pa.bool_()),
 ])  # fmt: skip
 GOOD: dict[str, Any] = {
     "opted_out": None, "status": "success", "has_bytes": True, "decodable": True, "width_px": 300, "height_px": 300,
     "num_texts": 1, "num_images": 1, "num_evaluation_sets": 0, "rare_ngram": False, "num_words": 3,
     "num_characters": 15,
     "is_filename": False, "nsfw_score": None, "similarity": 0.2, "language": "en", "num_emails": 0, "num_phones": 0,
-    "repeats": False,
+    "repeats": False, "held_out": False,
 }  # fmt: skip
 GONE = {"has_bytes": False, "decodable": None, "width_px": None, "height_px": None}
 
@@ -108,6 +109,8 @@ def view(engine: Engine, name: str, table: pa.Table) -> None:
         ({"num_emails": 1}, ["text_personal_data"]),
         ({"num_phones": 2}, ["text_personal_data"]),
         ({"repeats": True}, ["image_repeat"]),
+        ({"held_out": True}, ["held_out"]),
+        ({"held_out": None}, []),
         (
             {"is_filename": True, "num_words": 2, "width_px": 150, "num_images": 11},
             ["image_too_small", "text_shared_by_many_images", "text_too_short", "text_is_filename"],
@@ -141,6 +144,7 @@ def test_rule_order_is_the_papers() -> None:
         "text_personal_data",
         "image_repeat",
         "pair_repeat",
+        "held_out",
     ]
 
 

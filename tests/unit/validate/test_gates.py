@@ -9,6 +9,7 @@ import pytest
 
 from align.config.validate import ValidateConfig
 from align.errors import GateError
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, write_set
 from align.formats.filtered import decisions_digest
 from align.formats.verdict import require_passed
 from align.protocols.expectations import Check, Expectation, Outcome
@@ -57,6 +58,22 @@ def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path: Path) -> N
         "quality/num_expectations": len(report.expectations), "quality/num_failed": 0, "quality/num_accepted": 0,
         "quality/num_pairs": 20, "quality/keep_rate": 0.7,
     }  # fmt: skip
+
+
+def test_the_gate_looks_for_held_out_images_too(tmp_path: Path) -> None:
+    small_data.write(tmp_path, pairs())
+    (tmp_path / "evaluation").mkdir()
+    images = [EvaluationImage("k", small_data.jpeg(number), "c", ("a text",), None, None, "query") for number in (0,)]
+    sha256 = write_set(tmp_path / "filtered/held_out", EvaluationSet("held_out", "retrieval", "", images, (), ()))
+    config = load_params(ROOT / "params.yaml").section(ValidateConfig)
+    for checked, unchecked in (({"held_out": sha256}, "0"), ({"held_out": "f" * 64}, "1")):
+        data = JudgedData(tmp_path / "raw", tmp_path / "filtered", tmp_path / "evaluation", checked)
+        report = validate(
+            config, ENGINE, data, policy=tmp_path / "policy", reports=tmp_path / "quality", check=check_that_fails()
+        )
+        observed = {outcome.name: outcome.observed for outcome in report.expectations}
+        assert observed["kept-evaluation-bytes"] == "1"  # the pair of this picture is kept
+        assert (observed["checked-sets"], observed["unchecked-sets"]) == ("1", unchecked)
 
 
 def test_the_gate_over_shards_publishes_what_the_check_says(tmp_path: Path) -> None:

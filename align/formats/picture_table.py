@@ -7,6 +7,7 @@ has no header: its columns are `picture`, `text`. A `.txt` is a TSV if its first
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -81,7 +82,7 @@ class PictureTable:
     def _read(self, items: Iterable[Any]) -> Iterator[Any]:
         try:
             yield from items
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, EOFError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise DataError(f"{self._path}: unreadable ({' '.join(str(error).split())}); write it again") from None
 
     def _open(self) -> IO[bytes]:

@@ -21,7 +21,7 @@ from align.config import Params
 from align.config.paths import PathsConfig
 from align.console import say
 from align.errors import DataError
-from align.files import replace_directory, require_apart
+from align.files import replace_directory, require_apart, require_replaceable
 from align.formats.evaluation_set import load_sets
 from align.formats.model_folder import tokenizer_of
 from align.model.dual_encoder import DualEncoder
@@ -79,6 +79,7 @@ def export(kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path) 
         ConfigError: a package that the format needs is not installed.
     """
     require_apart(out, model_dir)
+    require_replaceable(out, "export")  # also before the work
     model, tokenizer = load_with_tokenizer(model_dir)
     tokenizer_dir, config = tokenizer_of(model_dir), model.config
     crops = [centre_crop(decode(data, config.resize_px), config.image_px) for data in samples.images]

@@ -12,7 +12,8 @@ from pathlib import Path
 from align.config import Params
 from align.config.model import ModelConfig
 from align.console import say
-from align.files import replace_directory, require_apart
+from align.errors import DataError
+from align.files import replace_directory, require_apart, require_replaceable
 from align.formats.model_folder import TOKENIZER_FOLDER, Imported
 from align.model.dual_encoder import DualEncoder, save_model
 from align.release.interchange import digest_of_weights, read_hugging_face, save_imported_tokenizer
@@ -27,9 +28,14 @@ def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
         out: replaced whole.
 
     Raises:
-        DataError: the folder is incomplete, or holds another architecture.
+        DataError: the folder is missing or incomplete, or holds another architecture; or `out` may not be replaced.
     """
+    if not source.is_dir():
+        raise DataError(
+            f"--from {source}: no such folder; name one in Hugging Face's format, such as a clone of align-base"
+        )
     require_apart(out, source)
+    require_replaceable(out, "import_model")  # also before the weights are read
     model, tokenizer = read_hugging_face(source, batch_norm=config.batch_norm, batch_norm_group=config.batch_norm_group)
     with replace_directory(out, "import_model") as part:
         imported = Imported(folder=source.resolve().name, weights=digest_of_weights(source))
@@ -54,4 +60,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         f"import_model: {num_params / 1e6:.2f} M parameters, image tower {tower}, text tower {text}, width "
         f"{model.config.embed_width}, pictures of {model.config.resize_px} px -> {args.out}"
     )
-    say(f"import_model: use it as it is with --set paths.finetuned={args.out}")
+    say(
+        f"import_model: try it with `align embed ... --set paths.finetuned={args.out}`; to evaluate, tune and register "
+        f"it, keep it with `dvc add {args.out}` and set finetune.from: {args.out} (docs/own-model.md)"
+    )

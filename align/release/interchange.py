@@ -39,7 +39,7 @@ from transformers.utils import logging
 from align.config.model import BatchNormKind, ImageTowerShape, ModelConfig, TextTowerShape
 from align.errors import DataError
 from align.files import sha256_file
-from align.formats.model_folder import TOKENIZER, WEIGHTS, is_hugging_face
+from align.formats.model_folder import CONFIG, TOKENIZER, WEIGHTS, is_hugging_face
 from align.model.dual_encoder import DualEncoder, text_config
 from align.model.image_tower import vision_config
 from align.model.presets import named_image_tower, named_text_tower
@@ -159,9 +159,10 @@ def read_hugging_face(
         DataError: the folder is incomplete, or holds another architecture or other preprocessing.
     """
     if not is_hugging_face(directory):
-        raise DataError(
-            f"{directory}: no ALIGN model in Hugging Face's format: its config.json has no model_type 'align'"
+        what = (
+            "its config.json has no model_type 'align'" if (directory / CONFIG).is_file() else "it has no config.json"
         )
+        raise DataError(f"{directory}: no ALIGN model in Hugging Face's format: {what}")
     try:
         theirs: Any = AlignConfig.from_pretrained(directory, local_files_only=True)
         images = EfficientNetImageProcessor.from_pretrained(directory, local_files_only=True)

@@ -24,6 +24,7 @@ from align.errors import DataError
 from align.model.embedder import Embedder, model_digest
 from align.search.embed_rows import embed_rows
 from align.search.inputs import EmbedSource, open_source
+from align.search.output_file import require_output_file
 from align.search.parts import EmbedParts
 
 
@@ -91,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align embed`."""
     config, paths = params.section(EmbedConfig), params.section(PathsConfig)
+    require_output_file("--out", args.out, ".parquet")
     source = open_source(args.input, args.column)
     digest = model_digest(paths.finetuned)
     embedder = Embedder.load(paths.finetuned)

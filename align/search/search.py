@@ -25,6 +25,7 @@ from align.formats.image_index import Hit, ImageIndex
 from align.formats.shards import read_manifest
 from align.model.embedder import Embedder, Encoder, model_digest
 from align.search.answers import AnsweredQuery, ImageAnswer
+from align.search.output_file import require_output_file
 from align.search.page import search_page
 from align.search.queries import compose
 from align.services.store import materialised
@@ -161,6 +162,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     config, paths = params.section(SearchConfig), params.section(PathsConfig)
     if args.k is not None and args.k < 1:
         raise ConfigError(f"search: -k {args.k}: must be at least 1")
+    if args.html:
+        require_output_file("--html", args.html, ".html")
     image = _read_image(args.image) if args.image else None
     query = Query(text=args.text, image=image, key=args.key, plus=args.plus, minus=args.minus)
     index = open_index(paths.index, model_digest(paths.finetuned))

@@ -231,3 +231,26 @@ def test_what_is_not_upstreams_is_not_imported(trained: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match="no ALIGN model in Hugging Face's format"):
         import_model(config, trained, tmp_path / "imported")
     assert not (tmp_path / "imported").exists()
+
+
+def test_what_cannot_be_is_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path / "here")
+    importing = ["import_model", "--params", str(ROOT / "params.yaml"), "--from"]
+    cases = (
+        (lambda: export("torch", trained, Path()), ".: the working directory, or a folder around it, is not replaced"),
+        (lambda: main([*importing, "none", "--out", "new"]), "--from none: no such folder"),
+        (lambda: main([*importing, "../file", "--out", "new"]), "--from ../file: no such folder"),
+        (
+            lambda: main([*importing, "../here", "--out", "../new"]),
+            "../here: no ALIGN model in Hugging Face's format: it has",
+        ),
+        (lambda: main([*importing, "../trained/model", "--out", "../file"]), "../file: is a file, not a folder"),
+    )
+    for command, line in cases:
+        assert command() == 1
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1 and line in said[0]

@@ -1,0 +1,67 @@
+"""Git ignores what the documentation and the messages tell people to make, and nothing that git has to keep."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from align.git import git
+from align.verbs import JOURNEYS, VERBS
+from tests.support import ROOT
+
+#: What an `align` command writes as typed, and the folders for data and trials.
+WRITTEN = re.compile(r"(?:\balign \w.*--(?:out|html) |\b(?=trial/|mydata/))([a-z][\w./-]*\w)")
+
+
+def texts() -> str:
+    files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "align").rglob("*.py"))]
+    help_texts = [JOURNEYS, *(example for verb in VERBS.values() for example in verb.examples)]
+    return "\n".join([*(file.read_text("utf-8") for file in files), *help_texts])
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with our settings, as the checkout and a project of `align init` have them."""
+    root = tmp_path_factory.mktemp("ignored")
+    git(root, "init", "--quiet")
+    shutil.copy(ROOT / ".gitignore", root)
+    shutil.copy(ROOT / ".dvcignore", root)
+    shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+    return root
+
+
+def ignored(root: Path, path: str) -> bool:
+    return subprocess.run(["git", "check-ignore", "--quiet", path], cwd=root, check=False).returncode == 0
+
+
+def test_what_people_are_told_to_make_is_ignored(repository: Path) -> None:
+    found = set(WRITTEN.findall(texts()))
+    assert {"hits.html", "trial/reports"} <= found and len(found) > 10
+    made = (path if Path(path).suffix else f"{path}/" for path in found)
+    assert sorted(path for path in made if not ignored(repository, path)) == []
+    assert ignored(repository, "dvc_plots/index.html")
+
+
+def test_what_git_has_to_keep_is_not_ignored(repository: Path) -> None:
+    for path in (
+        "models/base.dvc",
+        "imported.dvc",
+        "data/evaluation/own.tar",
+        "data/policy/accepted.json",
+        "code.yaml",
+    ):
+        assert not ignored(repository, path), path
+
+
+@pytest.mark.parametrize("folder", ["models/base", "imported"])
+def test_an_imported_model_can_be_given_to_dvc(repository: Path, folder: str) -> None:
+    (repository / folder).mkdir(parents=True)
+    (repository / folder / "model.safetensors").write_text("weights")
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "add", folder], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not ignored(repository, f"{folder}.dvc") and ignored(repository, f"{folder}/model.safetensors")

@@ -41,7 +41,10 @@ from align.verbs import STAGES
 
 TEMPLATE = Path(__file__).with_name("template")
 #: Taken over as they are in the checkout.
-COPIED = ("prefect.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", "data/policy/README.md")
+COPIED = (
+    "prefect.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", "data/policy/README.md",
+    "infra/env.example",
+)  # fmt: skip
 #: Parameters that name what is read: a relative path is meant from where the person types it.
 READ = ("paths.archive", "paths.evaluation", "paths.policy", "index.queries", "finetune.from")
 
@@ -173,7 +176,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _fill(part: Path, params_file: Path, chosen: Mapping[str, Any]) -> None:
-    for folder in (".dvc", "data/policy", "data/evaluation"):
+    for folder in (".dvc", "infra", "data/policy", "data/evaluation"):
         (part / folder).mkdir(parents=True)
     for name in COPIED:
         shutil.copyfile(installed(name), part / name)

@@ -48,7 +48,8 @@ def test_everything_is_committed(made: Path) -> None:
     assert files == {
         ".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore", "Makefile", "README.md", "code.yaml",
         "data/evaluation/README.md", "data/policy/README.md", "data/policy/accepted.json", "data/policy/opted_out.csv",
-        "data/policy/reference.json", "data/queries.json", "dvc.yaml", "params.yaml", "prefect.yaml",
+        "data/policy/reference.json", "data/queries.json", "dvc.yaml", "infra/env.example", "params.yaml",
+        "prefect.yaml",
     }  # fmt: skip
     assert git(made, "log", "--format=%an").splitlines()[0]
 

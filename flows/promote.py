@@ -8,10 +8,14 @@ from flows.command_task import run_command
 
 
 @flow(flow_run_name="promote")
-def promote() -> str:
-    """Makes the candidate the champion if its metrics suffice; returns the decision in a sentence.
+def promote(version: int | None = None) -> str:
+    """Makes a version the champion if its metrics suffice; returns the decision in a sentence.
+
+    Args:
+        version: its number in the registry; empty: the candidate, which was registered last.
 
     Raises:
-        CommandError: they do not; the message names the metric and the value that it needs.
+        CommandError: there is no such version, or its metrics do not suffice; the message names the metric and the
+            value that it needs.
     """
-    return run_command("promote")
+    return run_command("promote", *([] if version is None else ["--version", str(version)]))

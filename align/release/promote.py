@@ -1,8 +1,9 @@
-"""promote: the candidate becomes the champion if its metrics are good enough; the old champion becomes `previous`.
+"""promote: a version becomes the champion if its metrics are good enough; the old champion becomes `previous`.
 
-There are two conditions, both set in params.yaml: the lower 95 % bound of each metric is well above chance, and the
-mean over the metrics is at least the champion's plus a gain. If one fails, no alias moves, and the decision says why. A
-version that was rolled back is not promoted again until its tag is removed.
+Without a number it is the candidate, the version that was registered last. There are two conditions, both set in
+params.yaml: the lower 95 % bound of each metric is well above chance, and the mean over the metrics is at least the
+champion's plus a gain. If one fails, no alias moves, and the decision says why. A version that was rolled back is not
+promoted again until its tag is removed.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ from align.services.tracking import (
 
 @dataclass(frozen=True)
 class PromotionDecision:
-    """The decision on the candidate.
+    """The decision on a version, the candidate.
 
     Attributes:
         outcome: `unchanged` means that the candidate already is the champion.
         reason: one sentence with the numbers.
         candidate: version number.
+        what: what the candidate is: its run, data, model and revision.
         champion: version number of the champion before the decision; None if there was none.
         scores: metric -> (candidate's, champion's or None).
     """
@@ -46,25 +48,25 @@ class PromotionDecision:
     outcome: Literal["promoted", "refused", "unchanged"]
     reason: str
     candidate: int
+    what: str
     champion: int | None
     scores: Mapping[str, tuple[float, float | None]]
 
 
-def promote(config: PromoteConfig, model: str, tracker: Tracker) -> PromotionDecision:
-    """Compares the candidate with the champion, and moves the alias `champion` if the candidate is good enough.
+def promote(config: PromoteConfig, model: str, tracker: Tracker, number: int | None = None) -> PromotionDecision:
+    """Compares a version with the champion, and moves the alias `champion` if the version is good enough.
 
     Args:
         config: section `promote`.
         model: name of the registered model.
         tracker: MLflow.
+        number: of the version; None takes the one with alias `candidate`.
 
     Raises:
-        DataError: there is no candidate, or a metric was not measured.
+        DataError: there is no such version, no candidate, or a metric was not measured.
         ServiceError: MLflow is unavailable or refuses.
     """
-    candidate, champion = tracker.version_at(model, CANDIDATE), tracker.version_at(model, CHAMPION)
-    if candidate is None:
-        raise DataError(f"model '{model}' has no version with alias '{CANDIDATE}'; run `align register` first")
+    candidate, champion = _candidate(model, tracker, number), tracker.version_at(model, CHAMPION)
     decision = _decide(config, tracker, candidate, champion)
     if decision.outcome == "promoted":
         tags = {"align.promoted_at": _now(), "align.promoted_because": decision.reason}
@@ -78,6 +80,25 @@ def promote(config: PromoteConfig, model: str, tracker: Tracker) -> PromotionDec
     return decision
 
 
+def _candidate(model: str, tracker: Tracker, number: int | None) -> Version:
+    if number is None:
+        if (candidate := tracker.version_at(model, CANDIDATE)) is None:
+            raise DataError(f"model '{model}' has no version with alias '{CANDIDATE}'; run `align register` first")
+        return candidate
+    versions = {version.number: version for version in tracker.versions(model)}
+    if number not in versions:
+        known = f"it has {', '.join(map(str, versions))}" if versions else "it has none: run `align register` first"
+        raise DataError(f"model '{model}' has no version {number}; {known}")
+    return versions[number]
+
+
+def describe(version: Version) -> str:
+    """What a version is, for people: its MLflow run, and what `align register` recorded of its origin."""
+    known = {"data": "align.data_digest", "model": "align.model_digest", "git": "align.git_revision"}
+    parts = [f"{word} {version.tags[tag][:12]}" for word, tag in known.items() if tag in version.tags]
+    return ", ".join([f"run {version.run_id}", *parts])
+
+
 def _decide(config: PromoteConfig, tracker: Tracker, candidate: Version, champion: Version | None) -> PromotionDecision:
     ours = tracker.metrics(candidate.run_id)
     theirs = tracker.metrics(champion.run_id) if champion else {}
@@ -86,7 +107,8 @@ def _decide(config: PromoteConfig, tracker: Tracker, candidate: Version, champio
         scores[name] = (_score(ours, name, candidate), _score(theirs, name, champion) if champion else None)
 
     def decision(outcome: Literal["promoted", "refused", "unchanged"], reason: str) -> PromotionDecision:
-        return PromotionDecision(outcome, reason, candidate.number, champion.number if champion else None, scores)
+        before = champion.number if champion else None
+        return PromotionDecision(outcome, reason, candidate.number, describe(candidate), before, scores)
 
     if champion is not None and champion.number == candidate.number:
         return decision("unchanged", f"version {candidate.number} already is the champion")
@@ -126,14 +148,26 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `align promote`."""
+    parser.add_argument(
+        "--version",
+        type=int,
+        metavar="N",
+        help=f"promote this version; default: the one with alias '{CANDIDATE}', which `align register` moves",
+    )
+
+
 def main(params: Params, args: argparse.Namespace) -> None:
-    """`align promote`. Raises GateError if the candidate is refused."""
+    """`align promote`. Raises GateError if the version is refused."""
     config, names = params.section(PromoteConfig), params.section(RegisterConfig)
-    decision = promote(config, names.model_name, Tracker())
+    decision = promote(config, names.model_name, Tracker(), args.version)
+    what = decision.what if args.version is not None else f"the {CANDIDATE}: {decision.what}"
+    name = f"{names.model_name} version {decision.candidate} ({what})"
     if decision.outcome == "refused":
-        raise GateError(f"{names.model_name} version {decision.candidate} is not promoted: {decision.reason}")
+        raise GateError(f"{name} is not promoted: {decision.reason}")
     if decision.outcome == "unchanged":
-        show(f"{names.model_name}: {decision.reason}")
+        show(f"{names.model_name}: {decision.reason} ({what})")
         return
     before = f" (before: version {decision.champion}, now '{PREVIOUS}')" if decision.champion is not None else ""
-    show(f"{names.model_name} version {decision.candidate} is the {CHAMPION}{before}: {decision.reason}")
+    show(f"{name} is the {CHAMPION}{before}: {decision.reason}")

@@ -1,0 +1,62 @@
+"""`align promote --version N` as a person types it, over a registry in a file."""
+
+from pathlib import Path
+
+import pytest
+
+from align.cli import main
+from align.services.tracking import ROLLED_BACK, Tracker, Version
+from tests.support import ROOT
+
+RECALL = "concepts/image_to_text/recall@10"
+
+
+def version(tracker: Tracker, root: Path, recall: float) -> Version:
+    """A registered version whose run has measured this."""
+    run_id = tracker.start_run("align", "x")
+    tracker.log_metrics(run_id, {RECALL: recall, f"{RECALL}/low": recall - 0.1, f"{RECALL}/chance": 0.02})
+    (root / "model").mkdir(exist_ok=True)
+    (root / "model" / "MLmodel").write_text("flavors: {}")
+    tracker.log_folder(run_id, root / "model", "model")
+    tags = {"align.data_digest": "d" * 64, "align.model_digest": "e" * 64, "align.git_revision": "0123abc"}
+    made = tracker.create_version("align", run_id, "model", tags)
+    tracker.set_alias(made, "candidate")
+    tracker.end_run(run_id)
+    return made
+
+
+@pytest.mark.timeout(600)
+def test_any_version_may_be_promoted_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["--params", str(ROOT / "params.yaml"), "--set", f"promote.metrics=[{RECALL}]"]
+
+    def promote(*words: str) -> str:
+        """Exit code and what was printed."""
+        code = main(["promote", *settings, *words])
+        done = capsys.readouterr()
+        return f"{code} {done.out}{done.err}".strip()
+
+    assert promote("--version", "1").startswith(
+        "1 align: error: model 'align' has no version 1; it has none: run `align"
+    )
+    tracker = Tracker()
+    first, second, third = (version(tracker, tmp_path, recall) for recall in (0.4, 0.6, 0.5))
+    what = "data dddddddddddd, model eeeeeeeeeeee, git 0123abc"
+    assert promote("--version", "7") == "1 align: error: model 'align' has no version 7; it has 1, 2, 3"
+    assert promote("--version", "1").startswith(f"0 align version 1 (run {first.run_id}, {what}) is the champion: mean")
+    assert promote("--version", "1") == f"0 align: version 1 already is the champion (run {first.run_id}, {what})"
+    assert promote("--version", "2").startswith("0 align version 2 (run ")
+    refused = promote()
+    assert refused.startswith(
+        f"1 align: error: align version 3 (the candidate: run {third.run_id}, {what}) is not promoted"
+    )
+    assert tracker.aliases("align") == {"candidate": 3, "champion": 2, "previous": 1}
+    assert main(["rollback", *settings, "--reason", "slow on phones"]) == 0
+    capsys.readouterr()
+    refused = promote("--version", "2")
+    assert refused.startswith(
+        f"1 align: error: align version 2 (run {second.run_id}, {what}) is not promoted: it was rolled"
+    )
+    assert refused.endswith(f"slow on phones; remove its tag {ROLLED_BACK} to allow its promotion")

@@ -109,13 +109,17 @@ class Tracker:
 
     def find_run(self, experiment: str, key: str, value: str) -> str | None:
         """The newest finished run with this tag, or None."""
+        return next(iter(self.find_runs(experiment, key, value)), None)
+
+    def find_runs(self, experiment: str, key: str, value: str) -> list[str]:
+        """The finished runs with this tag, at most a hundred, the newest first; none without such an experiment."""
         with self._asking():
-            runs = self._client.search_runs(
-                [self._experiment(experiment)],
-                f"tags.`{key}` = '{value}' and attributes.status = 'FINISHED'",
-                max_results=1,
-            )
-        return runs[0].info.run_id if runs else None
+            found = self._client.get_experiment_by_name(experiment)
+            if found is None:
+                return []
+            condition = f"tags.`{key}` = '{value}' and attributes.status = 'FINISHED'"
+            runs = self._client.search_runs([found.experiment_id], condition, max_results=100)
+        return [run.info.run_id for run in runs]
 
     def start_run(self, experiment: str, name: str) -> str:
         """Starts a run. The caller ends it."""
@@ -210,6 +214,11 @@ class Tracker:
         """A run's latest metrics, under MLflow's names."""
         with self._asking():
             return dict(self._client.get_run(run_id).data.metrics)
+
+    def tags(self, run_id: str) -> dict[str, str]:
+        """A run's tags."""
+        with self._asking():
+            return dict(self._client.get_run(run_id).data.tags)
 
     # --- registry
 

@@ -1,0 +1,73 @@
+"""compare: what differs between runs. Parameters, code, data, main metrics with their 95 % intervals, and cost.
+
+A run is a branch run/NAME (by its NAME), a git revision with a dvc.lock, or `.`, this checkout as it is. No server is
+needed: numbers come from git and DVC's cache, and only the cost from MLflow, if it answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+from pathlib import Path
+
+from align.config import Params
+from align.config.engine import EngineConfig
+from align.config.health import HealthConfig
+from align.config.paths import PathsConfig
+from align.config.register import RegisterConfig
+from align.console import say, show, show_json
+from align.errors import ConfigError
+from align.files import to_json, write_text
+from align.lineage.compare_tables import tables
+from align.lineage.compare_text import as_page, text_lines
+from align.lineage.compared_run import HERE, code_changes, read_run
+from align.lineage.data_versions import DataVersions
+from align.lineage.run_costs import Costs, of_checkout
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="NAME of branch run/NAME, a git revision of a run, or . for this checkout; two or more",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the tables and bars")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align compare`: read the runs, compare them, print the tables.
+
+    Raises:
+        ConfigError: fewer than two runs.
+        DataError: there is no such run.
+    """
+    if len(args.runs) == 1:
+        raise ConfigError(f"align compare {args.runs[0]}: name two runs or more; `.` is this checkout")
+    paths, scratch = params.section(PathsConfig), params.section(EngineConfig).temp_directory
+    costs = Costs(params.section(RegisterConfig).experiment, params.section(HealthConfig))
+    root = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="align-", dir=scratch) as folder:
+        versions = DataVersions(root, Path(folder))
+        runs = [read_run(name, root, paths, versions) for name in args.runs]
+    for run in runs:
+        here = of_checkout(paths.runtime, paths.reports) if run.name == HERE else {}
+        run.costs = here | (costs.of_model(run.digests["model"]) if "model" in run.digests else {})
+    code = [code_changes(root, runs[0], run) if number else [] for number, run in enumerate(runs)]
+    parts, notes = tables(runs, code), [note for run in runs for note in run.notes]
+    notes += [costs.problem] if costs.problem else []
+    for note in notes:
+        say(f"compare: {note}")
+    if args.html:
+        write_text(args.html, as_page(runs, parts, notes))
+        say(f"compare: {args.html} written")
+    if args.json:
+        listed = [
+            dataclasses.asdict(run) | {"code_differs_from_first": files} for run, files in zip(runs, code, strict=True)
+        ]
+        show_json(to_json({"schema_version": 1, "runs": listed}))
+    else:
+        show(*text_lines(runs, parts))

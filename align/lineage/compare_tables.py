@@ -1,0 +1,170 @@
+"""The tables of `align compare`: what differs between runs, as rows of text. A is the run that was named first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any
+
+from align.lineage.compared_run import HERE, ComparedRun
+from align.lineage.run_costs import CACHED, COST, HOURS, SPEED, STAGES
+
+UNKNOWN = "-"
+#: After a metric whose 95 % interval has no value in common with that of run A.
+APART = "*"
+_SHOWN_DIGITS = 12
+_CHANCE = "chance"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One part of the comparison.
+
+    Attributes:
+        title: what is compared.
+        columns: names of the runs' columns (A, B, ...), and of a last one that is of no run, if there is one.
+        rows: a label, and one cell for each column.
+        note: a sentence below the table, or instead of it; may be empty.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    note: str = ""
+
+
+def letters(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
+    """A, B, C, ...; runs beyond Z have numbers."""
+    return tuple(
+        ascii_uppercase[number] if number < len(ascii_uppercase) else str(number) for number in range(len(runs))
+    )
+
+
+def describe(run: ComparedRun) -> str:
+    """A run in one line: its name, commit and day."""
+    if run.name == HERE:
+        return f"this checkout, at commit {run.commit[:10]}, with its files as they are"
+    base = f", made from {run.made_from[:10]}" if run.made_from and run.name.startswith("run/") else ""
+    return f"{run.name}, commit {run.commit[:10]} of {run.day}{base}"
+
+
+def tables(runs: Sequence[ComparedRun], code: Sequence[Sequence[str]]) -> list[Table]:
+    """All tables.
+
+    Args:
+        runs: two or more.
+        code: for each run, the files of the code that differ from run A's.
+    """
+    return [_params(runs), _code(runs, code), _data(runs), _metrics(runs), _costs(runs)]
+
+
+def _params(runs: Sequence[ComparedRun]) -> Table:
+    names = sorted({name for run in runs for name in run.params})
+    absent = object()
+    rows = []
+    for name in names:
+        values = [run.params.get(name, absent) for run in runs]
+        cells = tuple("(absent)" if value is absent else _value(value) for value in values)
+        if len(set(cells)) > 1:
+            rows.append((name, cells))
+    same = f"All {len(names)} are the same." if not rows else ""
+    return Table("Parameters that differ", letters(runs), tuple(rows), same)
+
+
+def _code(runs: Sequence[ComparedRun], code: Sequence[Sequence[str]]) -> Table:
+    if not any(code):
+        return Table("Code", letters(runs), (), "The same in all runs.")
+    cells = tuple(f"{len(files)} file{'s' * (len(files) > 1)}" if files else "same" for files in code)
+    files = sorted({file for files in code for file in files})
+    rows = [("files that differ from A", cells)]
+    for file in files:
+        rows.append((file, tuple("differs" if file in one else "" for one in code)))
+    return Table("Code", letters(runs), tuple(rows))
+
+
+def _data(runs: Sequence[ComparedRun]) -> Table:
+    return Table(
+        "Data",
+        letters(runs),
+        (
+            ("pairs in", _cells(runs, lambda run: _count(run, "ingest/num_pairs"))),
+            ("pairs kept", _cells(runs, lambda run: _count(run, "filter/num_kept"))),
+            ("share kept", _cells(runs, _share_kept)),
+            ("digest of the shards", _cells(runs, lambda run: run.digests.get("data", UNKNOWN)[:_SHOWN_DIGITS])),
+            ("digest of the model", _cells(runs, lambda run: run.digests.get("model", UNKNOWN)[:_SHOWN_DIGITS])),
+        ),
+    )
+
+
+def _metrics(runs: Sequence[ComparedRun]) -> Table:
+    measured = [run.measured() for run in runs]
+    names = sorted({name for one in measured for name in one})
+    rows = []
+    for name in names:
+        cells, chances = [], set()
+        for one in measured:
+            if name not in one:
+                cells.append(UNKNOWN)
+                continue
+            value = one[name]
+            apart = name in measured[0] and value.differs_from(measured[0][name])
+            interval = f"[{_percent(value.low)}-{_percent(value.high)}]"
+            cells.append(f"{_percent(value.value)} {interval}{APART if apart else ''}")
+            chances.add(_percent(value.chance))
+        rows.append((name, (*cells, " or ".join(sorted(chances)))))
+    compared = any(cell != UNKNOWN for _, cells in rows for cell in cells[1 : len(runs)] if cells[0] != UNKNOWN)
+    if any(cell.endswith(APART) for _, cells in rows for cell in cells):
+        note = f"{APART} its 95 % interval and A's have no value in common."
+    elif compared:
+        note = "Every 95 % interval overlaps A's: these numbers alone show no difference."
+    else:
+        note = "" if rows else "No run has a main metric."
+    return Table("Main metrics in %, with 95 % intervals", (*letters(runs), _CHANCE), tuple(rows), note)
+
+
+def _costs(runs: Sequence[ComparedRun]) -> Table:
+    def cell(run: ComparedRun, key: str, shown: Callable[[float], str]) -> str:
+        value = run.costs.get(key)
+        return UNKNOWN if value is None else value if isinstance(value, str) else shown(value)
+
+    rows = []
+    for stage in STAGES:
+        for what, label, shown in (
+            (HOURS, "device time, h:mm:ss", _clock),
+            (SPEED, "pairs/s", lambda value: f"{value:,.0f}"),
+            (COST, "price", lambda value: f"{value:,.2f}"),
+        ):
+            key = f"{stage}/{what}"
+            rows.append((f"{stage}: {label}", tuple(cell(run, key, shown) for run in runs)))
+    known = [row for row in rows if set(row[1]) != {UNKNOWN}]
+    cached = any(CACHED in cells for _, cells in known)
+    note = "cached: DVC took the stage from its cache, so this run did not pay for it." if cached else ""
+    return Table("Cost of training", letters(runs), tuple(known), note if known else "None is recorded.")
+
+
+def _cells(runs: Iterable[ComparedRun], cell: Callable[[ComparedRun], str]) -> tuple[str, ...]:
+    return tuple(cell(run) for run in runs)
+
+
+def _count(run: ComparedRun, name: str) -> str:
+    return f"{int(run.metrics[name]):,}" if name in run.metrics else UNKNOWN
+
+
+def _share_kept(run: ComparedRun) -> str:
+    total, kept = run.metrics.get("ingest/num_pairs"), run.metrics.get("filter/num_kept")
+    return f"{kept / total:.1%}" if total and kept is not None else UNKNOWN
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+
+
+def _clock(hours: float) -> str:
+    seconds = round(hours * 3600)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

@@ -1,0 +1,220 @@
+"""One run as `align compare` shows it: parameters, code, data, main metrics, cost.
+
+Parameters are read from the commit's params.yaml, and what the stages wrote, by the hashes in its dvc.lock, from DVC's
+cache or its remotes; for the checkout, both from its files. For the cost, see `align.lineage.run_costs`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from align.config.params import PARAMS_FILE
+from align.config.paths import PathsConfig
+from align.errors import DataError, FormatError, without_logins
+from align.lineage.data_versions import DataVersions
+from align.lineage.git_and_dvc import git
+
+#: The name of the checkout as a run.
+HERE = "."
+#: What is compared as code, where a repository has it.
+CODE = ("align", "flows", "dvc.yaml", "code.yaml")
+_METRICS, _MANIFEST, _REPORT = "metrics.json", "manifest.json", "report.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A main metric with its 95 % interval and the chance level, all 0 to 1."""
+
+    value: float
+    low: float
+    high: float
+    chance: float
+
+    def differs_from(self, other: Measured) -> bool:
+        """Whether the two intervals have no value in common."""
+        return self.low > other.high or self.high < other.low
+
+
+@dataclass
+class ComparedRun:
+    """One run.
+
+    Attributes:
+        name: as it is shown: the branch, the revision, or `.`.
+        commit: of the run; of the checkout, HEAD.
+        day: the commit's, such as 2026-01-31.
+        made_from: the commit that the run's own commit is based on; None for the checkout.
+        params: `section.key` -> value, as params.yaml has it.
+        metrics: of every stage, by their flat names.
+        digests: of the data (sha256 of the shards' manifest) and of the packaged model, as far as they are known.
+        costs: see `align.lineage.run_costs`.
+        notes: what could not be read, and how to get it.
+    """
+
+    name: str
+    commit: str
+    day: str
+    made_from: str | None
+    params: Mapping[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    costs: dict[str, float | str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def measured(self) -> dict[str, Measured]:
+        """The main metrics: recall@10 and accuracies, those that have an interval and a chance level."""
+        parts = ("", "/low", "/high", "/chance")
+        return {
+            name: Measured(*(self.metrics[name + part] for part in parts))
+            for name in self.metrics
+            if name.endswith(("/recall@10", "/accuracy")) and all(name + part in self.metrics for part in parts)
+        }
+
+
+def read_run(name: str, root: Path, paths: PathsConfig, versions: DataVersions) -> ComparedRun:
+    """Reads one run.
+
+    Args:
+        name: `.`, the name of a run (NAME of branch run/NAME), or a git revision.
+        root: the checkout.
+        paths: where stages write.
+        versions: the data that git and DVC have recorded.
+
+    Raises:
+        DataError: there is no such run, or it has no dvc.lock.
+        FormatError: its params.yaml is not valid.
+    """
+    shown, commit = (HERE, _commit(root, "HEAD", HERE)) if name == HERE else _resolve(root, name)
+    day, _, parents = (git(root, "show", "-s", "--format=%cs %P", commit) or "").strip().partition(" ")
+    if name == HERE:
+        text = (root / PARAMS_FILE).read_text("utf-8") if (root / PARAMS_FILE).is_file() else None
+        files: _Files = _CheckoutFiles(root)
+    else:
+        text = git(root, "show", f"{commit}:{PARAMS_FILE}")
+        files = _RecordedFiles(versions.lock(shown), versions)
+    run = ComparedRun(shown, commit, day, None if name == HERE else parents.split(" ")[0], _params(text, shown))
+    for path in files.reports(paths.reports.as_posix()):
+        metrics = files.read(path, _METRICS)
+        if metrics is None:
+            run.notes.append(f"{shown}: {files.why_missing(path)}")
+        run.metrics |= metrics or {}
+    for what, path, file, key in (
+        ("data", paths.shards.as_posix(), _MANIFEST, "digest"),
+        ("model", (paths.reports / "package").as_posix(), _REPORT, "digest"),
+    ):
+        if (content := files.read(path, file)) and key in content:
+            run.digests[what] = str(content[key])
+    return run
+
+
+def code_changes(root: Path, one: ComparedRun, other: ComparedRun) -> list[str]:
+    """The files of the code that differ between two runs; of the checkout, as its tracked files are now."""
+    if HERE in (one.name, other.name):
+        commits = [other.commit if one.name == HERE else one.commit]
+    else:
+        commits = [one.commit, other.commit]
+    return (git(root, "diff", "--name-only", "--no-renames", *commits, "--", *CODE) or "").splitlines()
+
+
+class _Files:
+    """What the stages of one run wrote."""
+
+    def reports(self, folder: str) -> list[str]:
+        """The reports' folders of the run."""
+        raise NotImplementedError
+
+    def read(self, path: str, file: str) -> dict[str, Any] | None:
+        """A JSON file of an out; None where it cannot be read."""
+        raise NotImplementedError
+
+    def why_missing(self, path: str) -> str:
+        """Why an out's file cannot be read, and what to do."""
+        raise NotImplementedError
+
+
+class _CheckoutFiles(_Files):
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def reports(self, folder: str) -> list[str]:
+        return sorted(f"{folder}/{path.parent.name}" for path in (self._root / folder).glob(f"*/{_METRICS}"))
+
+    def read(self, path: str, file: str) -> dict[str, Any] | None:
+        target = self._root / path / file
+        return _json(target.read_bytes(), str(target)) if target.is_file() else None
+
+    def why_missing(self, path: str) -> str:
+        return f"{path} has no {_METRICS}"
+
+
+class _RecordedFiles(_Files):
+    def __init__(self, outs: Mapping[str, str], versions: DataVersions) -> None:
+        self._outs, self._versions = outs, versions
+
+    def reports(self, folder: str) -> list[str]:
+        return sorted(
+            path for path, md5 in self._outs.items() if path.startswith(f"{folder}/") and md5.endswith(".dir")
+        )
+
+    def read(self, path: str, file: str) -> dict[str, Any] | None:
+        md5 = self._outs.get(path)
+        files = self._versions.files(md5) if md5 else None
+        found = self._versions.object(files[file]) if files and file in files else None
+        return _json(found.read_bytes(), f"{path}/{file}") if found else None
+
+    def why_missing(self, path: str) -> str:
+        problems = "".join(f" ({why})" for why in self._versions.unreachable.values())
+        return (
+            f"{path} is neither in DVC's cache nor in a remote that answers{problems}; on a machine that has it, "
+            f"`dvc push`, then here `dvc fetch --all-branches {path}`"
+        )
+
+
+def _resolve(root: Path, name: str) -> tuple[str, str]:
+    """The run as it is shown, and its commit; the name of a run goes before another branch of that name."""
+    for shown in (f"run/{name}", name):
+        if commit := git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{shown}^{{commit}}"):
+            return shown, commit.strip()
+    runs = (git(root, "branch", "--list", "run/*", "--format=%(refname:short)") or "").split()
+    known = f"; the runs are {', '.join(one.removeprefix('run/') for one in runs)}" if runs else "; there are no runs"
+    raise DataError(f"'{name}' is no run, git revision, or '.' (this checkout){known}")
+
+
+def _commit(root: Path, revision: str, shown: str) -> str:
+    commit = git(root, "rev-parse", "--verify", "--quiet", revision)
+    if commit is None:
+        raise DataError(f"'{shown}': {root} is no git repository with a commit; runs are recorded in git")
+    return commit.strip()
+
+
+def _params(text: str | None, name: str) -> dict[str, Any]:
+    try:
+        values = YAML(typ="safe", pure=True).load(text or "")
+    except YAMLError as error:
+        raise FormatError(f"'{name}': its {PARAMS_FILE} is not valid YAML: {' '.join(str(error).split())}") from None
+    return dict(_flat(values, "")) if isinstance(values, dict) else {}
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", without_logins(value) if isinstance(value, str) else value
+
+
+def _json(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise FormatError(f"{where}: not a report of this version")
+    return content

@@ -1,0 +1,139 @@
+"""`align compare` over three runs that real git and DVC recorded, and over the checkout."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from align.cli import main
+from align.services.tracking import Tracker
+from flows.git_repository import git
+from flows.run_branch import record
+from flows.worktree import write_params
+from tests.support import ROOT
+from tests.support.dvc_projects import commit_all, environment, make_repository, shell
+
+#: One stage that writes what compare reads of all stages; the metric moves with the parameter.
+DVC_YAML = """\
+stages:
+  all:
+    cmd: python align/stages.py
+    deps: [align/stages.py]
+    params: [pretrain.learning_rate, pretrain.batch_size]
+    outs: [data/shards, reports/ingest, reports/evaluation, reports/package]
+"""
+STAGES = """\
+import json
+from pathlib import Path
+from ruamel.yaml import YAML
+pretrain = YAML(typ="safe").load(Path("params.yaml").read_text())["pretrain"]
+rate = pretrain["learning_rate"]
+score = "concepts/text_to_image/recall@10"
+def write(name, content):
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text(json.dumps(content))
+write("data/shards/manifest.json", {"digest": "d" * 64})
+write("reports/ingest/metrics.json", {"ingest/num_pairs": 1200, "filter/num_kept": 600})
+parts = {"": rate * 100, "/low": rate * 100 - 0.1, "/high": rate * 100 + 0.1, "/chance": 0.02}
+write("reports/evaluation/metrics.json", {score + part: value for part, value in parts.items()})
+write("reports/package/metrics.json", {"package/num_files": 3})
+write("reports/package/report.json", {"digest": str(rate).ljust(64, "0")})
+"""
+LONG = "one-run-with-a-name-that-is-long"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs `first` (learning rate 0.002), `second` (0.0025) and LONG (0.006, batches of 64, other code)."""
+    root = tmp_path_factory.mktemp("compare") / "project"
+    make_repository(root, {"dvc.yaml": DVC_YAML}, "")
+    (root / "align").mkdir()
+    (root / "align/stages.py").write_text(STAGES)
+    shutil.copy(ROOT / "params.yaml", root)
+    for name, rate, changes in (("first", 0.002, {}), ("second", 0.0025, {}), (LONG, 0.006, {"batch_size": 64})):
+        values = {"learning_rate": rate, **changes}
+        write_params(root / "params.yaml", {f"pretrain.{key}": value for key, value in values.items()})
+        if changes:
+            (root / "align/stages.py").write_text(f"# changed\n{STAGES}")
+        commit_all(root, name)
+        shell(root, "dvc repro --quiet", {})
+        record(root, name, f"run {name}")
+    return root
+
+
+@pytest.fixture(name="project")
+def _project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "project"
+    shutil.copytree(made, root, symlinks=True)
+    for name, value in environment(root, {}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(root)
+    return root
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
+    """What the command printed on stdout and stderr."""
+    assert main(["compare", *words]) == 0
+    done = capsys.readouterr()
+    return done.out, done.err
+
+
+@pytest.mark.timeout(600)
+def test_three_runs_side_by_side(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = printed(capsys, "first", "run/second", LONG, ".", "--html", "out/runs.html")
+    lines = [line.split() for line in out.splitlines()]
+    commit, base = git(project, "rev-parse", "run/first"), git(project, "rev-parse", "run/first^")
+    assert out.startswith(f"A  run/first, commit {commit[:10]} of ") and f"made from {base[:10]}" in out
+    assert ["pretrain.batch_size", "256", "256", "64", "64"] in lines
+    assert ["pretrain.learning_rate", "0.002", "0.0025", "0.006", "0.006"] in lines
+    assert "pretrain.num_steps" not in out
+    assert ["align/stages.py", "differs", "differs"] in lines
+    assert ["pairs", "kept", *["600"] * 4] in lines and ["share", "kept", *["50.0%"] * 4] in lines
+    assert ["digest", "of", "the", "shards", *["d" * 12] * 4] in lines
+    row = next(line for line in out.splitlines() if "recall@10" in line)
+    measured = ["20.0 [10.0-30.0]", "25.0 [15.0-35.0]", "60.0 [50.0-70.0]*"]
+    assert re.split("  +", row.strip()) == ["concepts/text_to_image/recall@10", *measured]
+    assert out.count(measured[2]) == 2 and "no value in common" in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert "None is recorded." in out and "no cost: MLflow was not used here" in err
+    assert not (project / "mlflow.db").exists()
+    page = Path("out/runs.html").read_text()
+    assert "<hr width=60.0%>" in page and f"run/{LONG}" in page
+    listed = json.loads(printed(capsys, "first", LONG, "--json")[0])["runs"]
+    assert listed[1]["code_differs_from_first"] == ["align/stages.py"]
+    assert listed[1]["params"]["pretrain.batch_size"] == 64
+
+
+@pytest.mark.timeout(600)
+def test_what_a_run_cost(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Tracker()
+    for rate, hours, tags in ((0.002, 1.5, {}), (0.006, None, {"cached_stages": "ingest, pretrain"})):
+        run_id = tracker.start_run("align", "x")
+        tracker.set_tags(run_id, {"align.model_digest": str(rate).ljust(64, "0"), **tags})
+        if hours:
+            tracker.log_metrics(run_id, {"pretrain/train/device_hours": hours, "pretrain/train/pairs_per_s": 1234.0})
+        tracker.end_run(run_id)
+    out, _ = printed(capsys, "first", LONG, "--set", "health.price_per_hour=2.5")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "pretrain: device time, h:mm:ss 1:30:00 cached" in lines
+    assert "pretrain: pairs/s 1,234 -" in lines and "pretrain: price 3.75 -" in lines
+
+
+@pytest.mark.timeout(600)
+def test_what_is_missing_is_said(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(project / ".dvc/cache")
+    out, err = printed(capsys, "first", ".")
+    assert "run/first: reports/evaluation is neither in DVC's cache nor in a remote" in err
+    assert "`dvc fetch --all-branches reports/evaluation`" in err
+    assert ["pairs", "kept", "-", "600"] in [line.split() for line in out.splitlines()]
+
+    def refused(*words: str) -> str:
+        assert main(["compare", *words]) == 1
+        return capsys.readouterr().err.strip()
+
+    assert refused("first") == "align: error: align compare first: name two runs or more; `.` is this checkout"
+    known = f"the runs are first, {LONG}, second"
+    assert refused(".", "third") == f"align: error: 'third' is no run, git revision, or '.' (this checkout); {known}"
+    assert refused(".", "main~2").startswith("align: error: 'main~2' has no dvc.lock, the record of a run")

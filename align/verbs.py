@@ -205,6 +205,12 @@ COMMANDS = {
         (),
         ('align forget --urls urls.txt --reason "asked by the photographer"', "align forget --purge"),
     ),
+    "compare": Verb(
+        "align.lineage.compare",
+        "compare runs side by side: parameters, code, data, metrics with intervals, cost",
+        (),
+        ("align compare demo wide", "align compare demo wide . --html runs.html"),
+    ),
     "diff": Verb(
         "align.lineage.diff",
         "compare two versions of the data: which pairs entered and left, and why",

@@ -72,6 +72,18 @@ def downstream(stages: Sequence[Stage], names: Collection[str]) -> frozenset[str
     return frozenset(names)
 
 
+def needed(stages: Sequence[Stage], flow: str) -> frozenset[str]:
+    """The stages of sub-flow `flow` and what they read, directly or not; all stages if none is of that sub-flow.
+
+    So pre-training is not run for a model that was imported.
+    """
+    names = {stage.name for stage in stages if stage.flow == flow}
+    for stage in reversed(stages):
+        if stage.name in names:
+            names.update(stage.upstream)
+    return frozenset(names or {stage.name for stage in stages})
+
+
 def stale(stages: Sequence[Stage], status: str) -> frozenset[str]:
     """Stages that may have to run: those that `dvc status --json` lists as changed, and those that read from them."""
     changed = {name.removeprefix(f"{DVC_FILE}:") for name in json.loads(status)}

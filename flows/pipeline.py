@@ -25,12 +25,13 @@ from align.errors import AlignError
 from align.services.tracking import Status, Tracker
 from flows import run_branch
 from flows.child_process import run_supervised
-from flows.dag import Stage, read_dag, stale
+from flows.dag import Stage, needed, read_dag, stale
 from flows.log import one_line_errors
 from flows.request import Request, parse_overrides
 from flows.run_context import RunContext, child_environment, log_file
 from flows.stage_task import StageOutcome, run_stages
 from flows.summary import summarise
+from flows.unknown_outs import require_known
 from flows.workspace import Workspace, in_checkout, in_worktree
 
 
@@ -95,7 +96,7 @@ def register(run: RunContext, commit: str, outcomes: list[StageOutcome]) -> str:
 def _run(root: Path, workspace: Workspace, name: str) -> str:
     if workspace.dirty:
         _tag_run("dirty")
-    stages = read_dag(workspace.root)
+    stages = _needed_stages(workspace.root)
     run = RunContext(root=workspace.root, checkout=root, dirty=workspace.dirty, kept=workspace.kept)
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run alone
@@ -103,6 +104,10 @@ def _run(root: Path, workspace: Workspace, name: str) -> str:
         ["dvc", "status", "--json"], cwd=run.root, env=child_environment(run), log=get_run_logger().debug
     )
     run = run.model_copy(update={"stale": stale(stages, status[-1])})
+    if run.root == run.checkout:
+        require_known(stages, run, status[-1])
+    if unused := [stage.name for stage in read_dag(run.root) if stage not in stages]:
+        get_run_logger().info("not run, since the release reads nothing of theirs: %s", ", ".join(unused))
     prepared = data(run)
     with _open_mlflow_run(run, stages, name) as run_id:
         run = run.model_copy(update={"mlflow_run_id": run_id})
@@ -137,7 +142,14 @@ def _open_mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Ite
 
 
 def _stages(run: RunContext, name: str) -> list[Stage]:
-    return [stage for stage in read_dag(run.root) if stage.flow == name]
+    return [stage for stage in _needed_stages(run.root) if stage.flow == name]
+
+
+def _needed_stages(root: Path) -> list[Stage]:
+    """The stages of a run: what the release is made of. A stage that nothing of it reads is left out."""
+    stages = read_dag(root)
+    names = needed(stages, "release")
+    return [stage for stage in stages if stage.name in names]
 
 
 def _tag_run(tag: str) -> None:

@@ -28,6 +28,7 @@ def first_run(stack: Stack) -> str:
 @pytest.mark.timeout(600)
 def test_runs_are_visible_cached_and_recorded(stack: Stack, first_run: str) -> None:
     assert "3 stages ran (ingest, pretrain, index)" in first_run
+    assert "unused" not in stack.states("demo")
     stages = {"ingest", "pretrain", "index"}
     states = stack.states("demo")
     assert {states[name] for name in stages} == {"Completed"}
@@ -104,6 +105,24 @@ def test_a_failed_run_keeps_and_shows_its_reports(stack: Stack, first_run: str) 
     shown = [one["data"] for one in artifacts if one["key"] == "index-report" and "Failed:" in one["data"]]
     assert "index/value" in shown[0] and "![figure]" in shown[0] and str(folder) in shown[0]
     assert not list((stack.root / ".align/worktrees").iterdir())
+
+
+@pytest.mark.timeout(600)
+def test_what_only_the_checkout_has_is_not_replaced(stack: Stack, first_run: str) -> None:
+    mine, made = stack.root / "data/raw/mine", stack.root / "data/raw/table"
+    mine.write_text("fetched with other values")
+    done = stack.align_run("--name", "again")
+    assert done.returncode == 1
+    last = next(line for line in done.stderr.splitlines() if line.startswith("align: error:"))
+    assert "data/raw holds what DVC does not know, and stage ingest would replace it" in last
+    assert "`dvc commit ingest`" in last
+    assert mine.read_text() == "fetched with other values" and "ingest" not in stack.states("again")
+    mine.unlink()
+    made.unlink()
+    done = stack.align_run("--name", "again")
+    assert done.returncode == 1  # an emptied folder is not what DVC knows, either
+    made.parent.rmdir()
+    assert stack.align_run("--name", "again").returncode == 0
 
 
 @pytest.mark.timeout(600)

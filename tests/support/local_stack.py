@@ -27,13 +27,17 @@ stages:
   ingest:
     cmd: align ingest
     params: [ingest]
-    outs: ["reports/ingest"]
+    outs: ["reports/ingest", data/raw]
     meta: {flow: data}
   pretrain:
     cmd: align pretrain
     deps: ["reports/ingest"]
     params: [pretrain]
     outs: ["reports/pretrain"]
+    meta: {flow: training}
+  unused:
+    cmd: align unused # never called: no stage of the release reads it
+    outs: ["reports/unused"]
     meta: {flow: training}
   index:
     cmd: align index
@@ -46,7 +50,7 @@ metrics:
 """
 
 PARAMS = """\
-paths: {reports: reports, checkpoints: checkpoints}
+paths: {reports: reports, checkpoints: checkpoints, raw: data/raw}
 ingest: {value: 1}
 pretrain: {value: 1, seconds: 0} # fails when it is negative
 index: {value: 1} # negative: fails after its report is written
@@ -75,6 +79,9 @@ print("pushing to", os.environ["AWS_ENDPOINT_URL"], flush=True) # as a library m
 time.sleep(max(values.get("seconds", 0), 0))
 if values.get("seconds", 0) < 0:
     sys.exit("align: error: the loss is not finite")
+if verb == "ingest":
+    Path("data/raw").mkdir(parents=True)
+    Path("data/raw/table").write_text(str(values["value"]))
 folder = Path("reports") / verb
 folder.mkdir(parents=True)
 (folder / "metrics.json").write_text(json.dumps({{verb + "/value": values["value"]}}))
@@ -180,7 +187,9 @@ def stub_repository(root: Path) -> None:
     shutil.copy(ROOT / "prefect.yaml", root)
     (root / "dvc.yaml").write_text(DVC_YAML)
     (root / "params.yaml").write_text(PARAMS)
-    (root / ".gitignore").write_text("/.align/\n/reports/\n/checkpoints\n/mlflow.db\n/mlartifacts/\n__pycache__/\n")
+    (root / ".gitignore").write_text(
+        "/.align/\n/data/\n/reports/\n/checkpoints\n/mlflow.db\n/mlartifacts/\n__pycache__/\n"
+    )
     shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
     git(root, "init", "--quiet")
     git(root, "remote", "add", "origin", f"https://{SECRETS['git']}@git.example/align.git")

@@ -14,7 +14,7 @@ import pytest
 from align.errors import ConfigError, DataError
 from flows import git_repository, run_branch
 from flows.child_process import CommandError, run_supervised
-from flows.dag import Stage
+from flows.dag import Stage, needed
 from flows.git_repository import git
 from flows.locks import locked
 from flows.request import Request, parse_overrides
@@ -245,6 +245,14 @@ def test_the_second_waits_for_the_first(tmp_path: Path) -> None:
 def _hold(lock: Path, order: list[str]) -> None:
     with locked(lock, "run 'b'", order.append):
         order.append("second holds")
+
+
+def test_what_the_release_does_not_read_is_not_run() -> None:
+    upstream = {"shard": (), "fit_tokenizer": ("shard",), "pretrain": ("fit_tokenizer",), "finetune": ("shard",)}
+    stages = [Stage(name, name, "training", (), (), reads, name) for name, reads in upstream.items()]
+    release = Stage("package", "package", "release", (), (), ("finetune",), "package")
+    assert needed([*stages, release], "release") == {"shard", "finetune", "package"}  # of an imported model
+    assert needed(stages, "release") == set(upstream)
 
 
 def test_did_run_by_dvc_s_words() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,15 @@ NUM_EXAMPLES, NUM_HITS = 3, 3
 
 HERE = """\
 Look around:
-  make up                                    Prefect and MLflow in the browser; make down stops them
+{activate}  make up                                    Prefect and MLflow in the browser; make down stops them
   open {evaluation}   figures and pictures
   align search "red heart" --html hits.html
-  dvc metrics diff run/{name}                after your next change
+  align compare {name} .                     after your next change
   dvc plots show                             training curves"""
 
 ELSEWHERE = """\
 Look around:
-  dvc metrics diff run/{name}                compared with this checkout
+  align compare {name} .                     compared with this checkout
   rm -f dvc.lock && git switch run/{name} && dvc checkout
                                              its data, model and reports; git does not track dvc.lock here"""
 
@@ -66,9 +69,21 @@ def summarise(
 
 
 def _look(folders: Mapping[str, Path], root: Path, name: str, here: bool) -> str:
+    name = shlex.quote(name)
     if not here or "evaluate" not in folders:
         return ELSEWHERE.format(name=name)
-    return HERE.format(name=name, evaluation=(folders["evaluate"] / "report.html").relative_to(root))
+    evaluation = (folders["evaluate"] / "report.html").relative_to(root)
+    return HERE.format(name=name, evaluation=evaluation, activate=_activate(root))
+
+
+def _activate(root: Path) -> str:
+    """The line that makes `align` known to the shell; empty if the environment is active, or there is none."""
+    environment = Path(sys.prefix)
+    if sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV") == sys.prefix:
+        return ""
+    script = environment / "bin" / "activate"
+    shown = shlex.quote(str(script.relative_to(root) if script.is_relative_to(root) else script))
+    return f"  {f'. {shown}':<42} first: the environment with align and dvc\n"
 
 
 def _metrics(folders: Mapping[str, Path]) -> dict[str, float]:

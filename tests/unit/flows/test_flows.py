@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import ConfigError, DataError
-from flows import git_repository, run_branch
+from flows import git_repository, run_branch, summary
 from flows.child_process import CommandError, run_supervised
 from flows.dag import Stage, needed
 from flows.git_repository import git
@@ -21,6 +22,7 @@ from flows.request import Request, parse_overrides
 from flows.stage_task import StageOutcome, did_run, report_markdown
 from flows.summary import summarise
 from flows.workspace import in_worktree
+from tests.support import ROOT
 
 STORE = "store:\n  features: .align/features\n"
 PARAMS = f"paths:\n  checkpoints: checkpoints # where\n{STORE}filter:\n  min_words: 3 # paper 3\n"
@@ -294,8 +296,35 @@ def test_the_summary_reads_the_reports(tmp_path: Path) -> None:
     row = next(line for line in text.splitlines() if "concepts/image_to_text" in line)
     assert row.split()[1:] == ["5.0%", "(2.0%)", "25.0%", "(2.0%)", "50.0%", "(2.0%)"]
     assert "Zero-shot accuracy (classes): 20.0%; chance 4.0%, majority rate 10.0%" in text
-    assert "align version 3" in text and "dvc metrics diff run/demo" in text
+    assert "align version 3" in text and "align compare demo ." in text and "dvc metrics diff" not in text
     assert text.count("red heart") == 3 + 1  # three examples, and the command to try
+
+
+def test_the_summary_says_how_to_activate_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report(tmp_path, "evaluate", {})
+
+    def look_around() -> list[str]:
+        text = summarise(tmp_path, [stage("evaluate")], [], name="a b", commit="0", registered="", here=True)
+        return text.split("Look around:\n")[1].splitlines()
+
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    assert look_around()[0].startswith("  . .venv/bin/activate  ")
+    assert "  align compare 'a b' .  " in "\n".join(look_around())
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / "other"))
+    assert look_around()[0].startswith("  . .venv/bin/activate  ")
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    assert look_around()[0].startswith("  make up  ")
+    monkeypatch.delenv("VIRTUAL_ENV")
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)  # installed without an environment
+    assert look_around()[0].startswith("  make up  ")
+
+
+def test_git_ignores_what_the_summary_tells_people_to_create() -> None:
+    made = [*re.findall(r"--html (\S+)", summary.HERE + summary.ELSEWHERE), "dvc_plots/"]
+    assert made == ["hits.html", "dvc_plots/"] and "dvc plots show" in summary.HERE
+    for name in made:
+        assert git(ROOT, "check-ignore", name) == name
 
 
 def test_a_report_shows_metrics_and_pictures(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ HERE = """\
 Look around:
 {activate}  make up                                    Prefect and MLflow in the browser; make down stops them
   open {evaluation}   figures and pictures
-  align search "red heart" --html hits.html
+  align search "{query}" --html hits.html
   align compare {name} .                     after your next change
   dvc plots show                             training curves"""
 
@@ -72,8 +72,9 @@ def _look(folders: Mapping[str, Path], root: Path, name: str, here: bool) -> str
     name = shlex.quote(name)
     if not here or "evaluate" not in folders:
         return ELSEWHERE.format(name=name)
-    evaluation = (folders["evaluate"] / "report.html").relative_to(root)
-    return HERE.format(name=name, evaluation=evaluation, activate=_activate(root))
+    query = next((query["query"] for query in _queries(folders.get("index"))), "your words")
+    page = (folders["evaluate"] / "report.html").relative_to(root)
+    return HERE.format(name=name, evaluation=page, query=query, activate=_activate(root))
 
 
 def _activate(root: Path) -> str:
@@ -127,12 +128,17 @@ def _zero_shot(metrics: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def _examples(folder: Path | None) -> str:
+def _queries(folder: Path | None) -> list[dict[str, Any]]:
+    """The labelled queries in the index's report; a project of one's own may have none."""
     if folder is None or not (folder / "report.json").exists():
-        return ""
+        return []
     queries: list[dict[str, Any]] = json.loads((folder / "report.json").read_text("utf-8")).get("queries", [])
+    return queries
+
+
+def _examples(folder: Path | None) -> str:
     lines = []
-    for query in queries[:NUM_EXAMPLES]:
+    for query in _queries(folder)[:NUM_EXAMPLES]:
         lines.append(f'  align search "{query["query"]}"')
         for hit in query["found"][:NUM_HITS]:
             mark = "right" if hit["right"] else "     "

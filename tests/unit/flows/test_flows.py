@@ -269,7 +269,7 @@ def stage(name: str) -> Stage:
 
 def report(root: Path, name: str, metrics: dict[str, float], **content: object) -> None:
     folder = root / "reports" / name
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "report.json").write_text(json.dumps(content))
 
@@ -297,7 +297,12 @@ def test_the_summary_reads_the_reports(tmp_path: Path) -> None:
     assert row.split()[1:] == ["5.0%", "(2.0%)", "25.0%", "(2.0%)", "50.0%", "(2.0%)"]
     assert "Zero-shot accuracy (classes): 20.0%; chance 4.0%, majority rate 10.0%" in text
     assert "align version 3" in text and "align compare demo ." in text and "dvc metrics diff" not in text
-    assert text.count("red heart") == 3 + 1  # three examples, and the command to try
+    assert text.count("red heart") == 3  # three examples
+    assert 'align search "query 0" --html hits.html' in text
+
+    report(tmp_path, "index", {}, queries=[])  # of a project that has no labelled queries yet
+    text = summarise(tmp_path, stages, outcomes, name="demo", commit="0" * 40, registered="align version 3", here=True)
+    assert 'align search "your words" --html hits.html' in text and "Searches:" not in text
 
 
 def test_the_summary_says_how_to_activate_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,6 @@ def not_read(report: IngestReport) -> list[tuple[str, int]]:
         ("members of a tar that cannot be read", report.num_records_unreadable),
         ("rows that cannot be read", report.num_rows_unreadable),
         ("pictures without a text", report.num_pictures_without_text),
-        ("files of the folder that are neither pictures nor their texts", report.num_files_left_out),
         ("files cut off or damaged: only the readable parts were taken", report.num_damaged_files),
         ("bytes of web archives in their damaged parts", report.num_bytes_lost),
         ("files too damaged to search to their end for records", report.num_reading_bounds_reached),

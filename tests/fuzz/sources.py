@@ -181,6 +181,26 @@ def _table_kind(head: bytes) -> str:
     return "tsv" if b"\t" in head else "csv"
 
 
+def folder_table(folder: Path) -> Run:
+    """The table of a folder of pictures, by both of the sources that read files from beside it."""
+    scans = [_scan(source) for source in ("folder", "url_table")]
+    photos = folder / "photos"
+    (photos / "images").mkdir(parents=True)
+    (folder / "outside.png").write_bytes(b"not in the folder of the pictures")
+    (photos / "link.png").symlink_to(folder / "outside.png")
+    (photos / "images/inside.png").write_bytes(b"in it")
+
+    def run(data: bytes) -> None:
+        table = photos / f"a.{_table_kind(data[:64])}"
+        table.write_bytes(data)
+        for scan in scans:
+            for read in scan(photos):
+                assert read != (folder / "outside.png").read_bytes(), "a file outside the folder was read"
+        table.unlink()
+
+    return run
+
+
 def coco(folder: Path) -> Run:
     scan = _scan("coco")
     return lambda data: _scan_file(scan, folder / "captions_val2014.json", data)

@@ -16,6 +16,7 @@ from tests.fuzz.sources import (
     arc,
     coco,
     evaluation_table,
+    folder_table,
     ingest_config,
     page,
     saved_page,
@@ -237,7 +238,7 @@ def _tokenizer(folder: Path) -> Run:
 TARGETS: dict[str, Make] = {
     make.__name__.removeprefix("_"): make
     for make in (
-        _picture, _preprocess, page, saved_page, warc, wat, arc, tar, tar_table, table, evaluation_table, coco, _text,
-        _url, _robots, _policy, _form, _json_file, _model_config, _weights, _tokenizer,
+        _picture, _preprocess, page, saved_page, warc, wat, arc, tar, tar_table, table, folder_table, evaluation_table,
+        coco, _text, _url, _robots, _policy, _form, _json_file, _model_config, _weights, _tokenizer,
     )
 }  # fmt: skip

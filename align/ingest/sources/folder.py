@@ -96,7 +96,7 @@ class Folder:
         if others := [file for file in contents.others if file not in chosen]:
             more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
             names = ", ".join(below(self._folder, file) for file in others[:_NAMED])
-            say(f"ingest: {self._location}: {len(others):,} other files left out: {names}{more}")
+            say(f"ingest: {self._location}: other files, left out: {len(others):,} ({names}{more})")
         return chosen
 
     def _without_text(self, contents: _Contents, errors: Sequence[DataError]) -> DataError:

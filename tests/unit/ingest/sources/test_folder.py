@@ -152,7 +152,7 @@ def test_what_has_no_text_and_what_is_no_picture_is_counted(tmp_path: Path, caps
         f"a table is left out: {root}/sizes.csv: no column with a usual name for pictures, it has width, height" in said
     )
     assert "a table is left out" in said.partition("package.json")[0]
-    assert "7 other files left out: .DS_Store, LICENSE, README.md, Thumbs.db, " in said
+    assert "other files, left out: 7 (.DS_Store, LICENSE, README.md, Thumbs.db, " in said
 
 
 def test_a_text_beside_each_picture(tmp_path: Path) -> None:

@@ -264,5 +264,5 @@ def test_the_report_shows_the_outcomes(tmp_path: Path) -> None:
         assert words in html, words
     for what, _ in not_read(report) + read_as_stored(report):
         assert what in html
-    assert len(not_read(report)) == 9
+    assert len(not_read(report)) == 8
     assert read_as_stored(report)[0][1] == 3

@@ -226,13 +226,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("picture", "of the file names; default: file_name, file, path, image, ..."),
         ("caption", "of the caption or captions; default: captions, caption, text, ..."),
         ("class", "of the class; makes a classification set"),
-        ("concept", "pictures with the same value count as right for each other's captions; default: each its own"),
+        ("concept", "of what pictures have in common: they count as right for each other's captions; default: nothing"),
     ):
         parser.add_argument(f"--{option}", metavar="COLUMN", dest=f"{option}_column", help=f"column {what}")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of a table's pictures; default: its own")
     parser.add_argument("--resize", type=int, metavar="PX", help="shrink larger pictures to this shorter side")
     parser.add_argument("--description", default="", metavar="TEXT", help="a sentence for reports")
-    parser.add_argument("--skip", action="store_true", help="leave out pictures that are missing, broken or repeated")
+    parser.add_argument("--skip", action="store_true", help="leave out what is missing, broken or contradictory")
     parser.add_argument("--replace", action="store_true", help="replace the set of this name")
 
 

@@ -29,7 +29,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align finetune`."""
     paths = params.section(PathsConfig)
     config = params.section(FinetuneConfig)
-    start = config.start
+    start = paths.moved(config.start)
     require_apart(paths.finetuned, start)
     train_from_params(
         params, args, config, read_start(start),

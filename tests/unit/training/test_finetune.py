@@ -83,6 +83,24 @@ def test_another_folder_with_the_same_model_is_the_same_run(project: Path, monke
     assert len(runs()) == len(before) + 1
 
 
+def test_a_start_that_pretrain_wrote_follows_the_root(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(project / "earlier", project / "trial/models/pretrained", dirs_exist_ok=True)
+    shutil.copytree(project / "reports/quality_shards", project / "trial/reports/quality_shards", dirs_exist_ok=True)
+    assert (
+        finetune(
+            project,
+            monkeypatch,
+            "finetune.from=models/pretrained",
+            "paths.root=trial",
+            "model.resize_px=36",
+            "model.image_px=36",
+        )
+        == 0
+    )
+    assert (project / "trial/models/finetuned/config.json").is_file()
+    assert not (project / "models/pretrained").exists()
+
+
 def test_no_steps_take_the_model_as_it_is(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -150,6 +150,8 @@ def tokenizer_of(directory: Path) -> Path:
     """
     folder = directory / TOKENIZER_FOLDER
     if not (folder / TOKENIZER).is_file():
+        if not (directory / CONFIG).is_file():
+            raise DataError(f"{directory}: no model here ({CONFIG} is missing); run the stage that writes it")
         raise DataError(
             f"{directory}: the model has no tokenizer ({TOKENIZER_FOLDER}/{TOKENIZER} is missing); run the stage that "
             f"writes the folder again, or copy the tokenizer that it was trained with to {folder}"

@@ -175,7 +175,9 @@ def find_samples(evaluation: Path, images: Path | None, texts: Path | None) -> P
         try:
             lines = [line.strip() for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"--texts {texts}: cannot be read: {error}") from None
+            raise DataError(
+                f"--texts {texts}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
+            ) from None
     else:
         lines = [text for image in everything for text in islice(image.texts, 1)]
     samples = ParitySamples(chosen, _spread(lines))

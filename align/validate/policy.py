@@ -32,7 +32,7 @@ def accept(names: Sequence[str], reason: str, by: str, on: str, *, reports: Sequ
         DataError: no gate has run, or none has a failure of one of these names.
     """
     if not reason.strip() or not by.strip():
-        raise ConfigError('--accept NAMES: say why, --reason "...", and by whom, --by "..." (git has no user here)')
+        raise ConfigError('--accept NAMES: say why, --reason "...", and by whom, --by "..." (default: git\'s user)')
     last_reports = [report for folder in reports if (report := read_report(folder)) is not None]
     if not last_reports:
         raise DataError(f"{reports[0] / REPORT}: no such file; run `align validate` first")

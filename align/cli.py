@@ -28,6 +28,8 @@ _REFUSALS = {
     errno.EDQUOT: f"your quota of the disk is used up; free some space {_OTHER_PATH}, and run again",
     errno.EROFS: f"the disk is read-only; mount it for writing, {_OTHER_PATH}",
     errno.EACCES: f"permission denied; change the permissions, {_OTHER_PATH}",
+    errno.EISDIR: "is a folder; name a file",
+    errno.ENOTDIR: "a file is where a folder should be; choose another path",
     errno.EPERM: f"operation not permitted; change the owner or the permissions, {_OTHER_PATH}",
 }
 #: The beginning of Python's message where no folder for temporary files can be written to.
@@ -113,7 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         silence_telemetry()
         from align.config.profile import profile_overrides
 
-        args.overrides = [*profile_overrides(args.profile), *args.overrides]
+        profile = profile_overrides(args.profile)
+        if profile:
+            _check_profile(args.profile, profile, args.params)
+        args.overrides = [*profile, *args.overrides]
         params = read_params(args.params, args.overrides)
         if args.verb in STAGES:
             from align.declared import require_stage
@@ -157,6 +162,17 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
             else f"unknown arguments: {' '.join(stray)}"
         )
     return args
+
+
+def _check_profile(name: str, values: Sequence[str], params: Path | None) -> None:
+    """Names the profile, not --set, where it has a key that the params file lacks."""
+    from align.config import load_params
+    from align.errors import ConfigError
+
+    try:
+        load_params(params, values)
+    except ConfigError as error:
+        raise ConfigError(f"--profile {name}: {str(error).removeprefix('--set ')}") from None
 
 
 def _refusal(error: OSError) -> str | None:

@@ -78,7 +78,7 @@ def _contradictions(valid: Mapping[type[Section], Section], reasons: Collection[
     cluster = _get(valid, ClusterConfig)
     for recipe in (pretrain, None if elsewhere else finetune):
         if model and cluster and recipe and (line := recipe.against(model, cluster.num_nodes, recipe.num_processes)):
-            yield recipe.section, line
+            yield line.partition(" ")[0], line
     if validate := _get(valid, ValidateConfig):
         yield from _bands(validate, reasons)
     if promote := _get(valid, PromoteConfig):

@@ -23,6 +23,17 @@ PARAMS_FILE = "params.yaml"
 
 #: Section -> the section that gives it the keys it does not set itself. A stage that reads the first depends on both.
 INHERITS = {"finetune": "pretrain"}
+#: Pydantic's words for what YAML calls otherwise.
+_WHY = {
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+    "string_type": "expected a text; quote a number or a word such as yes",
+    "tuple_type": "expected a list, such as [a, b]",
+    "list_type": "expected a list, such as [a, b]",
+    "model_type": "expected keys with values, such as {key: value}",
+}
 #: What Python makes of a byte of an argument that is not UTF-8.
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -90,8 +101,9 @@ def wrong_values(cls: type[Section], error: ValidationError) -> dict[str, str]:
             lines[key] = f"parameter '{key}' is missing"
         elif len(one["loc"]) == 0 and one["type"] == "value_error":  # of several values, which its words name
             lines[key] = f"section '{key}': {one['msg'].removeprefix('Value error, ')}"
-        else:
-            lines[key] = f"parameter '{key}' = {one['input']!r}: {one['msg'].removeprefix('Value error, ')}"
+        elif not any(key.startswith(inner) or inner.startswith(f"{key}.") for inner in lines):
+            why = _WHY.get(one["type"], one["msg"].removeprefix("Value error, "))
+            lines[key] = f"parameter '{key}' = {one['input']!r}: {why}"
     return lines
 
 
@@ -126,7 +138,7 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
     except FileNotFoundError:
         raise ConfigError(f"{source}: no such params file") from None
     except YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{source}: {not_yaml(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected sections at the top level")
     for override in overrides:
@@ -140,6 +152,14 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
             "put logins into the environment (infra/env.example)"
         )
     return Params(values=values, source=source)
+
+
+def not_yaml(error: YAMLError) -> str:
+    """Why a text is not YAML, and in which line, on one line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return f"not valid YAML: {' '.join(str(error).split())}"
+    return f"line {mark.line + 1}: not valid YAML: {problem}"
 
 
 def login_in(value: Any, key: str = "") -> str | None:

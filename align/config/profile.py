@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from align.config.params import not_yaml
 from align.errors import ConfigError
 
 #: Read from the working directory; outside a checkout, those that came with the package are used. `--profile` also
@@ -36,7 +37,7 @@ def profile_overrides(name: str | None) -> list[str]:
         known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
         raise ConfigError(f"--profile {name}: no readable file {file}; profiles in {folder}: {known}") from None
     except YAMLError as error:
-        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{file}: {not_yaml(error)}") from None
     if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
         raise ConfigError(f"{file}: expected sections at the top level, as in params.yaml")
     return list(_overrides(values))

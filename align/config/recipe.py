@@ -114,8 +114,9 @@ class Recipe(Section):
                 "a block, which cannot be compiled"
             )
         if (self.loss == "sigmoid") != (model.logit_bias_init is not None):
+            bias = "null" if model.logit_bias_init is None else model.logit_bias_init
             return (
-                f"{name}.loss {self.loss} and model.logit_bias_init {model.logit_bias_init} do not go together: the "
+                f"{name}.loss {self.loss} and model.logit_bias_init {bias} do not go together: the "
                 "sigmoid loss needs a bias, such as -10, and ALIGN's has none (null)"
             )
         return None

@@ -1,0 +1,74 @@
+"""The folders in which the mistakes of docs/mistakes.md are made, and the table itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from align.cli import main
+from tests.support import ROOT, colour_shards, small_filter, tiny_model
+from tests.support.params import PARAMS_FILE
+from tests.support.small_data import jpeg
+
+
+class Mistake(NamedTuple):
+    """A row: the heading above it, what was typed, and the line that it prints."""
+
+    where: str
+    typed: str
+    line: str
+
+
+def table(page: Path) -> list[Mistake]:
+    """The rows of the page, under the heading of their folder."""
+    rows, where = [], ""
+    for line in page.read_text("utf-8").splitlines():
+        if line.startswith("## "):
+            where = line.removeprefix("## ")
+        elif match := re.fullmatch(r"\| `(align.*?)` \| (`+) ?(.*?) ?\2 \|", line):
+            rows.append(Mistake(where, match[1], match[3]))
+    return rows
+
+
+def new_folder(root: Path) -> None:
+    """A folder with params.yaml and some files of a user; nothing was run."""
+    (root / "infra/profiles").mkdir(parents=True)
+    for name in ("crawl.yaml", "url_table.yaml"):
+        shutil.copy(ROOT / "infra/profiles" / name, root / "infra/profiles")
+    (root / "list.paths").write_text("gone.warc.gz\n")
+    (root / "mine.yaml").write_text("filter: {min_wrods: 3}\n")
+    (root / "tabs.yaml").write_text("filter:\n\tmin_words: 3\n")
+    (root / "photographs").mkdir()
+    (root / "photographs/a.jpg").write_bytes(jpeg(1))
+    shutil.copy(PARAMS_FILE, root / "params.yaml")
+
+
+def full_folder(root: Path) -> None:
+    """A git repository with data/raw, data/shards, a model and its index, and some files of a user."""
+    subprocess.run(["git", "init", "--quiet", str(root)], check=True)
+    shutil.copy(PARAMS_FILE, root / "params.yaml")
+    (root / "data/sample/evaluation").mkdir(parents=True)
+    (root / "models").mkdir()
+    tiny_model.write(root).rename(root / "models/finetuned")
+    colour_shards.write(root / "data/shards")
+    small_filter.shards(root / "data/raw", 2)
+    (root / "texts.txt").write_text("a red heart\n")
+    (root / "notes.docx").write_bytes(b"PK\3\4")
+    (root / "picture.jpg").write_bytes(jpeg(1))
+    (root / "lines.parquet").write_bytes(b"of somebody")
+    (root / "holidays").mkdir()
+    (root / "holidays/diary.txt").write_text("no picture")
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        assert main(["index", "--set", "index.queries=null"]) == 0
+    finally:
+        os.chdir(before)
+
+
+#: Heading of the page -> what makes its folder.
+FOLDERS = {"Before anything was run": new_folder, "After the pipeline has run": full_folder}

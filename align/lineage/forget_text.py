@@ -13,6 +13,7 @@ from align.lineage.trained_models import TrainedModel
 
 #: Where the local stack keeps its state (`align.run`, `infra/local.py`), and the page that the README has users write.
 _PREFECT, _LOGS, _OWN_PAGES = Path(".align/prefect"), Path(".align/logs"), (Path("hits.html"),)
+_FAILED = Path(".align/failed")  # see flows/failed_runs.py
 
 
 def model_lines(models: Iterable[TrainedModel]) -> Iterator[str]:
@@ -55,6 +56,9 @@ def remaining_lines(paths: PathsConfig, models: Iterable[TrainedModel]) -> Itera
     if _PREFECT.is_dir():
         yield f"  {_PREFECT}, {_LOGS}: Prefect's database and logs; figures, searches and addresses of earlier runs"
         yield f"    ends with: `make down && rm -rf {_PREFECT} {_LOGS}`"
+    if _FAILED.is_dir():
+        yield f"  {_FAILED}: reports of failed runs, with pictures"
+        yield f"    ends with: `rm -rf {_FAILED}`"
     if runs := sorted({model.version.run_id for model in models}):
         yield f"  MLflow, runs {', '.join(runs)}, and runs without a version: `reports`, models trained on the pairs"
         end = "export MLFLOW_TRACKING_URI=sqlite:///mlflow.db; mlflow runs delete --run-id RUN; mlflow gc --run-ids RUN"

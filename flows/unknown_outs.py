@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from align.config import load_params
+from align.declared import DVC_FILE
 from align.errors import DataError
 from flows.child_process import run_supervised
-from flows.dag import DVC_FILE, Stage
+from flows.dag import Stage
 from flows.run_context import RunContext, child_environment
 
 #: Section `paths`: what takes long to make, or may be put there by hand. The rest is made again in minutes.

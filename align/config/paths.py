@@ -35,9 +35,10 @@ WRITTEN_BY = {
 def below_root(paths: Mapping[str, Any]) -> dict[str, Any]:
     """The values of the section with `root` put before every relative output. An absolute output stays."""
     root = paths.get(ROOT)
-    moved = isinstance(root, str) and root != "."
+    if not isinstance(root, str) or root == ".":
+        return dict(paths)
     return {
-        name: str(Path(root, value)) if moved and is_output(name) and isinstance(value, str) and value else value
+        name: str(Path(root, value)) if is_output(name) and isinstance(value, str) and value else value
         for name, value in paths.items()
     }
 

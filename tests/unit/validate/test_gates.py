@@ -65,7 +65,7 @@ def test_the_gate_looks_for_held_out_images_too(tmp_path: Path) -> None:
     (tmp_path / "evaluation").mkdir()
     images = [EvaluationImage("k", small_data.jpeg(number), "c", ("a text",), None, None, "query") for number in (0,)]
     sha256 = write_set(tmp_path / "filtered/held_out", EvaluationSet("held_out", "retrieval", "", images, (), ()))
-    config = load_params(ROOT / "params.yaml").section(ValidateConfig)
+    config = load_params().section(ValidateConfig)
     for checked, unchecked in (({"held_out": sha256}, "0"), ({"held_out": "f" * 64}, "1")):
         data = JudgedData(tmp_path / "raw", tmp_path / "filtered", tmp_path / "evaluation", checked)
         report = validate(

@@ -1,0 +1,74 @@
+"""Journeys: the commands of a page in docs/, run as a person types them.
+
+A journey is the fenced `bash` blocks of a page between `<!-- journey: NAME -->` and `<!-- end of journey -->`, in
+order: the page is the script, so that it cannot say what does not work.
+"""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.support import ROOT
+from tests.support.dvc_projects import environment
+
+DOCS = ROOT / "docs"
+#: What the demo leaves in a checkout. No journey touches it.
+OUTS = ("data", "models", "reports", "checkpoints", "runtime", "mlartifacts", "mlflow.db", "dvc.lock", "params.yaml")
+_BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.M | re.S)
+
+
+def names(page: Path) -> list[str]:
+    """The journeys of a page."""
+    return re.findall(r"^<!-- journey: ([\w-]+) -->$", page.read_text("utf-8"), re.M)
+
+
+def script(page: Path, name: str) -> str:
+    """The commands of one journey."""
+    parts = re.findall(
+        rf"^<!-- journey: {name} -->$(.*?)^<!-- end of journey -->$", page.read_text("utf-8"), re.M | re.S
+    )
+    assert parts, f"{page.name} has no journey '{name}'"
+    blocks = [block for part in parts for block in _BLOCK.findall(part)]
+    assert blocks, f"journey '{name}' of {page.name} has no bash block"
+    return "".join(blocks)
+
+
+def outside(page: Path) -> list[str]:
+    """The `bash` blocks of a page that are in no journey, and so are run by no test."""
+    text = re.sub(r"^<!-- journey: .*?^<!-- end of journey -->$", "", page.read_text("utf-8"), flags=re.M | re.S)
+    return _BLOCK.findall(text)
+
+
+def travel(folder: Path, page: str, name: str, more: Mapping[str, str] | None = None) -> str:
+    """Types a journey in a folder and returns all that it printed.
+
+    Args:
+        folder: where the person is; what the page presumes lies there.
+        page: of docs/, such as `own-data`.
+        name: of the journey.
+        more: further variables of the environment.
+    """
+    env = {key: value for key, value in environment(folder, {}).items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+    env |= {
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PWD": str(folder),
+    } | dict(more or {})
+    done = subprocess.run(
+        ["bash", "-euxo", "pipefail", "-c", script(DOCS / f"{page}.md", name)],
+        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{page}, {name}:\n{done.stdout[-6000:]}"
+    return done.stdout
+
+
+def demo_state() -> dict[str, str]:
+    """Path -> sha256 of every file of the demo in this checkout."""
+    files = [path for name in OUTS for path in ([ROOT / name] if (ROOT / name).is_file() else (ROOT / name).rglob("*"))]
+    return {
+        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()
+    }

@@ -104,7 +104,7 @@ def filter_pairs(
     """
     shards = list(enumerate(raw_shards(folders.raw, fetcher(store) if store else None)))
     opted_out, sets = read_opted_out(folders.policy), load_sets(folders.evaluation)
-    if not sets:
+    if not sets and not config.hold_out:
         say(f"filter: warning: no evaluation sets in {folders.evaluation}; rule I5 removes nothing")
     key = work_key(config, folders.raw, opted_out, sets)
     shared = None if portion == ALL or store is None else open_work(store, "filter", key)

@@ -20,7 +20,7 @@ _ANIMALS = ("fox", "owl", "horse", "deer", "otter", "crane", "hare", "lynx", "se
 _PLACES = ("river", "forest", "harbour", "meadow", "bridge", "garden", "mountain", "village", "desert", "island")
 
 
-def write(root: Path, num_pictures: int = 80) -> None:
+def write(root: Path, num_pictures: int = 100) -> None:
     """Writes `root/align-base`, in Hugging Face's format, and `root/photos` with a CSV of captions."""
     _write_align_base(root)
     images = root / "photos" / "images"

@@ -20,13 +20,13 @@ from align.console import say
 from align.errors import DataError
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_examples
 from align.evaluate.figures import confusion_figure, examples_figure, recall_figure
-from align.evaluate.inputs import held_out_sets, shards_test_set
+from align.evaluate.inputs import shards_test_set
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import evaluation_page
 from align.evaluate.report import EvaluateReport, make_report
 from align.figure import png
 from align.files import replace_directory, write_bytes, write_text
-from align.formats.evaluation_set import EvaluationSet, load_sets
+from align.formats.evaluation_set import EvaluationSet, held_out_sets, load_sets
 from align.model.embedder import Embedder, Encoder
 from align.report import record_runtime, write_report
 from align.services.store import materialised

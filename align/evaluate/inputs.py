@@ -1,22 +1,12 @@
-"""What `align evaluate` reads beside the evaluation sets: the filter's held-out pairs and the test split, as sets."""
+"""What `align evaluate` reads in addition to the evaluation sets: the test split as a set."""
 
 from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
 
-from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, load_sets
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet
 from align.formats.shards import iter_samples
-
-
-def held_out_sets(filtered: Path) -> list[EvaluationSet]:
-    """The set `held_out` that the filter wrote beside its decisions; none if it held out nothing.
-
-    Raises:
-        DataError, CorruptError, FormatError: as `load_sets`.
-    """
-    folder = filtered / HELD_OUT
-    return load_sets(folder) if folder.is_dir() else []
 
 
 def shards_test_set(shards: Path, max_images: int) -> list[EvaluationSet]:

@@ -8,8 +8,8 @@ import pytest
 from align.config.evaluate import EvaluateConfig
 from align.errors import DataError
 from align.evaluate.evaluate import evaluate
-from align.evaluate.inputs import held_out_sets, shards_test_set
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, write_set
+from align.evaluate.inputs import shards_test_set
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held_out_sets, write_set
 from align.formats.shards import Sample
 from tests.support.colours import COLOURS, ColourEncoder, square
 from tests.support.shard_folder import write_shards

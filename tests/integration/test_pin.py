@@ -20,6 +20,7 @@ from tests.support.dvc_projects import (
     num_runs,
     shell,
 )
+from tests.support.params import PARAMS_FILE
 from tests.support.s3_server import S3Server, serve
 from tests.support.warc_records import page, picture, response, write_archive
 
@@ -51,8 +52,8 @@ def put(server: S3Server, root: Path, bucket: str, name: str, text: str) -> None
 
 
 def project(root: Path, archive: str) -> Path:
-    """A checkout with this repository's params, but its own archive."""
-    params = (ROOT / "params.yaml").read_text().replace("archive: data/sample/archive.warc.gz", f"archive: {archive}")
+    """A checkout with the tests' params, but its own archive."""
+    params = PARAMS_FILE.read_text().replace("archive: data/sample/archive.warc.gz", f"archive: {archive}")
     make_repository(root, {"params.yaml": params, "dvc.yaml": DVC_YAML}, ignored="/data/raw\n/reports/\n")
     (root / "data").mkdir()
     return root

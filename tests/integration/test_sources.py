@@ -141,40 +141,35 @@ def html(root: Path, pictures: list[bytes], web: WebServer) -> Case:
 
 
 def url_table(kind: str) -> Callable[[Path, list[bytes], WebServer], Case]:
-    """Tables as they are published: the names of their columns, or none."""
+    """Tables as they are published; nobody has to name their columns."""
 
     def build(root: Path, pictures: list[bytes], web: WebServer) -> Case:
         urls, texts = [web.url(f"/{number}") for number in range(3)], ['say "hi', "two, and a half", "drei 𝟛"]
-        columns, location = [], root / kind
+        location = root / kind
         match kind:
             case "conceptual_captions.tsv":
                 location.write_text("".join(f"{text}\t{url}\n" for url, text in zip(urls, texts, strict=True)))
             case "cc12m.tsv.gz":
-                lines = "".join(f"{url}\t{text}\n" for url, text in zip(urls, texts, strict=True))
-                location.write_bytes(gzip.compress(lines.encode()))
+                rows = zip(urls, texts, strict=True)
+                location.write_bytes(gzip.compress("".join(f"{url}\t{text}\n" for url, text in rows).encode()))
             case "coyo.parquet":
-                columns = ["columns.text=text"]
                 pq.write_table(pa.table({"id": [1, 2, 3], "url": urls, "text": texts, "width": [9, 9, 9]}), location)
             case "laion.parquet":
-                columns = ["columns.url=URL", "columns.text=TEXT"]
-                names = {"SAMPLE_ID": [1, 2, 3], "URL": urls, "TEXT": texts, "NSFW": ["UNLIKELY"] * 3}
-                pq.write_table(pa.table(names), location)
+                pq.write_table(pa.table({"SAMPLE_ID": [1, 2, 3], "URL": urls, "TEXT": texts}), location)
             case "datacomp.parquet":
-                columns = ["columns.text=text"]
                 pq.write_table(pa.table({"uid": ["a", "b", "c"], "url": urls, "text": texts}), location)
             case "table.csv":
-                quoted = (text.replace('"', '""') for text in texts)
-                lines = "".join(f'{url},"{text}"\n' for url, text in zip(urls, quoted, strict=True))
-                location.write_text("url,caption\n" + lines)
+                quoted = zip(urls, (text.replace('"', '""') for text in texts), strict=True)
+                location.write_text("url,caption\n" + "".join(f'{url},"{text}"\n' for url, text in quoted))
             case "table.jsonl":
-                rows = [{"url": url, "caption": text} for url, text in zip(urls, texts, strict=True)]
-                location.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                rows = zip(urls, texts, strict=True)
+                location.write_text("".join(f"{json.dumps({'url': url, 'caption': text})}\n" for url, text in rows))
             case "list.txt":
                 location.write_text("".join(f"{url}\n" for url in urls))
-                texts = ["", "", ""]
-        source = "text" if columns == ["columns.text=text"] else "TEXT" if columns else "caption"
+                texts = [""] * 3
+        source = {"coyo.parquet": "text", "datacomp.parquet": "text", "laion.parquet": "TEXT"}.get(kind, "caption")
         pairs = [(text, source if text else None, picture) for text, picture in zip(texts, pictures[:3], strict=True)]
-        return Case(location, ["source=url_table", "images_from=web", *columns], pairs)
+        return Case(location, ["source=url_table", "images_from=web"], pairs)
 
     build.__name__ = kind
     return build
@@ -232,18 +227,17 @@ def karpathy(root: Path, pictures: list[bytes], web: WebServer) -> Case:
     sentences = [{"raw": text, "tokens": text.split(), "imgid": 0, "sentid": 0} for text in ("A man .", "Two dogs .")]
     images = [{"sentids": [0, 1], "imgid": 0, "sentences": sentences, "split": "train", "filename": "36979.jpg"}]
     (root / "dataset_flickr30k.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
-    return Case(root / "dataset_flickr30k.json", ["source=coco"], [
-        ("A man .", "caption", pictures[0]), ("Two dogs .", "caption", pictures[0]),
-    ])  # fmt: skip
+    pairs = [(text, "caption", pictures[0]) for text in ("A man .", "Two dogs .")]
+    return Case(root / "dataset_flickr30k.json", ["source=coco"], pairs)
 
 
 def photographs(root: Path, pictures: list[bytes], web: WebServer) -> Case:
     (root / "images").mkdir()
-    for number in range(3):
-        (root / f"images/{number}.jpg").write_bytes(pictures[number])
+    for name, data in zip("012", pictures, strict=False):
+        (root / f"images/{name}.jpg").write_bytes(data)
     (root / "images/2.txt").write_text("zwei")
-    rows = [{"file": "0.jpg", "texts": ["null", "zero"]}, {"file": "images/1.jpg", "texts": ["eins"]},
-            {"file": "../secret.jpg", "texts": ["outside"]}, {"file": "3.jpg", "texts": ["gone"]}]  # fmt: skip
+    texts = {"0.jpg": ["null", "zero"], "images/1.jpg": ["eins"], "../secret.jpg": ["outside"], "3.jpg": ["gone"]}
+    rows = [{"file": file, "texts": of_file} for file, of_file in texts.items()]
     (root / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Case(root, ["source=folder"], [
         ("null", "texts", pictures[0]), ("zero", "texts", pictures[0]), ("eins", "texts", pictures[1]),
@@ -254,8 +248,7 @@ def photographs(root: Path, pictures: list[bytes], web: WebServer) -> Case:
 TABLES = ("conceptual_captions.tsv", "cc12m.tsv.gz", "coyo.parquet", "laion.parquet", "datacomp.parquet", "table.csv",
           "table.jsonl", "list.txt")  # fmt: skip
 BUILDERS = [
-    warc, wat_of_the_web, html, *map(url_table, TABLES), img2dataset, webdataset, coco_captions, karpathy,
-    photographs,
+    warc, wat_of_the_web, html, *map(url_table, TABLES), img2dataset, webdataset, coco_captions, karpathy, photographs,
 ]  # fmt: skip
 
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from align.cli import main
-from tests.support import ROOT
 from tests.support.dvc_projects import file_bytes
+from tests.support.params import PARAMS_FILE
 from tests.support.pictures import blurred_png
 
 
@@ -22,7 +22,7 @@ def ingested(root: Path, archive: Path, *words: str) -> dict[str, bytes]:
     values = [f"paths.{name}={root / name}" for name in ("raw", "reports", "runtime", "policy")]
     values += ["ingest.source=folder", f"paths.archive={archive}", "ingest.shard_size=8", "engine.num_workers=1"]
     arguments = [word for value in values for word in ("--set", value)]
-    assert main(["ingest", "--params", str(ROOT / "params.yaml"), *arguments, *words]) == 0
+    assert main(["ingest", "--params", str(PARAMS_FILE), *arguments, *words]) == 0
     return file_bytes(root / "raw") if (root / "raw").exists() else {}
 
 

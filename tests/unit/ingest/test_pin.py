@@ -7,13 +7,12 @@ import pytest
 
 from align.cli import main
 from align.config.ingest import IngestConfig
-from align.config.params import load_params
 from align.errors import DataError
 from align.ingest.pin import pin
 from align.ingest.sources import Source
 from align.services.store import open_files
-from tests.support import ROOT
 from tests.support.local_store import config as store
+from tests.support.params import PARAMS_FILE, load_params
 from tests.support.reading import read_all, rows_of, short, source_at
 from tests.support.warc_records import page, picture, write_archive
 
@@ -25,7 +24,7 @@ def pinned(root: Path, source: str, location: object, name: str = "x.paths") -> 
     words = [f"ingest.source={source}", f"paths.runtime={root / 'runtime'}"]
     arguments = [word for override in words for word in ("--set", override)]
     out = root / name
-    command = ["pin", str(location), "--out", str(out), "--params", str(ROOT / "params.yaml"), *arguments]
+    command = ["pin", str(location), "--out", str(out), "--params", str(PARAMS_FILE), *arguments]
     assert main(command) == 0
     return out
 

@@ -165,8 +165,8 @@ def url_table(kind: str) -> Callable[[Path, list[bytes], WebServer], Case]:
                 rows = zip(urls, texts, strict=True)
                 location.write_text("".join(f"{json.dumps({'url': url, 'caption': text})}\n" for url, text in rows))
             case "list.txt":
-                location.write_text("".join(f"{url}\n" for url in urls))
                 texts = [""] * 3
+                location.write_text("\n".join(urls))
         source = {"coyo.parquet": "text", "datacomp.parquet": "text", "laion.parquet": "TEXT"}.get(kind, "caption")
         pairs = [(text, source if text else None, picture) for text, picture in zip(texts, pictures[:3], strict=True)]
         return Case(location, ["source=url_table", "images_from=web"], pairs)
@@ -184,9 +184,8 @@ def img2dataset(root: Path, pictures: list[bytes], web: WebServer) -> Case:
     }  # fmt: skip
     pq.write_table(pa.table(rows), root / "00000.parquet")
     (root / "00000_stats.json").write_text("{}")
-    return Case(root, ["source=shards"], [
-        ("null", "caption", pictures[0]), ("eins", "caption", None), ("", None, pictures[2]),
-    ], {"eins": "HTTP Error 410: Gone"})  # fmt: skip
+    pairs = [("null", "caption", pictures[0]), ("eins", "caption", None), ("", None, pictures[2])]
+    return Case(root, ["source=shards"], pairs, {"eins": "HTTP Error 410: Gone"})
 
 
 def webdataset(root: Path, pictures: list[bytes], web: WebServer) -> Case:
@@ -224,11 +223,11 @@ def coco_captions(root: Path, pictures: list[bytes], web: WebServer) -> Case:
 def karpathy(root: Path, pictures: list[bytes], web: WebServer) -> Case:
     (root / "flickr30k-images").mkdir()
     (root / "flickr30k-images/36979.jpg").write_bytes(pictures[0])
-    sentences = [{"raw": text, "tokens": text.split(), "imgid": 0, "sentid": 0} for text in ("A man .", "Two dogs .")]
+    texts = ("A man .", "Two dogs .")
+    sentences = [{"raw": text, "tokens": text.split(), "imgid": 0, "sentid": 0} for text in texts]
     images = [{"sentids": [0, 1], "imgid": 0, "sentences": sentences, "split": "train", "filename": "36979.jpg"}]
     (root / "dataset_flickr30k.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
-    pairs = [(text, "caption", pictures[0]) for text in ("A man .", "Two dogs .")]
-    return Case(root / "dataset_flickr30k.json", ["source=coco"], pairs)
+    return Case(root / "dataset_flickr30k.json", ["source=coco"], [(text, "caption", pictures[0]) for text in texts])
 
 
 def photographs(root: Path, pictures: list[bytes], web: WebServer) -> Case:
@@ -347,5 +346,5 @@ def test_a_worker_asks_a_host_once_for_robots_txt_over_all_shards(tmp_path: Path
 
 
 def _read(source: Any, row: dict[str, Any]) -> tuple[Any, ...]:
-    data = source.read(row["file"], row["offset"]) if row["file"] else None
+    data = row["file"] and source.read(row["file"], row["offset"])
     return row["url"].rpartition("/")[2], row.get("text"), row.get("text_source"), row.get("problem"), data

@@ -71,5 +71,5 @@ def test_outside_a_checkout_those_of_the_package_are_used(tmp_path: Path, monkey
 
 
 def test_a_missing_profile_names_those_that_exist() -> None:
-    with pytest.raises(ConfigError, match=r"--profile laion: no readable file .*: crawl, url_table"):
+    with pytest.raises(ConfigError, match=r"--profile laion: no readable file .*: crawl, photographs, url_table"):
         profile_overrides("laion")

@@ -69,7 +69,7 @@ def test_a_bad_override_is_an_error_that_names_the_key(params_file: Path, overri
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("example: {rate: 1, count: three, name: a}", r"'example\.count' = 'three': .*whole number"),
+        ("example: {rate: 1, count: three, name: a}", r"'example\.count' = 'three': expected a whole number"),
         ("example: {rate: 1, count: 1.5, name: a}", r"'example\.count' = 1\.5"),
         ("example: {rate: 1, count: 3}", r"'example\.name' is missing"),
         ("example: {rate: 1, count: 3, name: a, extra: 1}", r"unknown parameter 'example\.extra'"),

@@ -235,7 +235,10 @@ your own photographs:
 
 your own model, such as kakaobrain/align-base:
   align import_model --from align-base --out models/align-base
-  align search "a dog on a beach" --html hits.html
+  dvc add models/align-base                    # keeps it, as an input
+  edit finetune.from in params.yaml: models/align-base
+  align run --name own                         # fine-tunes, measures and registers it
+  align promote
 
 align VERB --help has two examples of each verb. Values are in params.yaml; --set SECTION.KEY=VALUE changes one.
 """

@@ -110,7 +110,7 @@ def test_the_help_has_the_journeys_and_their_commands_parse(capsys: pytest.Captu
 
 
 def _parses(command: str) -> None:
-    program, verb, *words = shlex.split(command)
+    program, verb, *words = shlex.split(command, comments=True)
     assert program == "align"
     args = build_parser(verb).parse_args([verb, *words])  # exits where a word is wrong
     read_params(PARAMS_FILE, args.overrides)

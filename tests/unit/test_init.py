@@ -11,7 +11,6 @@ from ruamel.yaml import YAML
 
 from align import init
 from align.cli import main, read_params
-from align.config import load_params
 from align.formats.acceptances import read_acceptances
 from align.formats.drift_reference import read_reference
 from align.formats.evaluation_set import load_sets
@@ -21,6 +20,7 @@ from align.provenance import digest
 from align.verbs import STAGES
 from flows.dag import read_dag
 from tests.support import ROOT
+from tests.support.params import load_params
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from align.config import load_params
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.errors import DataError
@@ -20,6 +19,7 @@ from align.work import Portion
 from tests.support import ROOT
 from tests.support.evaluation_sets import write_set
 from tests.support.killing import digests
+from tests.support.params import load_params
 from tests.support.small_filter import noise, shards, stock_folder
 
 ENGINE = (

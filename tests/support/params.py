@@ -9,6 +9,6 @@ from align.config import Params
 PARAMS_FILE = Path(__file__).with_name("params.yaml")
 
 
-def load_params(path: Path = PARAMS_FILE, overrides: Iterable[str] = ()) -> Params:
+def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Params:
     """`align.config.load_params`, by default of the tests' values."""
-    return config.load_params(path, overrides)
+    return config.load_params(path or PARAMS_FILE, overrides)

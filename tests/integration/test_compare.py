@@ -12,8 +12,8 @@ from align.services.tracking import Tracker
 from flows.git_repository import git
 from flows.run_branch import record
 from flows.worktree import write_params
-from tests.support import ROOT
 from tests.support.dvc_projects import commit_all, environment, make_repository, shell
+from tests.support.params import PARAMS_FILE
 
 #: One stage that writes what compare reads of all stages; the metric moves with the parameter.
 DVC_YAML = """\
@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_repository(root, {"dvc.yaml": DVC_YAML}, "")
     (root / "align").mkdir()
     (root / "align/stages.py").write_text(STAGES)
-    shutil.copy(ROOT / "params.yaml", root)
+    shutil.copy(PARAMS_FILE, root)
     for name, rate, changes in (("first", 0.002, {}), ("second", 0.0025, {}), (LONG, 0.006, {"batch_size": 64})):
         values = {"learning_rate": rate, **changes}
         write_params(root / "params.yaml", {f"pretrain.{key}": value for key, value in values.items()})

@@ -6,7 +6,7 @@ import pytest
 
 from align.cli import main
 from align.services.tracking import ROLLED_BACK, Tracker, Version
-from tests.support import ROOT
+from tests.support.params import PARAMS_FILE
 
 RECALL = "concepts/image_to_text/recall@10"
 
@@ -30,7 +30,7 @@ def test_any_version_may_be_promoted_and_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = ["--params", str(ROOT / "params.yaml"), "--set", f"promote.metrics=[{RECALL}]"]
+    settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]
 
     def promote(*words: str) -> str:
         """Exit code and what was printed."""

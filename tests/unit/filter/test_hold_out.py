@@ -16,18 +16,17 @@ from align.filter.filter import ALL, FilterFolders, filter_pairs
 from align.filter.report import FilterReport
 from align.formats.evaluation_set import EvaluationSet, held_out_sets
 from align.work import Portion
-from tests.support import ROOT
 from tests.support.evaluation_sets import write_set
 from tests.support.killing import digests
-from tests.support.params import load_params
+from tests.support.params import PARAMS_FILE, load_params
 from tests.support.small_filter import noise, shards, stock_folder
 
 ENGINE = (
-    load_params(ROOT / "params.yaml")
+    load_params(PARAMS_FILE)
     .section(EngineConfig)
     .model_copy(update={"memory_limit": "200MB", "num_threads": 2, "num_workers": 1})
 )
-CONFIG = load_params(ROOT / "params.yaml").section(FilterConfig).model_copy(update={"hold_out": 0.3})
+CONFIG = load_params(PARAMS_FILE).section(FilterConfig).model_copy(update={"hold_out": 0.3})
 NUM_IMAGES = 24
 
 

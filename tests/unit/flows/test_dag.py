@@ -94,7 +94,7 @@ def test_order_and_upstream() -> None:
 def test_a_model_of_ones_own_needs_neither_pretraining_nor_its_tokenizer(tmp_path: Path) -> None:
     """`finetune.from` decides what the stages after it read, directly or not."""
     yaml = YAML()
-    values = yaml.load(ROOT / "params.yaml")
+    values = yaml.load(PARAMS_FILE)
     (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
     for start, more in (("models/pretrained", {"fit_tokenizer", "pretrain"}), ("imported", set())):
         values["finetune"]["from"] = start

@@ -239,7 +239,7 @@ def test_what_cannot_be_is_one_line(
     (tmp_path / "here").mkdir()
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path / "here")
-    importing = ["import_model", "--params", str(ROOT / "params.yaml"), "--from"]
+    importing = ["import_model", "--params", str(PARAMS_FILE), "--from"]
     cases = (
         (lambda: export("torch", trained, Path()), ".: the working directory, or a folder around it, is not replaced"),
         (lambda: main([*importing, "none", "--out", "new"]), "--from none: no such folder"),

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from tests.support import ROOT, tiny_model
+from tests.support import tiny_model
+from tests.support.params import PARAMS_FILE
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_it_is_one_line_and_nothing_changes(
     folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], line: str
 ) -> None:
     before = sorted(folder.rglob("*"))
-    assert main([*words, "--params", str(ROOT / "params.yaml"), "--set", "paths.finetuned=model"]) == 1
+    assert main([*words, "--params", str(PARAMS_FILE), "--set", "paths.finetuned=model"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and line in said[0]
     assert sorted(folder.rglob("*")) == before and (folder / "texts.txt").read_text() == "a red heart\n"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from align.config.params import load_params
 from align.errors import ConfigError
 from align.services.dvc import is_tracked, overridden, require_stated_values, stage_of
-from tests.support.params import load_params
 
 PARAMS = """
 paths: {raw: data/raw, reports: reports, archive: data/a.warc.gz}

@@ -10,9 +10,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from align.cli import VERBS
-from align.config import load_params
 from align.config.cluster import ClusterConfig
 from tests.support import ROOT
+from tests.support.params import load_params
 
 SCRIPT, MANIFEST, IMAGE = ROOT / "infra/slurm/train.sh", ROOT / "infra/kubernetes/train.yaml", ROOT / "infra/Dockerfile"
 #: Starts a job's two tasks as srun does, one after the other.
@@ -40,7 +40,7 @@ def test_each_machine_of_a_slurm_job_is_told_its_place(tmp_path: Path, num_nodes
     for node, line in enumerate(lines):
         assert line.startswith("pretrain --set pretrain.num_steps=2 # x ")
         overrides = re.findall(r"--set (cluster\.\S+)", line)
-        values = load_params(ROOT / "params.yaml", overrides).section(ClusterConfig)
+        values = load_params(None, overrides).section(ClusterConfig)
         assert (values.num_nodes, values.node_rank) == (num_nodes, node)
         assert str(values.rendezvous or "null") == rendezvous
 
@@ -63,7 +63,7 @@ def test_the_kubernetes_job_names_its_machines() -> None:
     line = container["command"][2]
     words = shlex.split(line.replace("$JOB_COMPLETION_INDEX", "1"))
     assert words[:2] == ["exec", "align"] and words[2] in VERBS
-    values = load_params(ROOT / "params.yaml", words[4::2]).section(ClusterConfig)
+    values = load_params(None, words[4::2]).section(ClusterConfig)
     assert (values.num_nodes, values.node_rank) == (spec["completions"], 1)
     assert values.rendezvous == f"{name}-0.{service['metadata']['name']}:29500"
     mounts = {mount["name"] for mount in container["volumeMounts"]}

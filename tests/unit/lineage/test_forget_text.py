@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from align.config import load_params
 from align.config.paths import PathsConfig
 from align.lineage.forget_text import remaining_lines
-from tests.support import ROOT
+from tests.support.params import load_params
 
 
 def test_reports_of_failed_runs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = load_params(ROOT / "params.yaml").section(PathsConfig)
+    paths = load_params().section(PathsConfig)
     monkeypatch.chdir(tmp_path)
     assert "failed runs" not in "\n".join(remaining_lines(paths, []))
     Path(".align/failed").mkdir(parents=True)

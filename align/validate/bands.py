@@ -46,6 +46,38 @@ def suggested_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict
     return bands | ({"dropped_share": dropped} if dropped else {})
 
 
+def tighter_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The bands to set for a person who knows that this data is good: what was measured, with room on both sides.
+
+    Args:
+        config, measured: as above.
+
+    Returns:
+        Key of section `validate` -> value, for bands that hold and have more room than that. A band from 0 to 1 is of a
+        rule that is off, and is left out.
+    """
+    bands: dict[str, Any] = {}
+    success = measured.get("raw_success_share")
+    if success is not None and config.min_success_share + _EPSILON < _low(success):
+        bands["min_success_share"] = _low(success)
+    if (keep_rate := _narrowed(config.keep_rate, measured.get("keep_rate"))) is not None:
+        bands["keep_rate"] = keep_rate
+    dropped = {
+        reason: narrower
+        for reason, band in config.dropped_share.items()
+        if (narrower := _narrowed(band, measured.get(f"dropped_{reason}"))) is not None
+    }
+    return bands | ({"dropped_share": dropped} if dropped else {})
+
+
+def _narrowed(band: tuple[float, float], value: float | None) -> list[float] | None:
+    """The band with less room around the value; None where it has no more already, fails, or bounds nothing."""
+    if value is None or tuple(band) == (0.0, 1.0) or not band[0] <= value <= band[1]:
+        return None
+    narrow = [max(band[0], _low(value)), min(band[1], _high(value))]
+    return narrow if narrow != list(band) else None
+
+
 def _widened(band: tuple[float, float], value: float | None) -> list[float] | None:
     """The band with the value in it; None where it is in it already, or unknown."""
     if value is None or band[0] <= value <= band[1]:

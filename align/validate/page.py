@@ -24,6 +24,14 @@ def gate_page(report: QualityReport, title: str, blocks: Sequence[str]) -> str:
     ]
     lead = f"Failed. {report.failure}" if failed else f"{summary(report).capitalize()}."
     parts = [html.cards(cards), *_failures(report), *_acceptances(report.expectations), *blocks]
+    if report.tighter:
+        parts.append(html.heading("Bands that can be tighter"))
+        parts.append(
+            html.paragraph(
+                "If this data is good, these values of params.yaml stop later data that differs by more than 10 points."
+            )
+        )
+        parts.append(html.code(as_yaml(report.tighter)))
     parts += [html.heading("All expectations"), html.table(_COLUMNS, map(_line, report.expectations), verdict=4)]
     parts.append(html.paragraph(f"Data: {report.data}"))
     return html.page(title, lead, parts)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from align.errors import FormatError, GateError
 from align.files import replace_directory, write_bytes, write_text
@@ -39,6 +39,7 @@ class QualityReport(Report):
         expectations: all outcomes, in the order of the gate.
         distributions: name -> bucket -> share of the kept pairs, the base of drift; empty at the gate over shards.
         bands: values of section `validate` with which the bands that failed hold, see `align.validate.bands`.
+        tighter: values with which data like this still passes, where the bands are wider than that.
     """
 
     data: str
@@ -47,6 +48,7 @@ class QualityReport(Report):
     expectations: tuple[Outcome, ...]
     distributions: dict[str, dict[str, float]]
     bands: dict[str, Any]
+    tighter: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def failed(self) -> list[Outcome]:

@@ -36,7 +36,7 @@ from align.report import record_runtime
 from align.services import expectations
 from align.services.engine import open_engine
 from align.validate import evaluation_images, tables
-from align.validate.bands import suggested_bands
+from align.validate.bands import suggested_bands, tighter_bands
 from align.validate.drift import distributions, drift
 from align.validate.evaluation_images import checked_counts, read_checked_sets
 from align.validate.expectations import gate
@@ -102,6 +102,8 @@ def validate(
         distributions=now,
         bands=suggested_bands(config, numbers),
     )
+    if report.passed:
+        report = report.model_copy(update={"tighter": tighter_bands(config, numbers)})
     figure = png(drift_figure(now, reference.distributions if reference else {})) if now else None
     page = tables_page(report, figure, moved, reference, data.checked_sets, has_manifest=raw_faults is not None)
     publish(report, page, reports, "validate", {"distributions.png": figure} if figure else {})

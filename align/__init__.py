@@ -1,5 +1,5 @@
 """ALIGN, end to end: noisy web pairs in; a measured, registered and searchable dual encoder out.
 
-Each stage is a folder with a module per verb, such as `align/filter/filter.py`; `align/cli.py` lists the verbs. What
+Each stage is a folder with a module per verb, such as `align/filter/filter.py`; `align/verbs.py` lists the verbs. What
 stages share is in the other folders and in `align/*.py`.
 """

@@ -60,7 +60,7 @@ def travel(folder: Path, page: str, name: str, more: Mapping[str, str] | None = 
     } | dict(more or {})
     done = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", script(DOCS / f"{page}.md", name)],
-        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False,
+        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1700, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{page}, {name}:\n{done.stdout[-6000:]}"
     return done.stdout

@@ -1,0 +1,110 @@
+"""docs/own-data.md as it is typed, over a hundred pictures."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import own_data
+from tests.support.dvc_projects import shell
+from tests.support.journeys import travel
+from tests.support.web_server import WebServer
+
+STAGES = (
+    "ingest", "filter", "validate", "shard", "validate_shards", "fit_tokenizer", "pretrain", "finetune", "evaluate",
+    "package", "index",
+)  # fmt: skip
+#: `align run` commits.
+AUTHOR = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+#: Minutes on a quiet machine; a busy one takes several times as long.
+pytestmark = pytest.mark.timeout(1800)
+
+
+def test_pictures_and_captions_to_a_model_that_can_be_searched(folder: Path) -> None:
+    own_data.write_captions(folder)
+    said = travel(folder, "own-data", "pictures")
+    project = folder / "photos"
+    assert "captions.csv: pictures from column 'file', texts from column 'text'" in said
+    assert f"ingest: {own_data.NUM + 1} pairs of {own_data.NUM} images" in said
+    assert ran(said) == list(STAGES)
+    assert (project / "hits.html").is_file() and found(said) == 10
+    for page in ("ingest/report.html", "filter/report.html", "evaluation/report.html"):
+        assert (project / "reports" / page).is_file(), page
+    assert shell(project, "git status --short", {}).split() == ["??", "dvc.lock"]
+    again = shell(project, "dvc repro", {})
+    assert ran(again) == [] and "Data and pipelines are up to date." in again
+
+
+@pytest.mark.full
+def test_a_folder_of_img2dataset(folder: Path) -> None:
+    own_data.write_pairs(folder)
+    said = travel(folder, "own-data", "img2dataset")
+    assert ran(said) == list(STAGES) and found(said) == 10
+    assert f"ingest: {own_data.NUM} pairs of {own_data.NUM - 1} images" in said
+    assert funnel(folder / "crawled") == {"image_missing": 1}
+
+
+@pytest.mark.full
+def test_a_table_of_addresses_whose_server_is_busy_at_first(folder: Path) -> None:
+    busy = range(10, 15)
+    with WebServer() as server:
+        own_data.write_addresses(folder, server, busy, attempts=3)  # download.num_retries is 2
+        said = travel(folder, "own-data", "table")
+        asked = len(server.requests)
+        project = folder / "crawled"
+        again = shell(project, "dvc repro", {})
+    assert f"{len(busy)} without a picture, {len(busy)} of these can be retried" in said
+    assert "503" in said and "0 without a picture, 0 of these can be retried" in said
+    assert server.agents == {"my-crawler/1.0 (+https://example.org/contact)"}
+    assert ran(said) == list(STAGES[1:]), "dvc repro fetched the pictures again"
+    assert ran(again) == [] and len(server.requests) == asked
+    assert all(server.count(f"/{number:03d}.jpg") == (4 if number in busy else 1) for number in range(own_data.NUM))
+    assert funnel(project) == {} and found(said) == 10
+
+
+@pytest.mark.full
+def test_sets_of_ones_own_pairs_and_of_classes(folder: Path) -> None:
+    own_data.write_captions(folder)
+    own_data.write_classes(folder)
+    said = travel(folder, "own-data", "sets")
+    project = folder / "measured"
+    assert 5 <= funnel(project)["held_out"] <= 20
+    shown = said[said.index("+ dvc metrics show") :]
+    for name in ("held_out/text_to_image/recall@10", "clothing/zero_shot/accuracy", "clothing/knn/accuracy"):
+        assert name in metrics(project) and name in shown, name
+    assert "test/text_to_image/recall@10" in metrics(project), "the split was not measured, too"
+
+
+@pytest.mark.full
+def test_three_runs_compared(folder: Path) -> None:
+    own_data.write_captions(folder)
+    said = travel(folder, "own-data", "compare", AUTHOR)
+    project = folder / "tries"
+    table = said[said.index("+ align compare") :]
+    for name in ("base", "longer", "sigmoid", "pretrain.num_steps", "pretrain.loss", "model.logit_bias_init"):
+        assert name in table, name
+    assert (project / "runs.html").is_file()
+    assert shell(project, "git status --short", {}).split() == ["??", "dvc.lock"], "a run touched the project"
+
+
+def ran(said: str) -> list[str]:
+    """The stages that DVC ran, in order."""
+    return re.findall(r"^Running stage '(\w+)'", said, re.M)
+
+
+def found(said: str) -> int:
+    """Hits that `align search` printed."""
+    return len(re.findall(r"^ +\d+ +-?\d\.\d{3} ", said, re.M))
+
+
+def funnel(project: Path) -> dict[str, int]:
+    """Reason -> the pairs that it dropped first, where there are any."""
+    report = json.loads((project / "reports/filter/report.json").read_text())
+    return {row["reason"]: row["num_first"] for row in report["funnel"] if row["num_first"]}
+
+
+def metrics(project: Path) -> dict[str, Any]:
+    """What was measured, by set."""
+    return dict(json.loads((project / "reports/evaluation/metrics.json").read_text()))

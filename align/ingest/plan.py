@@ -128,8 +128,9 @@ def make_plan(
         pieces: the work folder, where the plan is made; each scanned file is committed on its own.
         open_sql: returns a context manager of a SQL `Engine`.
         opted_out: asked at each hop of redirects within an archive.
-        config: `max_pages`: number of pages, those with the smallest hash of their address: they are spread over the
-            archive, and always the same; None: all pages. `shard_size`: approximate pairs per shard.
+        config: `max_pages`: number of pages, or of pictures where the source names no pages: those with the smallest
+            hash of their address, so they are spread over the archive, and always the same; None: all. `shard_size`:
+            approximate pairs per shard.
         num_workers: processes; None: one per core.
         may_make: whether the plan is made if other machines have not made it.
 
@@ -249,9 +250,9 @@ def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> 
     chosen = "candidates"
     if max_pages is not None:
         chosen = f"""(
-            SELECT * FROM candidates WHERE page_url IN (
-                SELECT page_url FROM (SELECT DISTINCT page_url FROM candidates WHERE page_url IS NOT NULL)
-                ORDER BY md5(page_url), page_url LIMIT {max_pages}
+            SELECT * FROM candidates WHERE coalesce(page_url, url) IN (
+                SELECT page FROM (SELECT DISTINCT coalesce(page_url, url) AS page FROM candidates)
+                WHERE page IS NOT NULL ORDER BY md5(page), page LIMIT {max_pages}
             )
         )"""
     num_pairs = sql.rows(f"SELECT count(*) FROM {chosen} AS chosen")[0][0]

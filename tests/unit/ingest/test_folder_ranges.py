@@ -40,3 +40,10 @@ def test_ranges_and_one_run_write_the_same_bytes(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "whole/reports/ingest/report.json").read_text())["statuses"] == {
         "failed_to_download": 4, "success": 20,
     }  # fmt: skip
+
+
+def test_max_pages_takes_so_many_pictures_where_there_are_no_pages(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", range(12))
+    assert ingested(tmp_path / "some", folder, "--set", "ingest.max_pages=3")
+    report = json.loads((tmp_path / "some/reports/ingest/report.json").read_text())
+    assert report["statuses"] == {"success": 6}  # three pictures of two texts each

@@ -61,8 +61,8 @@ def require_passed(folder: Path, data: str, where: Path) -> None:
         verdict = parse(Verdict, path.read_bytes(), path, f"{command} again")
     except FileNotFoundError:
         raise DataError(f"{path}: no quality verdict on this data; {command} first") from None
-    if not verdict.passed:
-        raise GateError(f"{path}: the quality gate failed ({verdict.failure}); see report.html in the same folder")
     if verdict.data != data:
         after = _AFTER.get(folder.name, "")
         raise DataError(f"{path}: this verdict is about other data than {where}; {command} with the same paths{after}")
+    if not verdict.passed:
+        raise GateError(f"{path}: the quality gate failed ({verdict.failure}); see report.html in the same folder")

@@ -28,6 +28,12 @@ def test_a_failed_verdict_gives_its_reason(tmp_path: Path) -> None:
         require_passed(tmp_path / "quality", DATA, WHERE)
 
 
+def test_a_failed_verdict_on_other_data_is_about_other_data(tmp_path: Path) -> None:
+    write_verdict(tmp_path / "quality", passed=False, data=DATA)
+    with pytest.raises(DataError, match="about other data than data/x"):
+        require_passed(tmp_path / "quality", OTHER_DATA, WHERE)
+
+
 @pytest.mark.parametrize("text", ["{", "{}", '{"schema_version": 1, "passed": 1, "failure": null, "data": "a"}'])
 def test_a_broken_verdict_is_one_clear_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "verdict.json").write_text(text)

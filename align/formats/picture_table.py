@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from align.errors import DataError
 from align.formats import json_tables
+from align.formats.img2dataset import IMAGE_EXTENSIONS
 from align.formats.parquet import ForeignTable, is_list
 from align.formats.table_lines import separated_rows
 
@@ -25,7 +27,7 @@ _JSON = (".json", ".jsonl", ".ndjson")
 #: Of tables, all of them perhaps followed by .gz but for parquet.
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", *_JSON, ".parquet")
 #: Of files that are pictures by their names.
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+PICTURE_SUFFIXES = tuple(f".{extension}" for extension in sorted(IMAGE_EXTENSIONS))
 #: Usual names of the column of pictures' files, in order ...
 PICTURE_COLUMNS = (
     "file_name", "filename", "file", "file_path", "filepath", "path", "image_path", "image_file", "image_filename",
@@ -67,7 +69,7 @@ class PictureTable:
             raise DataError(f"{path}: no table; its name ends in one of {', '.join(TABLE_SUFFIXES)}")
         self._header: Sequence[str] | None = None
         self.names: list[str] = list(self._read(self._names()))
-        twice = next((name for name in self.names if self.names.count(name) > 1), None)
+        twice = next((name for name, number in Counter(self.names).items() if number > 1), None)
         if twice is not None:
             raise DataError(f"{path}: two columns have the name '{twice}'; give one of them another name")
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -33,6 +32,7 @@ from align.evaluate.set_sources import (
     Faults,
     Listed,
     is_table,
+    is_utf8,
     name_classes,
     read_class_names,
     read_folder,
@@ -45,6 +45,8 @@ from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSe
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "a {}.", "{}")
 #: Sets that `align evaluate` makes itself.
 _RESERVED = ("test", HELD_OUT)
+#: Where the pictures of a table often are: in such a folder beside it, or beside its folder.
+_USUAL_FOLDERS = ("images", "Images", "imgs", "img", "pictures", "photos", "flickr30k-images", "flickr8k-images")
 
 
 @dataclass(frozen=True)
@@ -123,16 +125,23 @@ def _check_name(recipe: Recipe, evaluation: Path) -> None:
     there = [path for path in (evaluation / f"{recipe.name}{end}" for end in (".json", ".tar")) if path.exists()]
     if there and not recipe.replace:
         raise DataError(f"{there[0]}: exists; replace the set with --replace, or choose another name")
+    names = [path.name for path in (*recipe.sources, recipe.reference) if isinstance(path, Path)]
+    if bad := [text for text in (*names, recipe.description, *recipe.templates) if not is_utf8(text)]:
+        raise DataError(f"{bad[0]!r}: not UTF-8; rename it, or write it in UTF-8")
     for template in recipe.templates:
         if template.count("{}") != 1:
             raise DataError(f"--template {template!r}: has no {{}} for the name of the class, or more than one")
 
 
 def _listed(recipe: Recipe, sources: Sequence[Path], faults: Faults) -> list[Listed]:
-    """The pictures of all sources. Their names begin with that of the source where there are several."""
-    several = len(recipe.sources) > 1 or isinstance(recipe.reference, Path)
+    """The pictures of some of the recipe's sources. Where it has several, their names begin with that of the source,
+    and its number if some have the same name.
+    """
+    every = [path for path in (*recipe.sources, recipe.reference) if isinstance(path, Path)]
+    same = len({path.name for path in every}) < len(every)
+    first = 1 if sources is recipe.sources else len(every)
     listed = []
-    for source in sources:
+    for number, source in enumerate(sources, first):
         if source.is_dir():
             found = read_folder(source, faults)
         elif is_table(source):
@@ -142,9 +151,10 @@ def _listed(recipe: Recipe, sources: Sequence[Path], faults: Faults) -> list[Lis
                 "neither a folder nor a table (.csv, .tsv, .jsonl, .parquet)" if source.exists() else "does not exist"
             )
             raise DataError(f"{source}: {what}; give a folder of class folders, or a table of pictures")
-        for one in found if several else ():
-            one.concept = f"{source.name}/{one.concept}" if one.concept == one.name else one.concept
-            one.name = f"{source.name}/{one.name}"
+        prefix = f"{number}_{source.name}" if same else source.name
+        for one in found if len(every) > 1 else ():
+            one.concept = f"{prefix}/{one.concept}" if one.concept == one.name else one.concept
+            one.name = f"{prefix}/{one.name}"
         listed += found
     return listed
 
@@ -191,15 +201,14 @@ def _check_classes(made: EvaluationSet) -> None:
 
 
 def _where_missing(recipe: Recipe, listed: Sequence[Listed], faults: Faults) -> str:
-    """Where the pictures are, if all of them are missing where the table says."""
+    """Where the pictures are, if all of them are missing where the table says, and they are in a usual folder."""
     missing = faults.found.get("missing", [])
     if len(missing) < len(listed) or not listed or recipe.images is not None:
         return ""
     table, wanted = recipe.sources[0], listed[0].path.name
-    for folder, _, files in os.walk(table.parent):
-        if wanted in files:
-            return f"; {wanted} is in {folder}: give --images {folder}"
-    return ""
+    usual = (above / name for above in (table.parent, table.parent.parent) for name in _USUAL_FOLDERS)
+    folder = next((folder for folder in usual if (folder / wanted).is_file()), None)
+    return "" if folder is None else f"; {wanted} is in {folder}: give --images {folder}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -273,6 +282,8 @@ def _reference(text: str | None) -> float | Path | None:
 
 def _summary(made: EvaluationSet, faults: Faults) -> Iterable[str]:
     yield from (f"left out: {len(names):,} {kind} ({some(names)})" for kind, names in faults.found.items())
+    if faults.others:
+        yield f"left out: {len(faults.others):,} file(s) that are no pictures by their names ({some(faults.others)})"
     if faults.joined:
         yield f"{len(faults.joined):,} picture(s) joined to one with the same bytes ({some(faults.joined)})"
     split = Counter(image.split for image in made.images)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from align.pairs.text import normalise
 
 #: Of a table, and of one picture: far beyond any evaluation set.
 _MAX_ROWS, _MAX_TEXTS = 1_000_000, 1_000
+#: What no file's name can have: a zero byte, half a surrogate pair.
+_IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
 #: Names in a message.
 _NAMED = 10
 
@@ -56,10 +59,14 @@ class Listed:
 
 @dataclass
 class Faults:
-    """What keeps pictures out of a set: kind -> pictures. `joined` to an equal one is no fault."""
+    """What keeps pictures out of a set: kind -> pictures.
+
+    No faults are those `joined` to an equal one, and `others`: files that are no pictures by their names.
+    """
 
     found: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     joined: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
     def add(self, kind: str, name: str) -> None:
         """Adds a picture, or a row of a table."""
@@ -85,8 +92,10 @@ def read_folder(folder: Path, faults: Faults) -> list[Listed]:
         DataError: there are no class folders, or they hold folders of classes.
     """
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    pictures = {one: sorted(filter(_is_picture, one.rglob("*"))) for one in classes}
-    if loose := sorted(path.name for path in folder.iterdir() if _is_picture(path)):
+    files = {one: sorted(path for path in one.rglob("*") if not path.is_dir()) for one in classes}
+    pictures = {one: list(filter(_is_picture, paths)) for one, paths in files.items()}
+    beside = sorted(path for path in folder.iterdir() if not path.is_dir())
+    if loose := [path.name for path in beside if _is_picture(path)]:
         raise DataError(
             f"{folder}: {len(loose):,} picture(s) in no class folder ({some(loose)}); put each into FOLDER/CLASS/, or "
             "give a table of captions"
@@ -100,12 +109,18 @@ def read_folder(folder: Path, faults: Faults) -> list[Listed]:
             example = f"--from {folder / 'test'} --reference {folder / 'train'}"
         raise DataError(f"{folder}: {some(nested)} hold(s) folders, not pictures; give one of them: {example}")
     listed = []
+    for path in (*beside, *(path for paths in files.values() for path in paths)):
+        if not _is_picture(path):
+            faults.others.append(path.relative_to(folder).as_posix())
     for one, paths in pictures.items():
         if not paths:
             faults.add("class folder(s) without a picture", one.name)
         for path in paths:
             name = path.relative_to(folder).as_posix()
-            listed.append(Listed(path, name, [], name, one.name))
+            if is_utf8(name):
+                listed.append(Listed(path, name, [], name, one.name))
+            else:
+                faults.add("with a name that is not UTF-8", name)
     return listed
 
 
@@ -133,6 +148,9 @@ def read_table(file: Path, columns: Columns, images: Path | None, faults: Faults
             faults.add(kind, f"row {number}")
             continue
         name = os.path.normpath(str(row[0]).strip())
+        if _IMPOSSIBLE.search(name):
+            faults.add("row(s) with a name that no file can have", f"row {number}")
+            continue
         path = folder / name
         if Path(name).is_absolute() or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             faults.add(f"outside of {folder}", name)
@@ -224,7 +242,7 @@ def _chosen(file: Path, names: Sequence[str], columns: Columns) -> tuple[str, st
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, (str, int)) and bool(str(value).strip()) and not set("\0") & set(str(value))
+    return isinstance(value, (str, int)) and bool(str(value).strip())
 
 
 def _texts(value: Any) -> list[str]:
@@ -245,7 +263,12 @@ def _plain(value: Any) -> str | None:
 
 def _is_picture(path: Path) -> bool:
     hidden = path.name.startswith(".")  # what systems leave: .DS_Store, ._0001.jpg
-    return path.suffix.lower() in PICTURE_SUFFIXES and not hidden and not path.is_dir()
+    return path.suffix.lower() in PICTURE_SUFFIXES and not hidden
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a set can store a name: those of files are bytes, and Python shows any others as half surrogates."""
+    return _IMPOSSIBLE.search(name) is None
 
 
 def some(names: Sequence[str]) -> str:

@@ -198,13 +198,6 @@ def test_equal_pictures_are_joined_unless_that_contradicts(capsys: pytest.Captur
     assert "1 equal to one of another class, concept or split (copy.png = 1.png)" in line
 
 
-def test_pictures_elsewhere_are_found_for_the_message(capsys: pytest.CaptureFixture[str]) -> None:
-    pictures("photos/deep/in", 1)
-    file = table("csv", [{"file": "1.png", "caption": "one"}])
-    assert refused(capsys, "mine", "--from", file).endswith("1.png is in photos/deep/in: give --images photos/deep/in")
-    assert make("mine", "--from", file, "--images", "photos/deep/in") == 0
-
-
 def test_an_existing_set_is_replaced_only_when_told(capsys: pytest.CaptureFixture[str]) -> None:
     class_folders()
     assert make("mine", "--from", "photos") == 0

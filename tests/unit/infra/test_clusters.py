@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -70,11 +71,30 @@ def test_the_kubernetes_job_names_its_machines() -> None:
     assert mounts == {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
 
 
+def copies(text: str) -> dict[str, str]:
+    """What a Dockerfile copies -> where it lies in the working directory."""
+    lines = [line.split() for line in re.findall(r"^COPY (.+)$", text, re.M)]
+    return {
+        name: os.path.normpath(Path(target, Path(name).name) if target.endswith("/") else target)
+        for *names, target in lines
+        for name in names
+    }
+
+
 def test_the_image_copies_what_exists_and_what_its_context_holds() -> None:
     text = IMAGE.read_text("utf-8")
-    copied = [word for line in re.findall(r"^COPY (.+)$", text, re.M) for word in line.split()[:-1]]
+    copied = copies(text)
     allowed = re.findall(r"^!(\S+)$", IMAGE.with_name("Dockerfile.dockerignore").read_text("utf-8"), re.M)
     assert sorted(copied) == sorted(allowed)
     assert all((ROOT / name).exists() for name in copied)
     [target] = re.findall(r"^RUN make (\S+)$", text, re.M)
     assert "STAMP := $(VENV)/.installed" in (ROOT / "Makefile").read_text("utf-8") and target == ".venv/.installed"
+
+
+def test_the_image_has_what_the_package_is_made_from() -> None:
+    """`pip install -e .` stops at a file of this list that is absent."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    needed = [Path(name) for name in project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]]
+    copied = copies(IMAGE.read_text("utf-8"))
+    assert [str(path) for path in needed if not {str(path), *map(str, path.parents)} & set(copied)] == []
+    assert all(target == name for name, target in copied.items())  # each where the checkout has it

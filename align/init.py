@@ -17,6 +17,7 @@ from typing import Any
 from align.cli import read_params
 from align.config import Params, load_params
 from align.config.params_file import editor, write_params
+from align.config.paths import READ
 from align.config.profile import profile_overrides
 from align.console import show
 from align.declared import CODE_FILE, DVC_FILE, read_yaml
@@ -45,8 +46,6 @@ COPIED = (
     "prefect.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", "data/policy/README.md",
     "infra/env.example",
 )  # fmt: skip
-#: Parameters that name what is read: a relative path is meant from where the person types it.
-READ = ("paths.archive", "paths.evaluation", "paths.policy", "index.queries", "finetune.from")
 
 _CODE_HEADER = f"""\
 # Stage: digest of the code in the installed align that decides its bytes. DVC compares it with {DVC_FILE}'s record; a
@@ -78,6 +77,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     values = load_params(args.params, overrides).values
     chosen = {key: _value(values, key) for key in (override.partition("=")[0] for override in overrides)}
     typed = {override.partition("=")[0] for override in args.overrides}
+    # a relative path is meant from where the person types it
     chosen |= {key: _from_here(key, chosen[key], args.directory) for key in READ if key in typed}
     init(args.directory, params.source, chosen)
     archive = chosen["paths.archive"]

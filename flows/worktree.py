@@ -1,5 +1,5 @@
-"""A git worktree for one run, with its own params.yaml; it shares with the checkout DVC's cache, the checkpoints, and
-what the filter measured of evaluation images.
+"""A git worktree for one run, with its own params.yaml; it shares with the checkout DVC's cache, the checkpoints, what
+the filter measured of evaluation images, and inputs that git ignores.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from align.config import load_params
 from align.config.params_file import write_params
-from align.config.paths import below_root, require_inside
+from align.config.paths import READ, below_root, require_inside
+from align.declared import declared_outs
 from align.errors import DataError
 from flows.git_repository import git
 
@@ -38,6 +39,9 @@ def worktree(root: Path, commit: str, path: Path, overrides: Mapping[str, Any]) 
         write_params(path / "params.yaml", overrides)
         require_inside(load_params(path / "params.yaml").values.get("paths", {}))
         _share(root, path)
+        if kept := list(filter(None, git(path, "ls-files", "-z", "--", "*.dvc").split("\0"))):
+            _dvc(path, "checkout", "--quiet", "--allow-missing", "--", *kept)  # such as an imported model
+        _link_inputs(root, path)
         yield path
     finally:
         _remove(root, path)
@@ -57,6 +61,26 @@ def _share(root: Path, path: Path) -> None:
             (root / folder).mkdir(parents=True, exist_ok=True)
             (path / folder).parent.mkdir(parents=True, exist_ok=True)
             (path / folder).symlink_to((root / folder).resolve())
+
+
+def _link_inputs(root: Path, path: Path) -> None:
+    """Links inputs that are in the checkout only, such as pairs in mydata/; DVC reads, and records, what they hold.
+
+    Not what git tracks, which the worktree has as of its commit, and no stage's out.
+    """
+    values = load_params(path / "params.yaml").values
+    outs = {PurePath(out) for written in declared_outs(path).values() for out in written}
+    for key in READ:
+        section, _, name = key.partition(".")
+        value = values.get(section, {}).get(name)
+        if not isinstance(value, str) or "://" in value:
+            continue
+        source, target = PurePath(value), path / value
+        if source.is_absolute() or ".." in source.parts or outs.intersection((source, *source.parents)):
+            continue
+        if (root / source).exists() and not target.exists() and not git(root, "ls-files", "--", value):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to((root / source).resolve())
 
 
 def _dvc(root: Path, *args: str) -> str:

@@ -16,6 +16,8 @@ PathField = Annotated[Path, Field(strict=False)]
 
 #: What stages only read. They may lie anywhere; stages write, and replace, the other paths.
 INPUTS = frozenset({"archive", "evaluation", "policy"})
+#: Parameters of any section that name what stages only read.
+READ = (*(f"paths.{name}" for name in sorted(INPUTS)), "index.queries", "finetune.from")
 #: Put before the outputs; itself neither read nor written.
 ROOT = "root"
 

@@ -1,0 +1,90 @@
+"""What a run's worktree has of what git does not hold: data that `dvc add` keeps, and inputs that git ignores."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.request import Request
+from flows.workspace import in_worktree
+from tests.support.dvc_projects import commit_all, environment, make_repository, shell
+
+PARAMS = """\
+paths:
+  archive: mydata/pairs
+  evaluation: data/evaluation
+  policy: data/policy
+  checkpoints: checkpoints
+  reports: reports
+index:
+  queries: mydata/queries.json
+finetune:
+  from: imported
+"""
+DVC_YAML = """\
+stages:
+  ingest:
+    cmd: mkdir -p data && cp -r ${paths.archive} data/raw
+    deps: ["${paths.archive}"]
+    outs: [data/raw]
+  finetune:
+    cmd: mkdir -p models && cp -r ${finetune.from} models/finetuned
+    deps: ["${finetune.from}"]
+    outs: [models/finetuned]
+"""
+REQUEST = Request(overrides={"index.queries": "mydata/queries.json"})
+
+
+@pytest.fixture(name="project")
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with an archive and queries in mydata/, which git ignores, and a model that `dvc add` keeps."""
+    root = make_repository(tmp_path / "project", {"params.yaml": PARAMS, "dvc.yaml": DVC_YAML}, "")
+    for name, value in environment(root, {}).items():
+        monkeypatch.setenv(name, value)
+    for folder in ("mydata/pairs", "imported"):
+        (root / folder).mkdir(parents=True)
+    (root / "mydata/pairs/table.csv").write_text("file,caption\n")
+    (root / "mydata/queries.json").write_text("[]")
+    (root / "imported/config.json").write_text("{}")
+    shell(root, "dvc add --quiet imported", {})
+    commit_all(root)
+    return root
+
+
+def test_a_run_has_the_model_that_dvc_keeps(project: Path) -> None:
+    (project / "imported/config.json").write_text("changed since")
+    with in_worktree(project, REQUEST, log=lambda line: None) as work:
+        assert (work.root / "imported/config.json").read_text() == "{}"
+        shell(work.root, "dvc repro finetune", {})
+        assert (work.root / "models/finetuned/config.json").read_text() == "{}"
+    assert (project / "imported/config.json").read_text() == "changed since"
+
+
+def test_a_run_reads_the_inputs_that_git_ignores(project: Path) -> None:
+    shell(project, "dvc repro ingest", {})
+    with in_worktree(project, REQUEST, log=lambda line: None) as work:
+        assert (work.root / "mydata/queries.json").read_text() == "[]"
+        shell(work.root, "dvc repro ingest", {})
+        assert (work.root / "data/raw/table.csv").read_text() == "file,caption\n"
+        assert (work.root / "dvc.lock").read_bytes() == (project / "dvc.lock").read_bytes()
+    assert (project / "mydata/pairs/table.csv").read_text() == "file,caption\n"  # the link alone is removed
+
+
+def test_another_archive_of_the_run_is_found_too(project: Path) -> None:
+    (project / "mydata/more").mkdir()
+    (project / "mydata/more/table.csv").touch()
+    with in_worktree(project, Request(overrides={"paths.archive": "mydata/more"}), log=lambda line: None) as work:
+        assert (work.root / "mydata/more/table.csv").exists() and not (work.root / "mydata/pairs").exists()
+
+
+def test_no_link_stands_for_what_git_or_a_stage_has(project: Path) -> None:
+    """An older revision has no newer files of git; a link where a stage writes would let it replace the checkout's."""
+    (project / "data/policy").mkdir(parents=True)
+    (project / "data/policy/accepted.json").touch()
+    commit_all(project, "policy")
+    (project / "models/finetuned").mkdir(parents=True)
+    request = Request(ref="HEAD~1", overrides={"finetune.from": "models/finetuned", "paths.archive": "../elsewhere"})
+    (project.parent / "elsewhere").mkdir()
+    with in_worktree(project, request, log=lambda line: None) as work:
+        assert not (work.root / "data/policy").exists()
+        assert not (work.root / "models/finetuned").exists()
+        assert not (work.root.parent / "elsewhere").exists()

@@ -26,7 +26,7 @@ from align.files import replace_directory, sha256_file
 from align.formats.filtered import IMAGES, decisions_digest
 from align.formats.raw import raw_shards
 from align.formats.shards import SPLITS
-from align.formats.verdict import TABLES, require_passed
+from align.formats.verdict import TABLES, gate_report, require_passed
 from align.pieces import Pieces
 from align.report import record_runtime, write_report
 from align.services.store_work import open_work
@@ -135,7 +135,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     folders = ShardFolders(
         raw=paths.raw,
         filtered=paths.filtered,
-        quality=paths.reports / TABLES,
+        quality=gate_report(params, TABLES, lambda: decisions_digest(paths.filtered)),
         shards=paths.shards,
         report=paths.reports / "shard",
     )

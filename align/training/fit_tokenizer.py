@@ -16,7 +16,7 @@ from align.config.store import StoreConfig
 from align.console import say
 from align.files import replace_directory
 from align.formats.shards import iter_samples, read_manifest
-from align.formats.verdict import SHARDS, require_passed
+from align.formats.verdict import SHARDS, gate_report, require_passed
 from align.model.tokenizer import SPECIAL_TOKENS, TextTokenizer, fit_wordpiece, save_tokenizer
 from align.report import Report, record_runtime, write_report
 from align.services.store import materialised
@@ -73,7 +73,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align fit_tokenizer`."""
     del args
     paths = params.section(PathsConfig)
-    require_passed(paths.reports / SHARDS, read_manifest(paths.shards).digest, paths.shards)
+    shards = read_manifest(paths.shards).digest
+    require_passed(gate_report(params, SHARDS, lambda: shards), shards, paths.shards)
     with record_runtime("fit_tokenizer", paths.runtime):
         report = fit_tokenizer(
             params.section(FitTokenizerConfig),

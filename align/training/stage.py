@@ -20,7 +20,7 @@ from align.config.store import StoreConfig
 from align.console import say
 from align.files import replace_directory
 from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer, read_config
-from align.formats.verdict import SHARDS, require_passed
+from align.formats.verdict import SHARDS, gate_report, require_passed
 from align.model.dual_encoder import load_model, save_model
 from align.report import record_runtime
 from align.services.live_log import LiveLog
@@ -66,7 +66,7 @@ def train_from_params(
     if (run_id := current_run_id()) is not None:
         log = LiveLog(run_id, stage, plan.folder().directory / JOURNAL)
         plan = replace(plan, monitoring=replace(plan.monitoring, log=log))
-    require_passed(paths.reports / SHARDS, plan.data.digest, paths.shards)
+    require_passed(gate_report(params, SHARDS, lambda: plan.data.digest), plan.data.digest, paths.shards)
     with record_runtime(stage, paths.runtime) as runtime:
         finished = train_stage(plan, out=out, reports=paths.reports / stage)
         if finished is None:

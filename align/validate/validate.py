@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from align.config import Params
+from align.config import Params, load_params
 from align.config.engine import EngineConfig
 from align.config.paths import PathsConfig
 from align.config.validate import ValidateConfig
@@ -148,7 +148,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         say(f"validate: this data is the reference for drift; commit {paths.policy}")
     else:
         with record_runtime("validate", paths.runtime):
-            checked_sets = read_checked_sets(paths.reports / "filter")
+            checked_sets = read_checked_sets(_filter_report(params))
             report = validate(
                 params.section(ValidateConfig),
                 params.section(EngineConfig),
@@ -157,3 +157,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
                 reports=quality,
             )
         say(f"validate: {summary(report)}")
+
+
+def _filter_report(params: Params) -> Path:
+    """In `paths.reports`; for a trial that writes its reports elsewhere and has no such one, where the file says."""
+    here, stated = (one.section(PathsConfig).reports / "filter" for one in (params, load_params(params.source)))
+    return here if here.exists() else stated

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from align.config.params_file import write_params
 from align.errors import DataError, FormatError, GateError
-from align.formats.verdict import require_passed
+from align.formats.verdict import TABLES, gate_report, require_passed
+from tests.support.params import PARAMS_FILE, load_params
 from tests.support.small_data import write_verdict
 
 DATA, OTHER_DATA = "a" * 64, "b" * 64
@@ -39,3 +41,20 @@ def test_a_broken_verdict_is_one_clear_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "verdict.json").write_text(text)
     with pytest.raises(FormatError, match=r"verdict\.json: .*; run `align validate` again"):
         require_passed(tmp_path, DATA, WHERE)
+
+
+def test_a_trial_with_reports_of_its_own_asks_the_gate_that_judged_its_data(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_bytes(PARAMS_FILE.read_bytes())
+    write_params(file, {"paths.reports": str(tmp_path / "reports")})
+    trial = load_params(file, [f"paths.reports={tmp_path}/trial"])
+    here, stated = tmp_path / "trial" / TABLES, tmp_path / "reports" / TABLES
+    assert gate_report(load_params(file), TABLES, lambda: pytest.fail("no trial: nothing is read")) == stated
+    assert gate_report(trial, TABLES, lambda: DATA) == here  # neither has judged
+    write_verdict(stated, passed=True, data=DATA)
+    assert gate_report(trial, TABLES, lambda: DATA) == stated
+    assert gate_report(trial, TABLES, lambda: OTHER_DATA) == here
+    write_verdict(here, passed=True, data=OTHER_DATA)
+    assert gate_report(trial, TABLES, lambda: DATA) == stated
+    write_verdict(here, passed=False, data=DATA)  # a stricter trial
+    assert gate_report(trial, TABLES, lambda: DATA) == here

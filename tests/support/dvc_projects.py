@@ -44,26 +44,28 @@ def environment(root: Path, aws: Mapping[str, str]) -> dict[str, str]:
     return env | dict(aws)
 
 
-def attempt(root: Path, command: str, aws: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def attempt(
+    root: Path, command: str, aws: Mapping[str, str], timeout_s: float = 240
+) -> subprocess.CompletedProcess[str]:
     """A line typed in a checkout, on a machine that has only the variables `aws` for S3."""
     return subprocess.run(
-        ["sh", "-c", command], cwd=root, env=environment(root, aws), capture_output=True, text=True, timeout=240
+        ["sh", "-c", command], cwd=root, env=environment(root, aws), capture_output=True, text=True, timeout=timeout_s
     )
 
 
-def shell(root: Path, command: str, aws: Mapping[str, str]) -> str:
+def shell(root: Path, command: str, aws: Mapping[str, str], timeout_s: float = 240) -> str:
     """stdout of a line that has to work."""
-    done = attempt(root, command, aws)
+    done = attempt(root, command, aws, timeout_s)
     assert done.returncode == 0, f"{command}:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
 
 def add_remote(text: Path, root: Path, bucket: str, aws: Mapping[str, str], url: str) -> None:
-    """Types the lines `dvc remote ...` of a text of this repository, with its placeholders filled in."""
-    lines = re.findall(r"^(?:#  |   ) (dvc remote .*?)(?: {2,}[#(].*)?$", text.read_text(), re.M)
+    """Types the lines `dvc remote ...` of a text of this repository, which take bucket and server from variables."""
+    lines = list(dict.fromkeys(re.findall(r"^(?:#   )?(dvc remote .*?)(?: # .*)?$", text.read_text(), re.M)))
     assert [line.split()[2] for line in lines] == ["add", "modify"], lines
     for line in lines:
-        shell(root, re.sub(r"\bBUCKET\b", bucket, re.sub(r"\bURL\b", url, line)), aws)
+        shell(root, line, {**aws, "BUCKET": bucket, "AWS_ENDPOINT_URL": url})
 
 
 def commit_all(root: Path, message: str = "project") -> None:

@@ -22,7 +22,12 @@ _PLACES = ("river", "forest", "harbour", "meadow", "bridge", "garden", "mountain
 
 def write(root: Path, num_pictures: int = 100) -> None:
     """Writes `root/align-base`, in Hugging Face's format, and `root/photos` with a CSV of captions."""
-    _write_align_base(root)
+    write_align_base(root)
+    write_photos(root, num_pictures)
+
+
+def write_photos(root: Path, num_pictures: int = 80) -> None:
+    """Writes `root/photos`: pictures, and a CSV of captions; also `root/texts.txt` with some of them."""
     images = root / "photos" / "images"
     images.mkdir(parents=True)
     rows = []
@@ -36,7 +41,8 @@ def write(root: Path, num_pictures: int = 100) -> None:
     (root / "texts.txt").write_text("".join(f"{text}\n" for _, text in rows[:8]))
 
 
-def _write_align_base(root: Path) -> None:
+def write_align_base(root: Path) -> None:
+    """Writes `root/align-base`, and `root/made`, from which it is made."""
     trained = tiny_model.write(root / "made")
     config = tiny_model.TINY.model_copy(update={"embed_width": ImageTower(tiny_model.TINY).width})
     torch.manual_seed(0)

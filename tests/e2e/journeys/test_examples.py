@@ -1,0 +1,56 @@
+"""The examples in the help of every verb, as typed, in a small project that has run."""
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from align.cli import build_parser, main
+from align.verbs import VERBS
+from flows.run_branch import record
+from tests.support import own_model
+from tests.support.small_data import jpeg
+
+#: They need a bucket, a web server, Prefect, or a champion before the present one; tests of their own start those.
+ELSEWHERE = ("pin", "run", "promote", "rollback")
+#: Shows what it would do, and says so with exit code 1.
+PREVIEW = {"align forget --purge": "align: error: nothing is purged yet: add --yes"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, finished_project: Path) -> Path:
+    """A copy of the project, with the files that the examples name."""
+    home = tmp_path_factory.mktemp("examples") / "home"
+    shutil.copytree(finished_project.parent, home, symlinks=True)
+    project = home / finished_project.name
+    record(project, "wide", "the same")
+    shutil.copytree(home / "photos", home / "new/photos")
+    shutil.copytree(home / "photos/images", project / "images")
+    shutil.copy(home / "photos/captions.csv", project)
+    for number, name in enumerate(("train/shirt", "train/shoe", "test/shirt", "test/shoe")):
+        (project / name).mkdir(parents=True)
+        (project / name / "a.jpg").write_bytes(jpeg(100 + number))
+    (project / "urls.txt").write_text("https://example.org/asked.jpg\n")
+    own_model.write_align_base(project)
+    return project
+
+
+@pytest.mark.parametrize("example", [example for verb in VERBS.values() for example in verb.examples])
+def test_an_example_is_a_command(example: str) -> None:
+    words = shlex.split(example)
+    assert words[0] == "align" and words[1] in VERBS
+    build_parser(words[1]).parse_args(words[1:])
+
+
+def test_the_examples_work_in_the_order_of_the_pipeline(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = {}
+    for verb, entry in VERBS.items():
+        for example in () if verb in ELSEWHERE else entry.examples:
+            monkeypatch.chdir(project.parent / "new" if example.startswith("align init mine") else project)
+            capsys.readouterr()
+            if main(shlex.split(example)[1:]) != 0:
+                refused[example] = capsys.readouterr().err.strip().splitlines()[-1]
+    assert {example: line[: len(PREVIEW.get(example, line))] for example, line in refused.items()} == PREVIEW

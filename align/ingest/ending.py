@@ -61,11 +61,11 @@ def require_a_picture(report: IngestReport, raw: Path) -> None:
     raise DataError(f"{raw}: none of its {report.num_pairs:,} pairs has a picture; {todo}")
 
 
-def unknown_to_dvc(raw: Path) -> list[str]:
-    """Before a retry: what DVC does not know of data/raw and what it came from; empty where DVC does not keep it.
+def unknown_to_dvc(raw: Path, *, with_outs: bool) -> list[str]:
+    """What DVC does not know of data/raw (`with_outs`) and of what it came from; empty where DVC does not keep it.
 
     A retry reads neither the archive nor the code that read it. If DVC knows that they gave this data/raw, they also
-    give the one after the retry.
+    give the one after the retry, provided that they are still the same then.
     """
     stage = _stage_to_tell(raw)
     if stage is None:
@@ -74,10 +74,11 @@ def unknown_to_dvc(raw: Path) -> list[str]:
         changes = dvc.changes_of(Path(), stage)
     except DataError as error:
         return [str(error)]
-    return sorted({*changes.other, *changes.outs, *changes.deps} - {PARAMS_FILE})  # whose values the manifest has
+    outs = changes.outs if with_outs else frozenset[str]()
+    return sorted({*changes.other, *outs, *changes.deps} - {PARAMS_FILE})  # whose values the manifest has
 
 
-def tell_dvc(params: Params, outs: Mapping[str, Path], unknown: list[str]) -> None:
+def tell_dvc(params: Params, outs: Mapping[str, Path], unknown: list[str], changed: list[str]) -> None:
     """Tells DVC of a data/raw that was made outside of it, or says why not and what to do.
 
     The values are those of params.yaml (`dvc.require_stated_values`), unless a retry kept others.
@@ -85,7 +86,8 @@ def tell_dvc(params: Params, outs: Mapping[str, Path], unknown: list[str]) -> No
     Args:
         params: of the command.
         outs: what the command wrote: `raw` and `reports`.
-        unknown: after a retry, `unknown_to_dvc`.
+        unknown: of a retry, what DVC did not know before.
+        changed: what of the source changed while the command ran.
     """
     raw = outs["raw"]
     stage = _stage_to_tell(raw)
@@ -99,6 +101,12 @@ def tell_dvc(params: Params, outs: Mapping[str, Path], unknown: list[str]) -> No
         say(
             f"ingest: DVC is not told of this {raw}: before the retry it did not know {', '.join(unknown)}; {keep} if "
             f"{params.section(PathsConfig).archive} still has the same pairs; {_FETCHES}"
+        )
+        return
+    if changed:
+        say(
+            f"ingest: DVC is not told of this {raw}: {', '.join(changed)} changed while it was made; run `align "
+            f"ingest` again for what is there now; {_FETCHES}"
         )
         return
     say(f"ingest: telling DVC of this {raw}: `dvc commit --force {stage}`")

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from align import provenance
 from align.config.download import DownloadConfig
@@ -28,6 +30,7 @@ from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.console import say
+from align.errors import DataError
 from align.files import replace_directory
 from align.formats.policy import read_opted_out
 from align.formats.raw import MadeWith, Samples, raw_shards, read_raw_manifest
@@ -38,14 +41,15 @@ from align.ingest.page import write_page
 from align.ingest.plan import make_plan, planned_shard
 from align.ingest.report import IngestReport, summarise
 from align.ingest.retry import link_all, num_to_fetch, shard_to_retry
-from align.ingest.sources import open_source
+from align.ingest.sources import open_source, require_seen_by_dvc
 from align.ingest.workers import Resources, write_shards
 from align.ingest.writer import is_written, write_raw_manifest
 from align.pairs.text_cuts import TextCuts
 from align.pieces import Pieces
 from align.protocols.sql import Engine
+from align.protocols.store import Files
 from align.report import record_runtime, write_report
-from align.services.dvc import require_stated_values
+from align.services import dvc
 from align.services.engine import open_engine
 from align.services.store import fetcher, open_files
 from align.services.store_work import open_work
@@ -66,6 +70,18 @@ from align.work import (
 _DECIDING = ("align.ingest.plan", "align.ingest.fetching")
 
 
+class Ingested(NamedTuple):
+    """What an ingest made.
+
+    Attributes:
+        report: None where only a range of shards was made.
+        changed: what of the source changed while it was read, as DVC names it.
+    """
+
+    report: IngestReport | None
+    changed: list[str]
+
+
 def ingest(
     config: IngestConfig,
     resources: Resources,
@@ -75,7 +91,7 @@ def ingest(
     policy: Path,
     portion: Portion = ALL,
     text_cuts: TextCuts | None = None,
-) -> IngestReport | None:
+) -> Ingested:
     """Writes data/raw, or resumes where an earlier run was killed.
 
     Args:
@@ -87,19 +103,22 @@ def ingest(
         portion: only some shards of the work; by default all, and the output.
         text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: in any case.
 
-    Returns:
-        The report; None where only a range of shards was made.
-
     Raises:
-        DataError: the source is missing, of another kind, damaged, or names no picture.
+        DataError: the source is missing, of another kind, damaged, or names no picture; or DVC keeps `raw`, and would
+            not see all of the source.
         LockedError: another run is making the same folder.
         ServiceError: a server is unavailable.
     """
     download, engine = resources.download, resources.engine
     files = open_files(resources.store, download)
     source = open_source(config, archive, files)
+    if dvc.is_run_by_dvc() or dvc.stage_of(raw) is not None:
+        require_seen_by_dvc(source, archive, raw)
     opted_out = read_opted_out(policy)
-    stamps = [f"{file} {stamp}" for file, stamp in zip(source.inputs, files.stamps(source.inputs), strict=True)]
+    # files that come to a folder change it for DVC, too, though this source may not read them
+    watched = [*source.inputs, *([f"{archive.rstrip('/')}/"] if Path(archive).is_dir() else [])]
+    found = files.stamps(watched)
+    stamps = [f"{file} {stamp}" for file, stamp in zip(source.inputs, found, strict=False)]
     entries = [[entry.kind, entry.value] for entry in opted_out.entries]
     images_from = "web" if config.source == "url_table" else config.images_from
     # The cuts are not in the key: another cut must not fetch finished shards again. The filter counts what it lacks.
@@ -132,12 +151,20 @@ def ingest(
             say(f"ingest: resuming: {len(mine) - len(remaining):,} of {len(mine):,} shards exist")
         write_shards(pieces, remaining, partial(planned_shard, plan, source), pictures, resources, portion=portion)
         if portion.shards is not None:
-            return None
+            return Ingested(None, [])
         write_raw_manifest(work, plan.names, samples, made_with(config, download, archive))
         with _open_duckdb(engine) as sql:
             report = summarise(sql, work, plan.counts, len(source.files), plan.quarantined)
         shutil.rmtree(plan.table.parent)
-    return report
+    return Ingested(report, [] if _stamps_now(files, watched) == list(found) else [archive])
+
+
+def _stamps_now(files: Files, watched: Sequence[str]) -> list[str] | None:
+    """None where a file is gone."""
+    try:
+        return list(files.stamps(watched))
+    except DataError:
+        return None
 
 
 def retry_failed(
@@ -215,11 +242,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align ingest`."""
     paths = params.section(PathsConfig)
     outs = {"raw": paths.raw, "reports": paths.reports / "ingest"}
-    require_stated_values(params, DECIDING_VALUES, outs)
+    dvc.require_stated_values(params, DECIDING_VALUES, outs)
     engine, store = params.section(EngineConfig), params.section(StoreConfig)
     report: IngestReport | None
     with record_runtime("ingest", paths.runtime) as runtime:
-        unknown = unknown_to_dvc(paths.raw) if args.retry_failed else []
+        unknown = unknown_to_dvc(paths.raw, with_outs=True) if args.retry_failed else []
         if args.retry_failed:
             config, download, result = values_of_retry(params, named_values(args.overrides), paths.raw)
             report = retry_failed(
@@ -230,9 +257,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
                 result=result,
                 text_cuts=_text_cuts(params) if config.skip_hopeless else None,
             )
+            changed = [each for each in unknown_to_dvc(paths.raw, with_outs=False) if each not in unknown]
         else:
             config = params.section(IngestConfig)
-            report = ingest(
+            report, changed = ingest(
                 config,
                 Resources(params.section(DownloadConfig), engine, store),
                 archive=paths.archive,
@@ -250,4 +278,4 @@ def main(params: Params, args: argparse.Namespace) -> None:
         runtime["num_pairs"] = report.num_pairs
         say_result(report, paths.reports / "ingest")
         require_a_picture(report, paths.raw)
-    tell_dvc(params, outs, unknown)
+    tell_dvc(params, outs, unknown, changed)

@@ -48,8 +48,10 @@ def pin(config: IngestConfig, files: Files, location: str, out: Path) -> tuple[i
     inputs = [file for file in source.inputs if not file.endswith("/")]
     inside = [file for folder in source.inputs if folder.endswith("/") for file in files.list(folder, ())]
     read = inputs or inside  # a source that is one folder reads all files in it
+    if config.source == "url_table":
+        read, inside = source.files, [*inside, *inputs]
     if config.source in _NAMES_OTHERS and is_folder(location, inputs):
-        inside = list(files.list(location, ()))
+        inside += files.list(location, ())
     elif config.source in ("html", "coco"):
         say(f"pin: {location}: only the files that name pictures are listed, not pictures beside them; pin the folder")
     beside = sorted({*inside} - {*read})

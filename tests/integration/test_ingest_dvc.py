@@ -11,7 +11,7 @@ import pytest
 from tests.support.dvc_projects import attempt, make_repository, shell
 from tests.support.params import PARAMS_FILE
 from tests.support.warc_records import picture
-from tests.support.web_server import WebServer
+from tests.support.web_server import Request, WebServer
 from tests.support.web_server import response as answer
 
 NUM = 10
@@ -24,9 +24,9 @@ stages:
     outs: [data/raw, reports/ingest]
 """
 VALUES = [
-    ("source: warc ", "source: url_table "), ("allow_networks: [] ", "allow_networks: [127.0.0.0/8] "),
-    ("archive: data/sample/archive.warc.gz ", "archive: table.jsonl "), ("num_retries: 2 ", "num_retries: 0 "),
-    ("num_workers: null # processes", "num_workers: 1 # processes"),
+    ("source: warc\n", "source: url_table\n"), ("allow_networks: []\n", "allow_networks: [127.0.0.0/8]\n"),
+    ("archive: data/sample/archive.warc.gz\n", "archive: table.jsonl\n"), ("num_retries: 2\n", "num_retries: 0\n"),
+    ("num_workers: null\n", "num_workers: 1\n"),
 ]  # fmt: skip
 #: As a DVC command that runs elsewhere in the project.
 HOLDS_THE_LOCK = """
@@ -95,10 +95,10 @@ def test_what_is_fetched_by_hand_is_kept(project: Path, server: WebServer) -> No
     assert (status(project), num_pictures(project)) == ({}, NUM)
     num_requests = len(server.requests)
     shell(project, "dvc repro", {})
-    change(project / "params.yaml", "source: url_table ", "source: warc ")
+    change(project / "params.yaml", "source: url_table\n", "source: warc\n")
     typed(project, "dvc repro")  # fails, and removes the outs
     assert not (project / "data/raw").exists()
-    change(project / "params.yaml", "source: warc ", "source: url_table ")
+    change(project / "params.yaml", "source: warc\n", "source: url_table\n")
     shell(project, "dvc repro", {})
     assert (num_pictures(project), len(server.requests)) == (NUM, num_requests)
 
@@ -154,7 +154,7 @@ def test_patience_is_changed_in_params_yaml_and_named(project: Path, server: Web
     recover(server)
     words = f"{RETRY} --set download.timeout_s=77.0"
     assert typed(project, words).returncode == 1
-    change(project / "params.yaml", "timeout_s: 30.0 # one attempt", "timeout_s: 77.0 # one attempt")
+    change(project / "params.yaml", " timeout_s: 30.0\n", " timeout_s: 77.0\n")
     done = typed(project, words)
     assert done.returncode == 0, done.stderr
     assert (status(project), num_pictures(project)) == ({}, NUM)
@@ -203,3 +203,40 @@ def test_without_any_picture_dvc_keeps_nothing(project: Path, server: WebServer)
     assert done.returncode == 0, done.stderr
     assert num_pictures(project) == NUM
     assert "before the retry it did not know" in done.stderr
+
+
+def test_an_archive_that_changes_meanwhile_is_not_what_dvc_is_told(project: Path, server: WebServer) -> None:
+    """Neither after an ingest nor after a retry: dvc.lock would say that the changed table gave this data/raw."""
+    shell(project, PLAIN, {})
+    for words in (PLAIN, RETRY):
+        before = (project / "table.jsonl").read_bytes()
+
+        def change_it(_: Request) -> bytes:
+            with (project / "table.jsonl").open("a") as table:
+                table.write(json.dumps({"url": server.url("/1.png"), "caption": "a new text of the table"}) + "\n")
+            return answer(picture(305, 250))
+
+        server.routes["/5.png"] = change_it
+        done = typed(project, words)
+        assert done.returncode == 0, done.stderr
+        assert "DVC is not told of this data/raw: table.jsonl changed while it was made" in done.stderr
+        assert "changed outs" in str(status(project)) or "changed deps" in str(status(project))
+        (project / "table.jsonl").write_bytes(before)
+        server.routes["/5.png"] = answer(b"", 503)
+        shell(project, PLAIN, {})
+
+
+def test_a_table_alone_with_pictures_beside_it_is_refused(project: Path) -> None:
+    (project / "photos").mkdir()
+    (project / "photos/0.png").write_bytes(picture(300, 250))
+    (project / "photos/captions.csv").write_text("file,caption\n0.png,a good text number 0\n")
+    change(project / "params.yaml", "archive: table.jsonl\n", "archive: photos/captions.csv\n")
+    change(project / "params.yaml", "source: url_table\n", "source: folder\n")
+    for words in (PLAIN, "dvc repro"):
+        done = typed(project, words)
+        assert done.returncode != 0
+        assert "photos/captions.csv: DVC would see this alone" in done.stderr
+        assert "so that DVC sees its pictures: paths.archive: photos" in done.stderr
+    change(project / "params.yaml", "archive: photos/captions.csv\n", "archive: photos\n")
+    done = typed(project, PLAIN)
+    assert done.returncode == 0, done.stderr

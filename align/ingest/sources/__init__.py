@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
 from align.console import say
+from align.errors import DataError
 from align.files import require_utf8
+from align.ingest.sources.picture_files import is_folder, is_picture_name
+from align.ingest.sources.reading import parent
 from align.protocols.store import Files
 
 
@@ -75,6 +79,28 @@ def source_at(config: IngestConfig, location: str, files: Files) -> Source:
         for file in source.files:
             require_utf8(file)
     return source
+
+
+def require_seen_by_dvc(source: Source, location: str, raw: Path) -> None:
+    """Refuses a table alone that names pictures beside it: as a dependency DVC looks at the table alone.
+
+    Args:
+        source: of the location.
+        location: `paths.archive`. A list of files stands for those in it, see `align pin`.
+        raw: the out, which is no part of a dependency.
+
+    Raises:
+        DataError: DVC would not see a change of the pictures.
+    """
+    if location.lower().endswith((".paths", ".paths.gz")) or is_folder(location, source.inputs):
+        return
+    if not any(file.endswith("/") or is_picture_name(file) for file in source.inputs):
+        return
+    folder = parent(source.inputs[0])
+    todo = f"give the folder, so that DVC sees its pictures: paths.archive: {folder}"
+    if "://" not in folder and raw.resolve().is_relative_to(Path(folder).resolve()):
+        todo = "put it and its pictures into a folder of their own, and name that folder: paths.archive"
+    raise DataError(f"{location}: DVC would see this alone, and no change of the pictures that it names; {todo}")
 
 
 def _opened(config: IngestConfig, location: str, files: Files) -> Source:

@@ -36,9 +36,9 @@ from align.ingest.sources.picture_files import (
     is_picture_name,
     read_picture,
 )
-from align.ingest.sources.reading import Batches
+from align.ingest.sources.reading import Batches, is_file, is_local
 from align.ingest.sources.table_pairs import WrittenPairs, add_pairs, written_pairs
-from align.ingest.sources.tables import ADDRESSES, FILES, TABLES, Choice, NoColumnError, Tables
+from align.ingest.sources.tables import ADDRESSES, FILES, TABLES, NoColumnError, Tables, say_nothing
 from align.ingest.sources.texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, TOO_MANY
 from align.protocols.store import Files
 
@@ -59,19 +59,33 @@ class Folder:
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when the location has no picture with a text."""
-        listed = files.list(location, (), config.paths_root)
+        self._tables = Tables(config, files, (*FILES, *ADDRESSES))
+        listed = [location] if self._is_table(files, location) else files.list(location, (), config.paths_root)
         if any(file.lower().startswith(("https://", "http://")) for file in listed):
             raise DataError(f"{location}: a web server lists no files; copy the pictures to a folder or s3://")
         self._config, self._location, self._store = config, location, files
         self._folder = folder_of(location, listed)
-        self._tables = Tables(config, files, (*FILES, *ADDRESSES))
         contents = _Contents(self._folder, listed)
         self._alone = not contents.pictures
         self._chosen = self._choose_tables(contents)
         self.files = [location]
         whole = is_folder(location, listed)
-        self.inputs = [f"{self._folder}/"] if whole else listed
         self._listed = None if whole else listed  # a folder may have a million files: no copy for each process
+        self.inputs = [f"{self._folder}/"] if whole else [*listed, *self._beside()]
+
+    def _is_table(self, files: Files, location: str) -> bool:
+        """Whether the location is a .txt that is a table, and no list of files."""
+        is_text = location.lower().endswith(".txt") and "*" not in location and is_file(files, location)
+        return is_text and self._tables.is_separated(location)
+
+    def _beside(self) -> Sequence[str]:
+        """What decides the pairs of a table alone besides itself."""
+        if not self._alone:
+            return []
+        if not is_local(self._folder):
+            return [f"{self._folder}/"]  # a listing, instead of a request for each picture
+        found = (batch["file"].to_pylist() for batch in self.scan(self.files[0], Counter()))
+        return sorted({file for files in found for file in files if file is not None})
 
     def _choose_tables(self, contents: _Contents) -> list[str]:
         """The tables that have the columns; says which columns are taken, and which files are left out."""
@@ -128,7 +142,7 @@ class Folder:
         batches = Batches()
         named: set[str] = set()
         for table in self._chosen:
-            for row in self._tables.rows(table, counts, _say_nothing):
+            for row in self._tables.rows(table, counts, say_nothing):
                 pairs = written_pairs(row)
                 picture = self._picture(table, pairs, pictures)
                 named.add(picture.url)
@@ -233,7 +247,3 @@ def _is_not_utf8(path: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-def _say_nothing(choice: Choice) -> None:
-    """It was said when the source was opened."""

@@ -79,6 +79,10 @@ class Choice(NamedTuple):
         return f"{found}{also}; for others set {keys}"
 
 
+def say_nothing(choice: Choice) -> None:
+    """For `Tables.rows`, where it was said before."""
+
+
 class Tables:
     """The rows of the tables of a source. Can be pickled."""
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 
 import pyarrow as pa
 
@@ -22,9 +24,9 @@ from align.errors import DataError
 from align.formats import table_lines
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.picture_files import PictureFiles, below, is_file_name, is_picture_name, read_picture
-from align.ingest.sources.reading import Batches, is_within, parent
+from align.ingest.sources.reading import Batches, is_local, is_within, parent
 from align.ingest.sources.table_pairs import NO_PICTURE, WrittenPairs, add_pairs, written_pairs
-from align.ingest.sources.tables import ADDRESSES, FILES, PLAIN_LISTS, TABLES, Choice, Tables
+from align.ingest.sources.tables import ADDRESSES, FILES, PLAIN_LISTS, TABLES, Choice, Tables, say_nothing
 from align.pairs.urls import Address, Resolver
 from align.protocols.store import Files
 
@@ -32,6 +34,8 @@ from align.protocols.store import Files
 _LISTS = (".paths", ".paths.gz")
 #: What is looked at to tell a list of addresses from other texts.
 _HEAD_BYTES, _HEAD_LINES = 1 << 16, 20
+#: Of the first table, which are looked at to tell whether the tables name files.
+_HEAD_ROWS = 100
 
 
 class UrlTable:
@@ -47,9 +51,29 @@ class UrlTable:
             listed = [file for file in listed if not file.lower().endswith(PLAIN_LISTS) or self._is_list(file)]
         if not listed:
             raise DataError(f"{location}: no table exists there, and no .txt that begins with addresses")
-        self.files = self.inputs = listed
+        self.files = listed
         self._folders = sorted({parent(file) for file in listed if not _is_on_web(file)})
         self._resolver = Resolver("")
+        self.inputs = [*listed, *self._beside()]
+
+    def _beside(self) -> Sequence[str]:
+        """The pictures in the tables' folders that they name. Only if the first rows name one are all rows read."""
+        head = next((list(islice(self._named(file), _HEAD_ROWS)) for file in self.files), [])
+        if not any(head):
+            return []
+        return sorted({path for file in self.files for path in self._named(file) if path is not None})
+
+    def _named(self, file: str) -> Iterator[str | None]:
+        """For each row of a table the picture in the table's folder that it names, or None.
+
+        A table that cannot be read names none: `scan` says why.
+        """
+        if not is_local(file):
+            return
+        pictures = PictureFiles(self._store, parent(file), list)
+        with suppress(DataError):
+            for row in self._tables.rows(file, Counter(), say_nothing):
+                yield self._picture(file, written_pairs(row), pictures).file
 
     def _is_list(self, file: str) -> bool:
         """Whether a .txt is a list of addresses, and no licence or note: half of its first lines have one, or the first

@@ -257,4 +257,6 @@ def test_any_change_of_the_folder_is_a_change_of_the_source(tmp_path: Path) -> N
     root = photos(tmp_path)
     table(root, "file,caption\na.png,red\n")
     assert source_at(root, "source=folder").inputs == [f"{root}/"]
-    assert source_at(root / "captions.csv", "source=folder").inputs == [str(root / "captions.csv")]
+    assert source_at(root / "captions.csv", "source=folder").inputs == [
+        str(root / "captions.csv"), str(root / "images/a.png"),
+    ]  # fmt: skip

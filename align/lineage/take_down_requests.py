@@ -6,9 +6,10 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from align.errors import DataError
-from align.formats.policy import Entry, problem_with
+from align.formats.policy import Entry, host_of, problem_with
 from align.lineage.raw_pairs import RawRow, find_pairs
 from align.pairs.urls import canonical_or_as_is
 
@@ -79,8 +80,13 @@ def _entries(kind: str, value: str, pairs: dict[str, _PairsByValue]) -> tuple[li
         return [("host", one) for one in sorted(spellings)], problem_with("host", host)
     if kind == "keys":
         rows = pairs["key"].get(value, [])
-        entries = [("url", row["url"]) for row in rows if row["url"] and not row["url"].startswith("data:")]
+        entries = [("url", row["url"]) for row in rows if _is_web_address(row["url"])]
         problem = None if rows else "no pair in data/raw has this key"
+        if rows and not entries and not any(row["sha256"] for row in rows):
+            problem = (
+                "this pair has neither a web address nor a picture, by which later ingests would know it; to refuse "
+                "every picture of its name, give the name with --urls"
+            )
     else:
         spellings = {value, canonical_or_as_is(value)}
         rows = [row for one in spellings for row in pairs["url"].get(one, [])]
@@ -88,3 +94,8 @@ def _entries(kind: str, value: str, pairs: dict[str, _PairsByValue]) -> tuple[li
         problem = None if rows or _URL.fullmatch(value) else "not a URL, and not in data/raw"
     entries += [("image_id", row["sha256"]) for row in rows if row["sha256"]]
     return sorted({(one, text) for one, text in entries if text}), problem
+
+
+def _is_web_address(url: str | None) -> bool:
+    """Whether it has a scheme and a host. The name of a file is no address: other folders have files of that name."""
+    return bool(url and host_of(url) and urlsplit(url).scheme)

@@ -14,12 +14,10 @@ from typing import Literal
 from align.console import track
 from align.errors import DataError
 from align.evaluate.set_sources import Faults, Listed
-from align.formats.evaluation_set import EvaluationImage
+from align.formats.evaluation_set import MAX_SET_BYTES, EvaluationImage
 from align.pairs.picture import PictureError, decode, read_header, shrink
 from align.processes import in_threads
 
-#: A set is read into memory as a whole, by filter, validate and evaluate.
-_MAX_SET_BYTES = 2 << 30
 #: Characters of a key.
 _MAX_SLUG = 80
 #: A JPEG may be decoded at a fraction of its size to see whether it decodes.
@@ -82,9 +80,9 @@ def read_pictures(listed: Sequence[tuple[Listed, Split]], limits: Limits, faults
                 faults.add("equal to one of another class, concept or split", f"{one.name} = {other.name}")
             continue
         num_bytes += len(result.data)
-        if num_bytes > _MAX_SET_BYTES:
+        if num_bytes > MAX_SET_BYTES:
             raise DataError(
-                f"{one.name}: with it the set has more than {_MAX_SET_BYTES >> 30} GiB, and a set is read into memory "
+                f"{one.name}: with it the set has more than {MAX_SET_BYTES >> 30} GiB, and a set is read into memory "
                 "whole; shrink the pictures, --resize 512, or take fewer"
             )
         images.append(EvaluationImage(_key(one.name, keys), result.data, one.concept, texts, one.label, None, split))

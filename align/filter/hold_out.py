@@ -6,8 +6,8 @@ every other set. What a cluster becomes depends on its own images alone, so more
 clusters that it joins, or that become small enough).
 
 Clusters span all shards, so they are found on one machine, in numpy arrays and not in SQL; the engines decide the rest,
-from the same files. Memory: 30 bytes per kept pair and 120 per kept image, as `align shard` needs after it, and the
-bytes of the set itself.
+from the same files. Memory: 30 bytes per kept pair and 120 per kept image, as `align shard` needs after it, and twice
+the bytes of the set itself, of which its pictures have at most MAX_SET_BYTES: a larger set is refused.
 
 The paper does not split its data; all of this is our decision.
 """
@@ -35,8 +35,15 @@ from align.filter.near_duplicates import Kmeans
 from align.filter.pair_tables import image_hash
 from align.filter.tables import HELD_OUT_IMAGES, MAX_ROWS
 from align.filter.work_folder import Shards, WorkFolder, commit
-from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, held_out_sets, write_set
-from align.formats.raw import iter_images
+from align.formats.evaluation_set import (
+    HELD_OUT,
+    MAX_SET_BYTES,
+    EvaluationImage,
+    EvaluationSet,
+    held_out_sets,
+    write_set,
+)
+from align.formats.raw import image_spans
 from align.pairs.clusters import cluster
 from align.pairs.perceptual_hash import ImageSignals
 
@@ -134,10 +141,11 @@ def _set(
     """The set: its images under their ids, with their kept texts, and the cluster as the concept.
 
     Raises:
-        DataError: a tar lost an image since it was measured.
+        DataError: a tar lost an image since it was measured, or the images have too many bytes together.
     """
     texts: dict[int, dict[str, None]] = {index: {} for index in np.flatnonzero(chosen).tolist()}
     found: dict[int, tuple[str, bytes]] = {}
+    num_bytes = 0
     for number, shard in track(shards, what="filter: shards, the held-out set", total=len(shards)):
         first, end = np.searchsorted(kept.rows, [number * MAX_ROWS, (number + 1) * MAX_ROWS])
         of_pair, rows = kept.of_pair[first:end], kept.rows[first:end] - number * MAX_ROWS
@@ -153,11 +161,21 @@ def _set(
             for row, index in zip(places.tolist(), indices.tolist(), strict=True)
             if chosen[index] and index not in found
         }
-        if wanted:
-            for key, data in iter_images(shard):
-                if key in wanted:
-                    index, image_id = wanted[key]
-                    found[index] = (image_id, data)
+        if not wanted:
+            continue
+        with shard.local_tar().open("rb") as tar:
+            for key, offset, size in image_spans(tar, str(shard.tar)):
+                if key not in wanted:
+                    continue
+                num_bytes += size
+                if num_bytes > MAX_SET_BYTES:
+                    raise DataError(
+                        f"filter.hold_out {work.config.hold_out}: the held-out pictures have more than "
+                        f"{MAX_SET_BYTES >> 30} GiB, and a set is read into memory whole; lower filter.hold_out"
+                    )
+                index, image_id = wanted[key]
+                tar.seek(offset)
+                found[index] = (image_id, tar.read(size))
     if lost := texts.keys() - found.keys():
         raise DataError(
             f"{shards[0][1].tar.parent}: {len(lost):,} images of kept pairs are missing; run `align ingest` and then "

@@ -26,6 +26,8 @@ Kind = Literal["retrieval", "classification"]
 
 #: The set of held-out pairs, which the filter writes into a folder of this name in paths.filtered.
 HELD_OUT = "held_out"
+#: Of the pictures of a set that is made here: filter, validate and evaluate read sets into memory as a whole.
+MAX_SET_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,15 @@ def test_a_share_of_too_few_clusters_is_said(tmp_path: Path, capsys: pytest.Capt
     assert all(row["keep"] for row in decided(tmp_path))
 
 
+def test_a_set_too_large_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hold_out, "MAX_SET_BYTES", 20_000)
+    with pytest.raises(
+        DataError, match=r"filter\.hold_out 0\.3: the held-out pictures have more than 0 GiB, and a set"
+    ):
+        run(stock_folder(tmp_path / "raw", pairs()), tmp_path)
+    assert not (tmp_path / "filtered").exists()
+
+
 def test_another_set_of_that_name_is_refused(tmp_path: Path) -> None:
     evaluation = write_set(tmp_path / "evaluation", "held_out")
     with pytest.raises(DataError, match=r"held_out\.json: filter\.hold_out makes a set of this name; rename this one"):

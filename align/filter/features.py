@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -87,18 +87,37 @@ def folder_of(root: Path | None, kind: str, module: str, decides: Sequence[Any])
     return root / f"{kind}-{key[:32]}"
 
 
+def files_of(root: Path | None, image_ids: Set[str]) -> list[Path]:
+    """The files of all kinds with values of some images, or damaged, so that nobody knows.
+
+    Args:
+        root: `store.features`; None or a missing folder: no files.
+        image_ids: sha256s in hexadecimal.
+    """
+    digests = {bytes.fromhex(one) for one in image_ids}
+    files = sorted(root.glob("*/*.arrow")) if root is not None and digests else []
+    return [path for path in files if (table := _table(path)) is None or digests & set(table["image"].to_pylist())]
+
+
+def _table(path: Path) -> pa.Table | None:
+    """A file's table; None: it is damaged."""
+    if sha256_file(path) != path.stem:
+        return None
+    with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
+        return reader.read_all()
+
+
 def _read(folder: Path) -> dict[bytes, tuple[pa.Table, int]]:
     """Image -> the table and row of its value. Damaged files are removed."""
     kept: dict[bytes, tuple[pa.Table, int]] = {}
     for path in sorted(folder.glob("*.arrow")):
         try:
-            if sha256_file(path) != path.stem:
-                say(f"filter: {path}: damaged, so its images are measured again")
-                path.unlink(missing_ok=True)
-                continue
-            with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
-                table = reader.read_all()
+            table = _table(path)
         except FileNotFoundError:  # another run removed it
+            continue
+        if table is None:
+            say(f"filter: {path}: damaged, so its images are measured again")
+            path.unlink(missing_ok=True)
             continue
         kept |= {image: (table, row) for row, image in enumerate(table["image"].to_pylist())}
     return kept

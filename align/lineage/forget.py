@@ -2,13 +2,13 @@
 
 Recorded in data/policy/opted_out.csv, which `align ingest` and `align filter` obey; the next `dvc repro` drops the
 pairs (reason `opted_out`) and makes everything after them again. Every ingest numbers keys afresh, so a key is recorded
-as the address and the sha256 of its picture.
+as the address and the sha256 of its picture; of a file, which has no address, the sha256 alone.
 
 `--purge` removes the pictures themselves and the texts of their pairs: from data/raw, data/filtered, data/shards,
 data/index and reports, from every earlier version of these that git or DVC's run cache records (local cache and all
-remotes), and from the store of tars. That ends those versions: they can no longer be checked out. The command names
-each place, with what was removed and what could not be, and then the places that it does not touch, each with what
-ends it.
+remotes), and from the store of tars; and what was measured of them from store.features. That ends those versions: they
+can no longer be checked out. The command names each place, with what was removed and what could not be, and then the
+places that it does not touch, each with what ends it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from align.config.register import RegisterConfig
 from align.config.store import StoreConfig
 from align.console import say, show
 from align.errors import DataError
+from align.filter.features import files_of
 from align.formats.policy import OPTED_OUT, Entry, OptedOut, read_opted_out, write_opted_out
 from align.lineage.data_versions import DataVersions
 from align.lineage.forget_text import model_lines, plan_lines, remaining_lines, result_line
@@ -79,10 +80,14 @@ def main(params: Params, args: argparse.Namespace) -> None:
             say(f"forget: models: {problem}")
         if args.purge:
             plan = plan_purge(versions, opted_out, paths, fetcher(store))
+            remaining = remaining_lines(paths, models, plan.image_ids)
             if not args.yes:
-                show(*plan_lines(plan, str(paths.raw), versions.remotes()), *remaining_lines(paths, models))
+                show(*plan_lines(plan, str(paths.raw), versions.remotes()))
+                if files := files_of(store.features, plan.image_ids):
+                    show(f"to go: {len(files):,} files of {store.features}, with values measured of evaluation images")
+                show(*remaining)
                 raise DataError("nothing is purged yet: add --yes to end the versions named above for good")
-            _purge(versions, plan, paths, store, remaining_lines(paths, models))
+            _purge(versions, plan, paths, store, remaining)
     say("forget: next: commit the policy; `dvc repro` drops the pairs and reruns what depends on them, models too")
     if not args.purge and pairs.num_held:
         say("forget: their bytes are still here and in DVC's cache; `align forget --purge` removes them")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 from align.config.paths import PathsConfig
+from align.errors import DataError
 from align.formats.policy import OPTED_OUT
+from align.formats.raw import image_spans
 from align.lineage.purge import PurgeResult
 from align.lineage.purge_plan import PurgePlan
 from align.lineage.trained_models import TrainedModel
@@ -45,14 +48,18 @@ def result_line(result: PurgeResult) -> str:
     return f"{result.where}: {result.removed}" + (f"; LEFT: {result.left}" if result.left else "")
 
 
-def remaining_lines(paths: PathsConfig, models: Iterable[TrainedModel]) -> Iterator[str]:
-    """Where pictures, texts or addresses can still be, which a purge does not touch, and what ends them."""
+def remaining_lines(paths: PathsConfig, models: Iterable[TrainedModel], image_ids: Set[str]) -> Iterator[str]:
+    """Where pictures, texts or addresses can still be, which a purge does not touch, and what ends them.
+
+    `image_ids`: sha256s of the pictures, to find them in evaluation sets.
+    """
     yield "not touched by a purge, with what ends it:"
     policy = (paths.policy / OPTED_OUT).as_posix()
     yield f"  {policy} and git's history of it; rows of {paths.raw} and {paths.filtered}: addresses, no texts"
     yield "    stay: by them the pictures are refused"
     yield f"  {paths.archive}: the source; ingest skips the pairs, but has to read it"
     yield "    ends with: removing them from it, then `dvc repro --force --single-item ingest`"
+    yield from _evaluation_lines(paths.evaluation, image_ids)
     if _PREFECT.is_dir():
         yield f"  {_PREFECT}, {_LOGS}: Prefect's database and logs; figures, searches and addresses of earlier runs"
         yield f"    ends with: `make down && rm -rf {_PREFECT} {_LOGS}`"
@@ -67,5 +74,31 @@ def remaining_lines(paths: PathsConfig, models: Iterable[TrainedModel]) -> Itera
         if page.is_file():
             yield f"  {page}: a page of a search"
             yield f"    ends with: `rm {page}`"
-    yield "  elsewhere: files of search --html, diff --html and embed --out, clones, backups, old versions in a bucket"
+    yield "  elsewhere: files of search --html, diff --html and embed --out, clones, backups, earlier evaluation sets,"
+    yield "    old versions in a bucket"
     yield "    end where they are; in a clone with `align forget --purge --yes`"
+
+
+def _evaluation_lines(folder: Path, image_ids: Set[str]) -> Iterator[str]:
+    others = False
+    for tar in sorted(folder.glob("*.tar")) if image_ids else ():
+        number = 0
+        try:
+            with tar.open("rb") as file:
+                for _, offset, size in image_spans(file, str(tar)):
+                    file.seek(offset)
+                    number += hashlib.sha256(file.read(size)).hexdigest() in image_ids
+        except (DataError, OSError):
+            yield f"  {tar}: cannot be read, so perhaps some of the pictures"
+            yield f"    ends with: `rm {tar}`, then making the set again"
+            continue
+        others |= not number
+        if number:
+            yield f"  {tar}: {number:,} of the pictures, with their captions"
+            yield (
+                "    ends with: removing them from what the set was made of, then "
+                f"`align make_set {tar.stem} --from ... --replace`"
+            )
+    if others:
+        yield f"  other sets in {folder}: copies in another size (`make_set --resize`) are not recognised"
+        yield "    end in the same way"

@@ -13,6 +13,7 @@ from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.errors import AlignError
 from align.files import leftovers
+from align.filter.features import files_of
 from align.formats.filtered import DECISIONS
 from align.formats.policy import OPTED_OUT
 from align.formats.stored_tars import stored_tars
@@ -44,6 +45,11 @@ def purge(versions: DataVersions, plan: PurgePlan, paths: PathsConfig, store: St
     stage = stage_of(versions.runs(), paths.raw.as_posix())
     old_tars = _tars_of(versions, plan.doomed.versions) | _tars_here(paths) if store.objects is not None else set()
     yield from _purge_checkout(plan, paths, store)
+    if measured := files_of(store.features, plan.image_ids):
+        for file in measured:
+            file.unlink(missing_ok=True)
+        what = f"{len(measured):,} files of measured values; `align filter` measures them again, without the pictures"
+        yield PurgeResult(f"{store.features}", what)
     now: dict[str, str] = {}
     if plan.pairs.to_purge and stage is not None:
         yield _commit(versions, stage, paths)

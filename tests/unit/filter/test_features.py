@@ -1,5 +1,6 @@
 """Features of evaluation images are kept between runs, change no byte, and damaged files are no harm."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
-from align.filter.features import Features, folder_of
+from align.filter.features import Features, files_of, folder_of
 from align.filter.filter import FilterFolders, filter_pairs
 from align.filter.network import ImageNetwork
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, write_set
@@ -54,6 +55,21 @@ def test_only_what_is_not_kept_is_measured(tmp_path: Path, monkeypatch: pytest.M
     assert look(tmp_path, 3, 13, 4, 1) == ([6, 8, 2], [13, 4])
     assert look(tmp_path, 4, 3, 2, 1) == ([8, 6, 4, 2], [])
     assert look(None, 1) == ([2], [1])
+
+
+def test_the_files_of_some_images_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("align.filter.features._BLOCK", 2)
+    look(tmp_path / "views-1", 1, 2, 3)
+    look(tmp_path / "signals-1", 3)
+    digests = {hashlib.sha256(data).hexdigest() for _, data in images(3, 4)}
+    found = files_of(tmp_path, digests)
+    assert [path.parent.name for path in found] == ["signals-1", "views-1"]
+    (tmp_path / "views-1/damaged.arrow").write_bytes(b"whatever it holds")
+    assert len(files_of(tmp_path, digests)) == 3
+    for path in found:
+        path.unlink()
+    assert look(tmp_path / "views-1", 1, 2, 3) == ([2, 4, 6], [3])
+    assert files_of(tmp_path / "nowhere", digests) == files_of(None, digests) == []
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:200] + b"?" + data[201:], lambda _: b""])

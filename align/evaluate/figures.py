@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _THUMBNAIL_PX = 160
+#: Of the figure of confusions: its time and memory grow with their square, and more cannot be read.
+_MAX_CLASSES = 60
 
 
 def recall_figure(scores: Mapping[str, Mapping[str, Score]]) -> Figure:
@@ -64,10 +66,15 @@ def examples_figure(examples: Mapping[str, RetrievalExamples]) -> Figure:
 
 
 def confusion_figure(result: Classification) -> Figure:
-    """For each true class (row), the share of its images that was assigned to each class (column)."""
-    names = [legible(name, width=40) for name in result.source.classes]
+    """For each true class (row), the share of its images that was assigned to each class (column).
+
+    Of more than 60 classes, those that most images were wrongly taken from or for.
+    """
     counts = result.confusion
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+    shown = np.sort(np.argsort(-wrong, kind="stable")[:_MAX_CLASSES])
+    names = [legible(result.source.classes[index], width=40) for index in shown]
+    shares = counts[np.ix_(shown, shown)] / np.maximum(counts.sum(axis=1)[shown, None], 1)
     size = 2.2 + 0.19 * len(names)
     figure = Figure(figsize=(size, size * 0.93), layout="constrained")
     axes = figure.subplots()
@@ -76,6 +83,8 @@ def confusion_figure(result: Classification) -> Figure:
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
+    if len(names) < len(counts):
+        axes.set_title(f"the {len(names)} of {len(counts):,} classes with the most confusions", fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
     return figure
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -18,8 +19,8 @@ from align.config.ingest import IngestConfig
 from align.console import say
 from align.errors import DataError
 from align.ingest.sources.candidates import Candidate
-from align.ingest.sources.picture_files import read_picture
-from align.ingest.sources.reading import Batches, is_file, joined, parent
+from align.ingest.sources.picture_files import OUTSIDE, read_picture
+from align.ingest.sources.reading import Batches, is_file, is_local, is_within, joined, parent
 from align.ingest.sources.texts import texts_of
 from align.pairs.urls import canonical_or_as_is
 from align.protocols.store import Files
@@ -72,6 +73,9 @@ class Coco:
         self.files = self.inputs = listed
         self._store = files
         self._max_bytes = config.max_record_bytes
+        folders = {folder for file in listed for folder in (parent(file), parent(parent(file)))}
+        self._folders = sorted(folders, key=len, reverse=True)
+        self._within: dict[str, bool] = {}
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
         """See `Source`.
@@ -91,6 +95,8 @@ class Coco:
                 counts["rows_unreadable"] += len(picture.captions)
             elif path is None and not picture.url:
                 problem = "no such file"
+            elif path is not None and not self._holds(path):
+                path, problem = None, OUTSIDE
             url = canonical_or_as_is(picture.url) if picture.url else name
             for caption in picture.captions or [""]:
                 texts, unreadable = texts_of(caption)
@@ -128,7 +134,20 @@ class Coco:
 
     def read(self, file: str, offset: int | None) -> bytes | None:
         """See `Source`: the whole file."""
-        return read_picture(self._store, file, self._max_bytes, None)
+        return read_picture(self._store, file, self._max_bytes, self._root(file))
+
+    def _root(self, path: str) -> str:
+        """The folder that a picture may not lead out of: that of the JSON file, or the one above, by its path."""
+        return next(folder for folder in self._folders if path.startswith(f"{folder.rstrip('/')}/"))
+
+    def _holds(self, path: str) -> bool:
+        """Whether a picture is in its `_root`, symbolic links resolved; each folder is resolved once."""
+        if not is_local(path) or Path(path).is_symlink():
+            return is_within(self._root(path), path)
+        folder = parent(path)
+        if folder not in self._within:
+            self._within[folder] = is_within(self._root(path), folder)
+        return self._within[folder]
 
 
 def _split(file: str) -> str:

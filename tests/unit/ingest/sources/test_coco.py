@@ -97,3 +97,31 @@ def test_karpathy_splits(tmp_path: Path) -> None:
     assert short(read_all(tmp_path / "dataset_flickr30k.json", "coco"), "url", "text", "text_source", "bytes") == [
         ("gone.jpg", "gone", "caption", None), ("3.jpg", "three", "caption", RED), ("4.jpg", "", None, None),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("link", ["file", "folder"])
+def test_a_link_that_leads_out_of_the_data_set_is_no_picture(tmp_path: Path, link: str) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/7.jpg").write_bytes(RED)
+    root = tmp_path / "coco"
+    coco(root / "annotations/captions_val2014.json")
+    if link == "folder":
+        (root / "val2014").symlink_to(tmp_path / "secret")
+    else:
+        (root / "val2014").mkdir()
+        (root / "val2014/7.jpg").symlink_to(tmp_path / "secret/7.jpg")
+    (root / "val2014/8.jpg").write_bytes(BLUE)
+    assert short(read_all(root, "coco"), "text", "problem", "bytes")[:3] == [
+        ("seven", "outside the folder", None),
+        ("sieben", "outside the folder", None),
+        ("acht", "outside the folder" if link == "folder" else None, None if link == "folder" else BLUE),
+    ]
+
+
+def test_a_link_within_the_data_set_is_a_picture(tmp_path: Path) -> None:
+    coco(tmp_path / "captions_x.json")
+    for folder in ("images", "stored"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "stored/7.jpg").write_bytes(RED)
+    (tmp_path / "images/7.jpg").symlink_to("../stored/7.jpg")
+    assert short(read_all(tmp_path, "coco"), "text", "problem", "bytes")[0] == ("seven", None, RED)

@@ -93,7 +93,7 @@ class Tracker:
         self.uri = without_logins(full)
         self._local = not full.startswith(("http:", "https:", "databricks"))
         # Artifacts are stored next to the database, so that a worktree which logs into it holds none.
-        self._database = Path(DEFAULT_URI.removeprefix("sqlite:///"))
+        self._database = own = Path(DEFAULT_URI.removeprefix("sqlite:///"))
         if full.startswith("sqlite:///"):
             self._database = file = Path(full.removeprefix("sqlite:///"))
             if not file.exists() and not os.access(file.parent, os.W_OK | os.X_OK):  # MLflow tries for 100 s
@@ -101,7 +101,8 @@ class Tracker:
                     f"MLflow at {self.uri}: {file.parent} cannot be written to; change its permissions, or name "
                     "another store in MLFLOW_TRACKING_URI"
                 )
-            settle(file)
+            if full != os.environ.get("MLFLOW_TRACKING_URI") or file.resolve() == own.resolve():
+                settle(file)  # not a store that many share: on another machine it may have another path
         with self._asking():
             self._client = MlflowClient(tracking_uri=full, registry_uri=full)
 

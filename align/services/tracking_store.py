@@ -38,17 +38,19 @@ def artifacts_beside(database: Path) -> str:
 def settle(database: Path) -> None:
     """Points the addresses of a database that was moved or copied at the files next to it, in one transaction.
 
-    Only addresses in a folder `mlartifacts` of this machine are changed; those of a server or of S3 stay.
+    Only addresses in a folder `mlartifacts` of this machine are changed, and only if there is such a folder beside the
+    database. Those of a server or of S3 stay, and those of a folder that is where they say, unless its own database is
+    beside it: then this one is a copy, with files of its own.
 
     Raises:
         ServiceError: the database cannot be read or written.
     """
-    if not database.is_file():
+    if not database.is_file() or not (database.parent / ARTIFACTS).is_dir():
         return
     here = artifacts_beside(database)
     try:
         with closing(sqlite3.connect(database, timeout=_PATIENCE_S)) as connection:
-            if not (elsewhere := _elsewhere(connection, database.parent)):
+            if not (elsewhere := _elsewhere(connection, database)):
                 return
             with connection:
                 for table, column in _present(connection):
@@ -65,21 +67,23 @@ def settle(database: Path) -> None:
         say(f"MLflow: this folder was moved or copied; its artifacts are now those in {ARTIFACTS}/ here, not {old}")
 
 
-def _elsewhere(connection: sqlite3.Connection, folder: Path) -> list[str]:
-    """The addresses of other folders of artifacts, `.../mlartifacts`, that experiments of this database name."""
+def _elsewhere(connection: sqlite3.Connection, database: Path) -> list[str]:
+    """The addresses of folders of artifacts, `.../mlartifacts`, from which this database was moved or copied."""
     if ("experiments", "artifact_location") not in set(_present(connection)):
         return []
     rows = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
     roots = {found[1] for (address,) in rows if (found := re.fullmatch(rf"(.*/{ARTIFACTS})/.+", address or ""))}
-    return sorted(root for root in roots if _is_elsewhere(root, folder))
+    return sorted(root for root in roots if _is_left(root, database))
 
 
-def _is_elsewhere(root: str, folder: Path) -> bool:
+def _is_left(root: str, database: Path) -> bool:
     parts = urlsplit(root)
     if parts.scheme not in ("", "file") or parts.netloc:
         return False
     path = Path(unquote(parts.path) if parts.scheme else root)
-    return path.parent.resolve() != folder.resolve()
+    if path.parent.resolve() == database.parent.resolve():
+        return False
+    return not path.is_dir() or (path.parent / database.name).is_file()
 
 
 def _present(connection: sqlite3.Connection) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,73 @@
+"""Whose addresses are corrected: of a store that was moved or copied, and of no other one."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from align.services.tracking import Tracker
+from align.services.tracking_store import settle
+
+
+def store(database: Path, artifacts: Path) -> None:
+    """A database with an experiment whose files are in a folder of artifacts, with one file."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS experiments (artifact_location TEXT)")
+        connection.execute("INSERT INTO experiments VALUES (?)", (f"{artifacts.as_uri()}/1",))
+    (artifacts / "1").mkdir(parents=True)
+    (artifacts / "1/file").touch()
+
+
+def location(database: Path) -> str:
+    with closing(sqlite3.connect(database)) as connection:
+        return str(connection.execute("SELECT artifact_location FROM experiments").fetchone()[0])
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_artifacts_elsewhere_on_purpose_stay_there(tmp_path: Path, beside: bool) -> None:
+    database, elsewhere = tmp_path / "db/mlflow.db", tmp_path / "elsewhere/mlartifacts"
+    store(database, elsewhere)
+    if beside:  # other experiments have theirs here
+        (tmp_path / "db/mlartifacts").mkdir()
+    settle(database)
+    assert location(database) == f"{elsewhere.as_uri()}/1"
+
+
+def test_a_copy_of_the_database_alone_still_names_the_files_of_the_first(tmp_path: Path) -> None:
+    store(tmp_path / "first/mlflow.db", tmp_path / "first/mlartifacts")
+    (tmp_path / "backup").mkdir()
+    shutil.copy(tmp_path / "first/mlflow.db", tmp_path / "backup")
+    settle(tmp_path / "backup/mlflow.db")
+    assert location(tmp_path / "backup/mlflow.db") == f"{tmp_path.as_uri()}/first/mlartifacts/1"
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_moved_or_copied_folder_names_its_own_files(tmp_path: Path, moved: bool) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    store(first / "mlflow.db", first / "mlartifacts")
+    shutil.copytree(first, second)
+    if moved:
+        shutil.rmtree(first)
+    settle(second / "mlflow.db")
+    assert location(second / "mlflow.db") == f"{second.as_uri()}/mlartifacts/1"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_store_that_the_environment_names_is_not_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    """It may be shared, and have another path on the machine that made it. The checkout's own is none of these."""
+    database = tmp_path / "shared/mlflow.db"
+    (tmp_path / "shared/mlartifacts").mkdir(parents=True)
+    Tracker(f"sqlite:///{database}").start_run("an experiment", "first")
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE experiments SET artifact_location = 'file:///mounted/there/mlartifacts/1'")
+    monkeypatch.chdir(tmp_path / ("shared" if own else "."))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    Tracker()
+    Tracker(f"sqlite:///{database}")  # as the flow names it, from the environment
+    there = "file:///mounted/there/mlartifacts/1"
+    assert location(database) == (f"{tmp_path.as_uri()}/shared/mlartifacts/1" if own else there)

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from align.errors import DataError
+from align.git import environment
 from align.git import git as git
 
 #: The result of a run, so main does not track it; each branch run/<name> does.
@@ -27,6 +28,11 @@ def resolve(root: Path, ref: str, kind: str = "commit") -> str:
 def changes(root: Path) -> list[str]:
     """Files of the checkout that differ from HEAD or are new, except dvc.lock."""
     lines = subprocess.run(
-        ["git", "status", "--porcelain", "--no-renames"], cwd=root, capture_output=True, text=True, check=True
+        ["git", "status", "--porcelain", "--no-renames"],
+        cwd=root,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     return [path for path in (line[3:] for line in lines) if path != LOCK_FILE]

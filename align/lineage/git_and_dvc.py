@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import ServiceError
+from align.git import environment
 from align.services.dvc import last_line
 
 
 def git(root: Path, *args: str) -> str | None:
     """Output of a git command; None if it fails or git is not installed."""
     try:
-        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", *args], cwd=root, env=environment(), capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
     return done.stdout if done.returncode == 0 else None

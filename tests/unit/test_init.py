@@ -176,6 +176,19 @@ def test_an_interrupted_init_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     assert main(["init", "new"]) == 0
 
 
+def test_inside_a_hook_the_other_repository_stays(tmp_path: Path) -> None:
+    """Hooks and `git rebase --exec` set variables that name a repository before any folder does."""
+    git(tmp_path, "init", "--quiet", "other")
+    other = tmp_path / "other"
+    git(other, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "-m", "theirs")
+    before = git(other, "rev-parse", "HEAD")
+    hook = {"GIT_DIR": f"{other}/.git", "GIT_WORK_TREE": str(other), "GIT_INDEX_FILE": f"{other}/.git/index"}
+    done = align(tmp_path, "init", "new", **hook)
+    assert done.returncode == 0, done.stderr
+    assert git(other, "rev-parse", "HEAD") == before and git(other, "ls-files") == ""
+    assert git(tmp_path / "new", "status", "--porcelain") == ""
+
+
 def test_without_git_the_line_says_so(tmp_path: Path) -> None:
     done = align(tmp_path, "init", "new", PATH=str(tmp_path))
     assert done.returncode == 1 and done.stderr.splitlines() == [

@@ -237,6 +237,7 @@ your own model, such as kakaobrain/align-base:
   align import_model --from align-base --out models/align-base
   dvc add models/align-base                    # keeps it, as an input
   edit finetune.from in params.yaml: models/align-base
+  git add models/align-base.dvc params.yaml && git commit -m "a model of our own"
   align run --name own                         # fine-tunes, measures and registers it
   align promote
 

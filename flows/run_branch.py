@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from align.config import load_params
+from align.config.params import PARAMS_FILE
 from align.errors import ConfigError, DataError
 from align.git import identity
 from flows.git_repository import LOCK_FILE, git, resolve
 
-#: New files in these folders count as source, even if git does not track them yet.
-SOURCES = ("align", "flows", "data/policy")
+#: New files here are part of a run, even if git does not track them yet; `*.dvc` is what `dvc add` writes.
+NEW = ("align", "flows", "data/policy", LOCK_FILE, "*.dvc")
 
 
 def check_name(root: Path, name: str) -> None:
@@ -27,13 +29,16 @@ def check_name(root: Path, name: str) -> None:
 
 
 def snapshot(root: Path, message: str) -> str:
-    """Commits the files as they are now (tracked ones, new sources, dvc.lock) on top of HEAD; returns the commit."""
+    """Commits the files as they are now on top of HEAD: tracked ones, NEW ones, and new evaluation sets and queries.
+
+    Returns the commit. What git ignores is not in it.
+    """
     index = {"GIT_INDEX_FILE": git(root, "rev-parse", "--path-format=absolute", "--git-path", f"align-{os.getpid()}")}
-    new = [path for path in (*SOURCES, LOCK_FILE) if (root / path).exists()]
     try:
         git(root, "read-tree", "HEAD", env=index)
         git(root, "add", "--update", env=index)
-        if new:
+        others = ("ls-files", "--others", "--exclude-standard", "--")
+        if new := [path for path in (*NEW, *_measured(root)) if git(root, *others, path, env=index)]:
             git(root, "add", "--", *new, env=index)
         tree = git(root, "write-tree", env=index)
     finally:
@@ -53,6 +58,17 @@ def record(root: Path, name: str, message: str) -> str:
         return tip
     git(root, "update-ref", "--create-reflog", "-m", message, branch, commit)
     return commit
+
+
+def _measured(root: Path) -> list[str]:
+    """The evaluation sets and the labelled queries, as far as they lie in the checkout."""
+    values = load_params(root / PARAMS_FILE).values
+    found = []
+    for value in (values.get("paths", {}).get("evaluation"), values.get("index", {}).get("queries")):
+        path = Path(os.path.normpath(root / value)) if isinstance(value, str) else root
+        if path != root and path.is_relative_to(root) and not path.is_symlink():
+            found.append(f":(literal){path.relative_to(root).as_posix()}")
+    return found
 
 
 def _content(root: Path, commit: str) -> str:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from flows import run_branch
+from flows.git_repository import git
 from flows.request import Request
 from flows.workspace import in_worktree
 from tests.support.dvc_projects import commit_all, environment, make_repository, shell
@@ -88,3 +90,30 @@ def test_no_link_stands_for_what_git_or_a_stage_has(project: Path) -> None:
         assert not (work.root / "data/policy").exists()
         assert not (work.root / "models/finetuned").exists()
         assert not (work.root.parent / "elsewhere").exists()
+
+
+def test_a_run_s_branch_has_what_it_measured(project: Path) -> None:
+    """Before people commit them: sets, labelled queries, and which data `dvc add` keeps."""
+    (project / "data/evaluation").mkdir(parents=True)
+    for name in ("data/evaluation/mine.tar", "data/evaluation/mine.json", "labels.json", "notes.txt"):
+        (project / name).touch()
+    (project / "data/evaluation/draft.tar").touch()
+    (project / "mydata/private.dvc").touch()
+    (project / ".gitignore").write_text((project / ".gitignore").read_text() + "draft.tar\n")
+    (project / "params.yaml").write_text(PARAMS.replace("mydata/queries.json", "labels.json"))
+    (project / "other").mkdir()
+    (project / "other/config.json").write_text("{}")
+    shell(project, "dvc add --quiet other", {})
+    commit = run_branch.record(project, "mine", "run mine")
+    new = git(project, "diff", "--name-only", "--diff-filter=A", "HEAD", commit).splitlines()
+    assert new == ["data/evaluation/mine.json", "data/evaluation/mine.tar", "labels.json", "other.dvc"]
+
+
+def test_a_run_s_branch_lacks_inputs_that_are_elsewhere_or_ignored(project: Path) -> None:
+    (project.parent / "sets").mkdir()
+    (project.parent / "sets/far.json").touch()
+    (project / "mydata/sets").mkdir()
+    for folder in ("../sets", "mydata/sets", str(project.parent / "sets"), "absent"):
+        (project / "params.yaml").write_text(PARAMS.replace("data/evaluation", folder))
+        commit = run_branch.record(project, "mine", "run mine")
+        assert git(project, "diff", "--name-only", "HEAD", commit) == "params.yaml"

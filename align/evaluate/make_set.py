@@ -268,6 +268,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     for line in _summary(made, faults):
         say(f"make_set: {line}")
     say(f"make_set: wrote {evaluation / made.name}.tar and .json; filter keeps its pictures out, evaluate measures it")
+    if not evaluation.is_absolute():
+        say(f"make_set: for git: git add {evaluation / made.name}.tar {evaluation / made.name}.json")
 
 
 def _reference(text: str | None) -> float | Path | None:

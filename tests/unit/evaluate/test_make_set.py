@@ -52,6 +52,8 @@ def class_folders() -> None:
 def test_class_folders_become_a_classification_set(capsys: pytest.CaptureFixture[str]) -> None:
     class_folders()
     assert make("mine", "--from", "photos") == 0
+    said = capsys.readouterr().err
+    assert said.endswith("make_set: for git: git add sets/mine.tar sets/mine.json\n")
     found = made()
     assert (found.kind, found.classes) == ("classification", ("dress", "hat", "t shirt"))
     assert found.templates[0] == "a photo of a {}."
@@ -59,7 +61,7 @@ def test_class_folders_become_a_classification_set(capsys: pytest.CaptureFixture
         (f"hat_{number}", "hat", ("hat",), "query") for number in range(10, 14)
     }
     assert found.images[0].image == noise(20, 20, 16)
-    assert "mine: 3 classes, 12 pictures to classify, 0 references" in capsys.readouterr().err
+    assert "mine: 3 classes, 12 pictures to classify, 0 references" in said
 
 
 def test_a_share_of_each_class_is_the_reference_and_equal_inputs_are_equal_bytes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def read_dag(root: Path) -> list[Stage]:
     except FileNotFoundError:
         raise ConfigError(f"{root / DVC_FILE}: no such file; start in the root of a checkout") from None
     params = load_params(root / "params.yaml")
-    deps = {name: _paths(entry.get("deps", []), params) for name, entry in entries.items()}
+    deps = {name: _paths(entry.get("deps", []), params, root) for name, entry in entries.items()}
     outs = {name: tuple(entry.get("outs", ())) for name, entry in entries.items()}  # literal: see require_declared
     require_declared(params.values["paths"], outs)
     upstream = {name: tuple(other for other in entries if _overlap(deps[name], outs[other])) for name in entries}
@@ -108,14 +109,23 @@ def _stage(
     return Stage(name, entry.get("desc", name), flow, deps, outs, upstream, report)
 
 
-def _paths(values: Sequence[str], params: Params) -> tuple[str, ...]:
+def _paths(values: Sequence[str], params: Params, root: Path) -> tuple[str, ...]:
+    """The paths with the values of params.yaml in them, as DVC knows them: `./a`, and an absolute path, is `a`."""
+
     def value(match: re.Match[str]) -> str:
         node: Any = params.values
         for part in match[1].split("."):
             node = node[part]
         return str(node)
 
-    return tuple(re.sub(r"\$\{([\w.]+)\}", value, path) for path in values)
+    def known(path: str) -> str:
+        if "://" in path:
+            return path
+        home = Path(os.path.normpath(Path.cwd() / root))
+        whole = Path(os.path.normpath(home / path))
+        return (whole.relative_to(home) if whole.is_relative_to(home) else whole).as_posix()
+
+    return tuple(known(re.sub(r"\$\{([\w.]+)\}", value, path)) for path in values)
 
 
 def _overlap(deps: Sequence[str], outs: Sequence[str]) -> bool:

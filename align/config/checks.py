@@ -68,7 +68,7 @@ def _contradictions(valid: Mapping[type[Section], Section], reasons: Collection[
     model, shard = _get(valid, ModelConfig), _get(valid, ShardConfig)
     pretrain, finetune, paths = _get(valid, PretrainConfig), _get(valid, FinetuneConfig), _get(valid, PathsConfig)
     # A model made elsewhere has a shape of its own, which training compares. Nothing then needs the section `model`.
-    elsewhere = bool(finetune and paths and paths.moved(finetune.start) != paths.pretrained)
+    elsewhere = bool(finetune and paths and paths.is_made_elsewhere(finetune.start))
     if model and shard and shard.image_px < model.resize_px and not elsewhere:
         yield (
             "shard.image_px",

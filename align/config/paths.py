@@ -21,6 +21,10 @@ READ = (*(f"paths.{name}" for name in sorted(INPUTS)), "index.queries", "finetun
 #: Put before the outputs; itself neither read nor written.
 ROOT = "root"
 
+#: The stages, and their sections, that make the model in `pretrained`. Where fine-tuning begins with another model,
+#: what they wrote and their values belong to another model than the one that was fine-tuned.
+MAKE_PRETRAINED = ("fit_tokenizer", "pretrain")
+
 #: The outs of dvc.yaml: name -> the stage that writes it. Each stage also writes a folder in `reports`.
 WRITTEN_BY = {
     "raw": "ingest",
@@ -85,6 +89,10 @@ class PathsConfig(Section):
         """Where a path lies that params.yaml gives elsewhere, such as `finetune.from`: an output follows `root`."""
         below = self.root / path
         return below if any(below == getattr(self, name) for name in WRITTEN_BY) else path
+
+    def is_made_elsewhere(self, start: Path) -> bool:
+        """Whether fine-tuning that begins with the model in `start` begins with another one than `align pretrain`'s."""
+        return self.moved(start) != self.pretrained
 
     @model_validator(mode="after")
     def _apart(self) -> Self:

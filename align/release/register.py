@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.config import Params
-from align.config.paths import PathsConfig
+from align.config.finetune import FinetuneConfig
+from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.register import RegisterConfig
 from align.console import say, show
 from align.release.origin import Origin, read_origin
@@ -90,10 +91,11 @@ def _log(
     tracker.set_tags(run, results.tags() | origin.tags())
     tracker.log_params(run, results.params)
     tracker.log_metrics(run, results.metrics)
-    for stage, rows in read_series(outputs.reports):
+    for stage, rows in read_series(outputs):
         tracker.log_series(run, rows, prefix=f"{stage}/")
     if with_files:
-        tracker.log_folder(run, outputs.reports, "reports")
+        for folder in outputs.report_folders():
+            tracker.log_folder(run, folder, f"reports/{folder.name}")
         tracker.log_dataset(run, "shards", results.data_digest, outputs.shards.as_posix())
 
 
@@ -119,10 +121,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align register`."""
     paths = params.section(PathsConfig)
+    others = MAKE_PRETRAINED if paths.is_made_elsewhere(params.section(FinetuneConfig).start) else ()
     tracker = Tracker()
     done = register(
         params.section(RegisterConfig),
-        PipelineOutputs(packaged=paths.packaged, shards=paths.shards, reports=paths.reports),
+        PipelineOutputs(paths.packaged, paths.shards, paths.reports, others),
         params.values,
         origin=read_origin(args.revision, args.cached_stage),
         tracker=tracker,

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.config.model import ModelConfig
 from align.config.sections import changing_bytes
 from align.errors import CorruptError, DataError
 from align.files import sha256_folder, to_json
+from align.formats.model_folder import CONFIG, read_config
 from align.formats.shards import read_manifest
 from align.formats.verdict import SHARDS, TABLES, require_passed
 
@@ -28,11 +30,18 @@ class PipelineOutputs:
         packaged: models/packaged.
         shards: data/shards.
         reports: the folder of all stages' reports.
+        others: stages that did not make this model; their reports and values are of another one.
     """
 
     packaged: Path
     shards: Path
     reports: Path
+    others: tuple[str, ...]
+
+    def report_folders(self) -> list[Path]:
+        """The reports on what made this model, by name."""
+        folders = self.reports.iterdir() if self.reports.is_dir() else ()
+        return sorted(path for path in folders if path.is_dir() and path.name not in self.others)
 
 
 @dataclass(frozen=True)
@@ -106,8 +115,8 @@ def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results
         data_digest=data_digest,
         history=_history(packaged),
         accepted=tuple(f"{one['expectation']}, by {one['by']}: {one['reason']}" for one in accepted if one),
-        params=_flatten(changing_bytes(values)),
-        metrics=_read_metrics(reports),
+        params=_flatten(_values(outputs, values)),
+        metrics=_read_metrics(outputs),
     )
 
 
@@ -131,11 +140,22 @@ def _decisions(report: Path, data_digest: str, shards: Path) -> str:
         raise DataError(f"{report}: does not name the filter's decisions; run `align shard` again") from None
 
 
-def read_series(reports: Path) -> Iterator[tuple[str, Iterable[Mapping[str, float]]]]:
+def read_series(outputs: PipelineOutputs) -> Iterator[tuple[str, Iterable[Mapping[str, float]]]]:
     """The stages that wrote a metrics.jsonl: name, and its rows."""
-    for path in sorted(reports.glob(f"*/{_STEPS}")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        yield path.parent.name, [json.loads(line) for line in lines if line]
+    for folder in outputs.report_folders():
+        if (path := folder / _STEPS).is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            yield folder.name, [json.loads(line) for line in lines if line]
+
+
+def _values(outputs: PipelineOutputs, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that this model was made with: section -> key -> value. Its shape is in its folder."""
+    changing = changing_bytes(values)
+    if not outputs.others:
+        return changing
+    found = {name: content for name, content in changing.items() if name not in outputs.others}
+    (folder,) = (path.parent for path in outputs.packaged.glob(f"artifacts/*/{CONFIG}"))
+    return found | {ModelConfig.section: read_config(folder).model.model_dump(mode="json")}
 
 
 def _history(packaged: Mapping[str, Any]) -> dict[str, str]:
@@ -147,10 +167,10 @@ def _history(packaged: Mapping[str, Any]) -> dict[str, str]:
     return {name: value[:_MAX_TAG] for name, value in tags.items()}
 
 
-def _read_metrics(reports: Path) -> dict[str, float]:
+def _read_metrics(outputs: PipelineOutputs) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for path in sorted(reports.glob("*/metrics.json")):
-        metrics |= json.loads(path.read_bytes())
+    for path in (folder / "metrics.json" for folder in outputs.report_folders()):
+        metrics |= json.loads(path.read_bytes()) if path.is_file() else {}
     return metrics
 
 

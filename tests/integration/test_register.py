@@ -67,7 +67,7 @@ class Project:
     def register(
         self, run_id: str | None = None, tracker: Tracker | None = None, values: dict[str, Any] | None = None
     ) -> Registration:
-        outputs = PipelineOutputs(self.root / "packaged", self.root / "shards", self.root / "reports")
+        outputs = PipelineOutputs(self.root / "packaged", self.root / "shards", self.root / "reports", ())
         return register(
             self.config,
             outputs,

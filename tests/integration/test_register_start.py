@@ -1,0 +1,59 @@
+"""`align register` of a model that began with another one than `align pretrain` wrote here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.cli import main
+from align.formats.filtered import decisions_digest
+from align.formats.shards import read_manifest
+from align.release.package import package
+from align.services.tracking import Tracker
+from tests.support import small_data, small_model
+from tests.support.params import PARAMS_FILE
+from tests.support.small_data import Pair
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A packaged model, with the reports of a pre-training that made another one before."""
+    model = small_model.write(tmp_path)
+    small_data.write(tmp_path, [Pair(f"picture number {index}", index) for index in range(3)])
+    digest, decisions = read_manifest(small_data.write_shards(tmp_path)).digest, decisions_digest(tmp_path / "filtered")
+    reports = tmp_path / "reports"
+    small_data.write_verdict(reports / "quality", passed=True, data=decisions)
+    small_data.write_verdict(reports / "quality_shards", passed=True, data=digest)
+    for stage in ("shard", "fit_tokenizer", "pretrain", "finetune", "evaluation"):
+        (reports / stage).mkdir()
+        (reports / stage / "metrics.json").write_text(json.dumps({f"{stage}/number": 1}))
+    (reports / "shard/report.json").write_text(json.dumps({"digest": digest, "decisions": decisions}))
+    (reports / "pretrain/metrics.jsonl").write_text('{"step": 10, "train/loss": 4.0}\n')
+    package(model=model, evaluation=reports / "evaluation", out=tmp_path / "packaged", reports=reports / "package")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def registered(*overrides: str) -> Any:
+    """The one run of MLflow's file here, and the names of its reports."""
+    values = ("paths.shards=shards", "paths.packaged=packaged", *overrides)
+    settings = [word for value in values for word in ("--set", value)]
+    assert main(["register", "--params", str(PARAMS_FILE), *settings]) == 0
+    tracker = Tracker()
+    version = tracker.version_at("align", "candidate")
+    assert version is not None
+    client = tracker._client
+    names = {Path(item.path).name for item in client.list_artifacts(version.run_id, "reports")}
+    return client.get_run(version.run_id).data, names
+
+
+@pytest.mark.timeout(600)
+def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(project: Path) -> None:
+    run, names = registered("finetune.from=imported", "model.embed_width=320", "pretrain.batch_size=48")
+    assert names == {"quality", "quality_shards", "shard", "finetune", "evaluation", "package"}
+    assert run.metrics["finetune/number"] == 1
+    for key in (*run.metrics, *run.params):
+        assert not key.startswith(("pretrain", "fit_tokenizer")), key
+    assert run.params["model.embed_width"] == "24"  # of the packaged model
+    assert run.params["finetune.batch_size"] == "48"  # inherited, and used

@@ -29,6 +29,7 @@ from align.model.embedder import load_with_tokenizer
 from align.model.preprocess import centre_crop, decode, to_pixels
 from align.release.interchange import write_hugging_face
 from align.release.programs import Programs, write_programs
+from align.services.dvc import require_no_out
 
 T = TypeVar("T")
 Format = Literal["hf", "onnx", "torch"]
@@ -76,10 +77,11 @@ def export(kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path) 
     Raises:
         DataError: the model is missing or damaged, the format cannot hold it, or the embeddings differ by more than
             TOLERANCE.
-        ConfigError: a package that the format needs is not installed.
+        ConfigError: a package that the format needs is not installed, or a stage of dvc.yaml writes to `out`.
     """
     require_apart(out, model_dir)
     require_replaceable(out, "export")  # also before the work
+    require_no_out("--out", out)
     model, tokenizer = load_with_tokenizer(model_dir)
     tokenizer_dir, config = tokenizer_of(model_dir), model.config
     crops = [centre_crop(decode(data, config.resize_px), config.image_px) for data in samples.images]

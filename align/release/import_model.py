@@ -17,6 +17,7 @@ from align.files import replace_directory, require_apart, require_replaceable
 from align.formats.model_folder import TOKENIZER_FOLDER, Imported
 from align.model.dual_encoder import DualEncoder, save_model
 from align.release.interchange import digest_of_weights, read_hugging_face, save_imported_tokenizer
+from align.services.dvc import require_no_out
 
 
 def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
@@ -29,6 +30,7 @@ def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
 
     Raises:
         DataError: the folder is missing or incomplete, or holds another architecture; or `out` may not be replaced.
+        ConfigError: a stage of dvc.yaml writes to `out`.
     """
     if not source.is_dir():
         raise DataError(
@@ -36,6 +38,7 @@ def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
         )
     require_apart(out, source)
     require_replaceable(out, "import_model")  # also before the weights are read
+    require_no_out("--out", out)
     model, tokenizer = read_hugging_face(source, batch_norm=config.batch_norm, batch_norm_group=config.batch_norm_group)
     with replace_directory(out, "import_model") as part:
         imported = Imported(folder=source.resolve().name, weights=digest_of_weights(source))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from align.errors import ConfigError, DataError
 from align.files import make_parent
+from align.services.dvc import require_no_out
 
 
 def require_output_file(option: str, path: Path, ending: str) -> None:
@@ -17,11 +18,12 @@ def require_output_file(option: str, path: Path, ending: str) -> None:
         ending: of its name, such as `.html`.
 
     Raises:
-        ConfigError: the name has another ending.
+        ConfigError: the name has another ending, or a stage of dvc.yaml writes there.
         DataError: it is a folder, or the folder around it cannot be made.
     """
     if path.is_dir():
         raise DataError(f"{option} {path}: is a folder; give the name of a file in it, such as {path / f'out{ending}'}")
     if path.suffix.lower() != ending:
         raise ConfigError(f"{option} {path}: what is written there is {ending[1:]}; give a name that ends in {ending}")
+    require_no_out(option, path)
     make_parent(path)

@@ -54,6 +54,23 @@ def stage_of(path: Path) -> str | None:
     return None
 
 
+def require_no_out(option: str, path: Path) -> None:
+    """Refuses to write by hand where a stage of dvc.yaml writes: DVC removes its outs before it runs the stage.
+
+    Args:
+        option: that names the path, for the message.
+        path: a file or folder.
+
+    Raises:
+        ConfigError: the path is an out, lies in one, or around one.
+    """
+    if (stage := stage_of(path)) is not None:
+        raise ConfigError(
+            f"{option} {path}: stage {stage} of {_PIPELINE} writes there, and `dvc repro` removes what is there before"
+            "; choose another place"
+        )
+
+
 def require_stated_values(params: Params, keys: Iterable[str], outs: Mapping[str, Path]) -> None:
     """Refuses to write an out of DVC with values that ./params.yaml does not state. DVC itself may do so.
 

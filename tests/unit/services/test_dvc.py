@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from align.cli import main
 from align.config.params import load_params
 from align.errors import ConfigError
 from align.services.dvc import is_tracked, overridden, require_stated_values, stage_of
+from tests.support.params import PARAMS_FILE
+from tests.support.small_data import jpeg
 
 PARAMS = """
 paths: {raw: data/raw, reports: reports, archive: data/a.warc.gz}
@@ -40,6 +43,27 @@ def test_outs_by_name_and_by_value(project: Path) -> None:
     assert stage_of(Path("models/pretrained/tokenizer")) == "pretrain"  # in one
     for free in ("trial/raw", "data/raw2", "reports/filter", "None/x", "x"):
         assert stage_of(Path(free)) is None
+
+
+def test_what_dvc_would_remove_is_not_written_by_hand(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the commands are typed; what they would read need not be there."""
+    (project / "theirs").mkdir()
+    params = ["--params", str(PARAMS_FILE)]
+    commands: tuple[tuple[str, list[str]], ...] = (
+        ("--out models/pretrained", ["import_model", "--from", "theirs"]),
+        ("--out models", ["import_model", "--from", "theirs"]),
+        ("--out models/pretrained/mine", ["export", "--format", "hf", "--images", "theirs", "--texts", "texts.txt"]),
+        ("--out models/pretrained/mine.parquet", ["embed", "theirs"]),
+        ("--html models/pretrained/hits.html", ["search", "a fox"]),
+    )
+    (project / "theirs/one.jpg").write_bytes(jpeg(1))
+    (project / "texts.txt").write_text("a fox\n")
+    for option, words in commands:
+        assert main([words[0], *params, *words[1:], *option.split(" ")]) == 1
+        said = capsys.readouterr().err.splitlines()
+        why = "stage pretrain of dvc.yaml writes there, and `dvc repro` removes what is there before"
+        assert said == [f"align: error: {option}: {why}; choose another place"]
+        assert not (project / "models").exists()
 
 
 def test_no_project_no_outs(project: Path) -> None:

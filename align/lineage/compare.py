@@ -55,7 +55,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         runs = [read_run(name, root, paths, versions) for name in args.runs]
     for run in runs:
         here = of_checkout(paths.runtime, paths.reports) if run.name == HERE else {}
-        run.costs = here | (costs.of_model(run.digests["model"]) if "model" in run.digests else {})
+        known = here | (costs.of_model(run.digests["model"]) if "model" in run.digests else {})
+        run.costs = {key: cost for key, cost in known.items() if key.partition("/")[0] not in run.others}
     code = [code_changes(root, runs[0], run) if number else [] for number, run in enumerate(runs)]
     parts, notes = tables(runs, code), [note for run in runs for note in run.notes]
     notes += [costs.problem] if costs.problem else []

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from align.config.params import PARAMS_FILE
-from align.config.paths import PathsConfig
+from align.config.params import INHERITS, PARAMS_FILE
+from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.errors import DataError, FormatError, without_logins
 from align.lineage.data_versions import DataVersions
 from align.lineage.git_and_dvc import git
@@ -25,7 +25,7 @@ from align.lineage.git_and_dvc import git
 HERE = "."
 #: What is compared as code, where a repository has it.
 CODE = ("align", "flows", "dvc.yaml", "code.yaml")
-_METRICS, _MANIFEST, _REPORT = "metrics.json", "manifest.json", "report.json"
+_METRICS, _MANIFEST, _REPORT, _CONFIG = "metrics.json", "manifest.json", "report.json", "config.json"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class ComparedRun:
         digests: of the data (sha256 of the shards' manifest) and of the packaged model, as far as they are known.
         costs: see `align.lineage.run_costs`.
         notes: what could not be read, and how to get it.
+        others: stages that made another model than the one that fine-tuning began with; nothing of them is here.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ComparedRun:
     digests: dict[str, str] = field(default_factory=dict)
     costs: dict[str, float | str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    others: tuple[str, ...] = ()
 
     def measured(self) -> dict[str, Measured]:
         """The main metrics: recall@10 and accuracies, those that have an interval and a chance level."""
@@ -99,8 +101,16 @@ def read_run(name: str, root: Path, paths: PathsConfig, versions: DataVersions) 
     else:
         text = git(root, "show", f"{commit}:{PARAMS_FILE}")
         files = _RecordedFiles(versions.lock(shown), versions)
-    run = ComparedRun(shown, commit, day, None if name == HERE else parents.split(" ")[0], _params(text, shown))
+    values = _values(text, shown)
+    others = MAKE_PRETRAINED if _begins_elsewhere(values) else ()
+    if others:
+        shape = (files.read(paths.finetuned.as_posix(), _CONFIG) or {}).get("model")
+        values = _of_another_start(values, shape if isinstance(shape, dict) else {})
+    made_from = None if name == HERE else parents.split(" ")[0]
+    run = ComparedRun(shown, commit, day, made_from, dict(_flat(values, "")), others=others)
     for path in files.reports(paths.reports.as_posix()):
+        if PurePath(path).name in others:
+            continue
         metrics = files.read(path, _METRICS)
         if metrics is None:
             run.notes.append(f"{shown}: {files.why_missing(path)}")
@@ -194,12 +204,32 @@ def _commit(root: Path, revision: str, shown: str) -> str:
     return commit.strip()
 
 
-def _params(text: str | None, name: str) -> dict[str, Any]:
+def _begins_elsewhere(values: Mapping[str, Any]) -> bool:
+    """Whether params.yaml, perhaps of an earlier version, names another start of fine-tuning than pretrain's model."""
+    start, ours = (
+        (values.get(section) or {}).get(key) for section, key in (("finetune", "from"), ("paths", "pretrained"))
+    )
+    return bool(start and ours) and PurePath(str(start)) != PurePath(str(ours))
+
+
+def _of_another_start(values: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without those of the stages that made another model; with what finetune inherits from them.
+
+    Args:
+        values: of params.yaml.
+        shape: section `model` of the model that fine-tuning began with, as its folder has it.
+    """
+    inherited = {name: (values.get(parent) or {}) | (values.get(name) or {}) for name, parent in INHERITS.items()}
+    kept = {name: content for name, content in values.items() if name not in (*MAKE_PRETRAINED, "model")}
+    return kept | inherited | {"model": dict(shape)}
+
+
+def _values(text: str | None, name: str) -> dict[str, Any]:
     try:
         values = YAML(typ="safe", pure=True).load(text or "")
     except YAMLError as error:
         raise FormatError(f"'{name}': its {PARAMS_FILE} is not valid YAML: {' '.join(str(error).split())}") from None
-    return dict(_flat(values, "")) if isinstance(values, dict) else {}
+    return values if isinstance(values, dict) else {}
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

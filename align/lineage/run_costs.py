@@ -81,8 +81,9 @@ def of_checkout(runtime: Path, reports: Path) -> dict[str, float | str]:
             record = json.loads((runtime / f"{stage}.json").read_bytes())
             written = (reports / stage / "report.json").stat().st_mtime
             start = datetime.strptime(record["started_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
-            if record["outcome"] == "completed" and _within(written, start, record):
-                costs[f"{stage}/{SPEED}"] = float(record[SPEED])
+            speed = float(record[SPEED])
+            if record["outcome"] == "completed" and speed and _within(written, start, record):  # 0: no step to train
+                costs[f"{stage}/{SPEED}"] = speed
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return costs

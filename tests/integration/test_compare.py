@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,29 @@ def test_what_a_run_cost(project: Path, capsys: pytest.CaptureFixture[str]) -> N
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "pretrain: device time, h:mm:ss 1:30:00 cached" in lines
     assert "pretrain: pairs/s 1,234 -" in lines and "pretrain: price 3.75 -" in lines
+
+
+@pytest.mark.timeout(600)
+def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params(project / "params.yaml", {"finetune.from": "imported", "model.embed_width": 320})
+    (project / "models/finetuned").mkdir(parents=True)
+    (project / "models/finetuned/config.json").write_text(json.dumps({"model": {"embed_width": 24}}))
+    (project / "runtime").mkdir()
+    for stage, speed in (("pretrain", 20.0), ("finetune", 0.0)):
+        (project / "reports" / stage).mkdir()
+        (project / "reports" / stage / "report.json").write_text("{}")
+        (project / "reports" / stage / "metrics.json").write_text(json.dumps({f"{stage}/number": 1}))
+        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = {"started_at": started, "outcome": "completed", "pairs_per_s": speed, "wall_s": 60}
+        (project / "runtime" / f"{stage}.json").write_text(json.dumps(record))
+    here = json.loads(printed(capsys, "first", ".", "--json")[0])["runs"][1]
+    assert here["costs"] == {}
+    assert "finetune/number" in here["metrics"] and "pretrain/number" not in here["metrics"]
+    assert not any(key.startswith(("pretrain", "fit_tokenizer")) for key in here["params"])
+    assert here["params"]["finetune.batch_size"] == 64  # inherited
+    assert {key: value for key, value in here["params"].items() if key.startswith("model")} == {"model.embed_width": 24}
 
 
 @pytest.mark.timeout(600)

@@ -29,6 +29,7 @@ from align.services.tracking import (
     Tracker,
     Version,
     metric_name,
+    require_store,
 )
 
 
@@ -161,6 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align promote`. Raises GateError if the version is refused."""
     config, names = params.section(PromoteConfig), params.section(RegisterConfig)
+    require_store()
     decision = promote(config, names.model_name, Tracker(), args.version)
     what = decision.what if args.version is not None else f"the {CANDIDATE}: {decision.what}"
     name = f"{names.model_name} version {decision.candidate} ({what})"

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from align.config import Params
 from align.config.register import RegisterConfig
 from align.console import show
 from align.errors import DataError
-from align.services.tracking import CHAMPION, PREVIOUS, REPLACED, ROLLED_BACK, ROLLED_BACK_BECAUSE, Tracker
+from align.services.tracking import (
+    CHAMPION,
+    PREVIOUS,
+    REPLACED,
+    ROLLED_BACK,
+    ROLLED_BACK_BECAUSE,
+    Tracker,
+    Version,
+    require_store,
+)
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """Version numbers of the champion now, and of the one that it replaced."""
+    """Version numbers of the champion now, of the one that it replaced, and of the one before it, if any is left."""
 
     champion: int
     replaced: int
+    previous: int | None
 
 
 def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
     """Moves `champion` to `previous`, and `previous` to the champion before that, if any.
+
+    A version may have been the champion more than once. One that was rolled back is passed over, so that repeated
+    rollbacks end.
 
     Args:
         model: name of the registered model.
@@ -38,15 +52,35 @@ def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
         raise DataError(f"model '{model}' has no version with alias '{CHAMPION}'; there is nothing to roll back")
     if previous is None:
         raise DataError(f"model '{model}' has no version with alias '{PREVIOUS}': no champion before {champion.number}")
+    versions = {version.number: version for version in tracker.versions(model)}
+    left = _not_rolled_back(previous, versions, {champion.number})
+    if left is None:
+        raise DataError(f"model '{model}': every champion before {champion.number} was rolled back")
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     tracker.set_version_tags(champion, {ROLLED_BACK: now, ROLLED_BACK_BECAUSE: reason})
-    tracker.set_alias(previous, CHAMPION)
-    before = previous.tags.get(REPLACED)
+    tracker.set_alias(left, CHAMPION)
+    before = _not_rolled_back(_replaced(left, versions), versions, {champion.number, left.number})
     if before is None:
         tracker.delete_alias(model, PREVIOUS)
     else:
-        tracker.set_alias(tracker.version(model, int(before)), PREVIOUS)
-    return Rollback(champion=previous.number, replaced=champion.number)
+        tracker.set_alias(before, PREVIOUS)
+    return Rollback(left.number, champion.number, before.number if before else None)
+
+
+def _not_rolled_back(version: Version | None, versions: Mapping[int, Version], seen: set[int]) -> Version | None:
+    """The version itself, or the nearest champion before it, that is not among `seen` and was not rolled back."""
+    passed: set[int] = set()
+    while version is not None and version.number not in passed:
+        if version.number not in seen and ROLLED_BACK not in version.tags:
+            return version
+        passed.add(version.number)
+        version = _replaced(version, versions)
+    return None
+
+
+def _replaced(version: Version, versions: Mapping[int, Version]) -> Version | None:
+    """The champion that a version replaced; None for the first one, and for one that was deleted."""
+    return versions.get(int(version.tags.get(REPLACED, 0)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,5 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align rollback`."""
     model = params.section(RegisterConfig).model_name
+    require_store()
     done = rollback(model, args.reason, Tracker())
-    show(f"{model} version {done.champion} is the {CHAMPION} again; {done.replaced} was rolled back: {args.reason}")
+    left = "" if done.previous is not None else f"; no champion before it is left, so alias '{PREVIOUS}' is removed"
+    show(
+        f"{model} version {done.champion} is the {CHAMPION} again{left}; {done.replaced} was rolled back: {args.reason}"
+    )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from align.errors import RefusedError, ServiceError, without_logins
+from align.errors import DataError, RefusedError, ServiceError, without_logins
 from align.services.tracking_store import artifacts_beside, settle
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -70,6 +70,14 @@ def current_flow_run_id() -> str | None:
 def has_store() -> bool:
     """Whether MLflow was used from this directory before. A command that only reads must not create a store."""
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path(DEFAULT_URI.removeprefix("sqlite:///")).is_file()
+
+
+def require_store() -> None:
+    """Raises DataError where MLflow was not used before: a command that registers nothing must not create a store."""
+    if not has_store():
+        raise DataError(
+            "no MLflow here: MLFLOW_TRACKING_URI is not set, and there is no mlflow.db; run `align register` first"
+        )
 
 
 class Tracker:
@@ -245,11 +253,6 @@ class Tracker:
                 if alias in registered.aliases:
                     return _version(self._client.get_model_version(model, str(registered.aliases[alias])))
         return None
-
-    def version(self, model: str, number: int) -> Version:
-        """One version by its number."""
-        with self._asking():
-            return _version(self._client.get_model_version(model, str(number)))
 
     def versions(self, model: str) -> list[Version]:
         """All versions, oldest first; none if there is no such model."""

@@ -38,10 +38,15 @@ def test_any_version_may_be_promoted_and_is_named(
         done = capsys.readouterr()
         return f"{code} {done.out}{done.err}".strip()
 
+    nothing = "no MLflow here: MLFLOW_TRACKING_URI is not set, and there is no mlflow.db; run `align register` first"
+    assert promote("--version", "1") == promote() == f"1 align: error: {nothing}"
+    assert main(["rollback", *settings]) == 1 and nothing in capsys.readouterr().err
+    assert not (tmp_path / "mlflow.db").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # MLflow caches relative ones
+    tracker = Tracker()
     assert promote("--version", "1").startswith(
         "1 align: error: model 'align' has no version 1; it has none: run `align"
     )
-    tracker = Tracker()
     first, second, third = (version(tracker, tmp_path, recall) for recall in (0.4, 0.6, 0.5))
     what = "data dddddddddddd, model eeeeeeeeeeee, git 0123abc"
     assert promote("--version", "7") == "1 align: error: model 'align' has no version 7; it has 1, 2, 3"
@@ -60,3 +65,27 @@ def test_any_version_may_be_promoted_and_is_named(
         f"1 align: error: align version 2 (run {second.run_id}, {what}) is not promoted: it was rolled"
     )
     assert refused.endswith(f"slow on phones; remove its tag {ROLLED_BACK} to allow its promotion")
+
+
+@pytest.mark.timeout(600)
+def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # MLflow caches relative ones
+    tracker = Tracker()
+    for _ in range(2):
+        version(tracker, tmp_path, 0.5)
+    settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]", "--set", "promote.min_gain=0"]
+    for number in ("1", "2", "1"):
+        assert main(["promote", *settings, "--version", number]) == 0
+    assert tracker.aliases("align") == {"candidate": 2, "champion": 1, "previous": 2}
+    capsys.readouterr()
+    assert main(["rollback", *settings, "--reason", "slow"]) == 0
+    assert capsys.readouterr().out.strip() == (
+        "align version 2 is the champion again; no champion before it is left, so alias 'previous' is removed; "
+        "1 was rolled back: slow"
+    )
+    assert tracker.aliases("align") == {"candidate": 2, "champion": 2}
+    assert main(["rollback", *settings]) == 1
+    assert "no version with alias 'previous': no champion before 2" in capsys.readouterr().err

@@ -32,6 +32,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (reports / "pretrain/metrics.jsonl").write_text('{"step": 10, "train/loss": 4.0}\n')
     package(model=model, evaluation=reports / "evaluation", out=tmp_path / "packaged", reports=reports / "package")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # MLflow caches relative ones
     return tmp_path
 
 

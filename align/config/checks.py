@@ -103,7 +103,8 @@ def _metrics(promote: PromoteConfig, evaluate: EvaluateConfig | None) -> Iterato
             yield (
                 "promote.metrics",
                 f"promote.metrics: '{metric}' is measured for no set; expected SET/image_to_text/recall@10, "
-                "SET/text_to_image/recall@10, SET/zero_shot/accuracy or another metric of reports/evaluation/report.json",
+                "SET/text_to_image/recall@10, SET/zero_shot/accuracy or another metric of "
+                "reports/evaluation/report.json",
             )
         elif match["set"] == _TEST and evaluate and not evaluate.max_test_images:
             yield (

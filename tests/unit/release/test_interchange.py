@@ -14,6 +14,7 @@ from transformers import AlignConfig, AlignModel, AlignProcessor, AutoProcessor,
 
 from align.config.model import ModelConfig
 from align.errors import DataError
+from align.formats.model_folder import tokenizer_of
 from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import ImageTower, estimate_statistics, initialise
 from align.model.preprocess import centre_crop, decode, to_pixels
@@ -29,7 +30,7 @@ TEXTS = ["a red heart", "the yellow sun", "a blue star " * 20]
 @pytest.fixture
 def ours(tmp_path: Path) -> tuple[DualEncoder, Path]:
     """A model at native width with its statistics estimated, and its tokenizer."""
-    _, tokenizer_dir = write(tmp_path / "ours")
+    tokenizer_dir = tokenizer_of(write(tmp_path / "ours"))
     torch.manual_seed(0)
     model = DualEncoder(NATIVE, TextTokenizer.load(tokenizer_dir, NATIVE.max_tokens).vocab_size)
     estimate_statistics(model.vision_model, [pixels(8)])

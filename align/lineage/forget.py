@@ -83,8 +83,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
             remaining = remaining_lines(paths, models, plan.image_ids)
             if not args.yes:
                 show(*plan_lines(plan, str(paths.raw), versions.remotes()))
-                if measured := files_of(store.features, plan.image_ids):
-                    show(f"to go: {len(measured):,} files of {store.features}, with values measured of evaluation images")
+                if num := len(files_of(store.features, plan.image_ids)):
+                    show(f"to go: {num:,} files of {store.features}, with values measured of evaluation images")
                 show(*remaining)
                 raise DataError("nothing is purged yet: add --yes to end the versions named above for good")
             _purge(versions, plan, paths, store, remaining)

@@ -38,6 +38,11 @@ TEXT_COLUMNS = (
     "texts", "captions", "sentences", "caption", "text", "sentence", "alt", "alt_text", "alttext", "description",
     "title",
 )  # fmt: skip
+#: Types of columns that hold texts, or numbers, which are texts as they are.
+_TEXT_TYPES = (
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer, pa.types.is_floating,
+    pa.types.is_decimal, pa.types.is_boolean, pa.types.is_temporal, pa.types.is_null,
+)  # fmt: skip
 #: Rows whose members say which columns a table of JSON lines has.
 _HEAD_ROWS = 100
 #: Bytes of a first line.
@@ -100,7 +105,9 @@ class PictureTable:
     def _names(self) -> Iterator[str]:
         if self._name.endswith(".parquet"):
             yield from (
-                field.name for field in ForeignTable(self._path, str(self._path)).schema if _is_text(field.type)
+                field.name
+                for field in ForeignTable(self._path, str(self._path)).schema
+                if is_text(field.type, lists=True)
             )
         elif self._name.endswith(_JSON):
             table = json_tables.find_table(str(self._path), self._open)
@@ -135,17 +142,13 @@ class PictureTable:
             with self._open() as stream:
                 rows = separated_rows(stream, self._separator())
                 for values in islice(rows, 0 if self._header is None else 1, None):
-                    # more values than columns: a comma in a text without quotes, which would be cut off there
-                    if values is None or len(values) != len(self.names):
-                        yield None
-                    else:
-                        yield tuple(None if position is None else values[position] for position in positions)
+                    yield picked(values, positions, len(self.names))
 
     def _parquet_rows(self, wanted: Sequence[str | None]) -> Iterator[Row]:
         table = ForeignTable(self._path, str(self._path))
         for batch in table.batches([name for name in wanted if name is not None]):
             empty = [None] * len(batch)
-            yield from zip(*(empty if name is None else _values(batch.column(name)) for name in wanted), strict=True)
+            yield from zip(*(empty if name is None else values_of(batch.column(name)) for name in wanted), strict=True)
 
 
 def usual_column(usual: Sequence[str], names: Sequence[str]) -> str | None:
@@ -158,11 +161,26 @@ def _member(row: dict[str, Any], name: str | None) -> Any:
     return None if name is None else row.get(name)
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    of_item = kind.value_type if is_list(kind) else kind
-    return not (pa.types.is_nested(of_item) or pa.types.is_binary(of_item) or pa.types.is_large_binary(of_item))
+def is_text(kind: pa.DataType, *, lists: bool) -> bool:
+    """Whether a column of this type has texts or numbers, which are names and texts as they are; with `lists`, also
+    lists of such. Bytes are neither: a column of them holds pictures.
+    """
+    if lists and is_list(kind):
+        return is_text(kind.value_type, lists=False)
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type, lists=False)
+    return any(check(kind) for check in _TEXT_TYPES)
 
 
-def _values(column: pa.Array) -> Iterable[Any]:
+def values_of(column: pa.Array) -> Iterable[Any]:
     """A column's values. Lists one at a time: few bytes of parquet can hold millions of items."""
     return (item.values for item in column) if is_list(column.type) else column.to_pylist()
+
+
+def picked(values: Sequence[str] | None, positions: Sequence[int | None], num_columns: int) -> Row:
+    """Some values of a line of a CSV or TSV, by their positions (None: None); None where it cannot be split, or has not
+    as many values as columns: a comma in a text without quotes would cut the text off there.
+    """
+    if values is None or len(values) != num_columns:
+        return None
+    return tuple(None if position is None else values[position] for position in positions)

@@ -23,6 +23,7 @@ from align.config.ingest import IngestConfig
 from align.console import say
 from align.errors import DataError
 from align.formats.img2dataset import IMAGE_EXTENSIONS
+from align.formats.picture_table import PICTURE_COLUMNS
 from align.ingest.limits import MAX_TEXTS, TooLarge, read_at_most
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.picture_files import (
@@ -36,9 +37,9 @@ from align.ingest.sources.picture_files import (
     is_picture_name,
     read_picture,
 )
-from align.ingest.sources.reading import Batches, is_file, is_local
+from align.ingest.sources.reading import Batches, Within, is_file, is_local
 from align.ingest.sources.table_pairs import WrittenPairs, add_pairs, written_pairs
-from align.ingest.sources.tables import ADDRESSES, FILES, TABLES, NoColumnError, Tables, say_nothing
+from align.ingest.sources.tables import TABLES, NoColumnError, Tables, say_nothing
 from align.ingest.sources.texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, TOO_MANY
 from align.protocols.store import Files
 
@@ -49,6 +50,8 @@ _PICTURES = tuple(f".{extension}" for extension in sorted(IMAGE_EXTENSIONS))
 _HIDDEN = (".", "__MACOSX")
 #: Files that are left out are named so often; then they are only counted. As many texts may turn out to be tables.
 _NAMED = 10
+#: Tables that are looked at though a picture has their name; a `.json` there is the data of that picture.
+_NEVER_OF_ONE_PICTURE = tuple(suffix for suffix in TABLES if not suffix.startswith(".json"))
 _KINDS = ", ".join((*TABLES[1:6], TABLES[0]))
 _ADDRESS = "an address, no file: ingest.source url_table fetches it"
 _NO_NAME = "no file name"
@@ -59,7 +62,7 @@ class Folder:
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when the location has no picture with a text."""
-        self._tables = Tables(config, files, (*FILES, *ADDRESSES))
+        self._tables = Tables(config, files, PICTURE_COLUMNS)
         listed = [location] if self._is_table(files, location) else files.list(location, (), config.paths_root)
         if any(file.lower().startswith(("https://", "http://")) for file in listed):
             raise DataError(f"{location}: a web server lists no files; copy the pictures to a folder or s3://")
@@ -91,14 +94,15 @@ class Folder:
         """The tables that have the columns; says which columns are taken, and which files are left out."""
         chosen: list[str] = []
         errors: list[DataError] = []
-        texts = [file for file in contents.others if file.lower().endswith(".txt")][:_NAMED]
-        for table in [*contents.tables, *filter(self._tables.is_separated, texts)]:
+        maybe = filter(self._may_be_table, contents.perhaps_tables[:_NAMED])
+        for table in [*contents.tables, *maybe]:
             try:
                 choice = self._tables.require_columns(table)
             except DataError as error:
                 if not isinstance(error, NoColumnError) and not table.lower().endswith((".json", ".json.gz")):
                     raise  # damaged; of a .json nobody can tell that from another kind of file
-                errors.append(error)
+                if table in contents.tables:
+                    errors.append(error)
                 continue
             chosen.append(table)
             if choice is not None:
@@ -112,6 +116,9 @@ class Folder:
             names = ", ".join(below(self._folder, file) for file in others[:_NAMED])
             say(f"ingest: {self._location}: other files, left out: {len(others):,} ({names}{more})")
         return chosen
+
+    def _may_be_table(self, file: str) -> bool:
+        return not file.lower().endswith(".txt") or self._tables.is_separated(file)
 
     def _without_text(self, contents: _Contents, errors: Sequence[DataError]) -> DataError:
         where = self._location
@@ -142,12 +149,17 @@ class Folder:
         batches = Batches()
         named: set[str] = set()
         for table in self._chosen:
+            num_elsewhere = 0
             for row in self._tables.rows(table, counts, say_nothing):
                 pairs = written_pairs(row)
-                picture = self._picture(table, pairs, pictures)
+                picture, is_elsewhere = self._picture(table, pairs, pictures)
+                num_elsewhere += is_elsewhere
                 named.add(picture.url)
                 add_pairs(batches, counts, pairs, picture)
                 yield from batches.full()
+            if num_elsewhere:
+                where = f"pictures found elsewhere in {self._folder}, by the end of their path"
+                say(f"ingest: {table}: {where}: {num_elsewhere:,}")
         for path, beside in contents.pictures.items():
             name = below(self._folder, path)
             own = None if name in named else self._own_text(name, beside)
@@ -168,16 +180,21 @@ class Folder:
             with suppress(DataError):
                 yield from self._store.list(f"{self._folder.rstrip('/')}/{name}/", _PICTURES)
 
-    def _picture(self, table: str, pairs: WrittenPairs, pictures: PictureFiles) -> Candidate:
-        """The picture of a row of a table."""
+    def _picture(self, table: str, pairs: WrittenPairs, pictures: PictureFiles) -> tuple[Candidate, bool]:
+        """The picture of a row of a table, and whether it is elsewhere than the table says."""
+
+        def all_written() -> Iterator[str]:
+            every = (written_pairs(row).picture for row in self._tables.rows(table, Counter(), say_nothing))
+            return filter(is_file_name, filter(None, every))
+
         written = pairs.picture
         if not written:
             found = Found(None, _NO_NAME)
         else:
-            found = pictures.find(table, written) if is_file_name(written) else Found(None, _ADDRESS)
+            found = pictures.find(table, written, all_written) if is_file_name(written) else Found(None, _ADDRESS)
         path, problem = found.path, pairs.problem or found.problem
         url = written if path is None else below(self._folder, path)
-        return Candidate(url, "", None, pairs.page_url, problem, None if problem else path)
+        return Candidate(url, "", None, pairs.page_url, problem, None if problem else path), found.is_elsewhere
 
     def _own_text(self, name: str, beside: str | None) -> WrittenPairs | None:
         """The texts of a picture that no table names; None where it has none."""
@@ -209,23 +226,28 @@ class _Contents:
     Attributes:
         pictures: picture -> the text beside it, or None; in order.
         tables: in order.
-        others: neither of these, nor a text beside a picture.
+        others: neither of these, nor a text beside a picture; also all that links lead to outside of the folder.
+        perhaps_tables: those of the others that are tables if they look like one.
         num_texts: beside pictures.
     """
 
     def __init__(self, folder: str, files: Sequence[str]) -> None:
         self._folder = folder
-        shown = [file for file in files if not _is_hidden(below(folder, file))]
+        within = Within(folder)
+        shown = [file for file in files if not _is_hidden(below(folder, file)) and within.holds(file)]
         pictures = [file for file in shown if is_picture_name(file)]
         stems = {_stem(picture) for picture in pictures}
         texts = {_stem(file): file for file in shown if file.lower().endswith(tuple(f".{e}" for e in TEXT_EXTENSIONS))}
         self.pictures = {picture: texts.get(_stem(picture)) or texts.get(picture) for picture in pictures}
         beside = {text for text in self.pictures.values() if text is not None}
         self.num_texts = len(beside)
-        # what is beside a picture under its name describes that picture alone
+        # what is beside a picture under its name mostly describes that picture alone
         self.tables = [file for file in shown if file.lower().endswith(TABLES) and _stem(file) not in stems]
         known = {*pictures, *beside, *self.tables}
         self.others = [file for file in files if file not in known]
+        self.perhaps_tables = [
+            file for file in shown if file not in known and file.lower().endswith((".txt", *_NEVER_OF_ONE_PICTURE))
+        ]
 
     def names(self) -> Iterator[str]:
         """The pictures, relative to the folder."""

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from align.formats.img2dataset import IMAGE_EXTENSIONS
 from align.ingest.limits import read_at_most
-from align.ingest.sources.reading import is_file, is_local, is_within, joined, parent
+from align.ingest.sources.reading import Within, is_file, is_local, is_within, joined, parent
 from align.pairs.text import MAX_CHARACTERS
 from align.protocols.store import Files
 
@@ -27,7 +27,8 @@ OUTSIDE = "outside the folder"
 IMPOSSIBLE = "no name that a file can have"
 _AMBIGUOUS = "ambiguous"
 _FILE = "file:"
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+#: `Screenshot:1.jpg` is a file.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.IGNORECASE)
 #: The last of all characters.
 _LAST = "\U0010ffff"
 #: Of a file's name, beyond which nobody looks for it.
@@ -40,10 +41,12 @@ class Found(NamedTuple):
     Attributes:
         path: the file, as `Files` opens it; None: there is none.
         problem: why; else None.
+        is_elsewhere: whether it was found by the end of its path, outside of the table's folder.
     """
 
     path: str | None
     problem: str | None = None
+    is_elsewhere: bool = False
 
 
 def is_picture_name(name: str) -> bool:
@@ -77,45 +80,65 @@ class PictureFiles:
         """`list_pictures`: those that are also found by the end of their path; called at the first miss."""
         self._files, self._folder, self._list_pictures = files, folder, list_pictures
         self._known: Set[str] = frozenset()
-        self._within: dict[str, bool] = {}
+        self._within = Within(folder)
+        self._are_below: dict[str, bool] = {}
         self._endings: tuple[_Endings, _Endings] | None = None
 
     def knows(self, paths: Set[str]) -> None:
         """Tells that these files exist, so that nobody asks for each."""
         self._known = paths
 
-    def find(self, table: str, written: str) -> Found:
+    def find(self, table: str, written: str, all_written: Callable[[], Iterable[str]]) -> Found:
         """The file that a row of a table names.
 
         A name is relative to the table's folder, or absolute inside of the folder. Where no such file exists, it is
         the one picture whose path ends in the name: letters in either case, `\\` for `/`, and without extension too.
+        That picture is below the table's folder. Only if none of the table's pictures is, it may be elsewhere: a file
+        of the same name in another part of a data set is another picture.
 
         Args:
             table: the file; it is in the folder.
             written: the name, or a file:// address.
+            all_written: those of all rows of the table, which are read at the first name that is not found there.
         """
-        if len(written) > _MAX_CHARACTERS:
-            return Found(None, IMPOSSIBLE)
-        found = self._inside(parent(table), written)
-        if found.path is None:
+        own = parent(table)
+        found, name = self._at(own, written)
+        if name is None:
             return found
+        below_own = self._one_of(self._ending_in(name, own))
+        if below_own.problem != MISSING or own == self._folder:
+            return below_own
+        if own not in self._are_below:
+            self._are_below[own] = any(self._is_below(own, each) for each in all_written())
+        if self._are_below[own]:
+            return below_own
+        elsewhere = self._one_of(self._ending_in(name, self._folder))
+        return elsewhere._replace(is_elsewhere=elsewhere.path is not None)
+
+    def _at(self, own: str, written: str) -> tuple[Found, str | None]:
+        """The file of this name; the name, relative to the table's folder, where it has to be looked for."""
+        if len(written) > _MAX_CHARACTERS:
+            return Found(None, IMPOSSIBLE), None
+        found = self._inside(own, written)
+        if found.path is None:
+            return found, None
         if found.path in self._known or is_file(self._files, found.path):
-            return found if self._holds(found.path) else Found(None, OUTSIDE)
-        paths = self._ending_in(below(parent(table), found.path))
+            return (found if self._within.holds(found.path) else Found(None, OUTSIDE)), None
+        return Found(None, MISSING), below(own, found.path)
+
+    def _is_below(self, own: str, written: str) -> bool:
+        """Whether a name is that of a picture below the table's folder."""
+        found, name = self._at(own, written)
+        if name is not None:
+            return bool(self._ending_in(name, own))
+        return found.path is not None and found.path.startswith(f"{own}/")
+
+    def _one_of(self, paths: Sequence[str]) -> Found:
         if len(paths) > 1:
             return Found(None, f"{_AMBIGUOUS}: {len(paths):,} files of this name")
         if not paths:
             return Found(None, MISSING)
-        return Found(paths[0]) if self._holds(paths[0]) else Found(None, OUTSIDE)
-
-    def _holds(self, path: str) -> bool:
-        """`is_within` for many files: each folder is resolved once."""
-        if not is_local(path) or Path(path).is_symlink():
-            return is_within(self._folder, path)
-        folder = parent(path)
-        if folder not in self._within:
-            self._within[folder] = is_within(self._folder, folder)
-        return self._within[folder]
+        return Found(paths[0]) if self._within.holds(paths[0]) else Found(None, OUTSIDE)
 
     def _inside(self, folder: str, written: str) -> Found:
         """The path that a name means. It need not exist."""
@@ -140,14 +163,17 @@ class PictureFiles:
             return Found(None, OUTSIDE if ".." in name else IMPOSSIBLE)
         return Found(path.removeprefix("./"))
 
-    def _ending_in(self, name: str) -> Sequence[str]:
-        """The pictures whose path ends in this name; else those whose path without its extension does."""
+    def _ending_in(self, name: str, folder: str) -> Sequence[str]:
+        """The pictures in a folder whose path ends in this name; else those whose path without its extension does."""
         if self._endings is None:
             paths = [(_alike(below(self._folder, path)), path) for path in self._list_pictures()]
             stems = [(spelt.rpartition(".")[0], path) for spelt, path in paths]
             self._endings = (_Endings(paths), _Endings(stems))
-        whole, stems_only = (endings.of(_alike(name)) for endings in self._endings)
-        return whole or stems_only
+        for endings in self._endings:
+            paths = endings.of(_alike(name))
+            if found := paths if folder == self._folder else [path for path in paths if path.startswith(f"{folder}/")]:
+                return found
+        return []
 
 
 class _Endings:

@@ -142,6 +142,23 @@ def is_within(folder: str, uri: str) -> bool:
     return uri.startswith(folder.rstrip("/") + "/")
 
 
+class Within:
+    """`is_within` for many files of one folder: each of its folders is resolved once."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._known: dict[str, bool] = {}
+
+    def holds(self, uri: str) -> bool:
+        """Whether the file is in the folder, symbolic links resolved."""
+        if not is_local(uri) or Path(uri).is_symlink():
+            return is_within(self._folder, uri)
+        folder = parent(uri)
+        if folder not in self._known:
+            self._known[folder] = is_within(self._folder, folder)
+        return self._known[folder]
+
+
 def joined(folder: str, *parts: str) -> str | None:
     """The path of a file in a folder, `.` and `..` resolved; None where the parts are empty, lead out of it, or no file
     can have such a name (it has a zero byte or half a surrogate pair).

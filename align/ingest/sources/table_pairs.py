@@ -8,7 +8,7 @@ from typing import NamedTuple
 from align.ingest.limits import MAX_PAGE_CHARACTERS
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches
-from align.ingest.sources.tables import TableRow
+from align.ingest.sources.tables import TableRow, Unreadable
 from align.ingest.sources.texts import NESTED, texts_of
 
 _NESTED = (dict, list)
@@ -39,6 +39,8 @@ def written_pairs(row: TableRow) -> WrittenPairs:
     texts, problem = ([value], None) if isinstance(value, str) else texts_of(value)
     if isinstance(picture, _NESTED) or isinstance(page_url, _NESTED):
         picture, texts, page_url, problem = None, [""], None, NESTED
+    if isinstance(picture, Unreadable):
+        picture, texts, problem = None, [""], picture.problem
     page = None if page_url is None else str(page_url)
     written = "" if picture is None else str(picture).strip()
     if len(texts) > 1:
@@ -49,8 +51,11 @@ def written_pairs(row: TableRow) -> WrittenPairs:
 
 
 def add_pairs(batches: Batches, counts: Counter[str], pairs: WrittenPairs, picture: Candidate) -> None:
-    """Adds the pairs of a row, and counts them; `picture` is a candidate without text."""
-    if picture.problem:
+    """Adds the pairs of a row, and counts them; `picture` is a candidate without text.
+
+    A row that can be read, but whose picture is missing, is no row that cannot be read.
+    """
+    if pairs.problem:
         counts["rows_unreadable"] += len(pairs.texts)
     counts["rows"] += len(pairs.texts)
     for text in pairs.texts:

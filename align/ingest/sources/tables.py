@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import IO, Any, BinaryIO, NamedTuple, cast
@@ -21,7 +21,8 @@ import pyarrow as pa
 from align.config.ingest import IngestConfig
 from align.errors import DataError
 from align.formats import json_tables, table_lines
-from align.formats.parquet import ForeignTable, is_list
+from align.formats.parquet import ForeignTable
+from align.formats.picture_table import TEXT_COLUMNS, is_text, picked, values_of
 from align.ingest.sources.picture_files import is_picture_name
 from align.protocols.store import Files
 
@@ -31,17 +32,8 @@ TABLES = (".parquet", *_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFF
 #: Of files that are tables if they look like one.
 PLAIN_LISTS = (".txt", ".txt.gz")
 
-#: Usual names of the column of pictures, those of addresses and those of files, ...
+#: Usual names of the column of pictures' addresses; those of files and of texts are in `align.formats.picture_table`.
 ADDRESSES = ("url", "image_url", "img_url", "imageurl", "link", "src")
-FILES = (
-    "file_name", "filename", "file", "file_path", "filepath", "path", "image_path", "image_file", "image_filename",
-    "image_name", "image", "img", "picture", "photo",
-)  # fmt: skip
-#: ... and of texts. All texts of a picture are in those that come first.
-_TEXTS = (
-    "texts", "captions", "sentences", "caption", "text", "sentence", "alt", "alt_text", "alttext", "description",
-    "title",
-)  # fmt: skip
 _PICTURE, _TEXT, _PAGE = "url", "text", "page_url"
 _WHAT = {_PICTURE: "pictures", _TEXT: "texts"}
 #: `text_source` of a table without header.
@@ -53,6 +45,16 @@ _MAX_NAME, _MAX_NAMES = 100, 20
 
 #: Picture, text, page of one row, and the column of the text; None where the row has no such value.
 TableRow = tuple[Any, Any, Any, str]
+
+
+class Unreadable(NamedTuple):
+    """In place of the picture of a row: why the row cannot be read."""
+
+    problem: str
+
+
+UNREADABLE = Unreadable("a line that cannot be read")
+MISCOUNTED = Unreadable("another number of values than columns")
 #: Positions of picture, text and page in a file; None for a column that it does not have.
 Positions = Sequence[int | None]
 
@@ -90,7 +92,7 @@ class Tables:
         """`usual`: names of the column of pictures, those that come first in this kind of source first."""
         self._names = {_PICTURE: config.columns.url, _TEXT: config.columns.text}
         self._page_url = config.columns.page_url
-        self._usual = {_PICTURE: usual, _TEXT: _TEXTS}
+        self._usual = {_PICTURE: usual, _TEXT: TEXT_COLUMNS}
         self._allow_damaged = config.allow_damaged
         self._store = files
 
@@ -159,18 +161,18 @@ class Tables:
     def _parquet(self, file: str, stream: BinaryIO, tell: Callable[[Choice], None]) -> Iterator[TableRow]:
         table = ForeignTable(stream, file)
         # a column of pictures' bytes is not one of their names
-        plain = [field.name for field in table.schema if _is_text(field.type, lists=True)]
+        plain = [field.name for field in table.schema if is_text(field.type, lists=True)]
         positions, source = self._positions(file, table.schema.names, tell, plain)
         names = [None if position is None else table.schema.names[position] for position in positions]
         for key, name in zip((_PICTURE, _TEXT, _PAGE), names, strict=True):
             kind = None if name is None else table.schema.field(name).type
-            if kind is not None and not _is_text(kind, lists=key == _TEXT):
+            if kind is not None and not is_text(kind, lists=key == _TEXT):
                 raise NoColumnError(
                     f"{file}: column '{name}' is {kind}, expected text; set another one in ingest.columns"
                 )
         for batch in table.batches([name for name in names if name is not None]):
             empty = [None] * len(batch)
-            columns = [empty if name is None else _values(batch.column(name)) for name in names]
+            columns = [empty if name is None else values_of(batch.column(name)) for name in names]
             yield from zip(*columns, [source] * len(batch), strict=True)
 
     def _json(self, file: str, tell: Callable[[Choice], None]) -> Iterator[TableRow]:
@@ -187,7 +189,7 @@ class Tables:
         with opening() as stream:
             for row in json_tables.rows_of(file, stream):
                 if row is None:
-                    yield None, None, None, source
+                    yield UNREADABLE, None, None, source
                     continue
                 if not positions:
                     names = list(row)
@@ -204,20 +206,22 @@ class Tables:
         rows = table_lines.separated_rows(stream, "\t" if tabs else ",")
         first = next(rows, [])
         while first is None:
-            yield None, None, None, _UNNAMED
+            yield UNREADABLE, None, None, _UNNAMED
             first = next(rows, [])
         if not first:
             return
         picture = next((index for index, value in enumerate(first) if _is_picture(value)), None)
         names = [each.strip().strip('"') for each in first]
+        num_columns = None  # a list may have texts in some lines only
         if picture is None and not (name.endswith(PLAIN_LISTS) and not self.has_columns(names)):
             positions, source = self._positions(file, names, tell)
+            num_columns = len(names)
         else:
             positions = (1, 0, None) if picture == 1 else (0, 1, 2)
             source = self._names[_TEXT] or _UNNAMED
-            yield _row(first, positions, source)
+            yield _row(first, positions, num_columns, source)
         for row in rows:
-            yield _row(row, positions, source)
+            yield _row(row, positions, num_columns, source)
 
     def _positions(
         self, file: str, names: Sequence[str], tell: Callable[[Choice], None], plain: Sequence[str] | None = None
@@ -242,8 +246,11 @@ class Tables:
             found = found or _found(column, usual, names)
             if found is None:
                 what = f"'{column}'" if column is not None else f"with a usual name for {_WHAT[key]}"
+                has_addresses = key == _PICTURE and _found(None, ADDRESSES, names) is not None
+                other = ", or fetch addresses with ingest.source: url_table" if has_addresses else ""
                 raise NoColumnError(
                     f"{file}: no column {what}, it has {_listed(names)}; set ingest.columns.{key} to one of these"
+                    f"{other}"
                 )
             if column is None:
                 guessed[key] = found[:_MAX_NAME]
@@ -277,20 +284,12 @@ def _is_picture(value: str) -> bool:
     return table_lines.is_address(value) or is_picture_name(value)
 
 
-def _is_text(kind: pa.DataType, *, lists: bool) -> bool:
-    of_item = kind.value_type if lists and is_list(kind) else kind
-    return not (pa.types.is_nested(of_item) or pa.types.is_binary(of_item))
-
-
-def _row(values: list[str] | None, positions: Positions, source: str) -> TableRow:
-    """Values are None where the line could not be split, or is too short."""
-    picture, text, page_url = (
-        None if values is None or position is None or position >= len(values) else values[position]
-        for position in positions
-    )
-    return picture, text, page_url, source
-
-
-def _values(column: pa.Array) -> Iterable[Any]:
-    """A column's values. Of lists, one at a time is looked at: few bytes of parquet can hold millions of items."""
-    return (item.values for item in column) if is_list(column.type) else column.to_pylist()
+def _row(values: list[str] | None, positions: Positions, num_columns: int | None, source: str) -> TableRow:
+    """Values are None where the line could not be split; without `num_columns`, also where it is too short."""
+    if values is None:
+        return UNREADABLE, None, None, source
+    if num_columns is None:
+        num_columns = len(values)
+        positions = [at if at is not None and at < num_columns else None for at in positions]
+    row = picked(values, positions, num_columns)
+    return (MISCOUNTED, None, None, source) if row is None else (row[0], row[1], row[2], source)

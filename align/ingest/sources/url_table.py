@@ -22,11 +22,12 @@ from align.config.ingest import IngestConfig
 from align.console import say
 from align.errors import DataError
 from align.formats import table_lines
+from align.formats.picture_table import PICTURE_COLUMNS
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.picture_files import PictureFiles, below, is_file_name, is_picture_name, read_picture
 from align.ingest.sources.reading import Batches, is_local, is_within, parent
 from align.ingest.sources.table_pairs import NO_PICTURE, WrittenPairs, add_pairs, written_pairs
-from align.ingest.sources.tables import ADDRESSES, FILES, PLAIN_LISTS, TABLES, Choice, Tables, say_nothing
+from align.ingest.sources.tables import ADDRESSES, PLAIN_LISTS, TABLES, Choice, Tables, say_nothing
 from align.pairs.urls import Address, Resolver
 from align.protocols.store import Files
 
@@ -44,7 +45,7 @@ class UrlTable:
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when the location has no table."""
         listed = files.list(location, (*TABLES, *PLAIN_LISTS), config.paths_root)
-        self._tables = Tables(config, files, (*ADDRESSES, *FILES))
+        self._tables = Tables(config, files, (*ADDRESSES, *PICTURE_COLUMNS))
         self._store = files
         self._max_bytes = config.max_record_bytes
         if listed != [location] and not location.lower().endswith(_LISTS):
@@ -117,9 +118,9 @@ class UrlTable:
         written, page, problem = pairs.picture, pairs.page_url, pairs.problem
         is_file = is_file_name(written) and (is_picture_name(written) or written.startswith("file:"))
         if is_file and not _is_on_web(file):
-            path, missing = pictures.find(file, written)
+            found = pictures.find(file, written, list)
+            path, problem = found.path, problem or found.problem
             url = written if path is None else below(parent(file), path)
-            problem = problem or missing
             return Candidate(url, "", None, page, problem, None if problem else path)
         address = self._resolver.resolve(written) if written else Address("", NO_PICTURE)
         problem = problem or address.problem

@@ -1,8 +1,8 @@
 """The values with which data/raw was made: ingest writes them into its manifest, and a retry takes them from there.
 
 A retry with other values would undo what the first run got: a network that is refused now, a name that a host bars. So
-what params.yaml says by then does not count. What a person names on the command line counts, if it only says how
-patiently to ask, or which of the pictures left out to ask for.
+what params.yaml says by then does not count, but for what only says how patiently to ask. Which of the pictures left
+out to ask for counts if a person names it on the command line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from align.formats.raw import MANIFEST, MadeWith, read_raw_manifest
 
 #: What decides what is in data/raw: sections, and a parameter.
 DECIDING_VALUES = ("ingest", "download", "paths.archive")
-#: What a retry may be told by name. A failure that these decide may pass, so it is asked again with the new value:
+#: What a retry takes as it is now. A failure that these decide may pass, so it is asked again with the new value:
 #: afterwards no pair of data/raw has an outcome that is due to the old one.
 PATIENCE = frozenset({
     "download.max_connections",
@@ -34,7 +34,7 @@ PATIENCE = frozenset({
     "download.max_failures_per_host",
     "download.backoff_s",
 })  # fmt: skip
-#: Likewise: which pictures to ask for that were left out.
+#: What it takes if it is named: which pictures to ask for that were left out.
 SKIP_HOPELESS = "ingest.skip_hopeless"
 
 
@@ -74,14 +74,14 @@ def values_of_retry(
         sections[section] = {key: old.get(key, value) for key, value in new.items()}  # a new key has its value of now
         for key in differing(sections[section], new):
             name = f"{section}.{key}"
-            if name not in named:
-                not_used.append(name)
-            elif name in PATIENCE or name == SKIP_HOPELESS:
+            if name in PATIENCE or (name == SKIP_HOPELESS and name in named):
                 sections[section][key] = new[key]
+            elif name not in named:
+                not_used.append(name)
             else:
                 raise ConfigError(
-                    f"{raw} was made with another {name}, which a retry keeps; leave out `--set {name}`, or make "
-                    "data/raw with it: `align ingest`"
+                    f"{raw} was made with another {name}, which a retry keeps; leave out `--set {name}`, or the "
+                    "`--profile` that has it, or make data/raw with it: `align ingest`"
                 )
     if not_used:
         say(f"ingest: {params.source} has other values, which a retry does not use: {', '.join(not_used)}")

@@ -18,6 +18,7 @@ from align.console import say
 from align.errors import DataError
 from align.ingest.sources import source_at
 from align.ingest.sources.picture_files import is_folder
+from align.ingest.sources.reading import is_local
 from align.protocols.store import Files
 from align.services import pinned_lists
 from align.services.store import open_files
@@ -86,4 +87,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
     num_files, num_without_version = pin(config, files, args.source, args.out)
     if num_without_version:
         say(f"pin: warning: {num_without_version:,} files have no ETag and no date: only their size is compared")
-    say(f"pin: {num_files:,} files of {args.source} in {args.out}; commit it, and set paths.archive: {args.out}")
+    made = f"pin: {num_files:,} files of {args.source} in {args.out}"
+    if is_local(args.source):
+        say(
+            f"{made}, with their times, which differ after every clone and every `dvc pull`: the list holds in this "
+            f"folder only. For others set paths.archive: {args.source}"
+        )
+    else:
+        say(f"{made}; commit it, and set paths.archive: {args.out}")

@@ -80,13 +80,14 @@ def write(out: Path, source: str, read: dict[str, str], beside: dict[str, str]) 
     stamps = {**read, **beside}
     if len(stamps) >= MAX_LINES:
         raise DataError(f"{source}: {len(stamps):,} files, and a list has at most {MAX_LINES:,}; pin its parts")
-    bad = [file for file in (source, *stamps) if _IMPOSSIBLE.search(file)]
+    lines_of = {file: _line(file, out) for file in stamps}
+    bad = [name for name, line in ((source, source), *lines_of.items()) if _IMPOSSIBLE.search(line)]
     if bad:
         raise DataError(f"{visible(bad[0])}: no line of a list can hold this name; rename it")
     lines = [f"{_HEADER}{source}\n"]
     for file in sorted(stamps):
         mark = f"\t{_BESIDE}" if file in beside else ""
-        lines.append(f"{_line(file, out)}\t{plain(stamps[file])}{mark}\n")
+        lines.append(f"{lines_of[file]}\t{plain(stamps[file])}{mark}\n")
     write_text(out, "".join(lines))
 
 

@@ -148,15 +148,15 @@ def test_a_retry_with_other_values_than_params_yaml_has_is_not_what_dvc_is_told(
     assert not any("of-our-own" in agent for agent in server.agents)
 
 
-def test_patience_is_changed_in_params_yaml_and_named(project: Path, server: WebServer) -> None:
-    """What the refusal says: put it into params.yaml, and repeat the command."""
+def test_patience_is_changed_in_params_yaml(project: Path, server: WebServer) -> None:
+    """What the refusal says: put it into params.yaml, and repeat the command; without `--set`, too."""
     shell(project, PLAIN, {})
     recover(server)
-    words = f"{RETRY} --set download.timeout_s=77.0"
-    assert typed(project, words).returncode == 1
+    assert typed(project, f"{RETRY} --set download.timeout_s=77.0").returncode == 1
     change(project / "params.yaml", " timeout_s: 30.0\n", " timeout_s: 77.0\n")
-    done = typed(project, words)
+    done = typed(project, RETRY)
     assert done.returncode == 0, done.stderr
+    assert "does not use" not in done.stderr
     assert (status(project), num_pictures(project)) == ({}, NUM)
     assert "timeout_s: 77.0" in (project / "dvc.lock").read_text()
 

@@ -41,10 +41,9 @@ def archives(root: Path) -> Path:
     return root
 
 
-def test_a_pinned_folder_is_read_as_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pinned_folder_is_read_as_the_folder(tmp_path: Path) -> None:
     folder = archives(tmp_path / "crawl")
     out = pinned(tmp_path, "warc", folder)
-    assert f"pin: 2 files of {folder} in {out}; commit it, and set paths.archive: {out}" in capsys.readouterr().err
     header, *lines = out.read_text().splitlines()
     assert header == f"# align pin 1 {folder}"
     status = (folder / "a.warc.gz").stat()
@@ -129,3 +128,38 @@ def test_a_name_that_no_line_can_hold_is_refused(tmp_path: Path, name: str) -> N
     with pytest.raises(DataError, match="no line of a list can hold this name"):
         pin(config, open_files(store(tmp_path)), f"{tmp_path}/crawl/*", tmp_path / "x.paths")
     assert not (tmp_path / "x.paths").exists()
+
+
+@pytest.mark.parametrize("name", ["#1.warc", " 1.warc"])
+def test_a_name_that_would_be_a_comment_or_another_name_in_the_list_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    config = load_params(overrides=["ingest.source=warc"]).section(IngestConfig)
+    with pytest.raises(DataError, match="no line of a list can hold this name"):
+        pin(config, open_files(store(tmp_path)), f"{tmp_path}/*.warc", tmp_path / "x.paths")
+    assert not (tmp_path / "x.paths").exists()
+
+
+def test_a_pinned_table_has_its_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(RED)
+    (tmp_path / "c.csv").write_text("file,caption\na.png,a red square\n")
+    for source in ("folder", "url_table"):
+        direct = read_all(tmp_path / "c.csv", source)
+        out = pinned(tmp_path, source, tmp_path / "c.csv", f"{source}.paths")
+        lines = [line.split("\t")[0] for line in out.read_text().splitlines()[1:]]
+        assert lines == ["a.png", "c.csv"]
+        assert (
+            short(read_all(out, source), "text", "bytes") == short(direct, "text", "bytes") == [("a red square", RED)]
+        )
+
+
+def test_of_files_here_the_times_are_compared_so_a_copy_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = archives(tmp_path / "crawl")
+    out = pinned(tmp_path, "warc", folder)
+    said = capsys.readouterr().err
+    assert "commit it" not in said
+    assert (
+        f"pin: 2 files of {folder} in {out}, with their times, which differ after every clone and every `dvc pull`: "
+        f"the list holds in this folder only. For others set paths.archive: {folder}"
+    ) in said

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.cli import read_params
 from align.config import Params, load_params
+from align.config.checks import wrong_parameters
+from align.config.params import PARAMS_FILE
 from align.config.params_file import editor, write_params
-from align.config.paths import READ
+from align.config.paths import INPUTS, READ, ROOT, require_declared
 from align.config.profile import profile_overrides
 from align.console import show
-from align.declared import CODE_FILE, DVC_FILE, read_yaml
+from align.declared import CODE_FILE, DVC_FILE, declared_outs, read_yaml
 from align.errors import ConfigError, DataError
 from align.files import (
     clear_leftovers,
@@ -32,6 +35,7 @@ from align.files import (
     to_json,
     write_text,
 )
+from align.filter.rules import RULES
 from align.formats.acceptances import write_acceptances
 from align.formats.drift_reference import REFERENCE
 from align.formats.policy import OptedOut, write_opted_out
@@ -110,7 +114,7 @@ def init(directory: Path, params_file: Path, chosen: Mapping[str, Any]) -> None:
     part.mkdir()
     try:
         _fill(part, params_file, chosen)
-        read_params(part / "params.yaml", [f"paths.root={_absolute(directory)}"])  # checks all of them
+        _require_usable(part, directory)
         _commit(part)
         fsync_all(part)
         swap(part, directory)
@@ -119,7 +123,7 @@ def init(directory: Path, params_file: Path, chosen: Mapping[str, Any]) -> None:
 
 
 def update(root: Path) -> None:
-    """Writes code.yaml for the installed code, and says which stages become stale.
+    """Writes code.yaml for the installed code, and says which stages become stale, and which parameters are new.
 
     Raises:
         ConfigError: the folder is no project.
@@ -144,6 +148,54 @@ def update(root: Path) -> None:
             f"{DVC_FILE}: this align would write {', '.join(different)} differently; `align init NEW_FOLDER` makes one "
             "to compare with"
         )
+    _say_wrong(root / PARAMS_FILE)
+
+
+def _say_wrong(file: Path) -> None:
+    """Prints parameters that the installed align needs and the file lacks, as its own params.yaml has them."""
+    params, default = load_params(file), installed(PARAMS_FILE)
+    text = default.read_text("utf-8")
+    lines, ours = text.splitlines(), editor().load(text)
+    wrong = {key: "" for key in ours if key not in params.values} | wrong_parameters(params, RULES)
+    missing = [key for key in wrong if _line(ours, key) is not None and not _has(params.values, key)]
+    missing.sort(key=lambda key: _line(ours, key) or 0)
+    if missing:
+        show(f"{PARAMS_FILE}: this align needs parameters that are not there; put them in, with the values you want:")
+    shown: set[int] = set()
+    for key in missing:
+        parts = key.split(".")
+        for number in range(1, len(parts) + 1):
+            line = _line(ours, ".".join(parts[:number]))
+            if line is not None and line not in shown:
+                block = lines[line : _end(lines, line)] if number == len(parts) else [lines[line]]
+                show(*block)
+                shown.add(line)
+    show(*(f"{PARAMS_FILE}: {line}" for key, line in wrong.items() if key not in missing))
+
+
+def _line(document: Any, key: str) -> int | None:
+    """The number of the line, from 0, in which a key (`section.key`) stands; None where it is not there."""
+    *parents, last = key.split(".")
+    for part in parents:
+        document = document.get(part) if isinstance(document, dict) else None
+    return document.lc.key(last)[0] if isinstance(document, dict) and last in document else None
+
+
+def _end(lines: Sequence[str], first: int) -> int:
+    """The number of the line after what stands below a key."""
+    indent = len(lines[first]) - len(lines[first].lstrip())
+    end = first + 1
+    while end < len(lines) and len(lines[end]) - len(lines[end].lstrip()) > indent:
+        end += 1
+    return end
+
+
+def _has(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def _value(values: Mapping[str, Any], key: str) -> Any:
@@ -173,6 +225,22 @@ def _from_here(key: str, value: Any, directory: Path) -> Any:
 def _absolute(path: Path) -> Path:
     """Without `..`, and with symbolic links as they are."""
     return Path(os.path.normpath(Path.cwd() / path))
+
+
+def _require_usable(part: Path, directory: Path) -> None:
+    """Checks the parameters of a new project as its stages will, which run in `directory`.
+
+    Raises:
+        ConfigError: a value is wrong, or a stage would write elsewhere than dvc.yaml says.
+    """
+    paths = load_params(part / PARAMS_FILE).values["paths"]
+    read = {name: paths[name] for name in sorted(INPUTS) if isinstance(paths[name], str) and "://" not in paths[name]}
+    there = {name: str(_absolute(directory / value)) for name, value in ({ROOT: paths[ROOT]} | read).items()}
+    try:
+        require_declared(paths, declared_outs(part))
+        read_params(part / PARAMS_FILE, [f"paths.{name}={json.dumps(value)}" for name, value in there.items()])
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(str(part), str(directory))) from None
 
 
 def _fill(part: Path, params_file: Path, chosen: Mapping[str, Any]) -> None:

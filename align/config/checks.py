@@ -44,6 +44,14 @@ def require_valid(params: Params, reasons: Collection[str]) -> None:
     Raises:
         ConfigError: a value is wrong. The message has the first in the order of params.yaml, and names the others.
     """
+    if wrong := wrong_parameters(params, reasons):
+        (_, first), *others = wrong.items()
+        more = f" ({len(others)} more wrong: {', '.join(key for key, _ in others)})" if others else ""
+        raise ConfigError(f"{params.source}: {first}{more}")
+
+
+def wrong_parameters(params: Params, reasons: Collection[str]) -> dict[str, str]:
+    """What is wrong, as `require_valid` has it: key (`section.key`) -> one line, in the order of params.yaml."""
     wrong: dict[str, str] = {}
     valid: dict[type[Section], Section] = {}
     for name in params.values:
@@ -57,10 +65,7 @@ def require_valid(params: Params, reasons: Collection[str]) -> None:
             wrong |= wrong_values(cls, error)
     for key, line in _contradictions(valid, reasons):
         wrong.setdefault(key, line)
-    if wrong:
-        (_, first), *others = wrong.items()
-        more = f" ({len(others)} more wrong: {', '.join(key for key, _ in others)})" if others else ""
-        raise ConfigError(f"{params.source}: {first}{more}")
+    return wrong
 
 
 def _contradictions(valid: Mapping[type[Section], Section], reasons: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -131,6 +131,10 @@ def test_a_path_is_meant_from_where_it_is_typed(
         (["new", "--set", "filter.min_words=many"], "parameter 'filter.min_words' = 'many'"),
         (["new", "--profile", "photos"], "--profile photos: no readable file"),
         (["new", "--set", "paths.archive=around"], "lies in, or around, the input paths.archive"),
+        (["new", "--set", "paths.archive=new"], "align: error: new/params.yaml: section 'paths': paths.checkpoints ("),
+        (["new", "--set", "paths.archive=new/data/raw"], "/work/new/data/raw); stages replace what they write"),
+        (["new", "--set", "paths.root=trial"], "paths.root = trial moves paths.raw: stage ingest of dvc.yaml writes"),
+        (["new", "--set", "paths.raw=pairs"], "paths.raw = pairs: stage ingest of dvc.yaml writes data/raw"),
         ([], "one of the arguments DIR --update is required"),
         (["--update"], "code.yaml: no such file; start in a folder that `align init` made"),
     ],
@@ -224,3 +228,27 @@ def test_an_update_says_where_the_dag_differs(made: Path, tmp_path: Path) -> Non
     (project / "dvc.yaml").write_text(dag.replace("      - data/filtered\n", "", 1))
     said = align(project, "init", "--update").stdout
     assert "dvc.yaml: this align would write" in said and "differently" in said
+
+
+def test_an_update_says_which_parameters_are_new(made: Path, tmp_path: Path) -> None:
+    """Without them every command stops."""
+    project = tmp_path / "project"
+    shutil.copytree(made, project)
+    lines = (project / "params.yaml").read_text().splitlines(keepends=True)
+    start = next(number for number, line in enumerate(lines) if line.startswith("promote:"))
+    end = next((number for number in range(start, len(lines)) if lines[number] == "\n"), len(lines))
+    gone = ("  min_words:", "    text_too_short:")
+    older = [line for line in lines[:start] + lines[end:] if not line.startswith(gone)]
+    (project / "params.yaml").write_text("".join(older))
+    before = (project / "params.yaml").read_bytes()
+    said = align(project, "init", "--update").stdout
+    assert (project / "params.yaml").read_bytes() == before
+    whole = (ROOT / "params.yaml").read_text().splitlines(keepends=True)
+    begin = next(number for number, line in enumerate(said.splitlines()) if line.startswith("params.yaml: this align"))
+    shown = said.splitlines(keepends=True)[begin + 1 :]
+    assert set(shown) <= set(whole)  # with the comments, to be copied
+    needed = [
+        line for line in whole if line.startswith(("filter:", "validate:", "promote:", "  dropped_share:", *gone))
+    ]
+    assert [line for line in shown if line in needed] == needed
+    assert sum(line.startswith("  min_") for line in shown) == 3  # promote's too

@@ -14,6 +14,7 @@ from pathlib import Path
 from align.config import load_params
 from align.errors import AlignError
 from align.files import replace_directory
+from flows.locks import locked
 from flows.run_context import STATE, RunContext, log_file
 
 #: So many failed runs are kept; older ones are removed.
@@ -40,8 +41,10 @@ def kept_if_it_fails(worktree: Path, folder: Path, log: Callable[[str], None]) -
         try:
             _keep(worktree, folder)
             log(f"this run failed; its reports and its log are kept in {folder}")
-            for removed in _remove_older(folder.parent):
-                log(f"{removed}: removed, since the {NUM_KEPT} newest failed runs are kept")
+            # one run at a time: a folder that another run is removing has the newest time of all
+            with locked(folder.parent.parent / "locks" / "failed", "a run that failed", log):
+                for removed in _remove_older(folder.parent):
+                    log(f"{removed}: removed, since the {NUM_KEPT} newest failed runs are kept")
         except (OSError, AlignError) as error:  # such as a full disk; the run's own error says more
             log(f"the reports of this run could not be kept in {folder}: {error}")
         raise
@@ -73,8 +76,8 @@ def _keep(worktree: Path, folder: Path) -> None:
 
 
 def _remove_older(parent: Path) -> list[Path]:
-    folders = sorted((path for path in parent.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns)
-    older = [path for path in folders if not path.name.startswith(".")][:-NUM_KEPT]
+    folders = [path for path in parent.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    older = sorted(folders, key=lambda path: path.stat().st_mtime_ns)[:-NUM_KEPT]
     for path in older:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     return older

@@ -153,7 +153,7 @@ COMMANDS = {
     ),
     "promote": Verb(
         "align.release.promote",
-        "make the candidate the champion, if its metrics suffice",
+        "make the candidate, or the version named, the champion, if its metrics suffice",
         ("promote", "register"),
         ("align promote", "align promote --set promote.min_gain=0.01"),
     ),

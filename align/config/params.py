@@ -126,7 +126,8 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
     Args:
         path: the file; None means ./params.yaml, or the packaged copy if there is none.
         overrides: `a.b=v`; the section must have or inherit the key, so that a misspelt key is an error. A section also
-            inherits overridden values, unless it sets its own.
+            inherits overridden values, unless it sets its own, and `finetune.from` follows an overridden
+            `paths.pretrained` where the file gives both the same folder.
 
     Raises:
         ConfigError: the file is missing or not a YAML mapping, an override is malformed or names an unknown key, or a
@@ -141,8 +142,12 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
         raise ConfigError(f"{source}: {not_yaml(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected sections at the top level")
+    overrides = list(overrides)
+    follows = _starts_with_pretrained(values) and not any(one.startswith("finetune.from=") for one in overrides)
     for override in overrides:
         _apply(values, override, source)
+    if follows:
+        values["finetune"]["from"] = values["paths"]["pretrained"]
     for name in INHERITS:
         if isinstance(values.get(name), dict):
             values[name] = _inherited(values, name) | values[name]
@@ -152,6 +157,15 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
             "put logins into the environment (infra/env.example)"
         )
     return Params(values=values, source=source)
+
+
+def _starts_with_pretrained(values: Mapping[str, Any]) -> bool:
+    """Whether the file lets fine-tuning start from the folder that `align pretrain` writes."""
+    finetune, paths = values.get("finetune"), values.get("paths")
+    if not isinstance(finetune, dict) or not isinstance(paths, dict):
+        return False
+    start = finetune.get("from")
+    return start is not None and start == paths.get("pretrained")
 
 
 def not_yaml(error: YAMLError) -> str:

@@ -16,6 +16,7 @@ from align.config import Params
 from align.config.finetune import FinetuneConfig
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
+from align.console import say
 from align.errors import AlignError, DataError
 from align.files import require_apart
 from align.formats.model_folder import read_config, tokenizer_of
@@ -31,6 +32,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     config = params.section(FinetuneConfig)
     start = paths.moved(config.start)
     require_apart(paths.finetuned, start)
+    say(f"finetune: from {start}")
     train_from_params(
         params, args, config, read_start(start),
         inputs=TrainingInputs(paths.shards, tokenizer_of(start), start), out=paths.finetuned,

@@ -202,6 +202,21 @@ def test_root_moves_every_relative_output_and_no_input() -> None:
     assert here.raw == Path("data/raw") and len(OUTPUTS) == 11
 
 
+def test_fine_tuning_starts_where_pretrain_writes_unless_it_is_told_otherwise() -> None:
+    elsewhere = "paths.pretrained=trial/pretrained"
+    for overrides, start in (
+        ([], "models/pretrained"),
+        ([elsewhere], "trial/pretrained"),
+        ([elsewhere, "paths.root=sub"], "sub/trial/pretrained"),
+        ([elsewhere, "finetune.from=models/pretrained"], "models/pretrained"),
+        (["finetune.from=imported", elsewhere], "imported"),
+    ):
+        params = load_params(PARAMS_FILE, overrides)
+        paths = params.section(PathsConfig)
+        assert paths.moved(params.section(FinetuneConfig).start) == Path(start)
+        assert paths.is_made_elsewhere(params.section(FinetuneConfig).start) == any("from=" in one for one in overrides)
+
+
 def test_a_root_in_an_input_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"lies in, or around, the input paths\.evaluation"):
         load_params(PARAMS_FILE, ["paths.root=data/sample/evaluation"]).section(PathsConfig)

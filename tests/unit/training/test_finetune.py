@@ -46,8 +46,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_it_starts_from_the_folder_and_keeps_its_tokenizer(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_starts_from_the_folder_and_keeps_its_tokenizer(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert finetune(project, monkeypatch) == 0
+    assert "finetune: from earlier" in capsys.readouterr().err.splitlines()
     made, start = contents(project / "models/finetuned"), contents(project / "earlier")
     assert made["tokenizer/tokenizer.json"] == start["tokenizer/tokenizer.json"]
     assert made["model.safetensors"] != start["model.safetensors"]

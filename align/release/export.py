@@ -7,7 +7,7 @@ or on given ones. A folder that differs is not written.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,15 +15,18 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from align.config import Params
+from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.console import say
 from align.errors import DataError
 from align.files import replace_directory, require_apart, require_replaceable
 from align.formats.evaluation_set import load_sets
 from align.formats.model_folder import tokenizer_of
+from align.formats.picture_table import PICTURE_SUFFIXES
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import load_with_tokenizer
 from align.model.preprocess import centre_crop, decode, to_pixels
@@ -47,11 +50,11 @@ class ParitySamples:
     """The inputs of the parity check.
 
     Attributes:
-        images: image files' bytes.
+        images: name, for messages -> image file's bytes.
         texts: need not be as many.
     """
 
-    images: list[bytes]
+    images: Mapping[str, bytes]
     texts: list[str]
 
 
@@ -84,7 +87,7 @@ def export(kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path) 
     require_no_out("--out", out)
     model, tokenizer = load_with_tokenizer(model_dir)
     tokenizer_dir, config = tokenizer_of(model_dir), model.config
-    crops = [centre_crop(decode(data, config.resize_px), config.image_px) for data in samples.images]
+    crops = [_crop(name, data, config) for name, data in samples.images.items()]
     pixels = to_pixels(np.stack(crops))
     ids, mask = tokenizer(samples.texts)
     with replace_directory(out, "export") as part:
@@ -102,6 +105,13 @@ def export(kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path) 
                 f"{parity.text:.1e}; at most {TOLERANCE:.0e} is allowed"
             )
     return parity
+
+
+def _crop(name: str, data: bytes, config: ModelConfig) -> NDArray[np.uint8]:
+    try:
+        return centre_crop(decode(data, config.resize_px), config.image_px)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
 
 
 @torch.inference_mode()
@@ -164,15 +174,19 @@ def find_samples(evaluation: Path, images: Path | None, texts: Path | None) -> P
         texts: a file with one text per line to use instead.
 
     Raises:
-        DataError: there is no image or no text, or a file cannot be read.
+        DataError: there is no image or no text, or a file or folder cannot be read.
     """
     sets = [] if images and texts else load_sets(evaluation)
-    everything = [image for each in sets for image in each.images]
+    everything = [(each.name, image) for each in sets for image in each.images]
     if images:
-        files = sorted(path for path in images.rglob("*") if path.is_file())
-        chosen = [path.read_bytes() for path in _spread(files)]
+        if not images.is_dir():
+            raise DataError(f"--images {images}: no such folder; give one with pictures")
+        files = sorted(path for path in images.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+        if not files:
+            raise DataError(f"--images {images}: no picture in it; their names end in {', '.join(PICTURE_SUFFIXES)}")
+        chosen = {str(path): path.read_bytes() for path in _spread(files)}
     else:
-        chosen = [image.image for image in _spread(everything)]
+        chosen = {f"image {image.key} of the set {name}": image.image for name, image in _spread(everything)}
     if texts:
         try:
             lines = [line.strip() for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -181,7 +195,7 @@ def find_samples(evaluation: Path, images: Path | None, texts: Path | None) -> P
                 f"--texts {texts}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
             ) from None
     else:
-        lines = [text for image in everything for text in islice(image.texts, 1)]
+        lines = [text for _, image in everything for text in islice(image.texts, 1)]
     samples = ParitySamples(chosen, _spread(lines))
     if not samples.images or not samples.texts:
         raise DataError(

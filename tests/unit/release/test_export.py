@@ -212,7 +212,7 @@ def test_onnx_without_its_packages_says_what_to_install(
         align.release.export.export(
             "onnx",
             model_dir=trained,
-            samples=ParitySamples(IMAGES, tiny_model.TEXTS),
+            samples=ParitySamples({str(index): data for index, data in enumerate(IMAGES)}, tiny_model.TEXTS),
             out=tmp_path / "onnx",
         )
 
@@ -222,8 +222,24 @@ def test_samples_come_from_the_evaluation_sets_or_from_what_is_given(tmp_path: P
     assert (len(samples.images), len(samples.texts)) == (16, 16)
     with pytest.raises(DataError, match="0 images, 0 texts; give --images FOLDER and --texts FILE"):
         find_samples(tmp_path, None, None)
+    photos, captions = tmp_path / "photos", tmp_path / "photos/captions.csv"
+    photos.mkdir()
+    captions.write_text("file,caption\n1.PNG,a fox\n")
+    with pytest.raises(DataError, match=r"--images .*photos: no picture in it"):
+        find_samples(tmp_path, photos, captions)
+    (photos / "1.PNG").write_bytes(IMAGES[0])
+    assert find_samples(tmp_path, photos, captions).images == {str(photos / "1.PNG"): IMAGES[0]}  # not the table
+    for wrong in (tmp_path / "gone", photos / "1.PNG"):
+        with pytest.raises(DataError, match=f"--images {wrong}: no such folder"):
+            find_samples(tmp_path, wrong, captions)
     with pytest.raises(DataError, match="cannot be read"):
-        find_samples(tmp_path, tmp_path, tmp_path / "absent.txt")
+        find_samples(tmp_path, photos, tmp_path / "absent.txt")
+
+
+def test_a_damaged_picture_is_named(trained: Path, tmp_path: Path) -> None:
+    samples = ParitySamples({"photos/1.png": b"damaged"}, tiny_model.TEXTS)
+    with pytest.raises(DataError, match=r"^photos/1\.png: "):
+        align.release.export.export("torch", model_dir=trained, samples=samples, out=tmp_path / "out")
 
 
 def test_what_is_not_upstreams_is_not_imported(trained: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from align import provenance
 from align.config.params import INHERITS
+from align.config.sections import SECTIONS
 from align.verbs import STAGES
 from flows.dag import downstream, read_dag, stale
 from tests.support import ROOT
@@ -28,18 +29,18 @@ def deciding(name: str) -> set[str]:
 
 
 def sections(files: set[str]) -> set[str]:
-    """The sections of params.yaml that these config modules read, and those that they inherit from.
+    """The sections of params.yaml that these modules read, `params.section(CLASS)`, and those that they inherit from.
 
-    Sections that change no bytes are not among them.
+    Sections that change no bytes are not among them, nor those whose class `align.provenance` leaves out.
     """
+    classes = {cls.__name__: cls for cls in SECTIONS.values()}
     found = set()
     for file in files:
-        if file.startswith("align/config/"):
-            for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8"))):
-                if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "section" and node.value is not None:
-                    assert isinstance(node.value, ast.Constant)
-                    name = str(node.value.value)
-                    found |= {name, INHERITS.get(name, name)}
+        for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "section":
+                cls = classes[ast.unparse(node.args[0])]
+                if cls.changes_bytes and f"{cls.__module__.replace('.', '/')}.py" in files:
+                    found |= {cls.section, INHERITS.get(cls.section, cls.section)}
     return found
 
 

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml.comments import CommentedMap
+
 from align.cli import read_params
 from align.config import Params, load_params
 from align.config.checks import wrong_parameters
@@ -178,7 +180,10 @@ def _line(document: Any, key: str) -> int | None:
     *parents, last = key.split(".")
     for part in parents:
         document = document.get(part) if isinstance(document, dict) else None
-    return document.lc.key(last)[0] if isinstance(document, dict) and last in document else None
+    if not isinstance(document, CommentedMap) or last not in document:
+        return None
+    line: int = document.lc.key(last)[0]
+    return line
 
 
 def _end(lines: Sequence[str], first: int) -> int:

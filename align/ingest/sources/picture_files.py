@@ -170,8 +170,10 @@ class PictureFiles:
             stems = [(spelt.rpartition(".")[0], path) for spelt, path in paths]
             self._endings = (_Endings(paths), _Endings(stems))
         for endings in self._endings:
-            paths = endings.of(_alike(name))
-            if found := paths if folder == self._folder else [path for path in paths if path.startswith(f"{folder}/")]:
+            found = endings.of(_alike(name))
+            if folder != self._folder:
+                found = [path for path in found if path.startswith(f"{folder}/")]
+            if found:
                 return found
         return []
 

@@ -40,7 +40,8 @@ def written_pairs(row: TableRow) -> WrittenPairs:
     if isinstance(picture, _NESTED) or isinstance(page_url, _NESTED):
         picture, texts, page_url, problem = None, [""], None, NESTED
     if isinstance(picture, Unreadable):
-        picture, texts, problem = None, [""], picture.problem
+        problem, texts = picture.problem, [""]
+        picture = None
     page = None if page_url is None else str(page_url)
     written = "" if picture is None else str(picture).strip()
     if len(texts) > 1:

@@ -21,6 +21,10 @@ from align.services.tracking import Tracker, Version, has_store
 CountPairs = Callable[[Path], Mapping[str, int]]
 
 
+#: In the tag `align.trained_on`: data of which nobody knows, or that the tag has no room for.
+_UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True)
 class TrainedModel:
     """What one model version saw of the pairs.
@@ -82,7 +86,7 @@ def _data(tags: Mapping[str, str]) -> str:
 def _trained_on(tags: Mapping[str, str]) -> tuple[str, ...]:
     """Digests of the data that changed the weights, as far as they are known."""
     value = tags.get("align.trained_on", _data(tags))  # earlier versions had one tag, and no other data
-    return () if value in ("nothing", "unknown") else tuple(value.split(", "))
+    return tuple(digest for digest in value.split(", ") if digest not in ("nothing", _UNKNOWN))
 
 
 def _seen(
@@ -98,8 +102,11 @@ def _seen(
         for split, number in (counts or {}).items():
             if digest in trained_on or split != "train":
                 seen[split] = max(seen.get(split, 0), number)  # more than one data may hold the same pairs
-    if tags.get("align.trained_on") == "unknown":
+    if tags.get("align.trained_on") == _UNKNOWN:
         why.append("the model that it began with does not say which data trained it")
+        complete = False
+    elif tags.get("align.trained_on", "").endswith(f", {_UNKNOWN}"):
+        why.append("more data trained it than its tag has room for")
         complete = False
     if source := tags.get("align.imported_from"):
         weights = tags.get("align.imported_weights", "")[:12]

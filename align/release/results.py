@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,10 +161,19 @@ def _values(outputs: PipelineOutputs, values: Mapping[str, Any]) -> dict[str, An
 def _history(packaged: Mapping[str, Any]) -> dict[str, str]:
     """`align.trained_on`: digests of data, `nothing` or `unknown`; and where an imported model comes from."""
     trained_on = packaged.get("trained_on")  # reports of earlier versions do not say
-    tags = {"align.trained_on": "unknown" if trained_on is None else ", ".join(trained_on) or "nothing"}
+    tags = {"align.trained_on": "unknown" if trained_on is None else _listed(trained_on) or "nothing"}
     if imported := packaged.get("imported"):
-        tags |= {"align.imported_from": imported["folder"], "align.imported_weights": imported["weights"]}
+        tags |= {"align.imported_from": imported["folder"] or "unknown", "align.imported_weights": imported["weights"]}
     return {name: value[:_MAX_TAG] for name, value in tags.items()}
+
+
+def _listed(digests: Sequence[str]) -> str:
+    """The digests, and `unknown` in place of those that a tag has no room for: more data than it names."""
+    text = ", ".join(digests)
+    if len(text) <= _MAX_TAG:
+        return text
+    kept = text[: _MAX_TAG - len(", unknown")].rpartition(", ")[0]
+    return f"{kept}, unknown"
 
 
 def _read_metrics(outputs: PipelineOutputs) -> dict[str, float]:

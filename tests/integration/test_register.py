@@ -157,6 +157,7 @@ def test_a_version_says_what_trained_it_and_where_it_was_imported_from(project: 
     for imported, trained_on, expected in (
         (source, (), "nothing"),
         (None, ("a" * 64, "c" * 64), f"{'a' * 64}, {'c' * 64}"),
+        (None, ("a" * 64,) * 76, ", ".join([*["a" * 64] * 75, "unknown"])),  # a tag has room for no more
     ):
         changed = config.model_copy(update={"imported": imported, "trained_on": trained_on})
         write_model_folder(changed, read_weights(folder), folder)

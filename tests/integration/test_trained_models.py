@@ -39,7 +39,7 @@ def test_an_import_is_unknown_and_never_not_trained(
     shards, _ = training_data.write(tmp_path)
     digest = read_manifest(shards).digest
     data = {"align.data_digest": digest}
-    tuned, as_it_is, ours, of_both, of_unknown, earlier = seen(
+    tuned, as_it_is, ours, of_both, of_unknown, of_more, earlier = seen(
         tmp_path, mlflow_server, f"history {name}",
         [
             data | {"align.trained_on": digest} | IMPORT,
@@ -47,6 +47,7 @@ def test_an_import_is_unknown_and_never_not_trained(
             data | {"align.trained_on": digest},
             data | {"align.trained_on": f"{GONE}, {digest}"},
             data | {"align.trained_on": "unknown"},
+            data | {"align.trained_on": f"{digest}, unknown"},
             data,
         ],
         {split: 2},
@@ -58,3 +59,5 @@ def test_an_import_is_unknown_and_never_not_trained(
     assert tuned.seen == of_both.seen == (sure if split == "train" else None)
     assert of_both.why.startswith("data ffffffffffff is neither checked out nor") and "saw" not in of_both.why
     assert "the model that it began with does not say which data trained it" in of_unknown.why
+    assert of_more.seen == (sure if split == "train" else None)
+    assert of_more.why == "the checkout's data; more data trained it than its tag has room for"

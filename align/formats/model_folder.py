@@ -33,13 +33,14 @@ class Imported(BaseModel):
     """Where a model comes from whose training this project does not know.
 
     Attributes:
-        folder: name of the folder that was imported, without those around it.
+        folder: name of the folder that was imported, without those around it; None in a packaged model, which its
+            bytes name: the same weights are the same model, whatever their folder was called.
         weights: hex sha256 of its weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    folder: str
+    folder: str | None
     weights: str
 
 
@@ -111,6 +112,19 @@ def read_config(directory: Path) -> ModelFolderConfig:
         return ModelFolderConfig.model_validate(document)
     except ValidationError as error:
         raise DataError(f"{path}: not a model configuration of this version: {' '.join(str(error).split())}") from None
+
+
+def leave_out_import_name(directory: Path) -> None:
+    """Removes from config.json the name of the folder that was imported.
+
+    Raises:
+        DataError, FormatError: as `read_config`.
+    """
+    config = read_config(directory)
+    if config.imported is not None:
+        imported = config.imported.model_copy(update={"folder": None})
+        unnamed = config.model_copy(update={"imported": imported})
+        write_text(directory / CONFIG, to_json(unnamed.model_dump(mode="json")))
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:

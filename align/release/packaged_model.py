@@ -107,6 +107,7 @@ def save(directory: Path, *, model: Path, code: Path, metadata: dict[str, Any]) 
         metadata: written into MLmodel.
     """
     from align.files import MARK
+    from align.formats.model_folder import leave_out_import_name
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -130,6 +131,7 @@ def save(directory: Path, *, model: Path, code: Path, metadata: dict[str, Any]) 
         )
     for mark in directory.glob(f"artifacts/*/{MARK}"):  # of the folder that was copied; this one gets its own
         mark.unlink()
+    leave_out_import_name(directory / "artifacts" / model.name)
     (directory / "python_env.yaml").write_text(f"python: {python}\ndependencies:\n- -r requirements.txt\n")
     saved = Model.load(str(directory))
     flavour = saved.flavors["python_function"]

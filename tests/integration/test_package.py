@@ -13,6 +13,7 @@ import pytest
 
 from align.errors import DataError
 from align.files import sha256_folder
+from align.formats.model_folder import Imported, read_config, read_weights, write_model_folder
 from align.model.embedder import Embedder
 from align.release.package import package
 from align.release.packaged_model import REQUIREMENTS
@@ -101,6 +102,20 @@ def test_the_digest_is_another_for_another_model(folder: Path, tmp_path: Path) -
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "metrics.json").write_text("{}\n")
     assert pack(tmp_path, "packaged") != sha256_folder(folder / "packaged")
+
+
+def test_the_name_of_an_imported_folder_is_no_part_of_the_model(tmp_path: Path) -> None:
+    digests = set()
+    model = small_model.write(tmp_path)
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "metrics.json").write_text("{}\n")
+    for name in ("align-base", "downloaded"):
+        imported = Imported(folder=name, weights="b" * 64)
+        changed = read_config(model).model_copy(update={"imported": imported})
+        write_model_folder(changed, read_weights(model), model)
+        digests.add(pack(tmp_path, "packaged"))
+        assert json.loads((tmp_path / "reports/report.json").read_text())["imported"] == imported.model_dump()
+    assert len(digests) == 1
 
 
 def test_it_carries_only_the_code_that_loading_needs(folder: Path) -> None:

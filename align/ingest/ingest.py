@@ -224,7 +224,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--retry-failed",
         action="store_true",
         help="only retry pictures whose failure may be temporary, and fetch those that the filter can keep today, with "
-        "the values that data/raw was made with; --set may change how patiently (download.timeout_s, num_retries, ...)",
+        "the values that data/raw was made with, but as patiently as is set now (download.timeout_s, num_retries, ...)",
     )
 
 

@@ -1,118 +1,27 @@
 """Runs, versions and aliases in a real MLflow: a server on loopback, and the file that needs no server."""
 
-import itertools
 import json
 import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 
-from align.config.promote import PromoteConfig
-from align.config.register import RegisterConfig
 from align.errors import CorruptError, DataError, GateError, ServiceError
-from align.formats.filtered import decisions_digest
 from align.formats.model_folder import Imported, read_config, read_weights, write_model_folder
-from align.formats.shards import read_manifest
-from align.release.origin import Origin
-from align.release.package import package
-from align.release.promote import PromotionDecision, promote
-from align.release.register import Registration, register
-from align.release.results import PipelineOutputs
-from align.release.rollback import rollback
 from align.services.live_log import LiveLog
 from align.services.tracking import Tracker, metric_name
-from tests.support import small_data, small_model
-from tests.support.small_data import Pair
-
-ORIGIN = Origin("0123abc", "lock-digest", "flow-1", cached_stages=("ingest", "filter"))
-NAMES = (f"model-{number}" for number in itertools.count())
-RECALL = "concepts/image_to_text/recall@10"
-VALUES: dict[str, Any] = {
-    "pretrain": {"lr": 1e-3, "crop": [1, 2]},
-    "paths": {"raw": "data/raw"},
-    "health": {"price_per_hour": None},
-    "cluster": {"num_nodes": 1},
-}
-PROMOTE = PromoteConfig(metrics=[RECALL], min_gain=0.02, min_times_chance=3.0)
-
-
-@dataclass
-class Project:
-    """The outputs of a finished pipeline."""
-
-    root: Path
-    config: RegisterConfig
-    tracker: Tracker
-
-    def evaluate(self, recall: float, low: float = 0.4) -> None:
-        """A new evaluation, and with it a new packaged model."""
-        metrics = {RECALL: recall, f"{RECALL}/low": low, f"{RECALL}/chance": 0.1}
-        folder = self.root / "reports" / "evaluation"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-        (folder / "report.html").write_text("<h1>Evaluation</h1>")
-        package(
-            model=self.root / "models" / "finetuned",
-            evaluation=folder,
-            out=self.root / "packaged",
-            reports=self.root / "reports" / "package",
-        )
-
-    def register(
-        self, run_id: str | None = None, tracker: Tracker | None = None, values: dict[str, Any] | None = None
-    ) -> Registration:
-        outputs = PipelineOutputs(self.root / "packaged", self.root / "shards", self.root / "reports", ())
-        return register(
-            self.config,
-            outputs,
-            VALUES | (values or {}),
-            origin=ORIGIN,
-            tracker=tracker or self.tracker,
-            run_id=run_id,
-        )
-
-    def candidate(self, recall: float, low: float = 0.4) -> int:
-        self.evaluate(recall, low)
-        return self.register().version.number
-
-    def promote(self) -> PromotionDecision:
-        return promote(PROMOTE, self.config.model_name, self.tracker)
-
-    def aliases(self) -> dict[str, int]:
-        found = {
-            alias: self.tracker.version_at(self.config.model_name, alias)
-            for alias in ("candidate", "champion", "previous")
-        }
-        return {alias: version.number for alias, version in found.items() if version}
+from tests.support import registered, small_data
+from tests.support.registered import VALUES, Project
 
 
 @pytest.fixture
 def project(tmp_path: Path, mlflow_server: str) -> Project:
-    small_model.write(tmp_path)
-    small_data.write(tmp_path, [Pair(f"picture number {index}", index) for index in range(30)])
-    digest = read_manifest(small_data.write_shards(tmp_path)).digest
-    reports = tmp_path / "reports"
-    decisions = decisions_digest(tmp_path / "filtered")
-    small_data.write_verdict(reports / "quality", passed=True, data=decisions)
-    small_data.write_verdict(reports / "quality_shards", passed=True, data=digest)
-    (reports / "shard").mkdir()
-    (reports / "shard" / "metrics.json").write_text(json.dumps({"shard/num_images": 30}))
-    (reports / "shard" / "report.json").write_text(json.dumps({"digest": digest, "decisions": decisions}))
-    (reports / "pretrain").mkdir()
-    rows = [
-        {"step": step, "train/loss": 5.0 - step / 10, "val/image_to_text/recall@1": step / 100} for step in (10, 20, 30)
-    ]
-    (reports / "pretrain" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    name = next(NAMES)
-    project = Project(tmp_path, RegisterConfig(experiment=name, model_name=name), Tracker(mlflow_server))
-    project.evaluate(0.5)
-    return project
+    return registered.write(tmp_path, mlflow_server)
 
 
 def client(project: Project) -> mlflow.MlflowClient:
@@ -175,7 +84,7 @@ def test_data_that_a_gate_refused_or_never_saw_is_not_registered(project: Projec
     (folder / "verdict.json").unlink()
     with pytest.raises(DataError, match="no quality verdict on this data"):
         project.register()
-    small_data.write_verdict(folder, passed=False)
+    small_data.write_verdict(folder, passed=False, data=json.loads(verdict)["data"])
     with pytest.raises(GateError, match="the quality gate failed"):
         project.register()
     (folder / "verdict.json").write_bytes(verdict)
@@ -320,50 +229,6 @@ def test_mlflow_gets_no_secret_of_the_environment(
     files = [path for path in project.root.rglob("*") if path.is_file() and ".git" not in path.parts]
     assert {"mlflow.db", "MLmodel"} <= {path.name for path in files}
     assert [path for path in files if b"planted-" in path.read_bytes()] == []
-
-
-def test_promotion_and_rollback_over_three_champions(project: Project) -> None:
-    model = project.config.model_name
-    with pytest.raises(DataError, match="no version with alias 'candidate'"):
-        project.promote()
-    first = project.candidate(0.5)
-    decision = project.promote()
-    assert (decision.outcome, decision.candidate, decision.champion) == ("promoted", 1, None)
-    assert project.promote().outcome == "unchanged"
-    project.candidate(0.515)
-    refused = project.promote()
-    assert refused.outcome == "refused"
-    assert "0.5150, the champion's (version 1) 0.5000; needed: at least 0.5200" in refused.reason
-    assert project.aliases() == {"candidate": 2, "champion": 1}
-    third, fourth = project.candidate(0.52), None
-    assert project.promote().outcome == "promoted"
-    assert project.aliases() == {"candidate": 3, "champion": 3, "previous": 1}
-    fourth = project.candidate(0.6)
-    assert project.promote().scores == {RECALL: (0.6, 0.52)}
-    assert project.aliases() == {"candidate": 4, "champion": 4, "previous": 3}
-
-    done = rollback(model, "slow on phones", project.tracker)
-    assert (done.champion, done.replaced) == (third, fourth)
-    assert project.aliases() == {"candidate": 4, "champion": 3, "previous": 1}
-    again = project.promote()
-    assert again.outcome == "refused"
-    assert "slow on phones" in again.reason
-    assert rollback(model, "why", project.tracker).champion == first
-    assert project.aliases() == {"candidate": 4, "champion": 1}
-    with pytest.raises(DataError, match="no champion before 1"):
-        rollback(model, "why", project.tracker)
-
-
-def test_a_candidate_near_chance_is_refused_even_without_a_champion(project: Project) -> None:
-    project.candidate(0.5, low=0.29)
-    decision = project.promote()
-    assert decision.outcome == "refused"
-    assert "lower 95 % bound 0.2900 is below 3 x chance = 0.3000" in decision.reason
-    assert project.aliases() == {"candidate": 1}
-    with pytest.raises(DataError, match="no metric 'sketches/recall@1'"):
-        promote(
-            PROMOTE.model_copy(update={"metrics": ["sketches/recall@1"]}), project.config.model_name, project.tracker
-        )
 
 
 def test_metric_names_are_mapped_in_one_way() -> None:

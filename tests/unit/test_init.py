@@ -16,6 +16,7 @@ from align.formats.drift_reference import read_reference
 from align.formats.evaluation_set import load_sets
 from align.formats.policy import read_opted_out
 from align.git import git
+from align.installed import installed
 from align.provenance import digest
 from align.verbs import STAGES
 from flows.dag import read_dag
@@ -243,7 +244,7 @@ def test_an_update_says_which_parameters_are_new(made: Path, tmp_path: Path) -> 
     before = (project / "params.yaml").read_bytes()
     said = align(project, "init", "--update").stdout
     assert (project / "params.yaml").read_bytes() == before
-    whole = (ROOT / "params.yaml").read_text().splitlines(keepends=True)
+    whole = installed("params.yaml").read_text().splitlines(keepends=True)
     begin = next(number for number, line in enumerate(said.splitlines()) if line.startswith("params.yaml: this align"))
     shown = said.splitlines(keepends=True)[begin + 1 :]
     assert set(shown) <= set(whole)  # with the comments, to be copied

@@ -16,15 +16,19 @@ from align.errors import CorruptError, DataError, FormatError, GateError
 from align.files import sha256_file
 from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
-from align.pairs.picture import PictureError
 from align.shard import kept_pairs
-from align.shard.gather import resize
 from align.shard.shard import shard
 from align.shard.writer import write_shard
 from align.work import ALL, Portion
 from tests.support import small_data
 from tests.support.small_data import Pair
 from tests.support.small_shards import CONFIG, STORE, folders, make_shards, many_pairs
+
+
+def jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 def test_every_kept_pair_is_in_exactly_one_split_and_no_dropped_one(tmp_path: Path) -> None:
@@ -193,7 +197,7 @@ def test_a_jpeg_at_size_stays_the_bytes_that_it_is(tmp_path: Path) -> None:
     small_data.write(tmp_path, many_pairs())
     at_size = CONFIG.model_copy(update={"image_px": 220})  # the pictures are 260 x 220
     tar = tmp_path / "raw" / "00000.tar"
-    square, grey = (encode(Image.new(mode, (220, 220), 60), "JPEG") for mode in ("RGB", "L"))
+    square, grey = (jpeg(Image.new(mode, (220, 220), 60)) for mode in ("RGB", "L"))
     with tarfile.open(tar, "w") as file:
         for index in range(60):
             data = {0: square, 1: grey}.get(index, small_data.jpeg(index))
@@ -311,42 +315,3 @@ def test_many_pairs_of_one_image_in_several_batches(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(kept_pairs, "_ROWS", 9)
     second = make_shards(tmp_path / "b", pairs)
     assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (encode(Image.new("RGBA", (300, 210), (255, 0, 0, 0)), "PNG"), (255, 255, 255)),
-        (encode(Image.new("RGBA", (300, 210), (255, 0, 0, 128)), "PNG"), (255, 127, 127)),
-        (encode(Image.new("LA", (300, 210), (0, 0)), "PNG"), (255, 255, 255)),
-        (encode(Image.new("P", (300, 210), 0), "PNG", transparency=0), (255, 255, 255)),
-        (encode(Image.new("CMYK", (300, 210), (0, 0, 0, 0)), "JPEG"), (255, 255, 255)),
-        (encode(Image.new("L", (300, 210), 60), "JPEG"), (60, 60, 60)),
-        (encode(Image.new("RGB", (300, 210), (0, 0, 255)), "GIF"), (0, 0, 255)),
-    ],
-)
-def test_resize_reads_every_kind_of_image(data: bytes, expected: tuple[int, int, int]) -> None:
-    pixels = np.asarray(Image.open(io.BytesIO(resize(data, 24, 95)))).astype(int)
-    assert pixels.shape == (24, 24, 3)
-    assert np.abs(pixels - np.array(expected)).max() <= 3
-
-
-def test_resize_is_antialiased_and_does_not_keep_the_aspect() -> None:
-    stripes = np.zeros((200, 400, 3), np.uint8)
-    stripes[:, ::2] = 255  # nearest neighbour would give black or white, an average gives grey
-    stripes[:100] = 0
-    pixels = np.asarray(Image.open(io.BytesIO(resize(encode(Image.fromarray(stripes), "PNG"), 20, 95)))).astype(int)
-    assert pixels[:9].max() <= 10
-    assert np.abs(pixels[12:] - 127).max() <= 12
-
-
-@pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8 cut off"])
-def test_resize_refuses_what_is_no_image(data: bytes) -> None:
-    with pytest.raises(PictureError):
-        resize(data, 24, 95)

@@ -229,9 +229,9 @@ def test_a_first_line_that_is_endless_loses_no_other(tmp_path: Path, monkeypatch
     path.write_text("x" * 120 + "\nurl,caption\nhttp://x/1,one\n" + "y" * 50 + "\n" + "http://x/2,two\n")
     rows = table_rows(path)
     assert [(row["url"], row["text"], row["problem"]) for row in rows] == [
-        ("", "", "no address"),
+        ("", "", "a line that cannot be read"),
         ("http://x/1", "one", None),
-        ("", "", "no address"),
+        ("", "", "a line that cannot be read"),
         ("http://x/2", "two", None),
     ]
 
@@ -253,7 +253,7 @@ def test_long_texts_and_addresses_are_cut(tmp_path: Path) -> None:
     assert encoded["problem"] == "URL too long"
     nested = tmp_path / "nested.jsonl"
     nested.write_text('{"url": "http://x/1", "caption": "one"}\n{"url": ' + "[" * 100_000 + "\n")
-    assert [row["problem"] for row in table_rows(nested)] == [None, "no address"]
+    assert [row["problem"] for row in table_rows(nested)] == [None, "a line that cannot be read"]
 
 
 def test_pictures_in_the_folder_of_the_table_and_none_outside(tmp_path: Path) -> None:

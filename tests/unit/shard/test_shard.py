@@ -142,7 +142,7 @@ def test_without_a_passed_verdict_it_refuses(tmp_path: Path) -> None:
     small_data.write(tmp_path, many_pairs())
     with pytest.raises(DataError, match="run `align validate` first"):
         shard(CONFIG, STORE, folders(tmp_path))
-    small_data.write_verdict(tmp_path / "quality", passed=False)
+    small_data.write_verdict(tmp_path / "quality", passed=False, data=decisions_digest(tmp_path / "filtered"))
     with pytest.raises(GateError, match="expect_this: observed 1, expected 2"):
         shard(CONFIG, STORE, folders(tmp_path))
 

@@ -111,6 +111,7 @@ class Tracker:
                 )
             if full != os.environ.get("MLFLOW_TRACKING_URI") or file.resolve() == own.resolve():
                 settle(file)  # not a store that many share: on another machine it may have another path
+            full = f"sqlite:///{file.resolve()}"  # MLflow keeps connections by address, also when the folder changes
         with self._asking():
             self._client = MlflowClient(tracking_uri=full, registry_uri=full)
 

@@ -71,3 +71,19 @@ def test_a_store_that_the_environment_names_is_not_rewritten(
     Tracker(f"sqlite:///{database}")  # as the flow names it, from the environment
     there = "file:///mounted/there/mlartifacts/1"
     assert location(database) == (f"{tmp_path.as_uri()}/shared/mlartifacts/1" if own else there)
+
+
+@pytest.mark.timeout(120)
+def test_one_process_logs_into_the_store_of_its_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow keeps connections by address, and `mlflow.db` is another file in another folder."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        tracker = Tracker()
+        tracker.end_run(tracker.start_run(name, "x"))
+    for name in ("a", "b"):
+        with closing(sqlite3.connect(tmp_path / name / "mlflow.db")) as connection:
+            found = {row[0] for row in connection.execute("SELECT name FROM experiments")}
+        assert found == {"Default", name}

@@ -62,6 +62,8 @@ def record(root: Path, name: str, message: str) -> str:
 
 def _measured(root: Path) -> list[str]:
     """The evaluation sets and the labelled queries, as far as they lie in the checkout."""
+    if not (root / PARAMS_FILE).is_file():
+        return []
     values = load_params(root / PARAMS_FILE).values
     found = []
     for value in (values.get("paths", {}).get("evaluation"), values.get("index", {}).get("queries")):

@@ -46,7 +46,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tables / "filter").mkdir()
     (tables / "filter/report.json").write_text(json.dumps({"evaluation_sets": sets}))
     (root / "params.yaml").write_bytes(PARAMS_FILE.read_bytes())
-    bands = {"image_too_small": [0.0, 1.0], "text_too_short": [0.0, 1.0]}
+    bands = {key: [0.0, 1.0] for key in load_params().values["validate"]["dropped_share"]}
     values = {"min_pairs": 10, "keep_rate": [0.5, 0.9], "min_evaluation_sets": 1, "dropped_share": bands}
     write_params(
         root / "params.yaml",

@@ -88,6 +88,7 @@ def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an
     shutil.copy(PARAMS_FILE, tmp_path)
     pairs = [("three words here", noise(0)), ("and four words here", noise(1)), ("two words", noise(2))]
     stock_folder(tmp_path / "raw", [*pairs])
+    (tmp_path / "evaluation").mkdir()
     settings = [
         f"paths.{name}={tmp_path / name}" for name in ("raw", "evaluation", "policy", "filtered", "reports", "runtime")
     ]

@@ -37,7 +37,7 @@ stages:
   shard:
     cmd: python shard.py
     deps: [data/raw, data/filtered, shard.py]
-    outs: [data/shards, data/index]
+    outs: [data/shards, data/index, reports/shard]
 """
 SHARD = """\
 import shutil
@@ -48,6 +48,8 @@ for name in ("shards", "index"):
     shutil.rmtree(Path("data", name), ignore_errors=True)
 small_data.write_shards(Path("data"))
 Path("data/index").mkdir()
+Path("reports/shard").mkdir()
+Path("reports/shard/report.json").write_text("{}")
 kept = pq.read_table("data/filtered/decisions.parquet", filters=[("keep", "==", True)])
 pq.write_table(kept.select(["key", "image_id"]), "data/index/items.parquet")
 """

@@ -58,16 +58,16 @@ def test_a_login_in_a_parameter_is_refused_before_it_is_recorded(stack: Stack) -
     address = f"https://me:{SECRETS['form']}@example.com"
     pipeline = stack.ask("/deployments/name/pipeline/local")["id"]
     rollback = stack.ask("/deployments/name/rollback/local")["id"]
-    values = ({"overrides": {"ingest.value": address}}, {"overrides": {"ingest.value": [address]}}, {"ref": address})
+    values = ({"overrides": {"paths.archive": address}}, {"overrides": {"paths.archive": [address]}}, {"ref": address})
     parameters = [(pipeline, {"request": value}) for value in values] + [(rollback, {"reason": f"see {address}"})]
     for deployment, given in parameters:
         with pytest.raises(urllib.error.HTTPError) as error:
             stack.ask(f"/deployments/{deployment}/create_flow_run", {"parameters": given})
         with error.value:
             assert error.value.code == 409
-    done = stack.align_run("--set", f"ingest.value={address}")
+    done = stack.align_run("--set", f"paths.archive={address}")
     assert done.returncode == 1
-    assert "parameter 'ingest.value' holds a login in its address" in done.stderr
+    assert "parameter 'paths.archive' holds a login in its address" in done.stderr
     assert "infra/env.example" in done.stderr and len(done.stderr.splitlines()) == 1
     assert_no_secrets(
         stack.root, [SECRETS["form"]], done.stdout, done.stderr, json.dumps(stack.ask("/flow_runs/filter", {}))

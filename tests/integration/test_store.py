@@ -35,7 +35,7 @@ def environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
 def config(cache: Path, bucket: str = "none", **changes: Any) -> StoreConfig:
     values = {
         "objects": f"s3://{bucket}/some/prefix", "checkpoints": None, "work": None, "cache": cache, "part_size_mb": 5,
-        "num_connections": 4, "num_retries": 0, "timeout_s": 30.0,  # a busy machine may need a while
+        "num_connections": 4, "num_retries": 0, "timeout_s": 30.0, "features": None,  # a busy machine may need a while
     }  # fmt: skip
     return StoreConfig.model_validate(values | changes)
 

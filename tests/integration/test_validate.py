@@ -205,7 +205,7 @@ def test_the_command_accepts_and_sets_the_reference(
     monkeypatch.chdir(tmp_path)
     values = {
         "min_pairs": 10, "keep_rate": "[0.71, 0.9]", "min_evaluation_sets": 1,
-        "dropped_share": "{image_too_small: [0.0, 1.0], text_too_short: [0.0, 1.0]}",
+        "dropped_share": json.dumps({key: [0.0, 1.0] for key in load_params().values["validate"]["dropped_share"]}),
     }  # fmt: skip
     settings = ["--params", str(PARAMS), "--set", "paths.evaluation=none"]
     settings += [word for key, value in values.items() for word in ("--set", f"validate.{key}={value}")]

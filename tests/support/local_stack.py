@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 
+from align.config.params_file import write_params
 from flows.git_repository import git
 from tests.support import ROOT
 from tests.support.mlflow_server import free_port
+from tests.support.params import PARAMS_FILE
 
 DVC_YAML = """\
 stages:
@@ -49,13 +51,14 @@ metrics:
   - reports/pretrain/metrics.json
 """
 
-PARAMS = """\
-paths: {reports: reports, checkpoints: checkpoints, raw: data/raw}
-ingest: {value: 1}
-pretrain: {value: 1, seconds: 0} # fails when it is negative
-index: {value: 1} # negative: fails after its report is written
-register: {experiment: stub, model_name: stub}
-"""
+#: What the stubs obey: section -> its keys that count. Above PATIENCE_S the trainer works for that many seconds longer,
+#: below it fails; with other queries than FINE the index fails after its report is written.
+VALUES = {"ingest": "shard_size", "pretrain": "seed", "index": "queries"}
+PATIENCE_S, FINE = 300, "fine.json"
+PARAMS = {
+    "ingest.shard_size": 1, "pretrain.seed": 1, "pretrain.store_patience_s": float(PATIENCE_S), "index.queries": FINE,
+    "register.experiment": "stub", "register.model_name": "stub",
+}  # fmt: skip
 
 #: A stub of all stages; on SIGTERM the trainer saves, as the real one does.
 ALIGN = f"""\
@@ -76,18 +79,20 @@ def save(*_):
 signal.signal(signal.SIGTERM, save)
 print("working on", verb, flush=True)
 print("pushing to", os.environ["AWS_ENDPOINT_URL"], flush=True) # as a library might
-time.sleep(max(values.get("seconds", 0), 0))
-if values.get("seconds", 0) < 0:
+seconds = values.get("store_patience_s", {PATIENCE_S}) - {PATIENCE_S}
+time.sleep(max(seconds, 0))
+if seconds < 0:
     sys.exit("align: error: the loss is not finite")
+value = values[{VALUES}[verb]]
 if verb == "ingest":
     Path("data/raw").mkdir(parents=True)
-    Path("data/raw/table").write_text(str(values["value"]))
+    Path("data/raw/table").write_text(str(value))
 folder = Path("reports") / verb
 folder.mkdir(parents=True)
-(folder / "metrics.json").write_text(json.dumps({{verb + "/value": values["value"]}}))
+(folder / "metrics.json").write_text(json.dumps({{verb + "/value": value if verb != "index" else 1}}))
 (folder / "report.json").write_text("{{}}")
 (folder / "figure.png").write_bytes(b"\\x89PNG")
-if values["value"] < 0:
+if verb == "index" and value != "{FINE}":
     sys.exit(f"align: error: see {{folder}}/report.html; or align validate --accept {{verb}} --reason x")
 """
 
@@ -186,7 +191,8 @@ def stub_repository(root: Path) -> None:
     shutil.copytree(ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "prefect.yaml", root)
     (root / "dvc.yaml").write_text(DVC_YAML)
-    (root / "params.yaml").write_text(PARAMS)
+    shutil.copy(PARAMS_FILE, root / "params.yaml")
+    write_params(root / "params.yaml", PARAMS)
     (root / ".gitignore").write_text(
         "/.align/\n/data/\n/reports/\n/checkpoints\n/mlflow.db\n/mlartifacts/\n__pycache__/\n"
     )

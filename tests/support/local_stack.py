@@ -35,7 +35,7 @@ stages:
     cmd: align pretrain
     deps: ["reports/ingest"]
     params: [pretrain]
-    outs: ["reports/pretrain"]
+    outs: ["reports/pretrain", models/pretrained]
     meta: {flow: training}
   unused:
     cmd: align unused # never called: no stage of the release reads it
@@ -45,7 +45,7 @@ stages:
     cmd: align index
     deps: ["reports/pretrain"]
     params: [index]
-    outs: ["reports/index"]
+    outs: ["reports/index", data/index]
     meta: {flow: release}
 metrics:
   - reports/pretrain/metrics.json
@@ -84,9 +84,9 @@ time.sleep(max(seconds, 0))
 if seconds < 0:
     sys.exit("align: error: the loss is not finite")
 value = values[{VALUES}[verb]]
-if verb == "ingest":
-    Path("data/raw").mkdir(parents=True)
-    Path("data/raw/table").write_text(str(value))
+out = Path({{"ingest": "data/raw", "pretrain": "models/pretrained", "index": "data/index"}}[verb])
+out.mkdir(parents=True)
+(out / "table").write_text(str(value))
 folder = Path("reports") / verb
 folder.mkdir(parents=True)
 (folder / "metrics.json").write_text(json.dumps({{verb + "/value": value if verb != "index" else 1}}))
@@ -194,7 +194,7 @@ def stub_repository(root: Path) -> None:
     shutil.copy(PARAMS_FILE, root / "params.yaml")
     write_params(root / "params.yaml", PARAMS)
     (root / ".gitignore").write_text(
-        "/.align/\n/data/\n/reports/\n/checkpoints\n/mlflow.db\n/mlartifacts/\n__pycache__/\n"
+        "/.align/\n/data/\n/models/\n/reports/\n/checkpoints\n/mlflow.db\n/mlartifacts/\n__pycache__/\n"
     )
     shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
     git(root, "init", "--quiet")

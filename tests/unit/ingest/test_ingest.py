@@ -55,9 +55,9 @@ RECORDS = [
 
 def ingest(config: IngestConfig, archive: Path, raw: Path) -> IngestReport:
     resources = Resources(PARAMS.section(DownloadConfig), PARAMS.section(EngineConfig), PARAMS.section(StoreConfig))
-    report = stage(config, resources, archive=str(archive), raw=raw, policy=raw.parent / "policy")
-    assert report is not None
-    return report
+    done = stage(config, resources, archive=str(archive), raw=raw, policy=raw.parent / "policy")
+    assert done is not None and not done.changed
+    return done.report
 
 
 @pytest.fixture

@@ -32,9 +32,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
     config = params.section(FinetuneConfig)
     start = paths.moved(config.start)
     require_apart(paths.finetuned, start)
+    model = read_start(start)
     say(f"finetune: from {start}")
     train_from_params(
-        params, args, config, read_start(start),
+        params, args, config, model,
         inputs=TrainingInputs(paths.shards, tokenizer_of(start), start), out=paths.finetuned,
     )  # fmt: skip
 

@@ -18,10 +18,10 @@ from ruamel.yaml import YAML
 
 from align.formats.raw import raw_shards, read_table
 from align.pairs.text import MAX_CHARACTERS
-from tests.e2e.test_repro import REDUCED
 from tests.support import hostile, thinned, warc_records
 from tests.support.params import PARAMS_FILE
 from tests.support.pictures import blurred_png
+from tests.support.small_checkout import REDUCED
 
 MAX_BYTES = 1_500_000_000
 STAGES = (

@@ -36,7 +36,7 @@ def test_a_run_records_and_shows_no_secret(stack: Stack, monkeypatch: pytest.Mon
     secrets = [*SECRETS.values(), stack.login.partition(":")[2]]
     address = stack.mlflow.replace("http://", f"http://{stack.login}@")
     monkeypatch.setitem(stack.env, "MLFLOW_TRACKING_URI", address)
-    done = stack.align_run("--name", "secrets", "--set", "pretrain.value=8")
+    done = stack.align_run("--name", "secrets", "--set", "pretrain.seed=8")
     assert done.returncode == 0, done.stdout + done.stderr
     api = f"{stack.mlflow}/api/2.0/mlflow"
     experiment = stack.ask(f"{api}/experiments/get-by-name?experiment_name=stub")["experiment"]["experiment_id"]
@@ -45,7 +45,7 @@ def test_a_run_records_and_shows_no_secret(stack: Stack, monkeypatch: pytest.Mon
 
     unavailable = f"http://me:{SECRETS['uri']}@127.0.0.1:9"
     monkeypatch.setitem(stack.env, "MLFLOW_TRACKING_URI", unavailable)
-    failed = stack.align_run("--name", "refused", "--set", "pretrain.value=9")
+    failed = stack.align_run("--name", "refused", "--set", "pretrain.seed=9")
     assert failed.returncode == 1
     assert "MLflow at http://127.0.0.1:9" in failed.stderr
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Protocol
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -133,23 +133,20 @@ def code_changes(root: Path, one: ComparedRun, other: ComparedRun) -> list[str]:
     return (git(root, "diff", "--name-only", "--no-renames", *commits, "--", *CODE) or "").splitlines()
 
 
-class _Files:
+class _Files(Protocol):
     """What the stages of one run wrote."""
 
     def reports(self, folder: str) -> list[str]:
         """The reports' folders of the run."""
-        raise NotImplementedError
 
     def read(self, path: str, file: str) -> dict[str, Any] | None:
         """A JSON file of an out; None where it cannot be read."""
-        raise NotImplementedError
 
     def why_missing(self, path: str) -> str:
         """Why an out's file cannot be read, and what to do."""
-        raise NotImplementedError
 
 
-class _CheckoutFiles(_Files):
+class _CheckoutFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
 
@@ -164,7 +161,7 @@ class _CheckoutFiles(_Files):
         return f"{path} has no {_METRICS}"
 
 
-class _RecordedFiles(_Files):
+class _RecordedFiles:
     def __init__(self, outs: Mapping[str, str], versions: DataVersions) -> None:
         self._outs, self._versions = outs, versions
 

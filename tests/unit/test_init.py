@@ -133,7 +133,7 @@ def test_a_path_is_meant_from_where_it_is_typed(
         (["new", "--profile", "photos"], "--profile photos: no readable file"),
         (["new", "--set", "paths.archive=around"], "lies in, or around, the input paths.archive"),
         (["new", "--set", "paths.archive=new"], "align: error: new/params.yaml: section 'paths': paths.checkpoints ("),
-        (["new", "--set", "paths.archive=new/data/raw"], "/work/new/data/raw); stages replace what they write"),
+        (["new", "--set", "paths.archive=new/data/raw"], "/here/new/data/raw); stages replace what they write"),
         (["new", "--set", "paths.root=trial"], "paths.root = trial moves paths.raw: stage ingest of dvc.yaml writes"),
         (["new", "--set", "paths.raw=pairs"], "paths.raw = pairs: stage ingest of dvc.yaml writes data/raw"),
         ([], "one of the arguments DIR --update is required"),
@@ -145,7 +145,7 @@ def test_what_is_refused_leaves_nothing(
     line: str,
 ) -> None:  # fmt: skip
     around = "paths.archive=around" in words
-    work = tmp_path / "around" / "work" if around else tmp_path / "work"
+    work = tmp_path / "around" / "here" if around else tmp_path / "here"
     work.mkdir(parents=True)
     if around:
         (work / "around").symlink_to(tmp_path / "around")

@@ -19,13 +19,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not hasattr(sys.modules["__main__"], "__file__"):
     sys.modules["__main__"].__file__ = str(ROOT / "tests" / "__init__.py")
 # Never the user's own servers: a test that needs one starts it.
-for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PREFECT_API_URL"):
+SERVERS = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PREFECT_API_URL")
+for name in SERVERS:
     os.environ.pop(name, None)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Names gzip's bytes, which hold the time: with them as names, workers that start a second apart would differ."""
     return "gzip" if isinstance(val, bytes) and val.startswith(b"\x1f\x8b") else None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _servers_of_a_file_end_with_it(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The next file's tests must not find the servers of this one's, which MLflow likes to leave in the environment."""
+    yield
+    left = {name: os.environ.pop(name) for name in SERVERS if name in os.environ}
+    assert not left, f"{request.node.name} leaves {left}"
 
 
 @pytest.fixture(scope="session")

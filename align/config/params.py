@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from align.errors import LOGIN, ConfigError
+from align.installed import installed
 
 #: Read from the working directory; outside a checkout, the copy in the installed package is used.
 PARAMS_FILE = "params.yaml"
@@ -193,11 +194,7 @@ def _inherited(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _default_file() -> Path:
     here = Path(PARAMS_FILE)
-    if here.exists():
-        return here
-    package = Path(__file__).parent.parent
-    packaged = package / PARAMS_FILE  # in a wheel
-    return packaged if packaged.exists() else package.parent / PARAMS_FILE
+    return here if here.exists() else installed(PARAMS_FILE)
 
 
 def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

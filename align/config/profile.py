@@ -12,6 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 from align.config.params import not_yaml
 from align.errors import ConfigError
+from align.installed import installed
 
 #: Read from the working directory; outside a checkout, those that came with the package are used. `--profile` also
 #: takes the path of a file that is elsewhere.
@@ -29,7 +30,7 @@ def profile_overrides(name: str | None) -> list[str]:
     """
     if name is None:
         return []
-    folder = PROFILES if PROFILES.is_dir() else _packaged()
+    folder = PROFILES if PROFILES.is_dir() else installed(str(PROFILES))
     file = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     try:
         values = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
@@ -41,12 +42,6 @@ def profile_overrides(name: str | None) -> list[str]:
     if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
         raise ConfigError(f"{file}: expected sections at the top level, as in params.yaml")
     return list(_overrides(values))
-
-
-def _packaged() -> Path:
-    package = Path(__file__).parent.parent
-    packaged = package / "profiles"  # in a wheel
-    return packaged if packaged.is_dir() else package.parent / PROFILES
 
 
 def _overrides(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

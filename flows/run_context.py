@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from align.console import PROGRESS_VARIABLE
+
 #: What runs keep in a checkout (locks, worktrees, logs) is here; git ignores it.
 STATE = Path(".align")
 
@@ -17,6 +19,7 @@ class RunContext(BaseModel):
     Attributes:
         root: the checkout that they work in.
         checkout: the user's, where the flow runs; the same, or the one that `root` is a worktree of.
+        stages: names of all stages of the run.
         stale: names of the stages that may have to run; the others are known to be cached.
         dirty: the checkout is a snapshot with uncommitted changes.
         mlflow_run_id: the run that training logs into while it runs, if one is open.
@@ -26,6 +29,7 @@ class RunContext(BaseModel):
     model_config = ConfigDict(frozen=True)
     root: Path
     checkout: Path
+    stages: frozenset[str] = frozenset()
     stale: frozenset[str] = frozenset()
     dirty: bool = False
     mlflow_run_id: str | None = None
@@ -45,11 +49,17 @@ def log_file(root: Path) -> Path:
     return root / STATE / "logs" / "run.log"
 
 
+def progress_file(root: Path) -> Path:
+    """Where a stage that runs in `root` says how far it is."""
+    return root / STATE / "progress.json"
+
+
 def child_environment(run: RunContext) -> dict[str, str]:
     """The environment of a command in the checkout: the checkout's code is imported, not an installed copy."""
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.root), env.get("PYTHONPATH", "")]))
     env["PYTHONUNBUFFERED"] = "1"
+    env[PROGRESS_VARIABLE] = str(progress_file(run.root))
     env["MLFLOW_TRACKING_URI"] = run.mlflow_tracking_uri
     if run.mlflow_run_id:
         env["MLFLOW_RUN_ID"] = run.mlflow_run_id

@@ -137,6 +137,20 @@ class Tracker:
             run = self._client.create_run(self._experiment(experiment), run_name=name)
         return str(run.info.run_id)
 
+    def page(self, run_id: str, server: str | None) -> str | None:
+        """The address of a run's page; None where no server is known.
+
+        Args:
+            run_id: the run.
+            server: the address of the one that shows this store, where the store is a file.
+        """
+        address = server if self._local else self.uri
+        if address is None:
+            return None
+        with self._asking():
+            experiment = self._client.get_run(run_id).info.experiment_id
+        return f"{address}/#/experiments/{experiment}/runs/{run_id}"
+
     def end_run(self, run_id: str, *, status: Status = "FINISHED") -> None:
         """Ends a run with this status."""
         with self._asking():

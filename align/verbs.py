@@ -145,6 +145,12 @@ COMMANDS = {
         (),
         ("align run --name first", "align run --name wide --set model.image_tower=B0"),
     ),
+    "plan": Verb(
+        "align.plan",
+        "show what `align run` would do and need, and what is missing, without doing it",
+        (),
+        ("align plan", "align plan --set pretrain.num_steps=2000 --json"),
+    ),
     "register": Verb(
         "align.release.register",
         "complete the MLflow run and register the packaged model",

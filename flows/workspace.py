@@ -52,7 +52,7 @@ def in_worktree(root: Path, request: Request, log: Callable[[str], None]) -> Ite
         DataError: the revision does not exist, or it is HEAD and the checkout has uncommitted changes.
         ConfigError: an override names an unknown parameter.
     """
-    commit, dirty = _commit(root, request)
+    commit, dirty = commit_of(root, request)
     tree = resolve(root, commit, "tree")
     key = hashlib.sha256(json.dumps([tree, request.overrides], sort_keys=True).encode()).hexdigest()[:16]
     kept = folder_for(root, request.name, key)
@@ -65,8 +65,12 @@ def in_worktree(root: Path, request: Request, log: Callable[[str], None]) -> Ite
         yield Workspace(path, dirty, kept)
 
 
-def _commit(root: Path, request: Request) -> tuple[str, bool]:
-    """The commit to run, and whether it is a snapshot of uncommitted changes."""
+def commit_of(root: Path, request: Request) -> tuple[str, bool]:
+    """The commit to run, and whether it is a snapshot of uncommitted changes.
+
+    Raises:
+        DataError: there is no such commit, or the checkout has changes that the request does not ask for.
+    """
     if request.ref not in (None, "", "HEAD"):
         return resolve(root, str(request.ref)), False
     changed = changes(root)

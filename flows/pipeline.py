@@ -7,11 +7,14 @@ git worktree of its own, so that a click in the UI never touches a checkout that
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
@@ -22,13 +25,18 @@ from align.config import load_params
 from align.config.register import RegisterConfig
 from align.console import say, show
 from align.errors import AlignError
+from align.run import running_services
 from align.services.tracking import Status, Tracker
 from flows import run_branch
 from flows.child_process import run_supervised
-from flows.dag import Stage, needed, read_dag, stale
+from flows.dag import Stage, read_dag, stale
 from flows.log import one_line_errors
-from flows.request import Request, parse_overrides
+from flows.plan import make_plan, read_states
+from flows.progress import RunPage, run_page
+from flows.request import Request, settled
 from flows.run_context import RunContext, child_environment, log_file
+from flows.selection import Selection, require_made, select
+from flows.speeds import keep_speeds
 from flows.stage_task import StageOutcome, run_stages
 from flows.summary import summarise
 from flows.unknown_outs import require_known
@@ -44,10 +52,11 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
     """
     one_line_errors()
     root, log = Path.cwd(), get_run_logger().info
+    request = settled(root, request)  # first of all: a wrong value of the last stage costs nothing
     run_branch.check_name(root, request.name)
-    here = runtime.deployment.id is None and not (request.ref or request.overrides or request.snapshot_dirty)
+    here = runtime.deployment.id is None and request.in_place
     with in_checkout(root, request.name, log) if here else in_worktree(root, request, log) as workspace:
-        return _run(root, workspace, request.name)
+        return _run(root, workspace, request)
 
 
 @flow(flow_run_name="data")
@@ -93,46 +102,76 @@ def register(run: RunContext, commit: str, outcomes: list[StageOutcome]) -> str:
     return run_supervised(command, cwd=run.root, env=env, log=get_run_logger().info)[-1]
 
 
-def _run(root: Path, workspace: Workspace, name: str) -> str:
+def _run(root: Path, workspace: Workspace, request: Request) -> str:
     if workspace.dirty:
         _tag_run("dirty")
-    stages = _needed_stages(workspace.root)
-    run = RunContext(root=workspace.root, checkout=root, dirty=workspace.dirty, kept=workspace.kept)
+    since, name = time.time(), request.name
+    chosen = select(read_dag(workspace.root), request.only, request.from_stage, request.to_stage)
+    stages = chosen.stages
+    run = RunContext(
+        root=workspace.root, checkout=root, dirty=workspace.dirty, kept=workspace.kept,
+        stages=frozenset(stage.name for stage in stages),
+    )  # fmt: skip
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run alone
-    status = run_supervised(
-        ["dvc", "status", "--json"], cwd=run.root, env=child_environment(run), log=get_run_logger().debug
-    )
-    run = run.model_copy(update={"stale": stale(stages, status[-1])})
+    states = read_states(run)
+    status = json.dumps(states.status)
+    run = run.model_copy(update={"stale": stale(stages, status)})
+    plan = make_plan(run, name, chosen, states)
+    create_markdown_artifact(plan.markdown(), key="plan", description=f"what run {name} will do")
+    require_made(chosen, states.would_run)
+    plan.require_possible()
     if run.root == run.checkout:
-        require_known(stages, run, status[-1])
-    if unused := [stage.name for stage in read_dag(run.root) if stage not in stages]:
-        get_run_logger().info("not run, since the release reads nothing of theirs: %s", ", ".join(unused))
-    prepared = data(run)
-    with _open_mlflow_run(run, stages, name) as run_id:
-        run = run.model_copy(update={"mlflow_run_id": run_id})
-        trained = training(run, prepared)
-        outcomes, commit, version = release(run, name, trained)
-    text = summarise(run.root, stages, outcomes, name=name, commit=commit, registered=version, here=run.root == root)
+        require_known(stages, run, status)
+    if chosen.left_out:
+        get_run_logger().info("not run: %s", ", ".join(chosen.left_out))
+    try:
+        with run_page(UUID(str(runtime.flow_run.id))) as page:
+            page.watch(run.root, stages)
+            return _run_stages(run, request, chosen, page)
+    finally:
+        keep_speeds(run, run.stale, since)
+
+
+def _run_stages(run: RunContext, request: Request, chosen: Selection, page: RunPage) -> str:
+    name = request.name
+    page.links["code"] = f"{request.ref or 'HEAD'}{' (dirty)' if run.dirty else ''}"
+    outcomes = data(run) if _stages(run, "data") else []
+    with _open_mlflow_run(run, chosen.stages, name) as (run_id, address):
+        if run_id:
+            page.links["MLflow"] = address or f"run {run_id} in mlflow.db; `make up` shows it"
+            run = run.model_copy(update={"mlflow_run_id": run_id})
+        if _stages(run, "training"):
+            outcomes = training(run, outcomes)
+        if _stages(run, "release"):
+            outcomes, commit, version = release(run, name, outcomes)
+        else:
+            commit, version = record(run, name), "nothing, since this run ends before the release"
+    page.links["branch"], page.links["registered"] = f"run/{name} ({commit[:10]})", version
+    text = summarise(
+        run.root, chosen.stages, outcomes, name=name, commit=commit, registered=version, here=run.root == run.checkout
+    )
     create_markdown_artifact(f"```\n{text}\n```", key="summary", description=f"run {name}")
     return text
 
 
 @contextmanager
-def _open_mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Iterator[str | None]:
-    """Starts an MLflow run that training logs into while it runs; None if no training stage has to run.
+def _open_mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Iterator[tuple[str | None, str | None]]:
+    """Starts an MLflow run that training logs into while it runs, and gives its id and the address of its page.
+
+    Both are None if no training stage has to run; the address, if no server shows the run.
 
     The flow starts it, so the flow ends it: finished, failed or killed.
     """
     if not any(stage.flow == "training" and stage.name in run.stale for stage in stages):
-        yield None
+        yield None, None
         return
     tracker = Tracker(run.mlflow_tracking_uri)
     experiment = load_params(run.root / "params.yaml").section(RegisterConfig).experiment
     run_id = tracker.start_run(experiment, name)
     status: Status = "KILLED"
     try:
-        yield run_id
+        yield run_id, tracker.page(run_id, running_services(run.checkout).get("mlflow", {}).get("url"))
         status = "FINISHED"
     except Exception:
         status = "FAILED"
@@ -142,14 +181,8 @@ def _open_mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Ite
 
 
 def _stages(run: RunContext, name: str) -> list[Stage]:
-    return [stage for stage in _needed_stages(run.root) if stage.flow == name]
-
-
-def _needed_stages(root: Path) -> list[Stage]:
-    """The stages of a run: what the release is made of. A stage that nothing of it reads is left out."""
-    stages = read_dag(root)
-    names = needed(stages, "release")
-    return [stage for stage in stages if stage.name in names]
+    """The stages of a run that a sub-flow shows."""
+    return [stage for stage in read_dag(run.root) if stage.flow == name and stage.name in run.stages]
 
 
 def _tag_run(tag: str) -> None:
@@ -160,19 +193,14 @@ def _tag_run(tag: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The program that `align run` becomes. Returns 0, 1 after an AlignError, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="align run")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--ref")
-    parser.add_argument("--snapshot-dirty", action="store_true")
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
-    args = parser.parse_args(argv)
+    parser.add_argument("request", type=Request.model_validate_json, help="as JSON")
+    request: Request = parser.parse_args(argv).request
     # Prefect passes SIGTERM on when the flow has ended. An exception, not a plain exit, ends its temporary server too.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
-        overrides = parse_overrides(Path.cwd(), args.overrides)
-        run_branch.check_name(Path.cwd(), args.name)
-        summary = pipeline(
-            Request(name=args.name, ref=args.ref, overrides=overrides, snapshot_dirty=args.snapshot_dirty)
-        )
+        request = settled(Path.cwd(), request)
+        run_branch.check_name(Path.cwd(), request.name)
+        summary = pipeline(request)
     except AlignError as error:
         say(f"align: error: {error}")
         return 1

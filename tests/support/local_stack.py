@@ -78,6 +78,9 @@ def save(*_):
     sys.exit(1)
 signal.signal(signal.SIGTERM, save)
 print("working on", verb, flush=True)
+if "ALIGN_PROGRESS_FILE" in os.environ: # as align.console writes it
+    work = {{"line": verb + ": step 1 of 4", "done": 1, "total": 4, "per_s": 0.5}}
+    Path(os.environ["ALIGN_PROGRESS_FILE"]).write_text(json.dumps({{"lines": ["working on " + verb], "work": work}}))
 print("pushing to", os.environ["AWS_ENDPOINT_URL"], flush=True) # as a library might
 seconds = values.get("store_patience_s", {PATIENCE_S}) - {PATIENCE_S}
 time.sleep(max(seconds, 0))

@@ -18,7 +18,7 @@ from flows.child_process import CommandError, run_supervised
 from flows.dag import Stage, needed
 from flows.git_repository import git
 from flows.locks import locked
-from flows.request import Request, parse_overrides
+from flows.request import Request
 from flows.stage_task import StageOutcome, did_run, report_markdown
 from flows.summary import summarise
 from flows.workspace import in_worktree
@@ -201,10 +201,7 @@ def test_a_dirty_checkout_is_refused_or_snapshotted(repo: Path) -> None:
         pass
 
 
-def test_overrides(repo: Path) -> None:
-    assert parse_overrides(repo, ["filter.min_words=5"]) == {"filter.min_words": 5}
-    with pytest.raises(ConfigError, match=r"filter\.words"):
-        parse_overrides(repo, ["filter.words=5"])
+def test_an_unknown_override_makes_no_worktree(repo: Path) -> None:
     with (
         pytest.raises(ConfigError, match=r"filter\.words"),
         in_worktree(repo, Request(overrides={"filter.words": 5}), log=lambda line: None),

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from ruamel.yaml.error import YAMLError
 
 from align.config import load_params
@@ -151,6 +151,11 @@ class Request(BaseModel):
         description="If the checkout has uncommitted changes: run HEAD with them, tagged dirty, instead of refusing.",
         json_schema_extra=_Shown(21),
     )
+
+    @model_serializer(mode="wrap")
+    def _given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields that are not empty: the schema of a drop-down knows no `null`."""
+        return {name: value for name, value in plain(self).items() if value is not None}
 
     @property
     def in_place(self) -> bool:

@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 
 from align.console import say
 from align.declared import DVC_FILE
+from align.errors import AlignError
 from flows.dag import Stage, read_dag
 from flows.git_repository import LOCK_FILE
 
@@ -74,10 +75,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         repo = Repo()
         status = repo.status()
-    except DvcException as error:  # such as another dvc command at work here
+        found = _Follower(repo, status, reference.get("stages") or {}).follow(read_dag(Path()))
+    except (DvcException, AlignError, OSError) as error:  # such as another dvc command at work here
         say(f"align: error: dvc status: {' '.join(str(error).split())}")
         return 1
-    found = _Follower(repo, status, reference.get("stages") or {}).follow(read_dag(Path()))
     print(States(status=status, stages=tuple(found)).model_dump_json())
     return 0
 

@@ -10,9 +10,11 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from dvc.lock import Lock  # type: ignore[import-untyped]  # DVC ships no types
 
 from align.errors import DataError
 from flows import plan as plan_module
+from flows.child_process import CommandError
 from flows.dag import read_dag
 from flows.plan import Plan, make_plan, read_states
 from flows.request import Request
@@ -108,6 +110,15 @@ def test_what_the_cache_has_lost_runs(made: Path, tmp_path: Path) -> None:
     found = states(copy)
     assert [one.state for one in found.values()] == ["runs", "runs", "runs"]
     assert found["ingest"].why == ("its outs are not in DVC's cache",) and found["ingest"].metrics == {}
+
+
+def test_while_dvc_works_there_one_line_says_so(made: Path) -> None:
+    """DVC's own lock, as `dvc repro` holds it."""
+    with (
+        Lock(str(made / ".dvc/tmp/lock"), friendly=True),
+        pytest.raises(CommandError, match="failed: dvc status: Unable to acquire lock"),
+    ):
+        read_states(RunContext(root=made, checkout=made))
 
 
 def plan_of(root: Path, *found: StageState, last: str | None = None) -> Plan:

@@ -22,7 +22,7 @@ from tests.support import ROOT
 from tests.support.dvc_projects import commit_all
 from tests.support.params import PARAMS_FILE
 
-SCHEMA: dict[str, Any] = pipeline.parameters.model_dump(exclude_none=True)
+SCHEMA: dict[str, Any] = pipeline.parameters.model_dump()
 FORM = SCHEMA["definitions"]["Request"]["properties"]
 
 
@@ -40,6 +40,8 @@ def test_the_form_is_short_and_in_the_order_of_the_fields() -> None:
         assert field["title"] and field["description"], name
         assert "anyOf" not in field and "$ref" not in field, f"{name}: the form would show tabs"
         assert field.get("default", "") is not None, f"{name}: the form would send null"
+    assert None not in SCHEMA["properties"]["request"]["default"].values()
+    validate({"request": Request().model_dump()}, SCHEMA, raise_on_error=True)
     assert "properties" not in FORM["overrides"]  # two hundred fields
     assert FORM["num_steps"]["minimum"] == 1 and "pretrain.num_steps" in FORM["num_steps"]["description"]
     is_valid_schema(SCHEMA)

@@ -42,6 +42,10 @@ from flows.summary import summarise
 from flows.unknown_outs import require_known
 from flows.workspace import Workspace, in_checkout, in_worktree
 
+#: The stage that makes what is registered.
+PACKAGE = "package"
+NOT_REGISTERED = "nothing, since this run packages no model"
+
 
 @flow(flow_run_name="{request.name}")
 def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the form shows its fields
@@ -72,8 +76,10 @@ def training(run: RunContext, before: list[StageOutcome]) -> list[StageOutcome]:
 
 
 @flow(flow_run_name="release")
-def release(run: RunContext, name: str, before: list[StageOutcome]) -> tuple[list[StageOutcome], str, str]:
-    """Packages and indexes the model, records the run in git, and registers the model.
+def release(
+    run: RunContext, name: str, before: list[StageOutcome], registers: bool = True
+) -> tuple[list[StageOutcome], str, str]:
+    """Packages and indexes the model, records the run in git, and registers the model if this run packages it.
 
     Returns:
         The outcomes `before`, followed by those of its stages; the commit of run/<name>; the last line of `align
@@ -81,7 +87,7 @@ def release(run: RunContext, name: str, before: list[StageOutcome]) -> tuple[lis
     """
     outcomes = [*before, *run_stages(_stages(run, "release"), run)]
     commit = record(run, name)
-    return outcomes, commit, register(run, commit, outcomes)
+    return outcomes, commit, register(run, commit, outcomes) if registers else NOT_REGISTERED
 
 
 @task(task_run_name="record", cache_policy=NO_CACHE)
@@ -144,9 +150,9 @@ def _run_stages(run: RunContext, request: Request, chosen: Selection, page: RunP
         if _stages(run, "training"):
             outcomes = training(run, outcomes)
         if _stages(run, "release"):
-            outcomes, commit, version = release(run, name, outcomes)
+            outcomes, commit, version = release(run, name, outcomes, registers=PACKAGE not in chosen.left_out)
         else:
-            commit, version = record(run, name), "nothing, since this run ends before the release"
+            commit, version = record(run, name), NOT_REGISTERED
     page.links["branch"], page.links["registered"] = f"run/{name} ({commit[:10]})", version
     text = summarise(
         run.root, chosen.stages, outcomes, name=name, commit=commit, registered=version, here=run.root == run.checkout

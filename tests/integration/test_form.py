@@ -70,7 +70,7 @@ def test_parts_of_the_pipeline(stack: Stack) -> None:
     done = stack.align_run("--name", "data", "--only", "data")
     assert done.returncode == 0, done.stderr
     assert stack.states("data").keys() == {"ingest", "record"}
-    assert "Registered: nothing, since this run ends before the release" in done.stdout
+    assert "Registered: nothing, since this run packages no model" in done.stdout
     refused = stack.align_run("--name", "late", "--from", "index", "--set", "pretrain.seed=99")
     assert refused.returncode == 1
     assert "pretrain must run before index: what they write is neither unchanged nor in DVC's cache" in refused.stderr

@@ -30,7 +30,7 @@ from flows.run_context import progress_file
 from flows.speeds import duration
 
 #: Seconds between two looks at a stage, and between two questions to the server.
-INTERVAL_S, ASK_INTERVAL_S = 2.0, 10.0
+INTERVAL_S, ASK_INTERVAL_S = 2.0, 4.0
 #: The end of a run waits so long for the last update.
 CLOSE_S = 10.0
 _LOGGED_STATES = {"Completed": "ran", "Cached": "cached", "Pending": "waits", "Running": "**runs**"}

@@ -51,11 +51,12 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack: Stack) ->
     request = {"name": "page", "seed": 21, "overrides": {"pretrain.store_patience_s": PATIENCE_S + 25.0}}
     run = stack.start(request)
     deadline, shown = time.monotonic() + 120, {}
-    while time.monotonic() < deadline and "pretrain: step 1 of 4 (6 s left)" not in str(shown.get("progress")):
+    while time.monotonic() < deadline and "| pretrain | **runs** |" not in str(shown.get("run")):
         time.sleep(1)
         shown = artifacts(stack, run)
+    assert "pretrain: step 1 of 4 (6 s left)" in shown["progress"]["description"]
     assert shown["progress"]["data"] == 25.0
-    assert "working on pretrain" in shown["run"]["data"] and "| pretrain | **runs** |" in shown["run"]["data"]
+    assert "working on pretrain" in shown["run"]["data"]
     assert f"* MLflow: <{stack.mlflow}/#/experiments/" in shown["run"]["data"]
     assert "| pretrain | **runs** |" in shown["plan"]["data"]
     assert stack.wait_for(run, "FAILED", "COMPLETED", "CRASHED") == "COMPLETED"
@@ -68,9 +69,9 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack: Stack) ->
 
 
 def test_parts_of_the_pipeline(stack: Stack) -> None:
-    done = stack.align_run("--name", "data", "--only", "data")
+    done = stack.align_run("--name", "part", "--only", "data")
     assert done.returncode == 0, done.stderr
-    assert stack.states("data").keys() == {"ingest", "record"}
+    assert stack.states("part").keys() == {"ingest", "record"}
     assert "Registered: nothing, since this run packages no model" in done.stdout
     refused = stack.align_run("--name", "late", "--from", "index", "--set", "pretrain.seed=99")
     assert refused.returncode == 1

@@ -22,7 +22,7 @@ from typing import Self
 
 from align.console import say
 from align.errors import RefusedError, ServiceError
-from align.services.tracking import Tracker, metric_name
+from align.services.tracking import Tracker, address, metric_name
 
 #: `step`, `time` in ms since 1970, and metrics.
 JournalRow = dict[str, float]
@@ -138,7 +138,7 @@ class _Delivery:
     """The thread that delivers a journal to MLflow."""
 
     def __init__(self, run_id: str, stage: str, journal: Journal) -> None:
-        self._run_id, self._stage, self._journal = run_id, stage, journal
+        self._run_id, self._stage, self._journal, self._address = run_id, stage, journal, address()
         self._news, self._ending, self._over = threading.Event(), threading.Event(), threading.Event()
         # A daemon: a hanging request must not keep the process alive.
         self._thread = threading.Thread(target=self._deliver, name="live metrics", daemon=True)
@@ -177,7 +177,7 @@ class _Delivery:
                 self._news.clear()
                 continue
             try:
-                tracker = tracker or Tracker()
+                tracker = tracker or Tracker(self._address)
                 if last_steps is None:  # at the start, and after a request without an answer: its rows may have arrived
                     last_steps = tracker.last_steps(self._run_id)
                 missing = self._missing(rows, last_steps)

@@ -67,6 +67,13 @@ def current_flow_run_id() -> str | None:
     return os.environ.get("ALIGN_FLOW_RUN_ID") or None
 
 
+def address() -> str:
+    """Of the MLflow that this process uses now, so that a later change of folder or environment changes nothing."""
+    return (
+        os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_URI.removeprefix('sqlite:///')).absolute()}"
+    )
+
+
 def has_store() -> bool:
     """Whether MLflow was used from this directory before. A command that only reads must not create a store."""
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path(DEFAULT_URI.removeprefix("sqlite:///")).is_file()

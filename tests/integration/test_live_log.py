@@ -167,7 +167,7 @@ def test_the_end_of_training_waits_for_mlflow_but_not_for_ever(
 def test_training_never_waits_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = threading.Event()
 
-    def hang() -> Tracker:
+    def hang(_address: str) -> Tracker:
         answer.wait()
         raise ServiceError
 

@@ -1,10 +1,13 @@
 """The journal of live metrics: which rows it keeps, and how it recovers from a killed process."""
 
+import threading
 from pathlib import Path
 
 import pytest
 
-from align.services.live_log import Journal
+from align.errors import RefusedError
+from align.services import live_log
+from align.services.live_log import Journal, LiveLog
 
 
 def steps(journal: Journal) -> list[float]:
@@ -77,3 +80,29 @@ def test_a_long_journal_is_read_in_parts(tmp_path: Path) -> None:
     assert read == list(range(3_000))
     assert len(sizes) > 3 and max(sizes) <= 1 << 17  # at most this much is in memory
     assert Journal(tmp_path / "live.jsonl").last_step == 2_999
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", None])
+def test_rows_go_to_the_mlflow_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str | None) -> None:
+    """A thread that is slow to begin found no address once, and made a database in the folder of whoever came next."""
+    asked: list[str] = []
+    moved, over = threading.Event(), threading.Event()
+
+    def tracker(address: str) -> None:
+        moved.wait(10)
+        asked.append(address)
+        over.set()
+        raise RefusedError
+
+    monkeypatch.setattr(live_log, "Tracker", tracker)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    if uri is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with LiveLog("0" * 32, "pretrain", tmp_path / "live.jsonl") as logger:
+        logger({"train/loss": 1.0}, 1)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        monkeypatch.chdir(tmp_path / "other")
+        moved.set()
+        assert over.wait(10)
+    assert asked == [uri or f"sqlite:///{tmp_path}/mlflow.db"]

@@ -29,6 +29,7 @@ def run(clone: Path, *command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.full
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
 def test_repro_from_nothing_to_search(

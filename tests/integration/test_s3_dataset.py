@@ -128,6 +128,7 @@ def tars(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
 
 
+@pytest.mark.full
 def test_both_ways_a_clone_has_the_dataset_and_runs_nothing(server: S3Server, tmp_path: Path) -> None:
     aws = aws_variables(server) | {"PYTHONPATH": str(ROOT)}
     projects = {}

@@ -98,6 +98,7 @@ def whole_run(machines: Machines) -> tuple[dict[str, str], int]:
     return expected, max(int(name.split(".")[0]) for name in expected if name.endswith(".tar"))
 
 
+@pytest.mark.full
 def test_a_lost_machines_range_is_taken_over(server: S3Server, tmp_path: Path) -> None:
     machines = Machines(tmp_path, f"{server.make_bucket('taken-over')}/work")
     expected, last = whole_run(machines)

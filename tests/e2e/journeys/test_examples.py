@@ -43,6 +43,7 @@ def test_an_example_is_a_command(example: str) -> None:
     build_parser(words[1]).parse_args(words[1:])
 
 
+@pytest.mark.full
 def test_the_examples_work_in_the_order_of_the_pipeline(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from flows.run_branch import record
 from tests.support import small_checkout
 from tests.support.dvc_projects import shell
 from tests.support.journeys import travel
 
 
+@pytest.mark.full
 def test_a_rule_of_ones_own_in_the_funnel_and_in_what_left(folder: Path) -> None:
     clone = small_checkout.write(folder / "align")
     ours = {"PYTHONPATH": str(clone)}

@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.support import own_model
 from tests.support.journeys import travel
 
 AUTHOR = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
+@pytest.mark.full
 def test_align_base_from_a_folder_to_the_registry_and_back(folder: Path) -> None:
     own_model.write(folder)
     said = travel(folder, "own-model", "align-base", AUTHOR)

@@ -3,12 +3,15 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from flows.git_repository import git
 from tests.support.dvc_projects import aws_variables, file_bytes, shell
 from tests.support.journeys import travel
 from tests.support.s3_server import serve
 
 
+@pytest.mark.full
 def test_a_second_clone_takes_every_stage_from_the_bucket(folder: Path, finished_project: Path) -> None:
     shutil.copytree(finished_project.parent, folder, symlinks=True, dirs_exist_ok=True)
     project = folder / finished_project.name

@@ -11,23 +11,25 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 
 from align.config import load_params
 from align.config.register import RegisterConfig
 from align.console import say, show
-from align.errors import AlignError
+from align.errors import AlignError, ServiceError
 from align.services.tracking import Status, Tracker
-from flows import run_branch
+from flows import run_branch, this_run
 from flows.child_process import run_supervised
 from flows.dag import Stage, needed, read_dag, stale
 from flows.log import one_line_errors
+from flows.reconcile import reconcile
 from flows.request import Request, parse_overrides
+from flows.run_branch import Recorded
 from flows.run_context import RunContext, child_environment, log_file
 from flows.stage_task import StageOutcome, run_stages
 from flows.summary import summarise
@@ -35,19 +37,24 @@ from flows.unknown_outs import require_known
 from flows.workspace import Workspace, in_checkout, in_worktree
 
 
-@flow(flow_run_name="{request.name}")
+@flow(on_completion=[this_run.end_record], on_failure=[this_run.end_record])
 def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the form shows its fields
-    """Runs every stage, records the result as branch run/<name>, registers the model, and returns a summary.
+    """Runs every stage, records the result as a branch (`flows.run_branch`), registers the model, returns a summary.
 
     Raises:
         AlignError: a stage failed, or the request cannot be run; the message says why.
     """
     one_line_errors()
     root, log = Path.cwd(), get_run_logger().info
-    run_branch.check_name(root, request.name)
+    name = this_run.name_of(root, request)
+    request = request.model_copy(update={"name": name})
+    record = this_run.begin(root, name)
+    reconcile(root, log, record)
     here = runtime.deployment.id is None and not (request.ref or request.overrides or request.snapshot_dirty)
-    with in_checkout(root, request.name, log) if here else in_worktree(root, request, log) as workspace:
-        return _run(root, workspace, request.name)
+    with in_checkout(root, name, log) if here else in_worktree(root, request, log) as workspace:
+        if workspace.root != root:
+            this_run.works_in(workspace.root, workspace.kept)
+        return _run(root, workspace, name, record.attempt_id)
 
 
 @flow(flow_run_name="data")
@@ -63,24 +70,25 @@ def training(run: RunContext, before: list[StageOutcome]) -> list[StageOutcome]:
 
 
 @flow(flow_run_name="release")
-def release(run: RunContext, name: str, before: list[StageOutcome]) -> tuple[list[StageOutcome], str, str]:
+def release(run: RunContext, name: str, before: list[StageOutcome]) -> tuple[list[StageOutcome], Recorded, str]:
     """Packages and indexes the model, records the run in git, and registers the model.
 
     Returns:
-        The outcomes `before`, followed by those of its stages; the commit of run/<name>; the last line of `align
-        register`.
+        The outcomes `before`, followed by those of its stages; the run's branch; the last line of `align register`.
     """
     outcomes = [*before, *run_stages(_stages(run, "release"), run)]
-    commit = record(run, name)
-    return outcomes, commit, register(run, commit, outcomes)
+    recorded = record(run, name)
+    return outcomes, recorded, register(run, recorded.commit, outcomes)
 
 
 @task(task_run_name="record", cache_policy=NO_CACHE)
-def record(run: RunContext, name: str) -> str:
-    """Writes branch run/<name>: the code, the parameters and dvc.lock. Returns its commit."""
-    commit = run_branch.record(run.root, name, f"run {name}{' (dirty)' if run.dirty else ''}")
-    get_run_logger().info("branch run/%s is %s", name, commit[:10])
-    return commit
+def record(run: RunContext, name: str) -> Recorded:
+    """Records the code, the parameters and dvc.lock as branch run/<name>, or its next number, and tags the flow run."""
+    recorded = run_branch.record(run.root, name, f"run {name}{' (dirty)' if run.dirty else ''}")
+    what = "is" if recorded.is_new else "has the same result, and stays:"
+    get_run_logger().info("branch run/%s %s %s", recorded.name, what, recorded.commit[:10])
+    this_run.tag(f"run/{recorded.name}")
+    return recorded
 
 
 @task(task_run_name="register", cache_policy=NO_CACHE)
@@ -93,11 +101,11 @@ def register(run: RunContext, commit: str, outcomes: list[StageOutcome]) -> str:
     return run_supervised(command, cwd=run.root, env=env, log=get_run_logger().info)[-1]
 
 
-def _run(root: Path, workspace: Workspace, name: str) -> str:
+def _run(root: Path, workspace: Workspace, name: str, attempt: str) -> str:
     if workspace.dirty:
-        _tag_run("dirty")
+        this_run.tag("dirty")
     stages = _needed_stages(workspace.root)
-    run = RunContext(root=workspace.root, checkout=root, dirty=workspace.dirty, kept=workspace.kept)
+    run = RunContext(root=workspace.root, checkout=root, dirty=workspace.dirty, attempt=attempt, kept=workspace.kept)
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run alone
     status = run_supervised(
@@ -109,36 +117,57 @@ def _run(root: Path, workspace: Workspace, name: str) -> str:
     if unused := [stage.name for stage in read_dag(run.root) if stage not in stages]:
         get_run_logger().info("not run, since the release reads nothing of theirs: %s", ", ".join(unused))
     prepared = data(run)
-    with _open_mlflow_run(run, stages, name) as run_id:
-        run = run.model_copy(update={"mlflow_run_id": run_id})
+    with _open_mlflow_run(run, stages, name) as opened:
+        run = run.model_copy(update={"mlflow_run_id": opened and opened.run_id})
         trained = training(run, prepared)
-        outcomes, commit, version = release(run, name, trained)
-    text = summarise(run.root, stages, outcomes, name=name, commit=commit, registered=version, here=run.root == root)
+        outcomes, recorded, version = release(run, name, trained)
+        if opened:
+            opened.rename(recorded.name)
+    here = run.root == root
+    text = summarise(run.root, stages, outcomes, name=name, recorded=recorded, registered=version, here=here)
     create_markdown_artifact(f"```\n{text}\n```", key="summary", description=f"run {name}")
     return text
 
 
+@dataclass(frozen=True)
+class _MlflowRun:
+    tracker: Tracker
+    run_id: str
+    name: str
+
+    def rename(self, name: str) -> None:
+        if name != self.name:  # another run took the branch's name meanwhile, or the result is an earlier run's
+            self.tracker.rename_run(self.run_id, name)
+
+
 @contextmanager
-def _open_mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Iterator[str | None]:
+def _open_mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Iterator[_MlflowRun | None]:
     """Starts an MLflow run that training logs into while it runs; None if no training stage has to run.
 
-    The flow starts it, so the flow ends it: finished, failed or killed.
+    The flow starts it, so the flow ends it: finished, failed or killed. Its name is that of the branch.
     """
     if not any(stage.flow == "training" and stage.name in run.stale for stage in stages):
         yield None
         return
     tracker = Tracker(run.mlflow_tracking_uri)
     experiment = load_params(run.root / "params.yaml").section(RegisterConfig).experiment
-    run_id = tracker.start_run(experiment, name)
+    name = run_branch.next_name(run.root, name)
+    run_id = tracker.start_run(experiment, name, run.attempt)
     status: Status = "KILLED"
     try:
-        yield run_id
+        yield _MlflowRun(tracker, run_id, name)
         status = "FINISHED"
     except Exception:
         status = "FAILED"
         raise
     finally:
-        tracker.end_run(run_id, status=status)
+        try:
+            tracker.end_run(run_id, status=status)
+        except ServiceError as error:
+            this_run.leaves_something()
+            if status == "FINISHED":
+                raise
+            get_run_logger().warning("its run in MLflow is not ended: %s; `align runs --repair` does that", error)
 
 
 def _stages(run: RunContext, name: str) -> list[Stage]:
@@ -150,11 +179,6 @@ def _needed_stages(root: Path) -> list[Stage]:
     stages = read_dag(root)
     names = needed(stages, "release")
     return [stage for stage in stages if stage.name in names]
-
-
-def _tag_run(tag: str) -> None:
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(runtime.flow_run.id, tags={*runtime.flow_run.tags, tag})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -170,9 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         overrides = parse_overrides(Path.cwd(), args.overrides)
         run_branch.check_name(Path.cwd(), args.name)
-        summary = pipeline(
-            Request(name=args.name, ref=args.ref, overrides=overrides, snapshot_dirty=args.snapshot_dirty)
-        )
+        named = pipeline.with_options(flow_run_name=lambda: args.name)
+        summary = named(Request(name=args.name, ref=args.ref, overrides=overrides, snapshot_dirty=args.snapshot_dirty))
     except AlignError as error:
         say(f"align: error: {error}")
         return 1

@@ -19,7 +19,11 @@ class Request(BaseModel):
     """What to run. The UI shows it as a form."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(default="demo", description="The result becomes branch run/NAME.", json_schema_extra=NO_LOGIN)
+    name: str | None = Field(
+        default=None,
+        description="The result becomes branch run/NAME; empty: the flow run's own name in Prefect.",
+        json_schema_extra=NO_LOGIN,
+    )
     ref: str | None = Field(
         default=None,
         description="A branch, tag or commit to run; empty: HEAD of the checkout.",

@@ -20,6 +20,7 @@ class RunContext(BaseModel):
         stale: names of the stages that may have to run; the others are known to be cached.
         dirty: the checkout is a snapshot with uncommitted changes.
         mlflow_run_id: the run that training logs into while it runs, if one is open.
+        attempt: of the flow run, see `align.run_records`.
         kept: where the reports and the log of this run will be if it fails and `root` is removed; None: `root` stays.
     """
 
@@ -29,6 +30,7 @@ class RunContext(BaseModel):
     stale: frozenset[str] = frozenset()
     dirty: bool = False
     mlflow_run_id: str | None = None
+    attempt: str = ""
     kept: Path | None = None
 
     @property
@@ -51,6 +53,8 @@ def child_environment(run: RunContext) -> dict[str, str]:
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.root), env.get("PYTHONPATH", "")]))
     env["PYTHONUNBUFFERED"] = "1"
     env["MLFLOW_TRACKING_URI"] = run.mlflow_tracking_uri
+    if run.attempt:
+        env["ALIGN_ATTEMPT"] = run.attempt
     if run.mlflow_run_id:
         env["MLFLOW_RUN_ID"] = run.mlflow_run_id
     return env

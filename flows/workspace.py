@@ -12,6 +12,7 @@ from pathlib import Path
 from align.errors import DataError
 from flows.failed_runs import folder_for, kept_if_it_fails
 from flows.git_repository import changes, resolve
+from flows.leftovers import clear
 from flows.locks import locked
 from flows.request import Request
 from flows.run_branch import snapshot
@@ -55,14 +56,14 @@ def in_worktree(root: Path, request: Request, log: Callable[[str], None]) -> Ite
     commit, dirty = _commit(root, request)
     tree = resolve(root, commit, "tree")
     key = hashlib.sha256(json.dumps([tree, request.overrides], sort_keys=True).encode()).hexdigest()[:16]
-    kept = folder_for(root, request.name, key)
-    with (
-        locked(root / STATE / "locks" / key, f"run '{request.name}'", log),
-        worktree(root, commit, root / STATE / "worktrees" / key, request.overrides) as path,
-        kept_if_it_fails(path, kept, log),
-    ):
-        log(f"working in {path}, made from {commit[:10]}")
-        yield Workspace(path, dirty, kept)
+    name = request.name or "run"
+    kept = folder_for(root, name, key)
+    path = root / STATE / "worktrees" / key
+    with locked(root / STATE / "locks" / key, f"run '{name}'", log):
+        clear(root, path, log)  # a killed run may have left it
+        with worktree(root, commit, path, request.overrides), kept_if_it_fails(path, kept, log, name):
+            log(f"working in {path}, made from {commit[:10]}")
+            yield Workspace(path, dirty, kept)
 
 
 def _commit(root: Path, request: Request) -> tuple[str, bool]:

@@ -63,6 +63,7 @@ def up(root: Path) -> None:
             _save(root, services)
     for name, path in health.items():
         _wait_for(root, name, services[name], path)
+    subprocess.run([sys.executable, "-m", "flows.reconcile", "--quiet"], cwd=root, env=env, check=False)
     if "worker" not in services:
         _deploy(root, env)
         worker = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"]

@@ -24,6 +24,9 @@ from align.errors import DataError, RefusedError, ServiceError, without_logins
 from align.services.tracking_store import artifacts_beside, settle
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+#: Tags of a run: the Prefect flow run that it belongs to, by its id; and the attempt of it, by which a run that was
+#: killed is found.
+FLOW_RUN, ATTEMPT = "align.flow_run", "align.attempt"
 #: Tags of a version: the champion that it replaced, which further rollbacks need; when and why it was rolled back.
 REPLACED = "align.replaced_version"
 ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_because"
@@ -138,11 +141,33 @@ class Tracker:
             runs = self._client.search_runs([found.experiment_id], condition, max_results=100)
         return [run.info.run_id for run in runs]
 
-    def start_run(self, experiment: str, name: str) -> str:
-        """Starts a run. The caller ends it."""
+    def running(self, key: str, value: str) -> list[str]:
+        """The runs of any experiment with this tag that have not ended."""
         with self._asking():
-            run = self._client.create_run(self._experiment(experiment), run_name=name)
+            experiments = [found.experiment_id for found in self._client.search_experiments()]
+            if not experiments:
+                return []
+            condition = f"tags.`{key}` = '{value}' and attributes.status = 'RUNNING'"
+            return [run.info.run_id for run in self._client.search_runs(experiments, condition)]
+
+    def start_run(self, experiment: str, name: str, attempt: str | None = None) -> str:
+        """Starts a run. The caller ends it.
+
+        Args:
+            experiment: its name.
+            name: of the run.
+            attempt: of a flow run; None: ALIGN_ATTEMPT, which a flow sets for its commands.
+        """
+        attempt = attempt or os.environ.get("ALIGN_ATTEMPT")
+        with self._asking():
+            tags = {ATTEMPT: attempt} if attempt else {}
+            run = self._client.create_run(self._experiment(experiment), tags=tags, run_name=name)
         return str(run.info.run_id)
+
+    def rename_run(self, run_id: str, name: str) -> None:
+        """Gives a run another name."""
+        with self._asking():
+            self._client.update_run(run_id, name=name)
 
     def end_run(self, run_id: str, *, status: Status = "FINISHED") -> None:
         """Ends a run with this status."""

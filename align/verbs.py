@@ -211,6 +211,12 @@ COMMANDS = {
         (),
         ("align compare demo wide", "align compare demo wide . --html runs.html"),
     ),
+    "runs": Verb(
+        "align.runs",
+        "list every run: state, parameters that differ, metrics, cost; show one; --repair killed ones",
+        (),
+        ("align runs", "align runs show demo"),
+    ),
     "diff": Verb(
         "align.lineage.diff",
         "compare two versions of the data: which pairs entered and left, and why",

@@ -108,9 +108,9 @@ def _end_mlflow(record: RunRecord, root: Path, _is_mine: bool) -> str:
     configured = os.environ.get("MLFLOW_TRACKING_URI", "")
     known = configured if without_logins(configured) == record.mlflow else record.mlflow
     tracker = Tracker(known if record.mlflow else f"sqlite:///{own}")
-    runs = tracker.running(ATTEMPT, record.attempt_id)
-    for run_id in runs:
-        tracker.end_run(run_id, status="KILLED")
+    runs = tracker.runs(f"tags.`{ATTEMPT}` = '{record.attempt_id}' and attributes.status = 'RUNNING'")
+    for run in runs:
+        tracker.end_run(run.run_id, status="KILLED")
     return "in MLflow its run is KILLED" if runs else ""
 
 

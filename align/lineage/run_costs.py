@@ -52,6 +52,20 @@ class Costs:
         except ServiceError as error:
             self.problem = f"no cost: {error}"
             return {}
+        return self._priced(costs)
+
+    def of_run(self, run_id: str) -> dict[str, float | str]:
+        """What a run of MLflow recorded, also one that did not end well."""
+        if self.problem:
+            return {}
+        try:
+            self._tracker = self._tracker or Tracker()
+            return self._priced(self._of_run(self._tracker, run_id))
+        except ServiceError as error:
+            self.problem = f"no cost: {error}"
+            return {}
+
+    def _priced(self, costs: dict[str, float | str]) -> dict[str, float | str]:
         for stage in STAGES:
             hours, price = costs.get(f"{stage}/{HOURS}"), self._health.price_per_hour
             if isinstance(hours, float) and price is not None:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from align.errors import DataError, RefusedError, ServiceError, without_logins
+from align.services.tracked_run import TrackedRun, tracked_run
 from align.services.tracking_store import artifacts_beside, settle
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -141,14 +142,11 @@ class Tracker:
             runs = self._client.search_runs([found.experiment_id], condition, max_results=100)
         return [run.info.run_id for run in runs]
 
-    def running(self, key: str, value: str) -> list[str]:
-        """The runs of any experiment with this tag that have not ended."""
+    def runs(self, condition: str = "") -> list[TrackedRun]:
+        """The runs of all experiments, at most a thousand, the newest first; those of an SQL-like condition."""
         with self._asking():
-            experiments = [found.experiment_id for found in self._client.search_experiments()]
-            if not experiments:
-                return []
-            condition = f"tags.`{key}` = '{value}' and attributes.status = 'RUNNING'"
-            return [run.info.run_id for run in self._client.search_runs(experiments, condition)]
+            ids = [found.experiment_id for found in self._client.search_experiments()]
+            return [tracked_run(run) for run in self._client.search_runs(ids, condition)] if ids else []
 
     def start_run(self, experiment: str, name: str, attempt: str | None = None) -> str:
         """Starts a run. The caller ends it.

@@ -23,7 +23,8 @@ import subprocess, sys
 from pathlib import Path
 from align.run_records import RunRecord, hold
 held = hold(RunRecord("demo", sys.argv[1], 1, "", "", str(Path.cwd())))
-child = subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) if "child" in sys.argv else None
+quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+child = subprocess.Popen(["sleep", "60"], **quiet) if "child" in sys.argv else None
 print(child.pid if child else 0, flush=True)
 sys.stdin.readline()
 held.remove()

@@ -16,7 +16,7 @@ from align.errors import FormatError
 from align.run_records import RunRecord
 from flows.failed_runs import folder_for, keep
 from flows.git_repository import git
-from flows.run_context import STATE
+from flows.run_context import STATE, log_file
 from flows.worktree import remove
 
 _WHY = "its process ended without a word"
@@ -24,7 +24,7 @@ _WHY = "its process ended without a word"
 
 def clear(root: Path, path: Path, log: Callable[[str], None]) -> None:
     """Clears the place of a worktree; the caller holds its lock."""
-    if (path / PARAMS_FILE).is_file():
+    if (path / PARAMS_FILE).is_file() and log_file(path).is_file():  # else it had not begun, or its evidence is kept
         record = _record_of(root, path)
         name = record.name if record else "killed"
         run = {"name": name, "state": "killed", "why": _WHY, "flow_run": record.flow_run if record else ""}

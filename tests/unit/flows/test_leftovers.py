@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from align.errors import LockedError
 from align.run_records import RunRecord, hold, locks
+from flows import leftovers
 from flows.failed_runs import folder_for
 from flows.git_repository import git
 from flows.leftovers import sweep
@@ -173,4 +175,31 @@ def test_a_half_made_worktree_does_not_block_the_next_equal_run(project: Path, i
         shutil.rmtree(path)
     with in_worktree(project, Request(), lambda line: None) as work:
         assert work.root == path and (path / "params.yaml").is_file()
+    is_clear(project)
+
+
+def test_a_trainer_that_still_saves_is_waited_for(project: Path) -> None:
+    """It was told to stop when its run was killed, and writes its checkpoint through the worktree's link."""
+    key = killed_in(project, "work")
+    worktree = project / ".align/worktrees" / key
+    trainer = subprocess.Popen(["sh", "-c", "sleep 2; echo 7 > checkpoints/step"], cwd=worktree)
+    sweep(project, lambda line: None)
+    is_clear(project)
+    assert trainer.wait() == 0
+    assert (project / "checkpoints/step").read_text() == "7\n"
+
+
+def test_a_process_that_does_not_leave_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "GRACE_S", -5.0)
+    key = killed_in(project, "work")
+    worktree = project / ".align/worktrees" / key
+    with subprocess.Popen(["sleep", "60"], cwd=worktree) as process:
+        said: list[str] = []
+        sweep(project, said.append)
+        assert said == [f"{worktree}: process {process.pid} of a killed run still works there: left for the next time"]
+        with pytest.raises(LockedError, match="still works there"), in_worktree(project, Request(), print):
+            pass
+        process.kill()
+    assert worktree.exists()
+    sweep(project, lambda line: None)
     is_clear(project)

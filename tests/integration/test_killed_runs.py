@@ -163,6 +163,25 @@ def test_without_a_server_it_waits_for_one(stack: Stack) -> None:
     nothing_is_left(stack)
 
 
+def stopped_by_make_down(stack: Stack) -> None:
+    """A click, and `make down` in the middle of it; `make up` says what became of it."""
+    run = stack.start({"name": "clicked", "overrides": {"pretrain.store_patience_s": 900.0}})
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        logs = stack.ask("/logs/filter", {"logs": {}, "sort": "TIMESTAMP_DESC"})
+        if [log["message"] for log in logs].count("working on pretrain") == 2:
+            break
+        time.sleep(0.5)
+    assert stack.run("-m", "infra.local", "down").returncode == 0
+    done = stack.run("-m", "infra.local", "up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stack.wait_for(run, "CRASHED", "CANCELLED", timeout_s=5) in ("CRASHED", "CANCELLED"), done.stderr
+    states, tasks = kinds(stack, "clicked")
+    assert not set(UNFINISHED) & {*states, *tasks}, (states, tasks)
+    assert mlflow_status(stack, "clicked") == "KILLED"
+    nothing_is_left(stack)
+
+
 @pytest.mark.timeout(600)
 def test_after_everything_was_killed_make_up_repairs(tmp_path: Path) -> None:
     """A run with a server of its own; the power fails; `make up`."""
@@ -182,6 +201,7 @@ def test_after_everything_was_killed_make_up_repairs(tmp_path: Path) -> None:
         assert states[0] == "CRASHED" and not set(UNFINISHED) & {*states, *tasks}, (states, tasks)
         assert mlflow_status(alone, "alone") == "KILLED"
         nothing_is_left(alone)
+        stopped_by_make_down(alone)
     finally:
         alone.run("-m", "infra.local", "down")
         alone.close()

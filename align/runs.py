@@ -61,7 +61,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         compare.main(params, args)
         return
     if args.what == "show" and len(args.names) != 1:
-        raise ConfigError("align runs show: name one run, as `align runs` lists it")
+        raise ConfigError("align runs show: name one run, as align runs lists it")
     if args.last < 1:
         raise ConfigError(f"--last {args.last}: expected 1 or more")
     _list(params, args)

@@ -30,6 +30,7 @@ from align.services.tracking import ATTEMPT, FLOW_RUN, Tracker, has_store
 State = Literal["finished", "running", "killed", "failed", "unknown"]
 #: What `align run` keeps of a failed run, see flows/failed_runs.py.
 FAILED = Path(".align/failed")
+_IN_PROGRESS: Mapping[str, State] = {"live": "running", "dead": "killed", "elsewhere": "unknown"}
 _IN_MLFLOW: Mapping[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 
 
@@ -163,7 +164,6 @@ class RunList:
             if found is None or found[0] == "copied":
                 continue
             liveness, record = found
-            run = by_attempt.get(record.attempt_id)
             worktree = Path(record.worktree) if record.worktree else self._root
             if liveness == "dead" and not worktree.is_dir():
                 continue  # its folder in .align/failed, or its branch, says more
@@ -171,11 +171,10 @@ class RunList:
             def read(record: run_records.RunRecord = record, worktree: Path = worktree) -> ComparedRun:
                 return read_folder(record.name, worktree, self._paths if record.worktree else None)
 
-            state: State = {"live": "running", "dead": "killed", "elsewhere": "unknown"}[liveness]  # type: ignore[assignment]
-            why = {"dead": "`align runs --repair` ends it", "elsewhere": f"it is {record.host}'s"}.get(liveness, "")
             yield Place(
-                record.name, state, record.started_at, read, path=str(worktree), why=why, flow_run=record.flow_run,
-                tracked=run,
+                record.name, _IN_PROGRESS[liveness], record.started_at, read, path=_shown(worktree, self._root),
+                why={"dead": "`align runs --repair` ends it", "elsewhere": f"it is {record.host}'s"}.get(liveness, ""),
+                flow_run=record.flow_run, tracked=by_attempt.get(record.attempt_id),
             )  # fmt: skip
 
     def _failed(self, tracked: Sequence[TrackedRun]) -> Iterator[Place]:
@@ -193,6 +192,10 @@ class RunList:
                 path=folder.relative_to(self._root).as_posix(), why=about.get("why", ""), flow_run=flow_run,
                 tracked=by_flow_run.get(flow_run) if flow_run else None,
             )  # fmt: skip
+
+
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _about(folder: Path) -> dict[str, str]:

@@ -6,7 +6,16 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound, PrefectException, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
@@ -77,12 +86,18 @@ def _end_of(run: FlowRun) -> State[None]:
 
 def _unfinished_flows(client: SyncPrefectClient, parent: UUID) -> list[FlowRun]:
     """The unfinished sub-flows of a run, and theirs, the innermost first."""
-    below = FlowRunFilter(parent_flow_run_id={"any_": [parent]}, state={"type": {"any_": _UNFINISHED}})
+    below = FlowRunFilter(
+        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNFINISHED)),
+    )
     found = client.read_flow_runs(flow_run_filter=below, limit=_PAGE)
     return [each for flow in found for each in (*_unfinished_flows(client, flow.id), flow)]
 
 
 def _unfinished_tasks(client: SyncPrefectClient, flows: list[UUID]) -> list[UUID]:
-    of_these, unfinished = FlowRunFilter(id={"any_": flows}), TaskRunFilter(state={"type": {"any_": _UNFINISHED}})
-    found = client.read_task_runs(flow_run_filter=of_these, task_run_filter=unfinished, limit=_PAGE)
+    found = client.read_task_runs(
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=flows)),
+        task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=_UNFINISHED))),
+        limit=_PAGE,
+    )
     return [task.id for task in found]

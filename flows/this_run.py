@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from prefect import runtime
@@ -62,8 +63,8 @@ def leaves_something() -> None:
         held.is_kept = True
 
 
-def end_record(_flow: Flow[..., str], flow_run: FlowRun, _state: State) -> None:
-    """A hook for Prefect, which calls it when the flow run has ended there."""
+def end_record(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A hook for Prefect, which calls it when the flow run has ended there, whatever the state."""
     held = _HELD.get(flow_run.id)
     if held and not held.is_kept:
         held.remove()

@@ -140,7 +140,7 @@ def test_a_cancel_that_nobody_was_left_to_obey(stack: Stack) -> None:
 @pytest.mark.timeout(600)
 def test_without_a_server_it_waits_for_one(stack: Stack) -> None:
     with started(stack, "waiting") as run:
-        said(run, "working on ingest")
+        said(run, "working on pretrain")
         kill_all(run)
         run.wait()
     [file] = (stack.root / ".align/runs").glob("*.json")

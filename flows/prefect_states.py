@@ -27,7 +27,7 @@ from align.run_records import RunRecord
 _MESSAGE = "its process ended without a word"
 #: So many runs Prefect returns at once.
 _PAGE = 200
-_UNFINISHED = [kind for kind in StateType if kind not in (
+_UNFINISHED: list[StateType] = [kind for kind in StateType if kind not in (
     StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED
 )]  # fmt: skip
 

@@ -41,17 +41,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run HEAD with your uncommitted changes in a worktree; without this, --set and --profile refuse them",
     )
+    parser.add_argument(
+        "--if-changed",
+        action="store_true",
+        help="only if the source changed since the champion's data (section retrain); for a schedule",
+    )
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Replaces this process by the flow's. `params` was read only to refuse a bad override before anything starts.
 
     Raises:
-        ConfigError: --params is given: a run reads the params.yaml of its checkout.
+        ConfigError: --params is given: a run reads the params.yaml of its checkout. Or --if-changed, with values that
+            the champion was not trained with.
     """
     if args.params is not None:
         raise ConfigError("align run reads ./params.yaml; change single values with --set SECTION.KEY=VALUE")
-    command = [sys.executable, "-m", "flows.pipeline", "--name", args.name]
+    if args.if_changed and (args.ref or args.snapshot_dirty or args.overrides):
+        raise ConfigError("--if-changed runs HEAD as it is: leave out --ref, --snapshot-dirty, --set and --profile")
+    module = "flows.retrain" if args.if_changed else "flows.pipeline"
+    command = [sys.executable, "-m", module, "--name", args.name]
     if args.snapshot_dirty:
         command.append("--snapshot-dirty")
     if args.ref:

@@ -7,9 +7,8 @@ git worktree of its own, so that a click in the UI never touches a checkout that
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,13 +19,13 @@ from prefect.client.orchestration import get_client
 
 from align.config import load_params
 from align.config.register import RegisterConfig
-from align.console import say, show
-from align.errors import AlignError
 from align.services.tracking import Status, Tracker
 from flows import run_branch
+from flows.alerts import alerted
 from flows.child_process import run_supervised
 from flows.dag import Stage, needed, read_dag, stale
 from flows.log import one_line_errors
+from flows.program import exit_code
 from flows.request import Request, parse_overrides
 from flows.run_context import RunContext, child_environment, log_file
 from flows.stage_task import StageOutcome, run_stages
@@ -44,6 +43,11 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
     """
     one_line_errors()
     root, log = Path.cwd(), get_run_logger().info
+    with alerted(request.name, log):
+        return _checked(root, request, log)
+
+
+def _checked(root: Path, request: Request, log: Callable[[str], None]) -> str:
     run_branch.check_name(root, request.name)
     here = runtime.deployment.id is None and not (request.ref or request.overrides or request.snapshot_dirty)
     with in_checkout(root, request.name, log) if here else in_worktree(root, request, log) as workspace:
@@ -165,22 +169,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--snapshot-dirty", action="store_true")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     args = parser.parse_args(argv)
-    # Prefect passes SIGTERM on when the flow has ended. An exception, not a plain exit, ends its temporary server too.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    try:
+
+    def run() -> str:
         overrides = parse_overrides(Path.cwd(), args.overrides)
         run_branch.check_name(Path.cwd(), args.name)
-        summary = pipeline(
-            Request(name=args.name, ref=args.ref, overrides=overrides, snapshot_dirty=args.snapshot_dirty)
-        )
-    except AlignError as error:
-        say(f"align: error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("align: interrupted; finished stages are cached, and training resumes from its checkpoint")
-        return 130
-    show("", *summary.split("\n"))
-    return 0
+        return pipeline(Request(name=args.name, ref=args.ref, overrides=overrides, snapshot_dirty=args.snapshot_dirty))
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

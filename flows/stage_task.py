@@ -20,6 +20,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict
 
+from flows.alerts import alert_soon, is_health_warning
 from flows.child_process import CommandError, run_supervised
 from flows.dag import Stage
 from flows.failed_runs import in_kept_folder
@@ -39,12 +40,22 @@ class StageOutcome(BaseModel):
     ran: bool
 
 
+class StageError(CommandError):
+    """A stage failed.
+
+    Attributes:
+        stage: its name.
+    """
+
+    stage: str = ""
+
+
 @task(task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
     """Runs one stage, or takes it from the cache, and shows its report as an artifact, also if it failed.
 
     Raises:
-        CommandError: the stage failed; the message is the line with its reason.
+        StageError: the stage failed; the message is the line with its reason.
     """
     logger = get_run_logger()
     outcome = StageOutcome(stage=stage.name, ran=False)
@@ -55,6 +66,8 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
             if not line.lstrip().startswith(CHATTER):
                 lines.append(line)
                 logger.info("%s", line)
+                if is_health_warning(line):
+                    alert_soon("health", line, logger.info)
 
         command = ["dvc", "repro", "--single-item", stage.name]
         try:
@@ -62,7 +75,9 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
         except CommandError as error:
             failure = in_kept_folder(str(error), run, str(Path(stage.report).parent))
             _publish(stage, run.root, failure, has_report=did_run(stage.name, lines))
-            raise CommandError(failure) from None
+            failed = StageError(failure)
+            failed.stage = stage.name
+            raise failed from None
         finally:
             with log_file(run.root).open("a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)

@@ -94,5 +94,6 @@ licences: $(STAMP) ## docs/licences.md again, or why it cannot be: a licence is 
 sample: $(STAMP) ## rebuild data/sample from its source packages
 	@$(RUN) python data/sample/build
 
-clean: ## remove what runs made here (never the data/sample, never another folder)
-	@rm -rf .align runtime checkpoints
+# With the environment's Python, or without it if there is none: to clean needs no installation.
+clean: ## remove what the next run makes again; not .align/remote (dvc push), the login, checkpoints, failed runs
+	@$(RUN) PYTHONPATH=. $(PYTHON) infra/clean.py

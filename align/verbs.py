@@ -145,6 +145,12 @@ COMMANDS = {
         (),
         ("align run --name first", "align run --name wide --set model.image_tower=B0"),
     ),
+    "gc": Verb(
+        "align.gc",
+        "list, or with --yes remove, what old runs left: data, models, checkpoints, branches",
+        ("retention",),
+        ("align gc", "align gc --set retention.days=7"),
+    ),
     "register": Verb(
         "align.release.register",
         "complete the MLflow run and register the packaged model",

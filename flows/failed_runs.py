@@ -20,7 +20,7 @@ from flows.run_context import STATE, RunContext, log_file
 #: So many failed runs are kept; older ones are removed.
 NUM_KEPT = 5
 LOG = "log.txt"
-_MADE_BY = "align run"
+MADE_BY = "align run"
 
 
 def folder_for(root: Path, name: str, key: str) -> Path:
@@ -68,7 +68,7 @@ def in_kept_folder(message: str, run: RunContext, reports: str) -> str:
 
 def _keep(worktree: Path, folder: Path) -> None:
     reports = load_params(worktree / "params.yaml").values["paths"]["reports"]
-    with replace_directory(folder, _MADE_BY) as part:
+    with replace_directory(folder, MADE_BY) as part:
         for source, target in ((worktree / reports, part / reports), (log_file(worktree), part / LOG)):
             if source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from flows.failed_runs import folder_for, kept_if_it_fails
 from flows.git_repository import changes, resolve
 from flows.locks import locked
 from flows.request import Request
+from flows.retention.live import needs_everything
 from flows.run_branch import snapshot
 from flows.run_context import STATE
 from flows.worktree import worktree
@@ -37,7 +38,7 @@ class Workspace:
 @contextmanager
 def in_checkout(root: Path, name: str, log: Callable[[str], None]) -> Iterator[Workspace]:
     """The user's checkout, as it is."""
-    with locked(root / STATE / "locks" / "checkout", f"run '{name}'", log):
+    with locked(root / STATE / "locks" / "checkout", f"run '{name}'", log), needs_everything(root, log):
         yield Workspace(root)
 
 
@@ -58,6 +59,7 @@ def in_worktree(root: Path, request: Request, log: Callable[[str], None]) -> Ite
     kept = folder_for(root, request.name, key)
     with (
         locked(root / STATE / "locks" / key, f"run '{request.name}'", log),
+        needs_everything(root, log),
         worktree(root, commit, root / STATE / "worktrees" / key, request.overrides) as path,
         kept_if_it_fails(path, kept, log),
     ):

@@ -15,7 +15,7 @@ from infra import clean
 from tests.support import ROOT
 from tests.support.dvc_projects import environment, make_repository, shell
 
-DVC_YAML = 'stages:\n  make:\n    cmd: echo data > table\n    outs: [table]\n'
+DVC_YAML = "stages:\n  make:\n    cmd: echo data > table\n    outs: [table]\n"
 
 
 def make_clean(root: Path) -> subprocess.CompletedProcess[str]:

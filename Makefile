@@ -17,7 +17,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 # A worker per core, four at most, each with whole files: the longest, tests/e2e and tests/integration, come first.
 WORKERS := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full fuzz bench bench-train bench-data check audit format up down lock licences sample clean
+.PHONY: help demo test test-full fuzz bench bench-train bench-data check audit format up down lock licences sample clean backup restore
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,3 +97,10 @@ sample: $(STAMP) ## rebuild data/sample from its source packages
 # With the environment's Python, or without it if there is none: to clean needs no installation.
 clean: ## remove what the next run makes again; not .align/remote (dvc push), the login, checkpoints, failed runs
 	@$(RUN) PYTHONPATH=. $(PYTHON) infra/clean.py
+
+# FOLDER or s3://bucket/prefix. Servers of `make up` may run.
+backup: $(STAMP) ## copy databases, artifacts, DVC's cache and branches: make backup TO=FOLDER|s3://... (or more: ARGS=)
+	@$(RUN) python -m flows.backup save $(if $(TO),"$(TO)",) $(ARGS)
+
+restore: $(STAMP) ## bring a backup back into this checkout, where no run was yet: make restore FROM=FOLDER|s3://...
+	@$(RUN) python -m flows.backup restore $(if $(FROM),"$(FROM)",) $(ARGS)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from align.services import postgresql
+
 #: What runs keep in a checkout (locks, worktrees, logs) is here; git ignores it.
 STATE = Path(".align")
 
@@ -33,11 +35,12 @@ class RunContext(BaseModel):
 
     @property
     def mlflow_tracking_uri(self) -> str:
-        """MLFLOW_TRACKING_URI, or the store of the user's checkout, which a worktree logs into, too.
+        """MLFLOW_TRACKING_URI, or the database or file of the user's checkout, which a worktree logs into, too.
 
         A property, since Prefect records what it passes to flows and tasks, and an address may hold a password.
         """
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.checkout}/mlflow.db"
+        database = postgresql.for_sqlalchemy(postgresql.MLFLOW) or f"sqlite:///{self.checkout}/mlflow.db"
+        return os.environ.get("MLFLOW_TRACKING_URI") or database
 
 
 def log_file(root: Path) -> Path:
@@ -50,6 +53,7 @@ def child_environment(run: RunContext) -> dict[str, str]:
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.root), env.get("PYTHONPATH", "")]))
     env["PYTHONUNBUFFERED"] = "1"
+    env["ALIGN_ROOT"] = str(run.checkout)  # beside whose database MLflow's files lie
     env["MLFLOW_TRACKING_URI"] = run.mlflow_tracking_uri
     if run.mlflow_run_id:
         env["MLFLOW_RUN_ID"] = run.mlflow_run_id

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from align.run import login
+from align.services import postgresql
 from align.services.tracking_store import artifacts_beside, settle
 
 HOST = "127.0.0.1"
@@ -99,6 +100,8 @@ async def _refuse(
 
 def prefect_app() -> App:
     """Prefect's server with its services, as `prefect server start` makes it; its settings are in the environment."""
+    if url := postgresql.for_sqlalchemy(postgresql.PREFECT):
+        os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = url
     from prefect.server.api.server import create_app
 
     return create_app(final=True)
@@ -111,7 +114,8 @@ def mlflow_app(root: Path) -> App:
 
     file = root / "mlflow.db"
     settle(file)
-    database, artifacts = f"sqlite:///{file}", artifacts_beside(file)
+    database = postgresql.for_sqlalchemy(postgresql.MLFLOW) or f"sqlite:///{file}"
+    artifacts = artifacts_beside(file)
     os.environ |= {
         constants.BACKEND_STORE_URI_ENV_VAR: database,
         constants.REGISTRY_STORE_URI_ENV_VAR: database,

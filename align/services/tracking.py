@@ -1,8 +1,9 @@
 """MLflow: runs, metrics, artifacts and the registry. Only this module and the packaged model's own file import it.
 
-MLFLOW_TRACKING_URI is its address. If it is unset, the file `mlflow.db` in the working directory is used, with
-artifacts in `mlartifacts/`, and no server is needed. MLFLOW_RUN_ID names a run that a caller started and will end: it
-is completed here and never ended (MLflow's fluent `start_run` would end it, so only the client is used).
+MLFLOW_TRACKING_URI is its address. If it is unset, the database in ALIGN_MLFLOW_DATABASE_URL is used, or the file
+`mlflow.db` in the working directory, with artifacts in `mlartifacts/`, and no server is needed. MLFLOW_RUN_ID names a
+run that a caller started and will end: it is completed here and never ended (MLflow's fluent `start_run` would end it,
+so only the client is used).
 
 MLflow refuses `@` in a metric's name: `recall@10` becomes `recall_at_10` (`metric_name`).
 """
@@ -21,6 +22,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from align.errors import DataError, RefusedError, ServiceError, without_logins
+from align.services import postgresql
 from align.services.tracking_store import artifacts_beside, settle
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -69,7 +71,8 @@ def current_flow_run_id() -> str | None:
 
 def has_store() -> bool:
     """Whether MLflow was used from this directory before. A command that only reads must not create a store."""
-    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path(DEFAULT_URI.removeprefix("sqlite:///")).is_file()
+    named = os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get(postgresql.MLFLOW)
+    return bool(named) or Path(DEFAULT_URI.removeprefix("sqlite:///")).is_file()
 
 
 def require_store() -> None:
@@ -97,11 +100,12 @@ class Tracker:
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # logs every attempt
-        full = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+        full = uri or os.environ.get("MLFLOW_TRACKING_URI") or postgresql.for_sqlalchemy(postgresql.MLFLOW)
+        full = full or DEFAULT_URI
         self.uri = without_logins(full)
         self._local = not full.startswith(("http:", "https:", "databricks"))
         # Artifacts are stored next to the database, so that a worktree which logs into it holds none.
-        self._database = own = Path(DEFAULT_URI.removeprefix("sqlite:///"))
+        self._database = own = Path(os.environ.get("ALIGN_ROOT", ""), DEFAULT_URI.removeprefix("sqlite:///"))
         if full.startswith("sqlite:///"):
             self._database = file = Path(full.removeprefix("sqlite:///"))
             if not file.exists() and not os.access(file.parent, os.W_OK | os.X_OK):  # MLflow tries for 100 s

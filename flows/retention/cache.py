@@ -40,9 +40,9 @@ def in_remote(root: Path, name: str, objects: Objects) -> Iterator[Item]:
     try:
         repo = Repo(str(root))
         odb = repo.cloud.get_remote_odb(name)
-        if not _begun(odb):
-            return
-        require_reachable(odb, root)
+        require_reachable(odb, Path(repo.root_dir))
+        if odb.fs.protocol == "local" and not Path(odb.path).parents[1].exists():
+            return  # a folder in the checkout, which the first push makes
         base = repo.cloud.get_remote_odb(name, hash_name="md5-dos2unix").path  # of the run cache, and old objects
         sizes = {md5: odb.fs.info(path)["size"] for md5 in md5s if odb.fs.exists(path := odb.oid_to_path(md5))}
         old = [path for run in runs if odb.fs.exists(path := odb.fs.join(base, *run.split("/")))]
@@ -57,11 +57,6 @@ def in_store(store: Store, objects: Objects) -> Iterator[Item]:
     """Tars in the store of objects."""
     if found := {sha: size for sha, size in objects.tars.items() if store.exists(sha)}:
         yield Item("tars of the object store", tuple(found), sum(found.values()), partial(_tars, store, list(found)))
-
-
-def _begun(odb: Any) -> bool:
-    """Whether anything was ever pushed to a remote that is a folder: one in the checkout is made by the first push."""
-    return bool(odb.fs.protocol != "local" or Path(odb.path).parents[1].exists() or Path(odb.path).parents[2].exists())
 
 
 def _remove(odb: Any, name: str, md5s: list[str], old: list[str]) -> None:

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from align.config.params_file import write_params
 from align.services.tracking import Tracker
 from align.services.tracking_retention import logged_runs
+from align.services.tracking_store import settle
 from flows.git_repository import git
 from flows.retention.live import needs_everything
 from tests.support import old_runs
@@ -29,11 +29,12 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(name="project")
-def _project(made: Path, tmp_path: Path) -> Iterator[Path]:
+def _project(made: Path, tmp_path: Path) -> Path:
     """A copy of its own; times are copied, too."""
     root = tmp_path / "project"
     shutil.copytree(made, root, symlinks=True)
-    yield root
+    settle(root / "mlflow.db")
+    return root
 
 
 def everything(root: Path) -> dict[str, bytes]:
@@ -47,7 +48,6 @@ def test_it_lists_first_and_removes_only_when_told(project: Path, tmp_path: Path
     git(project, "tag", "keep-me", "run/3")
     git(project, "branch", "a-person", "run/3")
     old_runs.decide(project, 2)
-    Tracker(f"sqlite:///{project}/mlflow.db")  # corrects the addresses of the copy
     before = everything(project)
 
     done = old_runs.gc(project)
@@ -230,6 +230,30 @@ def test_killed_at_any_point_it_continues(project: Path, tmp_path: Path) -> None
     assert old_runs.branches(project) == ["run/1", "run/5"]
     assert old_runs.weights(project, "run/1", tmp_path / "there") == "raw 1\n1\n"
     assert not (project / ".align/gc.json").exists()
+
+
+def test_tars_of_a_store_go_with_the_last_run_that_names_them(project: Path) -> None:
+    store = project.parent / "store"
+    tars = {number: store / "00" / f"{number:064d}.tar" for number in range(1, 7)}
+    for tar in tars.values():
+        tar.parent.mkdir(parents=True, exist_ok=True)
+        tar.write_bytes(b"tar!")
+    values = ("--yes", "--set", f"store.objects={store}", "--set")
+    copy = project.parent / "copy"
+    shutil.copytree(project, copy, symlinks=True)
+    assert old_runs.gc(copy, *values, "retention.stores=false").returncode == 0
+    assert all(tar.exists() for tar in tars.values())
+    done = old_runs.gc(project, *values, "retention.stores=true")
+    assert done.returncode == 0 and "tars of the object store" in done.stdout, done.stderr
+    assert [number for number, tar in tars.items() if tar.exists()] == [1, 5, 6]  # nothing here ever named the last
+
+
+def test_an_unreachable_remote_stops_before_anything_is_removed(project: Path) -> None:
+    shell(project, "dvc remote modify --local local url /nowhere/at/all", {})
+    before = everything(project)
+    done = old_runs.gc(project, "--yes")
+    assert done.returncode == 1 and "align: error: DVC remote 'local': /nowhere/at: no such folder" in done.stderr
+    assert everything(project) == before
 
 
 def test_young_runs_stay_whatever_their_number(project: Path) -> None:

@@ -24,6 +24,7 @@ stages:
     cmd: >-
       mkdir -p data/raw reports/quality && echo raw ${ingest.shard_size} > data/raw/table && echo same > data/raw/same
       && echo '{"data": "data-${ingest.shard_size}"}' > reports/quality/verdict.json
+      && printf '{"shards": [{"name": "0", "tar_sha256": "%064d", "tar_bytes": 4}]}' ${ingest.shard_size} > data/raw/manifest.json
     params: [ingest.shard_size]
     outs: [data/raw, reports/quality]
   finetune:

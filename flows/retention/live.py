@@ -107,14 +107,20 @@ def workers(root: Path, checkpoints: Path, worktrees: list[Path]) -> list[Worker
 def _at_work_by_dvc(file: Path) -> Iterator[Worker]:
     """The DVC commands that a list of DVC names and that still run: {path: {"read": [{pid, cmd}], "write": {...}}}."""
     try:
-        entries = json.loads(file.read_bytes()).values()
-    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
+        data = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return
-    for entry in entries:
-        for user in (*entry.get("read", ()), *filter(None, [entry.get("write")])):
-            try:
-                process = psutil.Process(int(user["pid"]))
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    yield Worker(f"`{user.get('cmd', 'dvc')}`", process.create_time())
-            except (psutil.Error, KeyError, TypeError, ValueError):
-                continue
+    try:
+        entries = [dict(entry) for entry in dict(json.loads(data)).values()]
+        users = [user for entry in entries for user in (*entry.get("read", ()), *filter(None, [entry.get("write")]))]
+        named = [(int(user["pid"]), str(user["cmd"])) for user in users]
+    except (ValueError, TypeError, KeyError):  # perhaps it is being written
+        yield Worker(f"perhaps DVC: {file} cannot be read", file.stat().st_mtime)
+        return
+    for pid, command in named:
+        try:
+            process = psutil.Process(pid)
+            if process.status() != psutil.STATUS_ZOMBIE:
+                yield Worker(f"`{command}`", process.create_time())
+        except (psutil.Error, ValueError):
+            continue

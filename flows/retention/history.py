@@ -51,7 +51,7 @@ class History:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        lines = git(root, "worktree", "list", "--porcelain", "-z").split("\0")
+        lines = git(root, "worktree", "list", "--porcelain").splitlines()
         self.worktrees = [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
         self._heads = [line.removeprefix("HEAD ") for line in lines if line.startswith("HEAD ")]
         self._checked_out = {line.removeprefix("branch ") for line in lines if line.startswith("branch ")}

@@ -18,6 +18,7 @@ from align.errors import AlignError, DataError
 from align.lineage.data_versions import DataVersions
 from flows.git_repository import git
 from flows.locks import locked
+from flows.retention.cache import dvc_locked
 from flows.retention.history import History
 from flows.retention.item import Item, clear
 from flows.retention.live import GC, LOCKS, Worker, nobody_else, workers
@@ -38,6 +39,7 @@ def collect(root: Path, params: Params, *, yes: bool) -> Plan:
 
     Raises:
         DataError: `root` is no root of a git repository, or git or DVC fails.
+        LockedError: a DVC command is at work.
         ServiceError: MLflow, or a server of a store or remote, does not answer.
     """
     if Path(git(root, "rev-parse", "--show-toplevel")).resolve() != root.resolve():
@@ -45,6 +47,8 @@ def collect(root: Path, params: Params, *, yes: bool) -> Plan:
     checkpoints = root / params.section(PathsConfig).checkpoints
     with ExitStack() as stack:
         stack.enter_context(locked(root / LOCKS / GC, "`align gc`", say))
+        if yes:
+            stack.enter_context(dvc_locked(root))
         alone = stack.enter_context(nobody_else(root))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="align-")))
         history = History(root)

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dvc.lock import LockError  # type: ignore[import-untyped]  # DVC ships no types
 from dvc.repo import Repo  # type: ignore[import-untyped]  # DVC ships no types
 
-from align.errors import ServiceError, without_logins
+from align.errors import LockedError, ServiceError, without_logins
 from align.services.store import Objects as Store
 from flows.remote_objects import delete, require_reachable
 from flows.retention.item import Item, dispose, size_of
 from flows.retention.objects import Objects
+
+
+@contextmanager
+def dvc_locked(root: Path) -> Iterator[None]:
+    """Keeps DVC's commands in the checkout out while the block runs.
+
+    Raises:
+        LockedError: one is at work.
+    """
+    if not (root / ".dvc").is_dir():
+        yield
+        return
+    lock = Repo(str(root)).lock
+    try:
+        lock.lock()
+    except LockError:
+        raise LockedError("a DVC command is at work in this checkout; wait for its end, and run again") from None
+    try:
+        yield
+    finally:
+        lock.unlock()
 
 
 def in_cache(cache: Path, objects: Objects) -> Iterator[Item]:

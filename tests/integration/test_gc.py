@@ -16,9 +16,10 @@ from align.services.tracking import Tracker
 from align.services.tracking_retention import logged_runs
 from align.services.tracking_store import settle
 from flows.git_repository import git
+from flows.retention.cache import dvc_locked
 from flows.retention.live import needs_everything
 from tests.support import old_runs
-from tests.support.dvc_projects import file_bytes, shell
+from tests.support.dvc_projects import attempt, file_bytes, shell
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -169,6 +170,14 @@ def test_dvc_at_work_by_hand_is_seen(project: Path) -> None:
         process.kill()
     assert "somebody is at work (`dvc repro`)" in done.stderr
     assert "at work" not in old_runs.gc(project).stderr  # it has ended
+
+
+def test_dvc_and_a_removal_keep_each_other_out(project: Path) -> None:
+    with dvc_locked(project):
+        done = old_runs.gc(project, "--yes")
+        assert done.returncode == 1 and "align: error: a DVC command is at work in this checkout" in done.stderr
+        assert attempt(project, "dvc repro", {}).returncode != 0
+    assert len(old_runs.branches(project)) == 5 and attempt(project, "dvc repro", {}).returncode == 0
 
 
 def test_what_it_did_not_make_stays(project: Path) -> None:

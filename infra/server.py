@@ -166,6 +166,9 @@ def main(argv: list[str]) -> None:
         # Prefect checks the login itself: its pages ask for it, and its WebSockets carry it in their first message.
         guard = Guard(prefect_app(), port, names=names)
     elif names:
+        # MLflow's own check knows this machine and private addresses only; it reads these when it is imported.
+        os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join([f"{HOST}:{port}", *names])
+        os.environ["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(f"https://{name}" for name in names)
         asked = f"{os.environ['MLFLOW_TRACKING_USERNAME']}:{os.environ['MLFLOW_TRACKING_PASSWORD']}"
         guard = Guard(mlflow_app(root, os.environ), port, asked, names)
     else:

@@ -30,9 +30,11 @@ class Team:
             5000: f"align:{compose.secret('MLFLOW_TRACKING_PASSWORD')}",
         }
 
-    def ask(self, port: int, path: str, body: dict[str, Any] | None = None, login: bool = True) -> Any:
-        """Asks a published port of the file; a body is posted."""
-        headers = {"Content-Type": "application/json"}
+    def ask(
+        self, port: int, path: str, body: dict[str, Any] | None = None, login: bool = True, host: str | None = None
+    ) -> Any:
+        """Asks a published port of the file, under the name `host` if one is given; a body is posted."""
+        headers = {"Content-Type": "application/json"} | ({"Host": host} if host else {})
         if login and port in self.logins:
             headers["Authorization"] = f"Basic {base64.b64encode(self.logins[port].encode()).decode()}"
         data = None if body is None else json.dumps(body).encode()
@@ -78,6 +80,7 @@ def test_only_those_with_the_login_are_answered(team: Team) -> None:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             team.ask(port, path, login=False)
         assert team.ask(port, path)
+        assert team.ask(port, path, host={4200: "prefect:4200", 5000: "mlflow:5000"}[port])  # as in the containers
     request = urllib.request.Request(
         f"http://127.0.0.1:{team.compose.ports[5000]}/health", headers={"Host": "evil.example"}
     )

@@ -128,6 +128,9 @@ class Compose:
         ours = "build" in service
         values = (image_environment() if ours else {"HOME": "/tmp"}) | service.get("environment", {})
         environment = {key: self.here(name, str(value)) for key, value in values.items()}
+        environment |= {
+            key: value for key, value in values.items() if key == "ALIGN_SERVER_NAMES"
+        }  # any may be asked for
         environment["PATH"] = os.pathsep.join([str(BIN), os.environ["PATH"]])
         if ours:
             environment["PYTHONPATH"] = str(ROOT)  # where the image has align installed

@@ -14,7 +14,7 @@ from pathlib import Path
 from align.config import load_params
 from align.errors import AlignError
 from align.files import replace_directory
-from flows.locks import locked
+from align.locks import locked
 from flows.run_context import STATE, RunContext, log_file
 
 #: So many failed runs are kept; older ones are removed.

@@ -17,16 +17,18 @@ from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.exceptions import Abort
 
 from align.config import load_params
 from align.config.register import RegisterConfig
 from align.console import say, show
-from align.errors import AlignError
+from align.errors import AlignError, ServiceError
 from align.services.tracking import Status, Tracker
 from flows import run_branch
 from flows.child_process import run_supervised
 from flows.dag import Stage, needed, read_dag, stale
 from flows.log import one_line_errors
+from flows.outages import keep_output, wait_out_outages
 from flows.request import Request, parse_overrides
 from flows.run_context import RunContext, child_environment, log_file
 from flows.stage_task import StageOutcome, run_stages
@@ -44,6 +46,8 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
     """
     one_line_errors()
     root, log = Path.cwd(), get_run_logger().info
+    keep_output(root)
+    wait_out_outages()
     run_branch.check_name(root, request.name)
     here = runtime.deployment.id is None and not (request.ref or request.overrides or request.snapshot_dirty)
     with in_checkout(root, request.name, log) if here else in_worktree(root, request, log) as workspace:
@@ -138,7 +142,10 @@ def _open_mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Ite
         status = "FAILED"
         raise
     finally:
-        tracker.end_run(run_id, status=status)
+        try:
+            tracker.end_run(run_id, status=status)
+        except ServiceError as error:  # the run's own end says more
+            get_run_logger().warning("MLflow's run %s could not be ended as %s: %s", run_id, status, error)
 
 
 def _stages(run: RunContext, name: str) -> list[Stage]:
@@ -176,6 +183,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AlignError as error:
         say(f"align: error: {error}")
         return 1
+    except Abort as ended:  # in Prefect's UI
+        say(f"align: {ended}")
+        return 130
     except KeyboardInterrupt:
         say("align: interrupted; finished stages are cached, and training resumes from its checkpoint")
         return 130

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.errors import DataError
+from align.locks import locked
 from flows.failed_runs import folder_for, kept_if_it_fails
 from flows.git_repository import changes, resolve
-from flows.locks import locked
 from flows.request import Request
 from flows.run_branch import snapshot
 from flows.run_context import STATE

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from align.errors import ConfigError, DataError
+from align.locks import locked
 from flows import git_repository, run_branch, summary
 from flows.child_process import CommandError, run_supervised
 from flows.dag import Stage, needed
 from flows.git_repository import git
-from flows.locks import locked
 from flows.request import Request, parse_overrides
 from flows.stage_task import StageOutcome, did_run, report_markdown
 from flows.summary import summarise

@@ -41,8 +41,8 @@ class _Outage:
         self._began: float | None = None
         self.ending = threading.Event()
 
-    def wait_on(self, error: httpx.TransportError | httpx.HTTPStatusError) -> bool:
-        """Whether to repeat a request that failed like this."""
+    def wait_on(self, error: httpx.TransportError | httpx.HTTPStatusError, since: float) -> bool:
+        """Whether to repeat a request that failed like this, and that was first made at `since`."""
         answer = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
         patience_s = _NOT_NOW.get(answer, 0.0) if answer else PATIENCE_S
         if self.ending.is_set() or not patience_s:
@@ -50,8 +50,8 @@ class _Outage:
         with self._lock:
             if self._began is None:
                 self._began = time.monotonic()
-                say(f"Prefect's server does not answer ({answer or type(error).__name__}); this run waits for it")
-            return time.monotonic() - self._began < patience_s
+                say(f"Prefect's server does not answer ({answer or type(error).__name__}); waiting for it")
+            return time.monotonic() - since < patience_s
 
     def answered(self) -> None:
         with self._lock:
@@ -103,11 +103,12 @@ def keep_output(root: Path) -> None:
 def _patient(send: Callable[..., httpx.Response]) -> Callable[..., httpx.Response]:
     @wraps(send)
     def wait_and_send(client: Any, request: httpx.Request, *args: Any, **kwargs: Any) -> httpx.Response:
+        since = time.monotonic()
         while True:
             try:
                 answer = send(client, request, *args, **kwargs)
             except (httpx.TransportError, httpx.HTTPStatusError) as error:
-                if not _outage.wait_on(error):
+                if not _outage.wait_on(error, since):
                     raise
             else:
                 _outage.answered()
@@ -120,11 +121,12 @@ def _patient(send: Callable[..., httpx.Response]) -> Callable[..., httpx.Respons
 def _patient_async(send: Callable[..., Awaitable[httpx.Response]]) -> Callable[..., Awaitable[httpx.Response]]:
     @wraps(send)
     async def wait_and_send(client: Any, request: httpx.Request, *args: Any, **kwargs: Any) -> httpx.Response:
+        since = time.monotonic()
         while True:
             try:
                 answer = await send(client, request, *args, **kwargs)
             except (httpx.TransportError, httpx.HTTPStatusError) as error:
-                if not _outage.wait_on(error):
+                if not _outage.wait_on(error, since):
                     raise
             else:
                 _outage.answered()

@@ -67,9 +67,10 @@ def up(root: Path) -> None:
         _wait_for(root, name, services[name], path)
     if "worker" not in services:
         _deploy(root, env)
-        worker = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"]
-        worker += ["--limit", limit]
-        services["worker"] = _start(root, "worker", worker, env)
+        worker = [sys.executable, "-m", "flows.worker", "worker", "start", "--pool", POOL, "--type", "process"]
+        worker += ["--name", "local", "--limit", limit]
+        # It and its runs wait for a server by themselves (flows/outages.py), without Prefect's doubling pauses.
+        services["worker"] = _start(root, "worker", worker, {"PREFECT_CLIENT_MAX_RETRIES": "2"} | env)
         _save(root, services)
     print(f"Prefect  {services['prefect']['url']}   run `pipeline` from Deployments")
     print(f"MLflow   {services['mlflow']['url']}")

@@ -1,5 +1,7 @@
 """What becomes of a deployed run when something around it, or below it, dies. The stated ends: docs/operations.md."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -77,6 +79,23 @@ def test_the_server_restarts_in_mid_run(whole: Stack, ends_meanwhile: bool) -> N
     works(whole, f"{name}-after", 201 + ends_meanwhile)
 
 
+def test_the_worker_outlives_a_long_outage(whole: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's own worker gives up after 12 polls that fail: a quarter of an hour, here seconds."""
+    quick = {"PREFECT_WORKER_QUERY_SECONDS": "0.1", "PREFECT_WORKER_HEARTBEAT_SECONDS": "0.1"}
+    for name, value in (quick | {"PREFECT_CLIENT_MAX_RETRIES": "0"}).items():
+        monkeypatch.setitem(whole.env, name, value)
+    whole.kill("worker")
+    whole.up()
+    run = training(whole, "long-outage", 15, seed=102)
+    whole.kill("prefect")
+    time.sleep(20)
+    whole.up()
+    assert whole.wait_for(run, *ENDS) == "COMPLETED"
+    assert steps(whole, run) == list(range(30))
+    assert "error threshold" not in (whole.root / ".align/logs/worker.log").read_text()
+    works(whole, "long-outage-after", 202)
+
+
 def test_a_run_outlives_its_worker(whole: Stack) -> None:
     run = training(whole, "no-worker", 12, seed=103)
     whole.kill("worker")
@@ -101,7 +120,29 @@ def test_without_its_worker_a_run_can_be_cancelled(whole: Stack) -> None:
     assert whole.states("orphan")["pretrain"] == "Cancelled"
 
 
+def test_a_run_of_the_command_line_is_ended_by_a_pause(whole: Stack) -> None:
+    command = [sys.executable, "-m", "align.cli", "run", "--name", "typed"]
+    command += ["--set", f"pretrain.store_patience_s={PATIENCE_S + 300.0}"]
+    with subprocess.Popen(command, cwd=whole.root, env=whole.env, stderr=subprocess.PIPE, text=True) as typed:
+        question = {"flow_runs": {"name": {"any_": ["typed"]}}}
+        wait_until(lambda: bool(whole.ask("/flow_runs/filter", question)))
+        run = whole.ask("/flow_runs/filter", question)[0]["id"]
+        whole.wait_for_line(run, WORKS)
+        state = {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}}
+        assert whole.ask(f"/flow_runs/{run}/set_state", {"state": state})["status"] == "ABORT"  # by Prefect's server
+        state = {"type": "PAUSED", "name": "Paused"}
+        assert whole.ask(f"/flow_runs/{run}/set_state", {"state": state})["status"] == "ACCEPT"
+        said = typed.communicate(timeout=60)[1]
+    assert typed.returncode == 130
+    assert said.splitlines()[-1] == "align: paused: pretrain was ended, with its checkpoint. The same run resumes it"
+    assert saved(whole)
+    assert whole.ask(f"/flow_runs/{run}")["state_type"] == "CANCELLED"
+
+
 def test_make_down_twice_in_mid_run_blocks_nothing(whole: Stack) -> None:
+    """Also where an earlier version has left the deployment a limit, whose slots a dead run keeps."""
+    deployment = whole.ask("/deployments/name/pipeline/local")["id"]
+    whole.ask(f"/deployments/{deployment}", {"concurrency_limit": 2}, "PATCH")
     for number in range(2):
         (whole.root / "checkpoints/step").unlink(missing_ok=True)
         training(whole, f"down-{number}", 300, seed=105 + number)
@@ -111,6 +152,7 @@ def test_make_down_twice_in_mid_run_blocks_nothing(whole: Stack) -> None:
         assert saved(whole)
         assert ("stopped a run that had outlived its worker" in said) is bool(number)
         whole.up()
+        assert whole.ask("/deployments/name/pipeline/local")["global_concurrency_limit"] is None
     works(whole, "after-down", 205)
 
 

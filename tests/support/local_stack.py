@@ -142,18 +142,18 @@ class Stack:
         """`user:password` of both servers."""
         return (self.root / ".align/login").read_text().strip()
 
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def ask(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
         """Asks Prefect, or MLflow if the path is a whole URL, with the login."""
         data = None if body is None else json.dumps(body).encode()
         login = base64.b64encode(self.login.encode()).decode()
         headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
         url = path if path.startswith("http:") else f"{self.api}{path}"
-        request = urllib.request.Request(url, data, headers)
+        request = urllib.request.Request(url, data, headers, method=method)
         deadline = time.monotonic() + 60
         while True:
             try:
                 with urllib.request.urlopen(request, timeout=30) as answer:
-                    return json.load(answer)
+                    return json.loads(answer.read() or b"null")
             except urllib.error.HTTPError as error:  # busy: retry, as Prefect's client does
                 if error.code != 503 or time.monotonic() > deadline:
                     raise

@@ -160,12 +160,13 @@ class Stack:
                 time.sleep(float(error.headers.get("Retry-After", 1)))
 
     def states(self, name: str) -> dict[str, str]:
-        """Task run -> state, in the newest run of that name and its sub-flows."""
+        """Task run -> its newest state, in the newest run of that name and its sub-flows."""
         runs = self.ask(
             "/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "flow_runs": {"name": {"any_": [name]}}}
         )
         ids = [runs[0]["id"], *(part["id"] for part in self.parts(runs[0]["id"]))]
-        tasks = self.ask("/task_runs/filter", {"flow_runs": {"id": {"any_": ids}}})
+        question = {"flow_runs": {"id": {"any_": ids}}, "sort": "EXPECTED_START_TIME_ASC"}
+        tasks = self.ask("/task_runs/filter", question)
         return {task["name"]: task["state_name"] for task in tasks}
 
     def up(self) -> str:

@@ -11,7 +11,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ RETRY_EVERY_S = 2.0
 #: Answers of a server that starts or ends, or of a proxy in front of one that does not run. The first may also be a
 #: defect of the server, so that repeating a request helps for a short while only.
 _NOT_NOW = {500: 60.0, 502: PATIENCE_S, 503: PATIENCE_S, 504: PATIENCE_S}
+
+_Answer = Coroutine[Any, Any, httpx.Response]
 
 
 class _Outage:
@@ -118,7 +120,7 @@ def _patient(send: Callable[..., httpx.Response]) -> Callable[..., httpx.Respons
     return wait_and_send
 
 
-def _patient_async(send: Callable[..., Awaitable[httpx.Response]]) -> Callable[..., Awaitable[httpx.Response]]:
+def _patient_async(send: Callable[..., _Answer]) -> Callable[..., _Answer]:
     @wraps(send)
     async def wait_and_send(client: Any, request: httpx.Request, *args: Any, **kwargs: Any) -> httpx.Response:
         since = time.monotonic()

@@ -8,6 +8,7 @@ itself. Cancelling is the worker's work; a run whose worker has died obeys by it
 from __future__ import annotations
 
 import time
+from typing import Any
 from uuid import UUID
 
 from prefect import get_run_logger, runtime
@@ -75,7 +76,7 @@ class RunState:
                 client.set_flow_run_state(self._run, Cancelled(message=message), force=True)
                 return Abort(message)
             # a blocking pause would be "resumed" as a running process, which has ended
-            state: State = Suspended(message=message)
+            state: State[Any] = Suspended(message=message)
             if run.state and run.state.state_details.pause_reschedule:
                 state = run.state
             else:

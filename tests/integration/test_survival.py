@@ -23,10 +23,15 @@ def _whole(stack: Stack) -> Stack:
     return stack
 
 
+def click(stack: Stack, name: str, seconds: float, seed: int) -> str:
+    """A run whose trainer works for so long."""
+    values = {"pretrain.store_patience_s": float(PATIENCE_S + seconds), "pretrain.seed": seed}
+    return stack.start({"name": name, "overrides": values})
+
+
 def training(stack: Stack, name: str, seconds: float, seed: int) -> str:
-    """A run whose trainer works for so long, once it does."""
-    values = {"pretrain.store_patience_s": PATIENCE_S + seconds, "pretrain.seed": seed}
-    run = stack.start({"name": name, "overrides": values})
+    """The same, once its trainer works."""
+    run = click(stack, name, seconds, seed)
     stack.wait_for_line(run, WORKS)
     return run
 
@@ -178,10 +183,8 @@ def test_a_killed_process_leaves_nothing_behind(whole: Stack, victim: str) -> No
 
 
 def test_two_equal_runs_and_a_different_one_at_once(whole: Stack) -> None:
-    first = training(whole, "first", 12, seed=110)
-    second = whole.start({"name": "second", "overrides": {
-        "pretrain.store_patience_s": PATIENCE_S + 12.0, "pretrain.seed": 110,
-    }})  # fmt: skip
+    first = training(whole, "first", 30, seed=110)
+    second = click(whole, "second", 30, seed=110)
     whole.wait_for_line(second, "waiting for run 'first'")
     assert whole.wait_for(first, *ENDS) == whole.wait_for(second, *ENDS) == "COMPLETED"
     assert whole.states("second")["pretrain"] == "Cached"

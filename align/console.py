@@ -8,13 +8,17 @@ Nothing here changes a byte of any output, so no stage depends on it.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from align.visible import visible
 
@@ -22,11 +26,33 @@ T = TypeVar("T")
 
 #: Seconds between two progress lines where stderr is not a terminal (a log, a flow run).
 PROGRESS_INTERVAL_S = 5.0
+#: A flow names a file in this variable, and shows on its page what a stage writes there: the last lines, and how far
+#: its work is. Nobody has to read numbers out of words.
+PROGRESS_VARIABLE = "ALIGN_PROGRESS_FILE"
+NUM_LINES = 12
 
 
-def say(message: str) -> None:
-    """Prints one line on stderr."""
+def say(message: str, *, done: int | None = None, total: int | None = None, per_s: float | None = None) -> None:
+    """Prints one line on stderr.
+
+    Args:
+        message: the line.
+        done, total, per_s: how far the work is that the line tells of, in its own units, where it tells of any.
+    """
     _print([message], sys.stderr)
+    if file := os.environ.get(PROGRESS_VARIABLE):
+        _lines.append(visible(message))
+        if done is not None:
+            _work.update(line=_lines[-1], done=done, total=total, per_s=per_s)
+        with suppress(OSError):  # of a disk that is full: the work itself will say so
+            part = Path(f"{file}.{os.getpid()}")
+            part.write_text(json.dumps({"lines": list(_lines), "work": _work}), encoding="utf-8")
+            part.replace(file)
+
+
+#: What a flow reads of this process, see PROGRESS_VARIABLE.
+_lines: deque[str] = deque(maxlen=NUM_LINES)
+_work: dict[str, Any] = {}
 
 
 def show(*lines: str) -> None:
@@ -70,4 +96,5 @@ def track(items: Iterable[T], *, what: str, total: int | None = None) -> Iterato
         if now - last >= PROGRESS_INTERVAL_S:
             last = now
             of = f" of {total:,}" if total else ""
-            say(f"{what}: {count:,}{of}, {count / (now - start):,.0f}/s")
+            rate = count / (now - start)
+            say(f"{what}: {count:,}{of}, {rate:,.0f}/s", done=count, total=total, per_s=rate)

@@ -40,7 +40,8 @@ NEUTRAL = frozenset({
     "align.services.store_mirror",
     "align.services.store_work",
     "align.services.dvc",  # whether a command may write, and what DVC is told
-    "align.services.tracking",  # what MLflow is told
+    "align.services.mlflow_address",  # what MLflow is told
+    "align.services.tracking",
     "align.services.live_log",
 })  # fmt: skip
 

@@ -15,9 +15,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from align.config import Params
+from align.config.params import chosen_values
 from align.errors import ConfigError
 
 #: `make up` lists here what it started; Prefect keeps its database there. Servers and flows share both.
@@ -26,16 +27,40 @@ PREFECT_HOME = Path(".align/prefect")
 #: The login of both servers, `user:password`, for this checkout; only its owner can read it.
 LOGIN_FILE = Path(".align/login")
 
+#: Parts of the pipeline that can be run alone.
+PARTS = ("all", "data", "training", "evaluation")
+
 #: Prefect 3.9 allows its temporary server 20 s, which is too little on a busy machine with two cores.
 SERVER_START_TIMEOUT_S = 180
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `align run`."""
+    add_request(parser)
+    parser.add_argument(
+        "--if-changed",
+        action="store_true",
+        help="only if the source changed since the champion's data (section retrain); for a schedule",
+    )
+
+
+def add_request(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say what to run, which `align plan` shares: those of the form in Prefect's UI."""
     parser.add_argument("--name", default="demo", help="the result becomes branch run/NAME (default: demo)")
     parser.add_argument(
         "--ref", metavar="REV", help="run this git revision, in a worktree of its own (default: this checkout as it is)"
     )
+    parser.add_argument(
+        "--only",
+        choices=PARTS,
+        default=PARTS[0],
+        help="a part: data ends with the vocabulary, training makes the model, evaluation measures it; what the part "
+        "reads must be unchanged or in DVC's cache",
+    )
+    parser.add_argument(
+        "--from", dest="from_stage", metavar="STAGE", help="from this stage on; those before it must be as above"
+    )
+    parser.add_argument("--to", dest="to_stage", metavar="STAGE", help="up to this stage")
     parser.add_argument(
         "--snapshot-dirty",
         action="store_true",
@@ -47,17 +72,32 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """Replaces this process by the flow's. `params` was read only to refuse a bad override before anything starts.
 
     Raises:
-        ConfigError: --params is given: a run reads the params.yaml of its checkout.
+        ConfigError: --params is given: a run reads the params.yaml of its checkout. Or --if-changed, with values that
+            the champion was not trained with.
+    """
+    asked = request(params, args)
+    others = (args.ref, args.snapshot_dirty, args.overrides, args.from_stage, args.to_stage, args.only != PARTS[0])
+    if args.if_changed and any(others):
+        raise ConfigError("--if-changed runs all of HEAD as it is: of the other arguments it takes --name alone")
+    become(*(("flows.retrain", "--name", args.name) if args.if_changed else ("flows.pipeline", asked)))
+
+
+def request(params: Params, args: argparse.Namespace) -> str:
+    """What a person asks for, as JSON of `flows.request.Request`.
+
+    Raises:
+        ConfigError: --params is given.
     """
     if args.params is not None:
-        raise ConfigError("align run reads ./params.yaml; change single values with --set SECTION.KEY=VALUE")
-    command = [sys.executable, "-m", "flows.pipeline", "--name", args.name]
-    if args.snapshot_dirty:
-        command.append("--snapshot-dirty")
-    if args.ref:
-        command += ["--ref", args.ref]
-    for override in args.overrides:
-        command += ["--set", override]
+        raise ConfigError(f"align {args.verb} reads ./params.yaml; change single values with --set SECTION.KEY=VALUE")
+    fields = ("name", "ref", "only", "from_stage", "to_stage", "snapshot_dirty")
+    asked = {field: getattr(args, field) for field in fields}
+    return json.dumps(asked | {"overrides": chosen_values(params, args.overrides)}, default=str)
+
+
+def become(module: str, *arguments: str) -> NoReturn:
+    """Replaces this process by a program of `flows`, in the environment of flows."""
+    command = [sys.executable, "-m", module, *arguments]
     os.execve(command[0], command, flow_environment(Path.cwd()))
 
 

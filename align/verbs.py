@@ -145,6 +145,18 @@ COMMANDS = {
         (),
         ("align run --name first", "align run --name wide --set model.image_tower=B0"),
     ),
+    "plan": Verb(
+        "align.plan",
+        "show what `align run` would do and need, and what is missing, without doing it",
+        (),
+        ("align plan", "align plan --set pretrain.num_steps=2000 --json"),
+    ),
+    "gc": Verb(
+        "align.gc",
+        "list, or with --yes remove, what old runs left: data, models, checkpoints, branches",
+        ("retention",),
+        ("align gc", "align gc --set retention.days=7"),
+    ),
     "register": Verb(
         "align.release.register",
         "complete the MLflow run and register the packaged model",
@@ -210,6 +222,12 @@ COMMANDS = {
         "compare runs side by side: parameters, code, data, metrics with intervals, cost",
         (),
         ("align compare demo wide", "align compare demo wide . --html runs.html"),
+    ),
+    "runs": Verb(
+        "align.runs",
+        "list every run: state, parameters that differ, metrics, cost; show one; --repair killed ones",
+        (),
+        ("align runs", "align runs show demo"),
     ),
     "diff": Verb(
         "align.lineage.diff",

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TextIO
 
 from align.errors import AlignError, without_logins
 from align.visible import visible
 from flows import supervisor
+from flows.watch import Watch
 
 #: An error quotes this many last lines if the command gave no reason itself.
 TAIL_LINES = 5
@@ -24,18 +26,25 @@ class CommandError(AlignError):
 
 
 def run_supervised(
-    command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Callable[[str], None]
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    log: Callable[[str], None],
+    watch: Watch | None = None,
 ) -> list[str]:
     """Runs a command to its end and returns its output, stdout and stderr together, as lines without logins.
 
-    If this call is interrupted (a cancelled flow run, Ctrl-C), the command and its descendants are ended first, with
-    time to write a checkpoint, and then the interruption is raised; see `flows.supervisor`.
+    If this call is interrupted (a cancelled flow run, Ctrl-C), or `watch` says that it is to end, the command and its
+    descendants are ended first, with time to write a checkpoint, and then the interruption, or what the watch found, is
+    raised; see `flows.supervisor`.
 
     Args:
         command: program and arguments.
         cwd: its working directory.
         env: its whole environment.
-        log: called with each line when it is printed.
+        log: called with each line when it is printed. What it raises does not disturb the command.
+        watch: may end the command.
 
     Raises:
         CommandError: the exit code is not 0.
@@ -57,7 +66,8 @@ def run_supervised(
     pump = threading.Thread(target=_pump, args=(process.stdout, lines, log), daemon=True)
     pump.start()
     try:
-        code = process.wait()
+        with watch.ending(process.stdin.close) if watch else nullcontext():
+            code = process.wait()
     except BaseException:
         process.stdin.close()  # tells the supervisor to end the command
         process.wait(supervisor.GRACE_S + 4)
@@ -65,6 +75,8 @@ def run_supervised(
     finally:
         pump.join(2)  # bounded: a descendant that outlived the command may hold the pipe
         process.stdin.close()
+    if watch:
+        watch.check()
     if code:
         shown = " ".join(command[:SHOWN_WORDS]) + (" …" if len(command) > SHOWN_WORDS else "")
         raise CommandError(f"`{shown}` failed: {_reason(lines, code)}")
@@ -72,11 +84,19 @@ def run_supervised(
 
 
 def _pump(stream: TextIO, lines: list[str], log: Callable[[str], None]) -> None:
+    """Reads to the end, whatever becomes of the log: a pipe that nobody reads would stop or kill the command."""
+    failures: list[BaseException] = []
     with stream:
         for raw in stream:
             if line := without_logins(visible(raw.rstrip())):
                 lines.append(line)
-                log(line)
+                try:
+                    log(line)
+                except BaseException as failure:  # noqa: BLE001 - rich raises SystemExit where stderr has no reader
+                    failures.append(failure)
+    if failures:
+        with suppress(BaseException):
+            log(f"{len(failures)} lines could not be logged: {type(failures[-1]).__name__}: {failures[-1]}")
 
 
 def _reason(lines: Sequence[str], code: int) -> str:

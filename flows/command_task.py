@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.child_process import run_supervised
 from flows.log import one_line_errors
+from flows.outages import keep_output, wait_out_outages
 from flows.run_context import RunContext, child_environment
 
 
@@ -20,6 +21,8 @@ def run_command(verb: str, *arguments: str) -> str:
         CommandError: the command failed; the message is the line with its reason.
     """
     one_line_errors()
+    keep_output(Path.cwd())
+    wait_out_outages()
     lines = command(verb, arguments)
     create_markdown_artifact("\n".join(lines), key=verb, description=f"align {verb}")
     return lines[-1]

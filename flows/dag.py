@@ -78,11 +78,18 @@ def needed(stages: Sequence[Stage], flow: str) -> frozenset[str]:
 
     So pre-training is not run for a model that was imported.
     """
-    names = {stage.name for stage in stages if stage.flow == flow}
+    return reads_from(stages, {stage.name for stage in stages if stage.flow == flow}) or frozenset(
+        stage.name for stage in stages
+    )
+
+
+def reads_from(stages: Sequence[Stage], names: Collection[str]) -> frozenset[str]:
+    """The named stages and all that they read from, directly or not; `stages` are in topological order."""
+    found = set(names)
     for stage in reversed(stages):
-        if stage.name in names:
-            names.update(stage.upstream)
-    return frozenset(names or {stage.name for stage in stages})
+        if stage.name in found:
+            found.update(stage.upstream)
+    return frozenset(found)
 
 
 def stale(stages: Sequence[Stage], status: str) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """What a failed run leaves: its reports and its log, which outlive its worktree. The newest few are kept.
 
-.align/failed/NAME-KEY/   reports/ as the stages wrote them, log.txt with what they printed
+.align/failed/NAME-KEY/   reports/ as the stages wrote them, log.txt with what they printed, params.yaml, and run.json:
+                          the run's name, its commit, its id in Prefect, whether it failed or was killed, and why
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prefect import runtime
+
 from align.config import load_params
+from align.config.params import PARAMS_FILE
 from align.errors import AlignError
-from align.files import replace_directory
-from flows.locks import locked
+from align.files import replace_directory, to_json, write_text
+from align.locks import locked
+from flows.git_repository import resolve
 from flows.run_context import STATE, RunContext, log_file
 
 #: So many failed runs are kept; older ones are removed.
 NUM_KEPT = 5
-LOG = "log.txt"
-_MADE_BY = "align run"
+LOG, RUN = "log.txt", "run.json"
+MADE_BY = "align run"
+_MAX_NAME_BYTES = 80
 
 
 def folder_for(root: Path, name: str, key: str) -> Path:
@@ -28,26 +34,39 @@ def folder_for(root: Path, name: str, key: str) -> Path:
 
     A name of a branch may hold what a shell would obey; the folder's name holds letters, digits, `.`, `_` and `-`.
     """
-    plain = re.sub(r"[^\w.-]", "-", name).strip(".-")[:80]
+    plain = re.sub(r"[^\w.-]", "-", name).strip(".-").encode()[:_MAX_NAME_BYTES].decode("utf-8", "ignore")
     return root / STATE / "failed" / f"{plain or 'run'}-{key[:8]}"
 
 
 @contextmanager
-def kept_if_it_fails(worktree: Path, folder: Path, log: Callable[[str], None]) -> Iterator[None]:
+def kept_if_it_fails(worktree: Path, folder: Path, log: Callable[[str], None], name: str = "") -> Iterator[None]:
     """If the block fails, moves the reports and the log of the worktree to `folder`, and says so."""
     try:
         yield
-    except Exception:
-        try:
-            _keep(worktree, folder)
-            log(f"this run failed; its reports and its log are kept in {folder}")
-            # one run at a time: a folder that another run is removing has the newest time of all
-            with locked(folder.parent.parent / "locks" / "failed", "a run that failed", log):
-                for removed in _remove_older(folder.parent):
-                    log(f"{removed}: removed, since the {NUM_KEPT} newest failed runs are kept")
-        except (OSError, AlignError) as error:  # such as a full disk; the run's own error says more
-            log(f"the reports of this run could not be kept in {folder}: {error}")
+    except Exception as error:
+        keep(worktree, folder, log, {"name": name, "state": "failed", "why": str(error)})
         raise
+
+
+def keep(worktree: Path, folder: Path, log: Callable[[str], None], run: dict[str, str]) -> None:
+    """Moves what a run leaves to `folder`, and says so, or why that is impossible.
+
+    Args:
+        worktree: where the run worked.
+        folder: see `folder_for`.
+        log: for one line, and one for each older run that is removed.
+        run: `name`, `state` (failed or killed), `why` and, if it is not this flow's, `flow_run`.
+    """
+    try:
+        _keep(worktree, folder, run)
+        how = "failed" if run["state"] == "failed" else "was killed"
+        log(f"this run {how}; its reports and its log are kept in {folder}")
+        # one run at a time: a folder that another run is removing has the newest time of all
+        with locked(folder.parent.parent / "locks" / "failed", "a run that failed", log):
+            for removed in _remove_older(folder.parent):
+                log(f"{removed}: removed, since the {NUM_KEPT} newest failed runs are kept")
+    except (OSError, AlignError) as error:  # such as a full disk; the run's own error says more
+        log(f"the reports of this run could not be kept in {folder}: {error}")
 
 
 def in_kept_folder(message: str, run: RunContext, reports: str) -> str:
@@ -66,13 +85,20 @@ def in_kept_folder(message: str, run: RunContext, reports: str) -> str:
     return f"{message}; the reports and the log of this run are kept in {folder}"
 
 
-def _keep(worktree: Path, folder: Path) -> None:
-    reports = load_params(worktree / "params.yaml").values["paths"]["reports"]
-    with replace_directory(folder, _MADE_BY) as part:
+def _keep(worktree: Path, folder: Path, run: dict[str, str]) -> None:
+    reports = load_params(worktree / PARAMS_FILE).values["paths"]["reports"]
+    with replace_directory(folder, MADE_BY) as part:
         for source, target in ((worktree / reports, part / reports), (log_file(worktree), part / LOG)):
             if source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(source, target)
+        shutil.copy(worktree / PARAMS_FILE, part / PARAMS_FILE)
+        try:
+            commit = resolve(worktree, "HEAD")
+        except AlignError:  # it was killed before git had finished, or this is no repository
+            commit = ""
+        about = {"flow_run": str(runtime.flow_run.id or ""), "commit": commit, **run}
+        write_text(part / RUN, to_json({"schema_version": 1, **about}))
 
 
 def _remove_older(parent: Path) -> list[Path]:

@@ -7,47 +7,80 @@ git worktree of its own, so that a click in the UI never touches a checkout that
 from __future__ import annotations
 
 import argparse
-import signal
+import json
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
+from prefect.exceptions import Abort, Pause
 
 from align.config import load_params
 from align.config.register import RegisterConfig
-from align.console import say, show
-from align.errors import AlignError
+from align.errors import ServiceError
+from align.run import running_services
 from align.services.tracking import Status, Tracker
-from flows import run_branch
+from flows import run_branch, this_run
+from flows.alerts import alerted
 from flows.child_process import run_supervised
-from flows.dag import Stage, needed, read_dag, stale
+from flows.dag import Stage, read_dag, stale
 from flows.log import one_line_errors
-from flows.request import Request, parse_overrides
+from flows.outages import keep_output, wait_out_outages
+from flows.plan import make_plan, read_states
+from flows.program import exit_code
+from flows.progress import RunPage, run_page
+from flows.reconcile import reconcile
+from flows.request import Request, settled
+from flows.run_branch import Recorded
 from flows.run_context import RunContext, child_environment, log_file
+from flows.selection import Selection, require_made, select
+from flows.speeds import keep_speeds
 from flows.stage_task import StageOutcome, run_stages
 from flows.summary import summarise
 from flows.unknown_outs import require_known
 from flows.workspace import Workspace, in_checkout, in_worktree
 
+#: The stage that makes what is registered.
+PACKAGE = "package"
+NOT_REGISTERED = "nothing, since this run packages no model"
 
-@flow(flow_run_name="{request.name}")
+
+@flow(on_completion=[this_run.end_record], on_failure=[this_run.end_record])
 def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the form shows its fields
-    """Runs every stage, records the result as branch run/<name>, registers the model, and returns a summary.
+    """Runs every stage, records the result as a branch (`flows.run_branch`), registers the model, returns a summary.
 
     Raises:
         AlignError: a stage failed, or the request cannot be run; the message says why.
     """
     one_line_errors()
     root, log = Path.cwd(), get_run_logger().info
-    run_branch.check_name(root, request.name)
-    here = runtime.deployment.id is None and not (request.ref or request.overrides or request.snapshot_dirty)
-    with in_checkout(root, request.name, log) if here else in_worktree(root, request, log) as workspace:
-        return _run(root, workspace, request.name)
+    keep_output(root)
+    wait_out_outages()
+    with alerted(request.name or str(runtime.flow_run.name), log):
+        try:
+            return _checked(root, request, log)
+        except (Pause, Abort):
+            this_run.suspended_or_cancelled()
+            raise
+
+
+def _checked(root: Path, request: Request, log: Callable[[str], None]) -> str:
+    name = this_run.name_of(root, request)
+    # before anything is made: a wrong value of the last stage costs nothing
+    request = settled(root, request.model_copy(update={"name": name}))
+    record = this_run.begin(root, name)
+    reconcile(root, log, record)
+    here = runtime.deployment.id is None and request.in_place
+    with in_checkout(root, name, log) if here else in_worktree(root, request, log) as workspace:
+        if workspace.root != root:
+            this_run.works_in(workspace.root, workspace.kept)
+        return _run(root, workspace, request, name, record.attempt_id)
 
 
 @flow(flow_run_name="data")
@@ -63,24 +96,27 @@ def training(run: RunContext, before: list[StageOutcome]) -> list[StageOutcome]:
 
 
 @flow(flow_run_name="release")
-def release(run: RunContext, name: str, before: list[StageOutcome]) -> tuple[list[StageOutcome], str, str]:
-    """Packages and indexes the model, records the run in git, and registers the model.
+def release(
+    run: RunContext, name: str, before: list[StageOutcome], registers: bool = True
+) -> tuple[list[StageOutcome], Recorded, str]:
+    """Packages and indexes the model, records the run in git, and registers the model if this run packages it.
 
     Returns:
-        The outcomes `before`, followed by those of its stages; the commit of run/<name>; the last line of `align
-        register`.
+        The outcomes `before`, followed by those of its stages; the run's branch; the last line of `align register`.
     """
     outcomes = [*before, *run_stages(_stages(run, "release"), run)]
-    commit = record(run, name)
-    return outcomes, commit, register(run, commit, outcomes)
+    recorded = record(run, name)
+    return outcomes, recorded, register(run, recorded.commit, outcomes) if registers else NOT_REGISTERED
 
 
 @task(task_run_name="record", cache_policy=NO_CACHE)
-def record(run: RunContext, name: str) -> str:
-    """Writes branch run/<name>: the code, the parameters and dvc.lock. Returns its commit."""
-    commit = run_branch.record(run.root, name, f"run {name}{' (dirty)' if run.dirty else ''}")
-    get_run_logger().info("branch run/%s is %s", name, commit[:10])
-    return commit
+def record(run: RunContext, name: str) -> Recorded:
+    """Records the code, the parameters and dvc.lock as branch run/<name>, or its next number, and tags the flow run."""
+    recorded = run_branch.record(run.root, name, f"run {name}{' (dirty)' if run.dirty else ''}")
+    what = "is" if recorded.is_new else "has the same result, and stays:"
+    get_run_logger().info("branch run/%s %s %s", recorded.name, what, recorded.commit[:10])
+    this_run.tag(f"run/{recorded.name}")
+    return recorded
 
 
 @task(task_run_name="register", cache_policy=NO_CACHE)
@@ -93,94 +129,124 @@ def register(run: RunContext, commit: str, outcomes: list[StageOutcome]) -> str:
     return run_supervised(command, cwd=run.root, env=env, log=get_run_logger().info)[-1]
 
 
-def _run(root: Path, workspace: Workspace, name: str) -> str:
+def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt: str) -> str:
     if workspace.dirty:
-        _tag_run("dirty")
-    stages = _needed_stages(workspace.root)
-    run = RunContext(root=workspace.root, checkout=root, dirty=workspace.dirty, kept=workspace.kept)
+        this_run.tag("dirty")
+    since = time.time()
+    chosen = select(read_dag(workspace.root), request.only, request.from_stage, request.to_stage)
+    stages = chosen.stages
+    run = RunContext(
+        root=workspace.root, checkout=root, dirty=workspace.dirty, attempt=attempt, kept=workspace.kept,
+        stages=frozenset(stage.name for stage in stages),
+    )  # fmt: skip
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run alone
-    status = run_supervised(
-        ["dvc", "status", "--json"], cwd=run.root, env=child_environment(run), log=get_run_logger().debug
-    )
-    run = run.model_copy(update={"stale": stale(stages, status[-1])})
+    states = read_states(run)
+    status = json.dumps(states.status)
+    run = run.model_copy(update={"stale": stale(stages, status)})
+    plan = make_plan(run, name, chosen, states)
+    create_markdown_artifact(plan.markdown(), key="plan", description=f"what run {name} will do")
+    require_made(chosen, states.would_run)
+    plan.require_possible()
     if run.root == run.checkout:
-        require_known(stages, run, status[-1])
-    if unused := [stage.name for stage in read_dag(run.root) if stage not in stages]:
-        get_run_logger().info("not run, since the release reads nothing of theirs: %s", ", ".join(unused))
-    prepared = data(run)
-    with _open_mlflow_run(run, stages, name) as run_id:
-        run = run.model_copy(update={"mlflow_run_id": run_id})
-        trained = training(run, prepared)
-        outcomes, commit, version = release(run, name, trained)
-    text = summarise(run.root, stages, outcomes, name=name, commit=commit, registered=version, here=run.root == root)
+        require_known(stages, run, status)
+    if chosen.left_out:
+        get_run_logger().info("not run: %s", ", ".join(chosen.left_out))
+    try:
+        with run_page(UUID(str(runtime.flow_run.id))) as page:
+            page.links["code"] = f"{request.ref or 'HEAD'}{' (dirty)' if run.dirty else ''}"
+            page.watch(run.root, stages)
+            return _run_stages(run, name, chosen, page)
+    finally:
+        keep_speeds(run, run.stale, since)
+
+
+def _run_stages(run: RunContext, name: str, chosen: Selection, page: RunPage) -> str:
+    outcomes = data(run) if _stages(run, "data") else []
+    with _open_mlflow_run(run, chosen.stages, name) as opened:
+        if opened:
+            page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
+            run = run.model_copy(update={"mlflow_run_id": opened.run_id})
+        if _stages(run, "training"):
+            outcomes = training(run, outcomes)
+        if _stages(run, "release"):
+            outcomes, recorded, version = release(run, name, outcomes, registers=PACKAGE not in chosen.left_out)
+        else:
+            recorded, version = record(run, name), NOT_REGISTERED
+        if opened:
+            opened.rename(recorded.name)
+    page.links["branch"] = f"run/{recorded.name} ({recorded.commit[:10]})"
+    page.links["registered"] = version
+    here = run.root == run.checkout
+    text = summarise(run.root, chosen.stages, outcomes, name=name, recorded=recorded, registered=version, here=here)
     create_markdown_artifact(f"```\n{text}\n```", key="summary", description=f"run {name}")
     return text
 
 
+@dataclass(frozen=True)
+class _MlflowRun:
+    tracker: Tracker
+    run_id: str
+    name: str
+    server: str | None
+
+    @property
+    def page(self) -> str | None:
+        """The address of its page; None where no server shows it."""
+        return self.tracker.page(self.run_id, self.server)
+
+    def rename(self, name: str) -> None:
+        if name != self.name:  # another run took the branch's name meanwhile, or the result is an earlier run's
+            self.tracker.rename_run(self.run_id, name)
+
+
 @contextmanager
-def _open_mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Iterator[str | None]:
+def _open_mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Iterator[_MlflowRun | None]:
     """Starts an MLflow run that training logs into while it runs; None if no training stage has to run.
 
-    The flow starts it, so the flow ends it: finished, failed or killed.
+    The flow starts it, so the flow ends it: finished, failed or killed. Its name is that of the branch.
     """
     if not any(stage.flow == "training" and stage.name in run.stale for stage in stages):
         yield None
         return
     tracker = Tracker(run.mlflow_tracking_uri)
     experiment = load_params(run.root / "params.yaml").section(RegisterConfig).experiment
-    run_id = tracker.start_run(experiment, name)
+    name = run_branch.next_name(run.root, name)
+    run_id = tracker.start_run(experiment, name, run.attempt)
     status: Status = "KILLED"
     try:
-        yield run_id
+        yield _MlflowRun(tracker, run_id, name, running_services(run.checkout).get("mlflow", {}).get("url"))
         status = "FINISHED"
     except Exception:
         status = "FAILED"
         raise
     finally:
-        tracker.end_run(run_id, status=status)
+        try:
+            tracker.end_run(run_id, status=status)
+        except ServiceError as error:
+            this_run.leaves_something()
+            if status == "FINISHED":
+                raise
+            get_run_logger().warning("its run in MLflow is not ended: %s; `align runs --repair` does that", error)
 
 
 def _stages(run: RunContext, name: str) -> list[Stage]:
-    return [stage for stage in _needed_stages(run.root) if stage.flow == name]
-
-
-def _needed_stages(root: Path) -> list[Stage]:
-    """The stages of a run: what the release is made of. A stage that nothing of it reads is left out."""
-    stages = read_dag(root)
-    names = needed(stages, "release")
-    return [stage for stage in stages if stage.name in names]
-
-
-def _tag_run(tag: str) -> None:
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(runtime.flow_run.id, tags={*runtime.flow_run.tags, tag})
+    """The stages of a run that a sub-flow shows."""
+    return [stage for stage in read_dag(run.root) if stage.flow == name and stage.name in run.stages]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program that `align run` becomes. Returns 0, 1 after an AlignError, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="align run")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--ref")
-    parser.add_argument("--snapshot-dirty", action="store_true")
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
-    args = parser.parse_args(argv)
-    # Prefect passes SIGTERM on when the flow has ended. An exception, not a plain exit, ends its temporary server too.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    try:
-        overrides = parse_overrides(Path.cwd(), args.overrides)
-        run_branch.check_name(Path.cwd(), args.name)
-        summary = pipeline(
-            Request(name=args.name, ref=args.ref, overrides=overrides, snapshot_dirty=args.snapshot_dirty)
-        )
-    except AlignError as error:
-        say(f"align: error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("align: interrupted; finished stages are cached, and training resumes from its checkpoint")
-        return 130
-    show("", *summary.split("\n"))
-    return 0
+    parser.add_argument("request", type=Request.model_validate_json, help="as JSON")
+    request: Request = parser.parse_args(argv).request
+
+    def run() -> str:
+        asked = settled(Path.cwd(), request)
+        run_branch.check_name(Path.cwd(), str(asked.name))
+        return pipeline.with_options(flow_run_name=str(asked.name))(asked)
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

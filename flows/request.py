@@ -2,52 +2,226 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from ruamel.yaml.error import YAMLError
 
 from align.config import load_params
-from align.errors import LOGIN
+from align.config.checks import require_valid, wrong_parameters
+from align.config.params import PARAMS_FILE, chosen_values
+from align.config.paths import require_declared, require_inside
+from align.config.profile import DEMO, PROFILES, profile_names, profile_overrides
+from align.config.schema import parameter_schemas
+from align.declared import DVC_FILE, declared_outs
+from align.errors import LOGIN, ConfigError
+from align.filter.rules import RULES
+from align.installed import installed
+from align.verbs import STAGES
+from flows.dag import read_dag
+from flows.git_repository import git, resolve
+from flows.selection import select
 
 _LOGIN = {"type": "string", "pattern": LOGIN}
 #: For JSON Schema: no address with a login in it. Prefect's server refuses such a value before it records it.
 NO_LOGIN: dict[str, Any] = {"not": {"anyOf": [_LOGIN, {"type": "array", "contains": _LOGIN}]}}
 
+#: Fields of the form that stand for one parameter each: what people change most.
+SHORTCUTS = {
+    "seed": "pretrain.seed",
+    "num_steps": "pretrain.num_steps",
+    "batch_size": "pretrain.batch_size",
+    "learning_rate": "pretrain.learning_rate",
+    "source": "paths.archive",
+}
+#: What the check of a request reads of a revision.
+_READ = (PARAMS_FILE, DVC_FILE, PROFILES.as_posix())
+#: Parts of the pipeline that can be run alone.
+Part = Literal["all", "data", "training", "evaluation"]
+
+
+@cache
+def _parameters() -> dict[str, dict[str, Any]]:
+    """The schema of every parameter; none where params.yaml cannot be read, which each run then says itself."""
+    try:
+        return parameter_schemas(installed(PARAMS_FILE))
+    except (OSError, UnicodeDecodeError, YAMLError):
+        return {}
+
+
+class _Shown:
+    """How the form shows a field: at which place, and what differs from the schema that its type has.
+
+    Args:
+        position: in the form.
+        optional: an empty field is left out. Of a type with `None` the form would make two tabs.
+        parameter: the field stands for it, and has its type, its bounds and its words.
+        more: goes into the schema as it is.
+    """
+
+    def __init__(self, position: int, *, optional: bool = False, parameter: str | None = None, **more: Any) -> None:
+        self._position, self._optional, self._parameter, self._more = position, optional, parameter, more
+
+    def __call__(self, schema: dict[str, Any]) -> None:
+        """Changes the schema in place, as pydantic asks."""
+        if self._optional or self._parameter:
+            schema.pop("anyOf", None)
+            schema.pop("default", None)
+        if self._parameter:
+            found = _parameters().get(self._parameter, {})
+            words = f"Empty: as in the profile or params.yaml ({self._parameter}). {found.get('description', '')}"
+            schema |= {"type": "string"} | found | {"description": words.strip()}
+        schema |= NO_LOGIN | self._more | {"position": self._position}
+
+
+def _patterns(schema: dict[str, Any]) -> None:
+    """All parameters by patterns: had they properties, the form would show two hundred fields."""
+    named = {f"^{re.escape(key)}$": found for key, found in _parameters().items()}
+    schema |= {"patternProperties": named | {"": NO_LOGIN}, "position": 20}
+    schema.pop("additionalProperties", None)
+
 
 class Request(BaseModel):
-    """What to run. The UI shows it as a form."""
+    """What to run. The UI shows it as a form, in the order of these fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(default="demo", description="The result becomes branch run/NAME.", json_schema_extra=NO_LOGIN)
+    name: str | None = Field(
+        default=None,
+        title="Name",
+        description="The result becomes branch run/NAME; empty: the flow run's own name in Prefect.",
+        json_schema_extra=_Shown(1, optional=True, type="string"),
+    )
+    profile: str = Field(
+        default=DEMO,
+        title="Profile",
+        description="Values for a kind of data or run (infra/profiles); demo: params.yaml as it is.",
+        json_schema_extra=_Shown(2, enum=[DEMO, *profile_names()]),
+    )
     ref: str | None = Field(
         default=None,
+        title="Git revision",
         description="A branch, tag or commit to run; empty: HEAD of the checkout.",
-        json_schema_extra=NO_LOGIN,
+        json_schema_extra=_Shown(3, optional=True, type="string"),
+    )
+    only: Part = Field(
+        default="all",
+        title="What to run",
+        description="data: up to the vocabulary; training: pre-training and fine-tuning; evaluation: the metrics. What "
+        "a part reads must be unchanged or in DVC's cache. Only a run of all registers a model.",
+        json_schema_extra=_Shown(4),
+    )
+    from_stage: str | None = Field(
+        default=None,
+        title="From stage",
+        description="Empty: from the first. The stages before it must be unchanged or in DVC's cache.",
+        json_schema_extra=_Shown(5, optional=True, type="string", enum=list(STAGES)),
+    )
+    to_stage: str | None = Field(
+        default=None,
+        title="Up to stage",
+        description="Empty: to the last.",
+        json_schema_extra=_Shown(6, optional=True, type="string", enum=list(STAGES)),
+    )
+    seed: int | None = Field(default=None, title="Seed", json_schema_extra=_Shown(7, parameter=SHORTCUTS["seed"]))
+    num_steps: int | None = Field(
+        default=None, title="Steps", json_schema_extra=_Shown(8, parameter=SHORTCUTS["num_steps"])
+    )
+    batch_size: int | None = Field(
+        default=None, title="Batch size", json_schema_extra=_Shown(9, parameter=SHORTCUTS["batch_size"])
+    )
+    learning_rate: float | None = Field(
+        default=None, title="Learning rate", json_schema_extra=_Shown(10, parameter=SHORTCUTS["learning_rate"])
+    )
+    source: str | None = Field(
+        default=None, title="Source", json_schema_extra=_Shown(11, parameter=SHORTCUTS["source"])
     )
     overrides: dict[str, Any] = Field(
         default_factory=dict,
-        description='Parameters to change, such as {"filter.min_words": 4}. No passwords: they are recorded.',
-        json_schema_extra={"additionalProperties": NO_LOGIN},
+        title="More parameters",
+        description='Any parameter of params.yaml, such as {"filter.min_words": 4}. No passwords: they are recorded.',
+        json_schema_extra=_patterns,
     )
     snapshot_dirty: bool = Field(
         default=False,
+        title="With uncommitted changes",
         description="If the checkout has uncommitted changes: run HEAD with them, tagged dirty, instead of refusing.",
+        json_schema_extra=_Shown(21),
     )
 
+    @model_serializer(mode="wrap")
+    def _given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields that are not empty: the schema of a drop-down knows no `null`."""
+        return {name: value for name, value in plain(self).items() if value is not None}
 
-def parse_overrides(root: Path, overrides: list[str]) -> dict[str, Any]:
-    """`section.key=value` -> {section.key: value}, the value read as YAML.
+    @property
+    def in_place(self) -> bool:
+        """Whether `align run` works in the checkout itself: nothing differs from what is there."""
+        return not (self.ref or self.overrides or self.snapshot_dirty)
+
+    def changes(self) -> dict[str, Any]:
+        """What the fields and `overrides` change: `section.key` -> value. A key given twice is that of `overrides`."""
+        fields = {key: getattr(self, name) for name, key in SHORTCUTS.items()}
+        return {key: value for key, value in fields.items() if value is not None} | self.overrides
+
+
+def settled(root: Path, request: Request) -> Request:
+    """The request with every value that it changes in `overrides`, once all of them are known to be right.
+
+    The values are checked whole against the params.yaml and the profiles of the revision, before anything is made.
 
     Raises:
-        ConfigError: malformed, or an unknown parameter.
+        ConfigError: the message names section and key; or there is no such profile or stage.
+        DataError: there is no such revision.
     """
-    values = load_params(root / "params.yaml", overrides).values
-    parsed: dict[str, Any] = {}
-    for override in overrides:
-        key = override.partition("=")[0]
-        node: Any = values
-        for part in key.split("."):
-            node = node[part]
-        parsed[key] = node
-    return parsed
+    if request.ref in (None, "", "HEAD"):  # a checkout with changes is run with them, or refused later
+        return _settled(root, root, request, whole=True)
+    commit = resolve(root, str(request.ref))
+    with tempfile.TemporaryDirectory(prefix="align-") as name:
+        folder = Path(name)
+        listed = git(root, "ls-tree", "-r", "-z", "--name-only", commit, "--", *_READ)
+        for path in filter(None, listed.split("\0")):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(git(root, "show", f"{commit}:{path}") + "\n", encoding="utf-8")
+        # the classes here are of this checkout: they cannot judge all values of a revision with others
+        return _settled(root, folder, request, whole=not git(root, "diff", "--name-only", commit, "--", "align/config"))
+
+
+def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Request:
+    """See `settled`.
+
+    Args:
+        root: the checkout.
+        folder: with the params.yaml, the dvc.yaml and the profiles that count.
+        request: as it was given.
+        whole: check all values; False: only those that the request changes.
+    """
+    where = Path(PARAMS_FILE if folder == root else f"{request.ref}:{PARAMS_FILE}")
+    profile = profile_overrides(request.profile, folder)
+    if odd := [key for key in request.changes() if "=" in key]:
+        raise ConfigError(f"overrides: '{odd[0]}' is no name of a parameter; expected section.key")
+    typed = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in request.changes().items()]
+    try:
+        params = replace(load_params(folder / PARAMS_FILE, [*profile, *typed]), source=where)
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix("--set ").replace(str(folder / PARAMS_FILE), str(where))) from None
+    changed = chosen_values(params, [*profile, *typed])
+    if whole:
+        require_valid(params, RULES)
+    elif wrong := {key: line for key, line in wrong_parameters(params, RULES).items() if _concerns(key, changed)}:
+        raise ConfigError(f"{where}: {next(iter(wrong.values()))}")
+    if root != folder or changed:
+        require_inside(params.values.get("paths", {}))
+        require_declared(params.values.get("paths", {}), declared_outs(folder))
+    select(read_dag(folder), request.only, request.from_stage, request.to_stage)
+    return request.model_copy(update={"profile": DEMO, "overrides": changed} | dict.fromkeys(SHORTCUTS))
+
+
+def _concerns(key: str, changed: Iterable[str]) -> bool:
+    return any(f"{one}.".startswith(f"{key}.") or f"{key}.".startswith(f"{one}.") for one in changed)

@@ -1,31 +1,83 @@
-"""Records a run in git as branch run/<name>: the code, the parameters and dvc.lock, in one commit on top of HEAD.
+"""Records a run in git as a branch of its own: the code, the parameters and dvc.lock, in one commit on top of HEAD.
 
-Works on git's objects and refs only: HEAD, the index and the files of the user's checkout stay as they are.
+The branch is run/<name>; if that exists with another result, run/<name>-2, -3, ... A branch that exists is never moved,
+so what MLflow's tags name stays in a branch. Works on git's objects and refs only: HEAD, the index and the files of the
+user's checkout stay as they are.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.errors import ConfigError, DataError
 from align.git import identity
-from flows.git_repository import LOCK_FILE, git, resolve
+from flows.git_repository import LOCK_FILE, git
 
 #: New files here are part of a run, even if git does not track them yet; `*.dvc` is what `dvc add` writes.
 NEW = ("align", "flows", "data/policy", LOCK_FILE, "*.dvc")
+#: A file's name has 255 bytes at most; git adds `.lock`, a repeated run its number.
+MAX_NAME_BYTES = 200
+#: So often another run may take the name before us.
+_TRIES = 100
+#: What `record` appends. A longer number is a person's: a date.
+_SUFFIX = r"(?:-([2-9]|[1-9]\d{1,3}))?"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run in git.
+
+    Attributes:
+        name: of the branch, without `run/`.
+        commit: its tip.
+        is_new: False if an earlier run had the same result; its branch is this one.
+    """
+
+    name: str
+    commit: str
+    is_new: bool
 
 
 def check_name(root: Path, name: str) -> None:
-    """Raises ConfigError if branch run/<name> cannot be written: the name is invalid, or the branch is checked out."""
+    """Raises ConfigError if branch run/<name> cannot be written: the name is invalid, or a branch is in its way."""
     try:
-        git(root, "check-ref-format", "--branch", f"run/{name}")
-    except DataError:
+        num_bytes = len(name.encode())
+    except UnicodeEncodeError:
+        raise ConfigError(f"run name '{name}': not UTF-8") from None
+    if num_bytes > MAX_NAME_BYTES:
+        raise ConfigError(f"run name '{name[:40]}…': {num_bytes} bytes long; at most {MAX_NAME_BYTES}")
+    if name.startswith("-"):
+        raise ConfigError(f"run name '{name}': begins with a dash, so commands would take it for an option")
+    try:
+        git(root, "check-ref-format", f"refs/heads/run/{name}")
+    except (DataError, ValueError):  # ValueError: a null byte
         raise ConfigError(f"run name '{name}': run/{name} is not a valid branch name") from None
-    if f"branch refs/heads/run/{name}" in git(root, "worktree", "list", "--porcelain").splitlines():
-        raise ConfigError(f"branch run/{name} is checked out: switch to another branch, or give the run another name")
+    parts = f"run/{name}".split("/")
+    around = {"/".join(parts[:number]) for number in range(1, len(parts))}
+    for branch in git(root, "for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads/run").splitlines():
+        if branch in around or branch.startswith(f"run/{name}/"):
+            raise ConfigError(
+                f"run name '{name}': git has a branch {branch}, and none beside it can be called run/{name}; give the "
+                "run another name"
+            )
+
+
+def valid_name(text: str) -> str:
+    """A name that `check_name` accepts, as like the text as possible: for what a person typed in Prefect's field."""
+    name = re.sub(r"[^\w.]+", "-", text.encode("utf-8", "replace").decode())
+    name = re.sub(r"\.{2,}", ".", name).encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore").strip("-.")
+    return re.sub(r"\.lock$", "-lock", name) or "run"
+
+
+def next_name(root: Path, name: str) -> str:
+    """The name that a run's branch gets unless its result is an earlier run's."""
+    return _numbered(name, max(_branches(root, name), default=0) + 1)
 
 
 def snapshot(root: Path, message: str) -> str:
@@ -33,31 +85,57 @@ def snapshot(root: Path, message: str) -> str:
 
     Returns the commit. What git ignores is not in it.
     """
-    index = {"GIT_INDEX_FILE": git(root, "rev-parse", "--path-format=absolute", "--git-path", f"align-{os.getpid()}")}
-    try:
+    with tempfile.TemporaryDirectory(prefix="align-") as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
         git(root, "read-tree", "HEAD", env=index)
         git(root, "add", "--update", env=index)
         others = ("ls-files", "--others", "--exclude-standard", "--")
         if new := [path for path in (*NEW, *_measured(root)) if git(root, *others, path, env=index)]:
             git(root, "add", "--", *new, env=index)
         tree = git(root, "write-tree", env=index)
-    finally:
-        Path(index["GIT_INDEX_FILE"]).unlink(missing_ok=True)
     return git(root, "commit-tree", tree, "-p", "HEAD", "-m", message, env=identity(root))
 
 
-def record(root: Path, name: str, message: str) -> str:
-    """Points branch run/<name> at a snapshot of the checkout, unless it has an equal one. Returns the commit."""
-    branch = f"refs/heads/run/{name}"
+def record(root: Path, name: str, message: str) -> Recorded:
+    """Makes a branch of a snapshot of the checkout, unless a run of this name had the same result.
+
+    The same result is the same files on the same commit, or on that run itself. Several runs may do this at once.
+    """
     commit = snapshot(root, message)
-    try:
-        tip = resolve(root, branch)
-    except DataError:
-        tip = ""
-    if tip and _content(root, tip) == _content(root, commit):
-        return tip
-    git(root, "update-ref", "--create-reflog", "-m", message, branch, commit)
-    return commit
+    for tries_left in reversed(range(_TRIES)):
+        branches = _branches(root, name)
+        for number, tip in sorted(branches.items()):
+            if _is_same(root, tip, commit):
+                return Recorded(_numbered(name, number), tip, is_new=False)
+        new = _numbered(name, max(branches, default=0) + 1)
+        try:  # the empty string: there must be no such branch yet
+            git(root, "update-ref", "--create-reflog", "-m", message, f"refs/heads/run/{new}", commit, "")
+        except DataError:
+            if not tries_left:
+                raise
+            continue
+        return Recorded(new, commit, is_new=True)
+    raise AssertionError
+
+
+def _branches(root: Path, name: str) -> dict[int, str]:
+    """The branches of this name: 1 for run/<name>, k for run/<name>-k -> commit."""
+    prefix = f"refs/heads/run/{name}"
+    lines = git(root, "for-each-ref", "--format=%(objectname) %(refname)", prefix, f"{prefix}-*").splitlines()
+    found = {}
+    for commit, _, branch in (line.partition(" ") for line in lines):
+        if match := re.fullmatch(re.escape(prefix) + _SUFFIX, branch):
+            found[int(match[1] or 1)] = commit
+    return found
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
+
+
+def _is_same(root: Path, tip: str, commit: str) -> bool:
+    one, other = (git(root, "show", "--no-patch", "--format=%T %P", each).split(" ") for each in (tip, commit))
+    return one == other or other == [one[0], tip]
 
 
 def _measured(root: Path) -> list[str]:
@@ -71,7 +149,3 @@ def _measured(root: Path) -> list[str]:
         if path != root and path.is_relative_to(root) and not path.is_symlink():
             found.append(f":(literal){path.relative_to(root).as_posix()}")
     return found
-
-
-def _content(root: Path, commit: str) -> str:
-    return git(root, "show", "--no-patch", "--format=%T %P", commit)

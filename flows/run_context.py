@@ -7,6 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from align.console import PROGRESS_VARIABLE
+from align.services import postgresql
+
 #: What runs keep in a checkout (locks, worktrees, logs) is here; git ignores it.
 STATE = Path(".align")
 
@@ -17,27 +20,32 @@ class RunContext(BaseModel):
     Attributes:
         root: the checkout that they work in.
         checkout: the user's, where the flow runs; the same, or the one that `root` is a worktree of.
+        stages: names of all stages of the run.
         stale: names of the stages that may have to run; the others are known to be cached.
         dirty: the checkout is a snapshot with uncommitted changes.
         mlflow_run_id: the run that training logs into while it runs, if one is open.
+        attempt: of the flow run, see `align.run_records`.
         kept: where the reports and the log of this run will be if it fails and `root` is removed; None: `root` stays.
     """
 
     model_config = ConfigDict(frozen=True)
     root: Path
     checkout: Path
+    stages: frozenset[str] = frozenset()
     stale: frozenset[str] = frozenset()
     dirty: bool = False
     mlflow_run_id: str | None = None
+    attempt: str = ""
     kept: Path | None = None
 
     @property
     def mlflow_tracking_uri(self) -> str:
-        """MLFLOW_TRACKING_URI, or the store of the user's checkout, which a worktree logs into, too.
+        """MLFLOW_TRACKING_URI, or the database or file of the user's checkout, which a worktree logs into, too.
 
         A property, since Prefect records what it passes to flows and tasks, and an address may hold a password.
         """
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.checkout}/mlflow.db"
+        database = postgresql.for_sqlalchemy(postgresql.MLFLOW) or f"sqlite:///{self.checkout}/mlflow.db"
+        return os.environ.get("MLFLOW_TRACKING_URI") or database
 
 
 def log_file(root: Path) -> Path:
@@ -45,12 +53,21 @@ def log_file(root: Path) -> Path:
     return root / STATE / "logs" / "run.log"
 
 
+def progress_file(root: Path) -> Path:
+    """Where a stage that runs in `root` says how far it is."""
+    return root / STATE / "progress.json"
+
+
 def child_environment(run: RunContext) -> dict[str, str]:
     """The environment of a command in the checkout: the checkout's code is imported, not an installed copy."""
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.root), env.get("PYTHONPATH", "")]))
     env["PYTHONUNBUFFERED"] = "1"
+    env[PROGRESS_VARIABLE] = str(progress_file(run.root))
+    env["ALIGN_ROOT"] = str(run.checkout)  # beside whose database MLflow's files lie
     env["MLFLOW_TRACKING_URI"] = run.mlflow_tracking_uri
+    if run.attempt:
+        env["ALIGN_ATTEMPT"] = run.attempt
     if run.mlflow_run_id:
         env["MLFLOW_RUN_ID"] = run.mlflow_run_id
     return env

@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,19 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort, Pause
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict
 
+from flows.alerts import alert_soon, is_health_warning
 from flows.child_process import CommandError, run_supervised
 from flows.dag import Stage
 from flows.failed_runs import in_kept_folder
+from flows.locks import accelerator, uses_accelerator
+from flows.outages import end_without_waiting
 from flows.run_context import RunContext, child_environment, log_file
+from flows.run_state import RunState
+from flows.watch import Watch
 
 #: Larger pictures are left out of the artifact: Prefect keeps artifacts as rows of its database.
 MAX_PICTURE_BYTES = 1_000_000
@@ -39,15 +46,25 @@ class StageOutcome(BaseModel):
     ran: bool
 
 
+class StageError(CommandError):
+    """A stage failed.
+
+    Attributes:
+        stage: its name.
+    """
+
+    stage: str = ""
+
+
 @task(task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
     """Runs one stage, or takes it from the cache, and shows its report as an artifact, also if it failed.
 
     Raises:
-        CommandError: the stage failed; the message is the line with its reason.
+        StageError: the stage failed; the message is the line with its reason.
     """
     logger = get_run_logger()
-    outcome = StageOutcome(stage=stage.name, ran=False)
+    ran = False
     if stage.name in run.stale:
         lines: list[str] = []
 
@@ -55,23 +72,46 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
             if not line.lstrip().startswith(CHATTER):
                 lines.append(line)
                 logger.info("%s", line)
+                if is_health_warning(line):
+                    alert_soon("health", line, logger.info)
+                with log_file(run.root).open("a", encoding="utf-8") as file:
+                    file.write(f"{line}\n")
 
-        command = ["dvc", "repro", "--single-item", stage.name]
         try:
-            run_supervised(command, cwd=run.root, env=child_environment(run), log=log)
+            _run(stage, run, log)
         except CommandError as error:
             failure = in_kept_folder(str(error), run, str(Path(stage.report).parent))
             _publish(stage, run.root, failure, has_report=did_run(stage.name, lines))
-            raise CommandError(failure) from None
-        finally:
-            with log_file(run.root).open("a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines)
-        outcome = StageOutcome(stage=stage.name, ran=did_run(stage.name, lines))
+            failed = StageError(failure)
+            failed.stage = stage.name
+            raise failed from None
+        ran = did_run(stage.name, lines)
     _publish(stage, run.root)
-    if outcome.ran:
+    outcome = StageOutcome(stage=stage.name, ran=ran)
+    if ran:
         return Completed(message=stage.description, data=outcome)
     logger.info("%s: cached", stage.name)
     return Completed(name="Cached", message="the same bytes are in DVC's cache", data=outcome)
+
+
+def _run(stage: Stage, run: RunContext, log: Callable[[str], None]) -> None:
+    """Runs DVC on a stage. If the run is suspended or cancelled meanwhile, the stage is ended, with its checkpoint."""
+    command = ["dvc", "repro", "--single-item", stage.name]
+    state = RunState()
+    who = f"stage {stage.name} of a run in {run.checkout}"
+    try:
+        with (
+            Watch(state.asked_to_end) as watch,
+            accelerator(who, log, watch.check) if uses_accelerator(stage) else nullcontext(),
+        ):
+            run_supervised(command, cwd=run.root, env=child_environment(run), log=log, watch=watch)
+    except (Pause, Abort) as ended:
+        raise state.show_end(ended, stage.name) from None
+    except Exception:
+        raise
+    except BaseException:  # told to end: by a signal, which must not have to wait for a server
+        end_without_waiting()
+        raise
 
 
 def run_stages(stages: Iterable[Stage], run: RunContext) -> list[StageOutcome]:

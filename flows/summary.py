@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.dag import Stage
+from flows.run_branch import Recorded
 from flows.stage_task import StageOutcome
 
 #: Examples shown from the index's report: this many labelled queries, with this many images each.
@@ -37,7 +38,7 @@ def summarise(
     outcomes: Sequence[StageOutcome],
     *,
     name: str,
-    commit: str,
+    recorded: Recorded,
     registered: str,
     here: bool,
 ) -> str:
@@ -48,22 +49,23 @@ def summarise(
         stages: the DAG, which has the path of each report.
         outcomes: the results of the stages.
         name: of the run.
-        commit: of branch run/<name>.
+        recorded: its branch.
         registered: the last line of `align register`.
         here: whether the run worked in the user's checkout, so that its files can be opened there.
     """
     folders = {stage.name: root / stage.report for stage in stages}
     metrics = _metrics(folders)
     ran = [outcome.stage for outcome in outcomes if outcome.ran]
+    how = "recorded as" if recorded.is_new else "the same result as"
     parts = [
-        f"Run '{name}', recorded as branch run/{name} ({commit[:10]}): {len(ran)} stages ran"
+        f"Run '{name}', {how} branch run/{recorded.name} ({recorded.commit[:10]}): {len(ran)} stages ran"
         f"{' (' + ', '.join(ran) + ')' if ran else ''}, {len(outcomes) - len(ran)} came from the cache.",
         _pairs(metrics),
         _retrieval(metrics),
         _zero_shot(metrics),
         f"Registered: {registered}",
         _examples(folders.get("index")),
-        _look(folders, root, name, here),
+        _look(folders, root, recorded.name, here),
     ]
     return "\n\n".join(part for part in parts if part)
 

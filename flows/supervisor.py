@@ -8,10 +8,13 @@ checkpoint), waiting at most GRACE_S, then SIGKILL to every descendant of the co
 SIGTERM at once and leaves the trainer running, and torch's launcher gives each rank a session of its own. A pipe is
 used instead of a parent-death signal, which reaches one process only, and follows the thread that forked instead of the
 process.
+
+A command that is killed leaves its descendants to this program, which stops them likewise.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -22,12 +25,16 @@ from collections.abc import Sequence
 
 import psutil
 
+#: An option of Linux's prctl.
+PR_SET_CHILD_SUBREAPER = 36
+
 #: Less than the 30 s after which Prefect sends SIGKILL to a cancelled flow run.
 GRACE_S = 25.0
 
 
 def main(command: Sequence[str]) -> int:
     """Runs the command and returns its exit code, or 128 + the number of the signal that ended it."""
+    _adopt_orphans()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
     stopping = threading.Lock()
 
@@ -48,17 +55,25 @@ def main(command: Sequence[str]) -> int:
     threading.Thread(target=stop_at_end_of_stdin, daemon=True).start()
     code = child.wait()
     with stopping:  # the command may end before its descendants do
+        if code < 0:  # such as dvc, above a trainer that nobody would stop
+            end_family(child.pid, GRACE_S)
         return code if code >= 0 else 128 - code
 
 
+def _adopt_orphans() -> None:
+    """Makes this process, not the machine's first one, the parent of a descendant whose parent dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def end_family(pid: int, grace_s: float) -> None:
-    """Sends SIGTERM to the process group, waits, then sends SIGKILL to every descendant that still runs."""
+    """Sends SIGTERM to the process group, waits, then sends SIGKILL to every descendant of ours that still runs."""
+    family = psutil.Process().children(recursive=True)
     try:
-        head = psutil.Process(pid)
-        family = [head, *head.children(recursive=True)]
         os.killpg(pid, signal.SIGTERM)
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return
+    except ProcessLookupError:  # those that are left have groups of their own
+        for process in filter(_lives, family):
+            process.terminate()
     deadline = time.monotonic() + grace_s
     while time.monotonic() < deadline and any(map(_lives, family)):
         time.sleep(0.1)

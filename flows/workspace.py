@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.errors import DataError
+from align.locks import locked
 from flows.failed_runs import folder_for, kept_if_it_fails
 from flows.git_repository import changes, resolve
-from flows.locks import locked
+from flows.leftovers import clear
 from flows.request import Request
+from flows.retention.live import needs_everything
 from flows.run_branch import snapshot
 from flows.run_context import STATE
 from flows.worktree import worktree
@@ -37,7 +39,7 @@ class Workspace:
 @contextmanager
 def in_checkout(root: Path, name: str, log: Callable[[str], None]) -> Iterator[Workspace]:
     """The user's checkout, as it is."""
-    with locked(root / STATE / "locks" / "checkout", f"run '{name}'", log):
+    with locked(root / STATE / "locks" / "checkout", f"run '{name}'", log), needs_everything(root, log):
         yield Workspace(root)
 
 
@@ -52,21 +54,25 @@ def in_worktree(root: Path, request: Request, log: Callable[[str], None]) -> Ite
         DataError: the revision does not exist, or it is HEAD and the checkout has uncommitted changes.
         ConfigError: an override names an unknown parameter.
     """
-    commit, dirty = _commit(root, request)
+    commit, dirty = commit_of(root, request)
     tree = resolve(root, commit, "tree")
     key = hashlib.sha256(json.dumps([tree, request.overrides], sort_keys=True).encode()).hexdigest()[:16]
-    kept = folder_for(root, request.name, key)
-    with (
-        locked(root / STATE / "locks" / key, f"run '{request.name}'", log),
-        worktree(root, commit, root / STATE / "worktrees" / key, request.overrides) as path,
-        kept_if_it_fails(path, kept, log),
-    ):
-        log(f"working in {path}, made from {commit[:10]}")
-        yield Workspace(path, dirty, kept)
+    name = request.name or "run"
+    kept = folder_for(root, name, key)
+    path = root / STATE / "worktrees" / key
+    with locked(root / STATE / "locks" / key, f"run '{name}'", log), needs_everything(root, log):
+        clear(root, path, log)  # a killed run may have left it
+        with worktree(root, commit, path, request.overrides), kept_if_it_fails(path, kept, log, name):
+            log(f"working in {path}, made from {commit[:10]}")
+            yield Workspace(path, dirty, kept)
 
 
-def _commit(root: Path, request: Request) -> tuple[str, bool]:
-    """The commit to run, and whether it is a snapshot of uncommitted changes."""
+def commit_of(root: Path, request: Request) -> tuple[str, bool]:
+    """The commit to run, and whether it is a snapshot of uncommitted changes.
+
+    Raises:
+        DataError: there is no such commit, or the checkout has changes that the request does not ask for.
+    """
     if request.ref not in (None, "", "HEAD"):
         return resolve(root, str(request.ref)), False
     changed = changes(root)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -27,13 +27,12 @@ def worktree(root: Path, commit: str, path: Path, overrides: Mapping[str, Any]) 
     Args:
         root: the user's checkout.
         commit: what to check out.
-        path: the new folder; the caller holds a lock for it.
+        path: the new folder; the caller holds a lock for it, and has cleared it.
         overrides: `section.key` -> value, written into its params.yaml.
 
     Raises:
         ConfigError: an override names an unknown parameter, or a path to write to is outside the new folder.
     """
-    _remove(root, path)  # a killed run may have left one
     git(root, "worktree", "add", "--detach", str(path), commit)
     try:
         write_params(path / "params.yaml", overrides)
@@ -44,7 +43,7 @@ def worktree(root: Path, commit: str, path: Path, overrides: Mapping[str, Any]) 
         _link_inputs(root, path)
         yield path
     finally:
-        _remove(root, path)
+        remove(root, path)
 
 
 def _share(root: Path, path: Path) -> None:
@@ -90,6 +89,8 @@ def _dvc(root: Path, *args: str) -> str:
     return done.stdout.strip()
 
 
-def _remove(root: Path, path: Path) -> None:
+def remove(root: Path, path: Path) -> None:
+    """Removes a run's worktree, and what git knows of it; also one that a killed `git worktree add` left half made."""
     shutil.rmtree(path, ignore_errors=True)
-    git(root, "worktree", "prune")
+    with suppress(DataError):  # git knows no such worktree. Forced twice: a half made one is locked
+        git(root, "worktree", "remove", "--force", "--force", str(path))

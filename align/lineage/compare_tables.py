@@ -57,19 +57,20 @@ def tables(runs: Sequence[ComparedRun], code: Sequence[Sequence[str]]) -> list[T
         runs: two or more.
         code: for each run, the files of the code that differ from run A's.
     """
-    return [_params(runs), _code(runs, code), _data(runs), _metrics(runs), _costs(runs)]
+    return [params_table(runs), _code(runs, code), _data(runs), metrics_table(runs), costs_table(runs)]
 
 
-def _params(runs: Sequence[ComparedRun]) -> Table:
+def params_table(runs: Sequence[ComparedRun]) -> Table:
+    """The parameters that are not the same in all runs."""
     names = sorted({name for run in runs for name in run.params})
     absent = object()
     rows = []
     for name in names:
         values = [run.params.get(name, absent) for run in runs]
         cells = tuple("(absent)" if value is absent else _value(value) for value in values)
-        if len(set(cells)) > 1:
-            rows.append((name, cells))
-    same = f"All {len(names)} are the same." if not rows else ""
+        if len({cell for cell, run in zip(cells, runs, strict=True) if run.params}) > 1:  # of some, none is known
+            rows.append((name, tuple(cell if run.params else UNKNOWN for cell, run in zip(cells, runs, strict=True))))
+    same = f"All {len(names)} are the same." if names and not rows else ""
     return Table("Parameters that differ", letters(runs), tuple(rows), same)
 
 
@@ -98,7 +99,8 @@ def _data(runs: Sequence[ComparedRun]) -> Table:
     )
 
 
-def _metrics(runs: Sequence[ComparedRun]) -> Table:
+def metrics_table(runs: Sequence[ComparedRun]) -> Table:
+    """The main metrics with their intervals."""
     measured = [run.measured() for run in runs]
     names = sorted({name for one in measured for name in one})
     rows = []
@@ -124,7 +126,9 @@ def _metrics(runs: Sequence[ComparedRun]) -> Table:
     return Table("Main metrics in %, with 95 % intervals", (*letters(runs), _CHANCE), tuple(rows), note)
 
 
-def _costs(runs: Sequence[ComparedRun]) -> Table:
+def costs_table(runs: Sequence[ComparedRun]) -> Table:
+    """What training cost, as far as it is recorded."""
+
     def cell(run: ComparedRun, key: str, shown: Callable[[float], str]) -> str:
         value = run.costs.get(key)
         return UNKNOWN if value is None else value if isinstance(value, str) else shown(value)

@@ -15,6 +15,11 @@ def text_lines(runs: Sequence[ComparedRun], parts: Sequence[Table]) -> Iterator[
     """The runs, then each table; one with many runs in blocks, each with column A."""
     for letter, run in zip(letters(runs), runs, strict=True):
         yield f"{letter}  {describe(run)}"
+    yield from table_lines(parts)
+
+
+def table_lines(parts: Sequence[Table]) -> Iterator[str]:
+    """Each table, after an empty line and its title."""
     for table in parts:
         yield ""
         yield table.title

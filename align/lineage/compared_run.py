@@ -108,12 +108,36 @@ def read_run(name: str, root: Path, paths: PathsConfig, versions: DataVersions) 
         values = _of_another_start(values, shape if isinstance(shape, dict) else {})
     made_from = None if name == HERE else parents.split(" ")[0]
     run = ComparedRun(shown, commit, day, made_from, dict(_flat(values, "")), others=others)
+    _read_reports(run, files, paths)
+    return run
+
+
+def read_folder(name: str, folder: Path, paths: PathsConfig | None) -> ComparedRun:
+    """Reads what a run has in a folder so far, or has left there: its params.yaml and reports, as far as they exist.
+
+    Args:
+        name: of the run.
+        folder: where they are.
+        paths: where stages write; None: the reports there may be another run's, and are not read.
+
+    Raises:
+        FormatError: its params.yaml is not valid.
+    """
+    file = folder / PARAMS_FILE
+    values = _values(file.read_text("utf-8") if file.is_file() else None, name)
+    run = ComparedRun(name, "", "", None, dict(_flat(values, "")))
+    if paths is not None:
+        _read_reports(run, _CheckoutFiles(folder), paths)
+    return run
+
+
+def _read_reports(run: ComparedRun, files: _Files, paths: PathsConfig) -> None:
     for path in files.reports(paths.reports.as_posix()):
-        if PurePath(path).name in others:
+        if PurePath(path).name in run.others:
             continue
         metrics = files.read(path, _METRICS)
         if metrics is None:
-            run.notes.append(f"{shown}: {files.why_missing(path)}")
+            run.notes.append(f"{run.name}: {files.why_missing(path)}")
         run.metrics |= metrics or {}
     for what, path, file, key in (
         ("data", paths.shards.as_posix(), _MANIFEST, "digest"),
@@ -121,7 +145,6 @@ def read_run(name: str, root: Path, paths: PathsConfig, versions: DataVersions) 
     ):
         if (content := files.read(path, file)) and key in content:
             run.digests[what] = str(content[key])
-    return run
 
 
 def code_changes(root: Path, one: ComparedRun, other: ComparedRun) -> list[str]:

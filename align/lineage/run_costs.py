@@ -12,7 +12,8 @@ from pathlib import Path
 
 from align.config.health import HealthConfig
 from align.errors import ServiceError
-from align.services.tracking import Tracker, has_store
+from align.services.mlflow_address import has_store
+from align.services.tracking import Tracker
 
 #: The stages that train.
 STAGES = ("pretrain", "finetune")
@@ -52,6 +53,20 @@ class Costs:
         except ServiceError as error:
             self.problem = f"no cost: {error}"
             return {}
+        return self._priced(costs)
+
+    def of_run(self, run_id: str) -> dict[str, float | str]:
+        """What a run of MLflow recorded, also one that did not end well."""
+        if self.problem:
+            return {}
+        try:
+            self._tracker = self._tracker or Tracker()
+            return self._priced(self._of_run(self._tracker, run_id))
+        except ServiceError as error:
+            self.problem = f"no cost: {error}"
+            return {}
+
+    def _priced(self, costs: dict[str, float | str]) -> dict[str, float | str]:
         for stage in STAGES:
             hours, price = costs.get(f"{stage}/{HOURS}"), self._health.price_per_hour
             if isinstance(hours, float) and price is not None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from align.errors import DataError, ServiceError
 from align.formats.shards import read_manifest
 from align.lineage.data_versions import DataVersions
-from align.services.tracking import Tracker, Version, has_store
+from align.services.mlflow_address import has_store
+from align.services.tracking import Tracker, Version
 
 #: A folder like data/shards -> split -> how many of the pairs are in it.
 CountPairs = Callable[[Path], Mapping[str, int]]

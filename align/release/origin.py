@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.files import sha256_file
-from align.services.tracking import current_flow_run_id
+from align.services.mlflow_address import current_flow_run_id
+from align.services.tracking import FLOW_RUN
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Origin:
         tags = {
             "align.git_revision": self.git_revision,
             "align.dvc_lock": self.dvc_lock,
-            "align.flow_run": self.flow_run,
+            FLOW_RUN: self.flow_run,
         }
         return {key: value for key, value in tags.items() if value}
 

@@ -12,13 +12,16 @@ import argparse
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from align.config import Params
 from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
-from align.console import show
+from align.console import say, show
 from align.errors import DataError, GateError
+from align.locks import locked
+from align.services.mlflow_address import require_store
 from align.services.tracking import (
     CANDIDATE,
     CHAMPION,
@@ -29,8 +32,10 @@ from align.services.tracking import (
     Tracker,
     Version,
     metric_name,
-    require_store,
 )
+
+#: Of all processes of a checkout, one moves the aliases at a time. In the working directory, as what runs share.
+LOCK = Path(".align/locks/champion")
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align promote`. Raises GateError if the version is refused."""
     config, names = params.section(PromoteConfig), params.section(RegisterConfig)
     require_store()
-    decision = promote(config, names.model_name, Tracker(), args.version)
+    with locked(LOCK, "align promote", say):
+        decision = promote(config, names.model_name, Tracker(), args.version)
     what = decision.what if args.version is not None else f"the {CANDIDATE}: {decision.what}"
     name = f"{names.model_name} version {decision.candidate} ({what})"
     if decision.outcome == "refused":

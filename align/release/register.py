@@ -23,7 +23,8 @@ from align.config.register import RegisterConfig
 from align.console import say, show
 from align.release.origin import Origin, read_origin
 from align.release.results import PipelineOutputs, Results, read_results, read_series
-from align.services.tracking import CANDIDATE, Tracker, Version, current_run_id
+from align.services.mlflow_address import current_run_id
+from align.services.tracking import CANDIDATE, Tracker, Version
 
 _ARTIFACT = "model"
 _RUN_DIGEST, _MODEL_DIGEST = "align.run_digest", "align.model_digest"

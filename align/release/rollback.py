@@ -9,18 +9,12 @@ from dataclasses import dataclass
 
 from align.config import Params
 from align.config.register import RegisterConfig
-from align.console import show
+from align.console import say, show
 from align.errors import DataError
-from align.services.tracking import (
-    CHAMPION,
-    PREVIOUS,
-    REPLACED,
-    ROLLED_BACK,
-    ROLLED_BACK_BECAUSE,
-    Tracker,
-    Version,
-    require_store,
-)
+from align.locks import locked
+from align.release.promote import LOCK
+from align.services.mlflow_address import require_store
+from align.services.tracking import CHAMPION, PREVIOUS, REPLACED, ROLLED_BACK, ROLLED_BACK_BECAUSE, Tracker, Version
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align rollback`."""
     model = params.section(RegisterConfig).model_name
     require_store()
-    done = rollback(model, args.reason, Tracker())
+    with locked(LOCK, "align rollback", say):
+        done = rollback(model, args.reason, Tracker())
     left = "" if done.previous is not None else f"; no champion before it is left, so alias '{PREVIOUS}' is removed"
     show(
         f"{model} version {done.champion} is the {CHAMPION} again{left}; {done.replaced} was rolled back: {args.reason}"

@@ -1,8 +1,9 @@
 """MLflow: runs, metrics, artifacts and the registry. Only this module and the packaged model's own file import it.
 
-MLFLOW_TRACKING_URI is its address. If it is unset, the file `mlflow.db` in the working directory is used, with
-artifacts in `mlartifacts/`, and no server is needed. MLFLOW_RUN_ID names a run that a caller started and will end: it
-is completed here and never ended (MLflow's fluent `start_run` would end it, so only the client is used).
+MLFLOW_TRACKING_URI is its address. If it is unset, the database in ALIGN_MLFLOW_DATABASE_URL is used, or the file
+`mlflow.db` in the working directory, with artifacts in `mlartifacts/`, and no server is needed. MLFLOW_RUN_ID names a
+run that a caller started and will end: it is completed here and never ended (MLflow's fluent `start_run` would end it,
+so only the client is used).
 
 MLflow refuses `@` in a metric's name: `recall@10` becomes `recall_at_10` (`metric_name`).
 """
@@ -20,15 +21,19 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from align.errors import DataError, RefusedError, ServiceError, without_logins
+from align.errors import RefusedError, ServiceError, without_logins
+from align.services.mlflow_address import DEFAULT_URI, named_address
+from align.services.tracked_run import TrackedRun, tracked_run
 from align.services.tracking_store import artifacts_beside, settle
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+#: Tags of a run: the Prefect flow run that it belongs to, by its id; and the attempt of it, by which a run that was
+#: killed is found.
+FLOW_RUN, ATTEMPT = "align.flow_run", "align.attempt"
 #: Tags of a version: the champion that it replaced, which further rollbacks need; when and why it was rolled back.
 REPLACED = "align.replaced_version"
 ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_because"
 
-DEFAULT_URI = "sqlite:///mlflow.db"
 _LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with its defaults it waits minutes for an unavailable server
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -57,36 +62,6 @@ def metric_name(name: str) -> str:
     return name.replace("@", "_at_")
 
 
-def current_run_id() -> str | None:
-    """The run that a caller started and will end: MLFLOW_RUN_ID."""
-    return os.environ.get("MLFLOW_RUN_ID") or None
-
-
-def current_flow_run_id() -> str | None:
-    """The Prefect flow run that this process works for: ALIGN_FLOW_RUN_ID."""
-    return os.environ.get("ALIGN_FLOW_RUN_ID") or None
-
-
-def address() -> str:
-    """Of the MLflow that this process uses now, so that a later change of folder or environment changes nothing."""
-    return (
-        os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_URI.removeprefix('sqlite:///')).absolute()}"
-    )
-
-
-def has_store() -> bool:
-    """Whether MLflow was used from this directory before. A command that only reads must not create a store."""
-    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path(DEFAULT_URI.removeprefix("sqlite:///")).is_file()
-
-
-def require_store() -> None:
-    """Raises DataError where MLflow was not used before: a command that registers nothing must not create a store."""
-    if not has_store():
-        raise DataError(
-            "no MLflow here: MLFLOW_TRACKING_URI is not set, and there is no mlflow.db; run `align register` first"
-        )
-
-
 class Tracker:
     """An MLflow server, or a file that replaces it.
 
@@ -104,11 +79,11 @@ class Tracker:
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # logs every attempt
-        full = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+        full = uri or named_address() or DEFAULT_URI
         self.uri = without_logins(full)
         self._local = not full.startswith(("http:", "https:", "databricks"))
         # Artifacts are stored next to the database, so that a worktree which logs into it holds none.
-        self._database = own = Path(DEFAULT_URI.removeprefix("sqlite:///"))
+        self._database = own = Path(os.environ.get("ALIGN_ROOT", ""), DEFAULT_URI.removeprefix("sqlite:///"))
         if full.startswith("sqlite:///"):
             self._database = file = Path(full.removeprefix("sqlite:///"))
             if not file.exists() and not os.access(file.parent, os.W_OK | os.X_OK):  # MLflow tries for 100 s
@@ -138,11 +113,44 @@ class Tracker:
             runs = self._client.search_runs([found.experiment_id], condition, max_results=100)
         return [run.info.run_id for run in runs]
 
-    def start_run(self, experiment: str, name: str) -> str:
-        """Starts a run. The caller ends it."""
+    def runs(self, condition: str = "") -> list[TrackedRun]:
+        """The runs of all experiments, at most a thousand, the newest first; those of an SQL-like condition."""
         with self._asking():
-            run = self._client.create_run(self._experiment(experiment), run_name=name)
+            ids = [found.experiment_id for found in self._client.search_experiments()]
+            return [tracked_run(run) for run in self._client.search_runs(ids, condition)] if ids else []
+
+    def start_run(self, experiment: str, name: str, attempt: str | None = None) -> str:
+        """Starts a run. The caller ends it.
+
+        Args:
+            experiment: its name.
+            name: of the run.
+            attempt: of a flow run; None: ALIGN_ATTEMPT, which a flow sets for its commands.
+        """
+        attempt = attempt or os.environ.get("ALIGN_ATTEMPT")
+        with self._asking():
+            tags = {ATTEMPT: attempt} if attempt else {}
+            run = self._client.create_run(self._experiment(experiment), tags=tags, run_name=name)
         return str(run.info.run_id)
+
+    def page(self, run_id: str, server: str | None) -> str | None:
+        """The address of a run's page; None where no server is known.
+
+        Args:
+            run_id: the run.
+            server: the address of the one that shows this store, where the store is a file.
+        """
+        address = server if self._local else self.uri
+        if address is None:
+            return None
+        with self._asking():
+            experiment = self._client.get_run(run_id).info.experiment_id
+        return f"{address}/#/experiments/{experiment}/runs/{run_id}"
+
+    def rename_run(self, run_id: str, name: str) -> None:
+        """Gives a run another name."""
+        with self._asking():
+            self._client.update_run(run_id, name=name)
 
     def end_run(self, run_id: str, *, status: Status = "FINISHED") -> None:
         """Ends a run with this status."""

@@ -21,7 +21,7 @@ ARTIFACTS = "mlartifacts"
 #: Seconds to wait for another program that writes into the database.
 _PATIENCE_S = 60.0
 #: The columns with addresses: those of MLflow 3. A table or column that a database lacks is passed over.
-_COLUMNS = (
+ADDRESSES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
@@ -87,7 +87,7 @@ def _is_left(root: str, database: Path) -> bool:
 
 
 def _present(connection: sqlite3.Connection) -> Iterator[tuple[str, str]]:
-    for table, column in _COLUMNS:
+    for table, column in ADDRESSES:
         columns = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
         if column in columns:
             yield table, column

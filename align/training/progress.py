@@ -35,8 +35,9 @@ class Progress:
         left = (self._recipe.num_steps - step) * self._recipe.batch_size / speed if speed else 0.0
         say(
             f"{self._recipe.section}: step {step:,} of {self._recipe.num_steps:,}, loss {loss:.3f}, temperature "
-            f"{temperature:.4f}, learning rate {rate:.2e}, {speed:,.0f} pairs/s, {left:,.0f} s left"
-        )
+            f"{temperature:.4f}, learning rate {rate:.2e}, {speed:,.0f} pairs/s, {left:,.0f} s left",
+            done=step, total=self._recipe.num_steps, per_s=speed / self._recipe.batch_size,
+        )  # fmt: skip
 
     @property
     def spent_s(self) -> float:

@@ -24,9 +24,9 @@ from align.formats.verdict import SHARDS, gate_report, require_passed
 from align.model.dual_encoder import load_model, save_model
 from align.report import record_runtime
 from align.services.live_log import LiveLog
+from align.services.mlflow_address import current_run_id
 from align.services.store import tar_reader
 from align.services.store_mirror import checkpoint_mirror
-from align.services.tracking import current_run_id
 from align.training.checkpoint import JOURNAL
 from align.training.loop import Monitoring
 from align.training.plan import Infrastructure, TrainingInputs, TrainingPlan, make_plan

@@ -78,6 +78,11 @@ _form = st.fixed_dictionaries(
     optional={
         "name": st.sampled_from(("demo", "../x", "-f", "a b", "refs/heads/main", "a..b")) | st.text(max_size=16),
         "ref": st.none() | st.sampled_from(("main", "--upload-pack=x", "HEAD~1", "@{1}")) | st.text(max_size=16),
+        "profile": st.sampled_from(("demo", "paper", "../params", "x.yaml")) | st.text(max_size=8),
+        "only": st.sampled_from(("all", "data", "training", "evaluation", "")),
+        "from_stage": st.none() | st.sampled_from(("ingest", "pretrain", "")) | st.text(max_size=8),
+        "num_steps": st.none() | st.integers(),
+        "learning_rate": st.none() | st.floats(),
         "overrides": st.dictionaries(st.sampled_from(_parameters()) | st.text(max_size=12), _json, max_size=4),
         "snapshot_dirty": st.booleans(),
     },

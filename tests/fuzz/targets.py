@@ -140,21 +140,27 @@ def _policy(folder: Path) -> Run:
 
 
 def _form(folder: Path) -> Run:
-    """A request as JSON, and what a run makes of its overrides."""
+    """A request as JSON, what a run makes of its overrides, and its check of all values."""
+    import shutil
+
     from pydantic import ValidationError
 
+    from align.config.params import chosen_values
     from align.config.params_file import write_params
     from align.config.sections import SECTIONS
     from align.errors import ConfigError
-    from flows.request import Request, parse_overrides
+    from flows.request import Request, settled
+    from tests.support import ROOT
     from tests.support.params import PARAMS_FILE, load_params
 
     text = PARAMS_FILE.read_bytes()
     (folder / "params.yaml").write_bytes(text)
+    shutil.copy(ROOT / "dvc.yaml", folder)
 
     def run(data: bytes) -> None:
         with suppress(ConfigError, UnicodeDecodeError):
-            parse_overrides(folder, data.decode().splitlines()[:8])
+            lines = data.decode().splitlines()[:8]
+            chosen_values(load_params(folder / "params.yaml", lines), lines)
         try:
             request = Request.model_validate_json(data)
         except ValidationError:
@@ -165,6 +171,9 @@ def _form(folder: Path) -> Run:
             params = load_params(folder / "params.yaml")
             for section in SECTIONS.values():
                 params.section(section)
+        (folder / "params.yaml").write_bytes(text)
+        with suppress(ConfigError):
+            settled(folder, request.model_copy(update={"ref": None}))
 
     return run
 

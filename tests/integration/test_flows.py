@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from flows.git_repository import git
-from tests.support.local_stack import Stack, stub_repository
+from tests.support.local_stack import PATIENCE_S, WORKS, Stack, stub_repository
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +59,54 @@ def test_a_click_runs_in_a_worktree(stack: Stack, first_run: str) -> None:
 
 
 @pytest.mark.timeout(600)
+def test_another_result_of_a_name_takes_the_next_branch(stack: Stack, first_run: str) -> None:
+    first = git(stack.root, "rev-parse", "run/demo")
+    done = stack.align_run("--name", "demo", "--set", "pretrain.seed=7")
+    assert done.returncode == 0, done.stderr
+    second = git(stack.root, "rev-parse", "run/demo-2")
+    assert f"Run 'demo', recorded as branch run/demo-2 ({second[:10]})" in done.stdout
+    assert f"register --revision {second}" in done.stdout and git(stack.root, "rev-parse", "run/demo") == first
+    again = stack.align_run("--name", "demo", "--set", "pretrain.seed=7")
+    assert f"Run 'demo', the same result as branch run/demo-2 ({second[:10]})" in again.stdout, again.stderr
+    assert git(stack.root, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/heads/run/demo*").split() == [
+        "demo", "demo-2",
+    ]  # fmt: skip
+    url = f"{stack.mlflow}/api/2.0/mlflow"
+    experiment = stack.ask(f"{url}/experiments/get-by-name?experiment_name=stub")["experiment"]["experiment_id"]
+    runs = stack.ask(f"{url}/runs/search", {"experiment_ids": [experiment]})["runs"]
+    assert {"demo", "demo-2"} <= {run["info"]["run_name"] for run in runs}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("typed", "asked", "shown", "branch"),
+    [
+        ("My first / try", None, "My first / try", "My-first-try"),
+        ("Typed by hand", "form", "Typed by hand", "form"),
+        ("mauve-cuckoo", "form too", "mauve-cuckoo", None),
+        ("mauve-cuckoo", "form-3", "form-3", "form-3"),
+    ],
+)
+def test_the_name_that_a_person_typed_in_prefect(
+    stack: Stack, first_run: str, typed: str, asked: str | None, shown: str, branch: str | None
+) -> None:
+    deployment = stack.ask("/deployments/name/pipeline/local")["id"]
+    body = {"name": typed, "parameters": {"request": {"name": asked} if asked else {}}}
+    run = stack.ask(f"/deployments/{deployment}/create_flow_run", body)["id"]
+    ended = stack.wait_for(run, "COMPLETED", "FAILED", "CRASHED")
+    found = stack.ask(f"/flow_runs/{run}")
+    assert (ended, found["name"]) == ("COMPLETED" if branch else "FAILED", shown)
+    if branch:
+        assert git(stack.root, "rev-parse", "--verify", f"refs/heads/run/{branch}")
+        assert f"run/{branch}" in found["tags"]
+    else:
+        assert "run/form too is not a valid branch name" in found["state"]["message"]
+
+
+@pytest.mark.timeout(600)
 def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:
-    seen = {log["flow_run_id"] for log in stack.ask("/logs/filter", {"logs": {}})}
     run = stack.start({"name": "cancelled", "overrides": {"pretrain.store_patience_s": 600.0}})
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        logs = stack.ask("/logs/filter", {"logs": {}, "sort": "TIMESTAMP_DESC"})
-        if any(log["message"] == "working on pretrain" and log["flow_run_id"] not in seen for log in logs):
-            break
-        time.sleep(0.5)
+    stack.wait_for_line(run, WORKS)
     assert not (stack.root / "checkpoints/step").exists()
     stack.ask(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True})
     assert stack.wait_for(run, "CANCELLED", "CRASHED") == "CANCELLED"
@@ -76,6 +115,34 @@ def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:
         subprocess.run(
             ["git", "rev-parse", "--verify", "run/cancelled"], cwd=stack.root, check=True, capture_output=True
         )
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["Suspended", "Paused"])
+def test_paused_in_the_ui_the_stage_ends_and_resumes(stack: Stack, name: str) -> None:
+    """Never "Suspended" while the training runs on. A pause, which would wait for a process, becomes a suspension."""
+    checkpoint = stack.root / "checkpoints/step"
+    checkpoint.unlink(missing_ok=True)
+    values = {"pretrain.store_patience_s": PATIENCE_S + 20.0, "pretrain.seed": len(name)}
+    run = stack.start({"name": name, "overrides": values})
+    stack.wait_for_line(run, WORKS)
+    process = stack.flow_process(run)
+    state = {"type": "PAUSED", "name": name, "state_details": {"pause_reschedule": name == "Suspended"}}
+    assert stack.ask(f"/flow_runs/{run}/set_state", {"state": state})["status"] == "ACCEPT"
+    process.wait(30)
+    assert checkpoint.read_text() == "7"
+    assert stack.ask(f"/flow_runs/{run}")["state_name"] == "Suspended"
+    assert stack.states(name)["pretrain"] == "Cancelled"
+    assert {part["name"]: part["state_name"] for part in stack.parts(run)} == {
+        "data": "Completed", "training": "Cancelled",
+    }  # fmt: skip
+    assert any(line.startswith("suspended: pretrain was ended, with its checkpoint") for line in stack.logs(run))
+    assert not list((stack.root / ".align/worktrees").iterdir())
+
+    assert stack.ask(f"/flow_runs/{run}/resume", {})["status"] == "ACCEPT"
+    assert stack.wait_for(run, "COMPLETED", "FAILED", "CRASHED") == "COMPLETED", stack.logs(run)
+    states = stack.states(name)
+    assert (states["ingest"], states["pretrain"], states["index"]) == ("Cached", "Completed", "Completed")
 
 
 @pytest.mark.timeout(600)

@@ -237,6 +237,17 @@ def test_the_password_is_in_its_file_only(stack: Stack) -> None:
             assert text not in " ".join(process.info["cmdline"] or [])
 
 
+@pytest.mark.timeout(600)
+def test_the_stack_is_small(stack: Stack) -> None:
+    """Three programs, none with a process of its own: MLflow's job runners would be eight, of a gigabyte."""
+    services = json.loads((stack.root / ".align/services.json").read_text())
+    families = {name: [psutil.Process(service["pid"])] for name, service in services.items()}
+    for family in families.values():
+        family += family[0].children(recursive=True)
+    assert {name: len(family) for name, family in families.items()} == {"prefect": 1, "mlflow": 1, "worker": 1}
+    assert sum(one.memory_full_info().pss for family in families.values() for one in family) < 1e9
+
+
 @pytest.mark.full
 @pytest.mark.timeout(600)
 def test_the_uis_ask_for_the_login_and_other_pages_get_nothing(stack: Stack, elsewhere: int, tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from align.config.params_file import write_params
@@ -52,13 +54,16 @@ metrics:
 """
 
 #: What the stubs obey: section -> its keys that count. Above PATIENCE_S the trainer works for that many seconds longer,
-#: below it fails; with other queries than FINE the index fails after its report is written.
+#: two steps a second; below it fails; with other queries than FINE the index fails after its report is written.
 VALUES = {"ingest": "shard_size", "pretrain": "seed", "index": "queries"}
 PATIENCE_S, FINE = 300, "fine.json"
 PARAMS = {
     "ingest.shard_size": 1, "pretrain.seed": 1, "pretrain.store_patience_s": float(PATIENCE_S), "index.queries": FINE,
     "register.experiment": "stub", "register.model_name": "stub",
 }  # fmt: skip
+
+#: The line of the trainer's that says that it works.
+WORKS = "working on pretrain"
 
 #: A stub of all stages; on SIGTERM the trainer saves, as the real one does.
 ALIGN = f"""\
@@ -78,9 +83,14 @@ def save(*_):
     sys.exit(1)
 signal.signal(signal.SIGTERM, save)
 print("working on", verb, flush=True)
+if "ALIGN_PROGRESS_FILE" in os.environ: # as align.console writes it
+    work = {{"line": verb + ": step 1 of 4", "done": 1, "total": 4, "per_s": 0.5}}
+    Path(os.environ["ALIGN_PROGRESS_FILE"]).write_text(json.dumps({{"lines": ["working on " + verb], "work": work}}))
 print("pushing to", os.environ["AWS_ENDPOINT_URL"], flush=True) # as a library might
 seconds = values.get("store_patience_s", {PATIENCE_S}) - {PATIENCE_S}
-time.sleep(max(seconds, 0))
+for number in range(int(2 * max(seconds, 0))):
+    print("step", number, flush=True)
+    time.sleep(0.5)
 if seconds < 0:
     sys.exit("align: error: the loss is not finite")
 value = values[{VALUES}[verb]]
@@ -135,32 +145,75 @@ class Stack:
         """`user:password` of both servers."""
         return (self.root / ".align/login").read_text().strip()
 
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def ask(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
         """Asks Prefect, or MLflow if the path is a whole URL, with the login."""
         data = None if body is None else json.dumps(body).encode()
         login = base64.b64encode(self.login.encode()).decode()
         headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
         url = path if path.startswith("http:") else f"{self.api}{path}"
-        request = urllib.request.Request(url, data, headers)
+        request = urllib.request.Request(url, data, headers, method=method)
         deadline = time.monotonic() + 60
         while True:
             try:
                 with urllib.request.urlopen(request, timeout=30) as answer:
-                    return json.load(answer)
+                    return json.loads(answer.read() or b"null")
             except urllib.error.HTTPError as error:  # busy: retry, as Prefect's client does
                 if error.code != 503 or time.monotonic() > deadline:
                     raise
                 time.sleep(float(error.headers.get("Retry-After", 1)))
 
     def states(self, name: str) -> dict[str, str]:
-        """Task run -> state, in the newest run of that name and its sub-flows."""
+        """Task run -> its newest state, in the newest run of that name and its sub-flows."""
         runs = self.ask(
             "/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "flow_runs": {"name": {"any_": [name]}}}
         )
-        children = self.ask("/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [runs[0]["id"]]}}})
-        ids = [runs[0]["id"], *(run["id"] for run in children)]
-        tasks = self.ask("/task_runs/filter", {"flow_runs": {"id": {"any_": ids}}})
+        ids = [runs[0]["id"], *(part["id"] for part in self.parts(runs[0]["id"]))]
+        question = {"flow_runs": {"id": {"any_": ids}}, "sort": "EXPECTED_START_TIME_ASC"}
+        tasks = self.ask("/task_runs/filter", question)
         return {task["name"]: task["state_name"] for task in tasks}
+
+    def up(self) -> str:
+        """`make up`; what it printed."""
+        done = self.run("-m", "infra.local", "up")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def down(self) -> str:
+        """`make down`; what it printed."""
+        done = self.run("-m", "infra.local", "down")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def kill(self, service: str) -> None:
+        """SIGKILL to a service of `make up`, and waits for its end."""
+        process = psutil.Process(json.loads((self.root / ".align/services.json").read_text())[service]["pid"])
+        process.kill()
+        psutil.wait_procs([process], 60)
+
+    def flow_process(self, run: str) -> psutil.Process:
+        """The process of a deployed run that works."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("PREFECT__FLOW_RUN_ID") == run and "prefect.engine" in process.cmdline():
+                    return process
+        raise AssertionError(f"no process works on run {run}")
+
+    def parts(self, run: str) -> list[dict[str, Any]]:
+        """The sub-flows of a run."""
+        return list(self.ask("/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}))
+
+    def logs(self, run: str) -> list[str]:
+        """What a run and its sub-flows logged, in the order of time."""
+        ids = [run, *(part["id"] for part in self.parts(run))]
+        question = {"logs": {"flow_run_id": {"any_": ids}}, "sort": "TIMESTAMP_ASC"}
+        return [log["message"] for log in self.ask("/logs/filter", question)]
+
+    def wait_for_line(self, run: str, line: str, timeout_s: float = 120) -> None:
+        """Returns once the run has logged a line that begins like this."""
+        deadline = time.monotonic() + timeout_s
+        while not any(logged.startswith(line) for logged in self.logs(run)):
+            assert time.monotonic() < deadline, (line, self.logs(run))
+            time.sleep(0.5)
 
     def close(self) -> None:
         """The end: its ports may be others' again."""
@@ -209,9 +262,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stub_repository(root)
     stack = Stack(root)
     try:
-        done = stack.run("-m", "infra.local", "up")
-        assert done.returncode == 0, done.stdout + done.stderr
-        stack.said = done.stdout + done.stderr
+        stack.said = stack.up()
         yield stack
     finally:
         stack.run("-m", "infra.local", "down")

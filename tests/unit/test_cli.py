@@ -1,4 +1,5 @@
 import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -132,7 +133,11 @@ def test_a_run_gets_the_values_of_a_profile_before_those_of_set(
     (tmp_path / "mine.yaml").write_text("filter: {min_words: 4, drop_filenames: false}\n")
     monkeypatch.setattr("align.run.os.execve", lambda _file, command, _env: commands.append(command))
     assert main(["run", "--profile", "mine.yaml", "--set", "filter.min_words=5"]) == 0
-    assert commands[0][-6:] == [
-        "--set", "filter.min_words=4", "--set", "filter.drop_filenames=false", "--set", "filter.min_words=5",
-    ]  # fmt: skip
+    asked = json.loads(commands[0][-1])
+    assert commands[0][1:-1] == ["-m", "flows.pipeline"]
+    assert asked["overrides"] == {"filter.min_words": 5, "filter.drop_filenames": False}
+    assert main(["plan", "--only", "data", "--from", "filter", "--json"]) == 0
+    assert commands[1][1:3] == ["-m", "flows.plan"] and commands[1][-1] == "--json"
+    asked = json.loads(commands[1][3])
+    assert (asked["only"], asked["from_stage"], asked["to_stage"]) == ("data", "filter", None)
     assert main(["filter", "--profile", "none.yaml"]) == 1

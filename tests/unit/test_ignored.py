@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc.cli.parser import COMMANDS  # type: ignore[import-untyped]
 
 from align.git import git
 from align.verbs import JOURNEYS, VERBS
+from flows.git_repository import changes
 from tests.support import ROOT
+from tests.support.dvc_projects import environment, make_repository, shell
 
 #: What an `align` command writes as typed, and the folders for data and trials.
 WRITTEN = re.compile(r"(?:\balign \w.*--(?:out|html) |\b(?=trial/|mydata/))([a-z][\w./-]*\w)")
@@ -70,3 +73,57 @@ def test_an_imported_model_can_be_given_to_dvc(repository: Path, folder: str) ->
     )
     assert done.returncode == 0, done.stderr
     assert not ignored(repository, f"{folder}.dvc") and ignored(repository, f"{folder}/model.safetensors")
+
+
+#: A stage with metrics, a parameter and a curve, as dvc.yaml has them.
+DVC_YAML = """\
+stages:
+  train:
+    cmd: mkdir -p reports/pretrain && cp ${source} reports/pretrain/metrics.json && cp curve reports/pretrain/curve.csv
+    params: [source]
+    outs: [reports/pretrain]
+metrics: [reports/pretrain/metrics.json]
+plots:
+  - train/loss: {x: step, y: {reports/pretrain/curve.csv: loss}}
+"""
+#: Commands of DVC that people are told to type, or that show what the reports have, in a checkout after a run.
+TYPED = (
+    "dvc repro", "dvc commit train", "dvc push", "dvc pull", "dvc checkout", "dvc status", "dvc dag",
+    "dvc plots show", "dvc plots diff", "dvc metrics diff", "dvc params diff",
+    "dvc remote add --local s3 s3://bucket/dvc", "dvc remote default --local s3",
+    "dvc remote modify --local s3 region us-east-1",
+)  # fmt: skip
+#: What they make is for git.
+FOR_GIT = {"dvc add"}
+#: The first words of DVC's commands.
+DVC_COMMANDS = {module.__name__.rpartition(".")[2] for module in COMMANDS}
+#: A command of DVC in a text, such as `dvc plots show`.
+COMMAND = re.compile(r"\bdvc (?:(?:plots|metrics|params|remote) )?[a-z]+")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with our settings and one stage, after its first run."""
+    root = tmp_path_factory.mktemp("typed") / "project"
+    files = {"dvc.yaml": DVC_YAML, "params.yaml": "source: one\n", "one": '{"a": 1}', "curve": "step,loss\n0,1\n1,0\n"}
+    make_repository(root, files, "")
+    shell(root, "dvc repro --quiet", {})
+    return root
+
+
+def test_every_command_that_people_are_told_to_type_is_typed_here() -> None:
+    told = [ROOT / "README.md", *PAGES, ROOT / "flows/summary.py", ROOT / "align/template/README.md"]
+    words = {word for file in told for word in COMMAND.findall(file.read_text("utf-8"))}
+    commands = {word for word in words if word.split()[1] in DVC_COMMANDS}
+    typed = {found[0] for command in TYPED if (found := COMMAND.match(command))}
+    assert "dvc plots show" in commands and commands - typed - FOR_GIT == set()
+
+
+def test_what_people_are_told_to_type_leaves_the_checkout_clean(project: Path) -> None:
+    """The next run refuses a checkout with changes. dvc.lock, the result of a run, is none."""
+    for command in TYPED:
+        done = subprocess.run(
+            command.split(), cwd=project, env=environment(project, {}), capture_output=True, text=True, check=False
+        )  # fmt: skip
+        assert done.returncode == 0, (command, done.stderr)
+        assert changes(project) == [], command

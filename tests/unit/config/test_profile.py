@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from align.config.checks import wrong_parameters
 from align.config.filter import FilterConfig
-from align.config.ingest import IngestConfig
-from align.config.profile import PROFILES, profile_overrides
+from align.config.profile import DEMO, PROFILES, profile_names, profile_overrides
 from align.config.validate import ValidateConfig
 from align.errors import ConfigError
+from align.filter.rules import RULES
 from tests.support import ROOT
 from tests.support.params import load_params
 
@@ -24,10 +25,21 @@ def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_profile_changes_values_that_exist(name: str) -> None:
     profile = profile_overrides(name)
     params, plain = load_params(overrides=profile), load_params()
-    for section in (IngestConfig, FilterConfig, ValidateConfig):
-        params.section(section)
+    assert wrong_parameters(params, RULES) == {}  # whole, and section against section
     for override in profile:  # a value that equals the one in params.yaml says nothing
         assert load_params(overrides=[override]).values != plain.values, override
+
+
+def test_the_demo_is_no_file_and_changes_nothing() -> None:
+    assert profile_overrides(DEMO) == [] and DEMO not in profile_names()
+    assert set(profile_names()) >= {"cc3m", "coyo", "paper", "photographs"}
+
+
+def test_the_paper_s_recipe() -> None:
+    values = load_params(overrides=profile_overrides("paper")).values
+    model, pretrain = values["model"], values["pretrain"]
+    assert (model["image_tower"], model["text_tower"], model["image_px"]) == ("B7", "Base", 289)
+    assert (pretrain["batch_size"], pretrain["num_steps"], pretrain["learning_rate"]) == (16384, 1_000_000, 1e-3)
 
 
 def test_a_crawl_may_lose_more_than_the_demo() -> None:
@@ -71,5 +83,7 @@ def test_outside_a_checkout_those_of_the_package_are_used(tmp_path: Path, monkey
 
 
 def test_a_missing_profile_names_those_that_exist() -> None:
-    with pytest.raises(ConfigError, match=r"--profile laion: no readable file .*: crawl, photographs, url_table"):
+    with pytest.raises(
+        ConfigError, match=r"--profile laion: no readable file .*: cc3m, coyo, crawl, paper, photographs, url_table"
+    ):
         profile_overrides("laion")

@@ -33,7 +33,12 @@ def test_the_values_of_tests_have_the_keys_of_params_yaml() -> None:
 
 def test_tests_read_their_own_values() -> None:
     """A user's values must fail no test: `load_params` is that of tests.support.params, except where it is tested."""
-    names = ("unit/config/test_config.py", "unit/services/test_dvc.py", "support/params.py")
+    names = (
+        "unit/config/test_config.py",
+        "unit/config/test_schema.py",
+        "unit/services/test_dvc.py",
+        "support/params.py",
+    )
     exempt = {Path(__file__), *(ROOT / "tests" / name for name in names)}
     for file in sorted({*(ROOT / "tests").rglob("*.py")} - exempt):
         text = file.read_text("utf-8")
@@ -58,4 +63,6 @@ def test_where_and_how_fast_change_no_bytes() -> None:
     values = {"health": {"price_per_hour": 2.5}, "cluster": {"num_nodes": 2}, "pretrain": {"seed": 0}, "mine": {}}
     assert changing_bytes(values) == {"pretrain": {"seed": 0}}
     neutral = {name for name, cls in SECTIONS.items() if not cls.changes_bytes}
-    assert neutral == {"paths", "engine", "store", "health", "cluster", "embed", "register", "promote"}
+    assert neutral == {
+        "paths", "engine", "store", "health", "cluster", "embed", "register", "promote", "retrain", "retention"
+    }  # fmt: skip

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from align.errors import ConfigError, DataError
-from flows import git_repository, run_branch, summary
+from align.locks import locked
+from flows import git_repository, summary
 from flows.child_process import CommandError, run_supervised
 from flows.dag import Stage, needed
 from flows.git_repository import git
-from flows.locks import locked
-from flows.request import Request, parse_overrides
+from flows.request import Request
+from flows.run_branch import Recorded
 from flows.stage_task import StageOutcome, did_run, report_markdown
 from flows.summary import summarise
 from flows.workspace import in_worktree
@@ -135,39 +136,6 @@ def test_killed_the_flow_leaves_no_trainer(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint").read_text() == "step 7"
 
 
-def test_record_leaves_head_index_and_files_alone(repo: Path) -> None:
-    (repo / "align/code.py").write_text("x = 2\n")
-    (repo / "align/new.py").write_text("y = 1\n")
-    (repo / "dvc.lock").write_text("schema: '2.0'\n")
-    (repo / "private.txt").write_text("not ours\n")
-    before = git(repo, "status", "--porcelain"), git_repository.resolve(repo, "HEAD")
-    commit = run_branch.record(repo, "demo", "run demo")
-    assert (git(repo, "status", "--porcelain"), git_repository.resolve(repo, "HEAD")) == before
-    assert git_repository.resolve(repo, "run/demo") == commit
-    assert git(repo, "show", "run/demo:align/code.py") == "x = 2"
-    files = git(repo, "ls-tree", "-r", "--name-only", "run/demo").splitlines()
-    assert {"align/new.py", "dvc.lock"} <= set(files)
-    assert "private.txt" not in files
-    assert run_branch.record(repo, "demo", "run demo again") == commit  # an equal result is the same commit
-
-
-def test_record_without_an_identity(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    git(repo, "config", "--unset", "user.name")
-    git(repo, "config", "--unset", "user.email")
-    git(repo, "config", "user.useConfigOnly", "true")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
-    assert git(repo, "show", "--no-patch", "--format=%an", run_branch.record(repo, "demo", "x")) == "align"
-
-
-def test_a_branch_that_is_checked_out_is_refused(repo: Path) -> None:
-    git(repo, "switch", "--quiet", "--create", "run/demo")
-    with pytest.raises(ConfigError, match="run/demo is checked out"):
-        run_branch.check_name(repo, "demo")
-    with pytest.raises(ConfigError, match="not a valid branch"):
-        run_branch.check_name(repo, "a..b")
-
-
 def test_a_worktree_of_its_own(repo: Path) -> None:
     request = Request(name="x", overrides={"filter.min_words": 4})
     with in_worktree(repo, request, log=lambda line: None) as workspace:
@@ -201,10 +169,7 @@ def test_a_dirty_checkout_is_refused_or_snapshotted(repo: Path) -> None:
         pass
 
 
-def test_overrides(repo: Path) -> None:
-    assert parse_overrides(repo, ["filter.min_words=5"]) == {"filter.min_words": 5}
-    with pytest.raises(ConfigError, match=r"filter\.words"):
-        parse_overrides(repo, ["filter.words=5"])
+def test_an_unknown_override_makes_no_worktree(repo: Path) -> None:
     with (
         pytest.raises(ConfigError, match=r"filter\.words"),
         in_worktree(repo, Request(overrides={"filter.words": 5}), log=lambda line: None),
@@ -263,6 +228,9 @@ def test_did_run_by_dvc_s_words() -> None:
     assert not did_run("filter", ["Stage 'filter' didn't change, skipping", "Running stage 'filters':"])
 
 
+RECORDED = Recorded("demo", "0" * 40, is_new=True)
+
+
 def stage(name: str) -> Stage:
     return Stage(name, f"what {name} does", "data", (), (), (), f"reports/{name}")
 
@@ -289,7 +257,9 @@ def test_the_summary_reads_the_reports(tmp_path: Path) -> None:
     report(tmp_path, "index", {}, queries=[{"query": f"query {i}", "found": found} for i in range(5)])
     stages = [stage(name) for name in ("ingest", "filter", "evaluate", "index")]
     outcomes = [StageOutcome(stage=s.name, ran=s.name == "filter") for s in stages]
-    text = summarise(tmp_path, stages, outcomes, name="demo", commit="0" * 40, registered="align version 3", here=True)
+    text = summarise(
+        tmp_path, stages, outcomes, name="demo", recorded=RECORDED, registered="align version 3", here=True
+    )
     assert "1 stages ran (filter), 3 came from the cache" in text
     assert "1,000 in, 600 kept (60.0%)" in text and "300  text_too_short" in text
     assert "  x" not in text.split("Retrieval")[0]  # rules that dropped nothing are left out
@@ -301,7 +271,9 @@ def test_the_summary_reads_the_reports(tmp_path: Path) -> None:
     assert 'align search "query 0" --html hits.html' in text
 
     report(tmp_path, "index", {}, queries=[])  # of a project that has no labelled queries yet
-    text = summarise(tmp_path, stages, outcomes, name="demo", commit="0" * 40, registered="align version 3", here=True)
+    text = summarise(
+        tmp_path, stages, outcomes, name="demo", recorded=RECORDED, registered="align version 3", here=True
+    )
     assert 'align search "your words" --html hits.html' in text and "Searches:" not in text
 
 
@@ -309,7 +281,15 @@ def test_the_summary_says_how_to_activate_the_environment(tmp_path: Path, monkey
     report(tmp_path, "evaluate", {})
 
     def look_around() -> list[str]:
-        text = summarise(tmp_path, [stage("evaluate")], [], name="a b", commit="0", registered="", here=True)
+        text = summarise(
+            tmp_path,
+            [stage("evaluate")],
+            [],
+            name="a b",
+            recorded=Recorded("a b", "0", is_new=True),
+            registered="",
+            here=True,
+        )
         return text.split("Look around:\n")[1].splitlines()
 
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))

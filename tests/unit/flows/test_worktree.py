@@ -104,7 +104,7 @@ def test_a_run_s_branch_has_what_it_measured(project: Path) -> None:
     (project / "other").mkdir()
     (project / "other/config.json").write_text("{}")
     shell(project, "dvc add --quiet other", {})
-    commit = run_branch.record(project, "mine", "run mine")
+    commit = run_branch.record(project, "mine", "run mine").commit
     new = git(project, "diff", "--name-only", "--diff-filter=A", "HEAD", commit).splitlines()
     assert new == ["data/evaluation/mine.json", "data/evaluation/mine.tar", "labels.json", "other.dvc"]
 
@@ -115,5 +115,5 @@ def test_a_run_s_branch_lacks_inputs_that_are_elsewhere_or_ignored(project: Path
     (project / "mydata/sets").mkdir()
     for folder in ("../sets", "mydata/sets", str(project.parent / "sets"), "absent"):
         (project / "params.yaml").write_text(PARAMS.replace("data/evaluation", folder))
-        commit = run_branch.record(project, "mine", "run mine")
+        commit = run_branch.record(project, "mine", "run mine").commit
         assert git(project, "diff", "--name-only", "HEAD", commit) == "params.yaml"

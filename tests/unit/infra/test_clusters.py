@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -13,9 +14,10 @@ from ruamel.yaml import YAML
 from align.cli import VERBS
 from align.config.cluster import ClusterConfig
 from tests.support import ROOT
+from tests.support.compose import read as read_compose
 from tests.support.params import load_params
 
-SCRIPT, MANIFEST, IMAGE = ROOT / "infra/slurm/train.sh", ROOT / "infra/kubernetes/train.yaml", ROOT / "infra/Dockerfile"
+SCRIPT, KUBERNETES, IMAGE = ROOT / "infra/slurm/train.sh", ROOT / "infra/kubernetes", ROOT / "infra/Dockerfile"
 #: Starts a job's two tasks as srun does, one after the other.
 SRUN = 'for node in 0 1; do SLURM_NODEID=$node "$@" || exit; done\n'
 
@@ -53,22 +55,121 @@ def test_a_failed_task_fails_the_slurm_job(tmp_path: Path) -> None:
     assert subprocess.run(["bash", str(SCRIPT), "pretrain"], env=env, check=False).returncode == 3
 
 
+def documents(folder: str) -> list[dict[str, Any]]:
+    """The objects in the files of a folder, as they are before kustomize changes them."""
+    files = sorted(path for path in (KUBERNETES / folder).glob("*.yaml") if path.name != "kustomization.yaml")
+    return [one for path in files for one in YAML(typ="safe", pure=True).load_all(path.read_text("utf-8"))]
+
+
+OBJECTS = {(one["kind"], one["metadata"]["name"]): one for one in (*documents("base"), *documents("training"))}
+PODS = {name: one["spec"]["template"]["spec"] for (kind, name), one in OBJECTS.items() if kind in ("Deployment", "Job")}
+CONTAINERS = [
+    (name, container)
+    for name, pod in PODS.items()
+    for container in (*pod.get("initContainers", ()), *pod["containers"])
+]
+
+
+def test_a_kustomization_lists_every_file_of_its_folder() -> None:
+    for folder in ("base", "training"):
+        text = (KUBERNETES / folder / "kustomization.yaml").read_text("utf-8")
+        listed = YAML(typ="safe", pure=True).load(text)["resources"]
+        files = {path.name for path in (KUBERNETES / folder).glob("*.yaml")} - {"kustomization.yaml"}
+        assert set(listed) == files
+    assert set(PODS) == {"prefect", "mlflow", "worker", "search", "align-train"}
+
+
 def test_the_kubernetes_job_names_its_machines() -> None:
-    service, policy, job = YAML(typ="safe", pure=True).load_all(MANIFEST.read_text("utf-8"))
-    assert [one["kind"] for one in (service, policy, job)] == ["Service", "NetworkPolicy", "Job"]
-    name, spec = job["metadata"]["name"], job["spec"]
+    [name] = {name for kind, name in OBJECTS if kind == "Job"}
+    service, policy, job = (OBJECTS[kind, name] for kind in ("Service", "NetworkPolicy", "Job"))
+    spec = job["spec"]
     assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"] == 2
     assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == {"job-name": name}
     assert spec["template"]["spec"]["subdomain"] == service["metadata"]["name"]
     [container] = spec["template"]["spec"]["containers"]
-    line = container["command"][2]
-    words = shlex.split(line.replace("$JOB_COMPLETION_INDEX", "1"))
+    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    line = container["args"][2].replace("$JOB_COMPLETION_INDEX", "1").replace("$NUM_NODES", variables["NUM_NODES"])
+    words = shlex.split(line)
     assert words[:2] == ["exec", "align"] and words[2] in VERBS
     values = load_params(None, words[4::2]).section(ClusterConfig)
     assert (values.num_nodes, values.node_rank) == (spec["completions"], 1)
     assert values.rendezvous == f"{name}-0.{service['metadata']['name']}:29500"
-    mounts = {mount["name"] for mount in container["volumeMounts"]}
-    assert mounts == {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
+
+
+@pytest.mark.parametrize(("name", "container"), CONTAINERS)
+def test_a_container_has_few_rights_and_bounds(name: str, container: dict[str, Any]) -> None:
+    pod, security = PODS[name], container["securityContext"]
+    assert pod["automountServiceAccountToken"] is False and pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert security["readOnlyRootFilesystem"] is True and security["allowPrivilegeEscalation"] is False
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert {"cpu", "memory"} <= set(container["resources"]["requests"]) and "memory" in container["resources"]["limits"]
+    assert re.fullmatch(r"align:\d+\.\d+\.\d+", container["image"])
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert set(mounts) == {volume["name"] for volume in pod["volumes"]} and mounts["scratch"] == "/tmp"
+    assert "command" not in container  # it would replace the image's entrypoint, which reads the secrets
+
+
+@pytest.mark.parametrize("name", sorted(set(PODS) - {"align-train"}))
+def test_a_server_has_probes_that_its_guard_answers(name: str) -> None:
+    [container] = PODS[name]["containers"]
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = container[kind]
+        if name in ("prefect", "mlflow"):
+            [header] = probe["httpGet"]["httpHeaders"]
+            port = container["ports"][0]["containerPort"]
+            assert header == {"name": "Host", "value": f"127.0.0.1:{port}"}  # not the pod's address
+    service = OBJECTS.get(("Service", name))
+    assert (service is None) == (name == "worker")
+    if service:
+        assert service["spec"]["selector"] == OBJECTS["Deployment", name]["spec"]["selector"]["matchLabels"]
+        assert service["spec"]["ports"][0]["port"] == container["ports"][0]["containerPort"]
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_secrets_are_references_to_what_the_script_writes(name: str) -> None:
+    [secrets] = [volume["secret"] for volume in PODS[name]["volumes"] if "secret" in volume]
+    compose = read_compose()
+    assert {item["key"] for item in secrets["items"]} <= set(compose["secrets"])
+    assert ("PGPASSWORD" in {item["path"] for item in secrets["items"]}) == (name in ("prefect", "mlflow"))
+    for _, container in CONTAINERS:
+        for entry in container.get("env", []):
+            assert not re.search(r"PASSWORD|SECRET|AUTH|KEY|//[^/@]*:[^/@]*@", f"{entry['name']} {entry.get('value')}")
+
+
+def variables(container: dict[str, Any]) -> set[str]:
+    """The names of a container's variables."""
+    maps = [OBJECTS["ConfigMap", entry["configMapRef"]["name"]] for entry in container.get("envFrom", [])]
+    return {entry["name"] for entry in container.get("env", [])} | {key for each in maps for key in each["data"]}
+
+
+@pytest.mark.parametrize("name", ["prefect", "mlflow", "worker", "search"])
+def test_a_pod_runs_what_the_service_of_compose_runs(name: str) -> None:
+    """tests/integration/test_compose.py runs that."""
+    [container] = PODS[name]["containers"]
+    service = read_compose()["services"][name]
+    assert container["args"] == shlex.split(service["command"])
+    assert container["workingDir"] == service["working_dir"]
+    only_here = {"ALIGN_REPOSITORY", "ALIGN_REVISION"}
+    assert variables(container) - only_here == set(service["environment"])
+    given = [entry if isinstance(entry, dict) else {"source": entry, "target": entry} for entry in service["secrets"]]
+    [secrets] = [volume["secret"] for volume in PODS[name]["volumes"] if "secret" in volume]
+    assert {(item["key"], item["path"]) for item in secrets["items"]} == {(e["source"], e["target"]) for e in given}
+
+
+def test_policies_let_in_whom_the_environment_sends() -> None:
+    """A pod whose environment names a server may connect to it, and nobody else."""
+    for server, variable in (("prefect", "PREFECT_API_URL"), ("mlflow", "MLFLOW_TRACKING_URI")):
+        [rule] = OBJECTS["NetworkPolicy", f"align-{server}"]["spec"]["ingress"]
+        [peer] = rule["from"]
+        selector = peer["podSelector"]
+        found = selector.get("matchExpressions", [{"values": [selector.get("matchLabels", {}).get("app")]}])
+        clients = {name for name, container in CONTAINERS if variable in variables(container)}
+        clients -= {"align-train"} if server == "prefect" else set()  # its flow runs in the worker
+        assert set(found[0]["values"]) == {name.removeprefix("align-") for name in clients}
+    assert OBJECTS["NetworkPolicy", "align-nobody"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
 
 
 def copies(text: str) -> dict[str, str]:
@@ -87,7 +188,7 @@ def test_the_image_copies_what_exists_and_what_its_context_holds() -> None:
     allowed = re.findall(r"^!(\S+)$", IMAGE.with_name("Dockerfile.dockerignore").read_text("utf-8"), re.M)
     assert sorted(copied) == sorted(allowed)
     assert all((ROOT / name).exists() for name in copied)
-    [target] = re.findall(r"^RUN make (\S+)$", text, re.M)
+    [target] = re.findall(r"^RUN .* make (\S+) ", text, re.M)
     assert "STAMP := $(VENV)/.installed" in (ROOT / "Makefile").read_text("utf-8") and target == ".venv/.installed"
 
 

@@ -1,0 +1,34 @@
+"""`align gc`: removes what is older than section `retention` keeps. The work is done by the program `flows.retention`.
+
+Nothing here imports DVC, without which single objects of its cache and remotes cannot be removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from align.config import Params
+from align.errors import ConfigError
+from align.run import flow_environment
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `align gc`."""
+    parser.add_argument("--yes", action="store_true", help="remove it; without --yes it is only listed")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """Replaces this process by the program's.
+
+    Raises:
+        ConfigError: --params is given: what goes depends on the params.yaml of the checkout.
+    """
+    if args.params is not None:
+        raise ConfigError("align gc reads ./params.yaml; change single values with --set SECTION.KEY=VALUE")
+    command = [sys.executable, "-m", "flows.retention", *(["--yes"] if args.yes else [])]
+    for override in args.overrides:
+        command += ["--set", override]
+    os.execve(command[0], command, flow_environment(Path.cwd()))

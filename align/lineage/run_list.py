@@ -1,0 +1,229 @@
+"""Every run that this checkout knows: branches run/*, runs in progress, killed and failed ones, and MLflow's.
+
+What a run is called, and where it is kept:
+
+    finished    a branch; or a run in MLflow that no branch holds, such as one of `align register`
+    running     a record in .align/runs whose lock is held (`align.run_records`)
+    killed      a record whose lock is free, or a folder in .align/failed
+    failed      a folder in .align/failed
+    unknown     MLflow says that it runs, and this checkout does not know it: another's, or of an earlier version
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from align import run_records
+from align.config.paths import PathsConfig
+from align.errors import AlignError, FormatError, ServiceError
+from align.lineage.compared_run import ComparedRun, read_folder, read_run
+from align.lineage.data_versions import DataVersions
+from align.lineage.git_and_dvc import git
+from align.lineage.run_costs import Costs
+from align.services.mlflow_address import has_store
+from align.services.tracked_run import TrackedRun
+from align.services.tracking import ATTEMPT, FLOW_RUN, Tracker
+
+State = Literal["finished", "running", "killed", "failed", "unknown"]
+#: What `align run` keeps of a failed run, see flows/failed_runs.py.
+FAILED = Path(".align/failed")
+_IN_PROGRESS: Mapping[str, State] = {"live": "running", "dead": "killed", "elsewhere": "unknown"}
+_IN_MLFLOW: Mapping[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run, before its numbers are read.
+
+    Attributes:
+        name: as `align runs show` and, for a branch, `align compare` take it.
+        state: see the module.
+        time: when it ended, or began if it has not; seconds since 1970.
+        read: reads its parameters and numbers.
+        branch: without `run/`; empty: none.
+        commit: of the branch, or that a failed run was made from.
+        path: the folder where it works, or where its reports are kept.
+        why: it failed.
+        flow_run: its id in Prefect.
+        tracked: the run in MLflow, if it is known.
+    """
+
+    name: str
+    state: State
+    time: float
+    read: Callable[[], ComparedRun]
+    branch: str = ""
+    commit: str = ""
+    path: str = ""
+    why: str = ""
+    flow_run: str = ""
+    tracked: TrackedRun | None = None
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """A run with its numbers, and addresses of its pages."""
+
+    place: Place
+    numbers: ComparedRun
+    links: Mapping[str, str] = field(default_factory=dict)
+
+
+class RunList:
+    """The runs of a checkout.
+
+    Attributes:
+        problems: one line for each source that could not be read.
+    """
+
+    def __init__(self, root: Path, paths: PathsConfig, versions: DataVersions, costs: Costs) -> None:
+        self._root, self._paths, self._versions, self._costs = root, paths, versions, costs
+        self.problems: list[str] = []
+
+    def places(self) -> list[Place]:
+        """All of them, the newest first."""
+        tracked = self._tracked()
+        found = [*self._branches(tracked), *self._in_progress(tracked), *self._failed(tracked)]
+        shown = {place.tracked.run_id for place in found if place.tracked}
+        found += [_only_tracked(run) for run in tracked if run.run_id not in shown]
+        return sorted(found, key=lambda place: (-place.time, place.name))
+
+    def read(self, places: Sequence[Place], pages: Mapping[str, str]) -> list[ListedRun]:
+        """Reads the numbers of some runs.
+
+        Args:
+            places: of `places`.
+            pages: `prefect` and `mlflow` -> the address of their UI, where one is known.
+        """
+        self._fetch(places)
+        return [ListedRun(place, self._numbers(place), _links(place, pages)) for place in places]
+
+    def _numbers(self, place: Place) -> ComparedRun:
+        try:
+            numbers = place.read()
+        except AlignError as error:
+            return ComparedRun(place.name, place.commit, "", None, {}, notes=[f"{place.name}: {error}"])
+        known = self._costs.of_model(numbers.digests["model"]) if place.branch and "model" in numbers.digests else {}
+        if not known and place.tracked:
+            known = self._costs.of_run(place.tracked.run_id)
+        numbers.costs = {key: cost for key, cost in known.items() if key.partition("/")[0] not in numbers.others}
+        return numbers
+
+    def _fetch(self, places: Sequence[Place]) -> None:
+        """Asks the remotes once for what the cache lacks of all branches' reports."""
+        reports = f"{self._paths.reports.as_posix()}/"
+        folders = set()
+        for place in places:
+            if place.branch:
+                try:
+                    outs = self._versions.lock(f"run/{place.branch}")
+                except AlignError:  # said when it is read
+                    continue
+                folders |= {md5 for path, md5 in outs.items() if path.startswith(reports)}
+        self._versions.fetch(folders)
+        self._versions.fetch(
+            md5
+            for folder in folders
+            for path, md5 in (self._versions.files(folder) or {}).items()
+            if path.endswith(".json")
+        )
+
+    def _tracked(self) -> list[TrackedRun]:
+        if not has_store():
+            return []
+        try:
+            return Tracker().runs()
+        except ServiceError as error:
+            self.problems.append(str(error))
+            return []
+
+    def _branches(self, tracked: Sequence[TrackedRun]) -> Iterator[Place]:
+        by_commit = {run.tags.get("align.git_revision", ""): run for run in reversed(tracked)}
+        form = "--format=%(objectname) %(committerdate:unix) %(refname:lstrip=3)"
+        for line in (git(self._root, "for-each-ref", form, "refs/heads/run") or "").splitlines():
+            commit, time, name = line.split(" ", 2)
+            run = by_commit.get(commit)
+
+            def read(name: str = name) -> ComparedRun:
+                return read_run(f"run/{name}", self._root, self._paths, self._versions)
+
+            flow_run = run.tags.get(FLOW_RUN, "") if run else ""
+            yield Place(name, "finished", float(time), read, name, commit, flow_run=flow_run, tracked=run)
+
+    def _in_progress(self, tracked: Sequence[TrackedRun]) -> Iterator[Place]:
+        by_attempt = {run.tags.get(ATTEMPT, ""): run for run in tracked}
+        for lock in run_records.locks(self._root):
+            try:
+                found = run_records.look(lock)
+            except FormatError as error:
+                self.problems.append(str(error))
+                continue
+            if found is None or found[0] == "copied":
+                continue
+            liveness, record = found
+            worktree = Path(record.worktree) if record.worktree else self._root
+            if liveness == "dead" and not worktree.is_dir():
+                continue  # its folder in .align/failed, or its branch, says more
+
+            def read(record: run_records.RunRecord = record, worktree: Path = worktree) -> ComparedRun:
+                return read_folder(record.name, worktree, self._paths if record.worktree else None)
+
+            yield Place(
+                record.name, _IN_PROGRESS[liveness], record.started_at, read, path=_shown(worktree, self._root),
+                why={"dead": "`align runs --repair` ends it", "elsewhere": f"it is {record.host}'s"}.get(liveness, ""),
+                flow_run=record.flow_run, tracked=by_attempt.get(record.attempt_id),
+            )  # fmt: skip
+
+    def _failed(self, tracked: Sequence[TrackedRun]) -> Iterator[Place]:
+        by_flow_run = {run.tags.get(ATTEMPT, "").rpartition("-")[0]: run for run in reversed(tracked)}
+        for folder in sorted((self._root / FAILED).glob("[!.]*")):
+            about = _about(folder)
+
+            def read(folder: Path = folder) -> ComparedRun:
+                return read_folder(folder.name, folder, self._paths)
+
+            state: State = "killed" if about.get("state") == "killed" else "failed"
+            flow_run = about.get("flow_run", "")
+            yield Place(
+                folder.name, state, folder.stat().st_mtime, read, commit=about.get("commit", ""),
+                path=folder.relative_to(self._root).as_posix(), why=about.get("why", ""), flow_run=flow_run,
+                tracked=by_flow_run.get(flow_run) if flow_run else None,
+            )  # fmt: skip
+
+
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _about(folder: Path) -> dict[str, str]:
+    """run.json; of a run of an earlier version, which had none, nothing."""
+    try:
+        values = json.loads((folder / "run.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {key: str(value) for key, value in values.items()} if isinstance(values, dict) else {}
+
+
+def _only_tracked(run: TrackedRun) -> Place:
+    def read() -> ComparedRun:
+        return ComparedRun(run.name, "", "", None, {})
+
+    return Place(
+        run.name, _IN_MLFLOW.get(run.status, "unknown"), run.ended_at or run.started_at, read,
+        why="" if run.status in _IN_MLFLOW else "MLflow has it as running", flow_run=run.tags.get(FLOW_RUN, ""),
+        tracked=run,
+    )  # fmt: skip
+
+
+def _links(place: Place, pages: Mapping[str, str]) -> dict[str, str]:
+    links = {}
+    if place.flow_run and "prefect" in pages:
+        links["prefect"] = f"{pages['prefect']}/runs/flow-run/{place.flow_run}"
+    if place.tracked and "mlflow" in pages:
+        run = place.tracked
+        links["mlflow"] = f"{pages['mlflow']}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    return links

@@ -1,0 +1,26 @@
+"""`align plan`: what `align run` with the same arguments would do and need, without doing it.
+
+The program itself is one of `flows`, since it asks DVC; nothing here imports it.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from align import run
+from align.config import Params
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `align plan`: those of `align run`, and `--json`."""
+    run.add_request(parser)
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """Replaces this process by the program that plans.
+
+    Raises:
+        ConfigError: --params is given: a plan is of the params.yaml of its checkout.
+    """
+    run.become("flows.plan", run.request(params, args), *(["--json"] if args.json else []))

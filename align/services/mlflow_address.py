@@ -1,0 +1,46 @@
+"""Which MLflow this process uses, and for which runs, as the environment says. Nothing here imports MLflow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from align.errors import DataError
+from align.services import postgresql
+
+#: In the working directory, where no other store is named.
+DEFAULT_URI = "sqlite:///mlflow.db"
+_FILE = Path(DEFAULT_URI.removeprefix("sqlite:///"))
+
+
+def current_run_id() -> str | None:
+    """The run that a caller started and will end: MLFLOW_RUN_ID."""
+    return os.environ.get("MLFLOW_RUN_ID") or None
+
+
+def current_flow_run_id() -> str | None:
+    """The Prefect flow run that this process works for: ALIGN_FLOW_RUN_ID."""
+    return os.environ.get("ALIGN_FLOW_RUN_ID") or None
+
+
+def named_address() -> str | None:
+    """Of the MLflow that the environment names: MLFLOW_TRACKING_URI, or the database of `make up`; with a login."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or postgresql.for_sqlalchemy(postgresql.MLFLOW)
+
+
+def address() -> str:
+    """Of the MLflow that this process uses now, so that a later change of folder or environment changes nothing."""
+    return named_address() or f"sqlite:///{_FILE.absolute()}"
+
+
+def has_store() -> bool:
+    """Whether MLflow was used from this directory before. A command that only reads must not create a store."""
+    return bool(named_address()) or _FILE.is_file()
+
+
+def require_store() -> None:
+    """Raises DataError where MLflow was not used before: a command that registers nothing must not create a store."""
+    if not has_store():
+        raise DataError(
+            "no MLflow here: MLFLOW_TRACKING_URI is not set, and there is no mlflow.db; run `align register` first"
+        )

@@ -1,0 +1,96 @@
+"""Worktrees whose run was killed: what their stages reported is kept, the rest is removed.
+
+A run holds the lock .align/locks/KEY as long as its worktree .align/worktrees/KEY exists, and the kernel frees the lock
+when its process ends. So a worktree whose lock is free is a dead run's. What the run had started is told to stop then
+(`flows.supervisor`): a trainer saves its checkpoint through the worktree, and is waited for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from align import run_records
+from align.config.params import PARAMS_FILE
+from align.errors import FormatError, LockedError
+from align.run_records import Liveness, RunRecord
+from flows.failed_runs import folder_for, keep
+from flows.git_repository import git
+from flows.run_context import STATE, log_file
+from flows.supervisor import GRACE_S
+from flows.worktree import remove
+
+_WHY = "its process ended without a word"
+
+
+def clear(root: Path, path: Path, log: Callable[[str], None]) -> None:
+    """Clears the place of a worktree; the caller holds its lock.
+
+    Raises:
+        LockedError: a process that the dead run started does not end.
+    """
+    _wait_until_left(path)
+    if (path / PARAMS_FILE).is_file() and log_file(path).is_file():  # else it had not begun, or its evidence is kept
+        record = _record_of(root, path)
+        name = record.name if record else "killed"
+        run = {"name": name, "state": "killed", "why": _WHY, "flow_run": record.flow_run if record else ""}
+        keep(path, folder_for(root, name, path.name), lambda line: log(f"worktree {path.name}: {line}"), run)
+    remove(root, path)
+
+
+def sweep(root: Path, log: Callable[[str], None]) -> None:
+    """Clears the place of every worktree whose run is dead."""
+    folder = (root / STATE / "worktrees").resolve()
+    if not folder.is_dir():
+        return
+    listed = git(root, "worktree", "list", "--porcelain").splitlines()
+    known = {Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")}
+    paths = {path for path in known if path.parent == folder} | set(folder.glob("*"))
+    busy = {Path(record.worktree).name for kind, record in _records(root) if kind in ("live", "elsewhere")}
+    for path in sorted(path for path in paths if path.name not in busy):
+        lock = root / STATE / "locks" / path.name
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # a run works there
+                continue
+            try:
+                clear(root, path, log)
+            except LockedError as error:
+                log(f"{error}: left for the next time")
+
+
+def _wait_until_left(path: Path) -> None:
+    deadline = time.monotonic() + GRACE_S + 5
+    while path.exists() and (pids := [process.pid for process in psutil.process_iter() if _works_in(process, path)]):
+        if time.monotonic() > deadline:
+            raise LockedError(f"{path}: process {pids[0]} of a killed run still works there")
+        time.sleep(0.2)
+
+
+def _works_in(process: psutil.Process, path: Path) -> bool:
+    try:
+        return Path(process.cwd()).is_relative_to(path)
+    except (psutil.Error, OSError):  # another user's, or it has ended
+        return False
+
+
+def _record_of(root: Path, path: Path) -> RunRecord | None:
+    """The record of the run that worked there; None where it is lost."""
+    mine = [record for kind, record in _records(root) if kind == "dead" and Path(record.worktree).name == path.name]
+    return mine[-1] if mine else None
+
+
+def _records(root: Path) -> list[tuple[Liveness, RunRecord]]:
+    found = []
+    for lock in run_records.locks(root):
+        try:
+            found.append(run_records.look(lock))
+        except FormatError:  # `flows.reconcile` says so
+            continue
+    return [each for each in found if each]

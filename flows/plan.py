@@ -1,0 +1,303 @@
+"""What a run would do, and what it would need: the first artifact of every run, and `align plan` without one.
+
+Nothing here is computed twice: states are DVC's (`flows.stage_states`), rows are those of the reports that the cache
+has, speeds were measured by earlier runs of this checkout, and memory is counted by `align.training.estimate`. What
+nobody has measured is said to be unknown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+import align
+import flows
+from align.config import Params, load_params
+from align.config.params import PARAMS_FILE
+from align.console import say, show, show_json
+from align.errors import AlignError, DataError
+from align.locks import locked
+from flows.child_process import CommandError, run_supervised
+from flows.dag import read_dag
+from flows.git_repository import LOCK_FILE
+from flows.request import Request, settled
+from flows.run_context import STATE, RunContext, child_environment
+from flows.selection import Selection, require_made, select
+from flows.speeds import Speed, duration, read_speeds
+from flows.stage_states import SHOWN, StageState, States
+from flows.workspace import commit_of
+from flows.worktree import worktree
+
+#: The stages that train, whose sections are recipes.
+TRAINING = ("pretrain", "finetune")
+UNKNOWN = "unknown"
+
+
+class Plan(BaseModel):
+    """A plan.
+
+    Attributes:
+        name: of the run.
+        stages: that the run is asked for, as DVC sees them.
+        before: stages that they read from and that are not run.
+        figures: words -> what is expected; `unknown` where nobody has measured it.
+        warnings: what may go wrong.
+        refused: what cannot work: the run ends before it costs anything.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    stages: tuple[StageState, ...]
+    before: tuple[StageState, ...]
+    figures: dict[str, str]
+    warnings: tuple[str, ...]
+    refused: tuple[str, ...]
+
+    def require_possible(self) -> None:
+        """Raises DataError if the run cannot work; the message has the first reason, and the number of others."""
+        if self.refused:
+            first, *others = self.refused
+            raise DataError(first + (f" ({len(others)} more: see the plan)" if others else ""))
+
+    def text(self) -> str:
+        """For a terminal."""
+        width = max(len(one.stage) for one in (*self.before, *self.stages))
+        lines = [f"  {one.stage:<{width}}  {one.state:<9}  {'; '.join(one.why)}".rstrip() for one in self.stages]
+        if self.before:
+            lines.insert(0, f"  before: {', '.join(f'{one.stage} ({one.state})' for one in self.before)}")
+        wide = max(map(len, self.figures), default=0)
+        lines += ["", *(f"  {words:<{wide}}  {value}" for words, value in self.figures.items())]
+        lines += ["", *(f"  careful: {line}" for line in self.warnings)] if self.warnings else []
+        lines += ["", *(f"  cannot work: {line}" for line in self.refused)] if self.refused else []
+        return "\n".join([f"Plan of run '{self.name}': {self.num_running} of {len(self.stages)} stages run", *lines])
+
+    def markdown(self) -> str:
+        """For the run's page."""
+        parts = [f"* **Cannot work**: {_plain(line)}" for line in self.refused]
+        parts += [f"* Careful: {_plain(line)}" for line in self.warnings]
+        stages = ["| stage | | why |", "|---|---|---|"]
+        for one in (*self.before, *self.stages):
+            state = f"**{one.state}**" if one.state == "runs" else one.state
+            stages.append(f"| {one.stage} | {state} | {_plain('; '.join(one.why))} |")
+        figures = ["| | |", "|---|---|", *(f"| {words} | {_plain(value)} |" for words, value in self.figures.items())]
+        return "\n\n".join("\n".join(block) for block in (parts, stages, figures) if block)
+
+    @property
+    def num_running(self) -> int:
+        """Stages whose command runs."""
+        return sum(one.state == "runs" for one in self.stages)
+
+
+def read_states(run: RunContext) -> States:
+    """What `dvc repro` would do in the checkout of a run, told against the last run in the user's checkout.
+
+    Raises:
+        CommandError: DVC refuses, for instance since another command is at work there.
+    """
+    return States.model_validate_json(_ask(run, "flows.stage_states", str(run.checkout / LOCK_FILE)))
+
+
+def make_plan(run: RunContext, name: str, selection: Selection, states: States) -> Plan:
+    """The plan of a run that is about to begin.
+
+    Args:
+        run: where it works.
+        name: of the run.
+        selection: its stages.
+        states: of all stages.
+    """
+    by_name = {one.stage: one for one in states.stages}
+    asked = [by_name[stage.name] for stage in selection.asked]
+    before = [by_name[stage.name] for stage in selection.before]
+    params = load_params(run.root / PARAMS_FILE)
+    runs = {one.stage for one in asked if one.state == "runs"}
+    needs = _needs(run) if runs.intersection(TRAINING) else {}
+    metrics = {key: value for one in states.stages for key, value in one.metrics.items()}
+    figures = {"source": _source(run.root, params)} | _rows(metrics, runs)
+    for stage in TRAINING:
+        if stage in runs:
+            figures |= _training(stage, params, metrics, needs.get(stage))
+    figures["time"] = _time(runs, params, read_speeds(run.checkout))
+    needed, unknown = _disk(asked, needs)
+    free = shutil.disk_usage(run.checkout).free
+    figures["disk"] = f"{_bytes(needed)} needed{f' and {unknown}' if unknown else ''}, {_bytes(free)} free"
+    refused = [
+        f"{one.stage}: {path} does not exist, and no stage makes it: put it there, or name another in params.yaml"
+        for one in asked
+        if one.state == "runs"
+        for path in one.missing
+    ]
+    if needed > free:
+        refused.append(f"{run.checkout}: {_bytes(free)} are free, and the run needs {_bytes(needed)}: free some space")
+    warnings = [
+        f"{stage}: a rank needs about {_bytes(need['rank_bytes'])}, and {need['device']} has "
+        f"{_bytes(need['available_bytes'])} for it; lower {stage}.micro_batch, or use more ranks"
+        for stage, need in needs.items()
+        if stage in runs and need["rank_bytes"] > need["available_bytes"]
+    ]
+    return Plan(
+        name=name, stages=tuple(asked), before=tuple(before), figures=figures, warnings=tuple(warnings),
+        refused=tuple(refused),
+    )  # fmt: skip
+
+
+def _needs(run: RunContext) -> dict[str, dict[str, Any]]:
+    """What the training stages need; empty where that cannot be told."""
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(_ask(run, "align.training.estimate"))
+    except (CommandError, ValueError):
+        return {}
+    return found
+
+
+def _ask(run: RunContext, module: str, *arguments: str) -> str:
+    """The last line that a program of ours prints about the checkout of a run.
+
+    That may be a worktree of another revision, with other code of the same name: ours looks at it from outside.
+    """
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    ours = dict.fromkeys(str(Path(str(package.__file__)).parents[1]) for package in (flows, align))
+    env = child_environment(run) | {"PYTHONPATH": os.pathsep.join(ours)}
+    return run_supervised(command, cwd=run.root, env=env, log=lambda line: None)[-1]
+
+
+def _source(root: Path, params: Params) -> str:
+    archive = str(params.values["paths"].get("archive"))
+    path = root / archive
+    if path.is_file():
+        return f"{archive}, {_bytes(path.stat().st_size)}"
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file()]
+        return f"{archive}, {len(files):,} files of {_bytes(sum(file.stat().st_size for file in files))}"
+    return f"{archive}, size {UNKNOWN}" if "://" in archive else f"{archive}, which does not exist"
+
+
+def _rows(metrics: dict[str, float], runs: set[str]) -> dict[str, str]:
+    """Pairs in and kept, of the stages that need not run."""
+    found = {"pairs": "ingest/num_pairs", "pairs kept": "filter/num_kept", "pairs to train on": "shard/train/num_pairs"}
+    made_by = {words: key.partition("/")[0] for words, key in found.items()}
+    return {
+        words: f"{int(metrics[key]):,}" if key in metrics else f"{UNKNOWN} until {made_by[words]} has run"
+        for words, key in found.items()
+        if key in metrics or made_by[words] in runs
+    }
+
+
+def _training(stage: str, params: Params, metrics: dict[str, float], need: dict[str, Any] | None) -> dict[str, str]:
+    recipe = params.values[stage]
+    seen = recipe["num_steps"] * recipe["batch_size"]
+    images = metrics.get("shard/train/num_images")
+    epochs = f", {seen / images:,.1f} times each of {int(images):,} images" if images else ""
+    figures = {stage: f"{recipe['num_steps']:,} steps of {recipe['batch_size']:,}: {seen:,} pairs{epochs}"}
+    if need is None:
+        return figures | {f"{stage}, memory": UNKNOWN}
+    return figures | {
+        f"{stage}, model": f"{need['num_parameters'] / 1e6:.2f} M parameters",
+        f"{stage}, memory": f"about {_bytes(need['rank_bytes'])} for each of {need['num_ranks']} ranks (weights and "
+        f"moments {_bytes(need['state_bytes'])}, {need['pairs_at_a_time']:,} pairs at a time of "
+        f"{_bytes(need['activation_bytes_per_pair'])}); {need['device']} has {_bytes(need['available_bytes'])} for it",
+    }
+
+
+def _time(runs: set[str], params: Params, speeds: dict[str, Speed]) -> str:
+    """Hours of the stages that run, as far as an earlier run of this checkout has measured them."""
+    if not runs:
+        return "no stage runs"
+    known = {stage: seconds for stage in runs if (seconds := _seconds(stage, params, speeds.get(stage))) is not None}
+    unknown = sorted(runs - known.keys())
+    parts = [f"about {duration(sum(known.values()))} by the last measured speeds"] if known else []
+    if not known:
+        return f"{UNKNOWN}: none of these stages has been measured here"
+    return " and ".join([*parts, f"{UNKNOWN} for {', '.join(unknown)}"] if unknown else parts)
+
+
+def _seconds(stage: str, params: Params, speed: Speed | None) -> float | None:
+    if speed is None:
+        return None
+    if stage not in TRAINING:
+        return speed.wall_s
+    if not speed.pairs_per_s or speed.model != params.values.get("model"):
+        return None
+    recipe = params.values[stage]
+    return float(recipe["num_steps"] * recipe["batch_size"] / speed.pairs_per_s)
+
+
+def _disk(asked: Sequence[StageState], needs: dict[str, dict[str, Any]]) -> tuple[int, str]:
+    """Bytes that outs and checkpoints will take, and words for what is not known."""
+    running = [one for one in asked if one.state == "runs"]
+    checkpoints = [needs[one.stage]["kept_bytes"] for one in running if one.stage in needs]
+    unknown = [one.stage for one in running if one.num_bytes is None]
+    total = sum(one.num_bytes or 0 for one in running) + sum(checkpoints)
+    who = ", ".join(unknown) if len(unknown) <= SHOWN else f"{len(unknown)} stages"
+    return total, f"what {who} will write ({UNKNOWN})" if unknown else ""
+
+
+def _bytes(number: float) -> str:
+    """`1.5 GB`, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def _plain(text: str) -> str:
+    """Words in a cell of a table: nothing in them ends the cell, or is a tag."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+@contextmanager
+def _checkout(root: Path, request: Request) -> Iterator[Path]:
+    """Where the run would work: the checkout itself, or a worktree, which is removed again."""
+    if request.in_place:
+        yield root
+        return
+    commit, _ = commit_of(root, request)
+    key = f"plan-{os.getpid()}"
+    with (  # the lock tells `flows.leftovers` that somebody works there
+        locked(root / STATE / "locks" / key, "align plan", say),
+        worktree(root, commit, root / STATE / "worktrees" / key, request.overrides) as path,
+    ):
+        yield path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program that `align plan` becomes. Returns 0, or 1 where the run cannot work."""
+    parser = argparse.ArgumentParser(prog="align plan")
+    parser.add_argument("request", type=Request.model_validate_json, help="as JSON")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    root = Path.cwd()
+    try:
+        request = settled(root, args.request)
+        with _checkout(root, request) as path:
+            stages = select(read_dag(path), request.only, request.from_stage, request.to_stage)
+            run = RunContext(root=path, checkout=root)
+            states = read_states(run)
+            plan = make_plan(run, request.name or "", stages, states)
+        if args.json:
+            show_json(plan.model_dump_json(indent=2))
+        else:
+            show(*plan.text().split("\n"))
+        require_made(stages, states.would_run)
+        plan.require_possible()
+    except AlignError as error:
+        say(f"align: error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("align: interrupted")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""What people see on the page of a run: how far the running stage is, its last lines, the stages, and where to look.
+
+Two artifacts of the parent flow run are updated in place, by a thread of their own: a server that is slow or cannot be
+reached slows no run and fails none. What a stage has to say it writes into a file (`align.console`); states and reports
+of the stages are asked of the server, which has them already.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterType,
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+)
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from flows.dag import Stage
+from flows.run_context import progress_file
+from flows.speeds import duration
+
+#: Seconds between two looks at a stage, and between two questions to the server.
+INTERVAL_S, ASK_INTERVAL_S = 2.0, 4.0
+#: The end of a run waits so long for the last update.
+CLOSE_S = 10.0
+_LOGGED_STATES = {"Completed": "ran", "Cached": "cached", "Pending": "waits", "Running": "**runs**"}
+
+
+class Work(BaseModel):
+    """How far a stage is; `done` and `total` in units of its own, such as steps."""
+
+    model_config = ConfigDict(frozen=True)
+    line: str = ""
+    done: int | None = None
+    total: int | None = None
+    per_s: float | None = None
+
+    @property
+    def percent(self) -> float | None:
+        """From 0 to 100; None where the end is not known."""
+        return None if self.done is None or not self.total else min(100.0, 100.0 * self.done / self.total)
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to the end, at the rate so far."""
+        if self.done is None or not self.total or not self.per_s:
+            return None
+        return max(0.0, (self.total - self.done) / self.per_s)
+
+
+class Said(BaseModel):
+    """What a stage wrote into its progress file."""
+
+    model_config = ConfigDict(frozen=True)
+    lines: tuple[str, ...] = ()
+    work: Work = Work()
+
+
+def read_said(file: Path) -> Said:
+    """The content of a progress file; empty where there is none yet, or it is none."""
+    try:
+        return Said.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return Said()
+
+
+class RunPage:
+    """The artifacts of one run. `links` and `stages` may be added to while it runs.
+
+    Attributes:
+        links: words -> address or text, shown in this order.
+    """
+
+    def __init__(self, flow_run_id: UUID) -> None:
+        self.links: dict[str, str] = {}
+        self._id = flow_run_id
+        self._stages: Sequence[Stage] = ()
+        self._file: Path | None = None
+        self._artifacts: dict[str, UUID] = {}
+        self._shown: dict[str, Any] = {}
+        self._states: dict[str, str] = {}
+        self._reports: dict[str, UUID] = {}
+        self._ask_at = 0.0
+        self._client: SyncPrefectClient | None = None
+        self._connection = ExitStack()
+        self._given_up = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="run page")
+
+    def watch(self, root: Path, stages: Sequence[Stage]) -> None:
+        """Begins to show these stages, which work in `root`."""
+        self._stages, self._file = stages, progress_file(root)
+        self._file.unlink(missing_ok=True)  # of an earlier run in this checkout
+        self._thread.start()
+
+    def close(self) -> None:
+        """Shows the end, and waits for it for a few seconds at most."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_S)
+        self._given_up = True  # a run without a server of its own would start one again
+
+    def _work(self) -> None:
+        while not self._stop.wait(INTERVAL_S):
+            self._update()
+        self._update(ended=True)
+        self._connection.close()
+
+    def _update(self, *, ended: bool = False) -> None:
+        """Shows what has changed. Whatever the server does, the run is not disturbed."""
+        assert self._file is not None
+        if self._given_up:
+            return
+        said = Said() if ended else read_said(self._file)
+        try:
+            if self._client is None:
+                self._client = self._connection.enter_context(get_client(sync_client=True))
+            if ended or time.monotonic() > self._ask_at:
+                self._ask(self._client)
+                self._ask_at = time.monotonic() + ASK_INTERVAL_S
+            text = page_markdown(self._stages, self._states, self._reports, said.lines, self.links)
+            self._show(self._client, "run", "markdown", "what this run does", text)
+            work = Work(line="the run has ended", done=1, total=1) if ended else said.work
+            if work.percent is not None:
+                self._show(self._client, "progress", "progress", describe(work), round(work.percent, 1))
+        except Exception:  # noqa: BLE001 - see above
+            self._client = None
+            with suppress(Exception):
+                self._connection.close()
+
+    def _ask(self, client: SyncPrefectClient) -> None:
+        """The states of the stages and their reports, of the sub-flows of this run."""
+        below = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[self._id]))
+        for run in client.read_task_runs(flow_run_filter=below):
+            self._states[run.name] = (run.state.name if run.state else None) or "Pending"
+        kind = ArtifactFilter(type=ArtifactFilterType(any_=["markdown"]))
+        for artifact in client.read_artifacts(flow_run_filter=below, artifact_filter=kind):
+            if artifact.key and artifact.key.endswith("-report"):
+                self._reports[artifact.key.removesuffix("-report").replace("-", "_")] = artifact.id
+
+    def _show(self, client: SyncPrefectClient, key: str, kind: str, description: str, data: Any) -> None:
+        if self._shown.get(key) == (description, data):
+            return
+        if key in self._artifacts:
+            client.update_artifact(self._artifacts[key], ArtifactUpdate(description=description, data=data))
+        else:
+            made = client.create_artifact(
+                ArtifactCreate(key=key, type=kind, description=description, data=data, flow_run_id=self._id)
+            )
+            self._artifacts[key] = made.id
+        self._shown[key] = (description, data)
+
+
+@contextmanager
+def run_page(flow_run_id: UUID) -> Iterator[RunPage]:
+    """The page of a run; its last update is at the end of the block, also after a failure."""
+    page = RunPage(flow_run_id)
+    try:
+        yield page
+    finally:
+        page.close()
+
+
+def describe(work: Work) -> str:
+    """The words under the bar."""
+    left = work.left_s
+    return work.line + (f" ({duration(left)} left)" if left else "")
+
+
+def page_markdown(
+    stages: Sequence[Stage],
+    states: Mapping[str, str],
+    reports: Mapping[str, UUID],
+    lines: Sequence[str],
+    links: Mapping[str, str],
+) -> str:
+    """The page of a run as markdown.
+
+    Args:
+        stages: of the run, in their order.
+        states: stage -> name of its task's state in Prefect.
+        reports: stage -> artifact with its report.
+        lines: what the running stage printed last.
+        links: words -> address or text.
+    """
+    parts = [f"* {words}: {f'<{where}>' if '://' in where else where}" for words, where in links.items()]
+    rows = ["| stage | | report | |", "|---|---|---|---|"]
+    for stage in stages:
+        state = states.get(stage.name)
+        shown = _LOGGED_STATES.get(state, state) if state else ""
+        report = f"[report](/artifacts/artifact/{reports[stage.name]})" if stage.name in reports else ""
+        rows.append(f"| {stage.name} | {shown} | {report} | {stage.description} |")
+    text = "\n".join(parts) + "\n\n" + "\n".join(rows)
+    return text + ("\n\n~~~~\n" + "\n".join(line.replace("~~~~", "~ ~") for line in lines) + "\n~~~~" if lines else "")

@@ -1,0 +1,75 @@
+"""How fast stages were, the last time each of them ran for this checkout: `.align/speeds/STAGE.json`.
+
+A worktree and its `runtime/` are removed at the end of a run, so what was measured there is kept here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from align.config import load_params
+from align.config.params import PARAMS_FILE
+from align.config.paths import below_root
+from align.errors import AlignError
+from align.files import write_text
+from flows.run_context import STATE, RunContext
+
+_FOLDER = STATE / "speeds"
+
+
+class Speed(BaseModel):
+    """What was measured of a stage.
+
+    Attributes:
+        wall_s: from its start to its end.
+        pairs_per_s: of training steps.
+        model: section `model` at that time, for stages that train: another shape has another speed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    wall_s: float
+    pairs_per_s: float | None = None
+    model: dict[str, Any] | None = None
+
+
+def keep_speeds(run: RunContext, stages: Iterable[str], since: float) -> None:
+    """Keeps what the stages of a run have measured after the time `since`; a failure here is none of the run."""
+    with suppress(OSError, AlignError, KeyError, ValueError):
+        values = load_params(run.root / PARAMS_FILE).values
+        folder = run.root / below_root(values["paths"])["runtime"]
+        for stage in stages:
+            file = folder / f"{stage}.json"
+            if not file.is_file() or file.stat().st_mtime < since:
+                continue
+            found = json.loads(file.read_text("utf-8"))
+            if found.get("outcome") != "completed":
+                continue
+            speed = Speed(
+                wall_s=found["wall_s"], pairs_per_s=found.get("pairs_per_s") or None,
+                model=values.get("model") if "pairs_per_s" in found else None,
+            )  # fmt: skip
+            (run.checkout / _FOLDER).mkdir(parents=True, exist_ok=True)
+            write_text(run.checkout / _FOLDER / f"{stage}.json", speed.model_dump_json())
+
+
+def read_speeds(checkout: Path) -> dict[str, Speed]:
+    """Stage -> what was measured the last time; a file that is damaged counts as none."""
+    speeds = {}
+    for file in sorted((checkout / _FOLDER).glob("*.json")):
+        with suppress(OSError, ValidationError):
+            speeds[file.stem] = Speed.model_validate_json(file.read_bytes())
+    return speeds
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, such as `2 h 5 min`."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,258 @@
+"""`python -m flows.stage_states [LOCK]`: `dvc status`, and what `dvc repro` would do with each stage; a line of JSON.
+
+DVC says what has changed since dvc.lock, which a worktree does not have, and not whether the run cache has the result:
+that is known only after the stages before it are checked out. Here they are followed without any: the outs of a stage
+that the cache has are known by their hashes, and so are the deps of the next.
+
+Nothing is written but DVC's own notes of the hashes of files. LOCK is the dvc.lock that changes are told against.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from ruamel.yaml import YAML
+
+from align.console import say
+from align.declared import DVC_FILE
+from align.errors import AlignError
+from flows.dag import Stage, read_dag
+from flows.git_repository import LOCK_FILE
+
+#: A reason names this many files or parameters; a number stands for the others.
+SHOWN = 4
+_PARAMS = "params.yaml"
+
+
+class StageState(BaseModel):
+    """What `dvc repro` would do with a stage.
+
+    Attributes:
+        stage: its name.
+        state: nothing (`unchanged`), check out its outs (`cached`), or run its command (`runs`). A stage that reads
+            what another one makes again is said to run: if that comes out with the same bytes, it need not.
+        why: in words, why it is not unchanged.
+        missing: deps that no stage makes and that do not exist.
+        num_bytes: of its outs, as far as known: as they are in the cache, or were the last time.
+        metrics: of its report, if the cache has it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    stage: str
+    state: Literal["unchanged", "cached", "runs"]
+    why: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    num_bytes: int | None = None
+    metrics: dict[str, float] = {}
+
+
+class States(BaseModel):
+    """The answer of this program; `status` is that of `dvc status --json`."""
+
+    model_config = ConfigDict(frozen=True)
+    status: dict[str, Any]
+    stages: tuple[StageState, ...]
+
+    @property
+    def would_run(self) -> frozenset[str]:
+        """Stages that have to run, and those that read from them."""
+        return frozenset(one.stage for one in self.stages if one.state == "runs")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the answer for the working directory."""
+    from dvc.exceptions import DvcException  # type: ignore[import-untyped]  # DVC ships no types
+    from dvc.repo import Repo  # type: ignore[import-untyped]  # likewise
+
+    lock = Path(arguments[0] if arguments else LOCK_FILE)
+    reference = (YAML(typ="safe", pure=True).load(lock.read_text("utf-8")) if lock.is_file() else None) or {}
+    try:
+        repo = Repo()
+        status = repo.status()
+        found = _Follower(repo, status, reference.get("stages") or {}).follow(read_dag(Path()))
+    except (DvcException, AlignError, OSError) as error:  # such as another dvc command at work here
+        say(f"align: error: dvc status: {' '.join(str(error).split())}")
+        return 1
+    print(States(status=status, stages=tuple(found)).model_dump_json())
+    return 0
+
+
+class _Follower:
+    """Follows the DAG, and knows of each stage what its outs will be, by their hashes, or that it does not."""
+
+    def __init__(self, repo: Any, status: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+        self._repo, self._reference = repo, reference
+        self._changed = {name.removeprefix(f"{DVC_FILE}:") for name in status}
+        self._stages = {stage.name: stage for stage in repo.index.stages if getattr(stage, "name", None)}
+        self._outs: dict[str, dict[str, Any]] = {}  # path -> {md5, size, nfiles}
+        self._states: dict[str, StageState] = {}
+
+    def follow(self, stages: Sequence[Stage]) -> list[StageState]:
+        """The states, in the order of `stages`, each of which comes after those that it reads from."""
+        for stage in stages:
+            self._states[stage.name] = self._state(stage)
+        return list(self._states.values())
+
+    def _state(self, stage: Stage) -> StageState:
+        theirs, last = self._stages[stage.name], self._reference.get(stage.name)
+        makers = [name for name in stage.upstream if self._states[name].state == "runs"]
+        settled = all(self._states[name].state == "unchanged" for name in stage.upstream)
+        if stage.name not in self._changed and settled:
+            outs = self._know({out.def_path: _entry(out) for out in theirs.outs})
+            return StageState(stage=stage.name, state="unchanged", num_bytes=_size(outs), metrics=self._metrics(stage))
+        missing = [dep.def_path for dep in theirs.deps if not self._is_there(dep, stage, theirs)]
+        now = None if makers or missing else self._lock_entry(theirs)
+        why = _differences(last, now) if now else []
+        why += [f"reads what {_some(makers)} make{'s' if len(makers) == 1 else ''} again"] if makers else []
+        why += [f"{path} does not exist" for path in missing]
+        if now and not theirs.is_callback and not theirs.always_changed and (entry := self._cached(theirs, now)):
+            outs = self._know({out["path"]: out for out in entry["outs"]})
+            return StageState(
+                stage=stage.name, state="cached", why=tuple(why), num_bytes=_size(outs), metrics=self._metrics(stage)
+            )
+        known = _size({out["path"]: out for out in (last or {}).get("outs", ())})
+        return StageState(
+            stage=stage.name,
+            state="runs",
+            why=tuple(why) or ("its outs are not in DVC's cache",),
+            missing=tuple(missing),
+            num_bytes=known or None,
+        )
+
+    def _know(self, outs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        self._outs |= {os.path.normpath(path): entry for path, entry in outs.items()}
+        return outs
+
+    def _is_there(self, dep: Any, stage: Stage, theirs: Any) -> bool:
+        """Whether a dep exists, or a stage makes it. Parameters are there: `read_dag` has read them."""
+        if dep.def_path is None or dep.def_path == _PARAMS or dep.protocol != "local":
+            return True
+        return bool(dep.exists) or any(
+            _within(dep.def_path, out) for name in stage.upstream for out in map(_path, self._stages[name].outs)
+        )
+
+    def _lock_entry(self, theirs: Any) -> dict[str, Any] | None:
+        """The stage as dvc.lock will have it, without outs; None where a dep's hash is not known."""
+        from dvc.stage.serialize import to_single_stage_lockfile  # type: ignore[import-untyped]  # likewise
+
+        for dep in theirs.deps:
+            made = self._made(dep.def_path) if dep.def_path else None
+            if made is None:
+                dep.save()
+            elif not made:
+                return None
+            else:
+                from dvc_data.hashfile.hash_info import HashInfo
+                from dvc_data.hashfile.meta import Meta
+
+                dep.hash_info, dep.meta = HashInfo("md5", made["md5"]), Meta.from_dict(made)
+        entry: dict[str, Any] = json.loads(json.dumps(to_single_stage_lockfile(theirs)))
+        return entry
+
+    def _made(self, path: str) -> dict[str, Any] | None:
+        """What an earlier stage makes there; {}: not known; None: no stage makes it."""
+        path = os.path.normpath(path)
+        if path in self._outs:
+            return self._outs[path]
+        for out, entry in self._outs.items():
+            if path.startswith(f"{out}{os.sep}"):
+                return self._member(entry, Path(path).relative_to(out).parts)
+        return None
+
+    def _member(self, entry: Mapping[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
+        """A file in a folder that the cache has."""
+        from dvc_data.hashfile.hash_info import HashInfo
+        from dvc_data.hashfile.tree import Tree
+
+        try:
+            tree = Tree.load(self._repo.cache.local, HashInfo("md5", entry["md5"]))
+        except Exception:  # noqa: BLE001 - not in the cache, or damaged there: it is then not known
+            return {}
+        meta, info = tree.get(parts) or (None, None)
+        if info is None:
+            return {}
+        path = self._repo.cache.local.oid_to_path(info.value)
+        size = meta.size if meta and meta.size is not None else Path(path).stat().st_size if Path(path).exists() else 0
+        return {"md5": info.value, "size": size}
+
+    def _metrics(self, stage: Stage) -> dict[str, float]:
+        """The numbers of a stage's report, from the cache."""
+        made = self._made(f"{stage.report}/metrics.json")
+        if not made:
+            return {}
+        try:
+            found: dict[str, float] = json.loads(Path(self._repo.cache.local.oid_to_path(made["md5"])).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def _cached(self, theirs: Any, entry: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The run cache's entry of a stage with these deps and parameters whose outs are in the cache."""
+        from dvc.stage import cache  # type: ignore[import-untyped]  # likewise
+
+        runs = self._repo.stage_cache
+        folder = Path(runs._get_cache_dir(cache._get_cache_hash(dict(entry), key=True)))
+        key = folder.name
+        if not folder.is_dir():
+            return None
+        newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime).name
+        found: dict[str, Any] | None = runs._load_cache(key, newest)
+        if found is None or not runs._create_stage(found, wdir=theirs.wdir).outs_cached():
+            return None
+        return found
+
+
+def _path(out: Any) -> str:
+    return str(out.def_path)
+
+
+def _within(path: str, out: str) -> bool:
+    path, out = os.path.normpath(path), os.path.normpath(out)
+    return path == out or path.startswith(f"{out}{os.sep}") or out.startswith(f"{path}{os.sep}")
+
+
+def _entry(out: Any) -> dict[str, Any]:
+    return {"md5": out.hash_info.value, **(out.meta.to_dict() if out.meta else {})}
+
+
+def _size(outs: Mapping[str, Mapping[str, Any]]) -> int:
+    return sum(int(out.get("size") or 0) for out in outs.values())
+
+
+def _differences(last: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
+    """What differs between an entry of dvc.lock and the stage as it is now, in words."""
+    if last is None:
+        return ["it has not run here yet"]
+    found = ["its command is another"] if last.get("cmd") != now.get("cmd") else []
+    old = {dep["path"]: dep.get("md5") for dep in last.get("deps", ())}
+    new = {dep["path"]: dep.get("md5") for dep in now.get("deps", ())}
+    paths = sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
+    code = [path for path in paths if path.startswith("align/")]
+    found += [f"changed: {_some([path for path in paths if path not in code])}"] if len(paths) > len(code) else []
+    found += [f"changed code: {_some(code)}"] if code else []
+    changed = list(_changed(last.get("params", {}).get(_PARAMS, {}), now.get("params", {}).get(_PARAMS, {})))
+    return found + ([_some(changed)] if changed else [])
+
+
+def _changed(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """`section.key 3 -> 4` of every value that differs."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in dict.fromkeys([*old, *new]):
+            yield from _changed(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+    elif old != new:
+        yield f"{key} {json.dumps(old)} -> {json.dumps(new)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,14 @@
+"""`python -m flows.worker worker start ...`: Prefect's worker, which waits for a server that does not answer.
+
+Prefect's own one gives up after a quarter of an hour, and ends its runs with it.
+"""
+
+from __future__ import annotations
+
+from prefect.cli import app
+
+from flows.outages import wait_out_outages
+
+if __name__ == "__main__":
+    wait_out_outages()
+    app()

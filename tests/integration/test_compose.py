@@ -1,0 +1,139 @@
+"""infra/compose.yaml without Docker: every service by its own command line, and the pipeline on top of them."""
+
+import base64
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import psutil
+import pytest
+
+from flows.git_repository import git
+from tests.support import small_checkout
+from tests.support.compose import Compose
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
+FIRST = ("postgres", "s3", "prefect", "mlflow", "setup", "worker")
+
+
+class Team:
+    """What somebody with the secrets does on the machine of the services."""
+
+    def __init__(self, compose: Compose) -> None:
+        self.compose = compose
+        self.logins = {
+            4200: compose.secret("PREFECT_API_AUTH_STRING"),
+            5000: f"align:{compose.secret('MLFLOW_TRACKING_PASSWORD')}",
+        }
+
+    def ask(
+        self, port: int, path: str, body: dict[str, Any] | None = None, login: bool = True, host: str | None = None
+    ) -> Any:
+        """Asks a published port of the file, under the name `host` if one is given; a body is posted."""
+        headers = {"Content-Type": "application/json"} | ({"Host": host} if host else {})
+        if login and port in self.logins:
+            headers["Authorization"] = f"Basic {base64.b64encode(self.logins[port].encode()).decode()}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.compose.ports[port]}{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def run_pipeline(self, name: str) -> str:
+        """Runs the deployed pipeline; returns the state in which it ended."""
+        deployment = self.ask(4200, "/api/deployments/name/pipeline/local")["id"]
+        parameters = {"request": {"name": name}}
+        run = self.ask(4200, f"/api/deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+        deadline = time.monotonic() + 900
+        while time.monotonic() < deadline:
+            state: str = self.ask(4200, f"/api/flow_runs/{run}")["state_type"]
+            if state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                break
+            time.sleep(2)
+        return state
+
+    def keys(self, prefix: str) -> list[str]:
+        """What is in the bucket."""
+        credentials = dict(line.split(" = ") for line in self.compose.secret("aws_credentials").splitlines()[1:])
+        url = f"http://127.0.0.1:{self.compose.ports[8333]}"
+        client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **credentials)
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket="align", Prefix=prefix)
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    root = tmp_path_factory.mktemp("compose")
+    compose = Compose(root, small_checkout.write(root / "project"))
+    try:
+        compose.up(*FIRST)
+        yield Team(compose)
+    finally:
+        compose.down()
+
+
+def test_only_those_with_the_login_are_answered(team: Team) -> None:
+    for port, path in ((4200, "/api/admin/version"), (5000, "/api/2.0/mlflow/experiments/get?experiment_id=0")):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            team.ask(port, path, login=False)
+        assert team.ask(port, path)
+        assert team.ask(port, path, host={4200: "prefect:4200", 5000: "mlflow:5000"}[port])  # as in the containers
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{team.compose.ports[5000]}/health", headers={"Host": "evil.example"}
+    )
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(request, timeout=30)
+
+
+def test_a_service_has_its_own_secrets_only_and_shows_none(team: Team) -> None:
+    compose = team.compose
+    has = {
+        "prefect": {"POSTGRES_PASSWORD", "PREFECT_API_AUTH_STRING"},
+        "mlflow": {"POSTGRES_PASSWORD", "MLFLOW_TRACKING_PASSWORD"},
+        "worker": {"PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_PASSWORD"},
+    }
+    for name, expected in has.items():
+        process = psutil.Process(compose.processes[name].pid)
+        values = set(process.environ().values())
+        everything = ("POSTGRES_PASSWORD", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_PASSWORD")
+        assert {secret for secret in everything if compose.secret(secret) in values} == expected, name
+        for secret in everything:
+            assert compose.secret(secret) not in " ".join(process.cmdline()), name
+            assert compose.secret(secret) not in compose.log(name), name
+        addresses = {each.laddr.ip for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+        assert addresses <= {"127.0.0.1"}, name
+
+
+def test_the_pipeline_runs_and_its_results_are_kept_by_the_services(team: Team) -> None:
+    compose = team.compose
+    state = team.run_pipeline("team")
+    assert state == "COMPLETED", compose.log("worker")[-5000:]
+    assert git(compose.project, "branch", "--list", "run/team").strip() == "run/team"
+
+    alias = "/api/2.0/mlflow/registered-models/alias?name=align&alias="
+    version = team.ask(5000, f"{alias}candidate")["model_version"]
+    run = team.ask(5000, f"/api/2.0/mlflow/runs/get?run_id={version['run_id']}")["run"]
+    assert run["info"]["status"] == "FINISHED" and run["info"]["artifact_uri"].startswith("mlflow-artifacts:/")
+    kept = team.keys("mlflow/")
+    assert any(key.endswith("/model.safetensors") for key in kept) and any(version["run_id"] in key for key in kept)
+
+    assert team.keys("dvc/") == []
+    pushed = compose.run("worker", "dvc", "push", "--remote", "s3", "--all-branches")
+    assert pushed.returncode == 0, pushed.stdout + pushed.stderr
+    cached = {
+        path.relative_to(compose.project / ".dvc/cache") for path in (compose.project / ".dvc/cache/files").rglob("*")
+    }
+    files = {f"dvc/{path}" for path in cached if (compose.project / ".dvc/cache" / path).is_file()}
+    there = set(team.keys("dvc/"))
+    assert there and there <= files and any(key.endswith(".dir") for key in there)
+
+    body = {"name": "align", "alias": "champion", "version": version["version"]}
+    team.ask(5000, "/api/2.0/mlflow/registered-models/alias", body)  # whether it deserves it is another test's
+    compose.up("search")
+    frame = {"dataframe_records": [{"text": "a red heart"}, {"text": "a blue fish"}]}
+    rows = team.ask(8090, "/invocations", frame)["predictions"]
+    lengths = [sum(value * value for value in row["text_embedding"]) for row in rows]
+    assert lengths == pytest.approx([1.0, 1.0], abs=1e-3)

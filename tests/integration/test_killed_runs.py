@@ -1,0 +1,207 @@
+"""Runs that are killed without a word, on a real Prefect server: their end is true everywhere, and nothing is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flows.git_repository import git
+from tests.support.local_stack import Stack, stub_repository
+
+UNFINISHED = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
+
+
+@contextmanager
+def started(stack: Stack, name: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """`align run`, whose training takes ten minutes; killed at the end, if it lives."""
+    command = [sys.executable, "-m", "align.cli", "run", "--name", name, "--set", "pretrain.store_patience_s=900.0"]
+    with subprocess.Popen([*command, *words], cwd=stack.root, env=stack.env, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            yield run
+        finally:
+            kill_all(run)
+
+
+def kill_all(run: subprocess.Popen[str]) -> None:
+    """SIGKILL to the run and all that it started, as when the power fails."""
+    with suppress(psutil.NoSuchProcess):
+        for process in (*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def said(run: subprocess.Popen[str], words: str) -> None:
+    """Waits until the run has said something."""
+    assert run.stderr
+    for line in run.stderr:
+        if words in line:
+            return
+    pytest.fail(f"the run ended without: {words}")
+
+
+def repair(stack: Stack) -> list[str]:
+    done = stack.run("-m", "align.cli", "runs", "--repair")
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.stderr.splitlines()
+
+
+def runs_of(stack: Stack, name: str) -> list[dict[str, Any]]:
+    """The newest flow run of this name, and its sub-flows."""
+    query = {"sort": "EXPECTED_START_TIME_DESC", "flow_runs": {"name": {"any_": [name]}}, "limit": 1}
+    [run] = stack.ask("/flow_runs/filter", query)
+    below = stack.ask("/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run["id"]]}}})
+    return [run, *below]
+
+
+def kinds(stack: Stack, name: str) -> tuple[list[str], list[str]]:
+    """The kinds of states of a run with its sub-flows, and of their tasks."""
+    runs = runs_of(stack, name)
+    tasks = stack.ask("/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"] for run in runs]}}})
+    return [run["state_type"] for run in runs], [task["state_type"] for task in tasks]
+
+
+def mlflow_status(stack: Stack, name: str) -> str:
+    url = f"{stack.mlflow}/api/2.0/mlflow"
+    experiment = stack.ask(f"{url}/experiments/get-by-name?experiment_name=stub")["experiment"]["experiment_id"]
+    query = {"experiment_ids": [experiment], "filter": f"attributes.run_name = '{name}'"}
+    [run] = stack.ask(f"{url}/runs/search", query)["runs"]
+    return str(run["info"]["status"])
+
+
+def nothing_is_left(stack: Stack) -> None:
+    assert list((stack.root / ".align/runs").iterdir()) == []
+    assert list((stack.root / ".align/worktrees").iterdir()) == []
+    assert len(git(stack.root, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_run_is_given_its_end(stack: Stack) -> None:
+    with started(stack, "killed") as run:
+        said(run, "working on pretrain")
+        assert repair(stack) == ["no killed run is left to repair"]  # a live one is not touched
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+    states, tasks = kinds(stack, "killed")
+    assert states[0] == "RUNNING" and "RUNNING" in tasks and mlflow_status(stack, "killed") == "RUNNING"
+    with started(stack, "other") as other:
+        said(other, "working on pretrain")
+        # the start of any run repairs what is dead
+        states, tasks = kinds(stack, "killed")
+        assert states[0] == "CRASHED" and not set(UNFINISHED) & {*states, *tasks}, (states, tasks)
+        assert mlflow_status(stack, "killed") == "KILLED"
+        assert kinds(stack, "other")[0][0] == "RUNNING" and mlflow_status(stack, "other") == "RUNNING"
+        assert len(list((stack.root / ".align/worktrees").iterdir())) == 1  # of the live one
+        [kept] = (stack.root / ".align/failed").glob("killed-*")
+        about = json.loads((kept / "run.json").read_bytes())
+        assert (about["name"], about["state"], about["flow_run"]) == (
+            "killed",
+            "killed",
+            runs_of(stack, "killed")[0]["id"],
+        )
+        assert (kept / "reports/ingest/report.json").is_file() and (kept / "params.yaml").is_file()
+        kill_all(other)
+        other.wait()
+    lines = repair(stack)
+    assert [line for line in lines if line.startswith("run 'other' was killed: in Prefect flow run other is Crashed")]
+    assert kinds(stack, "other")[0][0] == "CRASHED" and mlflow_status(stack, "other") == "KILLED"
+    assert repair(stack) == ["no killed run is left to repair"]
+    nothing_is_left(stack)
+    done = stack.align_run("--name", "killed", "--set", "pretrain.store_patience_s=300.0")  # and nothing is in the way
+    assert done.returncode == 0, done.stderr
+    nothing_is_left(stack)
+
+
+@pytest.mark.timeout(600)
+def test_a_cancel_that_nobody_was_left_to_obey(stack: Stack) -> None:
+    with started(stack, "unheard") as run:
+        said(run, "working on pretrain")
+        os.kill(run.pid, signal.SIGSTOP)
+        flow_run = runs_of(stack, "unheard")[0]["id"]
+        state = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
+        stack.ask(f"/flow_runs/{flow_run}/set_state", state)
+        assert repair(stack) == ["no killed run is left to repair"]  # stopped is not dead
+        kill_all(run)
+        run.wait()
+    assert any("flow run unheard is Cancelled" in line for line in repair(stack))
+    states, tasks = kinds(stack, "unheard")
+    assert states[0] == "CANCELLED" and not set(UNFINISHED) & {*states, *tasks}
+    nothing_is_left(stack)
+
+
+@pytest.mark.timeout(600)
+def test_without_a_server_it_waits_for_one(stack: Stack) -> None:
+    with started(stack, "waiting") as run:
+        said(run, "working on pretrain")
+        kill_all(run)
+        run.wait()
+    [file] = (stack.root / ".align/runs").glob("*.json")
+    record = json.loads(file.read_bytes())
+    inode = record["inode"]
+    file.write_text(json.dumps(record | {"prefect": "http://127.0.0.1:9/api"}))
+    done = stack.run("-m", "align.cli", "runs", "--repair")
+    assert done.returncode == 1
+    assert "it is a run of another Prefect server, http://127.0.0.1:9/api (PREFECT_API_URL): left for" in done.stderr
+    stack.env["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+    try:
+        [line] = repair(stack)
+    finally:
+        del stack.env["PREFECT_API_URL"]
+    assert "Prefect at http://127.0.0.1:9/api does not answer" in line and "left for the next time" in line
+    nothing = [path.name for path in (stack.root / ".align/worktrees").iterdir()]
+    assert nothing == [] and kinds(stack, "waiting")[0][0] == "RUNNING"
+    file.write_text(json.dumps(record | {"inode": inode}))
+    assert any("flow run waiting is Crashed" in line for line in repair(stack))
+    nothing_is_left(stack)
+
+
+def stopped_by_make_down(stack: Stack) -> None:
+    """A click, and `make down` in the middle of it; `make up` says what became of it."""
+    run = stack.start({"name": "clicked", "overrides": {"pretrain.store_patience_s": 900.0}})
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with suppress(IndexError):  # it has no name yet
+            if stack.states("clicked").get("pretrain") == "Running":
+                break
+        time.sleep(1)
+    assert stack.run("-m", "infra.local", "down").returncode == 0
+    done = stack.run("-m", "infra.local", "up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stack.wait_for(run, "CRASHED", "CANCELLED", timeout_s=5) in ("CRASHED", "CANCELLED"), done.stderr
+    states, tasks = kinds(stack, "clicked")
+    assert not set(UNFINISHED) & {*states, *tasks}, (states, tasks)
+    assert mlflow_status(stack, "clicked") == "KILLED"
+    nothing_is_left(stack)
+
+
+@pytest.mark.timeout(600)
+def test_after_everything_was_killed_make_up_repairs(tmp_path: Path) -> None:
+    """A run with a server of its own; the power fails; `make up`."""
+    root = tmp_path / "repo"
+    stub_repository(root)
+    alone = Stack(root)
+    try:
+        with started(alone, "alone") as run:
+            said(run, "working on pretrain")
+            kill_all(run)
+            run.wait()
+        time.sleep(1)
+        done = alone.run("-m", "infra.local", "up")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "run 'alone' was killed: in Prefect flow run alone is Crashed" in done.stderr
+        states, tasks = kinds(alone, "alone")
+        assert states[0] == "CRASHED" and not set(UNFINISHED) & {*states, *tasks}, (states, tasks)
+        assert mlflow_status(alone, "alone") == "KILLED"
+        nothing_is_left(alone)
+        stopped_by_make_down(alone)
+    finally:
+        alone.run("-m", "infra.local", "down")
+        alone.close()

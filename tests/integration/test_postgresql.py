@@ -1,0 +1,96 @@
+"""`make up`, runs, backup and restore with PostgreSQL for Prefect and MLflow, where its addresses are given."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.git_repository import git
+from tests.support import ROOT, missing
+from tests.support.local_stack import Stack, stub_repository
+from tests.support.postgresql import PASSWORD, URL_PASSWORD, create, postgresql_server, programs, sql
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
+__all__ = ["postgresql_server"]
+
+
+@pytest.fixture(name="stack")
+def _stack(tmp_path: Path, postgresql: str) -> Iterator[Stack]:
+    try:
+        import pg8000  # type: ignore[import-untyped, unused-ignore]  # noqa: F401  (MLflow's driver, in the extra)
+    except ImportError:
+        missing("needs pg8000, the extra [postgresql]")
+    root = tmp_path / "repo"
+    stub_repository(root)
+    stack = Stack(root)
+    stack.env |= dict(zip(VARIABLES, create(postgresql, "prefect", "mlflow"), strict=True))
+    stack.env["PATH"] = f"{root / 'bin'}{os.pathsep}{programs()}{os.pathsep}{stack.env['PATH']}"
+    try:
+        yield stack
+    finally:
+        stack.run("-m", "infra.local", "down")
+        stack.close()
+
+
+VARIABLES = ("ALIGN_PREFECT_DATABASE_URL", "ALIGN_MLFLOW_DATABASE_URL")
+
+
+def count(stack: Stack, variable: str, table: str) -> int:
+    place, _, database = stack.env[variable].rpartition("/")
+    return int(sql(int(place.rpartition(":")[2]), f"SELECT count(*) FROM {table}", None, database).stdout)
+
+
+def test_the_stack_keeps_its_runs_there_and_they_come_back_elsewhere(
+    stack: Stack, postgresql: str, tmp_path: Path
+) -> None:
+    done = stack.run("-m", "infra.local", "up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = stack.start({"name": "clicked"})
+    assert stack.wait_for(run, "COMPLETED", "FAILED", "CRASHED", timeout_s=300) == "COMPLETED"
+    assert not (stack.root / "mlflow.db").exists() and not (stack.root / ".align/prefect/prefect.db").exists()
+    assert count(stack, VARIABLES[0], "flow_run") >= 4 and count(stack, VARIABLES[1], "runs") == 1
+    for process in psutil.process_iter(["cmdline"]):
+        assert not any(word in " ".join(process.info["cmdline"] or []) for word in (PASSWORD, URL_PASSWORD))
+    api = f"{stack.mlflow}/api/2.0/mlflow"
+    found = stack.ask(f"{api}/experiments/get-by-name?experiment_name=stub")["experiment"]
+    assert found["artifact_location"].startswith((stack.root / "mlartifacts").as_uri())  # not in the run's worktree
+
+    def backup(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows.backup", *words]
+        env = stack.env | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+
+    place = tmp_path / "place"
+    done = backup(stack.root, "save", str(place))
+    assert done.returncode == 0, done.stderr
+    assert stack.run("-m", "infra.local", "down").returncode == 0
+    elsewhere = tmp_path / "elsewhere"
+    git(tmp_path, "clone", "--quiet", f"file://{stack.root}", str(elsewhere))
+    done = backup(elsewhere, "restore", str(place))
+    assert done.returncode == 1 and "ALIGN_PREFECT_DATABASE_URL: has data" in done.stderr
+    stack.env |= dict(zip(VARIABLES, create(postgresql, "prefect2", "mlflow2"), strict=True))
+    done = backup(elsewhere, "restore", str(place))
+    assert done.returncode == 0, done.stderr
+    stack.root = elsewhere
+    (elsewhere / "bin/align").chmod(0o755)
+    done = stack.run("-m", "infra.local", "up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stack.ask(f"/flow_runs/{run}")["state_type"] == "COMPLETED"
+    found = stack.ask(f"{api}/experiments/get-by-name?experiment_name=stub")["experiment"]
+    assert found["artifact_location"].startswith((elsewhere / "mlartifacts").as_uri())
+    assert git(elsewhere, "rev-parse", "--verify", "run/clicked")
+
+
+def test_a_bad_address_is_one_line_that_does_not_show_it(tmp_path: Path) -> None:
+    stub_repository(tmp_path / "repo")
+    for url in ("mysql://me:planted@host/db", "postgresql://me:planted@host", "postgresql://me:planted@host:x/db"):
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.backup", "save", str(tmp_path / "place")],
+            cwd=tmp_path / "repo", env=os.environ | {VARIABLES[1]: url}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1 and "planted" not in done.stderr
+        assert "ALIGN_MLFLOW_DATABASE_URL: expected postgresql://user:password@host:port/database" in done.stderr

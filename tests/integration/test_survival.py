@@ -1,0 +1,220 @@
+"""What becomes of a deployed run when something around it, or below it, dies. The stated ends: docs/operations.md."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from flows.git_repository import git
+from tests.support.local_stack import PATIENCE_S, WORKS, Stack
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+@pytest.fixture(name="whole")
+def _whole(stack: Stack) -> Stack:
+    """The stack with all its services, whatever the last test ended."""
+    (stack.root / "checkpoints/step").unlink(missing_ok=True)
+    stack.up()
+    return stack
+
+
+def click(stack: Stack, name: str, seconds: float, seed: int) -> str:
+    """A run whose trainer works for so long."""
+    values = {"pretrain.store_patience_s": float(PATIENCE_S + seconds), "pretrain.seed": seed}
+    return stack.start({"name": name, "overrides": values})
+
+
+def training(stack: Stack, name: str, seconds: float, seed: int) -> str:
+    """The same, once its trainer works."""
+    run = click(stack, name, seconds, seed)
+    stack.wait_for_line(run, WORKS)
+    return run
+
+
+def steps(stack: Stack, run: str) -> list[int]:
+    return [int(line.split()[1]) for line in stack.logs(run) if line.startswith("step ")]
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def trainer(stack: Stack, run: str) -> psutil.Process:
+    """The process of the stage itself, below dvc."""
+    for process in stack.flow_process(run).children(recursive=True):
+        if process.cmdline()[1:3] == [str(stack.root / "bin/align"), "pretrain"]:
+            return process
+    raise AssertionError("no trainer")
+
+
+def saved(stack: Stack) -> bool:
+    return (stack.root / "checkpoints/step").exists()
+
+
+def works(stack: Stack, name: str, seed: int) -> None:
+    """A click on a run works."""
+    run = stack.start({"name": name, "overrides": {"pretrain.seed": seed}})
+    assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)
+
+
+@pytest.mark.parametrize("ends_meanwhile", [False, True])
+def test_the_server_restarts_in_mid_run(whole: Stack, ends_meanwhile: bool) -> None:
+    """Its stage ends with the server there again, or while it is gone: the run goes through, and no line is lost."""
+    seconds, name = (4, "restart-end") if ends_meanwhile else (40, "restart")
+    run = training(whole, name, seconds, seed=101 + ends_meanwhile)
+    whole.kill("prefect")
+    if ends_meanwhile:
+        process = whole.flow_process(run)
+        wait_until(lambda: not any("align" in " ".join(one.cmdline()) for one in process.children(recursive=True)))
+        time.sleep(10)  # its first attempts fail
+    whole.up()
+    assert whole.wait_for(run, *ENDS, timeout_s=180) == "COMPLETED"
+    assert steps(whole, run) == list(range(2 * seconds))
+    states = whole.states(name)
+    assert {states[stage] for stage in ("pretrain", "index", "record", "register")} == {"Completed"}
+    assert all(part["state_type"] == "COMPLETED" for part in whole.parts(run))
+    works(whole, f"{name}-after", 201 + ends_meanwhile)
+
+
+def test_the_worker_survives_a_long_outage(whole: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's own worker gives up after 12 polls that fail: a quarter of an hour, here seconds."""
+    quick = {"PREFECT_WORKER_QUERY_SECONDS": "0.1", "PREFECT_WORKER_HEARTBEAT_SECONDS": "1"}
+    for name, value in (quick | {"PREFECT_CLIENT_MAX_RETRIES": "0"}).items():
+        monkeypatch.setitem(whole.env, name, value)
+    whole.kill("worker")
+    whole.up()
+    run = training(whole, "long-outage", 15, seed=102)
+    whole.kill("prefect")
+    time.sleep(20)
+    whole.up()
+    assert whole.wait_for(run, *ENDS) == "COMPLETED"
+    assert steps(whole, run) == list(range(30))
+    assert "error threshold" not in (whole.root / ".align/logs/worker.log").read_text()
+    works(whole, "long-outage-after", 202)
+
+
+def test_a_run_outlives_its_worker(whole: Stack) -> None:
+    run = training(whole, "no-worker", 12, seed=103)
+    whole.kill("worker")
+    assert whole.wait_for(run, *ENDS) == "COMPLETED"
+    assert steps(whole, run) == list(range(24))
+    assert "step 23" in (whole.root / ".align/logs/worker.log").read_text()
+    whole.up()
+    works(whole, "next-worker", 203)
+
+
+def test_without_its_worker_a_run_can_be_cancelled(whole: Stack) -> None:
+    run = training(whole, "orphan", 300, seed=104)
+    process = whole.flow_process(run)
+    whole.kill("worker")
+    whole.ask(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True})
+    assert whole.wait_for(run, *ENDS) == "CANCELLED"
+    assert saved(whole)
+    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    assert {part["name"]: part["state_type"] for part in whole.parts(run)} == {
+        "data": "COMPLETED", "training": "CANCELLED",
+    }  # fmt: skip
+    assert whole.states("orphan")["pretrain"] == "Cancelled"
+
+
+def test_a_run_of_the_command_line_is_ended_by_a_pause(whole: Stack) -> None:
+    command = [sys.executable, "-m", "align.cli", "run", "--name", "typed"]
+    command += ["--set", f"pretrain.store_patience_s={PATIENCE_S + 300.0}"]
+    with subprocess.Popen(command, cwd=whole.root, env=whole.env, stderr=subprocess.PIPE, text=True) as typed:
+        question = {"flow_runs": {"name": {"any_": ["typed"]}}}
+        wait_until(lambda: bool(whole.ask("/flow_runs/filter", question)))
+        run = whole.ask("/flow_runs/filter", question)[0]["id"]
+        whole.wait_for_line(run, WORKS)
+        state = {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}}
+        assert whole.ask(f"/flow_runs/{run}/set_state", {"state": state})["status"] == "ABORT"  # by Prefect's server
+        state = {"type": "PAUSED", "name": "Paused"}
+        assert whole.ask(f"/flow_runs/{run}/set_state", {"state": state})["status"] == "ACCEPT"
+        said = typed.communicate(timeout=60)[1]
+    assert typed.returncode == 130
+    assert said.splitlines()[-1] == "align: paused: pretrain was ended, with its checkpoint. The same run resumes it"
+    assert saved(whole)
+    assert whole.ask(f"/flow_runs/{run}")["state_type"] == "CANCELLED"
+
+
+def test_make_down_twice_in_mid_run_blocks_nothing(whole: Stack) -> None:
+    """Also where an earlier version has left the deployment a limit, whose slots a dead run keeps."""
+    deployment = whole.ask("/deployments/name/pipeline/local")["id"]
+    whole.ask(f"/deployments/{deployment}", {"concurrency_limit": 2}, "PATCH")
+    for number in range(2):
+        (whole.root / "checkpoints/step").unlink(missing_ok=True)
+        training(whole, f"down-{number}", 300, seed=105 + number)
+        if number:  # of which nobody is left to tell it
+            whole.kill("worker")
+        said = whole.down()
+        assert saved(whole)
+        assert ("stopped a run that had outlived its worker" in said) is bool(number)
+        whole.up()
+        assert whole.ask("/deployments/name/pipeline/local")["global_concurrency_limit"] is None
+    works(whole, "after-down", 205)
+
+
+@pytest.mark.parametrize("victim", ["flow", "dvc", "trainer"])
+def test_a_killed_process_leaves_nothing_behind(whole: Stack, victim: str) -> None:
+    run = training(whole, f"killed-{victim}", 300, seed=107)
+    family = whole.flow_process(run).children(recursive=True)
+    assert [one for one in family if "dvc" in " ".join(one.cmdline())]
+    if victim == "flow":
+        whole.flow_process(run).kill()
+    elif victim == "dvc":
+        next(one for one in family if one.cmdline()[1].endswith("/dvc")).kill()
+    else:
+        trainer(whole, run).kill()
+    assert whole.wait_for(run, *ENDS) == ("CRASHED" if victim == "flow" else "FAILED")
+    psutil.wait_procs(family, 60)
+    assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    assert saved(whole) is (victim != "trainer")
+    if victim != "flow":
+        message = whole.ask(f"/flow_runs/{run}")["state"]["message"]
+        assert "exit code 137" in message or "failed to reproduce" in message, message
+    works(whole, f"killed-{victim}-again", 107)
+
+
+def test_two_equal_runs_and_a_different_one_at_once(whole: Stack) -> None:
+    first = training(whole, "first", 30, seed=110)
+    second = click(whole, "second", 30, seed=110)
+    whole.wait_for_line(second, "waiting for run 'first'")
+    assert whole.wait_for(first, *ENDS) == whole.wait_for(second, *ENDS) == "COMPLETED"
+    assert whole.states("second")["pretrain"] == "Cached"
+
+    one = training(whole, "one", 20, seed=111)
+    other = training(whole, "other", 4, seed=112)  # side by side: there is no accelerator here
+    assert whole.ask(f"/flow_runs/{one}")["state_type"] == "RUNNING"
+    assert whole.wait_for(other, *ENDS) == whole.wait_for(one, *ENDS) == "COMPLETED"
+
+
+def test_what_cannot_run_fails_with_one_line(whole: Stack) -> None:
+    def reason(request: dict[str, object]) -> str:
+        run = whole.start(request)
+        assert whole.wait_for(run, *ENDS) == "FAILED"
+        assert not [line for line in whole.logs(run) if "Traceback" in line]
+        return str(whole.ask(f"/flow_runs/{run}")["state"]["message"])
+
+    assert "'nowhere' names no commit" in reason({"name": "unknown-ref", "ref": "nowhere"})
+    edited = whole.root / "dvc.yaml"
+    text = edited.read_text()
+    edited.write_text(f"{text}# edited\n")
+    try:
+        assert "uncommitted changes (dvc.yaml)" in reason({"name": "dirty"})
+    finally:
+        edited.write_text(text)
+
+
+def test_mlflow_is_killed_in_mid_run(whole: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the local stack write to MLflow's database themselves; its server is what people look at."""
+    run = training(whole, "no-mlflow", 4, seed=113)
+    whole.kill("mlflow")
+    assert whole.wait_for(run, *ENDS) == "COMPLETED"
+    git(whole.root, "rev-parse", "--verify", "run/no-mlflow")

@@ -1,0 +1,238 @@
+"""The services of infra/compose.yaml as processes of this machine, without Docker.
+
+Each runs its own command line with no more than the environment, the secrets and the folders that the file gives it,
+and is waited for with its own health check. Replaced are: names of services and 0.0.0.0 by 127.0.0.1, ports by free
+ones, paths in a container by folders of the test. The image's ENV and ENTRYPOINT are read from infra/Dockerfile; its
+files are this checkout's. The entrypoint of postgres' image is stood in for (`_make_databases`).
+"""
+
+import os
+import pwd
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+from tests.support import ROOT, missing
+from tests.support.mlflow_server import free_port
+
+FILE, IMAGE = ROOT / "infra/compose.yaml", ROOT / "infra/Dockerfile"
+#: What the file's services listen on, in their containers.
+PORTS = (4200, 5000, 5432, 8080, 8090, 8333)
+#: What `weed mini` listens on beside S3, which nobody else uses.
+WEED = tuple(f"-{name}.port{kind}" for name in ("master", "volume", "filer", "admin") for kind in ("", ".grpc"))
+BIN = Path(sys.executable).parent
+
+
+def read() -> dict[str, Any]:
+    """The file, with its anchors and merges resolved."""
+    file: dict[str, Any] = YAML(typ="safe", pure=True).load(FILE.read_text("utf-8"))
+    return file
+
+
+def image_environment() -> dict[str, str]:
+    """The ENV of infra/Dockerfile."""
+    lines = re.findall(r"^ENV (.+)$", IMAGE.read_text("utf-8"), re.M)
+    return dict(word.split("=", 1) for line in lines for word in shlex.split(line))
+
+
+def postgres_program(name: str) -> str:
+    """A program of PostgreSQL's server; skips the test without one."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    found = shutil.which(name, path=os.pathsep.join([*map(str, folders[::-1]), os.environ["PATH"]]))
+    return found or missing("PostgreSQL is not installed: apt-get install postgresql")
+
+
+class Compose:
+    """The services on free ports, over the checkout `project`, with their data and secrets below `root`."""
+
+    def __init__(self, root: Path, project: Path) -> None:
+        self.root, self.project = root, project
+        self.services: dict[str, dict[str, Any]] = read()["services"]
+        self.secrets = root / "secrets"
+        subprocess.run([ROOT / "infra/compose/make_secrets.sh", self.secrets], check=True, capture_output=True)
+        self._claims, numbers = zip(*(free_port() for _ in (*PORTS, *WEED)), strict=True)
+        self.ports = dict(zip((*PORTS, *WEED), numbers, strict=True))
+        # PostgreSQL refuses to run as root, and another user cannot enter pytest's folders.
+        self._postgres = Path(tempfile.mkdtemp(prefix="align-postgres-"))
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def secret(self, name: str) -> str:
+        """A secret's text."""
+        return (self.secrets / name).read_text().strip()
+
+    def up(self, *names: str) -> None:
+        """Starts services in the order given, and waits for each; those that it depends on must be as the file asks."""
+        for name in names:
+            for other, condition in self.services[name].get("depends_on", {}).items():
+                state = condition["condition"]
+                ended = self.processes[other].poll() == 0
+                assert ended if state == "service_completed_successfully" else self._is_healthy(other), (name, other)
+            self._start(name)
+            self._wait_for(name)
+
+    def down(self) -> None:
+        """Ends every process; SIGTERM first, as Docker does."""
+        for name, process in reversed(self.processes.items()):
+            family = [psutil.Process(process.pid), *_children(process.pid)] if process.poll() is None else []
+            with suppress(ProcessLookupError):
+                # PostgreSQL: SIGINT, its image's STOPSIGNAL, does not wait for clients
+                os.killpg(process.pid, signal.SIGINT if name == "postgres" else signal.SIGTERM)
+            _, alive = psutil.wait_procs(family, timeout=15)
+            for each in alive:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+            process.wait()
+        for claim in self._claims:
+            claim.close()
+        shutil.rmtree(self._postgres)
+
+    def run(self, name: str, *command: str) -> subprocess.CompletedProcess[str]:
+        """`docker compose run --no-deps NAME COMMAND`."""
+        words = [str(self._entrypoint()), *command]
+        environment, folder = self._environment(name), self._folder(name)
+        return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+    def log(self, name: str) -> str:
+        """What a service printed."""
+        return (self.root / f"{name}.log").read_text("utf-8", "replace")
+
+    # --- from the file to a process
+
+    def here(self, name: str, text: str) -> str:
+        """A text of the file as it has to be without containers, for one service."""
+        services = "|".join(self.services)
+        text = re.sub(
+            rf"\b({services}|127\.0\.0\.1|0\.0\.0\.0):(\d+)", lambda m: f"127.0.0.1:{self.ports[int(m[2])]}", text
+        )
+        text = re.sub(rf"(?<=-ip=)({services})\b|0\.0\.0\.0", "127.0.0.1", text)
+        text = re.sub(rf"(?<![:\w.-])({'|'.join(map(str, PORTS))})\b", lambda m: str(self.ports[int(m[1])]), text)
+        folders = {"/run/secrets": self._given(name), "/opt/align": ROOT, "/project": self.project}
+        folders |= {"/data": self.root / "data", "/tmp": self._scratch(name)}
+        return re.sub(rf"(?<![\w/])({'|'.join(folders)})(?![\w-])", lambda m: str(folders[m[1]]), text)
+
+    def _environment(self, name: str) -> dict[str, str]:
+        service = self.services[name]
+        ours = "build" in service
+        values = (image_environment() if ours else {"HOME": "/tmp"}) | service.get("environment", {})
+        environment = {key: self.here(name, str(value)) for key, value in values.items()}
+        environment |= {
+            key: value for key, value in values.items() if key == "ALIGN_SERVER_NAMES"
+        }  # any may be asked for
+        environment["PATH"] = os.pathsep.join([str(BIN), os.environ["PATH"]])
+        if ours:
+            environment["PYTHONPATH"] = str(ROOT)  # where the image has align installed
+            environment["ALIGN_SECRETS"] = str(self._given(name))
+            environment["TMPDIR"] = self.here(name, "/tmp")
+        return environment
+
+    def _given(self, name: str) -> Path:
+        """What a container sees as /run/secrets: what the service lists, under the names that it asks for."""
+        folder = self.root / "run" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in self.services[name].get("secrets", []):
+            source, target = (entry, entry) if isinstance(entry, str) else (entry["source"], entry["target"])
+            shutil.copy(self.secrets / source, folder / target)
+        return folder
+
+    def _scratch(self, name: str) -> Path:
+        folder = self.root / "tmp" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _folder(self, name: str) -> Path:
+        return Path(self.here(name, self.services[name].get("working_dir", "/tmp")))
+
+    def _entrypoint(self) -> Path:
+        [words] = re.findall(r'^ENTRYPOINT \["/opt/align/(\S+)"\]$', IMAGE.read_text("utf-8"), re.M)
+        return ROOT / words
+
+    def _words(self, name: str, part: str) -> list[str]:
+        value = self.services[name].get(part, [])
+        return [self.here(name, word) for word in (shlex.split(value) if isinstance(value, str) else value)]
+
+    def _start(self, name: str) -> None:
+        command = [*self._words(name, "entrypoint"), *self._words(name, "command")]
+        environment = self._environment(name)
+        user = None
+        if name == "postgres":
+            command, user = self._make_databases(command, environment)
+        elif name == "s3":
+            (self.root / "data").mkdir()
+            sockets = ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]
+            command += [*(f"{flag}={self.ports[flag]}" for flag in WEED), *sockets]
+        else:
+            command = [str(self._entrypoint()), *command]
+        with (self.root / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, cwd=self._postgres if user else self._folder(name), env=environment, user=user, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def _make_databases(self, command: list[str], environment: Mapping[str, str]) -> tuple[list[str], str | None]:
+        """What postgres' image does at its first start. Returns the server's command, and its user."""
+        user = "postgres" if os.geteuid() == 0 else None
+        if user and user not in {entry.pw_name for entry in pwd.getpwall()}:
+            missing("PostgreSQL does not run as root, and there is no user postgres")
+        data, password = self._postgres / "data", self._postgres / "password"
+        shutil.copy(environment["POSTGRES_PASSWORD_FILE"], password)
+        if user:
+            for path in (self._postgres, password):
+                shutil.chown(path, user)
+        owner, database = environment["POSTGRES_USER"], environment["POSTGRES_DB"]
+        quiet: dict[str, Any] = {
+            "cwd": self._postgres,
+            "user": user,
+            "check": True,
+            "capture_output": True,
+            "text": True,
+        }
+        initdb = [postgres_program("initdb"), f"--pgdata={data}", f"--username={owner}", f"--pwfile={password}"]
+        subprocess.run([*initdb, "--auth-local=trust", *environment["POSTGRES_INITDB_ARGS"].split()], **quiet)
+        statements = [f"CREATE DATABASE {database}", (ROOT / "infra/compose/databases.sql").read_text("utf-8")]
+        single = [postgres_program("postgres"), "--single", "-j", "-D", str(data), "postgres"]
+        subprocess.run(single, input=";\n\n".join(statements), **quiet)
+        server = [postgres_program(command[0]), "-D", str(data), *command[1:], "-p", str(self.ports[5432])]
+        return [*server, "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self._postgres}"], user
+
+    def _wait_for(self, name: str) -> None:
+        """Until its health check passes; a service without one, until it ends well."""
+        process, deadline = self.processes[name], time.monotonic() + 240
+        while time.monotonic() < deadline:
+            if "healthcheck" not in self.services[name]:
+                if process.poll() is not None:
+                    break
+            elif process.poll() is not None:
+                break
+            elif self._is_healthy(name):
+                return
+            time.sleep(0.5)
+        if "healthcheck" not in self.services[name] and process.poll() == 0:
+            return
+        pytest.fail(f"{name} is not healthy (exit code {process.poll()}): {self.log(name)[-3000:]}")
+
+    def _is_healthy(self, name: str) -> bool:
+        kind, *command = (self.here(name, word) for word in self.services[name]["healthcheck"]["test"])
+        assert kind == "CMD"
+        done = subprocess.run(
+            command, env=self._environment(name), cwd=ROOT, capture_output=True, check=False, timeout=30
+        )
+        return done.returncode == 0
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []

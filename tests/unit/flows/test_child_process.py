@@ -1,0 +1,75 @@
+"""A supervised child while what reads its output fails, and while somebody wants it to end."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.child_process import CommandError, run_supervised
+from flows.watch import Watch
+
+#: Prints more than a pipe holds, then leaves a result: a pipe that nobody reads would stop it, a closed one kill it.
+TALKER = """
+from pathlib import Path
+for number in range(3000):
+    print(f"step {number} " + "x" * 100, flush=True)
+Path("result").write_text("whole")
+"""
+
+
+@pytest.mark.parametrize("failure", [SystemExit(1), OSError(28, "No space left on device"), ConnectionError("away")])
+def test_a_child_ends_well_whatever_its_log_raises(tmp_path: Path, failure: BaseException) -> None:
+    heard: list[str] = []
+
+    def log(line: str) -> None:
+        if line.startswith("step"):
+            raise failure
+        heard.append(line)
+
+    lines = run_supervised([sys.executable, "-c", TALKER], cwd=tmp_path, env=os.environ, log=log)
+    assert (tmp_path / "result").read_text() == "whole"
+    assert len(lines) == 3000
+    assert len(heard) == 1 and heard[0].startswith(f"3000 lines could not be logged: {type(failure).__name__}")
+
+
+#: Saves when it is told to end.
+TRAINER = """
+import os, pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path("checkpoint").write_text("step 7")
+    sys.exit(1)
+signal.signal(signal.SIGTERM, save)
+print("training", os.getppid(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_watch_ends_a_child_which_saves_first(tmp_path: Path) -> None:
+    training: list[str] = []
+
+    def ask() -> BaseException | None:
+        return KeyboardInterrupt("suspended") if training else None
+
+    with pytest.raises(KeyboardInterrupt, match="suspended"), Watch(ask, every_s=0.05) as watch:
+        command = [sys.executable, "-c", TRAINER]
+        run_supervised(command, cwd=tmp_path, env=os.environ, log=training.append, watch=watch)
+    assert (tmp_path / "checkpoint").read_text() == "step 7"
+
+
+#: As dvc above a trainer: waits for it, and does not survive.
+LAUNCHER = f"""
+import subprocess, sys
+subprocess.run([sys.executable, "-c", {TRAINER!r}], check=False)
+"""
+
+
+def test_a_killed_launcher_leaves_no_trainer(tmp_path: Path) -> None:
+    def kill(line: str) -> None:
+        if line.startswith("training "):
+            os.kill(int(line.split()[1]), signal.SIGKILL)
+
+    with pytest.raises(CommandError, match="training"):
+        run_supervised([sys.executable, "-c", LAUNCHER], cwd=tmp_path, env=os.environ, log=kill)
+    assert (tmp_path / "checkpoint").read_text() == "step 7"

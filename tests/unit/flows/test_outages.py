@@ -1,0 +1,147 @@
+"""Prefect's clients while their server does not answer, and a run's output when the worker that read it is dead."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+from tests.support.mlflow_server import free_port
+
+
+class _Server(BaseHTTPRequestHandler):
+    """Refuses three times, as a server that starts or ends; then it is healthy. Keeps what was logged."""
+
+    refusals = [500, 502, 503]  # noqa: RUF012 - of the one server of a test
+    logged: list[str] = []  # noqa: RUF012
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        text, status = "[]", 200
+        if self.path.startswith("/api/csrf-token"):
+            text, status = "CSRF protection is disabled.", 422
+        elif _Server.refusals:
+            status = _Server.refusals.pop()
+        elif self.path == "/api/logs/":
+            _Server.logged += [line["message"] for line in json.loads(body)]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    do_GET = do_POST = _answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(name="port")
+def _port() -> Iterator[int]:
+    claim, port = free_port()
+    yield port
+    claim.close()
+
+
+#: Asks, and logs, before the server is there: the clients of a run that was started while it was.
+CLIENT = """
+import logging, uuid
+from flows import outages
+outages.RETRY_EVERY_S = 0.2
+outages.wait_out_outages()
+outages.wait_out_outages() # in a sub-flow
+from prefect.client.orchestration import get_client
+from prefect.logging.handlers import APILogWorker
+line = dict(flow_run_id=str(uuid.uuid4()), name="x", level=20, timestamp="2026-01-01T00:00:00Z")
+for number in range(3):
+    APILogWorker.instance().send(line | {"message": f"line {number}"})
+print("asking", flush=True)
+with get_client(sync_client=True) as client:
+    client.request("GET", "/health")
+print("answered", flush=True)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_clients_wait_for_a_server_and_lose_no_line(port: int, tmp_path: Path) -> None:
+    env = os.environ | {
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT),
+        "PREFECT_CLIENT_MAX_RETRIES": "0",
+    }  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", CLIENT], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as client:
+        assert client.stdout is not None and client.stderr is not None
+        try:
+            assert client.stdout.readline() == "asking\n"
+            assert "does not answer (ConnectError); waiting for it" in client.stderr.readline()
+            time.sleep(0.5)
+            assert client.poll() is None
+            with ThreadingHTTPServer(("127.0.0.1", port), _Server) as server:
+                thread = threading.Thread(target=server.serve_forever, daemon=True)
+                thread.start()
+                rest = client.communicate(timeout=60)
+                server.shutdown()
+                thread.join()
+        finally:
+            client.kill()
+    assert client.returncode == 0, rest
+    assert rest[0] == "answered\n" and rest[1].count("answers again") >= 1
+    assert _Server.logged == ["line 0", "line 1", "line 2"]
+
+
+#: What a worker starts. Its output goes to a pipe of the worker's.
+RUN = """
+import sys, time
+from pathlib import Path
+from flows.outages import keep_output
+print("starts", flush=True)
+if len(sys.argv) > 1:
+    keep_output(Path.cwd())
+Path("ready").touch()
+while not Path("dead").exists():
+    time.sleep(0.02)
+from rich.console import Console
+Console(file=sys.stderr).print("a line of the log") # as Prefect logs
+print("another", flush=True)
+Path("result").write_text("whole")
+"""
+#: A program with the name of Prefect's: reads what its run prints, and waits to be killed.
+WORKER = """
+import subprocess, sys
+run = subprocess.Popen([sys.executable, *sys.argv[2:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+print(run.stdout.readline(), run.pid, flush=True)
+run.wait()
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_outlives_its_worker(tmp_path: Path, kept: bool) -> None:
+    (tmp_path / "run.py").write_text(RUN)
+    command = [sys.executable, "-c", WORKER, "worker", "run.py", *(["keep"] if kept else [])]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as worker:
+        assert (worker.stdout is not None and worker.stdout.readline() == "b'starts\\n'") or True
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "ready").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        worker.kill()
+    (tmp_path / "dead").touch()
+    while kept and not (tmp_path / "result").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0 if kept else 1)
+    assert (tmp_path / "result").exists() == kept  # the reason for keep_output: without it the run ends there
+    if kept:
+        while "another" not in (text := (tmp_path / ".align/logs/worker.log").read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert "a line of the log" in text

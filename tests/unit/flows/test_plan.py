@@ -1,0 +1,189 @@
+"""What a run would do: stages followed through a real DVC cache, and what is expected, missing and refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from dvc.lock import Lock  # type: ignore[import-untyped]  # DVC ships no types
+
+from align.errors import DataError
+from flows import plan as plan_module
+from flows.child_process import CommandError
+from flows.dag import read_dag
+from flows.plan import Plan, make_plan, read_states
+from flows.request import Request
+from flows.run_context import RunContext
+from flows.selection import select
+from flows.speeds import Speed, keep_speeds, read_speeds
+from flows.stage_states import StageState, States
+from flows.worktree import worktree
+from tests.support.dvc_projects import commit_all, make_repository
+from tests.support.params import PARAMS_FILE
+
+#: A stage copies its input, and writes a report: sh stage.sh NAME OUT INPUT.
+STAGE = """\
+mkdir -p $2 reports/$1
+cat $3 > $2/table
+echo "{\\"$1/num_pairs\\": 7}" > reports/$1/metrics.json
+"""
+DVC_YAML = """\
+stages:
+  ingest:
+    cmd: sh stage.sh ingest data/raw source.txt
+    deps: [source.txt]
+    params: [ingest]
+    outs: [data/raw, reports/ingest]
+    meta: {flow: data}
+  filter:
+    cmd: sh stage.sh filter data/filtered data/raw/table
+    deps: [data/raw, reports/ingest/metrics.json]
+    params: [filter]
+    outs: [data/filtered, reports/filter]
+    meta: {flow: data}
+  index:
+    cmd: sh stage.sh index data/index data/filtered/table
+    deps: [data/filtered]
+    params: [index]
+    outs: [data/index, reports/index]
+    meta: {flow: release}
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose stages have all run once."""
+    root = tmp_path_factory.mktemp("plan") / "project"
+    files = {
+        "dvc.yaml": DVC_YAML,
+        "params.yaml": PARAMS_FILE.read_text("utf-8"),
+        "source.txt": "pairs\n",
+        "stage.sh": STAGE,
+    }
+    make_repository(root, files, "")
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=root, check=True)
+    commit_all(root)
+    return root
+
+
+def states(root: Path, checkout: Path | None = None) -> dict[str, StageState]:
+    return {one.stage: one for one in read_states(RunContext(root=root, checkout=checkout or root)).stages}
+
+
+def test_followed_through_the_cache_without_a_checkout(made: Path, tmp_path: Path) -> None:
+    found = states(made)
+    assert {one.state for one in found.values()} == {"unchanged"}
+    assert found["filter"].metrics == {"filter/num_pairs": 7} and (found["filter"].num_bytes or 0) > 5
+
+    # in a worktree nothing is there, no dvc.lock either: all comes from the cache, without being checked out
+    (made / "dvc.lock").rename(tmp_path / "dvc.lock")  # as on main, git does not have it
+    commit_all(made, "without dvc.lock")
+    shutil.copy(tmp_path / "dvc.lock", made)
+    with worktree(made, "HEAD", tmp_path / "same", {}) as path:
+        found = states(path, made)
+        assert {one.state for one in found.values()} == {"cached"} and not any(one.why for one in found.values())
+        assert found["index"].metrics == {"index/num_pairs": 7} and not (path / "data").exists()
+    with worktree(made, "HEAD", tmp_path / "other", {"filter.min_words": 4}) as path:
+        found = states(path, made)
+        assert [one.state for one in found.values()] == ["cached", "runs", "runs"]
+        assert found["filter"].why == ("filter.min_words 3 -> 4",)
+        assert found["index"].why == ("reads what filter makes again",)
+    with worktree(made, "HEAD", tmp_path / "missing", {}) as path:
+        (path / "source.txt").unlink()
+        assert states(path, made)["ingest"].missing == ("source.txt",)
+
+
+def test_what_the_cache_has_lost_runs(made: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy)
+    (copy / "source.txt").write_text("more pairs\n")
+    found = states(copy)
+    assert [one.state for one in found.values()] == ["runs", "runs", "runs"]
+    assert found["ingest"].why == ("changed: source.txt",)
+    shutil.copy(made / "source.txt", copy)
+    shutil.rmtree(copy / ".dvc/cache/files")
+    found = states(copy)
+    assert [one.state for one in found.values()] == ["runs", "runs", "runs"]
+    assert found["ingest"].why == ("its outs are not in DVC's cache",) and found["ingest"].metrics == {}
+
+
+def test_while_dvc_works_there_one_line_says_so(made: Path) -> None:
+    """DVC's own lock, as `dvc repro` holds it."""
+    with (
+        Lock(str(made / ".dvc/tmp/lock"), friendly=True),
+        pytest.raises(CommandError, match="failed: dvc status: Unable to acquire lock"),
+    ):
+        read_states(RunContext(root=made, checkout=made))
+
+
+def plan_of(root: Path, *found: StageState, last: str | None = None) -> Plan:
+    run = RunContext(root=root, checkout=root)
+    return make_plan(run, "x", select(read_dag(root), last=last), States(status={}, stages=found))
+
+
+UNCHANGED = tuple(StageState(stage=name, state="unchanged", num_bytes=10) for name in ("ingest", "filter", "index"))
+
+
+def test_a_missing_input_is_refused_before_it_costs(made: Path) -> None:
+    gone = StageState(stage="ingest", state="runs", why=("source.txt does not exist",), missing=("source.txt",))
+    plan = plan_of(made, gone, *UNCHANGED[1:])
+    with pytest.raises(DataError, match=r"^ingest: source\.txt does not exist, and no stage makes it"):
+        plan.require_possible()
+    assert "cannot work: ingest: source.txt" in plan.text() and "**Cannot work**" in plan.markdown()
+    plan_of(made, *UNCHANGED).require_possible()
+
+
+def test_a_disk_that_is_too_small_is_refused(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = StageState(stage="filter", state="runs", num_bytes=2_000_000_000)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(plan_module.shutil, "disk_usage", lambda path: usage(9e9, 8e9, 1_000_000_000))
+    with pytest.raises(DataError, match=r"1\.0 GB are free, and the run needs 2\.0 GB"):
+        plan_of(made, UNCHANGED[0], large, UNCHANGED[2]).require_possible()
+    plan_of(made, *UNCHANGED).require_possible()  # what is there already needs no space
+
+
+def test_time_is_that_of_the_last_run_or_unknown(made: Path, tmp_path: Path) -> None:
+    runs = StageState(stage="filter", state="runs")
+    assert plan_of(made, UNCHANGED[0], runs, UNCHANGED[2]).figures["time"].startswith("unknown: none of")
+    start = time.time() - 1
+    (made / "runtime").mkdir(exist_ok=True)
+    for name, outcome in (("filter", "completed"), ("index", "failed: DataError")):
+        record = {"wall_s": 7200.0, "outcome": outcome}
+        (made / f"runtime/{name}.json").write_text(json.dumps(record))
+    (made / "runtime/ingest.json").write_text("{")
+    keep_speeds(RunContext(root=made, checkout=tmp_path), ["filter", "index", "ingest", "never"], start)
+    assert read_speeds(tmp_path) == {"filter": Speed(wall_s=7200.0)}
+    (tmp_path / ".align/speeds/index.json").write_text("cut o")
+    assert read_speeds(tmp_path).keys() == {"filter"}
+    os.utime(made / "runtime/filter.json", (0, 0))  # of an earlier run
+    keep_speeds(RunContext(root=made, checkout=tmp_path / "none"), ["filter"], start)
+    assert read_speeds(tmp_path / "none") == {}
+    shutil.copytree(tmp_path / ".align", made / ".align", dirs_exist_ok=True)
+    figures = plan_of(made, UNCHANGED[0], runs, StageState(stage="index", state="runs")).figures
+    assert figures["time"] == "about 2 h 0 min by the last measured speeds and unknown for index"
+
+
+def test_rows_are_those_of_the_reports(made: Path) -> None:
+    known = StageState(stage="ingest", state="cached", metrics={"ingest/num_pairs": 1234})
+    figures = plan_of(made, known, StageState(stage="filter", state="runs"), UNCHANGED[2]).figures
+    assert figures["pairs"] == "1,234" and figures["pairs kept"] == "unknown until filter has run"
+
+
+def test_as_a_command(made: Path) -> None:
+    def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows.plan", *arguments]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.run(command, cwd=made, env=env, capture_output=True, text=True, check=False)
+
+    done = ask(Request(to_stage="filter").model_dump_json(), "--json")
+    assert done.returncode == 0, done.stderr
+    assert [one["stage"] for one in json.loads(done.stdout)["stages"]] == ["ingest", "filter"]
+    done = ask(Request(overrides={"promote.min_gain": "much"}).model_dump_json())
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "'promote.min_gain' = 'much'" in done.stderr
+    assert not list(made.glob(".align/worktrees/*"))

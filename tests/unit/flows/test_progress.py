@@ -1,0 +1,190 @@
+"""The page of a run: what a stage writes for it, and that no server can slow or fail a run by it."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from align import console
+from align.console import PROGRESS_VARIABLE, say, track
+from flows import progress
+from flows.dag import Stage
+from flows.progress import RunPage, Work, describe, page_markdown, read_said, run_page
+from flows.run_context import RunContext, child_environment, progress_file
+
+STAGES = [
+    Stage(name, f"what {name} does", "data", (), (), (), f"reports/{name}") for name in ("ingest", "fit_tokenizer")
+]
+
+
+def test_what_a_stage_says_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "progress.json"
+    monkeypatch.setenv(PROGRESS_VARIABLE, str(file))
+    monkeypatch.setattr(console, "PROGRESS_INTERVAL_S", 0.0)
+    assert list(track("abcd", what="filter: shards", total=4)) == list("abcd")
+    say("a warning \x1b[2J")
+    found = read_said(file)
+    assert (found.work.done, found.work.total, found.work.percent) == (4, 4, 100.0)
+    assert found.work.line.startswith("filter: shards: 4 of 4") and found.lines[-1] == r"a warning \u001b[2J"
+    for number in range(50):
+        say(str(number))
+    assert read_said(file).lines == tuple(str(number) for number in range(38, 50))  # the last ones
+    assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
+
+
+def test_where_the_file_cannot_be_written_the_stage_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PROGRESS_VARIABLE, str(tmp_path / "nowhere/progress.json"))
+    say("a line", done=1, total=2)
+    monkeypatch.delenv(PROGRESS_VARIABLE)
+    say("a line")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b'{"lines": ["a"', b"[]", b'{"work": {"done": "x"}}', b"\xff\xfe"])
+def test_a_file_that_is_cut_off_or_none_counts_as_none(tmp_path: Path, content: bytes) -> None:
+    assert read_said(tmp_path / "missing").lines == ()
+    (tmp_path / "file").write_bytes(content)
+    assert read_said(tmp_path / "file").lines == ()
+
+
+def test_time_left_is_by_the_rate_of_the_stage() -> None:
+    assert describe(Work(line="pretrain: step 200 of 800", done=200, total=800, per_s=0.5)) == (
+        "pretrain: step 200 of 800 (20 min left)"
+    )
+    assert describe(Work(line="x", done=3)) == "x" and Work(done=3).percent is None
+    assert Work(done=9, total=3, per_s=1.0).percent == 100.0 and Work(done=0, total=9, per_s=0.0).left_s is None
+
+
+def test_the_commands_of_a_run_know_the_file(tmp_path: Path) -> None:
+    env = child_environment(RunContext(root=tmp_path, checkout=tmp_path))
+    assert env[PROGRESS_VARIABLE] == str(progress_file(tmp_path))
+
+
+def test_the_page_has_states_reports_links_and_lines() -> None:
+    report = uuid4()
+    states = {"ingest": "Cached", "fit_tokenizer": "Running"}
+    links = {"MLflow": "http://127.0.0.1:5000/#/x", "branch": "run/x"}
+    text = page_markdown(STAGES, states, {"ingest": report}, ["~~~~", "last line"], links)
+    assert f"| ingest | cached | [report](/artifacts/artifact/{report}) | what ingest does |" in text
+    assert "| fit_tokenizer | **runs** |  | what" in text
+    assert "* MLflow: <http://127.0.0.1:5000/#/x>\n* branch: run/x" in text
+    assert text.endswith("\nlast line\n~~~~") and text.count("~~~~") == 2  # what is printed cannot end the block
+
+
+class Server:
+    """A server's answers, as the client gives them."""
+
+    def __init__(self) -> None:
+        self.artifacts: dict[UUID, dict[str, Any]] = {}
+        self.broken = threading.Event()
+        self.num_updates = 0
+
+    @contextmanager
+    def client(self, **_: object) -> Iterator["Server"]:
+        self._answer()
+        yield self
+
+    def _answer(self) -> None:
+        if self.broken.is_set():
+            raise OSError("no route to host")
+
+    def create_artifact(self, artifact: Any) -> SimpleNamespace:
+        self._answer()
+        made = SimpleNamespace(id=uuid4())
+        self.artifacts[made.id] = artifact.model_dump()
+        return made
+
+    def update_artifact(self, artifact_id: UUID, artifact: Any) -> None:
+        self._answer()
+        self.artifacts[artifact_id] |= artifact.model_dump(exclude_unset=True)
+        self.num_updates += 1
+
+    def read_task_runs(self, **_: object) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="ingest", state=SimpleNamespace(name="Running"))]
+
+    def read_artifacts(self, **_: object) -> list[SimpleNamespace]:
+        return [SimpleNamespace(key="fit-tokenizer-report", id=uuid4())]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    made = Server()
+    monkeypatch.setattr(progress, "get_client", made.client)
+    monkeypatch.setattr(progress, "INTERVAL_S", 0.01)
+    return made
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_two_artifacts_are_updated_in_place(tmp_path: Path, server: Server) -> None:
+    run, file = uuid4(), progress_file(tmp_path)
+    file.parent.mkdir()
+    file.write_text(json.dumps({"lines": ["of an earlier run"]}))
+    with run_page(run) as page:
+        page.watch(tmp_path, STAGES)
+        wait_for(lambda: len(server.artifacts) == 1)
+        assert "earlier run" not in next(iter(server.artifacts.values()))["data"]
+        file.write_text(json.dumps({"lines": ["step 2"], "work": {"line": "step 2", "done": 2, "total": 8}}))
+        wait_for(lambda: any(one["data"] == 25.0 for one in server.artifacts.values()))
+        page.links["branch"] = "run/x"
+    by_key = {one["key"]: one for one in server.artifacts.values()}
+    assert by_key.keys() == {"run", "progress"} and len(server.artifacts) == 2
+    assert all(one["flow_run_id"] == run for one in by_key.values())
+    assert by_key["progress"]["data"] == 100.0 and "run/x" in by_key["run"]["data"]
+    assert "fit_tokenizer |  | [report]" in by_key["run"]["data"]
+
+
+def test_a_server_that_is_unavailable_and_back_again(tmp_path: Path, server: Server) -> None:
+    progress_file(tmp_path).parent.mkdir()
+    server.broken.set()
+    with run_page(uuid4()) as page:
+        page.watch(tmp_path, STAGES)
+        time.sleep(0.1)
+        assert not server.artifacts
+        server.broken.clear()
+        wait_for(lambda: server.artifacts)
+        server.broken.set()
+        page.links["branch"] = "run/x"
+        time.sleep(0.1)
+        server.broken.clear()
+        wait_for(lambda: server.num_updates)
+        server.broken.set()
+
+
+def test_a_server_that_never_answers_holds_the_end_for_seconds_only(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress_file(tmp_path).parent.mkdir()
+    monkeypatch.setattr(progress, "CLOSE_S", 0.2)
+    released = threading.Event()
+
+    def hang(**_: object) -> list[SimpleNamespace]:
+        released.wait(60)
+        return []
+
+    monkeypatch.setattr(server, "read_task_runs", hang)
+    start = time.monotonic()
+    page = RunPage(uuid4())
+    page.watch(tmp_path, STAGES)
+    time.sleep(0.1)
+    page.close()
+    assert time.monotonic() - start < 10
+    released.set()
+
+
+def test_a_run_that_fails_before_its_page_begins(server: Server) -> None:
+    with pytest.raises(ValueError, match="first"), run_page(uuid4()):
+        raise ValueError("first")
+    assert not server.artifacts

@@ -1,0 +1,166 @@
+"""The form: what it shows, what Prefect's server refuses by it, and the check of the whole before a run begins."""
+
+import shutil
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.utilities.schema_tools import is_valid_schema
+from prefect.utilities.schema_tools.validation import ValidationError, validate
+
+from align.config.params_file import write_params
+from align.config.profile import DEMO, profile_names
+from align.declared import declared_outs
+from align.errors import ConfigError, DataError
+from align.run import PARTS
+from align.verbs import STAGES
+from flows.git_repository import git
+from flows.pipeline import pipeline
+from flows.request import SHORTCUTS, Part, Request, settled
+from tests.support import ROOT
+from tests.support.dvc_projects import commit_all
+from tests.support.params import PARAMS_FILE
+
+SCHEMA: dict[str, Any] = pipeline.parameters.model_dump()
+FORM = SCHEMA["definitions"]["Request"]["properties"]
+
+
+def test_a_drop_down_has_the_stages_of_dvc_yaml() -> None:
+    assert set(STAGES) == set(declared_outs(ROOT))
+    for field in ("from_stage", "to_stage"):
+        assert FORM[field]["enum"] == list(STAGES)
+    assert FORM["profile"]["enum"] == [DEMO, *profile_names(ROOT)]
+    assert tuple(FORM["only"]["enum"]) == PARTS == typing.get_args(Part)
+
+
+def test_the_form_is_short_and_in_the_order_of_the_fields() -> None:
+    assert list(FORM) == list(Request.model_fields) == sorted(FORM, key=lambda name: FORM[name]["position"])
+    for name, field in FORM.items():
+        assert field["title"] and field["description"], name
+        assert "anyOf" not in field and "$ref" not in field, f"{name}: the form would show tabs"
+        assert field.get("default", "") is not None, f"{name}: the form would send null"
+    assert None not in SCHEMA["properties"]["request"]["default"].values()
+    validate({"request": Request().model_dump()}, SCHEMA, raise_on_error=True)
+    assert "properties" not in FORM["overrides"]  # two hundred fields
+    assert FORM["num_steps"]["minimum"] == 1 and "pretrain.num_steps" in FORM["num_steps"]["description"]
+    is_valid_schema(SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"name": "x", "profile": "paper", "only": "training", "to_stage": "pretrain", "seed": 3, "learning_rate": 0.1},
+        {"overrides": {"filter.min_words": 4, "model.image_tower": "B0", "index.queries": None}},
+        {"ref": None, "seed": None, "learning_rate": None, "source": None, "overrides": {}},  # as a program may send it
+        {"overrides": {"a.key.of.another.revision": 1}},  # the run knows that revision
+    ],
+)
+def test_the_server_takes_what_is_right(request_: dict[str, Any]) -> None:
+    validate({"request": request_}, SCHEMA, raise_on_error=True)
+    Request.model_validate(request_)
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        ({"profile": "imagenet"}, "request.profile"),
+        ({"only": "release"}, "request.only"),
+        ({"to_stage": "pretain"}, "request.to_stage"),
+        ({"num_steps": 0}, "request.num_steps"),
+        ({"learning_rate": "fast"}, "request.learning_rate"),
+        ({"source": "https://me:secret@host/crawl.paths"}, "request.source"),
+        ({"overrides": {"filter.min_words": 0}}, "filter.min_words"),
+        ({"overrides": {"promote.min_gain": "much"}}, "promote.min_gain"),
+        ({"overrides": {"paths.archive": "s3://key:secret@bucket/x"}}, "paths.archive"),
+        ({"overrides": {"any.key": ["http://me:secret@host/"]}}, "any.key"),
+        ({"steps": 3}, "request"),
+    ],
+)
+def test_the_server_refuses_by_name_before_it_records(request_: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        validate({"request": request_}, SCHEMA, raise_on_error=True)
+    assert named in str(error.value)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with this one's dvc.yaml and profiles and the tests' values.
+
+    Revisions: `old` has another key than the sections here know, `long` another value and a profile of its own.
+    """
+    root = tmp_path / "checkout"
+    (root / "infra").mkdir(parents=True)
+    shutil.copytree(ROOT / "infra/profiles", root / "infra/profiles")
+    shutil.copy(ROOT / "dvc.yaml", root)
+    text = PARAMS_FILE.read_text("utf-8")
+    (root / "params.yaml").write_text(text.replace("min_gain:", "lowest_gain:"))
+    git(root, "init", "--quiet")
+    commit_all(root)
+    git(root, "branch", "old")
+    (root / "params.yaml").write_text(text)
+    write_params(root / "params.yaml", {"pretrain.warmup_steps": 500})
+    (root / "infra/profiles/own.yaml").write_text("filter: {min_words: 7}\n")
+    commit_all(root)
+    git(root, "branch", "long")
+    (root / "params.yaml").write_text(text)
+    (root / "infra/profiles/own.yaml").unlink()
+    commit_all(root)
+    return root
+
+
+def test_profile_fields_and_overrides_in_this_order(checkout: Path) -> None:
+    request = Request(profile="photographs", num_steps=40, source="mine", overrides={"pretrain.seed": 3})
+    found = settled(checkout, request)
+    values = found.overrides
+    assert (values["ingest.source"], values["pretrain.batch_size"]) == ("folder", 64)  # the profile's
+    assert (values["pretrain.num_steps"], values["paths.archive"], values["pretrain.seed"]) == (40, "mine", 3)
+    assert found.profile == DEMO and all(getattr(found, name) is None for name in SHORTCUTS)
+    assert settled(checkout, found) == found
+    assert settled(checkout, Request()).in_place and not found.in_place
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"overrides": {"promote.min_gain": "much"}}, r"params\.yaml: parameter 'promote\.min_gain' = 'much'"),
+        ({"overrides": {"filter.min_wrods": 4}}, r"'filter\.min_wrods'.*did you mean filter\.min_words"),
+        ({"num_steps": 3}, r"section 'pretrain': warmup_steps \d+ must be less than num_steps 3"),
+        ({"overrides": {"shard.image_px": 32}}, r"shard\.image_px 32 is below model\.resize_px"),
+        ({"overrides": {"paths.checkpoints": "/elsewhere"}}, r"paths\.checkpoints = /elsewhere.*writes there only"),
+        ({"overrides": {"paths.raw": "data/other"}}, r"paths\.raw = data/other"),
+        ({"profile": "own"}, r"--profile own: no readable file"),
+        ({"to_stage": "pretain"}, r"stage 'pretain': dvc\.yaml has no such stage"),
+        ({"only": "data", "from_stage": "pretrain"}, r"nothing to run"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_makes_nothing(checkout: Path, request_: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        settled(checkout, Request.model_validate(request_))
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in checkout.iterdir()) == [".git", "dvc.yaml", "infra", "params.yaml"]
+
+
+def test_the_values_that_count_are_those_of_the_revision(checkout: Path) -> None:
+    own = settled(checkout, Request(ref="long", profile="own"))
+    assert own.overrides == {"filter.min_words": 7} and own.ref == "long"
+    assert settled(checkout, Request(num_steps=400)).overrides == {"pretrain.num_steps": 400}
+    with pytest.raises(ConfigError, match=r"long:params\.yaml: .*warmup_steps 500 must be less than num_steps 400"):
+        settled(checkout, Request(ref="long", num_steps=400))
+    with pytest.raises(ConfigError, match=r"^promote\.min_gain=.*unknown parameter.*\(not in old:params\.yaml\)"):
+        settled(checkout, Request(ref="old", overrides={"promote.min_gain": 0.1}))
+    with pytest.raises(DataError, match="'nowhere' names no commit"):
+        settled(checkout, Request(ref="nowhere"))
+
+
+def test_of_a_revision_with_other_sections_only_what_is_changed_is_checked(checkout: Path) -> None:
+    """`old` lacks a key that the classes here need: by itself that is no mistake of the request."""
+    with pytest.raises(ConfigError, match="lowest_gain"):
+        settled(checkout, Request(ref="old"))  # the same align/config (none), so all values are checked
+    (checkout / "align/config").mkdir(parents=True)
+    (checkout / "align/config/promote.py").write_text("min_gain = 0\n")
+    commit_all(checkout)
+    settled(checkout, Request(ref="old"))
+    with pytest.raises(ConfigError, match=r"old:params\.yaml: parameter 'filter\.min_words' = 0"):
+        settled(checkout, Request(ref="old", overrides={"filter.min_words": 0}))

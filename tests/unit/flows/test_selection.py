@@ -1,0 +1,48 @@
+"""Which stages a request names."""
+
+import pytest
+
+from align.errors import ConfigError, DataError
+from flows.dag import read_dag
+from flows.selection import require_made, select
+from tests.support import ROOT
+
+STAGES = read_dag(ROOT)
+DATA = {"ingest", "filter", "validate", "shard", "validate_shards", "fit_tokenizer"}
+
+
+def names(only: str = "all", first: str | None = None, last: str | None = None) -> tuple[set[str], set[str]]:
+    found = select(STAGES, only, first, last)
+    return {stage.name for stage in found.asked}, {stage.name for stage in found.before}
+
+
+def test_all_and_parts() -> None:
+    assert names() == ({stage.name for stage in STAGES}, set())
+    assert names("data") == (DATA, set())
+    assert names("training") == ({"pretrain", "finetune"}, DATA)
+    assert names("evaluation") == ({"evaluate"}, DATA | {"pretrain", "finetune"})
+
+
+def test_up_to_and_from() -> None:
+    assert names(last="validate") == ({"ingest", "filter", "validate"}, set())
+    asked, before = names(first="finetune")
+    assert asked == {"finetune", "evaluate", "package", "index"} and before == DATA | {"pretrain"}
+    assert names(first="shard", last="shard") == ({"shard"}, {"ingest", "filter", "validate"})
+    assert names("training", first="finetune")[0] == {"finetune"}
+    found = select(STAGES, last="shard")
+    assert [stage.name for stage in found.stages] == ["ingest", "filter", "validate", "shard"]
+    assert set(found.left_out) == {stage.name for stage in STAGES} - {"ingest", "filter", "validate", "shard"}
+
+
+def test_nothing_and_unknown() -> None:
+    with pytest.raises(ConfigError, match="nothing to run: no stage is in 'data' and from pretrain"):
+        select(STAGES, "data", "pretrain")
+    with pytest.raises(ConfigError, match=r"stage 'train': dvc\.yaml has no such stage; it has ingest, "):
+        select(STAGES, last="train")
+
+
+def test_what_comes_before_must_be_made() -> None:
+    chosen = select(STAGES, first="pretrain")
+    require_made(chosen, {"pretrain", "index"})
+    with pytest.raises(DataError, match=r"^filter, shard must run before pretrain: .* from filter$"):
+        require_made(chosen, {"shard", "filter", "pretrain"})

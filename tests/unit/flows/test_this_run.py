@@ -1,0 +1,42 @@
+"""The name of a run: the request's, or the one that a person typed as Prefect's own."""
+
+from pathlib import Path
+
+import pytest
+
+from align.errors import ConfigError
+from flows.git_repository import git
+from flows.request import Request
+from flows.this_run import name_of
+
+
+@pytest.fixture(name="repo")
+def _repo(tmp_path: Path) -> Path:
+    git(tmp_path, "init", "--quiet")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("typed", "asked", "name"),
+    [
+        ("My first / try", None, "My-first-try"),
+        ("My first / try", "  ", "My-first-try"),
+        ("mauve-cuckoo", None, "mauve-cuckoo"),
+        ("mauve-cuckoo", "wide", "wide"),
+        ("../../etc", None, "etc"),
+        ("--all", None, "all"),
+        ("x" * 300, None, "x" * 200),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_the_request_s_name_or_prefect_s(
+    repo: Path, typed: str, asked: str | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__NAME", typed)
+    assert name_of(repo, Request(name=asked)) == name
+
+
+@pytest.mark.parametrize("asked", ["a b", "a..b", "-x", "x" * 300])
+def test_a_name_that_was_asked_for_is_not_changed_but_refused(repo: Path, asked: str) -> None:
+    with pytest.raises(ConfigError, match="run name"):
+        name_of(repo, Request(name=asked))

@@ -1,0 +1,107 @@
+"""`make clean` removes what is made again, and nothing of a person's."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from align.services.dvc import dvc
+from infra import clean
+from tests.support import ROOT
+from tests.support.dvc_projects import environment, make_repository, shell
+
+DVC_YAML = "stages:\n  make:\n    cmd: echo data > table\n    outs: [table]\n"
+
+
+def make_clean(root: Path) -> subprocess.CompletedProcess[str]:
+    """Typed in a checkout with this repository's Makefile."""
+    command = ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), "clean", f"PYTHON={sys.executable}"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(name="checkout")
+def _checkout(tmp_path: Path) -> Path:
+    """A checkout in which everything was run once."""
+    (tmp_path / "infra").symlink_to(ROOT / "infra")
+    for name in (*clean.MADE_AGAIN, "remote", "prefect", "failed/demo", "worktrees", "locks"):
+        (tmp_path / ".align" / name).mkdir(parents=True)
+        (tmp_path / ".align" / name / "file").touch()
+    (tmp_path / ".align/login").write_text("align:secret\n")
+    for name in ("runtime", "dvc_plots", "checkpoints/0123456789abcdef-01234567", "mydata"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").touch()
+    return tmp_path
+
+
+def files(root: Path) -> set[str]:
+    found = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return {path for path in found if not path.startswith("infra/")}
+
+
+def test_what_people_put_there_stays(checkout: Path) -> None:
+    done = make_clean(checkout)
+    assert done.returncode == 0, done.stderr
+    assert files(checkout) == {
+        ".align/login", ".align/remote/file", ".align/prefect/file", ".align/failed/demo/file", ".align/locks/file",
+        ".align/worktrees/file", "checkpoints/0123456789abcdef-01234567/file", "mydata/file",
+    }  # fmt: skip
+    assert make_clean(checkout).returncode == 0  # nothing left to remove
+
+
+def test_what_dvc_pushed_can_be_had_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_repository(tmp_path / "project", {"dvc.yaml": DVC_YAML, "params.yaml": "{}\n"}, "/table\n/infra\n")
+    for name, value in environment(root, {}).items():
+        monkeypatch.setenv(name, value)
+    (root / "infra").symlink_to(ROOT / "infra")
+    shell(root, "dvc repro --quiet && dvc push --quiet && rm -rf .dvc/cache table", {})
+    assert make_clean(root).returncode == 0
+    dvc(root, "pull", "--quiet")
+    assert (root / "table").read_text() == "data\n"
+
+
+def test_running_services_are_refused(checkout: Path) -> None:
+    before = files(checkout) | {".align/services.json"}
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=checkout) as process:
+        service = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+        (checkout / ".align/services.json").write_text(json.dumps({"worker": service, "prefect": service}))
+        done = make_clean(checkout)
+        process.kill()
+    assert done.returncode != 0 and done.stderr.startswith(
+        "align: error: nothing is removed: prefect, worker of `make up` still run: stop them with `make down` first\n"
+    )
+    assert files(checkout) == before
+    assert make_clean(checkout).returncode == 0  # killed: the list is out of date
+    assert ".align/services.json" in files(checkout)
+
+
+def test_a_run_at_work_is_refused(checkout: Path) -> None:
+    with (checkout / ".align/locks/checkout").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("run 'demo'")
+        lock.flush()
+        done = make_clean(checkout)
+    assert done.returncode != 0
+    assert "nothing is removed: run 'demo' is at work and holds .align/locks/checkout: wait for it" in done.stderr
+    assert (checkout / "runtime/file").exists()
+
+
+def test_a_damaged_list_of_services_is_refused(checkout: Path) -> None:
+    (checkout / ".align/services.json").write_text('{"prefect"')
+    assert "services.json cannot be read: `make down`, then delete it" in make_clean(checkout).stderr
+    assert (checkout / "runtime/file").exists()
+
+
+def test_a_link_is_removed_and_what_it_leads_to_stays(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "file").touch()
+    for path in ("runtime", ".align/store"):
+        subprocess.run(["rm", "-r", path], cwd=checkout, check=True)
+        (checkout / path).symlink_to(elsewhere)
+    assert make_clean(checkout).returncode == 0
+    assert (elsewhere / "file").exists() and not (checkout / "runtime").is_symlink()

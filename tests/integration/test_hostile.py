@@ -112,7 +112,6 @@ def align(root: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[byte
     return subprocess.CompletedProcess(command, process.returncode, out, err), num_bytes
 
 
-@pytest.mark.full
 @pytest.mark.timeout(900)
 def test_from_ingest_to_search(project: Path) -> None:
     printed = b""

@@ -47,3 +47,4 @@ def test_the_line_is_the_one_that_is_printed(
     assert code in (1, 2)
     assert said[-1] == f"align: error: {mistake.line}"
     assert [line for line in said if line.startswith("align: error: ")] == said[-1:]
+    assert not (folders["Before anything was run"] / "mlflow.db").exists()  # a refused command leaves no store

@@ -68,6 +68,7 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack: Stack) ->
     assert "pretrain/value" in stack.ask(f"/artifacts/{report}")["data"]
 
 
+@pytest.mark.full
 def test_parts_of_the_pipeline(stack: Stack) -> None:
     done = stack.align_run("--name", "part", "--only", "data")
     assert done.returncode == 0, done.stderr

@@ -138,6 +138,7 @@ def test_a_cancel_that_nobody_was_left_to_obey(stack: Stack) -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.full
 def test_without_a_server_it_waits_for_one(stack: Stack) -> None:
     with started(stack, "waiting") as run:
         said(run, "working on pretrain")
@@ -183,6 +184,7 @@ def stopped_by_make_down(stack: Stack) -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.full
 def test_after_everything_was_killed_make_up_repairs(tmp_path: Path) -> None:
     """A run with a server of its own; the power fails; `make up`."""
     root = tmp_path / "repo"

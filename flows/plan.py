@@ -172,13 +172,16 @@ def _ask(run: RunContext, module: str, *arguments: str) -> str:
 
 def _source(root: Path, params: Params) -> str:
     archive = str(params.values["paths"].get("archive"))
+    if "://" in archive:
+        return f"{archive}, size {UNKNOWN}"
     path = root / archive
     if path.is_file():
         return f"{archive}, {_bytes(path.stat().st_size)}"
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file()]
-        return f"{archive}, {len(files):,} files of {_bytes(sum(file.stat().st_size for file in files))}"
-    return f"{archive}, size {UNKNOWN}" if "://" in archive else f"{archive}, which does not exist"
+    found = path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path)[len(path.anchor) :])  # a pattern
+    files = [file for file in found if file.is_file()]
+    if not files and not path.is_dir():
+        return f"{archive}, which does not exist"
+    return f"{archive}, {len(files):,} files of {_bytes(sum(file.stat().st_size for file in files))}"
 
 
 def _rows(metrics: dict[str, float], runs: set[str]) -> dict[str, str]:

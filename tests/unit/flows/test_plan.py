@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from dvc.lock import Lock  # type: ignore[import-untyped]  # DVC ships no types
 
+from align.config import Params
 from align.errors import DataError
 from flows import plan as plan_module
 from flows.child_process import CommandError
@@ -187,3 +188,20 @@ def test_as_a_command(made: Path) -> None:
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "'promote.min_gain' = 'much'" in done.stderr
     assert not list(made.glob(".align/worktrees/*"))
+
+
+@pytest.mark.parametrize(
+    ("archive", "said"),
+    [
+        ("a.warc.gz", "a.warc.gz, 10 bytes"),
+        ("crawl", "crawl, 2 files of 30 bytes"),
+        ("crawl/*.warc.gz", "crawl/*.warc.gz, 2 files of 30 bytes"),
+        ("nothing/*.gz", "nothing/*.gz, which does not exist"),
+        ("s3://bucket/*.gz", "s3://bucket/*.gz, size unknown"),
+    ],
+)
+def test_the_source_is_counted_whatever_names_it(tmp_path: Path, archive: str, said: str) -> None:
+    (tmp_path / "crawl").mkdir()
+    for name, size in (("a.warc.gz", 10), ("crawl/b.warc.gz", 10), ("crawl/c.warc.gz", 20)):
+        (tmp_path / name).write_bytes(bytes(size))
+    assert plan_module._source(tmp_path, Params({"paths": {"archive": archive}}, Path("params.yaml"))) == said

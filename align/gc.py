@@ -6,13 +6,10 @@ Nothing here imports DVC, without which single objects of its cache and remotes 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from pathlib import Path
 
 from align.config import Params
 from align.errors import ConfigError
-from align.run import flow_environment
+from align.run import become
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +25,5 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """
     if args.params is not None:
         raise ConfigError("align gc reads ./params.yaml; change single values with --set SECTION.KEY=VALUE")
-    command = [sys.executable, "-m", "flows.retention", *(["--yes"] if args.yes else [])]
-    for override in args.overrides:
-        command += ["--set", override]
-    os.execve(command[0], command, flow_environment(Path.cwd()))
+    overrides = [word for override in args.overrides for word in ("--set", override)]
+    become("flows.retention", *(["--yes"] if args.yes else []), *overrides)

@@ -72,6 +72,7 @@ def wait_out_outages() -> None:
     """
     if not PREFECT_API_URL.value() or hasattr(PrefectHttpxSyncClient.send, "__wrapped__"):
         return
+    # assigned, since Prefect makes its clients itself and takes no other class
     PrefectHttpxSyncClient.send = _patient(PrefectHttpxSyncClient.send)  # type: ignore[method-assign]
     PrefectHttpxAsyncClient.send = _patient_async(PrefectHttpxAsyncClient.send)  # type: ignore[method-assign]
 

@@ -60,13 +60,9 @@ def nobody_else(root: Path) -> Iterator[bool]:
     """Yields whether no run is inside `needs_everything`; if so, none enters until the block ends."""
     path = root / LOCKS / SHARED
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    path.touch()
+    with free(path) as alone:
+        yield alone
 
 
 @contextmanager

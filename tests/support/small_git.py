@@ -1,13 +1,16 @@
-"""A git repository with params.yaml and nothing else."""
+"""A small git repository with a few files, committed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from flows.git_repository import git
 
 
-def write(root: Path, params: str) -> Path:
-    root.mkdir(parents=True)
-    (root / "params.yaml").write_text(params, encoding="utf-8")
+def write(root: Path, files: Mapping[str, str]) -> Path:
+    """Makes the repository `root`, which is returned; path -> text."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
     git(root, "init", "--quiet")
     git(root, "config", "user.name", "test")
     git(root, "config", "user.email", "test@localhost")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from dvc.cli.parser import COMMANDS  # type: ignore[import-untyped]
+from dvc.cli.parser import COMMANDS  # type: ignore[import-untyped]  # DVC ships no types
 
 from align.git import git
 from align.verbs import JOURNEYS, VERBS

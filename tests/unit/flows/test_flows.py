@@ -23,7 +23,7 @@ from flows.run_branch import Recorded
 from flows.stage_task import StageOutcome, did_run, report_markdown
 from flows.summary import summarise
 from flows.workspace import in_worktree
-from tests.support import ROOT
+from tests.support import ROOT, small_git
 
 STORE = "store:\n  features: .align/features\n"
 PARAMS = f"paths:\n  checkpoints: checkpoints # where\n{STORE}filter:\n  min_words: 3 # paper 3\n"
@@ -32,20 +32,14 @@ PARAMS = f"paths:\n  checkpoints: checkpoints # where\n{STORE}filter:\n  min_wor
 @pytest.fixture
 def repo(tmp_path: Path) -> Path:
     """A git and DVC repository with one source file and params.yaml, everything committed."""
-    root = tmp_path / "repo"
-    (root / "align").mkdir(parents=True)
-    (root / "align/code.py").write_text("x = 1\n")
-    (root / "params.yaml").write_text(PARAMS)
-    (root / ".gitignore").write_text(".align/\n")
-    (root / ".dvc").mkdir()
-    (root / ".dvc/config").write_text("[core]\n    analytics = false\n")
-    (root / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
-    git(root, "init", "--quiet")
-    git(root, "config", "user.name", "test")
-    git(root, "config", "user.email", "test@localhost")
-    git(root, "add", "--all")
-    git(root, "commit", "--quiet", "-m", "first")
-    return root
+    files = {
+        "align/code.py": "x = 1\n",
+        "params.yaml": PARAMS,
+        ".gitignore": ".align/\n",
+        ".dvc/config": "[core]\n    analytics = false\n",
+        ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+    }
+    return small_git.write(tmp_path / "repo", files)
 
 
 def test_a_child_s_output_comes_line_by_line(tmp_path: Path) -> None:

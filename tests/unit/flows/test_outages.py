@@ -20,7 +20,7 @@ class _Server(BaseHTTPRequestHandler):
     """Refuses three times, as a server that starts or ends; then it is healthy. Keeps what was logged."""
 
     refusals = [500, 502, 503]  # noqa: RUF012 - of the one server of a test
-    logged: list[str] = []  # noqa: RUF012
+    logged: list[str] = []  # noqa: RUF012 - one list for all, which the test reads
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -38,7 +38,7 @@ def test_a_champion_is_old_so_many_days_after_its_promotion(
 
 @pytest.mark.parametrize("below", ["", "project/"])
 def test_the_list_as_it_is_now_is_a_commit_and_the_checkout_stays(tmp_path: Path, below: str) -> None:
-    repository = small_git.write(tmp_path / "repo", "x: 1\n")
+    repository = small_git.write(tmp_path / "repo", {"params.yaml": "x: 1\n"})
     root = repository / below
     root.mkdir(exist_ok=True)
     params = PARAMS_FILE.read_text("utf-8").replace("data/sample/archive.warc.gz", "lists/crawl.paths")

@@ -12,20 +12,13 @@ import pytest
 from align.errors import ConfigError, DataError
 from flows import git_repository, run_branch
 from flows.git_repository import git
+from tests.support import small_git
 
 
 @pytest.fixture(name="repo")
 def _repo(tmp_path: Path) -> Path:
     """A git repository with one source file, committed."""
-    root = tmp_path / "repo"
-    (root / "align").mkdir(parents=True)
-    (root / "align/code.py").write_text("x = 1\n")
-    git(root, "init", "--quiet")
-    git(root, "config", "user.name", "test")
-    git(root, "config", "user.email", "test@localhost")
-    git(root, "add", "--all")
-    git(root, "commit", "--quiet", "-m", "first")
-    return root
+    return small_git.write(tmp_path / "repo", {"align/code.py": "x = 1\n"})
 
 
 def branches(repo: Path) -> list[str]:

@@ -21,7 +21,8 @@ def log(_line: str) -> None:
 def root(tmp_path: Path) -> Path:
     """A repository whose dvc.lock says that `pictures/` had two files with 3,000 bytes."""
     folder = small_git.write(
-        tmp_path / "repo", PARAMS_FILE.read_text("utf-8").replace("data/sample/archive.warc.gz", "pictures")
+        tmp_path / "repo",
+        {"params.yaml": PARAMS_FILE.read_text("utf-8").replace("data/sample/archive.warc.gz", "pictures")},
     )
     (folder / "pictures").mkdir()
     for name, size in (("a.jpg", 1000), ("b.jpg", 2000)):

@@ -22,6 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import Abort, Pause
 
 from align.config import load_params
+from align.config.params import PARAMS_FILE
 from align.config.register import RegisterConfig
 from align.errors import ServiceError
 from align.run import running_services
@@ -36,6 +37,7 @@ from flows.plan import make_plan, read_states
 from flows.program import exit_code
 from flows.progress import RunPage, run_page
 from flows.reconcile import reconcile
+from flows.remote.order import pools
 from flows.request import Request, settled
 from flows.run_branch import Recorded
 from flows.run_context import RunContext, child_environment, log_file
@@ -133,11 +135,12 @@ def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt:
     if workspace.dirty:
         this_run.tag("dirty")
     since = time.time()
-    chosen = select(read_dag(workspace.root), request.only, request.from_stage, request.to_stage)
+    dag, params = read_dag(workspace.root), load_params(workspace.root / PARAMS_FILE)
+    chosen = select(dag, request.only, request.from_stage, request.to_stage)
     stages = chosen.stages
     run = RunContext(
-        root=workspace.root, checkout=root, dirty=workspace.dirty, attempt=attempt, kept=workspace.kept,
-        stages=frozenset(stage.name for stage in stages),
+        root=workspace.root, checkout=root, name=name, dirty=workspace.dirty, attempt=attempt, kept=workspace.kept,
+        stages=frozenset(stage.name for stage in stages), pools=pools(params, [stage.name for stage in dag]),
     )  # fmt: skip
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run alone
@@ -210,7 +213,7 @@ def _open_mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Ite
         yield None
         return
     tracker = Tracker(run.mlflow_tracking_uri)
-    experiment = load_params(run.root / "params.yaml").section(RegisterConfig).experiment
+    experiment = load_params(run.root / PARAMS_FILE).section(RegisterConfig).experiment
     name = run_branch.next_name(run.root, name)
     run_id = tracker.start_run(experiment, name, run.attempt)
     status: Status = "KILLED"

@@ -27,6 +27,7 @@ from align.installed import installed
 from align.verbs import STAGES
 from flows.dag import read_dag
 from flows.git_repository import git, resolve
+from flows.remote.order import pools
 from flows.selection import select
 
 _LOGIN = {"type": "string", "pattern": LOGIN}
@@ -219,7 +220,9 @@ def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Requ
     if root != folder or changed:
         require_inside(params.values.get("paths", {}))
         require_declared(params.values.get("paths", {}), declared_outs(folder))
-    select(read_dag(folder), request.only, request.from_stage, request.to_stage)
+    dag = read_dag(folder)
+    select(dag, request.only, request.from_stage, request.to_stage)
+    pools(params, [stage.name for stage in dag])
     return request.model_copy(update={"profile": DEMO, "overrides": changed} | dict.fromkeys(SHORTCUTS))
 
 

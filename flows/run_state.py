@@ -7,6 +7,7 @@ itself. Cancelling is the worker's work; a run whose worker has died obeys by it
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 from uuid import UUID
@@ -18,15 +19,19 @@ from prefect.exceptions import Abort, Pause
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Suspended
 
+#: The flow run that a worker started this process for.
+STARTED_AS = "PREFECT__FLOW_RUN_ID"
+#: Crashed: this machine was cut off, so that the head of the run has given it up (`flows.remote.send`).
+ENDED = (StateType.CANCELLED, StateType.CRASHED)
 #: A worker acts on a cancelled run within seconds.
 WORKER_ACTS_WITHIN_S = 15.0
 
 
 class RunState:
-    """Asks for the state of the whole run that the calling task belongs to."""
+    """Asks for the state of the flow run that this process is: the whole run, or a stage of one on another machine."""
 
     def __init__(self) -> None:
-        self._run = UUID(str(runtime.flow_run.root_flow_run_id))
+        self._run = UUID(os.environ.get(STARTED_AS) or str(runtime.flow_run.root_flow_run_id))
         self._client: SyncPrefectClient | None = None
         self._cancelling_since: float | None = None
 
@@ -42,7 +47,7 @@ class RunState:
             return None
         if state.type == StateType.PAUSED:
             return Pause(state=state)
-        if state.type == StateType.CANCELLED or (state.type == StateType.CANCELLING and self._nobody_acts()):
+        if state.type in ENDED or (state.type == StateType.CANCELLING and self._nobody_acts()):
             return Abort("cancelled")
         return None
 

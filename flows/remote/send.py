@@ -1,0 +1,195 @@
+"""The head of a run has a stage run on another machine, and takes its result. See `flows.remote` for the whole."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.deployments import run_deployment
+from prefect.states import Cancelling, Crashed
+
+from align.config import load_params
+from align.config.cluster import ClusterConfig
+from align.config.params import PARAMS_FILE
+from align.config.paths import below_root
+from align.errors import AlignError
+from align.files import write_text
+from flows.child_process import CommandError
+from flows.dag import Stage
+from flows.git_repository import git
+from flows.outages import end_without_waiting
+from flows.remote.exchange import exchange
+from flows.remote.order import FLOW, HEARD, ORIGIN, RUNTIME, SAID, Order
+from flows.run_branch import snapshot
+from flows.run_context import RunContext, progress_file
+from flows.watch import Watch
+
+#: Seconds between two looks at the worker's flow run; after a longer pause the head was away, not the worker.
+LOOK_EVERY_S, WAS_AWAY_S = 2.0, 20.0
+#: After so long without a worker that takes the stage, a line says so.
+SAY_AFTER_S = 20.0
+#: A worker ends a cancelled stage, with its checkpoint, within this.
+ENDS_WITHIN_S = 60.0
+
+
+def run_elsewhere(stage: Stage, run: RunContext, log: Callable[[str], None], watch: Watch) -> bool | None:
+    """Has the stage run by a worker of its pool, and brings the result into DVC's cache.
+
+    Args:
+        stage: the stage; `run.pools` has it.
+        run: the run.
+        log: for what happens.
+        watch: may end it: the worker's run is then ended, too, with its checkpoint.
+
+    Returns:
+        Whether its command ran there; None: the result was in DVC's cache or remote.
+
+    Raises:
+        CommandError: the stage failed; the message has its reason and the machine. Or the result did not arrive.
+    """
+    offered = exchange("offer", run, log, stage.name, watch=watch)
+    if offered["found"]:
+        return None
+    log(f"{stage.name}: runs in work pool '{run.pools[stage.name]}'")
+    order = Order(
+        stage=stage.name, run=run.name, commit=snapshot(run.root, f"{stage.name} of run {run.name}"),
+        remote=offered["remote"], mlflow_run_id=run.mlflow_run_id,
+    )  # fmt: skip
+    with _pushed(run, order), get_client(sync_client=True) as client:
+        ended = _Sent(client, run, order, log, watch).to_its_end()
+    if not exchange("take", run, log, stage.name, watch=watch)["found"]:
+        raise CommandError(
+            f"{stage.name}: a worker of pool '{run.pools[stage.name]}' has run it, and its result is not in DVC's "
+            f"remote {order.remote}"
+        )
+    _write_runtime(run, stage, ended)
+    return ended.state is not None and ended.state.name == "Completed"
+
+
+class _Sent:
+    """The flow runs of one stage in a work pool: the next one where a machine is lost."""
+
+    def __init__(
+        self, client: SyncPrefectClient, run: RunContext, order: Order, log: Callable[[str], None], watch: Watch
+    ) -> None:
+        self._client, self._run, self._order, self._log, self._watch = client, run, order, log, watch
+        self._pool = run.pools[order.stage]
+        self._cluster = load_params(run.root / PARAMS_FILE).section(ClusterConfig)
+
+    def to_its_end(self) -> FlowRun:
+        """The flow run that completed the stage."""
+        for lives_left in reversed(range(1 + self._cluster.max_restarts)):
+            sent = run_deployment(
+                f"{FLOW}/{self._pool}", parameters={"order": self._order.model_dump(exclude_none=True)}, timeout=0,
+                flow_run_name=f"{self._order.stage} of {self._order.run}",
+            )  # fmt: skip
+            assert isinstance(sent, FlowRun)
+            with self._ended_with_us(sent.id):
+                ended = self._wait(sent.id)
+            state = ended.state
+            assert state is not None
+            if state.is_completed():
+                return ended
+            if not state.is_crashed():
+                how = "was cancelled" if state.is_cancelled() else "failed"
+                raise CommandError(f"{state.message or how}; see flow run {ended.name} ({ended.id})")
+            self._log(f"{self._order.stage}: {state.message}{'; another worker takes over' if lives_left else ''}")
+        raise CommandError(
+            f"{self._order.stage}: {1 + self._cluster.max_restarts} machines of pool '{self._pool}' were lost while "
+            "they ran it (cluster.max_restarts)"
+        )
+
+    def _wait(self, run_id: UUID) -> FlowRun:
+        """Waits for the end, and shows meanwhile what the worker says. A worker that is lost is given up."""
+        signs, said_so, file = _Signs(), False, progress_file(self._run.root)
+        while True:
+            self._watch.check()
+            found = self._client.read_flow_run(run_id)
+            assert found.state is not None
+            if found.state.is_final():
+                return found
+            signs.see(found)
+            if isinstance(said := found.labels.get(SAID), str):
+                with suppress(OSError):  # a full disk: the page shows less
+                    write_text(file, said)
+            if found.state.type == StateType.SCHEDULED:
+                if signs.silent_s > SAY_AFTER_S and not said_so:
+                    said_so = True
+                    self._log(
+                        f"{self._order.stage}: no worker of pool '{self._pool}' has taken it yet; on its machine: make "
+                        f"worker POOL={self._pool}"
+                    )
+            elif found.state.type != StateType.PAUSED and signs.silent_s > self._cluster.patience_s:
+                lost = f"its worker was not heard of for {self._cluster.patience_s} s (cluster.patience_s)"
+                self._client.set_flow_run_state(run_id, Crashed(message=lost), force=True)
+                return self._client.read_flow_run(run_id)
+            time.sleep(LOOK_EVERY_S)
+
+    @contextmanager
+    def _ended_with_us(self, run_id: UUID) -> Iterator[None]:
+        """If the run here is told to end, so is the worker's."""
+        try:
+            yield
+        except Exception:
+            self._end(run_id)
+            deadline = time.monotonic() + ENDS_WITHIN_S
+            while time.monotonic() < deadline and not _is_final(self._client.read_flow_run(run_id).state):
+                time.sleep(LOOK_EVERY_S)
+            raise
+        except BaseException:  # a signal: nothing is waited for
+            end_without_waiting()
+            self._end(run_id)
+            raise
+
+    def _end(self, run_id: UUID) -> None:
+        with suppress(Exception):  # its server is away; or it has ended
+            self._client.set_flow_run_state(run_id, Cancelling(message=f"run {self._order.run} ends"))
+
+
+class _Signs:
+    """Signs of life of a worker's flow run: a change of its state, and its heartbeat. By this machine's clock alone."""
+
+    def __init__(self) -> None:
+        self._last: Any = None
+        self._since = self._looked = time.monotonic()
+
+    def see(self, found: FlowRun) -> None:
+        """A look at the flow run."""
+        now, sign = time.monotonic(), (found.state and found.state.id, found.labels.get(HEARD))
+        if sign != self._last or now - self._looked > WAS_AWAY_S:  # Prefect's server was away for both
+            self._last, self._since = sign, now
+        self._looked = now
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last sign."""
+        return self._looked - self._since
+
+
+@contextmanager
+def _pushed(run: RunContext, order: Order) -> Iterator[None]:
+    """Has the order's commit on the git remote."""
+    quiet = {"GIT_TERMINAL_PROMPT": "0"}  # nobody is there to type a password
+    git(run.root, "push", "--quiet", ORIGIN, f"{order.commit}:{order.ref}", env=quiet)
+    try:
+        yield
+    finally:
+        with suppress(AlignError):
+            git(run.root, "push", "--quiet", ORIGIN, f":{order.ref}", env=quiet)
+
+
+def _write_runtime(run: RunContext, stage: Stage, ended: FlowRun) -> None:
+    if isinstance(text := ended.labels.get(RUNTIME), str):
+        folder = run.root / below_root(load_params(run.root / PARAMS_FILE).values["paths"])["runtime"]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / f"{stage.name}.json", json.dumps(json.loads(text), indent=2) + "\n")
+
+
+def _is_final(state: State[Any] | None) -> bool:
+    return state is not None and state.is_final()

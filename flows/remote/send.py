@@ -12,6 +12,7 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
+from prefect.exceptions import Abort, Pause
 from prefect.states import Cancelling, Crashed
 
 from align.config import load_params
@@ -136,7 +137,7 @@ class _Sent:
         """If the run here is told to end, so is the worker's."""
         try:
             yield
-        except Exception:
+        except (Exception, Pause, Abort):  # the last two are what people ask for in Prefect's UI
             self._end(run_id)
             deadline = time.monotonic() + ENDS_WITHIN_S
             while time.monotonic() < deadline and not _is_final(self._client.read_flow_run(run_id).state):

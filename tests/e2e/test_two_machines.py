@@ -98,7 +98,7 @@ def test_training_moves_from_machine_to_machine_to_the_same_bytes(head: Stack, s
     expected = outs(alone.root)
     write_params(alone.root / "params.yaml", {"store.checkpoints": None})
     for command in (
-        ("pull", "fit_tokenizer", "shard"),
+        ("pull", "fit_tokenizer", "shard", "validate_shards"),
         ("repro", "--single-item", "--no-run-cache", "--force", "pretrain"),
     ):
         done = subprocess.run(

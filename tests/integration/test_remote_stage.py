@@ -130,6 +130,22 @@ def test_cancelling_the_run_ends_the_stage_there_with_its_checkpoint(stack: Stac
 
 
 @pytest.mark.full
+def test_suspending_the_run_ends_the_stage_there_and_resuming_sends_it_again(stack: Stack, other: Machine) -> None:
+    (other.root / "checkpoints/step").unlink(missing_ok=True)
+    run = click(stack, "later", seed=18, seconds=20)
+    wait_until(lambda: WORKS in lines(stack, *sent(stack, "later")))
+    state = {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}}
+    assert stack.ask(f"/flow_runs/{run}/set_state", {"state": state})["status"] == "ACCEPT"
+    wait_until(lambda: (other.root / "checkpoints/step").exists())
+    wait_until(lambda: stack.ask(f"/flow_runs/{run}")["state_name"] == "Suspended")
+    [there] = sent(stack, "later")
+    assert stack.wait_for(there["id"], *ENDS) == "CANCELLED"
+    wait_until(lambda: stack.ask(f"/flow_runs/{run}/resume", {})["status"] == "ACCEPT")
+    assert stack.wait_for(run, *ENDS, timeout_s=240) == "COMPLETED", stack.logs(run)
+    assert [each["state_name"] for each in sent(stack, "later")] == ["Cancelled", "Completed"]
+
+
+@pytest.mark.full
 def test_a_stage_that_fails_there_fails_the_run_with_its_reason(stack: Stack, other: Machine) -> None:
     run = click(stack, "broken", seed=15, seconds=-1)
     assert stack.wait_for(run, *ENDS) == "FAILED"

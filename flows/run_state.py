@@ -19,10 +19,10 @@ from prefect.exceptions import Abort, Pause
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Suspended
 
+from flows.remote.order import GIVEN_UP
+
 #: The flow run that a worker started this process for.
 STARTED_AS = "PREFECT__FLOW_RUN_ID"
-#: Crashed: this machine was cut off, so that the head of the run has given it up (`flows.remote.send`).
-ENDED = (StateType.CANCELLED, StateType.CRASHED)
 #: A worker acts on a cancelled run within seconds.
 WORKER_ACTS_WITHIN_S = 15.0
 
@@ -42,12 +42,15 @@ class RunState:
         if self._client is None:
             self._client = get_client(sync_client=True)
             self._client.__enter__()
-        state = self._client.read_flow_run(self._run).state
+        run = self._client.read_flow_run(self._run)
+        state = run.state
+        if run.labels.get(GIVEN_UP):  # this machine was cut off, and another one works on the stage
+            return Abort("given up")
         if state is None:
             return None
         if state.type == StateType.PAUSED:
             return Pause(state=state)
-        if state.type in ENDED or (state.type == StateType.CANCELLING and self._nobody_acts()):
+        if state.type == StateType.CANCELLED or (state.type == StateType.CANCELLING and self._nobody_acts()):
             return Abort("cancelled")
         return None
 
@@ -77,6 +80,8 @@ class RunState:
             client.set_task_run_state(UUID(str(runtime.task_run.id)), Cancelled(message=message), force=True)
             if runtime.flow_run.id != str(self._run):
                 client.set_flow_run_state(UUID(str(runtime.flow_run.id)), Cancelled(message=message), force=True)
+            if run.labels.get(GIVEN_UP):
+                return Abort(message)  # its state says why
             if not resumable:
                 client.set_flow_run_state(self._run, Cancelled(message=message), force=True)
                 return Abort(message)

@@ -13,6 +13,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -61,21 +62,30 @@ def environment(root: Path, pool: str) -> dict[str, str]:
 
 
 def deploy(root: Path, pool: str, env: dict[str, str]) -> None:
-    """Makes the pool, and the deployment of flow `stage` in it. Again and again, it changes nothing.
+    """Makes the pool, and the deployment of flow `stage` in it. What people changed of a pool stays.
 
     Raises:
         ServiceError: Prefect's server refuses, or does not answer.
     """
     # without ALIGN_ROOT, Prefect would write this machine's folder into a deployment that serves others, too
     here = {name: value for name, value in env.items() if name != "ALIGN_ROOT"}
-    for command in (
-        ["prefect", "work-pool", "create", pool, "--type", "process", "--base-job-template", str(JOBS), "--overwrite"],
-        ["prefect", "deploy", "--all", "--prefect-file", str(DEPLOYMENT)],
-    ):
-        done = subprocess.run(command, cwd=root, env=here, capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
-            raise ServiceError(f"`{' '.join(command[:3])}` at {env['PREFECT_API_URL']}: {said[-1]}")
+    template = ["--base-job-template", str(JOBS)]
+    if _called(["prefect", "work-pool", "update", pool, *template], root, here):  # it is not there yet
+        _must(["prefect", "work-pool", "create", pool, "--type", "process", *template], root, here)
+    _must(["prefect", "deploy", "--all", "--prefect-file", str(DEPLOYMENT)], root, here)
+
+
+def _must(command: Sequence[str], root: Path, env: Mapping[str, str]) -> None:
+    if reason := _called(command, root, env):
+        raise ServiceError(f"`{' '.join(command[:3])}` at {env['PREFECT_API_URL']}: {reason}")
+
+
+def _called(command: Sequence[str], root: Path, env: Mapping[str, str]) -> str:
+    """Calls Prefect's command line. Returns the last line of what it said if it failed, else nothing."""
+    done = subprocess.run(command, cwd=root, env=dict(env), capture_output=True, text=True, check=False)
+    if not done.returncode:
+        return ""
+    return ((done.stderr or done.stdout).strip().splitlines() or ["no reason given"])[-1]
 
 
 if __name__ == "__main__":

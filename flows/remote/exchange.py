@@ -27,12 +27,15 @@ def exchange(
         CommandError: DVC, or the remote, refuses; the message is one line.
     """
     command, env = our_program("flows.remote.transfer", run)
-    command += [what, *words]
+    command += [what, "--", *words]
     try:
         lines = run_supervised(command, cwd=run.root, env=env, log=lambda line: _say(line, log), watch=watch)
     except CommandError as error:
-        raise CommandError(f"DVC's remote: {str(error).partition('failed: ')[2]}") from None
-    answer: dict[str, Any] = json.loads(lines[-1])
+        raise CommandError(str(error).partition("failed: ")[2]) from None
+    answers = [line for line in lines if line.startswith("{")]  # libraries may print something at the end
+    if not answers:
+        raise CommandError(f"DVC's remote: no answer to '{what}'")
+    answer: dict[str, Any] = json.loads(answers[-1])
     return answer
 
 

@@ -15,9 +15,13 @@ from align.errors import ConfigError
 FLOW = "stage"
 #: The git remote that the machines share.
 ORIGIN = "origin"
+#: Where commits are on it while a stage runs elsewhere.
+REFS = "refs/align/stages"
 #: Labels of the worker's flow run: a number that grows while it lives, what the stage says (`flows.progress.Said`), and
-#: what it measured of itself (`runtime/`), which is no out.
-HEARD, SAID, RUNTIME = "align.heard", "align.said", "align.runtime"
+#: what it measured of itself (`runtime/`), which is no out. By the head: this flow run counts no longer.
+HEARD, SAID, RUNTIME, GIVEN_UP = "align.heard", "align.said", "align.runtime", "align.given_up"
+#: Longer texts of a label are not taken.
+MAX_LABEL_BYTES = 1 << 16
 
 
 class Order(BaseModel):
@@ -28,20 +32,22 @@ class Order(BaseModel):
         run: the name of the run.
         commit: a snapshot of the head's checkout, with dvc.lock; `ref` has it on the git remote.
         remote: the address of DVC's remote, which has to be the worker's, too.
+        reads: path -> hash of what the stage reads, which has to be the same there.
         mlflow_run_id: the run that training logs into while it works.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    stage: str = Field(pattern=r"^\w+$")
-    run: str
+    stage: str = Field(pattern=r"^\w+$", max_length=100)
+    run: str = Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$", max_length=200)
     commit: str = Field(pattern=r"^[0-9a-f]{40,64}$")
-    remote: str
-    mlflow_run_id: str | None = None
+    remote: str = Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$", max_length=1000)
+    reads: dict[str, str]
+    mlflow_run_id: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
 
     @property
     def ref(self) -> str:
         """Where the commit is on the git remote while the stage runs."""
-        return f"refs/align/stages/{self.commit}"
+        return f"{REFS}/{self.commit}"
 
 
 def pools(params: Params, stages: Iterable[str]) -> dict[str, str]:

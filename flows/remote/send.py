@@ -9,24 +9,25 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
-from prefect.exceptions import Abort, Pause
-from prefect.states import Cancelling, Crashed
+from prefect.exceptions import Abort, Pause, PrefectException
+from prefect.states import Cancelled, Cancelling, Crashed
 
 from align.config import load_params
 from align.config.cluster import ClusterConfig
 from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
-from align.errors import AlignError
+from align.errors import AlignError, one_line
 from align.files import write_text
 from flows.child_process import CommandError
 from flows.dag import Stage
-from flows.git_repository import git
 from flows.outages import end_without_waiting
 from flows.remote.exchange import exchange
-from flows.remote.order import FLOW, HEARD, ORIGIN, RUNTIME, SAID, Order
+from flows.remote.order import FLOW, GIVEN_UP, HEARD, MAX_LABEL_BYTES, RUNTIME, SAID, Order
+from flows.remote.refs import pushed
 from flows.run_branch import snapshot
 from flows.run_context import RunContext, progress_file
 from flows.watch import Watch
@@ -57,18 +58,26 @@ def run_elsewhere(stage: Stage, run: RunContext, log: Callable[[str], None], wat
     offered = exchange("offer", run, log, stage.name, watch=watch)
     if offered["found"]:
         return None
-    log(f"{stage.name}: runs in work pool '{run.pools[stage.name]}'")
-    order = Order(
-        stage=stage.name, run=run.name, commit=snapshot(run.root, f"{stage.name} of run {run.name}"),
-        remote=offered["remote"], mlflow_run_id=run.mlflow_run_id,
-    )  # fmt: skip
-    with _pushed(run, order), get_client(sync_client=True) as client:
-        ended = _Sent(client, run, order, log, watch).to_its_end()
-    if not exchange("take", run, log, stage.name, watch=watch)["found"]:
+    pool = run.pools[stage.name]
+    log(f"{stage.name}: runs in work pool '{pool}'")
+    try:
+        order = Order(
+            stage=stage.name, run=run.name, commit=snapshot(run.root, f"{stage.name} of run {run.name}"),
+            remote=offered["remote"], reads=offered["reads"], mlflow_run_id=run.mlflow_run_id,
+        )  # fmt: skip
+        with pushed(run.root, run.checkout, order, log), get_client(sync_client=True) as client:
+            ended = _Sent(client, run, order, log, watch).to_its_end()
+    except CommandError:
+        raise
+    except (AlignError, PrefectException, httpx.HTTPError) as error:
+        raise CommandError(f"{stage.name}, in work pool '{pool}': {one_line(error)}") from None
+    taken = exchange("take", run, log, stage.name, watch=watch)
+    if taken["key"] != offered["key"]:
         raise CommandError(
-            f"{stage.name}: a worker of pool '{run.pools[stage.name]}' has run it, and its result is not in DVC's "
-            f"remote {order.remote}"
+            f"{stage.name}: what it reads has changed here while work pool '{pool}' ran it; run it again"
         )
+    if not taken["found"]:
+        raise CommandError(f"{stage.name}: its result is not in DVC's remote {order.remote}, where '{pool}' put it")
     _write_runtime(run, stage, ended)
     return ended.state is not None and ended.state.name == "Completed"
 
@@ -81,6 +90,7 @@ class _Sent:
     ) -> None:
         self._client, self._run, self._order, self._log, self._watch = client, run, order, log, watch
         self._pool = run.pools[order.stage]
+        self._runs: list[UUID] = []  # all that were started
         self._cluster = load_params(run.root / PARAMS_FILE).section(ClusterConfig)
 
     def to_its_end(self) -> FlowRun:
@@ -91,7 +101,8 @@ class _Sent:
                 flow_run_name=f"{self._order.stage} of {self._order.run}",
             )  # fmt: skip
             assert isinstance(sent, FlowRun)
-            with self._ended_with_us(sent.id):
+            self._runs.append(sent.id)
+            with self._ended_with_us():
                 ended = self._wait(sent.id)
             state = ended.state
             assert state is not None
@@ -108,7 +119,7 @@ class _Sent:
 
     def _wait(self, run_id: UUID) -> FlowRun:
         """Waits for the end, and shows meanwhile what the worker says. A worker that is lost is given up."""
-        signs, said_so, file = _Signs(), False, progress_file(self._run.root)
+        signs, told = _Signs(), ""
         while True:
             self._watch.check()
             found = self._client.read_flow_run(run_id)
@@ -116,41 +127,58 @@ class _Sent:
             if found.state.is_final():
                 return found
             signs.see(found)
-            if isinstance(said := found.labels.get(SAID), str):
-                with suppress(OSError):  # a full disk: the page shows less
-                    write_text(file, said)
-            if found.state.type == StateType.SCHEDULED:
-                if signs.silent_s > SAY_AFTER_S and not said_so:
-                    said_so = True
-                    self._log(
-                        f"{self._order.stage}: no worker of pool '{self._pool}' has taken it yet; on its machine: make "
-                        f"worker POOL={self._pool}"
-                    )
-            elif found.state.type != StateType.PAUSED and signs.silent_s > self._cluster.patience_s:
+            self._show(found.labels.get(SAID))
+            waits_for = ""
+            if found.state.type == StateType.PAUSED:
+                waits_for = f"flow run '{found.name}' was paused; this run waits until somebody resumes it"
+            elif found.state.type == StateType.SCHEDULED:
+                if signs.silent_s > SAY_AFTER_S:
+                    waits_for = f"no worker of pool '{self._pool}' has taken it yet: make worker POOL={self._pool}"
+            elif signs.silent_s > self._cluster.patience_s:
                 lost = f"its worker was not heard of for {self._cluster.patience_s} s (cluster.patience_s)"
+                self._client.update_flow_run_labels(run_id, {GIVEN_UP: True})
                 self._client.set_flow_run_state(run_id, Crashed(message=lost), force=True)
                 return self._client.read_flow_run(run_id)
+            if waits_for and waits_for != told:
+                told = waits_for
+                self._log(f"{self._order.stage}: {told}")
             time.sleep(LOOK_EVERY_S)
 
+    def _show(self, said: object) -> None:
+        if isinstance(said, str) and len(said) <= MAX_LABEL_BYTES:
+            with suppress(OSError):  # a full disk: the page shows less
+                write_text(progress_file(self._run.root), said)
+
     @contextmanager
-    def _ended_with_us(self, run_id: UUID) -> Iterator[None]:
-        """If the run here is told to end, so is the worker's."""
+    def _ended_with_us(self) -> Iterator[None]:
+        """If the run here is told to end, so are those of workers."""
         try:
             yield
         except (Exception, Pause, Abort):  # the last two are what people ask for in Prefect's UI
-            self._end(run_id)
+            self._end()
             deadline = time.monotonic() + ENDS_WITHIN_S
-            while time.monotonic() < deadline and not _is_final(self._client.read_flow_run(run_id).state):
+            while time.monotonic() < deadline and not self._have_ended():
                 time.sleep(LOOK_EVERY_S)
+            self._end(Cancelled(message="its worker did not answer"))
             raise
         except BaseException:  # a signal: nothing is waited for
             end_without_waiting()
-            self._end(run_id)
+            self._end()
             raise
 
-    def _end(self, run_id: UUID) -> None:
-        with suppress(Exception):  # its server is away; or it has ended
-            self._client.set_flow_run_state(run_id, Cancelling(message=f"run {self._order.run} ends"))
+    def _end(self, state: State[Any] | None = None) -> None:
+        """Asks for the end of all that have not ended; with a state, says that they have."""
+        for run_id in self._runs:
+            with suppress(Exception):  # its server is away
+                if not _is_final(self._client.read_flow_run(run_id)):
+                    asked = state or Cancelling(message=f"run {self._order.run} ends")
+                    self._client.set_flow_run_state(run_id, asked, force=state is not None)
+
+    def _have_ended(self) -> bool:
+        try:
+            return all(_is_final(self._client.read_flow_run(run_id)) for run_id in self._runs)
+        except (PrefectException, httpx.HTTPError):
+            return False
 
 
 class _Signs:
@@ -173,24 +201,18 @@ class _Signs:
         return self._looked - self._since
 
 
-@contextmanager
-def _pushed(run: RunContext, order: Order) -> Iterator[None]:
-    """Has the order's commit on the git remote."""
-    quiet = {"GIT_TERMINAL_PROMPT": "0"}  # nobody is there to type a password
-    git(run.root, "push", "--quiet", ORIGIN, f"{order.commit}:{order.ref}", env=quiet)
-    try:
-        yield
-    finally:
-        with suppress(AlignError):
-            git(run.root, "push", "--quiet", ORIGIN, f":{order.ref}", env=quiet)
-
-
 def _write_runtime(run: RunContext, stage: Stage, ended: FlowRun) -> None:
-    if isinstance(text := ended.labels.get(RUNTIME), str):
+    """What the stage measured of itself; without it, the run is the same."""
+    text = ended.labels.get(RUNTIME)
+    try:
+        measured = json.loads(text) if isinstance(text, str) and len(text) <= MAX_LABEL_BYTES else None
+    except ValueError:
+        measured = None
+    if isinstance(measured, dict):
         folder = run.root / below_root(load_params(run.root / PARAMS_FILE).values["paths"])["runtime"]
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / f"{stage.name}.json", json.dumps(json.loads(text), indent=2) + "\n")
+        write_text(folder / f"{stage.name}.json", json.dumps(measured, indent=2) + "\n")
 
 
-def _is_final(state: State[Any] | None) -> bool:
-    return state is not None and state.is_final()
+def _is_final(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_final()

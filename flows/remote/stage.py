@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,21 +20,19 @@ from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
 from align.errors import AlignError, ConfigError, DataError
 from flows import this_run
-from flows.dag import Stage, read_dag
-from flows.git_repository import git, resolve
+from flows.dag import read_dag
 from flows.log import one_line_errors
 from flows.outages import keep_output, wait_out_outages
 from flows.progress import run_page
 from flows.reconcile import reconcile
 from flows.remote.exchange import exchange
-from flows.remote.order import FLOW, HEARD, ORIGIN, RUNTIME, SAID, Order
+from flows.remote.heartbeat import Heartbeat
+from flows.remote.order import FLOW, GIVEN_UP, Order
+from flows.remote.refs import fetched
 from flows.request import Request
 from flows.run_context import RunContext, log_file, progress_file
 from flows.stage_task import StageOutcome, run_stages
 from flows.workspace import in_worktree
-
-#: Seconds between two signs of life.
-HEARTBEAT_S = 3.0
 
 
 @flow(
@@ -54,85 +50,47 @@ def stage(order: Order) -> State[Any]:
     root, log = Path.cwd(), get_run_logger().info
     keep_output(root)
     wait_out_outages()
+    run_id = UUID(str(runtime.flow_run.id))
     try:
-        with _fetched(root, order):
+        # the heartbeat first: fetching, and waiting for another run of the same, may take long
+        with Heartbeat(run_id) as heartbeat, fetched(root, order):
+            _require_wanted(run_id)
             record = this_run.begin(root, f"{order.stage} of {order.run}")
             reconcile(root, log, record)
-            with in_worktree(root, Request(name=order.run, ref=order.commit), log) as workspace:
+            with in_worktree(root, Request(name=order.run, ref=order.commit), log, inputs=False) as workspace:
                 this_run.works_in(workspace.root, workspace.kept)
                 run = RunContext(
                     root=workspace.root, checkout=root, name=order.run, attempt=record.attempt_id, kept=workspace.kept,
                     stages=frozenset({order.stage}), stale=frozenset({order.stage}),
                     mlflow_run_id=order.mlflow_run_id if os.environ.get("MLFLOW_TRACKING_URI") else None,
                 )  # fmt: skip
-                outcome = _run(run, order, log)
-    except AlignError as error:
+                outcome = _run(run, order, heartbeat, log)
+    except (AlignError, OSError) as error:  # a full disk is one
         get_run_logger().error("%s", error)
         return Failed(message=f"{error} (on {socket.gethostname()})")
     return Completed(message="its result is in DVC's remote", name="Completed" if outcome.ran else "Cached")
 
 
-def _run(run: RunContext, order: Order, log: Callable[[str], None]) -> StageOutcome:
+def _require_wanted(run_id: UUID) -> None:
+    """Raises DataError if the head counts this machine as lost: it may have slept."""
+    with get_client(sync_client=True) as client:
+        if client.read_flow_run(run_id).labels.get(GIVEN_UP):
+            raise DataError("this machine was counted as lost, and another one works on the stage")
+
+
+def _run(run: RunContext, order: Order, heartbeat: Heartbeat, log: Callable[[str], None]) -> StageOutcome:
     asked = next((each for each in read_dag(run.root) if each.name == order.stage), None)
     if asked is None:
         raise ConfigError(f"{order.commit[:10]}: dvc.yaml has no stage '{order.stage}'")
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")
-    run_id = UUID(str(runtime.flow_run.id))
-    with run_page(run_id) as page, _heartbeat(run_id, progress_file(run.root)):
+    with run_page(UUID(str(runtime.flow_run.id))) as page:
         page.watch(run.root, [asked])
-        exchange("accept", run, log, order.stage, order.remote)
+        heartbeat.progress = progress_file(run.root)
+        exchange("accept", run, log, order.stage, order.remote, json.dumps(order.reads))
         [outcome] = run_stages([asked], run)
         exchange("give", run, log, order.stage)
-        _show_runtime(run_id, run, asked)
+    measured = run.root / below_root(load_params(run.root / PARAMS_FILE).values["paths"])["runtime"]
+    if (file := measured / f"{order.stage}.json").exists():
+        heartbeat.passes_on(file)
     return outcome
-
-
-@contextmanager
-def _fetched(root: Path, order: Order) -> Iterator[None]:
-    """Has the order's commit in the repository, under a ref of this process alone.
-
-    Raises:
-        DataError: the git remote cannot be reached, or does not have it.
-    """
-    mine = f"{order.ref}-{os.getpid()}"
-    quiet = {"GIT_TERMINAL_PROMPT": "0"}  # nobody is there to type a password
-    git(root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", ORIGIN, f"+{order.ref}:{mine}", env=quiet)
-    try:
-        if resolve(root, mine) != order.commit:
-            raise DataError(f"{ORIGIN}: {order.ref} is another commit than it says")
-        yield
-    finally:
-        with suppress(AlignError):
-            git(root, "update-ref", "-d", mine)
-
-
-@contextmanager
-def _heartbeat(run_id: UUID, progress: Path) -> Iterator[None]:
-    """Tells the head again and again that this process lives, and what the stage says. See `flows.remote.send`."""
-    done = threading.Event()
-
-    def beat() -> None:
-        number = 0
-        while not done.wait(HEARTBEAT_S):
-            with suppress(Exception), get_client(sync_client=True) as client:  # another client after each failure
-                while not done.wait(HEARTBEAT_S):
-                    number += 1
-                    said = progress.read_text("utf-8", "replace") if progress.exists() else ""
-                    client.update_flow_run_labels(run_id, {HEARD: number, SAID: said})
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-
-
-def _show_runtime(run_id: UUID, run: RunContext, asked: Stage) -> None:
-    """Gives the head what the stage measured of itself: no out of DVC has it."""
-    folder = run.root / below_root(load_params(run.root / PARAMS_FILE).values["paths"])["runtime"]
-    file = folder / f"{asked.name}.json"
-    if file.exists():
-        with get_client(sync_client=True) as client:
-            client.update_flow_run_labels(run_id, {RUNTIME: json.dumps(json.loads(file.read_text("utf-8")))})

@@ -11,7 +11,7 @@ from typing import Any
 from dvc.lock import LockError  # type: ignore[import-untyped]  # DVC ships no types
 from dvc.repo import Repo  # type: ignore[import-untyped]  # DVC ships no types
 
-from align.errors import LockedError, ServiceError, without_logins
+from align.errors import LockedError, ServiceError, one_line
 from align.services.store import Objects as Store
 from flows.remote_objects import delete, require_reachable
 from flows.retention.item import Item, dispose, size_of
@@ -95,7 +95,7 @@ def _remove(odb: Any, name: str, md5s: list[str], old: list[str]) -> None:
 
 
 def _unavailable(name: str, error: Exception) -> ServiceError:
-    reason = without_logins(" ".join(str(error).split()))[:300] or type(error).__name__
+    reason = one_line(error)
     return ServiceError(f"DVC remote '{name}': {reason}; run `align gc` again when it works")
 
 

@@ -73,37 +73,68 @@ def transfer(root: Path, *words: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def accept(worker: Path, offered: dict[str, Any]) -> Any:
+    return transfer(worker, "accept", "train", offered["remote"], json.dumps(offered["reads"]))
+
+
 def test_a_stage_goes_there_and_comes_back(clones: tuple[Path, Path]) -> None:
     head, worker = clones
     offered = transfer(head, "offer", "train")
     assert not offered["found"]
-    assert transfer(worker, "accept", "train", offered["remote"]) == {"found": False}
+    assert not accept(worker, offered)["found"]
     assert (worker / "added").read_text() == "2"
     dvc(worker, "repro", "-q", "-s", "train")
     transfer(worker, "give", "train")
-    assert transfer(head, "take", "train") == {"found": True}
+    assert transfer(head, "take", "train") == {"found": True, "key": offered["key"]}
     assert "is cached" in dvc(head, "repro", "-s", "train")
     assert (head / "model/weights").read_text() == "12"
     assert not (head.parent / "ran").exists()
     # to whoever comes later the same is known
     (worker.parent / "ran").unlink()
-    assert transfer(worker, "accept", "train", offered["remote"]) == {"found": True}
+    assert accept(worker, offered)["found"]
 
 
 def test_a_result_of_other_data_is_none(clones: tuple[Path, Path]) -> None:
     head, worker = clones
-    remote = transfer(head, "offer", "train")["remote"]
-    transfer(worker, "accept", "train", remote)
+    accept(worker, transfer(head, "offer", "train"))
     (worker / "made").unlink()
     (worker / "made").write_text("other bytes")
     dvc(worker, "repro", "-q", "-s", "train")
     transfer(worker, "give", "train")
-    assert transfer(head, "take", "train") == {"found": False}
+    assert not transfer(head, "take", "train")["found"]
+
+
+def test_an_earlier_result_that_dvc_lock_names_is_none(clones: tuple[Path, Path]) -> None:
+    head, worker = clones
+    offered = transfer(head, "offer", "train")
+    accept(worker, offered)
+    dvc(worker, "repro", "-q", "-s", "train")
+    transfer(worker, "give", "train")
+    transfer(head, "take", "train")
+    dvc(head, "repro", "-q", "-s", "train")
+    (head / "added").unlink()
+    (head / "added").write_text("3")
+    dvc(head, "add", "-q", "added")
+    again = transfer(head, "offer", "train")
+    assert not again["found"]
+    assert again["key"] != offered["key"]
+    assert not transfer(head, "take", "train")["found"]
+
+
+def test_a_dep_that_differs_there_is_named_before_the_stage_runs(clones: tuple[Path, Path]) -> None:
+    head, worker = clones
+    offered = transfer(head, "offer", "train")
+    done = called(
+        worker, "flows.remote.transfer", "accept", "train", offered["remote"],
+        json.dumps(offered["reads"] | {"added": "0" * 32}),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "train reads added, which is not the same on this machine" in done.stderr
 
 
 def test_an_entry_whose_bytes_are_missing_is_no_result(clones: tuple[Path, Path], tmp_path: Path) -> None:
     head, worker = clones
-    transfer(worker, "accept", "train", transfer(head, "offer", "train")["remote"])
+    accept(worker, transfer(head, "offer", "train"))
     dvc(worker, "repro", "-q", "-s", "train")
     transfer(worker, "give", "train")
     lost = [
@@ -111,17 +142,19 @@ def test_an_entry_whose_bytes_are_missing_is_no_result(clones: tuple[Path, Path]
     ]
     assert lost
     lost[0].unlink()
-    done = called(head, "flows.remote.transfer", "take", "train")
-    assert done.returncode == 1 or json.loads(done.stdout.splitlines()[-1]) == {"found": False}
+    assert not transfer(head, "take", "train")["found"]
+    assert not transfer(head, "offer", "train")["found"]  # so a worker is asked again
+    transfer(worker, "give", "train")
+    assert transfer(head, "take", "train")["found"]
 
 
 def test_another_remote_is_refused(clones: tuple[Path, Path], tmp_path: Path) -> None:
     head, worker = clones
-    remote = transfer(head, "offer", "train")["remote"]
+    offered = transfer(head, "offer", "train")
     dvc(worker, "remote", "modify", "--local", "shared", "url", str(tmp_path / "mine"))
-    done = called(worker, "flows.remote.transfer", "accept", "train", remote)
+    done = called(worker, "flows.remote.transfer", "accept", "train", offered["remote"], "{}")
     assert done.returncode == 1
-    assert f"this machine's is {tmp_path / 'mine'}, and that of the run {remote}" in done.stderr
+    assert f"this machine's is {tmp_path / 'mine'}, and that of the run {offered['remote']}" in done.stderr
 
 
 def test_what_will_not_do_is_known_before(clones: tuple[Path, Path]) -> None:

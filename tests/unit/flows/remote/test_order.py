@@ -41,10 +41,14 @@ def test_an_unknown_stage_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"stage": "--help"}, {"stage": "a b"}, {"commit": "HEAD"}, {"commit": "--upload-pack=x"}, {"more": 1}]
-)
+    "wrong",
+    [
+        {"stage": "--help"}, {"stage": "a b"}, {"commit": "HEAD"}, {"commit": "--upload-pack=x"}, {"more": 1},
+        {"run": "a\nb"}, {"mlflow_run_id": "\0"},
+    ],
+)  # fmt: skip
 def test_an_order_names_a_stage_and_a_commit(wrong: dict[str, Any]) -> None:
-    right = {"stage": "pretrain", "run": "demo", "commit": "0" * 40, "remote": "s3://bucket/dvc"}
+    right = {"stage": "pretrain", "run": "demo", "commit": "0" * 40, "remote": "s3://bucket/dvc", "reads": {}}
     assert Order(**right).ref == f"refs/align/stages/{'0' * 40}"  # type: ignore[arg-type]
     with pytest.raises(ValidationError):
         Order(**right | wrong)

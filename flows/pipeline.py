@@ -17,7 +17,6 @@ from pathlib import Path
 from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import Abort, Pause
 
@@ -34,7 +33,7 @@ from flows.log import one_line_errors
 from flows.outages import keep_output, wait_out_outages
 from flows.plan import make_plan, read_states
 from flows.program import exit_code
-from flows.progress import RunPage, run_page
+from flows.progress import RunPage, put_markdown, run_page
 from flows.reconcile import reconcile
 from flows.request import Request, settled
 from flows.run_branch import Recorded
@@ -145,7 +144,8 @@ def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt:
     status = json.dumps(states.status)
     run = run.model_copy(update={"stale": stale(stages, status)})
     plan = make_plan(run, name, chosen, states)
-    create_markdown_artifact(plan.markdown(), key="plan", description=f"what run {name} will do")
+    flow_run_id = UUID(str(runtime.flow_run.id))
+    put_markdown(flow_run_id, "plan", f"what run {name} will do", plan.markdown())
     require_made(chosen, states.would_run)
     plan.require_possible()
     if run.root == run.checkout:
@@ -153,7 +153,7 @@ def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt:
     if chosen.left_out:
         get_run_logger().info("not run: %s", ", ".join(chosen.left_out))
     try:
-        with run_page(UUID(str(runtime.flow_run.id))) as page:
+        with run_page(flow_run_id, name) as page:
             page.links["code"] = f"{request.ref or 'HEAD'}{' (dirty)' if run.dirty else ''}"
             page.watch(run.root, stages)
             return _run_stages(run, name, chosen, page)
@@ -179,7 +179,7 @@ def _run_stages(run: RunContext, name: str, chosen: Selection, page: RunPage) ->
     page.links["registered"] = version
     here = run.root == run.checkout
     text = summarise(run.root, chosen.stages, outcomes, name=name, recorded=recorded, registered=version, here=here)
-    create_markdown_artifact(f"```\n{text}\n```", key="summary", description=f"run {name}")
+    put_markdown(UUID(str(runtime.flow_run.id)), "summary", f"run {name}", f"```\n{text}\n```")
     return text
 
 

@@ -89,7 +89,7 @@ def _patterns(schema: dict[str, Any]) -> None:
 
 
 class Request(BaseModel):
-    """What to run. The UI shows it as a form, in the order of these fields."""
+    """What to run; an empty field is left as it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str | None = Field(

@@ -19,8 +19,12 @@ from flows import run_branch
 from flows.reconcile import mlflow_address, prefect_address
 from flows.request import Request
 
-#: Such as mauve-cuckoo: a name that Prefect made up, since nobody gave one.
-_MADE_UP = re.compile(r"[a-z]+-[a-z]+")
+#: Such as mauve-cuckoo: a name that Prefect made up, since nobody gave one. The form of its newer UI is filled with one
+#: of a word from this list and an animal, such as Gorgeous-Mudi.
+_MADE_UP = re.compile(
+    r"[a-z]+-[a-z]+|(Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic"
+    r"|Practical|Ergonomic|Handcrafted|Tasty|Handmade|Incredible)-[A-Z].*"
+)
 #: The records that are removed when their flow run has ended in Prefect, too.
 _HELD: dict[UUID, Held] = {}
 

@@ -19,10 +19,11 @@ from flows import run_branch
 from flows.reconcile import mlflow_address, prefect_address
 from flows.request import Request
 
-#: Such as mauve-cuckoo: a name that Prefect made up, since nobody gave one. The form of its newer UI is filled with one
-#: of a word from this list and an animal, such as Gorgeous-Mudi.
+#: Such as mauve-cuckoo: a name that Prefect made up, since nobody gave one. Its UIs fill their forms with such names,
+#: too: the older one with a letter and a star (beta2-enif), the newer one with a word of this list and an animal
+#: (Gorgeous-Mudi).
 _MADE_UP = re.compile(
-    r"[a-z]+-[a-z]+|(Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic"
+    r"[a-z]+[0-9]*-[a-z]+|(Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic"
     r"|Practical|Ergonomic|Handcrafted|Tasty|Handmade|Incredible)-[A-Z].*"
 )
 #: The records that are removed when their flow run has ended in Prefect, too.

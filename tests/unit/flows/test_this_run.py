@@ -47,8 +47,8 @@ def test_a_name_that_was_asked_for_is_not_changed_but_refused(repo: Path, asked:
 @pytest.mark.parametrize(
     ("typed", "gives_way"),
     [
-        ("mauve-cuckoo", True), ("Gorgeous-Mudi", True), ("Small-Dik-dik", True), ("Tasty-Boa ñ", True),
-        ("Wide-B5", False), ("gorgeous", False), ("Gorgeous-mine", False), ("My try", False),
+        ("mauve-cuckoo", True), ("beta2-enif", True), ("Gorgeous-Mudi", True), ("Small-Dik-dik", True),
+        ("Tasty-Boa ñ", True), ("Wide-B5", False), ("gorgeous", False), ("Gorgeous-mine", False), ("My try", False),
     ],
 )  # fmt: skip
 def test_the_form_s_name_is_that_of_the_run_where_prefect_made_up_its_own(

@@ -1,0 +1,359 @@
+"""A person's first hour with the UI: a fresh clone, `make up`, and everything else by clicks in a real browser.
+
+The pipeline is the real one on the real sample, made small by values that are typed into the form. Prefect 3.9 has two
+UIs; driven is the newer one, which `make up`'s address opens, and the older one is looked at.
+
+With ALIGN_PICTURES=FOLDER the pictures of docs/operations.md are taken into it:
+
+    ALIGN_PICTURES=docs/img pytest tests/e2e/test_browser.py
+"""
+
+import io
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from flows.git_repository import git
+from tests.support import ROOT
+from tests.support.browser import Page, open_page
+from tests.support.local_stack import Stack
+from tests.support.small_checkout import REDUCED
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
+
+PICTURES = os.environ.get("ALIGN_PICTURES")
+WIDTH_PX, HEIGHT_PX, MENU_PX = 1300, 760, 256
+#: Of a picture in docs/img.
+MAX_PICTURE_BYTES = 120_000
+STEPS, BATCH = 700, 32
+#: What makes the pipeline small, and has no field of its own in the form.
+MORE = {
+    key: value
+    for key, value in REDUCED.items()
+    if key not in ("pretrain.num_steps", "pretrain.batch_size") and not key.endswith((".num_threads", ".num_processes"))
+}
+#: The pipeline's stages, as the page of a run lists them.
+STAGES = (
+    "ingest", "filter", "validate", "shard", "validate_shards", "fit_tokenizer", "pretrain", "finetune", "evaluate",
+    "index", "package",
+)  # fmt: skip
+STEP = re.compile(r"stage 7 of 11, pretrain: step ([\d,]+) of ")
+
+
+class Clone(Stack):
+    """A fresh clone of this checkout, as it is committed, with the stack of `make up` on free ports."""
+
+    def __init__(self, root: Path) -> None:
+        git(root.parent, "clone", "--quiet", str(ROOT), str(root))
+        super().__init__(root)
+        self.env = {key: value for key, value in self.env.items() if not key.startswith("AWS_")}
+        self.env |= {"PYTHONPATH": str(root)}
+
+    def make(self, target: str) -> str:
+        """`make TARGET`, with the environment of these tests: to make a new one takes minutes. What it printed."""
+        done = subprocess.run(
+            ["make", "--old-file=.venv/.installed", target], cwd=self.root, env=self.env, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+class Prefect:
+    """Prefect's newer UI in a tab, as a person uses it."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+
+    def log_in(self, login: str) -> None:
+        self.page.open(self.url)
+        self.page.wait("document.querySelector('input[type=password]')")
+        self.page.run("document.querySelector('input[type=password]').focus()")
+        self.page.type(login)
+        self.page.click("Login", "button")
+        self.page.wait("location.pathname.startsWith('/v2/dashboard')")
+
+    def open_form(self) -> None:
+        """From the menu: Deployments, pipeline's, Run, Custom run."""
+        self.page.click("Deployments")
+        self.page.wait("document.querySelectorAll('main tr a[href*=\"/deployments/deployment/\"]').length >= 4")
+        link = self.page.run(
+            "[...document.querySelectorAll('main tr')].find((row) => row.innerText.includes('pipeline'))"
+            ".querySelector('a[href*=\"/deployments/deployment/\"]').getAttribute('href')"
+        )
+        self.page.click("local", f"main a[href='{link}']")
+        self.page.click("Run", "main button")
+        self.page.click("Custom run")
+        self.page.wait("[...document.querySelectorAll('label')].some((label) => label.innerText.startsWith('Steps'))")
+
+    def view_run(self) -> str:
+        """After a click on Submit: the page of the new run, whose id is returned."""
+        self.page.click("View run")
+        self.page.wait("location.pathname.includes('/runs/flow-run/')")
+        return str(self.page.run("location.pathname.split('/').at(-1)"))
+
+    def menu(self, entry: str, confirmed_by: str) -> None:
+        """An entry of the menu of the run's page, and the button of the question that it asks."""
+        self.page.click("Open menu", "main button")
+        self.page.click(entry, "[role=menuitem]")
+        self.page.click(confirmed_by, "[role=dialog] button, [role=alertdialog] button")
+
+    def wait_for_state(self, state: str, timeout_s: float = 60) -> None:
+        self.page.wait(
+            f"document.querySelector('main').innerText.split('\\n').slice(0, 8).includes('{state}')", timeout_s
+        )
+
+    def artifacts(self, run: str) -> dict[str, str]:
+        """The cards of the tab Artifacts: key -> address. Fails if a key is there twice."""
+        self.page.open(f"{self.url}/v2/runs/flow-run/{run}")
+        self.page.click("Artifacts")
+        cards = "[...document.querySelectorAll('main a[href*=\"/artifacts/artifact/\"]')]"
+        with suppress(pytest.fail.Exception):  # a run that has just begun has none
+            self.page.wait(f"{cards}.length", 5)
+        found = self.page.run(
+            f"{cards}.map((card) => [card.innerText.split('\\n').filter((line) => line)[1], card.href])"
+        )
+        assert len(dict(found)) == len(found), found
+        return dict(found)
+
+    def read(self, run: str, key: str) -> str:
+        """What the artifact of this key says, on a page of its own; empty while there is none."""
+        address = self.artifacts(run).get(key)
+        if address is None:
+            return ""
+        self.page.open(address)
+        self.page.wait("document.querySelector('main')?.innerText.includes('Show Raw Data')")
+        return self.page.text("main")
+
+    def picture(self, name: str, height_px: int = HEIGHT_PX) -> None:
+        take(self.page, name, height_px, MENU_PX)
+
+
+def take(page: Page, name: str, height_px: int = HEIGHT_PX, left_px: int = 0) -> None:
+    """Takes a picture for docs/, if asked to; in a palette of colours, as it is text on a plain ground."""
+    if not PICTURES:
+        return
+    page.size(WIDTH_PX, height_px)
+    time.sleep(1.5)  # until it is drawn in its new size
+    file = Path(PICTURES) / f"{name}.png"
+    page.picture(file, left_px)
+    with Image.open(io.BytesIO(file.read_bytes())) as image:
+        image.convert("RGB").quantize(64).save(file, optimize=True)
+    assert file.stat().st_size < MAX_PICTURE_BYTES
+    page.size(WIDTH_PX, HEIGHT_PX)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    clone = Clone(tmp_path_factory.mktemp("browser") / "a clone")
+    try:
+        clone.said = clone.make("up")
+        yield clone
+    finally:
+        clone.make("down")
+        clone.close()
+
+
+@pytest.fixture(scope="module")
+def prefect(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
+    with open_page(tmp_path_factory.mktemp("chromium")) as page:
+        page.size(WIDTH_PX, HEIGHT_PX)
+        prefect = Prefect(page, re.search(r"^Prefect +(\S+)", clone.said, re.M)[1])  # type: ignore[index]
+        prefect.log_in(clone.login)
+        yield prefect
+
+
+def test_a_wrong_value_is_refused_in_a_second(clone: Clone, prefect: Prefect) -> None:
+    page = prefect.page
+    prefect.open_form()
+    page.fill("Name", "wrong")
+    page.fill("Steps", "-5")
+    started = time.monotonic()
+    page.click("Submit")
+    page.wait("document.activeElement.validationMessage === 'Value must be greater than or equal to 1.'", 5)
+    prefect.picture("prefect_refused", 420)
+    page.fill("Steps", "700")
+    page.fill("More parameters", json.dumps({"pretrain.label_smoothing": 7}))
+    page.click("Submit")
+    page.wait("document.body.innerText.includes('7 is greater than or equal to the maximum of 1')", 5)
+    assert time.monotonic() - started < 10  # both, on a busy machine; the server answers within half a second
+    assert "request.overrides['pretrain.label_smoothing']" in page.text()
+    assert clone.ask("/flow_runs/count", {}) == 0
+
+
+def test_a_name_that_no_parameter_has_is_refused_as_the_run_begins(prefect: Prefect) -> None:
+    page = prefect.page
+    prefect.open_form()
+    page.fill("More parameters", json.dumps({"filter.min_word": 4}))
+    page.click("Submit")
+    prefect.view_run()
+    prefect.wait_for_state("Failed")
+    page.wait("document.body.innerText.includes('did you mean filter.min_words?')")
+
+
+def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: Prefect) -> None:
+    page = prefect.page
+    prefect.open_form()
+    page.fill("Name", "trial")
+    page.fill("Steps", str(STEPS))
+    page.fill("Batch size", str(BATCH))
+    page.fill("More parameters", json.dumps(MORE))
+    prefect.picture("prefect_form", 1700)
+    page.click("Submit")
+    run = prefect.view_run()
+    prefect.wait_for_state("Running")
+    wait(lambda: "trial" in page.text("main").split("\n")[:4], 30)  # not the name that the form was filled with
+
+    plan = prefect.read(run, "plan")
+    assert f"{STEPS} steps of {BATCH}: {STEPS * BATCH:,} pairs" in plan and "it has not run here yet" in plan
+    prefect.picture("prefect_plan")
+    seen = watch_steps(prefect, run)
+    text = prefect.read(run, "run")
+    assert "filter\tran\treport" in text and "pretrain\truns" in text and "░" in text
+    assert "pretrain: step" in text.split("package")[-1]  # the last lines
+    prefect.picture("prefect_progress", 1000)
+    page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
+    page.click("Subflow Runs")
+    page.click("training", "main a[href*='/runs/flow-run/']")
+    page.wait("document.querySelector('main').innerText.includes('pretrain: step')", 30)
+
+    page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
+    prefect.wait_for_state("Running")
+    prefect.menu("Cancel", "Cancel Flow Run")
+    prefect.wait_for_state("Cancelled")
+    ended = prefect.read(run, "progress")
+    reached = STEP.search(ended)
+    assert reached and int(reached[1].replace(",", "")) >= seen and "ended at stage 7 of 11" in ended
+
+    page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
+    prefect.wait_for_state("Cancelled")
+    prefect.picture("prefect_cancelled")
+    prefect.menu("Retry", "Retry")
+    prefect.wait_for_state("Running", 120)
+    wait(lambda: "pretrain\truns" in prefect.read(run, "run"), 240)
+    text = prefect.read(run, "run")
+    assert all(f"{stage}\tcached\treport" in text for stage in STAGES[:6])
+    resumed = re.search(r"pretrain: resuming from step ([\d,]+) in", text)
+    assert resumed and int(resumed[1].replace(",", "")) >= seen > 0
+    assert "cached" in prefect.read(run, "plan")
+    prefect.page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
+    prefect.wait_for_state("Completed", 600)
+    prefect.picture("prefect_run")
+    look_around(clone, prefect, run)
+    the_older_ui_shows_the_same(prefect, run)
+    if PICTURES:
+        show_mlflow(clone, prefect, run)
+
+
+def watch_steps(prefect: Prefect, run: str) -> int:
+    """Looks at the progress until it has moved twice in pre-training; the last step that was seen."""
+    seen: list[int] = []
+
+    def moved() -> bool:
+        if found := STEP.search(prefect.read(run, "progress")):
+            step = int(found[1].replace(",", ""))
+            seen.extend([step] if step not in seen else [])
+        return len(seen) == 2
+
+    wait(moved, 300)
+    assert seen[0] < seen[1] < STEPS and re.search(r"Progress: [\d.]+%", prefect.page.text("main"))
+    return seen[-1]
+
+
+def look_around(clone: Clone, prefect: Prefect, run: str) -> None:
+    """All artifacts of a run that has ended, and the report of each stage by its link on the run's page."""
+    page = prefect.page
+    assert prefect.artifacts(run).keys() == {"plan", "progress", "run", "summary"}
+    assert "Progress: 100%" in prefect.read(run, "progress")
+    summary = prefect.read(run, "summary")
+    assert "Run 'trial', recorded as branch run/trial" in summary and "Retrieval (chance):" in summary
+    prefect.picture("prefect_summary", 1000)
+    text = prefect.read(run, "run")
+    assert "branch: run/trial (" in text and "registered: " in text and "version 1" in text
+    address = page.run("location.href")
+    reports = page.run("[...document.querySelectorAll('main td a')].map((link) => link.href)")
+    assert len(set(reports)) == len(STAGES)
+    for stage, report in zip(STAGES, reports, strict=True):
+        page.open(address)
+        page.click("report", f"main a[href$='{report.rpartition('/')[2]}']")
+        page.wait(
+            "location.pathname.startsWith('/v2/artifacts/artifact/') && document.querySelector('main h1, main h2')"
+        )
+        page.wait(f"document.querySelector('main').innerText.includes({json.dumps(stage)})")
+        page.wait("[...document.querySelectorAll('main img')].every((image) => image.naturalWidth > 0)")
+        if stage in ("filter", "pretrain"):
+            assert page.run("document.querySelectorAll('main img').length"), stage
+        if stage == "evaluate":
+            prefect.picture("prefect_report", 1000)
+    page.open(address)
+    page.wait("[...document.querySelectorAll('main a')].some((link) => link.innerText === 'MLflow')")
+    link = page.run("[...document.querySelectorAll('main a')].find((link) => link.innerText === 'MLflow').href")
+    assert link.startswith(f"{clone.mlflow}/#/experiments/")
+    assert git(clone.root, "rev-parse", "run/trial")[:10] in text
+
+
+def the_older_ui_shows_the_same(prefect: Prefect, run: str) -> None:
+    """The form and the page of the run, with links that stay in that UI."""
+    page = prefect.page
+    page.open(f"{prefect.url}/runs/flow-run/{run}")
+    page.click("Artifacts")
+    page.wait("document.body.innerText.includes('its stages, reports and last lines')")
+    page.run("[...document.querySelectorAll('a')].find((link) => link.innerText.trim() === 'run').click()")
+    page.wait("[...document.querySelectorAll('a')].filter((link) => link.innerText === 'report').length === 11")
+    links = page.run(
+        "[...document.querySelectorAll('a')].filter((a) => a.innerText === 'report').map((a) => a.pathname)"
+    )
+    assert all(link.startswith("/artifacts/artifact/") for link in links)
+    deployment = page.run("document.querySelector('a[href*=\"/deployments/\"]')?.pathname")
+    assert deployment
+    page.open(f"{prefect.url}/deployments")
+    page.wait("document.querySelector('a[href*=\"/deployments/deployment/\"]')")
+    page.run(
+        "[...document.querySelectorAll('tr')].find((row) => row.innerText.includes('pipeline'))"
+        ".querySelector('a[href*=\"/deployments/deployment/\"]').click()"
+    )
+    page.wait("location.pathname.startsWith('/deployments/deployment/')")
+    page.open(f"{page.run('location.origin + location.pathname')}/run")
+    page.wait("['Name', 'Steps', 'More parameters'].every((words) => document.body.innerText.includes(words))")
+
+
+def show_mlflow(clone: Clone, prefect: Prefect, run: str) -> None:
+    """A second run, with another rate of fine-tuning, and the pages on which both are compared."""
+    second = clone.start(
+        {
+            "name": "gentle",
+            "num_steps": STEPS,
+            "batch_size": BATCH,
+            "overrides": MORE | {"finetune.learning_rate": 1e-4},
+        }
+    )
+    assert clone.wait_for(second, "COMPLETED", "FAILED", "CRASHED", timeout_s=600) == "COMPLETED"
+    found = clone.ask(f"{clone.mlflow}/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"], "max_results": 10})
+    runs = [one["info"]["run_id"] for one in found["runs"] if one["info"]["status"] == "FINISHED"][:2]
+    page = prefect.page
+    page.open(clone.mlflow.replace("http://", f"http://{clone.login}@"))
+    question = f"runs={json.dumps(runs)}&experiments={json.dumps(['1'])}".replace('"', "%22")
+    page.open(f"{clone.mlflow}/#/compare-runs?{question}")
+    page.wait("document.body.innerText.includes('learning_rate')")
+    take(page, "mlflow_compare", 900)
+    page.open(f"{clone.mlflow}/#/models/align/versions/2")
+    page.wait("document.body.innerText.includes('align.git_revision')")
+    take(page, "mlflow_model", 900)
+
+
+def wait(condition: Any, timeout_s: float) -> None:
+    """Waits until a condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never held"
+        time.sleep(0.5)

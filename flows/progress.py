@@ -128,6 +128,7 @@ class RunPage:
         self._shown: dict[str, Any] = {}
         self._states: dict[str, str] = {}
         self._reports: dict[str, UUID] = {}
+        self._running: str | None = None  # the stage that runs, or ran last
         self._ask_at = 0.0
         self._client: SyncPrefectClient | None = None
         self._connection = ExitStack()
@@ -169,8 +170,8 @@ class RunPage:
             work = said.work
             if self.finished:
                 work = Work(line="the run is complete", done=1, total=1)
-            elif running := self._running():
-                work = at_stage(work, running, self._stages)
+            elif self._running:
+                work = at_stage(work, self._running, self._stages)
             about = f"run {self._name}: its stages, reports and last lines"
             text = page_markdown(self._stages, self._states, self._reports, said.lines, self.links, bar(work))
             self._show(self._client, "run", "markdown", about, text)
@@ -182,16 +183,14 @@ class RunPage:
             with suppress(Exception):
                 self._connection.close()
 
-    def _running(self) -> str | None:
-        """The stage that runs."""
-        return next((stage.name for stage in self._stages if self._states.get(stage.name) == "Running"), None)
-
     def _ask(self, client: SyncPrefectClient) -> None:
         """The states of the stages and their reports, of the sub-flows of this run; of several attempts, the newest."""
         below = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[self._id]))
         oldest_first = TaskRunSort.EXPECTED_START_TIME_ASC
         for run in client.read_task_runs(flow_run_filter=below, sort=oldest_first):
             self._states[run.name] = (run.state.name if run.state else None) or "Pending"
+        running = (stage.name for stage in self._stages if self._states.get(stage.name) == "Running")
+        self._running = next(running, self._running)
         kind = ArtifactFilter(type=ArtifactFilterType(any_=["markdown"]))
         newest_first = client.read_artifacts(
             flow_run_filter=below, artifact_filter=kind, sort=ArtifactSort.CREATED_DESC

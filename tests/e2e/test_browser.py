@@ -27,7 +27,7 @@ from tests.support.small_checkout import REDUCED
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
 
-STEPS, BATCH = 700, 32
+STEPS, BATCH = 1200, 32
 #: What makes the pipeline small, and has no field of its own in the form.
 MORE = {
     key: value
@@ -123,7 +123,7 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
     wait(lambda: "trial" in page.text("main").split("\n")[:4], 30)  # not the name that the form was filled with
 
     plan = prefect.read(run, "plan")
-    assert f"{STEPS} steps of {BATCH}: {STEPS * BATCH:,} pairs" in plan and "it has not run here yet" in plan
+    assert f"{STEPS:,} steps of {BATCH}: {STEPS * BATCH:,} pairs" in plan and "it has not run here yet" in plan
     prefect.picture("prefect_plan")
     seen = watch_steps(prefect, run)
     assert prefect.artifacts(run).keys() == {"plan", "progress", "run"}
@@ -195,13 +195,10 @@ def look_around(clone: Clone, prefect: Prefect, run: str) -> None:
     for stage, report in zip(STAGES, reports, strict=True):
         page.open(address)
         page.click("report", f"main a[href$='{report.rpartition('/')[2]}']")
-        page.wait(
-            "location.pathname.startsWith('/v2/artifacts/artifact/') && document.querySelector('main h1, main h2')"
-        )
-        page.wait(f"document.querySelector('main').innerText.includes({json.dumps(stage)})")
+        page.wait(f"location.href.startsWith({json.dumps(report)})")
+        page.wait(f"document.querySelector('main h1')?.innerText === {json.dumps(stage)}")
         page.wait("[...document.querySelectorAll('main img')].every((image) => image.naturalWidth > 0)")
-        if stage in ("filter", "pretrain"):
-            assert page.run("document.querySelectorAll('main img').length"), stage
+        assert page.run("document.querySelectorAll('main img').length") or stage not in ("pretrain", "evaluate")
         if stage == "evaluate":
             prefect.picture("prefect_report", 1000)
     page.open(address)

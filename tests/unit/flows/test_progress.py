@@ -97,6 +97,7 @@ class Server:
         self.artifacts: dict[UUID, dict[str, Any]] = {}
         self.broken = threading.Event()
         self.num_updates = 0
+        self.states = ["Crashed", "Running"]  # of ingest, in its attempts
         self.reports = uuid4(), uuid4()  # of the second attempt and of the first
 
     @contextmanager
@@ -121,7 +122,7 @@ class Server:
 
     def read_task_runs(self, *, sort: str, **_: object) -> list[SimpleNamespace]:
         assert sort == "EXPECTED_START_TIME_ASC"
-        return [SimpleNamespace(name="ingest", state=SimpleNamespace(name=name)) for name in ("Crashed", "Running")]
+        return [SimpleNamespace(name="ingest", state=SimpleNamespace(name=name)) for name in self.states]
 
     def read_artifacts(self, *, artifact_filter: Any, sort: str = "", **_: object) -> list[SimpleNamespace]:
         self._answer()
@@ -187,10 +188,13 @@ def test_a_run_that_is_retried_has_one_of_each_artifact_and_one_that_fails_keeps
     file.parent.mkdir()
     said = json.dumps({"lines": ["ingest: step 2"], "work": {"line": "ingest: step 2", "done": 2, "total": 8}})
     for attempt in (1, 2):
+        server.states = ["Running"]
         put_markdown(run, "plan", "what run x will do", f"plan {attempt}")
         with pytest.raises(ValueError, match="cancelled"), run_page(run, "x") as page:
             page.watch(tmp_path, STAGES)
             file.write_text(said)
+            wait_for(lambda: shown(server).get("progress", {}).get("description") == "stage 1 of 2, ingest: step 2")
+            server.states = ["Crashed"]  # as its task is when the run is cancelled
             raise ValueError("cancelled")
         found = shown(server)
         assert found.keys() == {"plan", "run", "progress"} and len(server.artifacts) == 3

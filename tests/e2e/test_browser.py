@@ -160,9 +160,9 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
     prefect.wait_for_state("Completed", 600)
     prefect.picture("prefect_run")
     look_around(clone, prefect, run)
-    the_older_ui_shows_the_same(prefect, run)
+    the_older_ui_shows_the_same(clone, prefect, run)
     if PICTURES:
-        show_mlflow(clone, prefect, run)
+        show_mlflow(clone, prefect)
 
 
 def watch_steps(prefect: Prefect, run: str) -> int:
@@ -208,32 +208,23 @@ def look_around(clone: Clone, prefect: Prefect, run: str) -> None:
     assert git(clone.root, "rev-parse", "run/trial")[:10] in text
 
 
-def the_older_ui_shows_the_same(prefect: Prefect, run: str) -> None:
+def the_older_ui_shows_the_same(clone: Clone, prefect: Prefect, run: str) -> None:
     """The form and the page of the run, with links that stay in that UI."""
     page = prefect.page
-    page.open(f"{prefect.url}/runs/flow-run/{run}")
-    page.click("Artifacts")
+    address = prefect.artifacts(run)["run"].replace("/v2/", "/")
+    page.open(f"{prefect.url}/runs/flow-run/{run}?tab=Artifacts")
     page.wait("document.body.innerText.includes('its stages, reports and last lines')")
-    page.run("[...document.querySelectorAll('a')].find((link) => link.innerText.trim() === 'run').click()")
-    page.wait("[...document.querySelectorAll('a')].filter((link) => link.innerText === 'report').length === 11")
-    links = page.run(
-        "[...document.querySelectorAll('a')].filter((a) => a.innerText === 'report').map((a) => a.pathname)"
-    )
-    assert all(link.startswith("/artifacts/artifact/") for link in links)
-    deployment = page.run("document.querySelector('a[href*=\"/deployments/\"]')?.pathname")
-    assert deployment
-    page.open(f"{prefect.url}/deployments")
-    page.wait("document.querySelector('a[href*=\"/deployments/deployment/\"]')")
-    page.run(
-        "[...document.querySelectorAll('tr')].find((row) => row.innerText.includes('pipeline'))"
-        ".querySelector('a[href*=\"/deployments/deployment/\"]').click()"
-    )
-    page.wait("location.pathname.startsWith('/deployments/deployment/')")
-    page.open(f"{page.run('location.origin + location.pathname')}/run")
+    assert "trial" in page.text() and page.run("location.pathname").startswith("/runs/")
+    page.open(address)
+    links = "[...document.querySelectorAll('a')].filter((link) => link.innerText.trim() === 'report')"
+    page.wait(f"{links}.length === {len(STAGES)}")
+    assert all(path.startswith("/artifacts/artifact/") for path in page.run(f"{links}.map((link) => link.pathname)"))
+    deployment = clone.ask("/deployments/name/pipeline/local")["id"]
+    page.open(f"{prefect.url}/deployments/deployment/{deployment}/run")
     page.wait("['Name', 'Steps', 'More parameters'].every((words) => document.body.innerText.includes(words))")
 
 
-def show_mlflow(clone: Clone, prefect: Prefect, run: str) -> None:
+def show_mlflow(clone: Clone, prefect: Prefect) -> None:
     """A second run, with another rate of fine-tuning, and the pages on which both are compared."""
     second = clone.start(
         {

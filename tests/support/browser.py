@@ -139,8 +139,8 @@ class Page:
 
     def picture(self, file: Path, left_px: int = 0) -> None:
         """Writes what the tab shows as PNG, without the first `left_px` columns."""
-        width, height = self.run("[innerWidth, innerHeight]")
-        clip = {"x": left_px, "y": 0, "width": width - left_px, "height": height, "scale": 1}
+        width, height, right, down = self.run("[innerWidth, innerHeight, scrollX, scrollY]")
+        clip = {"x": right + left_px, "y": down, "width": width - left_px, "height": height, "scale": 1}
         file.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot", clip=clip)["data"]))
 
 

@@ -87,16 +87,25 @@ class Prefect:
         self.page.wait("document.querySelector('main')?.innerText.includes('Show Raw Data')")
         return self.page.text("main")
 
-    def picture(self, name: str, height_px: int = HEIGHT_PX) -> None:
+    def picture(self, name: str, height_px: int | None = None) -> None:
         take(self.page, name, height_px, MENU_PX)
 
 
-def take(page: Page, name: str, height_px: int = HEIGHT_PX, left_px: int = 0) -> None:
-    """Takes a picture for docs/, if asked to; in a palette of colours, as it is text on a plain ground."""
+def take(page: Page, name: str, height_px: int | None = None, left_px: int = 0) -> None:
+    """Takes a picture for docs/, if asked to; in a palette of colours, as it is text on a plain ground.
+
+    Args:
+        page: the tab.
+        name: of the file, without its suffix.
+        height_px: of the window meanwhile; None: as it is, with what is open in it.
+        left_px: columns that are left out.
+    """
     if not PICTURES:
         return
-    page.size(WIDTH_PX, height_px)
-    time.sleep(1.5)  # until it is drawn in its new size
+    if height_px:
+        page.size(WIDTH_PX, height_px)
+        page.run("scrollTo(0, 0)")
+    time.sleep(1.5)  # until all is drawn
     file = Path(PICTURES) / f"{name}.png"
     page.picture(file, left_px)
     with Image.open(io.BytesIO(file.read_bytes())) as image:

@@ -79,19 +79,19 @@ class Prefect:
         return dict(found)
 
     def read(self, run: str, key: str) -> str:
-        """What the artifact of this key says, on a page of its own; empty while there is none."""
-        address = self.artifacts(run).get(key)
-        if address is None:
-            return ""
+        """What the artifact of this key says, on a page of its own; waits a minute for it to be there."""
+        deadline = time.monotonic() + 60
+        while (address := self.artifacts(run).get(key)) is None:
+            assert time.monotonic() < deadline, f"the run has no artifact {key}"
         self.page.open(address)
         self.page.wait("document.querySelector('main')?.innerText.includes('Show Raw Data')")
         return self.page.text("main")
 
-    def picture(self, name: str, height_px: int | None = None) -> None:
-        take(self.page, name, height_px, MENU_PX)
+    def picture(self, name: str, height_px: int | None = None, rows: int | None = None) -> None:
+        take(self.page, name, height_px, MENU_PX, rows)
 
 
-def take(page: Page, name: str, height_px: int | None = None, left_px: int = 0) -> None:
+def take(page: Page, name: str, height_px: int | None = None, left_px: int = 0, rows: int | None = None) -> None:
     """Takes a picture for docs/, if asked to; in a palette of colours, as it is text on a plain ground.
 
     Args:
@@ -99,6 +99,7 @@ def take(page: Page, name: str, height_px: int | None = None, left_px: int = 0) 
         name: of the file, without its suffix.
         height_px: of the window meanwhile; None: as it is, with what is open in it.
         left_px: columns that are left out.
+        rows: of pixels that are kept, from the top; None: all.
     """
     if not PICTURES:
         return
@@ -109,6 +110,6 @@ def take(page: Page, name: str, height_px: int | None = None, left_px: int = 0) 
     file = Path(PICTURES) / f"{name}.png"
     page.picture(file, left_px)
     with Image.open(io.BytesIO(file.read_bytes())) as image:
-        image.convert("RGB").quantize(64).save(file, optimize=True)
+        image.convert("RGB").crop((0, 0, image.width, rows or image.height)).quantize(128).save(file, optimize=True)
     assert file.stat().st_size < MAX_PICTURE_BYTES
     page.size(WIDTH_PX, HEIGHT_PX)

@@ -176,7 +176,7 @@ def watch_steps(prefect: Prefect, run: str) -> int:
             seen.extend([step] if step not in seen else [])
         return len(seen) == 2
 
-    wait(moved, 300)
+    wait(moved, 600)
     assert seen[0] < seen[1] < STEPS and re.search(r"Progress: [\d.]+%", prefect.page.text("main"))
     return seen[-1]
 
@@ -201,7 +201,8 @@ def look_around(clone: Clone, prefect: Prefect, run: str) -> None:
         page.wait("[...document.querySelectorAll('main img')].every((image) => image.naturalWidth > 0)")
         assert page.run("document.querySelectorAll('main img').length") or stage not in ("pretrain", "evaluate")
         if stage == "evaluate":
-            prefect.picture("prefect_report", 1000)
+            page.run("document.querySelector('main img').scrollIntoView({block: 'end'})")
+            prefect.picture("prefect_report")
     page.open(address)
     page.wait("[...document.querySelectorAll('main a')].some((link) => link.innerText === 'MLflow')")
     link = page.run("[...document.querySelectorAll('main a')].find((link) => link.innerText === 'MLflow').href")
@@ -213,9 +214,9 @@ def the_older_ui_shows_the_same(clone: Clone, prefect: Prefect, run: str) -> Non
     """The form and the page of the run, with links that stay in that UI."""
     page = prefect.page
     address = prefect.artifacts(run)["run"].replace("/v2/", "/")
-    page.open(f"{prefect.url}/runs/flow-run/{run}?tab=Artifacts")
-    page.wait("document.body.innerText.includes('its stages, reports and last lines')")
-    assert "trial" in page.text() and page.run("location.pathname").startswith("/runs/")
+    page.open(f"{prefect.url}/runs/flow-run/{run}")
+    page.wait("['trial', 'Completed'].every((words) => document.body.innerText.includes(words))")
+    assert page.run("location.pathname").startswith("/runs/")
     page.open(address)
     links = "[...document.querySelectorAll('a')].filter((link) => link.innerText.trim() === 'report')"
     page.wait(f"{links}.length === {len(STAGES)}")

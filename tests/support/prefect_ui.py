@@ -18,6 +18,9 @@ WIDTH_PX, HEIGHT_PX = 1300, 760
 MENU_PX = 256
 #: Of a picture in docs/img.
 MAX_PICTURE_BYTES = 120_000
+#: Whether the page of an artifact shows its description and what it holds: both come after all else.
+READY = r"""/Documentation\n+(?!Artifact\nRaw)\S/.test(document.querySelector('main')?.innerText ?? '') &&
+(document.querySelector('main table, main pre') || document.querySelector('main').innerText.includes('Progress: '))"""
 
 
 class Prefect:
@@ -71,7 +74,7 @@ class Prefect:
         self.page.click("Artifacts")
         cards = "[...document.querySelectorAll('main a[href*=\"/artifacts/artifact/\"]')]"
         with suppress(pytest.fail.Exception):  # a run that has just begun has none
-            self.page.wait(f"{cards}.length", 5)
+            self.page.wait(f"{cards}.length", 15)
         found = self.page.run(
             f"{cards}.map((card) => [card.innerText.split('\\n').filter((line) => line)[1], card.href])"
         )
@@ -84,7 +87,7 @@ class Prefect:
         while (address := self.artifacts(run).get(key)) is None:
             assert time.monotonic() < deadline, f"the run has no artifact {key}"
         self.page.open(address)
-        self.page.wait("document.querySelector('main')?.innerText.includes('Show Raw Data')")
+        self.page.wait(READY)
         return self.page.text("main")
 
     def picture(self, name: str, height_px: int | None = None, rows: int | None = None) -> None:

@@ -162,8 +162,31 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
     prefect.picture("prefect_run")
     look_around(clone, prefect, run)
     the_older_ui_shows_the_same(clone, prefect, run)
-    if PICTURES:
-        show_mlflow(clone, prefect)
+
+
+@pytest.mark.skipif(not PICTURES, reason="only for the pictures of MLflow's pages (ALIGN_PICTURES)")
+def test_two_runs_are_compared_in_mlflow(clone: Clone, prefect: Prefect) -> None:
+    """A second run, with another rate of fine-tuning, and the pages on which both are compared."""
+    second = clone.start(
+        {
+            "name": "gentle",
+            "num_steps": STEPS,
+            "batch_size": BATCH,
+            "overrides": MORE | {"finetune.learning_rate": 1e-4},
+        }
+    )
+    assert clone.wait_for(second, "COMPLETED", "FAILED", "CRASHED", timeout_s=600) == "COMPLETED"
+    found = clone.ask(f"{clone.mlflow}/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"], "max_results": 10})
+    runs = [one["info"]["run_id"] for one in found["runs"] if one["info"]["status"] == "FINISHED"][:2]
+    page = prefect.page
+    page.open(clone.mlflow.replace("http://", f"http://{clone.login}@"))
+    question = f"runs={json.dumps(runs)}&experiments={json.dumps(['1'])}".replace('"', "%22")
+    page.open(f"{clone.mlflow}/#/compare-runs?{question}")
+    page.wait("document.body.innerText.includes('learning_rate')")
+    take(page, "mlflow_compare", 900)
+    page.open(f"{clone.mlflow}/#/models/align/versions/2")
+    page.wait("document.body.innerText.includes('align.git_revision')")
+    take(page, "mlflow_model", 900)
 
 
 def watch_steps(prefect: Prefect, run: str) -> int:
@@ -224,30 +247,6 @@ def the_older_ui_shows_the_same(clone: Clone, prefect: Prefect, run: str) -> Non
     deployment = clone.ask("/deployments/name/pipeline/local")["id"]
     page.open(f"{prefect.url}/deployments/deployment/{deployment}/run")
     page.wait("['Name', 'Steps', 'More parameters'].every((words) => document.body.innerText.includes(words))")
-
-
-def show_mlflow(clone: Clone, prefect: Prefect) -> None:
-    """A second run, with another rate of fine-tuning, and the pages on which both are compared."""
-    second = clone.start(
-        {
-            "name": "gentle",
-            "num_steps": STEPS,
-            "batch_size": BATCH,
-            "overrides": MORE | {"finetune.learning_rate": 1e-4},
-        }
-    )
-    assert clone.wait_for(second, "COMPLETED", "FAILED", "CRASHED", timeout_s=600) == "COMPLETED"
-    found = clone.ask(f"{clone.mlflow}/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"], "max_results": 10})
-    runs = [one["info"]["run_id"] for one in found["runs"] if one["info"]["status"] == "FINISHED"][:2]
-    page = prefect.page
-    page.open(clone.mlflow.replace("http://", f"http://{clone.login}@"))
-    question = f"runs={json.dumps(runs)}&experiments={json.dumps(['1'])}".replace('"', "%22")
-    page.open(f"{clone.mlflow}/#/compare-runs?{question}")
-    page.wait("document.body.innerText.includes('learning_rate')")
-    take(page, "mlflow_compare", 900)
-    page.open(f"{clone.mlflow}/#/models/align/versions/2")
-    page.wait("document.body.innerText.includes('align.git_revision')")
-    take(page, "mlflow_model", 900)
 
 
 def wait(condition: Any, timeout_s: float) -> None:

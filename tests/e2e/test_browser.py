@@ -76,7 +76,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 def prefect(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
     with open_page(tmp_path_factory.mktemp("chromium")) as page:
         page.size(WIDTH_PX, HEIGHT_PX)
-        prefect = Prefect(page, re.search(r"^Prefect +(\S+)", clone.said, re.M)[1])  # type: ignore[index]
+        printed = re.search(r"^Prefect +(\S+)", clone.said, re.M)
+        assert printed, clone.said
+        prefect = Prefect(page, printed[1])
         prefect.log_in(clone.login)
         yield prefect
 
@@ -141,7 +143,7 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
     page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
     prefect.wait_for_state("Running")
     prefect.menu("Cancel", "Cancel Flow Run")
-    prefect.wait_for_state("Cancelled")
+    prefect.wait_for_state("Cancelled", 120)
     ended = prefect.read(run, "progress")
     reached = STEP.search(ended)
     assert reached and int(reached[1].replace(",", "")) >= seen and "ended at stage 7 of 11" in ended
@@ -167,14 +169,8 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
 @pytest.mark.skipif(not PICTURES, reason="only for the pictures of MLflow's pages (ALIGN_PICTURES)")
 def test_two_runs_are_compared_in_mlflow(clone: Clone, prefect: Prefect) -> None:
     """A second run, with another rate of fine-tuning, and the pages on which both are compared."""
-    second = clone.start(
-        {
-            "name": "gentle",
-            "num_steps": STEPS,
-            "batch_size": BATCH,
-            "overrides": MORE | {"finetune.learning_rate": 1e-4},
-        }
-    )
+    more = MORE | {"finetune.learning_rate": 1e-4}
+    second = clone.start({"name": "gentle", "num_steps": STEPS, "batch_size": BATCH, "overrides": more})
     assert clone.wait_for(second, "COMPLETED", "FAILED", "CRASHED", timeout_s=600) == "COMPLETED"
     found = clone.ask(f"{clone.mlflow}/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"], "max_results": 10})
     runs = [one["info"]["run_id"] for one in found["runs"] if one["info"]["status"] == "FINISHED"][:2]

@@ -172,7 +172,7 @@ class RunPage:
                 work = Work(line="the run is complete", done=1, total=1)
             elif self._running:
                 work = at_stage(work, self._running, self._stages)
-            about = f"run {self._name}: its stages, reports and last lines"
+            about = f"run {self._name}: stages, reports, last lines"
             text = page_markdown(self._stages, self._states, self._reports, said.lines, self.links, bar(work))
             self._show(self._client, "run", "markdown", about, text)
             if work.line:

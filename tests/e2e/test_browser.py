@@ -127,10 +127,10 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
 
     plan = prefect.read(run, "plan")
     assert f"{STEPS:,} steps of {BATCH}: {STEPS * BATCH:,} pairs" in plan and "it has not run here yet" in plan
-    prefect.picture("prefect_plan")
+    prefect.picture("prefect_plan", 1250)
     seen = watch_steps(prefect, run)
     assert prefect.artifacts(run).keys() == {"plan", "progress", "run"}
-    prefect.picture("prefect_running", 960)
+    prefect.picture("prefect_running", 840)
     text = prefect.read(run, "run")
     assert "filter\tran\treport" in text and "pretrain\truns" in text and "░" in text
     assert "pretrain: step" in text.split("package")[-1]  # the last lines

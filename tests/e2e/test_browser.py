@@ -137,7 +137,9 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
     prefect.picture("prefect_progress", 1000)
     page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
     page.click("Subflow Runs")
-    page.click("training", "main a[href*='/runs/flow-run/']")
+    part = "[...document.querySelectorAll('main a[href*=\"/runs/flow-run/\"]')].find((a) => a.innerText === 'training')"
+    page.wait(part)
+    page.open(page.run(f"{part}.href"))
     page.wait("document.querySelector('main').innerText.includes('> align pretrain')", 30)
 
     page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
@@ -250,4 +252,4 @@ def wait(condition: Any, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it never held"
-        time.sleep(0.5)
+        time.sleep(2)

@@ -51,7 +51,9 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack: Stack) ->
     request = {"name": "page", "seed": 21, "overrides": {"pretrain.store_patience_s": PATIENCE_S + 25.0}}
     run = stack.start(request)
     deadline, shown = time.monotonic() + 120, {}
-    while time.monotonic() < deadline and "| pretrain | **runs** |" not in str(shown.get("run")):
+    while time.monotonic() < deadline and not (
+        "| pretrain | **runs** |" in str(shown.get("run")) and "pretrain: step" in str(shown.get("progress"))
+    ):
         time.sleep(1)
         shown = artifacts(stack, run)
     assert "stage 2 of 3, pretrain: step 1 of 4 (6 s left)" in shown["progress"]["description"]

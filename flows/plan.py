@@ -1,7 +1,7 @@
 """What a run would do, and what it would need: the first artifact of every run, and `align plan` without one.
 
 Nothing here is computed twice: states are DVC's (`flows.stage_states`), rows are those of the reports that the cache
-has, speeds were measured by earlier runs of this checkout, and memory is counted by `align.training.estimate`. What
+has, speeds were measured by earlier runs of this checkout, and memory is counted by `align.estimate`. What
 nobody has measured is said to be unknown.
 """
 
@@ -153,7 +153,7 @@ def make_plan(run: RunContext, name: str, selection: Selection, states: States) 
 def _needs(run: RunContext) -> dict[str, dict[str, Any]]:
     """What the training stages need; empty where that cannot be told."""
     try:
-        found: dict[str, dict[str, Any]] = json.loads(_ask(run, "align.training.estimate"))
+        found: dict[str, dict[str, Any]] = json.loads(_ask(run, "align.estimate"))
     except (CommandError, ValueError):
         return {}
     return found

@@ -19,19 +19,17 @@ from uuid import UUID
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import Abort, Pause
 
 from align.config import load_params
 from align.config.register import RegisterConfig
 from align.errors import ServiceError
 from align.run import running_services
+from align.run_records import RunRecord
 from align.services.tracking import Status, Tracker
 from flows import run_branch, this_run
 from flows.alerts import alerted
 from flows.child_process import run_supervised
 from flows.dag import Stage, read_dag, stale
-from flows.log import one_line_errors
-from flows.outages import keep_output, wait_out_outages
 from flows.plan import make_plan, read_states
 from flows.program import exit_code
 from flows.progress import RunPage, run_page
@@ -58,23 +56,16 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
     Raises:
         AlignError: a stage failed, or the request cannot be run; the message says why.
     """
-    one_line_errors()
     root, log = Path.cwd(), get_run_logger().info
-    keep_output(root)
-    wait_out_outages()
-    with alerted(request.name or str(runtime.flow_run.name), log):
-        try:
-            return _checked(root, request, log)
-        except (Pause, Abort):
-            this_run.suspended_or_cancelled()
-            raise
+    with this_run.in_progress(root, request.name) as record, alerted(record.name, log):
+        return _checked(root, request, record, log)
 
 
-def _checked(root: Path, request: Request, log: Callable[[str], None]) -> str:
+def _checked(root: Path, request: Request, record: RunRecord, log: Callable[[str], None]) -> str:
     name = this_run.name_of(root, request)
     # before anything is made: a wrong value of the last stage costs nothing
     request = settled(root, request.model_copy(update={"name": name}))
-    record = this_run.begin(root, name)
+    this_run.is_called(name)
     reconcile(root, log, record)
     here = runtime.deployment.id is None and request.in_place
     with in_checkout(root, name, log) if here else in_worktree(root, request, log) as workspace:

@@ -97,8 +97,8 @@ class Project:
 
     @property
     def arguments(self) -> list[str]:
-        places = (f"store.objects=s3://{self.buckets['tars']}/objects",)
-        places += (f"store.checkpoints=s3://{self.buckets['checkpoints']}/runs",)
+        tars, checkpoints = self.buckets["tars"], self.buckets["checkpoints"]
+        places = (f"store.objects=s3://{tars}/objects", f"store.checkpoints=s3://{checkpoints}/runs")
         return [word for value in (*STORES, *places) for word in ("--set", value)]
 
     def gc(self, *arguments: str) -> subprocess.CompletedProcess[str]:

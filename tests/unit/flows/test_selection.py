@@ -46,7 +46,9 @@ def test_what_the_release_does_not_read_is_left_out() -> None:
         found = select(imported, only, first)
         assert {"pretrain", "fit_tokenizer"} <= set(found.left_out), (only, first)
         assert "finetune" in [stage.name for stage in found.asked]
-    with pytest.raises(ConfigError, match="nothing to run: no stage is in 'all' and from pretrain and up to pretrain, and read"):
+    with pytest.raises(
+        ConfigError, match="nothing to run: no stage is in 'all' and from pretrain and up to pretrain, and read"
+    ):
         select(imported, last="pretrain", first="pretrain")
 
 

@@ -140,17 +140,22 @@ def test_a_killed_promotion_is_given_its_end(stack: Stack, slow_promotion: None)
     listed = stack.run("-m", "align.cli", "runs", "--json")
     assert "promote" not in [each["name"] for each in json.loads(listed.stdout)["runs"]]  # it makes no model
     process = stack.flow_process(run)
-    stack.kill("worker")  # which would say so itself
-    process.kill()
-    psutil.wait_procs([process], 30)
-    assert kinds(stack, "promote") == (["RUNNING"], ["RUNNING"])
-    [line] = repair(stack)
-    assert (
-        line == "flow promote was killed: in Prefect flow run promote is Crashed, 0 sub-flows and 1 tasks are Crashed"
-    )
+    worker = psutil.Process(json.loads((stack.root / ".align/services.json").read_text())["worker"]["pid"])
+    worker.suspend()  # it would say so itself
+    try:
+        process.kill()
+        deadline = time.monotonic() + 30
+        while process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert kinds(stack, "promote") == (["RUNNING"], ["RUNNING"])
+        [line] = repair(stack)
+    finally:
+        worker.resume()
+    ended = "in Prefect flow run promote is Crashed, 0 sub-flows and 1 tasks are Crashed"
+    assert line == f"flow promote was killed: {ended}"
     assert kinds(stack, "promote") == (["CRASHED"], ["CRASHED"])
     nothing_is_left(stack)
-    stack.up()
 
 
 def killed_before_it_began(stack: Stack) -> str:

@@ -20,8 +20,18 @@ from align.errors import without_logins
 
 
 def require_reachable(odb: Any, root: Path) -> None:
-    """Checks once that the remote can be reached: raises the file system's error, or OSError for an unmounted disk."""
+    """Checks once that the remote can be reached: raises the file system's error, or OSError for an unmounted disk or a
+    bucket that does not exist, in which nothing would be found.
+    """
     odb.fs.exists(odb.path)
+    if odb.fs.protocol == "s3":
+        bucket = odb.path.partition("/")[0]
+        try:
+            odb.fs.fs.call_s3("head_bucket", Bucket=bucket)
+        except PermissionError:  # it is there, and the credentials are for a part of it
+            pass
+        except FileNotFoundError:
+            raise OSError(f"s3://{bucket}: no such bucket") from None
     if odb.fs.protocol == "local":
         folder = Path(odb.path).parents[1]  # of files/md5
         if not folder.parent.exists() and not folder.is_relative_to(root):

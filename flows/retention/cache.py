@@ -77,7 +77,14 @@ def in_remote(root: Path, name: str, objects: Objects) -> Iterator[Item]:
 
 
 def in_store(store: Store, objects: Objects) -> Iterator[Item]:
-    """Tars in the store of objects."""
+    """Tars in the store of objects.
+
+    Raises:
+        ServiceError: it does not answer.
+        DataError: there is no such bucket or folder.
+    """
+    if objects.tars:
+        store.require_reachable()
     if found := {sha: size for sha, size in objects.tars.items() if store.exists(sha)}:
         yield Item("tars of the object store", tuple(found), sum(found.values()), partial(_tars, store, list(found)))
 

@@ -16,7 +16,7 @@ from tests.support import ROOT, old_runs
 from tests.support.dvc_projects import aws_variables, environment, file_bytes, shell
 from tests.support.s3_server import KEY, SECRET, S3Server, serve
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]  # minutes
 
 #: As `align gc` is told of the three places.
 STORES = ("retention.remotes=[s3]", "retention.stores=true", "retention.num_runs=1", "store.num_retries=0")
@@ -245,7 +245,11 @@ def test_ended_in_the_middle_it_continues(project: Project, made: Path, kind: st
 
 def test_a_bucket_that_is_not_there_stops_it_before_anything_is_removed(project: Project) -> None:
     before = everything(project)
-    for value in ("store.objects=s3://no-such-bucket/objects", "store.checkpoints=s3://no-such-bucket/runs"):
+    for value in (
+        "store.objects=s3://no-such-bucket/objects",
+        "store.objects=/no/such/disk/objects",
+        "store.checkpoints=s3://no-such-bucket/runs",
+    ):
         done = project.gc("--yes", "--set", value)
         assert done.returncode == 1 and "align: error: " in done.stderr, (value, done.stdout, done.stderr)
     shell(project.root, "dvc remote modify --local s3 url s3://no-such-bucket/dvc", project.aws)

@@ -161,6 +161,10 @@ def test_branches_come_back_and_none_loses_a_commit(first: Path, root: Path, pla
     theirs = commit(first, "theirs") if place_of_main in ("behind", "diverged") else git(first, "rev-parse", "HEAD")
     mine = commit(root, "mine") if place_of_main in ("ahead", "diverged") else git(root, "rev-parse", "HEAD")
     git(first, "branch", "-f", "old", theirs)
+    feature = git(root, "commit-tree", "HEAD^{tree}", "-p", "HEAD", "-m", "feature")
+    git(root, "branch", "feature", feature)
+    changed = git(first, "commit-tree", "HEAD^{tree}", "-p", theirs, "-m", "changed")
+    git(first, "branch", "feature", changed)
     git(first, "tag", "v1", theirs)
     git(first, "branch", "run/demo", theirs)
     said: list[str] = []
@@ -171,8 +175,9 @@ def test_branches_come_back_and_none_loses_a_commit(first: Path, root: Path, pla
     assert refs["v1"] == refs["run/demo"] == refs["old"] == theirs
     assert refs["main"] == {"behind": theirs, "equal": mine, "ahead": mine, "diverged": mine}[place_of_main]
     assert git(root, "rev-parse", "HEAD") == refs["main"] and git(root, "status", "--porcelain") == ""
+    assert (refs["feature"], refs["backup/feature"]) == (feature, changed)
     assert refs.get("backup/main") == (theirs if place_of_main == "diverged" else None)
     assert not [name for name in refs if "align-restore" in name]
     moved = [line for line in said if "has other commits here" in line]
-    assert len(moved) == (place_of_main == "diverged")
+    assert len(moved) == 1 + (place_of_main == "diverged")
     assert any("at another commit" in line for line in said) == (place_of_main in ("ahead", "diverged"))

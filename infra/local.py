@@ -71,7 +71,9 @@ def up(root: Path) -> None:
         worker = [sys.executable, "-m", "flows.worker", "worker", "start", "--pool", POOL, "--type", "process"]
         worker += ["--name", "local", "--limit", limit]
         # It and its runs wait for a server by themselves (flows/outages.py), without Prefect's doubling pauses.
-        services["worker"] = _start(root, "worker", worker, {"PREFECT_CLIENT_MAX_RETRIES": "2"} | env)
+        # A click waits for the worker's next look: ten seconds apart by default.
+        ours = {"PREFECT_CLIENT_MAX_RETRIES": "2", "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        services["worker"] = _start(root, "worker", worker, ours | env)
         _save(root, services)
     print(f"Prefect  {services['prefect']['url']}   run `pipeline` from Deployments")
     print(f"MLflow   {services['mlflow']['url']}")

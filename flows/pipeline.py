@@ -28,6 +28,7 @@ from align.run_records import RunRecord
 from align.services.tracking import Status, Tracker
 from flows import run_branch, this_run
 from flows.alerts import alerted
+from flows.checked_out import check_out
 from flows.child_process import run_supervised
 from flows.dag import Stage, read_dag, stale
 from flows.plan import make_plan, read_states
@@ -132,8 +133,11 @@ def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt:
     )  # fmt: skip
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run alone
-    states = read_states(run)
-    status = json.dumps(states.status)
+    states = now = read_states(run)
+    if run.root != run.checkout:
+        check_out(run, {name: lock for name, lock in states.locks.items() if name in run.stages}, get_run_logger().info)
+        now = read_states(run) if states.locks else states
+    status = json.dumps(now.status)
     run = run.model_copy(update={"stale": stale(stages, status)})
     plan = make_plan(run, name, chosen, states)
     create_markdown_artifact(plan.markdown(), key="plan", description=f"what run {name} will do")

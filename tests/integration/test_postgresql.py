@@ -93,4 +93,4 @@ def test_a_bad_address_is_one_line_that_does_not_show_it(tmp_path: Path) -> None
             cwd=tmp_path / "repo", env=os.environ | {VARIABLES[1]: url}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 1 and "planted" not in done.stderr
-        assert "ALIGN_MLFLOW_DATABASE_URL: expected postgresql://user:password@host:port/database" in done.stderr
+        assert "ALIGN_MLFLOW_DATABASE_URL: expected postgresql://<user>:<password>@host:port/database" in done.stderr

@@ -41,7 +41,7 @@ VARIABLES = ("ALIGN_PREFECT_DATABASE_URL", "ALIGN_MLFLOW_DATABASE_URL")
 
 def count(stack: Stack, variable: str, table: str) -> int:
     place, _, database = stack.env[variable].rpartition("/")
-    return int(sql(int(place.rpartition(":")[2]), f"SELECT count(*) FROM {table}", None, database).stdout)
+    return int(sql(int(place.rpartition(":")[2]), f"SELECT count(*) FROM {table}", database).stdout)
 
 
 def test_the_stack_keeps_its_runs_there_and_they_come_back_elsewhere(

@@ -17,7 +17,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 # A worker per core, four at most, each with whole files: the longest, tests/e2e and tests/integration, come first.
 WORKERS := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full validators fuzz bench bench-train bench-data check audit format up down lock licences sample clean backup restore
+.PHONY: help demo test test-full validators fuzz bench bench-train bench-data bench-runs check audit format up down worker lock licences sample clean backup restore
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-train: $(STAMP) ## the training half against its peers, which get an envir
 bench-data: $(STAMP) ## the data half against its peers, which get an environment of their own; half an hour
 	@$(RUN) python -m benchmarks.data
 
+bench-runs: $(STAMP) ## how long a person waits for runs that have nothing to compute; ten minutes on a quiet machine
+	@$(RUN) python -m benchmarks.runs
+
 check: $(STAMP) ## lint, types, layers, file lengths
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
@@ -81,6 +84,9 @@ up: $(STAMP) ## Prefect server and worker, MLflow, on loopback; the flows deploy
 
 down: $(STAMP) ## stop what `make up` started
 	@$(RUN) python infra/local.py down
+
+worker: $(STAMP) ## runs stages of other machines' runs here, until it is ended: make worker POOL=gpu
+	@$(RUN) python infra/worker.py $(POOL)
 
 # atheris 3.1 has no wheel for Python 3.11.
 # `make lock ARGS=--upgrade` takes the newest versions; without it, versions change only where they must.

@@ -112,6 +112,7 @@ def flow_environment(root: Path) -> dict[str, str]:
     ours = {
         "PREFECT_HOME": str(root / PREFECT_HOME),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(SERVER_START_TIMEOUT_S),
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "1",

@@ -26,7 +26,9 @@ from align.errors import FormatError
 from align.files import to_json, write_text
 
 FOLDER = Path(".align/runs")
-_VERSION = 1
+#: The flow whose runs make models.
+PIPELINE = "pipeline"
+_VERSION = 2
 #: Who only looks at a lock holds it for less.
 _PATIENCE_S = 0.5
 
@@ -48,6 +50,7 @@ class RunRecord:
         root: the checkout.
         worktree: where it works; empty: in the checkout.
         kept: where its reports are kept if it fails; empty: they stay where they are.
+        flow: `pipeline`, or another flow of this checkout, such as `promote`, which is no run of the pipeline.
         started_at: seconds since 1970.
         host: the machine's name.
         boot: the kernel's id since it started, the same in all containers of a machine; may be empty.
@@ -63,6 +66,7 @@ class RunRecord:
     root: str
     worktree: str = ""
     kept: str = ""
+    flow: str = PIPELINE
     started_at: float = dataclasses.field(default_factory=time.time)
     host: str = dataclasses.field(default_factory=platform.node)
     boot: str = dataclasses.field(default_factory=lambda: _boot())
@@ -73,6 +77,11 @@ class RunRecord:
     def attempt_id(self) -> str:
         """The name of this attempt in MLflow's tags and in this folder."""
         return f"{self.flow_run}-{self.attempt}"
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return f"run '{self.name}'" if self.flow == PIPELINE else f"flow {self.flow}"
 
 
 class Held:

@@ -9,9 +9,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.child_process import run_supervised
-from flows.log import one_line_errors
-from flows.outages import keep_output, wait_out_outages
 from flows.run_context import RunContext, child_environment
+from flows.this_run import in_progress
 
 
 def run_command(verb: str, *arguments: str) -> str:
@@ -20,12 +19,10 @@ def run_command(verb: str, *arguments: str) -> str:
     Raises:
         CommandError: the command failed; the message is the line with its reason.
     """
-    one_line_errors()
-    keep_output(Path.cwd())
-    wait_out_outages()
-    lines = command(verb, arguments)
-    create_markdown_artifact("\n".join(lines), key=verb, description=f"align {verb}")
-    return lines[-1]
+    with in_progress(Path.cwd()):
+        lines = command(verb, arguments)
+        create_markdown_artifact("\n".join(lines), key=verb, description=f"align {verb}")
+        return lines[-1]
 
 
 @task(task_run_name="{verb}", cache_policy=NO_CACHE)

@@ -50,8 +50,8 @@ def sweep(root: Path, log: Callable[[str], None]) -> None:
     listed = git(root, "worktree", "list", "--porcelain").splitlines()
     known = {Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")}
     paths = {path for path in known if path.parent == folder} | set(folder.glob("*"))
-    busy = {Path(record.worktree).name for kind, record in _records(root) if kind in ("live", "elsewhere")}
-    for path in sorted(path for path in paths if path.name not in busy):
+    taken = taken_worktrees(root)
+    for path in sorted(path for path in paths if path.name not in taken):
         lock = root / STATE / "locks" / path.name
         lock.parent.mkdir(parents=True, exist_ok=True)
         with lock.open("a") as file:
@@ -63,6 +63,11 @@ def sweep(root: Path, log: Callable[[str], None]) -> None:
                 clear(root, path, log)
             except LockedError as error:
                 log(f"{error}: left for the next time")
+
+
+def taken_worktrees(root: Path) -> set[str]:
+    """Names of the worktrees of live runs, and of runs of other machines, whose locks may not be seen here."""
+    return {Path(record.worktree).name for kind, record in _records(root) if kind in ("live", "elsewhere")}
 
 
 def _wait_until_left(path: Path) -> None:

@@ -17,25 +17,25 @@ from pathlib import Path
 from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import Abort, Pause
 
 from align.config import load_params
+from align.config.params import PARAMS_FILE
 from align.config.register import RegisterConfig
 from align.errors import ServiceError
 from align.run import running_services
+from align.run_records import RunRecord
 from align.services.tracking import Status, Tracker
 from flows import run_branch, this_run
 from flows.alerts import alerted
+from flows.checked_out import check_out
 from flows.child_process import run_supervised
 from flows.dag import Stage, read_dag, stale
-from flows.log import one_line_errors
-from flows.outages import keep_output, wait_out_outages
 from flows.plan import make_plan, read_states
 from flows.program import exit_code
-from flows.progress import RunPage, run_page
+from flows.progress import RunPage, put_markdown, run_page
 from flows.reconcile import reconcile
+from flows.remote.order import pools
 from flows.request import Request, settled
 from flows.run_branch import Recorded
 from flows.run_context import RunContext, child_environment, log_file
@@ -58,23 +58,16 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
     Raises:
         AlignError: a stage failed, or the request cannot be run; the message says why.
     """
-    one_line_errors()
     root, log = Path.cwd(), get_run_logger().info
-    keep_output(root)
-    wait_out_outages()
-    with alerted(request.name or str(runtime.flow_run.name), log):
-        try:
-            return _checked(root, request, log)
-        except (Pause, Abort):
-            this_run.suspended_or_cancelled()
-            raise
+    with this_run.in_progress(root, request.name) as record, alerted(record.name, log):
+        return _checked(root, request, record, log)
 
 
-def _checked(root: Path, request: Request, log: Callable[[str], None]) -> str:
+def _checked(root: Path, request: Request, record: RunRecord, log: Callable[[str], None]) -> str:
     name = this_run.name_of(root, request)
     # before anything is made: a wrong value of the last stage costs nothing
     request = settled(root, request.model_copy(update={"name": name}))
-    record = this_run.begin(root, name)
+    this_run.is_called(name)
     reconcile(root, log, record)
     here = runtime.deployment.id is None and request.in_place
     with in_checkout(root, name, log) if here else in_worktree(root, request, log) as workspace:
@@ -133,19 +126,24 @@ def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt:
     if workspace.dirty:
         this_run.tag("dirty")
     since = time.time()
-    chosen = select(read_dag(workspace.root), request.only, request.from_stage, request.to_stage)
+    dag, params = read_dag(workspace.root), load_params(workspace.root / PARAMS_FILE)
+    chosen = select(dag, request.only, request.from_stage, request.to_stage)
     stages = chosen.stages
     run = RunContext(
-        root=workspace.root, checkout=root, dirty=workspace.dirty, attempt=attempt, kept=workspace.kept,
-        stages=frozenset(stage.name for stage in stages),
+        root=workspace.root, checkout=root, name=name, dirty=workspace.dirty, attempt=attempt, kept=workspace.kept,
+        stages=frozenset(stage.name for stage in stages), pools=pools(params, [stage.name for stage in dag]),
     )  # fmt: skip
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run alone
-    states = read_states(run)
-    status = json.dumps(states.status)
+    states = now = read_states(run)
+    if run.root != run.checkout:
+        check_out(run, {name: lock for name, lock in states.locks.items() if name in run.stages}, get_run_logger().info)
+        now = read_states(run) if states.locks else states
+    status = json.dumps(now.status)
     run = run.model_copy(update={"stale": stale(stages, status)})
     plan = make_plan(run, name, chosen, states)
-    create_markdown_artifact(plan.markdown(), key="plan", description=f"what run {name} will do")
+    flow_run_id = UUID(str(runtime.flow_run.id))
+    put_markdown(flow_run_id, "plan", f"what run {name} will do", plan.markdown())
     require_made(chosen, states.would_run)
     plan.require_possible()
     if run.root == run.checkout:
@@ -153,7 +151,7 @@ def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt:
     if chosen.left_out:
         get_run_logger().info("not run: %s", ", ".join(chosen.left_out))
     try:
-        with run_page(UUID(str(runtime.flow_run.id))) as page:
+        with run_page(flow_run_id, name) as page:
             page.links["code"] = f"{request.ref or 'HEAD'}{' (dirty)' if run.dirty else ''}"
             page.watch(run.root, stages)
             return _run_stages(run, name, chosen, page)
@@ -179,7 +177,7 @@ def _run_stages(run: RunContext, name: str, chosen: Selection, page: RunPage) ->
     page.links["registered"] = version
     here = run.root == run.checkout
     text = summarise(run.root, chosen.stages, outcomes, name=name, recorded=recorded, registered=version, here=here)
-    create_markdown_artifact(f"```\n{text}\n```", key="summary", description=f"run {name}")
+    put_markdown(UUID(str(runtime.flow_run.id)), "summary", f"run {name}", f"```\n{text}\n```")
     return text
 
 
@@ -210,7 +208,7 @@ def _open_mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Ite
         yield None
         return
     tracker = Tracker(run.mlflow_tracking_uri)
-    experiment = load_params(run.root / "params.yaml").section(RegisterConfig).experiment
+    experiment = load_params(run.root / PARAMS_FILE).section(RegisterConfig).experiment
     name = run_branch.next_name(run.root, name)
     run_id = tracker.start_run(experiment, name, run.attempt)
     status: Status = "KILLED"

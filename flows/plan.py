@@ -1,7 +1,7 @@
 """What a run would do, and what it would need: the first artifact of every run, and `align plan` without one.
 
 Nothing here is computed twice: states are DVC's (`flows.stage_states`), rows are those of the reports that the cache
-has, speeds were measured by earlier runs of this checkout, and memory is counted by `align.training.estimate`. What
+has, speeds were measured by earlier runs of this checkout, and memory is counted by `align.estimate`. What
 nobody has measured is said to be unknown.
 """
 
@@ -19,8 +19,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-import align
-import flows
 from align.config import Params, load_params
 from align.config.params import PARAMS_FILE
 from align.console import say, show, show_json
@@ -29,8 +27,10 @@ from align.locks import locked
 from flows.child_process import CommandError, run_supervised
 from flows.dag import read_dag
 from flows.git_repository import LOCK_FILE
+from flows.remote.checks import problems
+from flows.remote.order import pools
 from flows.request import Request, settled
-from flows.run_context import STATE, RunContext, child_environment
+from flows.run_context import STATE, RunContext, our_program
 from flows.selection import Selection, require_made, select
 from flows.speeds import Speed, duration, read_speeds
 from flows.stage_states import SHOWN, StageState, States
@@ -120,12 +120,13 @@ def make_plan(run: RunContext, name: str, selection: Selection, states: States) 
     before = [by_name[stage.name] for stage in selection.before]
     params = load_params(run.root / PARAMS_FILE)
     runs = {one.stage for one in asked if one.state == "runs"}
-    needs = _needs(run) if runs.intersection(TRAINING) else {}
+    here = {stage for stage in runs if stage not in run.pools}
+    needs = _needs(run) if here.intersection(TRAINING) else {}
     metrics = {key: value for one in states.stages for key, value in one.metrics.items()}
     figures = {"source": _source(run.root, params)} | _rows(metrics, runs)
     for stage in TRAINING:
         if stage in runs:
-            figures |= _training(stage, params, metrics, needs.get(stage))
+            figures |= _training(stage, params, metrics, needs.get(stage) if stage in here else None)
     figures["time"] = _time(runs, params, read_speeds(run.checkout))
     needed, unknown = _disk(asked, needs)
     free = shutil.disk_usage(run.checkout).free
@@ -142,8 +143,12 @@ def make_plan(run: RunContext, name: str, selection: Selection, states: States) 
         f"{stage}: a rank needs about {_bytes(need['rank_bytes'])}, and {need['device']} has "
         f"{_bytes(need['available_bytes'])} for it; lower {stage}.micro_batch, or use more ranks"
         for stage, need in needs.items()
-        if stage in runs and need["rank_bytes"] > need["available_bytes"]
+        if stage in here and need["rank_bytes"] > need["available_bytes"]
     ]
+    if elsewhere := sorted(runs - here):
+        figures["elsewhere"] = ", ".join(f"{stage} in work pool {run.pools[stage]}" for stage in elsewhere)
+        sent = problems(run, [stage for stage in selection.stages if stage.name in elsewhere])
+        refused, warnings = refused + sent[0], warnings + sent[1]
     return Plan(
         name=name, stages=tuple(asked), before=tuple(before), figures=figures, warnings=tuple(warnings),
         refused=tuple(refused),
@@ -153,21 +158,16 @@ def make_plan(run: RunContext, name: str, selection: Selection, states: States) 
 def _needs(run: RunContext) -> dict[str, dict[str, Any]]:
     """What the training stages need; empty where that cannot be told."""
     try:
-        found: dict[str, dict[str, Any]] = json.loads(_ask(run, "align.training.estimate"))
+        found: dict[str, dict[str, Any]] = json.loads(_ask(run, "align.estimate"))
     except (CommandError, ValueError):
         return {}
     return found
 
 
 def _ask(run: RunContext, module: str, *arguments: str) -> str:
-    """The last line that a program of ours prints about the checkout of a run.
-
-    That may be a worktree of another revision, with other code of the same name: ours looks at it from outside.
-    """
-    command = [sys.executable, "-P", "-m", module, *arguments]
-    ours = dict.fromkeys(str(Path(str(package.__file__)).parents[1]) for package in (flows, align))
-    env = child_environment(run) | {"PYTHONPATH": os.pathsep.join(ours)}
-    return run_supervised(command, cwd=run.root, env=env, log=lambda line: None)[-1]
+    """The last line that a program of ours prints about the checkout of a run."""
+    command, env = our_program(module, run)
+    return run_supervised([*command, *arguments], cwd=run.root, env=env, log=lambda line: None)[-1]
 
 
 def _source(root: Path, params: Params) -> str:
@@ -284,7 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         request = settled(root, args.request)
         with _checkout(root, request) as path:
             stages = select(read_dag(path), request.only, request.from_stage, request.to_stage)
-            run = RunContext(root=path, checkout=root)
+            every = [stage.name for stage in read_dag(path)]
+            run = RunContext(root=path, checkout=root, pools=pools(load_params(path / PARAMS_FILE), every))
             states = read_states(run)
             plan = make_plan(run, request.name or "", stages, states)
         if args.json:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
 import httpx
@@ -26,7 +28,7 @@ from align.run_records import RunRecord
 
 _MESSAGE = "its process ended without a word"
 #: So many runs Prefect returns at once.
-_PAGE = 200
+PAGE = 200
 _UNFINISHED: list[StateType] = [kind for kind in StateType if kind not in (
     StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED
 )]  # fmt: skip
@@ -45,12 +47,30 @@ def end_in_prefect(record: RunRecord, *, is_mine: bool) -> str | None:
     Raises:
         ServiceError: Prefect's server does not answer.
     """
+    with answering_client() as client:
+        return _end(client, record, is_mine)
+
+
+@contextmanager
+def answering_client() -> Iterator[SyncPrefectClient]:
+    """A client of Prefect's server.
+
+    Raises:
+        ServiceError: the server does not answer.
+    """
     try:
         with get_client(sync_client=True) as client:
-            return _end(client, record, is_mine)
+            yield client
     except (httpx.HTTPError, PrefectHTTPStatusError, PrefectException, RuntimeError) as error:
         where = without_logins(PREFECT_API_URL.value() or "its temporary server")
         raise ServiceError(f"Prefect at {where} does not answer: {' '.join(str(error).split())[:200]}") from None
+
+
+def end_all(client: SyncPrefectClient, run: FlowRun) -> str:
+    """Gives a dead run, its sub-flows and its tasks their end; returns what was done, in words."""
+    flows = _unfinished_flows(client, run.id)
+    tasks = _unfinished_tasks(client, [run.id, *(flow.id for flow in flows)])
+    return _set_end(client, run, flows, tasks)
 
 
 def _end(client: SyncPrefectClient, record: RunRecord, is_mine: bool) -> str | None:
@@ -64,14 +84,22 @@ def _end(client: SyncPrefectClient, record: RunRecord, is_mine: bool) -> str | N
         return "Prefect does not know it (any more)"
     if run.run_count > record.attempt and not is_mine and run.state_type in _UNFINISHED:
         return None
+    ends = run.state_type in (StateType.RUNNING, StateType.CANCELLING) and not is_mine
+    return _set_end(client, run, flows, tasks, ends=ends)
+
+
+def _set_end(
+    client: SyncPrefectClient, run: FlowRun, flows: list[FlowRun], tasks: list[UUID], *, ends: bool = True
+) -> str:
+    """`ends`: also the run itself, not only what is below it."""
     end = _end_of(run).name
     for task in tasks:
         client.set_task_run_state(task, _end_of(run), force=True)
     for flow in flows:
         client.set_flow_run_state(flow.id, _end_of(run), force=True)
     done = []
-    if run.state_type in (StateType.RUNNING, StateType.CANCELLING) and not is_mine:
-        client.set_flow_run_state(run_id, _end_of(run), force=True)
+    if ends:
+        client.set_flow_run_state(run.id, _end_of(run), force=True)
         done.append(f"flow run {run.name} is {end}")
     if flows or tasks:
         done.append(f"{len(flows)} sub-flows and {len(tasks)} tasks are {end}")
@@ -90,7 +118,7 @@ def _unfinished_flows(client: SyncPrefectClient, parent: UUID) -> list[FlowRun]:
         parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNFINISHED)),
     )
-    found = client.read_flow_runs(flow_run_filter=below, limit=_PAGE)
+    found = client.read_flow_runs(flow_run_filter=below, limit=PAGE)
     return [each for flow in found for each in (*_unfinished_flows(client, flow.id), flow)]
 
 
@@ -98,6 +126,6 @@ def _unfinished_tasks(client: SyncPrefectClient, flows: list[UUID]) -> list[UUID
     found = client.read_task_runs(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=flows)),
         task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=_UNFINISHED))),
-        limit=_PAGE,
+        limit=PAGE,
     )
     return [task.id for task in found]

@@ -2,7 +2,8 @@
 
 Two artifacts of the parent flow run are updated in place, by a thread of their own: a server that is slow or cannot be
 reached slows no run and fails none. What a stage has to say it writes into a file (`align.console`); states and reports
-of the stages are asked of the server, which has them already.
+of the stages are asked of the server, which has them already. A run that is retried has its artifacts updated, too: the
+newer of Prefect's two UIs lists the artifacts of a run in no order, so a person could not tell the new from the old.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
+    ArtifactFilterKey,
     ArtifactFilterType,
     FlowRunFilter,
+    FlowRunFilterId,
     FlowRunFilterParentFlowRunId,
 )
+from prefect.client.schemas.sorting import ArtifactSort, TaskRunSort
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.dag import Stage
@@ -33,6 +37,8 @@ from flows.speeds import duration
 INTERVAL_S, ASK_INTERVAL_S = 2.0, 4.0
 #: The end of a run waits so long for the last update.
 CLOSE_S = 10.0
+#: Characters of the bar on a run's page: the newer UI shows an artifact of type progress as a number alone.
+BAR = 20
 _LOGGED_STATES = {"Completed": "ran", "Cached": "cached", "Pending": "waits", "Running": "**runs**"}
 
 
@@ -57,6 +63,11 @@ class Work(BaseModel):
             return None
         return max(0.0, (self.total - self.done) / self.per_s)
 
+    @property
+    def stage(self) -> str:
+        """The stage that it tells of, by the first word of its line."""
+        return self.line.partition(":")[0]
+
 
 class Said(BaseModel):
     """What a stage wrote into its progress file."""
@@ -74,22 +85,50 @@ def read_said(file: Path) -> Said:
         return Said()
 
 
+def put_artifact(
+    client: SyncPrefectClient, flow_run_id: UUID, key: str, kind: str, description: str, data: Any
+) -> UUID:
+    """Shows an artifact of a flow run; one of that key, from an attempt before this one, is updated."""
+    found = client.read_artifacts(
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
+        artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])),
+        limit=1,
+    )
+    if found:
+        client.update_artifact(found[0].id, ArtifactUpdate(description=description, data=data))
+        return found[0].id
+    made = client.create_artifact(
+        ArtifactCreate(key=key, type=kind, description=description, data=data, flow_run_id=flow_run_id)
+    )
+    return made.id
+
+
+def put_markdown(flow_run_id: UUID, key: str, description: str, text: str) -> None:
+    """Shows a text on the page of a flow run, once, as `put_artifact` does."""
+    with get_client(sync_client=True) as client:
+        put_artifact(client, flow_run_id, key, "markdown", description, text)
+
+
 class RunPage:
     """The artifacts of one run. `links` and `stages` may be added to while it runs.
 
     Attributes:
         links: words -> address or text, shown in this order.
+        finished: the run has come to its end; otherwise its page keeps how far it was, and its last lines.
     """
 
-    def __init__(self, flow_run_id: UUID) -> None:
+    def __init__(self, flow_run_id: UUID, name: str) -> None:
         self.links: dict[str, str] = {}
+        self.finished = False
         self._id = flow_run_id
+        self._name = name
         self._stages: Sequence[Stage] = ()
         self._file: Path | None = None
         self._artifacts: dict[str, UUID] = {}
         self._shown: dict[str, Any] = {}
         self._states: dict[str, str] = {}
         self._reports: dict[str, UUID] = {}
+        self._running: str | None = None  # the stage that runs, or ran last
         self._ask_at = 0.0
         self._client: SyncPrefectClient | None = None
         self._connection = ExitStack()
@@ -121,30 +160,42 @@ class RunPage:
         assert self._file is not None
         if self._given_up:
             return
-        said = Said() if ended else read_said(self._file)
+        said = Said() if self.finished else read_said(self._file)
         try:
             if self._client is None:
                 self._client = self._connection.enter_context(get_client(sync_client=True))
             if ended or time.monotonic() > self._ask_at:
                 self._ask(self._client)
                 self._ask_at = time.monotonic() + ASK_INTERVAL_S
-            text = page_markdown(self._stages, self._states, self._reports, said.lines, self.links)
-            self._show(self._client, "run", "markdown", "what this run does", text)
-            work = Work(line="the run has ended", done=1, total=1) if ended else said.work
-            if work.percent is not None:
-                self._show(self._client, "progress", "progress", describe(work), round(work.percent, 1))
+            work = said.work
+            if self.finished:
+                work = Work(line="the run is complete", done=1, total=1)
+            elif self._running:
+                work = at_stage(work, self._running, self._stages)
+            about = f"run {self._name}: stages, reports, last lines"
+            text = page_markdown(self._stages, self._states, self._reports, said.lines, self.links, bar(work))
+            self._show(self._client, "run", "markdown", about, text)
+            if work.line:
+                words = f"ended at {work.line}" if ended and not self.finished else describe(work)
+                self._show(self._client, "progress", "progress", words, round(work.percent or 0.0, 1))
         except Exception:  # noqa: BLE001 - see above
             self._client = None
             with suppress(Exception):
                 self._connection.close()
 
     def _ask(self, client: SyncPrefectClient) -> None:
-        """The states of the stages and their reports, of the sub-flows of this run."""
+        """The states of the stages and their reports, of the sub-flows of this run; of several attempts, the newest."""
         below = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[self._id]))
-        for run in client.read_task_runs(flow_run_filter=below):
+        oldest_first = TaskRunSort.EXPECTED_START_TIME_ASC
+        for run in client.read_task_runs(flow_run_filter=below, sort=oldest_first):
             self._states[run.name] = (run.state.name if run.state else None) or "Pending"
+        running = (stage.name for stage in self._stages if self._states.get(stage.name) == "Running")
+        self._running = next(running, self._running)
         kind = ArtifactFilter(type=ArtifactFilterType(any_=["markdown"]))
-        for artifact in client.read_artifacts(flow_run_filter=below, artifact_filter=kind):
+        newest_first = client.read_artifacts(
+            flow_run_filter=below, artifact_filter=kind, sort=ArtifactSort.CREATED_DESC
+        )
+        for artifact in reversed(newest_first):
             if artifact.key and artifact.key.endswith("-report"):
                 self._reports[artifact.key.removesuffix("-report").replace("-", "_")] = artifact.id
 
@@ -154,27 +205,47 @@ class RunPage:
         if key in self._artifacts:
             client.update_artifact(self._artifacts[key], ArtifactUpdate(description=description, data=data))
         else:
-            made = client.create_artifact(
-                ArtifactCreate(key=key, type=kind, description=description, data=data, flow_run_id=self._id)
-            )
-            self._artifacts[key] = made.id
+            self._artifacts[key] = put_artifact(client, self._id, key, kind, description, data)
         self._shown[key] = (description, data)
 
 
 @contextmanager
-def run_page(flow_run_id: UUID) -> Iterator[RunPage]:
-    """The page of a run; its last update is at the end of the block, also after a failure."""
-    page = RunPage(flow_run_id)
+def run_page(flow_run_id: UUID, name: str) -> Iterator[RunPage]:
+    """The page of the run of this name; its last update is at the end of the block, also after a failure."""
+    page = RunPage(flow_run_id, name)
     try:
         yield page
+        page.finished = True
     finally:
         page.close()
+
+
+def at_stage(work: Work, running: str, stages: Sequence[Stage]) -> Work:
+    """The work, told as that of the running stage; what an earlier stage has left says nothing of it.
+
+    Args:
+        work: as it was written last.
+        running: the stage that runs.
+        stages: of the run, in their order.
+    """
+    names = [stage.name for stage in stages]
+    if not work.line or (work.stage in names and work.stage != running):
+        work = Work(line=running)
+    return work.model_copy(update={"line": f"stage {names.index(running) + 1} of {len(names)}, {work.line}"})
 
 
 def describe(work: Work) -> str:
     """The words under the bar."""
     left = work.left_s
-    return work.line + (f" ({duration(left)} left)" if left else "")
+    return work.line + (f" ({duration(left)} left)" if left and not work.line.endswith(" left") else "")
+
+
+def bar(work: Work) -> str:
+    """How far the work is, in words and as a bar of characters; empty where nothing is known."""
+    if work.percent is None:
+        return work.line
+    full = int(BAR * work.percent / 100)
+    return f"{'█' * full}{'░' * (BAR - full)} {work.percent:.0f} % {describe(work)}"
 
 
 def page_markdown(
@@ -183,6 +254,7 @@ def page_markdown(
     reports: Mapping[str, UUID],
     lines: Sequence[str],
     links: Mapping[str, str],
+    progress: str = "",
 ) -> str:
     """The page of a run as markdown.
 
@@ -192,13 +264,17 @@ def page_markdown(
         reports: stage -> artifact with its report.
         lines: what the running stage printed last.
         links: words -> address or text.
+        progress: how far the running stage is, see `bar`.
     """
-    parts = [f"* {words}: {f'<{where}>' if '://' in where else where}" for words, where in links.items()]
+    # An address in words of its own is wider than its column. That of a report is relative, since each of Prefect's two
+    # UIs has addresses of its own.
+    parts = [f"* {progress.replace('<', '&lt;')}"] if progress else []
+    parts += [f"* [{words}]({where})" if "://" in where else f"* {words}: {where}" for words, where in links.items()]
     rows = ["| stage | | report | |", "|---|---|---|---|"]
     for stage in stages:
         state = states.get(stage.name)
         shown = _LOGGED_STATES.get(state, state) if state else ""
-        report = f"[report](/artifacts/artifact/{reports[stage.name]})" if stage.name in reports else ""
+        report = f"[report](../artifact/{reports[stage.name]})" if stage.name in reports else ""
         rows.append(f"| {stage.name} | {shown} | {report} | {stage.description} |")
     text = "\n".join(parts) + "\n\n" + "\n".join(rows)
     return text + ("\n\n~~~~\n" + "\n".join(line.replace("~~~~", "~ ~") for line in lines) + "\n~~~~" if lines else "")

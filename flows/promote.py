@@ -5,9 +5,10 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.command_task import run_command
+from flows.this_run import end_record
 
 
-@flow(flow_run_name="promote")
+@flow(flow_run_name="promote", on_completion=[end_record], on_failure=[end_record])
 def promote(version: int | None = None) -> str:
     """Makes a version the champion if its metrics suffice; returns the decision in a sentence.
 

@@ -4,7 +4,7 @@ After `kill -9`, a power cut or `make down`, nobody is left to say that a run ha
 Running in Prefect, and a run in MLflow; a worktree stays on disk. `make up` calls this, so does each run when it
 starts, and `align runs --repair`. Which runs are dead is certain, see `align.run_records`; a live one is never
 touched, nor one of another checkout or machine. What cannot be repaired now, since a server does not answer, stays
-recorded.
+recorded. Runs that were killed before they had a record: `flows.unrecorded`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from align.run_records import Held, RunRecord
 from align.services.tracking import ATTEMPT, Tracker
 from flows.leftovers import sweep
 from flows.prefect_states import end_in_prefect
+from flows.unrecorded import end_unrecorded
 
 
 def prefect_address(root: Path) -> str:
@@ -64,6 +65,11 @@ def reconcile(root: Path, log: Callable[[str], None], mine: RunRecord | None = N
             log(said)
         ended += bool(is_done and said)
         left += not is_done
+    try:
+        ended += end_unrecorded(root, log)
+    except ServiceError as error:
+        log(f"{error}: runs that were killed before they began are left for the next time")
+        left += 1
     return ended, left
 
 
@@ -76,9 +82,9 @@ def _repair(held: Held, root: Path, lock: Path, mine: RunRecord | None) -> tuple
     kind = run_records.liveness(record, lock)
     if kind == "copied":
         held.remove()
-        return f"run '{record.name}': belongs to {record.root}, of which this folder is a copy; forgotten here", True
+        return f"{record.title}: belongs to {record.root}, of which this folder is a copy; forgotten here", True
     if kind == "elsewhere":
-        return f"run '{record.name}': is {record.host}'s; `align runs --repair` there says whether it lives", False
+        return f"{record.title}: is {record.host}'s; `align runs --repair` there says whether it lives", False
     is_mine = mine is not None and record.flow_run == mine.flow_run
     done, waits = [], []
     for end in (_end_prefect, _end_mlflow):
@@ -91,7 +97,7 @@ def _repair(held: Held, root: Path, lock: Path, mine: RunRecord | None) -> tuple
     if not waits:
         held.remove()
     what = "; ".join(filter(None, [*done, *waits]))
-    return f"run '{record.name}' was killed: {what}" if what else "", not waits
+    return f"{record.title} was killed: {what}" if what else "", not waits
 
 
 def _end_prefect(record: RunRecord, root: Path, is_mine: bool) -> str | None:

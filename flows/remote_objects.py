@@ -16,12 +16,22 @@ from typing import Any
 from dvc.repo import Repo  # type: ignore[import-untyped]  # DVC ships no types
 from dvc_data.hashfile.db import get_index
 
-from align.errors import without_logins
+from align.errors import one_line
 
 
 def require_reachable(odb: Any, root: Path) -> None:
-    """Checks once that the remote can be reached: raises the file system's error, or OSError for an unmounted disk."""
+    """Checks once that the remote can be reached: raises the file system's error, or OSError for an unmounted disk or a
+    bucket that does not exist, in which nothing would be found.
+    """
     odb.fs.exists(odb.path)
+    if odb.fs.protocol == "s3":
+        bucket = odb.path.partition("/")[0]
+        try:
+            odb.fs.fs.call_s3("head_bucket", Bucket=bucket)
+        except PermissionError:  # it is there, and the credentials are for a part of it
+            pass
+        except FileNotFoundError:
+            raise OSError(f"s3://{bucket}: no such bucket") from None
     if odb.fs.protocol == "local":
         folder = Path(odb.path).parents[1]  # of files/md5
         if not folder.parent.exists() and not folder.is_relative_to(root):
@@ -57,7 +67,7 @@ def delete(odb: Any, md5s: list[str]) -> dict[str, Any]:
                 else:
                     removed.append(md5)
         except Exception as error:  # noqa: BLE001 (each file system has its own errors; the user sees them)
-            left[md5] = without_logins(" ".join(str(error).split()))[:200] or type(error).__name__
+            left[md5] = one_line(error)
     get_index(odb).clear()  # DVC's own list of the remote's objects: the next push must not rely on it
     return {"removed": removed, "left": left}
 
@@ -76,7 +86,7 @@ def main() -> int:
         require_reachable(odb, Path(repo.root_dir))
         answer = copy(odb, md5s, args.to) if args.what == "copy" else delete(odb, md5s)
     except Exception as error:  # noqa: BLE001 (DVC's, boto's, paramiko's ...: in any case the remote cannot be used)
-        print(without_logins(" ".join(str(error).split()))[:300] or type(error).__name__, file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 1
     print(json.dumps(answer))
     return 0

@@ -16,10 +16,11 @@ from ruamel.yaml.error import YAMLError
 
 from align.config import load_params
 from align.config.checks import require_valid, wrong_parameters
-from align.config.params import PARAMS_FILE, chosen_values
+from align.config.params import PARAMS_FILE, Params, chosen_values
 from align.config.paths import require_declared, require_inside
 from align.config.profile import DEMO, PROFILES, profile_names, profile_overrides
 from align.config.schema import parameter_schemas
+from align.config.sections import SECTIONS
 from align.declared import DVC_FILE, declared_outs
 from align.errors import LOGIN, ConfigError
 from align.filter.rules import RULES
@@ -27,6 +28,7 @@ from align.installed import installed
 from align.verbs import STAGES
 from flows.dag import read_dag
 from flows.git_repository import git, resolve
+from flows.remote.order import pools
 from flows.selection import select
 
 _LOGIN = {"type": "string", "pattern": LOGIN}
@@ -89,7 +91,7 @@ def _patterns(schema: dict[str, Any]) -> None:
 
 
 class Request(BaseModel):
-    """What to run. The UI shows it as a form, in the order of these fields."""
+    """What to run; an empty field is left as it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str | None = Field(
@@ -175,6 +177,8 @@ def settled(root: Path, request: Request) -> Request:
     """The request with every value that it changes in `overrides`, once all of them are known to be right.
 
     The values are checked whole against the params.yaml and the profiles of the revision, before anything is made.
+    Equal values are written equally, so that equal requests are one run: 1 is 1.0 where the section wants a float. Not
+    for a revision with other sections than those here, whose types nobody knows.
 
     Raises:
         ConfigError: the message names section and key; or there is no such profile or stage.
@@ -214,13 +218,38 @@ def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Requ
     changed = chosen_values(params, [*profile, *typed])
     if whole:
         require_valid(params, RULES)
+        changed = {key: _typed(params, key, value) for key, value in changed.items()}
     elif wrong := {key: line for key, line in wrong_parameters(params, RULES).items() if _concerns(key, changed)}:
         raise ConfigError(f"{where}: {next(iter(wrong.values()))}")
     if root != folder or changed:
         require_inside(params.values.get("paths", {}))
         require_declared(params.values.get("paths", {}), declared_outs(folder))
-    select(read_dag(folder), request.only, request.from_stage, request.to_stage)
+    dag = read_dag(folder)
+    select(dag, request.only, request.from_stage, request.to_stage)
+    pools(params, [stage.name for stage in dag])
     return request.model_copy(update={"profile": DEMO, "overrides": changed} | dict.fromkeys(SHORTCUTS))
+
+
+def _typed(params: Params, key: str, value: Any) -> Any:
+    """A value of `params`, which are valid, as the type that its section declares."""
+    section, *rest = key.split(".")
+    found: Any = params.section(SECTIONS[section]).model_dump(by_alias=True)
+    for part in rest:
+        if not isinstance(found, dict) or part not in found:  # the section makes something else of it
+            return value
+        found = found[part]
+    return _as(value, found)
+
+
+def _as(value: Any, typed: Any) -> Any:
+    """`value` with the numbers of `typed`, which a section made of it, where they are equal."""
+    if isinstance(value, dict) and isinstance(typed, dict):
+        return {key: _as(item, typed.get(key)) for key, item in value.items()}
+    if isinstance(value, list) and isinstance(typed, list | tuple) and len(value) == len(typed):
+        return [_as(item, other) for item, other in zip(value, typed, strict=True)]
+    if isinstance(value, int | float) and isinstance(typed, float) and value == typed:
+        return typed + 0.0  # -0.0 is 0.0
+    return value
 
 
 def _concerns(key: str, changed: Iterable[str]) -> bool:

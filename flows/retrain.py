@@ -24,17 +24,17 @@ from align.errors import DataError
 from align.git import git, identity
 from align.services.tracking import CHAMPION, Tracker, Version
 from flows.alerts import alert
-from flows.log import one_line_errors
 from flows.pipeline import pipeline
 from flows.program import exit_code
 from flows.request import Request
 from flows.run_context import RunContext
 from flows.source_change import SourceChange, look
+from flows.this_run import end_record, in_progress
 
 PROMOTED, REVISION = "align.promoted_at", "align.git_revision"
 
 
-@flow(flow_run_name="retrain")
+@flow(flow_run_name="retrain", on_completion=[end_record], on_failure=[end_record])
 def retrain(name: str = "retrain") -> str:
     """Runs the pipeline if the source has changed by `retrain.min_change` since the champion's data.
 
@@ -50,16 +50,16 @@ def retrain(name: str = "retrain") -> str:
     Raises:
         AlignError: there is no champion, its run's source is not known, or the run failed.
     """
-    one_line_errors()
     root = Path.cwd()
-    change, enough = look_at_source(root)
-    text = f"{change.text}: {change.share:.1%} of the source changed"
-    create_markdown_artifact(text, key="source-change", description="the source since the champion's data")
-    if not enough:
-        return f"{text}; not run again"
-    get_run_logger().info("%s; running the pipeline", text)
-    # HEAD by name: the run works in a worktree of its own, also when it is not a deployed one
-    return pipeline(Request(name=name, ref=_with_pins(root, change) or "HEAD"))
+    with in_progress(root):
+        change, enough = look_at_source(root)
+        text = f"{change.text}: {change.share:.1%} of the source changed"
+        create_markdown_artifact(text, key="source-change", description="the source since the champion's data")
+        if not enough:
+            return f"{text}; not run again"
+        get_run_logger().info("%s; running the pipeline", text)
+        # HEAD by name: the run works in a worktree of its own, also when it is not a deployed one
+        return pipeline(Request(name=name, ref=_with_pins(root, change) or "HEAD"))
 
 
 @task(task_run_name="look at the source", cache_policy=NO_CACHE, persist_result=False)

@@ -9,9 +9,10 @@ from pydantic import Field
 
 from flows.command_task import run_command
 from flows.request import NO_LOGIN
+from flows.this_run import end_record
 
 
-@flow(flow_run_name="rollback")
+@flow(flow_run_name="rollback", on_completion=[end_record], on_failure=[end_record])
 def rollback(reason: Annotated[str, Field(json_schema_extra=NO_LOGIN)]) -> str:
     """Makes the previous champion the champion again.
 

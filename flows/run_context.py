@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+import align
+import flows
 from align.console import PROGRESS_VARIABLE
 from align.services import postgresql
 
@@ -20,8 +23,10 @@ class RunContext(BaseModel):
     Attributes:
         root: the checkout that they work in.
         checkout: the user's, where the flow runs; the same, or the one that `root` is a worktree of.
+        name: of the run.
         stages: names of all stages of the run.
         stale: names of the stages that may have to run; the others are known to be cached.
+        pools: stage -> the work pool whose workers run it, of those that do not run here (`flows.remote`).
         dirty: the checkout is a snapshot with uncommitted changes.
         mlflow_run_id: the run that training logs into while it runs, if one is open.
         attempt: of the flow run, see `align.run_records`.
@@ -31,8 +36,10 @@ class RunContext(BaseModel):
     model_config = ConfigDict(frozen=True)
     root: Path
     checkout: Path
+    name: str = ""
     stages: frozenset[str] = frozenset()
     stale: frozenset[str] = frozenset()
+    pools: dict[str, str] = {}
     dirty: bool = False
     mlflow_run_id: str | None = None
     attempt: str = ""
@@ -71,3 +78,13 @@ def child_environment(run: RunContext) -> dict[str, str]:
     if run.mlflow_run_id:
         env["MLFLOW_RUN_ID"] = run.mlflow_run_id
     return env
+
+
+def our_program(module: str, run: RunContext) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment of a program of ours that looks at the checkout of a run.
+
+    That may be a worktree of another revision, with other code of the same name: ours looks at it from outside.
+    """
+    ours = dict.fromkeys(str(Path(str(package.__file__)).parents[1]) for package in (flows, align))
+    env = child_environment(run) | {"PYTHONPATH": os.pathsep.join(ours)}
+    return [sys.executable, "-P", "-m", module], env

@@ -7,6 +7,7 @@ itself. Cancelling is the worker's work; a run whose worker has died obeys by it
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 from uuid import UUID
@@ -18,15 +19,19 @@ from prefect.exceptions import Abort, Pause
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Suspended
 
+from flows.remote.order import GIVEN_UP
+
+#: The flow run that a worker started this process for.
+STARTED_AS = "PREFECT__FLOW_RUN_ID"
 #: A worker acts on a cancelled run within seconds.
 WORKER_ACTS_WITHIN_S = 15.0
 
 
 class RunState:
-    """Asks for the state of the whole run that the calling task belongs to."""
+    """Asks for the state of the flow run that this process is: the whole run, or a stage of one on another machine."""
 
     def __init__(self) -> None:
-        self._run = UUID(str(runtime.flow_run.root_flow_run_id))
+        self._run = UUID(os.environ.get(STARTED_AS) or str(runtime.flow_run.root_flow_run_id))
         self._client: SyncPrefectClient | None = None
         self._cancelling_since: float | None = None
 
@@ -37,7 +42,10 @@ class RunState:
         if self._client is None:
             self._client = get_client(sync_client=True)
             self._client.__enter__()
-        state = self._client.read_flow_run(self._run).state
+        run = self._client.read_flow_run(self._run)
+        state = run.state
+        if run.labels.get(GIVEN_UP):  # this machine was cut off, and another one works on the stage
+            return Abort("given up")
         if state is None:
             return None
         if state.type == StateType.PAUSED:
@@ -72,6 +80,8 @@ class RunState:
             client.set_task_run_state(UUID(str(runtime.task_run.id)), Cancelled(message=message), force=True)
             if runtime.flow_run.id != str(self._run):
                 client.set_flow_run_state(UUID(str(runtime.flow_run.id)), Cancelled(message=message), force=True)
+            if run.labels.get(GIVEN_UP):
+                return Abort(message)  # its state says why
             if not resumable:
                 client.set_flow_run_state(self._run, Cancelled(message=message), force=True)
                 return Abort(message)

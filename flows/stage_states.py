@@ -53,11 +53,18 @@ class StageState(BaseModel):
 
 
 class States(BaseModel):
-    """The answer of this program; `status` is that of `dvc status --json`."""
+    """The answer of this program.
+
+    Attributes:
+        status: that of `dvc status --json`.
+        stages: each stage.
+        locks: entries of dvc.lock of the cached stages.
+    """
 
     model_config = ConfigDict(frozen=True)
     status: dict[str, Any]
     stages: tuple[StageState, ...]
+    locks: dict[str, dict[str, Any]] = {}
 
     @property
     def would_run(self) -> frozenset[str]:
@@ -75,16 +82,21 @@ def main(arguments: Sequence[str]) -> int:
     try:
         repo = Repo()
         status = repo.status()
-        found = _Follower(repo, status, reference.get("stages") or {}).follow(read_dag(Path()))
+        follower = _Follower(repo, status, reference.get("stages") or {})
+        found = follower.follow(read_dag(Path()))
     except (DvcException, AlignError, OSError) as error:  # such as another dvc command at work here
         say(f"align: error: dvc status: {' '.join(str(error).split())}")
         return 1
-    print(States(status=status, stages=tuple(found)).model_dump_json())
+    print(States(status=status, stages=tuple(found), locks=follower.locks).model_dump_json())
     return 0
 
 
 class _Follower:
-    """Follows the DAG, and knows of each stage what its outs will be, by their hashes, or that it does not."""
+    """Follows the DAG, and knows of each stage what its outs will be, by their hashes, or that it does not.
+
+    Attributes:
+        locks: what dvc.lock will have of each cached stage.
+    """
 
     def __init__(self, repo: Any, status: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
         self._repo, self._reference = repo, reference
@@ -92,6 +104,7 @@ class _Follower:
         self._stages = {stage.name: stage for stage in repo.index.stages if getattr(stage, "name", None)}
         self._outs: dict[str, dict[str, Any]] = {}  # path -> {md5, size, nfiles}
         self._states: dict[str, StageState] = {}
+        self.locks: dict[str, dict[str, Any]] = {}
 
     def follow(self, stages: Sequence[Stage]) -> list[StageState]:
         """The states, in the order of `stages`, each of which comes after those that it reads from."""
@@ -113,6 +126,7 @@ class _Follower:
         why += [f"{path} does not exist" for path in missing]
         if now and not theirs.is_callback and not theirs.always_changed and (entry := self._cached(theirs, now)):
             outs = self._know({out["path"]: out for out in entry["outs"]})
+            self.locks[stage.name] = dict(entry)
             return StageState(
                 stage=stage.name, state="cached", why=tuple(why), num_bytes=_size(outs), metrics=self._metrics(stage)
             )

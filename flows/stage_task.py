@@ -28,6 +28,7 @@ from flows.dag import Stage
 from flows.failed_runs import in_kept_folder
 from flows.locks import accelerator, uses_accelerator
 from flows.outages import end_without_waiting
+from flows.remote.send import run_elsewhere
 from flows.run_context import RunContext, child_environment, log_file
 from flows.run_state import RunState
 from flows.watch import Watch
@@ -69,7 +70,7 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
         lines: list[str] = []
 
         def log(line: str) -> None:
-            if not line.lstrip().startswith(CHATTER):
+            if not line.removeprefix("\\t").lstrip().startswith(CHATTER):
                 lines.append(line)
                 logger.info("%s", line)
                 if is_health_warning(line):
@@ -77,15 +78,16 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
                 with log_file(run.root).open("a", encoding="utf-8") as file:
                     file.write(f"{line}\n")
 
+        elsewhere: bool | None = None
         try:
-            _run(stage, run, log)
+            elsewhere = _run(stage, run, log)
         except CommandError as error:
             failure = in_kept_folder(str(error), run, str(Path(stage.report).parent))
             _publish(stage, run.root, failure, has_report=did_run(stage.name, lines))
             failed = StageError(failure)
             failed.stage = stage.name
             raise failed from None
-        ran = did_run(stage.name, lines)
+        ran = did_run(stage.name, lines) if elsewhere is None else elsewhere
     _publish(stage, run.root)
     outcome = StageOutcome(stage=stage.name, ran=ran)
     if ran:
@@ -94,17 +96,23 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
     return Completed(name="Cached", message="the same bytes are in DVC's cache", data=outcome)
 
 
-def _run(stage: Stage, run: RunContext, log: Callable[[str], None]) -> None:
-    """Runs DVC on a stage. If the run is suspended or cancelled meanwhile, the stage is ended, with its checkpoint."""
+def _run(stage: Stage, run: RunContext, log: Callable[[str], None]) -> bool | None:
+    """Runs DVC on a stage. If the run is suspended or cancelled meanwhile, the stage is ended, with its checkpoint.
+
+    Returns:
+        Whether another machine ran the stage's command; None: this one did, or nobody, as DVC's output says.
+    """
     command = ["dvc", "repro", "--single-item", stage.name]
     state = RunState()
     who = f"stage {stage.name} of a run in {run.checkout}"
+    elsewhere: bool | None = None
     try:
-        with (
-            Watch(state.asked_to_end) as watch,
-            accelerator(who, log, watch.check) if uses_accelerator(stage) else nullcontext(),
-        ):
-            run_supervised(command, cwd=run.root, env=child_environment(run), log=log, watch=watch)
+        with Watch(state.asked_to_end) as watch:
+            if stage.name in run.pools:
+                elsewhere = run_elsewhere(stage, run, log, watch)  # DVC then finds the result in its cache
+            computes = uses_accelerator(stage) and stage.name not in run.pools
+            with accelerator(who, log, watch.check) if computes else nullcontext():
+                run_supervised(command, cwd=run.root, env=child_environment(run), log=log, watch=watch)
     except (Pause, Abort) as ended:
         raise state.show_end(ended, stage.name) from None
     except Exception:
@@ -112,6 +120,7 @@ def _run(stage: Stage, run: RunContext, log: Callable[[str], None]) -> None:
     except BaseException:  # told to end: by a signal, which must not have to wait for a server
         end_without_waiting()
         raise
+    return elsewhere
 
 
 def run_stages(stages: Iterable[Stage], run: RunContext) -> list[StageOutcome]:

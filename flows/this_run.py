@@ -1,8 +1,14 @@
-"""The flow run that this process is: its name, and its record from start to end (`align.run_records`)."""
+"""The flow run that this process is: its name, and its record from start to end (`align.run_records`).
+
+Every flow that somebody starts has a record: `@flow(on_completion=[end_record], on_failure=[end_record])`, and
+`in_progress` around all that it does.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +17,24 @@ from uuid import UUID
 from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import Abort, Pause
 from prefect.flows import Flow
 
 from align import run_records
 from align.run_records import Held, RunRecord
 from flows import run_branch
+from flows.log import one_line_errors
+from flows.outages import keep_output, wait_out_outages
 from flows.reconcile import mlflow_address, prefect_address
 from flows.request import Request
 
-#: Such as mauve-cuckoo: a name that Prefect made up, since nobody gave one.
-_MADE_UP = re.compile(r"[a-z]+-[a-z]+")
+#: Such as mauve-cuckoo: a name that Prefect made up, since nobody gave one. Its UIs fill their forms with such names,
+#: too: the older one with a letter and a star (beta2-enif), the newer one with a word of this list and an animal
+#: (Gorgeous-Mudi).
+_MADE_UP = re.compile(
+    r"[a-z]+[0-9]*-[a-z]+|(Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic"
+    r"|Practical|Ergonomic|Handcrafted|Tasty|Handmade|Incredible)-[A-Z].*"
+)
 #: The records that are removed when their flow run has ended in Prefect, too.
 _HELD: dict[UUID, Held] = {}
 
@@ -41,14 +55,39 @@ def name_of(root: Path, request: Request) -> str:
     return name
 
 
-def begin(root: Path, name: str) -> RunRecord:
-    """Records that this run is in progress. The record's lock is held until the process ends."""
+@contextmanager
+def in_progress(root: Path, name: str | None = None) -> Iterator[RunRecord]:
+    """Records that this run is in progress, from its first line on; yields the record.
+
+    While the block runs, errors are one line in its log, and it waits for a server or a worker that dies. The record's
+    lock is held until the process ends.
+
+    Args:
+        root: the checkout.
+        name: of the run; empty: Prefect's.
+    """
+    one_line_errors()
+    keep_output(root)
+    wait_out_outages()
     run_id = UUID(runtime.flow_run.id)
     with get_client(sync_client=True) as client:
         attempt = client.read_flow_run(run_id).run_count
-    record = RunRecord(name, str(run_id), attempt, prefect_address(root), mlflow_address(root), str(root))
+    record = RunRecord(
+        (name or "").strip() or str(runtime.flow_run.name), str(run_id), attempt, prefect_address(root),
+        mlflow_address(root), str(root), flow=str(runtime.flow_run.flow_name),
+    )  # fmt: skip
     _HELD[run_id] = run_records.hold(record)
-    return record
+    try:
+        yield record
+    except (Pause, Abort):  # its states in Prefect say so already
+        _end(run_id)
+        raise
+
+
+def is_called(name: str) -> None:
+    """Puts the run's name into its record, once it is known to be right."""
+    if (held := _HELD.get(UUID(runtime.flow_run.id))) and held.record:
+        held.write(replace(held.record, name=name))
 
 
 def works_in(worktree: Path, kept: Path | None) -> None:
@@ -59,20 +98,17 @@ def works_in(worktree: Path, kept: Path | None) -> None:
 
 def leaves_something() -> None:
     """Keeps the record beyond the end of this run, for `flows.reconcile`: something could not be ended."""
-    if held := _HELD.get(UUID(runtime.flow_run.root_flow_run_id)):
+    if held := _HELD.get(UUID(runtime.flow_run.id)):
         held.is_kept = True
 
 
 def end_record(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """A hook for Prefect, which calls it when the flow run has ended there, whatever the state."""
-    held = _HELD.get(flow_run.id)
-    if held and not held.is_kept:
-        held.remove()
+    _end(flow_run.id)
 
 
-def suspended_or_cancelled() -> None:
-    """Removes the record of a run that was ended from Prefect's UI: its states say so already."""
-    if (held := _HELD.get(UUID(runtime.flow_run.id))) and not held.is_kept:
+def _end(run: UUID) -> None:
+    if (held := _HELD.get(run)) and not held.is_kept:
         held.remove()
 
 

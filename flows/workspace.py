@@ -44,11 +44,19 @@ def in_checkout(root: Path, name: str, log: Callable[[str], None]) -> Iterator[W
 
 
 @contextmanager
-def in_worktree(root: Path, request: Request, log: Callable[[str], None]) -> Iterator[Workspace]:
+def in_worktree(
+    root: Path, request: Request, log: Callable[[str], None], *, inputs: bool = True
+) -> Iterator[Workspace]:
     """A worktree at the requested revision with the requested parameters.
 
     A second run with equal files and parameters waits for the first, and then takes every stage from DVC's cache. The
     worktree is removed at the end; of a failed run, reports and log are kept (`flows.failed_runs`).
+
+    Args:
+        root: the checkout.
+        request: names the revision and the parameters.
+        log: for what happens.
+        inputs: see `flows.worktree`.
 
     Raises:
         DataError: the revision does not exist, or it is HEAD and the checkout has uncommitted changes.
@@ -62,7 +70,7 @@ def in_worktree(root: Path, request: Request, log: Callable[[str], None]) -> Ite
     path = root / STATE / "worktrees" / key
     with locked(root / STATE / "locks" / key, f"run '{name}'", log), needs_everything(root, log):
         clear(root, path, log)  # a killed run may have left it
-        with worktree(root, commit, path, request.overrides), kept_if_it_fails(path, kept, log, name):
+        with worktree(root, commit, path, request.overrides, inputs=inputs), kept_if_it_fails(path, kept, log, name):
             log(f"working in {path}, made from {commit[:10]}")
             yield Workspace(path, dirty, kept)
 

@@ -21,7 +21,9 @@ from flows.git_repository import git
 
 
 @contextmanager
-def worktree(root: Path, commit: str, path: Path, overrides: Mapping[str, Any]) -> Iterator[Path]:
+def worktree(
+    root: Path, commit: str, path: Path, overrides: Mapping[str, Any], *, inputs: bool = True
+) -> Iterator[Path]:
     """Checks out a commit in a new folder, which is removed at the end.
 
     Args:
@@ -29,6 +31,7 @@ def worktree(root: Path, commit: str, path: Path, overrides: Mapping[str, Any]) 
         commit: what to check out.
         path: the new folder; the caller holds a lock for it, and has cleared it.
         overrides: `section.key` -> value, written into its params.yaml.
+        inputs: whether inputs that the checkout has, and git does not, belong to it.
 
     Raises:
         ConfigError: an override names an unknown parameter, or a path to write to is outside the new folder.
@@ -40,7 +43,8 @@ def worktree(root: Path, commit: str, path: Path, overrides: Mapping[str, Any]) 
         _share(root, path)
         if kept := list(filter(None, git(path, "ls-files", "-z", "--", "*.dvc").split("\0"))):
             _dvc(path, "checkout", "--quiet", "--allow-missing", "--", *kept)  # such as an imported model
-        _link_inputs(root, path)
+        if inputs:
+            _link_inputs(root, path)
         yield path
     finally:
         remove(root, path)

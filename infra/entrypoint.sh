@@ -16,6 +16,10 @@ for file in "${ALIGN_SECRETS:-/run/secrets}"/*; do
     echo "align: error: secret $file cannot be read by user $(id -u): the container must run as its owner" >&2
     exit 1
   fi
+  if [ -z "$value" ]; then # a server would take it for no password at all
+    echo "align: error: secret $file is empty" >&2
+    exit 1
+  fi
   export "$name=$value"
 done
 exec "$@"

@@ -9,6 +9,7 @@ ALIGN_PREFECT_PORT, ALIGN_MLFLOW_PORT. Runs that the worker works on at a time: 
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -17,23 +18,27 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import datetime
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from align.errors import AlignError, ServiceError
-from align.run import LOGIN_FILE, SERVICES_FILE, flow_environment, prefect_login, running_services
+from align.run import LOGIN_FILE, SERVICES_FILE, flow_environment, login, prefect_login, running_services
+from align.visible import visible
 
 HOST = "127.0.0.1"
-POOL = "local"
+POOL = WORKER = "local"
 WORKER_LIMIT = 2  # runs at a time, each in a worktree of its own; more would only share the same cores
 START_TIMEOUT_S = 180.0
 RUNS_STOP_TIMEOUT_S = 35.0  # a worker's flow runs have 30 s to save a checkpoint
 STOP_TIMEOUT_S = 10.0  # Prefect's worker sometimes hangs when it is told to stop
 LOGS = Path(".align/logs")
+TRACEBACK = "Traceback (most recent call last):"
 SERVER = Path(__file__).with_name("server.py")
 JOBS = Path(__file__).with_name("work_pool.json")  # what a run may change of the process that it runs in: nothing
 
@@ -41,10 +46,10 @@ Services = dict[str, dict[str, Any]]
 
 
 def up(root: Path) -> None:
-    """Starts what does not run yet, waits until it answers, and deploys the flows.
+    """Starts what does not run yet, deploys the flows, and waits until the servers answer and the worker asks for runs.
 
     Raises:
-        ServiceError: a port is taken, or a server does not start; the message names its log.
+        ServiceError: a port is taken, or a server or the worker does not start; the message says how its log ends.
     """
     services = running_services(root)
     ports = {"prefect": _number("ALIGN_PREFECT_PORT", 4200), "mlflow": _number("ALIGN_MLFLOW_PORT", 5000)}
@@ -52,7 +57,7 @@ def up(root: Path) -> None:
     for name, port in ports.items():
         if name not in services:
             _check_free(name, port)
-    url = f"http://{HOST}:{ports['prefect']}"
+    url = services.get("prefect", {}).get("url") or f"http://{HOST}:{ports['prefect']}"
     # The login in the environment, not in arguments, which every user of the machine can read. The URL is for the UI in
     # the browser, and for everything that the worker starts.
     env = flow_environment(root) | prefect_login(root)
@@ -64,15 +69,20 @@ def up(root: Path) -> None:
             services[name] = _start(root, name, command, env) | {"url": f"http://{HOST}:{ports[name]}"}
             _save(root, services)
     for name, path in health.items():
-        _wait_for(root, name, services[name], path)
-    subprocess.run([sys.executable, "-m", "flows.reconcile", "--quiet"], cwd=root, env=env, check=False)
+        address = services[name]["url"] + path
+        _wait_for(root, name, services[name], address, lambda url=address: _answer(url) is not None)
     if "worker" not in services:
         _deploy(root, env)
         worker = [sys.executable, "-m", "flows.worker", "worker", "start", "--pool", POOL, "--type", "process"]
-        worker += ["--name", "local", "--limit", limit]
+        worker += ["--name", WORKER, "--limit", limit]
         # It and its runs wait for a server by themselves (flows/outages.py), without Prefect's doubling pauses.
-        services["worker"] = _start(root, "worker", worker, {"PREFECT_CLIENT_MAX_RETRIES": "2"} | env)
+        # A click waits for the worker's next look: ten seconds apart by default.
+        ours = {"PREFECT_CLIENT_MAX_RETRIES": "2", "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        services["worker"] = _start(root, "worker", worker, ours | env)
         _save(root, services)
+    # while the worker starts: a run that it starts repairs likewise, and the two keep out of each other's way
+    subprocess.run([sys.executable, "-m", "flows.reconcile", "--quiet"], cwd=root, env=env, check=False)
+    _wait_for(root, "worker", services["worker"], f"work pool {POOL}", lambda: _has_asked(root, services))
     print(f"Prefect  {services['prefect']['url']}   run `pipeline` from Deployments")
     print(f"MLflow   {services['mlflow']['url']}")
     print(f"log in   as align, with the password in {LOGIN_FILE}; Prefect asks for both as one: the file's line")
@@ -124,27 +134,62 @@ def _check_free(name: str, port: int) -> None:
 def _start(root: Path, name: str, command: list[str], env: Mapping[str, str]) -> dict[str, Any]:
     log = root / LOGS / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.time()
     with log.open("ab") as output:
+        begins = output.tell()
         process = subprocess.Popen(
             command, cwd=root, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
     print(f"starting {name} …", flush=True)
-    return {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+    created = psutil.Process(process.pid).create_time()
+    return {"pid": process.pid, "created": created, "started": started, "log_begins": begins}
 
 
-def _wait_for(root: Path, name: str, service: Mapping[str, Any], path: str) -> None:
+def _wait_for(root: Path, name: str, service: Mapping[str, Any], where: str, works: Callable[[], bool]) -> None:
+    """Returns once `works` says so.
+
+    Raises:
+        ServiceError: the process has ended, or START_TIMEOUT_S have passed; the message says how its log ends.
+    """
     deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if name not in running_services(root):
-            break
-        try:
-            with urllib.request.urlopen(service["url"] + path, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.3)
-    tail = " | ".join((root / LOGS / f"{name}.log").read_text("utf-8", "replace").splitlines()[-3:])
-    raise ServiceError(f"{name} did not start at {service['url']}; see {LOGS}/{name}.log, which ends: {tail}")
+    while name in running_services(root) and time.monotonic() < deadline:
+        if works():
+            return
+        time.sleep(0.3)
+    end = _end_of_log(root / LOGS / f"{name}.log", service.get("log_begins", 0))
+    raise ServiceError(f"{name} did not start at {where}; see {LOGS}/{name}.log, which ends: {end}")
+
+
+def _end_of_log(log: Path, begins: int) -> str:
+    """The last lines that a service printed since its start, or what its last exception says."""
+    lines = log.read_bytes()[begins:].decode("utf-8", "replace").splitlines()
+    said = [line.rstrip() for line in lines if line.strip()]
+    if TRACEBACK in said:
+        after = said[len(said) - said[::-1].index(TRACEBACK) :]
+        said = list(dropwhile(lambda line: line[0].isspace(), after))[:3]
+    return visible(" | ".join(line.strip() for line in said[-3:])) or "nothing, it printed no line"
+
+
+def _answer(url: str, body: bytes | None = None, login: str | None = None) -> bytes | None:
+    """What a server answers to a GET, or to a POST if there is a body; None if it does not answer."""
+    headers = {"Content-Type": "application/json"}
+    if login:
+        headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=5) as answer:
+            return bytes(answer.read())
+    except OSError:
+        return None
+
+
+def _has_asked(root: Path, services: Services) -> bool:
+    """Whether the worker has asked Prefect for runs since its start."""
+    question = f"{services['prefect']['url']}/api/work_pools/{POOL}/workers/filter"
+    workers = json.loads(_answer(question, b"{}", login(root)) or b"[]")
+    asked = [one["last_heartbeat_time"] for one in workers if one["name"] == WORKER and one["last_heartbeat_time"]]
+    started = services["worker"].get("started", 0)
+    return any(datetime.fromisoformat(when).timestamp() > started for when in asked)
 
 
 def _deploy(root: Path, env: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The machines that train together. Never DVC params: they change where and how fast, not what."""
+"""The machines that train together or run single stages. Never DVC params: they change where and how fast, not what."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from pydantic import Field, model_validator
 
 from align.config.params import Section
 
+#: The key of `pools` for every stage that it does not name.
+DEFAULT = "default"
+#: Prefect's names of work pools, without what a shell or an address would obey.
+_Pool = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)]
+
 
 class ClusterConfig(Section):
-    """The machines of a training job. Each runs the same command, with its own `node_rank`."""
+    """The machines of a training job, each of which runs the same command, with its own `node_rank`; and work pools."""
 
     section: ClassVar[str] = "cluster"
     changes_bytes: ClassVar[bool] = False
@@ -24,6 +29,8 @@ class ClusterConfig(Section):
     max_restarts: int = Field(ge=0)
     #: Seconds that machines wait for each other.
     patience_s: int = Field(ge=1)
+    #: Stage of dvc.yaml, or `default` -> the work pool whose workers run it on their machines; None: this machine does.
+    pools: dict[str, _Pool | None]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -165,6 +165,8 @@ class RunList:
             if found is None or found[0] == "copied":
                 continue
             liveness, record = found
+            if record.flow != run_records.PIPELINE:
+                continue
             worktree = Path(record.worktree) if record.worktree else self._root
             if liveness == "dead" and not worktree.is_dir():
                 continue  # its folder in .align/failed, or its branch, says more

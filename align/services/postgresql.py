@@ -34,7 +34,7 @@ def given(variable: str) -> str | None:
     except ValueError:
         ok = False
     if not ok:
-        raise ConfigError(f"{variable}: expected postgresql://user:password@host:port/database, without parameters")
+        raise ConfigError(f"{variable}: expected postgresql://<user>:<password>@host:port/database, without parameters")
     return url
 
 

@@ -28,7 +28,7 @@ from align.files import fsync, temporary_name
 from align.formats.shards import MANIFEST
 from align.formats.stored_tars import parse_stored_tars
 from align.protocols.store import FetchTar
-from align.services.store_client import Stat, download, is_s3, read_range, remove, split_uri, stat, upload
+from align.services.store_client import Stat, download, is_s3, list_objects, read_range, remove, split_uri, stat, upload
 from align.services.store_files import StoreFiles
 
 #: A copy that does not match its name is read once more: the transfer may have damaged it.
@@ -64,6 +64,18 @@ class Objects:
     def uri(self, sha256: str) -> str:
         """The location of an object, which need not exist: s3://... or a path."""
         return f"{str(self.config.objects).rstrip('/')}/{sha256[:2]}/{sha256}.tar"
+
+    def require_reachable(self) -> None:
+        """Checks that the place is there: of a missing one, `exists` says of every object that it is missing.
+
+        Raises:
+            DataError: there is no such bucket, or the folder's disk is not mounted. Else as `put`.
+        """
+        place = str(self.config.objects)
+        if is_s3(place):
+            next(iter(list_objects(self.config, *split_uri(place))), None)
+        elif not Path(place).absolute().parent.exists():
+            raise DataError(f"{place}: no such folder; is it mounted?")
 
     def exists(self, sha256: str) -> bool:
         """Whether the object exists. Raises as `put`."""

@@ -30,8 +30,13 @@ class CheckpointMirror:
 
     def names(self, run: str) -> list[str]:
         """The names of a run's files, in order."""
+        return list(self.sizes(run))
+
+    def sizes(self, run: str) -> dict[str, int]:
+        """The names of a run's files, in order -> bytes."""
         bucket, key = store_client.split_uri(self._uri(f"{run}/"))
-        return [name.removeprefix(key) for name in store_client.list_objects(self.config, bucket, key)]
+        found = store_client.list_stats(self.config, bucket, key)
+        return {name.removeprefix(key): status.num_bytes for name, status in found}
 
     def get(self, name: str, path: Path) -> None:
         """Downloads a file, whole or not at all."""

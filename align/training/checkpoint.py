@@ -55,6 +55,8 @@ class CheckpointFolder:
     def lock(self) -> Iterator[None]:
         """Locks the run for this process until the block, or the process, ends.
 
+        What a killed process had half written is removed: its step may never come again.
+
         Raises:
             LockedError: another process trains the same run.
         """
@@ -67,6 +69,8 @@ class CheckpointFolder:
                 raise LockedError(
                     f"{self.directory}: another process trains this run; wait for it, or stop it, and run again"
                 ) from None
+            for part in self.directory.glob(".*.part"):
+                part.unlink(missing_ok=True)
             yield
         finally:
             os.close(descriptor)
@@ -78,24 +82,36 @@ class CheckpointFolder:
     def save(self, step: int, values: dict[str, Any], *, best: bool = False) -> None:
         """Starts to write a checkpoint and returns when the values may change again. One is written at a time.
 
-        The oldest checkpoints beyond `keep` are removed.
+        The oldest checkpoints beyond `keep` are removed. After one that could not be written, nothing is: see `wait`.
 
         Args:
             step: whole steps done.
             values: plain values and tensors.
             best: the checkpoint also replaces `best.pt`.
-
-        Raises:
-            TrainingError: the previous checkpoint could not be written, for example to a full disk.
         """
-        self.wait()
+        if self.has_failed(wait=True):
+            return
         copy = _copied({"schema_version": SCHEMA_VERSION, "step": step, **values})
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing = self._writer.submit(self._write, step, copy, best)
 
+    def has_failed(self, *, wait: bool = False) -> bool:
+        """Whether the last checkpoint could not be written, as far as is known.
+
+        Args:
+            wait: until it is known.
+        """
+        if self._writing is None or not (wait or self._writing.done()):
+            return False
+        return self._writing.exception() is not None
+
     def wait(self) -> None:
-        """Waits until the last checkpoint is on disk. Raises as `save`."""
+        """Waits until the last checkpoint is on disk.
+
+        Raises:
+            TrainingError: it could not be written, for example to a full disk.
+        """
         if self._writing is not None:
             writing, self._writing = self._writing, None
             try:

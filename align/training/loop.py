@@ -46,6 +46,10 @@ STATISTICS_IMAGES, STATISTICS_PART = 1024, 64
 #: Seconds within which torch's launcher collects what a rank returned, if it still polls.
 _LAUNCHER_TAKES_S = 3.0
 
+#: What ends all ranks together: one was told to end, or the leading one could not write a checkpoint. The others cannot
+#: see that, and would die of their lost connection.
+_STOPPED, _NOT_SAVED = 1, 2
+
 #: Takes the metrics of a row, and its step.
 Log = Callable[[dict[str, float], int], None]
 Stop = Callable[[], bool]
@@ -78,7 +82,7 @@ def train(
 
     Raises:
         NonFiniteLossError: the loss is inf or NaN; the checkpoints before it are kept.
-        TrainingError: SIGTERM came; the last whole step was saved.
+        TrainingError: SIGTERM came, and the last whole step was saved; or a checkpoint could not be written.
     """
     model, log, health = state.model, monitoring.log, monitoring.health
     loader = _loader(model, recipe, ranks, samples)
@@ -101,7 +105,7 @@ def train(
                 gradients = _update(state, recipe, ranks, tokenizer, batch, rate, lambda: ranks.any(stopped()))
             except Interrupted:  # the state is that of the last whole step
                 _save(state, ranks, folder)
-                raise _stopped(state, recipe) from None
+                raise _stopped(state, recipe, _STOPPED) from None
             done = state.step == recipe.num_steps
             measured: MetricRow = {}
             if takes_part and (done or (samples.val and state.step % recipe.validate_every_steps == 0)):
@@ -130,15 +134,17 @@ def train(
                         live["train/alarms"] = float(len(watch.alarms))
                     if log is not None:
                         log({name: float(value) for name, value in (row | live).items()}, state.step)
-            stop = ranks.any(stopped())
+            end = ranks.most(_NOT_SAVED if folder.has_failed() else int(stopped()))
             best = _is_best(state, recipe)
             if state.sharded and measured:
                 best = ranks.any(best)  # only the leading rank has the rows, but all ranks must save together
-            if takes_part and (done or stop or best or state.step % recipe.checkpoint_every_steps == 0):
+            if takes_part and (done or end or best or state.step % recipe.checkpoint_every_steps == 0):
                 with progress.paused():
                     _save(state, ranks, folder, best=best)
-            if stop and not done:
-                raise _stopped(state, recipe)
+            if end and not done:
+                raise _stopped(state, recipe, end)
+        if ranks.any(folder.has_failed(wait=True)):
+            raise _stopped(state, recipe, _NOT_SAVED)
     ranks.barrier()
     return progress.pairs_per_s()
 
@@ -163,7 +169,11 @@ def _save(state: State, ranks: Ranks, folder: CheckpointFolder, *, best: bool = 
             folder.save(state.step, values, best=best)
 
 
-def _stopped(state: State, recipe: Recipe) -> TrainingError:
+def _stopped(state: State, recipe: Recipe, end: int) -> TrainingError:
+    if end == _NOT_SAVED:  # the leading rank says why: its folder.wait does
+        return TrainingError(
+            f"stopped after step {state.step} of {recipe.num_steps}: the leading rank could not write a checkpoint"
+        )
     return TrainingError(
         f"stopped by SIGTERM after step {state.step} of {recipe.num_steps}; that step is saved; run again to resume"
     )

@@ -54,6 +54,10 @@ class Ranks:
         dist.all_reduce(vote)
         return bool(vote.item() > 0)
 
+    def most(self, number: int) -> int:
+        """The greatest of the ranks' numbers; all ranks get the same answer."""
+        return int(self.max(torch.tensor(float(number), device=self.device)).item())
+
     def barrier(self) -> None:
         """Waits for the other ranks."""
         if self.world_size > 1:

@@ -11,7 +11,7 @@ from typing import Any
 from dvc.lock import LockError  # type: ignore[import-untyped]  # DVC ships no types
 from dvc.repo import Repo  # type: ignore[import-untyped]  # DVC ships no types
 
-from align.errors import LockedError, ServiceError, without_logins
+from align.errors import LockedError, ServiceError, one_line
 from align.services.store import Objects as Store
 from flows.remote_objects import delete, require_reachable
 from flows.retention.item import Item, dispose, size_of
@@ -77,7 +77,14 @@ def in_remote(root: Path, name: str, objects: Objects) -> Iterator[Item]:
 
 
 def in_store(store: Store, objects: Objects) -> Iterator[Item]:
-    """Tars in the store of objects."""
+    """Tars in the store of objects.
+
+    Raises:
+        ServiceError: it does not answer.
+        DataError: there is no such bucket or folder.
+    """
+    if objects.tars:
+        store.require_reachable()
     if found := {sha: size for sha, size in objects.tars.items() if store.exists(sha)}:
         yield Item("tars of the object store", tuple(found), sum(found.values()), partial(_tars, store, list(found)))
 
@@ -95,7 +102,7 @@ def _remove(odb: Any, name: str, md5s: list[str], old: list[str]) -> None:
 
 
 def _unavailable(name: str, error: Exception) -> ServiceError:
-    reason = without_logins(" ".join(str(error).split()))[:300] or type(error).__name__
+    reason = one_line(error)
     return ServiceError(f"DVC remote '{name}': {reason}; run `align gc` again when it works")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +10,13 @@ from pathlib import Path
 
 from align.config.retention import RetentionConfig
 from align.config.store import StoreConfig
+from align.console import say
+from align.errors import LockedError
 from align.files import marked
-from align.git import git
 from align.run import running_services
-from align.services.store_mirror import checkpoint_mirror
+from align.services.store_mirror import CheckpointMirror, checkpoint_mirror
 from flows.failed_runs import MADE_BY
+from flows.leftovers import clear, taken_worktrees
 from flows.retention.item import Item, dispose, newest, size_of
 from flows.retention.live import LOCKS, free
 from flows.run_context import STATE
@@ -45,9 +46,12 @@ class Times:
 
 
 def worktrees(root: Path, config: RetentionConfig, times: Times) -> Iterator[Item]:
-    """Worktrees of runs that were killed: nobody holds their lock."""
+    """Worktrees of runs that were killed: nobody holds their lock. What they reported is kept, as by a repair."""
+    taken = taken_worktrees(root)
     for path in sorted((root / STATE / "worktrees").glob("*")):
         lock = root / LOCKS / path.name
+        if path.name in taken:
+            continue
         with free(lock) as dead:
             if dead and path.is_dir() and (lock.is_file() or path.stat().st_mtime < times.before(config.days)):
                 yield Item("worktrees of dead runs", (path.name,), size_of(path), partial(_worktree, root, path, lock))
@@ -56,8 +60,10 @@ def worktrees(root: Path, config: RetentionConfig, times: Times) -> Iterator[Ite
 def _worktree(root: Path, path: Path, lock: Path) -> None:
     with free(lock) as dead:
         if dead:
-            shutil.rmtree(path, ignore_errors=True)
-            git(root, "worktree", "prune")
+            try:
+                clear(root, path, say)
+            except LockedError as error:  # what it had started still works
+                say(f"{error}: left for the next time")
 
 
 def failed_runs(root: Path, config: RetentionConfig, times: Times) -> Iterator[Item]:
@@ -78,8 +84,14 @@ def logs(root: Path, config: RetentionConfig, times: Times) -> Iterator[Item]:
 def checkpoints(folder: Path, config: RetentionConfig, store: StoreConfig, times: Times) -> Iterator[Item]:
     """Checkpoints of training runs: of finished ones, and of others that nobody has resumed for long.
 
-    While a run is at work, unfinished ones stay: it may be about to resume one.
+    While a run is at work, unfinished ones stay: it may be about to resume one. With `config.stores`, their copies in
+    the store go, too.
+
+    Raises:
+        ServiceError: the store of copies does not answer.
+        DataError: its bucket does not exist.
     """
+    mirror = checkpoint_mirror(store) if config.stores else None
     for path in sorted(folder.glob("*")):
         if not (_RUN_KEY.fullmatch(path.name) and path.is_dir() and not path.is_symlink()):
             continue
@@ -89,16 +101,16 @@ def checkpoints(folder: Path, config: RetentionConfig, store: StoreConfig, times
         with free(path / "lock") as idle:
             if idle and newest(path) < times.before(config.finished_days if finished else config.days):
                 kind = "checkpoints of finished trainings" if finished else "checkpoints of unfinished trainings"
-                mirrored = store if config.stores else store.model_copy(update={"checkpoints": None})
-                yield Item(kind, (path.name,), size_of(path), partial(_checkpoints, path, mirrored))
+                num_bytes = size_of(path) + sum(mirror.sizes(path.name).values() if mirror else ())
+                yield Item(kind, (path.name,), num_bytes, partial(_checkpoints, path, mirror))
 
 
-def _checkpoints(path: Path, store: StoreConfig) -> None:
+def _checkpoints(path: Path, mirror: CheckpointMirror | None) -> None:
     with free(path / "lock") as idle:
         if not idle:
             return
-        if mirror := checkpoint_mirror(store):  # first, while the folder still says that there is something
-            for name in list(mirror.names(path.name)):
+        if mirror:  # first, while the folder still says that there is something
+            for name in mirror.names(path.name):
                 mirror.delete(f"{path.name}/{name}")
         dispose(path)
 

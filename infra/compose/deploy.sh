@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the work pool and deploys the flows of the checkout's prefect.yaml. Again and again, it changes nothing else.
 #
-# Not run yet: tests/integration/test_compose.py does. Linted by tests/unit/infra/test_validators.py.
+# Run by tests/integration/test_compose.py, linted by tests/unit/infra/test_validators.py.
 set -eu
 
 prefect work-pool create local --type process --base-job-template "$(dirname "$0")/../work_pool.json" --overwrite

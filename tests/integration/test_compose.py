@@ -90,27 +90,43 @@ def test_only_those_with_the_login_are_answered(team: Team) -> None:
 
 def test_a_service_has_its_own_secrets_only_and_shows_none(team: Team) -> None:
     compose = team.compose
+    everything = ("POSTGRES_PASSWORD", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_PASSWORD")
     has = {
+        "postgres": set(),  # reads its file
+        "s3": set(),
         "prefect": {"POSTGRES_PASSWORD", "PREFECT_API_AUTH_STRING"},
         "mlflow": {"POSTGRES_PASSWORD", "MLFLOW_TRACKING_PASSWORD"},
         "worker": {"PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_PASSWORD"},
     }
     for name, expected in has.items():
-        process = psutil.Process(compose.processes[name].pid)
-        values = set(process.environ().values())
-        everything = ("POSTGRES_PASSWORD", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_PASSWORD")
+        family = compose.family(name)
+        values = {value for process in family for value in process.environ().values()}
         assert {secret for secret in everything if compose.secret(secret) in values} == expected, name
         for secret in everything:
-            assert compose.secret(secret) not in " ".join(process.cmdline()), name
+            assert compose.secret(secret) not in " ".join(word for process in family for word in process.cmdline()), (
+                name
+            )
             assert compose.secret(secret) not in compose.log(name), name
-        addresses = {each.laddr.ip for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
-        assert addresses <= {"127.0.0.1"}, name
+    for secret in everything:
+        assert compose.secret(secret) not in compose.log("setup")
+
+
+def test_services_listen_on_loopback_only_at_the_ports_of_the_file(team: Team) -> None:
+    compose = team.compose
+    for name in (service for service in FIRST if service != "setup"):  # which has ended
+        connections = [one for process in compose.family(name) for one in process.net_connections("tcp")]
+        listening = {(one.laddr.ip, one.laddr.port) for one in connections if one.status == psutil.CONN_LISTEN}
+        assert listening and {ip for ip, _ in listening} == {"127.0.0.1"}, (name, listening)
+        published = {int(entry.rpartition(":")[2]) for entry in compose.services[name].get("ports", [])}
+        assert {compose.ports[port] for port in published} <= {port for _, port in listening}, (name, listening)
 
 
 def test_the_pipeline_runs_and_its_results_are_kept_by_the_services(team: Team) -> None:
     compose = team.compose
     state = team.run_pipeline("team")
-    assert state == "COMPLETED", compose.log("worker")[-5000:]
+    printed = (compose.project / ".align/logs/worker.log").read_text()
+    assert state == "COMPLETED", printed[-5000:]
+    assert compose.secret("MLFLOW_TRACKING_PASSWORD") not in printed
     assert git(compose.project, "branch", "--list", "run/team").strip() == "run/team"
 
     alias = "/api/2.0/mlflow/registered-models/alias?name=align&alias="

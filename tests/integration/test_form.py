@@ -51,20 +51,22 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack: Stack) ->
     request = {"name": "page", "seed": 21, "overrides": {"pretrain.store_patience_s": PATIENCE_S + 25.0}}
     run = stack.start(request)
     deadline, shown = time.monotonic() + 120, {}
-    while time.monotonic() < deadline and "| pretrain | **runs** |" not in str(shown.get("run")):
+    while time.monotonic() < deadline and not (
+        "| pretrain | **runs** |" in str(shown.get("run")) and "pretrain: step" in str(shown.get("progress"))
+    ):
         time.sleep(1)
         shown = artifacts(stack, run)
-    assert "pretrain: step 1 of 4 (6 s left)" in shown["progress"]["description"]
+    assert "stage 2 of 3, pretrain: step 1 of 4 (6 s left)" in shown["progress"]["description"]
     assert shown["progress"]["data"] == 25.0
     assert "working on pretrain" in shown["run"]["data"]
-    assert f"* MLflow: <{stack.mlflow}/#/experiments/" in shown["run"]["data"]
+    assert f"* [MLflow]({stack.mlflow}/#/experiments/" in shown["run"]["data"]
     assert "| pretrain | **runs** |" in shown["plan"]["data"]
     assert stack.wait_for(run, "FAILED", "COMPLETED", "CRASHED") == "COMPLETED"
     shown = artifacts(stack, run)
     page = shown["run"]["data"]
     assert shown["progress"]["data"] == 100.0 and shown.keys() == {"plan", "progress", "run", "summary"}
     assert "* branch: run/page (" in page and "* registered: register" in page and "working on" not in page
-    report = page.split("| pretrain | ran | [report](/artifacts/artifact/")[1].partition(")")[0]
+    report = page.split("| pretrain | ran | [report](../artifact/")[1].partition(")")[0]
     assert "pretrain/value" in stack.ask(f"/artifacts/{report}")["data"]
 
 

@@ -1,12 +1,16 @@
 """`align run --if-changed`: nothing runs over the data of the champion, and a run begins once the source is another."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from align.config.params_file import write_params
@@ -59,6 +63,35 @@ def project(tmp_path: Path, hook: str) -> Iterator[Stack]:
     stack.close()
 
 
+def with_champion(project: Stack, **tags: str) -> None:
+    """Runs the pipeline once, and makes its result the champion."""
+    first = project.align_run("--name", "first")
+    assert first.returncode == 0, first.stderr[-3000:]
+    tracker = Tracker(f"sqlite:///{project.root}/mlflow.db")
+    given = {REVISION: git(project.root, "rev-parse", "run/first")} | tags
+    tracker.set_alias(tracker.create_version("stub", tracker.start_run("stub", "first"), "model", given), CHAMPION)
+
+
+def test_killed_while_it_runs_the_pipeline(project: Stack) -> None:
+    """Its own flow run is given its end, too."""
+    root = project.root
+    with_champion(project)
+    (root / "pictures/b.jpg").write_bytes(bytes(500))
+    write_params(root / "params.yaml", {"pretrain.store_patience_s": 900.0})
+    git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-am", "slow")
+    command = [sys.executable, "-m", "align.cli", "run", "--name", "again", "--if-changed"]
+    with subprocess.Popen(command, cwd=root, env=project.env, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr and any("working on pretrain" in line for line in run.stderr)
+        for process in (*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    done = project.run("-m", "align.cli", "runs", "--repair")
+    assert done.returncode == 0, done.stderr
+    assert "flow retrain was killed: in Prefect flow run retrain is Crashed, 2 sub-flows and" in done.stderr
+    assert "run 'again' was killed: in MLflow its run is KILLED" in done.stderr
+    assert list((root / ".align/runs").iterdir()) == [] == list((root / ".align/worktrees").iterdir())
+
+
 def test_a_run_begins_only_if_the_source_changed(project: Stack) -> None:
     root = project.root
     refused = project.align_run("--if-changed", "--set", "pretrain.seed=2")
@@ -67,13 +100,7 @@ def test_a_run_begins_only_if_the_source_changed(project: Stack) -> None:
     assert none.returncode == 1
     assert "align: error: model 'stub' has no champion to compare the source with" in none.stderr
 
-    first = project.align_run("--name", "first")
-    assert first.returncode == 0, first.stderr[-3000:]
-    tracker = Tracker(f"sqlite:///{root}/mlflow.db")
-    long_ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 100 * 86400))
-    tags = {REVISION: git(root, "rev-parse", "run/first"), PROMOTED: long_ago}
-    tracker.set_alias(tracker.create_version("stub", tracker.start_run("stub", "first"), "model", tags), CHAMPION)
-
+    with_champion(project, **{PROMOTED: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 100 * 86400))})
     BODIES.clear()
     same = project.align_run("--name", "again", "--if-changed")
     assert same.returncode == 0, same.stderr[-3000:]

@@ -120,6 +120,104 @@ def test_a_killed_run_is_given_its_end(stack: Stack) -> None:
     nothing_is_left(stack)
 
 
+@pytest.fixture
+def slow_promotion(stack: Stack) -> Iterator[None]:
+    """`align promote` takes ten minutes."""
+    program = stack.root / "bin/align"
+    text = program.read_text()
+    slow = 'verb = sys.argv[1]\nif verb == "promote":\n    print("works", flush=True)\n    time.sleep(600)\n'
+    program.write_text(text.replace("verb = sys.argv[1]\n", slow))
+    yield
+    program.write_text(text)
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_promotion_is_given_its_end(stack: Stack, slow_promotion: None) -> None:
+    deployment = stack.ask("/deployments/name/promote/local")["id"]
+    run = stack.ask(f"/deployments/{deployment}/create_flow_run", {"name": "by hand"})["id"]
+    stack.wait_for_line(run, "works")
+    assert repair(stack) == ["no killed run is left to repair"]
+    listed = stack.run("-m", "align.cli", "runs", "--json")
+    assert "promote" not in [each["name"] for each in json.loads(listed.stdout)["runs"]]  # it makes no model
+    process = stack.flow_process(run)
+    worker = psutil.Process(json.loads((stack.root / ".align/services.json").read_text())["worker"]["pid"])
+    worker.suspend()  # it would say so itself
+    try:
+        process.kill()
+        deadline = time.monotonic() + 30
+        while process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert kinds(stack, "promote") == (["RUNNING"], ["RUNNING"])
+        [line] = repair(stack)
+    finally:
+        worker.resume()
+    ended = "in Prefect flow run promote is Crashed, 0 sub-flows and 1 tasks are Crashed"
+    assert line == f"flow promote was killed: {ended}"
+    assert kinds(stack, "promote") == (["CRASHED"], ["CRASHED"])
+    nothing_is_left(stack)
+
+
+def killed_before_it_began(stack: Stack) -> str:
+    """A click, whose process is killed with its worker while it imports."""
+    run = stack.start({"name": "early"})
+    deadline = time.monotonic() + 60
+    while not (process := found_process(stack, run)):
+        assert time.monotonic() < deadline
+    os.kill(process.pid, signal.SIGSTOP)
+    assert stack.ask(f"/flow_runs/{run}")["state_type"] == "PENDING"
+    assert repair(stack) == ["no killed run is left to repair"]  # it lives, and so does its worker
+    stack.kill("worker")
+    assert repair(stack) == ["no killed run is left to repair"]
+    process.kill()
+    psutil.wait_procs([process], 30)
+    return run
+
+
+def found_process(stack: Stack, run: str) -> psutil.Process | None:
+    with suppress(AssertionError):
+        return stack.flow_process(run)
+    return None
+
+
+def force(stack: Stack, run: str, kind: str) -> None:
+    stack.ask(f"/flow_runs/{run}/set_state", {"state": {"type": kind, "name": kind.title()}, "force": True})
+
+
+@pytest.mark.timeout(600)
+def test_a_run_that_was_killed_before_it_began(stack: Stack) -> None:
+    """It has no record. The next worker repairs nothing, and neither may anybody touch what might be at work."""
+    run = killed_before_it_began(stack)
+    assert not list((stack.root / ".align/runs").glob("*"))
+    here = stack.ask("/deployments/name/pipeline/local")
+    about = {"flow_id": here["flow_id"], "work_pool_name": "local"}
+    there = {"name": "there", "pull_steps": [{"set_working_directory": {"directory": "/another/checkout"}}]}
+    others = []
+    for deployment in (there, {"name": "elsewhere", "pull_steps": here["pull_steps"], "work_pool_name": "gpu"}):
+        if pool := deployment.get("work_pool_name"):
+            stack.ask("/work_pools/", {"name": pool, "type": "process"})
+        made = stack.ask("/deployments/", about | deployment)["id"]
+        others.append(stack.ask(f"/deployments/{made}/create_flow_run", {"name": deployment["name"]})["id"])
+        force(stack, others[-1], "RUNNING")
+    typed = stack.ask("/flow_runs/", {"flow_id": here["flow_id"], "name": "typed", "state": {"type": "RUNNING"}})["id"]
+    [line] = repair(stack)
+    assert "was killed before it began: in Prefect flow run" in line and line.endswith("is Crashed")
+    assert stack.ask(f"/flow_runs/{run}")["state_type"] == "CRASHED"
+    assert [stack.ask(f"/flow_runs/{each}")["state_type"] for each in (*others, typed)] == ["RUNNING"] * 3
+    assert repair(stack) == ["no killed run is left to repair"]
+
+    force(stack, run, "RUNNING")  # killed a moment later, say
+    stack.ask("/work_pools/local/workers/heartbeat", {"name": "another-machine"})
+    assert repair(stack) == ["no killed run is left to repair"]  # it may be at work there
+    stack.ask("/work_pools/local/workers/another-machine", method="DELETE")
+    stack.up()
+    assert stack.ask(f"/flow_runs/{run}")["state_type"] == "CRASHED"
+    for each in (*others, typed):
+        force(stack, each, "CANCELLED")
+    started = stack.start({"name": "whole"})
+    assert stack.wait_for(started, "COMPLETED", "FAILED", "CRASHED") == "COMPLETED", stack.logs(started)
+
+
 @pytest.mark.timeout(600)
 def test_a_cancel_that_nobody_was_left_to_obey(stack: Stack) -> None:
     with started(stack, "unheard") as run:

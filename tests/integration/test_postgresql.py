@@ -41,7 +41,7 @@ VARIABLES = ("ALIGN_PREFECT_DATABASE_URL", "ALIGN_MLFLOW_DATABASE_URL")
 
 def count(stack: Stack, variable: str, table: str) -> int:
     place, _, database = stack.env[variable].rpartition("/")
-    return int(sql(int(place.rpartition(":")[2]), f"SELECT count(*) FROM {table}", None, database).stdout)
+    return int(sql(int(place.rpartition(":")[2]), f"SELECT count(*) FROM {table}", database).stdout)
 
 
 def test_the_stack_keeps_its_runs_there_and_they_come_back_elsewhere(
@@ -93,4 +93,4 @@ def test_a_bad_address_is_one_line_that_does_not_show_it(tmp_path: Path) -> None
             cwd=tmp_path / "repo", env=os.environ | {VARIABLES[1]: url}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 1 and "planted" not in done.stderr
-        assert "ALIGN_MLFLOW_DATABASE_URL: expected postgresql://user:password@host:port/database" in done.stderr
+        assert "ALIGN_MLFLOW_DATABASE_URL: expected postgresql://<user>:<password>@host:port/database" in done.stderr

@@ -4,12 +4,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
 
+from align.run import running_services
 from flows.git_repository import git
 from tests.support.local_stack import PATIENCE_S, WORKS, Stack
+from tests.support.mlflow_server import serve as serve_mlflow
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -19,25 +22,34 @@ ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 def _whole(stack: Stack) -> Stack:
     """The stack with all its services, whatever the last test ended."""
     (stack.root / "checkpoints/step").unlink(missing_ok=True)
-    stack.up()
+    if len(running_services(stack.root)) < 3:
+        stack.up()
     return stack
 
 
-def click(stack: Stack, name: str, seconds: float, seed: int) -> str:
-    """A run whose trainer works for so long."""
-    values = {"pretrain.store_patience_s": float(PATIENCE_S + seconds), "pretrain.seed": seed}
-    return stack.start({"name": name, "overrides": values})
+def click(stack: Stack, name: str, seed: int) -> str:
+    """A run whose trainer works until `finish`, or for five minutes."""
+    return stack.start({"name": name, "seed": seed, "overrides": {"pretrain.store_patience_s": PATIENCE_S + 300.0}})
 
 
-def training(stack: Stack, name: str, seconds: float, seed: int) -> str:
+def training(stack: Stack, name: str, seed: int) -> str:
     """The same, once its trainer works."""
-    run = click(stack, name, seconds, seed)
+    run = click(stack, name, seed)
     stack.wait_for_line(run, WORKS)
     return run
 
 
-def steps(stack: Stack, run: str) -> list[int]:
-    return [int(line.split()[1]) for line in stack.logs(run) if line.startswith("step ")]
+def finish(stack: Stack, seed: int) -> None:
+    """Lets the trainer of this seed end after the step that it is in."""
+    (stack.root / f"checkpoints/enough-{seed}").touch()
+
+
+def has_every_step(stack: Stack, run: str, seed: int) -> bool:
+    """Whether the log has each step of the trainer once, in order."""
+    done = int((stack.root / f"checkpoints/steps-{seed}").read_text())
+    return [line for line in stack.logs(run) if line.startswith("step ")] == [
+        f"step {number}" for number in range(done)
+    ]
 
 
 def wait_until(true: Callable[[], bool], timeout_s: float = 60) -> None:
@@ -45,6 +57,12 @@ def wait_until(true: Callable[[], bool], timeout_s: float = 60) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def wait_until_it_waits(stack: Stack, since: int) -> None:
+    """Until worker and run have both found that the server does not answer; `since` is the log's length before."""
+    log = stack.root / ".align/logs/worker.log"
+    wait_until(lambda: log.read_bytes()[since:].count(b"Prefect's server does not answer") >= 2)
 
 
 def trainer(stack: Stack, run: str) -> psutil.Process:
@@ -68,51 +86,59 @@ def works(stack: Stack, name: str, seed: int) -> None:
 @pytest.mark.parametrize("ends_meanwhile", [False, True])
 def test_the_server_restarts_in_mid_run(whole: Stack, ends_meanwhile: bool) -> None:
     """Its stage ends with the server there again, or while it is gone: the run goes through, and no line is lost."""
-    seconds, name = (4, "restart-end") if ends_meanwhile else (40, "restart")
-    run = training(whole, name, seconds, seed=101 + ends_meanwhile)
+    seed = 101 + ends_meanwhile
+    run = training(whole, f"restart-{seed}", seed)
+    since = (whole.root / ".align/logs/worker.log").stat().st_size
+    process = trainer(whole, run)
     whole.kill("prefect")
+    wait_until_it_waits(whole, since)
     if ends_meanwhile:
-        process = whole.flow_process(run)
-        wait_until(lambda: not any("align" in " ".join(one.cmdline()) for one in process.children(recursive=True)))
-        time.sleep(10)  # its first attempts fail
+        finish(whole, seed)
+        wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+        time.sleep(5)  # what the run reports of its end fails, more than once
     whole.up()
+    finish(whole, seed)
     assert whole.wait_for(run, *ENDS, timeout_s=180) == "COMPLETED"
-    assert steps(whole, run) == list(range(2 * seconds))
-    states = whole.states(name)
+    assert has_every_step(whole, run, seed)
+    states = whole.states(f"restart-{seed}")
     assert {states[stage] for stage in ("pretrain", "index", "record", "register")} == {"Completed"}
     assert all(part["state_type"] == "COMPLETED" for part in whole.parts(run))
-    works(whole, f"{name}-after", 201 + ends_meanwhile)
+    works(whole, f"after-{seed}", 100 + seed)
 
 
 def test_the_worker_survives_a_long_outage(whole: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefect's own worker gives up after 12 polls that fail: a quarter of an hour, here seconds."""
+    """Prefect's own worker gives up after 12 polls that fail: a quarter of an hour, here within five seconds."""
     quick = {"PREFECT_WORKER_QUERY_SECONDS": "0.1", "PREFECT_WORKER_HEARTBEAT_SECONDS": "1"}
     for name, value in (quick | {"PREFECT_CLIENT_MAX_RETRIES": "0"}).items():
         monkeypatch.setitem(whole.env, name, value)
     whole.kill("worker")
     whole.up()
-    run = training(whole, "long-outage", 15, seed=102)
+    run = training(whole, "long-outage", 103)
     whole.kill("prefect")
-    time.sleep(20)
+    time.sleep(10)
     whole.up()
+    finish(whole, 103)
     assert whole.wait_for(run, *ENDS) == "COMPLETED"
-    assert steps(whole, run) == list(range(30))
+    assert has_every_step(whole, run, 103)
     assert "error threshold" not in (whole.root / ".align/logs/worker.log").read_text()
-    works(whole, "long-outage-after", 202)
+    works(whole, "long-outage-after", 203)
 
 
 def test_a_run_outlives_its_worker(whole: Stack) -> None:
-    run = training(whole, "no-worker", 12, seed=103)
+    run = training(whole, "no-worker", 104)
     whole.kill("worker")
+    log = whole.root / ".align/logs/worker.log"
+    since = log.stat().st_size
+    wait_until(lambda: log.read_bytes()[since:].count(b"step ") >= 3)  # where people look for what it prints
+    finish(whole, 104)
     assert whole.wait_for(run, *ENDS) == "COMPLETED"
-    assert steps(whole, run) == list(range(24))
-    assert "step 23" in (whole.root / ".align/logs/worker.log").read_text()
+    assert has_every_step(whole, run, 104)
     whole.up()
-    works(whole, "next-worker", 203)
+    works(whole, "next-worker", 204)
 
 
 def test_without_its_worker_a_run_can_be_cancelled(whole: Stack) -> None:
-    run = training(whole, "orphan", 300, seed=104)
+    run = training(whole, "orphan", 105)
     process = whole.flow_process(run)
     whole.kill("worker")
     whole.ask(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True})
@@ -150,7 +176,7 @@ def test_make_down_twice_in_mid_run_blocks_nothing(whole: Stack) -> None:
     whole.ask(f"/deployments/{deployment}", {"concurrency_limit": 2}, "PATCH")
     for number in range(2):
         (whole.root / "checkpoints/step").unlink(missing_ok=True)
-        training(whole, f"down-{number}", 300, seed=105 + number)
+        training(whole, f"down-{number}", 106 + number)
         if number:  # of which nobody is left to tell it
             whole.kill("worker")
         said = whole.down()
@@ -158,12 +184,12 @@ def test_make_down_twice_in_mid_run_blocks_nothing(whole: Stack) -> None:
         assert ("stopped a run that had outlived its worker" in said) is bool(number)
         whole.up()
         assert whole.ask("/deployments/name/pipeline/local")["global_concurrency_limit"] is None
-    works(whole, "after-down", 205)
+    works(whole, "after-down", 206)
 
 
 @pytest.mark.parametrize("victim", ["flow", "dvc", "trainer"])
 def test_a_killed_process_leaves_nothing_behind(whole: Stack, victim: str) -> None:
-    run = training(whole, f"killed-{victim}", 300, seed=107)
+    run = training(whole, f"killed-{victim}", 108)
     family = whole.flow_process(run).children(recursive=True)
     assert [one for one in family if "dvc" in " ".join(one.cmdline())]
     if victim == "flow":
@@ -179,20 +205,23 @@ def test_a_killed_process_leaves_nothing_behind(whole: Stack, victim: str) -> No
     if victim != "flow":
         message = whole.ask(f"/flow_runs/{run}")["state"]["message"]
         assert "exit code 137" in message or "failed to reproduce" in message, message
-    works(whole, f"killed-{victim}-again", 107)
+    works(whole, f"killed-{victim}-again", 108)
 
 
 def test_two_equal_runs_and_a_different_one_at_once(whole: Stack) -> None:
-    first = training(whole, "first", 30, seed=110)
-    second = click(whole, "second", 30, seed=110)
+    first = training(whole, "first", 110)
+    second = click(whole, "second", 110)
     whole.wait_for_line(second, "waiting for run 'first'")
+    finish(whole, 110)
     assert whole.wait_for(first, *ENDS) == whole.wait_for(second, *ENDS) == "COMPLETED"
     assert whole.states("second")["pretrain"] == "Cached"
 
-    one = training(whole, "one", 20, seed=111)
-    other = training(whole, "other", 4, seed=112)  # side by side: there is no accelerator here
+    one, other = training(whole, "one", 111), training(whole, "other", 112)  # there is no accelerator here
+    finish(whole, 112)
+    assert whole.wait_for(other, *ENDS) == "COMPLETED"
     assert whole.ask(f"/flow_runs/{one}")["state_type"] == "RUNNING"
-    assert whole.wait_for(other, *ENDS) == whole.wait_for(one, *ENDS) == "COMPLETED"
+    finish(whole, 111)
+    assert whole.wait_for(one, *ENDS) == "COMPLETED"
 
 
 def test_what_cannot_run_fails_with_one_line(whole: Stack) -> None:
@@ -212,9 +241,51 @@ def test_what_cannot_run_fails_with_one_line(whole: Stack) -> None:
         edited.write_text(text)
 
 
-def test_mlflow_is_killed_in_mid_run(whole: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_is_killed_in_mid_run(whole: Stack) -> None:
     """Runs of the local stack write to MLflow's database themselves; its server is what people look at."""
-    run = training(whole, "no-mlflow", 4, seed=113)
+    run = training(whole, "no-mlflow", 113)
     whole.kill("mlflow")
+    finish(whole, 113)
     assert whole.wait_for(run, *ENDS) == "COMPLETED"
     git(whole.root, "rev-parse", "--verify", "run/no-mlflow")
+
+
+def test_an_mlflow_server_elsewhere_is_killed_in_mid_run(whole: Stack, tmp_path: Path) -> None:
+    """The branch is recorded; what MLflow cannot be told fails the run in one line, and is repaired later."""
+    with serve_mlflow(tmp_path / "mlflow") as server, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(whole.env, "MLFLOW_TRACKING_URI", server.uri)
+        whole.kill("worker")
+        whole.up()
+        try:
+            run = training(whole, "elsewhere", 114)
+            server.kill()
+            finish(whole, 114)
+            assert whole.wait_for(run, *ENDS) == "FAILED"
+            message = whole.ask(f"/flow_runs/{run}")["state"]["message"]
+            assert f"MLflow at {server.uri}" in message and "\n" not in message
+            assert has_every_step(whole, run, 114)
+            git(whole.root, "rev-parse", "--verify", "run/elsewhere")
+            server.start()
+            done = whole.run("-m", "align.cli", "runs", "--repair")
+            assert done.returncode == 0 and "in MLflow its run is KILLED" in done.stderr, done.stderr
+        finally:
+            whole.kill("worker")  # which has its address
+
+
+def test_a_worker_that_dies_at_its_start_is_said(whole: Stack) -> None:
+    program = whole.root / "flows/worker.py"
+    text = program.read_text()
+    whole.kill("worker")
+    program.write_text("import nothing_of_this_name\n")
+    try:
+        done = whole.run("-m", "infra.local", "up")
+    finally:
+        program.write_text(text)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "align: error: worker did not start at work pool local; see .align/logs/worker.log, which ends: "
+        "ModuleNotFoundError: No module named 'nothing_of_this_name'\n"
+    )
+    assert set(running_services(whole.root)) == {"prefect", "mlflow"}
+    whole.up()
+    works(whole, "mended", 215)

@@ -19,6 +19,29 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.support import missing
 
+#: What a person clicks on.
+CLICKABLE = "a, button, [role=menuitem], [role=tab], [role=option]"
+#: Finds the visible element with these words.
+_NAMED = """(words, within) => [...document.querySelectorAll(within)].find((e) => e.getClientRects().length
+  && ((e.innerText || "").trim() === words || (e.getAttribute("aria-label") || "") === words))"""
+#: Finds the field of a label; that of an editor is beside it, not named by it.
+_LABELLED = """(words) => {
+  const label = [...document.querySelectorAll("label")].find((e) => e.innerText.trim().startsWith(words));
+  const named = label && document.getElementById(label.htmlFor);
+  if (named) return named;
+  let around = label;
+  while (around && !around.querySelector("[contenteditable=true]")) around = around.parentElement;
+  return around?.querySelector("[contenteditable=true]");
+}"""
+#: Brings an element into view and says where it can be clicked; null where something lies over it.
+_PLACE = """(element) => {
+  if (!element) return null;
+  element.scrollIntoView({block: "center"});
+  const box = element.getBoundingClientRect();
+  const at = [box.x + Math.min(box.width / 2, 300), box.y + box.height / 2];
+  return element.contains(document.elementFromPoint(...at)) ? at : null;
+}"""
+
 
 class Page:
     """A tab: opens addresses, runs JavaScript, takes pictures."""
@@ -68,9 +91,57 @@ class Page:
         """Types into the focused field."""
         self.ask("Input.insertText", text=text)
 
-    def picture(self, file: Path) -> None:
-        """Writes what the tab shows as PNG."""
-        file.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot")["data"]))
+    def text(self, selector: str = "body") -> str:
+        """What a person reads there; empty if there is no such element."""
+        return str(self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
+
+    def click(self, words: str, within: str = CLICKABLE, timeout_s: float = 60) -> None:
+        """Clicks with the mouse on what has exactly these words (or is called so for people who cannot see it).
+
+        It is clicked once it stands still and nothing, such as a notice, lies over it.
+
+        Args:
+            words: of a button, a link, a tab or an entry of a menu.
+            within: selector of what may be clicked.
+            timeout_s: until then it must be there.
+        """
+        arguments = json.dumps([words, within])
+        self._click(f"({_NAMED})(...{arguments})", words, timeout_s)
+
+    def fill(self, label: str, value: str) -> None:
+        """Clicks into the field whose label begins like this, and types a value in place of what is there."""
+        self._click(f"({_LABELLED})({json.dumps(label)})", label, 60)
+        keys = {"key": "a", "code": "KeyA", "windowsVirtualKeyCode": 65, "modifiers": 2, "commands": ["selectAll"]}
+        for kind in ("keyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, **keys)
+        self.type(value)
+
+    def _click(self, element: str, words: str, timeout_s: float) -> None:
+        deadline, last = time.monotonic() + timeout_s, None
+        while time.monotonic() < deadline:
+            at = self.run(f"({_PLACE})({element})")
+            if at and at == last:
+                for kind, button, count in (("Moved", "none", 0), ("Pressed", "left", 1), ("Released", "left", 1)):
+                    self.ask(
+                        "Input.dispatchMouseEvent", type=f"mouse{kind}", x=at[0], y=at[1], button=button,
+                        clickCount=count,
+                    )  # fmt: skip
+                return
+            last = at
+            time.sleep(0.1)
+        pytest.fail(f"nothing to click is called {words!r}; the page says: {self.text()!r}")
+
+    def size(self, width_px: int, height_px: int) -> None:
+        """Sets the size of the window's inside."""
+        self.ask(
+            "Emulation.setDeviceMetricsOverride", width=width_px, height=height_px, deviceScaleFactor=1, mobile=False
+        )
+
+    def picture(self, file: Path, left_px: int = 0) -> None:
+        """Writes what the tab shows as PNG, without the first `left_px` columns."""
+        width, height, right, down = self.run("[innerWidth, innerHeight, scrollX, scrollY]")
+        clip = {"x": right + left_px, "y": down, "width": width - left_px, "height": height, "scale": 1}
+        file.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot", clip=clip)["data"]))
 
 
 def find_chromium() -> str:

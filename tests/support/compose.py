@@ -3,18 +3,16 @@
 Each runs its own command line with no more than the environment, the secrets and the folders that the file gives it,
 and is waited for with its own health check. Replaced are: names of services and 0.0.0.0 by 127.0.0.1, ports by free
 ones, paths in a container by folders of the test. The image's ENV and ENTRYPOINT are read from infra/Dockerfile; its
-files are this checkout's. The entrypoint of postgres' image is stood in for (`_make_databases`).
+files are this checkout's. What the entrypoint of postgres' image does is `tests.support.postgresql.Cluster`.
 """
 
 import os
-import pwd
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,8 +23,9 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from tests.support import ROOT, missing
+from tests.support import ROOT
 from tests.support.mlflow_server import free_port
+from tests.support.postgresql import Cluster, programs
 
 FILE, IMAGE = ROOT / "infra/compose.yaml", ROOT / "infra/Dockerfile"
 #: What the file's services listen on, in their containers.
@@ -48,13 +47,6 @@ def image_environment() -> dict[str, str]:
     return dict(word.split("=", 1) for line in lines for word in shlex.split(line))
 
 
-def postgres_program(name: str) -> str:
-    """A program of PostgreSQL's server; skips the test without one."""
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    found = shutil.which(name, path=os.pathsep.join([*map(str, folders[::-1]), os.environ["PATH"]]))
-    return found or missing("PostgreSQL is not installed: apt-get install postgresql")
-
-
 class Compose:
     """The services on free ports, over the checkout `project`, with their data and secrets below `root`."""
 
@@ -65,8 +57,7 @@ class Compose:
         subprocess.run([ROOT / "infra/compose/make_secrets.sh", self.secrets], check=True, capture_output=True)
         self._claims, numbers = zip(*(free_port() for _ in (*PORTS, *WEED)), strict=True)
         self.ports = dict(zip((*PORTS, *WEED), numbers, strict=True))
-        # PostgreSQL refuses to run as root, and another user cannot enter pytest's folders.
-        self._postgres = Path(tempfile.mkdtemp(prefix="align-postgres-"))
+        self._postgresql: Cluster | None = None
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def secret(self, name: str) -> str:
@@ -86,7 +77,7 @@ class Compose:
     def down(self) -> None:
         """Ends every process; SIGTERM first, as Docker does."""
         for name, process in reversed(self.processes.items()):
-            family = [psutil.Process(process.pid), *_children(process.pid)] if process.poll() is None else []
+            family = self.family(name)
             with suppress(ProcessLookupError):
                 # PostgreSQL: SIGINT, its image's STOPSIGNAL, does not wait for clients
                 os.killpg(process.pid, signal.SIGINT if name == "postgres" else signal.SIGTERM)
@@ -97,13 +88,22 @@ class Compose:
             process.wait()
         for claim in self._claims:
             claim.close()
-        shutil.rmtree(self._postgres)
+        if self._postgresql:
+            self._postgresql.remove()
 
     def run(self, name: str, *command: str) -> subprocess.CompletedProcess[str]:
         """`docker compose run --no-deps NAME COMMAND`."""
         words = [str(self._entrypoint()), *command]
         environment, folder = self._environment(name), self._folder(name)
         return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+    def family(self, name: str) -> list[psutil.Process]:
+        """A service's process and what it started; none once it has ended."""
+        with suppress(psutil.NoSuchProcess):
+            if self.processes[name].poll() is None:
+                process = psutil.Process(self.processes[name].pid)
+                return [process, *process.children(recursive=True)]
+        return []
 
     def log(self, name: str) -> str:
         """What a service printed."""
@@ -131,7 +131,8 @@ class Compose:
         environment |= {
             key: value for key, value in values.items() if key == "ALIGN_SERVER_NAMES"
         }  # any may be asked for
-        environment["PATH"] = os.pathsep.join([str(BIN), os.environ["PATH"]])
+        folders = [str(programs())] if name == "postgres" else []
+        environment["PATH"] = os.pathsep.join([*folders, str(BIN), os.environ["PATH"]])
         if ours:
             environment["PYTHONPATH"] = str(ROOT)  # where the image has align installed
             environment["ALIGN_SECRETS"] = str(self._given(name))
@@ -141,7 +142,9 @@ class Compose:
     def _given(self, name: str) -> Path:
         """What a container sees as /run/secrets: what the service lists, under the names that it asks for."""
         folder = self.root / "run" / name
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.exists():  # the service may be reading them
+            return folder
+        folder.mkdir(parents=True)
         for entry in self.services[name].get("secrets", []):
             source, target = (entry, entry) if isinstance(entry, str) else (entry["source"], entry["target"])
             shutil.copy(self.secrets / source, folder / target)
@@ -165,10 +168,10 @@ class Compose:
 
     def _start(self, name: str) -> None:
         command = [*self._words(name, "entrypoint"), *self._words(name, "command")]
-        environment = self._environment(name)
-        user = None
+        environment, how = self._environment(name), {"cwd": self._folder(name)}
         if name == "postgres":
-            command, user = self._make_databases(command, environment)
+            self._postgresql = cluster = self._make_databases(environment)
+            command, how = cluster.command(self.ports[5432], *command), cluster.how
         elif name == "s3":
             (self.root / "data").mkdir()
             sockets = ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]
@@ -177,35 +180,21 @@ class Compose:
             command = [str(self._entrypoint()), *command]
         with (self.root / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, cwd=self._postgres if user else self._folder(name), env=environment, user=user, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, **how
+            )
 
-    def _make_databases(self, command: list[str], environment: Mapping[str, str]) -> tuple[list[str], str | None]:
-        """What postgres' image does at its first start. Returns the server's command, and its user."""
-        user = "postgres" if os.geteuid() == 0 else None
-        if user and user not in {entry.pw_name for entry in pwd.getpwall()}:
-            missing("PostgreSQL does not run as root, and there is no user postgres")
-        data, password = self._postgres / "data", self._postgres / "password"
-        shutil.copy(environment["POSTGRES_PASSWORD_FILE"], password)
-        if user:
-            for path in (self._postgres, password):
-                shutil.chown(path, user)
-        owner, database = environment["POSTGRES_USER"], environment["POSTGRES_DB"]
-        quiet: dict[str, Any] = {
-            "cwd": self._postgres,
-            "user": user,
-            "check": True,
-            "capture_output": True,
-            "text": True,
-        }
-        initdb = [postgres_program("initdb"), f"--pgdata={data}", f"--username={owner}", f"--pwfile={password}"]
-        subprocess.run([*initdb, "--auth-local=trust", *environment["POSTGRES_INITDB_ARGS"].split()], **quiet)
-        statements = [f"CREATE DATABASE {database}", (ROOT / "infra/compose/databases.sql").read_text("utf-8")]
-        single = [postgres_program("postgres"), "--single", "-j", "-D", str(data), "postgres"]
-        subprocess.run(single, input=";\n\n".join(statements), **quiet)
-        server = [postgres_program(command[0]), "-D", str(data), *command[1:], "-p", str(self.ports[5432])]
-        return [*server, "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self._postgres}"], user
+    def _make_databases(self, environment: Mapping[str, str]) -> Cluster:
+        """What postgres' image does at its first start."""
+        [script] = [
+            volume for volume in self.services["postgres"]["volumes"] if "/docker-entrypoint-initdb.d/" in volume
+        ]
+        statements = [
+            f"CREATE DATABASE {environment['POSTGRES_DB']}",
+            (FILE.parent / script.partition(":")[0]).read_text("utf-8"),
+        ]
+        password = Path(environment["POSTGRES_PASSWORD_FILE"]).read_text()
+        arguments = ["--auth-local=trust", *environment["POSTGRES_INITDB_ARGS"].split()]
+        return Cluster(environment["POSTGRES_USER"], password, arguments, statements)
 
     def _wait_for(self, name: str) -> None:
         """Until its health check passes; a service without one, until it ends well."""
@@ -227,12 +216,6 @@ class Compose:
         kind, *command = (self.here(name, word) for word in self.services[name]["healthcheck"]["test"])
         assert kind == "CMD"
         done = subprocess.run(
-            command, env=self._environment(name), cwd=ROOT, capture_output=True, check=False, timeout=30
+            command, env=self._environment(name), cwd=self._folder(name), capture_output=True, check=False, timeout=30
         )
         return done.returncode == 0
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
-    return []

@@ -54,7 +54,8 @@ metrics:
 """
 
 #: What the stubs obey: section -> its keys that count. Above PATIENCE_S the trainer works for that many seconds longer,
-#: two steps a second; below it fails; with other queries than FINE the index fails after its report is written.
+#: two steps a second, or until checkpoints/enough-SEED exists; it writes their number into checkpoints/steps-SEED.
+#: Below PATIENCE_S it fails; with other queries than FINE the index fails after its report is written.
 VALUES = {"ingest": "shard_size", "pretrain": "seed", "index": "queries"}
 PATIENCE_S, FINE = 300, "fine.json"
 PARAMS = {
@@ -88,8 +89,12 @@ if "ALIGN_PROGRESS_FILE" in os.environ: # as align.console writes it
     Path(os.environ["ALIGN_PROGRESS_FILE"]).write_text(json.dumps({{"lines": ["working on " + verb], "work": work}}))
 print("pushing to", os.environ["AWS_ENDPOINT_URL"], flush=True) # as a library might
 seconds = values.get("store_patience_s", {PATIENCE_S}) - {PATIENCE_S}
+checkpoints = Path("checkpoints")
 for number in range(int(2 * max(seconds, 0))):
     print("step", number, flush=True)
+    (checkpoints / f"steps-{{values['seed']}}").write_text(str(number + 1))
+    if (checkpoints / f"enough-{{values['seed']}}").exists():
+        break
     time.sleep(0.5)
 if seconds < 0:
     sys.exit("align: error: the loss is not finite")

@@ -1,13 +1,18 @@
-"""A real PostgreSQL server on loopback, with passwords. It refuses to run as root, so it runs as nobody then."""
+"""A real PostgreSQL server on loopback, with passwords, and what its image does at its first start.
+
+The server refuses to run as root, so it runs as nobody then.
+"""
 
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +22,7 @@ from tests.support.mlflow_server import free_port
 PASSWORD = "planted/postgres@secret"
 #: The same in an address.
 URL_PASSWORD = "planted%2Fpostgres%40secret"
-PROGRAMS = ("initdb", "postgres", "pg_dump", "pg_restore", "psql")
+PROGRAMS = ("initdb", "postgres", "pg_dump", "pg_restore", "pg_isready", "psql")
 
 
 def programs() -> Path:
@@ -29,32 +34,63 @@ def programs() -> Path:
     return whole[0] if whole else missing(f"needs PostgreSQL's server and client: {', '.join(PROGRAMS)}")
 
 
+class Cluster:
+    """The databases of one server, in a folder that its user can enter, as pytest's are not.
+
+    Args:
+        owner: the user of the databases.
+        password: of that user.
+        arguments: of initdb.
+        statements: what to do before the first start.
+    """
+
+    def __init__(self, owner: str, password: str, arguments: Sequence[str], statements: Sequence[str] = ()) -> None:
+        self._programs = programs()
+        self.folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
+        #: How subprocess starts its programs.
+        self.how: dict[str, Any] = {"cwd": self.folder}
+        file = self.folder / "password"
+        file.write_text(password)
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            self.how |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            for path in (self.folder, file):
+                os.chown(path, nobody.pw_uid, nobody.pw_gid)
+        data = str(self.folder / "data")
+        self._run("initdb", "-D", data, "-U", owner, f"--pwfile={file}", "-E", "UTF8", "--no-sync", *arguments)
+        if statements:
+            self._run("postgres", "--single", "-j", "-D", data, "postgres", text=";\n\n".join(statements))
+
+    def command(self, port: int, *words: str) -> list[str]:
+        """The server's command line on loopback: `words` are the program and its arguments."""
+        program, *arguments = words
+        sockets = ["-c", f"unix_socket_directories={self.folder}"]
+        place = ["-c", "listen_addresses=127.0.0.1", "-p", str(port), *sockets]
+        return [str(self._programs / program), "-D", str(self.folder / "data"), *arguments, *place]
+
+    def remove(self) -> None:
+        """Removes the folder, once the server has ended."""
+        with suppress(OSError):
+            shutil.rmtree(self.folder)
+
+    def _run(self, program: str, *arguments: str, text: str | None = None) -> None:
+        command = [self._programs / program, *arguments]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, **self.how)
+        assert done.returncode == 0, done.stderr
+
+
 @contextmanager
 def serve() -> Iterator[str]:
     """The start of the addresses of its databases: postgresql://align:password@127.0.0.1:port/"""
-    folder, bin_folder = Path(tempfile.mkdtemp(prefix="postgresql-")), programs()
-    user = {"user": "nobody", "group": "nogroup"} if os.geteuid() == 0 else {}
     claim, port = free_port()
-    (folder / "password").write_text(PASSWORD)
-    if user:
-        for path in (folder, folder / "password"):
-            shutil.chown(path, **user)
-    data = folder / "data"
-    options = ["-U", "align", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "-E", "UTF8", "--no-sync"]
+    cluster = Cluster("align", PASSWORD, ["--auth=scram-sha-256"])
     server = None
     try:
-        command = [bin_folder / "initdb", "-D", data, *options]
-        made = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False, **user)
-        assert made.returncode == 0, made.stderr
-        log = (folder / "log").open("wb")
-        server = subprocess.Popen(
-            [bin_folder / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder],
-            stdout=log, stderr=log, cwd=folder, **user,
-        )  # fmt: skip
-        log.close()
+        with (cluster.folder / "log").open("wb") as log:
+            server = subprocess.Popen(cluster.command(port, "postgres"), stdout=log, stderr=log, **cluster.how)
         deadline = time.monotonic() + 120
-        while not answers(bin_folder, port):
-            assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+        while sql(port, "SELECT 1").returncode:
+            assert server.poll() is None and time.monotonic() < deadline, (cluster.folder / "log").read_text()
             time.sleep(0.2)
         yield f"postgresql://align:{URL_PASSWORD}@127.0.0.1:{port}/"
     finally:
@@ -62,19 +98,13 @@ def serve() -> Iterator[str]:
             server.send_signal(2)  # ends its connections
             server.wait(60)
         claim.close()
-        with suppress(OSError):
-            shutil.rmtree(folder)
+        cluster.remove()
 
 
-def answers(folder: Path, port: int) -> bool:
-    return sql(port, "SELECT 1", folder).returncode == 0
-
-
-def sql(
-    port: int, statement: str, folder: Path | None = None, database: str = "postgres"
-) -> subprocess.CompletedProcess[str]:
+def sql(port: int, statement: str, database: str = "postgres") -> subprocess.CompletedProcess[str]:
+    """Asks a server that `serve` started."""
     env = os.environ | {"PGPASSWORD": PASSWORD, "PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": "align"}
-    command = [(folder or programs()) / "psql", "-XAt", "-c", statement, database]
+    command = [programs() / "psql", "-XAt", "-c", statement, database]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 

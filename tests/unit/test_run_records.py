@@ -189,7 +189,7 @@ def test_the_next_attempt_has_a_record_of_its_own_and_replaces_a_dead_one(tmp_pa
     states = [seen and (seen[0], seen[1].name) for seen in map(look, locks(tmp_path))]
     assert states == [("live", "resumed"), ("live", "demo")]
     content = json.loads((tmp_path / ".align/runs/b-1.json").read_bytes())
-    assert content["schema_version"] == 1 and content["attempt"] == 1
+    assert content["schema_version"] == 2 and content["attempt"] == 1
     for held in (second, again):
         held.remove()
         held.close()

@@ -67,6 +67,7 @@ def _project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (root / ".align/failed/old-12345678").mkdir()  # as an earlier version left it
     held = [hold(RunRecord(name, name, 1, "", "", str(root), str(root), "")) for name in ("now", "gone")]
     held[1].close()
+    held.append(hold(RunRecord("promote", "p", 1, "", "", str(root), flow="promote")))  # no run of the pipeline
     here = Path.cwd()
     os.chdir(root)
     try:
@@ -91,6 +92,7 @@ def _project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.chdir(here)
     yield root
     held[0].close()
+    held[2].close()
 
 
 @pytest.fixture(name="here", autouse=True)

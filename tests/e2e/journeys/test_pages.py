@@ -13,7 +13,7 @@ PAGES = sorted(DOCS.glob("*.md"))
 #: A first user's hours. More may be written, none may go.
 EXPECTED = {
     ("own-data", "pictures"), ("own-data", "img2dataset"), ("own-data", "table"), ("own-data", "sets"),
-    ("own-data", "compare"), ("own-model", "align-base"), ("operations", "rule"), ("scale", "s3"),
+    ("own-data", "compare"), ("own-model", "align-base"), ("models", "rule"), ("scale", "s3"),
 }  # fmt: skip
 
 

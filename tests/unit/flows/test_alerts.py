@@ -10,7 +10,7 @@ import pytest
 
 from align.errors import DataError
 from flows import alerts
-from flows.alerts import VARIABLE, alert, alerted, is_health_warning
+from flows.alerts import VARIABLE, alert, alert_soon, alerted, is_health_warning
 from flows.child_process import CommandError
 from flows.stage_task import StageError
 
@@ -18,13 +18,18 @@ SECRET = "T0/B0/verysecret"
 
 
 class Hook(HTTPServer):
-    """A webhook: `answers` are its next status codes (200 when there are none), `bodies` what it got."""
+    """A webhook: `answers` are its next status codes (200 when there are none), `bodies` what it got.
+
+    It answers while `works` is set.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: list[int] = []
         self.bodies: list[dict[str, object]] = []
         self.paths: list[str] = []
+        self.works = threading.Event()
+        self.works.set()
 
     @property
     def address(self) -> str:
@@ -35,6 +40,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Hook
 
     def do_POST(self) -> None:
+        self.server.works.wait(30)
         self.server.paths.append(self.path)
         self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         status = self.server.answers.pop(0) if self.server.answers else 200
@@ -81,6 +87,21 @@ def test_without_a_webhook_nothing_is_sent(hook: Hook, monkeypatch: pytest.Monke
     said: list[str] = []
     assert not alert("health", "x", said.append)
     assert (hook.bodies, said) == ([], [])
+
+
+def test_what_prints_a_warning_does_not_wait_for_the_webhook(hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook.works.clear()
+    alert_soon("health", "the loss is flat", pytest.fail, run="a")
+    assert hook.bodies == []  # and this line is reached
+    sender = next(thread for thread in threading.enumerate() if thread.name.endswith("(alert)"))
+    assert sender.daemon  # nor does the end of a run
+    hook.works.set()
+    sender.join(30)
+    assert [(body["kind"], body["text"], body["run"]) for body in hook.bodies] == [("health", "the loss is flat", "a")]
+    monkeypatch.delenv(VARIABLE)
+    before = threading.active_count()
+    alert_soon("health", "x", pytest.fail)
+    assert threading.active_count() <= before and len(hook.bodies) == 1
 
 
 def test_a_server_that_fails_once_gets_it_again(hook: Hook) -> None:

@@ -68,6 +68,18 @@ def test_code_deps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENTRIES)
+def test_a_folder_that_is_named_whole_holds_what_stages_use(name: str) -> None:
+    """Else an edit of what only a command reads, such as `align plan`, would train again."""
+    used = {
+        path.relative_to(ROOT).as_posix()
+        for verb in STAGES.values()
+        for path in provenance.closure(verb.module).values()
+    }
+    folders = [dep for dep in ENTRIES[name]["deps"] if dep.startswith("align/") and (ROOT / dep).is_dir()]
+    assert [file for folder in folders for file in files_of(folder) if file not in used] == []
+
+
+@pytest.mark.parametrize("name", ENTRIES)
 def test_params(name: str) -> None:
     declared = set(ENTRIES[name].get("params", []))
     wanted = sections(deciding(name))

@@ -16,7 +16,7 @@ from align import console
 from align.console import PROGRESS_VARIABLE, say, track
 from flows import progress
 from flows.dag import Stage
-from flows.progress import RunPage, Work, describe, page_markdown, read_said, run_page
+from flows.progress import RunPage, Work, at_stage, bar, describe, page_markdown, put_markdown, read_said, run_page
 from flows.run_context import RunContext, child_environment, progress_file
 
 STAGES = [
@@ -58,8 +58,20 @@ def test_time_left_is_by_the_rate_of_the_stage() -> None:
     assert describe(Work(line="pretrain: step 200 of 800", done=200, total=800, per_s=0.5)) == (
         "pretrain: step 200 of 800 (20 min left)"
     )
+    told = Work(line="pretrain: step 200 of 800, 1200 s left", done=200, total=800, per_s=0.5)
+    assert describe(told) == told.line  # once is enough
     assert describe(Work(line="x", done=3)) == "x" and Work(done=3).percent is None
     assert Work(done=9, total=3, per_s=1.0).percent == 100.0 and Work(done=0, total=9, per_s=0.0).left_s is None
+
+
+def test_the_bar_is_that_of_the_stage_that_runs() -> None:
+    work = Work(line="fit_tokenizer: 1 of 4", done=1, total=4)
+    assert bar(at_stage(work, "fit_tokenizer", STAGES)) == f"{'█' * 5}{'░' * 15} 25 % stage 2 of 2, {work.line}"
+    # the next stage has said nothing yet, and the last one's end says nothing of it
+    left = Work(line="ingest: 9 of 9", done=9, total=9)
+    assert at_stage(left, "fit_tokenizer", STAGES) == Work(line="stage 2 of 2, fit_tokenizer")
+    assert bar(at_stage(Work(), "ingest", STAGES)) == "stage 1 of 2, ingest"
+    assert bar(Work(line="x", done=0, total=3)).startswith("░" * 20) and "█" * 20 in bar(Work(done=3, total=3))
 
 
 def test_the_commands_of_a_run_know_the_file(tmp_path: Path) -> None:
@@ -72,9 +84,9 @@ def test_the_page_has_states_reports_links_and_lines() -> None:
     states = {"ingest": "Cached", "fit_tokenizer": "Running"}
     links = {"MLflow": "http://127.0.0.1:5000/#/x", "branch": "run/x"}
     text = page_markdown(STAGES, states, {"ingest": report}, ["~~~~", "last line"], links)
-    assert f"| ingest | cached | [report](/artifacts/artifact/{report}) | what ingest does |" in text
+    assert f"| ingest | cached | [report](../artifact/{report}) | what ingest does |" in text
     assert "| fit_tokenizer | **runs** |  | what" in text
-    assert "* MLflow: <http://127.0.0.1:5000/#/x>\n* branch: run/x" in text
+    assert "* [MLflow](http://127.0.0.1:5000/#/x)\n* branch: run/x" in text
     assert text.endswith("\nlast line\n~~~~") and text.count("~~~~") == 2  # what is printed cannot end the block
 
 
@@ -85,6 +97,8 @@ class Server:
         self.artifacts: dict[UUID, dict[str, Any]] = {}
         self.broken = threading.Event()
         self.num_updates = 0
+        self.states = ["Crashed", "Running"]  # of ingest, in its attempts
+        self.reports = uuid4(), uuid4()  # of the second attempt and of the first
 
     @contextmanager
     def client(self, **_: object) -> Iterator["Server"]:
@@ -106,11 +120,24 @@ class Server:
         self.artifacts[artifact_id] |= artifact.model_dump(exclude_unset=True)
         self.num_updates += 1
 
-    def read_task_runs(self, **_: object) -> list[SimpleNamespace]:
-        return [SimpleNamespace(name="ingest", state=SimpleNamespace(name="Running"))]
+    def read_task_runs(self, *, sort: str, **_: object) -> list[SimpleNamespace]:
+        assert sort == "EXPECTED_START_TIME_ASC"
+        return [SimpleNamespace(name="ingest", state=SimpleNamespace(name=name)) for name in self.states]
 
-    def read_artifacts(self, **_: object) -> list[SimpleNamespace]:
-        return [SimpleNamespace(key="fit-tokenizer-report", id=uuid4())]
+    def read_artifacts(self, *, artifact_filter: Any, sort: str = "", **_: object) -> list[SimpleNamespace]:
+        self._answer()
+        if artifact_filter.key:
+            made = [
+                SimpleNamespace(id=id_) for id_, one in self.artifacts.items() if one["key"] in artifact_filter.key.any_
+            ]
+            return made[:1]
+        assert sort == "CREATED_DESC"
+        return [SimpleNamespace(key="fit-tokenizer-report", id=id_) for id_ in self.reports]
+
+
+def shown(server: Server) -> dict[str, dict[str, Any]]:
+    """Key -> artifact."""
+    return {one["key"]: one for one in server.artifacts.values()}
 
 
 @pytest.fixture
@@ -132,24 +159,58 @@ def test_two_artifacts_are_updated_in_place(tmp_path: Path, server: Server) -> N
     run, file = uuid4(), progress_file(tmp_path)
     file.parent.mkdir()
     file.write_text(json.dumps({"lines": ["of an earlier run"]}))
-    with run_page(run) as page:
+    with run_page(run, "x") as page:
         page.watch(tmp_path, STAGES)
-        wait_for(lambda: len(server.artifacts) == 1)
-        assert "earlier run" not in next(iter(server.artifacts.values()))["data"]
-        file.write_text(json.dumps({"lines": ["step 2"], "work": {"line": "step 2", "done": 2, "total": 8}}))
+        wait_for(lambda: len(server.artifacts) == 2)
+        assert (
+            shown(server)["progress"] | {"data": 0.0, "description": "stage 1 of 2, ingest"}
+            == shown(server)["progress"]
+        )
+        assert "earlier run" not in shown(server)["run"]["data"]
+        words = {"line": "ingest: step 2", "done": 2, "total": 8}
+        file.write_text(json.dumps({"lines": ["ingest: step 2"], "work": words}))
         wait_for(lambda: any(one["data"] == 25.0 for one in server.artifacts.values()))
+        assert shown(server)["progress"]["description"] == "stage 1 of 2, ingest: step 2"
+        wait_for(lambda: "25 % stage 1 of 2, ingest: step 2" in shown(server)["run"]["data"])
         page.links["branch"] = "run/x"
-    by_key = {one["key"]: one for one in server.artifacts.values()}
+    by_key = shown(server)
     assert by_key.keys() == {"run", "progress"} and len(server.artifacts) == 2
     assert all(one["flow_run_id"] == run for one in by_key.values())
     assert by_key["progress"]["data"] == 100.0 and "run/x" in by_key["run"]["data"]
-    assert "fit_tokenizer |  | [report]" in by_key["run"]["data"]
+    assert f"fit_tokenizer |  | [report](../artifact/{server.reports[0]})" in by_key["run"]["data"]
+    assert "| ingest | **runs** |" in by_key["run"]["data"]  # as of the newest attempt
+
+
+def test_a_run_that_is_retried_has_one_of_each_artifact_and_one_that_fails_keeps_its_last_lines(
+    tmp_path: Path, server: Server
+) -> None:
+    run, file = uuid4(), progress_file(tmp_path)
+    file.parent.mkdir()
+    said = json.dumps({"lines": ["ingest: step 2"], "work": {"line": "ingest: step 2", "done": 2, "total": 8}})
+    for attempt in (1, 2):
+        server.states = ["Running"]
+        put_markdown(run, "plan", "what run x will do", f"plan {attempt}")
+        with pytest.raises(ValueError, match="cancelled"), run_page(run, "x") as page:
+            page.watch(tmp_path, STAGES)
+            file.write_text(said)
+            wait_for(lambda: shown(server).get("progress", {}).get("description") == "stage 1 of 2, ingest: step 2")
+            server.states = ["Crashed"]  # as its task is when the run is cancelled
+            raise ValueError("cancelled")
+        found = shown(server)
+        assert found.keys() == {"plan", "run", "progress"} and len(server.artifacts) == 3
+        assert found["plan"]["data"] == f"plan {attempt}"
+        assert found["progress"]["data"] == 25.0
+        assert found["progress"]["description"] == "ended at stage 1 of 2, ingest: step 2"
+        assert found["run"]["data"].endswith("~~~~\ningest: step 2\n~~~~")
+    with run_page(run, "x") as page:
+        page.watch(tmp_path, STAGES)
+    assert len(server.artifacts) == 3 and shown(server)["progress"]["data"] == 100.0
 
 
 def test_a_server_that_is_unavailable_and_back_again(tmp_path: Path, server: Server) -> None:
     progress_file(tmp_path).parent.mkdir()
     server.broken.set()
-    with run_page(uuid4()) as page:
+    with run_page(uuid4(), "x") as page:
         page.watch(tmp_path, STAGES)
         time.sleep(0.1)
         assert not server.artifacts
@@ -176,7 +237,7 @@ def test_a_server_that_never_answers_holds_the_end_for_seconds_only(
 
     monkeypatch.setattr(server, "read_task_runs", hang)
     start = time.monotonic()
-    page = RunPage(uuid4())
+    page = RunPage(uuid4(), "x")
     page.watch(tmp_path, STAGES)
     time.sleep(0.1)
     page.close()
@@ -185,6 +246,6 @@ def test_a_server_that_never_answers_holds_the_end_for_seconds_only(
 
 
 def test_a_run_that_fails_before_its_page_begins(server: Server) -> None:
-    with pytest.raises(ValueError, match="first"), run_page(uuid4()):
+    with pytest.raises(ValueError, match="first"), run_page(uuid4(), "x"):
         raise ValueError("first")
     assert not server.artifacts

@@ -1,5 +1,6 @@
 """The form: what it shows, what Prefect's server refuses by it, and the check of the whole before a run begins."""
 
+import json
 import shutil
 import typing
 from pathlib import Path
@@ -122,6 +123,36 @@ def test_profile_fields_and_overrides_in_this_order(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "same"),
+    [
+        ("pretrain.store_patience_s", [312, 312.0, 3.12e2]),
+        ("pretrain.learning_rate", [1, 1.0]),
+        ("promote.min_gain", [0, 0.0, -0.0]),
+        ("validate.dropped_share.image_nsfw", [[0, 1], [0.0, 1.0], [0, 1.0]]),
+        ("model.image_tower.width_coefficient", [1, 1.0]),
+        (
+            "model.image_tower",
+            [{"width_coefficient": 1, "depth_coefficient": 2}, {"depth_coefficient": 2.0, "width_coefficient": 1.0}],
+        ),
+        ("pretrain.extra_shards", [[{"path": "more", "digest": "d", "weight": weight}] for weight in (2, 2.0)]),
+    ],
+)
+def test_equal_values_are_one_run(checkout: Path, key: str, same: list[Any]) -> None:
+    """The key of a run's worktree is made of this JSON: equal runs wait for each other, and share a branch."""
+    found = {json.dumps(settled(checkout, Request(overrides={key: value})).overrides, sort_keys=True) for value in same}
+    assert len(found) == 1
+
+
+def test_what_differs_stays_as_it_was_given(checkout: Path) -> None:
+    given = {"pretrain.seed": 4, "pretrain.flip": True, "finetune.from": "models/../mine", "filter.languages": ["de"]}
+    given |= {"pretrain.micro_batch": None, "model.image_tower": "B0", "paths.archive": "./crawl//x"}
+    assert settled(checkout, Request(overrides=given)).overrides == given
+    for key, value in (("pretrain.num_steps", 5000.0), ("pretrain.num_steps", "5000"), ("pretrain.flip", 1)):
+        with pytest.raises(ConfigError, match="expected"):  # no other spelling: YAML and DVC would tell them apart
+            settled(checkout, Request(overrides={key: value}))
+
+
+@pytest.mark.parametrize(
     ("request_", "message"),
     [
         ({"overrides": {"promote.min_gain": "much"}}, r"params\.yaml: parameter 'promote\.min_gain' = 'much'"),
@@ -164,3 +195,5 @@ def test_of_a_revision_with_other_sections_only_what_is_changed_is_checked(check
     settled(checkout, Request(ref="old"))
     with pytest.raises(ConfigError, match=r"old:params\.yaml: parameter 'filter\.min_words' = 0"):
         settled(checkout, Request(ref="old", overrides={"filter.min_words": 0}))
+    as_given = settled(checkout, Request(ref="old", overrides={"pretrain.learning_rate": 1})).overrides
+    assert json.dumps(as_given) == '{"pretrain.learning_rate": 1}'  # it may have been a whole number there

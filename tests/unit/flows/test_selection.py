@@ -1,5 +1,7 @@
 """Which stages a request names."""
 
+from dataclasses import replace
+
 import pytest
 
 from align.errors import ConfigError, DataError
@@ -32,6 +34,22 @@ def test_up_to_and_from() -> None:
     found = select(STAGES, last="shard")
     assert [stage.name for stage in found.stages] == ["ingest", "filter", "validate", "shard"]
     assert set(found.left_out) == {stage.name for stage in STAGES} - {"ingest", "filter", "validate", "shard"}
+
+
+def test_what_the_release_does_not_read_is_left_out() -> None:
+    """Such as pre-training where fine-tuning starts from an imported model; also where it is asked for."""
+    imported = [
+        replace(stage, upstream=tuple(name for name in stage.upstream if name not in ("pretrain", "fit_tokenizer")))
+        for stage in STAGES
+    ]
+    for only, first in (("all", None), ("training", None), ("all", "validate_shards")):
+        found = select(imported, only, first)
+        assert {"pretrain", "fit_tokenizer"} <= set(found.left_out), (only, first)
+        assert "finetune" in [stage.name for stage in found.asked]
+    with pytest.raises(
+        ConfigError, match="nothing to run: no stage is in 'all' and from pretrain and up to pretrain, and read"
+    ):
+        select(imported, last="pretrain", first="pretrain")
 
 
 def test_nothing_and_unknown() -> None:

@@ -1,10 +1,12 @@
 """The name of a run: the request's, or the one that a person typed as Prefect's own."""
 
 from pathlib import Path
+from uuid import UUID, uuid4
 
 import pytest
 
 from align.errors import ConfigError
+from flows import this_run
 from flows.git_repository import git
 from flows.request import Request
 from flows.this_run import name_of
@@ -40,3 +42,34 @@ def test_the_request_s_name_or_prefect_s(
 def test_a_name_that_was_asked_for_is_not_changed_but_refused(repo: Path, asked: str) -> None:
     with pytest.raises(ConfigError, match="run name"):
         name_of(repo, Request(name=asked))
+
+
+@pytest.mark.parametrize(
+    ("typed", "gives_way"),
+    [
+        ("mauve-cuckoo", True), ("beta2-enif", True), ("Gorgeous-Mudi", True), ("Small-Dik-dik", True),
+        ("Tasty-Boa ñ", True), ("Wide-B5", False), ("gorgeous", False), ("Gorgeous-mine", False), ("My try", False),
+    ],
+)  # fmt: skip
+def test_the_form_s_name_is_that_of_the_run_where_prefect_made_up_its_own(
+    repo: Path, typed: str, gives_way: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both UIs fill in a name; each its own kind."""
+    renamed: list[str] = []
+
+    class Client:
+        def __enter__(self) -> "Client":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update_flow_run(self, _: UUID, *, name: str) -> None:
+            renamed.append(name)
+
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__NAME", typed)
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", str(uuid4()))
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", str(uuid4()))
+    monkeypatch.setattr(this_run, "get_client", lambda **_: Client())
+    assert name_of(repo, Request(name="wide")) == "wide"
+    assert renamed == (["wide"] if gives_way else [])

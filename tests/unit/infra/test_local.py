@@ -1,5 +1,6 @@
-"""infra/local.py: how `make down` stops what `make up` started."""
+"""infra/local.py: what `make up` says of a program that ends at its start, and how `make down` stops programs."""
 
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra import local
+from tests.support import ROOT
 
 #: A worker that ignores SIGTERM, and its flow run, which takes a second to save.
 WORKER = """\
@@ -26,6 +28,20 @@ time.sleep(60)
 '''])
 time.sleep(60)
 """
+#: Starts the program that is its argument as `make up` starts a worker.
+START = """\
+import sys
+from pathlib import Path
+from align.errors import ServiceError
+from infra import local
+root = Path.cwd()
+service = local._start(root, "worker", [sys.executable, "-c", sys.argv[1]], {})
+local._save(root, {"worker": service})
+try:
+    local._wait_for(root, "worker", service, "work pool local", lambda: False)
+except ServiceError as error:
+    sys.exit(str(error))
+"""
 
 
 def test_a_hanging_worker_is_ended_once_its_runs_have_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,3 +58,25 @@ def test_a_hanging_worker_is_ended_once_its_runs_have_saved(tmp_path: Path, monk
     finally:
         worker.kill()
         worker.wait()  # or its Popen warns in a later test
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        ("raise ValueError('1 wrong\\n\\nport\\n  not a number\\n    see http://example.org')",
+         "ValueError: 1 wrong | port | not a number"),
+        ("print('one\\n\\n\\033[31mtwo\\nthree\\nfour')", "\\u001b[31mtwo | three | four"),
+        ("pass", "nothing, it printed no line"),
+    ],
+)  # fmt: skip
+def test_a_program_that_ends_at_its_start_is_said_with_the_end_of_its_log(
+    tmp_path: Path, program: str, said: str
+) -> None:
+    log = local.LOGS / "worker.log"
+    (tmp_path / log).parent.mkdir(parents=True)
+    (tmp_path / log).write_text("Traceback (most recent call last):\nError: of an earlier start\n")
+    command, env = [sys.executable, "-c", START, program], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == f"worker did not start at work pool local; see {log}, which ends: {said}\n"

@@ -39,6 +39,12 @@ def test_a_secret_that_cannot_be_read_stops_the_container(tmp_path: Path) -> Non
     done = enter(tmp_path, "echo", "started")
     assert done.returncode == 1 and done.stdout == ""
     assert f"align: error: secret {tmp_path}/PGPASSWORD cannot be read by user " in done.stderr
+    (tmp_path / "PGPASSWORD").rmdir()
+    (tmp_path / "PGPASSWORD").write_text("\n")  # as it is while something writes it
+    done = enter(tmp_path, "echo", "started")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        1, "", f"align: error: secret {tmp_path}/PGPASSWORD is empty\n",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("status", "expected"), [(200, 0), (204, 1), (503, 1)])

@@ -75,14 +75,27 @@ def test_a_full_disk_is_reported_and_older_checkpoints_are_kept(tmp_path: Path) 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))  # acts like a full disk
     try:
         folder.save(2, {"layer": torch.zeros(500_000)})
+        assert folder.has_failed(wait=True) and folder.has_failed()
+        folder.save(3, {})  # nothing is written before somebody has learnt of it
         with pytest.raises(TrainingError, match="cannot be written: File too large; older ones are kept"):
             folder.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
     folder.save(3, {})
+    assert not folder.has_failed(wait=True)
     folder.wait()
     assert folder.steps() == [1, 3]
+
+
+def test_what_a_killed_process_had_half_written_is_removed(tmp_path: Path) -> None:
+    """Its step may never come again: that of a SIGTERM, whose process was killed while it saved."""
+    folder = CheckpointFolder(tmp_path, keep=2)
+    folder.save(1, {})
+    folder.wait()
+    (tmp_path / ".step-00000037.pt.part").write_bytes(b"half of a checkpoint")
+    with folder.lock():
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "step-00000001.pt"]
 
 
 def test_resuming_a_run_of_other_code(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import pytest
 from align.config.model import ModelConfig
 from align.config.pretrain import PretrainConfig
 from align.config.profile import profile_overrides
+from align.estimate import Estimate, estimate
 from align.model.dual_encoder import DualEncoder
-from align.training.estimate import Estimate, estimate
 from tests.support import ROOT
 from tests.support.params import load_params
 

@@ -1,4 +1,4 @@
-"""The rule of docs/operations.md, added as the page says, in a small clone of this checkout that has run."""
+"""The rule of docs/models.md, added as the page says, in a small clone of this checkout that has run."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_a_rule_of_ones_own_in_the_funnel_and_in_what_left(folder: Path) -> None
     shell(clone, "dvc repro validate", ours)
     record(clone, "demo", "before the rule")
     before = funnel(clone)
-    said = travel(clone, "operations", "rule", ours)
+    said = travel(clone, "models", "rule", ours)
     after = funnel(clone)
     assert set(after) - set(before) == {"text_credit"} and after["text_credit"]["num_first"] > 0
     assert after["text_credit"]["drops_where"] == "text LIKE 'Clipart by %'"

@@ -3,7 +3,9 @@
 The towers are built without memory for their weights, and one group of samples is sent through: what autograd would
 keep of it for the backward pass is counted, not allocated.
 
-    python -m align.training.estimate    the needs of both training stages, by ./params.yaml, as one line of JSON
+Not in the folder of training, which is a dep of its stages as a whole: other words or numbers here retrain nothing.
+
+    python -m align.estimate    the needs of both training stages, by ./params.yaml, as one line of JSON
 """
 
 from __future__ import annotations

@@ -1,0 +1,47 @@
+"""Stages that DVC's cache has, checked out by one call of DVC: `dvc repro` of each takes two seconds a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from flows.child_process import CommandError, run_supervised
+from flows.git_repository import LOCK_FILE
+from flows.run_context import RunContext, child_environment
+
+
+def check_out(run: RunContext, locks: dict[str, dict[str, Any]], log: Callable[[str], None]) -> None:
+    """Writes what DVC's run cache says of stages into dvc.lock, and checks out their outs.
+
+    Nothing depends on it: `dvc status` then compares this dvc.lock with everything, as after any run, and a stage that
+    it does not find unchanged is run as before.
+
+    Args:
+        run: it works in a worktree of its own.
+        locks: of `flows.stage_states.States`.
+        log: for a line if it fails.
+    """
+    if not locks:
+        return
+    file = run.root / LOCK_FILE
+    before = file.read_bytes() if file.is_file() else None
+    values = (YAML(typ="safe", pure=True).load(before.decode()) if before else None) or {}
+    command = ["dvc", "checkout", "--quiet", "--allow-missing"]  # of all: named, each stage would take a second
+    try:
+        _write(file, locks)
+        run_supervised(command, cwd=run.root, env=child_environment(run), log=lambda line: None)
+        _write(file, {**(values.get("stages") or {}), **locks})
+    except CommandError as error:
+        log(f"{error}; each stage is taken from the cache by itself")
+        file.unlink() if before is None else file.write_bytes(before)
+
+
+def _write(file: Path, stages: Mapping[str, Any]) -> None:
+    """As DVC does, to the byte: equal results are one branch."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    with file.open("w", encoding="utf-8") as stream:
+        yaml.dump({"schema": "2.0", "stages": dict(stages)}, stream)

@@ -1,0 +1,75 @@
+"""A commit goes from one machine to another under a ref of git's remote, which is removed afterwards."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from align.errors import AlignError, DataError
+from align.locks import locked
+from flows.git_repository import git, network_git, resolve
+from flows.remote.order import ORIGIN, REFS, Order
+from flows.run_context import STATE
+
+
+@contextmanager
+def pushed(root: Path, checkout: Path, order: Order, log: Callable[[str], None]) -> Iterator[None]:
+    """Has the order's commit on the git remote. What killed runs of this checkout left there is removed, too.
+
+    Args:
+        root: where the run works.
+        checkout: the user's, which knows what it has sent.
+        order: names commit and ref.
+        log: for what could not be removed.
+
+    Raises:
+        DataError: the git remote cannot be reached, or refuses.
+    """
+    folder = checkout / STATE / "sent"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        with file.open("a") as lock, suppress(BlockingIOError):  # held: its run is alive
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(root, file, log)
+    with locked(folder / order.commit, f"run '{order.run}'", log):
+        network_git(root, "push", "--quiet", ORIGIN, f"{order.commit}:{order.ref}")
+        try:
+            yield
+        finally:
+            _remove(root, folder / order.commit, log)
+
+
+def _remove(root: Path, file: Path, log: Callable[[str], None]) -> None:
+    try:
+        network_git(root, "push", "--quiet", ORIGIN, f":{REFS}/{file.name}")
+    except AlignError as error:
+        log(f"{REFS}/{file.name} stays on '{ORIGIN}' until the next run that sends something: {error}")
+    else:
+        file.unlink(missing_ok=True)
+
+
+@contextmanager
+def fetched(root: Path, order: Order) -> Iterator[None]:
+    """Has the order's commit in the worker's repository, under a ref of this process alone.
+
+    Raises:
+        DataError: the git remote cannot be reached, or does not have it.
+    """
+    for ref in git(root, "for-each-ref", "--format=%(refname)", REFS).splitlines():
+        process = ref.rpartition("-")[2]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):  # of one that was killed
+            git(root, "update-ref", "-d", ref)
+    mine = f"{order.ref}-{os.getpid()}"
+    network_git(root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", ORIGIN, f"+{order.ref}:{mine}")
+    try:
+        if resolve(root, mine) != order.commit:
+            raise DataError(f"{ORIGIN}: {order.ref} is another commit than it says")
+        yield
+    finally:
+        with suppress(AlignError):
+            git(root, "update-ref", "-d", mine)

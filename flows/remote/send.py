@@ -1,0 +1,218 @@
+"""The head of a run has a stage run on another machine, and takes its result. See `flows.remote` for the whole."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import Abort, Pause, PrefectException
+from prefect.states import Cancelled, Cancelling, Crashed
+
+from align.config import load_params
+from align.config.cluster import ClusterConfig
+from align.config.params import PARAMS_FILE
+from align.config.paths import below_root
+from align.errors import AlignError, one_line
+from align.files import write_text
+from flows.child_process import CommandError
+from flows.dag import Stage
+from flows.outages import end_without_waiting
+from flows.remote.exchange import exchange
+from flows.remote.order import FLOW, GIVEN_UP, HEARD, MAX_LABEL_BYTES, RUNTIME, SAID, Order
+from flows.remote.refs import pushed
+from flows.run_branch import snapshot
+from flows.run_context import RunContext, progress_file
+from flows.watch import Watch
+
+#: Seconds between two looks at the worker's flow run; after a longer pause the head was away, not the worker.
+LOOK_EVERY_S, WAS_AWAY_S = 2.0, 20.0
+#: After so long without a worker that takes the stage, a line says so.
+SAY_AFTER_S = 20.0
+#: A worker ends a cancelled stage, with its checkpoint, within this.
+ENDS_WITHIN_S = 60.0
+
+
+def run_elsewhere(stage: Stage, run: RunContext, log: Callable[[str], None], watch: Watch) -> bool | None:
+    """Has the stage run by a worker of its pool, and brings the result into DVC's cache.
+
+    Args:
+        stage: the stage; `run.pools` has it.
+        run: the run.
+        log: for what happens.
+        watch: may end it: the worker's run is then ended, too, with its checkpoint.
+
+    Returns:
+        Whether its command ran there; None: the result was in DVC's cache or remote.
+
+    Raises:
+        CommandError: the stage failed; the message has its reason and the machine. Or the result did not arrive.
+    """
+    offered = exchange("offer", run, log, stage.name, watch=watch)
+    if offered["found"]:
+        return None
+    pool = run.pools[stage.name]
+    log(f"{stage.name}: runs in work pool '{pool}'")
+    try:
+        order = Order(
+            stage=stage.name, run=run.name, commit=snapshot(run.root, f"{stage.name} of run {run.name}"),
+            remote=offered["remote"], reads=offered["reads"], mlflow_run_id=run.mlflow_run_id,
+        )  # fmt: skip
+        with pushed(run.root, run.checkout, order, log), get_client(sync_client=True) as client:
+            ended = _Sent(client, run, order, log, watch).to_its_end()
+    except CommandError:
+        raise
+    except (AlignError, PrefectException, httpx.HTTPError) as error:
+        raise CommandError(f"{stage.name}, in work pool '{pool}': {one_line(error)}") from None
+    taken = exchange("take", run, log, stage.name, watch=watch)
+    if taken["key"] != offered["key"]:
+        raise CommandError(
+            f"{stage.name}: what it reads has changed here while work pool '{pool}' ran it; run it again"
+        )
+    if not taken["found"]:
+        raise CommandError(f"{stage.name}: its result is not in DVC's remote {order.remote}, where '{pool}' put it")
+    _write_runtime(run, stage, ended)
+    return ended.state is not None and ended.state.name == "Completed"
+
+
+class _Sent:
+    """The flow runs of one stage in a work pool: the next one where a machine is lost."""
+
+    def __init__(
+        self, client: SyncPrefectClient, run: RunContext, order: Order, log: Callable[[str], None], watch: Watch
+    ) -> None:
+        self._client, self._run, self._order, self._log, self._watch = client, run, order, log, watch
+        self._pool = run.pools[order.stage]
+        self._runs: list[UUID] = []  # all that were started
+        self._cluster = load_params(run.root / PARAMS_FILE).section(ClusterConfig)
+
+    def to_its_end(self) -> FlowRun:
+        """The flow run that completed the stage."""
+        for lives_left in reversed(range(1 + self._cluster.max_restarts)):
+            sent = run_deployment(
+                f"{FLOW}/{self._pool}", parameters={"order": self._order.model_dump(exclude_none=True)}, timeout=0,
+                flow_run_name=f"{self._order.stage} of {self._order.run}",
+            )  # fmt: skip
+            assert isinstance(sent, FlowRun)
+            self._runs.append(sent.id)
+            with self._ended_with_us():
+                ended = self._wait(sent.id)
+            state = ended.state
+            assert state is not None
+            if state.is_completed():
+                return ended
+            if not state.is_crashed():
+                how = "was cancelled" if state.is_cancelled() else "failed"
+                raise CommandError(f"{state.message or how}; see flow run {ended.name} ({ended.id})")
+            self._log(f"{self._order.stage}: {state.message}{'; another worker takes over' if lives_left else ''}")
+        raise CommandError(
+            f"{self._order.stage}: {1 + self._cluster.max_restarts} machines of pool '{self._pool}' were lost while "
+            "they ran it (cluster.max_restarts)"
+        )
+
+    def _wait(self, run_id: UUID) -> FlowRun:
+        """Waits for the end, and shows meanwhile what the worker says. A worker that is lost is given up."""
+        signs, told = _Signs(), ""
+        while True:
+            self._watch.check()
+            found = self._client.read_flow_run(run_id)
+            assert found.state is not None
+            if found.state.is_final():
+                return found
+            signs.see(found)
+            self._show(found.labels.get(SAID))
+            waits_for = ""
+            if found.state.type == StateType.PAUSED:
+                waits_for = f"flow run '{found.name}' was paused; this run waits until somebody resumes it"
+            elif found.state.type == StateType.SCHEDULED:
+                if signs.silent_s > SAY_AFTER_S:
+                    waits_for = f"no worker of pool '{self._pool}' has taken it yet: make worker POOL={self._pool}"
+            elif signs.silent_s > self._cluster.patience_s:
+                lost = f"its worker was not heard of for {self._cluster.patience_s} s (cluster.patience_s)"
+                self._client.update_flow_run_labels(run_id, {GIVEN_UP: True})
+                self._client.set_flow_run_state(run_id, Crashed(message=lost), force=True)
+                return self._client.read_flow_run(run_id)
+            if waits_for and waits_for != told:
+                told = waits_for
+                self._log(f"{self._order.stage}: {told}")
+            time.sleep(LOOK_EVERY_S)
+
+    def _show(self, said: object) -> None:
+        if isinstance(said, str) and len(said) <= MAX_LABEL_BYTES:
+            with suppress(OSError):  # a full disk: the page shows less
+                write_text(progress_file(self._run.root), said)
+
+    @contextmanager
+    def _ended_with_us(self) -> Iterator[None]:
+        """If the run here is told to end, so are those of workers."""
+        try:
+            yield
+        except (Exception, Pause, Abort):  # the last two are what people ask for in Prefect's UI
+            self._end()
+            deadline = time.monotonic() + ENDS_WITHIN_S
+            while time.monotonic() < deadline and not self._have_ended():
+                time.sleep(LOOK_EVERY_S)
+            self._end(Cancelled(message="its worker did not answer"))
+            raise
+        except BaseException:  # a signal: nothing is waited for
+            end_without_waiting()
+            self._end()
+            raise
+
+    def _end(self, state: State[Any] | None = None) -> None:
+        """Asks for the end of all that have not ended; with a state, says that they have."""
+        for run_id in self._runs:
+            with suppress(Exception):  # its server is away
+                if not _is_final(self._client.read_flow_run(run_id)):
+                    asked = state or Cancelling(message=f"run {self._order.run} ends")
+                    self._client.set_flow_run_state(run_id, asked, force=state is not None)
+
+    def _have_ended(self) -> bool:
+        try:
+            return all(_is_final(self._client.read_flow_run(run_id)) for run_id in self._runs)
+        except (PrefectException, httpx.HTTPError):
+            return False
+
+
+class _Signs:
+    """Signs of life of a worker's flow run: a change of its state, and its heartbeat. By this machine's clock alone."""
+
+    def __init__(self) -> None:
+        self._last: Any = None
+        self._since = self._looked = time.monotonic()
+
+    def see(self, found: FlowRun) -> None:
+        """A look at the flow run."""
+        now, sign = time.monotonic(), (found.state and found.state.id, found.labels.get(HEARD))
+        if sign != self._last or now - self._looked > WAS_AWAY_S:  # Prefect's server was away for both
+            self._last, self._since = sign, now
+        self._looked = now
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last sign."""
+        return self._looked - self._since
+
+
+def _write_runtime(run: RunContext, stage: Stage, ended: FlowRun) -> None:
+    """What the stage measured of itself; without it, the run is the same."""
+    text = ended.labels.get(RUNTIME)
+    try:
+        measured = json.loads(text) if isinstance(text, str) and len(text) <= MAX_LABEL_BYTES else None
+    except ValueError:
+        measured = None
+    if isinstance(measured, dict):
+        folder = run.root / below_root(load_params(run.root / PARAMS_FILE).values["paths"])["runtime"]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / f"{stage.name}.json", json.dumps(measured, indent=2) + "\n")
+
+
+def _is_final(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_final()

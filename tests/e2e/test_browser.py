@@ -1,0 +1,255 @@
+"""A person's first hour with the UI: a fresh clone, `make up`, and everything else by clicks in a real browser.
+
+The pipeline is the real one on the real sample, made small by values that are typed into the form. Prefect 3.9 has two
+UIs; driven is the newer one, which `make up`'s address opens, and the older one is looked at.
+
+With ALIGN_PICTURES=FOLDER the pictures of docs/operations.md are taken into it:
+
+    ALIGN_PICTURES=docs/img pytest tests/e2e/test_browser.py
+"""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.git_repository import git
+from tests.support import ROOT
+from tests.support.browser import open_page
+from tests.support.local_stack import Stack
+from tests.support.prefect_ui import HEIGHT_PX, PICTURES, WIDTH_PX, Prefect, take
+from tests.support.small_checkout import REDUCED
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
+
+STEPS, BATCH = 1200, 32
+#: What makes the pipeline small, and has no field of its own in the form.
+MORE = {
+    key: value
+    for key, value in REDUCED.items()
+    if key not in ("pretrain.num_steps", "pretrain.batch_size") and not key.endswith((".num_threads", ".num_processes"))
+}
+#: The pipeline's stages, as the page of a run lists them.
+STAGES = (
+    "ingest", "filter", "validate", "shard", "validate_shards", "fit_tokenizer", "pretrain", "finetune", "evaluate",
+    "index", "package",
+)  # fmt: skip
+STEP = re.compile(r"stage 7 of 11, pretrain: step ([\d,]+) of ")
+
+
+class Clone(Stack):
+    """A fresh clone of this checkout, as it is committed, with the stack of `make up` on free ports."""
+
+    def __init__(self, root: Path) -> None:
+        git(root.parent, "clone", "--quiet", str(ROOT), str(root))
+        super().__init__(root)
+        self.env = {key: value for key, value in self.env.items() if not key.startswith("AWS_")}
+        self.env |= {"PYTHONPATH": str(root)}
+
+    def make(self, target: str) -> str:
+        """`make TARGET`, with the environment of these tests: to make a new one takes minutes. What it printed."""
+        done = subprocess.run(
+            ["make", "--old-file=.venv/.installed", target], cwd=self.root, env=self.env, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    clone = Clone(tmp_path_factory.mktemp("browser") / "a clone")
+    try:
+        clone.said = clone.make("up")
+        yield clone
+    finally:
+        clone.make("down")
+        clone.close()
+
+
+@pytest.fixture(scope="module")
+def prefect(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
+    with open_page(tmp_path_factory.mktemp("chromium")) as page:
+        page.size(WIDTH_PX, HEIGHT_PX)
+        printed = re.search(r"^Prefect +(\S+)", clone.said, re.M)
+        assert printed, clone.said
+        prefect = Prefect(page, printed[1])
+        prefect.log_in(clone.login)
+        yield prefect
+
+
+def test_a_wrong_value_is_refused_in_a_second(clone: Clone, prefect: Prefect) -> None:
+    page = prefect.page
+    prefect.open_form()
+    page.fill("Name", "wrong")
+    page.fill("Steps", "-5")
+    started = time.monotonic()
+    page.click("Submit")
+    page.wait("document.activeElement.validationMessage === 'Value must be greater than or equal to 1.'", 5)
+    prefect.picture("prefect_refused", rows=300)
+    page.fill("Steps", "700")
+    page.fill("More parameters", json.dumps({"pretrain.label_smoothing": 7}))
+    page.click("Submit")
+    page.wait("document.body.innerText.includes('7 is greater than or equal to the maximum of 1')", 5)
+    assert time.monotonic() - started < 10  # both, on a busy machine; the server answers within half a second
+    assert "request.overrides['pretrain.label_smoothing']" in page.text()
+    assert clone.ask("/flow_runs/count", {}) == 0
+
+
+def test_a_name_that_no_parameter_has_is_refused_as_the_run_begins(prefect: Prefect) -> None:
+    page = prefect.page
+    prefect.open_form()
+    page.fill("More parameters", json.dumps({"filter.min_word": 4}))
+    page.click("Submit")
+    run = prefect.view_run()
+    prefect.wait_for_state("Failed")
+    page.open(f"{prefect.url}/v2/runs/flow-run/{run}")  # again: of a run that ends at once it has shown no log
+    page.wait("document.body.innerText.includes('did you mean filter.min_words?')")
+
+
+def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: Prefect) -> None:
+    page = prefect.page
+    prefect.open_form()
+    page.fill("Name", "trial")
+    page.fill("Steps", str(STEPS))
+    page.fill("Batch size", str(BATCH))
+    page.fill("More parameters", json.dumps(MORE))
+    prefect.picture("prefect_form", 1700)
+    page.click("Submit")
+    run = prefect.view_run()
+    prefect.wait_for_state("Running")
+    wait(lambda: "trial" in page.text("main").split("\n")[:4], 30)  # not the name that the form was filled with
+
+    plan = prefect.read(run, "plan")
+    assert f"{STEPS:,} steps of {BATCH}: {STEPS * BATCH:,} pairs" in plan and "it has not run here yet" in plan
+    prefect.picture("prefect_plan", 1250)
+    seen = watch_steps(prefect, run)
+    assert prefect.artifacts(run).keys() == {"plan", "progress", "run"}
+    prefect.picture("prefect_running", 840)
+    text = prefect.read(run, "run")
+    assert "filter\tran\treport" in text and "pretrain\truns" in text and "░" in text
+    assert "pretrain: step" in text.split("package")[-1]  # the last lines
+    prefect.picture("prefect_progress", 1000)
+    page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
+    page.click("Subflow Runs")
+    part = "[...document.querySelectorAll('main a[href*=\"/runs/flow-run/\"]')].find((a) => a.innerText === 'training')"
+    page.wait(part)
+    page.open(page.run(f"{part}.href"))
+    page.wait("document.querySelector('main').innerText.includes('> align pretrain')", 30)
+
+    page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
+    prefect.wait_for_state("Running")
+    prefect.menu("Cancel", "Cancel Flow Run")
+    prefect.wait_for_state("Cancelled", 120)
+    ended = prefect.read(run, "progress")
+    reached = STEP.search(ended)
+    assert reached and int(reached[1].replace(",", "")) >= seen and "ended at stage 7 of 11" in ended
+
+    page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
+    prefect.wait_for_state("Cancelled")
+    prefect.picture("prefect_cancelled")
+    prefect.menu("Retry", "Retry")
+    prefect.wait_for_state("Running", 120)
+    wait(lambda: "resuming from step" in prefect.read(run, "run"), 240)
+    text = page.text("main")
+    assert all(f"{stage}\tcached\treport" in text for stage in STAGES[:6]) and "pretrain\truns" in text
+    resumed = re.search(r"pretrain: resuming from step ([\d,]+) in", text)
+    assert resumed and int(resumed[1].replace(",", "")) >= seen > 0
+    assert "cached" in prefect.read(run, "plan")
+    prefect.page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
+    prefect.wait_for_state("Completed", 600)
+    prefect.picture("prefect_run")
+    look_around(clone, prefect, run)
+    the_older_ui_shows_the_same(clone, prefect, run)
+
+
+@pytest.mark.skipif(not PICTURES, reason="only for the pictures of MLflow's pages (ALIGN_PICTURES)")
+def test_two_runs_are_compared_in_mlflow(clone: Clone, prefect: Prefect) -> None:
+    """A second run, with another rate of fine-tuning, and the pages on which both are compared."""
+    more = MORE | {"finetune.learning_rate": 1e-4}
+    second = clone.start({"name": "gentle", "num_steps": STEPS, "batch_size": BATCH, "overrides": more})
+    assert clone.wait_for(second, "COMPLETED", "FAILED", "CRASHED", timeout_s=600) == "COMPLETED"
+    found = clone.ask(f"{clone.mlflow}/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"], "max_results": 10})
+    runs = [one["info"]["run_id"] for one in found["runs"] if one["info"]["status"] == "FINISHED"][:2]
+    page = prefect.page
+    page.open(clone.mlflow.replace("http://", f"http://{clone.login}@"))
+    question = f"runs={json.dumps(runs)}&experiments={json.dumps(['1'])}".replace('"', "%22")
+    page.open(f"{clone.mlflow}/#/compare-runs?{question}")
+    page.wait("document.body.innerText.includes('learning_rate')")
+    take(page, "mlflow_compare", 900)
+    page.open(f"{clone.mlflow}/#/models/align/versions/2")
+    page.wait("document.body.innerText.includes('align.git_revision')")
+    take(page, "mlflow_model", 900)
+
+
+def watch_steps(prefect: Prefect, run: str) -> int:
+    """Looks at the progress until it has moved twice in pre-training; the last step that was seen."""
+    seen: list[int] = []
+
+    def moved() -> bool:
+        if found := STEP.search(prefect.read(run, "progress")):
+            step = int(found[1].replace(",", ""))
+            seen.extend([step] if step not in seen else [])
+        return len(seen) == 2
+
+    wait(moved, 600)
+    assert seen[0] < seen[1] < STEPS and re.search(r"Progress: [\d.]+%", prefect.page.text("main"))
+    return seen[-1]
+
+
+def look_around(clone: Clone, prefect: Prefect, run: str) -> None:
+    """All artifacts of a run that has ended, and the report of each stage by its link on the run's page."""
+    page = prefect.page
+    assert prefect.artifacts(run).keys() == {"plan", "progress", "run", "summary"}
+    assert "Progress: 100%" in prefect.read(run, "progress")
+    summary = prefect.read(run, "summary")
+    assert "Run 'trial', recorded as branch run/trial" in summary and "Retrieval (chance):" in summary
+    text = prefect.read(run, "run")
+    assert "branch: run/trial (" in text and "registered: " in text and "version 1" in text
+    address = page.run("location.href")
+    reports = page.run("[...document.querySelectorAll('main td a')].map((link) => link.href)")
+    assert len(set(reports)) == len(STAGES)
+    for stage, report in zip(STAGES, reports, strict=True):
+        page.open(address)
+        page.click("report", f"main a[href$='{report.rpartition('/')[2]}']")
+        page.wait(f"location.href.startsWith({json.dumps(report)})")
+        page.wait(f"document.querySelector('main h1')?.innerText === {json.dumps(stage)}")
+        page.wait("[...document.querySelectorAll('main img')].every((image) => image.naturalWidth > 0)")
+        assert page.run("document.querySelectorAll('main img').length") or stage not in ("pretrain", "evaluate")
+        if stage == "evaluate":
+            page.run("document.querySelector('main img').scrollIntoView({block: 'end'})")
+            prefect.picture("prefect_report")
+    page.open(address)
+    page.wait("[...document.querySelectorAll('main a')].some((link) => link.innerText === 'MLflow')")
+    link = page.run("[...document.querySelectorAll('main a')].find((link) => link.innerText === 'MLflow').href")
+    assert link.startswith(f"{clone.mlflow}/#/experiments/")
+    assert git(clone.root, "rev-parse", "run/trial")[:10] in text
+
+
+def the_older_ui_shows_the_same(clone: Clone, prefect: Prefect, run: str) -> None:
+    """The form and the page of the run, with links that stay in that UI."""
+    page = prefect.page
+    address = prefect.artifacts(run)["run"].replace("/v2/", "/")
+    page.open(f"{prefect.url}/runs/flow-run/{run}")
+    page.wait("['trial', 'Completed'].every((words) => document.body.innerText.includes(words))")
+    assert page.run("location.pathname").startswith("/runs/")
+    page.open(address)
+    links = "[...document.querySelectorAll('a')].filter((link) => link.innerText.trim() === 'report')"
+    page.wait(f"{links}.length === {len(STAGES)}")
+    assert all(path.startswith("/artifacts/artifact/") for path in page.run(f"{links}.map((link) => link.pathname)"))
+    deployment = clone.ask("/deployments/name/pipeline/local")["id"]
+    page.open(f"{prefect.url}/deployments/deployment/{deployment}/run")
+    page.wait("['Name', 'Steps', 'More parameters'].every((words) => document.body.innerText.includes(words))")
+
+
+def wait(condition: Any, timeout_s: float) -> None:
+    """Waits until a condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never held"
+        time.sleep(2)

@@ -1,0 +1,44 @@
+"""Stages that the cache has are checked out at once, and DVC then finds them unchanged: real DVC over stub stages."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from flows.checked_out import check_out
+from flows.dag import read_dag, stale
+from flows.git_repository import git
+from flows.plan import read_states
+from flows.run_context import RunContext
+from tests.support.dvc_projects import shell
+from tests.support.local_stack import stub_repository
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_worktree_after_one_call_of_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool) -> None:
+    root, tree = tmp_path / "repo", tmp_path / "tree"
+    stub_repository(root)
+    monkeypatch.setenv("PATH", f"{root}/bin{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the stub prints it
+    path = {"PATH": os.environ["PATH"], "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    shell(root, "dvc repro --quiet index", path)
+    git(root, "worktree", "add", "--quiet", "--detach", str(tree))
+    shell(tree, f"dvc cache dir --local '{root}/.dvc/cache'", path)
+    run = RunContext(root=tree, checkout=root)
+    states = read_states(run)
+    assert set(states.locks) == {"ingest", "pretrain", "index"} and states.would_run <= {"unused"}
+    if damaged:  # since then: the table of pretrain's out
+        for file in (root / ".dvc/cache/files/md5").glob("*/*"):
+            if file.read_bytes() == (root / "models/pretrained/table").read_bytes():
+                file.chmod(0o644)
+                file.unlink()
+    said: list[str] = []
+    check_out(run, states.locks, said.append)
+    changed = stale(read_dag(tree), json.dumps(read_states(run).status)) - {"unused"}
+    if damaged:
+        assert "pretrain" in changed  # it is run, as before
+    else:
+        assert changed == set() and said == []
+        assert (tree / "dvc.lock").read_bytes() == (root / "dvc.lock").read_bytes()
+        assert (tree / "models/pretrained/table").read_text() == (root / "models/pretrained/table").read_text()

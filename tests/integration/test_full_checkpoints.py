@@ -1,0 +1,120 @@
+"""The disk of the checkpoints is full while training runs, also when a rank is killed then."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from align.config.cluster import ClusterConfig
+from align.errors import TrainingError
+from align.training.plan import Infrastructure
+from align.training.run import run
+from tests.support import killing, training_data
+from tests.support.forked import forked_ranks
+from tests.support.params import load_params
+from tests.support.small_disks import with_disk
+from tests.support.training_data import RECIPE, plan, pretrain_config
+from tests.support.training_project import write_project
+
+pytestmark = pytest.mark.full  # most of a minute each
+STEPS: dict[str, object] = {"checkpoint_every_steps": 2, "log_every_steps": 1, "validate_every_steps": 8}
+FULL = "a checkpoint cannot be written: No space left on device; older ones are kept"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return training_data.write(tmp_path_factory.mktemp("data"))
+
+
+def on_a_full_disk(scenario: str, folder: Path, *arguments: object, checkpoint: Path) -> list[str]:
+    """What a function of this file prints while `folder` is a disk with room for one such checkpoint and a half."""
+    code = f"import sys; from tests.integration.test_full_checkpoints import {scenario}; {scenario}(*sys.argv[1:])"
+    done = with_disk(folder, ["-c", code, folder, *arguments], size=str(checkpoint.stat().st_size * 3 // 2))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def more_room(folder: str) -> None:
+    subprocess.run(["mount", "-o", "remount,size=100m", folder], check=True)
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    return sorted(Path(folder).glob("*/*.pt*"))
+
+
+def fill_and_resume(folder: str, root: str) -> None:
+    """`align pretrain` in a project whose checkpoints are there, twice: before and after there is room."""
+    for _ in range(2):
+        command = [sys.executable, "-m", "align.cli", "pretrain"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        last = done.stderr.splitlines()[-1] if done.returncode else ""
+        print(done.returncode, [path.name for path in checkpoints(folder)], last)
+        more_room(folder)
+
+
+def test_training_ends_with_one_line_and_resumes_once_there_is_room(data: tuple[Path, Path], tmp_path: Path) -> None:
+    calm, full = tmp_path / "calm", tmp_path / "full"
+    for root in (calm, full):
+        (root / "checkpoints").mkdir(parents=True)
+        write_project(root, data, RECIPE | STEPS)
+    killing.run(["pretrain"], calm)
+    said = on_a_full_disk(
+        "fill_and_resume", full / "checkpoints", full, checkpoint=checkpoints(calm / "checkpoints")[0]
+    )
+    assert said[0].startswith("1 ['step-00000002.pt'] align: error: ") and said[0].endswith(FULL), said
+    assert said[1].startswith("0 "), said
+    for folder in ("models/pretrained", "reports/pretrain"):
+        assert killing.digests(full / folder) == killing.digests(calm / folder)
+
+
+class KillAt:
+    """A log function that kills its own process, the leading rank, at a step, once; at no step with 0."""
+
+    def __init__(self, marker: Path, step: int) -> None:
+        self.marker, self.step = marker, step
+
+    def __call__(self, metrics: dict[str, float], step: int) -> None:
+        if step == self.step and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def two_ranks(folder: str, shards: str, tokenizer: str, marker: str, killed_at: str) -> None:
+    """Two ranks, before and after there is room. The leading one is killed at a step, and both are restarted."""
+    training = plan(
+        (Path(shards), Path(tokenizer)),
+        Path(folder),
+        pretrain_config(**STEPS, num_processes=2),
+        log=KillAt(Path(marker), int(killed_at)),
+        infrastructure=Infrastructure(cluster=load_params().section(ClusterConfig)),
+    )
+    with forked_ranks():
+        try:
+            run(training)
+        except TrainingError as error:
+            print(error)
+        print([path.name for path in checkpoints(folder)])
+        more_room(folder)
+        trained = run(training)
+        assert trained is not None
+        print(json.dumps(trained.rows))
+
+
+@pytest.mark.parametrize("killed_at", [0, 5])
+def test_all_ranks_end_for_the_same_reason(
+    data: tuple[Path, Path], tmp_path: Path, forked_ranks: None, killed_at: int
+) -> None:
+    """Step 4 does not fit: the leading rank cannot save, of which the other one must not die. Nor if it is killed."""
+    calm = run(plan(data, tmp_path / "calm", pretrain_config(**STEPS, num_processes=2)))
+    assert calm is not None
+    (tmp_path / "full").mkdir()
+    arguments, checkpoint = (*data, tmp_path / "marker", killed_at), checkpoints(tmp_path / "calm")[0]
+    said = on_a_full_disk("two_ranks", tmp_path / "full", *arguments, checkpoint=checkpoint)
+    assert (tmp_path / "marker").exists() is bool(killed_at)
+    assert said[0].endswith(FULL), said
+    assert said[1] == "['step-00000002.pt']"
+    assert json.loads(said[2]) == calm.rows

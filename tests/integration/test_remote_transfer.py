@@ -1,0 +1,170 @@
+"""What goes through DVC's remote, between two clones of a small repository."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.git_repository import git
+from tests.support import ROOT
+
+DVC_YAML = """\
+stages:
+  make:
+    cmd: cp code made
+    deps: [code]
+    outs: [made]
+  train:
+    cmd: mkdir model && cat made added > model/weights && echo ran >> ../ran
+    deps: [made, added]
+    outs: [model]
+  far:
+    cmd: cp made far
+    deps: [made, "s3://bucket/key"]
+    outs: [far]
+"""
+
+
+@pytest.fixture
+def clones(tmp_path: Path) -> tuple[Path, Path]:
+    """The head, which has run `make`, and a worker, with a remote that both reach."""
+    head, worker = tmp_path / "head/clone", tmp_path / "worker/clone"
+    head.mkdir(parents=True)
+    git(head, "init", "--quiet")
+    (head / "dvc.yaml").write_text(DVC_YAML)
+    (head / "code").write_text("1")
+    (head / "added").write_text("2")
+    remote = tmp_path / "remote"
+    for command in (
+        ["init", "-q"],
+        ["remote", "add", "-q", "-d", "shared", str(remote)],
+        ["add", "-q", "added"],
+        ["repro", "-q", "-s", "make"],
+    ):
+        dvc(head, *command)
+    git(head, "add", "--all")
+    git(head, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "head")
+    git(tmp_path, "clone", "--quiet", str(head), str(worker))
+    return head, worker
+
+
+def dvc(root: Path, *words: str) -> str:
+    return called(root, "dvc", *words).stdout
+
+
+def called(root: Path, module: str, *words: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "DVC_SITE_CACHE_DIR": str(root.parent / "site"),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    done = subprocess.run([sys.executable, "-m", module, *words], cwd=root, env=env, capture_output=True, text=True)
+    assert module != "dvc" or done.returncode == 0, done.stderr
+    return done
+
+
+def transfer(root: Path, *words: str) -> Any:
+    done = called(root, "flows.remote.transfer", *words)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def accept(worker: Path, offered: dict[str, Any]) -> Any:
+    return transfer(worker, "accept", "train", offered["remote"], json.dumps(offered["reads"]))
+
+
+def test_a_stage_goes_there_and_comes_back(clones: tuple[Path, Path]) -> None:
+    head, worker = clones
+    offered = transfer(head, "offer", "train")
+    assert not offered["found"]
+    assert not accept(worker, offered)["found"]
+    assert (worker / "added").read_text() == "2"
+    dvc(worker, "repro", "-q", "-s", "train")
+    transfer(worker, "give", "train")
+    assert transfer(head, "take", "train") == {"found": True, "key": offered["key"]}
+    assert "is cached" in dvc(head, "repro", "-s", "train")
+    assert (head / "model/weights").read_text() == "12"
+    assert not (head.parent / "ran").exists()
+    # to whoever comes later the same is known
+    (worker.parent / "ran").unlink()
+    assert accept(worker, offered)["found"]
+
+
+def test_a_result_of_other_data_is_none(clones: tuple[Path, Path]) -> None:
+    head, worker = clones
+    accept(worker, transfer(head, "offer", "train"))
+    (worker / "made").unlink()
+    (worker / "made").write_text("other bytes")
+    dvc(worker, "repro", "-q", "-s", "train")
+    transfer(worker, "give", "train")
+    assert not transfer(head, "take", "train")["found"]
+
+
+def test_an_earlier_result_that_dvc_lock_names_is_none(clones: tuple[Path, Path]) -> None:
+    head, worker = clones
+    offered = transfer(head, "offer", "train")
+    accept(worker, offered)
+    dvc(worker, "repro", "-q", "-s", "train")
+    transfer(worker, "give", "train")
+    transfer(head, "take", "train")
+    dvc(head, "repro", "-q", "-s", "train")
+    (head / "added").unlink()
+    (head / "added").write_text("3")
+    dvc(head, "add", "-q", "added")
+    again = transfer(head, "offer", "train")
+    assert not again["found"]
+    assert again["key"] != offered["key"]
+    assert not transfer(head, "take", "train")["found"]
+
+
+def test_a_dep_that_differs_there_is_named_before_the_stage_runs(clones: tuple[Path, Path]) -> None:
+    head, worker = clones
+    offered = transfer(head, "offer", "train")
+    done = called(
+        worker, "flows.remote.transfer", "accept", "train", offered["remote"],
+        json.dumps(offered["reads"] | {"added": "0" * 32}),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "train reads added, which is not the same on this machine" in done.stderr
+
+
+def test_an_entry_whose_bytes_are_missing_is_no_result(clones: tuple[Path, Path], tmp_path: Path) -> None:
+    head, worker = clones
+    accept(worker, transfer(head, "offer", "train"))
+    dvc(worker, "repro", "-q", "-s", "train")
+    transfer(worker, "give", "train")
+    objects = [path for path in (tmp_path / "remote/files/md5").rglob("*") if path.is_file()]
+    lost = [path for path in objects if path.read_bytes() == b"12" or path.suffix == ".dir"]  # as `dvc gc --cloud` does
+    assert len(lost) == 2
+    for path in lost:
+        path.unlink()
+    assert not transfer(head, "take", "train")["found"]
+    assert not transfer(head, "offer", "train")["found"]  # so a worker is asked again
+    transfer(worker, "give", "train")
+    assert transfer(head, "take", "train")["found"]
+
+
+def test_another_remote_is_refused(clones: tuple[Path, Path], tmp_path: Path) -> None:
+    head, worker = clones
+    offered = transfer(head, "offer", "train")
+    dvc(worker, "remote", "modify", "--local", "shared", "url", str(tmp_path / "mine"))
+    done = called(worker, "flows.remote.transfer", "accept", "train", offered["remote"], "{}")
+    assert done.returncode == 1
+    assert f"this machine's is {tmp_path / 'mine'}, and that of the run {offered['remote']}" in done.stderr
+
+
+def test_what_will_not_do_is_known_before(clones: tuple[Path, Path]) -> None:
+    head, _ = clones
+    found = transfer(head, "check", "train", "far")
+    assert found["kept"] == ["added", "made"]
+    [refused] = found["refused"]
+    assert refused.startswith("far reads s3://bucket/key, and DVC keeps no result")
+    dvc(head, "remote", "modify", "--local", "shared", "url", "mine")
+    assert "which no other machine sees" in transfer(head, "check", "train")["refused"][0]
+    dvc(head, "config", "--unset", "core.remote")
+    done = called(head, "flows.remote.transfer", "check", "train")
+    assert (done.returncode, "DVC has no default remote" in done.stderr) == (1, True)

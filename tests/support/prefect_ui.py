@@ -1,0 +1,120 @@
+"""Prefect's newer UI, driven as a person uses it, and pictures of it for docs/."""
+
+import io
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support.browser import Page
+
+#: The folder for pictures; without it none is taken.
+PICTURES = os.environ.get("ALIGN_PICTURES")
+WIDTH_PX, HEIGHT_PX = 1300, 760
+#: Columns of the window that the menu takes, which pictures leave out.
+MENU_PX = 256
+#: Of a picture in docs/img.
+MAX_PICTURE_BYTES = 120_000
+#: Whether the page of an artifact shows its description and what it holds: both come after all else.
+READY = r"""/Documentation\n+(?!Artifact\nRaw)\S/.test(document.querySelector('main')?.innerText ?? '') &&
+(document.querySelector('main table, main pre') || document.querySelector('main').innerText.includes('Progress: '))"""
+
+
+class Prefect:
+    """Prefect's newer UI in a tab, as a person uses it."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self._addresses: dict[tuple[str, str], str] = {}  # of artifacts: the graph of a run's page costs half a core
+
+    def log_in(self, login: str) -> None:
+        self.page.open(self.url)
+        self.page.wait("document.querySelector('input[type=password]')")
+        self.page.run("document.querySelector('input[type=password]').focus()")
+        self.page.type(login)
+        self.page.click("Login", "button")
+        self.page.wait("location.pathname.startsWith('/v2/dashboard')")
+
+    def open_form(self) -> None:
+        """From the menu: Deployments, pipeline's, Run, Custom run."""
+        self.page.click("Deployments")
+        self.page.wait("document.querySelectorAll('main tr a[href*=\"/deployments/deployment/\"]').length >= 4")
+        link = self.page.run(
+            "[...document.querySelectorAll('main tr')].find((row) => row.innerText.includes('pipeline'))"
+            ".querySelector('a[href*=\"/deployments/deployment/\"]').getAttribute('href')"
+        )
+        self.page.click("local", f"main a[href='{link}']")
+        self.page.click("Run", "main button")
+        self.page.click("Custom run")
+        self.page.wait("[...document.querySelectorAll('label')].some((label) => label.innerText.startsWith('Steps'))")
+
+    def view_run(self) -> str:
+        """After a click on Submit: the page of the new run, whose id is returned."""
+        self.page.click("View run")
+        self.page.wait("location.pathname.includes('/runs/flow-run/')")
+        return str(self.page.run("location.pathname.split('/').at(-1)"))
+
+    def menu(self, entry: str, confirmed_by: str) -> None:
+        """An entry of the menu of the run's page, and the button of the question that it asks."""
+        self.page.click("Open menu", "main button")
+        self.page.click(entry, "[role=menuitem]")
+        self.page.click(confirmed_by, "[role=dialog] button, [role=alertdialog] button")
+
+    def wait_for_state(self, state: str, timeout_s: float = 60) -> None:
+        self.page.wait(
+            f"document.querySelector('main').innerText.split('\\n').slice(0, 8).includes('{state}')", timeout_s
+        )
+
+    def artifacts(self, run: str) -> dict[str, str]:
+        """The cards of the tab Artifacts: key -> address. Fails if a key is there twice."""
+        self.page.open(f"{self.url}/v2/runs/flow-run/{run}")
+        self.page.click("Artifacts")
+        cards = "[...document.querySelectorAll('main a[href*=\"/artifacts/artifact/\"]')]"
+        with suppress(pytest.fail.Exception):  # a run that has just begun has none
+            self.page.wait(f"{cards}.length", 15)
+        found = self.page.run(
+            f"{cards}.map((card) => [card.innerText.split('\\n').filter((line) => line)[1], card.href])"
+        )
+        assert len(dict(found)) == len(found), found
+        return dict(found)
+
+    def read(self, run: str, key: str) -> str:
+        """What the artifact of this key says, on a page of its own; waits a minute for it to be there."""
+        deadline = time.monotonic() + 60
+        while (run, key) not in self._addresses:
+            assert time.monotonic() < deadline, f"the run has no artifact {key}"
+            self._addresses |= {(run, one): address for one, address in self.artifacts(run).items()}
+        self.page.open(self._addresses[run, key])
+        self.page.wait(READY)
+        return self.page.text("main")
+
+    def picture(self, name: str, height_px: int | None = None, rows: int | None = None) -> None:
+        take(self.page, name, height_px, MENU_PX, rows)
+
+
+def take(page: Page, name: str, height_px: int | None = None, left_px: int = 0, rows: int | None = None) -> None:
+    """Takes a picture for docs/, if asked to; in a palette of colours, as it is text on a plain ground.
+
+    Args:
+        page: the tab.
+        name: of the file, without its suffix.
+        height_px: of the window meanwhile; None: as it is, with what is open in it.
+        left_px: columns that are left out.
+        rows: of pixels that are kept, from the top; None: all.
+    """
+    if not PICTURES:
+        return
+    if height_px:
+        page.size(WIDTH_PX, height_px)
+        page.run("scrollTo(0, 0)")
+    time.sleep(1.5)  # until all is drawn
+    file = Path(PICTURES) / f"{name}.png"
+    page.picture(file, left_px)
+    with Image.open(io.BytesIO(file.read_bytes())) as image:
+        image.convert("RGB").crop((0, 0, image.width, rows or image.height)).quantize(128).save(file, optimize=True)
+    assert file.stat().st_size < MAX_PICTURE_BYTES
+    page.size(WIDTH_PX, HEIGHT_PX)

@@ -1,0 +1,107 @@
+"""A second machine: a clone of a repository, with a worker of a work pool. It shares no folder with the first."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from flows.git_repository import git
+from tests.support import ROOT
+
+
+class Machine:
+    """A clone.
+
+    Args:
+        root: the new folder.
+        origin: the git repository that the machines share.
+        env: of everything that runs on it.
+    """
+
+    def __init__(self, root: Path, origin: Path, env: Mapping[str, str]) -> None:
+        self.root = root
+        git(origin, "clone", "--quiet", str(origin), str(root))
+        path = os.pathsep.join([str(root / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+        machine = {"DVC_SITE_CACHE_DIR": str(root.with_name(f"{root.name}.dvc"))}
+        self.env = {name: value for name, value in env.items() if name != "ALIGN_ROOT"} | machine | {"PATH": path}
+        self._worker: subprocess.Popen[bytes] | None = None
+
+    def work(self, pool: str) -> None:
+        """`make worker POOL=pool`."""
+        log = self.root / ".align/logs/worker.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self._worker = subprocess.Popen(
+                [sys.executable, str(ROOT / "infra/worker.py"), pool], cwd=self.root, env=self.env,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def wait_until_it_works(self) -> None:
+        """Returns once the worker polls."""
+        assert self._worker
+        deadline = time.monotonic() + 120
+        while "started!" not in self.log():
+            assert self._worker.poll() is None and time.monotonic() < deadline, self.log()
+            time.sleep(0.3)
+
+    def log(self) -> str:
+        """What the worker, and the stages below it, printed."""
+        return (self.root / ".align/logs/worker.log").read_text("utf-8", "replace")
+
+    def lose(self) -> None:
+        """SIGKILL to the worker and all below it, as if the machine had lost its power."""
+        assert self._worker
+        family = [psutil.Process(self._worker.pid)]
+        family += family[0].children(recursive=True)
+        for process in family:  # first the parents: none of them sees another one's end
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGSTOP)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._worker.wait()
+        self._worker = None
+
+    def close(self) -> None:
+        """Ends the worker, and what it runs."""
+        if self._worker:
+            self._worker.terminate()
+            try:
+                self._worker.wait(40)
+            except subprocess.TimeoutExpired:
+                self.lose()
+
+
+def share(root: Path, origin: Path, remote: Path | str) -> None:
+    """Makes a repository's git and DVC remotes ones that other machines see.
+
+    Args:
+        root: the repository.
+        origin: the new bare repository.
+        remote: the address of DVC's remote.
+    """
+    git(root, "init", "--quiet", "--bare", str(origin))
+    with suppress(Exception):
+        git(root, "remote", "remove", "origin")
+    git(root, "remote", "add", "origin", str(origin))
+    use_remote(root, remote)
+    git(root, "push", "--quiet", "origin", "HEAD:refs/heads/main")
+    git(origin, "symbolic-ref", "HEAD", "refs/heads/main")
+
+
+def use_remote(root: Path, remote: Path | str) -> None:
+    """Makes a remote of DVC the default, in the settings that git ignores."""
+    (root / ".dvc/config.local").write_text(f"[core]\n    remote = shared\n['remote \"shared\"']\n    url = {remote}\n")
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)

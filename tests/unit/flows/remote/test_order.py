@@ -1,0 +1,54 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from align.config import Params
+from align.errors import ConfigError
+from flows.remote.order import Order, pools
+
+STAGES = ["ingest", "pretrain", "index"]
+
+
+def of(chosen: Any) -> Params:
+    return Params({"cluster": {"pools": chosen}}, Path("params.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, {}),
+        ({"pretrain": "gpu"}, {"pretrain": "gpu"}),
+        ({"default": "cpu"}, dict.fromkeys(STAGES, "cpu")),
+        ({"default": "cpu", "pretrain": "gpu"}, {"ingest": "cpu", "pretrain": "gpu", "index": "cpu"}),
+        ({"default": "cpu", "ingest": None}, {"pretrain": "cpu", "index": "cpu"}),
+        ({"default": None, "pretrain": "gpu"}, {"pretrain": "gpu"}),
+    ],
+)
+def test_pools(chosen: dict[str, str | None], expected: dict[str, str]) -> None:
+    assert pools(of(chosen), STAGES) == expected
+
+
+def test_an_older_revision_knows_no_pools() -> None:
+    assert pools(Params({"cluster": {}}, Path("params.yaml")), STAGES) == {}
+    assert pools(Params({}, Path("params.yaml")), STAGES) == {}
+
+
+def test_an_unknown_stage_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.pools: there is no stage 'indx'; did you mean index\?"):
+        pools(of({"indx": "gpu"}), STAGES)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"stage": "--help"}, {"stage": "a b"}, {"commit": "HEAD"}, {"commit": "--upload-pack=x"}, {"more": 1},
+        {"run": "a\nb"}, {"mlflow_run_id": "\0"},
+    ],
+)  # fmt: skip
+def test_an_order_names_a_stage_and_a_commit(wrong: dict[str, Any]) -> None:
+    right = {"stage": "pretrain", "run": "demo", "commit": "0" * 40, "remote": "s3://bucket/dvc", "reads": {}}
+    assert Order(**right).ref == f"refs/align/stages/{'0' * 40}"  # type: ignore[arg-type]
+    with pytest.raises(ValidationError):
+        Order(**right | wrong)

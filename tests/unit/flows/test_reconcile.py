@@ -1,0 +1,193 @@
+"""What a repair does with each record, and what it leaves: real locks, records and MLflow; Prefect's answers are given.
+
+On a real server: tests/integration/test_killed_runs.py.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from align.errors import DataError, ServiceError
+from align.run_records import FOLDER, RunRecord, hold
+from align.services.tracking import Tracker
+from align.services.tracking_retention import logged_runs
+from flows import reconcile as module
+from flows.reconcile import reconcile
+
+
+class Prefect:
+    """Answers for Prefect's server.
+
+    Attributes:
+        answer: what was done, None, or the error to raise.
+        asked: the records that were to be ended, each with whether it is an attempt of the run that asks.
+    """
+
+    def __init__(self) -> None:
+        self.answer: str | Exception | None = "in Prefect flow run x is Crashed"
+        self.asked: list[tuple[str, bool]] = []
+
+    def end(self, record: RunRecord, *, is_mine: bool) -> str | None:
+        self.asked.append((record.attempt_id, is_mine))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture(name="prefect", autouse=True)
+def _prefect(monkeypatch: pytest.MonkeyPatch) -> Prefect:
+    prefect = Prefect()
+    monkeypatch.setattr(module, "end_in_prefect", prefect.end)
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return prefect
+
+
+def record(root: Path, **values: object) -> RunRecord:
+    return replace(RunRecord("demo", "f1", 1, "", "", str(root)), **values)  # type: ignore[arg-type]
+
+
+def dead(root: Path, **values: object) -> Path:
+    """The record of a run whose process has ended; returns the file."""
+    run = record(root, **values)
+    hold(run).close()
+    return root / FOLDER / f"{run.attempt_id}.json"
+
+
+def repaired(root: Path, mine: RunRecord | None = None) -> tuple[list[str], tuple[int, int]]:
+    said: list[str] = []
+    return said, reconcile(root, said.append, mine)
+
+
+def test_a_dead_one_is_ended_once_and_a_live_one_is_not(tmp_path: Path, prefect: Prefect) -> None:
+    live = hold(record(tmp_path, flow_run="f2"))
+    dead(tmp_path)
+    dead(tmp_path, flow_run="f3", flow="promote", name="promote")
+    assert repaired(tmp_path) == (
+        [
+            "run 'demo' was killed: in Prefect flow run x is Crashed",
+            "flow promote was killed: in Prefect flow run x is Crashed",
+        ],
+        (2, 0),
+    )
+    assert prefect.asked == [("f1-1", False), ("f3-1", False)]
+    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["f2-1.json", "f2-1.lock"]
+    assert repaired(tmp_path) == ([], (0, 0))
+    live.close()
+
+
+def test_an_earlier_attempt_of_the_run_that_asks(tmp_path: Path, prefect: Prefect) -> None:
+    dead(tmp_path)
+    mine = hold(record(tmp_path, attempt=2))
+    assert repaired(tmp_path, mine.record)[1] == (1, 0)
+    assert prefect.asked == [("f1-1", True)]
+    mine.close()
+
+
+def test_nothing_to_say_is_not_said(tmp_path: Path, prefect: Prefect) -> None:
+    prefect.answer = ""
+    file = dead(tmp_path)
+    (tmp_path / FOLDER / "f9-1.lock").touch()  # it died before it wrote its record
+    assert repaired(tmp_path) == ([], (0, 0))
+    assert not file.exists() and list((tmp_path / FOLDER).iterdir()) == []
+
+
+def test_one_whose_next_attempt_works_elsewhere_is_left_to_it(tmp_path: Path, prefect: Prefect) -> None:
+    prefect.answer = None
+    file = dead(tmp_path)
+    assert repaired(tmp_path) == ([], (0, 0))
+    assert file.exists()
+
+
+def test_of_another_machine_or_of_the_first_folder_of_a_copy(tmp_path: Path, prefect: Prefect) -> None:
+    first = tmp_path / "first"
+    file = dead(first)
+    theirs = json.loads(file.read_bytes())
+    file.write_text(json.dumps(theirs | {"host": "elsewhere", "boot": "another"}))
+    said, counts = repaired(first)
+    assert said == ["run 'demo': is elsewhere's; `align runs --repair` there says whether it lives"]
+    assert counts == (0, 1) and file.exists()
+    shutil.copytree(first, tmp_path / "copy")
+    said, counts = repaired(tmp_path / "copy")
+    assert said == [f"run 'demo': belongs to {first}, of which this folder is a copy; forgotten here"]
+    assert counts == (1, 0) and not list((tmp_path / "copy" / FOLDER).iterdir())
+    assert file.exists() and not prefect.asked
+
+
+def test_what_cannot_be_ended_now_stays_recorded(tmp_path: Path, prefect: Prefect) -> None:
+    """A server that does not answer, another server, a record that cannot be read: the others are ended."""
+    prefect.answer = ServiceError("Prefect does not answer")
+    file = dead(tmp_path)
+    other = dead(tmp_path, flow_run="f2", prefect="http://127.0.0.1:9/api")
+    broken = dead(tmp_path, flow_run="f3")
+    broken.write_text("{")
+    said, counts = repaired(tmp_path)
+    assert counts == (0, 3) and file.exists() and other.exists() and broken.exists()
+    assert said[0] == "run 'demo' was killed: Prefect does not answer: left for the next time"
+    assert "it is a run of another Prefect server, http://127.0.0.1:9/api (PREFECT_API_URL): left for" in said[1]
+    assert "no record of this version" in said[2]
+    assert [attempt for attempt, _ in prefect.asked] == ["f1-1"]
+    prefect.answer = "done"
+    assert repaired(tmp_path)[1] == (1, 2)
+    assert not file.exists()
+
+
+def test_its_run_in_mlflow_is_killed_and_no_other_one(tmp_path: Path, prefect: Prefect) -> None:
+    """Also where Prefect does not answer: what can be done is done."""
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db")
+    for name, attempt in (("mine", "f1-1"), ("next", "f1-2"), ("theirs", None)):
+        tracker.start_run("align", name, attempt)
+    tracker.end_run(tracker.start_run("align", "ended", "f1-1"), status="FINISHED")
+    prefect.answer = ServiceError("Prefect does not answer")
+    file = dead(tmp_path)
+    said, counts = repaired(tmp_path)
+    assert counts == (0, 1) and file.exists()
+    assert said == [
+        "run 'demo' was killed: in MLflow its run is KILLED; Prefect does not answer: left for the next time"
+    ]
+    assert {run.name: run.status for run in logged_runs(tracker, "align", tmp_path)} == {
+        "mine": "KILLED", "next": "RUNNING", "theirs": "RUNNING", "ended": "FINISHED",
+    }  # fmt: skip
+
+
+def test_mlflow_that_does_not_answer_keeps_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:word@127.0.0.1:9")  # its login is in no record
+    file = dead(tmp_path, mlflow=module.mlflow_address(tmp_path))
+    assert "word" not in file.read_text()
+    said, counts = repaired(tmp_path)
+    assert counts == (0, 1) and file.exists() and "word" not in said[0]
+    assert said[0].startswith("run 'demo' was killed: in Prefect flow run x is Crashed; MLflow at ")
+
+
+def test_what_fails_beside_the_records_does_not_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise DataError("git fails")
+
+    def waits(*_: object) -> int:
+        raise ServiceError("Prefect does not answer")
+
+    monkeypatch.setattr(module, "sweep", fails)
+    monkeypatch.setattr(module, "end_unrecorded", waits)
+    dead(tmp_path)
+    said, counts = repaired(tmp_path)
+    assert said[0] == "the worktrees of killed runs stay: git fails" and counts == (1, 1)
+    assert said[-1].startswith("Prefect does not answer: runs that were killed before they began are left")
+
+
+def test_the_command_says_whether_something_is_left(
+    tmp_path: Path, prefect: Prefect, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert module.main([]) == 0
+    assert "no killed run is left to repair" in capsys.readouterr().err
+    assert module.main(["--quiet"]) == 0 and capsys.readouterr().err == ""
+    prefect.answer = ServiceError("Prefect does not answer")
+    dead(tmp_path)
+    assert module.main([]) == 1
+    assert "no killed run" not in capsys.readouterr().err
+    prefect.answer = "done"
+    assert module.main(["--quiet"]) == 0
+    assert "run 'demo' was killed: done" in capsys.readouterr().err

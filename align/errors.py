@@ -27,11 +27,6 @@ def without_logins(text: str) -> str:
     return re.sub(LOGIN, "://", text) if "@" in text else text
 
 
-def one_line(error: BaseException) -> str:
-    """What an error of any library says, in one line of at most 300 characters, without logins."""
-    return without_logins(" ".join(str(error).split()))[:300] or type(error).__name__
-
-
 class AlignError(Exception):
     """The base class of every error that a user can do something about. Its message holds no login of an address."""
 

@@ -16,7 +16,7 @@ from typing import Any
 from dvc.repo import Repo  # type: ignore[import-untyped]  # DVC ships no types
 from dvc_data.hashfile.db import get_index
 
-from align.errors import one_line
+from flows.log import one_line
 
 
 def require_reachable(odb: Any, root: Path) -> None:

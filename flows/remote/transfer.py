@@ -30,7 +30,8 @@ from dvc_data.hashfile.db import get_index
 
 from align.console import say
 from align.declared import DVC_FILE
-from align.errors import AlignError, DataError, one_line, without_logins
+from align.errors import AlignError, DataError, without_logins
+from flows.log import one_line
 from flows.remote_objects import require_reachable
 
 #: Where DVC keeps the run cache, in a cache and in a remote.

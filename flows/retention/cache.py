@@ -11,8 +11,9 @@ from typing import Any
 from dvc.lock import LockError  # type: ignore[import-untyped]  # DVC ships no types
 from dvc.repo import Repo  # type: ignore[import-untyped]  # DVC ships no types
 
-from align.errors import LockedError, ServiceError, one_line
+from align.errors import LockedError, ServiceError
 from align.services.store import Objects as Store
+from flows.log import one_line
 from flows.remote_objects import delete, require_reachable
 from flows.retention.item import Item, dispose, size_of
 from flows.retention.objects import Objects

@@ -152,7 +152,7 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
 
     page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
     prefect.wait_for_state("Cancelled")
-    prefect.picture("prefect_cancelled")
+    prefect.picture("prefect_cancelled", rows=506)
     prefect.menu("Retry", "Retry")
     prefect.wait_for_state("Running", 120)
     wait(lambda: "resuming from step" in prefect.read(run, "run"), 240)
@@ -163,7 +163,9 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
     assert "cached" in prefect.read(run, "plan")
     prefect.page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
     prefect.wait_for_state("Completed", 600)
-    prefect.picture("prefect_run")
+    page.open(f"{prefect.url}/v2/runs/flow-run/{run}")  # again: its tag came with its end
+    prefect.wait_for_state("Completed")
+    prefect.picture("prefect_run", rows=506)
     look_around(clone, prefect, run)
     the_older_ui_shows_the_same(clone, prefect, run)
 

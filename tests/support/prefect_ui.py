@@ -16,6 +16,8 @@ PICTURES = os.environ.get("ALIGN_PICTURES")
 WIDTH_PX, HEIGHT_PX = 1300, 760
 #: Columns of the window that the menu takes, which pictures leave out.
 MENU_PX = 256
+#: Until all is drawn; and until the graph of a run is, which comes late.
+DRAWN_S, GRAPH_S = 1.5, 6.0
 #: Of a picture in docs/img.
 MAX_PICTURE_BYTES = 120_000
 #: Whether the page of an artifact shows its description and what it holds: both come after all else.
@@ -111,7 +113,8 @@ def take(page: Page, name: str, height_px: int | None = None, left_px: int = 0, 
     if height_px:
         page.size(WIDTH_PX, height_px)
         page.run("scrollTo(0, 0)")
-    time.sleep(1.5)  # until all is drawn
+    page.ask("Emulation.setScrollbarsHidden", hidden=True)
+    time.sleep(GRAPH_S if page.run("Boolean(document.querySelector('canvas'))") else DRAWN_S)
     file = Path(PICTURES) / f"{name}.png"
     page.picture(file, left_px)
     with Image.open(io.BytesIO(file.read_bytes())) as image:

@@ -25,9 +25,9 @@ from tests.support.local_stack import Stack
 from tests.support.prefect_ui import HEIGHT_PX, PICTURES, WIDTH_PX, Prefect, take
 from tests.support.small_checkout import REDUCED
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
 
-STEPS, BATCH = 1200, 32
+STEPS, BATCH = 800, 32
 #: What makes the pipeline small, and has no field of its own in the form.
 MORE = {
     key: value
@@ -162,7 +162,7 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
     assert resumed and int(resumed[1].replace(",", "")) >= seen > 0
     assert "cached" in prefect.read(run, "plan")
     prefect.page.open(f"{prefect.url}/v2/runs/flow-run/{run}")
-    prefect.wait_for_state("Completed", 600)
+    prefect.wait_for_state("Completed", 1200)
     page.open(f"{prefect.url}/v2/runs/flow-run/{run}")  # again: its tag came with its end
     prefect.wait_for_state("Completed")
     prefect.picture("prefect_run", rows=506)
@@ -175,7 +175,7 @@ def test_two_runs_are_compared_in_mlflow(clone: Clone, prefect: Prefect) -> None
     """A second run, with another rate of fine-tuning, and the pages on which both are compared."""
     more = MORE | {"finetune.learning_rate": 1e-4}
     second = clone.start({"name": "gentle", "num_steps": STEPS, "batch_size": BATCH, "overrides": more})
-    assert clone.wait_for(second, "COMPLETED", "FAILED", "CRASHED", timeout_s=600) == "COMPLETED"
+    assert clone.wait_for(second, "COMPLETED", "FAILED", "CRASHED", timeout_s=1200) == "COMPLETED"
     found = clone.ask(f"{clone.mlflow}/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"], "max_results": 10})
     runs = [one["info"]["run_id"] for one in found["runs"] if one["info"]["status"] == "FINISHED"][:2]
     page = prefect.page

@@ -44,11 +44,10 @@ class Prefect:
     def open_form(self) -> None:
         """From the menu: Deployments, pipeline's, Run, Custom run."""
         self.page.click("Deployments")
-        self.page.wait("document.querySelectorAll('main tr a[href*=\"/deployments/deployment/\"]').length >= 4")
-        link = self.page.run(
-            "[...document.querySelectorAll('main tr')].find((row) => row.innerText.includes('pipeline'))"
-            ".querySelector('a[href*=\"/deployments/deployment/\"]').getAttribute('href')"
-        )
+        row = "[...document.querySelectorAll('main tr')].find((row) => row.innerText.includes('pipeline'))"
+        link = f"""{row}?.querySelector('a[href*="/deployments/deployment/"]')?.getAttribute('href')"""
+        self.page.wait(link)  # the name of the flow comes after that of the deployment
+        link = self.page.run(link)
         self.page.click("local", f"main a[href='{link}']")
         self.page.click("Run", "main button")
         self.page.click("Custom run")

@@ -84,8 +84,8 @@ class Prefect:
         return dict(found)
 
     def read(self, run: str, key: str) -> str:
-        """What the artifact of this key says, on a page of its own; waits a minute for it to be there."""
-        deadline = time.monotonic() + 60
+        """What the artifact of this key says, on a page of its own; waits a few minutes for it to be there."""
+        deadline = time.monotonic() + 300  # a plan imports torch, on a machine that may be busy
         while (run, key) not in self._addresses:
             assert time.monotonic() < deadline, f"the run has no artifact {key}"
             self._addresses |= {(run, one): address for one, address in self.artifacts(run).items()}

@@ -1,7 +1,9 @@
 """Prefect's newer UI, driven as a person uses it, and pictures of it for docs/."""
 
 import io
+import json
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -20,9 +22,9 @@ MENU_PX = 256
 DRAWN_S, GRAPH_S = 1.5, 6.0
 #: Of a picture in docs/img.
 MAX_PICTURE_BYTES = 120_000
-#: Whether the page of an artifact shows its description and what it holds: both come after all else.
-READY = r"""/Documentation\n+(?!Artifact\nRaw)\S/.test(document.querySelector('main')?.innerText ?? '') &&
-(document.querySelector('main table, main pre') || document.querySelector('main').innerText.includes('Progress: '))"""
+#: The page of an artifact with its description and what it holds: both come after all else, and what it holds may go
+#: once more before it stays.
+READY = re.compile(r"Documentation\n+(?!Artifact\nRaw)\S.*\nArtifact\nRaw\n+(?!Show Raw Data)\S", re.DOTALL)
 
 
 class Prefect:
@@ -53,9 +55,16 @@ class Prefect:
         self.page.click("Custom run")
         self.page.wait("[...document.querySelectorAll('label')].some((label) => label.innerText.startsWith('Steps'))")
 
-    def view_run(self) -> str:
-        """After a click on Submit: the page of the new run, whose id is returned."""
-        self.page.click("View run")
+    def submit(self) -> str:
+        """Clicks on Submit, then on View run, and returns the new run's id. A form that did nothing is asked again."""
+        submitting = "[...document.querySelectorAll('main button')].some((button) => button.innerText === 'Submit')"
+        for _ in range(3):
+            time.sleep(1)  # until the form has taken in what was typed
+            self.page.click("Submit", "main button")
+            with suppress(pytest.fail.Exception):
+                self.page.click("View run", timeout_s=30)
+                break
+            assert self.page.run(submitting), self.page.text()
         self.page.wait("location.pathname.includes('/runs/flow-run/')")
         return str(self.page.run("location.pathname.split('/').at(-1)"))
 
@@ -73,15 +82,27 @@ class Prefect:
     def artifacts(self, run: str) -> dict[str, str]:
         """The cards of the tab Artifacts: key -> address. Fails if a key is there twice."""
         self.page.open(f"{self.url}/v2/runs/flow-run/{run}")
-        self.page.click("Artifacts")
         cards = "[...document.querySelectorAll('main a[href*=\"/artifacts/artifact/\"]')]"
-        with suppress(pytest.fail.Exception):  # a run that has just begun has none
-            self.page.wait(f"{cards}.length", 15)
+        for _ in range(3):  # as the page comes, it may go back to the log after a click
+            self.page.click("Artifacts")
+            with suppress(pytest.fail.Exception):  # a run that has just begun has none
+                self.page.wait(f"{cards}.length", 5)
+                break
         found = self.page.run(
             f"{cards}.map((card) => [card.innerText.split('\\n').filter((line) => line)[1], card.href])"
         )
         assert len(dict(found)) == len(found), found
         return dict(found)
+
+    def follow(self, words: str, within: str, address: str) -> None:
+        """Clicks on a link until the page is there: a click while the page is drawn again is lost."""
+        there = f"location.href.startsWith({json.dumps(address)})"
+        for _ in range(3):
+            self.page.click(words, within)
+            with suppress(pytest.fail.Exception):
+                self.page.wait(there, 10)
+                break
+        self.page.wait(there)
 
     def read(self, run: str, key: str) -> str:
         """What the artifact of this key says, on a page of its own; waits a few minutes for it to be there."""
@@ -90,8 +111,17 @@ class Prefect:
             assert time.monotonic() < deadline, f"the run has no artifact {key}"
             self._addresses |= {(run, one): address for one, address in self.artifacts(run).items()}
         self.page.open(self._addresses[run, key])
-        self.page.wait(READY)
-        return self.page.text("main")
+        return self.artifact()
+
+    def artifact(self) -> str:
+        """What the page of an artifact says, once it is there and stays as it is."""
+        deadline, last, text = time.monotonic() + 60, "", ""
+        while not READY.search(text) or text.partition("Show Raw Data")[0] != last:
+            assert time.monotonic() < deadline, text
+            last = text.partition("Show Raw Data")[0]
+            time.sleep(0.5)
+            text = self.page.text("main")
+        return text
 
     def picture(self, name: str, height_px: int | None = None, rows: int | None = None) -> None:
         take(self.page, name, height_px, MENU_PX, rows)

@@ -85,10 +85,9 @@ class RunState:
             if not resumable:
                 client.set_flow_run_state(self._run, Cancelled(message=message), force=True)
                 return Abort(message)
-            # a blocking pause would be "resumed" as a running process, which has ended
+            # a blocking pause would be "resumed" as a running process, which has ended; and after the time that the UI
+            # asks for, five minutes by default, Prefect fails the run, where the UI promises that it is resumed
             state: State[Any] = Suspended(message=message)
-            if run.state and run.state.state_details.pause_reschedule:
-                state = run.state
-            else:
+            if run.state and run.state.type in (StateType.PAUSED, StateType.FAILED):  # it was not resumed meanwhile
                 client.set_flow_run_state(self._run, state, force=True)
             return Pause(state=state)

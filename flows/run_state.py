@@ -85,8 +85,10 @@ class RunState:
             if not resumable:
                 client.set_flow_run_state(self._run, Cancelled(message=message), force=True)
                 return Abort(message)
-            # a blocking pause would be "resumed" as a running process, which has ended
             state: State[Any] = Suspended(message=message)
+            if run.state and not run.state.is_paused():  # somebody resumed or cancelled it while its stage was ending
+                return Pause(state=state)
+            # a blocking pause would be "resumed" as a running process, which has ended
             if run.state and run.state.state_details.pause_reschedule:
                 state = run.state
             else:

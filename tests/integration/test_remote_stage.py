@@ -140,6 +140,7 @@ def test_suspending_the_run_ends_the_stage_there_and_resuming_sends_it_again(sta
     wait_until(lambda: stack.ask(f"/flow_runs/{run}")["state_name"] == "Suspended")
     [there] = sent(stack, "later")
     assert stack.wait_for(there["id"], *ENDS) == "CANCELLED"
+    # at once: the run here may not have seen yet that its stage has ended
     wait_until(lambda: stack.ask(f"/flow_runs/{run}/resume", {})["status"] == "ACCEPT")
     assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)
     assert [each["state_name"] for each in sent(stack, "later")] == ["Cancelled", "Completed"]

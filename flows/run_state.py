@@ -25,6 +25,7 @@ from flows.remote.order import GIVEN_UP
 STARTED_AS = "PREFECT__FLOW_RUN_ID"
 #: A worker acts on a cancelled run within seconds.
 WORKER_ACTS_WITHIN_S = 15.0
+_CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
 
 
 class RunState:
@@ -70,12 +71,14 @@ class RunState:
         """
         with get_client(sync_client=True) as client:
             run = client.read_flow_run(self._run)
-            resumable = isinstance(ended, Pause) and run.deployment_id is not None
+            cancelled = run.state is not None and run.state.type in _CANCELLED  # a paused run may be, meanwhile
+            paused = isinstance(ended, Pause) and not cancelled
+            resumable = paused and run.deployment_id is not None
             done = f"{stage} was ended, with its checkpoint"
             if resumable:
                 message = f"suspended: {done}. Resume continues from it: finished stages come from the cache"
             else:
-                message = f"{'paused' if isinstance(ended, Pause) else 'cancelled'}: {done}. The same run resumes it"
+                message = f"{'paused' if paused else 'cancelled'}: {done}. The same run resumes it"
             get_run_logger().warning(message)
             client.set_task_run_state(UUID(str(runtime.task_run.id)), Cancelled(message=message), force=True)
             if runtime.flow_run.id != str(self._run):
@@ -86,7 +89,7 @@ class RunState:
                 client.set_flow_run_state(self._run, Cancelled(message=message), force=True)
                 return Abort(message)
             state: State[Any] = Suspended(message=message)
-            if run.state and not run.state.is_paused():  # somebody resumed or cancelled it while its stage was ending
+            if run.state and not run.state.is_paused():  # somebody resumed it while its stage was ending
                 return Pause(state=state)
             # a blocking pause would be "resumed" as a running process, which has ended
             if run.state and run.state.state_details.pause_reschedule:

@@ -13,7 +13,6 @@ import os
 import sys
 import time
 import traceback
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -41,18 +40,24 @@ def say(message: str, *, done: int | None = None, total: int | None = None, per_
     """
     _print([message], sys.stderr)
     if file := os.environ.get(PROGRESS_VARIABLE):
-        _lines.append(visible(message))
-        if done is not None:
-            _work.update(line=_lines[-1], done=done, total=total, per_s=per_s)
+        line = visible(message)
+        work = {} if done is None else {"line": line, "done": done, "total": total, "per_s": per_s}
         with suppress(OSError):  # of a disk that is full: the work itself will say so
-            part = Path(f"{file}.{os.getpid()}")
-            part.write_text(json.dumps({"lines": list(_lines), "work": _work}), encoding="utf-8")
-            part.replace(file)
+            _write(Path(file), line, work)
 
 
-#: What a flow reads of this process, see PROGRESS_VARIABLE.
-_lines: deque[str] = deque(maxlen=NUM_LINES)
-_work: dict[str, Any] = {}
+def _write(file: Path, line: str, work: dict[str, Any]) -> None:
+    """Adds a line to what a flow reads; without work of its own, the file's stays.
+
+    A stage may be several processes: what the launcher of the ranks says at its end must not hide how far they were.
+    """
+    lines: list[str] = []
+    with suppress(OSError, ValueError, LookupError, TypeError):  # there is none yet, or it is none
+        said = json.loads(file.read_bytes())
+        lines, work = list(said["lines"]), work or dict(said["work"])
+    part = Path(f"{file}.{os.getpid()}")
+    part.write_text(json.dumps({"lines": [*lines, line][-NUM_LINES:], "work": work}), encoding="utf-8")
+    part.replace(file)
 
 
 def show(*lines: str) -> None:

@@ -25,6 +25,9 @@ from flows.remote.order import GIVEN_UP
 STARTED_AS = "PREFECT__FLOW_RUN_ID"
 #: A worker acts on a cancelled run within seconds.
 WORKER_ACTS_WITHIN_S = 15.0
+_CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
+#: Crashed, while this process lives: the head of its run was killed, on another machine, and `flows.reconcile` said so.
+_OVER = (StateType.CANCELLED, StateType.CRASHED)
 
 
 class RunState:
@@ -50,7 +53,7 @@ class RunState:
             return None
         if state.type == StateType.PAUSED:
             return Pause(state=state)
-        if state.type == StateType.CANCELLED or (state.type == StateType.CANCELLING and self._nobody_acts()):
+        if state.type in _OVER or (state.type == StateType.CANCELLING and self._nobody_acts()):
             return Abort("cancelled")
         return None
 
@@ -70,25 +73,26 @@ class RunState:
         """
         with get_client(sync_client=True) as client:
             run = client.read_flow_run(self._run)
-            resumable = isinstance(ended, Pause) and run.deployment_id is not None
+            cancelled = run.state is not None and run.state.type in _CANCELLED  # a paused run may be, meanwhile
+            paused = isinstance(ended, Pause) and not cancelled
+            resumable = paused and run.deployment_id is not None
             done = f"{stage} was ended, with its checkpoint"
             if resumable:
                 message = f"suspended: {done}. Resume continues from it: finished stages come from the cache"
             else:
-                message = f"{'paused' if isinstance(ended, Pause) else 'cancelled'}: {done}. The same run resumes it"
+                message = f"{'paused' if paused else 'cancelled'}: {done}. The same run resumes it"
             get_run_logger().warning(message)
             client.set_task_run_state(UUID(str(runtime.task_run.id)), Cancelled(message=message), force=True)
             if runtime.flow_run.id != str(self._run):
                 client.set_flow_run_state(UUID(str(runtime.flow_run.id)), Cancelled(message=message), force=True)
-            if run.labels.get(GIVEN_UP):
+            if run.labels.get(GIVEN_UP) or (run.state and run.state.is_crashed()):
                 return Abort(message)  # its state says why
             if not resumable:
                 client.set_flow_run_state(self._run, Cancelled(message=message), force=True)
                 return Abort(message)
-            # a blocking pause would be "resumed" as a running process, which has ended
+            # a blocking pause would be "resumed" as a running process, which has ended; and after the time that the UI
+            # asks for, five minutes by default, Prefect fails the run, where the UI promises that it is resumed
             state: State[Any] = Suspended(message=message)
-            if run.state and run.state.state_details.pause_reschedule:
-                state = run.state
-            else:
+            if run.state and run.state.type in (StateType.PAUSED, StateType.FAILED):  # it was not resumed meanwhile
                 client.set_flow_run_state(self._run, state, force=True)
             return Pause(state=state)

@@ -29,7 +29,7 @@ from flows.failed_runs import in_kept_folder
 from flows.locks import accelerator, uses_accelerator
 from flows.outages import end_without_waiting
 from flows.remote.send import run_elsewhere
-from flows.run_context import RunContext, child_environment, log_file
+from flows.run_context import RunContext, child_environment, log_file, progress_file
 from flows.run_state import RunState
 from flows.watch import Watch
 
@@ -106,6 +106,7 @@ def _run(stage: Stage, run: RunContext, log: Callable[[str], None]) -> bool | No
     state = RunState()
     who = f"stage {stage.name} of a run in {run.checkout}"
     elsewhere: bool | None = None
+    progress_file(run.root).unlink(missing_ok=True)  # of the stage before: the processes of this one add to it
     try:
         with Watch(state.asked_to_end) as watch:
             if stage.name in run.pools:

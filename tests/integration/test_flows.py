@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -120,18 +121,23 @@ def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["Suspended", "Paused"])
 def test_paused_in_the_ui_the_stage_ends_and_resumes(stack: Stack, name: str) -> None:
-    """Never "Suspended" while the training runs on. A pause, which would wait for a process, becomes a suspension."""
+    """Never "Suspended" while the training runs on. A pause, which would wait for a process, becomes a suspension.
+
+    The UI gives it five minutes, after which Prefect would fail the run; it can be resumed later, too.
+    """
     checkpoint = stack.root / "checkpoints/step"
     checkpoint.unlink(missing_ok=True)
     values = {"pretrain.store_patience_s": PATIENCE_S + 20.0, "pretrain.seed": len(name)}
     run = stack.start({"name": name, "overrides": values})
     stack.wait_for_line(run, WORKS)
     process = stack.flow_process(run)
-    state = {"type": "PAUSED", "name": name, "state_details": {"pause_reschedule": name == "Suspended"}}
+    minutes = {"pause_timeout": (datetime.now(UTC) + timedelta(minutes=5)).isoformat()}
+    state = {"type": "PAUSED", "name": name, "state_details": {"pause_reschedule": name == "Suspended"} | minutes}
     assert stack.ask(f"/flow_runs/{run}/set_state", {"state": state})["status"] == "ACCEPT"
     process.wait(30)
     assert checkpoint.read_text() == "7"
-    assert stack.ask(f"/flow_runs/{run}")["state_name"] == "Suspended"
+    suspended = stack.ask(f"/flow_runs/{run}")["state"]
+    assert suspended["name"] == "Suspended" and suspended["state_details"]["pause_timeout"] is None
     assert stack.states(name)["pretrain"] == "Cancelled"
     assert {part["name"]: part["state_name"] for part in stack.parts(run)} == {
         "data": "Completed", "training": "Cancelled",

@@ -11,10 +11,10 @@ import pytest
 
 from align.run import running_services
 from flows.git_repository import git
-from tests.support.local_stack import PATIENCE_S, WORKS, Stack
+from tests.support.local_stack import BUSY_S, PATIENCE_S, WORKS, Stack
 from tests.support.mlflow_server import serve as serve_mlflow
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -52,7 +52,7 @@ def has_every_step(stack: Stack, run: str, seed: int) -> bool:
     ]
 
 
-def wait_until(true: Callable[[], bool], timeout_s: float = 60) -> None:
+def wait_until(true: Callable[[], bool], timeout_s: float = BUSY_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline
@@ -98,7 +98,7 @@ def test_the_server_restarts_in_mid_run(whole: Stack, ends_meanwhile: bool) -> N
         time.sleep(5)  # what the run reports of its end fails, more than once
     whole.up()
     finish(whole, seed)
-    assert whole.wait_for(run, *ENDS, timeout_s=180) == "COMPLETED"
+    assert whole.wait_for(run, *ENDS) == "COMPLETED"
     assert has_every_step(whole, run, seed)
     states = whole.states(f"restart-{seed}")
     assert {states[stage] for stage in ("pretrain", "index", "record", "register")} == {"Completed"}
@@ -163,7 +163,7 @@ def test_a_run_of_the_command_line_is_ended_by_a_pause(whole: Stack) -> None:
         assert whole.ask(f"/flow_runs/{run}/set_state", {"state": state})["status"] == "ABORT"  # by Prefect's server
         state = {"type": "PAUSED", "name": "Paused"}
         assert whole.ask(f"/flow_runs/{run}/set_state", {"state": state})["status"] == "ACCEPT"
-        said = typed.communicate(timeout=60)[1]
+        said = typed.communicate(timeout=BUSY_S)[1]
     assert typed.returncode == 130
     assert said.splitlines()[-1] == "align: paused: pretrain was ended, with its checkpoint. The same run resumes it"
     assert saved(whole)
@@ -199,7 +199,7 @@ def test_a_killed_process_leaves_nothing_behind(whole: Stack, victim: str) -> No
     else:
         trainer(whole, run).kill()
     assert whole.wait_for(run, *ENDS) == ("CRASHED" if victim == "flow" else "FAILED")
-    psutil.wait_procs(family, 60)
+    psutil.wait_procs(family, BUSY_S)
     assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert saved(whole) is (victim != "trainer")
     if victim != "flow":

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from tests.support import missing
 
 #: What a person clicks on.
 CLICKABLE = "a, button, [role=menuitem], [role=tab], [role=option]"
+#: What is clicked has stood still for so long: a page that comes may be drawn twice, and a click on the first be lost.
+STILL_S = 0.5
 #: Finds the visible element with these words.
 _NAMED = """(words, within) => [...document.querySelectorAll(within)].find((e) => e.getClientRects().length
   && ((e.innerText || "").trim() === words || (e.getAttribute("aria-label") || "") === words))"""
@@ -33,20 +36,22 @@ _LABELLED = """(words) => {
   while (around && !around.querySelector("[contenteditable=true]")) around = around.parentElement;
   return around?.querySelector("[contenteditable=true]");
 }"""
-#: Brings an element into view and says where it can be clicked; null where something lies over it.
+#: Brings an element into view and says where it can be clicked, and a number of its own, which one that is drawn in its
+#: place does not have; null where something lies over it.
 _PLACE = """(element) => {
   if (!element) return null;
   element.scrollIntoView({block: "center"});
   const box = element.getBoundingClientRect();
   const at = [box.x + Math.min(box.width / 2, 300), box.y + box.height / 2];
-  return element.contains(document.elementFromPoint(...at)) ? at : null;
+  element.drawn ??= Math.random();
+  return element.contains(document.elementFromPoint(...at)) ? [...at, element.drawn] : null;
 }"""
 
 
 class Page:
     """A tab: opens addresses, runs JavaScript, takes pictures."""
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._numbers = itertools.count(1)
         self.ask("Page.enable")
@@ -117,10 +122,12 @@ class Page:
         self.type(value)
 
     def _click(self, element: str, words: str, timeout_s: float) -> None:
-        deadline, last = time.monotonic() + timeout_s, None
+        deadline, last, still_since = time.monotonic() + timeout_s, None, 0.0
         while time.monotonic() < deadline:
             at = self.run(f"({_PLACE})({element})")
-            if at and at == last:
+            if at != last:
+                still_since = time.monotonic()
+            if at and time.monotonic() - still_since > STILL_S:
                 for kind, button, count in (("Moved", "none", 0), ("Pressed", "left", 1), ("Released", "left", 1)):
                     self.ask(
                         "Input.dispatchMouseEvent", type=f"mouse{kind}", x=at[0], y=at[1], button=button,

@@ -112,6 +112,9 @@ if verb == "index" and value != "{FINE}":
 """
 
 
+#: A run of stubs takes 15 seconds, and over two minutes on two cores that four others use.
+BUSY_S = 240.0
+
 #: Planted where users have secrets: the environment of the stack and of runs, and the repository's git remote.
 SECRETS = {name: f"planted-{name}-secret" for name in ("git", "aws", "endpoint", "mlflow", "uri", "form")}
 
@@ -213,7 +216,7 @@ class Stack:
         question = {"logs": {"flow_run_id": {"any_": ids}}, "sort": "TIMESTAMP_ASC"}
         return [log["message"] for log in self.ask("/logs/filter", question)]
 
-    def wait_for_line(self, run: str, line: str, timeout_s: float = 120) -> None:
+    def wait_for_line(self, run: str, line: str, timeout_s: float = BUSY_S) -> None:
         """Returns once the run has logged a line that begins like this."""
         deadline = time.monotonic() + timeout_s
         while not any(logged.startswith(line) for logged in self.logs(run)):
@@ -231,7 +234,7 @@ class Stack:
         run = self.ask(f"/deployments/{deployment}/create_flow_run", {"parameters": {"request": request}})
         return str(run["id"])
 
-    def wait_for(self, run: str, *states: str, timeout_s: float = 120) -> str:
+    def wait_for(self, run: str, *states: str, timeout_s: float = BUSY_S) -> str:
         deadline = time.monotonic() + timeout_s
         state = ""
         while time.monotonic() < deadline:

@@ -1,7 +1,9 @@
 """Prefect's newer UI, driven as a person uses it, and pictures of it for docs/."""
 
 import io
+import json
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,11 +18,13 @@ PICTURES = os.environ.get("ALIGN_PICTURES")
 WIDTH_PX, HEIGHT_PX = 1300, 760
 #: Columns of the window that the menu takes, which pictures leave out.
 MENU_PX = 256
+#: Until all is drawn; and until the graph of a run is, which comes late.
+DRAWN_S, GRAPH_S = 1.5, 6.0
 #: Of a picture in docs/img.
 MAX_PICTURE_BYTES = 120_000
-#: Whether the page of an artifact shows its description and what it holds: both come after all else.
-READY = r"""/Documentation\n+(?!Artifact\nRaw)\S/.test(document.querySelector('main')?.innerText ?? '') &&
-(document.querySelector('main table, main pre') || document.querySelector('main').innerText.includes('Progress: '))"""
+#: The page of an artifact with its description and what it holds: both come after all else, and what it holds may go
+#: once more before it stays.
+READY = re.compile(r"Documentation\n+(?!Artifact\nRaw)\S.*\nArtifact\nRaw\n+(?!Show Raw Data)\S", re.DOTALL)
 
 
 class Prefect:
@@ -42,19 +46,25 @@ class Prefect:
     def open_form(self) -> None:
         """From the menu: Deployments, pipeline's, Run, Custom run."""
         self.page.click("Deployments")
-        self.page.wait("document.querySelectorAll('main tr a[href*=\"/deployments/deployment/\"]').length >= 4")
-        link = self.page.run(
-            "[...document.querySelectorAll('main tr')].find((row) => row.innerText.includes('pipeline'))"
-            ".querySelector('a[href*=\"/deployments/deployment/\"]').getAttribute('href')"
-        )
+        row = "[...document.querySelectorAll('main tr')].find((row) => row.innerText.includes('pipeline'))"
+        link = f"""{row}?.querySelector('a[href*="/deployments/deployment/"]')?.getAttribute('href')"""
+        self.page.wait(link)  # the name of the flow comes after that of the deployment
+        link = self.page.run(link)
         self.page.click("local", f"main a[href='{link}']")
         self.page.click("Run", "main button")
         self.page.click("Custom run")
         self.page.wait("[...document.querySelectorAll('label')].some((label) => label.innerText.startsWith('Steps'))")
 
-    def view_run(self) -> str:
-        """After a click on Submit: the page of the new run, whose id is returned."""
-        self.page.click("View run")
+    def submit(self) -> str:
+        """Clicks on Submit, then on View run, and returns the new run's id. A form that did nothing is asked again."""
+        submitting = "[...document.querySelectorAll('main button')].some((button) => button.innerText === 'Submit')"
+        for _ in range(3):
+            time.sleep(1)  # until the form has taken in what was typed
+            self.page.click("Submit", "main button")
+            with suppress(pytest.fail.Exception):
+                self.page.click("View run", timeout_s=30)
+                break
+            assert self.page.run(submitting), self.page.text()
         self.page.wait("location.pathname.includes('/runs/flow-run/')")
         return str(self.page.run("location.pathname.split('/').at(-1)"))
 
@@ -72,25 +82,46 @@ class Prefect:
     def artifacts(self, run: str) -> dict[str, str]:
         """The cards of the tab Artifacts: key -> address. Fails if a key is there twice."""
         self.page.open(f"{self.url}/v2/runs/flow-run/{run}")
-        self.page.click("Artifacts")
         cards = "[...document.querySelectorAll('main a[href*=\"/artifacts/artifact/\"]')]"
-        with suppress(pytest.fail.Exception):  # a run that has just begun has none
-            self.page.wait(f"{cards}.length", 15)
+        for _ in range(3):  # as the page comes, it may go back to the log after a click
+            self.page.click("Artifacts")
+            with suppress(pytest.fail.Exception):  # a run that has just begun has none
+                self.page.wait(f"{cards}.length", 5)
+                break
         found = self.page.run(
             f"{cards}.map((card) => [card.innerText.split('\\n').filter((line) => line)[1], card.href])"
         )
         assert len(dict(found)) == len(found), found
         return dict(found)
 
+    def follow(self, words: str, within: str, address: str) -> None:
+        """Clicks on a link until the page is there: a click while the page is drawn again is lost."""
+        there = f"location.href.startsWith({json.dumps(address)})"
+        for _ in range(3):
+            self.page.click(words, within)
+            with suppress(pytest.fail.Exception):
+                self.page.wait(there, 10)
+                break
+        self.page.wait(there)
+
     def read(self, run: str, key: str) -> str:
-        """What the artifact of this key says, on a page of its own; waits a minute for it to be there."""
-        deadline = time.monotonic() + 60
+        """What the artifact of this key says, on a page of its own; waits a few minutes for it to be there."""
+        deadline = time.monotonic() + 300  # a plan imports torch, on a machine that may be busy
         while (run, key) not in self._addresses:
             assert time.monotonic() < deadline, f"the run has no artifact {key}"
             self._addresses |= {(run, one): address for one, address in self.artifacts(run).items()}
         self.page.open(self._addresses[run, key])
-        self.page.wait(READY)
-        return self.page.text("main")
+        return self.artifact()
+
+    def artifact(self) -> str:
+        """What the page of an artifact says, once it is there and stays as it is."""
+        deadline, last, text = time.monotonic() + 60, "", ""
+        while not READY.search(text) or text.partition("Show Raw Data")[0] != last:
+            assert time.monotonic() < deadline, text
+            last = text.partition("Show Raw Data")[0]
+            time.sleep(0.5)
+            text = self.page.text("main")
+        return text
 
     def picture(self, name: str, height_px: int | None = None, rows: int | None = None) -> None:
         take(self.page, name, height_px, MENU_PX, rows)
@@ -111,7 +142,8 @@ def take(page: Page, name: str, height_px: int | None = None, left_px: int = 0, 
     if height_px:
         page.size(WIDTH_PX, height_px)
         page.run("scrollTo(0, 0)")
-    time.sleep(1.5)  # until all is drawn
+    page.ask("Emulation.setScrollbarsHidden", hidden=True)
+    time.sleep(GRAPH_S if page.run("Boolean(document.querySelector('canvas'))") else DRAWN_S)
     file = Path(PICTURES) / f"{name}.png"
     page.picture(file, left_px)
     with Image.open(io.BytesIO(file.read_bytes())) as image:

@@ -13,6 +13,7 @@ import psutil
 
 from flows.git_repository import git
 from tests.support import ROOT
+from tests.support.local_stack import BUSY_S
 
 
 class Machine:
@@ -45,7 +46,7 @@ class Machine:
     def wait_until_it_works(self) -> None:
         """Returns once the worker polls."""
         assert self._worker
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + BUSY_S
         while "started!" not in self.log():
             assert self._worker.poll() is None and time.monotonic() < deadline, self.log()
             time.sleep(0.3)
@@ -100,7 +101,7 @@ def use_remote(root: Path, remote: Path | str) -> None:
     (root / ".dvc/config.local").write_text(f"[core]\n    remote = shared\n['remote \"shared\"']\n    url = {remote}\n")
 
 
-def wait_until(true: Callable[[], bool], timeout_s: float = 120) -> None:
+def wait_until(true: Callable[[], bool], timeout_s: float = BUSY_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline

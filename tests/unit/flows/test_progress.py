@@ -1,6 +1,8 @@
 """The page of a run: what a stage writes for it, and that no server can slow or fail a run by it."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -37,6 +39,28 @@ def test_what_a_stage_says_is_in_the_file(tmp_path: Path, monkeypatch: pytest.Mo
         say(str(number))
     assert read_said(file).lines == tuple(str(number) for number in range(38, 50))  # the last ones
     assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
+
+
+def test_what_the_launcher_of_the_ranks_says_does_not_hide_how_far_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "progress.json"
+    monkeypatch.setenv(PROGRESS_VARIABLE, str(file))
+    said = "from align.console import say; say('pretrain: step 73 of 90', done=73, total=90)"
+    subprocess.run([sys.executable, "-c", said], check=True, timeout=60)  # a rank
+    say("align: error: training was stopped by SIGTERM")
+    found = read_said(file)
+    assert found.lines == ("pretrain: step 73 of 90", "align: error: training was stopped by SIGTERM")
+    assert found.work == Work(line="pretrain: step 73 of 90", done=73, total=90)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"lines": 1, "work": {}}', b"{}", b"\xff"])
+def test_a_file_that_is_none_is_replaced(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "progress.json"
+    file.write_bytes(content)
+    monkeypatch.setenv(PROGRESS_VARIABLE, str(file))
+    say("ingest: 1 of 2", done=1, total=2)
+    assert read_said(file).lines == ("ingest: 1 of 2",) and read_said(file).work.done == 1
 
 
 def test_where_the_file_cannot_be_written_the_stage_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,7 +170,7 @@ class _Sent:
     def _end(self, state: State[Any] | None = None) -> None:
         """Asks for the end of all that have not ended; with a state, says that they have."""
         for run_id in self._runs:
-            with suppress(Exception):  # its server is away
+            with suppress(Exception):  # its server does not answer
                 if not _is_final(self._client.read_flow_run(run_id)):
                     asked = state or Cancelling(message=f"run {self._order.run} ends")
                     self._client.set_flow_run_state(run_id, asked, force=state is not None)

@@ -42,7 +42,7 @@ class Heartbeat:
         self._done.set()
         self._thread.join(EVERY_S)  # two writers of labels would lose one's
         if self._runtime:
-            with suppress(Exception), get_client(sync_client=True) as client:
+            with suppress(Exception), get_client(sync_client=True) as client:  # the result does not depend on it
                 client.update_flow_run_labels(self._id, {RUNTIME: self._runtime})
 
     def passes_on(self, runtime: Path) -> None:

@@ -22,7 +22,7 @@ from flows.git_repository import git
 from tests.support import ROOT
 from tests.support.browser import open_page
 from tests.support.local_stack import Stack
-from tests.support.prefect_ui import HEIGHT_PX, PICTURES, WIDTH_PX, Prefect, take
+from tests.support.prefect_ui import HEIGHT_PX, WIDTH_PX, Prefect, take
 from tests.support.small_checkout import REDUCED
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
@@ -170,7 +170,6 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
     the_older_ui_shows_the_same(clone, prefect, run)
 
 
-@pytest.mark.skipif(not PICTURES, reason="only for the pictures of MLflow's pages (ALIGN_PICTURES)")
 def test_two_runs_are_compared_in_mlflow(clone: Clone, prefect: Prefect) -> None:
     """A second run, with another rate of fine-tuning, and the pages on which both are compared."""
     more = MORE | {"finetune.learning_rate": 1e-4}

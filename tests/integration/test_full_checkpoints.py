@@ -1,8 +1,6 @@
 """The disk of the checkpoints is full while training runs, also when a rank is killed then."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +13,7 @@ from align.training.plan import Infrastructure
 from align.training.run import run
 from tests.support import killing, training_data
 from tests.support.forked import forked_ranks
+from tests.support.killing import KillOnce
 from tests.support.params import load_params
 from tests.support.small_disks import with_disk
 from tests.support.training_data import RECIPE, plan, pretrain_config
@@ -71,25 +70,13 @@ def test_training_ends_with_one_line_and_resumes_once_there_is_room(data: tuple[
         assert killing.digests(full / folder) == killing.digests(calm / folder)
 
 
-class KillAt:
-    """A log function that kills its own process, the leading rank, at a step, once; at no step with 0."""
-
-    def __init__(self, marker: Path, step: int) -> None:
-        self.marker, self.step = marker, step
-
-    def __call__(self, metrics: dict[str, float], step: int) -> None:
-        if step == self.step and not self.marker.exists():
-            self.marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def two_ranks(folder: str, shards: str, tokenizer: str, marker: str, killed_at: str) -> None:
     """Two ranks, before and after there is room. The leading one is killed at a step, and both are restarted."""
     training = plan(
         (Path(shards), Path(tokenizer)),
         Path(folder),
         pretrain_config(**STEPS, num_processes=2),
-        log=KillAt(Path(marker), int(killed_at)),
+        log=KillOnce(Path(marker), int(killed_at)),
         infrastructure=Infrastructure(cluster=load_params().section(ClusterConfig)),
     )
     with forked_ranks():

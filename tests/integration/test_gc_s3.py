@@ -173,7 +173,7 @@ def test_what_is_needed_stays_and_what_others_pushed(project: Project) -> None:
     (other / "theirs").unlink()
     shutil.rmtree(other / ".dvc/cache")
     shell(other, "dvc pull --quiet theirs", project.aws)
-    gone = {key for key in before["there"]["dvc"] if key not in project.stored()["dvc"]}  # type: ignore[index]
+    gone = {key for key in before["there"]["dvc"] if key not in project.stored()["dvc"]}  # type: ignore[index]  # a dict of dicts, or None
     assert any("/runs/" in key for key in gone) and any("/files/" in key for key in gone)
     done = project.gc("--yes")
     assert (done.returncode, done.stdout) == (0, "nothing to remove\n"), done.stdout + done.stderr

@@ -25,6 +25,7 @@ from align.training.process_group import default_processes
 from align.training.run import run
 from tests.support import ROOT, forked, killing, training_data
 from tests.support.forked import forked_ranks
+from tests.support.killing import KillOnce
 from tests.support.namespaces import namespaces
 from tests.support.params import load_params
 from tests.support.s3_server import KEY, SECRET, serve
@@ -212,18 +213,6 @@ class _GoneLater(CheckpointMirror):
 
     def names(self, run: str) -> list[str]:
         return []
-
-
-class KillOnce:
-    """A log function that kills its own process, the leading rank, at a step, unless the marker exists."""
-
-    def __init__(self, marker: Path, step: int) -> None:
-        self.marker, self.step = marker, step
-
-    def __call__(self, metrics: dict[str, float], step: int) -> None:
-        if step == self.step and not self.marker.exists():
-            self.marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_rank_that_dies_is_restarted_with_the_others(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from align.errors import DataError
 from flows.git_repository import git
 from tests.support import ROOT
 from tests.support.local_stack import BUSY_S
@@ -88,7 +89,7 @@ def share(root: Path, origin: Path, remote: Path | str) -> None:
         remote: the address of DVC's remote.
     """
     git(root, "init", "--quiet", "--bare", str(origin))
-    with suppress(Exception):
+    with suppress(DataError):  # there may be none
         git(root, "remote", "remove", "origin")
     git(root, "remote", "add", "origin", str(origin))
     use_remote(root, remote)

@@ -47,7 +47,7 @@ def _prefect(monkeypatch: pytest.MonkeyPatch) -> Prefect:
 
 
 def record(root: Path, **values: object) -> RunRecord:
-    return replace(RunRecord("demo", "f1", 1, "", "", str(root)), **values)  # type: ignore[arg-type]
+    return replace(RunRecord("demo", "f1", 1, "", "", str(root)), **values)  # type: ignore[arg-type]  # values of several types
 
 
 def dead(root: Path, **values: object) -> Path:

@@ -49,6 +49,6 @@ def test_an_unknown_stage_is_named() -> None:
 )  # fmt: skip
 def test_an_order_names_a_stage_and_a_commit(wrong: dict[str, Any]) -> None:
     right = {"stage": "pretrain", "run": "demo", "commit": "0" * 40, "remote": "s3://bucket/dvc", "reads": {}}
-    assert Order(**right).ref == f"refs/align/stages/{'0' * 40}"  # type: ignore[arg-type]
+    assert Order(**right).ref == f"refs/align/stages/{'0' * 40}"  # type: ignore[arg-type]  # values of several types
     with pytest.raises(ValidationError):
         Order(**right | wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from flows.watch import Watch
 TAIL_LINES = 5
 #: An error quotes at most this many words of a command.
 SHOWN_WORDS = 4
+_SIGNALS = {number.value: number.name for number in signal.Signals}
 
 
 class CommandError(AlignError):
@@ -103,5 +105,7 @@ def _reason(lines: Sequence[str], code: int) -> str:
     for line in reversed(lines):
         if line.startswith("align: error: "):
             return line.removeprefix("align: error: ")
-    tail = lines[-1:] if "Traceback (most recent call last):" in lines else lines[-TAIL_LINES:]
-    return " | ".join(tail) or f"exit code {code}"
+    tail = " | ".join(lines[-1:] if "Traceback (most recent call last):" in lines else lines[-TAIL_LINES:])
+    if by := _SIGNALS.get(code - supervisor.SIGNALLED):  # its last lines are no reason
+        return f"ended by {by}" + (f"; its last lines: {tail}" if tail else "")
+    return tail or f"exit code {code}"

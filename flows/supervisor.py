@@ -28,12 +28,14 @@ import psutil
 #: An option of Linux's prctl.
 PR_SET_CHILD_SUBREAPER = 36
 
+#: Added to the number of the signal that ended the command: the exit code then, as a shell has it.
+SIGNALLED = 128
 #: Less than the 30 s after which Prefect sends SIGKILL to a cancelled flow run.
 GRACE_S = 25.0
 
 
 def main(command: Sequence[str]) -> int:
-    """Runs the command and returns its exit code, or 128 + the number of the signal that ended it."""
+    """Runs the command and returns its exit code, or SIGNALLED + the number of the signal that ended it."""
     _adopt_orphans()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
     stopping = threading.Lock()
@@ -57,7 +59,7 @@ def main(command: Sequence[str]) -> int:
     with stopping:  # the command may end before its descendants do
         if code < 0:  # such as dvc, above a trainer that nobody would stop
             end_family(child.pid, GRACE_S)
-        return code if code >= 0 else 128 - code
+        return code if code >= 0 else SIGNALLED - code
 
 
 def _adopt_orphans() -> None:

@@ -70,6 +70,6 @@ def test_a_killed_launcher_leaves_no_trainer(tmp_path: Path) -> None:
         if line.startswith("training "):
             os.kill(int(line.split()[1]), signal.SIGKILL)
 
-    with pytest.raises(CommandError, match="training"):
+    with pytest.raises(CommandError, match="ended by SIGKILL; its last lines: training"):
         run_supervised([sys.executable, "-c", LAUNCHER], cwd=tmp_path, env=os.environ, log=kill)
     assert (tmp_path / "checkpoint").read_text() == "step 7"

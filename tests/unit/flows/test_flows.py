@@ -62,7 +62,7 @@ def test_a_child_s_output_shows_no_login(tmp_path: Path) -> None:
     [
         ("echo 'align: error: nothing kept'; echo 'ERROR: failed to reproduce'; exit 1", "failed: nothing kept"),
         ("exit 3", "exit code 3"),
-        ("kill -9 $$", "exit code 137"),
+        ("kill -9 $$", "ended by SIGKILL"),
     ],
 )
 def test_a_failed_child_says_why(tmp_path: Path, script: str, reason: str) -> None:

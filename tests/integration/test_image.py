@@ -14,6 +14,7 @@ import pytest
 
 from tests.support import ROOT
 from tests.support.compose import image_environment
+from tests.support.small_data import jpeg
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
 DOCKERFILE = ROOT / "infra/Dockerfile"
@@ -107,6 +108,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
 def test_the_programs_of_the_image_run_and_write_nothing_into_it(image: Image) -> None:
     assert image.steps == 1
     before = image.files()
+    (image.project / "photos").mkdir()
+    (image.project / "photos/red fox.jpg").write_bytes(jpeg(0))
     [command] = [rest for word, rest in instructions() if word == "CMD"]
     for words in (
         shlex.split(command.strip("[]").replace(",", " ")),
@@ -127,9 +130,8 @@ def test_the_programs_of_the_image_run_and_write_nothing_into_it(image: Image) -
 
 def test_the_image_has_what_the_lock_pins(image: Image) -> None:
     done = image.run("python", "-m", "pip", "list", "--format=freeze")
-    installed = {
-        line.partition("==")[0].lower().replace("_", "-"): line.partition("==")[2] for line in done.stdout.splitlines()
-    }
+    lines = [line.partition("==") for line in done.stdout.splitlines()]
+    installed = {re.sub(r"[-_.]+", "-", name).lower(): version for name, _, version in lines}
     locked = re.findall(r"^([\w.-]+)==(\S+) ((?:; .*)?)\\$", (ROOT / "requirements.lock").read_text("utf-8"), re.M)
     plain = {name: version for name, version, condition in locked if not condition}
     assert len(plain) > 200

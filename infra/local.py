@@ -92,15 +92,24 @@ def up(root: Path) -> None:
 def down(root: Path) -> None:
     """Stops only what `up` started, the worker and its runs first; if nothing runs, that is no error."""
     services = running_services(root)
-    if "worker" in services:
-        _stop(services["worker"]["pid"])
+    worker = psutil.Process(services["worker"]["pid"]) if "worker" in services else None
+    if worker:
+        worker.suspend()  # it starts no run meanwhile, and its runs do not depend on whether it hears that it is to end
+    runs = _runs(root)
+    outlived = [run.pid for run in runs if not worker or run.ppid() != worker.pid]
+    try:
+        _stop(*runs)
+    finally:
+        if worker:
+            worker.resume()
+    if worker:
+        _stop(worker)
         print("stopped worker")
-    for run in _runs(root):
-        _stop(run.pid)
-        print(f"stopped a run that had outlived its worker (process {run.pid})")
+    for pid in outlived:
+        print(f"stopped a run that had outlived its worker (process {pid})")
     for name in ("mlflow", "prefect"):
         if name in services:
-            _stop(services[name]["pid"])
+            _stop(psutil.Process(services[name]["pid"]))
             print(f"stopped {name}")
     (root / SERVICES_FILE).unlink(missing_ok=True)
 
@@ -213,11 +222,13 @@ def _runs(root: Path) -> list[psutil.Process]:
     return found
 
 
-def _stop(pid: int) -> None:
-    process = psutil.Process(pid)
-    children = process.children(recursive=True)
-    os.killpg(pid, signal.SIGTERM)
-    for family, timeout_s in ((children, RUNS_STOP_TIMEOUT_S), ([process], STOP_TIMEOUT_S)):
+def _stop(*leaders: psutil.Process) -> None:
+    """Tells the process groups of these leaders to end, and waits; kills what does not."""
+    children = [child for leader in leaders for child in leader.children(recursive=True)]
+    for leader in leaders:
+        with suppress(ProcessLookupError):
+            os.killpg(leader.pid, signal.SIGTERM)
+    for family, timeout_s in ((children, RUNS_STOP_TIMEOUT_S), (leaders, STOP_TIMEOUT_S)):
         deadline = time.monotonic() + timeout_s
         while (left := [one for one in family if _works(one)]) and time.monotonic() < deadline:
             time.sleep(0.1)

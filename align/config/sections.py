@@ -50,3 +50,11 @@ def changing_bytes(values: Mapping[str, Any]) -> dict[str, Any]:
     A section without a class is left out: nothing reads it.
     """
     return {name: content for name, content in values.items() if name in SECTIONS and SECTIONS[name].changes_bytes}
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

@@ -73,10 +73,9 @@ def register(
     run = run_id or reused or tracker.start_run(config.experiment, f"align {results.model_digest[:8]}")
     ends_here = run_id is None and reused is None
     try:
-        if origin.cached_stages:
-            cached = {"cached_stages": ", ".join(origin.cached_stages), "cached_from": earlier or "DVC's cache"}
-            tracker.set_tags(run, cached)
-        _log(tracker, run, outputs, results, origin, with_files=reused is None)
+        if reused is None:  # what made an earlier run stays what its tags say
+            tracker.set_tags(run, _tags(results, origin, earlier))
+        _log(tracker, run, outputs, results, with_files=reused is None)
         version, created = _version(tracker, run, config.model_name, outputs, results.tags() | origin.tags())
         tracker.set_alias(version, CANDIDATE)
         tracker.set_tags(run, {_RUN_DIGEST: results.digest, "align.model_version": str(version.number)})
@@ -89,14 +88,31 @@ def register(
     return Registration(version=version, created=created, run_id=run, mlflow=tracker.uri)
 
 
-def _log(
-    tracker: Tracker, run: str, outputs: PipelineOutputs, results: Results, origin: Origin, *, with_files: bool
-) -> None:
-    tracker.set_tags(run, results.tags() | origin.tags())
+def _tags(results: Results, origin: Origin, earlier: str | None) -> dict[str, str]:
+    """What a run is, and where it comes from.
+
+    Args:
+        results: of the run.
+        origin: of the run.
+        earlier: another run with these results, if there is one.
+    """
+    tags = results.tags() | origin.tags()
+    if origin.git_revision:
+        tags |= {"mlflow.source.git.commit": origin.git_revision}
+    if origin.cached_stages:
+        tags |= {"cached_stages": ", ".join(origin.cached_stages), "cached_from": earlier or "DVC's cache"}
+    return tags
+
+
+def _log(tracker: Tracker, run: str, outputs: PipelineOutputs, results: Results, *, with_files: bool) -> None:
+    """Logs what the run shows. The last value of a curve is that of its last step, not one more at step 0."""
     tracker.log_params(run, results.params)
-    tracker.log_metrics(run, results.metrics)
+    others = dict(results.metrics)
     for stage, rows in read_series(outputs):
         tracker.log_series(run, rows, prefix=f"{stage}/")
+        for name in {name for row in rows for name in row}:
+            others.pop(f"{stage}/{name}", None)
+    tracker.log_metrics(run, others)
     if with_files:
         for folder in outputs.report_folders():
             tracker.log_folder(run, folder, f"reports/{folder.name}")

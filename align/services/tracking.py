@@ -119,18 +119,21 @@ class Tracker:
             ids = [found.experiment_id for found in self._client.search_experiments()]
             return [tracked_run(run) for run in self._client.search_runs(ids, condition)] if ids else []
 
-    def start_run(self, experiment: str, name: str, attempt: str | None = None) -> str:
+    def start_run(
+        self, experiment: str, name: str, attempt: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> str:
         """Starts a run. The caller ends it.
 
         Args:
             experiment: its name.
             name: of the run.
             attempt: of a flow run; None: ALIGN_ATTEMPT, which a flow sets for its commands.
+            tags: that it has from its first second on.
         """
         attempt = attempt or os.environ.get("ALIGN_ATTEMPT")
         with self._asking():
-            tags = {ATTEMPT: attempt} if attempt else {}
-            run = self._client.create_run(self._experiment(experiment), tags=tags, run_name=name)
+            given = {**(tags or {}), **({ATTEMPT: attempt} if attempt else {})}
+            run = self._client.create_run(self._experiment(experiment), tags=given, run_name=name)
         return str(run.info.run_id)
 
     def page(self, run_id: str, server: str | None) -> str | None:
@@ -147,6 +150,12 @@ class Tracker:
             experiment = self._client.get_run(run_id).info.experiment_id
         return f"{address}/#/experiments/{experiment}/runs/{run_id}"
 
+    def resume_run(self, run_id: str, attempt: str) -> None:
+        """Makes a run that failed or was killed a running one again, of another attempt of its flow run."""
+        with self._asking():
+            self._client.update_run(run_id, status="RUNNING")
+        self.set_tags(run_id, {ATTEMPT: attempt})
+
     def rename_run(self, run_id: str, name: str) -> None:
         """Gives a run another name."""
         with self._asking():
@@ -161,7 +170,7 @@ class Tracker:
         """Logs parameters. A parameter that the run already has may be logged again with the same value."""
         from mlflow.entities import Param
 
-        entities = [Param(key, _text(value)) for key, value in sorted(params.items())]
+        entities = [Param(key, param_text(value)) for key, value in sorted(params.items())]
         for start in range(0, len(entities), 100):  # MLflow's limit
             with self._asking():
                 self._client.log_batch(run_id, params=entities[start : start + 100])
@@ -335,5 +344,6 @@ def _version(item: Any) -> Version:
     return Version(name=item.name, number=int(item.version), run_id=item.run_id, tags=dict(item.tags))
 
 
-def _text(value: Any) -> str:
+def param_text(value: Any) -> str:
+    """A parameter as MLflow keeps it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -16,7 +16,8 @@ from align.errors import DataError, ServiceError
 from align.formats.shards import read_manifest
 from align.lineage.data_versions import DataVersions
 from align.services.mlflow_address import has_store
-from align.services.tracking import Tracker, Version
+from align.services.registry import Version
+from align.services.tracking import Tracker
 
 #: A folder like data/shards -> split -> how many of the pairs are in it.
 CountPairs = Callable[[Path], Mapping[str, int]]
@@ -67,8 +68,8 @@ def _trained_models(
     tracker: Tracker, model: str, shards: Path, versions: DataVersions, count: CountPairs
 ) -> list[TrainedModel]:
     """Raises ServiceError if MLflow is unavailable or refuses."""
-    registered = tracker.versions(model)
-    aliases = tracker.aliases(model)
+    registered = tracker.registry.versions(model)
+    aliases = tracker.registry.aliases(model)
     digests = {digest for version in registered for digest in (*_trained_on(version.tags), _data(version.tags))}
     folders = _folders(shards, versions, digests)
     known = {digest: _counted(digest, folders, count) for digest in sorted(digests)}

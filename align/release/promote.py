@@ -22,17 +22,8 @@ from align.console import say, show
 from align.errors import DataError, GateError
 from align.locks import locked
 from align.services.mlflow_address import require_store
-from align.services.tracking import (
-    CANDIDATE,
-    CHAMPION,
-    PREVIOUS,
-    REPLACED,
-    ROLLED_BACK,
-    ROLLED_BACK_BECAUSE,
-    Tracker,
-    Version,
-    metric_name,
-)
+from align.services.registry import CANDIDATE, CHAMPION, PREVIOUS, REPLACED, ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
+from align.services.tracking import Tracker, metric_name
 
 #: Of all processes of a checkout, one moves the aliases at a time. In the working directory, as what runs share.
 LOCK = Path(".align/locks/champion")
@@ -72,26 +63,28 @@ def promote(config: PromoteConfig, model: str, tracker: Tracker, number: int | N
         DataError: there is no such version, no candidate, or a metric was not measured.
         ServiceError: MLflow is unavailable or refuses.
     """
-    candidate, champion = _candidate(model, tracker, number), tracker.version_at(model, CHAMPION)
+    candidate, champion = _candidate(model, tracker, number), tracker.registry.version_at(model, CHAMPION)
     decision = _decide(config, tracker, candidate, champion)
     if decision.outcome == "promoted":
         tags = {"align.promoted_at": _now(), "align.promoted_because": decision.reason}
         if champion is not None:
             tags[REPLACED] = str(champion.number)
-            tracker.set_alias(champion, PREVIOUS)
-        tracker.set_version_tags(candidate, tags)
-        tracker.set_alias(candidate, CHAMPION)
+            tracker.registry.set_alias(champion, PREVIOUS)
+        tracker.registry.set_version_tags(candidate, tags)
+        tracker.registry.set_alias(candidate, CHAMPION)
     elif decision.outcome == "refused":
-        tracker.set_version_tags(candidate, {"align.refused_at": _now(), "align.refused_because": decision.reason})
+        tracker.registry.set_version_tags(
+            candidate, {"align.refused_at": _now(), "align.refused_because": decision.reason}
+        )
     return decision
 
 
 def _candidate(model: str, tracker: Tracker, number: int | None) -> Version:
     if number is None:
-        if (candidate := tracker.version_at(model, CANDIDATE)) is None:
+        if (candidate := tracker.registry.version_at(model, CANDIDATE)) is None:
             raise DataError(f"model '{model}' has no version with alias '{CANDIDATE}'; run `align register` first")
         return candidate
-    versions = {version.number: version for version in tracker.versions(model)}
+    versions = {version.number: version for version in tracker.registry.versions(model)}
     if number not in versions:
         known = f"it has {', '.join(map(str, versions))}" if versions else "it has none: run `align register` first"
         raise DataError(f"model '{model}' has no version {number}; {known}")

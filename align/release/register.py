@@ -24,7 +24,8 @@ from align.console import say, show
 from align.release.origin import Origin, read_origin
 from align.release.results import PipelineOutputs, Results, read_results, read_series
 from align.services.mlflow_address import current_run_id
-from align.services.tracking import CANDIDATE, Tracker, Version
+from align.services.registry import CANDIDATE, Version
+from align.services.tracking import Tracker
 
 _ARTIFACT = "model"
 _RUN_DIGEST, _MODEL_DIGEST = "align.run_digest", "align.model_digest"
@@ -77,7 +78,7 @@ def register(
             tracker.set_tags(run, _tags(results, origin, earlier))
         _log(tracker, run, outputs, results, with_files=reused is None)
         version, created = _version(tracker, run, config.model_name, outputs, results.tags() | origin.tags())
-        tracker.set_alias(version, CANDIDATE)
+        tracker.registry.set_alias(version, CANDIDATE)
         tracker.set_tags(run, {_RUN_DIGEST: results.digest, "align.model_version": str(version.number)})
     except BaseException:
         if ends_here:
@@ -123,11 +124,11 @@ def _version(
     tracker: Tracker, run: str, model: str, outputs: PipelineOutputs, tags: Mapping[str, str]
 ) -> tuple[Version, bool]:
     """The version with this model digest, and whether it is new."""
-    version = tracker.find_version(model, _MODEL_DIGEST, tags[_MODEL_DIGEST])
+    version = tracker.registry.find_version(model, _MODEL_DIGEST, tags[_MODEL_DIGEST])
     if version is not None:
         return version, False
     tracker.log_folder(run, outputs.packaged, _ARTIFACT)
-    return tracker.create_version(model, run, _ARTIFACT, tags), True
+    return tracker.registry.create_version(model, run, _ARTIFACT, tags), True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,8 @@ from align.errors import DataError
 from align.locks import locked
 from align.release.promote import LOCK
 from align.services.mlflow_address import require_store
-from align.services.tracking import CHAMPION, PREVIOUS, REPLACED, ROLLED_BACK, ROLLED_BACK_BECAUSE, Tracker, Version
+from align.services.registry import CHAMPION, PREVIOUS, REPLACED, ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
+from align.services.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -41,23 +42,23 @@ def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
         DataError: there is no champion, or no champion before it.
         ServiceError: MLflow is unavailable or refuses.
     """
-    champion, previous = tracker.version_at(model, CHAMPION), tracker.version_at(model, PREVIOUS)
+    champion, previous = tracker.registry.version_at(model, CHAMPION), tracker.registry.version_at(model, PREVIOUS)
     if champion is None:
         raise DataError(f"model '{model}' has no version with alias '{CHAMPION}'; there is nothing to roll back")
     if previous is None:
         raise DataError(f"model '{model}' has no version with alias '{PREVIOUS}': no champion before {champion.number}")
-    versions = {version.number: version for version in tracker.versions(model)}
+    versions = {version.number: version for version in tracker.registry.versions(model)}
     left = _not_rolled_back(previous, versions, {champion.number})
     if left is None:
         raise DataError(f"model '{model}': every champion before {champion.number} was rolled back")
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    tracker.set_version_tags(champion, {ROLLED_BACK: now, ROLLED_BACK_BECAUSE: reason})
-    tracker.set_alias(left, CHAMPION)
+    tracker.registry.set_version_tags(champion, {ROLLED_BACK: now, ROLLED_BACK_BECAUSE: reason})
+    tracker.registry.set_alias(left, CHAMPION)
     before = _not_rolled_back(_replaced(left, versions), versions, {champion.number, left.number})
     if before is None:
-        tracker.delete_alias(model, PREVIOUS)
+        tracker.registry.delete_alias(model, PREVIOUS)
     else:
-        tracker.set_alias(before, PREVIOUS)
+        tracker.registry.set_alias(before, PREVIOUS)
     return Rollback(left.number, champion.number, before.number if before else None)
 
 

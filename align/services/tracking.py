@@ -1,4 +1,5 @@
-"""MLflow: runs, metrics, artifacts and the registry. Only this module and the packaged model's own file import it.
+"""MLflow: runs, metrics and artifacts; a tracker's `registry` has the models. Only this module and the packaged model's
+own file import MLflow.
 
 MLFLOW_TRACKING_URI is its address. If it is unset, the database in ALIGN_MLFLOW_DATABASE_URL is used, or the file
 `mlflow.db` in the working directory, with artifacts in `mlartifacts/`, and no server is needed. MLFLOW_RUN_ID names a
@@ -16,23 +17,19 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
 from align.errors import RefusedError, ServiceError, without_logins
 from align.services.mlflow_address import DEFAULT_URI, named_address
+from align.services.registry import Registry
 from align.services.tracked_run import TrackedRun, tracked_run
 from align.services.tracking_store import artifacts_beside, settle
 
-CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 #: Tags of a run: the Prefect flow run that it belongs to, by its id; and the attempt of it, by which a run that was
 #: killed is found.
 FLOW_RUN, ATTEMPT = "align.flow_run", "align.attempt"
-#: Tags of a version: the champion that it replaced, which further rollbacks need; when and why it was rolled back.
-REPLACED = "align.replaced_version"
-ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_because"
 
 _LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with its defaults it waits minutes for an unavailable server
@@ -47,16 +44,6 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 _BATCH = 500  # entities per request; MLflow accepts 1000
 
 
-@dataclass(frozen=True)
-class Version:
-    """A version of a registered model."""
-
-    name: str
-    number: int
-    run_id: str
-    tags: Mapping[str, str]
-
-
 def metric_name(name: str) -> str:
     """The name of a metric in MLflow: `@` becomes `_at_`."""
     return name.replace("@", "_at_")
@@ -69,6 +56,7 @@ class Tracker:
 
     Attributes:
         uri: its address without credentials, for people.
+        registry: the models that are registered there.
     """
 
     def __init__(self, uri: str | None = None) -> None:
@@ -96,6 +84,7 @@ class Tracker:
             full = f"sqlite:///{file.resolve()}"  # MLflow keeps connections by address, also when the folder changes
         with self._asking():
             self._client = MlflowClient(tracking_uri=full, registry_uri=full)
+        self.registry = Registry(self._client, self._asking)
 
     # --- runs
 
@@ -254,64 +243,6 @@ class Tracker:
         with self._asking():
             return dict(self._client.get_run(run_id).data.tags)
 
-    # --- registry
-
-    def find_version(self, model: str, key: str, value: str) -> Version | None:
-        """The newest version with this tag, or None."""
-        with self._asking():
-            answer = self._client.search_model_versions(f"name = '{model}' and tags.`{key}` = '{value}'")
-        versions = [_version(item) for item in answer]
-        return max(versions, key=lambda version: version.number, default=None)
-
-    def create_version(self, model: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:
-        """Registers a run's artifact as a new version. The model is created with its first version."""
-        with self._asking():
-            if not self._client.search_registered_models(f"name = '{model}'"):
-                self._client.create_registered_model(model)
-            root = self._client.get_run(run_id).info.artifact_uri
-            return _version(self._client.create_model_version(model, f"{root}/{artifact}", run_id, dict(tags)))
-
-    def version_at(self, model: str, alias: str) -> Version | None:
-        """The version that an alias names, or None."""
-        with self._asking():
-            for registered in self._client.search_registered_models(f"name = '{model}'"):
-                if alias in registered.aliases:
-                    return _version(self._client.get_model_version(model, str(registered.aliases[alias])))
-        return None
-
-    def versions(self, model: str) -> list[Version]:
-        """All versions, oldest first; none if there is no such model."""
-        items: list[Any] = []
-        with self._asking():
-            page: str | None = None
-            while page is None or page:
-                answer = self._client.search_model_versions(f"name = '{model}'", max_results=200, page_token=page)
-                items += answer
-                page = answer.token or ""
-        return sorted((_version(item) for item in items), key=lambda version: version.number)
-
-    def aliases(self, model: str) -> dict[str, int]:
-        """Alias -> number of its version."""
-        with self._asking():
-            models = self._client.search_registered_models(f"name = '{model}'")
-            return {alias: int(number) for item in models for alias, number in item.aliases.items()}
-
-    def set_alias(self, version: Version, alias: str) -> None:
-        """Moves an alias to a version."""
-        with self._asking():
-            self._client.set_registered_model_alias(version.name, alias, str(version.number))
-
-    def delete_alias(self, model: str, alias: str) -> None:
-        """Removes an alias."""
-        with self._asking():
-            self._client.delete_registered_model_alias(model, alias)
-
-    def set_version_tags(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Sets tags of a version."""
-        with self._asking():
-            for key, value in tags.items():
-                self._client.set_model_version_tag(version.name, str(version.number), key, value)
-
     def _experiment(self, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
@@ -338,10 +269,6 @@ class Tracker:
                 else "is it up? `make up` starts one; unset MLFLOW_TRACKING_URI to use a file"
             )
             raise ServiceError(f"MLflow at {self.uri}: {reason}; {todo}") from None
-
-
-def _version(item: Any) -> Version:
-    return Version(name=item.name, number=int(item.version), run_id=item.run_id, tags=dict(item.tags))
 
 
 def param_text(value: Any) -> str:

@@ -225,10 +225,10 @@ def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_ser
     tracker = Tracker(mlflow_server)
     run = tracker.start_run("forgetful", "training")
     tracker.end_run(run)
-    first = tracker.create_version("forgetful", run, "model", {"align.data_digest": digest})
-    tracker.create_version("forgetful", run, "model", {"align.data_digest": "f" * 64})
-    tracker.create_version("forgetful", run, "model", {})
-    tracker.set_alias(first, "champion")
+    first = tracker.registry.create_version("forgetful", run, "model", {"align.data_digest": digest})
+    tracker.registry.create_version("forgetful", run, "model", {"align.data_digest": "f" * 64})
+    tracker.registry.create_version("forgetful", run, "model", {})
+    tracker.registry.set_alias(first, "champion")
     key = key_of(project, FORGOTTEN)
 
     def models(*, key: str = key) -> list[dict[str, object]]:
@@ -248,7 +248,7 @@ def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_ser
     # The data changes: git and DVC still have the first version's; the new one's lacks the pair.
     shell(project, "dvc repro --quiet", here)
     digest = json.loads((project / "data/shards/manifest.json").read_text())["digest"]
-    tracker.create_version("forgetful", run, "model", {"align.data_digest": digest})
+    tracker.registry.create_version("forgetful", run, "model", {"align.data_digest": digest})
     uses = models()
     assert brief(uses) == [(1, True, ["champion"]), (2, None, []), (3, None, []), (4, False, [])]
     assert uses[0]["why"] == "as of run/before"

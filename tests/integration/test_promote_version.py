@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.services.tracking import ROLLED_BACK, Tracker, Version
+from align.services.registry import ROLLED_BACK, Version
+from align.services.tracking import Tracker
 from tests.support.params import PARAMS_FILE
 
 RECALL = "concepts/image_to_text/recall@10"
@@ -19,8 +20,8 @@ def version(tracker: Tracker, root: Path, recall: float) -> Version:
     (root / "model" / "MLmodel").write_text("flavors: {}")
     tracker.log_folder(run_id, root / "model", "model")
     tags = {"align.data_digest": "d" * 64, "align.model_digest": "e" * 64, "align.git_revision": "0123abc"}
-    made = tracker.create_version("align", run_id, "model", tags)
-    tracker.set_alias(made, "candidate")
+    made = tracker.registry.create_version("align", run_id, "model", tags)
+    tracker.registry.set_alias(made, "candidate")
     tracker.end_run(run_id)
     return made
 
@@ -57,7 +58,7 @@ def test_any_version_may_be_promoted_and_is_named(
     assert refused.startswith(
         f"1 align: error: align version 3 (the candidate: run {third.run_id}, {what}) is not promoted"
     )
-    assert tracker.aliases("align") == {"candidate": 3, "champion": 2, "previous": 1}
+    assert tracker.registry.aliases("align") == {"candidate": 3, "champion": 2, "previous": 1}
     assert main(["rollback", *settings, "--reason", "slow on phones"]) == 0
     capsys.readouterr()
     refused = promote("--version", "2")
@@ -79,13 +80,13 @@ def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(
     settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]", "--set", "promote.min_gain=0"]
     for number in ("1", "2", "1"):
         assert main(["promote", *settings, "--version", number]) == 0
-    assert tracker.aliases("align") == {"candidate": 2, "champion": 1, "previous": 2}
+    assert tracker.registry.aliases("align") == {"candidate": 2, "champion": 1, "previous": 2}
     capsys.readouterr()
     assert main(["rollback", *settings, "--reason", "slow"]) == 0
     assert capsys.readouterr().out.strip() == (
         "align version 2 is the champion again; no champion before it is left, so alias 'previous' is removed; "
         "1 was rolled back: slow"
     )
-    assert tracker.aliases("align") == {"candidate": 2, "champion": 2}
+    assert tracker.registry.aliases("align") == {"candidate": 2, "champion": 2}
     assert main(["rollback", *settings]) == 1
     assert "no version with alias 'previous': no champion before 2" in capsys.readouterr().err

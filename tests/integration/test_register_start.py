@@ -42,7 +42,7 @@ def registered(*overrides: str) -> Any:
     settings = [word for value in values for word in ("--set", value)]
     assert main(["register", "--params", str(PARAMS_FILE), *settings]) == 0
     tracker = Tracker()
-    version = tracker.version_at("align", "candidate")
+    version = tracker.registry.version_at("align", "candidate")
     assert version is not None
     client = tracker._client
     names = {Path(item.path).name for item in client.list_artifacts(version.run_id, "reports")}

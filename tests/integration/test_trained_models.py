@@ -23,7 +23,7 @@ def seen(
     run = tracker.start_run(name, "training")
     tracker.end_run(run)
     for tags in versions:
-        tracker.create_version(name, run, "model", tags)
+        tracker.registry.create_version(name, run, "model", tags)
     found, why = find_trained_models(
         name, tmp_path / "shards", DataVersions(tmp_path, tmp_path / "scratch"), lambda _: counts
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from align.services.tracking import Version
+from align.services.registry import Version
 from flows.git_repository import changes, git
 from flows.retrain import PROMOTED, _with_pins, age_warning
 from flows.source_change import SourceChange

@@ -24,8 +24,8 @@ from align.lineage.purge_raw import purge_raw
 from align.lineage.shard_samples import count_pairs, shards_show
 from align.lineage.take_down_requests import read_requests
 from align.lineage.trained_models import TrainedModel
+from align.services.registry import Version
 from align.services.store import keep_tar, materialised
-from align.services.tracking import Version
 from flows.git_repository import git
 from tests.support import small_data
 from tests.support.params import load_params

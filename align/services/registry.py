@@ -1,0 +1,92 @@
+"""MLflow's registry: the versions of a model, their tags and aliases. A `Tracker` has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+#: Tags of a version: the champion that it replaced, which further rollbacks need; when and why it was rolled back.
+REPLACED = "align.replaced_version"
+ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_because"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    name: str
+    number: int
+    run_id: str
+    tags: Mapping[str, str]
+
+
+class Registry:
+    """The registered models of an MLflow. Methods raise as those of `Tracker` do."""
+
+    def __init__(self, client: Any, asking: Callable[[], AbstractContextManager[None]]) -> None:
+        """Uses a tracker's client, within what makes errors of MLflow those of the house."""
+        self._client = client
+        self._asking = asking
+
+    def find_version(self, model: str, key: str, value: str) -> Version | None:
+        """The newest version with this tag, or None."""
+        with self._asking():
+            answer = self._client.search_model_versions(f"name = '{model}' and tags.`{key}` = '{value}'")
+        versions = [_version(item) for item in answer]
+        return max(versions, key=lambda version: version.number, default=None)
+
+    def create_version(self, model: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:
+        """Registers a run's artifact as a new version. The model is created with its first version."""
+        with self._asking():
+            if not self._client.search_registered_models(f"name = '{model}'"):
+                self._client.create_registered_model(model)
+            root = self._client.get_run(run_id).info.artifact_uri
+            return _version(self._client.create_model_version(model, f"{root}/{artifact}", run_id, dict(tags)))
+
+    def version_at(self, model: str, alias: str) -> Version | None:
+        """The version that an alias names, or None."""
+        with self._asking():
+            for registered in self._client.search_registered_models(f"name = '{model}'"):
+                if alias in registered.aliases:
+                    return _version(self._client.get_model_version(model, str(registered.aliases[alias])))
+        return None
+
+    def versions(self, model: str) -> list[Version]:
+        """All versions, oldest first; none if there is no such model."""
+        items: list[Any] = []
+        with self._asking():
+            page: str | None = None
+            while page is None or page:
+                answer = self._client.search_model_versions(f"name = '{model}'", max_results=200, page_token=page)
+                items += answer
+                page = answer.token or ""
+        return sorted((_version(item) for item in items), key=lambda version: version.number)
+
+    def aliases(self, model: str) -> dict[str, int]:
+        """Alias -> number of its version."""
+        with self._asking():
+            models = self._client.search_registered_models(f"name = '{model}'")
+            return {alias: int(number) for item in models for alias, number in item.aliases.items()}
+
+    def set_alias(self, version: Version, alias: str) -> None:
+        """Moves an alias to a version."""
+        with self._asking():
+            self._client.set_registered_model_alias(version.name, alias, str(version.number))
+
+    def delete_alias(self, model: str, alias: str) -> None:
+        """Removes an alias."""
+        with self._asking():
+            self._client.delete_registered_model_alias(model, alias)
+
+    def set_version_tags(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Sets tags of a version."""
+        with self._asking():
+            for key, value in tags.items():
+                self._client.set_model_version_tag(version.name, str(version.number), key, value)
+
+
+def _version(item: Any) -> Version:
+    return Version(name=item.name, number=int(item.version), run_id=item.run_id, tags=dict(item.tags))

@@ -18,6 +18,7 @@ from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.register import RegisterConfig
 from align.config.sections import changing_bytes, flattened
 from align.errors import ServiceError
+from align.release.shown import columns
 from align.run import running_services
 from align.services.tracking import FLOW_RUN, Status, Tracker, param_text
 from flows import run_branch, this_run
@@ -33,12 +34,14 @@ class MlflowRun:
     Attributes:
         tracker: MLflow.
         run_id: its id there.
+        experiment: the name of its experiment.
         name: its name, that of the branch that the pipeline run is expected to become.
         server: the address of the server of `make up`, if one works.
     """
 
     tracker: Tracker
     run_id: str
+    experiment: str
     name: str
     server: str | None
 
@@ -46,6 +49,11 @@ class MlflowRun:
     def page(self) -> str | None:
         """The address of its page; None where no server shows it."""
         return self.tracker.page(self.run_id, self.server)
+
+    @property
+    def comparison(self) -> str | None:
+        """The address where it is listed with the others; None where no server shows it."""
+        return self.tracker.runs_page(self.experiment, self.server)
 
     def rename(self, name: str) -> None:
         """Gives it the name of the branch, if that is another one after all."""
@@ -65,14 +73,15 @@ def mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Iterator[
     tracker = Tracker(run.mlflow_tracking_uri)
     params = load_params(run.root / PARAMS_FILE)
     name = run_branch.next_name(run.root, name)
-    known = starting_params(params)
+    known, experiment = starting_params(params), params.section(RegisterConfig).experiment
     run_id = _continued(tracker, run, known)
     if run_id is None:
-        run_id = tracker.start_run(params.section(RegisterConfig).experiment, name, run.attempt, _tags(run))
+        run_id = tracker.start_run(experiment, name, run.attempt, _tags(run))
         tracker.log_params(run_id, known)
+    tracker.save_view(experiment, *columns(params.values))
     status: Status = "KILLED"
     try:
-        yield MlflowRun(tracker, run_id, name, running_services(run.checkout).get("mlflow", {}).get("url"))
+        yield MlflowRun(tracker, run_id, experiment, name, running_services(run.checkout).get("mlflow", {}).get("url"))
         status = "FINISHED"
     except Exception:
         status = "FAILED"
@@ -109,6 +118,7 @@ def _tags(run: RunContext) -> dict[str, str]:
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": resolve(run.root, "HEAD"),
         FLOW_RUN: _flow_run(),
+        "align.profile": run.profile or "params.yaml",
     }
 
 

@@ -126,7 +126,8 @@ def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt:
     stages = chosen.stages
     run = RunContext(
         root=workspace.root, checkout=root, name=name, dirty=workspace.dirty, attempt=attempt, kept=workspace.kept,
-        stages=frozenset(stage.name for stage in stages), pools=pools(params, [stage.name for stage in dag]),
+        profile=request.profile, stages=frozenset(stage.name for stage in stages),
+        pools=pools(params, [stage.name for stage in dag]),
     )  # fmt: skip
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run alone
@@ -159,6 +160,8 @@ def _run_stages(run: RunContext, name: str, chosen: Selection, page: RunPage) ->
     with mlflow_run(run, chosen.stages, name) as opened:
         if opened:
             page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
+            if opened.comparison:
+                page.links["beside other runs"] = opened.comparison
             run = run.model_copy(update={"mlflow_run_id": opened.run_id})
         if _stages(run, "training"):
             outcomes = training(run, outcomes)

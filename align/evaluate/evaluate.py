@@ -18,7 +18,7 @@ from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.console import say
 from align.errors import DataError
-from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_examples
+from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_examples, same_examples
 from align.evaluate.figures import confusion_figure, examples_figure, recall_figure
 from align.evaluate.inputs import shards_test_set
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
@@ -63,6 +63,7 @@ def evaluate(
     for direction in DIRECTIONS if retrievals else ():
         examples[direction] = draw_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
     pictures = _draw(retrievals, classifications, examples)
+    pictures |= _same_queries(config, retrievals[:1])
     report = make_report(retrievals, classifications)
     with replace_directory(reports, "evaluate") as part:
         for name, data in pictures.items():
@@ -98,6 +99,17 @@ def _draw(
         pictures["retrieval.png"] = png(examples_figure(examples))
     for result in classifications:
         pictures[f"{result.source.name}_confusion.png"] = png(confusion_figure(result))
+    return pictures
+
+
+def _same_queries(config: EvaluateConfig, retrievals: Sequence[Retrieval]) -> dict[str, bytes]:
+    """File name -> PNG: answers to the same queries whatever the model, which MLflow shows side by side."""
+    pictures: dict[str, bytes] = {}
+    for result in retrievals:
+        for direction in DIRECTIONS if config.num_examples else ():
+            same = same_examples(result, direction, number=config.num_examples, seed=config.seed)
+            figure = examples_figure({direction: RetrievalExamples(right=same, wrong=[])})
+            pictures[f"same_{direction}.png"] = png(figure)
     return pictures
 
 

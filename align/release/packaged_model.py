@@ -57,11 +57,12 @@ REQUIREMENTS = (
     "transformers>=5.0",
 )
 
+_ANY = AnyType()  # type: ignore[no-untyped-call]  # MLflow's
 SIGNATURE = ModelSignature(
     inputs=Schema(
         [
-            ColSpec(AnyType(), "image", required=False),
-            ColSpec(AnyType(), "text", required=False),
+            ColSpec(_ANY, "image", required=False),
+            ColSpec(_ANY, "text", required=False),
         ]
     ),
     outputs=Schema(
@@ -73,7 +74,7 @@ SIGNATURE = ModelSignature(
 )
 
 
-class BadInput(MlflowException):  # type: ignore[misc]  # MLflow has no types
+class BadInput(MlflowException):
     """A frame that cannot be embedded. Its answer over HTTP is this line alone: MLflow would add the request's data."""
 
     def __init__(self, reason: str) -> None:

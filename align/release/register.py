@@ -21,10 +21,12 @@ from align.config.finetune import FinetuneConfig
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.register import RegisterConfig
 from align.console import say, show
+from align.release.model_card import CARD, Champion, ModelCard
 from align.release.origin import Origin, read_origin
 from align.release.results import PipelineOutputs, Results, read_results, read_series
+from align.release.shown import columns, pictures, tables
 from align.services.mlflow_address import current_run_id
-from align.services.registry import CANDIDATE, Version
+from align.services.registry import CANDIDATE, CHAMPION, Version
 from align.services.tracking import Tracker
 
 _ARTIFACT = "model"
@@ -78,7 +80,10 @@ def register(
             tracker.set_tags(run, _tags(results, origin, earlier))
         _log(tracker, run, outputs, results, with_files=reused is None)
         version, created = _version(tracker, run, config.model_name, outputs, results.tags() | origin.tags())
+        if created:
+            _describe(tracker, run, version, outputs, results, origin)
         tracker.registry.set_alias(version, CANDIDATE)
+        tracker.save_view(config.experiment, *columns(values))
         tracker.set_tags(run, {_RUN_DIGEST: results.digest, "align.model_version": str(version.number)})
     except BaseException:
         if ends_here:
@@ -117,6 +122,8 @@ def _log(tracker: Tracker, run: str, outputs: PipelineOutputs, results: Results,
     if with_files:
         for folder in outputs.report_folders():
             tracker.log_folder(run, folder, f"reports/{folder.name}")
+        tracker.log_pictures(run, pictures(outputs.reports))
+        tracker.log_tables(run, tables(results.metrics, outputs.reports))
         tracker.log_dataset(run, "shards", results.data_digest, outputs.shards.as_posix())
 
 
@@ -129,6 +136,17 @@ def _version(
         return version, False
     tracker.log_folder(run, outputs.packaged, _ARTIFACT)
     return tracker.registry.create_version(model, run, _ARTIFACT, tags), True
+
+
+def _describe(
+    tracker: Tracker, run: str, version: Version, outputs: PipelineOutputs, results: Results, origin: Origin
+) -> None:
+    """Writes the model card: a file of the run, and the version's description."""
+    champion = tracker.registry.version_at(version.name, CHAMPION)
+    compared = Champion(champion.number, tracker.metrics(champion.run_id)) if champion else None
+    card = ModelCard(version.name, results, outputs, origin.tags(), tracker.page(run, None) or run, compared)
+    tracker.log_text(run, card.markdown(), CARD)
+    tracker.registry.describe(version, card.description())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

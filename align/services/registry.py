@@ -46,6 +46,11 @@ class Registry:
             root = self._client.get_run(run_id).info.artifact_uri
             return _version(self._client.create_model_version(model, f"{root}/{artifact}", run_id, dict(tags)))
 
+    def describe(self, version: Version, text: str) -> None:
+        """Sets what the registry's page of a version says about it, in Markdown; at most 5,000 characters."""
+        with self._asking():
+            self._client.update_model_version(version.name, str(version.number), text)
+
     def version_at(self, model: str, alias: str) -> Version | None:
         """The version that an alias names, or None."""
         with self._asking():

@@ -15,7 +15,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from urllib.parse import quote
 from align.errors import RefusedError, ServiceError, without_logins
 from align.services.mlflow_address import DEFAULT_URI, named_address
 from align.services.registry import Registry
+from align.services.runs_view import TRAINING, runs_address, view_tag
 from align.services.tracked_run import TrackedRun, tracked_run
 from align.services.tracking_store import artifacts_beside, settle
 
@@ -137,7 +139,22 @@ class Tracker:
             return None
         with self._asking():
             experiment = self._client.get_run(run_id).info.experiment_id
-        return f"{address}/#/experiments/{experiment}/runs/{run_id}"
+        return f"{address}/#/experiments/{experiment}/runs/{run_id}?{TRAINING}"
+
+    def runs_page(self, experiment: str, server: str | None) -> str | None:
+        """The address of the list of runs in the view of `save_view`; None where no server or no experiment is."""
+        address = server if self._local else self.uri
+        with self._asking():
+            found = self._client.get_experiment_by_name(experiment)
+        return runs_address(address, found.experiment_id) if address and found else None
+
+    def save_view(self, experiment: str, metrics: Sequence[str], params: Sequence[str]) -> None:
+        """Saves the view in which MLflow lists an experiment's runs: with the columns of these metrics and params."""
+        key, value = view_tag([metric_name(name) for name in metrics], params)
+        with self._asking():
+            found = self._client.get_experiment_by_name(experiment)
+            if found and found.tags.get(key) != value:
+                self._client.set_experiment_tag(found.experiment_id, key, value)
 
     def resume_run(self, run_id: str, attempt: str) -> None:
         """Makes a run that failed or was killed a running one again, of another attempt of its flow run."""
@@ -217,6 +234,31 @@ class Tracker:
         """Uploads a folder's files as artifacts under `name`."""
         with self._asking():
             self._client.log_artifacts(run_id, str(folder), name)
+
+    def log_pictures(self, run_id: str, pictures: Mapping[str, Path]) -> None:
+        """Shows pictures under fixed keys, at step 0, so that those of several runs stand side by side; each once."""
+        from PIL import Image
+
+        with self._asking():
+            logged = [Path(file.path).name for file in self._client.list_artifacts(run_id, "images")]
+            for key, path in pictures.items():
+                if not any(name.startswith(f"{key.replace('/', '~')}+") for name in logged):
+                    with Image.open(path) as image:
+                        self._client.log_image(run_id, image.convert("RGB"), key=key, step=0)
+
+    def log_tables(self, run_id: str, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
+        """Shows tables, each once: MLflow would append. name -> column -> cells."""
+        with self._asking(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # MLflow uses a deprecated part of pandas
+            logged = [file.path for file in self._client.list_artifacts(run_id, "tables")]
+            for name, table in tables.items():
+                if (file := f"tables/{name}.json") not in logged:
+                    self._client.log_table(run_id, dict(table), file)
+
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        """Writes a text as artifact `name`."""
+        with self._asking():
+            self._client.log_text(run_id, text, name)
 
     def log_dataset(self, run_id: str, name: str, digest: str, source: str) -> None:
         """Records the data that a run used. MLflow keeps the first 36 characters of the digest."""

@@ -27,6 +27,7 @@ VALUES: dict[str, Any] = {
     "paths": {"raw": "data/raw"},
     "health": {"price_per_hour": None},
     "cluster": {"num_nodes": 1},
+    "promote": {"metrics": [RECALL]},
 }
 PROMOTE = PromoteConfig(metrics=[RECALL], min_gain=0.02, min_times_chance=3.0)
 
@@ -41,7 +42,8 @@ class Project:
 
     def evaluate(self, recall: float, low: float = 0.4) -> None:
         """A new evaluation, and with it a new packaged model."""
-        metrics = {RECALL: recall, f"{RECALL}/low": low, f"{RECALL}/chance": 0.1}
+        metrics = {RECALL: recall, f"{RECALL}/low": low, f"{RECALL}/high": round(recall + 0.1, 6)}
+        metrics[f"{RECALL}/chance"] = 0.1
         folder = self.root / "reports" / "evaluation"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -65,6 +67,11 @@ class Project:
             tracker=tracker or self.tracker,
             run_id=run_id,
         )
+
+    def experiment(self) -> str:
+        """The id of its experiment."""
+        found = self.tracker._client.get_experiment_by_name(self.config.experiment)
+        return str(found.experiment_id)
 
     def candidate(self, recall: float, low: float = 0.4) -> int:
         self.evaluate(recall, low)

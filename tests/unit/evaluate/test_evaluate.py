@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import pytest
 from align.config.evaluate import EvaluateConfig
 from align.errors import DataError
 from align.evaluate.evaluate import evaluate
+from align.evaluate.examples import DIRECTIONS, same_examples
 from align.evaluate.inputs import shards_test_set
+from align.evaluate.measure import measure_retrieval
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held_out_sets, write_set
 from align.formats.shards import Sample
+from align.model.embedder import Embeddings
 from tests.support.colours import COLOURS, ColourEncoder, square
 from tests.support.shard_folder import write_shards
 
@@ -82,12 +86,30 @@ def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
     assert contents[0] == contents[1]
     assert contents[0].keys() == {
         "report.json", "metrics.json", "report.html", "recall.png", "retrieval.png",
-        "classes_confusion.png", ".align.json",
+        "classes_confusion.png", "same_image_to_text.png", "same_text_to_image.png", ".align.json",
     }  # fmt: skip
     page = contents[0]["report.html"].decode()
     assert "answered wrong" in page
     assert 'src="data:image/png;base64,' in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+class Blind(ColourEncoder):
+    """Mistakes every picture for another colour."""
+
+    def embed_images(self, images: Iterable[bytes]) -> Embeddings:
+        return np.roll(super().embed_images(images), 1, axis=1)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_same_queries_are_shown_of_a_good_and_of_a_bad_model(direction: str) -> None:
+    shown = []
+    for encoder in (ColourEncoder(), Blind()):
+        measured = measure_retrieval(colour_set("retrieval"), encoder, num_resamples=100, seed=0)
+        shown.append(same_examples(measured, direction, number=3, seed=0))
+    assert [example.query for example in shown[0]] == [example.query for example in shown[1]]
+    assert len(shown[0]) == 3
+    assert [example.rank for example in shown[0]] == [1, 1, 1] and all(example.rank > 1 for example in shown[1])
 
 
 def test_a_text_that_looks_like_mathematics_is_drawn_as_it_is(tmp_path: Path) -> None:

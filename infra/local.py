@@ -24,11 +24,16 @@ from datetime import datetime
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 
+from align.config import load_params
+from align.config.params import PARAMS_FILE
+from align.config.register import RegisterConfig
 from align.errors import AlignError, ServiceError
 from align.run import LOGIN_FILE, SERVICES_FILE, flow_environment, login, prefect_login, running_services
+from align.services.runs_view import TRAINING, runs_address
 from align.visible import visible
 
 HOST = "127.0.0.1"
@@ -84,9 +89,18 @@ def up(root: Path) -> None:
     subprocess.run([sys.executable, "-m", "flows.reconcile", "--quiet"], cwd=root, env=env, check=False)
     _wait_for(root, "worker", services["worker"], f"work pool {POOL}", lambda: _has_asked(root, services))
     print(f"Prefect  {services['prefect']['url']}   run `pipeline` from Deployments")
-    print(f"MLflow   {services['mlflow']['url']}")
+    print(f"MLflow   {_mlflow_page(root, services['mlflow']['url'])}")
     print(f"log in   as align, with the password in {LOGIN_FILE}; Prefect asks for both as one: the file's line")
     print(f"logs     {LOGS}/   stop with: make down")
+
+
+def _mlflow_page(root: Path, server: str) -> str:
+    """Where people begin in MLflow: this project's runs in their view; before the first one, the experiments."""
+    name = quote(load_params(root / PARAMS_FILE).section(RegisterConfig).experiment)
+    found = _answer(f"{server}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}", login=login(root))
+    if found is None:
+        return f"{server}/#/experiments?{TRAINING}"
+    return runs_address(server, json.loads(found)["experiment"]["experiment_id"])
 
 
 def down(root: Path) -> None:

@@ -118,7 +118,7 @@ def _tags(run: RunContext) -> dict[str, str]:
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": resolve(run.root, "HEAD"),
         FLOW_RUN: _flow_run(),
-        "align.profile": run.profile or "params.yaml",
+        "align.profile": run.profile,
     }
 
 

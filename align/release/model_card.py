@@ -96,7 +96,7 @@ class ModelCard:
         yield "## Limits\n\n" + "\n".join(f"* {line}" for line in _LIMITS)
         yield "## Recipe, and the paper's\n\n" + self._recipe()
         yield "## Licences\n\n" + (
-            "Code and this model's folder: Apache-2.0. The pictures and texts that it was trained on have licences of "
+            "The code in its folder: Apache-2.0. The pictures and texts that it was trained on have licences of "
             "their own, and stay with their owners; `align explain` and `align trace` say where each comes from, and "
             "`align forget` takes one out."
         )

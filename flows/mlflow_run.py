@@ -18,7 +18,7 @@ from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.register import RegisterConfig
 from align.config.sections import changing_bytes, flattened
 from align.errors import ServiceError
-from align.release.shown import columns
+from align.release.shown import view
 from align.run import running_services
 from align.services.tracking import FLOW_RUN, Status, Tracker, param_text
 from flows import run_branch, this_run
@@ -78,7 +78,7 @@ def mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Iterator[
     if run_id is None:
         run_id = tracker.start_run(experiment, name, run.attempt, _tags(run))
         tracker.log_params(run_id, known)
-    tracker.save_view(experiment, *columns(params.values))
+    tracker.save_view(experiment, *view(params.values))
     status: Status = "KILLED"
     try:
         yield MlflowRun(tracker, run_id, experiment, name, running_services(run.checkout).get("mlflow", {}).get("url"))

@@ -24,7 +24,7 @@ from align.console import say, show
 from align.release.model_card import CARD, Champion, ModelCard
 from align.release.origin import Origin, read_origin
 from align.release.results import PipelineOutputs, Results, read_results, read_series
-from align.release.shown import columns, pictures, tables
+from align.release.shown import pictures, tables, view
 from align.services.mlflow_address import current_run_id
 from align.services.registry import CANDIDATE, CHAMPION, Version
 from align.services.tracking import Tracker
@@ -83,7 +83,7 @@ def register(
         if created:
             _describe(tracker, run, version, outputs, results, origin)
         tracker.registry.set_alias(version, CANDIDATE)
-        tracker.save_view(config.experiment, *columns(values))
+        tracker.save_view(config.experiment, *view(values))
         tracker.set_tags(run, {_RUN_DIGEST: results.digest, "align.model_version": str(version.number)})
     except BaseException:
         if ends_here:

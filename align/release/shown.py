@@ -24,13 +24,13 @@ _COLUMNS = ("pretrain.seed", "pretrain.num_steps", "pretrain.batch_size", "pretr
 Table = dict[str, list[Any]]
 
 
-def columns(values: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
-    """The metrics and the parameters that the list of runs has columns for.
+def view(values: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    """The metrics and the parameters that the list of runs has columns for, and the keys of the pictures in it.
 
     Args:
         values: params.yaml, section -> key -> value; a champion is chosen by `promote.metrics`.
     """
-    return values.get(PromoteConfig.section, {}).get("metrics", []), _COLUMNS
+    return values.get(PromoteConfig.section, {}).get("metrics", []), _COLUMNS, tuple(PICTURES)
 
 
 def pictures(reports: Path) -> dict[str, Path]:

@@ -19,12 +19,13 @@ _TAG = f"mlflow.sharedViewState.{KEY}"
 _MADE = 0
 
 
-def view_tag(metrics: Sequence[str], params: Sequence[str]) -> tuple[str, str]:
+def view_tag(metrics: Sequence[str], params: Sequence[str], pictures: Sequence[str]) -> tuple[str, str]:
     """Key and value of the tag that is the view.
 
     Args:
         metrics: their columns, under MLflow's names, first to last.
         params: their columns.
+        pictures: their keys, `SECTION/NAME`; the charts begin with them. MLflow adds the charts of all metrics.
     """
     columns = ["attributes.`Created`", "attributes.`Duration`", *(f"metrics.`{name}`" for name in metrics)]
     columns += [f"params.`{name}`" for name in params] + ["attributes.`Models`", "tags.`align.git_revision`"]
@@ -37,9 +38,11 @@ def view_tag(metrics: Sequence[str], params: Sequence[str]) -> tuple[str, str]:
         "runsHidden": [],
         "runsVisibilityMap": {},
         "runsHiddenMode": "FIRST_10_RUNS",
+        "compareRunCharts": [_picture(key) for key in pictures],
+        "compareRunSections": [_section(name) for name in dict.fromkeys(key.partition("/")[0] for key in pictures)],
         "viewMaximized": False,
         "runListHidden": False,
-        "isAccordionReordered": False,
+        "isAccordionReordered": True,
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
         "groupBy": None,
@@ -49,6 +52,36 @@ def view_tag(metrics: Sequence[str], params: Sequence[str]) -> tuple[str, str]:
     }
     view = {"name": "ALIGN", "createdAt": _MADE, "updatedAt": _MADE, "state": json.dumps(state)}
     return _TAG, json.dumps(view)
+
+
+def _picture(key: str) -> dict[str, Any]:
+    """A chart that shows the picture of each run under one key."""
+    return {
+        "type": "IMAGE",
+        "uuid": key,
+        "metricSectionId": key.partition("/")[0],
+        "displayName": key,
+        "imageKeys": [key],
+        "step": 0,
+        "runsCountToCompare": 10,
+        "showRunParams": False,
+        "deleted": False,
+        "isGenerated": False,
+    }
+
+
+def _section(name: str) -> dict[str, Any]:
+    """A group of charts, with room for pictures to be read."""
+    return {
+        "uuid": name,
+        "name": name,
+        "display": True,
+        "isReordered": True,
+        "deleted": False,
+        "isGenerated": False,
+        "columns": 1,
+        "cardHeight": 480,
+    }
 
 
 def runs_address(server: str, experiment_id: str) -> str:

@@ -148,9 +148,11 @@ class Tracker:
             found = self._client.get_experiment_by_name(experiment)
         return runs_address(address, found.experiment_id) if address and found else None
 
-    def save_view(self, experiment: str, metrics: Sequence[str], params: Sequence[str]) -> None:
-        """Saves the view in which MLflow lists an experiment's runs: with the columns of these metrics and params."""
-        key, value = view_tag([metric_name(name) for name in metrics], params)
+    def save_view(
+        self, experiment: str, metrics: Sequence[str], params: Sequence[str], pictures: Sequence[str]
+    ) -> None:
+        """Saves the view in which MLflow lists an experiment's runs: columns of metrics and params, and pictures."""
+        key, value = view_tag([metric_name(name) for name in metrics], params, pictures)
         with self._asking():
             found = self._client.get_experiment_by_name(experiment)
             if found and found.tags.get(key) != value:

@@ -13,6 +13,7 @@ from align.release.model_card import CARD, MAX_DESCRIPTION
 from align.release.origin import Origin
 from align.release.register import register
 from align.release.results import PipelineOutputs
+from align.release.shown import PICTURES
 from align.services.runs_view import KEY
 from tests.support import registered
 from tests.support.registered import VALUES, Project
@@ -128,7 +129,10 @@ def test_the_list_of_runs_opens_with_the_columns_that_matter(project: Project) -
     experiment = client(project).get_experiment(project.experiment())
     view = json.loads(experiment.tags[f"mlflow.sharedViewState.{KEY}"])
     assert view["name"] == "ALIGN"
-    columns = json.loads(view["state"])["selectedColumns"]
+    state = json.loads(view["state"])
+    columns = state["selectedColumns"]
+    assert [chart["imageKeys"] for chart in state["compareRunCharts"]] == [[key] for key in PICTURES]
+    assert len(experiment.tags[f"mlflow.sharedViewState.{KEY}"]) < 5000  # MLflow's limit of a tag
     assert "metrics.`concepts/image_to_text/recall_at_10`" in columns and "params.`pretrain.seed`" in columns
     page = project.tracker.runs_page(project.config.experiment, None)
     address = f"{project.tracker.uri}/#/experiments/{project.experiment()}/runs"

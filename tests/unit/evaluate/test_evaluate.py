@@ -8,8 +8,8 @@ import pytest
 from align.config.evaluate import EvaluateConfig
 from align.errors import DataError
 from align.evaluate.evaluate import evaluate
-from align.evaluate.inputs import shards_test_set
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held_out_sets, write_set
+from align.formats.measured_sets import shards_test_set
 from align.formats.shards import Sample
 from tests.support.colours import COLOURS, ColourEncoder, square
 from tests.support.shard_folder import write_shards
@@ -82,7 +82,7 @@ def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
     assert contents[0] == contents[1]
     assert contents[0].keys() == {
         "report.json", "metrics.json", "report.html", "recall.png", "retrieval.png",
-        "classes_confusion.png", ".align.json",
+        "classes_confusion.png", "ranks.parquet", ".align.json",
     }  # fmt: skip
     page = contents[0]["report.html"].decode()
     assert "answered wrong" in page

@@ -165,9 +165,9 @@ COMMANDS = {
     ),
     "promote": Verb(
         "align.release.promote",
-        "make the candidate, or the version named, the champion, if its metrics suffice",
-        ("promote", "register"),
-        ("align promote", "align promote --set promote.min_gain=0.01"),
+        "make the candidate, or the version named, the champion, if every gate lets it",
+        ("promote", "evaluate", "register"),
+        ("align promote", "align promote --set promote.margin=0.01 --json"),
     ),
     "rollback": Verb(
         "align.release.rollback",

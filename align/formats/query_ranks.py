@@ -101,8 +101,8 @@ class QueryRanks:
 
     def chance(self, metric: str) -> float:
         """The metric of a random order. Raises DataError as `scored`."""
-        cuts = CUTS if metric.endswith("mean_recall") else (cut_of(metric),)
         parts = [part for part, _ in self._parts(metric)]
+        cuts = CUTS if metric.endswith("mean_recall") else (cut_of(metric),)
         return float(np.mean([chance(part.num_correct, part.num_items, k) for part in parts for k in cuts]))
 
     def _parts(self, metric: str) -> list[tuple[Ranked, NDArray[np.float64]]]:

@@ -55,6 +55,7 @@ class Results:
         accepted: expectations that failed and that a person accepted, as "NAME, by WHO: WHY".
         params: `section.key` -> value, of the sections that change bytes.
         metrics: the metrics of every stage.
+        evaluation_digest: names the sets that the model was measured on; None in reports of earlier versions.
     """
 
     model_digest: str
@@ -63,6 +64,7 @@ class Results:
     accepted: tuple[str, ...]
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
+    evaluation_digest: str | None
 
     @property
     def digest(self) -> str:
@@ -81,6 +83,7 @@ class Results:
             tags
             | dict(self.history)
             | ({"align.quality_accepted": "; ".join(self.accepted)[:_MAX_TAG]} if self.accepted else {})
+            | ({"align.evaluation_digest": self.evaluation_digest} if self.evaluation_digest else {})
         )
 
 
@@ -117,6 +120,7 @@ def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results
         accepted=tuple(f"{one['expectation']}, by {one['by']}: {one['reason']}" for one in accepted if one),
         params=flattened(_values(outputs, values)),
         metrics=_read_metrics(outputs),
+        evaluation_digest=_report(reports / "evaluation").get("evaluation_digest"),
     )
 
 

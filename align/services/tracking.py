@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from align.errors import RefusedError, ServiceError, without_logins
 from align.services.mlflow_address import DEFAULT_URI, named_address
-from align.services.registry import Registry
+from align.services.registry import Registry, Version
 from align.services.tracked_run import TrackedRun, tracked_run
 from align.services.tracking_store import artifacts_beside, settle
 
@@ -82,6 +82,7 @@ class Tracker:
             if full != os.environ.get("MLFLOW_TRACKING_URI") or file.resolve() == own.resolve():
                 settle(file)  # not a store that many share: on another machine it may have another path
             full = f"sqlite:///{file.resolve()}"  # MLflow keeps connections by address, also when the folder changes
+        self._address = full
         with self._asking():
             self._client = MlflowClient(tracking_uri=full, registry_uri=full)
         self.registry = Registry(self._client, self._asking)
@@ -217,6 +218,22 @@ class Tracker:
         """Uploads a folder's files as artifacts under `name`."""
         with self._asking():
             self._client.log_artifacts(run_id, str(folder), name)
+
+    def artifact(self, run_id: str, path: str, folder: Path) -> Path | None:
+        """Downloads a file of a run's artifacts into a folder that exists; None if the run has no such file."""
+        above = path.rpartition("/")[0]
+        with self._asking():
+            if path not in [item.path for item in self._client.list_artifacts(run_id, above or None)]:
+                return None
+            return Path(self._client.download_artifacts(run_id, path, str(folder)))
+
+    def model_files(self, version: Version, folder: Path) -> Path:
+        """Downloads the files of a registered model into a folder that exists; returns the model's folder in it."""
+        from mlflow.artifacts import download_artifacts
+
+        with self._asking():
+            address = self._client.get_model_version_download_uri(version.name, str(version.number))
+            return Path(download_artifacts(artifact_uri=address, dst_path=str(folder), tracking_uri=self._address))
 
     def log_dataset(self, run_id: str, name: str, digest: str, source: str) -> None:
         """Records the data that a run used. MLflow keeps the first 36 characters of the digest."""

@@ -5,21 +5,34 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
+from align.files import sha256_folder
+from align.formats.query_ranks import RANKS, write_ranks
+from align.release import gates
+from align.release.decision import Gate
 from align.services.registry import ROLLED_BACK, Version
 from align.services.tracking import Tracker
 from tests.support.params import PARAMS_FILE
+from tests.support.registered import RECALL, ranks
 
-RECALL = "concepts/image_to_text/recall@10"
+
+@pytest.fixture(autouse=True)
+def no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models here are empty files; tests/integration/test_promotion.py has one that predicts."""
+    monkeypatch.setattr(gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", packaged.is_dir()))
 
 
 def version(tracker: Tracker, root: Path, recall: float) -> Version:
     """A registered version whose run has measured this."""
     run_id = tracker.start_run("align", "x")
-    tracker.log_metrics(run_id, {RECALL: recall, f"{RECALL}/low": recall - 0.1, f"{RECALL}/chance": 0.02})
+    (root / "evaluation").mkdir(exist_ok=True)
+    write_ranks(ranks(recall), root / "evaluation" / RANKS)
+    tracker.log_folder(run_id, root / "evaluation", "reports/evaluation")
     (root / "model").mkdir(exist_ok=True)
     (root / "model" / "MLmodel").write_text("flavors: {}")
     tracker.log_folder(run_id, root / "model", "model")
-    tags = {"align.data_digest": "d" * 64, "align.model_digest": "e" * 64, "align.git_revision": "0123abc"}
+    digest = sha256_folder(root / "model")
+    tags = {"align.data_digest": "d" * 64, "align.model_digest": digest, "align.git_revision": "0123abc"}
+    tags |= {"align.quality": "passed"}
     made = tracker.registry.create_version("align", run_id, "model", tags)
     tracker.registry.set_alias(made, "candidate")
     tracker.end_run(run_id)
@@ -34,10 +47,11 @@ def test_any_version_may_be_promoted_and_is_named(
     settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]
 
     def promote(*words: str) -> str:
-        """Exit code and what was printed."""
+        """Exit code and the last line that was printed: after a table of gates, the decision."""
         code = main(["promote", *settings, *words])
         done = capsys.readouterr()
-        return f"{code} {done.out}{done.err}".strip()
+        assert code or "already" in done.out or "  lineage  " in done.out
+        return f"{code} {(done.out + done.err).strip().splitlines()[-1]}"
 
     nothing = "no MLflow here: MLFLOW_TRACKING_URI is not set, and there is no mlflow.db; run `align register` first"
     assert promote("--version", "1") == promote() == f"1 align: error: {nothing}"
@@ -49,7 +63,7 @@ def test_any_version_may_be_promoted_and_is_named(
         "1 align: error: model 'align' has no version 1; it has none: run `align"
     )
     first, second, third = (version(tracker, tmp_path, recall) for recall in (0.4, 0.6, 0.5))
-    what = "data dddddddddddd, model eeeeeeeeeeee, git 0123abc"
+    what = f"data dddddddddddd, model {first.tags['align.model_digest'][:12]}, git 0123abc"
     assert promote("--version", "7") == "1 align: error: model 'align' has no version 7; it has 1, 2, 3"
     assert promote("--version", "1").startswith(f"0 align version 1 (run {first.run_id}, {what}) is the champion: mean")
     assert promote("--version", "1") == f"0 align: version 1 already is the champion (run {first.run_id}, {what})"
@@ -63,9 +77,10 @@ def test_any_version_may_be_promoted_and_is_named(
     capsys.readouterr()
     refused = promote("--version", "2")
     assert refused.startswith(
-        f"1 align: error: align version 2 (run {second.run_id}, {what}) is not promoted: it was rolled"
+        f"1 align: error: align version 2 (run {second.run_id}, {what}) is not promoted: rolled back: at 20"
     )
-    assert refused.endswith(f"slow on phones; remove its tag {ROLLED_BACK} to allow its promotion")
+    assert f"slow on phones; needed: never; remove its tag {ROLLED_BACK} to allow its promotion" in refused
+    assert promote("--version", "2", "--json").startswith(refused.partition("; needed:")[0])
 
 
 @pytest.mark.timeout(600)
@@ -77,7 +92,9 @@ def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(
     tracker = Tracker()
     for _ in range(2):
         version(tracker, tmp_path, 0.5)
-    settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]", "--set", "promote.min_gain=0"]
+    settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]
+    better = Gate("better", "", "", True)
+    monkeypatch.setattr(gates, "better", lambda *_: better)  # else no two could each replace the other
     for number in ("1", "2", "1"):
         assert main(["promote", *settings, "--version", number]) == 0
     assert tracker.registry.aliases("align") == {"candidate": 2, "champion": 1, "previous": 2}

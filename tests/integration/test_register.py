@@ -151,7 +151,7 @@ def test_the_same_model_is_the_same_version_and_the_same_results_the_same_run(pr
 
 
 @pytest.mark.parametrize(
-    "other", [{"health": {"price_per_hour": 2.5}}, {"cluster": {"num_nodes": 4}}, {"promote": {"min_gain": 0.5}}]
+    "other", [{"health": {"price_per_hour": 2.5}}, {"cluster": {"num_nodes": 4}}, {"promote": {"margin": 0.5}}]
 )
 def test_a_value_that_changes_no_bytes_makes_no_other_run(project: Project, other: dict[str, Any]) -> None:
     first, again = project.register(), project.register(values=other)

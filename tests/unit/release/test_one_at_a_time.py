@@ -3,7 +3,7 @@
 import argparse
 import threading
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -27,12 +27,17 @@ def test_one_waits_for_the_other(verb: ModuleType, tmp_path: Path, monkeypatch: 
         waits.set()
 
     monkeypatch.chdir(tmp_path)
-    for attribute, value in {"require_store": lambda: None, "Tracker": lambda: None, "say": say, name: moves}.items():
+    judged = SimpleNamespace(champion=None)
+    tracker = SimpleNamespace(registry=SimpleNamespace(version_at=moves))
+    replaced = {"require_store": lambda: None, "Tracker": lambda: tracker, "say": say}
+    # What promote judges before it takes the lock; under it, it looks first whether the champion is still the same.
+    replaced |= {"_candidate": lambda *_: None, "_judge": lambda *_: judged} if name == "promote" else {name: moves}
+    for attribute, value in replaced.items():
         monkeypatch.setattr(verb, attribute, value)
 
     def second() -> None:
         with pytest.raises(DataError):
-            verb.main(load_params(), argparse.Namespace(version=None, reason="slow"))
+            verb.main(load_params(), argparse.Namespace(version=None, reason="slow", json=False))
 
     thread = threading.Thread(target=second)
     with locked(promote.LOCK, "align rollback", order.append):

@@ -1,4 +1,4 @@
-"""The gates of a promotion, apart from the comparison: lineage, verdict, bytes, chance, health, history, a prediction."""
+"""The gates of a promotion: lineage, verdict, bytes, chance, the comparison, health, history, a prediction."""
 
 from __future__ import annotations
 

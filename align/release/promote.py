@@ -35,7 +35,7 @@ from align.release.paired import difference, of_metrics, set_of
 from align.release.promotion_page import write_page
 from align.release.slices import compared_slices
 from align.services.mlflow_address import require_store
-from align.services.registry import CANDIDATE, CHAMPION, PREVIOUS, REPLACED, Version
+from align.services.registry import CANDIDATE, CHAMPION, PREVIOUS, REPLACED, ROLLED_BACK, Version
 from align.services.tracking import Tracker
 
 #: Of all processes of a checkout, one moves the aliases at a time. In the working directory, as what runs share.
@@ -80,10 +80,11 @@ def promote(params: Params, tracker: Tracker, number: int | None = None) -> tupl
         judged = _judge(params, tracker, _candidate(model, tracker, number))
         with locked(LOCK, "align promote", say):
             champion = tracker.registry.version_at(model, CHAMPION)
-            if _number(champion) != _number(judged.champion):
+            decision, candidate = judged.decision, _candidate(model, tracker, judged.candidate.number)
+            was_taken_back = ROLLED_BACK in candidate.tags and ROLLED_BACK not in judged.candidate.tags
+            if _number(champion) != _number(judged.champion) or was_taken_back:
                 say("promote: the champion has changed meanwhile; judging again")
                 continue
-            decision, candidate = judged.decision, judged.candidate
             if decision.outcome == "unchanged":
                 return decision, None
             page = _record(decision, candidate, tracker)

@@ -16,7 +16,9 @@ from tests.support import registered
 from tests.support.colours import COLOURS, square
 
 IMAGES = [
-    EvaluationImage(f"{name}{shade}", square(name, shade=shade), f"{name}{shade}", (name, shade * "x"), None, None, "query")
+    EvaluationImage(
+        f"{name}{shade}", square(name, shade=shade), f"{name}{shade}", (name, shade * "x"), None, None, "query"
+    )
     for name in COLOURS for shade in (0, 9, 18, 27)
 ]  # fmt: skip
 TODAY = EvaluationSet("concepts", "retrieval", "squares", IMAGES, (), ())
@@ -30,7 +32,8 @@ def test_old_versions_are_measured_once_and_reports_stay(
     tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", True))  # see test_promotion
+    passed = Gate("smoke prediction", "", "", True)  # the real one is in test_promotion
+    monkeypatch.setattr(gates, "prediction", lambda packaged: passed)
     project = registered.write(tmp_path, mlflow_server)
     write_set(tmp_path / "evaluation", TODAY)
     project.candidate(0.5, keeps_ranks=False)

@@ -21,7 +21,8 @@ def decision(compared: Compared | None) -> PromotionDecision:
     return PromotionDecision(
         outcome="refused", reason=HOSTILE, model="align", candidate=2, what="run 1", champion=1,
         scores={METRIC: (0.5, 0.4)}, gates=gates, compared=compared, confidence=0.95, margin=0.005,
-        measured=("version 2: as its run was measured",), sets_digest="d" * 64, num_decided=12, at="2026-11-27T12:00:00Z",
+        measured=("version 2: as its run was measured",), sets_digest="d" * 64, num_decided=12,
+        at="2026-11-27T12:00:00Z",
     )  # fmt: skip
 
 

@@ -175,6 +175,12 @@ COMMANDS = {
         ("register",),
         ("align rollback", 'align rollback --reason "misses small pictures"'),
     ),
+    "champion": Verb(
+        "align.release.champion",
+        "show which version is the champion, since when and why, or which one was it at a time",
+        ("register",),
+        ("align champion", "align champion --json"),
+    ),
     "search": Verb(
         "align.search.search",
         "search the indexed images by text, image, image + text or image - text",

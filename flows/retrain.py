@@ -22,7 +22,7 @@ from align.config.register import RegisterConfig
 from align.config.retrain import RetrainConfig
 from align.errors import DataError
 from align.git import git, identity
-from align.services.registry import CHAMPION, Version
+from align.services.registry import CHAMPION, PROMOTED, Version
 from align.services.tracking import Tracker
 from flows.alerts import alert
 from flows.pipeline import pipeline
@@ -32,7 +32,7 @@ from flows.run_context import RunContext
 from flows.source_change import SourceChange, look
 from flows.this_run import end_record, in_progress
 
-PROMOTED, REVISION = "align.promoted_at", "align.git_revision"
+REVISION = "align.git_revision"
 
 
 @flow(flow_run_name="retrain", on_completion=[end_record], on_failure=[end_record])

@@ -18,3 +18,7 @@ class PromoteConfig(Section):
     metrics: Annotated[list[str], Field(min_length=1)]
     min_gain: float
     min_times_chance: Annotated[float, Field(ge=0)]
+    #: A person must approve each promotion whose gates passed.
+    approval: bool
+    #: Hours that the flow `approve` waits for an answer; a year at most.
+    approval_timeout_h: Annotated[float, Field(gt=0, le=8760)]

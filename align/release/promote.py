@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from align.config import Params
@@ -21,12 +20,12 @@ from align.config.register import RegisterConfig
 from align.console import say, show
 from align.errors import DataError, GateError
 from align.locks import locked
+from align.release.alias_moves import LOCK
+from align.release.approval import Approval, add_approval_arguments, approval_of, reject, write_decision
+from align.release.champion import make_champion, settled
 from align.services.mlflow_address import require_store
-from align.services.registry import CANDIDATE, CHAMPION, PREVIOUS, REPLACED, ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
+from align.services.registry import CANDIDATE, CHAMPION, PREVIOUS, ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
 from align.services.tracking import Tracker, metric_name
-
-#: Of all processes of a checkout, one moves the aliases at a time. In the working directory, as what runs share.
-LOCK = Path(".align/locks/champion")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class PromotionDecision:
     """The decision on a version, the candidate.
 
     Attributes:
-        outcome: `unchanged` means that the candidate already is the champion.
+        outcome: `unchanged`: the candidate already is the champion. `unapproved`: it is good enough, and a person has
+            to approve it (`promote.approval`).
         reason: one sentence with the numbers.
         candidate: version number.
         what: what the candidate is: its run, data, model and revision.
@@ -42,7 +42,7 @@ class PromotionDecision:
         scores: metric -> (candidate's, champion's or None).
     """
 
-    outcome: Literal["promoted", "refused", "unchanged"]
+    outcome: Literal["promoted", "refused", "unchanged", "unapproved"]
     reason: str
     candidate: int
     what: str
@@ -50,7 +50,9 @@ class PromotionDecision:
     scores: Mapping[str, tuple[float, float | None]]
 
 
-def promote(config: PromoteConfig, model: str, tracker: Tracker, number: int | None = None) -> PromotionDecision:
+def promote(
+    config: PromoteConfig, model: str, tracker: Tracker, number: int | None = None, approval: Approval | None = None
+) -> PromotionDecision:
     """Compares a version with the champion, and moves the alias `champion` if the version is good enough.
 
     Args:
@@ -58,25 +60,73 @@ def promote(config: PromoteConfig, model: str, tracker: Tracker, number: int | N
         model: name of the registered model.
         tracker: MLflow.
         number: of the version; None takes the one with alias `candidate`.
+        approval: of a person; None: nobody was asked.
 
     Raises:
+        GateError: what was approved is not what would be moved.
+        LockedError: somebody else moved the aliases at the same time.
         DataError: there is no such version, no candidate, or a metric was not measured.
         ServiceError: MLflow is unavailable or refuses.
     """
+    settled(tracker, model)  # what a killed call left half moved, and what was moved by hand
     candidate, champion = _candidate(model, tracker, number), tracker.registry.version_at(model, CHAMPION)
+    if approval is not None:
+        approval.require_judged(candidate, champion, tracker.registry.aliases(model))
     decision = _decide(config, tracker, candidate, champion)
+    if decision.outcome == "promoted" and config.approval and approval is None:
+        return replace(decision, outcome="unapproved")
     if decision.outcome == "promoted":
-        tags = {"align.promoted_at": _now(), "align.promoted_because": decision.reason}
-        if champion is not None:
-            tags[REPLACED] = str(champion.number)
-            tracker.registry.set_alias(champion, PREVIOUS)
-        tracker.registry.set_version_tags(candidate, tags)
-        tracker.registry.set_alias(candidate, CHAMPION)
+        _make_champion(
+            tracker,
+            candidate,
+            champion,
+            decision.reason,
+            {name: ours for name, (ours, _) in decision.scores.items()},
+            approval,
+        )
     elif decision.outcome == "refused":
         tracker.registry.set_version_tags(
             candidate, {"align.refused_at": _now(), "align.refused_because": decision.reason}
         )
     return decision
+
+
+def check(config: PromoteConfig, model: str, tracker: Tracker) -> str:
+    """Judges the champion after the fact: by the gates, and one moved by hand also against the one that it replaced.
+
+    Returns:
+        A sentence.
+
+    Raises:
+        GateError: it would not have been promoted; the message says why.
+        DataError: there is no champion, or a metric was not measured.
+        ServiceError: MLflow is unavailable or refuses.
+    """
+    state = settled(tracker, model)
+    if state.champion is None:
+        raise DataError(f"model '{model}' has no champion to check")
+    versions = {version.number: version for version in tracker.registry.versions(model)}
+    replaced = state.moves[-1].before if state.moved_by_hand else None
+    decision = _decide(config, tracker, versions[state.champion], versions.get(replaced or 0))
+    how = f", moved by hand at {state.moves[-1].at}," if state.moved_by_hand else ""
+    name = f"{model} version {state.champion}, the champion{how}"
+    if decision.outcome == "refused":
+        raise GateError(f"{name} would not be promoted: {decision.reason}")
+    return f"{name} passes the gates"
+
+
+def _make_champion(
+    tracker: Tracker,
+    candidate: Version,
+    champion: Version | None,
+    reason: str,
+    figures: Mapping[str, float],
+    approval: Approval | None,
+) -> None:
+    """The one place where `promote` moves aliases."""
+    replaces = champion.number if champion else None
+    why, who = (f"{reason}; approved: {approval.why}", approval.signed) if approval else (reason, None)
+    make_champion(tracker, candidate, replaces=replaces, why=why, figures=figures, who=who)
 
 
 def _candidate(model: str, tracker: Tracker, number: int | None) -> Version:
@@ -155,18 +205,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"promote this version; default: the one with alias '{CANDIDATE}', which `align register` moves",
     )
+    parser.add_argument("--check", action="store_true", help="judge the champion that is; moves nothing")
+    add_approval_arguments(parser)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """`align promote`. Raises GateError if the version is refused."""
+    """`align promote`. Raises GateError if the version is refused, or waits for an approval."""
     config, names = params.section(PromoteConfig), params.section(RegisterConfig)
+    approval = approval_of(args)
     require_store()
     with locked(LOCK, "align promote", say):
-        decision = promote(config, names.model_name, Tracker(), args.version)
+        tracker = Tracker()
+        if approval is not None and approval.is_rejection:
+            show(reject(tracker, _candidate(names.model_name, tracker, args.version), approval))
+            return
+        if args.check:
+            show(check(config, names.model_name, tracker))
+            return
+        decision = promote(config, names.model_name, tracker, args.version, approval)
+    write_decision(args.decision, decision)
     what = decision.what if args.version is not None else f"the {CANDIDATE}: {decision.what}"
     name = f"{names.model_name} version {decision.candidate} ({what})"
     if decision.outcome == "refused":
         raise GateError(f"{name} is not promoted: {decision.reason}")
+    if decision.outcome == "unapproved":
+        asks = f"{name} is good enough ({decision.reason}), and waits for a person's approval (promote.approval)"
+        if args.decision is None:
+            how = f"align promote --version {decision.candidate} --approved-by WHO --because WHY"
+            raise GateError(f"{asks}: {how}")
+        show(asks)
+        return
     if decision.outcome == "unchanged":
         show(f"{names.model_name}: {decision.reason} ({what})")
         return

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from align.formats.champion_moves import ChampionState, history_of, unfinished_of
+
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
-#: Tags of a version: the champion that it replaced, which further rollbacks need; when and why it was rolled back.
-REPLACED = "align.replaced_version"
+#: Tags of a version: when and why it became the champion; when and why it was rolled back. The history of the model
+#: has more (`align.formats.champion_moves`); the first champions of old registries have the one that they replaced.
+PROMOTED, PROMOTED_BECAUSE, REPLACED = "align.promoted_at", "align.promoted_because", "align.replaced_version"
 ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_because"
 
 
@@ -71,6 +74,31 @@ class Registry:
             models = self._client.search_registered_models(f"name = '{model}'")
             return {alias: int(number) for item in models for alias, number in item.aliases.items()}
 
+    def champion_state(self, model: str) -> ChampionState:
+        """The champion and its history; changes nothing. Empty where there is no such model.
+
+        Raises:
+            FormatError: a tag of the history was changed.
+        """
+        aliases: dict[str, int] = {}
+        tags: dict[str, str] = {}
+        with self._asking():
+            for item in self._client.search_registered_models(f"name = '{model}'"):
+                tags |= item.tags
+                aliases |= {alias: int(number) for alias, number in item.aliases.items()}
+        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+        return ChampionState(model, champion, previous, history_of(model, tags), unfinished_of(model, tags))
+
+    def set_model_tag(self, model: str, key: str, value: str) -> None:
+        """Sets a tag of the model itself."""
+        with self._asking():
+            self._client.set_registered_model_tag(model, key, value)
+
+    def delete_model_tag(self, model: str, key: str) -> None:
+        """Removes a tag of the model itself, if it has it."""
+        with self._asking():
+            self._client.delete_registered_model_tag(model, key)
+
     def set_alias(self, version: Version, alias: str) -> None:
         """Moves an alias to a version."""
         with self._asking():
@@ -86,6 +114,12 @@ class Registry:
         with self._asking():
             for key, value in tags.items():
                 self._client.set_model_version_tag(version.name, str(version.number), key, value)
+
+    def delete_version_tags(self, version: Version, keys: Iterable[str]) -> None:
+        """Removes those of these tags that a version has."""
+        with self._asking():
+            for key in set(keys) & set(version.tags):
+                self._client.delete_model_version_tag(version.name, str(version.number), key)
 
 
 def _version(item: Any) -> Version:

@@ -1,5 +1,7 @@
 """`align promote --version N` as a person types it, over a registry in a file."""
 
+import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -89,4 +91,54 @@ def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(
     )
     assert tracker.registry.aliases("align") == {"candidate": 2, "champion": 2}
     assert main(["rollback", *settings]) == 1
-    assert "no version with alias 'previous': no champion before 2" in capsys.readouterr().err
+    assert "no champion before 2 is left: the others were rolled back" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(600)
+def test_the_history_of_the_champion_as_a_person_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # MLflow caches relative ones
+    monkeypatch.setenv("ALIGN_FLOW_RUN_ID", "f1")
+    tracker = Tracker()
+    settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]
+
+    def said(*words: str) -> str:
+        """Exit code and what was printed."""
+        code = main([words[0], *settings, *words[1:]])
+        done = capsys.readouterr()
+        return f"{code} {done.out}{done.err}".strip()
+
+    assert said("champion") == "1 align: error: MLflow has no version of a model 'align'; run `align register` first"
+    for recall in (0.4, 0.6):
+        version(tracker, tmp_path, recall)
+    assert said("champion") == "0 align: the champion is no version; previous: none"
+    assert said("promote", "--check") == "1 align: error: model 'align' has no champion to check"
+    assert said("promote", "--version", "1").startswith("0 ")
+    day = datetime.now(UTC).date().isoformat()
+    lines = said("champion").splitlines()
+    assert lines[0] == "0 align: the champion is version 1; previous: none" and len(lines) == 3
+    assert lines[2].split()[1:5] == ["promoted", "none", "1", "flow"] and "well above chance" in lines[2]
+    assert said("promote", "--check") == "0 align version 1, the champion passes the gates"
+    assert said("champion", "--at", day).startswith(f"0 align: the champion at {day} was version 1; version 1 was prom")
+    assert said("champion", "--at", "2020-01-01").startswith(
+        "1 align: error: no champion of 'align' is known at 2020-01-01: its history begins "
+    )
+    assert said("champion", "--at", "noon").startswith("1 align: error: --at noon: expected a date such as 2026-11-01")
+
+    run_id = tracker.start_run("align", "x")
+    tracker.log_metrics(run_id, {RECALL: 0.03, f"{RECALL}/low": 0.01, f"{RECALL}/chance": 0.02})
+    tracker.registry.set_alias(tracker.registry.create_version("align", run_id, "model", {}), "champion")
+    noticed, refused = said("promote", "--check").splitlines()
+    assert noticed.startswith("1 note: somebody moved the champion of 'align' by hand: from 1 to 3, ")
+    assert refused.startswith("align: error: align version 3, the champion, moved by hand at ")
+    assert "would not be promoted: " in refused and "is below 3 x chance" in refused
+    known = json.loads(said("champion", "--json").removeprefix("0 "))
+    assert (known["champion"], known["previous"], known["by_hand"]) == (3, 1, True)
+    assert [(move["kind"], move["from"], move["to"], move["who"]) for move in known["history"]] == [
+        ("promoted", None, 1, "flow run f1"), ("by hand", 1, 3, "unknown"),
+    ]  # fmt: skip
+    assert known["history"][0]["figures"] == {RECALL: 0.4}
+    then = json.loads(said("champion", "--at", day, "--json").removeprefix("0 "))
+    assert (then["champion"], then["since"]["kind"]) == (3, "by hand")

@@ -28,7 +28,7 @@ VALUES: dict[str, Any] = {
     "health": {"price_per_hour": None},
     "cluster": {"num_nodes": 1},
 }
-PROMOTE = PromoteConfig(metrics=[RECALL], min_gain=0.02, min_times_chance=3.0)
+PROMOTE = PromoteConfig(metrics=[RECALL], min_gain=0.02, min_times_chance=3.0, approval=False, approval_timeout_h=72.0)
 
 
 @dataclass

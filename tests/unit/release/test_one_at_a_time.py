@@ -13,6 +13,13 @@ from align.release import promote, rollback
 from tests.support.params import load_params
 
 
+def arguments(verb: ModuleType) -> argparse.Namespace:
+    """Those of a command without any."""
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return parser.parse_args([])
+
+
 @pytest.mark.parametrize("verb", [promote, rollback])
 def test_one_waits_for_the_other(verb: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = verb.__name__.rpartition(".")[2]
@@ -32,7 +39,7 @@ def test_one_waits_for_the_other(verb: ModuleType, tmp_path: Path, monkeypatch: 
 
     def second() -> None:
         with pytest.raises(DataError):
-            verb.main(load_params(), argparse.Namespace(version=None, reason="slow"))
+            verb.main(load_params(), arguments(verb))
 
     thread = threading.Thread(target=second)
     with locked(promote.LOCK, "align rollback", order.append):

@@ -106,9 +106,14 @@ class ChampionState:
 
         Without a history nothing can be said: the champion may be older than the history.
         """
-        if self.unfinished is not None or not self.moves:
+        if self.unfinished is not None or self.last is None:
             return False
-        return self.moves[-1].to != self.champion or self.moves[-1].kind == "by hand"
+        return self.last.to != self.champion or self.last.kind == "by hand"
+
+    @property
+    def last(self) -> Move | None:
+        """The last move of the alias; None where there is none."""
+        return next((move for move in reversed(self.moves) if move.kind != "rejected"), None)
 
 
 def history_of(model: str, tags: Mapping[str, str]) -> tuple[Move, ...]:

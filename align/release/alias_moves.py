@@ -10,7 +10,7 @@ MLflow, whose registry cannot compare and set. So a call reads that there is no 
 and reads it back (Fischer's mutual exclusion; in L. Lamport, "A fast mutual exclusion algorithm", 1987). Of two, only
 the one that wrote last finds its own, and the other ends with one line and has moved nothing. That holds if no write
 arrives later than SETTLE_S after the read before it: a call measures that, and withdraws where it took longer. Who
-finishes an intent of somebody else waits likewise before.
+finishes an intent of somebody else waits twice as long before.
 
 What is not guaranteed: a process that is stopped for seconds (SIGSTOP, a frozen machine) between its last look and its
 next write may move an alias back after somebody else finished its move and made another. It looks again at its end and
@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 
-from align.errors import LockedError, ServiceError
+from align.errors import DataError, LockedError, ServiceError
 from align.formats.champion_moves import (
     DERIVED,
     INTENT,
@@ -75,7 +75,7 @@ def settle(registry: Registry, model: str) -> ChampionState:
     for _ in range(_ATTEMPTS):
         state = registry.champion_state(model)
         if state.unfinished is not None:
-            sleep(SETTLE_S)
+            sleep(2 * SETTLE_S)  # who began it may be at work, and needs no help
             if registry.champion_state(model) == state:
                 _finish(registry, state, state.unfinished)
         elif missing := _underived(registry, state):
@@ -112,6 +112,7 @@ def move(
         The entry in the history.
 
     Raises:
+        DataError: the version was deleted meanwhile; nothing was moved.
         LockedError: somebody else moved the aliases meanwhile; nothing was moved.
         ServiceError: MLflow is unavailable or refuses; the next call finishes what was begun.
     """
@@ -141,13 +142,11 @@ def move(
         if made.id not in {entry.id for entry in after.moves}:  # else another call has finished it
             raise _lost(model)
         return made
-    if (after.champion, after.moves) != (
-        state.champion,
-        state.moves,
-    ):  # moved in MLflow in this second: what was decided is not what there is
+    if after.champion != state.champion or after.moves != state.moves:  # what was decided is not what there is
         _withdraw(registry, model, made)
         raise _lost(model)
-    _finish(registry, after, after.unfinished)
+    if not _finish(registry, after, after.unfinished):
+        raise DataError(f"version {to} of model '{model}' was deleted meanwhile; nothing was moved")
     return after.unfinished
 
 
@@ -163,21 +162,22 @@ def _withdraw(registry: Registry, model: str, mine: Move) -> None:
         registry.delete_model_tag(model, INTENT)
 
 
-def _finish(registry: Registry, state: ChampionState, begun: Move) -> None:
-    """Makes the writes of a move, in their order; each may have been made before."""
+def _finish(registry: Registry, state: ChampionState, begun: Move) -> bool:
+    """Makes the writes of a move, in their order; each may have been made before. False: it was undone instead."""
     model = state.model
     versions = {version.number: version for version in registry.versions(model)}
     is_recorded = any(entry.number == begun.number for entry in state.moves)  # only the end is missing
     if not is_recorded and begun.to is not None and begun.to not in versions:
         _undo(registry, state, versions, begun)
-        return
+        return False
     if not is_recorded:
         _set_aliases(registry, model, versions, begun)
         registry.set_model_tag(model, begun.key, begun.text())
     registry.delete_model_tag(model, INTENT)
     after = registry.champion_state(model)
-    if after.unfinished is None and after.moves and after.moves[-1].number > begun.number:
-        _set_aliases(registry, model, versions, after.moves[-1])  # this process was stopped, and others moved on
+    if after.unfinished is None and after.last and after.last.number > begun.number:
+        _set_aliases(registry, model, versions, after.last)  # this process was stopped, and others moved on
+    return True
 
 
 def _undo(registry: Registry, state: ChampionState, versions: Mapping[int, Version], begun: Move) -> None:
@@ -206,8 +206,8 @@ def _set_aliases(registry: Registry, model: str, versions: Mapping[int, Version]
 
 
 def _set_previous(registry: Registry, model: str, versions: Mapping[int, Version], number: int | None) -> None:
-    if number in versions:
-        registry.set_alias(versions[number], PREVIOUS)
+    if (version := versions.get(number or 0)) is not None:
+        registry.set_alias(version, PREVIOUS)
     else:
         registry.delete_alias(model, PREVIOUS)
 
@@ -215,7 +215,7 @@ def _set_previous(registry: Registry, model: str, versions: Mapping[int, Version
 def _notice(registry: Registry, state: ChampionState) -> None:
     """Records that somebody moved the alias in MLflow, and moves `previous` along.
 
-    Nothing where the state changes within a second: another call of ours may be at work, and tags and aliases are not
+    Nothing where the state changes meanwhile: another call of ours may be at work, and tags and aliases are not
     read at one moment.
     """
     sleep(SETTLE_S)

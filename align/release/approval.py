@@ -52,8 +52,9 @@ class Approval:
         is_champion = champion.number if champion else 0
         if self.champion is not None and self.champion != is_champion:
             was, now = (f"version {number}" if number else "none" for number in (self.champion, is_champion))
+            number = self.candidate or candidate.number
             raise GateError(
-                f"version {candidate.number} is not promoted: the champion was {was} when the promotion was judged, "
+                f"version {number} is not promoted: the champion was {was} when the promotion was judged, "
                 f"and now is {now}; run `align promote` again"
             )
         now_candidate = aliases.get(CANDIDATE)

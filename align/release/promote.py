@@ -106,9 +106,10 @@ def check(config: PromoteConfig, model: str, tracker: Tracker) -> str:
     if state.champion is None:
         raise DataError(f"model '{model}' has no champion to check")
     versions = {version.number: version for version in tracker.registry.versions(model)}
-    replaced = state.moves[-1].before if state.moved_by_hand else None
+    by_hand = state.last if state.moved_by_hand else None
+    replaced = by_hand.before if by_hand else None
     decision = _decide(config, tracker, versions[state.champion], versions.get(replaced or 0))
-    how = f", moved by hand at {state.moves[-1].at}," if state.moved_by_hand else ""
+    how = f", moved by hand at {by_hand.at}," if by_hand else ""
     name = f"{model} version {state.champion}, the champion{how}"
     if decision.outcome == "refused":
         raise GateError(f"{name} would not be promoted: {decision.reason}")

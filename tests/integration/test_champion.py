@@ -24,11 +24,15 @@ class Killed(BaseException):
     """What `kill -9` is to a process."""
 
 
-class Mortal:
-    """MLflow's client, which dies after a number of writes."""
+def die() -> None:
+    raise Killed
 
-    def __init__(self, client: Any, writes: int) -> None:
-        self._client, self.left = client, writes
+
+class Mortal:
+    """MLflow's client, which dies after a number of writes, or something else happens then."""
+
+    def __init__(self, client: Any, writes: int, then: Callable[[], None] = die) -> None:
+        self._client, self.left, self._then = client, writes, then
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
@@ -39,7 +43,7 @@ class Mortal:
             answer = method(*values)
             self.left -= 1
             if self.left == 0:
-                raise Killed
+                self._then()
             return answer
 
         return write
@@ -72,10 +76,10 @@ class Model:
     def history(self) -> list[tuple[str, int | None, int | None]]:
         return [(move.kind, move.before, move.to) for move in self.tracker.registry.champion_state(self.name).moves]
 
-    def dies_after(self, writes: int) -> Tracker:
-        """A tracker whose process is killed after so many writes."""
+    def dies_after(self, writes: int, then: Callable[[], None] = die) -> Tracker:
+        """A tracker whose process is killed after so many writes, or stopped while something else happens."""
         tracker = Tracker.__new__(Tracker)
-        tracker.registry = Registry(Mortal(self.client, writes), self.tracker.registry._asking)
+        tracker.registry = Registry(Mortal(self.client, writes, then), self.tracker.registry._asking)
         return tracker
 
 
@@ -174,6 +178,17 @@ def test_a_move_whose_version_is_deleted_meanwhile_is_undone(tracker: Tracker) -
         assert len(model.history()) == 2
 
 
+def test_a_version_that_is_deleted_while_it_is_promoted_moves_nothing(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(tracker, 2)
+    model.promote(1)
+    monkeypatch.setattr(alias_moves, "sleep", lambda _: model.client.delete_model_version(model.name, "2"))
+    with pytest.raises(DataError, match=r"version 2 of model .* was deleted meanwhile; nothing was moved"):
+        model.promote(2)
+    assert model.aliases() == {"champion": 1} and model.history() == [("promoted", None, 1)]
+
+
 def test_a_champion_that_is_deleted_is_noticed_and_passed_over(tracker: Tracker) -> None:
     model = Model(tracker, 4)
     for number in (1, 2, 3):
@@ -242,6 +257,21 @@ def test_a_registry_that_is_too_slow_to_keep_two_apart_moves_nothing(
     with pytest.raises(ServiceError, match=r"MLflow took .* s for one tag .* so nothing was moved; run it again"):
         alias_moves.move(tracker.registry, state, "promoted", 2, "x", {})
     assert tracker.registry.champion_state(model.name) == state
+
+
+@pytest.mark.timeout(600)
+def test_a_process_that_was_stopped_between_any_two_writes_undoes_nothing_that_others_did(tracker: Tracker) -> None:
+    for writes in range(1, 8):
+        model = Model(tracker, 4)
+        for number in (1, 2):
+            model.promote(number)
+        slow = Model.__new__(Model)
+        slow.name, slow.client = model.name, model.client
+        slow.tracker = model.dies_after(writes, lambda model=model: model.promote(4))  # type: ignore[misc]
+        slow.promote(3)
+        assert settled(tracker, model.name).unfinished is None
+        assert model.history()[2:] == [("promoted", 2, 3), ("promoted", 3, 4)], writes
+        assert model.aliases() == {"champion": 4, "previous": 3}, writes
 
 
 @pytest.mark.timeout(600)

@@ -112,6 +112,7 @@ def test_which_version_was_it_then() -> None:
         (1, PROMOTED[:2], True, False),  # half moved
         (4, [], False, False),  # older than histories
         (5, [*PROMOTED, ("by hand", 3, 5)], False, True),
+        (5, [*PROMOTED, ("by hand", 3, 5), ("rejected", 5, 5)], False, True),
         (6, [*PROMOTED, ("by hand", 3, 5), ("promoted", 5, 6)], False, False),
     ],
 )

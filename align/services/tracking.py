@@ -102,11 +102,17 @@ class Tracker:
             runs = self._client.search_runs([found.experiment_id], condition, max_results=100)
         return [run.info.run_id for run in runs]
 
-    def runs(self, condition: str = "") -> list[TrackedRun]:
-        """The runs of all experiments, at most a thousand, the newest first; those of an SQL-like condition."""
+    def runs(self, condition: str = "", experiment: str | None = None) -> list[TrackedRun]:
+        """The runs of one experiment or all, at most a thousand, the newest first; those of an SQL-like condition."""
         with self._asking():
-            ids = [found.experiment_id for found in self._client.search_experiments()]
+            experiments = self._client.search_experiments()
+            ids = [found.experiment_id for found in experiments if experiment in (None, found.name)]
             return [tracked_run(run) for run in self._client.search_runs(ids, condition)] if ids else []
+
+    def run(self, run_id: str) -> TrackedRun:
+        """One run, by its id."""
+        with self._asking():
+            return tracked_run(self._client.get_run(run_id))
 
     def start_run(
         self, experiment: str, name: str, attempt: str | None = None, tags: Mapping[str, str] | None = None

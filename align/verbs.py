@@ -211,6 +211,12 @@ COMMANDS = {
         ("filter",),
         ("align explain 000000012", "align explain 000000012 --json"),
     ),
+    "trace": Verb(
+        "align.lineage.trace",
+        "trace a model, run, shard, pair or address both ways: page to champion, champion to page",
+        ("filter", "register", "ingest"),
+        ("align trace align@champion --html lineage.html", "align trace 000000012"),
+    ),
     "forget": Verb(
         "align.lineage.forget",
         "take-downs: record what people ask to forget; --purge removes the bytes",

@@ -75,7 +75,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 from ruamel.yaml import YAML
 verb = sys.argv[1]
-if verb in ("register", "promote", "rollback"):
+if verb in ("register", "trace", "promote", "rollback"):
     print(verb, *sys.argv[2:])
     sys.exit()
 values = YAML(typ="safe").load(Path("params.yaml").read_text())[verb]

@@ -181,6 +181,12 @@ COMMANDS = {
         ("search",),
         ('align search "red heart" --html hits.html', "align search cat -k 5 --json"),
     ),
+    "serve": Verb(
+        "align.serve",
+        "search as a service: a page, an API; follows the champion",
+        ("serve", "search", "register"),
+        ("align serve", "align serve --local --port 7001"),
+    ),
     "embed": Verb(
         "align.search.embed",
         "write embeddings of images, texts or a parquet column to a parquet file",

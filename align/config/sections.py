@@ -29,6 +29,7 @@ from align.config.register import RegisterConfig
 from align.config.retention import RetentionConfig
 from align.config.retrain import RetrainConfig
 from align.config.search import SearchConfig
+from align.config.serve import ServeConfig
 from align.config.shard import ShardConfig
 from align.config.store import StoreConfig
 from align.config.validate import ValidateConfig
@@ -39,7 +40,8 @@ SECTIONS: dict[str, type[Section]] = {
     for cls in (
         PathsConfig, EngineConfig, StoreConfig, HealthConfig, ClusterConfig, IngestConfig, DownloadConfig, FilterConfig,
         ValidateConfig, ShardConfig, FitTokenizerConfig, ModelConfig, PretrainConfig, FinetuneConfig, EvaluateConfig,
-        IndexConfig, SearchConfig, EmbedConfig, RegisterConfig, PromoteConfig, RetrainConfig, RetentionConfig,
+        IndexConfig, SearchConfig, ServeConfig, EmbedConfig, RegisterConfig, PromoteConfig, RetrainConfig,
+        RetentionConfig,
     )
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ from align.config.finetune import FinetuneConfig
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.register import RegisterConfig
 from align.console import say, show
+from align.release.indexed import log_index
 from align.release.origin import Origin, read_origin
 from align.release.results import PipelineOutputs, Results, read_results, read_series
 from align.services.mlflow_address import current_run_id
@@ -78,6 +79,8 @@ def register(
             tracker.set_tags(run, _tags(results, origin, earlier))
         _log(tracker, run, outputs, results, with_files=reused is None)
         version, created = _version(tracker, run, config.model_name, outputs, results.tags() | origin.tags())
+        if outputs.index is not None and outputs.finetuned is not None:
+            log_index(tracker, version, outputs.index, outputs.finetuned, outputs.packaged)
         tracker.registry.set_alias(version, CANDIDATE)
         tracker.set_tags(run, {_RUN_DIGEST: results.digest, "align.model_version": str(version.number)})
     except BaseException:
@@ -145,7 +148,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     others = MAKE_PRETRAINED if paths.is_made_elsewhere(params.section(FinetuneConfig).start) else ()
     done = register(
         params.section(RegisterConfig),
-        PipelineOutputs(paths.packaged, paths.shards, paths.reports, others),
+        PipelineOutputs(paths.packaged, paths.shards, paths.reports, others, paths.index, paths.finetuned),
         params.values,
         origin=read_origin(args.revision, args.cached_stage),
         tracker=None,

@@ -31,12 +31,16 @@ class PipelineOutputs:
         shards: data/shards.
         reports: the folder of all stages' reports.
         others: stages that did not make this model; their reports and values are of another one.
+        index: data/index, which `align serve` fetches with the model; None: it is not registered.
+        finetuned: models/finetuned, by which is told whether the index is of this model.
     """
 
     packaged: Path
     shards: Path
     reports: Path
     others: tuple[str, ...]
+    index: Path | None = None
+    finetuned: Path | None = None
 
     def report_folders(self) -> list[Path]:
         """The reports on what made this model, by name."""

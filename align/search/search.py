@@ -178,6 +178,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         )
     except DataError as error:
         raise DataError(f"--image {args.image}: {error}" if args.image else str(error)) from None
+    say(f"search: the model in {paths.finetuned}, promoted or not; `align serve` answers with the champion")
     if args.json:
         show_json(_json(hits))
     else:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 #: Tags of a version: the champion that it replaced, which further rollbacks need; when and why it was rolled back.
 REPLACED = "align.replaced_version"
 ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_because"
+#: The artifacts of a version's run, and the tags that name their bytes. An index lies in `index/` under its digest's
+#: first 16 digits, since one model may get another index; the tag says which is the version's.
+MODEL_ARTIFACT, INDEX_ARTIFACT = "model", "index"
+MODEL_DIGEST, INDEX_DIGEST = "align.model_digest", "align.index_digest"
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,11 @@ class Registry:
         """Removes an alias."""
         with self._asking():
             self._client.delete_registered_model_alias(model, alias)
+
+    def download(self, version: Version, artifact: str, folder: Path) -> Path:
+        """Fetches an artifact of the version's run into a folder; where it lies there."""
+        with self._asking():
+            return Path(self._client.download_artifacts(version.run_id, artifact, str(folder)))
 
     def set_version_tags(self, version: Version, tags: Mapping[str, str]) -> None:
         """Sets tags of a version."""

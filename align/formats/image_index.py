@@ -8,6 +8,7 @@ answer. With thumbnails the folder needs no shards to show what it finds.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -94,6 +95,24 @@ def write_index(
             files={path.name: path.stat().st_size for path in sorted(part.iterdir())},
         )
         write_text(part / _HEADER, to_json(header.model_dump()))
+
+
+def copy_index(directory: Path, out: Path, *, model_digest: str) -> None:
+    """Copies an index for a model that embeds alike, such as the same one with rounded weights.
+
+    Args:
+        directory: an index.
+        out: the new folder.
+        model_digest: of that model.
+
+    Raises:
+        DataError, FormatError, CorruptError: as `ImageIndex.load`.
+    """
+    header = _read_header(directory)
+    out.mkdir()
+    for name in header.files:
+        shutil.copyfile(directory / name, out / name)
+    write_text(out / _HEADER, to_json(header.model_copy(update={"model_digest": model_digest}).model_dump()))
 
 
 def _read_header(directory: Path) -> IndexHeader:

@@ -1,7 +1,8 @@
 """Search over a million vectors: `python -m benchmarks.vectors [--write]`.
 
-A million clustered vectors, 640 wide, float32: 20,000 centres of unequal weight, and noise in all directions. Queries
-are drawn like them and are none of them. Our approximate index is compared with faiss' exact one, side by side:
+A million clustered vectors, 640 wide, float32: one of 1,000 topics, one of its 20 subjects, of unequal weight, and
+noise in all directions. Queries are drawn like them and are none of them. Our approximate index is compared with faiss'
+exact one, side by side:
 
 * recall@10: the share of the ten exact neighbours that ours finds;
 * CPU time of single queries, and of a batch;
@@ -20,7 +21,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -34,10 +37,11 @@ from benchmarks.measure import Comparison, compare, in_process, interleaved
 from benchmarks.page import conditions, table, write_section
 
 TITLE = "`make bench-vectors`"
-NUM, WIDTH, NUM_CENTRES, BLOCK = 1_000_000, 640, 20_000, 20_000
-#: Length of the noise; a centre's is 1. Vectors of one cluster have a cosine of 0.6.
+NUM, WIDTH, BLOCK = 1_000_000, 640, 20_000
+NUM_TOPICS, SUBJECTS_PER_TOPIC = 1_000, 20
+#: Length of the noise; a subject's is 1. Vectors of one subject have a cosine of 0.6, of one topic 0.3.
 NOISE = 0.8
-NUM_QUERIES, NUM_SINGLE, K = 400, 8, 10
+NUM_QUERIES, NUM_SINGLE, K = 200, 8, 10
 REPETITIONS = 3
 BAR_RECALL, BAR_SPEED, BAR_MEMORY = 0.97, 10.0, 0.25
 FLOAT32_BYTES = NUM * WIDTH * 4
@@ -45,17 +49,27 @@ FLOAT32_BYTES = NUM * WIDTH * 4
 Vectors = NDArray[np.float32]
 
 
+@cache
+def _subjects() -> tuple[Vectors, Vectors]:
+    """(20,000, WIDTH), L2-normalised, and their weights."""
+    rng = np.random.default_rng(0)
+    topics = _normalised(rng.standard_normal((NUM_TOPICS, 1, WIDTH), dtype=np.float32))
+    own = _normalised(rng.standard_normal((NUM_TOPICS, SUBJECTS_PER_TOPIC, WIDTH), dtype=np.float32))
+    weights = np.exp(rng.standard_normal(NUM_TOPICS * SUBJECTS_PER_TOPIC))
+    return _normalised(topics + own).reshape(-1, WIDTH), weights / weights.sum()
+
+
 def draw(number: int, seed: int) -> Vectors:
     """(number, WIDTH) float32, L2-normalised."""
-    rng = np.random.default_rng(0)
-    centres = rng.standard_normal((NUM_CENTRES, WIDTH), dtype=np.float32)
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    weights = np.exp(rng.standard_normal(NUM_CENTRES))
+    subjects, weights = _subjects()
     rng = np.random.default_rng([1, seed])
-    which = rng.choice(NUM_CENTRES, size=number, p=weights / weights.sum())
-    vectors = rng.standard_normal((number, WIDTH), dtype=np.float32) * np.float32(NOISE / WIDTH**0.5)
-    vectors += centres[which]
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
+    which = rng.choice(len(subjects), size=number, p=weights)
+    noise = rng.standard_normal((number, WIDTH), dtype=np.float32) * np.float32(NOISE / WIDTH**0.5)
+    return _normalised(subjects[which] + noise)
+
+
+def _normalised(vectors: Vectors) -> Vectors:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), dtype=np.float32)
 
 
 def blocks(file: Path) -> Iterator[Vectors]:
@@ -93,8 +107,8 @@ def vector_rows(folder: Path) -> tuple[list[Comparison], list[str]]:
     peak = in_process(search_ours, folder)[1] - in_process(draw_only, folder)[1]
     ours = VectorIndex.load(folder / "vectors.faiss")
     theirs = faiss.IndexFlatIP(WIDTH)
-    for block in blocks(folder / "vectors"):
-        theirs.add(block)
+    for vectors in blocks(folder / "vectors"):
+        theirs.add(vectors)
     queries = draw(NUM_QUERIES, NUM)
     right = theirs.search(queries, K)[1]
     found = ours.search(queries, K)[1]
@@ -108,23 +122,25 @@ def vector_rows(folder: Path) -> tuple[list[Comparison], list[str]]:
     for what, some in (("single queries", NUM_SINGLE), (f"batches of {NUM_QUERIES}", NUM_QUERIES)):
         size = 1 if some == NUM_SINGLE else some
         parts = [queries[start : start + size] for start in range(0, some, size)]
-        ours_s, theirs_s = interleaved(
-            lambda parts=parts: [ours.search(part, K) for part in parts],
-            lambda parts=parts: [theirs.search(part, K) for part in parts],
-            REPETITIONS,
-        )
+        ours_s, theirs_s = interleaved(partial(_ask, ours, parts), partial(_ask, theirs, parts), REPETITIONS)
         rows.append(
             compare(
                 f"search in a million vectors, {what}", "faiss, exact", "queries / CPU s",
-                items=some, ours_s=ours_s, theirs_s=theirs_s, note=note,
+                items=some, ours_s=ours_s, theirs_s=theirs_s, note="" if rows else note,
             )
         )  # fmt: skip
-    missed = [f"{row.what}: {row.ratio:.1f}x, not {BAR_SPEED:.0f}x" for row in rows if row.ratio < BAR_SPEED]
+    single = rows[0]
+    missed = [f"{single.what}: {single.ratio:.1f}x, not {BAR_SPEED:.0f}x"] if single.ratio < BAR_SPEED else []
     if recall < BAR_RECALL:
         missed.append(f"recall@{K} {recall:.3f}, not {BAR_RECALL}")
     if peak > BAR_MEMORY * FLOAT32_BYTES:
         missed.append(f"peak memory {peak / FLOAT32_BYTES:.0%} of float32, not {BAR_MEMORY:.0%}")
     return rows, missed
+
+
+def _ask(index: Any, parts: list[Vectors]) -> None:
+    for part in parts:
+        index.search(part, K)
 
 
 def write_items(folder: Path) -> None:
@@ -172,7 +188,7 @@ def main() -> int:
         items = item_row(Path(folder))
         rows, missed = vector_rows(Path(folder))
     about = conditions("a million clustered vectors, 640 wide", ("faiss-cpu", "numpy", "pyarrow"), load)
-    bars = f"Bars: recall@{K} {BAR_RECALL}, {BAR_SPEED:.0f}x, {BAR_MEMORY:.0%} of float32's memory."
+    bars = f"Bars: recall@{K} {BAR_RECALL}, {BAR_SPEED:.0f}x for single queries, {BAR_MEMORY:.0%} of float32's memory."
     text = f"{table([*rows, items])}\n\n{bars} {about}"
     print(text)
     say(f"benchmark: {time.monotonic() - start:.0f} s; below its bar: {'; '.join(missed) or 'nothing'}")

@@ -117,8 +117,9 @@ class IndexedImages(Sequence[IndexedImage]):
             return [self[number] for number in range(*position.indices(len(self)))]
         if not -len(self) <= position < len(self):
             raise IndexError(position)
-        values = (column[position].as_py() for column in self._columns)
-        return IndexedImage(*(tuple(value) if isinstance(value, list) else value for value in values))
+        values: Iterator[Any] = (column[position].as_py() for column in self._columns)
+        row: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
+        return IndexedImage(*row)
 
     def texts(self) -> Iterator[list[str]]:
         """The texts of each image in turn."""

@@ -13,7 +13,7 @@ where a large part of all is asked for, every allowed row of float16 is scored i
 
 from __future__ import annotations
 
-import mmap
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from align.console import say, track
 from align.errors import CorruptError, DataError
 from align.files import write_bytes
+from align.services.vector_rows import forget_pages, one_line, open_rows, require_number, write_rows
 
 _KMEANS_ITERATIONS = 20
 _KMEANS_SEED = 0
@@ -47,6 +48,9 @@ _BLOCK_ROWS = 16_384
 #: The first bytes of a file: which index it holds.
 _EXACT, _LISTS = b"IxFI", b"IwSq"
 _EXACT_HEADER_BYTES = 45
+
+#: faiss has one limit on lengths for the whole process.
+_reading = threading.Lock()
 
 Vectors32 = NDArray[np.float32]
 
@@ -113,13 +117,13 @@ class VectorIndex:
         """
         if num_vectors < exact_below:
             vectors = np.concatenate(list(batches))
-            _require_number(len(vectors), num_vectors)
+            require_number(len(vectors), num_vectors)
             index = faiss.IndexFlatIP(vectors.shape[1])
             index.add(np.ascontiguousarray(vectors, dtype=np.float32))
             write_bytes(path, faiss.serialize_index(index).tobytes())
             return cls(index, None)
-        _write_rows(batches, _rows_file(path), num_vectors)
-        _write_lists(_open_rows(_rows_file(path)), path)
+        write_rows(batches, _rows_file(path), num_vectors)
+        _write_lists(open_rows(_rows_file(path)), path)
         return cls.load(path)
 
     @classmethod
@@ -139,17 +143,11 @@ class VectorIndex:
             raise DataError(f"{path}: no index here; run `align index` first") from None
         if kind not in (_EXACT, _LISTS):
             raise CorruptError(f"{path}: not a faiss index of this project; run `align index` again")
-        # Lengths in the file may lie: nothing in it is larger than the file.
-        faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
-        try:
-            if data is not None:
-                index = faiss.deserialize_index(data)
-                _require_exact(index, len(data), path)
-                return cls(index, None)
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-        except (RuntimeError, MemoryError) as error:
-            raise CorruptError(f"{path}: not a faiss index ({_line(error)}); run `align index` again") from None
-        rows = _open_rows(_rows_file(path))
+        index = _read(path, data)
+        if data is not None:
+            _require_exact(index, len(data), path)
+            return cls(index, None)
+        rows = open_rows(_rows_file(path))
         _require_whole(index, rows, path)
         return cls(index, rows)
 
@@ -195,7 +193,7 @@ class VectorIndex:
             found = self._score_all(self._rows, queries, k, np.arange(len(self)) if allowed is None else allowed)
         else:
             found = self._look_through_lists(self._rows, queries, k, allowed, num_allowed)
-        _forget_pages(self._rows)
+        forget_pages(self._rows)
         return found
 
     def _look_through_lists(
@@ -252,20 +250,10 @@ def _in_order(scores: Vectors32, ids: NDArray[np.int64], k: int) -> tuple[Vector
 
 def _only(allowed: NDArray[np.bool_] | None, parameters: Any) -> Any:
     """faiss's way to say which vectors may be returned; the array of bits lives as long as what refers to it."""
-    return None if allowed is None else parameters(sel=faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little")))
-
-
-def _write_rows(batches: Iterable[Vectors32], path: Path, num_vectors: int) -> None:
-    """An array of float16 in numpy's format."""
-    num_written = 0
-    with path.open("wb") as file:
-        for batch in batches:
-            if not num_written:
-                header = {"descr": "<f2", "fortran_order": False, "shape": (num_vectors, batch.shape[1])}
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(np.ascontiguousarray(batch, dtype="<f2").data)
-            num_written += len(batch)
-    _require_number(num_written, num_vectors)
+    if allowed is None:
+        return None
+    selector: Any = faiss.IDSelectorBitmap  # its stub knows the constructor of C++ only
+    return parameters(sel=selector(np.packbits(allowed, bitorder="little")))
 
 
 def _write_lists(rows: NDArray[np.float16], path: Path) -> None:
@@ -284,7 +272,7 @@ def _write_lists(rows: NDArray[np.float16], path: Path) -> None:
         index.train(sample)
         for start in track(range(0, num_vectors, _BLOCK_ROWS), what="index: vectors to lists"):
             index.add(rows[start : start + _BLOCK_ROWS].astype(np.float32))
-            _forget_pages(rows)
+            forget_pages(rows)
     faiss.write_index(index, str(path))
 
 
@@ -292,42 +280,39 @@ def _rows_file(path: Path) -> Path:
     return path.with_suffix(".npy")
 
 
-def _open_rows(path: Path) -> NDArray[np.float16]:
-    """Raises CorruptError unless the file is an array of float16 that is as long as its header says."""
-    try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError, SyntaxError) as error:
-        raise CorruptError(f"{path}: not the rows of an index ({_line(error)}); run `align index` again") from None
-    if not isinstance(rows, np.memmap) or rows.dtype != np.float16 or rows.ndim != 2:
-        raise CorruptError(f"{path}: not the rows of an index; run `align index` again")
-    if hasattr(mmap, "MADV_RANDOM"):
-        rows._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]  # rows here and there: reading ahead is waste
-    return rows
-
-
-def _forget_pages(rows: NDArray[np.float16]) -> None:
-    """Takes what was read out of this process's memory; the kernel may keep it."""
-    mapped = getattr(rows, "_mmap", None)
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
+def _read(path: Path, data: NDArray[np.uint8] | None) -> Any:
+    """An index of faiss from bytes in memory, or from a file that stays mapped. Raises CorruptError."""
+    with _reading:
+        faiss.set_deserialization_vector_byte_limit(path.stat().st_size)  # a length may lie; none exceeds the file
+        try:
+            if data is not None:
+                return faiss.deserialize_index(data)
+            return faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        except (RuntimeError, MemoryError) as error:
+            raise CorruptError(f"{path}: not a faiss index ({one_line(error)}); run `align index` again") from None
 
 
 def _require_exact(index: Any, num_bytes: int, path: Path) -> None:
-    if index.d < 1 or _EXACT_HEADER_BYTES + 4 * index.ntotal * index.d != num_bytes:
+    is_inner_product = index.metric_type == faiss.METRIC_INNER_PRODUCT
+    if index.d < 1 or not is_inner_product or _EXACT_HEADER_BYTES + 4 * index.ntotal * index.d != num_bytes:
         raise CorruptError(f"{path}: not as long as it says; run `align index` again")
 
 
 def _require_whole(index: Any, rows: NDArray[np.float16], path: Path) -> None:
     """Compares what the files say of themselves, before a search reads where they say: faiss does not."""
-    lists = faiss.downcast_InvertedLists(index.invlists)
+    lists: Any = faiss.downcast_InvertedLists(index.invlists)
     num_bytes = path.stat().st_size
     sizes = [lists.list_size(number) for number in range(lists.nlist)]
     ends = [  # of a list: its codes, then its ids of 8 bytes
         lists.lists.at(number).offset + size * (lists.code_size + 8) for number, size in enumerate(sizes)
     ]
-    quantizer, codes = index.quantizer, index.sq
+    quantizer, codes = faiss.downcast_index(index.quantizer), index.sq
     if (
-        (lists.totsize, max(ends, default=0), sum(sizes)) != (num_bytes, num_bytes, index.ntotal)
+        not isinstance(quantizer, faiss.IndexFlatIP)
+        or not index.metric_type == quantizer.metric_type == faiss.METRIC_INNER_PRODUCT
+        or index.direct_map.type != 0  # none
+        or index.by_residual
+        or (lists.totsize, max(ends, default=0), sum(sizes)) != (num_bytes, num_bytes, index.ntotal)
         or not lists.nlist == index.nlist == quantizer.ntotal
         or not quantizer.d == codes.d == index.d
         or codes.qtype != faiss.ScalarQuantizer.QT_4bit
@@ -338,12 +323,3 @@ def _require_whole(index: Any, rows: NDArray[np.float16], path: Path) -> None:
     if rows.shape != (index.ntotal, index.d):
         raise CorruptError(f"{path}: belongs to other rows than {_rows_file(path).name}; run `align index` again")
     lists.prefetch_nthread = 0  # threads that read ahead, made for each search, cost more than they save
-
-
-def _require_number(found: int, wanted: int) -> None:
-    if found != wanted:
-        raise DataError(f"{found:,} vectors to index, not {wanted:,} as the manifest says; run `align shard` again")
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

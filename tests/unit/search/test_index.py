@@ -1,16 +1,20 @@
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from align.config.index import IndexConfig
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.image_index import ImageIndex
+from align.search.images import thumbnail
 from align.search.index import IndexReport, index
 from align.services.vector_index import VectorIndex
 from tests.support import colour_shards
-from tests.support.colours import ColourEncoder
+from tests.support.colours import ColourEncoder, square
 
 QUERIES: dict[str, Any] = {
     "schema_version": 1,
@@ -50,6 +54,25 @@ def test_every_image_of_every_split_is_found_with_its_texts_and_bytes(tmp_path: 
         assert found.search(vector, 1)[0].score == pytest.approx(1.0, abs=1e-5)
     hits = found.search(ColourEncoder().embed_texts(["blue"])[0], 3)
     assert all("a blue square" in hit.item.texts for hit in hits)
+
+
+def test_thumbnails_need_no_shards_and_are_no_larger_than_the_picture(tmp_path: Path) -> None:
+    build(tmp_path, queries=None)
+    shutil.rmtree(tmp_path / "shards")
+    found = ImageIndex.load(tmp_path / "index", VectorIndex.load)
+    for item in found.items:
+        with Image.open(io.BytesIO(found.thumbnail(item.key))) as picture:
+            assert (picture.format, picture.size) == ("JPEG", (32, 32))
+        vector = ColourEncoder().embed_images([found.thumbnail(item.key)])[0]
+        assert found.search(vector, 1)[0].score == pytest.approx(1.0, abs=1e-3)
+    assert thumbnail(square("red"), 160) == thumbnail(square("red"), 48)  # it has 48 px
+    assert thumbnail(square("red"), 0) == b""
+
+
+def test_an_approximate_index_reports_as_an_exact_one(tmp_path: Path) -> None:
+    exact, approximate = (build(tmp_path / str(size), exact_below=size) for size in (100, 1))
+    assert (tmp_path / "1/index/vectors.npy").exists() and not (tmp_path / "100/index/vectors.npy").exists()
+    assert exact.metrics == approximate.metrics
 
 
 def test_labelled_queries_are_judged_by_the_texts_of_what_they_find(tmp_path: Path) -> None:

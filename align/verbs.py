@@ -196,6 +196,12 @@ COMMANDS = {
             "align embed data/raw/00000.parquet --column caption --out captions.parquet",
         ),
     ),
+    "ready": Verb(
+        "align.search.ready",
+        "make a small folder of model, index and thumbnails that shows search without training",
+        (),
+        ("align ready", "align ready --out trial/ready --set paths.index=trial/index"),
+    ),
     "export": Verb(
         "align.release.export",
         "export a model for transformers, onnxruntime or torch, and check it against ours",

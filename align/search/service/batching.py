@@ -52,6 +52,9 @@ class _Waiting:
     loop: asyncio.AbstractEventLoop
 
 
+_Outcome = tuple[_Waiting, Any, Exception | None]
+
+
 @dataclass
 class BatchCounts:
     """What was done: forward passes over texts or pictures, inputs in them, and texts that were remembered."""
@@ -142,20 +145,21 @@ class Batcher:
             crops = [crop for waiting in batch for crop in waiting.work.crops]
             images = served.embedder.embed_pixels(crops) if crops else np.zeros((0, served.embedder.width), np.float32)
         except Exception as error:  # noqa: BLE001 - the thread lives on; each request of the batch gets the error
-            for waiting in batch:
-                _resolve(waiting, None, error)
+            _settle([(waiting, None, error) for waiting in batch])
             return
         self.counts.num_passes += bool(crops)
         self.counts.num_inputs += len(crops)
         text, image = 0, 0
+        outcomes: list[_Outcome] = []
         for waiting in batch:
             work = waiting.work
             mine = texts[text : text + len(work.texts)], images[image : image + len(work.crops)]
             text, image = text + len(work.texts), image + len(work.crops)
             try:
-                _resolve(waiting, work.finish(*mine), None)
+                outcomes.append((waiting, work.finish(*mine), None))
             except Exception as error:  # noqa: BLE001 - of this request alone
-                _resolve(waiting, None, error)
+                outcomes.append((waiting, None, error))
+        _settle(outcomes)
 
     def _texts(self, served: Served, texts: Sequence[str]) -> Rows:
         known = self._remembered.of(served)
@@ -169,19 +173,23 @@ class Batcher:
             if text in known:
                 known.move_to_end(text)
             else:
-                known[text] = rows[text]
+                known[text] = rows[text].copy()  # a view would keep its whole batch
         self._remembered.trim()
         return np.stack(found) if found else np.zeros((0, served.embedder.width), np.float32)
 
 
-def _resolve(waiting: _Waiting, answer: Any, error: Exception | None) -> None:
-    def settle() -> None:
-        if waiting.future.done():  # its client has left
-            return
-        if error is not None:
-            waiting.future.set_exception(error)
-        else:
-            waiting.future.set_result(answer)
+def _settle(outcomes: Sequence[_Outcome]) -> None:
+    """Hands answers and errors to those who wait, at once: each wake-up of an event loop costs as much as a search."""
 
-    with suppress(RuntimeError):  # the server has ended meanwhile
-        waiting.loop.call_soon_threadsafe(settle)
+    def settle(mine: Sequence[_Outcome]) -> None:
+        for waiting, answer, error in mine:
+            if waiting.future.done():  # its client has left
+                continue
+            if error is not None:
+                waiting.future.set_exception(error)
+            else:
+                waiting.future.set_result(answer)
+
+    for loop in dict.fromkeys(waiting.loop for waiting, _, _ in outcomes):
+        with suppress(RuntimeError):  # the server has ended meanwhile
+            loop.call_soon_threadsafe(settle, [outcome for outcome in outcomes if outcome[0].loop is loop])

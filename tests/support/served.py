@@ -54,10 +54,10 @@ class ColourEmbedder(ColourEncoder):
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def write(root: Path) -> Path:
-    """Writes shards and their index below a folder, which is returned."""
+def write(root: Path, **values: Any) -> Path:
+    """Writes shards and their index, with other values of section `index`, below a folder, which is returned."""
     index(
-        IndexConfig.model_validate(load_params().values["index"] | {"queries": None}),
+        IndexConfig.model_validate(load_params().values["index"] | {"queries": None} | values),
         text_weight=2.0,
         encoder=ColourEncoder(),
         model_digest="mine",

@@ -62,7 +62,7 @@ def known(root: Path, key: str, sha256: str | None = None, digest: str | None = 
     paths = {name: str(root / name) for name in ("raw", "filtered", "shards", "policy", "reports")}
     params = Params(values | {"paths": values["paths"] | paths}, PARAMS_FILE)
     [row] = require_pairs(root / "raw", "key", key)
-    item = IndexedImage(key, sha256 or row["sha256"], ("a red fox",), "train", "train/00000.tar", 0, 1)
+    item = IndexedImage(key, sha256 or row["sha256"], ("a red fox",), "train", "train/00000.tar", 0, 1, (key,))
     return _PairOf(params)(item, digest or read_manifest(root / "shards").digest)
 
 

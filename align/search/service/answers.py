@@ -106,7 +106,6 @@ class SearchAnswer(BaseModel):
         num_images: in the index.
         offset: as asked.
         more: whether a next page has results.
-        complete: false if a filter left so few that only the nearest pictures were looked through.
         hits: one page of them.
     """
 
@@ -115,7 +114,6 @@ class SearchAnswer(BaseModel):
     num_images: int
     offset: int
     more: bool
-    complete: bool
     hits: list[SearchHit]
 
 

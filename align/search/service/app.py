@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from align.errors import AlignError, DataError
+from align.formats.image_index import IndexedImage
 from align.search.service.answers import (
     Asked,
     EmbedAnswer,
@@ -149,11 +150,13 @@ def _pictures(app: FastAPI, service: SearchService) -> None:
         responses=_MISSING | _REFUSALS | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG"}},
         summary="An indexed picture",
     )
-    async def image(key: str, of: str | None = None) -> Response:
-        """Its picture. `of` names the index, so that a browser may keep what it got."""
+    async def image(key: str, of: str | None = None, large: bool = False) -> Response:
+        """Its thumbnail; with `large`, as the shards have it, where they are here. `of` names the index, so that a
+        browser may keep what it got.
+        """
         served = service.served()
         try:
-            data = await service.apart(lambda: service.pictures.read(served, _item(served, key)))
+            data = await service.apart(lambda: service.pictures.read(served, _item(served, key), large=large))
         except AlignError as error:
             raise HTTPException(404, str(error)) from None
         kept = "private, max-age=86400" if of and served.release.digest.startswith(of) else "no-store"
@@ -166,10 +169,11 @@ def _pictures(app: FastAPI, service: SearchService) -> None:
         return _json(await service.apart(lambda: service.about(served, _item(served, key))))
 
 
-def _item(served: Served, key: str) -> Any:
-    if not served.has(key):
-        raise HTTPException(404, f"no picture with key {key!r} in the index")
-    return served.item(key)
+def _item(served: Served, key: str) -> IndexedImage:
+    try:
+        return served.item(key)
+    except DataError:
+        raise HTTPException(404, f"no picture with key {key!r} in the index") from None
 
 
 def _about(app: FastAPI, service: SearchService) -> None:

@@ -105,8 +105,9 @@ def answer(query: Query, served: Served, texts: Rows, image: Rows) -> SearchAnsw
     offset, limit = query.asked.offset, query.limit
     vector, asked = _vector(query, served, texts, image), query.asked
     exclude = [query.key] if query.key is not None else []
-    hits, complete = served.nearest(
-        vector, offset + limit + 1, exclude=exclude, split=asked.split, words=(asked.words or "").split()
+    splits = [asked.split] if asked.split is not None else []
+    hits = served.index.search(
+        vector, offset + limit + 1, exclude=exclude, splits=splits, words=(asked.words or "").split()
     )
     shown = [_shown(served, hit, offset + rank) for rank, hit in enumerate(hits[offset : offset + limit], 1)]
     return SearchAnswer(
@@ -115,7 +116,6 @@ def answer(query: Query, served: Served, texts: Rows, image: Rows) -> SearchAnsw
         num_images=len(served.index.items),
         offset=offset,
         more=len(hits) > offset + limit and offset + limit < query.max_results,
-        complete=complete,
         hits=shown,
     )
 
@@ -140,11 +140,7 @@ def picture_address(served: Served, key: str) -> str:
 def _vector(query: Query, served: Served, texts: Rows, image: Rows) -> Rows:
     if query.text is not None:
         return texts[0]
-    if query.key is not None:
-        served.item(query.key)
-        start = served.index.vector(query.key)
-    else:
-        start = image[0]
+    start = served.index.vector(query.key) if query.key is not None else image[0]
     words = iter(texts)
     plus = next(words) if query.asked.plus is not None else None
     minus = next(words) if query.asked.minus is not None else None

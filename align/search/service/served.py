@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from align.config.store import StoreConfig
 from align.errors import AlignError, CorruptError, DataError
-from align.formats.image_index import Hit, ImageIndex, IndexedImage
+from align.formats.image_index import ImageIndex, IndexedImage
 from align.formats.shards import MANIFEST, Shard, read_manifest
 from align.services.store import fetcher
 from align.services.vector_index import VectorIndex
@@ -23,8 +21,6 @@ if TYPE_CHECKING:  # imports torch, which a server without a champion does witho
     from align.model.embedder import Embedder
 
 _TRIED_WITH = "a red fox"
-#: With a filter, this many of the nearest images are looked through.
-_MAX_LOOKED_AT = 100_000
 
 
 @dataclass(frozen=True)
@@ -78,50 +74,10 @@ class Served:
         self.release = release
         self.embedder = embedder
         self.index = index
-        self._items = {item.key: item for item in index.items}
 
     def item(self, key: str) -> IndexedImage:
         """The indexed image with this key. Raises DataError if there is none."""
-        try:
-            return self._items[key]
-        except KeyError:
-            raise DataError(f"no image with key {key!r} in the index") from None
-
-    def has(self, key: str) -> bool:
-        """Whether an image has this key."""
-        return key in self._items
-
-    def nearest(
-        self, vector: NDArray[np.float32], k: int, *, exclude: Sequence[str], split: str | None, words: Sequence[str]
-    ) -> tuple[list[Hit], bool]:
-        """The k nearest images that pass the filters, and whether all images were looked through that had to be.
-
-        Args:
-            vector: (width,), L2-normalised.
-            k: at least 1.
-            exclude: keys of images that are left out.
-            split: only images of this one; None: of any.
-            words: only images whose texts have each of these, as whole words, in upper or lower case.
-        """
-        if split is None and not words:
-            return self.index.search(vector, k, exclude=exclude), True
-        patterns = [re.compile(rf"\b{re.escape(word.casefold())}\b") for word in words]
-        total, looked_at = len(self.index.items), 4 * k
-        while True:
-            near = self.index.search(vector, min(looked_at, total, _MAX_LOOKED_AT), exclude=exclude)
-            hits = [hit for hit in near if _passes(hit.item, split, patterns)]
-            if len(hits) >= k or looked_at >= total:
-                return hits[:k], True
-            if looked_at >= _MAX_LOOKED_AT:
-                return hits, False
-            looked_at *= 8
-
-
-def _passes(item: IndexedImage, split: str | None, patterns: Sequence[re.Pattern[str]]) -> bool:
-    if split is not None and item.split != split:
-        return False
-    texts = [text.casefold() for text in item.texts]
-    return all(any(pattern.search(text) for text in texts) for pattern in patterns)
+        return self.index.item(key)
 
 
 def load(release: Release, folders: Folders) -> Served:
@@ -149,7 +105,7 @@ def load(release: Release, folders: Folders) -> Served:
 
 
 class Pictures:
-    """The pictures of an index, from the shards that were indexed: here, or in the object store.
+    """The pictures of an index: its thumbnails, and as large as the shards have them, here or in the object store.
 
     The folder's manifest is compared once with what was indexed.
     """
@@ -161,11 +117,23 @@ class Pictures:
 
     def missing_because(self, served: Served) -> str | None:
         """Why the pictures cannot be shown; None if they can."""
+        if served.index.has_thumbnails:
+            return None
         return self._compared(served.index.header.shards_digest)[0]
 
-    def read(self, served: Served, item: IndexedImage) -> bytes:
-        """A JPEG. Raises AlignError where it is not here, and says why."""
-        reason, shards = self._compared(served.index.header.shards_digest)
+    def read(self, served: Served, item: IndexedImage, *, large: bool = False) -> bytes:
+        """A JPEG. Raises AlignError where it is not here, and says why.
+
+        Args:
+            served: the pair.
+            item: of its index.
+            large: as the shards have it, where they are here; else the thumbnail, if there is one.
+        """
+        reason, shards = None, {}
+        if large or not served.index.has_thumbnails:
+            reason, shards = self._compared(served.index.header.shards_digest)
+        if served.index.has_thumbnails and (reason is not None or not large):
+            return served.index.thumbnail(item.key)
         if reason is not None:
             raise DataError(reason)
         if self._fetch is None or (self._shards / item.shard).is_file():

@@ -56,7 +56,7 @@ function shown(item, like) {
   const texts = element("ul", {}, ...item.texts.map((text) => element("li", {}, text)));
   return [
     element("div", {class: "top"},
-      picture(item.image, item.picture_missing ?? "the picture is not here"),
+      picture(`${item.image}&large=true`, item.picture_missing ?? "the picture is not here"),
       facts([
         ["Key", item.key],
         ["Page", pair?.page_url ? link(pair.page_url) : pair ? "not recorded" : null],

@@ -76,10 +76,9 @@ const numbers = new Intl.NumberFormat("en");
 
 function results(answer, ms) {
   const last = answer.offset + answer.hits.length;
-  const part = answer.complete ? "" : " The filter leaves so few that only the nearest were looked through.";
   say(answer.hits.length
-    ? `Pictures ${answer.offset + 1} to ${last} of ${numbers.format(answer.num_images)}, nearest first, in ${ms} ms.${part}`
-    : `No picture of ${numbers.format(answer.num_images)} matches.${part}`);
+    ? `Pictures ${answer.offset + 1} to ${last} of ${numbers.format(answer.num_images)}, nearest first, in ${ms} ms.`
+    : `No picture of ${numbers.format(answer.num_images)} matches.`);
   by("results").replaceChildren(...answer.hits.map(result));
   by("pages").hidden = query.page === 1 && !answer.more;
   by("previous").disabled = query.page === 1;

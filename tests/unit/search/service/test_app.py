@@ -16,7 +16,7 @@ from align.search.service.limits import Limits
 from align.search.service.service import SearchService
 from tests.support import hostile_pictures
 from tests.support.colours import square
-from tests.support.served import PAGE, served, service
+from tests.support.served import PAGE, served, service, write
 
 PORT = 7000
 JSON = {"content-type": "application/json"}
@@ -142,7 +142,18 @@ def test_pictures_are_jpegs_that_a_browser_may_keep_for_this_index_only(made: Se
         assert ask(made, "GET", other).headers["cache-control"] == "no-store"
 
 
-def test_without_the_shards_of_the_index_there_are_reasons_for_pictures(world: Path, tmp_path: Path) -> None:
+def test_without_shards_there_are_thumbnails(world: Path, made: SearchService, tmp_path: Path) -> None:
+    thumbnail = ask(made, "GET", "/image/000000001").content
+    large = ask(made, "GET", "/image/000000001?large=true").content
+    with service(tmp_path, served(world)) as without:
+        assert ask(without, "GET", "/health").json()["pictures"] is None
+        for path in ("/image/000000001", "/image/000000001?large=true"):
+            assert ask(without, "GET", path).content == thumbnail != large
+    assert large == served(world).item("000000001").image(world / "shards")
+
+
+def test_without_shards_and_thumbnails_there_are_reasons_for_pictures(tmp_path: Path) -> None:
+    world = write(tmp_path / "world", thumbnail_px=0)
     with service(tmp_path, served(world)) as made:
         assert "the pictures are not here" in ask(made, "GET", "/image/000000001").json()["error"]
         assert ask(made, "GET", "/image/000000001").status_code == 404

@@ -103,7 +103,11 @@ def vector_rows(folder: Path) -> tuple[list[Comparison], list[str]]:
         for block in range(NUM // BLOCK):
             file.write(draw(BLOCK, block).data)
     say("benchmark: building")
-    build_s, build_peak = in_process(build_ours, folder)
+    return measure(folder, *in_process(build_ours, folder))
+
+
+def measure(folder: Path, build_s: float, build_peak: int) -> tuple[list[Comparison], list[str]]:
+    """Compares our index in the folder with an exact one of the same vectors."""
     peak = in_process(search_ours, folder)[1] - in_process(draw_only, folder)[1]
     ours = VectorIndex.load(folder / "vectors.faiss")
     theirs = faiss.IndexFlatIP(WIDTH)

@@ -43,8 +43,10 @@ _LEAST_CANDIDATES = 200
 _CANDIDATES_PER_RESULT = 4
 #: So many rows are scored one by one in the time of an approximate search with a narrow filter.
 _EXACT_ROWS = 20_000
-#: Rows of float16 that are in memory as float32 at once.
+#: Rows of float16 that are in memory as float32 at once, when lists are made.
 _BLOCK_ROWS = 16_384
+#: Likewise in a search, where each may lie elsewhere: the kernel maps 64 KB around it.
+_ROWS_AT_ONCE = 2048
 #: The first bytes of a file: which index it holds.
 _EXACT, _LISTS = b"IxFI", b"IwSq"
 _EXACT_HEADER_BYTES = 45
@@ -218,6 +220,7 @@ class VectorIndex:
             if num_lists >= self._index.nlist:
                 enough[:] = True
             for number, candidates in zip(waiting[enough], found[enough], strict=True):
+                forget_pages(rows)
                 positions = np.sort(candidates[candidates >= 0])
                 if len(positions) < k or positions[-1] >= len(self):
                     raise CorruptError("the index's lists name vectors that do not exist; run `align index` again")
@@ -233,8 +236,9 @@ class VectorIndex:
         positions = np.flatnonzero(allowed) if allowed.dtype == np.bool_ else allowed
         scores = np.zeros((len(queries), 0), np.float32)
         ids = np.zeros((len(queries), 0), np.int64)
-        for start in range(0, len(positions), _BLOCK_ROWS):
-            block = positions[start : start + _BLOCK_ROWS]
+        for start in range(0, len(positions), _ROWS_AT_ONCE):
+            forget_pages(rows)
+            block = positions[start : start + _ROWS_AT_ONCE]
             cosines = queries @ rows[block].astype(np.float32).T
             scores = np.concatenate([scores, cosines], axis=1)
             ids = np.concatenate([ids, np.broadcast_to(block, cosines.shape)], axis=1)

@@ -122,7 +122,7 @@ def measure(folder: Path, build_s: float, build_peak: int) -> tuple[list[Compari
         f"recall@{K} {recall:.3f}; peak memory {peak >> 20:,} MiB, {peak / FLOAT32_BYTES:.0%} of float32; "
         f"{disk >> 20:,} MiB on disk; built in {build_s:.0f} CPU s with {build_peak >> 20:,} MiB"
     )
-    rows = []
+    rows: list[Comparison] = []
     for what, some in (("single queries", NUM_SINGLE), (f"batches of {NUM_QUERIES}", NUM_QUERIES)):
         size = 1 if some == NUM_SINGLE else some
         parts = [queries[start : start + size] for start in range(0, some, size)]

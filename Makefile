@@ -17,7 +17,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 # A worker per core, four at most, each with whole files: the longest, tests/e2e and tests/integration, come first.
 WORKERS := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full validators fuzz bench bench-train bench-data bench-runs check audit format up down worker lock licences sample clean backup restore
+.PHONY: help demo test test-full validators fuzz bench bench-train bench-data bench-runs bench-vectors bench-search check audit format up down worker lock licences sample try ready clean backup restore
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,8 +62,14 @@ bench-train: $(STAMP) ## the training half against its peers, which get an envir
 bench-data: $(STAMP) ## the data half against its peers, which get an environment of their own; half an hour
 	@$(RUN) python -m benchmarks.data
 
+bench-search: $(STAMP) ## text queries by 50 people at once, `align serve` beside MLflow, over the model of make demo; two minutes
+	@$(RUN) python -m benchmarks.search
+
 bench-runs: $(STAMP) ## how long a person waits for runs that have nothing to compute; ten minutes on a quiet machine
 	@$(RUN) python -m benchmarks.runs
+
+bench-vectors: $(STAMP) ## search over a million vectors, approximate against exact; ten minutes, 6 GB of memory
+	@$(RUN) python -m benchmarks.vectors
 
 check: $(STAMP) ## lint, types, layers, file lengths
 	@$(RUN) ruff check .
@@ -107,6 +113,12 @@ licences: $(STAMP) ## docs/licences.md again, or why it cannot be: a licence is 
 
 sample: $(STAMP) ## rebuild data/sample from its source packages
 	@$(RUN) python data/sample/build
+
+try: $(STAMP) ## a page of search over a ready model: three minutes after cloning, without training
+	@$(RUN) align serve --ready data/sample/ready
+
+ready: $(STAMP) ## model, index and thumbnails of the finished run, small, into data/sample/ready
+	@$(RUN) align ready
 
 # With the environment's Python, or without it if there is none: to clean needs no installation.
 clean: ## remove what the next run makes again; not .align/remote (dvc push), the login, checkpoints, failed runs

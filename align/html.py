@@ -61,9 +61,16 @@ figure.good img { border: 2px solid var(--good) }
 figure.bad img { border: 2px solid var(--bad) }
 """
 )
-_STYLE_SHA256 = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode("ascii")
-#: The content security policy of every page. Scripts, frames, fonts, connections: none.
-POLICY = f"default-src 'none'; img-src data:; style-src 'sha256-{_STYLE_SHA256}'; base-uri 'none'; form-action 'none'"
+
+
+def policy(style: str = "") -> str:
+    """The content security policy of a page with a further style. Scripts, frames, fonts, connections: none."""
+    sha256 = base64.b64encode(hashlib.sha256((_STYLE + style).encode()).digest()).decode("ascii")
+    return f"default-src 'none'; img-src data:; style-src 'sha256-{sha256}'; base-uri 'none'; form-action 'none'"
+
+
+#: Of the pages without one.
+POLICY = policy()
 
 
 def escape(value: Any) -> str:
@@ -71,15 +78,16 @@ def escape(value: Any) -> str:
     return html.escape(visible(str(value), lines=True))
 
 
-def page(title: str, lead: str, blocks: Iterable[str]) -> str:
-    """A whole page. `lead` is the sentence under the title."""
+def page(title: str, lead: str, blocks: Iterable[str], *, style: str = "") -> str:
+    """A whole page. `lead` is the sentence under the title; `style`: CSS that it needs besides."""
     body = "\n".join(blocks)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta name="referrer" content="no-referrer">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy(style)}">'
+        f'<meta name="referrer" content="no-referrer">'
         f"<title>{escape(title)}</title>"
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{escape(title)}</h1><p class=lead>{escape(lead)}</p>"
+        f"<style>{_STYLE}{style}</style></head>\n<body><h1>{escape(title)}</h1><p class=lead>{escape(lead)}</p>"
         f"\n{body}\n</body></html>\n"
     )
 

@@ -41,7 +41,7 @@ NEUTRAL = frozenset({
     "align.services.store_work",
     "align.services.dvc",  # whether a command may write, and what DVC is told
     "align.services.mlflow_address",  # what MLflow is told
-    "align.services.tracking",
+    "align.services.tracking",  # and what it has: registry, tracked_run
     "align.services.live_log",
 })  # fmt: skip
 

@@ -165,9 +165,9 @@ COMMANDS = {
     ),
     "promote": Verb(
         "align.release.promote",
-        "make the candidate, or the version named, the champion, if its metrics suffice",
-        ("promote", "register"),
-        ("align promote", "align promote --set promote.min_gain=0.01"),
+        "make the candidate, or the version named, the champion, if every gate lets it",
+        ("promote", "evaluate", "register"),
+        ("align promote", "align promote --set promote.margin=0.01 --json"),
     ),
     "rollback": Verb(
         "align.release.rollback",
@@ -175,11 +175,23 @@ COMMANDS = {
         ("register",),
         ("align rollback", 'align rollback --reason "misses small pictures"'),
     ),
+    "champion": Verb(
+        "align.release.champion",
+        "show which version is the champion, since when and why, or which one was it at a time",
+        ("register",),
+        ("align champion", "align champion --json"),
+    ),
     "search": Verb(
         "align.search.search",
         "search the indexed images by text, image, image + text or image - text",
         ("search",),
         ('align search "red heart" --html hits.html', "align search cat -k 5 --json"),
+    ),
+    "serve": Verb(
+        "align.serve",
+        "search as a service: a page, an API; follows the champion",
+        ("serve", "search", "register"),
+        ("align serve", "align serve --local --port 7001"),
     ),
     "embed": Verb(
         "align.search.embed",
@@ -189,6 +201,12 @@ COMMANDS = {
             "align embed README.md --out lines.parquet",
             "align embed data/raw/00000.parquet --column caption --out captions.parquet",
         ),
+    ),
+    "ready": Verb(
+        "align.search.ready",
+        "make a small folder of model, index and thumbnails that shows search without training",
+        (),
+        ("align ready", "align ready --out trial/ready --set paths.index=trial/index"),
     ),
     "export": Verb(
         "align.release.export",
@@ -210,6 +228,12 @@ COMMANDS = {
         "show what is known of a pair: page, rules, shard, models trained on it",
         ("filter",),
         ("align explain 000000012", "align explain 000000012 --json"),
+    ),
+    "trace": Verb(
+        "align.lineage.trace",
+        "trace a model, run, shard, pair or address both ways: page to champion, champion to page",
+        ("filter", "register", "ingest"),
+        ("align trace align@champion --html lineage.html", "align trace 000000012"),
     ),
     "forget": Verb(
         "align.lineage.forget",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
@@ -30,4 +30,5 @@ def command(verb: str, arguments: tuple[str, ...]) -> list[str]:
     """Runs the command in a supervised child; returns its lines of output."""
     root = Path.cwd()
     env = child_environment(RunContext(root=root, checkout=root))
+    env |= {"ALIGN_FLOW_RUN_ID": str(runtime.flow_run.root_flow_run_id)}
     return run_supervised(["align", verb, *arguments], cwd=root, env=env, log=get_run_logger().info)

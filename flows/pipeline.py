@@ -10,9 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -22,15 +20,14 @@ from prefect.cache_policies import NO_CACHE
 from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.config.register import RegisterConfig
-from align.errors import ServiceError
-from align.run import running_services
 from align.run_records import RunRecord
-from align.services.tracking import Status, Tracker
+from align.services.registry import CANDIDATE
 from flows import run_branch, this_run
 from flows.alerts import alerted
 from flows.checked_out import check_out
-from flows.child_process import run_supervised
+from flows.child_process import CommandError, run_supervised
 from flows.dag import Stage, read_dag, stale
+from flows.mlflow_run import mlflow_run
 from flows.plan import make_plan, read_states
 from flows.program import exit_code
 from flows.progress import RunPage, put_markdown, run_page
@@ -119,7 +116,19 @@ def register(run: RunContext, commit: str, outcomes: list[StageOutcome]) -> str:
     for outcome in outcomes:
         command += [] if outcome.ran else ["--cached-stage", outcome.stage]
     env = child_environment(run) | {"ALIGN_FLOW_RUN_ID": str(runtime.flow_run.root_flow_run_id)}
-    return run_supervised(command, cwd=run.root, env=env, log=get_run_logger().info)[-1]
+    version = run_supervised(command, cwd=run.root, env=env, log=get_run_logger().info)[-1]
+    _keep_lineage(run, env)
+    return version
+
+
+def _keep_lineage(run: RunContext, env: Mapping[str, str]) -> None:
+    """Keeps the lineage page with the version's run in MLflow. The model is registered: a failure is only said."""
+    model = load_params(run.root / PARAMS_FILE).section(RegisterConfig).model_name
+    logger = get_run_logger()
+    try:
+        run_supervised(["align", "trace", f"{model}@{CANDIDATE}", "--log"], cwd=run.root, env=env, log=logger.info)
+    except CommandError as error:
+        logger.warning("the version has no lineage page: %s", error)
 
 
 def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt: str) -> str:
@@ -131,7 +140,8 @@ def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt:
     stages = chosen.stages
     run = RunContext(
         root=workspace.root, checkout=root, name=name, dirty=workspace.dirty, attempt=attempt, kept=workspace.kept,
-        stages=frozenset(stage.name for stage in stages), pools=pools(params, [stage.name for stage in dag]),
+        profile=request.profile, stages=frozenset(stage.name for stage in stages),
+        pools=pools(params, [stage.name for stage in dag]),
     )  # fmt: skip
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run alone
@@ -161,9 +171,11 @@ def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt:
 
 def _run_stages(run: RunContext, name: str, chosen: Selection, page: RunPage) -> str:
     outcomes = data(run) if _stages(run, "data") else []
-    with _open_mlflow_run(run, chosen.stages, name) as opened:
+    with mlflow_run(run, chosen.stages, name) as opened:
         if opened:
             page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
+            if opened.comparison:
+                page.links["beside other runs"] = opened.comparison
             run = run.model_copy(update={"mlflow_run_id": opened.run_id})
         if _stages(run, "training"):
             outcomes = training(run, outcomes)
@@ -179,53 +191,6 @@ def _run_stages(run: RunContext, name: str, chosen: Selection, page: RunPage) ->
     text = summarise(run.root, chosen.stages, outcomes, name=name, recorded=recorded, registered=version, here=here)
     put_markdown(UUID(str(runtime.flow_run.id)), "summary", f"run {name}", f"```\n{text}\n```")
     return text
-
-
-@dataclass(frozen=True)
-class _MlflowRun:
-    tracker: Tracker
-    run_id: str
-    name: str
-    server: str | None
-
-    @property
-    def page(self) -> str | None:
-        """The address of its page; None where no server shows it."""
-        return self.tracker.page(self.run_id, self.server)
-
-    def rename(self, name: str) -> None:
-        if name != self.name:  # another run took the branch's name meanwhile, or the result is an earlier run's
-            self.tracker.rename_run(self.run_id, name)
-
-
-@contextmanager
-def _open_mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Iterator[_MlflowRun | None]:
-    """Starts an MLflow run that training logs into while it runs; None if no training stage has to run.
-
-    The flow starts it, so the flow ends it: finished, failed or killed. Its name is that of the branch.
-    """
-    if not any(stage.flow == "training" and stage.name in run.stale for stage in stages):
-        yield None
-        return
-    tracker = Tracker(run.mlflow_tracking_uri)
-    experiment = load_params(run.root / PARAMS_FILE).section(RegisterConfig).experiment
-    name = run_branch.next_name(run.root, name)
-    run_id = tracker.start_run(experiment, name, run.attempt)
-    status: Status = "KILLED"
-    try:
-        yield _MlflowRun(tracker, run_id, name, running_services(run.checkout).get("mlflow", {}).get("url"))
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        try:
-            tracker.end_run(run_id, status=status)
-        except ServiceError as error:
-            this_run.leaves_something()
-            if status == "FINISHED":
-                raise
-            get_run_logger().warning("its run in MLflow is not ended: %s; `align runs --repair` does that", error)
 
 
 def _stages(run: RunContext, name: str) -> list[Stage]:

@@ -1,16 +1,29 @@
-"""Promotion as a flow: compares candidate and champion, and moves the alias or says why not."""
+"""Promotion as a flow: compares candidate and champion, and moves the alias, or asks a person, or says why not."""
 
 from __future__ import annotations
 
-from prefect import flow
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+from uuid import UUID
 
-from flows.command_task import run_command
-from flows.this_run import end_record
+from prefect import flow, runtime
+
+from align.config import load_params
+from align.config.params import PARAMS_FILE
+from align.config.promote import PromoteConfig
+from flows.approve import ask, decision_page
+from flows.command_task import command
+from flows.progress import put_markdown
+from flows.this_run import end_record, in_progress
 
 
 @flow(flow_run_name="promote", on_completion=[end_record], on_failure=[end_record])
 def promote(version: int | None = None) -> str:
     """Makes a version the champion if its metrics suffice; returns the decision in a sentence.
+
+    With `promote.approval`, the flow `approve` asks a person first.
 
     Args:
         version: its number in the registry; empty: the candidate, which was registered last.
@@ -19,4 +32,17 @@ def promote(version: int | None = None) -> str:
         CommandError: there is no such version, or its metrics do not suffice; the message names the metric and the
             value that it needs.
     """
-    return run_command("promote", *([] if version is None else ["--version", str(version)]))
+    root = Path.cwd()
+    with in_progress(root), tempfile.TemporaryDirectory(prefix="align-") as folder:
+        file = Path(folder) / "decision.json"
+        chosen = () if version is None else (f"--version={version}",)
+        try:
+            lines = command("promote", (*chosen, f"--decision={file}"))
+        finally:  # a refusal has a page, too
+            decision: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
+            if decision:
+                put_markdown(UUID(runtime.flow_run.id), "promote", "what was decided, and why", decision_page(decision))
+        if decision.get("outcome") != "unapproved":
+            return lines[-1]
+        config = load_params(root / PARAMS_FILE).section(PromoteConfig)
+        return ask(decision, is_candidate=version is None, hours=config.approval_timeout_h)

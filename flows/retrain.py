@@ -22,7 +22,8 @@ from align.config.register import RegisterConfig
 from align.config.retrain import RetrainConfig
 from align.errors import DataError
 from align.git import git, identity
-from align.services.tracking import CHAMPION, Tracker, Version
+from align.services.registry import CHAMPION, PROMOTED, Version
+from align.services.tracking import Tracker
 from flows.alerts import alert
 from flows.pipeline import pipeline
 from flows.program import exit_code
@@ -31,7 +32,7 @@ from flows.run_context import RunContext
 from flows.source_change import SourceChange, look
 from flows.this_run import end_record, in_progress
 
-PROMOTED, REVISION = "align.promoted_at", "align.git_revision"
+REVISION = "align.git_revision"
 
 
 @flow(flow_run_name="retrain", on_completion=[end_record], on_failure=[end_record])
@@ -95,7 +96,7 @@ def age_warning(champion: Version, days: float | None, now: datetime) -> str | N
 
 def _champion(root: Path, params: Params) -> Version:
     model = params.section(RegisterConfig).model_name
-    champion = Tracker(RunContext(root=root, checkout=root).mlflow_tracking_uri).version_at(model, CHAMPION)
+    champion = Tracker(RunContext(root=root, checkout=root).mlflow_tracking_uri).registry.version_at(model, CHAMPION)
     if champion is None:
         raise DataError(f"model '{model}' has no champion to compare the source with: run the pipeline, and promote it")
     return champion

@@ -7,6 +7,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
+from align.visible import visible
 from flows.command_task import run_command
 from flows.request import NO_LOGIN
 from flows.this_run import end_record
@@ -22,4 +23,4 @@ def rollback(reason: Annotated[str, Field(json_schema_extra=NO_LOGIN)]) -> str:
     Raises:
         CommandError: there is no champion, or no previous one.
     """
-    return run_command("rollback", "--reason", reason)
+    return run_command("rollback", f"--reason={visible(reason)}")  # it may begin with a dash

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 import align
 import flows
+from align.config.profile import DEMO
 from align.console import PROGRESS_VARIABLE
 from align.services import postgresql
 
@@ -24,6 +25,7 @@ class RunContext(BaseModel):
         root: the checkout that they work in.
         checkout: the user's, where the flow runs; the same, or the one that `root` is a worktree of.
         name: of the run.
+        profile: of infra/profiles, which its parameters start from; `demo`: params.yaml as it is.
         stages: names of all stages of the run.
         stale: names of the stages that may have to run; the others are known to be cached.
         pools: stage -> the work pool whose workers run it, of those that do not run here (`flows.remote`).
@@ -37,6 +39,7 @@ class RunContext(BaseModel):
     root: Path
     checkout: Path
     name: str = ""
+    profile: str = DEMO
     stages: frozenset[str] = frozenset()
     stale: frozenset[str] = frozenset()
     pools: dict[str, str] = {}

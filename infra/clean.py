@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 STATE = Path(".align")
-#: Copies of objects, measured values, logs, and the environments of make's lock, fuzz and bench-data.
-MADE_AGAIN = ("store", "features", "logs", "lock", "atheris", "peers")
+#: Copies of objects and of served models, measured values, logs, and the environments of make's lock, fuzz and
+#: bench-data.
+MADE_AGAIN = ("store", "served", "features", "logs", "lock", "atheris", "peers")
 #: Beside `.align`: times and hosts, and pages that DVC draws.
 BESIDE = (Path("runtime"), Path("dvc_plots"))
 

@@ -1,10 +1,10 @@
-"""Starts and stops the local stack without Docker: Prefect server, MLflow server, and a worker for deployed flows.
+"""Starts and stops the local stack without Docker: Prefect, MLflow and search, and a worker for deployed flows.
 
     python infra/local.py up | down | status
 
 Everything listens on 127.0.0.1, asks for the login in `.align/login`, and keeps its state in the checkout: `.align/`
 (Prefect, logs, process ids) and `mlflow.db` with `mlartifacts/`, which runs without a server use too. Ports:
-ALIGN_PREFECT_PORT, ALIGN_MLFLOW_PORT. Runs that the worker works on at a time: ALIGN_WORKER_LIMIT.
+ALIGN_PREFECT_PORT, ALIGN_MLFLOW_PORT, ALIGN_SEARCH_PORT. Runs that the worker works on at a time: ALIGN_WORKER_LIMIT.
 """
 
 from __future__ import annotations
@@ -24,11 +24,16 @@ from datetime import datetime
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 
+from align.config import load_params
+from align.config.params import PARAMS_FILE
+from align.config.register import RegisterConfig
 from align.errors import AlignError, ServiceError
 from align.run import LOGIN_FILE, SERVICES_FILE, flow_environment, login, prefect_login, running_services
+from align.services.runs_view import TRAINING, runs_address
 from align.visible import visible
 
 HOST = "127.0.0.1"
@@ -52,7 +57,11 @@ def up(root: Path) -> None:
         ServiceError: a port is taken, or a server or the worker does not start; the message says how its log ends.
     """
     services = running_services(root)
-    ports = {"prefect": _number("ALIGN_PREFECT_PORT", 4200), "mlflow": _number("ALIGN_MLFLOW_PORT", 5000)}
+    ports = {
+        "prefect": _number("ALIGN_PREFECT_PORT", 4200),
+        "mlflow": _number("ALIGN_MLFLOW_PORT", 5000),
+        "search": _number("ALIGN_SEARCH_PORT", 7000),
+    }
     limit = str(_number("ALIGN_WORKER_LIMIT", WORKER_LIMIT))
     for name, port in ports.items():
         if name not in services:
@@ -62,11 +71,14 @@ def up(root: Path) -> None:
     # the browser, and for everything that the worker starts.
     env = flow_environment(root) | prefect_login(root)
     env |= {"PREFECT_API_URL": f"{url}/api", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url, "ALIGN_ROOT": str(root)}
-    health = {"prefect": "/api/health", "mlflow": "/health"}
+    health = {"prefect": "/api/health", "mlflow": "/health", "search": "/health"}
     for name in health:
         if name not in services:
-            command = [sys.executable, str(SERVER), name, str(ports[name])]
-            services[name] = _start(root, name, command, env) | {"url": f"http://{HOST}:{ports[name]}"}
+            command, own = [sys.executable, str(SERVER), name, str(ports[name])], env
+            if name == "search":
+                command = [sys.executable, "-m", "align.cli", "serve", "--port", str(ports[name])]
+                own = env | _search_environment(root, services["mlflow"]["url"])
+            services[name] = _start(root, name, command, own) | {"url": f"http://{HOST}:{ports[name]}"}
             _save(root, services)
     for name, path in health.items():
         address = services[name]["url"] + path
@@ -84,9 +96,19 @@ def up(root: Path) -> None:
     subprocess.run([sys.executable, "-m", "flows.reconcile", "--quiet"], cwd=root, env=env, check=False)
     _wait_for(root, "worker", services["worker"], f"work pool {POOL}", lambda: _has_asked(root, services))
     print(f"Prefect  {services['prefect']['url']}   run `pipeline` from Deployments")
-    print(f"MLflow   {services['mlflow']['url']}")
+    print(f"MLflow   {_mlflow_page(root, services['mlflow']['url'])}")
+    print(f"search   {services['search']['url']}   follows the champion")
     print(f"log in   as align, with the password in {LOGIN_FILE}; Prefect asks for both as one: the file's line")
     print(f"logs     {LOGS}/   stop with: make down")
+
+
+def _mlflow_page(root: Path, server: str) -> str:
+    """Where people begin in MLflow: this project's runs in their view; before the first one, the experiments."""
+    name = quote(load_params(root / PARAMS_FILE).section(RegisterConfig).experiment)
+    found = _answer(f"{server}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}", login=login(root))
+    if found is None:
+        return f"{server}/#/experiments?{TRAINING}"
+    return runs_address(server, json.loads(found)["experiment"]["experiment_id"])
 
 
 def down(root: Path) -> None:
@@ -107,7 +129,7 @@ def down(root: Path) -> None:
         print("stopped worker")
     for pid in outlived:
         print(f"stopped a run that had outlived its worker (process {pid})")
-    for name in ("mlflow", "prefect"):
+    for name in ("search", "mlflow", "prefect"):
         if name in services:
             _stop(psutil.Process(services[name]["pid"]))
             print(f"stopped {name}")
@@ -117,9 +139,20 @@ def down(root: Path) -> None:
 def status(root: Path) -> None:
     """Prints which parts of the stack run."""
     services = running_services(root)
-    for name in ("prefect", "mlflow", "worker"):
+    for name in ("prefect", "mlflow", "search", "worker"):
         service = services.get(name)
         print(f"{name:<8} {'pid ' + str(service['pid']) + '  ' + service.get('url', '') if service else 'not running'}")
+
+
+def _search_environment(root: Path, mlflow: str) -> dict[str, str]:
+    """What `align serve` has beside the stack's environment: the login that it asks for, and MLflow with the same.
+
+    It asks MLflow's server, not its database: a new one is made by that server meanwhile.
+    """
+    user, _, password = login(root).partition(":")
+    known = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password, "MLFLOW_TRACKING_URI": mlflow}
+    named = {} if "MLFLOW_TRACKING_URI" in os.environ else known
+    return {"ALIGN_SEARCH_LOGIN": login(root), **named}
 
 
 def _number(variable: str, default: int) -> int:

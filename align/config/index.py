@@ -1,16 +1,26 @@
-"""Section `index`: what is measured on the finished index."""
+"""Section `index`: how the index is stored, and what is measured on it."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from align.config.params import Section
 from align.config.paths import PathField
 
 
 class IndexConfig(Section):
-    """All images of the shards are indexed. `queries` is a file of labelled queries to measure search with, or null."""
+    """All images of the shards are indexed.
+
+    Attributes:
+        queries: a file of labelled queries to measure search with, or None.
+        exact_below: with fewer images, search compares a query with all of them; with more, it is approximate.
+        thumbnail_px: longest side of the thumbnails in the index; 0: it has none.
+    """
 
     section: ClassVar[str] = "index"
 
     queries: PathField | None
+    exact_below: Annotated[int, Field(ge=1)]
+    thumbnail_px: Annotated[int, Field(ge=0, le=512)]

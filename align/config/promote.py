@@ -10,11 +10,18 @@ from align.config.params import Section
 
 
 class PromoteConfig(Section):
-    """Which metrics are compared, and by how much the candidate must be better. No stage reads this."""
+    """Which metrics are compared, and how sure it must be that the candidate is better. No stage reads this."""
 
     section: ClassVar[str] = "promote"
     changes_bytes: ClassVar[bool] = False
 
     metrics: Annotated[list[str], Field(min_length=1)]
-    min_gain: float
+    margin: Annotated[float, Field(ge=0, lt=1)]
+    confidence: Annotated[float, Field(ge=0.5, le=0.999)]
     min_times_chance: Annotated[float, Field(ge=0)]
+    slice_margin: Annotated[float, Field(ge=0, le=1)]
+    min_slice_units: Annotated[int, Field(ge=2)]
+    #: A person must approve each promotion whose gates passed.
+    approval: bool
+    #: Hours that the flow `approve` waits for an answer; a year at most.
+    approval_timeout_h: Annotated[float, Field(gt=0, le=8760)]

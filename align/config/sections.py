@@ -29,6 +29,7 @@ from align.config.register import RegisterConfig
 from align.config.retention import RetentionConfig
 from align.config.retrain import RetrainConfig
 from align.config.search import SearchConfig
+from align.config.serve import ServeConfig
 from align.config.shard import ShardConfig
 from align.config.store import StoreConfig
 from align.config.validate import ValidateConfig
@@ -39,7 +40,8 @@ SECTIONS: dict[str, type[Section]] = {
     for cls in (
         PathsConfig, EngineConfig, StoreConfig, HealthConfig, ClusterConfig, IngestConfig, DownloadConfig, FilterConfig,
         ValidateConfig, ShardConfig, FitTokenizerConfig, ModelConfig, PretrainConfig, FinetuneConfig, EvaluateConfig,
-        IndexConfig, SearchConfig, EmbedConfig, RegisterConfig, PromoteConfig, RetrainConfig, RetentionConfig,
+        IndexConfig, SearchConfig, ServeConfig, EmbedConfig, RegisterConfig, PromoteConfig, RetrainConfig,
+        RetentionConfig,
     )
 }  # fmt: skip
 
@@ -50,3 +52,11 @@ def changing_bytes(values: Mapping[str, Any]) -> dict[str, Any]:
     A section without a class is left out: nothing reads it.
     """
     return {name: content for name, content in values.items() if name in SECTIONS and SECTIONS[name].changes_bytes}
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from align.config import Params
@@ -17,16 +18,17 @@ from align.config.evaluate import EvaluateConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.console import say
-from align.errors import DataError
-from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_examples
+from align.errors import ConfigError, DataError
+from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_examples, same_examples
 from align.evaluate.figures import confusion_figure, examples_figure, recall_figure
-from align.evaluate.inputs import shards_test_set
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import evaluation_page
 from align.evaluate.report import EvaluateReport, make_report
 from align.figure import png
 from align.files import replace_directory, write_bytes, write_text
-from align.formats.evaluation_set import EvaluationSet, held_out_sets, load_sets
+from align.formats.evaluation_set import EvaluationSet
+from align.formats.measured_sets import evaluation_digest, measured_sets, set_digests
+from align.formats.query_ranks import RANKS, QueryRanks, write_ranks
 from align.model.embedder import Embedder, Encoder
 from align.report import record_runtime, write_report
 from align.services.store import materialised
@@ -39,7 +41,7 @@ def evaluate(
     sets: Sequence[EvaluationSet],
     reports: Path,
 ) -> EvaluateReport:
-    """Measures every set and writes the report, its pictures and its page.
+    """Measures every set and writes the report, its pictures, its page, and the rank of each query.
 
     Args:
         config: section `evaluate`.
@@ -63,11 +65,16 @@ def evaluate(
     for direction in DIRECTIONS if retrievals else ():
         examples[direction] = draw_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
     pictures = _draw(retrievals, classifications, examples)
-    report = make_report(retrievals, classifications)
+    pictures |= _same_queries(config, retrievals[:1])
+    digests = set_digests(sets)
+    report = make_report(retrievals, classifications, digests, evaluation_digest(digests))
+    measured: list[Retrieval | Classification] = [*retrievals, *classifications]
+    ranks = {(result.source.name, protocol): part for result in measured for protocol, part in result.ranked().items()}
     with replace_directory(reports, "evaluate") as part:
         for name, data in pictures.items():
             write_bytes(part / name, data)
         write_text(part / "report.html", evaluation_page(retrievals, classifications, examples, pictures))
+        write_ranks(QueryRanks(digests, ranks), part / RANKS)
         write_report(report, part)
     return report
 
@@ -101,20 +108,41 @@ def _draw(
     return pictures
 
 
+def _same_queries(config: EvaluateConfig, retrievals: Sequence[Retrieval]) -> dict[str, bytes]:
+    """File name -> PNG: answers to the same queries whatever the model, which MLflow shows side by side."""
+    pictures: dict[str, bytes] = {}
+    for result in retrievals:
+        for direction in DIRECTIONS if config.num_examples else ():
+            same = same_examples(result, direction, number=config.num_examples, seed=config.seed)
+            figure = examples_figure({direction: RetrievalExamples(right=same, wrong=[])})
+            pictures[f"same_{direction}.png"] = png(figure)
+    return pictures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `align evaluate`."""
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="measure this model folder instead of the fine-tuned model; --reports says where to",
+    )
+    parser.add_argument("--reports", type=Path, metavar="DIR", help="write the report there, and nothing else anywhere")
+
+
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align evaluate`."""
     config, paths = params.section(EvaluateConfig), params.section(PathsConfig)
+    own = paths.reports / "evaluation"
+    if args.model is not None and (args.reports is None or args.reports.resolve() == own.resolve()):
+        raise ConfigError(f"--model: {own} is about the fine-tuned model; name another folder by --reports")
     shards = materialised(paths.shards, params.section(StoreConfig))
-    with record_runtime("evaluate", paths.runtime):
+    with nullcontext() if args.reports else record_runtime("evaluate", paths.runtime):
         report = evaluate(
             config,
-            encoder=Embedder.load(paths.finetuned),
-            sets=[
-                *load_sets(paths.evaluation),
-                *held_out_sets(paths.filtered),
-                *shards_test_set(shards, config.max_test_images),
-            ],
-            reports=paths.reports / "evaluation",
+            encoder=Embedder.load(args.model or paths.finetuned),
+            sets=measured_sets(paths.evaluation, paths.filtered, shards, config.max_test_images),
+            reports=args.reports or own,
         )
     for line in report.summary():
         say(f"evaluate: {line}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,27 +42,62 @@ class RetrievalExamples:
 
 def draw_examples(result: Retrieval, direction: str, *, number: int, seed: int) -> RetrievalExamples:
     """Draws at most `number` right and `number` wrong answers, at most one per concept; equal seeds draw equally."""
-    image_query = direction == "image_to_text"
-    images = [image.image for image in result.source.images]
-    texts = result.items.texts
-    correct = result.items.texts_of_image if image_query else result.items.images_of_text
-    concepts = result.items.image_concepts if image_query else result.items.text_concepts
-    queries, items = (
-        (result.image_embeds, result.text_embeds) if image_query else (result.text_embeds, result.image_embeds)
-    )
-    asked = [index for index, right in enumerate(correct) if len(right)]
-    ranks = dict(zip(asked, (result.image_to_text if image_query else result.text_to_image).ranks, strict=True))
-
     drawn = RetrievalExamples(right=[], wrong=[])
     seen: set[str] = set()
-    for query in (asked[position] for position in np.random.default_rng(seed).permutation(len(asked))):
-        rank = int(ranks[query])
+    asked = _Asked(result, direction)
+    for query in asked.shuffled(seed):
+        rank = asked.ranks[query]
         group = drawn.right if rank == 1 else drawn.wrong
-        if concepts[query] in seen or len(group) == number or 1 < rank <= NUM_ANSWERS:
+        if asked.concepts[query] in seen or len(group) == number or 1 < rank <= NUM_ANSWERS:
             continue
-        seen.add(concepts[query])
-        nearest = np.argsort(-(items @ queries[query]), kind="stable")[:NUM_ANSWERS]
-        answers = [(texts[i] if image_query else images[i], bool(i in correct[query])) for i in nearest]
-        one_correct = texts[correct[query][0]] if image_query else images[correct[query][0]]
-        group.append(RetrievalExample(images[query] if image_query else texts[query], answers, rank, one_correct))
+        seen.add(asked.concepts[query])
+        group.append(asked.example(query))
     return drawn
+
+
+def same_examples(result: Retrieval, direction: str, *, number: int, seed: int) -> list[RetrievalExample]:
+    """The answers to at most `number` queries, of different concepts, that do not depend on the model.
+
+    The same set and seed give the same queries, so that the pictures of two models stand side by side.
+    """
+    drawn: list[RetrievalExample] = []
+    seen: set[str] = set()
+    asked = _Asked(result, direction)
+    for query in asked.shuffled(seed):
+        if len(drawn) < number and asked.concepts[query] not in seen:
+            seen.add(asked.concepts[query])
+            drawn.append(asked.example(query))
+    return drawn
+
+
+class _Asked:
+    """The queries of one direction that have a correct item, and their answers.
+
+    Attributes:
+        ranks: query -> rank of its best correct item.
+        concepts: query -> its concept.
+    """
+
+    def __init__(self, result: Retrieval, direction: str) -> None:
+        images = [image.image for image in result.source.images]
+        texts = result.items.texts
+        to_text = direction == "image_to_text"
+        self._queries: list[Any] = images if to_text else texts
+        self._items: list[Any] = texts if to_text else images
+        self._correct = result.items.texts_of_image if to_text else result.items.images_of_text
+        embeds = result.image_embeds, result.text_embeds
+        self._query_embeds, self._item_embeds = embeds if to_text else embeds[::-1]
+        self.concepts = result.items.image_concepts if to_text else result.items.text_concepts
+        asked = [query for query, right in enumerate(self._correct) if len(right)]
+        ranks = (result.image_to_text if to_text else result.text_to_image).ranks
+        self.ranks = {query: int(rank) for query, rank in zip(asked, ranks, strict=True)}
+
+    def shuffled(self, seed: int) -> Iterator[int]:
+        asked = list(self.ranks)
+        return (asked[position] for position in np.random.default_rng(seed).permutation(len(asked)))
+
+    def example(self, query: int) -> RetrievalExample:
+        nearest = np.argsort(-(self._item_embeds @ self._query_embeds[query]), kind="stable")[:NUM_ANSWERS]
+        answers = [(self._items[item], bool(item in self._correct[query])) for item in nearest]
+        one_correct = self._items[self._correct[query][0]]
+        return RetrievalExample(self._queries[query], answers, self.ranks[query], one_correct)

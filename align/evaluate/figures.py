@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from align.evaluate.examples import DIRECTIONS, NUM_ANSWERS, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification
-from align.evaluate.recall import CUTS, Score
+from align.evaluate.recall import Score
 from align.figure import BAD, GOOD, INK, LINE, SOFT, legible
+from align.formats.query_ranks import CUTS
 from align.pairs.picture import small
 
 if TYPE_CHECKING:

@@ -6,17 +6,23 @@ with prompt ensembling, and nearest-neighbour accuracy if it has reference image
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
 from align.evaluate.knn import nearest_neighbour
-from align.evaluate.recall import CUTS, Direction, Gallery, Score, gallery, mean_recall, ranks_by_embedding, recall
+from align.evaluate.recall import Direction, Gallery, Score, gallery, mean_recall, ranks_by_embedding, recall
 from align.evaluate.zero_shot import class_embeddings, confusion, majority_rate, predictions, prompts, zero_shot
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet
+from align.formats.query_ranks import CUTS, IMAGE_TO_TEXT, KNN, TEXT_TO_IMAGE, ZERO_SHOT, Ranked
 from align.model.embedder import Embeddings, Encoder
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,14 @@ class Retrieval:
     text_to_image: Direction
     scores: dict[str, Score]
 
+    def ranked(self) -> dict[str, Ranked]:
+        """Protocol -> the rank of each query, for `ranks.parquet`."""
+        keys = [image.key for image in self.source.images]
+        return {
+            IMAGE_TO_TEXT: _ranked(self.image_to_text, _asked(keys, self.items.texts_of_image), None),
+            TEXT_TO_IMAGE: _ranked(self.text_to_image, [_text_id(text) for text in self.items.texts], None),
+        }
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -43,6 +57,7 @@ class Classification:
         confusion: (num_classes, num_classes) counts, row = true class.
         majority: accuracy of always answering with the most frequent class.
         scores: `zero_shot/accuracy`, and `knn/accuracy` if the set has reference images.
+        directions: protocol -> ranks, of the protocols that have a score.
     """
 
     source: EvaluationSet
@@ -52,6 +67,12 @@ class Classification:
     confusion: NDArray[np.int64]
     majority: float
     scores: dict[str, Score]
+    directions: dict[str, Direction]
+
+    def ranked(self) -> dict[str, Ranked]:
+        """Protocol -> the rank of each query, for `ranks.parquet`."""
+        keys, labels = [image.key for image in self.queries], tuple(str(image.label) for image in self.queries)
+        return {name: _ranked(direction, keys, labels) for name, direction in self.directions.items()}
 
 
 def measure_retrieval(source: EvaluationSet, encoder: Encoder, *, num_resamples: int, seed: int) -> Retrieval:
@@ -94,29 +115,52 @@ def measure_classification(source: EvaluationSet, encoder: Encoder, *, num_resam
     text_embeds = _finite(encoder.embed_texts(prompts(source.classes, source.templates)), source.name)
     class_embeds = class_embeddings(text_embeds, len(source.classes))
 
-    direction = zero_shot(image_embeds, class_embeds, labels, clusters)
-    scores = {"zero_shot/accuracy": recall(direction, 1, num_resamples=num_resamples, seed=seed)}
+    directions = {ZERO_SHOT: zero_shot(image_embeds, class_embeds, labels, clusters)}
     if references:
         reference_embeds = _finite(encoder.embed_images([image.image for image in references]), source.name)
         known = [index[str(image.label)] for image in references]
-        neighbours = nearest_neighbour(image_embeds, labels, reference_embeds, known, clusters)
-        scores["knn/accuracy"] = recall(neighbours, 1, num_resamples=num_resamples, seed=seed)
+        directions[KNN] = nearest_neighbour(image_embeds, labels, reference_embeds, known, clusters)
+    scores = {
+        f"{name}/accuracy": recall(direction, 1, num_resamples=num_resamples, seed=seed)
+        for name, direction in directions.items()
+    }
     predicted = predictions(image_embeds, class_embeds)
     counts = confusion(labels, predicted, len(source.classes))
-    return Classification(source, queries, labels, predicted, counts, majority_rate(labels), scores)
+    return Classification(source, queries, labels, predicted, counts, majority_rate(labels), scores, directions)
 
 
 def _direction(
     queries: Embeddings, items: Embeddings, correct: list[NDArray[np.int64]], concepts: list[str]
 ) -> Direction:
     """Ranks of the queries that have a correct item; an image without a text is not asked."""
-    asked = [index for index, right in enumerate(correct) if len(right)]
+    asked = _asked(range(len(correct)), correct)
     return Direction(
-        ranks=ranks_by_embedding(queries[asked], items, [correct[index] for index in asked]),
-        num_correct=[len(correct[index]) for index in asked],
+        ranks=ranks_by_embedding(queries[asked], items, _asked(correct, correct)),
+        num_correct=[len(right) for right in _asked(correct, correct)],
         num_items=len(items),
-        clusters=[concepts[index] for index in asked],
+        clusters=_asked(concepts, correct),
     )
+
+
+def _asked(values: Sequence[T], correct: Sequence[NDArray[np.int64]]) -> list[T]:
+    """The values of those queries that have a correct item."""
+    return [value for value, right in zip(values, correct, strict=True) if len(right)]
+
+
+def _ranked(direction: Direction, queries: Sequence[str], labels: tuple[str, ...] | None) -> Ranked:
+    return Ranked(
+        queries=tuple(queries),
+        clusters=tuple(map(str, direction.clusters)),
+        labels=labels,
+        ranks=direction.ranks,
+        num_correct=np.asarray(direction.num_correct, dtype=np.int64),
+        num_items=direction.num_items,
+    )
+
+
+def _text_id(text: str) -> str:
+    """Names a text of a gallery, in which texts differ by more than case and white space."""
+    return f"text-{hashlib.sha256(' '.join(text.split()).casefold().encode()).hexdigest()[:16]}"
 
 
 def _finite(embeds: Embeddings, name: str) -> Embeddings:

@@ -17,10 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.chance import chance
-from align.evaluate.intervals import Scored, interval
-
-#: The K of the paper's tables.
-CUTS = (1, 5, 10)
+from align.formats.query_ranks import CUTS
+from align.intervals import Scored, interval
 
 #: Queries whose similarities are in memory at once: 1,024 x 25,000 texts (COCO's test split) take 100 MB.
 BLOCK = 1024

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from align.evaluate.measure import Classification, Retrieval
@@ -14,10 +14,12 @@ class EvaluateReport(Report):
     """The metrics, and what was measured.
 
     Attributes:
-        sets: name -> kind, description and counts.
+        evaluation_digest: names the sets and the code that measured; see `align.formats.measured_sets`.
+        sets: name -> kind, description, counts and digest.
         classes: set -> class -> number of query images and zero-shot accuracy.
     """
 
+    evaluation_digest: str
     sets: dict[str, dict[str, Any]]
     classes: dict[str, dict[str, dict[str, float]]]
 
@@ -31,7 +33,12 @@ class EvaluateReport(Report):
                     yield f"{key} {value:.1%} [{low:.1%}, {high:.1%}], chance {chance:.1%} ({of_set['kind']})"
 
 
-def make_report(retrievals: Sequence[Retrieval], classifications: Sequence[Classification]) -> EvaluateReport:
+def make_report(
+    retrievals: Sequence[Retrieval],
+    classifications: Sequence[Classification],
+    set_digests: Mapping[str, str],
+    evaluation_digest: str,
+) -> EvaluateReport:
     """Metrics `SET/METRIC`, each with `/low`, `/high` and `/chance`, rounded to six digits."""
     metrics: dict[str, float | int] = {}
     sets: dict[str, dict[str, Any]] = {}
@@ -42,6 +49,7 @@ def make_report(retrievals: Sequence[Retrieval], classifications: Sequence[Class
         sets[source.name] = {
             "kind": source.kind,
             "description": source.description,
+            "digest": set_digests[source.name],
             "num_images": len(source.images),
             "num_concepts": len({image.concept for image in source.images}),
         }
@@ -53,7 +61,7 @@ def make_report(retrievals: Sequence[Retrieval], classifications: Sequence[Class
             sets[source.name]["num_classes"] = len(source.classes)
             metrics[f"{source.name}/zero_shot/accuracy/majority"] = _rounded(result.majority)
             classes[source.name] = _classes(result)
-    return EvaluateReport(metrics=metrics, sets=sets, classes=classes)
+    return EvaluateReport(metrics=metrics, evaluation_digest=evaluation_digest, sets=sets, classes=classes)
 
 
 def _classes(result: Classification) -> dict[str, dict[str, float]]:

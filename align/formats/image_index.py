@@ -1,74 +1,56 @@
-"""The format of `data/index`: which images are indexed, where their bytes are stored, and their vectors.
+"""The format of `data/index`: which images are indexed, where their bytes are stored, their thumbnails and vectors.
 
-`vectors.faiss` holds one vector per image; row i of `items.parquet` describes vector i; `index.json` names the model
-and the shards that both belong to. A search with another model or over other shards is an error, never a wrong answer.
+`vectors.faiss` (and `vectors.npy`, if it is approximate) hold one vector per image; row i of `items.parquet` describes
+vector i, and says which bytes of `thumbnails.jpegs` are its thumbnail. `index.json` names the model and the shards that
+all belong to, and the size of each file. A search with another model or over other shards is an error, never a wrong
+answer. With thumbnails the folder needs no shards to show what it finds.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from align.errors import CorruptError, DataError, FormatError
+from align.errors import CorruptError, DataError
 from align.files import replace_directory, to_json, write_text
+from align.formats.indexed_images import ImagesWriter, IndexedImage, IndexedImages
+from align.formats.json_file import StoredModel, parse
 from align.protocols.vectors import Vectors
 
-_SCHEMA = pa.schema([
-    ("key", pa.string()), ("image_id", pa.string()), ("texts", pa.list_(pa.string())), ("split", pa.string()),
-    ("shard", pa.string()), ("offset_bytes", pa.int64()), ("size_bytes", pa.int64()),
-])  # fmt: skip
+__all__ = ["Hit", "ImageIndex", "IndexHeader", "IndexedImage", "write_index"]
+
+VECTORS = "vectors.faiss"
+_HEADER = "index.json"
+#: Filters whose images are remembered: a bool an image each.
+_NUM_FILTERS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class IndexedImage:
-    """One indexed image.
+class IndexHeader(StoredModel):
+    """index.json: the images and the model that the vectors were made from.
 
     Attributes:
-        key: key of its tar sample.
-        image_id: sha256 of its original bytes.
-        texts: all its kept texts.
-        split: train, val or test.
-        shard: tar file, relative to the folder of the shards.
-        offset_bytes: start of the JPEG in that file.
-        size_bytes: length of the JPEG.
+        model_digest: of the model.
+        shards_digest: of the shards.
+        num_items: the number of images.
+        width: length of a vector.
+        thumbnail_px: longest side of a thumbnail; 0: there are none.
+        files: name -> size in bytes, of all other files.
     """
 
-    key: str
-    image_id: str
-    texts: tuple[str, ...]
-    split: str
-    shard: str
-    offset_bytes: int
-    size_bytes: int
-
-    def image(self, shards: Path) -> bytes:
-        """Reads its JPEG. Raises DataError if the shard is missing."""
-        try:
-            with (shards / self.shard).open("rb") as file:
-                file.seek(self.offset_bytes)
-                return file.read(self.size_bytes)
-        except FileNotFoundError:
-            raise DataError(f"{shards / self.shard}: missing, although the index names it; run `align shard`") from None
-
-
-class IndexHeader(BaseModel):
-    """index.json: the images and the model that the vectors were made from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     model_digest: str
     shards_digest: str
     num_items: int
     width: int
+    thumbnail_px: int
+    files: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -79,34 +61,92 @@ class Hit:
     score: float
 
 
-class ImageIndex:
-    """The indexed images with their vectors."""
+def write_index(
+    directory: Path,
+    build: Callable[[Path, ImagesWriter], Vectors],
+    *,
+    model_digest: str,
+    shards_digest: str,
+    thumbnail_px: int,
+) -> None:
+    """Writes the folder, whole or not at all; equal contents are equal bytes.
 
-    def __init__(self, header: IndexHeader, items: list[IndexedImage], vectors: Vectors) -> None:
+    Args:
+        directory: replaced whole.
+        build: takes the file of the vectors that it is to write and what takes the images, in the same order.
+        model_digest: of the model.
+        shards_digest: of the shards.
+        thumbnail_px: longest side of the thumbnails; 0: there are none.
+
+    Raises:
+        CorruptError: not as many vectors as images were written.
+    """
+    with replace_directory(directory, "index") as part:
+        with ImagesWriter(part, thumbnails=thumbnail_px > 0) as images:
+            vectors = build(part / VECTORS, images)
+        if len(vectors) != images.num_images:
+            raise CorruptError(f"{directory}: {len(vectors)} vectors for {images.num_images} images")
+        header = IndexHeader(
+            model_digest=model_digest,
+            shards_digest=shards_digest,
+            num_items=images.num_images,
+            width=vectors.width,
+            thumbnail_px=thumbnail_px,
+            files={path.name: path.stat().st_size for path in sorted(part.iterdir())},
+        )
+        write_text(part / _HEADER, to_json(header.model_dump()))
+
+
+def copy_index(directory: Path, out: Path, *, model_digest: str) -> None:
+    """Copies an index for a model that embeds alike, such as the same one with rounded weights.
+
+    Args:
+        directory: an index.
+        out: the new folder.
+        model_digest: of that model.
+
+    Raises:
+        DataError, FormatError, CorruptError: as `ImageIndex.load`.
+    """
+    header = _read_header(directory)
+    out.mkdir()
+    for name in header.files:
+        shutil.copyfile(directory / name, out / name)
+    write_text(out / _HEADER, to_json(header.model_copy(update={"model_digest": model_digest}).model_dump()))
+
+
+def _read_header(directory: Path) -> IndexHeader:
+    """index.json, once the files that it names have the sizes that it says."""
+    path = directory / _HEADER
+    if not path.is_file():
+        raise DataError(f"{directory}: there is no index; run `align index` first")
+    header = parse(IndexHeader, path.read_bytes(), path, "run `align index` again")
+    for name, size in header.files.items():
+        file = directory / name
+        if file.parent != directory or not file.is_file():
+            raise CorruptError(f"{file}: missing; run `align index` again")
+        if (found := file.stat().st_size) != size:
+            raise CorruptError(f"{file}: {found:,} bytes, not the {size:,} of {_HEADER}; run `align index` again")
+    return header
+
+
+class ImageIndex:
+    """The indexed images with their vectors.
+
+    Attributes:
+        header: index.json.
+        items: the images, in the order of the index.
+    """
+
+    def __init__(self, header: IndexHeader, items: IndexedImages, vectors: Vectors) -> None:
         self.header = header
         self.items = items
         self._vectors = vectors
-        self._positions = {item.key: position for position, item in enumerate(items)}
-
-    @classmethod
-    def build(cls, items: list[IndexedImage], vectors: Vectors, *, model_digest: str, shards_digest: str) -> ImageIndex:
-        """Makes an index of images and their vectors, in the same order."""
-        header = IndexHeader(
-            model_digest=model_digest, shards_digest=shards_digest, num_items=len(items), width=vectors.width
-        )
-        return cls(header, items, vectors)
-
-    def save(self, directory: Path) -> None:
-        """Writes the folder, whole or not at all; equal contents are equal bytes."""
-        columns = {name: [getattr(item, name) for item in self.items] for name in _SCHEMA.names}
-        with replace_directory(directory, "index") as part:
-            pq.write_table(pa.table(columns, schema=_SCHEMA), part / "items.parquet", compression="zstd")
-            self._vectors.save(part / "vectors.faiss")
-            write_text(part / "index.json", to_json(self.header.model_dump()))
+        self._allowed = lru_cache(_NUM_FILTERS)(items.matching)
 
     @classmethod
     def load(cls, directory: Path, load_vectors: Callable[[Path], Vectors]) -> ImageIndex:
-        """Reads what `save` wrote.
+        """Opens what `write_index` wrote. It stays what it is when another index replaces the folder.
 
         Args:
             directory: the folder.
@@ -115,23 +155,32 @@ class ImageIndex:
         Raises:
             DataError: there is no index.
             FormatError: index.json has another schema_version or layout.
-            CorruptError: the files do not belong together.
+            CorruptError: a file is damaged or cut off, or the files do not belong together.
         """
-        path = directory / "index.json"
-        if not path.is_file():
-            raise DataError(f"{directory}: there is no index; run `align index` first")
-        try:
-            header = IndexHeader.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise FormatError(f"{path}: {where}: {first['msg']}; run `align index` again") from None
-        vectors = load_vectors(directory / "vectors.faiss")
-        rows: list[dict[str, Any]] = pq.read_table(directory / "items.parquet", schema=_SCHEMA).to_pylist()
-        items = [IndexedImage(**{**row, "texts": tuple(row["texts"])}) for row in rows]
+        header = _read_header(directory)
+        vectors = load_vectors(directory / VECTORS)
+        items = IndexedImages.load(directory, thumbnails=header.thumbnail_px > 0)
         if not len(vectors) == len(items) == header.num_items or vectors.width != header.width:
             raise CorruptError(f"{directory}: vectors, items and index.json disagree; run `align index` again")
         return cls(header, items, vectors)
+
+    @property
+    def has_thumbnails(self) -> bool:
+        """Whether `thumbnail` has pictures."""
+        return self.header.thumbnail_px > 0
+
+    def item(self, key: str) -> IndexedImage:
+        """The image with this key. Raises DataError if there is none."""
+        return self.items[self.items.position(key)]
+
+    def thumbnail(self, key: str) -> bytes:
+        """The thumbnail of an image: a JPEG, square as the shards' images are.
+
+        Raises:
+            DataError: no image has this key, or the index has no thumbnails.
+            CorruptError: the file of the thumbnails is damaged.
+        """
+        return self.items.thumbnail(self.items.position(key))
 
     def vector(self, key: str) -> NDArray[np.float32]:
         """The stored (width,) vector of an image.
@@ -139,16 +188,27 @@ class ImageIndex:
         Raises:
             DataError: no image has this key.
         """
-        if key not in self._positions:
-            raise DataError(f"no image with key {key!r} in the index; `align search TEXT` prints keys")
-        return self._vectors.vector(self._positions[key])
+        return self._vectors.vector(self.items.position(key))
 
-    def search(self, query: NDArray[np.float32], k: int, *, exclude: Sequence[str] = ()) -> list[Hit]:
-        """The k images nearest to one (width,) query, nearest first, without the images whose keys are excluded."""
-        scores, ids = self._vectors.search(query[np.newaxis], k + len(exclude))
-        hits = [
-            Hit(self.items[position], float(score))
-            for score, position in zip(scores[0], ids[0], strict=True)
-            if self.items[position].key not in exclude
-        ]
-        return hits[:k]
+    def search(
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        *,
+        exclude: Sequence[str] = (),
+        splits: Sequence[str] = (),
+        words: Sequence[str] = (),
+    ) -> list[Hit]:
+        """The k images nearest to one query, nearest first. Fewer than k only if there are no more.
+
+        Args:
+            query: (width,), L2-normalised.
+            k: at least 1.
+            exclude: keys of images that are left out.
+            splits: only images of these; none: of any.
+            words: only images whose texts have each of these, as whole words, in upper or lower case.
+        """
+        allowed = self._allowed(tuple(splits), tuple(words)) if splits or words else None
+        scores, ids = self._vectors.search(query[np.newaxis], k + len(exclude), allowed)
+        found = ((self.items[int(position)], float(score)) for score, position in zip(scores[0], ids[0], strict=True))
+        return [Hit(item, score) for item, score in found if item.key not in exclude][:k]

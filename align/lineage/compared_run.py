@@ -200,11 +200,7 @@ class _RecordedFiles:
         return _json(found.read_bytes(), f"{path}/{file}") if found else None
 
     def why_missing(self, path: str) -> str:
-        problems = "".join(f" ({why})" for why in self._versions.unreachable.values())
-        return (
-            f"{path} is neither in DVC's cache nor in a remote that answers{problems}; on a machine that has it, "
-            f"`dvc push`, then here `dvc fetch --all-branches {path}`"
-        )
+        return self._versions.how_to_get(path)
 
 
 def _resolve(root: Path, name: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from align.errors import DataError, ServiceError
@@ -48,7 +49,6 @@ class DataVersions:
 
     Attributes:
         tracked: whether DVC keeps this checkout's data.
-        cache: DVC's cache, or None.
         unreachable: remote -> why it could not be reached, for the remotes that were asked.
     """
 
@@ -57,7 +57,11 @@ class DataVersions:
         self._asked: set[str] = set()
         self.unreachable: dict[str, str] = {}
         self.tracked = (root / ".dvc").is_dir()
-        self.cache = Path((root / dvc(root, "cache", "dir").strip()).resolve()) if self.tracked else None
+
+    @cached_property
+    def cache(self) -> Path | None:
+        """DVC's cache, or None. DVC is asked where it is when somebody needs it: that takes a second."""
+        return Path((self._root / dvc(self._root, "cache", "dir").strip()).resolve()) if self.tracked else None
 
     # --- which versions exist
 
@@ -87,6 +91,14 @@ class DataVersions:
         return [path for path in paths if path.resolve() != self._root.resolve()]
 
     # --- their files
+
+    def how_to_get(self, path: str) -> str:
+        """What to do where an out's bytes are not to be had from here; one line."""
+        problems = "".join(f" ({why})" for why in self.unreachable.values())
+        return (
+            f"{path} is neither in DVC's cache nor in a remote that answers{problems}; on a machine that has it, "
+            f"`dvc push`, then here `dvc fetch --all-branches {path}`"
+        )
 
     def files(self, md5: str) -> dict[str, str] | None:
         """Path within the out -> md5 of each file (a single file has the path ``); None if its list is gone."""

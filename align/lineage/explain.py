@@ -61,7 +61,7 @@ def _column_and_value(args: argparse.Namespace) -> tuple[str, str]:
 
 def _histories(params: Params, rows: list[RawRow]) -> Iterator[PairHistory]:
     paths, config = params.section(PathsConfig), params.section(FilterConfig)
-    fetch, model = fetcher(params.section(StoreConfig)), params.section(RegisterConfig).model_name
+    fetch, register = fetcher(params.section(StoreConfig)), params.section(RegisterConfig)
     with tempfile.TemporaryDirectory(prefix="align-") as scratch:
         versions = DataVersions(Path.cwd(), Path(scratch))
         for row in rows:
@@ -74,4 +74,4 @@ def _histories(params: Params, rows: list[RawRow]) -> Iterator[PairHistory]:
                 policy=paths.policy,
                 fetch=fetch,
             )
-            yield look_up_models(history, model, paths.shards, versions, fetch)
+            yield look_up_models(history, register, paths.shards, versions, fetch)

@@ -50,7 +50,7 @@ def _rule_lines(history: PairHistory) -> Iterator[str]:
     yield f"  {'rule':<{width}}  {'verdict':<11}  value; drops where"
     for rule in history["rules"]:
         verdict = "drops first" if rule["first"] else rule["verdict"]
-        details = "; ".join(filter(None, [_values(rule["values"]), rule["drops_where"]]))
+        details = "; ".join(filter(None, [rule_values(rule["values"]), rule["drops_where"]]))
         yield f"  {rule['rule']:<{width}}  {verdict:<11}  {details}".rstrip()
     if history["cuts_line"]:
         yield f"  cuts       {history['cuts_line']}"
@@ -80,7 +80,8 @@ def _model_line(model: ModelUse) -> str:
     return f"  models     {model['name']} version {model['version']}{aliases}: {verdict}; {model['why']}"
 
 
-def _values(values: Mapping[str, Any]) -> str:
+def rule_values(values: Mapping[str, Any]) -> str:
+    """The values that a rule looked at, in one line."""
     return ", ".join(f"{name} = {_value(value)}" for name, value in values.items())
 
 

@@ -34,7 +34,7 @@ from align.lineage.purge import purge
 from align.lineage.purge_plan import PurgePlan, plan_purge
 from align.lineage.shard_samples import count_pairs
 from align.lineage.take_down_requests import read_requests
-from align.lineage.trained_models import find_trained_models
+from align.lineage.who_saw import who_saw
 from align.services.store import fetcher
 
 
@@ -73,11 +73,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
         )
         image_ids = pairs.image_ids | {entry.value for entry in requested.entries if entry.kind == "image_id"}
         count = partial(count_pairs, image_ids=image_ids, fetch=fetcher(store))
-        model = params.section(RegisterConfig).model_name
-        models, problem = find_trained_models(model, paths.shards, versions, count)
+        answer = who_saw(params.section(RegisterConfig), paths.shards, versions, count)
+        models = (*answer.models, *answer.runs)
         show(*model_lines(models))
-        if problem:
-            say(f"forget: models: {problem}")
+        if answer.problem:
+            say(f"forget: models: {answer.problem}")
         if args.purge:
             plan = plan_purge(versions, opted_out, paths, fetcher(store))
             remaining = remaining_lines(paths, models, plan.image_ids)

@@ -12,17 +12,16 @@ from align.formats.policy import OPTED_OUT
 from align.formats.raw import image_spans
 from align.lineage.purge import PurgeResult
 from align.lineage.purge_plan import PurgePlan
-from align.lineage.trained_models import TrainedModel
+from align.lineage.who_saw import SeenBy
 
 #: Where the local stack keeps its state (`align.run`, `infra/local.py`), and the page that the README has users write.
 _PREFECT, _LOGS, _OWN_PAGES = Path(".align/prefect"), Path(".align/logs"), (Path("hits.html"),)
 _FAILED = Path(".align/failed")  # see flows/failed_runs.py
 
 
-def model_lines(models: Iterable[TrainedModel]) -> Iterator[str]:
-    """One line per registered version: how many of the pairs it saw, and where that is known from."""
+def model_lines(models: Iterable[SeenBy]) -> Iterator[str]:
+    """One line per version, or run without one: how many of the pairs it saw, and where that is known from."""
     for model in models:
-        aliases = f" ({', '.join(model.aliases)})" if model.aliases else ""
         if model.seen is None:
             what = "unknown"
         else:
@@ -30,7 +29,7 @@ def model_lines(models: Iterable[TrainedModel]) -> Iterator[str]:
             num_held_out = sum(model.seen.values()) - num_trained
             what = f"trained on {num_trained:,} of the pairs"
             what += f", measured on {num_held_out:,}" if num_held_out else ""
-        yield f"{model.version.name} version {model.version.number}{aliases}: {what}; {model.why}"
+        yield f"{model.title}: {what}; {model.why}"
 
 
 def plan_lines(plan: PurgePlan, raw: str, remotes: Iterable[str]) -> Iterator[str]:
@@ -48,7 +47,7 @@ def result_line(result: PurgeResult) -> str:
     return f"{result.where}: {result.removed}" + (f"; LEFT: {result.left}" if result.left else "")
 
 
-def remaining_lines(paths: PathsConfig, models: Iterable[TrainedModel], image_ids: Set[str]) -> Iterator[str]:
+def remaining_lines(paths: PathsConfig, models: Iterable[SeenBy], image_ids: Set[str]) -> Iterator[str]:
     """Where pictures, texts or addresses can still be, which a purge does not touch, and what ends them.
 
     `image_ids`: sha256s of the pictures, to find them in evaluation sets.
@@ -66,8 +65,9 @@ def remaining_lines(paths: PathsConfig, models: Iterable[TrainedModel], image_id
     if _FAILED.is_dir():
         yield f"  {_FAILED}: reports of failed runs, with pictures"
         yield f"    ends with: `rm -rf {_FAILED}`"
-    if runs := sorted({model.version.run_id for model in models}):
-        yield f"  MLflow, runs {', '.join(runs)}, and runs without a version: `reports`, models trained on the pairs"
+    if runs := sorted({model.run_id for model in models}):
+        others = "and runs that ended before they recorded their data"
+        yield f"  MLflow, runs {', '.join(runs)}, {others}: `reports`, models trained on the pairs"
         end = "export MLFLOW_TRACKING_URI=sqlite:///mlflow.db; mlflow runs delete --run-id RUN; mlflow gc --run-ids RUN"
         yield f"    ends with, for each RUN older than this purge: `{end}` (a server's database: on its machine)"
     for page in _OWN_PAGES:

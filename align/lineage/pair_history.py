@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 import pyarrow.parquet as pq
 
 from align.config.filter import FilterConfig
+from align.config.register import RegisterConfig
 from align.errors import DataError
 from align.filter.report import cuts_of
 from align.filter.rules import RULES, conditions
@@ -20,7 +21,7 @@ from align.formats.policy import read_opted_out
 from align.lineage.data_versions import DataVersions
 from align.lineage.raw_pairs import RawRow, find_pairs
 from align.lineage.shard_samples import count_pairs, find_sample
-from align.lineage.trained_models import find_trained_models
+from align.lineage.who_saw import who_saw
 from align.protocols.store import FetchTar
 
 
@@ -128,7 +129,7 @@ def look_up(
     *,
     filtered: Path,
     report: Path,
-    shards: Path,
+    shards: Path | None,
     policy: Path,
     fetch: FetchTar | None = None,
 ) -> PairHistory:
@@ -139,7 +140,7 @@ def look_up(
         config: section `filter` of today.
         filtered: data/filtered; may be absent, as may shards.
         report: reports/filter, which has the cuts that made data/filtered; may be absent.
-        shards: data/shards.
+        shards: data/shards; None: `place` is not looked for, which reads all of it.
         policy: data/policy.
         fetch: see `shard_samples.iter_stored_samples`.
     """
@@ -158,7 +159,7 @@ def look_up(
         "rules": [_rule(code, (used or today).get(code), facts, reasons) for code in RULES],
         "cuts_line": _cuts_line(today, used) if decision else None,
         "facts": facts,
-        "place": _position(shards, image_id, row["key"], fetch) if kept else None,
+        "place": _position(shards, image_id, row["key"], fetch) if kept and shards else None,
         "opted_out": None if entry is None else {"kind": entry[0], "value": entry[1]},
         "models": [],
         "models_line": None,
@@ -166,7 +167,7 @@ def look_up(
 
 
 def look_up_models(
-    history: PairHistory, model: str, shards: Path, versions: DataVersions, fetch: FetchTar | None = None
+    history: PairHistory, register: RegisterConfig, shards: Path, versions: DataVersions, fetch: FetchTar | None = None
 ) -> PairHistory:
     """The history with the registered versions of a model, and whether each had the pair in its data."""
     image_id = history["pair"]["sha256"]
@@ -174,21 +175,22 @@ def look_up_models(
     if image_id is None:
         why_not = "its picture was never downloaded, so no model can have seen it"
         return {**history, "models": [], "models_line": why_not}
-    models, why_not_known = find_trained_models(
-        model, shards, versions, lambda folder: count_pairs(folder, frozenset({image_id}), text=text, fetch=fetch)
+    answer = who_saw(
+        register, shards, versions, lambda folder: count_pairs(folder, frozenset({image_id}), text=text, fetch=fetch)
     )
     uses: list[ModelUse] = [
         {
             "name": one.version.name,
             "version": one.version.number,
             "aliases": list(one.aliases),
-            "trained_on_it": None if one.seen is None else one.seen.get("train", 0) > 0,
+            "trained_on_it": one.trained,
             "splits": None if one.seen is None else dict(one.seen),
             "why": one.why,
         }
-        for one in models
+        for one in answer.models
+        if one.version
     ]
-    return {**history, "models": uses, "models_line": why_not_known}
+    return {**history, "models": uses, "models_line": answer.problem}
 
 
 def _row(path: Path, column: str, value: str | None) -> dict[str, Any] | None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.errors import DataError
+from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, FACTS
-from align.formats.shards import SPLITS, SplitName, read_manifest
+from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName, read_manifest
 from align.protocols.store import FetchTar
+
+#: So many pictures are looked for in a sample's bytes, before they are parsed.
+_FEW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,8 @@ class StoredSample:
         image_id: sha256 of the picture's original bytes.
         keys: of its pairs, parallel to `texts`.
         texts: of its pairs.
+        offset_bytes: where the picture's JPEG begins in the tar.
+        size_bytes: its length.
     """
 
     split: SplitName
@@ -36,20 +44,47 @@ class StoredSample:
     image_id: str
     keys: tuple[str, ...]
     texts: tuple[str, ...]
+    offset_bytes: int
+    size_bytes: int
 
 
-def iter_stored_samples(shards: Path, fetch: FetchTar | None = None) -> Iterator[StoredSample]:
-    """Yields every sample of data/shards, in the order of the manifest.
+def manifest_at(shards: Path) -> Manifest:
+    """As `read_manifest`, but one command parses a file once: a million pictures take seconds and 300 MB.
+
+    Raises:
+        DataError: there is no manifest.
+        FormatError: it has another schema_version or layout.
+    """
+    try:
+        stat = (shards / MANIFEST).stat()
+    except OSError:
+        return read_manifest(shards)  # which says so
+    return _manifest(shards, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _manifest(shards: Path, *_state: int) -> Manifest:
+    return read_manifest(shards)
+
+
+def iter_stored_samples(
+    shards: Path, fetch: FetchTar | None = None, image_ids: Collection[str] | None = None
+) -> Iterator[StoredSample]:
+    """Yields the samples of data/shards, in the order of the manifest.
 
     Args:
         shards: data/shards or an older version of it, with its manifest.
         fetch: (sha256, bytes) -> path of a tar that is not in the folder.
+        image_ids: of the pictures that are wanted; None: all. Others are not even parsed where few are wanted.
 
     Raises:
         DataError: there is no manifest, or a tar is missing.
         FormatError: the manifest has another schema_version or layout.
+        CorruptError: a tar is cut off or damaged.
     """
-    manifest = read_manifest(shards)
+    manifest = manifest_at(shards)
+    few = image_ids is not None and len(image_ids) <= _FEW
+    needles = [one.encode("utf-8") for one in image_ids or ()] if few else []
     for split in SPLITS:
         for shard in manifest.splits[split].shards:
             path = shards / shard.path
@@ -57,22 +92,29 @@ def iter_stored_samples(shards: Path, fetch: FetchTar | None = None) -> Iterator
                 path = fetch(shard.sha256, shard.num_bytes)
             try:
                 with path.open("rb") as file:
-                    for _, _, offset, size in shard.offsets:
-                        file.seek(offset)
-                        row = json.loads(file.read(size))
-                        yield StoredSample(
-                            split, shard.path, row["key"], row["image_id"], tuple(row["keys"]), tuple(row["texts"])
-                        )
+                    for jpg_offset, jpg_size, offset, size in shard.offsets:
+                        data = os.pread(file.fileno(), size, offset)
+                        if few and len(data) == size and not any(one in data for one in needles):
+                            continue
+                        row = _parsed(data, size, path)
+                        if image_ids is None or row["image_id"] in image_ids:
+                            yield _sample(split, shard.path, row, (jpg_offset, jpg_size))
             except FileNotFoundError:
                 raise DataError(f"{path}: named in the manifest but missing; run `align shard` again") from None
 
 
+def samples_of(tar: Path, split: SplitName, shard: Shard, numbers: Iterable[int]) -> Iterator[StoredSample]:
+    """Some samples of one tar, by their numbers in it. Raises CorruptError where it is cut off or damaged."""
+    with tar.open("rb") as file:
+        for jpg_offset, jpg_size, offset, size in (shard.offsets[number] for number in numbers):
+            row = _parsed(os.pread(file.fileno(), size, offset), size, tar)
+            yield _sample(split, shard.path, row, (jpg_offset, jpg_size))
+
+
 def find_sample(shards: Path, image_id: str | None, key: str, fetch: FetchTar | None = None) -> StoredSample | None:
     """The sample of a picture that holds the pair with this key, or None. Errors as `iter_stored_samples`."""
-    for sample in iter_stored_samples(shards, fetch):
-        if sample.image_id == image_id and key in sample.keys:
-            return sample
-    return None
+    wanted = () if image_id is None else (image_id,)
+    return next((sample for sample in iter_stored_samples(shards, fetch, wanted) if key in sample.keys), None)
 
 
 def count_pairs(
@@ -82,16 +124,20 @@ def count_pairs(
 
     Splits without such a pair are left out. Errors as `iter_stored_samples`.
     """
+    return counted(iter_stored_samples(shards, fetch, image_ids), text)
+
+
+def counted(samples: Iterable[StoredSample], text: str | None) -> dict[str, int]:
+    """Split -> number of pairs of these samples, as `count_pairs`."""
     counts: Counter[str] = Counter()
-    for sample in iter_stored_samples(shards, fetch):
-        if sample.image_id in image_ids:
-            counts[sample.split] += sum(1 for one in sample.texts if text is None or one == text)
+    for sample in samples:
+        counts[sample.split] += sum(1 for one in sample.texts if text is None or one == text)
     return +counts
 
 
 def shards_show(shards: Path, image_ids: frozenset[str], fetch: FetchTar | None = None) -> bool:
     """Whether data/shards holds one of these pictures. Errors as `iter_stored_samples`."""
-    return any(sample.image_id in image_ids for sample in iter_stored_samples(shards, fetch))
+    return any(True for _ in iter_stored_samples(shards, fetch, image_ids))
 
 
 def index_shows(index: Path, image_ids: frozenset[str]) -> bool:
@@ -121,3 +167,17 @@ def filtered_shows(filtered: Path, texts: frozenset[tuple[str | None, str]]) -> 
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DataError(f"{filtered}: unreadable ({error}); run `align filter` again") from None
     return False
+
+
+def _parsed(data: bytes, size: int, tar: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(data) if len(data) == size else None
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not {"key", "image_id", "keys", "texts"} <= row.keys():
+        raise CorruptError(f"{tar}: cut off or damaged, it is not what {MANIFEST} says; run `align shard` again")
+    return row
+
+
+def _sample(split: SplitName, tar: str, row: dict[str, Any], picture: tuple[int, int]) -> StoredSample:
+    return StoredSample(split, tar, row["key"], row["image_id"], tuple(row["keys"]), tuple(row["texts"]), *picture)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -34,17 +35,26 @@ class StageRun:
 
 def parse_runs(text: str, where: str) -> Iterator[StageRun]:
     """The stages of a dvc.lock, or the one stage of a file of the run cache; none if it is not valid YAML."""
+    for name, deps, outs in _parsed(text):
+        yield StageRun(name, deps, outs, where)
+
+
+@lru_cache(maxsize=1024)  # one command looks at the same text more than once, and a dvc.lock takes a second
+def _parsed(text: str) -> tuple[tuple[str, Mapping[str, str], Mapping[str, str]], ...]:
+    """(name, deps, outs) of each stage."""
     try:
         values = YAML(typ="safe", pure=True).load(text)
     except YAMLError:
-        return
+        return ()
     if not isinstance(values, dict):
-        return
+        return ()
+    stages = []
     for name, stage in (values.get("stages") or ({"": values} if "cmd" in values else {})).items():
         deps, outs = (
             {item["path"]: item["md5"] for item in stage.get(kind, ()) if "md5" in item} for kind in ("deps", "outs")
         )
-        yield StageRun(name, deps, outs, where)
+        stages.append((name, deps, outs))
+    return tuple(stages)
 
 
 def recorded_runs(root: Path, cache: Path | None) -> list[StageRun]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -19,14 +18,15 @@ class Vectors(Protocol):
         """Length of a vector."""
         ...
 
-    def save(self, path: Path) -> None:
-        """Writes one file; equal vectors give equal bytes."""
-        ...
-
     def vector(self, position: int) -> NDArray[np.float32]:
         """(width,) float32: the vector with this id."""
         ...
 
-    def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The k nearest of each of (num_queries, width) queries, nearest first: cosines and ids, (num_queries, k)."""
+    def search(
+        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k nearest of each of (num_queries, width) queries, nearest first: cosines and ids, (num_queries, k).
+
+        `allowed`, (number of vectors,), says which may be returned. Fewer than k are, if no more are allowed.
+        """
         ...

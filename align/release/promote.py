@@ -1,157 +1,146 @@
-"""promote: a version becomes the champion if its metrics are good enough; the old champion becomes `previous`.
+"""promote: a version becomes the champion if every gate lets it; the old champion becomes `previous`.
 
-Without a number it is the candidate, the version that was registered last. There are two conditions, both set in
-params.yaml: the lower 95 % bound of each metric is well above chance, and the mean over the metrics is at least the
-champion's plus a gain. If one fails, no alias moves, and the decision says why. A version that was rolled back is not
-promoted again until its tag is removed.
+Without a number it is the candidate, the version that was registered last. It has to be better than the champion on the
+same items by `promote.margin`, with confidence (`align.release.paired`), and the other gates have to let it
+(`align.release.gates`, `slices`). With `promote.approval`, a person has to approve it, too (`align.release.approval`).
+If one does not, no alias moves. Each decision is a table, and a page that is kept with the candidate's run.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from align.config import Params
 from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
-from align.console import say, show
+from align.console import say, show, show_json
 from align.errors import DataError, GateError
+from align.files import to_json, write_text
 from align.locks import locked
+from align.release.alias_moves import LOCK
+from align.release.approval import Approval, add_approval_arguments, approval_of, reject
+from align.release.champion import make_champion, settled
+from align.release.decision import PromotionDecision, table_lines
+from align.release.judge import DECIDED, judge, number_of, version_asked
+from align.release.promotion_page import write_page
 from align.services.mlflow_address import require_store
-from align.services.tracking import (
-    CANDIDATE,
-    CHAMPION,
-    PREVIOUS,
-    REPLACED,
-    ROLLED_BACK,
-    ROLLED_BACK_BECAUSE,
-    Tracker,
-    Version,
-    metric_name,
-)
+from align.services.registry import CANDIDATE, CHAMPION, PREVIOUS, ROLLED_BACK, Version
+from align.services.tracking import Tracker
 
-#: Of all processes of a checkout, one moves the aliases at a time. In the working directory, as what runs share.
-LOCK = Path(".align/locks/champion")
+#: Each decision's page, below the working directory.
+PAGES = Path(".align/promotions")
+#: MLflow refuses longer tags.
+_MAX_TAG = 5000
 
 
-@dataclass(frozen=True)
-class PromotionDecision:
-    """The decision on a version, the candidate.
+def promote(
+    params: Params, tracker: Tracker, number: int | None = None, approval: Approval | None = None
+) -> tuple[PromotionDecision, Path | None]:
+    """Judges a version, and makes it the champion if every gate lets it.
 
-    Attributes:
-        outcome: `unchanged` means that the candidate already is the champion.
-        reason: one sentence with the numbers.
-        candidate: version number.
-        what: what the candidate is: its run, data, model and revision.
-        champion: version number of the champion before the decision; None if there was none.
-        scores: metric -> (candidate's, champion's or None).
-    """
-
-    outcome: Literal["promoted", "refused", "unchanged"]
-    reason: str
-    candidate: int
-    what: str
-    champion: int | None
-    scores: Mapping[str, tuple[float, float | None]]
-
-
-def promote(config: PromoteConfig, model: str, tracker: Tracker, number: int | None = None) -> PromotionDecision:
-    """Compares a version with the champion, and moves the alias `champion` if the version is good enough.
+    The judging, which may take long where a model is measured, holds no lock: `align rollback` does not wait for it.
+    If the champion has changed meanwhile, the version is judged again.
 
     Args:
-        config: section `promote`.
-        model: name of the registered model.
+        params: sections `promote`, `register`, `evaluate`, `paths` and `store` are read.
         tracker: MLflow.
         number: of the version; None takes the one with alias `candidate`.
+        approval: of a person; None: nobody was asked.
+
+    Returns:
+        The decision, and its page; None where nothing changes.
 
     Raises:
-        DataError: there is no such version, no candidate, or a metric was not measured.
+        GateError: what was approved is not what would be moved.
+        LockedError: somebody else moved the aliases at the same time.
+        DataError: there is no such version, no candidate, or a metric or set that cannot be measured.
         ServiceError: MLflow is unavailable or refuses.
     """
-    candidate, champion = _candidate(model, tracker, number), tracker.version_at(model, CHAMPION)
-    decision = _decide(config, tracker, candidate, champion)
-    if decision.outcome == "promoted":
-        tags = {"align.promoted_at": _now(), "align.promoted_because": decision.reason}
-        if champion is not None:
-            tags[REPLACED] = str(champion.number)
-            tracker.set_alias(champion, PREVIOUS)
-        tracker.set_version_tags(candidate, tags)
-        tracker.set_alias(candidate, CHAMPION)
-    elif decision.outcome == "refused":
-        tracker.set_version_tags(candidate, {"align.refused_at": _now(), "align.refused_because": decision.reason})
-    return decision
+    model = params.section(RegisterConfig).model_name
+    with locked(LOCK, "align promote", say):
+        settled(tracker, model)  # what a killed call left half moved, and what was moved by hand
+    while True:
+        asked, champion = version_asked(model, tracker, number), tracker.registry.version_at(model, CHAMPION)
+        _require_judged(approval, asked, champion, tracker)
+        judged = judge(params, tracker, asked, champion)
+        with locked(LOCK, "align promote", say):
+            champion = tracker.registry.version_at(model, CHAMPION)
+            decision, candidate = judged.decision, version_asked(model, tracker, judged.candidate.number)
+            was_taken_back = ROLLED_BACK in candidate.tags and ROLLED_BACK not in judged.candidate.tags
+            if number_of(champion) != number_of(judged.champion) or was_taken_back:
+                say("promote: the champion has changed meanwhile; judging again")
+                continue
+            _require_judged(approval, candidate, champion, tracker)
+            if decision.outcome == "unchanged":
+                return decision, None
+            if decision.outcome == "promoted" and params.section(PromoteConfig).approval and approval is None:
+                decision = replace(decision, outcome="unapproved")
+            page = _record(decision, candidate, tracker)
+            if decision.outcome == "promoted":
+                _make_champion(decision, candidate, champion, tracker, approval)
+            return decision, page
 
 
-def _candidate(model: str, tracker: Tracker, number: int | None) -> Version:
-    if number is None:
-        if (candidate := tracker.version_at(model, CANDIDATE)) is None:
-            raise DataError(f"model '{model}' has no version with alias '{CANDIDATE}'; run `align register` first")
-        return candidate
-    versions = {version.number: version for version in tracker.versions(model)}
-    if number not in versions:
-        known = f"it has {', '.join(map(str, versions))}" if versions else "it has none: run `align register` first"
-        raise DataError(f"model '{model}' has no version {number}; {known}")
-    return versions[number]
+def check(params: Params, tracker: Tracker) -> str:
+    """Judges the champion after the fact: by the gates, and one moved by hand also against the one that it replaced.
+
+    Returns:
+        A sentence.
+
+    Raises:
+        GateError: it would not have been promoted; the message says why.
+        DataError: there is no champion, or a metric or set that cannot be measured.
+        ServiceError: MLflow is unavailable or refuses.
+    """
+    model = params.section(RegisterConfig).model_name
+    with locked(LOCK, "align promote", say):
+        state = settled(tracker, model)
+    if state.champion is None:
+        raise DataError(f"model '{model}' has no champion to check")
+    versions = {version.number: version for version in tracker.registry.versions(model)}
+    by_hand = state.last if state.moved_by_hand else None
+    replaced = versions.get(by_hand.before or 0) if by_hand else None
+    decision = judge(params, tracker, versions[state.champion], replaced).decision
+    how = f", moved by hand at {by_hand.at}," if by_hand else ""
+    name = f"{model} version {state.champion}, the champion{how}"
+    if decision.outcome == "refused":
+        raise GateError(f"{name} would not be promoted: {decision.reason}")
+    return f"{name} passes the gates"
 
 
-def describe(version: Version) -> str:
-    """What a version is, for people: its MLflow run, and what `align register` recorded of its origin."""
-    known = {"data": "align.data_digest", "model": "align.model_digest", "git": "align.git_revision"}
-    parts = [f"{word} {version.tags[tag][:12]}" for word, tag in known.items() if tag in version.tags]
-    return ", ".join([f"run {version.run_id}", *parts])
+def _require_judged(approval: Approval | None, candidate: Version, champion: Version | None, tracker: Tracker) -> None:
+    if approval is not None:
+        approval.require_judged(candidate, champion, tracker.registry.aliases(candidate.name))
 
 
-def _decide(config: PromoteConfig, tracker: Tracker, candidate: Version, champion: Version | None) -> PromotionDecision:
-    ours = tracker.metrics(candidate.run_id)
-    theirs = tracker.metrics(champion.run_id) if champion else {}
-    scores: dict[str, tuple[float, float | None]] = {}
-    for name in config.metrics:
-        scores[name] = (_score(ours, name, candidate), _score(theirs, name, champion) if champion else None)
-
-    def decision(outcome: Literal["promoted", "refused", "unchanged"], reason: str) -> PromotionDecision:
-        before = champion.number if champion else None
-        return PromotionDecision(outcome, reason, candidate.number, describe(candidate), before, scores)
-
-    if champion is not None and champion.number == candidate.number:
-        return decision("unchanged", f"version {candidate.number} already is the champion")
-    if ROLLED_BACK in candidate.tags:
-        because = f"it was rolled back at {candidate.tags[ROLLED_BACK]}: {candidate.tags.get(ROLLED_BACK_BECAUSE, '')}"
-        return decision("refused", f"{because}; remove its tag {ROLLED_BACK} to allow its promotion")
-    for name in config.metrics:
-        low, chance = _score(ours, f"{name}/low", candidate), _score(ours, f"{name}/chance", candidate)
-        bar = config.min_times_chance * chance
-        if low < bar:
-            return decision(
-                "refused",
-                f"{name}: the lower 95 % bound {low:.4f} is below {config.min_times_chance:g} x chance = {bar:.4f}",
-            )
-    mine = sum(score for score, _ in scores.values()) / len(scores)
-    names = " and ".join(config.metrics)
-    if champion is None:
-        return decision("promoted", f"mean of {names} is {mine:.4f}, well above chance, and there was no champion")
-    other = sum(score or 0.0 for _, score in scores.values()) / len(scores)
-    text = f"mean of {names} is {mine:.4f}, the champion's (version {champion.number}) {other:.4f}"
-    if mine < other + config.min_gain:
-        return decision("refused", f"{text}; needed: at least {other + config.min_gain:.4f}")
-    return decision("promoted", text)
+def _make_champion(
+    decision: PromotionDecision,
+    candidate: Version,
+    champion: Version | None,
+    tracker: Tracker,
+    approval: Approval | None,
+) -> None:
+    """The one place where `promote` moves aliases."""
+    why = f"{decision.reason}; approved: {approval.why}" if approval else decision.reason
+    who = approval.signed if approval else None
+    make_champion(tracker, candidate, replaces=number_of(champion), why=why, figures=decision.figures(), who=who)
 
 
-def _score(metrics: Mapping[str, float], name: str, version: Version) -> float:
-    try:
-        return metrics[metric_name(name)]
-    except KeyError:
-        where = f"run {version.run_id} of {version.name} version {version.number}"
-        raise DataError(
-            f"{where} has no metric '{name}'; run `align register` again, or correct promote.metrics"
-        ) from None
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _record(decision: PromotionDecision, candidate: Version, tracker: Tracker) -> Path:
+    """Writes the page, keeps it with the candidate's run, and tags the version with the decision; returns the page."""
+    folder = PAGES / f"{decision.at.translate(str.maketrans('', '', '-:'))}-version-{decision.candidate}"
+    page = write_page(decision, folder)
+    tracker.log_folder(candidate.run_id, folder, f"promotions/{folder.name}")
+    tags = {f"{DECIDED}{decision.sets_digest[:16]}": f"{decision.outcome} at {decision.at}: {decision.reason}"}
+    if decision.outcome == "refused":
+        figures = json.dumps(decision.figures(), sort_keys=True)
+        tags |= {"align.refused_at": decision.at, "align.refused_because": decision.reason}
+        tags |= {"align.refused_figures": figures}
+    tracker.registry.set_version_tags(candidate, {name: text[:_MAX_TAG] for name, text in tags.items()})
+    return page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,20 +151,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"promote this version; default: the one with alias '{CANDIDATE}', which `align register` moves",
     )
+    parser.add_argument("--check", action="store_true", help="judge the champion that is; moves nothing")
+    parser.add_argument("--json", action="store_true", help="print the decision as JSON")
+    add_approval_arguments(parser)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """`align promote`. Raises GateError if the version is refused."""
-    config, names = params.section(PromoteConfig), params.section(RegisterConfig)
+    """`align promote`. Raises GateError if the version is refused, or waits for an approval."""
+    approval = approval_of(args)
     require_store()
-    with locked(LOCK, "align promote", say):
-        decision = promote(config, names.model_name, Tracker(), args.version)
-    what = decision.what if args.version is not None else f"the {CANDIDATE}: {decision.what}"
-    name = f"{names.model_name} version {decision.candidate} ({what})"
-    if decision.outcome == "refused":
-        raise GateError(f"{name} is not promoted: {decision.reason}")
-    if decision.outcome == "unchanged":
-        show(f"{names.model_name}: {decision.reason} ({what})")
+    tracker = Tracker()
+    if approval is not None and approval.is_rejection:
+        with locked(LOCK, "align promote", say):
+            rejected = version_asked(params.section(RegisterConfig).model_name, tracker, args.version)
+            show(reject(tracker, rejected, approval))
         return
-    before = f" (before: version {decision.champion}, now '{PREVIOUS}')" if decision.champion is not None else ""
-    show(f"{name} is the {CHAMPION}{before}: {decision.reason}")
+    if args.check:
+        show(check(params, tracker))
+        return
+    decision, page = promote(params, tracker, args.version, approval)
+    values = decision.as_dict(str(page) if page else None)
+    if args.decision:
+        write_text(args.decision, to_json({"schema_version": 1, **values}))
+    if args.json:
+        show_json(to_json(values))
+    else:
+        show(*table_lines(decision) if decision.gates else ())
+        show(*(f"page: {page}",) if page else ())
+    _conclude(decision, page, args)
+
+
+def _conclude(decision: PromotionDecision, page: Path | None, args: argparse.Namespace) -> None:
+    """The last line, or the error that is it."""
+    what = decision.what if args.version is not None else f"the {CANDIDATE}: {decision.what}"
+    name = f"{decision.model} version {decision.candidate} ({what})"
+    if decision.outcome == "refused":
+        raise GateError(f"{name} is not promoted: {decision.reason}; see {page}")
+    if decision.outcome == "unapproved":
+        asks = f"{name} is good enough ({decision.reason}), and waits for a person's approval (promote.approval)"
+        if args.decision is None:
+            how = f"align promote --version {decision.candidate} --approved-by WHO --because WHY"
+            raise GateError(f"{asks}: {how}")
+        line = asks
+    elif decision.outcome == "unchanged":
+        line = f"{decision.model}: {decision.reason} ({what})"
+    else:
+        before = f" (before: version {decision.champion}, now '{PREVIOUS}')" if decision.champion is not None else ""
+        line = f"{name} is the {CHAMPION}{before}: {decision.reason}"
+    if not args.json:
+        show(line)

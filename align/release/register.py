@@ -21,10 +21,14 @@ from align.config.finetune import FinetuneConfig
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.register import RegisterConfig
 from align.console import say, show
+from align.release.indexed import log_index
+from align.release.model_card import CARD, Champion, ModelCard
 from align.release.origin import Origin, read_origin
 from align.release.results import PipelineOutputs, Results, read_results, read_series
+from align.release.shown import pictures, tables, view
 from align.services.mlflow_address import current_run_id
-from align.services.tracking import CANDIDATE, Tracker, Version
+from align.services.registry import CANDIDATE, CHAMPION, Version
+from align.services.tracking import Tracker
 
 _ARTIFACT = "model"
 _RUN_DIGEST, _MODEL_DIGEST = "align.run_digest", "align.model_digest"
@@ -73,12 +77,16 @@ def register(
     run = run_id or reused or tracker.start_run(config.experiment, f"align {results.model_digest[:8]}")
     ends_here = run_id is None and reused is None
     try:
-        if origin.cached_stages:
-            cached = {"cached_stages": ", ".join(origin.cached_stages), "cached_from": earlier or "DVC's cache"}
-            tracker.set_tags(run, cached)
-        _log(tracker, run, outputs, results, origin, with_files=reused is None)
+        if reused is None:  # what made an earlier run stays what its tags say
+            tracker.set_tags(run, _tags(results, origin, earlier))
+        _log(tracker, run, outputs, results, with_files=reused is None)
         version, created = _version(tracker, run, config.model_name, outputs, results.tags() | origin.tags())
-        tracker.set_alias(version, CANDIDATE)
+        if created:
+            _describe(tracker, run, version, outputs, results, origin)
+        if outputs.index is not None and outputs.finetuned is not None:
+            log_index(tracker, version, outputs.index, outputs.finetuned, outputs.packaged)
+        tracker.registry.set_alias(version, CANDIDATE)
+        tracker.save_view(config.experiment, *view(values))
         tracker.set_tags(run, {_RUN_DIGEST: results.digest, "align.model_version": str(version.number)})
     except BaseException:
         if ends_here:
@@ -89,17 +97,36 @@ def register(
     return Registration(version=version, created=created, run_id=run, mlflow=tracker.uri)
 
 
-def _log(
-    tracker: Tracker, run: str, outputs: PipelineOutputs, results: Results, origin: Origin, *, with_files: bool
-) -> None:
-    tracker.set_tags(run, results.tags() | origin.tags())
+def _tags(results: Results, origin: Origin, earlier: str | None) -> dict[str, str]:
+    """What a run is, and where it comes from.
+
+    Args:
+        results: of the run.
+        origin: of the run.
+        earlier: another run with these results, if there is one.
+    """
+    tags = results.tags() | origin.tags()
+    if origin.git_revision:
+        tags |= {"mlflow.source.git.commit": origin.git_revision}
+    if origin.cached_stages:
+        tags |= {"cached_stages": ", ".join(origin.cached_stages), "cached_from": earlier or "DVC's cache"}
+    return tags
+
+
+def _log(tracker: Tracker, run: str, outputs: PipelineOutputs, results: Results, *, with_files: bool) -> None:
+    """Logs what the run shows. The last value of a curve is that of its last step, not one more at step 0."""
     tracker.log_params(run, results.params)
-    tracker.log_metrics(run, results.metrics)
+    others = dict(results.metrics)
     for stage, rows in read_series(outputs):
         tracker.log_series(run, rows, prefix=f"{stage}/")
+        for name in {name for row in rows for name in row}:
+            others.pop(f"{stage}/{name}", None)
+    tracker.log_metrics(run, others)
     if with_files:
         for folder in outputs.report_folders():
             tracker.log_folder(run, folder, f"reports/{folder.name}")
+        tracker.log_pictures(run, pictures(outputs.reports))
+        tracker.log_tables(run, tables(results.metrics, outputs.reports))
         tracker.log_dataset(run, "shards", results.data_digest, outputs.shards.as_posix())
 
 
@@ -107,11 +134,22 @@ def _version(
     tracker: Tracker, run: str, model: str, outputs: PipelineOutputs, tags: Mapping[str, str]
 ) -> tuple[Version, bool]:
     """The version with this model digest, and whether it is new."""
-    version = tracker.find_version(model, _MODEL_DIGEST, tags[_MODEL_DIGEST])
+    version = tracker.registry.find_version(model, _MODEL_DIGEST, tags[_MODEL_DIGEST])
     if version is not None:
         return version, False
     tracker.log_folder(run, outputs.packaged, _ARTIFACT)
-    return tracker.create_version(model, run, _ARTIFACT, tags), True
+    return tracker.registry.create_version(model, run, _ARTIFACT, tags), True
+
+
+def _describe(
+    tracker: Tracker, run: str, version: Version, outputs: PipelineOutputs, results: Results, origin: Origin
+) -> None:
+    """Writes the model card: a file of the run, and the version's description."""
+    champion = tracker.registry.version_at(version.name, CHAMPION)
+    compared = Champion(champion.number, tracker.metrics(champion.run_id)) if champion else None
+    card = ModelCard(version.name, results, outputs, origin.tags(), tracker.page(run, None) or run, compared)
+    tracker.log_text(run, card.markdown(), CARD)
+    tracker.registry.describe(version, card.description())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +166,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     others = MAKE_PRETRAINED if paths.is_made_elsewhere(params.section(FinetuneConfig).start) else ()
     done = register(
         params.section(RegisterConfig),
-        PipelineOutputs(paths.packaged, paths.shards, paths.reports, others),
+        PipelineOutputs(paths.packaged, paths.shards, paths.reports, others, paths.index, paths.finetuned),
         params.values,
         origin=read_origin(args.revision, args.cached_stage),
         tracker=None,

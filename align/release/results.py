@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align.config.model import ModelConfig
-from align.config.sections import changing_bytes
+from align.config.sections import changing_bytes, flattened
 from align.errors import CorruptError, DataError
 from align.files import sha256_folder, to_json
 from align.formats.model_folder import CONFIG, read_config
@@ -31,12 +31,16 @@ class PipelineOutputs:
         shards: data/shards.
         reports: the folder of all stages' reports.
         others: stages that did not make this model; their reports and values are of another one.
+        index: data/index, which `align serve` fetches with the model; None: it is not registered.
+        finetuned: models/finetuned, by which is told whether the index is of this model.
     """
 
     packaged: Path
     shards: Path
     reports: Path
     others: tuple[str, ...]
+    index: Path | None = None
+    finetuned: Path | None = None
 
     def report_folders(self) -> list[Path]:
         """The reports on what made this model, by name."""
@@ -55,6 +59,7 @@ class Results:
         accepted: expectations that failed and that a person accepted, as "NAME, by WHO: WHY".
         params: `section.key` -> value, of the sections that change bytes.
         metrics: the metrics of every stage.
+        evaluation_digest: names the sets that the model was measured on; None in reports of earlier versions.
     """
 
     model_digest: str
@@ -63,6 +68,7 @@ class Results:
     accepted: tuple[str, ...]
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
+    evaluation_digest: str | None
 
     @property
     def digest(self) -> str:
@@ -81,6 +87,7 @@ class Results:
             tags
             | dict(self.history)
             | ({"align.quality_accepted": "; ".join(self.accepted)[:_MAX_TAG]} if self.accepted else {})
+            | ({"align.evaluation_digest": self.evaluation_digest} if self.evaluation_digest else {})
         )
 
 
@@ -115,8 +122,9 @@ def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results
         data_digest=data_digest,
         history=_history(packaged),
         accepted=tuple(f"{one['expectation']}, by {one['by']}: {one['reason']}" for one in accepted if one),
-        params=_flatten(_values(outputs, values)),
+        params=flattened(_values(outputs, values)),
         metrics=_read_metrics(outputs),
+        evaluation_digest=_report(reports / "evaluation").get("evaluation_digest"),
     )
 
 
@@ -140,7 +148,7 @@ def _decisions(report: Path, data_digest: str, shards: Path) -> str:
         raise DataError(f"{report}: does not name the filter's decisions; run `align shard` again") from None
 
 
-def read_series(outputs: PipelineOutputs) -> Iterator[tuple[str, Iterable[Mapping[str, float]]]]:
+def read_series(outputs: PipelineOutputs) -> Iterator[tuple[str, list[Mapping[str, float]]]]:
     """The stages that wrote a metrics.jsonl: name, and its rows."""
     for folder in outputs.report_folders():
         if (path := folder / _STEPS).is_file():
@@ -181,14 +189,6 @@ def _read_metrics(outputs: PipelineOutputs) -> dict[str, float]:
     for path in (folder / "metrics.json" for folder in outputs.report_folders()):
         metrics |= json.loads(path.read_bytes()) if path.is_file() else {}
     return metrics
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _report(folder: Path) -> dict[str, Any]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from align.config import Params
 from align.config.register import RegisterConfig
 from align.console import say, show
-from align.errors import DataError
 from align.locks import locked
-from align.release.promote import LOCK
+from align.release.alias_moves import LOCK
+from align.release.champion import take_back
 from align.services.mlflow_address import require_store
-from align.services.tracking import CHAMPION, PREVIOUS, REPLACED, ROLLED_BACK, ROLLED_BACK_BECAUSE, Tracker, Version
+from align.services.registry import CHAMPION, PREVIOUS
+from align.services.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -27,59 +26,31 @@ class Rollback:
 
 
 def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
-    """Moves `champion` to `previous`, and `previous` to the champion before that, if any.
+    """Moves `champion` to the champion before it in the history, and `previous` to the one before that, if any.
 
     A version may have been the champion more than once. One that was rolled back is passed over, so that repeated
-    rollbacks end.
+    rollbacks end; so is one that was deleted.
 
     Args:
         model: name of the registered model.
-        reason: kept as a tag of the version that is rolled back.
+        reason: kept in the history, and as a tag of the version that is rolled back.
         tracker: MLflow.
 
     Raises:
         DataError: there is no champion, or no champion before it.
+        LockedError: somebody else moved the aliases at the same time.
         ServiceError: MLflow is unavailable or refuses.
     """
-    champion, previous = tracker.version_at(model, CHAMPION), tracker.version_at(model, PREVIOUS)
-    if champion is None:
-        raise DataError(f"model '{model}' has no version with alias '{CHAMPION}'; there is nothing to roll back")
-    if previous is None:
-        raise DataError(f"model '{model}' has no version with alias '{PREVIOUS}': no champion before {champion.number}")
-    versions = {version.number: version for version in tracker.versions(model)}
-    left = _not_rolled_back(previous, versions, {champion.number})
-    if left is None:
-        raise DataError(f"model '{model}': every champion before {champion.number} was rolled back")
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    tracker.set_version_tags(champion, {ROLLED_BACK: now, ROLLED_BACK_BECAUSE: reason})
-    tracker.set_alias(left, CHAMPION)
-    before = _not_rolled_back(_replaced(left, versions), versions, {champion.number, left.number})
-    if before is None:
-        tracker.delete_alias(model, PREVIOUS)
-    else:
-        tracker.set_alias(before, PREVIOUS)
-    return Rollback(left.number, champion.number, before.number if before else None)
-
-
-def _not_rolled_back(version: Version | None, versions: Mapping[int, Version], seen: set[int]) -> Version | None:
-    """The version itself, or the nearest champion before it, that is not among `seen` and was not rolled back."""
-    passed: set[int] = set()
-    while version is not None and version.number not in passed:
-        if version.number not in seen and ROLLED_BACK not in version.tags:
-            return version
-        passed.add(version.number)
-        version = _replaced(version, versions)
-    return None
-
-
-def _replaced(version: Version, versions: Mapping[int, Version]) -> Version | None:
-    """The champion that a version replaced; None for the first one, and for one that was deleted."""
-    return versions.get(int(version.tags.get(REPLACED, 0)))
+    move = take_back(tracker, model, reason)
+    assert move.to is not None and move.before is not None
+    return Rollback(move.to, move.before, move.previous)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `align rollback`."""
-    parser.add_argument("--reason", default="no reason given", help="kept as a tag of the version that is rolled back")
+    parser.add_argument(
+        "--reason", default="no reason given", help="kept in the history, and as a tag of the version rolled back"
+    )
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

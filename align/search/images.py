@@ -1,16 +1,21 @@
-"""The images of the shards, in the order of the index."""
+"""The images of the shards, in the order of the index, and their thumbnails."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 from align.formats.image_index import IndexedImage
 from align.formats.shards import SPLITS, iter_samples, read_manifest
+from align.pairs.picture import small
+
+#: A picture of 160 px takes about 3 kB.
+_QUALITY = 65
 
 
-def read_images(shards: Path, items: list[IndexedImage]) -> Iterator[bytes]:
-    """Yields the bytes of every image of every split, and appends the image's description to `items`.
+def read_images(shards: Path) -> Iterator[tuple[IndexedImage, bytes]]:
+    """Yields the description and the bytes of every image of every split.
 
     Raises:
         DataError: a shard is missing.
@@ -23,5 +28,22 @@ def read_images(shards: Path, items: list[IndexedImage]) -> Iterator[bytes]:
             for jpg_offset, jpg_size, _, _ in shard.offsets
         ]
         for sample, (path, offset, size) in zip(iter_samples(shards, split), ranges, strict=True):
-            items.append(IndexedImage(sample.key, sample.image_id, sample.texts, split, path, offset, size))
-            yield sample.image
+            item = IndexedImage(sample.key, sample.image_id, sample.texts, split, path, offset, size, sample.keys)
+            yield item, sample.image
+
+
+def thumbnail(image: bytes, side_px: int) -> bytes:
+    """A JPEG of at most `side_px` a side. Equal images give equal bytes as long as Pillow's version stays.
+
+    Args:
+        image: an encoded image.
+        side_px: 0 makes none: the result is empty.
+
+    Raises:
+        PictureError: it does not decode.
+    """
+    if not side_px:
+        return b""
+    buffer = io.BytesIO()
+    small(image, side_px).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    return buffer.getvalue()

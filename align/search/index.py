@@ -7,8 +7,12 @@ there is a file of labelled queries, the report says how many find a right image
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from align.config import Params
 from align.config.index import IndexConfig
@@ -19,19 +23,23 @@ from align.console import say, track
 from align.errors import DataError
 from align.figure import png
 from align.files import replace_directory, write_bytes, write_text
-from align.formats.image_index import ImageIndex, IndexedImage
+from align.formats.image_index import ImageIndex, IndexedImage, write_index
+from align.formats.indexed_images import ImagesWriter
 from align.formats.shards import read_manifest
-from align.model.embedder import Embedder, Encoder, model_digest
+from align.model.embedder import IMAGE_BATCH, Embedder, Encoder, model_digest
 from align.report import record_runtime, write_report
 from align.search.answers import AnsweredQuery
 from align.search.figures import search_figure
-from align.search.images import read_images
+from align.search.images import read_images, thumbnail
 from align.search.labelled import LabelledSearch
 from align.search.page import search_page
 from align.search.queries import read_queries
 from align.search.report import IndexReport, index_metrics
 from align.services.store import materialised
 from align.services.vector_index import VectorIndex
+
+#: Whole batches, so that the vectors are the same as those of all images at once.
+_IMAGES_AT_ONCE = 64 * IMAGE_BATCH
 
 
 def index(
@@ -64,19 +72,20 @@ def index(
     num_images = sum(split.num_images for split in manifest.splits.values())
     if not num_images:
         raise DataError(f"{shards}: the shards hold no image, so there is nothing to index")
-    items: list[IndexedImage] = []
-    vectors = encoder.embed_images(track(read_images(shards, items), what="index", total=num_images))
-    images = ImageIndex.build(
-        items, VectorIndex.build(vectors), model_digest=model_digest, shards_digest=manifest.digest
-    )
-    images.save(out)
+
+    def build(path: Path, images: ImagesWriter) -> VectorIndex:
+        embedded = _embedded(track(read_images(shards), what="index", total=num_images), encoder, config, images)
+        return VectorIndex.build(embedded, path, num_vectors=num_images, exact_below=config.exact_below)
+
+    write_index(out, build, model_digest=model_digest, shards_digest=manifest.digest, thumbnail_px=config.thumbnail_px)
+    images = ImageIndex.load(out, VectorIndex.load)
 
     labelled_search = LabelledSearch(images, encoder, shards, text_weight)
     asked = [labelled_search.ask(query) for query in labelled.queries] if labelled else []
     composed = [labelled_search.subtract(query) for query in labelled.composed] if labelled else []
     entries = [outcome.entry for outcome in asked], [outcome.entry for outcome in composed]
     report = IndexReport(
-        metrics=index_metrics(len(items), *entries),
+        metrics=index_metrics(num_images, *entries),
         model_digest=model_digest,
         shards_digest=manifest.digest,
         queries=entries[0],
@@ -90,6 +99,18 @@ def index(
         reports=reports,
     )
     return report
+
+
+def _embedded(
+    rows: Iterable[tuple[IndexedImage, bytes]], encoder: Encoder, config: IndexConfig, images: ImagesWriter
+) -> Iterator[NDArray[np.float32]]:
+    """Yields the vectors of some images at a time, whose thumbnails have been written then."""
+    rows = iter(rows)
+    while some := list(islice(rows, _IMAGES_AT_ONCE)):
+        vectors = encoder.embed_images(image for _, image in some)
+        for item, image in some:
+            images.add(item, thumbnail(image, config.thumbnail_px))
+        yield vectors
 
 
 def _write(

@@ -53,7 +53,7 @@ class LabelledSearch:
             for hit in hits
         ]
         right = any(answer["right"] for answer in answers)
-        num_right = sum(names(item.texts, query.expected) for item in self.images.items)
+        num_right = sum(names(texts, query.expected) for texts in self.images.items.texts())
         entry = {
             "query": query.query,
             "expected": query.expected,
@@ -66,8 +66,9 @@ class LabelledSearch:
 
     def subtract(self, query: ComposedQuery) -> LabelledOutcome:
         """Asks with an image alone and with image - text. The image itself is excluded from both answers."""
-        items = sorted(self.images.items, key=lambda item: item.key)
-        image = next((item for item in items if names(item.texts, [query.image_text])), None)
+        items = self.images.items
+        named = (items[row] for row, texts in enumerate(items.texts()) if names(texts, [query.image_text]))
+        image = min(named, key=lambda item: item.key, default=None)
         if image is None:
             say(f"index: no image has a text with {query.image_text!r}, so - {query.minus!r} is not asked")
             return LabelledOutcome({"image_text": query.image_text, "image_key": None, "minus": query.minus}, [])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from align.config.store import StoreConfig
 from align.console import say, show, show_json
 from align.errors import ConfigError, DataError
 from align.files import write_text
-from align.formats.image_index import Hit, ImageIndex
+from align.formats.image_index import Hit, ImageIndex, IndexedImage
 from align.formats.shards import read_manifest
 from align.model.embedder import Embedder, Encoder, model_digest
 from align.search.answers import AnsweredQuery, ImageAnswer
@@ -125,15 +126,25 @@ def _json(hits: list[Hit]) -> str:
     return json.dumps(rows, ensure_ascii=False, indent=2)
 
 
-def _page(query: Query, hits: list[Hit], index: ImageIndex, shards: Path) -> str:
-    if read_manifest(shards).digest != index.header.shards_digest:
-        raise DataError(f"{shards}: changed since the index was made; run `align index` again")
-    image = query.image
-    if query.key:
-        image = next(item for item in index.items if item.key == query.key).image(shards)
-    answers = [ImageAnswer(hit.item.image(shards), " | ".join(hit.item.texts), hit.score, None) for hit in hits]
+def _page(query: Query, hits: list[Hit], index: ImageIndex, picture: Callable[[IndexedImage], bytes]) -> str:
+    image = picture(index.item(query.key)) if query.key else query.image
+    answers = [ImageAnswer(picture(hit.item), " | ".join(hit.item.texts), hit.score, None) for hit in hits]
     answered = AnsweredQuery(query.describe(), image, answers, None)
     return search_page("Search", f"{len(hits)} of {len(index.items):,} images.", {"Nearest images": [answered]})
+
+
+def _pictures(index: ImageIndex, params: Params) -> Callable[[IndexedImage], bytes]:
+    """The index's thumbnails; without any, the shards' pictures.
+
+    Raises:
+        DataError: the shards have changed since the index was made.
+    """
+    if index.has_thumbnails:
+        return lambda item: index.thumbnail(item.key)
+    shards = materialised(params.section(PathsConfig).shards, params.section(StoreConfig))
+    if read_manifest(shards).digest != index.header.shards_digest:
+        raise DataError(f"{shards}: changed since the index was made; run `align index` again")
+    return lambda item: item.image(shards)
 
 
 def _read_image(path: Path) -> bytes:
@@ -178,10 +189,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
         )
     except DataError as error:
         raise DataError(f"--image {args.image}: {error}" if args.image else str(error)) from None
+    say(f"search: the model in {paths.finetuned}, promoted or not; `align serve` answers with the champion")
     if args.json:
         show_json(_json(hits))
     else:
         show(*_table(hits))
     if args.html:
-        write_text(args.html, _page(query, hits, index, materialised(paths.shards, params.section(StoreConfig))))
+        write_text(args.html, _page(query, hits, index, _pictures(index, params)))
         say(f"search: wrote {args.html}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from pathlib import Path
 
@@ -21,6 +22,16 @@ def current_run_id() -> str | None:
 def current_flow_run_id() -> str | None:
     """The Prefect flow run that this process works for: ALIGN_FLOW_RUN_ID."""
     return os.environ.get("ALIGN_FLOW_RUN_ID") or None
+
+
+def who_acts() -> str:
+    """Who changes MLflow now: the flow run that this process works for, or the user."""
+    if flow_run := current_flow_run_id():
+        return f"flow run {flow_run}"
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return "unknown"
 
 
 def named_address() -> str | None:

@@ -18,6 +18,7 @@ class TrackedRun:
         status: RUNNING, FINISHED, FAILED or KILLED.
         started_at: seconds since 1970; the same for `ended_at`, None while it has not ended.
         tags: all.
+        params: all, as MLflow shows them.
     """
 
     run_id: str
@@ -27,6 +28,7 @@ class TrackedRun:
     started_at: float
     ended_at: float | None
     tags: Mapping[str, str]
+    params: Mapping[str, str]
 
 
 def tracked_run(entity: Any) -> TrackedRun:
@@ -34,4 +36,7 @@ def tracked_run(entity: Any) -> TrackedRun:
     info = entity.info
     end = info.end_time and info.end_time / 1000
     start = (info.start_time or 0) / 1000
-    return TrackedRun(info.run_id, info.experiment_id, info.run_name, info.status, start, end, dict(entity.data.tags))
+    data = entity.data
+    return TrackedRun(
+        info.run_id, info.experiment_id, info.run_name, info.status, start, end, dict(data.tags), dict(data.params)
+    )

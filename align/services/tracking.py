@@ -1,4 +1,5 @@
-"""MLflow: runs, metrics, artifacts and the registry. Only this module and the packaged model's own file import it.
+"""MLflow: runs, metrics and artifacts; a tracker's `registry` has the models. Only this module and the packaged model's
+own file import MLflow.
 
 MLFLOW_TRACKING_URI is its address. If it is unset, the database in ALIGN_MLFLOW_DATABASE_URL is used, or the file
 `mlflow.db` in the working directory, with artifacts in `mlartifacts/`, and no server is needed. MLFLOW_RUN_ID names a
@@ -14,25 +15,23 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
 from align.errors import RefusedError, ServiceError, without_logins
 from align.services.mlflow_address import DEFAULT_URI, named_address
+from align.services.registry import Registry, Version
+from align.services.runs_view import TRAINING, runs_address, view_tag
 from align.services.tracked_run import TrackedRun, tracked_run
 from align.services.tracking_store import artifacts_beside, settle
 
-CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 #: Tags of a run: the Prefect flow run that it belongs to, by its id; and the attempt of it, by which a run that was
 #: killed is found.
 FLOW_RUN, ATTEMPT = "align.flow_run", "align.attempt"
-#: Tags of a version: the champion that it replaced, which further rollbacks need; when and why it was rolled back.
-REPLACED = "align.replaced_version"
-ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_because"
 
 _LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with its defaults it waits minutes for an unavailable server
@@ -47,16 +46,6 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 _BATCH = 500  # entities per request; MLflow accepts 1000
 
 
-@dataclass(frozen=True)
-class Version:
-    """A version of a registered model."""
-
-    name: str
-    number: int
-    run_id: str
-    tags: Mapping[str, str]
-
-
 def metric_name(name: str) -> str:
     """The name of a metric in MLflow: `@` becomes `_at_`."""
     return name.replace("@", "_at_")
@@ -69,6 +58,7 @@ class Tracker:
 
     Attributes:
         uri: its address without credentials, for people.
+        registry: the models that are registered there.
     """
 
     def __init__(self, uri: str | None = None) -> None:
@@ -94,8 +84,10 @@ class Tracker:
             if full != os.environ.get("MLFLOW_TRACKING_URI") or file.resolve() == own.resolve():
                 settle(file)  # not a store that many share: on another machine it may have another path
             full = f"sqlite:///{file.resolve()}"  # MLflow keeps connections by address, also when the folder changes
+        self._address = full
         with self._asking():
             self._client = MlflowClient(tracking_uri=full, registry_uri=full)
+        self.registry = Registry(self._client, self._asking)
 
     # --- runs
 
@@ -113,24 +105,33 @@ class Tracker:
             runs = self._client.search_runs([found.experiment_id], condition, max_results=100)
         return [run.info.run_id for run in runs]
 
-    def runs(self, condition: str = "") -> list[TrackedRun]:
-        """The runs of all experiments, at most a thousand, the newest first; those of an SQL-like condition."""
+    def runs(self, condition: str = "", experiment: str | None = None) -> list[TrackedRun]:
+        """The runs of one experiment or all, at most a thousand, the newest first; those of an SQL-like condition."""
         with self._asking():
-            ids = [found.experiment_id for found in self._client.search_experiments()]
+            experiments = self._client.search_experiments()
+            ids = [found.experiment_id for found in experiments if experiment in (None, found.name)]
             return [tracked_run(run) for run in self._client.search_runs(ids, condition)] if ids else []
 
-    def start_run(self, experiment: str, name: str, attempt: str | None = None) -> str:
+    def run(self, run_id: str) -> TrackedRun:
+        """One run, by its id."""
+        with self._asking():
+            return tracked_run(self._client.get_run(run_id))
+
+    def start_run(
+        self, experiment: str, name: str, attempt: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> str:
         """Starts a run. The caller ends it.
 
         Args:
             experiment: its name.
             name: of the run.
             attempt: of a flow run; None: ALIGN_ATTEMPT, which a flow sets for its commands.
+            tags: that it has from its first second on.
         """
         attempt = attempt or os.environ.get("ALIGN_ATTEMPT")
         with self._asking():
-            tags = {ATTEMPT: attempt} if attempt else {}
-            run = self._client.create_run(self._experiment(experiment), tags=tags, run_name=name)
+            given = {**(tags or {}), **({ATTEMPT: attempt} if attempt else {})}
+            run = self._client.create_run(self._experiment(experiment), tags=given, run_name=name)
         return str(run.info.run_id)
 
     def page(self, run_id: str, server: str | None) -> str | None:
@@ -145,7 +146,30 @@ class Tracker:
             return None
         with self._asking():
             experiment = self._client.get_run(run_id).info.experiment_id
-        return f"{address}/#/experiments/{experiment}/runs/{run_id}"
+        return f"{address}/#/experiments/{experiment}/runs/{run_id}?{TRAINING}"
+
+    def runs_page(self, experiment: str, server: str | None) -> str | None:
+        """The address of the list of runs in the view of `save_view`; None where no server or no experiment is."""
+        address = server if self._local else self.uri
+        with self._asking():
+            found = self._client.get_experiment_by_name(experiment)
+        return runs_address(address, found.experiment_id) if address and found else None
+
+    def save_view(
+        self, experiment: str, metrics: Sequence[str], params: Sequence[str], pictures: Sequence[str]
+    ) -> None:
+        """Saves the view in which MLflow lists an experiment's runs: columns of metrics and params, and pictures."""
+        key, value = view_tag([metric_name(name) for name in metrics], params, pictures)
+        with self._asking():
+            found = self._client.get_experiment_by_name(experiment)
+            if found and found.tags.get(key) != value:
+                self._client.set_experiment_tag(found.experiment_id, key, value)
+
+    def resume_run(self, run_id: str, attempt: str) -> None:
+        """Makes a run that failed or was killed a running one again, of another attempt of its flow run."""
+        with self._asking():
+            self._client.update_run(run_id, status="RUNNING")
+        self.set_tags(run_id, {ATTEMPT: attempt})
 
     def rename_run(self, run_id: str, name: str) -> None:
         """Gives a run another name."""
@@ -161,7 +185,7 @@ class Tracker:
         """Logs parameters. A parameter that the run already has may be logged again with the same value."""
         from mlflow.entities import Param
 
-        entities = [Param(key, _text(value)) for key, value in sorted(params.items())]
+        entities = [Param(key, param_text(value)) for key, value in sorted(params.items())]
         for start in range(0, len(entities), 100):  # MLflow's limit
             with self._asking():
                 self._client.log_batch(run_id, params=entities[start : start + 100])
@@ -220,6 +244,47 @@ class Tracker:
         with self._asking():
             self._client.log_artifacts(run_id, str(folder), name)
 
+    def log_pictures(self, run_id: str, pictures: Mapping[str, Path]) -> None:
+        """Shows pictures under fixed keys, at step 0, so that those of several runs stand side by side; each once."""
+        from align.pairs.picture import MAX_PIXELS, decode
+
+        with self._asking():
+            logged = [Path(file.path).name for file in self._client.list_artifacts(run_id, "images")]
+            for key, path in pictures.items():
+                if not any(name.startswith(f"{key.replace('/', '~')}+") for name in logged):
+                    image = decode(path.read_bytes(), max_pixels=MAX_PIXELS)
+                    self._client.log_image(run_id, image, key=key, step=0)
+
+    def log_tables(self, run_id: str, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
+        """Shows tables, each once: MLflow would append. name -> column -> cells."""
+        with self._asking(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # MLflow uses a deprecated part of pandas
+            logged = [file.path for file in self._client.list_artifacts(run_id, "tables")]
+            for name, table in tables.items():
+                if (file := f"tables/{name}.json") not in logged:
+                    self._client.log_table(run_id, dict(table), file)
+
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        """Writes a text as artifact `name`."""
+        with self._asking():
+            self._client.log_text(run_id, text, name)
+
+    def artifact(self, run_id: str, path: str, folder: Path) -> Path | None:
+        """Downloads a file of a run's artifacts into a folder that exists; None if the run has no such file."""
+        above = path.rpartition("/")[0]
+        with self._asking():
+            if path not in [item.path for item in self._client.list_artifacts(run_id, above or None)]:
+                return None
+            return Path(self._client.download_artifacts(run_id, path, str(folder)))
+
+    def model_files(self, version: Version, folder: Path) -> Path:
+        """Downloads the files of a registered model into a folder that exists; returns the model's folder in it."""
+        from mlflow.artifacts import download_artifacts
+
+        with self._asking():
+            address = self._client.get_model_version_download_uri(version.name, str(version.number))
+            return Path(download_artifacts(artifact_uri=address, dst_path=str(folder), tracking_uri=self._address))
+
     def log_dataset(self, run_id: str, name: str, digest: str, source: str) -> None:
         """Records the data that a run used. MLflow keeps the first 36 characters of the digest."""
         from mlflow.entities import Dataset, DatasetInput
@@ -244,64 +309,6 @@ class Tracker:
         """A run's tags."""
         with self._asking():
             return dict(self._client.get_run(run_id).data.tags)
-
-    # --- registry
-
-    def find_version(self, model: str, key: str, value: str) -> Version | None:
-        """The newest version with this tag, or None."""
-        with self._asking():
-            answer = self._client.search_model_versions(f"name = '{model}' and tags.`{key}` = '{value}'")
-        versions = [_version(item) for item in answer]
-        return max(versions, key=lambda version: version.number, default=None)
-
-    def create_version(self, model: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:
-        """Registers a run's artifact as a new version. The model is created with its first version."""
-        with self._asking():
-            if not self._client.search_registered_models(f"name = '{model}'"):
-                self._client.create_registered_model(model)
-            root = self._client.get_run(run_id).info.artifact_uri
-            return _version(self._client.create_model_version(model, f"{root}/{artifact}", run_id, dict(tags)))
-
-    def version_at(self, model: str, alias: str) -> Version | None:
-        """The version that an alias names, or None."""
-        with self._asking():
-            for registered in self._client.search_registered_models(f"name = '{model}'"):
-                if alias in registered.aliases:
-                    return _version(self._client.get_model_version(model, str(registered.aliases[alias])))
-        return None
-
-    def versions(self, model: str) -> list[Version]:
-        """All versions, oldest first; none if there is no such model."""
-        items: list[Any] = []
-        with self._asking():
-            page: str | None = None
-            while page is None or page:
-                answer = self._client.search_model_versions(f"name = '{model}'", max_results=200, page_token=page)
-                items += answer
-                page = answer.token or ""
-        return sorted((_version(item) for item in items), key=lambda version: version.number)
-
-    def aliases(self, model: str) -> dict[str, int]:
-        """Alias -> number of its version."""
-        with self._asking():
-            models = self._client.search_registered_models(f"name = '{model}'")
-            return {alias: int(number) for item in models for alias, number in item.aliases.items()}
-
-    def set_alias(self, version: Version, alias: str) -> None:
-        """Moves an alias to a version."""
-        with self._asking():
-            self._client.set_registered_model_alias(version.name, alias, str(version.number))
-
-    def delete_alias(self, model: str, alias: str) -> None:
-        """Removes an alias."""
-        with self._asking():
-            self._client.delete_registered_model_alias(model, alias)
-
-    def set_version_tags(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Sets tags of a version."""
-        with self._asking():
-            for key, value in tags.items():
-                self._client.set_model_version_tag(version.name, str(version.number), key, value)
 
     def _experiment(self, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
@@ -331,9 +338,6 @@ class Tracker:
             raise ServiceError(f"MLflow at {self.uri}: {reason}; {todo}") from None
 
 
-def _version(item: Any) -> Version:
-    return Version(name=item.name, number=int(item.version), run_id=item.run_id, tags=dict(item.tags))
-
-
-def _text(value: Any) -> str:
+def param_text(value: Any) -> str:
+    """A parameter as MLflow keeps it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

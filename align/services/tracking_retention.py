@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from align.services.tracking import Tracker, Version
+from align.services.registry import Version
+from align.services.tracking import Tracker
 from align.services.tracking_store import ARTIFACTS
 
 #: Of a run that was removed here.
@@ -52,7 +53,7 @@ def all_versions(tracker: Tracker) -> list[Version]:
     """The versions of every registered model."""
     with tracker._asking():
         models = list(_pages(tracker._client.search_registered_models))
-    return [version for model in models for version in tracker.versions(model.name)]
+    return [version for model in models for version in tracker.registry.versions(model.name)]
 
 
 def logged_runs(tracker: Tracker, experiment: str, root: Path) -> list[LoggedRun]:

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
-from align.services.tracking import Tracker, Version
+from align.services.registry import Version
+from align.services.tracking import Tracker
 from align.services.tracking_retention import REMOVED, LoggedRun, logged_runs, trash
 from flows.retention.item import Item, size_of
 

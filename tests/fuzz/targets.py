@@ -244,10 +244,52 @@ def _tokenizer(folder: Path) -> Run:
     return run
 
 
+def _vectors(folder: Path) -> Run:
+    """An index of 40 vectors, 8 wide; the rows of an approximate one are right."""
+    import numpy as np
+
+    from align.errors import CorruptError
+    from align.services.vector_index import VectorIndex
+
+    file = folder / "vectors.faiss"
+    np.save(file.with_suffix(".npy"), np.eye(40, 8, dtype=np.float16))
+    queries = np.eye(3, 8, dtype=np.float32)
+    allowed = np.arange(40) % 2 == 0
+
+    def run(data: bytes) -> None:
+        file.write_bytes(data)
+        with suppress(CorruptError):
+            index = VectorIndex.load(file)
+            if index.width == 8 and len(index) == 40:  # index.json says so, and is compared
+                index.search(queries, 1)
+                index.search(queries, 5, allowed)
+                index.vector(39)
+
+    return run
+
+
+def _items(folder: Path) -> Run:
+    """The table of an index."""
+    from align.errors import CorruptError, DataError
+    from align.formats.indexed_images import ITEMS, IndexedImages
+
+    def run(data: bytes) -> None:
+        (folder / ITEMS).write_bytes(data)
+        with suppress(CorruptError):
+            items = IndexedImages.load(folder, thumbnails=False)
+            assert len(list(items)) == len(list(items.texts())) == len(items)
+            items.matching(("train",), ("red",))
+            with suppress(DataError):
+                items.position("000000001")
+
+    return run
+
+
 TARGETS: dict[str, Make] = {
     make.__name__.removeprefix("_"): make
     for make in (
         _picture, _preprocess, page, saved_page, warc, wat, arc, tar, tar_table, table, folder_table, evaluation_table,
-        coco, _text, _url, _robots, _policy, _form, _json_file, _model_config, _weights, _tokenizer,
+        coco, _text, _url, _robots, _policy, _form, _json_file, _model_config, _weights, _tokenizer, _vectors,
+        _items,
     )
 }  # fmt: skip

@@ -60,7 +60,7 @@ def fresh(project: Path, name: str = "elsewhere") -> Path:
 def used(root: Path, tmp_path: Path) -> None:
     """Runs are listed, the model is loaded, a branch is checked out: all from what lies here."""
     tracker = Tracker(f"sqlite:///{root}/mlflow.db")
-    [version] = tracker.versions("align")
+    [version] = tracker.registry.versions("align")
     location = tracker._client.get_model_version_download_uri("align", "1")
     assert location.startswith(root.as_uri())
     assert (root / location.removeprefix(f"{root.as_uri()}/") / "weights").read_text().startswith("raw ")

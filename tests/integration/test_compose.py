@@ -28,6 +28,7 @@ class Team:
         self.logins = {
             4200: compose.secret("PREFECT_API_AUTH_STRING"),
             5000: f"align:{compose.secret('MLFLOW_TRACKING_PASSWORD')}",
+            7000: compose.secret("PREFECT_API_AUTH_STRING"),
         }
 
     def ask(
@@ -149,7 +150,10 @@ def test_the_pipeline_runs_and_its_results_are_kept_by_the_services(team: Team) 
     body = {"name": "align", "alias": "champion", "version": version["version"]}
     team.ask(5000, "/api/2.0/mlflow/registered-models/alias", body)  # whether it deserves it is another test's
     compose.up("search")
-    frame = {"dataframe_records": [{"text": "a red heart"}, {"text": "a blue fish"}]}
-    rows = team.ask(8090, "/invocations", frame)["predictions"]
-    lengths = [sum(value * value for value in row["text_embedding"]) for row in rows]
+    deadline = time.monotonic() + 120
+    while not (health := team.ask(7000, "/health"))["ready"]:
+        assert time.monotonic() < deadline, health
+        time.sleep(1)
+    rows = team.ask(7000, "/embed", {"texts": ["a red heart", "a blue fish"]})["texts"]
+    lengths = [sum(value * value for value in row) for row in rows]
     assert lengths == pytest.approx([1.0, 1.0], abs=1e-3)

@@ -10,6 +10,7 @@ import urllib.request
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -144,11 +145,32 @@ def test_paused_in_the_ui_the_stage_ends_and_resumes(stack: Stack, name: str) ->
     }  # fmt: skip
     assert any(line.startswith("suspended: pretrain was ended, with its checkpoint") for line in stack.logs(run))
     assert not list((stack.root / ".align/worktrees").iterdir())
+    [first] = mlflow_runs(stack, run)  # it has all that is known before a model is made
+    assert first["info"]["status"] == "KILLED"
+    params = {one["key"]: one["value"] for one in first["data"]["params"]}
+    assert params["pretrain.seed"] == str(len(name)) and not any(key.startswith("paths.") for key in params)
+    tags = {one["key"]: one["value"] for one in first["data"]["tags"]}
+    assert tags["mlflow.source.git.commit"] == git(stack.root, "rev-parse", "HEAD")
+    assert tags["mlflow.source.name"] == "deployment local" and tags["align.profile"] == "demo"
+    assert tags["mlflow.user"]
 
     assert stack.ask(f"/flow_runs/{run}/resume", {})["status"] == "ACCEPT"
     assert stack.wait_for(run, "COMPLETED", "FAILED", "CRASHED") == "COMPLETED", stack.logs(run)
     states = stack.states(name)
     assert (states["ingest"], states["pretrain"], states["index"]) == ("Cached", "Completed", "Completed")
+    [second] = mlflow_runs(stack, run)
+    assert second["info"]["run_id"] == first["info"]["run_id"] and second["info"]["status"] == "FINISHED"
+
+
+def mlflow_runs(stack: Stack, flow_run: str) -> list[dict[str, Any]]:
+    """The MLflow runs of a flow run."""
+    url = f"{stack.mlflow}/api/2.0/mlflow"
+    experiment = stack.ask(f"{url}/experiments/get-by-name?experiment_name=stub")["experiment"]["experiment_id"]
+    found: list[dict[str, Any]] = stack.ask(
+        f"{url}/runs/search",
+        {"experiment_ids": [experiment], "filter": f"tags.`align.flow_run` = '{flow_run}'"},
+    )["runs"]
+    return found
 
 
 @pytest.mark.timeout(600)

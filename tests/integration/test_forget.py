@@ -11,13 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.config.params_file import write_params
 from align.services.tracking import Tracker
-from flows.git_repository import git
 from flows.run_branch import record
-from tests.support import ROOT
-from tests.support.dvc_projects import aws_variables, commit_all, environment, file_bytes, shell
-from tests.support.params import PARAMS_FILE
+from tests.support import pages_project
+from tests.support.dvc_projects import aws_variables, environment, file_bytes, shell
+from tests.support.pages_project import CODE, NUM_PICTURES
 from tests.support.s3_server import serve
 from tests.support.small_data import jpeg
 
@@ -53,11 +51,6 @@ Path("reports/shard/report.json").write_text("{}")
 kept = pq.read_table("data/filtered/decisions.parquet", filters=[("keep", "==", True)])
 pq.write_table(kept.select(["key", "image_id"]), "data/index/items.parquet")
 """
-PARAMS = {
-    "paths.archive": "pages", "paths.evaluation": "no-sets", "ingest.source": "html", "ingest.shard_size": 3,
-    "engine.num_workers": 1, "register.model_name": "forgetful",
-}  # fmt: skip
-NUM_PICTURES = 9
 FORGOTTEN, WORDS = jpeg(4), "picture number 4 of a red fox"
 
 
@@ -65,36 +58,10 @@ FORGOTTEN, WORDS = jpeg(4), "picture number 4 of a red fox"
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose pipeline has run once, recorded as run/before."""
     root = tmp_path_factory.mktemp("forget") / "project"
-    (root / "pages").mkdir(parents=True)
-    for number in range(NUM_PICTURES):
-        (root / f"pages/{number}.jpg").write_bytes(jpeg(number))
-    for page in range(3):
-        images = (
-            f'<img src="{number}.jpg" alt="picture number {number} of a red fox">'
-            for number in range(NUM_PICTURES)
-            if number % 3 == page
-        )
-        (root / f"pages/{page}.html").write_text(f"<html><body>{''.join(images)}</body></html>")
-    (root / "no-sets").mkdir()
-    (root / "no-sets/.gitkeep").touch()
-    git(root.parent, "init", "--quiet", "--initial-branch", "main", str(root))
-    for name in (".dvc/config", ".dvc/.gitignore", ".gitignore"):
-        (root / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, root / name)
-    shutil.copy(PARAMS_FILE, root)
-    write_params(root / "params.yaml", PARAMS)
-    (root / "dvc.yaml").write_text(DVC_YAML)
-    (root / "shard.py").write_text(SHARD)
-    (root / "data/policy").mkdir(parents=True)
-    (root / "data/policy/opted_out.csv").write_text("kind,value,reason,added\n")
-    commit_all(root)
+    pages_project.write(root, "forgetful", {"dvc.yaml": DVC_YAML, "shard.py": SHARD})
     shell(root, "dvc repro --quiet", CODE)
     record(root, "before", "before the letter came")
     return root
-
-
-#: The project's stages use this checkout's code, and tests' hand-made shards.
-CODE = {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -225,10 +192,10 @@ def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_ser
     tracker = Tracker(mlflow_server)
     run = tracker.start_run("forgetful", "training")
     tracker.end_run(run)
-    first = tracker.create_version("forgetful", run, "model", {"align.data_digest": digest})
-    tracker.create_version("forgetful", run, "model", {"align.data_digest": "f" * 64})
-    tracker.create_version("forgetful", run, "model", {})
-    tracker.set_alias(first, "champion")
+    first = tracker.registry.create_version("forgetful", run, "model", {"align.data_digest": digest})
+    tracker.registry.create_version("forgetful", run, "model", {"align.data_digest": "f" * 64})
+    tracker.registry.create_version("forgetful", run, "model", {})
+    tracker.registry.set_alias(first, "champion")
     key = key_of(project, FORGOTTEN)
 
     def models(*, key: str = key) -> list[dict[str, object]]:
@@ -248,7 +215,7 @@ def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_ser
     # The data changes: git and DVC still have the first version's; the new one's lacks the pair.
     shell(project, "dvc repro --quiet", here)
     digest = json.loads((project / "data/shards/manifest.json").read_text())["digest"]
-    tracker.create_version("forgetful", run, "model", {"align.data_digest": digest})
+    tracker.registry.create_version("forgetful", run, "model", {"align.data_digest": digest})
     uses = models()
     assert brief(uses) == [(1, True, ["champion"]), (2, None, []), (3, None, []), (4, False, [])]
     assert uses[0]["why"] == "as of run/before"

@@ -23,7 +23,7 @@ def artifacts(stack: Stack, run: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("request_", "named"),
     [
-        ({"overrides": {"promote.min_gain": "much"}}, "promote.min_gain"),
+        ({"overrides": {"promote.margin": "much"}}, "promote.margin"),
         ({"num_steps": 0}, "num_steps"),
         ({"to_stage": "pretain"}, "to_stage"),
     ],

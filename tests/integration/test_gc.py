@@ -89,7 +89,7 @@ def test_a_registered_version_is_used_afterwards_and_a_removed_run_runs_again(pr
     assert old_runs.gc(project, "--yes").returncode == 0
     assert old_runs.branches(project) == ["run/1", "run/5"]
     tracker = Tracker(f"sqlite:///{project}/mlflow.db")
-    [version] = tracker.versions("align")
+    [version] = tracker.registry.versions("align")
     assert old_runs.weights(project, version.tags["align.git_revision"], tmp_path / "there") == "raw 1\n1\n"
     runs = {run.name: run for run in logged_runs(tracker, old_runs.EXPERIMENT, project)}
     assert [name for name, run in runs.items() if not run.removed] == ["5", "1"]
@@ -121,8 +121,8 @@ def test_a_model_that_was_registered_from_files_that_nobody_committed_is_kept(pr
     tracker = Tracker(f"sqlite:///{project}/mlflow.db")
     run = tracker.find_runs(old_runs.EXPERIMENT, "align.git_revision", git(project, "rev-parse", "run/3"))[0]
     tags = {"align.git_revision": f"{git(project, 'rev-parse', 'main')}-dirty", "align.dvc_lock": "0" * 64}
-    tracker.create_version("align", run, "model", tags | {"align.model_digest": "model-3"})
-    tracker.create_version("align", run, "model", tags | {"align.model_digest": "unheard-of"})
+    tracker.registry.create_version("align", run, "model", tags | {"align.model_digest": "model-3"})
+    tracker.registry.create_version("align", run, "model", tags | {"align.model_digest": "unheard-of"})
     done = old_runs.gc(project, "--yes")
     assert done.returncode == 0 and "run/3" not in old_runs.branches(project)
     assert "nothing here tells which data align version 3 needs" in done.stderr

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from align.config.params_file import write_params
-from align.services.tracking import CHAMPION, Tracker
+from align.services.registry import CHAMPION
+from align.services.tracking import Tracker
 from flows.alerts import VARIABLE
 from flows.git_repository import changes, git
 from flows.retrain import PROMOTED, REVISION
@@ -69,7 +70,9 @@ def with_champion(project: Stack, **tags: str) -> None:
     assert first.returncode == 0, first.stderr[-3000:]
     tracker = Tracker(f"sqlite:///{project.root}/mlflow.db")
     given = {REVISION: git(project.root, "rev-parse", "run/first")} | tags
-    tracker.set_alias(tracker.create_version("stub", tracker.start_run("stub", "first"), "model", given), CHAMPION)
+    tracker.registry.set_alias(
+        tracker.registry.create_version("stub", tracker.start_run("stub", "first"), "model", given), CHAMPION
+    )
 
 
 def test_killed_while_it_runs_the_pipeline(project: Stack) -> None:

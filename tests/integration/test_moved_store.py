@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from align import run
-from align.services.tracking import CHAMPION, Tracker
+from align.services.registry import CHAMPION
+from align.services.tracking import Tracker
 from align.services.tracking_store import settle
 from tests.support import ROOT
 from tests.support.dvc_projects import file_bytes
@@ -56,7 +57,7 @@ def _fill(uri: str, root: Path) -> str:
     tracker.set_tags(run_id, {"digest": "1"})
     tracker.log_metrics(run_id, {"recall@1": 0.5})
     tracker.log_folder(run_id, model, "model")
-    tracker.set_alias(tracker.create_version("birds", run_id, "model", {"digest": "1"}), CHAMPION)
+    tracker.registry.set_alias(tracker.registry.create_version("birds", run_id, "model", {"digest": "1"}), CHAMPION)
     tracker.end_run(run_id)
     return run_id
 
@@ -72,7 +73,7 @@ def use(tracker: Tracker, root: Path, first: str) -> None:
     tracker.log_folder(first, root / "model", "later")
     second = tracker.start_run("an experiment", "second")
     tracker.log_folder(second, root / "model", "model")
-    assert tracker.create_version("birds", second, "model", {}).number == 2
+    assert tracker.registry.create_version("birds", second, "model", {}).number == 2
     tracker.end_run(second)
     third = tracker.start_run("another experiment", "third")
     tracker.log_folder(third, root / "model", "model")

@@ -1,26 +1,42 @@
 """`align promote --version N` as a person types it, over a registry in a file."""
 
+import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from align.cli import main
-from align.services.tracking import ROLLED_BACK, Tracker, Version
+from align.files import sha256_folder
+from align.formats.query_ranks import RANKS, write_ranks
+from align.release import gates
+from align.release.decision import Gate
+from align.services.registry import ROLLED_BACK, Version
+from align.services.tracking import Tracker
 from tests.support.params import PARAMS_FILE
+from tests.support.registered import RECALL, ranks
 
-RECALL = "concepts/image_to_text/recall@10"
+
+@pytest.fixture(autouse=True)
+def no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models here are empty files; tests/integration/test_promotion.py has one that predicts."""
+    monkeypatch.setattr(gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", packaged.is_dir()))
 
 
 def version(tracker: Tracker, root: Path, recall: float) -> Version:
     """A registered version whose run has measured this."""
     run_id = tracker.start_run("align", "x")
-    tracker.log_metrics(run_id, {RECALL: recall, f"{RECALL}/low": recall - 0.1, f"{RECALL}/chance": 0.02})
+    (root / "evaluation").mkdir(exist_ok=True)
+    write_ranks(ranks(recall), root / "evaluation" / RANKS)
+    tracker.log_folder(run_id, root / "evaluation", "reports/evaluation")
     (root / "model").mkdir(exist_ok=True)
     (root / "model" / "MLmodel").write_text("flavors: {}")
     tracker.log_folder(run_id, root / "model", "model")
-    tags = {"align.data_digest": "d" * 64, "align.model_digest": "e" * 64, "align.git_revision": "0123abc"}
-    made = tracker.create_version("align", run_id, "model", tags)
-    tracker.set_alias(made, "candidate")
+    digest = sha256_folder(root / "model")
+    tags = {"align.data_digest": "d" * 64, "align.model_digest": digest, "align.git_revision": "0123abc"}
+    tags |= {"align.quality": "passed"}
+    made = tracker.registry.create_version("align", run_id, "model", tags)
+    tracker.registry.set_alias(made, "candidate")
     tracker.end_run(run_id)
     return made
 
@@ -33,10 +49,11 @@ def test_any_version_may_be_promoted_and_is_named(
     settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]
 
     def promote(*words: str) -> str:
-        """Exit code and what was printed."""
+        """Exit code and the last line that was printed: after a table of gates, the decision."""
         code = main(["promote", *settings, *words])
         done = capsys.readouterr()
-        return f"{code} {done.out}{done.err}".strip()
+        assert code or "already" in done.out or "  lineage  " in done.out
+        return f"{code} {(done.out + done.err).strip().splitlines()[-1]}"
 
     nothing = "no MLflow here: MLFLOW_TRACKING_URI is not set, and there is no mlflow.db; run `align register` first"
     assert promote("--version", "1") == promote() == f"1 align: error: {nothing}"
@@ -48,7 +65,7 @@ def test_any_version_may_be_promoted_and_is_named(
         "1 align: error: model 'align' has no version 1; it has none: run `align"
     )
     first, second, third = (version(tracker, tmp_path, recall) for recall in (0.4, 0.6, 0.5))
-    what = "data dddddddddddd, model eeeeeeeeeeee, git 0123abc"
+    what = f"data dddddddddddd, model {first.tags['align.model_digest'][:12]}, git 0123abc"
     assert promote("--version", "7") == "1 align: error: model 'align' has no version 7; it has 1, 2, 3"
     assert promote("--version", "1").startswith(f"0 align version 1 (run {first.run_id}, {what}) is the champion: mean")
     assert promote("--version", "1") == f"0 align: version 1 already is the champion (run {first.run_id}, {what})"
@@ -57,14 +74,15 @@ def test_any_version_may_be_promoted_and_is_named(
     assert refused.startswith(
         f"1 align: error: align version 3 (the candidate: run {third.run_id}, {what}) is not promoted"
     )
-    assert tracker.aliases("align") == {"candidate": 3, "champion": 2, "previous": 1}
+    assert tracker.registry.aliases("align") == {"candidate": 3, "champion": 2, "previous": 1}
     assert main(["rollback", *settings, "--reason", "slow on phones"]) == 0
     capsys.readouterr()
     refused = promote("--version", "2")
     assert refused.startswith(
-        f"1 align: error: align version 2 (run {second.run_id}, {what}) is not promoted: it was rolled"
+        f"1 align: error: align version 2 (run {second.run_id}, {what}) is not promoted: rolled back: at 20"
     )
-    assert refused.endswith(f"slow on phones; remove its tag {ROLLED_BACK} to allow its promotion")
+    assert f"slow on phones; needed: never; remove its tag {ROLLED_BACK} to allow its promotion" in refused
+    assert promote("--version", "2", "--json").startswith(refused.partition("; needed:")[0])
 
 
 @pytest.mark.timeout(600)
@@ -76,16 +94,66 @@ def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(
     tracker = Tracker()
     for _ in range(2):
         version(tracker, tmp_path, 0.5)
-    settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]", "--set", "promote.min_gain=0"]
+    settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]
+    better = Gate("better", "", "", True)
+    monkeypatch.setattr(gates, "better", lambda *_: better)  # else no two could each replace the other
     for number in ("1", "2", "1"):
         assert main(["promote", *settings, "--version", number]) == 0
-    assert tracker.aliases("align") == {"candidate": 2, "champion": 1, "previous": 2}
+    assert tracker.registry.aliases("align") == {"candidate": 2, "champion": 1, "previous": 2}
     capsys.readouterr()
     assert main(["rollback", *settings, "--reason", "slow"]) == 0
     assert capsys.readouterr().out.strip() == (
         "align version 2 is the champion again; no champion before it is left, so alias 'previous' is removed; "
         "1 was rolled back: slow"
     )
-    assert tracker.aliases("align") == {"candidate": 2, "champion": 2}
+    assert tracker.registry.aliases("align") == {"candidate": 2, "champion": 2}
     assert main(["rollback", *settings]) == 1
-    assert "no version with alias 'previous': no champion before 2" in capsys.readouterr().err
+    assert "no champion before 2 is left: the others were rolled back" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(600)
+def test_the_history_of_the_champion_as_a_person_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # MLflow caches relative ones
+    monkeypatch.setenv("ALIGN_FLOW_RUN_ID", "f1")
+    tracker = Tracker()
+    settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]
+
+    def said(*words: str) -> str:
+        """Exit code and what was printed."""
+        code = main([words[0], *settings, *words[1:]])
+        done = capsys.readouterr()
+        return f"{code} {done.out}{done.err}".strip()
+
+    assert said("champion") == "1 align: error: MLflow has no version of a model 'align'; run `align register` first"
+    for recall in (0.4, 0.6):
+        version(tracker, tmp_path, recall)
+    assert said("champion") == "0 align: the champion is no version; previous: none"
+    assert said("promote", "--check") == "1 align: error: model 'align' has no champion to check"
+    assert said("promote", "--version", "1").startswith("0 ")
+    day = datetime.now(UTC).date().isoformat()
+    lines = said("champion").splitlines()
+    assert lines[0] == "0 align: the champion is version 1; previous: none" and len(lines) == 3
+    assert lines[2].split()[1:5] == ["promoted", "none", "1", "flow"] and "well above chance" in lines[2]
+    assert said("promote", "--check") == "0 align version 1, the champion passes the gates"
+    assert said("champion", "--at", day).startswith(f"0 align: the champion at {day} was version 1; version 1 was prom")
+    assert said("champion", "--at", "2020-01-01").startswith(
+        "1 align: error: no champion of 'align' is known at 2020-01-01: its history begins "
+    )
+    assert said("champion", "--at", "noon").startswith("1 align: error: --at noon: expected a date such as 2026-11-01")
+
+    tracker.registry.set_alias(version(tracker, tmp_path, 0.1), "champion")  # as good as chance
+    noticed, refused = said("promote", "--check").splitlines()
+    assert noticed.startswith("1 note: somebody moved the champion of 'align' by hand: from 1 to 3, ")
+    assert refused.startswith("align: error: align version 3, the champion, moved by hand at ")
+    assert "would not be promoted: above chance: " in refused
+    known = json.loads(said("champion", "--json").removeprefix("0 "))
+    assert (known["champion"], known["previous"], known["by_hand"]) == (3, 1, True)
+    assert [(move["kind"], move["from"], move["to"], move["who"]) for move in known["history"]] == [
+        ("promoted", None, 1, "flow run f1"), ("by hand", 1, 3, "unknown"),
+    ]  # fmt: skip
+    assert known["history"][0]["figures"][RECALL] == 0.4
+    then = json.loads(said("champion", "--at", day, "--json").removeprefix("0 "))
+    assert (then["champion"], then["since"]["kind"]) == (3, "by hand")

@@ -40,7 +40,9 @@ def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(pro
     assert run.data.metrics["pretrain/val/image_to_text/recall_at_1"] == 0.3
     assert [item.path for item in client(project).list_artifacts(done.run_id, "reports/evaluation")] == [
         "reports/evaluation/metrics.json",
+        "reports/evaluation/ranks.parquet",
         "reports/evaluation/report.html",
+        "reports/evaluation/report.json",
     ]
     assert run.inputs.dataset_inputs[0].dataset.name == "shards"
     assert run.data.tags["cached_stages"] == "ingest, filter"
@@ -53,6 +55,7 @@ def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(pro
         "align.dvc_lock": "lock-digest",
         "align.flow_run": "flow-1",
         "align.quality": "passed",
+        "align.evaluation_digest": "d" * 64,
         "align.model_digest": report["digest"],
         "align.data_digest": manifest["digest"],
         "align.trained_on": "unknown",  # an untrained model, which says nothing
@@ -151,7 +154,7 @@ def test_the_same_model_is_the_same_version_and_the_same_results_the_same_run(pr
 
 
 @pytest.mark.parametrize(
-    "other", [{"health": {"price_per_hour": 2.5}}, {"cluster": {"num_nodes": 4}}, {"promote": {"min_gain": 0.5}}]
+    "other", [{"health": {"price_per_hour": 2.5}}, {"cluster": {"num_nodes": 4}}, {"promote": {"margin": 0.5}}]
 )
 def test_a_value_that_changes_no_bytes_makes_no_other_run(project: Project, other: dict[str, Any]) -> None:
     first, again = project.register(), project.register(values=other)

@@ -29,6 +29,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (reports / stage).mkdir()
         (reports / stage / "metrics.json").write_text(json.dumps({f"{stage}/number": 1}))
     (reports / "shard/report.json").write_text(json.dumps({"digest": digest, "decisions": decisions}))
+    (reports / "evaluation/report.json").write_text("{}")
     (reports / "pretrain/metrics.jsonl").write_text('{"step": 10, "train/loss": 4.0}\n')
     package(model=model, evaluation=reports / "evaluation", out=tmp_path / "packaged", reports=reports / "package")
     monkeypatch.chdir(tmp_path)
@@ -42,7 +43,7 @@ def registered(*overrides: str) -> Any:
     settings = [word for value in values for word in ("--set", value)]
     assert main(["register", "--params", str(PARAMS_FILE), *settings]) == 0
     tracker = Tracker()
-    version = tracker.version_at("align", "candidate")
+    version = tracker.registry.version_at("align", "candidate")
     assert version is not None
     client = tracker._client
     names = {Path(item.path).name for item in client.list_artifacts(version.run_id, "reports")}

@@ -89,8 +89,15 @@ def test_no_index_another_model_and_other_shards(
 ) -> None:
     root = tmp_path / "copy"
     shutil.copytree(world, root)
+    page = tmp_path / "page.html"
+    shutil.rmtree(root / "shards")
+    assert align(root, "search", "--key", "000000000", "-k", "4", "--html", str(page)) == 0  # with thumbnails
+    assert page.read_text().count("data:image/jpeg;base64,") == 5
     colour_shards.write(root / "shards", image_px=40)
-    assert align(root, "search", "a red heart", "--html", str(tmp_path / "page.html")) == 1
+    assert align(root, "index", "--set", "index.thumbnail_px=0") == 0
+    assert align(root, "search", "a red heart", "--html", str(page)) == 0
+    colour_shards.write(root / "shards")
+    assert align(root, "search", "a red heart", "--html", str(page)) == 1
     assert "changed since the index was made; run `align index` again" in capsys.readouterr().err
     shutil.rmtree(root / "model")
     tiny_model.write(root, seed=1)

@@ -286,6 +286,6 @@ def test_a_worker_that_dies_at_its_start_is_said(whole: Stack) -> None:
         "align: error: worker did not start at work pool local; see .align/logs/worker.log, which ends: "
         "ModuleNotFoundError: No module named 'nothing_of_this_name'\n"
     )
-    assert set(running_services(whole.root)) == {"prefect", "mlflow"}
+    assert set(running_services(whole.root)) == {"prefect", "mlflow", "search"}
     whole.up()
     works(whole, "mended", 215)

@@ -29,7 +29,7 @@ from tests.support.postgresql import Cluster, programs
 
 FILE, IMAGE = ROOT / "infra/compose.yaml", ROOT / "infra/Dockerfile"
 #: What the file's services listen on, in their containers.
-PORTS = (4200, 5000, 5432, 8080, 8090, 8333)
+PORTS = (4200, 5000, 5432, 7000, 8080, 8333)
 #: What `weed mini` listens on beside S3, which nobody else uses.
 WEED = tuple(f"-{name}.port{kind}" for name in ("master", "volume", "filer", "admin") for kind in ("", ".grpc"))
 BIN = Path(sys.executable).parent

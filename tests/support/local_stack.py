@@ -75,7 +75,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 from ruamel.yaml import YAML
 verb = sys.argv[1]
-if verb in ("register", "promote", "rollback"):
+if verb in ("register", "trace", "promote", "rollback"):
     print(verb, *sys.argv[2:])
     sys.exit()
 values = YAML(typ="safe").load(Path("params.yaml").read_text())[verb]
@@ -125,9 +125,12 @@ class Stack:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.said = ""  # by `make up`
-        self._claims, (prefect_port, mlflow_port) = zip(*(free_port() for _ in range(2)), strict=True)
-        ports = {"ALIGN_PREFECT_PORT": str(prefect_port), "ALIGN_MLFLOW_PORT": str(mlflow_port)}
+        self._claims, numbers = zip(*(free_port() for _ in range(3)), strict=True)
+        prefect_port, mlflow_port, search_port = numbers
+        names = ("ALIGN_PREFECT_PORT", "ALIGN_MLFLOW_PORT", "ALIGN_SEARCH_PORT")
+        ports = {name: str(number) for name, number in zip(names, numbers, strict=True)}
         self.prefect, self.mlflow = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
+        self.search = f"http://127.0.0.1:{search_port}"
         self.api = f"{self.prefect}/api"
         path = os.pathsep.join([str(root / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}

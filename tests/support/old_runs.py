@@ -11,7 +11,8 @@ from pathlib import Path
 from unittest import mock
 
 from align.config.params_file import write_params
-from align.services.tracking import CANDIDATE, Tracker
+from align.services.registry import CANDIDATE
+from align.services.tracking import Tracker
 from flows import run_branch
 from flows.git_repository import git
 from tests.support import ROOT
@@ -97,7 +98,7 @@ def _log(root: Path) -> None:
         tracker.log_folder(run_id, root / "models/packaged", "model")
         if number == 1:
             tags = {"align.git_revision": commit, "align.model_digest": "model-1"}
-            tracker.set_alias(tracker.create_version("align", run_id, "model", tags), CANDIDATE)
+            tracker.registry.set_alias(tracker.registry.create_version("align", run_id, "model", tags), CANDIDATE)
         tracker._client.set_terminated(run_id, "FINISHED", then)
 
 

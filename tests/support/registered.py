@@ -2,21 +2,28 @@
 
 import itertools
 import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.config.promote import PromoteConfig
+import numpy as np
+
+from align.config import Params
 from align.config.register import RegisterConfig
 from align.formats.filtered import decisions_digest
+from align.formats.query_ranks import RANKS, QueryRanks, Ranked, write_ranks
 from align.formats.shards import read_manifest
+from align.release.decision import PromotionDecision
 from align.release.origin import Origin
 from align.release.package import package
-from align.release.promote import PromotionDecision, promote
+from align.release.promote import promote
 from align.release.register import Registration, register
 from align.release.results import PipelineOutputs
 from align.services.tracking import Tracker
 from tests.support import small_data, small_model
+from tests.support.params import load_params
 from tests.support.small_data import Pair
 
 ORIGIN = Origin("0123abc", "lock-digest", "flow-1", cached_stages=("ingest", "filter"))
@@ -27,8 +34,27 @@ VALUES: dict[str, Any] = {
     "paths": {"raw": "data/raw"},
     "health": {"price_per_hour": None},
     "cluster": {"num_nodes": 1},
+    "promote": {"metrics": [RECALL]},
 }
-PROMOTE = PromoteConfig(metrics=[RECALL], min_gain=0.02, min_times_chance=3.0)
+#: Queries of the measured set, one for each of as many concepts; an order by chance has a recall@10 of 0.1.
+NUM_QUERIES, NUM_ITEMS = 200, 100
+SETS = {"concepts": "c" * 64}
+
+
+def ranks(recall: float, sets: Mapping[str, str] | None = None) -> QueryRanks:
+    """The ranks of a model that answers this share of the queries, the same ones first."""
+    number = round(recall * NUM_QUERIES)
+    ids = tuple(f"{index:03}" for index in range(NUM_QUERIES))
+    part = Ranked(
+        queries=ids,
+        clusters=ids,
+        labels=None,
+        ranks=np.array([1] * number + [NUM_ITEMS] * (NUM_QUERIES - number)),
+        num_correct=np.ones(NUM_QUERIES, np.int64),
+        num_items=NUM_ITEMS,
+    )
+    ways = ("image_to_text", "text_to_image")
+    return QueryRanks(sets or SETS, {("concepts", way): part for way in ways})
 
 
 @dataclass
@@ -39,12 +65,17 @@ class Project:
     config: RegisterConfig
     tracker: Tracker
 
-    def evaluate(self, recall: float, low: float = 0.4) -> None:
-        """A new evaluation, and with it a new packaged model."""
-        metrics = {RECALL: recall, f"{RECALL}/low": low, f"{RECALL}/chance": 0.1}
+    def evaluate(self, recall: float, *, keeps_ranks: bool = True, sets: Mapping[str, str] | None = None) -> None:
+        """A new evaluation, and with it a new packaged model. Earlier versions kept no ranks."""
+        metrics = {RECALL: recall, f"{RECALL}/low": round(recall - 0.1, 6), f"{RECALL}/high": round(recall + 0.1, 6)}
+        metrics[f"{RECALL}/chance"] = 0.1
         folder = self.root / "reports" / "evaluation"
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         (folder / "metrics.json").write_text(json.dumps(metrics))
+        (folder / "report.json").write_text(json.dumps({"evaluation_digest": "d" * 64} if keeps_ranks else {}))
+        if keeps_ranks:
+            write_ranks(ranks(recall, sets), folder / RANKS)
         (folder / "report.html").write_text("<h1>Evaluation</h1>")
         package(
             model=self.root / "models" / "finetuned",
@@ -66,16 +97,30 @@ class Project:
             run_id=run_id,
         )
 
-    def candidate(self, recall: float, low: float = 0.4) -> int:
-        self.evaluate(recall, low)
+    def experiment(self) -> str:
+        """The id of its experiment."""
+        found = self.tracker._client.get_experiment_by_name(self.config.experiment)
+        return str(found.experiment_id)
+
+    def candidate(self, recall: float, *, keeps_ranks: bool = True, sets: Mapping[str, str] | None = None) -> int:
+        self.evaluate(recall, keeps_ranks=keeps_ranks, sets=sets)
         return self.register().version.number
 
-    def promote(self) -> PromotionDecision:
-        return promote(PROMOTE, self.config.model_name, self.tracker)
+    def params(self, *more: str) -> Params:
+        """The tests' values over the outputs here; there is no set of today but the test split."""
+        values = {"model_name": self.config.model_name, "experiment": self.config.experiment}
+        overrides = [f"register.{name}={value}" for name, value in values.items()]
+        overrides += [f"promote.metrics=[{RECALL}]", "promote.margin=0.02", "paths.archive=archive"]
+        names = ("evaluation", "filtered", "shards", "reports", "packaged", "finetuned")
+        overrides += [f"paths.{name}={self.root / name}" for name in names]
+        return load_params(overrides=[*overrides, *more])
+
+    def promote(self, *more: str) -> PromotionDecision:
+        return promote(self.params(*more), self.tracker)[0]
 
     def aliases(self) -> dict[str, int]:
         found = {
-            alias: self.tracker.version_at(self.config.model_name, alias)
+            alias: self.tracker.registry.version_at(self.config.model_name, alias)
             for alias in ("candidate", "champion", "previous")
         }
         return {alias: version.number for alias, version in found.items() if version}

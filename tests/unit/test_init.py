@@ -69,7 +69,8 @@ def test_params_hold_the_profile_and_what_was_set_with_their_comments(made: Path
     assert params.values["filter"]["max_texts_per_image"] == 1000
     assert params.values["validate"]["min_evaluation_sets"] == 0
     ours, theirs = ((root / "params.yaml").read_text().splitlines() for root in (ROOT, made))
-    assert [line.partition(" #")[2] for line in theirs] == [line.partition(" #")[2] for line in ours]
+    theirs, ours = ([line.partition(" #")[2] for line in lines if " #" in line] for lines in (theirs, ours))
+    assert theirs == ours and len(ours) > 100  # a list may have another length
 
 
 def test_the_data_is_there_and_empty(made: Path) -> None:

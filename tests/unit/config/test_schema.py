@@ -41,7 +41,7 @@ def test_every_field_of_a_section_is_among_them() -> None:
     ("key", "value"),
     [
         ("filter.min_words", 0),
-        ("promote.min_gain", "much"),
+        ("promote.margin", "much"),
         ("model.image_tower", "B9"),
         ("model.image_tower.width_coefficient", 0),
         ("validate.dropped_share.image_nsfw", [0.0, 1.5]),

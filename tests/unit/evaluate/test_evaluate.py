@@ -1,4 +1,6 @@
+import argparse
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,12 +8,17 @@ import numpy as np
 import pytest
 
 from align.config.evaluate import EvaluateConfig
-from align.errors import DataError
-from align.evaluate.evaluate import evaluate
-from align.evaluate.inputs import shards_test_set
+from align.errors import ConfigError, DataError
+from align.evaluate.evaluate import evaluate, main
+from align.evaluate.examples import DIRECTIONS, same_examples
+from align.evaluate.measure import measure_retrieval
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held_out_sets, write_set
+from align.formats.measured_sets import evaluation_digest, set_digests, shards_test_set
+from align.formats.query_ranks import read_ranks
 from align.formats.shards import Sample
+from align.model.embedder import Embeddings
 from tests.support.colours import COLOURS, ColourEncoder, square
+from tests.support.params import load_params
 from tests.support.shard_folder import write_shards
 
 CONFIG = EvaluateConfig(seed=0, num_resamples=200, max_test_images=100, num_examples=2)
@@ -82,12 +89,31 @@ def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
     assert contents[0] == contents[1]
     assert contents[0].keys() == {
         "report.json", "metrics.json", "report.html", "recall.png", "retrieval.png",
-        "classes_confusion.png", ".align.json",
+        "classes_confusion.png", "same_image_to_text.png", "same_text_to_image.png", "ranks.parquet",
+        ".align.json",
     }  # fmt: skip
     page = contents[0]["report.html"].decode()
     assert "answered wrong" in page
     assert 'src="data:image/png;base64,' in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+class Blind(ColourEncoder):
+    """Mistakes every picture for another colour."""
+
+    def embed_images(self, images: Iterable[bytes]) -> Embeddings:
+        return np.roll(super().embed_images(images), 1, axis=1)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_same_queries_are_shown_of_a_good_and_of_a_bad_model(direction: str) -> None:
+    shown = []
+    for encoder in (ColourEncoder(), Blind()):
+        measured = measure_retrieval(colour_set("retrieval"), encoder, num_resamples=100, seed=0)
+        shown.append(same_examples(measured, direction, number=3, seed=0))
+    assert [example.query for example in shown[0]] == [example.query for example in shown[1]]
+    assert len(shown[0]) == 3
+    assert [example.rank for example in shown[0]] == [1, 1, 1] and all(example.rank > 1 for example in shown[1])
 
 
 def test_a_text_that_looks_like_mathematics_is_drawn_as_it_is(tmp_path: Path) -> None:
@@ -138,3 +164,28 @@ def test_the_filters_held_out_pairs_are_a_set(tmp_path: Path) -> None:
 def test_two_sets_of_one_name_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 sets have the name 'concepts'; .* paths\.evaluation another"):
         run(tmp_path, colour_set("retrieval"), colour_set("classification"), colour_set("retrieval", "blue"))
+
+
+def test_the_metrics_follow_from_the_ranks_of_the_queries(tmp_path: Path) -> None:
+    sets = [colour_set("retrieval", "blue"), colour_set("classification", "blue")]
+    metrics = run(tmp_path, *sets)
+    ranks = read_ranks(tmp_path / "evaluation" / "ranks.parquet")
+    for name in [name for name in metrics if not name.endswith(("/low", "/high", "/chance", "/majority"))]:
+        groups = ranks.scored(name)
+        assert np.mean([group.values.mean() for group in groups]) == pytest.approx(metrics[name], abs=1e-6)
+        assert ranks.chance(name) == pytest.approx(metrics[f"{name}/chance"], abs=1e-6)
+    images, texts = ranks.ranked["concepts", "image_to_text"], ranks.ranked["concepts", "text_to_image"]
+    assert images.queries[:2] == ("red0", "red15") and images.clusters[:2] == ("red", "red")
+    assert all(query.startswith("text-") for query in texts.queries) and len(set(texts.queries)) == 8
+    assert ranks.ranked["classes", "zero_shot"].labels == ranks.ranked["classes", "knn"].labels == tuple(COLOURS)
+    report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
+    digests = set_digests(sets)
+    assert {name: one["digest"] for name, one in report["sets"].items()} == ranks.sets == digests
+    assert report["evaluation_digest"] == evaluation_digest(digests)
+
+
+@pytest.mark.parametrize("reports", [None, "reports/evaluation", "./reports/../reports/evaluation"])
+def test_the_report_of_another_model_goes_elsewhere(reports: str | None) -> None:
+    args = argparse.Namespace(model=Path("other"), reports=None if reports is None else Path(reports))
+    with pytest.raises(ConfigError, match="reports/evaluation is about the fine-tuned model; name another folder"):
+        main(load_params(), args)

@@ -10,7 +10,7 @@ from align.formats.evaluation_set import EvaluationSet
 def classification(confusion: np.ndarray) -> Classification:
     classes = tuple(f"class {number}" for number in range(len(confusion)))
     source = EvaluationSet("mine", "classification", "x", [], classes, ("{}",))
-    return Classification(source, [], [], np.zeros(0, np.int64), confusion, 0.5, {})
+    return Classification(source, [], [], np.zeros(0, np.int64), confusion, 0.5, {}, {})
 
 
 def test_of_many_classes_those_with_the_most_confusions_are_shown() -> None:

@@ -184,9 +184,9 @@ def test_as_a_command(made: Path) -> None:
     done = ask(Request(to_stage="filter").model_dump_json(), "--json")
     assert done.returncode == 0, done.stderr
     assert [one["stage"] for one in json.loads(done.stdout)["stages"]] == ["ingest", "filter"]
-    done = ask(Request(overrides={"promote.min_gain": "much"}).model_dump_json())
+    done = ask(Request(overrides={"promote.margin": "much"}).model_dump_json())
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "'promote.min_gain' = 'much'" in done.stderr
+    assert done.stderr.count("\n") == 1 and "'promote.margin' = 'much'" in done.stderr
     assert not list(made.glob(".align/worktrees/*"))
 
 

@@ -73,7 +73,7 @@ def test_the_server_takes_what_is_right(request_: dict[str, Any]) -> None:
         ({"learning_rate": "fast"}, "request.learning_rate"),
         ({"source": "https://me:secret@host/crawl.paths"}, "request.source"),
         ({"overrides": {"filter.min_words": 0}}, "filter.min_words"),
-        ({"overrides": {"promote.min_gain": "much"}}, "promote.min_gain"),
+        ({"overrides": {"promote.margin": "much"}}, "promote.margin"),
         ({"overrides": {"paths.archive": "s3://key:secret@bucket/x"}}, "paths.archive"),
         ({"overrides": {"any.key": ["http://me:secret@host/"]}}, "any.key"),
         ({"steps": 3}, "request"),
@@ -96,7 +96,7 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "infra/profiles", root / "infra/profiles")
     shutil.copy(ROOT / "dvc.yaml", root)
     text = PARAMS_FILE.read_text("utf-8")
-    (root / "params.yaml").write_text(text.replace("min_gain:", "lowest_gain:"))
+    (root / "params.yaml").write_text(text.replace("  margin:", "  lowest_margin:"))
     git(root, "init", "--quiet")
     commit_all(root)
     git(root, "branch", "old")
@@ -127,7 +127,7 @@ def test_profile_fields_and_overrides_in_this_order(checkout: Path) -> None:
     [
         ("pretrain.store_patience_s", [312, 312.0, 3.12e2]),
         ("pretrain.learning_rate", [1, 1.0]),
-        ("promote.min_gain", [0, 0.0, -0.0]),
+        ("promote.margin", [0, 0.0, -0.0]),
         ("validate.dropped_share.image_nsfw", [[0, 1], [0.0, 1.0], [0, 1.0]]),
         ("model.image_tower.width_coefficient", [1, 1.0]),
         (
@@ -155,7 +155,7 @@ def test_what_differs_stays_as_it_was_given(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"overrides": {"promote.min_gain": "much"}}, r"params\.yaml: parameter 'promote\.min_gain' = 'much'"),
+        ({"overrides": {"promote.margin": "much"}}, r"params\.yaml: parameter 'promote\.margin' = 'much'"),
         ({"overrides": {"filter.min_wrods": 4}}, r"'filter\.min_wrods'.*did you mean filter\.min_words"),
         ({"num_steps": 3}, r"section 'pretrain': warmup_steps \d+ must be less than num_steps 3"),
         ({"overrides": {"shard.image_px": 32}}, r"shard\.image_px 32 is below model\.resize_px"),
@@ -179,18 +179,18 @@ def test_the_values_that_count_are_those_of_the_revision(checkout: Path) -> None
     assert settled(checkout, Request(num_steps=400)).overrides == {"pretrain.num_steps": 400}
     with pytest.raises(ConfigError, match=r"long:params\.yaml: .*warmup_steps 500 must be less than num_steps 400"):
         settled(checkout, Request(ref="long", num_steps=400))
-    with pytest.raises(ConfigError, match=r"^promote\.min_gain=.*unknown parameter.*\(not in old:params\.yaml\)"):
-        settled(checkout, Request(ref="old", overrides={"promote.min_gain": 0.1}))
+    with pytest.raises(ConfigError, match=r"^promote\.margin=.*unknown parameter.*\(not in old:params\.yaml\)"):
+        settled(checkout, Request(ref="old", overrides={"promote.margin": 0.1}))
     with pytest.raises(DataError, match="'nowhere' names no commit"):
         settled(checkout, Request(ref="nowhere"))
 
 
 def test_of_a_revision_with_other_sections_only_what_is_changed_is_checked(checkout: Path) -> None:
     """`old` lacks a key that the classes here need: by itself that is no mistake of the request."""
-    with pytest.raises(ConfigError, match="lowest_gain"):
+    with pytest.raises(ConfigError, match="lowest_margin"):
         settled(checkout, Request(ref="old"))  # the same align/config (none), so all values are checked
     (checkout / "align/config").mkdir(parents=True)
-    (checkout / "align/config/promote.py").write_text("min_gain = 0\n")
+    (checkout / "align/config/promote.py").write_text("margin = 0\n")
     commit_all(checkout)
     settled(checkout, Request(ref="old"))
     with pytest.raises(ConfigError, match=r"old:params\.yaml: parameter 'filter\.min_words' = 0"):

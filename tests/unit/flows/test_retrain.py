@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from align.services.tracking import Version
+from align.services.registry import PROMOTED, Version
 from flows.git_repository import changes, git
-from flows.retrain import PROMOTED, _with_pins, age_warning
+from flows.retrain import _with_pins, age_warning
 from flows.source_change import SourceChange
 from tests.support import small_git
 from tests.support.params import PARAMS_FILE

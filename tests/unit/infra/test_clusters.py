@@ -117,7 +117,7 @@ def test_a_server_has_probes_that_its_guard_answers(name: str) -> None:
     [container] = PODS[name]["containers"]
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
         probe = container[kind]
-        if name in ("prefect", "mlflow"):
+        if name in ("prefect", "mlflow", "search"):
             [header] = probe["httpGet"]["httpHeaders"]
             port = container["ports"][0]["containerPort"]
             assert header == {"name": "Host", "value": f"127.0.0.1:{port}"}  # not the pod's address

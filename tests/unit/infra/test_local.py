@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from infra import local
@@ -52,7 +53,7 @@ def test_a_hanging_worker_is_ended_once_its_runs_have_saved(tmp_path: Path, monk
         while not (tmp_path / "ready").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        local._stop(worker.pid)
+        local._stop(psutil.Process(worker.pid))
         assert (tmp_path / "saved").exists()
         assert worker.wait(60) == -9
     finally:

@@ -23,9 +23,9 @@ from align.lineage.opted_out_pairs import opted_out_pairs
 from align.lineage.purge_raw import purge_raw
 from align.lineage.shard_samples import count_pairs, shards_show
 from align.lineage.take_down_requests import read_requests
-from align.lineage.trained_models import TrainedModel
+from align.lineage.who_saw import SeenBy, WhoSaw
+from align.services.registry import Version
 from align.services.store import keep_tar, materialised
-from align.services.tracking import Version
 from flows.git_repository import git
 from tests.support import small_data
 from tests.support.params import load_params
@@ -328,8 +328,8 @@ def test_a_purge_names_what_it_does_not_touch(
     Path(".align/prefect").mkdir(parents=True)
     Path("hits.html").touch()
     version = Version(name="align", number=3, run_id="abc", tags={})
-    seen = [TrainedModel(version, (), {"train": 1}, "the checkout's data")]
-    monkeypatch.setattr("align.lineage.forget.find_trained_models", lambda *_: (seen, None))
+    seen = WhoSaw((SeenBy(version, None, (), {"train": 1}, "the checkout's data"),))
+    monkeypatch.setattr("align.lineage.forget.who_saw", lambda *_: seen)
     write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
     for words in (["--purge"], ["--purge", "--yes"]):
         main(["forget", *words])

@@ -9,7 +9,7 @@ from align.cli import main
 from align.filter.features import Features
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, write_set
 from align.formats.policy import Entry, OptedOut, write_opted_out
-from align.lineage.trained_models import TrainedModel
+from align.lineage.who_saw import WhoSaw
 from tests.support import small_data
 from tests.support.small_data import Pair, jpeg
 
@@ -19,8 +19,7 @@ A, B = jpeg(1), jpeg(2)
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Picture B is opted out; it is in no folder of data."""
-    none: list[TrainedModel] = []
-    monkeypatch.setattr("align.lineage.forget.find_trained_models", lambda *_: (none, None))
+    monkeypatch.setattr("align.lineage.forget.who_saw", lambda *_: WhoSaw(()))
     monkeypatch.chdir(tmp_path)
     small_data.write(tmp_path, [Pair("a red fox", 1)])
     write_opted_out(Path("data/policy"), OptedOut([Entry("image_id", hashlib.sha256(B).hexdigest(), "", "2026-01-02")]))

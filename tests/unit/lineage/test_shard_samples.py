@@ -6,8 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.errors import DataError
-from align.lineage.shard_samples import filtered_shows, index_shows
+from align.errors import CorruptError, DataError
+from align.lineage.shard_samples import count_pairs, filtered_shows, find_sample, index_shows, iter_stored_samples
+from tests.support import small_data
+from tests.support.small_data import Pair
 
 SHA_A, SHA_B, SHA_C = ("a" * 64, "b" * 64, "c" * 64)
 
@@ -31,3 +33,38 @@ def test_a_filter_that_knew_of_the_request_may_have_kept_the_text(tmp_path: Path
     (tmp_path / "facts.parquet").unlink()
     with pytest.raises(DataError, match="unreadable"):
         filtered_shows(tmp_path, frozenset())
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Twenty pictures of a pair each, and two more pairs of the first; the last five are the split val."""
+    pairs = [Pair(f"fox {number}", number) for number in range(20)]
+    small_data.write(tmp_path, [*pairs, Pair("a", 0), Pair("fox 0", 0)])
+    return small_data.write_shards(tmp_path, num_val=5)
+
+
+def test_few_pictures_are_found_as_many_are(shards: Path) -> None:
+    samples = list(iter_stored_samples(shards))
+    assert len(samples) == 20
+    for number in (1, 3, 15):  # above eight, every sample is parsed
+        chosen = frozenset(sample.image_id for sample in samples[-number:])
+        assert list(iter_stored_samples(shards, None, chosen)) == samples[-number:]
+        assert count_pairs(shards, chosen) == {"val": 5, "train": number - 5} if number > 5 else {"val": number}
+    first = samples[0]
+    assert count_pairs(shards, frozenset({first.image_id})) == {"train": 3}
+    assert count_pairs(shards, frozenset({first.image_id}), text="fox 0") == {"train": 2}
+    assert find_sample(shards, first.image_id, first.keys[2]) == first
+    assert find_sample(shards, first.image_id, samples[1].key) is None
+    assert find_sample(shards, None, first.key) is None
+    with (shards / first.tar).open("rb") as file:
+        file.seek(first.offset_bytes)
+        assert file.read(first.size_bytes)[:2] == b"\xff\xd8"
+
+
+@pytest.mark.parametrize("number", [1, 12], ids=["few", "many"])
+def test_a_tar_that_is_cut_off_is_no_answer(shards: Path, number: int) -> None:
+    chosen = frozenset(sample.image_id for sample in list(iter_stored_samples(shards))[-number:])
+    tar = shards / "train/00000.tar"
+    tar.write_bytes(tar.read_bytes()[:9000])
+    with pytest.raises(CorruptError, match=r"00000\.tar: cut off or damaged"):
+        count_pairs(shards, chosen)

@@ -3,7 +3,7 @@
 import argparse
 import threading
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -11,6 +11,13 @@ from align.errors import DataError
 from align.locks import locked
 from align.release import promote, rollback
 from tests.support.params import load_params
+
+
+def arguments(verb: ModuleType) -> argparse.Namespace:
+    """Those of a command without any."""
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return parser.parse_args([])
 
 
 @pytest.mark.parametrize("verb", [promote, rollback])
@@ -27,12 +34,16 @@ def test_one_waits_for_the_other(verb: ModuleType, tmp_path: Path, monkeypatch: 
         waits.set()
 
     monkeypatch.chdir(tmp_path)
-    for attribute, value in {"require_store": lambda: None, "Tracker": lambda: None, "say": say, name: moves}.items():
+    tracker = SimpleNamespace(registry=SimpleNamespace(version_at=moves))
+    replaced = {"require_store": lambda: None, "Tracker": lambda: tracker, "say": say}
+    # Under the lock promote finishes what another one left half moved; what it judges later needs none.
+    replaced |= {name: moves} if name == "rollback" else {"settled": moves}
+    for attribute, value in replaced.items():
         monkeypatch.setattr(verb, attribute, value)
 
     def second() -> None:
         with pytest.raises(DataError):
-            verb.main(load_params(), argparse.Namespace(version=None, reason="slow"))
+            verb.main(load_params(), arguments(verb))
 
     thread = threading.Thread(target=second)
     with locked(promote.LOCK, "align rollback", order.append):

@@ -18,7 +18,7 @@ from tests.support.colours import ColourEncoder, square
 def images(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
     root = tmp_path_factory.mktemp("search")
     index(
-        IndexConfig(queries=None),
+        IndexConfig(queries=None, exact_below=100, thumbnail_px=32),
         text_weight=2.0,
         encoder=ColourEncoder(),
         model_digest="mine",
@@ -82,7 +82,7 @@ def test_texts_that_look_like_mathematics_are_drawn_as_they_are() -> None:
 
 def test_an_index_of_another_model_is_refused(tmp_path: Path) -> None:
     index(
-        IndexConfig(queries=None),
+        IndexConfig(queries=None, exact_below=100, thumbnail_px=32),
         text_weight=2.0,
         encoder=ColourEncoder(),
         model_digest="theirs",

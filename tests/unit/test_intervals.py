@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from align.evaluate.intervals import Scored, interval
+from align.intervals import Scored, interval
 
 
 def scored(values: list[float], clusters: list[str] | None = None) -> Scored:

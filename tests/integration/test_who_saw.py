@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from align.config.register import RegisterConfig
 from align.formats.shards import read_manifest
 from align.lineage.data_versions import DataVersions
-from align.lineage.trained_models import TrainedModel, find_trained_models
+from align.lineage.who_saw import SeenBy, WhoSaw, who_saw
 from align.services.tracking import Tracker
 from tests.support import training_data
 
@@ -17,18 +18,23 @@ IMPORTED = "imported from align-base, weights 0123456789ab: which data trained t
 
 def seen(
     tmp_path: Path, server: str, name: str, versions: list[dict[str, str]], counts: dict[str, int]
-) -> list[TrainedModel]:
+) -> list[SeenBy]:
     """What versions with these tags saw of pairs that the checkout's data has in these splits."""
     tracker = Tracker(server)
     run = tracker.start_run(name, "training")
     tracker.end_run(run)
     for tags in versions:
-        tracker.create_version(name, run, "model", tags)
-    found, why = find_trained_models(
-        name, tmp_path / "shards", DataVersions(tmp_path, tmp_path / "scratch"), lambda _: counts
-    )
-    assert why is None
-    return found
+        tracker.registry.create_version(name, run, "model", tags)
+    answer = ask(tmp_path, name, counts)
+    assert answer.problem is None
+    assert not answer.runs
+    return list(answer.models)
+
+
+def ask(tmp_path: Path, name: str, counts: dict[str, int]) -> WhoSaw:
+    versions = DataVersions(tmp_path, tmp_path / "scratch")
+    register = RegisterConfig(experiment=name, model_name=name)
+    return who_saw(register, tmp_path / "shards", versions, lambda _: counts)
 
 
 @pytest.mark.parametrize(("split", "name"), [("train", "in training"), ("test", "held out")])
@@ -61,3 +67,26 @@ def test_an_import_is_unknown_and_never_not_trained(
     assert "the model that it began with does not say which data trained it" in of_unknown.why
     assert of_more.seen == (sure if split == "train" else None)
     assert of_more.why == "the checkout's data; more data trained it than its tag has room for"
+
+
+def test_a_run_that_registered_no_version_is_asked_too(
+    tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    shards, _ = training_data.write(tmp_path)
+    data = {"align.data_digest": read_manifest(shards).digest}
+    tracker = Tracker(mlflow_server)
+    for experiment, name, tags in (
+        ("unregistered", "ours", data | {"align.model_digest": "1"}),
+        ("unregistered", "nothing recorded", {}),
+        ("unregistered", "registered", data | {"align.model_digest": "2"}),
+        ("unregistered", "again", data | {"align.model_digest": "2"}),
+        ("another experiment", "not ours", data),
+    ):
+        run = tracker.start_run(experiment, name, tags=tags)
+        tracker.end_run(run)
+        if name == "registered":
+            tracker.registry.create_version("unregistered", run, "model", tags)
+    answer = ask(tmp_path, "unregistered", {"train": 1})
+    assert [(one.title, one.trained) for one in answer.models] == [("unregistered version 1", True)]
+    assert [(one.title, one.trained) for one in answer.runs] == [("run ours, which registered no version", True)]

@@ -1,4 +1,4 @@
-"""infra/server.py in a container: under which names it answers, and to whose pages."""
+"""Under which names a server of ours answers, and to whose pages."""
 
 import asyncio
 from collections.abc import MutableMapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.server import Guard
+from align.guard import Guard
 
 NAMES = ("prefect:4200", "prefect.example.com")
 
@@ -29,7 +29,7 @@ def status(host: str, names: tuple[str, ...] = NAMES, **headers: str) -> int:
         *((key.replace("_", "-").encode(), value.encode()) for key, value in headers.items()),
     ]
     scope = {"type": "http", "method": "GET", "path": "/", "headers": pairs}
-    asyncio.run(Guard(app, 4200, names=names)(scope, receive, send))
+    asyncio.run(Guard(app, 4200, names=names, policy=b"default-src 'none'")(scope, receive, send))
     return int(sent[0]["status"])
 
 

@@ -1,0 +1,71 @@
+"""The sets that `align evaluate` measures, and the digests by which two measurements are of the same items.
+
+A set's digest covers its items (the pictures' bytes, texts, concepts, classes, splits, templates) and the code that
+measures. Two models with equal digests of a set were asked the same queries about the same gallery in the same way.
+The evaluation digest names all sets of a measurement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held_out_sets, load_sets
+from align.formats.shards import iter_samples
+from align.provenance import digest
+
+#: What turns embeddings into ranks, with all that it imports: the towers and the preprocessing, too.
+_MEASURES = "align.evaluate.measure"
+#: The set made of the test split.
+TEST = "test"
+
+
+def measured_sets(evaluation: Path, filtered: Path, shards: Path, max_test_images: int) -> list[EvaluationSet]:
+    """Every set of a checkout: those of a folder, the filter's held-out pairs, and the test split.
+
+    Args:
+        evaluation: the folder of sets.
+        filtered: data/filtered.
+        shards: data/shards, with its tars.
+        max_test_images: of the test split; 0 leaves it out.
+
+    Raises:
+        DataError, CorruptError, FormatError: a set or the shards are missing or damaged.
+    """
+    return [*load_sets(evaluation), *held_out_sets(filtered), *shards_test_set(shards, max_test_images)]
+
+
+def shards_test_set(shards: Path, max_images: int) -> list[EvaluationSet]:
+    """The first `max_images` images of the test split, as a retrieval set named `test`; no set if there is no image."""
+    images = [
+        EvaluationImage(sample.key, sample.image, sample.key, sample.texts, None, None, "query")
+        for sample in islice(iter_samples(shards, "test"), max_images)
+    ]
+    description = "held-out clusters of the training sources"
+    return [EvaluationSet(TEST, "retrieval", description, images, (), ())] if images else []
+
+
+def set_digests(sets: Iterable[EvaluationSet]) -> dict[str, str]:
+    """Name -> digest, of the items as they are in memory and of the code that measures them."""
+    code = digest(_MEASURES)
+    return {one.name: _set_digest(one, code) for one in sets}
+
+
+def _set_digest(one: EvaluationSet, code: str) -> str:
+    total = hashlib.sha256(_line(code, one.name, one.kind, one.classes, one.templates))
+    for image in one.images:
+        picture = hashlib.sha256(image.image).hexdigest()
+        total.update(_line(image.key, picture, image.concept, image.texts, image.label, image.split))
+    return total.hexdigest()
+
+
+def evaluation_digest(digests: Mapping[str, str]) -> str:
+    """Hex sha256 that names sets by their digests: set -> digest."""
+    return hashlib.sha256(_line(sorted(digests.items()))).hexdigest()
+
+
+def _line(*values: object) -> bytes:
+    return json.dumps(values, ensure_ascii=True).encode() + b"\n"

@@ -1,0 +1,192 @@
+"""`ranks.parquet`: the rank that a model gave the right answer of each query, one row per query.
+
+Two models that were asked the same queries can be compared query by query with it, long after they were measured.
+Every metric of the evaluation follows from the ranks: recall@k is the share of ranks up to k.
+
+    set, protocol       such as `concepts`, `image_to_text`; see PROTOCOLS
+    query               the image's key, or `text-` and 16 hex digits of a text's sha256: a text may be taken down
+    cluster             the concept: queries of one concept are no independent observations
+    label               the class of an image that is classified; null elsewhere
+    rank                of the best right item, from 1; num_items + 1 where there is none
+    num_correct, num_items
+
+The file's metadata has schema_version and the digest of each set (`align.formats.measured_sets`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from align.chance import chance
+from align.errors import DataError, FormatError
+from align.intervals import Scored
+
+RANKS = "ranks.parquet"
+#: The K of the paper's tables.
+CUTS = (1, 5, 10)
+#: The ways of asking. Of the first two, sets of kind retrieval are measured, of the others those of classification.
+IMAGE_TO_TEXT, TEXT_TO_IMAGE, ZERO_SHOT, KNN = PROTOCOLS = ("image_to_text", "text_to_image", "zero_shot", "knn")
+
+_VERSION, _SETS = b"align.schema_version", b"align.sets"
+_SCHEMA = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("protocol", pa.string(), nullable=False),
+        pa.field("query", pa.string(), nullable=False),
+        pa.field("cluster", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("num_correct", pa.int32(), nullable=False),
+        pa.field("num_items", pa.int32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The queries of one set and protocol, in the set's order.
+
+    Attributes:
+        queries, clusters: (num_queries,) see the module.
+        labels: (num_queries,) the class; None where images are not classified.
+        ranks: (num_queries,) from 1.
+        num_correct: (num_queries,) right items of each query.
+        num_items: in the gallery.
+    """
+
+    queries: tuple[str, ...]
+    clusters: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    ranks: NDArray[np.int64]
+    num_correct: NDArray[np.int64]
+    num_items: int
+
+    def recall(self, k: int) -> NDArray[np.float64]:
+        """(num_queries,) 1.0 where a right item is among the first k."""
+        return (self.ranks <= k).astype(np.float64)
+
+    def mean_recall(self) -> NDArray[np.float64]:
+        """(num_queries,) the mean of recall@1, @5 and @10."""
+        mean: NDArray[np.float64] = np.mean([self.recall(k) for k in CUTS], axis=0)
+        return mean
+
+
+@dataclass(frozen=True)
+class QueryRanks:
+    """The file.
+
+    Attributes:
+        sets: set -> its digest.
+        ranked: (set, protocol) -> its queries.
+    """
+
+    sets: Mapping[str, str]
+    ranked: Mapping[tuple[str, str], Ranked]
+
+    def scored(self, metric: str) -> list[Scored]:
+        """A metric by its name, such as `concepts/mean_recall`: the groups whose means' mean it is.
+
+        Raises:
+            DataError: it is no metric of these sets.
+        """
+        return [Scored(values, part.clusters) for part, values in self._parts(metric)]
+
+    def chance(self, metric: str) -> float:
+        """The metric of a random order. Raises DataError as `scored`."""
+        parts = [part for part, _ in self._parts(metric)]
+        cuts = CUTS if metric.endswith("mean_recall") else (cut_of(metric),)
+        return float(np.mean([chance(part.num_correct, part.num_items, k) for part in parts for k in cuts]))
+
+    def _parts(self, metric: str) -> list[tuple[Ranked, NDArray[np.float64]]]:
+        for (name, protocol), part in self.ranked.items():
+            if metric == f"{name}/mean_recall" and protocol == IMAGE_TO_TEXT:
+                both = (part, self.ranked[name, TEXT_TO_IMAGE])
+                return [(one, one.mean_recall()) for one in both]
+            if metric == f"{name}/{protocol}/mean_recall" and protocol in (IMAGE_TO_TEXT, TEXT_TO_IMAGE):
+                return [(part, part.mean_recall())]
+            if metric in (f"{name}/{protocol}/{last}" for last in _LAST[protocol]):
+                return [(part, part.recall(cut_of(metric)))]
+        known = ", ".join(sorted(self.sets)) or "none"
+        raise DataError(f"metric '{metric}' was not measured; the measured sets are {known}: correct promote.metrics")
+
+
+_RECALLS = tuple(f"recall@{k}" for k in CUTS)
+_LAST = {IMAGE_TO_TEXT: _RECALLS, TEXT_TO_IMAGE: _RECALLS, ZERO_SHOT: ("accuracy",), KNN: ("accuracy",)}
+
+
+def cut_of(metric: str) -> int:
+    """The k of a metric `.../recall@k`; accuracy is recall@1."""
+    return 1 if metric.endswith("/accuracy") else int(metric.rpartition("@")[2])
+
+
+def write_ranks(ranks: QueryRanks, path: Path) -> None:
+    """Writes the file; equal ranks are equal bytes."""
+    tables = [_SCHEMA.empty_table()]
+    for (name, protocol), part in ranks.ranked.items():
+        number = len(part.queries)
+        columns = [
+            pa.array([name] * number, pa.string()),
+            pa.array([protocol] * number, pa.string()),
+            pa.array(part.queries, pa.string()),
+            pa.array(part.clusters, pa.string()),
+            pa.array(part.labels or [None] * number, pa.string()),
+            pa.array(part.ranks, pa.int32()),
+            pa.array(part.num_correct, pa.int32()),
+            pa.array([part.num_items] * number, pa.int32()),
+        ]
+        tables.append(pa.table(columns, schema=_SCHEMA))
+    metadata = {_VERSION: b"1", _SETS: json.dumps(dict(ranks.sets), sort_keys=True).encode()}
+    whole = pa.concat_tables(tables).combine_chunks().replace_schema_metadata(metadata)
+    pq.write_table(whole, path, compression="zstd")
+
+
+def read_ranks(path: Path) -> QueryRanks:
+    """Reads the file.
+
+    Raises:
+        DataError: there is no such file, or it is damaged.
+        FormatError: another schema_version or layout.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run `align evaluate` first") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable as Parquet: {' '.join(str(error).split())[:200]}") from None
+    metadata = table.schema.metadata or {}
+    version = metadata.get(_VERSION, b"none").decode(errors="replace")
+    if version != "1" or not table.schema.equals(_SCHEMA):
+        raise FormatError(f"{path}: schema_version {version} of other columns; this code reads 1")
+    try:
+        sets = {str(name): str(digest) for name, digest in json.loads(metadata[_SETS]).items()}
+    except (KeyError, ValueError, AttributeError):
+        raise FormatError(f"{path}: does not name the sets that were measured") from None
+    return QueryRanks(sets, _ranked(table))
+
+
+def _ranked(table: pa.Table) -> dict[tuple[str, str], Ranked]:
+    columns = {name: table[name].to_pylist() for name in ("set", "protocol", "query", "cluster", "label")}
+    numbers = {name: table[name].to_numpy().astype(np.int64) for name in ("rank", "num_correct", "num_items")}
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row, key in enumerate(zip(columns["set"], columns["protocol"], strict=True)):
+        rows.setdefault(key, []).append(row)
+    found = {}
+    for key, of in rows.items():
+        labels = tuple(columns["label"][row] for row in of)
+        found[key] = Ranked(
+            queries=tuple(columns["query"][row] for row in of),
+            clusters=tuple(columns["cluster"][row] for row in of),
+            labels=None if None in labels else labels,
+            ranks=numbers["rank"][of],
+            num_correct=numbers["num_correct"][of],
+            num_items=int(numbers["num_items"][of[0]]),
+        )
+    return found

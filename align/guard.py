@@ -1,0 +1,100 @@
+"""Whom a server of ours answers: its own pages, and programs. An ASGI middleware, the same for all of them.
+
+Loopback alone protects nothing from a browser: any page that a person opens may ask 127.0.0.1, or have its own host
+name point there.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+HOST = "127.0.0.1"
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Guard:
+    """Passes on what a server's own pages, and programs, ask for; refuses what other web pages ask for.
+
+    A request must name our address: a page whose host name was pointed at 127.0.0.1 names its own. Its origin must be
+    ours, and so must be the site that a browser says it comes from. A link that a person follows may come from
+    anywhere, since opening a page changes nothing.
+    """
+
+    def __init__(
+        self, app: App, port: int, login: str | None = None, names: Iterable[str] = (), *, policy: bytes
+    ) -> None:
+        """Guards an application.
+
+        Args:
+            app: it.
+            port: of 127.0.0.1.
+            login: user:password; a request must carry it (HTTP Basic), except for /health.
+            names: further HOST:PORT under which it is known.
+            policy: the content security policy of its pages.
+        """
+        self._app = app
+        self._host = f"{HOST}:{port}"
+        self._hosts = frozenset({self._host, *names})
+        self._policy = policy
+        self._authorization = f"Basic {base64.b64encode(login.encode()).decode()}" if login else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one connection, as ASGI asks."""
+        if scope["type"] not in ("http", "websocket"):  # the application's start and end
+            await self._app(scope, receive, send)
+        elif reason := self._foreign(scope):
+            await _refuse(scope, send, 403, reason)
+        elif self._authorization and scope["path"] != "/health" and not self._knows_login(scope):
+            reason = "log in as user align with the password in .align/login"
+            await _refuse(scope, send, 401, reason, [(b"www-authenticate", b'Basic realm="align"')])
+        else:
+            await self._app(scope, receive, _with_policy(send, self._policy))
+
+    def _foreign(self, scope: Scope) -> str | None:
+        """Why the request is not from our own pages or a program; None if it is."""
+        host = _header(scope, "host")
+        if len(host) != 1 or host[0] not in self._hosts:
+            return f"open http://{self._host} instead: this server answers to no other name"
+        ours = {f"http://{host[0]}", *([] if host[0] == self._host else [f"https://{host[0]}"])}  # a proxy has TLS
+        if any(origin not in ours for origin in _header(scope, "origin")):
+            return "this server answers only to its own pages"
+        mode, target = _header(scope, "sec-fetch-mode"), _header(scope, "sec-fetch-dest")
+        follows_link = scope.get("method") == "GET" and (mode, target) == (["navigate"], ["document"])
+        if not follows_link and any(site not in ("same-origin", "none") for site in _header(scope, "sec-fetch-site")):
+            return "this server answers only to its own pages"
+        return None
+
+    def _knows_login(self, scope: Scope) -> bool:
+        given = _header(scope, "authorization")
+        return len(given) == 1 and hmac.compare_digest(given[0].encode(), str(self._authorization).encode())
+
+
+def _header(scope: Scope, name: str) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name.encode()]
+
+
+def _with_policy(send: Send, policy: bytes) -> Send:
+    async def answer(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"content-security-policy", policy)]
+        await send(message)
+
+    return answer
+
+
+async def _refuse(
+    scope: Scope, send: Send, status: int, reason: str, headers: Iterable[tuple[bytes, bytes]] = ()
+) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": reason})
+        return
+    plain = [(b"content-type", b"text/plain; charset=utf-8"), (b"x-content-type-options", b"nosniff"), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": plain})
+    await send({"type": "http.response.body", "body": f"{reason}\n".encode()})

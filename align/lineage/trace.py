@@ -1,0 +1,131 @@
+"""trace: the chain of everything, both ways: page, pair, decision, verdict, shard, run, version, alias, index.
+
+    align trace align@champion           from the champion back to the web pages
+    align trace 000000012                from a pair to the champion; also a URL, or a picture's sha256
+    align trace demo                     a run: branch run/demo, an MLflow run id, a Prefect flow run
+    align trace train/00003.tar          a shard, both ways
+
+It only reads. A link that is not on this machine is shown as missing, with what brings it; without MLflow the half of
+the data is shown. `--log` also keeps the page with the version's run in MLflow, as `align run` does for every version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from align.config import Params
+from align.config.engine import EngineConfig
+from align.config.filter import FilterConfig
+from align.config.health import HealthConfig
+from align.config.paths import PathsConfig
+from align.config.register import RegisterConfig
+from align.config.store import StoreConfig
+from align.console import say, show, show_json
+from align.errors import ConfigError, DataError
+from align.files import to_json, write_text
+from align.lineage.data_versions import DataVersions
+from align.lineage.run_costs import Costs
+from align.lineage.run_list import RunList
+from align.lineage.source_places import SourcePlaces
+from align.lineage.trace_graph import Graph
+from align.lineage.trace_models import Models
+from align.lineage.trace_page import as_page
+from align.lineage.trace_pairs import Surroundings, trace_pairs
+from align.lineage.trace_runs import trace_run, trace_shard, trace_version
+from align.lineage.trace_subject import Names, Subject
+from align.lineage.trace_text import text_lines
+from align.services.store import fetcher
+
+#: The page as an artifact of the version's run in MLflow.
+ARTIFACT = Path("lineage/lineage.html")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument(
+        "what",
+        metavar="WHAT",
+        help="MODEL@ALIAS, MODEL/VERSION, RUN, SHARD, KEY, URL or IMAGE_ID; `run:NAME`, `key:KEY`, ... say which",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the chain drawn")
+    parser.add_argument("--in-source", action="store_true", help="read also a large source for the record of a page")
+    parser.add_argument("--log", action="store_true", help="also keep the page with the version's run in MLflow")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align trace`.
+
+    Raises:
+        ConfigError: --log without a model version.
+        DataError: the words name nothing, or more than one thing.
+        ServiceError: --log, and MLflow is unavailable or refuses.
+    """
+    paths, root = params.section(PathsConfig), Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="align-", dir=params.section(EngineConfig).temp_directory) as folder:
+        versions = DataVersions(root, Path(folder))
+        known: dict[str, Models] = {}
+        registered = params.section(RegisterConfig)
+
+        def models(name: str) -> Models:
+            known[name] = known.get(name) or Models(name)
+            return known[name]
+
+        runs = RunList(root, paths, versions, Costs(registered.experiment, params.section(HealthConfig)))
+        names = Names(paths.raw, paths.shards, models, registered.model_name, runs.places)
+        subject = names.find(args.what)
+        if args.log and subject.version is None:
+            raise ConfigError(f"--log keeps the page of a model version, and '{args.what}' names {subject.title}")
+        name = subject.version.name if subject.version else registered.model_name
+        fetch = fetcher(params.section(StoreConfig))
+        places = SourcePlaces(params, asked=args.in_source)
+        register = registered.model_copy(update={"model_name": name})
+        rules = params.section(FilterConfig)
+        around = Surroundings(root, paths, rules, register, versions, models(name), fetch, places)
+        graph = trace(args.what, subject, around)
+        graph.notes += [] if models(name).problem else runs.problems
+        page = as_page(graph) if args.html or args.log else ""
+    for note in graph.notes:
+        say(f"trace: {note}")
+    if args.html:
+        write_text(args.html, page)
+        say(f"trace: {args.html} written")
+    if args.json:
+        show_json(to_json(graph.as_json()))
+    elif not args.log:
+        show(*text_lines(graph))
+    if args.log and subject.version is not None:
+        log_page(around.models, subject.version.run_id, page)
+        show(f"{ARTIFACT} of run {subject.version.run_id}, {subject.title}")
+
+
+def trace(asked: str, subject: Subject, around: Surroundings) -> Graph:
+    """The chain around a subject."""
+    graph = Graph(asked, subject.title)
+    if subject.version is not None:
+        trace_version(graph, subject.version, around)
+    elif subject.run is not None:
+        trace_run(graph, subject.run, around)
+    elif subject.shard is not None:
+        trace_shard(graph, *subject.shard, around)
+    else:
+        trace_pairs(graph, list(subject.rows), around)
+    if around.models.problem and around.models.problem not in graph.notes:
+        graph.notes.append(around.models.problem)
+    return graph
+
+
+def log_page(models: Models, run_id: str, page: str) -> None:
+    """Keeps the page with a run; again, it replaces the earlier one.
+
+    Raises:
+        DataError: the version names no run.
+        ServiceError: MLflow is unavailable or refuses.
+    """
+    if not run_id:
+        raise DataError("the version names no run in MLflow, so there is no place for its page")
+    with tempfile.TemporaryDirectory(prefix="align-") as folder:
+        write_text(Path(folder) / ARTIFACT.name, page)
+        models.log_page(run_id, Path(folder), ARTIFACT.parent.as_posix())

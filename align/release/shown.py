@@ -1,0 +1,91 @@
+"""What MLflow shows of a run side by side with others: pictures under fixed keys, and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.config.promote import PromoteConfig
+
+#: Key in MLflow -> file below reports/. Of the retrieval examples, both show the same queries in every run.
+PICTURES = {
+    "retrieval/text_to_image": "evaluation/same_text_to_image.png",
+    "retrieval/image_to_text": "evaluation/same_image_to_text.png",
+    "retrieval/recall": "evaluation/recall.png",
+    "search/queries": "index/queries.png",
+}
+
+#: Parameters that the list of runs has columns for.
+_COLUMNS = ("pretrain.seed", "pretrain.num_steps", "pretrain.batch_size", "pretrain.learning_rate")
+
+#: Columns of a table: name -> cells.
+Table = dict[str, list[Any]]
+
+
+def view(values: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    """The metrics and the parameters that the list of runs has columns for, and the keys of the pictures in it.
+
+    Args:
+        values: params.yaml, section -> key -> value; a champion is chosen by `promote.metrics`.
+    """
+    return values.get(PromoteConfig.section, {}).get("metrics", []), _COLUMNS, tuple(PICTURES)
+
+
+def pictures(reports: Path) -> dict[str, Path]:
+    """Key -> file, of those that the stages wrote."""
+    return {key: reports / name for key, name in PICTURES.items() if (reports / name).is_file()}
+
+
+def tables(metrics: Mapping[str, float], reports: Path) -> dict[str, Table]:
+    """Name -> table, of those that have rows: `recall`, `classes` and `funnel`.
+
+    Args:
+        metrics: of all stages; those with an interval are rows of `recall`.
+        reports: the folder of the stages' reports.
+    """
+    classes = _report(reports / "evaluation").get("classes", {})
+    funnel = _report(reports / "filter").get("funnel", [])
+    found = {
+        "recall": _columns(("set", "metric", "value", "low", "high", "chance"), _measured(metrics)),
+        "classes": _columns(
+            ("set", "class", "images", "accuracy"),
+            [
+                (name, label, row["num_images"], row["accuracy"])
+                for name, rows in classes.items()
+                for label, row in rows.items()
+            ],
+        ),
+        "funnel": _columns(
+            ("reason", "pairs left", "dropped by it first", "dropped by it alone"),
+            [(row["reason"], row["num_remaining"], row["num_first"], row["num_alone"]) for row in funnel],
+        ),
+    }
+    return {name: table for name, table in found.items() if any(table.values())}
+
+
+def _measured(metrics: Mapping[str, float]) -> list[tuple[Any, ...]]:
+    """(set, metric, value, low, high, chance) of each metric that has an interval."""
+    rows = []
+    for key in sorted(metrics):
+        if f"{key}/low" in metrics and f"{key}/high" in metrics:
+            name, _, metric = key.partition("/")
+            chance = metrics.get(f"{key}/chance")
+            rows.append((name, metric, metrics[key], metrics[f"{key}/low"], metrics[f"{key}/high"], chance))
+    return rows
+
+
+def measured(metrics: Mapping[str, float], ending: str) -> list[tuple[Any, ...]]:
+    """The rows of the table `recall` whose metric ends so."""
+    return [row for row in _measured(metrics) if row[1].endswith(ending)]
+
+
+def _columns(names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Table:
+    return {name: [row[index] for row in rows] for index, name in enumerate(names)}
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    path = folder / "report.json"
+    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    return found

@@ -1,0 +1,97 @@
+"""Slices: parts of the evaluation in which the candidate must not be worse than the champion.
+
+Each set is one, with all its ways of asking together, and so is each class of a set of classes. A slice counts against
+the candidate only if its upper bound is below minus the margin: what nobody can tell apart refuses nothing. There are
+many slices, so each one's confidence is raised (Bonferroni: what is left of it is divided by their number). Thus the
+chance that any slice of an equally good model is found worse stays what one bound's would be. (Holm's method would
+find the same first slice, and the first one decides.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from align.config.promote import PromoteConfig
+from align.formats.query_ranks import KNN, ZERO_SHOT, QueryRanks, Ranked
+from align.intervals import Scored
+from align.release.paired import Difference, Part, difference
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of the evaluation.
+
+    Attributes:
+        name: of the set, and the class.
+        num_queries: in all ways of asking together.
+        difference: candidate minus champion, bounds at the raised confidence; None: too few concepts to tell.
+        worse: by more than the margin.
+    """
+
+    name: str
+    num_queries: int
+    num_units: int
+    difference: Difference | None
+    worse: bool
+
+
+def compared_slices(config: PromoteConfig, candidate: QueryRanks, champion: QueryRanks) -> list[Slice]:
+    """The slices of all sets that both were measured on, sets first. A set whose items differ is left out."""
+    shared = {name for name, digest in candidate.sets.items() if champion.sets.get(name) == digest}
+    all_parts = {
+        name: parts
+        for name, parts in [*_sets(candidate, champion), *_classes(candidate, champion)]
+        if parts[0].name in shared
+    }
+    units = {
+        name: len({cluster for part in parts for cluster in part.differences.clusters})
+        for name, parts in all_parts.items()
+    }
+    num_tested = sum(number >= config.min_slice_units for number in units.values())
+    confidence = 1 - (1 - config.confidence) / max(num_tested, 1)
+    found = []
+    for name, parts in all_parts.items():
+        enough = units[name] >= config.min_slice_units
+        measured = difference(parts, confidence=confidence) if enough else None
+        worse = measured is not None and measured.high < -config.slice_margin
+        num_queries = sum(len(part.differences.values) for part in parts)
+        found.append(Slice(name, num_queries, units[name], measured, worse))
+    return found
+
+
+def _sets(candidate: QueryRanks, champion: QueryRanks) -> Iterator[tuple[str, list[Part]]]:
+    for name in candidate.sets:
+        protocols = _protocols(candidate, champion, name)
+        if protocols:
+            yield name, [_part(name, len(protocols), mine, theirs) for mine, theirs in protocols.values()]
+
+
+def _classes(candidate: QueryRanks, champion: QueryRanks) -> Iterator[tuple[str, list[Part]]]:
+    for name in candidate.sets:
+        protocols = _protocols(candidate, champion, name)
+        labelled = {key: pair for key, pair in protocols.items() if key in (ZERO_SHOT, KNN)}
+        labels = {label for mine, _ in labelled.values() for label in mine.labels or ()}
+        for label in sorted(labels):
+            yield (
+                f"{name}: {label}",
+                [_part(name, len(labelled), mine, theirs, label) for mine, theirs in labelled.values()],
+            )
+
+
+def _protocols(candidate: QueryRanks, champion: QueryRanks, name: str) -> Mapping[str, tuple[Ranked, Ranked]]:
+    """The ways of asking about a set that both have."""
+    return {
+        protocol: (part, champion.ranked[of, protocol])
+        for (of, protocol), part in candidate.ranked.items()
+        if of == name and (of, protocol) in champion.ranked and len(part.queries)
+    }
+
+
+def _part(name: str, number: int, mine: Ranked, theirs: Ranked, label: str | None = None) -> Part:
+    one, other = (part.recall(1) if part.labels is not None else part.mean_recall() for part in (mine, theirs))
+    chosen = np.array([label is None or each == label for each in mine.labels or [None] * len(mine.queries)])
+    clusters = [cluster for cluster, is_in in zip(mine.clusters, chosen, strict=True) if is_in]
+    return Part(name, 1 / number, Scored((one - other)[chosen], clusters))

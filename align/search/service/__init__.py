@@ -1,0 +1,14 @@
+"""Search as a service: what `align serve` answers with.
+
+served       a model and its index, checked to belong together
+champion     which pair that is, by the registry's alias or by this checkout; the swap
+fetched      a registered version's model and index on this disk
+batching     queries that come at once are embedded at once
+queries      what a request asks, as vectors, filters and pages
+uploads      decodes foreign pictures in a process that may be killed
+limits       bodies, clients, time
+metrics      counts and times, as Prometheus reads them
+answers      the types of requests and answers
+app          the endpoints
+page/        the page and its script
+"""

@@ -1,0 +1,217 @@
+"""The types of requests and answers, from which the OpenAPI description is made."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: Absolute bounds; `serve.*` of params.yaml sets narrower ones, which a refusal names.
+Text = Annotated[str, Field(min_length=1, max_length=10_000)]
+Key = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class Asked(BaseModel):
+    """What a query has beside its text or picture.
+
+    Attributes:
+        plus: words to add to a picture.
+        minus: words to take away from a picture.
+        weight: of these words; the picture's is 1.
+        split: only pictures of this part of the data.
+        words: only pictures whose alt-texts have each of these words.
+        offset: number of results to leave out.
+        limit: highest number of results.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    plus: Text | None = None
+    minus: Text | None = None
+    weight: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    split: Literal["train", "val", "test"] | None = None
+    words: Text | None = None
+    offset: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    limit: Annotated[int, Field(ge=1, le=100)] | None = None
+
+
+class SearchQuery(Asked):
+    """A search without an uploaded picture: exactly one of text and key.
+
+    Attributes:
+        text: what the pictures should show.
+        key: of an indexed picture: pictures like it.
+    """
+
+    text: Text | None = None
+    key: Key | None = None
+
+
+class SearchRequest(SearchQuery):
+    """A search: exactly one of text, key and image.
+
+    Attributes:
+        image: a picture's file in base64.
+    """
+
+    image: Annotated[str, Field(min_length=1)] | None = None
+
+
+class ServedVersion(BaseModel):
+    """The model and the index that answered.
+
+    Attributes:
+        name: of the registered model, or a checkout's folder.
+        version: its number; null for a checkout's own model.
+        run_id: the MLflow run that made it.
+        model_digest: of the model's files, by which the index names it.
+        digest: names the pair of model and index.
+    """
+
+    name: str
+    version: int | None
+    run_id: str | None
+    model_digest: str
+    digest: str
+
+
+class SearchHit(BaseModel):
+    """A picture that was found.
+
+    Attributes:
+        rank: from 1, over all pages.
+        score: cosine with the query.
+        key: names it in this service and in `align explain`.
+        image_id: sha256 of its original bytes.
+        split: the part of the data that has it.
+        texts: its alt-texts.
+        image: the address of its picture on this server.
+    """
+
+    rank: int
+    score: float
+    key: str
+    image_id: str
+    split: str
+    texts: list[str]
+    image: str
+
+
+class SearchAnswer(BaseModel):
+    """The results of a search, nearest first.
+
+    Attributes:
+        query: in words.
+        served: what answered.
+        num_images: in the index.
+        offset: as asked.
+        more: whether a next page has results.
+        hits: one page of them.
+    """
+
+    query: str
+    served: ServedVersion
+    num_images: int
+    offset: int
+    more: bool
+    hits: list[SearchHit]
+
+
+class EmbedRequest(BaseModel):
+    """Texts and pictures (files in base64) to embed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    texts: Annotated[list[Text], Field(max_length=10_000)] = []
+    images: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=10_000)] = []
+
+
+class EmbedAnswer(BaseModel):
+    """L2-normalised embeddings, in the order of the request; a dot product is the cosine."""
+
+    served: ServedVersion
+    texts: list[list[float]]
+    images: list[list[float]]
+
+
+class RuleShown(BaseModel):
+    """A rule of the filter and what it said of a pair; `values` are those that it looked at."""
+
+    rule: str
+    what: str
+    verdict: str
+    values: str
+
+
+class PairShown(BaseModel):
+    """What this checkout knows of the pair behind a picture.
+
+    Attributes:
+        page_url: the page where it was found; null if that was not recorded.
+        url: the picture's address then.
+        text: its alt-text as the filter saw it.
+        kept: whether the filter kept it; null before it ran.
+        rules: every rule, in order.
+        notes: what does not fit, such as data of another version.
+    """
+
+    page_url: str | None
+    url: str | None
+    text: str | None
+    kept: bool | None
+    rules: list[RuleShown]
+    notes: list[str]
+
+
+class ItemAnswer(BaseModel):
+    """What is known of an indexed picture.
+
+    Attributes:
+        key: see `SearchHit`, as for image_id, split, texts and image.
+        shard: the tar that has it.
+        served: the model and the index.
+        version_tags: of the registered version: its data, when and why it was promoted, its revision.
+        trained_on: in words: whether this model was trained on the picture.
+        picture_missing: why there is no picture; null if there is one.
+        pair: what data/raw and data/filtered say of it; null where they do not have it.
+        pair_missing: why `pair` is null.
+    """
+
+    key: str
+    image_id: str
+    split: str
+    texts: list[str]
+    image: str
+    shard: str
+    served: ServedVersion
+    version_tags: dict[str, str]
+    trained_on: str
+    picture_missing: str | None
+    pair: PairShown | None
+    pair_missing: str | None
+
+
+class Health(BaseModel):
+    """Whether the service is well.
+
+    Attributes:
+        live: always true in an answer.
+        ready: whether it can answer queries.
+        served: what it serves; null before there is a champion.
+        num_images: in its index.
+        pictures: why pictures cannot be shown; null if they can.
+        warnings: what a person should look at.
+    """
+
+    live: bool
+    ready: bool
+    served: ServedVersion | None
+    num_images: int
+    pictures: str | None
+    warnings: list[str]
+
+
+class Refusal(BaseModel):
+    """Why a request was not answered, in one line."""
+
+    error: str

@@ -1,0 +1,244 @@
+"""The endpoints. Every refusal is one line of JSON, `{"error": ...}`; none is a stack trace, whatever was sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from align.errors import AlignError, DataError
+from align.formats.image_index import IndexedImage
+from align.search.service.answers import (
+    Asked,
+    EmbedAnswer,
+    EmbedRequest,
+    Health,
+    ItemAnswer,
+    Refusal,
+    SearchAnswer,
+    SearchQuery,
+    SearchRequest,
+)
+from align.search.service.batching import BusyError, Work
+from align.search.service.description import description, docs_page, parameters_of
+from align.search.service.queries import answer, checked, require_text, version
+from align.search.service.served import Served
+from align.search.service.service import SearchService
+
+#: Everything that the page needs comes from this server; nothing on it is run or styled but its two files.
+POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+_NO_TELEMETRY: Any = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
+A = TypeVar("A", bound=Asked)
+_PAGE = Path(__file__).parent / "page"
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Refusal, "description": "The request is wrong; the line says where"},
+    413: {"model": Refusal, "description": "The body is too large"},
+    429: {"model": Refusal, "description": "Too many requests of this client; see Retry-After"},
+    503: {"model": Refusal, "description": "Busy, or nothing to serve yet; see Retry-After"},
+}
+_MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Refusal, "description": "No indexed picture has this key"}}
+_PICTURE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": _PICTURE, "image/*": _PICTURE},
+    }
+}
+
+
+def make_app(service: SearchService) -> FastAPI:
+    """The application over a service."""
+    app = FastAPI(
+        title="align search",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
+    )
+    _refusals(app)
+    _searches(app, service)
+    _pictures(app, service)
+    _about(app, service)
+    _page(app)
+    return app
+
+
+def _searches(app: FastAPI, service: SearchService) -> None:
+    parameters = {"parameters": parameters_of(SearchQuery)}
+
+    @app.get(
+        "/search",
+        response_model=SearchAnswer,
+        responses=_REFUSALS,
+        summary="By text or key",
+        openapi_extra=parameters,
+    )
+    async def search(request: Request) -> Response:
+        """Pictures for a text, or like an indexed picture, with words added or taken away."""
+        return await _search(service, _asked(SearchQuery, request), None)
+
+    @app.post("/search", response_model=SearchAnswer, responses=_REFUSALS, summary="By text, key or picture")
+    async def search_json(asked: SearchRequest) -> Response:
+        """The same; a picture is its file in base64."""
+        image = None if asked.image is None else await service.decoded_base64(asked.image)
+        return await _search(service, asked, image)
+
+    @app.post(
+        "/search/image",
+        response_model=SearchAnswer,
+        responses=_REFUSALS,
+        summary="By an uploaded picture",
+        openapi_extra=_UPLOAD | {"parameters": parameters_of(Asked)},
+    )
+    async def search_upload(request: Request) -> Response:
+        """The same; the body is the picture's file."""
+        asked, data = _asked(Asked, request), await request.body()
+        return await _search(service, asked, await service.decoded(data))
+
+    @app.post("/embed", response_model=EmbedAnswer, responses=_REFUSALS, summary="Embeddings")
+    async def embed(asked: EmbedRequest) -> Response:
+        """Embeddings of texts and pictures, by the model that is served."""
+        config, served = service.config, service.served()
+        if not 0 < len(asked.texts) + len(asked.images) <= config.max_inputs:
+            raise DataError(f"give 1 to {config.max_inputs:,} texts and images")
+        for text in asked.texts:
+            require_text(text, "texts", config)
+        crops = [(await service.decoded_base64(image, served))[1] for image in asked.images]
+
+        def finish(texts: NDArray[np.float32], images: NDArray[np.float32]) -> EmbedAnswer:
+            return EmbedAnswer(served=version(served), texts=texts.tolist(), images=images.tolist())
+
+        return _json(await service.batcher.do(Work(served, asked.texts, crops, finish)))
+
+
+def _asked(kind: type[A], request: Request) -> A:
+    """The parameters of an address, read as FastAPI would, which takes a quarter of a query's time for it."""
+    try:
+        return kind.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        raise RequestValidationError(error.errors(include_url=False)) from None
+
+
+async def _search(service: SearchService, asked: Asked, image: tuple[Served, NDArray[np.uint8]] | None) -> Response:
+    query = checked(asked, service.config, service.text_weight, has_image=image is not None)
+    served = image[0] if image else service.served()
+    crops = [image[1]] if image else []
+    work = Work(served, query.texts, crops, lambda texts, images: answer(query, served, texts, images))
+    return _json(await service.batcher.do(work))
+
+
+def _pictures(app: FastAPI, service: SearchService) -> None:
+    @app.get(
+        "/image/{key:path}",
+        response_class=Response,
+        responses=_MISSING | _REFUSALS | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG"}},
+        summary="An indexed picture",
+    )
+    async def image(key: str, of: str | None = None, large: bool = False) -> Response:
+        """Its thumbnail; with `large`, as the shards have it, where they are here. `of` names the index, so that a
+        browser may keep what it got.
+        """
+        served = service.served()
+        try:
+            data = await service.apart(lambda: service.pictures.read(served, _item(served, key), large=large))
+        except AlignError as error:
+            raise HTTPException(404, str(error)) from None
+        kept = "private, max-age=86400" if of and served.release.digest.startswith(of) else "no-store"
+        return Response(data, media_type="image/jpeg", headers={"cache-control": kept})
+
+    @app.get("/item/{key:path}", response_model=ItemAnswer, responses=_MISSING | _REFUSALS, summary="About a picture")
+    async def item(key: str) -> Response:
+        """Its page, what the filter's rules said, its shard, and the model that knows it."""
+        served = service.served()
+        return _json(await service.apart(lambda: service.about(served, _item(served, key))))
+
+
+def _item(served: Served, key: str) -> IndexedImage:
+    try:
+        return served.item(key)
+    except DataError:
+        raise HTTPException(404, f"no picture with key {key!r} in the index") from None
+
+
+def _about(app: FastAPI, service: SearchService) -> None:
+    answers: dict[int | str, dict[str, Any]] = {400: _REFUSALS[400], 503: {"model": Health, "description": "Not ready"}}
+
+    @app.get("/health", response_model=Health, responses=answers)
+    async def health(ready: bool = False) -> Response:
+        """Whether the service is well. With `ready`, 503 where it cannot answer queries."""
+        found = await service.apart(service.health)
+        return _json(found, 503 if ready and not found.ready else 200)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
+        """Counts and times for Prometheus."""
+        return PlainTextResponse(service.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(app.openapi()))
+
+    app.openapi = lambda: description(app)  # type: ignore[method-assign]  # FastAPI's own way of changing it
+
+
+def _page(app: FastAPI) -> None:
+    def add(path: str, file: Path) -> None:
+        data = file.read_bytes()
+
+        async def asset() -> Response:
+            return Response(data, media_type=_TYPES[file.suffix], headers={"cache-control": "no-cache"})
+
+        app.get(path, include_in_schema=False)(asset)
+
+    add("/", _PAGE / "index.html")
+    for name in ("page.js", "query.js", "detail.js", "page.css"):
+        add(f"/{name}", _PAGE / name)
+
+
+def _refusals(app: FastAPI) -> None:
+    @app.exception_handler(AlignError)
+    async def wrong(request: Request, error: AlignError) -> Response:
+        return refusal(400, str(error))
+
+    @app.exception_handler(BusyError)
+    async def busy(request: Request, error: BusyError) -> Response:
+        return refusal(503, "too many queries wait; come again in a second", {"retry-after": "1"})
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in ("query", "body", "path"))
+        return refusal(400, f"{where}: {first['msg']}" if where else str(first["msg"]))
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        return refusal(error.status_code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def ours(request: Request, error: Exception) -> Response:
+        return refusal(500, "the server failed; its log says why")
+
+
+def refusal(status: int, reason: str, headers: dict[str, str] | None = None) -> Response:
+    """A refusal in one line."""
+    return _json(Refusal(error=" ".join(reason.split())[:1000]), status, headers)
+
+
+def _json(value: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(value.model_dump_json(), status, headers, "application/json")

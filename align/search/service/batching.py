@@ -1,0 +1,195 @@
+"""Queries that come at once are embedded at once.
+
+One thread computes. While it works on one batch, the next requests wait in a queue; then all of them become the next
+batch, so that nobody waits for a batch to fill. The queue is bounded: a request that finds it full is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.search.service.served import Served
+
+T = TypeVar("T")
+Rows = NDArray[np.float32]
+
+
+class BusyError(Exception):
+    """The queue is full; the client is to come again."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one request needs of the model.
+
+    Attributes:
+        served: the pair that it began with.
+        texts: to embed.
+        crops: (image_px, image_px, 3) uint8 RGB, to embed.
+        finish: (text embeddings, image embeddings) -> the answer; runs in the computing thread.
+    """
+
+    served: Served
+    texts: Sequence[str]
+    crops: Sequence[NDArray[np.uint8]]
+    finish: Callable[[Rows, Rows], Any]
+
+
+@dataclass
+class _Waiting:
+    work: Work
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+
+
+_Outcome = tuple[_Waiting, Any, Exception | None]
+
+
+@dataclass
+class BatchCounts:
+    """What was done: forward passes over texts or pictures, inputs in them, and texts that were remembered."""
+
+    num_passes: int = 0
+    num_inputs: int = 0
+    num_remembered: int = 0
+
+
+@dataclass
+class _Remembered:
+    """Embeddings of texts by the pair that is served, the ones asked for last."""
+
+    size: int
+    served: Served | None = None
+    rows: OrderedDict[str, Rows] = field(default_factory=OrderedDict)
+
+    def of(self, served: Served) -> OrderedDict[str, Rows]:
+        if served is not self.served:
+            self.served, self.rows = served, OrderedDict()
+        return self.rows
+
+    def trim(self) -> None:
+        while len(self.rows) > self.size:
+            self.rows.popitem(last=False)
+
+
+class Batcher:
+    """The computing thread and its queue."""
+
+    def __init__(self, *, max_batch: int, max_waiting: int, cached_texts: int) -> None:
+        """Starts the thread.
+
+        Args:
+            max_batch: requests that are answered together.
+            max_waiting: requests that wait.
+            cached_texts: embeddings that are remembered; 0: none.
+        """
+        self._max_batch = max_batch
+        self._queue: queue.Queue[_Waiting | None] = queue.Queue(max_waiting)
+        self._remembered = _Remembered(cached_texts)
+        self.counts = BatchCounts()
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue."""
+        return self._queue.qsize()
+
+    async def do(self, work: Work) -> Any:
+        """The answer of `work.finish`. Raises BusyError, or what `finish` raises."""
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(work, loop.create_future(), loop)
+        try:
+            self._queue.put_nowait(waiting)
+        except queue.Full:
+            raise BusyError from None
+        return await waiting.future
+
+    def stop(self) -> None:
+        """Ends the thread after what waits."""
+        self._queue.put(None)
+        self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch = [first]
+            ended = False
+            while len(batch) < self._max_batch and not ended:
+                try:
+                    other = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if other is None:
+                    ended = True
+                else:
+                    batch.append(other)
+            for served in dict.fromkeys(waiting.work.served for waiting in batch):
+                self._answer(served, [waiting for waiting in batch if waiting.work.served is served])
+            if ended:
+                return
+
+    def _answer(self, served: Served, batch: Sequence[_Waiting]) -> None:
+        batch = [waiting for waiting in batch if not waiting.future.cancelled()]  # whose client has left
+        try:
+            texts = self._texts(served, [text for waiting in batch for text in waiting.work.texts])
+            crops = [crop for waiting in batch for crop in waiting.work.crops]
+            images = served.embedder.embed_pixels(crops) if crops else np.zeros((0, served.embedder.width), np.float32)
+        except Exception as error:  # noqa: BLE001 - the thread lives on; each request of the batch gets the error
+            _settle([(waiting, None, error) for waiting in batch])
+            return
+        self.counts.num_passes += bool(crops)
+        self.counts.num_inputs += len(crops)
+        text, image = 0, 0
+        outcomes: list[_Outcome] = []
+        for waiting in batch:
+            work = waiting.work
+            mine = texts[text : text + len(work.texts)], images[image : image + len(work.crops)]
+            text, image = text + len(work.texts), image + len(work.crops)
+            try:
+                outcomes.append((waiting, work.finish(*mine), None))
+            except Exception as error:  # noqa: BLE001 - of this request alone
+                outcomes.append((waiting, None, error))
+        _settle(outcomes)
+
+    def _texts(self, served: Served, texts: Sequence[str]) -> Rows:
+        known = self._remembered.of(served)
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        self.counts.num_remembered += len(texts) - len(new)
+        rows = dict(zip(new, served.embedder.embed_texts(new), strict=True)) if new else {}
+        self.counts.num_passes += bool(new)
+        self.counts.num_inputs += len(new)
+        found = [rows[text] if text in rows else known[text] for text in texts]
+        for text in dict.fromkeys(texts):
+            if text in known:
+                known.move_to_end(text)
+            else:
+                known[text] = rows[text].copy()  # a view would keep its whole batch
+        self._remembered.trim()
+        return np.stack(found) if found else np.zeros((0, served.embedder.width), np.float32)
+
+
+def _settle(outcomes: Sequence[_Outcome]) -> None:
+    """Hands answers and errors to those who wait, at once: each wake-up of an event loop costs as much as a search."""
+
+    def settle(mine: Sequence[_Outcome]) -> None:
+        for waiting, answer, error in mine:
+            if waiting.future.done():  # its client has left
+                continue
+            if error is not None:
+                waiting.future.set_exception(error)
+            else:
+                waiting.future.set_result(answer)
+
+    for loop in dict.fromkeys(waiting.loop for waiting, _, _ in outcomes):
+        with suppress(RuntimeError):  # the server has ended meanwhile
+            loop.call_soon_threadsafe(settle, [outcome for outcome in outcomes if outcome[0].loop is loop])

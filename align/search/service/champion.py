@@ -1,0 +1,135 @@
+"""Which model and index are served, and the swap when that changes.
+
+A thread of its own asks every few seconds. A new pair is loaded beside the old one and tried; then one assignment puts
+it in place. Requests that have begun end with the pair that they began with. A pair that does not load, or does not
+belong together, is a warning: the old one is served on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from align.console import say
+from align.errors import AlignError
+from align.search.service.served import Folders, Release, Served, load
+
+#: A release that failed is tried again after so long, then twice as long, and so on: its download may have been cut.
+_RETRY_S, _MAX_RETRY_S = 10.0, 600.0
+
+
+class Source(Protocol):
+    """Where releases come from. Methods raise AlignError."""
+
+    #: What to do where there is no release.
+    todo: str
+
+    def wanted(self) -> Release | None:
+        """The release that is to be served now."""
+        ...
+
+    def folders(self, release: Release) -> Folders:
+        """Its files on this disk; fetched if they are not here."""
+        ...
+
+    def warnings(self, release: Release) -> list[str]:
+        """What a person should know of a release that is served."""
+        ...
+
+
+class Champion:
+    """The pair that is served, and the thread that follows it.
+
+    Attributes:
+        num_swaps: how often a pair took the place of another.
+    """
+
+    def __init__(self, source: Source, poll_s: float, load_pair: Callable[[Release, Folders], Served] = load) -> None:
+        self._source, self._poll_s, self._load = source, poll_s, load_pair
+        self._served: Served | None = None
+        self._problem: str | None = None
+        self._failed: tuple[str, float, float] = ("", 0.0, 0.0)  # digest, next attempt, pause
+        self._looked = False
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.num_swaps = 0
+
+    @property
+    def served(self) -> Served | None:
+        """The pair of this moment; None before there is one."""
+        return self._served
+
+    @property
+    def problem(self) -> str | None:
+        """Why what is served is not what should be, or why nothing is served; None if all is well."""
+        if self._problem is None and self._served is None:
+            return self._source.todo if self._looked else "the model is being loaded; come again in a few seconds"
+        return self._problem
+
+    def warnings(self) -> list[str]:
+        """All that a person should know."""
+        served = self._served
+        notes = self._source.warnings(served.release) if served else []
+        return [*([self.problem] if self.problem else []), *notes]
+
+    def start(self) -> None:
+        """Begins to follow."""
+        self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; a load that has begun is not waited for."""
+        self._end.set()
+
+    def look(self) -> None:
+        """Asks once, and swaps if there is something new. Never raises: a failure is a problem to show."""
+        try:
+            self._look()
+        except AlignError as error:
+            self._report(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever a broken model raises, the old one is served on
+            self._report(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        self._looked = True
+
+    def _follow(self) -> None:
+        self.look()
+        while not self._end.wait(self._poll_s):
+            self.look()
+
+    def _look(self) -> None:
+        wanted = self._source.wanted()
+        served = self._served
+        if wanted is None:
+            if served:
+                self._report(f"no version is the champion any more; {served.release.describe()} is still served")
+            else:
+                self._problem = None
+            return
+        if served and served.release == wanted:
+            self._problem = None
+            return
+        if served and served.release.digest == wanted.digest:  # another name, or other tags, of the same bytes
+            self._served = Served(wanted, served.embedder, served.index)
+            self._problem = None
+            return
+        digest, next_attempt, pause_s = self._failed
+        if digest == wanted.digest and time.monotonic() < next_attempt:
+            return
+        pause_s = min(2 * pause_s, _MAX_RETRY_S) if digest == wanted.digest else _RETRY_S
+        self._failed = wanted.digest, time.monotonic() + pause_s, pause_s
+        try:
+            new = self._load(wanted, self._source.folders(wanted))
+        except AlignError as error:
+            stays = f"; {served.release.describe()} is still served" if served else ""
+            raise type(error)(f"{wanted.describe()} cannot be served: {error}{stays}") from None
+        self._served, self._problem, self._failed = new, None, ("", 0.0, 0.0)
+        if served:
+            self.num_swaps += 1
+        say(f"serve: {wanted.describe()}, {len(new.index.items):,} images")
+
+    def _report(self, problem: str) -> None:
+        if problem != self._problem:
+            say(f"serve: {problem}")
+        self._problem = problem

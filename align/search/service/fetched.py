@@ -1,0 +1,192 @@
+"""Where served pairs come from: the registry's champion, kept in `.align/served`; this checkout's own; a ready one.
+
+A version names its model and its index by digest (tags that `align register` sets). Both are fetched into one folder
+that is named after the digests, appears whole or not at all, and is checked whenever it is loaded. The model is read
+from its safetensors and JSON: the Python that MLflow keeps with it is not run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from align.config.paths import PathsConfig
+from align.console import say
+from align.errors import CorruptError, DataError
+from align.files import clear_leftovers, replace_directory, sha256_file, sha256_folder
+from align.formats.ready import MANIFEST, open_ready
+from align.locks import locked
+from align.search.service.served import Folders, Release
+from align.services.registry import (
+    CHAMPION,
+    INDEX_ARTIFACT,
+    INDEX_DIGEST,
+    MODEL_ARTIFACT,
+    MODEL_DIGEST,
+    PROMOTED,
+    Version,
+)
+from align.services.tracking import Tracker
+
+SERVED = Path(".align/served")
+_LOCK = Path(".align/locks/served")
+#: The pair that is served and the one before it, which a rollback brings back at once.
+_KEPT = 2
+_HEX = 16
+
+
+class RegisteredChampion:
+    """The version that the alias `champion` names. See `champion.Source`."""
+
+    def __init__(self, model: str, tracker: Tracker, own: PathsConfig, root: Path = SERVED) -> None:
+        """Follows a model's alias.
+
+        Args:
+            model: name of the registered model.
+            tracker: MLflow.
+            own: this checkout's folders: its index stands in for one that was not registered.
+            root: where pairs are kept.
+        """
+        self._model, self._tracker, self._own, self._root = model, tracker, own, root
+        self._by_hand = False
+        self.todo = (
+            f"no version of model '{model}' is the champion: run `align promote` once a run is registered, "
+            "or serve this checkout's own model with `align serve --local`"
+        )
+
+    def wanted(self) -> Release | None:
+        """The champion; with an index that was not registered, this checkout's index is part of the digest."""
+        version = self._tracker.registry.version_at(self._model, CHAMPION)
+        if version is None:
+            return None
+        model = version.tags.get(MODEL_DIGEST)
+        if model is None:
+            raise DataError(
+                f"{version.name} version {version.number} has no tag {MODEL_DIGEST}: it is not of `align register`"
+            )
+        state = self._tracker.registry.champion_state(self._model)
+        self._by_hand = state.moved_by_hand if state.last else PROMOTED not in version.tags
+        index = version.tags.get(INDEX_DIGEST) or f"own {_stamp(self._own.index)}"
+        digest = hashlib.sha256(f"{model} {index}".encode()).hexdigest()
+        return Release(digest, version.name, version.number, version.run_id, version.tags)
+
+    def folders(self, release: Release) -> Folders:
+        """Model and index, fetched and checked.
+
+        Raises:
+            DataError: the version has no index, and that of this checkout is missing.
+            CorruptError: what the registry has is not what the version's tags name.
+            ServiceError: MLflow is unavailable or refuses.
+        """
+        index_digest = release.tags.get(INDEX_DIGEST)
+        if index_digest is None and not (self._own.index / "index.json").is_file():
+            raise DataError(
+                f"it has no index, and {self._own.index} has none: run `align index` and `align register` where it ran"
+            )
+        folder = self._root / release.digest[:_HEX]
+        with locked(_LOCK if self._root == SERVED else self._root / "lock", "align serve", say):
+            if not _is_whole(folder, release):
+                self._fetch(folder, release, index_digest)
+            self._tidy(folder)
+        [model] = [path for path in (folder / "model/artifacts").iterdir() if path.is_dir()]
+        return Folders(model, folder / "index" if index_digest else self._own.index, vouched=bool(index_digest))
+
+    def warnings(self, release: Release) -> list[str]:
+        """Whether the alias was moved by hand, and where the index comes from."""
+        notes = []
+        if self._by_hand:
+            notes.append(
+                f"{release.describe()} was made the champion by hand, so that no gate has judged it; "
+                "`align promote --check` does"
+            )
+        if INDEX_DIGEST not in release.tags:
+            notes.append(f"{release.describe()} has no index of its own; {self._own.index} of this checkout is used")
+        return notes
+
+    def _fetch(self, folder: Path, release: Release, index_digest: str | None) -> None:
+        say(f"serve: fetching {release.describe()}")
+        version = Version(release.name, release.version or 0, release.run_id or "", release.tags)
+        with replace_directory(folder, "serve") as part:
+            scratch = part / "fetching"
+            scratch.mkdir()
+            wanted = [("model", MODEL_ARTIFACT, release.tags[MODEL_DIGEST])]
+            if index_digest:
+                wanted.append(("index", f"{INDEX_ARTIFACT}/{index_digest[:_HEX]}", index_digest))
+            for name, artifact, digest in wanted:
+                fetched = self._tracker.registry.download(version, artifact, scratch)
+                if sha256_folder(fetched) != digest:
+                    raise CorruptError(
+                        f"the {name} in MLflow ({artifact} of run {version.run_id}) is not the one that was registered"
+                    )
+                fetched.rename(part / name)
+            shutil.rmtree(scratch)
+
+    def _tidy(self, keep: Path) -> None:
+        """Removes pairs that were served long ago."""
+        keep.touch()
+        clear_leftovers(keep)
+        folders = [path for path in self._root.iterdir() if path.is_dir() and len(path.name) == _HEX]
+        for old in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_whole(folder: Path, release: Release) -> bool:
+    parts = [("model", release.tags[MODEL_DIGEST]), ("index", release.tags.get(INDEX_DIGEST))]
+    return all((folder / name).is_dir() and sha256_folder(folder / name) == digest for name, digest in parts if digest)
+
+
+class OwnModel:
+    """The model and the index of this checkout, as the stages left them. See `champion.Source`."""
+
+    def __init__(self, paths: PathsConfig) -> None:
+        self._paths = paths
+        self.todo = f"there is no index in {paths.index}: run `align index`"
+
+    def wanted(self) -> Release | None:
+        """What lies there now; another file is another release."""
+        if not (self._paths.index / "index.json").is_file():
+            return None
+        stamps = f"{_stamp(self._paths.index)} {_stamp(self._paths.finetuned)}"
+        return Release(hashlib.sha256(stamps.encode()).hexdigest(), self._paths.finetuned.as_posix())
+
+    def folders(self, release: Release) -> Folders:
+        """The folders themselves."""
+        return Folders(self._paths.finetuned, self._paths.index)
+
+    def warnings(self, release: Release) -> list[str]:
+        """None: a checkout's own model is whatever is there."""
+        return []
+
+
+class ReadySearch:
+    """A folder of `align ready`. See `champion.Source`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.todo = f"there is no ready search in {folder}: run `align ready`"
+
+    def wanted(self) -> Release | None:
+        """What lies there now, named by its manifest."""
+        manifest = self._folder / MANIFEST
+        if not manifest.is_file():
+            return None
+        return Release(sha256_file(manifest), self._folder.as_posix())
+
+    def folders(self, release: Release) -> Folders:
+        """The folders themselves, every byte compared with the manifest."""
+        ready = open_ready(self._folder)
+        return Folders(ready.model, ready.index)
+
+    def warnings(self, release: Release) -> list[str]:
+        """None."""
+        return []
+
+
+def _stamp(folder: Path) -> str:
+    """Names the contents of a folder without reading all of it: its JSON, and when each file changed."""
+    if not folder.is_dir():
+        return "absent"
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    small = [sha256_file(path) for path in files if path.suffix == ".json"]
+    return " ".join([*small, *(f"{path.name} {path.stat().st_mtime_ns} {path.stat().st_size}" for path in files)])

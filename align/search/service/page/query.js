@@ -1,0 +1,57 @@
+// A query: from the address and into it, and the question that it puts to the server. A person's own picture is in
+// neither: the address says only that there was one.
+
+export const NONE = {text: "", key: "", image: null, plus: "", minus: "", weight: 2, split: "", words: "", page: 1};
+const TEXTS = {text: "q", key: "key", plus: "plus", minus: "minus", split: "split", words: "words"};
+
+/** The query of an address. `own` is the picture that this tab remembers for it, or null. */
+export function fromAddress(search, own, weight) {
+  const given = new URLSearchParams(search);
+  const query = {...NONE, weight, image: own};
+  for (const [name, parameter] of Object.entries(TEXTS)) query[name] = (given.get(parameter) ?? "").slice(0, 1000);
+  const number = Number.parseFloat(given.get("weight"));
+  if (number > 0 && number <= 100) query.weight = number;
+  const page = Number.parseInt(given.get("page"), 10);
+  if (page > 1) query.page = page;
+  if (query.key || query.image) query.text = "";
+  query.lost = given.get("picture") === "own" && !own;
+  return query;
+}
+
+/** The address of a query, which can be shared. */
+export function toAddress(query, weight) {
+  const parts = new URLSearchParams();
+  for (const [name, parameter] of Object.entries(TEXTS)) if (query[name]) parts.set(parameter, query[name]);
+  if (query.image) parts.set("picture", "own");
+  if (query.weight !== weight && (query.plus || query.minus)) parts.set("weight", String(query.weight));
+  if (query.page > 1) parts.set("page", String(query.page));
+  const text = parts.toString();
+  return text ? `/?${text}` : "/";
+}
+
+/** Whether there is anything to ask. */
+export const asks = (query) => Boolean(query.text.trim() || query.key || query.image);
+
+/** Asks the server; resolves to its answer, rejects with an Error whose message is for people. */
+export async function ask(query, limit, signal) {
+  const parts = new URLSearchParams({offset: String((query.page - 1) * limit), limit: String(limit)});
+  for (const name of ["split", "words"]) if (query[name].trim()) parts.set(name, query[name]);
+  const pictured = query.key || query.image;
+  if (pictured) {
+    for (const name of ["plus", "minus"]) if (query[name].trim()) parts.set(name, query[name]);
+    parts.set("weight", String(query.weight));
+  }
+  if (query.key) parts.set("key", query.key);
+  if (!pictured) parts.set("text", query.text);
+  if (!query.image) return answerOf(await fetch(`/search?${parts}`, {signal}));
+  const headers = {"content-type": "application/octet-stream"};
+  return answerOf(await fetch(`/search/image?${parts}`, {signal, method: "POST", headers, body: query.image}));
+}
+
+/** The JSON of an answer. Rejects with what the server says is wrong. */
+export async function answerOf(response) {
+  let body = null;
+  try { body = await response.json(); } catch { /* not ours: a proxy's page */ }
+  if (!response.ok) throw new Error(body?.error ?? `the server answers ${response.status}`);
+  return body;
+}

@@ -1,0 +1,164 @@
+"""What a request asks, in parts: what to embed, the vector that it makes, which pictures count, which page of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.config.serve import ServeConfig
+from align.errors import DataError
+from align.formats.image_index import Hit
+from align.search.queries import compose
+from align.search.service.answers import Asked, SearchAnswer, SearchHit, SearchQuery, ServedVersion
+from align.search.service.served import Served
+
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One search.
+
+    Attributes:
+        asked: the request, checked by `checked`.
+        text: what the pictures should show, or None.
+        key: of an indexed picture, or None.
+        weight: of the words added or taken away.
+        limit: results on a page.
+        max_results: how far paging leads.
+    """
+
+    asked: Asked
+    text: str | None
+    key: str | None
+    weight: float
+    limit: int
+    max_results: int
+
+    @property
+    def texts(self) -> list[str]:
+        """What is to be embedded, in the order in which `answer` takes it."""
+        return [text for text in (self.text, self.asked.plus, self.asked.minus) if text is not None]
+
+    def describe(self) -> str:
+        """The query in words."""
+        if self.text is not None:
+            return self.text
+        words = f"picture {self.key}" if self.key else "the picture"
+        plus, minus = self.asked.plus, self.asked.minus
+        return words + (f" + “{plus}”" if plus else "") + (f" - “{minus}”" if minus else "")
+
+
+def checked(asked: Asked, config: ServeConfig, text_weight: float, *, has_image: bool) -> Query:
+    """A request as a query.
+
+    Args:
+        asked: the request; a `SearchQuery` has text and key.
+        config: the limits.
+        text_weight: `search.text_weight`.
+        has_image: whether a picture came with it.
+
+    Raises:
+        DataError: it asks for nothing, for two things, or for more than the limits allow.
+    """
+    text, key = (asked.text, asked.key) if isinstance(asked, SearchQuery) else (None, None)
+    if (text is not None) + (key is not None) + has_image != 1:
+        raise DataError("give one of text, key and image")
+    if text is not None and (asked.plus or asked.minus):
+        raise DataError("plus and minus change a picture: give key or image with them")
+    for name, value in (("text", text), ("plus", asked.plus), ("minus", asked.minus), ("words", asked.words)):
+        if value is not None:
+            require_text(value, name, config)
+    limit = asked.limit or config.results_per_page
+    if asked.offset + limit > config.max_results:
+        raise DataError(f"offset + limit: {asked.offset + limit:,}; results end at {config.max_results:,}")
+    return Query(asked, text, key, asked.weight or text_weight, limit, config.max_results)
+
+
+def require_text(text: str, name: str, config: ServeConfig) -> None:
+    """Raises DataError where a text is empty, too long, or no Unicode."""
+    if not text.strip():
+        raise DataError(f"{name}: the text is empty")
+    if len(text) > config.max_text_characters:
+        raise DataError(f"{name}: {len(text):,} characters; at most {config.max_text_characters:,} are read")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{name}: the text is not Unicode") from None
+
+
+def answer(query: Query, served: Served, texts: Rows, image: Rows) -> SearchAnswer:
+    """Looks for the nearest pictures.
+
+    Args:
+        query: what is asked.
+        served: the pair.
+        texts: (number of `query.texts`, width), L2-normalised.
+        image: (0 or 1, width): the picture that came with the request.
+
+    Raises:
+        DataError: no picture has the key, or picture and words cancel each other out.
+    """
+    offset, limit = query.asked.offset, query.limit
+    vector, asked = _vector(query, served, texts, image), query.asked
+    exclude = [query.key] if query.key is not None else []
+    splits = [asked.split] if asked.split is not None else []
+    hits = served.index.search(
+        vector, offset + limit + 1, exclude=exclude, splits=splits, words=(asked.words or "").split()
+    )
+    shown = [_shown(served, hit, offset + rank) for rank, hit in enumerate(hits[offset : offset + limit], 1)]
+    return SearchAnswer(
+        query=query.describe(),
+        served=version(served),
+        num_images=len(served.index.items),
+        offset=offset,
+        more=len(hits) > offset + limit and offset + limit < query.max_results,
+        hits=shown,
+    )
+
+
+def version(served: Served) -> ServedVersion:
+    """What is served, for an answer."""
+    release = served.release
+    return ServedVersion(
+        name=release.name,
+        version=release.version,
+        run_id=release.run_id,
+        model_digest=served.index.header.model_digest,
+        digest=release.digest,
+    )
+
+
+def picture_address(served: Served, key: str) -> str:
+    """Of an indexed picture on this server; another index is another address, so that browsers may keep it."""
+    return f"/image/{quote(key, safe='')}?of={served.release.digest[:12]}"
+
+
+def _vector(query: Query, served: Served, texts: Rows, image: Rows) -> Rows:
+    if query.text is not None:
+        first: Rows = texts[0]
+        return first
+    start: Rows = served.index.vector(query.key) if query.key is not None else image[0]
+    words = iter(texts)
+    plus = next(words) if query.asked.plus is not None else None
+    minus = next(words) if query.asked.minus is not None else None
+    try:
+        return compose(start, plus=plus, minus=minus, text_weight=query.weight)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+def _shown(served: Served, hit: Hit, rank: int) -> SearchHit:
+    item = hit.item
+    return SearchHit(
+        rank=rank,
+        score=round(min(max(hit.score, -1.0), 1.0), 6),
+        key=item.key,
+        image_id=item.image_id,
+        split=item.split,
+        texts=list(item.texts),
+        image=picture_address(served, item.key),
+    )

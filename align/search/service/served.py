@@ -1,0 +1,168 @@
+"""A model and the index that was made with it, loaded and tried: what requests are answered from."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from align.config.store import StoreConfig
+from align.errors import AlignError, CorruptError, DataError
+from align.formats.image_index import ImageIndex, IndexedImage
+from align.formats.shards import MANIFEST, Shard, read_manifest
+from align.services.store import fetcher
+from align.services.vector_index import VectorIndex
+
+if TYPE_CHECKING:  # imports torch, which a server without a champion does without
+    from align.model.embedder import Embedder
+
+_TRIED_WITH = "a red fox"
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is served: a registered version, or this checkout's own model.
+
+    Attributes:
+        digest: names the pair of model and index.
+        name: of the registered model; of a checkout's own, its folder.
+        version: its number; None for a checkout's own.
+        run_id: the MLflow run that made it; None as above.
+        tags: of the version.
+    """
+
+    digest: str
+    name: str
+    version: int | None = None
+    run_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """For people."""
+        return f"{self.name} version {self.version}" if self.version is not None else f"the model in {self.name}"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a release lies on this disk.
+
+    Attributes:
+        model: a model folder.
+        index: an index.
+        vouched: whether the index was found to be of this model when it was registered.
+    """
+
+    model: Path
+    index: Path
+    vouched: bool = False
+
+
+class Served:
+    """A release in memory. Nothing of it changes, so requests use one from their start to their end.
+
+    Attributes:
+        release: what it is.
+        embedder: the model.
+        index: its index.
+    """
+
+    def __init__(self, release: Release, embedder: Embedder, index: ImageIndex) -> None:
+        self.release = release
+        self.embedder = embedder
+        self.index = index
+
+    def item(self, key: str) -> IndexedImage:
+        """The indexed image with this key. Raises DataError if there is none."""
+        return self.index.item(key)
+
+
+def load(release: Release, folders: Folders) -> Served:
+    """Loads a model and its index, and asks both for something.
+
+    Raises:
+        AlignError: a folder is missing or damaged, they do not belong together, or no answer comes out.
+    """
+    from align.model.embedder import Embedder, model_digest
+
+    index = ImageIndex.load(folders.index, VectorIndex.load)
+    if not folders.vouched and index.header.model_digest != model_digest(folders.model):
+        raise DataError(f"{folders.index}: was made with another model than {folders.model}; run `align index` again")
+    if not index.items:
+        raise DataError(f"{folders.index}: holds no image")
+    embedder = Embedder.load(folders.model)
+    if embedder.width != index.header.width:
+        raise CorruptError(
+            f"{folders.index}: its vectors have {index.header.width} numbers, those of the model {embedder.width}"
+        )
+    vector = embedder.embed_texts([_TRIED_WITH])[0]
+    if not np.isfinite(vector).all() or not index.search(vector, 1):
+        raise DataError(f"{folders.model}: the query {_TRIED_WITH!r} has no answer; the model or its index is broken")
+    return Served(release, embedder, index)
+
+
+class Pictures:
+    """The pictures of an index: its thumbnails, and as large as the shards have them, here or in the object store.
+
+    The folder's manifest is compared once with what was indexed.
+    """
+
+    def __init__(self, shards: Path, config: StoreConfig) -> None:
+        self._shards, self._fetch = shards, fetcher(config)
+        self._lock = threading.Lock()
+        self._known: tuple[str, str | None, dict[str, Shard]] = ("", None, {})
+
+    def missing_because(self, served: Served) -> str | None:
+        """Why the pictures cannot be shown; None if they can."""
+        if served.index.has_thumbnails:
+            return None
+        return self._compared(served.index.header.shards_digest)[0]
+
+    def read(self, served: Served, item: IndexedImage, *, large: bool = False) -> bytes:
+        """A JPEG. Raises AlignError where it is not here, and says why.
+
+        Args:
+            served: the pair.
+            item: of its index.
+            large: as the shards have it, where they are here; else the thumbnail, if there is one.
+        """
+        found: tuple[str | None, dict[str, Shard]] = (None, {})
+        if large or not served.index.has_thumbnails:
+            found = self._compared(served.index.header.shards_digest)
+        reason, shards = found
+        if served.index.has_thumbnails and (reason is not None or not large):
+            return served.index.thumbnail(item.key)
+        if reason is not None:
+            raise DataError(reason)
+        if self._fetch is None or (self._shards / item.shard).is_file():
+            return item.image(self._shards)
+        shard = shards[item.shard]
+        with self._fetch(shard.sha256, shard.num_bytes).open("rb") as tar:
+            tar.seek(item.offset_bytes)
+            return tar.read(item.size_bytes)
+
+    def _compared(self, wanted: str) -> tuple[str | None, dict[str, Shard]]:
+        stamp = f"{wanted} {_changed(self._shards / MANIFEST)}"
+        with self._lock:
+            if self._known[0] != stamp:
+                self._known = (stamp, *self._compare(wanted))
+            return self._known[1:]
+
+    def _compare(self, wanted: str) -> tuple[str | None, dict[str, Shard]]:
+        try:
+            manifest = read_manifest(self._shards)
+        except AlignError as error:
+            return f"the pictures are not here: {error}", {}
+        if manifest.digest != wanted:
+            return f"the pictures are not here: {self._shards} has another version of the data than the index", {}
+        return None, {shard.path: shard for split in manifest.splits.values() for shard in split.shards}
+
+
+def _changed(file: Path) -> int | None:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None

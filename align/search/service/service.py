@@ -1,0 +1,172 @@
+"""What the endpoints share: the pair that is served, the computing thread, the decoders, facts about a picture."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.exceptions import HTTPException
+
+from align.config.serve import ServeConfig
+from align.errors import AlignError
+from align.formats.image_index import IndexedImage
+from align.search.service.answers import Health, ItemAnswer, PairShown
+from align.search.service.batching import Batcher
+from align.search.service.champion import Champion
+from align.search.service.metrics import RequestMetrics, single
+from align.search.service.queries import picture_address, version
+from align.search.service.served import Pictures, Served
+from align.search.service.uploads import Decoders, from_base64
+
+T = TypeVar("T")
+#: What this checkout knows of a picture: (its item, the digest of the shards that were indexed). Raises AlignError
+#: where it knows nothing. Whoever stands above all stages gives it.
+PairOf = Callable[[IndexedImage, str], PairShown]
+
+_NUM_DECODERS = 2
+_NUM_READERS = 4
+#: Tags of a version that say what it is.
+_SHOWN_TAGS = (
+    "align.data_digest", "align.git_revision", "align.promoted_at", "align.promoted_because", "align.flow_run",
+)  # fmt: skip
+
+
+class SearchService:
+    """Everything that requests are answered from.
+
+    Attributes:
+        config: section `serve`.
+        text_weight: `search.text_weight`.
+        champion: follows the alias.
+        batcher: computes.
+        pictures: of the index.
+        requests: their counts.
+    """
+
+    def __init__(
+        self, config: ServeConfig, *, text_weight: float, champion: Champion, pictures: Pictures, pair_of: PairOf
+    ) -> None:
+        self.config, self.text_weight = config, text_weight
+        self.champion, self.pictures, self._pair_of = champion, pictures, pair_of
+        self.batcher = Batcher(
+            max_batch=config.max_batch, max_waiting=config.max_waiting, cached_texts=config.cached_texts
+        )
+        self.requests = RequestMetrics()
+        self._decoders = Decoders(_NUM_DECODERS, max_pixels=config.max_image_pixels, timeout_s=config.decode_timeout_s)
+        self._decoding = ThreadPoolExecutor(_NUM_DECODERS, "decode")
+        self._reading = ThreadPoolExecutor(_NUM_READERS, "read")
+        self._num_decoding = 0
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+        self.champion.stop()
+        self.batcher.stop()
+        self._decoding.shutdown()
+        self._reading.shutdown()
+        self._decoders.close()
+
+    def served(self) -> Served:
+        """The pair of this moment. Raises HTTPException 503 before there is one."""
+        served = self.champion.served
+        if served is None:
+            raise HTTPException(503, self.champion.problem or "nothing is served yet", {"retry-after": "5"})
+        return served
+
+    async def decoded_base64(self, text: str, served: Served | None = None) -> tuple[Served, NDArray[np.uint8]]:
+        """`decoded` of a file in base64."""
+        return await self.decoded(from_base64(text), served)
+
+    async def decoded(self, data: bytes, served: Served | None = None) -> tuple[Served, NDArray[np.uint8]]:
+        """A picture's file as the served model sees it. Raises DataError as `Decoders.crop`, HTTPException if busy."""
+        served = served or self.served()
+        if self._num_decoding >= self.config.max_waiting:
+            raise HTTPException(503, "too many pictures wait; come again in a second", {"retry-after": "1"})
+        shape = served.embedder.config
+        self._num_decoding += 1
+        try:
+            crop = await asyncio.get_running_loop().run_in_executor(
+                self._decoding, self._decoders.crop, data, shape.resize_px, shape.image_px
+            )
+        finally:
+            self._num_decoding -= 1
+        return served, crop
+
+    async def apart(self, read: Callable[[], T]) -> T:
+        """Reads from the disk, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._reading, read)
+
+    def about(self, served: Served, item: IndexedImage) -> ItemAnswer:
+        """What is known of an indexed picture."""
+        tags, shards_digest = served.release.tags, served.index.header.shards_digest
+        try:
+            pair, pair_missing = self._pair_of(item, shards_digest), None
+        except AlignError as error:
+            pair, pair_missing = None, str(error)
+        return ItemAnswer(
+            key=item.key,
+            image_id=item.image_id,
+            split=item.split,
+            texts=list(item.texts),
+            image=picture_address(served, item.key),
+            shard=item.shard,
+            served=version(served),
+            version_tags={name: tags[name] for name in _SHOWN_TAGS if name in tags},
+            trained_on=_trained_on(item, tags.get("align.data_digest"), shards_digest),
+            picture_missing=self.pictures.missing_because(served),
+            pair=pair,
+            pair_missing=pair_missing,
+        )
+
+    def health(self) -> Health:
+        """Whether all is well."""
+        served = self.champion.served
+        return Health(
+            live=True,
+            ready=served is not None,
+            served=version(served) if served else None,
+            num_images=len(served.index.items) if served else 0,
+            pictures=self.pictures.missing_because(served) if served else None,
+            warnings=self.champion.warnings(),
+        )
+
+    def metrics_text(self) -> str:
+        """All metrics."""
+        served, counts = self.champion.served, self.batcher.counts
+        release = served.release if served else None
+        labels = {
+            "version": str(release.version or "") if release else "",
+            "digest": release.digest[:12] if release else "",
+        }
+        lines = self.requests.lines() + single(
+            [
+                ("align_search_queue", "gauge", self.batcher.num_waiting, {}),
+                ("align_search_passes_total", "counter", counts.num_passes, {}),
+                ("align_search_inputs_total", "counter", counts.num_inputs, {}),
+                ("align_search_remembered_total", "counter", counts.num_remembered, {}),
+                ("align_search_swaps_total", "counter", self.champion.num_swaps, {}),
+                ("align_search_warnings", "gauge", len(self.champion.warnings()), {}),
+                ("align_search_served", "gauge", int(served is not None), labels),
+                ("align_search_images", "gauge", len(served.index.items) if served else 0, {}),
+            ]
+        )
+        return "\n".join(lines) + "\n"
+
+
+def model_threads(config: ServeConfig) -> int:
+    """torch's threads of a forward pass."""
+    return config.num_threads or max((os.cpu_count() or 1) - 1, 1)
+
+
+def _trained_on(item: IndexedImage, data_digest: str | None, shards_digest: str) -> str:
+    if data_digest is None:
+        return f"it is in split {item.split}; what data this model was trained on is not recorded here"
+    if data_digest != shards_digest:
+        return "the model was trained on another version of the data than the one that is indexed"
+    if item.split == "train":
+        return "yes: it is in split train of the data that trained this model"
+    return f"no: it is in split {item.split} of the data that trained this model"

@@ -1,0 +1,131 @@
+"""Pictures of strangers: decoded in a process of little memory, which is killed when it takes too long."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from align.errors import DataError
+from align.pairs.picture import PictureError, read_header
+from align.pairs.picture_process import Helper
+
+
+class _Killable(Helper):
+    """A helper that another thread may kill."""
+
+    def kill(self) -> None:
+        """Ends the process at once; who waits for its answer gets a PictureError."""
+        self._process.kill()
+
+
+class Decoders:
+    """A few helpers, each for one picture at a time; further pictures wait. Threads share it."""
+
+    def __init__(self, number: int, *, max_pixels: int, timeout_s: float) -> None:
+        """Starts no process yet.
+
+        Args:
+            number: of helpers.
+            max_pixels: of a picture, by its header.
+            timeout_s: for a picture, in its process.
+        """
+        self._max_pixels, self._timeout_s = max_pixels, timeout_s
+        self._free: queue.Queue[_Killable | None] = queue.Queue()
+        for _ in range(number):
+            self._free.put(None)
+
+    def crop(self, data: bytes, resize_px: int, image_px: int) -> NDArray[np.uint8]:
+        """The pixels that the image tower sees of a file: (image_px, image_px, 3) uint8 RGB.
+
+        Raises:
+            DataError: not a picture, too large, broken, or too slow.
+        """
+        try:
+            header = read_header(data)
+            if header.width_px * header.height_px > self._max_pixels:
+                raise DataError(
+                    f"the picture has {header.width_px:,} x {header.height_px:,} pixels; at most {self._max_pixels:,} "
+                    "are read (serve.max_image_pixels)"
+                )
+            image = self._decode(data, resize_px)
+        except PictureError as error:
+            raise DataError(f"not a picture that can be decoded: {error}") from None
+        return _square(image, resize_px, image_px)
+
+    def close(self) -> None:
+        """Ends the helpers that are free."""
+        while not self._free.empty():
+            helper = self._free.get_nowait()
+            if helper is not None:
+                helper.end()
+
+    def _decode(self, data: bytes, resize_px: int) -> Image.Image:
+        with self._lent() as helper:
+            late = threading.Event()
+
+            def stop() -> None:
+                late.set()
+                helper.kill()
+
+            timer = threading.Timer(self._timeout_s, stop)
+            timer.start()
+            try:
+                memory = helper.size(data)[3]
+                return helper.pixels(data, memory, resize_px)
+            except PictureError:
+                if late.is_set():
+                    raise PictureError(f"it did not decode within {self._timeout_s:g} s") from None
+                raise
+            finally:
+                timer.cancel()
+
+    @contextmanager
+    def _lent(self) -> Iterator[_Killable]:
+        helper = self._free.get()
+        try:
+            if helper is None or not helper.alive:
+                if helper is not None:
+                    helper.end()
+                helper = None
+                helper = _Killable()
+            yield helper
+        except PictureError:
+            raise
+        except BaseException:  # in the middle of a message
+            if helper is not None:
+                helper.end()
+                helper = None
+            raise
+        finally:
+            self._free.put(helper)
+
+
+def _square(image: Image.Image, resize_px: int, image_px: int) -> NDArray[np.uint8]:
+    """As `align.model.preprocess` makes it from a file: resized to a square, then the middle of it."""
+    import torch
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as transforms
+
+    from align.model.preprocess import centre_crop
+
+    planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    resized = transforms.resize(
+        planes, [resize_px, resize_px], interpolation=InterpolationMode.BILINEAR, antialias=True
+    )
+    return centre_crop(np.ascontiguousarray(resized.permute(1, 2, 0).numpy()), image_px)
+
+
+def from_base64(text: str) -> bytes:
+    """A file that came in a JSON text. Raises DataError where it is not base64."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise DataError("the picture is not base64") from None

@@ -1,0 +1,181 @@
+"""`align serve`: search as a service on loopback, with a page for people; it follows the registry's champion.
+
+The service itself is `align/search/service`. This verb stands above the stages, since a click on a picture leads
+through to what `align explain` knows of it, and search may not read from the folders of other stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.config import Params
+from align.config.filter import FilterConfig
+from align.config.paths import PathsConfig
+from align.config.register import RegisterConfig
+from align.config.search import SearchConfig
+from align.config.serve import ServeConfig
+from align.config.store import StoreConfig
+from align.console import show
+from align.errors import ConfigError, DataError, ServiceError
+from align.formats.image_index import IndexedImage
+from align.formats.shards import MANIFEST, read_manifest
+from align.guard import HOST, Guard
+from align.services.mlflow_address import require_store
+
+if TYPE_CHECKING:
+    from align.search.service.answers import PairShown
+    from align.search.service.service import SearchService
+
+_PORT = 7000
+#: Addresses that only this machine reaches.
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_BACKLOG = 1024  # connections that wait to be taken
+_GRACE_S = 10  # requests in flight at the end
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `align serve`."""
+    parser.add_argument(
+        "--local", action="store_true", help="serve this checkout's own model and index, not the registry's champion"
+    )
+    parser.add_argument("--ready", type=Path, metavar="DIR", help="serve a folder that `align ready` wrote")
+    parser.add_argument("--port", type=int, metavar="N", help=f"default: ALIGN_SEARCH_PORT, or {_PORT}")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align serve`: serves until it is told to stop."""
+    import uvicorn
+
+    from align.search.service.app import POLICY, make_app
+    from align.search.service.limits import Limits
+
+    port = args.port or _number(os.environ.get("ALIGN_SEARCH_PORT", str(_PORT)))
+    bind = os.environ.get("ALIGN_SERVER_BIND", HOST)
+    login = os.environ.get("ALIGN_SEARCH_LOGIN")
+    if bind not in _LOOPBACK and not login:
+        raise ConfigError(
+            f"ALIGN_SERVER_BIND={bind}: others reach that address, so ALIGN_SEARCH_LOGIN=user:password is needed"
+        )
+    if login and ":" not in login:
+        raise ConfigError("ALIGN_SEARCH_LOGIN: expected user:password")
+    listening = _listening(bind, port)
+    config = params.section(ServeConfig)
+    if args.local and args.ready:
+        raise ConfigError("serve: give one of --local and --ready")
+    service = _service(params, local=args.local, ready=args.ready)
+    app = Limits(make_app(service), config, service.requests)
+    guard = Guard(app, port, login, os.environ.get("ALIGN_SERVER_NAMES", "").split(), policy=POLICY)
+    service.champion.start()
+    show(f"search   http://{HOST}:{port}   stop with Ctrl-C")
+    try:
+        server = uvicorn.Config(
+            guard, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
+            timeout_graceful_shutdown=_GRACE_S,
+        )  # fmt: skip
+        uvicorn.Server(server).run(sockets=[listening])
+    finally:
+        service.close()
+
+
+def _listening(bind: str, port: int) -> socket.socket:
+    """A socket at the address. Raises ServiceError where that is impossible."""
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    made = socket.socket(family)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((bind, port))
+        made.listen(_BACKLOG)
+    except OSError as error:
+        made.close()
+        why = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise ServiceError(f"port {port} of {bind} {why}: choose another with --port") from None
+    return made
+
+
+def _service(params: Params, *, local: bool, ready: Path | None) -> SearchService:
+    from align.search.service.champion import Champion
+    from align.search.service.fetched import OwnModel, ReadySearch, RegisteredChampion
+    from align.search.service.served import Pictures
+    from align.search.service.service import SearchService, model_threads
+    from align.services.tracking import Tracker
+
+    paths, config = params.section(PathsConfig), params.section(ServeConfig)
+    source: OwnModel | ReadySearch | RegisteredChampion
+    if ready is not None:
+        source = ReadySearch(ready)
+    elif local:
+        source = OwnModel(paths)
+    else:
+        require_store()
+        source = RegisteredChampion(params.section(RegisterConfig).model_name, Tracker(), paths)
+    # Before torch is imported, which is only where there is a champion; a pool that it has made does not shrink.
+    os.environ.setdefault("OMP_NUM_THREADS", str(model_threads(config)))
+    return SearchService(
+        config,
+        text_weight=params.section(SearchConfig).text_weight,
+        champion=Champion(source, config.poll_s),
+        pictures=Pictures(paths.shards, params.section(StoreConfig)),
+        pair_of=_PairOf(params),
+    )
+
+
+class _PairOf:
+    """See `align.search.service.service.PairOf`."""
+
+    def __init__(self, params: Params) -> None:
+        self._paths, self._filter = params.section(PathsConfig), params.section(FilterConfig)
+
+    def __call__(self, item: IndexedImage, shards_digest: str) -> PairShown:
+        from align.lineage.pair_history import look_up, require_pairs
+        from align.search.service.answers import PairShown, RuleShown
+
+        paths = self._paths
+        rows = [row for row in require_pairs(paths.raw, "key", item.key) if row["sha256"] == item.image_id]
+        if not rows:
+            raise DataError(f"{paths.raw} has another picture with key {item.key}: it is another version of the data")
+        history = look_up(
+            rows[0], self._filter, filtered=paths.filtered, report=paths.reports / "filter",
+            shards=Path(os.devnull), policy=paths.policy,
+        )  # fmt: skip
+        notes = [f"cuts: {history['cuts_line']}"] if history["cuts_line"] else []
+        if not _is_version(paths.shards, shards_digest):
+            notes.append("the data here is of another version than the index; its rules may have been others")
+        if history["opted_out"]:
+            notes.append(f"taken down: {history['opted_out']['kind']} {history['opted_out']['value']}")
+        decision = history["decision"]
+        rules = [
+            RuleShown(rule=rule["rule"], what=rule["what"], verdict=rule["verdict"], values=_values(rule["values"]))
+            for rule in history["rules"]
+        ]
+        return PairShown(
+            page_url=rows[0].get("page_url") or None,
+            url=rows[0].get("url") or None,
+            text=decision["text"] if decision else None,
+            kept=decision["keep"] if decision else None,
+            rules=rules,
+            notes=notes,
+        )
+
+
+def _is_version(shards: Path, digest: str) -> bool:
+    """Whether a folder has the shards of this digest; one without any may have had them."""
+    return not (shards / MANIFEST).is_file() or read_manifest(shards).digest == digest
+
+
+def _values(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}: {_value(value)}" for name, value in values.items())
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise ConfigError(f"ALIGN_SEARCH_PORT={text}: expected a port, 1 to 65535")
+    return int(text)

@@ -1,0 +1,141 @@
+"""MLflow's registry: the versions of a model, their tags and aliases. A `Tracker` has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.formats.champion_moves import ChampionState, history_of, unfinished_of
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+#: Tags of a version: when and why it became the champion; when and why it was rolled back. The history of the model
+#: has more (`align.formats.champion_moves`); the first champions of old registries have the one that they replaced.
+PROMOTED, PROMOTED_BECAUSE, REPLACED = "align.promoted_at", "align.promoted_because", "align.replaced_version"
+ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_because"
+#: The artifacts of a version's run, and the tags that name their bytes. An index lies in `index/` under its digest's
+#: first 16 digits, since one model may get another index; the tag says which is the version's.
+MODEL_ARTIFACT, INDEX_ARTIFACT = "model", "index"
+MODEL_DIGEST, INDEX_DIGEST = "align.model_digest", "align.index_digest"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    name: str
+    number: int
+    run_id: str
+    tags: Mapping[str, str]
+
+
+class Registry:
+    """The registered models of an MLflow. Methods raise as those of `Tracker` do."""
+
+    def __init__(self, client: Any, asking: Callable[[], AbstractContextManager[None]]) -> None:
+        """Uses a tracker's client, within what makes errors of MLflow those of the house."""
+        self._client = client
+        self._asking = asking
+
+    def find_version(self, model: str, key: str, value: str) -> Version | None:
+        """The newest version with this tag, or None."""
+        with self._asking():
+            answer = self._client.search_model_versions(f"name = '{model}' and tags.`{key}` = '{value}'")
+        versions = [_version(item) for item in answer]
+        return max(versions, key=lambda version: version.number, default=None)
+
+    def create_version(self, model: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:
+        """Registers a run's artifact as a new version. The model is created with its first version."""
+        with self._asking():
+            if not self._client.search_registered_models(f"name = '{model}'"):
+                self._client.create_registered_model(model)
+            root = self._client.get_run(run_id).info.artifact_uri
+            return _version(self._client.create_model_version(model, f"{root}/{artifact}", run_id, dict(tags)))
+
+    def describe(self, version: Version, text: str) -> None:
+        """Sets what the registry's page of a version says about it, in Markdown; at most 5,000 characters."""
+        with self._asking():
+            self._client.update_model_version(version.name, str(version.number), text)
+
+    def version_at(self, model: str, alias: str) -> Version | None:
+        """The version that an alias names, or None."""
+        with self._asking():
+            for registered in self._client.search_registered_models(f"name = '{model}'"):
+                if alias in registered.aliases:
+                    return _version(self._client.get_model_version(model, str(registered.aliases[alias])))
+        return None
+
+    def versions(self, model: str) -> list[Version]:
+        """All versions, oldest first; none if there is no such model."""
+        items: list[Any] = []
+        with self._asking():
+            page: str | None = None
+            while page is None or page:
+                answer = self._client.search_model_versions(f"name = '{model}'", max_results=200, page_token=page)
+                items += answer
+                page = answer.token or ""
+        return sorted((_version(item) for item in items), key=lambda version: version.number)
+
+    def aliases(self, model: str) -> dict[str, int]:
+        """Alias -> number of its version."""
+        with self._asking():
+            models = self._client.search_registered_models(f"name = '{model}'")
+            return {alias: int(number) for item in models for alias, number in item.aliases.items()}
+
+    def champion_state(self, model: str) -> ChampionState:
+        """The champion and its history; changes nothing. Empty where there is no such model.
+
+        Raises:
+            FormatError: a tag of the history was changed.
+        """
+        aliases: dict[str, int] = {}
+        tags: dict[str, str] = {}
+        with self._asking():
+            for item in self._client.search_registered_models(f"name = '{model}'"):
+                tags |= item.tags
+                aliases |= {alias: int(number) for alias, number in item.aliases.items()}
+        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+        return ChampionState(model, champion, previous, history_of(model, tags), unfinished_of(model, tags))
+
+    def set_model_tag(self, model: str, key: str, value: str) -> None:
+        """Sets a tag of the model itself."""
+        with self._asking():
+            self._client.set_registered_model_tag(model, key, value)
+
+    def delete_model_tag(self, model: str, key: str) -> None:
+        """Removes a tag of the model itself, if it has it."""
+        with self._asking():
+            self._client.delete_registered_model_tag(model, key)
+
+    def set_alias(self, version: Version, alias: str) -> None:
+        """Moves an alias to a version."""
+        with self._asking():
+            self._client.set_registered_model_alias(version.name, alias, str(version.number))
+
+    def delete_alias(self, model: str, alias: str) -> None:
+        """Removes an alias."""
+        with self._asking():
+            self._client.delete_registered_model_alias(model, alias)
+
+    def download(self, version: Version, artifact: str, folder: Path) -> Path:
+        """Fetches an artifact of the version's run into a folder; where it lies there."""
+        with self._asking():
+            return Path(self._client.download_artifacts(version.run_id, artifact, str(folder)))
+
+    def set_version_tags(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Sets tags of a version."""
+        with self._asking():
+            for key, value in tags.items():
+                self._client.set_model_version_tag(version.name, str(version.number), key, value)
+
+    def delete_version_tags(self, version: Version, keys: Iterable[str]) -> None:
+        """Removes those of these tags that a version has."""
+        with self._asking():
+            for key in set(keys) & set(version.tags):
+                self._client.delete_model_version_tag(version.name, str(version.number), key)
+
+
+def _version(item: Any) -> Version:
+    return Version(name=item.name, number=int(item.version), run_id=item.run_id, tags=dict(item.tags))

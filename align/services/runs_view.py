@@ -1,0 +1,89 @@
+"""How MLflow's list of runs opens: a view saved under a name, with the columns that tell runs of this project apart.
+
+MLflow keeps a saved view as a tag of the experiment; whoever opens an address with its key sees the list that way. Its
+first page would show traces of language models, which this project has none of: `workflowType` chooses the other one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+#: The view's key in an address.
+KEY = "align"
+#: The part of an address that opens MLflow's pages for training, not those for language models.
+TRAINING = "workflowType=machine_learning"
+_TAG = f"mlflow.sharedViewState.{KEY}"
+#: The same at each save: MLflow shows it, and an equal view must stay equal.
+_MADE = 0
+
+
+def view_tag(metrics: Sequence[str], params: Sequence[str], pictures: Sequence[str]) -> tuple[str, str]:
+    """Key and value of the tag that is the view.
+
+    Args:
+        metrics: their columns, under MLflow's names, first to last.
+        params: their columns.
+        pictures: their keys, `SECTION/NAME`; the charts begin with them. MLflow adds the charts of all metrics.
+    """
+    columns = ["attributes.`Created`", "attributes.`Duration`", *(f"metrics.`{name}`" for name in metrics)]
+    columns += [f"params.`{name}`" for name in params] + ["attributes.`Models`", "tags.`align.git_revision`"]
+    state: dict[str, Any] = {
+        "selectedColumns": columns,
+        "columnOrder": [],
+        "columnWidths": {},
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+        "runsVisibilityMap": {},
+        "runsHiddenMode": "FIRST_10_RUNS",
+        "compareRunCharts": [_picture(key) for key in pictures],
+        "compareRunSections": [_section(name) for name in dict.fromkeys(key.partition("/")[0] for key in pictures)],
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": True,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "autoRefreshEnabled": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+    view = {"name": "ALIGN", "createdAt": _MADE, "updatedAt": _MADE, "state": json.dumps(state)}
+    return _TAG, json.dumps(view)
+
+
+def _picture(key: str) -> dict[str, Any]:
+    """A chart that shows the picture of each run under one key."""
+    return {
+        "type": "IMAGE",
+        "uuid": key,
+        "metricSectionId": key.partition("/")[0],
+        "displayName": key,
+        "imageKeys": [key],
+        "step": 0,
+        "runsCountToCompare": 10,
+        "showRunParams": False,
+        "deleted": False,
+        "isGenerated": False,
+    }
+
+
+def _section(name: str) -> dict[str, Any]:
+    """A group of charts, with room for pictures to be read."""
+    return {
+        "uuid": name,
+        "name": name,
+        "display": True,
+        "isReordered": True,
+        "deleted": False,
+        "isGenerated": False,
+        "columns": 1,
+        "cardHeight": 480,
+    }
+
+
+def runs_address(server: str, experiment_id: str) -> str:
+    """The address of the list of an experiment's runs, in the saved view."""
+    return f"{server}/#/experiments/{experiment_id}/runs?{TRAINING}&viewStateShareKey={KEY}"

@@ -1,0 +1,136 @@
+"""The MLflow run of a pipeline run: what it says from its first second on, and its end."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import get_run_logger, runtime
+
+from align.config import Params, load_params
+from align.config.finetune import FinetuneConfig
+from align.config.model import ModelConfig
+from align.config.params import PARAMS_FILE
+from align.config.paths import MAKE_PRETRAINED, PathsConfig
+from align.config.register import RegisterConfig
+from align.config.sections import changing_bytes, flattened
+from align.errors import ServiceError
+from align.release.shown import view
+from align.run import running_services
+from align.services.tracking import FLOW_RUN, Status, Tracker, param_text
+from flows import run_branch, this_run
+from flows.dag import Stage
+from flows.git_repository import resolve
+from flows.run_context import RunContext
+
+
+@dataclass(frozen=True)
+class MlflowRun:
+    """A run that is open.
+
+    Attributes:
+        tracker: MLflow.
+        run_id: its id there.
+        experiment: the name of its experiment.
+        name: its name, that of the branch that the pipeline run is expected to become.
+        server: the address of the server of `make up`, if one works.
+    """
+
+    tracker: Tracker
+    run_id: str
+    experiment: str
+    name: str
+    server: str | None
+
+    @property
+    def page(self) -> str | None:
+        """The address of its page; None where no server shows it."""
+        return self.tracker.page(self.run_id, self.server)
+
+    @property
+    def comparison(self) -> str | None:
+        """The address where it is listed with the others; None where no server shows it."""
+        return self.tracker.runs_page(self.experiment, self.server)
+
+    def rename(self, name: str) -> None:
+        """Gives it the name of the branch, if that is another one after all."""
+        if name != self.name:  # another run took the branch's name meanwhile, or the result is an earlier run's
+            self.tracker.rename_run(self.run_id, name)
+
+
+@contextmanager
+def mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Iterator[MlflowRun | None]:
+    """Opens the MLflow run that training logs into while it runs; None if no training stage has to run.
+
+    The flow starts it, so the flow ends it: finished, failed or killed. A retry of a flow run continues its run.
+    """
+    if not any(stage.flow == "training" and stage.name in run.stale for stage in stages):
+        yield None
+        return
+    tracker = Tracker(run.mlflow_tracking_uri)
+    params = load_params(run.root / PARAMS_FILE)
+    name = run_branch.next_name(run.root, name)
+    known, experiment = starting_params(params), params.section(RegisterConfig).experiment
+    run_id = _continued(tracker, run, known)
+    if run_id is None:
+        run_id = tracker.start_run(experiment, name, run.attempt, _tags(run))
+        tracker.log_params(run_id, known)
+    tracker.save_view(experiment, *view(params.values))
+    status: Status = "KILLED"
+    try:
+        yield MlflowRun(tracker, run_id, experiment, name, running_services(run.checkout).get("mlflow", {}).get("url"))
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        try:
+            tracker.end_run(run_id, status=status)
+        except ServiceError as error:
+            this_run.leaves_something()
+            if status == "FINISHED":
+                raise
+            get_run_logger().warning("its run in MLflow is not ended: %s; `align runs --repair` does that", error)
+
+
+def starting_params(params: Params) -> dict[str, Any]:
+    """`section.key` -> value, of what is known of a model before it is made.
+
+    `align register` adds the rest: where fine-tuning begins with a model from elsewhere, its shape is in its folder.
+    """
+    values = changing_bytes(params.values)
+    if params.section(PathsConfig).is_made_elsewhere(params.section(FinetuneConfig).start):
+        values = {name: each for name, each in values.items() if name not in (*MAKE_PRETRAINED, ModelConfig.section)}
+    return flattened(values)
+
+
+def _tags(run: RunContext) -> dict[str, str]:
+    try:
+        who = getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        who = "unknown"
+    return {
+        "mlflow.user": who,
+        "mlflow.source.name": "align run" if runtime.deployment.id is None else f"deployment {runtime.deployment.name}",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": resolve(run.root, "HEAD"),
+        FLOW_RUN: _flow_run(),
+        "align.profile": run.profile,
+    }
+
+
+def _continued(tracker: Tracker, run: RunContext, known: Mapping[str, Any]) -> str | None:
+    """The run of an earlier attempt of this flow run, if it began with the same parameters; it runs again."""
+    condition = f"tags.`{FLOW_RUN}` = '{_flow_run()}' and attributes.status != 'FINISHED'"
+    for earlier in tracker.runs(condition):
+        if earlier.params == {key: param_text(value) for key, value in known.items()}:
+            tracker.resume_run(earlier.run_id, run.attempt)
+            return earlier.run_id
+    return None
+
+
+def _flow_run() -> str:
+    return str(runtime.flow_run.root_flow_run_id)

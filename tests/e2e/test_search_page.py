@@ -1,0 +1,212 @@
+"""The search page in a real browser: by keyboard alone, at three widths, dark and light, with hostile texts."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.formats.image_index import IndexedImage
+from align.search.service.answers import PairShown, RuleShown
+from align.search.service.service import SearchService
+from tests.support import ROOT, missing, served
+from tests.support.browser import Page, open_page
+from tests.support.colours import square
+
+pytestmark = pytest.mark.full
+
+HOSTILE = "<img src=x onerror=\"document.title='broken in'\">"
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27}
+#: What a person can name where the focus is.
+FOCUSED = "(document.activeElement.id || document.activeElement.dataset.key || document.activeElement.tagName)"
+
+
+def pair_of(item: IndexedImage, shards_digest: str) -> PairShown:
+    rule = RuleShown(rule="text_too_short", what=HOSTILE, verdict="passes", values=HOSTILE)
+    address = "javascript:document.title='broken in'" if item.key.endswith("1") else "https://example.com/page"
+    return PairShown(page_url=address, url=None, text=HOSTILE, kept=True, rules=[rule], notes=[HOSTILE])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SearchService]:
+    root = served.write(tmp_path_factory.mktemp("page"))
+    with served.service(root, served.served(root), max_requests_per_s=None) as service:
+        service._pair_of = pair_of
+        yield service
+
+
+@pytest.fixture(scope="module")
+def url(made: SearchService) -> Iterator[str]:
+    with served.listening(made) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with open_page(tmp_path_factory.mktemp("profile") / "chromium") as page:
+        yield page
+
+
+def press(page: Page, key: str, times: int = 1) -> None:
+    for _ in range(times):
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            page.ask(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key],
+                **(text if kind == "keyDown" else {}),
+            )  # fmt: skip
+
+
+def tab_to(page: Page, where: str) -> None:
+    """Presses Tab until the focus is there; a person gives up earlier."""
+    for _ in range(30):
+        if page.run(f"{FOCUSED} === {json.dumps(where)}"):
+            return
+        press(page, "Tab")
+    pytest.fail(f"Tab never comes to {where}; it is at {page.run(FOCUSED)}")
+
+
+def texts(page: Page) -> list[str]:
+    found: list[str] = page.run("[...document.querySelectorAll('#results .caption')].map((e) => e.innerText)")
+    return found
+
+
+def shows(page: Page, colour: str) -> None:
+    """Waits until the three nearest are of a colour."""
+    first = "[...document.querySelectorAll('#results .caption')].slice(0, 3)"
+    page.wait(f"{first}.length === 3 && {first}.every((e) => e.innerText.startsWith('a {colour} '))")
+
+
+def test_by_keyboard_alone_from_a_text_to_a_picture_and_back(tab: Page, url: str) -> None:
+    tab.open(url)
+    tab_to(tab, "text")
+    tab.type("blue")
+    shows(tab, "blue")
+    tab.wait("document.getElementById('status').innerText.startsWith('Pictures 1 to 12 of 12')")
+    first = tab.run("document.querySelector('#results button').dataset.key")
+    tab_to(tab, first)
+    press(tab, "Enter")
+    tab.wait("document.querySelector('#detail-body table')")
+    assert tab.run(FOCUSED) == "detail-title"
+    press(tab, "Tab")
+    assert tab.run(FOCUSED) == "close"
+    press(tab, "Tab", 12)
+    assert tab.run(
+        "document.getElementById('detail').contains(document.activeElement) || document.activeElement === document.body"
+    )
+    said = tab.text("#detail-body")
+    for words in ("train/00000.tar", "align version 1", "run-1", "text_too_short", "passes", first):
+        assert words in said or words in tab.text("#detail")
+    press(tab, "Escape")
+    tab.wait("!document.getElementById('detail').open")
+    assert tab.run(FOCUSED) == first
+
+
+def test_foreign_text_is_text_and_only_web_addresses_are_links(tab: Page, url: str) -> None:
+    for key, links in (("000000000", ["https://example.com/page"]), ("000000001", [])):
+        tab.open(f"{url}/?key={key}")
+        tab.wait("document.querySelector('#results button')")
+        tab.run(f"import('/detail.js').then((module) => module.open('{key}', () => {{}}))")
+        tab.wait("document.querySelector('#detail-body table')")
+        found = tab.run("[...document.querySelectorAll('#detail-body a')].map((a) => [a.getAttribute('href'), a.rel])")
+        assert found == [[link, "noreferrer noopener"] for link in links]
+        assert HOSTILE in tab.text("#detail-body") and "broken in" not in tab.run("document.title")
+    tab.open(f"{url}/?q=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
+    tab.wait("document.querySelector('#results button')")
+    assert tab.run("document.getElementById('text').value") == "<img src=x onerror=alert(1)>"
+
+
+def test_the_address_holds_the_query_and_the_back_button_brings_it_back(tab: Page, url: str) -> None:
+    tab.open(f"{url}/?q=red")
+    shows(tab, "red")
+    tab.fill("What should the pictures show", "green")
+    shows(tab, "green")
+    tab.wait("location.search === '?q=green'")
+    tab.run("history.back()")
+    shows(tab, "red")
+    assert tab.run("document.getElementById('text').value") == "red"
+    tab.open(f"{url}/?q=yellow&split=test&words=shade")
+    tab.wait("document.querySelectorAll('#results .caption').length === 4")
+    assert (
+        tab.run("document.getElementById('filters').open")
+        and tab.run("document.getElementById('split').value") == "test"
+    )
+
+
+def test_a_picture_of_ones_own_with_words_taken_away_is_not_in_the_address(tab: Page, url: str, tmp_path: Path) -> None:
+    (tmp_path / "yellow.png").write_bytes(square("yellow", format="PNG"))
+    tab.open(url)
+    node = tab.ask("DOM.querySelector", nodeId=tab.ask("DOM.getDocument")["root"]["nodeId"], selector="#file")
+    tab.ask("DOM.setFileInputFiles", files=[str(tmp_path / "yellow.png")], nodeId=node["nodeId"])
+    shows(tab, "yellow")
+    assert tab.run("location.search") == "?picture=own" and tab.run(FOCUSED) == "plus"
+    tab.fill("Take words away", "green")
+    shows(tab, "red")
+    assert tab.run("location.search") == "?minus=green&picture=own"
+    tab.open(f"{url}/?minus=green&picture=own")  # as somebody else opens it
+    tab.wait("document.getElementById('status').innerText.includes('choose the picture again')")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    node = tab.ask("DOM.querySelector", nodeId=tab.ask("DOM.getDocument")["root"]["nodeId"], selector="#file")
+    tab.ask("DOM.setFileInputFiles", files=[str(tmp_path / "broken.png")], nodeId=node["nodeId"])
+    tab.wait("document.getElementById('status').innerText.includes('not a picture that can be decoded')")
+
+
+def test_a_picture_leads_to_pictures_like_it(tab: Page, url: str) -> None:
+    tab.open(f"{url}/?q=blue")
+    shows(tab, "blue")
+    tab.run("document.querySelector('#results button').click()")
+    tab.click("Search for pictures like this one")
+    tab.wait("location.search.startsWith('?key=')")
+    tab.wait("document.querySelectorAll('#results .caption').length === 11")
+    tab.click("Remove picture")
+    tab.wait("location.search === '' && !document.querySelector('#results li')")
+    assert tab.run(FOCUSED) == "text"
+
+
+def test_it_says_when_another_version_answers_and_what_is_wrong(tab: Page, url: str, made: SearchService) -> None:
+    tab.open(f"{url}/?q=blue")
+    tab.wait("document.getElementById('served').innerText === 'Model: align version 1'")
+    champion: Any = made.champion
+    before = champion._served
+    try:
+        champion._served = served.served(Path(made.pictures._shards).parent, "2" * 64, 2)
+        champion._problem = "version 3 cannot be served: " + HOSTILE
+        tab.wait("document.getElementById('served').innerText === 'Model: align version 2'")
+        tab.wait("document.getElementById('warning').innerText.startsWith('version 3 cannot be served')")
+        shows(tab, "blue")
+        assert "broken in" not in tab.run("document.title")
+        champion._served = champion._problem = None
+        tab.wait("document.getElementById('served').innerText === 'No model yet'")
+        tab.wait("document.getElementById('warning').innerText.includes('promote something')")
+    finally:
+        champion._served, champion._problem = before, None
+
+
+@pytest.mark.parametrize("width", [1300, 800, 380])
+@pytest.mark.parametrize("looks", ["light", "dark"])
+def test_axe_finds_nothing_at_this_width(tab: Page, url: str, width: int, looks: str) -> None:
+    files = [Path(os.environ.get("AXE_CORE", ROOT / "node_modules/axe-core")) / "axe.min.js"]
+    if not files[0].is_file():
+        missing("no axe-core here (npm install axe-core, or its folder in AXE_CORE): nobody asks it")
+    tab.size(width, 800)
+    tab.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": looks}])
+    try:
+        tab.open(f"{url}/?key=000000000&plus=blue&split=train")
+        tab.wait("document.querySelector('#results button')")
+        time.sleep(0.3)  # a transition of colours
+        tab.ask("Runtime.evaluate", expression=files[0].read_text("utf-8"))
+        for opened in (False, True):
+            if opened:
+                tab.run("document.querySelector('#results button').click()")
+                tab.wait("document.querySelector('#detail-body table')")
+            found = tab.run(
+                "axe.run().then((said) => said.violations.map((one) => [one.id, one.nodes.map((node) => node.html)]))"
+            )
+            assert found == [], found
+            assert tab.run("document.documentElement.scrollWidth <= innerWidth")  # nothing is cut off
+    finally:
+        tab.size(1300, 900)
+        tab.ask("Emulation.setEmulatedMedia", features=[])

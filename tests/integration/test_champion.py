@@ -1,0 +1,303 @@
+"""Moves of `champion` and `previous` in a real MLflow: killed after each write, made by hand, of deleted versions."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from align.errors import DataError, LockedError, ServiceError
+from align.formats.champion_moves import INTENT
+from align.release import alias_moves
+from align.release.champion import make_champion, settled, take_back
+from align.services.registry import PROMOTED, REPLACED, ROLLED_BACK, Registry, Version
+from align.services.tracking import Tracker
+
+WRITES = (
+    "set_registered_model_tag", "delete_registered_model_tag", "set_registered_model_alias",
+    "delete_registered_model_alias", "set_model_version_tag", "delete_model_version_tag",
+)  # fmt: skip
+NAMES = (f"model-{number}" for number in itertools.count())
+
+
+class Killed(BaseException):
+    """What `kill -9` is to a process."""
+
+
+def die() -> None:
+    raise Killed
+
+
+class Mortal:
+    """MLflow's client, which dies after a number of writes, or something else happens then."""
+
+    def __init__(self, client: Any, writes: int, then: Callable[[], None] = die) -> None:
+        self._client, self.left, self._then = client, writes, then
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        return self._counted(method) if name in WRITES else method
+
+    def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*values: Any) -> Any:
+            answer = method(*values)
+            self.left -= 1
+            if self.left == 0:
+                self._then()
+            return answer
+
+        return write
+
+
+class Model:
+    """A registered model with versions that nobody trained."""
+
+    def __init__(self, tracker: Tracker, num_versions: int) -> None:
+        self.tracker, self.name = tracker, next(NAMES)
+        self.client: Any = tracker.registry._client
+        self.client.create_registered_model(self.name)
+        for _ in range(num_versions):
+            self.client.create_model_version(self.name, "s3://nowhere/model")
+
+    def version(self, number: int) -> Version:
+        return {version.number: version for version in self.tracker.registry.versions(self.name)}[number]
+
+    def promote(self, number: int) -> None:
+        replaces = settled(self.tracker, self.name).champion
+        figures = {"recall": number / 10}
+        make_champion(self.tracker, self.version(number), replaces=replaces, why=f"{number} is better", figures=figures)
+
+    def roll_back(self) -> None:
+        take_back(self.tracker, self.name, "slow")
+
+    def aliases(self) -> dict[str, int]:
+        return self.tracker.registry.aliases(self.name)
+
+    def history(self) -> list[tuple[str, int | None, int | None]]:
+        return [(move.kind, move.before, move.to) for move in self.tracker.registry.champion_state(self.name).moves]
+
+    def dies_after(self, writes: int, then: Callable[[], None] = die) -> Tracker:
+        """A tracker whose process is killed after so many writes, or stopped while something else happens."""
+        tracker = Tracker.__new__(Tracker)
+        tracker.registry = Registry(Mortal(self.client, writes, then), self.tracker.registry._asking)
+        return tracker
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    return Tracker(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The pauses keep others out; there are none here. A busy machine may be slower than they allow for."""
+    monkeypatch.setattr(alias_moves, "sleep", lambda _: None)
+    monkeypatch.setattr(alias_moves, "SETTLE_S", 600.0)
+    yield
+
+
+def killed_after_each_write(model: Model, act: Callable[[Model], None]) -> int:
+    """Acts, and is killed after the first write, the second, and so on; returns the number of writes.
+
+    Each time, the aliases are then as the one who comes next finds them, whole.
+    """
+    whole = model.tracker
+    for writes in itertools.count(1):
+        aliases, history = model.aliases(), model.history()
+        mortal = model.dies_after(writes)
+        model.tracker = mortal
+        try:
+            act(model)
+        except Killed:
+            killed = True
+        else:
+            killed = False
+        model.tracker = whole
+        state = settled(whole, model.name)
+        assert state.unfinished is None
+        assert len(state.moves) == len(history) + 1, (writes, state.moves)
+        assert (state.champion, state.previous) == (state.moves[-1].to, state.moves[-1].previous), writes
+        assert state.champion != state.previous
+        assert INTENT not in whole.registry._client.get_registered_model(model.name).tags
+        assert aliases != model.aliases()
+        if not killed:
+            return writes - 1
+    raise AssertionError
+
+
+@pytest.mark.timeout(600)
+def test_a_promotion_that_is_killed_after_any_write_is_finished_by_the_next_call(tracker: Tracker) -> None:
+    model = Model(tracker, 12)
+    model.promote(1)
+    numbers = itertools.count(2)
+    writes = killed_after_each_write(model, lambda each: each.promote(next(numbers)))
+    assert writes == 7  # intent, two tags, two aliases, entry, no intent
+    last = 2 + writes
+    assert model.history() == [("promoted", number - 1 or None, number) for number in range(1, last + 1)]
+    assert model.aliases() == {"champion": last, "previous": last - 1}
+    assert model.version(last).tags[PROMOTED] and ROLLED_BACK not in model.version(last - 1).tags
+
+
+@pytest.mark.timeout(600)
+def test_a_rollback_that_is_killed_after_any_write_is_finished_by_the_next_call(tracker: Tracker) -> None:
+    model = Model(tracker, 12)
+    for number in range(1, 13):
+        model.promote(number)
+    writes = killed_after_each_write(model, Model.roll_back)
+    assert writes == 7
+    assert model.history()[12:] == [("rolled back", number, number - 1) for number in range(12, 12 - writes - 1, -1)]
+    left = 12 - writes - 1
+    assert model.aliases() == {"champion": left, "previous": left - 1}
+    assert [ROLLED_BACK in model.version(number).tags for number in (left, left + 1)] == [False, True]
+
+
+def test_rollbacks_end(tracker: Tracker) -> None:
+    model = Model(tracker, 2)
+    with pytest.raises(DataError, match="has no version with alias 'champion'; there is nothing to roll back"):
+        model.roll_back()
+    for number in (1, 2, 1):
+        model.promote(number)
+    model.roll_back()
+    assert model.aliases() == {"champion": 2}
+    with pytest.raises(DataError, match="no champion before 2 is left: the others were rolled back"):
+        model.roll_back()
+
+
+def test_a_move_whose_version_is_deleted_meanwhile_is_undone(tracker: Tracker) -> None:
+    for writes in range(1, 6):
+        model = Model(tracker, 3)
+        for number in (1, 2):
+            model.promote(number)
+        whole, model.tracker = model.tracker, model.dies_after(writes)
+        with pytest.raises(Killed):
+            model.promote(3)
+        model.tracker = whole
+        model.client.delete_model_version(model.name, "3")
+        assert settled(tracker, model.name).unfinished is None
+        assert model.aliases() == {"champion": 2, "previous": 1}
+        assert len(model.history()) == 2
+
+
+def test_a_version_that_is_deleted_while_it_is_promoted_moves_nothing(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(tracker, 2)
+    model.promote(1)
+    monkeypatch.setattr(alias_moves, "sleep", lambda _: model.client.delete_model_version(model.name, "2"))
+    with pytest.raises(DataError, match=r"version 2 of model .* was deleted meanwhile; nothing was moved"):
+        model.promote(2)
+    assert model.aliases() == {"champion": 1} and model.history() == [("promoted", None, 1)]
+
+
+def test_a_champion_that_is_deleted_is_noticed_and_passed_over(tracker: Tracker) -> None:
+    model = Model(tracker, 4)
+    for number in (1, 2, 3):
+        model.promote(number)
+    model.client.delete_model_version(model.name, "2")
+    model.roll_back()
+    assert model.aliases() == {"champion": 1}
+    model.client.delete_model_version(model.name, "1")
+    model.promote(4)
+    assert model.history()[-2:] == [("by hand", 1, None), ("promoted", None, 4)]
+    assert model.aliases() == {"champion": 4}
+
+
+def test_an_alias_moved_by_hand_is_recorded_once_and_previous_moves_along(tracker: Tracker) -> None:
+    model = Model(tracker, 3)
+    for number in (1, 2):
+        model.promote(number)
+    model.client.set_registered_model_alias(model.name, "champion", "1")
+    assert tracker.registry.champion_state(model.name).moved_by_hand
+    for _ in range(2):
+        state = settled(tracker, model.name)
+    assert model.history()[2:] == [("by hand", 2, 1)]
+    assert (state.moves[-1].who, state.moved_by_hand) == ("unknown", True)
+    assert model.aliases() == {"champion": 1, "previous": 2}
+    model.roll_back()
+    assert model.aliases() == {"champion": 2} and not settled(tracker, model.name).moved_by_hand
+
+
+def test_a_decision_on_another_champion_moves_nothing(tracker: Tracker) -> None:
+    model = Model(tracker, 3)
+    model.promote(1)
+    stale = settled(tracker, model.name)
+    model.promote(2)
+    with pytest.raises(LockedError, match="version 3 was compared with champion 1; since then it is champion 2"):
+        make_champion(tracker, model.version(3), replaces=1, why="x", figures={})
+    with pytest.raises(LockedError, match="somebody else moved the aliases of model"):
+        alias_moves.move(tracker.registry, stale, "promoted", 3, "x", {})
+    assert model.aliases() == {"champion": 2, "previous": 1} and len(model.history()) == 2
+
+
+def test_of_two_intents_the_last_one_counts(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(tracker, 3)
+    model.promote(1)
+
+    def other(_: float) -> None:
+        monkeypatch.setattr(alias_moves, "sleep", lambda _: None)
+        state = tracker.registry.champion_state(model.name)
+        assert state.unfinished is not None
+        theirs = state.unfinished.model_copy(update={"id": "theirs", "to": 3})
+        tracker.registry.set_model_tag(model.name, INTENT, theirs.text())
+
+    monkeypatch.setattr(alias_moves, "sleep", other)
+    with pytest.raises(LockedError):
+        model.promote(2)
+    assert settled(tracker, model.name).champion == 3
+    assert model.history()[1:] == [("promoted", 1, 3)]
+
+
+def test_a_registry_that_is_too_slow_to_keep_two_apart_moves_nothing(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(tracker, 2)
+    model.promote(1)
+    state = settled(tracker, model.name)
+    monkeypatch.setattr(alias_moves, "SETTLE_S", 0.0)
+    with pytest.raises(ServiceError, match=r"MLflow took .* s for one tag .* so nothing was moved; run it again"):
+        alias_moves.move(tracker.registry, state, "promoted", 2, "x", {})
+    assert tracker.registry.champion_state(model.name) == state
+
+
+@pytest.mark.timeout(600)
+def test_a_process_that_was_stopped_between_any_two_writes_undoes_nothing_that_others_did(tracker: Tracker) -> None:
+    for writes in range(1, 8):
+        model = Model(tracker, 4)
+        for number in (1, 2):
+            model.promote(number)
+        slow = Model.__new__(Model)
+        slow.name, slow.client = model.name, model.client
+        slow.tracker = model.dies_after(writes, lambda model=model: model.promote(4))  # type: ignore[misc]
+        slow.promote(3)
+        assert settled(tracker, model.name).unfinished is None
+        assert model.history()[2:] == [("promoted", 2, 3), ("promoted", 3, 4)], writes
+        assert model.aliases() == {"champion": 4, "previous": 3}, writes
+
+
+@pytest.mark.timeout(600)
+def test_the_history_of_an_older_registry_is_derived_once_also_if_that_is_killed(tracker: Tracker) -> None:
+    def old() -> Model:
+        model = Model(tracker, 4)
+        tags = {
+            1: {PROMOTED: "2026-11-01T08:00:00Z", "align.promoted_because": "the first"},
+            2: {PROMOTED: "2026-11-02T08:00:00Z", REPLACED: "1"},
+            3: {PROMOTED: "2026-11-03T08:00:00Z", REPLACED: "2", ROLLED_BACK: "2026-11-04T08:00:00Z"},
+            4: {PROMOTED: "no time"},
+        }
+        for number, each in tags.items():
+            tracker.registry.set_version_tags(model.version(number), each)
+        model.client.set_registered_model_alias(model.name, "champion", "2")
+        return model
+
+    whole = [("promoted", None, 1), ("promoted", 1, 2), ("promoted", 2, 3), ("rolled back", 3, 2)]
+    for writes in range(1, 5):
+        model = old()
+        with pytest.raises(Killed):
+            settled(model.dies_after(writes), model.name)
+        assert settled(tracker, model.name).moves[0].why == "the first"
+        assert model.history() == whole
+    model.promote(4)
+    assert model.history() == [*whole, ("promoted", 2, 4)]
+    model.roll_back()
+    model.roll_back()
+    assert model.aliases() == {"champion": 1}

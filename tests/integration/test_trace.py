@@ -1,0 +1,310 @@
+"""A trace from the champion to a web page, and from a key to the champion: git, DVC and MLflow are real."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from align.cli import main
+from align.lineage.trace import ARTIFACT
+from align.services.tracking import Tracker
+from flows.git_repository import git
+from flows.run_branch import record
+from tests.support import pages_project
+from tests.support.dvc_projects import environment, shell
+from tests.support.pages_project import CODE, NUM_PICTURES
+
+#: The real ingest and filter over three saved pages. The later stages are stubs: what counts is what they record.
+DVC_YAML = """\
+stages:
+  ingest:
+    cmd: align ingest
+    deps: [pages]
+    params: [ingest]
+    outs: [data/raw, reports/ingest]
+  filter:
+    cmd: align filter
+    deps: [data/raw, data/policy/opted_out.csv]
+    params: [filter]
+    outs: [data/filtered, reports/filter]
+  validate:
+    cmd: python stages.py validate
+    deps: [data/filtered]
+    outs: [reports/quality]
+  shard:
+    cmd: python stages.py shard
+    deps: [data/raw, data/filtered, reports/quality/verdict.json]
+    outs: [data/shards, reports/shard]
+  validate_shards:
+    cmd: python stages.py validate_shards
+    deps: [data/shards]
+    outs: [reports/quality_shards]
+  finetune:
+    cmd: python stages.py finetune
+    deps: [data/shards]
+    outs: [models/finetuned, reports/finetune]
+  package:
+    cmd: python stages.py package
+    deps: [models/finetuned]
+    outs: [models/packaged, reports/package]
+  index:
+    cmd: python stages.py index
+    deps: [data/shards, models/finetuned]
+    outs: [data/index, reports/index]
+"""
+STAGES = """\
+import hashlib, json, sys
+from pathlib import Path
+import pyarrow.parquet as pq
+from align.formats.filtered import decisions_digest
+from align.formats.shards import read_manifest
+from tests.support import small_data
+stage, reports = sys.argv[1], Path("reports")
+decisions, manifest = decisions_digest(Path("data/filtered")), Path("data/shards/manifest.json")
+def write(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+if stage == "validate":
+    reports.joinpath("quality").mkdir(parents=True)
+    small_data.write_verdict(reports / "quality", passed=True, data=decisions)
+    report = json.loads((reports / "quality/report.json").read_text())
+    report["expectations"] = [
+        {"name": "raw-pairs", "passed": True, "accepted": None},
+        {"name": "drift", "passed": False, "accepted": {"by": "Ada", "reason": "a new <b>crawl</b>"}},
+    ]
+    write(reports / "quality/report.json", report)
+elif stage == "shard":
+    small_data.write_shards(Path("data"))
+    write(reports / "shard/report.json", {"digest": read_manifest(Path("data/shards")).digest, "decisions": decisions})
+elif stage == "validate_shards":
+    reports.joinpath("quality_shards").mkdir()
+    small_data.write_verdict(
+        reports / "quality_shards", passed=True, data=read_manifest(Path("data/shards")).digest
+    )
+elif stage == "finetune":
+    write(reports / "finetune/report.json", {})
+    write(Path("models/finetuned/weights"), hashlib.sha256(manifest.read_bytes()).hexdigest())
+elif stage == "package":
+    weights = Path("models/finetuned/weights").read_bytes()
+    write(Path("models/packaged/MLmodel"), hashlib.sha256(weights).hexdigest())
+    write(reports / "package/report.json", {"digest": hashlib.sha256(weights).hexdigest()})
+else:
+    kept = pq.read_table("data/filtered/decisions.parquet", filters=[("keep", "==", True)])
+    write(reports / "index/report.json", {})
+    Path("data/index").mkdir()
+    pq.write_table(kept.select(["key", "image_id"]), "data/index/items.parquet")
+    digest = read_manifest(Path("data/shards")).digest
+    header = {"schema_version": 2, "model_digest": "a" * 64, "shards_digest": digest, "thumbnail_px": 0, "files": {}}
+    write(Path("data/index/index.json"), header | {"num_items": kept.num_rows, "width": 4})
+"""
+MODEL = "traced"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, mlflow_server: str) -> Path:
+    """A project whose pipeline has run, recorded as run/first; its model is version 1 and the champion."""
+    root = tmp_path_factory.mktemp("trace") / "project"
+    pages_project.write(root, MODEL, {"dvc.yaml": DVC_YAML, "stages.py": STAGES}, "https://pages.example/")
+    run_and_register(root, mlflow_server, "first", ["champion", "candidate"])
+    return root
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of its own; `align` works there, in this process."""
+    root = tmp_path / "project"
+    shutil.copytree(made, root, symlinks=True)
+    for name, value in environment(root, CODE | {"MLFLOW_TRACKING_URI": mlflow_server}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(root)
+    return root
+
+
+def run_and_register(root: Path, server: str, name: str, aliases: list[str]) -> None:
+    """Runs the pipeline, records it, and registers its model as `align register` does."""
+    shell(root, "dvc repro --quiet", CODE)
+    recorded = record(root, name, f"run {name}")
+    data = json.loads((root / "data/shards/manifest.json").read_text())["digest"]
+    model = json.loads((root / "reports/package/report.json").read_text())["digest"]
+    tags = {"align.data_digest": data, "align.trained_on": data, "align.model_digest": model,
+            "align.git_revision": recorded.commit}  # fmt: skip
+    tracker = Tracker(server)
+    run = tracker.start_run(MODEL, recorded.name, tags=tags)
+    tracker.log_params(run, {"finetune.num_steps": 7, "model.image_px": 16})
+    tracker.log_metrics(run, {"x/recall@10": 0.5, "x/recall@10/low": 0.4, "x/recall@10/high": 0.6})
+    tracker.end_run(run)
+    version = tracker.registry.create_version(MODEL, run, "model", tags)
+    for alias in aliases:
+        tracker.registry.set_alias(version, alias)
+
+
+def traced(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    """What `align trace --json` prints."""
+    assert main(["trace", *words, "--json"]) == 0, capsys.readouterr().err
+    values: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return values
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line of a command that fails."""
+    assert main(["trace", *words]) == 1
+    said = capsys.readouterr()
+    assert not said.out
+    (line,) = [line for line in said.err.splitlines() if line.startswith("align: error: ")]
+    return line
+
+
+def reached(graph: dict[str, Any], start: str) -> set[str]:
+    """The kinds of nodes that edges lead to, from the nodes of one kind."""
+    here = {node["id"] for node in graph["nodes"] if node["kind"] == start}
+    while more := {edge["to"] for edge in graph["edges"] if edge["from"] in here} - here:
+        here |= more
+    return {node["kind"] for node in graph["nodes"] if node["id"] in here}
+
+
+def facts(graph: dict[str, Any], kind: str) -> dict[str, str]:
+    """The facts of the only node of a kind."""
+    (node,) = [node for node in graph["nodes"] if node["kind"] == kind]
+    return dict(node["facts"])
+
+
+def key_of(root: Path, number: int) -> str:
+    rows = pq.read_table(root / "data/filtered/decisions.parquet").to_pylist()
+    (row,) = [row for row in rows if f"number {number} " in row["text"]]
+    return str(row["key"])
+
+
+CHAIN = {"page", "pair", "decision", "verdict", "shard", "run", "version", "alias", "index"}
+
+
+def test_from_the_champion_to_web_pages(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = traced(capsys, f"{MODEL}@champion")
+    assert reached(graph, "source") == {"source", *CHAIN}
+    assert not graph["notes"] and not any(node["missing"] for node in graph["nodes"])
+    pages = [node["facts"]["page"] for node in graph["nodes"] if node["kind"] == "page"]
+    assert pages and all(page.startswith("https://pages.example/") for page in pages)
+    assert facts(graph, "decision")["kept"] == f"{NUM_PICTURES} of {NUM_PICTURES}"
+    assert facts(graph, "verdict")["accepted"] == "drift, by Ada: a new <b>crawl</b>"
+    assert facts(graph, "run")["branch"] == "run/first"
+    assert facts(graph, "run")["recipe"] == "finetune.num_steps=7"
+    assert facts(graph, "run")["x/recall_at_10"] == "0.5000 (0.4000 to 0.6000)"
+    assert facts(graph, "index")["made by"] == f"{MODEL} version 1, the champion"
+    assert traced(capsys, f"{MODEL}/1") | {"asked": ""} == graph | {"asked": ""}
+    funnel = next(node["tables"][0]["rows"] for node in graph["nodes"] if node["kind"] == "decision")
+    assert funnel[0][0] == "opted_out"
+
+
+def test_from_a_key_an_address_and_a_picture_to_the_champion(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = key_of(project, 4)
+    graph = traced(capsys, key)
+    assert reached(graph, "source") == {"source", *CHAIN}
+    assert f"the champion, {MODEL} version 1, was trained on it" in graph["answers"]
+    assert f"the picture is in data/index, made by {MODEL} version 1, the champion" in graph["answers"]
+    pair, place, page = facts(graph, "pair"), facts(graph, "shard"), facts(graph, "page")
+    assert pair["text"] == "picture number 4 of a red fox"
+    assert (place["split"], place["sample"]) == ("train", key)
+    assert page["page"] == "https://pages.example/1.html"
+    assert page["place"] == "pair 5 from pages/0.html on"
+    assert page["bytes at"].endswith("pages/4.jpg")
+    assert [node["kind"] for node in graph["nodes"] if node["is_subject"]] == ["pair"]
+    picture = next((project / "pages").glob("4.jpg"))
+    for words in (pair["sha256"], pair["picture"], f"key:{key}", str(picture)):
+        assert {node["id"] for node in traced(capsys, words)["nodes"]} == {node["id"] for node in graph["nodes"]}
+    of_page = traced(capsys, page["page"])
+    assert len([node for node in of_page["nodes"] if node["kind"] == "pair"]) == NUM_PICTURES // 3
+
+
+def test_from_a_run_and_a_shard_both_ways(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_id = facts(traced(capsys, f"{MODEL}@champion"), "run")["MLflow run"]
+    for words in ("first", "run/first", run_id, run_id[:12], "run:first"):
+        graph = traced(capsys, words)
+        assert reached(graph, "source") == {"source", *CHAIN}, words
+        assert [node["kind"] for node in graph["nodes"] if node["is_subject"]] == ["run"]
+        assert graph["answers"][0] == f"its model is {MODEL} version 1"
+    for words in ("train/00000.tar", str(project / "data/shards/train/00000.tar"), "data/shards/train/00000.tar"):
+        graph = traced(capsys, words)
+        assert reached(graph, "page") == CHAIN, words
+        assert facts(graph, "shard")["pictures"] == str(NUM_PICTURES)
+        assert graph["answers"][0] == "its data trained 1 version"
+
+
+def test_data_of_an_earlier_run_comes_from_the_cache_and_what_is_gone_is_named(
+    project: Path, mlflow_server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = key_of(project, 4)
+    (project / "urls.txt").write_text(f"{key}\n")
+    assert main(["forget", "--keys", "urls.txt"]) == 0
+    run_and_register(project, mlflow_server, "second", ["champion"])
+    capsys.readouterr()
+
+    # Dropped today; the first version had it, and its data is in DVC's cache.
+    graph = traced(capsys, key)
+    assert f"trained on it: {MODEL} version 1 (candidate)" in graph["answers"]
+    assert f"the champion, {MODEL} version 2, was not trained on it" in graph["answers"]
+    assert "the picture is not in data/index" in graph["answers"]
+    assert reached(graph, "pair") >= {"decision", "shard", "run", "version", "alias"}
+    assert facts(graph, "decision")["reasons"] == "opted_out"
+    earlier = traced(capsys, f"{MODEL}/1")
+    assert facts(earlier, "shard")["where"] == "as of run/first"
+    assert facts(earlier, "decision")["kept"] == f"{NUM_PICTURES} of {NUM_PICTURES}"
+    assert reached(earlier, "source") >= CHAIN - {"index"}
+    assert f"the index in data/index was made by {MODEL} version 2, the champion" in earlier["answers"]
+
+    # Without the cache the rest is shown, with what brings the data.
+    shutil.rmtree(project / ".dvc/cache")
+    assert main(["trace", f"{MODEL}/1"]) == 0
+    text = capsys.readouterr().out
+    assert "neither checked out nor in any dvc.lock" in text and "`dvc fetch --all-branches`" in text
+    assert "> model version         traced version 1 (candidate)" in text
+    git(project, "branch", "-D", "run/first", "run/second")
+    git(project, "reflog", "expire", "--expire=now", "--all")
+    git(project, "gc", "--quiet", "--prune=now")
+    assert "is not in this repository; `git fetch --all`" in str(traced(capsys, f"{MODEL}/1"))
+
+
+def test_without_mlflow_the_data_half_is_shown_with_one_line(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for words in (key_of(project, 4), "train/00000.tar", "run/first"):
+        assert main(["trace", words]) == 0
+        said = capsys.readouterr()
+        assert len([line for line in said.err.splitlines() if "MLflow at http://127.0.0.1:9" in line]) == 1, words
+        assert "quality gate" in said.out and "shards" in said.out
+    assert "MLflow at http://127.0.0.1:9" in refused(capsys, f"{MODEL}@champion")
+
+
+def test_the_page_is_kept_with_the_version_once(
+    project: Path, mlflow_server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = facts(traced(capsys, f"{MODEL}@candidate"), "run")["MLflow run"]
+    pages = set()
+    for _ in range(2):
+        assert main(["trace", f"{MODEL}/1", "--log", "--html", "page.html"]) == 0
+        assert f"{ARTIFACT} of run {run_id}" in capsys.readouterr().out
+        pages.add(Path("page.html").read_text())
+    (page,) = pages
+    assert "picture number" in page and "data:image/jpeg" in page and "<b>crawl" not in page
+    from mlflow import MlflowClient
+
+    client = MlflowClient(mlflow_server)
+    assert [item.path for item in client.list_artifacts(run_id, "lineage")] == [ARTIFACT.as_posix()]
+    assert Path(client.download_artifacts(run_id, ARTIFACT.as_posix())).read_text() == page
+    assert "--log keeps the page of a model version" in refused(capsys, "train/00000.tar", "--log")
+
+
+def test_what_is_ambiguous_or_unknown_is_one_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = key_of(project, 4)
+    git(project, "branch", f"run/{key}", "run/first")
+    line = refused(capsys, key)
+    assert f"'{key}' names more than one thing: run {key} (`run:run/{key}`), pair {key} (`key:{key}`)" in line
+    assert facts(traced(capsys, f"key:{key}"), "pair")["sha256"]
+    assert "did you mean first?" in refused(capsys, "firts")
+    assert f"did you mean {MODEL}@champion?" in refused(capsys, f"{MODEL}@campion")
+    assert "did you mean train/00000.tar?" in refused(capsys, "train/0000.tar")
+    assert "names nothing here" in refused(capsys, "x' or 'a'='a@champion")
+    assert "no address of a picture or page in data/raw" in refused(capsys, "https://example.org/\x1b[31m")

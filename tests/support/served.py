@@ -1,0 +1,145 @@
+"""A search service over one-coloured pictures, without a server or a model: what it should find is plain to see."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+from align.config.index import IndexConfig
+from align.config.serve import ServeConfig
+from align.config.store import StoreConfig
+from align.errors import AlignError, DataError
+from align.formats.image_index import IndexedImage
+from align.guard import Guard
+from align.search.index import index
+from align.search.search import open_index
+from align.search.service.answers import PairShown, RuleShown
+from align.search.service.app import POLICY, make_app
+from align.search.service.champion import Champion
+from align.search.service.limits import Limits
+from align.search.service.served import Folders, Pictures, Release, Served
+from align.search.service.service import SearchService
+from tests.support import colour_shards
+from tests.support.colours import ColourEncoder
+from tests.support.mlflow_server import free_port
+from tests.support.params import load_params
+
+PAGE = "https://example.com/page"
+
+
+class ColourEmbedder(ColourEncoder):
+    """Also takes pixels, and counts what it embeds."""
+
+    config = SimpleNamespace(resize_px=48, image_px=48)
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
+        texts = list(texts)
+        self.batches.append(len(texts))
+        return super().embed_texts(texts)
+
+    def embed_pixels(self, crops: Iterable[np.ndarray]) -> np.ndarray:
+        rows = np.array([[*crop.mean(axis=(0, 1)) / 255, 0.01] for crop in crops], dtype=np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def write(root: Path, **values: Any) -> Path:
+    """Writes shards and their index, with other values of section `index`, below a folder, which is returned."""
+    index(
+        IndexConfig.model_validate(load_params().values["index"] | {"queries": None} | values),
+        text_weight=2.0,
+        encoder=ColourEncoder(),
+        model_digest="mine",
+        shards=colour_shards.write(root / "shards"),
+        out=root / "index",
+        reports=root / "reports",
+    )
+    return root
+
+
+def served(root: Path, digest: str = "1" * 64, version: int | None = 1, **tags: str) -> Served:
+    """A pair over what `write` wrote."""
+    release = Release(digest, "align", version, "run-1", tags)
+    return Served(release, ColourEmbedder(), open_index(root / "index", "mine"))  # type: ignore[arg-type]
+
+
+@dataclass
+class Releases:
+    """A source whose releases a test sets; what is no release is raised."""
+
+    now: Release | AlignError | None = None
+    notes: list[str] = field(default_factory=list)
+    todo: str = "promote something"
+
+    def wanted(self) -> Release | None:
+        if isinstance(self.now, AlignError):
+            raise self.now
+        return self.now
+
+    def folders(self, release: Release) -> Folders:
+        return Folders(Path("model"), Path("index"))
+
+    def warnings(self, release: Release) -> list[str]:
+        return self.notes
+
+
+def pair_of(item: IndexedImage, shards_digest: str) -> PairShown:
+    """What a checkout knows: nothing of the last picture."""
+    if item.key == "000000011":
+        raise DataError("data/raw has no such pair")
+    rule = RuleShown(rule="text_too_short", what="fewer than 3", verdict="passes", values="num_words 3")
+    return PairShown(page_url=PAGE, url=None, text=item.texts[0], kept=True, rules=[rule], notes=[])
+
+
+def limits(**values: Any) -> ServeConfig:
+    """Section `serve`, with other values."""
+    return ServeConfig.model_validate(load_params().values["serve"] | values)
+
+
+@contextmanager
+def service(root: Path, first: Served | None, **values: Any) -> Iterator[SearchService]:
+    """A service that serves one pair, or none."""
+    source = Releases(first.release if first else None)
+    champion = Champion(source, 3600.0, lambda release, folders: first)  # type: ignore[arg-type,return-value]
+    champion.look()
+    store = StoreConfig.model_validate(load_params().values["store"])
+    made = SearchService(
+        limits(**values),
+        text_weight=2.0,
+        champion=champion,
+        pictures=Pictures(root / "shards", store),
+        pair_of=pair_of,
+    )
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def listening(made: SearchService) -> Iterator[str]:
+    """A server on a free port of loopback; its address."""
+    claim, port = free_port()
+    app = Guard(Limits(make_app(made), made.config, made.requests), port, policy=POLICY)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        claim.close()

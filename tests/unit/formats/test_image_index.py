@@ -1,0 +1,180 @@
+"""data/index: rows on demand, thumbnails, filters, and what becomes of files that are damaged or old."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.errors import CorruptError, DataError, FormatError
+from align.formats.image_index import ImageIndex, write_index
+from align.formats.indexed_images import ImagesWriter, IndexedImage
+from align.services.vector_index import VectorIndex
+
+TEXTS = [
+    ("a red  Heart", "two words"), ("red", "heart"), ("hearts",), ("Ein ÄRGER",), ("C++ (c) 100%",), ("赤い heart_1",),
+    ("a\nHEART",), ("redheart",),
+]  # fmt: skip
+ITEMS = [
+    IndexedImage(
+        f"{7 * number % 8:09d}", f"{number:064d}", texts, "test" if number % 3 == 0 else "train", "train/00000.tar",
+        number, 10 + number, tuple(f"{number}-{place}" for place in range(len(texts))),
+    )
+    for number, texts in enumerate(TEXTS)
+]  # fmt: skip
+VECTORS = np.eye(8, dtype=np.float32)
+
+
+def write(folder: Path, *, thumbnail_px: int = 160, exact_below: int = 100) -> Path:
+    def build(path: Path, images: ImagesWriter) -> VectorIndex:
+        for item in ITEMS:
+            images.add(item, f"jpeg of {item.key}".encode() if thumbnail_px else b"")
+        return VectorIndex.build([VECTORS], path, num_vectors=8, exact_below=exact_below)
+
+    write_index(folder, build, model_digest="m", shards_digest="s", thumbnail_px=thumbnail_px)
+    return folder
+
+
+def load(folder: Path) -> ImageIndex:
+    return ImageIndex.load(folder, VectorIndex.load)
+
+
+@pytest.fixture(scope="module", params=[100, 1], ids=["exact", "approximate"])
+def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
+    return load(write(tmp_path_factory.mktemp("index") / "index", exact_below=request.param))
+
+
+def keys(index: ImageIndex, k: int = 8, **filters: list[str]) -> set[str]:
+    return {hit.item.key for hit in index.search(VECTORS[0], k, **filters)}
+
+
+def test_rows_are_what_was_written(index: ImageIndex) -> None:
+    assert list(index.items) == ITEMS == index.items[:] and index.items[-1] == ITEMS[-1]
+    assert [tuple(texts) for texts in index.items.texts()] == TEXTS
+    with pytest.raises(IndexError):
+        index.items[8]
+    for row, item in enumerate(ITEMS):
+        assert index.item(item.key) == item
+        assert index.thumbnail(item.key) == f"jpeg of {item.key}".encode()
+        assert np.array_equal(index.vector(item.key), VECTORS[row])
+
+
+@pytest.mark.parametrize("key", ["", "000000008", "00000000", "999999999", "é"])
+def test_a_key_that_no_image_has(index: ImageIndex, key: str) -> None:
+    for ask in (index.item, index.vector, index.thumbnail):
+        with pytest.raises(DataError, match=r"no image with key .*align search"):
+            ask(key)
+
+
+@pytest.mark.parametrize(
+    ("words", "rows"),
+    [
+        (["heart"], {0, 1, 6}), (["RED"], {0, 1}), (["red heart"], {0}), (["heart", "red"], {0, 1}),
+        (["ärger"], {3}), (["c++"], {4}), (["100%"], {4}), (["(c)"], {4}), (["."], set()), (["赤い"], {5}),
+        (["a heart"], {6}), (["absent"], set()),
+    ],
+)  # fmt: skip
+def test_words_of_the_texts(index: ImageIndex, words: list[str], rows: set[int]) -> None:
+    assert keys(index, words=words) == {ITEMS[row].key for row in rows}
+
+
+def test_splits_exclusions_and_fewer_than_k(index: ImageIndex) -> None:
+    tests = {item.key for item in ITEMS if item.split == "test"}
+    assert keys(index, splits=["test"]) == tests and keys(index, splits=["test", "train"]) == {i.key for i in ITEMS}
+    assert keys(index, splits=["test"], words=["heart"]) == {ITEMS[0].key, ITEMS[6].key}
+    assert keys(index, splits=["nope"]) == set()
+    assert len(keys(index, 2, splits=["test"])) == 2
+    assert keys(index, 3, splits=["test"], exclude=[ITEMS[0].key]) == tests - {ITEMS[0].key}
+    assert keys(index, 100) == {item.key for item in ITEMS}
+    assert [hit.item.key for hit in index.search(VECTORS[2], 1)] == [ITEMS[2].key]
+
+
+def test_without_thumbnails(tmp_path: Path) -> None:
+    index = load(write(tmp_path / "index", thumbnail_px=0))
+    assert not index.has_thumbnails and not (tmp_path / "index/thumbnails.jpegs").exists()
+    with pytest.raises(DataError, match=r"no thumbnails; set index.thumbnail_px"):
+        index.thumbnail(ITEMS[0].key)
+
+
+def test_an_open_index_stays_what_it_was_when_the_folder_is_replaced(tmp_path: Path) -> None:
+    index = load(write(tmp_path / "index", exact_below=1))
+    write(tmp_path / "index", thumbnail_px=0)
+    assert index.thumbnail(ITEMS[3].key) == f"jpeg of {ITEMS[3].key}".encode()
+    assert [hit.item for hit in index.search(VECTORS[5], 1)] == [ITEMS[5]]
+
+
+def test_a_build_that_fails_leaves_the_old_index(tmp_path: Path) -> None:
+    write(tmp_path / "index")
+
+    def stop(path: Path, images: ImagesWriter) -> VectorIndex:
+        images.add(ITEMS[0], b"jpeg")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_index(tmp_path / "index", stop, model_digest="m", shards_digest="s", thumbnail_px=160)
+    assert len(load(tmp_path / "index").items) == 8
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_an_index_of_an_earlier_version(tmp_path: Path) -> None:
+    folder = write(tmp_path / "index")
+    old = {"schema_version": 1, "model_digest": "m", "shards_digest": "s", "num_items": 8, "width": 8}
+    (folder / "index.json").write_text(json.dumps(old))
+    with pytest.raises(FormatError, match=r"run `align index` again"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["items.parquet", "thumbnails.jpegs", "vectors.faiss", "vectors.npy"])
+def test_a_file_that_is_cut_off_longer_or_missing(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / "index", exact_below=1) / name
+    good = file.read_bytes()
+    for bad in (good[:-1], good + b"x", b""):
+        file.write_bytes(bad)
+        with pytest.raises(CorruptError, match=rf"{name}: .* bytes, not the .*run `align index` again"):
+            load(tmp_path / "index")
+    file.unlink()
+    with pytest.raises(CorruptError, match=f"{name}: missing"):
+        load(tmp_path / "index")
+
+
+def _other_number(table: pa.Table) -> pa.Table:
+    return table.slice(1)
+
+
+def _missing_values(table: pa.Table) -> pa.Table:
+    return table.set_column(0, table.schema.field("key"), pa.array([None] * 8, pa.string()))
+
+
+def _other_columns(table: pa.Table) -> pa.Table:
+    return table.drop_columns(["keys"])
+
+
+def _far_thumbnails(table: pa.Table) -> pa.Table:
+    field = table.schema.field("thumbnail_offset_bytes")
+    return table.set_column(table.schema.get_field_index(field.name), field, pa.array([1 << 40] * 8, pa.int64()))
+
+
+@pytest.mark.parametrize("change", [_other_number, _missing_values, _other_columns, _far_thumbnails])
+def test_a_table_that_does_not_belong_to_the_rest(tmp_path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    file = write(tmp_path / "index") / "items.parquet"
+    pq.write_table(change(pq.read_table(file, read_dictionary=["split", "shard"])), file)
+    header = json.loads((tmp_path / "index/index.json").read_text())
+    header["files"]["items.parquet"] = file.stat().st_size
+    (tmp_path / "index/index.json").write_text(json.dumps(header))
+    with pytest.raises(CorruptError, match=r"run `align index` again"):
+        load(tmp_path / "index").thumbnail(ITEMS[0].key)
+
+
+def test_a_table_whose_bytes_are_damaged(tmp_path: Path) -> None:
+    file = write(tmp_path / "index") / "items.parquet"
+    good = file.read_bytes()
+    for place in range(0, len(good), max(1, len(good) // 200)):
+        file.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+        try:
+            index = load(tmp_path / "index")
+        except CorruptError:
+            continue
+        assert len(list(index.items)) == 8

@@ -1,0 +1,111 @@
+"""`align trace` over a hand-made checkout: no git, no DVC, no MLflow; texts and addresses are hostile."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.cli import main
+from tests.support import small_data
+from tests.support.small_data import Pair
+
+EVIL = "<script>alert('fox')</script> \x1b[31m\u202e a fox\nin two lines"
+PAIRS = [Pair(EVIL, 1), Pair("fox in the snow", 1), Pair("short", 2, reason="text_too_short"), Pair("gone", None)]
+KEPT, ALSO_KEPT, SHORT, MISSING = (f"00000{number:04d}" for number in range(4))
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """data/raw, data/filtered and data/shards of four pairs, whose page is hostile; no reports."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / "data"
+    raw, _ = small_data.write(root, [*PAIRS[:3], Pair("gone", None, reason="image_missing")])
+    rows = pq.read_table(raw / "00000.parquet").to_pylist()
+    for row in rows:
+        row["page_url"] = f"javascript:{EVIL}" if row["key"] == KEPT else "https://example.org/page?a=\"'><b>"
+    pq.write_table(pa.Table.from_pylist(rows, schema=small_data.RAW_SCHEMA), raw / "00000.parquet")
+    small_data.write_shards(root)
+    return root
+
+
+def graph(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main(["trace", *words, "--json"]) == 0, capsys.readouterr().err
+    values: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return values
+
+
+def titles(values: dict[str, Any]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for node in values["nodes"]:
+        found.setdefault(node["kind"], []).append(node["title"])
+    return found
+
+
+def test_a_kept_pair_leads_to_its_shard_and_says_what_is_not_known(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = graph(capsys, ALSO_KEPT)
+    found = titles(values)
+    assert found["pair"] == [f"pair {ALSO_KEPT}"]
+    assert found["decision"] == ["kept: no rule drops it"]
+    assert found["shard"] == ["train/00000.tar"]
+    assert found["verdict"] == ["verdict not here"]
+    assert "run" not in found
+    (note,) = [line for line in values["notes"] if "MLflow" in line]
+    assert note.startswith("no MLflow here")
+    place = next(node["facts"] for node in values["nodes"] if node["kind"] == "shard")
+    assert (place["sample"], place["texts"], place["split"]) == (KEPT, "2", "train")
+
+
+def test_dropped_pairs_end_at_their_rule(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = titles(graph(capsys, SHORT))
+    assert found["decision"] == ["dropped: text_too_short"]
+    assert "shard" not in found
+    values = graph(capsys, MISSING)
+    assert titles(values)["decision"] == ["dropped: image_missing"]
+    assert values["answers"] == ["its picture was never downloaded, so no model can have seen it"]
+
+
+def test_a_page_and_a_picture_name_all_their_pairs(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_page = titles(graph(capsys, "https://example.org/page?a=\"'><b>"))
+    assert of_page["pair"] == [f"pair {key}" for key in (ALSO_KEPT, SHORT, MISSING)]
+    assert len(of_page["page"]) == 1
+    of_picture = titles(graph(capsys, "https://example.org/1.jpg"))
+    assert of_picture["pair"] == [f"pair {KEPT}", f"pair {ALSO_KEPT}"]
+    assert of_picture["shard"] == ["train/00000.tar"]  # both are texts of one sample
+
+
+def test_text_and_page_obey_nothing_that_a_stranger_wrote(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", KEPT, "--html", "page.html"]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "\u202e" not in said
+    assert not any(line.startswith("in two lines") for line in said.splitlines())
+    page = Path("page.html").read_text()
+    assert "<script" not in page and "\x1b" not in page and "\u202e" not in page
+    assert 'href="javascript' not in page
+    assert "data:image/jpeg" in page
+
+
+def test_a_cut_off_tar_or_report_is_named_and_the_rest_is_shown(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Path("reports/quality")
+    report.mkdir(parents=True)
+    (report / "verdict.json").write_text('{"passed": tr')
+    tar = data / "shards/train/00000.tar"
+    tar.write_bytes(tar.read_bytes()[:700])
+    values = graph(capsys, ALSO_KEPT)
+    assert titles(values)["decision"] == ["kept: no rule drops it"]
+    assert any("00000.tar: cut off or damaged" in note for note in values["notes"])
+    values = graph(capsys, "train/00000.tar")
+    assert titles(values)["verdict"] == ["verdict not here"]
+    assert "no pages are shown" in str([node["missing"] for node in values["nodes"]])
+
+
+def test_log_needs_a_model_version(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", KEPT, "--log"]) == 1
+    assert "--log keeps the page of a model version" in capsys.readouterr().err
+    assert main(["trace", "align@champion", "--log"]) == 1
+    assert "no MLflow here" in capsys.readouterr().err

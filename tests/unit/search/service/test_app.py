@@ -1,0 +1,209 @@
+"""The endpoints, asked as a client asks them, without a socket."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from align.guard import Guard
+from align.search.service.app import POLICY, make_app
+from align.search.service.limits import Limits
+from align.search.service.service import SearchService
+from tests.support import hostile_pictures
+from tests.support.colours import square
+from tests.support.served import PAGE, served, service, write
+
+PORT = 7000
+JSON = {"content-type": "application/json"}
+
+
+def ask(made: SearchService, method: str, path: str, **more: Any) -> httpx.Response:
+    """What the server answers; an error of the application is an answer, as it is over a socket."""
+
+    async def send() -> httpx.Response:
+        app = Guard(Limits(make_app(made), made.config, made.requests), PORT, policy=POLICY)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1:{PORT}") as client:
+            return await client.request(method, path, **more)
+
+    return asyncio.run(send())
+
+
+@pytest.fixture(scope="module")
+def made(world: Path) -> Iterator[SearchService]:
+    with service(world, served(world, **{"align.promoted_at": "today"}), max_requests_per_s=None) as one:
+        yield one
+
+
+def colours(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [hit["texts"][0].split()[1] for hit in answer.json()["hits"]]
+
+
+def test_by_text_key_and_picture(made: SearchService) -> None:
+    assert colours(ask(made, "GET", "/search?text=blue&limit=3")) == ["blue"] * 3
+    assert colours(ask(made, "POST", "/search", json={"text": "blue", "limit": 3})) == ["blue"] * 3
+    near = ask(made, "GET", "/search?key=000000000&limit=2")
+    assert colours(near) == ["red", "red"] and "000000000" not in near.text.partition('"hits"')[2].partition("image")[0]
+    picture = square("green")
+    encoded = base64.b64encode(picture).decode()
+    assert colours(ask(made, "POST", "/search", json={"image": encoded, "limit": 3})) == ["green"] * 3
+    assert colours(ask(made, "POST", "/search/image?limit=3", content=picture)) == ["green"] * 3
+
+
+def test_words_added_and_taken_away_and_their_weight(made: SearchService) -> None:
+    red, yellow = square("red"), square("yellow")
+    assert set(colours(ask(made, "POST", "/search/image?plus=green&limit=3", content=red))) == {"yellow"}
+    assert set(colours(ask(made, "POST", "/search/image?minus=green&limit=3", content=yellow))) == {"red"}
+    light = ask(made, "POST", "/search/image?minus=green&limit=3&weight=0.01", content=yellow)
+    assert set(colours(light)) == {"yellow"}
+    assert ask(made, "POST", "/search/image?plus=green", content=red).json()["query"] == "the picture + “green”"
+
+
+def test_filters_and_pages(made: SearchService) -> None:
+    answer = ask(made, "GET", "/search?text=blue&split=test").json()
+    assert len(answer["hits"]) == 4 and {hit["split"] for hit in answer["hits"]} == {"test"}
+    assert colours(ask(made, "GET", "/search?text=blue&words=RED+shade")) == ["red"] * 3
+    assert ask(made, "GET", "/search?text=blue&words=re").json()["hits"] == []  # whole words
+    pages = [ask(made, "GET", f"/search?text=blue&limit=5&offset={offset}").json() for offset in (0, 5, 10)]
+    assert [page["more"] for page in pages] == [True, True, False]
+    ranks = [hit["rank"] for page in pages for hit in page["hits"]]
+    keys = [hit["key"] for page in pages for hit in page["hits"]]
+    assert ranks == list(range(1, 13)) and len(set(keys)) == 12
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "more", "status", "says"),
+    [
+        ("GET", "/search", {}, 400, "give one of text, key and image"),
+        ("GET", "/search?text=a&key=b", {}, 400, "give one of"),
+        ("GET", "/search?text=red&plus=blue", {}, 400, "plus and minus change a picture"),
+        ("GET", "/search?text=%20%20", {}, 400, "the text is empty"),
+        ("GET", f"/search?text={'a' * 1001}", {}, 400, "at most 1,000"),
+        ("GET", "/search?text=a&limit=101", {}, 400, "limit: "),
+        ("GET", "/search?text=a&offset=990&limit=20", {}, 400, "results end at 1,000"),
+        ("GET", "/search?text=a&nonsense=1", {}, 400, "nonsense: "),
+        ("GET", "/search?key=nobody", {}, 400, "no image with key 'nobody'"),
+        ("GET", "/search?key=000000000&plus=a&weight=nan", {}, 400, "weight: "),
+        ("POST", "/search", {"content": b"{", "headers": JSON}, 400, "JSON"),
+        ("POST", "/search", {"content": b'{"text": "\\ud800"}', "headers": JSON}, 400, "text"),
+        ("POST", "/search", {"json": {"image": "###"}}, 400, "not base64"),
+        ("POST", "/search/image", {"content": b"GIF89a"}, 400, "not a picture"),
+        ("POST", "/search/image", {"content": b""}, 400, "not a picture"),
+        ("POST", "/search/image", {"content": square("red")[:300]}, 400, "not a picture"),
+        ("POST", "/search/image", {"content": hostile_pictures.png(6000)}, 400, "6,000 x 6,000 pixels"),
+        ("POST", "/embed", {"json": {}}, 400, "give 1 to 64"),
+        ("POST", "/embed", {"json": {"texts": ["a"] * 65}}, 400, "give 1 to 64"),
+        ("POST", "/embed", {"json": {"texts": [""]}}, 400, "texts.0"),
+        ("GET", "/item/nobody", {}, 404, "no picture with key"),
+        ("GET", "/image/../../etc/passwd", {}, 404, ""),
+        ("GET", "/image/..%2f..%2fetc%2fpasswd", {}, 404, "no picture with key"),
+        ("DELETE", "/search", {}, 405, "Method Not Allowed"),
+        ("GET", "/nowhere", {}, 404, "Not Found"),
+    ],
+)
+def test_what_is_wrong_is_refused_in_one_line(
+    made: SearchService, method: str, path: str, more: dict[str, Any], status: int, says: str
+) -> None:
+    answer = ask(made, method, path, **more)
+    assert answer.status_code == status, answer.text
+    body = json.loads(answer.text)
+    assert set(body) == {"error"} and says in body["error"] and "\n" not in body["error"]
+
+
+def test_embeddings_are_those_of_the_model(made: SearchService) -> None:
+    image = base64.b64encode(square("red", format="PNG")).decode()
+    answer = ask(made, "POST", "/embed", json={"texts": ["red", "blue"], "images": [image]}).json()
+    [red, blue], [picture] = answer["texts"], answer["images"]
+    assert red == pytest.approx(picture, abs=0.02) and red != blue
+    assert answer["served"]["version"] == 1
+
+
+def test_a_picture_leads_to_its_page_rules_shard_and_version(made: SearchService) -> None:
+    item = ask(made, "GET", "/item/000000001").json()
+    assert item["pair"]["page_url"] == PAGE and item["pair"]["rules"][0]["verdict"] == "passes"
+    assert (item["shard"], item["served"]["version"], item["served"]["run_id"]) == ("train/00000.tar", 1, "run-1")
+    assert item["version_tags"] == {"align.promoted_at": "today"} and item["picture_missing"] is None
+    unknown = ask(made, "GET", "/item/000000011").json()
+    assert unknown["pair"] is None and unknown["pair_missing"] == "data/raw has no such pair"
+
+
+def test_pictures_are_jpegs_that_a_browser_may_keep_for_this_index_only(made: SearchService) -> None:
+    address = ask(made, "GET", "/search?text=red&limit=1").json()["hits"][0]["image"]
+    kept = ask(made, "GET", address)
+    assert kept.content.startswith(b"\xff\xd8") and kept.headers["cache-control"].startswith("private, max-age")
+    assert kept.headers["content-type"] == "image/jpeg" and kept.headers["x-content-type-options"] == "nosniff"
+    for other in (address.partition("?")[0], address.partition("?")[0] + "?of=0000"):
+        assert ask(made, "GET", other).headers["cache-control"] == "no-store"
+
+
+def test_without_shards_there_are_thumbnails(world: Path, made: SearchService, tmp_path: Path) -> None:
+    thumbnail = ask(made, "GET", "/image/000000001").content
+    large = ask(made, "GET", "/image/000000001?large=true").content
+    with service(tmp_path, served(world)) as without:
+        assert ask(without, "GET", "/health").json()["pictures"] is None
+        for path in ("/image/000000001", "/image/000000001?large=true"):
+            assert ask(without, "GET", path).content == thumbnail != large
+    assert large == served(world).item("000000001").image(world / "shards")
+
+
+def test_without_shards_and_thumbnails_there_are_reasons_for_pictures(tmp_path: Path) -> None:
+    world = write(tmp_path / "world", thumbnail_px=0)
+    with service(tmp_path, served(world)) as made:
+        assert "the pictures are not here" in ask(made, "GET", "/image/000000001").json()["error"]
+        assert ask(made, "GET", "/image/000000001").status_code == 404
+        assert "the pictures are not here" in ask(made, "GET", "/health").json()["pictures"]
+        assert len(colours(ask(made, "GET", "/search?text=red&limit=2"))) == 2
+
+
+def test_before_there_is_a_champion_it_runs_and_says_what_to_do(world: Path) -> None:
+    with service(world, None) as made:
+        health = ask(made, "GET", "/health").json()
+        assert (health["live"], health["ready"], health["warnings"]) == (True, False, ["promote something"])
+        assert ask(made, "GET", "/health?ready=true").status_code == 503
+        answer = ask(made, "GET", "/search?text=red")
+        assert (answer.status_code, answer.json()) == (503, {"error": "promote something"})
+        assert answer.headers["retry-after"] == "5"
+        assert ask(made, "POST", "/search/image", content=square("red")).status_code == 503
+        assert ask(made, "GET", "/").status_code == 200
+
+
+def test_the_page_and_the_list_of_endpoints_need_nothing_from_outside(made: SearchService) -> None:
+    for path in ("/", "/docs", "/page.js", "/query.js", "/detail.js", "/page.css"):
+        answer = ask(made, "GET", path)
+        assert answer.status_code == 200 and "http://" not in answer.text.replace("http://127.0.0.1", "")
+        assert "https://" not in answer.text and "innerHTML" not in answer.text and "<style" not in answer.text
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert "GET /search" in ask(made, "GET", "/docs").text
+    schema = ask(made, "GET", "/openapi.json").json()
+    assert "422" not in json.dumps(schema["paths"]) and "SearchHit" in schema["components"]["schemas"]
+
+
+def test_metrics_are_lines_that_prometheus_reads(made: SearchService) -> None:
+    ask(made, "GET", "/search?text=red")
+    lines = ask(made, "GET", "/metrics").text.splitlines()
+    samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(samples['align_search_requests_total{endpoint="search",status="200"}']) >= 1
+    assert samples['align_search_served{version="1",digest="111111111111"}'] == "1"
+    total = samples['align_search_request_seconds_count{endpoint="search"}']
+    assert samples['align_search_request_seconds_bucket{endpoint="search",le="+Inf"}'] == total
+
+
+def test_other_pages_and_other_names_get_nothing(made: SearchService) -> None:
+    assert ask(made, "GET", "/search?text=red", headers={"origin": "https://evil.example"}).status_code == 403
+    assert ask(made, "GET", "/health", headers={"host": "evil.example"}).status_code == 403
+
+
+def test_a_fault_of_ours_is_no_stack_trace(made: SearchService, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret path /home/x")
+
+    monkeypatch.setattr(made.pictures, "read", broken)
+    answer = ask(made, "GET", "/image/000000001")
+    assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log says why"})

@@ -1,0 +1,143 @@
+"""Queries that wait together are embedded together; each gets its own answer, or its own error."""
+
+import asyncio
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from align.search.service.batching import Batcher, BusyError, Work
+from align.search.service.served import Served
+from tests.support.served import ColourEmbedder, served
+
+
+class Slow(ColourEmbedder):
+    """Waits with its first batch until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
+        rows = super().embed_texts(texts)
+        self.begun.set()
+        assert self.go.wait(10)
+        return rows
+
+
+def pair(world: Path, embedder: ColourEmbedder) -> Served:
+    return Served(served(world).release, embedder, served(world).index)  # type: ignore[arg-type]
+
+
+def first_row(texts: np.ndarray, images: np.ndarray) -> list[float]:
+    return [float(value) for value in texts[0]]
+
+
+async def all_at_once(batcher: Batcher, embedder: Slow, one: Served, texts: list[str]) -> list[Any]:
+    """The first text occupies the thread while the others come."""
+    tasks = [asyncio.create_task(batcher.do(Work(one, [texts[0]], [], first_row)))]
+    await asyncio.to_thread(embedder.begun.wait, 10)
+    tasks += [asyncio.create_task(batcher.do(Work(one, [text], [], first_row))) for text in texts[1:]]
+    await asyncio.sleep(0.05)
+    embedder.go.set()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_what_waits_is_one_forward_pass_and_equal_texts_are_one_input(world: Path) -> None:
+    embedder = Slow()
+    batcher = Batcher(max_batch=64, max_waiting=64, cached_texts=0)
+    texts = ["red", *["green", "blue"] * 10]
+    rows = asyncio.run(all_at_once(batcher, embedder, pair(world, embedder), texts))
+    batcher.stop()
+    assert embedder.batches == [1, 2]
+    expected = {
+        text: row.tolist()
+        for text, row in zip(
+            ("red", "green", "blue"), ColourEmbedder().embed_texts(["red", "green", "blue"]), strict=True
+        )
+    }
+    assert rows == [pytest.approx(expected[text]) for text in texts]
+
+
+def test_a_batch_is_bounded_and_a_full_queue_refuses(world: Path) -> None:
+    embedder = Slow()
+    batcher = Batcher(max_batch=2, max_waiting=3, cached_texts=0)
+    rows = asyncio.run(all_at_once(batcher, embedder, pair(world, embedder), ["red", "a", "b", "c", "d", "e"]))
+    batcher.stop()
+    assert embedder.batches == [1, 2, 1]
+    assert [type(row) for row in rows] == [list, list, list, list, BusyError, BusyError]
+
+
+def test_an_error_is_of_its_request_alone(world: Path) -> None:
+    embedder = Slow()
+    one = pair(world, embedder)
+    batcher = Batcher(max_batch=64, max_waiting=64, cached_texts=0)
+
+    def wrong(texts: np.ndarray, images: np.ndarray) -> None:
+        raise ValueError("mine")
+
+    async def run() -> list[Any]:
+        tasks = [asyncio.create_task(batcher.do(Work(one, ["red"], [], first_row)))]
+        await asyncio.to_thread(embedder.begun.wait, 10)
+        tasks += [
+            asyncio.create_task(batcher.do(Work(one, [text], [], how)))
+            for text, how in (("a", wrong), ("b", first_row))
+        ]
+        await asyncio.sleep(0.05)
+        embedder.go.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    rows = asyncio.run(run())
+    batcher.stop()
+    assert [type(row) for row in rows] == [list, ValueError, list]
+
+
+def test_a_broken_model_fails_its_batch_and_the_thread_lives_on(world: Path) -> None:
+    class Broken(ColourEmbedder):
+        def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
+            raise RuntimeError("no memory")
+
+    batcher = Batcher(max_batch=4, max_waiting=4, cached_texts=0)
+    broken, sound = pair(world, Broken()), served(world)
+    with pytest.raises(RuntimeError, match="no memory"):
+        asyncio.run(batcher.do(Work(broken, ["red"], [], first_row)))
+    assert asyncio.run(batcher.do(Work(sound, ["red"], [], first_row)))
+    batcher.stop()
+
+
+def test_texts_are_remembered_for_their_model_only(world: Path) -> None:
+    one, other = served(world), served(world)
+    batcher = Batcher(max_batch=4, max_waiting=4, cached_texts=2)
+
+    def ask(which: Served, text: str) -> None:
+        asyncio.run(batcher.do(Work(which, [text], [], first_row)))
+
+    for text in ("red", "red", "blue", "red", "green", "red", "blue"):  # blue is forgotten for green
+        ask(one, text)
+    assert one.embedder.batches == [1] * 4 and batcher.counts.num_remembered == 3  # type: ignore[attr-defined]
+    ask(other, "red")
+    assert other.embedder.batches == [1]  # type: ignore[attr-defined]
+    batcher.stop()
+
+
+def test_whoever_left_costs_nothing(world: Path) -> None:
+    embedder = Slow()
+    one = pair(world, embedder)
+    batcher = Batcher(max_batch=64, max_waiting=64, cached_texts=0)
+
+    async def run() -> None:
+        first = asyncio.create_task(batcher.do(Work(one, ["red"], [], first_row)))
+        await asyncio.to_thread(embedder.begun.wait, 10)
+        left = asyncio.create_task(batcher.do(Work(one, ["blue"], [], first_row)))
+        await asyncio.sleep(0.05)
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        embedder.go.set()
+        await first
+
+    asyncio.run(run())
+    batcher.stop()
+    assert sum(embedder.batches) == 1

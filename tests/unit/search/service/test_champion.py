@@ -1,0 +1,107 @@
+"""What is served follows the source; whatever goes wrong, the old pair stays."""
+
+from pathlib import Path
+
+import pytest
+
+from align.errors import DataError, ServiceError
+from align.search.service import champion as module
+from align.search.service.champion import Champion
+from align.search.service.served import Folders, Release, Served
+from tests.support.served import Releases, served
+
+
+class Loader:
+    """Loads pairs, or raises what a test says."""
+
+    def __init__(self, world: Path) -> None:
+        self.world, self.error, self.asked = world, None, 0  # type: Path, Exception | None, int
+
+    def __call__(self, release: Release, folders: Folders) -> Served:
+        self.asked += 1
+        if self.error:
+            raise self.error
+        return served(self.world, release.digest, release.version, **release.tags)
+
+
+@pytest.fixture
+def releases() -> Releases:
+    return Releases(Release("1" * 64, "align", 1))
+
+
+@pytest.fixture
+def loader(world: Path) -> Loader:
+    return Loader(world)
+
+
+def version(followed: Champion) -> int | None:
+    return followed.served.release.version if followed.served else None
+
+
+def test_it_swaps_when_the_release_changes_and_only_then(releases: Releases, loader: Loader) -> None:
+    followed = Champion(releases, 3600, loader)
+    assert "being loaded" in (followed.problem or "")
+    for _ in range(3):
+        followed.look()
+    assert (version(followed), loader.asked, followed.num_swaps, followed.problem) == (1, 1, 0, None)
+    before = followed.served
+    releases.now = Release("2" * 64, "align", 2)
+    followed.look()
+    assert (version(followed), followed.num_swaps) == (2, 1)
+    assert before is not None and before.release.version == 1  # whoever began with it ends with it
+    releases.now = Release("1" * 64, "align", 1)  # a rollback
+    followed.look()
+    assert (version(followed), followed.num_swaps) == (1, 2)
+
+
+@pytest.mark.parametrize("error", [DataError("made with another model"), RuntimeError("a shape\nis wrong")])
+def test_a_broken_pair_leaves_the_old_one_in_place(releases: Releases, loader: Loader, error: Exception) -> None:
+    followed = Champion(releases, 3600, loader)
+    followed.look()
+    releases.now, loader.error = Release("2" * 64, "align", 2), error
+    followed.look()
+    assert version(followed) == 1 and str(error).split("\n")[0] in (followed.problem or "")
+    assert "\n" not in (followed.problem or "")
+    followed.look()
+    assert loader.asked == 2  # not again and again
+    releases.now = Release("1" * 64, "align", 1)
+    followed.look()
+    assert followed.problem is None and followed.num_swaps == 0
+
+
+def test_a_failed_release_is_tried_again_later(
+    releases: Releases, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed = Champion(releases, 3600, loader)
+    loader.error = ServiceError("the download was cut off")
+    followed.look()
+    assert version(followed) is None and "cut off" in (followed.problem or "")
+    loader.error = None
+    followed.look()
+    assert version(followed) is None
+    monkeypatch.setattr(module.time, "monotonic", lambda: 1e12)
+    followed.look()
+    assert version(followed) == 1 and followed.problem is None
+
+
+def test_an_unreachable_registry_and_a_removed_alias_are_warnings(releases: Releases, loader: Loader) -> None:
+    followed = Champion(releases, 3600, loader)
+    followed.look()
+    sound, releases.now = releases.now, ServiceError("MLflow is not there")
+    followed.look()
+    assert (version(followed), followed.warnings()) == (1, ["MLflow is not there"])
+    releases.now = None
+    followed.look()
+    assert version(followed) == 1 and "no version is the champion any more" in followed.warnings()[0]
+    releases.now, releases.notes = sound, ["moved by hand"]
+    followed.look()
+    assert followed.warnings() == ["moved by hand"]
+
+
+def test_other_tags_of_the_same_bytes_load_nothing(releases: Releases, loader: Loader) -> None:
+    followed = Champion(releases, 3600, loader)
+    followed.look()
+    releases.now = Release("1" * 64, "align", 1, tags={"align.promoted_at": "today"})
+    followed.look()
+    assert loader.asked == 1 and followed.served is not None
+    assert followed.served.release.tags == {"align.promoted_at": "today"}

@@ -1,0 +1,83 @@
+"""`align serve`: what it refuses before it serves, and what a checkout knows of a picture."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.cli import main
+from align.config.params import Params
+from align.errors import DataError
+from align.filter.rules import RULES
+from align.formats.image_index import IndexedImage
+from align.formats.shards import read_manifest
+from align.lineage.pair_history import require_pairs
+from align.search.service.answers import PairShown
+from align.serve import _PairOf
+from tests.support import small_data
+from tests.support.params import PARAMS_FILE, load_params
+from tests.support.small_data import Pair
+
+
+def serve(*words: str) -> int:
+    return main(["serve", "--local", "--params", str(PARAMS_FILE), *words])
+
+
+def test_others_reach_it_only_with_a_login(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("ALIGN_SERVER_BIND", "0.0.0.0")
+    assert serve() == 1
+    assert "so ALIGN_SEARCH_LOGIN=user:password is needed" in capsys.readouterr().err
+    monkeypatch.setenv("ALIGN_SEARCH_LOGIN", "word")
+    assert serve() == 1
+    assert "expected user:password" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert serve("--port", str(port)) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"align: error: port {port} of 127.0.0.1 is taken by another program: choose another with --port"]
+
+
+def test_a_wrong_port_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("ALIGN_SEARCH_PORT", "70000")
+    assert serve() == 1
+    assert "ALIGN_SEARCH_PORT=70000: expected a port" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("known")
+    small_data.write(root, [Pair("a red fox", 1), Pair("short", 2, reason="text_too_short")])
+    small_data.write_shards(root)
+    return root
+
+
+def known(root: Path, key: str, sha256: str | None = None, digest: str | None = None) -> PairShown:
+    values: dict[str, Any] = load_params().values
+    paths = {name: str(root / name) for name in ("raw", "filtered", "shards", "policy", "reports")}
+    params = Params(values | {"paths": values["paths"] | paths}, PARAMS_FILE)
+    [row] = require_pairs(root / "raw", "key", key)
+    item = IndexedImage(key, sha256 or row["sha256"], ("a red fox",), "train", "train/00000.tar", 0, 1, (key,))
+    return _PairOf(params)(item, digest or read_manifest(root / "shards").digest)
+
+
+def test_a_picture_leads_to_its_row_and_to_every_rule(data: Path) -> None:
+    shown = known(data, "000000000")
+    assert (shown.text, shown.kept, shown.url) == ("a red fox", True, "https://example.org/1.jpg")
+    assert shown.page_url == "https://example.org/"
+    assert [rule.rule for rule in shown.rules] == list(RULES) and {rule.verdict for rule in shown.rules} <= {
+        "passes",
+        "off",
+    }
+    assert not [note for note in shown.notes if "another version" in note]
+
+
+def test_data_of_another_version_is_said_and_another_picture_is_not_shown(data: Path) -> None:
+    assert any("another version than the index" in note for note in known(data, "000000000", digest="0" * 64).notes)
+    with pytest.raises(DataError, match="another picture with key 000000000"):
+        known(data, "000000000", sha256="0" * 64)

@@ -27,13 +27,12 @@ from align.formats.measured_sets import evaluation_digest, set_digests, shards_t
 from align.formats.model_folder import CONFIG
 from align.formats.query_ranks import RANKS, QueryRanks, read_ranks
 from align.formats.shards import MANIFEST
-from align.services.registry import Version
+from align.services.registry import MODEL_DIGEST, Version
 from align.services.store import materialised
 from align.services.tracking import Tracker
 
 #: Below the working directory.
 MEASURED = Path(".align/promotions/measured")
-MODEL_DIGEST = "align.model_digest"
 _IN_RUN = f"reports/evaluation/{RANKS}"
 
 

@@ -18,9 +18,8 @@ from align.formats.query_ranks import QueryRanks
 from align.git import git
 from align.intervals import interval
 from align.release.decision import Compared, Gate, points
-from align.release.evidence import MODEL_DIGEST
 from align.release.smoke import smoke
-from align.services.registry import ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
+from align.services.registry import MODEL_DIGEST, ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
 from align.services.tracking import Tracker
 
 REVISION = "align.git_revision"

@@ -27,11 +27,10 @@ from align.release.origin import Origin, read_origin
 from align.release.results import PipelineOutputs, Results, read_results, read_series
 from align.release.shown import pictures, tables, view
 from align.services.mlflow_address import current_run_id
-from align.services.registry import CANDIDATE, CHAMPION, Version
+from align.services.registry import CANDIDATE, CHAMPION, MODEL_ARTIFACT, MODEL_DIGEST, Version
 from align.services.tracking import Tracker
 
-_ARTIFACT = "model"
-_RUN_DIGEST, _MODEL_DIGEST = "align.run_digest", "align.model_digest"
+_RUN_DIGEST = "align.run_digest"
 
 
 @dataclass(frozen=True)
@@ -134,11 +133,11 @@ def _version(
     tracker: Tracker, run: str, model: str, outputs: PipelineOutputs, tags: Mapping[str, str]
 ) -> tuple[Version, bool]:
     """The version with this model digest, and whether it is new."""
-    version = tracker.registry.find_version(model, _MODEL_DIGEST, tags[_MODEL_DIGEST])
+    version = tracker.registry.find_version(model, MODEL_DIGEST, tags[MODEL_DIGEST])
     if version is not None:
         return version, False
-    tracker.log_folder(run, outputs.packaged, _ARTIFACT)
-    return tracker.registry.create_version(model, run, _ARTIFACT, tags), True
+    tracker.log_folder(run, outputs.packaged, MODEL_ARTIFACT)
+    return tracker.registry.create_version(model, run, MODEL_ARTIFACT, tags), True
 
 
 def _describe(
@@ -175,5 +174,5 @@ def main(params: Params, args: argparse.Namespace) -> None:
     version = done.version
     say(f"register: run {done.run_id} in MLflow at {done.mlflow}")
     how = "registered" if done.created else "registered before: the model is the same"
-    digest = version.tags[_MODEL_DIGEST]
+    digest = version.tags[MODEL_DIGEST]
     show(f"{version.name} version {version.number} ({how}), alias {CANDIDATE}, digest {digest[:12]}")

@@ -15,28 +15,20 @@ from align.services.tracking import Tracker
 from flows.run_branch import record
 from tests.support import pages_project
 from tests.support.dvc_projects import aws_variables, environment, file_bytes, shell
-from tests.support.pages_project import CODE, NUM_PICTURES
+from tests.support.pages_project import CODE, INGEST_AND_FILTER, NUM_PICTURES
 from tests.support.s3_server import serve
 from tests.support.small_data import jpeg
 
 #: The real ingest and filter over three saved pages; shards and index are made by hand: only who shows what matters.
-DVC_YAML = """\
-stages:
-  ingest:
-    cmd: align ingest
-    deps: [pages]
-    params: [ingest]
-    outs: [data/raw, reports/ingest]
-  filter:
-    cmd: align filter
-    deps: [data/raw, data/policy/opted_out.csv]
-    params: [filter]
-    outs: [data/filtered, reports/filter]
+DVC_YAML = (
+    INGEST_AND_FILTER
+    + """\
   shard:
     cmd: python shard.py
     deps: [data/raw, data/filtered, shard.py]
     outs: [data/shards, data/index, reports/shard]
 """
+)
 SHARD = """\
 import shutil
 from pathlib import Path

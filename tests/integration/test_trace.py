@@ -15,21 +15,12 @@ from flows.git_repository import git
 from flows.run_branch import record
 from tests.support import pages_project
 from tests.support.dvc_projects import environment, shell
-from tests.support.pages_project import CODE, NUM_PICTURES
+from tests.support.pages_project import CODE, INGEST_AND_FILTER, NUM_PICTURES
 
 #: The real ingest and filter over three saved pages. The later stages are stubs: what counts is what they record.
-DVC_YAML = """\
-stages:
-  ingest:
-    cmd: align ingest
-    deps: [pages]
-    params: [ingest]
-    outs: [data/raw, reports/ingest]
-  filter:
-    cmd: align filter
-    deps: [data/raw, data/policy/opted_out.csv]
-    params: [filter]
-    outs: [data/filtered, reports/filter]
+DVC_YAML = (
+    INGEST_AND_FILTER
+    + """\
   validate:
     cmd: python stages.py validate
     deps: [data/filtered]
@@ -55,6 +46,7 @@ stages:
     deps: [data/shards, models/finetuned]
     outs: [data/index, reports/index]
 """
+)
 STAGES = """\
 import hashlib, json, sys
 from pathlib import Path

@@ -18,6 +18,20 @@ PARAMS: dict[str, Any] = {
     "paths.archive": "pages", "paths.evaluation": "no-sets", "ingest.source": "html", "ingest.shard_size": 3,
     "engine.num_workers": 1,
 }  # fmt: skip
+#: The head of its dvc.yaml: the real ingest and filter. The test adds the later stages.
+INGEST_AND_FILTER = """\
+stages:
+  ingest:
+    cmd: align ingest
+    deps: [pages]
+    params: [ingest]
+    outs: [data/raw, reports/ingest]
+  filter:
+    cmd: align filter
+    deps: [data/raw, data/policy/opted_out.csv]
+    params: [filter]
+    outs: [data/filtered, reports/filter]
+"""
 
 
 def write(root: Path, model: str, files: dict[str, str], saved_from: str = "") -> Path:

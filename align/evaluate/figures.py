@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from align.evaluate.examples import DIRECTIONS, NUM_ANSWERS, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification
-from align.evaluate.recall import Score
+from align.evaluate.protocols.recall import Score
 from align.figure import BAD, GOOD, INK, LINE, SOFT, legible
 from align.formats.query_ranks import CUTS
 from align.pairs.picture import small

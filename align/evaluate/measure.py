@@ -15,9 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.knn import nearest_neighbour
-from align.evaluate.recall import Direction, Gallery, Score, gallery, mean_recall, ranks_by_embedding, recall
-from align.evaluate.zero_shot import class_embeddings, confusion, majority_rate, predictions, prompts, zero_shot
+from align.evaluate.protocols.knn import nearest_neighbour
+from align.evaluate.protocols.recall import Direction, Gallery, Score, gallery, mean_recall, ranks_by_embedding, recall
+from align.evaluate.protocols.zero_shot import (
+    class_embeddings,
+    confusion,
+    majority_rate,
+    predictions,
+    prompts,
+    zero_shot,
+)
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet
 from align.formats.query_ranks import CUTS, IMAGE_TO_TEXT, KNN, TEXT_TO_IMAGE, ZERO_SHOT, Ranked
 from align.model.embedder import Embeddings, Encoder

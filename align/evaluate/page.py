@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from align.evaluate.examples import DIRECTIONS, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification, Retrieval
-from align.evaluate.recall import Score
+from align.evaluate.protocols.recall import Score
 from align.html import escape, gallery, heading, page, paragraph, picture, table
 from align.pairs.picture import thumbnail
 

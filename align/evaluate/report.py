@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from align.evaluate.measure import Classification, Retrieval
-from align.evaluate.recall import Score
+from align.evaluate.protocols.recall import Score
 from align.report import Report
 
 

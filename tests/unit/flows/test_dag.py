@@ -158,7 +158,7 @@ NEUTRAL_EDITS = ("align/html.py", "align/console.py", "align/figure.py")  # CSS,
 
 
 def test_an_edit_of_zero_shot_makes_the_evaluation_stale_and_not_the_index() -> None:
-    assert stale_after_edits("align/evaluate/zero_shot.py") == {"evaluate", "package"}
+    assert stale_after_edits("align/evaluate/protocols/zero_shot.py") == {"evaluate", "package"}
 
 
 def test_an_edit_of_css_progress_lines_or_the_palette_makes_nothing_stale() -> None:
@@ -186,7 +186,7 @@ def test_dvc_sees_the_same_edits(tmp_path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("input")
     dvc(tmp_path, "commit", "--force", "--quiet")
-    for file in (*NEUTRAL_EDITS, "align/evaluate/zero_shot.py", "align/filter/rules.py"):
+    for file in (*NEUTRAL_EDITS, "align/evaluate/protocols/zero_shot.py", "align/filter/rules.py"):
         with (tmp_path / file).open("a") as module:
             module.write("edited = True\n")
     assert set(json.loads(dvc(tmp_path, "status", "--json"))) == {"evaluate", "filter"}

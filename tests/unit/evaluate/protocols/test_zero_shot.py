@@ -1,8 +1,15 @@
 import numpy as np
 import pytest
 
-from align.evaluate.recall import recall
-from align.evaluate.zero_shot import class_embeddings, confusion, majority_rate, predictions, prompts, zero_shot
+from align.evaluate.protocols.recall import recall
+from align.evaluate.protocols.zero_shot import (
+    class_embeddings,
+    confusion,
+    majority_rate,
+    predictions,
+    prompts,
+    zero_shot,
+)
 
 
 def test_prompts_go_class_by_class() -> None:

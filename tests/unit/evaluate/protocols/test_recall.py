@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from align.chance import chance
-from align.evaluate.recall import Direction, gallery, mean_recall, ranks, ranks_by_embedding, recall
+from align.evaluate.protocols.recall import Direction, gallery, mean_recall, ranks, ranks_by_embedding, recall
 from align.formats.query_ranks import CUTS
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from align.evaluate.recall import Direction, ranks_by_embedding
+from align.evaluate.protocols.recall import Direction, ranks_by_embedding
 
 
 def prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from align.evaluate.knn import nearest_neighbour
-from align.evaluate.recall import recall
+from align.evaluate.protocols.knn import nearest_neighbour
+from align.evaluate.protocols.recall import recall
 
 
 def unit(*degrees: float) -> np.ndarray:

@@ -146,7 +146,7 @@ def health(version: Version, tracker: Tracker) -> Gate:
         for stage in _TRAINING:
             if (value := metrics.get(f"{stage}/{_ALARMS}")) is not None:
                 found.setdefault(stage, value)
-    bad = [f"{stage} ended with {number:g}" for stage, number in sorted(found.items()) if number]
+    bad = [f"{stage} ended with {number:g} (see its log)" for stage, number in sorted(found.items()) if number]
     clear = f"none at the end of {' and '.join(sorted(found))}" if found else "no training told this MLflow"
     return Gate("health alarms", ", ".join(bad) or clear, "none", not bad if found else None)
 

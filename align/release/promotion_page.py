@@ -28,7 +28,8 @@ def write_page(decision: PromotionDecision, folder: Path) -> Path:
 
 def title(decision: PromotionDecision) -> str:
     """The decision in a line."""
-    return f"{decision.model} version {decision.candidate}: {decision.outcome}"
+    said = "waits for a person's approval" if decision.outcome == "unapproved" else decision.outcome
+    return f"{decision.model} version {decision.candidate}: {said}"
 
 
 def _html(decision: PromotionDecision) -> str:
@@ -117,7 +118,7 @@ def _figure(decision: PromotionDecision, compared: Compared) -> Figure:
 
 def _markdown(decision: PromotionDecision) -> Iterator[str]:
     yield from (f"# {_cell(title(decision))}", "", _cell(decision.reason), "")
-    yield from _rows([*HEADS[:3], "verdict"], [[one.name, one.figure, one.bar, one.verdict] for one in decision.gates])
+    yield from _rows(["verdict", *HEADS[:3]], [[one.verdict, one.name, one.figure, one.bar] for one in decision.gates])
     for line in explanation(decision):
         yield from ("", line)
     if decision.compared is not None:

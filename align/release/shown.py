@@ -41,6 +41,8 @@ def pictures(reports: Path) -> dict[str, Path]:
 def tables(metrics: Mapping[str, float], reports: Path) -> dict[str, Table]:
     """Name -> table, of those that have rows: `recall`, `classes` and `funnel`.
 
+    Side by side, MLflow makes a row of each value of the first column and shows the second one of each run.
+
     Args:
         metrics: of all stages; those with an interval are rows of `recall`.
         reports: the folder of the stages' reports.
@@ -48,11 +50,14 @@ def tables(metrics: Mapping[str, float], reports: Path) -> dict[str, Table]:
     classes = _report(reports / "evaluation").get("classes", {})
     funnel = _report(reports / "filter").get("funnel", [])
     found = {
-        "recall": _columns(("set", "metric", "value", "low", "high", "chance"), _measured(metrics)),
+        "recall": _columns(
+            ("measure", "with interval", "value", "low", "high", "chance"),
+            [(f"{name}/{metric}", _said(*numbers), *numbers) for name, metric, *numbers in _measured(metrics)],
+        ),
         "classes": _columns(
-            ("set", "class", "images", "accuracy"),
+            ("class", "accuracy", "images"),
             [
-                (name, label, row["num_images"], row["accuracy"])
+                (f"{name}/{label}", row["accuracy"], row["num_images"])
                 for name, rows in classes.items()
                 for label, row in rows.items()
             ],
@@ -76,8 +81,14 @@ def _measured(metrics: Mapping[str, float]) -> list[tuple[Any, ...]]:
     return rows
 
 
+def _said(value: float, low: float, high: float, chance: float | None) -> str:
+    """A cell that people can compare without the columns beside it."""
+    by_chance = "" if chance is None else f", by chance {chance:.1%}"
+    return f"{value:.1%} ({low:.1%} to {high:.1%}){by_chance}"
+
+
 def measured(metrics: Mapping[str, float], ending: str) -> list[tuple[Any, ...]]:
-    """The rows of the table `recall` whose metric ends so."""
+    """(set, metric, value, low, high, chance) of the metrics that have an interval and end so."""
     return [row for row in _measured(metrics) if row[1].endswith(ending)]
 
 

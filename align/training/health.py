@@ -22,6 +22,8 @@ _NORMS = 100
 _ENOUGH_NORMS = 20
 
 _WAIT = "train/loader_wait_share"
+#: The sign that is about the machine's speed; all others are about the model.
+_LOADER = "loader wait share"
 
 
 class Health:
@@ -67,7 +69,11 @@ class Health:
             self._judge(step, "batch-norm gap", gap, gap > config.max_batch_norm_gap, words)
         if wait is not None and config.max_loader_wait_share is not None:
             words = f"above {config.max_loader_wait_share:g}: use more loader threads, or images nearer to their size"
-            self._judge(step, "loader wait share", wait, wait > config.max_loader_wait_share, words)
+            self._judge(step, _LOADER, wait, wait > config.max_loader_wait_share, words)
+
+    def of_the_model(self) -> int:
+        """How many signs of the model are out of their bounds: a machine that was busy says nothing about it."""
+        return len(self.alarms.keys() - {_LOADER})
 
     def _judge(self, step: int, sign: str, value: float, bad: bool, bound: str) -> None:
         if bad and sign not in self.alarms:

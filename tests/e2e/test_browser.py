@@ -10,30 +10,20 @@ With ALIGN_PICTURES=FOLDER the pictures of docs/operations.md are taken into it:
 
 import json
 import re
-import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.git_repository import git
-from tests.support import ROOT
 from tests.support.browser import open_page
-from tests.support.local_stack import Stack
+from tests.support.fresh_clone import MORE, Clone
 from tests.support.prefect_ui import HEIGHT_PX, WIDTH_PX, Prefect, take
-from tests.support.small_checkout import REDUCED
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
 
 STEPS, BATCH = 800, 32
-#: What makes the pipeline small, and has no field of its own in the form.
-MORE = {
-    key: value
-    for key, value in REDUCED.items()
-    if key not in ("pretrain.num_steps", "pretrain.batch_size") and not key.endswith((".num_threads", ".num_processes"))
-}
 #: Columns of the window that MLflow's menu takes, which pictures leave out.
 MLFLOW_MENU_PX = 198
 #: The pipeline's stages, as the page of a run lists them.
@@ -42,25 +32,6 @@ STAGES = (
     "index", "package",
 )  # fmt: skip
 STEP = re.compile(r"stage 7 of 11, pretrain: step ([\d,]+) of ")
-
-
-class Clone(Stack):
-    """A fresh clone of this checkout, as it is committed, with the stack of `make up` on free ports."""
-
-    def __init__(self, root: Path) -> None:
-        git(root.parent, "clone", "--quiet", str(ROOT), str(root))
-        super().__init__(root)
-        self.env = {key: value for key, value in self.env.items() if not key.startswith("AWS_")}
-        self.env |= {"PYTHONPATH": str(root)}
-
-    def make(self, target: str) -> str:
-        """`make TARGET`, with the environment of these tests: to make a new one takes minutes. What it printed."""
-        done = subprocess.run(
-            ["make", "--old-file=.venv/.installed", target], cwd=self.root, env=self.env, capture_output=True,
-            text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
 
 @pytest.fixture(scope="module")

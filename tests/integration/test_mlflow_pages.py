@@ -65,9 +65,16 @@ def test_pictures_and_tables_are_shown_once_under_fixed_names(project: Project) 
     keys = sorted(path.removeprefix("images/").split("+")[0] for path in files if path.endswith(".png"))
     assert keys == ["retrieval~image_to_text", "retrieval~recall", "retrieval~text_to_image"]
     assert table(project, run, "recall") == [
-        {"set": "concepts", "metric": "image_to_text/recall@10", "value": 0.5, "low": 0.4, "high": 0.6, "chance": 0.1}
+        {
+            "measure": "concepts/image_to_text/recall@10",
+            "with interval": "50.0% (40.0% to 60.0%), by chance 10.0%",
+            "value": 0.5,
+            "low": 0.4,
+            "high": 0.6,
+            "chance": 0.1,
+        }
     ]
-    assert table(project, run, "classes") == [{"set": "drawings", "class": "fox", "images": 4, "accuracy": 0.25}]
+    assert table(project, run, "classes") == [{"class": "drawings/fox", "accuracy": 0.25, "images": 4}]
     shown = json.loads(client(project).get_run(run).data.tags["mlflow.loggedArtifacts"])
     assert {"path": "tables/recall.json", "type": "table"} in shown
 

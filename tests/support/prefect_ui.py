@@ -43,17 +43,28 @@ class Prefect:
         self.page.click("Login", "button")
         self.page.wait("location.pathname.startsWith('/v2/dashboard')")
 
-    def open_form(self) -> None:
-        """From the menu: Deployments, pipeline's, Run, Custom run."""
+    def open_deployment(self, flow: str, entry: str) -> None:
+        """From the menu: Deployments, the flow's, Run, and `Quick run` or `Custom run`."""
         self.page.click("Deployments")
-        row = "[...document.querySelectorAll('main tr')].find((row) => row.innerText.includes('pipeline'))"
+        row = f"[...document.querySelectorAll('main tr')].find((row) => row.innerText.split('\\n').includes('{flow}'))"
         link = f"""{row}?.querySelector('a[href*="/deployments/deployment/"]')?.getAttribute('href')"""
         self.page.wait(link)  # the name of the flow comes after that of the deployment
         link = self.page.run(link)
         self.page.click("local", f"main a[href='{link}']")
         self.page.click("Run", "main button")
-        self.page.click("Custom run")
+        self.page.click(entry)
+
+    def open_form(self) -> None:
+        """The form of the pipeline."""
+        self.open_deployment("pipeline", "Custom run")
         self.page.wait("[...document.querySelectorAll('label')].some((label) => label.innerText.startsWith('Steps'))")
+
+    def quick_run(self, flow: str) -> str:
+        """Starts a flow without a form, and returns the new run's id."""
+        self.open_deployment(flow, "Quick run")
+        self.page.click("View run")
+        self.page.wait("location.pathname.includes('/runs/flow-run/')")
+        return str(self.page.run("location.pathname.split('/').at(-1)"))
 
     def submit(self) -> str:
         """Clicks on Submit, then on View run, and returns the new run's id. A form that did nothing is asked again."""

@@ -58,6 +58,7 @@ def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
         "batch-norm gap",
         "loader wait share",
     }
+    assert health.of_the_model() == 2  # a slow loader says nothing about the model
     health.row(3, {"train/loss": 1.0}, 64)
     assert capsys.readouterr().err == ""
 

@@ -1,0 +1,178 @@
+"""From two runs to a search page that follows the champion: a fresh clone, `make up`, and clicks in a real browser.
+
+The pipeline is the real one on the real sample, made small. The first run hardly trains, so that the second is better.
+
+With ALIGN_PICTURES=FOLDER the pictures of docs/models.md are taken into it:
+
+    ALIGN_PICTURES=docs/img pytest tests/e2e/test_release_in_browser.py
+"""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from align.config.params_file import write_params
+from flows.git_repository import git
+from tests.support.browser import Page, open_page
+from tests.support.fresh_clone import MORE, Clone
+from tests.support.prefect_ui import HEIGHT_PX, WIDTH_PX, Prefect, take
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
+
+#: What its owner changes in params.yaml: a person decides, and models that know a hundred pictures may be promoted.
+PARAMS = {
+    "promote.approval": True,
+    "promote.metrics": ["vendor/mean_recall"],
+    "promote.min_times_chance": 0,
+    "health.temperature": None,
+    "health.temperature_moves": None,
+    "health.min_effective_rank_share": None,
+    "health.max_batch_norm_gap": None,
+}
+RUNS = {"short": 20, "longer": 600}
+#: Columns of the window that MLflow's menu takes, which pictures leave out.
+MLFLOW_MENU_PX = 198
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    clone = Clone(tmp_path_factory.mktemp("release") / "a clone")
+    write_params(clone.root / "params.yaml", PARAMS)
+    git(clone.root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-am", "approval")
+    try:
+        clone.said = clone.make("up")
+        yield clone
+    finally:
+        clone.make("down")
+        clone.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with open_page(tmp_path_factory.mktemp("chromium")) as page:
+        page.size(WIDTH_PX, HEIGHT_PX)
+        yield page
+
+
+@pytest.fixture(scope="module")
+def prefect(clone: Clone, page: Page) -> Prefect:
+    prefect = Prefect(page, clone.prefect)
+    prefect.log_in(clone.login)
+    for server in (clone.mlflow, clone.search):  # as a person does once
+        page.open(server.replace("http://", f"http://{clone.login}@"))
+    return prefect
+
+
+@pytest.fixture(scope="module")
+def runs(clone: Clone) -> dict[str, str]:
+    """Two runs of the pipeline: name -> flow run."""
+    found = {}
+    for name, steps in RUNS.items():
+        found[name] = clone.start({"name": name, "num_steps": steps, "batch_size": 32, "overrides": MORE})
+        assert clone.wait_for(found[name], "COMPLETED", "FAILED", "CRASHED", timeout_s=1500) == "COMPLETED"
+    return found
+
+
+def test_two_runs_stand_side_by_side_where_the_printed_link_leads(prefect: Prefect, runs: dict[str, str]) -> None:
+    page = prefect.page
+    prefect.read(runs["longer"], "run")
+    link = "[...document.querySelectorAll('main a')].find((link) => link.innerText === 'beside other runs')"
+    page.wait(link)
+    page.open(page.run(f"{link}.href"))
+    shows(page, *RUNS, "vendor/mean_recall", "classes/zero_shot/accuracy")
+    page.click("Close")  # its assistant, which takes a quarter of the window
+    take(page, "mlflow_runs", 430, MLFLOW_MENU_PX)
+    page.size(WIDTH_PX, 900)
+    choose(page, "CHART")
+    shows(page, "retrieval/text_to_image")
+    # the first chart is a picture for each run, the answers to the same queries
+    page.wait("[...document.querySelectorAll('img')].filter((image) => image.naturalWidth > 300).length >= 2", 120)
+    take(page, "mlflow_pictures", 760, MLFLOW_MENU_PX)
+    page.size(WIDTH_PX, 900)
+    choose(page, "ARTIFACT")
+    shows(page, "Table: tables/recall.json", "vendor/text_to_image/recall@10", ", by chance 1.5%")
+    cells = (
+        "[...document.querySelectorAll('*')].filter((e) => !e.children.length && / to .*by chance/.test(e.innerText))"
+    )
+    page.wait(f"new Set({cells}.map((e) => Math.round(e.getBoundingClientRect().x))).size >= 2")  # a column each
+    take(page, "mlflow_tables", 760, MLFLOW_MENU_PX)
+    page.size(WIDTH_PX, HEIGHT_PX)
+
+
+def test_a_version_has_a_card(clone: Clone, prefect: Prefect, runs: dict[str, str]) -> None:
+    page = prefect.page
+    page.open(f"{clone.mlflow}/#/models/align/versions/2?workflowType=machine_learning")
+    shows(page, "Measured", "Use", "pairs passed the filter", "Licences", "align.git_revision", "candidate")
+    take(page, "mlflow_card", 1100, MLFLOW_MENU_PX)
+
+
+def test_what_a_person_approves_is_searched_and_what_is_rolled_back_is_not(
+    clone: Clone, prefect: Prefect, runs: dict[str, str]
+) -> None:
+    """Version 1 by a command, so that there is a champion; then all by clicks."""
+    said = clone.run("-m", "align.cli", "promote", "--version=1", "--approved-by=Ann", "--because=the first one")
+    assert said.returncode == 0, said.stderr
+    searched(clone, prefect.page, version=1)
+
+    prefect.page.open(f"{prefect.url}/v2/dashboard")
+    run = prefect.quick_run("promote")
+    prefect.wait_for_state("Completed", 300)
+    decided = prefect.read(run, "promote")
+    assert "align version 2: waits for a person's approval" in decided
+    assert all(gate in decided for gate in ("lineage", "health alarms", "better than the champion", "smoke prediction"))
+    assert "FAILED" not in decided
+    searched(clone, prefect.page, version=1)
+
+    approve(prefect)
+    searched(clone, prefect.page, version=2)
+    take(prefect.page, "search_champion", 620)
+
+    prefect.page.open(f"{prefect.url}/v2/dashboard")
+    prefect.quick_run("rollback")
+    prefect.wait_for_state("Completed", 300)
+    searched(clone, prefect.page, version=1)
+
+    history = json.loads(clone.run("-m", "align.cli", "champion", "--json").stdout)
+    assert [(move["kind"], move["to"]) for move in history["history"]] == [
+        ("promoted", 1), ("promoted", 2), ("rolled back", 1)
+    ]  # fmt: skip
+    assert history["history"][1]["who"].startswith("Ann, by flow run ")
+
+
+def approve(prefect: Prefect) -> None:
+    """The run that waits, found among the runs, and its form."""
+    page = prefect.page
+    page.click("Runs")
+    link = "[...document.querySelectorAll('main a')].find((link) => link.innerText.startsWith('approve version 2'))"
+    page.wait(link)
+    page.open(page.run(f"{link}.href"))
+    prefect.wait_for_state("Suspended", 120)
+    page.click("Open menu", "main button")
+    page.click("Resume", "[role=menuitem]")
+    page.wait("document.querySelector('[role=dialog] label')")
+    page.click("Select", "[role=dialog] button")
+    page.click("approve", "[role=option]")
+    page.fill("Who", "Ann")
+    page.fill("Why", "it finds more")
+    prefect.picture("prefect_approve", 1000)
+    page.click("Resume", "[role=dialog] button")
+    page.wait("!document.querySelector('[role=dialog]')")
+    prefect.wait_for_state("Completed", 300)
+
+
+def searched(clone: Clone, page: Page, *, version: int) -> None:
+    """The search page says that this version answers, in a tab that looks at it, and pictures come."""
+    page.open(f"{clone.search}/?q=flag")
+    page.wait(f"document.getElementById('served').innerText === 'Model: align version {version}'", 120)
+    page.wait("[...document.querySelectorAll('#results img')].some((image) => image.naturalWidth > 0)")
+
+
+def shows(page: Page, *words: str) -> None:
+    """Waits until a page has all these words."""
+    page.wait(f"{json.dumps(words)}.every((one) => document.body.innerText.includes(one))", 120)
+
+
+def choose(page: Page, mode: str) -> None:
+    """One of the three ways in which MLflow shows runs: TABLE, CHART, and ARTIFACT for tables side by side."""
+    page.run(f"document.querySelector('input[name=runs-view-mode][value={mode}]').click()")

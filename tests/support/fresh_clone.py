@@ -1,0 +1,36 @@
+"""A fresh clone of this checkout, as it is committed, with the stack of `make up`: what a newcomer has."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from flows.git_repository import git
+from tests.support import ROOT
+from tests.support.local_stack import Stack
+from tests.support.small_checkout import REDUCED
+
+#: What makes the pipeline small, and has no field of its own in the form.
+MORE: dict[str, Any] = {
+    key: value
+    for key, value in REDUCED.items()
+    if key not in ("pretrain.num_steps", "pretrain.batch_size") and not key.endswith((".num_threads", ".num_processes"))
+}
+
+
+class Clone(Stack):
+    """The clone, in a folder that is made; its servers get free ports."""
+
+    def __init__(self, root: Path) -> None:
+        git(root.parent, "clone", "--quiet", str(ROOT), str(root))
+        super().__init__(root)
+        self.env = {key: value for key, value in self.env.items() if not key.startswith("AWS_")}
+        self.env |= {"PYTHONPATH": str(root)}
+
+    def make(self, target: str) -> str:
+        """`make TARGET`, with the environment of these tests: to make a new one takes minutes. What it printed."""
+        done = subprocess.run(
+            ["make", "--old-file=.venv/.installed", target], cwd=self.root, env=self.env, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout

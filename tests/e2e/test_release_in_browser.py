@@ -9,6 +9,7 @@ With ALIGN_PICTURES=FOLDER the pictures of docs/models.md are taken into it:
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -80,18 +81,18 @@ def test_two_runs_stand_side_by_side_where_the_printed_link_leads(prefect: Prefe
     link = "[...document.querySelectorAll('main a')].find((link) => link.innerText === 'beside other runs')"
     page.wait(link)
     page.open(page.run(f"{link}.href"))
-    shows(page, *RUNS, "vendor/mean_recall", "classes/zero_shot/accuracy")
-    page.click("Close")  # its assistant, which takes a quarter of the window
+    shows(page, *RUNS, "vendor/mean_recall")
+    close_assistant(page)
     take(page, "mlflow_runs", 430, MLFLOW_MENU_PX)
     page.size(WIDTH_PX, 900)
     choose(page, "CHART")
     shows(page, "retrieval/text_to_image")
-    # the first chart is a picture for each run, the answers to the same queries
-    page.wait("[...document.querySelectorAll('img')].filter((image) => image.naturalWidth > 300).length >= 2", 120)
+    pictures = "[...document.querySelectorAll('img')].filter((one) => one.src.includes('retrieval~text_to_image'))"
+    page.wait(f"{pictures}.length >= 2 && {pictures}.every((one) => one.naturalWidth > 0)", 120)  # one of each run
     take(page, "mlflow_pictures", 760, MLFLOW_MENU_PX)
     page.size(WIDTH_PX, 900)
     choose(page, "ARTIFACT")
-    shows(page, "Table: tables/recall.json", "vendor/text_to_image/recall@10", ", by chance 1.5%")
+    shows(page, "tables/recall.json", "classes/zero_shot/accuracy", "by chance 3.7%")
     cells = (
         "[...document.querySelectorAll('*')].filter((e) => !e.children.length && / to .*by chance/.test(e.innerText))"
     )
@@ -104,7 +105,8 @@ def test_a_version_has_a_card(clone: Clone, prefect: Prefect, runs: dict[str, st
     page = prefect.page
     page.open(f"{clone.mlflow}/#/models/align/versions/2?workflowType=machine_learning")
     shows(page, "Measured", "Use", "pairs passed the filter", "Licences", "align.git_revision", "candidate")
-    take(page, "mlflow_card", 1100, MLFLOW_MENU_PX)
+    close_assistant(page)
+    take(page, "mlflow_card", 1000, MLFLOW_MENU_PX)
 
 
 def test_what_a_person_approves_is_searched_and_what_is_rolled_back_is_not(
@@ -120,7 +122,7 @@ def test_what_a_person_approves_is_searched_and_what_is_rolled_back_is_not(
     prefect.wait_for_state("Completed", 300)
     decided = prefect.read(run, "promote")
     assert "align version 2: waits for a person's approval" in decided
-    assert all(gate in decided for gate in ("lineage", "health alarms", "better than the champion", "smoke prediction"))
+    assert all(gate in decided for gate in ("lineage", "health alarms", "no slice worse", "smoke prediction"))
     assert "FAILED" not in decided
     searched(clone, prefect.page, version=1)
 
@@ -171,6 +173,12 @@ def searched(clone: Clone, page: Page, *, version: int) -> None:
 def shows(page: Page, *words: str) -> None:
     """Waits until a page has all these words."""
     page.wait(f"{json.dumps(words)}.every((one) => document.body.innerText.includes(one))", 120)
+
+
+def close_assistant(page: Page) -> None:
+    """MLflow's, which takes a quarter of the window of who has not closed it yet."""
+    with suppress(pytest.fail.Exception):
+        page.click("Close", "button", 5)
 
 
 def choose(page: Page, mode: str) -> None:

@@ -145,6 +145,7 @@ def test_what_a_person_approves_is_searched_and_what_is_rolled_back_is_not(
 def approve(prefect: Prefect) -> None:
     """The run that waits, found among the runs, and its form."""
     page = prefect.page
+    page.open(f"{prefect.url}/v2/dashboard")
     page.click("Runs")
     link = "[...document.querySelectorAll('main a')].find((link) => link.innerText.startsWith('approve version 2'))"
     page.wait(link)

@@ -21,6 +21,7 @@ from align.console import say
 from align.errors import ConfigError, DataError
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_examples, same_examples
 from align.evaluate.figures import confusion_figure, examples_figure, recall_figure
+from align.evaluate.languages import with_languages
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import evaluation_page
 from align.evaluate.report import EvaluateReport, make_report
@@ -68,8 +69,9 @@ def evaluate(
     pictures |= _same_queries(config, retrievals[:1])
     digests = set_digests(sets)
     report = make_report(retrievals, classifications, digests, evaluation_digest(digests))
-    measured: list[Retrieval | Classification] = [*retrievals, *classifications]
-    ranks = {(result.source.name, protocol): part for result in measured for protocol, part in result.ranked().items()}
+    measured = [(result.source, with_languages(result.ranked(), result.items)) for result in retrievals]
+    measured += [(result.source, result.ranked()) for result in classifications]
+    ranks = {(source.name, protocol): part for source, parts in measured for protocol, part in parts.items()}
     with replace_directory(reports, "evaluate") as part:
         for name, data in pictures.items():
             write_bytes(part / name, data)

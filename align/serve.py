@@ -25,6 +25,7 @@ from align.errors import ConfigError, DataError, ServiceError
 from align.formats.image_index import IndexedImage
 from align.formats.shards import MANIFEST, read_manifest
 from align.guard import HOST, Guard
+from align.run import LOGIN_FILE
 from align.services.mlflow_address import require_store
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError("serve: give one of --local and --ready")
     service = _service(params, local=args.local, ready=args.ready)
     app = Limits(make_app(service), config, service.requests)
-    guard = Guard(app, port, login, os.environ.get("ALIGN_SERVER_NAMES", "").split(), policy=POLICY)
+    names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
+    guard = Guard(app, port, login, names, policy=POLICY, login_of=login_of(login))
     service.champion.start()
     show(f"search   http://{HOST}:{port}   stop with Ctrl-C")
     try:
@@ -173,6 +175,15 @@ def _values(values: dict[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def login_of(login: str | None) -> str:
+    """Where people find the user and the password that are asked for: `make up` gives us the checkout's own."""
+    try:
+        own = LOGIN_FILE.read_text("utf-8").strip()
+    except (OSError, ValueError):
+        own = ""
+    return f"in {LOGIN_FILE}" if login and login == own else "of ALIGN_SEARCH_LOGIN, which the server was started with"
 
 
 def _number(text: str) -> int:

@@ -24,14 +24,13 @@ from align.release.alias_moves import LOCK
 from align.release.approval import Approval, add_approval_arguments, approval_of, reject
 from align.release.champion import make_champion, settled
 from align.release.decision import PromotionDecision, table_lines
+from align.release.evidence import PAGES
 from align.release.judge import DECIDED, judge, number_of, version_asked
 from align.release.promotion_page import write_page
 from align.services.mlflow_address import require_store
 from align.services.registry import CANDIDATE, CHAMPION, PREVIOUS, ROLLED_BACK, Version
 from align.services.tracking import Tracker
 
-#: Each decision's page, below the working directory.
-PAGES = Path(".align/promotions")
 #: MLflow refuses longer tags.
 _MAX_TAG = 5000
 

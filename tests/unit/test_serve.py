@@ -14,7 +14,7 @@ from align.formats.image_index import IndexedImage
 from align.formats.shards import read_manifest
 from align.lineage.pair_history import require_pairs
 from align.search.service.answers import PairShown
-from align.serve import _PairOf
+from align.serve import _PairOf, login_of
 from tests.support import small_data
 from tests.support.params import PARAMS_FILE, load_params
 from tests.support.small_data import Pair
@@ -31,6 +31,19 @@ def test_others_reach_it_only_with_a_login(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setenv("ALIGN_SEARCH_LOGIN", "word")
     assert serve() == 1
     assert "expected user:password" in capsys.readouterr().err
+
+
+def test_who_does_not_know_the_login_is_told_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container or a cluster it is a secret of theirs, and there is no file."""
+    monkeypatch.chdir(tmp_path)
+    elsewhere = "of ALIGN_SEARCH_LOGIN, which the server was started with"
+    assert login_of("ann:secret") == elsewhere
+    (tmp_path / ".align").mkdir()
+    (tmp_path / ".align/login").write_text("align:of this checkout\n")
+    assert login_of("align:of this checkout") == "in .align/login"
+    assert login_of("ann:secret") == elsewhere
+    (tmp_path / ".align/login").write_bytes(b"\xff\xfe")
+    assert login_of("ann:secret") == elsewhere
 
 
 def test_a_port_that_is_taken_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from align.cli import main
 from align.lineage import trace_page
 from align.lineage.trace import ARTIFACT
+from align.lineage.trace_graph import Graph
 from align.release import gates
 from align.release.decision import Gate
 from align.services.registry import LINEAGE_PAGE, Version
@@ -91,9 +92,14 @@ def test_after_promotion_and_rollback_pages_show_the_aliases_as_they_are(
 def test_what_did_not_change_is_not_drawn_again(
     made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drawn = []
+    drawn: list[str] = []
     draw = trace_page.as_page
-    monkeypatch.setattr(trace_page, "as_page", lambda graph: drawn.append(graph.subject) or draw(graph))
+
+    def counted(graph: Graph) -> str:
+        drawn.append(graph.subject)
+        return draw(graph)
+
+    monkeypatch.setattr(trace_page, "as_page", counted)
     made.notes(capsys, "promote", "--version", "1")
     assert sorted(drawn) == [f"{made.model} version {number}" for number in (1, 3)]
     made.notes(capsys, "promote", "--version", "1")  # it is the champion already

@@ -21,14 +21,15 @@ from align.config.search import SearchConfig
 from align.config.serve import ServeConfig
 from align.config.store import StoreConfig
 from align.console import show
-from align.errors import ConfigError, DataError, ServiceError
-from align.formats.image_index import IndexedImage
+from align.errors import AlignError, ConfigError, DataError, ServiceError
+from align.formats.image_index import IndexedImage, IndexHeader
 from align.formats.shards import MANIFEST, read_manifest
 from align.guard import HOST, Guard
 from align.services.mlflow_address import require_store
 
 if TYPE_CHECKING:
-    from align.search.service.answers import PairShown
+    from align.lineage.pair_history import RuleResult
+    from align.search.service.answers import PairShown, RuleShown
     from align.search.service.service import SearchService
 
 _PORT = 7000
@@ -130,9 +131,17 @@ class _PairOf:
     def __init__(self, params: Params) -> None:
         self._paths, self._filter = params.section(PathsConfig), params.section(FilterConfig)
 
-    def __call__(self, item: IndexedImage, shards_digest: str) -> PairShown:
+    def __call__(self, item: IndexedImage, header: IndexHeader) -> PairShown:
+        if not any(self._paths.raw.glob("*.parquet")):
+            return _of_index(item, header, "the data is not here: this is what the index says of it")
+        try:
+            return self._of_data(item, header)
+        except AlignError as error:
+            return _of_index(item, header, f"this is what the index says: {error}")
+
+    def _of_data(self, item: IndexedImage, header: IndexHeader) -> PairShown:
         from align.lineage.pair_history import look_up, require_pairs
-        from align.search.service.answers import PairShown, RuleShown
+        from align.search.service.answers import PairShown
 
         paths = self._paths
         rows = [row for row in require_pairs(paths.raw, "key", item.key) if row["sha256"] == item.image_id]
@@ -143,23 +152,35 @@ class _PairOf:
             shards=Path(os.devnull), policy=paths.policy,
         )  # fmt: skip
         notes = [f"cuts: {history['cuts_line']}"] if history["cuts_line"] else []
-        if not _is_version(paths.shards, shards_digest):
+        if not _is_version(paths.shards, header.shards_digest):
             notes.append("the data here is of another version than the index; its rules may have been others")
         if history["opted_out"]:
             notes.append(f"taken down: {history['opted_out']['kind']} {history['opted_out']['value']}")
         decision = history["decision"]
-        rules = [
-            RuleShown(rule=rule["rule"], what=rule["what"], verdict=rule["verdict"], values=_values(rule["values"]))
-            for rule in history["rules"]
-        ]
         return PairShown(
-            page_url=rows[0].get("page_url") or None,
-            url=rows[0].get("url") or None,
             text=decision["text"] if decision else None,
             kept=decision["keep"] if decision else None,
-            rules=rules,
+            rules=list(map(_shown, history["rules"])),
             notes=notes,
         )
+
+
+def _of_index(item: IndexedImage, header: IndexHeader, note: str) -> PairShown:
+    """The decision as the index knows it: shards hold kept pairs alone, which no rule drops."""
+    from align.lineage.pair_history import rule_result
+    from align.search.service.answers import PairShown
+
+    rules = [_shown(rule_result(code, condition, {}, [])) for code, condition in header.rules.items()]
+    return PairShown(text=item.texts[0], kept=True, rules=rules, notes=[note])
+
+
+def _shown(rule: RuleResult) -> RuleShown:
+    from align.search.service.answers import RuleShown
+
+    return RuleShown(
+        rule=rule["rule"], what=rule["what"], drops_where=rule["drops_where"], verdict=rule["verdict"],
+        values=_values(rule["values"]),
+    )  # fmt: skip
 
 
 def _is_version(shards: Path, digest: str) -> bool:

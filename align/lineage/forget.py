@@ -80,7 +80,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
             say(f"forget: models: {answer.problem}")
         if args.purge:
             plan = plan_purge(versions, opted_out, paths, fetcher(store))
-            remaining = remaining_lines(paths, models, plan.image_ids)
+            remaining = remaining_lines(paths, models, plan.image_ids, opted_out)
             if not args.yes:
                 show(*plan_lines(plan, str(paths.raw), versions.remotes()))
                 if num := len(files_of(store.features, plan.image_ids)):

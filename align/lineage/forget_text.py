@@ -6,17 +6,23 @@ import hashlib
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
+import pyarrow as pa
+
 from align.config.paths import PathsConfig
 from align.errors import DataError
-from align.formats.policy import OPTED_OUT
+from align.formats.indexed_images import ITEMS
+from align.formats.policy import OPTED_OUT, OptedOut
 from align.formats.raw import image_spans
 from align.lineage.purge import PurgeResult
 from align.lineage.purge_plan import PurgePlan
+from align.lineage.shard_samples import index_shows
 from align.lineage.who_saw import SeenBy
 
 #: Where the local stack keeps its state (`align.run`, `infra/local.py`), and the page that the README has users write.
 _PREFECT, _LOGS, _OWN_PAGES = Path(".align/prefect"), Path(".align/logs"), (Path("hits.html"),)
 _FAILED = Path(".align/failed")  # see flows/failed_runs.py
+#: Copies of data/index: of served champions (`align.search.service.fetched`), and the one that `align ready` writes.
+_SERVED, _READY = Path(".align/served"), Path("data/sample/ready")
 
 
 def model_lines(models: Iterable[SeenBy]) -> Iterator[str]:
@@ -47,10 +53,16 @@ def result_line(result: PurgeResult) -> str:
     return f"{result.where}: {result.removed}" + (f"; LEFT: {result.left}" if result.left else "")
 
 
-def remaining_lines(paths: PathsConfig, models: Iterable[SeenBy], image_ids: Set[str]) -> Iterator[str]:
+def remaining_lines(
+    paths: PathsConfig, models: Iterable[SeenBy], image_ids: Set[str], opted_out: OptedOut
+) -> Iterator[str]:
     """Where pictures, texts or addresses can still be, which a purge does not touch, and what ends them.
 
-    `image_ids`: sha256s of the pictures, to find them in evaluation sets.
+    Args:
+        paths: section `paths`.
+        models: that saw the pairs.
+        image_ids: sha256s of the pictures, to find them in evaluation sets.
+        opted_out: the policy, to find addresses.
     """
     yield "not touched by a purge, with what ends it:"
     policy = (paths.policy / OPTED_OUT).as_posix()
@@ -65,9 +77,14 @@ def remaining_lines(paths: PathsConfig, models: Iterable[SeenBy], image_ids: Set
     if _FAILED.is_dir():
         yield f"  {_FAILED}: reports of failed runs, with pictures"
         yield f"    ends with: `rm -rf {_FAILED}`"
+    if _SERVED.is_dir():
+        yield f"  {_SERVED}: champions that were served, with their indexes: small pictures, texts, addresses"
+        yield f"    ends with: `rm -rf {_SERVED}`"
+    yield from _ready_lines(frozenset(image_ids), opted_out)
     if runs := sorted({model.run_id for model in models}):
         others = "and runs that ended before they recorded their data"
-        yield f"  MLflow, runs {', '.join(runs)}, {others}: `reports`, models trained on the pairs"
+        yield f"  MLflow, runs {', '.join(runs)}, {others}: `reports`, models trained on the pairs,"
+        yield "    and their indexes: small pictures, texts, addresses"
         end = "export MLFLOW_TRACKING_URI=sqlite:///mlflow.db; mlflow runs delete --run-id RUN; mlflow gc --run-ids RUN"
         yield f"    ends with, for each RUN older than this purge: `{end}` (a server's database: on its machine)"
     for page in _OWN_PAGES:
@@ -77,6 +94,19 @@ def remaining_lines(paths: PathsConfig, models: Iterable[SeenBy], image_ids: Set
     yield "  elsewhere: files of search --html, diff --html and embed --out, clones, backups, earlier evaluation sets,"
     yield "    old versions in a bucket"
     yield "    end where they are; in a clone with `align forget --purge --yes`"
+
+
+def _ready_lines(image_ids: frozenset[str], opted_out: OptedOut) -> Iterator[str]:
+    index = _READY / "index"
+    if not (index / ITEMS).is_file():
+        return
+    try:
+        if not index_shows(index, image_ids, opted_out):
+            return
+        yield f"  {_READY} and git's history of it: small pictures, texts and addresses"
+    except (DataError, OSError, pa.ArrowException):
+        yield f"  {_READY}: cannot be read, so perhaps some of the pictures"
+    yield f"    ends with: `align ready` after the next run, or `rm -r {_READY}`; git's history where it is kept"
 
 
 def _evaluation_lines(folder: Path, image_ids: Set[str]) -> Iterator[str]:

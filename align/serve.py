@@ -133,11 +133,11 @@ class _PairOf:
 
     def __call__(self, item: IndexedImage, header: IndexHeader) -> PairShown:
         if not any(self._paths.raw.glob("*.parquet")):
-            return _of_index(item, header, "the data is not here: this is what the index says of it")
+            return _of_index(item, header, "The data itself is not here. This is what the index knows.")
         try:
             return self._of_data(item, header)
         except AlignError as error:
-            return _of_index(item, header, f"this is what the index says: {error}")
+            return _of_index(item, header, f"This is what the index knows, since {error}")
 
     def _of_data(self, item: IndexedImage, header: IndexHeader) -> PairShown:
         from align.lineage.pair_history import look_up, require_pairs
@@ -167,10 +167,12 @@ class _PairOf:
 
 def _of_index(item: IndexedImage, header: IndexHeader, note: str) -> PairShown:
     """The decision as the index knows it: shards hold kept pairs alone, which no rule drops."""
+    from align.filter.rules import RULES
     from align.lineage.pair_history import rule_result
     from align.search.service.answers import PairShown
 
-    rules = [_shown(rule_result(code, condition, {}, [])) for code, condition in header.rules.items()]
+    codes = [*(code for code in RULES if code in header.rules), *(code for code in header.rules if code not in RULES)]
+    rules = [_shown(rule_result(code, header.rules[code], {}, [])) for code in codes]
     return PairShown(text=item.texts[0], kept=True, rules=rules, notes=[note])
 
 

@@ -98,6 +98,16 @@ def write_manifest(folder: Path, manifest: ReadyManifest) -> None:
     write_text(folder / MANIFEST, to_json(manifest.model_dump(mode="json")))
 
 
+def read_ready_manifest(folder: Path) -> ReadyManifest:
+    """Reads manifest.json; the other files are not looked at. Raises DataError or FormatError as `open_ready`."""
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+    except OSError:
+        raise DataError(f"{folder}: no ready search here ({MANIFEST} is missing); run `align ready`") from None
+    return parse(ReadyManifest, data, path, _REMEDY)
+
+
 def open_ready(folder: Path) -> Ready:
     """Compares every file with the manifest.
 
@@ -106,12 +116,7 @@ def open_ready(folder: Path) -> Ready:
         FormatError: the manifest has another schema_version or layout.
         CorruptError: a file is missing, cut off, changed, or not in the manifest.
     """
-    path = folder / MANIFEST
-    try:
-        data = path.read_bytes()
-    except OSError:
-        raise DataError(f"{folder}: no ready search here ({MANIFEST} is missing); run `align ready`") from None
-    manifest = parse(ReadyManifest, data, path, _REMEDY)
+    manifest = read_ready_manifest(folder)
     found = describe_files(folder)
     for name in sorted({*found, *manifest.files}):
         here, wanted = found.get(name), manifest.files.get(name)

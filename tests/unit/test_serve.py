@@ -93,9 +93,9 @@ def test_data_of_another_version_is_said_and_another_picture_is_not_shown(data: 
 
 def test_without_the_data_the_index_says_what_it_knows(data: Path, tmp_path: Path) -> None:
     shown = known(data, "000000000", data=tmp_path)
-    assert shown.notes == ["the data is not here: this is what the index says of it"] and shown.text == "a red fox"
+    assert shown.notes == ["The data itself is not here. This is what the index knows."] and shown.text == "a red fox"
     assert [(rule.rule, rule.drops_where, rule.verdict, rule.values) for rule in shown.rules] == [
-        ("text_too_short", "num_words < 3", "passes", ""), ("image_nsfw", None, "off", ""),
+        ("image_nsfw", None, "off", ""), ("text_too_short", "num_words < 3", "passes", ""),
         ("a_rule_of_tomorrow", "x > 1", "passes", ""),
     ]  # fmt: skip
     assert shown.rules[0].what and shown.rules[2].what == ""

@@ -21,6 +21,7 @@ from align.search.service.metrics import RequestMetrics, single
 from align.search.service.queries import picture_address, version
 from align.search.service.served import Pictures, Served
 from align.search.service.uploads import Decoders, from_base64
+from align.services.registry import MODEL_DIGEST
 
 T = TypeVar("T")
 #: The decision on a picture: (its item, what its index says of itself). Whoever stands above all stages gives it.
@@ -30,7 +31,8 @@ _NUM_DECODERS = 2
 _NUM_READERS = 4
 #: Tags of a version that say what it is.
 _SHOWN_TAGS = (
-    "align.data_digest", "align.git_revision", "align.promoted_at", "align.promoted_because", "align.flow_run",
+    MODEL_DIGEST, "align.data_digest", "align.git_revision", "align.dvc_lock", "align.promoted_at",
+    "align.promoted_because", "align.flow_run",
 )  # fmt: skip
 
 

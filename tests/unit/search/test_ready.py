@@ -15,6 +15,7 @@ from align.model.embedder import Embedder, model_digest
 from align.search import ready
 from align.search.ready import MAX_DIFFERENCE, Run, compare, make_ready, revision_of
 from align.search.search import Query, open_index, search
+from align.search.service.fetched import ReadySearch
 from tests.support import colour_index, tiny_model
 
 RUN = Run(revision="abc", dvc_lock="ghi", package_digest="def")
@@ -58,6 +59,16 @@ def test_it_answers_as_the_trained_model_does_and_shows_pictures_without_shards(
 def test_the_same_bytes_again(made: Path, tmp_path: Path) -> None:
     again = make_ready(model=made / "model", index=made / "index", out=tmp_path / "ready", run=RUN)
     assert again.manifest == open_ready(made / "ready").manifest
+
+
+def test_what_serves_it_knows_the_run_that_made_it(made: Path, tmp_path: Path) -> None:
+    release = ReadySearch(made / "ready").wanted()
+    assert release is not None and release.version is None
+    digest = open_ready(made / "ready").manifest.made_from.shards_digest
+    assert release.tags == {
+        "align.model_digest": "def", "align.data_digest": digest, "align.git_revision": "abc", "align.dvc_lock": "ghi",
+    }  # fmt: skip
+    assert ReadySearch(tmp_path).wanted() is None
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "index/thumbnails.jpegs", "index/index.json"])

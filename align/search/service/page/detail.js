@@ -6,6 +6,11 @@ import {answerOf} from "./query.js";
 const SHOWN = 240; // characters of an address; a longer one is cut
 const LONGEST = 8000; // of a link; no server takes a longer one, and tables of pairs may have cut it
 
+const TAGS = {
+  "align.model_digest": "Registered as", "align.git_revision": "Code, git", "align.data_digest": "Data", "align.dvc_lock": "dvc.lock",
+  "align.promoted_at": "Promoted", "align.promoted_because": "Promoted because", "align.flow_run": "Flow run",
+};
+
 const dialog = document.getElementById("detail");
 const title = document.getElementById("detail-title");
 const body = document.getElementById("detail-body");
@@ -56,14 +61,17 @@ function facts(rows) {
 function rules(rows) {
   const withValues = rows.some((rule) => rule.values);
   const names = ["Rule", "Verdict", "It drops", "Where", ...(withValues ? ["Values"] : [])];
-  const lines = rows.map((rule) => element("tr", {},
-    element("th", {scope: "row"}, rule.rule),
-    element("td", {class: rule.verdict}, rule.verdict),
-    element("td", {}, rule.what),
-    element("td", {class: "condition"}, rule.drops_where ?? ""),
-    ...(withValues ? [element("td", {}, rule.values)] : [])));
-  const head = element("tr", {}, ...names.map((name) => element("th", {scope: "col"}, name)));
-  const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...lines));
+  // The roles are what these elements have; on a phone, where a row is drawn as a block, browsers forget them.
+  const cell = (said, kind = "") => element("td", {role: "cell", class: kind}, said);
+  const lines = rows.map((rule) => element("tr", {role: "row"},
+    element("th", {role: "rowheader", scope: "row"}, rule.rule),
+    cell(rule.verdict, rule.verdict),
+    cell(rule.what),
+    cell(rule.drops_where ?? "", "condition"),
+    ...(withValues ? [cell(rule.values)] : [])));
+  const head = element("tr", {role: "row"}, ...names.map((name) => element("th", {role: "columnheader", scope: "col"}, name)));
+  const table = element("table", {role: "table", class: "rules"},
+    element("thead", {role: "rowgroup"}, head), element("tbody", {role: "rowgroup"}, ...lines));
   return element("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "Rules of the filter"}, table);
 }
 
@@ -82,7 +90,7 @@ function pairs(item) {
   const addresses = [...new Set(item.found.map((pair) => pair.url).filter(Boolean))];
   return [
     element("p", {class: item.pair.kept === false ? "drops" : "passes"}, kept),
-    list(item.found.map((pair) => element("span", {}, element("bdi", {}, pair.text), element("span", {class: "key"}, pair.key)))),
+    list(item.found.map((pair) => element("span", {}, element("bdi", {}, pair.text), " ", element("span", {class: "key"}, pair.key)))),
     ...addresses.map((url) => element("p", {}, "Picture at ", address(url))),
   ];
 }
@@ -93,13 +101,13 @@ function chain(item) {
   return element("ol", {class: "chain"},
     step("Web page", pages(item.found)),
     step(item.found.length === 1 ? "Pair" : `${item.found.length} pairs`, ...pairs(item)),
-    step("Shard", element("p", {}, item.shard, element("span", {class: "key"}, `byte ${item.offset_bytes.toLocaleString("en")}`)),
+    step("Shard", element("p", {}, item.shard, " ", element("span", {class: "key"}, `byte ${item.offset_bytes.toLocaleString("en")}`)),
       element("p", {}, `Part of the data: ${item.split}`)),
     step("Model", element("p", {}, version), facts([
       ["Trained on this picture", item.trained_on],
       ["MLflow run", served.run_id],
       ["Digest", served.model_digest],
-      ...Object.entries(item.version_tags).map(([name, value]) => [name.replace(/^align\./, "").replaceAll("_", " "), value]),
+      ...Object.entries(item.version_tags).map(([name, value]) => [TAGS[name] ?? name, value]),
     ])));
 }
 

@@ -27,6 +27,7 @@ from align.figure import png
 from align.files import replace_directory, write_bytes, write_text
 from align.formats.image_index import ImageIndex, IndexedImage, write_index
 from align.formats.indexed_images import ImagesWriter
+from align.formats.raw import raw_shards
 from align.formats.shards import read_manifest
 from align.model.embedder import IMAGE_BATCH, Embedder, Encoder, model_digest
 from align.report import record_runtime, write_report
@@ -72,6 +73,7 @@ def index(
     """
     labelled = read_queries(config.queries) if config.queries else None
     manifest, rules = read_manifest(data.shards), read_rules(data.filter_report)
+    raw_shards(data.raw)  # a folder that is missing is said before the embedding, which may take hours
     num_images = sum(split.num_images for split in manifest.splits.values())
     if not num_images:
         raise DataError(f"{data.shards}: the shards hold no image, so there is nothing to index")

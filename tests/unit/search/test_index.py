@@ -9,10 +9,12 @@ from PIL import Image
 
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.image_index import ImageIndex
+from align.formats.pair_addresses import PairAddress
 from align.search.images import thumbnail
 from align.search.index import IndexReport
 from align.services.vector_index import VectorIndex
 from tests.support import colour_index
+from tests.support.colour_index import PAGE, RULES
 from tests.support.colours import ColourEncoder, square
 
 QUERIES: dict[str, Any] = {
@@ -43,6 +45,8 @@ def test_every_image_of_every_split_is_found_with_its_texts_and_bytes(tmp_path: 
         vector = ColourEncoder().embed_images([item.image(tmp_path / "shards")])[0]
         assert found.vector(item.key) == pytest.approx(vector)
         assert found.search(vector, 1)[0].score == pytest.approx(1.0, abs=1e-5)
+        assert found.addresses(item.key) == (PairAddress(PAGE, f"https://example.com/{item.key}.jpg"),) * 2
+    assert found.header.rules == RULES
     hits = found.search(ColourEncoder().embed_texts(["blue"])[0], 3)
     assert all("a blue square" in hit.item.texts for hit in hits)
 
@@ -102,6 +106,28 @@ def test_a_query_about_an_image_that_is_not_indexed_is_counted_and_not_asked(tmp
 def test_a_query_file_that_is_named_must_exist(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such file; index\.queries: null"):
         colour_index.build(tmp_path, queries=str(tmp_path / "none"))
+    assert not (tmp_path / "index").exists()
+
+
+def test_data_that_is_missing_is_said_before_anything_is_embedded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def embed(*_: object) -> None:
+        pytest.fail("embedded in spite of it")
+
+    monkeypatch.setattr(ColourEncoder, "embed_images", embed)
+    data = colour_index.write_data(tmp_path, tmp_path / "reports")
+
+    def build_again() -> None:
+        monkeypatch.setattr(colour_index, "write_data", lambda *_: data)
+        colour_index.build(tmp_path)
+
+    shutil.rmtree(data.raw)
+    with pytest.raises(DataError, match="run `align ingest`"):
+        build_again()
+    shutil.rmtree(data.filter_report)
+    with pytest.raises(DataError, match="run `align filter` first"):
+        build_again()
     assert not (tmp_path / "index").exists()
 
 

@@ -42,7 +42,7 @@ class Served:
         values = load_params().values["paths"]
         own = {"finetuned": root / "models/finetuned", "index": root / "index", "shards": root / "shards"}
         self.paths = PathsConfig.model_validate(values | {name: str(path) for name, path in own.items()})
-        self.data = IndexedData(self.paths.shards, root / "raw", root / "reports/filter")
+        self.data = IndexedData(self.paths.shards, root / "raw", root / "rules")
         colour_index.write_report(self.data.filter_report)
         self.source = RegisteredChampion(
             self.project.config.model_name, self.project.tracker, self.paths, root / "served"

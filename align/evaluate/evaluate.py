@@ -19,6 +19,7 @@ from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.console import say
 from align.errors import ConfigError, DataError
+from align.evaluate.embed import ModelTowers, Towers
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_examples, same_examples
 from align.evaluate.figures import confusion_figure, examples_figure, recall_figure
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
@@ -29,7 +30,6 @@ from align.files import replace_directory, write_bytes, write_text
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.measured_sets import evaluation_digest, measured_sets, set_digests
 from align.formats.query_ranks import RANKS, QueryRanks, write_ranks
-from align.model.embedder import Embedder, Encoder
 from align.report import record_runtime, write_report
 from align.services.store import materialised
 
@@ -37,7 +37,7 @@ from align.services.store import materialised
 def evaluate(
     config: EvaluateConfig,
     *,
-    encoder: Encoder,
+    encoder: Towers,
     sets: Sequence[EvaluationSet],
     reports: Path,
 ) -> EvaluateReport:
@@ -80,7 +80,7 @@ def evaluate(
 
 
 def _measure(
-    config: EvaluateConfig, encoder: Encoder, sets: Sequence[EvaluationSet]
+    config: EvaluateConfig, encoder: Towers, sets: Sequence[EvaluationSet]
 ) -> tuple[list[Retrieval], list[Classification]]:
     retrievals, classifications = [], []
     bootstrap = {"num_resamples": config.num_resamples, "seed": config.seed}
@@ -140,7 +140,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     with nullcontext() if args.reports else record_runtime("evaluate", paths.runtime):
         report = evaluate(
             config,
-            encoder=Embedder.load(args.model or paths.finetuned),
+            encoder=ModelTowers(args.model or paths.finetuned),
             sets=measured_sets(paths.evaluation, paths.filtered, shards, config.max_test_images),
             reports=args.reports or own,
         )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
+from align.evaluate.embed import Towers, embed_pictures, finite
 from align.evaluate.protocols.knn import nearest_neighbour
 from align.evaluate.protocols.recall import Direction, Gallery, Score, gallery, mean_recall, ranks_by_embedding, recall
 from align.evaluate.protocols.zero_shot import (
@@ -27,14 +28,23 @@ from align.evaluate.protocols.zero_shot import (
 )
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet
 from align.formats.query_ranks import CUTS, IMAGE_TO_TEXT, KNN, TEXT_TO_IMAGE, ZERO_SHOT, Ranked
-from align.model.embedder import Embeddings, Encoder
+from align.model.embedder import Embeddings
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A measured retrieval set. `scores` maps names such as `image_to_text/recall@1` to scores."""
+    """A measured retrieval set.
+
+    Attributes:
+        source: the set, without the pictures that were left out.
+        items: its texts, and which are right.
+        image_embeds, text_embeds: of both.
+        image_to_text, text_to_image: the ranks.
+        scores: such as `image_to_text/recall@1`.
+        faults: key -> why a picture was left out.
+    """
 
     source: EvaluationSet
     items: Gallery
@@ -43,6 +53,7 @@ class Retrieval:
     image_to_text: Direction
     text_to_image: Direction
     scores: dict[str, Score]
+    faults: dict[str, str]
 
     def ranked(self) -> dict[str, Ranked]:
         """Protocol -> the rank of each query, for `ranks.parquet`."""
@@ -58,6 +69,7 @@ class Classification:
     """A measured classification set.
 
     Attributes:
+        source: the set, without the pictures that were left out.
         queries: the images that were classified.
         labels: (num_queries,) index of the true class.
         predicted: (num_queries,) index of the zero-shot class.
@@ -65,6 +77,7 @@ class Classification:
         majority: accuracy of always answering with the most frequent class.
         scores: `zero_shot/accuracy`, and `knn/accuracy` if the set has reference images.
         directions: protocol -> ranks, of the protocols that have a score.
+        faults: key -> why a picture was left out.
     """
 
     source: EvaluationSet
@@ -75,6 +88,7 @@ class Classification:
     majority: float
     scores: dict[str, Score]
     directions: dict[str, Direction]
+    faults: dict[str, str]
 
     def ranked(self) -> dict[str, Ranked]:
         """Protocol -> the rank of each query, for `ranks.parquet`."""
@@ -82,17 +96,20 @@ class Classification:
         return {name: _ranked(direction, keys, labels) for name, direction in self.directions.items()}
 
 
-def measure_retrieval(source: EvaluationSet, encoder: Encoder, *, num_resamples: int, seed: int) -> Retrieval:
+def measure_retrieval(whole: EvaluationSet, towers: Towers, *, num_resamples: int, seed: int) -> Retrieval:
     """Measures recall in both directions over all images of the set.
 
     Raises:
-        DataError: the set has no image or no text, or the embeddings are not finite.
+        DataError: the set has no image or no text, none of its pictures can be shown to the model, or the embeddings
+            are not finite.
     """
+    if not any(image.texts for image in whole.images):
+        raise DataError(f"evaluation set {whole.name}: no image or no text in it")
+    source, image_embeds, faults = _embedded(whole, towers)
     items = gallery((image.concept, image.texts) for image in source.images)
-    if not source.images or not items.texts:
-        raise DataError(f"evaluation set {source.name}: no image or no text in it")
-    image_embeds = _finite(encoder.embed_images([image.image for image in source.images]), source.name)
-    text_embeds = _finite(encoder.embed_texts(items.texts), source.name)
+    if not items.texts:
+        raise DataError(f"evaluation set {source.name}: no text belongs to a picture that can be shown to the model")
+    text_embeds = finite(towers.embed_texts(items.texts), source.name)
     image_to_text = _direction(image_embeds, text_embeds, items.texts_of_image, items.image_concepts)
     text_to_image = _direction(text_embeds, image_embeds, items.images_of_text, items.text_concepts)
 
@@ -102,38 +119,47 @@ def measure_retrieval(source: EvaluationSet, encoder: Encoder, *, num_resamples:
             scores[f"{name}/recall@{k}"] = recall(direction, k, num_resamples=num_resamples, seed=seed)
         scores[f"{name}/mean_recall"] = mean_recall([direction], num_resamples=num_resamples, seed=seed)
     scores["mean_recall"] = mean_recall([image_to_text, text_to_image], num_resamples=num_resamples, seed=seed)
-    return Retrieval(source, items, image_embeds, text_embeds, image_to_text, text_to_image, scores)
+    return Retrieval(source, items, image_embeds, text_embeds, image_to_text, text_to_image, scores, faults)
 
 
-def measure_classification(source: EvaluationSet, encoder: Encoder, *, num_resamples: int, seed: int) -> Classification:
+def measure_classification(whole: EvaluationSet, towers: Towers, *, num_resamples: int, seed: int) -> Classification:
     """Measures zero-shot and nearest-neighbour accuracy over the set's query images.
 
     Raises:
-        DataError: the set has no query image, or the embeddings are not finite.
+        DataError: the set has no query image, none can be shown to the model, or the embeddings are not finite.
     """
-    index = {name: position for position, name in enumerate(source.classes)}
-    queries = [image for image in source.images if image.split == "query"]
-    references = [image for image in source.images if image.split == "reference"]
-    if not queries:
-        raise DataError(f"evaluation set {source.name}: no image of split 'query' in it")
+    index = {name: position for position, name in enumerate(whole.classes)}
+    if not any(image.split == "query" for image in whole.images):
+        raise DataError(f"evaluation set {whole.name}: no image of split 'query' in it")
+    source, embeds, faults = _embedded(whole, towers)
+    asked = [position for position, image in enumerate(source.images) if image.split == "query"]
+    known = [position for position, image in enumerate(source.images) if image.split == "reference"]
+    if not asked:
+        raise DataError(f"evaluation set {source.name}: no image of split 'query' can be shown to the model")
+    queries = [source.images[position] for position in asked]
     labels = [index[str(image.label)] for image in queries]
     clusters = [image.concept for image in queries]
-    image_embeds = _finite(encoder.embed_images([image.image for image in queries]), source.name)
-    text_embeds = _finite(encoder.embed_texts(prompts(source.classes, source.templates)), source.name)
+    image_embeds = embeds[asked]
+    text_embeds = finite(towers.embed_texts(prompts(source.classes, source.templates)), source.name)
     class_embeds = class_embeddings(text_embeds, len(source.classes))
 
     directions = {ZERO_SHOT: zero_shot(image_embeds, class_embeds, labels, clusters)}
-    if references:
-        reference_embeds = _finite(encoder.embed_images([image.image for image in references]), source.name)
-        known = [index[str(image.label)] for image in references]
-        directions[KNN] = nearest_neighbour(image_embeds, labels, reference_embeds, known, clusters)
+    if known:
+        of_known = [index[str(source.images[position].label)] for position in known]
+        directions[KNN] = nearest_neighbour(image_embeds, labels, embeds[known], of_known, clusters)
     scores = {
         f"{name}/accuracy": recall(direction, 1, num_resamples=num_resamples, seed=seed)
         for name, direction in directions.items()
     }
     predicted = predictions(image_embeds, class_embeds)
     counts = confusion(labels, predicted, len(source.classes))
-    return Classification(source, queries, labels, predicted, counts, majority_rate(labels), scores, directions)
+    return Classification(source, queries, labels, predicted, counts, majority_rate(labels), scores, directions, faults)
+
+
+def _embedded(whole: EvaluationSet, towers: Towers) -> tuple[EvaluationSet, Embeddings, dict[str, str]]:
+    """The set without what cannot be shown to the model, its embeddings, and key -> why of what is left out."""
+    positions, embeds, faults = embed_pictures(whole, towers)
+    return whole.select(positions), embeds, {whole.images[position].key: why for position, why in faults.items()}
 
 
 def _direction(
@@ -168,9 +194,3 @@ def _ranked(direction: Direction, queries: Sequence[str], labels: tuple[str, ...
 def _text_id(text: str) -> str:
     """Names a text of a gallery, in which texts differ by more than case and white space."""
     return f"text-{hashlib.sha256(' '.join(text.split()).casefold().encode()).hexdigest()[:16]}"
-
-
-def _finite(embeds: Embeddings, name: str) -> Embeddings:
-    if not np.isfinite(embeds).all():
-        raise DataError(f"evaluation set {name}: the embeddings are not finite; train the model again")
-    return embeds

@@ -82,7 +82,16 @@ def _sets(retrievals: Sequence[Retrieval], classifications: Sequence[Classificat
         concepts = {image.concept for image in source.images}
         texts = len(result.items.texts) if isinstance(result, Retrieval) else len(source.classes)
         rows.append([source.name, source.kind, source.description, len(source.images), texts, len(concepts)])
-    return table(["set", "kind", "description", "images", "texts or classes", "concepts"], rows)
+    left_out = [[result.source.name, key, why] for result in results for key, why in list(result.faults.items())[:20]]
+    sets = table(["set", "kind", "description", "images", "texts or classes", "concepts"], rows)
+    if not left_out:
+        return sets
+    number = sum(len(result.faults) for result in results)
+    return (
+        sets
+        + paragraph(f"{number:,} pictures were left out, as they could not be shown to the model; some of them:")
+        + table(["set", "picture left out", "why"], left_out)
+    )
 
 
 def _scores(scores: Mapping[str, Mapping[str, Score]]) -> str:

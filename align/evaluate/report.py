@@ -9,13 +9,17 @@ from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.protocols.recall import Score
 from align.report import Report
 
+#: Pictures left out that the report names, of each set.
+_MAX_FAULTS = 100
+
 
 class EvaluateReport(Report):
     """The metrics, and what was measured.
 
     Attributes:
         evaluation_digest: names the sets and the code that measured; see `align.formats.measured_sets`.
-        sets: name -> kind, description, counts and digest.
+        sets: name -> kind, description, counts and digest; with pictures that could not be shown to the model, also
+            `num_left_out` and some of them, `left_out`: key -> why.
         classes: set -> class -> number of query images and zero-shot accuracy.
     """
 
@@ -26,6 +30,9 @@ class EvaluateReport(Report):
     def summary(self) -> Iterator[str]:
         """One line per set and main metric, with interval and chance."""
         for name, of_set in self.sets.items():
+            if "num_left_out" in of_set:
+                key, why = next(iter(of_set["left_out"].items()))
+                yield f"warning: {name}: {of_set['num_left_out']:,} picture(s) left out; {key}: {why}"
             for metric in ("image_to_text/recall@10", "text_to_image/recall@10", "zero_shot/accuracy", "knn/accuracy"):
                 key = f"{name}/{metric}"
                 if key in self.metrics:
@@ -53,6 +60,9 @@ def make_report(
             "num_images": len(source.images),
             "num_concepts": len({image.concept for image in source.images}),
         }
+        if result.faults:
+            some = dict(list(result.faults.items())[:_MAX_FAULTS])
+            sets[source.name] |= {"num_left_out": len(result.faults), "left_out": some}
         for metric, score in result.scores.items():
             metrics |= _flat(f"{source.name}/{metric}", score)
         if isinstance(result, Retrieval):

@@ -25,7 +25,7 @@ from align.filter.network import ImageNetwork
 from align.filter.pair_tables import image_hash
 from align.filter.tables import TWINS
 from align.filter.work_folder import Shards, WorkFolder, commit
-from align.formats.evaluation_set import EvaluationSet, distinct_images
+from align.formats.evaluation_set import EvaluationSet, distinct_pictures
 
 
 def compare_with_evaluation_images(
@@ -60,7 +60,7 @@ def close_images(
         decides = [network.digest, config.near_duplicate_embedder, config.max_image_pixels]
         folder = folder_of(work.features, "views", "align.filter.network", decides)
         look = partial(Features(folder, _to_bytes, partial(_from_bytes, width=network.width)).look, measure)
-        rows = track(by_content(look, distinct_images(sets)), what="filter: evaluation images")
+        rows = track(by_content(look, distinct_pictures(sets)), what="filter: evaluation images")
         write_embeddings(views, rows, network.width)
     return list(find_near_duplicates(files, read_embeddings(views), config, kmeans))
 

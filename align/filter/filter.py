@@ -45,7 +45,8 @@ from align.filter.report import FilterReport, read_report, report_on
 from align.filter.score import score_shard
 from align.filter.work_folder import Shards, WorkFolder
 from align.formats import filtered
-from align.formats.evaluation_set import HELD_OUT, EvaluationSet, held_out_sets, load_sets
+from align.formats.evaluation_set import HELD_OUT, EvaluationSet
+from align.formats.evaluation_sets.align_tar import held_out_sets, load_sets
 from align.formats.policy import OptedOut, read_opted_out
 from align.formats.raw import raw_shards, state_of
 from align.pieces import Piece

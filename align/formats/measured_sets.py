@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held_out_sets, load_sets
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreadable
+from align.formats.evaluation_sets.align_tar import held_out_sets, load_sets
 from align.formats.shards import iter_samples
 from align.provenance import digest
 
@@ -41,24 +42,34 @@ def measured_sets(evaluation: Path, filtered: Path, shards: Path, max_test_image
 def shards_test_set(shards: Path, max_images: int) -> list[EvaluationSet]:
     """The first `max_images` images of the test split, as a retrieval set named `test`; no set if there is no image."""
     images = [
-        EvaluationImage(sample.key, sample.image, sample.key, sample.texts, None, None, "query")
+        EvaluationImage(sample.key, sample.key, sample.texts, None, None, "query")
         for sample in islice(iter_samples(shards, "test"), max_images)
     ]
+
+    def pictures(positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
+        wanted = iter(positions)
+        following = next(wanted, None)
+        for position, sample in enumerate(islice(iter_samples(shards, "test"), max_images)):
+            if position == following:
+                yield sample.image
+                following = next(wanted, None)
+            if following is None:
+                return
+
     description = "held-out clusters of the training sources"
-    return [EvaluationSet(TEST, "retrieval", description, images, (), ())] if images else []
+    return [EvaluationSet(TEST, "retrieval", description, images, (), (), pictures)] if images else []
 
 
 def set_digests(sets: Iterable[EvaluationSet]) -> dict[str, str]:
-    """Name -> digest, of the items as they are in memory and of the code that measures them."""
+    """Name -> digest, of the items with their pictures and of the code that measures them."""
     code = digest(_MEASURES)
     return {one.name: _set_digest(one, code) for one in sets}
 
 
 def _set_digest(one: EvaluationSet, code: str) -> str:
     total = hashlib.sha256(_line(code, one.name, one.kind, one.classes, one.templates))
-    for image in one.images:
-        picture = hashlib.sha256(image.image).hexdigest()
-        total.update(_line(image.key, picture, image.concept, image.texts, image.label, image.split))
+    for image, picture in zip(one.images, one.digests, strict=True):
+        total.update(_line(image.key, picture.hex(), image.concept, image.texts, image.label, image.split))
     return total.hexdigest()
 
 

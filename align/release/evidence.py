@@ -22,7 +22,7 @@ from align.config.store import StoreConfig
 from align.console import say
 from align.errors import DataError
 from align.files import sha256_folder
-from align.formats.evaluation_set import held_out_sets, load_sets
+from align.formats.evaluation_sets.align_tar import held_out_sets, load_sets
 from align.formats.measured_sets import evaluation_digest, set_digests, shards_test_set
 from align.formats.model_folder import CONFIG
 from align.formats.query_ranks import RANKS, QueryRanks, read_ranks

@@ -24,7 +24,7 @@ from align.config.paths import PathsConfig
 from align.console import say
 from align.errors import DataError
 from align.files import replace_directory, require_apart, require_replaceable
-from align.formats.evaluation_set import load_sets
+from align.formats.evaluation_sets.align_tar import load_sets
 from align.formats.model_folder import tokenizer_of
 from align.formats.picture_table import PICTURE_SUFFIXES
 from align.model.dual_encoder import DualEncoder
@@ -177,7 +177,7 @@ def find_samples(evaluation: Path, images: Path | None, texts: Path | None) -> P
         DataError: there is no image or no text, or a file or folder cannot be read.
     """
     sets = [] if images and texts else load_sets(evaluation)
-    everything = [(each.name, image) for each in sets for image in each.images]
+    everything = [(each, position) for each in sets for position in range(len(each.images))]
     if images:
         if not images.is_dir():
             raise DataError(f"--images {images}: no such folder; give one with pictures")
@@ -186,7 +186,11 @@ def find_samples(evaluation: Path, images: Path | None, texts: Path | None) -> P
             raise DataError(f"--images {images}: no picture in it; their names end in {', '.join(PICTURE_SUFFIXES)}")
         chosen = {str(path): path.read_bytes() for path in _spread(files)}
     else:
-        chosen = {f"image {image.key} of the set {name}": image.image for name, image in _spread(everything)}
+        chosen = {
+            f"image {each.images[position].key} of the set {each.name}": picture
+            for each, position in _spread(everything)
+            for _, picture in each.read([position])
+        }
     if texts:
         try:
             lines = [line.strip() for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -195,7 +199,7 @@ def find_samples(evaluation: Path, images: Path | None, texts: Path | None) -> P
                 f"--texts {texts}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
             ) from None
     else:
-        lines = [text for _, image in everything for text in islice(image.texts, 1)]
+        lines = [text for each in sets for image in each.images for text in islice(image.texts, 1)]
     samples = ParitySamples(chosen, _spread(lines))
     if not samples.images or not samples.texts:
         raise DataError(

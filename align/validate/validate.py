@@ -28,7 +28,7 @@ from align.errors import ConfigError, DataError
 from align.figure import png
 from align.formats.acceptances import read_acceptances
 from align.formats.drift_reference import read_reference
-from align.formats.evaluation_set import held_out_sets, load_sets
+from align.formats.evaluation_sets.align_tar import held_out_sets, load_sets
 from align.formats.filtered import decisions_digest
 from align.formats.verdict import SHARDS, TABLES
 from align.protocols.expectations import STATISTICS, Check

@@ -12,7 +12,8 @@ from align.errors import ConfigError, DataError
 from align.evaluate.evaluate import evaluate, main
 from align.evaluate.examples import DIRECTIONS, same_examples
 from align.evaluate.measure import measure_retrieval
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held_out_sets, write_set
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreadable, held
+from align.formats.evaluation_sets.align_tar import held_out_sets, write_set
 from align.formats.measured_sets import evaluation_digest, set_digests, shards_test_set
 from align.formats.query_ranks import read_ranks
 from align.formats.shards import Sample
@@ -24,11 +25,16 @@ from tests.support.shard_folder import write_shards
 CONFIG = EvaluateConfig(seed=0, num_resamples=200, max_test_images=100, num_examples=2)
 
 
-def images(mislabelled: str | None = None) -> list[EvaluationImage]:
-    """Two shades of each colour; the pictures of `mislabelled` are painted in the first colour."""
+def pictures(mislabelled: str | None = None) -> list[bytes]:
+    """Of `images`; those of `mislabelled` are painted in the first colour."""
+    return [square("red" if name == mislabelled else name, shade=shade) for name in COLOURS for shade in (0, 15)]
+
+
+def images() -> list[EvaluationImage]:
+    """Two shades of each colour."""
     return [
         EvaluationImage(
-            key=f"{name}{shade}", image=square("red" if name == mislabelled else name, shade=shade), concept=name,
+            key=f"{name}{shade}", concept=name,
             texts=(f"{name} square", f"A {name} picture"), label=name, vendor=None,
             split="query" if shade == 0 else "reference",
         )
@@ -39,7 +45,8 @@ def images(mislabelled: str | None = None) -> list[EvaluationImage]:
 def colour_set(kind: str, mislabelled: str | None = None) -> EvaluationSet:
     classes, templates = (tuple(COLOURS), ("a {} thing", "{}")) if kind == "classification" else ((), ())
     name = "classes" if kind == "classification" else "concepts"
-    return EvaluationSet(name, kind, "squares", images(mislabelled), classes, templates)  # type: ignore[arg-type]
+    shown = held(pictures(mislabelled))
+    return EvaluationSet(name, kind, "squares", images(), classes, templates, shown)  # type: ignore[arg-type]
 
 
 def run(tmp_path: Path, *sets: EvaluationSet, encoder: ColourEncoder | None = None) -> dict[str, float | int]:
@@ -101,8 +108,8 @@ def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
 class Blind(ColourEncoder):
     """Mistakes every picture for another colour."""
 
-    def embed_images(self, images: Iterable[bytes]) -> Embeddings:
-        return np.roll(super().embed_images(images), 1, axis=1)
+    def embed_crops(self, crops: Iterable[np.ndarray]) -> Embeddings:
+        return np.roll(super().embed_crops(crops), 1, axis=1)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -118,17 +125,17 @@ def test_the_same_queries_are_shown_of_a_good_and_of_a_bad_model(direction: str)
 
 def test_a_text_that_looks_like_mathematics_is_drawn_as_it_is(tmp_path: Path) -> None:
     odd = r"$\frac$ and $x_$"
-    pictures = [replace(image, texts=(odd + image.key,), label=odd) for image in images()]
-    retrieval = replace(colour_set("retrieval", "blue"), name=odd, images=pictures)
-    classes = replace(colour_set("classification"), images=pictures, classes=(odd, "other"))
+    odd_images = [replace(image, texts=(odd + image.key,), label=odd) for image in images()]
+    retrieval = replace(colour_set("retrieval", "blue"), name=odd, images=odd_images)
+    classes = replace(colour_set("classification"), images=odd_images, classes=(odd, "other"))
     run(tmp_path, retrieval, classes)
     assert (tmp_path / "evaluation" / "classes_confusion.png").is_file()
 
 
 def test_a_model_that_diverged_is_an_error_and_writes_no_report(tmp_path: Path) -> None:
     class Diverged(ColourEncoder):
-        def embed_images(self, images: object) -> np.ndarray:
-            return np.full((8, 4), np.nan, dtype=np.float32)
+        def embed_crops(self, crops: Iterable[np.ndarray]) -> np.ndarray:
+            return np.full((len(list(crops)), 4), np.nan, dtype=np.float32)
 
     with pytest.raises(DataError, match="not finite"):
         run(tmp_path, colour_set("retrieval"), encoder=Diverged())
@@ -189,3 +196,23 @@ def test_the_report_of_another_model_goes_elsewhere(reports: str | None) -> None
     args = argparse.Namespace(model=Path("other"), reports=None if reports is None else Path(reports))
     with pytest.raises(ConfigError, match="reports/evaluation is about the fine-tuned model; name another folder"):
         main(load_params(), args)
+
+
+@pytest.mark.parametrize("kind", ["retrieval", "classification"])
+def test_a_picture_that_is_no_picture_is_a_row_with_a_reason(tmp_path: Path, kind: str) -> None:
+    broken = [b"no picture", *pictures()[1:]]
+    report = evaluate(
+        CONFIG, encoder=ColourEncoder(), sets=[replace(colour_set(kind), pictures=held(broken))], reports=tmp_path / "r"
+    )
+    (one,) = report.sets.values()
+    assert (one["num_images"], one["num_left_out"]) == (7, 1)
+    assert one["left_out"] == {"red0": "not an image that can be decoded"}
+    assert any("warning" in line and "red0: not an image" in line for line in report.summary())
+    assert "left out" in (tmp_path / "r/report.html").read_text()
+
+
+def test_a_set_whose_pictures_all_fail_is_an_error(tmp_path: Path) -> None:
+    broken: list[bytes | Unreadable] = [b"no picture"] * 7
+    one = replace(colour_set("retrieval"), pictures=held([Unreadable("no such file"), *broken]))
+    with pytest.raises(DataError, match="concepts: none of its 8 pictures can be shown to the model; red0: no such"):
+        run(tmp_path, one)

@@ -4,13 +4,13 @@ import numpy as np
 
 from align.evaluate.figures import confusion_figure
 from align.evaluate.measure import Classification
-from align.formats.evaluation_set import EvaluationSet
+from align.formats.evaluation_set import EvaluationSet, held
 
 
 def classification(confusion: np.ndarray) -> Classification:
     classes = tuple(f"class {number}" for number in range(len(confusion)))
-    source = EvaluationSet("mine", "classification", "x", [], classes, ("{}",))
-    return Classification(source, [], [], np.zeros(0, np.int64), confusion, 0.5, {}, {})
+    source = EvaluationSet("mine", "classification", "x", [], classes, ("{}",), held([]))
+    return Classification(source, [], [], np.zeros(0, np.int64), confusion, 0.5, {}, {}, {})
 
 
 def test_of_many_classes_those_with_the_most_confusions_are_shown() -> None:

@@ -13,7 +13,8 @@ from align.config.filter import FilterConfig
 from align.filter.features import Features, files_of, folder_of
 from align.filter.filter import FilterFolders, filter_pairs
 from align.filter.network import ImageNetwork
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, write_set
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
+from align.formats.evaluation_sets.align_tar import write_set
 from align.pairs.perceptual_hash import from_bytes, image_signals, to_bytes
 from tests.support import local_store
 from tests.support.params import load_params
@@ -126,10 +127,10 @@ def test_signals_are_stored_whole() -> None:
 def test_the_filter_writes_the_same_bytes_and_asks_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = shards(tmp_path / "raw", 2)
     copy = noise(1, 480, 460)
-    pictures = [EvaluationImage(key, data, key, (key,), None, None, "query") for key, data in
-                (("copy", copy), ("broken", b"no picture"), ("other", noise(70)))]  # fmt: skip
+    items = [EvaluationImage(key, key, (key,), None, None, "query") for key in ("copy", "broken", "other")]
+    pictures = held([copy, b"no picture", noise(70)])
     for name in ("one", "two"):  # they share their images
-        write_set(tmp_path / "sets", EvaluationSet(name, "retrieval", name, pictures, (), ()))
+        write_set(tmp_path / "sets", EvaluationSet(name, "retrieval", name, items, (), (), pictures))
 
     def written(out: str, kept: str | None, **changes: Any) -> dict[str, bytes]:
         folders = FilterFolders(raw, tmp_path / "sets", tmp_path / "p", tmp_path / out / "f", tmp_path / out / "r")

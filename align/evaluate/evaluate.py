@@ -33,6 +33,8 @@ from align.formats.query_ranks import RANKS, QueryRanks, write_ranks
 from align.report import record_runtime, write_report
 from align.services.store import materialised
 
+FINE_TUNED = "the fine-tuned model"
+
 
 def evaluate(
     config: EvaluateConfig,
@@ -40,6 +42,7 @@ def evaluate(
     encoder: Towers,
     sets: Sequence[EvaluationSet],
     reports: Path,
+    model: str = FINE_TUNED,
 ) -> EvaluateReport:
     """Measures every set and writes the report, its pictures, its page, and the rank of each query.
 
@@ -48,6 +51,7 @@ def evaluate(
         encoder: the model.
         sets: the sets to measure, in any order. Examples are drawn from the first retrieval set.
         reports: the folder of this stage's report; replaced whole.
+        model: which model that is, for people.
 
     Raises:
         DataError: no set, two sets of one name, an empty set, or embeddings that are not finite.
@@ -73,7 +77,7 @@ def evaluate(
     with replace_directory(reports, "evaluate") as part:
         for name, data in pictures.items():
             write_bytes(part / name, data)
-        write_text(part / "report.html", evaluation_page(retrievals, classifications, examples, pictures))
+        write_text(part / "report.html", evaluation_page(retrievals, classifications, examples, pictures, model))
         write_ranks(QueryRanks(digests, ranks), part / RANKS)
         write_report(report, part)
     return report
@@ -143,6 +147,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
             encoder=ModelTowers(args.model or paths.finetuned),
             sets=measured_sets(paths.evaluation, paths.filtered, shards, config.max_test_images),
             reports=args.reports or own,
+            model=FINE_TUNED if args.model is None else "another model (--model)",
         )
     for line in report.summary():
         say(f"evaluate: {line}")

@@ -1,12 +1,14 @@
 """Measures one evaluation set: embeds it once, then computes every metric that its kind allows.
 
-A retrieval set gives recall@1/5/10 and their mean, in both directions. A classification set gives zero-shot accuracy
-with prompt ensembling, and nearest-neighbour accuracy if it has reference images.
+A retrieval set gives recall@1/5/10 and their mean, in both directions, as published, and beside it recall_any_owner@K
+(see `align.evaluate.galleries`). A classification set gives zero-shot accuracy with prompt ensembling, and
+nearest-neighbour accuracy if it has reference images.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
+from align.evaluate import galleries
 from align.evaluate.embed import Towers, embed_pictures, finite
 from align.evaluate.protocols.knn import nearest_neighbour
-from align.evaluate.protocols.recall import Direction, Gallery, Score, gallery, mean_recall, ranks_by_embedding, recall
+from align.evaluate.protocols.recall import Direction, Gallery, Score, mean_recall, ranks_by_embedding, recall
 from align.evaluate.protocols.zero_shot import (
     class_embeddings,
     confusion,
@@ -26,8 +29,8 @@ from align.evaluate.protocols.zero_shot import (
     prompts,
     zero_shot,
 )
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet
-from align.formats.query_ranks import CUTS, IMAGE_TO_TEXT, KNN, TEXT_TO_IMAGE, ZERO_SHOT, Ranked
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, folded
+from align.formats.query_ranks import ANY_OWNER, CUTS, IMAGE_TO_TEXT, KNN, TEXT_TO_IMAGE, ZERO_SHOT, Ranked
 from align.model.embedder import Embeddings
 
 T = TypeVar("T")
@@ -39,29 +42,38 @@ class Retrieval:
 
     Attributes:
         source: the set, without the pictures that were left out.
-        items: its texts, and which are right.
-        image_embeds, text_embeds: of both.
-        image_to_text, text_to_image: the ranks.
+        items: its texts, and which are right as published.
+        any_owner: the same where equal texts are one item.
+        image_embeds, text_embeds: of the images and of `items.texts`.
+        image_to_text, text_to_image: the ranks as published.
+        kinder: the ranks by any owner, under the names of the directions.
         scores: such as `image_to_text/recall@1`.
         faults: key -> why a picture was left out.
     """
 
     source: EvaluationSet
     items: Gallery
+    any_owner: Gallery
     image_embeds: Embeddings
     text_embeds: Embeddings
     image_to_text: Direction
     text_to_image: Direction
+    kinder: dict[str, Direction]
     scores: dict[str, Score]
     faults: dict[str, str]
 
     def ranked(self) -> dict[str, Ranked]:
         """Protocol -> the rank of each query, for `ranks.parquet`."""
         keys = [image.key for image in self.source.images]
-        return {
-            IMAGE_TO_TEXT: _ranked(self.image_to_text, _asked(keys, self.items.texts_of_image), None),
-            TEXT_TO_IMAGE: _ranked(self.text_to_image, [_text_id(text) for text in self.items.texts], None),
-        }
+        found: dict[str, Ranked] = {}
+        for ending, items, image_to_text, text_to_image in (
+            ("", self.items, self.image_to_text, self.text_to_image),
+            (ANY_OWNER, self.any_owner, self.kinder[IMAGE_TO_TEXT], self.kinder[TEXT_TO_IMAGE]),
+        ):
+            texts = _text_ids(items, with_owner=not ending)
+            found[IMAGE_TO_TEXT + ending] = _ranked(image_to_text, _asked(keys, items.texts_of_image), None)
+            found[TEXT_TO_IMAGE + ending] = _ranked(text_to_image, _asked(texts, items.images_of_text), None)
+        return found
 
 
 @dataclass(frozen=True)
@@ -105,21 +117,37 @@ def measure_retrieval(whole: EvaluationSet, towers: Towers, *, num_resamples: in
     """
     if not any(image.texts for image in whole.images):
         raise DataError(f"evaluation set {whole.name}: no image or no text in it")
-    source, image_embeds, faults = _embedded(whole, towers)
-    items = gallery((image.concept, image.texts) for image in source.images)
-    if not items.texts:
-        raise DataError(f"evaluation set {source.name}: no text belongs to a picture that can be shown to the model")
-    text_embeds = finite(towers.embed_texts(items.texts), source.name)
-    image_to_text = _direction(image_embeds, text_embeds, items.texts_of_image, items.image_concepts)
-    text_to_image = _direction(text_embeds, image_embeds, items.images_of_text, items.text_concepts)
+    positions, image_embeds, faults = embed_pictures(whole, towers)
+    items, merged = galleries.published(whole, positions), galleries.any_owner(whole, positions)
+    if not any(len(right) for right in items.texts_of_image):
+        raise DataError(f"evaluation set {whole.name}: no text belongs to a picture that can be shown to the model")
+    distinct = {text: row for row, text in enumerate(dict.fromkeys([*items.texts, *merged.texts]))}
+    of_text = finite(towers.embed_texts(distinct), whole.name)
+    text_embeds = of_text[[distinct[text] for text in items.texts]]
+    image_to_text, text_to_image = _both_ways(items, image_embeds, text_embeds)
+    of_merged = _both_ways(merged, image_embeds, of_text[[distinct[text] for text in merged.texts]])
+    kinder = dict(zip((IMAGE_TO_TEXT, TEXT_TO_IMAGE), of_merged, strict=True))
 
     scores: dict[str, Score] = {}
-    for name, direction in (("image_to_text", image_to_text), ("text_to_image", text_to_image)):
+    for name, direction in ((IMAGE_TO_TEXT, image_to_text), (TEXT_TO_IMAGE, text_to_image)):
         for k in CUTS:
             scores[f"{name}/recall@{k}"] = recall(direction, k, num_resamples=num_resamples, seed=seed)
+        for k in CUTS:
+            scores[f"{name}/recall_any_owner@{k}"] = recall(kinder[name], k, num_resamples=num_resamples, seed=seed)
         scores[f"{name}/mean_recall"] = mean_recall([direction], num_resamples=num_resamples, seed=seed)
     scores["mean_recall"] = mean_recall([image_to_text, text_to_image], num_resamples=num_resamples, seed=seed)
-    return Retrieval(source, items, image_embeds, text_embeds, image_to_text, text_to_image, scores, faults)
+    return Retrieval(
+        source=whole.select(positions),
+        items=items,
+        any_owner=merged,
+        image_embeds=image_embeds,
+        text_embeds=text_embeds,
+        image_to_text=image_to_text,
+        text_to_image=text_to_image,
+        kinder=kinder,
+        scores=scores,
+        faults=_named(faults, whole),
+    )
 
 
 def measure_classification(whole: EvaluationSet, towers: Towers, *, num_resamples: int, seed: int) -> Classification:
@@ -131,7 +159,8 @@ def measure_classification(whole: EvaluationSet, towers: Towers, *, num_resample
     index = {name: position for position, name in enumerate(whole.classes)}
     if not any(image.split == "query" for image in whole.images):
         raise DataError(f"evaluation set {whole.name}: no image of split 'query' in it")
-    source, embeds, faults = _embedded(whole, towers)
+    positions, embeds, faults = embed_pictures(whole, towers)
+    source = whole.select(positions)
     asked = [position for position, image in enumerate(source.images) if image.split == "query"]
     known = [position for position, image in enumerate(source.images) if image.split == "reference"]
     if not asked:
@@ -153,13 +182,28 @@ def measure_classification(whole: EvaluationSet, towers: Towers, *, num_resample
     }
     predicted = predictions(image_embeds, class_embeds)
     counts = confusion(labels, predicted, len(source.classes))
-    return Classification(source, queries, labels, predicted, counts, majority_rate(labels), scores, directions, faults)
+    return Classification(
+        source=source,
+        queries=queries,
+        labels=labels,
+        predicted=predicted,
+        confusion=counts,
+        majority=majority_rate(labels),
+        scores=scores,
+        directions=directions,
+        faults=_named(faults, whole),
+    )
 
 
-def _embedded(whole: EvaluationSet, towers: Towers) -> tuple[EvaluationSet, Embeddings, dict[str, str]]:
-    """The set without what cannot be shown to the model, its embeddings, and key -> why of what is left out."""
-    positions, embeds, faults = embed_pictures(whole, towers)
-    return whole.select(positions), embeds, {whole.images[position].key: why for position, why in faults.items()}
+def _named(faults: dict[int, str], whole: EvaluationSet) -> dict[str, str]:
+    return {whole.images[position].key: why for position, why in faults.items()}
+
+
+def _both_ways(items: Gallery, image_embeds: Embeddings, text_embeds: Embeddings) -> tuple[Direction, Direction]:
+    return (
+        _direction(image_embeds, text_embeds, items.texts_of_image, items.image_concepts),
+        _direction(text_embeds, image_embeds, items.images_of_text, items.text_concepts),
+    )
 
 
 def _direction(
@@ -191,6 +235,13 @@ def _ranked(direction: Direction, queries: Sequence[str], labels: tuple[str, ...
     )
 
 
-def _text_id(text: str) -> str:
-    """Names a text of a gallery, in which texts differ by more than case and white space."""
-    return f"text-{hashlib.sha256(' '.join(text.split()).casefold().encode()).hexdigest()[:16]}"
+def _text_ids(items: Gallery, *, with_owner: bool) -> list[str]:
+    """Names the texts of a gallery; with the owner, where texts may be equal. The second of equal ones has a number."""
+    numbers: Counter[str] = Counter()
+    found = []
+    for text, owner in zip(items.texts, items.text_concepts, strict=True):
+        said = f"{owner}\0{folded(text)}" if with_owner else folded(text)
+        numbers[said] += 1
+        said += f"\0{numbers[said]}" if numbers[said] > 1 else ""
+        found.append(f"text-{hashlib.sha256(said.encode()).hexdigest()[:16]}")
+    return found

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from align.evaluate.examples import DIRECTIONS, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.protocols.recall import Score
+from align.formats.measured_sets import TEST
 from align.html import escape, gallery, heading, page, paragraph, picture, table
 from align.pairs.picture import thumbnail
 
@@ -19,6 +20,7 @@ def evaluation_page(
     classifications: Sequence[Classification],
     examples: Mapping[str, RetrievalExamples],
     pictures: Mapping[str, bytes],
+    model: str,
 ) -> str:
     """Returns the HTML of the page.
 
@@ -27,15 +29,23 @@ def evaluation_page(
         classifications: measured classification sets.
         examples: direction -> examples of the first retrieval set.
         pictures: file name -> PNG: recall.png and SET_confusion.png are shown.
+        model: what was measured, such as `the fine-tuned model`.
     """
     blocks = [heading("Evaluation sets"), _sets(retrievals, classifications)]
     if retrievals:
         blocks += [
-            heading("Retrieval"),
+            heading(f"Retrieval of {model}"),
             paragraph(
-                "Recall@K is the share of queries with at least one correct item in the top K. Every text of a concept "
-                "is correct for every image of it, and ties count as wrong. Intervals are 95 % bootstrap intervals "
-                "over concepts. Chance is the exact value for a random order."
+                "recall@K is the published protocol: the share of queries with at least one correct item in the top "
+                "K, where a text is correct for the images that it was written for, those of its concept. "
+                "recall_any_owner@K is ours, and kinder: equal texts are one item, correct for the images of all of "
+                "its concepts; no published figure is comparable. Ties count as wrong. Intervals are 95 % bootstrap "
+                "intervals over concepts. Chance is the exact value for a random order."
+            ),
+            *(
+                [paragraph("The set test is of the training distribution: held-out clusters of the same sources.")]
+                if any(result.source.name == TEST for result in retrievals)
+                else []
             ),
             picture(pictures["recall.png"], alt="recall against chance"),
             _scores({result.source.name: result.scores for result in retrievals}),
@@ -43,7 +53,7 @@ def evaluation_page(
     for result in classifications:
         name = result.source.name
         blocks += [
-            heading(f"Classification: {name}"),
+            heading(f"Classification of {model}: {name}"),
             paragraph(
                 f"Zero-shot answers with the class whose mean text embedding over {len(result.source.templates)} "
                 "templates is nearest, kNN with the class of the nearest reference image. Always answering with the "

@@ -52,6 +52,19 @@ class Unreadable:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluationText:
+    """A text of a retrieval set, an item of its own.
+
+    Attributes:
+        text: as the set spells it.
+        owner: the concept that it was written for: the images of this concept are right for it.
+    """
+
+    text: str
+    owner: str
+
+
 #: Positions of items, growing -> their pictures, in that order.
 Pictures = Callable[[Sequence[int]], Iterator[bytes | Unreadable]]
 
@@ -68,6 +81,9 @@ class EvaluationSet:
         classes: names of the classes; empty in a retrieval set.
         templates: texts with `{}` for the name of a class; empty in a retrieval set.
         pictures: the pictures of items.
+        repeats: equal texts of one concept are several items, as published captions are; else one item.
+        positives: (image, text) of everything that is right, by position in `images` and in `texts`, where several
+            owners or none do not say it; None: each text is right for the images of its owner.
         sha256: names the bytes of the set: of an `align` set, the tar's; empty if it is not stored as a file.
     """
 
@@ -79,6 +95,21 @@ class EvaluationSet:
     templates: tuple[str, ...]
     pictures: Pictures = field(compare=False, repr=False)
     sha256: str = ""
+    repeats: bool = False
+    positives: tuple[tuple[int, int], ...] | None = None
+
+    @cached_property
+    def texts(self) -> list[EvaluationText]:
+        """The texts, image after image, those that are only white space left out."""
+        found: list[EvaluationText] = []
+        seen: set[tuple[str, str]] = set()
+        for image in self.images:
+            for text in image.texts:
+                identity = image.concept, folded(text)
+                if identity[1] and (self.repeats or identity not in seen):
+                    seen.add(identity)
+                    found.append(EvaluationText(text, image.concept))
+        return found
 
     def read(
         self, positions: Sequence[int] | None = None, fault: Callable[[int, str], None] | None = None
@@ -123,6 +154,11 @@ class EvaluationSet:
             images=[self.images[position] for position in chosen],
             pictures=lambda wanted: pictures([chosen[position] for position in wanted]),
         )
+
+
+def folded(text: str) -> str:
+    """A text without what does not tell texts apart: case, and the amount of white space."""
+    return " ".join(text.split()).casefold()
 
 
 def held(pictures: Sequence[bytes | Unreadable]) -> Pictures:

@@ -3,8 +3,10 @@
 Two models that were asked the same queries can be compared query by query with it, long after they were measured.
 Every metric of the evaluation follows from the ranks: recall@k is the share of ranks up to k.
 
-    set, protocol       such as `concepts`, `image_to_text`; see PROTOCOLS
-    query               the image's key, or `text-` and 16 hex digits of a text's sha256: a text may be taken down
+    set, protocol       such as `concepts`, `image_to_text`; see PROTOCOLS. Those with ANY_OWNER ask of the same images
+                        and texts where equal texts are one item
+    query               the image's key, or `text-` and 16 hex digits of a sha256 of text and owner: a text may be taken
+                        down
     cluster             the concept: queries of one concept are no independent observations
     label               the class of an image that is classified; null elsewhere
     rank                of the best right item, from 1; num_items + 1 where there is none
@@ -34,6 +36,8 @@ RANKS = "ranks.parquet"
 CUTS = (1, 5, 10)
 #: The ways of asking. Of the first two, sets of kind retrieval are measured, of the others those of classification.
 IMAGE_TO_TEXT, TEXT_TO_IMAGE, ZERO_SHOT, KNN = PROTOCOLS = ("image_to_text", "text_to_image", "zero_shot", "knn")
+#: At the end of a protocol of retrieval: equal texts are one item, right for all of its owners.
+ANY_OWNER = "_any_owner"
 
 _VERSION, _SETS = b"align.schema_version", b"align.sets"
 _SCHEMA = pa.schema(
@@ -112,14 +116,23 @@ class QueryRanks:
                 return [(one, one.mean_recall()) for one in both]
             if metric == f"{name}/{protocol}/mean_recall" and protocol in (IMAGE_TO_TEXT, TEXT_TO_IMAGE):
                 return [(part, part.mean_recall())]
-            if metric in (f"{name}/{protocol}/{last}" for last in _LAST[protocol]):
+            way = protocol.removesuffix(ANY_OWNER)
+            if metric in (f"{name}/{way}/{last}" for last in _LAST.get(protocol, ())):
                 return [(part, part.recall(cut_of(metric)))]
         known = ", ".join(sorted(self.sets)) or "none"
         raise DataError(f"metric '{metric}' was not measured; the measured sets are {known}: correct promote.metrics")
 
 
 _RECALLS = tuple(f"recall@{k}" for k in CUTS)
-_LAST = {IMAGE_TO_TEXT: _RECALLS, TEXT_TO_IMAGE: _RECALLS, ZERO_SHOT: ("accuracy",), KNN: ("accuracy",)}
+_KINDER = tuple(f"recall{ANY_OWNER}@{k}" for k in CUTS)
+_LAST = {
+    IMAGE_TO_TEXT: _RECALLS,
+    TEXT_TO_IMAGE: _RECALLS,
+    IMAGE_TO_TEXT + ANY_OWNER: _KINDER,
+    TEXT_TO_IMAGE + ANY_OWNER: _KINDER,
+    ZERO_SHOT: ("accuracy",),
+    KNN: ("accuracy",),
+}
 
 
 def cut_of(metric: str) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from align.config.promote import PromoteConfig
-from align.formats.query_ranks import KNN, ZERO_SHOT, QueryRanks, Ranked
+from align.formats.query_ranks import ANY_OWNER, KNN, ZERO_SHOT, QueryRanks, Ranked
 from align.intervals import Scored
 from align.release.paired import Difference, Part, difference
 
@@ -86,7 +86,10 @@ def _protocols(candidate: QueryRanks, champion: QueryRanks, name: str) -> Mappin
     return {
         protocol: (part, champion.ranked[of, protocol])
         for (of, protocol), part in candidate.ranked.items()
-        if of == name and (of, protocol) in champion.ranked and len(part.queries)
+        if of == name
+        and (of, protocol) in champion.ranked
+        and len(part.queries)
+        and not protocol.endswith(ANY_OWNER)  # the same queries once more
     }
 
 

@@ -17,7 +17,7 @@ from align.config.finetune import FinetuneConfig
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.console import say
-from align.errors import AlignError, DataError
+from align.errors import AlignError, ConfigError, DataError
 from align.files import require_apart
 from align.formats.model_folder import read_config, tokenizer_of
 from align.training.plan import TrainingInputs
@@ -32,6 +32,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
     config = params.section(FinetuneConfig)
     start = paths.moved(config.start)
     require_apart(paths.finetuned, start)
+    if ignored := [one for one in args.overrides if one.startswith("model.")]:
+        raise ConfigError(
+            f"--set {ignored[0]}: `align finetune` keeps the shape and the recipe of the model in {start}, so this "
+            "would be ignored; set it for `align pretrain`, which makes that model"
+        )
     model = read_start(start)
     say(f"finetune: from {start}")
     train_from_params(

@@ -94,7 +94,11 @@ STAGES = {
         "align.evaluate.evaluate",
         "measure retrieval, zero-shot accuracy and kNN on the evaluation sets",
         ("evaluate",),
-        ("align evaluate", f"align evaluate --set paths.finetuned=models/pretrained {_REPORTS}"),
+        (
+            "align evaluate",
+            f"align evaluate --set paths.finetuned=models/pretrained {_REPORTS}",
+            "align evaluate --set paths.evaluation=infra/suites/demo.yaml --model models/finetuned --reports trial",
+        ),
     ),
     "package": Verb(
         "align.release.package",

@@ -12,14 +12,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from align.config import Params
 from align.config.evaluate import EvaluateConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
+from align.config.suite import is_suite
 from align.console import say
 from align.errors import ConfigError, DataError
-from align.evaluate.embed import ModelTowers, Towers
+from align.evaluate.announce import announce
+from align.evaluate.embed import ModelTowers, Towers, kept_in
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_examples, same_examples
 from align.evaluate.figures import confusion_figure, examples_figure, recall_figure
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
@@ -28,10 +31,11 @@ from align.evaluate.report import EvaluateReport, make_report
 from align.figure import png
 from align.files import replace_directory, write_bytes, write_text
 from align.formats.evaluation_set import EvaluationSet
+from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, measured_sets, set_digests
 from align.formats.query_ranks import RANKS, QueryRanks, write_ranks
 from align.report import record_runtime, write_report
-from align.services.store import materialised
+from align.services.store import materialised, open_files
 
 FINE_TUNED = "the fine-tuned model"
 
@@ -43,6 +47,7 @@ def evaluate(
     sets: Sequence[EvaluationSet],
     reports: Path,
     model: str = FINE_TUNED,
+    kept: Path | None = None,
 ) -> EvaluateReport:
     """Measures every set and writes the report, its pictures, its page, and the rank of each query.
 
@@ -52,6 +57,7 @@ def evaluate(
         sets: the sets to measure, in any order. Examples are drawn from the first retrieval set.
         reports: the folder of this stage's report; replaced whole.
         model: which model that is, for people.
+        kept: the folder for embeddings of other runs; None: nothing is kept.
 
     Raises:
         DataError: no set, two sets of one name, an empty set, or embeddings that are not finite.
@@ -64,7 +70,7 @@ def evaluate(
                 f"evaluate: {number} sets have the name {name!r}; the filter's held-out pairs are `held_out`, the test "
                 "split is `test`: give the set in paths.evaluation another name"
             )
-    retrievals, classifications = _measure(config, encoder, sets)
+    retrievals, classifications = _measure(config, encoder, sets, kept)
     examples: dict[str, RetrievalExamples] = {}
     for direction in DIRECTIONS if retrievals else ():
         examples[direction] = draw_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
@@ -84,16 +90,16 @@ def evaluate(
 
 
 def _measure(
-    config: EvaluateConfig, encoder: Towers, sets: Sequence[EvaluationSet]
+    config: EvaluateConfig, encoder: Towers, sets: Sequence[EvaluationSet], kept: Path | None
 ) -> tuple[list[Retrieval], list[Classification]]:
     retrievals, classifications = [], []
-    bootstrap = {"num_resamples": config.num_resamples, "seed": config.seed}
+    how: dict[str, Any] = {"num_resamples": config.num_resamples, "seed": config.seed, "kept": kept}
     for source in sets:
         say(f"evaluate: {source.name} ({source.kind}), {len(source.images):,} images")
         if source.kind == "retrieval":
-            retrievals.append(measure_retrieval(source, encoder, **bootstrap))
+            retrievals.append(measure_retrieval(source, encoder, **how))
         else:
-            classifications.append(measure_classification(source, encoder, **bootstrap))
+            classifications.append(measure_classification(source, encoder, **how))
     return retrievals, classifications
 
 
@@ -131,7 +137,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="measure this model folder instead of the fine-tuned model; --reports says where to",
     )
-    parser.add_argument("--reports", type=Path, metavar="DIR", help="write the report there, and nothing else anywhere")
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        metavar="DIR",
+        help="write the report there, and nothing else but embeddings (store.features)",
+    )
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -140,12 +151,22 @@ def main(params: Params, args: argparse.Namespace) -> None:
     own = paths.reports / "evaluation"
     if args.model is not None and (args.reports is None or args.reports.resolve() == own.resolve()):
         raise ConfigError(f"--model: {own} is about the fine-tuned model; name another folder by --reports")
-    shards = materialised(paths.shards, params.section(StoreConfig))
+    store = params.section(StoreConfig)
+    alone = args.model is not None and is_suite(paths.evaluation)  # no pipeline has to be around it
+    shards = paths.shards if alone else materialised(paths.shards, store)
+    towers = ModelTowers(args.model or paths.finetuned)
+    files = open_files(store)
+    if alone:
+        sets = named_sets(paths.evaluation, files)
+        announce(sets, towers)
+    else:
+        sets = measured_sets(paths.evaluation, paths.filtered, shards, config.max_test_images, files)
     with nullcontext() if args.reports else record_runtime("evaluate", paths.runtime):
         report = evaluate(
             config,
-            encoder=ModelTowers(args.model or paths.finetuned),
-            sets=measured_sets(paths.evaluation, paths.filtered, shards, config.max_test_images),
+            encoder=towers,
+            sets=sets,
+            kept=kept_in(store.features, towers),
             reports=args.reports or own,
             model=FINE_TUNED if args.model is None else "another model (--model)",
         )

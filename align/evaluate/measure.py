@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -108,7 +109,9 @@ class Classification:
         return {name: _ranked(direction, keys, labels) for name, direction in self.directions.items()}
 
 
-def measure_retrieval(whole: EvaluationSet, towers: Towers, *, num_resamples: int, seed: int) -> Retrieval:
+def measure_retrieval(
+    whole: EvaluationSet, towers: Towers, *, num_resamples: int, seed: int, kept: Path | None = None
+) -> Retrieval:
     """Measures recall in both directions over all images of the set.
 
     Raises:
@@ -117,7 +120,7 @@ def measure_retrieval(whole: EvaluationSet, towers: Towers, *, num_resamples: in
     """
     if not any(image.texts for image in whole.images):
         raise DataError(f"evaluation set {whole.name}: no image or no text in it")
-    positions, image_embeds, faults = embed_pictures(whole, towers)
+    positions, image_embeds, faults = embed_pictures(whole, towers, kept)
     items, merged = galleries.published(whole, positions), galleries.any_owner(whole, positions)
     if not any(len(right) for right in items.texts_of_image):
         raise DataError(f"evaluation set {whole.name}: no text belongs to a picture that can be shown to the model")
@@ -150,7 +153,9 @@ def measure_retrieval(whole: EvaluationSet, towers: Towers, *, num_resamples: in
     )
 
 
-def measure_classification(whole: EvaluationSet, towers: Towers, *, num_resamples: int, seed: int) -> Classification:
+def measure_classification(
+    whole: EvaluationSet, towers: Towers, *, num_resamples: int, seed: int, kept: Path | None = None
+) -> Classification:
     """Measures zero-shot and nearest-neighbour accuracy over the set's query images.
 
     Raises:
@@ -159,7 +164,7 @@ def measure_classification(whole: EvaluationSet, towers: Towers, *, num_resample
     index = {name: position for position, name in enumerate(whole.classes)}
     if not any(image.split == "query" for image in whole.images):
         raise DataError(f"evaluation set {whole.name}: no image of split 'query' in it")
-    positions, embeds, faults = embed_pictures(whole, towers)
+    positions, embeds, faults = embed_pictures(whole, towers, kept)
     source = whole.select(positions)
     asked = [position for position, image in enumerate(source.images) if image.split == "query"]
     known = [position for position, image in enumerate(source.images) if image.split == "reference"]
@@ -196,7 +201,8 @@ def measure_classification(whole: EvaluationSet, towers: Towers, *, num_resample
 
 
 def _named(faults: dict[int, str], whole: EvaluationSet) -> dict[str, str]:
-    return {whole.images[position].key: why for position, why in faults.items()}
+    """Key -> why, of all that the set has and that is not measured."""
+    return {**whole.unusable, **{whole.images[position].key: why for position, why in faults.items()}}
 
 
 def _both_ways(items: Gallery, image_embeds: Embeddings, text_embeds: Embeddings) -> tuple[Direction, Direction]:

@@ -32,7 +32,7 @@ class EvaluateReport(Report):
         for name, of_set in self.sets.items():
             if "num_left_out" in of_set:
                 key, why = next(iter(of_set["left_out"].items()))
-                yield f"warning: {name}: {of_set['num_left_out']:,} picture(s) left out; {key}: {why}"
+                yield f"warning: {name}: {of_set['num_left_out']:,} picture(s) or rows left out; {key}: {why}"
             for metric in ("image_to_text/recall@10", "text_to_image/recall@10", "zero_shot/accuracy", "knn/accuracy"):
                 key = f"{name}/{metric}"
                 if key in self.metrics:

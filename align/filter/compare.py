@@ -12,7 +12,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from align.console import track
-from align.filter.features import Features, folder_of
 from align.filter.fingerprints import by_content
 from align.filter.near_duplicates import (
     Kmeans,
@@ -26,6 +25,7 @@ from align.filter.pair_tables import image_hash
 from align.filter.tables import TWINS
 from align.filter.work_folder import Shards, WorkFolder, commit
 from align.formats.evaluation_set import EvaluationSet, distinct_pictures
+from align.formats.features import Features, folder_of
 
 
 def compare_with_evaluation_images(

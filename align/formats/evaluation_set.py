@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +84,8 @@ class EvaluationSet:
         repeats: equal texts of one concept are several items, as published captions are; else one item.
         positives: (image, text) of everything that is right, by position in `images` and in `texts`, where several
             owners or none do not say it; None: each text is right for the images of its owner.
-        sha256: names the bytes of the set: of an `align` set, the tar's; empty if it is not stored as a file.
+        unusable: name -> why, of what the set's files have and is no item.
+        sha256: of the tar of an `align` set; empty for others, see `identity`.
     """
 
     name: str
@@ -97,6 +98,7 @@ class EvaluationSet:
     sha256: str = ""
     repeats: bool = False
     positives: tuple[tuple[int, int], ...] | None = None
+    unusable: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def texts(self) -> list[EvaluationText]:
@@ -143,6 +145,16 @@ class EvaluationSet:
         for position, picture in self.read(fault=lambda position, why: None):
             found[position] = hashlib.sha256(picture).digest()
         return found
+
+    @cached_property
+    def identity(self) -> str:
+        """Names what is in the set: its `sha256`, or that of its items and pictures, which are read for it."""
+        if self.sha256:
+            return self.sha256
+        total = hashlib.sha256(repr((self.kind, self.classes, self.templates, self.positives)).encode())
+        for image, picture in zip(self.images, self.digests, strict=True):
+            total.update(repr((image.key, image.concept, image.texts, image.label, image.split)).encode() + picture)
+        return total.hexdigest()
 
     def select(self, positions: Sequence[int]) -> Self:
         """The set of some of the items, by growing positions."""

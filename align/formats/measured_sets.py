@@ -14,8 +14,10 @@ from itertools import islice
 from pathlib import Path
 
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreadable
-from align.formats.evaluation_sets.align_tar import held_out_sets, load_sets
+from align.formats.evaluation_sets.align_tar import held_out_sets
+from align.formats.evaluation_sets.named import named_sets
 from align.formats.shards import iter_samples
+from align.protocols.store import Files
 from align.provenance import digest
 
 #: What turns embeddings into ranks, with all that it imports: the towers and the preprocessing, too.
@@ -24,19 +26,22 @@ _MEASURES = "align.evaluate.measure"
 TEST = "test"
 
 
-def measured_sets(evaluation: Path, filtered: Path, shards: Path, max_test_images: int) -> list[EvaluationSet]:
-    """Every set of a checkout: those of a folder, the filter's held-out pairs, and the test split.
+def measured_sets(
+    evaluation: Path, filtered: Path, shards: Path, max_test_images: int, files: Files
+) -> list[EvaluationSet]:
+    """Every set of a checkout: those of `paths.evaluation`, the filter's held-out pairs, and the test split.
 
     Args:
-        evaluation: the folder of sets.
+        evaluation: the folder of sets, or a suite.
         filtered: data/filtered.
         shards: data/shards, with its tars.
         max_test_images: of the test split; 0 leaves it out.
+        files: reads what a suite names.
 
     Raises:
-        DataError, CorruptError, FormatError: a set or the shards are missing or damaged.
+        DataError, CorruptError, FormatError, ConfigError: a set or the shards are missing or damaged.
     """
-    return [*load_sets(evaluation), *held_out_sets(filtered), *shards_test_set(shards, max_test_images)]
+    return [*named_sets(evaluation, files), *held_out_sets(filtered), *shards_test_set(shards, max_test_images)]
 
 
 def shards_test_set(shards: Path, max_images: int) -> list[EvaluationSet]:

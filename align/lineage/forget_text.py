@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 from align.config.paths import PathsConfig
+from align.config.suite import is_suite
 from align.errors import DataError
 from align.formats.policy import OPTED_OUT
 from align.formats.raw import image_spans
@@ -81,6 +82,9 @@ def remaining_lines(paths: PathsConfig, models: Iterable[SeenBy], image_ids: Set
 
 def _evaluation_lines(folder: Path, image_ids: Set[str]) -> Iterator[str]:
     others = False
+    if is_suite(folder):
+        yield f"  {folder}: the evaluation sets that it names are not searched"
+        yield "    end with: removing the pictures where they lie"
     for tar in sorted(folder.glob("*.tar")) if image_ids else ():
         number = 0
         try:

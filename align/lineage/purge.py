@@ -13,7 +13,7 @@ from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.errors import AlignError
 from align.files import leftovers
-from align.filter.features import files_of
+from align.formats.features import files_of
 from align.formats.filtered import DECISIONS
 from align.formats.policy import OPTED_OUT
 from align.formats.stored_tars import stored_tars

@@ -51,16 +51,16 @@ def checked_counts(sets: Iterable[EvaluationSet], checked: Mapping[str, str]) ->
 
     Args:
         sets: those on disk.
-        checked: those that the filter searched for, name -> sha256 of the tar.
+        checked: those that the filter searched for, name -> its identity (`EvaluationSet.identity`).
     """
     return {
         "checked_sets": len(checked),
-        "unchecked_sets": sum(checked.get(one.name) != one.sha256 for one in sets),
+        "unchecked_sets": sum(checked.get(one.name) != one.identity for one in sets),
     }
 
 
 def read_checked_sets(filter_report: Path) -> dict[str, str]:
-    """The evaluation sets that `align filter` searched for, name -> sha256 of the tar, from its report.
+    """The evaluation sets that `align filter` searched for, name -> its identity, from its report.
 
     Raises:
         DataError: there is no such report, or an older version wrote it.

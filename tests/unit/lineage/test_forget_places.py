@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.filter.features import Features
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.evaluation_sets.align_tar import write_set
+from align.formats.features import Features
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.lineage.who_saw import WhoSaw
 from tests.support import small_data

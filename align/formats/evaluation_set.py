@@ -157,13 +157,14 @@ class EvaluationSet:
         return total.hexdigest()
 
     def select(self, positions: Sequence[int]) -> Self:
-        """The set of some of the items, by growing positions."""
+        """The set of some of the items, by growing positions; it has no `positives`, which are of the whole."""
         if len(positions) == len(self.images):
             return self
         chosen, pictures = list(positions), self.pictures
         return replace(
             self,
             images=[self.images[position] for position in chosen],
+            positives=None,
             pictures=lambda wanted: pictures([chosen[position] for position in wanted]),
         )
 

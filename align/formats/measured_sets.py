@@ -72,7 +72,7 @@ def set_digests(sets: Iterable[EvaluationSet]) -> dict[str, str]:
 
 
 def _set_digest(one: EvaluationSet, code: str) -> str:
-    total = hashlib.sha256(_line(code, one.name, one.kind, one.classes, one.templates))
+    total = hashlib.sha256(_line(code, one.name, one.kind, one.classes, one.templates, one.repeats, one.positives))
     for image, picture in zip(one.images, one.digests, strict=True):
         total.update(_line(image.key, picture.hex(), image.concept, image.texts, image.label, image.split))
     return total.hexdigest()

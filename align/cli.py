@@ -118,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         profile = profile_overrides(args.profile)
         if profile:
             _check_profile(args.profile, profile, args.params)
-        args.overrides = [*profile, *args.overrides]
+        args.typed = args.overrides  # a profile is of all verbs, but what was typed is meant for this one
+        args.overrides = [*profile, *args.typed]
         params = read_params(args.params, args.overrides)
         if args.verb in STAGES:
             from align.declared import require_stage

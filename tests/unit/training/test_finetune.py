@@ -96,7 +96,7 @@ def test_a_start_that_pretrain_wrote_follows_the_root(project: Path, monkeypatch
             "finetune.from=models/pretrained",
             "paths.root=trial",
             "model.resize_px=36",
-            "model.image_px=36",
+            "model.image_px=32",  # as the model has them
         )
         == 0
     )

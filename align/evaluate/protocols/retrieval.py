@@ -13,7 +13,7 @@ wrong item ties with a right one, so on embeddings of distinct items. They diffe
 equal, and where a model maps many items to one point. `ties="for"` ranks right items first: the two runs bound what any
 sort gives.
 
-Sources: Musgrave et al., A Metric Learning Reality Check (R-precision, mAP@R); Chun et al., ECCV Caption, section 4.
+Sources: Musgrave et al., A Metric Learning Reality Check (2020; R-precision, mAP@R); Chun et al., ECCV Caption (2022).
 """
 
 from __future__ import annotations

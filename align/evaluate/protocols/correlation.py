@@ -43,7 +43,7 @@ class Correlation:
 
 def average_ranks(values: NDArray[np.floating]) -> Values:
     """Ranks from 1 along the last axis; equal values share the mean of their ranks."""
-    order = np.argsort(values, axis=-1, kind="stable")
+    order = np.argsort(values, axis=-1)  # equal values share a rank, so their order does not matter
     ordered = np.take_along_axis(values, order, axis=-1)
     position = np.arange(values.shape[-1])
     changes = np.diff(ordered, axis=-1) != 0

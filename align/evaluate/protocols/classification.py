@@ -23,6 +23,8 @@ from align.intervals import bounds, draws
 
 #: The K of published tables.
 TOP = (1, 5)
+#: Numbers of some replicates in memory at once: 8 MB an array.
+_BLOCK = 1 << 20
 
 
 def among(classes: Sequence[int], num_classes: int, labels: Sequence[int]) -> tuple[NDArray[np.int64], list[int]]:
@@ -106,16 +108,18 @@ def per_class(ranked: Direction, labels: Sequence[int]) -> dict[int, float]:
 def _mean_per_class(ranked: Direction, labels: Sequence[int], *, num_resamples: int, seed: int) -> Score:
     """The groups' means of `align.intervals` would need a row of clusters for each of a thousand classes."""
     hits = ranked.hits(1).values
-    classes, of_class = np.unique(np.asarray(labels, dtype=np.int64), return_inverse=True)
     index = {cluster: position for position, cluster in enumerate(dict.fromkeys(ranked.clusters))}
-    of_cluster = np.array([index[cluster] for cluster in ranked.clusters])
+    order = np.argsort(np.asarray(labels, dtype=np.int64), kind="stable")  # the images of a class beside each other
+    of_cluster = np.array([index[cluster] for cluster in ranked.clusters])[order]
+    starts = np.flatnonzero(np.diff(np.asarray(labels, dtype=np.int64)[order], prepend=-1))
     mean = float(np.mean(list(per_class(ranked, labels).values())))
-    chance = 1 / ranked.num_items
     means = []
     for block in draws(len(index), num_resamples, seed):
-        for drawn in block:
-            times = drawn[of_cluster]
-            number = np.bincount(of_class, weights=times, minlength=len(classes))
-            right = np.bincount(of_class, weights=times * hits, minlength=len(classes))
-            means.append(float(np.mean(right[number > 0] / number[number > 0])))
-    return Score(mean, *bounds(mean, len(index), np.asarray(means)), chance)
+        for part in np.array_split(block, 1 + block.shape[0] * len(order) // _BLOCK):
+            times = part[:, of_cluster]
+            number = np.add.reduceat(times, starts, axis=1)
+            right = np.add.reduceat(times * hits[order], starts, axis=1)
+            accuracy = np.divide(right, number, out=np.zeros_like(right), where=number > 0)
+            means.append(accuracy.sum(axis=1) / np.count_nonzero(number, axis=1))
+    chance = 1 / ranked.num_items
+    return Score(mean, *bounds(mean, len(index), np.concatenate(means)), chance)

@@ -79,7 +79,13 @@ class PositiveRanks:
         return self._sum(precision) / self.num_positives
 
     def direction(self, clusters: Sequence[Hashable]) -> Direction:
-        """The same for `recall` and `mean_recall`; `clusters`: (num_queries,) of all queries, asked or not."""
+        """The same for `recall` and `mean_recall`; `clusters`: (num_queries,) of all queries, asked or not.
+
+        Raises:
+            DataError: there are fewer clusters than queries.
+        """
+        if len(clusters) <= self.queries[-1]:
+            raise DataError(f"{len(clusters)} clusters, but query {self.queries[-1]} was asked")
         asked = [clusters[query] for query in self.queries]
         return Direction(self.first, self.num_positives.tolist(), self.num_items, asked)
 

@@ -95,6 +95,15 @@ def test_the_first_rank_is_that_of_recall_and_blocks_change_nothing(monkeypatch:
         assert (found.ranks == parts[way].ranks).all()
 
 
+def test_embeddings_kept_as_float16_are_widened() -> None:
+    images, texts, image_of_text = clip_benchmark_figures.retrieval_inputs()
+    half = images.astype(np.float16), texts.astype(np.float16)
+    wide = half[0].astype(np.float32), half[1].astype(np.float32)
+    positives = own_positives(image_of_text.tolist(), len(images))
+    for way, found in both_ways(*half, positives).items():
+        assert (found.ranks == both_ways(*wide, positives)[way].ranks).all()
+
+
 def test_recall_equals_clip_benchmark() -> None:
     golden = json.loads(clip_benchmark_figures.FILE.read_text())["retrieval"]
     images, texts, image_of_text = clip_benchmark_figures.retrieval_inputs()
@@ -215,5 +224,7 @@ def test_shapes_that_do_not_fit() -> None:
         positive_ranks_in(np.ones((3, 4)), indices([0], [0], [0]), without_own=True)
     with pytest.raises(DataError, match="query 1 is its own right item"):
         positive_ranks_in(np.ones((2, 2)), indices([1], [1]), without_own=True)
+    with pytest.raises(DataError, match="2 clusters, but query 2 was asked"):
+        positive_ranks_in(np.eye(3), indices([0], [1], [2])).direction(range(2))
     with pytest.raises(DataError, match="do not make 5 folds"):
         text_folds([0, 0, 1])

@@ -30,9 +30,9 @@ _CAPTION, _IMAGE = re.compile(r"[^:]*:sentid:(\d{1,18})"), re.compile(r".*_(\d{1
 STS, SIS, SITS = "sts", "sis", "sits"
 #: Header -> the kind of file, and the patterns of its two columns.
 _KINDS = {
-    ("caption1", "caption2"): (STS, _CAPTION, _CAPTION),
-    ("image1", "image2"): (SIS, _IMAGE, _IMAGE),
-    ("caption", "image"): (SITS, _CAPTION, _IMAGE),
+    "caption1,caption2": (STS, _CAPTION, _CAPTION),
+    "image1,image2": (SIS, _IMAGE, _IMAGE),
+    "caption,image": (SITS, _CAPTION, _IMAGE),
 }
 _MOST_BYTES = 64 << 20  # twenty times the largest published file
 
@@ -75,7 +75,7 @@ def read_rated_pairs(path: Path) -> RatedPairs:
             raise FormatError(f"{path}: more than {_MOST_BYTES >> 20} MB; no file of Crisscrossed Captions is so large")
         rows = csv.reader(path.read_text("utf-8").splitlines(), strict=True)
         header = next(rows, [])
-        kind, *patterns = _KINDS.get(tuple(header[:2]), ("", _CAPTION, _CAPTION))
+        kind, *patterns = _KINDS.get(",".join(header[:2]), ("", _CAPTION, _CAPTION))
         if not kind or len(header) < 3 or header[2] != "agg_score":
             raise FormatError(
                 f"{path}: its first line is {','.join(header)[:80]!r}; expected caption1,caption2,agg_score or "

@@ -79,17 +79,18 @@ def precision_scores(
     excluded = np.full(shape[0], -1) if own is None else own
     if excluded.shape != shape[:1] or not (excluded < shape[1]).all():
         raise DataError(f"{len(excluded)} own images for {shape[0]} queries and {shape[1]} items")
-    figures = {}
+    figures: dict[str, Figure] = {}
     for name, labels in right.items():
-        shares, chances = [], []
+        shares: list[float] = []
+        chances: list[float] = []
         for query, embed, labelled, own_item in zip(range(shape[0]), query_embeds, labels, excluded, strict=True):
             kept = np.arange(shape[1]) != own_item
             near, judged = (item_embeds @ embed)[kept], labelled[kept]
             if not np.isfinite(near).all() or not len(near):
                 raise DataError(f"query {query}: no item, or its similarities are not finite")
             first = np.lexsort((judged, -near))[:k]
-            shares.append(judged[first].mean())
-            chances.append(judged.mean())
+            shares.append(float(judged[first].mean()))
+            chances.append(float(judged.mean()))
         figures[f"{name}/precision@{k}"] = Figure(
             [Scored(np.array(shares), range(shape[0]))], float(np.mean(chances)) if chances else 0.0
         )

@@ -111,7 +111,7 @@ def crisscrossed_scores(
         image_of_text: (num_texts,) index of each caption's image.
     """
     of_text = [images[image] for image in image_of_text]
-    found = {}
+    found: dict[str, Score] = {}
     for name, of in ranks.items():
         clusters = images if name.startswith("image") else of_text
         part = retrieval_scores(of, clusters, num_resamples=num_resamples, seed=seed)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.protocols.recall import Score
+from align.evaluate.protocols.recall import Direction, Score
 from align.evaluate.protocols.retrieval import Indices, Ties, both_ways, own_positives
 from align.evaluate.protocols.scoring import Figure, scores
 from align.formats.query_ranks import CUTS
@@ -75,8 +75,8 @@ def recall_in_folds(
     Raises:
         DataError: as `positive_ranks`.
     """
-    figures = {}
-    parts = []
+    figures: dict[str, Figure] = {}
+    parts: list[dict[str, Direction]] = []
     for fold in folds:
         positives = own_positives(fold.image_of_text.tolist(), len(fold.images))
         found = both_ways(image_embeds[fold.images], text_embeds[fold.texts], positives, ties=ties)

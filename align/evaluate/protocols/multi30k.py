@@ -44,7 +44,9 @@ def multi30k(
         "image_to_text": found["image_to_text"].direction(clusters),
         "text_to_image": found["text_to_image"].direction([clusters[image] for image in image_of_text]),
     }
-    groups, chances, figures = [], [], {}
+    groups: list[Scored] = []
+    chances: list[float] = []
+    figures: dict[str, Figure] = {}
     for name, direction in directions.items():
         hits = [direction.hits(k) for k in CUTS]
         chance = [direction.chance(k) for k in CUTS]

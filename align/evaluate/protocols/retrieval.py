@@ -94,7 +94,7 @@ class PositiveRanks:
 
         At rank r stands a right item with probability R / N; before it, (r - 1)(R - 1) / (N - 1) others are expected.
         """
-        of_r = {}
+        of_r: dict[int, float] = {}
         for right in np.unique(self.num_positives).tolist():
             rank = np.arange(1, right + 1)
             others = (rank - 1) * (right - 1) / max(self.num_items - 1, 1)

@@ -18,6 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from align.errors import DataError, FormatError
 
 _LAYOUT = TypeAdapter(dict[int, list[int]])
+#: Share of right items that a set may lack.
+_MOST_UNKNOWN = 0.001
 _MOST_BYTES = 256 << 20  # Plausible Match, the largest that is published, has 140 MB
 
 
@@ -50,9 +52,14 @@ def placed_positives(
         query_ids, item_ids: the ids of the set, in its order.
 
     Raises:
-        DataError: the set lacks a query or a right item, or has an id twice.
+        DataError: the set lacks a query, or more than a thousandth of the right items, or has an id twice. ECCV Caption
+            itself names two captions that are none of the test split's: those are left out.
     """
     asked = positions(np.array(list(positives), dtype=np.int64), query_ids, "queries")
+    known, total = set(item_ids), sum(len(items) for items in positives.values())
+    kept = [[item for item in items if item in known] for items in positives.values()]
+    if total - sum(map(len, kept)) <= _MOST_UNKNOWN * total:
+        positives = dict(zip(positives, kept, strict=True))
     lengths = [len(items) for items in positives.values()]
     flat = np.array([item for items in positives.values() for item in items], dtype=np.int64)
     found = np.split(positions(flat, item_ids, "right items"), np.cumsum(lengths)[:-1])

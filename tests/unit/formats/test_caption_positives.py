@@ -51,3 +51,10 @@ def test_a_set_of_another_split_is_refused() -> None:
 def test_positions_of_large_ids() -> None:
     big = 2**53 + 1
     assert positions(np.array([big, 3], dtype=np.int64), [3, big - 1, big], "ids").tolist() == [2, 0]
+
+
+def test_one_right_item_in_a_thousand_may_lack() -> None:
+    placed = placed_positives({7: [*range(1000), 5000]}, [7], range(1000))
+    assert placed[0].tolist() == list(range(1000))
+    with pytest.raises(DataError, match="the set lacks 2, the first is id 5000"):
+        placed_positives({7: [*range(1000), 5000, 5001]}, [7], range(1000))

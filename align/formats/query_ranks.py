@@ -7,7 +7,8 @@ Every metric of the evaluation follows from the ranks: recall@k is the share of 
     query               the image's key, or `text-` and 16 hex digits of a text's sha256: a text may be taken down
     cluster             the concept: queries of one concept are no independent observations
     label               the class of an image that is classified; null elsewhere
-    rank                of the best right item, from 1; num_items + 1 where there is none
+    rank                of the best right item, from 1; num_items + 1 where there is none. In protocol `knn` 2 stands
+                        for any later rank
     num_correct, num_items
 
 The file's metadata has schema_version and the digest of each set (`align.formats.measured_sets`).

@@ -6,7 +6,7 @@ Two protocols and their settings:
   to zero, rate 0.1, 10 epochs of batches of 64. The weight decay is one of 97 from 1e-6 to 100, chosen by accuracy on a
   validation split: first seven, then the neighbours of the best at distances of 8, 4, 2 and 1. The classifier is fitted
   again on both splits.
-* `frozen_features`, the paper's (section 6, ImageNet): SGD with momentum 0.9, batches of 1,024, 100 epochs, rate 0.1
+* `frozen_features`, the paper's (section 4.3, ImageNet): SGD with momentum 0.9, batches of 1,024, 100 epochs, rate 0.1
   times 0.2 every 30 epochs, no decay. The paper draws a new crop in each epoch: give as many `views` of the training
   pictures as there is room for.
 

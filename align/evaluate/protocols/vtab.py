@@ -2,7 +2,7 @@
 
 Of each task 1,000 pictures are training pictures: hyper-parameters are tried on the first 800 and judged on the other
 200, the best ones are used on all 1,000, three times with other seeds, and the median of the three test accuracies
-counts. The paper tries 50 sets of hyper-parameters (section 5.4). How a trial is fitted, and what is searched, are
+counts. The paper tries 50 sets of hyper-parameters (section 5). How a trial is fitted, and what is searched, are
 parameters: a linear classifier over features, or fine-tuning of the whole tower.
 
 The exact slices are `train[:800]` and `train[800:1000]` of each task's published order. Tasks whose slices lie

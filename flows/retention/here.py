@@ -21,7 +21,7 @@ from flows.retention.item import Item, dispose, newest, size_of
 from flows.retention.live import LOCKS, free
 from flows.run_context import STATE
 
-#: The folder of a training run: a digest of its values, one of its code (align/training/checkpoint.py).
+#: The folder of a training run: a digest of its values, one of its code (align/checkpoint.py).
 _RUN_KEY = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
 #: In it once the training has ended.
 _FINISHED = "speed.json"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.protocols.labelled import UNDECIDED, Labelled, require_one_width
+from align.evaluate.protocols.labelled import Labelled, largest, require_one_width
 
 SHOTS, SEEDS = (1, 5, 10, 25), (0, 1, 2)
 L2, BIAS = 2.0**10, 100.0
@@ -52,12 +52,6 @@ class LeastSquares:
     def answers(self, test: Labelled) -> NDArray[np.int64]:
         """(num_test,) the class of the largest score, or `UNDECIDED`. Raises DataError as `Labelled.rows`."""
         return np.concatenate([largest(self.scores(rows)) for _, rows in test.parts(_BLOCK)])
-
-
-def largest(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """(num_rows,) the column of each row's largest value, or `UNDECIDED` if two columns have it."""
-    level = np.count_nonzero(scores == scores.max(axis=1, keepdims=True), axis=1) > 1
-    return np.where(level, UNDECIDED, scores.argmax(axis=1)).astype(np.int64)
 
 
 def few_of_each(labels: NDArray[np.int64], num_classes: int, seed: int) -> list[NDArray[np.int64]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +101,30 @@ def require_one_width(*splits: Labelled) -> None:
             )
 
 
+def largest(scores: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """(num_rows, num_classes) -> (num_rows,) the column of each row's largest value; `UNDECIDED` if two have it."""
+    level = np.count_nonzero(scores == scores.max(axis=1, keepdims=True), axis=1) > 1
+    return np.where(level, UNDECIDED, scores.argmax(axis=1)).astype(np.int64)
+
+
+class Asked(Protocol):
+    """Pictures whose answers are scored: `Labelled`, or pictures as files."""
+
+    @property
+    def name(self) -> str:
+        """In messages."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(num_images,) the right classes."""
+
+    @property
+    def clusters(self) -> Sequence[Hashable] | None:
+        """(num_images,) what is independent; None: each picture."""
+
+
 def accuracy(
-    runs: Sequence[NDArray[np.int64]], test: Labelled, num_classes: int, *, num_resamples: int, seed: int
+    runs: Sequence[NDArray[np.int64]], test: Asked, num_classes: int, *, num_resamples: int, seed: int
 ) -> Score:
     """The share of right answers, averaged over runs.
 
@@ -119,12 +141,13 @@ def accuracy(
     Raises:
         DataError: no run, or answers that are not one a picture.
     """
+    number = len(test.labels)
     for answers in runs:
-        if answers.shape != (len(test),):
-            raise DataError(f"{test.name}: {len(test)} images, but answers of shape {answers.shape}")
+        if answers.shape != (number,):
+            raise DataError(f"{test.name}: {number} images, but answers of shape {answers.shape}")
     if not runs:
         raise DataError(f"{test.name}: no run to score")
     hits = np.mean([answers == test.labels for answers in runs], axis=0, dtype=np.float64)
-    clusters = range(len(test)) if test.clusters is None else test.clusters
+    clusters = range(number) if test.clusters is None else test.clusters
     low, high = interval([Scored(hits, clusters)], num_resamples=num_resamples, seed=seed)
     return Score(float(hits.mean()), low, high, 1 / num_classes)

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.protocols.labelled import UNDECIDED, Labelled, require_one_width
+from align.evaluate.protocols.labelled import Labelled, largest, require_one_width
 
 #: Rows whose logits are in memory at once.
 _BLOCK = 8192
@@ -108,10 +108,8 @@ class Linear:
         """(num_test,) the class of the largest logit, or `UNDECIDED`. Raises DataError as `Labelled.rows`."""
         found = []
         for _, rows in test.parts(_BLOCK):
-            logits = _ready(rows, self.unit_rows) @ self.weights.T
-            level = np.count_nonzero(logits == logits.max(axis=1, keepdims=True), axis=1) > 1
-            found.append(np.where(level, UNDECIDED, logits.argmax(axis=1)))
-        return np.concatenate(found).astype(np.int64)
+            found.append(largest(_ready(rows, self.unit_rows) @ self.weights.T))
+        return np.concatenate(found)
 
 
 def fit(

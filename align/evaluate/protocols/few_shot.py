@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.protocols.labelled import Labelled, largest, require_one_width
+from align.evaluate.protocols.labelled import Labelled, largest, require_every_class, require_one_width
 
 SHOTS, SEEDS = (1, 5, 10, 25), (0, 1, 2)
 L2, BIAS = 2.0**10, 100.0
@@ -119,11 +119,7 @@ def _draws(
         raise DataError(
             f"few-shot: shots {list(shots)}, seeds {list(seeds)}; want at least one of each, shots from 1 up"
         )
-    if train.labels.max() >= num_classes:
-        raise DataError(f"{train.name}: label {train.labels.max()}, but there are {num_classes} classes")
-    empty = np.flatnonzero(np.bincount(train.labels, minlength=num_classes) == 0)
-    if len(empty):
-        raise DataError(f"{train.name}: {len(empty)} of {num_classes} classes have no picture, the first is {empty[0]}")
+    require_every_class(train, num_classes)
     orders = {seed: few_of_each(train.labels, num_classes, seed) for seed in seeds}
     return {
         number: [train.subset(np.concatenate([rows[:number] for rows in orders[seed]])) for seed in seeds]

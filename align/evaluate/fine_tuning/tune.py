@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from align.checkpoint import CheckpointFolder, run_key
 from align.console import say
 from align.errors import ConfigError, DataError, NonFiniteLossError
-from align.evaluate.fine_tuning.pictures import Pictures, TrainingBatches
+from align.evaluate.fine_tuning.pictures import Crops, Pictures, TrainingBatches
 from align.evaluate.fine_tuning.recipe import Phase, Recipe
 from align.evaluate.protocols.labelled import largest
 from align.model.batch_norm import BatchNorm2d
@@ -51,7 +51,7 @@ class Machine:
 
 
 class Classifier(nn.Module):
-    """The image tower's pooled features and a linear head on them."""
+    """The image tower's pooled features and a linear head on them, on the tower's device."""
 
     def __init__(self, tower: ImageTower, num_classes: int, seed: int) -> None:
         super().__init__()
@@ -61,6 +61,8 @@ class Classifier(nn.Module):
         with torch.no_grad():
             for param in self.head.parameters():
                 param.uniform_(-(tower.width**-0.5), tower.width**-0.5, generator=generator)
+        self.device = next(tower.parameters()).device
+        self.head.to(self.device)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, num_classes) logits."""
@@ -78,7 +80,7 @@ class Classifier(nn.Module):
         found = []
         with ThreadPoolExecutor(machine.num_threads) as pool:
             for rows in np.array_split(np.arange(len(pictures.images)), -(-len(pictures.images) // machine.part)):
-                logits = self(to_pixels(pictures.centre(rows, image_px, pool))).numpy()
+                logits = self(to_pixels(pictures.centre(rows, image_px, pool)).to(self.device)).cpu().numpy()
                 if not np.isfinite(logits).all():
                     raise DataError(f"{pictures.name}: the classifier's logits are not finite; its training diverged")
                 found.append(largest(logits))
@@ -110,7 +112,7 @@ def tune(
     model = Classifier(tower, num_classes, seed)
     with folder.lock(), ThreadPoolExecutor(machine.num_threads) as pool:
         batches = TrainingBatches(pictures, recipe.batch_size, seed, pool)
-        saved = folder.load_latest(torch.device("cpu"))
+        saved = folder.load_latest(model.device)
         step, first = 0, 0
         if saved is not None:
             step = saved["step"]
@@ -127,7 +129,7 @@ def tune(
                     scale = phase.scale(step - first, batches.per_epoch)
                     for group in optimiser.param_groups:
                         group["lr"] = group["peak"] * scale
-                    loss = _update(model, optimiser, to_pixels(crops), torch.from_numpy(labels), phase, machine.part)
+                    loss = _update(model, optimiser, crops, labels, phase, machine.part)
                     if not math.isfinite(loss):
                         folder.wait()
                         raise NonFiniteLossError(
@@ -179,14 +181,16 @@ def _set_mode(model: Classifier, phase: Phase, recipe: Recipe) -> None:
 
 
 def _update(
-    model: Classifier, optimiser: torch.optim.SGD, pixels: Tensor, labels: Tensor, phase: Phase, part: int
+    model: Classifier, optimiser: torch.optim.SGD, crops: Crops, labels: NDArray[np.int64], phase: Phase, part: int
 ) -> float:
     """One step; the mean loss over the batch before it. Weights stay as they are if it is not finite."""
     optimiser.zero_grad()
     total = 0.0
-    for some, wanted in zip(pixels.split(part), labels.split(part), strict=True):
+    for start in range(0, len(labels), part):
+        rows = slice(start, start + part)
         with torch.set_grad_enabled(bool(phase.tower_rate)):
-            features = model.tower(some)
+            features = model.tower(to_pixels(crops[rows]).to(model.device))
+        wanted = torch.from_numpy(labels[rows]).to(model.device)
         loss = F.cross_entropy(model.head(features), wanted, reduction="sum") / len(labels)
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
@@ -203,7 +207,8 @@ def _estimate(tower: ImageTower, pictures: Pictures, image_px: int, machine: Mac
     chosen = np.linspace(0, number - 1, count).astype(np.int64)
     size = max(group, machine.part // group * group)
     parts = [chosen[start : start + size] for start in range(0, count, size)]
-    estimate_statistics(tower, (to_pixels(pictures.centre(rows, image_px, pool)) for rows in parts))
+    device = next(tower.parameters()).device
+    estimate_statistics(tower, (to_pixels(pictures.centre(rows, image_px, pool)).to(device) for rows in parts))
 
 
 def fine_tune(

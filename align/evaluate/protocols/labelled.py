@@ -6,6 +6,7 @@ unless it says so.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -93,8 +94,7 @@ class Labelled:
 
 def require_one_width(*splits: Labelled) -> None:
     """Raises DataError if the features of two splits differ in width."""
-    first = splits[0]
-    for other in splits[1:]:
+    for first, other in itertools.pairwise(splits):
         if other.width != first.width:
             raise DataError(
                 f"features of {first.name} are {first.width} wide, those of {other.name} {other.width}: not one model's"

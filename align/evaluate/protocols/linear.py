@@ -126,8 +126,10 @@ def fit(
         seed: of first weights and order.
 
     Raises:
-        DataError: a label is not below num_classes, views differ, or a feature is NaN or infinite.
+        DataError: no view, a label is not below num_classes, views differ, or a feature is NaN or infinite.
     """
+    if not views:
+        raise DataError("linear classifier: no view of the training pictures")
     train = views[0]
     _require_classes(num_classes, *views)
     for other in views[1:]:
@@ -271,7 +273,7 @@ def frozen_features(
 def _answers(
     views: Sequence[Labelled], test: Labelled, num_classes: int, recipe: Recipe, seed: int, decay: float
 ) -> NDArray[np.int64]:
-    require_one_width(views[0], test)
+    require_one_width(*views, test)
     (classifier,) = fit(views, num_classes, recipe, decays=[decay], seed=seed)
     if classifier.diverged:
         raise DataError(

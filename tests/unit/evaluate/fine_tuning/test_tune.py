@@ -82,7 +82,7 @@ def test_two_at_once_are_one_line(tmp_path: Path) -> None:
 
 
 def test_runs_have_seeds_and_folders_of_their_own_and_beat_chance(tmp_path: Path) -> None:
-    recipe = replace(small(FINE_GRAINED, image_px=32, num_epochs=12, batch_size=8), num_runs=2)
+    recipe = replace(small(FINE_GRAINED, image_px=32, num_epochs=6, batch_size=8), num_runs=2)
     recipe = replace(recipe, phases=tuple(replace(phase, head_rate=0.5) for phase in recipe.phases))
     splits, inputs = (pictures(), pictures("test", 40)), {"model": "one"}
     runs = fine_tune(tower, splits, 4, recipe, checkpoints=tmp_path, inputs=inputs, machine=MACHINE)

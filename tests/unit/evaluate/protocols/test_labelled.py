@@ -55,6 +55,20 @@ def test_the_interval_resamples_clusters() -> None:
     assert wide.high - wide.low > 1.6 * (narrow.high - narrow.low)
 
 
+def test_the_interval_covers() -> None:
+    """Over 1,000 experiments, pictures of unequal difficulty in pairs that share it, three runs each."""
+    rng = np.random.default_rng(0)
+    features, labels, pairs = np.ones((200, 1)), np.ones(200, dtype=np.int64), np.arange(200) // 2
+    test = Labelled("test", features, labels, pairs.tolist())
+    inside = 0
+    for _ in range(1000):
+        difficulty = rng.beta(1.5, 1.0, 100)[pairs]  # mean 0.6
+        runs = [(rng.random(200) < difficulty).astype(np.int64) for _ in range(3)]
+        score = accuracy(runs, test, 2, num_resamples=400, seed=0)
+        inside += score.low <= 0.6 <= score.high
+    assert 930 <= inside <= 970
+
+
 def test_answers_that_are_not_one_a_picture_are_one_line() -> None:
     test = Labelled("test", FEATURES, LABELS)
     with pytest.raises(DataError, match=r"4 images, but answers of shape \(3,\)"):

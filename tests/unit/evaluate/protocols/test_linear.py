@@ -171,6 +171,8 @@ def test_bad_input_is_one_line() -> None:
     for call in (frozen_features, lambda views, *rest, **more: linear_probe(views[0], None, *rest, **more)):
         with pytest.raises(DataError, match="train are 12 wide, those of test 3"):
             call([train], narrow, 4, seed=0)
+    with pytest.raises(DataError, match="no view"):
+        frozen_features([], test, 4, seed=0, recipe=SMALL)
     with pytest.raises(DataError, match="must be positive"):
         replace(SMALL, epochs=0)
     with pytest.raises(DataError, match="linear classifier diverges"):

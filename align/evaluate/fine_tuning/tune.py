@@ -155,11 +155,11 @@ def _require_fit(tower: ImageTower, pictures: Pictures, num_classes: int, recipe
     if recipe.freeze_statistics or not any(phase.tower_rate for phase in recipe.phases):
         return
     for group in groups:
-        if group is None and machine.part < recipe.batch_size:
-            raise ConfigError(
-                f"fine-tuning: batch-norm over whole batches of {recipe.batch_size} cannot be cut in parts"
-            )
-        for size in (recipe.batch_size, machine.part) if group else ():
+        if group is None:
+            if machine.part < recipe.batch_size:
+                raise ConfigError(f"fine-tuning: batch-norm over batches of {recipe.batch_size} cannot be cut in parts")
+            continue
+        for size in (recipe.batch_size, machine.part):
             if size > group and size % group:
                 raise ConfigError(f"fine-tuning: {size} pictures are no multiple of the batch-norm group {group}")
 

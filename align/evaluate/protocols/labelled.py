@@ -156,7 +156,7 @@ def accuracy(
             raise DataError(f"{test.name}: {number} images, but answers of shape {answers.shape}")
     if not runs:
         raise DataError(f"{test.name}: no run to score")
-    hits = np.mean([answers == test.labels for answers in runs], axis=0, dtype=np.float64)
+    hits = np.asarray(np.mean([answers == test.labels for answers in runs], axis=0), dtype=np.float64)
     clusters = range(number) if test.clusters is None else test.clusters
     low, high = interval([Scored(hits, clusters)], num_resamples=num_resamples, seed=seed)
     return Score(float(hits.mean()), low, high, 1 / num_classes)

@@ -83,7 +83,7 @@ PAPER = Recipe("sgd", 0.1, Steps(0.2, 30), epochs=100, batch_size=1024, unit_row
 #: The paper's schedule on two cores and some thousand pictures: batches that give as many steps as its first epoch.
 SMALL = replace(PAPER, epochs=20, schedule=Steps(0.2, 6), batch_size=64)
 
-DECAYS = tuple(np.logspace(-6, 2, 97).tolist())
+DECAYS: tuple[float, ...] = tuple(np.logspace(-6, 2, 97).tolist())
 _COARSE, _SPANS = range(0, 97, 16), (8, 4, 2, 1)
 
 

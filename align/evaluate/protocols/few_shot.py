@@ -82,7 +82,7 @@ def least_squares(train: Labelled, num_classes: int, *, l2: float = L2) -> Least
         weights = np.linalg.solve(known.T @ known + l2 * np.eye(width), known.T @ wanted)
     else:
         weights = known.T @ np.linalg.solve(known @ known.T + l2 * np.eye(number), wanted)
-    return LeastSquares(weights, mean, deviation)
+    return LeastSquares(np.asarray(weights, dtype=np.float64), mean, deviation)
 
 
 def few_shot(

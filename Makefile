@@ -17,7 +17,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 # A worker per core, four at most, each with whole files: the longest, tests/e2e and tests/integration, come first.
 WORKERS := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full validators fuzz bench bench-train bench-data bench-runs bench-vectors bench-search check audit format up down worker lock licences sample try ready clean backup restore
+.PHONY: help demo test test-full validators fuzz bench bench-train bench-data bench-runs bench-vectors bench-search bench-evaluate bench-classify check audit format up down worker lock licences sample try ready clean backup restore
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,12 @@ bench-runs: $(STAMP) ## how long a person waits for runs that have nothing to co
 
 bench-vectors: $(STAMP) ## search over a million vectors, approximate against exact; ten minutes, 6 GB of memory
 	@$(RUN) python -m benchmarks.vectors
+
+bench-evaluate: $(STAMP) ## recall beside CLIP_benchmark's, 5,000 pictures and 25,000 texts; ten minutes
+	@$(RUN) python -m benchmarks.evaluate
+
+bench-classify: $(STAMP) ## kNN against 1.28 million references; the linear probe beside CLIP_benchmark's; half an hour
+	@$(RUN) python -m benchmarks.classify
 
 check: $(STAMP) ## lint, types, layers, file lengths
 	@$(RUN) ruff check .

@@ -118,13 +118,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         profile = profile_overrides(args.profile)
         if profile:
             _check_profile(args.profile, profile, args.params)
-        args.overrides = [*profile, *args.overrides]
+        args.typed = args.overrides  # a profile is of all verbs, but what was typed is meant for this one
+        args.overrides = [*profile, *args.typed]
         params = read_params(args.params, args.overrides)
         if args.verb in STAGES:
             from align.declared import require_stage
 
             require_stage(args.verb, VERBS[args.verb].module, params, under_dvc="DVC_STAGE" in os.environ)
         importlib.import_module(VERBS[args.verb].module).main(params, args)
+        if VERBS[args.verb].moves_aliases:
+            importlib.import_module("align.lineage.version_pages").follow_aliases(params)
     except AlignError as error:
         say(f"align: error: {error}")
         return 1

@@ -28,7 +28,14 @@ class Guard:
     """
 
     def __init__(
-        self, app: App, port: int, login: str | None = None, names: Iterable[str] = (), *, policy: bytes
+        self,
+        app: App,
+        port: int,
+        login: str | None = None,
+        names: Iterable[str] = (),
+        *,
+        policy: bytes,
+        login_of: str = "that the server was started with",
     ) -> None:
         """Guards an application.
 
@@ -38,11 +45,12 @@ class Guard:
             login: user:password; a request must carry it (HTTP Basic), except for /health.
             names: further HOST:PORT under which it is known.
             policy: the content security policy of its pages.
+            login_of: where people find user and password; who does not know them is told so.
         """
         self._app = app
         self._host = f"{HOST}:{port}"
         self._hosts = frozenset({self._host, *names})
-        self._policy = policy
+        self._policy, self._login_of = policy, login_of
         self._authorization = f"Basic {base64.b64encode(login.encode()).decode()}" if login else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,7 +60,7 @@ class Guard:
         elif reason := self._foreign(scope):
             await _refuse(scope, send, 403, reason)
         elif self._authorization and scope["path"] != "/health" and not self._knows_login(scope):
-            reason = "log in as user align with the password in .align/login"
+            reason = f"log in with the user and the password {self._login_of}"
             await _refuse(scope, send, 401, reason, [(b"www-authenticate", b'Basic realm="align"')])
         else:
             await self._app(scope, receive, _with_policy(send, self._policy))

@@ -91,17 +91,45 @@ def interval(groups: Sequence[Scored], *, num_resamples: int, seed: int) -> tupl
     Raises:
         ValueError: no group, or a group without queries.
     """
-    if not groups or any(len(group.values) == 0 for group in groups):
+    return intervals([groups], num_resamples=num_resamples, seed=seed)[0]
+
+
+def intervals(figures: Sequence[Sequence[Scored]], *, num_resamples: int, seed: int) -> list[tuple[float, float]]:
+    """`interval` of each figure, whose queries are of the same concepts: a concept is drawn in all of them together.
+
+    For many figures of one set: drawing takes longer than using what was drawn.
+
+    Raises:
+        ValueError: a figure has no group, or a group has no query.
+    """
+    if any(not groups or any(len(group.values) == 0 for group in groups) for groups in figures):
         raise ValueError("an interval needs at least one query")
-    sums, counts = by_cluster(groups)
-    num_clusters = sums.shape[1]
-    mean = float(np.mean([group.values.mean() for group in groups]))
+    if not figures:
+        return []
+    sums, counts = by_cluster([group for groups in figures for group in groups])
+    ends = np.cumsum([len(groups) for groups in figures])[:-1]
+    means = [
+        np.stack([part.mean(axis=1) for part in np.split(_means(drawn, sums, counts), ends, axis=1)])
+        for drawn in draws(sums.shape[1], num_resamples, seed)
+    ]
+    drawn_means = np.concatenate(means, axis=1)
+    parts = zip(figures, np.split(counts, ends), drawn_means, strict=True)
+    found = []
+    for groups, part, drawn in parts:
+        mean = float(np.mean([group.values.mean() for group in groups]))
+        found.append(bounds(mean, int(np.count_nonzero(part.any(axis=0))), drawn))
+    return found
+
+
+def bounds(mean: float, num_clusters: int, replicates: NDArray[np.float64]) -> tuple[float, float]:
+    """The percentile interval of a share from its replicates; the exact bound where the share is 0 or 1."""
     if mean in (0.0, 1.0):
         bound = (ALPHA / 2) ** (1 / num_clusters)
         return (0.0, 1 - bound) if mean == 0.0 else (bound, 1.0)
-    means = [
-        ((drawn @ sums.T) / np.maximum(drawn @ counts.T, 1)).mean(axis=1)
-        for drawn in draws(num_clusters, num_resamples, seed)
-    ]
-    low, high = np.quantile(np.concatenate(means), [ALPHA / 2, 1 - ALPHA / 2])
+    low, high = np.quantile(replicates, [ALPHA / 2, 1 - ALPHA / 2])
     return min(float(low), mean), max(float(high), mean)
+
+
+def _means(drawn: NDArray[np.float64], sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(num_replicates, num_groups)."""
+    return np.asarray((drawn @ sums.T) / np.maximum(drawn @ counts.T, 1))

@@ -47,8 +47,12 @@ NEUTRAL = frozenset({
 
 
 #: Stage's module -> modules that it imports and must not depend on. Ingest reads the filter's cuts on texts, so as not
-#: to fetch pictures in vain: after another cut, or a new rule, the web must not be fetched again.
-UNTRACKED = {"align.ingest.ingest": frozenset({"align.config.filter"})}
+#: to fetch pictures in vain: after another cut, or a new rule, the web must not be fetched again. The comparison of two
+#: models (`align evaluate --compare`) is no part of the stage.
+UNTRACKED = {
+    "align.ingest.ingest": frozenset({"align.config.filter"}),
+    "align.evaluate.evaluate": frozenset({"align.evaluate.compare"}),
+}
 
 
 def closure(module: str) -> dict[str, Path]:

@@ -21,14 +21,16 @@ from align.config.search import SearchConfig
 from align.config.serve import ServeConfig
 from align.config.store import StoreConfig
 from align.console import show
-from align.errors import ConfigError, DataError, ServiceError
-from align.formats.image_index import IndexedImage
+from align.errors import AlignError, ConfigError, DataError, ServiceError
+from align.formats.image_index import IndexedImage, IndexHeader
 from align.formats.shards import MANIFEST, read_manifest
 from align.guard import HOST, Guard
+from align.run import LOGIN_FILE
 from align.services.mlflow_address import require_store
 
 if TYPE_CHECKING:
-    from align.search.service.answers import PairShown
+    from align.lineage.pair_history import RuleResult
+    from align.search.service.answers import PairShown, RuleShown
     from align.search.service.service import SearchService
 
 _PORT = 7000
@@ -69,7 +71,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError("serve: give one of --local and --ready")
     service = _service(params, local=args.local, ready=args.ready)
     app = Limits(make_app(service), config, service.requests)
-    guard = Guard(app, port, login, os.environ.get("ALIGN_SERVER_NAMES", "").split(), policy=POLICY)
+    names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
+    guard = Guard(app, port, login, names, policy=POLICY, login_of=login_of(login))
     service.champion.start()
     show(f"search   http://{HOST}:{port}   stop with Ctrl-C")
     try:
@@ -130,9 +133,17 @@ class _PairOf:
     def __init__(self, params: Params) -> None:
         self._paths, self._filter = params.section(PathsConfig), params.section(FilterConfig)
 
-    def __call__(self, item: IndexedImage, shards_digest: str) -> PairShown:
+    def __call__(self, item: IndexedImage, header: IndexHeader) -> PairShown:
+        if not any(self._paths.raw.glob("*.parquet")):
+            return _of_index(item, header, "The data itself is not here. This is what the index knows.")
+        try:
+            return self._of_data(item, header)
+        except AlignError as error:
+            return _of_index(item, header, f"This is what the index knows, since {error}")
+
+    def _of_data(self, item: IndexedImage, header: IndexHeader) -> PairShown:
         from align.lineage.pair_history import look_up, require_pairs
-        from align.search.service.answers import PairShown, RuleShown
+        from align.search.service.answers import PairShown
 
         paths = self._paths
         rows = [row for row in require_pairs(paths.raw, "key", item.key) if row["sha256"] == item.image_id]
@@ -143,23 +154,37 @@ class _PairOf:
             shards=Path(os.devnull), policy=paths.policy,
         )  # fmt: skip
         notes = [f"cuts: {history['cuts_line']}"] if history["cuts_line"] else []
-        if not _is_version(paths.shards, shards_digest):
+        if not _is_version(paths.shards, header.shards_digest):
             notes.append("the data here is of another version than the index; its rules may have been others")
         if history["opted_out"]:
             notes.append(f"taken down: {history['opted_out']['kind']} {history['opted_out']['value']}")
         decision = history["decision"]
-        rules = [
-            RuleShown(rule=rule["rule"], what=rule["what"], verdict=rule["verdict"], values=_values(rule["values"]))
-            for rule in history["rules"]
-        ]
         return PairShown(
-            page_url=rows[0].get("page_url") or None,
-            url=rows[0].get("url") or None,
             text=decision["text"] if decision else None,
             kept=decision["keep"] if decision else None,
-            rules=rules,
+            rules=list(map(_shown, history["rules"])),
             notes=notes,
         )
+
+
+def _of_index(item: IndexedImage, header: IndexHeader, note: str) -> PairShown:
+    """The decision as the index knows it: shards hold kept pairs alone, which no rule drops."""
+    from align.filter.rules import RULES
+    from align.lineage.pair_history import rule_result
+    from align.search.service.answers import PairShown
+
+    codes = [*(code for code in RULES if code in header.rules), *(code for code in header.rules if code not in RULES)]
+    rules = [_shown(rule_result(code, header.rules[code], {}, [])) for code in codes]
+    return PairShown(text=item.texts[0], kept=True, rules=rules, notes=[note])
+
+
+def _shown(rule: RuleResult) -> RuleShown:
+    from align.search.service.answers import RuleShown
+
+    return RuleShown(
+        rule=rule["rule"], what=rule["what"], drops_where=rule["drops_where"], verdict=rule["verdict"],
+        values=_values(rule["values"]),
+    )  # fmt: skip
 
 
 def _is_version(shards: Path, digest: str) -> bool:
@@ -173,6 +198,15 @@ def _values(values: dict[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def login_of(login: str | None) -> str:
+    """Where people find the user and the password that are asked for: `make up` gives us the checkout's own."""
+    try:
+        own = LOGIN_FILE.read_text("utf-8").strip()
+    except (OSError, ValueError):
+        own = ""
+    return f"in {LOGIN_FILE}" if login and login == own else "of ALIGN_SEARCH_LOGIN, which the server was started with"
 
 
 def _number(text: str) -> int:

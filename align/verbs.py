@@ -20,12 +20,14 @@ class Verb(NamedTuple):
         help: its line in the list of verbs.
         sections: of params.yaml, its own ones; all verbs read `paths`, too.
         examples: two commands that work as typed, at that point of the pipeline.
+        moves_aliases: of the registry; what MLflow shows of the versions follows (`align.lineage.version_pages`).
     """
 
     module: str
     help: str
     sections: tuple[str, ...]
     examples: tuple[str, str]
+    moves_aliases: bool = False
 
 
 #: The stages of dvc.yaml, in pipeline order.
@@ -94,7 +96,10 @@ STAGES = {
         "align.evaluate.evaluate",
         "measure retrieval, zero-shot accuracy and kNN on the evaluation sets",
         ("evaluate",),
-        ("align evaluate", f"align evaluate --set paths.finetuned=models/pretrained {_REPORTS}"),
+        (
+            "align evaluate --set paths.evaluation=infra/suites/demo.yaml --model models/finetuned --reports trial",
+            "align evaluate --compare models/pretrained models/finetuned --reports trial/compared",
+        ),
     ),
     "package": Verb(
         "align.release.package",
@@ -162,24 +167,28 @@ COMMANDS = {
         "complete the MLflow run and register the packaged model",
         ("register",),
         ("align register", "align register --set register.model_name=trial"),
+        moves_aliases=True,
     ),
     "promote": Verb(
         "align.release.promote",
         "make the candidate, or the version named, the champion, if every gate lets it",
         ("promote", "evaluate", "register"),
         ("align promote", "align promote --set promote.margin=0.01 --json"),
+        moves_aliases=True,
     ),
     "rollback": Verb(
         "align.release.rollback",
         "make the previous champion the champion again",
         ("register",),
         ("align rollback", 'align rollback --reason "misses small pictures"'),
+        moves_aliases=True,
     ),
     "champion": Verb(
         "align.release.champion",
         "show which version is the champion, since when and why, or which one was it at a time",
         ("register",),
         ("align champion", "align champion --json"),
+        moves_aliases=True,  # finishes a move that was cut short, and records one by hand
     ),
     "search": Verb(
         "align.search.search",

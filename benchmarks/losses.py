@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss  # the package itself exports only the first
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from align.console import say
 from align.training.loss import align_loss, sigmoid_loss
 from benchmarks.measure import Comparison, compare, in_process, interleaved
+from benchmarks.peak import forget_peak
 from benchmarks.world import World
 
 WIDTH = 640
@@ -107,7 +107,7 @@ def _held(count: int) -> None:
     torch.set_num_threads(1)
     _passes("ours", 8)()  # what torch itself takes
     inputs = _inputs(count)
-    _forget_peak()
+    forget_peak()
     del inputs
 
 
@@ -115,10 +115,5 @@ def _measured(name: str, count: int) -> None:
     torch.set_num_threads(1)
     _passes("ours", 8)()
     both_passes = _passes(name, count)
-    _forget_peak()
+    forget_peak()
     both_passes()
-
-
-def _forget_peak() -> None:
-    """From here on the peak is counted again, without what making the inputs took."""
-    Path("/proc/self/clear_refs").write_text("5")

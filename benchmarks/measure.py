@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from align.console import say
+from benchmarks.peak import peak_bytes
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,4 @@ def _measured(sender: Connection, function: Callable[..., None], arguments: tupl
     start = time.process_time()
     function(*arguments)
     spent = time.process_time() - start
-    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory before exec, too
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    sender.send((spent, int(peak.split()[1]) << 10))
+    sender.send((spent, peak_bytes()))  # getrusage would count the parent's memory before exec, too

@@ -30,7 +30,7 @@ def _as_here(*names: str) -> tuple[str, ...]:
 #: compared. Data-Juicer pins `dill` and `multiprocess`; with it comes what it imports without asking pip for it (Ray
 #: and torch it would install by itself while it runs), and what `align.pairs.text` imports, as we have it. open_clip
 #: comes with the webdataset that its training asks for; with it comes what our training imports, since there both run
-#: in one process, on the same torch.
+#: in one process, on the same torch. CLIP_benchmark comes with what it imports.
 PEERS = {
     "peers": (
         ("img2dataset==1.47.0",), ("--no-deps", "cc2dataset==1.5.0"),
@@ -43,6 +43,14 @@ PEERS = {
         ("open_clip_torch==3.3.0", "timm==1.0.31", "webdataset==0.2.86", "pandas",
          *_as_here("torch", "torchvision", "transformers", "pillow", "numpy", "tokenizers", "safetensors", "pydantic",
                    "ruamel.yaml", "simplejpeg", "psutil", "pyarrow")),
+    ),
+    "peers_classify": (
+        ("--no-deps", "clip-benchmark==1.6.2"), ("numpy<2.4", *_as_here("torch", "scikit-learn", "tqdm")),
+    ),
+    "peers_evaluation": (
+        ("mteb==2.26.24", "clip-benchmark==1.6.2", "numpy<2.4",
+         *_as_here("torch", "torchvision", "transformers", "pillow", "tokenizers", "safetensors", "pydantic",
+                   "ruamel.yaml", "simplejpeg", "psutil", "webdataset")),
     ),
 }  # fmt: skip
 FOLDER = ROOT / ".align"

@@ -22,10 +22,10 @@ from align.config.shard import ShardConfig
 from align.errors import DataError
 from align.formats.shards import MANIFEST, Sample
 from align.model.preprocess import decode, random_crop
+from align.randomness import Purpose, uniforms
 from align.training.batch import Augmentation, Sampling
 from align.training.index import SplitIndex, read_outline
 from align.training.loader import TrainLoader
-from align.training.randomness import Purpose, uniforms
 from align.training.samples import SplitSamples
 from benchmarks.measure import Comparison, compare, interleaved
 from benchmarks.world import World

@@ -14,11 +14,11 @@ from functools import partial
 
 import torch
 
+from align.checkpoint import CheckpointFolder
 from align.console import say
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import pad
-from align.training.checkpoint import CheckpointFolder
 from align.training.loop import Log, Monitoring, train
 from align.training.process_group import Ranks
 from align.training.samples import SampleSources

@@ -35,6 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from align.errors import AlignError, ServiceError, without_logins
 from align.formats.champion_moves import MAX_WHO, MAX_WHY
 from align.visible import visible
+from flows.child_process import last_line
 from flows.command_task import command
 from flows.progress import put_markdown
 from flows.request import NO_LOGIN
@@ -109,8 +110,9 @@ def approve(judged: Judged, ends: UUID | None = None) -> str:
         with suppress(ObjectNotFound), get_client(sync_client=True) as client:
             client.delete_flow_run(end)
         lines = command("promote", _arguments(judged, answer))
-        put_markdown(run_id, "approval-answer", "what was decided", f"```\n{lines[-1]}\n```")
-        return lines[-1]
+        done = last_line(lines)
+        put_markdown(run_id, "approval-answer", "what was decided", f"```\n{done}\n```")
+        return done
 
 
 def ask(decision: dict[str, Any], *, is_candidate: bool, hours: float) -> str:

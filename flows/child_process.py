@@ -20,6 +20,8 @@ from flows.watch import Watch
 TAIL_LINES = 5
 #: An error quotes at most this many words of a command.
 SHOWN_WORDS = 4
+#: A line that begins so is no result.
+NOTE = "note: "
 _SIGNALS = {number.value: number.name for number in signal.Signals}
 
 
@@ -83,6 +85,11 @@ def run_supervised(
         shown = " ".join(command[:SHOWN_WORDS]) + (" …" if len(command) > SHOWN_WORDS else "")
         raise CommandError(f"`{shown}` failed: {_reason(lines, code)}")
     return lines
+
+
+def last_line(lines: Sequence[str]) -> str:
+    """The sentence in which a command that succeeded says what it did; notes may follow it."""
+    return next((line for line in reversed(lines) if not line.startswith(NOTE)), "")
 
 
 def _pump(stream: TextIO, lines: list[str], log: Callable[[str], None]) -> None:

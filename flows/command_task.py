@@ -8,7 +8,7 @@ from prefect import get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.child_process import run_supervised
+from flows.child_process import last_line, run_supervised
 from flows.run_context import RunContext, child_environment
 from flows.this_run import in_progress
 
@@ -22,7 +22,7 @@ def run_command(verb: str, *arguments: str) -> str:
     with in_progress(Path.cwd()):
         lines = command(verb, arguments)
         create_markdown_artifact("\n".join(lines), key=verb, description=f"align {verb}")
-        return lines[-1]
+        return last_line(lines)
 
 
 @task(task_run_name="{verb}", cache_policy=NO_CACHE)

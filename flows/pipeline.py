@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -19,13 +19,11 @@ from prefect.cache_policies import NO_CACHE
 
 from align.config import load_params
 from align.config.params import PARAMS_FILE
-from align.config.register import RegisterConfig
 from align.run_records import RunRecord
-from align.services.registry import CANDIDATE
 from flows import run_branch, this_run
 from flows.alerts import alerted
 from flows.checked_out import check_out
-from flows.child_process import CommandError, run_supervised
+from flows.child_process import last_line, run_supervised
 from flows.dag import Stage, read_dag, stale
 from flows.mlflow_run import mlflow_run
 from flows.plan import make_plan, read_states
@@ -116,19 +114,7 @@ def register(run: RunContext, commit: str, outcomes: list[StageOutcome]) -> str:
     for outcome in outcomes:
         command += [] if outcome.ran else ["--cached-stage", outcome.stage]
     env = child_environment(run) | {"ALIGN_FLOW_RUN_ID": str(runtime.flow_run.root_flow_run_id)}
-    version = run_supervised(command, cwd=run.root, env=env, log=get_run_logger().info)[-1]
-    _keep_lineage(run, env)
-    return version
-
-
-def _keep_lineage(run: RunContext, env: Mapping[str, str]) -> None:
-    """Keeps the lineage page with the version's run in MLflow. The model is registered: a failure is only said."""
-    model = load_params(run.root / PARAMS_FILE).section(RegisterConfig).model_name
-    logger = get_run_logger()
-    try:
-        run_supervised(["align", "trace", f"{model}@{CANDIDATE}", "--log"], cwd=run.root, env=env, log=logger.info)
-    except CommandError as error:
-        logger.warning("the version has no lineage page: %s", error)
+    return last_line(run_supervised(command, cwd=run.root, env=env, log=get_run_logger().info))
 
 
 def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt: str) -> str:

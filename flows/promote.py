@@ -14,6 +14,7 @@ from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.config.promote import PromoteConfig
 from flows.approve import ask, decision_page
+from flows.child_process import last_line
 from flows.command_task import command
 from flows.progress import put_markdown
 from flows.this_run import end_record, in_progress
@@ -43,6 +44,6 @@ def promote(version: int | None = None) -> str:
             if decision:
                 put_markdown(UUID(runtime.flow_run.id), "promote", "what was decided, and why", decision_page(decision))
         if decision.get("outcome") != "unapproved":
-            return lines[-1]
+            return last_line(lines)
         config = load_params(root / PARAMS_FILE).section(PromoteConfig)
         return ask(decision, is_candidate=version is None, hours=config.approval_timeout_h)

@@ -109,7 +109,7 @@ def _pairs(metrics: Mapping[str, float]) -> str:
 
 
 def _retrieval(metrics: Mapping[str, float]) -> str:
-    lines = [f"{'Retrieval (chance):':<32}" + "".join(f"{f'recall@{k}':>17}" for k in (1, 5, 10))]
+    lines = [f"{'Retrieval, fine-tuned (chance):':<32}" + "".join(f"{f'recall@{k}':>17}" for k in (1, 5, 10))]
     rows = [name.removesuffix("/recall@1") for name in metrics if name.endswith("_to_text/recall@1")]
     rows += [name.removesuffix("/recall@1") for name in metrics if name.endswith("_to_image/recall@1")]
     for row in sorted(row for row in rows if f"{row}/recall@1/chance" in metrics):

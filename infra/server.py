@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from align.guard import HOST, App, Guard
-from align.run import login
+from align.run import LOGIN_FILE, login
 from align.services import postgresql
 from align.services.tracking_store import artifacts_beside, settle
 
@@ -94,9 +94,10 @@ def main(argv: list[str]) -> None:
         os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join([f"{HOST}:{port}", *names])
         os.environ["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(f"https://{name}" for name in names)
         asked = f"{os.environ['MLFLOW_TRACKING_USERNAME']}:{os.environ['MLFLOW_TRACKING_PASSWORD']}"
-        guard = Guard(mlflow_app(root, os.environ), port, asked, names, policy=POLICY)
+        login_of = "of MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, which the server was started with"
+        guard = Guard(mlflow_app(root, os.environ), port, asked, names, policy=POLICY, login_of=login_of)
     else:
-        guard = Guard(mlflow_app(root), port, login(root), policy=POLICY)
+        guard = Guard(mlflow_app(root), port, login(root), policy=POLICY, login_of=f"in {LOGIN_FILE}")
     uvicorn.run(
         guard, host=os.environ.get("ALIGN_SERVER_BIND", HOST), port=port, log_level="warning", proxy_headers=False
     )

@@ -43,6 +43,8 @@ class IngestConfig(Section):
     text_from: Annotated[tuple[TextSource, ...], Field(strict=False, min_length=1)]
     #: The columns of a table of pictures or addresses.
     columns: Columns
+    #: Of COCO or Karpathy: the splits whose pictures are taken, and those whose split is not stated; None: all.
+    splits: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)] | None
     #: The text of a picture in a folder that has none, `{}` being the name of its folder; None: it is left out.
     folder_text: str | None
     #: Pages to take from the archive, spread evenly over it; None takes all.

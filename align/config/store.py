@@ -26,7 +26,7 @@ class StoreConfig(Section):
     work: Annotated[str, Field(pattern=r"^s3://[^/]+")] | None
     #: Folder for checked copies of what was read from the store.
     cache: PathField
-    #: Folder for what the filter measured of evaluation images, for later runs; None: it is measured in each run.
+    #: Folder for what filter and evaluate measured of evaluation images, for later runs; None: measured in each run.
     features: PathField | None
     #: Size of a part in multipart uploads.
     part_size_mb: Annotated[int, Field(ge=5)]

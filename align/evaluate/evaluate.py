@@ -12,34 +12,47 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from align.config import Params
 from align.config.evaluate import EvaluateConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
-from align.console import say
+from align.config.suite import is_suite
+from align.console import say, show
 from align.errors import ConfigError, DataError
-from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_examples, same_examples
-from align.evaluate.figures import confusion_figure, examples_figure, recall_figure
+from align.evaluate.announce import announce
+from align.evaluate.captioned import read_published
+from align.evaluate.embed import ModelTowers, Towers, kept_in
+from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_classified, draw_examples, same_examples
+from align.evaluate.figures import confusion_figure, examples_figure, recall_figure, reliability_figure
+from align.evaluate.languages import with_languages
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
-from align.evaluate.page import evaluation_page
+from align.evaluate.page import Shown, evaluation_page
 from align.evaluate.report import EvaluateReport, make_report
 from align.figure import png
-from align.files import replace_directory, write_bytes, write_text
+from align.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.formats.evaluation_set import EvaluationSet
+from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, measured_sets, set_digests
-from align.formats.query_ranks import RANKS, QueryRanks, write_ranks
-from align.model.embedder import Embedder, Encoder
+from align.formats.query_ranks import RANKS, QueryRanks, read_ranks, write_ranks
+from align.model.embedder import model_digest
 from align.report import record_runtime, write_report
-from align.services.store import materialised
+from align.services.store import materialised, open_files
+
+FINE_TUNED = "the fine-tuned model"
+#: Classified pictures on the page for each `evaluate.num_examples`: they are smaller than a query with its answers.
+_PER_EXAMPLE = 3
 
 
 def evaluate(
     config: EvaluateConfig,
     *,
-    encoder: Encoder,
+    encoder: Towers,
     sets: Sequence[EvaluationSet],
     reports: Path,
+    model: str = FINE_TUNED,
+    kept: Path | None = None,
 ) -> EvaluateReport:
     """Measures every set and writes the report, its pictures, its page, and the rank of each query.
 
@@ -48,6 +61,8 @@ def evaluate(
         encoder: the model.
         sets: the sets to measure, in any order. Examples are drawn from the first retrieval set.
         reports: the folder of this stage's report; replaced whole.
+        model: which model that is, for people.
+        kept: the folder for embeddings of other runs; None: nothing is kept.
 
     Raises:
         DataError: no set, two sets of one name, an empty set, or embeddings that are not finite.
@@ -60,36 +75,41 @@ def evaluate(
                 f"evaluate: {number} sets have the name {name!r}; the filter's held-out pairs are `held_out`, the test "
                 "split is `test`: give the set in paths.evaluation another name"
             )
-    retrievals, classifications = _measure(config, encoder, sets)
+    retrievals, classifications = _measure(config, encoder, sets, kept)
     examples: dict[str, RetrievalExamples] = {}
     for direction in DIRECTIONS if retrievals else ():
         examples[direction] = draw_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
+    number = _PER_EXAMPLE * config.num_examples
+    walls = {result.source.name: draw_classified(result, number=number, seed=config.seed) for result in classifications}
     pictures = _draw(retrievals, classifications, examples)
     pictures |= _same_queries(config, retrievals[:1])
     digests = set_digests(sets)
     report = make_report(retrievals, classifications, digests, evaluation_digest(digests))
-    measured: list[Retrieval | Classification] = [*retrievals, *classifications]
-    ranks = {(result.source.name, protocol): part for result in measured for protocol, part in result.ranked().items()}
+    measured = [(result.source, with_languages(result.ranked(), result.items)) for result in retrievals]
+    measured += [(result.source, result.ranked()) for result in classifications]
+    ranks = {(source.name, protocol): part for source, parts in measured for protocol, part in parts.items()}
     with replace_directory(reports, "evaluate") as part:
         for name, data in pictures.items():
             write_bytes(part / name, data)
-        write_text(part / "report.html", evaluation_page(retrievals, classifications, examples, pictures))
+        shown = Shown(report, retrievals, classifications, examples, walls)
+        write_text(part / "report.html", evaluation_page(shown, pictures, model))
         write_ranks(QueryRanks(digests, ranks), part / RANKS)
         write_report(report, part)
     return report
 
 
 def _measure(
-    config: EvaluateConfig, encoder: Encoder, sets: Sequence[EvaluationSet]
+    config: EvaluateConfig, encoder: Towers, sets: Sequence[EvaluationSet], kept: Path | None
 ) -> tuple[list[Retrieval], list[Classification]]:
     retrievals, classifications = [], []
-    bootstrap = {"num_resamples": config.num_resamples, "seed": config.seed}
-    for source in sets:
+    how: dict[str, Any] = {"num_resamples": config.num_resamples, "seed": config.seed, "kept": kept}
+    published = [read_published(source) for source in sets]  # all of them first: a wrong file ends this at once
+    for source, files in zip(sets, published, strict=True):
         say(f"evaluate: {source.name} ({source.kind}), {len(source.images):,} images")
         if source.kind == "retrieval":
-            retrievals.append(measure_retrieval(source, encoder, **bootstrap))
+            retrievals.append(measure_retrieval(source, encoder, published=files, **how))
         else:
-            classifications.append(measure_classification(source, encoder, **bootstrap))
+            classifications.append(measure_classification(source, encoder, **how))
     return retrievals, classifications
 
 
@@ -105,6 +125,7 @@ def _draw(
         pictures["retrieval.png"] = png(examples_figure(examples))
     for result in classifications:
         pictures[f"{result.source.name}_confusion.png"] = png(confusion_figure(result))
+        pictures[f"{result.source.name}_calibration.png"] = png(reliability_figure(result.calibration))
     return pictures
 
 
@@ -127,22 +148,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="measure this model folder instead of the fine-tuned model; --reports says where to",
     )
-    parser.add_argument("--reports", type=Path, metavar="DIR", help="write the report there, and nothing else anywhere")
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        metavar="DIR",
+        help="write the report there, and nothing else but embeddings (store.features)",
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A", "B"),
+        help="measure two model folders on the sets of paths.evaluation, and say by which metrics they differ",
+    )
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align evaluate`."""
     config, paths = params.section(EvaluateConfig), params.section(PathsConfig)
     own = paths.reports / "evaluation"
+    if args.compare is not None:
+        _compare(params, args)
+        return
     if args.model is not None and (args.reports is None or args.reports.resolve() == own.resolve()):
         raise ConfigError(f"--model: {own} is about the fine-tuned model; name another folder by --reports")
-    shards = materialised(paths.shards, params.section(StoreConfig))
+    store = params.section(StoreConfig)
+    alone = args.model is not None and is_suite(paths.evaluation)  # no pipeline has to be around it
+    shards = paths.shards if alone else materialised(paths.shards, store)
+    towers = ModelTowers(args.model or paths.finetuned)
+    files = open_files(store)
+    if alone:
+        sets = named_sets(paths.evaluation, files)
+        announce(sets, towers)
+    else:
+        sets = measured_sets(paths.evaluation, paths.filtered, shards, config.max_test_images, files)
     with nullcontext() if args.reports else record_runtime("evaluate", paths.runtime):
         report = evaluate(
             config,
-            encoder=Embedder.load(args.model or paths.finetuned),
-            sets=measured_sets(paths.evaluation, paths.filtered, shards, config.max_test_images),
+            encoder=towers,
+            sets=sets,
+            kept=kept_in(store.features, towers),
             reports=args.reports or own,
+            model=FINE_TUNED if args.model is None else "another model (--model)",
         )
     for line in report.summary():
         say(f"evaluate: {line}")
+
+
+def _compare(params: Params, args: argparse.Namespace) -> None:
+    """`align evaluate --compare A B --reports DIR`: the comparison; each model's own report is in DIR/a and DIR/b."""
+    from align.evaluate.compare import Measured, compare, lines, require_two_models, write_comparison
+
+    config, paths, store = params.section(EvaluateConfig), params.section(PathsConfig), params.section(StoreConfig)
+    if args.model is not None:
+        raise ConfigError("--compare names both models; leave --model out")
+    if args.reports is None or args.reports.resolve() == (paths.reports / "evaluation").resolve():
+        raise ConfigError("--compare: name a folder for the comparison by --reports, other than that of the evaluation")
+    require_two_models(*args.compare)
+    require_replaceable(args.reports, "evaluate")
+    sets = named_sets(paths.evaluation, open_files(store))
+    measured: list[Measured] = []
+    with replace_directory(args.reports, "evaluate") as part:
+        for folder, name in zip(args.compare, ("a", "b"), strict=True):
+            towers = ModelTowers(folder)
+            if not measured and is_suite(paths.evaluation):
+                announce(sets, towers)
+            say(f"evaluate: {name.upper()} is {folder}")
+            report = evaluate(
+                config,
+                encoder=towers,
+                sets=sets,
+                reports=part / name,
+                model=str(folder),
+                kept=kept_in(store.features, towers),
+            )
+            ranks = read_ranks(part / name / RANKS)
+            measured.append(Measured(str(folder), model_digest(folder), report.metrics, ranks))
+        compared = compare(*measured, seed=config.seed)
+        write_comparison(compared, part)
+    show(*lines(compared))

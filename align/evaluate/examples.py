@@ -1,14 +1,13 @@
-"""Retrieval examples for people: queries of a set with their nearest items, drawn by seed."""
+"""Examples for people, drawn by seed: queries of a set with their nearest items, and pictures with their classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from align.evaluate.measure import Retrieval
+from align.evaluate.measure import Classification, Retrieval
 
 #: Answers that an example shows.
 NUM_ANSWERS = 5
@@ -42,17 +41,19 @@ class RetrievalExamples:
 
 def draw_examples(result: Retrieval, direction: str, *, number: int, seed: int) -> RetrievalExamples:
     """Draws at most `number` right and `number` wrong answers, at most one per concept; equal seeds draw equally."""
-    drawn = RetrievalExamples(right=[], wrong=[])
+    right: list[int] = []
+    wrong: list[int] = []
     seen: set[str] = set()
     asked = _Asked(result, direction)
     for query in asked.shuffled(seed):
         rank = asked.ranks[query]
-        group = drawn.right if rank == 1 else drawn.wrong
+        group = right if rank == 1 else wrong
         if asked.concepts[query] in seen or len(group) == number or 1 < rank <= NUM_ANSWERS:
             continue
         seen.add(asked.concepts[query])
-        group.append(asked.example(query))
-    return drawn
+        group.append(query)
+    examples = asked.examples([*right, *wrong])
+    return RetrievalExamples(right=examples[: len(right)], wrong=examples[len(right) :])
 
 
 def same_examples(result: Retrieval, direction: str, *, number: int, seed: int) -> list[RetrievalExample]:
@@ -60,14 +61,60 @@ def same_examples(result: Retrieval, direction: str, *, number: int, seed: int) 
 
     The same set and seed give the same queries, so that the pictures of two models stand side by side.
     """
-    drawn: list[RetrievalExample] = []
+    drawn: list[int] = []
     seen: set[str] = set()
     asked = _Asked(result, direction)
     for query in asked.shuffled(seed):
         if len(drawn) < number and asked.concepts[query] not in seen:
             seen.add(asked.concepts[query])
-            drawn.append(asked.example(query))
-    return drawn
+            drawn.append(query)
+    return asked.examples(drawn)
+
+
+@dataclass(frozen=True)
+class ClassifiedExample:
+    """A picture with the class that zero-shot classification gave it."""
+
+    picture: bytes
+    label: str
+    predicted: str
+    confidence: float
+
+
+def draw_classified(
+    result: Classification, *, number: int, seed: int
+) -> tuple[list[ClassifiedExample], list[ClassifiedExample]]:
+    """At most `number` pictures that were classified right, and as many wrong ones; equal seeds draw equally.
+
+    Every class shows one before a class shows a second.
+    """
+    names = result.source.classes
+    places = [place for place, image in enumerate(result.source.images) if image.split == "query"]
+    drawn: list[list[int]] = []
+    order = [int(query) for query in np.random.default_rng(seed).permutation(len(places))]
+    for right in (True, False):
+        of_class: dict[int, int] = {}
+        turns = []
+        for query in order:
+            label = result.labels[query]
+            if (int(result.predicted[query]) == label) == right:
+                of_class[label] = of_class.get(label, 0) + 1
+                turns.append((of_class[label], query))
+        drawn.append([query for _, query in sorted(turns, key=lambda turn: turn[0])[:number]])
+    pictures = dict(result.source.read(sorted(places[query] for queries in drawn for query in queries)))
+    right_ones, wrong_ones = (
+        [
+            ClassifiedExample(
+                picture=pictures[places[query]],
+                label=names[result.labels[query]],
+                predicted=names[int(result.predicted[query])],
+                confidence=float(result.confidences[query]),
+            )
+            for query in queries
+        ]
+        for queries in drawn
+    )
+    return right_ones, wrong_ones
 
 
 class _Asked:
@@ -79,11 +126,8 @@ class _Asked:
     """
 
     def __init__(self, result: Retrieval, direction: str) -> None:
-        images = [image.image for image in result.source.images]
-        texts = result.items.texts
         to_text = direction == "image_to_text"
-        self._queries: list[Any] = images if to_text else texts
-        self._items: list[Any] = texts if to_text else images
+        self._source, self._texts, self._to_text = result.source, result.items.texts, to_text
         self._correct = result.items.texts_of_image if to_text else result.items.images_of_text
         embeds = result.image_embeds, result.text_embeds
         self._query_embeds, self._item_embeds = embeds if to_text else embeds[::-1]
@@ -96,8 +140,24 @@ class _Asked:
         asked = list(self.ranks)
         return (asked[position] for position in np.random.default_rng(seed).permutation(len(asked)))
 
-    def example(self, query: int) -> RetrievalExample:
-        nearest = np.argsort(-(self._item_embeds @ self._query_embeds[query]), kind="stable")[:NUM_ANSWERS]
-        answers = [(self._items[item], bool(item in self._correct[query])) for item in nearest]
-        one_correct = self._items[self._correct[query][0]]
-        return RetrievalExample(self._queries[query], answers, self.ranks[query], one_correct)
+    def examples(self, queries: Sequence[int]) -> list[RetrievalExample]:
+        """Their answers; pictures are read in one pass, and only those that are shown."""
+        nearest = {query: self._nearest(query) for query in queries}
+        shown = set(queries) if self._to_text else {item for items in nearest.values() for item in items}
+        if not self._to_text:
+            shown |= {int(self._correct[query][0]) for query in queries}
+        pictures = dict(self._source.read(sorted(shown)))
+        of_query, of_item = (pictures, self._texts) if self._to_text else (self._texts, pictures)
+        return [
+            RetrievalExample(
+                query=of_query[query],
+                answers=[(of_item[item], item in self._correct[query]) for item in nearest[query]],
+                rank=self.ranks[query],
+                correct=of_item[int(self._correct[query][0])],
+            )
+            for query in queries
+        ]
+
+    def _nearest(self, query: int) -> list[int]:
+        similarity = self._item_embeds @ self._query_embeds[query]
+        return [int(item) for item in np.argsort(-similarity, kind="stable")[:NUM_ANSWERS]]

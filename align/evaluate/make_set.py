@@ -16,7 +16,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +26,7 @@ from align.config.ingest import IngestConfig
 from align.config.paths import PathsConfig
 from align.console import say
 from align.errors import DataError
-from align.evaluate.set_pictures import Limits, Split, read_pictures
+from align.evaluate.set_pictures import Limits, read_pictures
 from align.evaluate.set_sources import (
     Columns,
     Faults,
@@ -39,7 +39,8 @@ from align.evaluate.set_sources import (
     read_table,
     some,
 )
-from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, write_set
+from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Kind, Split, Spool
+from align.formats.evaluation_sets.align_tar import write_set
 
 #: Of a classification set for which nobody gives templates.
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "a {}.", "{}")
@@ -82,7 +83,7 @@ def make_set(recipe: Recipe, limits: Limits, evaluation: Path) -> tuple[Evaluati
     """Makes a set and writes it into the folder `evaluation`, which is made if it does not exist.
 
     Returns:
-        The set, and what was joined, or left out with `skip`.
+        The set, whose pictures cannot be read any more, and what was joined, or left out with `skip`.
 
     Raises:
         DataError: the set exists, a source or column is missing, or pictures are at fault: all are named together.
@@ -96,10 +97,18 @@ def make_set(recipe: Recipe, limits: Limits, evaluation: Path) -> tuple[Evaluati
         name_classes([*queries, *references], None if recipe.classes is None else read_class_names(recipe.classes))
     split_of: list[tuple[Listed, Split]] = [(one, "query") for one in queries]
     split_of += [(one, "reference") for one in references]
-    images = read_pictures(split_of, limits, faults)
-    if faults.found and (not recipe.skip or not images):
-        remedy = "correct these" if recipe.skip else "correct these, or leave them out with --skip"
-        raise DataError(f"{recipe.name}: not written: {faults}; {remedy}{_where_missing(recipe, queries, faults)}")
+    with Spool(evaluation) as spool:
+        images = read_pictures(split_of, limits, faults, spool)
+        if faults.found and (not recipe.skip or not images):
+            remedy = "correct these" if recipe.skip else "correct these, or leave them out with --skip"
+            raise DataError(f"{recipe.name}: not written: {faults}; {remedy}{_where_missing(recipe, queries, faults)}")
+        made = _set(recipe, kind, images, spool)
+        write_set(evaluation, made)
+    return made, faults
+
+
+def _set(recipe: Recipe, kind: Kind, images: list[EvaluationImage], spool: Spool) -> EvaluationSet:
+    """The set, whose pictures are in the spool. Raises DataError as `make_set`."""
     if isinstance(recipe.reference, float):
         images = _with_references(images, recipe.reference)
     made = EvaluationSet(
@@ -109,10 +118,10 @@ def make_set(recipe: Recipe, limits: Limits, evaluation: Path) -> tuple[Evaluati
         images=images,
         classes=tuple(sorted({str(image.label) for image in images})) if kind == "classification" else (),
         templates=tuple(recipe.templates) if kind == "classification" else (),
+        pictures=spool.pictures,
     )
     _check_classes(made)
-    write_set(evaluation, made)
-    return made, faults
+    return made
 
 
 def _check_name(recipe: Recipe, evaluation: Path) -> None:
@@ -183,12 +192,7 @@ def _with_references(images: Sequence[EvaluationImage], share: float) -> list[Ev
         order = sorted(of_class, key=lambda concept: hashlib.sha256(concept.encode()).digest())
         number = min(max(1, round(share * len(order))), len(order) - 1)
         known |= {(label, concept) for concept in order[:number]}
-    return [
-        EvaluationImage(one.key, one.image, one.concept, one.texts, one.label, one.vendor, "reference")
-        if (one.label, one.concept) in known
-        else one
-        for one in images
-    ]
+    return [replace(one, split="reference") if (one.label, one.concept) in known else one for one in images]
 
 
 def _check_classes(made: EvaluationSet) -> None:

@@ -1,22 +1,34 @@
 """Measures one evaluation set: embeds it once, then computes every metric that its kind allows.
 
-A retrieval set gives recall@1/5/10 and their mean, in both directions. A classification set gives zero-shot accuracy
-with prompt ensembling, and nearest-neighbour accuracy if it has reference images.
+A retrieval set gives recall@1/5/10 and their mean, in both directions, as published, and beside it recall_any_owner@K
+(see `align.evaluate.galleries`). Where a query has several right items, it gives R-precision and mAP@R, too. What a
+suite asks in addition is in `align.evaluate.captioned`. A classification set gives zero-shot accuracy with prompt
+ensembling, and nearest-neighbour accuracy if it has reference images.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
+from align.evaluate import galleries
+from align.evaluate.captioned import Published, Shown, captioned_scores
+from align.evaluate.embed import Towers, embed_pictures, finite
+from align.evaluate.learned import learned_scores
+from align.evaluate.protocols.calibration import Calibration, calibration, confidences
+from align.evaluate.protocols.classification import classification_scores
 from align.evaluate.protocols.knn import nearest_neighbour
-from align.evaluate.protocols.recall import Direction, Gallery, Score, gallery, mean_recall, ranks_by_embedding, recall
+from align.evaluate.protocols.labelled import Labelled
+from align.evaluate.protocols.recall import Direction, Gallery, Score, mean_recall, recall
+from align.evaluate.protocols.retrieval import PositiveRanks, both_ways, retrieval_scores
 from align.evaluate.protocols.zero_shot import (
     class_embeddings,
     confusion,
@@ -25,32 +37,51 @@ from align.evaluate.protocols.zero_shot import (
     prompts,
     zero_shot,
 )
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet
-from align.formats.query_ranks import CUTS, IMAGE_TO_TEXT, KNN, TEXT_TO_IMAGE, ZERO_SHOT, Ranked
-from align.model.embedder import Embeddings, Encoder
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, folded
+from align.formats.query_ranks import ANY_OWNER, CUTS, IMAGE_TO_TEXT, KNN, TEXT_TO_IMAGE, ZERO_SHOT, Ranked
+from align.model.embedder import Embeddings
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A measured retrieval set. `scores` maps names such as `image_to_text/recall@1` to scores."""
+    """A measured retrieval set.
+
+    Attributes:
+        source: the set, without the pictures that were left out.
+        items: its texts, and which are right as published.
+        any_owner: the same where equal texts are one item.
+        image_embeds, text_embeds: of the images and of `items.texts`.
+        image_to_text, text_to_image: the ranks as published.
+        kinder: the ranks by any owner, under the names of the directions.
+        scores: such as `image_to_text/recall@1`.
+        faults: key -> why a picture was left out.
+    """
 
     source: EvaluationSet
     items: Gallery
+    any_owner: Gallery
     image_embeds: Embeddings
     text_embeds: Embeddings
     image_to_text: Direction
     text_to_image: Direction
+    kinder: dict[str, Direction]
     scores: dict[str, Score]
+    faults: dict[str, str]
 
     def ranked(self) -> dict[str, Ranked]:
         """Protocol -> the rank of each query, for `ranks.parquet`."""
         keys = [image.key for image in self.source.images]
-        return {
-            IMAGE_TO_TEXT: _ranked(self.image_to_text, _asked(keys, self.items.texts_of_image), None),
-            TEXT_TO_IMAGE: _ranked(self.text_to_image, [_text_id(text) for text in self.items.texts], None),
-        }
+        found: dict[str, Ranked] = {}
+        for ending, items, image_to_text, text_to_image in (
+            ("", self.items, self.image_to_text, self.text_to_image),
+            (ANY_OWNER, self.any_owner, self.kinder[IMAGE_TO_TEXT], self.kinder[TEXT_TO_IMAGE]),
+        ):
+            texts = _text_ids(items, with_owner=not ending)
+            found[IMAGE_TO_TEXT + ending] = _ranked(image_to_text, _asked(keys, items.texts_of_image), None)
+            found[TEXT_TO_IMAGE + ending] = _ranked(text_to_image, _asked(texts, items.images_of_text), None)
+        return found
 
 
 @dataclass(frozen=True)
@@ -58,23 +89,31 @@ class Classification:
     """A measured classification set.
 
     Attributes:
+        source: the set, without the pictures that were left out.
         queries: the images that were classified.
         labels: (num_queries,) index of the true class.
         predicted: (num_queries,) index of the zero-shot class.
+        confidences: (num_queries,) its probability, by the model's temperature.
+        calibration: whether these are what they say.
         confusion: (num_classes, num_classes) counts, row = true class.
         majority: accuracy of always answering with the most frequent class.
-        scores: `zero_shot/accuracy`, and `knn/accuracy` if the set has reference images.
+        scores: `zero_shot/accuracy`, `/top5` and `/mean_per_class`, and `knn/accuracy` if the set has reference images;
+            with those of `align.evaluate.learned`.
         directions: protocol -> ranks, of the protocols that have a score.
+        faults: key -> why a picture was left out.
     """
 
     source: EvaluationSet
     queries: list[EvaluationImage]
     labels: list[int]
     predicted: NDArray[np.int64]
+    confidences: NDArray[np.float64]
+    calibration: Calibration
     confusion: NDArray[np.int64]
     majority: float
     scores: dict[str, Score]
     directions: dict[str, Direction]
+    faults: dict[str, str]
 
     def ranked(self) -> dict[str, Ranked]:
         """Protocol -> the rank of each query, for `ranks.parquet`."""
@@ -82,71 +121,150 @@ class Classification:
         return {name: _ranked(direction, keys, labels) for name, direction in self.directions.items()}
 
 
-def measure_retrieval(source: EvaluationSet, encoder: Encoder, *, num_resamples: int, seed: int) -> Retrieval:
-    """Measures recall in both directions over all images of the set.
+def measure_retrieval(
+    whole: EvaluationSet,
+    towers: Towers,
+    *,
+    num_resamples: int,
+    seed: int,
+    kept: Path | None = None,
+    published: Published | None = None,
+) -> Retrieval:
+    """Measures recall in both directions over all images of the set, and what its entry in a suite asks.
+
+    Args:
+        whole: the set.
+        towers: the model.
+        num_resamples, seed: of the intervals.
+        kept: see `embed_pictures`.
+        published: what files say about the set.
 
     Raises:
-        DataError: the set has no image or no text, or the embeddings are not finite.
+        DataError: the set has no image or no text, none of its pictures can be shown to the model, or the embeddings
+            are not finite.
     """
-    items = gallery((image.concept, image.texts) for image in source.images)
-    if not source.images or not items.texts:
-        raise DataError(f"evaluation set {source.name}: no image or no text in it")
-    image_embeds = _finite(encoder.embed_images([image.image for image in source.images]), source.name)
-    text_embeds = _finite(encoder.embed_texts(items.texts), source.name)
-    image_to_text = _direction(image_embeds, text_embeds, items.texts_of_image, items.image_concepts)
-    text_to_image = _direction(text_embeds, image_embeds, items.images_of_text, items.text_concepts)
+    if not any(image.texts for image in whole.images):
+        raise DataError(f"evaluation set {whole.name}: no image or no text in it")
+    positions, image_embeds, faults = embed_pictures(whole, towers, kept)
+    items, merged = galleries.published(whole, positions), galleries.any_owner(whole, positions)
+    if not any(len(right) for right in items.texts_of_image):
+        raise DataError(f"evaluation set {whole.name}: no text belongs to a picture that can be shown to the model")
+    distinct = {text: row for row, text in enumerate(dict.fromkeys([*items.texts, *merged.texts]))}
+    of_text = finite(towers.embed_texts(distinct), whole.name)
+    text_embeds = of_text[[distinct[text] for text in items.texts]]
+    own = _both_ways(items, image_embeds, text_embeds)
+    of_merged = _both_ways(merged, image_embeds, of_text[[distinct[text] for text in merged.texts]])
+    kinder = _directions(of_merged, merged)
 
     scores: dict[str, Score] = {}
-    for name, direction in (("image_to_text", image_to_text), ("text_to_image", text_to_image)):
+    directions = _directions(own, items)
+    for name, direction in directions.items():
+        clusters = items.image_concepts if name == IMAGE_TO_TEXT else items.text_concepts
+        part = retrieval_scores(own[name], clusters, num_resamples=num_resamples, seed=seed)
+        if max(direction.num_correct) == 1:  # else both are recall@1 by another name
+            part = {figure: score for figure, score in part.items() if figure.startswith("recall")}
         for k in CUTS:
-            scores[f"{name}/recall@{k}"] = recall(direction, k, num_resamples=num_resamples, seed=seed)
-        scores[f"{name}/mean_recall"] = mean_recall([direction], num_resamples=num_resamples, seed=seed)
-    scores["mean_recall"] = mean_recall([image_to_text, text_to_image], num_resamples=num_resamples, seed=seed)
-    return Retrieval(source, items, image_embeds, text_embeds, image_to_text, text_to_image, scores)
+            part[f"recall_any_owner@{k}"] = recall(kinder[name], k, num_resamples=num_resamples, seed=seed)
+        part["mean_recall"] = mean_recall([direction], num_resamples=num_resamples, seed=seed)
+        scores |= {f"{name}/{figure}": score for figure, score in part.items()}
+    scores["mean_recall"] = mean_recall(list(directions.values()), num_resamples=num_resamples, seed=seed)
+    shown = Shown(whole, positions, items, image_embeds, text_embeds)
+    scores |= captioned_scores(shown, published or Published(), num_resamples=num_resamples, seed=seed)
+    return Retrieval(
+        source=whole.select(positions),
+        items=items,
+        any_owner=merged,
+        image_embeds=image_embeds,
+        text_embeds=text_embeds,
+        image_to_text=directions[IMAGE_TO_TEXT],
+        text_to_image=directions[TEXT_TO_IMAGE],
+        kinder=kinder,
+        scores=scores,
+        faults=_named(faults, whole),
+    )
 
 
-def measure_classification(source: EvaluationSet, encoder: Encoder, *, num_resamples: int, seed: int) -> Classification:
+def measure_classification(
+    whole: EvaluationSet, towers: Towers, *, num_resamples: int, seed: int, kept: Path | None = None
+) -> Classification:
     """Measures zero-shot and nearest-neighbour accuracy over the set's query images.
 
     Raises:
-        DataError: the set has no query image, or the embeddings are not finite.
+        DataError: the set has no query image, none can be shown to the model, or the embeddings are not finite.
     """
-    index = {name: position for position, name in enumerate(source.classes)}
-    queries = [image for image in source.images if image.split == "query"]
-    references = [image for image in source.images if image.split == "reference"]
-    if not queries:
-        raise DataError(f"evaluation set {source.name}: no image of split 'query' in it")
+    index = {name: position for position, name in enumerate(whole.classes)}
+    if not any(image.split == "query" for image in whole.images):
+        raise DataError(f"evaluation set {whole.name}: no image of split 'query' in it")
+    positions, embeds, faults = embed_pictures(whole, towers, kept)
+    source = whole.select(positions)
+    asked = [position for position, image in enumerate(source.images) if image.split == "query"]
+    known = [position for position, image in enumerate(source.images) if image.split == "reference"]
+    if not asked:
+        raise DataError(f"evaluation set {source.name}: no image of split 'query' can be shown to the model")
+    queries = [source.images[position] for position in asked]
     labels = [index[str(image.label)] for image in queries]
     clusters = [image.concept for image in queries]
-    image_embeds = _finite(encoder.embed_images([image.image for image in queries]), source.name)
-    text_embeds = _finite(encoder.embed_texts(prompts(source.classes, source.templates)), source.name)
+    image_embeds = _rows(embeds, asked)
+    text_embeds = finite(towers.embed_texts(prompts(source.classes, source.templates)), source.name)
     class_embeds = class_embeddings(text_embeds, len(source.classes))
 
     directions = {ZERO_SHOT: zero_shot(image_embeds, class_embeds, labels, clusters)}
-    if references:
-        reference_embeds = _finite(encoder.embed_images([image.image for image in references]), source.name)
-        known = [index[str(image.label)] for image in references]
-        directions[KNN] = nearest_neighbour(image_embeds, labels, reference_embeds, known, clusters)
+    if known:
+        of_known = [index[str(source.images[position].label)] for position in known]
+    if known and (whole.asked is None or KNN in whole.asked.tasks):
+        directions[KNN] = nearest_neighbour(image_embeds, labels, _rows(embeds, known), of_known, clusters)
     scores = {
         f"{name}/accuracy": recall(direction, 1, num_resamples=num_resamples, seed=seed)
         for name, direction in directions.items()
     }
+    more = classification_scores(directions[ZERO_SHOT], labels, num_resamples=num_resamples, seed=seed)
+    scores |= {f"{ZERO_SHOT}/{name}": score for name, score in more.items() if name != "top1"}  # top1 is the accuracy
+    if whole.asked is not None and whole.asked.learns:
+        if not known:
+            raise DataError(f"evaluation set {source.name}: no picture of split {whole.asked.reference} can be shown")
+        train = Labelled(f"{source.name}, {whole.asked.reference}", _rows(embeds, known), np.asarray(of_known))
+        test = Labelled(f"{source.name}, {whole.asked.split}", image_embeds, np.asarray(labels), clusters)
+        num_classes = len(source.classes)
+        scores |= learned_scores(whole.asked, train, test, num_classes, num_resamples=num_resamples, seed=seed)
     predicted = predictions(image_embeds, class_embeds)
+    probabilities = confidences(image_embeds, class_embeds, towers.temperature)
     counts = confusion(labels, predicted, len(source.classes))
-    return Classification(source, queries, labels, predicted, counts, majority_rate(labels), scores, directions)
-
-
-def _direction(
-    queries: Embeddings, items: Embeddings, correct: list[NDArray[np.int64]], concepts: list[str]
-) -> Direction:
-    """Ranks of the queries that have a correct item; an image without a text is not asked."""
-    asked = _asked(range(len(correct)), correct)
-    return Direction(
-        ranks=ranks_by_embedding(queries[asked], items, _asked(correct, correct)),
-        num_correct=[len(right) for right in _asked(correct, correct)],
-        num_items=len(items),
-        clusters=_asked(concepts, correct),
+    return Classification(
+        source=source,
+        queries=queries,
+        labels=labels,
+        predicted=predicted,
+        confidences=probabilities,
+        calibration=calibration(probabilities, predicted == np.asarray(labels)),
+        confusion=counts,
+        majority=majority_rate(labels),
+        scores=scores,
+        directions=directions,
+        faults=_named(faults, whole),
     )
+
+
+def _rows(embeds: Embeddings, positions: Sequence[int]) -> Embeddings:
+    """Some rows; without a copy where they lie together, as the splits of a set do."""
+    first, last = positions[0], positions[-1]
+    return embeds[first : last + 1] if last - first == len(positions) - 1 else embeds[list(positions)]
+
+
+def _named(faults: dict[int, str], whole: EvaluationSet) -> dict[str, str]:
+    """Key -> why, of all that the set has and that is not measured."""
+    return {**whole.unusable, **{whole.images[position].key: why for position, why in faults.items()}}
+
+
+def _both_ways(items: Gallery, image_embeds: Embeddings, text_embeds: Embeddings) -> Mapping[str, PositiveRanks]:
+    """Ranks of the queries that have a correct item; an image without a text is not asked."""
+    return both_ways(image_embeds, text_embeds, (items.texts_of_image, items.images_of_text))
+
+
+def _directions(ranks: Mapping[str, PositiveRanks], items: Gallery) -> dict[str, Direction]:
+    return {
+        IMAGE_TO_TEXT: ranks[IMAGE_TO_TEXT].direction(items.image_concepts),
+        TEXT_TO_IMAGE: ranks[TEXT_TO_IMAGE].direction(items.text_concepts),
+    }
 
 
 def _asked(values: Sequence[T], correct: Sequence[NDArray[np.int64]]) -> list[T]:
@@ -165,12 +283,13 @@ def _ranked(direction: Direction, queries: Sequence[str], labels: tuple[str, ...
     )
 
 
-def _text_id(text: str) -> str:
-    """Names a text of a gallery, in which texts differ by more than case and white space."""
-    return f"text-{hashlib.sha256(' '.join(text.split()).casefold().encode()).hexdigest()[:16]}"
-
-
-def _finite(embeds: Embeddings, name: str) -> Embeddings:
-    if not np.isfinite(embeds).all():
-        raise DataError(f"evaluation set {name}: the embeddings are not finite; train the model again")
-    return embeds
+def _text_ids(items: Gallery, *, with_owner: bool) -> list[str]:
+    """Names the texts of a gallery; with the owner, where texts may be equal. The second of equal ones has a number."""
+    numbers: Counter[str] = Counter()
+    found = []
+    for text, owner in zip(items.texts, items.text_concepts, strict=True):
+        said = f"{owner}\0{folded(text)}" if with_owner else folded(text)
+        numbers[said] += 1
+        said += f"\0{numbers[said]}" if numbers[said] > 1 else ""
+        found.append(f"text-{hashlib.sha256(said.encode()).hexdigest()[:16]}")
+    return found

@@ -2,63 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from align.evaluate.examples import DIRECTIONS, RetrievalExample, RetrievalExamples
+from align.evaluate.examples import DIRECTIONS, ClassifiedExample, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification, Retrieval
-from align.evaluate.protocols.recall import Score
-from align.html import escape, gallery, heading, page, paragraph, picture, table
+from align.evaluate.paper_table import RETRIEVAL, STYLE, paper_tables
+from align.evaluate.report import EvaluateReport
+from align.formats.measured_sets import TEST
+from align.html import (
+    contents,
+    escape,
+    gallery,
+    heading,
+    note,
+    page,
+    paragraph,
+    picture,
+    side_by_side,
+    subheading,
+    table,
+)
 from align.pairs.picture import thumbnail
 
 #: Side of the pictures in the page.
 THUMBNAIL_PX = 128
+SETS, TABLES = "Evaluation sets", "How to read the tables"
 
 
-def evaluation_page(
-    retrievals: Sequence[Retrieval],
-    classifications: Sequence[Classification],
-    examples: Mapping[str, RetrievalExamples],
-    pictures: Mapping[str, bytes],
-) -> str:
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows.
+
+    Attributes:
+        report: its metrics are the figures of all tables.
+        retrievals, classifications: measured sets.
+        examples: direction -> examples of the first retrieval set.
+        walls: classification set -> pictures that were answered right, and wrong.
+    """
+
+    report: EvaluateReport
+    retrievals: Sequence[Retrieval]
+    classifications: Sequence[Classification]
+    examples: Mapping[str, RetrievalExamples]
+    walls: Mapping[str, tuple[list[ClassifiedExample], list[ClassifiedExample]]]
+
+
+def evaluation_page(shown: Shown, pictures: Mapping[str, bytes], model: str) -> str:
     """Returns the HTML of the page.
 
     Args:
-        retrievals: measured retrieval sets.
-        classifications: measured classification sets.
-        examples: direction -> examples of the first retrieval set.
-        pictures: file name -> PNG: recall.png and SET_confusion.png are shown.
+        shown: what was measured.
+        pictures: file name -> PNG: recall.png, SET_calibration.png and SET_confusion.png are shown.
+        model: what was measured, such as `the fine-tuned model`.
     """
-    blocks = [heading("Evaluation sets"), _sets(retrievals, classifications)]
-    if retrievals:
-        blocks += [
-            heading("Retrieval"),
-            paragraph(
-                "Recall@K is the share of queries with at least one correct item in the top K. Every text of a concept "
-                "is correct for every image of it, and ties count as wrong. Intervals are 95 % bootstrap intervals "
-                "over concepts. Chance is the exact value for a random order."
-            ),
-            picture(pictures["recall.png"], alt="recall against chance"),
-            _scores({result.source.name: result.scores for result in retrievals}),
-        ]
-    for result in classifications:
-        name = result.source.name
-        blocks += [
-            heading(f"Classification: {name}"),
-            paragraph(
-                f"Zero-shot answers with the class whose mean text embedding over {len(result.source.templates)} "
-                "templates is nearest, kNN with the class of the nearest reference image. Always answering with the "
-                f"most frequent class would be right in {result.majority:.1%} of cases."
-            ),
-            _scores({name: result.scores}),
-            picture(pictures[f"{name}_confusion.png"], alt="confusion of classes"),
-            _classes(result),
-        ]
-    for direction, of in examples.items():
-        where = f"{DIRECTIONS[direction]} ({retrievals[0].source.name})"
+    report, retrievals = shown.report, shown.retrievals
+    tables = dict(paper_tables(report.metrics, report.sets, model))
+    classes = {f"Classification of {model}: {result.source.name}": result for result in shown.classifications}
+    blocks = [
+        contents([*tables, *classes, *(_where(one, shown) for one in shown.examples), SETS]),
+        *_reading(shown, model),
+    ]
+    for title, blocks_of in tables.items():
+        blocks += blocks_of
+        if title == RETRIEVAL:
+            blocks += [picture(pictures["recall.png"], alt="recall against chance")]
+    for title, result in classes.items():
+        blocks += _classification(title, result, shown, pictures)
+    for direction, of in shown.examples.items():
+        blocks += [heading(_where(direction, shown))]
         for verdict, group in (("right", of.right), ("wrong", of.wrong)):
-            blocks += [heading(f"Examples, {where}: answered {verdict}")]
+            blocks += [subheading(f"answered {verdict}")]
             blocks += [_example(example) for example in group] or [paragraph("None.")]
-    return page("Evaluation", _lead(retrievals, classifications), blocks)
+    blocks += [heading(SETS), _sets(retrievals, shown.classifications)]
+    return page("Evaluation", _lead(retrievals, shown.classifications), blocks, style=STYLE)
+
+
+def _where(direction: str, shown: Shown) -> str:
+    return f"Examples, {DIRECTIONS[direction]} ({shown.retrievals[0].source.name})"
+
+
+def _reading(shown: Shown, model: str) -> Iterator[str]:
+    yield heading(TABLES)
+    yield paragraph(
+        f"The first row of each table is {model}: per cent, with 95 % bootstrap intervals over concepts. 'By chance' "
+        "is the exact value for a random order. Rows with a number are published ones: their source and protocol stand "
+        "below the table, and in the title of each cell. They are shown for sets of a published name; they have other "
+        "data and sizes of model, and mostly no interval."
+    )
+    if shown.retrievals:
+        yield paragraph(
+            "recall@K is the published protocol: the share of queries with at least one correct item in the top K, "
+            "where a text is correct for the images that it was written for, those of its concept. "
+            "recall_any_owner@K is ours, and kinder: equal texts are one item, correct for the images of all of its "
+            "concepts; no published figure is comparable. Ties count as wrong."
+        )
+    if any(result.source.name == TEST for result in shown.retrievals):
+        yield paragraph("The set test is of the training distribution: held-out clusters of the same sources.")
+
+
+def _classification(title: str, result: Classification, shown: Shown, pictures: Mapping[str, bytes]) -> Iterator[str]:
+    name, one = result.source.name, result.calibration
+    yield heading(title)
+    yield paragraph(
+        f"Zero-shot answers with the class whose mean text embedding over {len(result.source.templates)} templates is "
+        "nearest, kNN with the class of the nearest reference image. Always answering with the most frequent class "
+        f"would be right in {result.majority:.1%} of cases."
+    )
+    surer = "surer than it should be" if one.confidence > one.accuracy else "less sure than it could be"
+    told = (
+        subheading("Calibration of the temperature"),
+        paragraph(
+            "The softmax of the similarities, divided by the model's temperature, gives each answer a probability. "
+            f"It is {one.confidence:.1%} in the mean, and {one.accuracy:.1%} of the answers are right: the model is "
+            f"{surer}. The calibration error, {one.error:.1%}, is the mean distance of both over bins of probability."
+        ),
+    )
+    yield side_by_side(
+        ["".join(told), picture(pictures[f"{name}_calibration.png"], alt="share of right answers by probability")]
+    )
+    right, wrong = shown.walls.get(name, ([], []))
+    for verdict, css, wall in (("right", "good", right), ("wrong", "bad", wrong)):
+        yield subheading(f"Pictures answered {verdict}")
+        yield (
+            gallery((thumbnail(one.picture, THUMBNAIL_PX), _caption(one), css) for one in wall)
+            if wall
+            else (paragraph("None."))
+        )
+    yield subheading("Confusion")
+    yield picture(pictures[f"{name}_confusion.png"], alt="confusion of classes")
+    yield subheading("Classes")
+    yield _classes(result)
+    yield note("Classes with many pictures come first.")
+
+
+def _caption(example: ClassifiedExample) -> str:
+    answered = example.predicted if example.predicted == example.label else f"{example.label}, not {example.predicted}"
+    return f"{answered} ({example.confidence:.0%})"
 
 
 def _lead(retrievals: Sequence[Retrieval], classifications: Sequence[Classification]) -> str:
@@ -82,16 +162,16 @@ def _sets(retrievals: Sequence[Retrieval], classifications: Sequence[Classificat
         concepts = {image.concept for image in source.images}
         texts = len(result.items.texts) if isinstance(result, Retrieval) else len(source.classes)
         rows.append([source.name, source.kind, source.description, len(source.images), texts, len(concepts)])
-    return table(["set", "kind", "description", "images", "texts or classes", "concepts"], rows)
-
-
-def _scores(scores: Mapping[str, Mapping[str, Score]]) -> str:
-    rows = [
-        [name, metric, f"{s.value:.1%}", f"{s.low:.1%} – {s.high:.1%}", f"{s.chance:.2%}", f"{s.value / s.chance:.1f}×"]
-        for name, of_set in scores.items()
-        for metric, s in of_set.items()
-    ]
-    return table(["set", "metric", "value", "95 % interval", "chance", "times chance"], rows)
+    left_out = [[result.source.name, key, why] for result in results for key, why in list(result.faults.items())[:20]]
+    sets = table(["set", "kind", "description", "images", "texts or classes", "concepts"], rows)
+    if not left_out:
+        return sets
+    number = sum(len(result.faults) for result in results)
+    return (
+        sets
+        + paragraph(f"{number:,} pictures were left out, as they could not be shown to the model; some of them:")
+        + table(["set", "picture left out", "why"], left_out)
+    )
 
 
 def _classes(result: Classification) -> str:

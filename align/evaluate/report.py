@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pydantic import Field
+
+from align.config.suite import LEARNED
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.protocols.recall import Score
 from align.report import Report
+
+#: Pictures left out that the report names, of each set.
+_MAX_FAULTS = 100
+#: Metrics that are said in a line each, as patterns.
+_SAID = (
+    r"(image_to_text|text_to_image)/recall@10",
+    r"cxc/(sts|sis|sits)",
+    r"(zero_shot|knn(_\d+)?|linear_probe|few_shot_\d+|frozen|vtab)/accuracy",
+)
 
 
 class EvaluateReport(Report):
@@ -15,20 +28,26 @@ class EvaluateReport(Report):
 
     Attributes:
         evaluation_digest: names the sets and the code that measured; see `align.formats.measured_sets`.
-        sets: name -> kind, description, counts and digest.
+        sets: name -> kind, description, counts and digest; of a suite's set, its tasks and their settings; with
+            pictures that could not be shown to the model, also `num_left_out` and some, `left_out`: key -> why.
         classes: set -> class -> number of query images and zero-shot accuracy.
+        calibration: set -> `error` (expected calibration error of zero-shot answers, by the model's temperature), their
+            mean `confidence`, and their `accuracy`.
     """
 
     evaluation_digest: str
     sets: dict[str, dict[str, Any]]
     classes: dict[str, dict[str, dict[str, float]]]
+    calibration: dict[str, dict[str, float]] = Field(default_factory=dict)
 
     def summary(self) -> Iterator[str]:
         """One line per set and main metric, with interval and chance."""
         for name, of_set in self.sets.items():
-            for metric in ("image_to_text/recall@10", "text_to_image/recall@10", "zero_shot/accuracy", "knn/accuracy"):
-                key = f"{name}/{metric}"
-                if key in self.metrics:
+            if "num_left_out" in of_set:
+                key, why = next(iter(of_set["left_out"].items()))
+                yield f"warning: {name}: {of_set['num_left_out']:,} picture(s) or rows left out; {key}: {why}"
+            for metric in _SAID:
+                for key in [one for one in self.metrics if re.fullmatch(f"{re.escape(name)}/{metric}", one)]:
                     value, low, high, chance = (self.metrics[key + part] for part in ("", "/low", "/high", "/chance"))
                     yield f"{key} {value:.1%} [{low:.1%}, {high:.1%}], chance {chance:.1%} ({of_set['kind']})"
 
@@ -43,6 +62,7 @@ def make_report(
     metrics: dict[str, float | int] = {}
     sets: dict[str, dict[str, Any]] = {}
     classes: dict[str, dict[str, dict[str, float]]] = {}
+    calibrated: dict[str, dict[str, float]] = {}
     results: list[Retrieval | Classification] = [*retrievals, *classifications]
     for result in results:
         source = result.source
@@ -53,6 +73,13 @@ def make_report(
             "num_images": len(source.images),
             "num_concepts": len({image.concept for image in source.images}),
         }
+        if source.asked is not None:
+            settings = {task: getattr(source.asked, task).model_dump(mode="json") for task in LEARNED}
+            asked = {task: of for task, of in settings.items() if task in source.asked.tasks}
+            sets[source.name] |= {"tasks": list(source.asked.tasks), "settings": asked}
+        if result.faults:
+            some = dict(list(result.faults.items())[:_MAX_FAULTS])
+            sets[source.name] |= {"num_left_out": len(result.faults), "left_out": some}
         for metric, score in result.scores.items():
             metrics |= _flat(f"{source.name}/{metric}", score)
         if isinstance(result, Retrieval):
@@ -61,7 +88,14 @@ def make_report(
             sets[source.name]["num_classes"] = len(source.classes)
             metrics[f"{source.name}/zero_shot/accuracy/majority"] = _rounded(result.majority)
             classes[source.name] = _classes(result)
-    return EvaluateReport(metrics=metrics, evaluation_digest=evaluation_digest, sets=sets, classes=classes)
+            one = result.calibration
+            calibrated[source.name] = {
+                name: _rounded(value)
+                for name, value in (("error", one.error), ("confidence", one.confidence), ("accuracy", one.accuracy))
+            }
+    return EvaluateReport(
+        metrics=metrics, evaluation_digest=evaluation_digest, sets=sets, classes=classes, calibration=calibrated
+    )
 
 
 def _classes(result: Classification) -> dict[str, dict[str, float]]:

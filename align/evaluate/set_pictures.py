@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from align.console import track
-from align.errors import DataError
 from align.evaluate.set_sources import Faults, Listed
-from align.formats.evaluation_set import MAX_SET_BYTES, EvaluationImage
+from align.formats.evaluation_set import EvaluationImage, Split, Spool
 from align.pairs.picture import PictureError, decode, read_header, shrink
 from align.processes import in_threads
 
@@ -22,7 +20,6 @@ from align.processes import in_threads
 _MAX_SLUG = 80
 #: A JPEG may be decoded at a fraction of its size to see whether it decodes.
 _HINT_PX = 256
-Split = Literal["query", "reference"]
 
 
 @dataclass(frozen=True)
@@ -51,18 +48,18 @@ class _Looked:
     why: str = ""
 
 
-def read_pictures(listed: Sequence[tuple[Listed, Split]], limits: Limits, faults: Faults) -> list[EvaluationImage]:
-    """The pictures without fault, in order; the others are added to `faults`. Equal pictures are joined to one.
+def read_pictures(
+    listed: Sequence[tuple[Listed, Split]], limits: Limits, faults: Faults, spool: Spool
+) -> list[EvaluationImage]:
+    """The items without fault, in order; the others are added to `faults`. Equal pictures are joined to one.
 
-    Raises:
-        DataError: the pictures have too many bytes together.
+    The pictures of the items go to `spool`, in the same order.
     """
     look = partial(_look, limits=limits)
     looked = in_threads(look, (one.path for one, _ in listed), os.cpu_count() or 1)
     first: dict[bytes, tuple[Listed, Split, int]] = {}  # by content; the position in `images`
     keys: set[str] = set()
     images: list[EvaluationImage] = []
-    num_bytes = 0
     for (one, split), result in zip(listed, track(looked, what="make_set: pictures", total=len(listed)), strict=True):
         if result.fault is not None:
             faults.add(result.fault, f"{one.name}: {result.why}" if result.why else one.name)
@@ -79,13 +76,8 @@ def read_pictures(listed: Sequence[tuple[Listed, Split]], limits: Limits, faults
             else:
                 faults.add("equal to one of another class, concept or split", f"{one.name} = {other.name}")
             continue
-        num_bytes += len(result.data)
-        if num_bytes > MAX_SET_BYTES:
-            raise DataError(
-                f"{one.name}: with it the set has more than {MAX_SET_BYTES >> 30} GiB, and a set is read into memory "
-                "whole; shrink the pictures, --resize 512, or take fewer"
-            )
-        images.append(EvaluationImage(_key(one.name, keys), result.data, one.concept, texts, one.label, None, split))
+        spool.add(result.data)
+        images.append(EvaluationImage(_key(one.name, keys), one.concept, texts, one.label, None, split))
     return images
 
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from align.console import track
-from align.filter.features import Features, folder_of
 from align.filter.fingerprints import by_content
 from align.filter.near_duplicates import (
     Kmeans,
@@ -25,7 +24,8 @@ from align.filter.network import ImageNetwork
 from align.filter.pair_tables import image_hash
 from align.filter.tables import TWINS
 from align.filter.work_folder import Shards, WorkFolder, commit
-from align.formats.evaluation_set import EvaluationSet, distinct_images
+from align.formats.evaluation_set import EvaluationSet, distinct_pictures
+from align.formats.features import Features, folder_of
 
 
 def compare_with_evaluation_images(
@@ -60,7 +60,7 @@ def close_images(
         decides = [network.digest, config.near_duplicate_embedder, config.max_image_pixels]
         folder = folder_of(work.features, "views", "align.filter.network", decides)
         look = partial(Features(folder, _to_bytes, partial(_from_bytes, width=network.width)).look, measure)
-        rows = track(by_content(look, distinct_images(sets)), what="filter: evaluation images")
+        rows = track(by_content(look, distinct_pictures(sets)), what="filter: evaluation images")
         write_embeddings(views, rows, network.width)
     return list(find_near_duplicates(files, read_embeddings(views), config, kmeans))
 

@@ -110,8 +110,11 @@ def examples_of(report: FilterReport, shards: Shards, sets: Iterable[EvaluationS
     indices = {index for index, _ in shown} | {one.row_number // MAX_ROWS for one in multiplied}
     images = {key: data for index in sorted(indices) for key, data in iter_images(shards[index][1]) if key in wanted}
     names = {pair.twin for pair in pairs}
-    references = {name: image for one in sets for image in one.images if (name := f"{one.name}/{image.key}") in names}
-    twins = {name: (image.image, image.texts[0] if image.texts else "") for name, image in references.items()}
+    twins = {}
+    for one in sets:
+        wanted_twins = [position for position in range(len(one.images)) if one.name_of(position) in names]
+        for position, picture in one.read(wanted_twins):
+            twins[one.name_of(position)] = picture, next(iter(one.images[position].texts), "")
     return PairExamples(pairs, images, twins)
 
 

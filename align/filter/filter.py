@@ -45,13 +45,15 @@ from align.filter.report import FilterReport, read_report, report_on
 from align.filter.score import score_shard
 from align.filter.work_folder import Shards, WorkFolder
 from align.formats import filtered
-from align.formats.evaluation_set import HELD_OUT, EvaluationSet, held_out_sets, load_sets
+from align.formats.evaluation_set import HELD_OUT, EvaluationSet
+from align.formats.evaluation_sets.align_tar import held_out_sets
+from align.formats.evaluation_sets.named import named_sets
 from align.formats.policy import OptedOut, read_opted_out
 from align.formats.raw import raw_shards, state_of
 from align.pieces import Piece
 from align.report import record_runtime, write_report
 from align.services.engine import open_engine
-from align.services.store import fetcher
+from align.services.store import fetcher, open_files
 from align.services.store_work import open_work
 from align.services.vector_index import kmeans
 from align.work import ALL, Portion, add_portion_arguments, asked, key_of, portion_of, require_done, work_directory
@@ -63,7 +65,7 @@ class FilterFolders:
 
     Attributes:
         raw: read, in img2dataset's layout.
-        evaluation: read: the evaluation sets that rule I5 compares with; may be absent.
+        evaluation: read: the evaluation sets that rule I5 compares with; a folder, or a suite that names them.
         policy: read: opted_out.csv; may be absent.
         filtered: written, with the held-out set; replaced as a whole.
         reports: written: the report and its figures; replaced as a whole.
@@ -103,7 +105,8 @@ def filter_pairs(
         ServiceError: a server is unavailable.
     """
     shards = list(enumerate(raw_shards(folders.raw, fetcher(store) if store else None)))
-    opted_out, sets = read_opted_out(folders.policy), load_sets(folders.evaluation)
+    opted_out = read_opted_out(folders.policy)
+    sets = named_sets(folders.evaluation, open_files(store) if store else None)
     if not sets and not config.hold_out:
         say(f"filter: warning: no evaluation sets in {folders.evaluation}; rule I5 removes nothing")
     key = work_key(config, folders.raw, opted_out, sets)
@@ -140,7 +143,7 @@ def filter_pairs(
         with open_engine(engine_config, _scratch(path)) as engine:
             decide(engine, work, shards, kmeans)
             sets = [*sets, *held_out_sets(path)]
-            digests = {one.name: one.sha256 for one in sets}
+            digests = {one.name: one.identity for one in sets}
             report = report_on(engine, path, config, digests, shown_pairs(shards, path))
         with replace_directory(folders.reports, "filter") as directory:
             write_page(report, config, examples_of(report, shards, sets, path), directory)
@@ -163,7 +166,7 @@ def _judge_once(work: WorkFolder, engine_config: EngineConfig, shards: Shards, r
 def work_key(config: FilterConfig, raw: Path, opted_out: OptedOut, sets: Sequence[EvaluationSet]) -> str:
     """A digest of everything that decides what the filter writes, its code included."""
     entries = [(entry.kind, entry.value) for entry in opted_out.entries]
-    digests = [(one.name, one.sha256) for one in sets]
+    digests = [(one.name, one.identity) for one in sets]
     return key_of(config, state_of(raw), entries, digests, provenance.digest(__name__))
 
 

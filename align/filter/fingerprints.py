@@ -11,12 +11,13 @@ emblems) at 0.997. Crops and flips are left to the embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
+from align.formats.evaluation_set import DistinctPictures
 from align.pairs.perceptual_hash import THUMBNAIL_PX, ImageSignals
 
 Out = TypeVar("Out")
@@ -80,10 +81,10 @@ def near_duplicates(
 
 
 def by_content(
-    look: Callable[[Iterable[tuple[str, bytes]]], Iterable[tuple[str, Out]]], images: Mapping[bytes, Sequence[str]]
+    look: Callable[[Iterable[tuple[str, bytes]]], Iterable[tuple[str, Out]]], images: DistinctPictures
 ) -> Iterator[tuple[str, Out]]:
     """The results of `look`, repeated for each name of an image. `look` gets each image once, under its first name."""
-    owners = {names[0]: names for names in images.values()}
-    for first, result in look((names[0], data) for data, names in images.items()):
+    owners = {names[0]: names for names in images.names}
+    for first, result in look(images.read()):
         for name in owners[first]:
             yield name, result

@@ -6,8 +6,8 @@ every other set. What a cluster becomes depends on its own images alone, so more
 clusters that it joins, or that become small enough).
 
 Clusters span all shards, so they are found on one machine, in numpy arrays and not in SQL; the engines decide the rest,
-from the same files. Memory: 30 bytes per kept pair and 120 per kept image, as `align shard` needs after it, and twice
-the bytes of the set itself, of which its pictures have at most MAX_SET_BYTES: a larger set is refused.
+from the same files. Memory: 30 bytes per kept pair and 120 per kept image, as `align shard` needs after it. Disk: the
+bytes of the set once more while it is written.
 
 The paper does not split its data; all of this is our decision.
 """
@@ -15,7 +15,7 @@ The paper does not split its data; all of this is our decision.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,14 +35,8 @@ from align.filter.near_duplicates import Kmeans
 from align.filter.pair_tables import image_hash
 from align.filter.tables import HELD_OUT_IMAGES, MAX_ROWS
 from align.filter.work_folder import Shards, WorkFolder, commit
-from align.formats.evaluation_set import (
-    HELD_OUT,
-    MAX_SET_BYTES,
-    EvaluationImage,
-    EvaluationSet,
-    held_out_sets,
-    write_set,
-)
+from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Spool, Unreadable, distinct_pictures
+from align.formats.evaluation_sets.align_tar import held_out_sets, write_set
 from align.formats.raw import image_spans
 from align.pairs.clusters import cluster
 from align.pairs.perceptual_hash import ImageSignals
@@ -84,7 +78,8 @@ def hold_out(work: WorkFolder, shards: Shards, kmeans: Kmeans) -> None:
     )
     twins = twin_table([])
     if chosen.any():
-        write_set(work.path / HELD_OUT, _set(work, shards, kept, labels, chosen))
+        with Spool(work.path) as spool:
+            write_set(work.path / HELD_OUT, _set(work, shards, kept, labels, chosen, spool))
         twins = _twins(work, shards, kept.images[~chosen], held_out_sets(work.path), kmeans)
     else:
         num = len(np.unique(labels))
@@ -136,16 +131,20 @@ def _choose(kept: _Kept, phashes: Hashes, config: FilterConfig) -> tuple[NDArray
 
 
 def _set(
-    work: WorkFolder, shards: Shards, kept: _Kept, labels: NDArray[np.int64], chosen: NDArray[np.bool_]
+    work: WorkFolder,
+    shards: Shards,
+    kept: _Kept,
+    labels: NDArray[np.int64],
+    chosen: NDArray[np.bool_],
+    spool: Spool,
 ) -> EvaluationSet:
-    """The set: its images under their ids, with their kept texts, and the cluster as the concept.
+    """The set: its images under their ids, with their kept texts, and the cluster as the concept; pictures in `spool`.
 
     Raises:
-        DataError: a tar lost an image since it was measured, or the images have too many bytes together.
+        DataError: a tar lost an image since it was measured.
     """
     texts: dict[int, dict[str, None]] = {index: {} for index in np.flatnonzero(chosen).tolist()}
-    found: dict[int, tuple[str, bytes]] = {}
-    num_bytes = 0
+    found: dict[int, tuple[str, int]] = {}  # image id, and where its picture is in the spool
     for number, shard in track(shards, what="filter: shards, the held-out set", total=len(shards)):
         first, end = np.searchsorted(kept.rows, [number * MAX_ROWS, (number + 1) * MAX_ROWS])
         of_pair, rows = kept.of_pair[first:end], kept.rows[first:end] - number * MAX_ROWS
@@ -155,10 +154,10 @@ def _set(
             for index, text in zip(of_pair[mine].tolist(), column.to_pylist(), strict=True):
                 texts[index].setdefault(text)
         images = pq.read_table(work.file("images", shard.name), columns=["image_hash", "image_id", "image_key"])
-        places, indices = _rows_of(images["image_hash"], kept.images)
+        rows_here, indices = _rows_of(images["image_hash"], kept.images)
         wanted = {
             images["image_key"][row].as_py(): (index, images["image_id"][row].as_py())
-            for row, index in zip(places.tolist(), indices.tolist(), strict=True)
+            for row, index in zip(rows_here.tolist(), indices.tolist(), strict=True)
             if chosen[index] and index not in found
         }
         if not wanted:
@@ -167,26 +166,26 @@ def _set(
             for key, offset, size in image_spans(tar, str(shard.tar)):
                 if key not in wanted:
                     continue
-                num_bytes += size
-                if num_bytes > MAX_SET_BYTES:
-                    raise DataError(
-                        f"filter.hold_out {work.config.hold_out}: the held-out pictures have more than "
-                        f"{MAX_SET_BYTES >> 30} GiB, and a set is read into memory whole; lower filter.hold_out"
-                    )
                 index, image_id = wanted[key]
                 tar.seek(offset)
-                found[index] = (image_id, tar.read(size))
+                found[index] = image_id, spool.add(tar.read(size))
     if lost := texts.keys() - found.keys():
         raise DataError(
             f"{shards[0][1].tar.parent}: {len(lost):,} images of kept pairs are missing; run `align ingest` and then "
             "`align filter` again"
         )
+    in_order = sorted(found.items())
     images_of_set = [
-        EvaluationImage(image_id, data, found[int(labels[index])][0], tuple(texts[index]), None, None, "query")
-        for index, (image_id, data) in sorted(found.items())
+        EvaluationImage(image_id, found[int(labels[index])][0], tuple(texts[index]), None, None, "query")
+        for index, (image_id, _) in in_order
     ]
+    places = [place for _, (_, place) in in_order]
+
+    def pictures(positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
+        return spool.pictures([places[position] for position in positions])
+
     about = f"a share of one's own pairs that no model trains on (filter.hold_out {work.config.hold_out})"
-    return EvaluationSet(HELD_OUT, "retrieval", about, images_of_set, (), ())
+    return EvaluationSet(HELD_OUT, "retrieval", about, images_of_set, (), (), pictures)
 
 
 def _twins(work: WorkFolder, shards: Shards, stay: Hashes, sets: list[EvaluationSet], kmeans: Kmeans) -> pa.Table:
@@ -210,8 +209,7 @@ def _twins_by_hash(
     """(image id, SET/KEY of the first image that it resembles)."""
     config = work.config
     look = partial(measured_signals, max_pixels=config.max_image_pixels, num_threads=work.num_threads)
-    images = {image.image: [f"{one.name}/{image.key}"] for one in sets for image in one.images}
-    references = Fingerprints.of(by_content(look, images))
+    references = Fingerprints.of(by_content(look, distinct_pictures(sets)))
     for _, shard in shards:
         columns = ["image_hash", "image_id", "phash", "thumbnail"]
         table = pq.read_table(work.file("images", shard.name), columns=columns)

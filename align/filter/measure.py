@@ -16,14 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from align.console import say
 from align.errors import DataError
 from align.files import temporary_name
-from align.filter.features import Features, folder_of
 from align.filter.fingerprints import Fingerprints, by_content, near_duplicates
 from align.filter.pair_tables import image_hash, pair_tables
 from align.filter.tables import IMAGES, MAX_ROWS, PAIRS
 from align.filter.work_folder import NumberedShard, WorkFolder, commit
-from align.formats.evaluation_set import EvaluationSet, distinct_images
+from align.formats.evaluation_set import EvaluationSet, distinct_pictures
+from align.formats.features import Features, folder_of
 from align.formats.raw import STATED_SHA256, RawShard, iter_images, read_table
 from align.pairs.perceptual_hash import ImageSignals, from_bytes, image_signals, to_bytes
 from align.processes import in_threads
@@ -176,7 +177,13 @@ def write_fingerprints(work: WorkFolder, sets: Sequence[EvaluationSet]) -> None:
     measure = partial(measured_signals, max_pixels=max_pixels, num_threads=work.num_threads)
     folder = folder_of(work.features, "signals", "align.pairs.perceptual_hash", [max_pixels])
     look = partial(Features(folder, to_bytes, from_bytes).look, measure)
-    fingerprints = Fingerprints.of(by_content(look, distinct_images(sets)))
+    distinct = distinct_pictures(sets)
+    if distinct.faults:
+        say(
+            f"filter: warning: {len(distinct.faults):,} pictures of evaluation sets cannot be read, so rule I5 "
+            f"does not keep them out of training, such as {min(distinct.faults)}"
+        )
+    fingerprints = Fingerprints.of(by_content(look, distinct))
     beside = temporary_name(path)
     with beside.open("wb") as file:
         np.savez(

@@ -1,63 +1,97 @@
-"""Reads and writes evaluation sets: NAME.tar (images with their texts) and NAME.json (description, the tar's sha256).
+"""What an evaluation set is, whatever format it lies in: items in memory, and their pictures as a stream.
 
-A tar sample is `KEY.jpg` and `KEY.json` (key, concept, texts, class, vendor, source_url, split).
-In a retrieval set a text of concept c is relevant to every image of concept c; in a classification set `class` is the
-label.
+Items are what a set says about its pictures: keys, concepts, texts, classes. They are small. Pictures are read in the
+order of the items, as often as somebody asks, from any place on, and few of them are in memory at a time. The readers
+and the writer are in `align.formats.evaluation_sets`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from align.errors import CorruptError, DataError, FormatError
-from align.files import to_json, write_bytes, write_text
-from align.formats.tar import TarWriter
-from align.formats.tar_members import DamagedTar, read_members
+from align.config.suite import SuiteSet
+from align.errors import DataError
 
 Kind = Literal["retrieval", "classification"]
+Split = Literal["query", "reference"]
 
 #: The set of held-out pairs, which the filter writes into a folder of this name in paths.filtered.
 HELD_OUT = "held_out"
-#: Of the pictures of a set that is made here: filter, validate and evaluate read sets into memory as a whole.
-MAX_SET_BYTES = 2 << 30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EvaluationImage:
-    """One image of a set.
+    """What a set says about one of its pictures.
 
     Attributes:
         key: unique within its set.
-        image: the file's bytes, as they came.
         concept: images and texts of one concept are relevant to each other; also the cluster of the bootstrap.
         texts: texts that describe this image.
         label: its class in a classification set, else None.
         vendor: who drew it; None if nobody in particular did.
-        split: `query`, or `reference` for images whose label the nearest-neighbour classifier knows.
+        split: `query`, or `reference` for images whose label classifiers are told.
+        number: that the set's publisher gave it, which other files name it by; None: none.
+        text_numbers: likewise of each of its texts; empty: none.
     """
 
     key: str
-    image: bytes
     concept: str
     texts: tuple[str, ...]
     label: str | None
     vendor: str | None
-    split: Literal["query", "reference"]
+    split: Split
+    number: int | None = None
+    text_numbers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for a picture whose bytes cannot be read, and says why."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationText:
+    """A text of a retrieval set, an item of its own.
+
+    Attributes:
+        text: as the set spells it.
+        owner: the concept that it was written for: the images of this concept are right for it.
+    """
+
+    text: str
+    owner: str
+
+
+#: Positions of items, growing -> their pictures, in that order.
+Pictures = Callable[[Sequence[int]], Iterator[bytes | Unreadable]]
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A named set; `classes` and `templates` (with `{}` for the class name) are empty in a retrieval set.
+    """A named set.
 
-    `sha256` is the tar's; empty for a set that is not stored as a file (the test split).
+    Attributes:
+        name: of the set, and of its metrics.
+        kind: what can be measured with it.
+        description: for people.
+        images: the items.
+        classes: names of the classes; empty in a retrieval set.
+        templates: texts with `{}` for the name of a class; empty in a retrieval set.
+        pictures: the pictures of items.
+        repeats: equal texts of one concept are several items, as published captions are; else one item.
+        positives: (image, text) of everything that is right, by position in `images` and in `texts`, where several
+            owners or none do not say it; None: each text is right for the images of its owner.
+        unusable: name -> why, of what the set's files have and is no item.
+        asked: its entry in the suite, which says what to measure; None: all that needs no setting.
+        sha256: of the tar of an `align` set; empty for others, see `identity`.
     """
 
     name: str
@@ -66,188 +100,162 @@ class EvaluationSet:
     images: list[EvaluationImage]
     classes: tuple[str, ...]
     templates: tuple[str, ...]
+    pictures: Pictures = field(compare=False, repr=False)
     sha256: str = ""
+    repeats: bool = False
+    positives: tuple[tuple[int, int], ...] | None = None
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    asked: SuiteSet | None = None
 
+    @cached_property
+    def texts(self) -> list[EvaluationText]:
+        """The texts, image after image, those that are only white space left out."""
+        found: list[EvaluationText] = []
+        seen: set[tuple[str, str]] = set()
+        for image in self.images:
+            for text in image.texts:
+                identity = image.concept, folded(text)
+                if identity[1] and (self.repeats or identity not in seen):
+                    seen.add(identity)
+                    found.append(EvaluationText(text, image.concept))
+        return found
 
-class _SetHeader(BaseModel):
-    """NAME.json. Other keys describe the set to people and are not read."""
+    def read(
+        self, positions: Sequence[int] | None = None, fault: Callable[[int, str], None] | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        """Position and picture of items, in order.
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+        Args:
+            positions: growing; None: all.
+            fault: told position and reason of a picture that cannot be read, which is then left out.
 
-    schema_version: Literal[1]
-    name: str
-    kind: Kind
-    num_images: int
-    num_texts: int
-    num_concepts: int
-    sha256: str
-    description: str
-    classes: list[str] = []
-    templates: list[str] = []
-
-
-class _SampleFields(BaseModel):
-    """KEY.json in the tar. Other keys (the source's URL, ...) are not read."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-    key: str
-    concept: str
-    texts: list[str]
-    label: str | None = Field(default=None, alias="class")
-    vendor: str | None = None
-    split: Literal["query", "reference"] = "query"
-
-
-def load_sets(directory: Path) -> list[EvaluationSet]:
-    """Reads every set of a folder, sorted by name, images in tar order.
-
-    Returns:
-        The sets; an empty list if the folder is empty, as that of a project without sets.
-
-    Raises:
-        FormatError: a header or a sample has a layout that this code does not read.
-        CorruptError: the tar's bytes do not match the header's sha256.
-        DataError: the folder or a tar is missing, or a sample is incomplete.
-    """
-    if not directory.is_dir():
-        what = "is a file, not a folder" if directory.exists() else "no such folder"
-        remedy = "make it (it may be empty), or correct paths.evaluation"
-        raise DataError(f"{directory}: {what} of evaluation sets; {remedy}")
-    return [_load(header) for header in sorted(directory.glob("*.json"))]
-
-
-def held_out_sets(filtered: Path) -> list[EvaluationSet]:
-    """The set `held_out` that the filter wrote beside its decisions; none if it held out nothing.
-
-    Raises:
-        DataError, CorruptError, FormatError: as `load_sets`.
-    """
-    folder = filtered / HELD_OUT
-    return load_sets(folder) if folder.is_dir() else []
-
-
-def write_set(directory: Path, one: EvaluationSet) -> str:
-    """Writes NAME.tar and then NAME.json, each atomically; images in the order of their keys, so equal sets are equal
-    bytes. An existing set of that name is replaced; a kill between the two files leaves a set that `load_sets` refuses.
-
-    Args:
-        directory: the folder of sets; made if it does not exist.
-        one: the set; keys are ASCII, at most 95 characters long, and each occurs once. `sha256` is not read.
-
-    Returns:
-        The sha256 of the tar.
-
-    Raises:
-        ValueError: a key is too long or not ASCII.
-    """
-    buffer = io.BytesIO()
-    tar = TarWriter(buffer)
-    for image in sorted(one.images, key=lambda image: image.key):
-        fields = {
-            "key": image.key,
-            "concept": image.concept,
-            "texts": list(image.texts),
-            "class": image.label,
-            "vendor": image.vendor,
-            "split": image.split,
-        }
-        about = json.dumps(fields, ensure_ascii=False).encode()
-        tar.add((f"{image.key}.jpg", image.image), (f"{image.key}.json", about))
-    tar.close()
-    sha256 = hashlib.sha256(buffer.getbuffer()).hexdigest()
-    header = _SetHeader(
-        schema_version=1,
-        name=one.name,
-        kind=one.kind,
-        description=one.description,
-        num_images=len(one.images),
-        num_texts=len({(image.concept, text) for image in one.images for text in image.texts}),
-        num_concepts=len({image.concept for image in one.images}),
-        sha256=sha256,
-        classes=list(one.classes),
-        templates=list(one.templates),
-    )
-    write_bytes(directory / f"{one.name}.tar", buffer.getvalue())
-    write_text(directory / f"{one.name}.json", to_json(header.model_dump()))
-    return sha256
-
-
-def _load(path: Path) -> EvaluationSet:
-    try:
-        header = _SetHeader.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise FormatError(f"{path}: not the header of an evaluation set: {_first_problem(error)}") from None
-    if header.name != path.stem:  # two sets of one name would overwrite each other's metrics
-        raise FormatError(f"{path}: its name is {header.name!r}; a set's files have its name, so rename one of them")
-    tar = path.with_suffix(".tar")
-    if not tar.exists():
-        raise DataError(f"{tar}: missing, although {path.name} describes it; restore it or remove the header")
-    data = tar.read_bytes()
-    if hashlib.sha256(data).hexdigest() != header.sha256:
-        raise CorruptError(f"{tar}: sha256 differs from the one in {path.name}; fetch or build the set again")
-    images = _read_tar(data, tar)
-    if len(images) != header.num_images:
-        raise DataError(f"{tar}: {len(images)} images, but {path.name} says {header.num_images}")
-    if header.kind == "classification" and not (header.classes and header.templates):
-        raise FormatError(f"{path}: a classification set needs classes and templates")
-    for image in images:
-        if header.kind == "classification" and image.label not in header.classes:
-            raise DataError(f"{tar}: image {image.key} has class {image.label!r}, which {path.name} does not list")
-    return EvaluationSet(
-        name=header.name,
-        kind=header.kind,
-        description=header.description,
-        images=images,
-        classes=tuple(header.classes),
-        templates=tuple(header.templates),
-        sha256=header.sha256,
-    )
-
-
-def _read_tar(data: bytes, path: Path) -> list[EvaluationImage]:
-    pictures: dict[str, bytes] = {}
-    members: dict[str, _SampleFields] = {}
-    try:
-        for entry in read_members(io.BytesIO(data)):
-            if entry.problem:
-                raise DataError(f"{path}: {entry.name}: {entry.problem}; build the set again")
-            key, _, extension = entry.name.rpartition(".")
-            content = data[entry.offset : entry.offset + entry.size]
-            if extension == "json":
-                try:
-                    members[key] = _SampleFields.model_validate_json(content)
-                except ValidationError as error:
-                    raise FormatError(f"{path}: {entry.name}: {_first_problem(error)}") from None
+        Raises:
+            DataError: a picture cannot be read, and there is no `fault`.
+        """
+        wanted: Sequence[int] = range(len(self.images)) if positions is None else positions
+        for position, picture in zip(wanted, self.pictures(wanted), strict=True):
+            if isinstance(picture, bytes):
+                yield position, picture
+            elif fault is None:
+                raise DataError(f"evaluation set {self.name}: {self.images[position].key}: {picture.why}")
             else:
-                pictures[key] = content
-    except DamagedTar as error:
-        raise DataError(f"{path}: not a readable tar ({error}); build the set again") from None
-    if incomplete := sorted(pictures.keys() ^ members.keys()):
-        raise DataError(f"{path}: sample {incomplete[0]} lacks its image or its json")
-    return [
-        EvaluationImage(
-            key=member.key,
-            image=pictures[key],
-            concept=member.concept,
-            texts=tuple(member.texts),
-            label=member.label,
-            vendor=member.vendor,
-            split=member.split,
+                fault(position, picture.why)
+
+    def name_of(self, position: int) -> str:
+        """SET/KEY of an item."""
+        return f"{self.name}/{self.images[position].key}"
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        """sha256 of each picture, 32 bytes; of one that cannot be read, none. The first call reads all of them."""
+        found = [b""] * len(self.images)
+        for position, picture in self.read(fault=lambda position, why: None):
+            found[position] = hashlib.sha256(picture).digest()
+        return found
+
+    @cached_property
+    def identity(self) -> str:
+        """Names what is in the set: its `sha256`, or that of its items and pictures, which are read for it."""
+        if self.sha256:
+            return self.sha256
+        total = hashlib.sha256(repr((self.kind, self.classes, self.templates, self.positives)).encode())
+        for image, picture in zip(self.images, self.digests, strict=True):
+            total.update(repr((image.key, image.concept, image.texts, image.label, image.split)).encode() + picture)
+        return total.hexdigest()
+
+    def select(self, positions: Sequence[int]) -> Self:
+        """The set of some of the items, by growing positions; it has no `positives`, which are of the whole."""
+        if len(positions) == len(self.images):
+            return self
+        chosen, pictures = list(positions), self.pictures
+        return replace(
+            self,
+            images=[self.images[position] for position in chosen],
+            positives=None,
+            pictures=lambda wanted: pictures([chosen[position] for position in wanted]),
         )
-        for key, member in members.items()
-    ]
 
 
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+def folded(text: str) -> str:
+    """A text without what does not tell texts apart: case, and the amount of white space."""
+    return " ".join(text.split()).casefold()
 
 
-def distinct_images(sets: Sequence[EvaluationSet]) -> dict[bytes, list[str]]:
-    """Every distinct image -> its names SET/KEY. Sets share images, and work per image is expensive."""
-    names: dict[bytes, list[str]] = {}
-    for one in sets:
-        for image in one.images:
-            names.setdefault(image.image, []).append(f"{one.name}/{image.key}")
-    return names
+def held(pictures: Sequence[bytes | Unreadable]) -> Pictures:
+    """Pictures that are in memory; any order of positions."""
+    return lambda positions: (pictures[position] for position in positions)
+
+
+class Spool:
+    """Pictures on their way into a set, in a file without a name that ends with this process.
+
+    `pictures` reads them in any order of positions, until the context ends. The file is on the disk of `folder`, which
+    need not exist yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
+        self._file = tempfile.TemporaryFile(dir=nearest)  # noqa: SIM115 -- closed by __exit__
+        self._spans: list[tuple[int, int]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, picture: bytes) -> int:
+        """Appends a picture; returns its position."""
+        self._spans.append((self._file.seek(0, 2), len(picture)))
+        self._file.write(picture)
+        return len(self._spans) - 1
+
+    def pictures(self, positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
+        """See `Pictures`."""
+        for position in positions:
+            offset, size = self._spans[position]
+            self._file.seek(offset)
+            yield self._file.read(size)
+
+
+@dataclass(frozen=True)
+class DistinctPictures:
+    """The distinct pictures of some sets: sets share images, and work per image is expensive.
+
+    Attributes:
+        names: for each picture, in order of its first item, the names SET/KEY of its items.
+        sets: the sets.
+        firsts: for each set, the positions of items that are the first of their picture.
+        faults: SET/KEY -> why, of pictures that cannot be read.
+    """
+
+    names: list[list[str]]
+    sets: list[EvaluationSet]
+    firsts: list[list[int]]
+    faults: dict[str, str]
+
+    def read(self) -> Iterator[tuple[str, bytes]]:
+        """First name and bytes of each picture."""
+        for one, positions in zip(self.sets, self.firsts, strict=True):
+            for position, picture in one.read(positions):
+                yield one.name_of(position), picture
+
+
+def distinct_pictures(sets: Iterable[EvaluationSet]) -> DistinctPictures:
+    """Finds equal pictures by their sha256; reads all of them, if nobody asked for their digests before."""
+    every = list(sets)
+    by_digest: dict[bytes, list[str]] = {}
+    firsts: list[list[int]] = []
+    faults: dict[str, str] = {}
+    for one in every:
+        mine = []
+        for position, digest in enumerate(one.digests):
+            if not digest:
+                faults[one.name_of(position)] = "cannot be read"
+                continue
+            names = by_digest.setdefault(digest, [])
+            if not names:
+                mine.append(position)
+            names.append(one.name_of(position))
+        firsts.append(mine)
+    return DistinctPictures(list(by_digest.values()), every, firsts, faults)

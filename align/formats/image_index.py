@@ -1,15 +1,17 @@
 """The format of `data/index`: which images are indexed, where their bytes are stored, their thumbnails and vectors.
 
 `vectors.faiss` (and `vectors.npy`, if it is approximate) hold one vector per image; row i of `items.parquet` describes
-vector i, and says which bytes of `thumbnails.jpegs` are its thumbnail. `index.json` names the model and the shards that
-all belong to, and the size of each file. A search with another model or over other shards is an error, never a wrong
-answer. With thumbnails the folder needs no shards to show what it finds.
+vector i, and says which bytes of `thumbnails.jpegs` are its thumbnail; row i of `addresses.parquet` has the addresses
+of its pairs. `index.json` names the model and the shards that all belong to, the rules that kept the
+pairs, and the size of each file. A search with another model or over other shards is an error, never a wrong answer.
+
+With thumbnails the folder needs nothing else to show what it finds, and where that comes from.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +24,7 @@ from align.errors import CorruptError, DataError
 from align.files import replace_directory, to_json, write_text
 from align.formats.indexed_images import ImagesWriter, IndexedImage, IndexedImages
 from align.formats.json_file import StoredModel, parse
+from align.formats.pair_addresses import PairAddress, PairAddresses
 from align.protocols.vectors import Vectors
 
 __all__ = ["Hit", "ImageIndex", "IndexHeader", "IndexedImage", "write_index"]
@@ -41,15 +44,18 @@ class IndexHeader(StoredModel):
         num_items: the number of images.
         width: length of a vector.
         thumbnail_px: longest side of a thumbnail; 0: there are none.
+        rules: code of each rule of the filter -> what it drops, as a condition, None if it was off; none of them
+            dropped a pair that is here. Empty: nobody knows the rules.
         files: name -> size in bytes, of all other files.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     model_digest: str
     shards_digest: str
     num_items: int
     width: int
     thumbnail_px: int
+    rules: dict[str, str | None]
     files: dict[str, int]
 
 
@@ -68,6 +74,7 @@ def write_index(
     model_digest: str,
     shards_digest: str,
     thumbnail_px: int,
+    rules: Mapping[str, str | None] | None = None,
 ) -> None:
     """Writes the folder, whole or not at all; equal contents are equal bytes.
 
@@ -77,6 +84,7 @@ def write_index(
         model_digest: of the model.
         shards_digest: of the shards.
         thumbnail_px: longest side of the thumbnails; 0: there are none.
+        rules: see `IndexHeader`; None: nobody knows them.
 
     Raises:
         CorruptError: not as many vectors as images were written.
@@ -92,6 +100,7 @@ def write_index(
             num_items=images.num_images,
             width=vectors.width,
             thumbnail_px=thumbnail_px,
+            rules=dict(rules or {}),
             files={path.name: path.stat().st_size for path in sorted(part.iterdir())},
         )
         write_text(part / _HEADER, to_json(header.model_dump()))
@@ -138,9 +147,10 @@ class ImageIndex:
         items: the images, in the order of the index.
     """
 
-    def __init__(self, header: IndexHeader, items: IndexedImages, vectors: Vectors) -> None:
+    def __init__(self, header: IndexHeader, items: IndexedImages, vectors: Vectors, addresses: PairAddresses) -> None:
         self.header = header
         self.items = items
+        self._addresses = addresses
         self._vectors = vectors
         self._allowed = lru_cache(_NUM_FILTERS)(items.matching)
 
@@ -162,7 +172,7 @@ class ImageIndex:
         items = IndexedImages.load(directory, thumbnails=header.thumbnail_px > 0)
         if not len(vectors) == len(items) == header.num_items or vectors.width != header.width:
             raise CorruptError(f"{directory}: vectors, items and index.json disagree; run `align index` again")
-        return cls(header, items, vectors)
+        return cls(header, items, vectors, PairAddresses.load(directory, len(items)))
 
     @property
     def has_thumbnails(self) -> bool:
@@ -172,6 +182,16 @@ class ImageIndex:
     def item(self, key: str) -> IndexedImage:
         """The image with this key. Raises DataError if there is none."""
         return self.items[self.items.position(key)]
+
+    def addresses(self, key: str) -> tuple[PairAddress, ...]:
+        """Where the pairs of an image were found, parallel to its `keys`.
+
+        Raises:
+            DataError: no image has this key.
+            CorruptError: the file of the addresses is damaged.
+        """
+        position = self.items.position(key)
+        return self._addresses.of(position, len(self.items[position].keys))
 
     def thumbnail(self, key: str) -> bytes:
         """The thumbnail of an image: a JPEG, square as the shards' images are.

@@ -3,7 +3,7 @@
 A million rows take some hundred megabytes: they stay in Arrow's columns, and an `IndexedImage` is made when it is
 asked for. A thumbnail is a range of bytes of `thumbnails.jpegs`, so that one read fetches it, also from a store.
 
-Neither page nor image URL is here, since the shards do not have them: `keys` lead to them (`align explain KEY`).
+Where each pair was found is in a file of its own, `align.formats.pair_addresses`, which no search reads.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError
+from align.formats.pair_addresses import write_addresses
 
 ITEMS, THUMBNAILS = "items.parquet", "thumbnails.jpegs"
 
@@ -33,6 +34,7 @@ _SCHEMA = pa.schema([
     ("shard", _NAME), ("offset_bytes", pa.int64()), ("size_bytes", pa.int64()), ("keys", pa.list_(pa.string())),
     ("thumbnail_offset_bytes", pa.int64()), ("thumbnail_size_bytes", pa.int64()),
 ])  # fmt: skip
+_PAIRS = pa.schema([("key", pa.string()), ("image_id", pa.string())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class IndexedImages(Sequence[IndexedImage]):
 
 
 class ImagesWriter:
-    """Writes the table and the thumbnails, one image after the other.
+    """Writes the table and the thumbnails, one image after the other, then the addresses of all pairs.
 
     Args:
         directory: exists.
@@ -196,7 +198,11 @@ class ImagesWriter:
     def __init__(self, directory: Path, *, thumbnails: bool) -> None:
         self._table = pq.ParquetWriter(directory / ITEMS, _SCHEMA, compression="zstd")
         self._thumbnails = (directory / THUMBNAILS).open("wb") if thumbnails else None
+        self._directory = directory
         self._rows: list[dict[str, Any]] = []
+        self._pairs: list[pa.Table] = []
+        self._nums_pairs: list[int] = []
+        self._addresses: tuple[pa.Array, pa.Array] | None = None
         self._num_bytes = 0
         self.num_images = 0
 
@@ -209,20 +215,42 @@ class ImagesWriter:
         self._table.close()
         if self._thumbnails is not None:
             self._thumbnails.close()
+        if failure == (None, None, None):
+            nothing = pa.array([""] * sum(self._nums_pairs), pa.string())
+            write_addresses(
+                self._directory, np.array(self._nums_pairs, np.int64), *(self._addresses or (nothing, nothing))
+            )
 
     def add(self, item: IndexedImage, thumbnail: bytes) -> None:
         """Adds an image. `thumbnail` is a JPEG, or empty where the index has none."""
         row = {name: getattr(item, name) for name in _FIELDS}
         self._rows.append(row | {"thumbnail_offset_bytes": self._num_bytes, "thumbnail_size_bytes": len(thumbnail)})
         self._num_bytes += len(thumbnail)
+        self._nums_pairs.append(len(item.keys))
         self.num_images += 1
         if self._thumbnails is not None:
             self._thumbnails.write(thumbnail)
         if len(self._rows) == _ROWS_PER_GROUP:
             self._flush()
 
+    def pairs(self) -> pa.Table:
+        """`key` and `image_id` of the pairs of all images that were added, in order."""
+        if self._rows:
+            self._flush()
+        return pa.concat_tables([_PAIRS.empty_table(), *self._pairs])
+
+    def set_addresses(self, page_urls: pa.Array, urls: pa.Array) -> None:
+        """Says where the pairs were found, parallel to `pairs`; without it, that is not recorded."""
+        self._addresses = page_urls, urls
+
     def _flush(self) -> None:
-        self._table.write_table(pa.Table.from_pylist(self._rows, schema=_SCHEMA))
+        table = pa.Table.from_pylist(self._rows, schema=_SCHEMA)
+        self._table.write_table(table)
+        keys = table["keys"].combine_chunks()
+        owners = pc.list_parent_indices(keys)
+        self._pairs.append(
+            pa.table([pc.list_flatten(keys), table["image_id"].combine_chunks().take(owners)], schema=_PAIRS)
+        )
         self._rows.clear()
 
 

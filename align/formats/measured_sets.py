@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held_out_sets, load_sets
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreadable
+from align.formats.evaluation_sets.align_tar import held_out_sets
+from align.formats.evaluation_sets.named import named_sets
 from align.formats.shards import iter_samples
+from align.protocols.store import Files
 from align.provenance import digest
 
 #: What turns embeddings into ranks, with all that it imports: the towers and the preprocessing, too.
@@ -23,42 +26,55 @@ _MEASURES = "align.evaluate.measure"
 TEST = "test"
 
 
-def measured_sets(evaluation: Path, filtered: Path, shards: Path, max_test_images: int) -> list[EvaluationSet]:
-    """Every set of a checkout: those of a folder, the filter's held-out pairs, and the test split.
+def measured_sets(
+    evaluation: Path, filtered: Path, shards: Path, max_test_images: int, files: Files
+) -> list[EvaluationSet]:
+    """Every set of a checkout: those of `paths.evaluation`, the filter's held-out pairs, and the test split.
 
     Args:
-        evaluation: the folder of sets.
+        evaluation: the folder of sets, or a suite.
         filtered: data/filtered.
         shards: data/shards, with its tars.
         max_test_images: of the test split; 0 leaves it out.
+        files: reads what a suite names.
 
     Raises:
-        DataError, CorruptError, FormatError: a set or the shards are missing or damaged.
+        DataError, CorruptError, FormatError, ConfigError: a set or the shards are missing or damaged.
     """
-    return [*load_sets(evaluation), *held_out_sets(filtered), *shards_test_set(shards, max_test_images)]
+    return [*named_sets(evaluation, files), *held_out_sets(filtered), *shards_test_set(shards, max_test_images)]
 
 
 def shards_test_set(shards: Path, max_images: int) -> list[EvaluationSet]:
     """The first `max_images` images of the test split, as a retrieval set named `test`; no set if there is no image."""
     images = [
-        EvaluationImage(sample.key, sample.image, sample.key, sample.texts, None, None, "query")
+        EvaluationImage(sample.key, sample.key, sample.texts, None, None, "query")
         for sample in islice(iter_samples(shards, "test"), max_images)
     ]
+
+    def pictures(positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
+        wanted = iter(positions)
+        following = next(wanted, None)
+        for position, sample in enumerate(islice(iter_samples(shards, "test"), max_images)):
+            if position == following:
+                yield sample.image
+                following = next(wanted, None)
+            if following is None:
+                return
+
     description = "held-out clusters of the training sources"
-    return [EvaluationSet(TEST, "retrieval", description, images, (), ())] if images else []
+    return [EvaluationSet(TEST, "retrieval", description, images, (), (), pictures)] if images else []
 
 
 def set_digests(sets: Iterable[EvaluationSet]) -> dict[str, str]:
-    """Name -> digest, of the items as they are in memory and of the code that measures them."""
+    """Name -> digest, of the items with their pictures and of the code that measures them."""
     code = digest(_MEASURES)
     return {one.name: _set_digest(one, code) for one in sets}
 
 
 def _set_digest(one: EvaluationSet, code: str) -> str:
-    total = hashlib.sha256(_line(code, one.name, one.kind, one.classes, one.templates))
-    for image in one.images:
-        picture = hashlib.sha256(image.image).hexdigest()
-        total.update(_line(image.key, picture, image.concept, image.texts, image.label, image.split))
+    total = hashlib.sha256(_line(code, one.name, one.kind, one.classes, one.templates, one.repeats, one.positives))
+    for image, picture in zip(one.images, one.digests, strict=True):
+        total.update(_line(image.key, picture.hex(), image.concept, image.texts, image.label, image.split))
     return total.hexdigest()
 
 

@@ -3,20 +3,26 @@
 Two models that were asked the same queries can be compared query by query with it, long after they were measured.
 Every metric of the evaluation follows from the ranks: recall@k is the share of ranks up to k.
 
-    set, protocol       such as `concepts`, `image_to_text`; see PROTOCOLS
-    query               the image's key, or `text-` and 16 hex digits of a text's sha256: a text may be taken down
+    set, protocol       such as `concepts`, `image_to_text`; see PROTOCOLS. Those with ANY_OWNER ask of the same images
+                        and texts where equal texts are one item
+    query               the image's key, or `text-` and 16 hex digits of a sha256 of text and owner: a text may be taken
+                        down
     cluster             the concept: queries of one concept are no independent observations
     label               the class of an image that is classified; null elsewhere
-    rank                of the best right item, from 1; num_items + 1 where there is none
+    language            of a query of text_to_image: its ISO 639-1 code; of one of image_to_text: that of its right
+                        texts, if those whose language can be told agree; null elsewhere, and where none can be told
+    rank                of the best right item, from 1; num_items + 1 where there is none. In protocol `knn` 2 stands
+                        for any later rank
     num_correct, num_items
 
-The file's metadata has schema_version and the digest of each set (`align.formats.measured_sets`).
+The file's metadata has schema_version and the digest of each set (`align.formats.measured_sets`). Files of
+schema_version 1 have no languages; they are read as if none could be told.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +40,11 @@ RANKS = "ranks.parquet"
 CUTS = (1, 5, 10)
 #: The ways of asking. Of the first two, sets of kind retrieval are measured, of the others those of classification.
 IMAGE_TO_TEXT, TEXT_TO_IMAGE, ZERO_SHOT, KNN = PROTOCOLS = ("image_to_text", "text_to_image", "zero_shot", "knn")
+#: At the end of a protocol of retrieval: equal texts are one item, right for all of its owners.
+ANY_OWNER = "_any_owner"
 
 _VERSION, _SETS = b"align.schema_version", b"align.sets"
+_WRITTEN, _WITHOUT_LANGUAGES = "2", "1"
 _SCHEMA = pa.schema(
     [
         pa.field("set", pa.string(), nullable=False),
@@ -43,11 +52,15 @@ _SCHEMA = pa.schema(
         pa.field("query", pa.string(), nullable=False),
         pa.field("cluster", pa.string(), nullable=False),
         pa.field("label", pa.string()),
+        pa.field("language", pa.string()),
         pa.field("rank", pa.int32(), nullable=False),
         pa.field("num_correct", pa.int32(), nullable=False),
         pa.field("num_items", pa.int32(), nullable=False),
     ]
 )
+
+
+_SCHEMA_1 = _SCHEMA.remove(_SCHEMA.get_field_index("language"))
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class Ranked:
         ranks: (num_queries,) from 1.
         num_correct: (num_queries,) right items of each query.
         num_items: in the gallery.
+        languages: (num_queries,) see the module; empty: none is known.
     """
 
     queries: tuple[str, ...]
@@ -68,6 +82,7 @@ class Ranked:
     ranks: NDArray[np.int64]
     num_correct: NDArray[np.int64]
     num_items: int
+    languages: tuple[str | None, ...] = ()
 
     def recall(self, k: int) -> NDArray[np.float64]:
         """(num_queries,) 1.0 where a right item is among the first k."""
@@ -112,14 +127,23 @@ class QueryRanks:
                 return [(one, one.mean_recall()) for one in both]
             if metric == f"{name}/{protocol}/mean_recall" and protocol in (IMAGE_TO_TEXT, TEXT_TO_IMAGE):
                 return [(part, part.mean_recall())]
-            if metric in (f"{name}/{protocol}/{last}" for last in _LAST[protocol]):
+            way = protocol.removesuffix(ANY_OWNER)
+            if metric in (f"{name}/{way}/{last}" for last in _LAST.get(protocol, ())):
                 return [(part, part.recall(cut_of(metric)))]
         known = ", ".join(sorted(self.sets)) or "none"
         raise DataError(f"metric '{metric}' was not measured; the measured sets are {known}: correct promote.metrics")
 
 
 _RECALLS = tuple(f"recall@{k}" for k in CUTS)
-_LAST = {IMAGE_TO_TEXT: _RECALLS, TEXT_TO_IMAGE: _RECALLS, ZERO_SHOT: ("accuracy",), KNN: ("accuracy",)}
+_KINDER = tuple(f"recall{ANY_OWNER}@{k}" for k in CUTS)
+_LAST = {
+    IMAGE_TO_TEXT: _RECALLS,
+    TEXT_TO_IMAGE: _RECALLS,
+    IMAGE_TO_TEXT + ANY_OWNER: _KINDER,
+    TEXT_TO_IMAGE + ANY_OWNER: _KINDER,
+    ZERO_SHOT: ("accuracy",),
+    KNN: ("accuracy",),
+}
 
 
 def cut_of(metric: str) -> int:
@@ -138,12 +162,13 @@ def write_ranks(ranks: QueryRanks, path: Path) -> None:
             pa.array(part.queries, pa.string()),
             pa.array(part.clusters, pa.string()),
             pa.array(part.labels or [None] * number, pa.string()),
+            pa.array(part.languages or [None] * number, pa.string()),
             pa.array(part.ranks, pa.int32()),
             pa.array(part.num_correct, pa.int32()),
             pa.array([part.num_items] * number, pa.int32()),
         ]
         tables.append(pa.table(columns, schema=_SCHEMA))
-    metadata = {_VERSION: b"1", _SETS: json.dumps(dict(ranks.sets), sort_keys=True).encode()}
+    metadata = {_VERSION: _WRITTEN.encode(), _SETS: json.dumps(dict(ranks.sets), sort_keys=True).encode()}
     whole = pa.concat_tables(tables).combine_chunks().replace_schema_metadata(metadata)
     pq.write_table(whole, path, compression="zstd")
 
@@ -163,8 +188,11 @@ def read_ranks(path: Path) -> QueryRanks:
         raise DataError(f"{path}: not readable as Parquet: {' '.join(str(error).split())[:200]}") from None
     metadata = table.schema.metadata or {}
     version = metadata.get(_VERSION, b"none").decode(errors="replace")
-    if version != "1" or not table.schema.equals(_SCHEMA):
-        raise FormatError(f"{path}: schema_version {version} of other columns; this code reads 1")
+    if not table.schema.equals({_WRITTEN: _SCHEMA, _WITHOUT_LANGUAGES: _SCHEMA_1}.get(version, pa.schema([]))):
+        raise FormatError(
+            f"{path}: schema_version {version}, or other columns than it has; this code reads {_WITHOUT_LANGUAGES} "
+            f"and {_WRITTEN}"
+        )
     try:
         sets = {str(name): str(digest) for name, digest in json.loads(metadata[_SETS]).items()}
     except (KeyError, ValueError, AttributeError):
@@ -174,6 +202,7 @@ def read_ranks(path: Path) -> QueryRanks:
 
 def _ranked(table: pa.Table) -> dict[tuple[str, str], Ranked]:
     columns = {name: table[name].to_pylist() for name in ("set", "protocol", "query", "cluster", "label")}
+    languages = table["language"].to_pylist() if "language" in table.schema.names else None
     numbers = {name: table[name].to_numpy().astype(np.int64) for name in ("rank", "num_correct", "num_items")}
     rows: dict[tuple[str, str], list[int]] = {}
     for row, key in enumerate(zip(columns["set"], columns["protocol"], strict=True)):
@@ -188,5 +217,10 @@ def _ranked(table: pa.Table) -> dict[tuple[str, str], Ranked]:
             ranks=numbers["rank"][of],
             num_correct=numbers["num_correct"][of],
             num_items=int(numbers["num_items"][of[0]]),
+            languages=_told([languages[row] for row in of]) if languages else (),
         )
     return found
+
+
+def _told(languages: Sequence[str | None]) -> tuple[str | None, ...]:
+    return tuple(languages) if any(languages) else ()

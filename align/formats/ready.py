@@ -33,7 +33,8 @@ class MadeFrom(StoredModel):
     """Where a ready search comes from.
 
     Attributes:
-        revision: git revision of the run's checkout, None outside git; `-dirty` at its end where files were changed.
+        revision: git revision of the code, None outside git; `-dirty` at its end where files of it were changed.
+        dvc_lock: sha256 of dvc.lock, which names the run's data, parameters and results; None where there is none.
         model_digest: of the model as it was trained (`align.model.embedder.model_digest`).
         package_digest: of the packaged model, which names its version in MLflow; None if it was not packaged.
         shards_digest: of the shards.
@@ -41,6 +42,7 @@ class MadeFrom(StoredModel):
     """
 
     revision: str | None
+    dvc_lock: str | None
     model_digest: str
     package_digest: str | None
     shards_digest: str
@@ -58,7 +60,7 @@ class ReadyManifest(StoredModel):
         same_of_ten: share of the ten nearest images of a text that are the trained model's.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     files: dict[str, ReadyFile]
     made_from: MadeFrom
     precision: Literal["float16", "float32"]
@@ -96,6 +98,16 @@ def write_manifest(folder: Path, manifest: ReadyManifest) -> None:
     write_text(folder / MANIFEST, to_json(manifest.model_dump(mode="json")))
 
 
+def read_ready_manifest(folder: Path) -> ReadyManifest:
+    """Reads manifest.json; the other files are not looked at. Raises DataError or FormatError as `open_ready`."""
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+    except OSError:
+        raise DataError(f"{folder}: no ready search here ({MANIFEST} is missing); run `align ready`") from None
+    return parse(ReadyManifest, data, path, _REMEDY)
+
+
 def open_ready(folder: Path) -> Ready:
     """Compares every file with the manifest.
 
@@ -104,12 +116,7 @@ def open_ready(folder: Path) -> Ready:
         FormatError: the manifest has another schema_version or layout.
         CorruptError: a file is missing, cut off, changed, or not in the manifest.
     """
-    path = folder / MANIFEST
-    try:
-        data = path.read_bytes()
-    except OSError:
-        raise DataError(f"{folder}: no ready search here ({MANIFEST} is missing); run `align ready`") from None
-    manifest = parse(ReadyManifest, data, path, _REMEDY)
+    manifest = read_ready_manifest(folder)
     found = describe_files(folder)
     for name in sorted({*found, *manifest.files}):
         here, wanted = found.get(name), manifest.files.get(name)

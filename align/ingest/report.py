@@ -36,6 +36,7 @@ class IngestReport(Report):
         num_bytes_lost: of the web archives among them: bytes between readable records, as stored.
         num_reading_bounds_reached: of these: files with so much damage that the search for records ended.
         num_rows_unreadable: lines or rows of a table that could not be read.
+        num_rows_of_other_splits: captions that `ingest.splits` leaves out.
         num_texts_cut: texts as long as data/raw stores (`align.pairs.text.MAX_CHARACTERS`); nearly all were longer.
         num_page_urls_cut: page URLs as long as that.
         files_quarantined: files of the source that were left out, since reading them killed a worker process.
@@ -65,6 +66,7 @@ class IngestReport(Report):
     num_bytes_lost: int
     num_reading_bounds_reached: int
     num_rows_unreadable: int
+    num_rows_of_other_splits: int
     num_texts_cut: int
     num_page_urls_cut: int
     files_quarantined: list[str]
@@ -96,6 +98,7 @@ def not_read(report: IngestReport) -> list[tuple[str, int]]:
         ("records without an address", report.outcomes.get(NO_ADDRESS, 0)),
         ("members of a tar that cannot be read", report.num_records_unreadable),
         ("rows that cannot be read", report.num_rows_unreadable),
+        ("captions of other splits (ingest.splits)", report.num_rows_of_other_splits),
         ("pictures without a text", report.num_pictures_without_text),
         ("files cut off or damaged: only the readable parts were taken", report.num_damaged_files),
         ("bytes of web archives in their damaged parts", report.num_bytes_lost),
@@ -174,6 +177,7 @@ def summarise(
         num_bytes_lost=counts.get("bytes_lost", 0),
         num_reading_bounds_reached=counts.get("reading_bounds_reached", 0),
         num_rows_unreadable=counts.get("rows_unreadable", 0),
+        num_rows_of_other_splits=counts.get("rows_of_other_splits", 0),
         num_texts_cut=counts.get("texts_cut", 0),
         num_page_urls_cut=counts.get("page_urls_cut", 0),
         files_quarantined=list(quarantined),

@@ -25,7 +25,7 @@ from align.config.register import RegisterConfig
 from align.config.store import StoreConfig
 from align.console import say, show
 from align.errors import DataError
-from align.filter.features import files_of
+from align.formats.features import files_of
 from align.formats.policy import OPTED_OUT, Entry, OptedOut, read_opted_out, write_opted_out
 from align.lineage.data_versions import DataVersions
 from align.lineage.forget_text import model_lines, plan_lines, remaining_lines, result_line
@@ -80,7 +80,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
             say(f"forget: models: {answer.problem}")
         if args.purge:
             plan = plan_purge(versions, opted_out, paths, fetcher(store))
-            remaining = remaining_lines(paths, models, plan.image_ids)
+            remaining = remaining_lines(paths, models, plan.image_ids, opted_out)
             if not args.yes:
                 show(*plan_lines(plan, str(paths.raw), versions.remotes()))
                 if num := len(files_of(store.features, plan.image_ids)):

@@ -6,17 +6,24 @@ import hashlib
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
+import pyarrow as pa
+
 from align.config.paths import PathsConfig
+from align.config.suite import is_suite
 from align.errors import DataError
-from align.formats.policy import OPTED_OUT
+from align.formats.indexed_images import ITEMS
+from align.formats.policy import OPTED_OUT, OptedOut
 from align.formats.raw import image_spans
 from align.lineage.purge import PurgeResult
 from align.lineage.purge_plan import PurgePlan
+from align.lineage.shard_samples import index_shows
 from align.lineage.who_saw import SeenBy
 
 #: Where the local stack keeps its state (`align.run`, `infra/local.py`), and the page that the README has users write.
 _PREFECT, _LOGS, _OWN_PAGES = Path(".align/prefect"), Path(".align/logs"), (Path("hits.html"),)
 _FAILED = Path(".align/failed")  # see flows/failed_runs.py
+#: Copies of data/index: of served champions (`align.search.service.fetched`), and the one that `align ready` writes.
+_SERVED, _READY = Path(".align/served"), Path("data/sample/ready")
 
 
 def model_lines(models: Iterable[SeenBy]) -> Iterator[str]:
@@ -47,10 +54,16 @@ def result_line(result: PurgeResult) -> str:
     return f"{result.where}: {result.removed}" + (f"; LEFT: {result.left}" if result.left else "")
 
 
-def remaining_lines(paths: PathsConfig, models: Iterable[SeenBy], image_ids: Set[str]) -> Iterator[str]:
+def remaining_lines(
+    paths: PathsConfig, models: Iterable[SeenBy], image_ids: Set[str], opted_out: OptedOut
+) -> Iterator[str]:
     """Where pictures, texts or addresses can still be, which a purge does not touch, and what ends them.
 
-    `image_ids`: sha256s of the pictures, to find them in evaluation sets.
+    Args:
+        paths: section `paths`.
+        models: that saw the pairs.
+        image_ids: sha256s of the pictures, to find them in evaluation sets.
+        opted_out: the policy, to find addresses.
     """
     yield "not touched by a purge, with what ends it:"
     policy = (paths.policy / OPTED_OUT).as_posix()
@@ -65,9 +78,14 @@ def remaining_lines(paths: PathsConfig, models: Iterable[SeenBy], image_ids: Set
     if _FAILED.is_dir():
         yield f"  {_FAILED}: reports of failed runs, with pictures"
         yield f"    ends with: `rm -rf {_FAILED}`"
+    if _SERVED.is_dir():
+        yield f"  {_SERVED}: champions that were served, with their indexes: small pictures, texts, addresses"
+        yield f"    ends with: `rm -rf {_SERVED}`"
+    yield from _ready_lines(frozenset(image_ids), opted_out)
     if runs := sorted({model.run_id for model in models}):
         others = "and runs that ended before they recorded their data"
-        yield f"  MLflow, runs {', '.join(runs)}, {others}: `reports`, models trained on the pairs"
+        what = "`reports`, models trained on the pairs, indexes with small pictures, texts and addresses"
+        yield f"  MLflow, runs {', '.join(runs)}, {others}: {what}"
         end = "export MLFLOW_TRACKING_URI=sqlite:///mlflow.db; mlflow runs delete --run-id RUN; mlflow gc --run-ids RUN"
         yield f"    ends with, for each RUN older than this purge: `{end}` (a server's database: on its machine)"
     for page in _OWN_PAGES:
@@ -79,8 +97,24 @@ def remaining_lines(paths: PathsConfig, models: Iterable[SeenBy], image_ids: Set
     yield "    end where they are; in a clone with `align forget --purge --yes`"
 
 
+def _ready_lines(image_ids: frozenset[str], opted_out: OptedOut) -> Iterator[str]:
+    index = _READY / "index"
+    if not (index / ITEMS).is_file():
+        return
+    try:
+        if not index_shows(index, image_ids, opted_out):
+            return
+        yield f"  {_READY} and git's history of it: small pictures, texts and addresses"
+    except (DataError, OSError, pa.ArrowException):
+        yield f"  {_READY}: cannot be read, so perhaps some of the pictures"
+    yield f"    ends with: `align ready` after the next run, or `rm -r {_READY}`; git's history where it is kept"
+
+
 def _evaluation_lines(folder: Path, image_ids: Set[str]) -> Iterator[str]:
     others = False
+    if is_suite(folder):
+        yield f"  {folder}: the evaluation sets that it names are not searched"
+        yield "    end with: removing the pictures where they lie"
     for tar in sorted(folder.glob("*.tar")) if image_ids else ():
         number = 0
         try:

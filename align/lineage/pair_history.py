@@ -156,7 +156,7 @@ def look_up(
     return {
         "pair": row,
         "decision": None if decision is None else _decision(decision),
-        "rules": [_rule(code, (used or today).get(code), facts, reasons) for code in RULES],
+        "rules": [rule_result(code, (used or today).get(code), facts, reasons) for code in RULES],
         "cuts_line": _cuts_line(today, used) if decision else None,
         "facts": facts,
         "place": _position(shards, image_id, row["key"], fetch) if kept and shards else None,
@@ -214,14 +214,22 @@ def _cuts_line(today: dict[str, str | None], used: dict[str, str | None] | None)
     return f"those that made data/filtered; params.yaml now has {', '.join(changed)}; `align filter` applies these"
 
 
-def _rule(code: str, condition: str | None, facts: dict[str, Any], reasons: list[str] | None) -> RuleResult:
+def rule_result(code: str, condition: str | None, facts: dict[str, Any], reasons: list[str] | None) -> RuleResult:
+    """A rule applied to a pair.
+
+    Args:
+        code: of the rule; another version's may be unknown here, then nobody can say in words what it drops.
+        condition: under which it drops a pair; None: it was off.
+        facts: of the pair, as far as they are known.
+        reasons: codes of the rules that drop the pair; None before the filter ran.
+    """
     names = re.findall(r"[a-z_]+", re.sub(r"'[^']*'", "", condition or ""))
     verdict = "unknown"
     if reasons is not None:
         verdict = "drops" if code in reasons else "passes" if condition else "off"
     return {
         "rule": code,
-        "what": " ".join((RULES[code].__doc__ or "").split("\n\n")[0].split()),
+        "what": " ".join((getattr(RULES.get(code), "__doc__", None) or "").split("\n\n")[0].split()),
         "drops_where": condition,
         "values": {name: facts[name] for name in dict.fromkeys(names) if name in facts},
         "verdict": verdict,

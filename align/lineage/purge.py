@@ -13,8 +13,9 @@ from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.errors import AlignError
 from align.files import leftovers
-from align.filter.features import files_of
+from align.formats.features import files_of
 from align.formats.filtered import DECISIONS
+from align.formats.indexed_images import ITEMS
 from align.formats.policy import OPTED_OUT
 from align.formats.stored_tars import stored_tars
 from align.lineage.data_versions import DataVersions
@@ -79,7 +80,7 @@ def _purge_checkout(plan: PurgePlan, paths: PathsConfig, store: StoreConfig) -> 
     if _shards_show(paths.shards, plan, store):
         yield _remove_folder(paths.shards)
         shown = True
-    if (paths.index / "items.parquet").is_file() and index_shows(paths.index, plan.image_ids):
+    if (paths.index / ITEMS).is_file() and index_shows(paths.index, plan.image_ids, plan.opted_out):
         yield _remove_folder(paths.index)
         shown = True
     if shown and (files := telling_reports(paths.reports, plan.texts)):

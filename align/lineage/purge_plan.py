@@ -16,6 +16,8 @@ from typing import Any
 from align.config.paths import PathsConfig
 from align.errors import DataError
 from align.formats.filtered import DECISIONS, FACTS
+from align.formats.indexed_images import ITEMS
+from align.formats.pair_addresses import ADDRESSES
 from align.formats.policy import OptedOut
 from align.lineage.data_versions import DataVersions
 from align.lineage.opted_out_pairs import OptedOutPairs, opted_out_pairs
@@ -108,7 +110,7 @@ def plan_purge(
         paths.shards.as_posix(): OutCheck(
             ("manifest.json", "*.tar"), lambda folder: shards_show(folder, image_ids, fetch), ask_remotes=False
         ),
-        paths.index.as_posix(): OutCheck(("items.parquet",), lambda folder: index_shows(folder, image_ids)),
+        paths.index.as_posix(): OutCheck((ITEMS, ADDRESSES), lambda folder: index_shows(folder, image_ids, opted_out)),
     }
     doomed = find_doomed(versions, checks)
     collect_objects(versions, doomed, paths.reports.as_posix(), texts)

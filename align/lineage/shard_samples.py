@@ -16,6 +16,9 @@ import pyarrow.parquet as pq
 
 from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, FACTS
+from align.formats.indexed_images import ITEMS
+from align.formats.pair_addresses import iter_addresses
+from align.formats.policy import OptedOut
 from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName, read_manifest
 from align.protocols.store import FetchTar
 
@@ -140,10 +143,16 @@ def shards_show(shards: Path, image_ids: frozenset[str], fetch: FetchTar | None 
     return any(True for _ in iter_stored_samples(shards, fetch, image_ids))
 
 
-def index_shows(index: Path, image_ids: frozenset[str]) -> bool:
-    """Whether data/index holds an embedding of one of these pictures."""
-    ids = pq.read_table(index / "items.parquet", columns=["image_id"])["image_id"].to_pylist()
-    return not image_ids.isdisjoint(ids)
+def index_shows(index: Path, image_ids: frozenset[str], opted_out: OptedOut) -> bool:
+    """Whether data/index holds one of these pictures, or an address that is opted out.
+
+    Raises:
+        CorruptError: its addresses are damaged.
+    """
+    ids = pq.read_table(index / ITEMS, columns=["image_id"])["image_id"].to_pylist()
+    return not image_ids.isdisjoint(ids) or any(
+        opted_out.matches(one.url, one.page_url, None) for one in iter_addresses(index)
+    )
 
 
 def filtered_shows(filtered: Path, texts: frozenset[tuple[str | None, str]]) -> bool:

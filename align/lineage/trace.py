@@ -6,7 +6,8 @@
     align trace train/00003.tar          a shard, both ways
 
 It only reads. A link that is not on this machine is shown as missing, with what brings it; without MLflow the half of
-the data is shown. `--log` also keeps the page with the version's run in MLflow, as `align run` does for every version.
+the data is shown. `--log` also keeps the page with the version's run in MLflow. For each version whose alias moves that
+is done without being asked (`align.lineage.version_pages`).
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from align.lineage.data_versions import DataVersions
 from align.lineage.run_costs import Costs
 from align.lineage.run_list import RunList
 from align.lineage.source_places import SourcePlaces
-from align.lineage.trace_graph import Graph
+from align.lineage.trace_graph import Graph, missing
 from align.lineage.trace_models import Models
 from align.lineage.trace_page import as_page
 from align.lineage.trace_pairs import Surroundings, trace_pairs
 from align.lineage.trace_runs import trace_run, trace_shard, trace_version
 from align.lineage.trace_subject import Names, Subject
 from align.lineage.trace_text import text_lines
+from align.services.registry import Version
 from align.services.store import fetcher
 
 #: The page as an artifact of the version's run in MLflow.
@@ -79,11 +81,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         if args.log and subject.version is None:
             raise ConfigError(f"--log keeps the page of a model version, and '{args.what}' names {subject.title}")
         name = subject.version.name if subject.version else registered.model_name
-        fetch = fetcher(params.section(StoreConfig))
-        places = SourcePlaces(params, asked=args.in_source)
-        register = registered.model_copy(update={"model_name": name})
-        rules = params.section(FilterConfig)
-        around = Surroundings(root, paths, rules, register, versions, models(name), fetch, places)
+        around = surroundings(params, versions, models(name), in_source=args.in_source)
         graph = trace(args.what, subject, around)
         graph.notes += [] if models(name).problem else runs.problems
         page = as_page(graph) if args.html or args.log else ""
@@ -97,7 +95,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     elif not args.log:
         show(*text_lines(graph))
     if args.log and subject.version is not None:
-        log_page(around.models, subject.version.run_id, page)
+        log_page(around.models, subject.version, graph, page)
         show(f"{ARTIFACT} of run {subject.version.run_id}, {subject.title}")
 
 
@@ -117,15 +115,30 @@ def trace(asked: str, subject: Subject, around: Surroundings) -> Graph:
     return graph
 
 
-def log_page(models: Models, run_id: str, page: str) -> None:
-    """Keeps the page with a run; again, it replaces the earlier one.
+def surroundings(params: Params, versions: DataVersions, models: Models, *, in_source: bool = False) -> Surroundings:
+    """What a trace in the working directory reads; with `in_source` also a large source."""
+    return Surroundings(
+        root=Path.cwd(),
+        paths=params.section(PathsConfig),
+        rules=params.section(FilterConfig),
+        register=params.section(RegisterConfig).model_copy(update={"model_name": models.name}),
+        versions=versions,
+        models=models,
+        fetch=fetcher(params.section(StoreConfig)),
+        places=SourcePlaces(params, asked=in_source),
+    )
+
+
+def log_page(models: Models, version: Version, graph: Graph, page: str) -> None:
+    """Keeps the page with the version's run, and as a tag what it shows; again, it replaces the earlier one.
 
     Raises:
         DataError: the version names no run.
         ServiceError: MLflow is unavailable or refuses.
     """
-    if not run_id:
-        raise DataError("the version names no run in MLflow, so there is no place for its page")
+    if not version.run_id:
+        raise DataError(f"version {version.number} names no run in MLflow, so there is no place for its page")
     with tempfile.TemporaryDirectory(prefix="align-") as folder:
         write_text(Path(folder) / ARTIFACT.name, page)
-        models.log_page(run_id, Path(folder), ARTIFACT.parent.as_posix())
+        models.log_page(version.run_id, Path(folder), ARTIFACT.parent.as_posix())
+    models.page_shows(version, num_missing=len(missing(graph)))

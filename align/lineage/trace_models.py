@@ -17,9 +17,9 @@ from align.lineage.data_versions import DataVersions
 from align.lineage.git_and_dvc import git
 from align.lineage.stage_runs import CHECKOUT, LOCK_FILE, StageRun, parse_runs
 from align.lineage.trace_graph import Graph, Node, State, Table, known
-from align.lineage.who_saw import aliases_of, training_data
+from align.lineage.who_saw import training_data
 from align.services.mlflow_address import has_store
-from align.services.registry import CHAMPION, Version
+from align.services.registry import CHAMPION, LINEAGE_PAGE, Version, aliases_of
 from align.services.tracked_run import TrackedRun
 from align.services.tracking import FLOW_RUN, Tracker
 
@@ -85,6 +85,13 @@ class Models:
         if self._tracker is None:
             raise RefusedError(self.problem)
         self._tracker.log_folder(run_id, folder, name)
+
+    def page_shows(self, version: Version, *, num_missing: int) -> None:
+        """Records what a version's page shows: its aliases, and how many links it lacks. Raises ServiceError."""
+        if self._tracker is None:
+            raise RefusedError(self.problem)
+        shown = {"aliases": aliases_of(self.aliases, version), "missing": num_missing}
+        self._tracker.registry.set_version_tags(version, {LINEAGE_PAGE: json.dumps(shown)})
 
 
 def add_version(graph: Graph, models: Models, version: Version, root: Path, *before: str) -> str:

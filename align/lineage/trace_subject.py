@@ -52,6 +52,11 @@ class Subject:
     rows: tuple[RawRow, ...] = ()
 
 
+def of_version(version: Version) -> Subject:
+    """A version of a model."""
+    return Subject("model", f"{version.name} version {version.number}", version=version)
+
+
 class Names:
     """Looks words up.
 
@@ -104,7 +109,7 @@ class Names:
         number = int(match["number"]) if match["number"] else known.aliases.get(match["alias"])
         for version in known.versions:
             if version.number == number:
-                yield Subject("model", f"{version.name} version {number}", version=version)
+                yield of_version(version)
 
     def _runs(self, value: str) -> Iterator[Subject]:
         name = value.removeprefix("run/")

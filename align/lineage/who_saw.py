@@ -21,7 +21,7 @@ from align.lineage.data_versions import DataVersions
 from align.lineage.shard_samples import manifest_at
 from align.lineage.stage_runs import StageRun
 from align.services.mlflow_address import has_store
-from align.services.registry import Version
+from align.services.registry import Version, aliases_of
 from align.services.tracked_run import TrackedRun
 from align.services.tracking import Tracker
 
@@ -153,11 +153,6 @@ def who_saw(register: RegisterConfig, shards: Path, versions: DataVersions, coun
     models = tuple(seen_by(data[f"version {one.number}"], version=one) for one in registered)
     others = tuple(seen_by(data[run.run_id], run=run) for run in runs)
     return WhoSaw(models, others, None if models or others else f"'{register.model_name}' has no registered version")
-
-
-def aliases_of(aliases: Mapping[str, int], version: Version) -> tuple[str, ...]:
-    """The aliases that name this version, in order."""
-    return tuple(sorted(alias for alias, number in aliases.items() if number == version.number))
 
 
 def _unregistered(runs: list[TrackedRun], registered: list[Version]) -> list[TrackedRun]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from align.release.paired import Difference
+from align.paired import Difference
 from align.release.slices import Slice
 
 Outcome = Literal["promoted", "refused", "unchanged", "unapproved"]

@@ -8,10 +8,12 @@ model is measured on the same sets once.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,17 +24,19 @@ from align.config.store import StoreConfig
 from align.console import say
 from align.errors import DataError
 from align.files import sha256_folder
-from align.formats.evaluation_set import held_out_sets, load_sets
+from align.formats.evaluation_sets.align_tar import held_out_sets
+from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, set_digests, shards_test_set
 from align.formats.model_folder import CONFIG
 from align.formats.query_ranks import RANKS, QueryRanks, read_ranks
 from align.formats.shards import MANIFEST
 from align.services.registry import MODEL_DIGEST, Version
-from align.services.store import materialised
+from align.services.store import materialised, open_files
 from align.services.tracking import Tracker
 
-#: Below the working directory.
-MEASURED = Path(".align/promotions/measured")
+#: Below the working directory: the page of each promotion, and what was measured for one. `align gc` removes old ones.
+PAGES = Path(".align/promotions")
+MEASURED = PAGES / "measured"
 _IN_RUN = f"reports/evaluation/{RANKS}"
 
 
@@ -51,10 +55,14 @@ def todays_sets(params: Params) -> dict[str, str]:
         DataError, CorruptError, FormatError: a set that is here is damaged.
     """
     paths = params.section(PathsConfig)
-    sets = [*(load_sets(paths.evaluation) if paths.evaluation.is_dir() else ()), *held_out_sets(paths.filtered)]
+    store = params.section(StoreConfig)
+    sets = [
+        *(named_sets(paths.evaluation, open_files(store)) if paths.evaluation.exists() else ()),
+        *held_out_sets(paths.filtered),
+    ]
     number = params.section(EvaluateConfig).max_test_images
     if number and (paths.shards / MANIFEST).is_file():
-        sets += shards_test_set(materialised(paths.shards, params.section(StoreConfig)), number)
+        sets += shards_test_set(materialised(paths.shards, store), number)
     return set_digests(sets)
 
 
@@ -143,6 +151,8 @@ def evidence(
     if not has(ranks, wanted):
         raise DataError(f"{kept}: the sets changed while they were measured; repeat the command")
     assert ranks is not None
+    with suppress(FileNotFoundError):  # `align gc` lets it be as long as if it had been measured now
+        os.utime(kept / RANKS)
     return Evidence(ranks, f"version {version.number}: its registered model was measured on today's sets")
 
 

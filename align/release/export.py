@@ -21,18 +21,21 @@ from torch import Tensor
 from align.config import Params
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
+from align.config.store import StoreConfig
 from align.console import say
 from align.errors import DataError
 from align.files import replace_directory, require_apart, require_replaceable
-from align.formats.evaluation_set import load_sets
+from align.formats.evaluation_sets.named import named_sets
 from align.formats.model_folder import tokenizer_of
 from align.formats.picture_table import PICTURE_SUFFIXES
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import load_with_tokenizer
 from align.model.preprocess import centre_crop, decode, to_pixels
+from align.protocols.store import Files
 from align.release.interchange import write_hugging_face
 from align.release.programs import Programs, write_programs
 from align.services.dvc import require_no_out
+from align.services.store import open_files
 
 T = TypeVar("T")
 Format = Literal["hf", "onnx", "torch"]
@@ -165,28 +168,35 @@ def _hugging_face(directory: Path, texts: list[str], ids: Tensor, mask: Tensor) 
     return image, text
 
 
-def find_samples(evaluation: Path, images: Path | None, texts: Path | None) -> ParitySamples:
+def find_samples(
+    evaluation: Path, images: Path | None, texts: Path | None, files: Files | None = None
+) -> ParitySamples:
     """Chooses at most NUM_SAMPLES images and texts, spread evenly over the evaluation sets or over the given inputs.
 
     Args:
-        evaluation: folder of the evaluation sets.
+        evaluation: folder of the evaluation sets, or a suite.
         images: a folder of images to use instead.
         texts: a file with one text per line to use instead.
+        files: reads what a suite names.
 
     Raises:
         DataError: there is no image or no text, or a file or folder cannot be read.
     """
-    sets = [] if images and texts else load_sets(evaluation)
-    everything = [(each.name, image) for each in sets for image in each.images]
+    sets = [] if images and texts else named_sets(evaluation, files)
+    everything = [(each, position) for each in sets for position in range(len(each.images))]
     if images:
         if not images.is_dir():
             raise DataError(f"--images {images}: no such folder; give one with pictures")
-        files = sorted(path for path in images.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
-        if not files:
+        found = sorted(path for path in images.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+        if not found:
             raise DataError(f"--images {images}: no picture in it; their names end in {', '.join(PICTURE_SUFFIXES)}")
-        chosen = {str(path): path.read_bytes() for path in _spread(files)}
+        chosen = {str(path): path.read_bytes() for path in _spread(found)}
     else:
-        chosen = {f"image {image.key} of the set {name}": image.image for name, image in _spread(everything)}
+        chosen = {
+            f"image {each.images[position].key} of the set {each.name}": picture
+            for each, position in _spread(everything)
+            for _, picture in each.read([position])
+        }
     if texts:
         try:
             lines = [line.strip() for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -195,7 +205,7 @@ def find_samples(evaluation: Path, images: Path | None, texts: Path | None) -> P
                 f"--texts {texts}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
             ) from None
     else:
-        lines = [text for _, image in everything for text in islice(image.texts, 1)]
+        lines = [text for each in sets for image in each.images for text in islice(image.texts, 1)]
     samples = ParitySamples(chosen, _spread(lines))
     if not samples.images or not samples.texts:
         raise DataError(
@@ -224,7 +234,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     parity = export(
         args.format,
         model_dir=args.model or paths.finetuned,
-        samples=find_samples(paths.evaluation, args.images, args.texts),
+        samples=find_samples(paths.evaluation, args.images, args.texts, open_files(params.section(StoreConfig))),
         out=args.out,
     )
     say(

@@ -1,7 +1,7 @@
 """promote: a version becomes the champion if every gate lets it; the old champion becomes `previous`.
 
 Without a number it is the candidate, the version that was registered last. It has to be better than the champion on the
-same items by `promote.margin`, with confidence (`align.release.paired`), and the other gates have to let it
+same items by `promote.margin`, with confidence (`align.paired`), and the other gates have to let it
 (`align.release.gates`, `slices`). With `promote.approval`, a person has to approve it, too (`align.release.approval`).
 If one does not, no alias moves. Each decision is a table, and a page that is kept with the candidate's run.
 """
@@ -24,14 +24,13 @@ from align.release.alias_moves import LOCK
 from align.release.approval import Approval, add_approval_arguments, approval_of, reject
 from align.release.champion import make_champion, settled
 from align.release.decision import PromotionDecision, table_lines
+from align.release.evidence import PAGES
 from align.release.judge import DECIDED, judge, number_of, version_asked
 from align.release.promotion_page import write_page
 from align.services.mlflow_address import require_store
 from align.services.registry import CANDIDATE, CHAMPION, PREVIOUS, ROLLED_BACK, Version
 from align.services.tracking import Tracker
 
-#: Each decision's page, below the working directory.
-PAGES = Path(".align/promotions")
 #: MLflow refuses longer tags.
 _MAX_TAG = 5000
 

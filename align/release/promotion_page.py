@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from align.figure import BAD, GOOD, INK, LINE, SOFT, legible, png
 from align.files import write_text
 from align.html import cards, heading, page, paragraph, picture, table
+from align.paired import Difference
 from align.release.decision import HEADS, Compared, PromotionDecision, explanation, points
-from align.release.paired import Difference
 from align.visible import visible
 
 PAGE, MARKDOWN = "promotion.html", "promotion.md"

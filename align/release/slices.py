@@ -1,6 +1,7 @@
 """Slices: parts of the evaluation in which the candidate must not be worse than the champion.
 
-Each set is one, with all its ways of asking together, and so is each class of a set of classes. A slice counts against
+Each set is one, with all its ways of asking together, and so is each class of a set of classes, and each language of a
+set of pairs: of the texts that are asked, and of the images whose right texts are in it. A slice counts against
 the candidate only if its upper bound is below minus the margin: what nobody can tell apart refuses nothing. There are
 many slices, so each one's confidence is raised (Bonferroni: what is left of it is divided by their number). Thus the
 chance that any slice of an equally good model is found worse stays what one bound's would be. (Holm's method would
@@ -9,15 +10,15 @@ find the same first slice, and the first one decides.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from align.config.promote import PromoteConfig
-from align.formats.query_ranks import KNN, ZERO_SHOT, QueryRanks, Ranked
+from align.formats.query_ranks import ANY_OWNER, KNN, ZERO_SHOT, QueryRanks, Ranked
 from align.intervals import Scored
-from align.release.paired import Difference, Part, difference
+from align.paired import Difference, Part, difference
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Slice:
     """A part of the evaluation.
 
     Attributes:
-        name: of the set, and the class.
+        name: of the set, and the class or language.
         num_queries: in all ways of asking together.
         difference: candidate minus champion, bounds at the raised confidence; None: too few concepts to tell.
         worse: by more than the margin.
@@ -39,11 +40,19 @@ class Slice:
 
 
 def compared_slices(config: PromoteConfig, candidate: QueryRanks, champion: QueryRanks) -> list[Slice]:
-    """The slices of all sets that both were measured on, sets first. A set whose items differ is left out."""
+    """The slices of all sets that both were measured on, sets first. A set whose items differ is left out.
+
+    A language in which a set is asked throughout is no slice of its own, nor are the texts whose language nobody can
+    tell.
+    """
     shared = {name for name, digest in candidate.sets.items() if champion.sets.get(name) == digest}
     all_parts = {
         name: parts
-        for name, parts in [*_sets(candidate, champion), *_classes(candidate, champion)]
+        for name, parts in [
+            *_sets(candidate, champion),
+            *_classes(candidate, champion),
+            *_languages(candidate, champion),
+        ]
         if parts[0].name in shared
     }
     units = {
@@ -77,8 +86,22 @@ def _classes(candidate: QueryRanks, champion: QueryRanks) -> Iterator[tuple[str,
         for label in sorted(labels):
             yield (
                 f"{name}: {label}",
-                [_part(name, len(labelled), mine, theirs, label) for mine, theirs in labelled.values()],
+                [_part(name, len(labelled), mine, theirs, mine.labels, label) for mine, theirs in labelled.values()],
             )
+
+
+def _languages(candidate: QueryRanks, champion: QueryRanks) -> Iterator[tuple[str, list[Part]]]:
+    for name in candidate.sets:
+        # what was measured before languages were kept has none: the items are the same, and so their languages
+        protocols = [
+            (mine, theirs, told)
+            for mine, theirs in _protocols(candidate, champion, name).values()
+            if (told := mine.languages or theirs.languages)
+        ]
+        codes = {code for *_, told in protocols for code in told}
+        for code in sorted(code for code in codes if code is not None and len(codes) > 1):
+            asked = [one for one in protocols if code in one[2]]
+            yield f"{name}: language {code}", [_part(name, len(asked), *one, code) for one in asked]
 
 
 def _protocols(candidate: QueryRanks, champion: QueryRanks, name: str) -> Mapping[str, tuple[Ranked, Ranked]]:
@@ -86,12 +109,23 @@ def _protocols(candidate: QueryRanks, champion: QueryRanks, name: str) -> Mappin
     return {
         protocol: (part, champion.ranked[of, protocol])
         for (of, protocol), part in candidate.ranked.items()
-        if of == name and (of, protocol) in champion.ranked and len(part.queries)
+        if of == name
+        and (of, protocol) in champion.ranked
+        and len(part.queries)
+        and not protocol.endswith(ANY_OWNER)  # the same queries once more
     }
 
 
-def _part(name: str, number: int, mine: Ranked, theirs: Ranked, label: str | None = None) -> Part:
+def _part(
+    name: str,
+    number: int,
+    mine: Ranked,
+    theirs: Ranked,
+    told: Sequence[str | None] | None = None,
+    value: str | None = None,
+) -> Part:
+    """The queries of which this value is told, a class or a language; None: all."""
     one, other = (part.recall(1) if part.labels is not None else part.mean_recall() for part in (mine, theirs))
-    chosen = np.array([label is None or each == label for each in mine.labels or [None] * len(mine.queries)])
+    chosen = np.array([value is None or each == value for each in told or [None] * len(mine.queries)])
     clusters = [cluster for cluster, is_in in zip(mine.clusters, chosen, strict=True) if is_in]
     return Part(name, 1 / number, Scored((one - other)[chosen], clusters))

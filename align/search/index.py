@@ -1,7 +1,9 @@
 """index: every image of the shards -> its embedding, for search; and how often search finds what people ask for.
 
-All splits are indexed, since search is for finding things; the images of the evaluation sets are not in the shards. If
-there is a file of labelled queries, the report says how many find a right image, and shows the images that were found.
+All splits are indexed, since search is for finding things; the images of the evaluation sets are not in the shards.
+The addresses of each pair, and the rules that kept it, go with them, so that an index says by itself where a picture
+comes from. If there is a file of labelled queries, the report says how many find a right image, and shows what was
+found.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from align.config.store import StoreConfig
 from align.console import say, track
 from align.errors import DataError
 from align.figure import png
-from align.files import replace_directory, write_bytes, write_text
+from align.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.formats.image_index import ImageIndex, IndexedImage, write_index
 from align.formats.indexed_images import ImagesWriter
+from align.formats.raw import raw_shards
 from align.formats.shards import read_manifest
 from align.model.embedder import IMAGE_BATCH, Embedder, Encoder, model_digest
 from align.report import record_runtime, write_report
+from align.search.addresses import IndexedData, read_addresses, read_rules
 from align.search.answers import AnsweredQuery
 from align.search.figures import search_figure
 from align.search.images import read_images, thumbnail
@@ -48,7 +52,7 @@ def index(
     text_weight: float,
     encoder: Encoder,
     model_digest: str,
-    shards: Path,
+    data: IndexedData,
     out: Path,
     reports: Path,
 ) -> IndexReport:
@@ -59,28 +63,35 @@ def index(
         text_weight: `search.text_weight`.
         encoder: the model.
         model_digest: the digest that names the model.
-        shards: data/shards.
+        data: what is indexed.
         out: data/index; replaced whole.
         reports: the folder of this stage's report; replaced whole.
 
     Raises:
-        DataError: no shards, no image in them, or the query file is missing.
+        DataError: no shards, no image in them, data/raw is of another version, or the query file is missing.
         CorruptError: a shard's bytes do not match the manifest.
     """
+    require_replaceable(out, "index")
     labelled = read_queries(config.queries) if config.queries else None
-    manifest = read_manifest(shards)
+    manifest, rules = read_manifest(data.shards), read_rules(data.filter_report)
+    raw_shards(data.raw)  # a folder that is missing is said before the embedding, which may take hours
     num_images = sum(split.num_images for split in manifest.splits.values())
     if not num_images:
-        raise DataError(f"{shards}: the shards hold no image, so there is nothing to index")
+        raise DataError(f"{data.shards}: the shards hold no image, so there is nothing to index")
 
     def build(path: Path, images: ImagesWriter) -> VectorIndex:
-        embedded = _embedded(track(read_images(shards), what="index", total=num_images), encoder, config, images)
-        return VectorIndex.build(embedded, path, num_vectors=num_images, exact_below=config.exact_below)
+        embedded = _embedded(track(read_images(data.shards), what="index", total=num_images), encoder, config, images)
+        vectors = VectorIndex.build(embedded, path, num_vectors=num_images, exact_below=config.exact_below)
+        images.set_addresses(*read_addresses(data.raw, images.pairs()))
+        return vectors
 
-    write_index(out, build, model_digest=model_digest, shards_digest=manifest.digest, thumbnail_px=config.thumbnail_px)
+    write_index(
+        out, build, model_digest=model_digest, shards_digest=manifest.digest, thumbnail_px=config.thumbnail_px,
+        rules=rules,
+    )  # fmt: skip
     images = ImageIndex.load(out, VectorIndex.load)
 
-    labelled_search = LabelledSearch(images, encoder, shards, text_weight)
+    labelled_search = LabelledSearch(images, encoder, data.shards, text_weight)
     asked = [labelled_search.ask(query) for query in labelled.queries] if labelled else []
     composed = [labelled_search.subtract(query) for query in labelled.composed] if labelled else []
     entries = [outcome.entry for outcome in asked], [outcome.entry for outcome in composed]
@@ -143,7 +154,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
             text_weight=search.text_weight,
             encoder=Embedder.load(paths.finetuned),
             model_digest=model_digest(paths.finetuned),
-            shards=materialised(paths.shards, params.section(StoreConfig)),
+            data=IndexedData(
+                shards=materialised(paths.shards, params.section(StoreConfig)),
+                raw=paths.raw,
+                filter_report=paths.reports / "filter",
+            ),
             out=paths.index,
             reports=paths.reports / "index",
         )

@@ -19,7 +19,7 @@ from align.config import Params
 from align.config.paths import PathsConfig
 from align.console import say
 from align.errors import DataError
-from align.files import replace_directory, require_apart, require_replaceable
+from align.files import replace_directory, require_apart, require_replaceable, sha256_file
 from align.formats.image_index import ImageIndex, copy_index
 from align.formats.model_folder import copy_tokenizer, read_config, read_weights, tokenizer_of, write_model_folder
 from align.formats.ready import INDEX, MODEL, MadeFrom, Ready, ReadyManifest, describe_files, open_ready, write_manifest
@@ -29,6 +29,7 @@ from align.search.search import open_index
 from align.services.dvc import require_no_out
 
 DEFAULT_OUT = Path("data/sample/ready")
+LOCK = "dvc.lock"
 #: It is committed to git.
 MAX_BYTES = 20_000_000
 #: Largest allowed difference between coordinates of unit vectors.
@@ -51,15 +52,23 @@ class Difference:
     same_of_ten: float
 
 
-def make_ready(*, model: Path, index: Path, out: Path, revision: str | None, package_digest: str | None) -> Ready:
+@dataclass(frozen=True)
+class Run:
+    """The run that made a model and its index: see `MadeFrom`."""
+
+    revision: str | None
+    dvc_lock: str | None
+    package_digest: str | None
+
+
+def make_ready(*, model: Path, index: Path, out: Path, run: Run) -> Ready:
     """Writes the folder, whole or not at all.
 
     Args:
         model: models/finetuned.
         index: data/index, with thumbnails.
         out: replaced whole.
-        revision: git revision of the run.
-        package_digest: of models/packaged.
+        run: what made them.
 
     Raises:
         DataError: the index has no thumbnails, is of another model, or the folder would be larger than MAX_BYTES.
@@ -80,9 +89,10 @@ def make_ready(*, model: Path, index: Path, out: Path, revision: str | None, pac
                 "set index.thumbnail_px lower and run `align index` again, or take a smaller run"
             )
         made_from = MadeFrom(
-            revision=revision,
+            revision=run.revision,
+            dvc_lock=run.dvc_lock,
             model_digest=digest,
-            package_digest=package_digest,
+            package_digest=run.package_digest,
             shards_digest=images.header.shards_digest,
             num_images=len(images.items),
         )
@@ -135,12 +145,23 @@ def compare(trained: Embedder, smaller: Embedder, images: ImageIndex) -> Differe
     return Difference(largest, sum(same) / (len(same) * min(_TOP, len(images.items))))
 
 
-def _revision() -> str | None:
+def revision_of(root: Path, out: Path) -> str | None:
+    """The git revision of a checkout's code, with `-dirty` where files of it were changed; None outside git.
+
+    dvc.lock is no code: the run itself writes it, and the manifest names it apart. Nor is the folder that is replaced.
+    """
+    others = [f":(top,exclude,literal){path}" for path in (LOCK, _within(root, out)) if path]
     try:
-        dirty = "-dirty" if git(Path(), "status", "--porcelain") else ""
-        return git(Path(), "rev-parse", "HEAD") + dirty
+        dirty = "-dirty" if git(root, "status", "--porcelain", "--", ":(top)", *others) else ""
+        return git(root, "rev-parse", "HEAD") + dirty
     except DataError:
         return None
+
+
+def _within(root: Path, out: Path) -> str:
+    """A folder as a path from the root of the checkout; empty where it is elsewhere."""
+    folder, top = (root / out).resolve(), root.resolve()
+    return folder.relative_to(top).as_posix() if folder.is_relative_to(top) and folder != top else ""
 
 
 def _package_digest(reports: Path, model: Path) -> str | None:
@@ -168,8 +189,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
         model=paths.finetuned,
         index=paths.index,
         out=args.out,
-        revision=_revision(),
-        package_digest=_package_digest(paths.reports, paths.finetuned),
+        run=Run(
+            revision=revision_of(Path(), args.out),
+            dvc_lock=sha256_file(Path(LOCK)) if Path(LOCK).is_file() else None,
+            package_digest=_package_digest(paths.reports, paths.finetuned),
+        ),
     )
     num_bytes = sum(file.size_bytes for file in made.manifest.files.values())
     say(

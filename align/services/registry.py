@@ -19,6 +19,8 @@ ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_be
 #: first 16 digits, since one model may get another index; the tag says which is the version's.
 MODEL_ARTIFACT, INDEX_ARTIFACT = "model", "index"
 MODEL_DIGEST, INDEX_DIGEST = "align.model_digest", "align.index_digest"
+#: What the version's lineage page shows, as JSON (`align.lineage.version_pages`).
+LINEAGE_PAGE = "align.lineage_page"
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,11 @@ class Registry:
         with self._asking():
             for key in set(keys) & set(version.tags):
                 self._client.delete_model_version_tag(version.name, str(version.number), key)
+
+
+def aliases_of(aliases: Mapping[str, int], version: Version) -> tuple[str, ...]:
+    """The aliases that name this version, in order; `aliases` as `Registry.aliases` has them."""
+    return tuple(sorted(alias for alias, number in aliases.items() if number == version.number))
 
 
 def _version(item: Any) -> Version:

@@ -28,7 +28,7 @@ def view_tag(metrics: Sequence[str], params: Sequence[str], pictures: Sequence[s
         pictures: their keys, `SECTION/NAME`; the charts begin with them. MLflow adds the charts of all metrics.
     """
     columns = ["attributes.`Created`", "attributes.`Duration`", *(f"metrics.`{name}`" for name in metrics)]
-    columns += [f"params.`{name}`" for name in params] + ["attributes.`Models`", "tags.`align.git_revision`"]
+    columns += [f"params.`{name}`" for name in params] + ["tags.`align.git_revision`"]
     state: dict[str, Any] = {
         "selectedColumns": columns,
         "columnOrder": [],

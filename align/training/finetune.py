@@ -10,14 +10,17 @@ Flickr30K in `data/shards` this stage follows the paper's protocol.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from align.config import Params
 from align.config.finetune import FinetuneConfig
 from align.config.model import ModelConfig
+from align.config.params import chosen_values
 from align.config.paths import PathsConfig
 from align.console import say
-from align.errors import AlignError, DataError
+from align.errors import AlignError, ConfigError, DataError
 from align.files import require_apart
 from align.formats.model_folder import read_config, tokenizer_of
 from align.training.plan import TrainingInputs
@@ -33,11 +36,26 @@ def main(params: Params, args: argparse.Namespace) -> None:
     start = paths.moved(config.start)
     require_apart(paths.finetuned, start)
     model = read_start(start)
+    _refuse_ignored(chosen_values(params, args.typed), model, start)
     say(f"finetune: from {start}")
     train_from_params(
         params, args, config, model,
         inputs=TrainingInputs(paths.shards, tokenizer_of(start), start), out=paths.finetuned,
     )  # fmt: skip
+
+
+def _refuse_ignored(chosen: Mapping[str, Any], model: ModelConfig, start: Path) -> None:
+    """Raises ConfigError where a value of section `model` was chosen that is not the one of the model to start from."""
+    for key, value in chosen.items():
+        section, *parts = key.split(".")
+        kept: Any = model.model_dump(mode="json", by_alias=True)
+        for part in parts:
+            kept = kept.get(part) if isinstance(kept, dict) else None
+        if section == "model" and kept != value:
+            raise ConfigError(
+                f"--set {key}={value}: `align finetune` keeps the shape and the recipe of the model in {start}, so "
+                "this would be ignored; set it for `align pretrain`, which makes that model"
+            )
 
 
 def read_start(folder: Path) -> ModelConfig:

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from align.console import say
 from align.errors import ConfigError, CorruptError
 from align.model.preprocess import random_crop
+from align.randomness import Purpose, keyed_bits, uniforms
 from align.training.batch import Augmentation, Batch, Sampling
 from align.training.order import MAX_REPLACEMENTS, BlockOrder, Mixture
 from align.training.phrases import MAX_PHRASES, some_phrases
-from align.training.randomness import Purpose, keyed_bits, uniforms
 from align.training.reading import SampleLocation, Span
 from align.training.samples import SplitSamples
 

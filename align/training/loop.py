@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from align.checkpoint import CheckpointFolder
 from align.config.health import HealthConfig
 from align.config.recipe import Recipe
 from align.errors import NonFiniteLossError, TrainingError
@@ -29,7 +30,6 @@ from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import as_written
 from align.training.batch import Augmentation, Batch, Sampling
-from align.training.checkpoint import CheckpointFolder
 from align.training.health import Health
 from align.training.lamb import learning_rate_at
 from align.training.loader import TrainLoader

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align import provenance
+from align.checkpoint import CheckpointFolder, run_key
 from align.config.cluster import ClusterConfig
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
@@ -17,7 +18,6 @@ from align.errors import ConfigError
 from align.files import sha256_file
 from align.formats.model_folder import TOKENIZER, weights_digest
 from align.protocols.store import Mirror, Tars
-from align.training.checkpoint import CheckpointFolder, run_key
 from align.training.index import SplitIndex, read_outline
 from align.training.loop import UNWATCHED, Monitoring
 

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from align.checkpoint import JOURNAL
 from align.config import Params
 from align.config.cluster import ClusterConfig
 from align.config.health import HealthConfig
@@ -27,7 +28,6 @@ from align.services.live_log import LiveLog
 from align.services.mlflow_address import current_run_id
 from align.services.store import tar_reader
 from align.services.store_mirror import checkpoint_mirror
-from align.training.checkpoint import JOURNAL
 from align.training.loop import Monitoring
 from align.training.plan import Infrastructure, TrainingInputs, TrainingPlan, make_plan
 from align.training.report import TrainingReport, training_report, write_training_report

@@ -23,12 +23,14 @@ from align.protocols.sql import Engine
 
 def make_views(engine: Engine, sets: Sequence[EvaluationSet]) -> None:
     """Makes the views `evaluation_ids` (column image_id) and `evaluation_hashes` (phash), without duplicates."""
-    images = [image.image for one in sets for image in one.images]
-    ids = {hashlib.sha256(image).hexdigest() for image in images}
-    hashes = set(in_threads(_perceptual_hash, images, engine.num_threads))
+    pictures = (picture for one in sets for _, picture in one.read(fault=lambda position, why: None))
+    ids: set[str] = set()
+    hashes: set[int] = set()
+    for image_id, phash in in_threads(_identity, pictures, engine.num_threads):
+        ids.add(image_id)
+        hashes |= set() if phash is None else {phash}
     view_values(engine, "evaluation_ids", "image_id", pa.array(sorted(ids), pa.string()))
-    decoded = sorted(phash for phash in hashes if phash is not None)
-    view_values(engine, "evaluation_hashes", "phash", pa.array(decoded, pa.uint64()))
+    view_values(engine, "evaluation_hashes", "phash", pa.array(sorted(hashes), pa.uint64()))
 
 
 def view_values(engine: Engine, name: str, column: str, values: pa.Array) -> None:
@@ -38,9 +40,10 @@ def view_values(engine: Engine, name: str, column: str, values: pa.Array) -> Non
     engine.view(name, path)
 
 
-def _perceptual_hash(image: bytes) -> int | None:
-    """64 bits; None where the image does not decode."""
-    return image_signals(image, sys.maxsize).phash  # our own sets need no limit of pixels
+def _identity(image: bytes) -> tuple[str, int | None]:
+    """sha256, and the perceptual hash of 64 bits; None where the image does not decode."""
+    phash = image_signals(image, sys.maxsize).phash  # our own sets need no limit of pixels
+    return hashlib.sha256(image).hexdigest(), phash
 
 
 def checked_counts(sets: Iterable[EvaluationSet], checked: Mapping[str, str]) -> dict[str, int]:
@@ -48,16 +51,16 @@ def checked_counts(sets: Iterable[EvaluationSet], checked: Mapping[str, str]) ->
 
     Args:
         sets: those on disk.
-        checked: those that the filter searched for, name -> sha256 of the tar.
+        checked: those that the filter searched for, name -> its identity (`EvaluationSet.identity`).
     """
     return {
         "checked_sets": len(checked),
-        "unchecked_sets": sum(checked.get(one.name) != one.sha256 for one in sets),
+        "unchecked_sets": sum(checked.get(one.name) != one.identity for one in sets),
     }
 
 
 def read_checked_sets(filter_report: Path) -> dict[str, str]:
-    """The evaluation sets that `align filter` searched for, name -> sha256 of the tar, from its report.
+    """The evaluation sets that `align filter` searched for, name -> its identity, from its report.
 
     Raises:
         DataError: there is no such report, or an older version wrote it.

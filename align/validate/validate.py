@@ -22,19 +22,23 @@ import pandas as pd
 from align.config import Params, load_params
 from align.config.engine import EngineConfig
 from align.config.paths import PathsConfig
+from align.config.store import StoreConfig
 from align.config.validate import ValidateConfig
 from align.console import say
 from align.errors import ConfigError, DataError
 from align.figure import png
 from align.formats.acceptances import read_acceptances
 from align.formats.drift_reference import read_reference
-from align.formats.evaluation_set import held_out_sets, load_sets
+from align.formats.evaluation_sets.align_tar import held_out_sets
+from align.formats.evaluation_sets.named import named_sets
 from align.formats.filtered import decisions_digest
 from align.formats.verdict import SHARDS, TABLES
 from align.protocols.expectations import STATISTICS, Check
+from align.protocols.store import Files
 from align.report import record_runtime
 from align.services import expectations
 from align.services.engine import open_engine
+from align.services.store import open_files
 from align.validate import evaluation_images, tables
 from align.validate.bands import suggested_bands, tighter_bands
 from align.validate.drift import distributions, drift
@@ -57,6 +61,7 @@ def validate(
     policy: Path,
     reports: Path,
     check: Check = expectations.check,
+    files: Files | None = None,
 ) -> QualityReport:
     """Judges the data and replaces the folder of its report, also when the gate fails.
 
@@ -67,13 +72,14 @@ def validate(
         policy: data/policy, with what people accepted and the reference for drift.
         reports: reports/quality.
         check: checks the expectations.
+        files: reads evaluation sets that a suite names.
 
     Raises:
         GateError: an expectation failed; the message has the observed value and the threshold.
         DataError: a table is missing or unreadable.
         FormatError: a file of the policy has another layout.
     """
-    sets, reference = [*load_sets(data.evaluation), *held_out_sets(data.filtered)], read_reference(policy)
+    sets, reference = [*named_sets(data.evaluation, files), *held_out_sets(data.filtered)], read_reference(policy)
     with open_engine(engine_config, reports) as engine:
         incomplete = tables.make_views(engine, data)
         evaluation_images.make_views(engine, sets)
@@ -155,6 +161,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
                 JudgedData(paths.raw, paths.filtered, paths.evaluation, checked_sets),
                 policy=paths.policy,
                 reports=quality,
+                files=open_files(params.section(StoreConfig)),
             )
         say(f"validate: {summary(report)}")
 

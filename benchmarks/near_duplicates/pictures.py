@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-from align.formats.evaluation_set import load_sets
+from align.formats.evaluation_sets.align_tar import load_sets
 
 #: The project's own cap (filter.max_image_pixels).
 MAX_PIXELS = 10**8
@@ -29,7 +29,8 @@ def archive_pictures(sample: Path, wanted: Collection[str] | None = None) -> tup
 
 def evaluation_pictures(sample: Path) -> dict[str, bytes]:
     """set/key -> bytes; an image in several sets has its first name."""
-    named = {f"{one.name}/{image.key}": image.image for one in load_sets(sample / "evaluation") for image in one.images}
+    sets = load_sets(sample / "evaluation")
+    named = {one.name_of(position): picture for one in sets for position, picture in one.read()}
     first: dict[bytes, str] = {}
     for name in sorted(named):
         first.setdefault(named[name], name)

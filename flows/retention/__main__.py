@@ -17,6 +17,7 @@ from align.console import say, show
 from align.errors import AlignError, DataError
 from align.lineage.data_versions import DataVersions
 from align.locks import locked
+from align.release.evidence import MEASURED, PAGES
 from flows.git_repository import git
 from flows.retention.cache import dvc_locked
 from flows.retention.history import History
@@ -59,7 +60,7 @@ def collect(root: Path, params: Params, *, yes: bool) -> Plan:
         plan = make_plan(Situation(root, params, history, at_work, time.time()), versions)
         show(*table(plan.items))
         if yes:
-            for folder in (checkpoints, root / STATE / "failed"):
+            for folder in (checkpoints, root / STATE / "failed", root / PAGES, root / MEASURED):
                 clear(folder)
             for item in plan.items:
                 item.remove()

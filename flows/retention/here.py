@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from align.config.promote import PromoteConfig
 from align.config.retention import RetentionConfig
 from align.config.store import StoreConfig
 from align.console import say
 from align.errors import LockedError
 from align.files import marked
+from align.release.evidence import MEASURED, PAGES
 from align.run import running_services
 from align.services.store_mirror import CheckpointMirror, checkpoint_mirror
 from flows.failed_runs import MADE_BY
@@ -21,10 +23,12 @@ from flows.retention.item import Item, dispose, newest, size_of
 from flows.retention.live import LOCKS, free
 from flows.run_context import STATE
 
-#: The folder of a training run: a digest of its values, one of its code (align/training/checkpoint.py).
+#: The folder of a training run: a digest of its values, one of its code (align/checkpoint.py).
 _RUN_KEY = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
 #: In it once the training has ended.
 _FINISHED = "speed.json"
+#: The folders of promotions (align/release/promote.py), and of measurements for them: digests of a model and of sets.
+_PAGES, _MEASURED = re.compile(r"\d{8}T\d{6}Z-version-\d+"), re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")
 _DAY_S = 24 * 3600.0
 
 
@@ -113,6 +117,21 @@ def _checkpoints(path: Path, mirror: CheckpointMirror | None) -> None:
             for name in mirror.names(path.name):
                 mirror.delete(f"{path.name}/{name}")
         dispose(path)
+
+
+def promotions(root: Path, config: RetentionConfig, promote: PromoteConfig, times: Times) -> Iterator[Item]:
+    """Pages of promotions, which MLflow keeps too, and measurements of registered models for them.
+
+    A person who approves a promotion has the version judged again, by the same measurement: so what may wait for an
+    answer stays, however few `config.days` are. A measurement is as young as its last use (`align.release.evidence`).
+    """
+    before = times.before(max(config.days, promote.approval_timeout_h / 24))
+    folders = [(path, _PAGES) for path in (root / PAGES).glob("*")] + [
+        (path, _MEASURED) for path in (root / MEASURED).glob("*")
+    ]
+    for path, named in sorted(folders):
+        if named.fullmatch(path.name) and path.is_dir() and not path.is_symlink() and newest(path) < before:
+            yield Item("promotions", (path.name,), size_of(path), partial(dispose, path))
 
 
 def copies(store: StoreConfig, config: RetentionConfig, times: Times) -> Iterator[Item]:

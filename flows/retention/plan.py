@@ -9,6 +9,7 @@ from pathlib import Path
 
 from align.config import Params
 from align.config.paths import PathsConfig
+from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
 from align.config.retention import RetentionConfig
 from align.config.store import StoreConfig
@@ -93,6 +94,7 @@ def make_plan(situation: Situation, versions: DataVersions) -> Plan:
     plan.items.extend(here.logs(root, config, times))
     plan.items.extend(here.checkpoints(root / paths.checkpoints, config, store, times))
     plan.items.extend(here.copies(store, config, times))
+    plan.items.extend(here.promotions(root, config, params.section(PromoteConfig), times))
     if tracker:
         experiment, before = params.section(RegisterConfig).experiment, times.before(config.days)
         runs = old_runs(

@@ -185,7 +185,7 @@ def look_around(clone: Clone, prefect: Prefect, run: str) -> None:
     assert prefect.artifacts(run).keys() == {"plan", "progress", "run", "summary"}
     assert "Progress: 100%" in prefect.read(run, "progress")
     summary = prefect.read(run, "summary")
-    assert "Run 'trial', recorded as branch run/trial" in summary and "Retrieval (chance):" in summary
+    assert "Run 'trial', recorded as branch run/trial" in summary and "Retrieval, fine-tuned (chance):" in summary
     text = prefect.read(run, "run")
     assert "branch: run/trial (" in text and "registered: " in text and "version 1" in text
     address = page.run("location.href")

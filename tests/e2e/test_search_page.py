@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from align.formats.image_index import IndexedImage
+from align.formats.image_index import IndexedImage, IndexHeader
 from align.search.service.answers import PairShown, RuleShown
 from align.search.service.service import SearchService
-from tests.support import ROOT, missing, served
+from tests.support import ROOT, colour_index, missing, served
 from tests.support.browser import Page, open_page
+from tests.support.colour_index import PAGE
 from tests.support.colours import square
 
 pytestmark = pytest.mark.full
@@ -24,15 +25,33 @@ KEYS = {"Tab": 9, "Enter": 13, "Escape": 27}
 FOCUSED = "(document.activeElement.id || document.activeElement.dataset.key || document.activeElement.tagName)"
 
 
-def pair_of(item: IndexedImage, shards_digest: str) -> PairShown:
-    rule = RuleShown(rule="text_too_short", what=HOSTILE, verdict="passes", values=HOSTILE)
-    address = "javascript:document.title='broken in'" if item.key.endswith("1") else "https://example.com/page"
-    return PairShown(page_url=address, url=None, text=HOSTILE, kept=True, rules=[rule], notes=[HOSTILE])
+#: Key of a picture -> the address of its page, and the one that is linked; None: it is shown as text.
+ADDRESSES: dict[str, tuple[str | None, str | None]] = {
+    "000000000": (PAGE, PAGE),
+    "000000001": ("javascript:document.title='broken in'", None),
+    "000000002": ("data:text/html,<script>document.title='broken in'</script>", None),
+    "000000003": ("'\"><img src=x onerror=\"document.title='broken in'\">", None),
+    "000000004": ("https://a.example/" + "x" * 10_000, None),
+    "000000005": ("https://a.example/\u202egpj.exe", "https://a.example/%E2%80%AEgpj.exe"),
+    "000000006": (" java\nscript:document.title='broken in'", None),
+    "000000007": ("https://bank.example@evil.example/", None),
+    "000000008": ("https:evil.example", None),
+    "000000009": ("x" * 10_000, None),
+    "000000010": ('HTTPS://EXAMPLE.com/a" onclick="x', "https://example.com/a%22%20onclick=%22x"),
+    "000000011": (None, None),
+}
+
+
+def pair_of(item: IndexedImage, header: IndexHeader) -> PairShown:
+    rule = RuleShown(rule="text_too_short", what=HOSTILE, drops_where=HOSTILE, verdict="passes", values=HOSTILE)
+    return PairShown(text=HOSTILE, kept=True, rules=[rule], notes=[HOSTILE])
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SearchService]:
-    root = served.write(tmp_path_factory.mktemp("page"))
+    root = tmp_path_factory.mktemp("page")
+    pages = {f"{first}{key[1:]}": page for key, (page, _) in ADDRESSES.items() for first in "01"}
+    colour_index.build(root, pages=pages)
     with served.service(root, served.served(root), max_requests_per_s=None) as service:
         service._pair_of = pair_of
         yield service
@@ -98,22 +117,42 @@ def test_by_keyboard_alone_from_a_text_to_a_picture_and_back(tab: Page, url: str
         "document.getElementById('detail').contains(document.activeElement) || document.activeElement === document.body"
     )
     said = tab.text("#detail-body")
-    for words in ("train/00000.tar", "align version 1", "run-1", "text_too_short", "passes", first):
+    for words in ("Web page", "train/00000.tar", "align version 1", "run-1", "text_too_short", "passes", first):
         assert words in said or words in tab.text("#detail")
     press(tab, "Escape")
     tab.wait("!document.getElementById('detail').open")
     assert tab.run(FOCUSED) == first
 
 
-def test_foreign_text_is_text_and_only_web_addresses_are_links(tab: Page, url: str) -> None:
-    for key, links in (("000000000", ["https://example.com/page"]), ("000000001", [])):
+@pytest.mark.parametrize("key", ADDRESSES)
+def test_foreign_text_is_text_and_only_web_addresses_are_links(tab: Page, url: str, key: str) -> None:
+    page, link = ADDRESSES[key]
+    tab.size(380, 800)
+    try:
         tab.open(f"{url}/?key={key}")
         tab.wait("document.querySelector('#results button')")
         tab.run(f"import('/detail.js').then((module) => module.open('{key}', () => {{}}))")
         tab.wait("document.querySelector('#detail-body table')")
         found = tab.run("[...document.querySelectorAll('#detail-body a')].map((a) => [a.getAttribute('href'), a.rel])")
-        assert found == [[link, "noreferrer noopener"] for link in links]
+        wanted = [link, f"https://example.com/{key}.jpg"]
+        assert found == [[one, "noreferrer noopener"] for one in wanted if one]
+        shown = tab.run("document.querySelector('.chain li').innerText")
+        if page is None:
+            assert "not recorded" in shown
+        elif len(page) > 200:
+            assert len(shown) < 400 and "characters)" in shown
+        elif link is None:
+            assert " ".join(page.split()) in " ".join(shown.split())
+        else:
+            assert "\u202e" not in shown and link in shown
         assert HOSTILE in tab.text("#detail-body") and "broken in" not in tab.run("document.title")
+        assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+        assert tab.run("document.getElementById('detail').scrollWidth <= innerWidth")
+    finally:
+        tab.size(1300, 900)
+
+
+def test_a_query_that_is_foreign_text_is_text(tab: Page, url: str) -> None:
     tab.open(f"{url}/?q=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
     tab.wait("document.querySelector('#results button')")
     assert tab.run("document.getElementById('text').value") == "<img src=x onerror=alert(1)>"

@@ -1,5 +1,6 @@
 """Approval on a real Prefect server, by a real worker and the real `align promote`: what people answer, and when."""
 
+import json
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from align.config.params_file import write_params
 from align.config.register import RegisterConfig
-from align.services.registry import Version
+from align.services.registry import LINEAGE_PAGE, Version
 from align.services.tracking import Tracker
 from tests.support import registered
 from tests.support.local_stack import Stack, stub_repository
@@ -72,6 +73,12 @@ def champions(tracker: Tracker) -> tuple[int | None, list[tuple[str, int | None,
     return state.champion, [(move.kind, move.before, move.to) for move in state.moves]
 
 
+def pages(tracker: Tracker) -> dict[int, list[str]]:
+    """Version -> the aliases that its lineage page shows, of those that have one."""
+    tags = {one.number: one.tags.get(LINEAGE_PAGE) for one in tracker.registry.versions("stub")}
+    return {number: json.loads(text)["aliases"] for number, text in tags.items() if text}
+
+
 def test_what_people_answer_decides(made: tuple[Stack, Project]) -> None:
     stack, outputs = made
     mlflow = outputs.tracker
@@ -98,6 +105,7 @@ def test_what_people_answer_decides(made: tuple[Stack, Project]) -> None:
     move = mlflow.registry.champion_state("stub").moves[0]
     assert move.who == f"--version=7 <b>Ann, by flow run {first}" and move.why.endswith("; approved: it reads | signs")
     assert not [each for each in runs(stack) if each["parameters"].get("ends")]  # nothing is left to end
+    assert pages(mlflow) == {1: ["candidate", "champion"]}
 
     candidate(outputs, 0.6)
     second = ask(stack)
@@ -105,6 +113,7 @@ def test_what_people_answer_decides(made: tuple[Stack, Project]) -> None:
     assert stack.wait_for(second, *ENDS) == "COMPLETED", stack.logs(second)
     assert champions(mlflow) == (1, [("promoted", None, 1), ("rejected", 1, 1)])
     assert mlflow.registry.champion_state("stub").moves[1].why == "version 2 was rejected: slow on phones"
+    assert pages(mlflow) == {1: ["champion"], 2: ["candidate"]}
 
     third = ask(stack)
     mlflow.registry.set_alias(candidate(outputs, 0.7), "champion")

@@ -49,15 +49,19 @@ def test_it_lists_first_and_removes_only_when_told(project: Path, tmp_path: Path
     git(project, "tag", "keep-me", "run/3")
     git(project, "branch", "a-person", "run/3")
     old_runs.decide(project, 2)
+    page = project / ".align/promotions/20200101T120000Z-version-1"
+    page.mkdir(parents=True)
+    os.utime(page, (0, 0))
     before = everything(project)
 
     done = old_runs.gc(project)
     assert done.returncode == 0, done.stderr
-    assert everything(project) == before
+    assert everything(project) == before and page.is_dir()
     listed = {line[:40].strip(): line[40:].split() for line in done.stdout.splitlines() if line and line[0] != " "}
     assert listed["branches of runs"][0] == "2"  # 3, whose commit a tag names, and 4
     assert listed["runs of MLflow"][0] == "1" and int(listed["runs of MLflow"][1]) > 0  # 4
     assert listed["checkpoints of finished trainings"][0] == "5"
+    assert listed["promotions"][0] == "1"
     objects, num_entries = int(listed["objects of DVC's cache"][0]), 3
     assert objects > 5 and int(listed["objects of DVC's remote 'local'"][0]) == objects + num_entries
     assert listed["entries of DVC's run cache"][0] == "3"
@@ -65,7 +69,7 @@ def test_it_lists_first_and_removes_only_when_told(project: Path, tmp_path: Path
 
     done = old_runs.gc(project, "--yes")
     assert done.returncode == 0, done.stderr
-    assert old_runs.branches(project) == ["run/1", "run/2", "run/5"]
+    assert old_runs.branches(project) == ["run/1", "run/2", "run/5"] and not page.exists()
     for revision, number in (("run/1", 1), ("run/2", 2), ("keep-me", 3), ("run/5", 5)):
         assert old_runs.weights(project, revision, tmp_path / "elsewhere") == f"raw {number}\n1\n"
     shutil.rmtree(project / ".dvc/cache/files")

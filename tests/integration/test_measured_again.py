@@ -7,7 +7,8 @@ import pytest
 
 from align.errors import DataError
 from align.files import sha256_folder
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, write_set
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
+from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.query_ranks import RANKS
 from align.release import gates
 from align.release.decision import Gate
@@ -16,12 +17,11 @@ from tests.support import registered
 from tests.support.colours import COLOURS, square
 
 IMAGES = [
-    EvaluationImage(
-        f"{name}{shade}", square(name, shade=shade), f"{name}{shade}", (name, shade * "x"), None, None, "query"
-    )
+    EvaluationImage(f"{name}{shade}", f"{name}{shade}", (name, shade * "x"), None, None, "query")
     for name in COLOURS for shade in (0, 9, 18, 27)
 ]  # fmt: skip
-TODAY = EvaluationSet("concepts", "retrieval", "squares", IMAGES, (), ())
+PICTURES = [square(name, shade=shade) for name in COLOURS for shade in (0, 9, 18, 27)]
+TODAY = EvaluationSet("concepts", "retrieval", "squares", IMAGES, (), (), held(PICTURES))
 #: Sixteen squares and an untrained model: nothing is above chance.
 ANYHOW = "promote.min_times_chance=0"
 
@@ -57,7 +57,7 @@ def test_old_versions_are_measured_once_and_reports_stay(
     project.evaluate(0.5, keeps_ranks=False)
     assert sha256_folder(tmp_path / "reports") == before and not (tmp_path / "runtime").exists()
 
-    write_set(tmp_path / "evaluation", replace(TODAY, images=[replace(IMAGES[0], image=b"no picture"), *IMAGES[1:]]))
+    write_set(tmp_path / "evaluation", replace(TODAY, pictures=held([b"no picture"] * len(PICTURES))))
     with pytest.raises(DataError, match="the model could not be measured: "):
         project.promote(ANYHOW)
     assert project.aliases() == {"candidate": 3, "champion": 1}

@@ -7,38 +7,19 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.files import sha256_folder
-from align.formats.query_ranks import RANKS, write_ranks
 from align.release import gates
 from align.release.decision import Gate
-from align.services.registry import ROLLED_BACK, Version
+from align.services.registry import ROLLED_BACK
 from align.services.tracking import Tracker
+from tests.support.empty_versions import version
 from tests.support.params import PARAMS_FILE
-from tests.support.registered import RECALL, ranks
+from tests.support.registered import RECALL
 
 
 @pytest.fixture(autouse=True)
 def no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     """The models here are empty files; tests/integration/test_promotion.py has one that predicts."""
     monkeypatch.setattr(gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", packaged.is_dir()))
-
-
-def version(tracker: Tracker, root: Path, recall: float) -> Version:
-    """A registered version whose run has measured this."""
-    run_id = tracker.start_run("align", "x")
-    (root / "evaluation").mkdir(exist_ok=True)
-    write_ranks(ranks(recall), root / "evaluation" / RANKS)
-    tracker.log_folder(run_id, root / "evaluation", "reports/evaluation")
-    (root / "model").mkdir(exist_ok=True)
-    (root / "model" / "MLmodel").write_text("flavors: {}")
-    tracker.log_folder(run_id, root / "model", "model")
-    digest = sha256_folder(root / "model")
-    tags = {"align.data_digest": "d" * 64, "align.model_digest": digest, "align.git_revision": "0123abc"}
-    tags |= {"align.quality": "passed"}
-    made = tracker.registry.create_version("align", run_id, "model", tags)
-    tracker.registry.set_alias(made, "candidate")
-    tracker.end_run(run_id)
-    return made
 
 
 @pytest.mark.timeout(600)

@@ -8,7 +8,7 @@ import pytest
 
 from align.cli import main
 from align.formats.shards import iter_samples
-from tests.support import colour_shards, tiny_model
+from tests.support import colour_index, colour_shards, tiny_model
 from tests.support.params import PARAMS_FILE
 
 
@@ -17,13 +17,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model and shards, indexed."""
     root = tmp_path_factory.mktemp("world")
     tiny_model.write(root)
-    colour_shards.write(root / "shards")
+    colour_index.write_data(root, root / "reports")
     assert align(root, "index") == 0
     return root
 
 
 def align(root: Path, verb: str, *words: str) -> int:
-    where = {"finetuned": "model", "shards": "shards", "index": "index", "reports": "reports"}
+    where = {"finetuned": "model", "raw": "raw", "shards": "shards", "index": "index", "reports": "reports"}
     overrides = [f"paths.{key}={root / name}" for key, name in where.items()] + [f"paths.runtime={root / 'runtime'}"]
     arguments = [verb, "--params", str(PARAMS_FILE), "--set", "index.queries=null"]
     return main([*arguments, *(word for override in overrides for word in ("--set", override)), *words])

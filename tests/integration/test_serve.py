@@ -20,13 +20,14 @@ from align.config.store import StoreConfig
 from align.model.embedder import Embedder, model_digest
 from align.release.register import Registration, register
 from align.release.results import PipelineOutputs
+from align.search.addresses import IndexedData
 from align.search.index import index
 from align.search.service.champion import Champion
 from align.search.service.fetched import RegisteredChampion
 from align.search.service.served import Pictures, load
 from align.search.service.service import SearchService
 from align.services.registry import CHAMPION, INDEX_DIGEST, Version
-from tests.support import registered
+from tests.support import colour_index, registered
 from tests.support.params import load_params
 from tests.support.registered import ORIGIN, VALUES, Project
 from tests.support.served import limits, listening, pair_of
@@ -41,6 +42,8 @@ class Served:
         values = load_params().values["paths"]
         own = {"finetuned": root / "models/finetuned", "index": root / "index", "shards": root / "shards"}
         self.paths = PathsConfig.model_validate(values | {name: str(path) for name, path in own.items()})
+        self.data = IndexedData(self.paths.shards, root / "raw", root / "rules")
+        colour_index.write_report(self.data.filter_report)
         self.source = RegisteredChampion(
             self.project.config.model_name, self.project.tracker, self.paths, root / "served"
         )
@@ -51,7 +54,7 @@ class Served:
         model = self.paths.finetuned
         index(
             IndexConfig.model_validate(load_params().values["index"] | {"queries": None}), text_weight=2.0,
-            encoder=Embedder.load(model), model_digest=model_digest(model), shards=self.paths.shards,
+            encoder=Embedder.load(model), model_digest=model_digest(model), data=self.data,
             out=self.paths.index, reports=self.root / "reports/index",
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from align.checkpoint import CheckpointFolder
 from align.errors import AlignError
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
@@ -25,7 +26,6 @@ from align.training import state as state_module
 from align.training import step as step_module
 from align.training.acceleration import accelerated
 from align.training.batch import Batch
-from align.training.checkpoint import CheckpointFolder
 from align.training.lamb import Lamb
 from align.training.loss_scale import LossScale
 from align.training.plan import TrainingPlan

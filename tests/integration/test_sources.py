@@ -202,19 +202,19 @@ def webdataset(root: Path, pictures: list[bytes], web: WebServer) -> Case:
 
 
 def coco_captions(root: Path, pictures: list[bytes], web: WebServer) -> Case:
-    for folder in ("annotations", "val2017"):
+    for folder in ("annotations", "train2017"):
         (root / folder).mkdir()
     names = [f"{number:012d}.jpg" for number in range(2)]
     for name, picture in zip(names, pictures, strict=False):
-        (root / "val2017" / name).write_bytes(picture)
+        (root / "train2017" / name).write_bytes(picture)
     images = [
-        {"id": number, "file_name": name, "coco_url": f"http://images.example/val2017/{name}"}
+        {"id": number, "file_name": name, "coco_url": f"http://images.example/train2017/{name}"}
         for number, name in enumerate(names)
     ]
     annotations = [{"id": 9, "image_id": 1, "caption": "eins"}, {"id": 8, "image_id": 0, "caption": "null"},
                    {"id": 7, "image_id": 1, "caption": "one"}]  # fmt: skip
     values = {"info": {}, "licenses": [], "images": images, "annotations": annotations}
-    (root / "annotations/captions_val2017.json").write_text(json.dumps(values))
+    (root / "annotations/captions_train2017.json").write_text(json.dumps(values))
     return Case(root, ["source=coco"], [
         ("null", "caption", pictures[0]), ("eins", "caption", pictures[1]), ("one", "caption", pictures[1]),
     ])  # fmt: skip

@@ -15,7 +15,8 @@ def write(root: Path, *, image_px: int = 48) -> Path:
     for number, (colour, shade) in enumerate((name, shade) for name in COLOURS for shade in (0, 20, 40)):
         key = f"{number:09d}"
         image = square(colour, shade=shade, side_px=image_px)
-        sample = Sample(key, f"id-{key}", image, (key,), (f"a {colour} square", f"{colour} shade {shade}"))
+        keys = (key, f"1{key[1:]}")
+        sample = Sample(key, f"id-{key}", image, keys, (f"a {colour} square", f"{colour} shade {shade}"))
         samples["test" if shade == 40 else "train"].append(sample)
     write_shards(root, {name: [of_split] for name, of_split in samples.items() if of_split}, image_px=image_px)
     return root

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from align.cli import main
-from tests.support import ROOT, colour_shards, small_filter, tiny_model
+from tests.support import ROOT, colour_index, small_filter, tiny_model
 from tests.support.params import PARAMS_FILE
 from tests.support.small_data import jpeg
 
@@ -54,8 +54,7 @@ def full_folder(root: Path) -> None:
     (root / "data/sample/evaluation").mkdir(parents=True)
     (root / "models").mkdir()
     tiny_model.write(root).rename(root / "models/finetuned")
-    colour_shards.write(root / "data/shards")
-    small_filter.shards(root / "data/raw", 2)
+    colour_index.write_data(root / "data", root / "reports")
     (root / "texts.txt").write_text("a red heart\n")
     (root / "notes.docx").write_bytes(b"PK\3\4")
     (root / "picture.jpg").write_bytes(jpeg(1))
@@ -68,6 +67,9 @@ def full_folder(root: Path) -> None:
         assert main(["index", "--set", "index.queries=null"]) == 0
     finally:
         os.chdir(before)
+    for folder in ("data/raw", "reports/filter"):  # people ask about other data than what was indexed
+        shutil.rmtree(root / folder)
+    small_filter.shards(root / "data/raw", 2)
 
 
 #: Heading of the page -> what makes its folder.

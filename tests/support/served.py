@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import uvicorn
 
-from align.config.index import IndexConfig
 from align.config.serve import ServeConfig
 from align.config.store import StoreConfig
-from align.errors import AlignError, DataError
-from align.formats.image_index import IndexedImage
+from align.errors import AlignError
+from align.formats.image_index import IndexedImage, IndexHeader
 from align.guard import Guard
-from align.search.index import index
 from align.search.search import open_index
 from align.search.service.answers import PairShown, RuleShown
 from align.search.service.app import POLICY, make_app
@@ -28,12 +26,9 @@ from align.search.service.champion import Champion
 from align.search.service.limits import Limits
 from align.search.service.served import Folders, Pictures, Release, Served
 from align.search.service.service import SearchService
-from tests.support import colour_shards
 from tests.support.colours import ColourEncoder
 from tests.support.mlflow_server import free_port
 from tests.support.params import load_params
-
-PAGE = "https://example.com/page"
 
 
 class ColourEmbedder(ColourEncoder):
@@ -54,22 +49,8 @@ class ColourEmbedder(ColourEncoder):
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def write(root: Path, **values: Any) -> Path:
-    """Writes shards and their index, with other values of section `index`, below a folder, which is returned."""
-    index(
-        IndexConfig.model_validate(load_params().values["index"] | {"queries": None} | values),
-        text_weight=2.0,
-        encoder=ColourEncoder(),
-        model_digest="mine",
-        shards=colour_shards.write(root / "shards"),
-        out=root / "index",
-        reports=root / "reports",
-    )
-    return root
-
-
 def served(root: Path, digest: str = "1" * 64, version: int | None = 1, **tags: str) -> Served:
-    """A pair over what `write` wrote."""
+    """A pair over what `colour_index.build` wrote."""
     release = Release(digest, "align", version, "run-1", tags)
     return Served(release, ColourEmbedder(), open_index(root / "index", "mine"))  # type: ignore[arg-type]
 
@@ -94,12 +75,12 @@ class Releases:
         return self.notes
 
 
-def pair_of(item: IndexedImage, shards_digest: str) -> PairShown:
-    """What a checkout knows: nothing of the last picture."""
-    if item.key == "000000011":
-        raise DataError("data/raw has no such pair")
-    rule = RuleShown(rule="text_too_short", what="fewer than 3", verdict="passes", values="num_words 3")
-    return PairShown(page_url=PAGE, url=None, text=item.texts[0], kept=True, rules=[rule], notes=[])
+def pair_of(item: IndexedImage, header: IndexHeader) -> PairShown:
+    """What a checkout knows."""
+    rule = RuleShown(
+        rule="text_too_short", what="fewer than 3", drops_where="num_words < 3", verdict="passes", values="num_words 3"
+    )
+    return PairShown(text=item.texts[0], kept=True, rules=[rule], notes=[])
 
 
 def limits(**values: Any) -> ServeConfig:

@@ -1,4 +1,4 @@
-"""Writes tars, for tests."""
+"""Writes and reads tars, for tests."""
 
 import io
 import tarfile
@@ -13,3 +13,15 @@ def tar(path: Path, members: dict[str, bytes], form: int = tarfile.USTAR_FORMAT)
             member.size = len(data)
             file.addfile(member, io.BytesIO(data))
     return path
+
+
+def samples(tar: Path) -> dict[str, dict[str, bytes]]:
+    """Key -> suffix -> bytes."""
+    found: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(tar) as opened:
+        for member in opened:
+            key, _, suffix = member.name.rpartition(".")
+            file = opened.extractfile(member)
+            assert file is not None
+            found.setdefault(key, {})[suffix] = file.read()
+    return found

@@ -13,6 +13,11 @@ NAMES = ("prefect:4200", "prefect.example.com")
 
 def status(host: str, names: tuple[str, ...] = NAMES, **headers: str) -> int:
     """What a request gets."""
+    return answer(host, names, **headers)[0]
+
+
+def answer(host: str, names: tuple[str, ...] = NAMES, login: str | None = None, **headers: str) -> tuple[int, bytes]:
+    """Status and body of what a request gets."""
     sent: list[MutableMapping[str, Any]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -29,8 +34,9 @@ def status(host: str, names: tuple[str, ...] = NAMES, **headers: str) -> int:
         *((key.replace("_", "-").encode(), value.encode()) for key, value in headers.items()),
     ]
     scope = {"type": "http", "method": "GET", "path": "/", "headers": pairs}
-    asyncio.run(Guard(app, 4200, names=names, policy=b"default-src 'none'")(scope, receive, send))
-    return int(sent[0]["status"])
+    guard = Guard(app, 4200, login, names, policy=b"default-src 'none'", login_of="of HERE")
+    asyncio.run(guard(scope, receive, send))
+    return int(sent[0]["status"]), b"".join(each.get("body", b"") for each in sent)
 
 
 def test_it_answers_under_its_names_only() -> None:
@@ -54,3 +60,10 @@ def test_it_answers_under_its_names_only() -> None:
 def test_it_answers_to_pages_of_the_same_name(host: str, origin: str, expected: int) -> None:
     assert status(host, origin=origin) == expected
     assert status(host, origin=origin, sec_fetch_site="cross-site") == 403
+
+
+def test_who_does_not_know_the_login_is_told_where_it_is_and_nothing_of_it() -> None:
+    told = (401, b"log in with the user and the password of HERE\n")
+    assert answer("prefect:4200", login="ann:secret") == told
+    assert answer("prefect:4200", login="ann:secret", authorization="Basic YW5uOndyb25n") == told
+    assert answer("prefect:4200", login="ann:secret", authorization="Basic YW5uOnNlY3JldA==") == (200, b"")

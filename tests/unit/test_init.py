@@ -13,7 +13,7 @@ from align import init
 from align.cli import main, read_params
 from align.formats.acceptances import read_acceptances
 from align.formats.drift_reference import read_reference
-from align.formats.evaluation_set import load_sets
+from align.formats.evaluation_sets.align_tar import load_sets
 from align.formats.policy import read_opted_out
 from align.git import git
 from align.installed import installed

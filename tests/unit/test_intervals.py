@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from align.intervals import Scored, interval
+from align.intervals import Scored, interval, intervals
 
 
 def scored(values: list[float], clusters: list[str] | None = None) -> Scored:
@@ -68,3 +68,14 @@ def test_no_query_has_no_interval() -> None:
         interval([scored([])], num_resamples=200, seed=0)
     with pytest.raises(ValueError, match="at least one"):
         interval([], num_resamples=200, seed=0)
+
+
+def test_figures_of_one_set_share_their_draws() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (scored(list(rng.random(40))) for _ in range(2))
+    together = intervals([[one], [one, other], [scored([1.0] * 40)]], num_resamples=300, seed=1)
+    alone = [interval(groups, num_resamples=300, seed=1) for groups in ([one], [one, other], [scored([1.0] * 40)])]
+    assert np.array(together) == pytest.approx(np.array(alone))
+    assert intervals([], num_resamples=300, seed=1) == []
+    with pytest.raises(ValueError, match="at least one query"):
+        intervals([[one], []], num_resamples=300, seed=1)

@@ -8,13 +8,12 @@ import pytest
 
 from align.cli import main
 from align.config.params import Params
-from align.errors import DataError
 from align.filter.rules import RULES
-from align.formats.image_index import IndexedImage
+from align.formats.image_index import IndexedImage, IndexHeader
 from align.formats.shards import read_manifest
 from align.lineage.pair_history import require_pairs
 from align.search.service.answers import PairShown
-from align.serve import _PairOf
+from align.serve import _PairOf, login_of
 from tests.support import small_data
 from tests.support.params import PARAMS_FILE, load_params
 from tests.support.small_data import Pair
@@ -31,6 +30,19 @@ def test_others_reach_it_only_with_a_login(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setenv("ALIGN_SEARCH_LOGIN", "word")
     assert serve() == 1
     assert "expected user:password" in capsys.readouterr().err
+
+
+def test_who_does_not_know_the_login_is_told_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container or a cluster it is a secret of theirs, and there is no file."""
+    monkeypatch.chdir(tmp_path)
+    elsewhere = "of ALIGN_SEARCH_LOGIN, which the server was started with"
+    assert login_of("ann:secret") == elsewhere
+    (tmp_path / ".align").mkdir()
+    (tmp_path / ".align/login").write_text("align:of this checkout\n")
+    assert login_of("align:of this checkout") == "in .align/login"
+    assert login_of("ann:secret") == elsewhere
+    (tmp_path / ".align/login").write_bytes(b"\xff\xfe")
+    assert login_of("ann:secret") == elsewhere
 
 
 def test_a_port_that_is_taken_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,19 +69,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def known(root: Path, key: str, sha256: str | None = None, digest: str | None = None) -> PairShown:
+def known(
+    root: Path, key: str, sha256: str | None = None, digest: str | None = None, data: Path | None = None
+) -> PairShown:
+    """What `align serve` says of a picture of `root`; `data`: the checkout's folders where they are not there."""
     values: dict[str, Any] = load_params().values
-    paths = {name: str(root / name) for name in ("raw", "filtered", "shards", "policy", "reports")}
+    names = ("raw", "filtered", "shards", "policy", "reports")
+    paths = {name: str((root if name == "shards" else data or root) / name) for name in names}
     params = Params(values | {"paths": values["paths"] | paths}, PARAMS_FILE)
     [row] = require_pairs(root / "raw", "key", key)
     item = IndexedImage(key, sha256 or row["sha256"], ("a red fox",), "train", "train/00000.tar", 0, 1, (key,))
-    return _PairOf(params)(item, digest or read_manifest(root / "shards").digest)
+    rules = {"text_too_short": "num_words < 3", "image_nsfw": None, "a_rule_of_tomorrow": "x > 1"}
+    header = IndexHeader(
+        model_digest="m", shards_digest=digest or read_manifest(root / "shards").digest, num_items=1, width=4,
+        thumbnail_px=0, rules=rules, files={},
+    )  # fmt: skip
+    return _PairOf(params)(item, header)
 
 
 def test_a_picture_leads_to_its_row_and_to_every_rule(data: Path) -> None:
     shown = known(data, "000000000")
-    assert (shown.text, shown.kept, shown.url) == ("a red fox", True, "https://example.org/1.jpg")
-    assert shown.page_url == "https://example.org/"
+    assert (shown.text, shown.kept) == ("a red fox", True)
     assert [rule.rule for rule in shown.rules] == list(RULES) and {rule.verdict for rule in shown.rules} <= {
         "passes",
         "off",
@@ -79,5 +99,16 @@ def test_a_picture_leads_to_its_row_and_to_every_rule(data: Path) -> None:
 
 def test_data_of_another_version_is_said_and_another_picture_is_not_shown(data: Path) -> None:
     assert any("another version than the index" in note for note in known(data, "000000000", digest="0" * 64).notes)
-    with pytest.raises(DataError, match="another picture with key 000000000"):
-        known(data, "000000000", sha256="0" * 64)
+    shown = known(data, "000000000", sha256="0" * 64)
+    assert "another picture with key 000000000" in shown.notes[0] and shown.kept
+    assert {rule.rule for rule in shown.rules} == {"text_too_short", "image_nsfw", "a_rule_of_tomorrow"}
+
+
+def test_without_the_data_the_index_says_what_it_knows(data: Path, tmp_path: Path) -> None:
+    shown = known(data, "000000000", data=tmp_path)
+    assert shown.notes == ["The data itself is not here. This is what the index knows."] and shown.text == "a red fox"
+    assert [(rule.rule, rule.drops_where, rule.verdict, rule.values) for rule in shown.rules] == [
+        ("image_nsfw", None, "off", ""), ("text_too_short", "num_words < 3", "passes", ""),
+        ("a_rule_of_tomorrow", "x > 1", "passes", ""),
+    ]  # fmt: skip
+    assert shown.rules[0].what and shown.rules[2].what == ""

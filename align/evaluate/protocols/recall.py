@@ -41,7 +41,7 @@ class Gallery:
     """Images and the distinct texts that name them, as a retrieval benchmark.
 
     Attributes:
-        texts: distinct up to case and white space, in their first spelling.
+        texts: the items. `gallery` makes them distinct up to case and white space, in their first spelling.
         image_concepts: (num_images,) the concept of each image.
         text_concepts: (num_texts,) the first concept that each text names.
         texts_of_image: for each image the indices of its correct texts.

@@ -1,23 +1,22 @@
 """Captioned data sets: COCO's `captions_*.json`, and Karpathy's splits (`dataset_coco.json`, `dataset_flickr30k.json`).
 
-One row per caption; a picture without captions gives a row with an empty text. All splits are taken, because the
-filter recognises pictures of evaluation sets by their content. A JSON file is loaded whole: COCO's largest has 100 MB
-and takes about a gigabyte of memory.
+One row per caption; a picture without captions gives a row with an empty text. Only pictures of `ingest.splits` are
+taken: the others are what published figures are measured on. COCO's own files state their split by their names, and
+val2014 holds Karpathy's test split; pictures whose split nobody states are taken.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
 from align.console import say
 from align.errors import DataError
+from align.formats.captions_json import USUAL_FOLDERS, CaptionedPicture, of_splits, read_captions, require_splits
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.picture_files import OUTSIDE, read_picture
 from align.ingest.sources.reading import Batches, is_file, is_local, is_within, joined, parent
@@ -26,33 +25,8 @@ from align.pairs.urls import canonical_or_as_is
 from align.protocols.store import Files
 
 _PREFIXES = ("captions_", "dataset")
-#: Usual folders of the pictures, relative to the folder of the JSON file or the one above. `{split}` comes from
-#: `captions_{split}.json`, or from Karpathy's `filepath`.
-_FOLDERS = (
-    "{split}",
-    "images/{split}",
-    "",
-    "images",
-    "Images",
-    "flickr30k-images",
-    "flickr30k_images",
-    "flickr8k-images",
-)
 #: Pictures to look for before the file counts as one without pictures.
 _TRIES = 20
-
-
-class _Picture(NamedTuple):
-    """One picture: its file name, the folder that the data set states, its url, its captions as in the JSON."""
-
-    name: str
-    split: str
-    url: str | None
-    captions: list[Any]
-
-    def folder(self, above: str, usual: str) -> str:
-        """The folder of this picture, if the data set uses one of the usual folders."""
-        return joined(above, usual.format(split=self.split)) or above
 
 
 class Coco:
@@ -73,22 +47,23 @@ class Coco:
         self.files = self.inputs = listed
         self._store = files
         self._max_bytes = config.max_record_bytes
+        self._splits = config.splits
         folders = {folder for file in listed for folder in (parent(file), parent(parent(file)))}
         self._folders = sorted(folders, key=len, reverse=True)
         self._within: dict[str, bool] = {}
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
-        """See `Source`.
+        """See `Source`; also counts rows_of_other_splits.
 
         Raises:
-            DataError: the file is not JSON of either kind.
+            DataError: the file is not JSON of either kind, or has no picture of `ingest.splits`.
         """
-        pictures = self._pictures(file)
+        pictures = self._pictures(file, counts)
         usual = self._usual_folder(file, pictures)
         batches = Batches()
         for picture in pictures:
-            name = "/".join(part for part in (picture.split, picture.name) if part)
-            path = joined(picture.folder(*usual), picture.name) if usual is not None else None
+            name = "/".join(part for part in (picture.folder, picture.name) if part)
+            path = joined(_folder(picture, *usual), picture.name) if usual is not None else None
             problem = None
             if not picture.name:
                 problem = "a caption of no picture in the list"
@@ -109,25 +84,26 @@ class Coco:
                 yield from batches.full()
         yield from batches.rest()
 
-    def _pictures(self, file: str) -> list[_Picture]:
-        try:
-            with self._store.open(file) as stream:
-                data = json.load(stream)
-            if "annotations" in data:
-                return _coco(data, _split(file))
-            return [_karpathy(image) for image in data["images"]]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(
-                f"{file}: neither COCO's captions nor Karpathy's splits ({type(error).__name__}: {error}); "
-                "expected images and annotations with captions, or images with sentences"
-            ) from None
+    def _pictures(self, file: str, counts: Counter[str]) -> list[CaptionedPicture]:
+        with self._store.open(file) as stream:
+            pictures = read_captions(stream, file)
+        if self._splits is None:
+            return pictures
+        if len(self.files) == 1:  # of several, one of another split is only not taken
+            require_splits(pictures, self._splits, file, "ingest.splits")
+        chosen = of_splits(pictures, self._splits)
+        taken = sum(len(picture.captions) for picture in chosen)
+        if others := sum(len(picture.captions) for picture in pictures) - taken:
+            counts["rows_of_other_splits"] += others
+            say(f"ingest: {file}: {others:,} captions of other splits than {', '.join(self._splits)} are not taken")
+        return chosen
 
-    def _usual_folder(self, file: str, pictures: list[_Picture]) -> tuple[str, str] | None:
-        """The first usual folder with one of the first few pictures, as arguments of `_Picture.folder`; None: none."""
+    def _usual_folder(self, file: str, pictures: list[CaptionedPicture]) -> tuple[str, str] | None:
+        """The first usual folder with one of the first few pictures, as arguments of `_folder`; None: none."""
         for picture in pictures[:_TRIES]:
             for above in (parent(file), parent(parent(file))):
-                for usual in _FOLDERS:
-                    path = joined(picture.folder(above, usual), picture.name)
+                for usual in USUAL_FOLDERS:
+                    path = joined(_folder(picture, above, usual), picture.name)
                     if path is not None and is_file(self._store, path):
                         return above, usual
         return None
@@ -150,28 +126,6 @@ class Coco:
         return self._within[folder]
 
 
-def _split(file: str) -> str:
-    """`val2014` of `captions_val2014.json`."""
-    return file.rpartition("/")[2].removesuffix(".json").partition("captions_")[2]
-
-
-def _coco(data: dict[str, Any], split: str) -> list[_Picture]:
-    captions: defaultdict[Any, list[Any]] = defaultdict(list)
-    for annotation in data["annotations"]:
-        captions[annotation["image_id"]].append(annotation["caption"])
-    pictures = [
-        _Picture(
-            str(image["file_name"]),
-            split,
-            next((url for key in ("coco_url", "flickr_url") if isinstance(url := image.get(key), str) and url), None),
-            captions.pop(image["id"], []),
-        )
-        for image in data["images"]
-    ]
-    # captions of pictures that the file does not list
-    return pictures + [_Picture("", split, None, texts) for texts in captions.values()]
-
-
-def _karpathy(image: dict[str, Any]) -> _Picture:
-    captions = [sentence["raw"] for sentence in image["sentences"]]
-    return _Picture(str(image["filename"]), str(image.get("filepath") or ""), None, captions)
+def _folder(picture: CaptionedPicture, above: str, usual: str) -> str:
+    """The folder of a picture, if the data set uses one of the usual folders."""
+    return joined(above, usual.format(split=picture.folder)) or above

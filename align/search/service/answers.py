@@ -135,28 +135,49 @@ class EmbedAnswer(BaseModel):
 
 
 class RuleShown(BaseModel):
-    """A rule of the filter and what it said of a pair; `values` are those that it looked at."""
+    """A rule of the filter and what it said of a pair.
+
+    Attributes:
+        rule: its code.
+        what: what it drops, in words.
+        drops_where: the same as a condition; null if it was off.
+        verdict: `drops`, `passes`, `off` or `unknown`.
+        values: those that it looked at; empty where they are not known.
+    """
 
     rule: str
     what: str
+    drops_where: str | None
     verdict: str
     values: str
 
 
-class PairShown(BaseModel):
-    """What this checkout knows of the pair behind a picture.
+class FoundPair(BaseModel):
+    """A pair behind a picture, and where it was found: foreign text, to be checked before it becomes a link.
 
     Attributes:
-        page_url: the page where it was found; null if that was not recorded.
-        url: the picture's address then.
-        text: its alt-text as the filter saw it.
-        kept: whether the filter kept it; null before it ran.
-        rules: every rule, in order.
-        notes: what does not fit, such as data of another version.
+        key: names the pair.
+        text: its alt-text, as the model sees it.
+        page_url: the page; null if that was not recorded.
+        url: the picture's address on the web then; null if it had none.
     """
 
+    key: str
+    text: str
     page_url: str | None
     url: str | None
+
+
+class PairShown(BaseModel):
+    """The decision on the first pair behind a picture: by the data where it is here, else by the index.
+
+    Attributes:
+        text: its alt-text as the filter saw it.
+        kept: whether the filter kept it; null before it ran.
+        rules: every rule, in order; none where nobody knows them.
+        notes: what does not fit, such as data of another version, or where this is known from.
+    """
+
     text: str | None
     kept: bool | None
     rules: list[RuleShown]
@@ -169,12 +190,13 @@ class ItemAnswer(BaseModel):
     Attributes:
         key: see `SearchHit`, as for image_id, split, texts and image.
         shard: the tar that has it.
+        offset_bytes: where its JPEG begins in that tar.
+        found: its pairs, and where they were found.
         served: the model and the index.
         version_tags: of the registered version: its data, when and why it was promoted, its revision.
         trained_on: in words: whether this model was trained on the picture.
         picture_missing: why there is no picture; null if there is one.
-        pair: what data/raw and data/filtered say of it; null where they do not have it.
-        pair_missing: why `pair` is null.
+        pair: the decision on its first pair.
     """
 
     key: str
@@ -183,12 +205,13 @@ class ItemAnswer(BaseModel):
     texts: list[str]
     image: str
     shard: str
+    offset_bytes: int
+    found: list[FoundPair]
     served: ServedVersion
     version_tags: dict[str, str]
     trained_on: str
     picture_missing: str | None
-    pair: PairShown | None
-    pair_missing: str | None
+    pair: PairShown
 
 
 class Health(BaseModel):

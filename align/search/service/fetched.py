@@ -15,7 +15,7 @@ from align.config.paths import PathsConfig
 from align.console import say
 from align.errors import CorruptError, DataError
 from align.files import clear_leftovers, replace_directory, sha256_file, sha256_folder
-from align.formats.ready import MANIFEST, open_ready
+from align.formats.ready import MANIFEST, open_ready, read_ready_manifest
 from align.locks import locked
 from align.search.service.served import Folders, Release
 from align.services.registry import (
@@ -167,11 +167,19 @@ class ReadySearch:
         self.todo = f"there is no ready search in {folder}: run `align ready`"
 
     def wanted(self) -> Release | None:
-        """What lies there now, named by its manifest."""
-        manifest = self._folder / MANIFEST
-        if not manifest.is_file():
+        """What lies there now, named by its manifest, with the tags that its run would have given a version."""
+        path = self._folder / MANIFEST
+        if not path.is_file():
             return None
-        return Release(sha256_file(manifest), self._folder.as_posix())
+        made_from = read_ready_manifest(self._folder).made_from
+        known = {
+            MODEL_DIGEST: made_from.package_digest,
+            "align.data_digest": made_from.shards_digest,
+            "align.git_revision": made_from.revision,
+            "align.dvc_lock": made_from.dvc_lock,
+        }
+        tags = {name: value for name, value in known.items() if value}
+        return Release(sha256_file(path), self._folder.as_posix(), tags=tags)
 
     def folders(self, release: Release) -> Folders:
         """The folders themselves, every byte compared with the manifest."""

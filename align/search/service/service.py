@@ -13,26 +13,26 @@ from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
 from align.config.serve import ServeConfig
-from align.errors import AlignError
-from align.formats.image_index import IndexedImage
-from align.search.service.answers import Health, ItemAnswer, PairShown
+from align.formats.image_index import IndexedImage, IndexHeader
+from align.search.service.answers import FoundPair, Health, ItemAnswer, PairShown
 from align.search.service.batching import Batcher
 from align.search.service.champion import Champion
 from align.search.service.metrics import RequestMetrics, single
 from align.search.service.queries import picture_address, version
 from align.search.service.served import Pictures, Served
 from align.search.service.uploads import Decoders, from_base64
+from align.services.registry import MODEL_DIGEST
 
 T = TypeVar("T")
-#: What this checkout knows of a picture: (its item, the digest of the shards that were indexed). Raises AlignError
-#: where it knows nothing. Whoever stands above all stages gives it.
-PairOf = Callable[[IndexedImage, str], PairShown]
+#: The decision on a picture: (its item, what its index says of itself). Whoever stands above all stages gives it.
+PairOf = Callable[[IndexedImage, IndexHeader], PairShown]
 
 _NUM_DECODERS = 2
 _NUM_READERS = 4
 #: Tags of a version that say what it is.
 _SHOWN_TAGS = (
-    "align.data_digest", "align.git_revision", "align.promoted_at", "align.promoted_because", "align.flow_run",
+    MODEL_DIGEST, "align.data_digest", "align.git_revision", "align.dvc_lock", "align.promoted_at",
+    "align.promoted_because", "align.flow_run",
 )  # fmt: skip
 
 
@@ -101,12 +101,13 @@ class SearchService:
         return await asyncio.get_running_loop().run_in_executor(self._reading, read)
 
     def about(self, served: Served, item: IndexedImage) -> ItemAnswer:
-        """What is known of an indexed picture."""
-        tags, shards_digest = served.release.tags, served.index.header.shards_digest
-        try:
-            pair, pair_missing = self._pair_of(item, shards_digest), None
-        except AlignError as error:
-            pair, pair_missing = None, str(error)
+        """What is known of an indexed picture. Raises CorruptError if the index is damaged."""
+        tags, header = served.release.tags, served.index.header
+        addresses = served.index.addresses(item.key)
+        found = [
+            FoundPair(key=key, text=text, page_url=one.page_url or None, url=one.url or None)
+            for key, text, one in zip(item.keys, item.texts, addresses, strict=True)
+        ]
         return ItemAnswer(
             key=item.key,
             image_id=item.image_id,
@@ -114,12 +115,13 @@ class SearchService:
             texts=list(item.texts),
             image=picture_address(served, item.key),
             shard=item.shard,
+            offset_bytes=item.offset_bytes,
+            found=found,
             served=version(served),
             version_tags={name: tags[name] for name in _SHOWN_TAGS if name in tags},
-            trained_on=_trained_on(item, tags.get("align.data_digest"), shards_digest),
+            trained_on=_trained_on(item, tags.get("align.data_digest"), header.shards_digest),
             picture_missing=self.pictures.missing_because(served),
-            pair=pair,
-            pair_missing=pair_missing,
+            pair=self._pair_of(item, header),
         )
 
     def health(self) -> Health:

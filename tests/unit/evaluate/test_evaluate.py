@@ -10,9 +10,10 @@ import pytest
 from align.config.evaluate import EvaluateConfig
 from align.errors import ConfigError, DataError
 from align.evaluate.evaluate import evaluate, main
-from align.evaluate.examples import DIRECTIONS, same_examples
-from align.evaluate.measure import measure_retrieval
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held_out_sets, write_set
+from align.evaluate.examples import DIRECTIONS, draw_classified, same_examples
+from align.evaluate.measure import measure_classification, measure_retrieval
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreadable, held
+from align.formats.evaluation_sets.align_tar import held_out_sets, write_set
 from align.formats.measured_sets import evaluation_digest, set_digests, shards_test_set
 from align.formats.query_ranks import read_ranks
 from align.formats.shards import Sample
@@ -24,11 +25,16 @@ from tests.support.shard_folder import write_shards
 CONFIG = EvaluateConfig(seed=0, num_resamples=200, max_test_images=100, num_examples=2)
 
 
-def images(mislabelled: str | None = None) -> list[EvaluationImage]:
-    """Two shades of each colour; the pictures of `mislabelled` are painted in the first colour."""
+def pictures(mislabelled: str | None = None) -> list[bytes]:
+    """Of `images`; those of `mislabelled` are painted in the first colour."""
+    return [square("red" if name == mislabelled else name, shade=shade) for name in COLOURS for shade in (0, 15)]
+
+
+def images() -> list[EvaluationImage]:
+    """Two shades of each colour."""
     return [
         EvaluationImage(
-            key=f"{name}{shade}", image=square("red" if name == mislabelled else name, shade=shade), concept=name,
+            key=f"{name}{shade}", concept=name,
             texts=(f"{name} square", f"A {name} picture"), label=name, vendor=None,
             split="query" if shade == 0 else "reference",
         )
@@ -39,7 +45,8 @@ def images(mislabelled: str | None = None) -> list[EvaluationImage]:
 def colour_set(kind: str, mislabelled: str | None = None) -> EvaluationSet:
     classes, templates = (tuple(COLOURS), ("a {} thing", "{}")) if kind == "classification" else ((), ())
     name = "classes" if kind == "classification" else "concepts"
-    return EvaluationSet(name, kind, "squares", images(mislabelled), classes, templates)  # type: ignore[arg-type]
+    shown = held(pictures(mislabelled))
+    return EvaluationSet(name, kind, "squares", images(), classes, templates, shown)  # type: ignore[arg-type]
 
 
 def run(tmp_path: Path, *sets: EvaluationSet, encoder: ColourEncoder | None = None) -> dict[str, float | int]:
@@ -68,7 +75,8 @@ def test_a_wrong_picture_costs_what_it_should(tmp_path: Path) -> None:
     assert metrics["concepts/image_to_text/recall@1"] == 0.75
     # Text "red": the red pictures tie with the red-painted blue ones, and a tie counts against the model.
     assert metrics["concepts/text_to_image/recall@1"] == 0.5
-    assert metrics["classes/zero_shot/accuracy"] == 0.75
+    assert metrics["classes/zero_shot/accuracy"] == metrics["classes/zero_shot/mean_per_class"] == 0.75
+    assert "classes/zero_shot/top5" not in metrics  # of four classes
     # Query red and query blue both tie between a red and a blue reference.
     assert metrics["classes/knn/accuracy"] == 0.5
     low, high = (metrics[f"classes/zero_shot/accuracy/{bound}"] for bound in ("low", "high"))
@@ -89,20 +97,37 @@ def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
     assert contents[0] == contents[1]
     assert contents[0].keys() == {
         "report.json", "metrics.json", "report.html", "recall.png", "retrieval.png",
-        "classes_confusion.png", "same_image_to_text.png", "same_text_to_image.png", "ranks.parquet",
-        ".align.json",
+        "classes_confusion.png", "classes_calibration.png", "same_image_to_text.png", "same_text_to_image.png",
+        "ranks.parquet", ".align.json",
     }  # fmt: skip
     page = contents[0]["report.html"].decode()
     assert "answered wrong" in page
     assert 'src="data:image/png;base64,' in page
     assert "http" not in page.replace("http-equiv", "")
+    assert "Image-text retrieval" in page and "Other measures" not in page
+    assert page.count("<figure") >= 4  # the wall of pictures that were classified
+
+
+def test_pictures_are_shown_with_their_class_and_with_what_was_answered(tmp_path: Path) -> None:
+    measured = measure_classification(colour_set("classification", "blue"), ColourEncoder(), num_resamples=100, seed=0)
+    right, wrong = draw_classified(measured, number=9, seed=0)
+    assert sorted(one.label for one in right) == ["green", "red", "yellow"]
+    assert [(one.label, one.predicted, one.picture) for one in wrong] == [("blue", "red", square("red"))]
+    assert all(one.label == one.predicted and one.picture == square(one.label) for one in right)
+    assert all(0.25 < one.confidence <= 1 for one in (*right, *wrong))
+    assert [one.label for one in draw_classified(measured, number=2, seed=0)[0]] == [one.label for one in right[:2]]
+    report = evaluate(
+        CONFIG, encoder=ColourEncoder(), sets=[colour_set("classification", "blue")], reports=tmp_path / "r"
+    )
+    calibrated = report.calibration["classes"]
+    assert calibrated["accuracy"] == 0.75 and calibrated["confidence"] == pytest.approx(measured.confidences.mean())
 
 
 class Blind(ColourEncoder):
     """Mistakes every picture for another colour."""
 
-    def embed_images(self, images: Iterable[bytes]) -> Embeddings:
-        return np.roll(super().embed_images(images), 1, axis=1)
+    def embed_crops(self, crops: Iterable[np.ndarray]) -> Embeddings:
+        return np.roll(super().embed_crops(crops), 1, axis=1)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -118,17 +143,17 @@ def test_the_same_queries_are_shown_of_a_good_and_of_a_bad_model(direction: str)
 
 def test_a_text_that_looks_like_mathematics_is_drawn_as_it_is(tmp_path: Path) -> None:
     odd = r"$\frac$ and $x_$"
-    pictures = [replace(image, texts=(odd + image.key,), label=odd) for image in images()]
-    retrieval = replace(colour_set("retrieval", "blue"), name=odd, images=pictures)
-    classes = replace(colour_set("classification"), images=pictures, classes=(odd, "other"))
+    odd_images = [replace(image, texts=(odd + image.key,), label=odd) for image in images()]
+    retrieval = replace(colour_set("retrieval", "blue"), name=odd, images=odd_images)
+    classes = replace(colour_set("classification"), images=odd_images, classes=(odd, "other"))
     run(tmp_path, retrieval, classes)
     assert (tmp_path / "evaluation" / "classes_confusion.png").is_file()
 
 
 def test_a_model_that_diverged_is_an_error_and_writes_no_report(tmp_path: Path) -> None:
     class Diverged(ColourEncoder):
-        def embed_images(self, images: object) -> np.ndarray:
-            return np.full((8, 4), np.nan, dtype=np.float32)
+        def embed_crops(self, crops: Iterable[np.ndarray]) -> np.ndarray:
+            return np.full((len(list(crops)), 4), np.nan, dtype=np.float32)
 
     with pytest.raises(DataError, match="not finite"):
         run(tmp_path, colour_set("retrieval"), encoder=Diverged())
@@ -170,7 +195,9 @@ def test_the_metrics_follow_from_the_ranks_of_the_queries(tmp_path: Path) -> Non
     sets = [colour_set("retrieval", "blue"), colour_set("classification", "blue")]
     metrics = run(tmp_path, *sets)
     ranks = read_ranks(tmp_path / "evaluation" / "ranks.parquet")
-    for name in [name for name in metrics if not name.endswith(("/low", "/high", "/chance", "/majority"))]:
+    bounds = ("/low", "/high", "/chance", "/majority")
+    without = ("/r_precision", "/map_at_r", "/mean_per_class")  # these do not follow from the first right item
+    for name in [name for name in metrics if not name.endswith((*bounds, *without))]:
         groups = ranks.scored(name)
         assert np.mean([group.values.mean() for group in groups]) == pytest.approx(metrics[name], abs=1e-6)
         assert ranks.chance(name) == pytest.approx(metrics[f"{name}/chance"], abs=1e-6)
@@ -186,6 +213,26 @@ def test_the_metrics_follow_from_the_ranks_of_the_queries(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("reports", [None, "reports/evaluation", "./reports/../reports/evaluation"])
 def test_the_report_of_another_model_goes_elsewhere(reports: str | None) -> None:
-    args = argparse.Namespace(model=Path("other"), reports=None if reports is None else Path(reports))
+    args = argparse.Namespace(compare=None, model=Path("other"), reports=None if reports is None else Path(reports))
     with pytest.raises(ConfigError, match="reports/evaluation is about the fine-tuned model; name another folder"):
         main(load_params(), args)
+
+
+@pytest.mark.parametrize("kind", ["retrieval", "classification"])
+def test_a_picture_that_is_no_picture_is_a_row_with_a_reason(tmp_path: Path, kind: str) -> None:
+    broken = [b"no picture", *pictures()[1:]]
+    report = evaluate(
+        CONFIG, encoder=ColourEncoder(), sets=[replace(colour_set(kind), pictures=held(broken))], reports=tmp_path / "r"
+    )
+    (one,) = report.sets.values()
+    assert (one["num_images"], one["num_left_out"]) == (7, 1)
+    assert one["left_out"] == {"red0": "not an image that can be decoded"}
+    assert any("warning" in line and "red0: not an image" in line for line in report.summary())
+    assert "left out" in (tmp_path / "r/report.html").read_text()
+
+
+def test_a_set_whose_pictures_all_fail_is_an_error(tmp_path: Path) -> None:
+    broken: list[bytes | Unreadable] = [b"no picture"] * 7
+    one = replace(colour_set("retrieval"), pictures=held([Unreadable("no such file"), *broken]))
+    with pytest.raises(DataError, match="concepts: none of its 8 pictures can be shown to the model; red0: no such"):
+        run(tmp_path, one)

@@ -1,16 +1,20 @@
-"""The figure of confusions has a bounded size, whatever the number of classes."""
+"""The figure of confusions has a bounded size, whatever the number of classes; reliability shows each bin."""
 
 import numpy as np
 
-from align.evaluate.figures import confusion_figure
+from align.evaluate.figures import confusion_figure, reliability_figure
 from align.evaluate.measure import Classification
-from align.formats.evaluation_set import EvaluationSet
+from align.evaluate.protocols.calibration import calibration
+from align.formats.evaluation_set import EvaluationSet, held
+
+CALIBRATED = calibration(np.array([0.3, 0.9, 0.9]), [False, True, False])
 
 
 def classification(confusion: np.ndarray) -> Classification:
     classes = tuple(f"class {number}" for number in range(len(confusion)))
-    source = EvaluationSet("mine", "classification", "x", [], classes, ("{}",))
-    return Classification(source, [], [], np.zeros(0, np.int64), confusion, 0.5, {}, {})
+    source = EvaluationSet("mine", "classification", "x", [], classes, ("{}",), held([]))
+    none = np.zeros(0, np.int64)
+    return Classification(source, [], [], none, none.astype(np.float64), CALIBRATED, confusion, 0.5, {}, {}, {})
 
 
 def test_of_many_classes_those_with_the_most_confusions_are_shown() -> None:
@@ -33,3 +37,11 @@ def test_of_many_classes_those_with_the_most_confusions_are_shown() -> None:
 def test_a_few_classes_are_all_shown() -> None:
     axes = confusion_figure(classification(np.eye(60, dtype=np.int64))).axes[0]
     assert (len(axes.get_yticklabels()), axes.get_title()) == (60, "")
+
+
+def test_reliability_shows_the_bins_that_have_answers() -> None:
+    figure = reliability_figure(CALIBRATED)
+    right, counts = figure.axes
+    assert [bar.get_height() for bar in right.patches] == [0.0, 0.5]  # of 0.3: none; of 0.9: one of two
+    assert [bar.get_height() for bar in counts.patches] == [1, 2]
+    assert right.get_title(loc="left") == "calibration error 36.7%"  # (0.3 + 2 * 0.4) / 3

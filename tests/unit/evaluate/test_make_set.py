@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.formats.evaluation_set import EvaluationSet, load_sets
+from align.formats.evaluation_set import EvaluationSet
+from align.formats.evaluation_sets.align_tar import load_sets
 from tests.support.small_filter import noise
 
 
@@ -60,7 +61,7 @@ def test_class_folders_become_a_classification_set(capsys: pytest.CaptureFixture
     assert {(one.key, one.label, one.texts, one.split) for one in found.images if one.label == "hat"} == {
         (f"hat_{number}", "hat", ("hat",), "query") for number in range(10, 14)
     }
-    assert found.images[0].image == noise(20, 20, 16)
+    assert dict(found.read())[0] == noise(20, 20, 16)
     assert "mine: 3 classes, 12 pictures to classify, 0 references" in said
 
 
@@ -216,9 +217,9 @@ def test_large_pictures_are_shrunk_when_told() -> None:
     Path("photos/2.png").write_bytes(noise(2, 300, 200))
     file = table("csv", [{"file": f"{number}.png", "caption": "x"} for number in (1, 2)])
     assert make("mine", "--from", file, "--resize", "64") == 0
-    small, shrunk = made().images
-    assert small.image == noise(1, 20, 16)
-    assert shrunk.image.startswith(b"\xff\xd8") and shrunk.image != noise(2, 300, 200)
+    small, shrunk = (picture for _, picture in made().read())
+    assert small == noise(1, 20, 16)
+    assert shrunk.startswith(b"\xff\xd8") and shrunk != noise(2, 300, 200)
 
 
 @pytest.mark.parametrize(

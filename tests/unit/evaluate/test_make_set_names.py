@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.formats.evaluation_set import EvaluationSet, load_sets
+from align.formats.evaluation_set import EvaluationSet
+from align.formats.evaluation_sets.align_tar import load_sets
 from tests.support.small_filter import noise
 
 

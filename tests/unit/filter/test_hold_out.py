@@ -14,7 +14,8 @@ from align.errors import DataError
 from align.filter import hold_out
 from align.filter.filter import ALL, FilterFolders, filter_pairs
 from align.filter.report import FilterReport
-from align.formats.evaluation_set import EvaluationSet, held_out_sets
+from align.formats.evaluation_set import EvaluationSet
+from align.formats.evaluation_sets.align_tar import held_out_sets
 from align.work import Portion
 from tests.support.evaluation_sets import write_set
 from tests.support.killing import digests
@@ -84,7 +85,7 @@ def test_the_set_has_the_pairs_that_the_decisions_name(
     }
     assert all(row["reasons"] == ["held_out"] and not row["keep"] for row in rows)
     bytes_of = {data for _, data in pairs()}
-    assert all(image.image in bytes_of for image in one.images)
+    assert all(picture in bytes_of for _, picture in one.read())
     assert (one.name, one.kind, report.num_held_out) == ("held_out", "retrieval", len(rows))
     assert 0.1 < len({image.concept for image in one.images}) / (NUM_IMAGES + 1) < 0.6
     assert report.evaluation_sets == {"held_out": one.sha256}
@@ -160,15 +161,6 @@ def test_a_share_of_too_few_clusters_is_said(tmp_path: Path, capsys: pytest.Capt
     assert "warning: none of 3 clusters is held out; raise filter.hold_out (1e-06)" in capsys.readouterr().err
     assert not (tmp_path / "filtered/held_out").exists()
     assert all(row["keep"] for row in decided(tmp_path))
-
-
-def test_a_set_too_large_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hold_out, "MAX_SET_BYTES", 20_000)
-    with pytest.raises(
-        DataError, match=r"filter\.hold_out 0\.3: the held-out pictures have more than 0 GiB, and a set"
-    ):
-        run(stock_folder(tmp_path / "raw", pairs()), tmp_path)
-    assert not (tmp_path / "filtered").exists()
 
 
 def test_another_set_of_that_name_is_refused(tmp_path: Path) -> None:

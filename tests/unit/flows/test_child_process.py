@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.child_process import CommandError, run_supervised
+from flows.child_process import CommandError, last_line, run_supervised
 from flows.watch import Watch
 
 #: Prints more than a pipe holds, then leaves a result: a pipe that nobody reads would stop it, a closed one kill it.
@@ -73,3 +73,10 @@ def test_a_killed_launcher_leaves_no_trainer(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="ended by SIGKILL; its last lines: training"):
         run_supervised([sys.executable, "-c", LAUNCHER], cwd=tmp_path, env=os.environ, log=kill)
     assert (tmp_path / "checkpoint").read_text() == "step 7"
+
+
+def test_a_note_is_not_the_sentence_that_a_command_ends_with() -> None:
+    assert (
+        last_line(["gates", "version 2 is the champion", "note: a page was not drawn"]) == "version 2 is the champion"
+    )
+    assert last_line([]) == ""

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from align.config.promote import PromoteConfig
 from align.config.retention import RetentionConfig
 from align.config.store import StoreConfig
 from align.files import mark
@@ -170,6 +171,33 @@ def test_copies_of_stored_tars_go_when_nobody_reads_them(tmp_path: Path, times: 
     assert taken(here.copies(store, CONFIG, replace(times, live_since=times.now))) == []
     assert taken(here.copies(store, CONFIG, times)) == ["old.tar"]
     assert [path.name for path in tmp_path.rglob("*.tar")] == ["young.tar"]
+
+
+@pytest.mark.parametrize(("days", "hours", "stays"), [(30, 72.0, 30), (1, 72.0, 3), (0, 0.5, 0)])
+def test_promotions_that_are_old_unless_an_approval_may_wait_for_them(
+    root: Path, times: Times, days: int, hours: float, stays: int
+) -> None:
+    params = load_params(overrides=[f"retention.days={days}", f"promote.approval_timeout_h={hours}"])
+    config, promote = params.section(RetentionConfig), params.section(PromoteConfig)
+    pages = root / ".align/promotions"
+    measured = pages / "measured"
+    old = ["20261001T120000Z-version-2", f"{1:016x}-{1:016x}"]
+    young = ["20261127T120000Z-version-3", f"{2:016x}-{2:016x}"]
+    for names, age in ((old, stays + 0.5), (young, stays - 0.5), ([f"{3:016x}-{3:016x}"], 99)):
+        for name in names:
+            folder = (pages if "version" in name else measured) / name
+            folder.mkdir(parents=True)
+            (folder / "ranks.parquet").write_text("x")
+            aged(folder, max(age, -1))
+    os.utime(measured / f"{3:016x}-{3:016x}" / "ranks.parquet", (times.now + 9, times.now + 9))  # used just now
+    for mine in (pages / "notes", measured / "mine"):
+        mine.mkdir()
+        aged(mine, 99)
+    (pages / "20260101T120000Z-version-1").symlink_to(pages / "notes")
+    assert taken(here.promotions(root, config, promote, replace(times, live_since=times.now - 99 * DAY_S))) == []
+    assert taken(here.promotions(root, config, promote, times)) == sorted(old)
+    left = {path.name for path in (*pages.iterdir(), *measured.iterdir())}
+    assert left == {*young, f"{3:016x}-{3:016x}", "measured", "notes", "mine", "20260101T120000Z-version-1"}
 
 
 @pytest.fixture(name="removed")

@@ -1,5 +1,6 @@
 import json
 import tarfile
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import pytest
 
 from align.errors import CorruptError, DataError, FormatError
 from align.files import sha256_file
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, load_sets
-from align.formats.evaluation_set import write_set as write
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreadable, distinct_pictures, held
+from align.formats.evaluation_sets.align_tar import load_sets
+from align.formats.evaluation_sets.align_tar import write_set as write
 from tests.support.evaluation_sets import write_set
 
 
@@ -17,7 +19,8 @@ def test_reads_images_with_everything_that_belongs_to_them(tmp_path: Path) -> No
     (found,) = load_sets(write_set(tmp_path))
     assert (found.name, found.kind, found.classes, found.templates) == ("concepts", "retrieval", (), ())
     heart, rose = found.images
-    assert (heart.key, heart.image, heart.concept, heart.texts) == ("a1", b"bytes of a1", "heart", ("red heart",))
+    assert (heart.key, heart.concept, heart.texts) == ("a1", "heart", ("red heart",))
+    assert list(found.read()) == [(0, b"bytes of a1"), (1, b"bytes of b1")]
     assert (heart.label, heart.vendor, heart.split) == ("symbols", "noto", "query")
     assert (rose.texts, rose.vendor, rose.split) == (("rose", "flower"), None, "reference")
 
@@ -99,19 +102,70 @@ def test_a_tar_with_a_member_without_bytes_is_an_error(tmp_path: Path) -> None:
 
 def test_what_was_written_is_read_again_and_equal_sets_are_equal_bytes(tmp_path: Path) -> None:
     images = [
-        EvaluationImage("b", b"one", "rose", ("rose", "fleur é"), "plants", None, "reference"),
-        EvaluationImage("a", b"two", "heart", (), "symbols", "noto", "query"),
+        EvaluationImage("b", "rose", ("rose", "fleur é"), "plants", None, "reference"),
+        EvaluationImage("a", "heart", (), "symbols", "noto", "query"),
     ]
-    one = EvaluationSet("mine", "classification", "two things", images, ("plants", "symbols"), ("a {}",))
+    one = EvaluationSet(
+        "mine", "classification", "two things", images, ("plants", "symbols"), ("a {}",), held([b"one", b"two"])
+    )
     sha256 = write(tmp_path / "new", one)
     (found,) = load_sets(tmp_path / "new")
     assert found == replace(one, images=images[::-1], sha256=sha256)
+    assert list(found.read()) == [(0, b"two"), (1, b"one")]
     header = json.loads((tmp_path / "new" / "mine.json").read_text())
     assert (header["num_images"], header["num_texts"], header["num_concepts"]) == (2, 2, 2)
     assert (
-        write(tmp_path / "again", replace(one, images=images[::-1]))
+        write(tmp_path / "again", replace(one, images=images[::-1], pictures=held([b"two", b"one"])))
         == sha256
         == sha256_file(tmp_path / "again/mine.tar")
     )
     assert (tmp_path / "again/mine.json").read_bytes() == (tmp_path / "new/mine.json").read_bytes()
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mine.json", "mine.tar"]
+
+
+def test_pictures_are_read_from_any_place_and_several_times(tmp_path: Path) -> None:
+    (found,) = load_sets(write_set(tmp_path))
+    first, second = found.read(), found.read([1])
+    assert next(first) == (0, b"bytes of a1") and next(second) == (1, b"bytes of b1")
+    assert next(first) == (1, b"bytes of b1")
+    chosen = found.select([1])
+    assert [image.key for image in chosen.images] == ["b1"] and list(chosen.read()) == [(0, b"bytes of b1")]
+
+
+@pytest.mark.parametrize("change", [lambda tar: tar.unlink(), lambda tar: tar.write_bytes(tar.read_bytes() + b"\0")])
+def test_a_tar_that_changes_while_it_is_read_is_an_error(tmp_path: Path, change: Any) -> None:
+    (found,) = load_sets(write_set(tmp_path))
+    change(tmp_path / "concepts.tar")
+    with pytest.raises(DataError, match=r"concepts\.tar: re(moved|placed) while it was read; repeat the command"):
+        list(found.read())
+
+
+def test_pictures_are_not_held_in_memory(tmp_path: Path) -> None:
+    """A set of 64 MB is written, loaded and read with a tenth of it at a time."""
+    big = [EvaluationImage(f"{n:02}", f"{n}", (f"text {n}",), None, None, "query") for n in range(32)]
+    made = EvaluationSet(
+        "big", "retrieval", "", big, (), (), lambda wanted: (bytes([n]) * (2 << 20) for n in wanted)
+    )  # fmt: skip
+    tracemalloc.start()
+    try:
+        write(tmp_path, made)
+        (found,) = load_sets(tmp_path)
+        assert [picture[0] for _, picture in found.read()] == list(range(32))
+        assert len(set(found.digests)) == 32
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_a_picture_that_cannot_be_read_is_told_or_an_error() -> None:
+    items = [EvaluationImage(key, key, ("x",), None, None, "query") for key in "abc"]
+    one = EvaluationSet("s", "retrieval", "", items, (), (), held([b"1", Unreadable("gone"), b"1"]))
+    told: dict[int, str] = {}
+    assert list(one.read(fault=told.__setitem__)) == [(0, b"1"), (2, b"1")]
+    assert told == {1: "gone"}
+    with pytest.raises(DataError, match="evaluation set s: b: gone"):
+        list(one.read())
+    distinct = distinct_pictures([one])
+    assert distinct.names == [["s/a", "s/c"]] and list(distinct.read()) == [("s/a", b"1")]
+    assert list(distinct.faults) == ["s/b"]

@@ -12,6 +12,7 @@ import pytest
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.image_index import ImageIndex, write_index
 from align.formats.indexed_images import ImagesWriter, IndexedImage
+from align.formats.pair_addresses import PairAddress
 from align.services.vector_index import VectorIndex
 
 TEXTS = [
@@ -32,9 +33,13 @@ def write(folder: Path, *, thumbnail_px: int = 160, exact_below: int = 100) -> P
     def build(path: Path, images: ImagesWriter) -> VectorIndex:
         for item in ITEMS:
             images.add(item, f"jpeg of {item.key}".encode() if thumbnail_px else b"")
+        pairs = images.pairs().to_pylist()
+        pages = [f"https://{pair['key']}.example/{pair['image_id']}" for pair in pairs]
+        images.set_addresses(pa.array(pages), pa.array(["https://p.example/"] * len(pairs)))
         return VectorIndex.build([VECTORS], path, num_vectors=8, exact_below=exact_below)
 
-    write_index(folder, build, model_digest="m", shards_digest="s", thumbnail_px=thumbnail_px)
+    rules = {"a_rule": "x < 3", "another": None}
+    write_index(folder, build, model_digest="m", shards_digest="s", thumbnail_px=thumbnail_px, rules=rules)
     return folder
 
 
@@ -60,11 +65,14 @@ def test_rows_are_what_was_written(index: ImageIndex) -> None:
         assert index.item(item.key) == item
         assert index.thumbnail(item.key) == f"jpeg of {item.key}".encode()
         assert np.array_equal(index.vector(item.key), VECTORS[row])
+        pages = [f"https://{key}.example/{item.image_id}" for key in item.keys]
+        assert [one.page_url for one in index.addresses(item.key)] == pages
+    assert index.header.rules == {"a_rule": "x < 3", "another": None}
 
 
 @pytest.mark.parametrize("key", ["", "000000008", "00000000", "999999999", "é"])
 def test_a_key_that_no_image_has(index: ImageIndex, key: str) -> None:
-    for ask in (index.item, index.vector, index.thumbnail):
+    for ask in (index.item, index.vector, index.thumbnail, index.addresses):
         with pytest.raises(DataError, match=r"no image with key .*align search"):
             ask(key)
 
@@ -121,13 +129,28 @@ def test_a_build_that_fails_leaves_the_old_index(tmp_path: Path) -> None:
 
 def test_an_index_of_an_earlier_version(tmp_path: Path) -> None:
     folder = write(tmp_path / "index")
-    old = {"schema_version": 1, "model_digest": "m", "shards_digest": "s", "num_items": 8, "width": 8}
-    (folder / "index.json").write_text(json.dumps(old))
-    with pytest.raises(FormatError, match=r"run `align index` again"):
-        load(folder)
+    (folder / "addresses.parquet").unlink()
+    header = json.loads((folder / "index.json").read_text())
+    del header["rules"], header["files"]["addresses.parquet"]
+    for version in (1, 2):
+        (folder / "index.json").write_text(json.dumps(header | {"schema_version": version}))
+        with pytest.raises(FormatError, match=f"schema_version {version}, but this code reads 3; run `align index`"):
+            load(folder)
 
 
-@pytest.mark.parametrize("name", ["items.parquet", "thumbnails.jpegs", "vectors.faiss", "vectors.npy"])
+def test_an_index_whose_addresses_nobody_gave(tmp_path: Path) -> None:
+    def build(path: Path, images: ImagesWriter) -> VectorIndex:
+        images.add(ITEMS[0], b"jpeg")
+        return VectorIndex.build([VECTORS[:1]], path, num_vectors=1, exact_below=100)
+
+    write_index(tmp_path / "index", build, model_digest="m", shards_digest="s", thumbnail_px=160)
+    assert load(tmp_path / "index").addresses(ITEMS[0].key) == (PairAddress("", ""),) * 2
+    assert load(tmp_path / "index").header.rules == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["items.parquet", "addresses.parquet", "thumbnails.jpegs", "vectors.faiss", "vectors.npy"]
+)
 def test_a_file_that_is_cut_off_longer_or_missing(tmp_path: Path, name: str) -> None:
     file = write(tmp_path / "index", exact_below=1) / name
     good = file.read_bytes()

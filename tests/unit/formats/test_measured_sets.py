@@ -3,11 +3,13 @@ from dataclasses import replace
 import pytest
 
 from align.formats import measured_sets
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.measured_sets import evaluation_digest, set_digests
 
-IMAGE = EvaluationImage("k", b"picture", "concept", ("a text",), "cat", "vendor", "query")
-ONE = EvaluationSet("one", "classification", "words", [IMAGE], ("cat", "owl"), ("{}",), "tar")
+IMAGE = EvaluationImage("k", "concept", ("a text",), "cat", "vendor", "query")
+ONE = EvaluationSet(
+    "one", "classification", "words", [IMAGE], ("cat", "owl"), ("{}",), held([b"picture", b"other"]), "tar"
+)
 
 
 def of(one: EvaluationSet) -> str:
@@ -17,7 +19,7 @@ def of(one: EvaluationSet) -> str:
 @pytest.mark.parametrize(
     "other",
     [
-        replace(ONE, images=[replace(IMAGE, image=b"another")]),
+        replace(ONE, pictures=held([b"another"])),
         replace(ONE, images=[replace(IMAGE, texts=("a text", "more"))]),
         replace(ONE, images=[replace(IMAGE, concept="c")]),
         replace(ONE, images=[replace(IMAGE, label="owl")]),
@@ -26,6 +28,8 @@ def of(one: EvaluationSet) -> str:
         replace(ONE, classes=("owl", "cat")),
         replace(ONE, templates=("a {}",)),
         replace(ONE, kind="retrieval"),
+        replace(ONE, repeats=True),
+        replace(ONE, positives=((0, 0),)),
     ],
 )
 def test_what_changes_ranks_changes_the_digest(other: EvaluationSet) -> None:

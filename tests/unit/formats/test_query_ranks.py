@@ -11,15 +11,16 @@ from align.formats.query_ranks import QueryRanks, Ranked, read_ranks, write_rank
 
 
 def ranks() -> QueryRanks:
-    def part(labels: tuple[str, ...] | None, *values: int) -> Ranked:
+    def part(labels: tuple[str, ...] | None, *values: int, languages: tuple[str | None, ...] = ()) -> Ranked:
         ids = tuple(f"q{index}" for index in range(len(values)))
-        return Ranked(ids, ("c0", "c0", "c1")[: len(values)], labels, np.array(values), np.ones(len(values), int), 12)
+        clusters, ones = ("c0", "c0", "c1")[: len(values)], np.ones(len(values), int)
+        return Ranked(ids, clusters, labels, np.array(values), ones, 12, languages)
 
     return QueryRanks(
         {"s": "d1", "t": "d2"},
         {
             ("s", "image_to_text"): part(None, 1, 6, 12),
-            ("s", "text_to_image"): part(None, 1, 1, 1),
+            ("s", "text_to_image"): part(None, 1, 1, 1, languages=("en", None, "de")),
             ("t", "zero_shot"): part(("cat", "owl"), 1, 2),
         },
     )
@@ -34,10 +35,29 @@ def test_what_is_written_is_read_and_equal_ranks_are_equal_bytes(tmp_path: Path)
     assert list(found.ranked) == list(ranks().ranked)
     for key, part in ranks().ranked.items():
         one = found.ranked[key]
-        assert (one.queries, one.clusters, one.labels, one.num_items) == (
-            part.queries, part.clusters, part.labels, part.num_items
+        assert (one.queries, one.clusters, one.labels, one.num_items, one.languages) == (
+            part.queries, part.clusters, part.labels, part.num_items, part.languages
         )  # fmt: skip
         assert (one.ranks == part.ranks).all() and (one.num_correct == part.num_correct).all()
+
+
+def test_a_file_of_version_1_has_no_languages(tmp_path: Path) -> None:
+    path = tmp_path / "ranks.parquet"
+    write_ranks(ranks(), path)
+    table = pq.read_table(path)
+    older = table.drop_columns("language").replace_schema_metadata(
+        {**table.schema.metadata, b"align.schema_version": b"1"}
+    )
+    pq.write_table(older, path)
+    found = read_ranks(path)
+    assert found.sets == ranks().sets and list(found.ranked) == list(ranks().ranked)
+    for key, part in ranks().ranked.items():
+        one = found.ranked[key]
+        assert (one.queries, one.labels, one.languages) == (part.queries, part.labels, ())
+        assert (one.ranks == part.ranks).all()
+    pq.write_table(table.replace_schema_metadata(older.schema.metadata), path)
+    with pytest.raises(FormatError, match="schema_version 1, or other columns than it has; this code reads 1 and 2"):
+        read_ranks(path)
 
 
 def test_metrics_follow_from_the_ranks() -> None:
@@ -72,7 +92,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_ranks(path)
     write_ranks(ranks(), path)
     table = pq.read_table(path)
-    metadata = {**table.schema.metadata, b"align.schema_version": b"2"}
+    metadata = {**table.schema.metadata, b"align.schema_version": b"3"}
     pq.write_table(table.replace_schema_metadata(metadata), path)
-    with pytest.raises(FormatError, match="schema_version 2"):
+    with pytest.raises(FormatError, match="schema_version 3"):
         read_ranks(path)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.filter.features import Features
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, write_set
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
+from align.formats.evaluation_sets.align_tar import write_set
+from align.formats.features import Features
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.lineage.who_saw import WhoSaw
 from tests.support import small_data
@@ -41,10 +42,8 @@ def test_measured_values_of_the_pictures_go(project: Path, capsys: pytest.Captur
 
 def test_evaluation_sets_with_the_pictures_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, images in (("mine", (A, B)), ("others", (A,))):
-        pictures = [
-            EvaluationImage(f"k{n}", data, f"c{n}", ("x",), None, None, "query") for n, data in enumerate(images)
-        ]
-        write_set(Path("data/sample/evaluation"), EvaluationSet(name, "retrieval", "x", pictures, (), ()))
+        items = [EvaluationImage(f"k{n}", f"c{n}", ("x",), None, None, "query") for n in range(len(images))]
+        write_set(Path("data/sample/evaluation"), EvaluationSet(name, "retrieval", "x", items, (), (), held(images)))
     Path("data/sample/evaluation/broken.tar").write_bytes(b"no tar")
     assert main(["forget", "--purge", "--yes"]) == 0
     said = capsys.readouterr().out.splitlines()

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from align.errors import CorruptError, DataError
+from align.formats.pair_addresses import write_addresses
+from align.formats.policy import Entry, OptedOut
 from align.lineage.shard_samples import count_pairs, filtered_shows, find_sample, index_shows, iter_stored_samples
 from tests.support import small_data
 from tests.support.small_data import Pair
@@ -16,8 +19,17 @@ SHA_A, SHA_B, SHA_C = ("a" * 64, "b" * 64, "c" * 64)
 
 def test_an_index_is_looked_into(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image_id": [SHA_A, SHA_B]}), tmp_path / "items.parquet")
-    assert index_shows(tmp_path, frozenset({SHA_B, SHA_C}))
-    assert not index_shows(tmp_path, frozenset({SHA_C}))
+    assert index_shows(tmp_path, frozenset({SHA_B, SHA_C}), OptedOut())
+    nobody = OptedOut([Entry("host", "other.example", "", "")])
+    assert not index_shows(tmp_path, frozenset({SHA_C}), nobody)  # an older index has no addresses
+    pages, pictures = pa.array(["https://a.example/page", "", ""]), pa.array(["", "https://b.example/1.jpg", ""])
+    write_addresses(tmp_path, np.array([1, 2]), pages, pictures)
+    assert not index_shows(tmp_path, frozenset({SHA_C}), nobody)
+    for kind, value in (("host", "b.example"), ("url", "https://a.example/page")):
+        assert index_shows(tmp_path, frozenset(), OptedOut([Entry(kind, value, "", "")]))
+    (tmp_path / "addresses.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(CorruptError, match=r"addresses.parquet: damaged .*align index"):
+        index_shows(tmp_path, frozenset(), nobody)
 
 
 def test_a_filter_that_knew_of_the_request_may_have_kept_the_text(tmp_path: Path) -> None:

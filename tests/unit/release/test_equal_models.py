@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from align.config.promote import PromoteConfig
-from align.release.paired import POWER, Difference, difference, of_metrics
+from align.paired import POWER, Difference, difference, of_metrics
 from align.release.slices import compared_slices
 from tests.support.params import load_params
 from tests.support.rank_pairs import FEW, SETS, SimulatedSet, pair

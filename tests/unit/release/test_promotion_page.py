@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from align.config.promote import PromoteConfig
+from align.paired import difference, of_metrics
 from align.release.decision import Compared, Gate, PromotionDecision, table_lines
-from align.release.paired import difference, of_metrics
 from align.release.promotion_page import write_page
 from align.release.slices import compared_slices
 from tests.support.params import load_params

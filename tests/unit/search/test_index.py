@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from align.config.index import IndexConfig
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.image_index import ImageIndex
+from align.formats.pair_addresses import PairAddress
 from align.search.images import thumbnail
-from align.search.index import IndexReport, index
+from align.search.index import IndexReport
 from align.services.vector_index import VectorIndex
-from tests.support import colour_shards
+from tests.support import colour_index
+from tests.support.colour_index import PAGE, RULES
 from tests.support.colours import ColourEncoder, square
 
 QUERIES: dict[str, Any] = {
@@ -32,15 +33,7 @@ def build(root: Path, queries: object | None = QUERIES, *, exact_below: int = 10
     root.mkdir(parents=True, exist_ok=True)
     if queries:
         path.write_text(json.dumps(queries))
-    return index(
-        IndexConfig(queries=path if queries else None, exact_below=exact_below, thumbnail_px=32),
-        text_weight=2.0,
-        encoder=ColourEncoder(),
-        model_digest="m" * 64,
-        shards=colour_shards.write(root / "shards"),
-        out=root / "index",
-        reports=root / "reports",
-    )
+    return colour_index.build(root, queries=str(path) if queries else None, exact_below=exact_below, thumbnail_px=32)
 
 
 def test_every_image_of_every_split_is_found_with_its_texts_and_bytes(tmp_path: Path) -> None:
@@ -52,6 +45,8 @@ def test_every_image_of_every_split_is_found_with_its_texts_and_bytes(tmp_path: 
         vector = ColourEncoder().embed_images([item.image(tmp_path / "shards")])[0]
         assert found.vector(item.key) == pytest.approx(vector)
         assert found.search(vector, 1)[0].score == pytest.approx(1.0, abs=1e-5)
+        assert found.addresses(item.key) == (PairAddress(PAGE, f"https://example.com/{item.key}.jpg"),) * 2
+    assert found.header.rules == RULES
     hits = found.search(ColourEncoder().embed_texts(["blue"])[0], 3)
     assert all("a blue square" in hit.item.texts for hit in hits)
 
@@ -93,10 +88,10 @@ def test_labelled_queries_are_judged_by_the_texts_of_what_they_find(tmp_path: Pa
 def test_the_same_bytes_again(tmp_path: Path) -> None:
     build(tmp_path / "first")
     build(tmp_path / "second")
-    for folder in ("index", "reports"):
+    for folder in ("index", "reports/index"):
         first = {path.name: path.read_bytes() for path in (tmp_path / "first" / folder).iterdir()}
         assert first == {path.name: path.read_bytes() for path in (tmp_path / "second" / folder).iterdir()}
-    names = {path.name for path in (tmp_path / "first" / "reports").iterdir()}
+    names = {path.name for path in (tmp_path / "first" / "reports/index").iterdir()}
     assert names == {".align.json", "report.json", "metrics.json", "report.html", "queries.png", "minus.png"}
 
 
@@ -110,15 +105,29 @@ def test_a_query_about_an_image_that_is_not_indexed_is_counted_and_not_asked(tmp
 
 def test_a_query_file_that_is_named_must_exist(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such file; index\.queries: null"):
-        index(
-            IndexConfig(queries=tmp_path / "none", exact_below=100, thumbnail_px=32),
-            text_weight=2.0,
-            encoder=ColourEncoder(),
-            model_digest="m",
-            shards=colour_shards.write(tmp_path / "shards"),
-            out=tmp_path / "index",
-            reports=tmp_path / "reports",
-        )
+        colour_index.build(tmp_path, queries=str(tmp_path / "none"))
+    assert not (tmp_path / "index").exists()
+
+
+def test_data_that_is_missing_is_said_before_anything_is_embedded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def embed(*_: object) -> None:
+        pytest.fail("embedded in spite of it")
+
+    monkeypatch.setattr(ColourEncoder, "embed_images", embed)
+    data = colour_index.write_data(tmp_path, tmp_path / "reports")
+
+    def build_again() -> None:
+        monkeypatch.setattr(colour_index, "write_data", lambda *_: data)
+        colour_index.build(tmp_path)
+
+    shutil.rmtree(data.raw)
+    with pytest.raises(DataError, match="run `align ingest`"):
+        build_again()
+    shutil.rmtree(data.filter_report)
+    with pytest.raises(DataError, match="run `align filter` first"):
+        build_again()
     assert not (tmp_path / "index").exists()
 
 
@@ -131,8 +140,8 @@ def test_a_broken_index_says_so(tmp_path: Path) -> None:
     header.write_text(good.replace('"num_items": 12', '"num_items": 13'))
     with pytest.raises(CorruptError, match="disagree"):
         ImageIndex.load(tmp_path / "index", VectorIndex.load)
-    header.write_text(good.replace('"schema_version": 2', '"schema_version": 1'))
-    with pytest.raises(FormatError, match="again"):
+    header.write_text(good.replace('"schema_version": 3', '"schema_version": 2'))
+    with pytest.raises(FormatError, match="schema_version 2, but this code reads 3; run `align index` again"):
         ImageIndex.load(tmp_path / "index", VectorIndex.load)
     header.write_text(good)
     (tmp_path / "index" / "vectors.faiss").write_bytes(b"no index at all")

@@ -2,35 +2,29 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from align.config.index import IndexConfig
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.model_folder import read_config, read_weights, write_model_folder
 from align.formats.ready import open_ready
 from align.model.embedder import Embedder, model_digest
 from align.search import ready
-from align.search.index import index
-from align.search.ready import MAX_DIFFERENCE, compare, make_ready
+from align.search.ready import MAX_DIFFERENCE, Run, compare, make_ready, revision_of
 from align.search.search import Query, open_index, search
-from tests.support import colour_shards, tiny_model
+from align.search.service.fetched import ReadySearch
+from tests.support import colour_index, tiny_model
+
+RUN = Run(revision="abc", dvc_lock="ghi", package_digest="def")
 
 
 def write_index(root: Path, *, thumbnail_px: int = 32) -> tuple[Path, Path]:
     """A model and its index."""
     model = tiny_model.write(root)
-    index(
-        IndexConfig(queries=None, exact_below=100, thumbnail_px=thumbnail_px),
-        text_weight=2.0,
-        encoder=Embedder.load(model),
-        model_digest=model_digest(model),
-        shards=colour_shards.write(root / "shards"),
-        out=root / "index",
-        reports=root / "reports",
-    )
+    colour_index.build(root, encoder=Embedder.load(model), model_digest=model_digest(model), thumbnail_px=thumbnail_px)
     return model, root / "index"
 
 
@@ -38,7 +32,7 @@ def write_index(root: Path, *, thumbnail_px: int = 32) -> tuple[Path, Path]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ready")
     model, images = write_index(root)
-    make_ready(model=model, index=images, out=root / "ready", revision="abc", package_digest="def")
+    make_ready(model=model, index=images, out=root / "ready", run=RUN)
     shutil.rmtree(root / "shards")
     return root
 
@@ -47,6 +41,7 @@ def test_it_answers_as_the_trained_model_does_and_shows_pictures_without_shards(
     found = open_ready(made / "ready")
     assert found.manifest.precision == "float16" and found.manifest.made_from.revision == "abc"
     assert found.manifest.made_from.num_images == 12 and found.manifest.made_from.package_digest == "def"
+    assert found.manifest.made_from.dvc_lock == "ghi"
     assert found.manifest.made_from.model_digest == model_digest(made / "model") != model_digest(found.model)
     assert 0 < found.manifest.largest_difference <= MAX_DIFFERENCE and found.manifest.same_of_ten > 0.9
     assert (found.model / "model.safetensors").stat().st_size < 0.6 * (made / "model/model.safetensors").stat().st_size
@@ -62,10 +57,18 @@ def test_it_answers_as_the_trained_model_does_and_shows_pictures_without_shards(
 
 
 def test_the_same_bytes_again(made: Path, tmp_path: Path) -> None:
-    again = make_ready(
-        model=made / "model", index=made / "index", out=tmp_path / "ready", revision="abc", package_digest="def"
-    )
+    again = make_ready(model=made / "model", index=made / "index", out=tmp_path / "ready", run=RUN)
     assert again.manifest == open_ready(made / "ready").manifest
+
+
+def test_what_serves_it_knows_the_run_that_made_it(made: Path, tmp_path: Path) -> None:
+    release = ReadySearch(made / "ready").wanted()
+    assert release is not None and release.version is None
+    digest = open_ready(made / "ready").manifest.made_from.shards_digest
+    assert release.tags == {
+        "align.model_digest": "def", "align.data_digest": digest, "align.git_revision": "abc", "align.dvc_lock": "ghi",
+    }  # fmt: skip
+    assert ReadySearch(tmp_path).wanted() is None
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "index/thumbnails.jpegs", "index/index.json"])
@@ -95,7 +98,7 @@ def test_a_file_more_and_manifests_that_lie(made: Path, tmp_path: Path) -> None:
     manifest.write_text(json.dumps(document | {"files": document["files"] | outside}))
     with pytest.raises(CorruptError, match="passwd: missing"):
         open_ready(folder)
-    for text in ("{}", "[", json.dumps(document | {"schema_version": 2}), json.dumps(document | {"files": {"a": 1}})):
+    for text in ("{}", "[", json.dumps(document | {"schema_version": 1}), json.dumps(document | {"files": {"a": 1}})):
         manifest.write_text(text)
         with pytest.raises(FormatError, match=r"run `align ready`"):
             open_ready(folder)
@@ -120,7 +123,7 @@ def test_weights_that_float16_would_change_stay_as_they_are(made: Path, tmp_path
 
 def test_what_cannot_become_a_ready_search(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(model: Path, images: Path) -> None:
-        make_ready(model=model, index=images, out=tmp_path / "ready", revision=None, package_digest=None)
+        make_ready(model=model, index=images, out=tmp_path / "ready", run=Run(None, None, None))
 
     with pytest.raises(DataError, match="another model"):
         make(tiny_model.write(tmp_path / "other", seed=1), made / "index")
@@ -130,3 +133,34 @@ def test_what_cannot_become_a_ready_search(made: Path, tmp_path: Path, monkeypat
     with pytest.raises(DataError, match=r"would have .* MB, more than 0 MB"):
         make(made / "model", made / "index")
     assert not (tmp_path / "ready").exists()
+
+
+def test_what_the_run_writes_makes_no_revision_dirty_and_an_edit_does(tmp_path: Path) -> None:
+    root = tmp_path / "a folder"
+    root.mkdir()
+    assert revision_of(root, Path("ready")) is None
+
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(
+            ["git", *who, *words], cwd=root, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    (root / "code.py").write_text("1")
+    (root / "ready").mkdir()
+    (root / "ready/manifest.json").write_text("{}")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "code")
+    head = git("rev-parse", "HEAD")
+    (root / "dvc.lock").write_text("new")
+    (root / "ready/manifest.json").write_text("another")
+    (root / "ready/more").write_text("x")
+    assert revision_of(root, Path("ready")) == revision_of(root, root / "ready") == head
+    assert revision_of(root, Path("elsewhere")) == f"{head}-dirty"
+    git("add", "dvc.lock")
+    git("commit", "--quiet", "--message", "lock", "dvc.lock")
+    (root / "dvc.lock").write_text("changed")
+    assert revision_of(root, Path("ready")) == git("rev-parse", "HEAD")
+    (root / "code.py").write_text("2")
+    assert revision_of(root, Path("ready")) == f"{git('rev-parse', 'HEAD')}-dirty"

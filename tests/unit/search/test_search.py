@@ -2,30 +2,20 @@ from pathlib import Path
 
 import pytest
 
-from align.config.index import IndexConfig
 from align.errors import ConfigError, DataError
 from align.figure import png
 from align.formats.image_index import Hit, ImageIndex
 from align.search.answers import AnsweredQuery, ImageAnswer
 from align.search.figures import search_figure
-from align.search.index import index
 from align.search.search import Query, open_index, search
-from tests.support import colour_shards
+from tests.support import colour_index
 from tests.support.colours import ColourEncoder, square
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
     root = tmp_path_factory.mktemp("search")
-    index(
-        IndexConfig(queries=None, exact_below=100, thumbnail_px=32),
-        text_weight=2.0,
-        encoder=ColourEncoder(),
-        model_digest="mine",
-        shards=colour_shards.write(root / "shards"),
-        out=root / "index",
-        reports=root / "reports",
-    )
+    colour_index.build(root)
     return open_index(root / "index", "mine")
 
 
@@ -81,14 +71,6 @@ def test_texts_that_look_like_mathematics_are_drawn_as_they_are() -> None:
 
 
 def test_an_index_of_another_model_is_refused(tmp_path: Path) -> None:
-    index(
-        IndexConfig(queries=None, exact_below=100, thumbnail_px=32),
-        text_weight=2.0,
-        encoder=ColourEncoder(),
-        model_digest="theirs",
-        shards=colour_shards.write(tmp_path / "shards"),
-        out=tmp_path / "index",
-        reports=tmp_path / "reports",
-    )
+    colour_index.build(tmp_path, model_digest="theirs")
     with pytest.raises(DataError, match="another model"):
         open_index(tmp_path / "index", "mine")

@@ -96,7 +96,7 @@ def test_a_start_that_pretrain_wrote_follows_the_root(project: Path, monkeypatch
             "finetune.from=models/pretrained",
             "paths.root=trial",
             "model.resize_px=36",
-            "model.image_px=36",
+            "model.image_px=32",  # as the model has them
         )
         == 0
     )
@@ -159,3 +159,11 @@ def test_no_steps_are_for_finetune_only(
     monkeypatch.chdir(project)
     assert main(["pretrain", "--set", "pretrain.num_steps=0"]) == 1
     assert "parameter 'pretrain.num_steps' = 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("override", ["model.image_px=48", "model.stochastic_depth=0.3"])
+def test_a_value_that_would_be_ignored_is_an_error(
+    project: Path, override: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(project, monkeypatch, override) == 1
+    assert f"--set {override}: `align finetune` keeps the shape and the recipe" in capsys.readouterr().err

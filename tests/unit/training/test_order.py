@@ -6,8 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from align.randomness import permutation
 from align.training.order import CYCLE, BlockOrder, Mixture
-from align.training.randomness import permutation
 
 #: 100 shards of unequal size.
 COUNTS = np.random.default_rng(0).integers(50, 150, 100)

@@ -9,7 +9,8 @@ import pytest
 
 from align.config.validate import ValidateConfig
 from align.errors import GateError
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, write_set
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
+from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.filtered import decisions_digest
 from align.formats.verdict import require_passed
 from align.protocols.expectations import Check, Expectation, Outcome
@@ -63,8 +64,9 @@ def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path: Path) -> N
 def test_the_gate_looks_for_held_out_images_too(tmp_path: Path) -> None:
     small_data.write(tmp_path, pairs())
     (tmp_path / "evaluation").mkdir()
-    images = [EvaluationImage("k", small_data.jpeg(number), "c", ("a text",), None, None, "query") for number in (0,)]
-    sha256 = write_set(tmp_path / "filtered/held_out", EvaluationSet("held_out", "retrieval", "", images, (), ()))
+    images = [EvaluationImage("k", "c", ("a text",), None, None, "query")]
+    held_out = EvaluationSet("held_out", "retrieval", "", images, (), (), held([small_data.jpeg(0)]))
+    sha256 = write_set(tmp_path / "filtered/held_out", held_out)
     config = load_params().section(ValidateConfig)
     for checked, unchecked in (({"held_out": sha256}, "0"), ({"held_out": "f" * 64}, "1")):
         data = JudgedData(tmp_path / "raw", tmp_path / "filtered", tmp_path / "evaluation", checked)

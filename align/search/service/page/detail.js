@@ -1,7 +1,15 @@
-// What is known of one picture: its page, its texts, the filter's rules, its shard and the model. Every foreign text goes
+// What is known of one picture: the chain from its web page to the model, and the filter's rules. Every foreign text goes
 // into the page as text, never as HTML.
 
 import {answerOf} from "./query.js";
+
+const SHOWN = 240; // characters of an address; a longer one is cut
+const LONGEST = 8000; // of a link; no server takes a longer one, and tables of pairs may have cut it
+
+const TAGS = {
+  "align.model_digest": "Registered as", "align.git_revision": "Code, git", "align.data_digest": "Data", "align.dvc_lock": "dvc.lock",
+  "align.promoted_at": "Promoted", "align.promoted_because": "Promoted because", "align.flow_run": "Flow run",
+};
 
 const dialog = document.getElementById("detail");
 const title = document.getElementById("detail-title");
@@ -22,10 +30,24 @@ export function picture(address, why) {
   return shown;
 }
 
-/** A link to an address of the web; anything else is shown as text. */
-function link(address) {
-  if (!/^https?:\/\//i.test(address)) return address;
-  return element("a", {href: address, rel: "noreferrer noopener", target: "_blank"}, address);
+/** The spelling of a web address that a browser would ask for; null for any other text, which is no link. */
+export function webAddress(text) {
+  if (text.length > LONGEST) return null;
+  try {
+    const url = new URL(text);
+    return /^https?:\/\//i.test(text) && /^https?:$/.test(url.protocol) && !url.username && !url.password ? url.href : null;
+  } catch {
+    return null;
+  }
+}
+
+/** An address: a link if it is one of the web, spelt as the browser reads it, so that no sign in it shows another. */
+function address(text) {
+  const href = webAddress(text);
+  const whole = href ?? text;
+  const said = whole.length > SHOWN ? `${whole.slice(0, SHOWN)}… (${whole.length.toLocaleString("en")} characters)` : whole;
+  if (!href) return element("bdi", {class: "address"}, said);
+  return element("a", {class: "address", dir: "ltr", href, rel: "noreferrer noopener", target: "_blank"}, said);
 }
 
 function facts(rows) {
@@ -36,48 +58,70 @@ function facts(rows) {
   return list;
 }
 
-function rules(pair) {
-  const rows = pair.rules.map((rule) => element("tr", {},
-    element("th", {scope: "row"}, rule.rule),
-    element("td", {class: rule.verdict}, rule.verdict),
-    element("td", {}, rule.what),
-    element("td", {}, rule.values)));
-  const names = ["Rule", "Verdict", "It drops", "Values"].map((name) => element("th", {scope: "col"}, name));
-  const table = element("table", {}, element("thead", {}, element("tr", {}, ...names)), element("tbody", {}, ...rows));
+function rules(rows) {
+  const withValues = rows.some((rule) => rule.values);
+  const names = ["Rule", "Verdict", "It drops", "Where", ...(withValues ? ["Values"] : [])];
+  // The roles are what these elements have; on a phone, where a row is drawn as a block, browsers forget them.
+  const cell = (said, kind = "") => element("td", {role: "cell", class: kind}, said);
+  const lines = rows.map((rule) => element("tr", {role: "row"},
+    element("th", {role: "rowheader", scope: "row"}, rule.rule),
+    cell(rule.verdict, rule.verdict),
+    cell(rule.what),
+    cell(rule.drops_where ?? "", "condition"),
+    ...(withValues ? [cell(rule.values)] : [])));
+  const head = element("tr", {role: "row"}, ...names.map((name) => element("th", {role: "columnheader", scope: "col"}, name)));
+  const table = element("table", {role: "table", class: "rules"},
+    element("thead", {role: "rowgroup"}, head), element("tbody", {role: "rowgroup"}, ...lines));
   return element("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "Rules of the filter"}, table);
 }
 
-function shown(item, like) {
-  const pair = item.pair;
-  const more = element("button", {type: "button"}, "Search for pictures like this one");
-  more.addEventListener("click", () => { dialog.close(); like(item.key); });
+/** One link of the chain: its name, and what is said of it. */
+const step = (name, ...parts) => element("li", {}, element("h3", {}, name), ...parts);
+const list = (parts) => element("ul", {}, ...parts.map((part) => element("li", {}, part)));
+
+function pages(found) {
+  const known = [...new Set(found.map((pair) => pair.page_url).filter(Boolean))];
+  if (!known.length) return element("p", {}, "not recorded");
+  return known.length === 1 ? element("p", {}, address(known[0])) : list(known.map(address));
+}
+
+function pairs(item) {
+  const kept = {true: "kept by the filter", false: "dropped by the filter", null: "not yet filtered"}[item.pair.kept];
+  const addresses = [...new Set(item.found.map((pair) => pair.url).filter(Boolean))];
+  return [
+    element("p", {class: item.pair.kept === false ? "drops" : "passes"}, kept),
+    list(item.found.map((pair) => element("span", {}, element("bdi", {}, pair.text), " ", element("span", {class: "key"}, pair.key)))),
+    ...addresses.map((url) => element("p", {}, "Picture at ", address(url))),
+  ];
+}
+
+function chain(item) {
   const served = item.served;
   const version = served.version === null ? served.name : `${served.name} version ${served.version}`;
-  const texts = element("ul", {}, ...item.texts.map((text) => element("li", {}, text)));
-  return [
-    element("div", {class: "top"},
-      picture(`${item.image}&large=true`, item.picture_missing ?? "the picture is not here"),
-      facts([
-        ["Key", item.key],
-        ["Page", pair?.page_url ? link(pair.page_url) : pair ? "not recorded" : null],
-        ["Picture", pair?.url ? link(pair.url) : null],
-        ["sha256", item.image_id],
-        ["Shard", item.shard],
-        ["Part of the data", item.split],
-      ])),
-    element("p", {}, more),
-    element("h3", {}, "Alt-texts"), texts,
-    element("h3", {}, "Model"),
-    facts([
-      ["Version", version],
+  return element("ol", {class: "chain"},
+    step("Web page", pages(item.found)),
+    step(item.found.length === 1 ? "Pair" : `${item.found.length} pairs`, ...pairs(item)),
+    step("Shard", element("p", {}, item.shard, " ", element("span", {class: "key"}, `byte ${item.offset_bytes.toLocaleString("en")}`)),
+      element("p", {}, `Part of the data: ${item.split}`)),
+    step("Model", element("p", {}, version), facts([
+      ["Trained on this picture", item.trained_on],
       ["MLflow run", served.run_id],
       ["Digest", served.model_digest],
-      ["Trained on this picture", item.trained_on],
-      ...Object.entries(item.version_tags).map(([name, value]) => [name.replace(/^align\./, "").replaceAll("_", " "), value]),
-    ]),
+      ...Object.entries(item.version_tags).map(([name, value]) => [TAGS[name] ?? name, value]),
+    ])));
+}
+
+function shown(item, like) {
+  const more = element("button", {type: "button"}, "Search for pictures like this one");
+  more.addEventListener("click", () => { dialog.close(); like(item.key); });
+  return [
+    element("div", {class: "top"},
+      element("div", {}, picture(`${item.image}&large=true`, item.picture_missing ?? "the picture is not here"), more),
+      chain(item)),
     element("h3", {}, "Rules of the filter"),
-    ...(pair ? [...pair.notes.map((note) => element("p", {class: "warning"}, note)), rules(pair)]
-      : [element("p", {}, item.pair_missing ?? "nothing is known of it here")]),
+    ...item.pair.notes.map((note) => element("p", {class: "note"}, note)),
+    item.pair.rules.length ? rules(item.pair.rules) : element("p", {}, "The rules are not recorded here."),
+    element("p", {class: "key"}, `sha256 of the picture: ${item.image_id}`),
   ];
 }
 

@@ -1,7 +1,13 @@
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from align.evaluate.protocols.knn import nearest_neighbour
+from align.errors import DataError
+from align.evaluate.protocols import knn
+from align.evaluate.protocols.knn import nearest, nearest_neighbour, weighted_vote
+from align.evaluate.protocols.labelled import UNDECIDED, Labelled
 from align.evaluate.protocols.recall import recall
 
 
@@ -32,3 +38,82 @@ def test_equally_near_references_of_two_labels_count_as_wrong() -> None:
 
 def test_a_label_that_no_reference_has_is_wrong() -> None:
     assert accuracy(unit(0), [7], unit(0, 90), [0, 1]) == (0.0, 0.0)
+
+
+def drawn(number: int, seed: int, *, classes: int = 5) -> Labelled:
+    """Whole numbers: many similarities are equal, and none is rounded, however the work is cut."""
+    rng = np.random.default_rng(seed)
+    return Labelled("drawn", rng.integers(-1, 2, (number, 6)).astype(np.float32), rng.integers(0, classes, number))
+
+
+def by_hand(queries: Labelled, references: Labelled) -> list[int]:
+    answers = []
+    for row in queries.features @ references.features.T:
+        labels = set(references.labels[row == row.max()])
+        answers.append(labels.pop() if len(labels) == 1 else UNDECIDED)
+    return answers
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, references = drawn(83, 0), drawn(97, 1, classes=2)
+    expected = by_hand(queries, references)
+    assert {UNDECIDED, 0, 1} == set(expected)
+    assert nearest(queries, references).tolist() == expected
+    votes = weighted_vote(queries, references, k=9)
+    monkeypatch.setattr(knn, "QUERIES", 7)
+    monkeypatch.setattr(knn, "REFERENCES", 5)
+    assert nearest(queries, references).tolist() == expected
+    assert weighted_vote(queries, references, k=9).tolist() == votes.tolist()
+
+
+def vote_by_hand(queries: Labelled, references: Labelled, k: int, temperature: float) -> list[int]:
+    answers = []
+    for row in queries.features @ references.features.T:
+        votes = [0.0] * 10
+        for at in sorted(range(len(row)), key=lambda at: (-row[at], at))[:k]:
+            votes[references.labels[at]] += math.exp((row[at] - row.max()) / temperature)
+        answers.append(votes.index(max(votes)) if votes.count(max(votes)) == 1 else UNDECIDED)
+    return answers
+
+
+@pytest.mark.parametrize("k", [1, 4, 60, 1000])
+def test_the_vote_is_weighted_by_similarity(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, references = drawn(40, 0), drawn(60, 1)
+    monkeypatch.setattr(knn, "REFERENCES", 16)
+    assert weighted_vote(queries, references, k=k, temperature=2.0).tolist() == vote_by_hand(
+        queries, references, k, 2.0
+    )
+
+
+def test_one_voter_at_a_low_temperature_is_the_nearest() -> None:
+    queries, references = drawn(40, 0), drawn(60, 1)
+    found, voted = nearest(queries, references), weighted_vote(queries, references, k=60, temperature=0.01)
+    decided = (found != UNDECIDED) & (voted != UNDECIDED)
+    assert decided.any()
+    assert (found == voted)[decided].all()
+
+
+def test_references_may_be_a_mapped_file(tmp_path: Path) -> None:
+    queries, references = drawn(20, 0), drawn(50, 1)
+    np.save(tmp_path / "references.npy", references.features.astype(np.float16))
+    mapped = Labelled("references", np.load(tmp_path / "references.npy", mmap_mode="r"), references.labels)
+    assert nearest(queries, mapped).tolist() == by_hand(queries, references)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_damaged_features_are_one_line(value: float) -> None:
+    good, bad = drawn(20, 0), drawn(20, 1)
+    bad.features[3, 2] = value
+    for queries, references in ((good, bad), (bad, good)):
+        for protocol in (nearest, weighted_vote):
+            with pytest.raises(DataError, match=r"^drawn: features that are NaN or infinite"):
+                protocol(queries, references)
+
+
+def test_other_widths_and_settings_are_one_line() -> None:
+    good = drawn(20, 0)
+    with pytest.raises(DataError, match="6 wide, those of narrow 2"):
+        nearest(good, Labelled("narrow", unit(1, 2), np.array([0, 1])))
+    for wrong in ({"k": 0}, {"temperature": 0.0}, {"temperature": float("nan")}):
+        with pytest.raises(DataError, match="must be positive"):
+            weighted_vote(good, good, **wrong)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from align.errors import DataError
-from tests.support.reading import read_all, short, source_at
+from tests.support.reading import read_all, rows_of, short, source_at
 from tests.support.warc_records import picture
 
 RED, BLUE = picture(3, 2), picture(4, 2, "blue", "JPEG")
@@ -17,7 +17,7 @@ RED, BLUE = picture(3, 2), picture(4, 2, "blue", "JPEG")
 def coco(path: Path, **more: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [
-        {"id": 7, "file_name": "7.jpg", "coco_url": "http://images.example/val2014/7.jpg"},
+        {"id": 7, "file_name": "7.jpg", "coco_url": "http://images.example/train2014/7.jpg"},
         {"id": 8, "file_name": "8.jpg"},
         {"id": 9, "file_name": "../../../secret.png"},
         {"id": 10, "file_name": "half \ud800.png", "coco_url": 7},
@@ -27,23 +27,23 @@ def coco(path: Path, **more: Any) -> None:
     path.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations, **more}))
 
 
-@pytest.mark.parametrize("folder", ["val2014", "images/val2014", "images", "annotations/images", "."])
+@pytest.mark.parametrize("folder", ["train2014", "images/train2014", "images", "annotations/images", "."])
 def test_coco_in_each_usual_folder(tmp_path: Path, folder: str) -> None:
     (tmp_path / "secret.png").write_bytes(RED)
     root = tmp_path / "coco"
-    coco(root / "annotations/captions_val2014.json")
+    coco(root / "annotations/captions_train2014.json")
     (root / "annotations/instances_val2014.json").write_text("{}")
     (root / folder).mkdir(parents=True, exist_ok=True)
     (root / folder / "7.jpg").write_bytes(RED)
     (root / folder / "8.jpg").write_bytes(BLUE)
     counts: Counter[str] = Counter()
     assert short(read_all(root, "coco", counts), "url", "text", "problem", "bytes") == [
-        ("http://images.example/val2014/7.jpg", "seven", None, RED),
-        ("http://images.example/val2014/7.jpg", "sieben", None, RED),
-        ("val2014/8.jpg", "acht", None, BLUE),
-        ("val2014/../../../secret.png", "escape", "no such file", None),
-        ("val2014/half ?.png", "half", "no such file", None),
-        ("val2014", "of nothing", "a caption of no picture in the list", None),
+        ("http://images.example/train2014/7.jpg", "seven", None, RED),
+        ("http://images.example/train2014/7.jpg", "sieben", None, RED),
+        ("train2014/8.jpg", "acht", None, BLUE),
+        ("train2014/../../../secret.png", "escape", "no such file", None),
+        ("train2014/half ?.png", "half", "no such file", None),
+        ("train2014", "of nothing", "a caption of no picture in the list", None),
     ]
     assert counts == {"rows": 6, "rows_unreadable": 1}
 
@@ -62,16 +62,16 @@ def test_captions_of_coco_that_are_lists_or_no_texts(tmp_path: Path) -> None:
 
 
 def test_coco_without_pictures_and_what_is_no_coco(tmp_path: Path) -> None:
-    coco(tmp_path / "captions_val2014.json")
+    coco(tmp_path / "captions_train2014.json")
     assert short(read_all(tmp_path, "coco"), "url", "file", "problem")[1:3] == [
-        ("http://images.example/val2014/7.jpg", None, None),
-        ("val2014/8.jpg", None, "no such file"),
+        ("http://images.example/train2014/7.jpg", None, None),
+        ("train2014/8.jpg", None, "no such file"),
     ]
     for text in ("{", "[" * 100_000, "[]", '{"images": [{}]}', '{"annotations": [{"image_id": 1}], "images": []}'):
-        (tmp_path / "captions_val2014.json").write_text(text)
+        (tmp_path / "captions_train2014.json").write_text(text)
         with pytest.raises(DataError, match="neither COCO's captions nor Karpathy's"):
             read_all(tmp_path, "coco")
-    (tmp_path / "captions_val2014.json").rename(tmp_path / "a.json")
+    (tmp_path / "captions_train2014.json").rename(tmp_path / "a.json")
     (tmp_path / "b.json").write_text("{}")
     with pytest.raises(DataError, match="captions_"):
         source_at(tmp_path, "source=coco")
@@ -80,7 +80,7 @@ def test_coco_without_pictures_and_what_is_no_coco(tmp_path: Path) -> None:
 def test_karpathy_splits(tmp_path: Path) -> None:
     def image(name: str, path: str | None, *texts: str) -> dict[str, Any]:
         sentences = [{"raw": text, "tokens": text.split(), "sentid": 0} for text in texts]
-        return {"filename": name, "split": "test", "sentences": sentences, **({"filepath": path} if path else {})}
+        return {"filename": name, "split": "train", "sentences": sentences, **({"filepath": path} if path else {})}
 
     images = [image("1.jpg", "val2014", "one", "eins"), image("2.jpg", "train2014", "two")]
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
@@ -104,13 +104,13 @@ def test_a_link_that_leads_out_of_the_data_set_is_no_picture(tmp_path: Path, lin
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret/7.jpg").write_bytes(RED)
     root = tmp_path / "coco"
-    coco(root / "annotations/captions_val2014.json")
+    coco(root / "annotations/captions_train2014.json")
     if link == "folder":
-        (root / "val2014").symlink_to(tmp_path / "secret")
+        (root / "train2014").symlink_to(tmp_path / "secret")
     else:
-        (root / "val2014").mkdir()
-        (root / "val2014/7.jpg").symlink_to(tmp_path / "secret/7.jpg")
-    (root / "val2014/8.jpg").write_bytes(BLUE)
+        (root / "train2014").mkdir()
+        (root / "train2014/7.jpg").symlink_to(tmp_path / "secret/7.jpg")
+    (root / "train2014/8.jpg").write_bytes(BLUE)
     assert short(read_all(root, "coco"), "text", "problem", "bytes")[:3] == [
         ("seven", "outside the folder", None),
         ("sieben", "outside the folder", None),
@@ -125,3 +125,24 @@ def test_a_link_within_the_data_set_is_a_picture(tmp_path: Path) -> None:
     (tmp_path / "stored/7.jpg").write_bytes(RED)
     (tmp_path / "images/7.jpg").symlink_to("../stored/7.jpg")
     assert short(read_all(tmp_path, "coco"), "text", "problem", "bytes")[0] == ("seven", None, RED)
+
+
+def test_karpathys_test_split_is_not_trained_on(tmp_path: Path) -> None:
+    splits = ("train", "restval", "val", "test")
+    images = [{"filename": f"{n}.jpg", "split": n, "sentences": [{"raw": n}, {"raw": f"{n} 2"}]} for n in splits]
+    images.append({"filename": "x.jpg", "sentences": [{"raw": "not stated"}]})
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    counts: Counter[str] = Counter()
+    texts = [text for (text,) in short(read_all(tmp_path, "coco", counts), "text")]
+    assert texts == ["train", "train 2", "restval", "restval 2", "not stated"]
+    assert (counts["rows"], counts["rows_of_other_splits"]) == (5, 4)
+
+
+def test_a_file_of_cocos_val2014_is_not_trained_on(tmp_path: Path) -> None:
+    coco(tmp_path / "captions_val2014.json")
+    with pytest.raises(DataError, match=r"val2014\.json: no picture of train, restval; it has val: correct ingest"):
+        read_all(tmp_path, "coco")
+    assert len(rows_of(source_at(tmp_path, "source=coco", "splits=null"))[0]) == 6
+    coco(tmp_path / "captions_train2014.json")
+    counts: Counter[str] = Counter()
+    assert len(read_all(tmp_path, "coco", counts)) == 6 and counts["rows_of_other_splits"] == 6

@@ -250,7 +250,8 @@ def test_the_report_shows_the_outcomes(tmp_path: Path) -> None:
         metrics={}, num_files=1, num_pages=2, num_pages_in_archive=5, num_pages_unreadable=1, num_pages_too_large=0,
         num_pages_coding_absent=3, num_pages_coding_unknown=4, num_records_unreadable=0, num_pictures_without_text=6,
         num_files_left_out=8, num_pairs=10, num_images=1, num_retryable=0, num_damaged_files=1, num_bytes_lost=12_345,
-        num_reading_bounds_reached=1, num_rows_unreadable=0, num_texts_cut=0, num_page_urls_cut=0, files_quarantined=[],
+        num_reading_bounds_reached=1, num_rows_unreadable=0, num_rows_of_other_splits=0, num_texts_cut=0,
+        num_page_urls_cut=0, files_quarantined=[],
         outcomes=dict.fromkeys(outcomes.OUTCOMES, 7),
         num_other_records=1_001, statuses={"success": 10}, errors={}, text_sources={"alt": 10}, hosts={},
     )  # fmt: skip

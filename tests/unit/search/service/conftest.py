@@ -2,10 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import served
+from tests.support import colour_index
 
 
 @pytest.fixture(scope="package")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of one-coloured pictures and their index."""
-    return served.write(tmp_path_factory.mktemp("served"), thumbnail_px=24)
+    root = tmp_path_factory.mktemp("served")
+    colour_index.build(root, thumbnail_px=24, pages={"000000002": None})
+    return root

@@ -14,9 +14,10 @@ from align.guard import Guard
 from align.search.service.app import POLICY, make_app
 from align.search.service.limits import Limits
 from align.search.service.service import SearchService
-from tests.support import hostile_pictures
+from tests.support import colour_index, hostile_pictures
+from tests.support.colour_index import PAGE
 from tests.support.colours import square
-from tests.support.served import PAGE, served, service, write
+from tests.support.served import served, service
 
 PORT = 7000
 JSON = {"content-type": "application/json"}
@@ -126,11 +127,15 @@ def test_embeddings_are_those_of_the_model(made: SearchService) -> None:
 
 def test_a_picture_leads_to_its_page_rules_shard_and_version(made: SearchService) -> None:
     item = ask(made, "GET", "/item/000000001").json()
-    assert item["pair"]["page_url"] == PAGE and item["pair"]["rules"][0]["verdict"] == "passes"
+    picture, texts = "https://example.com/000000001.jpg", ["a red square", "red shade 20"]
+    assert item["found"] == [
+        {"key": key, "text": text, "page_url": PAGE, "url": picture}
+        for key, text in zip(("000000001", "100000001"), texts, strict=True)
+    ]
+    assert item["pair"]["kept"] and item["pair"]["rules"][0]["verdict"] == "passes" and item["texts"] == texts
     assert (item["shard"], item["served"]["version"], item["served"]["run_id"]) == ("train/00000.tar", 1, "run-1")
     assert item["version_tags"] == {"align.promoted_at": "today"} and item["picture_missing"] is None
-    unknown = ask(made, "GET", "/item/000000011").json()
-    assert unknown["pair"] is None and unknown["pair_missing"] == "data/raw has no such pair"
+    assert ask(made, "GET", "/item/000000002").json()["found"][0]["page_url"] is None
 
 
 def test_pictures_are_jpegs_that_a_browser_may_keep_for_this_index_only(made: SearchService) -> None:
@@ -153,7 +158,8 @@ def test_without_shards_there_are_thumbnails(world: Path, made: SearchService, t
 
 
 def test_without_shards_and_thumbnails_there_are_reasons_for_pictures(tmp_path: Path) -> None:
-    world = write(tmp_path / "world", thumbnail_px=0)
+    world = tmp_path / "world"
+    colour_index.build(world, thumbnail_px=0)
     with service(tmp_path, served(world)) as made:
         assert "the pictures are not here" in ask(made, "GET", "/image/000000001").json()["error"]
         assert ask(made, "GET", "/image/000000001").status_code == 404

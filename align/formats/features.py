@@ -1,4 +1,4 @@
-"""What was measured of evaluation images, kept between runs: the network takes minutes for a thousand of them.
+"""What was measured of evaluation images, kept between runs: a network takes minutes for a thousand of them.
 
 Kept outside of DVC's outs, under the sha256 of each image, in a folder for everything that decides the values: code,
 versions of libraries, networks, limits. A file holds many images and is named by its own sha256, so a damaged one is
@@ -60,10 +60,13 @@ class Features(Generic[T]):
             return
         kept = _read(self.folder)
         remaining = iter(images)
+        folder: Path | None = self.folder
         while block := list(islice(remaining, _BLOCK)):
             digests = {name: hashlib.sha256(data).digest() for name, data in block}
             new = dict(measure((name, data) for name, data in block if digests[name] not in kept))
-            _write(self.folder, {digests[name]: zlib.compress(self.encode(value), 1) for name, value in new.items()})
+            if folder is not None:
+                values = {digests[name]: zlib.compress(self.encode(value), 1) for name, value in new.items()}
+                folder = folder if _write(folder, values) else None
             for name, digest in digests.items():
                 if name in new:
                     yield name, new[name]
@@ -116,16 +119,17 @@ def _read(folder: Path) -> dict[bytes, tuple[pa.Table, int]]:
         except FileNotFoundError:  # another run removed it
             continue
         if table is None:
-            say(f"filter: {path}: damaged, so its images are measured again")
+            say(f"{path}: damaged, so its images are measured again")
             path.unlink(missing_ok=True)
             continue
         kept |= {image: (table, row) for row, image in enumerate(table["image"].to_pylist())}
     return kept
 
 
-def _write(folder: Path, values: dict[bytes, bytes]) -> None:
+def _write(folder: Path, values: dict[bytes, bytes]) -> bool:
+    """Whether they are kept."""
     if not values:
-        return
+        return True
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, _SCHEMA) as writer:
         writer.write_table(pa.table([list(values), list(values.values())], schema=_SCHEMA))
@@ -133,4 +137,6 @@ def _write(folder: Path, values: dict[bytes, bytes]) -> None:
     try:
         write_bytes(folder / f"{hashlib.sha256(data).hexdigest()}.arrow", data)
     except OSError as error:  # a full disk, say: the result does not need them
-        say(f"filter: warning: {folder}: what was measured of evaluation images is not kept ({error.strerror})")
+        say(f"warning: {folder}: what was measured of evaluation images is not kept ({error.strerror})")
+        return False
+    return True

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from align.training.randomness import Purpose, permutation, uniforms
+from align.randomness import Purpose, permutation, uniforms
 
 
 def test_numbers_do_not_depend_on_how_positions_are_cut() -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
-from align.filter.features import Features, files_of, folder_of
 from align.filter.filter import FilterFolders, filter_pairs
 from align.filter.network import ImageNetwork
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, write_set
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
+from align.formats.evaluation_sets.align_tar import write_set
+from align.formats.features import Features, files_of, folder_of
 from align.pairs.perceptual_hash import from_bytes, image_signals, to_bytes
 from tests.support import local_store
 from tests.support.params import load_params
@@ -50,7 +51,7 @@ def look(folder: Path | None, *numbers: int) -> tuple[list[int], list[int]]:
 
 
 def test_only_what_is_not_kept_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("align.filter.features._BLOCK", 2)
+    monkeypatch.setattr("align.formats.features._BLOCK", 2)
     assert look(tmp_path, 1, 2, 3) == ([2, 4, 6], [1, 2, 3])
     assert look(tmp_path, 3, 13, 4, 1) == ([6, 8, 2], [13, 4])
     assert look(tmp_path, 4, 3, 2, 1) == ([8, 6, 4, 2], [])
@@ -58,7 +59,7 @@ def test_only_what_is_not_kept_is_measured(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_files_of_some_images_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("align.filter.features._BLOCK", 2)
+    monkeypatch.setattr("align.formats.features._BLOCK", 2)
     look(tmp_path / "views-1", 1, 2, 3)
     look(tmp_path / "signals-1", 3)
     digests = {hashlib.sha256(data).hexdigest() for _, data in images(3, 4)}
@@ -87,7 +88,7 @@ def test_damaged_files_are_made_again(tmp_path: Path, damage: Any, capsys: pytes
 
 
 def test_two_runs_at_once_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("align.filter.features._BLOCK", 1)
+    monkeypatch.setattr("align.formats.features._BLOCK", 1)
     slow = Features(tmp_path, lambda value: str(value).encode(), int).look(Measure(), images(1, 2, 3))
     assert next(slow) == ("name 1", 2)
     assert look(tmp_path, 1, 2, 3, 4) == ([2, 4, 6, 8], [2, 3, 4])
@@ -126,10 +127,10 @@ def test_signals_are_stored_whole() -> None:
 def test_the_filter_writes_the_same_bytes_and_asks_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = shards(tmp_path / "raw", 2)
     copy = noise(1, 480, 460)
-    pictures = [EvaluationImage(key, data, key, (key,), None, None, "query") for key, data in
-                (("copy", copy), ("broken", b"no picture"), ("other", noise(70)))]  # fmt: skip
+    items = [EvaluationImage(key, key, (key,), None, None, "query") for key in ("copy", "broken", "other")]
+    pictures = held([copy, b"no picture", noise(70)])
     for name in ("one", "two"):  # they share their images
-        write_set(tmp_path / "sets", EvaluationSet(name, "retrieval", name, pictures, (), ()))
+        write_set(tmp_path / "sets", EvaluationSet(name, "retrieval", name, items, (), (), pictures))
 
     def written(out: str, kept: str | None, **changes: Any) -> dict[str, bytes]:
         folders = FilterFolders(raw, tmp_path / "sets", tmp_path / "p", tmp_path / out / "f", tmp_path / out / "r")

@@ -6,7 +6,7 @@ import pytest
 from align.errors import DataError
 from align.formats.query_ranks import QueryRanks, Ranked
 from align.intervals import Scored
-from align.release.paired import Part, difference, of_metrics, set_of
+from align.paired import Part, difference, of_metrics, set_of
 
 
 def part(values: list[float], clusters: str, name: str = "a", weight: float = 1.0) -> Part:

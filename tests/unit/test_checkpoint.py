@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from align.checkpoint import JOURNAL, CheckpointFolder, run_key
 from align.errors import ConfigError, CorruptError, LockedError, TrainingError
-from align.training.checkpoint import JOURNAL, CheckpointFolder, run_key
 
 CPU = torch.device("cpu")
 

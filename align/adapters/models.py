@@ -1,0 +1,104 @@
+"""A model by the name that a person gives to another tool: a folder, or a version of the registry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from align.errors import DataError
+from align.formats.model_folder import CONFIG
+from align.model.dual_encoder import DualEncoder
+from align.model.embedder import load_with_tokenizer, model_digest
+from align.model.tokenizer import TextTokenizer
+
+_VERSION = re.compile(r"models:/(?P<model>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9][0-9]*))")
+#: A name is a part of file names; two models of one name have different digests.
+_LONGEST = 60
+#: The file that every MLflow model has.
+_MLMODEL = "MLmodel"
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that another tool measures.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        tokenizer: the one that it was trained with.
+        name: for the tool's tables and file names: letters, digits, dots, dashes and underscores.
+        digest: hex sha256 of what decides an embedding. A tool that keeps results by it never shows those of the model
+            that lay in this folder before.
+    """
+
+    model: DualEncoder
+    tokenizer: TextTokenizer
+    name: str
+    digest: str
+
+
+def open_model(source: str | Path) -> NamedModel:
+    """Loads a model.
+
+    Args:
+        source: a model folder, a packaged model's folder, or a version of the registry that MLFLOW_TRACKING_URI names:
+            `models:/align@champion`, `models:/align/3`.
+
+    Raises:
+        DataError: there is no such model, or it is damaged.
+        FormatError: it is a folder of transformers' AlignModel, which `align import_model` reads; or of another
+            version.
+        ServiceError, RefusedError: MLflow cannot be reached, or refuses.
+    """
+    with _files(str(source)) as folder:
+        directory = _model_folder(folder)
+        model, tokenizer = load_with_tokenizer(directory)
+        return NamedModel(model, tokenizer, _slug(str(source)), model_digest(directory))
+
+
+@contextmanager
+def _files(source: str) -> Iterator[Path]:
+    if not source.startswith("models:"):
+        folder = Path(source)
+        if not folder.is_dir():
+            raise DataError(
+                f"{source}: no such folder; give a model folder, or a version such as models:/align@champion"
+            )
+        yield folder
+        return
+    found = _VERSION.fullmatch(source)
+    if found is None:
+        raise DataError(f"{source}: not a version of the registry; write models:/align@champion or models:/align/3")
+    from align.services.mlflow_address import require_store
+
+    require_store()
+    from align.services.tracking import Tracker  # imports MLflow, which a folder does not need
+
+    tracker = Tracker()
+    if found["alias"]:
+        version = tracker.registry.version_at(found["model"], found["alias"])
+    else:
+        versions = tracker.registry.versions(found["model"])
+        version = next((each for each in versions if each.number == int(found["number"])), None)
+    if version is None:
+        raise DataError(f"{source}: no such version in MLflow at {tracker.uri}; `align champion` lists them")
+    with TemporaryDirectory(prefix="align-") as scratch:
+        yield tracker.model_files(version, Path(scratch))
+
+
+def _model_folder(folder: Path) -> Path:
+    """The model folder itself; of a packaged model, the one among its artifacts."""
+    if not (folder / _MLMODEL).is_file():
+        return folder
+    held = [path.parent for path in sorted(folder.glob(f"artifacts/*/{CONFIG}"))]
+    if len(held) != 1:
+        raise DataError(f"{folder}: {len(held)} model folders among the artifacts of this MLflow model, not one")
+    return held[0]
+
+
+def _slug(source: str) -> str:
+    parts = [source.removeprefix("models:/")] if source.startswith("models:") else Path(source).resolve().parts[-2:]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-.")[:_LONGEST] or "model"

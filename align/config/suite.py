@@ -1,0 +1,245 @@
+"""A suite: a YAML file that names evaluation sets where they lie. `paths.evaluation` is one, or a folder of sets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from align.errors import ConfigError
+
+Format = Literal["align", "webdataset", "coco", "karpathy", "retrieval_txt", "folder", "parquet"]
+Task = Literal["retrieval", "coco_1k", "cxc", "zero_shot", "knn", "linear_probe", "few_shot", "frozen", "vtab"]
+
+#: Tasks of a set of captions, and those of a set of classes that learn from the labels of its split `reference`.
+CAPTIONED: tuple[Task, ...] = ("retrieval", "coco_1k", "cxc")
+LEARNED: tuple[Task, ...] = ("knn", "linear_probe", "few_shot", "frozen", "vtab")
+#: Sets that the pipeline makes itself.
+_RESERVED = ("test", "held_out")
+#: What can be measured of each format; of the others, both kinds.
+_CAPTIONS: frozenset[Format] = frozenset({"coco", "karpathy", "retrieval_txt"})
+#: A value of `among`.
+PRESENT = "present"
+#: Texts with {} for the name of a class, where neither the suite nor the set has any.
+TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "a {}.", "{}")
+
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _here(path: str) -> str:
+    if "://" in path:
+        raise ValueError(f"{path}: what others publish about a set is read from a file here; fetch it first")
+    return path
+
+
+_Here = Annotated[str, Field(min_length=1), AfterValidator(_here)]
+
+
+class Positives(BaseModel):
+    """Two files of right items by COCO's ids, as eccv_caption publishes them."""
+
+    model_config = _STRICT
+
+    image_to_text: _Here
+    text_to_image: _Here
+
+
+_Share = Annotated[float, Field(gt=0, lt=1)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=1)]
+_Seed = Annotated[int, Field(ge=0)]
+_Counts = Annotated[tuple[_Count, ...], Field(strict=False, min_length=1)]
+_Seeds = Annotated[tuple[_Seed, ...], Field(strict=False, min_length=1)]
+
+
+class KnnSettings(BaseModel):
+    """Task `knn`: beside the nearest picture, as in the paper, votes of the nearest ones."""
+
+    model_config = _STRICT
+
+    #: How many vote, each a metric knn_K; Wu et al.: 200. None by default: the paper has the nearest only.
+    neighbours: Annotated[tuple[_Count, ...], Field(strict=False)] = ()
+    #: A vote has weight exp(cosine / temperature); Wu et al.
+    temperature: _Positive = 0.07
+
+
+class LinearProbeSettings(BaseModel):
+    """Task `linear_probe`; the defaults are CLIP_benchmark's."""
+
+    model_config = _STRICT
+
+    #: Of the pictures to learn from, on which the weight decay is chosen; null: no choice and no decay.
+    validation_share: _Share | None = 0.2
+    epochs: _Count = 10
+    batch_size: _Count = 64
+    learning_rate: _Positive = 0.1
+    seed: _Seed = 0
+
+
+class FewShotSettings(BaseModel):
+    """Task `few_shot`; the defaults are big_vision's."""
+
+    model_config = _STRICT
+
+    #: Pictures a class, each a metric few_shot_N.
+    shots: _Counts = (1, 5, 10, 25)
+    #: The accuracy is the mean over these draws.
+    seeds: _Seeds = (0, 1, 2)
+
+
+class FrozenSettings(BaseModel):
+    """Task `frozen`: the paper's schedule of SGD."""
+
+    model_config = _STRICT
+
+    #: paper: 100 epochs of batches of 1,024 (section 4.3); small: 20 of 64, for some thousand pictures on two cores.
+    preset: Literal["paper", "small"] = "paper"
+    seed: _Seed = 0
+
+
+class VtabSettings(BaseModel):
+    """Task `vtab`: of a linear classifier on the first 1,000 pictures, the hyper-parameters are searched."""
+
+    model_config = _STRICT
+
+    #: Paper, section 5: 50.
+    trials: _Count = 50
+    #: Paper: three.
+    runs: _Seeds = (0, 1, 2)
+    #: From least to most, drawn on a logarithmic scale. Neither paper says what it searches: these are ours.
+    learning_rate: Annotated[tuple[_Positive, _Positive], Field(strict=False)] = (0.001, 1.0)
+    weight_decay: Annotated[tuple[_Positive, _Positive], Field(strict=False)] = (1e-6, 1.0)
+    epochs: _Counts = (10, 50, 100)
+    batch_size: _Count = 64
+    #: Whether the 1,000 are drawn; by default they are the first, as published. Those of a folder have to be drawn.
+    shuffle: bool = False
+    seed: _Seed = 0
+
+    @model_validator(mode="after")
+    def _from_least_to_most(self) -> Self:
+        if self.learning_rate[0] > self.learning_rate[1] or self.weight_decay[0] > self.weight_decay[1]:
+            raise ValueError("vtab: a range is written from least to most")
+        return self
+
+
+class SuiteSet(BaseModel):
+    """One set of a suite."""
+
+    model_config = _STRICT
+
+    #: Of the set, and of its metrics.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    #: A file or folder, from the working directory, or s3://.
+    path: Annotated[str, Field(min_length=1)]
+    format: Format
+    #: What is measured: retrieval and perhaps others of CAPTIONED, or zero_shot and perhaps others of LEARNED.
+    tasks: Annotated[tuple[Task, ...], Field(strict=False, min_length=1)]
+    #: What is measured on, of formats that have splits.
+    split: Annotated[str, Field(min_length=1)] = "test"
+    #: Whose labels a task of LEARNED is told.
+    reference: Annotated[str, Field(min_length=1)] = "train"
+    #: The folder of the pictures of a file of captions; None: the usual folders beside it.
+    images: Annotated[str, Field(min_length=1)] | None = None
+    #: A file of readable names, for classes that have none in the set.
+    classnames: Annotated[str, Field(min_length=1)] | None = None
+    #: Task cxc: the folder of Crisscrossed Captions' ratings: sts_test.csv, sis_test.csv and sits_test.csv.
+    ratings: _Here | None = None
+    #: What pictures are classified among: `present`, the classes that have any, or a file of names, one a line, as for
+    #: ImageNet-A and -R. None: all classes of the set, and one without pictures is an error.
+    among: Annotated[str, Field(min_length=1)] | None = None
+    #: Texts with {} for the name of a class; None: those of the set, or else ours.
+    templates: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    #: Captions of each picture that are taken, the first ones; None: all. Published figures of COCO take five.
+    texts_per_image: Annotated[int, Field(ge=1)] | None = None
+    #: Name in the metrics -> right items other than each picture's own captions, such as those of ECCV Caption.
+    positives: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")], Positives] = {}
+    #: How tasks of LEARNED are measured.
+    knn: KnnSettings = KnnSettings()
+    linear_probe: LinearProbeSettings = LinearProbeSettings()
+    few_shot: FewShotSettings = FewShotSettings()
+    frozen: FrozenSettings = FrozenSettings()
+    vtab: VtabSettings = VtabSettings()
+    #: For people.
+    description: str = ""
+
+    @property
+    def learns(self) -> bool:
+        """Whether a task needs the split `reference`."""
+        return not set(self.tasks).isdisjoint(LEARNED)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.name in _RESERVED:
+            raise ValueError(f"{self.name}: a set of this name is made by the pipeline; choose another name")
+        tasks = set(self.tasks)
+        captioned = tasks & set(CAPTIONED)
+        if captioned and captioned != tasks:
+            raise ValueError(
+                f"{self.name}: retrieval needs captions, zero_shot and knn need classes: make two sets of it"
+            )
+        base = "retrieval" if captioned else "zero_shot"
+        if base not in tasks:
+            given = ", ".join(self.tasks)
+            raise ValueError(f"{self.name}: {given} is measured beside {base}; tasks: [{base}, {given}]")
+        if self.format in _CAPTIONS and not captioned:
+            raise ValueError(f"{self.name}: format {self.format} has captions and no classes; tasks: [retrieval]")
+        if self.format not in ("coco", "karpathy") and (self.positives or self.ratings):
+            raise ValueError(
+                f"{self.name}: positives and ratings name items by COCO's ids, which only coco and karpathy have"
+            )
+        if ("cxc" in tasks) != (self.ratings is not None):
+            raise ValueError(f"{self.name}: the task cxc and the key ratings, the folder of its files, belong together")
+        if "cxc" in self.positives or "coco_1k" in self.positives:
+            raise ValueError(f"{self.name}: positives may not have the name of a task; choose another name")
+        if self.texts_per_image is not None and (not captioned or self.format == "align"):
+            raise ValueError(f"{self.name}: texts_per_image is of sets of captions, and not of format align")
+        if idle := [task for task in LEARNED if task in self.model_fields_set and task not in tasks]:
+            raise ValueError(f"{self.name}: settings of {idle[0]}, which is not among its tasks")
+        if self.among is not None and captioned:
+            raise ValueError(f"{self.name}: among is a choice of classes, and captions have none")
+        for template in self.templates or ():
+            if template.count("{}") != 1:
+                raise ValueError(f"{self.name}: template {template!r} has no {{}} for the class, or more than one")
+        return self
+
+
+class _Suite(BaseModel):
+    model_config = _STRICT
+
+    sets: Annotated[tuple[SuiteSet, ...], Field(strict=False, min_length=1)]
+
+
+def is_suite(path: Path) -> bool:
+    """Whether `paths.evaluation` names a suite, by its name."""
+    return path.suffix.lower() in (".yaml", ".yml")
+
+
+def read_suite(path: Path) -> tuple[SuiteSet, ...]:
+    """The sets of a suite, read as YAML 1.2.
+
+    Raises:
+        ConfigError: the file is missing, is no suite, or two sets have one name; the message names the key.
+    """
+    try:
+        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file; give a suite of evaluation sets, such as those in infra/suites"
+        ) from None
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: unreadable: {' '.join(str(error).split())[:300]}") from None
+    try:
+        sets = _Suite.model_validate(document).sets
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+    for name, number in Counter(one.name for one in sets).items():
+        if number > 1:
+            raise ConfigError(f"{path}: {number} sets have the name {name}; their metrics would have one name, too")
+    return sets

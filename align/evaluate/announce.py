@@ -1,0 +1,71 @@
+"""What an evaluation of a suite is going to do: sets, counts, and the time and memory that it will take."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from align.console import say
+from align.errors import DataError
+from align.evaluate.embed import Crop, Towers
+from align.evaluate.protocols.recall import BLOCK
+from align.formats.evaluation_set import EvaluationSet
+
+#: Pictures that are embedded to tell how long the others take.
+_TRIED = 32
+
+
+def announce(sets: Sequence[EvaluationSet], towers: Towers) -> None:
+    """Says it. The time is that of the first pictures of the first set, and so a guess."""
+    texts = {one.name: len(one.texts) for one in sets if one.kind == "retrieval"}
+    for one in sets:
+        known = sum(image.split == "reference" for image in one.images)
+        if one.kind == "retrieval":
+            what = f"{len(one.images):,} pictures and {texts[one.name]:,} texts, retrieval"
+        else:
+            what = f"{len(one.images) - known:,} pictures in {len(one.classes):,} classes, zero-shot"
+            what += f"; {known:,} more to learn from" if known else ""
+        left_out = f"; {len(one.unusable):,} rows that cannot be used" if one.unusable else ""
+        say(f"evaluate: {one.name}: {what}{left_out}")
+    pictures = sum(len(one.images) for one in sets)
+    seconds, width = _tried(sets, towers)
+    largest = max((max(texts.get(one.name, 0), len(one.images)) for one in sets), default=0)
+    more = 4 * (
+        2 * width * max((len(one.images) + texts.get(one.name, 0) for one in sets), default=0) + BLOCK * largest
+    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + more
+    say(
+        f"evaluate: {pictures:,} pictures take about {_duration(seconds * pictures)}, and {peak / 1e9:.1f} GB of "
+        "memory; resampling for the intervals is not in it"
+    )
+
+
+def _tried(sets: Sequence[EvaluationSet], towers: Towers) -> tuple[float, int]:
+    """Seconds a picture, and the width of an embedding."""
+
+    def crops() -> Iterator[Crop]:
+        for one in sets:
+            for _, picture in one.read(range(min(_TRIED, len(one.images))), fault=lambda position, why: None):
+                try:
+                    yield towers.crop(picture)
+                except DataError:
+                    continue
+
+    towers.embed_crops(islice(crops(), 1))  # the first one pays for what is loaded
+    started = time.monotonic()
+    embeds = towers.embed_crops(islice(crops(), _TRIED))
+    return (time.monotonic() - started) / max(len(embeds), 1), embeds.shape[1]
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,0 +1,169 @@
+"""What a suite asks of a set of captions beside its own retrieval: COCO 1K, and what others published about the set.
+
+Published files name pictures and captions by COCO's ids. They are read and looked up in the whole set before anything
+is embedded, so that a wrong file is told at once. Of pictures that cannot be shown to the model, what the files say is
+left out, as the pictures themselves are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align.errors import DataError
+from align.evaluate.protocols.crisscrossed import (
+    Crisscrossed,
+    Rated,
+    crisscrossed_correlations,
+    crisscrossed_ranks,
+    crisscrossed_scores,
+)
+from align.evaluate.protocols.folds import recall_in_folds, text_folds
+from align.evaluate.protocols.recall import Gallery, Score
+from align.evaluate.protocols.retrieval import Indices, both_ways, retrieval_scores
+from align.formats.caption_positives import placed_positives, read_positives
+from align.formats.crisscrossed import SIS, SITS, STS, RatedPairs, read_rated_pairs
+from align.formats.evaluation_set import EvaluationSet
+from align.model.embedder import Embeddings
+
+#: For each query its right items, by position: of images and of texts.
+BothWays = tuple[list[Indices], list[Indices]]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What files say about a set, by positions in the set.
+
+    Attributes:
+        positives: name -> right texts of each image, and right images of each text.
+        rated: the ratings of Crisscrossed Captions; None: not asked.
+    """
+
+    positives: Mapping[str, BothWays] = field(default_factory=dict)
+    rated: Crisscrossed | None = None
+
+
+def read_published(source: EvaluationSet) -> Published:
+    """Reads the files that the set's entry in the suite names.
+
+    Raises:
+        DataError: a file is missing, the set has no ids, or a file names what is not in the set.
+        FormatError: a file has another layout.
+    """
+    asked = source.asked
+    if asked is None or not (asked.positives or asked.ratings):
+        return Published()
+    images = [image.number for image in source.images if image.number is not None]
+    texts = [number for image in source.images for number in image.text_numbers]
+    if len(images) != len(source.images) or len(texts) != len(source.texts):
+        raise DataError(f"evaluation set {source.name}: {asked.path} has pictures or captions without COCO's ids")
+    found = {}
+    for name, files in asked.positives.items():
+        try:
+            of_image = placed_positives(read_positives(Path(files.image_to_text)), images, texts)
+            of_text = placed_positives(read_positives(Path(files.text_to_image)), texts, images)
+        except DataError as error:
+            raise type(error)(f"evaluation set {source.name}: positives {name}: {error}") from None
+        found[name] = of_image, of_text
+    rated = None if asked.ratings is None else _ratings(source.name, Path(asked.ratings), images, texts)
+    return Published(found, rated)
+
+
+def _ratings(name: str, folder: Path, images: Sequence[int], texts: Sequence[int]) -> Crisscrossed:
+    found = []
+    for kind, (first, second) in {STS: (texts, texts), SIS: (images, images), SITS: (texts, images)}.items():
+        try:
+            placed = _of_kind(kind, folder / f"{kind}_test.csv").placed(first, second)
+        except DataError as error:
+            raise type(error)(f"evaluation set {name}: cxc: {error}") from None
+        found.append(Rated(placed.first, placed.second, placed.ratings))
+    return Crisscrossed(*found)
+
+
+def _of_kind(kind: str, file: Path) -> RatedPairs:
+    pairs = read_rated_pairs(file)
+    if pairs.kind != kind:
+        raise DataError(f"{file}: its pairs are those of {pairs.kind}_test.csv")
+    return pairs
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The part of a set that was shown to the model.
+
+    Attributes:
+        source: the whole set.
+        images: positions of its images, growing.
+        items: their gallery.
+        image_embeds, text_embeds: of the images and of `items.texts`.
+    """
+
+    source: EvaluationSet
+    images: Sequence[int]
+    items: Gallery
+    image_embeds: Embeddings
+    text_embeds: Embeddings
+
+    @property
+    def texts(self) -> list[int]:
+        """Positions of the texts in the whole set: those that belong to a picture that is shown."""
+        owned = set(self.items.image_concepts)
+        return [position for position, text in enumerate(self.source.texts) if text.owner in owned]
+
+
+def captioned_scores(shown: Shown, published: Published, *, num_resamples: int, seed: int) -> dict[str, Score]:
+    """`coco_1k/image_to_text/recall@1` and so on, the five figures of each published list, and those of `cxc`.
+
+    Raises:
+        DataError: as the protocols.
+    """
+    how: Any = {"num_resamples": num_resamples, "seed": seed}
+    found: dict[str, Score] = {}
+    asked, items = shown.source.asked, shown.items
+    if asked is not None and "coco_1k" in asked.tasks:
+        own = [int(images[0]) for images in items.images_of_text]
+        clusters = items.image_concepts
+        recalls = recall_in_folds(shown.image_embeds, shown.text_embeds, text_folds(own), clusters, **how)
+        found |= {f"coco_1k/{name}": score for name, score in recalls.items()}
+    for name, (of_image, of_text) in published.positives.items():
+        positives = restricted(of_image, shown.images, shown.texts), restricted(of_text, shown.texts, shown.images)
+        ranks = both_ways(shown.image_embeds, shown.text_embeds, positives)
+        for direction, clusters in (("image_to_text", items.image_concepts), ("text_to_image", items.text_concepts)):
+            part = retrieval_scores(ranks[direction], clusters, **how)
+            found |= {f"{name}/{direction}/{figure}": score for figure, score in part.items()}
+    if published.rated is not None:
+        found |= {f"cxc/{name}": score for name, score in _crisscrossed(shown, published.rated, how).items()}
+    return found
+
+
+def _crisscrossed(shown: Shown, rated: Crisscrossed, how: Mapping[str, int]) -> dict[str, Score]:
+    """Four retrievals, and three correlations with their deviation; chance of a correlation is 0."""
+    images, texts = shown.images, shown.texts
+    rated = Crisscrossed(
+        sts=_among(rated.sts, texts, texts), sis=_among(rated.sis, images, images),
+        sits=_among(rated.sits, texts, images),
+    )  # fmt: skip
+    embeds = shown.image_embeds, shown.text_embeds
+    own = [int(right[0]) for right in shown.items.images_of_text]
+    found = crisscrossed_scores(crisscrossed_ranks(*embeds, rated), shown.items.image_concepts, own, **how)
+    for name, one in crisscrossed_correlations(*embeds, rated, seed=how["seed"]).items():
+        found[name] = Score(one.mean, one.low, one.high, 0.0)
+    return found
+
+
+def _among(pairs: Rated, first: Sequence[int], second: Sequence[int]) -> Rated:
+    """The pairs whose items were shown, by their positions among these; both are growing positions."""
+    one, other = (np.asarray(kept, dtype=np.int64) for kept in (first, second))
+    known = np.isin(pairs.first, one) & np.isin(pairs.second, other)
+    at = np.searchsorted(one, pairs.first[known]), np.searchsorted(other, pairs.second[known])
+    return Rated(*at, pairs.ratings[known])
+
+
+def restricted(positives: Sequence[Indices], queries: Sequence[int], items: Sequence[int]) -> list[Indices]:
+    """Right items of some queries among some items, by their positions among these; both are growing positions."""
+    kept = np.asarray(items, dtype=np.int64)
+    return [np.searchsorted(kept, right[np.isin(right, kept)]) for right in (positives[query] for query in queries)]

@@ -1,0 +1,213 @@
+"""`align evaluate --compare A B`: the difference of two models on the same items, metric by metric.
+
+Both are measured now, on the same sets, and compared query by query (`align.paired`, which promotion uses, too). The
+interval is two-sided at 95 %. Where it is above or below zero, one model is better by this metric. Of two equally good
+models about one metric in twenty looks different, so one metric of many says little.
+
+A metric whose answers are not kept query by query (`ranks.parquet`) has no interval: both values are shown, and no
+verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from align.errors import ConfigError, DataError
+from align.evaluate.paper_table import STYLE, grouped
+from align.files import write_text
+from align.formats.model_folder import read_config
+from align.formats.query_ranks import QueryRanks
+from align.html import heading, note, page, paragraph, subheading, table
+from align.paired import difference, of_metrics
+from align.report import Report, write_report
+
+#: One-sided, so that both bounds make a 95 % interval.
+CONFIDENCE = 0.975
+#: With 80 % power, beside which "no difference shown" has to be read.
+HEADS = ("metric", "A", "B", "B − A", "95 % interval", "found if at least", "verdict")
+A_BETTER, B_BETTER, EQUAL, UNKNOWN = "A is better", "B is better", "no difference shown", "not compared by item"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model as it was measured.
+
+    Attributes:
+        folder: of the model, for people.
+        digest: of its files.
+        metrics: of its report.
+        ranks: of each query.
+    """
+
+    folder: str
+    digest: str
+    metrics: Mapping[str, float | int]
+    ranks: QueryRanks
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric.
+
+    Attributes:
+        a, b: shares in [0, 1].
+        difference: b - a.
+        low, high: its 95 % interval; None: the answers to single queries are not kept.
+        detectable: a true difference of this size is found in 80 % of trials of this size; None as `low`.
+        num_units: independent units (concepts); None as `low`.
+        verdict: in words.
+    """
+
+    a: float
+    b: float
+    difference: float
+    low: float | None
+    high: float | None
+    detectable: float | None
+    num_units: int | None
+    verdict: str
+
+
+class CompareReport(Report):
+    """The comparison; `metrics` has `SET/METRIC/difference` with `/low` and `/high`.
+
+    Attributes:
+        models: `a` and `b` -> folder and digest.
+        sets: set -> digest, of those that both were measured on.
+        rows: metric -> `Row`.
+    """
+
+    models: dict[str, dict[str, str]]
+    sets: dict[str, str]
+    rows: dict[str, dict[str, Any]]
+
+
+def require_two_models(a: Path, b: Path) -> None:
+    """Checks, before anything is measured, that there are two.
+
+    Raises:
+        ConfigError: it is the same folder twice.
+        DataError, FormatError: a folder is no model.
+    """
+    for folder in (a, b):
+        read_config(folder)
+    if a.resolve() == b.resolve():
+        raise ConfigError(f"--compare: {a} and {b} are the same folder; name two models")
+
+
+def compare(a: Measured, b: Measured, *, seed: int) -> CompareReport:
+    """Compares by every metric that both have.
+
+    Raises:
+        DataError: they have no metric in common, or were not asked the same items of a set.
+    """
+    _require_same_items(a, b)
+    names = [name for name in a.metrics if f"{name}/low" in a.metrics and name in b.metrics]
+    if not names:
+        raise DataError(f"{a.folder} and {b.folder} have no metric in common: nothing can be compared")
+    rows = {name: _row(name, a, b, seed) for name in names}
+    metrics: dict[str, float | int] = {}
+    for name, row in rows.items():
+        metrics[f"{name}/difference"] = row.difference
+        if row.low is not None and row.high is not None:
+            metrics |= {f"{name}/difference/low": row.low, f"{name}/difference/high": row.high}
+    return CompareReport(
+        metrics=metrics,
+        models={key: {"folder": one.folder, "digest": one.digest} for key, one in (("a", a), ("b", b))},
+        sets=dict(a.ranks.sets),
+        rows={name: asdict(row) for name, row in rows.items()},
+    )
+
+
+def lines(report: CompareReport) -> Iterator[str]:
+    """The comparison for a terminal: A, B, and a row for each metric."""
+    for key, one in report.models.items():
+        yield f"{key.upper()}: {one['folder']}"
+    cells = [list(HEADS), *([name, *shown] for name, shown in _shown(report))]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADS))]
+    for row in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    if report.models["a"]["digest"] == report.models["b"]["digest"]:
+        yield "A and B are the same model, byte for byte"
+
+
+def write_comparison(report: CompareReport, folder: Path) -> None:
+    """Writes `report.json`, `metrics.json` and `report.html` beside the reports of both models, `a` and `b`."""
+    write_report(report, folder)
+    write_text(folder / "report.html", _page(report))
+
+
+def _require_same_items(a: Measured, b: Measured) -> None:
+    if different := sorted(
+        name for name in a.ranks.sets.keys() | b.ranks.sets.keys() if a.ranks.sets.get(name) != b.ranks.sets.get(name)
+    ):
+        raise DataError(
+            f"{a.folder} and {b.folder} were measured on other sets: {', '.join(different)}; measure both again"
+        )
+    for key in a.ranks.ranked.keys() & b.ranks.ranked.keys():
+        mine, theirs = a.ranks.ranked[key], b.ranks.ranked[key]
+        if mine.queries != theirs.queries or mine.num_items != theirs.num_items:
+            odd = sorted(set(mine.queries) ^ set(theirs.queries))
+            raise DataError(
+                f"set {key[0]}: a picture can be shown to one of {a.folder} and {b.folder} only, so that they are not "
+                f"asked the same{f' ({odd[0]})' if odd else ''}; their reports name what was left out"
+            )
+
+
+def _row(name: str, a: Measured, b: Measured, seed: int) -> Row:
+    mine, theirs = float(a.metrics[name]), float(b.metrics[name])
+    try:
+        parts = of_metrics([name], b.ranks, a.ranks)
+    except DataError:  # its answers are not kept query by query
+        return Row(mine, theirs, round(theirs - mine, 6), None, None, None, None, UNKNOWN)
+    found = difference(parts, confidence=CONFIDENCE, seed=seed)
+    verdict = B_BETTER if found.low > 0 else A_BETTER if found.high < 0 else EQUAL
+    low, high, detectable = (round(value, 6) for value in (found.low, found.high, found.detectable(0.0)))
+    return Row(mine, theirs, round(found.value, 6), low, high, detectable, found.num_units, verdict)
+
+
+def _shown(report: CompareReport) -> Iterator[tuple[str, list[str]]]:
+    """Metric -> the other cells of its row. Differences are in percentage points."""
+    for name, values in report.rows.items():
+        row = Row(**values)
+        interval, found = "", ""
+        if row.low is not None and row.high is not None and row.detectable is not None:
+            interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
+            found = f"{100 * row.detectable:.1f}"
+        yield name, [f"{row.a:.1%}", f"{row.b:.1%}", f"{100 * row.difference:+.1f}", interval, found, row.verdict]
+
+
+def _tables(report: CompareReport) -> Iterator[str]:
+    """A table under each heading of the evaluation's page."""
+    shown = dict(_shown(report))
+    for title, by_set in grouped(shown, report.sets).items():
+        yield subheading(title)
+        names = [f"{name}/{metric}" if name else metric for name, of in by_set.items() for metric in of]
+        yield table(HEADS, [[name, *shown[name]] for name in names])
+
+
+def _page(report: CompareReport) -> str:
+    verdicts = [row["verdict"] for row in report.rows.values()]
+    counts = [f"{verdict}: {verdicts.count(verdict)}" for verdict in (B_BETTER, A_BETTER, EQUAL, UNKNOWN)]
+    blocks = [
+        table(["", "model", "report"], [[key.upper(), one["folder"], f"{key}/report.html"]
+                                        for key, one in report.models.items()]),
+        heading("Difference by metric"),
+        paragraph(
+            "Both models were asked the same queries. Concepts are drawn, with all their queries (paired bootstrap, "
+            "studentised); differences are in percentage points. One model is called better where the interval leaves "
+            "zero out. 'Found if at least': a true difference of this size would be found in 80 % of trials with so "
+            "many concepts."
+        ),
+        *_tables(report),
+        note(
+            f"{len(report.rows)} metrics are compared, each by itself: of two equally good models about one in twenty "
+            "looks different."
+        ),
+        heading("Sets"),
+        table(["set", "digest"], sorted(report.sets.items())),
+    ]  # fmt: skip
+    return page("Two models on the same items", "; ".join(counts) + ".", blocks, style=STYLE)

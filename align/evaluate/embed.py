@@ -1,0 +1,184 @@
+"""Embeds the pictures of an evaluation set as a stream: threads decode, the model encodes, few pictures are in memory.
+
+Embeddings are kept as float16 between runs, under the digest of their picture, so that a set is embedded once, by
+however many protocols it is measured, and a killed run resumes. They are rounded the same way where nothing is kept.
+
+A picture that cannot be read or decoded is left out and named. Under CUDA the model runs in bfloat16 where that is safe
+(autocast); on a CPU in float32, where bfloat16 is slower.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from align.console import track
+from align.errors import DataError
+from align.formats.evaluation_set import EvaluationSet
+from align.formats.features import Features, folder_of
+from align.model.embedder import Embedder, Embeddings, load_with_tokenizer, model_digest
+from align.model.preprocess import centre_crop, decode
+from align.processes import in_threads
+
+#: Pictures whose embeddings are in memory as float32.
+_CHUNK = 1024
+
+Crop = NDArray[np.uint8]
+Half = NDArray[np.float16]
+
+
+class Towers(Protocol):
+    """A model as the evaluation sees it.
+
+    Attributes:
+        temperature: learned; divides the similarities before a softmax makes probabilities of them.
+    """
+
+    temperature: float
+
+    def crop(self, picture: bytes) -> Crop:
+        """An image file's bytes -> (H, W, 3) what the model is shown of it; threads share this.
+
+        Raises:
+            DataError: the picture does not decode.
+        """
+
+    def embed_crops(self, crops: Iterable[Crop]) -> Embeddings:
+        """(num_crops, width) float32, L2-normalised rows."""
+
+    def embed_texts(self, texts: Iterable[str]) -> Embeddings:
+        """(num_texts, width) float32, L2-normalised rows."""
+
+
+class ModelTowers:
+    """The towers of a model folder; on a GPU if there is one. Raises as `align.model.embedder.load_with_tokenizer`."""
+
+    def __init__(self, directory: Path) -> None:
+        model, tokenizer = load_with_tokenizer(directory)
+        self.temperature = float(model.temperature.detach())
+        self._embedder = Embedder(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+        self._config = self._embedder.config
+        #: What decides an embedding, beside code and libraries.
+        self.decides = [model_digest(directory), self._config.image_px, "cuda" if torch.cuda.is_available() else "cpu"]
+
+    def crop(self, picture: bytes) -> Crop:
+        """See `Towers`."""
+        return centre_crop(decode(picture, self._config.resize_px), self._config.image_px)
+
+    def embed_crops(self, crops: Iterable[Crop]) -> Embeddings:
+        """See `Towers`."""
+        with _precision():
+            return self._embedder.embed_pixels(crops)
+
+    def embed_texts(self, texts: Iterable[str]) -> Embeddings:
+        """See `Towers`."""
+        with _precision():
+            return self._embedder.embed_texts(texts)
+
+
+def _precision() -> AbstractContextManager[object]:
+    return torch.autocast("cuda", torch.bfloat16) if torch.cuda.is_available() else nullcontext()
+
+
+def embed_pictures(
+    source: EvaluationSet, towers: Towers, kept: Path | None = None
+) -> tuple[list[int], Embeddings, dict[int, str]]:
+    """Embeds every picture of a set that was not embedded before.
+
+    Args:
+        source: the set.
+        towers: the model.
+        kept: the folder for embeddings of earlier and later runs, see `kept_in`; None: nothing is kept. Any number of
+            runs may share it, and one that is killed loses a block of pictures.
+
+    Returns:
+        The positions of the items that have an embedding, growing; (num_positions, width) their embeddings; and
+        position -> why there is none, of the others.
+
+    Raises:
+        DataError: no picture of the set can be read and decoded, or an embedding is not finite; it is not kept.
+    """
+    faults: dict[int, str] = {}
+    positions: list[int] = []
+    embeds: Embeddings = np.zeros((0, 1), dtype=np.float32)
+    pictures = track(source.read(fault=faults.__setitem__), what=f"evaluate: {source.name}", total=len(source.images))
+    measure = partial(_embedded, towers=towers, name=source.name, faults=faults)
+    features: Features[Half] = Features(kept, _to_bytes, _from_bytes)
+    for name, row in features.look(measure, ((str(position), picture) for position, picture in pictures)):
+        if not positions:
+            embeds = np.empty((len(source.images), len(row)), dtype=np.float32)
+        embeds[len(positions)] = row
+        positions.append(int(name))
+    if faults and not positions:
+        position, why = min(faults.items())
+        raise DataError(
+            f"evaluation set {source.name}: none of its {len(faults):,} pictures can be shown to the model; "
+            f"{source.images[position].key}: {why}"
+        )
+    embeds = embeds[: len(positions)]
+    embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)  # rounding to float16 changed their lengths
+    return positions, embeds, dict(sorted(faults.items()))
+
+
+def kept_in(root: Path | None, towers: ModelTowers) -> Path | None:
+    """The folder of a model's embeddings: one for each model, picture size, code, device and version of libraries.
+
+    Args:
+        root: `store.features`; None: nothing is kept.
+        towers: the model.
+    """
+    versions = [(name, version(name)) for name in ("torch", "torchvision")]
+    return folder_of(root, "embeddings", "align.model.embedder", [towers.decides, versions])
+
+
+def _embedded(
+    pictures: Iterable[tuple[str, bytes]], *, towers: Towers, name: str, faults: dict[int, str]
+) -> Iterator[tuple[str, Half]]:
+    """Name and embedding of each picture that decodes; the others are added to `faults`."""
+    names: list[str] = []
+
+    def crops() -> Iterator[Crop]:
+        for position, crop in in_threads(lambda item: _crop(item, towers), pictures, os.cpu_count() or 1):
+            if isinstance(crop, str):
+                faults[int(position)] = crop
+            else:
+                names.append(position)
+                yield crop
+
+    shown = crops()
+    num_done = 0
+    while len(embeds := finite(towers.embed_crops(islice(shown, _CHUNK)), name)):
+        yield from zip(names[num_done : num_done + len(embeds)], embeds.astype(np.float16), strict=True)
+        num_done += len(embeds)
+
+
+def _to_bytes(row: Half) -> bytes:
+    return row.tobytes()
+
+
+def _from_bytes(data: bytes) -> Half:
+    return np.frombuffer(data, np.float16)
+
+
+def finite(embeds: Embeddings, name: str) -> Embeddings:
+    """The embeddings. Raises DataError where one is not a finite number."""
+    if not np.isfinite(embeds).all():
+        raise DataError(f"evaluation set {name}: the embeddings are not finite; train the model again")
+    return embeds
+
+
+def _crop(item: tuple[str, bytes], towers: Towers) -> tuple[str, Crop | str]:
+    try:
+        return item[0], towers.crop(item[1])
+    except DataError as error:
+        return item[0], str(error)

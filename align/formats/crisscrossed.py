@@ -1,0 +1,113 @@
+"""Crisscrossed Captions (CxC) as published: `sts_test.csv`, `sis_test.csv`, `sits_test.csv`, and those of `val`.
+
+A row is a rated pair of two captions (STS), two images (SIS), or a caption and an image (SITS):
+
+    caption1,caption2,agg_score,sampling_method     COCO_val2014:sentid:411553,COCO_val2014:sentid:5142,1.56,c2c_isim
+    image1,image2,agg_score,sampling_method         COCO_val2014_000000205866.jpg,COCO_val2014_000000039081.jpg,3.6,...
+    caption,image,agg_score,sampling_method         COCO_val2014:sentid:732091,COCO_val2014_000000365325.jpg,2.2,...
+
+Ids become those of COCO: of a caption the number behind `sentid`, of an image the number in its file's name. The header
+says which of the three a file is. Ratings are means, from 0 to 5. The files `*_raw.csv` have a row a rater: no pair may
+be repeated, so they are refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.errors import DataError, FormatError
+from align.formats.caption_positives import positions
+
+_CAPTION, _IMAGE = re.compile(r"[^:]*:sentid:(\d{1,18})"), re.compile(r".*_(\d{1,18})\.jpg")
+STS, SIS, SITS = "sts", "sis", "sits"
+#: Header -> the kind of file, and the patterns of its two columns.
+_KINDS = {
+    "caption1,caption2": (STS, _CAPTION, _CAPTION),
+    "image1,image2": (SIS, _IMAGE, _IMAGE),
+    "caption,image": (SITS, _CAPTION, _IMAGE),
+}
+_MOST_BYTES = 64 << 20  # twenty times the largest published file
+
+
+@dataclass(frozen=True)
+class RatedPairs:
+    """A file.
+
+    Attributes:
+        kind: STS, SIS or SITS.
+        first, second: (num_pairs,) int64, COCO's ids; of SITS the caption is first.
+        ratings: (num_pairs,) in [0, 5].
+    """
+
+    kind: str
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    ratings: NDArray[np.float64]
+
+    def placed(self, first_ids: Sequence[int], second_ids: Sequence[int]) -> RatedPairs:
+        """The same with the positions of the ids in a set's order.
+
+        Raises:
+            DataError: the set lacks some of the ids, or has one twice.
+        """
+        what = {STS: ("caption", "caption"), SIS: ("image", "image"), SITS: ("caption", "image")}[self.kind]
+        first = positions(self.first, first_ids, f"{self.kind}: {what[0]}")
+        return RatedPairs(self.kind, first, positions(self.second, second_ids, f"{self.kind}: {what[1]}"), self.ratings)
+
+
+def read_rated_pairs(path: Path) -> RatedPairs:
+    """Reads a file.
+
+    Raises:
+        DataError: there is no such file.
+        FormatError: it has another layout, or a row that cannot be read; its line.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise FormatError(f"{path}: more than {_MOST_BYTES >> 20} MB; no file of Crisscrossed Captions is so large")
+        rows = csv.reader(path.read_text("utf-8").splitlines(), strict=True)
+        header = next(rows, [])
+        kind, *patterns = _KINDS.get(",".join(header[:2]), ("", _CAPTION, _CAPTION))
+        if not kind or len(header) < 3 or header[2] != "agg_score":
+            raise FormatError(
+                f"{path}: its first line is {','.join(header)[:80]!r}; expected caption1,caption2,agg_score or "
+                "image1,image2,agg_score or caption,image,agg_score, as in sts_test.csv"
+            )
+        found = [_row(path, rows.line_num, row, patterns) for row in rows]
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; expected a file such as sits_test.csv") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise FormatError(f"{path}: not a CSV in UTF-8: {error}") from None
+    if not found:
+        raise FormatError(f"{path}: no rows below its header")
+    first, second, ratings = (np.array(column) for column in zip(*found, strict=True))
+    pairs = np.stack([first, second], axis=1)
+    if len(repeated := _repeated(pairs)):
+        one, other = repeated[0]
+        raise FormatError(f"{path}: the pair {one}, {other} has two rows; is it a file of raw ratings?")
+    return RatedPairs(kind, first.astype(np.int64), second.astype(np.int64), ratings.astype(np.float64))
+
+
+def _row(path: Path, line: int, row: list[str], patterns: Sequence[re.Pattern[str]]) -> tuple[int, int, float]:
+    matches = [pattern.fullmatch(value) for pattern, value in zip(patterns, row, strict=False)]
+    try:
+        rating = float(row[2])
+        first, second = (int(match[1]) for match in matches if match)
+    except (ValueError, IndexError):
+        rating = math.nan
+    if not 0 <= rating <= 5:
+        raise FormatError(f"{path}: line {line}: {','.join(row)[:120]!r} is no rated pair (ratings are from 0 to 5)")
+    return first, second, rating
+
+
+def _repeated(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    distinct, counts = np.unique(pairs, axis=0, return_counts=True)
+    return distinct[counts > 1]

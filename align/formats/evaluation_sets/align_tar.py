@@ -1,0 +1,252 @@
+"""Format `align`: NAME.tar (images with their texts) and NAME.json (description, the tar's sha256).
+
+A tar sample is `KEY.jpg` and `KEY.json` (key, concept, texts, class, vendor, source_url, split).
+In a retrieval set a text of concept c is relevant to every image of concept c; in a classification set `class` is the
+label.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from align.errors import CorruptError, DataError, FormatError
+from align.files import fsync, sha256_file, temporary_name, to_json, write_text
+from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Kind, Split, Unreadable
+from align.formats.tar import TarWriter
+from align.formats.tar_members import DamagedTar, read_members
+
+#: Of one sample's json: far more than a picture has to say.
+_MAX_JSON_BYTES = 16 << 20
+
+
+class _SetHeader(BaseModel):
+    """NAME.json. Other keys describe the set to people and are not read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    schema_version: Literal[1]
+    name: str
+    kind: Kind
+    num_images: int
+    num_texts: int
+    num_concepts: int
+    sha256: str
+    description: str
+    classes: list[str] = []
+    templates: list[str] = []
+
+
+class _SampleFields(BaseModel):
+    """KEY.json in the tar. Other keys (the source's URL, ...) are not read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    key: str
+    concept: str
+    texts: list[str]
+    label: str | None = Field(default=None, alias="class")
+    vendor: str | None = None
+    split: Split = "query"
+
+
+@dataclass(frozen=True)
+class _TarPictures:
+    """`Pictures` of a tar that was checked, in any order of positions.
+
+    Attributes:
+        path: of the tar.
+        stamp: its size and time when it was checked: a tar that was replaced since holds other pictures.
+        spans: (offset, size) of each picture.
+    """
+
+    path: Path
+    stamp: tuple[int, int]
+    spans: list[tuple[int, int]]
+
+    def __call__(self, positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            raise DataError(f"{self.path}: removed while it was read; repeat the command") from None
+        with file:
+            if _stamp(file.fileno()) != self.stamp:
+                raise DataError(f"{self.path}: replaced while it was read; repeat the command")
+            for position in positions:
+                offset, size = self.spans[position]
+                file.seek(offset)
+                yield file.read(size)
+
+
+def load_sets(directory: Path) -> list[EvaluationSet]:
+    """Reads every set of a folder, sorted by name, images in tar order.
+
+    Returns:
+        The sets; an empty list if the folder is empty, as that of a project without sets.
+
+    Raises:
+        FormatError: a header or a sample has a layout that this code does not read.
+        CorruptError: the tar's bytes do not match the header's sha256.
+        DataError: the folder or a tar is missing, or a sample is incomplete.
+    """
+    if not directory.is_dir():
+        what = "is a file, not a folder" if directory.exists() else "no such folder"
+        remedy = "make it (it may be empty), or correct paths.evaluation"
+        raise DataError(f"{directory}: {what} of evaluation sets; {remedy}")
+    return [load_set(header) for header in sorted(directory.glob("*.json"))]
+
+
+def held_out_sets(filtered: Path) -> list[EvaluationSet]:
+    """The set `held_out` that the filter wrote beside its decisions; none if it held out nothing.
+
+    Raises:
+        DataError, CorruptError, FormatError: as `load_sets`.
+    """
+    folder = filtered / HELD_OUT
+    return load_sets(folder) if folder.is_dir() else []
+
+
+def write_set(directory: Path, one: EvaluationSet) -> str:
+    """Writes NAME.tar and then NAME.json, each atomically; images in the order of their keys, so equal sets are equal
+    bytes. An existing set of that name is replaced; a kill between the two files leaves a set that `load_sets` refuses.
+
+    Args:
+        directory: the folder of sets; made if it does not exist.
+        one: the set; keys are ASCII, at most 95 characters long, and each occurs once. Its pictures are read in any
+            order of positions. `sha256` is not read.
+
+    Returns:
+        The sha256 of the tar.
+
+    Raises:
+        ValueError: a key is too long or not ASCII.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{one.name}.tar"
+    beside = temporary_name(path)
+    order = sorted(range(len(one.images)), key=lambda position: one.images[position].key)
+    try:
+        with beside.open("wb") as file:
+            tar = TarWriter(file)
+            for position, picture in one.read(order):
+                image = one.images[position]
+                fields = {
+                    "key": image.key,
+                    "concept": image.concept,
+                    "texts": list(image.texts),
+                    "class": image.label,
+                    "vendor": image.vendor,
+                    "split": image.split,
+                }
+                about = json.dumps(fields, ensure_ascii=False).encode()
+                tar.add((f"{image.key}.jpg", picture), (f"{image.key}.json", about))
+            tar.close()
+        sha256 = sha256_file(beside)
+        header = _SetHeader(
+            schema_version=1,
+            name=one.name,
+            kind=one.kind,
+            description=one.description,
+            num_images=len(one.images),
+            num_texts=len({(image.concept, text) for image in one.images for text in image.texts}),
+            num_concepts=len({image.concept for image in one.images}),
+            sha256=sha256,
+            classes=list(one.classes),
+            templates=list(one.templates),
+        )
+        fsync(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    fsync(directory)
+    write_text(directory / f"{one.name}.json", to_json(header.model_dump()))
+    return sha256
+
+
+def load_set(path: Path) -> EvaluationSet:
+    """Reads the set of one header, NAME.json. Raises as `load_sets`."""
+    try:
+        header = _SetHeader.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; give NAME.json of an evaluation set, with NAME.tar beside it") from None
+    except ValidationError as error:
+        raise FormatError(f"{path}: not the header of an evaluation set: {_first_problem(error)}") from None
+    if header.name != path.stem:  # two sets of one name would overwrite each other's metrics
+        raise FormatError(f"{path}: its name is {header.name!r}; a set's files have its name, so rename one of them")
+    tar = path.with_suffix(".tar")
+    if not tar.exists():
+        raise DataError(f"{tar}: missing, although {path.name} describes it; restore it or remove the header")
+    if sha256_file(tar) != header.sha256:
+        raise CorruptError(f"{tar}: sha256 differs from the one in {path.name}; fetch or build the set again")
+    images, pictures = _read_tar(tar)
+    if len(images) != header.num_images:
+        raise DataError(f"{tar}: {len(images)} images, but {path.name} says {header.num_images}")
+    if header.kind == "classification" and not (header.classes and header.templates):
+        raise FormatError(f"{path}: a classification set needs classes and templates")
+    for image in images:
+        if header.kind == "classification" and image.label not in header.classes:
+            raise DataError(f"{tar}: image {image.key} has class {image.label!r}, which {path.name} does not list")
+    return EvaluationSet(
+        name=header.name,
+        kind=header.kind,
+        description=header.description,
+        images=images,
+        classes=tuple(header.classes),
+        templates=tuple(header.templates),
+        pictures=pictures,
+        sha256=header.sha256,
+    )
+
+
+def _read_tar(path: Path) -> tuple[list[EvaluationImage], _TarPictures]:
+    spans: dict[str, tuple[int, int]] = {}
+    members: dict[str, _SampleFields] = {}
+    with path.open("rb") as file:
+        try:
+            for entry in read_members(file):
+                if entry.problem:
+                    raise DataError(f"{path}: {entry.name}: {entry.problem}; build the set again")
+                key, _, extension = entry.name.rpartition(".")
+                if extension != "json":
+                    spans[key] = entry.offset, entry.size
+                    continue
+                if entry.size > _MAX_JSON_BYTES:
+                    raise FormatError(f"{path}: {entry.name}: {entry.size:,} bytes of JSON about one picture")
+                file.seek(entry.offset)
+                try:
+                    members[key] = _SampleFields.model_validate_json(file.read(entry.size))
+                except ValidationError as error:
+                    raise FormatError(f"{path}: {entry.name}: {_first_problem(error)}") from None
+        except DamagedTar as error:
+            raise DataError(f"{path}: not a readable tar ({error}); build the set again") from None
+        stamp = _stamp(file.fileno())
+    if incomplete := sorted(spans.keys() ^ members.keys()):
+        raise DataError(f"{path}: sample {incomplete[0]} lacks its image or its json")
+    images = [
+        EvaluationImage(
+            key=member.key,
+            concept=member.concept,
+            texts=tuple(member.texts),
+            label=member.label,
+            vendor=member.vendor,
+            split=member.split,
+        )
+        for member in members.values()
+    ]
+    return images, _TarPictures(path, stamp, [spans[key] for key in members])
+
+
+def _stamp(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

@@ -1,0 +1,118 @@
+"""Formats `coco`, `karpathy` and `retrieval_txt`: a file of captions, and a folder of pictures beside it.
+
+Each caption is an item, right for its own picture only; repeated captions stay items. `retrieval_txt` has lines
+`NAME.jpg,CAPTION`, perhaps after a line of headings, as flickr30k_test_karpathy.txt has them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from align.config.suite import SuiteSet
+from align.errors import DataError
+from align.formats.captions_json import USUAL_FOLDERS, of_splits, read_captions, require_splits
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet
+from align.formats.evaluation_sets.files import FilePictures, joined, lines_of, made
+from align.protocols.store import Files
+
+#: Where the name of a picture ends in a line; captions have commas, too.
+_LINE = re.compile(r"(?P<name>.+?\.(?:jpe?g|png|webp|gif|bmp))\s*,(?P<caption>.*)", re.IGNORECASE)
+#: Pictures to look for in each usual folder.
+_TRIES = 5
+
+
+class _Captioned(NamedTuple):
+    name: str
+    folder: str
+    captions: list[str]
+    number: int | None = None
+    numbers: tuple[int, ...] = ()
+
+
+def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
+    """The set. Raises DataError where the file is no such file, or has no picture of the split; see `files.made`."""
+    unusable: dict[str, str] = {}
+    rows = list(_lines(wanted, files, unusable) if wanted.format == "retrieval_txt" else _json(wanted, files, unusable))
+    folder = _folder(wanted, rows, files)
+    images, uris = [], []
+    for row in rows:
+        if not row.captions:
+            unusable[row.name] = "without a caption"
+            continue
+        if row.name.startswith("/") or ".." in row.name.split("/"):
+            unusable[row.name] = "its name leads out of the folder of pictures"
+            continue
+        key = f"{row.folder}/{row.name}" if row.folder else row.name
+        texts, numbers = tuple(row.captions), row.numbers
+        images.append(EvaluationImage(key, key, texts, None, None, "query", number=row.number, text_numbers=numbers))
+        uris.append(joined(folder.format(split=row.folder), row.name))
+    return made(wanted, images, FilePictures(files, uris), unusable=unusable)
+
+
+def _json(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterator[_Captioned]:
+    try:
+        with files.open(wanted.path) as stream:
+            pictures = read_captions(stream, wanted.path)
+    except OSError as error:
+        raise DataError(f"{wanted.path}: the file of captions cannot be read: {error.strerror or error}") from None
+    if wanted.format == "karpathy":
+        require_splits(pictures, [wanted.split], wanted.path, f"`split` of the set {wanted.name}")
+        pictures = of_splits(pictures, [wanted.split])
+    for picture in pictures:
+        if not picture.name:
+            unusable[f"caption {str(picture.captions[0])[:60]!r}"] = "of no picture in the list"
+            continue
+        usable = [row for row, text in enumerate(picture.captions) if isinstance(text, str) and text.strip()]
+        texts = [picture.captions[row] for row in usable]
+        numbers = [picture.numbers[row] for row in usable if row < len(picture.numbers)]
+        known = tuple(number for number in numbers if number is not None)
+        if len(texts) < len(picture.captions):
+            unusable[f"a caption of {picture.name}"] = "no text"
+        yield _Captioned(picture.name, picture.folder, texts, picture.number, known if len(known) == len(texts) else ())
+
+
+def _lines(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterator[_Captioned]:
+    captions: dict[str, list[str]] = {}
+    for number, line in enumerate(lines_of(files, wanted.path, "the file of captions"), 1):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            if number > 1:  # the first may be headings
+                unusable[f"line {number}"] = "no NAME.jpg,CAPTION"
+        elif match["caption"].strip():
+            captions.setdefault(match["name"].strip(), []).append(match["caption"].strip())
+        else:
+            unusable[f"line {number}"] = "an empty caption"
+    return (_Captioned(name, "", texts) for name, texts in captions.items())
+
+
+def _folder(wanted: SuiteSet, rows: list[_Captioned], files: Files) -> str:
+    """The folder of the pictures; it may have `{split}` in it.
+
+    Raises:
+        DataError: none of the usual folders has one of the first pictures.
+    """
+    if wanted.images is not None:
+        return wanted.images.replace("{", "{{").replace("}", "}}")
+    here = wanted.path.rpartition("/")[0] or "."
+    above = here.rpartition("/")[0] or "."
+    tried = []
+    for base in (here, above, f"{here}/.."):
+        for usual in USUAL_FOLDERS:
+            folder = joined(base.replace("{", "{{").replace("}", "}}"), *([usual] if usual else []))
+            tried.append(folder)
+            if any(_exists(joined(folder.format(split=row.folder), row.name), files) for row in rows[:_TRIES]):
+                return folder
+    raise DataError(
+        f"evaluation set {wanted.name}: none of the first pictures of {wanted.path} ({rows[0].name if rows else 'none'}"
+        ", ...) is in one of the usual folders beside it; is it a file for other images? Say where they are: `images`"
+    )
+
+
+def _exists(uri: str, files: Files) -> bool:
+    try:
+        files.stamp(uri)
+    except (DataError, OSError):
+        return False
+    return True

@@ -1,0 +1,196 @@
+"""Format `parquet`: as Hugging Face's hub stores images: a column `image` of {bytes, path}, and a label or captions.
+
+PATH is a file, or a folder whose files of a split begin with SPLIT, as in `data/test-00000-of-00002.parquet`. The names
+of classes are in the files' own metadata (ClassLabel), or in a file. Pictures are read a few rows at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from align.config.suite import SuiteSet
+from align.errors import DataError
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, Unreadable
+from align.formats.evaluation_sets.files import class_names, made
+from align.formats.picture_table import TEXT_COLUMNS, usual_column
+from align.protocols.store import Files
+
+#: Rows with pictures in memory at a time.
+_ROWS = 32
+_LABELS = ("label", "labels", "fine_label", "class")
+_MAX_PICTURE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of a file that are read; `classes`: the names that its metadata has."""
+
+    image: str
+    label: str | None
+    texts: str | None
+    classes: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class _RowPictures:
+    """`Pictures` of rows, by growing positions; `places`: for each item its file, image column and row."""
+
+    files: Files
+    places: Sequence[tuple[str, str, int]]
+
+    def __call__(self, positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
+        """See `Pictures`."""
+        wanted = [self.places[position] for position in positions]
+        start = 0
+        while start < len(wanted):
+            uri, column, _ = wanted[start]
+            end = next((row for row in range(start, len(wanted)) if wanted[row][0] != uri), len(wanted))
+            yield from self._of_file(uri, column, [row for _, _, row in wanted[start:end]])
+            start = end
+
+    def _of_file(self, uri: str, column: str, rows: Sequence[int]) -> Iterator[bytes | Unreadable]:
+        remaining = iter(rows)
+        following = next(remaining, None)
+        with _readable(uri), self.files.open(uri) as stream, pq.ParquetFile(stream) as file:
+            first = 0
+            for group in range(file.num_row_groups):
+                end = first + file.metadata.row_group(group).num_rows
+                if following is not None and following < end:
+                    start = first
+                    for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[column], use_threads=False):
+                        while following is not None and following < start + len(batch):
+                            yield _picture(batch.column(0)[following - start].as_py())
+                            following = next(remaining, None)
+                        start += len(batch)
+                        if following is None:
+                            return
+                first = end
+
+
+def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
+    """The set. Raises DataError where a file has no pictures, labels or captions; see `files.made`."""
+    parts: list[tuple[str, Split]] = [(wanted.split, "query")]
+    parts += [(wanted.reference, "reference")] if wanted.learns else []
+    rows: list[tuple[str, int | None, tuple[str, ...], Split]] = []
+    places: list[tuple[str, str, int]] = []
+    classes: tuple[str, ...] | None = None
+    unusable: dict[str, str] = {}
+    captions = "retrieval" in wanted.tasks
+    for name, split in parts:
+        for uri in _files(wanted, name, files):
+            columns = _columns(wanted, uri, files)
+            classes = classes or columns.classes
+            for row, (label, texts) in enumerate(_items(uri, columns, files)):
+                key = f"{name}/{uri.rpartition('/')[2].removesuffix('.parquet')}/{row:06}"
+                if texts if captions else label is not None:
+                    rows.append((key, label, texts, split))
+                    places.append((uri, columns.image, row))
+                else:
+                    unusable[key] = "without a caption" if captions else "without a label"
+    if captions:
+        images = [EvaluationImage(key, key, texts, None, None, split) for key, _, texts, split in rows]
+        return made(wanted, images, _RowPictures(files, places), unusable=unusable)
+    highest = max((label or 0 for _, label, _, _ in rows), default=0)
+    numbers = [str(number) for number in range(highest + 1)]
+    if wanted.classnames is None and classes is None:
+        raise DataError(
+            f"evaluation set {wanted.name}: {wanted.path}: its metadata name no classes; give a file: `classnames`"
+        )
+    if wanted.classnames is not None:
+        classes = tuple(class_names(files, wanted.classnames, numbers).values())
+    assert classes is not None
+    if highest >= len(classes):
+        raise DataError(f"evaluation set {wanted.name}: a row has class {highest}, but there are {len(classes)} names")
+    images = [
+        EvaluationImage(key, key, (classes[label or 0],), classes[label or 0], None, split)
+        for key, label, _, split in rows
+    ]
+    return made(wanted, images, _RowPictures(files, places), classes=classes, unusable=unusable)
+
+
+def _files(wanted: SuiteSet, split: str, files: Files) -> list[str]:
+    found = files.list(wanted.path, (".parquet",))
+    if found == [wanted.path]:
+        if wanted.learns:
+            raise DataError(
+                f"evaluation set {wanted.name}: {wanted.path}: one file has no second split; give the folder"
+            )
+        return found
+    chosen = [uri for uri in found if uri.rpartition("/")[2].startswith((f"{split}-", f"{split}."))]
+    chosen = chosen or [uri for uri in found if uri.rpartition("/")[0].rpartition("/")[2] == split]
+    if not chosen:
+        raise DataError(
+            f"evaluation set {wanted.name}: {wanted.path}: no parquet file of split {split} ({split}-*.parquet); it "
+            f"has {', '.join(uri.rpartition('/')[2] for uri in found[:5])}"
+        )
+    return chosen
+
+
+def _columns(wanted: SuiteSet, uri: str, files: Files) -> _Columns:
+    with _readable(uri), files.open(uri) as stream, pq.ParquetFile(stream) as file:
+        schema = file.schema_arrow
+    images = [
+        field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    ]
+    if not images:
+        raise DataError(f"{uri}: no column of pictures ({{bytes, path}}); it has {', '.join(schema.names[:10])}")
+    features = _features(schema)
+    names = [field.name for field in schema if field.name not in images]
+    stated = [
+        name for name in names if isinstance(features.get(name), dict) and features[name].get("_type") == "ClassLabel"
+    ]
+    label = next(iter(stated), None) or next((name for name in _LABELS if name in names), None)
+    texts = usual_column(TEXT_COLUMNS, names)
+    if (texts if "retrieval" in wanted.tasks else label) is None:
+        what = "captions" if "retrieval" in wanted.tasks else "labels"
+        raise DataError(f"{uri}: no column of {what} for {wanted.name}; it has {', '.join(names[:10]) or 'none'}")
+    listed = features[label].get("names") if label in stated and label is not None else None
+    classes = tuple(map(str, listed)) if isinstance(listed, list) and listed else None
+    return _Columns(images[0], label, texts if "retrieval" in wanted.tasks else None, classes)
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """What the hub's library writes about the columns; empty where it wrote nothing readable."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _items(uri: str, columns: _Columns, files: Files) -> Iterator[tuple[int | None, tuple[str, ...]]]:
+    """Label and texts of each row; pictures are not read."""
+    name = columns.texts or columns.label
+    with _readable(uri), files.open(uri) as stream, pq.ParquetFile(stream) as file:
+        for batch in file.iter_batches(1024, columns=[name], use_threads=False):
+            for value in batch.column(0).to_pylist():
+                if columns.texts is None:
+                    yield value if isinstance(value, int) and value >= 0 else None, ()
+                    continue
+                some = value if isinstance(value, list) else [value]
+                yield None, tuple(text for text in some if isinstance(text, str) and text.strip())
+
+
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{uri}: unreadable as parquet ({' '.join(str(error).split())[:200]}); fetch it again"
+        ) from None
+
+
+def _picture(value: Any) -> bytes | Unreadable:
+    data = value.get("bytes") if isinstance(value, dict) else None
+    if not isinstance(data, bytes):
+        path = value.get("path") if isinstance(value, dict) else None
+        return Unreadable(f"no bytes in the file, only the path {path!r}" if path else "no picture in this row")
+    return Unreadable("more than 64 MiB") if len(data) > _MAX_PICTURE_BYTES else data

@@ -1,0 +1,157 @@
+"""Format `webdataset`: CLIP_benchmark's layout on webdataset. The only module that imports `webdataset`.
+
+    SPLIT/nshards.txt, SPLIT/0.tar, SPLIT/1.tar, ...
+    classnames.txt, zeroshot_classification_templates.txt ({c} for the class), dataset_type.txt (`retrieval` or other)
+
+A sample is a picture with `.cls` (a number) or `.txt` (a caption a line). Samples are grouped by webdataset itself, so
+what its writers write is read as its readers read it. A tar is read from its start to its end, in each pass.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from align.config.suite import SuiteSet
+from align.errors import DataError
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, Unreadable
+from align.formats.evaluation_sets.files import joined, lines_of, made, text_of
+from align.formats.img2dataset import IMAGE_EXTENSIONS
+from align.protocols.store import Files
+
+#: Members that say more than one class: these sets are measured by mean average precision, which is not ours.
+_MANY_LABELS = "npy"
+#: Of one picture.
+_MAX_PICTURE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class _TarPictures:
+    """`Pictures` of samples, by growing positions.
+
+    Attributes:
+        files: reads the tars.
+        tars: their addresses.
+        places: for each item its tar, and its number among the samples of it.
+    """
+
+    files: Files
+    tars: Sequence[str]
+    places: Sequence[tuple[int, int]]
+
+    def __call__(self, positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
+        """See `Pictures`."""
+        wanted = [self.places[position] for position in positions]
+        start = 0
+        while start < len(wanted):
+            tar = wanted[start][0]
+            end = next((row for row in range(start, len(wanted)) if wanted[row][0] != tar), len(wanted))
+            numbers = [number for _, number in wanted[start:end]]
+            samples = islice(_samples(self.files, self.tars[tar]), numbers[-1] + 1)
+            found = (_picture(sample) for number, sample in enumerate(samples) if number in set(numbers))
+            yield from found
+            start = end
+
+
+def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
+    """The set.
+
+    Raises:
+        DataError: a file of the layout is missing, a tar is damaged, or the set has several classes a picture; see
+            `files.made`.
+    """
+    captions = "retrieval" in wanted.tasks
+    names = () if captions else tuple(_names(wanted, files))
+    templates = () if captions or wanted.templates else _templates(wanted, files)
+    splits: list[tuple[str, Split]] = [(wanted.split, "query")]
+    splits += [(wanted.reference, "reference")] if wanted.learns else []
+    tars: list[str] = []
+    images: list[EvaluationImage] = []
+    places: list[tuple[int, int]] = []
+    unusable: dict[str, str] = {}
+    for name, split in splits:
+        for tar in _tars(wanted, name, files):
+            tars.append(tar)
+            for number, sample in enumerate(_samples(files, tar)):
+                key = f"{name}/{sample['__key__']}" if len(splits) > 1 else str(sample["__key__"])
+                about = _about(sample, names)
+                if isinstance(about, str):
+                    unusable[key] = about
+                    continue
+                label, texts = about
+                images.append(EvaluationImage(key, key, texts, label, None, split))
+                places.append((len(tars) - 1, number))
+    return made(
+        wanted, images, _TarPictures(files, tars, places), classes=names, templates=templates, unusable=unusable
+    )
+
+
+def _names(wanted: SuiteSet, files: Files) -> list[str]:
+    uri = wanted.classnames or joined(wanted.path, "classnames.txt")
+    return lines_of(files, uri, f"the names of the classes of {wanted.name}")
+
+
+def _templates(wanted: SuiteSet, files: Files) -> tuple[str, ...]:
+    """The set's own, with {} for {c}; empty if it has none."""
+    uri = joined(wanted.path, "zeroshot_classification_templates.txt")
+    try:
+        files.stamp(uri)
+    except DataError:
+        return ()
+    lines = lines_of(files, uri, "the templates")
+    if wrong := [line for line in lines if line.count("{c}") != 1 or "{}" in line]:
+        raise DataError(f"{uri}: template {wrong[0]!r} has no {{c}} for the name of the class, or more than one")
+    return tuple(line.replace("{c}", "{}") for line in lines)
+
+
+def _tars(wanted: SuiteSet, split: str, files: Files) -> list[str]:
+    uri = joined(wanted.path, split, "nshards.txt")
+    text = text_of(files, uri, f"the number of tars of split {split}").strip()
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 100_000:
+        raise DataError(f"{uri}: {text[:40]!r} is no number of tars")
+    return [joined(wanted.path, split, f"{number}.tar") for number in range(int(text))]
+
+
+def _samples(files: Files, uri: str) -> Iterator[dict[str, Any]]:
+    """The samples of a tar, member's ending -> bytes, as webdataset groups them."""
+    try:
+        with files.open(uri) as stream:
+            members = tar_file_expander([{"url": uri, "stream": stream}])
+            yield from group_by_keys(members)
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 -- tarfile and webdataset raise many kinds over a damaged tar
+        raise DataError(f"{uri}: not a readable tar ({' '.join(str(error).split())[:200]}); fetch it again") from None
+
+
+def _about(sample: dict[str, Any], names: Sequence[str]) -> tuple[str | None, tuple[str, ...]] | str:
+    """Class and texts of a sample, or why it is no item."""
+    if not names:
+        try:
+            texts = tuple(line.strip() for line in sample["txt"].decode().split("\n") if line.strip())
+        except (KeyError, UnicodeDecodeError):
+            return "no captions (.txt in UTF-8)"
+        return (None, texts) if texts else "its .txt has no caption"
+    if "cls" not in sample and _MANY_LABELS in sample:
+        raise DataError("a set with several classes a picture (.npy) is not measured; take one with .cls")
+    try:
+        label = int(sample["cls"].decode())
+    except (KeyError, ValueError):
+        return "no class (a number in .cls)"
+    if not 0 <= label < len(names):
+        return f"its class is {label}, but there are {len(names):,} names"
+    return names[label], (names[label],)
+
+
+def _picture(sample: dict[str, Any]) -> bytes | Unreadable:
+    found = next((sample[ending] for ending in sample if ending.lower() in IMAGE_EXTENSIONS), None)
+    if found is None:
+        return Unreadable("the sample has no picture")
+    if isinstance(found, io.IOBase) or len(found) > _MAX_PICTURE_BYTES:
+        return Unreadable("more than 64 MiB")
+    return bytes(found)

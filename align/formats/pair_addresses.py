@@ -1,0 +1,127 @@
+"""The addresses of an index's pairs, `addresses.parquet` in `data/index`: row i belongs to image i of `items.parquet`.
+
+They are wanted when a person asks about one picture, never by a search. So they stay on the disk, in small row groups,
+and one group is read for one picture.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from align.errors import CorruptError
+
+ADDRESSES = "addresses.parquet"
+
+_ROWS_PER_GROUP = 1 << 12
+_PAGES, _PICTURES = "page_urls", "urls"
+_SCHEMA = pa.schema([(_PAGES, pa.list_(pa.string())), (_PICTURES, pa.list_(pa.string()))])
+
+
+@dataclass(frozen=True, slots=True)
+class PairAddress:
+    """Where a pair was found. Foreign text: whoever makes a link of it checks it first.
+
+    Attributes:
+        page_url: the page, as the source wrote it; empty: not recorded.
+        url: the picture, http or https; empty: it came from no web address.
+    """
+
+    page_url: str
+    url: str
+
+
+def write_addresses(directory: Path, nums_pairs: NDArray[np.int64], page_urls: pa.Array, urls: pa.Array) -> None:
+    """Writes the file.
+
+    Args:
+        directory: exists.
+        nums_pairs: (N,) pairs of each image.
+        page_urls: of all pairs, those of the first image first; no nulls.
+        urls: parallel to them.
+
+    Raises:
+        ValueError: there are not as many addresses as pairs.
+    """
+    ends = np.concatenate([[0], np.cumsum(nums_pairs)])
+    if not len(page_urls) == len(urls) == ends[-1]:
+        raise ValueError(f"{len(page_urls)} pages and {len(urls)} pictures for {ends[-1]} pairs")
+    with pq.ParquetWriter(directory / ADDRESSES, _SCHEMA, compression="zstd") as writer:
+        for start in range(0, len(nums_pairs), _ROWS_PER_GROUP):
+            some = ends[start : start + _ROWS_PER_GROUP + 1]
+            offsets = pa.array(some - some[0], pa.int32())
+            lists = [
+                pa.ListArray.from_arrays(offsets, column.slice(some[0], some[-1] - some[0]))
+                for column in (page_urls, urls)
+            ]
+            writer.write_table(pa.table(lists, schema=_SCHEMA))
+
+
+class PairAddresses:
+    """The open file. It stays what it is when another index replaces the folder."""
+
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self._file, self._lock = file, threading.Lock()
+
+    @classmethod
+    def load(cls, directory: Path, num_images: int) -> PairAddresses:
+        """Opens what `write_addresses` wrote.
+
+        Raises:
+            CorruptError: it is damaged, or of another number of images.
+        """
+        try:
+            file = pq.ParquetFile(directory / ADDRESSES, pre_buffer=False)
+            if not file.schema_arrow.equals(_SCHEMA) or file.metadata.num_rows != num_images:
+                raise pa.ArrowInvalid("other columns or rows")
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _damaged(directory / ADDRESSES, error) from None
+        return cls(file)
+
+    def of(self, position: int, num_pairs: int) -> tuple[PairAddress, ...]:
+        """The addresses of an image's pairs, in their order. Raises CorruptError if they are damaged.
+
+        Args:
+            position: of the image, from 0.
+            num_pairs: that it has.
+        """
+        try:
+            with self._lock:
+                group = self._file.read_row_group(position // _ROWS_PER_GROUP)
+            row = group.slice(position % _ROWS_PER_GROUP, 1).to_pylist()[0]
+            pages, pictures = row[_PAGES], row[_PICTURES]
+            if not len(pages) == len(pictures) == num_pairs or None in (*pages, *pictures):
+                raise ValueError("addresses are missing")  # noqa: TRY301 - damage is one thing, whoever finds it
+        except (pa.ArrowException, OSError, ValueError, TypeError, IndexError) as error:
+            raise _damaged(Path(ADDRESSES), error) from None
+        return tuple(map(PairAddress, pages, pictures))
+
+
+def iter_addresses(directory: Path) -> Iterator[PairAddress]:
+    """Every different pair of addresses in an index, some rows in memory at a time. Older indexes have none.
+
+    Raises:
+        CorruptError: the file is damaged.
+    """
+    path = directory / ADDRESSES
+    if not path.is_file():
+        return
+    try:
+        for batch in pq.ParquetFile(path, pre_buffer=False).iter_batches(_ROWS_PER_GROUP):
+            pages, pictures = (pc.list_flatten(batch[name]).to_pylist() for name in (_PAGES, _PICTURES))
+            for page, picture in dict.fromkeys(zip(pages, pictures, strict=True)):
+                yield PairAddress(page or "", picture or "")
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> CorruptError:
+    return CorruptError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); run `align index` again")

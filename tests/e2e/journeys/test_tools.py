@@ -1,0 +1,42 @@
+"""docs/evaluation.md: mteb and CLIP_benchmark over a model, offline, as the page types it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from align.evaluate.protocols.zero_shot import class_embeddings, predictions, prompts
+from align.model.embedder import Embedder
+from tests.support import small_model
+from tests.support.journeys import travel
+from tests.support.tars import samples
+from tests.support.tools import tools
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_other_peoples_tools(folder: Path, sample: Path) -> None:
+    """In a folder with a model and the demo's sets, as the checkout of the demo has them."""
+    python = tools()
+    model = small_model.write(folder)
+    (folder / "data").mkdir()
+    (folder / "data/sample").symlink_to(sample)
+    printed = travel(folder, "evaluation", "tools", {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"})
+    ours = Embedder.load(model)
+    header = json.loads((sample / "evaluation/classes.json").read_text())
+    rows = samples(folder / "sets/classes/test/0.tar").values()
+    images, labels = ours.embed_images(row["jpg"] for row in rows), [int(row["cls"]) for row in rows]
+    assert len(labels) == header["num_query"]
+    expected = {}
+    for name, templates in (("all", header["templates"]), ("one", ["a picture of {}"])):
+        classes = class_embeddings(ours.embed_texts(prompts(header["classes"], templates)), len(header["classes"]))
+        expected[name] = float(np.mean(predictions(images, classes) == labels))
+    theirs = json.loads((folder / "clip_benchmark.json").read_text())["metrics"]
+    assert theirs["acc1"] == pytest.approx(expected["all"], abs=1e-4)
+    accuracy = next(line for line in reversed(printed.splitlines()) if line.startswith("accuracy "))
+    assert float(accuracy.split()[1]) == pytest.approx(expected["one"], abs=1e-4)
+    assert list((folder / "results").rglob("Classes.json"))

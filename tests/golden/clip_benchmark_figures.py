@@ -1,0 +1,94 @@
+"""Writes `clip_benchmark_figures.json`: CLIP_benchmark's recall, accuracies and choices, on embeddings from a seed.
+
+`pip install --no-deps clip-benchmark scikit-learn "numpy<2.4"` beside the project's torch (its `accuracy` fails with
+later ones); then, with the project on PYTHONPATH,
+`python -m tests.golden.clip_benchmark_figures`.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tests.golden.embeddings import captioned
+
+FILE = Path(__file__).with_suffix(".json")
+#: Classes that images are classified among, of all.
+NUM_CLASSES, MASKED = 20, (3, 4, 5, 8, 13, 15, 19)
+NUM_EXAMPLES = 60
+
+
+def retrieval_inputs() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    return captioned(80, 5, width=16, noise=1.5, seed=0)
+
+
+def class_inputs() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """Class embeddings, images, and the class of each image: 1 to 20 images a class."""
+    classes, images, labels = captioned(NUM_CLASSES, NUM_CLASSES, width=16, noise=1.5, seed=1)
+    kept = np.concatenate([np.flatnonzero(labels == one)[: 1 + one] for one in range(NUM_CLASSES)])
+    return classes, images[kept], labels[kept]
+
+
+def choice_inputs() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Images (2 x examples) and captions (2 x examples), those of one example beside each other."""
+    images, texts, _ = captioned(2 * NUM_EXAMPLES, 1, width=4, noise=1.5, seed=2)
+    return images, texts
+
+
+class Ready:
+    """A model whose inputs are embeddings."""
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
+
+    def encode_text(self, texts: torch.Tensor) -> torch.Tensor:
+        return texts
+
+
+def figures() -> dict[str, Any]:
+    """What the package answers, which is imported here."""
+    from clip_benchmark.metrics import image_caption_selection, zeroshot_retrieval
+    from clip_benchmark.metrics.zeroshot_classification import accuracy
+    from sklearn.metrics import balanced_accuracy_score
+
+    images, texts, image_of_text = retrieval_inputs()
+    batches = [
+        (
+            torch.from_numpy(images[start : start + 16]),
+            [list(texts[5 * one : 5 * one + 5]) for one in range(start, start + 16)],
+        )
+        for start in range(0, len(images), 16)
+    ]
+
+    def tokenize(rows: list[NDArray[np.float32]]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(rows))
+
+    assert (image_of_text == np.repeat(np.arange(len(images)), 5)).all()
+    recall = zeroshot_retrieval.evaluate(Ready(), batches, tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10])
+
+    classes, pictures, labels = class_inputs()
+    classified = {}
+    for name, mask in (("all", range(NUM_CLASSES)), ("masked", MASKED)):
+        kept = np.isin(labels, mask)
+        right = torch.from_numpy(np.searchsorted(np.array(mask), labels[kept]))
+        logits = torch.from_numpy(pictures[kept]) @ torch.from_numpy(classes[list(mask)]).T
+        top1, top5 = accuracy(logits, right, topk=(1, 5))
+        mean = balanced_accuracy_score(right, logits.argmax(dim=1))
+        classified[name] = {"top1": top1, "top5": top5, "mean_per_class": float(mean)}
+
+    shown, captions = choice_inputs()
+    both = (torch.from_numpy(part).view(NUM_EXAMPLES, 2, -1) for part in (shown, captions))
+    pairs = [(next(both)[:, :, :, None, None], [list(one) for one in next(both).numpy()])]
+    choices = image_caption_selection.evaluate(Ready(), pairs, tokenize, "cpu", amp=False)
+    return {"retrieval": recall, "classification": classified, "winoground": choices}
+
+
+if __name__ == "__main__":
+    found = {"clip_benchmark": version("clip-benchmark"), "torch": version("torch"), **figures()}
+    FILE.write_text(json.dumps(found, indent=1) + "\n")

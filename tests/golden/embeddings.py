@@ -1,0 +1,21 @@
+"""Inputs of the golden files: random numbers from a seed, which numpy draws alike everywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def captioned(
+    num_images: int, texts_per_image: int, *, width: int, noise: float, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """Images, their texts, and the image of each text. A text is its image with noise: ranks of all sizes."""
+    rng = np.random.default_rng(seed)
+    images = _unit(rng.standard_normal((num_images, width)))
+    image_of_text = np.repeat(np.arange(num_images), texts_per_image)
+    texts = images[image_of_text] + noise / width**0.5 * rng.standard_normal((len(image_of_text), width))
+    return images.astype(np.float32), _unit(texts).astype(np.float32), image_of_text
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))

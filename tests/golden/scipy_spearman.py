@@ -1,0 +1,42 @@
+"""Writes `scipy_spearman.json`: scipy's Spearman correlations and average ranks, with and without ties.
+
+`pip install scipy`, then `python -m tests.golden.scipy_spearman` with the project on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FILE = Path(__file__).with_suffix(".json")
+
+
+def inputs() -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Pairs of (20, n): without ties, ratings on a coarse scale against real values, both coarse."""
+    rng = np.random.default_rng(0)
+    one, other = rng.standard_normal((2, 20, 57))
+    other += one
+    coarse = np.round(one, 1), np.round(other * 2) / 2
+    return {"real": (one, other), "rated": (coarse[0], other), "coarse": (coarse[1], np.round(one))}
+
+
+def figures() -> dict[str, Any]:
+    """What the package answers, which is imported here."""
+    from scipy.stats import rankdata, spearmanr
+
+    return {
+        name: {
+            "spearman": [float(spearmanr(a, b).statistic) for a, b in zip(one, other, strict=True)],
+            "ranks_of_first": rankdata(one[0]).tolist(),
+        }
+        for name, (one, other) in inputs().items()
+    }
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps({"scipy": version("scipy"), **figures()}, indent=1) + "\n")

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from align.config.suite import SuiteSet
+from tests.golden import align_base
+from tests.support import own_model
+
+
+def _table(tmp_path: Path, published: float) -> Path:
+    """A set that is here, and one that is not."""
+    one = {
+        "name": "colours", "needs": ["val", "classnames.txt"], "source": "https://example.org/colours",
+        "suite": {"format": "folder", "split": "val", "tasks": ["zero_shot"], "classnames": "classnames.txt",
+                  "templates": ["a {} flower"]},
+        "published": {"zero_shot/accuracy": published},
+    }  # fmt: skip
+    gone = one | {"name": "gone", "source": "https://example.org/gone"}
+    path = tmp_path / "table.yaml"
+    with path.open("w") as file:
+        YAML(typ="safe", pure=True).dump(align_base.read_table() | {"sets": [one, gone]}, file)
+    return path
+
+
+def _set(folder: Path) -> None:
+    for number, name in enumerate(("n1", "n2")):
+        (folder / "val" / name).mkdir(parents=True)
+        for seed in range(3):
+            pixels = np.random.default_rng(10 * number + seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "val" / name / f"{seed}.png")
+    (folder / "classnames.txt").write_text("red\nblue\n")
+
+
+def test_every_set_of_the_table_is_one_that_a_suite_may_have(tmp_path: Path) -> None:
+    table = align_base.read_table()
+    assert sum(len(one["published"]) for one in table["sets"]) == 15
+    for one in table["sets"]:
+        if "suite" in one:
+            entry = SuiteSet.model_validate(align_base.suite_entry(one, tmp_path))
+            assert Path(entry.path).is_relative_to(tmp_path)
+            measured = {"zero_shot/accuracy"} if "zero_shot" in entry.tasks else {
+                "image_to_text/recall@1", "text_to_image/recall@1",
+            }  # fmt: skip
+            assert set(one["published"]) == measured
+
+
+def test_without_weights_and_sets_each_row_says_where_to_get_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", str(tmp_path / "none"), "--sets", str(tmp_path / "sets"), "--work", str(tmp_path / "work")]
+    assert align_base.main(given) == align_base.NOT_MEASURED
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if "not measured:" in line and "/" in line.split()[0]]
+    assert len(rows) == 15
+    assert all("model.safetensors or pytorch_model.bin, preprocessor_config.json or" in row for row in rows)
+    assert all("https://huggingface.co/kakaobrain/align-base" in row for row in rows)
+    assert "dataset_coco.json, val2014 missing" in next(row for row in rows if row.startswith("coco/"))
+    assert "no such task yet" in next(row for row in rows if row.startswith("winoground/"))
+    assert lines[-1].endswith("0 agrees, 0 differs, 15 not measured")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_folder_of_transformers_is_imported_measured_and_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_model.write_align_base(tmp_path)
+    _set(tmp_path / "sets" / "colours")
+    given = [
+        "--model",
+        str(tmp_path / "align-base"),
+        "--sets",
+        str(tmp_path / "sets"),
+        "--work",
+        str(tmp_path / "work"),
+    ]
+    assert align_base.main([*given, "--table", str(_table(tmp_path, 150.0))]) == align_base.DIFFERS
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("colours/"))
+    assert row.endswith("differs")
+    measured = float(row.split()[2])
+    for published, code in ((measured, align_base.NOT_MEASURED), (measured + 0.2, align_base.NOT_MEASURED),
+                            (measured + 0.3, align_base.DIFFERS)):  # fmt: skip
+        table = align_base.read_table(_table(tmp_path, published))
+        rows = list(align_base.compare(table, {"colours/zero_shot/accuracy": measured / 100}, _reasons(table)))
+        assert align_base.code(rows) == code
+    assert align_base.code(rows[:1]) == align_base.DIFFERS
+    (tmp_path / "align-base" / "model.safetensors").write_bytes(b"cut off")
+    assert align_base.main([*given, "--table", str(_table(tmp_path, measured))]) == align_base.DIFFERS
+    assert "align import_model failed" in capsys.readouterr().err
+
+
+def _reasons(table: dict[str, Any]) -> dict[str, str]:
+    return {one["name"]: "" if one["name"] == "colours" else "gone" for one in table["sets"]}
+
+
+def test_all_rows_that_agree_are_code_0() -> None:
+    row = align_base.Row("a/b", 62.7, 62.6, "agrees")
+    assert align_base.code([row, row]) == align_base.AGREES

@@ -1,0 +1,139 @@
+"""mteb and CLIP_benchmark themselves, in an environment of their own, against our figures of the same sets.
+
+The pictures are JPEGs that we decode at half their size, and the sets have several captions a picture.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from webdataset import TarWriter
+
+from align.evaluate.protocols.recall import ranks_by_embedding
+from align.evaluate.protocols.zero_shot import class_embeddings, predictions, prompts
+from align.model.embedder import Embedder
+from tests.support import ROOT, small_model
+from tests.support.tars import samples
+from tests.support.tools import tools
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
+
+CLASSES = ["red fox", "grey owl", "snow", "picture", "two", "a"]
+TEMPLATES = ["a picture of {}", "two {}", "{} in the snow"]
+
+
+@pytest.fixture(scope="module", name="python")
+def _python() -> Path:
+    return tools()
+
+
+def _jpeg(seed: int) -> bytes:
+    """Soft blots, 230 x 170: the tests' models read 72 px, so that we decode at half the size."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((230, 170)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module", name="root")
+def _root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, and two sets in CLIP_benchmark's layout: `classes` and `captions`."""
+    root = tmp_path_factory.mktemp("tools")
+    small_model.write(root)
+    words = [f"{template.format(name)} {number}" for template in TEMPLATES for name in CLASSES for number in "123"]
+    for name, splits in (("classes", ("train", "test")), ("captions", ("test",))):
+        for split in splits:
+            (root / name / split).mkdir(parents=True)
+            (root / name / split / "nshards.txt").write_text("1")
+    (root / "classes/classnames.txt").write_text("\n".join(CLASSES))
+    templates = "\n".join(template.format("{c}") for template in TEMPLATES)
+    (root / "classes/zeroshot_classification_templates.txt").write_text(templates)
+    (root / "captions/dataset_type.txt").write_text("retrieval")
+    for split, seed in (("train", 1000), ("test", 0)):
+        with TarWriter(str(root / "classes" / split / "0.tar")) as tar:
+            for number in range(36):
+                row = {"__key__": f"p{number:03d}", "jpg": _jpeg(seed + number), "cls": number % len(CLASSES)}
+                tar.write(row)
+    with TarWriter(str(root / "captions/test/0.tar")) as tar:
+        for number in range(24):
+            tar.write({"__key__": f"p{number:03d}", "jpg": _jpeg(number), "txt": "\n".join(words[2 * number :][:2])})
+    return root
+
+
+@pytest.fixture(scope="module", name="ours")
+def _ours(root: Path) -> dict[str, float]:
+    """Figure -> share, by our own functions on the same files."""
+    model = Embedder.load(root / "models/finetuned")
+    labels = [number % len(CLASSES) for number in range(36)]
+    images = model.embed_images(_jpeg(number) for number in range(36))
+    found = {}
+    for name, templates in (("ensemble", TEMPLATES), ("one prompt", TEMPLATES[:1])):
+        classes = class_embeddings(model.embed_texts(prompts(CLASSES, templates)), len(CLASSES))
+        found[name] = float(np.mean(predictions(images, classes) == labels))
+    stored = samples(root / "captions/test/0.tar").values()
+    rows = [(number, text) for number, row in enumerate(stored) for text in row["txt"].decode().splitlines()]
+    assert len({text for _, text in rows}) == 48
+    owners, texts = np.array([number for number, _ in rows]), model.embed_texts([text for _, text in rows])
+    to_texts = ranks_by_embedding(images[:24], texts, [np.flatnonzero(owners == number) for number in range(24)])
+    to_images = ranks_by_embedding(texts, images[:24], [np.array([owner]) for owner in owners])
+    found |= {f"i2t@{k}": float(np.mean(to_texts <= k)) for k in (1, 5, 10)}
+    return found | {f"t2i@{k}": float(np.mean(to_images <= k)) for k in (1, 5, 10)}
+
+
+def _run(python: Path, folder: Path, *command: str) -> str:
+    """Runs the interpreter of the tools, offline; what it printed."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [str(python), *command], cwd=folder, env=env, capture_output=True, text=True, timeout=1500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def _clip_benchmark(python: Path, root: Path, *options: str) -> dict[str, Any]:
+    _run(
+        python,
+        root,
+        "python",
+        "-m",
+        "align.adapters.clip_benchmark",
+        "models/finetuned",
+        *options,
+        "--output",
+        "out.json",
+    )
+    found: dict[str, Any] = json.loads((root / "out.json").read_text())
+    return found
+
+
+def test_clip_benchmark_measures_what_we_measure(python: Path, root: Path, ours: dict[str, float]) -> None:
+    task = ("--dataset", "wds/classes", "--dataset_root", "classes", "--task", "zeroshot_classification")
+    found = _clip_benchmark(python, root, *task)
+    assert found["metrics"]["acc1"] == pytest.approx(ours["ensemble"], abs=1e-6)
+    task = ("--dataset", "wds/captions", "--dataset_root", "captions", "--task", "zeroshot_retrieval")
+    metrics = _clip_benchmark(python, root, *task, "--recall_k", "1", "5", "10", "--num_workers", "1")["metrics"]
+    for k in (1, 5, 10):
+        assert metrics[f"text_retrieval_recall@{k}"] == pytest.approx(ours[f"i2t@{k}"], abs=1e-6)
+        assert metrics[f"image_retrieval_recall@{k}"] == pytest.approx(ours[f"t2i@{k}"], abs=1e-6)
+    assert len(set(metrics.values())) > 3  # figures that say something
+
+
+def test_mteb_measures_what_we_measure(python: Path, root: Path, ours: dict[str, float]) -> None:
+    scores = json.loads(
+        _run(
+            python, root, "python", "-m", "tests.support.mteb_tasks", "models/finetuned", "classes", "captions"
+        ).splitlines()[-1]
+    )
+    assert scores["ZeroShot"]["accuracy"] == pytest.approx(ours["one prompt"], abs=1e-5)
+    for k in (1, 5, 10):
+        assert scores["TextsForImages"][f"hit_rate_at_{k}"] == pytest.approx(ours[f"i2t@{k}"], abs=1e-5)
+        assert scores["ImagesForTexts"][f"hit_rate_at_{k}"] == pytest.approx(ours[f"t2i@{k}"], abs=1e-5)
+    assert 0 < scores["Probe"]["accuracy"] < 1

@@ -1,0 +1,27 @@
+"""Versions whose files are empty, with everything that a promotion reads of them: ranks, tags, digest."""
+
+from pathlib import Path
+
+from align.files import sha256_folder
+from align.formats.query_ranks import RANKS, write_ranks
+from align.services.registry import Version
+from align.services.tracking import Tracker
+from tests.support.registered import ranks
+
+
+def version(tracker: Tracker, root: Path, recall: float, model: str = "align") -> Version:
+    """A registered version whose run has measured this."""
+    run_id = tracker.start_run("align", "x")
+    (root / "evaluation").mkdir(exist_ok=True)
+    write_ranks(ranks(recall), root / "evaluation" / RANKS)
+    tracker.log_folder(run_id, root / "evaluation", "reports/evaluation")
+    (root / "model").mkdir(exist_ok=True)
+    (root / "model" / "MLmodel").write_text("flavors: {}")
+    tracker.log_folder(run_id, root / "model", "model")
+    digest = sha256_folder(root / "model")
+    tags = {"align.data_digest": "d" * 64, "align.model_digest": digest, "align.git_revision": "0123abc"}
+    tags |= {"align.quality": "passed"}
+    made = tracker.registry.create_version(model, run_id, "model", tags)
+    tracker.registry.set_alias(made, "candidate")
+    tracker.end_run(run_id)
+    return made

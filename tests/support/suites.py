@@ -1,0 +1,28 @@
+"""Suites for tests: the readers with local files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from align.config.store import StoreConfig
+from align.formats.evaluation_set import EvaluationSet
+from align.formats.evaluation_sets.named import named_sets
+from align.services.store import open_files
+from tests.support.params import load_params
+
+
+def suite(folder: Path, *sets: dict[str, Any]) -> Path:
+    """A suite of these entries."""
+    path = folder / "suite.yaml"
+    YAML().dump({"sets": list(sets)}, path)
+    return path
+
+
+def read(folder: Path, path: Path, kind: str, *tasks: str, **more: Any) -> EvaluationSet:
+    """The set at a path, by a suite of its own."""
+    entry = {"name": "one", "path": str(path), "format": kind, "tasks": list(tasks), **more}
+    (one,) = named_sets(suite(folder, entry), open_files(load_params().section(StoreConfig)))
+    return one

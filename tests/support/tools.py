@@ -1,0 +1,16 @@
+"""mteb and CLIP_benchmark, in an environment of their own."""
+
+import os
+from pathlib import Path
+
+from benchmarks.peers import FOLDER, build_peers
+from tests.support import missing
+
+_ENVIRONMENT = "peers_evaluation"
+
+
+def tools() -> Path:
+    """The interpreter that has them. Skips the test where they are not installed; with CI=true it installs them."""
+    if not (FOLDER / _ENVIRONMENT / "bin/python").exists() and os.environ.get("CI") != "true":
+        missing(f"needs mteb and CLIP_benchmark in .align/{_ENVIRONMENT}: with CI=true these tests install them")
+    return build_peers(_ENVIRONMENT)

@@ -1,0 +1,49 @@
+"""A small fine-tuning: pictures of four colours, a tiny tower with random weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from align.checkpoint import CheckpointFolder
+from align.evaluate.fine_tuning.pictures import Pictures
+from align.evaluate.fine_tuning.recipe import IMAGENET, Recipe, small
+from align.evaluate.fine_tuning.tune import Classifier, Machine, tune
+from align.model.image_tower import ImageTower
+from tests.support.colours import COLOURS, square
+from tests.support.tiny_model import TINY
+
+MACHINE = Machine(part=4, num_threads=2)
+RECIPE = replace(small(IMAGENET, image_px=32, num_epochs=1, batch_size=8), checkpoint_every_steps=2)
+
+
+def tower() -> ImageTower:
+    """Equal weights each time; statistics that are not those of a new model."""
+    torch.manual_seed(0)
+    made = ImageTower(TINY).eval()
+    with torch.no_grad():
+        for name, value in made.named_buffers():
+            if name.endswith("running_var"):
+                value.mul_(0.5)
+    return made
+
+
+def pictures(name: str = "train", number: int = 24) -> Pictures:
+    """Shades of four colours, in turn."""
+    colours = list(COLOURS)
+    images = [square(colours[index % 4], shade=index // 4 * 3) for index in range(number)]
+    return Pictures(name, images, np.arange(number) % 4)
+
+
+def tuned(folder: Path, recipe: Recipe = RECIPE, *, seed: int = 0, machine: Machine = MACHINE) -> Classifier:
+    """Trains to the end of the recipe."""
+    checkpoints = CheckpointFolder(folder, keep=2)
+    return tune(tower(), pictures(), 4, recipe, seed=seed, folder=checkpoints, machine=machine)
+
+
+def content(model: Classifier) -> dict[str, bytes]:
+    """Name -> bytes of every weight and statistic."""
+    return {name: value.numpy().tobytes() for name, value in model.state_dict().items()}

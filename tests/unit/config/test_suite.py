@@ -1,0 +1,86 @@
+"""A suite is strict YAML 1.2: what is wrong is one line with its key."""
+
+from pathlib import Path
+
+import pytest
+
+from align.config.suite import read_suite
+from align.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "infra/suites").glob("*.yaml")), ids=lambda path: path.stem)
+def test_our_suites_are_suites(path: Path) -> None:
+    assert read_suite(path)
+
+
+ALL = "[zero_shot, knn, linear_probe, few_shot, frozen, vtab]"
+FILES = "{eccv: {image_to_text: i.json, text_to_image: t.json}}"
+CXC = FILES.replace("eccv", "cxc")
+
+
+def entry(**changes: str) -> str:
+    values = {"name": "one", "path": "/data", "format": "folder", "tasks": "[zero_shot]"} | changes
+    return "{" + ", ".join(f"{key}: {value}" for key, value in values.items() if value) + "}"
+
+
+def test_yaml_1_2_and_defaults(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(f"sets: [{entry(name='no')}]")  # false in YAML 1.1
+    (one,) = read_suite(tmp_path / "s.yaml")
+    assert (one.name, one.split, one.reference, one.templates) == ("no", "test", "train", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "s.yaml: : Input should be"),
+        ("sets: []", "sets: Tuple should have at least 1 item"),
+        (f"sets: [{entry(path='')}]", r"sets\.0\.path: Field required"),
+        (f"sets: [{entry(format='imagefolder')}]", r"sets\.0\.format: Input should be 'align', 'webdataset'"),
+        (f"sets: [{entry(tasks='[]')}]", r"sets\.0\.tasks: Tuple should have at least 1 item"),
+        (f"sets: [{entry(tasks='[knn]')}]", r"one: knn is measured beside zero_shot; tasks: \[zero_shot, knn\]"),
+        (f"sets: [{entry(tasks='[coco_1k]')}]", r"one: coco_1k is measured beside retrieval"),
+        (f"sets: [{entry(tasks='[retrieval]', among='present')}]", "one: among is a choice of classes"),
+        (
+            f"sets: [{entry(tasks='[zero_shot]', few_shot='{shots: [5]}')}]",
+            "one: settings of few_shot, which",
+        ),
+        (
+            f"sets: [{entry(tasks=ALL, few_shot='{shots: [0]}')}]",
+            r"sets\.0\.few_shot\.shots\.0: Input should",
+        ),
+        (f"sets: [{entry(tasks=ALL, few_shot='{shot: [5]}')}]", r"few_shot\.shot: Extra inputs"),
+        (f"sets: [{entry(tasks=ALL, linear_probe='{validation_share: 1}')}]", r"validation_share: Input should be"),
+        (f"sets: [{entry(tasks=ALL, vtab='{learning_rate: [1, 0.1]}')}]", "written from least to most"),
+        (f"sets: [{entry(tasks=ALL, frozen='{preset: large}')}]", "Input should be 'paper' or 'small'"),
+        (f"sets: [{entry(format='coco', tasks='[retrieval, cxc]')}]", "one: the task cxc and the key ratings"),
+        (
+            f"sets: [{entry(format='coco', tasks='[retrieval]', ratings='/cxc')}]",
+            "one: the task cxc and the key ratings",
+        ),
+        (f"sets: [{entry(format='karpathy', tasks='[retrieval]', positives=CXC)}]", "may not have the name of a task"),
+        (f"sets: [{entry(texts_per_image='5')}]", "one: texts_per_image is of sets of captions"),
+        (f"sets: [{entry(positives=FILES)}]", "one: positives and ratings name items by COCO's ids"),
+        (f"sets: [{entry(positives=FILES.replace('i.json', 's3://i.json'))}]", "read from a file here; fetch it first"),
+        (f"sets: [{entry(tasks='[retrieval, knn]')}]", "one: retrieval needs captions"),
+        (f"sets: [{entry(format='coco')}]", "one: format coco has captions and no classes"),
+        (f"sets: [{entry(splitt='test')}]", r"sets\.0\.splitt: Extra inputs are not permitted"),
+        (f"sets: [{entry(split='1')}]", r"sets\.0\.split: Input should be a valid string"),
+        (f"sets: [{entry(name='test')}]", "test: a set of this name is made by the pipeline"),
+        (f"sets: [{entry(name='a/b')}]", r"sets\.0\.name: String should match pattern"),
+        (f"sets: [{entry(templates='[a photo]')}]", "template 'a photo' has no {} for the class"),
+        (f"sets: [{entry()}, {entry()}]", "2 sets have the name one"),
+        ("sets: [", "unreadable: "),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message) as raised:
+        read_suite(tmp_path / "s.yaml")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_suite_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"s\.yaml: no such file; give a suite"):
+        read_suite(tmp_path / "s.yaml")

@@ -1,0 +1,100 @@
+"""The figures beside the tools themselves, on larger sets; each skips where its package is not installed.
+
+`pip install --no-deps eccv_caption clip-benchmark` beside the project's own packages.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from align.evaluate.protocols.correlation import spearman
+from align.evaluate.protocols.folds import recall_in_folds, text_folds
+from align.evaluate.protocols.retrieval import both_ways, own_positives
+from align.formats.caption_positives import placed_positives, read_positives
+from tests.golden.embeddings import captioned
+
+pytestmark = pytest.mark.full
+CUTS = (1, 5, 10)
+WAYS = {"image_to_text": "i2t", "text_to_image": "t2i"}
+
+
+def nearest(queries: np.ndarray, items: np.ndarray, first: int = 400) -> np.ndarray:
+    """(num_queries, first) a ranking's beginning. Of a fold's items, a fifth of all, it holds far more than ten."""
+    rows = []
+    for start in range(0, len(queries), 500):
+        far = -queries[start : start + 500] @ items.T
+        some = np.argpartition(far, first, axis=1)[:, :first]
+        rows.append(np.take_along_axis(some, np.argsort(np.take_along_axis(far, some, axis=1), axis=1), axis=1))
+    return np.concatenate(rows)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore:failed to import")
+def test_eccv_captions_own_ground_truth() -> None:
+    """5,000 images and 25,000 captions of COCO's test split by its ids, and all positives that the package brings."""
+    package = pytest.importorskip("eccv_caption", reason="eccv_caption is not installed")
+    data = Path(package.__file__).parent / "data"
+    text_ids = np.load(data / "coco_test_ids.npy")
+    images_of = read_positives(data / "original_caption_to_image.json")
+    image_ids = np.array(list(dict.fromkeys(images_of[text][0] for text in text_ids.tolist())))
+    images, texts, image_of_text = captioned(len(image_ids), 5, width=24, noise=1.7, seed=5)
+    assert [images_of[text] for text in text_ids.tolist()] == image_ids[image_of_text][:, np.newaxis].tolist()
+
+    metrics = package.Metrics()
+    rankings = [
+        dict(zip(queries.tolist(), items[nearest(one, other)].tolist(), strict=True))
+        for queries, items, one, other in ((image_ids, text_ids, images, texts), (text_ids, image_ids, texts, images))
+    ]
+    targets = ("coco_1k_recalls", "coco_5k_recalls", "cxc_recalls", "eccv_r1", "eccv_map_at_r", "eccv_rprecision")
+    theirs = metrics.compute_all_metrics(*rankings, target_metrics=targets, Ks=CUTS, verbose=False)
+
+    ids = image_ids.tolist(), text_ids.tolist()
+    found = {
+        name: both_ways(
+            images,
+            texts,
+            (
+                placed_positives(read_positives(data / f"{name}_image_to_caption.json"), *ids),
+                placed_positives(read_positives(data / f"{name}_caption_to_image.json"), *ids[::-1]),
+            ),
+        )
+        for name in ("original", "cxc", "eccv")
+    }
+    folds = text_folds(image_of_text.tolist())
+    one_k = recall_in_folds(images, texts, folds, range(len(images)), num_resamples=20, seed=0)
+    for way, short in WAYS.items():
+        ours = {
+            **{f"coco_1k_r{k}": one_k[f"{way}/recall@{k}"].value for k in CUTS},
+            **{f"coco_5k_r{k}": found["original"][way].recall(k).mean() for k in CUTS},
+            **{f"cxc_r{k}": found["cxc"][way].recall(k).mean() for k in CUTS},
+            "eccv_r1": found["eccv"][way].recall(1).mean(),
+            "eccv_rprecision": found["eccv"][way].r_precision().mean(),
+            "eccv_map_at_r": found["eccv"][way].map_at_r().mean(),
+        }
+        assert ours == pytest.approx({name: float(values[short]) for name, values in theirs.items()}, abs=1e-4)
+    assert (len(found["eccv"]["image_to_text"].queries), len(found["eccv"]["text_to_image"].queries)) == (1261, 1332)
+    assert len(found["cxc"]["text_to_image"].queries) == 24_972
+
+
+def test_clip_benchmarks_recall() -> None:
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval", reason="clip-benchmark is not installed")
+    images, texts, image_of_text = captioned(1000, 5, width=32, noise=2.0, seed=6)
+    similarity = torch.from_numpy(texts) @ torch.from_numpy(images).T
+    right = torch.zeros_like(similarity, dtype=torch.bool)
+    right[torch.arange(len(texts)), torch.from_numpy(image_of_text)] = True
+    found = both_ways(images, texts, own_positives(image_of_text.tolist(), len(images)))
+    for way, scores, positive in (("text_to_image", similarity, right), ("image_to_text", similarity.T, right.T)):
+        for k in CUTS:
+            shares = theirs.batchify(theirs.recall_at_k, scores, positive, 64, "cpu", k=k)
+            assert found[way].recall(k).mean() == pytest.approx(float((shares > 0).double().mean()), abs=1e-4)
+
+
+def test_scipys_spearman_on_long_rows() -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    rng = np.random.default_rng(7)
+    ratings, similarity = np.round(rng.random((3, 20_000)) * 5, 2), rng.random((3, 20_000))
+    similarity += ratings / 5
+    expected = [stats.spearmanr(one, other).statistic for one, other in zip(ratings, similarity, strict=True)]
+    assert spearman(ratings, similarity) == pytest.approx(expected, abs=1e-12)

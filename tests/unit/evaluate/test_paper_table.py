@@ -1,0 +1,124 @@
+"""The paper's tables: every metric is shown once, beside published rows where there are any."""
+
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from align.evaluate.paper_table import HEADINGS, REST, Published, figures, grouped, paper_tables, published
+
+
+def score(name: str, value: float) -> dict[str, float | int]:
+    return {name: value, f"{name}/low": value - 0.01, f"{name}/high": value + 0.01, f"{name}/chance": 0.001}
+
+
+def html(metrics: dict[str, float | int], **sets: int) -> dict[str, str]:
+    of = {name: {"num_images": number} for name, number in sets.items()}
+    return {title: "\n".join(blocks) for title, blocks in paper_tables(metrics, of, "our model")}
+
+
+def rows(block: str) -> list[list[str]]:
+    """Cells of the table of the paper, as text."""
+    found = re.findall(r"<tr.*?</tr>", block.partition("<table class=paper>")[2].partition("</table>")[0])
+    return [
+        [re.sub("<[^>]+>", " ", cell).replace("\xa0", " ").strip() for cell in re.findall(r"<t[dh].*?</t[dh]>", row)]
+        for row in found
+    ]
+
+
+def test_our_row_stands_beside_published_ones() -> None:
+    metrics = score("Flickr30K/text_to_image/recall@1", 0.5) | score("Flickr30K/image_to_text/recall@10", 0.75)
+    metrics |= score("Flickr30K/image_to_text/recall@1", 0.6)
+    table = html(metrics, Flickr30K=1000)["Image-text retrieval"]
+    cells = rows(table)
+    assert cells[0] == ["per cent", "image → text recall@1", "image → text recall@10", "text → image recall@1"]
+    assert cells[1] == ["our model 95 % interval", "60.0 59.0 – 61.0", "75.0 74.0 – 76.0", "50.0 49.0 – 51.0"]
+    assert cells[2] == ["by chance", "0.1", "0.1", "0.1"]
+    by_name = {re.sub(r"\W+\d+$", "", row[0]): row[1:] for row in cells[3:]}
+    assert by_name["ALIGN"] == ["88.6", "99.7", "75.7"] and by_name["CLIP"] == ["88.0", "99.4", "68.7"]
+    assert by_name["coyo-align"] == ["88.1", "–", "73.2"] and by_name["kakaobrain/align-base"] == ["87.3", "–", "73.6"]
+
+
+def test_source_and_protocol_need_no_mouse() -> None:
+    table = html(score("coco/image_to_text/recall@1", 0.5), coco=5000)["Image-text retrieval"]
+    said = "ALIGN: Jia et al. 2021, arXiv 2102.05918 (ALIGN); table 1, zero-shot, L2 + BERT-Large"
+    assert f'<td title="{said}">58.6</td>' in table
+    (number,) = re.findall(rf"<p class=source id=source-(\d+)>\d+ {re.escape(said)}\.</p>", table)
+    assert f'href="#source-{number}"' in table
+    for link in re.findall(r'href="#source-(\d+)"', table):
+        assert f"id=source-{link}>" in table
+
+
+def test_a_set_of_another_size_is_not_comparable() -> None:
+    metrics = score("coco/image_to_text/recall@1", 0.5)
+    assert "42 pictures, the published one 5,000" in html(metrics, coco=42)["Image-text retrieval"]
+    assert "not comparable" not in html(metrics, coco=5000)["Image-text retrieval"]
+
+
+def test_a_set_that_nobody_published_has_our_row_alone() -> None:
+    metrics = score("concepts/image_to_text/recall@1", 0.5)
+    table = html(metrics, concepts=10)["Image-text retrieval"]
+    assert [row[0] for row in rows(table)] == ["per cent", "our model 95 % interval", "by chance"]
+    assert "source-" not in table
+
+
+@pytest.mark.parametrize(
+    ("metric", "heading"),
+    [
+        ("zero_shot/accuracy", "Zero-shot classification"),
+        ("zero_shot/top5", "Zero-shot classification"),
+        ("linear_probe/accuracy", "Classification with frozen features"),
+        ("few_shot_5/accuracy", "Classification with frozen features"),
+        ("knn/accuracy", "Classification with frozen features"),
+        ("cxc/sts", "Crisscrossed Captions"),
+        ("mean_recall", "Image-text retrieval"),
+        ("coco_1k/image_to_text/recall@1", "COCO 1K, mean of five folds"),
+        ("image_to_text/recall_any_owner@5", "Retrieval, a repeated text right for all its owners"),
+        ("of_tomorrow/figure", REST),
+    ],
+)
+def test_every_metric_has_its_place(metric: str, heading: str) -> None:
+    shown = html(score(f"a.b/{metric}", 0.25), **{"a.b": 3})
+    assert list(shown) == [heading]
+    assert ("25.0" if heading in HEADINGS else "0.25") in shown[heading]
+
+
+def test_columns_are_in_the_papers_order() -> None:
+    names = ["mean_recall", *(f"{way}/{end}" for way in ("text_to_image", "image_to_text") for end in
+             ("mean_recall", "recall@10", "recall@5", "recall@1"))]  # fmt: skip
+    (by_set,) = grouped([f"s/{name}" for name in names], ["s"]).values()
+    assert by_set["s"] == [*names[:4:-1], *names[4:0:-1], "mean_recall"]
+
+
+def test_nothing_is_lost_or_shown_twice() -> None:
+    names = ["a/zero_shot/accuracy", "a/b/zero_shot/accuracy", "a/odd", "stray"]
+    metrics = {key: value for name in names for key, value in score(name, 0.5).items()}
+    metrics |= {"a/zero_shot/accuracy/majority": 0.3}
+    assert figures(metrics) == names
+    by_heading = grouped(figures(metrics), ["a", "a/b"])
+    assert [
+        f"{name}/{metric}".lstrip("/") for of in by_heading.values() for name, part in of.items() for metric in part
+    ] == names
+    assert "always the most frequent class" in html(metrics, **{"a": 1, "a/b": 2})["Zero-shot classification"]
+
+
+def test_names_of_strangers_are_text() -> None:
+    table = html(score("<script>/zero_shot/<b>", 0.5) | score("<i>", 0.5), **{"<script>": 1})
+    assert all("<script" not in block and "<b>" not in block and "<i>" not in block for block in table.values())
+
+
+def test_published_figures_are_well_formed() -> None:
+    data = published()
+    for name, one in data.sets.items():
+        assert data.of(name) is one and data.of(name.upper()) is one
+        for row in one.rows:
+            for metric in row.figures:
+                (heading,) = grouped([f"{name}/{metric}"], [name])
+                assert heading != REST, f"{name}: {metric} is under no heading"
+    names = [alias for name, one in data.sets.items() for alias in (name, *one.also)]
+    assert len(names) == len(set(names)) and all(re.fullmatch("[a-z0-9]+", name) for name in names)
+    assert data.of("concepts") is None
+    with pytest.raises(ValidationError, match="no source 'nowhere'"):
+        broken = data.model_dump()
+        broken["sets"]["coco"]["rows"][0]["source"] = "nowhere"
+        Published.model_validate(broken)

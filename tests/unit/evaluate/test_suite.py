@@ -1,0 +1,65 @@
+"""`align evaluate` of a suite: a model and a suite are enough, and what will happen is said first."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from align.cli import main
+from tests.support import tiny_model
+from tests.support.suites import suite
+from tests.unit.formats.evaluation_sets.test_captions import karpathy, pictures
+from tests.unit.formats.evaluation_sets.test_classes import folder, parquet, tars
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory without a project."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    return tmp_path
+
+
+def evaluate(root: Path, file: Path) -> int:
+    model = root / "model" if (root / "model").exists() else tiny_model.write(root)
+    return main(
+        ["evaluate", "--set", f"paths.evaluation={file}", "--model", str(model), "--reports", str(root / "out")]
+    )
+
+
+def test_a_model_and_a_suite_are_enough(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(elsewhere / "images")
+    (elsewhere / "images/1.jpg").write_bytes(b"no picture")
+    both = {"tasks": ["zero_shot", "knn"], "templates": ["a {}."]}
+    probes = {"tasks": [*both["tasks"], "few_shot"], "few_shot": {"shots": [1, 2], "seeds": [0]}}
+    file = suite(
+        elsewhere,
+        {"name": "folder", "path": str(folder(elsewhere / "folder")), "format": "folder", **both, **probes},
+        {"name": "tars", "path": str(tars(elsewhere / "tars")), "format": "webdataset", **both},
+        {"name": "hub", "path": str(parquet(elsewhere / "hub")), "format": "parquet", **both},
+        {"name": "mine", "path": str(karpathy(elsewhere / "d.json")), "format": "karpathy", "tasks": ["retrieval"]},
+    )
+    assert evaluate(elsewhere, file) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "evaluate: folder: 6 pictures in 3 classes, zero-shot; 6 more to learn from"
+    assert said[3] == "evaluate: mine: 2 pictures and 4 texts, retrieval"
+    assert said[4].startswith("evaluate: 38 pictures take about ") and "GB of memory" in said[4]
+    metrics = json.loads((elsewhere / "out/metrics.json").read_text())
+    for metric in ("zero_shot/accuracy", "knn/accuracy"):
+        assert metrics[f"tars/{metric}"] == metrics[f"folder/{metric}"]
+    assert metrics["hub/knn/accuracy"] == metrics["folder/knn/accuracy"]  # its classes have other names
+    assert {"folder/few_shot_1/accuracy/low", "folder/few_shot_2/accuracy/chance"} <= metrics.keys()
+    assert "tars/few_shot_1/accuracy" not in metrics
+    report = json.loads((elsewhere / "out/report.json").read_text())
+    assert report["sets"]["mine"]["num_left_out"] == 1 and report["sets"]["mine"]["num_texts"] == 3
+    assert report["sets"]["folder"]["tasks"] == ["zero_shot", "knn", "few_shot"]
+    assert report["sets"]["folder"]["settings"]["few_shot"] == {"shots": [1, 2], "seeds": [0]}
+    assert "1.jpg" in report["sets"]["mine"]["left_out"]
+
+
+def test_a_missing_set_is_one_line(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = suite(elsewhere, {"name": "one", "path": "nowhere", "format": "webdataset", "tasks": ["zero_shot"]})
+    assert evaluate(elsewhere, file) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("align: error: nowhere/classnames.txt: the names of the classes of one cannot be read")
+    assert not (elsewhere / "out").exists()

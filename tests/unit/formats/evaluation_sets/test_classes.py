@@ -1,0 +1,244 @@
+"""Sets of classes as folder, webdataset and parquet, written by the formats' own tools."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from PIL import Image
+
+from align.errors import DataError
+from tests.support.suites import read
+
+CLASSES = ("car", "house_cat", "owl")
+
+
+def picture(number: int, split: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8 + number, 8), (number * 20, 200 * (split == "train"), 0)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+#: Split -> (class, picture), in order.
+ROWS = {split: [(n // 2, picture(n, split)) for n in range(6)] for split in ("test", "train")}
+
+
+def folder(root: Path) -> Path:
+    for split, rows in ROWS.items():
+        for number, (label, data) in enumerate(rows):
+            (root / split / CLASSES[label]).mkdir(parents=True, exist_ok=True)
+            (root / split / CLASSES[label] / f"{number}.jpg").write_bytes(data)
+    return root
+
+
+def tars(root: Path, **members: Any) -> Path:
+    """By webdataset's writer, four samples a tar; `members` replaces those of the first sample."""
+    for split, rows in ROWS.items():
+        (root / split).mkdir(parents=True)
+        for tar in range(2):
+            with webdataset.TarWriter(str(root / split / f"{tar}.tar")) as writer:
+                for number, (label, data) in list(enumerate(rows))[4 * tar : 4 * tar + 4]:
+                    sample = {"jpg": data, "cls": str(label)}
+                    sample = members if members and number == 0 and split == "test" else sample
+                    writer.write({"__key__": f"s{number:07}", **sample})
+        (root / split / "nshards.txt").write_text("2\n")
+    (root / "classnames.txt").write_text("car\nhouse cat\nowl\n")
+    (root / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
+    return root
+
+
+def parquet(root: Path, *, named: bool = True) -> Path:
+    """As the hub's library writes it: a struct for the picture, names of classes in the schema's metadata."""
+    features = {"image": {"_type": "Image"}, "label": {"names": list(CLASSES), "_type": "ClassLabel"}}
+    (root / "data").mkdir(parents=True)
+    for split, rows in ROWS.items():
+        pictures = [{"bytes": data, "path": f"{number}.jpg"} for number, (_, data) in enumerate(rows)]
+        table = pa.table({"image": pictures, "label": pa.array([label for label, _ in rows], pa.int64())})
+        if named:
+            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        pq.write_table(table, root / f"data/{split}-00000-of-00001.parquet", row_group_size=4)
+    return root
+
+
+@pytest.mark.parametrize(("kind", "write"), [("folder", folder), ("webdataset", tars), ("parquet", parquet)])
+def test_the_same_set_in_each_format(tmp_path: Path, kind: str, write: Any) -> None:
+    one = read(tmp_path, write(tmp_path / "set"), kind, "zero_shot", "knn")
+    names = [name if kind == "parquet" else name.replace("_", " ") for name in CLASSES]
+    assert (one.kind, list(one.classes)) == ("classification", names)
+    assert [(image.label, image.split) for image in one.images] == [
+        (names[label], split) for of, split in (("test", "query"), ("train", "reference")) for label, _ in ROWS[of]
+    ]
+    everything = [data for rows in ROWS.values() for _, data in rows]
+    assert [data for _, data in one.read()] == everything
+    assert list(one.read([1, 5, 6, 11])) == [(n, everything[n]) for n in (1, 5, 6, 11)]  # from any place
+    assert list(one.read([])) == [] and len(one.identity) == 64
+    assert one.templates == (("a photo of a {}.",) if kind == "webdataset" else one.templates)
+    assert all("{}" in template for template in one.templates)
+    without = read(tmp_path, tmp_path / "set", kind, "zero_shot")
+    assert {image.split for image in without.images} == {"query"} and len(without.images) == 6
+
+
+@pytest.mark.parametrize(
+    ("sample", "why"),
+    [
+        ({"jpg": b"x", "cls": "9"}, "its class is 9, but there are 3 names"),
+        ({"jpg": b"x", "cls": "first"}, "no class (a number in .cls)"),
+        ({"jpg": b"x"}, "no class (a number in .cls)"),
+    ],
+)
+def test_a_bad_sample_is_a_row_with_a_reason(tmp_path: Path, sample: dict[str, Any], why: str) -> None:
+    one = read(tmp_path, tars(tmp_path / "set", **sample), "webdataset", "zero_shot")
+    assert len(one.images) == 5 and one.unusable == {"s0000000": why}
+
+
+def test_a_sample_without_its_picture_is_told(tmp_path: Path) -> None:
+    one = read(tmp_path, tars(tmp_path / "set", cls="0"), "webdataset", "zero_shot")
+    told: dict[int, str] = {}
+    assert len(list(one.read(fault=told.__setitem__))) == 5 and told == {0: "the sample has no picture"}
+
+
+def test_several_classes_a_picture_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"several classes a picture \(\.npy\)"):
+        read(tmp_path, tars(tmp_path / "set", jpg=b"x", npy=b"1"), "webdataset", "zero_shot")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("classnames.txt", None, r"classnames\.txt: the names of the classes of one cannot be read"),
+        ("classnames.txt", b"\xff\xfe\xfd", "not UTF-8"),
+        ("classnames.txt", b"\n", "an empty file"),
+        ("classnames.txt", b"car\nhouse cat\nowl\nbee\n", r"1 of 4 classes have no image in split test \(bee\)"),
+        ("zeroshot_classification_templates.txt", b"a photo\n", r"template 'a photo' has no \{c\}"),
+        ("test/nshards.txt", b"many", "'many' is no number of tars"),
+        ("test/nshards.txt", None, "the number of tars of split test cannot be read"),
+        ("test/1.tar", None, r"1\.tar: cannot be read"),
+        ("test/1.tar", b"no tar" * 200, r"1\.tar: not a readable tar"),
+    ],
+)
+def test_a_damaged_layout_is_one_clear_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    root = tars(tmp_path / "set")
+    (root / name).unlink()
+    if content is not None:
+        (root / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, root, "webdataset", "zero_shot")
+
+
+def test_a_tar_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
+    root = tars(tmp_path / "set")
+    (root / "test/1.tar").write_bytes((root / "test/1.tar").read_bytes()[:700])
+    with pytest.raises(DataError, match=r"1\.tar: not a readable tar"):
+        read(tmp_path, root, "webdataset", "zero_shot")
+
+
+def test_ids_that_occur_twice(tmp_path: Path) -> None:
+    root = tars(tmp_path / "set")
+    (root / "test/1.tar").write_bytes((root / "test/0.tar").read_bytes())
+    with pytest.raises(DataError, match=r"4 ids occur more than once, the first is s0000000"):
+        read(tmp_path, root, "webdataset", "zero_shot")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "classes"),
+    [
+        ("names.json", '{"car": "a car", "house_cat": "cat", "owl": "owl"}', ("a car", "cat", "owl")),
+        ("names.json", '["a car", "cat", "owl"]', ("a car", "cat", "owl")),
+        ("names.csv", 'owl,"owl, a bird"\ncar,a car\nhouse_cat,cat\n', ("a car", "cat", "owl, a bird")),
+        ("names.txt", "a car\ncat\nowl, a bird\n", ("a car", "cat", "owl, a bird")),
+        ("names.txt", "a car\ncat\n", "2 names, but the set has 3 classes"),
+        ("names.json", '{"car": "a car", "owl": "owl"}', r"no name for 1 of the classes \(house_cat\)"),
+        ("names.json", '{"car": "a", "house_cat": "b", "owl": "c", "bee": "d"}', r"1 classes without images \(bee\)"),
+        ("names.json", '{"car": "a", "house_cat": "a", "owl": "c"}', "two classes have the name 'a'"),
+        ("names.json", "{", "no names of classes"),
+    ],
+)
+def test_names_of_classes(tmp_path: Path, name: str, content: str, classes: Any) -> None:
+    (tmp_path / name).write_text(content)
+    root = folder(tmp_path / "set")
+    if isinstance(classes, str):
+        with pytest.raises(DataError, match=classes):
+            read(tmp_path, root, "folder", "zero_shot", classnames=str(tmp_path / name))
+    else:
+        one = read(tmp_path, root, "folder", "zero_shot", classnames=str(tmp_path / name))
+        assert one.classes == classes and one.images[2].label == classes[1]
+
+
+def test_folders_without_classes_and_without_splits(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set")
+    assert len(read(tmp_path, root / "train", "folder", "zero_shot").images) == 6
+    with pytest.raises(DataError, match=r"no pictures of split dev; name `split` and `reference`"):
+        read(tmp_path, root, "folder", "zero_shot", "knn", split="dev")
+    with pytest.raises(DataError, match=r"0 class folder\(s\) with pictures; expected .*/test/CLASS"):
+        read(tmp_path, root / "test/car", "folder", "zero_shot")
+
+
+def test_parquet_that_says_too_little(tmp_path: Path) -> None:
+    root = parquet(tmp_path / "set", named=False)
+    with pytest.raises(DataError, match="its metadata name no classes; give a file: `classnames`"):
+        read(tmp_path, root, "parquet", "zero_shot")
+    (tmp_path / "names.txt").write_text("car\ncat\nowl\n")
+    one = read(tmp_path, root, "parquet", "zero_shot", classnames=str(tmp_path / "names.txt"))
+    assert one.classes == ("car", "cat", "owl")
+    with pytest.raises(DataError, match=r"no parquet file of split dev .*it has test-00000"):
+        read(tmp_path, root, "parquet", "zero_shot", split="dev")
+    file = root / "data/test-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(DataError, match="unreadable as parquet"):
+        read(tmp_path, root, "parquet", "zero_shot")
+    pq.write_table(pa.table({"image": ["a.jpg"], "label": [0]}), file)
+    with pytest.raises(DataError, match=r"no column of pictures \(\{bytes, path\}\); it has image, label"):
+        read(tmp_path, root, "parquet", "zero_shot")
+
+
+def test_a_row_without_bytes_and_one_without_a_label(tmp_path: Path) -> None:
+    pictures = [{"bytes": None, "path": "1.jpg"}, {"bytes": picture(1, "test"), "path": None}, None]
+    table = pa.table({"image": pictures, "label": pa.array([0, 1, None], pa.int64())})
+    pq.write_table(table, tmp_path / "one.parquet")
+    (tmp_path / "names.txt").write_text("car\ncat\n")
+    one = read(tmp_path, tmp_path / "one.parquet", "parquet", "zero_shot", classnames=str(tmp_path / "names.txt"))
+    assert list(one.unusable.values()) == ["without a label"]
+    told: dict[int, str] = {}
+    assert list(one.read(fault=told.__setitem__)) == [(1, picture(1, "test"))]
+    assert told == {0: "no bytes in the file, only the path '1.jpg'"}
+
+
+@pytest.mark.parametrize(("kind", "write"), [("folder", folder), ("webdataset", tars), ("parquet", parquet)])
+def test_a_mask_of_classes(tmp_path: Path, kind: str, write: Any) -> None:
+    """As ImageNet-A and -R have them: some classes of many."""
+    path = write(tmp_path / "set")
+    names = [name if kind == "parquet" else name.replace("_", " ") for name in CLASSES]
+    if kind == "webdataset":
+        (path / "classnames.txt").write_text("car\nhouse cat\nowl\nbee\n")
+    one = read(tmp_path, path, kind, "zero_shot", "knn", among="present")
+    assert list(one.classes) == names and len(one.images) == 12
+    (tmp_path / "names.txt").write_text("\n".join(["bee", *reversed(names)]))
+    other = read(tmp_path, path, kind, "zero_shot", among=str(tmp_path / "names.txt"))
+    assert list(other.classes) == ["bee", *reversed(names)] and len(other.images) == 6
+    for content, message in (
+        (names[:2], r"1 classes of its pictures are not in it \(owl\)"),
+        ([*names, "owl"], "named twice"),
+        ([], "an empty file"),
+    ):
+        (tmp_path / "names.txt").write_text("\n".join(content))
+        with pytest.raises(DataError, match=message):
+            read(tmp_path, path, kind, "zero_shot", among=str(tmp_path / "names.txt"))
+
+
+def test_pictures_to_learn_from_of_masked_classes_are_left_out(tmp_path: Path) -> None:
+    for gone in (folder(tmp_path / "set") / "test/owl").iterdir():
+        gone.unlink()
+    (tmp_path / "names.json").write_text('{"car": "car", "house_cat": "cat", "owl": "owl", "n01": "bee"}')
+    with pytest.raises(DataError, match="1 classes without images"):
+        read(tmp_path, tmp_path / "set", "folder", "zero_shot", "knn", classnames=str(tmp_path / "names.json"))
+    one = read(
+        tmp_path, tmp_path / "set", "folder", "zero_shot", "knn",
+        among="present", classnames=str(tmp_path / "names.json"),
+    )  # fmt: skip
+    assert one.classes == ("car", "cat")
+    assert [image.split for image in one.images] == ["query"] * 4 + ["reference"] * 4
+    assert [data for _, data in one.read()] == [data for of in ("test", "train") for _, data in ROWS[of][:4]]

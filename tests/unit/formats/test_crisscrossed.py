@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+
+from align.errors import DataError, FormatError
+from align.formats.crisscrossed import read_rated_pairs
+
+STS = """caption1,caption2,agg_score,sampling_method
+COCO_val2014:sentid:411553,COCO_val2014:sentid:5142,1.56,c2c_isim
+COCO_val2014:sentid:411760,COCO_val2014:sentid:601619,3.1,c2c_isim
+"""
+SIS = """image1,image2,agg_score,sampling_method
+COCO_val2014_000000205866.jpg,COCO_val2014_000000039081.jpg,3.6,i2i_csim
+COCO_val2014_000000039081.jpg,COCO_val2014_000000205866.jpg,3.4,i2i_csim
+"""
+SITS = """caption,image,agg_score,sampling_method
+COCO_val2014:sentid:732091,COCO_val2014_000000365325.jpg,2.2,c2i_intrasim
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "first", "second", "ratings"),
+    [
+        (STS, "sts", [411553, 411760], [5142, 601619], [1.56, 3.1]),
+        (SIS, "sis", [205866, 39081], [39081, 205866], [3.6, 3.4]),
+        (SITS, "sits", [732091], [365325], [2.2]),
+        (SITS.replace("\n", "\r\n"), "sits", [732091], [365325], [2.2]),
+    ],
+)
+def test_the_published_layout(
+    tmp_path: Path, text: str, kind: str, first: list[int], second: list[int], ratings: list[float]
+) -> None:
+    (tmp_path / "any.csv").write_text(text, newline="")
+    found = read_rated_pairs(tmp_path / "any.csv")
+    assert (found.kind, found.first.tolist(), found.second.tolist()) == (kind, first, second)
+    assert found.ratings.tolist() == ratings
+
+
+def test_ids_become_positions_in_the_set(tmp_path: Path) -> None:
+    (tmp_path / "sits.csv").write_text(SITS)
+    found = read_rated_pairs(tmp_path / "sits.csv")
+    placed = found.placed([1, 732091], [365325])
+    assert (placed.first.tolist(), placed.second.tolist()) == ([1], [0])
+    with pytest.raises(DataError, match="sits: image: the set lacks 1, the first is id 365325"):
+        found.placed([732091], [1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (STS.replace("agg_score", "annotation"), "its first line is"),
+        ("", "its first line is ''"),
+        ("caption1,caption2\n", "its first line is"),
+        (STS.splitlines()[0], "no rows"),
+        (STS + "x,y,3,z\n", r"line 4: 'x,y,3,z' is no rated pair"),
+        (STS.replace("1.56", "nan"), "line 2: .* is no rated pair"),
+        (STS.replace("1.56", "7"), "line 2: .* is no rated pair"),
+        (STS.replace("1.56", ""), "line 2: .* is no rated pair"),
+        (STS[:-20], "line 3: .* is no rated pair"),  # cut short
+        (STS + STS.splitlines()[1] + "\n", "the pair 411553, 5142 has two rows"),
+        (STS.replace("411553", "9" * 30), "line 2: .* is no rated pair"),
+        (STS + '"open', "not a CSV"),
+    ],
+)
+def test_other_layouts_are_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.csv").write_text(text)
+    with pytest.raises(FormatError, match=message):
+        read_rated_pairs(tmp_path / "bad.csv")
+
+
+def test_hostile_bytes_and_no_file(tmp_path: Path) -> None:
+    file = tmp_path / "bad.csv"
+    file.write_bytes(STS.encode() + b"\xff\xfe\x00")
+    with pytest.raises(FormatError, match="not a CSV in UTF-8"):
+        read_rated_pairs(file)
+    with file.open("wb") as stream:
+        stream.truncate(1 << 30)
+    with pytest.raises(FormatError, match="more than 64 MB"):
+        read_rated_pairs(file)
+    with pytest.raises(DataError, match="No such file"):
+        read_rated_pairs(tmp_path / "none.csv")

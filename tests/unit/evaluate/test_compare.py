@@ -105,9 +105,10 @@ def test_two_folders_are_measured_and_compared(place: Path, capsys: pytest.Captu
     args = ("--compare", str(place / "a/model"), str(place / "b/model"), "--reports", str(place / "out"))
     assert run(place, *args) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == f"A: {place / 'a/model'}" and shown[2].startswith("metric ") and len(shown) == 4
+    assert shown[0] == f"A: {place / 'a/model'}" and shown[2].startswith("metric ") and len(shown) == 5
     report = json.loads((place / "out/report.json").read_text())
-    assert list(report["rows"]) == ["photos/zero_shot/accuracy"] and report["models"]["a"] != report["models"]["b"]
+    assert list(report["rows"]) == ["photos/zero_shot/accuracy", "photos/zero_shot/mean_per_class"]
+    assert report["models"]["a"] != report["models"]["b"]
     for name in ("a", "b"):  # each model's own report is beside it
         metrics = json.loads((place / f"out/{name}/metrics.json").read_text())
         assert metrics["photos/zero_shot/accuracy"] == report["rows"]["photos/zero_shot/accuracy"][name]

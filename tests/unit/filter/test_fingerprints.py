@@ -12,6 +12,7 @@ from PIL import Image
 
 from align.config.filter import FilterConfig
 from align.filter.fingerprints import Fingerprints, by_content, near_duplicates
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, distinct_pictures, held
 from align.pairs.perceptual_hash import image_signals, perceptual_hash
 from align.pairs.picture import decode
 from align.processes import in_threads
@@ -117,6 +118,10 @@ def test_an_image_is_looked_at_once_and_found_under_each_of_its_names() -> None:
             if data != b"undecodable":
                 yield name, len(data)
 
-    images = {b"one": ["a/1", "b/7"], b"undecodable": ["a/2"], b"three": ["b/3"]}
-    assert list(by_content(look, images)) == [("a/1", 3), ("b/7", 3), ("b/3", 5)]
-    assert [name for name, _ in looked] == ["a/1", "a/2", "b/3"]
+    def of(name: str, **pictures: bytes) -> EvaluationSet:
+        items = [EvaluationImage(key, key, ("x",), None, None, "query") for key in pictures]
+        return EvaluationSet(name, "retrieval", "", items, (), (), held(list(pictures.values())))
+
+    sets = [of("a", one=b"one", two=b"undecodable"), of("b", three=b"three", seven=b"one")]
+    assert list(by_content(look, distinct_pictures(sets))) == [("a/one", 3), ("b/seven", 3), ("b/three", 5)]
+    assert [name for name, _ in looked] == ["a/one", "a/two", "b/three"]

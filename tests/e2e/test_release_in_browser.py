@@ -130,9 +130,7 @@ def test_what_a_person_approves_is_searched_and_what_is_rolled_back_is_not(
     searched(clone, prefect.page, version=2)
     take(prefect.page, "search_champion", 620)
 
-    prefect.page.open(f"{prefect.url}/v2/dashboard")
-    prefect.quick_run("rollback")
-    prefect.wait_for_state("Completed", 300)
+    roll_back(prefect)
     searched(clone, prefect.page, version=1)
 
     history = json.loads(clone.run("-m", "align.cli", "champion", "--json").stdout)
@@ -161,6 +159,19 @@ def approve(prefect: Prefect) -> None:
     prefect.picture("prefect_approve", 1000)
     page.click("Resume", "[role=dialog] button")
     page.wait("!document.querySelector('[role=dialog]')")
+    prefect.wait_for_state("Completed", 300)
+
+
+def roll_back(prefect: Prefect) -> None:
+    """A run of `rollback`, which asks why."""
+    page = prefect.page
+    page.open(f"{prefect.url}/v2/dashboard")
+    prefect.open_deployment("rollback", "Quick run")
+    page.wait("document.querySelector('[role=dialog] label')")
+    page.fill("reason", "it was a trial")
+    page.click("Run", "[role=dialog] button")
+    page.click("View run")
+    page.wait("location.pathname.includes('/runs/flow-run/')")
     prefect.wait_for_state("Completed", 300)
 
 

@@ -37,12 +37,8 @@ STEP = re.compile(r"stage 7 of 11, pretrain: step ([\d,]+) of ")
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     clone = Clone(tmp_path_factory.mktemp("browser") / "a clone")
-    try:
-        clone.said = clone.make("up")
+    with clone.running():
         yield clone
-    finally:
-        clone.make("down")
-        clone.close()
 
 
 @pytest.fixture(scope="module")

@@ -41,12 +41,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     clone = Clone(tmp_path_factory.mktemp("release") / "a clone")
     write_params(clone.root / "params.yaml", PARAMS)
     git(clone.root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-am", "approval")
-    try:
-        clone.said = clone.make("up")
+    with clone.running():
         yield clone
-    finally:
-        clone.make("down")
-        clone.close()
 
 
 @pytest.fixture(scope="module")

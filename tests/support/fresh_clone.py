@@ -1,6 +1,8 @@
 """A fresh clone of this checkout, as it is committed, with the stack of `make up`: what a newcomer has."""
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,16 @@ class Clone(Stack):
         super().__init__(root)
         self.env = {key: value for key, value in self.env.items() if not key.startswith("AWS_")}
         self.env |= {"PYTHONPATH": str(root)}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """`make up`; at the end `make down`, and its ports are others' again."""
+        try:
+            self.said = self.make("up")
+            yield
+        finally:
+            self.make("down")
+            self.close()
 
     def make(self, target: str) -> str:
         """`make TARGET`, with the environment of these tests: to make a new one takes minutes. What it printed."""

@@ -192,7 +192,7 @@ def _update(
             features = model.tower(to_pixels(crops[rows]).to(model.device))
         wanted = torch.from_numpy(labels[rows]).to(model.device)
         loss = F.cross_entropy(model.head(features), wanted, reduction="sum") / len(labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
         total += float(loss.detach())
     if math.isfinite(total):
         optimiser.step()

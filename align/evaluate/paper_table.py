@@ -178,7 +178,7 @@ def _set_table(
             f'<td title="{escape(said)}">{row.figures[metric]:.1f}</td>' if metric in row.figures else "<td>–</td>"
             for metric in of
         )
-        link = f'<sup><a href="#source-{number}" title="{escape(said)}">{number}</a></sup>'
+        link = f'<sup><a href=#source-{number} title="{escape(said)}">{number}</a></sup>'
         rows.append(f"<tr><td>{escape(row.model)}{link}</td>{cells}</tr>")
     heads = "".join(f"<th>{escape(_label(metric))}</th>" for metric in of)
     yield f"<table class=paper><tr><th>per cent</th>{heads}</tr>{''.join(rows)}</table>"

@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 
 from align.cli import main as align
 from tests.support import ROOT
+from tests.support.params import PARAMS_FILE
 
 TABLE = Path(__file__).with_suffix(".yaml")
 AGREES, DIFFERS, NOT_MEASURED = 0, 1, 2
@@ -95,7 +96,7 @@ def measure(table: Mapping[str, Any], model: Path, sets: Path, work: Path) -> tu
     suite, imported, reports = work / "suite.yaml", work / "imported", work / "report"
     with suite.open("w", encoding="utf-8") as file:
         YAML(typ="safe", pure=True).dump({"sets": [suite_entry(one, sets) for one in here]}, file)
-    params = ("--params", str(ROOT / "params.yaml"))
+    params = ("--params", str(PARAMS_FILE))
     _run("import_model", *params, "--from", str(model), "--out", str(imported))
     _run("evaluate", *params, "--model", str(imported), "--reports", str(reports), "--set", f"paths.evaluation={suite}",
          "--set", f"store.features={work / 'features'}")  # fmt: skip

@@ -71,7 +71,7 @@ bench-runs: $(STAMP) ## how long a person waits for runs that have nothing to co
 bench-vectors: $(STAMP) ## search over a million vectors, approximate against exact; ten minutes, 6 GB of memory
 	@$(RUN) python -m benchmarks.vectors
 
-bench-evaluate: $(STAMP) ## recall beside CLIP_benchmark's, 5,000 pictures and 25,000 texts; ten minutes
+bench-evaluate: $(STAMP) ## recall beside CLIP_benchmark's, 5,000 x 25,000; embedding a set beside the bare model; ten minutes
 	@$(RUN) python -m benchmarks.evaluate
 
 bench-classify: $(STAMP) ## kNN against 1.28 million references; the linear probe beside CLIP_benchmark's; half an hour

@@ -1,4 +1,6 @@
-"""Retrieval beside CLIP_benchmark's: `python -m benchmarks.evaluate [--write] [--repetitions N]`.
+"""Evaluation: `python -m benchmarks.evaluate [--write] [--repetitions N]`.
+
+Embedding a set beside the bare forward pass (see `benchmarks.embedding`), and retrieval beside CLIP_benchmark's.
 
 5,000 images and 25,000 texts, 640 wide, five texts an image, as COCO's test split: recall@1, @5 and @10 in both
 directions, from embeddings to figures. Both compute on one thread, in processes of their own that take turns. Memory is
@@ -21,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from align.console import say
 from align.evaluate.protocols.retrieval import both_ways, own_positives
 from align.formats.query_ranks import CUTS
+from benchmarks import embedding
 from benchmarks.measure import compare
 from benchmarks.page import conditions, table, write_section
 from benchmarks.peak import forget_peak, peak_bytes
@@ -100,7 +104,9 @@ def measure(repetitions: int) -> tuple[str, list[str]]:
         apart = max(abs(ours["recalls"][name] - value) for name, value in theirs["recalls"].items())
         if apart > 1e-4:
             missed.append(f"recalls are {apart:.6f} apart")
-    return table([row]), missed
+    embedded = embedding.rows(repetitions)
+    missed += [f"{of.what}: {of.ratio:.2f}x, not {embedding.BAR}x" for of in embedded if of.ratio < embedding.BAR]
+    return table([row, *embedded]), missed
 
 
 def main() -> int:
@@ -113,12 +119,15 @@ def main() -> int:
     if args.here:
         here(Path(args.here))
         return 0
+    torch.set_num_threads(1)
     load = os.getloadavg()[0]
     rows, missed = measure(args.repetitions)
-    about = conditions("CPU seconds of single processes, one thread each", ("numpy",), load)
+    about = conditions(
+        "recall in CPU seconds of single processes, one thread each; embedding by the clock", ("numpy",), load
+    )
     text = (
-        f"{rows}\n\nBars: {BAR_SPEED:.0f}x, {BAR_MEMORY:.0%} of the matrix, equal recalls. CLIP_benchmark "
-        f"{version_of('clip-benchmark', PEERS)}, torch {version_of('torch', PEERS)}. {about}"
+        f"{rows}\n\nBars: {BAR_SPEED:.0f}x, {BAR_MEMORY:.0%} of the matrix, equal recalls; embedding {embedding.BAR}x. "
+        f"CLIP_benchmark {version_of('clip-benchmark', PEERS)}, torch {version_of('torch', PEERS)}. {about}"
     )
     print(text)
     say(f"benchmark: below its bar: {'; '.join(missed) or 'nothing'}")

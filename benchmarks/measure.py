@@ -53,15 +53,25 @@ def compare(
 
 
 def interleaved(
-    ours: Callable[[], object], theirs: Callable[[], object], repetitions: int
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    repetitions: int,
+    clock: Callable[[], float] = time.process_time,
 ) -> tuple[list[float], list[float]]:
-    """CPU seconds of each repetition of both, after one of each that does not count; who goes first alternates."""
+    """Seconds of each repetition of both, after one of each that does not count; who goes first alternates.
+
+    Args:
+        ours, theirs: what is compared.
+        repetitions: of each.
+        clock: CPU seconds of this process, all threads; `time.perf_counter` where waiting counts, too.
+    """
     seconds: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
     for repetition in range(repetitions + 1):
         for function in (ours, theirs) if repetition % 2 else (theirs, ours):
-            spent = cpu_s(function)
+            start = clock()
+            function()
             if repetition:
-                seconds[function].append(spent)
+                seconds[function].append(clock() - start)
     return seconds[ours], seconds[theirs]
 
 

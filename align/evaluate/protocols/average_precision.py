@@ -6,7 +6,8 @@ The figure is the mean over the classes. A picture without the class ranks befor
 CLIP_benchmark sorts, so that order decides.
 
 The interval resamples pictures. In a replicate the copies of a picture stand at one rank, with the precision behind the
-last of them. There is no published formula for the value of a random order; `chance` is its expectation.
+last of them. It is about sets of this size: average precision falls as pictures are added. There is no published
+formula for the value of a random order; `chance` is its expectation.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ def _json(files: Files, uri: str) -> Any:
 
 def _texts(row: Any, names: Sequence[str], key: str, unusable: dict[str, str]) -> tuple[str, ...] | None:
     """The values of a row, all of them texts; None: it is unusable, and added to those."""
-    values = [row.get(name) for name in names] if isinstance(row, dict) else [None] * len(names)
+    values: list[Any] = [row.get(name) for name in names] if isinstance(row, dict) else [None] * len(names)
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, str) or not value.strip():
             unusable[key] = f"no {name}"

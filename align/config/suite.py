@@ -6,22 +6,49 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from align.errors import ConfigError
 
-Format = Literal["align", "webdataset", "coco", "karpathy", "retrieval_txt", "folder", "parquet"]
-Task = Literal["retrieval", "coco_1k", "cxc", "zero_shot", "knn", "linear_probe", "few_shot", "frozen", "vtab"]
+Format = Literal[
+    "align",
+    "webdataset",
+    "coco",
+    "karpathy",
+    "retrieval_txt",
+    "multi30k",
+    "folder",
+    "parquet",
+    "sugarcrepe",
+    "winoground",
+    "aro",
+]
+Task = Literal[
+    "retrieval",
+    "coco_1k",
+    "cxc",
+    "multi30k",
+    "labelled_queries",
+    "zero_shot",
+    "knn",
+    "linear_probe",
+    "few_shot",
+    "frozen",
+    "vtab",
+    "compositional",
+]
 
 #: Tasks of a set of captions, and those of a set of classes that learn from the labels of its split `reference`.
-CAPTIONED: tuple[Task, ...] = ("retrieval", "coco_1k", "cxc")
+CAPTIONED: tuple[Task, ...] = ("retrieval", "coco_1k", "cxc", "multi30k", "labelled_queries")
 LEARNED: tuple[Task, ...] = ("knn", "linear_probe", "few_shot", "frozen", "vtab")
 #: Sets that the pipeline makes itself.
 _RESERVED = ("test", "held_out")
 #: What can be measured of each format; of the others, both kinds.
-_CAPTIONS: frozenset[Format] = frozenset({"coco", "karpathy", "retrieval_txt"})
+_CAPTIONS: frozenset[Format] = frozenset({"coco", "karpathy", "retrieval_txt", "multi30k"})
+#: Formats whose only task is `compositional`.
+_CHOICES: frozenset[Format] = frozenset({"sugarcrepe", "winoground", "aro"})
 #: A value of `among`.
 PRESENT = "present"
 #: Texts with {} for the name of a class, where neither the suite nor the set has any.
@@ -31,22 +58,16 @@ TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "a 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-def _here(path: str) -> str:
-    if "://" in path:
-        raise ValueError(f"{path}: what others publish about a set is read from a file here; fetch it first")
-    return path
-
-
-_Here = Annotated[str, Field(min_length=1), AfterValidator(_here)]
+_Uri = Annotated[str, Field(min_length=1)]
 
 
 class Positives(BaseModel):
-    """Two files of right items by COCO's ids, as eccv_caption publishes them."""
+    """Two files of right items by COCO's ids, as eccv_caption publishes them; paths, or s3://."""
 
     model_config = _STRICT
 
-    image_to_text: _Here
-    text_to_image: _Here
+    image_to_text: _Uri
+    text_to_image: _Uri
 
 
 _Share = Annotated[float, Field(gt=0, lt=1)]
@@ -137,7 +158,8 @@ class SuiteSet(BaseModel):
     #: A file or folder, from the working directory, or s3://.
     path: Annotated[str, Field(min_length=1)]
     format: Format
-    #: What is measured: retrieval and perhaps others of CAPTIONED, or zero_shot and perhaps others of LEARNED.
+    #: What is measured: retrieval and perhaps others of CAPTIONED, or zero_shot and perhaps others of LEARNED, or
+    #: compositional alone.
     tasks: Annotated[tuple[Task, ...], Field(strict=False, min_length=1)]
     #: What is measured on, of formats that have splits.
     split: Annotated[str, Field(min_length=1)] = "test"
@@ -145,10 +167,14 @@ class SuiteSet(BaseModel):
     reference: Annotated[str, Field(min_length=1)] = "train"
     #: The folder of the pictures of a file of captions; None: the usual folders beside it.
     images: Annotated[str, Field(min_length=1)] | None = None
+    #: Format multi30k: files with a caption a line, in the order of the pictures that `path` lists.
+    captions: Annotated[tuple[_Uri, ...], Field(strict=False)] = ()
     #: A file of readable names, for classes that have none in the set.
     classnames: Annotated[str, Field(min_length=1)] | None = None
     #: Task cxc: the folder of Crisscrossed Captions' ratings: sts_test.csv, sis_test.csv and sits_test.csv.
-    ratings: _Here | None = None
+    ratings: _Uri | None = None
+    #: Task labelled_queries: a file of queries, as `index.queries` is.
+    queries: _Uri | None = None
     #: What pictures are classified among: `present`, the classes that have any, or a file of names, one a line, as for
     #: ImageNet-A and -R. None: all classes of the set, and one without pictures is an error.
     among: Annotated[str, Field(min_length=1)] | None = None
@@ -158,6 +184,8 @@ class SuiteSet(BaseModel):
     texts_per_image: Annotated[int, Field(ge=1)] | None = None
     #: Name in the metrics -> right items other than each picture's own captions, such as those of ECCV Caption.
     positives: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")], Positives] = {}
+    #: Format aro: relations, or pairs of attributes (`ATTRIBUTE_ATTRIBUTE`), that the mean over them leaves out.
+    leave_out: Annotated[tuple[str, ...], Field(strict=False)] = ()
     #: How tasks of LEARNED are measured.
     knn: KnnSettings = KnnSettings()
     linear_probe: LinearProbeSettings = LinearProbeSettings()
@@ -176,6 +204,15 @@ class SuiteSet(BaseModel):
     def _fits_together(self) -> Self:
         if self.name in _RESERVED:
             raise ValueError(f"{self.name}: a set of this name is made by the pipeline; choose another name")
+        if (self.format in _CHOICES) != (self.tasks == ("compositional",)):
+            raise ValueError(
+                f"{self.name}: the task compositional and the formats {', '.join(sorted(_CHOICES))} belong together, "
+                "and have no other"
+            )
+        if (self.format == "multi30k") != bool(self.captions):
+            raise ValueError(f"{self.name}: the format multi30k and the key captions, its files, belong together")
+        if self.leave_out and self.format != "aro":
+            raise ValueError(f"{self.name}: leave_out is of format aro")
         tasks = set(self.tasks)
         captioned = tasks & set(CAPTIONED)
         if captioned and captioned != tasks:
@@ -183,7 +220,7 @@ class SuiteSet(BaseModel):
                 f"{self.name}: retrieval needs captions, zero_shot and knn need classes: make two sets of it"
             )
         base = "retrieval" if captioned else "zero_shot"
-        if base not in tasks:
+        if base not in tasks and self.format not in _CHOICES:
             given = ", ".join(self.tasks)
             raise ValueError(f"{self.name}: {given} is measured beside {base}; tasks: [{base}, {given}]")
         if self.format in _CAPTIONS and not captioned:
@@ -194,13 +231,15 @@ class SuiteSet(BaseModel):
             )
         if ("cxc" in tasks) != (self.ratings is not None):
             raise ValueError(f"{self.name}: the task cxc and the key ratings, the folder of its files, belong together")
-        if "cxc" in self.positives or "coco_1k" in self.positives:
+        if ("labelled_queries" in tasks) != (self.queries is not None):
+            raise ValueError(f"{self.name}: the task labelled_queries and the key queries, its file, belong together")
+        if not set(CAPTIONED).isdisjoint(self.positives):
             raise ValueError(f"{self.name}: positives may not have the name of a task; choose another name")
         if self.texts_per_image is not None and (not captioned or self.format == "align"):
             raise ValueError(f"{self.name}: texts_per_image is of sets of captions, and not of format align")
         if idle := [task for task in LEARNED if task in self.model_fields_set and task not in tasks]:
             raise ValueError(f"{self.name}: settings of {idle[0]}, which is not among its tasks")
-        if self.among is not None and captioned:
+        if self.among is not None and (captioned or self.format in _CHOICES):
             raise ValueError(f"{self.name}: among is a choice of classes, and captions have none")
         for template in self.templates or ():
             if template.count("{}") != 1:

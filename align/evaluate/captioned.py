@@ -1,4 +1,5 @@
-"""What a suite asks of a set of captions beside its own retrieval: COCO 1K, and what others published about the set.
+"""What a suite asks of a set of captions beside its own retrieval: COCO 1K, Multi30K, labelled queries, and what others
+published.
 
 Published files name pictures and captions by COCO's ids. They are read and looked up in the whole set before anything
 is embedded, so that a wrong file is told at once. Of pictures that cannot be shown to the model, what the files say is
@@ -7,14 +8,15 @@ left out, as the pictures themselves are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from align.errors import DataError
+from align.config.suite import Task
+from align.errors import ConfigError, DataError
+from align.evaluate.labelled_queries import LabelledPictures, query_scores
 from align.evaluate.protocols.crisscrossed import (
     Crisscrossed,
     Rated,
@@ -22,14 +24,20 @@ from align.evaluate.protocols.crisscrossed import (
     crisscrossed_ranks,
     crisscrossed_scores,
 )
-from align.evaluate.protocols.folds import recall_in_folds, text_folds
+from align.evaluate.protocols.folds import recall_in_folds
+from align.evaluate.protocols.multi30k import multi30k
 from align.evaluate.protocols.recall import Gallery, Score
-from align.evaluate.protocols.retrieval import Indices, both_ways, retrieval_scores
+from align.evaluate.protocols.retrieval import Captioned, Indices, both_ways, retrieval_scores
 from align.formats.caption_positives import placed_positives, read_positives
 from align.formats.crisscrossed import SIS, SITS, STS, RatedPairs, read_rated_pairs
 from align.formats.evaluation_set import EvaluationSet
+from align.formats.evaluation_sets.files import bytes_of, joined
+from align.formats.labelled_queries import QueryFile, parse_queries
 from align.model.embedder import Embeddings
+from align.protocols.store import Files
 
+#: Of a file of labelled queries.
+_MOST_BYTES = 16 << 20
 #: For each query its right items, by position: of images and of texts.
 BothWays = tuple[list[Indices], list[Indices]]
 
@@ -41,51 +49,66 @@ class Published:
     Attributes:
         positives: name -> right texts of each image, and right images of each text.
         rated: the ratings of Crisscrossed Captions; None: not asked.
+        queries: labelled ones; None: not asked.
     """
 
     positives: Mapping[str, BothWays] = field(default_factory=dict)
     rated: Crisscrossed | None = None
+    queries: QueryFile | None = None
 
 
-def read_published(source: EvaluationSet) -> Published:
-    """Reads the files that the set's entry in the suite names.
+def read_published(source: EvaluationSet, files: Files | None) -> Published:
+    """Reads the files that the set's entry in the suite names, here or in S3.
+
+    Args:
+        source: the set.
+        files: reads them; None: there are none, as no suite was read.
 
     Raises:
         DataError: a file is missing, the set has no ids, or a file names what is not in the set.
         FormatError: a file has another layout.
     """
     asked = source.asked
-    if asked is None or not (asked.positives or asked.ratings):
+    if asked is None or not (asked.positives or asked.ratings or asked.queries):
         return Published()
+    if files is None:
+        raise ConfigError(f"evaluation set {source.name}: what others published about it is read with its suite only")
+    queries = None
+    if asked.queries is not None:
+        data = bytes_of(files, asked.queries, "the labelled queries", _MOST_BYTES)
+        queries = parse_queries(data, asked.queries)
+    if not (asked.positives or asked.ratings):
+        return Published(queries=queries)
     images = [image.number for image in source.images if image.number is not None]
     texts = [number for image in source.images for number in image.text_numbers]
     if len(images) != len(source.images) or len(texts) != len(source.texts):
         raise DataError(f"evaluation set {source.name}: {asked.path} has pictures or captions without COCO's ids")
     found = {}
-    for name, files in asked.positives.items():
+    for name, uris in asked.positives.items():
         try:
-            of_image = placed_positives(read_positives(Path(files.image_to_text)), images, texts)
-            of_text = placed_positives(read_positives(Path(files.text_to_image)), texts, images)
+            of_image = placed_positives(read_positives(uris.image_to_text, files), images, texts)
+            of_text = placed_positives(read_positives(uris.text_to_image, files), texts, images)
         except DataError as error:
             raise type(error)(f"evaluation set {source.name}: positives {name}: {error}") from None
         found[name] = of_image, of_text
-    rated = None if asked.ratings is None else _ratings(source.name, Path(asked.ratings), images, texts)
-    return Published(found, rated)
+    rated = None if asked.ratings is None else _ratings(source.name, (asked.ratings, files), images, texts)
+    return Published(found, rated, queries)
 
 
-def _ratings(name: str, folder: Path, images: Sequence[int], texts: Sequence[int]) -> Crisscrossed:
+def _ratings(name: str, where: tuple[str, Files], images: Sequence[int], texts: Sequence[int]) -> Crisscrossed:
+    folder, files = where
     found = []
     for kind, (first, second) in {STS: (texts, texts), SIS: (images, images), SITS: (texts, images)}.items():
         try:
-            placed = _of_kind(kind, folder / f"{kind}_test.csv").placed(first, second)
+            placed = _of_kind(kind, joined(folder, f"{kind}_test.csv"), files).placed(first, second)
         except DataError as error:
             raise type(error)(f"evaluation set {name}: cxc: {error}") from None
         found.append(Rated(placed.first, placed.second, placed.ratings))
     return Crisscrossed(*found)
 
 
-def _of_kind(kind: str, file: Path) -> RatedPairs:
-    pairs = read_rated_pairs(file)
+def _of_kind(kind: str, file: str, files: Files) -> RatedPairs:
+    pairs = read_rated_pairs(file, files)
     if pairs.kind != kind:
         raise DataError(f"{file}: its pairs are those of {pairs.kind}_test.csv")
     return pairs
@@ -100,6 +123,7 @@ class Shown:
         images: positions of its images, growing.
         items: their gallery.
         image_embeds, text_embeds: of the images and of `items.texts`.
+        embed_texts: the model's, for texts that are not in the set.
     """
 
     source: EvaluationSet
@@ -107,6 +131,7 @@ class Shown:
     items: Gallery
     image_embeds: Embeddings
     text_embeds: Embeddings
+    embed_texts: Callable[[Iterable[str]], Embeddings]
 
     @property
     def texts(self) -> list[int]:
@@ -116,7 +141,7 @@ class Shown:
 
 
 def captioned_scores(shown: Shown, published: Published, *, num_resamples: int, seed: int) -> dict[str, Score]:
-    """`coco_1k/image_to_text/recall@1` and so on, the five figures of each published list, and those of `cxc`.
+    """`coco_1k/image_to_text/recall@1`, `multi30k/mean_recall` and so on, those of published lists and of `cxc`.
 
     Raises:
         DataError: as the protocols.
@@ -124,11 +149,12 @@ def captioned_scores(shown: Shown, published: Published, *, num_resamples: int, 
     how: Any = {"num_resamples": num_resamples, "seed": seed}
     found: dict[str, Score] = {}
     asked, items = shown.source.asked, shown.items
-    if asked is not None and "coco_1k" in asked.tasks:
-        own = [int(images[0]) for images in items.images_of_text]
-        clusters = items.image_concepts
-        recalls = recall_in_folds(shown.image_embeds, shown.text_embeds, text_folds(own), clusters, **how)
-        found |= {f"coco_1k/{name}": score for name, score in recalls.items()}
+    protocols: dict[Task, Callable[..., dict[str, Score]]] = {"coco_1k": recall_in_folds, "multi30k": multi30k}
+    for task, protocol in protocols.items():
+        if asked is not None and task in asked.tasks:
+            own = [int(images[0]) for images in items.images_of_text]
+            of = Captioned(shown.image_embeds, shown.text_embeds, own, items.image_concepts)
+            found |= {f"{task}/{name}": score for name, score in protocol(of, **how).items()}
     for name, (of_image, of_text) in published.positives.items():
         positives = restricted(of_image, shown.images, shown.texts), restricted(of_text, shown.texts, shown.images)
         ranks = both_ways(shown.image_embeds, shown.text_embeds, positives)
@@ -137,6 +163,11 @@ def captioned_scores(shown: Shown, published: Published, *, num_resamples: int, 
             found |= {f"{name}/{direction}/{figure}": score for figure, score in part.items()}
     if published.rated is not None:
         found |= {f"cxc/{name}": score for name, score in _crisscrossed(shown, published.rated, how).items()}
+    if published.queries is not None:
+        pictures = [shown.source.images[position] for position in shown.images]
+        asking = LabelledPictures(shown.source.name, pictures, shown.image_embeds, shown.embed_texts)
+        part = query_scores(asking, published.queries, **how)
+        found |= {f"labelled_queries/{name}": score for name, score in part.items()}
     return found
 
 

@@ -9,6 +9,7 @@ A picture that cannot be read or decoded is left out and named. Under CUDA the m
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,10 +25,12 @@ from numpy.typing import NDArray
 
 from align.console import track
 from align.errors import DataError
-from align.formats.evaluation_set import EvaluationSet
+from align.formats.evaluation_set import Box, EvaluationSet
 from align.formats.features import Features, folder_of
 from align.model.embedder import Embedder, Embeddings, load_with_tokenizer, model_digest
 from align.model.preprocess import centre_crop, decode
+from align.pairs.picture import MAX_PIXELS, PictureError
+from align.pairs.picture import decode as decode_picture
 from align.processes import in_threads
 
 #: Pictures whose embeddings are in memory as float32.
@@ -111,7 +114,8 @@ def embed_pictures(
     faults: dict[int, str] = {}
     positions: list[int] = []
     embeds: Embeddings = np.zeros((0, 1), dtype=np.float32)
-    pictures = track(source.read(fault=faults.__setitem__), what=f"evaluate: {source.name}", total=len(source.images))
+    read = source.read(fault=faults.__setitem__)
+    pictures = track(_parts(source, read, faults), what=f"evaluate: {source.name}", total=len(source.images))
     measure = partial(_embedded, towers=towers, name=source.name, faults=faults)
     features: Features[Half] = Features(kept, _to_bytes, _from_bytes)
     for name, row in features.look(measure, ((str(position), picture) for position, picture in pictures)):
@@ -139,6 +143,35 @@ def kept_in(root: Path | None, towers: ModelTowers) -> Path | None:
     """
     versions = [(name, version(name)) for name in ("torch", "torchvision")]
     return folder_of(root, "embeddings", "align.model.embedder", [towers.decides, versions])
+
+
+def _parts(
+    source: EvaluationSet, pictures: Iterator[tuple[int, bytes]], faults: dict[int, str]
+) -> Iterator[tuple[int, bytes]]:
+    """What the model is shown of each picture, as a file; those that do not decode are added to `faults`."""
+    if all(image.box is None for image in source.images):
+        yield from pictures
+        return
+
+    def part(item: tuple[int, bytes]) -> tuple[int, bytes | str]:
+        box = source.images[item[0]].box
+        try:
+            return item[0], item[1] if box is None else cut(item[1], box)
+        except PictureError as error:
+            return item[0], str(error)
+
+    for position, found in in_threads(part, pictures, os.cpu_count() or 1):
+        if isinstance(found, str):
+            faults[position] = found
+        else:
+            yield position, found
+
+
+def cut(picture: bytes, box: Box) -> bytes:
+    """A part of a picture as a PNG, black where it lies beyond the picture. Raises PictureError if it cannot decode."""
+    stream = io.BytesIO()
+    decode_picture(picture, max_pixels=MAX_PIXELS).crop(box).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
 
 
 def _embedded(

@@ -22,11 +22,14 @@ from align.config.suite import is_suite
 from align.console import say, show
 from align.errors import ConfigError, DataError
 from align.evaluate.announce import announce
+from align.evaluate.answered import Answered
 from align.evaluate.captioned import read_published
+from align.evaluate.choices import measure_choices
 from align.evaluate.embed import ModelTowers, Towers, kept_in
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_classified, draw_examples, same_examples
 from align.evaluate.figures import confusion_figure, examples_figure, recall_figure, reliability_figure
 from align.evaluate.languages import with_languages
+from align.evaluate.many_labels import measure_many_labels
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import Shown, evaluation_page
 from align.evaluate.report import EvaluateReport, make_report
@@ -37,6 +40,7 @@ from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, measured_sets, set_digests
 from align.formats.query_ranks import RANKS, QueryRanks, read_ranks, write_ranks
 from align.model.embedder import model_digest
+from align.protocols.store import Files
 from align.report import record_runtime, write_report
 from align.services.store import materialised, open_files
 
@@ -53,6 +57,7 @@ def evaluate(
     reports: Path,
     model: str = FINE_TUNED,
     kept: Path | None = None,
+    files: Files | None = None,
 ) -> EvaluateReport:
     """Measures every set and writes the report, its pictures, its page, and the rank of each query.
 
@@ -63,6 +68,7 @@ def evaluate(
         reports: the folder of this stage's report; replaced whole.
         model: which model that is, for people.
         kept: the folder for embeddings of other runs; None: nothing is kept.
+        files: reads what others published about sets of a suite; None: the sets are of no suite.
 
     Raises:
         DataError: no set, two sets of one name, an empty set, or embeddings that are not finite.
@@ -75,7 +81,7 @@ def evaluate(
                 f"evaluate: {number} sets have the name {name!r}; the filter's held-out pairs are `held_out`, the test "
                 "split is `test`: give the set in paths.evaluation another name"
             )
-    retrievals, classifications = _measure(config, encoder, sets, kept)
+    retrievals, classifications, others = _measure(config, encoder, sets, kept, files)
     examples: dict[str, RetrievalExamples] = {}
     for direction in DIRECTIONS if retrievals else ():
         examples[direction] = draw_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
@@ -84,14 +90,14 @@ def evaluate(
     pictures = _draw(retrievals, classifications, examples)
     pictures |= _same_queries(config, retrievals[:1])
     digests = set_digests(sets)
-    report = make_report(retrievals, classifications, digests, evaluation_digest(digests))
+    report = make_report([*retrievals, *classifications, *others], digests, evaluation_digest(digests))
     measured = [(result.source, with_languages(result.ranked(), result.items)) for result in retrievals]
     measured += [(result.source, result.ranked()) for result in classifications]
     ranks = {(source.name, protocol): part for source, parts in measured for protocol, part in parts.items()}
     with replace_directory(reports, "evaluate") as part:
         for name, data in pictures.items():
             write_bytes(part / name, data)
-        shown = Shown(report, retrievals, classifications, examples, walls)
+        shown = Shown(report, retrievals, classifications, examples, walls, others)
         write_text(part / "report.html", evaluation_page(shown, pictures, model))
         write_ranks(QueryRanks(digests, ranks), part / RANKS)
         write_report(report, part)
@@ -99,18 +105,22 @@ def evaluate(
 
 
 def _measure(
-    config: EvaluateConfig, encoder: Towers, sets: Sequence[EvaluationSet], kept: Path | None
-) -> tuple[list[Retrieval], list[Classification]]:
-    retrievals, classifications = [], []
+    config: EvaluateConfig, encoder: Towers, sets: Sequence[EvaluationSet], kept: Path | None, files: Files | None
+) -> tuple[list[Retrieval], list[Classification], list[Answered]]:
+    retrievals, classifications, others = [], [], []
     how: dict[str, Any] = {"num_resamples": config.num_resamples, "seed": config.seed, "kept": kept}
-    published = [read_published(source) for source in sets]  # all of them first: a wrong file ends this at once
-    for source, files in zip(sets, published, strict=True):
+    published = [read_published(source, files) for source in sets]  # all of them first: a wrong file ends this at once
+    for source, known in zip(sets, published, strict=True):
         say(f"evaluate: {source.name} ({source.kind}), {len(source.images):,} images")
         if source.kind == "retrieval":
-            retrievals.append(measure_retrieval(source, encoder, published=files, **how))
+            retrievals.append(measure_retrieval(source, encoder, published=known, **how))
+        elif source.kind == "compositional":
+            others.append(measure_choices(source, encoder, **how))
+        elif source.kind == "many_labels":
+            others.append(measure_many_labels(source, encoder, **how))
         else:
             classifications.append(measure_classification(source, encoder, **how))
-    return retrievals, classifications
+    return retrievals, classifications, others
 
 
 def _draw(
@@ -188,6 +198,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
             encoder=towers,
             sets=sets,
             kept=kept_in(store.features, towers),
+            files=files,
             reports=args.reports or own,
             model=FINE_TUNED if args.model is None else "another model (--model)",
         )
@@ -206,7 +217,8 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError("--compare: name a folder for the comparison by --reports, other than that of the evaluation")
     require_two_models(*args.compare)
     require_replaceable(args.reports, "evaluate")
-    sets = named_sets(paths.evaluation, open_files(store))
+    files = open_files(store)
+    sets = named_sets(paths.evaluation, files)
     measured: list[Measured] = []
     with replace_directory(args.reports, "evaluate") as part:
         for folder, name in zip(args.compare, ("a", "b"), strict=True):
@@ -221,6 +233,7 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
                 reports=part / name,
                 model=str(folder),
                 kept=kept_in(store.features, towers),
+                files=files,
             )
             ranks = read_ranks(part / name / RANKS)
             measured.append(Measured(str(folder), model_digest(folder), report.metrics, ranks))

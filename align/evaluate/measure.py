@@ -168,7 +168,7 @@ def measure_retrieval(
         part["mean_recall"] = mean_recall([direction], num_resamples=num_resamples, seed=seed)
         scores |= {f"{name}/{figure}": score for figure, score in part.items()}
     scores["mean_recall"] = mean_recall(list(directions.values()), num_resamples=num_resamples, seed=seed)
-    shown = Shown(whole, positions, items, image_embeds, text_embeds)
+    shown = Shown(whole, positions, items, image_embeds, text_embeds, towers.embed_texts)
     scores |= captioned_scores(shown, published or Published(), num_resamples=num_resamples, seed=seed)
     return Retrieval(
         source=whole.select(positions),

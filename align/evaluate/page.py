@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from align.evaluate.answered import Answered
 from align.evaluate.examples import DIRECTIONS, ClassifiedExample, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.paper_table import RETRIEVAL, STYLE, paper_tables
@@ -39,6 +40,7 @@ class Shown:
         retrievals, classifications: measured sets.
         examples: direction -> examples of the first retrieval set.
         walls: classification set -> pictures that were answered right, and wrong.
+        others: measured sets of other kinds.
     """
 
     report: EvaluateReport
@@ -46,6 +48,7 @@ class Shown:
     classifications: Sequence[Classification]
     examples: Mapping[str, RetrievalExamples]
     walls: Mapping[str, tuple[list[ClassifiedExample], list[ClassifiedExample]]]
+    others: Sequence[Answered] = ()
 
 
 def evaluation_page(shown: Shown, pictures: Mapping[str, bytes], model: str) -> str:
@@ -59,14 +62,17 @@ def evaluation_page(shown: Shown, pictures: Mapping[str, bytes], model: str) -> 
     report, retrievals = shown.report, shown.retrievals
     tables = dict(paper_tables(report.metrics, report.sets, model))
     classes = {f"Classification of {model}: {result.source.name}": result for result in shown.classifications}
+    groups = {f"Groups of {one.source.name}": _groups(one) for one in shown.others if one.groups}
     blocks = [
-        contents([*tables, *classes, *(_where(one, shown) for one in shown.examples), SETS]),
+        contents([*tables, *groups, *classes, *(_where(one, shown) for one in shown.examples), SETS]),
         *_reading(shown, model),
     ]
     for title, blocks_of in tables.items():
         blocks += blocks_of
         if title == RETRIEVAL:
             blocks += [picture(pictures["recall.png"], alt="recall against chance")]
+    for title, block in groups.items():
+        blocks += [heading(title), block]
     for title, result in classes.items():
         blocks += _classification(title, result, shown, pictures)
     for direction, of in shown.examples.items():
@@ -74,8 +80,8 @@ def evaluation_page(shown: Shown, pictures: Mapping[str, bytes], model: str) -> 
         for verdict, group in (("right", of.right), ("wrong", of.wrong)):
             blocks += [subheading(f"answered {verdict}")]
             blocks += [_example(example) for example in group] or [paragraph("None.")]
-    blocks += [heading(SETS), _sets(retrievals, shown.classifications)]
-    return page("Evaluation", _lead(retrievals, shown.classifications), blocks, style=STYLE)
+    blocks += [heading(SETS), _sets([*retrievals, *shown.classifications, *shown.others])]
+    return page("Evaluation", _lead(shown), blocks, style=STYLE)
 
 
 def _where(direction: str, shown: Shown) -> str:
@@ -141,26 +147,40 @@ def _caption(example: ClassifiedExample) -> str:
     return f"{answered} ({example.confidence:.0%})"
 
 
-def _lead(retrievals: Sequence[Retrieval], classifications: Sequence[Classification]) -> str:
+def _lead(shown: Shown) -> str:
     parts = [
         f"{result.source.name}: recall@10 {result.scores['image_to_text/recall@10'].value:.1%} image to text, "
         f"{result.scores['text_to_image/recall@10'].value:.1%} text to image"
-        for result in retrievals
+        for result in shown.retrievals
     ]
     parts += [
         f"{result.source.name}: zero-shot accuracy {result.scores['zero_shot/accuracy'].value:.1%}"
-        for result in classifications
+        for result in shown.classifications
     ]
+    for other in shown.others:
+        name = "accuracy" if "accuracy" in other.scores else next(iter(other.scores))
+        words = name.rpartition("/")[2].replace("_", " ")
+        parts.append(f"{other.source.name}: {words} {other.scores[name].value:.1%}")
     return "; ".join(parts) + "."
 
 
-def _sets(retrievals: Sequence[Retrieval], classifications: Sequence[Classification]) -> str:
+def _groups(result: Answered) -> str:
+    """The groups of a set, those with many rows first."""
+    order = sorted(result.groups.items(), key=lambda item: (-item[1]["num_rows"], item[0]))
+    (figure,) = order[0][1].keys() - {"num_rows"}
+    rows = [[name, f"{of['num_rows']:,}", f"{of[figure]:.1%}"] for name, of in order]
+    return table(["group", "rows", figure.replace("_", " ")], rows)
+
+
+def _sets(results: Sequence[Retrieval | Classification | Answered]) -> str:
     rows: list[list[object]] = []
-    results: list[Retrieval | Classification] = [*retrievals, *classifications]
     for result in results:
         source = result.source
         concepts = {image.concept for image in source.images}
-        texts = len(result.items.texts) if isinstance(result, Retrieval) else len(source.classes)
+        if isinstance(result, Answered):
+            texts = result.num_texts
+        else:
+            texts = len(result.items.texts) if isinstance(result, Retrieval) else len(source.classes)
         rows.append([source.name, source.kind, source.description, len(source.images), texts, len(concepts)])
     left_out = [[result.source.name, key, why] for result in results for key, why in list(result.faults.items())[:20]]
     sets = table(["set", "kind", "description", "images", "texts or classes", "concepts"], rows)
@@ -169,8 +189,8 @@ def _sets(retrievals: Sequence[Retrieval], classifications: Sequence[Classificat
     number = sum(len(result.faults) for result in results)
     return (
         sets
-        + paragraph(f"{number:,} pictures were left out, as they could not be shown to the model; some of them:")
-        + table(["set", "picture left out", "why"], left_out)
+        + paragraph(f"{number:,} pictures or rows were left out, as they could not be used; some of them:")
+        + table(["set", "left out", "why"], left_out)
     )
 
 

@@ -31,7 +31,9 @@ HEADINGS = {
     "Classification with frozen features": r"(knn(_\d+)?|linear_probe|frozen|few_shot_\d+|logistic_regression\w*)/.+",
     "Fine-tuning for classification": r"fine_tuning/.+",
     "VTAB": r"vtab/.+",
-    "Compositional sets": r"compositional/.+",
+    "Labelled queries": r"labelled_queries/.+",
+    "Compositional sets": r"((add|replace|swap)_(att|obj|rel)/)?accuracy|mean_per_group|"
+    r"(text|image|group)_score",
 }
 REST = "Other measures"
 
@@ -217,7 +219,10 @@ def _percent(value: float) -> str:
 def _label(metric: str) -> str:
     """A metric as the head of a column; its first part is said by the heading."""
     parts = metric.split("/")
-    if parts[0] in ("cxc", "coco_1k", "eccv_caption", "multi30k", "vtab", "compositional", "zero_shot") and parts[1:]:
+    if (
+        parts[0] in ("cxc", "coco_1k", "eccv_caption", "multi30k", "vtab", "zero_shot", "labelled_queries")
+        and parts[1:]
+    ):
         parts = parts[1:]
     together = {name: words.replace(" ", "\N{NO-BREAK SPACE}") for name, words in _WORDS.items()}
     return " ".join(together.get(part, part.replace("_", " ")) for part in parts)

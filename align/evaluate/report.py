@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from align.config.suite import LEARNED
+from align.evaluate.answered import Answered
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.protocols.recall import Score
 from align.report import Report
@@ -19,7 +20,9 @@ _MAX_FAULTS = 100
 _SAID = (
     r"(image_to_text|text_to_image)/recall@10",
     r"cxc/(sts|sis|sits)",
+    r"labelled_queries/text/precision@10",
     r"(zero_shot|knn(_\d+)?|linear_probe|few_shot_\d+|frozen|vtab)/accuracy",
+    r"(zero_shot/mean_average_precision|accuracy|mean_per_group|(text|image|group)_score)",
 )
 
 
@@ -33,12 +36,14 @@ class EvaluateReport(Report):
         classes: set -> class -> number of query images and zero-shot accuracy.
         calibration: set -> `error` (expected calibration error of zero-shot answers, by the model's temperature), their
             mean `confidence`, and their `accuracy`.
+        groups: set -> category, relation or class -> number of rows and its figure, of sets of other kinds.
     """
 
     evaluation_digest: str
     sets: dict[str, dict[str, Any]]
     classes: dict[str, dict[str, dict[str, float]]]
     calibration: dict[str, dict[str, float]] = Field(default_factory=dict)
+    groups: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
 
     def summary(self) -> Iterator[str]:
         """One line per set and main metric, with interval and chance."""
@@ -53,17 +58,16 @@ class EvaluateReport(Report):
 
 
 def make_report(
-    retrievals: Sequence[Retrieval],
-    classifications: Sequence[Classification],
+    results: Sequence[Retrieval | Classification | Answered],
     set_digests: Mapping[str, str],
     evaluation_digest: str,
 ) -> EvaluateReport:
-    """Metrics `SET/METRIC`, each with `/low`, `/high` and `/chance`, rounded to six digits."""
+    """Metrics `SET/METRIC` in the results' order, each with `/low`, `/high` and `/chance`, rounded to six digits."""
     metrics: dict[str, float | int] = {}
     sets: dict[str, dict[str, Any]] = {}
     classes: dict[str, dict[str, dict[str, float]]] = {}
     calibrated: dict[str, dict[str, float]] = {}
-    results: list[Retrieval | Classification] = [*retrievals, *classifications]
+    groups: dict[str, dict[str, dict[str, float]]] = {}
     for result in results:
         source = result.source
         sets[source.name] = {
@@ -84,6 +88,9 @@ def make_report(
             metrics |= _flat(f"{source.name}/{metric}", score)
         if isinstance(result, Retrieval):
             sets[source.name]["num_texts"] = len(result.items.texts)
+        elif isinstance(result, Answered):
+            sets[source.name]["num_texts"] = result.num_texts
+            groups |= {source.name: result.groups} if result.groups else {}
         else:
             sets[source.name]["num_classes"] = len(source.classes)
             metrics[f"{source.name}/zero_shot/accuracy/majority"] = _rounded(result.majority)
@@ -94,7 +101,12 @@ def make_report(
                 for name, value in (("error", one.error), ("confidence", one.confidence), ("accuracy", one.accuracy))
             }
     return EvaluateReport(
-        metrics=metrics, evaluation_digest=evaluation_digest, sets=sets, classes=classes, calibration=calibrated
+        metrics=metrics,
+        evaluation_digest=evaluation_digest,
+        sets=sets,
+        classes=classes,
+        calibration=calibrated,
+        groups=groups,
     )
 
 

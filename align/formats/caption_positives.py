@@ -9,13 +9,14 @@ Ids are COCO's. Ids that are no keys are no queries.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from align.errors import DataError, FormatError
+from align.formats.evaluation_sets.files import bytes_of
+from align.protocols.store import Files
 
 _LAYOUT = TypeAdapter(dict[int, list[int]])
 #: Share of right items that a set may lack.
@@ -23,23 +24,19 @@ _MOST_UNKNOWN = 0.001
 _MOST_BYTES = 256 << 20  # Plausible Match, the largest that is published, has 140 MB
 
 
-def read_positives(path: Path) -> dict[int, list[int]]:
-    """Reads a file: the ids of the right items of each query.
+def read_positives(uri: str, files: Files) -> dict[int, list[int]]:
+    """Reads a file here or in S3: the ids of the right items of each query.
 
     Raises:
-        DataError: there is no such file.
-        FormatError: it has another layout, or is too large.
+        DataError: there is no such file, or it is too large.
+        FormatError: it has another layout.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise FormatError(f"{path}: more than {_MOST_BYTES >> 20} MB; no file of positives is so large")
-        return _LAYOUT.validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; expected a file such as eccv_image_to_caption.json") from None
+        return _LAYOUT.validate_json(bytes_of(files, uri, "the right items", _MOST_BYTES))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part)[:40] for part in first["loc"])
-        raise FormatError(f'{path}: {where}: {first["msg"]}; expected {{"id": [id, ...], ...}}') from None
+        raise FormatError(f'{uri}: {where}: {first["msg"]}; expected {{"id": [id, ...], ...}}') from None
 
 
 def placed_positives(

@@ -18,13 +18,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from align.errors import DataError, FormatError
+from align.errors import FormatError
 from align.formats.caption_positives import positions
+from align.formats.evaluation_sets.files import bytes_of
+from align.protocols.store import Files
 
 _CAPTION, _IMAGE = re.compile(r"[^:]*:sentid:(\d{1,18})"), re.compile(r".*_(\d{1,18})\.jpg")
 STS, SIS, SITS = "sts", "sis", "sits"
@@ -63,17 +64,16 @@ class RatedPairs:
         return RatedPairs(self.kind, first, positions(self.second, second_ids, f"{self.kind}: {what[1]}"), self.ratings)
 
 
-def read_rated_pairs(path: Path) -> RatedPairs:
-    """Reads a file.
+def read_rated_pairs(path: str, files: Files) -> RatedPairs:
+    """Reads a file here or in S3.
 
     Raises:
-        DataError: there is no such file.
+        DataError: there is no such file, or it is too large.
         FormatError: it has another layout, or a row that cannot be read; its line.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise FormatError(f"{path}: more than {_MOST_BYTES >> 20} MB; no file of Crisscrossed Captions is so large")
-        rows = csv.reader(path.read_text("utf-8").splitlines(), strict=True)
+        text = bytes_of(files, path, "the ratings", _MOST_BYTES).decode("utf-8")
+        rows = csv.reader(text.splitlines(), strict=True)
         header = next(rows, [])
         kind, *patterns = _KINDS.get(",".join(header[:2]), ("", _CAPTION, _CAPTION))
         if not kind or len(header) < 3 or header[2] != "agg_score":
@@ -82,8 +82,6 @@ def read_rated_pairs(path: Path) -> RatedPairs:
                 "image1,image2,agg_score or caption,image,agg_score, as in sts_test.csv"
             )
         found = [_row(path, rows.line_num, row, patterns) for row in rows]
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; expected a file such as sits_test.csv") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise FormatError(f"{path}: not a CSV in UTF-8: {error}") from None
     if not found:
@@ -96,7 +94,7 @@ def read_rated_pairs(path: Path) -> RatedPairs:
     return RatedPairs(kind, first.astype(np.int64), second.astype(np.int64), ratings.astype(np.float64))
 
 
-def _row(path: Path, line: int, row: list[str], patterns: Sequence[re.Pattern[str]]) -> tuple[int, int, float]:
+def _row(path: str, line: int, row: list[str], patterns: Sequence[re.Pattern[str]]) -> tuple[int, int, float]:
     matches = [pattern.fullmatch(value) for pattern, value in zip(patterns, row, strict=False)]
     try:
         rating = float(row[2])

@@ -10,18 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreadable
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Kind, Unreadable
 from align.formats.evaluation_sets.align_tar import held_out_sets
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.shards import iter_samples
 from align.protocols.store import Files
 from align.provenance import digest
 
-#: What turns embeddings into ranks, with all that it imports: the towers and the preprocessing, too.
-_MEASURES = "align.evaluate.measure"
+#: Kind -> what turns embeddings into figures, with all that it imports: the towers and the preprocessing, too.
+_MEASURES: dict[Kind, str] = {
+    "retrieval": "align.evaluate.measure",
+    "classification": "align.evaluate.measure",
+    "many_labels": "align.evaluate.many_labels",
+    "compositional": "align.evaluate.choices",
+}
 #: The set made of the test split.
 TEST = "test"
 
@@ -67,14 +73,15 @@ def shards_test_set(shards: Path, max_images: int) -> list[EvaluationSet]:
 
 def set_digests(sets: Iterable[EvaluationSet]) -> dict[str, str]:
     """Name -> digest, of the items with their pictures and of the code that measures them."""
-    code = digest(_MEASURES)
-    return {one.name: _set_digest(one, code) for one in sets}
+    return {one.name: _set_digest(one, digest(_MEASURES[one.kind])) for one in sets}
 
 
 def _set_digest(one: EvaluationSet, code: str) -> str:
     total = hashlib.sha256(_line(code, one.name, one.kind, one.classes, one.templates, one.repeats, one.positives))
     for image, picture in zip(one.images, one.digests, strict=True):
         total.update(_line(image.key, picture.hex(), image.concept, image.texts, image.label, image.split))
+    if one.choices is not None:
+        total.update(_line(one.choices.protocol, [asdict(row) for row in one.choices.rows]))
     return total.hexdigest()
 
 

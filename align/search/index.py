@@ -27,6 +27,7 @@ from align.figure import png
 from align.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.formats.image_index import ImageIndex, IndexedImage, write_index
 from align.formats.indexed_images import ImagesWriter
+from align.formats.labelled_queries import read_queries
 from align.formats.raw import raw_shards
 from align.formats.shards import read_manifest
 from align.model.embedder import IMAGE_BATCH, Embedder, Encoder, model_digest
@@ -37,7 +38,6 @@ from align.search.figures import search_figure
 from align.search.images import read_images, thumbnail
 from align.search.labelled import LabelledSearch
 from align.search.page import search_page
-from align.search.queries import read_queries
 from align.search.report import IndexReport, index_metrics
 from align.services.store import materialised
 from align.services.vector_index import VectorIndex

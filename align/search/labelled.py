@@ -10,9 +10,10 @@ from typing import Any
 from align.chance import chance
 from align.console import say
 from align.formats.image_index import Hit, ImageIndex
+from align.formats.labelled_queries import ComposedQuery, LabelledQuery, names
 from align.model.embedder import Encoder
 from align.search.answers import AnsweredQuery, ImageAnswer
-from align.search.queries import ComposedQuery, LabelledQuery, compose, names, share_named
+from align.search.queries import compose, share_named
 from align.search.report import ANSWER_CUT, SHARE_CUT
 
 

@@ -41,6 +41,14 @@ def choice_inputs() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return images, texts
 
 
+def many_label_inputs() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """Class embeddings, images, and which classes each image has: its own, and with luck others."""
+    classes, images, labels = class_inputs()
+    has = np.random.default_rng(3).random((len(images), NUM_CLASSES)) < 0.05
+    has[np.arange(len(images)), labels] = True
+    return classes, images, has
+
+
 class Ready:
     """A model whose inputs are embeddings."""
 
@@ -54,7 +62,7 @@ class Ready:
 def figures() -> dict[str, Any]:
     """What the package answers, which is imported here."""
     from clip_benchmark.metrics import image_caption_selection, zeroshot_retrieval
-    from clip_benchmark.metrics.zeroshot_classification import accuracy
+    from clip_benchmark.metrics.zeroshot_classification import accuracy, average_precision_per_class
     from sklearn.metrics import balanced_accuracy_score
 
     images, texts, image_of_text = retrieval_inputs()
@@ -86,7 +94,10 @@ def figures() -> dict[str, Any]:
     both = (torch.from_numpy(part).view(NUM_EXAMPLES, 2, -1) for part in (shown, captions))
     pairs = [(next(both)[:, :, :, None, None], [list(one) for one in next(both).numpy()])]
     choices = image_caption_selection.evaluate(Ready(), pairs, tokenize, "cpu", amp=False)
-    return {"retrieval": recall, "classification": classified, "winoground": choices}
+    classes, pictures, has = many_label_inputs()
+    precisions = average_precision_per_class(torch.from_numpy(pictures @ classes.T), torch.from_numpy(has).float())
+    many = {"average_precision": precisions.tolist(), "mean_average_precision": precisions.mean().item()}
+    return {"retrieval": recall, "classification": classified, "winoground": choices, "many_labels": many}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from align.config.suite import SuiteSet
 from tests.golden import align_base
 from tests.support import own_model
 
+WINOGROUND = ("text_score", "image_score", "group_score")
+
 
 def _table(tmp_path: Path, published: float) -> Path:
     """A set that is here, and one that is not."""
@@ -41,13 +43,14 @@ def test_every_set_of_the_table_is_one_that_a_suite_may_have(tmp_path: Path) -> 
     table = align_base.read_table()
     assert sum(len(one["published"]) for one in table["sets"]) == 15
     for one in table["sets"]:
-        if "suite" in one:
-            entry = SuiteSet.model_validate(align_base.suite_entry(one, tmp_path))
-            assert Path(entry.path).is_relative_to(tmp_path)
-            measured = {"zero_shot/accuracy"} if "zero_shot" in entry.tasks else {
-                "image_to_text/recall@1", "text_to_image/recall@1",
-            }  # fmt: skip
-            assert set(one["published"]) == measured
+        entry = SuiteSet.model_validate(align_base.suite_entry(one, tmp_path))
+        assert Path(entry.path).is_relative_to(tmp_path)
+        measured = {
+            "zero_shot": {"zero_shot/accuracy"},
+            "retrieval": {"image_to_text/recall@1", "text_to_image/recall@1"},
+            "compositional": set(WINOGROUND if entry.format == "winoground" else ["accuracy"]),
+        }
+        assert set(one["published"]) == measured[entry.tasks[0]]
 
 
 def test_without_weights_and_sets_each_row_says_where_to_get_them(
@@ -61,7 +64,7 @@ def test_without_weights_and_sets_each_row_says_where_to_get_them(
     assert all("model.safetensors or pytorch_model.bin, preprocessor_config.json or" in row for row in rows)
     assert all("https://huggingface.co/kakaobrain/align-base" in row for row in rows)
     assert "dataset_coco.json, val2014 missing" in next(row for row in rows if row.startswith("coco/"))
-    assert "no such task yet" in next(row for row in rows if row.startswith("winoground/"))
+    assert "facebook/winoground" in next(row for row in rows if row.startswith("winoground/"))
     assert lines[-1].endswith("0 agrees, 0 differs, 15 not measured")
     assert not (tmp_path / "work").exists()
 

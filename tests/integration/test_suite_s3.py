@@ -3,15 +3,23 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from align.errors import DataError
+from align.errors import CorruptError, DataError
+from align.evaluate.captioned import read_published
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
+from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.evaluation_sets.named import named_sets
 from align.services.store import open_files
 from tests.support import local_store
+from tests.support.choices import sugarcrepe
+from tests.support.colours import square
 from tests.support.s3_server import S3Server, serve
 from tests.support.suites import suite
+from tests.unit.evaluate.test_captioned import captioned, of_colour, ratings
+from tests.unit.evaluate.test_captioned import files as published_files
 from tests.unit.formats.evaluation_sets.test_captions import karpathy, pictures
 from tests.unit.formats.evaluation_sets.test_classes import folder, parquet, tars
 
@@ -22,16 +30,29 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield running
 
 
+def concepts() -> EvaluationSet:
+    images = [EvaluationImage(name, name, (name,), None, None, "query") for name in ("green", "red")]
+    return EvaluationSet("mine", "retrieval", "", images, (), (), held([square("green"), square("red")]))
+
+
+def put(server: S3Server, bucket: str, root: Path) -> Any:
+    """Uploads a folder under `a/`."""
+    client = server._client()
+    client.create_bucket(Bucket=bucket)
+    for file in sorted(path for path in root.rglob("*") if path.is_file()):
+        client.upload_fileobj(io.BytesIO(file.read_bytes()), bucket, f"a/{file.relative_to(root).as_posix()}")
+    return client
+
+
 def test_sets_in_s3_are_those_in_a_folder(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.use(monkeypatch)
     root = tmp_path / "sets"
     folder(root / "folder"), tars(root / "tars"), parquet(root / "hub")
+    sugarcrepe(root / "choices")
+    written = write_set(root / "own", concepts())
     pictures(root / "captions/images")
     karpathy(root / "captions/dataset.json")
-    client = server._client()
-    client.create_bucket(Bucket="sets")
-    for file in sorted(path for path in root.rglob("*") if path.is_file()):
-        client.upload_fileobj(io.BytesIO(file.read_bytes()), "sets", f"a/{file.relative_to(root).as_posix()}")
+    client = put(server, "sets", root)
 
     def entries(base: str) -> list[dict[str, object]]:
         both = {"tasks": ["zero_shot", "knn"]}
@@ -40,13 +61,61 @@ def test_sets_in_s3_are_those_in_a_folder(server: S3Server, tmp_path: Path, monk
             {"name": "tars", "path": f"{base}/tars", "format": "webdataset", **both},
             {"name": "hub", "path": f"{base}/hub", "format": "parquet", **both},
             {"name": "captions", "path": f"{base}/captions/dataset.json", "format": "karpathy", "tasks": ["retrieval"]},
+            {"name": "choices", "path": f"{base}/choices", "format": "sugarcrepe", "tasks": ["compositional"]},
+            {"name": "mine", "path": f"{base}/own", "format": "align", "tasks": ["retrieval"]},
         ]  # fmt: skip
 
     files = open_files(local_store.config(tmp_path, None))
     here = named_sets(suite(tmp_path, *entries(str(root))), files)
     there = named_sets(suite(tmp_path, *entries("s3://sets/a")), files)
     assert [one.identity for one in there] == [one.identity for one in here]
-    assert len({one.identity for one in here}) == 4
+    assert len({one.identity for one in here}) == 6 and there[-1].sha256 == written
+    assert list(there[-1].read([1, 0])) == list(here[-1].read([1, 0]))  # by ranges, in any order
     client.delete_object(Bucket="sets", Key="a/tars/classnames.txt")
     with pytest.raises(DataError, match=r"s3://sets/a/tars/classnames\.txt: the names of the classes of tars cannot"):
         named_sets(suite(tmp_path, *entries("s3://sets/a")), files)
+
+
+def test_a_set_of_our_own_in_s3_that_is_damaged(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.use(monkeypatch)
+    write_set(tmp_path / "sets", concepts())
+    client = put(server, "damaged", tmp_path / "sets")
+    files = open_files(local_store.config(tmp_path, None))
+    entry = {"name": "mine", "path": "s3://damaged/a", "format": "align", "tasks": ["retrieval"]}
+    (one,) = named_sets(suite(tmp_path, entry), files)
+    tar = (tmp_path / "sets/mine.tar").read_bytes()
+    client.put_object(Bucket="damaged", Key="a/mine.tar", Body=tar + b"\0")
+    with pytest.raises(DataError, match=r"s3://damaged/a/mine\.tar: replaced while it was read"):
+        list(one.read())
+    with pytest.raises(CorruptError, match=r"s3://damaged/a/mine\.tar: sha256 differs"):
+        named_sets(suite(tmp_path, entry), files)
+    client.delete_object(Bucket="damaged", Key="a/mine.tar")
+    with pytest.raises(DataError, match=r"s3://damaged/a/mine\.tar: missing, although mine\.json describes it"):
+        named_sets(suite(tmp_path, entry), files)
+    client.delete_object(Bucket="damaged", Key="a/mine.json")
+    with pytest.raises(DataError, match=r"s3://damaged/a/mine\.json: no such object"):
+        named_sets(suite(tmp_path, entry), files)
+
+
+def test_what_others_published_is_read_from_s3(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.use(monkeypatch)
+    folder = tmp_path / "published"
+    folder.mkdir()
+    right = of_colour(captioned())
+    published_files(folder, *right)
+    ratings(folder, captioned())
+    client = put(server, "published", folder)
+    base = "s3://published/a"
+    uris = {"image_to_text": f"{base}/i.json", "text_to_image": f"{base}/t.json"}
+    one = captioned(tasks=["retrieval", "cxc"], ratings=base, positives={"eccv": uris})
+    files = open_files(local_store.config(tmp_path, None))
+    found = read_published(one, files)
+    local = captioned(tasks=["retrieval", "cxc"], ratings=str(folder), positives=published_files(folder, *right))
+    assert repr(found) == repr(read_published(local, files)) and found.rated is not None
+    client.delete_object(Bucket="published", Key="a/sis_test.csv")
+    with pytest.raises(DataError, match=r"c: cxc: s3://published/a/sis_test\.csv: the ratings cannot be read"):
+        read_published(one, files)

@@ -11,6 +11,7 @@ from align.config.store import StoreConfig
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
 from align.services.store import open_files
+from align.services.store_files import StoreFiles
 from tests.support.params import load_params
 
 
@@ -21,8 +22,13 @@ def suite(folder: Path, *sets: dict[str, Any]) -> Path:
     return path
 
 
+def local_files() -> StoreFiles:
+    """Reads files of this machine."""
+    return open_files(load_params().section(StoreConfig))
+
+
 def read(folder: Path, path: Path, kind: str, *tasks: str, **more: Any) -> EvaluationSet:
     """The set at a path, by a suite of its own."""
     entry = {"name": "one", "path": str(path), "format": kind, "tasks": list(tasks), **more}
-    (one,) = named_sets(suite(folder, entry), open_files(load_params().section(StoreConfig)))
+    (one,) = named_sets(suite(folder, entry), local_files())
     return one

@@ -4,7 +4,7 @@ In all of them a right caption (or picture) has to be *strictly* nearer than eac
 one point is wrong. ARO's own code takes the first of equal scores, which is the right caption in the order sets and the
 wrong one in the others; on real-valued scores both agree.
 
-The interval resamples the images where several rows share one, and the examples of Winoground.
+The interval resamples the images, as several rows share one, and the examples of Winoground.
 
 Sources: Hsieh et al., SugarCrepe (2023); Thrush et al., Winoground (2022); Yuksekgonul et al., When and why
 vision-language models behave like bags-of-words (2023).
@@ -12,7 +12,8 @@ vision-language models behave like bags-of-words (2023).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,68 +27,60 @@ from align.intervals import Scored
 LEAST_ROWS_OF_ATTRIBUTE = 25
 
 
-def sugar_crepe(
+def in_groups(
     right: NDArray[np.floating],
     wrong: NDArray[np.floating],
-    categories: Sequence[str],
+    groups: Sequence[str],
     images: Sequence[Hashable],
     *,
+    kept: Collection[str] | None = None,
     num_resamples: int,
     seed: int,
 ) -> dict[str, Score]:
-    """The accuracy of each category (`add_att`, ...), `accuracy` over all rows, `mean` over the categories.
+    """SugarCrepe, and ARO's Visual Genome Relation and Attribution.
+
+    `GROUP/accuracy` of each category (`add_att`, ...), relation or pair of attributes; `mean_per_group`; `accuracy`
+    over all rows. ARO's own table has the mean. Of relations it leaves out those that are symmetric, of attributes
+    those with fewer rows than LEAST_ROWS_OF_ATTRIBUTE.
 
     Args:
         right: (num_rows,) similarity of the image and its caption.
         wrong: (num_rows,) of the image and the changed caption.
-        categories: (num_rows,).
+        groups: (num_rows,).
         images: (num_rows,) the image of each row.
+        kept: groups that have a figure of their own and are in the mean; None: all.
 
     Raises:
-        DataError: as `choose_right`, or the lengths differ.
+        DataError: as `choose_right`, the lengths differ, or no group is kept.
     """
-    hits = choose_right(np.stack(_same(right, wrong), axis=1))
-    return _by_group(hits, categories, images, 0.5, least=1, num_resamples=num_resamples, seed=seed)
+    if right.ndim != 1 or right.shape != wrong.shape:
+        raise DataError(f"{right.shape} similarities of right captions, {wrong.shape} of wrong ones")
+    hits = choose_right(np.stack([right, wrong], axis=1))
+    _fit(groups, hits)
+    _fit(images, hits)
+    of = np.asarray(groups)
+    parts: Mapping[str, Scored] = {
+        str(name): Scored(hits[of == name], [images[row] for row in np.flatnonzero(of == name).tolist()])
+        for name in np.unique(of)
+        if kept is None or name in kept
+    }
+    if not parts:
+        name, number = Counter(groups).most_common(1)[0]
+        raise DataError(f"no group is left for the mean; the largest, {name}, has {number:,} rows")
+    figures = {f"{name}/accuracy": Figure([part], 1 / 2) for name, part in parts.items()}
+    figures["accuracy"] = Figure([Scored(hits, images)], 1 / 2)
+    figures["mean_per_group"] = Figure(list(parts.values()), 1 / 2)
+    return scores(figures, num_resamples=num_resamples, seed=seed)
 
 
-def aro_pairs(
-    right: NDArray[np.floating],
-    wrong: NDArray[np.floating],
-    relations: Sequence[str],
-    images: Sequence[Hashable],
-    *,
-    least: int = 1,
-    num_resamples: int,
-    seed: int,
-) -> dict[str, Score]:
-    """Visual Genome Relation and Attribution: accuracy of each relation, their `mean`, `accuracy` over all rows.
-
-    `mean` is the figure of the paper's table. Its authors take the mean for relations over those that are not
-    symmetric: give their rows only.
-
-    Args:
-        right: (num_rows,) similarity of the image and the true caption.
-        wrong: (num_rows,) of the image and the swapped caption.
-        relations: (num_rows,) the relation, or the pair of attributes, of each row.
-        images: (num_rows,) the image of each row.
-        least: relations with fewer rows are left out of `mean` and of the table: LEAST_ROWS_OF_ATTRIBUTE for pairs of
-            attributes.
-
-    Raises:
-        DataError: as `sugar_crepe`, or no relation has that many rows.
-    """
-    hits = choose_right(np.stack(_same(right, wrong), axis=1))
-    return _by_group(hits, relations, images, 0.5, least=least, num_resamples=num_resamples, seed=seed)
-
-
-def aro_order(
+def choices(
     similarity: NDArray[np.floating], images: Sequence[Hashable], *, num_resamples: int, seed: int
 ) -> dict[str, Score]:
-    """COCO and Flickr30K Order: `accuracy`, the share of rows whose caption beats its four shuffled forms.
+    """`accuracy`: the share of rows whose caption beats all others; ARO's COCO and Flickr30K Order have four others.
 
     Args:
-        similarity: (num_rows, 5) of the image and its caption, then the shuffled ones.
-        images: (num_rows,) the image of each row: those of five captions are drawn together.
+        similarity: (num_rows, num_choices) of the image and its caption, then the wrong ones.
+        images: (num_rows,) the image of each row: its rows are drawn together.
 
     Raises:
         DataError: as `choose_right`.
@@ -99,7 +92,7 @@ def aro_order(
 
 
 def winoground(similarity: NDArray[np.floating], *, num_resamples: int, seed: int) -> dict[str, Score]:
-    """`text` (each image prefers its caption), `image` (each caption prefers its image), `group` (both).
+    """`text_score` (each image prefers its caption), `image_score` (each caption its image), `group_score` (both).
 
     Args:
         similarity: (num_examples, 2, 2), of caption c and image i at [:, c, i]; caption and image of one number belong
@@ -119,7 +112,11 @@ def winoground(similarity: NDArray[np.floating], *, num_resamples: int, seed: in
     # Of the 24 orders of the four, 6 are right for text, 6 for image, and 4 (both of one's own first) for both.
     figures = {
         name: Figure([Scored(right.astype(np.float64), examples)], chance)
-        for name, right, chance in (("text", text, 1 / 4), ("image", image, 1 / 4), ("group", text & image, 1 / 6))
+        for name, right, chance in (
+            ("text_score", text, 1 / 4),
+            ("image_score", image, 1 / 4),
+            ("group_score", text & image, 1 / 6),
+        )
     }
     return scores(figures, num_resamples=num_resamples, seed=seed)
 
@@ -135,40 +132,6 @@ def choose_right(similarity: NDArray[np.floating]) -> NDArray[np.float64]:
     _finite(similarity)
     hits: NDArray[np.float64] = (similarity[:, 0] > similarity[:, 1:].max(axis=1)).astype(np.float64)
     return hits
-
-
-def _by_group(
-    hits: NDArray[np.float64],
-    groups: Sequence[str],
-    clusters: Sequence[Hashable],
-    chance: float,
-    *,
-    least: int,
-    num_resamples: int,
-    seed: int,
-) -> dict[str, Score]:
-    _fit(groups, hits)
-    _fit(clusters, hits)
-    of = np.asarray(groups)
-    names, counts = np.unique(of, return_counts=True)
-    parts: Mapping[str, Scored] = {
-        str(name): Scored(hits[of == name], [clusters[int(row)] for row in np.flatnonzero(of == name)])
-        for name in names[counts >= least]
-    }
-    if not parts:
-        raise DataError(f"no group has {least} rows; the largest has {counts.max()}")
-    if reserved := {"accuracy", "mean"} & set(parts):
-        raise DataError(f"a group is named {', '.join(sorted(reserved))}, as a figure over all of them")
-    figures = {name: Figure([part], chance) for name, part in parts.items()}
-    figures["accuracy"] = Figure([Scored(hits, clusters)], chance)
-    figures["mean"] = Figure(list(parts.values()), chance)
-    return scores(figures, num_resamples=num_resamples, seed=seed)
-
-
-def _same(right: NDArray[np.floating], wrong: NDArray[np.floating]) -> tuple[NDArray[np.floating], ...]:
-    if right.ndim != 1 or right.shape != wrong.shape:
-        raise DataError(f"{right.shape} similarities of right captions, {wrong.shape} of wrong ones")
-    return right, wrong
 
 
 def _fit(labels: Sequence[Hashable], hits: NDArray[np.float64]) -> None:

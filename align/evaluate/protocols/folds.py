@@ -7,15 +7,14 @@ queries see the items of their fold only. The older papers report this beside th
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.protocols.recall import Direction, Score
-from align.evaluate.protocols.retrieval import Indices, Ties, both_ways, own_positives
+from align.evaluate.protocols.recall import Score
+from align.evaluate.protocols.retrieval import Captioned, Indices, Ties
 from align.evaluate.protocols.scoring import Figure, scores
 from align.formats.query_ranks import CUTS
 
@@ -55,42 +54,26 @@ def text_folds(image_of_text: Sequence[int], num_folds: int = NUM_FOLDS) -> list
 
 
 def recall_in_folds(
-    image_embeds: NDArray[np.floating],
-    text_embeds: NDArray[np.floating],
-    folds: Sequence[Fold],
-    clusters: Sequence[Hashable],
-    *,
-    num_resamples: int,
-    seed: int,
-    ties: Ties = "against",
+    of: Captioned, *, num_folds: int = NUM_FOLDS, num_resamples: int, seed: int, ties: Ties = "against"
 ) -> dict[str, Score]:
     """`image_to_text/recall@1` and so on: the unweighted mean over the folds. The interval resamples images.
 
-    Args:
-        image_embeds: (num_images, width), L2-normalised.
-        text_embeds: (num_texts, width), L2-normalised.
-        folds: as `text_folds` cuts them.
-        clusters: (num_images,) the independent unit of each image, most often its index.
-
     Raises:
-        DataError: as `positive_ranks`.
+        DataError: as `text_folds` and `positive_ranks`.
     """
+    parts = [
+        Captioned(
+            of.images[fold.images],
+            of.texts[fold.texts],
+            fold.image_of_text.tolist(),
+            [of.clusters[image] for image in fold.images],
+        ).directions(ties)
+        for fold in text_folds(of.image_of_text, num_folds)
+    ]
     figures: dict[str, Figure] = {}
-    parts: list[dict[str, Direction]] = []
-    for fold in folds:
-        positives = own_positives(fold.image_of_text.tolist(), len(fold.images))
-        found = both_ways(image_embeds[fold.images], text_embeds[fold.texts], positives, ties=ties)
-        of_image = [clusters[image] for image in fold.images]
-        of_text = [of_image[image] for image in fold.image_of_text]
-        parts.append(
-            {
-                "image_to_text": found["image_to_text"].direction(of_image),
-                "text_to_image": found["text_to_image"].direction(of_text),
-            }
-        )
     for name in ("image_to_text", "text_to_image"):
+        directions = [part[name] for part in parts]
         for k in CUTS:
-            directions = [part[name] for part in parts]
             chance = float(np.mean([direction.chance(k) for direction in directions]))
             figures[f"{name}/recall@{k}"] = Figure([direction.hits(k) for direction in directions], chance)
     return scores(figures, num_resamples=num_resamples, seed=seed)

@@ -110,6 +110,31 @@ class PositiveRanks:
         return total
 
 
+@dataclass(frozen=True)
+class Captioned:
+    """Embeddings of images, and of the captions that were written for them.
+
+    Attributes:
+        images: (num_images, width), L2-normalised.
+        texts: (num_texts, width), L2-normalised.
+        image_of_text: (num_texts,) index of each caption's image.
+        clusters: (num_images,) the independent unit of each image, most often its index.
+    """
+
+    images: NDArray[np.floating]
+    texts: NDArray[np.floating]
+    image_of_text: Sequence[int]
+    clusters: Sequence[Hashable]
+
+    def directions(self, ties: Ties = "against") -> dict[str, Direction]:
+        """Both directions, each caption right for its own image only. Raises DataError as `positive_ranks`."""
+        found = both_ways(self.images, self.texts, own_positives(self.image_of_text, len(self.images)), ties=ties)
+        return {
+            "image_to_text": found["image_to_text"].direction(self.clusters),
+            "text_to_image": found["text_to_image"].direction([self.clusters[image] for image in self.image_of_text]),
+        }
+
+
 def own_positives(image_of_text: Sequence[int], num_images: int) -> tuple[list[Indices], list[Indices]]:
     """The published positives: an image's own texts, and a text's own image.
 

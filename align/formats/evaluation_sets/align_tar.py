@@ -7,21 +7,24 @@ label.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, Protocol, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.errors import CorruptError, DataError, FormatError
 from align.files import fsync, sha256_file, temporary_name, to_json, write_text
-from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Kind, Split, Unreadable
+from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Split, Unreadable
 from align.formats.tar import TarWriter
 from align.formats.tar_members import DamagedTar, read_members
+from align.protocols.store import Files
 
+OwnKind = Literal["retrieval", "classification"]
 #: Of one sample's json: far more than a picture has to say.
 _MAX_JSON_BYTES = 16 << 20
 
@@ -33,7 +36,7 @@ class _SetHeader(BaseModel):
 
     schema_version: Literal[1]
     name: str
-    kind: Kind
+    kind: OwnKind
     num_images: int
     num_texts: int
     num_concepts: int
@@ -56,28 +59,58 @@ class _SampleFields(BaseModel):
     split: Split = "query"
 
 
+class _Here:
+    """Files on this machine, as `Files` reads them."""
+
+    def open(self, uri: str) -> BinaryIO:
+        """Raises DataError if there is no such file."""
+        try:
+            return Path(uri).open("rb")
+        except OSError as error:
+            raise DataError(f"{uri}: {error.strerror}") from None
+
+    def stamp(self, uri: str) -> str:
+        """Size and time."""
+        try:
+            status = Path(uri).stat()
+        except OSError as error:
+            raise DataError(f"{uri}: {error.strerror}") from None
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+
+class _Opened(Protocol):
+    """The part of `Files` that a set needs."""
+
+    def open(self, uri: str) -> BinaryIO: ...
+
+    def stamp(self, uri: str) -> str: ...
+
+
 @dataclass(frozen=True)
 class _TarPictures:
     """`Pictures` of a tar that was checked, in any order of positions.
 
     Attributes:
-        path: of the tar.
-        stamp: its size and time when it was checked: a tar that was replaced since holds other pictures.
+        files: reads it.
+        uri: of the tar.
+        stamp: its stamp when it was checked: a tar that was replaced since holds other pictures.
         spans: (offset, size) of each picture.
     """
 
-    path: Path
-    stamp: tuple[int, int]
+    files: _Opened
+    uri: str
+    stamp: str
     spans: list[tuple[int, int]]
 
     def __call__(self, positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
         try:
-            file = self.path.open("rb")
-        except FileNotFoundError:
-            raise DataError(f"{self.path}: removed while it was read; repeat the command") from None
+            file = self.files.open(self.uri)
+            stamp = self.files.stamp(self.uri)  # of the file that is open, or of a later one
+        except DataError:
+            raise DataError(f"{self.uri}: removed while it was read; repeat the command") from None
         with file:
-            if _stamp(file.fileno()) != self.stamp:
-                raise DataError(f"{self.path}: replaced while it was read; repeat the command")
+            if stamp != self.stamp:
+                raise DataError(f"{self.uri}: replaced while it was read; repeat the command")
             for position in positions:
                 offset, size = self.spans[position]
                 file.seek(offset)
@@ -125,8 +158,10 @@ def write_set(directory: Path, one: EvaluationSet) -> str:
         The sha256 of the tar.
 
     Raises:
-        ValueError: a key is too long or not ASCII.
+        ValueError: a key is too long or not ASCII, or the set is of a kind that the format has not.
     """
+    if one.kind not in get_args(OwnKind):
+        raise ValueError(f"{one.name}: a set of kind {one.kind} has no format of our own")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{one.name}.tar"
     beside = temporary_name(path)
@@ -151,7 +186,7 @@ def write_set(directory: Path, one: EvaluationSet) -> str:
         header = _SetHeader(
             schema_version=1,
             name=one.name,
-            kind=one.kind,
+            kind=cast(OwnKind, one.kind),
             description=one.description,
             num_images=len(one.images),
             num_texts=len({(image.concept, text) for image in one.images for text in image.texts}),
@@ -169,29 +204,50 @@ def write_set(directory: Path, one: EvaluationSet) -> str:
     return sha256
 
 
-def load_set(path: Path) -> EvaluationSet:
-    """Reads the set of one header, NAME.json. Raises as `load_sets`."""
+def load_set(uri: Path | str, files: Files | None = None) -> EvaluationSet:
+    """Reads the set of one header, NAME.json. Raises as `load_sets`.
+
+    Args:
+        uri: of the header; the tar is beside it.
+        files: reads an s3:// address; the tar is read once to check it, and then by ranges. None: it is a path.
+    """
+    header_uri, source = str(uri), files or _Here()
+    file_name = header_uri.rpartition("/")[2]
     try:
-        header = _SetHeader.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give NAME.json of an evaluation set, with NAME.tar beside it") from None
+        with source.open(header_uri) as stream:
+            data = stream.read()
+    except DataError as error:
+        what = f"{error}; give NAME.json of an evaluation set, with NAME.tar beside it"
+        raise DataError(what.replace("No such file or directory", "no such file")) from None
+    try:
+        header = _SetHeader.model_validate_json(data)
     except ValidationError as error:
-        raise FormatError(f"{path}: not the header of an evaluation set: {_first_problem(error)}") from None
-    if header.name != path.stem:  # two sets of one name would overwrite each other's metrics
-        raise FormatError(f"{path}: its name is {header.name!r}; a set's files have its name, so rename one of them")
-    tar = path.with_suffix(".tar")
-    if not tar.exists():
-        raise DataError(f"{tar}: missing, although {path.name} describes it; restore it or remove the header")
-    if sha256_file(tar) != header.sha256:
-        raise CorruptError(f"{tar}: sha256 differs from the one in {path.name}; fetch or build the set again")
-    images, pictures = _read_tar(tar)
+        raise FormatError(f"{header_uri}: not the header of an evaluation set: {_first_problem(error)}") from None
+    if header.name != file_name.removesuffix(".json"):  # two sets of one name would overwrite each other's metrics
+        raise FormatError(
+            f"{header_uri}: its name is {header.name!r}; a set's files have its name, so rename one of them"
+        )
+    tar = header_uri.removesuffix(".json") + ".tar"
+    try:
+        stamp = source.stamp(tar)
+        file = source.open(tar)
+    except DataError:
+        raise DataError(f"{tar}: missing, although {file_name} describes it; restore it or remove the header") from None
+    with file:
+        total = hashlib.sha256()
+        while part := file.read(1 << 20):
+            total.update(part)
+        if total.hexdigest() != header.sha256:
+            raise CorruptError(f"{tar}: sha256 differs from the one in {file_name}; fetch or build the set again")
+        images, spans = _read_tar(file, tar)
+    pictures = _TarPictures(source, tar, stamp, spans)
     if len(images) != header.num_images:
-        raise DataError(f"{tar}: {len(images)} images, but {path.name} says {header.num_images}")
+        raise DataError(f"{tar}: {len(images)} images, but {file_name} says {header.num_images}")
     if header.kind == "classification" and not (header.classes and header.templates):
-        raise FormatError(f"{path}: a classification set needs classes and templates")
+        raise FormatError(f"{header_uri}: a classification set needs classes and templates")
     for image in images:
         if header.kind == "classification" and image.label not in header.classes:
-            raise DataError(f"{tar}: image {image.key} has class {image.label!r}, which {path.name} does not list")
+            raise DataError(f"{tar}: image {image.key} has class {image.label!r}, which {file_name} does not list")
     return EvaluationSet(
         name=header.name,
         kind=header.kind,
@@ -204,30 +260,29 @@ def load_set(path: Path) -> EvaluationSet:
     )
 
 
-def _read_tar(path: Path) -> tuple[list[EvaluationImage], _TarPictures]:
+def _read_tar(file: BinaryIO, uri: str) -> tuple[list[EvaluationImage], list[tuple[int, int]]]:
+    """The items, and the span of each picture."""
     spans: dict[str, tuple[int, int]] = {}
     members: dict[str, _SampleFields] = {}
-    with path.open("rb") as file:
-        try:
-            for entry in read_members(file):
-                if entry.problem:
-                    raise DataError(f"{path}: {entry.name}: {entry.problem}; build the set again")
-                key, _, extension = entry.name.rpartition(".")
-                if extension != "json":
-                    spans[key] = entry.offset, entry.size
-                    continue
-                if entry.size > _MAX_JSON_BYTES:
-                    raise FormatError(f"{path}: {entry.name}: {entry.size:,} bytes of JSON about one picture")
-                file.seek(entry.offset)
-                try:
-                    members[key] = _SampleFields.model_validate_json(file.read(entry.size))
-                except ValidationError as error:
-                    raise FormatError(f"{path}: {entry.name}: {_first_problem(error)}") from None
-        except DamagedTar as error:
-            raise DataError(f"{path}: not a readable tar ({error}); build the set again") from None
-        stamp = _stamp(file.fileno())
+    try:
+        for entry in read_members(file):
+            if entry.problem:
+                raise DataError(f"{uri}: {entry.name}: {entry.problem}; build the set again")
+            key, _, extension = entry.name.rpartition(".")
+            if extension != "json":
+                spans[key] = entry.offset, entry.size
+                continue
+            if entry.size > _MAX_JSON_BYTES:
+                raise FormatError(f"{uri}: {entry.name}: {entry.size:,} bytes of JSON about one picture")
+            file.seek(entry.offset)
+            try:
+                members[key] = _SampleFields.model_validate_json(file.read(entry.size))
+            except ValidationError as error:
+                raise FormatError(f"{uri}: {entry.name}: {_first_problem(error)}") from None
+    except DamagedTar as error:
+        raise DataError(f"{uri}: not a readable tar ({error}); build the set again") from None
     if incomplete := sorted(spans.keys() ^ members.keys()):
-        raise DataError(f"{path}: sample {incomplete[0]} lacks its image or its json")
+        raise DataError(f"{uri}: sample {incomplete[0]} lacks its image or its json")
     images = [
         EvaluationImage(
             key=member.key,
@@ -239,12 +294,7 @@ def _read_tar(path: Path) -> tuple[list[EvaluationImage], _TarPictures]:
         )
         for member in members.values()
     ]
-    return images, _TarPictures(path, stamp, [spans[key] for key in members])
-
-
-def _stamp(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns
+    return images, [spans[key] for key in members]
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -1,12 +1,17 @@
-"""Formats `coco`, `karpathy` and `retrieval_txt`: a file of captions, and a folder of pictures beside it.
+"""Formats `coco`, `karpathy`, `retrieval_txt` and `multi30k`: files of captions, and a folder of pictures beside it.
 
 Each caption is an item, right for its own picture only; repeated captions stay items. `retrieval_txt` has lines
-`NAME.jpg,CAPTION`, perhaps after a line of headings, as flickr30k_test_karpathy.txt has them.
+`NAME.jpg,CAPTION`, perhaps after a line of headings, as flickr30k_test_karpathy.txt has them. `multi30k` has a file of
+names, a picture a line, and files with a caption of each in the same order, as test_2016_flickr.txt and
+test_2016_flickr.de.gz; each language is a set of its own.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import re
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,11 +19,13 @@ from align.config.suite import SuiteSet
 from align.errors import DataError
 from align.formats.captions_json import USUAL_FOLDERS, of_splits, read_captions, require_splits
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet
-from align.formats.evaluation_sets.files import FilePictures, joined, lines_of, made
+from align.formats.evaluation_sets.files import FilePictures, bytes_of, joined, lines_of, made
 from align.protocols.store import Files
 
 #: Where the name of a picture ends in a line; captions have commas, too.
 _LINE = re.compile(r"(?P<name>.+?\.(?:jpe?g|png|webp|gif|bmp))\s*,(?P<caption>.*)", re.IGNORECASE)
+#: Of a file of captions of multi30k, packed or not: it has 80 KB.
+_MOST_BYTES = 64 << 20
 #: Pictures to look for in each usual folder.
 _TRIES = 5
 
@@ -34,7 +41,8 @@ class _Captioned(NamedTuple):
 def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
     """The set. Raises DataError where the file is no such file, or has no picture of the split; see `files.made`."""
     unusable: dict[str, str] = {}
-    rows = list(_lines(wanted, files, unusable) if wanted.format == "retrieval_txt" else _json(wanted, files, unusable))
+    parse = {"retrieval_txt": _lines, "multi30k": _beside}.get(wanted.format, _json)
+    rows = list(parse(wanted, files, unusable))
     folder = _folder(wanted, rows, files)
     images, uris = [], []
     for row in rows:
@@ -85,6 +93,35 @@ def _lines(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterator
         else:
             unusable[f"line {number}"] = "an empty caption"
     return (_Captioned(name, "", texts) for name, texts in captions.items())
+
+
+def _beside(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterator[_Captioned]:
+    names = lines_of(files, wanted.path, "the list of pictures")
+    columns = []
+    for uri in wanted.captions:
+        column = _unpacked(files, uri).removesuffix("\n").split("\n")  # not splitlines: captions have other breaks
+        if len(column) != len(names):
+            raise DataError(f"{uri}: {len(column):,} captions, but {wanted.path} lists {len(names):,} pictures")
+        columns.append(column)
+    for number, captions in enumerate(zip(*columns, strict=True), 1):
+        for uri, caption in zip(wanted.captions, captions, strict=True):
+            if not caption.strip():
+                unusable[f"line {number} of {uri.rpartition('/')[2]}"] = "an empty caption"
+        yield _Captioned(names[number - 1], "", [caption.strip() for caption in captions if caption.strip()])
+
+
+def _unpacked(files: Files, uri: str) -> str:
+    """The text of a file of captions, which may be packed by gzip."""
+    data = bytes_of(files, uri, "the captions", _MOST_BYTES)
+    try:
+        if uri.endswith(".gz"):
+            with gzip.open(io.BytesIO(data)) as stream:
+                data = stream.read(_MOST_BYTES + 1)
+            if len(data) > _MOST_BYTES:
+                raise DataError(f"{uri}: the captions: more than {_MOST_BYTES >> 20} MiB")
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{uri}: the captions: not readable as text ({error}); fetch it again") from None
 
 
 def _folder(wanted: SuiteSet, rows: list[_Captioned], files: Files) -> str:

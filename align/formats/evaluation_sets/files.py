@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from align.config.suite import PRESENT, TEMPLATES, SuiteSet
 from align.errors import DataError
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Pictures, Unreadable
+from align.formats.evaluation_set import Choices, EvaluationImage, EvaluationSet, Kind, Pictures, Unreadable
 from align.processes import in_threads
 from align.protocols.store import Files
 
@@ -55,21 +55,22 @@ def joined(path: str, *names: str) -> str:
     return below if "://" in below else os.path.normpath(below)
 
 
-def text_of(files: Files, uri: str, what: str) -> str:
-    """The text of a small file.
-
-    Raises:
-        DataError: it is missing, too large, or not UTF-8; the message says `what` it is.
-    """
+def bytes_of(files: Files, uri: str, what: str, most_bytes: int) -> bytes:
+    """A small file. Raises DataError if it is missing or too large; the message says `what` it is."""
     try:
         with files.open(uri) as stream:
-            data = stream.read(_MAX_TEXT_BYTES + 1)
+            data = stream.read(most_bytes + 1)
     except (DataError, OSError) as error:
         raise DataError(f"{uri}: {what} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(data) > _MAX_TEXT_BYTES:
-        raise DataError(f"{uri}: {what}: more than 16 MiB")
+    if len(data) > most_bytes:
+        raise DataError(f"{uri}: {what}: more than {most_bytes >> 20} MiB")
+    return data
+
+
+def text_of(files: Files, uri: str, what: str, most_bytes: int = _MAX_TEXT_BYTES) -> str:
+    """The text of a small file. Raises DataError as `bytes_of`, and if it is not UTF-8."""
     try:
-        return data.decode("utf-8-sig")
+        return bytes_of(files, uri, what, most_bytes).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{uri}: {what}: not UTF-8") from None
 
@@ -135,6 +136,7 @@ def made(
     *,
     classes: Sequence[str] = (),
     templates: Sequence[str] = (),
+    choices: Choices | None = None,
     unusable: Mapping[str, str] | None = None,
 ) -> EvaluationSet:
     """The set, checked.
@@ -143,7 +145,8 @@ def made(
         wanted: its entry in the suite.
         images: its items.
         pictures: of the items.
-        classes: of a classification set.
+        classes: of a classification set. Where no image has a label, its texts are the classes that it has.
+        choices: of a compositional set.
         templates: those of the set itself.
         unusable: name -> why, of what is no item.
 
@@ -159,8 +162,12 @@ def made(
     twice = [key for key, number in Counter(image.key for image in images).items() if number > 1]
     if twice:
         raise DataError(f"{where}: {len(twice):,} ids occur more than once, the first is {twice[0]}")
+    kind: Kind = "classification" if classes else "retrieval" if choices is None else "compositional"
+    if classes and all(image.label is None for image in images):
+        kind = "many_labels"
     if classes and wanted.among is None:
-        shown = {image.label for image in images if image.split == "query"}
+        asked = [image for image in images if image.split == "query"]
+        shown = {text for image in asked for text in (image.texts if kind == "many_labels" else [image.label])}
         if empty := [name for name in classes if name not in shown]:
             raise DataError(
                 f"{where}: {len(empty):,} of {len(classes):,} classes have no image in split {wanted.split} "
@@ -168,13 +175,14 @@ def made(
             )
     return EvaluationSet(
         name=wanted.name,
-        kind="classification" if classes else "retrieval",
+        kind=kind,
         description=wanted.description or f"{wanted.format}: {wanted.path}",
         images=images,
         classes=tuple(classes),
         templates=tuple(wanted.templates or templates or TEMPLATES) if classes else (),
         pictures=pictures,
         repeats=not classes,
+        choices=choices,
         unusable=dict(unusable or {}),
         asked=wanted,
     )

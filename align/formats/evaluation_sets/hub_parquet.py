@@ -39,8 +39,11 @@ class _Columns:
 
 
 @dataclass(frozen=True)
-class _RowPictures:
-    """`Pictures` of rows, by growing positions; `places`: for each item its file, image column and row."""
+class RowPictures:
+    """`Pictures` of rows, by growing positions; `places`: for each item its file, image column and row.
+
+    The rows of one file and column lie together, and grow.
+    """
 
     files: Files
     places: Sequence[tuple[str, str, int]]
@@ -51,14 +54,14 @@ class _RowPictures:
         start = 0
         while start < len(wanted):
             uri, column, _ = wanted[start]
-            end = next((row for row in range(start, len(wanted)) if wanted[row][0] != uri), len(wanted))
+            end = next((row for row in range(start, len(wanted)) if wanted[row][:2] != (uri, column)), len(wanted))
             yield from self._of_file(uri, column, [row for _, _, row in wanted[start:end]])
             start = end
 
     def _of_file(self, uri: str, column: str, rows: Sequence[int]) -> Iterator[bytes | Unreadable]:
         remaining = iter(rows)
         following = next(remaining, None)
-        with _readable(uri), self.files.open(uri) as stream, pq.ParquetFile(stream) as file:
+        with readable(uri), self.files.open(uri) as stream, pq.ParquetFile(stream) as file:
             first = 0
             for group in range(file.num_row_groups):
                 end = first + file.metadata.row_group(group).num_rows
@@ -84,7 +87,7 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
     unusable: dict[str, str] = {}
     captions = "retrieval" in wanted.tasks
     for name, split in parts:
-        for uri in _files(wanted, name, files):
+        for uri in files_of(wanted, name, files):
             columns = _columns(wanted, uri, files)
             classes = classes or columns.classes
             for row, (label, texts) in enumerate(_items(uri, columns, files)):
@@ -96,7 +99,7 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
                     unusable[key] = "without a caption" if captions else "without a label"
     if captions:
         images = [EvaluationImage(key, key, texts, None, None, split) for key, _, texts, split in rows]
-        return made(wanted, images, _RowPictures(files, places), unusable=unusable)
+        return made(wanted, images, RowPictures(files, places), unusable=unusable)
     highest = max((label or 0 for _, label, _, _ in rows), default=0)
     numbers = [str(number) for number in range(highest + 1)]
     if wanted.classnames is None and classes is None:
@@ -112,10 +115,11 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
         EvaluationImage(key, key, (classes[label or 0],), classes[label or 0], None, split)
         for key, label, _, split in rows
     ]
-    return made(wanted, images, _RowPictures(files, places), classes=classes, unusable=unusable)
+    return made(wanted, images, RowPictures(files, places), classes=classes, unusable=unusable)
 
 
-def _files(wanted: SuiteSet, split: str, files: Files) -> list[str]:
+def files_of(wanted: SuiteSet, split: str, files: Files) -> list[str]:
+    """The parquet files of a split. Raises DataError where there is none."""
     found = files.list(wanted.path, (".parquet",))
     if found == [wanted.path]:
         if wanted.learns:
@@ -134,7 +138,7 @@ def _files(wanted: SuiteSet, split: str, files: Files) -> list[str]:
 
 
 def _columns(wanted: SuiteSet, uri: str, files: Files) -> _Columns:
-    with _readable(uri), files.open(uri) as stream, pq.ParquetFile(stream) as file:
+    with readable(uri), files.open(uri) as stream, pq.ParquetFile(stream) as file:
         schema = file.schema_arrow
     images = [
         field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
@@ -168,7 +172,7 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 def _items(uri: str, columns: _Columns, files: Files) -> Iterator[tuple[int | None, tuple[str, ...]]]:
     """Label and texts of each row; pictures are not read."""
     name = columns.texts or columns.label
-    with _readable(uri), files.open(uri) as stream, pq.ParquetFile(stream) as file:
+    with readable(uri), files.open(uri) as stream, pq.ParquetFile(stream) as file:
         for batch in file.iter_batches(1024, columns=[name], use_threads=False):
             for value in batch.column(0).to_pylist():
                 if columns.texts is None:
@@ -179,7 +183,8 @@ def _items(uri: str, columns: _Columns, files: Files) -> Iterator[tuple[int | No
 
 
 @contextmanager
-def _readable(uri: str) -> Iterator[None]:
+def readable(uri: str) -> Iterator[None]:
+    """Raises DataError for what pyarrow raises over a file."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:

@@ -13,7 +13,7 @@ from align.config.suite import LEARNED, SuiteSet, is_suite, read_suite
 from align.errors import ConfigError, DataError
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.align_tar import load_set, load_sets
-from align.formats.evaluation_sets.files import masked
+from align.formats.evaluation_sets.files import joined, masked
 from align.protocols.store import Files
 
 
@@ -40,27 +40,25 @@ def _read(wanted: SuiteSet, files: Files) -> EvaluationSet:
     """A reader is imported only where a suite has its format: webdataset takes a second."""
     match wanted.format:
         case "align":
-            return masked(_own(wanted), files)
+            return masked(_own(wanted, files), files)
         case "webdataset":
             from align.formats.evaluation_sets.webdataset_tars import read
-        case "coco" | "karpathy" | "retrieval_txt":
+        case "coco" | "karpathy" | "retrieval_txt" | "multi30k":
             from align.formats.evaluation_sets.captions import read
         case "folder":
             from align.formats.evaluation_sets.folder import read
         case "parquet":
             from align.formats.evaluation_sets.hub_parquet import read
+        case "sugarcrepe" | "winoground" | "aro":
+            from align.formats.evaluation_sets.compositional import read
     return masked(read(wanted, files), files)
 
 
-def _own(wanted: SuiteSet) -> EvaluationSet:
+def _own(wanted: SuiteSet, files: Files) -> EvaluationSet:
     """A set in our own format: NAME.json, or the folder that has it."""
-    if "://" in wanted.path:
-        raise DataError(
-            f"evaluation set {wanted.name}: {wanted.path}: sets of format align are read from a folder here"
-        )
-    path = Path(wanted.path)
-    one = load_set(path if path.suffix == ".json" else path / f"{wanted.name}.json")
-    fits = ("retrieval",) if one.kind == "retrieval" else ("zero_shot", *LEARNED)
+    path = wanted.path if wanted.path.endswith(".json") else joined(wanted.path, f"{wanted.name}.json")
+    one = load_set(path, files if "://" in path else None)
+    fits = ("retrieval", "labelled_queries") if one.kind == "retrieval" else ("zero_shot", *LEARNED)
     if not set(wanted.tasks) <= set(fits):
         raise DataError(f"evaluation set {wanted.name}: it is of kind {one.kind}; tasks: {', '.join(fits)}")
     if one.name != wanted.name:

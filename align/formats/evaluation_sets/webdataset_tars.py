@@ -3,8 +3,9 @@
     SPLIT/nshards.txt, SPLIT/0.tar, SPLIT/1.tar, ...
     classnames.txt, zeroshot_classification_templates.txt ({c} for the class), dataset_type.txt (`retrieval` or other)
 
-A sample is a picture with `.cls` (a number) or `.txt` (a caption a line). Samples are grouped by webdataset itself, so
-what its writers write is read as its readers read it. A tar is read from its start to its end, in each pass.
+A sample is a picture with `.cls` (a number), `.npy` (0 or 1 for each class) or `.txt` (a caption a line). Samples are
+grouped by webdataset itself, so what its writers write is read as its readers read it. A tar is read from its start to
+its end, in each pass.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from align.config.suite import SuiteSet
@@ -24,8 +28,8 @@ from align.formats.evaluation_sets.files import joined, lines_of, made, text_of
 from align.formats.img2dataset import IMAGE_EXTENSIONS
 from align.protocols.store import Files
 
-#: Members that say more than one class: these sets are measured by mean average precision, which is not ours.
-_MANY_LABELS = "npy"
+#: Of an array of 0 and 1, one for each class.
+_MAX_LABELS_BYTES = 1 << 20
 #: Of one picture.
 _MAX_PICTURE_BYTES = 64 << 20
 
@@ -62,8 +66,8 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
     """The set.
 
     Raises:
-        DataError: a file of the layout is missing, a tar is damaged, or the set has several classes a picture; see
-            `files.made`.
+        DataError: a file of the layout is missing, or a tar is damaged; some samples have one class, others several;
+            or these are to be learned from; see `files.made`.
     """
     captions = "retrieval" in wanted.tasks
     names = () if captions else tuple(_names(wanted, files))
@@ -86,6 +90,12 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
                 label, texts = about
                 images.append(EvaluationImage(key, key, texts, label, None, split))
                 places.append((len(tars) - 1, number))
+    if names and any(image.label is None for image in images):
+        where = f"evaluation set {wanted.name} ({wanted.path})"
+        if wanted.tasks != ("zero_shot",) or wanted.among is not None:
+            raise DataError(f"{where}: any number of classes a picture (.npy): only zero_shot among all is measured")
+        if not all(image.label is None for image in images):
+            raise DataError(f"{where}: some samples have one class (.cls), others any number (.npy)")
     return made(
         wanted, images, _TarPictures(files, tars, places), classes=names, templates=templates, unusable=unusable
     )
@@ -137,15 +147,34 @@ def _about(sample: dict[str, Any], names: Sequence[str]) -> tuple[str | None, tu
         except (KeyError, UnicodeDecodeError):
             return "no captions (.txt in UTF-8)"
         return (None, texts) if texts else "its .txt has no caption"
-    if "cls" not in sample and _MANY_LABELS in sample:
-        raise DataError("a set with several classes a picture (.npy) is not measured; take one with .cls")
+    if "cls" not in sample and "npy" in sample:
+        has = _has(sample["npy"], len(names))
+        if has is None:
+            return f"its .npy is no row of 0 and 1 for {len(names):,} classes"
+        return None, tuple(name for name, one in zip(names, has, strict=True) if one)
     try:
         label = int(sample["cls"].decode())
     except (KeyError, ValueError):
-        return "no class (a number in .cls)"
+        return "no class (a number in .cls, or .npy)"
     if not 0 <= label < len(names):
         return f"its class is {label}, but there are {len(names):,} names"
     return names[label], (names[label],)
+
+
+def _has(data: Any, num_classes: int) -> NDArray[np.bool_] | None:
+    """Which classes an array names; None: it is no such array. The header is checked before anything is allocated."""
+    if not isinstance(data, bytes) or len(data) > _MAX_LABELS_BYTES:
+        return None
+    stream = io.BytesIO(data)
+    try:
+        version = npy.read_magic(stream)
+        shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
+        if shape != (num_classes,) or dtype.kind not in "biuf":
+            return None
+        values = np.frombuffer(data, dtype, num_classes, stream.tell())
+    except Exception:  # noqa: BLE001 -- numpy evaluates the header, and raises many kinds over a damaged one
+        return None
+    return values != 0 if np.isin(values, (0, 1)).all() else None
 
 
 def _picture(sample: dict[str, Any]) -> bytes | Unreadable:

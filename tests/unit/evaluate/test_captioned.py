@@ -15,6 +15,7 @@ from align.evaluate.captioned import read_published, restricted
 from align.evaluate.measure import Retrieval, measure_retrieval
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from tests.support.colours import COLOURS, ColourEncoder, square
+from tests.support.suites import local_files
 
 
 def captioned(**asked: Any) -> EvaluationSet:
@@ -33,7 +34,9 @@ def captioned(**asked: Any) -> EvaluationSet:
 
 
 def measured(one: EvaluationSet) -> Retrieval:
-    return measure_retrieval(one, ColourEncoder(), num_resamples=200, seed=0, published=read_published(one))
+    return measure_retrieval(
+        one, ColourEncoder(), num_resamples=200, seed=0, published=read_published(one, local_files())
+    )
 
 
 def of_colour(one: EvaluationSet) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
@@ -74,7 +77,9 @@ def test_published_right_items_stand_beside_the_sets_own(tmp_path: Path) -> None
     assert found.scores["image_to_text/recall@1"].value == 0  # as without the files
     few = of_colour(one)[0]
     half = {number: few[number] for number in list(few)[:3]}
-    asked = read_published(captioned(positives=files(tmp_path, half, of_colour(one)[1]))).positives["eccv"][0]
+    asked = read_published(captioned(positives=files(tmp_path, half, of_colour(one)[1])), local_files()).positives[
+        "eccv"
+    ][0]
     assert [len(right) for right in asked] == [4, 4, 4, 0, 0, 0, 0, 0]  # ids that are no keys are no queries
 
 
@@ -102,19 +107,29 @@ def test_coco_1k_asks_within_folds() -> None:
         measured(replace(first, images=first.images[:2], pictures=held(pictures[:2])))
 
 
+def test_multi30k_is_the_mean_of_six_recalls() -> None:
+    scores = measured(captioned(tasks=["retrieval", "multi30k"])).scores
+    recalls = [scores[f"multi30k/{way}/recall@{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+    score = scores["multi30k/mean_recall"]
+    assert score.value == pytest.approx(np.mean([one.value for one in recalls])) and 0 < score.value < 1
+    assert score.chance == pytest.approx(np.mean([one.chance for one in recalls]))
+    assert score.low <= score.value <= score.high
+    assert not any(name.startswith("multi30k") for name in measured(captioned()).scores)
+
+
 def test_files_that_do_not_fit_are_told_before_anything_is_embedded(tmp_path: Path) -> None:
     of_image, of_text = of_colour(captioned())
     with pytest.raises(DataError, match=r"evaluation set c: positives eccv: right items: the set lacks 1, .* id 999"):
-        read_published(captioned(positives=files(tmp_path, {**of_image, 10: [999]}, of_text)))
+        read_published(captioned(positives=files(tmp_path, {**of_image, 10: [999]}, of_text)), local_files())
     with pytest.raises(FormatError, match=r"positives eccv: .*i\.json"):
-        read_published(captioned(positives=files(tmp_path, [1], of_text)))
+        read_published(captioned(positives=files(tmp_path, [1], of_text)), local_files())
     entry = files(tmp_path, of_image, of_text)
     (tmp_path / "t.json").unlink()
     with pytest.raises(DataError, match="No such file"):
-        read_published(captioned(positives=entry))
+        read_published(captioned(positives=entry), local_files())
     one = captioned(positives=files(tmp_path, of_image, of_text))
     with pytest.raises(DataError, match=r"c: c\.json has pictures or captions without COCO's ids"):
-        read_published(replace(one, images=[replace(image, number=None) for image in one.images]))
+        read_published(replace(one, images=[replace(image, number=None) for image in one.images]), local_files())
 
 
 def ratings(folder: Path, one: EvaluationSet) -> Path:
@@ -163,10 +178,10 @@ def test_files_of_ratings_that_do_not_fit_are_told(tmp_path: Path) -> None:
     entry = {"tasks": ["retrieval", "cxc"], "ratings": str(ratings(tmp_path, captioned()))}
     (tmp_path / "sis_test.csv").write_text((tmp_path / "sts_test.csv").read_text())
     with pytest.raises(DataError, match=r"c: cxc: .*sis_test\.csv: its pairs are those of sts_test\.csv"):
-        read_published(captioned(**entry))
+        read_published(captioned(**entry), local_files())
     (tmp_path / "sts_test.csv").write_text("caption1,caption2,agg_score\nC:sentid:9,C:sentid:100,1\n")
     with pytest.raises(DataError, match=r"c: cxc: sts: caption: the set lacks 1, the first is id 9"):
-        read_published(captioned(**entry))
+        read_published(captioned(**entry), local_files())
     (tmp_path / "sts_test.csv").unlink()
-    with pytest.raises(DataError, match=r"c: cxc: .*sts_test\.csv: No such file"):
-        read_published(captioned(**entry))
+    with pytest.raises(DataError, match=r"c: cxc: .*sts_test\.csv: the ratings cannot be read: .*No such file"):
+        read_published(captioned(**entry), local_files())

@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 
 from align.errors import DataError, FormatError
+from align.formats import caption_positives
 from align.formats.caption_positives import placed_positives, positions, read_positives
+from tests.support.suites import local_files
 
 
 def test_a_file_as_eccv_caption_writes_it(tmp_path: Path) -> None:
     file = tmp_path / "eccv_image_to_caption.json"
     file.write_text(json.dumps({"373119": [560256, 646721], "7": [9]}))
-    positives = read_positives(file)
+    positives = read_positives(str(file), local_files())
     assert positives == {373119: [560256, 646721], 7: [9]}
     placed = placed_positives(positives, [5, 7, 373119], [646721, 9, 1, 560256])
     assert [items.tolist() for items in placed] == [[], [1], [3, 0]]
@@ -24,17 +26,16 @@ def test_other_layouts_are_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "bad.json"
     file.write_text(text)
     with pytest.raises(FormatError, match=r"bad\.json: .*expected \{"):
-        read_positives(file)
+        read_positives(str(file), local_files())
 
 
-def test_no_file_and_a_huge_one(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.json: No such file"):
-        read_positives(tmp_path / "none.json")
-    huge = tmp_path / "huge.json"
-    with huge.open("wb") as file:
-        file.truncate(1 << 30)
-    with pytest.raises(FormatError, match="more than 256 MB"):
-        read_positives(huge)
+def test_no_file_and_a_huge_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"none\.json: the right items cannot be read: .*No such file"):
+        read_positives(str(tmp_path / "none.json"), local_files())
+    (tmp_path / "huge.json").write_text('{"1": [2]}' + " " * (1 << 20))
+    monkeypatch.setattr(caption_positives, "_MOST_BYTES", 1 << 20)
+    with pytest.raises(DataError, match="the right items: more than 1 MiB"):
+        read_positives(str(tmp_path / "huge.json"), local_files())
 
 
 def test_a_set_of_another_split_is_refused() -> None:

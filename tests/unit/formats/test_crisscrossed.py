@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from align.errors import DataError, FormatError
+from align.formats import crisscrossed
 from align.formats.crisscrossed import read_rated_pairs
+from tests.support.suites import local_files
 
 STS = """caption1,caption2,agg_score,sampling_method
 COCO_val2014:sentid:411553,COCO_val2014:sentid:5142,1.56,c2c_isim
@@ -31,14 +33,14 @@ def test_the_published_layout(
     tmp_path: Path, text: str, kind: str, first: list[int], second: list[int], ratings: list[float]
 ) -> None:
     (tmp_path / "any.csv").write_text(text, newline="")
-    found = read_rated_pairs(tmp_path / "any.csv")
+    found = read_rated_pairs(str(tmp_path / "any.csv"), local_files())
     assert (found.kind, found.first.tolist(), found.second.tolist()) == (kind, first, second)
     assert found.ratings.tolist() == ratings
 
 
 def test_ids_become_positions_in_the_set(tmp_path: Path) -> None:
     (tmp_path / "sits.csv").write_text(SITS)
-    found = read_rated_pairs(tmp_path / "sits.csv")
+    found = read_rated_pairs(str(tmp_path / "sits.csv"), local_files())
     placed = found.placed([1, 732091], [365325])
     assert (placed.first.tolist(), placed.second.tolist()) == ([1], [0])
     with pytest.raises(DataError, match="sits: image: the set lacks 1, the first is id 365325"):
@@ -65,17 +67,16 @@ def test_ids_become_positions_in_the_set(tmp_path: Path) -> None:
 def test_other_layouts_are_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(FormatError, match=message):
-        read_rated_pairs(tmp_path / "bad.csv")
+        read_rated_pairs(str(tmp_path / "bad.csv"), local_files())
 
 
-def test_hostile_bytes_and_no_file(tmp_path: Path) -> None:
+def test_hostile_bytes_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "bad.csv"
     file.write_bytes(STS.encode() + b"\xff\xfe\x00")
     with pytest.raises(FormatError, match="not a CSV in UTF-8"):
-        read_rated_pairs(file)
-    with file.open("wb") as stream:
-        stream.truncate(1 << 30)
-    with pytest.raises(FormatError, match="more than 64 MB"):
-        read_rated_pairs(file)
+        read_rated_pairs(str(file), local_files())
+    monkeypatch.setattr(crisscrossed, "_MOST_BYTES", 10)
+    with pytest.raises(DataError, match="the ratings: more than 0 MiB"):
+        read_rated_pairs(str(file), local_files())
     with pytest.raises(DataError, match="No such file"):
-        read_rated_pairs(tmp_path / "none.csv")
+        read_rated_pairs(str(tmp_path / "none.csv"), local_files())

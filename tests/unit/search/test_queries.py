@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from align.errors import DataError, FormatError
-from align.search.queries import MinusOutcome, compose, minus_share_ratio, names, read_queries, share_named
+from align.formats.labelled_queries import names, read_queries
+from align.search.queries import MinusOutcome, compose, minus_share_ratio, share_named
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from align.evaluate.protocols.correlation import spearman
-from align.evaluate.protocols.folds import recall_in_folds, text_folds
-from align.evaluate.protocols.retrieval import both_ways, own_positives
+from align.evaluate.protocols.folds import recall_in_folds
+from align.evaluate.protocols.retrieval import Captioned, both_ways, own_positives
 from align.formats.caption_positives import placed_positives, read_positives
 from tests.golden.embeddings import captioned
+from tests.support.suites import local_files
 
 pytestmark = pytest.mark.full
 CUTS = (1, 5, 10)
@@ -36,7 +37,7 @@ def test_eccv_captions_own_ground_truth() -> None:
     package = pytest.importorskip("eccv_caption", reason="eccv_caption is not installed")
     data = Path(package.__file__).parent / "data"
     text_ids = np.load(data / "coco_test_ids.npy")
-    images_of = read_positives(data / "original_caption_to_image.json")
+    images_of = read_positives(str(data / "original_caption_to_image.json"), local_files())
     image_ids = np.array(list(dict.fromkeys(images_of[text][0] for text in text_ids.tolist())))
     images, texts, image_of_text = captioned(len(image_ids), 5, width=24, noise=1.7, seed=5)
     assert [images_of[text] for text in text_ids.tolist()] == image_ids[image_of_text][:, np.newaxis].tolist()
@@ -55,14 +56,16 @@ def test_eccv_captions_own_ground_truth() -> None:
             images,
             texts,
             (
-                placed_positives(read_positives(data / f"{name}_image_to_caption.json"), *ids),
-                placed_positives(read_positives(data / f"{name}_caption_to_image.json"), *ids[::-1]),
+                placed_positives(read_positives(str(data / f"{name}_image_to_caption.json"), local_files()), *ids),
+                placed_positives(
+                    read_positives(str(data / f"{name}_caption_to_image.json"), local_files()), *ids[::-1]
+                ),
             ),
         )
         for name in ("original", "cxc", "eccv")
     }
-    folds = text_folds(image_of_text.tolist())
-    one_k = recall_in_folds(images, texts, folds, range(len(images)), num_resamples=20, seed=0)
+    of = Captioned(images, texts, image_of_text.tolist(), range(len(images)))
+    one_k = recall_in_folds(of, num_resamples=20, seed=0)
     for way, short in WAYS.items():
         ours = {
             **{f"coco_1k_r{k}": one_k[f"{way}/recall@{k}"].value for k in CUTS},

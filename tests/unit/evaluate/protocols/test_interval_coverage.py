@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from align.evaluate.protocols.classification import classification_scores
-from align.evaluate.protocols.compositional import aro_pairs, winoground
+from align.evaluate.protocols.compositional import in_groups, winoground
 from align.evaluate.protocols.correlation import sampled_spearman, spearman
 from align.evaluate.protocols.recall import Direction
 from align.evaluate.protocols.retrieval import PositiveRanks, retrieval_scores
@@ -57,13 +57,13 @@ def relations(number: int) -> tuple[float, float]:
     image_of = np.repeat(np.arange(200), rng.integers(1, 4, 200))
     names = rng.choice(["above", "below", "on", "under"], len(image_of), p=[0.1, 0.2, 0.3, 0.4])
     right = rng.random(len(image_of)) < rng.beta(3, 2, 200)[image_of]
-    found = aro_pairs(right - 0.5, np.zeros(len(right)), names.tolist(), image_of, num_resamples=RESAMPLES, seed=number)
-    return found["mean"].low, found["mean"].high
+    found = in_groups(right - 0.5, np.zeros(len(right)), names.tolist(), image_of, num_resamples=RESAMPLES, seed=number)
+    return found["mean_per_group"].low, found["mean_per_group"].high
 
 
 def groups_of_four(number: int) -> tuple[float, float]:
     rng = np.random.default_rng([3, number])
-    score = winoground(rng.random((150, 2, 2)), num_resamples=RESAMPLES, seed=number)["group"]
+    score = winoground(rng.random((150, 2, 2)), num_resamples=RESAMPLES, seed=number)["group_score"]
     return score.low, score.high
 
 

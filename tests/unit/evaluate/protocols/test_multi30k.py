@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from align.evaluate.protocols.multi30k import multi30k
-from align.evaluate.protocols.retrieval import both_ways, own_positives
+from align.evaluate.protocols.retrieval import Captioned, both_ways, own_positives
 from tests.golden.clip_benchmark_figures import retrieval_inputs
 
 CUTS = (1, 5, 10)
@@ -14,7 +14,7 @@ def test_the_mean_of_six_recalls(captions: int) -> None:
     images, texts, image_of_text = retrieval_inputs()
     kept = np.flatnonzero(np.arange(len(texts)) % 5 < captions)
     of = image_of_text[kept].tolist()
-    found = multi30k(images, texts[kept], of, range(len(images)), num_resamples=300, seed=0)
+    found = multi30k(Captioned(images, texts[kept], of, range(len(images))), num_resamples=300, seed=0)
     ranks = both_ways(images, texts[kept], own_positives(of, len(images)))
     recalls = {f"{way}/recall@{k}": part.recall(k).mean() for way, part in ranks.items() for k in CUTS}
     assert {name: score.value for name, score in found.items() if name != "mean_recall"} == recalls

@@ -10,6 +10,7 @@ from align.evaluate.protocols import retrieval
 from align.evaluate.protocols.folds import recall_in_folds, text_folds
 from align.evaluate.protocols.recall import ranks
 from align.evaluate.protocols.retrieval import (
+    Captioned,
     PositiveRanks,
     Ties,
     both_ways,
@@ -118,8 +119,8 @@ def test_all_figures_equal_eccv_caption() -> None:
     of = eccv_caption_figures.small()
     own = own_positives(of.image_of_text.tolist(), len(of.images))
     published = both_ways(of.images, of.texts, own)
-    folds = text_folds(of.image_of_text.tolist())
-    one_k = recall_in_folds(of.images, of.texts, folds, range(len(of.images)), num_resamples=50, seed=0)
+    with_captions = Captioned(of.images, of.texts, of.image_of_text.tolist(), range(len(of.images)))
+    one_k = recall_in_folds(with_captions, num_resamples=50, seed=0)
     more = both_ways(
         of.images,
         of.texts,

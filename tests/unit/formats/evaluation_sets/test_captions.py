@@ -1,5 +1,6 @@
 """Files of captions: COCO, Karpathy's splits, lines of text, and captions in tars and parquet."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,52 @@ def lines(path: Path) -> Path:
     rows = [f"{name},{text}" for name, of in CAPTIONS.items() for text in of]
     path.write_text("\n".join(["image,caption", *rows, "nothing here", "3.jpg, "]) + "\n")
     return path
+
+
+def multi30k(root: Path) -> dict[str, Any]:
+    """Two captions a picture; the second file is packed. A caption has a break that is no end of a line."""
+    (root / "test_2016.txt").write_text("".join(f"{name}\n" for name in PICTURES))
+    (root / "test_2016.1.de").write_text("eine Katze\neine\u2028Katze, die schläft\neine Eule\n", "utf-8")
+    (root / "test_2016.2.de.gz").write_bytes(gzip.compress(b"Katze\n\nEule\n"))
+    captions = [str(root / name) for name in ("test_2016.1.de", "test_2016.2.de.gz")]
+    return {"captions": captions, "images": str(root / "images")}
+
+
+def test_multi30k_as_published(tmp_path: Path) -> None:
+    pictures(tmp_path / "images")
+    more = multi30k(tmp_path)
+    one = read(tmp_path, tmp_path / "test_2016.txt", "multi30k", "retrieval", "multi30k", **more)
+    assert [(image.key, list(image.texts)) for image in one.images] == [
+        ("0.jpg", ["eine Katze", "Katze"]),
+        ("1.jpg", ["eine\u2028Katze, die schläft"]),
+        ("2.jpg", ["eine Eule", "Eule"]),
+    ]
+    assert one.unusable == {"line 2 of test_2016.2.de.gz": "an empty caption"}
+    assert [data for _, data in one.read()] == list(PICTURES.values())
+    without = {"captions": more["captions"]}  # `images` is a usual folder beside the list
+    assert len(read(tmp_path, tmp_path / "test_2016.txt", "multi30k", "retrieval", **without).images) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("test_2016.1.de", b"eine Katze\n", r"1\.de: 1 captions, but .*test_2016\.txt lists 3 pictures"),
+        ("test_2016.1.de", b"\xff\n\n\n", r"1\.de: the captions: not readable as text"),
+        ("test_2016.2.de.gz", b"no gzip", r"2\.de\.gz: the captions: not readable as text"),
+        ("test_2016.2.de.gz", gzip.compress(b"a\nb\nc\n")[:-9], r"2\.de\.gz: the captions: not readable as text"),
+        ("test_2016.2.de.gz", gzip.compress(bytes(65 << 20), 9), r"2\.de\.gz: the captions: more than 64 MiB"),
+        ("test_2016.2.de.gz", None, r"2\.de\.gz: the captions cannot be read"),
+        ("test_2016.txt", b"", r"test_2016\.txt: the list of pictures: an empty file"),
+    ],
+)
+def test_damaged_files_of_multi30k(tmp_path: Path, name: str, data: bytes | None, message: str) -> None:
+    pictures(tmp_path / "images")
+    more = multi30k(tmp_path)
+    (tmp_path / name).unlink()
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, tmp_path / "test_2016.txt", "multi30k", "retrieval", **more)
 
 
 def test_karpathys_test_split_is_read_in_place(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""Labelled queries (`data/queries.json`): what people search for, and words that name a right picture.
+
+A picture is right if one of its texts names one of the expected words, so anybody can check the verdict. The words were
+written down together with the queries, before any model was asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from align.errors import DataError, FormatError
+
+
+class LabelledQuery(BaseModel):
+    """A text query. An image is right if its texts name one of the words or phrases in `expected`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    query: str
+    expected: list[str] = Field(min_length=1)
+
+
+class ComposedQuery(BaseModel):
+    """An image - text query.
+
+    Attributes:
+        image_text: chooses the image: the first of the index, in order of keys, with a text that names this.
+        minus: the text that is taken away; the share of the results that name it should fall.
+        expected: words that name what should remain.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    image_text: str
+    minus: str
+    expected: list[str] = Field(min_length=1)
+
+
+class QueryFile(BaseModel):
+    """data/sample/queries.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    schema_version: Literal[1]
+    queries: list[LabelledQuery]
+    composed: list[ComposedQuery]
+
+
+def read_queries(path: Path) -> QueryFile:
+    """Reads the labelled queries.
+
+    Raises:
+        DataError: no such file.
+        FormatError: the file has another layout.
+    """
+    try:
+        return parse_queries(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; index.queries: null measures no labelled queries") from None
+
+
+def parse_queries(data: bytes, where: str) -> QueryFile:
+    """The queries in the bytes of a file. Raises FormatError, which names `where` it is, if it has another layout."""
+    try:
+        return QueryFile.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise FormatError(f"{where}: {key}: {first['msg']}") from None
+
+
+def names(texts: Iterable[str], expected: Sequence[str]) -> bool:
+    """Whether a text holds an expected word or phrase, as whole words, in upper or lower case."""
+    patterns = [re.compile(rf"\b{re.escape(' '.join(word.split()).casefold())}\b") for word in expected]
+    return any(pattern.search(" ".join(text.split()).casefold()) for text in texts for pattern in patterns)

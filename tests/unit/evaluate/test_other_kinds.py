@@ -1,0 +1,84 @@
+"""Sets that are neither captions nor one class a picture, in one report with them, and alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from align.config.evaluate import EvaluateConfig
+from align.evaluate.announce import announce
+from align.evaluate.evaluate import evaluate
+from align.evaluate.many_labels import measure_many_labels
+from align.formats.evaluation_set import EvaluationSet
+from align.formats.query_ranks import RANKS, read_ranks
+from tests.support.choices import aro, sugarcrepe, winoground
+from tests.support.colours import COLOURS, ColourEncoder, square
+from tests.support.suites import local_files, read
+from tests.unit.evaluate.test_captioned import captioned
+
+CONFIG = EvaluateConfig(num_resamples=100, seed=0, num_examples=1, max_test_images=0)
+
+
+def many_labels(root: Path) -> EvaluationSet:
+    """The red picture has two classes, and is nearer to one of them."""
+    (root / "test").mkdir(parents=True)
+    (root / "test/nshards.txt").write_text("1")
+    (root / "classnames.txt").write_text("\n".join(COLOURS))
+    with webdataset.TarWriter(str(root / "test/0.tar")) as writer:
+        for number, name in enumerate(COLOURS):
+            has = np.eye(4, dtype=np.uint8)[number] | np.array([0, int(name == "red"), 0, 0], np.uint8)
+            writer.write({"__key__": name, "jpg": square(name), "npy": has})
+    return read(root, root, "webdataset", "zero_shot", templates=["a {} thing"])
+
+
+def test_mean_average_precision(tmp_path: Path) -> None:
+    found = measure_many_labels(many_labels(tmp_path), ColourEncoder(), num_resamples=100, seed=0)
+    # To green are near, in this order, green, yellow, and then red or blue: red is right at rank 3 or 4.
+    green = found.groups["green"]
+    assert green["num_rows"] == 2 and green["average_precision"] in (round((1 + 2 / 3) / 2, 6), (1 + 2 / 4) / 2)
+    assert {name: found.groups[name]["average_precision"] for name in ("red", "blue", "yellow")} == {
+        "red": 1.0, "blue": 1.0, "yellow": 1.0
+    }  # fmt: skip
+    score = found.scores["zero_shot/mean_average_precision"]
+    assert score.value == pytest.approx((3 + green["average_precision"]) / 4, abs=1e-6) and 0 < score.chance < 1
+
+
+def test_one_report_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [
+        captioned(tasks=["retrieval", "multi30k"]),
+        read(tmp_path, sugarcrepe(tmp_path / "sugarcrepe"), "sugarcrepe", "compositional", name="sugarcrepe"),
+        read(tmp_path, winoground(tmp_path / "winoground"), "winoground", "compositional", name="winoground"),
+        read(tmp_path, aro(tmp_path / "aro", "relation"), "aro", "compositional", name="aro_relation"),
+        many_labels(tmp_path / "many"),
+    ]
+    (tmp_path / "sugarcrepe/val2017/000000000002.jpg").write_bytes(b"no picture")
+    announce(sets, ColourEncoder())
+    said = capsys.readouterr().err
+    assert "sugarcrepe: 14 rows about 2 pictures, sugarcrepe" in said and "one: 4 pictures with any of 4" in said
+    report = evaluate(CONFIG, encoder=ColourEncoder(), sets=sets, reports=tmp_path / "r", files=local_files())
+    metrics = json.loads((tmp_path / "r/metrics.json").read_text())
+    for metric, value in {
+        "sugarcrepe/add_att/accuracy": 1.0, "sugarcrepe/accuracy/chance": 0.5, "winoground/group_score": 1.0,
+        "winoground/group_score/chance": 0.166667, "aro_relation/accuracy": 0.666667,
+    }.items():  # fmt: skip
+        assert metrics[metric] == value
+    assert {"c/multi30k/mean_recall", "one/zero_shot/mean_average_precision/low"} <= metrics.keys()
+    assert report.groups["aro_relation"] == {"to the left of": {"num_rows": 3, "accuracy": 0.666667}}
+    assert report.sets["sugarcrepe"]["num_left_out"] == 7
+    lines = list(report.summary())
+    assert any(line.startswith("warning: sugarcrepe: 7 picture(s) or rows left out; ") for line in lines)
+    assert any(line.startswith("winoground/text_score 100.0%") for line in lines)
+    page = (tmp_path / "r/report.html").read_text()
+    for words in ("Compositional sets", "Multi30K", "Groups of aro_relation", "Groups of one", "to the left of",
+                  "ARO, Visual Genome Relation", "51.1", "35.2"):  # fmt: skip
+        assert words in page, words
+    assert set(read_ranks(tmp_path / "r" / RANKS).sets) == {one.name for one in sets}
+
+
+def test_a_compositional_set_alone(tmp_path: Path) -> None:
+    one = read(tmp_path, winoground(tmp_path / "set"), "winoground", "compositional")
+    report = evaluate(CONFIG, encoder=ColourEncoder(), sets=[one], reports=tmp_path / "r")
+    assert report.metrics["one/text_score"] == 1.0
+    assert "one: text score 100.0%" in (tmp_path / "r/report.html").read_text()

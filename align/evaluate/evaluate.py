@@ -25,11 +25,12 @@ from align.evaluate.announce import announce
 from align.evaluate.captioned import read_published
 from align.evaluate.embed import ModelTowers, Towers, kept_in
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_classified, draw_examples, same_examples
-from align.evaluate.figures import confusion_figure, examples_figure, recall_figure, reliability_figure
+from align.evaluate.figures import confusion_figure, curve_figure, examples_figure, recall_figure, reliability_figure
 from align.evaluate.languages import with_languages
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import Shown, evaluation_page
 from align.evaluate.report import EvaluateReport, make_report
+from align.evaluate.tuned import Tuner
 from align.figure import png
 from align.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.formats.evaluation_set import EvaluationSet
@@ -53,6 +54,7 @@ def evaluate(
     reports: Path,
     model: str = FINE_TUNED,
     kept: Path | None = None,
+    tuner: Tuner | None = None,
 ) -> EvaluateReport:
     """Measures every set and writes the report, its pictures, its page, and the rank of each query.
 
@@ -63,6 +65,7 @@ def evaluate(
         reports: the folder of this stage's report; replaced whole.
         model: which model that is, for people.
         kept: the folder for embeddings of other runs; None: nothing is kept.
+        tuner: for task `fine_tuning` of a suite.
 
     Raises:
         DataError: no set, two sets of one name, an empty set, or embeddings that are not finite.
@@ -75,7 +78,7 @@ def evaluate(
                 f"evaluate: {number} sets have the name {name!r}; the filter's held-out pairs are `held_out`, the test "
                 "split is `test`: give the set in paths.evaluation another name"
             )
-    retrievals, classifications = _measure(config, encoder, sets, kept)
+    retrievals, classifications = _measure(config, encoder, sets, kept, tuner)
     examples: dict[str, RetrievalExamples] = {}
     for direction in DIRECTIONS if retrievals else ():
         examples[direction] = draw_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
@@ -99,7 +102,7 @@ def evaluate(
 
 
 def _measure(
-    config: EvaluateConfig, encoder: Towers, sets: Sequence[EvaluationSet], kept: Path | None
+    config: EvaluateConfig, encoder: Towers, sets: Sequence[EvaluationSet], kept: Path | None, tuner: Tuner | None
 ) -> tuple[list[Retrieval], list[Classification]]:
     retrievals, classifications = [], []
     how: dict[str, Any] = {"num_resamples": config.num_resamples, "seed": config.seed, "kept": kept}
@@ -109,7 +112,7 @@ def _measure(
         if source.kind == "retrieval":
             retrievals.append(measure_retrieval(source, encoder, published=files, **how))
         else:
-            classifications.append(measure_classification(source, encoder, **how))
+            classifications.append(measure_classification(source, encoder, tuner=tuner, **how))
     return retrievals, classifications
 
 
@@ -126,6 +129,8 @@ def _draw(
     for result in classifications:
         pictures[f"{result.source.name}_confusion.png"] = png(confusion_figure(result))
         pictures[f"{result.source.name}_calibration.png"] = png(reliability_figure(result.calibration))
+        if result.tuned is not None:
+            pictures[f"{result.source.name}_fine_tuning.png"] = png(curve_figure(result.tuned))
     return pictures
 
 
@@ -152,7 +157,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reports",
         type=Path,
         metavar="DIR",
-        help="write the report there, and nothing else but embeddings (store.features)",
+        help="write the report there, and nothing else but embeddings (store.features) and fine-tuning's checkpoints",
     )
     parser.add_argument(
         "--compare",
@@ -175,11 +180,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
     store = params.section(StoreConfig)
     alone = args.model is not None and is_suite(paths.evaluation)  # no pipeline has to be around it
     shards = paths.shards if alone else materialised(paths.shards, store)
-    towers = ModelTowers(args.model or paths.finetuned)
+    folder = args.model or paths.finetuned
+    towers, tuner = ModelTowers(folder), Tuner(folder, paths.checkpoints)
     files = open_files(store)
     if alone:
         sets = named_sets(paths.evaluation, files)
-        announce(sets, towers)
+        announce(sets, towers, tuner)
     else:
         sets = measured_sets(paths.evaluation, paths.filtered, shards, config.max_test_images, files)
     with nullcontext() if args.reports else record_runtime("evaluate", paths.runtime):
@@ -188,6 +194,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
             encoder=towers,
             sets=sets,
             kept=kept_in(store.features, towers),
+            tuner=tuner,
             reports=args.reports or own,
             model=FINE_TUNED if args.model is None else "another model (--model)",
         )
@@ -210,9 +217,9 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
     measured: list[Measured] = []
     with replace_directory(args.reports, "evaluate") as part:
         for folder, name in zip(args.compare, ("a", "b"), strict=True):
-            towers = ModelTowers(folder)
+            towers, tuner = ModelTowers(folder), Tuner(folder, paths.checkpoints)
             if not measured and is_suite(paths.evaluation):
-                announce(sets, towers)
+                announce(sets, towers, tuner)
             say(f"evaluate: {name.upper()} is {folder}")
             report = evaluate(
                 config,
@@ -221,6 +228,7 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
                 reports=part / name,
                 model=str(folder),
                 kept=kept_in(store.features, towers),
+                tuner=tuner,
             )
             ranks = read_ranks(part / name / RANKS)
             measured.append(Measured(str(folder), model_digest(folder), report.metrics, ranks))

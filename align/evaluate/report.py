@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from align.config.suite import LEARNED
@@ -19,7 +21,7 @@ _MAX_FAULTS = 100
 _SAID = (
     r"(image_to_text|text_to_image)/recall@10",
     r"cxc/(sts|sis|sits)",
-    r"(zero_shot|knn(_\d+)?|linear_probe|few_shot_\d+|frozen|vtab)/accuracy",
+    r"(zero_shot|knn(_\d+)?|linear_probe|few_shot_\d+|frozen|vtab|fine_tuning)/accuracy",
 )
 
 
@@ -33,12 +35,15 @@ class EvaluateReport(Report):
         classes: set -> class -> number of query images and zero-shot accuracy.
         calibration: set -> `error` (expected calibration error of zero-shot answers, by the model's temperature), their
             mean `confidence`, and their `accuracy`.
+        fine_tuning: set -> `recipe`, `classes` (class -> accuracy), `curves` (of each run, steps done and mean loss),
+            and `minus_knn`, the paired difference to the nearest neighbour's accuracy with its 95 % interval.
     """
 
     evaluation_digest: str
     sets: dict[str, dict[str, Any]]
     classes: dict[str, dict[str, dict[str, float]]]
     calibration: dict[str, dict[str, float]] = Field(default_factory=dict)
+    fine_tuning: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def summary(self) -> Iterator[str]:
         """One line per set and main metric, with interval and chance."""
@@ -50,6 +55,9 @@ class EvaluateReport(Report):
                 for key in [one for one in self.metrics if re.fullmatch(f"{re.escape(name)}/{metric}", one)]:
                     value, low, high, chance = (self.metrics[key + part] for part in ("", "/low", "/high", "/chance"))
                     yield f"{key} {value:.1%} [{low:.1%}, {high:.1%}], chance {chance:.1%} ({of_set['kind']})"
+            if one := self.fine_tuning.get(name, {}).get("minus_knn"):
+                points, low, high = (100 * one[part] for part in ("value", "low", "high"))
+                yield f"{name}/fine_tuning minus knn: {points:+.1f} points [{low:+.1f}, {high:+.1f}], same pictures"
 
 
 def make_report(
@@ -63,6 +71,7 @@ def make_report(
     sets: dict[str, dict[str, Any]] = {}
     classes: dict[str, dict[str, dict[str, float]]] = {}
     calibrated: dict[str, dict[str, float]] = {}
+    tuned: dict[str, dict[str, Any]] = {}
     results: list[Retrieval | Classification] = [*retrievals, *classifications]
     for result in results:
         source = result.source
@@ -88,14 +97,29 @@ def make_report(
             sets[source.name]["num_classes"] = len(source.classes)
             metrics[f"{source.name}/zero_shot/accuracy/majority"] = _rounded(result.majority)
             classes[source.name] = _classes(result)
+            if result.tuned is not None:
+                right = class_accuracy(result, result.tuned.right)
+                rounded = {name: _rounded(value) for name, value in right.items()}
+                tuned[source.name] = {**result.tuned.described(), "classes": rounded}
             one = result.calibration
             calibrated[source.name] = {
                 name: _rounded(value)
                 for name, value in (("error", one.error), ("confidence", one.confidence), ("accuracy", one.accuracy))
             }
     return EvaluateReport(
-        metrics=metrics, evaluation_digest=evaluation_digest, sets=sets, classes=classes, calibration=calibrated
-    )
+        metrics=metrics, evaluation_digest=evaluation_digest, sets=sets, classes=classes, calibration=calibrated,
+        fine_tuning=tuned,
+    )  # fmt: skip
+
+
+def class_accuracy(result: Classification, right: NDArray[np.float64]) -> dict[str, float]:
+    """Class -> the mean of `right`, (num_queries,), over its query images; of classes that have any."""
+    labels = np.asarray(result.labels)
+    return {
+        name: float(right[labels == index].mean())
+        for index, name in enumerate(result.source.classes)
+        if (labels == index).any()
+    }
 
 
 def _classes(result: Classification) -> dict[str, dict[str, float]]:

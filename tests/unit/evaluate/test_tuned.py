@@ -1,14 +1,25 @@
 """Task `fine_tuning` of a suite."""
 
+import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from align.config.suite import FineTuningSettings, SuiteSet
+from align.evaluate.embed import ModelTowers
+from align.evaluate.fine_tuning.pictures import Pictures
+from align.evaluate.fine_tuning.tune import Classifier
 from align.evaluate.measure import measure_classification
 from align.evaluate.tuned import recipe_of
+from align.model.dual_encoder import load_model
+from align.model.preprocess import to_pixels
 from tests.support.colours import ColourEncoder
 from tests.support.suites import read
 from tests.support.tiny_model import TINY
@@ -24,6 +35,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(made)
         assert evaluate(made, "out") == 0
     return made
+
+
+def encoded(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -76,6 +93,24 @@ def test_settings_change_a_preset(settings: dict[str, Any], sizes: tuple[int, ..
     assert (*(phase.train_px for phase in recipe.phases), recipe.test_px) == sizes
     assert [phase.length(10.0) for phase in recipe.phases] == lengths
     assert recipe.view(32).square_px == 36  # as the model's own crops
+
+
+def test_at_the_models_size_fine_tuning_sees_what_the_model_sees(root: Path) -> None:
+    """Equal crops and equal features, up to the length of 1 of an embedding."""
+    rows = np.random.default_rng(0).integers(0, 256, size=(3, 50, 70, 3), dtype=np.uint8)
+    images = [encoded(row) for row in rows]
+    towers = ModelTowers(root / "model")
+    view = recipe_of(FineTuningSettings(preset="small"), TINY).view(TINY.image_px)
+    with ThreadPoolExecutor(1) as pool:
+        crops = Pictures("test", images, np.zeros(3, dtype=np.int64)).centre(np.arange(3), view, pool)
+    shown = np.stack([towers.crop(image) for image in images])
+    assert crops.tobytes() == shown.tobytes()
+    model = load_model(root / "model")
+    classifier = Classifier(model.vision_model, 2, seed=0).eval()
+    with torch.inference_mode():
+        features = model.vision_projection(classifier.tower(to_pixels(crops))).numpy()
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    assert features == pytest.approx(towers.embed_crops(shown), abs=1e-5)
 
 
 def test_runs_are_a_setting() -> None:

@@ -37,12 +37,13 @@ Task = Literal[
     "few_shot",
     "frozen",
     "vtab",
+    "fine_tuning",
     "compositional",
 ]
 
 #: Tasks of a set of captions, and those of a set of classes that learn from the labels of its split `reference`.
 CAPTIONED: tuple[Task, ...] = ("retrieval", "coco_1k", "cxc", "multi30k", "labelled_queries")
-LEARNED: tuple[Task, ...] = ("knn", "linear_probe", "few_shot", "frozen", "vtab")
+LEARNED: tuple[Task, ...] = ("knn", "linear_probe", "few_shot", "frozen", "vtab", "fine_tuning")
 #: Sets that the pipeline makes itself.
 _RESERVED = ("test", "held_out")
 #: What can be measured of each format; of the others, both kinds.
@@ -148,6 +149,26 @@ class VtabSettings(BaseModel):
         return self
 
 
+class FineTuningSettings(BaseModel):
+    """Task `fine_tuning`: a new head first, then all layers, on new crops in each epoch (section 4.3)."""
+
+    model_config = _STRICT
+
+    #: imagenet and fine_grained (Flowers, Pets, Cars, Food101) are the paper's; small: for some thousand pictures on
+    #: two cores, at the picture size of the model.
+    preset: Literal["imagenet", "fine_grained", "small"] = "imagenet"
+    #: Side of the training crops in both phases; null: the preset's.
+    train_px: _Count | None = None
+    #: Side of the test's crop; null: the preset's, or train_px where that is given.
+    test_px: _Count | None = None
+    #: Of each phase; null: the preset's.
+    epochs: _Count | None = None
+    #: Seeds, whose mean accuracy is reported; null: the preset's, three of fine_grained and else one.
+    runs: _Count | None = None
+    #: Pictures in one forward pass, as many as memory holds; a multiple of model.batch_norm_group.
+    part: _Count = 64
+
+
 class SuiteSet(BaseModel):
     """One set of a suite."""
 
@@ -192,6 +213,7 @@ class SuiteSet(BaseModel):
     few_shot: FewShotSettings = FewShotSettings()
     frozen: FrozenSettings = FrozenSettings()
     vtab: VtabSettings = VtabSettings()
+    fine_tuning: FineTuningSettings = FineTuningSettings()
     #: For people.
     description: str = ""
 

@@ -11,6 +11,7 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from align.evaluate.captioned import read_published
 from align.evaluate.choices import measure_choices
 from align.evaluate.embed import ModelTowers, Towers, kept_in
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_classified, draw_examples, same_examples
-from align.evaluate.figures import confusion_figure, examples_figure, recall_figure, reliability_figure
+from align.evaluate.figures import confusion_figure, curve_figure, examples_figure, recall_figure, reliability_figure
 from align.evaluate.languages import with_languages
 from align.evaluate.many_labels import measure_many_labels
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import Shown, evaluation_page
 from align.evaluate.report import EvaluateReport, make_report
+from align.evaluate.tuned import Tuner
 from align.figure import png
 from align.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.formats.evaluation_set import EvaluationSet
@@ -49,6 +51,22 @@ FINE_TUNED = "the fine-tuned model"
 _PER_EXAMPLE = 3
 
 
+@dataclass(frozen=True)
+class SuiteNeeds:
+    """What tasks of a suite need beside their sets.
+
+    Attributes:
+        files: reads what others published about the sets.
+        tuner: for `fine_tuning`.
+    """
+
+    files: Files | None = None
+    tuner: Tuner | None = None
+
+
+NO_SUITE = SuiteNeeds()
+
+
 def evaluate(
     config: EvaluateConfig,
     *,
@@ -57,7 +75,7 @@ def evaluate(
     reports: Path,
     model: str = FINE_TUNED,
     kept: Path | None = None,
-    files: Files | None = None,
+    suite: SuiteNeeds = NO_SUITE,
 ) -> EvaluateReport:
     """Measures every set and writes the report, its pictures, its page, and the rank of each query.
 
@@ -68,7 +86,7 @@ def evaluate(
         reports: the folder of this stage's report; replaced whole.
         model: which model that is, for people.
         kept: the folder for embeddings of other runs; None: nothing is kept.
-        files: reads what others published about sets of a suite; None: the sets are of no suite.
+        suite: what its tasks need; of sets that no suite names, nothing.
 
     Raises:
         DataError: no set, two sets of one name, an empty set, or embeddings that are not finite.
@@ -81,7 +99,7 @@ def evaluate(
                 f"evaluate: {number} sets have the name {name!r}; the filter's held-out pairs are `held_out`, the test "
                 "split is `test`: give the set in paths.evaluation another name"
             )
-    retrievals, classifications, others = _measure(config, encoder, sets, kept, files)
+    retrievals, classifications, others = _measure(config, encoder, sets, kept, suite)
     examples: dict[str, RetrievalExamples] = {}
     for direction in DIRECTIONS if retrievals else ():
         examples[direction] = draw_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
@@ -105,11 +123,12 @@ def evaluate(
 
 
 def _measure(
-    config: EvaluateConfig, encoder: Towers, sets: Sequence[EvaluationSet], kept: Path | None, files: Files | None
+    config: EvaluateConfig, encoder: Towers, sets: Sequence[EvaluationSet], kept: Path | None, suite: SuiteNeeds
 ) -> tuple[list[Retrieval], list[Classification], list[Answered]]:
     retrievals, classifications, others = [], [], []
     how: dict[str, Any] = {"num_resamples": config.num_resamples, "seed": config.seed, "kept": kept}
-    published = [read_published(source, files) for source in sets]  # all of them first: a wrong file ends this at once
+    # all of them first: a wrong file ends this at once
+    published = [read_published(source, suite.files) for source in sets]
     for source, known in zip(sets, published, strict=True):
         say(f"evaluate: {source.name} ({source.kind}), {len(source.images):,} images")
         if source.kind == "retrieval":
@@ -119,7 +138,7 @@ def _measure(
         elif source.kind == "many_labels":
             others.append(measure_many_labels(source, encoder, **how))
         else:
-            classifications.append(measure_classification(source, encoder, **how))
+            classifications.append(measure_classification(source, encoder, tuner=suite.tuner, **how))
     return retrievals, classifications, others
 
 
@@ -136,6 +155,8 @@ def _draw(
     for result in classifications:
         pictures[f"{result.source.name}_confusion.png"] = png(confusion_figure(result))
         pictures[f"{result.source.name}_calibration.png"] = png(reliability_figure(result.calibration))
+        if result.tuned is not None:
+            pictures[f"{result.source.name}_fine_tuning.png"] = png(curve_figure(result.tuned))
     return pictures
 
 
@@ -162,7 +183,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reports",
         type=Path,
         metavar="DIR",
-        help="write the report there, and nothing else but embeddings (store.features)",
+        help="write the report there, and nothing else but embeddings (store.features) and fine-tuning's checkpoints",
     )
     parser.add_argument(
         "--compare",
@@ -185,11 +206,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
     store = params.section(StoreConfig)
     alone = args.model is not None and is_suite(paths.evaluation)  # no pipeline has to be around it
     shards = paths.shards if alone else materialised(paths.shards, store)
-    towers = ModelTowers(args.model or paths.finetuned)
+    folder = args.model or paths.finetuned
+    towers, tuner = ModelTowers(folder), Tuner(folder, paths.checkpoints)
     files = open_files(store)
     if alone:
         sets = named_sets(paths.evaluation, files)
-        announce(sets, towers)
+        announce(sets, towers, tuner)
     else:
         sets = measured_sets(paths.evaluation, paths.filtered, shards, config.max_test_images, files)
     with nullcontext() if args.reports else record_runtime("evaluate", paths.runtime):
@@ -198,7 +220,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
             encoder=towers,
             sets=sets,
             kept=kept_in(store.features, towers),
-            files=files,
+            suite=SuiteNeeds(files, tuner),
             reports=args.reports or own,
             model=FINE_TUNED if args.model is None else "another model (--model)",
         )
@@ -222,9 +244,9 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
     measured: list[Measured] = []
     with replace_directory(args.reports, "evaluate") as part:
         for folder, name in zip(args.compare, ("a", "b"), strict=True):
-            towers = ModelTowers(folder)
+            towers, tuner = ModelTowers(folder), Tuner(folder, paths.checkpoints)
             if not measured and is_suite(paths.evaluation):
-                announce(sets, towers)
+                announce(sets, towers, tuner)
             say(f"evaluate: {name.upper()} is {folder}")
             report = evaluate(
                 config,
@@ -233,7 +255,7 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
                 reports=part / name,
                 model=str(folder),
                 kept=kept_in(store.features, towers),
-                files=files,
+                suite=SuiteNeeds(files, tuner),
             )
             ranks = read_ranks(part / name / RANKS)
             measured.append(Measured(str(folder), model_digest(folder), report.metrics, ranks))

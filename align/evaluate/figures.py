@@ -13,6 +13,7 @@ from align.evaluate.examples import DIRECTIONS, NUM_ANSWERS, RetrievalExample, R
 from align.evaluate.measure import Classification
 from align.evaluate.protocols.calibration import NUM_BINS, Calibration
 from align.evaluate.protocols.recall import Score
+from align.evaluate.tuned import FineTuned
 from align.figure import BAD, GOOD, INK, LINE, SOFT, legible
 from align.formats.query_ranks import CUTS
 from align.pairs.picture import small
@@ -111,6 +112,20 @@ def reliability_figure(result: Calibration) -> Figure:
     counts.set_xlim(0, 1)
     for panel in (axes, counts):
         _tidy(panel)
+    return figure
+
+
+def curve_figure(tuned: FineTuned) -> Figure:
+    """The loss of fine-tuning by its steps, a line for each run."""
+    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+    axes = figure.subplots()
+    for run in range(len(tuned.runs)):
+        steps, losses = zip(*tuned.curve(run), strict=True)
+        axes.plot(steps, losses, color=INK, lw=1.2)
+    axes.set_xlabel("steps, first the head and then all layers")
+    axes.set_ylabel("training loss")
+    axes.set_ylim(bottom=0)
+    _tidy(axes)
     return figure
 
 

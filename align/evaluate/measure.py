@@ -37,6 +37,7 @@ from align.evaluate.protocols.zero_shot import (
     prompts,
     zero_shot,
 )
+from align.evaluate.tuned import FineTuned, Task, Tuner, fine_tuned
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, folded
 from align.formats.query_ranks import ANY_OWNER, CUTS, IMAGE_TO_TEXT, KNN, TEXT_TO_IMAGE, ZERO_SHOT, Ranked
 from align.model.embedder import Embeddings
@@ -101,6 +102,7 @@ class Classification:
             with those of `align.evaluate.learned`.
         directions: protocol -> ranks, of the protocols that have a score.
         faults: key -> why a picture was left out.
+        tuned: what fine-tuning gave, if a suite asks for it.
     """
 
     source: EvaluationSet
@@ -114,6 +116,7 @@ class Classification:
     scores: dict[str, Score]
     directions: dict[str, Direction]
     faults: dict[str, str]
+    tuned: FineTuned | None = None
 
     def ranked(self) -> dict[str, Ranked]:
         """Protocol -> the rank of each query, for `ranks.parquet`."""
@@ -185,12 +188,27 @@ def measure_retrieval(
 
 
 def measure_classification(
-    whole: EvaluationSet, towers: Towers, *, num_resamples: int, seed: int, kept: Path | None = None
+    whole: EvaluationSet,
+    towers: Towers,
+    *,
+    num_resamples: int,
+    seed: int,
+    kept: Path | None = None,
+    tuner: Tuner | None = None,
 ) -> Classification:
-    """Measures zero-shot and nearest-neighbour accuracy over the set's query images.
+    """Measures zero-shot and nearest-neighbour accuracy over the set's query images, and what a suite asks.
+
+    Args:
+        whole: the set.
+        towers: the model.
+        num_resamples, seed: of the intervals.
+        kept: see `embed_pictures`.
+        tuner: for task `fine_tuning`.
 
     Raises:
         DataError: the set has no query image, none can be shown to the model, or the embeddings are not finite.
+        AlignError: as `fine_tuned`.
+        ValueError: the suite asks for `fine_tuning`, and there is no tuner.
     """
     index = {name: position for position, name in enumerate(whole.classes)}
     if not any(image.split == "query" for image in whole.images):
@@ -226,6 +244,13 @@ def measure_classification(
         test = Labelled(f"{source.name}, {whole.asked.split}", image_embeds, np.asarray(labels), clusters)
         num_classes = len(source.classes)
         scores |= learned_scores(whole.asked, train, test, num_classes, num_resamples=num_resamples, seed=seed)
+    tuned = None
+    if whole.asked is not None and "fine_tuning" in whole.asked.tasks:
+        if tuner is None:
+            raise ValueError(f"{source.name}: fine_tuning needs a tuner")
+        task = Task(source, known, asked, of_known, labels, clusters, directions.get(KNN))
+        tuned = fine_tuned(whole.asked.fine_tuning, task, tuner, num_resamples=num_resamples, seed=seed)
+        scores["fine_tuning/accuracy"] = tuned.score
     predicted = predictions(image_embeds, class_embeds)
     probabilities = confidences(image_embeds, class_embeds, towers.temperature)
     counts = confusion(labels, predicted, len(source.classes))
@@ -241,6 +266,7 @@ def measure_classification(
         scores=scores,
         directions=directions,
         faults=_named(faults, whole),
+        tuned=tuned,
     )
 
 

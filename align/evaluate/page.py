@@ -9,7 +9,7 @@ from align.evaluate.answered import Answered
 from align.evaluate.examples import DIRECTIONS, ClassifiedExample, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.paper_table import RETRIEVAL, STYLE, paper_tables
-from align.evaluate.report import EvaluateReport
+from align.evaluate.report import EvaluateReport, class_accuracy
 from align.formats.measured_sets import TEST
 from align.html import (
     contents,
@@ -56,7 +56,7 @@ def evaluation_page(shown: Shown, pictures: Mapping[str, bytes], model: str) -> 
 
     Args:
         shown: what was measured.
-        pictures: file name -> PNG: recall.png, SET_calibration.png and SET_confusion.png are shown.
+        pictures: file name -> PNG: recall.png, SET_calibration.png, SET_confusion.png, SET_fine_tuning.png are shown.
         model: what was measured, such as `the fine-tuned model`.
     """
     report, retrievals = shown.report, shown.retrievals
@@ -139,6 +139,9 @@ def _classification(title: str, result: Classification, shown: Shown, pictures: 
     yield picture(pictures[f"{name}_confusion.png"], alt="confusion of classes")
     yield subheading("Classes")
     yield _classes(result)
+    if result.tuned is not None:
+        yield subheading("Fine-tuning")
+        yield picture(pictures[f"{name}_fine_tuning.png"], alt="training loss of fine-tuning")
     yield note("Classes with many pictures come first.")
 
 
@@ -196,15 +199,18 @@ def _sets(results: Sequence[Retrieval | Classification | Answered]) -> str:
 
 def _classes(result: Classification) -> str:
     names = result.source.classes
-    rows = []
+    rows: list[list[object]] = []
+    tuned = {} if result.tuned is None else class_accuracy(result, result.tuned.right)
     for index in sorted(range(len(names)), key=lambda row: (-int(result.confusion[row].sum()), names[row])):
         counts = result.confusion[index]
         if total := int(counts.sum()):
             others = counts.copy()
             others[index] = 0
             mistaken = names[int(others.argmax())] if others.any() else "–"
-            rows.append([names[index], total, f"{counts[index] / total:.0%}", mistaken])
-    return table(["class", "images", "zero-shot accuracy", "most often misclassified as"], rows)
+            after = [f"{tuned[names[index]]:.0%}"] if tuned else []
+            rows.append([names[index], total, f"{counts[index] / total:.0%}", mistaken, *after])
+    heads = ["class", "images", "zero-shot accuracy", "most often misclassified as"]
+    return table([*heads, "accuracy after fine-tuning"] if tuned else heads, rows)
 
 
 def _example(example: RetrievalExample) -> str:

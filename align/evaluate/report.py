@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from align.config.suite import LEARNED
@@ -21,7 +23,7 @@ _SAID = (
     r"(image_to_text|text_to_image)/recall@10",
     r"cxc/(sts|sis|sits)",
     r"labelled_queries/text/precision@10",
-    r"(zero_shot|knn(_\d+)?|linear_probe|few_shot_\d+|frozen|vtab)/accuracy",
+    r"(zero_shot|knn(_\d+)?|linear_probe|few_shot_\d+|frozen|vtab|fine_tuning)/accuracy",
     r"(zero_shot/mean_average_precision|accuracy|mean_per_group|(text|image|group)_score)",
 )
 
@@ -37,6 +39,8 @@ class EvaluateReport(Report):
         calibration: set -> `error` (expected calibration error of zero-shot answers, by the model's temperature), their
             mean `confidence`, and their `accuracy`.
         groups: set -> category, relation or class -> number of rows and its figure, of sets of other kinds.
+        fine_tuning: set -> `recipe`, `classes` (class -> accuracy), `curves` (of each run, steps done and mean loss),
+            and `minus_knn`, the paired difference to the nearest neighbour's accuracy with its 95 % interval.
     """
 
     evaluation_digest: str
@@ -44,6 +48,7 @@ class EvaluateReport(Report):
     classes: dict[str, dict[str, dict[str, float]]]
     calibration: dict[str, dict[str, float]] = Field(default_factory=dict)
     groups: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
+    fine_tuning: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def summary(self) -> Iterator[str]:
         """One line per set and main metric, with interval and chance."""
@@ -55,6 +60,9 @@ class EvaluateReport(Report):
                 for key in [one for one in self.metrics if re.fullmatch(f"{re.escape(name)}/{metric}", one)]:
                     value, low, high, chance = (self.metrics[key + part] for part in ("", "/low", "/high", "/chance"))
                     yield f"{key} {value:.1%} [{low:.1%}, {high:.1%}], chance {chance:.1%} ({of_set['kind']})"
+            if one := self.fine_tuning.get(name, {}).get("minus_knn"):
+                points, low, high = (100 * one[part] for part in ("value", "low", "high"))
+                yield f"{name}/fine_tuning minus knn: {points:+.1f} points [{low:+.1f}, {high:+.1f}], same pictures"
 
 
 def make_report(
@@ -68,6 +76,7 @@ def make_report(
     classes: dict[str, dict[str, dict[str, float]]] = {}
     calibrated: dict[str, dict[str, float]] = {}
     groups: dict[str, dict[str, dict[str, float]]] = {}
+    tuned: dict[str, dict[str, Any]] = {}
     for result in results:
         source = result.source
         sets[source.name] = {
@@ -95,6 +104,10 @@ def make_report(
             sets[source.name]["num_classes"] = len(source.classes)
             metrics[f"{source.name}/zero_shot/accuracy/majority"] = _rounded(result.majority)
             classes[source.name] = _classes(result)
+            if result.tuned is not None:
+                right = class_accuracy(result, result.tuned.right)
+                rounded = {name: _rounded(value) for name, value in right.items()}
+                tuned[source.name] = {**result.tuned.described(), "classes": rounded}
             one = result.calibration
             calibrated[source.name] = {
                 name: _rounded(value)
@@ -107,7 +120,18 @@ def make_report(
         classes=classes,
         calibration=calibrated,
         groups=groups,
+        fine_tuning=tuned,
     )
+
+
+def class_accuracy(result: Classification, right: NDArray[np.float64]) -> dict[str, float]:
+    """Class -> the mean of `right`, (num_queries,), over its query images; of classes that have any."""
+    labels = np.asarray(result.labels)
+    return {
+        name: float(right[labels == index].mean())
+        for index, name in enumerate(result.source.classes)
+        if (labels == index).any()
+    }
 
 
 def _classes(result: Classification) -> dict[str, dict[str, float]]:

@@ -10,6 +10,7 @@ import pytest
 from align.checkpoint import CheckpointFolder
 from align.evaluate.fine_tuning.recipe import IMAGENET, small
 from tests.support.forked import preload
+from tests.support.tuned_suite import evaluate, write
 from tests.support.tuning import content, tuned
 
 #: Two phases of 15 steps.
@@ -31,3 +32,21 @@ def test_a_killed_run_resumes_to_the_same_bytes(after: int, tmp_path: Path) -> N
     process.join()
     assert process.exitcode == -9
     assert content(tuned(tmp_path / "killed", LONGER)) == content(tuned(tmp_path / "whole", LONGER))
+
+
+def test_a_killed_evaluation_resumes_its_fine_tuning_to_the_same_report(tmp_path: Path) -> None:
+    """Killed in the second phase; the checkpoint is at the end of the first."""
+    write(tmp_path, epochs=24)  # 18 steps a phase
+    preload()
+    process = multiprocessing.get_context("forkserver").Process(target=evaluate, args=(tmp_path, "killed"))
+    process.start()
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("checkpoints/*/step-00000018.pt")):
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -9 and not (tmp_path / "killed").exists()
+    assert evaluate(tmp_path, "killed") == evaluate(tmp_path, "whole", "others") == 0
+    for name in ("report.json", "ranks.parquet", "colours_fine_tuning.png"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

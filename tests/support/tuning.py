@@ -41,7 +41,8 @@ def pictures(name: str = "train", number: int = 24) -> Pictures:
 def tuned(folder: Path, recipe: Recipe = RECIPE, *, seed: int = 0, machine: Machine = MACHINE) -> Classifier:
     """Trains to the end of the recipe."""
     checkpoints = CheckpointFolder(folder, keep=2)
-    return tune(tower(), pictures(), 4, recipe, seed=seed, folder=checkpoints, machine=machine)
+    model, _ = tune(tower(), pictures(), 4, recipe, seed=seed, folder=checkpoints, machine=machine)
+    return model
 
 
 def content(model: Classifier) -> dict[str, bytes]:

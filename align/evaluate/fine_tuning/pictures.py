@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.fine_tuning.recipe import load_px
+from align.evaluate.fine_tuning.recipe import View
 from align.model.preprocess import centre_crop, decode, random_crop
 from align.randomness import Purpose, permutation, uniforms
 
@@ -58,10 +58,13 @@ class Pictures:
         except DataError as error:
             raise DataError(f"{self.name}: picture {index}: {error}") from None
 
-    def centre(self, indices: NDArray[np.int64], image_px: int, pool: ThreadPoolExecutor) -> Crops:
-        """(number, image_px, image_px, 3) the middle of each picture. Raises DataError as `square`."""
-        side = load_px(image_px)
-        return np.stack(list(pool.map(lambda index: centre_crop(self.square(int(index), side), image_px), indices)))
+    def centre(self, indices: NDArray[np.int64], view: View, pool: ThreadPoolExecutor) -> Crops:
+        """(number, crop_px, crop_px, 3) the middle of each picture. Raises DataError as `square`."""
+
+        def crop(index: int) -> Crops:
+            return centre_crop(self.square(int(index), view.square_px), view.crop_px)
+
+        return np.stack(list(pool.map(crop, indices)))
 
 
 class TrainingBatches:
@@ -83,30 +86,30 @@ class TrainingBatches:
         """Steps of an epoch."""
         return len(self._pictures.images) / self._size
 
-    def steps(self, first: int, end: int, image_px: int) -> Iterator[tuple[Crops, NDArray[np.int64]]]:
-        """(batch_size, image_px, image_px, 3) crops and (batch_size,) labels of steps `first` to `end` - 1.
+    def steps(self, first: int, end: int, view: View) -> Iterator[tuple[Crops, NDArray[np.int64]]]:
+        """(batch_size, crop_px, crop_px, 3) crops and (batch_size,) labels of steps `first` to `end` - 1.
 
         The next batch is prepared while one is used. Raises DataError if a picture does not decode.
         """
         with ThreadPoolExecutor(1, "batches") as ahead:
-            following = ahead.submit(self._batch, first, image_px) if first < end else None
+            following = ahead.submit(self._batch, first, view) if first < end else None
             for step in range(first, end):
                 assert following is not None
                 batch = following.result()
-                following = ahead.submit(self._batch, step + 1, image_px) if step + 1 < end else None
+                following = ahead.submit(self._batch, step + 1, view) if step + 1 < end else None
                 yield batch
 
-    def _batch(self, step: int, image_px: int) -> tuple[Crops, NDArray[np.int64]]:
+    def _batch(self, step: int, view: View) -> tuple[Crops, NDArray[np.int64]]:
         epochs, places = np.divmod(np.arange(step * self._size, (step + 1) * self._size), len(self._pictures.images))
-        crops = np.empty((self._size, image_px, image_px, 3), dtype=np.uint8)
+        crops = np.empty((self._size, view.crop_px, view.crop_px, 3), dtype=np.uint8)
         indices = np.array([self._order(int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)])
         draws = np.concatenate(
             [uniforms(self._seed, int(epoch), Purpose.CROP, places[epochs == epoch], 3) for epoch in np.unique(epochs)]
         )
-        side = load_px(image_px)
 
         def crop(row: int) -> None:
-            random_crop(self._pictures.square(int(indices[row]), side), crops[row], draws[row].tolist(), flip=True)
+            square = self._pictures.square(int(indices[row]), view.square_px)
+            random_crop(square, crops[row], draws[row].tolist(), flip=True)
 
         for _ in self._pool.map(crop, range(self._size)):
             pass

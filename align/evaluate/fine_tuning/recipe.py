@@ -8,11 +8,14 @@ Both recipes of the paper train a new head first, on the tower as it is, and the
   then 1e-3 for all, cosine to zero, 20,000 steps in all, batch-norm statistics frozen; 289 px, the test at 360 px. The
   mean of three runs is reported.
 
-Resolution belongs to a recipe, not to the model: the tower takes any.
+Resolution belongs to a recipe, not to the model: the tower takes any. But it answers well only near the size of the
+crops that it was trained on. The demo's tower with a head trained at 64 px answers 41 % of 504 photographs rightly at
+64 px, 32 % at 68, 24 % at 72 and 13 % at 81, which has the paper's ratio of 600 to 475. So `small` tests at the size of
+training, and so does a preset whose training size is changed.
 
-Decisions (the paper is silent): 20,000 steps are halved between the phases. Pictures are resized to a square of
-size / 0.875 and cropped, as in pre-training: at random and mirrored for training, the centre for the test. No
-stochastic depth.
+Decisions (the paper is silent): 20,000 steps are halved between the phases. Pictures are resized to a square and
+cropped with the ratio of pre-training (paper: 346 to 289), at random and mirrored for training, the centre for the
+test. No stochastic depth.
 """
 
 from __future__ import annotations
@@ -23,8 +26,16 @@ from dataclasses import dataclass, replace
 from align.errors import ConfigError
 from align.evaluate.protocols.linear import Steps
 
-#: Share of a picture's side that a crop has.
-CROP = 0.875
+#: Share of a picture's side that a crop has in the paper's pre-training (section 4.1).
+CROP = 289 / 346
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown of a picture: a crop of side `crop_px` from a square of side `square_px`."""
+
+    crop_px: int
+    square_px: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ class Recipe:
         test_px: side of the test crops.
         num_runs: seeds 0, 1, ... that are averaged.
         checkpoint_every_steps: a killed run repeats fewer steps than that.
+        crop: share of a picture's side that a crop has, as in the model's pre-training.
     """
 
     phases: tuple[Phase, ...]
@@ -80,19 +92,19 @@ class Recipe:
     test_px: int
     num_runs: int
     checkpoint_every_steps: int
+    crop: float = CROP
 
     def __post_init__(self) -> None:
         sound = self.phases and min(self.batch_size, self.test_px, self.num_runs, self.checkpoint_every_steps) > 0
         for phase in self.phases:
             sound = sound and phase.train_px > 0 and phase.head_rate > 0 and phase.tower_rate >= 0
             sound = sound and (phase.num_steps or 0) + (phase.num_epochs or 0) > 0
-        if not sound or self.weight_decay < 0:
+        if not sound or self.weight_decay < 0 or not 0 < self.crop <= 1:
             raise ConfigError(f"fine-tuning: sizes, rates and lengths must be positive: {self}")
 
-
-def load_px(crop_px: int) -> int:
-    """Side of the square that a picture is resized to, of which a crop is taken."""
-    return max(crop_px, round(crop_px / CROP))
+    def view(self, crop_px: int) -> View:
+        """Of crops of this side."""
+        return View(crop_px, max(crop_px, round(crop_px / self.crop)))
 
 
 _FROZEN = Phase(0.1, 0.0, num_steps=None, num_epochs=100, schedule=Steps(0.2, 30), train_px=289)
@@ -108,22 +120,43 @@ FINE_GRAINED = Recipe(
 )  # fmt: skip
 
 
-def small(recipe: Recipe, *, image_px: int, num_epochs: int, batch_size: int) -> Recipe:
-    """The recipe for two cores: fewer epochs, smaller batches, and one resolution.
+#: For some thousand pictures on two cores. The rate of the head alone is the paper's for ImageNet: with 1e-2 a head on
+#: the demo's features had 36 % of 504 photographs right after ten epochs, with 0.1 it had 41 %. Statistics are frozen,
+#: as for the fine-grained four.
+SMALL = Recipe(
+    phases=(
+        Phase(0.1, 0.0, num_steps=None, num_epochs=4, schedule=None, train_px=64),
+        Phase(1e-2, 1e-2, num_steps=None, num_epochs=4, schedule=None, train_px=64),
+    ),
+    batch_size=32, weight_decay=1e-5, freeze_statistics=True, test_px=64, num_runs=1, checkpoint_every_steps=50,
+)  # fmt: skip
 
-    Args:
-        recipe: of the paper.
-        image_px: of training; the test has the ratio of the recipe to its last phase.
-        num_epochs: of each phase; a schedule in steps keeps its shape.
-        batch_size: pictures in a step.
-    """
-    test_px = round(image_px * recipe.test_px / recipe.phases[-1].train_px)
+
+def resized(recipe: Recipe, train_px: int) -> Recipe:
+    """The recipe with crops of this side, in all phases and in the test."""
+    phases = tuple(replace(phase, train_px=train_px) for phase in recipe.phases)
+    return replace(recipe, phases=phases, test_px=train_px)
+
+
+def shortened(recipe: Recipe, num_epochs: int) -> Recipe:
+    """The recipe with so many epochs in each phase; a schedule in steps keeps its shape."""
     phases = []
     for phase in recipe.phases:
         schedule = phase.schedule
         if schedule is not None and phase.num_epochs:
             schedule = Steps(schedule.factor, max(1, round(num_epochs * schedule.every_epochs / phase.num_epochs)))
-        phases.append(replace(phase, num_steps=None, num_epochs=num_epochs, schedule=schedule, train_px=image_px))
-    return replace(
-        recipe, phases=tuple(phases), batch_size=batch_size, test_px=test_px, num_runs=1, checkpoint_every_steps=50
-    )
+        phases.append(replace(phase, num_steps=None, num_epochs=num_epochs, schedule=schedule))
+    return replace(recipe, phases=tuple(phases))
+
+
+def small(recipe: Recipe, *, image_px: int, num_epochs: int, batch_size: int) -> Recipe:
+    """The recipe for two cores: fewer epochs, smaller batches, one resolution, one run.
+
+    Args:
+        recipe: of the paper.
+        image_px: of training and of the test.
+        num_epochs: of each phase.
+        batch_size: pictures in a step.
+    """
+    made = resized(shortened(recipe, num_epochs), image_px)
+    return replace(made, batch_size=batch_size, num_runs=1, checkpoint_every_steps=50)

@@ -1,8 +1,9 @@
 """The loop of fine-tuning for classification, checkpointed; a killed run resumes to the bytes of a whole one.
 
 Order of a step, and with it of resuming: batch of step s -> forward -> loss -> gradients -> rates of s -> update ->
-s + 1 steps are done -> checkpoint. Batches are functions of the step, and a checkpoint holds weights and momentum, so
-nothing else must be kept. A batch may be computed in parts: gradients are summed, and batch-norm works over groups.
+s + 1 steps are done -> checkpoint. Batches are functions of the step, and a checkpoint holds weights, momentum and the
+losses so far, so nothing else must be kept. A batch may be computed in parts: gradients are summed, and batch-norm
+works over groups.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from align.checkpoint import CheckpointFolder, run_key
 from align.console import say
 from align.errors import ConfigError, DataError, NonFiniteLossError
 from align.evaluate.fine_tuning.pictures import Crops, Pictures, TrainingBatches
-from align.evaluate.fine_tuning.recipe import Phase, Recipe
+from align.evaluate.fine_tuning.recipe import Phase, Recipe, View
 from align.evaluate.protocols.labelled import largest
 from align.model.batch_norm import BatchNorm2d
 from align.model.image_tower import ImageTower, estimate_statistics
 from align.model.preprocess import to_pixels
 from align.provenance import digest
+from align.randomness import permutation
 
 MOMENTUM = 0.9
 #: Batch-norm statistics are estimated from at most this many training pictures.
@@ -48,6 +50,19 @@ class Machine:
 
     part: int
     num_threads: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run gives.
+
+    Attributes:
+        answers: (num_test,) classes, or `UNDECIDED`, as `align.evaluate.protocols.labelled.accuracy` takes them.
+        losses: the mean loss of each step.
+    """
+
+    answers: NDArray[np.int64]
+    losses: list[float]
 
 
 class Classifier(nn.Module):
@@ -70,7 +85,7 @@ class Classifier(nn.Module):
         return logits
 
     @torch.inference_mode()
-    def answers(self, pictures: Pictures, image_px: int, machine: Machine) -> NDArray[np.int64]:
+    def answers(self, pictures: Pictures, view: View, machine: Machine) -> NDArray[np.int64]:
         """(num_images,) the class of the largest logit of each centre crop, or `UNDECIDED`.
 
         Raises:
@@ -80,7 +95,7 @@ class Classifier(nn.Module):
         found = []
         with ThreadPoolExecutor(machine.num_threads) as pool:
             for rows in np.array_split(np.arange(len(pictures.images)), -(-len(pictures.images) // machine.part)):
-                logits = self(to_pixels(pictures.centre(rows, image_px, pool)).to(self.device)).cpu().numpy()
+                logits = self(to_pixels(pictures.centre(rows, view, pool)).to(self.device)).cpu().numpy()
                 if not np.isfinite(logits).all():
                     raise DataError(f"{pictures.name}: the classifier's logits are not finite; its training diverged")
                 found.append(largest(logits))
@@ -90,7 +105,7 @@ class Classifier(nn.Module):
 def tune(
     tower: ImageTower, pictures: Pictures, num_classes: int, recipe: Recipe, *, seed: int, folder: CheckpointFolder,
     machine: Machine,
-) -> Classifier:  # fmt: skip
+) -> tuple[Classifier, list[float]]:  # fmt: skip
     """Trains a classifier from where its checkpoints end.
 
     Args:
@@ -101,6 +116,9 @@ def tune(
         seed: of the head's first weights, order and crops.
         folder: of this run's checkpoints.
         machine: how the work is done.
+
+    Returns:
+        The classifier, and the mean loss of each step.
 
     Raises:
         ConfigError: batch or part do not fit the batch-norm groups.
@@ -114,8 +132,9 @@ def tune(
         batches = TrainingBatches(pictures, recipe.batch_size, seed, pool)
         saved = folder.load_latest(model.device)
         step, first = 0, 0
+        losses: list[float] = []
         if saved is not None:
-            step = saved["step"]
+            step, losses = saved["step"], list(saved["losses"])
             model.load_state_dict(saved["model"])
             say(f"fine-tuning: resuming after step {step}")
         for number, phase in enumerate(recipe.phases):
@@ -125,7 +144,7 @@ def tune(
                 if saved is not None and saved["phase"] == number:
                     optimiser.load_state_dict(saved["optimiser"])
                 _set_mode(model, phase, recipe)
-                for crops, labels in batches.steps(step, end, phase.train_px):
+                for crops, labels in batches.steps(step, end, recipe.view(phase.train_px)):
                     scale = phase.scale(step - first, batches.per_epoch)
                     for group in optimiser.param_groups:
                         group["lr"] = group["peak"] * scale
@@ -136,16 +155,17 @@ def tune(
                             f"{pictures.name}: the loss is {loss} at step {step + 1} of fine-tuning; lower the "
                             "learning rate; earlier checkpoints are kept"
                         )
+                    losses.append(loss)
                     step += 1
                     if step == end or step % recipe.checkpoint_every_steps == 0:
                         say(f"fine-tuning: step {step}, loss {loss:.3f}")
-                        values = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "phase": number}
-                        folder.save(step, values)
+                        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+                        folder.save(step, {**state, "phase": number, "losses": losses})
             first = end
         folder.wait()
         if not recipe.freeze_statistics and any(phase.tower_rate for phase in recipe.phases):
-            _estimate(tower, pictures, recipe.phases[-1].train_px, machine, pool)
-    return model.eval()
+            _estimate(tower, pictures, recipe.view(recipe.phases[-1].train_px), machine, pool)
+    return model.eval(), losses
 
 
 def _require_fit(tower: ImageTower, pictures: Pictures, num_classes: int, recipe: Recipe, machine: Machine) -> None:
@@ -199,22 +219,25 @@ def _update(
     return total
 
 
-def _estimate(tower: ImageTower, pictures: Pictures, image_px: int, machine: Machine, pool: ThreadPoolExecutor) -> None:
-    """Sets batch-norm's statistics from centre crops of training pictures, evenly spread."""
+def _estimate(tower: ImageTower, pictures: Pictures, view: View, machine: Machine, pool: ThreadPoolExecutor) -> None:
+    """Sets batch-norm's statistics from centre crops of training pictures.
+
+    They are drawn, since the pictures of a class lie together: a group of one class varies less than those of training.
+    """
     group = max((norm.group or 1 for norm in tower.modules() if isinstance(norm, BatchNorm2d)), default=1)
     number = len(pictures.images)
     count = max(min(number, STATISTICS_IMAGES) // group * group, min(number, group))
-    chosen = np.linspace(0, number - 1, count).astype(np.int64)
+    chosen = permutation(0, 0, number)[:count]
     size = max(group, machine.part // group * group)
     parts = [chosen[start : start + size] for start in range(0, count, size)]
     device = next(tower.parameters()).device
-    estimate_statistics(tower, (to_pixels(pictures.centre(rows, image_px, pool)).to(device) for rows in parts))
+    estimate_statistics(tower, (to_pixels(pictures.centre(rows, view, pool)).to(device) for rows in parts))
 
 
 def fine_tune(
     load: Callable[[], ImageTower], splits: tuple[Pictures, Pictures], num_classes: int, recipe: Recipe, *,
     checkpoints: Path, inputs: Mapping[str, str], machine: Machine,
-) -> list[NDArray[np.int64]]:  # fmt: skip
+) -> list[Run]:  # fmt: skip
     """The runs of a recipe: each trains from the pre-trained tower with a seed of its own, and answers the test.
 
     Args:
@@ -227,7 +250,7 @@ def fine_tune(
         machine: how the work is done.
 
     Returns:
-        For each run (num_test,) classes, or `UNDECIDED`, as `align.evaluate.protocols.labelled.accuracy` takes them.
+        One for each seed.
 
     Raises:
         AlignError: as `tune`.
@@ -238,6 +261,6 @@ def fine_tune(
     for seed in range(recipe.num_runs):
         key = run_key({**asdict(recipe), "seed": seed, "num_classes": num_classes, "inputs": dict(inputs)}, code)
         folder = CheckpointFolder(checkpoints / key, _KEEP)
-        model = tune(load(), train, num_classes, recipe, seed=seed, folder=folder, machine=machine)
-        runs.append(model.answers(test, recipe.test_px, machine))
+        model, losses = tune(load(), train, num_classes, recipe, seed=seed, folder=folder, machine=machine)
+        runs.append(Run(model.answers(test, recipe.view(recipe.test_px), machine), losses))
     return runs

@@ -9,7 +9,7 @@ import webdataset
 
 from align.config.evaluate import EvaluateConfig
 from align.evaluate.announce import announce
-from align.evaluate.evaluate import evaluate
+from align.evaluate.evaluate import SuiteNeeds, evaluate
 from align.evaluate.many_labels import measure_many_labels
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.query_ranks import RANKS, read_ranks
@@ -57,7 +57,9 @@ def test_one_report_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[
     announce(sets, ColourEncoder())
     said = capsys.readouterr().err
     assert "sugarcrepe: 14 rows about 2 pictures, sugarcrepe" in said and "one: 4 pictures with any of 4" in said
-    report = evaluate(CONFIG, encoder=ColourEncoder(), sets=sets, reports=tmp_path / "r", files=local_files())
+    report = evaluate(
+        CONFIG, encoder=ColourEncoder(), sets=sets, reports=tmp_path / "r", suite=SuiteNeeds(local_files())
+    )
     metrics = json.loads((tmp_path / "r/metrics.json").read_text())
     for metric, value in {
         "sugarcrepe/add_att/accuracy": 1.0, "sugarcrepe/accuracy/chance": 0.5, "winoground/group_score": 1.0,

@@ -6,8 +6,11 @@ import pytest
 
 from align.errors import DataError
 from align.evaluate.fine_tuning.pictures import Pictures, TrainingBatches
+from align.evaluate.fine_tuning.recipe import View
 from tests.support.colours import square
 from tests.support.tuning import pictures
+
+VIEW = View(32, 36)
 
 
 def test_every_picture_comes_once_an_epoch_and_batches_are_functions_of_the_step() -> None:
@@ -15,26 +18,26 @@ def test_every_picture_comes_once_an_epoch_and_batches_are_functions_of_the_step
     with ThreadPoolExecutor(2) as pool:
         batches = TrainingBatches(split, 8, 0, pool)
         assert batches.per_epoch == 2.5
-        found = list(batches.steps(0, 5, 32))
+        found = list(batches.steps(0, 5, VIEW))
         seen = np.concatenate([labels for _, labels in found])
         assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20))
         assert list(seen[:20]) != list(seen[20:])
         for (crops, labels), (again, same) in zip(
-            found[3:], TrainingBatches(split, 8, 0, pool).steps(3, 5, 32), strict=True
+            found[3:], TrainingBatches(split, 8, 0, pool).steps(3, 5, VIEW), strict=True
         ):
             assert crops.tobytes() == again.tobytes() and (labels == same).all()
-        other = [labels for _, labels in TrainingBatches(split, 8, 1, pool).steps(0, 5, 32)]
+        other = [labels for _, labels in TrainingBatches(split, 8, 1, pool).steps(0, 5, VIEW)]
         assert not np.array_equal(seen, np.concatenate(other))
-        assert list(batches.steps(5, 5, 32)) == []
+        assert list(batches.steps(5, 5, VIEW)) == []
 
 
 def test_a_picture_that_does_not_decode_is_one_line() -> None:
     split = Pictures("train", [square("red"), b"not a picture"], np.array([0, 1]))
     with ThreadPoolExecutor(1) as pool:
         with pytest.raises(DataError, match=r"^train: picture 1: not an image that can be decoded"):
-            list(TrainingBatches(split, 2, 0, pool).steps(0, 1, 32))
+            list(TrainingBatches(split, 2, 0, pool).steps(0, 1, VIEW))
         with pytest.raises(DataError, match=r"^train: picture 1: "):
-            split.centre(np.array([0, 1]), 32, pool)
+            split.centre(np.array([0, 1]), VIEW, pool)
 
 
 @pytest.mark.parametrize("labels", [[0], [0, -1], [0.0, 1.0], [[0, 1]]])

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from align.errors import ConfigError
-from align.evaluate.fine_tuning.recipe import FINE_GRAINED, IMAGENET, load_px, small
+from align.evaluate.fine_tuning.recipe import FINE_GRAINED, IMAGENET, small
 
 
 def test_imagenet_is_the_papers() -> None:
@@ -30,17 +30,18 @@ def test_small_keeps_the_shape() -> None:
     assert [phase.length(5.0) for phase in recipe.phases] == [50, 50]
     assert [recipe.phases[1].scale(step, 5.0) for step in (0, 14, 15, 45)] == pytest.approx([1, 1, 0.2, 0.008])
     assert {phase.train_px for phase in recipe.phases} == {64}
-    assert recipe.test_px == round(64 * 600 / 475)
+    assert recipe.test_px == 64  # a small tower is lost at another size
     assert small(FINE_GRAINED, image_px=64, num_epochs=10, batch_size=32).phases[0].length(5.0) == 50
 
 
-def test_a_crop_is_seven_eighths() -> None:
-    assert [load_px(size) for size in (289, 600, 1)] == [330, 686, 1]
+def test_a_crop_is_as_large_a_share_as_in_pre_training() -> None:
+    assert [IMAGENET.view(size).square_px for size in (289, 475, 1)] == [346, 569, 1]
+    assert replace(IMAGENET, crop=64 / 72).view(64).square_px == 72
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"batch_size": 0}, {"phases": ()}, {"weight_decay": -1.0}, {"test_px": 0}, {"num_runs": 0},
+    [{"batch_size": 0}, {"phases": ()}, {"weight_decay": -1.0}, {"test_px": 0}, {"num_runs": 0}, {"crop": 1.5},
      {"phases": (replace(IMAGENET.phases[0], num_epochs=None),)},
      {"phases": (replace(IMAGENET.phases[0], head_rate=0),)}],
 )  # fmt: skip

@@ -6,6 +6,7 @@ import pytest
 
 from align.checkpoint import CheckpointFolder
 from align.errors import ConfigError, DataError, LockedError, NonFiniteLossError
+from align.evaluate.fine_tuning.pictures import Pictures
 from align.evaluate.fine_tuning.recipe import FINE_GRAINED, small
 from align.evaluate.fine_tuning.tune import Machine, fine_tune, tune
 from align.evaluate.protocols.labelled import accuracy
@@ -49,6 +50,17 @@ def test_frozen_statistics_stay_while_all_weights_change(tmp_path: Path) -> None
     assert all(state[name] != value for name, value in start.items() if name.endswith("weight"))
 
 
+def test_statistics_are_of_mixed_groups_though_the_pictures_of_a_class_lie_together(tmp_path: Path) -> None:
+    still = replace(RECIPE, phases=(replace(RECIPE.phases[1], tower_rate=1e-12),))
+    split, variances = pictures(), []
+    for name, order in (("mixed", np.arange(24)), ("by_class", np.argsort(split.labels, kind="stable"))):
+        some = Pictures(name, [split.images[row] for row in order], split.labels[order])
+        folder = CheckpointFolder(tmp_path / name, keep=1)
+        model, _ = tune(tower(), some, 4, still, seed=0, folder=folder, machine=MACHINE)
+        variances.append(float(model.state_dict()["tower.embeddings.batchnorm.running_var"].mean()))
+    assert variances[1] > 0.5 * variances[0]
+
+
 def test_a_step_in_parts_is_the_whole_step(whole: dict[str, bytes], tmp_path: Path) -> None:
     other = content(tuned(tmp_path / "run", machine=Machine(part=8, num_threads=1)))
     for name, value in whole.items():
@@ -87,9 +99,11 @@ def test_runs_have_seeds_and_folders_of_their_own_and_beat_chance(tmp_path: Path
     splits, inputs = (pictures(), pictures("test", 40)), {"model": "one"}
     runs = fine_tune(tower, splits, 4, recipe, checkpoints=tmp_path, inputs=inputs, machine=MACHINE)
     assert len(list(tmp_path.iterdir())) == len(runs) == 2
-    assert accuracy(runs, splits[1], 4, num_resamples=200, seed=0).low > 0.3
+    answers = [run.answers for run in runs]
+    assert accuracy(answers, splits[1], 4, num_resamples=200, seed=0).low > 0.3
     again = fine_tune(tower, splits, 4, recipe, checkpoints=tmp_path, inputs=inputs, machine=MACHINE)
-    assert [run.tobytes() for run in again] == [run.tobytes() for run in runs]
+    assert [run.answers.tobytes() for run in again] == [one.tobytes() for one in answers]
+    assert [run.losses for run in again] == [run.losses for run in runs] and len(runs[0].losses) == 36
     one = replace(recipe, num_runs=1)
     fine_tune(tower, splits, 4, one, checkpoints=tmp_path, inputs={"model": "other"}, machine=MACHINE)
     assert len(list(tmp_path.iterdir())) == 3

@@ -225,7 +225,8 @@ def measure_classification(
         train = Labelled(f"{source.name}, {whole.asked.reference}", _rows(embeds, known), np.asarray(of_known))
         test = Labelled(f"{source.name}, {whole.asked.split}", image_embeds, np.asarray(labels), clusters)
         num_classes = len(source.classes)
-        scores |= learned_scores(whole.asked, train, test, num_classes, num_resamples=num_resamples, seed=seed)
+        how = {"num_resamples": num_resamples, "seed": seed}
+        scores |= learned_scores(whole.asked, train, test, num_classes, answered=directions, **how)
     predicted = predictions(image_embeds, class_embeds)
     probabilities = confidences(image_embeds, class_embeds, towers.temperature)
     counts = confusion(labels, predicted, len(source.classes))

@@ -8,6 +8,7 @@ from prefect import get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from align.console import PROGRESS_VARIABLE
 from flows.child_process import last_line, run_supervised
 from flows.run_context import RunContext, child_environment
 from flows.this_run import in_progress
@@ -26,9 +27,10 @@ def run_command(verb: str, *arguments: str) -> str:
 
 
 @task(task_run_name="{verb}", cache_policy=NO_CACHE)
-def command(verb: str, arguments: tuple[str, ...]) -> list[str]:
-    """Runs the command in a supervised child; returns its lines of output."""
+def command(verb: str, arguments: tuple[str, ...], progress: Path | None = None) -> list[str]:
+    """Runs the command in a supervised child, which says in `progress` how far it is; returns its lines of output."""
     root = Path.cwd()
     env = child_environment(RunContext(root=root, checkout=root))
     env |= {"ALIGN_FLOW_RUN_ID": str(runtime.flow_run.root_flow_run_id)}
+    env |= {PROGRESS_VARIABLE: str(progress)} if progress else {}
     return run_supervised(["align", verb, *arguments], cwd=root, env=env, log=get_run_logger().info)

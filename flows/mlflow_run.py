@@ -6,6 +6,7 @@ import getpass
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from prefect import get_run_logger, runtime
@@ -70,15 +71,36 @@ def mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Iterator[
     if not any(stage.flow == "training" and stage.name in run.stale for stage in stages):
         yield None
         return
-    tracker = Tracker(run.mlflow_tracking_uri)
     params = load_params(run.root / PARAMS_FILE)
     name = run_branch.next_name(run.root, name)
-    known, experiment = starting_params(params), params.section(RegisterConfig).experiment
+    experiment = params.section(RegisterConfig).experiment
+    with opened_run(run, experiment, name, starting_params(params)) as opened:
+        opened.tracker.save_view(experiment, *view(params.values))
+        yield opened
+
+
+@contextmanager
+def opened_run(
+    run: RunContext,
+    experiment: str,
+    name: str,
+    known: Mapping[str, Any],
+    tags: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[MlflowRun]:
+    """An MLflow run that this flow starts, and ends: finished, failed or killed.
+
+    Args:
+        run: what the flow works on.
+        experiment: of the run; with a tag PARENT it is in that of its parent.
+        name: of the run.
+        known: params that it has from its first second on.
+        tags: beside those that say who started what, and when.
+    """
+    tracker = Tracker(run.mlflow_tracking_uri)
     run_id = _continued(tracker, run, known)
     if run_id is None:
-        run_id = tracker.start_run(experiment, name, run.attempt, _tags(run))
+        run_id = tracker.start_run(experiment, name, run.attempt, {**_tags(run), **tags})
         tracker.log_params(run_id, known)
-    tracker.save_view(experiment, *view(params.values))
     status: Status = "KILLED"
     try:
         yield MlflowRun(tracker, run_id, experiment, name, running_services(run.checkout).get("mlflow", {}).get("url"))
@@ -126,7 +148,7 @@ def _continued(tracker: Tracker, run: RunContext, known: Mapping[str, Any]) -> s
     """The run of an earlier attempt of this flow run, if it began with the same parameters; it runs again."""
     condition = f"tags.`{FLOW_RUN}` = '{_flow_run()}' and attributes.status != 'FINISHED'"
     for earlier in tracker.runs(condition):
-        if earlier.params == {key: param_text(value) for key, value in known.items()}:
+        if {key: param_text(value) for key, value in known.items()}.items() <= earlier.params.items():
             tracker.resume_run(earlier.run_id, run.attempt)
             return earlier.run_id
     return None

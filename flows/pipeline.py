@@ -33,7 +33,7 @@ from flows.reconcile import reconcile
 from flows.remote.order import pools
 from flows.request import Request, settled
 from flows.run_branch import Recorded
-from flows.run_context import RunContext, child_environment, log_file
+from flows.run_context import RunContext, child_environment, log_file, progress_file
 from flows.selection import Selection, require_made, select
 from flows.speeds import keep_speeds
 from flows.stage_task import StageOutcome, run_stages
@@ -149,7 +149,7 @@ def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt:
     try:
         with run_page(flow_run_id, name) as page:
             page.links["code"] = f"{request.ref or 'HEAD'}{' (dirty)' if run.dirty else ''}"
-            page.watch(run.root, stages)
+            page.watch(progress_file(run.root), stages)
             return _run_stages(run, name, chosen, page)
     finally:
         keep_speeds(run, run.stale, since)

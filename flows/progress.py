@@ -30,7 +30,6 @@ from prefect.client.schemas.sorting import ArtifactSort, TaskRunSort
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.dag import Stage
-from flows.run_context import progress_file
 from flows.speeds import duration
 
 #: Seconds between two looks at a stage, and between two questions to the server.
@@ -136,9 +135,9 @@ class RunPage:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True, name="run page")
 
-    def watch(self, root: Path, stages: Sequence[Stage]) -> None:
-        """Begins to show these stages, which work in `root`."""
-        self._stages, self._file = stages, progress_file(root)
+    def watch(self, file: Path, stages: Sequence[Stage]) -> None:
+        """Begins to show these stages, or a command that is none, which say in `file` how far they are."""
+        self._stages, self._file = stages, file
         self._file.unlink(missing_ok=True)  # of an earlier run in this checkout
         self._thread.start()
 
@@ -172,7 +171,7 @@ class RunPage:
                 work = Work(line="the run is complete", done=1, total=1)
             elif self._running:
                 work = at_stage(work, self._running, self._stages)
-            about = f"run {self._name}: stages, reports, last lines"
+            about = f"run {self._name}: {'stages, reports, ' if self._stages else ''}last lines"
             text = page_markdown(self._stages, self._states, self._reports, said.lines, self.links, bar(work))
             self._show(self._client, "run", "markdown", about, text)
             if work.line:
@@ -276,5 +275,5 @@ def page_markdown(
         shown = _LOGGED_STATES.get(state, state) if state else ""
         report = f"[report](../artifact/{reports[stage.name]})" if stage.name in reports else ""
         rows.append(f"| {stage.name} | {shown} | {report} | {stage.description} |")
-    text = "\n".join(parts) + "\n\n" + "\n".join(rows)
+    text = "\n".join(parts) + ("\n\n" + "\n".join(rows) if stages else "")
     return text + ("\n\n~~~~\n" + "\n".join(line.replace("~~~~", "~ ~") for line in lines) + "\n~~~~" if lines else "")

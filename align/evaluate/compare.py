@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import ConfigError, DataError
-from align.evaluate.paper_table import STYLE, grouped
+from align.evaluate.paper_table import STYLE, grouped, label
 from align.files import write_text
 from align.formats.model_folder import read_config
 from align.formats.query_ranks import QueryRanks
-from align.html import heading, note, page, paragraph, subheading, table
+from align.html import escape, heading, note, page, paragraph, subheading, table
 from align.paired import difference, of_metrics
 from align.report import Report, write_report
 
 #: One-sided, so that both bounds make a 95 % interval.
 CONFIDENCE = 0.975
+_STYLE = """table.compared th:last-child, table.compared td:last-child { text-align: left; padding-left: 1.2rem }
+table.compared td:first-child { white-space: nowrap; max-width: none; padding-left: .4rem }
+table.compared td.soft { color: var(--soft) }
+"""
 #: With 80 % power, beside which "no difference shown" has to be read.
 HEADS = ("metric", "A", "B", "B − A", "95 % interval", "found if at least", "verdict")
 A_BETTER, B_BETTER, EQUAL, UNKNOWN = "A is better", "B is better", "no difference shown", "not compared by item"
@@ -175,26 +179,44 @@ def _shown(report: CompareReport) -> Iterator[tuple[str, list[str]]]:
         row = Row(**values)
         interval, found = "", ""
         if row.low is not None and row.high is not None and row.detectable is not None:
-            interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
+            interval = f"{_points(row.low)} to {_points(row.high)}"
             found = f"{100 * row.detectable:.1f}"
-        yield name, [f"{row.a:.1%}", f"{row.b:.1%}", f"{100 * row.difference:+.1f}", interval, found, row.verdict]
+        yield name, [f"{row.a:.1%}", f"{row.b:.1%}", _points(row.difference), interval, found, row.verdict]
+
+
+def _points(share: float) -> str:
+    """A difference in percentage points, with its sign."""
+    text = f"{100 * share:+.1f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def _tables(report: CompareReport) -> Iterator[str]:
-    """A table under each heading of the evaluation's page."""
+    """A table under each heading of the evaluation's page; the sets one below the other."""
     shown = dict(_shown(report))
+    heads = "".join(f"<th>{escape(head)}</th>" for head in HEADS)
     for title, by_set in grouped(shown, report.sets).items():
+        rows = []
+        for name, of in by_set.items():
+            rows += [f"<tr class=ours><td colspan={len(HEADS)}>{escape(name)}</td></tr>"] if name else []
+            for metric in of:
+                key = f"{name}/{metric}" if name else metric
+                *cells, verdict = (escape(cell) for cell in shown[key])
+                css = "good" if report.rows[key]["verdict"] in (A_BETTER, B_BETTER) else "soft"
+                columns = "".join(f"<td>{cell}</td>" for cell in cells)
+                first = f'<td title="{escape(key)}">{escape(label(metric))}</td>'
+                rows.append(f"<tr>{first}{columns}<td class={css}>{verdict}</td></tr>")
         yield subheading(title)
-        names = [f"{name}/{metric}" if name else metric for name, of in by_set.items() for metric in of]
-        yield table(HEADS, [[name, *shown[name]] for name in names])
+        yield f"<table class='paper compared'><tr>{heads}</tr>{''.join(rows)}</table>"
 
 
 def _page(report: CompareReport) -> str:
     verdicts = [row["verdict"] for row in report.rows.values()]
     counts = [f"{verdict}: {verdicts.count(verdict)}" for verdict in (B_BETTER, A_BETTER, EQUAL, UNKNOWN)]
     blocks = [
-        table(["", "model", "report"], [[key.upper(), one["folder"], f"{key}/report.html"]
-                                        for key, one in report.models.items()]),
+        *(
+            f"<p><b>{key.upper()}</b>: {escape(one['folder'])} <small>(its own report: {key}/report.html)</small></p>"
+            for key, one in report.models.items()
+        ),
         heading("Difference by metric"),
         paragraph(
             "Both models were asked the same queries. Concepts are drawn, with all their queries (paired bootstrap, "
@@ -210,4 +232,4 @@ def _page(report: CompareReport) -> str:
         heading("Sets"),
         table(["set", "digest"], sorted(report.sets.items())),
     ]  # fmt: skip
-    return page("Two models on the same items", "; ".join(counts) + ".", blocks, style=STYLE)
+    return page("Two models on the same items", "; ".join(counts) + ".", blocks, style=STYLE + _STYLE)

@@ -11,11 +11,12 @@ are scaled to a mean square of 1: at length 1 gradients are smaller by their wid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from align.config.suite import LinearProbeSettings, SuiteSet, Task, VtabSettings
 from align.console import say
@@ -24,15 +25,23 @@ from align.evaluate.protocols import linear
 from align.evaluate.protocols.few_shot import few_shot
 from align.evaluate.protocols.knn import weighted_vote
 from align.evaluate.protocols.labelled import Labelled, accuracy
-from align.evaluate.protocols.recall import Score
+from align.evaluate.protocols.recall import Direction, Score
 from align.evaluate.protocols.vtab import Range, SearchSpace, Trial, draw_trials, slices, vtab
+from align.formats.query_ranks import RUN
 
 #: The presets of task `frozen`.
 _FROZEN = {"paper": linear.PAPER, "small": linear.SMALL}
 
 
 def learned_scores(
-    asked: SuiteSet, train: Labelled, test: Labelled, num_classes: int, *, num_resamples: int, seed: int
+    asked: SuiteSet,
+    train: Labelled,
+    test: Labelled,
+    num_classes: int,
+    *,
+    num_resamples: int,
+    seed: int,
+    answered: dict[str, Direction] | None = None,
 ) -> dict[str, Score]:
     """`linear_probe/accuracy` and so on, of the tasks that a suite asks.
 
@@ -42,6 +51,7 @@ def learned_scores(
         test: pictures to answer, with what is independent of them.
         num_classes: labels are below it.
         num_resamples, seed: of the intervals, which cover the choice of test pictures only.
+        answered: gets protocol -> ranks of single pictures, all but those of vtab; see `align.formats.query_ranks`.
 
     Raises:
         DataError: a protocol cannot be run on this set: a class has no picture to learn from, there are too few, or a
@@ -49,31 +59,43 @@ def learned_scores(
     """
     how = {"num_resamples": num_resamples, "seed": seed}
     found: dict[str, Score] = {}
+
+    def score(name: str, runs: Sequence[NDArray[np.int64]]) -> None:
+        found[f"{name}/accuracy"] = accuracy(runs, test, num_classes, **how)
+        for number, answers in enumerate(runs):
+            if answered is not None:
+                answered[name if len(runs) == 1 else f"{name}{RUN}{number}"] = _ranked(answers, test, num_classes)
+
     task: Task
     for task in asked.tasks:
         try:
             if task == "knn":
                 for k in asked.knn.neighbours:
-                    answers = weighted_vote(test, train, k=k, temperature=asked.knn.temperature)
-                    found[f"knn_{k}/accuracy"] = accuracy([answers], test, num_classes, **how)
+                    score(f"knn_{k}", [weighted_vote(test, train, k=k, temperature=asked.knn.temperature)])
             elif task == "linear_probe":
-                answers = _linear_probe(asked.linear_probe, train, test, num_classes)
-                found["linear_probe/accuracy"] = accuracy([answers], test, num_classes, **how)
+                score("linear_probe", [_linear_probe(asked.linear_probe, train, test, num_classes)])
             elif task == "few_shot":
                 few = asked.few_shot
                 for shots, runs in few_shot(train, test, num_classes, shots=few.shots, seeds=few.seeds).items():
-                    found[f"few_shot_{shots}/accuracy"] = accuracy(runs, test, num_classes, **how)
+                    score(f"few_shot_{shots}", runs)
             elif task == "frozen":
                 recipe, view = _FROZEN[asked.frozen.preset], _scaled(train)
                 answers = linear.frozen_features(
                     [view], _scaled(test), num_classes, seed=asked.frozen.seed, recipe=recipe
                 )
-                found["frozen/accuracy"] = accuracy([answers], test, num_classes, **how)
+                score("frozen", [answers])
             elif task == "vtab":
                 found["vtab/accuracy"] = _vtab(asked.vtab, train, test, num_classes, how)
         except DataError as error:
             raise DataError(f"evaluation set {asked.name}: {task}: {error}") from None
     return found
+
+
+def _ranked(answers: NDArray[np.int64], test: Labelled, num_classes: int) -> Direction:
+    """Answers among `num_classes`, of which one is right: rank 2 stands for any later one."""
+    number = len(test.labels)
+    clusters = range(number) if test.clusters is None else test.clusters
+    return Direction(np.where(answers == test.labels, 1, 2).astype(np.int64), [1] * number, num_classes, clusters)
 
 
 def _linear_probe(settings: LinearProbeSettings, train: Labelled, test: Labelled, num_classes: int) -> Any:

@@ -243,7 +243,8 @@ def measure_classification(
         train = Labelled(f"{source.name}, {whole.asked.reference}", _rows(embeds, known), np.asarray(of_known))
         test = Labelled(f"{source.name}, {whole.asked.split}", image_embeds, np.asarray(labels), clusters)
         num_classes = len(source.classes)
-        scores |= learned_scores(whole.asked, train, test, num_classes, num_resamples=num_resamples, seed=seed)
+        how = {"num_resamples": num_resamples, "seed": seed}
+        scores |= learned_scores(whole.asked, train, test, num_classes, answered=directions, **how)
     tuned = None
     if whole.asked is not None and "fine_tuning" in whole.asked.tasks:
         if tuner is None:

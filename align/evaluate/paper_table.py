@@ -182,7 +182,7 @@ def _set_table(
         )
         link = f'<sup><a href=#source-{number} title="{escape(said)}">{number}</a></sup>'
         rows.append(f"<tr><td>{escape(row.model)}{link}</td>{cells}</tr>")
-    heads = "".join(f"<th>{escape(_label(metric))}</th>" for metric in of)
+    heads = "".join(f"<th>{escape(label(metric))}</th>" for metric in of)
     yield f"<table class=paper><tr><th>per cent</th>{heads}</tr>{''.join(rows)}</table>"
     size = published_set.num_images if published_set else None
     if cited and size is not None and num_images is not None and num_images != size:
@@ -216,7 +216,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _label(metric: str) -> str:
+def label(metric: str) -> str:
     """A metric as the head of a column; its first part is said by the heading."""
     parts = metric.split("/")
     if (

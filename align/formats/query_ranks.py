@@ -11,8 +11,8 @@ Every metric of the evaluation follows from the ranks: recall@k is the share of 
     label               the class of an image that is classified; null elsewhere
     language            of a query of text_to_image: its ISO 639-1 code; of one of image_to_text: that of its right
                         texts, if those whose language can be told agree; null elsewhere, and where none can be told
-    rank                of the best right item, from 1; num_items + 1 where there is none. In protocol `knn` 2 stands
-                        for any later rank
+    rank                of the best right item, from 1; num_items + 1 where there is none. In protocols that answer
+                        without an order, such as `knn`, 2 stands for any later rank
     num_correct, num_items
 
 The file's metadata has schema_version and the digest of each set (`align.formats.measured_sets`). Files of
@@ -40,6 +40,8 @@ RANKS = "ranks.parquet"
 CUTS = (1, 5, 10)
 #: The ways of asking. Of the first two, sets of kind retrieval are measured, of the others those of classification.
 IMAGE_TO_TEXT, TEXT_TO_IMAGE, ZERO_SHOT, KNN = PROTOCOLS = ("image_to_text", "text_to_image", "zero_shot", "knn")
+#: In a protocol of classifiers that are fitted several times, before the number of the fit: `few_shot_5#0`.
+RUN = "#"
 #: At the end of a protocol of retrieval: equal texts are one item, right for all of its owners.
 ANY_OWNER = "_any_owner"
 
@@ -121,6 +123,7 @@ class QueryRanks:
         return float(np.mean([chance(part.num_correct, part.num_items, k) for part in parts for k in cuts]))
 
     def _parts(self, metric: str) -> list[tuple[Ranked, NDArray[np.float64]]]:
+        fits = []
         for (name, protocol), part in self.ranked.items():
             if metric == f"{name}/mean_recall" and protocol == IMAGE_TO_TEXT:
                 both = (part, self.ranked[name, TEXT_TO_IMAGE])
@@ -128,8 +131,12 @@ class QueryRanks:
             if metric == f"{name}/{protocol}/mean_recall" and protocol in (IMAGE_TO_TEXT, TEXT_TO_IMAGE):
                 return [(part, part.mean_recall())]
             way = protocol.removesuffix(ANY_OWNER)
-            if metric in (f"{name}/{way}/{last}" for last in _LAST.get(protocol, ())):
+            if metric in (f"{name}/{way}/{last}" for last in _LAST.get(protocol, ("accuracy",))):
                 return [(part, part.recall(cut_of(metric)))]
+            if RUN in protocol and metric == f"{name}/{protocol.partition(RUN)[0]}/accuracy":
+                fits.append((part, part.recall(1)))
+        if fits:
+            return fits
         known = ", ".join(sorted(self.sets)) or "none"
         raise DataError(f"metric '{metric}' was not measured; the measured sets are {known}: correct promote.metrics")
 
@@ -141,14 +148,14 @@ _LAST = {
     TEXT_TO_IMAGE: _RECALLS,
     IMAGE_TO_TEXT + ANY_OWNER: _KINDER,
     TEXT_TO_IMAGE + ANY_OWNER: _KINDER,
-    ZERO_SHOT: ("accuracy",),
-    KNN: ("accuracy",),
+    ZERO_SHOT: ("accuracy", "top5"),
 }
 
 
 def cut_of(metric: str) -> int:
-    """The k of a metric `.../recall@k`; accuracy is recall@1."""
-    return 1 if metric.endswith("/accuracy") else int(metric.rpartition("@")[2])
+    """The k of a metric `.../recall@k`; accuracy is recall@1, top5 recall@5."""
+    name = metric.rpartition("/")[2]
+    return {"accuracy": 1, "top5": 5}.get(name) or int(metric.rpartition("@")[2])
 
 
 def write_ranks(ranks: QueryRanks, path: Path) -> None:

@@ -146,7 +146,7 @@ def evidence(
             why = "on other sets" if recorded else "without its ranks being kept"
             say(f"promote: version {version.number} was measured {why}; measuring its registered model on today's sets")
             packaged = packaged or tracker.model_files(version, Path(scratch))
-            _measure(_model_folder(packaged, version), kept, command)
+            _measure(model_folder(packaged, version), kept, command)
             ranks = _kept(kept)
     if not has(ranks, wanted):
         raise DataError(f"{kept}: the sets changed while they were measured; repeat the command")
@@ -163,7 +163,8 @@ def _kept(folder: Path) -> QueryRanks | None:
         return None
 
 
-def _model_folder(packaged: Path, version: Version) -> Path:
+def model_folder(packaged: Path, version: Version) -> Path:
+    """The model folder among a version's files. Raises DataError where there is none."""
     found = sorted(packaged.glob(f"artifacts/*/{CONFIG}"))
     if len(found) != 1:
         raise DataError(f"version {version.number}: its registered files hold no model folder that this code reads")

@@ -25,7 +25,7 @@ from align.release.indexed import log_index
 from align.release.model_card import CARD, Champion, ModelCard
 from align.release.origin import Origin, read_origin
 from align.release.results import PipelineOutputs, Results, read_results, read_series
-from align.release.shown import pictures, tables, view
+from align.release.shown import log_shown, view
 from align.services.mlflow_address import current_run_id
 from align.services.registry import CANDIDATE, CHAMPION, MODEL_ARTIFACT, MODEL_DIGEST, Version
 from align.services.tracking import Tracker
@@ -124,8 +124,7 @@ def _log(tracker: Tracker, run: str, outputs: PipelineOutputs, results: Results,
     if with_files:
         for folder in outputs.report_folders():
             tracker.log_folder(run, folder, f"reports/{folder.name}")
-        tracker.log_pictures(run, pictures(outputs.reports))
-        tracker.log_tables(run, tables(results.metrics, outputs.reports))
+        log_shown(tracker, run, results.metrics, outputs.reports)
         tracker.log_dataset(run, "shards", results.data_digest, outputs.shards.as_posix())
 
 

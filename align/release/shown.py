@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.config.promote import PromoteConfig
+from align.services.tracking import Tracker
 
 #: Key in MLflow -> file below reports/. Of the retrieval examples, both show the same queries in every run.
 PICTURES = {
@@ -16,6 +18,12 @@ PICTURES = {
     "retrieval/recall": "evaluation/recall.png",
     "search/queries": "index/queries.png",
 }
+
+#: Of each set of classes: key in MLflow, of SET -> file below reports/.
+_PICTURES_OF_SET = {"{}/confusion": "evaluation/{}_confusion.png", "{}/calibration": "evaluation/{}_calibration.png"}
+
+#: What MLflow takes as the key of a picture.
+_KEY = re.compile(r"[A-Za-z0-9_. -]+")
 
 #: Parameters that the list of runs has columns for.
 _COLUMNS = ("pretrain.seed", "pretrain.num_steps", "pretrain.batch_size", "pretrain.learning_rate")
@@ -35,7 +43,17 @@ def view(values: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str], Seque
 
 def pictures(reports: Path) -> dict[str, Path]:
     """Key -> file, of those that the stages wrote."""
-    return {key: reports / name for key, name in PICTURES.items() if (reports / name).is_file()}
+    named = dict(PICTURES)
+    for one in _report(reports / "evaluation").get("classes", {}):
+        if _KEY.fullmatch(one):  # others are among the report's files only
+            named |= {key.format(one): name.format(one) for key, name in _PICTURES_OF_SET.items()}
+    return {key: reports / name for key, name in named.items() if (reports / name).is_file()}
+
+
+def log_shown(tracker: Tracker, run_id: str, metrics: Mapping[str, float], reports: Path) -> None:
+    """Logs pictures and tables, each once: of a run of the pipeline, and of an evaluation apart from it."""
+    tracker.log_pictures(run_id, pictures(reports))
+    tracker.log_tables(run_id, tables(metrics, reports))
 
 
 def tables(metrics: Mapping[str, float], reports: Path) -> dict[str, Table]:

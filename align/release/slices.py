@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from align.config.promote import PromoteConfig
-from align.formats.query_ranks import ANY_OWNER, KNN, ZERO_SHOT, QueryRanks, Ranked
+from align.formats.query_ranks import KNN, PROTOCOLS, ZERO_SHOT, QueryRanks, Ranked
 from align.intervals import Scored
 from align.paired import Difference, Part, difference
 
@@ -105,14 +105,11 @@ def _languages(candidate: QueryRanks, champion: QueryRanks) -> Iterator[tuple[st
 
 
 def _protocols(candidate: QueryRanks, champion: QueryRanks, name: str) -> Mapping[str, tuple[Ranked, Ranked]]:
-    """The ways of asking about a set that both have."""
+    """The ways of asking about a set that both have; neither the same queries once more, nor what learns from a set."""
     return {
         protocol: (part, champion.ranked[of, protocol])
         for (of, protocol), part in candidate.ranked.items()
-        if of == name
-        and (of, protocol) in champion.ranked
-        and len(part.queries)
-        and not protocol.endswith(ANY_OWNER)  # the same queries once more
+        if of == name and (of, protocol) in champion.ranked and len(part.queries) and protocol in PROTOCOLS
     }
 
 

@@ -32,6 +32,8 @@ from align.services.tracking_store import artifacts_beside, settle
 #: Tags of a run: the Prefect flow run that it belongs to, by its id; and the attempt of it, by which a run that was
 #: killed is found.
 FLOW_RUN, ATTEMPT = "align.flow_run", "align.attempt"
+#: MLflow's own tag of a run that is listed below another.
+PARENT = "mlflow.parentRunId"
 
 _LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with its defaults it waits minutes for an unavailable server
@@ -126,12 +128,14 @@ class Tracker:
             experiment: its name.
             name: of the run.
             attempt: of a flow run; None: ALIGN_ATTEMPT, which a flow sets for its commands.
-            tags: that it has from its first second on.
+            tags: that it has from its first second on; with PARENT it is in the experiment of that run.
         """
         attempt = attempt or os.environ.get("ALIGN_ATTEMPT")
         with self._asking():
             given = {**(tags or {}), **({ATTEMPT: attempt} if attempt else {})}
-            run = self._client.create_run(self._experiment(experiment), tags=given, run_name=name)
+            parent = given.get(PARENT)
+            place = self._client.get_run(parent).info.experiment_id if parent else self._experiment(experiment)
+            run = self._client.create_run(place, tags=given, run_name=name)
         return str(run.info.run_id)
 
     def page(self, run_id: str, server: str | None) -> str | None:

@@ -78,7 +78,7 @@ def _run(run: RunContext, order: Order, heartbeat: Heartbeat, log: Callable[[str
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")
     with run_page(UUID(str(runtime.flow_run.id)), f"{order.stage} of {order.run}") as page:
-        page.watch(run.root, [asked])
+        page.watch(progress_file(run.root), [asked])
         heartbeat.progress = progress_file(run.root)
         exchange("accept", run, log, order.stage, order.remote, json.dumps(order.reads))
         [outcome] = run_stages([asked], run)

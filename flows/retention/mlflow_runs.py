@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from align.services.registry import Version
-from align.services.tracking import Tracker
+from align.services.tracking import PARENT, Tracker
 from align.services.tracking_retention import REMOVED, LoggedRun, logged_runs, trash
 from flows.retention.item import Item, size_of
 
@@ -27,7 +27,7 @@ def old_runs(
         tracker: MLflow.
         experiment: its name.
         root: the checkout, beside whose database files of runs may lie.
-        versions: all registered ones: their runs stay.
+        versions: all registered ones: their runs stay, and the evaluations that are children of these.
         commits: the runs of these stay.
         before: seconds since 1970.
     """
@@ -39,7 +39,7 @@ def old_runs(
         elif (
             _is_ours(run)
             and run.status != "RUNNING"
-            and run.run_id not in registered
+            and not {run.run_id, run.tags.get(PARENT)} & registered
             and run.tags.get(REVISION, "").removesuffix("-dirty") not in commits
             and run.last_used < before
         ):

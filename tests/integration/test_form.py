@@ -1,5 +1,6 @@
 """The form on a real server: what it refuses, what a run refuses at once, parts of the pipeline, and a run's page."""
 
+import shutil
 import time
 import urllib.error
 from datetime import datetime
@@ -7,7 +8,11 @@ from typing import Any
 
 import pytest
 
+from align.services.tracking import Tracker
+from tests.support import tiny_model
+from tests.support.colours import COLOURS, square
 from tests.support.local_stack import PATIENCE_S, Stack
+from tests.support.suites import suite
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -84,3 +89,100 @@ def test_parts_of_the_pipeline(stack: Stack) -> None:
     plan = stack.run("-m", "align.cli", "plan", "--to", "pretrain", "--set", "pretrain.seed=99")
     assert plan.returncode == 0 and "pretrain.seed 1 -> 99" in plan.stdout, plan.stderr
     assert not list(stack.root.glob(".align/worktrees/*"))
+
+
+@pytest.fixture(scope="module")
+def measurable(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    """Squares as a suite `squares`, and a model: models/ours, and version 1 of the registry, the champion."""
+    model = tiny_model.write(tmp_path_factory.mktemp("model"))
+    (stack.root / "models").mkdir(exist_ok=True)
+    shutil.copytree(model, stack.root / "models/ours")
+    for split, shade in (("train", 0), ("test", 20)):
+        for name in COLOURS:
+            folder = stack.root / "squares" / split / name
+            folder.mkdir(parents=True)
+            (folder / "1.jpg").write_bytes(square(name, shade=shade))
+    (stack.root / "infra/suites").mkdir(parents=True)
+    entry = {"name": "squares", "path": "squares", "format": "folder", "tasks": ["zero_shot", "knn"]}
+    suite(stack.root / "infra/suites", entry).rename(stack.root / "infra/suites/squares.yaml")
+    tracker = Tracker(f"sqlite:///{stack.root}/mlflow.db")
+    made = tracker.start_run("another experiment", "made")
+    packaged = tmp_path_factory.mktemp("packaged")
+    shutil.copytree(model, packaged / "artifacts/abc")
+    (packaged / "MLmodel").touch()
+    tracker.log_folder(made, packaged, "model")
+    tracker.end_run(made)
+    tracker.registry.set_alias(tracker.registry.create_version("stub", made, "model", {}), "champion")
+    return tracker
+
+
+def measure(stack: Stack, **form: str) -> str:
+    """A click on `evaluate`; the run's id."""
+    deployment = stack.ask("/deployments/name/evaluate/local")["id"]
+    return str(stack.ask(f"/deployments/{deployment}/create_flow_run", {"parameters": form})["id"])
+
+
+ENDS = ("COMPLETED", "FAILED", "CRASHED")
+
+
+def test_a_model_is_measured_below_the_run_that_made_it(stack: Stack, measurable: Tracker) -> None:
+    """Two at once on the same embeddings; one of a version, one of a folder whose run is not known."""
+    asked = [
+        measure(stack, suite="squares", name="by `alias` | <b>"),
+        measure(stack, suite="squares", model="models/ours"),
+    ]
+    for run in asked:
+        assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)
+    first, second = (
+        measurable.runs(f"tags.`align.flow_run` = '{run}'")[0] for run in asked
+    )  # fmt: skip
+    parent = measurable.registry.versions("stub")[0].run_id
+    assert first.tags["mlflow.parentRunId"] == parent and first.experiment_id == measurable.run(parent).experiment_id
+    assert "mlflow.parentRunId" not in second.tags and second.experiment_id != first.experiment_id
+    assert (first.status, second.status) == ("FINISHED", "FINISHED")
+    assert (first.name, second.name) == ("by `alias` | <b>", "models/ours on squares")
+    assert first.params["model"] == "stub version 1" and second.params["model"] == "models/ours"
+    same = ("model_digest", "suite", "suite_digest", "set.squares", "sets", "evaluate.seed")
+    assert [first.params[name] for name in same] == [second.params[name] for name in same]
+
+    metrics = measurable.metrics(first.run_id)
+    assert metrics == measurable.metrics(second.run_id)
+    assert {"squares/zero_shot/accuracy", "squares/knn/accuracy", "squares/knn/accuracy/low"} <= metrics.keys()
+    files = stack.root / "mlartifacts/another experiment" / first.run_id / "artifacts"
+    names = {path.relative_to(files).as_posix().partition("+")[0].partition("%")[0] for path in files.rglob("*")}
+    assert {"reports/evaluation/report.html", "reports/evaluation/ranks.parquet", "tables/recall.json",
+            "images/squares~confusion", "images/squares~calibration"} <= names  # fmt: skip
+
+    shown = artifacts(stack, asked[0])
+    assert shown.keys() == {"run", "progress", "summary"}
+    assert (
+        "| `squares/knn/accuracy` | " in shown["summary"]["data"]
+        and "<b>" not in shown["summary"]["data"].split("`")[::2]
+    )
+    assert f"/runs/{first.run_id}" in shown["summary"]["data"]
+    assert any(line.startswith("evaluate: squares: 4 pictures in 4 classes") for line in stack.logs(asked[0]))
+    assert not list(stack.root.glob("reports/evaluation"))  # the checkout's own report is another
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ({"suite": "square"}, "suite square: no such name in infra/suites (there: squares)"),
+        ({"suite": "squares", "model": "8"}, "model 'stub' has no version 8; it has 1"),
+        ({"suite": "squares", "model": "../x"}, "../x: not in the checkout"),
+    ],
+)
+def test_a_wrong_name_is_one_line_before_anything_is_measured(
+    stack: Stack, measurable: Tracker, form: dict[str, str], said: str
+) -> None:
+    run = measure(stack, **form)
+    assert stack.wait_for(run, *ENDS) == "FAILED"
+    message = stack.ask(f"/flow_runs/{run}")["state"]["message"]
+    assert said in message and "Traceback" not in "".join(stack.logs(run))
+    assert measurable.runs(f"tags.`align.flow_run` = '{run}'") == [] and artifacts(stack, run) == {}
+
+
+def test_the_server_refuses_a_login_and_an_empty_field(stack: Stack) -> None:
+    for form in ({"suite": "s3://me:secret@bucket/x.yaml"}, {"suite": " "}, {"suite": "demo", "model": "x" * 2000}):
+        with pytest.raises(urllib.error.HTTPError, match="409"):
+            measure(stack, **form)

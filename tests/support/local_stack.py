@@ -78,6 +78,8 @@ verb = sys.argv[1]
 if verb in ("register", "trace", "promote", "rollback"):
     print(verb, *sys.argv[2:])
     sys.exit()
+if verb == "evaluate": # the real one
+    os.execv(sys.executable, [sys.executable, "-m", "align.cli", *sys.argv[1:]])
 values = YAML(typ="safe").load(Path("params.yaml").read_text())[verb]
 def save(*_):
     Path("checkpoints/step").write_text("7")

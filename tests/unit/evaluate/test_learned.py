@@ -12,10 +12,13 @@ from align.evaluate.learned import learned_scores
 from align.evaluate.measure import measure_classification
 from align.evaluate.protocols.few_shot import few_shot
 from align.evaluate.protocols.labelled import Labelled
+from align.evaluate.protocols.recall import Direction
+from align.formats.query_ranks import QueryRanks, Ranked
+from align.paired import difference, of_metrics, set_of
 from tests.support.colours import ColourEncoder
 from tests.unit.evaluate.test_evaluate import colour_set
 
-HOW = {"num_resamples": 200, "seed": 0}
+HOW: dict[str, Any] = {"num_resamples": 200, "seed": 0}
 
 
 def asked(*tasks: str, **more: Any) -> SuiteSet:
@@ -62,6 +65,26 @@ def test_few_shot_is_the_mean_over_the_seeds() -> None:
     assert found["few_shot_5/accuracy"].value == pytest.approx(np.mean([run == TEST.labels for run in runs]))
 
 
+def test_single_answers_are_kept_for_comparisons() -> None:
+    """From them follows each metric, as `align evaluate --compare` needs it."""
+    entry = asked("knn", "linear_probe", "few_shot", knn={"neighbours": [9]}, few_shot={"shots": [1]})
+    kept: dict[str, Direction] = {}
+    found = learned_scores(entry, TRAIN, TEST, 3, answered=kept, **HOW)
+    assert list(kept) == ["knn_9", "linear_probe", "few_shot_1#0", "few_shot_1#1", "few_shot_1#2"]
+    ids = tuple(map(str, range(len(TEST))))
+    ranked = {
+        ("c", name): Ranked(ids, ids, None, of.ranks, np.asarray(of.num_correct), of.num_items)
+        for name, of in kept.items()
+    }
+    ranks = QueryRanks({"c": "digest"}, ranked)
+    for name, score in found.items():
+        parts = ranks.scored(f"c/{name}")
+        assert np.mean([part.values.mean() for part in parts]) == pytest.approx(score.value)
+        assert ranks.chance(f"c/{name}") == score.chance == 1 / 3
+        assert set_of(f"c/{name}") == "c"
+        assert difference(of_metrics([f"c/{name}"], ranks, ranks), confidence=0.95).value == 0
+
+
 def test_settings_are_obeyed() -> None:
     """A probe of one step in a far too small rate knows no more than chance."""
     weak = {"epochs": 1, "learning_rate": 1e-9, "validation_share": None}
@@ -95,7 +118,9 @@ def test_what_cannot_be_fitted_names_set_and_task() -> None:
 def test_a_set_learns_from_its_split_of_references_and_scores_stand_beside_zero_shot() -> None:
     probe = {"linear_probe": {"epochs": 200, "validation_share": None}}
     one = replace(colour_set("classification"), asked=asked("linear_probe", **probe))
-    scores = measure_classification(one, ColourEncoder(), num_resamples=100, seed=0).scores
+    measured = measure_classification(one, ColourEncoder(), num_resamples=100, seed=0)
+    scores = measured.scores
+    assert list(measured.ranked()) == ["zero_shot", "linear_probe"]
     assert scores["linear_probe/accuracy"].value == scores["zero_shot/accuracy"].value == 1
     assert "knn/accuracy" not in scores  # not asked
     queries = [position for position, image in enumerate(one.images) if image.split == "query"]

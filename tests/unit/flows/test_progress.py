@@ -184,7 +184,7 @@ def test_two_artifacts_are_updated_in_place(tmp_path: Path, server: Server) -> N
     file.parent.mkdir()
     file.write_text(json.dumps({"lines": ["of an earlier run"]}))
     with run_page(run, "x") as page:
-        page.watch(tmp_path, STAGES)
+        page.watch(progress_file(tmp_path), STAGES)
         wait_for(lambda: len(server.artifacts) == 2)
         assert (
             shown(server)["progress"] | {"data": 0.0, "description": "stage 1 of 2, ingest"}
@@ -215,7 +215,7 @@ def test_a_run_that_is_retried_has_one_of_each_artifact_and_one_that_fails_keeps
         server.states = ["Running"]
         put_markdown(run, "plan", "what run x will do", f"plan {attempt}")
         with pytest.raises(ValueError, match="cancelled"), run_page(run, "x") as page:
-            page.watch(tmp_path, STAGES)
+            page.watch(progress_file(tmp_path), STAGES)
             file.write_text(said)
             wait_for(lambda: shown(server).get("progress", {}).get("description") == "stage 1 of 2, ingest: step 2")
             server.states = ["Crashed"]  # as its task is when the run is cancelled
@@ -227,7 +227,7 @@ def test_a_run_that_is_retried_has_one_of_each_artifact_and_one_that_fails_keeps
         assert found["progress"]["description"] == "ended at stage 1 of 2, ingest: step 2"
         assert found["run"]["data"].endswith("~~~~\ningest: step 2\n~~~~")
     with run_page(run, "x") as page:
-        page.watch(tmp_path, STAGES)
+        page.watch(progress_file(tmp_path), STAGES)
     assert len(server.artifacts) == 3 and shown(server)["progress"]["data"] == 100.0
 
 
@@ -235,7 +235,7 @@ def test_a_server_that_is_unavailable_and_back_again(tmp_path: Path, server: Ser
     progress_file(tmp_path).parent.mkdir()
     server.broken.set()
     with run_page(uuid4(), "x") as page:
-        page.watch(tmp_path, STAGES)
+        page.watch(progress_file(tmp_path), STAGES)
         time.sleep(0.1)
         assert not server.artifacts
         server.broken.clear()
@@ -262,7 +262,7 @@ def test_a_server_that_never_answers_holds_the_end_for_seconds_only(
     monkeypatch.setattr(server, "read_task_runs", hang)
     start = time.monotonic()
     page = RunPage(uuid4(), "x")
-    page.watch(tmp_path, STAGES)
+    page.watch(progress_file(tmp_path), STAGES)
     time.sleep(0.1)
     page.close()
     assert time.monotonic() - start < 10

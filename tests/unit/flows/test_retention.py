@@ -4,11 +4,16 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from align.services.registry import Version
+from align.services.tracking import PARENT
+from align.services.tracking_retention import LoggedRun
 from flows.git_repository import git
 from flows.request import Request
+from flows.retention import mlflow_runs
 from flows.retention.history import History, md5s_in
 from flows.retention.item import clear, dispose
 from flows.retention.live import nobody_else, workers
@@ -104,3 +109,17 @@ def test_what_a_killed_removal_has_left_goes_and_nothing_else(tmp_path: Path, mo
     clear(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "two"]
     dispose(tmp_path / "gone already")
+
+
+def test_an_evaluation_stays_as_long_as_the_version_that_it_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = {"align.flow_run": "f"}
+    runs = [
+        LoggedRun(name, name, "FINISHED", 0.0, tags | ({PARENT: parent} if parent else {}), (), None, False)
+        for name, parent in (("made", None), ("of made", "made"), ("of another", "gone"), ("alone", None))
+    ]
+    monkeypatch.setattr(mlflow_runs, "logged_runs", lambda *_: runs)
+    tracker: Any = None
+    items = mlflow_runs.old_runs(
+        tracker, "align", Path(), versions=[Version("align", 1, "made", {})], commits=(), before=1.0
+    )
+    assert [item.names for item in items] == [("of another (of anoth)",), ("alone (alone)",)]

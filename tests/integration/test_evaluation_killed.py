@@ -1,0 +1,95 @@
+"""`kill -9` of `align evaluate`, in the middle of a set and between two; two of them at once. The bytes are the same.
+
+Kept are embeddings, in blocks: what is embedded again after a kill is less than a block. Texts, ranks and intervals are
+computed again.
+"""
+
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tests.support import tiny_model
+from tests.support.colours import COLOURS, square
+from tests.support.forked import Command
+from tests.support.killing import digests, fresh
+from tests.support.suites import suite
+
+#: Pictures of each of two sets: three blocks of embeddings, of 256 at most, and one.
+FIRST, SECOND = 520, 200
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a suite of two sets, all pictures of which differ, and in `whole` the report of an undisturbed run."""
+    root = tmp_path_factory.mktemp("evaluation")
+    tiny_model.write(root)
+    names = list(COLOURS)
+    for name, number, first in (("a", FIRST, 0), ("b", SECOND, FIRST)):
+        for index in range(first, first + number):
+            folder = root / name / "test" / names[index % 4]
+            folder.mkdir(parents=True, exist_ok=True)
+            data = square(names[index % 4], shade=index // 4, format="PNG", side_px=36)
+            (folder / f"{index}.png").write_bytes(data + str(index).encode())  # no two files are equal
+    entry = {"format": "folder", "tasks": ["zero_shot"], "templates": ["a {}."]}
+    suite(root, *({"name": name, "path": str(root / name), **entry} for name in "ab"))
+    command = evaluation(root, "whole")
+    assert command.ended(240)
+    command.require_success()
+    return root
+
+
+def evaluation(root: Path, name: str) -> Command:
+    """`align evaluate` that writes `name/report` and keeps embeddings in `name/features`."""
+    (root / name).mkdir(exist_ok=True)
+    settings = {"paths.evaluation": root / "suite.yaml", "store.features": root / name / "features"}
+    words = [
+        word
+        for key, value in {**settings, "evaluate.num_resamples": 200}.items()
+        for word in ("--set", f"{key}={value}")
+    ]
+    where = fresh(root / f"{name}-{time.monotonic_ns()}")
+    return Command(
+        ["evaluate", "--model", str(root / "model"), "--reports", str(root / name / "report"), *words], where
+    )
+
+
+def blocks(folder: Path) -> dict[Path, int]:
+    """File of kept embeddings -> how many."""
+    found = {}
+    for path in sorted(folder.glob("*/*.arrow")):
+        with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
+            found[path] = reader.read_all().num_rows
+    return found
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("after", [1, 3], ids=["in the middle of a set", "between two sets"])
+def test_a_killed_evaluation_resumes_to_the_same_bytes(place: Path, after: int) -> None:
+    name = f"killed-{after}"
+    command = evaluation(place, name)
+    deadline = time.monotonic() + 240
+    while len(blocks(place / name / "features")) < after:
+        assert not command.ended(0) and time.monotonic() < deadline, command.errors
+    command.kill()
+    kept = blocks(place / name / "features")
+    assert sum(kept.values()) < FIRST + SECOND and not (place / name / "report").exists()
+
+    again = evaluation(place, name)
+    assert again.ended(240)
+    again.require_success()
+    assert digests(place / name / "report") == digests(place / "whole/report")
+    whole = blocks(place / name / "features")
+    assert kept.items() <= whole.items() and sum(whole.values()) == FIRST + SECOND  # no kept one was embedded again
+    assert [path.name for path in (place / name).iterdir() if path.name != "features"] == ["report"]
+
+
+@pytest.mark.timeout(600)
+def test_two_at_once_share_embeddings_and_the_folder_of_the_report(place: Path) -> None:
+    both = [evaluation(place, "both") for _ in range(2)]
+    for command in both:
+        assert command.ended(240)
+        command.require_success()
+    assert digests(place / "both/report") == digests(place / "whole/report")
+    assert sorted(path.name for path in (place / "both").iterdir()) == ["features", "report"]

@@ -1,0 +1,161 @@
+"""What a form may name as a suite, and the summary that people see. The model: tests/unit/release/test_measured.py."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from align.errors import AlignError, ConfigError, DataError, ServiceError
+from flows import evaluate, mlflow_run
+from flows.evaluate import suite_file, summary
+from flows.run_context import RunContext
+from tests.support.params import load_params
+
+SUITE = "sets: [{name: photos, path: photos, format: folder, tasks: [zero_shot]}]\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout with two suites, one of them in a folder that is a link to it, and a file outside of it."""
+    for name in ("checkout/infra/suites/demo.yaml", "checkout/mine/own.yml", "outside.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(SUITE)
+    (tmp_path / "checkout/mine/wrong.yaml").write_text("sets: [{name: photos, tasks: [zero_shot]}]\n")
+    (tmp_path / "checkout/linked.yaml").symlink_to(tmp_path / "outside.yaml")
+    (tmp_path / "scratch").mkdir()
+    return tmp_path / "checkout"
+
+
+def found(asked: str, root: Path) -> Path:
+    return suite_file(asked, root, load_params(), root.parent / "scratch")
+
+
+@pytest.mark.parametrize(
+    ("asked", "file"),
+    [("demo", "infra/suites/demo.yaml"), (" infra/suites/demo.yaml ", "infra/suites/demo.yaml"),
+     ("mine/own.yml", "mine/own.yml"), ("./mine/../mine/own.yml", "mine/own.yml")],
+)  # fmt: skip
+def test_a_suite_is_a_name_or_a_path(root: Path, asked: str, file: str) -> None:
+    assert found(asked, root) == root / file
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        ("nope", DataError, "suite nope: no such name in infra/suites (there: demo); give one"),
+        ("de*", DataError, "suite de*: no such name"),
+        ("--set", DataError, "suite --set: no such name"),
+        ("mine/own", DataError, "suite mine/own: not the name of a YAML file"),
+        ("../outside.yaml", DataError, "../outside.yaml: not in the checkout"),
+        ("linked.yaml", DataError, "linked.yaml: not in the checkout"),
+        ("/etc/passwd.yaml", DataError, "/etc/passwd.yaml: not in the checkout"),
+        ("a\0b/x.yaml", DataError, "not in the checkout"),
+        (f"{'x' * 900}/y.yaml", DataError, f"{'x' * 100}: not in the checkout"),
+        ("mine/none.yaml", DataError, "suite mine/none.yaml: no such file"),
+        ("mine/wrong.yaml", ConfigError, "mine/wrong.yaml: sets.0.path: Field required"),
+        ("s3://", DataError, "suite s3://: not the name of a YAML file"),
+        ("s3://bucket/folder", DataError, "not the name of a YAML file"),
+    ],
+)
+def test_what_is_no_suite_is_one_line(root: Path, asked: str, error: type[AlignError], said: str) -> None:
+    with pytest.raises(error) as raised:
+        found(asked, root)
+    assert said in str(raised.value) and str(root) not in str(raised.value)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+
+
+def test_a_suite_in_s3_is_read_as_a_copy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"s3://b/own.yaml": SUITE, "s3://b/wrong.yaml": "sets: 1\n"}
+
+    class Bucket:
+        def open(self, uri: str) -> io.BytesIO:
+            if uri not in texts:
+                raise DataError("no such object")
+            return io.BytesIO(texts[uri].encode())
+
+    monkeypatch.setattr(evaluate, "open_files", lambda config: Bucket())
+    assert found("s3://b/own.yaml", root).read_text() == SUITE
+    with pytest.raises(ConfigError, match=r"^s3://b/wrong\.yaml: sets: "):
+        found("s3://b/wrong.yaml", root)
+    with pytest.raises(DataError, match=r"^s3://b/none\.yaml: the suite cannot be read: no such object$"):
+        found("s3://b/none.yaml", root)
+
+
+def test_the_summary_has_the_main_figures_and_no_markup_of_a_form() -> None:
+    metrics: dict[str, Any] = {}
+    for name, value in (
+        ("image_to_text/recall@1", 0.25),
+        ("image_to_text/recall@5", 0.5),
+        ("linear_probe/accuracy", 1),
+    ):
+        metrics |= {f"s/{name}": value, f"s/{name}/low": 0.125, f"s/{name}/high": 0.75}
+    metrics["s/image_to_text/recall@1/chance"] = 0.01
+    text = summary("a`b|<i>", "champion on demo\n", metrics, "http://127.0.0.1/#/x")
+    assert text.splitlines()[0] == r"**`a'b/<i>`**: `champion on demo\n`"
+    assert "](http://127.0.0.1/#/x)" in text
+    assert "| `s/image_to_text/recall@1` | 25.0% | 12.5% to 75.0% | 1.0% |" in text
+    assert "| `s/linear_probe/accuracy` | 100.0% | 12.5% to 75.0% |  |" in text and "recall@5" not in text
+
+
+class Logged:
+    """As a Tracker of which one run is known; it does not answer for metrics, if that is asked."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+        self.states: list[str] = []
+        self.started: list[Any] = []
+
+    def runs(self, condition: str) -> list[Any]:
+        return self.started
+
+    def start_run(self, experiment: str, name: str, attempt: str, tags: dict[str, str]) -> str:
+        self.started.append(SimpleNamespace(run_id="r", params={}))
+        return "r"
+
+    def resume_run(self, run_id: str, attempt: str) -> None:
+        self.states.append("RUNNING")
+
+    def end_run(self, run_id: str, status: str) -> None:
+        self.states.append(status)
+
+    def log_params(self, run_id: str, params: dict[str, Any]) -> None:
+        self.started[-1].params |= {name: str(value) for name, value in params.items()}
+
+    def log_metrics(self, run_id: str, metrics: dict[str, float]) -> None:
+        if self.fails:
+            raise ServiceError("MLflow at http://h: no answer")
+
+
+def test_a_run_that_is_stopped_is_killed_in_mlflow_and_its_retry_continues_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, run = Logged(), RunContext(root=root, checkout=root, attempt="1")
+    monkeypatch.setattr(mlflow_run, "Tracker", lambda uri: tracker)
+    monkeypatch.setattr(mlflow_run, "_tags", lambda run: {})
+    with pytest.raises(KeyboardInterrupt), mlflow_run.opened_run(run, "e", "n", {"model": "m"}):
+        raise KeyboardInterrupt  # as Prefect raises it in a run that is cancelled
+    tracker.log_params("r", {"set.photos": "digest"})  # it had come that far
+    with mlflow_run.opened_run(run, "e", "n", {"model": "m"}) as opened:
+        assert opened.run_id == "r"
+    assert tracker.states == ["KILLED", "RUNNING", "FINISHED"] and len(tracker.started) == 1
+    with mlflow_run.opened_run(run, "e", "n", {"model": "other"}):
+        assert len(tracker.started) == 2
+
+
+def test_a_report_that_mlflow_does_not_take_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = root.parent / "scratch/reports/evaluation"
+    report.mkdir(parents=True)
+    (report / "metrics.json").write_text('{"photos/knn/accuracy": 0.5}')
+    (report / "report.json").write_text('{"sets": {"photos": {"digest": "d"}}, "evaluation_digest": "e"}')
+    monkeypatch.setattr(evaluate, "runtime", SimpleNamespace(flow_run=SimpleNamespace(id="0123456789")))
+    tracker = Logged(fails=True)
+    tracker.start_run("", "", "", {})
+    opened: Any = SimpleNamespace(tracker=tracker, run_id="r")
+    with pytest.raises(ServiceError) as raised:
+        evaluate._logged(root, opened, report.parent, {"model": "m"}, "my model: 1")
+    kept = ".align/failed/my-model--1-01234567/reports/evaluation"
+    assert str(raised.value) == f"MLflow at http://h: no answer; the report was made, and is kept in {kept}"
+    assert (root / kept / "metrics.json").is_file() and not report.exists()
+    assert tracker.started[0].params == {"model": "m", "set.photos": "d", "sets": "e"}

@@ -20,7 +20,11 @@ PICTURES = {
 }
 
 #: Of each set of classes: key in MLflow, of SET -> file below reports/.
-_PICTURES_OF_SET = {"{}/confusion": "evaluation/{}_confusion.png", "{}/calibration": "evaluation/{}_calibration.png"}
+_PICTURES_OF_SET = {
+    "{}/confusion": "evaluation/{}_confusion.png",
+    "{}/calibration": "evaluation/{}_calibration.png",
+    "{}/fine_tuning": "evaluation/{}_fine_tuning.png",
+}
 
 #: What MLflow takes as the key of a picture.
 _KEY = re.compile(r"[A-Za-z0-9_. -]+")

@@ -11,6 +11,7 @@ from align.config.evaluate import EvaluateConfig
 from align.evaluate.announce import announce
 from align.evaluate.evaluate import SuiteNeeds, evaluate
 from align.evaluate.many_labels import measure_many_labels
+from align.evaluate.tuned import Tuner
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.query_ranks import RANKS, read_ranks
 from tests.support.choices import aro, sugarcrepe, winoground
@@ -54,7 +55,7 @@ def test_one_report_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[
         many_labels(tmp_path / "many"),
     ]
     (tmp_path / "sugarcrepe/val2017/000000000002.jpg").write_bytes(b"no picture")
-    announce(sets, ColourEncoder())
+    announce(sets, ColourEncoder(), Tuner(tmp_path / "no_model", tmp_path / "checkpoints"))
     said = capsys.readouterr().err
     assert "sugarcrepe: 14 rows about 2 pictures, sugarcrepe" in said and "one: 4 pictures with any of 4" in said
     report = evaluate(

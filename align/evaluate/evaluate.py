@@ -175,7 +175,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     store = params.section(StoreConfig)
     alone = args.model is not None and is_suite(paths.evaluation)  # no pipeline has to be around it
     shards = paths.shards if alone else materialised(paths.shards, store)
-    towers = ModelTowers(args.model or paths.finetuned)
+    towers = ModelTowers(args.model or paths.finetuned, config.image_px)
     files = open_files(store)
     if alone:
         sets = named_sets(paths.evaluation, files)
@@ -210,7 +210,7 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
     measured: list[Measured] = []
     with replace_directory(args.reports, "evaluate") as part:
         for folder, name in zip(args.compare, ("a", "b"), strict=True):
-            towers = ModelTowers(folder)
+            towers = ModelTowers(folder, config.image_px)
             if not measured and is_suite(paths.evaluation):
                 announce(sets, towers)
             say(f"evaluate: {name.upper()} is {folder}")

@@ -71,7 +71,10 @@ def estimate(model: ModelConfig, vocab_size: int, recipe: Recipe, *, num_ranks: 
         on_gpu: whether they train on GPUs, where `precision` counts.
     """
     num_parameters, activations = _towers(
-        model, vocab_size, half=on_gpu and recipe.precision != "float32", checkpointing=recipe.gradient_checkpointing
+        recipe.trained(model),
+        vocab_size,
+        half=on_gpu and recipe.precision != "float32",
+        checkpointing=recipe.gradient_checkpointing,
     )
     share = -(-recipe.batch_size // num_ranks)
     parts = [share, *([recipe.micro_batch] if recipe.micro_batch else [])]

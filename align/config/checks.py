@@ -19,6 +19,7 @@ from align.config.params import Params, S, Section, did_you_mean, wrong_values
 from align.config.paths import PathsConfig
 from align.config.pretrain import PretrainConfig
 from align.config.promote import PromoteConfig
+from align.config.recipe import Recipe
 from align.config.sections import SECTIONS
 from align.config.shard import ShardConfig
 from align.config.validate import ValidateConfig
@@ -74,20 +75,32 @@ def _contradictions(valid: Mapping[type[Section], Section], reasons: Collection[
     pretrain, finetune, paths = _get(valid, PretrainConfig), _get(valid, FinetuneConfig), _get(valid, PathsConfig)
     # A model made elsewhere has a shape of its own, which training compares. Nothing then needs the section `model`.
     elsewhere = bool(finetune and paths and paths.is_made_elsewhere(finetune.start))
-    if model and shard and shard.image_px < model.resize_px and not elsewhere:
-        yield (
-            "shard.image_px",
-            f"shard.image_px {shard.image_px} is below model.resize_px {model.resize_px}: the model would train on "
-            "enlarged pictures; raise the one or lower the other",
-        )
     cluster = _get(valid, ClusterConfig)
     for recipe in (pretrain, None if elsewhere else finetune):
+        if model and recipe and not elsewhere:
+            yield from _picture_sizes(recipe, model, shard)
         if model and cluster and recipe and (line := recipe.against(model, cluster.num_nodes, recipe.num_processes)):
             yield line.partition(" ")[0], line
     if validate := _get(valid, ValidateConfig):
         yield from _bands(validate, reasons)
     if promote := _get(valid, PromoteConfig):
         yield from _metrics(promote, _get(valid, EvaluateConfig))
+
+
+def _picture_sizes(recipe: Recipe, model: ModelConfig, shard: ShardConfig | None) -> Iterator[tuple[str, str]]:
+    try:
+        needed = recipe.trained(model).resize_px
+    except ConfigError as error:
+        yield f"{recipe.section}.image_px", str(error)
+        return
+    if shard and shard.image_px < needed:
+        own = "resize_px" if recipe.resize_px else "image_px" if recipe.image_px else None
+        below = f"model.resize_px {needed}" if own is None else f"the {needed} px of {recipe.section}.{own}"
+        yield (
+            "shard.image_px",
+            f"shard.image_px {shard.image_px} is below {below}: the model would train on enlarged pictures; raise the "
+            "one or lower the other",
+        )
 
 
 def _bands(validate: ValidateConfig, reasons: Collection[str]) -> Iterator[tuple[str, str]]:

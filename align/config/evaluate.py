@@ -15,6 +15,8 @@ class EvaluateConfig(Section):
     section: ClassVar[str] = "evaluate"
 
     seed: Annotated[int, Field(ge=0)]
+    #: None: the model's.
+    image_px: Annotated[int | None, Field(ge=32)]
     num_resamples: Annotated[int, Field(ge=100)]
     max_test_images: Annotated[int, Field(ge=0)]
     num_examples: Annotated[int, Field(ge=0, le=50)]

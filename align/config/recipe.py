@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from align.config.model import ModelConfig
 from align.config.params import Section
 from align.config.paths import PathField
+from align.errors import ConfigError
 
 #: What training measures on the val split, the more the better (`align.training.validation`).
 _VALIDATED = re.compile(r"val/((image_to_text|text_to_image)/recall@(1|5|10)|effective_rank)")
@@ -48,13 +49,26 @@ class Recipe(Section):
 
     seed: int = Field(ge=0)
     num_steps: int = Field(ge=1)
+    #: None: those of the model; its weights are convolutional, so they fit any size (see `trained`).
+    image_px: int | None = Field(ge=32)
+    resize_px: int | None = Field(ge=32)
+    stochastic_depth: float | None = Field(ge=0, lt=1)
     batch_size: int = Field(ge=1)
     micro_batch: int | None = Field(ge=1)
+    optimiser: Literal["lamb", "adamw"]
     learning_rate: float = Field(gt=0)
     text_learning_rate_scale: float = Field(gt=0)
+    vector_learning_rate_scale: float = Field(gt=0)
+    schedule: Literal["linear", "cosine", "constant"]
     warmup_steps: int = Field(ge=0)
+    cooldown_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
+    beta1: float = Field(ge=0, lt=1)
     beta2: float = Field(ge=0, lt=1)
+    eps: float = Field(gt=0)
+    #: None: 1 / sqrt(width of the text tower).
+    text_init_std: float | None = Field(gt=0)
+    position_init_scale: float = Field(ge=0)
     loss: Literal["align", "sigmoid"]
     label_smoothing: float = Field(ge=0, lt=1)
     clip_norm: float | None = Field(gt=0)
@@ -84,6 +98,23 @@ class Recipe(Section):
         """The values that decide the result. Extra shards count by digest and weight, wherever they are stored."""
         exclude: dict[str, Any] = dict.fromkeys(self.neutral_fields, True)
         return self.model_dump(mode="json", exclude=exclude | {"extra_shards": {"__all__": {"path"}}})
+
+    def trained(self, model: ModelConfig) -> ModelConfig:
+        """A model's configuration while this recipe trains it, and afterwards: its picture size and stochastic depth.
+
+        Where only `image_px` is given, `resize_px` keeps its proportion to it.
+
+        Raises:
+            ConfigError: `image_px` is larger than `resize_px`.
+        """
+        image_px = self.image_px or model.image_px
+        resize_px = self.resize_px or round(model.resize_px * image_px / model.image_px)
+        if image_px > resize_px:
+            raise ConfigError(
+                f"{self.section}.image_px {image_px} is larger than resize_px {resize_px}, which it is cropped from"
+            )
+        depth = model.stochastic_depth if self.stochastic_depth is None else self.stochastic_depth
+        return model.model_copy(update={"image_px": image_px, "resize_px": resize_px, "stochastic_depth": depth})
 
     def against(self, model: ModelConfig, num_nodes: int, num_processes: int | None) -> str | None:
         """What of the recipe contradicts the model or the number of ranks, in one line; None where nothing does.
@@ -132,6 +163,13 @@ class Recipe(Section):
     def _consistent(self) -> Self:
         if self.num_steps and self.warmup_steps >= self.num_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than num_steps {self.num_steps}")
+        if self.cooldown_steps and self.schedule != "constant":
+            raise ValueError(f"cooldown_steps {self.cooldown_steps} is of schedule constant; {self.schedule} needs 0")
+        if self.num_steps and self.warmup_steps + self.cooldown_steps > self.num_steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} and cooldown_steps {self.cooldown_steps} are more than num_steps "
+                f"{self.num_steps}"
+            )
         if self.num_processes and self.batch_size % self.num_processes:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_processes {self.num_processes}")
         return self

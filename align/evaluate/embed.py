@@ -64,15 +64,30 @@ class Towers(Protocol):
 
 
 class ModelTowers:
-    """The towers of a model folder; on a GPU if there is one. Raises as `align.model.embedder.load_with_tokenizer`."""
+    """The towers of a model folder; on a GPU if there is one.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: the folder.
+        image_px: another picture size than the model's, for which no weight changes; None: the model's.
+
+    Raises as `align.model.embedder.load_with_tokenizer`.
+    """
+
+    def __init__(self, directory: Path, image_px: int | None = None) -> None:
         model, tokenizer = load_with_tokenizer(directory)
+        if image_px is not None:
+            resize_px = round(model.config.resize_px * image_px / model.config.image_px)
+            model.config = model.config.model_copy(update={"image_px": image_px, "resize_px": resize_px})
         self.temperature = float(model.temperature.detach())
         self._embedder = Embedder(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
         self._config = self._embedder.config
         #: What decides an embedding, beside code and libraries.
-        self.decides = [model_digest(directory), self._config.image_px, "cuda" if torch.cuda.is_available() else "cpu"]
+        self.decides = [
+            model_digest(directory),
+            self._config.image_px,
+            self._config.resize_px,
+            "cuda" if torch.cuda.is_available() else "cpu",
+        ]
 
     def crop(self, picture: bytes) -> Crop:
         """See `Towers`."""

@@ -207,7 +207,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     alone = args.model is not None and is_suite(paths.evaluation)  # no pipeline has to be around it
     shards = paths.shards if alone else materialised(paths.shards, store)
     folder = args.model or paths.finetuned
-    towers, tuner = ModelTowers(folder), Tuner(folder, paths.checkpoints)
+    towers, tuner = ModelTowers(folder, config.image_px), Tuner(folder, paths.checkpoints)
     files = open_files(store)
     if alone:
         sets = named_sets(paths.evaluation, files)
@@ -244,7 +244,7 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
     measured: list[Measured] = []
     with replace_directory(args.reports, "evaluate") as part:
         for folder, name in zip(args.compare, ("a", "b"), strict=True):
-            towers, tuner = ModelTowers(folder), Tuner(folder, paths.checkpoints)
+            towers, tuner = ModelTowers(folder, config.image_px), Tuner(folder, paths.checkpoints)
             if not measured and is_suite(paths.evaluation):
                 announce(sets, towers, tuner)
             say(f"evaluate: {name.upper()} is {folder}")

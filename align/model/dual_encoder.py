@@ -7,10 +7,11 @@ Names in the state dict are those of `transformers.AlignModel`. Differences from
 * the image tower has a projection if its width is not the joint width (the paper's ablations at width 640);
 * the temperature is exp(log_temperature), so it is always positive.
 
-Decisions (the paper is silent): no dropout in the text tower. Its weights start from N(0, 1 / width) instead of BERT's
-N(0, 0.02^2), which equals it at width 2,500. With 0.02 the [CLS] output of a narrow tower hardly depends on its words,
-and LAMB, whose steps follow the norm of the weights, changes that only slowly. Positions and token types start from a
-tenth of that: an alt-text is mostly a bag of words, and at full scale half of a token's input is its position.
+Decisions (the paper is silent): no dropout in the text tower. Where the recipe names no other deviation, its weights
+start from N(0, 1 / width) instead of BERT's N(0, 0.02^2), which equals it at width 2,500. With 0.02 the [CLS] output of
+a narrow tower hardly depends on its words, and LAMB, whose steps follow the norm of the weights, changes that only
+slowly. The demo's positions and token types start from a tenth of that: an alt-text is mostly a bag of words, and at
+full scale half of a token's input is its position.
 
 Shapes, as suffixes: B samples, D joint width, F width of a tower, T tokens. Images are (B, 3, H, W).
 """
@@ -39,9 +40,6 @@ from align.formats.model_folder import (
 from align.model.image_tower import ImageTower
 from align.model.presets import text_shape
 
-#: Initial scale of position and token-type embeddings, relative to word embeddings.
-POSITION_SCALE = 0.1
-
 #: On a CPU this many texts of similar length are encoded together: with fewer, small products cost more than padding.
 CPU_TEXTS = 16
 
@@ -54,18 +52,33 @@ class DualEncoder(nn.Module):
         vocab_size: rows of the word embedding.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        *,
+        text_init_std: float | None = None,
+        position_init_scale: float = 1.0,
+    ) -> None:
+        """Initial weights come from torch's global generator.
+
+        Args:
+            config: the model section.
+            vocab_size: rows of the word embedding.
+            text_init_std: of the text tower's weights; None: 1 / sqrt(its width).
+            position_init_scale: of position and token-type embeddings, relative to word embeddings.
+        """
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
         self.vision_model = ImageTower(config)
-        self.text_model = BertModel(text_config(config, vocab_size), add_pooling_layer=False)
+        self.text_model = BertModel(text_config(config, vocab_size, text_init_std), add_pooling_layer=False)
         with torch.no_grad():
             for table in (
                 self.text_model.embeddings.position_embeddings,
                 self.text_model.embeddings.token_type_embeddings,
             ):
-                table.weight.mul_(POSITION_SCALE)
+                table.weight.mul_(position_init_scale)
         self.text_projection = nn.Linear(text_shape(config).width, config.embed_width)
         nn.init.xavier_uniform_(self.text_projection.weight)
         nn.init.zeros_(self.text_projection.bias)
@@ -142,7 +155,7 @@ class DualEncoder(nn.Module):
         return hidden_BTF[:, 0]
 
 
-def text_config(config: ModelConfig, vocab_size: int) -> BertConfig:
+def text_config(config: ModelConfig, vocab_size: int, init_std: float | None = None) -> BertConfig:
     """The transformers configuration of the text tower. As in BERT, the feed-forward width is four times its own."""
     shape = text_shape(config)
     return BertConfig(
@@ -154,7 +167,7 @@ def text_config(config: ModelConfig, vocab_size: int) -> BertConfig:
         max_position_embeddings=config.max_tokens,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        initializer_range=shape.width**-0.5,
+        initializer_range=shape.width**-0.5 if init_std is None else init_std,
         attn_implementation="sdpa",  # type: ignore[call-arg]  # in **kwargs, which mypy cannot check
     )
 
@@ -182,15 +195,20 @@ def save_model(
     write_model_folder(config, model.state_dict(), directory)
 
 
-def load_model(directory: Path) -> DualEncoder:
+def load_model(directory: Path, trained: ModelConfig | None = None) -> DualEncoder:
     """Reads a model folder; returns the model in evaluation mode on the CPU.
+
+    Args:
+        directory: the folder.
+        trained: the folder's configuration as a recipe changes it: another picture size or stochastic depth, which no
+            weight depends on; None: as it is.
 
     Raises:
         DataError: there is no model in the folder, or its weights do not fit its configuration.
         FormatError: another schema version, or a folder of transformers' AlignModel.
     """
     config = read_config(directory)
-    model = DualEncoder(config.model, config.vocab_size)
+    model = DualEncoder(trained or config.model, config.vocab_size)
     weights = read_weights(directory)
     try:
         model.load_state_dict(weights)

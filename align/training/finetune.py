@@ -1,7 +1,8 @@
 """finetune: retrieval fine-tuning of a trained model (paper section 4.2): same loss, small learning rate.
 
-The model is the pre-trained one, or any that `finetune.from` names, such as an imported one. Its shape, its picture
-size and its tokenizer are kept. With `finetune.num_steps: 0` it is taken as it is, to be evaluated and registered.
+The model is the pre-trained one, or any that `finetune.from` names, such as an imported one. Its shape and its
+tokenizer are kept, and its picture size where the recipe has none of its own. With `finetune.num_steps: 0` it is taken
+as it is, to be evaluated and registered.
 
 Decision: the demo has no curated captions, so it fine-tunes on the training split of its own pairs. With COCO or
 Flickr30K in `data/shards` this stage follows the paper's protocol.
@@ -28,6 +29,8 @@ from align.training.stage import add_arguments, train_from_params
 
 __all__ = ["add_arguments", "main"]
 
+_OF_NEW_WEIGHTS = ("text_init_std", "position_init_scale")
+
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align finetune`."""
@@ -45,9 +48,17 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def _refuse_ignored(chosen: Mapping[str, Any], model: ModelConfig, start: Path) -> None:
-    """Raises ConfigError where a value of section `model` was chosen that is not the one of the model to start from."""
+    """Raises ConfigError where a value of section `model` was chosen that is not the one of the model to start from.
+
+    Or one of those that decide how new weights begin.
+    """
     for key, value in chosen.items():
         section, *parts = key.split(".")
+        if section == FinetuneConfig.section and parts[0] in _OF_NEW_WEIGHTS:
+            raise ConfigError(
+                f"--set {key}={value}: `align finetune` starts from the weights in {start}, so this would be ignored; "
+                f"set pretrain.{parts[0]}"
+            )
         kept: Any = model.model_dump(mode="json", by_alias=True)
         for part in parts:
             kept = kept.get(part) if isinstance(kept, dict) else None
@@ -55,6 +66,7 @@ def _refuse_ignored(chosen: Mapping[str, Any], model: ModelConfig, start: Path) 
             raise ConfigError(
                 f"--set {key}={value}: `align finetune` keeps the shape and the recipe of the model in {start}, so "
                 "this would be ignored; set it for `align pretrain`, which makes that model"
+                + (f", or finetune.{parts[0]}" if parts[0] in FinetuneConfig.model_fields else "")
             )
 
 

@@ -1,9 +1,9 @@
-"""LAMB (You et al., 2020) and ALIGN's schedule (paper section 5): linear warm-up, linear decay to 0.
+"""LAMB (You et al., 2020), the paper's optimiser (section 5); without its trust ratio it is AdamW.
 
-Decisions, where the papers are silent or implementations differ: beta1 0.9, eps 1e-6, bias correction on, the trust
-ratio |w| / |update| unclipped and 1 if either norm is 0. Parameters of at most one dimension (biases, norm scales, the
-temperature) take plain Adam steps: no weight decay, no trust ratio, as in the reference implementations. Their rate is
-VECTOR_RATE of the learning rate, since their step is absolute, while a matrix's step is relative to its weights.
+Decisions, where the papers are silent or implementations differ: bias correction on, the trust ratio |w| / |update|
+unclipped and 1 if either norm is 0. Parameters of at most one dimension (biases, norm scales, the temperature) take
+plain Adam steps: no weight decay, no trust ratio, as in the reference implementations. Their step is absolute, while a
+matrix's step is relative to its weights, so the recipe has a factor for their rate.
 
 The trust ratio is that of whole parameters, even if each rank holds only some rows (`align.training.sharding`): one
 message sums the norms of all parameters.
@@ -21,19 +21,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from align.config.recipe import Recipe
 from align.training.sharding import local, norms
-
-#: Rate of parameters of at most one dimension, as a share of the learning rate.
-VECTOR_RATE = 0.2
 
 
 class Lamb(Optimizer):
-    """LAMB over parameter groups. A group with `adapt` False takes Adam steps without decay.
+    """LAMB over parameter groups. A group with `adapt` False takes steps of AdamW.
 
     Args:
-        groups: dicts with `params`, `adapt` (bool), and optionally `lr_scale`, a factor on the learning rate.
+        groups: dicts with `params`, `adapt` (bool), and optionally `weight_decay` and `lr_scale`, a factor on the
+            learning rate.
         weight_decay: decoupled, inside the trust ratio; paper 1e-5.
         betas: decay of the running mean and of the running square of the gradients.
+        eps: added to the root of the running square.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class Lamb(Optimizer):
         torch._foreach_add_(scale, group["eps"])
         updates = torch._foreach_div(means, scale)
         torch._foreach_div_(updates, 1.0 - first_beta**step)
-        if group["adapt"] and group["weight_decay"]:
+        if group["weight_decay"]:
             torch._foreach_add_(updates, [local(param) for param in params], alpha=group["weight_decay"])
         return list(updates)
 
 
-def parameter_groups(model: nn.Module, text_learning_rate_scale: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Groups by adaptation and rate.
 
     In a short run a post-norm BERT needs a smaller rate than the image tower. Its embeddings do not, since a batch
@@ -111,16 +111,15 @@ def parameter_groups(model: nn.Module, text_learning_rate_scale: float) -> list[
     """
     groups: dict[tuple[bool, float], list[Tensor]] = {}
     for name, param in model.named_parameters():
-        adapt = param.ndim > 1
-        scale = 1.0 if adapt else VECTOR_RATE
-        if name.startswith("text_") and not (adapt and ".embeddings." in name):
-            scale *= text_learning_rate_scale
-        groups.setdefault((adapt, scale), []).append(param)
-    return [{"params": params, "adapt": adapt, "lr_scale": scale} for (adapt, scale), params in sorted(groups.items())]
-
-
-def learning_rate_at(step: int, *, peak: float, warmup_steps: int, num_steps: int) -> float:
-    """Learning rate of the update after `step` completed ones: linear to `peak`, then linear to 0 at `num_steps`."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    return peak * (num_steps - step) / max(1, num_steps - warmup_steps)
+        matrix = param.ndim > 1
+        scale = 1.0 if matrix else recipe.vector_learning_rate_scale
+        if name.startswith("text_") and not (matrix and ".embeddings." in name):
+            scale *= recipe.text_learning_rate_scale
+        groups.setdefault((matrix, scale), []).append(param)
+    return [
+        {
+            "params": params, "adapt": matrix and recipe.optimiser == "lamb", "lr_scale": scale,
+            "weight_decay": recipe.weight_decay if matrix else 0.0,
+        }
+        for (matrix, scale), params in sorted(groups.items(), key=lambda item: item[0])
+    ]  # fmt: skip

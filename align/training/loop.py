@@ -31,11 +31,11 @@ from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import as_written
 from align.training.batch import Augmentation, Batch, Sampling
 from align.training.health import Health
-from align.training.lamb import learning_rate_at
 from align.training.loader import TrainLoader
 from align.training.process_group import Ranks
 from align.training.progress import Progress, Usage
 from align.training.samples import SampleSources, SplitSamples
+from align.training.schedule import learning_rate_at
 from align.training.state import MetricRow, State
 from align.training.step import Gradients, Interrupted, compute_gradients
 from align.training.validation import batch_norm_gap, validate
@@ -98,9 +98,7 @@ def train(
         model.train()
         takes_part = ranks.leads or state.sharded  # in work that one rank does alone, if it has whole weights
         for batch in loader.batches(state.step, recipe.num_steps):
-            rate = learning_rate_at(
-                state.step, peak=recipe.learning_rate, warmup_steps=recipe.warmup_steps, num_steps=recipe.num_steps
-            )
+            rate = learning_rate_at(state.step, recipe)
             try:
                 gradients = _update(state, recipe, ranks, tokenizer, batch, rate, lambda: ranks.any(stopped()))
             except Interrupted:  # the state is that of the last whole step

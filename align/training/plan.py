@@ -134,7 +134,7 @@ def make_plan(
     main, extra = read_outline(inputs.shards), [read_outline(more.path) for more in recipe.extra_shards]
     for outline in (main, *extra):
         if outline.manifest.image_px < model.resize_px:
-            raise _too_small(outline.path.parent, outline.manifest.image_px, model.resize_px, inputs.initial)
+            raise _too_small(recipe, outline.path.parent, outline.manifest.image_px, model.resize_px, inputs.initial)
     for outline, expected in zip(extra, recipe.extra_shards, strict=True):
         if outline.manifest.digest != expected.digest:
             raise ConfigError(
@@ -152,14 +152,15 @@ def make_plan(
     return TrainingPlan(recipe, model, inputs, data, checkpoints, infrastructure, monitoring, accept_code_change)
 
 
-def _too_small(shards: Path, have_px: int, need_px: int, initial: Path | None) -> ConfigError:
-    """Says which value is the user's: a model that training starts from keeps its picture size."""
+def _too_small(recipe: Recipe, shards: Path, have_px: int, need_px: int, initial: Path | None) -> ConfigError:
+    """Says which value is the user's: a model that training starts from keeps its picture size by default."""
     raise_it = f"set shard.image_px to {need_px} or more in params.yaml and make the shards again"
-    if initial is not None:
-        return ConfigError(
-            f"{shards} holds images of {have_px} px, the model in {initial} needs {need_px}: {raise_it} (`dvc repro`, "
-            "or `align shard` and `align validate_shards`)"
-        )
-    return ConfigError(
-        f"{shards} holds images of {have_px} px, model.resize_px is {need_px}: lower it, or {raise_it} (`align shard`)"
-    )
+    own = "resize_px" if recipe.resize_px else "image_px" if recipe.image_px else None
+    if own is not None:
+        why = f"{recipe.section}.{own} {getattr(recipe, own)} needs {need_px}: lower it, or {raise_it}"
+    elif initial is None:
+        why = f"model.resize_px is {need_px}: lower it, or {raise_it}"
+    else:
+        why = f"the model in {initial} needs {need_px}: {raise_it}"
+    remake = "`align shard`" if initial is None else "`dvc repro`, or `align shard` and `align validate_shards`"
+    return ConfigError(f"{shards} holds images of {have_px} px, {why} ({remake})")

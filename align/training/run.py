@@ -93,8 +93,11 @@ def _build(plan: TrainingPlan) -> DualEncoder:
     if initial is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.recipe.seed)
-            return DualEncoder(plan.model, tokenizer.vocab_size)
-    model = load_model(initial)
+            return DualEncoder(
+                plan.model, tokenizer.vocab_size,
+                text_init_std=plan.recipe.text_init_std, position_init_scale=plan.recipe.position_init_scale,
+            )  # fmt: skip
+    model = load_model(initial, plan.model)
     if model.vocab_size != tokenizer.vocab_size:
         raise ConfigError(
             f"{initial} was trained with {model.vocab_size} tokens, {plan.inputs.tokenizer} has {tokenizer.vocab_size}"

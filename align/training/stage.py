@@ -19,6 +19,7 @@ from align.config.paths import PathsConfig
 from align.config.recipe import Recipe
 from align.config.store import StoreConfig
 from align.console import say
+from align.errors import ConfigError
 from align.files import replace_directory
 from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer, read_config
 from align.formats.verdict import SHARDS, gate_report, require_passed
@@ -53,13 +54,13 @@ def train_from_params(
         params: the shared sections are read from it.
         args: of `add_arguments`.
         recipe: section of the stage.
-        model: shape of the model.
+        model: shape of the model, before the recipe's own picture size and stochastic depth.
         inputs: what the run reads.
         out: folder of the trained model.
     """
     stage, paths, store = recipe.section, params.section(PathsConfig), params.section(StoreConfig)
     plan = make_plan(
-        recipe, model, inputs, paths.checkpoints,
+        recipe, recipe.trained(model), inputs, paths.checkpoints,
         infrastructure=Infrastructure(tar_reader(store), checkpoint_mirror(store), params.section(ClusterConfig)),
         monitoring=Monitoring(health=params.section(HealthConfig)), accept_code_change=args.accept_code_change,
     )  # fmt: skip
@@ -117,6 +118,11 @@ def _keep(plan: TrainingPlan, *, out: Path, reports: Path) -> TrainingReport:
     """No step to train: copies the model that the plan starts from, byte for byte, so that it stays what it is."""
     initial = plan.inputs.initial
     assert initial is not None  # only finetune allows no steps
+    if plan.model != read_config(initial).model:
+        raise ConfigError(
+            f"{plan.recipe.section}.num_steps is 0: the model in {initial} is taken as it is, so another image_px, "
+            "resize_px or stochastic_depth would be ignored; set them to null, or train"
+        )
     report = training_report(plan, Trained(load_model(initial), [], 0.0, []))
     write_training_report(report, [], reports, plan.recipe.section)
     with replace_directory(out, plan.recipe.section) as part:

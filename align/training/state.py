@@ -108,8 +108,10 @@ class State:
 
 def new_state(model: DualEncoder, recipe: Recipe) -> State:
     """A model and its optimiser at step 0."""
-    groups = parameter_groups(model, recipe.text_learning_rate_scale)
-    optimiser = Lamb(groups, weight_decay=recipe.weight_decay, betas=(0.9, recipe.beta2))
+    optimiser = Lamb(
+        parameter_groups(model, recipe),
+        weight_decay=recipe.weight_decay, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps,
+    )  # fmt: skip
     average = None if recipe.ema_decay is None else [param.detach().clone() for param in model.parameters()]
     loss_scale = LossScale() if recipe.precision == "float16" else None
     return State(model, optimiser, average=average, loss_scale=loss_scale)

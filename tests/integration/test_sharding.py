@@ -114,7 +114,7 @@ def _lamb(ranks: Ranks) -> list[Tensor]:
         module.register_parameter(str(index), nn.Parameter(torch.from_numpy(start.copy())))
     fully_shard(module, mesh=init_device_mesh("cpu", (ranks.world_size,)))
     params = list(module.parameters())
-    groups = [{"params": params[:-1], "adapt": True}, {"params": params[-1:], "adapt": False}]
+    groups = [{"params": params[:-1], "adapt": True}, {"params": params[-1:], "adapt": False, "weight_decay": 0.0}]
     optimiser = Lamb(groups, weight_decay=0.02, betas=(0.9, 0.99))
     optimiser.set_learning_rate(0.1)
     for step in grads:

@@ -33,9 +33,11 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 RECIPE: dict[str, object] = {
-    "seed": 0, "num_steps": 8, "batch_size": 8, "micro_batch": None, "learning_rate": 0.02,
-    "text_learning_rate_scale": 0.5,
-    "warmup_steps": 2, "weight_decay": 1e-5, "beta2": 0.999, "loss": "align", "label_smoothing": 0.1, "clip_norm": None,
+    "seed": 0, "num_steps": 8, "image_px": None, "resize_px": None, "stochastic_depth": None,
+    "batch_size": 8, "micro_batch": None, "optimiser": "lamb", "learning_rate": 0.02,
+    "text_learning_rate_scale": 0.5, "vector_learning_rate_scale": 0.2, "schedule": "linear", "cooldown_steps": 0,
+    "warmup_steps": 2, "weight_decay": 1e-5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6,
+    "text_init_std": None, "position_init_scale": 0.1, "loss": "align", "label_smoothing": 0.1, "clip_norm": None,
     "ema_decay": None, "flip": False, "precision": "bfloat16", "gradient_checkpointing": False, "shard_weights": False,
     "compile": False, "tf32": False, "cudnn_benchmark": False,
     "phrase_dropout": 0.0,

@@ -49,6 +49,13 @@ def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
         (["shard.image_px=64"], "shard.image_px 64 is below model.resize_px 72"),
         (["model.resize_px=48"], "image_px 64 is larger than resize_px 48"),
         (["pretrain.warmup_steps=800"], "warmup_steps 800 must be less than num_steps 800"),
+        (["pretrain.cooldown_steps=5"], "cooldown_steps 5 is of schedule constant; linear needs 0"),
+        (
+            ["pretrain.schedule=constant", "pretrain.cooldown_steps=800"],
+            "cooldown_steps 800 are more than num_steps 800",
+        ),
+        (["pretrain.image_px=80"], "shard.image_px 72 is below the 90 px of pretrain.image_px"),
+        (["pretrain.image_px=80", "pretrain.resize_px=72"], "pretrain.image_px 80 is larger than resize_px 72"),
         (["pretrain.batch_size=250"], "pretrain.batch_size 250 must be a multiple of model.batch_norm_group 16"),
         (["pretrain.batch_size=288", "pretrain.num_processes=4"], "num_processes 4 x model.batch_norm_group 16"),
         (["cluster.num_nodes=3", "cluster.rendezvous=a:1"], "cluster.num_nodes 3 x model.batch_norm_group 16"),

@@ -6,6 +6,9 @@ import pytest
 
 from align.config.checks import wrong_parameters
 from align.config.filter import FilterConfig
+from align.config.finetune import FinetuneConfig
+from align.config.model import ModelConfig
+from align.config.pretrain import PretrainConfig
 from align.config.profile import DEMO, PROFILES, profile_names, profile_overrides
 from align.config.validate import ValidateConfig
 from align.errors import ConfigError
@@ -35,11 +38,41 @@ def test_the_demo_is_no_file_and_changes_nothing() -> None:
     assert set(profile_names()) >= {"cc3m", "coyo", "paper", "photographs"}
 
 
-def test_the_paper_s_recipe() -> None:
-    values = load_params(overrides=profile_overrides("paper")).values
-    model, pretrain = values["model"], values["pretrain"]
-    assert (model["image_tower"], model["text_tower"], model["image_px"]) == ("B7", "Base", 289)
-    assert (pretrain["batch_size"], pretrain["num_steps"], pretrain["learning_rate"]) == (16384, 1_000_000, 1e-3)
+@pytest.mark.parametrize(
+    ("profile", "towers", "width", "batch_size", "num_steps", "learning_rate"),
+    [
+        ("paper", ("L2", "Large"), 1376, 16384, 1_200_000, 1e-3),
+        ("ablation", ("B7", "Base"), 640, 16384, 1_000_000, 1e-3),
+        ("coyo", ("B7", "Base"), 640, 65536, 300_000, 2e-3),
+        ("cc3m", ("B3", "Mini"), 640, 16384, 100_000, 5e-3),
+    ],
+)
+def test_published_recipes(
+    profile: str, towers: tuple[str, str], width: int, batch_size: int, num_steps: int, learning_rate: float
+) -> None:
+    params = load_params(overrides=profile_overrides(profile))
+    model, recipe, later = (params.section(of) for of in (ModelConfig, PretrainConfig, FinetuneConfig))
+    assert (model.image_tower, model.text_tower, model.embed_width, model.image_px) == (*towers, width, 289)
+    assert (recipe.batch_size, recipe.num_steps, recipe.learning_rate) == (batch_size, num_steps, learning_rate)
+    assert (recipe.optimiser, recipe.schedule, recipe.warmup_steps, recipe.weight_decay) == (
+        "lamb",
+        "linear",
+        10_000,
+        1e-5,
+    )
+    assert (recipe.label_smoothing, recipe.loss, model.temperature_init, model.batch_norm_group) == (
+        0.1,
+        "align",
+        1.0,
+        16,
+    )
+    assert (recipe.text_learning_rate_scale, recipe.vector_learning_rate_scale, recipe.phrase_dropout) == (
+        1.0,
+        1.0,
+        0.0,
+    )
+    assert (recipe.text_init_std, recipe.position_init_scale) == (0.02, 1.0)
+    assert (later.batch_size, later.learning_rate, later.warmup_steps, later.image_px) == (2048, 1e-5, 0, None)
 
 
 def test_a_crawl_may_lose_more_than_the_demo() -> None:
@@ -84,6 +117,6 @@ def test_outside_a_checkout_those_of_the_package_are_used(tmp_path: Path, monkey
 
 def test_a_missing_profile_names_those_that_exist() -> None:
     with pytest.raises(
-        ConfigError, match=r"--profile laion: no readable file .*: cc3m, coyo, crawl, paper, photographs, url_table"
+        ConfigError, match=r"--profile laion: no readable file .*: ablation, cc3m, coyo, crawl, paper, photographs, url_table"
     ):
         profile_overrides("laion")

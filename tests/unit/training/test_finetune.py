@@ -161,6 +161,37 @@ def test_no_steps_are_for_finetune_only(
     assert "parameter 'pretrain.num_steps' = 0" in capsys.readouterr().err
 
 
+def test_it_trains_at_a_picture_size_and_depth_of_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = (
+        "finetune.image_px=36",
+        "finetune.resize_px=36",
+        "finetune.stochastic_depth=0.3",
+        "paths.finetuned=own_size",
+    )
+    assert finetune(project, monkeypatch, *changes) == 0
+    shape = json.loads((project / "own_size/config.json").read_text())["model"]
+    assert (shape["image_px"], shape["resize_px"], shape["stochastic_depth"]) == (36, 36, 0.3)
+    assert shape == MODEL.model_dump(mode="json") | {"image_px": 36, "resize_px": 36, "stochastic_depth": 0.3}
+
+
+def test_a_picture_size_that_the_shards_or_no_steps_cannot_have(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(project, monkeypatch, "finetune.image_px=40") == 1  # from 45 px, in the model's proportion
+    assert "images of 36 px, finetune.image_px 40 needs 45: lower it, or set shard.image_px" in capsys.readouterr().err
+    assert finetune(project, monkeypatch, "finetune.image_px=40", "finetune.resize_px=36") == 1
+    assert "finetune.image_px 40 is larger than resize_px 36, which it is cropped" in capsys.readouterr().err
+    assert finetune(project, monkeypatch, "finetune.num_steps=0", "finetune.stochastic_depth=0.4") == 1
+    assert "or stochastic_depth would be ignored; set them to null, or train" in capsys.readouterr().err
+
+
+def test_how_new_weights_begin_is_not_its_to_say(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(project, monkeypatch, "finetune.text_init_std=0.02") == 1
+    assert "so this would be ignored; set pretrain.text_init_std" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("override", ["model.image_px=48", "model.stochastic_depth=0.3"])
 def test_a_value_that_would_be_ignored_is_an_error(
     project: Path, override: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,12 +1,16 @@
-"""LAMB against a line-by-line NumPy reference, and the schedule's values by hand."""
+"""LAMB against a line-by-line NumPy reference, and AdamW against torch's."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from align.training.lamb import VECTOR_RATE, Lamb, learning_rate_at, parameter_groups
+from align.config.pretrain import PretrainConfig
+from align.training.lamb import Lamb, parameter_groups
 from tests.support import lamb_reference
+from tests.support.params import load_params
+
+RECIPE = load_params().section(PretrainConfig)
 
 
 @pytest.mark.parametrize("adapt", [True, False])
@@ -17,7 +21,7 @@ def test_equals_the_reference(adapt: bool, zero: bool, beta2: float) -> None:
     starts = [generator.normal(size=(3, 4)), generator.normal(size=(5,)) * (0.0 if zero else 1.0)]
     grads = [[generator.normal(size=start.shape) for start in starts] for _ in range(6)]
     params = [nn.Parameter(torch.from_numpy(start.copy())) for start in starts]
-    groups = [{"params": params, "adapt": adapt, "lr_scale": 0.5}]
+    groups = [{"params": params, "adapt": adapt, "lr_scale": 0.5, "weight_decay": 0.02 if adapt else 0.0}]
     optimiser = Lamb(groups, weight_decay=0.02, betas=(0.9, beta2))
     optimiser.set_learning_rate(0.2)
     for step in grads:
@@ -31,6 +35,25 @@ def test_equals_the_reference(adapt: bool, zero: bool, beta2: float) -> None:
         np.testing.assert_allclose(param.detach().numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
+def test_without_trust_ratio_it_is_adamw() -> None:
+    recipe = RECIPE.model_copy(update={"optimiser": "adamw", "weight_decay": 0.3, "vector_learning_rate_scale": 1.0})
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(5, 3).double(), nn.Linear(5, 3).double()
+    theirs.load_state_dict(ours.state_dict())
+    optimiser = Lamb(parameter_groups(ours, recipe), weight_decay=0.3, betas=(0.8, 0.9), eps=1e-7)
+    optimiser.set_learning_rate(0.05)
+    decayed = [{"params": [theirs.weight]}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(decayed, lr=0.05, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.3)
+    for _ in range(5):
+        inputs = torch.randn(7, 5, dtype=torch.float64)
+        for model, of in ((ours, optimiser), (theirs, reference)):
+            of.zero_grad()
+            model(inputs).square().sum().backward()
+            of.step()
+    for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-12, atol=1e-14)
+
+
 def test_groups_spare_vectors_and_scale_the_text_tower() -> None:
     model = nn.Module()
     model.text_model = nn.Module()
@@ -40,19 +63,14 @@ def test_groups_spare_vectors_and_scale_the_text_tower() -> None:
     model.text_model.dense = nn.Linear(2, 3)
     model.vision_model = nn.Linear(2, 4)
     model.log_temperature = nn.Parameter(torch.tensor(0.0))
+    recipe = RECIPE.model_copy(update={"text_learning_rate_scale": 0.25, "vector_learning_rate_scale": 0.5})
     groups = {
         (group["adapt"], group["lr_scale"]): sorted(tuple(param.shape) for param in group["params"])
-        for group in parameter_groups(model, 0.25)
+        for group in parameter_groups(model, recipe)
     }
     assert groups == {
         (True, 0.25): [(3, 2)],
-        (False, 0.25 * VECTOR_RATE): [(3,), (7,), (7,)],
+        (False, 0.125): [(3,), (7,), (7,)],
         (True, 1.0): [(4, 2), (7, 2)],
-        (False, VECTOR_RATE): [(), (4,)],
+        (False, 0.5): [(), (4,)],
     }
-
-
-def test_warm_up_and_decay() -> None:
-    rates = [learning_rate_at(step, peak=1.0, warmup_steps=4, num_steps=12) for step in range(12)]
-    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
-    assert learning_rate_at(0, peak=1.0, warmup_steps=0, num_steps=4) == 1.0

@@ -47,7 +47,9 @@ class GradientSums:
     def last_backward(self, params: Sequence[nn.Parameter]) -> Iterator[None]:
         """The block holds the last backward pass of these parameters in this step: what it finishes is sent."""
         handles = [
-            param.register_post_accumulate_grad_hook(self._finished) for param in params if param in self._bucket_of
+            param.register_post_accumulate_grad_hook(self._finished)  # type: ignore[no-untyped-call]  # untyped in torch
+            for param in params
+            if param in self._bucket_of
         ]
         try:
             yield

@@ -290,6 +290,8 @@ def _tile_function(function: Callable[..., Any], like: Tensor) -> Callable[..., 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The compiled function, or after one warning the function itself where torch cannot compile it."""
+    from torch._dynamo.exc import TorchDynamoException  # a large part of torch, which a CPU does not need
+
     compiled = torch.compile(function, dynamic=False)
     eager = False
 
@@ -298,7 +300,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         if not eager:
             try:
                 return compiled(*arguments)
-            except torch._dynamo.exc.TorchDynamoException as error:  # nothing has run, so no input has changed
+            except TorchDynamoException as error:  # nothing has run, so no input has changed
                 eager = True
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 say(f"warning: the loss runs without torch.compile, slower, because it failed: {first}")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional as F
 
 from align.training import loss as module
@@ -204,7 +205,7 @@ def test_a_compiler_that_fails_costs_one_warning(
     def compile(function: Any, **_: Any) -> Any:
         def fails(*arguments: Any) -> Any:
             calls.append(1)
-            raise torch._dynamo.exc.TorchDynamoException("no working triton\nand a page of code")
+            raise TorchDynamoException("no working triton\nand a page of code")
 
         return fails
 

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,29 +145,32 @@ class CheckpointFolder:
         for old in old_steps:
             self._path(old).unlink(missing_ok=True)
         if self._mirror is not None:
-            self._send(self._mirror, path)
+            self._send(self._mirror, [path, path.with_name(BEST)] if best else [path])
 
-    def _send(self, mirror: Mirror, path: Path) -> None:
+    def _send(self, mirror: Mirror, paths: Sequence[Path]) -> None:
         run = self.directory.name
         try:
-            mirror.put(path, f"{run}/{path.name}")
-            kept = {self._path(step).name for step in self.steps()}
+            for path in paths:
+                mirror.put(path, f"{run}/{path.name}")
+            kept = {BEST, *(self._path(step).name for step in self.steps())}
             for name in mirror.names(run):
                 if name not in kept:
                     mirror.delete(f"{run}/{name}")
         except (ServiceError, DataError) as error:  # also if it refuses: it did not when the run began, see `fetch`
-            say(f"{path.name}: not uploaded to the object store, training continues: {error}")
+            say(f"{paths[0].name}: not uploaded to the object store, training continues: {error}")
 
     def fetch(self) -> None:
-        """Downloads the latest checkpoint of the object store if it is newer than those in the folder."""
+        """Downloads the latest checkpoint of the object store, and the best one, if it is newer than the folder's."""
         if self._mirror is None:
             return
         run = self.directory.name
-        stored = sorted(name for name in self._mirror.names(run) if name.startswith("step-"))
+        names = self._mirror.names(run)
+        stored = sorted(name for name in names if name.startswith("step-"))
         if stored and (not (own := self.steps()) or stored[-1] > self._path(own[-1]).name):
             say(f"{self.directory}: downloading {stored[-1]} from the object store")
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._mirror.get(f"{run}/{stored[-1]}", self.directory / stored[-1])
+            for name in [BEST, stored[-1]] if BEST in names else [stored[-1]]:  # the latest last: it says all is here
+                self._mirror.get(f"{run}/{name}", self.directory / name)
 
     def accepted(self) -> list[str]:
         """Reasons given for resuming this run after changes of code, oldest first."""
@@ -184,14 +187,8 @@ class CheckpointFolder:
             raise ConfigError("--accept-code-change: say why the change does not alter the result")
         if self.steps():
             return  # a run of this code
-        values, _, _ = self.directory.name.rpartition("-")
-        others = [
-            CheckpointFolder(path, self._keep)
-            for path in sorted(self.directory.parent.glob(f"{values}-*"))
-            if path != self.directory
-        ]
-        best = max(others, key=lambda other: max(other.steps(), default=-1), default=None)
-        if best is None or not best.steps():
+        best = self._of_other_code()
+        if best is None:
             raise ConfigError(f"{self.directory.parent}: no run of these parameters and data under other code")
         self.directory.mkdir(parents=True, exist_ok=True)
         write_text(self.directory / _ACCEPTED, json.dumps([*best.accepted(), reason.strip()]) + "\n")
@@ -202,6 +199,18 @@ class CheckpointFolder:
                 shutil.copyfile(path, part)
                 os.replace(part, self.directory / path.name)
         say(f"{self.directory}: resuming from {latest}, written by other code: {reason.strip()}")
+
+    def other_code_step(self) -> int | None:
+        """The latest step that a run of the same values has under other code, if this one has none: see `adopt`."""
+        other = None if self.steps() else self._of_other_code()
+        return other.steps()[-1] if other else None
+
+    def _of_other_code(self) -> CheckpointFolder | None:
+        """The run of the same values that came furthest under other code."""
+        values, _, _ = self.directory.name.rpartition("-")
+        paths = (path for path in sorted(self.directory.parent.glob(f"{values}-*")) if path != self.directory)
+        begun = [other for other in (CheckpointFolder(path, self._keep) for path in paths) if other.steps()]
+        return max(begun, key=lambda other: other.steps()[-1], default=None)
 
     def load_latest(self, device: torch.device) -> dict[str, Any] | None:
         """The newest readable checkpoint, or None if there are none. Unreadable ones are reported and skipped.

@@ -43,6 +43,7 @@ NEUTRAL = frozenset({
     "align.services.mlflow_address",  # what MLflow is told
     "align.services.tracking",  # and what it has: registry, tracked_run
     "align.services.live_log",
+    "align.services.job",  # which machines train
 })  # fmt: skip
 
 

@@ -8,6 +8,9 @@ matrix's step is relative to its weights, so the recipe has a factor for their r
 The trust ratio is that of whole parameters, even if each rank holds only some rows (`align.training.sharding`): one
 message sums the norms of all parameters.
 
+The updates lie in pieces of memory (`align.training.buckets`), so that the trust ratios multiply a piece at a time: the
+number of kernels grows with the bytes of a model, and not with the number of its parameters.
+
 Shapes: parameters have any shape; apart from their norms, all arithmetic is element-wise. Suffix A: one number per
 adapted parameter.
 """
@@ -15,14 +18,18 @@ adapted parameter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from align.config.recipe import Recipe
+from align.training.buckets import buckets, in_one_piece
 from align.training.sharding import local, norms
+
+#: Of the memory that one multiplication by trust ratios goes over.
+PIECE_BYTES = 64 << 20
 
 
 class Lamb(Optimizer):
@@ -55,13 +62,9 @@ class Lamb(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch has overloads
         """One update of all parameters that have a gradient."""
-        adapted: list[Tensor] = []
-        updates: list[Tensor] = []
-        rates: list[float] = []
+        pieces: list[_Piece] = []
         for group in self.param_groups:
             params: list[Tensor] = [param for param in group["params"] if param.grad is not None]
-            if not params:
-                continue
             for param in params:
                 state = self.state[param]
                 if not state:
@@ -69,24 +72,33 @@ class Lamb(Optimizer):
                     state["exp_avg"] = torch.zeros_like(param)
                     state["exp_avg_sq"] = torch.zeros_like(param)
                 state["step"] += 1
-            changes = self._updates(group, params)
-            if group["adapt"]:
-                adapted, updates, rates = adapted + params, updates + changes, rates + [group["lr"]] * len(params)
-            else:
-                torch._foreach_add_([local(param) for param in params], changes, alpha=-group["lr"])
-        if not adapted:
+            for some in buckets(params, PIECE_BYTES):
+                piece = self._updates(group, some)
+                if group["adapt"]:
+                    pieces.append(piece)
+                else:
+                    torch._foreach_add_(piece.weights, piece.updates, alpha=-group["lr"])
+        if not pieces:
             return
-        weights = [local(param) for param in adapted]
+        adapted = [param for piece in pieces for param in piece.params]
+        weights = [weight for piece in pieces for weight in piece.weights]
+        updates = [update for piece in pieces for update in piece.updates]
         weight_norms_A, update_norms_A = norms(weights + updates, adapted + adapted).chunk(2)
         both = (weight_norms_A > 0) & (update_norms_A > 0)
         ratios_A = torch.where(both, weight_norms_A / update_norms_A, torch.ones_like(weight_norms_A))
-        torch._foreach_mul_(updates, list(ratios_A.mul_(ratios_A.new_tensor(rates)).unbind()))
-        torch._foreach_sub_(weights, updates)
+        first = 0
+        for piece in pieces:
+            own_A = ratios_A[first : first + len(piece.params)] * piece.rate
+            first += len(piece.params)
+            factors = [own.expand(update.numel()) for own, update in zip(own_A.unbind(), piece.updates, strict=True)]
+            piece.memory.mul_(torch.cat(factors))
+            torch._foreach_sub_(piece.weights, piece.updates)
 
-    def _updates(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
-        """The update of each parameter (this rank's rows) before trust ratio and rate; in the parameters' shapes."""
+    def _updates(self, group: dict[str, Any], params: list[Tensor]) -> _Piece:
+        """The update of each parameter (this rank's rows) before trust ratio and rate."""
         first_beta, second_beta = group["betas"]
         step = self.state[params[0]]["step"]
+        weights = [local(param) for param in params]
         grads = [local(param.grad) for param in params if param.grad is not None]
         means = [local(self.state[param]["exp_avg"]) for param in params]
         squares = [local(self.state[param]["exp_avg_sq"]) for param in params]
@@ -96,11 +108,30 @@ class Lamb(Optimizer):
         scale = torch._foreach_sqrt(squares)
         torch._foreach_div_(scale, (1.0 - second_beta**step) ** 0.5)
         torch._foreach_add_(scale, group["eps"])
-        updates = torch._foreach_div(means, scale)
+        memory, updates = in_one_piece(weights)
+        torch._foreach_copy_(updates, means)
+        torch._foreach_div_(updates, scale)
         torch._foreach_div_(updates, 1.0 - first_beta**step)
         if group["weight_decay"]:
-            torch._foreach_add_(updates, [local(param) for param in params], alpha=group["weight_decay"])
-        return list(updates)
+            torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
+        return _Piece(params, weights, updates, memory, group["lr"])
+
+
+class _Piece(NamedTuple):
+    """Parameters whose updates are views of one piece of memory.
+
+    Attributes:
+        params: as the model has them.
+        weights, updates: this rank's rows.
+        memory: that of the updates.
+        rate: their learning rate.
+    """
+
+    params: list[Tensor]
+    weights: list[Tensor]
+    updates: list[Tensor]
+    memory: Tensor
+    rate: float
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

@@ -4,6 +4,10 @@ Order of a step, and with it of resuming: batch of step s -> forward -> loss ove
 over ranks -> learning rate of s -> update -> s + 1 steps are done -> metrics, validation, checkpoint. Checkpoints are
 written only after whole steps, and everything else is a function of the step, so a resumed run's bytes equal an
 uninterrupted one's.
+
+The host reads the values of a step, and the ranks' votes on ending, when the next step has been started
+(`align.training.readings`); a step that writes a row, validates or saves reads its own at once. So a run told to stop
+stops after the step that it computes, or after the next one.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,10 +39,11 @@ from align.training.health import Health
 from align.training.loader import TrainLoader
 from align.training.process_group import Ranks
 from align.training.progress import Progress, Usage
+from align.training.readings import Pending, Reading, Vote, diverged
 from align.training.samples import SampleSources, SplitSamples
 from align.training.schedule import learning_rate_at
 from align.training.state import MetricRow, State
-from align.training.step import Gradients, Interrupted, compute_gradients
+from align.training.step import compute_gradients
 from align.training.validation import batch_norm_gap, validate
 
 #: Batch-norm statistics are estimated from at most this many training images, STATISTICS_PART at a time.
@@ -88,7 +94,8 @@ def train(
     loader = _loader(model, recipe, ranks, samples)
     progress = Progress(recipe, state.step)
     watch = Health(health, recipe.section) if health and ranks.leads else None
-    usage = Usage(health, model, recipe, ranks.world_size, ranks.device) if health and ranks.leads else None
+    ledger = _Ledger(state, progress if ranks.leads else None, watch)
+    usage = Usage(health, model, tokenizer, ranks.world_size, ranks.device) if health and ranks.leads else None
     with stop_requested() as stopped, ExitStack() as stack:
         if ranks.leads and isinstance(log, AbstractContextManager):
             stack.enter_context(log)  # left when the last checkpoint is on disk
@@ -97,31 +104,35 @@ def train(
         stack.callback(folder.wait)  # however this ends, what was saved is on disk then
         model.train()
         takes_part = ranks.leads or state.sharded  # in work that one rank does alone, if it has whole weights
+        earlier: _Started | None = None  # the step before, whose values nobody has waited for
         for batch in loader.batches(state.step, recipe.num_steps):
             rate = learning_rate_at(state.step, recipe)
-            try:
-                gradients = _update(state, recipe, ranks, tokenizer, batch, rate, lambda: ranks.any(stopped()))
-            except Interrupted:  # the state is that of the last whole step
-                _save(state, ranks, folder)
-                raise _stopped(state, recipe, _STOPPED) from None
-            done = state.step == recipe.num_steps
+            pending = _update(state, recipe, ranks, tokenizer, batch, rate)
+            done, row_due = state.step == recipe.num_steps, state.step % recipe.log_every_steps == 0
+            validates = done or (samples.val is not None and state.step % recipe.validate_every_steps == 0)
+            saves = done or state.step % recipe.checkpoint_every_steps == 0
+            end = 0
+            if earlier is not None:
+                ledger.enter(earlier.pending.read())
+                end, earlier = earlier.vote.result(), None
+            if not (end or row_due or validates or saves):  # nothing outlasts this step: its values come with the next
+                earlier = _Started(pending, _vote(folder, ranks, stopped))
+                continue
+            reading = pending.read()
+            ledger.enter(reading)
             measured: MetricRow = {}
-            if takes_part and (done or (samples.val and state.step % recipe.validate_every_steps == 0)):
+            if takes_part and validates:
                 with progress.paused(), state.averaged(), as_written():
                     refresh_statistics(model, samples.train, ranks.device)
                     measured |= batch_norm_gap(model, samples.train, ranks.device)
                     measured |= validate(model, tokenizer, samples.val) if samples.val else {}
             if ranks.leads:
-                temperature = float(model.temperature.detach())
-                progress.show(state.step, gradients.loss, temperature, rate)
-                if watch is not None and (state.loss_scale is None or math.isfinite(gradients.norm)):
-                    watch.step(state.step, temperature=temperature, gradient_norm=gradients.norm)
                 row: MetricRow = {}
                 live: dict[str, float] = {}  # values that differ from run to run: for MLflow only
-                if done or state.step % recipe.log_every_steps == 0:
-                    row |= _means(state) | {"train/temperature": temperature, "train/learning_rate": rate}
+                if done or row_due:
+                    row |= _means(state) | {"train/temperature": reading.temperature, "train/learning_rate": rate}
                     live["train/loader_wait_share"] = loader.wait_s / max(progress.spent_s, 1e-9)
-                    live |= usage.metrics(progress) if usage else {}
+                    live |= usage.metrics(progress, batch.texts) if usage else {}
                     if recipe.on_corrupt_shard == "quarantine":
                         live["train/num_quarantined"] = loader.num_quarantined  # on this rank, since it started
                 row |= measured
@@ -132,11 +143,11 @@ def train(
                         live["train/alarms"] = float(watch.of_the_model())
                     if log is not None:
                         log({name: float(value) for name, value in (row | live).items()}, state.step)
-            end = ranks.most(_NOT_SAVED if folder.has_failed() else int(stopped()))
+            end = end or _vote(folder, ranks, stopped).result()
             best = _is_best(state, recipe)
             if state.sharded and measured:
                 best = ranks.any(best)  # only the leading rank has the rows, but all ranks must save together
-            if takes_part and (done or end or best or state.step % recipe.checkpoint_every_steps == 0):
+            if takes_part and (end or best or saves):
                 with progress.paused():
                     _save(state, ranks, folder, best=best)
             if end and not done:
@@ -198,29 +209,56 @@ def _means(state: State) -> MetricRow:
     return row
 
 
-def _update(
-    state: State, recipe: Recipe, ranks: Ranks, tokenizer: TextTokenizer, batch: Batch, rate: float, stop: Stop
-) -> Gradients:
-    """One step. Raises Interrupted if it was stopped half-way; nothing has changed then."""
-    model, optimiser = state.model, state.optimiser
+def _update(state: State, recipe: Recipe, ranks: Ranks, tokenizer: TextTokenizer, batch: Batch, rate: float) -> Pending:
+    """Starts one step. With float16 it waits for the norm, which decides whether the update happens."""
+    model, optimiser, scale = state.model, state.optimiser, state.loss_scale
     optimiser.set_learning_rate(rate)
-    try:
-        scale = state.loss_scale.value if state.loss_scale else 1.0
-        gradients = compute_gradients(model, recipe, ranks, tokenizer, batch, stop, scale)
-        sound = state.loss_scale is None or state.loss_scale.update(gradients.norm)
-    except NonFiniteLossError as error:
-        raise NonFiniteLossError(
-            f"{error} at step {state.step + 1} (learning rate {rate:.3g}, temperature "
-            f"{float(model.temperature.detach()):.3g}); lower the learning rate; earlier checkpoints are kept"
-        ) from None
+    before = model.temperature.detach()
+    gradients = compute_gradients(model, recipe, ranks, tokenizer, batch, scale.value if scale else 1.0)
+    state.step += 1
+    sound = True
+    if scale is not None:
+        checked = Pending(state.step, rate, (*gradients, before, before), may_overflow=True).read()
+        try:
+            sound = scale.update(checked.norm)
+        except NonFiniteLossError as error:
+            raise diverged(str(error), state.step, rate, checked.temperature) from None
     if sound:
         optimiser.step()
         if recipe.ema_decay is not None:
             state.update_average(recipe.ema_decay)
-        state.gradient_norms.append(gradients.norm)
-    state.step += 1
-    state.losses.append(gradients.loss)
-    return gradients
+    return Pending(state.step, rate, (*gradients, before, model.temperature), may_overflow=scale is not None)
+
+
+class _Started(NamedTuple):
+    """A step whose values, and whose vote on ending, are read when the next one has been started."""
+
+    pending: Pending
+    vote: Vote
+
+
+@dataclass(frozen=True)
+class _Ledger:
+    """Where the values of each step go, in order: the state, the progress lines, and the signs of health."""
+
+    state: State
+    progress: Progress | None
+    watch: Health | None
+
+    def enter(self, reading: Reading) -> None:
+        """Takes the values of the next step."""
+        self.state.losses.append(reading.loss)
+        if math.isfinite(reading.norm):  # or the step was left out
+            self.state.gradient_norms.append(reading.norm)
+            if self.watch is not None:
+                self.watch.step(reading.step, temperature=reading.temperature, gradient_norm=reading.norm)
+        if self.progress is not None:
+            self.progress.show(reading.step, reading.loss, reading.temperature, reading.rate)
+
+
+def _vote(folder: CheckpointFolder, ranks: Ranks, stopped: Stop) -> Vote:
+    """On what ends all ranks together: the greatest number wins."""
+    return Vote(_NOT_SAVED if folder.has_failed() else int(stopped()), ranks)
 
 
 def refresh_statistics(model: DualEncoder, samples: SplitSamples, device: torch.device) -> None:

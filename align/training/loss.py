@@ -12,8 +12,10 @@ needs no pass: s is linear in x, so dL/dT = -sum_i x_i . dL/dx_i / T.
 
 With several processes, each has its own rows of x and y, gathers all rows of y, and computes its own rows of s.
 
-Everything is computed in the embeddings' precision, at least float32 and never TF32. The eager tiles are the reference;
-on CUDA `torch.compile` fuses the element-wise half of a tile into one kernel.
+Everything is computed in the embeddings' precision, at least float32 (half-precision embeddings are cast) and never
+TF32. The eager tiles are the reference. On CUDA `torch.compile` fuses the element-wise half of a tile into one kernel;
+where it cannot, the same functions run eagerly. There they share no exponential: whether it would overflow is a
+question that the host would have to wait for, and arithmetic is not what a tile waits for.
 
 Shapes, as suffixes: B the pairs of this process, N those of the global batch, D the width of the embeddings, R and C
 the rows and columns of a tile. x are image embeddings, y text embeddings.
@@ -30,6 +32,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from align.console import say
 
 #: Rows and columns of a tile: 4 MB of float32 fit into a core's cache and are enough for a fast product.
 TILE = (1024, 1024)
@@ -91,6 +95,7 @@ def align_loss(
         Scalar, the same on every process: the loss of the global batch. The backward pass gives the exact gradients of
         this process's rows. The gradient of the temperature is this process's share; the sum over processes is exact.
     """
+    image_embeds, text_embeds = _precise(image_embeds), _precise(text_embeds)
     temperature = torch.as_tensor(temperature, dtype=image_embeds.dtype, device=image_embeds.device)
     arguments = (image_embeds, text_embeds, temperature, label_smoothing, peers or Alone(), tile)
     return cast(Tensor, _AlignLoss.apply(*arguments))  # type: ignore[no-untyped-call]  # untyped in torch
@@ -110,10 +115,16 @@ def sigmoid_loss(
     Arguments, result and gradients are those of `align_loss`. `bias` is added to the scaled cosine (SigLIP starts at
     -10, with a temperature of 0.1). The sum over all N^2 combinations is divided by N.
     """
+    image_embeds, text_embeds = _precise(image_embeds), _precise(text_embeds)
     temperature = torch.as_tensor(temperature, dtype=image_embeds.dtype, device=image_embeds.device)
     bias = torch.as_tensor(bias, dtype=image_embeds.dtype, device=image_embeds.device)
     arguments = (image_embeds, text_embeds, temperature, bias, peers or Alone(), tile)
     return cast(Tensor, _SigmoidLoss.apply(*arguments))  # type: ignore[no-untyped-call]  # untyped in torch
+
+
+def _precise(embeds_BD: Tensor) -> Tensor:
+    """At least float32: in float16 the sums overflow."""
+    return embeds_BD.float() if embeds_BD.dtype in (torch.float16, torch.bfloat16) else embeds_BD
 
 
 class _AlignLoss(torch.autograd.Function):
@@ -257,11 +268,42 @@ def _sigmoids(scores_RC: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return F.softplus(scores_RC).sum(), scores_RC.sigmoid_()
 
 
+def _log_sums_apart(scores_RC: Tensor, rows_R: Tensor, columns_C: Tensor) -> tuple[Tensor, Tensor]:
+    """`_log_sums` without a question that the host waits for."""
+    return torch.logaddexp(rows_R, scores_RC.logsumexp(1)), torch.logaddexp(columns_C, scores_RC.logsumexp(0))
+
+
+def _softmaxes_apart(scores_RC: Tensor, rows_R: Tensor, columns_C: Tensor) -> Tensor:
+    """`_softmaxes` without a question that the host waits for."""
+    return (scores_RC - rows_R[:, None]).exp_().add_((scores_RC - columns_C).exp_())
+
+
+#: What a tile runs on CUDA instead of the function for a CPU.
+_ON_CUDA: dict[Callable[..., Any], Callable[..., Any]] = {_log_sums: _log_sums_apart, _softmaxes: _softmaxes_apart}
+
+
 def _tile_function(function: Callable[..., Any], like: Tensor) -> Callable[..., Any]:
     """The function for a tile: eager, or compiled on CUDA."""
-    return _compiled(function) if like.is_cuda else function
+    return _compiled(_ON_CUDA.get(function, function)) if like.is_cuda else function
 
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False)
+    """The compiled function, or after one warning the function itself where torch cannot compile it."""
+    from torch._dynamo.exc import TorchDynamoException  # a large part of torch, which a CPU does not need
+
+    compiled = torch.compile(function, dynamic=False)
+    eager = False
+
+    def call(*arguments: Tensor) -> Any:
+        nonlocal eager
+        if not eager:
+            try:
+                return compiled(*arguments)
+            except TorchDynamoException as error:  # nothing has run, so no input has changed
+                eager = True
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                say(f"warning: the loss runs without torch.compile, slower, because it failed: {first}")
+        return function(*arguments)
+
+    return call

@@ -6,8 +6,11 @@ run is only exported, an interrupted one resumes, and a changed one starts from 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from align import provenance
 from align.checkpoint import CheckpointFolder, run_key
@@ -110,8 +113,15 @@ class TrainingPlan:
             "tokenizer": sha256_file(self.inputs.tokenizer / TOKENIZER),
             "data": self.data.digest,
         }
-        name = f"{self.recipe.section}-{run_key(values, provenance.digest(_TRAINING))}"
+        name = f"{self.recipe.section}-{run_key(values, _code())}"
         return CheckpointFolder(self.checkpoints / name, self.recipe.keep_checkpoints, self.infrastructure.mirror)
+
+
+def _code() -> str:
+    """A digest of what computes: our code, torch's version, and the kind of device, whose kernels round differently."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    version = torch.__version__.partition("+")[0]  # what follows the sign names a build, which the kind covers
+    return hashlib.sha256("\n".join([provenance.digest(_TRAINING), version, kind]).encode()).hexdigest()
 
 
 def make_plan(

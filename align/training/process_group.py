@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import DistStoreError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch's own names
-from torch.distributed.tensor import DTensor
 
 from align.config.cluster import ClusterConfig
+from align.console import say
 from align.errors import AlignError, TrainingError
 from align.training.messages import flat, pack, unpack
 from align.training.network import BACKEND, LOOPBACK, listen, register_backend, use_interface_to
@@ -53,10 +53,6 @@ class Ranks:
         vote = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(vote)
         return bool(vote.item() > 0)
-
-    def most(self, number: int) -> int:
-        """The greatest of the ranks' numbers; all ranks get the same answer."""
-        return int(self.max(torch.tensor(float(number), device=self.device)).item())
 
     def barrier(self) -> None:
         """Waits for the other ranks."""
@@ -120,33 +116,35 @@ class Ranks:
             dist.broadcast(there, src=0)
         return there.cpu()
 
-    def sum_gradients(self, module: nn.Module) -> None:
-        """Replaces every gradient by its sum over ranks, in one message. Sharded gradients are such sums already.
+    def start_sum(self, tensor: Tensor) -> Any:
+        """Starts to replace a tensor by its sum over all ranks; the result has `wait()`, and the tensor is in use."""
+        return dist.all_reduce(tensor, async_op=True)
 
-        A sum, not a mean: the loss is that of the global batch, and each rank has its own rows' share of the gradient.
-        """
-        if self.world_size == 1:
-            return
-        every_grad = [param.grad for param in module.parameters() if param.grad is not None]
-        grads = [grad for grad in every_grad if not isinstance(grad, DTensor)]
-        flat = torch.cat([grad.reshape(-1) for grad in grads])
-        dist.all_reduce(flat)
-        for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
-            grad.copy_(part.view_as(grad))
+    def start_max(self, tensor: Tensor) -> Any:
+        """`start_sum` for the element-wise maximum."""
+        return dist.all_reduce(tensor, dist.ReduceOp.MAX, async_op=True)
 
 
 def default_processes(batch_size: int, group: int) -> int:
     """The number of ranks if `num_processes` is null: one per GPU or core, reduced until the batch divides evenly.
 
     One rank per core, because small towers give OpenMP's threads too little work to share (see
-    `benchmarks/ranks.py`).
+    `benchmarks/ranks.py`). A warning says when a GPU stays idle.
 
     Args:
         batch_size: of the global batch.
         group: batch-norm group; each rank's part must be a multiple of it.
     """
-    most = torch.cuda.device_count() if torch.cuda.is_available() else len(os.sched_getaffinity(0))
-    return next((count for count in range(most, 1, -1) if batch_size % (count * group) == 0), 1)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    most = gpus or len(os.sched_getaffinity(0))
+    chosen = next((count for count in range(most, 1, -1) if batch_size % (count * group) == 0), 1)
+    if chosen < gpus:
+        say(
+            f"warning: {chosen} of {gpus} GPUs train, the others are idle: a batch of {batch_size:,} divides into no "
+            f"more parts that are multiples of model.batch_norm_group {group}; a batch_size that is a multiple of "
+            f"{gpus * group} uses all"
+        )
+    return chosen
 
 
 def launch(

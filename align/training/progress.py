@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,6 +16,7 @@ from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.console import PROGRESS_INTERVAL_S, say
 from align.model.dual_encoder import DualEncoder
+from align.model.tokenizer import TextTokenizer
 
 
 class Progress:
@@ -65,31 +68,38 @@ class Progress:
 class Usage:
     """A run's use of its devices.
 
+    MFU is the share of the devices' peak that goes into the model: operations of one forward and one backward pass.
+    Padding, and what is computed again to save memory (`micro_batch`, `gradient_checkpointing`), are no part of it.
+
     Args:
         health: peak and price of one device.
-        model: its operations are counted once, for one image and one text of full length.
-        recipe: `micro_batch` costs a second forward pass.
+        model: its operations are counted once.
+        tokenizer: says how long texts are.
         num_devices: of the run.
         device: of this rank.
     """
 
     def __init__(
-        self, health: HealthConfig, model: DualEncoder, recipe: Recipe, num_devices: int, device: torch.device
+        self, health: HealthConfig, model: DualEncoder, tokenizer: TextTokenizer, num_devices: int, device: torch.device
     ) -> None:
-        self._health, self._num_devices, self._device = health, num_devices, device
-        self._flops = 0.0
-        if health.device_tflops is not None:
-            forward = flops_of_a_pair(model.config, model.vocab_size)
-            # a backward pass costs as much as two forward passes
-            self._flops = forward * (4 if recipe.micro_batch else 3)
+        self._health, self._tokenizer, self._num_devices, self._device = health, tokenizer, num_devices, device
+        self._operations = None if health.device_tflops is None else count_operations(model.config, model.vocab_size)
 
-    def metrics(self, progress: Progress) -> dict[str, float]:
-        """Live metrics: pairs per second, share of the peak (MFU), memory in GiB, device hours, and their cost."""
+    def metrics(self, progress: Progress, texts: list[str]) -> dict[str, float]:
+        """Live metrics: pairs per second, share of the peak (MFU), memory in GiB, device hours, and their cost.
+
+        Args:
+            progress: of the run.
+            texts: of a batch, as an example of all.
+        """
         speed = progress.pairs_per_s()
         hours = progress.wall_s * self._num_devices / 3600
         metrics = {"train/pairs_per_s": speed, "train/device_hours": hours}
-        if self._health.device_tflops is not None:
-            metrics["train/mfu"] = speed * self._flops / (self._num_devices * self._health.device_tflops * 1e12)
+        if self._health.device_tflops is not None and self._operations is not None:
+            lengths = [len(ids) for ids in self._tokenizer.ids(texts)]
+            of_a_pair = self._operations.image + statistics.fmean(map(self._operations.text, lengths))
+            peak = self._num_devices * self._health.device_tflops * 1e12
+            metrics["train/mfu"] = speed * 3 * of_a_pair / peak  # a backward pass costs as much as two forward passes
         if self._health.price_per_hour is not None:
             metrics["train/cost"] = hours * self._health.price_per_hour
         if self._device.type == "cuda":
@@ -97,15 +107,43 @@ class Usage:
         return metrics
 
 
-@torch.no_grad()
-def flops_of_a_pair(config: ModelConfig, vocab_size: int) -> float:
-    """Floating-point operations of one forward pass of both towers, without the loss.
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations of a forward pass, without the loss.
 
-    Counted on towers without memory for weights, since the run's own may be sharded or compiled.
+    Attributes:
+        image: of one image.
+        once, per_token, per_pair_of_tokens: of a text: its projection, its linear layers, its attention.
     """
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+
+    image: float
+    once: float
+    per_token: float
+    per_pair_of_tokens: float
+
+    def text(self, num_tokens: int) -> float:
+        """Of one text, without padding."""
+        return self.once + num_tokens * (self.per_token + num_tokens * self.per_pair_of_tokens)
+
+
+@torch.no_grad()
+def count_operations(config: ModelConfig, vocab_size: int) -> Operations:
+    """Counts both towers.
+
+    On towers without memory for weights, since the run's own may be sharded or compiled. A text's operations are a
+    polynomial of degree two in its tokens, so three lengths say all.
+    """
+    with torch.device("meta"):
         model = DualEncoder(config, vocab_size).eval()
-        model.encode_image(torch.zeros(1, 3, config.image_px, config.image_px))
-        ids = torch.zeros(1, config.max_tokens, dtype=torch.int64)
-        model.text_projection(model.text_model(input_ids=ids).last_hidden_state[:, 0])  # a mask would need values
-    return float(counter.get_total_flops())
+        with FlopCounterMode(display=False) as counter:
+            model.encode_image(torch.zeros(1, 3, config.image_px, config.image_px))
+        image, texts = float(counter.get_total_flops()), []
+        for num_tokens in (1, 2, 3):
+            with FlopCounterMode(display=False) as counter:
+                ids = torch.zeros(1, num_tokens, dtype=torch.int64)
+                model.text_projection(model.text_model(input_ids=ids).last_hidden_state[:, 0])  # a mask: needs values
+            texts.append(float(counter.get_total_flops()))
+    one, two, three = texts
+    square = (three - 2 * two + one) / 2
+    linear = two - one - 3 * square
+    return Operations(image, one - linear - square, linear, square)

@@ -68,6 +68,12 @@ def run(plan: TrainingPlan) -> Trained | None:
         if plan.accept_code_change is not None:
             folder.adopt(plan.accept_code_change)
         folder.fetch()
+        if (step := folder.other_code_step()) is not None:
+            say(
+                f"{recipe.section}: a run of these parameters and data is at step {step:,} under other code, another "
+                "version of torch or another kind of device; this one starts from the beginning. "
+                "--accept-code-change WHY resumes that one instead"
+            )
         if num_nodes > 1 or folder.steps()[-1:] != [recipe.num_steps]:  # the other machines wait for this one
             start()
         saved = folder.load_latest(torch.device("cpu"))
@@ -111,6 +117,7 @@ def _tokenizer(plan: TrainingPlan) -> TextTokenizer:
 
 def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
     model = _build(plan)
+    start_alike(model, ranks)
     model.gradient_checkpointing = plan.recipe.gradient_checkpointing
     with freed_memory_kept(), accelerated(model, plan.recipe, ranks.device):
         if plan.recipe.shard_weights and ranks.world_size > 1:  # a single rank has all weights anyway
@@ -118,6 +125,12 @@ def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
         else:
             model.to(ranks.device)
         _train_model(plan, model, ranks)
+
+
+def start_alike(model: DualEncoder, ranks: Ranks) -> None:
+    """Gives a model on the CPU the leading rank's weights: equal seeds draw other digits on CPUs of other features."""
+    if ranks.world_size > 1:
+        model.load_state_dict(ranks.share(model.state_dict()))
 
 
 def _train_model(plan: TrainingPlan, model: DualEncoder, ranks: Ranks) -> None:

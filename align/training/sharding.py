@@ -4,12 +4,11 @@ Each MBConv block, each BERT layer, the text tower's embeddings and the rest of 
 its rows of a unit's weights and holds the whole unit only while computing with it. The projections and the scalars are
 not sharded: they are small, and a scalar has no rows.
 
-Gradients are summed over ranks, as without sharding (`Ranks.sum_gradients`); FSDP's default is the mean. Each backward
-pass adds to the gradient's shard, so each part of a batch costs one message, but no rank ever holds a whole gradient.
+Gradients are summed over ranks, as without sharding (`GradientSums`); FSDP's default is the mean. Each backward pass
+adds to the gradient's shard, so each part of a batch costs one message, but no rank ever holds a whole gradient.
 
-Cost: every rank first builds the whole model on its CPU, with the same weights as any run of this seed, so a machine
-needs memory for one copy per rank. Weights are sent in float32 at every `precision`, so that the result equals that of
-unsharded towers.
+Cost: every rank first builds the whole model on its CPU, with the leading rank's weights, so a machine needs memory for
+one copy per rank. Weights are sent in float32 at every `precision`, so that the result equals that of unsharded towers.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer
 from align.formats.verdict import SHARDS, gate_report, require_passed
 from align.model.dual_encoder import load_model, save_model
 from align.report import record_runtime
+from align.services.job import cluster_of_job
 from align.services.live_log import LiveLog
 from align.services.mlflow_address import current_run_id
 from align.services.store import tar_reader
@@ -59,9 +60,10 @@ def train_from_params(
         out: folder of the trained model.
     """
     stage, paths, store = recipe.section, params.section(PathsConfig), params.section(StoreConfig)
+    cluster = cluster_of_job(params.section(ClusterConfig))
     plan = make_plan(
         recipe, recipe.trained(model), inputs, paths.checkpoints,
-        infrastructure=Infrastructure(tar_reader(store), checkpoint_mirror(store), params.section(ClusterConfig)),
+        infrastructure=Infrastructure(tar_reader(store), checkpoint_mirror(store), cluster),
         monitoring=Monitoring(health=params.section(HealthConfig)), accept_code_change=args.accept_code_change,
     )  # fmt: skip
     if (run_id := current_run_id()) is not None:

@@ -6,26 +6,27 @@ again and then backward. The result is the same: batch-norm works in groups of 1
 belong to the sample, and a forward pass draws and counts nothing, so the second one repeats the first. The temperature
 gets its gradient once, from the whole batch.
 
+Gradients are summed over the ranks while the last backward pass of their tower still runs (`align.training.buckets`).
+
 Shapes, as suffixes: B samples of this rank's share, P samples of one part, D width of the embeddings, K blocks of the
 image tower, H and W pixels, T tokens.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.config.recipe import Recipe
-from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer, pad
 from align.training.batch import Batch
+from align.training.buckets import GradientSums
 from align.training.loss import align_loss, sigmoid_loss
 from align.training.process_group import Ranks
 from align.training.sharding import local, norms
@@ -41,14 +42,15 @@ TowerPart = tuple[Tensor, Callable[[], Tensor]]
 
 
 class Gradients(NamedTuple):
-    """The loss of the global batch, and the norm of the gradients before clipping: inf or NaN if they overflowed."""
+    """Scalars on the device; nobody has waited for them.
 
-    loss: float
-    norm: float
+    Attributes:
+        loss: of the global batch.
+        norm: of the gradients before clipping; inf or NaN if they overflowed.
+    """
 
-
-class Interrupted(Exception):
-    """The step was interrupted between two parts; no parameter has changed."""
+    loss: Tensor
+    norm: Tensor
 
 
 def compute_gradients(
@@ -57,10 +59,11 @@ def compute_gradients(
     ranks: Ranks,
     tokenizer: TextTokenizer,
     batch: Batch,
-    stop: Callable[[], bool] = lambda: False,
     loss_scale: float = 1.0,
 ) -> Gradients:
     """Sets every parameter's `grad` to the gradient of the global batch's loss, the same on all ranks.
+
+    On a GPU the host waits for nothing here: not for a value, nor for a copy.
 
     Args:
         model: in training mode.
@@ -68,15 +71,11 @@ def compute_gradients(
         ranks: the other processes.
         tokenizer: of the texts.
         batch: this rank's share.
-        stop: with `micro_batch`, called between two parts; it must return the same on all ranks.
         loss_scale: factor on the gradients during the backward pass; removed at the end.
 
     Returns:
-        The loss, and the norm of the gradients before `clip_norm` is applied.
-
-    Raises:
-        NonFiniteLossError: the loss is inf or NaN.
-        Interrupted: `stop` returned True.
+        The loss, and the norm of the gradients before `clip_norm` is applied. Neither has to be finite, see
+        `align.training.readings`.
     """
     model.zero_grad(set_to_none=True)
     size = part_size(model, recipe, ranks.device, len(batch.texts))
@@ -93,24 +92,34 @@ def compute_gradients(
     )
     cached = recipe.micro_batch is not None
     with precise, torch.set_grad_enabled(not cached):
-        image_embeds_BD, text_embeds_BD = (_encode(tower, stop if cached else None) for tower in parts)
+        image_embeds_BD, text_embeds_BD = (_encode(tower) for tower in parts)
     if cached:
         image_embeds_BD.requires_grad_(), text_embeds_BD.requires_grad_()
     loss = _loss(model, recipe, image_embeds_BD, text_embeds_BD, ranks)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise NonFiniteLossError(f"the loss is {value}")
-    (loss * loss_scale).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+    image, text, scalars = _finished_in_order(model)
+    sums = GradientSums([*image, *text, *scalars] if cached else [*scalars, *text, *image], ranks)
+    with sums.last_backward(scalars if cached else [*scalars, *text, *image]):
+        (loss * loss_scale).backward()  # type: ignore[no-untyped-call]  # untyped in torch
     if cached:
-        for tower, embeds_BD in zip(parts, (image_embeds_BD, text_embeds_BD), strict=True):
+        for tower, params, embeds_BD in zip(parts, (image, text), (image_embeds_BD, text_embeds_BD), strict=True):
             assert embeds_BD.grad is not None
-            for rows_P, encode in tower:
-                _check(stop)
+            for number, (rows_P, encode) in enumerate(tower, 1):
                 with precise:
                     embeds_PD = encode()
-                embeds_PD.backward(embeds_BD.grad[rows_P])  # type: ignore[no-untyped-call]  # untyped in torch
-    ranks.sum_gradients(model)
-    return Gradients(value, _finish(model, loss_scale, recipe.clip_norm))
+                with sums.last_backward(params if number == len(tower) else ()):
+                    embeds_PD.backward(embeds_BD.grad[_there(rows_P, ranks.device)])  # type: ignore[no-untyped-call]
+    sums.finish()
+    return Gradients(loss.detach(), _finish(model, loss_scale, recipe.clip_norm))
+
+
+def _finished_in_order(model: DualEncoder) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters of the image tower, of the text tower, and of neither, each as a backward pass finishes them."""
+    image: list[nn.Parameter] = []
+    text: list[nn.Parameter] = []
+    scalars: list[nn.Parameter] = []
+    for name, param in model.named_parameters():
+        (image if name.startswith("vision_") else text if name.startswith("text_") else scalars).append(param)
+    return image[::-1], text[::-1], scalars
 
 
 def _loss(model: DualEncoder, recipe: Recipe, image_embeds_BD: Tensor, text_embeds_BD: Tensor, ranks: Ranks) -> Tensor:
@@ -120,7 +129,7 @@ def _loss(model: DualEncoder, recipe: Recipe, image_embeds_BD: Tensor, text_embe
     return sigmoid_loss(image_embeds_BD, text_embeds_BD, model.temperature, model.logit_bias, peers=ranks)
 
 
-def _finish(model: DualEncoder, loss_scale: float, clip_norm: float | None) -> float:
+def _finish(model: DualEncoder, loss_scale: float, clip_norm: float | None) -> Tensor:
     """Removes the scale from the gradients, clips them to `clip_norm`, and returns their norm before clipping."""
     owners = [param for param in model.parameters() if param.grad is not None]
     gradients = [local(param.grad) for param in owners if param.grad is not None]
@@ -129,7 +138,7 @@ def _finish(model: DualEncoder, loss_scale: float, clip_norm: float | None) -> f
     norm = torch.linalg.vector_norm(norms(gradients, owners))
     if clip_norm is not None:
         torch._foreach_mul_(gradients, (clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0))
-    return float(norm)
+    return norm
 
 
 def part_size(model: DualEncoder, recipe: Recipe, device: torch.device, share: int) -> int:
@@ -145,7 +154,7 @@ def _image_parts(
     model: DualEncoder, images_BHWC: Tensor, draws_BK: Tensor, size: int, device: torch.device
 ) -> list[TowerPart]:
     def encode(rows: slice) -> Tensor:
-        return model.encode_image(to_pixels(images_BHWC[rows].to(device)), draws_BK[rows].to(device))
+        return model.encode_image(to_pixels(_there(images_BHWC[rows], device)), _there(draws_BK[rows], device))
 
     num = len(images_BHWC)
     parts = [slice(start, min(start + size, num)) for start in range(0, num, size)]
@@ -160,7 +169,7 @@ def _text_parts(
 
     def encode(rows: Sequence[int]) -> Tensor:
         ids_PT, mask_PT = pad([ids[row] for row in rows], tokenizer.pad_id)
-        return model.encode_text(ids_PT.to(device), mask_PT.to(device))
+        return model.encode_text(_there(ids_PT, device), _there(_mask(mask_PT, device), device))
 
     order_B = np.argsort([len(sequence) for sequence in ids], kind="stable")
     parts = [order_B[start : start + size] for start in range(0, len(order_B), size)]
@@ -171,17 +180,23 @@ def _bound(encode: Callable[[Any], Tensor], rows: Any) -> Callable[[], Tensor]:
     return lambda: encode(rows)
 
 
-def _encode(parts: Sequence[TowerPart], stop: Callable[[], bool] | None) -> Tensor:
+def _encode(parts: Sequence[TowerPart]) -> Tensor:
     """(B, D) in the order of the share."""
-    embeds_PD = []
-    for _, encode in parts:
-        if stop is not None:
-            _check(stop)
-        embeds_PD.append(encode())
+    embeds_PD = [encode() for _, encode in parts]
     order_B = torch.cat([rows_P for rows_P, _ in parts])
-    return torch.cat(embeds_PD)[torch.argsort(order_B).to(embeds_PD[0].device)]
+    return torch.cat(embeds_PD)[_there(torch.argsort(order_B), embeds_PD[0].device)]
 
 
-def _check(stop: Callable[[], bool]) -> None:
-    if stop():
-        raise Interrupted
+def _mask(mask_PT: Tensor, device: torch.device) -> Tensor:
+    """On a GPU a mask of four dimensions: one of two is asked by transformers if it pads, and the host waits."""
+    return mask_PT if device.type == "cpu" else _wide(mask_PT)
+
+
+def _wide(mask_PT: Tensor) -> Tensor:
+    """(P, T) -> (P, 1, 1, T) bool, for all heads and queries."""
+    return mask_PT.bool()[:, None, None, :]
+
+
+def _there(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, without a wait for the copy."""
+    return tensor.to(device, non_blocking=True)

@@ -1,6 +1,7 @@
 """Checkpoints: which are kept, damaged ones, locks, keys."""
 
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,40 @@ def test_the_best_one_is_kept(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "best.pt", weights_only=True)["step"] == 2
 
 
+class _Shelf:
+    """A mirror that is a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, path: Path, name: str) -> None:
+        (self._root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, self._root / name)
+
+    def get(self, name: str, path: Path) -> None:
+        shutil.copyfile(self._root / name, path)
+
+    def names(self, run: str) -> list[str]:
+        return sorted(path.name for path in (self._root / run).glob("*"))
+
+    def delete(self, name: str) -> None:
+        (self._root / name).unlink()
+
+
+def test_the_mirror_also_has_the_best_one(tmp_path: Path) -> None:
+    shelf = _Shelf(tmp_path / "shelf")
+    here = CheckpointFolder(tmp_path / "here/run", keep=1, mirror=shelf)
+    for step, best in ((1, True), (2, False), (3, False)):
+        here.save(step, {}, best=best)
+    here.wait()
+    assert shelf.names("run") == ["best.pt", "step-00000003.pt"]
+    there = CheckpointFolder(tmp_path / "there/run", keep=1, mirror=shelf)
+    there.fetch()
+    assert [path.name for path in sorted(there.directory.iterdir())] == ["best.pt", "step-00000003.pt"]
+    assert torch.load(there.directory / "best.pt", weights_only=True)["step"] == 1
+    there.fetch()  # nothing is newer
+
+
 def test_a_full_disk_is_reported_and_older_checkpoints_are_kept(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=2)
     folder.save(1, {})
@@ -121,6 +156,20 @@ def test_resuming_a_run_of_other_code(tmp_path: Path) -> None:
     assert last.steps() == [8] and last.accepted() == ["renamed a variable", "and another one"]
     last.adopt("a second time")  # it has its own checkpoints now
     assert last.accepted() == ["renamed a variable", "and another one"]
+
+
+def test_a_run_of_other_code_is_named_until_this_one_has_a_step(tmp_path: Path) -> None:
+    ours, theirs = (CheckpointFolder(tmp_path / name, keep=2) for name in ("pretrain-aa-1", "pretrain-aa-2"))
+    other = CheckpointFolder(tmp_path / "pretrain-bb-2", keep=2)
+    other.save(9, {})
+    other.wait()
+    assert ours.other_code_step() is None
+    theirs.save(7, {})
+    theirs.wait()
+    assert ours.other_code_step() == 7
+    ours.save(1, {})
+    ours.wait()
+    assert ours.other_code_step() is None
 
 
 def test_the_key_follows_values_and_code() -> None:

@@ -1,11 +1,15 @@
 """LAMB against a line-by-line NumPy reference, and AdamW against torch's."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.config.pretrain import PretrainConfig
+from align.training import lamb as module
 from align.training.lamb import Lamb, parameter_groups
 from tests.support import lamb_reference
 from tests.support.params import load_params
@@ -52,6 +56,69 @@ def test_without_trust_ratio_it_is_adamw() -> None:
             of.step()
     for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-12, atol=1e-14)
+
+
+class _Kernels(TorchDispatchMode):
+    """Counts operations that compute; a view computes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def _kernels(num_params: int) -> int:
+    """Of the second update of matrices and vectors in four groups."""
+    groups = [
+        {"params": [nn.Parameter(torch.ones(4, 3) if adapt else torch.ones(4)) for _ in range(num_params)],
+         "adapt": adapt, "lr_scale": scale}
+        for adapt in (True, False) for scale in (0.25, 1.0)
+    ]  # fmt: skip
+    optimiser = Lamb(groups, weight_decay=0.02, betas=(0.9, 0.99))
+    for _ in range(2):  # the first one also allocates the moments, one by one
+        for group in groups:
+            for param in group["params"]:
+                param.grad = torch.full_like(param, 0.1)
+        with _Kernels() as kernels:
+            optimiser.step()
+    return kernels.num
+
+
+def test_the_number_of_kernels_does_not_grow_with_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = _kernels(2)
+    assert few == _kernels(50) < 100
+    monkeypatch.setattr(module, "PIECE_BYTES", 10 * 4 * 3 * 4)  # ten matrices a piece
+    assert few < _kernels(50) < 10 * few
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 200, 1 << 20])
+def test_pieces_and_strides_change_no_bit(monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
+    """Against one piece; weights that are channels-last have updates that are."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 3, 2, 2), (5, 2), (6, 3, 3, 3), (1, 7)]
+    starts = [torch.randn(shape, generator=generator) for shape in shapes]
+    grads = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)]
+
+    def trained(layout: torch.memory_format) -> list[torch.Tensor]:
+        laid_out = [start.contiguous(memory_format=layout) if start.ndim == 4 else start for start in starts]
+        params = [nn.Parameter(start.clone()) for start in laid_out]
+        optimiser = Lamb([{"params": params}], weight_decay=0.02, betas=(0.9, 0.99))
+        optimiser.set_learning_rate(0.1)
+        for step in grads:
+            for param, grad in zip(params, step, strict=True):
+                param.grad = grad.clone()
+            optimiser.step()
+        return [param.detach() for param in params]
+
+    whole = trained(torch.contiguous_format)
+    monkeypatch.setattr(module, "PIECE_BYTES", piece_bytes)
+    for mine, one in zip(trained(torch.contiguous_format), whole, strict=True):
+        assert torch.equal(mine, one)
+    for mine, one in zip(trained(torch.channels_last), whole, strict=True):
+        torch.testing.assert_close(mine, one)  # a norm adds in another order
 
 
 def test_groups_spare_vectors_and_scale_the_text_tower() -> None:

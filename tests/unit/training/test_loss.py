@@ -3,10 +3,12 @@
 import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional as F
 
 from align.training import loss as module
@@ -165,3 +167,73 @@ def test_negatives_of_all_ranks_with_exact_gradients(
         assert_close([torch.cat([part[index] for part in parts])], [theirs[index]])
     for index in range(3, len(theirs)):  # temperature and bias: shares that add up
         assert_close([sum((part[index] for part in parts), torch.tensor(0.0))], [theirs[index]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    """In float16 a sum of exponentials over the batch, or of a small temperature's scores, overflows."""
+    torch.manual_seed(0)
+    images, texts = (F.normalize(torch.randn(300, 8), dim=-1).to(dtype).requires_grad_() for _ in range(2))
+    for function in (align_loss, functools.partial(sigmoid_loss, bias=-10.0)):
+        images.grad = texts.grad = None
+        loss = function(images, texts, 0.01)
+        loss.backward()
+        assert loss.dtype == torch.float32 and images.grad is not None and images.grad.dtype == dtype
+        torch.testing.assert_close(loss, function(images.float(), texts.float(), 0.01))
+        assert bool(loss.isfinite()) and bool(images.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("spread", [1.0, 40.0])  # the second overflows a shared exponential
+def test_what_a_gpu_computes_is_what_a_cpu_computes(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    found = []
+    for ways in ({}, module._ON_CUDA):
+        monkeypatch.setattr(module, "_tile_function", lambda function, _, ways=ways: ways.get(function, function))
+        torch.manual_seed(1)
+        images, texts = ((spread * torch.randn(9, 4)).requires_grad_() for _ in range(2))
+        loss = align_loss(images, texts, 0.5, tile=(4, 5))
+        found.append((loss, *torch.autograd.grad(loss, (images, texts))))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_compiler_that_fails_costs_one_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def compile(function: Any, **_: Any) -> Any:
+        def fails(*arguments: Any) -> Any:
+            calls.append(1)
+            raise TorchDynamoException("no working triton\nand a page of code")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", compile)
+    module._compiled.cache_clear()
+    monkeypatch.setattr(module, "_tile_function", lambda function, _: module._compiled(function))
+    try:
+        images, texts = (torch.randn(6, 4).requires_grad_() for _ in range(2))
+        loss = sigmoid_loss(images, texts, 1.0, -1.0, tile=(2, 3))
+        monkeypatch.undo()
+        torch.testing.assert_close(loss, sigmoid_loss(images, texts, 1.0, -1.0))
+        said = capsys.readouterr().err
+        assert said.count("warning: the loss runs without torch.compile") == 1 and "triton" in said
+        assert "page of code" not in said and len(calls) == 1
+    finally:
+        module._compiled.cache_clear()
+
+
+def test_another_error_of_a_compiled_tile_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a device without memory: what ran half may have changed its inputs."""
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    module._compiled.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            module._compiled(module._sigmoids)(torch.ones(1), torch.ones(1))
+    finally:
+        module._compiled.cache_clear()

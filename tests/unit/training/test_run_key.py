@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from align import provenance
 from align.config.cluster import ClusterConfig
@@ -63,6 +64,21 @@ def test_prices_and_machines_keep_the_key(data: tuple[Path, Path], base: Trainin
     cluster = params.section(ClusterConfig).model_copy(update={"num_nodes": 2, "rendezvous": "10.0.0.1:29500"})
     elsewhere = plan(data, base.checkpoints, health=priced, infrastructure=Infrastructure(cluster=cluster))
     assert key(elsewhere) == key(base)
+
+
+def test_what_computes_changes_the_half_of_the_key_that_may_be_accepted(
+    base: TrainingPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's version and the kind of device; not the build of the same version, nor how many devices there are."""
+    values, _, code = key(base).rpartition("-")
+    version = torch.__version__.partition("+")[0]
+    for other, same in ((f"{version}+cu999", True), ("9.9.9+cpu", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "__version__", other)
+            assert key(base).rpartition("-")[0] == values and (key(base).rpartition("-")[2] == code) is same, other
+    available = torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: not available)
+    assert key(base).rpartition("-")[0] == values and key(base).rpartition("-")[2] != code
 
 
 def test_words_keep_the_key_and_code_changes_it(

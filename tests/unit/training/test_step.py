@@ -1,24 +1,30 @@
-"""Gradients of a step: equal for any micro-batch and any number of ranks; little memory; interruptible."""
+"""A step: gradients equal for any micro-batch and number of ranks, little memory, and a host that does not wait."""
 
 import functools
+import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.config.recipe import Recipe
-from align.errors import ConfigError, TrainingError
+from align.errors import ConfigError, NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
+from align.training import buckets as buckets_module
+from align.training import loop, readings
+from align.training import loss as loss_module
 from align.training import step as module
 from align.training.batch import Batch
-from align.training.plan import TrainingPlan
 from align.training.process_group import Ranks, launch
-from align.training.run import run
-from align.training.step import Gradients, Interrupted, compute_gradients
+from align.training.run import run, start_alike
+from align.training.step import Gradients, compute_gradients
 from tests.support import training_data
 from tests.support.training_data import MODEL, pretrain_config
 
@@ -39,23 +45,36 @@ def whole_batch() -> Batch:
     return Batch(images, texts, torch.from_numpy(generator.random((BATCH, 16), dtype=np.float32)))
 
 
-def gradients(tokenizer: Path, recipe: Recipe, ranks: Ranks = ALONE, stop: Callable[[], bool] = lambda: False):  # type: ignore[no-untyped-def]  # (loss and norm, gradients by name)
+class Step(NamedTuple):
+    """A step's loss and norm, and its gradients by name."""
+
+    loss: float
+    norm: float
+    grads: dict[str, Tensor]
+
+
+def gradients(
+    tokenizer: Path, recipe: Recipe, ranks: Ranks = ALONE, watch: Callable[[Tensor], None] | None = None
+) -> Step:
+    """One step. `watch` is called whenever a backward pass has finished a parameter."""
     torch.manual_seed(0)
     words = TextTokenizer.load(tokenizer, MODEL.max_tokens)
     model = DualEncoder(MODEL, words.vocab_size).train()
     batch, share = whole_batch(), BATCH // ranks.world_size
     rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
     batch = Batch(batch.images[rows], batch.texts[rows], batch.draws[rows, : model.vision_model.num_blocks])
-    step = compute_gradients(model, recipe, ranks, words, batch, stop)
-    return step, {name: param.grad for name, param in model.named_parameters()}
+    for param in model.parameters() if watch else ():
+        param.register_post_accumulate_grad_hook(watch)  # type: ignore[no-untyped-call]  # untyped in torch
+    loss, norm = compute_gradients(model, recipe, ranks, words, batch)
+    return Step(float(loss), float(norm), {name: param.grad for name, param in model.named_parameters()})  # type: ignore[arg-type]
 
 
-def assert_equal(ours: tuple[Gradients, dict[str, Tensor]], theirs: tuple[Gradients, dict[str, Tensor]]) -> None:
-    assert ours[0].loss == pytest.approx(theirs[0].loss, rel=1e-6)
-    assert ours[0].norm == pytest.approx(theirs[0].norm, rel=1e-3)
-    largest = max(float(gradient.norm()) for gradient in theirs[1].values())
-    for name, gradient in theirs[1].items():  # weights that batch-norm cancels have gradients of rounding errors
-        apart = float((ours[1][name] - gradient).norm() / gradient.norm().clamp(min=1e-3 * largest))
+def assert_equal(ours: Step, theirs: Step) -> None:
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
+    assert ours.norm == pytest.approx(theirs.norm, rel=1e-3)
+    largest = max(float(gradient.norm()) for gradient in theirs.grads.values())
+    for name, gradient in theirs.grads.items():  # weights that batch-norm cancels have gradients of rounding errors
+        apart = float((ours.grads[name] - gradient).norm() / gradient.norm().clamp(min=1e-3 * largest))
         assert apart < 2e-3, f"{name}: {apart}"  # float32, through batch-norm over four samples
 
 
@@ -63,35 +82,79 @@ def assert_equal(ours: tuple[Gradients, dict[str, Tensor]], theirs: tuple[Gradie
 def test_a_micro_batch_changes_no_gradient(tokenizer: Path, micro_batch: int) -> None:
     """Nor that of the temperature: adding it once per part would be wrong by the number of parts."""
     whole = gradients(tokenizer, pretrain_config(batch_size=BATCH))
-    assert float(whole[1]["log_temperature"].abs()) > 1e-3
+    assert float(whole.grads["log_temperature"].abs()) > 1e-3
     assert_equal(gradients(tokenizer, pretrain_config(batch_size=BATCH, micro_batch=micro_batch)), whole)
 
 
 def test_clipping_scales_all_gradients_together(tokenizer: Path) -> None:
-    (loss, norm), free = gradients(tokenizer, pretrain_config(batch_size=BATCH))
+    loss, norm, free = gradients(tokenizer, pretrain_config(batch_size=BATCH))
     assert norm == pytest.approx(float(sum((grad.square().sum() for grad in free.values()), torch.tensor(0.0)).sqrt()))
-    (same_loss, same_norm), clipped = gradients(tokenizer, pretrain_config(batch_size=BATCH, clip_norm=norm / 4))
+    same_loss, same_norm, clipped = gradients(tokenizer, pretrain_config(batch_size=BATCH, clip_norm=norm / 4))
     assert (same_loss, same_norm) == (loss, norm)
     for name, gradient in free.items():
         torch.testing.assert_close(clipped[name], gradient / 4)
     assert all(
         torch.equal(grad, free[name])
-        for name, grad in gradients(tokenizer, pretrain_config(batch_size=BATCH, clip_norm=2 * norm))[1].items()
+        for name, grad in gradients(tokenizer, pretrain_config(batch_size=BATCH, clip_norm=2 * norm)).grads.items()
     )
 
 
-def _save(tokenizer: Path, micro_batch: int | None, out: Path, ranks: Ranks) -> None:
-    step, grads = gradients(tokenizer, pretrain_config(batch_size=BATCH, micro_batch=micro_batch), ranks)
-    torch.save((tuple(step), grads), out)
+#: Whole, and in parts.
+WAYS = (None, 4)
 
 
-@pytest.mark.parametrize(("world_size", "micro_batch"), [(2, None), (2, 4), pytest.param(4, 8, marks=pytest.mark.full)])
+def _save(tokenizer: Path, out: Path, ranks: Ranks) -> None:
+    """Gradients of both ways, and what happened in which order: a gradient was complete, a message started."""
+    buckets_module.BUCKET_BYTES = 8192
+    start_sum, saved = Ranks.start_sum, {}
+    for micro_batch in WAYS:
+        events: list[str] = []
+
+        def sent(ranks: Ranks, tensor: Tensor, events: list[str] = events) -> Any:
+            events.append("message")
+            return start_sum(ranks, tensor)
+
+        Ranks.start_sum = sent  # type: ignore[method-assign]
+        recipe = pretrain_config(batch_size=BATCH, micro_batch=micro_batch)
+        step = gradients(tokenizer, recipe, ranks, functools.partial(_note, events))
+        pieces = len({grad.untyped_storage().data_ptr() for grad in step.grads.values()})
+        saved[micro_batch] = (tuple(step), events, pieces)
+    torch.manual_seed(ranks.rank)  # as if the CPUs drew other digits
+    model = DualEncoder(MODEL, 100)
+    before = _apart(model, ranks)
+    start_alike(model, ranks)
+    after = _apart(model, ranks)
+    if ranks.leads:
+        torch.save((saved, before, after), out)
+
+
+def _apart(model: DualEncoder, ranks: Ranks) -> float:
+    """The largest difference of any number in the ranks' models."""
+    everyone = ranks.gather(torch.cat([value.flatten().double() for value in model.state_dict().values()])[None])
+    return float((everyone - everyone[0]).abs().max())
+
+
+def _note(events: list[str], _: Tensor) -> None:
+    events.append("gradient")
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.full)])
 def test_ranks_and_micro_batches_change_no_gradient(
-    tokenizer: Path, tmp_path: Path, world_size: int, micro_batch: int | None, forked_ranks: None
+    tokenizer: Path, tmp_path: Path, world_size: int, forked_ranks: None
 ) -> None:
-    launch(functools.partial(_save, tokenizer, micro_batch, tmp_path / "out.pt"), world_size, 1)
-    step, grads = torch.load(tmp_path / "out.pt")
-    assert_equal((Gradients(*step), grads), gradients(tokenizer, pretrain_config(batch_size=BATCH)))
+    """And gradients travel while the backward pass runs; afterwards they are views of what travelled, not copies."""
+    launch(functools.partial(_save, tokenizer, tmp_path / "out.pt"), world_size, 1)
+    whole = gradients(tokenizer, pretrain_config(batch_size=BATCH))
+    saved, apart_before, apart_after = torch.load(tmp_path / "out.pt")
+    assert apart_before > 0 and apart_after == 0  # ranks start with the same weights
+    for micro_batch, (step, events, pieces) in saved.items():
+        assert_equal(Step(*step), whole)
+        last = len(events) - events[::-1].index("gradient")
+        before, messages = events[:last].count("message"), events.count("message")
+        assert messages == pieces > 5, micro_batch
+        assert before >= messages - 1, f"{micro_batch}: {before} of {messages} messages start before backward ends"
+        if micro_batch is not None:  # only the last of the parts sends
+            assert events.index("message") > (BATCH // world_size // micro_batch - 1) * 10
 
 
 def test_activations_are_those_of_a_micro_batch(tokenizer: Path) -> None:
@@ -116,43 +179,88 @@ def test_activations_are_those_of_a_micro_batch(tokenizer: Path) -> None:
     assert most_saved(4) < most_saved(None) / 4
 
 
-def test_a_stop_between_two_parts_interrupts_the_step(tokenizer: Path) -> None:
-    asked: list[int] = []
-    recipe = pretrain_config(batch_size=BATCH, micro_batch=8)
+class _Waits(TorchDispatchMode):
+    """Counts the operations for which a host waits for a device: they answer with values, or with a size of values."""
 
-    def stop() -> bool:
-        asked.append(1)
-        return len(asked) == 10  # four parts of images, four of texts, then the backward pass
+    ASKS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "item", "argwhere")
 
-    with pytest.raises(Interrupted):
-        gradients(tokenizer, recipe, stop=stop)
-    assert len(asked) == 10
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if any(name == ask or name == f"_{ask}" or name.startswith(f"{ask}_") for ask in self.ASKS):
+            self.asked[name] += 1
+        return func(*args, **(kwargs or {}))
 
 
-def test_a_run_stopped_within_a_step_resumes_from_the_last_whole_one(
-    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU takes the ways of a GPU: on a CPU a question costs nothing, so there it may be asked."""
+    monkeypatch.setattr(loss_module, "_tile_function", lambda function, _: loss_module._ON_CUDA.get(function, function))
+    monkeypatch.setattr(module, "_mask", lambda mask_PT, _: module._wide(mask_PT))
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)  # encode_text does not sort by length
+
+
+@pytest.mark.parametrize("micro_batch", [None, 8])
+def test_the_host_waits_for_nothing_within_a_step(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_on_a_gpu: None, micro_batch: int | None
 ) -> None:
-    data, recipe = (tokenizer.parent / "shards", tokenizer), pretrain_config(micro_batch=4)
+    """Steps of a whole run; what they leave is read once for each, and not before the next one has been started."""
+    events: list[str] = []
+    update, arrived = loop._update, readings.OnItsWay.arrived
+    waits = _Waits()
 
-    def plan(name: str) -> TrainingPlan:
-        return training_data.plan(data, tmp_path / name, recipe)
+    def counted(*arguments: Any) -> Any:
+        with waits:
+            pending = update(*arguments)
+        events.append("started")
+        return pending
 
-    whole = run(plan("whole"))
-    asked: list[int] = []
+    def read(on_its_way: readings.OnItsWay) -> list[float]:
+        events.append("read")
+        return arrived(on_its_way)
 
-    def check(stop: Callable[[], bool]) -> None:
-        asked.append(1)
-        if len(asked) == 8 * 5 + 6:  # a step has eight parts: within the sixth
-            raise Interrupted
+    monkeypatch.setattr(loop, "_update", counted)
+    monkeypatch.setattr(readings.OnItsWay, "arrived", read)
+    recipe = pretrain_config(micro_batch=micro_batch, num_steps=5, log_every_steps=4, checkpoint_every_steps=5)
+    data = (tokenizer.parent / "shards", tokenizer)
+    run(training_data.plan(data, tmp_path, recipe))
+    assert waits.asked == {}
+    # the fourth writes a row and the fifth ends: they read their own values, too
+    assert "".join(event[0] for event in events) == "s" + "sr" + "sr" + "srr" + "sr"
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_check", check)
-        with pytest.raises(TrainingError, match="stopped by SIGTERM after step 5 of 8"):
-            run(plan("parts"))
-    resumed = run(plan("parts"))
-    assert resumed.rows == whole.rows
-    for name, weight in whole.model.state_dict().items():
-        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+def test_what_counts_the_waits_sees_one() -> None:
+    with _Waits() as waits:
+        float(torch.ones(1)), bool(torch.ones(1) > 0), torch.ones(3).nonzero()
+    assert waits.asked.total() >= 3
+
+
+@pytest.mark.parametrize("what", ["loss", "norm"])
+def test_no_checkpoint_holds_a_step_that_was_not_finite(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Step 3 is broken; its values would come with step 4, but the checkpoint of step 3 waits for them."""
+    compute, calls = loop.compute_gradients, []
+
+    def broken(*arguments: Any) -> Gradients:
+        calls.append(1)
+        gradients = compute(*arguments)
+        return gradients._replace(**{what: torch.tensor(math.nan)}) if len(calls) == 3 else gradients
+
+    monkeypatch.setattr(loop, "compute_gradients", broken)
+    for saved_at, started in ((3, 3), (2, 4)):  # with a checkpoint at the broken step, and without
+        calls.clear()
+        recipe = pretrain_config(log_every_steps=8, validate_every_steps=8, checkpoint_every_steps=saved_at)
+        plan = training_data.plan((tokenizer.parent / "shards", tokenizer), tmp_path / str(saved_at), recipe)
+        with pytest.raises(
+            NonFiniteLossError, match=rf"the {what}.* is nan at step 3 \(learning rate .*, temperature 0\.1"
+        ):
+            run(plan)
+        assert len(calls) == started
+        assert plan.folder().steps() == ([] if saved_at == 3 else [2])
 
 
 def test_a_micro_batch_that_does_not_fit_batch_norm_is_refused(tokenizer: Path, tmp_path: Path) -> None:

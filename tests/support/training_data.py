@@ -36,7 +36,7 @@ RECIPE: dict[str, object] = {
     "seed": 0, "num_steps": 8, "batch_size": 8, "micro_batch": None, "learning_rate": 0.02,
     "text_learning_rate_scale": 0.5,
     "warmup_steps": 2, "weight_decay": 1e-5, "beta2": 0.999, "loss": "align", "label_smoothing": 0.1, "clip_norm": None,
-    "ema_decay": None, "flip": False, "precision": "bfloat16", "gradient_checkpointing": False, "shard_weights": False,
+    "ema_decay": None, "flip": False, "precision": "bfloat16", "gradient_checkpointing": "none", "shard_weights": False,
     "compile": False, "tf32": False, "cudnn_benchmark": False,
     "phrase_dropout": 0.0,
     "log_every_steps": 2, "validate_every_steps": 4, "checkpoint_every_steps": 3, "keep_checkpoints": 2,

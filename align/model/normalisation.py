@@ -101,7 +101,8 @@ def _parts(count: int, group: int) -> list[slice]:
 
 
 def _moments_like(x: Tensor, group: int) -> Moments:
-    return Moments(*x.new_empty(2, len(x) // group, x.shape[1], dtype=_exact(x[:0]).dtype))
+    shape, kind = (len(x) // group, x.shape[1]), _exact(x[:0]).dtype
+    return Moments(x.new_empty(shape, dtype=kind), x.new_empty(shape, dtype=kind))  # results may not share memory
 
 
 def _normal(x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float) -> tuple[Tensor, Moments]:

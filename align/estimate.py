@@ -22,7 +22,7 @@ from align.config import load_params
 from align.config.cluster import ClusterConfig
 from align.config.finetune import FinetuneConfig
 from align.config.fit_tokenizer import FitTokenizerConfig
-from align.config.model import ModelConfig
+from align.config.model import Checkpointing, ModelConfig
 from align.config.pretrain import PretrainConfig
 from align.config.recipe import Recipe
 from align.console import show_json
@@ -90,7 +90,7 @@ def estimate(model: ModelConfig, vocab_size: int, recipe: Recipe, *, num_ranks: 
 
 
 @functools.cache
-def _towers(config: ModelConfig, vocab_size: int, *, half: bool, checkpointing: bool) -> tuple[int, int]:
+def _towers(config: ModelConfig, vocab_size: int, *, half: bool, checkpointing: Checkpointing) -> tuple[int, int]:
     """Parameters, and the bytes that one pair leaves for the backward pass."""
     kept: dict[int, tuple[object, int]] = {}  # by storage, each once; the storage is held, so that no id comes twice
 

@@ -17,11 +17,16 @@ from pathlib import Path
 import torch
 
 from align.cli import silence_telemetry
+from align.config import load_params
+from align.config.model import ModelConfig
+from align.config.profile import profile_overrides
 from align.console import say
+from benchmarks.image_tower import counted
 from benchmarks.measure import Comparison
 from benchmarks.page import conditions, table, write_section
 from benchmarks.peers import run_beside_peers, version_of
 from benchmarks.world import build
+from tests.support import ROOT
 
 #: Modules of this folder, each with `run(world) -> list[Comparison]`, in the order of the table -> whether they run in
 #: the environment of the peers.
@@ -55,6 +60,9 @@ def main() -> int:
     theirs = ", ".join(f"{name} {version_of(name, 'peers_training')}" for name in ("open_clip_torch", "timm"))
     ours = conditions(sample, ("torch", "transformers", "pillow", "webdataset"), load)
     text = f"{table(rows)}\n\n{ours} Peers of training: {theirs}."
+    if not args.names or "kept_memory" in args.names:
+        paper = load_params(ROOT / "params.yaml", profile_overrides("paper", ROOT))
+        text += f"\n\nCounted on the meta device, not timed:\n\n{counted(paper.section(ModelConfig))}"
     print(text)
     say(f"benchmark: {time.monotonic() - start:.0f} s")
     if args.write:

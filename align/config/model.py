@@ -15,6 +15,9 @@ TextTowerName = Literal["Mini", "Small", "Medium", "Base", "Large"]
 #: Which samples share batch statistics in training: groups of `batch_norm_group`, a rank's batch, the global batch.
 BatchNormKind = Literal["group", "batch", "sync"]
 
+#: What the backward pass computes again instead of keeping it: batch-norm, SiLU and squeeze-excite, or whole blocks.
+Checkpointing = Literal["none", "cheap", "blocks"]
+
 
 class _Shape(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

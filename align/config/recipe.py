@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from align.config.model import ModelConfig
+from align.config.model import Checkpointing, ModelConfig
 from align.config.params import Section
 from align.config.paths import PathField
 from align.errors import ConfigError
@@ -76,7 +76,7 @@ class Recipe(Section):
     flip: bool
     phrase_dropout: float = Field(ge=0, le=1)
     precision: Literal["float32", "bfloat16", "float16"]
-    gradient_checkpointing: bool
+    gradient_checkpointing: Checkpointing
     shard_weights: bool
     compile: bool
     tf32: bool
@@ -143,6 +143,11 @@ class Recipe(Section):
             return (
                 f"{name}.compile needs model.batch_norm: group or batch; sync exchanges messages between ranks within "
                 "a block, which cannot be compiled"
+            )
+        if self.gradient_checkpointing == "cheap" and model.batch_norm == "sync":
+            return (
+                f"{name}.gradient_checkpointing: cheap needs model.batch_norm: group or batch; with sync, use blocks "
+                "or none"
             )
         if (self.loss == "sigmoid") != (model.logit_bias_init is not None):
             bias = "null" if model.logit_bias_init is None else model.logit_bias_init

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from align.config.model import ModelConfig
+from align.model.normalisation import Moments, normalise, normalise_backward
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -41,15 +42,17 @@ class BatchNorm2d(nn.BatchNorm2d):
         """(B, C, H, W) -> (B, C, H, W)."""
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        group = self.group or len(x)
-        if len(x) > group and len(x) % group:
+        return normalised(x, self)
+
+    def group_of(self, x: Tensor) -> int:
+        """Samples of a group of this batch. While statistics are estimated, the batch is added to them."""
+        group = min(self.group or len(x), len(x))
+        if len(x) % group:
             raise ValueError(f"a training batch of {len(x)} is not a multiple of the batch-norm group {group}")
-        groups = torch.split(x, group)  # each (G, C, H, W)
-        normal = [F.batch_norm(x_GCHW, None, None, self.weight, self.bias, True, 0.0, self.eps) for x_GCHW in groups]
         if self.collecting:
-            for x_GCHW in groups:
+            for x_GCHW in torch.split(x, group):
                 self._collect(x_GCHW)
-        return normal[0] if len(normal) == 1 else torch.cat(normal)
+        return group
 
     @torch.no_grad()
     def _collect(self, x_GCHW: Tensor) -> None:
@@ -59,6 +62,40 @@ class BatchNorm2d(nn.BatchNorm2d):
         variance_C, mean_C = torch.var_mean(x_GCHW.float(), dim=(0, 2, 3))
         self.running_mean.lerp_(mean_C, share)
         self.running_var.lerp_(variance_C, share)
+
+
+def normalised(
+    x: Tensor, norm: BatchNorm2d, *, silu: bool = False, keep: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """Batch-norm in training mode and what follows it, as one operation: residual + keep * act(norm(x)).
+
+    Args:
+        x: (B, C, H, W); all that is kept of it for backward, beside two numbers per group and channel.
+        norm: of any kind but `SyncBatchNorm2d`.
+        silu: whether act is SiLU; otherwise it is the identity.
+        keep: (B,) factor of each sample, see `align.model.image_tower.StochasticDepth`; None: 1.
+        residual: (B, C, H, W); None: 0.
+    """
+    apply: Any = _Normalised.apply
+    return cast(Tensor, apply(x, norm.weight, norm.bias, keep, residual, norm.group_of(x), norm.eps, silu))
+
+
+class _Normalised(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None, residual: Tensor | None, *args: Any
+    ) -> Tensor:
+        out, mean, inverse = normalise(x, weight, bias, keep, residual, *args)
+        ctx.save_for_backward(x, mean, inverse, weight, bias, keep)
+        ctx.silu = args[2]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, inverse, weight, bias, keep = ctx.saved_tensors
+        scale = None if keep is None else keep[:, None]
+        found = normalise_backward(grads[0], x, Moments(mean, inverse), weight, bias, scale, None, ctx.silu)
+        return *found, None, grads[0] if ctx.needs_input_grad[4] else None, None, None, None
 
 
 class SyncBatchNorm2d(BatchNorm2d):

@@ -33,8 +33,8 @@ class DepthwiseConv2d(nn.Conv2d):
         """(B, C, H, W) -> (B, C, H // stride, W // stride)."""
         if input.device.type == "cpu" and input.dtype == torch.float32:
             apply: Any = _Depthwise.apply
-            return cast(Tensor, apply(input, self.weight, self.kernel_size[0], self.stride[0]))
-        return _convolve(input, _shifted(self.weight, self.stride[0]), self.kernel_size[0], self.stride[0])
+            return cast(Tensor, apply(input, self.weight, self.stride[0]))
+        return convolve(input, self.weight, self.stride[0])
 
     @torch.no_grad()
     def plain(self) -> nn.Conv2d:
@@ -52,28 +52,38 @@ def _shifted(weight: Tensor, stride: int) -> Tensor:
     return F.pad(weight, (1, 0, 1, 0)) if stride == 2 else weight
 
 
-def _convolve(x: Tensor, weight: Tensor, size: int, stride: int) -> Tensor:
-    return F.conv2d(x, weight, stride=stride, padding=size // 2, groups=x.shape[1])
+def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """The layer as a function: (B, C, H, W) by (C, 1, k, k) -> (B, C, H // stride, W // stride)."""
+    return F.conv2d(x, _shifted(weight, stride), stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
+
+
+def convolve_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, *, needs_x: bool = True
+) -> tuple[Tensor | None, Tensor]:
+    """Gradients of `convolve` for x and weight; None for x if it is not needed."""
+    size = weight.shape[-1]
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+    # oneDNN's own kernel is fast here
+    built_in = not on_cpu or (size == 3 and stride == 1 and min(x.shape[2:]) > 2)
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, _shifted(weight, stride), None, (stride, stride), (size // 2, size // 2), (1, 1), False, (0, 0),
+        x.shape[1], (needs_x, built_in, False),
+    )  # fmt: skip
+    if not built_in:
+        return grad_x, _weight_gradient(x, grad, size, stride)
+    return grad_x, grad_weight[:, :, stride - 1 :, stride - 1 :]  # without the zeros
 
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, size: int, stride: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.shape = size, stride
-        return _convolve(x, _shifted(weight, stride), size, stride)
+        ctx.stride = stride
+        return convolve(x, weight, stride)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (x, weight), (size, stride), grad = ctx.saved_tensors, ctx.shape, grads[0]
-        fast = size == 3 and stride == 1 and min(x.shape[2:]) > 2  # oneDNN's own kernel is fast here
-        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x, _shifted(weight, stride), None, (stride, stride), (size // 2, size // 2), (1, 1), False, (0, 0),
-            x.shape[1], (ctx.needs_input_grad[0], fast, False),
-        )  # fmt: skip
-        if not fast:
-            grad_weight = _weight_gradient(x, grad, size, stride)
-        return grad_x, grad_weight, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        return *convolve_backward(grads[0], *ctx.saved_tensors, ctx.stride, needs_x=ctx.needs_input_grad[0]), None
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, size: int, stride: int) -> Tensor:

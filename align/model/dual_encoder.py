@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertModel
 
-from align.config.model import ModelConfig
+from align.config.model import Checkpointing, ModelConfig
 from align.formats.model_folder import (
     Imported,
     ModelFolderConfig,
@@ -92,21 +92,22 @@ class DualEncoder(nn.Module):
             self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias_init)))
 
     @property
-    def gradient_checkpointing(self) -> bool:
-        """Whether training keeps only the input of each MBConv block and BERT layer and recomputes the rest backward.
+    def gradient_checkpointing(self) -> Checkpointing:
+        """What the backward pass of training computes again instead of keeping it; `none` in a new model.
 
-        Loss and gradients stay the same. Off in a new model.
+        `cheap`: batch-norm, SiLU and squeeze-excite of the image tower. `blocks`: whole MBConv blocks and BERT layers,
+        of which only the input is kept. Loss and gradients stay the same.
         """
         return self.vision_model.gradient_checkpointing
 
     @gradient_checkpointing.setter
-    def gradient_checkpointing(self, on: bool) -> None:
-        self.vision_model.gradient_checkpointing = on
+    def gradient_checkpointing(self, what: Checkpointing) -> None:
+        self.vision_model.gradient_checkpointing = what
         # no random numbers are drawn, so no generator state must be kept
         recompute = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         layers: list[Any] = list(self.text_model.encoder.layer)
         for layer in layers:  # set directly: the switch of `PreTrainedModel` was renamed within v5
-            layer.gradient_checkpointing = on
+            layer.gradient_checkpointing = what == "blocks"
             layer._gradient_checkpointing_func = recompute
 
     @property

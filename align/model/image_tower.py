@@ -9,7 +9,8 @@ for training is replaced:
 * convolutions start from variance scaling (fan-out, 2.0; a depthwise fan-out is divided by its groups), and batch-norm
   scales start from 1;
 * depthwise convolution has a backward pass that is fast on CPUs;
-* gradient checkpointing works block by block, since this tower holds most of a step's activations.
+* batch-norm, SiLU and squeeze-excite are joined to the convolutions (`align.model.mbconv`), and may be computed again
+  in the backward pass, as may whole blocks: this tower holds most of a step's activations.
 
 Decision (the paper is silent): running statistics are not tracked during training. They are estimated afterwards from
 training images (`estimate_statistics`), so they depend neither on momentum nor on how a batch was divided.
@@ -18,7 +19,7 @@ training images (`estimate_statistics`), so they depend neither on momentum nor 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -27,30 +28,30 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AlignVisionConfig, AlignVisionModel
 from transformers.models.align.modeling_align import AlignVisionDepthwiseConv2d
 
-from align.config.model import ModelConfig
-from align.model.batch_norm import BatchNorm2d, batch_norm
+from align.config.model import Checkpointing, ModelConfig
+from align.model.batch_norm import BatchNorm2d, batch_norm, normalised
 from align.model.depthwise import DepthwiseConv2d
+from align.model.mbconv import MBConv
 from align.model.presets import image_shape
 
 
 class StochasticDepth(nn.Module):
     """Drops a residual branch per sample and scales the kept ones by 1 / (1 - rate). No parameters.
 
-    The tower sets `draws`, one uniform number in [0, 1) per sample, before each forward pass in training, so the caller
-    controls the randomness.
+    The tower sets `keep` before each forward pass in training: (B,), 0 or 1 / (1 - rate) for each sample, or None. So
+    the caller controls the randomness.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.draws: Tensor | None = None
+        self.keep: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        if not self.training or self.rate == 0.0 or self.draws is None:
+        if not self.training or self.keep is None:
             return x
-        keep = (self.draws >= self.rate).to(x.dtype) / (1.0 - self.rate)
-        return x * keep[:, None, None, None]
+        return x * self.keep.to(x.dtype)[:, None, None, None]
 
 
 class ImageTower(nn.Module):
@@ -59,8 +60,11 @@ class ImageTower(nn.Module):
     Attributes:
         width: channels of the pooled features (320 for B0 and B1, 640 for B7, 1376 for L2).
         num_blocks: number of MBConv blocks, and so of stochastic-depth draws per sample.
-        gradient_checkpointing: whether training keeps only the input of each block and recomputes the rest backward.
+        gradient_checkpointing: what the backward pass of training computes again instead of keeping it. `cheap`:
+            batch-norm, SiLU and squeeze-excite; `blocks`: whole blocks, of which only the input is kept.
     """
+
+    _rates: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -68,11 +72,16 @@ class ImageTower(nn.Module):
         self.embeddings = upstream.embeddings
         self.encoder = upstream.encoder
         _repair(self, config)
+        blocks = cast(nn.ModuleList, self.encoder.blocks)
+        for index, block in enumerate(blocks):
+            blocks[index] = MBConv(block)
         initialise(self)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types no such overload
         self._blocks: list[Any] = list(self.encoder.blocks)
         self.num_blocks = len(self._blocks)
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing: Checkpointing = "none"
+        rates = torch.tensor([block.projection.dropout.rate for block in self._blocks])
+        self.register_buffer("_rates", rates, persistent=False)
         self.width = int(self._blocks[-1].projection.project_conv.out_channels)
 
     def forward(self, pixels: Tensor, draws: Tensor | None = None) -> Tensor:
@@ -85,20 +94,35 @@ class ImageTower(nn.Module):
         Returns:
             (B, width) features.
         """
-        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        hidden = self.embeddings(pixels)
-        for index, block in enumerate(self._blocks):
-            numbers = None if draws is None else draws[:, index]
+        again = self.gradient_checkpointing == "blocks" and self.training and torch.is_grad_enabled()
+        hidden = self._stem(pixels)
+        for block, keep in zip(self._blocks, self._keep(draws), strict=True):
+            block.again = self.gradient_checkpointing == "cheap"
             if again:
-                hidden = checkpoint(_run, block, hidden, numbers, use_reentrant=False, preserve_rng_state=False)
+                hidden = checkpoint(_run, block, hidden, keep, use_reentrant=False, preserve_rng_state=False)
             else:
-                hidden = _run(block, hidden, numbers)
+                hidden = _run(block, hidden, keep)
         return cast(Tensor, hidden.mean(dim=(2, 3)))
 
+    def _stem(self, pixels: Tensor) -> Tensor:
+        stem: Any = self.embeddings
+        if type(stem.batchnorm) is BatchNorm2d and stem.batchnorm.training:
+            return normalised(stem.convolution(stem.padding(pixels)), stem.batchnorm, silu=True)
+        return cast(Tensor, stem(pixels))
 
-def _run(block: Any, hidden: Tensor, draws: Tensor | None) -> Tensor:
-    """One block. Each call sets the draws, since a block may be recomputed after another batch has set its own."""
-    block.projection.dropout.draws = draws
+    def _keep(self, draws: Tensor | None) -> Sequence[Tensor | None]:
+        """Of each block, what `StochasticDepth` wants: all blocks' by a few operations."""
+        if draws is None or not self.training:
+            return [None] * self.num_blocks
+        rates_K = self._rates.to(draws.dtype)
+        keep_KB = ((draws >= rates_K).to(draws.dtype) / (1.0 - rates_K)).t().contiguous()
+        dropout = (block.projection.dropout for block in self._blocks)
+        return [keep if layer.rate else None for layer, keep in zip(dropout, keep_KB.unbind(), strict=True)]
+
+
+def _run(block: Any, hidden: Tensor, keep: Tensor | None) -> Tensor:
+    """One block. Each call sets `keep`, since a block may be recomputed after another batch has set its own."""
+    block.projection.dropout.keep = keep
     return cast(Tensor, block(hidden))
 
 

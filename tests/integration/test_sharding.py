@@ -49,11 +49,12 @@ WHOLE = SHORT | {"clip_norm": 100.0, "ema_decay": 0.5, "best_metric": "val/effec
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "parts": ({}, {}),
     "micro_batch": ({"micro_batch": 8}, {}),
-    "checkpointing": ({"micro_batch": 8, "gradient_checkpointing": True}, {}),
-    "checkpointing, parts": ({"gradient_checkpointing": True}, {}),
+    "checkpointing": ({"micro_batch": 8, "gradient_checkpointing": "blocks"}, {}),
+    "checkpointing, parts": ({"gradient_checkpointing": "blocks"}, {}),
+    "cheap": ({"micro_batch": 8, "gradient_checkpointing": "cheap"}, {}),
     "sync": ({}, {"batch_norm": "sync"}),
 }
-COMPILED = {"compiled": ({"compile": True, "micro_batch": 8, "gradient_checkpointing": True}, {})}
+COMPILED = {"compiled": ({"compile": True, "micro_batch": 8, "gradient_checkpointing": "blocks"}, {})}
 
 #: Rows of parameters for LAMB: even, uneven, and fewer than ranks.
 SHAPES = [(4, 3), (5, 2), (1, 6), (3,)]
@@ -86,7 +87,7 @@ def _gradients(tokenizer: Path, case: str, ranks: Ranks) -> tuple[float, float, 
     torch.manual_seed(0)
     words = TextTokenizer.load(tokenizer, MODEL.max_tokens)
     model = DualEncoder(MODEL.model_copy(update=model_changes), words.vocab_size).train()
-    model.gradient_checkpointing = recipe.get("gradient_checkpointing", False)
+    model.gradient_checkpointing = recipe.get("gradient_checkpointing", "none")
     config = pretrain_config(batch_size=BATCH, **recipe)
     with accelerated(model, config, ranks.device):
         if ranks.world_size > 1:

@@ -58,8 +58,15 @@ def test_temperature_is_positive_whatever_is_learned(model: DualEncoder, raw: fl
 
 
 def test_stochastic_depth_drops_whole_samples() -> None:
+    tower = ImageTower(MODEL.model_copy(update={"stochastic_depth": 0.5})).train()
+    rates = [block.projection.dropout.rate for block in tower.encoder.blocks]
+    assert rates[0] == 0.0 and 0.25 < rates[-1] < 0.5
+    keep = tower._keep(torch.tensor([[0.1], [rates[-1]], [0.9]]).expand(3, tower.num_blocks))
+    assert keep[0] is None and keep[-1] is not None
+    assert keep[-1].tolist() == pytest.approx([0.0, 1 / (1 - rates[-1]), 1 / (1 - rates[-1])])
+    assert tower.eval()._keep(torch.rand(3, tower.num_blocks)) == [None] * tower.num_blocks
     depth = StochasticDepth(0.25).train()
-    depth.draws = torch.tensor([0.1, 0.25, 0.9])
+    depth.keep = torch.tensor([0.0, 4 / 3, 4 / 3])
     out = depth(torch.ones(3, 2, 2, 2))
     assert out[:, 0, 0, 0].tolist() == pytest.approx([0.0, 4 / 3, 4 / 3])
     assert torch.equal(out[0], torch.zeros(2, 2, 2))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.config.model import ModelConfig
+from align.config.model import Checkpointing, ModelConfig
 from align.model.dual_encoder import DualEncoder
 from align.training.loss import align_loss
 from tests.support.training_data import MODEL
@@ -57,30 +57,35 @@ def gradients(model: DualEncoder) -> tuple[float, dict[str, Tensor]]:
     return float(loss.detach()), {name: param.grad.clone() for name, param in model.named_parameters()}
 
 
+@pytest.mark.parametrize("what", ["cheap", "blocks"])
 @pytest.mark.parametrize("kind", ["group", "batch"])
-def test_loss_and_gradients_stay_the_same(model: DualEncoder, kind: str) -> None:
+def test_loss_and_gradients_stay_the_same(model: DualEncoder, kind: str, what: Checkpointing) -> None:
     model = DualEncoder(model.config.model_copy(update={"batch_norm": kind}), 50).train()
-    assert not model.gradient_checkpointing
+    assert model.gradient_checkpointing == "none"
     plain = gradients(model)
-    model.gradient_checkpointing = True
+    model.gradient_checkpointing = what
     again = gradients(model)
     assert again[0] == plain[0]
     for name, grad in plain[1].items():
         torch.testing.assert_close(again[1][name], grad, atol=1e-7, rtol=1e-5, msg=name)
-    model.gradient_checkpointing = False
+    model.gradient_checkpointing = "none"
     assert gradients(model)[0] == plain[0]
 
 
-@pytest.mark.parametrize(("tower", "at_most"), [(images, 0.4), (texts, 0.4)], ids=["image", "text"])
-def test_fewer_bytes_are_kept(model: DualEncoder, tower: Callable[[DualEncoder, int], Tensor], at_most: float) -> None:
+@pytest.mark.parametrize(
+    ("tower", "what", "at_most"), [(images, "cheap", 0.7), (images, "blocks", 0.4), (texts, "blocks", 0.4)]
+)
+def test_fewer_bytes_are_kept(
+    model: DualEncoder, tower: Callable[[DualEncoder, int], Tensor], what: Checkpointing, at_most: float
+) -> None:
     plain = kept_bytes(lambda: tower(model, 1))
-    model.gradient_checkpointing = True
+    model.gradient_checkpointing = what
     again = kept_bytes(lambda: tower(model, 1))
     assert 0 < again < at_most * plain, (again, plain)
 
 
 def test_evaluation_is_not_computed_twice(model: DualEncoder) -> None:
-    model.gradient_checkpointing = True
+    model.gradient_checkpointing = "blocks"
     with torch.inference_mode():
         assert images(model.eval(), 1).shape == (BATCH, model.config.embed_width)
-    assert model.gradient_checkpointing
+    assert model.gradient_checkpointing == "blocks"

@@ -54,14 +54,19 @@ class BatchNorm2d(nn.BatchNorm2d):
                 self._collect(x_GCHW)
         return group
 
+    def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The running mean and variance, (C,) each, and of how many groups they are the mean; no copies."""
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        return self.running_mean, self.running_var, self.num_batches_tracked
+
     @torch.no_grad()
     def _collect(self, x_GCHW: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        share = 1.0 / float(self.num_batches_tracked)
+        mean, variance, count = self.statistics()
+        count += 1
+        share = 1.0 / float(count)
         variance_C, mean_C = torch.var_mean(x_GCHW.float(), dim=(0, 2, 3))
-        self.running_mean.lerp_(mean_C, share)
-        self.running_var.lerp_(variance_C, share)
+        mean.lerp_(mean_C, share)
+        variance.lerp_(variance_C, share)
 
 
 def normalised(

@@ -83,7 +83,8 @@ class _Depthwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        return *convolve_backward(grads[0], *ctx.saved_tensors, ctx.stride, needs_x=ctx.needs_input_grad[0]), None
+        x, weight = ctx.saved_tensors
+        return *convolve_backward(grads[0], x, weight, ctx.stride, needs_x=ctx.needs_input_grad[0]), None
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, size: int, stride: int) -> Tensor:

@@ -19,7 +19,7 @@ training images (`estimate_statistics`), so they depend neither on momentum nor 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -72,7 +72,7 @@ class ImageTower(nn.Module):
         self.embeddings = upstream.embeddings
         self.encoder = upstream.encoder
         _repair(self, config)
-        blocks = cast(nn.ModuleList, self.encoder.blocks)
+        blocks = self.encoder.blocks
         for index, block in enumerate(blocks):
             blocks[index] = MBConv(block)
         initialise(self)
@@ -102,7 +102,7 @@ class ImageTower(nn.Module):
                 hidden = checkpoint(_run, block, hidden, keep, use_reentrant=False, preserve_rng_state=False)
             else:
                 hidden = _run(block, hidden, keep)
-        return cast(Tensor, hidden.mean(dim=(2, 3)))
+        return hidden.mean(dim=(2, 3))
 
     def _stem(self, pixels: Tensor) -> Tensor:
         stem: Any = self.embeddings
@@ -164,14 +164,18 @@ def initialise(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def estimate_statistics(tower: ImageTower, batches: Iterable[Tensor]) -> None:
+def estimate_statistics(
+    tower: ImageTower, batches: Iterable[Tensor], sum_over_ranks: Callable[[Tensor], Tensor] | None = None
+) -> None:
     """Sets the running statistics to the mean of the batch statistics over groups (variance unbiased).
 
-    A group is that of batch-norm, or a whole batch for its other kinds. No messages are sent, so one rank may call it.
+    A group is that of batch-norm, or a whole batch for its other kinds.
 
     Args:
         tower: its mode is restored afterwards; parameters do not change.
         batches: pixels (B, 3, H, W); a batch is a multiple of the batch-norm group.
+        sum_over_ranks: adds up a tensor over the ranks, each of which has some of the batches or none; None: this one
+            has all, and no messages are sent.
     """
     norms = [module for module in tower.modules() if isinstance(module, BatchNorm2d)]
     was_training = tower.training
@@ -186,3 +190,17 @@ def estimate_statistics(tower: ImageTower, batches: Iterable[Tensor]) -> None:
         for norm in norms:
             norm.collecting = False
         tower.train(was_training)
+    if sum_over_ranks is not None:
+        _pool(norms, sum_over_ranks)
+
+
+def _pool(norms: Sequence[BatchNorm2d], sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    """Each rank's mean over its groups -> the mean over all groups, in one message."""
+    own = [norm.statistics() for norm in norms]
+    rows = [torch.cat([mean, variance, count.new_ones(1)]).double() * count for mean, variance, count in own]
+    totals = torch.split(sum_over_ranks(torch.cat(rows)), [len(row) for row in rows])
+    for (mean, variance, count), total in zip(own, totals, strict=True):
+        pooled = total[:-1] / total[-1]
+        mean.copy_(pooled[: len(mean)])
+        variance.copy_(pooled[len(mean) :])
+        count.copy_(total[-1])

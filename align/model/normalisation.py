@@ -121,7 +121,7 @@ def _again(x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tenso
     scale_SC = weight * inverse
     shift_SC = torch.addcmul(bias.to(mean.dtype), mean, scale_SC, value=-1)
     scale, shift = (_per_map(each)[:, None] for each in (scale_SC, shift_SC))
-    return torch.addcmul(shift, x.unflatten(0, (len(mean), -1)), scale).flatten(0, 1)
+    return torch.addcmul(shift, x.view(len(mean), -1, *x.shape[1:]), scale).flatten(0, 1)
 
 
 def _per_map(numbers: Tensor) -> Tensor:
@@ -235,13 +235,14 @@ _SHAPES = {
 
 
 def _register() -> torch.library.Library:
-    library = torch.library.Library("align", "DEF")
+    library: Any = torch.library.Library("align", "DEF")  # type: ignore[no-untyped-call]  # untyped in torch
     for name, schema in _SCHEMAS.items():
         library.define(name + schema)
         library.impl(name, _PLAIN[name], "CompositeExplicitAutograd")
         library.impl(name, _SHAPES[name], "Meta")
-        torch.library.register_fake(f"align::{name}", _SHAPES[name], lib=library)
-    return library
+        shape: Any = _SHAPES[name]
+        torch.library.register_fake(f"align::{name}", shape, lib=library)
+    return cast(torch.library.Library, library)
 
 
 _LIBRARY = _register()  # the operations exist as long as it does

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from align.checkpoint import CheckpointFolder
 from align.config.health import HealthConfig
@@ -43,7 +42,7 @@ from align.training.readings import Pending, Reading, Vote, diverged
 from align.training.samples import SampleSources, SplitSamples
 from align.training.schedule import learning_rate_at
 from align.training.state import MetricRow, State
-from align.training.step import compute_gradients
+from align.training.step import autocast, compute_gradients
 from align.training.validation import batch_norm_gap, validate
 
 #: Batch-norm statistics are estimated from at most this many training images, STATISTICS_PART at a time.
@@ -121,11 +120,13 @@ def train(
             reading = pending.read()
             ledger.enter(reading)
             measured: MetricRow = {}
-            if takes_part and validates:
-                with progress.paused(), state.averaged(), as_written():
-                    refresh_statistics(model, samples.train, ranks.device)
-                    measured |= batch_norm_gap(model, samples.train, ranks.device)
-                    measured |= validate(model, tokenizer, samples.val) if samples.val else {}
+            if validates:
+                with progress.paused(), state.averaged(), as_written(), autocast(recipe, ranks.device):
+                    refresh_statistics(model, samples.train, ranks, spread=not state.sharded)
+                    if takes_part:
+                        measured |= batch_norm_gap(model, samples.train, ranks.device)
+                    if samples.val:
+                        measured |= validate(model, tokenizer, samples.val, ranks, spread=not state.sharded)
             if ranks.leads:
                 row: MetricRow = {}
                 live: dict[str, float] = {}  # values that differ from run to run: for MLflow only
@@ -261,15 +262,24 @@ def _vote(folder: CheckpointFolder, ranks: Ranks, stopped: Stop) -> Vote:
     return Vote(_NOT_SAVED if folder.has_failed() else int(stopped()), ranks)
 
 
-def refresh_statistics(model: DualEncoder, samples: SplitSamples, device: torch.device) -> None:
-    """Estimates batch-norm's running statistics from centre crops of training images, evenly spread over the split."""
-    group = model.config.batch_norm_group
+def refresh_statistics(model: DualEncoder, samples: SplitSamples, ranks: Ranks, *, spread: bool) -> None:
+    """Estimates batch-norm's running statistics from centre crops of training images, evenly spread over the split.
+
+    Args:
+        model: its statistics are set, on every rank.
+        samples: the split.
+        ranks: all of them call this.
+        spread: whether each rank reads and computes its share, see `validate`.
+    """
+    group, size = model.config.batch_norm_group, model.config.image_px
     count = max(min(samples.num_images, STATISTICS_IMAGES) // group * group, min(samples.num_images, group))
     chosen = np.linspace(0, samples.num_images - 1, count).astype(np.int64)
     part = max(group, STATISTICS_PART // group * group)
     parts = [chosen[start : start + part] for start in range(0, len(chosen), part)]
-    size = model.config.image_px
-    estimate_statistics(model.vision_model, (to_pixels(samples.centre_crops(rows, size)).to(device) for rows in parts))
+    several = spread and ranks.world_size > 1
+    mine = parts[ranks.rank :: ranks.world_size] if several else parts
+    batches = (to_pixels(np.stack([*samples.centre_crops(rows, size)])).to(ranks.device) for rows in mine)
+    estimate_statistics(model.vision_model, batches, ranks.sum if several else None)
 
 
 @contextmanager

@@ -67,6 +67,16 @@ class Ranks:
         dist.all_gather(list(everyone.chunk(self.world_size)), tensor.contiguous())
         return everyone
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """(N, ...) on the CPU, N of each rank's own -> all ranks' rows, in rank order, on the CPU of each."""
+        if self.world_size == 1:
+            return rows
+        counts = self.gather(torch.tensor([len(rows)], device=self.device)).tolist()
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        everyone = self.gather(padded.to(self.device)).cpu().chunk(self.world_size)
+        return torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The element-wise sum over all ranks; the tensor itself if there is only one rank."""
         return self._reduced(tensor, dist.ReduceOp.SUM)

@@ -111,7 +111,7 @@ class OnItsWay:
         if tensor.is_cuda:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # untyped in torch
             self._event.record()
 
     def arrived(self) -> list[float]:

@@ -18,12 +18,16 @@ from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError
 from align.model.preprocess import centre_crop, decode
+from align.processes import in_threads
 from align.protocols.store import Tars
 from align.training.index import Offsets, SplitIndex
 from align.training.reading import SampleLocation, Span, TarBytes, is_remote, joined
 
 #: The decoded images of a split are kept in memory if they all fit into this many bytes.
 CACHE_BYTES = 2**30
+
+#: Threads that read samples which are all asked for at once; a request of a store takes as long as decoding some.
+_READERS = 8
 
 #: The offsets of this many samples are kept, unless `expect_block` asks for more.
 _OFFSETS_KEPT = 1 << 20
@@ -147,12 +151,16 @@ class SplitSamples:
         """The texts of one sample, see `load`."""
         return self.load(self.location(sample))[1]
 
-    def centre_crops(self, samples: NDArray[np.int64], image_px: int) -> NDArray[np.uint8]:
-        """(N,) samples -> (N, image_px, image_px, 3), as evaluation sees them.
+    def texts_of(self, samples: NDArray[np.int64]) -> Iterator[list[str]]:
+        """The texts of each of (N,) samples, read by several threads."""
+        return in_threads(self.texts, samples.tolist(), _READERS)
+
+    def centre_crops(self, samples: NDArray[np.int64], image_px: int) -> Iterator[NDArray[np.uint8]]:
+        """(image_px, image_px, 3) of each of (N,) samples, as evaluation sees it; read and decoded by several threads.
 
         In quarantine mode a sample that cannot be read is replaced by the next one that can.
         """
-        return np.stack([centre_crop(self._readable(int(sample)), image_px) for sample in samples])
+        return in_threads(lambda sample: centre_crop(self._readable(sample), image_px), samples.tolist(), _READERS)
 
     def _readable(self, sample: int) -> NDArray[np.uint8]:
         for step in range(self.num_images):

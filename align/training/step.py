@@ -83,13 +83,7 @@ def compute_gradients(
         _image_parts(model, batch.images, batch.draws, size, ranks.device),
         _text_parts(model, tokenizer, batch.texts, size, ranks.device),
     )
-    mixed = recipe.precision != "float32" and ranks.device.type == "cuda"
-    precise = torch.autocast(
-        ranks.device.type,
-        _AUTOCAST[recipe.precision],
-        enabled=mixed,
-        cache_enabled=not recipe.shard_weights,  # the cache would keep copies of whole weights
-    )
+    precise = autocast(recipe, ranks.device)
     cached = recipe.micro_batch is not None
     with precise, torch.set_grad_enabled(not cached):
         image_embeds_BD, text_embeds_BD = (_encode(tower) for tower in parts)
@@ -110,6 +104,15 @@ def compute_gradients(
                     embeds_PD.backward(embeds_BD.grad[_there(rows_P, ranks.device)])  # type: ignore[no-untyped-call]
     sums.finish()
     return Gradients(loss.detach(), _finish(model, loss_scale, recipe.clip_norm))
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """The towers' precision: that of the recipe on a GPU, float32 on a CPU."""
+    return torch.autocast(
+        device.type, _AUTOCAST[recipe.precision],
+        enabled=recipe.precision != "float32" and device.type == "cuda",
+        cache_enabled=not recipe.shard_weights,  # the cache would keep copies of whole weights
+    )  # fmt: skip
 
 
 def _finished_in_order(model: DualEncoder) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -135,7 +138,7 @@ def _finish(model: DualEncoder, loss_scale: float, clip_norm: float | None) -> T
     gradients = [local(param.grad) for param in owners if param.grad is not None]
     if loss_scale != 1.0:
         torch._foreach_mul_(gradients, 1.0 / loss_scale)
-    norm = torch.linalg.vector_norm(norms(gradients, owners))
+    norm: Tensor = torch.linalg.vector_norm(norms(gradients, owners))
     if clip_norm is not None:
         torch._foreach_mul_(gradients, (clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0))
     return norm

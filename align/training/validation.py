@@ -1,4 +1,4 @@
-"""Recall on the validation split while training: a cheap check of progress, not the evaluation."""
+"""Recall on the validation split while training: a cheap check of progress, not the evaluation. All ranks share it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from align.model.embedder import Embedder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.health import effective_rank
+from align.training.process_group import Ranks
 from align.training.samples import SplitSamples
 
 #: At most this many images of the split are used.
@@ -22,21 +23,42 @@ _GAP_IMAGES = 64
 RECALL_AT = (1, 5, 10)
 
 
-def validate(model: DualEncoder, tokenizer: TextTokenizer, samples: SplitSamples) -> dict[str, float]:
-    """Recall@1, @5 and @10 in both directions over the first images of the split and all their texts."""
+def validate(
+    model: DualEncoder, tokenizer: TextTokenizer, samples: SplitSamples, ranks: Ranks, *, spread: bool
+) -> dict[str, float]:
+    """Recall@1, @5 and @10 in both directions over the first images of the split and all their texts.
+
+    Args:
+        model: as it would be exported.
+        tokenizer: of the texts.
+        samples: the split.
+        ranks: all of them call this.
+        spread: whether each rank embeds its share; otherwise each one embeds all, as sharded weights need it: there
+            every forward pass is one of all ranks.
+
+    Returns:
+        The same on every rank.
+    """
     chosen = np.arange(min(samples.num_images, MAX_IMAGES), dtype=np.int64)
+    mine = np.array_split(chosen, ranks.world_size)[ranks.rank] if spread else chosen
     texts, owners = [], []
-    for sample in chosen:
-        for text in samples.texts(int(sample)):
-            texts.append(text)
-            owners.append(int(sample))
+    for sample, of in zip(mine.tolist(), samples.texts_of(mine), strict=True):
+        texts += of
+        owners += [sample] * len(of)
     was_training = model.training
     embedder = Embedder(model, tokenizer)
-    images = embedder.embed_pixels(samples.centre_crops(chosen, model.config.image_px))
-    similarity = images @ embedder.embed_texts(texts).T
+    shown = (
+        embedder.embed_pixels(samples.centre_crops(mine, model.config.image_px)),
+        embedder.embed_texts(texts),
+        np.array(owners, dtype=np.int64),
+    )
     model.train(was_training)
-    relevant = chosen[:, None] == np.asarray(owners)[None, :]
-    metrics = {"val/effective_rank": effective_rank(torch.from_numpy(images))}
+    images, of_texts, owner = (
+        ranks.gather_rows(torch.from_numpy(rows)) if spread else torch.from_numpy(rows) for rows in shown
+    )
+    similarity = images.numpy() @ of_texts.numpy().T
+    relevant = chosen[:, None] == owner.numpy()[None, :]
+    metrics = {"val/effective_rank": effective_rank(images)}
     for name, scores, right in (
         ("image_to_text", similarity, relevant),
         ("text_to_image", similarity.T, relevant.T),
@@ -57,7 +79,7 @@ def batch_norm_gap(model: DualEncoder, samples: SplitSamples, device: torch.devi
     if count > group:
         count -= count % group
     chosen = np.linspace(0, samples.num_images - 1, count).astype(np.int64)
-    pixels = to_pixels(samples.centre_crops(chosen, model.config.image_px)).to(device)
+    pixels = to_pixels(np.stack([*samples.centre_crops(chosen, model.config.image_px)])).to(device)
     was_training = model.training
     by_batch = model.train().encode_image(pixels)
     by_running = model.eval().encode_image(pixels)

@@ -68,6 +68,14 @@ def test_two_processes_equal_one(data: tuple[Path, Path], tmp_path: Path, forked
     for mine, theirs in zip(one.rows, two.rows, strict=True):
         assert mine["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
         assert mine["train/temperature"] == pytest.approx(theirs["train/temperature"], rel=1e-4)
+        assert mine.keys() == theirs.keys()
+        if "val/effective_rank" in mine:  # each of two ranks embeds its share of the validation split
+            assert mine["val/effective_rank"] == pytest.approx(theirs["val/effective_rank"], rel=1e-3)
+    counts = [
+        {int(value) for name, value in trained.model.state_dict().items() if name.endswith("num_batches_tracked")}
+        for trained in (one, two)
+    ]
+    assert counts[0] == counts[1] and len(counts[0]) == 1  # every group of the statistics' pictures once
 
 
 def test_an_error_in_a_rank_reaches_the_caller(data: tuple[Path, Path], tmp_path: Path, forked_ranks: None) -> None:

@@ -14,7 +14,7 @@ def test_operations_grow_with_the_blocks_and_not_with_the_groups(what: Checkpoin
     with torch.device("meta"):
         blocks = ImageTower(MODEL).num_blocks
     few, many = (cost(MODEL, what, pairs=groups * MODEL.batch_norm_group) for groups in (1, 8))
-    assert few.forward_calls == many.forward_calls <= 12 * blocks + 4
+    assert few.forward_calls == many.forward_calls <= 12 * blocks + 6
     assert few.light_calls == many.light_calls <= light * blocks + 8
 
 

@@ -27,7 +27,6 @@ from align.training.loop import Monitoring, train
 from align.training.plan import TrainingInputs, TrainingPlan, make_plan
 from align.training.process_group import Ranks
 from align.training.run import run as run_plan
-from align.training.samples import SampleSources
 from align.training.state import new_state
 from benchmarks.measure import Comparison, compare
 from benchmarks.presets import PRESETS, preset, recipe
@@ -68,7 +67,7 @@ def _stall(world: World, name: str) -> Comparison:
 
     train(
         new_state(some.model(), how), how, Ranks(0, 1, torch.device("cpu")),
-        samples=SampleSources(some.samples), tokenizer=some.tokenizer, folder=folder, monitoring=Monitoring(log),
+        stretches=[some.stretch(STALL_STEPS)], folder=folder, monitoring=Monitoring(log),
     )  # fmt: skip
     # the last step ends with more than a save, and the save after step s lies between the ends of s and s + 1
     steps = [after - before for before, after in itertools.pairwise(ends[1:-1])]

@@ -21,7 +21,6 @@ from align.model.preprocess import to_pixels
 from align.model.tokenizer import pad
 from align.training.loop import Log, Monitoring, train
 from align.training.process_group import Ranks
-from align.training.samples import SampleSources
 from align.training.state import State, new_state
 from align.training.step import CPU_PART
 from benchmarks.measure import Comparison, compare, cpu_s, in_process
@@ -53,9 +52,10 @@ def in_parts(some: Preset, world: World, step: int, size: int, batch_size: int =
 
 def train_in_memory(world: World, some: Preset, state: State, log: Log | None = None, **values: object) -> None:
     """The steps of `align pretrain` in this process."""
+    how = recipe(world, batch_size=BATCH_SIZE, **values)
     train(
-        state, recipe(world, batch_size=BATCH_SIZE, **values), Ranks(0, 1, torch.device("cpu")),
-        samples=SampleSources(some.samples), tokenizer=some.tokenizer, monitoring=Monitoring(log),
+        state, how, Ranks(0, 1, torch.device("cpu")),
+        stretches=[some.stretch(how.num_steps)], monitoring=Monitoring(log),
         folder=CheckpointFolder(world.root / f"checkpoints-{time.monotonic_ns()}", keep=1),
     )  # fmt: skip
 

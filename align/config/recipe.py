@@ -28,6 +28,18 @@ class ExtraShards(BaseModel):
     weight: float = Field(gt=0)
 
 
+class Phase(BaseModel):
+    """Steps of another size than the model's, before those of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    #: Of all steps.
+    share: float = Field(gt=0, lt=1)
+    #: None: the model's.
+    image_px: int | None = Field(default=None, ge=32)
+    max_tokens: int | None = Field(default=None, ge=4)
+
+
 class Recipe(Section):
     """One training run. The sections `pretrain` and `finetune` are recipes.
 
@@ -53,6 +65,8 @@ class Recipe(Section):
     image_px: int | None = Field(ge=32)
     resize_px: int | None = Field(ge=32)
     stochastic_depth: float | None = Field(ge=0, lt=1)
+    #: Before the steps at the model's size, in order (`align.training.phases`).
+    phases: Annotated[tuple[Phase, ...], Field(strict=False)]
     batch_size: int = Field(ge=1)
     micro_batch: int | None = Field(ge=1)
     optimiser: Literal["lamb", "adamw"]
@@ -168,6 +182,8 @@ class Recipe(Section):
     def _consistent(self) -> Self:
         if self.num_steps and self.warmup_steps >= self.num_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than num_steps {self.num_steps}")
+        if sum(phase.share for phase in self.phases) >= 1:
+            raise ValueError("phases take all steps; their shares must leave some to the model's own size")
         if self.cooldown_steps and self.schedule != "constant":
             raise ValueError(f"cooldown_steps {self.cooldown_steps} is of schedule constant; {self.schedule} needs 0")
         if self.num_steps and self.warmup_steps + self.cooldown_steps > self.num_steps:

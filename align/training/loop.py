@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,10 +36,10 @@ from align.training.acceleration import as_written
 from align.training.batch import Augmentation, Batch, Sampling
 from align.training.health import Health
 from align.training.loader import TrainLoader
+from align.training.phases import Stretch
 from align.training.process_group import Ranks
 from align.training.progress import Progress, Usage
 from align.training.readings import Pending, Reading, Vote, diverged
-from align.training.samples import SampleSources, SplitSamples
 from align.training.schedule import learning_rate_at
 from align.training.state import MetricRow, State
 from align.training.step import autocast, compute_gradients
@@ -77,8 +77,8 @@ UNWATCHED = Monitoring()
 
 
 def train(
-    state: State, recipe: Recipe, ranks: Ranks, *, samples: SampleSources, tokenizer: TextTokenizer,
-    folder: CheckpointFolder, monitoring: Monitoring = UNWATCHED,
+    state: State, recipe: Recipe, ranks: Ranks, *, stretches: Sequence[Stretch], folder: CheckpointFolder,
+    monitoring: Monitoring = UNWATCHED,
 ) -> float:  # fmt: skip
     """Trains from `state.step` to `recipe.num_steps` and writes a checkpoint at the end.
 
@@ -90,25 +90,25 @@ def train(
         TrainingError: SIGTERM came, and the last whole step was saved; or a checkpoint could not be written.
     """
     model, log, health = state.model, monitoring.log, monitoring.health
-    loader = _loader(model, recipe, ranks, samples)
+    feed = _Feed(state, recipe, ranks, stretches)
     progress = Progress(recipe, state.step)
     watch = Health(health, recipe.section) if health and ranks.leads else None
     ledger = _Ledger(state, progress if ranks.leads else None, watch)
-    usage = Usage(health, model, tokenizer, ranks.world_size, ranks.device) if health and ranks.leads else None
+    usage = Usage(health, model, ranks.world_size, ranks.device) if health and ranks.leads else None
     with stop_requested() as stopped, ExitStack() as stack:
         if ranks.leads and isinstance(log, AbstractContextManager):
             stack.enter_context(log)  # left when the last checkpoint is on disk
-        for split in samples.all():
+        for split in (split for stretch in stretches for split in stretch.samples.all()):
             split.tars.stopped = stopped  # a process told to stop does not wait for an unavailable store
         stack.callback(folder.wait)  # however this ends, what was saved is on disk then
         model.train()
         takes_part = ranks.leads or state.sharded  # in work that one rank does alone, if it has whole weights
         earlier: _Started | None = None  # the step before, whose values nobody has waited for
-        for batch in loader.batches(state.step, recipe.num_steps):
+        for batch, stretch in feed.batches():
             rate = learning_rate_at(state.step, recipe)
-            pending = _update(state, recipe, ranks, tokenizer, batch, rate)
+            pending = _update(state, recipe, ranks, stretch.tokenizer, batch, rate)
             done, row_due = state.step == recipe.num_steps, state.step % recipe.log_every_steps == 0
-            validates = done or (samples.val is not None and state.step % recipe.validate_every_steps == 0)
+            validates = done or (stretch.samples.val is not None and state.step % recipe.validate_every_steps == 0)
             saves = done or state.step % recipe.checkpoint_every_steps == 0
             end = 0
             if earlier is not None:
@@ -122,20 +122,20 @@ def train(
             measured: MetricRow = {}
             if validates:
                 with progress.paused(), state.averaged(), as_written(), autocast(recipe, ranks.device):
-                    refresh_statistics(model, samples.train, ranks, spread=not state.sharded)
+                    refresh_statistics(model, stretch, ranks, spread=not state.sharded)
                     if takes_part:
-                        measured |= batch_norm_gap(model, samples.train, ranks.device)
-                    if samples.val:
-                        measured |= validate(model, tokenizer, samples.val, ranks, spread=not state.sharded)
+                        measured |= batch_norm_gap(model, stretch, ranks.device)
+                    if stretch.samples.val:
+                        measured |= validate(model, stretch.samples.val, stretch, ranks, spread=not state.sharded)
             if ranks.leads:
                 row: MetricRow = {}
                 live: dict[str, float] = {}  # values that differ from run to run: for MLflow only
                 if done or row_due:
                     row |= _means(state) | {"train/temperature": reading.temperature, "train/learning_rate": rate}
-                    live["train/loader_wait_share"] = loader.wait_s / max(progress.spent_s, 1e-9)
-                    live |= usage.metrics(progress, batch.texts) if usage else {}
+                    live["train/loader_wait_share"] = feed.wait_s / max(progress.spent_s, 1e-9)
+                    live |= usage.metrics(progress, stretch, batch.texts) if usage else {}
                     if recipe.on_corrupt_shard == "quarantine":
-                        live["train/num_quarantined"] = loader.num_quarantined  # on this rank, since it started
+                        live["train/num_quarantined"] = feed.num_quarantined  # on this rank, since it started
                 row |= measured
                 if row:
                     state.rows.append({"step": state.step, **row})
@@ -159,15 +159,38 @@ def train(
     return progress.pairs_per_s()
 
 
-def _loader(model: DualEncoder, recipe: Recipe, ranks: Ranks, samples: SampleSources) -> TrainLoader:
+class _Feed:
+    """The batches of a run from where its state is, each with the stretch that it belongs to.
+
+    Attributes:
+        wait_s, num_quarantined: see `TrainLoader`, of all stretches so far.
+    """
+
+    def __init__(self, state: State, recipe: Recipe, ranks: Ranks, stretches: Sequence[Stretch]) -> None:
+        self._state, self._recipe, self._ranks, self._stretches = state, recipe, ranks, stretches
+        self.wait_s, self.num_quarantined = 0.0, 0
+
+    def batches(self) -> Iterator[tuple[Batch, Stretch]]:
+        """As `TrainLoader.batches`."""
+        for stretch in self._stretches:
+            if self._state.step < stretch.end:
+                loader = _loader(self._state.model, self._recipe, self._ranks, stretch)
+                waited, replaced = self.wait_s, self.num_quarantined
+                for batch in loader.batches(self._state.step, stretch.end):
+                    self.wait_s, self.num_quarantined = waited + loader.wait_s, replaced + loader.num_quarantined
+                    yield batch, stretch
+
+
+def _loader(model: DualEncoder, recipe: Recipe, ranks: Ranks, stretch: Stretch) -> TrainLoader:
     return TrainLoader(
-        samples.train,
+        stretch.samples.train,
         sampling=Sampling(recipe.seed, recipe.batch_size, recipe.shuffle_block),
         augmentation=Augmentation(
-            image_px=model.config.image_px, num_draws=model.vision_model.num_blocks, flip=recipe.flip,
+            image_px=stretch.image_px, num_draws=model.vision_model.num_blocks, flip=recipe.flip,
             phrase_dropout=recipe.phrase_dropout,
         ),
-        extra=samples.extra, rank=ranks.rank, world_size=ranks.world_size, num_threads=recipe.num_loader_threads,
+        extra=stretch.samples.extra, rank=ranks.rank, world_size=ranks.world_size,
+        num_threads=recipe.num_loader_threads,
     )  # fmt: skip
 
 
@@ -262,16 +285,16 @@ def _vote(folder: CheckpointFolder, ranks: Ranks, stopped: Stop) -> Vote:
     return Vote(_NOT_SAVED if folder.has_failed() else int(stopped()), ranks)
 
 
-def refresh_statistics(model: DualEncoder, samples: SplitSamples, ranks: Ranks, *, spread: bool) -> None:
+def refresh_statistics(model: DualEncoder, stretch: Stretch, ranks: Ranks, *, spread: bool) -> None:
     """Estimates batch-norm's running statistics from centre crops of training images, evenly spread over the split.
 
     Args:
         model: its statistics are set, on every rank.
-        samples: the split.
+        stretch: the samples, and their size.
         ranks: all of them call this.
         spread: whether each rank reads and computes its share, see `validate`.
     """
-    group, size = model.config.batch_norm_group, model.config.image_px
+    group, samples, size = model.config.batch_norm_group, stretch.samples.train, stretch.image_px
     count = max(min(samples.num_images, STATISTICS_IMAGES) // group * group, min(samples.num_images, group))
     chosen = np.linspace(0, samples.num_images - 1, count).astype(np.int64)
     part = max(group, STATISTICS_PART // group * group)

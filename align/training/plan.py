@@ -21,8 +21,9 @@ from align.errors import ConfigError
 from align.files import sha256_file
 from align.formats.model_folder import TOKENIZER, weights_digest
 from align.protocols.store import Mirror, Tars
-from align.training.index import SplitIndex, read_outline
+from align.training.index import Outline, SplitIndex, read_outline
 from align.training.loop import UNWATCHED, Monitoring
+from align.training.phases import sizes
 
 #: The module that turns a plan into weights: its code is part of the run's key.
 _TRAINING = "align.training.run"
@@ -142,9 +143,11 @@ def make_plan(
             the recipe says.
     """
     main, extra = read_outline(inputs.shards), [read_outline(more.path) for more in recipe.extra_shards]
+    needed_px = max(size.resize_px for size in sizes(recipe, model))
     for outline in (main, *extra):
-        if outline.manifest.image_px < model.resize_px:
-            raise _too_small(recipe, outline.path.parent, outline.manifest.image_px, model.resize_px, inputs.initial)
+        if outline.manifest.image_px < needed_px:
+            own = needed_px == model.resize_px
+            raise _too_small(recipe, outline, needed_px, inputs.initial, of_phases=not own)
     for outline, expected in zip(extra, recipe.extra_shards, strict=True):
         if outline.manifest.digest != expected.digest:
             raise ConfigError(
@@ -162,11 +165,14 @@ def make_plan(
     return TrainingPlan(recipe, model, inputs, data, checkpoints, infrastructure, monitoring, accept_code_change)
 
 
-def _too_small(recipe: Recipe, shards: Path, have_px: int, need_px: int, initial: Path | None) -> ConfigError:
+def _too_small(recipe: Recipe, outline: Outline, need_px: int, initial: Path | None, *, of_phases: bool) -> ConfigError:
     """Says which value is the user's: a model that training starts from keeps its picture size by default."""
+    shards, have_px = outline.path.parent, outline.manifest.image_px
     raise_it = f"set shard.image_px to {need_px} or more in params.yaml and make the shards again"
     own = "resize_px" if recipe.resize_px else "image_px" if recipe.image_px else None
-    if own is not None:
+    if of_phases:
+        why = f"{recipe.section}.phases need {need_px}: lower their image_px, or {raise_it}"
+    elif own is not None:
         why = f"{recipe.section}.{own} {getattr(recipe, own)} needs {need_px}: lower it, or {raise_it}"
     elif initial is None:
         why = f"model.resize_px is {need_px}: lower it, or {raise_it}"

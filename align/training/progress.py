@@ -16,7 +16,7 @@ from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.console import PROGRESS_INTERVAL_S, say
 from align.model.dual_encoder import DualEncoder
-from align.model.tokenizer import TextTokenizer
+from align.training.phases import Stretch
 
 
 class Progress:
@@ -74,30 +74,30 @@ class Usage:
     Args:
         health: peak and price of one device.
         model: its operations are counted once.
-        tokenizer: says how long texts are.
         num_devices: of the run.
         device: of this rank.
     """
 
-    def __init__(
-        self, health: HealthConfig, model: DualEncoder, tokenizer: TextTokenizer, num_devices: int, device: torch.device
-    ) -> None:
-        self._health, self._tokenizer, self._num_devices, self._device = health, tokenizer, num_devices, device
-        self._operations = None if health.device_tflops is None else count_operations(model.config, model.vocab_size)
+    def __init__(self, health: HealthConfig, model: DualEncoder, num_devices: int, device: torch.device) -> None:
+        self._health, self._num_devices, self._device = health, num_devices, device
+        self._config, self._vocab_size = model.config, model.vocab_size
+        self._operations: dict[int, Operations] = {}
 
-    def metrics(self, progress: Progress, texts: list[str]) -> dict[str, float]:
+    def metrics(self, progress: Progress, stretch: Stretch, texts: list[str]) -> dict[str, float]:
         """Live metrics: pairs per second, share of the peak (MFU), memory in GiB, device hours, and their cost.
 
         Args:
             progress: of the run.
+            stretch: the sizes of now.
             texts: of a batch, as an example of all.
         """
         speed = progress.pairs_per_s()
         hours = progress.wall_s * self._num_devices / 3600
         metrics = {"train/pairs_per_s": speed, "train/device_hours": hours}
-        if self._health.device_tflops is not None and self._operations is not None:
-            lengths = [len(ids) for ids in self._tokenizer.ids(texts)]
-            of_a_pair = self._operations.image + statistics.fmean(map(self._operations.text, lengths))
+        if self._health.device_tflops is not None:
+            operations = self._of(stretch.image_px)
+            lengths = [len(ids) for ids in stretch.tokenizer.ids(texts)]
+            of_a_pair = operations.image + statistics.fmean(map(operations.text, lengths))
             peak = self._num_devices * self._health.device_tflops * 1e12
             metrics["train/mfu"] = speed * 3 * of_a_pair / peak  # a backward pass costs as much as two forward passes
         if self._health.price_per_hour is not None:
@@ -105,6 +105,12 @@ class Usage:
         if self._device.type == "cuda":
             metrics["train/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
         return metrics
+
+    def _of(self, image_px: int) -> Operations:
+        if image_px not in self._operations:
+            sized = self._config.model_copy(update={"image_px": image_px})
+            self._operations[image_px] = count_operations(sized, self._vocab_size)
+        return self._operations[image_px]
 
 
 @dataclass(frozen=True)

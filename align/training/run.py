@@ -20,6 +20,7 @@ from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import accelerated, require_compiler
 from align.training.index import SplitIndex
 from align.training.loop import train
+from align.training.phases import Size, Stretch, sizes
 from align.training.plan import TrainingPlan
 from align.training.process_group import Ranks, default_processes, launch
 from align.training.samples import OnCorrupt, SampleSources, SplitSamples
@@ -95,7 +96,7 @@ def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
 
 
 def _build(plan: TrainingPlan) -> DualEncoder:
-    tokenizer, initial = _tokenizer(plan), plan.inputs.initial
+    tokenizer, initial = _tokenizer(plan, plan.model.max_tokens), plan.inputs.initial
     if initial is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.recipe.seed)
@@ -111,8 +112,8 @@ def _build(plan: TrainingPlan) -> DualEncoder:
     return model
 
 
-def _tokenizer(plan: TrainingPlan) -> TextTokenizer:
-    return TextTokenizer.load(plan.inputs.tokenizer, plan.model.max_tokens)
+def _tokenizer(plan: TrainingPlan, max_tokens: int) -> TextTokenizer:
+    return TextTokenizer.load(plan.inputs.tokenizer, max_tokens)
 
 
 def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
@@ -151,18 +152,23 @@ def _train_model(plan: TrainingPlan, model: DualEncoder, ranks: Ranks) -> None:
     ranks.barrier()
     pairs_per_s = train(
         state, recipe, ranks,
-        samples=_sources(plan), tokenizer=_tokenizer(plan), folder=folder, monitoring=plan.monitoring,
+        stretches=[_stretch(plan, size) for size in sizes(recipe, plan.model)], folder=folder,
+        monitoring=plan.monitoring,
     )  # fmt: skip
     if ranks.leads:
         write_text(folder.directory / "speed.json", json.dumps(round(pairs_per_s, 1)))
 
 
-def _sources(plan: TrainingPlan) -> SampleSources:
+def _stretch(plan: TrainingPlan, size: Size) -> Stretch:
+    return Stretch(size.end, size.image_px, _sources(plan, size.resize_px), _tokenizer(plan, size.max_tokens))
+
+
+def _sources(plan: TrainingPlan, resize_px: int) -> SampleSources:
     recipe, data = plan.recipe, plan.data
 
     def samples(index: SplitIndex, on_corrupt: OnCorrupt = recipe.on_corrupt_shard) -> SplitSamples:
         return SplitSamples(
-            index, plan.model.resize_px, plan.infrastructure.tars, patience_s=recipe.store_patience_s,
+            index, resize_px, plan.infrastructure.tars, patience_s=recipe.store_patience_s,
             on_corrupt=on_corrupt,
         )  # fmt: skip
 

@@ -33,7 +33,7 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 RECIPE: dict[str, object] = {
-    "seed": 0, "num_steps": 8, "image_px": None, "resize_px": None, "stochastic_depth": None,
+    "seed": 0, "num_steps": 8, "image_px": None, "resize_px": None, "stochastic_depth": None, "phases": [],
     "batch_size": 8, "micro_batch": None, "optimiser": "lamb", "learning_rate": 0.02,
     "text_learning_rate_scale": 0.5, "vector_learning_rate_scale": 0.2, "schedule": "linear", "cooldown_steps": 0,
     "warmup_steps": 2, "weight_decay": 1e-5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6,

@@ -1,0 +1,68 @@
+"""Phases of a run: sizes by step, exact resume across their border, and that each step sees its size."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from align.errors import ConfigError, TrainingError
+from align.training import loop
+from align.training.phases import Size, sizes
+from align.training.run import run
+from tests.support import training_data
+from tests.support.training_data import MODEL, TermAt, plan, pretrain_config
+
+LARGE = MODEL.model_copy(update={"image_px": 36, "resize_px": 36})
+SHORT_FIRST = {"phases": [{"share": 0.5, "image_px": 32, "max_tokens": 4}]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return training_data.write(tmp_path_factory.mktemp("phases"))
+
+
+def test_sizes_by_step() -> None:
+    model = MODEL.model_copy(update={"image_px": 289, "resize_px": 346, "max_tokens": 64})
+    phases = [{"share": 0.25, "image_px": 128, "max_tokens": 16}, {"share": 0.5, "max_tokens": 200}, {"share": 0.01}]
+    assert [*sizes(pretrain_config(phases=phases), model)] == [
+        Size(2, 128, 153, 16), Size(6, 289, 346, 64), Size(8, 289, 346, 64),
+    ]  # fmt: skip
+    assert [*sizes(pretrain_config(), model)] == [Size(8, 289, 346, 64)]
+
+
+@pytest.mark.parametrize("stop", [2, 4])  # before the border, and at it
+def test_interrupted_and_resumed_equals_uninterrupted(data: tuple[Path, Path], tmp_path: Path, stop: int) -> None:
+    recipe = pretrain_config(**SHORT_FIRST)
+    whole = run(plan(data, tmp_path / "whole", recipe, model=LARGE))
+    with pytest.raises(TrainingError, match=f"stopped by SIGTERM after step {stop} of 8"):
+        run(plan(data, tmp_path / "parts", recipe, model=LARGE, log=TermAt(stop)))
+    resumed = run(plan(data, tmp_path / "parts", recipe, model=LARGE))
+    assert whole is not None and resumed is not None
+    assert resumed.rows == whole.rows and [row["step"] for row in whole.rows] == [2, 4, 6, 8]
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+    assert whole.model.config.image_px == 36
+
+
+def test_each_step_sees_pictures_and_texts_of_its_size(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    compute = loop.compute_gradients
+
+    def watched(model, recipe, ranks, tokenizer, batch, *rest):  # type: ignore[no-untyped-def]  # as it is called
+        seen.append((batch.images.shape[1], max(len(ids) for ids in tokenizer.ids(batch.texts))))
+        return compute(model, recipe, ranks, tokenizer, batch, *rest)
+
+    monkeypatch.setattr(loop, "compute_gradients", watched)
+    run(plan(data, tmp_path, pretrain_config(**SHORT_FIRST), model=LARGE))
+    assert seen[:4] == [(32, 4)] * 4
+    assert [px for px, _ in seen[4:]] == [36] * 4 and max(tokens for _, tokens in seen[4:]) > 4
+
+
+def test_phases_that_cannot_be(data: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="must leave some to the model's own size"):
+        pretrain_config(phases=[{"share": 0.5}, {"share": 0.5}])
+    with pytest.raises(ConfigError, match=r"images of 36 px, pretrain\.phases need 64: lower their image_px"):
+        plan(data, tmp_path, pretrain_config(phases=[{"share": 0.5, "image_px": 57}]))

@@ -62,9 +62,8 @@ def learned_scores(
 
     def score(name: str, runs: Sequence[NDArray[np.int64]]) -> None:
         found[f"{name}/accuracy"] = accuracy(runs, test, num_classes, **how)
-        for number, answers in enumerate(runs):
-            if answered is not None:
-                answered[name if len(runs) == 1 else f"{name}{RUN}{number}"] = _ranked(answers, test, num_classes)
+        if answered is not None:
+            answered.update(ranked(name, runs, test, num_classes))
 
     task: Task
     for task in asked.tasks:
@@ -89,6 +88,14 @@ def learned_scores(
         except DataError as error:
             raise DataError(f"evaluation set {asked.name}: {task}: {error}") from None
     return found
+
+
+def ranked(name: str, runs: Sequence[NDArray[np.int64]], test: Labelled, num_classes: int) -> dict[str, Direction]:
+    """Protocol -> ranks of single pictures: `name`, or `name#0` and so on of several runs; see `query_ranks`."""
+    return {
+        name if len(runs) == 1 else f"{name}{RUN}{number}": _ranked(answers, test, num_classes)
+        for number, answers in enumerate(runs)
+    }
 
 
 def _ranked(answers: NDArray[np.int64], test: Labelled, num_classes: int) -> Direction:

@@ -22,7 +22,7 @@ from align.errors import DataError
 from align.evaluate import galleries
 from align.evaluate.captioned import Published, Shown, captioned_scores
 from align.evaluate.embed import Towers, embed_pictures, finite
-from align.evaluate.learned import learned_scores
+from align.evaluate.learned import learned_scores, ranked
 from align.evaluate.protocols.calibration import Calibration, calibration, confidences
 from align.evaluate.protocols.classification import classification_scores
 from align.evaluate.protocols.knn import nearest_neighbour
@@ -252,6 +252,7 @@ def measure_classification(
         task = Task(source, known, asked, of_known, labels, clusters, directions.get(KNN))
         tuned = fine_tuned(whole.asked.fine_tuning, task, tuner, num_resamples=num_resamples, seed=seed)
         scores["fine_tuning/accuracy"] = tuned.score
+        directions |= ranked("fine_tuning", [run.answers for run in tuned.runs], test, num_classes)
     predicted = predictions(image_embeds, class_embeds)
     probabilities = confidences(image_embeds, class_embeds, towers.temperature)
     counts = confusion(labels, predicted, len(source.classes))

@@ -54,6 +54,8 @@ sup a { color: inherit; padding: 0 .2rem }
 _CUT = re.compile(r"(\d+)")
 _WORDS = {"image_to_text": "image → text", "text_to_image": "text → image", "text_to_text": "text → text",
           "image_to_image": "image → image"}  # fmt: skip
+#: Names as the field writes them.
+_NAMES = {"map_at_r": "mAP@R", "r_precision": "R-precision", "sts": "STS", "sis": "SIS", "sits": "SITS"}
 _PATH = Path(__file__).with_name("published.yaml")
 
 
@@ -224,7 +226,7 @@ def label(metric: str) -> str:
         and parts[1:]
     ):
         parts = parts[1:]
-    together = {name: words.replace(" ", "\N{NO-BREAK SPACE}") for name, words in _WORDS.items()}
+    together = _NAMES | {name: words.replace(" ", "\N{NO-BREAK SPACE}") for name, words in _WORDS.items()}
     return " ".join(together.get(part, part.replace("_", " ")) for part in parts)
 
 

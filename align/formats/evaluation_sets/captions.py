@@ -19,7 +19,7 @@ from align.config.suite import SuiteSet
 from align.errors import DataError
 from align.formats.captions_json import USUAL_FOLDERS, of_splits, read_captions, require_splits
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet
-from align.formats.evaluation_sets.files import FilePictures, bytes_of, joined, lines_of, made
+from align.formats.evaluation_sets.files import FilePictures, bytes_of, exists, joined, lines_of, made
 from align.protocols.store import Files
 
 #: Where the name of a picture ends in a line; captions have commas, too.
@@ -139,17 +139,9 @@ def _folder(wanted: SuiteSet, rows: list[_Captioned], files: Files) -> str:
         for usual in USUAL_FOLDERS:
             folder = joined(base.replace("{", "{{").replace("}", "}}"), *([usual] if usual else []))
             tried.append(folder)
-            if any(_exists(joined(folder.format(split=row.folder), row.name), files) for row in rows[:_TRIES]):
+            if any(exists(joined(folder.format(split=row.folder), row.name), files) for row in rows[:_TRIES]):
                 return folder
     raise DataError(
         f"evaluation set {wanted.name}: none of the first pictures of {wanted.path} ({rows[0].name if rows else 'none'}"
         ", ...) is in one of the usual folders beside it; is it a file for other images? Say where they are: `images`"
     )
-
-
-def _exists(uri: str, files: Files) -> bool:
-    try:
-        files.stamp(uri)
-    except (DataError, OSError):
-        return False
-    return True

@@ -11,7 +11,7 @@ As their authors publish them:
                   "attributes"; the model is shown this part of the picture
 
 Where PATH is, or holds, parquet files, they are read as the hub has these sets (`choices_parquet`); ARO's orders of
-COCO and Flickr30K are published in no other way: its own code shuffles words anew.
+COCO and Flickr30K are published in no other way: its own code shuffles the words each time it runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Literal
 from align.config.suite import SuiteSet
 from align.errors import DataError
 from align.formats.evaluation_set import Box, Choice, Choices, EvaluationImage, EvaluationSet
-from align.formats.evaluation_sets.files import FilePictures, joined, lines_of, made, text_of
+from align.formats.evaluation_sets.files import FilePictures, exists, joined, lines_of, made, text_of
 from align.protocols.store import Files
 
 #: Categories of SugarCrepe, in the order of its paper's table.
@@ -209,7 +209,7 @@ def _folder(wanted: SuiteSet, here: str, usual: Sequence[str], rows: Sequence[_R
         return wanted.images
     names = [name for row in rows[:_TRIES] for name in row.names]
     for folder in (joined(here, *([name] if name else [])) for name in usual):
-        if any(_exists(joined(folder, name), files) for name in names):
+        if any(exists(joined(folder, name), files) for name in names):
             return folder
     if not rows:
         return here
@@ -217,11 +217,3 @@ def _folder(wanted: SuiteSet, here: str, usual: Sequence[str], rows: Sequence[_R
         f"evaluation set {wanted.name}: none of the first pictures ({names[0]}, ...) is in one of the usual folders "
         f"({', '.join(joined(here, name) if name else here for name in usual)}); say where they are: `images`"
     )
-
-
-def _exists(uri: str, files: Files) -> bool:
-    try:
-        files.stamp(uri)
-    except (DataError, OSError):
-        return False
-    return True

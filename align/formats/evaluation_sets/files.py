@@ -67,6 +67,15 @@ def bytes_of(files: Files, uri: str, what: str, most_bytes: int) -> bytes:
     return data
 
 
+def exists(uri: str, files: Files) -> bool:
+    """Whether there is such a file, as far as this machine may see it."""
+    try:
+        files.stamp(uri)
+    except (DataError, OSError):
+        return False
+    return True
+
+
 def text_of(files: Files, uri: str, what: str, most_bytes: int = _MAX_TEXT_BYTES) -> str:
     """The text of a small file. Raises DataError as `bytes_of`, and if it is not UTF-8."""
     try:

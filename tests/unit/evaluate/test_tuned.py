@@ -18,6 +18,7 @@ from align.evaluate.fine_tuning.pictures import Pictures
 from align.evaluate.fine_tuning.tune import Classifier
 from align.evaluate.measure import measure_classification
 from align.evaluate.tuned import recipe_of
+from align.formats.query_ranks import RANKS, read_ranks
 from align.model.dual_encoder import load_model
 from align.model.preprocess import to_pixels
 from tests.support.colours import ColourEncoder
@@ -62,6 +63,8 @@ def test_the_report_has_accuracy_with_interval_classes_curve_and_difference(root
     assert minus["value"] == pytest.approx(value - metrics["colours/knn/accuracy"], abs=1e-5)
     assert minus["low"] <= minus["value"] <= minus["high"]
     assert (tuned["recipe"]["test_px"], tuned["recipe"]["crop"]) == (32, pytest.approx(32 / 36))
+    answers = read_ranks(root / "out" / RANKS).ranked["colours", "fine_tuning"]  # so that two models are compared by it
+    assert (answers.ranks == 1).mean() == pytest.approx(value, abs=1e-5)
     page = (root / "out/report.html").read_text()
     assert "accuracy after fine-tuning" in page and (root / "out/colours_fine_tuning.png").stat().st_size > 1000
 

@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     SHARDS = 6
     MIXTURE = 7
     REPLACEMENT = 8
+    SENTENCE = 9
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

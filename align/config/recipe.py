@@ -89,6 +89,7 @@ class Recipe(Section):
     ema_decay: float | None = Field(gt=0, lt=1)
     flip: bool
     phrase_dropout: float = Field(ge=0, le=1)
+    sentence_share: float = Field(ge=0, le=1)
     precision: Literal["float32", "bfloat16", "float16"]
     gradient_checkpointing: Checkpointing
     shard_weights: bool

@@ -31,12 +31,14 @@ class Augmentation:
         num_draws: numbers per sample for stochastic depth.
         flip: whether half of the images are mirrored.
         phrase_dropout: share of the texts that lose some of their phrases.
+        sentence_share: share of the texts that are shown in a sentence.
     """
 
     image_px: int
     num_draws: int
     flip: bool
     phrase_dropout: float = 0.0
+    sentence_share: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from align.model.preprocess import random_crop
 from align.randomness import Purpose, keyed_bits, uniforms
 from align.training.batch import Augmentation, Batch, Sampling
 from align.training.order import MAX_REPLACEMENTS, BlockOrder, Mixture
-from align.training.phrases import MAX_PHRASES, some_phrases
+from align.training.phrases import MAX_PHRASES, in_sentence, some_phrases
 from align.training.reading import SampleLocation, Span
 from align.training.samples import SplitSamples
 
@@ -171,6 +171,7 @@ class TrainLoader:
                     (Purpose.TEXT, 1),
                     (Purpose.DEPTH, self._augmentation.num_draws),
                     (Purpose.PHRASES, 2 + MAX_PHRASES if self._augmentation.phrase_dropout else 0),
+                    (Purpose.SENTENCE, 2 if self._augmentation.sentence_share else 0),
                 )
             }
             batch.draws[rows.rows] = draws[Purpose.DEPTH]
@@ -200,7 +201,8 @@ class TrainLoader:
             num_quarantined += replaced
             random_crop(image, batch.images[row], crops[index].tolist(), flip=self._augmentation.flip)
             text = texts[int(choose[index] * len(texts))]
-            batch.texts[row] = some_phrases(text, self._augmentation.phrase_dropout, phrases[index])
+            text = some_phrases(text, self._augmentation.phrase_dropout, phrases[index])
+            batch.texts[row] = in_sentence(text, self._augmentation.sentence_share, draws[Purpose.SENTENCE][index])
         return num_quarantined
 
     def _scratch(self) -> NDArray[np.uint8]:

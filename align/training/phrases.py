@@ -1,4 +1,7 @@
-"""Phrase dropout: some training texts lose some of their phrases. The paper has none."""
+"""What is done to training texts: some lose some of their phrases, some are put into a sentence. The paper has neither.
+
+Lists of tags are learned by heart, and hold no articles; people search by a word or two, or by "a cat".
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,26 @@ MAX_PHRASES = 32
 
 #: Separators of phrases: Latin and CJK punctuation and brackets.
 PHRASE_ENDS = re.compile(r"[:,;.|/()\[\]\u2013\u2014\u3001\u3002\uff0c\uff1a\uff1b\uff08\uff09\u30fb]+")
+
+
+#: Sentences around a text, as zero-shot prompts have them: articles alone, and with what a picture is called.
+SENTENCES = (
+    "a {}", "an {}", "the {}", "this is a {}", "a photo of a {}", "a picture of a {}", "a picture of the {}",
+    "an image of {}", "a drawing of a {}", "an icon of a {}",
+)  # fmt: skip
+
+
+def in_sentence(text: str, share: float, draws: NDArray[np.float64]) -> str:
+    """With probability `share`, a text within one of `SENTENCES`.
+
+    Args:
+        text: any.
+        share: 0 keeps every text as it is.
+        draws: (2,) uniform numbers in [0, 1), unused if `share` is 0.
+    """
+    if not share or draws[0] >= share:
+        return text
+    return SENTENCES[int(draws[1] * len(SENTENCES))].format(text)
 
 
 def some_phrases(text: str, share: float, draws: NDArray[np.float64]) -> str:

@@ -127,23 +127,31 @@ class _Projected(torch.autograd.Function):
             reduced = F.conv2d(pooled, reduce, reduce_bias)
             factors = F.conv2d(F.silu(reduced), expand, expand_bias).sigmoid()
         if on_cpu:
-            scaled = active.mul_(factors)
+            scaled, kept = active * factors, active
         else:
-            scaled = activated(x, Moments(mean, inverse), weight, bias, factors[:, :, 0, 0])
+            scaled = kept = activated(x, Moments(mean, inverse), weight, bias, factors[:, :, 0, 0])
         ctx.save_for_backward(
-            x, mean, inverse, weight, bias, kernel, reduce, expand, pooled, reduced, factors, None if again else scaled
+            x, mean, inverse, weight, bias, kernel, reduce, expand, pooled, reduced, factors, None if again else kept
         )
         return F.conv2d(scaled, kernel)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, inverse, weight, bias, kernel, reduce, expand, pooled, reduced, factors, scaled = ctx.saved_tensors
+        x, mean, inverse, weight, bias, kernel, reduce, expand, pooled, reduced, factors, kept = ctx.saved_tensors
         moments = Moments(mean, inverse)
-        if scaled is None:
-            scaled = activated(x, moments, weight, bias, factors[:, :, 0, 0])
+        on_cpu = x.device.type == "cpu"
+        if kept is None and not on_cpu:
+            kept = activated(x, moments, weight, bias, factors[:, :, 0, 0])
+        elif kept is None:
+            kept = activated(x, moments, weight, bias)
+        scaled = kept * factors if on_cpu else kept
         grad_scaled, grad_kernel, _ = _pointwise_backward(grads[0], scaled, kernel, has_bias=False)
+        if on_cpu:
+            grad_factors = torch.mul(kept, grad_scaled, out=scaled).sum((2, 3), keepdim=True)
+        else:
+            grad_factors = gate_gradient(grad_scaled, x, moments, weight, bias)[:, :, None, None]
         del scaled
-        grad_factors = gate_gradient(grad_scaled, x, moments, weight, bias)[:, :, None, None].to(factors.dtype)
+        grad_factors = grad_factors.to(factors.dtype)
         grad_logits = torch.ops.aten.sigmoid_backward(grad_factors, factors)
         grad_active, *grad_expand = _pointwise_backward(grad_logits, F.silu(reduced), expand)
         grad_reduced = torch.ops.aten.silu_backward(grad_active, reduced)

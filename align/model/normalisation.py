@@ -105,23 +105,31 @@ def _moments_like(x: Tensor, group: int) -> Moments:
     return Moments(x.new_empty(shape, dtype=kind), x.new_empty(shape, dtype=kind))  # results may not share memory
 
 
-def _normal(x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float) -> tuple[Tensor, Moments]:
-    """weight * normal + bias in float32 or float64, and the moments."""
+def _normal(
+    x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float, silu: bool
+) -> tuple[Tensor, Moments]:
+    """act(weight * normal + bias) in float32 or float64, and the moments."""
     x, weight, bias = _exact(x), weight.to(_exact(x).dtype), bias.to(_exact(x).dtype)
     out, moments = torch.empty_like(x), _moments_like(x, group)
     for number, rows in enumerate(_parts(len(x), group)):
         results = out[rows], moments.mean[number], moments.inverse[number]
         torch.native_batch_norm(x[rows], weight, bias, None, None, True, 0.0, eps, out=results)
+        if silu:
+            F.silu(results[0], inplace=True)
     return out, moments
 
 
 def _again(x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """weight * normal + bias, in one pass."""
     x = _exact(x)
-    scale_SC = weight * inverse
-    shift_SC = torch.addcmul(bias.to(mean.dtype), mean, scale_SC, value=-1)
-    scale, shift = (_per_map(each)[:, None] for each in (scale_SC, shift_SC))
-    return torch.addcmul(shift, x.view(len(mean), -1, *x.shape[1:]), scale).flatten(0, 1)
+    slopes, offsets = (each[:, None] for each in _affine(mean, inverse, weight, bias))
+    return torch.addcmul(offsets, x.view(len(mean), -1, *x.shape[1:]), slopes).flatten(0, 1)
+
+
+def _affine(mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """weight * normal + bias as slope * x + offset: (S, C, 1, 1) each."""
+    slope = weight * inverse
+    return _per_map(slope), _per_map(torch.addcmul(bias.to(mean.dtype), mean, slope, value=-1))
 
 
 def _per_map(numbers: Tensor) -> Tensor:
@@ -133,9 +141,7 @@ def _plain_normalise(  # noqa: PLR0913  # a kernel takes every tensor as an argu
     x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None, residual: Tensor | None, group: int, eps: float,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    out, moments = _normal(x, weight, bias, group, eps)
-    if silu:
-        out = F.silu(out, inplace=True)
+    out, moments = _normal(x, weight, bias, group, eps, silu)
     if keep is not None:
         out.mul_(keep[:, None, None, None])
     if residual is not None:
@@ -146,8 +152,8 @@ def _plain_normalise(  # noqa: PLR0913  # a kernel takes every tensor as an argu
 def _plain_normalise_pooled(
     x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, moments = _normal(x, weight, bias, group, eps)
-    return F.silu(out, inplace=True).mean((2, 3)), *moments
+    out, moments = _normal(x, weight, bias, group, eps, True)
+    return out.mean((2, 3)), *moments
 
 
 def _plain_activated(
@@ -170,17 +176,21 @@ def _plain_normalise_backward(  # noqa: PLR0913  # see above
     shift: Tensor | None, silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad, whole = _exact(grad), _exact(x)
-    if scale is not None:
-        grad = grad * _per_map(scale) if shift is None else torch.addcmul(_per_map(shift), grad, _per_map(scale))
-    elif shift is not None:
-        grad = grad + _per_map(shift)
-    if silu:
-        grad = torch.ops.aten.silu_backward(grad, _again(x, mean, inverse, weight, bias))
     grad_x, factors = torch.empty_like(whole), weight.to(whole.dtype)
     grad_weight, grad_bias = whole.new_empty(2, len(mean), len(weight))
-    for number, rows in enumerate(_parts(len(x), len(x) // len(mean))):
+    slopes, offsets = _affine(mean, inverse, weight, bias)
+    for number, rows in enumerate(_parts(len(x), len(x) // len(mean))):  # each group's part stays in the cache
+        part = grad[rows]
+        if scale is not None:
+            factor = _per_map(scale[rows])
+            part = part * factor if shift is None else torch.addcmul(_per_map(shift[rows]), part, factor)
+        elif shift is not None:
+            part = part + _per_map(shift[rows])
+        if silu:
+            normal = torch.addcmul(offsets[number], whole[rows], slopes[number])
+            part = torch.ops.aten.silu_backward(part, normal)
         torch.ops.aten.native_batch_norm_backward.out(
-            grad[rows], whole[rows], factors, None, None, mean[number], inverse[number], True, 0.0, [True] * 3,
+            part, whole[rows], factors, None, None, mean[number], inverse[number], True, 0.0, [True] * 3,
             out0=grad_x[rows], out1=grad_weight[number], out2=grad_bias[number],
         )  # fmt: skip
     sums = (each.sum(0).to(weight.dtype) for each in (grad_weight, grad_bias))

@@ -107,7 +107,7 @@ def test_a_rank_that_dies_while_it_receives_the_state_is_restarted(
             assert torch.equal(saved["model"][name], weight), name
 
 
-SIZE, COUNT = 1 << 20, 16
+SIZE, COUNT = 4 << 20, 10  # tensors of a piece each
 
 
 def _peak_growth(function: Any) -> int:
@@ -149,5 +149,5 @@ def test_a_rank_holds_one_tensor_at_a_time_and_knows_of_damage(tmp_path: Path, f
     for rank in range(3):
         kept, grew, said = torch.load(tmp_path / f"{rank}.pt")
         assert kept == {"state": [(("state", number), float(number)) for number in range(COUNT)]}
-        assert grew < 5 * SIZE * 4, f"{grew >> 20} MiB for {COUNT * SIZE * 4 >> 20}"  # gloo has buffers, too
+        assert grew < 4 * SIZE * 4, f"{grew >> 20} MiB for {COUNT * SIZE * 4 >> 20}"  # gloo and the threads need some
         assert said.startswith("rank 1 of 3 received other bytes than rank 0 sent; check the network")

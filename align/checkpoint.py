@@ -215,6 +215,8 @@ class CheckpointFolder:
     def load_latest(self, device: torch.device) -> dict[str, Any] | None:
         """The newest readable checkpoint, or None if there are none. Unreadable ones are reported and skipped.
 
+        On a CPU its tensors are pages of the file, which take no memory of their own until they are changed.
+
         Raises:
             CorruptError: there are checkpoints, but none is readable.
         """
@@ -224,7 +226,7 @@ class CheckpointFolder:
             if not _whole(self._path(step)):
                 say(f"{self._path(step)}: is damaged, trying the previous one")
                 continue
-            state = torch.load(self._path(step), map_location=device, weights_only=True)
+            state = torch.load(self._path(step), map_location=device, weights_only=True, mmap=True)
             if isinstance(state, dict) and state.get("schema_version") == SCHEMA_VERSION:
                 return state
             say(f"{self._path(step)}: written by another version, trying the previous one")

@@ -60,7 +60,9 @@ class Estimate(BaseModel):
         return self.state_bytes + self.pairs_at_a_time * self.activation_bytes_per_pair
 
 
-def estimate(model: ModelConfig, vocab_size: int, recipe: Recipe, *, num_ranks: int, on_gpu: bool) -> Estimate:
+def estimate(
+    model: ModelConfig, vocab_size: int, recipe: Recipe, *, num_ranks: int, num_nodes: int = 1, on_gpu: bool
+) -> Estimate:
     """What a run needs.
 
     Args:
@@ -68,6 +70,7 @@ def estimate(model: ModelConfig, vocab_size: int, recipe: Recipe, *, num_ranks: 
         vocab_size: of its tokenizer.
         recipe: of the run.
         num_ranks: processes that share a batch, on all machines.
+        num_nodes: machines.
         on_gpu: whether they train on GPUs, where `precision` counts.
     """
     num_parameters, activations = _towers(
@@ -79,10 +82,12 @@ def estimate(model: ModelConfig, vocab_size: int, recipe: Recipe, *, num_ranks: 
     share = -(-recipe.batch_size // num_ranks)
     parts = [share, *([recipe.micro_batch] if recipe.micro_batch else [])]
     state = num_parameters * _FLOAT32 * _COPIES
+    if recipe.shard_weights:
+        state //= num_ranks // num_nodes if recipe.shard_weights == "node" else num_ranks
     return Estimate(
         num_parameters=num_parameters,
         num_ranks=num_ranks,
-        state_bytes=state // num_ranks if recipe.shard_weights else state,
+        state_bytes=state,
         activation_bytes_per_pair=activations,
         pairs_at_a_time=min(parts),
         checkpoint_bytes=num_parameters * _FLOAT32 * (_COPIES - 1),  # no gradients
@@ -126,8 +131,9 @@ def main() -> None:
     for recipe in (params.section(PretrainConfig), params.section(FinetuneConfig)):
         local = recipe.num_processes or default_processes(recipe.batch_size // num_nodes, model.batch_norm_group)
         needs = estimate(
-            model, params.section(FitTokenizerConfig).vocab_size, recipe, num_ranks=local * num_nodes, on_gpu=on_gpu
-        )
+            model, params.section(FitTokenizerConfig).vocab_size, recipe, num_ranks=local * num_nodes,
+            num_nodes=num_nodes, on_gpu=on_gpu,
+        )  # fmt: skip
         if on_gpu:
             available = torch.cuda.get_device_properties(0).total_memory
         else:

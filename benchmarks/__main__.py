@@ -25,6 +25,7 @@ from benchmarks.image_tower import counted
 from benchmarks.measure import Comparison
 from benchmarks.page import conditions, table, write_section
 from benchmarks.peers import run_beside_peers, version_of
+from benchmarks.step_counts import counted_steps
 from benchmarks.world import build
 from tests.support import ROOT
 
@@ -32,7 +33,8 @@ from tests.support import ROOT
 #: the environment of the peers.
 BENCHMARKS = {
     "losses": True, "training": False, "kept_memory": False, "open_clip_step": True, "towers": True, "ranks": False,
-    "resuming": False, "preprocess": False, "reading": False, "train_loader": False, "open_clip_loader": True,
+    "overlap": False, "resuming": False, "preprocess": False, "reading": False, "train_loader": False,
+    "open_clip_loader": True,
 }  # fmt: skip
 
 
@@ -57,12 +59,15 @@ def main() -> int:
             )
             rows += run(world)
         sample = world.describe()
+        sent = counted_steps(world) if not args.names or "overlap" in args.names else None
     theirs = ", ".join(f"{name} {version_of(name, 'peers_training')}" for name in ("open_clip_torch", "timm"))
     ours = conditions(sample, ("torch", "transformers", "pillow", "webdataset"), load)
     text = f"{table(rows)}\n\n{ours} Peers of training: {theirs}."
     if not args.names or "kept_memory" in args.names:
         paper = load_params(ROOT / "params.yaml", profile_overrides("paper", ROOT))
         text += f"\n\nCounted on the meta device, not timed:\n\n{counted(paper.section(ModelConfig))}"
+    if sent is not None:
+        text += f"\n\nCounted with a stand-in for the network (`step_counts.py`), not timed:\n\n{sent}"
     print(text)
     say(f"benchmark: {time.monotonic() - start:.0f} s")
     if args.write:

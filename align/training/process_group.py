@@ -1,7 +1,8 @@
 """One process or several: launching the ranks, and the messages between them.
 
 `align pretrain` starts its ranks itself, through torch's elastic launcher. With several machines, each runs the same
-command (`cluster` in params.yaml). Ranks talk through gloo on CPUs and NCCL on GPUs.
+command (`cluster` in params.yaml). Ranks talk through gloo on CPUs and NCCL on GPUs; what is on its way to a disk or
+from it travels through gloo on all machines, so that no GPU holds it.
 
 Nothing here checks who connects, so the ranks of one machine listen on loopback only, and several machines on the
 network interface of the rendezvous only. What comes from the network is read as JSON and tensors, never unpickled.
@@ -10,6 +11,7 @@ network interface of the rendezvous only. What comes from the network is read as
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import signal
 import sys
@@ -26,7 +28,7 @@ from torch.distributed import DistStoreError, PrefixStore, TCPStore  # type: ign
 from align.config.cluster import ClusterConfig
 from align.console import say
 from align.errors import AlignError, TrainingError
-from align.training.messages import flat, pack, unpack
+from align.training.messages import Keep, flat, pack, pieces, unpack
 from align.training.network import BACKEND, LOOPBACK, listen, register_backend, use_interface_to
 
 #: The return value of a rank: None, or the class name and message of the AlignError that ended it.
@@ -35,11 +37,21 @@ RankOutcome = tuple[str, str] | None
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers."""
+    """This process among its peers.
+
+    Attributes:
+        num_on_node: the ranks of its machine, whose numbers follow each other; None: there is one machine.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    num_on_node: int | None = None
+
+    @property
+    def per_node(self) -> int:
+        """The number of ranks of this machine."""
+        return self.num_on_node or self.world_size
 
     @property
     def leads(self) -> bool:
@@ -100,31 +112,53 @@ class Ranks:
         dist.reduce_scatter(part, list(tensor.contiguous().chunk(self.world_size)))
         return part
 
-    def share(self, value: Any) -> Any:
-        """Sends the leading rank's value to all ranks, its tensors one by one.
+    def share(self, value: Any, keep: Keep) -> Any:
+        """Sends the leading rank's value to all ranks through their CPUs' memory, its tensors one by one.
+
+        Beside what it keeps, a rank holds one whole tensor at a time. The leading rank treats its own value alike.
 
         Args:
             value: what a checkpoint holds: dicts, lists, tuples, plain values and CPU tensors; ignored on other ranks.
+            keep: see `align.training.messages`.
+
+        Raises:
+            TrainingError: other bytes arrived than were sent.
         """
-        if self.world_size == 1:
-            return value
+        tensors: list[Tensor] = []
+        message, digest = b"", hashlib.sha256()
         if self.leads:
             message, tensors = pack(value)
-            self._broadcast(torch.tensor(len(message)))
-            self._broadcast(torch.frombuffer(bytearray(message), dtype=torch.uint8))
-            for tensor in tensors:
-                self._broadcast(flat(tensor))
-            return value
-        length = int(self._broadcast(torch.tensor(0)))
-        message = self._broadcast(torch.empty(length, dtype=torch.uint8)).numpy().tobytes()
-        return unpack(message, lambda size, dtype: self._broadcast(torch.empty(size, dtype=dtype)))
+        queue = iter(tensors)
 
-    def _broadcast(self, tensor: Tensor) -> Tensor:
-        """The leading rank's tensor, on the CPU of every rank; the others give one of its shape and type."""
-        there = tensor.to(self.device)
-        if there.numel():
-            dist.broadcast(there, src=0)
-        return there.cpu()
+        def receive(size: int, dtype: torch.dtype) -> Tensor:
+            there = flat(next(queue)) if self.leads else torch.empty(size, dtype=dtype)
+            for piece in pieces(there) if self.world_size > 1 else ():
+                dist.broadcast(piece, src=0)
+                digest.update(piece.numpy())
+            return there
+
+        if self.world_size > 1:
+            length = torch.tensor([len(message)])
+            dist.broadcast(length, src=0)
+            sent = torch.frombuffer(bytearray(message or bytes(int(length))), dtype=torch.uint8)
+            dist.broadcast(sent, src=0)
+            message = sent.numpy().tobytes()
+        kept = unpack(message, receive, keep)
+        if self.world_size > 1:
+            digest.update(message)
+            self._require_alike(digest.digest())
+        return kept
+
+    def _require_alike(self, digest: bytes) -> None:
+        digests = torch.empty(self.world_size, len(digest), dtype=torch.uint8)
+        own = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+        dist.all_gather([*digests], own)
+        wrong = (digests != digests[0]).any(1).nonzero().flatten().tolist()
+        if wrong:
+            raise TrainingError(
+                f"rank {', '.join(str(rank) for rank in wrong)} of {self.world_size} received other bytes than rank 0 "
+                "sent; check the network between the machines, and run the stage again to resume"
+            )
 
     def start_sum(self, tensor: Tensor) -> Any:
         """Starts to replace a tensor by its sum over all ranks; the result has `wait()`, and the tensor is in use."""
@@ -237,9 +271,10 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str) -> RankO
     host, _, port = endpoint.rpartition(":")
     store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], TCPStore(host, int(port), is_master=False))
     rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world_size)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
-        work(Ranks(dist.get_rank(), dist.get_world_size(), device))
+        work(Ranks(dist.get_rank(), dist.get_world_size(), device, int(os.environ["LOCAL_WORLD_SIZE"])))
     except AlignError as error:
         return type(error).__name__, str(error)
     finally:

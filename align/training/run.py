@@ -24,7 +24,7 @@ from align.training.phases import Size, Stretch, sizes
 from align.training.plan import TrainingPlan
 from align.training.process_group import Ranks, default_processes, launch
 from align.training.samples import OnCorrupt, SampleSources, SplitSamples
-from align.training.sharding import shard
+from align.training.sharding import shard, shards
 from align.training.state import MetricRow, load_weights, new_state
 
 
@@ -121,8 +121,8 @@ def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
     start_alike(model, ranks)
     model.gradient_checkpointing = plan.recipe.gradient_checkpointing
     with freed_memory_kept(), accelerated(model, plan.recipe, ranks.device):
-        if plan.recipe.shard_weights and ranks.world_size > 1:  # a single rank has all weights anyway
-            shard(model, ranks)
+        if shards(plan.recipe, ranks):
+            shard(model, plan.recipe, ranks)
         else:
             model.to(ranks.device)
         _train_model(plan, model, ranks)
@@ -130,15 +130,15 @@ def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
 
 def start_alike(model: DualEncoder, ranks: Ranks) -> None:
     """Gives a model on the CPU the leading rank's weights: equal seeds draw other digits on CPUs of other features."""
-    if ranks.world_size > 1:
-        model.load_state_dict(ranks.share(model.state_dict()))
+    own = model.state_dict()
+    ranks.share(own if ranks.leads else None, lambda path, tensor: own[path[0]].copy_(tensor))
 
 
 def _train_model(plan: TrainingPlan, model: DualEncoder, ranks: Ranks) -> None:
     recipe, folder = plan.recipe, plan.folder()
     state = new_state(model, recipe)
     # from the leading machine's disk, which the others may not have
-    saved = ranks.share(folder.load_latest(torch.device("cpu")) if ranks.leads else None)
+    saved = ranks.share(folder.load_latest(torch.device("cpu")) if ranks.leads else None, state.keeper())
     if saved is not None:
         state.load(saved)
         if ranks.leads:

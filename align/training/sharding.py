@@ -1,4 +1,7 @@
-"""Sharding of the weights over the ranks (FSDP2), for towers too large for one device with gradients and moments.
+"""Sharding of the weights over ranks (FSDP2), for towers too large for one device with gradients and moments.
+
+Over all ranks, or over those of each machine (`shard_weights: node`, also called HSDP): then every machine has all
+weights, and only the sums of gradients travel between machines, those of a machine's shards.
 
 Each MBConv block, each BERT layer, the text tower's embeddings and the rest of each tower form one unit. A rank keeps
 its rows of a unit's weights and holds the whole unit only while computing with it. The projections and the scalars are
@@ -6,42 +9,121 @@ not sharded: they are small, and a scalar has no rows.
 
 Gradients are summed over ranks, as without sharding (`GradientSums`); FSDP's default is the mean. Each backward pass
 adds to the gradient's shard, so each part of a batch costs one message, but no rank ever holds a whole gradient.
+Between machines one message a step is enough, see `sum_between_nodes`.
+
+FSDP wants weights whose memory has no other order than their dimensions, and convolutions on GPUs want channels last.
+So a convolution keeps its weight as (out, height, width, in), and computes with a view of the usual shape. Checkpoints
+have the usual shape.
 
 Cost: every rank first builds the whole model on its CPU, with the leading rank's weights, so a machine needs memory for
-one copy per rank. Weights are sent in float32 at every `precision`, so that the result equals that of unsharded towers.
+one copy per rank. Weights are sent in float32, so that the result equals that of unsharded towers; `gather_precision:
+bfloat16` halves the messages. Gradients are summed in float32 either way.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from align.config.recipe import Recipe
+from align.errors import TrainingError
 from align.model.dual_encoder import DualEncoder
 from align.training.process_group import Ranks
 
 
-def shard(model: DualEncoder, ranks: Ranks) -> None:
+def shards(recipe: Recipe, ranks: Ranks) -> bool:
+    """Whether there is anything to divide: a rank that is alone, or alone on its machine, has all weights anyway.
+
+    All ranks must call it together.
+
+    Raises:
+        TrainingError: with `shard_weights: node`, the machines have different numbers of ranks.
+    """
+    size = _ranks_of_a_copy(recipe, ranks)
+    if recipe.shard_weights == "node" and size != ranks.world_size:
+        sizes = set(ranks.gather(torch.tensor([size], device=ranks.device)).tolist())
+        if len(sizes) > 1:
+            raise TrainingError(
+                f"{recipe.section}.shard_weights: node needs as many ranks on every machine, and they have "
+                f"{', '.join(str(each) for each in sorted(sizes))}; set num_processes"
+            )
+    return recipe.shard_weights is not False and size > 1
+
+
+def shard(model: DualEncoder, recipe: Recipe, ranks: Ranks) -> None:
     """Shards a model's weights over the ranks and moves them to the rank's device, unit by unit.
 
     The state dict keeps its names. Afterwards all ranks must run the towers together: the same number of times and in
     the same order, in evaluation too.
+
+    Args:
+        model: on the CPU, with the same weights on all ranks.
+        recipe: for which `shards` is true.
+        ranks: all of them call this.
     """
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch types no such overload
-    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            _keep_channels_last(module)
+    mesh, policy = _mesh(recipe, ranks), MixedPrecisionPolicy()
+    if recipe.gather_precision == "bfloat16":  # inputs stay: some are no activations, such as the draws
+        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     image, text = model.vision_model, model.text_model
     units = [*image.encoder.blocks, *text.encoder.layer, text.embeddings, image, text]
     for unit in cast(list[nn.Module], units):  # inner units first: a tower takes the remaining parameters
-        part = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        part = fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # gloo supports no other reduction
     model.to(ranks.device)
+
+
+def _ranks_of_a_copy(recipe: Recipe, ranks: Ranks) -> int:
+    """How many ranks have all weights together."""
+    return ranks.per_node if recipe.shard_weights == "node" else ranks.world_size
+
+
+def _mesh(recipe: Recipe, ranks: Ranks) -> DeviceMesh:
+    size = _ranks_of_a_copy(recipe, ranks)
+    if size == ranks.world_size:
+        return init_device_mesh(ranks.device.type, (size,))
+    shape = ranks.world_size // size, size
+    return init_device_mesh(ranks.device.type, shape, mesh_dim_names=("between_nodes", "within_node"))
+
+
+class _ChannelsLast(nn.Module):
+    """Of a convolution whose weight is kept as (out, height, width, in)."""
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in, height, width), channels last: a view. While it is divided: this rank's rows, as FSDP asks for."""
+        kept = self._parameters["weight"]
+        assert kept is not None
+        return kept if isinstance(kept, DTensor) else kept.permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _channels_last(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    return type(kind.__name__, (_ChannelsLast, kind), {})
+
+
+def _keep_channels_last(convolution: nn.Conv2d) -> None:
+    kept = convolution.weight.detach().permute(0, 2, 3, 1).contiguous()
+    convolution._parameters["weight"] = nn.Parameter(kept, convolution.weight.requires_grad)
+    convolution.__class__ = _channels_last(type(convolution))  # as FSDP makes its units of modules
+
+
+def sum_between_nodes(tower: nn.Module, now: bool) -> None:
+    """Whether the tower's next backward pass sums over machines, too, or keeps this machine's sums for a later one."""
+    if isinstance(tower, FSDPModule):
+        tower.set_requires_all_reduce(now)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -67,10 +149,19 @@ def norms(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> Tensor:
     local_norms = torch.stack(torch._foreach_norm(list(tensors)))
     if not any(isinstance(owner, DTensor) for owner in owners):
         return local_norms
-    sharded = torch.tensor([isinstance(owner, DTensor) for owner in owners], device=local_norms.device)
-    squares = torch.where(sharded, local_norms.square(), torch.zeros_like(local_norms))
+    # over all ranks, although each machine may have all rows: machines must not differ in the last bit
+    copies = torch.tensor([_copies(owner) for owner in owners], dtype=local_norms.dtype, device=local_norms.device)
+    squares = torch.where(copies > 0, local_norms.square(), torch.zeros_like(local_norms))
     dist.all_reduce(squares)
-    return torch.where(sharded, squares.sqrt(), local_norms)
+    return torch.where(copies > 0, (squares / copies).sqrt(), local_norms)
+
+
+def _copies(owner: Tensor) -> int:
+    """How many ranks hold each row of a sharded tensor; 0 if it is not sharded."""
+    if not isinstance(owner, DTensor):
+        return 0
+    sizes = zip(owner.device_mesh.shape, owner.placements, strict=True)
+    return math.prod(size for size, placement in sizes if placement.is_replicate())
 
 
 def gathered(value: Any) -> Any:
@@ -80,6 +171,8 @@ def gathered(value: Any) -> Any:
     """
     if isinstance(value, DTensor):
         whole = value.full_tensor().detach()
+        if whole.ndim == 4:  # see `_ChannelsLast`
+            whole = whole.permute(0, 3, 1, 2)
         return whole.cpu() if dist.get_rank() == 0 else whole.new_empty(0, device="cpu")
     if isinstance(value, dict):
         return {name: gathered(item) for name, item in value.items()}
@@ -88,11 +181,12 @@ def gathered(value: Any) -> Any:
     return value
 
 
-def distributed_like(value: Any, like: Tensor) -> Any:
-    """A whole tensor, sharded or moved to a device like another one. Other values are returned as they are."""
-    if not isinstance(value, Tensor):
-        return value
+def distributed_like(whole: Tensor, like: Tensor) -> Tensor:
+    """A copy of a whole tensor, sharded and on a device like another one, and in the order of its memory."""
+    own = torch.empty_like(like, requires_grad=False)
     if not isinstance(like, DTensor):
-        return value.to(like.device)
-    part = distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return torch.empty_like(like).copy_(part)  # a copy: the part may be a view of the whole
+        return own.copy_(whole)
+    if whole.ndim == 4:  # see `_ChannelsLast`
+        whole = whole.permute(0, 2, 3, 1)
+    part = distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return own.copy_(part)

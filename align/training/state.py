@@ -14,6 +14,7 @@ from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
 from align.training.lamb import Lamb, parameter_groups
 from align.training.loss_scale import LossScale
+from align.training.messages import Keep, Path
 from align.training.sharding import distributed_like, gathered, is_sharded, local
 
 #: One row of metrics: `step`, and the metrics measured at it.
@@ -64,25 +65,34 @@ class State:
         )
         return values
 
-    def load(self, saved: dict[str, Any]) -> None:
-        """Restores a checkpoint; each rank keeps its own part."""
-        own = self.model.state_dict()
-        self.model.load_state_dict({name: distributed_like(value, own[name]) for name, value in saved["model"].items()})
-        params = [param for group in self.optimiser.param_groups for param in group["params"]]
-        moments = {
-            index: {name: distributed_like(value, params[index]) for name, value in values.items()}
-            for index, values in saved["optimiser"]["state"].items()
-        }
-        self.optimiser.load_state_dict(saved["optimiser"] | {"state": moments})
-        self.step, self.rows = saved["step"], saved["rows"]
-        self.losses, self.gradient_norms = saved["losses"], saved["gradient_norms"]
+    def keeper(self) -> Keep:
+        """A function that gives this rank's part of each whole tensor of a checkpoint, a copy; weights are set at once.
+
+        So a rank needs memory for its part of the state and one whole tensor, see `Ranks.share`.
+        """
+        own, params = self.model.state_dict(), list(self.model.parameters())
+        order = [param for group in self.optimiser.param_groups for param in group["params"]]
+
+        def keep(path: Path, whole: Tensor) -> Tensor:
+            part, *rest = path
+            if part == "model":
+                with torch.no_grad():
+                    own[rest[0]].copy_(distributed_like(whole, own[rest[0]]))
+                return own[rest[0]]
+            return distributed_like(whole, params[rest[0]] if part == "average" else order[rest[1]])
+
+        return keep
+
+    def load(self, kept: dict[str, Any]) -> None:
+        """Restores a checkpoint of which each rank has its part, see `keeper`."""
+        self.model.load_state_dict(kept["model"])
+        self.optimiser.load_state_dict(kept["optimiser"])
+        self.step, self.rows = kept["step"], kept["rows"]
+        self.losses, self.gradient_norms = kept["losses"], kept["gradient_norms"]
         if self.average is not None:
-            self.average = [
-                distributed_like(value, param)
-                for value, param in zip(saved["average"], self.model.parameters(), strict=True)
-            ]
+            self.average = kept["average"]
         if self.loss_scale is not None:
-            self.loss_scale = LossScale(**saved["loss_scale"])
+            self.loss_scale = LossScale(**kept["loss_scale"])
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from align.checkpoint import CheckpointFolder
@@ -30,7 +30,7 @@ from align.training.loss_scale import LossScale
 from align.training.plan import TrainingPlan
 from align.training.process_group import Ranks, launch
 from align.training.run import _train_rank, run
-from align.training.sharding import distributed_like, gathered, is_sharded, shard
+from align.training.sharding import distributed_like, gathered, is_sharded, shard, shards
 from align.training.step import compute_gradients
 from tests.support import lamb_reference, training_data
 from tests.support.forked import forked_ranks
@@ -81,21 +81,26 @@ def _in_two(data: tuple[Path, Path], checkpoints: Path, log: Any = None, **chang
     return _plan(data, checkpoints, log, **({"num_processes": 2, "shard_weights": True} | changes))
 
 
-def _gradients(tokenizer: Path, case: str, ranks: Ranks) -> tuple[float, float, dict[str, Tensor]]:
-    """Loss, norm and all gradients of a batch, whole."""
+def gradients(
+    tokenizer: Path, case: str, ranks: Ranks, *, round_weights: bool = False, **more: Any
+) -> tuple[float, float, dict[str, Tensor]]:
+    """Loss, norm and all gradients of a batch, whole; with the towers' weights in bfloat16 if they are rounded."""
     recipe, model_changes = (CASES | COMPILED)[case]
     torch.manual_seed(0)
     words = TextTokenizer.load(tokenizer, MODEL.max_tokens)
     model = DualEncoder(MODEL.model_copy(update=model_changes), words.vocab_size).train()
     model.gradient_checkpointing = recipe.get("gradient_checkpointing", "none")
-    config = pretrain_config(batch_size=BATCH, **recipe)
+    for name, param in model.named_parameters() if round_weights else ():
+        if name.startswith(("vision_model", "text_model")):
+            param.data = param.data.bfloat16()
+    config = pretrain_config(**({"batch_size": BATCH, "shard_weights": True} | recipe | more))
     with accelerated(model, config, ranks.device):
-        if ranks.world_size > 1:
-            shard(model, ranks)
-        gradients = compute_gradients(model, config, ranks, words, _batch(model, ranks))
+        if shards(config, ranks):
+            shard(model, config, ranks)
+        found = compute_gradients(model, config, ranks, words, _batch(model, ranks))
     return (
-        float(gradients.loss),
-        float(gradients.norm),
+        float(found.loss),
+        float(found.norm),
         gathered({name: param.grad for name, param in model.named_parameters()}),
     )
 
@@ -111,12 +116,12 @@ def _batch(model: DualEncoder, ranks: Ranks) -> Batch:
     return Batch(images[rows], texts[rows], draws[rows])
 
 
-def _lamb(ranks: Ranks) -> list[Tensor]:
+def lamb(mesh: DeviceMesh) -> list[Tensor]:
     """Six steps of LAMB on the numbers of `test_lamb_on_shards_is_lamb`."""
     module, (starts, grads) = nn.Module(), _lamb_numbers()
     for index, start in enumerate(starts):
         module.register_parameter(str(index), nn.Parameter(torch.from_numpy(start.copy())))
-    fully_shard(module, mesh=init_device_mesh("cpu", (ranks.world_size,)))
+    fully_shard(module, mesh=mesh)
     params = list(module.parameters())
     groups = [{"params": params[:-1], "adapt": True}, {"params": params[-1:], "adapt": False, "weight_decay": 0.0}]
     optimiser = Lamb(groups, weight_decay=0.02, betas=(0.9, 0.99))
@@ -142,8 +147,8 @@ def _work(plans: list[tuple[str, TrainingPlan]], tokenizer: Path, root: Path, ra
     results: dict[str, Any] = {}
     step_module.CPU_PART = 4
     loop_module._LAUNCHER_TAKES_S = 1e6  # these processes continue after a stopped run
-    results |= {f"gradients, {case}": _gradients(tokenizer, case, ranks) for case in CASES}
-    results["lamb"] = _lamb(ranks)
+    results |= {f"gradients, {case}": gradients(tokenizer, case, ranks) for case in CASES}
+    results["lamb"] = lamb(init_device_mesh("cpu", (ranks.world_size,)))
     plain_scale = state_module.LossScale
     for name, plan in plans:
         state_module.LossScale = _huge if name == "scaled" else plain_scale  # type: ignore[assignment,misc]  # a stand-in
@@ -235,7 +240,7 @@ def test_gradients_are_sums_over_ranks(
 def assert_gradients(ours: tuple[float, float, dict[str, Tensor]], tokenizer: Path, case: str) -> None:
     """Against one process."""
     alone: list[tuple[float, float, dict[str, Tensor]]] = []
-    launch(lambda ranks: alone.append(_gradients(tokenizer, case, ranks)), 1, 1)
+    launch(lambda ranks: alone.append(gradients(tokenizer, case, ranks)), 1, 1)
     loss, norm, grads = ours
     [(whole_loss, whole_norm, whole)] = alone
     assert (loss, norm) == (pytest.approx(whole_loss, rel=1e-5), pytest.approx(whole_norm, rel=1e-3))
@@ -248,9 +253,9 @@ def assert_gradients(ours: tuple[float, float, dict[str, Tensor]], tokenizer: Pa
 def _compile_in_two(tokenizer: Path, out: Path, ranks: Ranks) -> None:
     compile = torch.compile
     torch.compile = functools.partial(compile, backend="aot_eager")  # type: ignore[assignment]  # no C++ compiler
-    gradients = _gradients(tokenizer, "compiled", ranks)
+    found = gradients(tokenizer, "compiled", ranks)
     if ranks.leads:
-        torch.save(gradients, out)
+        torch.save(found, out)
 
 
 @pytest.mark.full
@@ -261,12 +266,16 @@ def test_compiled_blocks_may_be_sharded(data: tuple[Path, Path], tmp_path: Path,
 
 def test_lamb_on_shards_is_lamb(outcomes: Outcomes) -> None:
     """Against the line-by-line reference; a trust ratio over one rank's rows would differ."""
+    assert_lamb(outcomes.ranks[0]["lamb"])
+
+
+def assert_lamb(ours: list[Tensor]) -> None:
     starts, grads = _lamb_numbers()
     for index, start in enumerate(starts):
         expected = lamb_reference.lamb(
             start, [step[index] for step in grads], rate=0.1, decay=0.02, beta2=0.99, adapt=start.ndim > 1
         )
-        np.testing.assert_allclose(outcomes.ranks[0]["lamb"][index].numpy(), expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(ours[index].numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_stopped_and_resumed_equals_a_whole_run(outcomes: Outcomes) -> None:

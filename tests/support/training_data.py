@@ -39,7 +39,7 @@ RECIPE: dict[str, object] = {
     "warmup_steps": 2, "weight_decay": 1e-5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6,
     "text_init_std": None, "position_init_scale": 0.1, "loss": "align", "label_smoothing": 0.1, "clip_norm": None,
     "ema_decay": None, "flip": False, "precision": "bfloat16", "gradient_checkpointing": "none", "shard_weights": False,
-    "compile": False, "tf32": False, "cudnn_benchmark": False,
+    "gather_precision": "float32", "compile": False, "tf32": False, "cudnn_benchmark": False,
     "phrase_dropout": 0.0,
     "sentence_share": 0.0,
     "log_every_steps": 2, "validate_every_steps": 4, "checkpoint_every_steps": 3, "keep_checkpoints": 2,

@@ -11,11 +11,15 @@ from tests.support import ROOT
 from tests.support.params import load_params
 
 
-def of(*overrides: str, profile: str | None = None, num_ranks: int = 1, on_gpu: bool = True) -> Estimate:
+def of(
+    *overrides: str, profile: str | None = None, num_ranks: int = 1, num_nodes: int = 1, on_gpu: bool = True
+) -> Estimate:
     params = load_params(overrides=[*profile_overrides(profile, ROOT), *overrides])
     vocab_size = params.values["fit_tokenizer"]["vocab_size"]
     recipe = params.section(PretrainConfig)
-    return estimate(params.section(ModelConfig), vocab_size, recipe, num_ranks=num_ranks, on_gpu=on_gpu)
+    return estimate(
+        params.section(ModelConfig), vocab_size, recipe, num_ranks=num_ranks, num_nodes=num_nodes, on_gpu=on_gpu
+    )
 
 
 def test_the_paper_s_ablation_model_needs_what_was_measured() -> None:
@@ -43,3 +47,4 @@ def test_what_saves_memory_saves_it_here() -> None:
     parts = of("pretrain.micro_batch=32", on_gpu=False)
     assert parts.pairs_at_a_time == 32 and parts.rank_bytes < plain.rank_bytes
     assert of("pretrain.shard_weights=true", num_ranks=4).state_bytes == plain.state_bytes // 4
+    assert of("pretrain.shard_weights=node", num_ranks=8, num_nodes=4).state_bytes == plain.state_bytes // 2

@@ -1,9 +1,11 @@
 import ast
 from typing import Any
 
+import pytest
 import torch
 
-from align.training.messages import flat, pack, unpack
+from align.training import messages
+from align.training.messages import Path, flat, pack, pieces, unpack
 from tests.support import ROOT
 
 
@@ -25,10 +27,27 @@ def test_a_checkpoint_arrives_as_it_was_sent() -> None:
         assert (tensor.shape, tensor.dtype) == ((size,), dtype)
         return tensor
 
-    arrived = unpack(message, receive)
+    paths: list[Path] = []
+
+    def keep(path: Path, tensor: torch.Tensor) -> torch.Tensor:
+        paths.append(path)
+        return tensor
+
+    arrived = unpack(message, receive, keep)
     assert str(arrived) == str(state)
+    assert paths[:3] == [("optimiser", "state", 0, "moment"), ("average", 0), ("average", 1)]
     assert arrived["average"][0].is_contiguous(memory_format=torch.channels_last)
     assert list(arrived["optimiser"]["state"]) == [0] and isinstance(arrived["optimiser"]["betas"], tuple)
+
+
+def test_bytes_travel_in_bounded_pieces_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "PIECE_BYTES", 16)
+    weight = torch.arange(30.0).view(1, 3, 2, 5).to(memory_format=torch.channels_last)
+    there = list(pieces(flat(weight)))
+    assert [len(piece) for piece in there] == [16] * 7 + [8]
+    assert there[0].data_ptr() == weight.data_ptr()
+    assert list(pieces(flat(torch.empty(0)))) == []
+    assert torch.cat([*pieces(flat(torch.ones(3, 4)[:, 1:]))]).view(torch.float32).tolist() == [1.0] * 9
 
 
 def test_nothing_from_the_wire_is_unpickled() -> None:

@@ -21,7 +21,7 @@ from align.training.plan import TrainingInputs, make_plan
 from align.training.run import run as train
 from benchmarks.gpu import texts
 from benchmarks.gpu.journal import Journal, number
-from benchmarks.gpu.scale import TOWERS, Scale
+from benchmarks.gpu.scale import Scale
 from tests.support import ROOT
 from tests.support.shard_folder import write_shards
 
@@ -83,7 +83,7 @@ def run(scale: Scale, journal: Journal) -> None:
         assert trained is not None
         last = json.loads(notes.read_text().splitlines()[-1])
     journal.row(
-        "fed", towers=TOWERS[_PROFILE], batch=f"{batch_size:,}", steps=f"{num_steps:,}",
+        "fed", towers=scale.towers(_PROFILE), batch=f"{batch_size:,}", steps=f"{num_steps:,}",
         pairs_per_s=number(trained.pairs_per_s), waits=f"{100 * last['train/loader_wait_share']:.1f} %",
         gap=number(last["val/batch_norm_gap"]),
     )  # fmt: skip

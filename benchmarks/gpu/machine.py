@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
@@ -109,12 +110,10 @@ def release() -> None:
 
 def matmul_tflops(device: torch.device, size: int, seconds: float = 1.0) -> float:
     """What a product of two large bfloat16 matrices reaches here: the peak that a program can hope for."""
-    import time
-
     left, right = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
-    best, ends = float("inf"), time.monotonic() + seconds
     torch.mm(left, right)
-    while time.monotonic() < ends:
+    best, ends = float("inf"), time.monotonic() + seconds
+    while best == float("inf") or time.monotonic() < ends:
         synchronise(device)
         start = time.perf_counter()
         for _ in range(5):

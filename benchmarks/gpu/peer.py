@@ -9,17 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from align.model.preprocess import to_pixels
+from align.training.acceleration import accelerated
+from align.training.batch import Batch
 from align.training.loss import align_loss
 from benchmarks.gpu.journal import Journal, number
 from benchmarks.gpu.machine import attempt, release, synchronise
 from benchmarks.gpu.scale import TOWERS, Scale
-from benchmarks.gpu.steps import Trainer, measure
+from benchmarks.gpu.steps import Measured, Trainer, accelerated_steps, measure
 
 _WIDTH = 640
 _REPETITIONS = 3
@@ -40,18 +43,29 @@ def run(scale: Scale, journal: Journal) -> None:
         journal.row("losses", pairs=f"{count:,}", **_both(ours, theirs, "ms", lambda each: number(1e3 * each)))
         release()
     for name in TOWERS:
-        for size in scale.batches[1:4]:
-            if journal.left_s() < 8 * scale.step_s + 6:
-                journal.note(f"{TOWERS[name]}: no time was left for batches of {size:,} pairs and more.")
-                break
-            ours = attempt(partial(_ours, scale, name, size))
-            release()
-            theirs = attempt(partial(_theirs, scale, name, size, OpenClip))
-            release()
-            cells = _both(ours, theirs, "pairs_per_s", number)
-            journal.row("open_clip", towers=TOWERS[name], batch=f"{size:,}", **cells)
-            if ours is None or theirs is None:
-                break
+        _whole_steps(scale, journal, name, OpenClip)
+
+
+def _whole_steps(scale: Scale, journal: Journal, name: str, peer: Callable[..., Any]) -> None:
+    """Ours at every size first, then theirs: two optimisers would share the memory."""
+    sizes = scale.batches[:3]
+    if journal.left_s() < 2 * (len(sizes) * 3 * scale.step_s + 5):
+        journal.note(f"{scale.towers(name)}: no time was left for whole steps.")
+        return
+    trainer: Trainer | None = Trainer(scale, name)
+    ours = [attempt(partial(accelerated_steps, trainer, size)) for size in sizes]
+    trainer = None
+    release()
+    theirs = _Theirs(scale, name, peer)
+    for size, mine in zip(sizes, ours, strict=True):
+        other = attempt(partial(theirs.measured, size))
+        cells = _both(_pair(mine), _pair(other), "pairs_per_s", number)
+        journal.row("open_clip", towers=scale.towers(name), batch=f"{size:,}", **cells)
+        release()
+
+
+def _pair(found: Measured | None) -> tuple[float, int] | None:
+    return None if found is None else (found.pairs_per_s, found.peak_bytes)
 
 
 def _both(
@@ -93,34 +107,29 @@ def _loss(scale: Scale, count: int, loss: Callable[..., Tensor]) -> tuple[float,
     return sorted(spent)[len(spent) // 2], peak
 
 
-def _ours(scale: Scale, name: str, size: int) -> tuple[float, int]:
-    found = measure(Trainer(scale, name, size), scale.step_s)
-    return found.pairs_per_s, found.peak_bytes
+class _Theirs:
+    """open_clip's steps around the towers of a profile, for `measure`."""
 
+    def __init__(self, scale: Scale, name: str, peer: Callable[..., Any]) -> None:
+        self.scale, self._trainer = scale, Trainer(scale, name)  # its towers and batches; its own steps are not made
+        precision = "fp32" if scale.stand_in else "amp_bf16"
+        self._peer = peer(
+            self._trainer.state.model, self._trainer.words.tokenizer.pad_id, 1000,
+            (f"--precision={precision}", f"--device={scale.device}"),
+        )  # fmt: skip
+        self._number = 0
+        self.batch: Batch
 
-def _theirs(scale: Scale, name: str, size: int, peer: Callable[..., object]) -> tuple[float, int]:
-    trainer = Trainer(scale, name, size)  # towers and batch; its own steps are not made
-    ids, _ = trainer.words.padded(trainer.batch.texts)
-    pixels = to_pixels(trainer.batch.images)
-    if not scale.stand_in:
-        ids, pixels = ids.pin_memory(), pixels.pin_memory()
-    precision = "fp32" if scale.stand_in else "amp_bf16"
-    theirs = peer(
-        trainer.state.model, trainer.words.tokenizer.pad_id, 1000,
-        (f"--precision={precision}", f"--device={scale.device}", f"--batch-size={size}"),
-    )  # fmt: skip
-    steps = _Steps(theirs, trainer, (pixels, ids))
-    found = measure(steps, scale.step_s)  # type: ignore[arg-type]  # it asks for no more than `_Steps` has
-    return found.pairs_per_s, found.peak_bytes
-
-
-class _Steps:
-    """open_clip's steps, for `measure`."""
-
-    def __init__(self, peer: object, trainer: Trainer, batch: tuple[Tensor, Tensor]) -> None:
-        self.scale, self.batch = trainer.scale, trainer.batch
-        self._peer, self._ready, self._number = peer, batch, 0
+    def measured(self, size: int) -> Measured:
+        self.batch = self._trainer.prepare(size).batch
+        ids, _ = self._trainer.words.padded(self.batch.texts)
+        pixels = to_pixels(self.batch.images)
+        if not self.scale.stand_in:
+            ids, pixels = ids.pin_memory(), pixels.pin_memory()
+        self._ready = pixels, ids
+        with accelerated(self._trainer.state.model, self._trainer.recipe, self.scale.device):
+            return measure(self, self.scale.step_s)
 
     def step(self) -> None:
-        self._peer.step(self._number, self._ready)  # type: ignore[attr-defined]  # of open_clip_step.OpenClip
+        self._peer.step(self._number, self._ready)
         self._number += 1

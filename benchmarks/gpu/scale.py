@@ -41,6 +41,10 @@ class Scale:
     def stand_in(self) -> bool:
         return self.device.type == "cpu"
 
+    def towers(self, profile: str) -> str:
+        """Their name in tables."""
+        return f"tiny ones for {TOWERS[profile]}" if self.stand_in else TOWERS[profile]
+
     def model(self, profile: str) -> ModelConfig:
         """The towers of a profile at the paper's size, or tiny ones."""
         if self.stand_in:
@@ -61,5 +65,5 @@ def scale(stand_in: bool) -> Scale:
     """The sizes for a card, or for a CPU in its stead."""
     if stand_in:
         return Scale(torch.device("cpu"), (8, 16), 0.0, (256,), 128, (8, 3))
-    batches = (32, 64, 128, 256, 512, 1024, 2048)
+    batches = (64, 128, 256, 512, 1024)
     return Scale(torch.device("cuda", 0), batches, 1.5, (4096, 16_384, 32_768), 8192, (256, 12))

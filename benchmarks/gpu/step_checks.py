@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
 from align.model.dual_encoder import DualEncoder
@@ -23,6 +24,7 @@ from align.training.step import compute_gradients
 from benchmarks.gpu.checks import Check, Found, NotPossibleError, furthest, on_cuda, relative
 from benchmarks.gpu.machine import synchronise
 from benchmarks.gpu.scale import Scale
+from benchmarks.gpu.steps import kernel
 from benchmarks.gpu.texts import Words, words
 from tests.support.training_data import MODEL, pretrain_config
 
@@ -183,6 +185,20 @@ def _ahead(scale: Scale) -> Found:
     return Found(returned / busy, 0.8, "share of the device's busy time that the host took to start a step")
 
 
+def _update_kernels(scale: Scale) -> Found:
+    """Where torch computes lists of tensors one by one, an update takes some ten kernels a parameter."""
+    on_cuda(scale, "kernels are counted on CUDA")
+    run = _Run(scale)
+    run.step().read()
+    synchronise(scale.device)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        run.state.optimiser.step()
+        synchronise(scale.device)
+    count = sum(event.count for event in profiler.key_averages() if kernel(event))
+    num_params = len(list(run.state.model.parameters()))
+    return Found(count, 2 * num_params, f"kernels for {num_params} parameters:")
+
+
 CHECKS = [
     Check("embeddings of both towers beside the CPU's, float32", _embeddings),
     Check("loss and gradients of a step beside the CPU's, float32", _beside_the_cpu),
@@ -192,6 +208,7 @@ CHECKS = [
     Check("cheap with micro_batch, bfloat16, beside none", _same(2e-2, _BOTH | _BFLOAT16, _BFLOAT16)),
     Check("a step in bfloat16 beside float32", _half("bfloat16", 0.1)),
     Check("a step in float16 beside float32", _half("float16", 0.1)),
+    Check("kernels of an update by LAMB", _update_kernels),
     Check("waits of the host in a step that torch sees", _syncs),
     Check("the host starts a step while the device is busy", _ahead),
 ]  # fmt: skip

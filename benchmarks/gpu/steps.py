@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from align.config.pretrain import PretrainConfig
@@ -25,7 +26,7 @@ from align.training.state import State, new_state
 from align.training.step import compute_gradients
 from benchmarks.gpu.journal import Journal, number
 from benchmarks.gpu.machine import attempt, matmul_tflops, published_tflops, release, synchronise
-from benchmarks.gpu.scale import TOWERS, Scale
+from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.texts import Words, words
 
 #: Rows of the word embedding, the paper's (4.1).
@@ -36,18 +37,30 @@ _KERNELS = 15
 
 
 class Trainer:
-    """A run of a profile at one batch size."""
+    """A profile's towers and their optimiser on the device; `prepare` gives them a batch and settings.
 
-    def __init__(self, scale: Scale, profile_name: str, batch_size: int, **recipe: Any) -> None:
+    Attributes:
+        batch: on the host.
+    """
+
+    def __init__(self, scale: Scale, profile_name: str) -> None:
         self.scale, self.config = scale, scale.model(profile_name)
-        self.recipe: PretrainConfig = scale.recipe(profile_name, batch_size=batch_size, **recipe)
         self.words: Words = words(scale, self.config.max_tokens)
+        self._profile = profile_name
         torch.manual_seed(0)
-        model = DualEncoder(self.config, VOCAB_SIZE if not scale.stand_in else self.words.tokenizer.vocab_size).train()
-        model.gradient_checkpointing = self.recipe.gradient_checkpointing
+        model = DualEncoder(self.config, self.words.tokenizer.vocab_size if scale.stand_in else VOCAB_SIZE).train()
+        self.recipe: PretrainConfig = scale.recipe(profile_name)
         self.state: State = new_state(model.to(scale.device), self.recipe)
-        self.batch = host_batch(scale, self.words, model, batch_size)
         self._earlier: Pending | None = None
+        self.batch: Batch
+
+    def prepare(self, batch_size: int, **recipe: Any) -> Trainer:
+        """Another batch, and other values of the recipe."""
+        model = self.state.model
+        self.recipe = self.scale.recipe(self._profile, batch_size=batch_size, **recipe)
+        model.gradient_checkpointing = self.recipe.gradient_checkpointing
+        self.batch, self._earlier = host_batch(self.scale, self.words, model, batch_size), None
+        return self
 
     def step(self) -> None:
         """One step, whose values are read in the next."""
@@ -74,6 +87,16 @@ def host_batch(scale: Scale, known: Words, model: DualEncoder, size: int) -> Bat
     return Batch(images, known.texts(size, num_words=model.config.max_tokens), draws)
 
 
+class Steps(Protocol):
+    """What is measured: ours, or a peer's."""
+
+    scale: Scale
+    batch: Batch
+
+    def step(self) -> None:
+        """One step."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """Of the steps of one batch size."""
@@ -82,7 +105,7 @@ class Measured:
     peak_bytes: int
 
 
-def measure(trainer: Trainer, seconds: float) -> Measured:
+def measure(trainer: Steps, seconds: float) -> Measured:
     """Two steps to warm up, then steps for so many seconds, one at least."""
     device = trainer.scale.device
     trainer.step(), trainer.step()
@@ -107,7 +130,7 @@ def operations_of_a_pair(trainer: Trainer) -> float:
 
 def run(scale: Scale, journal: Journal, profile_name: str) -> None:
     """Measures a profile's towers, and writes a row for each size of batch."""
-    name = TOWERS[profile_name]
+    name = scale.towers(profile_name)
     reached = matmul_tflops(scale.device, scale.product, min(scale.step_s, 1.0))
     published = published_tflops(torch.cuda.get_device_name(scale.device)) if not scale.stand_in else None
     known = f"{published:,.0f} TFLOP/s by its data sheet" if published else "a peak that this page does not know"
@@ -115,7 +138,8 @@ def run(scale: Scale, journal: Journal, profile_name: str) -> None:
         f"MFU is the share of {known}; a product of two bfloat16 matrices of {scale.product:,} reached "
         f"{number(reached)} TFLOP/s here, of which the next column is the share."
     )
-    operations: float | None = None
+    trainer = Trainer(scale, profile_name)
+    operations = operations_of_a_pair(trainer)
     good = scale.batches[0]
     for what in ("none", "cheap"):
         earlier: list[tuple[int, int]] = []
@@ -126,12 +150,10 @@ def run(scale: Scale, journal: Journal, profile_name: str) -> None:
             if (needed := expected_bytes(earlier, size)) > _memory(scale) * _FULL:
                 journal.note(f"{name}, {what}: {size:,} pairs would take {needed / 2**30:,.0f} GiB.")
                 break
-            found = attempt(partial(_measured, scale, profile_name, size, what))
-            if found is None:
+            measured = attempt(partial(accelerated_steps, trainer, size, gradient_checkpointing=what))
+            if measured is None:
                 journal.note(f"{name}, {what}: {size:,} pairs do not fit.")
                 break
-            measured, own = found
-            operations = operations or own
             good = size if what == "none" else good
             tflops = measured.pairs_per_s * operations / 1e12
             earlier.append((size, measured.peak_bytes))
@@ -146,14 +168,15 @@ def run(scale: Scale, journal: Journal, profile_name: str) -> None:
             release()
     if journal.left_s() < 8:
         journal.note(f"{name}: no time was left for the profiler.")
-    elif attempt(partial(_profiled, scale, journal, profile_name, good)) is None:
+    elif attempt(partial(_profiled, trainer, journal, profile_name, good)) is None:
         journal.note(f"{name}: too little memory for the profiler.")
 
 
-def _measured(scale: Scale, profile_name: str, size: int, what: str) -> tuple[Measured, float]:
-    trainer = Trainer(scale, profile_name, size, gradient_checkpointing=what)
-    with accelerated(trainer.state.model, trainer.recipe, scale.device):
-        return measure(trainer, scale.step_s), operations_of_a_pair(trainer)
+def accelerated_steps(trainer: Trainer, size: int, **recipe: Any) -> Measured:
+    """Steps with CUDA's switches as the recipe has them."""
+    trainer.prepare(size, **recipe)
+    with accelerated(trainer.state.model, trainer.recipe, trainer.scale.device):
+        return measure(trainer, trainer.scale.step_s)
 
 
 def _memory(scale: Scale) -> float:
@@ -176,10 +199,10 @@ def _of_a_pair(earlier: list[tuple[int, int]]) -> str:
     return f"{(high - low) / (large - small) / 2**20:,.0f} MiB"
 
 
-def _profiled(scale: Scale, journal: Journal, profile_name: str, size: int) -> bool:
+def _profiled(trainer: Trainer, journal: Journal, profile_name: str, size: int) -> bool:
     """A table of what one step's time went to."""
-    trainer = Trainer(scale, profile_name, size)
-    on_card = scale.device.type == "cuda"
+    scale = trainer.prepare(size).scale
+    on_card, name = scale.device.type == "cuda", scale.towers(profile_name)
     with accelerated(trainer.state.model, trainer.recipe, scale.device):
         trainer.step(), trainer.step()
         synchronise(scale.device)
@@ -192,19 +215,25 @@ def _profiled(scale: Scale, journal: Journal, profile_name: str, size: int) -> b
     spent = [
         (event.self_device_time_total if on_card else event.self_cpu_time_total, event.count, event.key)
         for event in profiler.key_averages()
+        if not on_card or kernel(event)
     ]
     total = sum(each for each, _, _ in spent) or 1.0
     for micros, count, key in sorted(spent, reverse=True)[:_KERNELS]:
         journal.row(
-            "profile", towers=TOWERS[profile_name], kernel=_short(key), calls=f"{count:,}", ms=number(micros / 1e3),
+            "profile", towers=name, kernel=_short(key), calls=f"{count:,}", ms=number(micros / 1e3),
             share=f"{100 * micros / total:.1f} %",
         )  # fmt: skip
     calls = sum(count for each, count, _ in spent if each)
     journal.note(
-        f"{TOWERS[profile_name]}, {size:,} pairs, `none`: {calls:,} {'kernels' if on_card else 'operations'} took "
+        f"{name}, {size:,} pairs, `none`: {calls:,} {'kernels' if on_card else 'operations'} took "
         f"{number(total / 1e3)} ms of a step of {number(wall_ms)} ms, the profiler's own work included."
     )
     return True
+
+
+def kernel(event: Any) -> bool:
+    """Whether the profiler's event is work of the card, and no name that a block of the program gave to it."""
+    return bool(event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False))
 
 
 def _short(key: str) -> str:

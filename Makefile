@@ -17,7 +17,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 # A worker per core, four at most, each with whole files: the longest, tests/e2e and tests/integration, come first.
 WORKERS := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full validators fuzz bench bench-train bench-data bench-runs bench-vectors bench-search bench-evaluate bench-classify check audit format up down worker lock licences sample try ready clean backup restore
+.PHONY: help demo test test-full validators fuzz bench bench-train bench-data bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences sample try ready clean backup restore
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,10 @@ bench-evaluate: $(STAMP) ## recall beside CLIP_benchmark's, 5,000 x 25,000; embe
 
 bench-classify: $(STAMP) ## kNN against 1.28 million references; the linear probe beside CLIP_benchmark's; half an hour
 	@$(RUN) python -m benchmarks.classify
+
+# What pip installs from its default index has CUDA; with a card and a torch without CUDA it says what to install.
+bench-gpu: $(STAMP) ## on a CUDA card: results checked, then speed; writes benchmarks/gpu.md; ten minutes (none: a try on the CPU)
+	@$(RUN) python -m benchmarks.gpu $(ARGS)
 
 check: $(STAMP) ## lint, types, layers, file lengths
 	@$(RUN) ruff check .

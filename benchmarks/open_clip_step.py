@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from align.console import say
+from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import pad
 from align.training.state import new_state
@@ -43,17 +44,19 @@ NUM_STEPS = 8
 class AsOpenClip(nn.Module):
     """Our towers with the interface of open_clip's CustomTextCLIP, which has the logarithm of a scale of its own."""
 
-    def __init__(self, some: Preset) -> None:
+    def __init__(self, towers: DualEncoder, pad_id: int) -> None:
         super().__init__()
-        self.towers = some.model()
+        self.towers = towers
         self.logit_scale = nn.Parameter(-self.towers.log_temperature.detach().clone())
         self.towers.log_temperature.requires_grad_(False)
-        self._pad_id = some.tokenizer.pad_id
+        self._pad_id = pad_id
 
     def forward(self, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
+        known = texts != self._pad_id
+        mask = known[:, None, None, :] if texts.is_cuda else known.long()  # as our step has it: no wait for the host
         return {
             "image_features": self.towers.encode_image(images),
-            "text_features": self.towers.encode_text(texts, (texts != self._pad_id).long()),
+            "text_features": self.towers.encode_text(texts, mask),
             "logit_scale": self.logit_scale.exp(),
         }
 
@@ -70,20 +73,30 @@ class InMemory:
 
     @property
     def num_samples(self) -> int:
-        return len(self.batches) * BATCH_SIZE
+        return sum(len(images) for images, _ in self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self.batches)
 
 
 class OpenClip:
-    """A run of open_clip, as its `main` sets it up."""
+    """A run of open_clip, as its `main` sets it up.
 
-    def __init__(self, some: Preset, num_steps: int) -> None:
-        self._args: Any = parse_args(["--precision=fp32", "--device=cpu", f"--batch-size={BATCH_SIZE}", "--warmup=1"])
+    Args:
+        towers: on the device.
+        pad_id: of its texts.
+        num_steps: of the run.
+        arguments: of its command line.
+    """
+
+    def __init__(
+        self, towers: DualEncoder, pad_id: int, num_steps: int,
+        arguments: tuple[str, ...] = ("--precision=fp32", "--device=cpu"),
+    ) -> None:  # fmt: skip
+        self._args: Any = parse_args([*arguments, "--warmup=1"])
         vars(self._args).update(distributed=False, rank=0, local_rank=0, world_size=1, distill=False, wandb=False)
         args = self._args
-        self._model, self._loss = AsOpenClip(some), create_loss(args)
+        self._model, self._loss = AsOpenClip(towers, pad_id).to(args.device), create_loss(args)
         named = [(name, param) for name, param in self._model.named_parameters() if param.requires_grad]
         plain = {
             name for name, param in named
@@ -128,7 +141,7 @@ def run(world: World) -> list[Comparison]:
 
 def _timed(world: World, some: Preset) -> tuple[list[float], list[float]]:
     """CPU seconds of each step that counts, ours and theirs."""
-    peer = OpenClip(some, NUM_STEPS)
+    peer = OpenClip(some.model(), some.tokenizer.pad_id, NUM_STEPS)
     ours: list[float] = []
     theirs: list[float] = []
     started = 0.0
@@ -154,7 +167,7 @@ def _ours(world: World, name: str) -> None:
 
 def _theirs(world: World, name: str) -> None:
     def two_steps(some: Preset) -> None:
-        peer = OpenClip(some, 2)
+        peer = OpenClip(some.model(), some.tokenizer.pad_id, 2)
         for step in range(2):
             peer.step(step, ready_batch(world, some, step))
 

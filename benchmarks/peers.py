@@ -53,6 +53,8 @@ PEERS = {
                    "ruamel.yaml", "simplejpeg", "psutil", "webdataset")),
     ),
 }  # fmt: skip
+#: open_clip without a second torch: laid beside our packages, so that both run on the same build for CUDA.
+BESIDE_US = ("open_clip_torch==3.3.0", "timm==1.0.31", "webdataset==0.2.86", "ftfy==6.3.1", "wcwidth", "braceexpand")
 FOLDER = ROOT / ".align"
 _DONE = "peers.txt"
 
@@ -76,6 +78,21 @@ def build_peers(name: str = "peers") -> Path:
         _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer])
     write_text(done, wanted)
     return python
+
+
+def build_beside_us() -> Path:
+    """A folder of BESIDE_US for the path of a process of ours; made where it is missing or of another list.
+
+    Raises:
+        RuntimeError: pip failed; its last words.
+    """
+    folder, wanted = FOLDER / "peers_beside_us", " ".join(BESIDE_US) + "\n"
+    if not (done := folder / _DONE).exists() or done.read_text() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        _run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
+              "--target", str(folder), *BESIDE_US])  # fmt: skip
+        write_text(done, wanted)
+    return folder
 
 
 def _run(command: list[str]) -> None:

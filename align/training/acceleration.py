@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -48,11 +53,15 @@ def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Ite
 
 
 def require_compiler() -> None:
-    """Checks that towers can be compiled for this machine's CPU: torch reports it late, with a page of its own code.
+    """Checks that towers can be compiled for this machine: torch reports it late, with a page of its own code.
 
     Raises:
         ConfigError: they cannot; the message says why.
     """
+    if torch.cuda.is_available():
+        if lacking := triton_lacks():
+            raise ConfigError(f"compile: for a GPU torch needs {' and '.join(lacking)}; or set compile to false")
+        return
     from torch._inductor.cpp_builder import get_cpp_compiler  # imports half of torch
     from torch._inductor.exc import InvalidCxxCompiler
     from torch.utils.cpp_extension import TORCH_LIB_PATH
@@ -66,6 +75,21 @@ def require_compiler() -> None:
             f"compile: torch passes its folder to the linker without quotes, and there is a space in {TORCH_LIB_PATH}; "
             "create the environment elsewhere, or set compile to false"
         )
+
+
+def triton_lacks() -> list[str]:
+    """What is missing here that Triton needs to compile for a GPU: it builds its launcher with a C compiler."""
+    compiler, header = os.environ.get("CC"), Path(sysconfig.get_path("include")) / "Python.h"
+    found = shutil.which(compiler) if compiler else shutil.which("gcc") or shutil.which("clang")
+    return [
+        what
+        for what, there in (
+            ("Triton (`pip install triton`)", find_spec("triton") is not None),
+            ("a C compiler (gcc or clang, or the one that CC names)", found is not None),
+            (f"Python's headers ({header})", header.exists()),
+        )
+        if not there
+    ]
 
 
 def as_written() -> Any:

@@ -91,7 +91,7 @@ def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
     """Raises ConfigError where values of the recipe contradict each other, the model or this machine."""
     if wrong := plan.recipe.against(plan.model, num_nodes, num_processes):
         raise ConfigError(wrong)
-    if plan.recipe.compile and not torch.cuda.is_available():
+    if plan.recipe.compile:
         require_compiler()
 
 

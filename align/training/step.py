@@ -204,5 +204,7 @@ def _wide(mask_PT: Tensor) -> Tensor:
 
 
 def _there(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device, without a wait for the copy."""
+    """The tensor on the device, without a wait for the copy: out of pageable memory CUDA first waits for its work."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

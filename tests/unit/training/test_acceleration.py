@@ -135,6 +135,17 @@ def test_a_machine_that_cannot_compile_says_so_at_once(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_gpu_without_what_triton_needs_says_so_at_once(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = plan(data, tmp_path / "run", compile=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"for a GPU torch needs .*a C compiler"):
+        run(asked)
+    assert not (tmp_path / "run").exists()
+
+
 def _switches() -> dict[str, bool]:
     cudnn = torch.backends.cudnn
     return {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": cudnn.allow_tf32, "benchmark": cudnn.benchmark}

@@ -1,0 +1,1 @@
+"""What a CUDA card is asked on the day when one is lent: `make bench-gpu`."""

@@ -1,0 +1,95 @@
+"""No operation of a step mixes devices. The meta device stands in for a GPU, and works without one."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from align.config.model import Checkpointing
+from align.model.dual_encoder import DualEncoder
+from align.model.tokenizer import TextTokenizer
+from align.training import loss as loss_module
+from align.training import step as module
+from align.training.batch import Batch
+from align.training.process_group import Ranks
+from align.training.readings import Pending
+from align.training.state import new_state
+from align.training.step import compute_gradients
+from tests.support import training_data
+from tests.support.training_data import MODEL, pretrain_config
+
+BATCH = 16
+THERE = torch.device("meta")
+_COPIES = {"_to_copy", "copy_"}
+
+
+class Mixed(TorchDispatchMode):
+    """Notes the operations that are given tensors of two devices; numbers without dimensions may be anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
+        if func.overloadpacket.__name__ not in _COPIES and len({tensor.device.type for tensor in tensors}) > 1:
+            self.found.append(str(func))
+            args = [arg.to(THERE) if isinstance(arg, Tensor) else arg for arg in args]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    return TextTokenizer.load(training_data.write(tmp_path_factory.mktemp("data"))[1], MODEL.max_tokens)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(module, "autocast", lambda *_: nullcontext())  # torch has none for the meta device
+    monkeypatch.setattr(loss_module, "_tile_function", lambda function, _: loss_module._ON_CUDA.get(function, function))
+    yield
+
+
+def whole_step(words: TextTokenizer, what: Checkpointing, micro_batch: int | None) -> list[str]:
+    """The operations of a step with its update that mixed devices."""
+    recipe = pretrain_config(
+        batch_size=BATCH, micro_batch=micro_batch, gradient_checkpointing=what, ema_decay=0.9, clip_norm=1.0
+    )
+    model = DualEncoder(MODEL, words.vocab_size).train()
+    model.gradient_checkpointing = what
+    state = new_state(model.to(THERE), recipe)
+    batch = Batch(
+        torch.zeros(BATCH, MODEL.image_px, MODEL.image_px, 3, dtype=torch.uint8),
+        ["a bar at the top", "red"] * (BATCH // 2), torch.rand(BATCH, model.vision_model.num_blocks),
+    )  # fmt: skip
+    with Mixed() as mixed:
+        gradients = compute_gradients(model, recipe, Ranks(0, 1, THERE), words, batch)
+        state.optimiser.set_learning_rate(0.1)
+        state.optimiser.step()
+        state.update_average(0.9)
+        Pending(1, 0.1, (*gradients, model.temperature, model.temperature))
+    assert {param.grad.device.type for param in model.parameters() if param.grad is not None} == {"meta"}
+    assert gradients.loss.device.type == gradients.norm.device.type == "meta"
+    moments = [each for kept in state.optimiser.state.values() for each in kept.values() if isinstance(each, Tensor)]
+    assert moments and {each.device.type for each in moments} == {"meta"}
+    return mixed.found
+
+
+@pytest.mark.parametrize(("what", "micro_batch"), [("none", None), ("cheap", 8), ("blocks", None)])
+def test_a_step_stays_on_its_device(words: TextTokenizer, what: Checkpointing, micro_batch: int | None) -> None:
+    assert whole_step(words, what, micro_batch) == []
+
+
+def test_what_notes_mixed_devices_sees_draws_that_stayed_on_the_host(
+    words: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = module._there
+    monkeypatch.setattr(
+        module, "_there", lambda tensor, device: tensor if tensor.dtype == torch.float32 else there(tensor, device)
+    )
+    assert whole_step(words, "none", None) != []

@@ -11,7 +11,7 @@ import torch
 from align.errors import ConfigError, CorruptError, DataError
 from align.formats.shards import iter_samples
 from align.model.preprocess import decode, to_pixels
-from align.training.batch import Augmentation, Sampling
+from align.training.batch import Augmentation, Sampling, Workers
 from align.training.index import SplitIndex, read_outline
 from align.training.loader import TrainLoader
 from align.training.samples import SplitSamples
@@ -31,7 +31,7 @@ def loader(
     return TrainLoader(
         samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=block),
         augmentation=Augmentation(image_px=32, num_draws=3, flip=flip, phrase_dropout=phrase_dropout),
-        rank=rank, world_size=world_size, num_threads=num_threads, extra=extra,
+        rank=rank, world_size=world_size, workers=Workers(num_threads=num_threads), extra=extra,
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def test_quarantine_shows_others_of_the_block_and_counts(index: SplitIndex, caps
             again = [part.batch(step) for part in parts]
             assert torch.equal(torch.cat([batch.images for batch in again]), shown[step].images)
             assert [text for batch in again for text in batch.texts] == shown[step].texts
-    everywhere = SplitSamples(index, 36, on_corrupt="quarantine").centre_crops(np.arange(24), 32)
+    everywhere = [*SplitSamples(index, 36, on_corrupt="quarantine").centre_crops(np.arange(24), 32)]
     assert np.array_equal(everywhere[5], everywhere[6]) and np.array_equal(everywhere[7], everywhere[8])
 
 
@@ -165,7 +165,7 @@ def test_a_block_of_which_nothing_can_be_read_stops_even_in_quarantine(index: Sp
     with pytest.raises(CorruptError, match="64 samples of one block cannot be read"):
         loader(SplitSamples(index, 36, on_corrupt="quarantine")).batch(0)
     with pytest.raises(CorruptError, match="none of the samples"):
-        SplitSamples(index, 36, on_corrupt="quarantine").centre_crops(np.arange(2), 32)
+        list(SplitSamples(index, 36, on_corrupt="quarantine").centre_crops(np.arange(2), 32))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

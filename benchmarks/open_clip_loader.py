@@ -20,7 +20,7 @@ from align.console import say
 from align.memory import freed_memory_kept
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
-from align.training.batch import Augmentation, Sampling
+from align.training.batch import Augmentation, Sampling, Workers
 from align.training.index import SplitIndex
 from align.training.loader import TrainLoader
 from align.training.samples import SplitSamples
@@ -37,7 +37,7 @@ def ours(index: SplitIndex, tokenizer: TextTokenizer | None) -> int:
     samples = SplitSamples(index, RESIZE_PX, cache_bytes=0)
     loader = TrainLoader(
         samples, sampling=Sampling(0, BATCH_SIZE, shuffle_block=max(BATCH_SIZE, index.num_images // 4)),
-        augmentation=Augmentation(image_px=CROP_PX, num_draws=0, flip=True), num_threads=1,
+        augmentation=Augmentation(image_px=CROP_PX, num_draws=0, flip=True), workers=Workers(num_threads=1),
     )  # fmt: skip
     shown = 0
     with freed_memory_kept():

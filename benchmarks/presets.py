@@ -11,7 +11,7 @@ from align.config.model import ModelConfig
 from align.config.pretrain import PretrainConfig
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
-from align.training.batch import Augmentation, Sampling
+from align.training.batch import Augmentation, Sampling, Workers
 from align.training.index import read_outline
 from align.training.loader import TrainLoader
 from align.training.phases import Stretch
@@ -47,7 +47,7 @@ class Preset:
         return TrainLoader(
             self.samples, sampling=Sampling(recipe.seed, recipe.batch_size, recipe.shuffle_block),
             augmentation=Augmentation(self.config.image_px, self.model().vision_model.num_blocks, recipe.flip),
-            num_threads=1,
+            workers=Workers(num_threads=1),
         )  # fmt: skip
 
 

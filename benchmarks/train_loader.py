@@ -23,7 +23,7 @@ from align.errors import DataError
 from align.formats.shards import MANIFEST, Sample
 from align.model.preprocess import decode, random_crop
 from align.randomness import Purpose, uniforms
-from align.training.batch import Augmentation, Sampling
+from align.training.batch import Augmentation, Sampling, Workers
 from align.training.index import SplitIndex, read_outline
 from align.training.loader import TrainLoader
 from align.training.samples import SplitSamples
@@ -73,7 +73,7 @@ def ours(index: SplitIndex) -> int:
     samples = SplitSamples(index, RESIZE_PX, cache_bytes=0)
     loader = TrainLoader(
         samples, sampling=Sampling(0, BATCH_SIZE, shuffle_block=max(BATCH_SIZE, index.num_images // 4)),
-        augmentation=Augmentation(image_px=CROP_PX, num_draws=0, flip=True), num_threads=1,
+        augmentation=Augmentation(image_px=CROP_PX, num_draws=0, flip=True), workers=Workers(num_threads=1),
     )  # fmt: skip
     return sum(len(batch.texts) for batch in loader.batches(0, index.num_images // BATCH_SIZE))
 

@@ -54,7 +54,7 @@ class Recipe(Section):
         "num_processes", "num_threads", "micro_batch", "gradient_checkpointing", "shard_weights", "compile",
         "cudnn_benchmark",
         # how fast samples arrive
-        "num_loader_threads", "store_patience_s",
+        "num_loader_processes", "num_loader_threads", "store_patience_s",
         # both settings train on the same samples, so a stopped run may resume in quarantine mode
         "on_corrupt_shard",
     })  # fmt: skip
@@ -109,6 +109,7 @@ class Recipe(Section):
     shuffle_block: int = Field(ge=1)
     extra_shards: Annotated[tuple[ExtraShards, ...], Field(strict=False)]
     on_corrupt_shard: Literal["stop", "quarantine"]
+    num_loader_processes: int | None = Field(ge=0, le=64)
     num_loader_threads: int | None = Field(ge=1)
     store_patience_s: float = Field(ge=0)
 

@@ -105,9 +105,7 @@ def _moments_like(x: Tensor, group: int) -> Moments:
     return Moments(x.new_empty(shape, dtype=kind), x.new_empty(shape, dtype=kind))  # results may not share memory
 
 
-def _normal(
-    x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float, silu: bool
-) -> tuple[Tensor, Moments]:
+def _normal(x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float, silu: bool) -> tuple[Tensor, Moments]:
     """act(weight * normal + bias) in float32 or float64, and the moments."""
     x, weight, bias = _exact(x), weight.to(_exact(x).dtype), bias.to(_exact(x).dtype)
     out, moments = torch.empty_like(x), _moments_like(x, group)

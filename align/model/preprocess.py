@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from align.errors import DataError
 from align.pairs.picture import MAX_PIXELS, PictureError, decode_pixels
@@ -42,6 +40,9 @@ def decode(data: bytes, size_px: int, scratch: NDArray[np.uint8] | None = None) 
         raise DataError(f"not an image that can be decoded: {error}") from None
     if pixels.shape[:2] == (size_px, size_px):
         return pixels
+    from torchvision.transforms import InterpolationMode  # only here: a loader process rarely resizes, and starts fast
+    from torchvision.transforms.v2 import functional as transforms
+
     planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
     resized = transforms.resize(planes, [size_px, size_px], interpolation=InterpolationMode.BILINEAR, antialias=True)
     return np.ascontiguousarray(resized.permute(1, 2, 0).numpy())

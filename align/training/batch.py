@@ -1,10 +1,21 @@
-"""A batch, and what decides its content."""
+"""A batch, what decides its content, and how it lies in memory."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from align.model.tokenizer import TextTokenizer, pad
+
+#: Arrays in shared memory begin at multiples of this.
+_ALIGNED_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -24,7 +35,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn for each sample.
+    """What is drawn for each sample, and what becomes of its text.
 
     Attributes:
         image_px: side of the random crop.
@@ -32,6 +43,7 @@ class Augmentation:
         flip: whether half of the images are mirrored.
         phrase_dropout: share of the texts that lose some of their phrases.
         sentence_share: share of the texts that are shown in a sentence.
+        tokenizer: of the texts; None leaves them to the step.
     """
 
     image_px: int
@@ -39,6 +51,104 @@ class Augmentation:
     flip: bool
     phrase_dropout: float = 0.0
     sentence_share: float = 0.0
+    tokenizer: TextTokenizer | None = None
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who makes a rank's part of each batch. None of it changes the batches.
+
+    Attributes:
+        num_processes: loader processes, which divide the rows among themselves; 0: threads of the rank.
+        num_threads: that decode, in the rank or in each loader process. None: in the rank as many as torch computes
+            with there, in a loader process one.
+        pin: whether batches lie in page-locked memory, from which a GPU copies while the host works.
+    """
+
+    num_processes: int = 0
+    num_threads: int | None = None
+    pin: bool = False
+
+
+class Arrays(NamedTuple):
+    """What has a fixed size in N rows of a batch."""
+
+    images: NDArray[np.uint8]
+    draws: NDArray[np.float32]
+
+    def rows(self, begin: int, end: int) -> Arrays:
+        """Views of some rows."""
+        return Arrays(*(array[begin:end] for array in self))
+
+
+#: Memory for the rows that a step needs; may wait until some is free.
+Memory = Callable[[int], Arrays]
+
+
+def _shapes(num_rows: int, augmentation: Augmentation) -> Iterator[tuple[tuple[int, ...], type[np.generic]]]:
+    """Of `Arrays`, in order."""
+    yield (num_rows, augmentation.image_px, augmentation.image_px, 3), np.uint8
+    yield (num_rows, augmentation.num_draws), np.float32
+
+
+def new_arrays(num_rows: int, augmentation: Augmentation, *, pin: bool = False) -> Arrays:
+    """Arrays of N rows in memory of their own."""
+    return Arrays(*(
+        torch.empty(shape, dtype=torch.uint8 if kind is np.uint8 else torch.float32, pin_memory=pin).numpy()
+        for shape, kind in _shapes(num_rows, augmentation)
+    ))  # fmt: skip
+
+
+def arrays_in(buffer: Any, begin: int, num_rows: int, augmentation: Augmentation) -> Arrays:
+    """Views of `num_bytes` of a buffer, from an offset on."""
+    arrays: list[NDArray[Any]] = []
+    for shape, kind in _shapes(num_rows, augmentation):
+        array = np.frombuffer(buffer, kind, math.prod(shape), begin).reshape(shape)
+        arrays.append(array)
+        begin += _aligned(array.nbytes)
+    return Arrays(*arrays)
+
+
+def num_bytes(num_rows: int, augmentation: Augmentation) -> int:
+    """That N rows take in shared memory."""
+    sizes = (math.prod(shape) * np.dtype(kind).itemsize for shape, kind in _shapes(num_rows, augmentation))
+    return sum(map(_aligned, sizes))
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES
+
+
+class Rows(NamedTuple):
+    """What else N rows of a batch hold; can be pickled.
+
+    Attributes:
+        texts: N texts.
+        ids: their tokens, see `TextTokenizer.ids`; empty without a tokenizer.
+        num_quarantined: rows in which another sample replaces one that cannot be read.
+    """
+
+    texts: list[str]
+    ids: list[list[int]]
+    num_quarantined: int
+
+
+class Tokens(NamedTuple):
+    """The texts of a batch for the text tower.
+
+    Attributes:
+        ids: (B, T) int64, padded to the longest.
+        lengths: (B,) int64, on the host, so that nothing waits for a GPU to tell them.
+    """
+
+    ids: Tensor
+    lengths: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, sequences: list[list[int]], pad_id: int, *, pin: bool = False) -> Tokens:
+        """Pads sequences of ids."""
+        ids, _ = pad(sequences, pad_id)
+        return cls(ids.pin_memory() if pin else ids, np.array([len(ids) for ids in sequences], dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -50,9 +160,28 @@ class Batch:
         texts: B texts; text i belongs to image i.
         draws: (B, num_blocks) float32, the numbers for stochastic depth.
         num_quarantined: rows in which another sample replaces one that cannot be read.
+        tokens: of the texts; None: the step makes them.
     """
 
     images: Tensor
     texts: list[str]
     draws: Tensor
     num_quarantined: int = 0
+    tokens: Tokens | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [self.images, self.draws, *([self.tokens.ids] if self.tokens else [])]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device. The host does not wait for copies from pinned memory."""
+        images, draws, *ids = (tensor.to(device, non_blocking=True) for tensor in self.tensors())
+        tokens = self.tokens._replace(ids=ids[0]) if self.tokens else None
+        return replace(self, images=images, draws=draws, tokens=tokens)
+
+
+def whole(arrays: Arrays, rows: Rows, tokenizer: TextTokenizer | None, *, pin: bool = False) -> Batch:
+    """A batch of all that its rows hold."""
+    tokens = Tokens.of(rows.ids, tokenizer.pad_id, pin=pin) if tokenizer else None
+    images, draws = map(torch.from_numpy, arrays)
+    return Batch(images, rows.texts, draws, rows.num_quarantined, tokens)

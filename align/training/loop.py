@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from align.checkpoint import CheckpointFolder
 from align.config.health import HealthConfig
@@ -33,9 +34,10 @@ from align.model.image_tower import estimate_statistics
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import as_written
-from align.training.batch import Augmentation, Batch, Sampling
+from align.training.batch import Augmentation, Batch, Sampling, Workers
 from align.training.health import Health
 from align.training.loader import TrainLoader
+from align.training.on_device import one_ahead
 from align.training.phases import Stretch
 from align.training.process_group import Ranks
 from align.training.progress import Progress, Usage
@@ -50,6 +52,9 @@ STATISTICS_IMAGES, STATISTICS_PART = 1024, 64
 
 #: Seconds within which torch's launcher collects what a rank returned, if it still polls.
 _LAUNCHER_TAKES_S = 3.0
+
+#: By default. Each decodes some 2,000 images of 346 px a second, more than four for a GPU's step.
+MOST_LOADER_PROCESSES = 8
 
 #: What ends all ranks together: one was told to end, or the leading one could not write a checkpoint. The others cannot
 #: see that, and would die of their lost connection.
@@ -104,7 +109,7 @@ def train(
         model.train()
         takes_part = ranks.leads or state.sharded  # in work that one rank does alone, if it has whole weights
         earlier: _Started | None = None  # the step before, whose values nobody has waited for
-        for batch, stretch in feed.batches():
+        for batch, stretch in one_ahead(feed.batches(), ranks.device):
             rate = learning_rate_at(state.step, recipe)
             pending = _update(state, recipe, ranks, stretch.tokenizer, batch, rate)
             done, row_due = state.step == recipe.num_steps, state.step % recipe.log_every_steps == 0
@@ -133,7 +138,7 @@ def train(
                 if done or row_due:
                     row |= _means(state) | {"train/temperature": reading.temperature, "train/learning_rate": rate}
                     live["train/loader_wait_share"] = feed.wait_s / max(progress.spent_s, 1e-9)
-                    live |= usage.metrics(progress, stretch, batch.texts) if usage else {}
+                    live |= usage.metrics(progress, stretch, batch) if usage else {}
                     if recipe.on_corrupt_shard == "quarantine":
                         live["train/num_quarantined"] = feed.num_quarantined  # on this rank, since it started
                 row |= measured
@@ -187,11 +192,20 @@ def _loader(model: DualEncoder, recipe: Recipe, ranks: Ranks, stretch: Stretch) 
         sampling=Sampling(recipe.seed, recipe.batch_size, recipe.shuffle_block),
         augmentation=Augmentation(
             image_px=stretch.image_px, num_draws=model.vision_model.num_blocks, flip=recipe.flip,
-            phrase_dropout=recipe.phrase_dropout, sentence_share=recipe.sentence_share,
+            phrase_dropout=recipe.phrase_dropout, sentence_share=recipe.sentence_share, tokenizer=stretch.tokenizer,
         ),
         extra=stretch.samples.extra, rank=ranks.rank, world_size=ranks.world_size,
-        num_threads=recipe.num_loader_threads,
+        workers=Workers(loader_processes(recipe, ranks), recipe.num_loader_threads, pin=ranks.device.type == "cuda"),
     )  # fmt: skip
+
+
+def loader_processes(recipe: Recipe, ranks: Ranks) -> int:
+    """Those of a rank. On a CPU none by default: its threads share the cores with the computing anyway."""
+    if recipe.num_loader_processes is not None:
+        return recipe.num_loader_processes
+    if ranks.device.type == "cpu":
+        return 0
+    return max(1, min(torch.get_num_threads() - 1, MOST_LOADER_PROCESSES))  # its share of the cores, less its own
 
 
 def _save(state: State, ranks: Ranks, folder: CheckpointFolder, *, best: bool = False) -> None:

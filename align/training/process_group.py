@@ -35,6 +35,10 @@ from align.training.network import BACKEND, LOOPBACK, listen, register_backend, 
 RankOutcome = tuple[str, str] | None
 
 
+class RestartError(TrainingError):
+    """A rank cannot continue, and may after a restart: it ends as if it had died."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among its peers.
@@ -197,7 +201,8 @@ def launch(
     """Runs `work` on every rank and returns when all have ended.
 
     When a rank dies, torch's elastic agent ends the others and restarts all, at most `cluster.max_restarts` times;
-    `work` resumes from its last checkpoint. An AlignError counts as a result, not as a death: it restarts nothing.
+    `work` resumes from its last checkpoint. An AlignError counts as a result, not as a death: it restarts nothing,
+    unless it is a RestartError.
 
     Args:
         work: picklable if there are several processes.
@@ -275,6 +280,9 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str) -> RankO
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         work(Ranks(dist.get_rank(), dist.get_world_size(), device, int(os.environ["LOCAL_WORLD_SIZE"])))
+    except RestartError as error:
+        say(f"training process {rank}: {error}")
+        os._exit(1)  # at once: the other ranks may wait for this one, and it for them
     except AlignError as error:
         return type(error).__name__, str(error)
     finally:

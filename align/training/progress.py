@@ -16,6 +16,7 @@ from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.console import PROGRESS_INTERVAL_S, say
 from align.model.dual_encoder import DualEncoder
+from align.training.batch import Batch, Tokens
 from align.training.phases import Stretch
 
 
@@ -83,21 +84,21 @@ class Usage:
         self._config, self._vocab_size = model.config, model.vocab_size
         self._operations: dict[int, Operations] = {}
 
-    def metrics(self, progress: Progress, stretch: Stretch, texts: list[str]) -> dict[str, float]:
+    def metrics(self, progress: Progress, stretch: Stretch, batch: Batch) -> dict[str, float]:
         """Live metrics: pairs per second, share of the peak (MFU), memory in GiB, device hours, and their cost.
 
         Args:
             progress: of the run.
             stretch: the sizes of now.
-            texts: of a batch, as an example of all.
+            batch: whose texts are an example of all.
         """
         speed = progress.pairs_per_s()
         hours = progress.wall_s * self._num_devices / 3600
         metrics = {"train/pairs_per_s": speed, "train/device_hours": hours}
         if self._health.device_tflops is not None:
             operations = self._of(stretch.image_px)
-            lengths = [len(ids) for ids in stretch.tokenizer.ids(texts)]
-            of_a_pair = operations.image + statistics.fmean(map(operations.text, lengths))
+            tokens = batch.tokens or Tokens.of(stretch.tokenizer.ids(batch.texts), 0)
+            of_a_pair = operations.image + statistics.fmean(map(operations.text, tokens.lengths.tolist()))
             peak = self._num_devices * self._health.device_tflops * 1e12
             metrics["train/mfu"] = speed * 3 * of_a_pair / peak  # a backward pass costs as much as two forward passes
         if self._health.price_per_hour is not None:

@@ -91,6 +91,7 @@ class TarBytes:
 
     Attributes:
         num_connections: how many threads may read from the store at a time.
+        tell: takes lines about an unavailable store.
         stopped: asked while a read waits for the store; the read gives up when it returns True.
     """
 
@@ -101,6 +102,7 @@ class TarBytes:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._said = 0.0
+        self.tell: Callable[[str], None] = say
         self.stopped: Callable[[], bool] = lambda: False
 
     def read(self, uri: str, begin: int, end: int) -> bytes:
@@ -134,20 +136,21 @@ class TarBytes:
                 pause_s = pause * random.uniform(0.5, 1.0)
                 if spent + pause_s > self._patience_s:
                     raise ServiceError(f"{error} (tried for {spent:.0f} s)") from None
-                self._say(f"{error}; retrying for {self._patience_s - spent:.0f} s")
+                self.unavailable(f"{error}; retrying for {self._patience_s - spent:.0f} s")
                 until = time.monotonic() + pause_s
                 while (left_s := until - time.monotonic()) > 0:
                     if self._closed.wait(min(left_s, 1.0)) or self.stopped():
                         raise
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _say(self, line: str) -> None:
+    def unavailable(self, line: str) -> None:
+        """Says so, unless it has been said not long ago."""
         with self._lock:
             now = time.monotonic()
             due = not self._said or now - self._said > _SAY_EVERY_S
             self._said = now if due else self._said
         if due:
-            say(line)
+            self.tell(line)
 
     def _file(self, path: str) -> _File:
         with self._lock:

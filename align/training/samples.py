@@ -9,8 +9,9 @@ by the store when it copies one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -55,6 +56,7 @@ class SplitSamples:
         self, index: SplitIndex, resize_px: int, store: Tars | None = None, *, patience_s: float = 0.0,
         on_corrupt: OnCorrupt = "stop", cache_bytes: int = CACHE_BYTES,
     ) -> None:  # fmt: skip
+        self._elsewhere = partial(_opened, index, resize_px, store, patience_s, on_corrupt, cache_bytes)
         self.index = index
         self.on_corrupt = on_corrupt
         self.num_images = index.num_images
@@ -67,6 +69,13 @@ class SplitSamples:
         self._images: NDArray[np.uint8] = np.empty(shape, dtype=np.uint8)
         self._texts: list[list[str] | None] = [None] * (self.num_images if fits else 0)
         self._cached = np.zeros(len(self._images), dtype=bool)
+
+    def elsewhere(self, number: int) -> Callable[[], SplitSamples]:
+        """A picklable function that opens the same split in each of several processes.
+
+        They share the memory for decoded images, and the connections to the store, evenly.
+        """
+        return partial(self._elsewhere, number=number)
 
     def expect_block(self, block: int) -> None:
         """Announces that reads jump about within blocks of this many samples: two blocks' offsets are kept."""
@@ -194,6 +203,17 @@ class SampleSources:
         if self.val is not None:
             yield self.val
         yield from (split for split, _ in self.extra)
+
+
+def _opened(
+    index: SplitIndex, resize_px: int, store: Tars | None, patience_s: float, on_corrupt: OnCorrupt, cache_bytes: int,
+    number: int,
+) -> SplitSamples:  # fmt: skip
+    samples = SplitSamples(
+        index, resize_px, store, patience_s=patience_s, on_corrupt=on_corrupt, cache_bytes=cache_bytes // number
+    )
+    samples.tars.num_connections = -(-samples.tars.num_connections // number)
+    return samples
 
 
 def _file_in(data: bytes, begin: int, size: int) -> bytes:

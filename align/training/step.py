@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
-from align.model.tokenizer import TextTokenizer, pad
-from align.training.batch import Batch
+from align.model.tokenizer import TextTokenizer
+from align.training.batch import Batch, Tokens
 from align.training.buckets import GradientSums
 from align.training.loss import align_loss, sigmoid_loss
 from align.training.process_group import Ranks
@@ -33,6 +34,9 @@ from align.training.sharding import local, norms, sum_between_nodes
 
 #: On a CPU the towers process a batch in parts of this many samples, so that activations stay near the cache.
 CPU_PART = 64
+
+#: On a GPU, where a small part costs little, the texts of a share are divided into so many parts, by length.
+GPU_TEXT_PARTS = 4
 
 #: Autocast's type by `precision`; it is off for float32.
 _AUTOCAST = {"float32": torch.bfloat16, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -69,8 +73,8 @@ def compute_gradients(
         model: in training mode.
         recipe: `micro_batch`, precision, label smoothing and clipping.
         ranks: the other processes.
-        tokenizer: of the texts.
-        batch: this rank's share.
+        tokenizer: of the texts, for a batch without tokens.
+        batch: this rank's share, on any device.
         loss_scale: factor on the gradients during the backward pass; removed at the end.
 
     Returns:
@@ -79,9 +83,10 @@ def compute_gradients(
     """
     model.zero_grad(set_to_none=True)
     size = part_size(model, recipe, ranks.device, len(batch.texts))
+    tokens = batch.tokens or Tokens.of(tokenizer.ids(batch.texts), tokenizer.pad_id)
     parts = (
         _image_parts(model, batch.images, batch.draws, size, ranks.device),
-        _text_parts(model, tokenizer, batch.texts, size, ranks.device),
+        _text_parts(model, tokens, text_part_size(recipe, size, ranks.device), ranks.device),
     )
     precise = autocast(recipe, ranks.device)
     cached = recipe.micro_batch is not None
@@ -156,6 +161,16 @@ def part_size(model: DualEncoder, recipe: Recipe, device: torch.device, share: i
     return max(group, size // group * group)
 
 
+def text_part_size(recipe: Recipe, size: int, device: torch.device) -> int:
+    """Texts of similar length that are encoded at a time, where a part has at most `size` samples.
+
+    With sharded weights each part gathers them again, so the texts of a share stay together.
+    """
+    if device.type == "cpu" or recipe.micro_batch is not None or recipe.shard_weights:
+        return size
+    return max(1, -(-size // GPU_TEXT_PARTS))
+
+
 def _image_parts(
     model: DualEncoder, images_BHWC: Tensor, draws_BK: Tensor, size: int, device: torch.device
 ) -> list[TowerPart]:
@@ -167,19 +182,18 @@ def _image_parts(
     return [(torch.arange(rows.start, rows.stop), _bound(encode, rows)) for rows in parts]
 
 
-def _text_parts(
-    model: DualEncoder, tokenizer: TextTokenizer, texts: list[str], size: int, device: torch.device
-) -> list[TowerPart]:
-    """Texts of similar length share a part, which saves padding; on a GPU larger parts cost less."""
-    ids = tokenizer.ids(texts)
+def _text_parts(model: DualEncoder, tokens: Tokens, size: int, device: torch.device) -> list[TowerPart]:
+    """Texts of similar length share a part, which saves padding."""
+    ids_BT, lengths_B = _there(tokens.ids, device), _there(torch.from_numpy(tokens.lengths), device)
 
-    def encode(rows: Sequence[int]) -> Tensor:
-        ids_PT, mask_PT = pad([ids[row] for row in rows], tokenizer.pad_id)
-        return model.encode_text(_there(ids_PT, device), _there(_mask(mask_PT, device), device))
+    def encode(rows: NDArray[np.int64]) -> Tensor:
+        rows_P, longest = _there(torch.from_numpy(rows), device), int(tokens.lengths[rows].max())
+        mask_PT = torch.arange(longest, device=device) < lengths_B[rows_P, None]
+        return model.encode_text(ids_BT[rows_P, :longest], _mask(mask_PT.long(), device))
 
-    order_B = np.argsort([len(sequence) for sequence in ids], kind="stable")
+    order_B = np.argsort(tokens.lengths, kind="stable")
     parts = [order_B[start : start + size] for start in range(0, len(order_B), size)]
-    return [(torch.from_numpy(rows), _bound(encode, rows.tolist())) for rows in parts]
+    return [(torch.from_numpy(rows), _bound(encode, rows)) for rows in parts]
 
 
 def _bound(encode: Callable[[Any], Tensor], rows: Any) -> Callable[[], Tensor]:

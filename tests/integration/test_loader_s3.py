@@ -14,7 +14,7 @@ from align.errors import DataError, ServiceError
 from align.formats.shards import read_manifest
 from align.protocols.store import Tars
 from align.services.store import Objects, TarReader, tar_reader
-from align.training.batch import Augmentation, Batch, Sampling
+from align.training.batch import Augmentation, Batch, Sampling, Workers
 from align.training.index import SplitIndex, read_outline
 from align.training.loader import TrainLoader
 from align.training.plan import Infrastructure
@@ -46,7 +46,8 @@ def loader(
     samples = SplitSamples(index, 36, tars, patience_s=patience_s, cache_bytes=0)
     return TrainLoader(
         samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=20),
-        augmentation=Augmentation(image_px=32, num_draws=3, flip=True), rank=rank, world_size=of, num_threads=2,
+        augmentation=Augmentation(image_px=32, num_draws=3, flip=True), rank=rank, world_size=of,
+        workers=Workers(num_threads=2),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import torch
 from align.errors import ConfigError, CorruptError, DataError
 from align.formats.shards import iter_samples
 from align.model.preprocess import decode, to_pixels
-from align.training.batch import Augmentation, Sampling
+from align.training.batch import Augmentation, Sampling, Workers
 from align.training.index import SplitIndex, read_outline
 from align.training.loader import TrainLoader
 from align.training.samples import SplitSamples
@@ -31,7 +31,7 @@ def loader(
     return TrainLoader(
         samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=block),
         augmentation=Augmentation(image_px=32, num_draws=3, flip=flip, phrase_dropout=phrase_dropout),
-        rank=rank, world_size=world_size, num_threads=num_threads, extra=extra,
+        rank=rank, world_size=world_size, workers=Workers(num_threads=num_threads), extra=extra,
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ class Embedder:
 
     Attributes:
         width: length of an embedding.
+        temperature: that the model divides its cosine by.
     """
 
     def __init__(self, model: DualEncoder, tokenizer: TextTokenizer) -> None:
@@ -53,6 +54,7 @@ class Embedder:
         self._device = next(model.parameters()).device
         self.config = model.config
         self.width = model.config.embed_width
+        self.temperature = float(model.temperature.detach())
 
     @classmethod
     def load(cls, directory: Path) -> Embedder:

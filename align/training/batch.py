@@ -48,9 +48,12 @@ class Batch:
         texts: B texts; text i belongs to image i.
         draws: (B, num_blocks) float32, the numbers for stochastic depth.
         num_quarantined: rows in which another sample replaces one that cannot be read.
+        teacher: (B, 2, E) float16, the teacher's embeddings of each picture, not cropped, and of its whole text; None:
+            there is no teacher.
     """
 
     images: Tensor
     texts: list[str]
     draws: Tensor
     num_quarantined: int = 0
+    teacher: Tensor | None = None

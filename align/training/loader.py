@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from align.console import say
 from align.errors import ConfigError, CorruptError
+from align.formats.stored_embeds import StoredEmbeds
 from align.model.preprocess import random_crop
 from align.randomness import Purpose, keyed_bits, uniforms
 from align.training.batch import Augmentation, Batch, Sampling
@@ -161,7 +162,7 @@ class TrainLoader:
 
     def _begin(self, step: int, read: ThreadPoolExecutor, decode: ThreadPoolExecutor) -> _Preparation:
         size = self._part[1] - self._part[0]
-        batch = _Preparation(size, self._augmentation)
+        batch = _Preparation(size, self._augmentation, self._sources[0].teacher)
         for rows in self._rows(step):
             samples, seed = self._sources[rows.source], self._seeds[rows.source]
             draws = {
@@ -196,11 +197,13 @@ class TrainLoader:
         for index in some:
             row = int(rows.rows[index])
             source = sources.get(rows.locations[index].sample)
-            image, texts, replaced = self._load(rows, index, source, scratch)
-            num_quarantined += replaced
+            image, texts, sample = self._load(rows, index, source, scratch)
+            num_quarantined += sample != rows.locations[index].sample
             random_crop(image, batch.images[row], crops[index].tolist(), flip=self._augmentation.flip)
-            text = texts[int(choose[index] * len(texts))]
-            batch.texts[row] = some_phrases(text, self._augmentation.phrase_dropout, phrases[index])
+            chosen = int(choose[index] * len(texts))
+            batch.texts[row] = some_phrases(texts[chosen], self._augmentation.phrase_dropout, phrases[index])
+            if batch.teacher is not None and (teacher := self._sources[rows.source].teacher):
+                teacher.read(sample, chosen, batch.teacher[row])
         return num_quarantined
 
     def _scratch(self) -> NDArray[np.uint8]:
@@ -213,11 +216,12 @@ class TrainLoader:
 
     def _load(
         self, rows: _SourceRows, index: int, source: tuple[Span, Future[bytes]] | None, scratch: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.uint8], list[str], bool]:
+    ) -> tuple[NDArray[np.uint8], list[str], int]:
+        """The image, the texts and the number of a sample: the one of this row, or the one that replaces it."""
         samples, location = self._sources[rows.source], rows.locations[index]
         data, begin = (source[1].result(), source[0].begin) if source else (None, 0)
         try:
-            return (*samples.load(location, data, begin, scratch), False)
+            return (*samples.load(location, data, begin, scratch), location.sample)
         except CorruptError as error:
             if samples.on_corrupt == "stop":
                 raise
@@ -225,7 +229,7 @@ class TrainLoader:
         for attempt in range(1, MAX_REPLACEMENTS + 1):
             other = self._orders[rows.source].replacement(rows.epoch, int(rows.positions[index]), attempt)
             try:
-                return (*samples.load(samples.location(other), scratch=scratch), True)
+                return (*samples.load(samples.location(other), scratch=scratch), other)
             except CorruptError as error:
                 self._report(error)
         raise CorruptError(
@@ -245,15 +249,19 @@ class TrainLoader:
 class _Preparation:
     """A batch in preparation; each job writes its own rows."""
 
-    def __init__(self, size: int, augmentation: Augmentation) -> None:
+    def __init__(self, size: int, augmentation: Augmentation, teacher: StoredEmbeds | None) -> None:
         side = augmentation.image_px
         self.images: NDArray[np.uint8] = np.empty((size, side, side, 3), dtype=np.uint8)
         self.draws: NDArray[np.float32] = np.empty((size, augmentation.num_draws), dtype=np.float32)
         self.texts = [""] * size
+        self.teacher = np.empty((size, 2, teacher.manifest.width), dtype=np.float16) if teacher else None
         self.jobs: list[Future[int]] = []
 
     def finish(self) -> Batch:
         """Waits for all jobs. Raises what one of them raised."""
         wait(self.jobs, return_when=FIRST_EXCEPTION)  # not one by one: this thread would take the GIL each time
         num_quarantined = sum(job.result() for job in self.jobs)
-        return Batch(torch.from_numpy(self.images), self.texts, torch.from_numpy(self.draws), num_quarantined)
+        return Batch(
+            torch.from_numpy(self.images), self.texts, torch.from_numpy(self.draws), num_quarantined,
+            None if self.teacher is None else torch.from_numpy(self.teacher),
+        )  # fmt: skip

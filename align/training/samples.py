@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError
+from align.formats.stored_embeds import StoredEmbeds
 from align.model.preprocess import centre_crop, decode
 from align.processes import in_threads
 from align.protocols.store import Tars
@@ -45,6 +46,7 @@ class SplitSamples:
         patience_s: how long reads are retried while the store is unavailable.
         on_corrupt: "quarantine" replaces samples that cannot be read by others.
         cache_bytes: decoded images are kept if they all fit.
+        teacher: embeddings of all its samples by another model.
 
     Attributes:
         tars: reads the bytes.
@@ -53,10 +55,11 @@ class SplitSamples:
 
     def __init__(
         self, index: SplitIndex, resize_px: int, store: Tars | None = None, *, patience_s: float = 0.0,
-        on_corrupt: OnCorrupt = "stop", cache_bytes: int = CACHE_BYTES,
+        on_corrupt: OnCorrupt = "stop", cache_bytes: int = CACHE_BYTES, teacher: StoredEmbeds | None = None,
     ) -> None:  # fmt: skip
         self.index = index
         self.on_corrupt = on_corrupt
+        self.teacher = teacher
         self.num_images = index.num_images
         self.any_remote = any(is_remote(uri) for uri in index.shards)
         self.tars = TarBytes(store, patience_s)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,11 +20,12 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from align.console import track
+from align.console import say, track
 from align.errors import CorruptError, DataError
 from align.files import replace_directory, require_apart, require_replaceable, write_bytes
-from align.formats.shards import Sample, SplitName, iter_samples, read_manifest
+from align.formats.shards import Sample, Split, SplitName, iter_samples, read_manifest
 from align.formats.stored_embeds import IMAGES, STARTS, TEXTS, EmbedsManifest, read_embeds, write_manifest
+from align.locks import locked
 from align.model.embedder import Embedder
 from align.model.preprocess import centre_crop, decode
 from align.search.parts import EmbedParts
@@ -53,11 +55,14 @@ def embed_split(shards: Path, split: SplitName, *, embedder: Embedder, model_dig
     if not rows.num_images:
         raise DataError(f"{shards}: split {split} holds no images, so there is nothing to embed")
     names: dict[str, Any] = {"model_digest": model_digest, "shards_digest": manifest.digest, "split": split}
-    if (finished := _finished(out, names)) is not None:
-        return finished
+    with locked(out.with_name(f".{out.name}.lock"), f"process {os.getpid()}", say):  # two would take away their parts
+        return _finished(out, names) or _embed_all(shards, rows, embedder, names, out)
+
+
+def _embed_all(shards: Path, rows: Split, embedder: Embedder, names: dict[str, Any], out: Path) -> EmbedsManifest:
     parts = EmbedParts(out, json.dumps({"schema_version": 1, **names}, sort_keys=True).encode())
     parts.prepare()
-    samples = iter_samples(shards, split)
+    samples = iter_samples(shards, names["split"])
     for number, shard in enumerate(track(rows.shards, what="embed", total=len(rows.shards))):
         of_shard = islice(samples, shard.num_images)
         if _path(parts, number, STARTS).exists():  # written last

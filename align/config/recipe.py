@@ -211,7 +211,7 @@ class Recipe(Section):
             raise ValueError("phases take all steps; their shares must leave some to the model's own size")
         if self.teacher and self.loss == "sigmoid":
             raise ValueError(
-                "a teacher needs loss: align; its targets are of a softmax, which the sigmoid loss has not"
+                "a teacher needs loss: align; its targets are of a softmax, and the sigmoid loss has none"
             )
         if self.cooldown_steps and self.schedule != "constant":
             raise ValueError(f"cooldown_steps {self.cooldown_steps} is of schedule constant; {self.schedule} needs 0")

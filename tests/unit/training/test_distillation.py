@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from align.training import loss as module
 from align.training.distillation import Teacher
 from align.training.loss import align_loss
 from align.training.process_group import Ranks, launch
@@ -114,6 +115,29 @@ def test_memory_is_linear_in_the_batch() -> None:
         align_loss(images, texts, 0.07, teacher=by, tile=(32, 32)).backward()  # type: ignore[no-untyped-call]  # torch's
     assert 0 < largest.size <= max(512 * TEACHER_WIDTH * 8, 32 * 32 * 8)
     assert bool(loss.isfinite())
+
+
+def test_as_on_a_gpu_the_host_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the result is that of the ways of a CPU."""
+
+    class Waits(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # as torch
+            self.count += function.overloadpacket.__name__ == "_local_scalar_dense"
+            return function(*args, **(kwargs or {}))
+
+    def found() -> list[Tensor]:
+        return value_and_gradients(functools.partial(align_loss, teacher=teacher(0.5), tile=(4, 5)), *student())
+
+    with Waits() as on_a_cpu:
+        theirs = found()
+    monkeypatch.setattr(module, "_tile_function", lambda function, _: module._ON_CUDA.get(function, function))
+    with Waits() as on_a_gpu:
+        ours = found()
+    assert on_a_gpu.count == 0 < on_a_cpu.count
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def _save_share(path: Path, ranks: Ranks) -> None:

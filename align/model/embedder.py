@@ -45,7 +45,6 @@ class Embedder:
 
     Attributes:
         width: length of an embedding.
-        temperature: that the model divides its cosine by.
     """
 
     def __init__(self, model: DualEncoder, tokenizer: TextTokenizer) -> None:
@@ -54,7 +53,11 @@ class Embedder:
         self._device = next(model.parameters()).device
         self.config = model.config
         self.width = model.config.embed_width
-        self.temperature = float(model.temperature.detach())
+
+    @property
+    def temperature(self) -> float:
+        """What the model divides its cosine by."""
+        return float(self._model.temperature.detach())
 
     @classmethod
     def load(cls, directory: Path) -> Embedder:

@@ -204,11 +204,11 @@ COMMANDS = {
     ),
     "embed": Verb(
         "align.search.embed",
-        "write embeddings of images, texts or a parquet column to a parquet file",
+        "write embeddings of images, texts, a parquet column or a split of shards",
         ("embed",),
         (
             "align embed README.md --out lines.parquet",
-            "align embed data/raw/00000.parquet --column caption --out captions.parquet",
+            "align embed data/shards --split train --model models/packaged --out teacher",
         ),
     ),
     "ready": Verb(

@@ -54,6 +54,8 @@ class ModelFolderConfig(BaseModel):
         imported: where the weights come from that training here began with; None where it began from scratch.
         trained_on: digests of the shards that changed the weights here, in order; None in folders of versions that did
             not record it.
+        taught_by: `align.model.embedder.model_digest` of each teacher, in order. A model without one does not have the
+            key, so its bytes are those of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -64,6 +66,11 @@ class ModelFolderConfig(BaseModel):
     stage: str
     imported: Imported | None = None
     trained_on: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    taught_by: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+    def to_text(self) -> str:
+        """The text of the file."""
+        return to_json(self.model_dump(mode="json", exclude=None if self.taught_by else {"taught_by"}))
 
 
 def write_model_folder(config: ModelFolderConfig, weights: dict[str, Tensor], directory: Path) -> None:
@@ -78,7 +85,7 @@ def write_model_folder(config: ModelFolderConfig, weights: dict[str, Tensor], di
 
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(on_cpu, directory / WEIGHTS)
-    write_text(directory / CONFIG, to_json(config.model_dump(mode="json")))
+    write_text(directory / CONFIG, config.to_text())
 
 
 def read_config(directory: Path) -> ModelFolderConfig:
@@ -123,8 +130,7 @@ def leave_out_import_name(directory: Path) -> None:
     config = read_config(directory)
     if config.imported is not None:
         imported = config.imported.model_copy(update={"folder": None})
-        unnamed = config.model_copy(update={"imported": imported})
-        write_text(directory / CONFIG, to_json(unnamed.model_dump(mode="json")))
+        write_text(directory / CONFIG, config.model_copy(update={"imported": imported}).to_text())
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:

@@ -54,6 +54,11 @@ class Embedder:
         self.config = model.config
         self.width = model.config.embed_width
 
+    @property
+    def temperature(self) -> float:
+        """What the model divides its cosine by."""
+        return float(self._model.temperature.detach())
+
     @classmethod
     def load(cls, directory: Path) -> Embedder:
         """Reads a model folder; uses a GPU if there is one. Raises as `load_with_tokenizer`."""

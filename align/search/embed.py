@@ -1,9 +1,9 @@
-"""embed: a folder of images, a text file or a parquet column -> parquet of embeddings.
+"""embed: a folder of images, a text file or a parquet column -> parquet of embeddings; a split of shards -> a folder.
 
 The output has one row per input, in order: `row` (position in the input, from 0), `path` or `text` if the input has
 one, `embedding` (list of float32, L2-normalised) and `error`. An input that cannot be embedded is a row with a null
 embedding and the reason. Parts are written to `OUT.parts` as they are finished, so that a killed run resumes; the
-output appears complete or not at all.
+output appears complete or not at all. With `--split` see `align.search.embed_split`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from align.config import Params
 from align.config.embed import EmbedConfig
 from align.config.paths import PathsConfig
 from align.console import say, track
-from align.errors import DataError
+from align.errors import ConfigError, DataError
+from align.formats.model_folder import CONFIG
+from align.formats.shards import SPLITS
 from align.model.embedder import Embedder, model_digest
 from align.search.embed_rows import embed_rows
+from align.search.embed_split import embed_split
 from align.search.inputs import EmbedSource, open_source
 from align.search.output_file import require_output_file
 from align.search.parts import EmbedParts
+from align.services.dvc import require_no_out
 
 
 @dataclass(frozen=True)
@@ -83,19 +87,41 @@ def _num_failed(part: pa.Table) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `align embed`."""
     parser.add_argument(
-        "input", type=Path, help="a folder of images, a text file (one text per line) or a parquet file"
+        "input", type=Path, help="a folder of images, a text file (one text per line), a parquet file, or shards"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.parquet", help="output file")
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="FILE.parquet; with --split a folder")
     parser.add_argument("--column", metavar="NAME", help="of a parquet file: texts, or the bytes of images")
+    parser.add_argument("--split", choices=SPLITS, help="all images and texts of this split of a folder of shards")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="model folder, or packaged model; paths.finetuned")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align embed`."""
     config, paths = params.section(EmbedConfig), params.section(PathsConfig)
+    model = _model_folder(args.model or paths.finetuned)
+    if args.split is not None:
+        _embed_split(args, model)
+        return
     require_output_file("--out", args.out, ".parquet")
     source = open_source(args.input, args.column)
-    digest = model_digest(paths.finetuned)
-    embedder = Embedder.load(paths.finetuned)
+    digest = model_digest(model)
+    embedder = Embedder.load(model)
     counts = embed(config, source, embedder=embedder, model_digest=digest, out=args.out)
     resumed = f" ({counts.num_resumed:,} from an earlier run)" if counts.num_resumed else ""
     say(f"embed: {counts.num_rows:,} rows{resumed}, {counts.num_failed:,} without an embedding -> {args.out}")
+
+
+def _embed_split(args: argparse.Namespace, model: Path) -> None:
+    if args.column:
+        raise ConfigError(f"--column {args.column}: a split of shards has no columns; omit it, or --split")
+    require_no_out("--out", args.out)
+    embeds = embed_split(
+        args.input, args.split, embedder=Embedder.load(model), model_digest=model_digest(model), out=args.out
+    )
+    say(f"embed: {embeds.num_images:,} images and {embeds.num_pairs:,} texts -> {args.out}, digest {embeds.digest}")
+
+
+def _model_folder(folder: Path) -> Path:
+    """The model folder itself, or the one in a packaged model."""
+    inner = sorted(folder.glob(f"artifacts/*/{CONFIG}"))
+    return inner[0].parent if len(inner) == 1 and not (folder / CONFIG).is_file() else folder

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from align.model.tokenizer import TextTokenizer, pad
 
+_TORCH_TYPES = {np.uint8: torch.uint8, np.float16: torch.float16, np.float32: torch.float32}
+
 #: Arrays in shared memory begin at multiples of this.
 _ALIGNED_BYTES = 64
 
@@ -44,6 +46,7 @@ class Augmentation:
         phrase_dropout: share of the texts that lose some of their phrases.
         sentence_share: share of the texts that are shown in a sentence.
         tokenizer: of the texts; None leaves them to the step.
+        teacher_width: of the teacher's embeddings; 0: there is no teacher.
     """
 
     image_px: int
@@ -52,6 +55,7 @@ class Augmentation:
     phrase_dropout: float = 0.0
     sentence_share: float = 0.0
     tokenizer: TextTokenizer | None = None
+    teacher_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Arrays(NamedTuple):
 
     images: NDArray[np.uint8]
     draws: NDArray[np.float32]
+    teacher: NDArray[np.float16]
 
     def rows(self, begin: int, end: int) -> Arrays:
         """Views of some rows."""
@@ -89,12 +94,13 @@ def _shapes(num_rows: int, augmentation: Augmentation) -> Iterator[tuple[tuple[i
     """Of `Arrays`, in order."""
     yield (num_rows, augmentation.image_px, augmentation.image_px, 3), np.uint8
     yield (num_rows, augmentation.num_draws), np.float32
+    yield (num_rows, 2, augmentation.teacher_width), np.float16
 
 
 def new_arrays(num_rows: int, augmentation: Augmentation, *, pin: bool = False) -> Arrays:
     """Arrays of N rows in memory of their own."""
     return Arrays(*(
-        torch.empty(shape, dtype=torch.uint8 if kind is np.uint8 else torch.float32, pin_memory=pin).numpy()
+        torch.empty(shape, dtype=_TORCH_TYPES[kind], pin_memory=pin).numpy()
         for shape, kind in _shapes(num_rows, augmentation)
     ))  # fmt: skip
 
@@ -161,6 +167,8 @@ class Batch:
         draws: (B, num_blocks) float32, the numbers for stochastic depth.
         num_quarantined: rows in which another sample replaces one that cannot be read.
         tokens: of the texts; None: the step makes them.
+        teacher: (B, 2, E) float16, the teacher's embeddings of each picture, not cropped, and of its whole text; None:
+            there is no teacher.
     """
 
     images: Tensor
@@ -168,20 +176,23 @@ class Batch:
     draws: Tensor
     num_quarantined: int = 0
     tokens: Tokens | None = None
+    teacher: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
-        return [self.images, self.draws, *([self.tokens.ids] if self.tokens else [])]
+        optional = (self.tokens and self.tokens.ids, self.teacher)
+        return [self.images, self.draws, *(each for each in optional if each is not None)]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device. The host does not wait for copies from pinned memory."""
-        images, draws, *ids = (tensor.to(device, non_blocking=True) for tensor in self.tensors())
-        tokens = self.tokens._replace(ids=ids[0]) if self.tokens else None
-        return replace(self, images=images, draws=draws, tokens=tokens)
+        there = {id(tensor): tensor.to(device, non_blocking=True) for tensor in self.tensors()}
+        tokens = self.tokens and self.tokens._replace(ids=there[id(self.tokens.ids)])
+        teacher = None if self.teacher is None else there[id(self.teacher)]
+        return replace(self, images=there[id(self.images)], draws=there[id(self.draws)], tokens=tokens, teacher=teacher)
 
 
 def whole(arrays: Arrays, rows: Rows, tokenizer: TextTokenizer | None, *, pin: bool = False) -> Batch:
     """A batch of all that its rows hold."""
     tokens = Tokens.of(rows.ids, tokenizer.pad_id, pin=pin) if tokenizer else None
-    images, draws = map(torch.from_numpy, arrays)
-    return Batch(images, rows.texts, draws, rows.num_quarantined, tokens)
+    images, draws, teacher = map(torch.from_numpy, arrays)
+    return Batch(images, rows.texts, draws, rows.num_quarantined, tokens, teacher if teacher.numel() else None)

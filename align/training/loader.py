@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 
@@ -49,7 +50,8 @@ class TrainLoader:
         workers: Workers = Workers(),  # noqa: B008 (frozen)
     ) -> None:  # fmt: skip
         self._sources = [(samples, 1.0), *extra]
-        self._sampling, self._augmentation, self._workers = sampling, augmentation, workers
+        self._augmentation = augmentation = replace(augmentation, teacher_width=samples.teacher_width)
+        self._sampling, self._workers = sampling, workers
         share = sampling.batch_size // world_size
         self._share = (rank * share, (rank + 1) * share)
         num_threads = workers.num_threads or torch.get_num_threads()

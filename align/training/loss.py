@@ -12,6 +12,8 @@ needs no pass: s is linear in x, so dL/dT = -sum_i x_i . dL/dx_i / T.
 
 With several processes, each has its own rows of x and y, gathers all rows of y, and computes its own rows of s.
 
+A teacher (`align.training.distillation`) gives soft targets beside the labels. Both share the log-sum-exps of s.
+
 Everything is computed in the embeddings' precision, at least float32 (half-precision embeddings are cast) and never
 TF32. The eager tiles are the reference. On CUDA `torch.compile` fuses the element-wise half of a tile into one kernel;
 where it cannot, the same functions run eagerly. There they share no exponential: whether it would overflow is a
@@ -26,7 +28,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -34,6 +36,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from align.console import say
+
+if TYPE_CHECKING:
+    from align.training.distillation import Teacher
 
 #: Rows and columns of a tile: 4 MB of float32 fit into a core's cache and are enough for a fast product.
 TILE = (1024, 1024)
@@ -77,6 +82,7 @@ def align_loss(
     temperature: Tensor | float,
     label_smoothing: float = 0.1,
     *,
+    teacher: Teacher | None = None,
     peers: Peers | None = None,
     tile: tuple[int, int] | None = None,
 ) -> Tensor:
@@ -88,6 +94,7 @@ def align_loss(
         text_embeds: (B, D); row i belongs to image i.
         temperature: > 0, divides the cosine.
         label_smoothing: share of the target spread evenly over all N candidates (paper 0.1).
+        teacher: of this process's pairs; it has its share of the targets, see `align.training.distillation`.
         peers: the processes that have the other rows; None: there are no others.
         tile: rows and columns of a tile; None: the default for the device. It changes the result by rounding only.
 
@@ -97,7 +104,7 @@ def align_loss(
     """
     image_embeds, text_embeds = _precise(image_embeds), _precise(text_embeds)
     temperature = torch.as_tensor(temperature, dtype=image_embeds.dtype, device=image_embeds.device)
-    arguments = (image_embeds, text_embeds, temperature, label_smoothing, peers or Alone(), tile)
+    arguments = (image_embeds, text_embeds, temperature, (label_smoothing, teacher), peers or Alone(), tile)
     return cast(Tensor, _AlignLoss.apply(*arguments))  # type: ignore[no-untyped-call]  # untyped in torch
 
 
@@ -130,43 +137,43 @@ def _precise(embeds_BD: Tensor) -> Tensor:
 class _AlignLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BD: Tensor, y_BD: Tensor, temperature: Tensor, smoothing: float, peers: Peers,
+        ctx: Any, x_BD: Tensor, y_BD: Tensor, temperature: Tensor, targets: tuple[float, Teacher | None], peers: Peers,
         tile: tuple[int, int] | None,
     ) -> Tensor:  # fmt: skip
+        smoothing, teacher = targets
         y_ND = peers.gather(y_BD)
         count = len(y_ND)
-        row_lse_B = x_BD.new_full((len(x_BD),), -math.inf)
-        column_lse_N = x_BD.new_full((count,), -math.inf)
-        log_sums = _tile_function(_log_sums, x_BD)
-        for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
-            row_lse_B[row], column_lse_N[column] = log_sums(scores_RC, row_lse_B[row], column_lse_N[column])
-        top_N = peers.max(column_lse_N)
-        column_lse_N = peers.sum((column_lse_N - top_N).exp()).log() + top_N
-        sums = torch.cat([_sum(x_BD), row_lse_B.double().sum()[None], _dot(x_BD, y_BD)[None]])
+        row_lse_B, column_lse_N = log_sum_exps(x_BD, y_ND, temperature, peers, tile)
+        sums = torch.cat([_sum(x_BD), row_lse_B.double().sum()[None], dot(x_BD, y_BD)[None]])
         sums = peers.sum(sums)
         x_sum_D, rows_sum, own_sum = sums[:-2], sums[-2], sums[-1] / temperature.double()
         y_sum_D = _sum(y_ND)
         smooth = x_sum_D @ y_sum_D / temperature.double() / count
-        loss = (rows_sum + column_lse_N.double().sum() - 2 * (1 - smoothing) * own_sum - 2 * smoothing * smooth) / count
+        labels = 1.0 if teacher is None else 1.0 - teacher.weight
+        own, smooth = 2 * labels * (1 - smoothing) * own_sum, 2 * labels * smoothing * smooth
+        loss = (rows_sum + column_lse_N.double().sum() - own - smooth) / count
         sums_of_embeds = x_sum_D.to(x_BD.dtype), y_sum_D.to(x_BD.dtype)
-        ctx.save_for_backward(x_BD, y_BD, y_ND, temperature, row_lse_B, column_lse_N, *sums_of_embeds)
-        ctx.smoothing, ctx.peers, ctx.tile = smoothing, peers, tile
+        pulls: tuple[Tensor, ...] = ()
+        if teacher is not None:
+            pull = teacher.pull(x_BD, y_ND, peers, tile)
+            loss = loss + teacher.weight * (pull.information - pull.score / temperature.double()) / count
+            pulls = (-teacher.weight * pull.images, -teacher.weight * pull.texts)
+        ctx.save_for_backward(x_BD, y_BD, y_ND, temperature, row_lse_B, column_lse_N, *sums_of_embeds, *pulls)
+        ctx.labels, ctx.smoothing, ctx.peers, ctx.tile = labels, smoothing, peers, tile
         return loss.to(x_BD.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_BD, y_BD, y_ND, temperature, row_lse_B, column_lse_N, x_sum_D, y_sum_D = ctx.saved_tensors
+        x_BD, y_BD, y_ND, temperature, row_lse_B, column_lse_N, x_sum_D, y_sum_D, *pulls = ctx.saved_tensors
         count = len(y_ND)
-        dx_BD, dy_ND = torch.zeros_like(x_BD), torch.zeros_like(y_ND)
-        softmaxes = _tile_function(_softmaxes, x_BD)
-        for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, ctx.tile):
-            both_RC = softmaxes(scores_RC, row_lse_B[row], column_lse_N[column])
+        dx_BD, dy_ND = (pull.clone() for pull in pulls) if pulls else (torch.zeros_like(x_BD), torch.zeros_like(y_ND))
+        for row, column, both_RC in softmax_tiles(x_BD, y_ND, temperature, (row_lse_B, column_lse_N), ctx.tile):
             dx_BD[row].addmm_(both_RC, y_ND[column])
             dy_ND[column].addmm_(both_RC.T, x_BD[row])
         dy_BD = ctx.peers.scatter_sum(dy_ND)
         scale = grad / (count * temperature)
-        own, smooth = 2 * (1 - ctx.smoothing), 2 * ctx.smoothing / count
+        own, smooth = 2 * ctx.labels * (1 - ctx.smoothing), 2 * ctx.labels * ctx.smoothing / count
         dx_BD = dx_BD.sub_(y_BD, alpha=own).sub_(smooth * y_sum_D).mul_(scale)
         dy_BD = dy_BD.sub_(x_BD, alpha=own).sub_(smooth * x_sum_D).mul_(scale)
         return dx_BD, dy_BD, _temperature_gradient(x_BD, dx_BD, temperature), None, None, None
@@ -190,7 +197,7 @@ class _SigmoidLoss(torch.autograd.Function):
             sums += torch.stack([softplus_sum, probability_RC.sum()]).double()
             dx_BD[row].addmm_(probability_RC, y_ND[column])
             dy_ND[column].addmm_(probability_RC.T, x_BD[row])
-        own = _dot(x_BD, y_BD) / temperature.double() + len(x_BD) * bias.double()
+        own = dot(x_BD, y_BD) / temperature.double() + len(x_BD) * bias.double()
         loss = peers.sum(sums[0] - own) / count
         scale = 1 / (count * temperature)
         dx_BD, dy_BD = dx_BD.sub_(y_BD).mul_(scale), peers.scatter_sum(dy_ND).sub_(x_BD).mul_(scale)
@@ -206,7 +213,7 @@ class _SigmoidLoss(torch.autograd.Function):
 
 
 def _temperature_gradient(x_BD: Tensor, dx_BD: Tensor, temperature: Tensor) -> Tensor:
-    return (-_dot(x_BD, dx_BD) / temperature.double()).to(temperature.dtype)
+    return (-dot(x_BD, dx_BD) / temperature.double()).to(temperature.dtype)
 
 
 def _sum(x_BD: Tensor) -> Tensor:
@@ -214,10 +221,33 @@ def _sum(x_BD: Tensor) -> Tensor:
     return torch.stack([rows.double().sum(0) for rows in torch.split(x_BD, TILE[0])]).sum(0)
 
 
-def _dot(x_BD: Tensor, y_BD: Tensor) -> Tensor:
+def dot(x_BD: Tensor, y_BD: Tensor) -> Tensor:
     """The float64 sum of x * y, some rows at a time."""
     parts = zip(torch.split(x_BD, TILE[0]), torch.split(y_BD, TILE[0]), strict=True)
     return torch.stack([(left.double() * right).sum() for left, right in parts]).sum()
+
+
+def log_sum_exps(
+    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, peers: Peers, tile: tuple[int, int] | None
+) -> tuple[Tensor, Tensor]:
+    """The log-sum-exps of the scores x_i . y_j / T: (B,) over the columns, and (N,) over the rows of all processes."""
+    row_lse_B = x_BD.new_full((len(x_BD),), -math.inf)
+    column_lse_N = x_BD.new_full((len(y_ND),), -math.inf)
+    log_sums = _tile_function(_log_sums, x_BD)
+    for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
+        row_lse_B[row], column_lse_N[column] = log_sums(scores_RC, row_lse_B[row], column_lse_N[column])
+    top_N = peers.max(column_lse_N)
+    return row_lse_B, peers.sum((column_lse_N - top_N).exp()).log() + top_N
+
+
+def softmax_tiles(
+    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, log_sums: tuple[Tensor, Tensor], tile: tuple[int, int] | None
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yields (rows, columns, softmax over columns + softmax over rows) of the scores, given their `log_sum_exps`."""
+    row_lse_B, column_lse_N = log_sums
+    softmaxes = _tile_function(_softmaxes, x_BD)
+    for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
+        yield row, column, softmaxes(scores_RC, row_lse_B[row], column_lse_N[column])
 
 
 def _tiles(

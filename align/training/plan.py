@@ -20,10 +20,12 @@ from align.config.recipe import Recipe
 from align.errors import ConfigError
 from align.files import sha256_file
 from align.formats.model_folder import TOKENIZER, weights_digest
+from align.formats.stored_embeds import StoredEmbeds
 from align.protocols.store import Mirror, Tars
 from align.training.index import Outline, SplitIndex, read_outline
 from align.training.loop import UNWATCHED, Monitoring
 from align.training.phases import sizes
+from align.training.teacher import find_teacher, with_temperature
 
 #: The module that turns a plan into weights: its code is part of the run's key.
 _TRAINING = "align.training.run"
@@ -71,6 +73,7 @@ class TrainingData:
         extra: the training splits of `extra_shards`, in the same order.
         num_training_pairs: of the main shards.
         digest: of the main shards, from their manifest.
+        teacher: another model's embeddings of `train` and of each of `extra`; empty: there is no teacher.
     """
 
     train: SplitIndex
@@ -78,6 +81,7 @@ class TrainingData:
     extra: tuple[SplitIndex, ...]
     num_training_pairs: int
     digest: str
+    teacher: tuple[StoredEmbeds, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def make_plan(
     Raises:
         DataError: shards or tokenizer are missing.
         ConfigError: the shards' images are smaller than the model requires, or extra shards have another digest than
-            the recipe says.
+            the recipe says; or those of its teacher do not fit, see `align.training.teacher`.
     """
     main, extra = read_outline(inputs.shards), [read_outline(more.path) for more in recipe.extra_shards]
     needed_px = max(size.resize_px for size in sizes(recipe, model))
@@ -154,6 +158,8 @@ def make_plan(
                 f"{outline.path} has the digest {outline.manifest.digest}, {recipe.section}.extra_shards says "
                 f"{expected.digest}; write the one that you mean"
             )
+    teacher = find_teacher(recipe, (main, *extra))
+    recipe = with_temperature(recipe, teacher)
     tars = infrastructure.tars
     data = TrainingData(
         train=main.split("train", tars),
@@ -161,6 +167,7 @@ def make_plan(
         extra=tuple(outline.split("train", tars) for outline in extra),
         num_training_pairs=main.manifest.splits["train"].num_pairs,
         digest=main.manifest.digest,
+        teacher=teacher,
     )
     return TrainingPlan(recipe, model, inputs, data, checkpoints, infrastructure, monitoring, accept_code_change)
 

@@ -176,11 +176,13 @@ class RowMaker:
         for index in some:
             row = int(rows.rows[index])
             source = sources.get(rows.locations[index].sample)
-            image, texts, replaced = self._load(rows, index, source, scratch)
-            num_quarantined += replaced
+            image, texts, sample = self._load(rows, index, source, scratch)
+            num_quarantined += sample != rows.locations[index].sample
             random_crop(image, batch.arrays.images[row], crops[index].tolist(), flip=self._augmentation.flip)
-            text = texts[int(choose[index] * len(texts))]
-            text = some_phrases(text, self._augmentation.phrase_dropout, phrases[index])
+            chosen = int(choose[index] * len(texts))
+            if teacher := self._sources[rows.source].teacher:
+                teacher.read(sample, chosen, batch.arrays.teacher[row])
+            text = some_phrases(texts[chosen], self._augmentation.phrase_dropout, phrases[index])
             batch.texts[row] = in_sentence(text, self._augmentation.sentence_share, draws[Purpose.SENTENCE][index])
         if tokenizer is not None:
             done = rows.rows[some.start : some.stop].tolist()
@@ -198,11 +200,12 @@ class RowMaker:
 
     def _load(
         self, rows: _SourceRows, index: int, source: tuple[Span, Future[bytes]] | None, scratch: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.uint8], list[str], bool]:
+    ) -> tuple[NDArray[np.uint8], list[str], int]:
+        """The image, the texts and the number of a sample: the one of this row, or the one that replaces it."""
         samples, location = self._sources[rows.source], rows.locations[index]
         data, begin = (source[1].result(), source[0].begin) if source else (None, 0)
         try:
-            return (*samples.load(location, data, begin, scratch), False)
+            return (*samples.load(location, data, begin, scratch), location.sample)
         except CorruptError as error:
             if samples.on_corrupt == "stop":
                 raise
@@ -210,7 +213,7 @@ class RowMaker:
         for attempt in range(1, MAX_REPLACEMENTS + 1):
             other = self._orders[rows.source].replacement(rows.epoch, int(rows.positions[index]), attempt)
             try:
-                return (*samples.load(samples.location(other), scratch=scratch), True)
+                return (*samples.load(samples.location(other), scratch=scratch), other)
             except CorruptError as error:
                 self._report(str(error))
         raise CorruptError(

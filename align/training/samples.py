@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError
+from align.formats.stored_embeds import StoredEmbeds
 from align.model.preprocess import centre_crop, decode
 from align.processes import in_threads
 from align.protocols.store import Tars
@@ -46,6 +47,7 @@ class SplitSamples:
         patience_s: how long reads are retried while the store is unavailable.
         on_corrupt: "quarantine" replaces samples that cannot be read by others.
         cache_bytes: decoded images are kept if they all fit.
+        teacher: embeddings of all its samples by another model.
 
     Attributes:
         tars: reads the bytes.
@@ -54,11 +56,15 @@ class SplitSamples:
 
     def __init__(
         self, index: SplitIndex, resize_px: int, store: Tars | None = None, *, patience_s: float = 0.0,
-        on_corrupt: OnCorrupt = "stop", cache_bytes: int = CACHE_BYTES,
+        on_corrupt: OnCorrupt = "stop", cache_bytes: int = CACHE_BYTES, teacher: StoredEmbeds | None = None,
     ) -> None:  # fmt: skip
-        self._elsewhere = partial(_opened, index, resize_px, store, patience_s, on_corrupt, cache_bytes)
+        opens = partial(
+            SplitSamples, index, resize_px, store, patience_s=patience_s, on_corrupt=on_corrupt, teacher=teacher
+        )
+        self._elsewhere = partial(_opened, opens, cache_bytes)
         self.index = index
         self.on_corrupt = on_corrupt
+        self.teacher = teacher
         self.num_images = index.num_images
         self.any_remote = any(is_remote(uri) for uri in index.shards)
         self.tars = TarBytes(store, patience_s)
@@ -69,6 +75,11 @@ class SplitSamples:
         self._images: NDArray[np.uint8] = np.empty(shape, dtype=np.uint8)
         self._texts: list[list[str] | None] = [None] * (self.num_images if fits else 0)
         self._cached = np.zeros(len(self._images), dtype=bool)
+
+    @property
+    def teacher_width(self) -> int:
+        """Of the teacher's embeddings; 0 without one."""
+        return self.teacher.manifest.width if self.teacher else 0
 
     def elsewhere(self, number: int) -> Callable[[], SplitSamples]:
         """A picklable function that opens the same split in each of several processes.
@@ -205,13 +216,8 @@ class SampleSources:
         yield from (split for split, _ in self.extra)
 
 
-def _opened(
-    index: SplitIndex, resize_px: int, store: Tars | None, patience_s: float, on_corrupt: OnCorrupt, cache_bytes: int,
-    number: int,
-) -> SplitSamples:  # fmt: skip
-    samples = SplitSamples(
-        index, resize_px, store, patience_s=patience_s, on_corrupt=on_corrupt, cache_bytes=cache_bytes // number
-    )
+def _opened(opens: Callable[..., SplitSamples], cache_bytes: int, number: int) -> SplitSamples:
+    samples = opens(cache_bytes=cache_bytes // number)
     samples.tars.num_connections = -(-samples.tars.num_connections // number)
     return samples
 

@@ -117,7 +117,7 @@ class Recipe(Section):
     precision: Literal["float32", "bfloat16", "float16"]
     gradient_checkpointing: Checkpointing
     #: Over all ranks, or over those of each machine.
-    shard_weights: bool | Literal["node"]
+    shard_weights: Literal[False, True, "node"]
     #: Of sharded weights on their way between ranks.
     gather_precision: Literal["float32", "bfloat16"]
     compile: bool

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import psutil
 import pytest
@@ -134,10 +135,20 @@ def test_an_interrupted_run_with_phases_equals_an_uninterrupted_one_with_threads
 
 
 class KillTwice:
-    """A log function: kills a loader process of the leading rank at one step, and that rank at another; each once."""
+    """A log function: kills a loader process of the leading rank at one step, and that rank at another; each once.
+
+    It is told what ends the rank, whose stderr is that of the process which it was forked from.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            (self.folder / "why").write_text(f"{type(error).__name__}: {error}")
 
     def __call__(self, metrics: dict[str, float], step: int) -> None:
         loaders = [child.pid for child in multiprocessing.active_children() if child.name == "loader"]
@@ -149,9 +160,7 @@ class KillTwice:
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(
-    data: Data, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(data: Data, tmp_path: Path) -> None:
     recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
     cluster = load_params().section(ClusterConfig)
     with forked_ranks():
@@ -161,7 +170,10 @@ def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(
             infrastructure=Infrastructure(cluster=cluster),
         ))  # fmt: skip
     assert (tmp_path / "2").exists() and (tmp_path / "6").exists()
-    assert "training process 0: loader process 1 of 1 was ended by SIGKILL, perhaps" in capfd.readouterr().err
+    assert (tmp_path / "why").read_text() == (
+        "RestartError: loader process 1 of 1 was ended by SIGKILL, perhaps for its memory; "
+        "run the stage again to resume"
+    )
     assert whole is not None and killed is not None and killed.rows == whole.rows
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(killed.model.state_dict()[name], weight), name

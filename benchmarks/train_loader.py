@@ -7,7 +7,10 @@ webdataset read the tars from the page cache, shuffled; nothing is kept from one
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,8 @@ RESIZE_PX, CROP_PX = 346, 289
 BATCH_SIZE = 64
 NUM_IMAGES, IMAGES_PER_SHARD = 640, 160
 REPETITIONS = 7
+#: Batches whose time is taken.
+STEADY_STEPS = 40
 
 
 def paper_shards(world: World, num_images: int = NUM_IMAGES) -> SplitIndex:
@@ -78,6 +83,35 @@ def ours(index: SplitIndex) -> int:
     return sum(len(batch.texts) for batch in loader.batches(0, index.num_images // BATCH_SIZE))
 
 
+def steady_s(index: SplitIndex, workers: Workers) -> tuple[float, float]:
+    """Seconds of STEADY_STEPS batches after the first two, by the clock, and CPU seconds of the rank meanwhile."""
+    loader = TrainLoader(
+        SplitSamples(index, RESIZE_PX, cache_bytes=0),
+        sampling=Sampling(0, BATCH_SIZE, shuffle_block=max(BATCH_SIZE, index.num_images // 4)),
+        augmentation=Augmentation(image_px=CROP_PX, num_draws=0, flip=True), workers=workers,
+    )  # fmt: skip
+    batches = loader.batches(0, STEADY_STEPS + 2)
+    next(batches), next(batches)
+    start, used = time.perf_counter(), time.process_time()
+    for _ in batches:
+        pass
+    return time.perf_counter() - start, time.process_time() - used
+
+
+def threads_and_processes(index: SplitIndex) -> Comparison:
+    """As many of either as there are cores."""
+    cores, repetitions = len(os.sched_getaffinity(0)), 3
+    ways = (Workers(num_processes=cores), Workers(num_threads=cores))
+    seconds = [[steady_s(index, way) for way in ways] for _ in range(repetitions)]
+    of_rank = [statistics.median(repetition[way][1] / repetition[way][0] for repetition in seconds) for way in (0, 1)]
+    return compare(
+        f"training loader, {RESIZE_PX} -> {CROP_PX} px, {cores} loader processes", f"{cores} threads of the rank",
+        "images / s", items=STEADY_STEPS * BATCH_SIZE, ours_s=[repetition[0][0] for repetition in seconds],
+        theirs_s=[repetition[1][0] for repetition in seconds],
+        note=f"wall-clock time; the rank's own CPU: {100 * of_rank[0]:.0f} against {100 * of_rank[1]:.0f} % of a core",
+    )  # fmt: skip
+
+
 def webdataset(index: SplitIndex) -> int:
     """The same through Pillow, webdataset's own decoder, from a shuffle buffer."""
     draw = random.Random(0)
@@ -116,7 +150,7 @@ def run(world: World) -> list[Comparison]:
     ]
     items = index.num_images // BATCH_SIZE * BATCH_SIZE
     assert ours(index) == items
-    rows = []
+    rows = [threads_and_processes(index)]
     for what, peer, theirs in (
         ("against webdataset", "webdataset, Pillow", lambda: webdataset(index)),
         ("share of bare decoding", "decode and crop in a loop", lambda: bare(files[:items])),

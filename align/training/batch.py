@@ -83,7 +83,7 @@ class Arrays(NamedTuple):
 
     def rows(self, begin: int, end: int) -> Arrays:
         """Views of some rows."""
-        return Arrays(*(array[begin:end] for array in self))
+        return Arrays._make(array[begin:end] for array in self)
 
 
 #: Memory for the rows that a step needs; may wait until some is free.
@@ -99,10 +99,10 @@ def _shapes(num_rows: int, augmentation: Augmentation) -> Iterator[tuple[tuple[i
 
 def new_arrays(num_rows: int, augmentation: Augmentation, *, pin: bool = False) -> Arrays:
     """Arrays of N rows in memory of their own."""
-    return Arrays(*(
+    return Arrays._make(
         torch.empty(shape, dtype=_TORCH_TYPES[kind], pin_memory=pin).numpy()
         for shape, kind in _shapes(num_rows, augmentation)
-    ))  # fmt: skip
+    )
 
 
 def arrays_in(buffer: Any, begin: int, num_rows: int, augmentation: Augmentation) -> Arrays:
@@ -112,7 +112,7 @@ def arrays_in(buffer: Any, begin: int, num_rows: int, augmentation: Augmentation
         array = np.frombuffer(buffer, kind, math.prod(shape), begin).reshape(shape)
         arrays.append(array)
         begin += _aligned(array.nbytes)
-    return Arrays(*arrays)
+    return Arrays._make(arrays)
 
 
 def num_bytes(num_rows: int, augmentation: Augmentation) -> int:

@@ -68,7 +68,8 @@ class Health:
             words = f"above {config.max_batch_norm_gap:g}: batch-norm's running statistics do not fit"
             self._judge(step, "batch-norm gap", gap, gap > config.max_batch_norm_gap, words)
         if wait is not None and config.max_loader_wait_share is not None:
-            words = f"above {config.max_loader_wait_share:g}: use more loader threads, or images nearer to their size"
+            words = f"above {config.max_loader_wait_share:g}: use more loader processes or threads, or images nearer "
+            words += "to their size"
             self._judge(step, _LOADER, wait, wait > config.max_loader_wait_share, words)
 
     def of_the_model(self) -> int:

@@ -137,7 +137,10 @@ class _Pipe:
 def _listen(pipe: Connection, free: threading.Semaphore, told: threading.Event) -> None:
     try:
         while True:
-            told.set() if isinstance(pipe.recv(), Stop) else free.release()
+            if isinstance(pipe.recv(), Stop):
+                told.set()
+            else:
+                free.release()
     except (EOFError, OSError):
         os._exit(0)
 

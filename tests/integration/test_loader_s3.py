@@ -207,3 +207,29 @@ def test_ranks_read_from_the_store(server: S3Server, tmp_path: Path) -> None:
     assert far.rows == local.rows
     for name, weight in local.model.state_dict().items():
         assert torch.equal(far.model.state_dict()[name], weight), name
+
+
+def test_loader_processes_wait_for_the_store_as_threads_do(
+    server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, _ = training_data.write(tmp_path, num_train=40)
+    local = list(loader(read_outline(shards).split("train")).batches(0, 8))
+    config = store_config(server, tmp_path)
+    move_tars(shards, config)
+    reader, told = tar_reader(config), threading.Event()
+    samples = SplitSamples(
+        read_outline(shards).split("train", reader), 36, reader, patience_s=600, cache_bytes=0
+    )  # fmt: skip
+    samples.tars.stopped = told.is_set
+    batches = TrainLoader(
+        samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=20),
+        augmentation=Augmentation(image_px=32, num_draws=3, flip=True), workers=Workers(num_processes=2),
+    ).batches(0, 1000)  # fmt: skip
+    assert all(map(same, (next(batches) for _ in range(8)), local))
+    server.kill()
+    threading.Timer(3, told.set).start()
+    with pytest.raises(ServiceError, match=f"no answer from {server.url}"):
+        list(batches)
+    assert told.is_set()
+    said = [line for line in capsys.readouterr().err.splitlines() if "retrying for" in line]
+    assert len(said) == 1  # of two processes

@@ -4,6 +4,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from align.training import buckets as buckets_module
 from align.training import loop, readings
 from align.training import loss as loss_module
 from align.training import step as module
-from align.training.batch import Batch
+from align.training.batch import Batch, Tokens
 from align.training.process_group import Ranks, launch
 from align.training.run import run, start_alike
 from align.training.step import Gradients, compute_gradients
@@ -54,15 +55,18 @@ class Step(NamedTuple):
 
 
 def gradients(
-    tokenizer: Path, recipe: Recipe, ranks: Ranks = ALONE, watch: Callable[[Tensor], None] | None = None
-) -> Step:
-    """One step. `watch` is called whenever a backward pass has finished a parameter."""
+    tokenizer: Path, recipe: Recipe, ranks: Ranks = ALONE, watch: Callable[[Tensor], None] | None = None,
+    *, tokens: bool = False,
+) -> Step:  # fmt: skip
+    """One step. `watch` is called when a backward pass has finished a parameter; with `tokens` the batch has them."""
     torch.manual_seed(0)
     words = TextTokenizer.load(tokenizer, MODEL.max_tokens)
     model = DualEncoder(MODEL, words.vocab_size).train()
     batch, share = whole_batch(), BATCH // ranks.world_size
     rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
     batch = Batch(batch.images[rows], batch.texts[rows], batch.draws[rows, : model.vision_model.num_blocks])
+    if tokens:
+        batch = replace(batch, tokens=Tokens.of(words.ids(batch.texts), words.pad_id))
     for param in model.parameters() if watch else ():
         param.register_post_accumulate_grad_hook(watch)  # type: ignore[no-untyped-call]  # untyped in torch
     loss, norm = compute_gradients(model, recipe, ranks, words, batch)
@@ -84,6 +88,19 @@ def test_a_micro_batch_changes_no_gradient(tokenizer: Path, micro_batch: int) ->
     whole = gradients(tokenizer, pretrain_config(batch_size=BATCH))
     assert float(whole.grads["log_temperature"].abs()) > 1e-3
     assert_equal(gradients(tokenizer, pretrain_config(batch_size=BATCH, micro_batch=micro_batch)), whole)
+
+
+def test_texts_in_parts_by_length_change_no_gradient(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = pretrain_config(batch_size=BATCH)
+    gpu = torch.device("cuda", 0)
+    assert [module.text_part_size(recipe, BATCH, device) for device in (ALONE.device, gpu)] == [32, 8]
+    for without in ({"micro_batch": 32}, {"shard_weights": True}):
+        assert module.text_part_size(pretrain_config(batch_size=BATCH, **without), BATCH, gpu) == 32
+    whole = gradients(tokenizer, recipe)
+    made = gradients(tokenizer, recipe, tokens=True)
+    assert made.loss == whole.loss and all(torch.equal(made.grads[name], grad) for name, grad in whole.grads.items())
+    monkeypatch.setattr(module, "text_part_size", lambda *_: 8)
+    assert_equal(gradients(tokenizer, recipe, tokens=True), whole)
 
 
 def test_clipping_scales_all_gradients_together(tokenizer: Path) -> None:

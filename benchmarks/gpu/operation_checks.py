@@ -251,6 +251,29 @@ def _operations(dtype: torch.dtype, bound: float) -> Callable[[Scale], Found]:
     return check
 
 
+def _large_map(scale: Scale) -> Found:
+    """The last group of a map whose numbers do not fit into 32 bits, beside that group alone."""
+    on_cuda(scale, "a CPU would take minutes")
+    width, side, groups = 288, 145, 23
+    size = groups * _GROUP
+    free = torch.cuda.mem_get_info(scale.device)[0]
+    if (needed := 6 * 4 * size * width * side**2) > free:  # eager operations hold several maps in float32
+        raise NotPossibleError(f"it needs {needed / 2**30:.0f} GiB of the card, {free / 2**30:.0f} are free")
+    layout = {"device": scale.device, "dtype": torch.bfloat16}
+    x = torch.empty(size, width, side, side, memory_format=torch.channels_last, **layout).normal_()
+    weight, bias = torch.rand(width, device=scale.device) + 0.5, torch.randn(width, device=scale.device)
+    last = slice(-_GROUP, None)
+    out, mean, inverse = torch.ops.align.normalise(x, weight, bias, None, None, _GROUP, 1e-3, True)
+    own = torch.ops.align.normalise(x[last].clone(), weight, bias, None, None, _GROUP, 1e-3, True)
+    worst = furthest([(out[last], own[0]), (mean[-1], own[1][0]), (inverse[-1], own[2][0])])
+    del out
+    known = weight, bias, None, None, True
+    grad = torch.ops.align.normalise_backward(x, x, mean, inverse, *known)[0]
+    alone = torch.ops.align.normalise_backward(x[last].clone(), x[last].clone(), *own[1:], *known)[0]
+    worst = max(worst, furthest([(grad[last], alone)]))
+    return Found(worst, 1e-2)
+
+
 def _compilers(scale: Scale) -> Found:
     on_cuda(scale, "Triton compiles for GPUs")
     lacking = triton_lacks()
@@ -311,6 +334,7 @@ CHECKS = [
     Check("batch-norm in groups against torch's in float64, bfloat16", _group_norm(torch.bfloat16, 2e-2)),
     Check("operations of batch-norm against the eager ones in float64, float32", _operations(torch.float32, 2e-5)),
     Check("operations of batch-norm against the eager ones in float64, bfloat16", _operations(torch.bfloat16, 2e-2)),
+    Check("batch-norm on a map of more than 2^31 numbers", _large_map),
     Check("Triton's kernels against the eager ones in float64, float32", _triton(torch.float32, 1e-4)),
     Check("Triton's kernels against the eager ones in float64, bfloat16", _triton(torch.bfloat16, 2e-2)),
     Check("depthwise convolution and gradients against float64, float32", _depthwise(torch.float32, 2e-5)),

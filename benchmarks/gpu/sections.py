@@ -22,7 +22,7 @@ class Section:
     """A part of the page.
 
     Attributes:
-        name: of its work, see `section.works`.
+        name: of its work, see `section.work`.
         title: of the page.
         least_s, most_s: seconds that it needs to be worth a start, and that it may take.
         keep_s: what it leaves for the sections after it.

@@ -93,3 +93,15 @@ def test_what_notes_mixed_devices_sees_draws_that_stayed_on_the_host(
         module, "_there", lambda tensor, device: tensor if tensor.dtype == torch.float32 else there(tensor, device)
     )
     assert whole_step(words, "none", None) != []
+
+
+def test_what_a_step_copies_to_a_gpu_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
+    monkeypatch.setattr(
+        Tensor, "to", lambda self, device, non_blocking: calls.append(f"{device} {non_blocking}") or self
+    )
+    module._there(torch.ones(2), torch.device("cuda", 0))
+    assert calls == ["pinned", "cuda:0 True"]
+    module._there(torch.ones(2), THERE)
+    assert calls[2:] == ["meta True"]

@@ -105,6 +105,8 @@ def compute_gradients(
         ways = zip(parts, (model.vision_model, model.text_model), (image, text), strict=True)
         for (tower, module, params), embeds_BD in zip(ways, (image_embeds_BD, text_embeds_BD), strict=True):
             assert embeds_BD.grad is not None
+            if not any(param.requires_grad for param in params):  # a locked tower without a projection
+                continue
             for number, (rows_P, encode) in enumerate(tower, 1):
                 last = number == len(tower)
                 sum_between_nodes(module, last)

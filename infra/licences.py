@@ -87,6 +87,8 @@ What is not in the table:
 
 * torch's builds for CUDA bring packages `nvidia-*` and `cuda-*` under NVIDIA's own terms: free to use, not open source,
   and passed on only as these terms say. Builds for CPUs bring none.
+* Triton (MIT) comes with torch's builds for CUDA; elsewhere `make test-full` installs it, for tests. It holds programs
+  of NVIDIA's CUDA toolkit under the same terms.
 * atheris (Apache-2.0), pip (MIT) and uv (MIT or Apache-2.0) are tools; the project does not import them. The same is
   true of the programs that tests run on the files of `infra/`: docker-compose, kubectl, kubernetes-validate
   (Apache-2.0), hadolint and shellcheck (GPL-3.0).

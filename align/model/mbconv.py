@@ -32,6 +32,7 @@ from align.model.normalisation import (
     normalise,
     normalise_backward,
     normalise_pooled,
+    silu_is_dear,
 )
 
 
@@ -115,8 +116,8 @@ class _Projected(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         group, eps, _, again = settings
         reduce, reduce_bias, expand, expand_bias = gate
-        on_cpu = x.device.type == "cpu"
-        if on_cpu:  # SiLU is dear there: its map is written once and read twice
+        written = ctx.written = silu_is_dear(x)
+        if written:  # its map is written once and read twice
             active, mean, inverse = normalise(x, weight, bias, None, None, group, eps, True)
             pooled = active.mean((2, 3), keepdim=True)
         else:
@@ -126,7 +127,7 @@ class _Projected(torch.autograd.Function):
         with _without_autocast(x):
             reduced = F.conv2d(pooled, reduce, reduce_bias)
             factors = F.conv2d(F.silu(reduced), expand, expand_bias).sigmoid()
-        if on_cpu:
+        if written:
             scaled, kept = active * factors, active
         else:
             scaled = kept = activated(x, Moments(mean, inverse), weight, bias, factors[:, :, 0, 0])
@@ -139,14 +140,11 @@ class _Projected(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, inverse, weight, bias, kernel, reduce, expand, pooled, reduced, factors, kept = ctx.saved_tensors
         moments = Moments(mean, inverse)
-        on_cpu = x.device.type == "cpu"
-        if kept is None and not on_cpu:
-            kept = activated(x, moments, weight, bias, factors[:, :, 0, 0])
-        elif kept is None:
-            kept = activated(x, moments, weight, bias)
-        scaled = kept * factors if on_cpu else kept
+        if kept is None:
+            kept = activated(x, moments, weight, bias, None if ctx.written else factors[:, :, 0, 0])
+        scaled = kept * factors if ctx.written else kept
         grad_scaled, grad_kernel, _ = _pointwise_backward(grads[0], scaled, kernel, has_bias=False)
-        if on_cpu:
+        if ctx.written:
             grad_factors = torch.mul(kept, grad_scaled, out=scaled).sum((2, 3), keepdim=True)
         else:
             grad_factors = gate_gradient(grad_scaled, x, moments, weight, bias)[:, :, None, None]

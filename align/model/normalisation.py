@@ -4,20 +4,26 @@ Samples are normalised in groups, all groups by one operation. A map is read whe
 concatenated. Backward needs the map before normalisation and two numbers per group and channel; SiLU and what follows
 it are computed again from them.
 
-Torch's own batch-norm kernel computes them, group by group, each call writing its rows of the result: on a CPU that was
-1.4 to 5 times as fast as sums over a view of the groups, and a group stays in the cache. On a GPU it still launches
-kernels for each group. Sums are in float32, in float64 for float64.
+Each operation has two kernels. Those of `align.model.batch_norm_triton` are for CUDA, where Triton is installed. Those
+here are for every other device, and say what the others compute. They call torch's own batch-norm kernel, group by
+group, each call writing its rows of the result: on a CPU that was 1.4 to 5 times as fast as sums over a view of the
+groups, and a group stays in the cache. Sums are in float32, in float64 for float64, which has no kernel in Triton.
 
 Shapes, as suffixes: B samples, G samples of a group, S = B / G groups, C channels, H and W the map.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from align.console import say
 
 
 class Moments(NamedTuple):
@@ -85,11 +91,79 @@ def normalise_backward(
     return cast(tuple[Tensor, Tensor, Tensor], kernel(grad, x, *moments, weight, bias, *args))
 
 
+def silu_is_dear(x: Tensor) -> bool:
+    """Whether computing SiLU a second time costs more than reading it: on a CPU."""
+    return x.device.type == "cpu" and _CHOICE.forced != "triton"
+
+
+@contextmanager
+def kernels(which: Literal["plain", "triton"]) -> Iterator[None]:
+    """Within it every device computes with these kernels; for tests and benchmarks.
+
+    `triton` on a CPU needs Triton's interpreter: TRITON_INTERPRET=1 before Triton is imported. What it raises is not
+    answered with the plain kernels.
+
+    Raises:
+        ModuleNotFoundError: Triton is not installed.
+    """
+    if which == "triton" and _triton() is None:
+        raise ModuleNotFoundError("batch-norm's kernels in Triton need Triton, which is not installed")
+    before, _CHOICE.forced = _CHOICE.forced, which
+    try:
+        yield
+    finally:
+        _CHOICE.forced = before
+
+
+class _Choice:
+    """Of kernels, in this process: autograd's threads have to see it, too.
+
+    Attributes:
+        forced: see `kernels`.
+        broken: whether Triton has failed.
+    """
+
+    forced: Literal["plain", "triton"] | None = None
+    broken = False
+
+
+_CHOICE = _Choice()
+
+
 def _kernel(name: str, x: Tensor) -> Any:
     """On a CPU the function itself: a step of small towers would notice the way through torch's dispatcher."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _PLAIN[name]
+        return _PLAIN[name] if _CHOICE.forced != "triton" else functools.partial(_on_gpu, name)
     return getattr(torch.ops.align, name).default
+
+
+@functools.cache
+def _triton() -> Any:
+    """The kernels in Triton; None where it is not installed."""
+    try:
+        from align.model import batch_norm_triton
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "triton":
+            raise
+        return None
+    return batch_norm_triton
+
+
+def _on_gpu(name: str, *args: Any) -> Any:
+    """By Triton if it is there; after one warning by the plain kernels if it fails."""
+    if _CHOICE.forced == "triton":
+        return getattr(_triton(), name)(*args)
+    if _CHOICE.forced is None and not _CHOICE.broken and args[0].dtype != torch.float64:
+        try:
+            if (module := _triton()) is not None:
+                return getattr(module, name)(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  # Triton, its compilers and its driver raise what they like
+            _CHOICE.broken = True
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            say(f"warning: batch-norm runs without Triton, slower, because it failed: {first}")
+    return _PLAIN[name](*args)  # no input has changed; a GPU that is broken says so again
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -247,6 +321,7 @@ def _register() -> torch.library.Library:
     for name, schema in _SCHEMAS.items():
         library.define(name + schema)
         library.impl(name, _PLAIN[name], "CompositeExplicitAutograd")
+        library.impl(name, functools.partial(_on_gpu, name), "CUDA")
         library.impl(name, _SHAPES[name], "Meta")
         shape: Any = _SHAPES[name]
         torch.library.register_fake(f"align::{name}", shape, lib=library)

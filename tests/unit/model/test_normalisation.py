@@ -1,15 +1,19 @@
 """Batch-norm and what follows it as one operation, against `nn.BatchNorm2d` group by group in float64."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from align.model import normalisation as module
 from align.model.batch_norm import BatchNorm2d, normalised
 from align.model.image_tower import ImageTower
 from align.model.mbconv import MBConv
+from align.model.normalisation import kernels
 from tests.support.training_data import MODEL
 
 EPS, GROUP, CHANNELS = 1e-3, 4, 6
@@ -110,3 +114,66 @@ def test_the_operations_are_registered_as_torch_wants_them() -> None:
         "normalise_backward": (x, *known, gate, gate, True),
     }.items():
         torch.library.opcheck(getattr(torch.ops.align, name).default, args, test_utils=checks)
+
+
+@pytest.fixture(name="tried")
+def _tried(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    """Triton's kernels raise the first of these errors, and each call of them adds it once more."""
+    errors: list[Exception] = [RuntimeError("no compiler\nand a page of code")]
+
+    def normalise(*_: Any) -> None:
+        errors.append(errors[0])
+        raise errors[0]
+
+    monkeypatch.setattr(module, "_CHOICE", module._Choice())
+    monkeypatch.setattr(module, "_triton", lambda: SimpleNamespace(normalise=normalise))
+    return errors
+
+
+def arguments(kind: torch.dtype = torch.float32) -> tuple[Any, ...]:
+    x, weight, bias = maps(8, CHANNELS, 3, 3, seed=1), maps(CHANNELS, seed=2), maps(CHANNELS, seed=3)
+    return x.to(kind), weight.to(kind), bias.to(kind), None, None, GROUP, EPS, True
+
+
+def test_kernels_of_a_gpu_that_fail_cost_one_warning(
+    tried: list[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        found = module._on_gpu("normalise", *arguments())
+        torch.testing.assert_close(found, module._PLAIN["normalise"](*arguments()), atol=0, rtol=0)
+    said = capsys.readouterr().err
+    assert said.count("warning: batch-norm runs without Triton, slower, because it failed: no compiler") == 1
+    assert "page of code" not in said and len(tried) == 2
+
+
+def test_a_gpu_without_memory_is_no_reason_for_other_kernels(tried: list[Exception]) -> None:
+    tried[0] = torch.OutOfMemoryError("none left")
+    with pytest.raises(torch.OutOfMemoryError):
+        module._on_gpu("normalise", *arguments())
+    assert not module._CHOICE.broken
+
+
+def test_float64_and_a_torch_without_triton_have_the_plain_kernels(
+    tried: list[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module._on_gpu("normalise", *arguments(torch.float64))
+    monkeypatch.setattr(module, "_triton", lambda: None)
+    module._on_gpu("normalise", *arguments())
+    assert len(tried) == 1 and capsys.readouterr().err == ""
+
+
+def test_kernels_are_forced_on_any_device(tried: list[Exception]) -> None:
+    norm, x = norm_of(BatchNorm2d, GROUP).float(), maps(GROUP, CHANNELS, 3, 3, seed=1).float()
+    with kernels("plain"):
+        module._on_gpu("normalise", *arguments())
+        assert module.silu_is_dear(x)
+    with kernels("triton"), pytest.raises(RuntimeError, match="no compiler"):
+        normalised(x, norm)
+    with kernels("triton"):
+        assert not module.silu_is_dear(x)
+    assert len(tried) == 2 and normalised(x, norm).shape == x.shape
+
+
+def test_a_gpu_has_kernels_of_its_own() -> None:
+    for name in module._PLAIN:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"align::{name}", "CUDA")

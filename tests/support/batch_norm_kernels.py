@@ -1,0 +1,169 @@
+"""Batch-norm's Triton kernels against the plain ones: `python -m tests.support.batch_norm_kernels cpu` (or cuda).
+
+On a CPU they run in Triton's interpreter, with TRITON_INTERPRET=1. Memory that is allocated holds NaN until it is
+written, and so does what lies beside a map: a kernel that reads or leaves too much shows it.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.model import batch_norm_triton
+from align.model.batch_norm import BatchNorm2d, normalised
+from align.model.image_tower import ImageTower
+from align.model.normalisation import _PLAIN, kernels
+from tests.support.training_data import MODEL
+
+EPS = 1e-3
+#: Shape, samples of a group, type and layout. In order: odd sizes and another layout; two tiles of channels, the second
+#: almost empty, and one group; two programs for a sample's rows, the second shorter; one channel; a single sample of
+#: one position, where the deviation is 0; channels in units of 8.
+CASES: list[tuple[tuple[int, int, int, int], int, torch.dtype, torch.memory_format]] = [
+    ((4, 6, 5, 7), 2, torch.float32, torch.contiguous_format),
+    ((4, 70, 3, 3), 4, torch.bfloat16, torch.channels_last),
+    ((4, 5, 23, 23), 2, torch.float16, torch.channels_last),
+    ((4, 5, 23, 23), 2, torch.float32, torch.channels_last),
+    ((6, 1, 3, 2), 3, torch.float32, torch.channels_last),
+    ((2, 32, 1, 1), 1, torch.bfloat16, torch.contiguous_format),
+    ((3, 24, 9, 8), 3, torch.bfloat16, torch.contiguous_format),
+]
+NEAR = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.05, 0.02), torch.float16: (8e-3, 4e-3)}
+
+
+def compare(device: str) -> None:
+    """Raises AssertionError where a kernel, a layer or a block computes something else.
+
+    Args:
+        device: `cpu` or `cuda`, or one of several GPUs such as `cuda:1`.
+    """
+    torch.manual_seed(0)
+    for case in CASES:
+        with _nan_in_new_memory():
+            _operations(device, *case)
+    _refused(device)
+    _offset(device)
+    _statistics(device)
+    for stride, expands, again in ((1, False, False), (2, True, True), (1, True, True)):
+        _block(device, stride, expands, again)
+
+
+@contextmanager
+def _nan_in_new_memory() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)  # fills it
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def _operations(
+    device: str, shape: tuple[int, int, int, int], group: int, kind: torch.dtype, layout: torch.memory_format
+) -> None:
+    atol, rtol = NEAR[kind]
+    size, width = shape[:2]
+
+    def check(name: str, *args: Any) -> tuple[Tensor, ...]:
+        expected, found, again = (
+            result if isinstance(result, tuple) else (result,)
+            for result in (_PLAIN[name](*args), *(getattr(batch_norm_triton, name)(*args) for _ in range(2)))
+        )  # fmt: skip
+        for index, (mine, repeated, other) in enumerate(zip(found, again, expected, strict=True)):
+            what = f"result {index} of {name}, {shape} {kind} {layout}, {[type(each).__name__ for each in args]}"
+            torch.testing.assert_close(mine, other, atol=atol, rtol=rtol, msg=lambda text, what=what: f"{what}: {text}")
+            if min(shape) > 1:  # the stride of a dimension of 1 means nothing
+                assert mine.stride() == other.stride(), what
+            assert torch.equal(mine, repeated), f"{what}: differs from run to run"
+        assert len({each.untyped_storage().data_ptr() for each in found}) == len(found), f"{name}: shared memory"
+        return expected
+
+    x, grad, residual = (_amid_nan(torch.randn(shape), kind, layout, device) for _ in range(3))
+    weight, bias = (torch.rand(width) + 0.5).to(device), torch.randn(width).to(device)
+    gate, shift = torch.rand(size, width).to(device, kind), torch.randn(size, width).to(device)
+    keep = torch.tensor([0.0, 1.25]).repeat(size)[:size].to(device)
+    for silu, some, beside in ((True, None, None), (False, keep, residual), (False, None, None)):
+        _, mean, inverse = check("normalise", x, weight, bias, some, beside, group, EPS, silu)
+        scale = None if some is None else some[:, None]
+        check("normalise_backward", grad, x, mean, inverse, weight, bias, scale, None, silu)
+    check("normalise_pooled", x, weight, bias, group, EPS)
+    known = (x, mean, inverse, weight, bias)
+    check("activated", *known, None)
+    check("activated", *known, gate)
+    check("gate_gradient", grad, *known)
+    check("normalise_backward", grad, *known, gate, shift, True)
+
+
+def _amid_nan(values: Tensor, kind: torch.dtype, layout: torch.memory_format, device: str) -> Tensor:
+    room = torch.full((values.numel() + 2 * 4096,), float("nan"), dtype=kind, device=device)
+    inner = room[4096:-4096]
+    if layout == torch.channels_last:
+        B, C, H, W = values.shape
+        view = inner.view(B, H, W, C).permute(0, 3, 1, 2)
+    else:
+        view = inner.view(values.shape)
+    return view.copy_(values)
+
+
+def _refused(device: str) -> None:
+    """A batch that the group does not divide."""
+    x, vector = torch.zeros(6, 3, 2, 2, device=device), torch.ones(3, device=device)
+    for name, args in (("normalise", (None, None, 4, EPS, True)), ("normalise_pooled", (4, EPS))):
+        try:
+            getattr(batch_norm_triton, name)(x, vector, vector, *args)
+        except ValueError:
+            continue
+        raise AssertionError(f"{name} takes 6 samples in groups of 4")
+
+
+def _offset(device: str) -> None:
+    """Moments do not cancel: values far from 0 in relation to their spread, in a group of several programs."""
+    x = (torch.randn(2, 3, 24, 25, dtype=torch.float64) * 0.01 + 100.0).float()
+    one, zero = torch.ones(3, device=device), torch.zeros(3, device=device)
+    _, mean, inverse = batch_norm_triton.normalise(x.to(device), one, zero, None, None, 2, 0.0, False)
+    exact = x.double()
+    torch.testing.assert_close(mean[0].double().cpu(), exact.mean((0, 2, 3)), atol=2e-5, rtol=0)
+    inverted = exact.var((0, 2, 3), correction=0).rsqrt()
+    torch.testing.assert_close(inverse[0].double().cpu(), inverted, atol=0, rtol=1e-4)
+
+
+def _statistics(device: str) -> None:
+    """A layer's values, running statistics and evaluation."""
+    x, found = torch.randn(6, 5, 4, 3, device=device), []
+    for which in ("triton", "plain"):
+        norm = BatchNorm2d(5, EPS, 3).to(device).train()
+        norm.reset_running_stats()
+        norm.collecting = True
+        with kernels(which):  # type: ignore[arg-type]  # one of the two
+            found.append([normalised(x, norm), norm.running_mean, norm.running_var, norm.eval()(x)])
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
+def _block(device: str, stride: int, expands: bool, again: bool) -> None:
+    """Output and all gradients of a block with stochastic depth, on the way that a GPU takes through it."""
+    torch.manual_seed(1)
+    part = next(
+        each for each in ImageTower(MODEL).encoder.blocks
+        if each.expands == expands and each.depthwise_conv.depthwise_conv.stride[0] == stride
+    ).to(device).train()  # fmt: skip
+    part.again, part.projection.dropout.keep = again, torch.tensor([0.0, 1.25], device=device).repeat(4)
+    first = part.expansion.expand_conv if expands else part.depthwise_conv.depthwise_conv
+    x = torch.randn(8, first.in_channels, 5, 5, device=device).contiguous(memory_format=torch.channels_last)
+    found: list[list[Tensor | None]] = []
+    for which in ("triton", "plain"):
+        part.zero_grad()
+        own = x.clone().requires_grad_()
+        with kernels(which):  # type: ignore[arg-type]  # one of the two
+            out = part(own)
+            (out * torch.linspace(-1, 1, out.numel(), device=device).view_as(out)).sum().backward()
+        found.append([out, own.grad, *(param.grad for param in part.parameters())])
+    for mine, other in zip(*found, strict=True):
+        assert mine is not None and other is not None
+        size = float(other.abs().max())
+        torch.testing.assert_close(mine, other, atol=2e-4 * max(size, 1.0), rtol=1e-3)
+
+
+if __name__ == "__main__":
+    compare(sys.argv[1])

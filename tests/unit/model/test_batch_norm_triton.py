@@ -1,0 +1,49 @@
+"""Batch-norm's Triton kernels: equal to the plain ones on a CPU and on a GPU, and compiled for GPUs that are not here.
+
+CUDA builds of torch bring Triton. Beside others, `make test-full` installs it into .align/triton.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import ROOT, missing
+
+pytestmark = pytest.mark.full
+FOLDER = ROOT / ".align/triton"
+
+
+def run(module: str, *arguments: str, **variables: str) -> str:
+    """What a module of tests/support says, in a process of its own with Triton."""
+    paths = [str(ROOT)]
+    if find_spec("triton") is None:
+        if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+            pytest.skip(f"Triton has no wheel for {sys.platform} on {platform.machine()}")
+        if not (FOLDER / "triton").exists():
+            missing("Triton is not installed: make triton")
+        paths.append(str(FOLDER))
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "error", **variables}
+    command = [sys.executable, "-m", f"tests.support.{module}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_kernels_compute_what_the_plain_ones_do(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    run("batch_norm_kernels", device, **({"TRITON_INTERPRET": "1"} if device == "cpu" else {}))
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="there Triton is torch's, and the kernels run on the GPU")
+@pytest.mark.parametrize("capability", ["80", "90"], ids=["A100", "H100"])
+def test_the_kernels_compile_for_a_gpu_that_is_not_here(capability: str, tmp_path: Path) -> None:
+    assert "kernels" in run("absent_gpu", capability, TRITON_CACHE_DIR=str(tmp_path))

@@ -17,7 +17,6 @@ A converted tower computes what the given one does, with these exceptions, which
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, BertModel
@@ -33,7 +31,7 @@ from transformers.utils import logging
 
 from align.config.given import GivenImageTower, GivenTextTower
 from align.config.recipe import Recipe
-from align.errors import DataError
+from align.errors import AlignError, DataError
 from align.formats.model_folder import CONFIG, WEIGHTS
 from align.model.dual_encoder import DualEncoder, text_config
 from align.model.tokenizer import TextTokenizer
@@ -177,7 +175,7 @@ def _state_dict(where: str, file: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other versions, which it then reads or refuses
             found: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # noqa: BLE001  # hostile bytes raise what they like
         raise DataError(f"{where}: does not load: {first_line(error)}") from None
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
@@ -203,7 +201,9 @@ def _text(model: DualEncoder, given: GivenTextTower, tokenizer: TextTokenizer) -
                 given.path, config=theirs, add_pooling_layer=False, local_files_only=True, dtype=torch.float32,
                 output_loading_info=True, use_safetensors=file.name == WEIGHTS,
             )  # fmt: skip
-    except (OSError, EOFError, RuntimeError, ValueError, TypeError, SafetensorError, pickle.UnpicklingError) as error:
+    except AlignError:
+        raise
+    except Exception as error:  # noqa: BLE001  # see `_state_dict`
         raise DataError(f"{where}: does not load: {first_line(error)}") from None
     if missing := sorted(map(str, problems["missing_keys"])):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

@@ -20,7 +20,7 @@ from align.training.samples import SplitSamples
 from tests.support import training_data
 from tests.support.training_data import pretrain_config
 
-AUGMENTATION = Augmentation(image_px=5, num_draws=3, flip=False)
+AUGMENTATION = Augmentation(image_px=5, num_draws=3, flip=False, teacher_width=6)
 
 
 def test_rows_of_shared_memory_are_apart_from_each_other() -> None:
@@ -30,9 +30,15 @@ def test_rows_of_shared_memory_are_apart_from_each_other() -> None:
         for begin, end in ((0, 2), (2, 7)):
             rows = arrays.rows(begin, end)
             rows.images[:], rows.draws[:] = 10 * number + begin, 10 * number + begin + 0.5
+            rows.teacher[:] = 10 * number + begin + 0.25
     for number, arrays in enumerate(slots):
-        assert [a.shape for a in arrays] == [a.shape for a in new_arrays(7, AUGMENTATION)] == [(7, 5, 5, 3), (7, 3)]
+        assert (
+            [a.shape for a in arrays]
+            == [a.shape for a in new_arrays(7, AUGMENTATION)]
+            == [(7, 5, 5, 3), (7, 3), (7, 2, 6)]
+        )
         assert arrays.images[:, 0, 0, 0].tolist() == [10 * number + begin for begin in (0, 0, 2, 2, 2, 2, 2)]
+        assert arrays.teacher[:, 1, 5].tolist() == [10 * number + begin + 0.25 for begin in (0, 0, 2, 2, 2, 2, 2)]
         assert arrays.draws[:, 2].tolist() == [10 * number + begin + 0.5 for begin in (0, 0, 2, 2, 2, 2, 2)]
     again = slot(buffer, NUM_SLOTS, 7, AUGMENTATION)  # the first one, when it is free again
     assert np.array_equal(again.images, slots[0].images)

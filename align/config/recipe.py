@@ -210,9 +210,7 @@ class Recipe(Section):
         if sum(phase.share for phase in self.phases) >= 1:
             raise ValueError("phases take all steps; their shares must leave some to the model's own size")
         if self.teacher and self.loss == "sigmoid":
-            raise ValueError(
-                "a teacher needs loss: align; its targets are of a softmax, and the sigmoid loss has none"
-            )
+            raise ValueError("a teacher needs loss: align; its targets are of a softmax, and the sigmoid loss has none")
         if self.cooldown_steps and self.schedule != "constant":
             raise ValueError(f"cooldown_steps {self.cooldown_steps} is of schedule constant; {self.schedule} needs 0")
         if self.num_steps and self.warmup_steps + self.cooldown_steps > self.num_steps:

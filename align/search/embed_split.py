@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from numpy.typing import NDArray
 
 from align.console import say, track
@@ -42,10 +42,10 @@ def embed_split(shards: Path, split: SplitName, *, embedder: Embedder, model_dig
         split: of them.
         embedder: the model.
         model_digest: of the model.
-        out: folder; what an earlier run of the same shards and model wrote is kept, that of others is replaced.
+        out: folder; what an earlier run of the same split and model wrote is kept, or made again if it is damaged.
 
     Raises:
-        DataError: there are no shards, the split is empty, or `out` is not ours to replace.
+        DataError: there are no shards, the split is empty, or `out` holds something else.
         CorruptError: a shard's bytes do not match the manifest, or a picture cannot be decoded.
     """
     require_apart(out, shards)
@@ -84,13 +84,19 @@ def _embed_all(shards: Path, rows: Split, embedder: Embedder, names: dict[str, A
 
 
 def _finished(out: Path, names: dict[str, Any]) -> EmbedsManifest | None:
-    """The manifest of an output that is whole and has the same names; None: there is none."""
+    """The manifest of an output that exists; None: there is none, or it is damaged.
+
+    Raises:
+        DataError: it is of another split, or by another model.
+    """
     try:
         stored = read_embeds(out)
         stored.verify()
     except DataError:
         return None
-    return stored.manifest if names.items() <= stored.manifest.model_dump().items() else None
+    if not names.items() <= stored.manifest.model_dump().items():
+        raise DataError(f"{out}: exists, but not from this split and this model; remove it or choose another --out")
+    return stored.manifest
 
 
 def _embed_shard(samples: Iterable[Sample], embedder: Embedder, tar: Path, part: Callable[[str], Path]) -> None:
@@ -128,9 +134,9 @@ def _of(parts: EmbedParts, name: str, count: int) -> Iterator[NDArray[Any]]:
 
 
 def _join(path: Path, arrays: Iterable[NDArray[Any]], shape: tuple[int, int]) -> None:
-    joined: NDArray[np.float16] = open_memmap(path, mode="w+", dtype=np.float16, shape=shape)  # type: ignore[no-untyped-call]  # untyped in numpy
-    start = 0
-    for array in arrays:
-        joined[start : start + len(array)] = array
-        start += len(array)
-    joined.flush()  # type: ignore[attr-defined]  # of a memmap
+    """Writes one array from its parts; through a file, since a mapped one ends the process where the disk is full."""
+    header = {"descr": dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        write_array_header_1_0(file, header)
+        for array in arrays:
+            file.write(array.tobytes())

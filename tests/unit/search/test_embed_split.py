@@ -1,6 +1,7 @@
 """`align embed SHARDS --split train`: every image and text of a split, in order, under one digest."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,16 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
         assert embed(root, embedder, tmp_path / "out") == whole and not again  # and what is whole is not made again
 
 
+def test_two_at_once_do_the_work_once(
+    root: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = module.write_bytes, []
+    monkeypatch.setattr(module, "write_bytes", lambda path, data: (written.append(path.name), write(path, data)))
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: embed(root, embedder, tmp_path / "out"), range(2))
+    assert one == other and len(written) == 6  # two tars
+
+
 def test_damaged_output_is_made_again_and_anothers_folder_is_not_touched(
     root: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
@@ -96,7 +107,9 @@ def test_damaged_output_is_made_again_and_anothers_folder_is_not_touched(
     with (out / "texts.npy").open("r+b") as file:
         file.truncate(200)
     assert embed(root, embedder, out) == whole and content(out) == before
-    assert embed(root, embedder, out, by="another").digest != whole.digest  # replaced: it is derived from both
+    with pytest.raises(DataError, match="not from this split and this model; remove it or choose another"):
+        embed(root, embedder, out, by="another")
+    assert content(out) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
     with pytest.raises(DataError, match=r"has content, and no \.align\.json"):

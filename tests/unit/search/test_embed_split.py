@@ -39,6 +39,19 @@ def embed(root: Path, embedder: Embedder, out: Path, **changes: str) -> EmbedsMa
     )
 
 
+def count_parts(patch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files of parts that are written from now on."""
+    write = module.write_bytes
+    written: list[str] = []
+
+    def counted(path: Path, data: bytes) -> None:
+        written.append(path.name)
+        write(path, data)
+
+    patch.setattr(module, "write_bytes", counted)
+    return written
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -66,7 +79,8 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
     class Killed(BaseException):
         pass
 
-    write, written = module.write_bytes, []
+    write = module.write_bytes
+    written: list[str] = []
 
     def write_four(path: Path, data: bytes) -> None:
         if len(written) == 4:  # the second part has its images, and not yet its texts
@@ -78,9 +92,8 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
         patch.setattr(module, "write_bytes", write_four)
         embed(root, embedder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    again: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_bytes", lambda path, data: (again.append(path.name), write(path, data)))
+        again = count_parts(patch)
         assert embed(root, embedder, tmp_path / "out") == whole
         assert [name[:6] for name in again] == ["000001"] * 3  # the first part is kept
         assert content(tmp_path / "out") == content(tmp_path / "whole")
@@ -91,8 +104,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
 def test_two_at_once_do_the_work_once(
     root: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = module.write_bytes, []
-    monkeypatch.setattr(module, "write_bytes", lambda path, data: (written.append(path.name), write(path, data)))
+    written = count_parts(monkeypatch)
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(lambda _: embed(root, embedder, tmp_path / "out"), range(2))
     assert one == other and len(written) == 6  # two tars

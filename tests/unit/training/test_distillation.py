@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,21 @@ from align.training.process_group import Ranks, launch
 
 COUNT, WIDTH, TEACHER_WIDTH = 12, 6, 9
 TILES = [(1, 1), (4, 5), (1024, 1024)]
+
+
+class Watch(TorchDispatchMode):
+    """Notes the size of the largest tensor that is made, and how often a host waits for a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = self.waits = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.waits += func.overloadpacket.__name__ == "_local_scalar_dense"
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.untyped_storage().nbytes())
+        return result
 
 
 def embeds(seed: int, width: int = WIDTH, count: int = COUNT) -> Tensor:
@@ -82,9 +98,8 @@ def test_a_weight_of_nothing_is_no_teacher() -> None:
 
 def test_a_pair_that_occurs_twice_is_shared_by_the_teacher() -> None:
     images, texts = (torch.cat([one, one[:2]]) for one in (embeds(1), embeds(2)))
-    by = Teacher(
-        *(torch.cat([one, one[:2]]) for one in (embeds(11, TEACHER_WIDTH), embeds(12, TEACHER_WIDTH))), 0.2, 0.5
-    )
+    views = [torch.cat([one, one[:2]]) for one in (embeds(11, TEACHER_WIDTH), embeds(12, TEACHER_WIDTH))]
+    by = Teacher(views[0], views[1], 0.2, 0.5)
     inputs = (images, texts, torch.tensor(0.07, dtype=torch.float64))
     ours = value_and_gradients(functools.partial(align_loss, label_smoothing=0.1, teacher=by), *inputs)
     for one, other in zip(
@@ -96,46 +111,36 @@ def test_a_pair_that_occurs_twice_is_shared_by_the_teacher() -> None:
 def test_memory_is_linear_in_the_batch() -> None:
     """No tensor is larger than a tile or the embeddings, and what the backward pass keeps has the embeddings' shape."""
 
-    class Largest(TorchDispatchMode):
-        size = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # as torch
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
-                self.size = max(self.size, result.untyped_storage().nbytes())
-            return result
-
     images, texts = (embeds(seed, count=512).requires_grad_() for seed in (1, 2))
-    by = Teacher(*(embeds(seed, TEACHER_WIDTH, count=512).half() for seed in (11, 12)), 0.1, 0.5)
+    views = [embeds(seed, TEACHER_WIDTH, count=512).half() for seed in (11, 12)]
+    by = Teacher(views[0], views[1], 0.1, 0.5)
     kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.nbytes) or one, lambda one: one):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = align_loss(images, texts, 0.07, teacher=by, tile=(32, 32))
     assert 0 < sum(kept) <= 6 * images.nbytes + 2 * 512 * 8  # x, y twice, two pulls; the log-sum-exps
-    with Largest() as largest:
+    with Watch() as watch:
         align_loss(images, texts, 0.07, teacher=by, tile=(32, 32)).backward()  # type: ignore[no-untyped-call]  # torch's
-    assert 0 < largest.size <= max(512 * TEACHER_WIDTH * 8, 32 * 32 * 8)
+    assert 0 < watch.largest <= max(512 * TEACHER_WIDTH * 8, 32 * 32 * 8)
     assert bool(loss.isfinite())
 
 
 def test_as_on_a_gpu_the_host_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the result is that of the ways of a CPU."""
 
-    class Waits(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # as torch
-            self.count += function.overloadpacket.__name__ == "_local_scalar_dense"
-            return function(*args, **(kwargs or {}))
-
     def found() -> list[Tensor]:
         return value_and_gradients(functools.partial(align_loss, teacher=teacher(0.5), tile=(4, 5)), *student())
 
-    with Waits() as on_a_cpu:
+    with Watch() as on_a_cpu:
         theirs = found()
     monkeypatch.setattr(module, "_tile_function", lambda function, _: module._ON_CUDA.get(function, function))
-    with Waits() as on_a_gpu:
+    with Watch() as on_a_gpu:
         ours = found()
-    assert on_a_gpu.count == 0 < on_a_cpu.count
+    assert on_a_gpu.waits == 0 < on_a_cpu.waits
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 

@@ -14,8 +14,9 @@ class FinetuneConfig(Recipe):
     """Parameters of `align finetune`."""
 
     section: ClassVar[str] = "finetune"
-    #: What decides the result is the model in the folder, by the digest of its weights, and not where it is.
-    neutral_fields: ClassVar[frozenset[str]] = Recipe.neutral_fields | {"start"}
+    #: What decides the result is the model in the folder, by the digest of its weights, and not where it is. Towers
+    #: that were given to pre-training are in it.
+    neutral_fields: ClassVar[frozenset[str]] = Recipe.neutral_fields | {"start", "image_weights", "text_weights"}
 
     #: `from` is a keyword of Python.
     start: Annotated[Path, Field(alias="from", strict=False)]

@@ -1,4 +1,4 @@
-"""How the WordPiece vocabulary is learned."""
+"""How the WordPiece vocabulary is learned, or which one is taken instead."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from align.config.given import GivenTokenizer
 from align.config.params import Section
 
 
@@ -16,3 +17,5 @@ class FitTokenizerConfig(Section):
 
     vocab_size: int = Field(ge=8)
     min_count: int = Field(ge=1)
+    #: Taken as it is, instead of a learned one. `from` is a keyword of Python.
+    given: GivenTokenizer | None = Field(alias="from")

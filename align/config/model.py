@@ -18,6 +18,9 @@ BatchNormKind = Literal["group", "batch", "sync"]
 #: What the backward pass computes again instead of keeping it: batch-norm, SiLU and squeeze-excite, or whole blocks.
 Checkpointing = Literal["none", "cheap", "blocks"]
 
+#: The tower that training leaves as it is.
+Locked = Literal["none", "image", "text"]
+
 
 class _Shape(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from align.config.model import Checkpointing, ModelConfig
+from align.config.given import GivenImageTower, GivenTextTower
+from align.config.model import Checkpointing, Locked, ModelConfig
 from align.config.params import Section
 from align.config.paths import PathField
 from align.errors import ConfigError
@@ -83,6 +84,11 @@ class Recipe(Section):
     #: None: 1 / sqrt(width of the text tower).
     text_init_std: float | None = Field(gt=0)
     position_init_scale: float = Field(ge=0)
+    #: Weights of a tower that was trained elsewhere; None: random ones. Only pre-training begins with them.
+    image_weights: GivenImageTower | None
+    text_weights: GivenTextTower | None
+    #: The tower whose weights do not change.
+    locked: Locked
     loss: Literal["align", "sigmoid"]
     label_smoothing: float = Field(ge=0, lt=1)
     clip_norm: float | None = Field(gt=0)
@@ -109,9 +115,11 @@ class Recipe(Section):
     store_patience_s: float = Field(ge=0)
 
     def deciding_values(self) -> dict[str, Any]:
-        """The values that decide the result. Extra shards count by digest and weight, wherever they are stored."""
-        exclude: dict[str, Any] = dict.fromkeys(self.neutral_fields, True)
-        return self.model_dump(mode="json", exclude=exclude | {"extra_shards": {"__all__": {"path"}}})
+        """The values that decide the result. What was made elsewhere counts by its digest, wherever it is stored."""
+        exclude: dict[str, Any] = {
+            "extra_shards": {"__all__": {"path"}}, "image_weights": {"path"}, "text_weights": {"path"}
+        }  # fmt: skip
+        return self.model_dump(mode="json", exclude=exclude | dict.fromkeys(self.neutral_fields, True))
 
     def trained(self, model: ModelConfig) -> ModelConfig:
         """A model's configuration while this recipe trains it, and afterwards: its picture size and stochastic depth.

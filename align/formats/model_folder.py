@@ -33,9 +33,10 @@ class Imported(BaseModel):
     """Where a model comes from whose training this project does not know.
 
     Attributes:
-        folder: name of the folder that was imported, without those around it; None in a packaged model, which its
-            bytes name: the same weights are the same model, whatever their folder was called.
-        weights: hex sha256 of its weights.
+        folder: name of the folder that was imported, without those around it, or of the towers that were given, joined
+            by commas; None in a packaged model, which its bytes name: the same weights are the same model, whatever
+            their folder was called.
+        weights: hex sha256 of its weights; of each given tower, joined by commas.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

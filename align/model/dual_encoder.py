@@ -19,8 +19,9 @@ Shapes, as suffixes: B samples, D joint width, F width of a tower, T tokens. Ima
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertModel
 
-from align.config.model import Checkpointing, ModelConfig
+from align.config.model import Checkpointing, Locked, ModelConfig
 from align.formats.model_folder import (
     Imported,
     ModelFolderConfig,
@@ -50,6 +51,7 @@ class DualEncoder(nn.Module):
     Attributes:
         config: the model section it was built from.
         vocab_size: rows of the word embedding.
+        locked: see `lock`.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
+        self.locked: Locked = "none"
         self.vision_model = ImageTower(config)
         self.text_model = BertModel(text_config(config, vocab_size, text_init_std), add_pooling_layer=False)
         with torch.no_grad():
@@ -110,6 +113,31 @@ class DualEncoder(nn.Module):
             layer.gradient_checkpointing = what == "blocks"
             layer._gradient_checkpointing_func = recompute
 
+    def lock(self, which: Locked) -> None:
+        """Leaves a tower as it is, as LiT does (Zhai et al., CVPR 2022); the projection on top of it is trained.
+
+        The tower stays in evaluation mode: its batch-norm uses running statistics, and no block is dropped. It gets no
+        gradient, and nothing of it is kept for a backward pass.
+        """
+        self.locked = which
+        for name, tower in self._towers():
+            tower.requires_grad_(name != which)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of all but a locked tower."""
+        super().train(mode)
+        for name, tower in self._towers():
+            if name == self.locked:
+                tower.eval()
+        return self
+
+    def _towers(self) -> tuple[tuple[Locked, nn.Module], ...]:
+        return ("image", self.vision_model), ("text", self.text_model)
+
+    def _learning(self, tower: Locked) -> AbstractContextManager[None]:
+        return torch.no_grad() if tower == self.locked else nullcontext()
+
     @property
     def temperature(self) -> Tensor:
         """Scalar > 0; divides the cosine. Learned, shared by both directions."""
@@ -125,7 +153,8 @@ class DualEncoder(nn.Module):
         Returns:
             (B, embed_width) float32, L2-normalised.
         """
-        features_BF = self.vision_model(pixels, draws)
+        with self._learning("image"):
+            features_BF = self.vision_model(pixels, draws)
         return F.normalize(self.vision_projection(features_BF).float(), dim=-1)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -152,7 +181,8 @@ class DualEncoder(nn.Module):
 
     def _cls(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """(B, T) -> (B, F): the last layer's output for [CLS]."""
-        hidden_BTF: Tensor = self.text_model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+        with self._learning("text"):
+            hidden_BTF: Tensor = self.text_model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
         return hidden_BTF[:, 0]
 
 

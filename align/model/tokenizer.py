@@ -111,6 +111,11 @@ class TextTokenizer:
             raise DataError(f"{path}: does not load: {error}") from None
         return cls(tokenizer, max_tokens)
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Piece -> its number."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
     def ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids per text with [CLS] and [SEP], at most `max_tokens`, unpadded."""
         return [list(encoding.ids) for encoding in self._tokenizer.encode_batch(texts)]

@@ -29,7 +29,7 @@ from align.training.stage import add_arguments, train_from_params
 
 __all__ = ["add_arguments", "main"]
 
-_OF_NEW_WEIGHTS = ("text_init_std", "position_init_scale")
+_OF_NEW_WEIGHTS = ("text_init_std", "position_init_scale", "image_weights", "text_weights")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

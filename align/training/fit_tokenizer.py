@@ -1,5 +1,8 @@
 """fit_tokenizer: learns the WordPiece vocabulary from the kept training texts (paper section 4.1: 100k words).
 
+With `fit_tokenizer.from` it takes a tokenizer that was made elsewhere, such as that of a given BERT, and only measures
+how it fits the texts.
+
 Only the training split is read, so words of the validation and test splits stay unseen.
 """
 
@@ -17,9 +20,10 @@ from align.console import say
 from align.files import replace_directory
 from align.formats.shards import iter_samples, read_manifest
 from align.formats.verdict import SHARDS, gate_report, require_passed
-from align.model.tokenizer import SPECIAL_TOKENS, TextTokenizer, fit_wordpiece, save_tokenizer
+from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
 from align.report import Report, record_runtime, write_report
 from align.services.store import materialised
+from align.training.given_tokenizer import given_tokenizer
 
 #: More tokens than any text has: lengths are measured without truncation.
 NEVER_TRUNCATED = 1_000_000
@@ -44,15 +48,19 @@ def fit_tokenizer(
         reports: folder of the report.
 
     Raises:
-        DataError: the training split has no text with a word in it.
+        DataError: the training split has no text with a word in it, or the given tokenizer is not one of a BERT.
+        CorruptError: the given tokenizer has another digest.
     """
     texts = [text for sample in iter_samples(shards, "train") for text in sample.texts]
-    tokenizer = fit_wordpiece(texts, vocab_size=config.vocab_size, min_count=config.min_count)
+    if config.given is not None:
+        tokenizer = given_tokenizer(config.given)
+    else:
+        tokenizer = fit_wordpiece(texts, vocab_size=config.vocab_size, min_count=config.min_count)
     with replace_directory(out, "fit_tokenizer") as part:
         save_tokenizer(tokenizer, part, max_tokens=max_tokens)
     tokenised = TextTokenizer.load(out, max_tokens=NEVER_TRUNCATED).ids(texts)
     lengths = [len(ids) for ids in tokenised]
-    unknown = SPECIAL_TOKENS.index("[UNK]")
+    unknown = tokenizer.token_to_id("[UNK]")
     report = FitTokenizerReport(
         longest_text=texts[max(range(len(texts)), key=lambda row: (lengths[row], texts[row]))],
         metrics={

@@ -135,13 +135,15 @@ class _Piece(NamedTuple):
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Groups by adaptation and rate.
+    """Groups by adaptation and rate, of the parameters that are trained.
 
     In a short run a post-norm BERT needs a smaller rate than the image tower. Its embeddings do not, since a batch
     changes few of their rows.
     """
     groups: dict[tuple[bool, float], list[Tensor]] = {}
     for name, param in model.named_parameters():
+        if not param.requires_grad:  # of a locked tower
+            continue
         matrix = param.ndim > 1
         scale = 1.0 if matrix else recipe.vector_learning_rate_scale
         if name.startswith("text_") and not (matrix and ".embeddings." in name):

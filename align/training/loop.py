@@ -294,6 +294,8 @@ def refresh_statistics(model: DualEncoder, stretch: Stretch, ranks: Ranks, *, sp
         ranks: all of them call this.
         spread: whether each rank reads and computes its share, see `validate`.
     """
+    if model.locked == "image":  # its statistics came with its weights
+        return
     group, samples, size = model.config.batch_norm_group, stretch.samples.train, stretch.image_px
     count = max(min(samples.num_images, STATISTICS_IMAGES) // group * group, min(samples.num_images, group))
     chosen = np.linspace(0, samples.num_images - 1, count).astype(np.int64)

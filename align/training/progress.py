@@ -68,8 +68,9 @@ class Progress:
 class Usage:
     """A run's use of its devices.
 
-    MFU is the share of the devices' peak that goes into the model: operations of one forward and one backward pass.
-    Padding, and what is computed again to save memory (`micro_batch`, `gradient_checkpointing`), are no part of it.
+    MFU is the share of the devices' peak that goes into the model: operations of one forward and one backward pass, of
+    a locked tower forward only. Padding, and what is computed again to save memory (`micro_batch`,
+    `gradient_checkpointing`), are no part of it.
 
     Args:
         health: peak and price of one device.
@@ -81,6 +82,8 @@ class Usage:
     def __init__(self, health: HealthConfig, model: DualEncoder, num_devices: int, device: torch.device) -> None:
         self._health, self._num_devices, self._device = health, num_devices, device
         self._config, self._vocab_size = model.config, model.vocab_size
+        # a backward pass costs as much as two forward passes
+        self._passes_image, self._passes_text = (1 if model.locked == tower else 3 for tower in ("image", "text"))
         self._operations: dict[int, Operations] = {}
 
     def metrics(self, progress: Progress, stretch: Stretch, texts: list[str]) -> dict[str, float]:
@@ -97,9 +100,10 @@ class Usage:
         if self._health.device_tflops is not None:
             operations = self._of(stretch.image_px)
             lengths = [len(ids) for ids in stretch.tokenizer.ids(texts)]
-            of_a_pair = operations.image + statistics.fmean(map(operations.text, lengths))
+            of_texts = statistics.fmean(map(operations.text, lengths))
+            of_a_pair = self._passes_image * operations.image + self._passes_text * of_texts
             peak = self._num_devices * self._health.device_tflops * 1e12
-            metrics["train/mfu"] = speed * 3 * of_a_pair / peak  # a backward pass costs as much as two forward passes
+            metrics["train/mfu"] = speed * of_a_pair / peak
         if self._health.price_per_hour is not None:
             metrics["train/cost"] = hours * self._health.price_per_hour
         if self._device.type == "cuda":

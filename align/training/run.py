@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,7 @@ from align.memory import freed_memory_kept
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import accelerated, require_compiler
+from align.training.given_towers import given_weights
 from align.training.index import SplitIndex
 from align.training.loop import train
 from align.training.phases import Size, Stretch, sizes
@@ -93,18 +95,33 @@ def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
         raise ConfigError(wrong)
     if plan.recipe.compile and not torch.cuda.is_available():
         require_compiler()
+    if plan.inputs.initial is None:  # what is wrong with given weights is said once, and not by each rank
+        tokenizer = _tokenizer(plan, plan.model.max_tokens)
+        with torch.device("meta"):
+            model = DualEncoder(plan.model, tokenizer.vocab_size)
+        given_weights(model, plan.recipe, tokenizer)
 
 
 def _build(plan: TrainingPlan) -> DualEncoder:
-    tokenizer, initial = _tokenizer(plan, plan.model.max_tokens), plan.inputs.initial
-    if initial is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan.recipe.seed)
-            return DualEncoder(
-                plan.model, tokenizer.vocab_size,
-                text_init_std=plan.recipe.text_init_std, position_init_scale=plan.recipe.position_init_scale,
-            )  # fmt: skip
-    model = load_model(initial, plan.model)
+    model = _new(plan) if plan.inputs.initial is None else _start(plan, plan.inputs.initial)
+    model.lock(plan.recipe.locked)
+    return model
+
+
+def _new(plan: TrainingPlan) -> DualEncoder:
+    tokenizer, recipe = _tokenizer(plan, plan.model.max_tokens), plan.recipe
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = DualEncoder(
+            plan.model, tokenizer.vocab_size,
+            text_init_std=recipe.text_init_std, position_init_scale=recipe.position_init_scale,
+        )  # fmt: skip
+    model.load_state_dict(given_weights(model, recipe, tokenizer), strict=False)
+    return model
+
+
+def _start(plan: TrainingPlan, initial: Path) -> DualEncoder:
+    tokenizer, model = _tokenizer(plan, plan.model.max_tokens), load_model(initial, plan.model)
     if model.vocab_size != tokenizer.vocab_size:
         raise ConfigError(
             f"{initial} was trained with {model.vocab_size} tokens, {plan.inputs.tokenizer} has {tokenizer.vocab_size}"

@@ -30,6 +30,7 @@ from align.services.live_log import LiveLog
 from align.services.mlflow_address import current_run_id
 from align.services.store import tar_reader
 from align.services.store_mirror import checkpoint_mirror
+from align.training.given_towers import names_of
 from align.training.loop import Monitoring
 from align.training.plan import Infrastructure, TrainingInputs, TrainingPlan, make_plan
 from align.training.report import TrainingReport, training_report, write_training_report
@@ -111,7 +112,8 @@ def _history(plan: TrainingPlan) -> tuple[Imported | None, tuple[str, ...] | Non
     """Where the weights began, and the data that changed them; None where the model to start from does not say."""
     data = (plan.data.digest, *(more.digest for more in plan.recipe.extra_shards))
     if plan.inputs.initial is None:
-        return None, data
+        given = names_of(plan.recipe)
+        return None if given is None else Imported(folder=given[0], weights=given[1]), data
     start = read_config(plan.inputs.initial)
     return start.imported, None if start.trained_on is None else tuple(dict.fromkeys((*start.trained_on, *data)))
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
@@ -28,7 +28,8 @@ class State:
         step: whole steps done.
         rows: metric rows so far.
         losses, gradient_norms: of each step since the last row; a skipped step has no norm.
-        average: exponential moving average of the parameters, in the same order; None where the recipe keeps none.
+        average: exponential moving average of the parameters that are trained, in the same order; None where the recipe
+            keeps none.
         loss_scale: for float16; None in other precisions.
     """
 
@@ -79,7 +80,7 @@ class State:
         if self.average is not None:
             self.average = [
                 distributed_like(value, param)
-                for value, param in zip(saved["average"], self.model.parameters(), strict=True)
+                for value, param in zip(saved["average"], _trained(self.model), strict=True)
             ]
         if self.loss_scale is not None:
             self.loss_scale = LossScale(**saved["loss_scale"])
@@ -88,7 +89,7 @@ class State:
     def update_average(self, decay: float) -> None:
         """Moves the average one step towards the parameters."""
         assert self.average is not None
-        weights = [local(param.detach()) for param in self.model.parameters()]
+        weights = [local(param.detach()) for param in _trained(self.model)]
         torch._foreach_lerp_([local(tensor) for tensor in self.average], weights, 1.0 - decay)
 
     @contextmanager
@@ -97,7 +98,7 @@ class State:
         if self.average is None:
             yield
             return
-        params = [local(param.detach()) for param in self.model.parameters()]
+        params = [local(param.detach()) for param in _trained(self.model)]
         average = [local(tensor) for tensor in self.average]
         _swap(params, average)
         try:
@@ -112,7 +113,7 @@ def new_state(model: DualEncoder, recipe: Recipe) -> State:
         parameter_groups(model, recipe),
         weight_decay=recipe.weight_decay, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps,
     )  # fmt: skip
-    average = None if recipe.ema_decay is None else [param.detach().clone() for param in model.parameters()]
+    average = None if recipe.ema_decay is None else [param.detach().clone() for param in _trained(model)]
     loss_scale = LossScale() if recipe.precision == "float16" else None
     return State(model, optimiser, average=average, loss_scale=loss_scale)
 
@@ -122,8 +123,13 @@ def load_weights(model: DualEncoder, saved: dict[str, Any]) -> None:
     model.load_state_dict(saved["model"])
     if saved["average"] is not None:
         with torch.no_grad():
-            for param, average in zip(model.parameters(), saved["average"], strict=True):
+            for param, average in zip(_trained(model), saved["average"], strict=True):
                 param.copy_(average)
+
+
+def _trained(model: DualEncoder) -> list[nn.Parameter]:
+    """All parameters but those of a locked tower."""
+    return [param for param in model.parameters() if param.requires_grad]
 
 
 def _swap(params: list[Tensor], others: list[Tensor]) -> None:

@@ -97,6 +97,8 @@ def compute_gradients(
     if cached:
         for tower, params, embeds_BD in zip(parts, (image, text), (image_embeds_BD, text_embeds_BD), strict=True):
             assert embeds_BD.grad is not None
+            if not any(param.requires_grad for param in params):  # a locked tower without a projection
+                continue
             for number, (rows_P, encode) in enumerate(tower, 1):
                 with precise:
                     embeds_PD = encode()

@@ -72,8 +72,11 @@ def validate(
 def batch_norm_gap(model: DualEncoder, stretch: Stretch, device: torch.device) -> dict[str, float]:
     """Mean of 1 - cosine between the embeddings of training images by batch statistics and by running statistics.
 
-    Large if the running statistics differ from those in training (the gap between train and eval mode).
+    Large if the running statistics differ from those in training (the gap between train and eval mode). Empty where the
+    tower is locked, which is always in eval mode.
     """
+    if model.locked == "image":
+        return {}
     group, samples = model.config.batch_norm_group, stretch.samples.train
     count = min(samples.num_images, max(group, _GAP_IMAGES // group * group))
     if count > group:

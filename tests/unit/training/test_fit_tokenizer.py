@@ -11,7 +11,7 @@ from align.model.tokenizer import TextTokenizer
 from align.training.fit_tokenizer import fit_tokenizer
 from tests.support import training_data
 
-CONFIG = FitTokenizerConfig(vocab_size=90, min_count=1)
+CONFIG = FitTokenizerConfig.model_validate({"vocab_size": 90, "min_count": 1, "from": None})
 
 
 def test_learns_from_the_training_split(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""A tokenizer that was made elsewhere, such as BERT's own: read from a folder in Hugging Face's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from align.config.given import GivenTokenizer
+from align.errors import CorruptError, DataError
+from align.files import sha256_file
+from align.formats.model_folder import TOKENIZER
+
+#: The vocabulary of a folder without TOKENIZER, a piece a line.
+VOCABULARY = "vocab.txt"
+_START, _END = "[CLS]", "[SEP]"
+
+
+def given_tokenizer(given: GivenTokenizer) -> Tokenizer:
+    """The tokenizer in a folder, after a check of its digest.
+
+    Raises:
+        DataError: as `read_tokenizer`.
+        CorruptError: its file has another sha256.
+    """
+    file = _file(given.path)
+    require_digest("fit_tokenizer.from", file, given.sha256)
+    return read_tokenizer(given.path)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder, without truncation and padding.
+
+    Raises:
+        DataError: there is none, it does not load, or it does not put its texts between [CLS] and [SEP], as a BERT's
+            does.
+    """
+    file = _file(folder)
+    try:
+        if file.name == TOKENIZER:
+            tokenizer = Tokenizer.from_file(str(file))
+        else:
+            slow: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = slow.backend_tokenizer
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        around = tokenizer.encode("").tokens
+    except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
+        raise DataError(f"{file}: does not load: {first_line(error)}") from None
+    if around != [_START, _END] or None in (tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")):
+        raise DataError(
+            f"{file}: not the tokenizer of a BERT: an empty text becomes {' '.join(around) or 'nothing'}; expected "
+            f"{_START} {_END}, with [PAD] and [UNK] among its words"
+        )
+    return tokenizer
+
+
+def require_digest(key: str, file: Path, expected: str) -> None:
+    """Raises CorruptError where a file, which a parameter names, has another sha256 than the parameter says."""
+    if (digest := sha256_file(file)) != expected:
+        raise CorruptError(f"{key}: {file} has the sha256 {digest}, not {expected}; correct the path or the digest")
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _file(folder: Path) -> Path:
+    for name in (TOKENIZER, VOCABULARY):
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folder}: no tokenizer here: there is neither {TOKENIZER} nor {VOCABULARY}")

@@ -1,0 +1,230 @@
+"""Towers that were trained elsewhere, as pre-training begins with them: timm's EfficientNet, and a BERT.
+
+A converted tower computes what the given one does, with these exceptions, which further training removes:
+
+* The image tower ends with its last block: timm's 1x1 convolution before the pooling, and its classifier, are dropped.
+* Pictures here are scaled to [-1, 1]. A tower trained on pixels of ImageNet's mean and deviation gets the difference
+  folded into its first convolution and the mean of its first batch-norm. The frame of zeros around a picture is then
+  mid-grey, where it was of the mean colour.
+* Batch-norm here has TensorFlow's eps, 1e-3. Where a tower was trained with 1e-5 (timm's names without `tf_`), its
+  scales are changed so that evaluation computes the same.
+* At stride 2 the padding is below and right, as TensorFlow's at even sizes. At odd sizes TensorFlow pads both sides:
+  145 positions after the first convolution of 289 px, where here, as in transformers' ALIGN, there are 144. Towers
+  without `tf_` always pad both sides, so they see a picture moved by some pixels.
+* The BERT's pooler, its heads, positions beyond `model.max_tokens` and rows of words that its tokenizer does not have
+  are dropped; there is no dropout.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import BertConfig, BertModel
+from transformers.utils import logging
+
+from align.config.given import GivenImageTower, GivenTextTower
+from align.config.recipe import Recipe
+from align.errors import DataError
+from align.formats.model_folder import CONFIG, WEIGHTS
+from align.model.dual_encoder import DualEncoder, text_config
+from align.model.tokenizer import TextTokenizer
+from align.training.given_tokenizer import first_line, read_tokenizer, require_digest
+
+#: Mean and deviation of colours in [0, 1]: red, green, blue.
+_PIXELS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+_EPS, _EPS_OF_TORCH = 1e-3, 1e-5
+
+#: timm's name of a layer -> ours. A block of the first stage has no expansion, so its layers have other numbers.
+_STEM = {"conv_stem": "convolution", "bn1": "batchnorm"}
+_FIRST = {
+    "conv_dw": "depthwise_conv.depthwise_conv", "bn1": "depthwise_conv.depthwise_norm",
+    "conv_pw": "projection.project_conv", "bn2": "projection.project_bn",
+}  # fmt: skip
+_LATER = {
+    "conv_pw": "expansion.expand_conv", "bn1": "expansion.expand_bn",
+    "conv_dw": "depthwise_conv.depthwise_conv", "bn2": "depthwise_conv.depthwise_norm",
+    "conv_pwl": "projection.project_conv", "bn3": "projection.project_bn",
+}  # fmt: skip
+_GATE = {"se.conv_reduce": "squeeze_excite.reduce", "se.conv_expand": "squeeze_excite.expand"}
+#: What follows the last block.
+_HEAD = ("conv_head.", "bn2.", "classifier.")
+_BLOCK = re.compile(r"blocks\.(\d{1,3})\.(\d{1,3})\.(\w+(?:\.\w+)?)\.(\w+)")
+
+#: Fields of a BERT's configuration that ours fixes; another value is another architecture.
+_BERT_FIELDS = (
+    "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "type_vocab_size", "layer_norm_eps", "is_decoder",
+)  # fmt: skip
+_BERT_FILES = (WEIGHTS, "pytorch_model.bin")
+
+
+def given_weights(model: DualEncoder, recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Tensor]:
+    """The weights that a recipe gives, under the model's names; empty where it gives none.
+
+    Args:
+        model: its shapes are compared; its weights may be without memory (torch's meta device).
+        recipe: names the files.
+        tokenizer: that the model is trained with.
+
+    Raises:
+        DataError: a file is missing, damaged or of another shape, or the BERT has another vocabulary.
+        CorruptError: a file has another digest.
+    """
+    found: dict[str, Tensor] = {}
+    if (image := recipe.image_weights) is not None:
+        found |= _checked(model, "image", image.path, _image(image))
+    if (text := recipe.text_weights) is not None:
+        found |= _checked(model, "text", text.path, _text(model, text, tokenizer))
+    return found
+
+
+def _checked(
+    model: DualEncoder, kind: Literal["image", "text"], path: Path, weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A tower's weights under the model's names, after a check of their names and shapes."""
+    prefix = {"image": "vision_model.", "text": "text_model."}[kind]
+    states = model.state_dict().items()
+    wanted = {name.removeprefix(prefix): value.shape for name, value in states if name.startswith(prefix)}
+    tower = f"model.{kind}_tower {getattr(model.config, f'{kind}_tower')}"
+    _require_same(f"pretrain.{kind}_weights: {path}: not the weights of {tower}", weights, wanted)
+    return {prefix + name: value for name, value in weights.items()}
+
+
+def names_of(recipe: Recipe) -> tuple[str, str] | None:
+    """Names and digests of the files that a recipe gives, image first; None where it gives none."""
+    given = [each for each in (recipe.image_weights, recipe.text_weights) if each is not None]
+    return (", ".join(each.path.name for each in given), ", ".join(each.sha256 for each in given)) if given else None
+
+
+def _require_same(where: str, weights: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> None:
+    """Raises DataError unless these are finite weights of exactly these names and shapes."""
+    wrong = [f"{name} is missing" for name in wanted if name not in weights]
+    wrong += [f"{name} is not known" for name in weights if name not in wanted]
+    wrong += [
+        f"{name} is {_shape(weights[name].shape)}, expected {_shape(shape)}"
+        for name, shape in wanted.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    wrong = wrong or [f"{name} is not finite" for name, value in weights.items() if not value.isfinite().all()]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise DataError(f"{where}: {'; '.join(wrong[:3])}{more}")
+
+
+def _shape(shape: torch.Size) -> str:
+    return "x".join(map(str, shape)) or "a number"
+
+
+def _image(given: GivenImageTower) -> dict[str, Tensor]:
+    """timm's state dict -> that of `ImageTower`."""
+    where = f"pretrain.image_weights: {given.path}"
+    if not given.path.is_file():
+        raise DataError(f"{where}: no such file")
+    require_digest("pretrain.image_weights", given.path, given.sha256)
+    theirs = {name: value for name, value in _state_dict(where, given.path).items() if not name.startswith(_HEAD)}
+    blocks = sorted({(int(match[1]), int(match[2])) for name in theirs if (match := _BLOCK.fullmatch(name))})
+    number = {block: index for index, block in enumerate(blocks)}
+    ours = {_our_name(name, number): value.float() for name, value in theirs.items()}
+    if not given.of_tensorflow:
+        _change_eps(ours)
+    _scale_pixels(ours, *_PIXELS[given.pixels])
+    return ours
+
+
+def _our_name(name: str, number: Mapping[tuple[int, int], int]) -> str:
+    """A name that timm does not have is returned as it is."""
+    if match := _BLOCK.fullmatch(name):
+        stage, layer = int(match[1]), match[3]
+        ours = (_LATER if stage else _FIRST).get(layer) or _GATE.get(layer)
+        return f"encoder.blocks.{number[stage, int(match[2])]}.{ours}.{match[4]}" if ours else name
+    layer, _, kind = name.partition(".")
+    return f"embeddings.{_STEM[layer]}.{kind}" if layer in _STEM else name
+
+
+def _change_eps(weights: dict[str, Tensor]) -> None:
+    for name in [name for name in weights if name.endswith(".running_var")]:
+        scale = name.removesuffix("running_var") + "weight"
+        if scale in weights:
+            weights[scale] = weights[scale] * ((weights[name] + _EPS) / (weights[name] + _EPS_OF_TORCH)).sqrt()
+
+
+def _scale_pixels(weights: dict[str, Tensor], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """(x + 1) / 2 less the mean, divided by the deviation, is x * scale + shift, for x in [-1, 1]."""
+    kernel, average = (weights.get(f"embeddings.{name}") for name in ("convolution.weight", "batchnorm.running_mean"))
+    if kernel is None or average is None or kernel.ndim != 4 or kernel.shape[1] != len(mean):
+        return  # `_require_same` says so
+    scale_C, shift_C = 0.5 / torch.tensor(std), (0.5 - torch.tensor(mean)) / torch.tensor(std)
+    weights["embeddings.batchnorm.running_mean"] = average - (kernel.sum((2, 3)) * shift_C).sum(1)
+    weights["embeddings.convolution.weight"] = kernel * scale_C[:, None, None]
+
+
+def _state_dict(where: str, file: Path) -> dict[str, Tensor]:
+    """The tensors in a file of `safetensors` or of `torch.save`, which is read without running any code in it."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other versions, which it then reads or refuses
+            found: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        raise DataError(f"{where}: does not load: {first_line(error)}") from None
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise DataError(f"{where}: not a state dict: expected names and tensors, as `model.state_dict()` has them")
+    return {str(name): value for name, value in found.items()}
+
+
+def _text(model: DualEncoder, given: GivenTextTower, tokenizer: TextTokenizer) -> dict[str, Tensor]:
+    """A BERT's weights -> those of the text tower."""
+    where = f"pretrain.text_weights: {given.path}"
+    file = next((given.path / name for name in _BERT_FILES if (given.path / name).is_file()), None)
+    if file is None or not (given.path / CONFIG).is_file():
+        raise DataError(f"{where}: no BERT here: expected {CONFIG}, and {' or '.join(_BERT_FILES)}")
+    require_digest("pretrain.text_weights", file, given.sha256)
+    load: Any = BertModel.from_pretrained
+    silent: Any = logging.disable_progress_bar
+    silent()
+    try:
+        theirs: Any = BertConfig.from_pretrained(given.path, local_files_only=True)
+        _require_shape(where, theirs, text_config(model.config, model.vocab_size))
+        with torch.random.fork_rng(devices=[]):
+            loaded, problems = load(
+                given.path, config=theirs, add_pooling_layer=False, local_files_only=True, dtype=torch.float32,
+                output_loading_info=True, use_safetensors=file.name == WEIGHTS,
+            )  # fmt: skip
+    except (OSError, EOFError, RuntimeError, ValueError, TypeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise DataError(f"{where}: does not load: {first_line(error)}") from None
+    if missing := sorted(map(str, problems["missing_keys"])):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise DataError(f"{where}: the weights are not complete: {', '.join(missing[:3])}{more} missing")
+    vocabulary = read_tokenizer(given.path).get_vocab(with_added_tokens=True)
+    if vocabulary != tokenizer.vocabulary:
+        raise DataError(
+            f"{where}: its tokenizer has another vocabulary ({len(vocabulary):,} words) than the one to train with "
+            f"({tokenizer.vocab_size:,}); set fit_tokenizer.from to this folder, and run `align fit_tokenizer`"
+        )
+    weights: dict[str, Tensor] = dict(loaded.state_dict())
+    for table, rows in (("position", model.config.max_tokens), ("word", model.vocab_size)):
+        name = f"embeddings.{table}_embeddings.weight"
+        weights[name] = weights[name][:rows].clone()
+    return weights
+
+
+def _require_shape(where: str, theirs: BertConfig, ours: BertConfig) -> None:
+    for field in _BERT_FIELDS:
+        if getattr(theirs, field) != getattr(ours, field):
+            raise DataError(
+                f"{where}: {field} is {getattr(theirs, field)!r}, model.text_tower needs {getattr(ours, field)!r}"
+            )

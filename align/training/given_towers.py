@@ -21,7 +21,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -81,22 +81,23 @@ def given_weights(model: DualEncoder, recipe: Recipe, tokenizer: TextTokenizer) 
         CorruptError: a file has another digest.
     """
     found: dict[str, Tensor] = {}
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    for key, prefix, weights in (
-        ("image_weights", "vision_model.", recipe.image_weights and _image(recipe.image_weights)),
-        ("text_weights", "text_model.", recipe.text_weights and _text(model, recipe.text_weights, tokenizer)),
-    ):
-        if weights:
-            tower = getattr(model.config, key.replace("weights", "tower"))
-            where = f"{recipe.section}.{key}: {getattr(recipe, key).path}: not the weights of " + (
-                f"{tower}, which model.{key.replace('weights', 'tower')} names"
-                if isinstance(tower, str)
-                else "the tower"
-            )
-            wanted = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
-            _require_same(where, weights, wanted)
-            found |= {prefix + name: value for name, value in weights.items()}
+    if (image := recipe.image_weights) is not None:
+        found |= _checked(model, "image", image.path, _image(image))
+    if (text := recipe.text_weights) is not None:
+        found |= _checked(model, "text", text.path, _text(model, text, tokenizer))
     return found
+
+
+def _checked(
+    model: DualEncoder, kind: Literal["image", "text"], path: Path, weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A tower's weights under the model's names, after a check of their names and shapes."""
+    prefix = {"image": "vision_model.", "text": "text_model."}[kind]
+    states = model.state_dict().items()
+    wanted = {name.removeprefix(prefix): value.shape for name, value in states if name.startswith(prefix)}
+    tower = f"model.{kind}_tower {getattr(model.config, f'{kind}_tower')}"
+    _require_same(f"pretrain.{kind}_weights: {path}: not the weights of {tower}", weights, wanted)
+    return {prefix + name: value for name, value in weights.items()}
 
 
 def names_of(recipe: Recipe) -> tuple[str, str] | None:

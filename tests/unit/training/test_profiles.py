@@ -1,0 +1,45 @@
+"""A published recipe trains: a step of it without a byte of weights."""
+
+import pytest
+import torch
+
+from align.config.fit_tokenizer import FitTokenizerConfig
+from align.config.model import ModelConfig
+from align.config.pretrain import PretrainConfig
+from align.config.profile import profile_overrides
+from align.model.dual_encoder import DualEncoder
+from align.training.lamb import Lamb, parameter_groups
+from tests.support.params import load_params
+
+#: Parameters in millions.
+PUBLISHED = {"cc3m": 39.3}
+
+
+@pytest.mark.parametrize("profile", PUBLISHED)
+def test_a_step_of_a_published_recipe(profile: str) -> None:
+    """On the meta device: forward, backward and the update of a group of pairs."""
+    params = load_params(overrides=profile_overrides(profile))
+    config, recipe = params.section(ModelConfig), params.section(PretrainConfig)
+    assert recipe.against(config, 1, 8) is None
+    pairs = config.batch_norm_group
+    with torch.device("meta"):
+        model = DualEncoder(
+            recipe.trained(config), params.section(FitTokenizerConfig).vocab_size,
+            text_init_std=recipe.text_init_std, position_init_scale=recipe.position_init_scale,
+        ).train()  # fmt: skip
+        model.gradient_checkpointing = recipe.gradient_checkpointing
+        pixels = torch.zeros(pairs, 3, config.image_px, config.image_px)
+        images = model.vision_projection(model.vision_model(pixels, torch.zeros(pairs, model.vision_model.num_blocks)))
+        ids = torch.zeros(pairs, config.max_tokens, dtype=torch.int64)
+        texts = model.text_projection(model.text_model(input_ids=ids).last_hidden_state[:, 0])
+        assert images.shape == texts.shape == (pairs, config.embed_width)
+        ((images * texts).sum() / model.temperature).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+    missing = [name for name, param in model.named_parameters() if param.grad is None]
+    assert not missing
+    betas = (recipe.beta1, recipe.beta2)
+    optimiser = Lamb(parameter_groups(model, recipe), weight_decay=recipe.weight_decay, betas=betas, eps=recipe.eps)
+    optimiser.set_learning_rate(recipe.learning_rate)
+    optimiser.step()
+    assert len(optimiser.state) == len(list(model.parameters()))
+    millions = sum(param.numel() for param in model.parameters()) / 1e6
+    assert millions == pytest.approx(PUBLISHED[profile], abs=0.1)

@@ -14,8 +14,6 @@ a power of two: so Triton knows the alignment of a row whose number of channels 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
 # fmt: off
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

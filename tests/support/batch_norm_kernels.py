@@ -1,22 +1,24 @@
-"""Batch-norm's Triton kernels against the plain ones: `python -m tests.support.batch_norm_kernels cpu` (or cuda).
+"""Batch-norm's Triton kernels against the plain ones: run as a module, `operations|layers cpu|cuda`.
 
-On a CPU they run in Triton's interpreter, with TRITON_INTERPRET=1. Memory that is allocated holds NaN until it is
-written, and so does what lies beside a map: a kernel that reads or leaves too much shows it.
+On a CPU they run in Triton's interpreter, with TRITON_INTERPRET=1. Maps, and all memory that is allocated for a kernel,
+lie between fences of NaN, and the memory holds NaN until it is written: a kernel that reads, writes or leaves too much
+shows it.
 """
 
+import math
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from align.model import batch_norm_triton
 from align.model.batch_norm import BatchNorm2d, normalised
-from align.model.image_tower import ImageTower
 from align.model.normalisation import _PLAIN, kernels
-from tests.support.training_data import MODEL
 
 EPS = 1e-3
 #: Shape, samples of a group, type and layout. In order: odd sizes and another layout; two tiles of channels, the second
@@ -31,33 +33,59 @@ CASES: list[tuple[tuple[int, int, int, int], int, torch.dtype, torch.memory_form
     ((2, 32, 1, 1), 1, torch.bfloat16, torch.contiguous_format),
     ((3, 24, 9, 8), 3, torch.bfloat16, torch.contiguous_format),
 ]
+#: Elements of a fence, more than a tile.
+FENCE = 8192
 NEAR = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.05, 0.02), torch.float16: (8e-3, 4e-3)}
 
 
-def compare(device: str) -> None:
-    """Raises AssertionError where a kernel, a layer or a block computes something else.
+def compare_operations(device: str) -> None:
+    """Raises AssertionError where a kernel computes something else.
 
     Args:
         device: `cpu` or `cuda`, or one of several GPUs such as `cuda:1`.
     """
     torch.manual_seed(0)
     for case in CASES:
-        with _nan_in_new_memory():
-            _operations(device, *case)
+        _operations(device, *case)
+        print(f"equal: {case}, {time.process_time():.0f} s", flush=True)
     _refused(device)
     _offset(device)
+
+
+def compare_layers(device: str) -> None:
+    """Raises AssertionError where a layer or a block computes something else. See `compare_operations`."""
+    torch.manual_seed(0)
     _statistics(device)
-    for stride, expands, again in ((1, False, False), (2, True, True), (1, True, True)):
-        _block(device, stride, expands, again)
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False  # it rounds a digit up or down
+    try:
+        for case in ((1, False, False), (2, True, True), (1, True, True)):
+            _block(device, *case)
+            print(f"equal: block {case}, {time.process_time():.0f} s", flush=True)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 @contextmanager
-def _nan_in_new_memory() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)  # fills it
-    try:
+def _fences() -> Iterator[None]:
+    """Around new memory; none of them has changed at the end."""
+    rooms, like, new = [], torch.empty_like, Tensor.new_empty
+
+    def room(shape: tuple[int, ...], stride: tuple[int, ...] | None, kind: torch.dtype, device: torch.device) -> Tensor:
+        rooms.append(torch.full((math.prod(shape) + 2 * FENCE,), float("nan"), dtype=kind, device=device))
+        inner = rooms[-1][FENCE:-FENCE]
+        return inner.view(shape) if stride is None else inner.as_strided(shape, stride)
+
+    def empty_like(x: Tensor, **options: Any) -> Tensor:  # Triton's interpreter asks with other options
+        return like(x, **options) if options else room(tuple(x.shape), like(x).stride(), x.dtype, x.device)
+
+    def new_empty(x: Tensor, *shape: Any, **options: Any) -> Tensor:
+        return room(shape, None, options["dtype"], x.device) if [*options] == ["dtype"] else new(x, *shape, **options)
+
+    with patch.object(torch, "empty_like", empty_like), patch.object(Tensor, "new_empty", new_empty):
         yield
-    finally:
-        torch.use_deterministic_algorithms(False)
+    assert rooms, "no memory"
+    for each in rooms:
+        assert each[:FENCE].isnan().all() and each[-FENCE:].isnan().all(), "a kernel writes beside its memory"
 
 
 def _operations(
@@ -67,16 +95,18 @@ def _operations(
     size, width = shape[:2]
 
     def check(name: str, *args: Any) -> tuple[Tensor, ...]:
-        expected, found, again = (
-            result if isinstance(result, tuple) else (result,)
-            for result in (_PLAIN[name](*args), *(getattr(batch_norm_triton, name)(*args) for _ in range(2)))
-        )  # fmt: skip
-        for index, (mine, repeated, other) in enumerate(zip(found, again, expected, strict=True)):
+        results = [_PLAIN[name](*args)]
+        for _ in range(1 if device == "cpu" else 2):
+            with _fences():
+                results.append(getattr(batch_norm_triton, name)(*args))
+        expected, found, *more = (result if isinstance(result, tuple) else (result,) for result in results)
+        for index, (mine, other) in enumerate(zip(found, expected, strict=True)):
             what = f"result {index} of {name}, {shape} {kind} {layout}, {[type(each).__name__ for each in args]}"
             torch.testing.assert_close(mine, other, atol=atol, rtol=rtol, msg=lambda text, what=what: f"{what}: {text}")
             if min(shape) > 1:  # the stride of a dimension of 1 means nothing
                 assert mine.stride() == other.stride(), what
-            assert torch.equal(mine, repeated), f"{what}: differs from run to run"
+            for again in more:
+                assert torch.equal(mine, again[index]), f"{what}: differs from run to run"
         assert len({each.untyped_storage().data_ptr() for each in found}) == len(found), f"{name}: shared memory"
         return expected
 
@@ -97,8 +127,8 @@ def _operations(
 
 
 def _amid_nan(values: Tensor, kind: torch.dtype, layout: torch.memory_format, device: str) -> Tensor:
-    room = torch.full((values.numel() + 2 * 4096,), float("nan"), dtype=kind, device=device)
-    inner = room[4096:-4096]
+    room = torch.full((values.numel() + 2 * FENCE,), float("nan"), dtype=kind, device=device)
+    inner = room[FENCE:-FENCE]
     if layout == torch.channels_last:
         B, C, H, W = values.shape
         view = inner.view(B, H, W, C).permute(0, 3, 1, 2)
@@ -124,7 +154,7 @@ def _offset(device: str) -> None:
     one, zero = torch.ones(3, device=device), torch.zeros(3, device=device)
     _, mean, inverse = batch_norm_triton.normalise(x.to(device), one, zero, None, None, 2, 0.0, False)
     exact = x.double()
-    torch.testing.assert_close(mean[0].double().cpu(), exact.mean((0, 2, 3)), atol=2e-5, rtol=0)
+    torch.testing.assert_close(mean[0].double().cpu(), exact.mean((0, 2, 3)), atol=5e-5, rtol=0)
     inverted = exact.var((0, 2, 3), correction=0).rsqrt()
     torch.testing.assert_close(inverse[0].double().cpu(), inverted, atol=0, rtol=1e-4)
 
@@ -143,6 +173,9 @@ def _statistics(device: str) -> None:
 
 def _block(device: str, stride: int, expands: bool, again: bool) -> None:
     """Output and all gradients of a block with stochastic depth, on the way that a GPU takes through it."""
+    from align.model.image_tower import ImageTower  # it imports transformers, which takes longer than the operations
+    from tests.support.training_data import MODEL
+
     torch.manual_seed(1)
     part = next(
         each for each in ImageTower(MODEL).encoder.blocks
@@ -158,7 +191,7 @@ def _block(device: str, stride: int, expands: bool, again: bool) -> None:
         with kernels(which):  # type: ignore[arg-type]  # one of the two
             out = part(own)
             (out * torch.linspace(-1, 1, out.numel(), device=device).view_as(out)).sum().backward()
-        found.append([out, own.grad, *(param.grad for param in part.parameters())])
+        found.append([out.detach(), own.grad, *(param.grad for param in part.parameters())])
     for mine, other in zip(*found, strict=True):
         assert mine is not None and other is not None
         size = float(other.abs().max())
@@ -166,4 +199,4 @@ def _block(device: str, stride: int, expands: bool, again: bool) -> None:
 
 
 if __name__ == "__main__":
-    compare(sys.argv[1])
+    {"operations": compare_operations, "layers": compare_layers}[sys.argv[1]](sys.argv[2])

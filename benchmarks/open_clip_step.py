@@ -109,8 +109,9 @@ class OpenClip:
         )  # fmt: skip
         self._schedule = cosine_lr(self._optimizer, args.lr, args.warmup, num_steps)
 
-    def step(self, number: int, batch: tuple[Tensor, Tensor]) -> None:
-        data = {"train": DataInfo(InMemory([batch]))}
+    def step(self, number: int, *batches: tuple[Tensor, Tensor]) -> None:
+        """An epoch of these batches; it waits for the first and the last, to log their losses."""
+        data = {"train": DataInfo(InMemory(list(batches)))}
         train_one_epoch(self._model, data, self._loss, number, self._optimizer, None, self._schedule, None, self._args)
 
 

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def pictures(size_px: int, count: int) -> Iterator[bytes]:
 def run(scale: Scale, journal: Journal) -> None:
     """One row: what `align pretrain` reaches with its loader, and how long it waited for it."""
     batch_size, num_steps = scale.fed
-    config, num_images = scale.model(_PROFILE), batch_size * num_steps
+    config, num_images, every = scale.model(_PROFILE), batch_size * num_steps, max(1, num_steps // 6)
     with tempfile.TemporaryDirectory(prefix="align-bench-gpu-") as name:
         folder = Path(name)
         files = list(pictures(config.resize_px, min(num_images, 16 if scale.stand_in else _PICTURES)))
@@ -70,7 +71,7 @@ def run(scale: Scale, journal: Journal) -> None:
         )  # fmt: skip
         texts.write(folder / "tokenizer", config.max_tokens)
         recipe = scale.recipe(
-            _PROFILE, num_steps=num_steps, batch_size=batch_size, warmup_steps=1, log_every_steps=num_steps,
+            _PROFILE, num_steps=num_steps, batch_size=batch_size, warmup_steps=1, log_every_steps=every,
             validate_every_steps=num_steps, checkpoint_every_steps=num_steps, shuffle_block=num_images,
             num_loader_threads=None, num_threads=None,
         )  # fmt: skip
@@ -79,16 +80,18 @@ def run(scale: Scale, journal: Journal) -> None:
             recipe, config, TrainingInputs(folder / "shards", folder / "tokenizer"), folder / "checkpoints",
             monitoring=Monitoring(functools.partial(_keep, notes)),
         )  # fmt: skip
-        trained = train(plan)
-        assert trained is not None
-        last = json.loads(notes.read_text().splitlines()[-1])
+        train(plan)
+        logged = [json.loads(line) for line in notes.read_text().splitlines()]
+    # the first steps wait for what comes once in a run, and the last one for validation
+    first, before_last, last = logged[0], logged[-2], logged[-1]
+    spent, steps = before_last["at"] - first["at"], before_last["step"] - first["step"]
     journal.row(
         "fed", towers=scale.towers(_PROFILE), batch=f"{batch_size:,}", steps=f"{num_steps:,}",
-        pairs_per_s=number(trained.pairs_per_s), waits=f"{100 * last['train/loader_wait_share']:.1f} %",
+        pairs_per_s=number(steps * batch_size / spent), waits=f"{100 * last['train/loader_wait_share']:.1f} %",
         gap=number(last["val/batch_norm_gap"]),
     )  # fmt: skip
 
 
 def _keep(path: Path, metrics: dict[str, float], step: int) -> None:
     with path.open("a") as file:
-        file.write(json.dumps(metrics) + "\n")
+        file.write(json.dumps(metrics | {"step": step, "at": time.monotonic()}) + "\n")

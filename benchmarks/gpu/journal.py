@@ -46,10 +46,6 @@ class Journal:
         """A sentence under the section's tables."""
         self._write({"kind": "note", "text": text})
 
-    def machine(self, **facts: object) -> None:
-        """Facts of the machine that only a process with torch knows."""
-        self._write({"kind": "machine", **facts})
-
     def _write(self, entry: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")

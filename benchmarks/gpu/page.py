@@ -19,7 +19,7 @@ _HEADS = {
     "pairs": "pairs", "ours_ms": "ours, ms", "open_clip_ms": "ClipLoss, ms", "ours_peak": "ours, peak",
     "open_clip_peak": "open_clip, peak", "ours_pairs_per_s": "ours, pairs / s",
     "open_clip_pairs_per_s": "open_clip, pairs / s", "ratio": "ratio, above 1 we are faster", "compile": "compile",
-    "first_step_s": "first step, s", "steps": "steps", "waits": "waits for the loader",
+    "first_step_s": "first step, s", "steps": "steps", "waits": "waits for the loader, first batch included",
     "gap": "batch-norm gap at the end",
 }  # fmt: skip
 _TABLES = {

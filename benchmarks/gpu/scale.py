@@ -64,6 +64,6 @@ class Scale:
 def scale(stand_in: bool) -> Scale:
     """The sizes for a card, or for a CPU in its stead."""
     if stand_in:
-        return Scale(torch.device("cpu"), (8, 16), 0.0, (256,), 128, (8, 3))
+        return Scale(torch.device("cpu"), (8, 16), 0.0, (256,), 128, (8, 6))
     batches = (64, 128, 256, 512, 1024)
-    return Scale(torch.device("cuda", 0), batches, 1.5, (4096, 16_384, 32_768), 8192, (256, 12))
+    return Scale(torch.device("cuda", 0), batches, 1.5, (4096, 16_384, 32_768), 8192, (256, 24))

@@ -84,6 +84,7 @@ def run_all(
         before = budget.left_s()
         result = _run(section, granted, folder, device, path)
         result.seconds = before - budget.left_s()
+        result.entries += [{"kind": "note", "text": line} for line in _warnings(folder / f"{section.name}.log")]
         results.append(result)
     return results
 
@@ -160,6 +161,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def _warnings(log: Path) -> list[str]:
+    """What the program warned of, such as a compiler that failed where something slower took its place; each once."""
+    lines = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
+    return list(dict.fromkeys(line.strip()[:300] for line in lines if line.lstrip().startswith("warning: ")))
 
 
 def _last_words(log: Path) -> str:

@@ -33,6 +33,9 @@ _GROUP = 16
 #: How long the device sleeps while the host starts a step.
 _BUSY_S = 2.0
 
+#: Float16's smallest numbers are larger than many gradients.
+_LOSS_SCALE = 2.0**12
+
 _BFLOAT16 = {"precision": "bfloat16"}
 _BOTH = {"what": "cheap", "micro_batch": 16}
 
@@ -71,7 +74,8 @@ class Step:
         model.gradient_checkpointing = what  # type: ignore[assignment]  # one of its three words
         with accelerated(model, how, device):
             model.to(device)
-            loss, norm = compute_gradients(model, how, Ranks(0, 1, device), known.tokenizer, batch)
+            loss_scale = _LOSS_SCALE if how.precision == "float16" else 1.0
+            loss, norm = compute_gradients(model, how, Ranks(0, 1, device), known.tokenizer, batch, loss_scale)
         self.loss, self.norm = float(loss), float(norm)
         self.grads = {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
 
@@ -170,7 +174,7 @@ def _sync_debug_mode(mode: str) -> Iterator[None]:
 def _ahead(scale: Scale) -> Found:
     """The device sleeps; a host that waits for nothing has started the whole step before it wakes.
 
-    Towers are tiny, since a host also waits when a thousand kernels are in the queue. Pictures are larger than the 64 KB
+    Towers are tiny, since a host also waits when a thousand kernels are queued. Pictures are larger than the 64 KB
     that CUDA takes at once from any memory.
     """
     on_cuda(scale, "a CPU computes when it is asked")

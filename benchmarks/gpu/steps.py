@@ -16,6 +16,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from align.config.pretrain import PretrainConfig
+from align.model import normalisation
 from align.model.dual_encoder import DualEncoder
 from align.training.acceleration import accelerated
 from align.training.batch import Batch
@@ -166,10 +167,23 @@ def run(scale: Scale, journal: Journal, profile_name: str) -> None:
                 a_pair=_of_a_pair(earlier),
             )  # fmt: skip
             release()
+    _without_triton(trainer, journal, name)
     if journal.left_s() < 8:
         journal.note(f"{name}: no time was left for the profiler.")
     elif attempt(partial(_profiled, trainer, journal, profile_name, good)) is None:
         journal.note(f"{name}: too little memory for the profiler.")
+
+
+def _without_triton(trainer: Trainer, journal: Journal, name: str) -> None:
+    """What Triton's kernels bring, where `align.model` has them."""
+    scale, kernels = trainer.scale, getattr(normalisation, "kernels", None)
+    if scale.stand_in or kernels is None or journal.left_s() < 8 * scale.step_s:
+        return
+    size = scale.batches[0]
+    with kernels("plain"):
+        measured = attempt(partial(accelerated_steps, trainer, size))
+    if measured is not None:
+        journal.note(f"{name}, {size:,} pairs, `none`, without Triton: {number(measured.pairs_per_s)} pairs / s.")
 
 
 def accelerated_steps(trainer: Trainer, size: int, **recipe: Any) -> Measured:

@@ -139,6 +139,7 @@ def test_a_section_that_dies_or_hangs_costs_only_itself(tmp_path: Path, monkeypa
         "    write(kind='note', text='before')\n"
         "    time.sleep(600)\n"
         "if name == 'fails':\n"
+        "    print('warning: slower\\nwarning: slower', file=sys.stderr)\n"
         "    sys.exit('some reason')\n"
         "for each in ('one', 'dies', 'two'):\n"
         "    if each in done: continue\n"
@@ -156,6 +157,7 @@ def test_a_section_that_dies_or_hangs_costs_only_itself(tmp_path: Path, monkeypa
     assert not checked.ended
     assert hung.entries == [{"kind": "note", "text": "before"}] and hung.ended == "was ended after 1 s"
     assert ended.ended == "ended with code 1: some reason"
+    assert ended.entries == [{"kind": "note", "text": "warning: slower"}]
     assert late.ended == "left out: no time was left"
     assert pages.failed([checked, hung, ended, late]) == ["dies", "C"]
 

@@ -163,7 +163,8 @@ def _on_gpu(name: str, *args: Any) -> Any:
             _CHOICE.broken = True
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             say(f"warning: batch-norm runs without Triton, slower, because it failed: {first}")
-    return _PLAIN[name](*args)  # no input has changed; a GPU that is broken says so again
+    plain: Any = _PLAIN[name]
+    return plain(*args)  # no input has changed; a GPU that is broken says so again
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from align.model.tokenizer import TextTokenizer, pad
 
-_TORCH_TYPES = {np.uint8: torch.uint8, np.float16: torch.float16, np.float32: torch.float32}
+_TORCH_TYPES: dict[Any, torch.dtype] = {np.uint8: torch.uint8, np.float16: torch.float16, np.float32: torch.float32}
 
 #: Arrays in shared memory begin at multiples of this.
 _ALIGNED_BYTES = 64

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from align.config import Params
 from align.config.fit_tokenizer import FitTokenizerConfig
@@ -60,7 +61,7 @@ def fit_tokenizer(
         save_tokenizer(tokenizer, part, max_tokens=max_tokens)
     tokenised = TextTokenizer.load(out, max_tokens=NEVER_TRUNCATED).ids(texts)
     lengths = [len(ids) for ids in tokenised]
-    unknown = tokenizer.token_to_id("[UNK]")
+    unknown: Any = tokenizer.token_to_id("[UNK]")
     report = FitTokenizerReport(
         longest_text=texts[max(range(len(texts)), key=lambda row: (lengths[row], texts[row]))],
         metrics={

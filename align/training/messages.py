@@ -48,7 +48,7 @@ def flat(tensor: Tensor) -> Tensor:
 
 def pieces(flat: Tensor) -> Iterator[Tensor]:
     """The bytes of a tensor of one dimension, as views of at most `PIECE_BYTES`."""
-    return iter(flat.view(torch.uint8).split(PIECE_BYTES) if flat.numel() else ())
+    return iter(torch.split(flat.view(torch.uint8), PIECE_BYTES) if flat.numel() else ())
 
 
 def _packed(value: Any, tensors: list[Tensor]) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -32,7 +32,8 @@ class SideStream:
     """A second stream of a GPU."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        stream: Any = torch.cuda.Stream
+        self._device, self._stream = device, stream(device)
 
     def beside(self) -> AbstractContextManager[object]:
         """See `Copies`."""

@@ -138,7 +138,7 @@ class Ranks:
             there = flat(next(queue)) if self.leads else torch.empty(size, dtype=dtype)
             for piece in pieces(there) if self.world_size > 1 else ():
                 dist.broadcast(piece, src=0)
-                digest.update(piece.numpy())
+                digest.update(piece.numpy().data)
             return there
 
         if self.world_size > 1:

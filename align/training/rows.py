@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -87,7 +87,7 @@ class RowMaker:
             self._lengths = [self._sources[0].num_images // batch_size * batch_size]
         self._of_thread = threading.local()
 
-    def made(self, first_step: int, num_steps: int, memory: Memory) -> Iterator[tuple[Arrays, Rows]]:
+    def made(self, first_step: int, num_steps: int, memory: Memory) -> Generator[tuple[Arrays, Rows]]:
         """The rows of steps `first_step` to `num_steps`; AHEAD of them are in preparation.
 
         One thread plans what to read (offsets, the order of a new block), several read from the store, and several

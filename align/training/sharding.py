@@ -117,7 +117,8 @@ def _channels_last(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
 def _keep_channels_last(convolution: nn.Conv2d) -> None:
     kept = convolution.weight.detach().permute(0, 2, 3, 1).contiguous()
     convolution._parameters["weight"] = nn.Parameter(kept, convolution.weight.requires_grad)
-    convolution.__class__ = _channels_last(type(convolution))  # as FSDP makes its units of modules
+    kind: Any = type(convolution)
+    convolution.__class__ = _channels_last(kind)  # as FSDP makes its units of modules
 
 
 def sum_between_nodes(tower: nn.Module, now: bool) -> None:

@@ -71,7 +71,8 @@ class State:
 
         So a rank needs memory for its part of the state and one whole tensor, see `Ranks.share`.
         """
-        own, params = self.model.state_dict(), _trained(self.model)
+        own: dict[str, Tensor] = self.model.state_dict()
+        params = _trained(self.model)
         order = [param for group in self.optimiser.param_groups for param in group["params"]]
 
         def keep(path: Path, whole: Tensor) -> Tensor:

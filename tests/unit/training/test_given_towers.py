@@ -134,7 +134,7 @@ def test_what_is_no_image_tower_is_one_line(
 
     fewer = {name: value for name, value in efficientnet.items() if not name.startswith("blocks.6")}
     line = said(fewer)
-    assert f"pretrain.image_weights: {file}: not the weights of B0, which model.image_tower names: encoder." in line
+    assert f"pretrain.image_weights: {file}: not the weights of model.image_tower B0: encoder." in line
     assert "encoder.blocks.15.expansion.expand_conv.weight is missing" in line and line.endswith(" more")
     assert "blocks.0.0.attn.weight is not known" in said(efficientnet | {"blocks.0.0.attn.weight": torch.ones(2)})
     assert "embeddings.batchnorm.bias is not finite" in said(efficientnet | {"bn1.bias": torch.full((32,), torch.nan)})

@@ -87,7 +87,7 @@ def with_log(plan: TrainingPlan, log: Log) -> TrainingPlan:
     return replace(plan, monitoring=replace(plan.monitoring, log=log))
 
 
-def samples(count: int, first: int = 0) -> list[Sample]:
+def samples(count: int, first: int = 0, px: int = IMAGE_PX) -> list[Sample]:
     """Half of each picture in a colour; two texts each."""
     made = []
     for index in range(first, first + count):
@@ -96,7 +96,7 @@ def samples(count: int, first: int = 0) -> list[Sample]:
         side = list(SIDES)[index // 4 % 4]
         picture = generator.integers(0, 40, (2, 2, 3)) + 200
         picture[SIDES[side]] = COLOURS[colour]
-        pixels = np.kron(picture, np.ones((IMAGE_PX // 2, IMAGE_PX // 2, 1))).clip(0, 255).astype(np.uint8)
+        pixels = np.kron(picture, np.ones((px // 2, px // 2, 1))).clip(0, 255).astype(np.uint8)
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=90)
         texts = (f"a {colour} bar at the {side}", f"{side} side in {colour}")
         key = f"{index:09d}"
@@ -104,14 +104,14 @@ def samples(count: int, first: int = 0) -> list[Sample]:
     return made
 
 
-def write(root: Path, *, num_train: int = 24, num_val: int = 8) -> tuple[Path, Path]:
+def write(root: Path, *, num_train: int = 24, num_val: int = 8, px: int = IMAGE_PX) -> tuple[Path, Path]:
     """Writes `root/shards` (two training tars) and `root/tokenizer`; returns both."""
     shards, tokenizer = root / "shards", root / "tokenizer"
     tokenizer.mkdir(parents=True)
-    train, val = samples(num_train), samples(num_val, first=1000)
+    train, val = samples(num_train, px=px), samples(num_val, first=1000, px=px)
     half = num_train // 2
     tars: dict[SplitName, list[list[Sample]]] = {"train": [train[:half], train[half:]], "val": [val]}
-    write_shards(shards, tars, image_px=IMAGE_PX)
+    write_shards(shards, tars, image_px=px)
     texts = [text for sample in train for text in sample.texts]
     save_tokenizer(fit_wordpiece(texts, vocab_size=100, min_count=1), tokenizer, max_tokens=MODEL.max_tokens)
     return shards, tokenizer

@@ -1,4 +1,6 @@
-"""A published recipe trains: a step of it without a byte of weights."""
+"""The published recipes train: a step of each without a byte of weights, and real steps of the smallest."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +11,13 @@ from align.config.pretrain import PretrainConfig
 from align.config.profile import profile_overrides
 from align.model.dual_encoder import DualEncoder
 from align.training.lamb import Lamb, parameter_groups
+from align.training.run import run
+from tests.support import training_data
 from tests.support.params import load_params
+from tests.support.training_data import plan
 
 #: Parameters in millions.
-PUBLISHED = {"cc3m": 39.3}
+PUBLISHED = {"cc3m": 39.3, "ablation": 224.5, "coyo": 224.5, "paper": 873.4}
 
 
 @pytest.mark.parametrize("profile", PUBLISHED)
@@ -43,3 +48,18 @@ def test_a_step_of_a_published_recipe(profile: str) -> None:
     assert len(optimiser.state) == len(list(model.parameters()))
     millions = sum(param.numel() for param in model.parameters()) / 1e6
     assert millions == pytest.approx(PUBLISHED[profile], abs=0.1)
+
+
+@pytest.mark.full
+def test_real_steps_of_cc3m(tmp_path: Path) -> None:
+    """B3 + Mini at 289 px on a batch of 16: half a minute."""
+    shards, tokenizer = training_data.write(tmp_path, num_train=32, num_val=0, px=346)
+    params = load_params(overrides=profile_overrides("cc3m"))
+    changes = {
+        "num_steps": 2, "warmup_steps": 1, "batch_size": 16, "micro_batch": None, "log_every_steps": 1,
+        "validate_every_steps": 2, "checkpoint_every_steps": 2, "best_metric": None, "num_processes": 1,
+    }  # fmt: skip
+    recipe = params.section(PretrainConfig).model_copy(update=changes)
+    trained = run(plan((shards, tokenizer), tmp_path / "ck", recipe, model=params.section(ModelConfig)))
+    assert trained is not None
+    assert [row["step"] for row in trained.rows] == [1, 2] and all(0 < row["train/loss"] < 20 for row in trained.rows)

@@ -95,7 +95,8 @@ def test_a_rank_that_dies_while_it_receives_the_state_is_restarted(
     folder = some.folder()
     (folder.directory / "step-00000006.pt").unlink()
     without = cluster.model_copy(update={"max_restarts": 0})
-    with pytest.raises(TrainingError, match=r"training process 1 died \(exit code -9\)"):
+    # the other rank misses it, and may have ended before the launcher looks
+    with pytest.raises(TrainingError, match=r"training process [01] died"):
         launch(functools.partial(_dies_while_it_receives, some, tmp_path / "once"), 2, 1, without)
     assert folder.steps() == [2, 4]  # as before
     launch(functools.partial(_dies_while_it_receives, some, tmp_path / "twice"), 2, 1, cluster)

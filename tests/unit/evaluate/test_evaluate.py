@@ -22,7 +22,7 @@ from tests.support.colours import COLOURS, ColourEncoder, square
 from tests.support.params import load_params
 from tests.support.shard_folder import write_shards
 
-CONFIG = EvaluateConfig(seed=0, num_resamples=200, max_test_images=100, num_examples=2)
+CONFIG = EvaluateConfig(seed=0, image_px=None, num_resamples=200, max_test_images=100, num_examples=2)
 
 
 def pictures(mislabelled: str | None = None) -> list[bytes]:

@@ -14,7 +14,7 @@ from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.query_ranks import read_ranks
 from tests.support.colours import ColourEncoder, square
 
-CONFIG = EvaluateConfig(seed=0, num_resamples=200, max_test_images=0, num_examples=1)
+CONFIG = EvaluateConfig(seed=0, image_px=None, num_resamples=200, max_test_images=0, num_examples=1)
 
 
 def captions(*texts: tuple[str, ...], repeats: bool = True) -> EvaluationSet:

@@ -43,7 +43,7 @@ def test_the_file_of_an_evaluation_has_them(tmp_path: Path) -> None:
         for name, text in texts.items()
         for shade in (0, 9)
     ]
-    config = EvaluateConfig(seed=0, num_resamples=100, max_test_images=9, num_examples=1)
+    config = EvaluateConfig(seed=0, image_px=None, num_resamples=100, max_test_images=9, num_examples=1)
     pictures = held([square(name, shade=shade) for name in texts for shade in (0, 9)])
     squares = EvaluationSet("squares", "retrieval", "", images, (), (), pictures)
     evaluate(config, encoder=ColourEncoder(), sets=[squares], reports=tmp_path / "evaluation")

@@ -19,7 +19,7 @@ from tests.support.colours import COLOURS, ColourEncoder, square
 from tests.support.suites import local_files, read
 from tests.unit.evaluate.test_captioned import captioned
 
-CONFIG = EvaluateConfig(num_resamples=100, seed=0, num_examples=1, max_test_images=0)
+CONFIG = EvaluateConfig(num_resamples=100, seed=0, image_px=None, num_examples=1, max_test_images=0)
 
 
 def many_labels(root: Path) -> EvaluationSet:

@@ -1,6 +1,6 @@
 """Phases of a run: most steps at small pictures and short texts, the end at full size (after CLIPA, Li et al., 2023).
 
-A step's size is a function of its number, so a run that resumes goes on with the size that it had.
+A step's size depends on its number only, so a stopped run has the sizes of one that was never stopped.
 """
 
 from __future__ import annotations

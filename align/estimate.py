@@ -22,15 +22,15 @@ from align.config import load_params
 from align.config.cluster import ClusterConfig
 from align.config.finetune import FinetuneConfig
 from align.config.fit_tokenizer import FitTokenizerConfig
-from align.config.model import Checkpointing, ModelConfig
+from align.config.model import Checkpointing, Locked, ModelConfig
 from align.config.pretrain import PretrainConfig
 from align.config.recipe import Recipe
 from align.console import show_json
 from align.model.dual_encoder import DualEncoder
 from align.training.process_group import default_processes
 
-#: float32 weights, gradients, and LAMB's two moments.
-_COPIES = 4
+#: Of what is trained: gradients, and LAMB's two moments.
+_GRADIENTS, _MOMENTS = 1, 2
 _FLOAT32 = 4
 
 
@@ -40,7 +40,7 @@ class Estimate(BaseModel):
     Attributes:
         num_parameters: of both towers.
         num_ranks: processes that share a batch, on all machines.
-        state_bytes: weights, gradients and moments of a rank.
+        state_bytes: weights of a rank; gradients, moments and average of those that are trained.
         activation_bytes_per_pair: kept for the backward pass, without recomputing.
         pairs_at_a_time: of a rank, whose activations are kept together.
         checkpoint_bytes: of one checkpoint.
@@ -73,15 +73,14 @@ def estimate(
         num_nodes: machines.
         on_gpu: whether they train on GPUs, where `precision` counts.
     """
-    num_parameters, activations = _towers(
-        recipe.trained(model),
-        vocab_size,
+    num_parameters, num_trained, activations = _towers(
+        recipe.trained(model), vocab_size, recipe.gradient_checkpointing, recipe.locked,
         half=on_gpu and recipe.precision != "float32",
-        checkpointing=recipe.gradient_checkpointing,
-    )
+    )  # fmt: skip
     share = -(-recipe.batch_size // num_ranks)
     parts = [share, *([recipe.micro_batch] if recipe.micro_batch else [])]
-    state = num_parameters * _FLOAT32 * _COPIES
+    kept = num_parameters + num_trained * (_MOMENTS + (recipe.ema_decay is not None))
+    state = (kept + num_trained * _GRADIENTS) * _FLOAT32
     if recipe.shard_weights:
         state //= num_ranks // num_nodes if recipe.shard_weights == "node" else num_ranks
     return Estimate(
@@ -90,13 +89,15 @@ def estimate(
         state_bytes=state,
         activation_bytes_per_pair=activations,
         pairs_at_a_time=min(parts),
-        checkpoint_bytes=num_parameters * _FLOAT32 * (_COPIES - 1),  # no gradients
+        checkpoint_bytes=kept * _FLOAT32,
     )
 
 
 @functools.cache
-def _towers(config: ModelConfig, vocab_size: int, *, half: bool, checkpointing: Checkpointing) -> tuple[int, int]:
-    """Parameters, and the bytes that one pair leaves for the backward pass."""
+def _towers(
+    config: ModelConfig, vocab_size: int, checkpointing: Checkpointing, locked: Locked, *, half: bool
+) -> tuple[int, int, int]:
+    """Parameters, those that are trained, and the bytes that one pair leaves for the backward pass."""
     kept: dict[int, tuple[object, int]] = {}  # by storage, each once; the storage is held, so that no id comes twice
 
     def keep(tensor: Tensor) -> Tensor:
@@ -106,7 +107,9 @@ def _towers(config: ModelConfig, vocab_size: int, *, half: bool, checkpointing: 
 
     with torch.device("meta"):
         model = DualEncoder(config, vocab_size).train()
+        model.lock(locked)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         model.gradient_checkpointing = checkpointing
         if half:
             model.to(torch.bfloat16)
@@ -118,8 +121,9 @@ def _towers(config: ModelConfig, vocab_size: int, *, half: bool, checkpointing: 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             images = model.encode_image(pixels)
             texts = model.text_projection(model.text_model(input_ids=ids).last_hidden_state[:, 0])
-    assert images.requires_grad and texts.requires_grad
-    return num_parameters, sum(size for key, (_, size) in kept.items() if key not in own) // samples
+    assert images.requires_grad or locked == "image"  # whose projection may be none
+    assert texts.requires_grad
+    return num_parameters, num_trained, sum(size for key, (_, size) in kept.items() if key not in own) // samples
 
 
 def main() -> None:

@@ -16,11 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from align.checkpoint import CheckpointFolder
-from align.errors import AlignError
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
-from align.training import loop as loop_module
 from align.training import state as state_module
 from align.training import step as step_module
 from align.training.acceleration import accelerated
@@ -29,11 +26,12 @@ from align.training.lamb import Lamb
 from align.training.loss_scale import LossScale
 from align.training.plan import TrainingPlan
 from align.training.process_group import Ranks, launch
-from align.training.run import _train_rank, run
+from align.training.run import run
 from align.training.sharding import distributed_like, gathered, is_sharded, shard, shards
 from align.training.step import compute_gradients
 from tests.support import lamb_reference, training_data
 from tests.support.forked import forked_ranks
+from tests.support.rank_runs import ended_with, last
 from tests.support.training_data import MODEL, TermAt, pretrain_config
 
 BATCH = 32
@@ -68,9 +66,7 @@ class Outcomes:
     ranks: list[dict[str, Any]]
 
     def last(self, name: str) -> dict[str, Any]:
-        saved = CheckpointFolder(next((self.root / name).glob("pretrain-*")), 4).load_latest(torch.device("cpu"))
-        assert saved is not None
-        return saved
+        return last(self.root, name)
 
 
 def _plan(data: tuple[Path, Path], checkpoints: Path, log: Any = None, **changes: Any) -> TrainingPlan:
@@ -146,17 +142,12 @@ def _huge(**saved: Any) -> LossScale:
 def _work(plans: list[tuple[str, TrainingPlan]], tokenizer: Path, root: Path, ranks: Ranks) -> None:
     results: dict[str, Any] = {}
     step_module.CPU_PART = 4
-    loop_module._LAUNCHER_TAKES_S = 1e6  # these processes continue after a stopped run
     results |= {f"gradients, {case}": gradients(tokenizer, case, ranks) for case in CASES}
     results["lamb"] = lamb(init_device_mesh("cpu", (ranks.world_size,)))
     plain_scale = state_module.LossScale
     for name, plan in plans:
         state_module.LossScale = _huge if name == "scaled" else plain_scale  # type: ignore[assignment,misc]  # a stand-in
-        try:
-            _train_rank(plan, ranks)
-            results[name] = "done"
-        except AlignError as error:
-            results[name] = f"{type(error).__name__}: {error}"
+        results[name] = ended_with(plan, ranks)
     torch.save(results, root / f"{ranks.rank}.pt")
 
 

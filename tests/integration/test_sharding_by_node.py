@@ -14,13 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from align.checkpoint import CheckpointFolder
-from align.errors import AlignError, TrainingError
+from align.errors import TrainingError
 from align.model.dual_encoder import DualEncoder
-from align.training import loop as loop_module
 from align.training import step as step_module
 from align.training.process_group import Ranks, launch
-from align.training.run import _train_rank, run
+from align.training.run import run
 from align.training.sharding import shard, shards
 from tests.integration.test_sharding import (
     WHOLE,
@@ -34,6 +32,7 @@ from tests.integration.test_sharding import (
 from tests.integration.test_sharding import _plan as plan
 from tests.support import training_data
 from tests.support.forked import forked_ranks
+from tests.support.rank_runs import ended_with, last
 from tests.support.training_data import MODEL, TermAt, pretrain_config
 
 NODE = {"shard_weights": "node"}
@@ -69,7 +68,6 @@ def _work(plans: list[tuple[str, Any]], tokenizer: Path, root: Path, ranks: Rank
     alone, ranks = ranks, replace(ranks, num_on_node=2)
     results: dict[str, Any] = {}
     step_module.CPU_PART = 4
-    loop_module._LAUNCHER_TAKES_S = 1e6  # these processes continue after a stopped run
     for case in ("parts", "micro_batch", "cheap"):
         results[case] = gradients(tokenizer, case, ranks, **NODE)
     for case in ("parts", "micro_batch"):
@@ -84,11 +82,7 @@ def _work(plans: list[tuple[str, Any]], tokenizer: Path, root: Path, ranks: Rank
     except TrainingError as error:
         results["uneven"] = str(error)
     for name, some in plans:
-        try:
-            _train_rank(some, ranks)
-            results[name] = "done"
-        except AlignError as error:
-            results[name] = f"{type(error).__name__}: {error}"
+        results[name] = ended_with(some, ranks)
     torch.save(results, root / f"{ranks.rank}.pt")
 
 
@@ -118,12 +112,6 @@ def root(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="module")
 def ranks(root: Path) -> list[dict[str, Any]]:
     return [torch.load(root / f"{rank}.pt") for rank in range(4)]
-
-
-def last(root: Path, name: str) -> dict[str, Any]:
-    saved = CheckpointFolder(next((root / name).glob("pretrain-*")), 4).load_latest(torch.device("cpu"))
-    assert saved is not None
-    return saved
 
 
 @pytest.mark.parametrize("case", ["parts", "micro_batch", "cheap", "parts, one machine", "micro_batch, one machine"])

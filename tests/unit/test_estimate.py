@@ -48,3 +48,25 @@ def test_what_saves_memory_saves_it_here() -> None:
     assert parts.pairs_at_a_time == 32 and parts.rank_bytes < plain.rank_bytes
     assert of("pretrain.shard_weights=true", num_ranks=4).state_bytes == plain.state_bytes // 4
     assert of("pretrain.shard_weights=node", num_ranks=8, num_nodes=4).state_bytes == plain.state_bytes // 2
+
+
+def test_a_locked_tower_has_weights_only() -> None:
+    params = load_params()
+    model = DualEncoder(params.section(ModelConfig), 500)
+    towers = {"image": model.vision_model, "text": model.text_model}
+    of_model = [sum(parameter.numel() for parameter in part.parameters()) for part in (model, *towers.values())]
+    free = params.section(PretrainConfig)
+    plain = estimate(params.section(ModelConfig), 500, free, num_ranks=1, on_gpu=False)
+    for which, size in zip(towers, of_model[1:], strict=True):
+        recipe = free.model_copy(update={"locked": which})
+        needs = estimate(params.section(ModelConfig), 500, recipe, num_ranks=1, on_gpu=False)
+        assert needs.num_parameters == of_model[0]
+        assert needs.state_bytes == 16 * of_model[0] - 12 * size
+        assert needs.checkpoint_bytes == 12 * of_model[0] - 8 * size
+        assert needs.activation_bytes_per_pair < plain.activation_bytes_per_pair
+
+
+def test_an_average_is_one_more_copy() -> None:
+    plain, average = of("pretrain.ema_decay=null"), of("pretrain.ema_decay=0.99")
+    assert average.state_bytes - plain.state_bytes == 4 * plain.num_parameters
+    assert average.checkpoint_bytes - plain.checkpoint_bytes == 4 * plain.num_parameters

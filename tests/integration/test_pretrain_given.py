@@ -1,0 +1,87 @@
+"""`align fit_tokenizer`, `pretrain` and `finetune` from an EfficientNet and a BERT that others trained (LiT)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+
+from align.files import sha256_file
+from align.formats.model_folder import read_config
+from align.model.dual_encoder import load_model
+from align.model.tokenizer import TextTokenizer
+from tests.golden import timm_towers
+from tests.support import forked, training_data
+from tests.support.training_data import RECIPE
+from tests.support.training_project import write_project
+from tests.unit.training.test_given_towers import GOLDEN, write_bert
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards, the two towers, and parameters that name both and lock the image tower; the stages have run."""
+    root = tmp_path_factory.mktemp("given")
+    shards, words = training_data.write(root / "data")
+    write_bert(root / "bert", words, TextTokenizer.load(words, 16).vocab_size)
+    save_file(timm_towers.weights(GOLDEN["names"]), root / "b0.safetensors")
+    text = {"path": "bert", "sha256": sha256_file(root / "bert/model.safetensors")}
+    image = {
+        "path": "b0.safetensors", "sha256": sha256_file(root / "b0.safetensors"),
+        "architecture": "tf_efficientnet_b0", "pixels": "inception",
+    }  # fmt: skip
+    recipe = RECIPE | {
+        "num_steps": 3, "validate_every_steps": 3, "num_processes": 2, "shard_weights": True, "locked": "image",
+        "image_weights": image, "text_weights": text,
+    }  # fmt: skip
+    write_project(root, (shards, root / "tokenizer"), recipe)
+    yaml, file = YAML(), root / "params.yaml"
+    values = yaml.load(file)
+    values["model"]["image_tower"] = "B0"
+    values["fit_tokenizer"]["from"] = {"path": "bert", "sha256": sha256_file(root / "bert/tokenizer.json")}
+    values["finetune"]["num_steps"] = 2
+    yaml.dump(values, file)
+    for stage in ("fit_tokenizer", "pretrain", "finetune"):
+        command = forked.Command([stage], root)
+        assert command.ended(300)
+        command.require_success()
+    return root
+
+
+def test_the_model_is_that_of_the_given_towers(project: Path) -> None:
+    words = [TextTokenizer.load(project / name, 16).vocabulary for name in ("tokenizer", "data/tokenizer")]
+    assert words[0] == words[1]  # the BERT's
+    config = read_config(project / "models/finetuned")
+    assert config.imported is not None and config.imported.folder == "b0.safetensors, bert"
+    assert config.imported.weights == ", ".join(
+        sha256_file(project / name) for name in ("b0.safetensors", "bert/model.safetensors")
+    )
+
+
+def test_the_locked_tower_is_the_given_one_and_the_other_has_learned(project: Path) -> None:
+    given = timm_towers.weights(GOLDEN["names"])
+    bert = load_file(project / "bert/model.safetensors")
+    for stage in ("pretrained", "finetuned"):  # which inherits `locked`
+        weights = load_model(project / "models" / stage).state_dict()
+        for theirs, ours in (
+            ("blocks.0.0.conv_dw.weight", "encoder.blocks.0.depthwise_conv.depthwise_conv.weight"),
+            ("blocks.6.0.bn3.running_mean", "encoder.blocks.15.projection.project_bn.running_mean"),
+        ):
+            assert torch.equal(weights[f"vision_model.{ours}"], given[theirs])
+        learned = weights["text_model.encoder.layer.0.output.dense.weight"]
+        apart = (learned - bert["bert.encoder.layer.0.output.dense.weight"]).norm() / learned.norm()
+        assert 0 < apart < 0.5  # it began with the BERT's
+
+
+def test_a_file_that_was_changed_is_one_line(project: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    copy.mkdir()
+    (copy / "params.yaml").write_text((project / "params.yaml").read_text())
+    for name in ("bert", "tokenizer", "reports"):
+        (copy / name).symlink_to(project / name)
+    (copy / "b0.safetensors").write_bytes((project / "b0.safetensors").read_bytes() + b" ")
+    command = forked.Command(["pretrain"], copy)
+    assert command.ended(300) and command.exit_code == 1
+    lines = [line for line in command.errors.splitlines() if "error" in line]
+    assert len(lines) == 1 and "pretrain.image_weights: b0.safetensors has the sha256" in lines[0]
+    assert "Traceback" not in command.errors and not (copy / "models").exists()

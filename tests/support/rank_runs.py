@@ -1,0 +1,30 @@
+"""Training plans as ranks that are there already run them, one after the other, and what a run leaves."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align.checkpoint import CheckpointFolder
+from align.errors import AlignError
+from align.training import loop as loop_module
+from align.training.plan import TrainingPlan
+from align.training.process_group import Ranks
+from align.training.run import _train_rank
+
+
+def ended_with(plan: TrainingPlan, ranks: Ranks) -> str:
+    """Trains to the end: "done", or what ended it."""
+    loop_module._LAUNCHER_TAKES_S = 1e6  # the process continues after a stopped run
+    try:
+        _train_rank(plan, ranks)
+    except AlignError as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+def last(root: Path, name: str, stage: str = "pretrain") -> dict[str, Any]:
+    """The last checkpoint of the run whose checkpoints are in `root/name`."""
+    saved = CheckpointFolder(next((root / name).glob(f"{stage}-*")), 4).load_latest(torch.device("cpu"))
+    assert saved is not None
+    return saved

@@ -1,5 +1,7 @@
 """Flows without a server: supervised children, git plumbing, locks, and what people read."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -10,7 +12,9 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from align.errors import ConfigError, DataError
 from align.locks import locked
@@ -312,3 +316,19 @@ def test_a_report_shows_metrics_and_pictures(tmp_path: Path) -> None:
     text = report_markdown(tmp_path / "reports/filter", stage("filter"))
     assert "| filter/num_kept | 1,234 |" in text and "| filter/keep_rate | 0.5 |" in text
     assert "![funnel](data:image/png;base64,iVBORw==)" in text
+
+
+def test_pictures_of_a_report_fit_into_an_event_of_prefect(tmp_path: Path) -> None:
+    """The largest are named instead; what is shown has fewer colours."""
+    report(tmp_path, "filter", {"filter/num_kept": 1})
+    noise = np.random.default_rng(0)
+    for name, side in (("examples", 400), ("large", 1000), ("more", 800)):
+        picture = Image.fromarray(noise.integers(0, 255, (side, side, 3), dtype=np.uint8))
+        picture.save(tmp_path / f"reports/filter/{name}.png")
+    text = report_markdown(tmp_path / "reports/filter", stage("filter"))
+    assert len(text) < 1_500_000 and "\n\nlarge.png: " in text and "see filter/ in the checkout" in text
+    shown = re.findall(r"!\[(\w+)\]\(data:image/png;base64,([^)]+)\)", text)
+    assert [name for name, _ in shown] == ["examples", "more"]
+    for (_, data), side in zip(shown, (400, 800), strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            assert picture.size == (side, side) and picture.mode == "P"

@@ -145,10 +145,10 @@ class Recipe(Section):
 
     def deciding_values(self) -> dict[str, Any]:
         """The values that decide the result. What was made elsewhere counts by its digest, wherever it is stored."""
-        exclude: dict[str, Any] = dict.fromkeys(self.neutral_fields, True)
         of_all = {"__all__": {"path"}}
-        exclude |= {"extra_shards": of_all, "teacher": {"embeds": of_all}}
+        exclude: dict[str, Any] = {"extra_shards": of_all, "teacher": {"embeds": of_all}}
         exclude |= {"image_weights": {"path"}, "text_weights": {"path"}}
+        exclude |= dict.fromkeys(self.neutral_fields, True)
         return self.model_dump(mode="json", exclude=exclude)
 
     def trained(self, model: ModelConfig) -> ModelConfig:

@@ -28,13 +28,14 @@ import torch
 from align.checkpoint import CheckpointFolder
 from align.config.health import HealthConfig
 from align.config.recipe import Recipe
-from align.errors import NonFiniteLossError, TrainingError
+from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import estimate_statistics
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import as_written
 from align.training.batch import Augmentation, Batch, Sampling, Workers
+from align.training.endings import StoppedError
 from align.training.health import Health
 from align.training.loader import TrainLoader
 from align.training.on_device import one_ahead
@@ -110,6 +111,7 @@ def train(
         takes_part = ranks.leads or state.sharded  # in work that one rank does alone, if it has whole weights
         earlier: _Started | None = None  # the step before, whose values nobody has waited for
         for batch, stretch in one_ahead(feed.batches(), ranks.device):
+            progress.at(stretch)
             rate = learning_rate_at(state.step, recipe)
             pending = _update(state, recipe, ranks, stretch.tokenizer, batch, rate)
             done, row_due = state.step == recipe.num_steps, state.step % recipe.log_every_steps == 0
@@ -177,13 +179,15 @@ class _Feed:
 
     def batches(self) -> Iterator[tuple[Batch, Stretch]]:
         """As `TrainLoader.batches`."""
+        step = self._state.step  # counted here: on a GPU batches are taken before the step before them is done
         for stretch in self._stretches:
-            if self._state.step < stretch.end:
+            if step < stretch.end:
                 loader = _loader(self._state.model, self._recipe, self._ranks, stretch)
                 waited, replaced = self.wait_s, self.num_quarantined
-                for batch in loader.batches(self._state.step, stretch.end):
+                for batch in loader.batches(step, stretch.end):
                     self.wait_s, self.num_quarantined = waited + loader.wait_s, replaced + loader.num_quarantined
                     yield batch, stretch
+                step = stretch.end
 
 
 def _loader(model: DualEncoder, recipe: Recipe, ranks: Ranks, stretch: Stretch) -> TrainLoader:
@@ -216,12 +220,12 @@ def _save(state: State, ranks: Ranks, folder: CheckpointFolder, *, best: bool = 
             folder.save(state.step, values, best=best)
 
 
-def _stopped(state: State, recipe: Recipe, end: int) -> TrainingError:
+def _stopped(state: State, recipe: Recipe, end: int) -> StoppedError:
     if end == _NOT_SAVED:  # the leading rank says why: its folder.wait does
-        return TrainingError(
+        return StoppedError(
             f"stopped after step {state.step} of {recipe.num_steps}: the leading rank could not write a checkpoint"
         )
-    return TrainingError(
+    return StoppedError(
         f"stopped by SIGTERM after step {state.step} of {recipe.num_steps}; that step is saved; run again to resume"
     )
 

@@ -42,7 +42,8 @@ class Stretch:
 
 
 def sizes(recipe: Recipe, model: ModelConfig) -> Iterator[Size]:
-    """The sizes of a run, in order; those of phases of no steps are left out. The last one is the model's own.
+    """The sizes of a run, in order; those of phases of no steps are left out. The last one, at least of the last step,
+    is the model's own.
 
     Args:
         recipe: its `phases` come before the steps at full size.
@@ -51,7 +52,7 @@ def sizes(recipe: Recipe, model: ModelConfig) -> Iterator[Size]:
     share, end = 0.0, 0
     for phase in recipe.phases:
         share += phase.share
-        before, end = end, round(share * recipe.num_steps)
+        before, end = end, min(round(share * recipe.num_steps), recipe.num_steps - 1)
         image_px = phase.image_px or model.image_px
         resize_px = round(model.resize_px * image_px / model.image_px)
         if end > before:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,11 +29,9 @@ from torch.distributed import DistStoreError, PrefixStore, TCPStore  # type: ign
 from align.config.cluster import ClusterConfig
 from align.console import say
 from align.errors import AlignError, TrainingError
+from align.training.endings import Endings, RankOutcome, left
 from align.training.messages import Keep, flat, pack, pieces, unpack
 from align.training.network import BACKEND, LOOPBACK, listen, register_backend, use_interface_to
-
-#: The return value of a rank: None, or the class name and message of the AlignError that ended it.
-RankOutcome = tuple[str, str] | None
 
 
 class RestartError(TrainingError):
@@ -201,8 +200,8 @@ def launch(
     """Runs `work` on every rank and returns when all have ended.
 
     When a rank dies, torch's elastic agent ends the others and restarts all, at most `cluster.max_restarts` times;
-    `work` resumes from its last checkpoint. An AlignError counts as a result, not as a death: it restarts nothing,
-    unless it is a RestartError.
+    `work` resumes from its last checkpoint. An AlignError counts as a result, not as a death: it ends all ranks and
+    restarts nothing, also if one rank alone has it, unless it is a RestartError.
 
     Args:
         work: picklable if there are several processes.
@@ -242,11 +241,14 @@ def launch(
         max_restarts=restarts,
         start_method="spawn", monitor_interval=0.2, logs_specs=DefaultLogsSpecs(log_dir=scratch.name),
     )  # fmt: skip
+    ending = Path(scratch.name) / "ending.json"
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in signals}
     try:
-        outcomes: dict[int, RankOutcome] = elastic_launch(config, _worker)(work, threads, endpoint)
+        outcomes: dict[int, RankOutcome] = elastic_launch(config, _worker)(work, threads, endpoint, ending)
     except ChildFailedError as error:
+        if (outcome := left(ending)) is not None:
+            raise _error(outcome) from None
         rank, failure = error.get_first_failure()
         raise TrainingError(
             f"training process {rank} died (exit code {failure.exitcode}); see its output above"
@@ -262,10 +264,10 @@ def launch(
             signal.signal(number, handler)
     for outcome in outcomes.values():
         if outcome is not None:
-            raise _error_class(outcome[0])(outcome[1])
+            raise _error(outcome)
 
 
-def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str) -> RankOutcome:
+def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str, ending: Path) -> RankOutcome:
     _end_with_parent()
     torch.set_num_threads(threads)
     device = _device(int(os.environ["LOCAL_RANK"]))
@@ -274,8 +276,12 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str) -> RankO
     use_interface_to(endpoint)
     # the agent's store survives a restart, so each attempt has its own prefix: dead ranks' addresses are useless
     host, _, port = endpoint.rpartition(":")
-    store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], TCPStore(host, int(port), is_master=False))
+    agents, attempt = TCPStore(host, int(port), is_master=False), os.environ["TORCHELASTIC_RESTART_COUNT"]
+    store = PrefixStore(attempt, agents)
     rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    endings = Endings(agents, attempt, world_size, ending)
+    if (outcome := endings.known()) is not None:  # this attempt would meet the same error
+        return outcome
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
@@ -284,7 +290,11 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str) -> RankO
         say(f"training process {rank}: {error}")
         os._exit(1)  # at once: the other ranks may wait for this one, and it for them
     except AlignError as error:
-        return type(error).__name__, str(error)
+        return endings.own(error)
+    except Exception:
+        if (outcome := endings.known()) is None:
+            raise
+        return outcome  # a lost connection follows from it
     finally:
         dist.destroy_process_group()
     return None
@@ -296,11 +306,12 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
-def _error_class(name: str) -> type[AlignError]:
+def _error(outcome: tuple[str, str]) -> AlignError:
     import align.errors
 
+    name, message = outcome
     error = getattr(align.errors, name, TrainingError)
-    return error if isinstance(error, type) and issubclass(error, AlignError) else TrainingError
+    return (error if isinstance(error, type) and issubclass(error, AlignError) else TrainingError)(message)
 
 
 def _device(local_rank: int) -> torch.device:

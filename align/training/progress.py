@@ -27,6 +27,14 @@ class Progress:
         self._recipe, self._first, self._last = recipe, first_step, first_step
         self._start = self._shown = time.monotonic()
         self._paused = 0.0
+        self._stretch: Stretch | None = None
+        self._since = first_step, 0.0  # steps and seconds, when the present stretch began
+
+    def at(self, stretch: Stretch) -> None:
+        """Says where the next step belongs: steps of another size have another speed."""
+        if self._stretch is not None and self._stretch is not stretch:
+            self._since = self._last, self.spent_s
+        self._stretch = stretch
 
     def show(self, step: int, loss: float, temperature: float, rate: float) -> None:
         """Counts a step, and prints a line if the last one is some seconds old."""
@@ -35,7 +43,7 @@ class Progress:
         if now - self._shown < PROGRESS_INTERVAL_S and step != self._recipe.num_steps:
             return
         self._shown = now
-        speed = self.pairs_per_s()
+        speed = self.present_pairs_per_s()
         left = (self._recipe.num_steps - step) * self._recipe.batch_size / speed if speed else 0.0
         say(
             f"{self._recipe.section}: step {step:,} of {self._recipe.num_steps:,}, loss {loss:.3f}, temperature "
@@ -57,6 +65,11 @@ class Progress:
         """Pairs per second, without the time of validation and checkpoints."""
         spent = self.spent_s
         return (self._last - self._first) * self._recipe.batch_size / spent if spent > 0 else 0.0
+
+    def present_pairs_per_s(self) -> float:
+        """The same for the steps of the present stretch only."""
+        step, spent = self._since
+        return (self._last - step) * self._recipe.batch_size / max(self.spent_s - spent, 1e-9)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -90,12 +103,14 @@ class Usage:
     def metrics(self, progress: Progress, stretch: Stretch, batch: Batch) -> dict[str, float]:
         """Live metrics: pairs per second, share of the peak (MFU), memory in GiB, device hours, and their cost.
 
+        Speed and MFU are those of the present picture size.
+
         Args:
             progress: of the run.
             stretch: the sizes of now.
             batch: whose texts are an example of all.
         """
-        speed = progress.pairs_per_s()
+        speed = progress.present_pairs_per_s()
         hours = progress.wall_s * self._num_devices / 3600
         metrics = {"train/pairs_per_s": speed, "train/device_hours": hours}
         if self._health.device_tflops is not None:

@@ -88,7 +88,7 @@ class Vote:
         self._greatest: OnItsWay | None = None
         if ranks.world_size == 1:
             return
-        tensor = torch.tensor([float(number)]).to(ranks.device, non_blocking=True)
+        tensor = torch.full((1,), float(number), device=ranks.device)  # a kernel: the host waits for no copy
         self._message = ranks.start_max(tensor)
         if ranks.device.type == "cuda":
             self._message.wait()  # of the device, not of the host

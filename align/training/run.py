@@ -100,6 +100,11 @@ def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
     """Raises ConfigError where values of the recipe contradict each other, the model or this machine."""
     if wrong := plan.recipe.against(plan.model, num_nodes, num_processes):
         raise ConfigError(wrong)
+    if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
+        raise ConfigError(
+            f"{plan.recipe.section}.num_processes {num_processes}: each trains on a GPU of its own, and this machine "
+            f"has {torch.cuda.device_count()}; null takes as many as the batch divides into"
+        )
     if plan.recipe.compile:
         require_compiler()
     if plan.inputs.initial is None:  # what is wrong with given weights is said once, and not by each rank
@@ -141,6 +146,12 @@ def _tokenizer(plan: TrainingPlan, max_tokens: int) -> TextTokenizer:
 
 
 def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
+    group = plan.model.batch_norm_group
+    if plan.recipe.batch_size % (ranks.world_size * group):  # each machine has compared it with its own number of ranks
+        raise ConfigError(
+            f"{plan.recipe.section}.batch_size {plan.recipe.batch_size:,} must be a multiple of {ranks.world_size} "
+            f"ranks on all machines x model.batch_norm_group {group}; set num_processes alike on every machine"
+        )
     model = _build(plan)
     start_alike(model, ranks)
     model.gradient_checkpointing = plan.recipe.gradient_checkpointing

@@ -151,10 +151,16 @@ def norms(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> Tensor:
     if not any(isinstance(owner, DTensor) for owner in owners):
         return local_norms
     # over all ranks, although each machine may have all rows: machines must not differ in the last bit
-    copies = torch.tensor([_copies(owner) for owner in owners], dtype=local_norms.dtype, device=local_norms.device)
+    copies = _on_device(tuple(_copies(owner) for owner in owners), local_norms.dtype, local_norms.device)
     squares = torch.where(copies > 0, local_norms.square(), torch.zeros_like(local_norms))
     dist.all_reduce(squares)
     return torch.where(copies > 0, (squares / copies).sqrt(), local_norms)
+
+
+@functools.cache
+def _on_device(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Made once: the host waits for its copy to a GPU."""
+    return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def _copies(owner: Tensor) -> int:

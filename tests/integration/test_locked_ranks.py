@@ -81,5 +81,5 @@ def test_the_locked_tower_stays_as_it_is(root: Path, which: str, case: str) -> N
 def test_stopped_and_resumed_equals_a_whole_run(root: Path, which: str) -> None:
     for rank in range(2):
         first, second = torch.load(root / f"{rank}.pt")[f"{which} stopped"]
-        assert first.startswith("TrainingError: stopped by SIGTERM after step 2 of 4") and second == "done"
+        assert first.startswith("StoppedError: stopped by SIGTERM after step 2 of 4") and second == "done"
     assert_same(last(root, f"{which} stopped", "finetune"), last(root, f"{which} sharded", "finetune"))

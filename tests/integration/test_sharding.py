@@ -271,8 +271,8 @@ def assert_lamb(ours: list[Tensor]) -> None:
 
 def test_stopped_and_resumed_equals_a_whole_run(outcomes: Outcomes) -> None:
     for outcome in outcomes.ranks:
-        assert outcome["stopped"].startswith("TrainingError: stopped by SIGTERM after step 2 of 4")
-        assert outcome["parts, stopped"].startswith("TrainingError: stopped by SIGTERM after step 2 of 4")
+        assert outcome["stopped"].startswith("StoppedError: stopped by SIGTERM after step 2 of 4")
+        assert outcome["parts, stopped"].startswith("StoppedError: stopped by SIGTERM after step 2 of 4")
         assert (outcome["resumed"], outcome["parts, resumed"]) == ("done", "done")
     assert_same(outcomes.last("stopped"), outcomes.last("two"))
     assert_same(outcomes.last("left"), outcomes.last("parts"))

@@ -138,7 +138,7 @@ def test_a_run_equals_that_of_one_process(root: Path, ranks: list[dict[str, Any]
 
 def test_stopped_and_resumed_equals_a_whole_run(root: Path, ranks: list[dict[str, Any]]) -> None:
     for outcome in ranks:
-        assert outcome["stopped"].startswith("TrainingError: stopped by SIGTERM after step 2 of 4")
+        assert outcome["stopped"].startswith("StoppedError: stopped by SIGTERM after step 2 of 4")
         assert outcome["resumed"] == "done"
     assert_same(last(root, "stopped"), last(root, "whole"))
 

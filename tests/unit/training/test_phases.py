@@ -1,17 +1,21 @@
 """Phases of a run: sizes by step, exact resume across their border, and that each step sees its size."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from align.errors import ConfigError, TrainingError
 from align.training import loop
+from align.training.batch import Batch
+from align.training.on_device import one_ahead
 from align.training.phases import Size, sizes
 from align.training.run import run
 from tests.support import training_data
-from tests.support.training_data import MODEL, TermAt, plan, pretrain_config
+from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config
 
 LARGE = MODEL.model_copy(update={"image_px": 36, "resize_px": 36})
 SHORT_FIRST = {"phases": [{"share": 0.5, "image_px": 32, "max_tokens": 4}]}
@@ -59,6 +63,44 @@ def test_each_step_sees_pictures_and_texts_of_its_size(
     run(plan(data, tmp_path, pretrain_config(**SHORT_FIRST), model=LARGE))
     assert seen[:4] == [(32, 4)] * 4
     assert [px for px, _ in seen[4:]] == [36] * 4 and max(tokens for _, tokens in seen[4:]) > 4
+
+
+def test_batches_that_are_read_ahead_are_those_of_the_steps(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the first batch of a stretch is taken before the last step of the one before it is done."""
+    recipe = pretrain_config(phases=[{"share": 0.25, "image_px": 32}, {"share": 0.5, "max_tokens": 4}])
+    shown: dict[str, list[Tensor]] = {"as they are": [], "ahead": []}
+    compute = loop.compute_gradients
+    for name, batches in shown.items():
+
+        def watched(model, recipe, ranks, tokenizer, batch, *rest, into=batches):  # type: ignore[no-untyped-def]
+            into.append(batch.images.clone())
+            return compute(model, recipe, ranks, tokenizer, batch, *rest)
+
+        monkeypatch.setattr(loop, "compute_gradients", watched)
+        if name == "ahead":
+            monkeypatch.setattr(loop, "one_ahead", lambda items, device: one_ahead(items, device, NoCopies()))
+        run(plan(data, tmp_path / name, recipe, model=LARGE))
+    assert [len(batch[0]) for batch in shown["ahead"]] == [32] * 2 + [36] * 6
+    assert len(shown["as they are"]) == 8 and all(map(torch.equal, *shown.values()))
+
+
+class NoCopies:
+    """Stands in for a side stream."""
+
+    def beside(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def hand_over(self, batch: Batch) -> None:
+        pass
+
+
+def test_the_last_step_is_at_full_size() -> None:
+    """Fine-tuning inherits the phases, and may have a few steps only."""
+    short = finetune_config(phases=[{"share": 0.9, "image_px": 32}], num_steps=4)
+    assert [size.end for size in sizes(short, LARGE)] == [3, 4]
+    assert [*sizes(short.model_copy(update={"num_steps": 1}), LARGE)] == [Size(1, 36, 36, 16)]
 
 
 def test_phases_that_cannot_be(data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ import torch
 
 from align import provenance
 from align.config.cluster import ClusterConfig
+from align.config.finetune import FinetuneConfig
 from align.config.health import HealthConfig
 from align.config.recipe import Recipe
 from align.training.plan import Infrastructure, TrainingPlan
 from tests.support import ROOT, training_data
 from tests.support.params import load_params
-from tests.support.training_data import MODEL, plan, pretrain_config
+from tests.support.training_data import MODEL, finetune_config, plan, pretrain_config
 
 #: Another value for each neutral field.
 NEUTRAL: dict[str, object] = {
@@ -46,6 +47,15 @@ def test_neutral_fields_keep_the_key(base: TrainingPlan) -> None:
     for name, value in NEUTRAL.items():
         assert getattr(base.recipe, name) != value
         assert key(replace(base, recipe=pretrain_config(**{name: value}))) == key(base), name
+
+
+def test_what_pre_training_began_with_keeps_the_key_of_fine_tuning() -> None:
+    """It is in the model of `finetune.from`, which counts by its weights."""
+    given = {"path": "bert", "sha256": "a" * 64}
+    plain, changed = finetune_config(), finetune_config(text_weights=given)
+    assert plain != changed and plain.deciding_values() == changed.deciding_values()
+    assert plain.deciding_values().keys() == FinetuneConfig.model_fields.keys() - FinetuneConfig.neutral_fields
+    assert pretrain_config(text_weights=given).deciding_values()["text_weights"] == {"sha256": "a" * 64}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""An error that one rank alone has: it ends the others, who wait for a message, and is the run's error, once."""
+
+import functools
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from align.config.cluster import ClusterConfig
+from align.errors import ConfigError, CorruptError
+from align.training.process_group import Ranks, launch
+from align.training.run import run
+from tests.support import training_data
+from tests.support.training_data import plan, pretrain_config
+
+
+def cluster(max_restarts: int) -> ClusterConfig:
+    return ClusterConfig(num_nodes=1, node_rank=0, rendezvous=None, max_restarts=max_restarts, patience_s=60, pools={})
+
+
+def _one_fails(root: Path, ranks: Ranks) -> None:
+    (root / f"{ranks.rank} {time.monotonic_ns()}").touch()
+    if ranks.rank == 1:
+        raise CorruptError("tar 00007: sample 3 does not decode")
+    dist.all_reduce(torch.zeros(1))
+
+
+def _all_fail(root: Path, ranks: Ranks) -> None:
+    (root / f"{ranks.rank} {time.monotonic_ns()}").touch()
+    time.sleep(ranks.rank)
+    raise ConfigError(f"rank {ranks.rank} says so")
+
+
+@pytest.mark.parametrize("max_restarts", [0, 2])
+def test_the_others_end_and_nothing_is_tried_again(tmp_path: Path, max_restarts: int, forked_ranks: None) -> None:
+    with pytest.raises(CorruptError, match=r"^tar 00007: sample 3 does not decode$"):
+        launch(functools.partial(_one_fails, tmp_path), 2, 1, cluster(max_restarts))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_error_of_all_is_returned_by_each(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], forked_ranks: None
+) -> None:
+    with pytest.raises(ConfigError, match=r"^rank 0 says so$"):
+        launch(functools.partial(_all_fail, tmp_path), 2, 1, cluster(1))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert "exitcode" not in capfd.readouterr().err  # the launcher saw no death
+
+
+def test_a_sample_that_one_rank_cannot_read_is_named(tmp_path: Path, forked_ranks: None) -> None:
+    """Ranks read different samples, and the default is to stop."""
+    data = training_data.write(tmp_path / "data")
+    tar = sorted((data[0] / "train").glob("*.tar"))[0]
+    bytes_ = bytearray(tar.read_bytes())
+    at = bytes_.index(b"\xff\xd8\xff")  # the first picture's
+    bytes_[at : at + 64] = bytes(64)
+    tar.write_bytes(bytes_)
+    with pytest.raises(CorruptError, match=tar.name):
+        run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=2)))
+
+
+def test_machines_whose_ranks_do_not_divide_the_batch_are_refused(tmp_path: Path, forked_ranks: None) -> None:
+    """Each has compared the batch with its own number of ranks only: 24 is a multiple of 2 x 1 x 4 and of 2 x 3 x 4."""
+    data = training_data.write(tmp_path / "data")
+    uneven = plan(data, tmp_path / "checkpoints", pretrain_config(batch_size=24))
+    with pytest.raises(ConfigError, match=r"batch_size 24 must be a multiple of 4 ranks on all machines x model"):
+        launch(functools.partial(_as_rank, uneven), 4, 1)
+
+
+def _as_rank(some: object, ranks: Ranks) -> None:
+    from align.training.run import _train_rank
+
+    _train_rank(some, ranks)  # type: ignore[arg-type]  # a plan
+
+
+def test_more_ranks_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = training_data.write(tmp_path / "data")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"num_processes 2: each trains on a GPU of its own, and this machine has 1"):
+        run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=2)))

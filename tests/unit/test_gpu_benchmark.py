@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from align.model import normalisation
-from benchmarks.gpu import machine, operation_checks, sections
+from align.training import step as training_step
+from benchmarks.gpu import machine, operation_checks, sections, step_checks
 from benchmarks.gpu import page as pages
 from benchmarks.gpu.checks import Check, Found, NotPossibleError, make, relative
 from benchmarks.gpu.journal import Budget, Journal, number, read
@@ -100,6 +101,13 @@ def test_a_check_that_fails_does_not_stop_the_rest(tmp_path: Path) -> None:
     assert found[1]["found"].endswith(": first")
     results = [Result(Section("checks", "Correctness", 1, 2), found)]
     assert pages.failed(results) == ["far", "broken", "wrong"]
+
+
+def test_the_check_of_a_host_that_runs_ahead_queues_texts_as_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = training_step.GPU_TEXT_PARTS
+    monkeypatch.setattr(step_checks, "_share_of_the_host", lambda _: Found(training_step.GPU_TEXT_PARTS, 0.8))
+    assert step_checks._ahead(scale(False)).value == 1
+    assert before == training_step.GPU_TEXT_PARTS > 1
 
 
 def test_checks_without_time_are_not_made(tmp_path: Path) -> None:

@@ -157,9 +157,9 @@ def _on_gpu(name: str, *args: Any) -> Any:
         try:
             if (module := _triton()) is not None:
                 return getattr(module, name)(*args)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001  # Triton, its compilers and its driver raise what they like
+        except Exception as error:  # Triton, its compilers and its driver raise what they like
+            if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower():
+                raise  # the driver's own comes as a RuntimeError; a smaller batch may fit
             _CHOICE.broken = True
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             say(f"warning: batch-norm runs without Triton, slower, because it failed: {first}")

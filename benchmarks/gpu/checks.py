@@ -6,7 +6,6 @@ NumPy or autograd in float64 on the CPU, or the same code in another setting.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from align.training.acceleration import triton_lacks
 from benchmarks.gpu.journal import Journal, number
+from benchmarks.gpu.machine import card_lost, in_a_line, out_of_memory
 from benchmarks.gpu.scale import Scale
 
 #: Seconds that a check should find left; later ones are left out.
@@ -58,6 +59,12 @@ def on_cuda(scale: Scale, what: str) -> None:
         raise NotPossibleError(what)
 
 
+def with_compiler() -> None:
+    """Raises NotPossibleError where Triton cannot compile: training runs there too, slower, after a warning."""
+    if lacking := triton_lacks():
+        raise NotPossibleError(f"missing here: {' and '.join(lacking)}")
+
+
 def all_checks() -> list[Check]:
     """In the order in which they are made; the cheap ones first."""
     from benchmarks.gpu import operation_checks, run_checks, step_checks
@@ -83,13 +90,13 @@ def _make(check: Check, scale: Scale, journal: Journal) -> None:
         found = check.make(scale)
     except NotPossibleError as why:
         journal.check(check.name, "not possible here", str(why))
-    except torch.OutOfMemoryError:
-        journal.check(check.name, "not possible here", "too little memory on the device")
-    except Exception as error:  # noqa: BLE001  # whatever it is, the other checks are made, and the page says it
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        first = (str(error).strip().splitlines() or [""])[0]
-        where = f"{last.filename.rpartition('/')[2]}:{last.lineno}"
-        journal.check(check.name, "failed", f"{type(error).__name__} at {where}: {first}")
+    except Exception as error:  # whatever it is, the other checks are made, and the page says it
+        if card_lost(error):
+            raise  # the others are made in a new process, see `sections`
+        if out_of_memory(error):
+            journal.check(check.name, "not possible here", "too little memory on the device")
+        else:
+            journal.check(check.name, "failed", in_a_line(error))
     else:
         verdict = "passed" if found.value <= found.bound else "failed"
         journal.check(check.name, verdict, f"{found.what} {number(found.value)}", number(found.bound))

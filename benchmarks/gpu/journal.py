@@ -31,8 +31,11 @@ class Journal:
         return self.ends - time.monotonic()
 
     def begin(self, name: str) -> None:
-        """A check begins: if the process dies now, it is this one that failed."""
-        self._write({"kind": "begin", "name": name})
+        """A check begins: if the process dies now, it is this one that failed.
+
+        `at` is by the clock that all processes of a machine share.
+        """
+        self._write({"kind": "begin", "name": name, "at": time.monotonic()})
 
     def check(self, name: str, verdict: Verdict, found: str, bound: str = "") -> None:
         """A check's result."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
+import traceback
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
@@ -16,16 +18,24 @@ import torch
 
 _T = TypeVar("_T")
 
-#: Part of a card's name -> its dense bfloat16 peak in TFLOP/s, from NVIDIA's data sheets; the first that fits counts.
+#: Words of a card's name -> its dense bfloat16 peak in TFLOP/s, from NVIDIA's data sheets; None: not known here. The
+#: first whose words are all in the name counts.
 _PEAKS = {
-    "H100 PCIe": 756, "H100 NVL": 835, "H200": 989, "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "L40S": 362,
-    "L4": 121, "A10G": 70, "A10": 125, "RTX 4090": 165,
+    "MIG": None, "Laptop": None, "RTX 4090 D": None, "H200 NVL": None, "H100 PCIe": 756, "H100 NVL": 835, "H200": 989,
+    "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70, "A10": 125,
+    "RTX 4090": 165,
 }  # fmt: skip
 _QUERIES = ("name", "driver_version", "power.limit", "memory.total", "clocks.max.sm", "temperature.gpu")
 
 
 def card_here() -> dict[str, str]:
-    """What nvidia-smi says of the first card; empty where there is none."""
+    """What nvidia-smi says of the first card, or torch where that is missing; empty where there is none."""
+    if found := _by_nvidia_smi():
+        return found
+    return {"name": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+
+
+def _by_nvidia_smi() -> dict[str, str]:
     if shutil.which("nvidia-smi") is None:
         return {}
     command = ["nvidia-smi", f"--query-gpu={','.join(_QUERIES)}", "--format=csv,noheader", "--id=0"]
@@ -57,8 +67,9 @@ def why_no_cuda(card: dict[str, str]) -> str | None:
 
 
 def published_tflops(name: str) -> float | None:
-    """The dense bfloat16 peak of a card by its name; None if it is not known here."""
-    return next((float(peak) for part, peak in _PEAKS.items() if all(word in name for word in part.split())), None)
+    """The dense bfloat16 peak of a card by its name; None if it is not known here, as that of a part of a card."""
+    words = set(re.findall(r"\w+", name))
+    return next((peak for part, peak in _PEAKS.items() if words.issuperset(part.split())), None)
 
 
 def describe(card: dict[str, str]) -> str:
@@ -91,12 +102,43 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+#: What errors of other classes say when memory is short: the driver's and Triton's, cuDNN's, and cuBLAS's.
+_NO_MEMORY = ("out of memory", "unable to find an engine", "alloc_failed")
+#: What they say when the process can compute nothing more on its card.
+_LOST = ("illegal memory access", "unspecified launch failure", "device-side assert")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the device has too little memory. Libraries say so in a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and _says(error, _NO_MEMORY))
+
+
+def card_lost(error: Exception) -> bool:
+    """Whether CUDA failed in a way after which every later call in this process may fail, too."""
+    if out_of_memory(error):
+        return False
+    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and _says(error, _LOST))
+
+
+def _says(error: Exception, signs: tuple[str, ...]) -> bool:
+    return any(sign in str(error).lower() for sign in signs)
+
+
+def in_a_line(error: Exception) -> str:
+    """Class, place and first line of an error; CUDA's have more, with advice on how to find their cause."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__} at {last.filename.rpartition('/')[2]}:{last.lineno}: {first}"
+
+
 def attempt(work: Callable[[], _T]) -> _T | None:
     """What `work` returns, or None if the device has too little memory; its memory is free again then."""
     try:
         return work()
-    except torch.OutOfMemoryError:
-        pass  # the frames that hold the tensors are gone after this block
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        # the frames that hold the tensors are gone after this block
     release()
     return None
 

@@ -6,8 +6,10 @@ A compiler that hangs, a kernel that writes where it must not, and a batch that 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ import torch
 from align.cli import silence_telemetry
 from align.training.process_group import _end_with_parent
 from benchmarks.gpu.journal import Journal
+from benchmarks.gpu.machine import in_a_line
 from benchmarks.gpu.scale import TOWERS, Scale, scale
 
 #: Of the time that a section has, what it leaves for its end.
@@ -42,8 +45,19 @@ def main() -> int:
         torch.set_num_threads(1)
     done = frozenset(sys.stdin.read().splitlines())
     journal = Journal(Path(path), time.monotonic() + float(seconds) - _SPARE_S)
-    work(name, scale(device == "cpu"), journal, done)
+    try:
+        work(name, scale(device == "cpu"), journal, done)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the page shows the last line
+        _end(error)
     return 0
+
+
+def _end(error: Exception) -> None:
+    """Ends the process at once: on a card that is lost, the usual end prints more lines, and may hang."""
+    sys.stdout.flush()
+    traceback.print_exception(error)
+    print(in_a_line(error), file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
+from align.training import step as training_step
 from align.training.acceleration import accelerated
 from align.training.batch import Batch
 from align.training.process_group import Ranks
@@ -37,6 +39,8 @@ _BUSY_S = 2.0
 _LOSS_SCALE = 2.0**12
 
 _BFLOAT16 = {"precision": "bfloat16"}
+#: Weights that are 1e-6 apart, which bfloat16 rounds to others here and there, already give 0.125 to 0.137.
+_BFLOAT16_BOUND = 0.3
 _BOTH = {"what": "cheap", "micro_batch": 16}
 
 
@@ -174,10 +178,15 @@ def _sync_debug_mode(mode: str) -> Iterator[None]:
 def _ahead(scale: Scale) -> Found:
     """The device sleeps; a host that waits for nothing has started the whole step before it wakes.
 
-    Towers are tiny, since a host also waits when a thousand kernels are queued. Pictures are larger than the 64 KB
-    that CUDA takes at once from any memory.
+    Towers are tiny and texts are one part, since a host also waits when about a thousand commands are queued, and a
+    step with four parts has more. Pictures are larger than the 64 KB that CUDA takes at once from any memory.
     """
     on_cuda(scale, "a CPU computes when it is asked")
+    with mock.patch.object(training_step, "GPU_TEXT_PARTS", 1):
+        return _share_of_the_host(scale)
+
+
+def _share_of_the_host(scale: Scale) -> Found:
     larger = {"batch_norm_group": _GROUP, "resize_px": 80, "image_px": 72, "max_tokens": 32}
     run = _Run(scale, MODEL.model_copy(update=larger), _GROUP)
     for _ in range(2):
@@ -214,7 +223,7 @@ CHECKS = [
     Check("gradient_checkpointing: cheap beside none", _same(1e-3, {"what": "cheap"})),
     Check("gradient_checkpointing: blocks beside none", _same(1e-3, {"what": "blocks"})),
     Check("micro_batch: 16 beside none", _same(1e-3, {"micro_batch": 16})),
-    Check("cheap with micro_batch, bfloat16, beside none", _same(0.1, _BOTH | _BFLOAT16, _BFLOAT16)),
+    Check("cheap with micro_batch, bfloat16, beside none", _same(_BFLOAT16_BOUND, _BOTH | _BFLOAT16, _BFLOAT16)),
     Check("a step in bfloat16 beside float32", _half("bfloat16", 0.25)),
     Check("a step in float16 beside float32", _half("float16", 0.1)),
     Check("kernels of an update by LAMB", _update_kernels),

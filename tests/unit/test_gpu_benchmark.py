@@ -1,6 +1,8 @@
 """The parts of `make bench-gpu`, which have to hold on the one day when there is a card."""
 
+import io
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,8 +12,10 @@ import pytest
 import torch
 
 from align.model import normalisation
-from benchmarks.gpu import machine, operation_checks, sections
+from align.training import step as training_step
+from benchmarks.gpu import checks, machine, operation_checks, sections, step_checks
 from benchmarks.gpu import page as pages
+from benchmarks.gpu import section as section_process
 from benchmarks.gpu.checks import Check, Found, NotPossibleError, make, relative
 from benchmarks.gpu.journal import Budget, Journal, number, read
 from benchmarks.gpu.scale import scale
@@ -67,6 +71,35 @@ def test_a_batch_that_does_not_fit_gives_no_result_and_frees_its_memory() -> Non
         machine.attempt(lambda: (_ for _ in ()).throw(ValueError("another")))
 
 
+@pytest.mark.parametrize(
+    ("error", "memory", "lost"),
+    [(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True, False),
+     (torch.AcceleratorError("CUDA error: out of memory"), True, False),
+     (RuntimeError("Triton Error [CUDA]: out of memory"), True, False),
+     (RuntimeError("GET was unable to find an engine to execute this computation"), True, False),
+     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True, False),
+     (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False, True),
+     (torch.AcceleratorError("CUDA error: misaligned address"), False, True),
+     (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), False, True),
+     (RuntimeError("CUDA error: device-side assert triggered"), False, True),
+     (RuntimeError("unspecified launch failure"), False, True),
+     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False, False),
+     (ValueError("a file's words: out of memory, illegal memory access"), False, False)],
+    ids=repr,
+)  # fmt: skip
+def test_errors_of_memory_and_of_a_lost_card_are_told_apart(error: Exception, memory: bool, lost: bool) -> None:
+    assert (machine.out_of_memory(error), machine.card_lost(error)) == (memory, lost)
+
+    def work() -> None:
+        raise error
+
+    if memory:
+        assert machine.attempt(work) is None
+    else:
+        with pytest.raises(type(error)):
+            machine.attempt(work)
+
+
 def test_memory_of_the_next_batch_is_guessed_from_the_last_two() -> None:
     assert expected_bytes([], 64) == expected_bytes([(32, 5)], 64) == 0
     assert expected_bytes([(32, 500), (64, 900)], 128) == 900 + 400 / 32 * 64
@@ -79,7 +112,7 @@ def _made(tmp_path: Path, checks: list[Check], seconds: float = 60.0) -> list[di
 
 
 def _raises(error: Exception) -> Any:
-    def check(_: object) -> Found:
+    def check(*_: object) -> Found:
         raise error
 
     return check
@@ -89,17 +122,66 @@ def test_a_check_that_fails_does_not_stop_the_rest(tmp_path: Path) -> None:
     checks = [
         Check("far", lambda _: Found(0.5, 0.1)), Check("broken", _raises(RuntimeError("first\nsecond"))),
         Check("absent", _raises(NotPossibleError("no card"))), Check("large", _raises(torch.OutOfMemoryError("x"))),
+        Check("also large", _raises(RuntimeError("Triton Error [CUDA]: out of memory"))),
         Check("wrong", lambda _: Found(float("nan"), 0.1)), Check("near", lambda _: Found(0.05, 0.1)),
     ]  # fmt: skip
     found = _made(tmp_path, checks)
     assert [entry["verdict"] for entry in found] == [
-        "failed", "failed", "not possible here", "not possible here", "failed", "passed"
+        "failed", "failed", "not possible here", "not possible here", "not possible here", "failed", "passed"
     ]  # fmt: skip
     assert found[0]["found"] == "largest relative error 0.5" and found[0]["bound"] == "0.1"
     assert found[1]["found"].startswith("RuntimeError at test_gpu_benchmark.py:")
     assert found[1]["found"].endswith(": first")
     results = [Result(Section("checks", "Correctness", 1, 2), found)]
     assert pages.failed(results) == ["far", "broken", "wrong"]
+
+
+def test_a_lost_card_ends_the_process_so_that_the_rest_gets_a_new_one(tmp_path: Path) -> None:
+    error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(torch.AcceleratorError):
+        _made(tmp_path, [Check("writes elsewhere", _raises(error)), Check("next", _raises(AssertionError("made")))])
+    entries = read(tmp_path / "journal.jsonl")
+    assert [(entry["kind"], entry["name"]) for entry in entries] == [("begin", "writes elsewhere")]
+
+
+def test_the_last_line_of_a_section_that_fails_is_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_...`")
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(section_process, "work", _raises(error))
+    monkeypatch.setattr(section_process, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(section_process, "silence_telemetry", lambda: None)
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(sys, "argv", ["section", "checks", str(tmp_path / "journal.jsonl"), "60", "cuda"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    with pytest.raises(SystemExit, match="1"):
+        section_process.main()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("AcceleratorError at test_gpu_benchmark.py:")
+    assert last.endswith(": CUDA error: an illegal memory access was encountered")
+
+
+def test_a_machine_without_a_compiler_fails_no_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "triton_lacks", lambda: ["a C compiler", "Python's headers"])
+    names = ("compiled", "to compile", "Triton's kernels")
+    chosen = [each for each in operation_checks.CHECKS if any(name in each.name for name in names)]
+    journal = Journal(tmp_path / "journal.jsonl", time.monotonic() + 60)
+    make(chosen, scale(False), journal)
+    found = [entry for entry in read(journal.path) if entry["kind"] == "check"]
+    assert [(entry["verdict"], entry["found"]) for entry in found] == [
+        ("not possible here", "missing here: a C compiler and Python's headers")
+    ] * 4
+
+
+def test_the_check_of_a_host_that_runs_ahead_queues_texts_as_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = training_step.GPU_TEXT_PARTS
+    monkeypatch.setattr(step_checks, "_share_of_the_host", lambda _: Found(training_step.GPU_TEXT_PARTS, 0.8))
+    assert step_checks._ahead(scale(False)).value == 1
+    assert before == training_step.GPU_TEXT_PARTS > 1
 
 
 def test_checks_without_time_are_not_made(tmp_path: Path) -> None:
@@ -135,6 +217,9 @@ def test_a_section_that_dies_or_hangs_costs_only_itself(tmp_path: Path, monkeypa
         "done = sys.stdin.read().split()\n"
         "def write(**entry):\n"
         "    with open(path, 'a') as file: file.write(json.dumps(entry) + '\\n')\n"
+        "if name == 'checks' and float(seconds) < 10:\n"
+        "    write(kind='begin', name='late', at=time.monotonic())\n"
+        "    time.sleep(600)\n"
         "if name == 'hangs':\n"
         "    write(kind='note', text='before')\n"
         "    time.sleep(600)\n"
@@ -160,6 +245,23 @@ def test_a_section_that_dies_or_hangs_costs_only_itself(tmp_path: Path, monkeypa
     assert ended.entries == [{"kind": "note", "text": "warning: slower"}]
     assert late.ended == "left out: no time was left"
     assert pages.failed([checked, hung, ended, late]) == ["dies", "C"]
+
+    folder = tmp_path / "short"
+    folder.mkdir()
+    short = run_all([Section("checks", "A", 1, 3)], Budget(120.0), folder, "cpu")
+    (last,) = [entry for entry in short[0].entries if entry["kind"] == "check"]
+    assert (last["verdict"], last["found"]) == ("not possible here", "no time was left for it")
+    assert pages.failed(short) == [] and short[0].ended == "was ended after 3 s"
+
+
+def test_a_check_that_time_ended_has_failed_only_if_it_had_a_minute() -> None:
+    begin = {"kind": "begin", "name": "one", "at": 1000.0}
+    by_the_clock, by_itself = "was ended after 200 s", "ended with code -11: no output"
+    assert sections._without_result(begin, by_the_clock, 1059.0)["verdict"] == "not possible here"
+    assert sections._without_result(begin, by_itself, 1001.0)["verdict"] == "failed"
+    assert sections._without_result(begin, by_the_clock, 1060.0) == {
+        "kind": "check", "name": "one", "verdict": "failed", "found": f"its process {by_the_clock}", "bound": ""
+    }  # fmt: skip
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
@@ -187,10 +289,22 @@ def test_a_page_has_a_table_for_each_kind_of_row() -> None:
 @pytest.mark.parametrize(
     ("name", "peak"),
     [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA L4", 121),
-     ("NVIDIA L40S", 362), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA H200", 989), ("Tesla T4", None)],
+     ("NVIDIA L40S", 362), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA H200", 989), ("Tesla T4", None),
+     ("NVIDIA L40", None), ("NVIDIA RTX A1000", None), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+     ("NVIDIA H200 NVL", None), ("NVIDIA H100 NVL", 835), ("NVIDIA GH200 480GB", 989), ("NVIDIA GB200", None),
+     ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA A10G", 70)],
 )  # fmt: skip
 def test_peaks_by_name(name: str, peak: float | None) -> None:
     assert machine.published_tflops(name) == peak
+
+
+def test_a_card_has_a_name_where_nvidia_smi_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_by_nvidia_smi", dict)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine.card_here() == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    assert machine.describe(machine.card_here()).startswith("NVIDIA H100, torch ")
 
 
 def test_a_card_that_torch_cannot_use_is_told_how(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Batch-norm and what follows it as one operation, against `nn.BatchNorm2d` group by group in float64."""
 
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -146,9 +147,12 @@ def test_kernels_of_a_gpu_that_fail_cost_one_warning(
     assert "page of code" not in said and len(tried) == 2
 
 
-def test_a_gpu_without_memory_is_no_reason_for_other_kernels(tried: list[Exception]) -> None:
-    tried[0] = torch.OutOfMemoryError("none left")
-    with pytest.raises(torch.OutOfMemoryError):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("none left"), RuntimeError("Triton Error [CUDA]: out of memory")], ids=repr
+)
+def test_a_gpu_without_memory_is_no_reason_for_other_kernels(tried: list[Exception], error: Exception) -> None:
+    tried[0] = error
+    with pytest.raises(type(error), match=re.escape(str(error))):
         module._on_gpu("normalise", *arguments())
     assert not module._CHOICE.broken
 

@@ -8,21 +8,26 @@ error in the launcher's store, where the other ranks and those of a next attempt
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # torch's own names
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch's own names
 
 from align.errors import AlignError, NonFiniteLossError, TrainingError
+from align.files import write_bytes
 
 #: The return value of a rank: None, or the class name and message of the AlignError that ended it.
 RankOutcome = tuple[str, str] | None
 
 #: Seconds within which ranks that have the same error all say so.
-_ALIKE_S = 3.0
-_ERROR, _COUNT = "error", "ended"
+_ALIKE_S = 5.0
+_STORE_ANSWERS = datetime.timedelta(seconds=5)
+_RUN, _ERROR, _COUNT = "endings", "error", "ended"
 
 
 class StoppedError(TrainingError):
@@ -40,7 +45,7 @@ class Endings:
     """
 
     def __init__(self, store: Store, attempt: str, world_size: int, file: Path) -> None:
-        self._run, self._attempt = PrefixStore("endings", store), PrefixStore(f"endings of {attempt}", store)
+        self._run, self._attempt = PrefixStore(_RUN, store), PrefixStore(f"endings of {attempt}", store)
         self._world_size, self._file = world_size, file
 
     def known(self) -> RankOutcome:
@@ -51,15 +56,22 @@ class Endings:
             return None
 
     def own(self, error: AlignError) -> RankOutcome:
-        """What this rank returns for its error. It does not return where others do not have one."""
+        """What this rank returns for its error. It does not return where others have none."""
         outcome = type(error).__name__, str(error)
-        self._attempt.add(_COUNT, 1)
-        if isinstance(error, StoppedError | NonFiniteLossError) or self._all_have_one():
-            return outcome
-        message = json.dumps(outcome)
-        first = self._run.compare_set(_ERROR, "", message)  # of several ranks' errors the first is the run's
-        self._file.write_bytes(first)
-        os._exit(1)  # at once: the other ranks may wait for this one, and it for them
+        with suppress(RuntimeError):  # the store has ended with the leading machine
+            self._attempt.add(_COUNT, 1)
+            if isinstance(error, StoppedError | NonFiniteLossError) or (self._all_have_one() and self.known() is None):
+                return outcome
+            outcome = _outcome(self._run.compare_set(_ERROR, "", json.dumps(outcome)))  # of several the first
+        return self.leave(outcome)
+
+    def leave(self, outcome: tuple[str, str]) -> NoReturn:
+        """Ends this rank as if it had died: a machine whose ranks return would wait for that of a rank which did not.
+
+        At once: the other ranks may wait for this one, and it for them.
+        """
+        write_bytes(self._file, json.dumps(outcome).encode())
+        os._exit(1)
 
     def _all_have_one(self) -> bool:
         deadline = time.monotonic() + _ALIKE_S
@@ -70,9 +82,19 @@ class Endings:
         return True
 
 
-def left(file: Path) -> RankOutcome:
-    """What a rank of this machine left for the launcher, which learns nothing else of a rank that exited."""
-    return _outcome(file.read_bytes()) if file.exists() else None
+def left(file: Path, endpoint: str) -> RankOutcome:
+    """What ended the ranks of this machine, for its launcher: of a rank that has exited it learns no more than that.
+
+    In a file that a rank left, or in the store, where no rank of this machine could leave a file.
+    """
+    if file.exists():
+        return _outcome(file.read_bytes())
+    try:
+        host, _, port = endpoint.rpartition(":")
+        store = PrefixStore(_RUN, TCPStore(host, int(port), is_master=False, timeout=_STORE_ANSWERS))
+        return _outcome(store.get(_ERROR)) if store.check([_ERROR]) else None
+    except RuntimeError:  # the store has ended
+        return None
 
 
 def _outcome(message: bytes) -> tuple[str, str]:

@@ -111,7 +111,7 @@ def train(
         takes_part = ranks.leads or state.sharded  # in work that one rank does alone, if it has whole weights
         earlier: _Started | None = None  # the step before, whose values nobody has waited for
         for batch, stretch in one_ahead(feed.batches(), ranks.device):
-            progress.at(stretch)
+            progress.at(stretch, state.step)
             rate = learning_rate_at(state.step, recipe)
             pending = _update(state, recipe, ranks, stretch.tokenizer, batch, rate)
             done, row_due = state.step == recipe.num_steps, state.step % recipe.log_every_steps == 0

@@ -247,7 +247,7 @@ def launch(
     try:
         outcomes: dict[int, RankOutcome] = elastic_launch(config, _worker)(work, threads, endpoint, ending)
     except ChildFailedError as error:
-        if (outcome := left(ending)) is not None:
+        if (outcome := left(ending, endpoint)) is not None:
             raise _error(outcome) from None
         rank, failure = error.get_first_failure()
         raise TrainingError(
@@ -262,7 +262,7 @@ def launch(
         scratch.cleanup()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    for outcome in outcomes.values():
+    for _, outcome in sorted(outcomes.items()):  # they come in the order of their arrival
         if outcome is not None:
             raise _error(outcome)
 
@@ -291,10 +291,12 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str, ending: 
         os._exit(1)  # at once: the other ranks may wait for this one, and it for them
     except AlignError as error:
         return endings.own(error)
-    except Exception:
+    except Exception as error:
         if (outcome := endings.known()) is None:
             raise
-        return outcome  # a lost connection follows from it
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        say(f"training process {rank} ends, as another one has: {first}")
+        endings.leave(outcome)
     finally:
         dist.destroy_process_group()
     return None

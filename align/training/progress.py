@@ -30,10 +30,10 @@ class Progress:
         self._stretch: Stretch | None = None
         self._since = first_step, 0.0  # steps and seconds, when the present stretch began
 
-    def at(self, stretch: Stretch) -> None:
-        """Says where the next step belongs: steps of another size have another speed."""
+    def at(self, stretch: Stretch, done: int) -> None:
+        """Says where the step after `done` belongs: steps of another size have another speed."""
         if self._stretch is not None and self._stretch is not stretch:
-            self._since = self._last, self.spent_s
+            self._since = done, self.spent_s
         self._stretch = stretch
 
     def show(self, step: int, loss: float, temperature: float, rate: float) -> None:
@@ -67,8 +67,10 @@ class Progress:
         return (self._last - self._first) * self._recipe.batch_size / spent if spent > 0 else 0.0
 
     def present_pairs_per_s(self) -> float:
-        """The same for the steps of the present stretch only."""
+        """The same for the steps of the present stretch only, as soon as there is one."""
         step, spent = self._since
+        if self._last <= step:
+            return self.pairs_per_s()
         return (self._last - step) * self._recipe.batch_size / max(self.spent_s - spent, 1e-9)
 
     @contextmanager

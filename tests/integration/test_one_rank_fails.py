@@ -1,6 +1,8 @@
 """An error that one rank alone has: it ends the others, who wait for a message, and is the run's error, once."""
 
 import functools
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,10 +11,11 @@ import torch
 import torch.distributed as dist
 
 from align.config.cluster import ClusterConfig
-from align.errors import ConfigError, CorruptError
+from align.errors import AlignError, ConfigError, CorruptError
 from align.training.process_group import Ranks, launch
 from align.training.run import run
-from tests.support import training_data
+from tests.support import ROOT, training_data
+from tests.support.mlflow_server import free_port
 from tests.support.training_data import plan, pretrain_config
 
 
@@ -37,6 +40,37 @@ def _all_fail(root: Path, ranks: Ranks) -> None:
 def test_the_others_end_and_nothing_is_tried_again(tmp_path: Path, max_restarts: int, forked_ranks: None) -> None:
     with pytest.raises(CorruptError, match=r"^tar 00007: sample 3 does not decode$"):
         launch(functools.partial(_one_fails, tmp_path), 2, 1, cluster(max_restarts))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def node(root: str, number: str, port: str, max_restarts: str) -> None:
+    """One of two machines, whose ranks are one each; prints the run's error."""
+    values = {"num_nodes": 2, "node_rank": int(number), "rendezvous": f"127.0.0.1:{port}"}
+    try:
+        launch(functools.partial(_one_fails, Path(root)), 1, 1, cluster(int(max_restarts)).model_copy(update=values))
+    except AlignError as error:
+        print(f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.parametrize("max_restarts", ["0", pytest.param("1", marks=pytest.mark.full)])
+def test_every_machine_ends_with_the_error_of_a_rank_elsewhere(tmp_path: Path, max_restarts: str) -> None:
+    """Soon: torch's launcher gives the others five minutes."""
+    code = "import sys; from tests.integration.test_one_rank_fails import node; node(*sys.argv[1:])"
+    claim, port = free_port()
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path, number, str(port), max_restarts], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for number in ("0", "1")
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=200) for process in nodes]
+    finally:
+        claim.close()
+        for process in nodes:
+            process.kill()
+    assert [out for out, _ in said] == ["CorruptError: tar 00007: sample 3 does not decode\n"] * 2, said
     assert len(list(tmp_path.iterdir())) == 2
 
 

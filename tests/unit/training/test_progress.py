@@ -33,8 +33,17 @@ def test_speed_is_that_of_the_present_size(monkeypatch: pytest.MonkeyPatch) -> N
     small, large = (Stretch(end, px, None, None) for end, px in ((4, 32), (8, 64)))  # type: ignore[arg-type]
     progress = Progress(pretrain_config(num_steps=8, batch_size=10), 0)
     for step in range(1, 9):
-        progress.at(small if step <= 4 else large)
+        progress.at(small if step <= 4 else large, step - 1)
         now += 1.0 if step <= 4 else 5.0
         progress.show(step, 1.0, 0.1, 0.01)
         assert progress.present_pairs_per_s() == pytest.approx(10.0 if step <= 4 else 2.0)
     assert progress.pairs_per_s() == pytest.approx(80 / 24)
+    late = Progress(pretrain_config(num_steps=8, batch_size=10), 0)  # values of a step come with the next one
+    late.at(small, 0)
+    now += 2.0
+    late.at(large, 1)
+    late.show(1, 1.0, 0.1, 0.01)
+    assert late.present_pairs_per_s() == pytest.approx(5.0)
+    now += 5.0
+    late.show(2, 1.0, 0.1, 0.01)
+    assert late.present_pairs_per_s() == pytest.approx(2.0)

@@ -140,6 +140,7 @@ def test_a_gpu_without_what_triton_needs_says_so_at_once(
 ) -> None:
     asked = plan(data, tmp_path / "run", compile=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(ConfigError, match=r"for a GPU torch needs .*a C compiler"):
         run(asked)

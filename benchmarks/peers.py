@@ -42,7 +42,7 @@ PEERS = {
     "peers_training": (
         ("open_clip_torch==3.3.0", "timm==1.0.31", "webdataset==0.2.86", "pandas",
          *_as_here("torch", "torchvision", "transformers", "pillow", "numpy", "tokenizers", "safetensors", "pydantic",
-                   "ruamel.yaml", "simplejpeg", "psutil", "pyarrow")),
+                   "ruamel.yaml", "simplejpeg", "psutil", "pyarrow", "pycld2", "regex")),
     ),
     "peers_classify": (
         ("--no-deps", "clip-benchmark==1.6.2"), ("numpy<2.4", *_as_here("torch", "scikit-learn", "tqdm")),

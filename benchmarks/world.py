@@ -8,6 +8,7 @@ from pathlib import Path
 
 from align.cli import main
 from align.config import Params, load_params
+from align.formats.filtered import decisions_digest
 from align.formats.raw import iter_images, raw_shards
 from align.formats.shards import read_manifest
 from tests.support import ROOT
@@ -50,9 +51,10 @@ def build(root: Path) -> World:
         *(f"paths.{name}={root / name}" for name in ("raw", "filtered", "shards", "tokenizer", "reports")),
     ]  # fmt: skip
     (root / "no_evaluation_sets").mkdir()
-    write_verdict(root / "reports/quality", passed=True)
+    sets = [word for override in overrides for word in ("--set", override)]
     for verb in ("ingest", "filter", "shard", "validate_shards", "fit_tokenizer"):
-        sets = [word for override in overrides for word in ("--set", override)]
+        if verb == "shard":  # so few pages are no data for the gate
+            write_verdict(root / "reports/quality", passed=True, data=decisions_digest(root / "filtered"))
         if main([verb, "--params", str(ROOT / "params.yaml"), *sets]) != 0:
             raise RuntimeError(f"align {verb} failed")
     return World(root, load_params(ROOT / "params.yaml", overrides))

@@ -64,8 +64,8 @@ def main() -> int:
     ours = conditions(sample, ("torch", "transformers", "pillow", "webdataset"), load)
     text = f"{table(rows)}\n\n{ours} Peers of training: {theirs}."
     if not args.names or "kept_memory" in args.names:
-        paper = load_params(ROOT / "params.yaml", profile_overrides("paper", ROOT))
-        text += f"\n\nCounted on the meta device, not timed:\n\n{counted(paper.section(ModelConfig))}"
+        large = load_params(ROOT / "params.yaml", profile_overrides("ablation", ROOT))
+        text += f"\n\nB7 + Base, counted on the meta device, not timed:\n\n{counted(large.section(ModelConfig))}"
     if sent is not None:
         text += f"\n\nCounted with a stand-in for the network (`step_counts.py`), not timed:\n\n{sent}"
     print(text)

@@ -291,7 +291,7 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str, ending: 
         os._exit(1)  # at once: the other ranks may wait for this one, and it for them
     except AlignError as error:
         return endings.own(error)
-    except Exception as error:
+    except Exception as error:  # most often a lost connection, which follows from another rank's end
         if (outcome := endings.known()) is None:
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

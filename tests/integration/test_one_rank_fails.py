@@ -13,7 +13,7 @@ import torch.distributed as dist
 from align.config.cluster import ClusterConfig
 from align.errors import AlignError, ConfigError, CorruptError
 from align.training.process_group import Ranks, launch
-from align.training.run import run
+from align.training.run import _train_rank, run
 from tests.support import ROOT, training_data
 from tests.support.mlflow_server import free_port
 from tests.support.training_data import plan, pretrain_config
@@ -87,10 +87,10 @@ def test_a_sample_that_one_rank_cannot_read_is_named(tmp_path: Path, forked_rank
     """Ranks read different samples, and the default is to stop."""
     data = training_data.write(tmp_path / "data")
     tar = sorted((data[0] / "train").glob("*.tar"))[0]
-    bytes_ = bytearray(tar.read_bytes())
-    at = bytes_.index(b"\xff\xd8\xff")  # the first picture's
-    bytes_[at : at + 64] = bytes(64)
-    tar.write_bytes(bytes_)
+    content = bytearray(tar.read_bytes())
+    at = content.index(b"\xff\xd8\xff")  # the first picture's
+    content[at : at + 64] = bytes(64)
+    tar.write_bytes(content)
     with pytest.raises(CorruptError, match=tar.name):
         run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=2)))
 
@@ -100,13 +100,7 @@ def test_machines_whose_ranks_do_not_divide_the_batch_are_refused(tmp_path: Path
     data = training_data.write(tmp_path / "data")
     uneven = plan(data, tmp_path / "checkpoints", pretrain_config(batch_size=24))
     with pytest.raises(ConfigError, match=r"batch_size 24 must be a multiple of 4 ranks on all machines x model"):
-        launch(functools.partial(_as_rank, uneven), 4, 1)
-
-
-def _as_rank(some: object, ranks: Ranks) -> None:
-    from align.training.run import _train_rank
-
-    _train_rank(some, ranks)  # type: ignore[arg-type]  # a plan
+        launch(functools.partial(_train_rank, uneven), 4, 1)
 
 
 def test_more_ranks_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 They read maps as channels-last. A map in another layout is copied into that one, and the result back.
 """
 
-# ruff: noqa: PLR0913  # the signatures are those of the plain operations, for which these stand in
+# ruff: noqa: PLR0913  # the operations' arguments
 # mypy: disable-error-code="no-untyped-call"
 # fmt: off
 

@@ -3,6 +3,9 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
+# Containers set it, and each of the many processes of a run would compile again all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -20,19 +23,21 @@ WORKERS := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 .PHONY: help demo test test-full validators triton fuzz bench bench-train bench-data bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences sample try ready clean backup restore
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' "$(strip $(MAKEFILE_LIST))"
 
 # Three steps. What builds source distributions, then the lock: both by hash, and nothing is built with anything else.
 # Last align itself with torch, the exception: CPU and CUDA builds differ in their bytes, so torch, torchvision and the
 # CUDA packages that they bring are a range without hashes. What else they need must be what the lock pins.
 $(STAMP): requirements.lock infra/locks/build.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "align needs Python >= 3.11; say which: make PYTHON=python3.12"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "align needs Python >= 3.11; say which: make PYTHON=python3.12"; exit 1; }
 	@echo "Installing into $(VENV) from requirements.lock (some minutes, once) ..."
-	@$(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -m venv $(VENV)
 	@$(PIP) --require-hashes --no-deps --only-binary :all: -r infra/locks/build.txt
 	@$(PIP) --require-hashes --no-deps --no-build-isolation -r requirements.lock
 	@sed -n 's/^\([^ ]*==.*\) \\$$/\1/p' requirements.lock > $(VENV)/pins.txt
 	@$(PIP) --no-build-isolation -c $(VENV)/pins.txt -e .
+# pip compiles one module after the other. Templates and code of later Pythons do not compile, and never run.
+	@$(VENV)/bin/python -m compileall -q -q -j 0 $(VENV)/lib 2> /dev/null || true
 	@touch $(STAMP)
 
 demo: $(STAMP) ## the whole pipeline on data/sample, with a summary at the end
@@ -116,7 +121,7 @@ worker: $(STAMP) ## runs stages of other machines' runs here, until it is ended:
 # atheris 3.1 has no wheel for Python 3.11.
 # `make lock ARGS=--upgrade` takes the newest versions; without it, versions change only where they must.
 lock: ## resolve requirements.lock and infra/locks again from pyproject.toml
-	@$(PYTHON) -m venv .align/lock && .align/lock/bin/pip install --quiet --require-hashes -r infra/locks/uv.txt
+	@"$(PYTHON)" -m venv .align/lock && .align/lock/bin/pip install --quiet --require-hashes -r infra/locks/uv.txt
 	@sed '/^#/d' requirements.lock > .align/lock/all.txt
 	@$(COMPILE) pyproject.toml --all-extras -o .align/lock/all.txt
 	@{ echo "# Made by 'make lock' from pyproject.toml: everything but torch and what only it brings (see the Makefile)."; \
@@ -143,7 +148,7 @@ ready: $(STAMP) ## model, index and thumbnails of the finished run, small, into 
 
 # With the environment's Python, or without it if there is none: to clean needs no installation.
 clean: ## remove what the next run makes again; not .align/remote (dvc push), the login, checkpoints, failed runs
-	@$(RUN) PYTHONPATH=. $(PYTHON) infra/clean.py
+	@$(RUN) PYTHONPATH=. "$(PYTHON)" infra/clean.py
 
 # FOLDER or s3://bucket/prefix. Servers of `make up` may run.
 backup: $(STAMP) ## copy databases, artifacts, DVC's cache and branches: make backup TO=FOLDER|s3://... (or more: ARGS=)

@@ -19,24 +19,29 @@ DVC_YAML = "stages:\n  make:\n    cmd: echo data > table\n    outs: [table]\n"
 
 
 def make_clean(root: Path) -> subprocess.CompletedProcess[str]:
-    """Typed in a checkout with this repository's Makefile."""
-    command = ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), "clean", f"PYTHON={sys.executable}"]
+    """Typed in a checkout with this repository's Makefile, and a Python whose path has a space."""
+    python = root.with_name("my python")
+    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
+    python.chmod(0o755)
+    command = ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), "clean", f"PYTHON={python}"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(name="checkout")
 def _checkout(tmp_path: Path) -> Path:
-    """A checkout in which everything was run once."""
-    (tmp_path / "infra").symlink_to(ROOT / "infra")
+    """A checkout in which everything was run once; its path has a space."""
+    root = tmp_path / "a checkout"
+    root.mkdir()
+    (root / "infra").symlink_to(ROOT / "infra")
     for name in (*clean.MADE_AGAIN, "remote", "prefect", "failed/demo", "worktrees", "locks"):
-        (tmp_path / ".align" / name).mkdir(parents=True)
-        (tmp_path / ".align" / name / "file").touch()
-    (tmp_path / ".align/login").write_text("align:secret\n")
+        (root / ".align" / name).mkdir(parents=True)
+        (root / ".align" / name / "file").touch()
+    (root / ".align/login").write_text("align:secret\n")
     for name in ("runtime", "dvc_plots", "checkpoints/0123456789abcdef-01234567", "mydata"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "file").touch()
-    return tmp_path
+        (root / name).mkdir(parents=True)
+        (root / name / "file").touch()
+    return root
 
 
 def files(root: Path) -> set[str]:

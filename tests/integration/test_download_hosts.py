@@ -203,15 +203,47 @@ def test_what_robots_txt_can_be(server: WebServer, route: Any, error: str | None
     assert any(path.startswith("a.test/x") for path in server.requests) == (error is None)
 
 
-def test_robots_txt_of_a_redirects_target_counts(server: WebServer) -> None:
+#: Disallowed paths, by host.
+RULES = {
+    "a.test": ["/private/", "/shut", "/*?size=large"],
+    "b.test": ["/private/", "/r.jpg", "/*?size=large"],
+    "a.test:81": ["/"],
+}
+
+
+@pytest.mark.parametrize(
+    ("first", "hops", "asked", "is_allowed"),
+    [
+        ("a.test/r.jpg", "http://b.test/x.jpg", "a.test/robots a.test/r.jpg b.test/robots b.test/x.jpg", True),
+        ("a.test/r.jpg", "http://b.test/private/x.jpg", "a.test/robots a.test/r.jpg b.test/robots", False),
+        ("a.test/r.jpg", "http://b.test/shut", "a.test/robots a.test/r.jpg b.test/robots b.test/shut", True),
+        ("a.test/r.jpg", "/x.jpg", "a.test/robots a.test/r.jpg a.test/x.jpg", True),
+        ("a.test/r.jpg", "private/x.jpg", "a.test/robots a.test/r.jpg", False),
+        ("a.test/r.jpg", "/x/../private/x.jpg", "a.test/robots a.test/r.jpg", False),
+        ("a.test/r.jpg", "/shut", "a.test/robots a.test/r.jpg", False),
+        ("a.test/shut", "/x.jpg", "a.test/robots", False),
+        ("a.test/r.jpg?size=large", "/x.jpg", "a.test/robots", False),
+        ("a.test/r.jpg", "/x.jpg?size=large", "a.test/robots a.test/r.jpg", False),
+        ("a.test/r.jpg?size=s", "/x.jpg?size=s", "a.test/robots a.test/r.jpg?size=s a.test/x.jpg?size=s", True),
+        ("a.test/r.jpg", "http://b.test/x.jpg?size=large", "a.test/robots a.test/r.jpg b.test/robots", False),
+        ("a.test/r.jpg", "http://a.test:81/x.jpg", "a.test/robots a.test/r.jpg a.test:81/robots", False),
+        ("a.test/r.jpg", "/s http://b.test/private/", "a.test/robots a.test/r.jpg a.test/s b.test/robots", False),
+        ("a.test/r.jpg", "http://b.test/s /private/", "a.test/robots a.test/r.jpg b.test/robots b.test/s", False),
+    ],
+)
+def test_each_hop_is_judged_by_its_own_path_and_the_robots_txt_of_its_own_host(
+    server: WebServer, first: str, hops: str, asked: str, is_allowed: bool
+) -> None:
     def rules(request: Request) -> bytes:
-        return response(b"User-agent: *\nDisallow: /" if request.headers["host"] == "b.test" else b"")
+        lines = ["User-agent: *", *(f"Disallow: {path}" for path in RULES[request.headers["host"]])]
+        return response("\n".join(lines).encode())
 
     server.routes["/robots.txt"] = rules
-    server.routes["/r.jpg"] = redirect("http://b.test/x.jpg")
-    (fetched,) = fetch(server, ["http://a.test/r.jpg"], obey_robots=True).values()
-    assert fetched.error == "robots.txt: disallows it"
-    assert server.requests == ["a.test/robots.txt", "a.test/r.jpg", "b.test/robots.txt"]
+    for path, target in zip(["/r.jpg", "/s"], hops.split(), strict=False):
+        server.routes[path] = redirect(target)
+    (fetched,) = fetch(server, [f"http://{first}"], obey_robots=True).values()
+    assert fetched.error == (None if is_allowed else "robots.txt: disallows it")
+    assert server.requests == asked.replace("/robots", "/robots.txt").split()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The command `align`: reads the verb (`align.verbs`), checks the whole of params, and calls the verb's module.
 
-A module is imported only when its verb is called, so that help answers at once.
+A verb's module is imported only when its work begins, so that help answers at once.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
-    """The parser with every verb; only the named verb's module is imported, to add its arguments."""
+    """The parser with every verb; only the named one has its own arguments."""
     parser = _Parser(
         prog="align",
         usage="align VERB ...",
@@ -78,10 +78,8 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
             metavar="SECTION.KEY=VALUE",
             help="use another value for one parameter in this run; may be repeated",
         )
-        if name == verb:
-            add_arguments = getattr(importlib.import_module(entry.module), "add_arguments", None)
-            if add_arguments:
-                add_arguments(sub)
+        if name == verb and entry.arguments:
+            entry.arguments(sub)
     return parser
 
 

@@ -12,11 +12,6 @@ from align.errors import ConfigError
 from align.run import become
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align gc`."""
-    parser.add_argument("--yes", action="store_true", help="remove it; without --yes it is only listed")
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """Replaces this process by the program's.
 

@@ -59,16 +59,6 @@ _CODE_HEADER = f"""\
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align init`."""
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("directory", nargs="?", type=Path, metavar="DIR", help="the new folder")
-    what.add_argument(
-        "--update", action="store_true", help="in a project: write code.yaml for the align that is installed now"
-    )
-    parser.set_defaults(params=installed("params.yaml"))  # not those of the folder in which it is typed
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """Makes a project, or updates the one in the working directory.
 

@@ -11,12 +11,6 @@ from align import run
 from align.config import Params
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align plan`: those of `align run`, and `--json`."""
-    run.add_request(parser)
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """Replaces this process by the program that plans.
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from align.arguments.commands import PARTS
 from align.config import Params
 from align.config.params import chosen_values
 from align.errors import ConfigError
@@ -27,45 +28,8 @@ PREFECT_HOME = Path(".align/prefect")
 #: The login of both servers, `user:password`, for this checkout; only its owner can read it.
 LOGIN_FILE = Path(".align/login")
 
-#: Parts of the pipeline that can be run alone.
-PARTS = ("all", "data", "training", "evaluation")
-
 #: Prefect 3.9 allows its temporary server 20 s, which is too little on a busy machine with two cores.
 SERVER_START_TIMEOUT_S = 180
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align run`."""
-    add_request(parser)
-    parser.add_argument(
-        "--if-changed",
-        action="store_true",
-        help="only if the source changed since the champion's data (section retrain); for a schedule",
-    )
-
-
-def add_request(parser: argparse.ArgumentParser) -> None:
-    """Arguments that say what to run, which `align plan` shares: those of the form in Prefect's UI."""
-    parser.add_argument("--name", default="demo", help="the result becomes branch run/NAME (default: demo)")
-    parser.add_argument(
-        "--ref", metavar="REV", help="run this git revision, in a worktree of its own (default: this checkout as it is)"
-    )
-    parser.add_argument(
-        "--only",
-        choices=PARTS,
-        default=PARTS[0],
-        help="a part: data ends with the vocabulary, training makes the model, evaluation measures it; what the part "
-        "reads must be unchanged or in DVC's cache",
-    )
-    parser.add_argument(
-        "--from", dest="from_stage", metavar="STAGE", help="from this stage on; those before it must be as above"
-    )
-    parser.add_argument("--to", dest="to_stage", metavar="STAGE", help="up to this stage")
-    parser.add_argument(
-        "--snapshot-dirty",
-        action="store_true",
-        help="run HEAD with your uncommitted changes in a worktree; without this, --set and --profile refuse them",
-    )
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

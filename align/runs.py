@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from align.arguments.commands import NUM_SHOWN
 from align.config import Params
 from align.config.engine import EngineConfig
 from align.config.health import HealthConfig
@@ -30,18 +31,6 @@ from align.lineage.run_costs import Costs
 from align.lineage.run_list import RunList
 from align.lineage.run_list_text import as_json, list_lines, one_lines
 from align.run import flow_environment, running_services
-
-#: So many are shown unless more are asked for.
-NUM_SHOWN = 20
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    parser.add_argument("what", nargs="?", choices=("show", "diff"), help="one run, or two compared; default: a list")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of runs, as the list has them")
-    parser.add_argument("--last", type=int, default=NUM_SHOWN, metavar="N", help=f"so many; default: {NUM_SHOWN}")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
-    parser.add_argument("--repair", action="store_true", help="give killed runs a true end, and remove what they left")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.arguments.commands import PORT
 from align.config import Params
 from align.config.filter import FilterConfig
 from align.config.paths import PathsConfig
@@ -33,20 +34,10 @@ if TYPE_CHECKING:
     from align.search.service.answers import PairShown, RuleShown
     from align.search.service.service import SearchService
 
-_PORT = 7000
 #: Addresses that only this machine reaches.
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _BACKLOG = 1024  # connections that wait to be taken
 _GRACE_S = 10  # requests in flight at the end
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align serve`."""
-    parser.add_argument(
-        "--local", action="store_true", help="serve this checkout's own model and index, not the registry's champion"
-    )
-    parser.add_argument("--ready", type=Path, metavar="DIR", help="serve a folder that `align ready` wrote")
-    parser.add_argument("--port", type=int, metavar="N", help=f"default: ALIGN_SEARCH_PORT, or {_PORT}")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -56,7 +47,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     from align.search.service.app import POLICY, make_app
     from align.search.service.limits import Limits
 
-    port = args.port or _number(os.environ.get("ALIGN_SEARCH_PORT", str(_PORT)))
+    port = args.port or _number(os.environ.get("ALIGN_SEARCH_PORT", str(PORT)))
     bind = os.environ.get("ALIGN_SERVER_BIND", HOST)
     login = os.environ.get("ALIGN_SEARCH_LOGIN")
     if bind not in _LOOPBACK and not login:

@@ -1,12 +1,16 @@
 """The verbs of `align`: stages in pipeline order, then commands; their lines of help, sections and examples.
 
-A verb is a module of that name in the folder of its stage, with `main(params, args)` and, if it takes arguments of its
-own, `add_arguments(parser)`.
+A verb is a module of that name in the folder of its stage, with `main(params, args)`. Its arguments are in
+`align.arguments`, so that help imports none of what its work needs.
 """
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
+from collections.abc import Callable
 from typing import NamedTuple
+
+from align.arguments import commands, stages
 
 #: Appended to examples that use other values: results of a trial lie apart from those that DVC knows.
 _REPORTS = "--set paths.reports=trial/reports"
@@ -20,6 +24,7 @@ class Verb(NamedTuple):
         help: its line in the list of verbs.
         sections: of params.yaml, its own ones; all verbs read `paths`, too.
         examples: two commands that work as typed, at that point of the pipeline.
+        arguments: adds its own to the parser; None where it has none.
         moves_aliases: of the registry; what MLflow shows of the versions follows (`align.lineage.version_pages`).
     """
 
@@ -27,6 +32,7 @@ class Verb(NamedTuple):
     help: str
     sections: tuple[str, ...]
     examples: tuple[str, str]
+    arguments: Callable[[ArgumentParser], None] | None = None
     moves_aliases: bool = False
 
 
@@ -40,24 +46,28 @@ STAGES = {
             f"align ingest --set ingest.max_pages=50 --set paths.raw=trial/raw {_REPORTS}",
             "align ingest --retry-failed",
         ),
+        stages.ingest,
     ),
     "filter": Verb(
         "align.filter.filter",
         "apply every rule of the paper; writes data/filtered/decisions.parquet",
         ("filter",),
         ("align filter", f"align filter --set filter.min_words=4 --set paths.filtered=trial/filtered {_REPORTS}"),
+        stages.portion,
     ),
     "validate": Verb(
         "align.validate.validate",
         "check tables and decisions: the quality gate before sharding",
         ("validate",),
         ("align validate", f"align validate --set validate.min_pairs=50 {_REPORTS}"),
+        stages.validate,
     ),
     "shard": Verb(
         "align.shard.shard",
         "write the kept pairs as tars: data/shards/{train,val,test}",
         ("shard",),
         ("align shard", f"align shard --set shard.image_px=96 --set paths.shards=trial/shards {_REPORTS}"),
+        stages.portion,
     ),
     "validate_shards": Verb(
         "align.validate.validate_shards",
@@ -82,6 +92,7 @@ STAGES = {
             "align pretrain",
             f"align pretrain --set pretrain.num_steps=100 --set paths.pretrained=trial/pretrained {_REPORTS}",
         ),
+        stages.train,
     ),
     "finetune": Verb(
         "align.training.finetune",
@@ -91,6 +102,7 @@ STAGES = {
             "align finetune",
             f"align finetune --set finetune.num_steps=20 --set paths.finetuned=trial/finetuned {_REPORTS}",
         ),
+        stages.train,
     ),
     "evaluate": Verb(
         "align.evaluate.evaluate",
@@ -100,6 +112,7 @@ STAGES = {
             "align evaluate --set paths.evaluation=infra/suites/demo.yaml --model models/finetuned --reports trial",
             "align evaluate --compare models/pretrained models/finetuned --reports trial/compared",
         ),
+        stages.evaluate,
     ),
     "package": Verb(
         "align.release.package",
@@ -128,12 +141,14 @@ COMMANDS = {
             "align init mine --profile photographs --set paths.archive=photos",
             "align init --update",
         ),
+        commands.init,
     ),
     "make_set": Verb(
         "align.evaluate.make_set",
         "make an evaluation set from class folders, or from pictures with captions",
         ("ingest",),
         ("align make_set captions --from captions.csv", "align make_set clothing --from test --reference train"),
+        commands.make_set,
     ),
     "pin": Verb(
         "align.ingest.pin",
@@ -143,30 +158,35 @@ COMMANDS = {
             "align pin s3://bucket/crawl --out data/crawl.paths",
             "align pin https://host.example/warc.paths.gz --out data/crawl.paths --set ingest.source=warc",
         ),
+        commands.pin,
     ),
     "run": Verb(
         "align.run",
         "run the whole pipeline under Prefect, and record it as branch run/<name>",
         (),
         ("align run --name first", "align run --name wide --set model.image_tower=B0"),
+        commands.run,
     ),
     "plan": Verb(
         "align.plan",
         "show what `align run` would do and need, and what is missing, without doing it",
         (),
         ("align plan", "align plan --set pretrain.num_steps=2000 --json"),
+        commands.plan,
     ),
     "gc": Verb(
         "align.gc",
         "list, or with --yes remove, what old runs left: data, models, checkpoints, branches",
         ("retention",),
         ("align gc", "align gc --set retention.days=7"),
+        commands.gc,
     ),
     "register": Verb(
         "align.release.register",
         "complete the MLflow run and register the packaged model",
         ("register",),
         ("align register", "align register --set register.model_name=trial"),
+        commands.register,
         moves_aliases=True,
     ),
     "promote": Verb(
@@ -174,6 +194,7 @@ COMMANDS = {
         "make the candidate, or the version named, the champion, if every gate lets it",
         ("promote", "evaluate", "register"),
         ("align promote", "align promote --set promote.margin=0.01 --json"),
+        commands.promote,
         moves_aliases=True,
     ),
     "rollback": Verb(
@@ -181,6 +202,7 @@ COMMANDS = {
         "make the previous champion the champion again",
         ("register",),
         ("align rollback", 'align rollback --reason "misses small pictures"'),
+        commands.rollback,
         moves_aliases=True,
     ),
     "champion": Verb(
@@ -188,6 +210,7 @@ COMMANDS = {
         "show which version is the champion, since when and why, or which one was it at a time",
         ("register",),
         ("align champion", "align champion --json"),
+        commands.champion,
         moves_aliases=True,  # finishes a move that was cut short, and records one by hand
     ),
     "search": Verb(
@@ -195,12 +218,14 @@ COMMANDS = {
         "search the indexed images by text, image, image + text or image - text",
         ("search",),
         ('align search "red heart" --html hits.html', "align search cat -k 5 --json"),
+        commands.search,
     ),
     "serve": Verb(
         "align.serve",
         "search as a service: a page, an API; follows the champion",
         ("serve", "search", "register"),
         ("align serve", "align serve --local --port 7001"),
+        commands.serve,
     ),
     "embed": Verb(
         "align.search.embed",
@@ -210,18 +235,21 @@ COMMANDS = {
             "align embed README.md --out lines.parquet",
             "align embed data/shards --split train --model models/packaged --out teacher",
         ),
+        commands.embed,
     ),
     "ready": Verb(
         "align.search.ready",
         "make a small folder of model, index and thumbnails that shows search without training",
         (),
         ("align ready", "align ready --out trial/ready --set paths.index=trial/index"),
+        commands.ready,
     ),
     "export": Verb(
         "align.release.export",
         "export a model for transformers, onnxruntime or torch, and check it against ours",
         (),
         ("align export --format hf --out exported", "align export --format torch --out exported-torch"),
+        commands.export,
     ),
     "import_model": Verb(
         "align.release.import_model",
@@ -231,42 +259,49 @@ COMMANDS = {
             "align import_model --from exported --out models/imported",
             "align import_model --from align-base --out models/align-base",
         ),
+        commands.import_model,
     ),
     "explain": Verb(
         "align.lineage.explain",
         "show what is known of a pair: page, rules, shard, models trained on it",
         ("filter",),
         ("align explain 000000012", "align explain 000000012 --json"),
+        commands.explain,
     ),
     "trace": Verb(
         "align.lineage.trace",
         "trace a model, run, shard, pair or address both ways: page to champion, champion to page",
         ("filter", "register", "ingest"),
         ("align trace align@champion --html lineage.html", "align trace 000000012"),
+        commands.trace,
     ),
     "forget": Verb(
         "align.lineage.forget",
         "take-downs: record what people ask to forget; --purge removes the bytes",
         (),
         ('align forget --urls urls.txt --reason "asked by the photographer"', "align forget --purge"),
+        commands.forget,
     ),
     "compare": Verb(
         "align.lineage.compare",
         "compare runs side by side: parameters, code, data, metrics with intervals, cost",
         (),
         ("align compare demo wide", "align compare demo wide . --html runs.html"),
+        commands.compare,
     ),
     "runs": Verb(
         "align.runs",
         "list every run: state, parameters that differ, metrics, cost; show one; --repair killed ones",
         (),
         ("align runs", "align runs show demo"),
+        commands.runs,
     ),
     "diff": Verb(
         "align.lineage.diff",
         "compare two versions of the data: which pairs entered and left, and why",
         (),
         ("align diff run/demo run/wide", "align diff data trial --html diff.html"),
+        commands.diff,
     ),
 }
 

@@ -59,21 +59,8 @@ class Portion:
 ALL = Portion()
 
 
-def add_portion_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of a stage that works in ranges."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--shards",
-        metavar="A-B",
-        help="do only these shards, both ends included; ranges may run in any order, on any machine",
-    )
-    group.add_argument(
-        "--finish", action="store_true", help="make the output from the finished ranges; names the missing shards"
-    )
-
-
 def portion_of(args: argparse.Namespace) -> Portion:
-    """The portion that `add_portion_arguments` describes. Raises DataError for a malformed range."""
+    """The portion that `align.arguments.stages.portion` describes. Raises DataError for a malformed range."""
     return Portion(shard_range(args.shards) if args.shards else None, bool(args.finish))
 
 

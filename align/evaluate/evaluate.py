@@ -171,29 +171,6 @@ def _same_queries(config: EvaluateConfig, retrievals: Sequence[Retrieval]) -> di
     return pictures
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align evaluate`."""
-    parser.add_argument(
-        "--model",
-        type=Path,
-        metavar="DIR",
-        help="measure this model folder instead of the fine-tuned model; --reports says where to",
-    )
-    parser.add_argument(
-        "--reports",
-        type=Path,
-        metavar="DIR",
-        help="write the report there, and nothing else but embeddings (store.features) and fine-tuning's checkpoints",
-    )
-    parser.add_argument(
-        "--compare",
-        type=Path,
-        nargs=2,
-        metavar=("A", "B"),
-        help="measure two model folders on the sets of paths.evaluation, and say by which metrics they differ",
-    )
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align evaluate`."""
     config, paths = params.section(EvaluateConfig), params.section(PathsConfig)

@@ -24,6 +24,7 @@ from align.config import Params
 from align.config.download import DownloadConfig
 from align.config.ingest import IngestConfig
 from align.config.paths import PathsConfig
+from align.config.suite import TEMPLATES
 from align.console import say
 from align.errors import DataError
 from align.evaluate.set_pictures import Limits, read_pictures
@@ -42,8 +43,6 @@ from align.evaluate.set_sources import (
 from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Kind, Split, Spool
 from align.formats.evaluation_sets.align_tar import write_set
 
-#: Of a classification set for which nobody gives templates.
-TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "a {}.", "{}")
 #: Sets that `align evaluate` makes itself.
 _RESERVED = ("test", HELD_OUT)
 #: Where the pictures of a table often are: in such a folder beside it, or beside its folder.
@@ -213,40 +212,6 @@ def _where_missing(recipe: Recipe, listed: Sequence[Listed], faults: Faults) -> 
     usual = (above / name for above in (table.parent, table.parent.parent) for name in _USUAL_FOLDERS)
     folder = next((folder for folder in usual if (folder / wanted).is_file()), None)
     return "" if folder is None else f"; {wanted} is in {folder}: give --images {folder}"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align make_set`."""
-    parser.add_argument(
-        "name", metavar="NAME", help="of the set; the files are NAME.tar and NAME.json in paths.evaluation"
-    )
-    parser.add_argument(
-        "--from", dest="sources", type=Path, nargs="+", required=True, metavar="PATH",
-        help="a folder FOLDER/CLASS/*.jpg, or a table with pictures' file names and captions (.csv, .tsv, .jsonl, ...)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--reference", metavar="SHARE|PATH",
-        help="what the nearest-neighbour classifier knows: a share of each class (0.5), or another folder or table",
-    )  # fmt: skip
-    parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="readable names: lines FOLDER,NAME or a JSON object"
-    )
-    parser.add_argument(
-        "--template", action="append", metavar="TEXT",
-        help=f"text with {{}} for the class; may be repeated; default: {', '.join(map(repr, TEMPLATES))}",
-    )  # fmt: skip
-    for option, what in (
-        ("picture", "of the file names; default: file_name, file, path, image, ..."),
-        ("caption", "of the caption or captions; default: captions, caption, text, ..."),
-        ("class", "of the class; makes a classification set"),
-        ("concept", "of what pictures have in common: they count as right for each other's captions; default: nothing"),
-    ):
-        parser.add_argument(f"--{option}", metavar="COLUMN", dest=f"{option}_column", help=f"column {what}")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of a table's pictures; default: its own")
-    parser.add_argument("--resize", type=int, metavar="PX", help="shrink larger pictures to this shorter side")
-    parser.add_argument("--description", default="", metavar="TEXT", help="a sentence for reports")
-    parser.add_argument("--skip", action="store_true", help="leave out what is missing, broken or contradictory")
-    parser.add_argument("--replace", action="store_true", help="replace the set of this name")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

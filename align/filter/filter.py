@@ -56,7 +56,7 @@ from align.services.engine import open_engine
 from align.services.store import fetcher, open_files
 from align.services.store_work import open_work
 from align.services.vector_index import kmeans
-from align.work import ALL, Portion, add_portion_arguments, asked, key_of, portion_of, require_done, work_directory
+from align.work import ALL, Portion, asked, key_of, portion_of, require_done, work_directory
 
 
 @dataclass(frozen=True)
@@ -191,11 +191,6 @@ def _keep_only_outs(path: Path) -> None:
             shutil.rmtree(entry)
         elif entry.name not in filtered.FILES and entry.name != ".work.json":
             entry.unlink()
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `align filter`."""
-    add_portion_arguments(parser)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

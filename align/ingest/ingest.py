@@ -56,7 +56,6 @@ from align.services.store_work import open_work
 from align.work import (
     ALL,
     Portion,
-    add_portion_arguments,
     asked,
     key_of,
     missing,
@@ -215,17 +214,6 @@ def retry_failed(
 
 def _open_duckdb(engine: EngineConfig) -> AbstractContextManager[Engine]:
     return open_engine(engine.model_copy(update={"runner": "duckdb"}))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `align ingest` beyond the common ones."""
-    add_portion_arguments(parser)
-    parser.add_argument(
-        "--retry-failed",
-        action="store_true",
-        help="only retry pictures whose failure may be temporary, and fetch those that the filter can keep today, with "
-        "the values that data/raw was made with, but as patiently as is set now (download.timeout_s, num_retries, ...)",
-    )
 
 
 def _text_cuts(params: Params) -> TextCuts:

@@ -74,12 +74,6 @@ def _require_list(out: Path) -> None:
             raise DataError(f"{out}: is not a list that `align pin` made, so it is not replaced; choose another name")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `align pin` beyond the common ones."""
-    parser.add_argument("source", help="what paths.archive would be: s3://..., https://..., a folder, pattern or list")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.paths", help="the list to write, for git")
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align pin`."""
     config = params.section(IngestConfig)

@@ -26,18 +26,6 @@ from align.lineage.data_versions import DataVersions
 from align.lineage.run_costs import Costs, of_checkout
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="NAME of branch run/NAME, a git revision of a run, or . for this checkout; two or more",
-    )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the tables and bars")
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align compare`: read the runs, compare them, print the tables.
 

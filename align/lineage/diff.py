@@ -23,15 +23,6 @@ from align.lineage.diff_text import text_lines
 from align.services.engine import open_engine
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    what = "git revision of a run, such as run/demo; or a folder with raw and filtered in it, such as data"
-    parser.add_argument("before", metavar="DATA_A", help=what)
-    parser.add_argument("after", metavar="DATA_B", help="the same")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with figures")
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align diff`: find the tables of both versions, compare them, print the report."""
     paths, config = params.section(PathsConfig), params.section(EngineConfig)

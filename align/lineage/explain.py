@@ -27,16 +27,6 @@ from align.services.store import fetcher
 _HEX_DIGITS_OF_SHA256 = 64
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "what", nargs="?", metavar="KEY", help="key of a pair; or a picture: its file, or the sha256 of its bytes"
-    )
-    what.add_argument("--url", help="address of a picture, as in data/raw")
-    parser.add_argument("--json", action="store_true", help="print everything as a JSON list, for programs")
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align explain`: find the pairs, look up each one's history, print them."""
     column, value = _column_and_value(args)

@@ -38,19 +38,6 @@ from align.lineage.who_saw import who_saw
 from align.services.store import fetcher
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    for kind, what in (
-        ("keys", "keys of pairs; each is recorded as the address and sha256 of its picture"),
-        ("urls", "addresses of pictures, or of pages that show them"),
-        ("hosts", "hosts of pictures or pages, each including the hosts below it"),
-    ):
-        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"file with {what}; one per line")
-    parser.add_argument("--reason", default="", help="recorded with each entry")
-    parser.add_argument("--purge", action="store_true", help="remove pictures and texts of all recorded pairs")
-    parser.add_argument("--yes", action="store_true", help="with --purge: do it; without --yes it only lists them")
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align forget`: record, say which models saw the pairs, and purge on request.
 

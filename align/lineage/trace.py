@@ -44,19 +44,6 @@ from align.services.store import fetcher
 ARTIFACT = Path("lineage/lineage.html")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    parser.add_argument(
-        "what",
-        metavar="WHAT",
-        help="MODEL@ALIAS, MODEL/VERSION, RUN, SHARD, KEY, URL or IMAGE_ID; `run:NAME`, `key:KEY`, ... say which",
-    )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the chain drawn")
-    parser.add_argument("--in-source", action="store_true", help="read also a large source for the record of a page")
-    parser.add_argument("--log", action="store_true", help="also keep the page with the version's run in MLflow")
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align trace`.
 

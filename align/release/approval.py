@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from align.errors import ConfigError, GateError, without_logins
 from align.formats.champion_moves import MAX_WHO, MAX_WHY
@@ -61,24 +60,6 @@ class Approval:
                 f"version {self.candidate} is not promoted: it was the candidate when the promotion was judged, "
                 f"and now version {now_candidate} is; run `align promote` again, or name the version"
             )
-
-
-def add_approval_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align promote` that are about approval."""
-    who = parser.add_mutually_exclusive_group()
-    who.add_argument("--approved-by", metavar="WHO", help="you approve, if the gates pass; kept in the history")
-    who.add_argument("--rejected-by", metavar="WHO", help="you reject the version: nothing moves; kept in the history")
-    parser.add_argument("--because", metavar="WHY", help="why you approve or reject")
-    parser.add_argument("--if-candidate", type=int, metavar="N", help="approve only while version N is the candidate")
-    parser.add_argument(
-        "--if-champion", type=int, metavar="N", help="approve only while version N is the champion; 0: while none is"
-    )
-    parser.add_argument(
-        "--decision",
-        type=Path,
-        metavar="FILE",
-        help="write the decision as JSON; then waiting for approval is no error",
-    )
 
 
 def approval_of(args: argparse.Namespace) -> Approval | None:

@@ -155,12 +155,6 @@ def moment(text: str, now: datetime) -> datetime:
     return when
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align champion`."""
-    parser.add_argument("--at", metavar="TIME", help="which version was it then: a date (its end) or a time, in UTC")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align champion`.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -217,15 +217,6 @@ def find_samples(
 
 def _spread(items: Sequence[T]) -> list[T]:
     return [items[index] for index in np.linspace(0, len(items) - 1, min(NUM_SAMPLES, len(items))).astype(int)]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align export`."""
-    parser.add_argument("--format", choices=get_args(Format), required=True, help="hf is for transformers.AlignModel")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder; replaced whole")
-    parser.add_argument("--model", type=Path, metavar="FOLDER", help="default: paths.finetuned")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="to check with; default: the evaluation sets")
-    parser.add_argument("--texts", type=Path, metavar="FILE", help="to check with, one text per line")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

@@ -48,12 +48,6 @@ def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
     return model
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align import_model`."""
-    parser.add_argument("--from", dest="source", type=Path, required=True, metavar="FOLDER", help="folder to import")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model folder; replaced whole")
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align import_model`."""
     model = import_model(params.section(ModelConfig), args.source, args.out)

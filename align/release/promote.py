@@ -21,7 +21,7 @@ from align.errors import DataError, GateError
 from align.files import to_json, write_text
 from align.locks import locked
 from align.release.alias_moves import LOCK
-from align.release.approval import Approval, add_approval_arguments, approval_of, reject
+from align.release.approval import Approval, approval_of, reject
 from align.release.champion import make_champion, settled
 from align.release.decision import PromotionDecision, table_lines
 from align.release.evidence import PAGES
@@ -140,19 +140,6 @@ def _record(decision: PromotionDecision, candidate: Version, tracker: Tracker) -
         tags |= {"align.refused_figures": figures}
     tracker.registry.set_version_tags(candidate, {name: text[:_MAX_TAG] for name, text in tags.items()})
     return page
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align promote`."""
-    parser.add_argument(
-        "--version",
-        type=int,
-        metavar="N",
-        help=f"promote this version; default: the one with alias '{CANDIDATE}', which `align register` moves",
-    )
-    parser.add_argument("--check", action="store_true", help="judge the champion that is; moves nothing")
-    parser.add_argument("--json", action="store_true", help="print the decision as JSON")
-    add_approval_arguments(parser)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

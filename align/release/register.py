@@ -150,14 +150,6 @@ def _describe(
     tracker.registry.describe(version, card.description())
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align register`."""
-    parser.add_argument("--revision", default=None, help="git revision of this run; default: the checkout's")
-    parser.add_argument(
-        "--cached-stage", action="append", default=[], metavar="STAGE", help="a stage that DVC took from its cache"
-    )
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align register`."""
     paths = params.section(PathsConfig)

@@ -46,13 +46,6 @@ def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
     return Rollback(move.to, move.before, move.previous)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align rollback`."""
-    parser.add_argument(
-        "--reason", default="no reason given", help="kept in the history, and as a tag of the version rolled back"
-    )
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align rollback`."""
     model = params.section(RegisterConfig).model_name

@@ -22,7 +22,6 @@ from align.config.paths import PathsConfig
 from align.console import say, track
 from align.errors import ConfigError, DataError
 from align.formats.model_folder import CONFIG
-from align.formats.shards import SPLITS
 from align.model.embedder import Embedder, model_digest
 from align.search.embed_rows import embed_rows
 from align.search.embed_split import embed_split
@@ -82,17 +81,6 @@ def embed(config: EmbedConfig, source: EmbedSource, *, embedder: Embedder, model
 
 def _num_failed(part: pa.Table) -> int:
     return len(part) - int(part["error"].null_count)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align embed`."""
-    parser.add_argument(
-        "input", type=Path, help="a folder of images, a text file (one text per line), a parquet file, or shards"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="FILE.parquet; with --split a folder")
-    parser.add_argument("--column", metavar="NAME", help="of a parquet file: texts, or the bytes of images")
-    parser.add_argument("--split", choices=SPLITS, help="all images and texts of this split of a folder of shards")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="model folder, or packaged model; paths.finetuned")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

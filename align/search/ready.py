@@ -28,7 +28,6 @@ from align.model.embedder import Embedder, model_digest
 from align.search.search import open_index
 from align.services.dvc import require_no_out
 
-DEFAULT_OUT = Path("data/sample/ready")
 LOCK = "dvc.lock"
 #: It is committed to git.
 MAX_BYTES = 20_000_000
@@ -170,13 +169,6 @@ def _package_digest(reports: Path, model: Path) -> str | None:
     except (OSError, ValueError, LookupError, TypeError):
         say(f"ready: {model} was not packaged, so the manifest names no version of MLflow")
         return None
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align ready`."""
-    parser.add_argument(
-        "--out", type=Path, default=DEFAULT_OUT, metavar="FOLDER", help=f"replaced whole (default: {DEFAULT_OUT})"
-    )
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

@@ -154,20 +154,6 @@ def _read_image(path: Path) -> bytes:
         raise DataError(f"--image {path}: {error.strerror}") from None
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `align search`."""
-    parser.add_argument("text", nargs="?", help='a description of the images, such as "red heart"')
-    parser.add_argument("--image", type=Path, metavar="FILE", help="find images like this one")
-    parser.add_argument("--key", help="find images like this indexed one")
-    parser.add_argument("--plus", metavar="TEXT", help="with an image: add this text")
-    parser.add_argument("--minus", metavar="TEXT", help="with an image: take this text away")
-    parser.add_argument(
-        "-k", type=int, default=None, metavar="N", help="number of results (default: search.num_results)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures")
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align search`."""
     config, paths = params.section(SearchConfig), params.section(PathsConfig)

@@ -35,7 +35,6 @@ from align.shard.work_folder import ShardWork, finish, plan_once, write_shards
 from align.work import (
     ALL,
     Portion,
-    add_portion_arguments,
     asked,
     key_of,
     portion_of,
@@ -122,11 +121,6 @@ def _key(config: ShardConfig, folders: ShardFolders, decisions: str) -> str:
         raise DataError(f"{images}: no such file; run `align filter` first")
     tars = [(one.name, one.sha256 or one.tar.stat().st_size) for one in raw_shards(folders.raw)]
     return key_of(config, [decisions, sha256_file(images)], tars, provenance.digest(__name__))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Ranges of output shards."""
-    add_portion_arguments(parser)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

@@ -25,9 +25,7 @@ from align.errors import AlignError, ConfigError, DataError
 from align.files import require_apart
 from align.formats.model_folder import read_config, tokenizer_of
 from align.training.plan import TrainingInputs
-from align.training.stage import add_arguments, train_from_params
-
-__all__ = ["add_arguments", "main"]
+from align.training.stage import train_from_params
 
 _OF_NEW_WEIGHTS = ("text_init_std", "position_init_scale", "image_weights", "text_weights")
 

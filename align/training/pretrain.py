@@ -9,9 +9,7 @@ from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.pretrain import PretrainConfig
 from align.training.plan import TrainingInputs
-from align.training.stage import add_arguments, train_from_params
-
-__all__ = ["add_arguments", "main"]
+from align.training.stage import train_from_params
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

@@ -37,16 +37,6 @@ from align.training.report import TrainingReport, training_report, write_trainin
 from align.training.run import Trained, run
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that both stages have beyond the common ones."""
-    parser.add_argument(
-        "--accept-code-change",
-        metavar="WHY",
-        help="resume a run of the same parameters and data that began under other code; WHY says why the result is "
-        "the same",
-    )
-
-
 def train_from_params(
     params: Params, args: argparse.Namespace, recipe: Recipe, model: ModelConfig, *, inputs: TrainingInputs, out: Path
 ) -> None:
@@ -54,7 +44,7 @@ def train_from_params(
 
     Args:
         params: the shared sections are read from it.
-        args: of `add_arguments`.
+        args: of `align.arguments.stages.train`.
         recipe: section of the stage.
         model: shape of the model, before the recipe's own picture size and stochastic depth.
         inputs: what the run reads.

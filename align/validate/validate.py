@@ -116,24 +116,6 @@ def validate(
     return report
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The stage's own arguments: decisions about the last run, instead of a run."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--accept", metavar="NAMES", help="accept failed expectations of the last run, for its data; A,B,C or one name"
-    )
-    group.add_argument("--set-reference", action="store_true", help="measure drift from the data of the last run")
-    parser.add_argument("--reason", default="", help="why, with --accept")
-    parser.add_argument(
-        "--from",
-        dest="reports",
-        type=Path,
-        metavar="FOLDER",
-        help="with --accept: the reports of a failed run, such as .align/failed/NAME/reports; default: paths.reports",
-    )
-    parser.add_argument("--by", default=None, help="who decides; default: git's user")
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align validate`."""
     paths = params.section(PathsConfig)

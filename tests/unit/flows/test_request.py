@@ -10,11 +10,11 @@ import pytest
 from prefect.utilities.schema_tools import is_valid_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
+from align.arguments.commands import PARTS
 from align.config.params_file import write_params
 from align.config.profile import DEMO, profile_names
 from align.declared import declared_outs
 from align.errors import ConfigError, DataError
-from align.run import PARTS
 from align.verbs import STAGES
 from flows.git_repository import git
 from flows.pipeline import pipeline

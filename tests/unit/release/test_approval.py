@@ -4,14 +4,15 @@ import argparse
 
 import pytest
 
+from align.arguments import commands
 from align.errors import ConfigError, GateError
-from align.release.approval import Approval, add_approval_arguments, approval_of
+from align.release.approval import Approval, approval_of
 from align.services.registry import Version
 
 
 def said(*words: str) -> Approval | None:
     parser = argparse.ArgumentParser()
-    add_approval_arguments(parser)
+    commands.promote(parser)
     return approval_of(parser.parse_args(words))
 
 

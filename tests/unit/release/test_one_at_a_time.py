@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from align.cli import build_parser
 from align.errors import DataError
 from align.locks import locked
 from align.release import promote, rollback
@@ -15,9 +16,8 @@ from tests.support.params import load_params
 
 def arguments(verb: ModuleType) -> argparse.Namespace:
     """Those of a command without any."""
-    parser = argparse.ArgumentParser()
-    verb.add_arguments(parser)
-    return parser.parse_args([])
+    name = verb.__name__.rpartition(".")[2]
+    return build_parser(name).parse_args([name])
 
 
 @pytest.mark.parametrize("verb", [promote, rollback])

@@ -1,15 +1,16 @@
 """The ready search in git, which `make try` serves: whole, small, and readable by this code."""
 
+from align.arguments.commands import READY
 from align.formats.image_index import ImageIndex
 from align.formats.ready import open_ready
 from align.model.embedder import Embedder, model_digest
-from align.search.ready import DEFAULT_OUT, MAX_BYTES
+from align.search.ready import MAX_BYTES
 from align.services.vector_index import VectorIndex
 from tests.support import ROOT
 
 
 def test_it_is_whole_and_finds_what_it_should() -> None:
-    folder = ROOT / DEFAULT_OUT
+    folder = ROOT / READY
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < MAX_BYTES
     ready = open_ready(folder)
     index = ImageIndex.load(ready.index, VectorIndex.load)

@@ -1,0 +1,294 @@
+"""Arguments of the commands, which are not in the DAG: a function for each, named as the verb."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from align.installed import installed
+
+#: Parts of the pipeline that can be run alone.
+PARTS = ("all", "data", "training", "evaluation")
+#: `align runs` shows so many unless more are asked for.
+NUM_SHOWN = 20
+#: Of `align serve`.
+PORT = 7000
+#: What `align ready` writes; it is in git.
+READY = Path("data/sample/ready")
+
+_JSON = "print everything as JSON, for programs"
+
+
+def init(parser: ArgumentParser) -> None:
+    """Arguments of `align init`."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("directory", nargs="?", type=Path, metavar="DIR", help="the new folder")
+    what.add_argument(
+        "--update", action="store_true", help="in a project: write code.yaml for the align that is installed now"
+    )
+    parser.set_defaults(params=installed("params.yaml"))  # not those of the folder in which it is typed
+
+
+def make_set(parser: ArgumentParser) -> None:
+    """Arguments of `align make_set`."""
+    parser.add_argument(
+        "name", metavar="NAME", help="of the set; the files are NAME.tar and NAME.json in paths.evaluation"
+    )
+    parser.add_argument(
+        "--from",
+        dest="sources",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="a folder FOLDER/CLASS/*.jpg, or a table with pictures' file names and captions (.csv, .tsv, .jsonl, ...)",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="SHARE|PATH",
+        help="what the nearest-neighbour classifier knows: a share of each class (0.5), or another folder or table",
+    )
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="readable names: lines FOLDER,NAME or a JSON object"
+    )
+    parser.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        help="text with {} for the class; may be repeated; default: five, such as 'a photo of a {}.'",
+    )
+    for option, what in (
+        ("picture", "of the file names; default: file_name, file, path, image, ..."),
+        ("caption", "of the caption or captions; default: captions, caption, text, ..."),
+        ("class", "of the class; makes a classification set"),
+        ("concept", "of what pictures have in common: they count as right for each other's captions; default: nothing"),
+    ):
+        parser.add_argument(f"--{option}", metavar="COLUMN", dest=f"{option}_column", help=f"column {what}")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of a table's pictures; default: its own")
+    parser.add_argument("--resize", type=int, metavar="PX", help="shrink larger pictures to this shorter side")
+    parser.add_argument("--description", default="", metavar="TEXT", help="a sentence for reports")
+    parser.add_argument("--skip", action="store_true", help="leave out what is missing, broken or contradictory")
+    parser.add_argument("--replace", action="store_true", help="replace the set of this name")
+
+
+def pin(parser: ArgumentParser) -> None:
+    """Arguments of `align pin`."""
+    parser.add_argument("source", help="what paths.archive would be: s3://..., https://..., a folder, pattern or list")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.paths", help="the list to write, for git")
+
+
+def run(parser: ArgumentParser) -> None:
+    """Arguments of `align run`."""
+    _request(parser)
+    parser.add_argument(
+        "--if-changed",
+        action="store_true",
+        help="only if the source changed since the champion's data (section retrain); for a schedule",
+    )
+
+
+def plan(parser: ArgumentParser) -> None:
+    """Arguments of `align plan`: those of `align run`, and `--json`."""
+    _request(parser)
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+
+def gc(parser: ArgumentParser) -> None:
+    """Arguments of `align gc`."""
+    parser.add_argument("--yes", action="store_true", help="remove it; without --yes it is only listed")
+
+
+def register(parser: ArgumentParser) -> None:
+    """Arguments of `align register`."""
+    parser.add_argument("--revision", default=None, help="git revision of this run; default: the checkout's")
+    parser.add_argument(
+        "--cached-stage", action="append", default=[], metavar="STAGE", help="a stage that DVC took from its cache"
+    )
+
+
+def promote(parser: ArgumentParser) -> None:
+    """Arguments of `align promote`; the second half is about approval."""
+    parser.add_argument(
+        "--version",
+        type=int,
+        metavar="N",
+        help="promote this version; default: the one with alias 'candidate', which `align register` moves",
+    )
+    parser.add_argument("--check", action="store_true", help="judge the champion that is; moves nothing")
+    parser.add_argument("--json", action="store_true", help="print the decision as JSON")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--approved-by", metavar="WHO", help="you approve, if the gates pass; kept in the history")
+    who.add_argument("--rejected-by", metavar="WHO", help="you reject the version: nothing moves; kept in the history")
+    parser.add_argument("--because", metavar="WHY", help="why you approve or reject")
+    parser.add_argument("--if-candidate", type=int, metavar="N", help="approve only while version N is the candidate")
+    parser.add_argument(
+        "--if-champion", type=int, metavar="N", help="approve only while version N is the champion; 0: while none is"
+    )
+    parser.add_argument(
+        "--decision",
+        type=Path,
+        metavar="FILE",
+        help="write the decision as JSON; then waiting for approval is no error",
+    )
+
+
+def rollback(parser: ArgumentParser) -> None:
+    """Arguments of `align rollback`."""
+    parser.add_argument(
+        "--reason", default="no reason given", help="kept in the history, and as a tag of the version rolled back"
+    )
+
+
+def champion(parser: ArgumentParser) -> None:
+    """Arguments of `align champion`."""
+    parser.add_argument("--at", metavar="TIME", help="which version was it then: a date (its end) or a time, in UTC")
+    parser.add_argument("--json", action="store_true", help=_JSON)
+
+
+def search(parser: ArgumentParser) -> None:
+    """Arguments of `align search`."""
+    parser.add_argument("text", nargs="?", help='a description of the images, such as "red heart"')
+    parser.add_argument("--image", type=Path, metavar="FILE", help="find images like this one")
+    parser.add_argument("--key", help="find images like this indexed one")
+    parser.add_argument("--plus", metavar="TEXT", help="with an image: add this text")
+    parser.add_argument("--minus", metavar="TEXT", help="with an image: take this text away")
+    parser.add_argument(
+        "-k", type=int, default=None, metavar="N", help="number of results (default: search.num_results)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures")
+
+
+def serve(parser: ArgumentParser) -> None:
+    """Arguments of `align serve`."""
+    parser.add_argument(
+        "--local", action="store_true", help="serve this checkout's own model and index, not the registry's champion"
+    )
+    parser.add_argument("--ready", type=Path, metavar="DIR", help="serve a folder that `align ready` wrote")
+    parser.add_argument("--port", type=int, metavar="N", help=f"default: ALIGN_SEARCH_PORT, or {PORT}")
+
+
+def embed(parser: ArgumentParser) -> None:
+    """Arguments of `align embed`."""
+    parser.add_argument(
+        "input", type=Path, help="a folder of images, a text file (one text per line), a parquet file, or shards"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="FILE.parquet; with --split a folder")
+    parser.add_argument("--column", metavar="NAME", help="of a parquet file: texts, or the bytes of images")
+    splits = ("train", "val", "test")
+    parser.add_argument("--split", choices=splits, help="all images and texts of this split of a folder of shards")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="model folder, or packaged model; paths.finetuned")
+
+
+def ready(parser: ArgumentParser) -> None:
+    """Arguments of `align ready`."""
+    parser.add_argument("--out", type=Path, default=READY, metavar="FOLDER", help=f"replaced whole (default: {READY})")
+
+
+def export(parser: ArgumentParser) -> None:
+    """Arguments of `align export`."""
+    formats = ("hf", "onnx", "torch")
+    parser.add_argument("--format", choices=formats, required=True, help="hf is for transformers.AlignModel")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder; replaced whole")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="default: paths.finetuned")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="to check with; default: the evaluation sets")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="to check with, one text per line")
+
+
+def import_model(parser: ArgumentParser) -> None:
+    """Arguments of `align import_model`."""
+    parser.add_argument("--from", dest="source", type=Path, required=True, metavar="FOLDER", help="folder to import")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model folder; replaced whole")
+
+
+def explain(parser: ArgumentParser) -> None:
+    """Arguments of `align explain`."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "what", nargs="?", metavar="KEY", help="key of a pair; or a picture: its file, or the sha256 of its bytes"
+    )
+    what.add_argument("--url", help="address of a picture, as in data/raw")
+    parser.add_argument("--json", action="store_true", help="print everything as a JSON list, for programs")
+
+
+def trace(parser: ArgumentParser) -> None:
+    """Arguments of `align trace`."""
+    parser.add_argument(
+        "what",
+        metavar="WHAT",
+        help="MODEL@ALIAS, MODEL/VERSION, RUN, SHARD, KEY, URL or IMAGE_ID; `run:NAME`, `key:KEY`, ... say which",
+    )
+    _output(parser, "with the chain drawn")
+    parser.add_argument("--in-source", action="store_true", help="read also a large source for the record of a page")
+    parser.add_argument("--log", action="store_true", help="also keep the page with the version's run in MLflow")
+
+
+def forget(parser: ArgumentParser) -> None:
+    """Arguments of `align forget`."""
+    for kind, what in (
+        ("keys", "keys of pairs; each is recorded as the address and sha256 of its picture"),
+        ("urls", "addresses of pictures, or of pages that show them"),
+        ("hosts", "hosts of pictures or pages, each including the hosts below it"),
+    ):
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"file with {what}; one per line")
+    parser.add_argument("--reason", default="", help="recorded with each entry")
+    parser.add_argument("--purge", action="store_true", help="remove pictures and texts of all recorded pairs")
+    parser.add_argument("--yes", action="store_true", help="with --purge: do it; without --yes it only lists them")
+
+
+def compare(parser: ArgumentParser) -> None:
+    """Arguments of `align compare`."""
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="NAME of branch run/NAME, a git revision of a run, or . for this checkout; two or more",
+    )
+    _output(parser, "with the tables and bars")
+
+
+def runs(parser: ArgumentParser) -> None:
+    """Arguments of `align runs`."""
+    parser.add_argument("what", nargs="?", choices=("show", "diff"), help="one run, or two compared; default: a list")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of runs, as the list has them")
+    parser.add_argument("--last", type=int, default=NUM_SHOWN, metavar="N", help=f"so many; default: {NUM_SHOWN}")
+    parser.add_argument("--json", action="store_true", help=_JSON)
+    parser.add_argument("--repair", action="store_true", help="give killed runs a true end, and remove what they left")
+
+
+def diff(parser: ArgumentParser) -> None:
+    """Arguments of `align diff`."""
+    what = "git revision of a run, such as run/demo; or a folder with raw and filtered in it, such as data"
+    parser.add_argument("before", metavar="DATA_A", help=what)
+    parser.add_argument("after", metavar="DATA_B", help="the same")
+    _output(parser, "with figures")
+
+
+def _request(parser: ArgumentParser) -> None:
+    """Those that say what to run: the ones of the form in Prefect's UI."""
+    parser.add_argument("--name", default="demo", help="the result becomes branch run/NAME (default: demo)")
+    parser.add_argument(
+        "--ref", metavar="REV", help="run this git revision, in a worktree of its own (default: this checkout as it is)"
+    )
+    parser.add_argument(
+        "--only",
+        choices=PARTS,
+        default=PARTS[0],
+        help="a part: data ends with the vocabulary, training makes the model, evaluation measures it; what the part "
+        "reads must be unchanged or in DVC's cache",
+    )
+    parser.add_argument(
+        "--from", dest="from_stage", metavar="STAGE", help="from this stage on; those before it must be as above"
+    )
+    parser.add_argument("--to", dest="to_stage", metavar="STAGE", help="up to this stage")
+    parser.add_argument(
+        "--snapshot-dirty",
+        action="store_true",
+        help="run HEAD with your uncommitted changes in a worktree; without this, --set and --profile refuse them",
+    )
+
+
+def _output(parser: ArgumentParser, what: str) -> None:
+    """The ways in which a command about lineage shows what it found."""
+    parser.add_argument("--json", action="store_true", help=_JSON)
+    parser.add_argument("--html", type=Path, metavar="FILE", help=f"also write a page {what}")

@@ -1,0 +1,81 @@
+"""Arguments of the stages of dvc.yaml."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+
+def portion(parser: ArgumentParser) -> None:
+    """Arguments of a stage that works in ranges of shards (`align.work.portion_of`): `align filter`, `align shard`."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--shards",
+        metavar="A-B",
+        help="do only these shards, both ends included; ranges may run in any order, on any machine",
+    )
+    group.add_argument(
+        "--finish", action="store_true", help="make the output from the finished ranges; names the missing shards"
+    )
+
+
+def ingest(parser: ArgumentParser) -> None:
+    """Arguments of `align ingest`."""
+    portion(parser)
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="only retry pictures whose failure may be temporary, and fetch those that the filter can keep today, with "
+        "the values that data/raw was made with, but as patiently as is set now (download.timeout_s, num_retries, ...)",
+    )
+
+
+def validate(parser: ArgumentParser) -> None:
+    """Arguments of `align validate`: decisions about the last run, instead of a run."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--accept", metavar="NAMES", help="accept failed expectations of the last run, for its data; A,B,C or one name"
+    )
+    group.add_argument("--set-reference", action="store_true", help="measure drift from the data of the last run")
+    parser.add_argument("--reason", default="", help="why, with --accept")
+    parser.add_argument(
+        "--from",
+        dest="reports",
+        type=Path,
+        metavar="FOLDER",
+        help="with --accept: the reports of a failed run, such as .align/failed/NAME/reports; default: paths.reports",
+    )
+    parser.add_argument("--by", default=None, help="who decides; default: git's user")
+
+
+def train(parser: ArgumentParser) -> None:
+    """Arguments of `align pretrain` and `align finetune`."""
+    parser.add_argument(
+        "--accept-code-change",
+        metavar="WHY",
+        help="resume a run of the same parameters and data that began under other code; WHY says why the result is "
+        "the same",
+    )
+
+
+def evaluate(parser: ArgumentParser) -> None:
+    """Arguments of `align evaluate`."""
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="measure this model folder instead of the fine-tuned model; --reports says where to",
+    )
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        metavar="DIR",
+        help="write the report there, and nothing else but embeddings (store.features) and fine-tuning's checkpoints",
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A", "B"),
+        help="measure two model folders on the sets of paths.evaluation, and say by which metrics they differ",
+    )

@@ -90,11 +90,10 @@ def read_params(file: Path | None, overrides: Sequence[str]) -> Params:
         ConfigError: `load_params` refuses, or a value of any section is wrong (`align.config.checks`).
     """
     from align.config import load_params
+    from align.config.checks import require_valid
+    from align.filter.rules import RULES
 
     params = load_params(file, overrides)
-    from align.config.checks import require_valid
-    from align.filter.rules import RULES  # imports Arrow, which a wrong --set does not wait for
-
     require_valid(params, RULES)
     return params
 

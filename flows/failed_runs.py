@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefect import runtime
-
 from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.errors import AlignError
@@ -44,7 +42,10 @@ def kept_if_it_fails(worktree: Path, folder: Path, log: Callable[[str], None], n
     try:
         yield
     except Exception as error:
-        keep(worktree, folder, log, {"name": name, "state": "failed", "why": str(error)})
+        from prefect import runtime  # a run has imported it long ago; `align plan` and `align gc` do without
+
+        run = {"name": name, "state": "failed", "why": str(error), "flow_run": str(runtime.flow_run.id or "")}
+        keep(worktree, folder, log, run)
         raise
 
 
@@ -55,7 +56,7 @@ def keep(worktree: Path, folder: Path, log: Callable[[str], None], run: dict[str
         worktree: where the run worked.
         folder: see `folder_for`.
         log: for one line, and one for each older run that is removed.
-        run: `name`, `state` (failed or killed), `why` and, if it is not this flow's, `flow_run`.
+        run: `name`, `state` (failed or killed), `why` and `flow_run`.
     """
     try:
         _keep(worktree, folder, run)
@@ -97,8 +98,7 @@ def _keep(worktree: Path, folder: Path, run: dict[str, str]) -> None:
             commit = resolve(worktree, "HEAD")
         except AlignError:  # it was killed before git had finished, or this is no repository
             commit = ""
-        about = {"flow_run": str(runtime.flow_run.id or ""), "commit": commit, **run}
-        write_text(part / RUN, to_json({"schema_version": 1, **about}))
+        write_text(part / RUN, to_json({"schema_version": 1, "commit": commit, **run}))
 
 
 def _remove_older(parent: Path) -> list[Path]:

@@ -27,7 +27,6 @@ from align.locks import locked
 from flows.child_process import CommandError, run_supervised
 from flows.dag import read_dag
 from flows.git_repository import LOCK_FILE
-from flows.remote.checks import problems
 from flows.remote.order import pools
 from flows.request import Request, settled
 from flows.run_context import STATE, RunContext, our_program
@@ -146,6 +145,8 @@ def make_plan(run: RunContext, name: str, selection: Selection, states: States) 
         if stage in here and need["rank_bytes"] > need["available_bytes"]
     ]
     if elsewhere := sorted(runs - here):
+        from flows.remote.checks import problems  # asks Prefect's server, which takes a second to import
+
         figures["elsewhere"] = ", ".join(f"{stage} in work pool {run.pools[stage]}" for stage in elsewhere)
         sent = problems(run, [stage for stage in selection.stages if stage.name in elsewhere])
         refused, warnings = refused + sent[0], warnings + sent[1]

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from align.filter.tables import BIGRAMS, MAX_ROWS, PAIRS, UNIGRAMS
 from align.filter.words import Int64s, TextFacts, hashes, normal_forms, text_facts
 from align.formats.policy import OptedOut
-from align.formats.raw import FAILED_TO_DOWNLOAD, STATED_SHA256
+from align.formats.raw import STATED_SHA256
+from align.formats.statuses import FAILED_TO_DOWNLOAD
 from align.pairs.text import MAX_CHARACTERS, languages
 from align.pairs.urls import canonical_or_as_is
 

@@ -28,7 +28,7 @@ import re
 from collections.abc import Callable
 
 from align.config.filter import FilterConfig
-from align.formats.raw import FAILED_TO_RESIZE, NOT_FETCHED
+from align.formats.statuses import FAILED_TO_RESIZE, NOT_FETCHED
 
 Rule = Callable[[FilterConfig], str | None]
 

@@ -28,6 +28,7 @@ from align.files import require_utf8, sha256_file
 from align.formats.img2dataset import image_key, refused, stated_sizes, without_tar
 from align.formats.json_file import StoredModel, read_if_exists
 from align.formats.parquet import ForeignTable
+from align.formats.statuses import SUCCESS
 from align.formats.tar_members import DamagedTar, read_members
 from align.protocols.store import FetchTar
 
@@ -51,14 +52,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-SUCCESS = "success"
-#: There are no bytes: no response, or one whose status is not 200.
-FAILED_TO_DOWNLOAD = "failed_to_download"
-#: There are bytes, but no picture can be decoded from them (img2dataset decodes in order to resize; hence the name).
-FAILED_TO_RESIZE = "failed_to_resize"
-#: Ours: the picture was not asked for, since the filter would drop each of its pairs for the text alone ...
-NOT_FETCHED = "not_fetched"
-#: ... as the row's error_message says.
+#: The error_message of a row whose status is `not_fetched`.
 HOPELESS = "no text of it can pass the filter"
 #: The code of an error_message: the address is of a private network that download.allow_networks does not name.
 ADDRESS_REFUSED = "address refused"

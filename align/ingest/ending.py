@@ -11,7 +11,8 @@ from align.config.params import PARAMS_FILE, Params
 from align.config.paths import PathsConfig
 from align.console import say
 from align.errors import DataError
-from align.formats.raw import SUCCESS, read_raw_manifest
+from align.formats.raw import read_raw_manifest
+from align.formats.statuses import SUCCESS
 from align.ingest.made_with import differing, made_with
 from align.ingest.reasons import commonest
 from align.ingest.report import IngestReport, not_read, read_as_stored

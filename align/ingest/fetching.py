@@ -16,15 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from align.formats.policy import REFUSED, OptedOut
-from align.formats.raw import (
-    ADDRESS_REFUSED,
-    FAILED_TO_DOWNLOAD,
-    FAILED_TO_RESIZE,
-    HOPELESS,
-    NOT_FETCHED,
-    SUCCESS,
-    Samples,
-)
+from align.formats.raw import ADDRESS_REFUSED, HOPELESS, Samples
+from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.ingest.limits import TooLarge
 from align.ingest.plan import PlannedRow, PlannedShard
 from align.ingest.writer import RawShardWriter

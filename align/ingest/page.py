@@ -6,7 +6,8 @@ from pathlib import Path
 
 from align import html
 from align.files import write_text
-from align.formats.raw import HOPELESS, SUCCESS
+from align.formats.raw import HOPELESS
+from align.formats.statuses import SUCCESS
 from align.ingest.report import NUM_HOSTS, IngestReport, not_read, read_as_stored
 from align.ingest.sources.outcomes import OUTCOMES
 

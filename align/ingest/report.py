@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
+from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.ingest.sources.outcomes import HTTP_HEAD_TOO_LARGE, NO_ADDRESS, NO_HTTP_HEAD, OTHER_RECORDS, outcomes_in
 from align.protocols.sql import Engine
 from align.report import Report

@@ -14,7 +14,8 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from align.formats.raw import MANIFEST, NOT_FETCHED, RawShard, image_spans, read_table
+from align.formats.raw import MANIFEST, RawShard, image_spans, read_table
+from align.formats.statuses import NOT_FETCHED
 from align.ingest.fetching import PictureOutcome
 from align.ingest.plan import PlannedRow, PlannedShard
 from align.pairs.text_cuts import TextCuts

@@ -20,18 +20,8 @@ import pyarrow.parquet as pq
 
 from align.errors import DataError
 from align.files import fsync, sha256_file, temporary_name, write_text
-from align.formats.raw import (
-    FAILED_TO_DOWNLOAD,
-    FAILED_TO_RESIZE,
-    MANIFEST,
-    NOT_FETCHED,
-    SCHEMA,
-    SUCCESS,
-    ListedShard,
-    MadeWith,
-    RawManifest,
-    Samples,
-)
+from align.formats.raw import MANIFEST, SCHEMA, ListedShard, MadeWith, RawManifest, Samples
+from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.formats.tar import TarWriter
 
 #: Rows held in memory before they are written to the table.

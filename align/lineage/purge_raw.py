@@ -24,7 +24,8 @@ from align.console import track
 from align.errors import DataError
 from align.files import sha256_file, write_text
 from align.formats.policy import OptedOut
-from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, MANIFEST, NOT_FETCHED, SUCCESS, read_raw_manifest
+from align.formats.raw import MANIFEST, read_raw_manifest
+from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.formats.stored_tars import stored_tars
 from align.formats.tar import BLOCK, header, padding
 from align.formats.tar_members import DamagedTar, Member, read_members

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from align.errors import DataError
 from align.formats.policy import OptedOut
-from align.formats.raw import SCHEMA, STATED_SHA256, SUCCESS, RawShard, read_table
+from align.formats.raw import SCHEMA, STATED_SHA256, RawShard, read_table
+from align.formats.statuses import SUCCESS
 
 #: A row of data/raw: column -> value.
 RawRow = dict[str, Any]

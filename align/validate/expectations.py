@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.config.validate import ValidateConfig
-from align.formats.raw import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
+from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.protocols.expectations import Expectation, statistic
 from align.validate import raw_manifest
 from align.validate.statistics import ZERO

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from align.formats.raw import NOT_FETCHED
+from align.formats.statuses import NOT_FETCHED
 from align.protocols.sql import Rows
 
 

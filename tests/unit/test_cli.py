@@ -38,6 +38,18 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_values_are_checked_without_what_the_work_needs() -> None:
+    code = "import sys, align.cli; align.cli.read_params(None, []); print({'numpy', 'pyarrow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_programs_that_look_import_no_prefect() -> None:
+    code = "import sys, flows.plan, flows.retention.__main__; print({'prefect', 'torch', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 @pytest.mark.parametrize(
     ("verb", "option", "known"), [("export", "format", get_args(Format)), ("embed", "split", SPLITS)]
 )

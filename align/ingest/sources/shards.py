@@ -26,7 +26,7 @@ from align.errors import DataError
 from align.formats.img2dataset import IMAGE_EXTENSIONS, image_key, refused, stated_size, without_tar
 from align.formats.json_tables import object_of
 from align.formats.parquet import ForeignTable
-from align.formats.raw import FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
+from align.formats.statuses import FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.formats.tar_members import DamagedTar, Member, member_at, read_members
 from align.ingest.limits import read_at_most, too_large
 from align.ingest.sources.candidates import Candidate

@@ -10,6 +10,8 @@ import pytest
 from align.cli import silence_telemetry
 from tests.support import ROOT
 
+pytest_plugins = ["tests.support.cpu_budget"]
+
 silence_telemetry()
 # Threads that share a tensor as small as the tests' wait for each other longer than they work: a busy machine takes ten
 # times as long. Set before torch and numpy are imported; child processes inherit it.

@@ -1,0 +1,146 @@
+"""A test costs at most 2 CPU seconds, its child processes included, or says why it costs more.
+
+    @pytest.mark.costs(8, "a real server is killed and started again")   on a test: at most 8 CPU seconds
+    @costs(20, "the stack of servers, once a session")                   below @pytest.fixture of a wider scope
+
+A fixture that several tests share is counted for itself, not for the test that happens to come first. Tests with the
+marker `full` may cost what they want. CPU seconds, unlike seconds, hardly depend on what else the machine does; where
+its cores are slower or shared, the budget grows with the time of a fixed piece of work.
+
+tests/conftest.py registers this module with pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+#: CPU seconds of a test that says nothing.
+BUDGET_S = 2.0
+#: CPU seconds of `_fixed_work` on the machine that the budgets were set on.
+_REFERENCE_S = 0.027
+#: So many tests are listed at the end.
+_NUM_SHOWN = 10
+_CPU_S = "cpu_s"
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_spent: list[tuple[float, str]] = []  # in the process that reports
+
+
+def costs(cpu_s: float, reason: str) -> Callable[[_Function], _Function]:
+    """Allows a fixture that is shared by tests more than `BUDGET_S`."""
+    assert reason
+
+    def allow(function: _Function) -> _Function:
+        function.cpu_s = cpu_s  # type: ignore[attr-defined]
+        return function
+
+    return allow
+
+
+def over_budget(spent_s: float, allowed_s: float, work_s: Callable[[], float] | None = None) -> str | None:
+    """What is wrong with a cost, or None.
+
+    Args:
+        spent_s: CPU seconds.
+        allowed_s: CPU seconds, on the machine that the budgets were set on.
+        work_s: times the fixed piece of work; called only where the budget seems to be exceeded.
+    """
+    if spent_s <= allowed_s:
+        return None
+    slower = max(1.0, (work_s or _fixed_work)() / _REFERENCE_S)
+    if spent_s <= allowed_s * slower:
+        return None
+    return f"costs {spent_s:.1f} CPU seconds, {allowed_s:g} are allowed (tests/support/cpu_budget.py)"
+
+
+def _fixed_work() -> float:
+    begun, value, table = time.process_time(), 0, {}
+    for number in range(400_000):
+        table[number % 997] = value = (value * 31 + number) % 1_000_003
+    return time.process_time() - begun
+
+
+def _cpu_s() -> float:
+    """Of this process and of its children that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+class _Meter:
+    """CPU seconds of the test that runs, without the fixtures that it shares with others."""
+
+    begun = 0.0
+    shared = 0.0
+    depth = 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the dearest files to the front: workers take whole files, and the last ones should end together."""
+    dear: dict[Path, float] = {}
+    for item in items:
+        mark = item.get_closest_marker("costs")
+        dear[item.path] = dear.get(item.path, 0.0) + (mark.args[0] if mark else 0.0)
+    items.sort(key=lambda item: -dear[item.path])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Begins to count."""
+    _Meter.begun, _Meter.shared, _Meter.depth = _cpu_s(), 0.0, 0
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+    """Counts a shared fixture for itself."""
+    if fixturedef.scope == "function" or _Meter.depth:
+        return (yield)
+    begun = _cpu_s()
+    _Meter.depth += 1
+    try:
+        value = yield
+    finally:
+        _Meter.depth -= 1
+        spent = _cpu_s() - begun
+        _Meter.shared += spent
+    if wrong := over_budget(spent, getattr(fixturedef.func, _CPU_S, BUDGET_S)):
+        pytest.fail(f"fixture {fixturedef.argname} {wrong}", pytrace=False)
+    return value
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
+    """Compares the test's cost with its budget."""
+    before = _cpu_s()
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        _Meter.begun += _cpu_s() - before  # the end of what the file's tests shared
+    spent = _cpu_s() - _Meter.begun - _Meter.shared
+    item.user_properties.append((_CPU_S, spent))
+    if item.get_closest_marker("full"):
+        return
+    mark = item.get_closest_marker("costs")
+    if wrong := over_budget(spent, mark.args[0] if mark else BUDGET_S):
+        pytest.fail(f"{item.name} {wrong}", pytrace=False)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keeps the costs that workers report."""
+    if report.when == "teardown":
+        _spent.extend((float(value), report.nodeid) for name, value in report.user_properties if name == _CPU_S)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Lists the dearest tests of a run that cost a minute or more."""
+    total = sum(spent for spent, _ in _spent)
+    if total < 60:
+        return
+    terminalreporter.section(f"{len(_spent)} tests cost {total:.0f} CPU seconds, without shared fixtures; the dearest")
+    for spent, name in sorted(_spent, reverse=True)[:_NUM_SHOWN]:
+        terminalreporter.write_line(f"{spent:7.1f}  {name}")

@@ -1,0 +1,85 @@
+"""A dear test fails; a cheap one and one with a reason pass; shared fixtures count apart: the budget of CPU seconds."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support import ROOT
+from tests.support.cpu_budget import over_budget
+
+TESTS = """
+import subprocess, sys, time
+import pytest
+from tests.support import cpu_budget
+cpu_budget.BUDGET_S, cpu_budget._REFERENCE_S = 0.05, 100.0  # no machine is slower than that
+
+WORK = "import time; begun = time.process_time()\\nwhile time.process_time() - begun < {}: pass"
+
+def work(seconds):
+    exec(WORK.format(seconds))
+
+@pytest.fixture(scope="module")
+def dear():
+    work(0.08)
+
+@pytest.fixture(scope="module")
+@cpu_budget.costs(5, "a reason")
+def allowed():
+    work(0.08)
+
+def test_cheap():
+    time.sleep(0.08)
+
+def test_own_process():
+    work(0.08)
+
+def test_child():
+    subprocess.run([sys.executable, "-c", WORK.format(0.08)], check=True)
+
+@pytest.fixture
+def own():
+    yield
+    work(0.08)
+
+def test_teardown(own):
+    pass
+
+@pytest.mark.costs(5, "a reason")
+def test_reason():
+    work(0.08)
+
+@pytest.mark.full
+def test_full():
+    work(0.08)
+
+def test_first_of_a_shared_fixture(allowed):
+    work(0.02)
+
+def test_dear_fixture(dear):
+    pass
+
+def test_last():
+    pass
+"""
+
+
+def test_dear_tests_and_fixtures_fail(tmp_path: Path) -> None:
+    (tmp_path / "test_costs.py").write_text(TESTS)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.cpu_budget", "-p", "no:cacheprovider",
+         "-o", "markers=full\ncosts", "--rootdir", ".", "."],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert set(re.findall(r"^ERROR test_costs.py::(\w+)", done.stdout, re.MULTILINE)) == {
+        "test_own_process", "test_child", "test_teardown", "test_dear_fixture",
+    }  # fmt: skip
+    assert "8 passed, 4 errors" in done.stdout  # the tests' own assertions passed
+
+
+def test_budget_grows_with_a_slower_machine() -> None:
+    assert over_budget(2.0, 2.0) is None
+    assert over_budget(3.0, 2.0, lambda: 0.0) == "costs 3.0 CPU seconds, 2 are allowed (tests/support/cpu_budget.py)"
+    assert over_budget(3.0, 2.0, lambda: 0.05) is None  # half as fast
+    assert over_budget(5.0, 2.0, lambda: 0.05) is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 from flows.git_repository import git
 from tests.support import ROOT
 from tests.support.s3_server import KEY, SECRET, S3Server
+from tests.support.warm import commands
 
 RECIPE = ROOT / "docs" / "scale.md"
 ENV_EXAMPLE = ROOT / "infra" / "env.example"
@@ -32,7 +33,7 @@ def environment(root: Path, aws: Mapping[str, str]) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DVC_"))}
     machine = root.with_name(f"{root.name}.machine")
     env |= {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(commands()), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "DVC_NO_ANALYTICS": "1",
         "DVC_GLOBAL_CONFIG_DIR": str(machine / "global"),
         "DVC_SYSTEM_CONFIG_DIR": str(machine / "system"),

@@ -1,0 +1,243 @@
+"""Forks commands for `tests.support.warm.client`; ends, with all of them, once its stdin does.
+
+python -m tests.support.warm.server FOLDER
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import importlib
+import os
+import random
+import runpy
+import selectors
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+#: What commands import, beside the modules of the verbs.
+_PRELOADED = (
+    "numpy", "pyarrow.parquet", "pyarrow.compute", "pyarrow.pandas_compat", "pandas", "duckdb", "torch",
+    "torchvision.transforms.v2.functional", "PIL.Image", "matplotlib.figure", "faiss", "great_expectations", "mlflow",
+    "mlflow.pyfunc", "boto3", "ruamel.yaml", "fastwarc", "resiliparse.parse.html", "align.config.checks",
+    "dvc.cli.parser", "dvc.repo", "dvc.analytics", "dvc.compare", "dvc.cachemgr", "dvc.data_cloud", "dvc._debug",
+    "dvc_render", "scmrepo.git", "dulwich.bundle", "dulwich.worktree", "dulwich.index", "rich.console",
+    "fsspec.implementations.local", "flatten_dict", "flufl.lock",
+)  # fmt: skip
+#: Of Arrow's allocator, which starts it again in a fork.
+_SAFE_THREAD = "jemalloc_bg_thd"
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class _Request:
+    words: list[str]
+    folder: bytes
+    environment: dict[bytes, bytes]
+    streams: list[int]
+
+
+def main() -> None:
+    """Serves; a fork returns from `_serve` with its request, and is the command from then on."""
+    folder = Path(sys.argv[1])
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    _import_verbs()
+    sys.modules["PIL.Image"].init()
+    threads = sorted((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir())
+    assert len(threads) == 1 + threads.count(_SAFE_THREAD), threads  # a fork would lose them
+    gc.collect()
+    gc.freeze()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "socket"))
+    listener.listen(64)
+    print("ready", flush=True)
+    _become(_serve(listener), str(folder / "python"))
+
+
+def _import_verbs() -> None:
+    from align.verbs import VERBS
+
+    for name, verb in VERBS.items():
+        if name != "filter":  # its network's runtime starts a thread
+            importlib.import_module(verb.module)
+
+
+def _serve(listener: socket.socket) -> _Request:
+    """Answers until stdin ends, which ends the process. Returns in each fork."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    selector = selectors.DefaultSelector()
+    for source in (listener.fileno(), reading, 0):
+        selector.register(source, selectors.EVENT_READ)
+    clients: dict[int, tuple[socket.socket, int]] = {}  # file number -> connection, process id of the command
+    while True:
+        for key, _ in selector.select():
+            if key.fd == 0:
+                for _, pid in clients.values():
+                    _kill(pid, signal.SIGKILL)
+                os._exit(0)
+            elif key.fd == reading:
+                os.read(reading, 4096)
+                _answer(clients, selector)
+            elif key.fd == listener.fileno():
+                connection, _ = listener.accept()
+                request = _read(connection)
+                pid = os.fork()
+                if pid == 0:
+                    signal.set_wakeup_fd(-1)
+                    for number in (reading, writing, listener.detach(), connection.detach()):
+                        os.close(number)
+                    for other, _ in clients.values():
+                        other.close()
+                    selector.close()
+                    return request
+                for number in request.streams:
+                    os.close(number)
+                clients[connection.fileno()] = connection, pid
+                selector.register(connection, selectors.EVENT_READ)
+            else:
+                connection, pid = clients[key.fd]
+                numbers = connection.recv(16)
+                for number in numbers or (signal.SIGKILL,):  # a client that was killed takes its command along
+                    _kill(pid, number)
+                if not numbers:
+                    selector.unregister(connection)
+
+
+def _answer(clients: dict[int, tuple[socket.socket, int]], selector: selectors.BaseSelector) -> None:
+    while True:
+        try:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not ended:
+            return
+        for number, (connection, pid) in list(clients.items()):
+            if pid == ended:
+                with suppress(OSError):
+                    connection.sendall(struct.pack("!i", status))
+                with suppress(KeyError):
+                    selector.unregister(connection)
+                connection.close()
+                del clients[number]
+
+
+def _kill(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        if number == signal.SIGKILL:
+            os.killpg(pid, number)
+        else:
+            os.kill(pid, number)
+
+
+def _read(connection: socket.socket) -> _Request:
+    head, streams, _, _ = socket.recv_fds(connection, 4, 3)
+    (size,) = struct.unpack("!I", head)
+    body = bytearray()
+    while len(body) < size:
+        body += connection.recv(size - len(body))
+    count, *fields = bytes(body).split(b"\0")
+    words, (folder, *environment) = fields[: int(count)], fields[int(count) :]
+    pairs = (entry.partition(b"=") for entry in environment)
+    return _Request([os.fsdecode(word) for word in words], folder, {name: value for name, _, value in pairs}, streams)
+
+
+def _become(request: _Request, python: str) -> NoReturn:
+    """Runs the command as if it had been started, and ends as it does."""
+    os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number, stream in enumerate(request.streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(request.folder)
+    os.environb.clear()
+    os.environb.update(request.environment)
+    time.tzset()
+    for output in (sys.stdout, sys.stderr):
+        output.reconfigure(line_buffering=output.isatty() or output is sys.stderr)  # type: ignore[union-attr]
+    random.seed()
+    sys.modules["numpy"].random.seed()
+    sys.executable, os.execve = python, _exec  # type: ignore[assignment]  # its own commands are warm, too
+    module, *arguments = request.words
+    _set_path()
+    sys.argv = [module, *arguments]
+    _end(_run(module))
+
+
+def _set_path() -> None:
+    """As `python -m` does. What is imported already is the code of this checkout."""
+    own = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:1] = [str(Path.cwd()), *own]
+    importlib.invalidate_caches()
+
+
+def _run(module: str) -> int:
+    """The exit code of a module that is run as a program."""
+    try:
+        if module == "align.cli":
+            from align.cli import main as align
+
+            return align(sys.argv[1:])
+        if module == "dvc":
+            from dvc.cli import main as dvc
+
+            return int(dvc(sys.argv[1:]) or 0)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, int) or end.code is None:
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException as error:  # noqa: BLE001 - as Python does at the end of a program
+        if sys.excepthook is sys.__excepthook__:
+            traceback.print_exc()
+        else:
+            sys.excepthook(type(error), error, error.__traceback__)
+        return 1
+    return 0
+
+
+def _exec(path: str, words: Sequence[str], environment: Any) -> NoReturn:
+    """In place of `os.execve`: a module that a command becomes needs no other process."""
+    if path == sys.executable and words[1] == "-m":
+        os.environ.clear()
+        os.environ.update(environment)
+        _set_path()
+        sys.argv = list(words[2:])
+        _end(_run(words[2]))
+    sys.stdout.flush()
+    _execve(path, words, environment)
+    raise AssertionError
+
+
+_execve = os.execve
+
+
+def _end(code: int) -> NoReturn:
+    """Ends the process as Python does, but for taking apart what it has imported."""
+    with suppress(BaseException):
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    for output in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            output.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

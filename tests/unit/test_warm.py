@@ -1,0 +1,83 @@
+"""Commands that are forks (tests/support/warm) behave as programs do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support import warm
+
+TOLD = """
+import json, os, sys
+print(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), sys.stdin.read()]))
+print("error", file=sys.stderr)
+sys.exit(7)
+"""
+SLEEPS = """
+import os, signal, sys, time
+if len(sys.argv) > 1:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    (tmp_path / "told.py").write_text(TOLD)
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    return warm.commands() / "python"
+
+
+@pytest.mark.parametrize("kind", ["warm", "started"])
+def test_words_folder_environment_streams_and_exit_code(kind: str, python: Path, tmp_path: Path) -> None:
+    program = str(python) if kind == "warm" else sys.executable
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "ODD": "a=b\nc"}
+    words = ["", "two words", "ü"]
+    done = subprocess.run(
+        [program, "-m", "told", *words],
+        cwd=tmp_path,
+        env=env,
+        input="typed",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    got_words, folder, environment, typed = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (7, "error\n")
+    assert (got_words, folder, typed) == (words, str(tmp_path), "typed")
+    assert {name: environment.get(name) for name in env} == env
+    assert set(environment) - set(env) <= {"PWD", "SHLVL", "_", "OLDPWD", "LC_CTYPE"}  # the shell's
+
+
+@pytest.mark.parametrize("kind", ["warm", "started"])
+def test_signals_reach_it_and_its_end_is_told(kind: str, python: Path, tmp_path: Path) -> None:
+    program = str(python) if kind == "warm" else sys.executable
+    for words, number, ends in (((), signal.SIGTERM, -signal.SIGTERM), (("x",), signal.SIGTERM, 9)):
+        with subprocess.Popen([program, "-m", "sleeps", *words], cwd=tmp_path, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.send_signal(number)
+            assert process.wait(60) == ends
+
+
+def test_it_ends_with_a_caller_that_is_killed(python: Path, tmp_path: Path) -> None:
+    with subprocess.Popen([str(python), "-m", "sleeps"], cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        command = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+        command.wait(60)
+
+
+def test_an_error_is_a_traceback_and_its_cpu_seconds_count(python: Path, tmp_path: Path) -> None:
+    (tmp_path / "works.py").write_text("import time\nwhile time.process_time() < 0.5: pass\nraise ValueError('odd')\n")
+    before = warm.spent_s()
+    done = subprocess.run([str(python), "-m", "works"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback") and done.stderr.endswith("ValueError: odd\n")
+    assert warm.spent_s() > before

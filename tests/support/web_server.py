@@ -29,12 +29,14 @@ class Request:
         path: with the query.
         headers: their names in lower case.
         count: how often this path was asked for, this time included.
+        server: which was asked.
     """
 
     path: str
     headers: dict[str, str]
     count: int
     transport: asyncio.Transport
+    server: WebServer
 
     def write(self, data: bytes) -> None:
         self.transport.write(data)
@@ -71,6 +73,7 @@ class WebServer:
         agents: the User-Agent headers seen.
         num_connections: so far.
         most_open: connections at a time, at most.
+        num_stuck: requests so far that never get (the rest of) an answer.
         first_opened_s, last_closed_s: of connections, on the monotonic clock.
     """
 
@@ -85,6 +88,7 @@ class WebServer:
         self.num_connections = 0
         self.num_open = 0
         self.most_open = 0
+        self.num_stuck = 0
         self.first_opened_s: float | None = None
         self.last_closed_s = 0.0
         self._counts: dict[str, int] = {}
@@ -175,7 +179,7 @@ class _Connection(asyncio.Protocol):
             head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
             lines = head.decode("latin-1").split("\r\n")
             headers = dict(line.lower().split(": ", 1) for line in lines[1:]) if self.server.records else {}
-            self.server.answer(Request(lines[0].split(" ")[1], headers, 1, self.transport))
+            self.server.answer(Request(lines[0].split(" ")[1], headers, 1, self.transport, self.server))
 
 
 # How servers misbehave. Each is a route.
@@ -186,6 +190,7 @@ def slow_loris(pause_s: float) -> Route:
 
     async def go(request: Request) -> None:
         request.write(response(Content_Length=100_000))
+        request.server.num_stuck += 1
         while not request.transport.is_closing():
             request.write(b"x")
             await asyncio.sleep(pause_s)
@@ -195,6 +200,7 @@ def slow_loris(pause_s: float) -> Route:
 
 async def silent(request: Request) -> None:
     """No answer at all."""
+    request.server.num_stuck += 1
 
 
 async def endless_body(request: Request) -> None:

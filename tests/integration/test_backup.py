@@ -16,6 +16,7 @@ from flows.git_repository import git
 from tests.support import ROOT, old_runs
 from tests.support.dvc_projects import aws_variables, environment, file_bytes, shell
 from tests.support.s3_server import S3Server, serve
+from tests.support.warm import commands
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -45,7 +46,7 @@ def _project(made: Path, tmp_path: Path) -> Path:
 
 
 def backup(root: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.backup", *words]
+    command = [str(commands() / "python"), "-m", "flows.backup", *words]
     variables = environment(root, {}) | {"PYTHONPATH": str(ROOT)} | (env or {})
     return subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True, check=False)
 

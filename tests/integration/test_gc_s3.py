@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from flows.retention.live import needs_everything
 from tests.support import ROOT, old_runs
 from tests.support.dvc_projects import aws_variables, environment, file_bytes, shell
 from tests.support.s3_server import KEY, SECRET, S3Server, serve
+from tests.support.warm import commands
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]  # minutes
 
@@ -107,7 +107,7 @@ class Project:
     def python(self, *command: str) -> subprocess.CompletedProcess[str]:
         env = environment(self.root, self.aws) | {"PYTHONPATH": str(ROOT)}
         return subprocess.run(
-            [sys.executable, *command], cwd=self.root, env=env, capture_output=True, text=True, check=False
+            [str(commands() / "python"), *command], cwd=self.root, env=env, capture_output=True, text=True, check=False
         )
 
     def stored(self) -> dict[str, set[str]]:

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from flows.git_repository import git
 from tests.support import ROOT
+from tests.support.warm import commands
 
 DVC_YAML = """\
 stages:
@@ -62,7 +62,9 @@ def called(root: Path, module: str, *words: str) -> subprocess.CompletedProcess[
         "DVC_SITE_CACHE_DIR": str(root.parent / "site"),
         "DVC_NO_ANALYTICS": "1",
     }
-    done = subprocess.run([sys.executable, "-m", module, *words], cwd=root, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(commands() / "python"), "-m", module, *words], cwd=root, env=env, capture_output=True, text=True
+    )
     assert module != "dvc" or done.returncode == 0, done.stderr
     return done
 

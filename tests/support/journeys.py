@@ -5,10 +5,8 @@ order: the page is the script, so that it cannot say what does not work.
 """
 
 import hashlib
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -55,7 +53,6 @@ def travel(folder: Path, page: str, name: str, more: Mapping[str, str] | None = 
     env = {key: value for key, value in environment(folder, {}).items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     env |= {
         "PYTHONPATH": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PWD": str(folder),
     } | dict(more or {})
     done = subprocess.run(

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -18,6 +17,7 @@ from flows.git_repository import git
 from tests.support import ROOT
 from tests.support.dvc_projects import environment, make_repository, shell
 from tests.support.params import PARAMS_FILE
+from tests.support.warm import commands
 
 DVC_YAML = """\
 stages:
@@ -112,7 +112,7 @@ def decide(root: Path, number: int) -> None:
 
 def gc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`align gc` with the newest run kept, unless the arguments say otherwise."""
-    command = [sys.executable, "-m", "align.cli", "gc", "--set", "retention.num_runs=1", *arguments]
+    command = [str(commands() / "python"), "-m", "align.cli", "gc", "--set", "retention.num_runs=1", *arguments]
     env = environment(root, {}) | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
 

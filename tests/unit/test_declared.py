@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from align.errors import ConfigError
 from flows.dag import read_dag
 from tests.support import ROOT
 from tests.support.params import PARAMS_FILE, load_params
+from tests.support.warm import commands
 
 OUTS = declared_outs(ROOT)
 
@@ -78,7 +78,7 @@ def test_dvc_leaves_a_folder_alone_that_params_yaml_names_as_an_output(tmp_path:
     (model / "model.safetensors").write_text("weights of somebody")
     write_params(tmp_path / "params.yaml", {"paths.pretrained": "theirs/model"})
 
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{commands()}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(
         ["dvc", "repro", "--single-item", "pretrain"], cwd=tmp_path, env=env, capture_output=True, text=True

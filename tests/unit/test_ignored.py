@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from align.verbs import JOURNEYS, VERBS
 from flows.git_repository import changes
 from tests.support import ROOT
 from tests.support.dvc_projects import environment, make_repository, shell
+from tests.support.warm import commands
 
 #: What an `align` command writes as typed, and the folders for data and trials.
 WRITTEN = re.compile(r"(?:\balign \w.*--(?:out|html) |\b(?=trial/|mydata/))([a-z][\w./-]*\w)")
@@ -69,7 +69,7 @@ def test_an_imported_model_can_be_given_to_dvc(repository: Path, folder: str) ->
     (repository / folder).mkdir(parents=True)
     (repository / folder / "model.safetensors").write_text("weights")
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", "add", folder], cwd=repository, capture_output=True, text=True, check=False
+        [str(commands() / "dvc"), "add", folder], cwd=repository, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert not ignored(repository, f"{folder}.dvc") and ignored(repository, f"{folder}/model.safetensors")

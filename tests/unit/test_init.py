@@ -22,6 +22,7 @@ from align.verbs import STAGES
 from flows.dag import read_dag
 from tests.support import ROOT
 from tests.support.params import load_params
+from tests.support.warm import commands
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def align(folder: Path, *words: str, **variables: str) -> subprocess.CompletedPr
     """The command as typed in a folder, on a machine without git's settings."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_", "XDG_"))}
     env |= {"HOME": str(folder), "GIT_CONFIG_NOSYSTEM": "1", "EMAIL": "", "PYTHONPATH": str(ROOT)} | variables
-    command = [sys.executable, "-m", "align.cli", *words]
+    command = [str(commands() / "python"), "-m", "align.cli", *words]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
 
 

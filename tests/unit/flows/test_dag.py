@@ -4,7 +4,6 @@ import ast
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from align.verbs import STAGES
 from flows.dag import downstream, read_dag, stale
 from tests.support import ROOT
 from tests.support.params import PARAMS_FILE
+from tests.support.warm import commands
 
 ENTRIES: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
 
@@ -193,7 +193,7 @@ def test_dvc_sees_the_same_edits(tmp_path: Path) -> None:
 
 
 def dvc(root: Path, *words: str) -> str:
-    command = [sys.executable, "-m", "dvc", *words]
+    command = [str(commands() / "dvc"), *words]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
 
 

@@ -26,6 +26,7 @@ from flows.stage_states import StageState, States
 from flows.worktree import worktree
 from tests.support.dvc_projects import commit_all, make_repository
 from tests.support.params import PARAMS_FILE
+from tests.support.warm import commands
 
 #: A stage copies its input, and writes a report: sh stage.sh NAME OUT INPUT.
 STAGE = """\
@@ -67,7 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "stage.sh": STAGE,
     }
     make_repository(root, files, "")
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=root, check=True)
+    subprocess.run([str(commands() / "dvc"), "repro", "--quiet"], cwd=root, check=True)
     commit_all(root)
     return root
 
@@ -177,7 +178,7 @@ def test_rows_are_those_of_the_reports(made: Path) -> None:
 
 def test_as_a_command(made: Path) -> None:
     def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flows.plan", *arguments]
+        command = [str(commands() / "python"), "-m", "flows.plan", *arguments]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         return subprocess.run(command, cwd=made, env=env, capture_output=True, text=True, check=False)
 

@@ -10,8 +10,9 @@ Zero-shot classification and nearest neighbours are the same computation with K 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,12 +120,30 @@ def ranks(similarity: NDArray[np.floating], correct: Sequence[Indices]) -> NDArr
     return result
 
 
+def similarities_to(items: NDArray[np.floating]) -> Callable[[NDArray[np.floating]], NDArray[np.floating]]:
+    """(num_queries, width) queries -> (num_queries, num_items) similarities; those of equal items are equal.
+
+    A product of matrices alone may round them differently: OpenBLAS does on some CPUs, by where an item stands.
+    """
+    transposed, seen = items.T, dict[bytes, int]()
+    first = np.array([seen.setdefault(blake2b(row.tobytes()).digest(), n) for n, row in enumerate(items)], np.int64)
+    again = np.flatnonzero(first != np.arange(len(items)))
+
+    def similarities(queries: NDArray[np.floating]) -> NDArray[np.floating]:
+        found: NDArray[np.floating] = queries @ transposed
+        found[:, again] = found[:, first[again]]
+        return found
+
+    return similarities
+
+
 def ranks_by_embedding(
     queries: NDArray[np.float32], items: NDArray[np.float32], correct: Sequence[Indices], *, block: int = BLOCK
 ) -> NDArray[np.int64]:
     """`ranks` of the cosine similarities of L2-normalised rows, with (block, num_items) of them in memory at a time."""
+    similarities = similarities_to(items)
     parts = [
-        ranks(queries[start : start + block] @ items.T, correct[start : start + block])
+        ranks(similarities(queries[start : start + block]), correct[start : start + block])
         for start in range(0, len(queries), block)
     ]
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)

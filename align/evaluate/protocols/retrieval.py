@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.protocols.recall import Direction, Score
+from align.evaluate.protocols.recall import Direction, Score, similarities_to
 from align.evaluate.protocols.scoring import Figure, scores
 from align.formats.query_ranks import CUTS
 from align.intervals import Scored
@@ -179,12 +179,9 @@ def positive_ranks(
     """
     if queries.ndim != 2 or items.ndim != 2 or queries.shape[1] != items.shape[1]:
         raise DataError(f"queries {queries.shape} and items {items.shape} are no embeddings of one width")
-    wide, transposed = np.asarray(queries, dtype=np.float32), np.asarray(items, dtype=np.float32).T
-
-    def similarities(rows: Indices) -> NDArray[np.floating]:
-        return wide[rows] @ transposed
-
-    return _ranked(similarities, (len(queries), len(items)), positives, without_own=without_own, ties=ties)
+    wide, similarities = np.asarray(queries, dtype=np.float32), similarities_to(np.asarray(items, dtype=np.float32))
+    shape = (len(queries), len(items))
+    return _ranked(lambda rows: similarities(wide[rows]), shape, positives, without_own=without_own, ties=ties)
 
 
 def positive_ranks_in(

@@ -67,13 +67,13 @@ def test_the_canvas_of_a_webp_is_known_before_its_decoder_makes_it(side_px: int,
     assert peak < 200e6
 
 
-def test_scans_are_counted_before_decoding() -> None:
+def test_scans_are_counted_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decode(progressive(64, MAX_SCANS - 10), max_pixels=MAX_PIXELS).size == (64, 64)
-    start = time.monotonic()
+    for decoder in ("open_picture", "rgb", "helper"):
+        monkeypatch.delattr(picture, decoder)
     for act in (read_header, lambda data: decode(data, max_pixels=MAX_PIXELS)):
         with pytest.raises(PictureError, match="too many scans: 20,010"):
             act(progressive(1000, 20_000))
-    assert time.monotonic() - start < 10  # it would take minutes
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_scans_are_counted_before_decoding() -> None:
     ids=["EXIF in 400,000 segments", "padding", "3,000 profiles", "a million chunks", "two million comments"],
 )  # fmt: skip
 def test_a_header_of_too_many_parts_is_refused_in_no_time(data: bytes, words: str) -> None:
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(PictureError, match=words):
         read_header(data)
-    assert time.monotonic() - start < 2
+    assert time.thread_time() - start < 2
 
 
 MODES = {
@@ -142,7 +142,7 @@ def test_helpers_end_with_a_process_that_is_killed() -> None:
     code = "import os, sys; from align.pairs import picture, picture_process\n"
     code += "picture.read_header(sys.stdin.buffer.read())\n"
     code += "print(picture_process._idle[0]._process.pid, flush=True); os.kill(os.getpid(), 9)"
-    done = subprocess.run([sys.executable, "-c", code], input=TIFF, stdout=subprocess.PIPE, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], input=TIFF, stdout=subprocess.PIPE, timeout=200, check=False)
     pid = int(done.stdout)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and Path(f"/proc/{pid}/stat").exists():

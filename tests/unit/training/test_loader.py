@@ -1,8 +1,11 @@
 """Batches from the tars: their content, and that it depends on the step alone."""
 
-import time
+import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 from align.errors import ConfigError, CorruptError, DataError
 from align.formats.shards import iter_samples
 from align.model.preprocess import decode, to_pixels
+from align.training import loader as module
 from align.training.batch import Augmentation, Sampling, Workers
 from align.training.index import SplitIndex, read_outline
 from align.training.loader import TrainLoader
@@ -213,15 +217,34 @@ def test_sources_are_mixed_by_weight_each_with_its_own_epochs(index: SplitIndex,
         loader(main, extra=[(extra, 1e-6)])
 
 
-def test_waiting_is_measured(index: SplitIndex) -> None:
-    train = loader(SplitSamples(index, 36))
-    batches = train.batches(0, 100)
-    next(batches)
-    assert train.wait_s > 0
-    for _ in range(20):
-        time.sleep(0.3)  # meanwhile the next ones are prepared, if the machine is not too busy
+class Held(SplitSamples):
+    """Loads a picture when it may, and then a minute is over."""
+
+    now_s = 0.0
+
+    def __init__(self, index: SplitIndex, px: int) -> None:
+        super().__init__(index, px)
+        self.may, self.loaded = threading.Event(), threading.Semaphore(0)
+
+    def load(self, *arguments: Any) -> Any:
+        assert self.may.wait(100)
+        found = super().load(*arguments)
+        self.now_s += 60
+        self.loaded.release()
+        return found
+
+
+def test_waiting_is_measured(index: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = Held(index, 36)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: samples.now_s))
+    train = loader(samples)
+    samples.may.set()
+    with closing(train.batches(0, 100)) as batches:
+        next(batches)
+        assert train.wait_s >= 8 * 60
+        assert all(samples.loaded.acquire(timeout=100) for _ in range(16))  # the next batch, too
+        samples.may.clear()
         before = train.wait_s
-        next(batches), next(batches)
-        if train.wait_s - before < 0.1:
-            return
-    pytest.fail("it always waits")
+        next(batches)  # is ready
+        assert train.wait_s == before
+        samples.may.set()

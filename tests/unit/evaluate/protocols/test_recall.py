@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from align.chance import chance
-from align.evaluate.protocols.recall import Direction, gallery, mean_recall, ranks, ranks_by_embedding, recall
+from align.evaluate.protocols.recall import (
+    Direction,
+    gallery,
+    mean_recall,
+    ranks,
+    ranks_by_embedding,
+    recall,
+    similarities_to,
+)
 from align.formats.query_ranks import CUTS
 
 
@@ -42,6 +50,20 @@ def test_a_constant_model_is_not_rewarded_wherever_the_correct_item_stands() -> 
 
 def test_a_query_without_a_correct_item_can_never_be_answered() -> None:
     assert ranks(np.array([[0.3, 0.2]]), indices([])).tolist() == [3]
+
+
+class Uneven(np.ndarray):
+    """A matrix whose products round by where a column stands, as on some CPUs."""
+
+    def __rmatmul__(self, other: np.ndarray) -> np.ndarray:
+        return other @ np.asarray(self) + 1e-7 * np.arange(self.shape[1])
+
+
+def test_equal_items_tie_however_a_product_rounds() -> None:
+    queries, items = np.eye(3), np.eye(3)[[0, 1, 0, 2, 1, 0]]
+    found = similarities_to(items.view(Uneven))(queries)
+    assert (found[:, [2, 5]] == found[:, :1]).all() and (found[:, 4] == found[:, 1]).all()
+    assert np.allclose(found, queries @ items.T, atol=1e-6)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])

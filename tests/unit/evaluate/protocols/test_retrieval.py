@@ -8,7 +8,7 @@ import pytest
 from align.errors import DataError
 from align.evaluate.protocols import retrieval
 from align.evaluate.protocols.folds import recall_in_folds, text_folds
-from align.evaluate.protocols.recall import ranks
+from align.evaluate.protocols.recall import ranks, ranks_by_embedding
 from align.evaluate.protocols.retrieval import (
     Captioned,
     PositiveRanks,
@@ -161,6 +161,7 @@ def test_equal_captions_tie_wherever_they_stand() -> None:
     positives = indices(*([[5]] * 37))
     against, tied_for = (positive_ranks(images, texts, positives, ties=ties).first for ties in ("against", "for"))
     assert (against - tied_for == 3).all()
+    assert (ranks_by_embedding(images, texts, positives) == against).all()
 
 
 def test_a_collapsed_model_scores_nothing() -> None:

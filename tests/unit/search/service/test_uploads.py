@@ -1,7 +1,7 @@
 """Pictures of strangers are decoded apart, as the model sees them, or refused in one line."""
 
 import io
-import time
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,7 +17,7 @@ from tests.support.colours import square
 
 @pytest.fixture
 def decoders() -> Iterator[Decoders]:
-    made = Decoders(1, max_pixels=1_000_000, timeout_s=20.0)
+    made = Decoders(1, max_pixels=1_000_000, timeout_s=200.0)
     yield made
     made.close()
 
@@ -57,14 +57,14 @@ def test_what_is_no_picture_is_refused_and_the_next_one_decodes(decoders: Decode
 
 
 def test_a_picture_that_takes_too_long_is_killed_and_the_next_one_decodes() -> None:
-    made = Decoders(1, max_pixels=100_000_000, timeout_s=20.0)
+    made = Decoders(1, max_pixels=100_000_000, timeout_s=200.0)
     made.crop(square("red"), 48, 48)  # the process has started
+    (helper,) = made._free.queue
     made._timeout_s = 0.05
-    begins = time.monotonic()
     with pytest.raises(DataError, match=r"did not decode within 0\.05 s"):
         made.crop(hostile_pictures.png(9000), 72, 64)
-    assert time.monotonic() - begins < 10
-    made._timeout_s = 20.0
+    assert helper is not None and helper._process.wait(60) == -signal.SIGKILL
+    made._timeout_s = 200.0
     assert made.crop(square("red"), 48, 48).shape == (48, 48, 3)
     made.close()
 

@@ -40,7 +40,7 @@ def bare(model: DualEncoder, parts: TowerInputs) -> None:
     (image_embeds * text_embeds).sum().backward()
 
 
-def in_parts(some: Preset, world: World, step: int, size: int, batch_size: int = BATCH_SIZE) -> TowerInputs:
+def in_parts(some: Preset, world: World, step: int, size: int, batch_size: int) -> TowerInputs:
     """A batch ready for the towers; which text goes with which image costs nothing."""
     batch = some.loader(recipe(world, num_steps=NUM_STEPS, batch_size=batch_size)).batch(step)
     ids = sorted(some.tokenizer.ids(batch.texts), key=len)
@@ -101,7 +101,7 @@ def _timed(
         nonlocal started
         spent, counts = time.process_time() - started, 1 < step < NUM_STEPS
         for seconds, size in zip(theirs, sizes, strict=True) if counts else ():
-            seconds.append(_bare_s(state.model, in_parts(some, world, step - 1, size)))
+            seconds.append(_bare_s(state.model, in_parts(some, world, step - 1, size, BATCH_SIZE)))
         if counts:
             ours.append(spent)
         started = time.process_time()
@@ -124,7 +124,7 @@ def _train(world: World, name: str, micro_batch: int | None) -> None:
 
 
 def _bare(world: World, name: str, size: int) -> None:
-    _alone(lambda some: bare(some.model(), in_parts(some, world, 0, size)), world, name)
+    _alone(lambda some: bare(some.model(), in_parts(some, world, 0, size, BATCH_SIZE)), world, name)
 
 
 def _alone(function: Callable[[Preset], object], world: World, name: str) -> None:

@@ -37,11 +37,12 @@ from benchmarks.measure import Comparison, compare, in_process, interleaved
 from benchmarks.page import conditions, table, write_section
 
 TITLE = "`make bench-vectors`"
-NUM, WIDTH, BLOCK = 1_000_000, 640, 20_000
+NUM, WIDTH, BLOCK, EXACT_BELOW = 1_000_000, 640, 20_000, 100_000
 NUM_TOPICS, SUBJECTS_PER_TOPIC = 1_000, 20
 #: Length of the noise; a subject's is 1. Vectors of one subject have a cosine of 0.6, of one topic 0.3.
 NOISE = 0.8
 NUM_QUERIES, NUM_SINGLE, K = 200, 8, 10
+ASKED = 765_432  # the image that is looked up
 REPETITIONS = 3
 BAR_RECALL, BAR_SPEED, BAR_MEMORY = 0.97, 10.0, 0.25
 FLOAT32_BYTES = NUM * WIDTH * 4
@@ -80,7 +81,7 @@ def blocks(file: Path) -> Iterator[Vectors]:
 
 
 def build_ours(folder: Path) -> None:
-    VectorIndex.build(blocks(folder / "vectors"), folder / "vectors.faiss", num_vectors=NUM, exact_below=100_000)
+    VectorIndex.build(blocks(folder / "vectors"), folder / "vectors.faiss", num_vectors=NUM, exact_below=EXACT_BELOW)
 
 
 def search_ours(folder: Path) -> None:
@@ -161,7 +162,7 @@ def write_items(folder: Path) -> None:
 def open_items(folder: Path) -> None:
     """As `align search` does, with one look-up by key."""
     items = IndexedImages.load(folder, thumbnails=True)
-    assert items[items.position("000765432")].offset_bytes == 765_432
+    assert items[items.position(f"{ASKED:09d}")].offset_bytes == ASKED
 
 
 def open_objects(folder: Path) -> None:
@@ -169,7 +170,7 @@ def open_objects(folder: Path) -> None:
     rows = pq.read_table(folder / ITEMS).to_pylist()
     items = [IndexedImage(**{name: row[name] for name in IndexedImage.__dataclass_fields__}) for row in rows]
     positions = {item.key: position for position, item in enumerate(items)}
-    assert items[positions["000765432"]].offset_bytes == 765_432
+    assert items[positions[f"{ASKED:09d}"]].offset_bytes == ASKED
 
 
 def item_row(folder: Path) -> Comparison:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from fastwarc.warc import ArchiveIterator, WarcRecordType
@@ -90,26 +91,37 @@ def _scan(file: Path) -> None:
 
 
 def _row(what: str, peer: str, name: str, python: Path, few: Path, file: Path, num_pages: int) -> Comparison:
-    pairs = extract(file)
-    if name == "cc2dataset":
-        pairs = [(url, text) for url, text in pairs if text]  # it has no pairs without a text
-    digest = hashlib.sha256("\n".join(f"{url}\t{text}" for url, text in pairs).encode()).hexdigest()
-    script = Path(__file__).with_name("extraction_peers.py")
+    num_pairs, digest = found_by_us(name, file)
     ours_s, theirs_s, peaks = [], [], []
     source = source_at(file, "images_from=web")
     for _ in range(REPETITIONS):
         ours_s.append(cpu_s(lambda: list(_scanned(source))))
-        done = subprocess.run([str(python), str(script), name, str(file), str(few)], capture_output=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = found_by_peer(python, name, file, few)
         if found["digest"] != digest:
-            raise RuntimeError(f"{peer} found {found['num']:,} pairs in {file.name}, we {len(pairs):,}, or others")
+            raise RuntimeError(f"{peer} found {found['num']:,} pairs in {file.name}, we {num_pairs:,}, or others")
         theirs_s.append(found["cpu_s"])
         peaks.append(found["peak_bytes"])
     _, peak = in_process(_scan, file)
     return compare(
         what, peer, "pages / CPU s", items=num_pages, ours_s=ours_s, theirs_s=theirs_s,
-        note=f"{len(pairs):,} equal pairs; peak memory {peak >> 20:,} against {max(peaks) >> 20:,} MiB",
+        note=f"{num_pairs:,} equal pairs; peak memory {peak >> 20:,} against {max(peaks) >> 20:,} MiB",
     )  # fmt: skip
+
+
+def found_by_us(name: str, file: Path) -> tuple[int, str]:
+    """Number and digest of what this peer must find, too."""
+    pairs = extract(file)
+    if name == "cc2dataset":
+        pairs = [(url, text) for url, text in pairs if text]  # it has no pairs without a text
+    return len(pairs), hashlib.sha256("\n".join(f"{url}\t{text}" for url, text in pairs).encode()).hexdigest()
+
+
+def found_by_peer(python: Path, name: str, file: Path, few: Path) -> dict[str, Any]:
+    """What `extraction_peers.py` prints."""
+    script = Path(__file__).with_name("extraction_peers.py")
+    done = subprocess.run([str(python), str(script), name, str(file), str(few)], capture_output=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _sample_pages() -> Iterator[_Page]:

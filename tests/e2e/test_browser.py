@@ -52,20 +52,18 @@ def prefect(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield prefect
 
 
-def test_a_wrong_value_is_refused_in_a_second(clone: Clone, prefect: Prefect) -> None:
+def test_a_wrong_value_is_refused_by_the_form(clone: Clone, prefect: Prefect) -> None:
     page = prefect.page
     prefect.open_form()
     page.fill("Name", "wrong")
     page.fill("Steps", "-5")
-    started = time.monotonic()
     page.click("Submit")
-    page.wait("document.activeElement.validationMessage === 'Value must be greater than or equal to 1.'", 5)
+    page.wait("document.activeElement.validationMessage === 'Value must be greater than or equal to 1.'")
     prefect.picture("prefect_refused", rows=300)
     page.fill("Steps", "700")
     page.fill("More parameters", json.dumps({"pretrain.label_smoothing": 7}))
     page.click("Submit")
-    page.wait("document.body.innerText.includes('7 is greater than or equal to the maximum of 1')", 5)
-    assert time.monotonic() - started < 10  # both, on a busy machine; the server answers within half a second
+    page.wait("document.body.innerText.includes('7 is greater than or equal to the maximum of 1')")
     assert "request.overrides['pretrain.label_smoothing']" in page.text()
     assert clone.ask("/flow_runs/count", {}) == 0
 

@@ -3,7 +3,6 @@
 import shutil
 import time
 import urllib.error
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -40,14 +39,13 @@ def test_the_server_refuses_what_is_out_of_bounds(stack: Stack, request_: dict[s
         assert error.value.code == 409 and named in error.value.read().decode()
 
 
-def test_a_wrong_value_of_the_last_stage_costs_a_second(stack: Stack) -> None:
+def test_a_wrong_value_of_the_last_stage_starts_nothing(stack: Stack) -> None:
     """What the bounds of single values cannot tell: a metric that no stage measures."""
     run = stack.start({"name": "wrong", "overrides": {"promote.metrics": ["recall@10"]}})
     assert stack.wait_for(run, "FAILED", "COMPLETED", "CRASHED") == "FAILED"
     ended = stack.ask(f"/flow_runs/{run}")
     assert "promote.metrics: 'recall@10' is measured for no set" in ended["state"]["message"]
-    started, end = (datetime.fromisoformat(ended[name]) for name in ("start_time", "end_time"))
-    assert (end - started).total_seconds() < 3  # on a busy machine; the check takes a fifth of a second
+    assert stack.states("wrong") == {}
     assert not list(stack.root.glob(".align/worktrees/*"))
     assert artifacts(stack, run) == {}
 

@@ -137,13 +137,14 @@ def test_it_follows_promotion_and_rollback_under_load_without_an_error(world: Se
         assert get(f"{url}/search?text=fox")[0] == 503
         world.champion.start()
         wait(lambda: world.number == one.number)
-        stop = threading.Event()
+        stop, answered = threading.Event(), list[int]()
 
         def ask(user: int) -> list[int]:
             statuses = []
             while not stop.is_set():
                 status, body = get(f"{url}/search?text=fox+{user}+{len(statuses)}&limit=3")
                 statuses.append(status)
+                answered.append(status)
                 seen.add(body["served"]["version"])
                 assert len(body["hits"]) == 3
             return statuses
@@ -152,7 +153,8 @@ def test_it_follows_promotion_and_rollback_under_load_without_an_error(world: Se
         for version in (two, one, two):
             world.crown(version)
             wait(lambda number=version.number: world.number == number)
-            time.sleep(0.3)
+            before = len(answered)
+            wait(lambda before=before: len(answered) >= before + 20)  # those under way may still be of the other one
         stop.set()
         statuses = [status for user in asked for status in user.result()]
         assert set(statuses) == {200} and len(statuses) > 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import pickle
@@ -29,7 +30,7 @@ from tests.support.ranges import cut_off, in_turn, ranges
 from tests.support.reading import rows_of, source_at
 from tests.support.warc_records import page, write_archive
 from tests.support.warc_records import response as archived
-from tests.support.web_server import WebServer, delayed, endless_headers, redirect, response, silent, slow_loris
+from tests.support.web_server import Request, WebServer, delayed, endless_headers, redirect, response, slow_loris
 
 MIB = 1 << 20
 ONE_BYTE = "Content-Range: bytes 0-0/5\nContent-Length: 1"
@@ -160,14 +161,21 @@ def test_what_no_retry_mends_is_one_line_at_once(server: WebServer, tmp_path: Pa
     assert server.count("/x") == (6 if "redirects" in reason else 1)
 
 
-@pytest.mark.parametrize("route", [silent, endless_headers])
-def test_a_server_that_wastes_time_is_given_up(server: WebServer, tmp_path: Path, route: Any) -> None:
+async def gives_up(request: Request) -> None:
+    """Before a test has to."""
+    await asyncio.sleep(60)
+    request.cut()
+
+
+@pytest.mark.parametrize(
+    ("route", "reason"),
+    [(gives_up, "no answer, or less than 10 KiB/s, for 1 s"), (endless_headers, "truncated: connection lost")],
+)
+def test_a_server_that_wastes_time_is_given_up(server: WebServer, tmp_path: Path, route: Any, reason: str) -> None:
     server.routes["/x"] = route
-    reason = r"asked 3 times in vain .(no answer, or less than 10 KiB/s, for 1 s|truncated: connection lost)"
-    start = time.monotonic()
-    with pytest.raises(ServiceError, match=reason):
+    with pytest.raises(ServiceError, match=f"asked 3 times in vain .{reason}"):
         files(tmp_path, timeout_s=1.0).open(server.url("/x"))
-    assert time.monotonic() - start < 20
+    assert server.count("/x") == 3
 
 
 @pytest.mark.parametrize(
@@ -198,7 +206,7 @@ def test_odd_headers_are_headers_or_one_line(
 ) -> None:
     server.routes["/x"] = f"{lines}\n\n".replace("\n", "\r\n").encode() + body
     if reason is None:
-        assert files(tmp_path, timeout_s=5.0).stamp(server.url("/x")) == "5 "
+        assert files(tmp_path).stamp(server.url("/x")) == "5 "
     else:
         with pytest.raises(DataError, match=f"/x: .*{reason}"):
             files(tmp_path).stamp(server.url("/x"))
@@ -212,8 +220,8 @@ def test_a_range_that_drips_is_given_up(server: WebServer, tmp_path: Path) -> No
 
     server.routes["/x"] = in_turn(ranges(bytes(65536)), drip)
     with (
-        files(tmp_path, timeout_s=1.0).open(server.url("/x")) as stream,
-        pytest.raises(ServiceError, match="less than 10 KiB/s, for 1 s"),
+        files(tmp_path, timeout_s=2.0).open(server.url("/x")) as stream,  # for its first bytes, on a busy machine
+        pytest.raises(ServiceError, match="less than 10 KiB/s, for 2 s"),
     ):
         stream.read()
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from ruamel.yaml import YAML
 
 from align.formats.raw import raw_shards, read_table
 from align.pairs.text import MAX_CHARACTERS
-from tests.support import hostile, thinned, warc_records
+from tests.support import hostile, thinned, warc_records, warm
 from tests.support.params import PARAMS_FILE
 from tests.support.pictures import blurred_png
 from tests.support.small_checkout import REDUCED
@@ -31,21 +30,20 @@ STAGES = (
 
 
 class Peak:
-    """The most memory that a process and its children held together, looked at 20 times a second."""
+    """The most memory that a command and its children held together, looked at 20 times a second."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self) -> None:
         self.num_bytes = 0
-        self._root, self._end = psutil.Process(pid), threading.Event()
+        self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._end.wait(0.05):
             total = 0
-            with suppress(psutil.NoSuchProcess):
-                for process in (self._root, *self._root.children(recursive=True)):
-                    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                        total += process.memory_full_info().pss
+            for process in warm.processes():
+                with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    total += process.memory_full_info().pss
             self.num_bytes = max(self.num_bytes, total)
 
     def stop(self) -> int:
@@ -99,9 +97,9 @@ def project(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
 
 def align(root: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[bytes], int]:
     """Runs `align`; what it printed, and its peak memory."""
-    command = [sys.executable, "-m", "align.cli", *arguments]
+    command = [str(warm.commands() / "align"), *arguments]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        peak = Peak(process.pid)
+        peak = Peak()
         try:
             out, err = process.communicate(timeout=500)
         except subprocess.TimeoutExpired:

@@ -18,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
+
 from tests.support import ROOT
 
 _CLIENT = Path(__file__).with_name("client.py")
@@ -60,6 +62,11 @@ def spent_s() -> float:
         return 0.0
     fields = Path(f"/proc/{_server[0]}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
+def processes() -> list[psutil.Process]:
+    """Commands that run, and all that they started."""
+    return psutil.Process(_server[0]).children(recursive=True) if _server else []
 
 
 def _end(server: subprocess.Popen[bytes], writing: int, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A version of a real registry, as mteb's and CLIP_benchmark's adapters open it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from align.services.tracking import Tracker
 from tests.support import ROOT, tiny_model
 
 
-def test_a_version_by_alias_and_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_by_alias_and_by_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Callable[[Path], str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_mlflow(tmp_path))
     tracker = Tracker()
     models = [tiny_model.write(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
     for model in models:

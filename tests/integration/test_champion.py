@@ -1,4 +1,4 @@
-"""Moves of `champion` and `previous` in a real MLflow: killed after each write, made by hand, of deleted versions."""
+"""Moves of `champion` and `previous`: killed after each write, by hand, of deleted versions; in `full` with MLflow."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -12,11 +12,8 @@ from align.release import alias_moves
 from align.release.champion import make_champion, settled, take_back
 from align.services.registry import PROMOTED, REPLACED, ROLLED_BACK, Registry, Version
 from align.services.tracking import Tracker
+from tests.support.memory_mlflow import MemoryTracker
 
-WRITES = (
-    "set_registered_model_tag", "delete_registered_model_tag", "set_registered_model_alias",
-    "delete_registered_model_alias", "set_model_version_tag", "delete_model_version_tag",
-)  # fmt: skip
 NAMES = (f"model-{number}" for number in itertools.count())
 
 
@@ -36,7 +33,7 @@ class Mortal:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
-        return self._counted(method) if name in WRITES else method
+        return self._counted(method) if name.startswith(("set_", "delete_")) else method
 
     def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def write(*values: Any) -> Any:
@@ -83,9 +80,11 @@ class Model:
         return tracker
 
 
-@pytest.fixture(scope="module")
-def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    return Tracker(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+@pytest.fixture(scope="module", params=["memory", pytest.param("mlflow", marks=pytest.mark.full)])
+def tracker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    folder = tmp_path_factory.mktemp(request.param)
+    in_memory = request.param == "memory"
+    return MemoryTracker(folder) if in_memory else Tracker(request.getfixturevalue("empty_mlflow")(folder))
 
 
 @pytest.fixture(autouse=True)
@@ -104,14 +103,11 @@ def killed_after_each_write(model: Model, act: Callable[[Model], None]) -> int:
     whole = model.tracker
     for writes in itertools.count(1):
         aliases, history = model.aliases(), model.history()
-        mortal = model.dies_after(writes)
-        model.tracker = mortal
+        model.tracker, killed = model.dies_after(writes), False
         try:
             act(model)
         except Killed:
             killed = True
-        else:
-            killed = False
         model.tracker = whole
         state = settled(whole, model.name)
         assert state.unfinished is None
@@ -245,6 +241,55 @@ def test_of_two_intents_the_last_one_counts(tracker: Tracker, monkeypatch: pytes
         model.promote(2)
     assert settled(tracker, model.name).champion == 3
     assert model.history()[1:] == [("promoted", 1, 3)]
+
+
+def test_a_move_leaves_the_intent_of_another_call_alone(tracker: Tracker) -> None:
+    model = Model(tracker, 3)
+    model.promote(1)
+    state = settled(tracker, model.name)
+    whole, model.tracker = model.tracker, model.dies_after(1)
+    with pytest.raises(Killed):
+        model.promote(2)
+    with pytest.raises(LockedError, match="nothing was moved here"):
+        alias_moves.move(tracker.registry, state, "promoted", 3, "x", {})
+    model.tracker = whole
+    assert settled(tracker, model.name).champion == 2
+    assert model.history() == [("promoted", None, 1), ("promoted", 1, 2)]
+
+
+def test_an_alias_that_is_moved_by_hand_in_the_pause_stays_and_the_intent_is_withdrawn(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(tracker, 3)
+    model.promote(1)
+    monkeypatch.setattr(alias_moves, "sleep", lambda _: tracker.registry.set_alias(model.version(3), "champion"))
+    with pytest.raises(LockedError):
+        model.promote(2)
+    assert tracker.registry.champion_state(model.name).unfinished is None
+    assert model.aliases() == {"champion": 3} and model.history() == [("promoted", None, 1)]
+
+
+def test_who_finishes_an_intent_looks_again_first(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner lived: it finished its move in the pause, and another call has begun the next one."""
+    model = Model(tracker, 3)
+    model.promote(1)
+    whole = model.tracker
+
+    def begin(number: int) -> None:
+        model.tracker = model.dies_after(1)
+        with pytest.raises(Killed):
+            model.promote(number)
+        model.tracker = whole
+
+    def others(_: float) -> None:
+        monkeypatch.setattr(alias_moves, "sleep", lambda _: None)
+        settled(tracker, model.name)
+        begin(3)
+
+    begin(2)
+    monkeypatch.setattr(alias_moves, "sleep", others)
+    assert settled(tracker, model.name).champion == 3
+    assert model.history() == [("promoted", None, 1), ("promoted", 1, 2), ("promoted", 2, 3)]
 
 
 def test_a_registry_that_is_too_slow_to_keep_two_apart_moves_nothing(

@@ -1,6 +1,7 @@
 """`align promote` where a person has to approve, as a person types it, over a registry in a file."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,17 +10,21 @@ from align.cli import main
 from align.release import gates
 from align.release.decision import Gate
 from align.services.tracking import Tracker
-from tests.integration.test_promote_version import RECALL, version
+from tests.support.empty_versions import version
 from tests.support.params import PARAMS_FILE
+from tests.support.registered import RECALL
 
 
 @pytest.mark.timeout(600)
 def test_a_promotion_waits_for_a_person_s_word_and_it_counts_for_what_was_judged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    empty_mlflow: Callable[[Path], str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", packaged.is_dir()))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # MLflow caches relative ones
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_mlflow(tmp_path))
     monkeypatch.setenv("ALIGN_FLOW_RUN_ID", "f1")
     tracker = Tracker()
     for recall in (0.4, 0.6, 0.3):

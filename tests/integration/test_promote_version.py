@@ -1,6 +1,7 @@
 """`align promote --version N` as a person types it, over a registry in a file."""
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +25,10 @@ def no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.timeout(600)
 def test_any_version_may_be_promoted_and_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    empty_mlflow: Callable[[Path], str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]
@@ -40,7 +44,7 @@ def test_any_version_may_be_promoted_and_is_named(
     assert promote("--version", "1") == promote() == f"1 align: error: {nothing}"
     assert main(["rollback", *settings]) == 1 and nothing in capsys.readouterr().err
     assert not (tmp_path / "mlflow.db").exists()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # MLflow caches relative ones
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_mlflow(tmp_path))
     tracker = Tracker()
     assert promote("--version", "1").startswith(
         "1 align: error: model 'align' has no version 1; it has none: run `align"
@@ -67,37 +71,14 @@ def test_any_version_may_be_promoted_and_is_named(
 
 
 @pytest.mark.timeout(600)
-def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # MLflow caches relative ones
-    tracker = Tracker()
-    for _ in range(2):
-        version(tracker, tmp_path, 0.5)
-    settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]
-    better = Gate("better", "", "", True)
-    monkeypatch.setattr(gates, "better", lambda *_: better)  # else no two could each replace the other
-    for number in ("1", "2", "1"):
-        assert main(["promote", *settings, "--version", number]) == 0
-    assert tracker.registry.aliases("align") == {"candidate": 2, "champion": 1, "previous": 2}
-    capsys.readouterr()
-    assert main(["rollback", *settings, "--reason", "slow"]) == 0
-    assert capsys.readouterr().out.strip() == (
-        "align version 2 is the champion again; no champion before it is left, so alias 'previous' is removed; "
-        "1 was rolled back: slow"
-    )
-    assert tracker.registry.aliases("align") == {"candidate": 2, "champion": 2}
-    assert main(["rollback", *settings]) == 1
-    assert "no champion before 2 is left: the others were rolled back" in capsys.readouterr().err
-
-
-@pytest.mark.timeout(600)
 def test_the_history_of_the_champion_as_a_person_asks_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    empty_mlflow: Callable[[Path], str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # MLflow caches relative ones
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_mlflow(tmp_path))
     monkeypatch.setenv("ALIGN_FLOW_RUN_ID", "f1")
     tracker = Tracker()
     settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]

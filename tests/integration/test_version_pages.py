@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,16 +56,18 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Callable[[Path], str]) -> Path:
     """A folder for one MLflow, in which each test has a model of its own."""
-    return tmp_path_factory.mktemp("pages")
+    folder = tmp_path_factory.mktemp("pages")
+    empty_mlflow(folder)
+    return folder
 
 
 @pytest.fixture
 def made(store: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Made:
     """Three versions, the last one is the candidate; `align` works here, in this process."""
     monkeypatch.chdir(store)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")  # MLflow caches relative ones
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
     monkeypatch.setattr(gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", packaged.is_dir()))
     found = Made(Tracker(), request.node.name[:60])
     for recall in (0.4, 0.6, 0.5):

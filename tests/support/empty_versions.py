@@ -3,17 +3,17 @@
 from pathlib import Path
 
 from align.files import sha256_folder
-from align.formats.query_ranks import RANKS, write_ranks
+from align.formats.query_ranks import RANKS, QueryRanks, write_ranks
 from align.services.registry import Version
 from align.services.tracking import Tracker
 from tests.support.registered import ranks
 
 
-def version(tracker: Tracker, root: Path, recall: float, model: str = "align") -> Version:
-    """A registered version whose run has measured this."""
+def version(tracker: Tracker, root: Path, measured: float | QueryRanks, model: str = "align") -> Version:
+    """A registered version whose run has measured this: a recall, or ranks."""
     run_id = tracker.start_run("align", "x")
     (root / "evaluation").mkdir(exist_ok=True)
-    write_ranks(ranks(recall), root / "evaluation" / RANKS)
+    write_ranks(measured if isinstance(measured, QueryRanks) else ranks(measured), root / "evaluation" / RANKS)
     tracker.log_folder(run_id, root / "evaluation", "reports/evaluation")
     (root / "model").mkdir(exist_ok=True)
     (root / "model" / "MLmodel").write_text("flavors: {}")

@@ -9,14 +9,21 @@ from typing import cast
 
 import pytest
 
+from align.config.evaluate import EvaluateConfig
+from align.config.promote import PromoteConfig
 from align.errors import RefusedError
 from align.files import sha256_folder
+from align.formats.query_ranks import QueryRanks
+from align.paired import Difference
 from align.release import gates
+from align.release.decision import Compared
 from align.release.smoke import judged, smoke
 from align.services.registry import ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
 from align.services.tracking import Tracker
 from flows.git_repository import git
 from tests.support import small_git
+from tests.support.params import load_params
+from tests.support.registered import RECALL, ranks
 
 TAGS = {
     "align.git_revision": "0123abc",
@@ -84,6 +91,39 @@ def test_alarms_at_the_end_of_training_are_those_of_the_run_that_trained() -> No
     assert health(metrics, cached_from=other) == (False, "pretrain ended with 1 (see its log)")
     assert health(metrics, cached_from="DVC's cache") == (True, "none at the end of finetune")
     assert health({"run": {}}, cached_from=other)[0] is None  # that run was deleted
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "passed"), [(0.03, 0.021, True), (0.03, 0.02, False), (0.03, 0.01, False), (-0.01, -0.02, False)]
+)
+def test_better_is_the_lower_bound_above_the_margin(value: float, low: float, passed: bool) -> None:
+    config = load_params(overrides=["promote.margin=0.02"]).section(PromoteConfig)
+    one = Difference(value=value, error=0.01, low=low, high=0.1, critical=1.0, num_units=100)
+    assert gates.better(config, Compared(one, {}, ()), 1).passed is passed
+
+
+@pytest.mark.parametrize(
+    ("recall", "times", "passed"),
+    [(0.5, 3.0, True), (0.3, 1.0, True), (0.3, 3.0, False), (0.34, 3.0, False), (0.39, 3.0, True)],
+)
+def test_above_chance_is_the_lower_bound_at_so_many_times_chance(recall: float, times: float, passed: bool) -> None:
+    """Of 200 queries: the bounds of 0.3 are 0.24 and 0.365, those of 0.34 0.275 and 0.405; chance is 0.1."""
+    params = load_params(overrides=[f"promote.metrics=[{RECALL}]", f"promote.min_times_chance={times}"])
+    (gate,) = gates.above_chance(params.section(PromoteConfig), params.section(EvaluateConfig), ranks(recall))
+    assert gate.passed is passed
+
+
+def test_each_metric_must_be_above_chance() -> None:
+    worse = "concepts/text_to_image/recall@10"
+    params = load_params(overrides=[f"promote.metrics=[{RECALL}, {worse}]", "promote.min_times_chance=3"])
+    parts = ranks(0.7).ranked | {("concepts", "text_to_image"): ranks(0.1).ranked["concepts", "text_to_image"]}
+    rows = gates.above_chance(
+        params.section(PromoteConfig), params.section(EvaluateConfig), QueryRanks(ranks(0.7).sets, parts)
+    )
+    assert [(row.name, row.passed) for row in rows] == [
+        (f"above chance: {RECALL}", True),
+        (f"above chance: {worse}", False),
+    ]
 
 
 def test_registered_bytes_are_compared_with_the_tag_and_with_dvc(

@@ -11,7 +11,7 @@ from align.formats.query_ranks import IMAGE_TO_TEXT, TEXT_TO_IMAGE, QueryRanks, 
 from align.paired import difference, of_metrics
 from align.release import gates
 from align.release.decision import Compared
-from align.release.slices import compared_slices
+from align.release.slices import Slice, compared_slices
 from tests.support.params import load_params
 
 METRIC = "shop/mean_recall"
@@ -65,6 +65,29 @@ def test_better_overall_and_worse_in_one_language_is_refused(config: PromoteConf
     assert list(by_name) == ["shop", "shop: language de", "shop: language en", "shop: language fr"]
     assert by_name["shop: language de"].num_queries == 80  # both ways of asking
     assert by_name["shop: language de"].num_units == 40
+
+
+@pytest.mark.parametrize(("beyond", "worse"), [(0.001, False), (-0.001, True)])
+def test_a_slice_is_worse_where_its_upper_bound_is_below_the_margin(
+    config: PromoteConfig, beyond: float, worse: bool
+) -> None:
+    def german(config: PromoteConfig) -> Slice:
+        return {one.name: one for one in compared_slices(config, WORSE_IN_GERMAN, CHAMPION)}["shop: language de"]
+
+    measured = german(config).difference
+    assert measured is not None and measured.value < measured.high < -0.01
+    assert german(config.model_copy(update={"slice_margin": beyond - measured.high})).worse is worse
+
+
+def test_of_more_slices_each_is_judged_with_more_confidence(config: PromoteConfig) -> None:
+    alone = compared_slices(config, without_languages(WORSE_IN_GERMAN), without_languages(CHAMPION))[0].difference
+    one_of_three = compared_slices(config, WORSE_IN_GERMAN, CHAMPION)[0].difference
+    assert alone is not None and one_of_three is not None and alone.value == one_of_three.value
+    assert one_of_three.low < alone.low < alone.high < one_of_three.high
+
+
+def test_a_set_of_other_items_is_no_slice(config: PromoteConfig) -> None:
+    assert compared_slices(config, replace(WORSE_IN_GERMAN, sets={"shop": "e" * 64}), CHAMPION) == []
 
 
 def test_a_language_of_few_concepts_refuses_nothing_and_the_row_says_so(config: PromoteConfig) -> None:

@@ -17,8 +17,8 @@ ARGS ?=
 FUZZ_SECONDS ?= 600
 # For `make lock`: every file lists the hashes of all platforms' packages.
 COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet $(ARGS)
-# A worker per core, four at most, each with whole files: the longest, tests/e2e and tests/integration, come first.
-WORKERS := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+# How many workers: tests/conftest.py. Which tests each one runs, and in which order: tests/support/schedule.py.
+WORKERS := -n auto --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help demo test test-full validators triton fuzz bench bench-train bench-data bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences sample try ready clean backup restore
 

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -11,18 +11,25 @@ import pytest
 
 from align.run import running_services
 from flows.git_repository import git
-from tests.support.local_stack import BUSY_S, PATIENCE_S, WORKS, Stack
+from tests.support.local_stack import BUSY_S, PATIENCE_S, SERVICES, WORKS, Stack, started
 from tests.support.mlflow_server import serve as serve_mlflow
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
+@pytest.fixture(scope="module", name="stack")
+def _stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One of its own, whose services it ends."""
+    with started(tmp_path_factory.mktemp("survival") / "repo") as stack:
+        yield stack
+
+
 @pytest.fixture(name="whole")
 def _whole(stack: Stack) -> Stack:
     """The stack with all its services, whatever the last test ended."""
     (stack.root / "checkpoints/step").unlink(missing_ok=True)
-    if len(running_services(stack.root)) < 3:
+    if len(running_services(stack.root)) < len(SERVICES):
         stack.up()
     return stack
 

@@ -56,6 +56,10 @@ def test_only_what_would_be_lost_stops_a_run(tmp_path: Path, monkeypatch: pytest
     put("mine")
     with pytest.raises(DataError, match="data/raw holds what DVC does not know"):
         check()
+    (raw / "value.txt").unlink()
+    with pytest.raises(DataError, match="data/raw holds what DVC does not know"):
+        check()  # an emptied folder is not what DVC knows, either
+    put("mine")
     shell(root, "dvc commit --quiet --force ingest", {})
     check()
     shutil.rmtree(root / "reports/ingest")

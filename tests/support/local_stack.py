@@ -1,6 +1,7 @@
-"""The local stack as `make up` starts it, over three stub stages in a repository of their own.
+"""The local stack as `make up` starts it, over three stub stages in a repository of their own: one for all tests.
 
-tests/integration/conftest.py registers the fixture with pytest.
+tests/integration/conftest.py registers the fixtures with pytest; tests/support/schedule.py gives all tests that share
+the stack to one worker.
 """
 
 import base64
@@ -13,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import psutil
 import pytest
 
 from align.config.params_file import write_params
+from align.run import running_services
 from flows.git_repository import git
 from tests.support import ROOT
 from tests.support.mlflow_server import free_port
@@ -55,12 +57,12 @@ metrics:
 
 #: What the stubs obey: section -> its keys that count. Above PATIENCE_S the trainer works for that many seconds longer,
 #: two steps a second, or until checkpoints/enough-SEED exists; it writes their number into checkpoints/steps-SEED.
-#: Below PATIENCE_S it fails; with other queries than FINE the index fails after its report is written.
+#: Below PATIENCE_S it fails after its report is written, as a gate does.
 VALUES = {"ingest": "shard_size", "pretrain": "seed", "index": "queries"}
-PATIENCE_S, FINE = 300, "fine.json"
+PATIENCE_S = 300
 PARAMS = {
-    "ingest.shard_size": 1, "pretrain.seed": 1, "pretrain.store_patience_s": float(PATIENCE_S), "index.queries": FINE,
-    "register.experiment": "stub", "register.model_name": "stub",
+    "ingest.shard_size": 1, "pretrain.seed": 1, "pretrain.store_patience_s": float(PATIENCE_S),
+    "index.queries": "fine.json", "register.experiment": "stub", "register.model_name": "stub",
 }  # fmt: skip
 
 #: The line of the trainer's that says that it works.
@@ -98,8 +100,6 @@ for number in range(int(2 * max(seconds, 0))):
     if (checkpoints / f"enough-{{values['seed']}}").exists():
         break
     time.sleep(0.5)
-if seconds < 0:
-    sys.exit("align: error: the loss is not finite")
 value = values[{VALUES}[verb]]
 out = Path({{"ingest": "data/raw", "pretrain": "models/pretrained", "index": "data/index"}}[verb])
 out.mkdir(parents=True)
@@ -109,8 +109,9 @@ folder.mkdir(parents=True)
 (folder / "metrics.json").write_text(json.dumps({{verb + "/value": value if verb != "index" else 1}}))
 (folder / "report.json").write_text("{{}}")
 (folder / "figure.png").write_bytes(b"\\x89PNG")
-if verb == "index" and value != "{FINE}":
-    sys.exit(f"align: error: see {{folder}}/report.html; or align validate --accept {{verb}} --reason x")
+if seconds < 0:
+    see = f"see {{folder}}/report.html; or align validate --accept {{verb}} --reason x"
+    sys.exit(f"align: error: the loss is not finite; {{see}}")
 """
 
 
@@ -119,6 +120,11 @@ BUSY_S = 240.0
 
 #: Planted where users have secrets: the environment of the stack and of runs, and the repository's git remote.
 SECRETS = {name: f"planted-{name}-secret" for name in ("git", "aws", "endpoint", "mlflow", "uri", "form")}
+
+#: The repository's git remote, the tag of its only commit, and what `make up` starts.
+ORIGIN = f"https://{SECRETS['git']}@git.example/align.git"
+START = "start"
+SERVICES = ("prefect", "mlflow", "search", "worker")
 
 
 class Stack:
@@ -228,6 +234,19 @@ class Stack:
             assert time.monotonic() < deadline, (line, self.logs(run))
             time.sleep(0.5)
 
+    def renew(self) -> None:
+        """The checkout as it was at its start, with all services: only what the servers know of earlier runs stays."""
+        git(self.root, "reset", "--quiet", "--hard", f"refs/tags/{START}")
+        git(self.root, "clean", "-ffdxq", *(f"--exclude=/{name}" for name in (".align", "mlflow.db*", "mlartifacts")))
+        git(self.root, "remote", "set-url", "origin", ORIGIN)
+        for branch in git(self.root, "for-each-ref", "--format=%(refname)", "refs/heads/run").split():
+            git(self.root, "update-ref", "-d", branch)
+        for path in (self.root / ".align").iterdir():
+            if path.is_dir() and path.name not in ("prefect", "logs"):
+                shutil.rmtree(path)
+        if len(running_services(self.root)) < len(SERVICES):
+            self.up()
+
     def close(self) -> None:
         """The end: its ports may be others' again."""
         for claim in self._claims:
@@ -264,14 +283,15 @@ def stub_repository(root: Path) -> None:
     )
     shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
     git(root, "init", "--quiet")
-    git(root, "remote", "add", "origin", f"https://{SECRETS['git']}@git.example/align.git")
+    git(root, "remote", "add", "origin", ORIGIN)
     git(root, "add", "--all")
     git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "stub")
+    git(root, "tag", START)
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    root = tmp_path_factory.mktemp("flows") / "repo"
+@contextmanager
+def started(root: Path) -> Iterator[Stack]:
+    """The stack over a new stub repository; at the end nothing of it answers."""
     stub_repository(root)
     stack = Stack(root)
     try:
@@ -284,3 +304,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             urllib.request.urlopen(url, timeout=2)
     assert stack.run("-m", "infra.local", "down").returncode == 0  # nothing to stop is no error
     stack.close()
+
+
+@pytest.fixture(scope="session")
+def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The session's stack. Tests take `stack`."""
+    with started(tmp_path_factory.mktemp("flows") / "repo") as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def stack(shared_stack: Stack) -> Stack:
+    """The session's stack, over a checkout in which nothing has run."""
+    shared_stack.renew()
+    return shared_stack

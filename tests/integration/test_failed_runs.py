@@ -1,6 +1,7 @@
 """A run in a worktree whose data the gate refuses, with real DVC and a real gate: its verdict can be accepted."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,10 +109,13 @@ def test_the_verdict_of_a_failed_run_can_be_accepted(project: Path, capsys: pyte
 def test_the_newest_failed_runs_are_kept(project: Path) -> None:
     (project / "dvc.yaml").write_text("stages:\n  validate:\n    cmd: mkdir -p reports && exit 1\n")
     commit_all(project)
-    for number in range(NUM_KEPT + 1):
-        said: list[str] = []
-        with pytest.raises(CommandError):
-            run_project(project, Request(name=f"run-{number}"), said.append)
+    for number in range(NUM_KEPT):
+        earlier = project / f".align/failed/run-{number}-{number:010}"
+        earlier.mkdir(parents=True)
+        os.utime(earlier, (number, number))
+    said: list[str] = []
+    with pytest.raises(CommandError):
+        run_project(project, Request(name=f"run-{NUM_KEPT}"), said.append)
     with pytest.raises(CommandError):
         run_project(project, Request(name=f"run-{NUM_KEPT}"))  # the same again replaces the first
     kept = sorted(path.name[:5] for path in (project / ".align/failed").iterdir())

@@ -18,7 +18,7 @@ SETTINGS = ("filter.num_frequent_ngrams=60", "engine.num_workers=2", "engine.mem
 FULL = pytest.param(10, marks=pytest.mark.full)
 
 
-@pytest.mark.parametrize("num_moments", [3, FULL])
+@pytest.mark.parametrize("num_moments", [1, FULL])
 def test_a_killed_filter_resumes_and_writes_the_same_bytes(tmp_path: Path, num_moments: int) -> None:
     shards(tmp_path / "raw", 6)
     evaluation_set(tmp_path / "evaluation", noise(2))
@@ -54,7 +54,7 @@ def test_ranges_at_once_give_the_bytes_of_one_run(tmp_path: Path) -> None:
         return ["filter", *(word for setting in settings for word in ("--set", setting)), *portion]
 
     killing.run(command("whole"), tmp_path)
-    started = [killing.Command(command("parts", "--shards", part), tmp_path) for part in ("0-5", "0-3", "2-5")]
+    started = [killing.Command(command("parts", "--shards", part), tmp_path) for part in ("0-3", "2-5")]
     for each in started:
         assert each.ended(120)
         each.require_success()

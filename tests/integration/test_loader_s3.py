@@ -217,7 +217,8 @@ def test_ranks_read_from_the_store(server: S3Server, tmp_path: Path) -> None:
     config = store_config(server, tmp_path)
     move_tars(shards, config)
     reader = Infrastructure(tars=tar_reader(config))
-    far = run(plan((shards, tokenizer), tmp_path / "far", recipe, infrastructure=reader))
+    with forked_ranks():
+        far = run(plan((shards, tokenizer), tmp_path / "far", recipe, infrastructure=reader))
     assert far.rows == local.rows
     for name, weight in local.model.state_dict().items():
         assert torch.equal(far.model.state_dict()[name], weight), name

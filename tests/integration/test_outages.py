@@ -215,6 +215,7 @@ def train_through(
     return after
 
 
+@pytest.mark.full
 def test_seconds_without_servers_and_a_killed_rank(
     tmp_path: Path, mlflow_server: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(8):
             Image.new("RGB", (240, 220), (30 * number, 90, 120)).save(home / f"photos/{number}.jpg")
             table.writerow([f"{number}.jpg", f"a plain picture of colour number {number}"])
-    shell(home, "python -m align.cli init mine --profile photographs --set paths.archive=photos", ENVIRONMENT)
+    shell(home, "align init mine --profile photographs --set paths.archive=photos", ENVIRONMENT)
     shell(home / "mine", "dvc repro --single-item ingest", ENVIRONMENT)
     return home / "mine"
 
@@ -52,7 +52,7 @@ def test_other_code_makes_its_stage_stale_and_is_refused(project: Path, tmp_path
     refused = attempt(copy, "dvc repro --single-item ingest", ENVIRONMENT)
     assert refused.returncode != 0
     assert "align: error: code.yaml: the installed align has other code for stage ingest" in refused.stderr
-    assert "code.yaml: new code for ingest" in shell(copy, "python -m align.cli init --update", ENVIRONMENT)
+    assert "code.yaml: new code for ingest" in shell(copy, "align init --update", ENVIRONMENT)
     assert "Running stage" not in shell(copy, "dvc repro --single-item ingest", ENVIRONMENT)
 
 

@@ -44,7 +44,7 @@ def write(home: Path) -> Path:
     values = " ".join(f"--set {key}={value}" for key, value in VALUES.items())
     shell(
         home,
-        f"python -m align.cli init mine --profile photographs --set paths.archive=photos {values}",
+        f"align init mine --profile photographs --set paths.archive=photos {values}",
         {"PYTHONPATH": str(ROOT)},
     )
     return home / "mine"

@@ -22,6 +22,7 @@ AUTHOR = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER
 pytestmark = pytest.mark.timeout(1800)
 
 
+@pytest.mark.full
 def test_pictures_and_captions_to_a_model_that_can_be_searched(folder: Path) -> None:
     own_data.write_captions(folder)
     said = travel(folder, "own-data", "pictures")

@@ -15,7 +15,7 @@ from tests.support.web_server import response as answer
 
 ARGUMENTS = (
     "ingest", "--params", str(PARAMS_FILE), "--set", f"paths.archive={ROOT / 'data/sample/archive.warc.gz'}",
-    "--set", "ingest.shard_size=300", "--set", "ingest.max_pages=150",
+    "--set", "ingest.shard_size=150", "--set", "ingest.max_pages=75",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ One launch of two ranks does all their work (`_work`); the tests check what it s
 
 import functools
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from align.training.sharding import distributed_like, gathered, is_sharded, shar
 from align.training.step import compute_gradients
 from tests.support import lamb_reference, training_data
 from tests.support.forked import forked_ranks
-from tests.support.rank_runs import ended_with, last
+from tests.support.rank_runs import Messages, ended_with, last
 from tests.support.training_data import MODEL, TermAt, pretrain_config
 
 BATCH = 32
@@ -147,7 +148,11 @@ def _work(plans: list[tuple[str, TrainingPlan]], tokenizer: Path, root: Path, ra
     plain_scale = state_module.LossScale
     for name, plan in plans:
         state_module.LossScale = _huge if name == "scaled" else plain_scale  # type: ignore[assignment,misc]  # a stand-in
-        results[name] = ended_with(plan, ranks)
+        # looking on changes the order of sums, and this run's result is compared up to rounding
+        with Messages() if name == "resumed by shards" else nullcontext() as messages:
+            results[name] = ended_with(plan, ranks)
+        if messages is not None:
+            results["messages"] = messages.kinds
     torch.save(results, root / f"{ranks.rank}.pt")
 
 
@@ -276,6 +281,13 @@ def test_stopped_and_resumed_equals_a_whole_run(outcomes: Outcomes) -> None:
         assert (outcome["resumed"], outcome["parts, resumed"]) == ("done", "done")
     assert_same(outcomes.last("stopped"), outcomes.last("two"))
     assert_same(outcomes.last("left"), outcomes.last("parts"))
+
+
+def test_no_message_of_a_long_name_is_sent(outcomes: Outcomes) -> None:
+    """They break the heap, see `sharding._whole`; those of torch's functional collectives are such messages."""
+    for outcome in outcomes.ranks:
+        assert {"c10d.gather_.default", "c10d._allgather_base_.default"} <= outcome["messages"]
+        assert not [kind for kind in outcome["messages"] if "functional" in kind or "coalesced" in kind]
 
 
 def test_any_number_of_ranks_resumes_from_shards_and_shards_from_any(

@@ -1,9 +1,10 @@
-"""Training plans as ranks that are there already run them, one after the other, and what a run leaves."""
+"""Training plans as ranks that are there already run them, one after the other; what a run sends, what it leaves."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.checkpoint import CheckpointFolder
 from align.errors import AlignError
@@ -21,6 +22,19 @@ def ended_with(plan: TrainingPlan, ranks: Ranks) -> str:
     except AlignError as error:
         return f"{type(error).__name__}: {error}"
     return "done"
+
+
+class Messages(TorchDispatchMode):
+    """Notes the kinds of messages that are sent within the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "c10d" in func.namespace:
+            self.kinds.add(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def last(root: Path, name: str, stage: str = "pretrain") -> dict[str, Any]:

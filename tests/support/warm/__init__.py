@@ -27,7 +27,9 @@ _CLIENT = Path(__file__).with_name("client.py")
 
 @functools.cache
 def commands() -> Path:
-    """The folder of `align` and `dvc`; its server starts with the first call and ends with this process."""
+    """The folder of `align`, `dvc` and `python`; its server starts with the first call and ends with this process."""
+    if sys.platform != "linux":  # forks of a process with so many libraries are safe there only
+        return Path(sys.executable).parent
     folder = Path(tempfile.mkdtemp(prefix="align-warm-"))
     reading, writing = os.pipe()  # whose end tells the server of the end of this process, however it ends
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DVC_"))}

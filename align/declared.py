@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from align.config import Params
+from align.config.params import parse_yaml
 from align.config.paths import require_declared
 from align.errors import ConfigError
 from align.provenance import digest
@@ -58,7 +58,7 @@ def require_stage(stage: str, module: str, params: Params, *, under_dvc: bool) -
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a file; empty where there is no such file. Raises ConfigError if it is not valid YAML."""
     try:
-        values = YAML(typ="safe", pure=True).load(file.read_text("utf-8"))
+        values = parse_yaml(file.read_text("utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, YAMLError) as error:

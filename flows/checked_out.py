@@ -8,9 +8,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.child_process import CommandError, run_supervised
+from align.config.params import parse_yaml
+from flows.dvc_repository import DvcError, dvc_repository
 from flows.git_repository import LOCK_FILE
-from flows.run_context import RunContext, child_environment
+from flows.run_context import RunContext
 
 
 def check_out(run: RunContext, locks: dict[str, dict[str, Any]], log: Callable[[str], None]) -> None:
@@ -28,13 +29,13 @@ def check_out(run: RunContext, locks: dict[str, dict[str, Any]], log: Callable[[
         return
     file = run.root / LOCK_FILE
     before = file.read_bytes() if file.is_file() else None
-    values = (YAML(typ="safe", pure=True).load(before.decode()) if before else None) or {}
-    command = ["dvc", "checkout", "--quiet", "--allow-missing"]  # of all: named, each stage would take a second
+    values = (parse_yaml(before.decode()) if before else None) or {}
     try:
         _write(file, locks)
-        run_supervised(command, cwd=run.root, env=child_environment(run), log=lambda line: None)
+        with dvc_repository(run.root, "checkout") as repo:
+            repo.checkout(allow_missing=True)  # of all: named, each stage would take a second
         _write(file, {**(values.get("stages") or {}), **locks})
-    except CommandError as error:
+    except DvcError as error:
         log(f"{error}; each stage is taken from the cache by itself")
         file.unlink() if before is None else file.write_bytes(before)
 

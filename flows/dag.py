@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Sequence
@@ -11,9 +10,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from align.config import Params, load_params
+from align.config.params import parse_yaml
 from align.config.paths import below_root, require_declared
 from align.declared import DVC_FILE
 from align.errors import ConfigError
@@ -50,7 +48,7 @@ def read_dag(root: Path) -> list[Stage]:
             other paths than these outs.
     """
     try:
-        entries: dict[str, Any] = YAML(typ="safe", pure=True).load((root / DVC_FILE).read_text("utf-8"))["stages"]
+        entries: dict[str, Any] = parse_yaml((root / DVC_FILE).read_text("utf-8"))["stages"]
     except FileNotFoundError:
         raise ConfigError(f"{root / DVC_FILE}: no such file; start in the root of a checkout") from None
     params = load_params(root / "params.yaml")
@@ -92,10 +90,9 @@ def reads_from(stages: Sequence[Stage], names: Collection[str]) -> frozenset[str
     return frozenset(found)
 
 
-def stale(stages: Sequence[Stage], status: str) -> frozenset[str]:
-    """Stages that may have to run: those that `dvc status --json` lists as changed, and those that read from them."""
-    changed = {name.removeprefix(f"{DVC_FILE}:") for name in json.loads(status)}
-    return downstream(stages, changed.intersection(stage.name for stage in stages))
+def stale(stages: Sequence[Stage], changed: Collection[str]) -> frozenset[str]:
+    """Stages that may have to run: those that `flows.stage_states.read_status` names, and those that read from them."""
+    return downstream(stages, {stage.name for stage in stages if stage.name in changed})
 
 
 def _stage(

@@ -7,7 +7,6 @@ git worktree of its own, so that a click in the UI never touches a checkout that
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from flows.checked_out import check_out
 from flows.child_process import last_line, run_supervised
 from flows.dag import Stage, read_dag, stale
 from flows.mlflow_run import mlflow_run
-from flows.plan import make_plan, read_states
+from flows.plan import make_plan
 from flows.program import exit_code
 from flows.progress import RunPage, put_markdown, run_page
 from flows.reconcile import reconcile
@@ -36,6 +35,7 @@ from flows.run_branch import Recorded
 from flows.run_context import RunContext, child_environment, log_file, progress_file
 from flows.selection import Selection, require_made, select
 from flows.speeds import keep_speeds
+from flows.stage_states import read_states, read_status
 from flows.stage_task import StageOutcome, run_stages
 from flows.summary import summarise
 from flows.unknown_outs import require_known
@@ -131,19 +131,19 @@ def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt:
     )  # fmt: skip
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run alone
-    states = now = read_states(run)
+    states = read_states(run, dag)
+    changed = states.status
     if run.root != run.checkout:
         check_out(run, {name: lock for name, lock in states.locks.items() if name in run.stages}, get_run_logger().info)
-        now = read_states(run) if states.locks else states
-    status = json.dumps(now.status)
-    run = run.model_copy(update={"stale": stale(stages, status)})
+        changed = read_status(run.root) if states.locks else changed
+    run = run.model_copy(update={"stale": stale(stages, changed)})
     plan = make_plan(run, name, chosen, states)
     flow_run_id = UUID(str(runtime.flow_run.id))
     put_markdown(flow_run_id, "plan", f"what run {name} will do", plan.markdown())
     require_made(chosen, states.would_run)
     plan.require_possible()
     if run.root == run.checkout:
-        require_known(stages, run, status)
+        require_known(stages, run, changed)
     if chosen.left_out:
         get_run_logger().info("not run: %s", ", ".join(chosen.left_out))
     try:

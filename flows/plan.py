@@ -26,13 +26,12 @@ from align.errors import AlignError, DataError
 from align.locks import locked
 from flows.child_process import CommandError, run_supervised
 from flows.dag import read_dag
-from flows.git_repository import LOCK_FILE
 from flows.remote.order import pools
 from flows.request import Request, settled
 from flows.run_context import STATE, RunContext, our_program
 from flows.selection import Selection, require_made, select
 from flows.speeds import Speed, duration, read_speeds
-from flows.stage_states import SHOWN, StageState, States
+from flows.stage_states import SHOWN, StageState, States, read_states
 from flows.workspace import commit_of
 from flows.worktree import worktree
 
@@ -96,15 +95,6 @@ class Plan(BaseModel):
         return sum(one.state == "runs" for one in self.stages)
 
 
-def read_states(run: RunContext) -> States:
-    """What `dvc repro` would do in the checkout of a run, told against the last run in the user's checkout.
-
-    Raises:
-        CommandError: DVC refuses, for instance since another command is at work there.
-    """
-    return States.model_validate_json(_ask(run, "flows.stage_states", str(run.checkout / LOCK_FILE)))
-
-
 def make_plan(run: RunContext, name: str, selection: Selection, states: States) -> Plan:
     """The plan of a run that is about to begin.
 
@@ -159,16 +149,12 @@ def make_plan(run: RunContext, name: str, selection: Selection, states: States) 
 def _needs(run: RunContext) -> dict[str, dict[str, Any]]:
     """What the training stages need; empty where that cannot be told."""
     try:
-        found: dict[str, dict[str, Any]] = json.loads(_ask(run, "align.estimate"))
+        command, env = our_program("align.estimate", run)
+        answer = run_supervised(command, cwd=run.root, env=env, log=lambda line: None)[-1]
+        found: dict[str, dict[str, Any]] = json.loads(answer)
     except (CommandError, ValueError):
         return {}
     return found
-
-
-def _ask(run: RunContext, module: str, *arguments: str) -> str:
-    """The last line that a program of ours prints about the checkout of a run."""
-    command, env = our_program(module, run)
-    return run_supervised([*command, *arguments], cwd=run.root, env=env, log=lambda line: None)[-1]
 
 
 def _source(root: Path, params: Params) -> str:
@@ -284,10 +270,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         request = settled(root, args.request)
         with _checkout(root, request) as path:
-            stages = select(read_dag(path), request.only, request.from_stage, request.to_stage)
-            every = [stage.name for stage in read_dag(path)]
+            dag = read_dag(path)
+            stages = select(dag, request.only, request.from_stage, request.to_stage)
+            every = [stage.name for stage in dag]
             run = RunContext(root=path, checkout=root, pools=pools(load_params(path / PARAMS_FILE), every))
-            states = read_states(run)
+            states = read_states(run, dag)
             plan = make_plan(run, request.name or "", stages, states)
         if args.json:
             show_json(plan.model_dump_json(indent=2))

@@ -1,29 +1,29 @@
-"""`python -m flows.stage_states [LOCK]`: `dvc status`, and what `dvc repro` would do with each stage; a line of JSON.
+"""`dvc status`, and what `dvc repro` would do with each stage.
 
 DVC says what has changed since dvc.lock, which a worktree does not have, and not whether the run cache has the result:
 that is known only after the stages before it are checked out. Here they are followed without any: the outs of a stage
 that the cache has are known by their hashes, and so are the deps of the next.
 
-Nothing is written but DVC's own notes of the hashes of files. LOCK is the dvc.lock that changes are told against.
+Nothing is written but DVC's own notes of the hashes of files.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
-from ruamel.yaml import YAML
 
-from align.console import say
-from align.declared import DVC_FILE
-from align.errors import AlignError
-from flows.dag import Stage, read_dag
+from align.config.params import parse_yaml
+from flows.dag import Stage
+from flows.dvc_repository import dvc_repository
 from flows.git_repository import LOCK_FILE
+from flows.run_context import RunContext
 
 #: A reason names this many files or parameters; a number stands for the others.
 SHOWN = 4
@@ -53,10 +53,10 @@ class StageState(BaseModel):
 
 
 class States(BaseModel):
-    """The answer of this program.
+    """The states of all stages.
 
     Attributes:
-        status: that of `dvc status --json`.
+        status: see `read_status`.
         stages: each stage.
         locks: entries of dvc.lock of the cached stages.
     """
@@ -72,23 +72,52 @@ class States(BaseModel):
         return frozenset(one.stage for one in self.stages if one.state == "runs")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Prints the answer for the working directory."""
-    from dvc.exceptions import DvcException  # type: ignore[import-untyped]  # DVC ships no types
-    from dvc.repo import Repo  # type: ignore[import-untyped]  # likewise
+def read_states(run: RunContext, stages: Sequence[Stage]) -> States:
+    """What `dvc repro` would do in the checkout of a run, told against the last run in the user's checkout.
 
-    lock = Path(arguments[0] if arguments else LOCK_FILE)
-    reference = (YAML(typ="safe", pure=True).load(lock.read_text("utf-8")) if lock.is_file() else None) or {}
-    try:
-        repo = Repo()
-        status = repo.status()
-        follower = _Follower(repo, status, reference.get("stages") or {})
-        found = follower.follow(read_dag(Path()))
-    except (DvcException, AlignError, OSError) as error:  # such as another dvc command at work here
-        say(f"align: error: dvc status: {' '.join(str(error).split())}")
-        return 1
-    print(States(status=status, stages=tuple(found), locks=follower.locks).model_dump_json())
-    return 0
+    Args:
+        run: where it works.
+        stages: of dvc.yaml there, each after those that it reads from.
+
+    Raises:
+        DvcError: DVC refuses, for instance since another command is at work there.
+    """
+    with _locked(run.root) as repo:
+        status = _status(repo)
+        follower = _Follower(repo, status, run.checkout / LOCK_FILE)
+        found = follower.follow(stages)
+    return States(status=status, stages=tuple(found), locks=follower.locks)
+
+
+def read_status(root: Path) -> dict[str, Any]:
+    """What `dvc status --json` says of a checkout, by the names of the stages: what has changed since dvc.lock.
+
+    Raises:
+        DvcError: DVC refuses.
+    """
+    with _locked(root) as repo:
+        return _status(repo)
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[Any]:
+    """DVC's repository under its lock, as its commands work: so long it reads dvc.yaml and dvc.lock once."""
+    with dvc_repository(root, "status") as repo:
+        from dvc.repo import lock_repo  # type: ignore[import-untyped]  # DVC ships no types
+        from dvc.utils.serialize import LOADERS  # type: ignore[import-untyped]  # likewise
+
+        load = LOADERS[".yaml"]
+        LOADERS[".yaml"] = cache(load)  # params.yaml, which it reads again for each stage
+        try:
+            with lock_repo(repo):
+                yield repo
+        finally:
+            LOADERS[".yaml"] = load
+
+
+def _status(repo: Any) -> dict[str, Any]:
+    found = ((stage, stage.status(check_updates=True)) for stage in repo.index.stages)
+    return {getattr(stage, "name", None) or name: changes for stage, one in found for name, changes in one.items()}
 
 
 class _Follower:
@@ -98,13 +127,18 @@ class _Follower:
         locks: what dvc.lock will have of each cached stage.
     """
 
-    def __init__(self, repo: Any, status: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
-        self._repo, self._reference = repo, reference
-        self._changed = {name.removeprefix(f"{DVC_FILE}:") for name in status}
+    def __init__(self, repo: Any, status: Mapping[str, Any], lock: Path) -> None:
+        self._repo, self._changed, self._lock = repo, status.keys(), lock
         self._stages = {stage.name: stage for stage in repo.index.stages if getattr(stage, "name", None)}
         self._outs: dict[str, dict[str, Any]] = {}  # path -> {md5, size, nfiles}
         self._states: dict[str, StageState] = {}
         self.locks: dict[str, dict[str, Any]] = {}
+
+    @cached_property
+    def _reference(self) -> dict[str, Any]:
+        """The entries of the dvc.lock that changes are told against."""
+        values = parse_yaml(self._lock.read_text("utf-8")) if self._lock.is_file() else None
+        return (values or {}).get("stages") or {}
 
     def follow(self, stages: Sequence[Stage]) -> list[StageState]:
         """The states, in the order of `stages`, each of which comes after those that it reads from."""
@@ -113,12 +147,13 @@ class _Follower:
         return list(self._states.values())
 
     def _state(self, stage: Stage) -> StageState:
-        theirs, last = self._stages[stage.name], self._reference.get(stage.name)
+        theirs = self._stages[stage.name]
         makers = [name for name in stage.upstream if self._states[name].state == "runs"]
         settled = all(self._states[name].state == "unchanged" for name in stage.upstream)
         if stage.name not in self._changed and settled:
             outs = self._know({out.def_path: _entry(out) for out in theirs.outs})
             return StageState(stage=stage.name, state="unchanged", num_bytes=_size(outs), metrics=self._metrics(stage))
+        last = self._reference.get(stage.name)
         missing = [dep.def_path for dep in theirs.deps if not self._is_there(dep, stage, theirs)]
         now = None if makers or missing else self._lock_entry(theirs)
         why = _differences(last, now) if now else []
@@ -208,18 +243,23 @@ class _Follower:
 
     def _cached(self, theirs: Any, entry: Mapping[str, Any]) -> dict[str, Any] | None:
         """The run cache's entry of a stage with these deps and parameters whose outs are in the cache."""
-        from dvc.stage import cache  # type: ignore[import-untyped]  # likewise
+        from dvc.stage import PipelineStage, create_stage  # type: ignore[import-untyped]  # likewise
+        from dvc.stage.cache import _get_cache_hash  # type: ignore[import-untyped]  # likewise
+        from dvc.stage.loader import StageLoader  # type: ignore[import-untyped]  # likewise
 
         runs = self._repo.stage_cache
-        folder = Path(runs._get_cache_dir(cache._get_cache_hash(dict(entry), key=True)))
+        folder = Path(runs._get_cache_dir(_get_cache_hash(dict(entry), key=True)))
         key = folder.name
         if not folder.is_dir():
             return None
         newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime).name
         found: dict[str, Any] | None = runs._load_cache(key, newest)
-        if found is None or not runs._create_stage(found, wdir=theirs.wdir).outs_cached():
+        if found is None:
             return None
-        return found
+        outs = [out["path"] for out in found["outs"]]
+        stage = create_stage(PipelineStage, self._repo, theirs.path, wdir=theirs.wdir, cmd=found["cmd"], outs=outs)
+        StageLoader.fill_from_lock(stage, found)
+        return found if stage.outs_cached() else None
 
 
 def _path(out: Any) -> str:
@@ -266,7 +306,3 @@ def _changed(old: Any, new: Any, key: str = "") -> Iterator[str]:
 def _some(names: Sequence[str]) -> str:
     more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

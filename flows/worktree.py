@@ -5,8 +5,6 @@ the filter measured of evaluation images, and inputs that git ignores.
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
@@ -17,6 +15,8 @@ from align.config.params_file import write_params
 from align.config.paths import READ, below_root, require_inside
 from align.declared import declared_outs
 from align.errors import DataError
+from flows.dvc_repository import dvc_repository
+from flows.dvc_settings import share_cache
 from flows.git_repository import git
 
 
@@ -42,7 +42,8 @@ def worktree(
         require_inside(load_params(path / "params.yaml").values.get("paths", {}))
         _share(root, path)
         if kept := list(filter(None, git(path, "ls-files", "-z", "--", "*.dvc").split("\0"))):
-            _dvc(path, "checkout", "--quiet", "--allow-missing", "--", *kept)  # such as an imported model
+            with dvc_repository(path, "checkout") as repo:  # such as an imported model
+                repo.checkout([str(path / name) for name in kept], allow_missing=True)
         if inputs:
             _link_inputs(root, path)
         yield path
@@ -55,8 +56,7 @@ def _share(root: Path, path: Path) -> None:
     settings = root / ".dvc" / "config.local"
     if settings.exists():
         shutil.copy(settings, path / ".dvc" / "config.local")
-    cache = _dvc(root, "cache", "dir")
-    _dvc(path, "cache", "dir", "--local", str((root / cache).resolve()))
+    share_cache(root, path)
     values = load_params(root / "params.yaml").values
     # a cancelled run resumes from its checkpoints, and a later one does not measure the evaluation images again
     for folder in (below_root(values["paths"])["checkpoints"], values.get("store", {}).get("features")):
@@ -84,13 +84,6 @@ def _link_inputs(root: Path, path: Path) -> None:
         if (root / source).exists() and not target.exists() and not git(root, "ls-files", "--", value):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to((root / source).resolve())
-
-
-def _dvc(root: Path, *args: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "dvc", *args], cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DataError(f"dvc {args[0]} in {root}: {done.stderr.strip()}")
-    return done.stdout.strip()
 
 
 def remove(root: Path, path: Path) -> None:

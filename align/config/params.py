@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -136,7 +138,7 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
     """
     source = path or _default_file()
     try:
-        values = YAML(typ="safe", pure=True).load(source.read_text(encoding="utf-8"))
+        values = parse_yaml(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{source}: no such params file") from None
     except YAMLError as error:
@@ -158,6 +160,20 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
             "put logins into the environment (infra/env.example)"
         )
     return Params(values=values, source=source)
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text of YAML 1.2 says: always a new object, though a process reads its few files again and again.
+
+    Raises:
+        YAMLError: it is none.
+    """
+    return deepcopy(_parsed(text))
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def chosen_values(params: Params, overrides: Iterable[str]) -> dict[str, Any]:
@@ -242,6 +258,6 @@ def _apply(values: dict[str, Any], override: str, source: Path) -> None:
     if _HALF_SURROGATE.search(text):
         raise ConfigError(f"--set {override}: the value is not UTF-8; a file or folder of such a name must be renamed")
     try:
-        node[parts[-1]] = YAML(typ="safe", pure=True).load(text) if text else None
+        node[parts[-1]] = parse_yaml(text) if text else None
     except YAMLError:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from None

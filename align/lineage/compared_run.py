@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from align.config.params import INHERITS, PARAMS_FILE
+from align.config.params import INHERITS, PARAMS_FILE, parse_yaml
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.errors import DataError, FormatError, without_logins
 from align.lineage.data_versions import DataVersions
@@ -242,7 +241,7 @@ def _of_another_start(values: Mapping[str, Any], shape: Mapping[str, Any]) -> di
 
 def _values(text: str | None, name: str) -> dict[str, Any]:
     try:
-        values = YAML(typ="safe", pure=True).load(text or "")
+        values = parse_yaml(text or "")
     except YAMLError as error:
         raise FormatError(f"'{name}': its {PARAMS_FILE} is not valid YAML: {' '.join(str(error).split())}") from None
     return values if isinstance(values, dict) else {}

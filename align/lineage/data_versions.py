@@ -2,7 +2,7 @@
 
 Every dvc.lock in git and DVC's run cache record what a stage made; the bytes are in DVC's cache under their md5, a
 folder as a list of its files. This module reads those files directly. It runs `git` and `dvc` as programs for the rest
-(see `git_and_dvc`, `align.services.dvc`), and a program of our own, `flows.remote_objects`, for objects in remotes. It
+(see `git_and_dvc`, `align.services.dvc`), and programs of our own, `flows.dvc_settings` and `flows.remote_objects`. It
 never checks out another version, never pushes, and never changes git; it deletes only the objects that `remove` is
 given.
 """
@@ -10,19 +10,18 @@ given.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from align.errors import DataError, ServiceError
-from align.lineage.git_and_dvc import git, remote_objects
+from align.lineage.git_and_dvc import dvc_settings, git, remote_objects
 from align.lineage.stage_runs import CHECKOUT, LOCK_FILE, StageRun, parse_runs, recorded_runs
-from align.services.dvc import changes_of, dvc, record_outs
+from align.services.dvc import changes_of, record_outs
 
 _FOLDER = ".dir"
-_REMOTE = re.compile(r"remote\..+\.url")
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,13 @@ class DataVersions:
 
     @cached_property
     def cache(self) -> Path | None:
-        """DVC's cache, or None. DVC is asked where it is when somebody needs it: that takes a second."""
-        return Path((self._root / dvc(self._root, "cache", "dir").strip()).resolve()) if self.tracked else None
+        """DVC's cache, or None."""
+        return Path(self._settings["cache"]) if self.tracked else None
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """DVC's, read when somebody needs them."""
+        return dvc_settings(self._root)
 
     # --- which versions exist
 
@@ -160,11 +164,7 @@ class DataVersions:
 
     def remotes(self) -> dict[str, str]:
         """Name -> URL of every remote in DVC's settings."""
-        if not self.tracked:
-            return {}
-        lines = (line.partition("=") for line in dvc(self._root, "config", "--list").splitlines())
-        urls = {key.split(".", 1)[1].removesuffix(".url"): url for key, _, url in lines if _REMOTE.fullmatch(key)}
-        return dict(sorted(urls.items()))
+        return dict(self._settings["remotes"]) if self.tracked else {}
 
     def remove(self, md5s: Iterable[str]) -> Iterator[RemovedObjects]:
         """Deletes these objects from the cache, then from every remote; one result for each."""

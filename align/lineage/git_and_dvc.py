@@ -1,7 +1,8 @@
 """Runs git, and what DVC has no command for, as programs, in a checkout; DVC itself is run by `align.services.dvc`.
 
 DVC has no command for single objects of a remote, so `flows.remote_objects`, which does import DVC, runs as a program
-too. Git is only read. Nothing here pushes, pulls, checks out, garbage-collects or changes a branch.
+too; so does `flows.dvc_settings`, which is quicker than `dvc config`. Git is only read. Nothing here pushes, pulls,
+checks out, garbage-collects or changes a branch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.errors import ServiceError
+from align.errors import DataError, ServiceError
 from align.git import environment
 from align.services.dvc import last_line
 
@@ -25,6 +26,20 @@ def git(root: Path, *args: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+def dvc_settings(root: Path) -> dict[str, Any]:
+    """Where DVC's cache is, and its remotes, as `flows.dvc_settings` answers.
+
+    Raises:
+        DataError: a file of settings cannot be read.
+    """
+    command = [sys.executable, "-m", "flows.dvc_settings"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DataError(last_line(done.stderr))
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def remote_objects(root: Path, what: str, remote: str, md5s: Iterable[str], *options: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from align.config.health import HealthConfig
 from align.errors import ServiceError
 from align.services.mlflow_address import has_store
 from align.services.tracking import Tracker
+from align.services.tracking_file import StoredRuns, reader
 
 #: The stages that train.
 STAGES = ("pretrain", "finetune")
@@ -35,7 +36,7 @@ class Costs:
     def __init__(self, experiment: str, health: HealthConfig) -> None:
         self._experiment, self._health = experiment, health
         self.problem: str | None = None
-        self._tracker: Tracker | None = None
+        self._tracker: Tracker | StoredRuns | None = None
         if not has_store():
             self.problem = (
                 "no cost: MLflow was not used here (MLFLOW_TRACKING_URI is not set, and there is no mlflow.db)"
@@ -46,7 +47,7 @@ class Costs:
         if self.problem:
             return {}
         try:
-            self._tracker = self._tracker or Tracker()
+            self._tracker = self._tracker or reader()
             costs: dict[str, float | str] = {}
             for run_id in self._tracker.find_runs(self._experiment, _MODEL_DIGEST, digest):
                 costs = self._of_run(self._tracker, run_id) | costs
@@ -60,7 +61,7 @@ class Costs:
         if self.problem:
             return {}
         try:
-            self._tracker = self._tracker or Tracker()
+            self._tracker = self._tracker or reader()
             return self._priced(self._of_run(self._tracker, run_id))
         except ServiceError as error:
             self.problem = f"no cost: {error}"
@@ -73,7 +74,7 @@ class Costs:
                 costs.setdefault(f"{stage}/{COST}", hours * price)
         return costs
 
-    def _of_run(self, tracker: Tracker, run_id: str) -> dict[str, float | str]:
+    def _of_run(self, tracker: Tracker | StoredRuns, run_id: str) -> dict[str, float | str]:
         logged = tracker.metrics(run_id)
         known: dict[str, float | str] = {
             f"{stage}/{what}": logged[f"{stage}/train/{what}"]

@@ -26,7 +26,8 @@ from align.lineage.git_and_dvc import git
 from align.lineage.run_costs import Costs
 from align.services.mlflow_address import has_store
 from align.services.tracked_run import TrackedRun
-from align.services.tracking import ATTEMPT, FLOW_RUN, Tracker
+from align.services.tracking import ATTEMPT, FLOW_RUN
+from align.services.tracking_file import reader
 
 State = Literal["finished", "running", "killed", "failed", "unknown"]
 #: What `align run` keeps of a failed run, see flows/failed_runs.py.
@@ -136,7 +137,7 @@ class RunList:
         if not has_store():
             return []
         try:
-            return Tracker().runs()
+            return reader().runs()
         except ServiceError as error:
             self.problems.append(str(error))
             return []

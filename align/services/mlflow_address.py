@@ -8,10 +8,11 @@ from pathlib import Path
 
 from align.errors import DataError
 from align.services import postgresql
+from align.services.tracking_store import DATABASE
 
 #: In the working directory, where no other store is named.
-DEFAULT_URI = "sqlite:///mlflow.db"
-_FILE = Path(DEFAULT_URI.removeprefix("sqlite:///"))
+DEFAULT_URI = f"sqlite:///{DATABASE}"
+_FILE = Path(DATABASE)
 
 
 def current_run_id() -> str | None:

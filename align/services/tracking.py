@@ -27,7 +27,7 @@ from align.services.mlflow_address import DEFAULT_URI, named_address
 from align.services.registry import Registry, Version
 from align.services.runs_view import TRAINING, runs_address, view_tag
 from align.services.tracked_run import TrackedRun, tracked_run
-from align.services.tracking_store import artifacts_beside, settle
+from align.services.tracking_store import DATABASE, artifacts_beside, database_file
 
 #: Tags of a run: the Prefect flow run that it belongs to, by its id; and the attempt of it, by which a run that was
 #: killed is found.
@@ -75,16 +75,14 @@ class Tracker:
         self.uri = without_logins(full)
         self._local = not full.startswith(("http:", "https:", "databricks"))
         # Artifacts are stored next to the database, so that a worktree which logs into it holds none.
-        self._database = own = Path(os.environ.get("ALIGN_ROOT", ""), DEFAULT_URI.removeprefix("sqlite:///"))
-        if full.startswith("sqlite:///"):
-            self._database = file = Path(full.removeprefix("sqlite:///"))
+        self._database = Path(os.environ.get("ALIGN_ROOT", ""), DATABASE)
+        if file := database_file(full):
+            self._database = file
             if not file.exists() and not os.access(file.parent, os.W_OK | os.X_OK):  # MLflow tries for 100 s
                 raise ServiceError(
                     f"MLflow at {self.uri}: {file.parent} cannot be written to; change its permissions, or name "
                     "another store in MLFLOW_TRACKING_URI"
                 )
-            if full != os.environ.get("MLFLOW_TRACKING_URI") or file.resolve() == own.resolve():
-                settle(file)  # not a store that many share: on another machine it may have another path
             full = f"sqlite:///{file.resolve()}"  # MLflow keeps connections by address, also when the folder changes
         self._address = full
         with self._asking():

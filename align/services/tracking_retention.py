@@ -14,7 +14,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from align.services.registry import Version
+from align.services.tracked_run import TrackedRun, tracked_run
 from align.services.tracking import Tracker
+from align.services.tracking_file import StoredRuns
 from align.services.tracking_store import ARTIFACTS
 
 #: Of a run that was removed here.
@@ -49,14 +51,16 @@ class LoggedRun:
     removed: bool
 
 
-def all_versions(tracker: Tracker) -> list[Version]:
+def all_versions(tracker: Tracker | StoredRuns) -> list[Version]:
     """The versions of every registered model."""
+    if isinstance(tracker, StoredRuns):
+        return tracker.versions()
     with tracker._asking():
         models = list(_pages(tracker._client.search_registered_models))
     return [version for model in models for version in tracker.registry.versions(model.name)]
 
 
-def logged_runs(tracker: Tracker, experiment: str, root: Path) -> list[LoggedRun]:
+def logged_runs(tracker: Tracker | StoredRuns, experiment: str, root: Path) -> list[LoggedRun]:
     """Every run of an experiment, those in the trash among them; none without such an experiment.
 
     Args:
@@ -64,35 +68,45 @@ def logged_runs(tracker: Tracker, experiment: str, root: Path) -> list[LoggedRun
         experiment: its name.
         root: the folder whose `mlartifacts/` may hold their files.
     """
+    files = root.resolve() / ARTIFACTS
+    if isinstance(tracker, StoredRuns):
+        return [_logged(*each, files) for each in tracker.every_run(experiment)]
     with tracker._asking():
         found = tracker._client.get_experiment_by_name(experiment)
         if found is None:
             return []
         runs = list(_pages(tracker._client.search_runs, [found.experiment_id], run_view_type=_ALL_RUNS))
-    return [_logged(run, root.resolve() / ARTIFACTS) for run in runs]
+    return [
+        _logged(
+            tracked_run(run), run.info.artifact_uri or "", tuple(run.data.metrics),
+            run.info.lifecycle_stage == "deleted", files,
+        )
+        for run in runs
+    ]  # fmt: skip
 
 
-def trash(tracker: Tracker, run_id: str) -> None:
+def trash(tracker: Tracker | StoredRuns, run_id: str) -> None:
     """Puts a run into MLflow's trash, with a tag that says who did."""
+    tracker = tracker.tracker if isinstance(tracker, StoredRuns) else tracker
     tracker.set_tags(run_id, {REMOVED: "align gc"})
     with tracker._asking():
         tracker._client.delete_run(run_id)
 
 
-def _logged(run: Any, folder: Path) -> LoggedRun:
-    parts = urlsplit(run.info.artifact_uri or "")
+def _logged(run: TrackedRun, address: str, metrics: tuple[str, ...], removed: bool, folder: Path) -> LoggedRun:
+    parts = urlsplit(address)
     path = Path(unquote(parts.path)) if parts.scheme in ("", "file") and not parts.netloc else None
     if path is not None and not (path.resolve().is_relative_to(folder) and path.resolve().parent != folder):
         path = None
     return LoggedRun(
-        run_id=run.info.run_id,
-        name=run.info.run_name or run.info.run_id,
-        status=run.info.status,
-        last_used=(run.info.end_time or run.info.start_time or 0) / 1000,
-        tags=dict(run.data.tags),
-        metrics=tuple(run.data.metrics),
+        run_id=run.run_id,
+        name=run.name or run.run_id,
+        status=run.status,
+        last_used=run.ended_at or run.started_at,
+        tags=run.tags,
+        metrics=metrics,
         artifacts=path.parent if path is not None else None,
-        removed=run.info.lifecycle_stage == "deleted",
+        removed=removed,
     )
 
 

@@ -6,6 +6,7 @@ write into the first one, and in a moved one find nothing. Whoever opens the dat
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -16,10 +17,12 @@ from urllib.parse import unquote, urlsplit
 from align.console import say
 from align.errors import ServiceError
 
+#: The database of a checkout, in its root.
+DATABASE = "mlflow.db"
 #: The folder of artifacts, next to the database.
 ARTIFACTS = "mlartifacts"
 #: Seconds to wait for another program that writes into the database.
-_PATIENCE_S = 60.0
+PATIENCE_S = 60.0
 #: The columns with addresses: those of MLflow 3. A table or column that a database lacks is passed over.
 ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -33,6 +36,23 @@ ADDRESSES = (
 def artifacts_beside(database: Path) -> str:
     """The address of the folder of artifacts, `file:///...`."""
     return (database.parent / ARTIFACTS).absolute().as_uri()
+
+
+def database_file(address: str) -> Path | None:
+    """The file of a store that is a file; None for another one. That of this checkout is settled first.
+
+    Args:
+        address: of the store.
+
+    Raises:
+        ServiceError: as `settle`.
+    """
+    if not address.startswith("sqlite:///"):
+        return None
+    file, own = Path(address.removeprefix("sqlite:///")), Path(os.environ.get("ALIGN_ROOT", ""), DATABASE)
+    if address != os.environ.get("MLFLOW_TRACKING_URI") or file.resolve() == own.resolve():
+        settle(file)  # not a store that many share: on another machine it may have another path
+    return file
 
 
 def settle(database: Path) -> None:
@@ -49,7 +69,7 @@ def settle(database: Path) -> None:
         return
     here = artifacts_beside(database)
     try:
-        with closing(sqlite3.connect(database, timeout=_PATIENCE_S)) as connection:
+        with closing(sqlite3.connect(database, timeout=PATIENCE_S)) as connection:
             if not (elsewhere := _elsewhere(connection, database)):
                 return
             with connection:

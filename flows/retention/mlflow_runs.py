@@ -9,6 +9,7 @@ from pathlib import Path
 
 from align.services.registry import Version
 from align.services.tracking import PARENT, Tracker
+from align.services.tracking_file import StoredRuns
 from align.services.tracking_retention import REMOVED, LoggedRun, logged_runs, trash
 from flows.retention.item import Item, size_of
 
@@ -18,8 +19,8 @@ REVISION = "align.git_revision"
 
 
 def old_runs(
-    tracker: Tracker, experiment: str, root: Path, *, versions: Collection[Version], commits: Collection[str],
-    before: float,
+    tracker: Tracker | StoredRuns, experiment: str, root: Path, *, versions: Collection[Version],
+    commits: Collection[str], before: float,
 ) -> Iterator[Item]:  # fmt: skip
     """Runs of the experiment that ended before a time, and files of those that an interrupted removal left.
 
@@ -55,7 +56,7 @@ def _item(run: LoggedRun, remove: partial[None]) -> Item:
     return Item("runs of MLflow", (f"{run.name} ({run.run_id[:8]})",), size, remove)
 
 
-def _remove(tracker: Tracker, run: LoggedRun) -> None:
+def _remove(tracker: Tracker | StoredRuns, run: LoggedRun) -> None:
     trash(tracker, run.run_id)
     if run.artifacts is not None:
         shutil.rmtree(run.artifacts, ignore_errors=True)

@@ -16,7 +16,7 @@ from align.config.store import StoreConfig
 from align.lineage.data_versions import DataVersions
 from align.services.mlflow_address import has_store
 from align.services.store import Objects as Store
-from align.services.tracking import Tracker
+from align.services.tracking_file import reader
 from align.services.tracking_retention import all_versions
 from flows.retention import here
 from flows.retention.cache import in_cache, in_remote, in_store
@@ -83,7 +83,7 @@ def make_plan(situation: Situation, versions: DataVersions) -> Plan:
     """
     root, params, config, times = situation.root, situation.params, situation.config, situation.times
     paths, store, history = params.section(PathsConfig), params.section(StoreConfig), situation.history
-    tracker = Tracker() if has_store() else None
+    tracker = reader() if has_store() else None
     claims = Claims(all_versions(tracker) if tracker else (), decided_data(root / paths.policy))
     old = history.runs(num_kept=config.num_runs, younger=times.before(config.days))
     branches = [] if situation.workers else claims.unclaimed(old, history, versions)

@@ -15,14 +15,14 @@ from dvc.lock import Lock  # type: ignore[import-untyped]  # DVC ships no types
 from align.config import Params
 from align.errors import DataError
 from flows import plan as plan_module
-from flows.child_process import CommandError
 from flows.dag import read_dag
-from flows.plan import Plan, make_plan, read_states
+from flows.dvc_repository import DvcError
+from flows.plan import Plan, make_plan
 from flows.request import Request
 from flows.run_context import RunContext
 from flows.selection import select
 from flows.speeds import Speed, keep_speeds, read_speeds
-from flows.stage_states import StageState, States
+from flows.stage_states import StageState, States, read_states, read_status
 from flows.worktree import worktree
 from tests.support.dvc_projects import commit_all, make_repository
 from tests.support.params import PARAMS_FILE
@@ -74,7 +74,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def states(root: Path, checkout: Path | None = None) -> dict[str, StageState]:
-    return {one.stage: one for one in read_states(RunContext(root=root, checkout=checkout or root)).stages}
+    run = RunContext(root=root, checkout=checkout or root)
+    return {one.stage: one for one in read_states(run, read_dag(root)).stages}
 
 
 def test_followed_through_the_cache_without_a_checkout(made: Path, tmp_path: Path) -> None:
@@ -118,9 +119,9 @@ def test_while_dvc_works_there_one_line_says_so(made: Path) -> None:
     """DVC's own lock, as `dvc repro` holds it."""
     with (
         Lock(str(made / ".dvc/tmp/lock"), friendly=True),
-        pytest.raises(CommandError, match="failed: dvc status: Unable to acquire lock"),
+        pytest.raises(DvcError, match=f"^dvc status in {made}: Unable to acquire lock"),
     ):
-        read_states(RunContext(root=made, checkout=made))
+        read_status(made)
 
 
 def plan_of(root: Path, *found: StageState, last: str | None = None) -> Plan:

@@ -1,0 +1,40 @@
+"""DVC's repository of a checkout, in this process: each start of `dvc` costs half a CPU second or more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from align.errors import DataError
+from flows.log import one_line
+
+
+class DvcError(DataError):
+    """DVC refuses; the message is one line."""
+
+
+@contextmanager
+def dvc_repository(root: Path, what: str) -> Iterator[Any]:
+    """DVC's repository of a checkout, a `dvc.repo.Repo`, which prints nothing. Imports DVC.
+
+    The working directory may be another one: then DVC's own words name paths from there.
+
+    Args:
+        root: of the checkout.
+        what: is done with it, for the message, such as `status`.
+
+    Raises:
+        DvcError: DVC raises an error in the block, such as while another DVC command is at work there.
+    """
+    from dvc.exceptions import DvcException  # type: ignore[import-untyped]  # DVC ships no types
+    from dvc.repo import Repo  # type: ignore[import-untyped]  # likewise
+
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)  # and no bars of progress: its errors are raised
+    try:
+        with Repo(str(root)) as repo:
+            yield repo
+    except (DvcException, OSError) as error:
+        raise DvcError(f"dvc {what} in {root}: {one_line(error)}") from None

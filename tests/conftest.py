@@ -10,7 +10,9 @@ import pytest
 from align.cli import silence_telemetry
 from tests.support import ROOT
 
-pytest_plugins = ["tests.support.cpu_budget", "tests.support.mlflow_file", "tests.support.schedule"]
+pytest_plugins = [
+    "tests.support.cpu_budget", "tests.support.mlflow_file", "tests.support.schedule", "tests.support.time_limits",
+]  # fmt: skip
 
 silence_telemetry()
 # Threads that share a tensor as small as the tests' wait for each other longer than they work: a busy machine takes ten

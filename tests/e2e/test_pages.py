@@ -25,7 +25,7 @@ from tests.support import ROOT, tiny_model
 from tests.support.browser import find_chromium
 from tests.support.params import PARAMS_FILE
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]  # the stages run within the first test
+pytestmark = [pytest.mark.full, pytest.mark.patience(900, "the stages run within the first test")]
 
 #: What the page is, when all is loaded, and what it asked for besides itself. Drawing decodes an image there and then:
 #: the browser ends by a clock that runs ahead while a decoder works in the background.

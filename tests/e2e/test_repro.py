@@ -31,7 +31,6 @@ def run(clone: Path, *command: str) -> str:
 
 @pytest.mark.full
 @pytest.mark.e2e
-@pytest.mark.timeout(600)
 def test_repro_from_nothing_to_search(
     clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,7 +58,6 @@ def test_repro_from_nothing_to_search(
 
 @pytest.mark.e2e
 @pytest.mark.full
-@pytest.mark.timeout(900)
 def test_a_backup_of_it_is_used_elsewhere(clone: Path, tmp_path: Path) -> None:
     run(clone, "dvc", "repro")
     run(clone, "align", "register")

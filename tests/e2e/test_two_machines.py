@@ -19,7 +19,7 @@ from tests.support.local_stack import Stack
 from tests.support.remote_worker import Machine, share, use_remote, wait_until
 from tests.support.s3_server import SECRET, S3Server, serve
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.full, pytest.mark.patience(1800, "a second machine begins the training again")]
 ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 

@@ -24,7 +24,7 @@ from tests.support import ROOT, small_model
 from tests.support.tars import samples
 from tests.support.tools import tools
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.full, pytest.mark.patience(1800, "installs mteb and CLIP_benchmark")]
 
 CLASSES = ["red fox", "grey owl", "snow", "picture", "two", "a"]
 TEMPLATES = ["a picture of {}", "two {}", "{} in the snow"]

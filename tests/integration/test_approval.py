@@ -15,7 +15,7 @@ from tests.support import registered
 from tests.support.local_stack import Stack, stub_repository
 from tests.support.registered import RECALL, Project
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.full
 
 ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 ANN = {"decision": "approve", "who": "--version=7 <b>Ann", "why": "it reads | signs"}

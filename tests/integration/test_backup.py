@@ -18,8 +18,6 @@ from tests.support.dvc_projects import aws_variables, environment, file_bytes, s
 from tests.support.s3_server import S3Server, serve
 from tests.support.warm import commands
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module", name="made")
 def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:

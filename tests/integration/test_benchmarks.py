@@ -212,7 +212,6 @@ def test_search(small: Small, tmp_path: Path) -> None:
     small.run("search", search.main, "--root", str(tmp_path))
 
 
-@pytest.mark.timeout(900)
 def test_runs(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """On stub stages."""
     monkeypatch.setattr(runs, "TIMES", 1)
@@ -238,7 +237,7 @@ def test_near_duplicates(small: Small, tmp_path: Path) -> None:
     assert (tmp_path / "docs/img/near_duplicates.png").stat().st_size > 10_000
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.patience(900, "all of make bench-gpu")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it stands in for a card, and there is one")
 def test_a_cpu_stands_in_for_a_card(tmp_path: Path) -> None:
     """`make bench-gpu` whole, so that nothing silly stops it on a machine that has a card."""

@@ -121,7 +121,6 @@ def killed_after_each_write(model: Model, act: Callable[[Model], None]) -> int:
     raise AssertionError
 
 
-@pytest.mark.timeout(600)
 def test_a_promotion_that_is_killed_after_any_write_is_finished_by_the_next_call(tracker: Tracker) -> None:
     model = Model(tracker, 12)
     model.promote(1)
@@ -134,7 +133,6 @@ def test_a_promotion_that_is_killed_after_any_write_is_finished_by_the_next_call
     assert model.version(last).tags[PROMOTED] and ROLLED_BACK not in model.version(last - 1).tags
 
 
-@pytest.mark.timeout(600)
 def test_a_rollback_that_is_killed_after_any_write_is_finished_by_the_next_call(tracker: Tracker) -> None:
     model = Model(tracker, 12)
     for number in range(1, 13):
@@ -304,7 +302,6 @@ def test_a_registry_that_is_too_slow_to_keep_two_apart_moves_nothing(
     assert tracker.registry.champion_state(model.name) == state
 
 
-@pytest.mark.timeout(600)
 def test_a_process_that_was_stopped_between_any_two_writes_undoes_nothing_that_others_did(tracker: Tracker) -> None:
     for writes in range(1, 8):
         model = Model(tracker, 4)
@@ -319,7 +316,6 @@ def test_a_process_that_was_stopped_between_any_two_writes_undoes_nothing_that_o
         assert model.aliases() == {"champion": 4, "previous": 3}, writes
 
 
-@pytest.mark.timeout(600)
 def test_the_history_of_an_older_registry_is_derived_once_also_if_that_is_killed(tracker: Tracker) -> None:
     def old() -> Model:
         model = Model(tracker, 4)

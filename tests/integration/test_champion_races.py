@@ -37,7 +37,6 @@ ROLLBACK = 0
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("acts", [(3, 4), (3, ROLLBACK)], ids=["two promotions", "a promotion beside a rollback"])
 def test_of_two_at_once_each_moves_whole_or_not_at_all(
     acts: tuple[int, int], tmp_path: Path, mlflow_server: str

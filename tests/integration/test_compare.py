@@ -81,7 +81,6 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
     return done.out, done.err
 
 
-@pytest.mark.timeout(600)
 def test_three_runs_side_by_side(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = printed(capsys, "first", "run/second", LONG, ".", "--html", "out/runs.html")
     lines = [line.split() for line in out.splitlines()]
@@ -107,7 +106,6 @@ def test_three_runs_side_by_side(project: Path, capsys: pytest.CaptureFixture[st
     assert listed[1]["params"]["pretrain.batch_size"] == 64
 
 
-@pytest.mark.timeout(600)
 def test_what_a_run_cost(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Tracker()
     for rate, hours, tags in ((0.002, 1.5, {}), (0.006, None, {"cached_stages": "ingest, pretrain"})):
@@ -122,7 +120,6 @@ def test_what_a_run_cost(project: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "pretrain: pairs/s 1,234 -" in lines and "pretrain: price 3.75 -" in lines
 
 
-@pytest.mark.timeout(600)
 def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,7 +142,6 @@ def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(
     assert {key: value for key, value in here["params"].items() if key.startswith("model")} == {"model.embed_width": 24}
 
 
-@pytest.mark.timeout(600)
 def test_what_is_missing_is_said(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(project / ".dvc/cache")
     out, err = printed(capsys, "first", ".")

@@ -16,7 +16,7 @@ from flows.git_repository import git
 from tests.support import small_checkout
 from tests.support.compose import Compose
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.full, pytest.mark.patience(1200, "all services start, and the pipeline runs on them")]
 FIRST = ("postgres", "s3", "prefect", "mlflow", "setup", "worker")
 
 

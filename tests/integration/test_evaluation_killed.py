@@ -64,7 +64,6 @@ def blocks(folder: Path) -> dict[Path, int]:
     return found
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("after", [1, 3], ids=["in the middle of a set", "between two sets"])
 def test_a_killed_evaluation_resumes_to_the_same_bytes(place: Path, after: int) -> None:
     name = f"killed-{after}"
@@ -85,7 +84,6 @@ def test_a_killed_evaluation_resumes_to_the_same_bytes(place: Path, after: int) 
     assert [path.name for path in (place / name).iterdir() if path.name != "features"] == ["report"]
 
 
-@pytest.mark.timeout(600)
 def test_two_at_once_share_embeddings_and_the_folder_of_the_report(place: Path) -> None:
     both = [evaluation(place, "both") for _ in range(2)]
     for command in both:

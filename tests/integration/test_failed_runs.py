@@ -74,7 +74,6 @@ def run_project(root: Path, request: Request, log: Callable[[str], None] = lambd
             raise CommandError(in_kept_folder(str(error), run, "reports")) from None
 
 
-@pytest.mark.timeout(600)
 def test_the_verdict_of_a_failed_run_can_be_accepted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CommandError) as caught:
         run_project(project, REFUSED)
@@ -105,7 +104,6 @@ def test_the_verdict_of_a_failed_run_can_be_accepted(project: Path, capsys: pyte
     assert any("1 accepted by people" in line for line in run_project(project, REFUSED))
 
 
-@pytest.mark.timeout(600)
 def test_the_newest_failed_runs_are_kept(project: Path) -> None:
     (project / "dvc.yaml").write_text("stages:\n  validate:\n    cmd: mkdir -p reports && exit 1\n")
     commit_all(project)

@@ -27,7 +27,6 @@ def first_run(stack: Stack) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(600)
 def test_runs_are_visible_cached_and_recorded(stack: Stack, first_run: str) -> None:
     assert "3 stages ran (ingest, pretrain, index)" in first_run
     assert "unused" not in stack.states("demo")
@@ -47,7 +46,6 @@ def test_runs_are_visible_cached_and_recorded(stack: Stack, first_run: str) -> N
     assert {"ingest-report", "pretrain-report", "index-report", "summary"} <= keys
 
 
-@pytest.mark.timeout(600)
 def test_a_click_runs_in_a_worktree_and_takes_the_next_branch_of_its_name(stack: Stack, first_run: str) -> None:
     before = (stack.root / "params.yaml").read_bytes()
     first = git(stack.root, "rev-parse", "run/demo")
@@ -73,7 +71,6 @@ def test_a_click_runs_in_a_worktree_and_takes_the_next_branch_of_its_name(stack:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
 def test_another_result_of_a_name_takes_the_next_branch(stack: Stack, first_run: str) -> None:
     first = git(stack.root, "rev-parse", "run/demo")
     done = stack.align_run("--name", "demo", "--set", "pretrain.seed=7")
@@ -87,7 +84,6 @@ def test_another_result_of_a_name_takes_the_next_branch(stack: Stack, first_run:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("typed", "asked", "shown", "branch"),
     [
@@ -112,7 +108,6 @@ def test_the_name_that_a_person_typed_in_prefect(
         assert "run/form too is not a valid branch name" in found["state"]["message"]
 
 
-@pytest.mark.timeout(600)
 def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:
     run = stack.start({"name": "cancelled", "overrides": {"pretrain.store_patience_s": 600.0}})
     stack.wait_for_line(run, WORKS)
@@ -126,7 +121,6 @@ def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:
         )
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["Paused", pytest.param("Suspended", marks=pytest.mark.full)])
 def test_paused_in_the_ui_the_stage_ends_and_resumes(stack: Stack, name: str) -> None:
     """Never "Suspended" while the training runs on. A pause, which would wait for a process, becomes a suspension.
@@ -181,7 +175,6 @@ def mlflow_runs(stack: Stack, flow_run: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.timeout(600)
 def test_a_failed_stage_fails_the_run_in_one_line_which_keeps_and_shows_its_reports(
     stack: Stack, first_run: str
 ) -> None:
@@ -206,7 +199,6 @@ def test_a_failed_stage_fails_the_run_in_one_line_which_keeps_and_shows_its_repo
     assert not list((stack.root / ".align/worktrees").iterdir())
 
 
-@pytest.mark.timeout(600)
 def test_what_only_the_checkout_has_is_not_replaced(stack: Stack, first_run: str) -> None:
     mine = stack.root / "data/raw/mine"
     mine.write_text("fetched with other values")
@@ -219,7 +211,6 @@ def test_what_only_the_checkout_has_is_not_replaced(stack: Stack, first_run: str
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
 def test_without_a_server(stack: Stack, tmp_path: Path) -> None:
     root = tmp_path / "repo"
     stub_repository(root)

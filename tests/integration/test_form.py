@@ -14,8 +14,6 @@ from tests.support.colours import COLOURS, square
 from tests.support.local_stack import PATIENCE_S, Stack
 from tests.support.suites import suite
 
-pytestmark = pytest.mark.timeout(600)
-
 
 def artifacts(stack: Stack, run: str) -> dict[str, Any]:
     """Key -> newest artifact of the flow run itself."""

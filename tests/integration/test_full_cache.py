@@ -25,7 +25,6 @@ except CommandError as error:
 """
 
 
-@pytest.mark.timeout(300)
 def test_the_stage_fails_with_the_reason_and_works_once_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,8 +21,6 @@ from flows.retention.live import needs_everything
 from tests.support import old_runs
 from tests.support.dvc_projects import attempt, file_bytes, shell
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module", name="made")
 def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:

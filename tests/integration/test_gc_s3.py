@@ -16,7 +16,7 @@ from tests.support.dvc_projects import aws_variables, environment, file_bytes, s
 from tests.support.s3_server import KEY, SECRET, S3Server, serve
 from tests.support.warm import commands
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]  # minutes
+pytestmark = pytest.mark.full  # minutes
 
 #: As `align gc` is told of the three places.
 STORES = ("retention.remotes=[s3]", "retention.stores=true", "retention.num_runs=1", "store.num_retries=0")

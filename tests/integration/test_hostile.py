@@ -113,7 +113,7 @@ def align(root: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[byte
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         peak = Peak()
         try:
-            out, err = process.communicate(timeout=500)
+            out, err = process.communicate(timeout=250)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
@@ -122,7 +122,6 @@ def align(root: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[byte
     return subprocess.CompletedProcess(command, process.returncode, out, err), num_bytes
 
 
-@pytest.mark.timeout(900)
 def test_from_ingest_to_search(project: Path) -> None:
     printed = b""
     for stage in STAGES:

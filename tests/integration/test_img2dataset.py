@@ -190,7 +190,7 @@ def test_two_pictures_of_one_address_stay_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1200)
+@pytest.mark.patience(1200, "installs img2dataset")
 @pytest.mark.parametrize("options", [*READ.values(), Options("files"), Options("parquet"), Options("dummy")], ids=str)
 def test_with_img2dataset_itself(tmp_path: Path, options: Options) -> None:
     """And the writer of the other tests writes the same tables and names."""

@@ -83,7 +83,6 @@ def nothing_is_left(stack: Stack) -> None:
     assert len(git(stack.root, "worktree", "list").splitlines()) == 1
 
 
-@pytest.mark.timeout(600)
 def test_a_killed_run_is_given_its_end(stack: Stack) -> None:
     with started(stack, "killed") as run:
         said(run, "working on pretrain")
@@ -134,7 +133,6 @@ def slow_promotion(stack: Stack) -> Iterator[None]:
     program.write_text(text)
 
 
-@pytest.mark.timeout(600)
 def test_a_killed_promotion_is_given_its_end(stack: Stack, slow_promotion: None) -> None:
     deployment = stack.ask("/deployments/name/promote/local")["id"]
     run = stack.ask(f"/deployments/{deployment}/create_flow_run", {"name": "by hand"})["id"]
@@ -187,7 +185,6 @@ def force(stack: Stack, run: str, kind: str) -> None:
     stack.ask(f"/flow_runs/{run}/set_state", {"state": {"type": kind, "name": kind.title()}, "force": True})
 
 
-@pytest.mark.timeout(600)
 def test_a_run_that_was_killed_before_it_began(stack: Stack) -> None:
     """It has no record. The next worker repairs nothing, and neither may anybody touch what might be at work."""
     run = killed_before_it_began(stack)
@@ -219,7 +216,6 @@ def test_a_run_that_was_killed_before_it_began(stack: Stack) -> None:
         force(stack, each, "CANCELLED")
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.full
 def test_without_a_server_it_waits_for_one(stack: Stack) -> None:
     with started(stack, "waiting") as run:
@@ -265,7 +261,6 @@ def stopped_by_make_down(stack: Stack) -> None:
     nothing_is_left(stack)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.full
 def test_after_everything_was_killed_make_up_repairs(tmp_path: Path) -> None:
     """A run with a server of its own; the power fails; `make up`."""

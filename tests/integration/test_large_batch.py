@@ -26,7 +26,7 @@ def train(shards: Path, tokenizer: Path, checkpoints: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
+@pytest.mark.patience(900, "the towers pass 16,384 pairs twice")
 def test_the_papers_batch_trains_in_little_memory(tmp_path: Path) -> None:
     shards, tokenizer = training_data.write(tmp_path, num_train=BATCH)
     _, peak = in_process(train, shards, tokenizer, tmp_path / "checkpoints")

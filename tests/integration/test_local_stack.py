@@ -171,7 +171,6 @@ def basic(login: str) -> str:
     return f"Basic {base64.b64encode(login.encode()).decode()}"
 
 
-@pytest.mark.timeout(600)
 def test_programs_need_the_login(stack: Stack) -> None:
     experiments = "/api/2.0/mlflow/experiments/get?experiment_id=0"
     asked = (
@@ -195,7 +194,6 @@ def test_programs_need_the_login(stack: Stack) -> None:
     assert status(stack.prefect, "/", **link) in (200, 307)  # a link that a person follows
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", ["/api/events/in", "/api/events/out", "/api/logs/out"])
 def test_websockets_need_the_login(stack: Stack, path: str) -> None:
     port = int(stack.prefect.rpartition(":")[2])
@@ -217,7 +215,6 @@ def test_websockets_need_the_login(stack: Stack, path: str) -> None:
             first_answer(stack.login, **name)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("variable", ["command", "env", "env.PATH", "working_dir", "stream_output"])
 def test_a_run_sets_nothing_of_its_process(stack: Stack, variable: str) -> None:
     deployment = stack.ask("/deployments/name/pipeline/local")["id"]
@@ -228,7 +225,6 @@ def test_a_run_sets_nothing_of_its_process(stack: Stack, variable: str) -> None:
     assert stack.ask("/flow_runs/count", {}) == before
 
 
-@pytest.mark.timeout(600)
 def test_the_password_is_in_its_file_only(stack: Stack) -> None:
     stack.ask("/flow_runs/count", {})
     file = stack.root / ".align/login"
@@ -243,7 +239,6 @@ def test_the_password_is_in_its_file_only(stack: Stack) -> None:
             assert text not in " ".join(process.info["cmdline"] or [])
 
 
-@pytest.mark.timeout(600)
 def test_the_stack_is_small(stack: Stack) -> None:
     """Four programs, none with a process of its own: MLflow's job runners would be eight, of a gigabyte. There is no
     champion, so the search service has not loaded torch, which takes 0.3 GB more.
@@ -261,7 +256,6 @@ def test_the_stack_is_small(stack: Stack) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
 def test_the_uis_ask_for_the_login_and_other_pages_get_nothing(stack: Stack, elsewhere: int, tmp_path: Path) -> None:
     deployment = stack.ask("/deployments/name/pipeline/local")["id"]
     prefect = prefect_target(int(stack.prefect.rpartition(":")[2]), deployment)

@@ -27,7 +27,6 @@ ANYHOW = "promote.min_times_chance=0"
 
 
 @pytest.mark.full  # loads torch six times
-@pytest.mark.timeout(600)
 def test_old_versions_are_measured_once_and_reports_stay(
     tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,7 +104,6 @@ def bring(request: pytest.FixtureRequest, first: Path, second: Path) -> dict[str
     return file_bytes(first)
 
 
-@pytest.mark.timeout(600)
 def test_the_file_without_a_server(
     move: tuple[Path, Path], request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,7 +144,6 @@ def local_server(root: Path) -> Iterator[str]:
 
 
 @COPIED
-@pytest.mark.timeout(600)
 def test_the_server_of_make_up(
     move: tuple[Path, Path], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +159,6 @@ def test_the_server_of_make_up(
 
 
 @COPIED
-@pytest.mark.timeout(600)
 def test_a_server_that_stores_artifacts_itself(move: tuple[Path, Path], request: pytest.FixtureRequest) -> None:
     """Its addresses are `mlflow-artifacts:/`, which name no folder: nothing is to be corrected."""
     first, second = move

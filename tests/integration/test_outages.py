@@ -231,7 +231,6 @@ def test_seconds_without_servers_and_a_killed_rank(
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
 def test_half_a_minute_without_servers_and_killed_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with (
         serve(tmp_path / "s3") as s3,

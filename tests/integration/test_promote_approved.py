@@ -15,7 +15,6 @@ from tests.support.params import PARAMS_FILE
 from tests.support.registered import RECALL
 
 
-@pytest.mark.timeout(600)
 def test_a_promotion_waits_for_a_person_s_word_and_it_counts_for_what_was_judged(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

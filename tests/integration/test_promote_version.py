@@ -23,7 +23,6 @@ def no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", packaged.is_dir()))
 
 
-@pytest.mark.timeout(600)
 def test_any_version_may_be_promoted_and_is_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -70,7 +69,6 @@ def test_any_version_may_be_promoted_and_is_named(
     assert promote("--version", "2", "--json").startswith(refused.partition("; needed:")[0])
 
 
-@pytest.mark.timeout(600)
 def test_the_history_of_the_champion_as_a_person_asks_for_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

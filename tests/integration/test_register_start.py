@@ -50,7 +50,6 @@ def registered(*overrides: str) -> Any:
     return client.get_run(version.run_id).data, names
 
 
-@pytest.mark.timeout(600)
 def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(project: Path) -> None:
     run, names = registered("finetune.from=imported", "model.embed_width=320", "pretrain.batch_size=48")
     assert names == {"quality", "quality_shards", "shard", "finetune", "evaluation", "package"}

@@ -13,7 +13,6 @@ from flows.git_repository import git
 from tests.support.local_stack import PATIENCE_S, WORKS, Stack
 from tests.support.remote_worker import Machine, share, use_remote, wait_until
 
-pytestmark = pytest.mark.timeout(1200)
 ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 #: The pool's machine trains; a machine that is silent for so long is lost. A busy one takes half of it to start a flow.
 ELSEWHERE = {"cluster.pools": {"pretrain": "gpu"}, "cluster.patience_s": 45}

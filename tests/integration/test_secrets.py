@@ -10,8 +10,6 @@ import pytest
 
 from tests.support.local_stack import SECRETS, Stack
 
-pytestmark = pytest.mark.timeout(600)
-
 
 def contents(root: Path) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of every file of the checkout, and all that git has: commits, trees, files, messages."""

@@ -14,7 +14,7 @@ from flows.git_repository import git
 from tests.support.local_stack import BUSY_S, PATIENCE_S, SERVICES, WORKS, Stack, started
 from tests.support.mlflow_server import serve as serve_mlflow
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.full
 ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 

@@ -23,7 +23,6 @@ stages:
 FILES = {"dvc.yaml": DVC_YAML, "params.yaml": "paths: {raw: data/raw, reports: reports}\n", "value.txt": "one"}
 
 
-@pytest.mark.timeout(600)
 def test_only_what_would_be_lost_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_repository(tmp_path / "project", FILES, "")
     for name, value in environment(root, {}).items():

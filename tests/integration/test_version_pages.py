@@ -20,7 +20,6 @@ from tests.support.empty_versions import version
 from tests.support.params import PARAMS_FILE
 from tests.support.registered import RECALL
 
-pytestmark = pytest.mark.timeout(600)
 SETTINGS = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]
 NOTE = "note: a lineage page in MLflow does not show the aliases as they are: "
 

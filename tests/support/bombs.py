@@ -53,7 +53,7 @@ def with_little_memory(code: str, *arguments: object, mib: int) -> str:
     bound = ["from align.memory import allocating_at_most", f"with allocating_at_most({mib} << 20):"]
     program = "\n".join([*imports, "import sys", *bound, *(f"    {line}" for line in rest)])
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
 

@@ -27,4 +27,4 @@ def with_disk(
     lines += ['mount -o remount,ro "$1"'] if read_only else []
     script = " && ".join([*lines, 'shift && exec "$@"'])
     command = ["unshare", "-rm", "sh", "-c", script, "sh", folder, sys.executable, *arguments]
-    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False, timeout=250)

@@ -11,13 +11,6 @@ from tests.support.dvc_projects import shell
 from tests.support.journeys import demo_state
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A whole pipeline takes minutes on a busy machine."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.timeout(1200), append=False)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A fresh folder, outside the checkout."""
@@ -30,6 +23,6 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small project whose every stage has run, with that as branch run/demo; tests work in copies of its folder."""
     project = small_project.write(tmp_path_factory.mktemp("small"))
-    shell(project, "dvc repro", {"PYTHONPATH": str(ROOT)}, timeout_s=900)
+    shell(project, "dvc repro", {"PYTHONPATH": str(ROOT)}, timeout_s=500)
     record(project, "demo", "a run")
     return project

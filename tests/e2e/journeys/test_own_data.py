@@ -19,7 +19,6 @@ STAGES = (
 #: `align run` commits.
 AUTHOR = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 #: Minutes on a quiet machine; a busy one takes several times as long.
-pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.mark.full

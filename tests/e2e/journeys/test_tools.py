@@ -18,7 +18,7 @@ from tests.support.tools import tools
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1800)
+@pytest.mark.patience(1800, "installs other people's tools")
 def test_other_peoples_tools(folder: Path, sample: Path) -> None:
     """In a folder with a model and the demo's sets, as the checkout of the demo has them."""
     python = tools()

@@ -58,6 +58,11 @@ def commands() -> Path:
 _server: list[int] = []
 
 
+def server_pids() -> list[int]:
+    """Empty before the first command."""
+    return _server
+
+
 def spent_s() -> float:
     """CPU seconds of all commands that have ended."""
     if not _server:

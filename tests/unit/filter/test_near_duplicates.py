@@ -176,7 +176,7 @@ def test_pairs_labelled_by_eye(sample: Path, tmp_path: Path, network: ImageNetwo
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1800)
+@pytest.mark.patience(1800, "embeds thousands of pictures")
 def test_every_edit_of_200_evaluation_images(sample: Path, tmp_path: Path, network: ImageNetwork) -> None:
     pictures = evaluation_pictures(sample)
     rows = recall({name: pictures[name] for name in drawn(pictures, 200)}, pictures, network, tmp_path)
@@ -186,7 +186,7 @@ def test_every_edit_of_200_evaluation_images(sample: Path, tmp_path: Path, netwo
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1800)
+@pytest.mark.patience(1800, "embeds thousands of pictures")
 def test_the_whole_archive_holds_no_match_that_nobody_has_looked_at(
     sample: Path, tmp_path: Path, network: ImageNetwork
 ) -> None:

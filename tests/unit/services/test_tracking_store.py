@@ -73,7 +73,6 @@ def test_a_store_that_the_environment_names_is_not_rewritten(
     assert location(database) == (f"{tmp_path.as_uri()}/shared/mlartifacts/1" if own else there)
 
 
-@pytest.mark.timeout(120)
 def test_one_process_logs_into_the_store_of_its_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

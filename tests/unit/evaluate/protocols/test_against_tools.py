@@ -30,7 +30,8 @@ def nearest(queries: np.ndarray, items: np.ndarray, first: int = 400) -> np.ndar
     return np.concatenate(rows)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.full
+@pytest.mark.patience(1800, "the package's own loops")
 @pytest.mark.filterwarnings("ignore:failed to import")
 def test_eccv_captions_own_ground_truth() -> None:
     """5,000 images and 25,000 captions of COCO's test split by its ids, and all positives that the package brings."""

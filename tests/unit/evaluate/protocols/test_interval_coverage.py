@@ -116,7 +116,7 @@ def test_intervals_cover(case: str) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1800)
+@pytest.mark.patience(1200, "4,000 experiments")
 @pytest.mark.parametrize("case", CASES)
 def test_intervals_cover_to_the_percent(case: str) -> None:
     experiment, truth = CASES[case]

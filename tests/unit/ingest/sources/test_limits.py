@@ -45,7 +45,7 @@ def images(html: str | bytes) -> list[PageImage]:
 
 
 def read_in_a_child(path: Path) -> tuple[int, int, dict[str, int], float]:
-    done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-2000:]
     num_candidates, num_responses, counts, peak_mb = json.loads(done.stdout)
     return num_candidates, num_responses, counts, peak_mb

@@ -1,0 +1,127 @@
+"""A test that hangs ends, with what it had to say: after 5 minutes, with the marker `full` after 10.
+
+    @pytest.mark.patience(1500, "installs an environment")    only with `full`: a longer limit, and why
+
+Shortly before the limit the processes that the test has started are killed, so that what waits for one shows its output
+and fails in its own words. At the limit pytest-timeout raises. Where even that does not end the test, since a `with`
+still waits for something, all child processes are killed, and at last this process ends with the stacks of all threads.
+
+tests/conftest.py registers this module with pytest.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import psutil
+import pytest
+from pytest_timeout import timeout_sigalrm
+
+from tests.support import warm
+
+LIMIT_S, FULL_LIMIT_S = 300, 600
+#: Before the limit, and after it from step to step; less where the limit is short.
+_STEP_S = 20.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sets the limits of tests with the marker `full`; no other test may have a longer one."""
+    for item in items:
+        own, patience = item.get_closest_marker("timeout"), item.get_closest_marker("patience")
+        is_full = item.get_closest_marker("full") is not None
+        if (own and own.args[0] > LIMIT_S) or (patience and not (is_full and patience.args[1])):
+            raise pytest.UsageError(f"{item.nodeid}: see tests/support/time_limits.py for longer limits")
+        if is_full and not own:
+            item.add_marker(pytest.mark.timeout(patience.args[0] if patience else FULL_LIMIT_S))
+
+
+class _Limit:
+    """Of the test that runs."""
+
+    def __init__(self, item: pytest.Item, settings: Any) -> None:
+        self._item, self._settings = item, settings
+        self._step_s = min(_STEP_S, settings.timeout / 4)
+        self._first_s = time.monotonic() + settings.timeout - self._step_s
+
+    @contextmanager
+    def phase(self) -> Iterator[None]:
+        """Its setup, the test itself, or its end; what pytest does between them has no limit."""
+        since_s = time.clock_gettime(time.CLOCK_BOOTTIME) - 0.1  # a process's start is known to 0.01 s
+        steps = iter((lambda: _kill(since_s), self._raise, lambda: _kill(0.0), lambda: _kill(0.0), self._leave))
+
+        def step(*_: object) -> None:
+            try:
+                next(steps)()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, self._step_s)
+
+        signal.signal(signal.SIGALRM, step)
+        signal.setitimer(signal.ITIMER_REAL, max(self._first_s - time.monotonic(), self._step_s))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    def _raise(self) -> None:
+        timeout_sigalrm(self._item, self._settings)
+
+    def _leave(self) -> None:
+        if capture := self._item.config.pluginmanager.getplugin("capturemanager"):
+            capture.suspend_global_capture(in_=True)
+        print(f"\n{self._item.nodeid} hangs for good; the stacks of all threads:", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(sys.stderr)
+        os._exit(3)
+
+
+def _kill(since_s: float) -> None:
+    """Kills the child processes that were started since then, in seconds since the machine's start."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.create_time() - psutil.boot_time() >= since_s and process.pid not in warm.server_pids():
+                print(f"out of time: killed process {process.pid}, {process.cmdline()}", file=sys.stderr)
+                process.kill()
+        except psutil.Error:  # it has just ended
+            continue
+
+
+_limit = pytest.StashKey[_Limit]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
+    """Replaces pytest-timeout's timer, which acts once."""
+    item.stash[_limit] = _Limit(item, settings)
+    return True
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Within the limit."""
+    with _phase(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Within the limit."""
+    with _phase(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Within the limit."""
+    with _phase(item):
+        return (yield)
+
+
+def _phase(item: pytest.Item) -> AbstractContextManager[None]:
+    return item.stash[_limit].phase() if _limit in item.stash else nullcontext()  # --timeout=0

@@ -60,7 +60,7 @@ def test_a_click_runs_in_a_worktree_and_takes_the_next_branch_of_its_name(stack:
     assert git(stack.root, "rev-parse", "run/demo") == first
     second = git(stack.root, "rev-parse", "run/demo-2")
     assert "run/demo-2" in stack.ask(f"/flow_runs/{run}")["tags"]
-    stack.wait_for_line(run, f"register --revision {second}", timeout_s=30)
+    stack.wait_for_line(run, f"register --revision {second}")
     url = f"{stack.mlflow}/api/2.0/mlflow"
     experiment = stack.ask(f"{url}/experiments/get-by-name?experiment_name=stub")["experiment"]["experiment_id"]
     runs = stack.ask(f"{url}/runs/search", {"experiment_ids": [experiment]})["runs"]
@@ -136,7 +136,7 @@ def test_paused_in_the_ui_the_stage_ends_and_resumes(stack: Stack, name: str) ->
     minutes = {"pause_timeout": (datetime.now(UTC) + timedelta(minutes=5)).isoformat()}
     state = {"type": "PAUSED", "name": name, "state_details": {"pause_reschedule": name == "Suspended"} | minutes}
     assert stack.ask(f"/flow_runs/{run}/set_state", {"state": state})["status"] == "ACCEPT"
-    process.wait(30)
+    process.wait(120)
     assert checkpoint.read_text() == "7"
     suspended = stack.ask(f"/flow_runs/{run}")["state"]
     assert suspended["name"] == "Suspended" and suspended["state_details"]["pause_timeout"] is None

@@ -205,7 +205,7 @@ def test_websockets_need_the_login(stack: Stack, path: str) -> None:
             connect(f"ws://{host}:{port}{path}", sock=plain, **options) as connection,
         ):
             connection.send(json.dumps({"type": "auth", "token": token}))
-            return json.loads(connection.recv(timeout=30))
+            return json.loads(connection.recv(timeout=100))
 
     assert first_answer(stack.login) == {"type": "auth_success"}
     with pytest.raises(ConnectionClosed):

@@ -113,7 +113,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
         for process in processes:
             process.terminate()
         for process in processes:
-            process.wait(30)
+            process.wait(100)
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ class Http2Server:
         started = threading.Event()
         self.thread = threading.Thread(target=self.serve, args=(started,), daemon=True)
         self.thread.start()
-        assert started.wait(10)
+        assert started.wait(60)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -9,7 +9,7 @@ def config(root: Path, objects: str | None = "objects") -> StoreConfig:
     """Section `store`, with everything below a folder."""
     return StoreConfig(
         objects=str(root / objects) if objects else None, checkpoints=None, work=None, cache=root / "cache",
-        part_size_mb=5, num_connections=2, num_retries=0, timeout_s=5.0, features=None,
+        part_size_mb=5, num_connections=2, num_retries=0, timeout_s=60.0, features=None,
     )  # fmt: skip
 
 

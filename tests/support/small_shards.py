@@ -24,7 +24,7 @@ STORE = StoreConfig(
     part_size_mb=5,
     num_connections=2,
     num_retries=0,
-    timeout_s=5.0,
+    timeout_s=60.0,
 )
 
 

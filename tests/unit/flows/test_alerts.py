@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Hook
 
     def do_POST(self) -> None:
-        self.server.works.wait(30)
+        self.server.works.wait(100)
         self.server.paths.append(self.path)
         self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         status = self.server.answers.pop(0) if self.server.answers else 200
@@ -96,7 +96,7 @@ def test_what_prints_a_warning_does_not_wait_for_the_webhook(hook: Hook, monkeyp
     sender = next(thread for thread in threading.enumerate() if thread.name.endswith("(alert)"))
     assert sender.daemon  # nor does the end of a run
     hook.works.set()
-    sender.join(30)
+    sender.join(100)
     assert [(body["kind"], body["text"], body["run"]) for body in hook.bodies] == [("health", "the loss is flat", "a")]
     monkeypatch.delenv(VARIABLE)
     before = threading.active_count()

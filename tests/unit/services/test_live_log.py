@@ -89,7 +89,7 @@ def test_rows_go_to_the_mlflow_of_the_start(tmp_path: Path, monkeypatch: pytest.
     moved, over = threading.Event(), threading.Event()
 
     def tracker(address: str) -> None:
-        moved.wait(10)
+        moved.wait(100)
         asked.append(address)
         over.set()
         raise RefusedError
@@ -104,5 +104,5 @@ def test_rows_go_to_the_mlflow_of_the_start(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
         monkeypatch.chdir(tmp_path / "other")
         moved.set()
-        assert over.wait(10)
+        assert over.wait(100)
     assert asked == [uri or f"sqlite:///{tmp_path}/mlflow.db"]

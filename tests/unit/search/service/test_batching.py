@@ -24,7 +24,7 @@ class Slow(ColourEmbedder):
     def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
         rows = super().embed_texts(texts)
         self.begun.set()
-        assert self.go.wait(10)
+        assert self.go.wait(100)
         return rows
 
 
@@ -39,7 +39,7 @@ def first_row(texts: np.ndarray, images: np.ndarray) -> list[float]:
 async def all_at_once(batcher: Batcher, embedder: Slow, one: Served, texts: list[str]) -> list[Any]:
     """The first text occupies the thread while the others come."""
     tasks = [asyncio.create_task(batcher.do(Work(one, [texts[0]], [], first_row)))]
-    await asyncio.to_thread(embedder.begun.wait, 10)
+    await asyncio.to_thread(embedder.begun.wait, 100)
     tasks += [asyncio.create_task(batcher.do(Work(one, [text], [], first_row))) for text in texts[1:]]
     await asyncio.sleep(0.05)
     embedder.go.set()
@@ -81,7 +81,7 @@ def test_an_error_is_of_its_request_alone(world: Path) -> None:
 
     async def run() -> list[Any]:
         tasks = [asyncio.create_task(batcher.do(Work(one, ["red"], [], first_row)))]
-        await asyncio.to_thread(embedder.begun.wait, 10)
+        await asyncio.to_thread(embedder.begun.wait, 100)
         tasks += [
             asyncio.create_task(batcher.do(Work(one, [text], [], how)))
             for text, how in (("a", wrong), ("b", first_row))
@@ -130,7 +130,7 @@ def test_whoever_left_costs_nothing(world: Path) -> None:
 
     async def run() -> None:
         first = asyncio.create_task(batcher.do(Work(one, ["red"], [], first_row)))
-        await asyncio.to_thread(embedder.begun.wait, 10)
+        await asyncio.to_thread(embedder.begun.wait, 100)
         left = asyncio.create_task(batcher.do(Work(one, ["blue"], [], first_row)))
         await asyncio.sleep(0.05)
         left.cancel()

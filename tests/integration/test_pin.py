@@ -60,7 +60,7 @@ def project(root: Path, archive: str) -> Path:
 
 
 def shares_cache(checkout: Path, cache: Path, aws: Mapping[str, str]) -> Path:
-    shell(checkout, f"dvc cache dir --local {cache}", aws)
+    shell(checkout, f"dvc cache dir --local '{cache}'", aws)
     return checkout
 
 

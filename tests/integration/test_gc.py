@@ -75,7 +75,8 @@ def test_it_lists_first_and_removes_only_when_told(project: Path, tmp_path: Path
     shutil.rmtree(project / ".dvc/cache/files")
     for revision in ("run/1", "run/2", "keep-me", "run/5"):  # the remote has kept them, too
         git(project, "worktree", "add", "--quiet", "--detach", str(tmp_path / "pulled"), revision)
-        shell(tmp_path / "pulled", f"dvc remote add --local there '{project}/.align/remote' && dvc pull -q -r there", {})
+        remote = f"dvc remote add --local there '{project}/.align/remote'"
+        shell(tmp_path / "pulled", f"{remote} && dvc pull -q -r there", {})
         git(project, "worktree", "remove", "--force", str(tmp_path / "pulled"))
     assert sorted(git(project, "branch", "--format=%(refname:short)").splitlines()) == [
         "a-person", "main", "run/1", "run/2", "run/5",

@@ -2,9 +2,10 @@
 
     @pytest.mark.patience(1500, "installs an environment")    only with `full`: a longer limit, and why
 
-Shortly before the limit the processes that the test has started are killed, so that what waits for one shows its output
-and fails in its own words. At the limit pytest-timeout raises. Where even that does not end the test, since a `with`
-still waits for something, all child processes are killed, and at last this process ends with the stacks of all threads.
+Setup, test and end each have the whole limit. Shortly before it the processes that the test has started are killed, so
+that what waits for one shows its output and fails in its own words. At the limit pytest-timeout raises. Where even that
+does not end the test, since a `with` still waits for something, all child processes are killed, and at last this
+process ends with the stacks of all threads.
 
 tests/conftest.py registers this module with pytest.
 """
@@ -48,11 +49,10 @@ class _Limit:
     def __init__(self, item: pytest.Item, settings: Any) -> None:
         self._item, self._settings = item, settings
         self._step_s = min(_STEP_S, settings.timeout / 4)
-        self._first_s = time.monotonic() + settings.timeout - self._step_s
 
     @contextmanager
     def phase(self) -> Iterator[None]:
-        """Its setup, the test itself, or its end; what pytest does between them has no limit."""
+        """Its setup, the test itself, or its end, each with the whole limit: a setup may be that of many tests."""
         since_s = time.clock_gettime(time.CLOCK_BOOTTIME) - 0.1  # a process's start is known to 0.01 s
         steps = iter((lambda: _kill(since_s), self._raise, lambda: _kill(0.0), lambda: _kill(0.0), self._leave))
 
@@ -63,7 +63,7 @@ class _Limit:
                 signal.setitimer(signal.ITIMER_REAL, self._step_s)
 
         signal.signal(signal.SIGALRM, step)
-        signal.setitimer(signal.ITIMER_REAL, max(self._first_s - time.monotonic(), self._step_s))
+        signal.setitimer(signal.ITIMER_REAL, self._settings.timeout - self._step_s)
         try:
             yield
         finally:

@@ -49,7 +49,7 @@ def said(run: subprocess.Popen[str], words: str) -> None:
 
 
 def repair(stack: Stack) -> list[str]:
-    done = stack.run("-m", "align.cli", "runs", "--repair")
+    done = stack.align("runs", "--repair")
     assert done.returncode in (0, 1), done.stdout + done.stderr
     return done.stderr.splitlines()
 

@@ -27,6 +27,7 @@ from flows.git_repository import git
 from tests.support import ROOT
 from tests.support.mlflow_server import free_port
 from tests.support.params import PARAMS_FILE
+from tests.support.warm import commands
 
 DVC_YAML = """\
 stages:
@@ -156,8 +157,16 @@ class Stack:
             [sys.executable, *command], cwd=self.root, env=self.env, capture_output=True, text=True, check=False
         )
 
+    def align(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`align`, as a fork; of a checkout with code of its own, as a person types it."""
+        if self.env["PYTHONPATH"] != str(ROOT):
+            return self.run("-m", "align.cli", *arguments)
+        env = self.env | {"PATH": os.pathsep.join([str(self.root / "bin"), str(commands()), self.env["PATH"]])}
+        command = [str(commands() / "python"), "-m", "align.cli", *arguments]
+        return subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, check=False)
+
     def align_run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.run("-m", "align.cli", "run", *arguments)
+        return self.align("run", *arguments)
 
     @property
     def login(self) -> str:

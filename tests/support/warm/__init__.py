@@ -38,7 +38,8 @@ def commands() -> Path:
     for name, lines in {
         "align": f'exec {client} align.cli "$@"',
         "dvc": f'exec {client} dvc "$@"',
-        "python": f'if [ "$1" = -m ]; then shift; exec {client} "$@"; fi\nexec {shlex.quote(sys.executable)} "$@"',
+        "python": '[ "$1 $2" = "-P -m" ] && shift\n'
+        f'if [ "$1" = -m ]; then shift; exec {client} "$@"; fi\nexec {shlex.quote(sys.executable)} "$@"',
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{lines}\n")
         (folder / name).chmod(0o755)

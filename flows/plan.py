@@ -13,12 +13,13 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from align import estimate
 from align.config import Params, load_params
 from align.config.params import PARAMS_FILE
 from align.console import say, show, show_json
@@ -26,6 +27,7 @@ from align.errors import AlignError, DataError
 from align.locks import locked
 from flows.child_process import CommandError, run_supervised
 from flows.dag import read_dag
+from flows.locks import has_accelerator
 from flows.remote.order import pools
 from flows.request import Request, settled
 from flows.run_context import STATE, RunContext, our_program
@@ -110,7 +112,7 @@ def make_plan(run: RunContext, name: str, selection: Selection, states: States) 
     params = load_params(run.root / PARAMS_FILE)
     runs = {one.stage for one in asked if one.state == "runs"}
     here = {stage for stage in runs if stage not in run.pools}
-    needs = _needs(run) if here.intersection(TRAINING) else {}
+    needs = _needs(run, params) if here.intersection(TRAINING) else {}
     metrics = {key: value for one in states.stages for key, value in one.metrics.items()}
     figures = {"source": _source(run.root, params)} | _rows(metrics, runs)
     for stage in TRAINING:
@@ -146,11 +148,18 @@ def make_plan(run: RunContext, name: str, selection: Selection, states: States) 
     )  # fmt: skip
 
 
-def _needs(run: RunContext) -> dict[str, dict[str, Any]]:
-    """What the training stages need; empty where that cannot be told."""
+def _needs(run: RunContext, params: Params) -> dict[str, dict[str, Any]]:
+    """What the training stages need; empty where that cannot be told.
+
+    Another process asks torch which GPU there is, if any, and counts a shape of a model that is new here.
+    """
+    shapes = run.checkout / STATE / "shapes"
+    if not has_accelerator():
+        with suppress(LookupError, AlignError):
+            return estimate.needs(params, estimate.Shapes(shapes, may_count=False), estimate.cpu())
     try:
         command, env = our_program("align.estimate", run)
-        answer = run_supervised(command, cwd=run.root, env=env, log=lambda line: None)[-1]
+        answer = run_supervised([*command, str(shapes)], cwd=run.root, env=env, log=lambda line: None)[-1]
         found: dict[str, dict[str, Any]] = json.loads(answer)
     except (CommandError, ValueError):
         return {}

@@ -17,6 +17,11 @@ from align.errors import ConfigError
 _VALIDATED = re.compile(r"val/((image_to_text|text_to_image)/recall@(1|5|10)|effective_rank)")
 
 
+def even_ranks(batch_size: int, group: int, most: int) -> int:
+    """The largest number of ranks, at most `most`, whose parts of a batch are equal, and multiples of `group`."""
+    return next((count for count in range(most, 1, -1) if batch_size % (count * group) == 0), 1)
+
+
 class ExtraShards(BaseModel):
     """One more folder of shards to train on, made elsewhere. DVC does not track it, so its digest is given here."""
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.distributed import DistStoreError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch's own names
 
 from align.config.cluster import ClusterConfig
+from align.config.recipe import even_ranks
 from align.console import say
 from align.errors import AlignError, TrainingError
 from align.training.endings import Endings, RankOutcome, left
@@ -184,7 +185,7 @@ def default_processes(batch_size: int, group: int) -> int:
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     most = gpus or len(os.sched_getaffinity(0))
-    chosen = next((count for count in range(most, 1, -1) if batch_size % (count * group) == 0), 1)
+    chosen = even_ranks(batch_size, group, most)
     if chosen < gpus:
         say(
             f"warning: {chosen} of {gpus} GPUs train, the others are idle: a batch of {batch_size:,} divides into no "

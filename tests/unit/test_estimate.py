@@ -1,11 +1,15 @@
 """What a run needs, counted without memory for it, against what was measured."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+import align.estimate
 from align.config.model import ModelConfig
 from align.config.pretrain import PretrainConfig
 from align.config.profile import profile_overrides
-from align.estimate import Estimate, estimate
+from align.estimate import Device, Estimate, Shapes, count, estimate, needs
 from align.model.dual_encoder import DualEncoder
 from tests.support import ROOT
 from tests.support.params import load_params
@@ -17,9 +21,13 @@ def of(
     params = load_params(overrides=[*profile_overrides(profile, ROOT), *overrides])
     vocab_size = params.values["fit_tokenizer"]["vocab_size"]
     recipe = params.section(PretrainConfig)
-    return estimate(
-        params.section(ModelConfig), vocab_size, recipe, num_ranks=num_ranks, num_nodes=num_nodes, on_gpu=on_gpu
-    )
+    counted = count(params.section(ModelConfig), vocab_size, recipe, on_gpu=on_gpu)
+    return estimate(counted, recipe, num_ranks=num_ranks, num_nodes=num_nodes)
+
+
+def on_cpu(model: ModelConfig, recipe: PretrainConfig) -> Estimate:
+    """Of one rank, for a vocabulary of 500 words."""
+    return estimate(count(model, 500, recipe, on_gpu=False), recipe, num_ranks=1)
 
 
 def test_the_paper_s_ablation_model_needs_what_was_measured() -> None:
@@ -32,7 +40,7 @@ def test_the_paper_s_ablation_model_needs_what_was_measured() -> None:
 def test_parameters_are_those_of_the_model() -> None:
     params = load_params()
     model = DualEncoder(params.section(ModelConfig), 500)
-    needs = estimate(params.section(ModelConfig), 500, params.section(PretrainConfig), num_ranks=1, on_gpu=False)
+    needs = on_cpu(params.section(ModelConfig), params.section(PretrainConfig))
     assert needs.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert needs.state_bytes == 16 * needs.num_parameters and needs.checkpoint_bytes == 12 * needs.num_parameters
 
@@ -56,10 +64,10 @@ def test_a_locked_tower_has_weights_only() -> None:
     towers = {"image": model.vision_model, "text": model.text_model}
     of_model = [sum(parameter.numel() for parameter in part.parameters()) for part in (model, *towers.values())]
     free = params.section(PretrainConfig)
-    plain = estimate(params.section(ModelConfig), 500, free, num_ranks=1, on_gpu=False)
+    plain = on_cpu(params.section(ModelConfig), free)
     for which, size in zip(towers, of_model[1:], strict=True):
         recipe = free.model_copy(update={"locked": which})
-        needs = estimate(params.section(ModelConfig), 500, recipe, num_ranks=1, on_gpu=False)
+        needs = on_cpu(params.section(ModelConfig), recipe)
         assert needs.num_parameters == of_model[0]
         assert needs.state_bytes == 16 * of_model[0] - 12 * size
         assert needs.checkpoint_bytes == 12 * of_model[0] - 8 * size
@@ -70,3 +78,25 @@ def test_an_average_is_one_more_copy() -> None:
     plain, average = of("pretrain.ema_decay=null"), of("pretrain.ema_decay=0.99")
     assert average.state_bytes - plain.state_bytes == 4 * plain.num_parameters
     assert average.checkpoint_bytes - plain.checkpoint_bytes == 4 * plain.num_parameters
+
+
+def test_a_shape_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each `align plan` would import torch and build the model."""
+
+    def of_this_machine(*overrides: str, may_count: bool) -> dict[str, dict[str, Any]]:
+        params = load_params(overrides=["pretrain.num_processes=null", *overrides])
+        return needs(params, Shapes(tmp_path / "shapes", may_count=may_count), Device("CPU", 8_000, 4, on_gpu=False))
+
+    with pytest.raises(LookupError):
+        of_this_machine(may_count=False)
+    first = of_this_machine(may_count=True)
+    assert of_this_machine(may_count=False) == first
+    assert first["pretrain"]["num_ranks"] == 4 and first["pretrain"]["available_bytes"] == 2_000
+    longer = of_this_machine("pretrain.num_steps=12345", "pretrain.batch_size=64", may_count=False)
+    assert longer["pretrain"]["pairs_at_a_time"] < first["pretrain"]["pairs_at_a_time"]
+    for other in ("model.embed_width=32", "fit_tokenizer.vocab_size=900", "pretrain.gradient_checkpointing=blocks"):
+        with pytest.raises(LookupError):
+            of_this_machine(other, may_count=False)
+    monkeypatch.setattr(align.estimate, "_code", lambda: "edited")
+    with pytest.raises(LookupError):
+        of_this_machine(may_count=False)

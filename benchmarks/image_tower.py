@@ -141,7 +141,7 @@ def kept_bytes(config: ModelConfig, what: Checkpointing, *, pairs: int = 32) -> 
         pixels = torch.zeros(pairs, 3, config.image_px, config.image_px, dtype=torch.bfloat16)
         ids = torch.zeros(pairs, config.max_tokens, dtype=torch.int64)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            results = model.encode_image(pixels), model.text_model(input_ids=ids).last_hidden_state
+            results = model.encode_image(pixels), model.text_model(ids)
     assert all(each.requires_grad for each in results)
     return sum(size for key, (_, size) in kept.items() if key not in own) // pairs
 

@@ -121,11 +121,10 @@ def _eight_ranks() -> Iterator[Ranks]:
 def _as_on_a_gpu() -> Iterator[None]:
     """A CPU takes the ways of a GPU: on a CPU a question costs nothing, so there it may be asked."""
     ours: Any = loss
-    before = ours._tile_function, step._mask, torch.compiler.is_exporting
+    before = ours._tile_function, torch.compiler.is_exporting
     ours._tile_function = lambda function, _: ours._ON_CUDA.get(function, function)
-    step._mask = lambda mask_PT, _: step._wide(mask_PT)
-    cast(Any, torch.compiler).is_exporting = lambda: True  # encode_text does not sort by length
+    cast(Any, torch.compiler).is_exporting = lambda: True  # texts are not sorted by length, nor asked for padding
     try:
         yield
     finally:
-        ours._tile_function, step._mask, cast(Any, torch.compiler).is_exporting = before
+        ours._tile_function, cast(Any, torch.compiler).is_exporting = before

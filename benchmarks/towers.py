@@ -10,21 +10,20 @@ layouts of memory: its own, and the one that its `--channels-last` takes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from timm.models.efficientnet import _gen_efficientnet
 from torch import Tensor, nn
-from transformers import AlignTextConfig, AlignTextModel, AlignVisionModel, BertModel
+from transformers import AlignTextModel, AlignVisionModel, BertConfig, BertModel
 
 from align.config.model import ModelConfig
 from align.console import say
-from align.model.dual_encoder import text_config
-from align.model.image_tower import vision_config
 from align.model.preprocess import to_pixels
 from align.model.presets import image_shape
 from align.model.tokenizer import pad
+from align.release.interchange import align_config
 from benchmarks.measure import Comparison, compare, in_process, interleaved
 from benchmarks.presets import PRESETS, Preset, preset, recipe
 from benchmarks.world import World
@@ -49,10 +48,16 @@ def ours(some: Preset) -> Towers:
 
 
 def align_in_transformers(some: Preset) -> Towers:
-    text = text_config(some.config, some.tokenizer.vocab_size).to_dict()
-    image_tower = AlignVisionModel(vision_config(some.config)).train()
-    text_tower = AlignTextModel(AlignTextConfig(**{name: text[name] for name in _TEXT})).train()
+    config = _in_transformers(some)
+    image_tower, text_tower = AlignVisionModel(config.vision_config).train(), AlignTextModel(config.text_config).train()
     return Towers(lambda pixels: image_tower(pixels).pooler_output, _first_hidden(text_tower))
+
+
+def timm_and_bert(some: Preset, memory_format: torch.memory_format = torch.contiguous_format) -> Towers:
+    image_tower: nn.Module = efficientnet(some.config).to(memory_format=memory_format).train()
+    text = _in_transformers(some).text_config.to_dict()
+    text_tower = BertModel(BertConfig(**{name: text[name] for name in _TEXT})).train()
+    return Towers(lambda pixels: image_tower(pixels.contiguous(memory_format=memory_format)), _first_hidden(text_tower))
 
 
 _TEXT = (
@@ -61,10 +66,8 @@ _TEXT = (
 )  # fmt: skip
 
 
-def timm_and_bert(some: Preset, memory_format: torch.memory_format = torch.contiguous_format) -> Towers:
-    image_tower: nn.Module = efficientnet(some.config).to(memory_format=memory_format).train()
-    text_tower = BertModel(text_config(some.config, some.tokenizer.vocab_size)).train()
-    return Towers(lambda pixels: image_tower(pixels.contiguous(memory_format=memory_format)), _first_hidden(text_tower))
+def _in_transformers(some: Preset) -> Any:
+    return align_config(some.config, some.tokenizer.vocab_size, some.model().vision_model.width)
 
 
 def _first_hidden(text_tower: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:

@@ -150,13 +150,13 @@ def embed_pictures(
 
 
 def kept_in(root: Path | None, towers: ModelTowers) -> Path | None:
-    """The folder of a model's embeddings: one for each model, picture size, code, device and version of libraries.
+    """The folder of a model's embeddings: one for each model, picture size, code, device and version of torch.
 
     Args:
         root: `store.features`; None: nothing is kept.
         towers: the model.
     """
-    versions = [(name, version(name)) for name in ("torch", "torchvision")]
+    versions = [("torch", version("torch"))]
     return folder_of(root, "embeddings", "align.model.embedder", [towers.decides, versions])
 
 

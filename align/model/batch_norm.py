@@ -22,6 +22,9 @@ from torch.nn import functional as F
 from align.config.model import ModelConfig
 from align.model.normalisation import Moments, normalise, normalise_backward
 
+#: Of EfficientNet in TensorFlow; torch's own is 1e-5.
+EPS = 1e-3
+
 
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch-norm over groups of consecutive samples in training; running statistics in evaluation.
@@ -78,7 +81,7 @@ def normalised(
         x: (B, C, H, W); all that is kept of it for backward, beside two numbers per group and channel.
         norm: of any kind but `SyncBatchNorm2d`.
         silu: whether act is SiLU; otherwise it is the identity.
-        keep: (B,) factor of each sample, see `align.model.image_tower.StochasticDepth`; None: 1.
+        keep: (B,) factor of each sample, see `align.model.mbconv.StochasticDepth`; None: 1.
         residual: (B, C, H, W); None: 0.
     """
     apply: Any = _Normalised.apply
@@ -159,8 +162,8 @@ def _wide(numbers_C: Tensor) -> Tensor:
     return numbers_C[:, None, None]
 
 
-def batch_norm(config: ModelConfig, num_features: int, eps: float) -> BatchNorm2d:
+def batch_norm(config: ModelConfig, num_features: int) -> BatchNorm2d:
     """The layer that `model.batch_norm` selects."""
     if config.batch_norm == "sync":
-        return SyncBatchNorm2d(num_features, eps)
-    return BatchNorm2d(num_features, eps, config.batch_norm_group if config.batch_norm == "group" else None)
+        return SyncBatchNorm2d(num_features, EPS)
+    return BatchNorm2d(num_features, EPS, config.batch_norm_group if config.batch_norm == "group" else None)

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 class DepthwiseConv2d(nn.Conv2d):
     """Depthwise convolution without bias.
 
-    The weight keeps its usual shape (C, 1, k, k). At stride 2 the output equals that of upstream's `ZeroPad2d` followed
-    by a convolution without padding.
+    The weight keeps its usual shape (C, 1, k, k). At stride 2 the output equals that of transformers' `ZeroPad2d`
+    followed by a convolution without padding.
     """
 
     def __init__(self, channels: int, kernel_size: int, stride: int) -> None:

@@ -1,33 +1,23 @@
 """The dual encoder (paper section 4.1): EfficientNet and BERT towers, cosine on top, one learned temperature.
 
-Names in the state dict are those of `transformers.AlignModel`. Differences from it:
+Names in the state dict are those of `transformers.AlignModel`. Differences from it, beside those of the towers:
 
-* the text tower has no pooler, which nothing uses (it has no gradient, so plain DDP fails), and attends through SDPA;
 * both towers have gradient checkpointing (upstream: only the text tower);
 * the image tower has a projection if its width is not the joint width (the paper's ablations at width 640);
 * the temperature is exp(log_temperature), so it is always positive.
-
-Decisions (the paper is silent): no dropout in the text tower. Where the recipe names no other deviation, its weights
-start from N(0, 1 / width) instead of BERT's N(0, 0.02^2), which equals it at width 2,500. With 0.02 the [CLS] output of
-a narrow tower hardly depends on its words, and LAMB, whose steps follow the norm of the weights, changes that only
-slowly. The demo's positions and token types start from a tenth of that: an alt-text is mostly a bag of words, and at
-full scale half of a token's input is its position.
 
 Shapes, as suffixes: B samples, D joint width, F width of a tower, T tokens. Images are (B, 3, H, W).
 """
 
 from __future__ import annotations
 
-import functools
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
-from transformers import BertConfig, BertModel
 
 from align.config.model import Checkpointing, Locked, ModelConfig
 from align.formats.model_folder import (
@@ -40,6 +30,7 @@ from align.formats.model_folder import (
 )
 from align.model.image_tower import ImageTower
 from align.model.presets import text_shape
+from align.model.text_tower import TextTower
 
 #: On a CPU this many texts of similar length are encoded together: with fewer, small products cost more than padding.
 CPU_TEXTS = 16
@@ -67,21 +58,14 @@ class DualEncoder(nn.Module):
         Args:
             config: the model section.
             vocab_size: rows of the word embedding.
-            text_init_std: of the text tower's weights; None: 1 / sqrt(its width).
-            position_init_scale: of position and token-type embeddings, relative to word embeddings.
+            text_init_std, position_init_scale: see `TextTower`.
         """
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
         self.locked: Locked = "none"
         self.vision_model = ImageTower(config)
-        self.text_model = BertModel(text_config(config, vocab_size, text_init_std), add_pooling_layer=False)
-        with torch.no_grad():
-            for table in (
-                self.text_model.embeddings.position_embeddings,
-                self.text_model.embeddings.token_type_embeddings,
-            ):
-                table.weight.mul_(position_init_scale)
+        self.text_model = TextTower(config, vocab_size, init_std=text_init_std, position_init_scale=position_init_scale)
         self.text_projection = nn.Linear(text_shape(config).width, config.embed_width)
         nn.init.xavier_uniform_(self.text_projection.weight)
         nn.init.zeros_(self.text_projection.bias)
@@ -105,13 +89,7 @@ class DualEncoder(nn.Module):
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, what: Checkpointing) -> None:
-        self.vision_model.gradient_checkpointing = what
-        # no random numbers are drawn, so no generator state must be kept
-        recompute = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        layers: list[Any] = list(self.text_model.encoder.layer)
-        for layer in layers:  # set directly: the switch of `PreTrainedModel` was renamed within v5
-            layer.gradient_checkpointing = what == "blocks"
-            layer._gradient_checkpointing_func = recompute
+        self.vision_model.gradient_checkpointing = self.text_model.gradient_checkpointing = what
 
     def lock(self, which: Locked) -> None:
         """Leaves a tower as it is, as LiT does (Zhai et al., CVPR 2022); the projection on top of it is trained.
@@ -182,25 +160,8 @@ class DualEncoder(nn.Module):
     def _cls(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """(B, T) -> (B, F): the last layer's output for [CLS]."""
         with self._learning("text"):
-            hidden_BTF: Tensor = self.text_model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+            hidden_BTF: Tensor = self.text_model(ids_BT, mask_BT)
         return hidden_BTF[:, 0]
-
-
-def text_config(config: ModelConfig, vocab_size: int, init_std: float | None = None) -> BertConfig:
-    """The transformers configuration of the text tower. As in BERT, the feed-forward width is four times its own."""
-    shape = text_shape(config)
-    return BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.width,
-        max_position_embeddings=config.max_tokens,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=shape.width**-0.5 if init_std is None else init_std,
-        attn_implementation="sdpa",  # type: ignore[call-arg]  # in **kwargs, which mypy cannot check
-    )
 
 
 def save_model(

@@ -1,7 +1,7 @@
 """EfficientNet with global pooling and without its head's 1x1 convolution (paper section 4.1).
 
-Built on the modules of transformers' `AlignVisionModel`, so that checkpoints keep its names. What does not work there
-for training is replaced:
+Its shapes, and the names in its state dict, are those of transformers' `AlignVisionModel`. What does not work there for
+training differs:
 
 * batch-norm works in groups of 16 samples, independent of batch, ranks and micro-batches, or in the other ways of
   `align.model.batch_norm`;
@@ -20,38 +20,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AlignVisionConfig, AlignVisionModel
-from transformers.models.align.modeling_align import AlignVisionDepthwiseConv2d
 
-from align.config.model import Checkpointing, ModelConfig
+from align.config.model import Checkpointing, ImageTowerShape, ModelConfig
 from align.model.batch_norm import BatchNorm2d, batch_norm, normalised
-from align.model.depthwise import DepthwiseConv2d
-from align.model.mbconv import MBConv
+from align.model.mbconv import BlockShape, MBConv
 from align.model.presets import image_shape
 
-
-class StochasticDepth(nn.Module):
-    """Drops a residual branch per sample and scales the kept ones by 1 / (1 - rate). No parameters.
-
-    The tower sets `keep` before each forward pass in training: (B,), 0 or 1 / (1 - rate) for each sample, or None. So
-    the caller controls the randomness.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.keep: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        if not self.training or self.keep is None:
-            return x
-        return x * self.keep.to(x.dtype)[:, None, None, None]
+#: EfficientNet-B0's stages (Tan & Le, ICML 2019, table 1), each of equal blocks but for the first one's stride: number
+#: of blocks, channels, kernel size of the depthwise convolutions, stride, expansion.
+_STAGES = (
+    (1, 16, 3, 1, 1), (2, 24, 3, 2, 6), (2, 40, 5, 2, 6), (3, 80, 3, 2, 6), (3, 112, 5, 1, 6), (4, 192, 5, 2, 6),
+    (1, 320, 3, 1, 6),
+)  # fmt: skip
+_STEM_CHANNELS = 32
 
 
 class ImageTower(nn.Module):
@@ -68,21 +55,21 @@ class ImageTower(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        upstream = AlignVisionModel(vision_config(config))
-        self.embeddings = upstream.embeddings
-        self.encoder = upstream.encoder
-        _repair(self, config)
-        blocks = self.encoder.blocks
-        for index, block in enumerate(blocks):
-            blocks[index] = MBConv(block)
+        self.embeddings = _Stem(config)
+        self.encoder = _Encoder(config)
+        # A seed gives what it gave when this tower was made of transformers' modules: all convolutions were drawn, the
+        # depthwise ones were replaced, and all were drawn again. Only the last counts; the others move the generator.
+        initialise(self)
+        self._blocks = cast(list[MBConv], list(self.encoder.blocks))
+        for block in self._blocks:
+            block.depthwise_conv.depthwise_conv.reset_parameters()
         initialise(self)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types no such overload
-        self._blocks: list[Any] = list(self.encoder.blocks)
         self.num_blocks = len(self._blocks)
         self.gradient_checkpointing: Checkpointing = "none"
         rates = torch.tensor([block.projection.dropout.rate for block in self._blocks])
         self.register_buffer("_rates", rates, persistent=False)
-        self.width = int(self._blocks[-1].projection.project_conv.out_channels)
+        self.width = self._blocks[-1].projection.project_conv.out_channels
 
     def forward(self, pixels: Tensor, draws: Tensor | None = None) -> Tensor:
         """Pixels to features.
@@ -95,7 +82,7 @@ class ImageTower(nn.Module):
             (B, width) features.
         """
         again = self.gradient_checkpointing == "blocks" and self.training and torch.is_grad_enabled()
-        hidden = self._stem(pixels)
+        hidden: Tensor = self.embeddings(pixels)
         for block, keep in zip(self._blocks, self._keep(draws), strict=True):
             block.again = self.gradient_checkpointing == "cheap"
             if again:
@@ -103,12 +90,6 @@ class ImageTower(nn.Module):
             else:
                 hidden = _run(block, hidden, keep)
         return hidden.mean(dim=(2, 3))
-
-    def _stem(self, pixels: Tensor) -> Tensor:
-        stem: Any = self.embeddings
-        if type(stem.batchnorm) is BatchNorm2d and stem.batchnorm.training:
-            return normalised(stem.convolution(stem.padding(pixels)), stem.batchnorm, silu=True)
-        return cast(Tensor, stem(pixels))
 
     def _keep(self, draws: Tensor | None) -> Sequence[Tensor | None]:
         """Of each block, what `StochasticDepth` wants: all blocks' by a few operations."""
@@ -120,35 +101,54 @@ class ImageTower(nn.Module):
         return [keep if layer.rate else None for layer, keep in zip(dropout, keep_KB.unbind(), strict=True)]
 
 
-def _run(block: Any, hidden: Tensor, keep: Tensor | None) -> Tensor:
+def _run(block: MBConv, hidden: Tensor, keep: Tensor | None) -> Tensor:
     """One block. Each call sets `keep`, since a block may be recomputed after another batch has set its own."""
     block.projection.dropout.keep = keep
     return cast(Tensor, block(hidden))
 
 
-def vision_config(config: ModelConfig) -> AlignVisionConfig:
-    """The transformers configuration of the same architecture."""
-    shape = image_shape(config)
-    return AlignVisionConfig(
-        image_size=config.image_px,
-        width_coefficient=float(shape.width_coefficient),  # upstream refuses whole numbers
-        depth_coefficient=float(shape.depth_coefficient),
-        drop_connect_rate=float(config.stochastic_depth),
-    )
+class _Stem(nn.Module):
+    """The first convolution, of which the last row and column of zeros are TensorFlow's SAME padding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = _scaled(_STEM_CHANNELS, image_shape(config))
+        self.convolution = nn.Conv2d(3, width, 3, stride=2, bias=False)
+        self.batchnorm = batch_norm(config, width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        hidden = self.convolution(F.pad(pixels, (0, 1, 0, 1)))
+        if type(self.batchnorm) is BatchNorm2d and self.batchnorm.training:
+            return normalised(hidden, self.batchnorm, silu=True)
+        return F.silu(self.batchnorm(hidden))
 
 
-def _repair(module: nn.Module, config: ModelConfig) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, batch_norm(config, child.num_features, child.eps))
-        elif isinstance(child, nn.Dropout):
-            setattr(module, name, StochasticDepth(child.p))
-        elif isinstance(child, AlignVisionDepthwiseConv2d):
-            setattr(module, name, DepthwiseConv2d(child.in_channels, child.kernel_size[0], child.stride[0]))
-        elif isinstance(child, nn.ZeroPad2d) and name == "depthwise_conv_pad":
-            setattr(module, name, nn.Identity())
-        else:
-            _repair(child, config)
+class _Encoder(nn.Module):
+    """Holds the blocks under the names that checkpoints have."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(MBConv(config, shape) for shape in _block_shapes(config))
+
+
+def _block_shapes(config: ModelConfig) -> list[BlockShape]:
+    """Compound scaling: all channels times the width coefficient, all numbers of blocks times the depth coefficient."""
+    scale, found = image_shape(config), list[BlockShape]()
+    total = sum(math.ceil(scale.depth_coefficient * stage[0]) for stage in _STAGES)
+    channels = _scaled(_STEM_CHANNELS, scale)
+    for num_blocks, wanted, kernel_size, first_stride, expansion in _STAGES:
+        for number in range(math.ceil(scale.depth_coefficient * num_blocks)):
+            before, channels = channels, _scaled(wanted, scale)
+            stride, drop_rate = 1 if number else first_stride, config.stochastic_depth * len(found) / total
+            found.append(BlockShape(before, channels, kernel_size, stride, expansion, drop_rate, adds=number > 0))
+    return found
+
+
+def _scaled(channels: int, scale: ImageTowerShape) -> int:
+    """The nearest multiple of 8, or the next one where that is less than nine tenths of what was asked for."""
+    wanted = channels * scale.width_coefficient
+    nearest = max(8, int(wanted + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * wanted else nearest
 
 
 def initialise(module: nn.Module) -> None:

@@ -9,7 +9,7 @@ computed from them in one pass over a map, so it may be computed again instead o
     -> norm, SiLU, gate -> 1x1 -> projected -> norm -> + input
 
 The joined operations need batch statistics of this process. With running statistics (evaluation, frozen statistics) or
-`sync` a block computes what transformers' does, layer by layer.
+`sync` a block computes layer by layer.
 
 Shapes, as suffixes: B samples, C channels.
 """
@@ -17,14 +17,15 @@ Shapes, as suffixes: B samples, C channels.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from align.model.batch_norm import BatchNorm2d, normalised
-from align.model.depthwise import convolve, convolve_backward
+from align.config.model import ModelConfig
+from align.model.batch_norm import BatchNorm2d, batch_norm, normalised
+from align.model.depthwise import DepthwiseConv2d, convolve, convolve_backward
 from align.model.normalisation import (
     Moments,
     activated,
@@ -36,50 +37,135 @@ from align.model.normalisation import (
 )
 
 
+class BlockShape(NamedTuple):
+    """What differs from block to block.
+
+    Attributes:
+        in_channels, out_channels: of its input and output.
+        kernel_size, stride: of the depthwise convolution.
+        expansion: factor by which the block widens its input; 1: it does not, and has no layers for it.
+        drop_rate: see `StochasticDepth`.
+        adds: whether its input is added to its output.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: int
+    stride: int
+    expansion: int
+    drop_rate: float
+    adds: bool
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch per sample and scales the kept ones by 1 / (1 - rate). No parameters.
+
+    The tower sets `keep` before each forward pass in training: (B,), 0 or 1 / (1 - rate) for each sample, or None. So
+    the caller controls the randomness.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.keep: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if not self.training or self.keep is None:
+            return x
+        return x * self.keep.to(x.dtype)[:, None, None, None]
+
+
 class MBConv(nn.Module):
-    """transformers' `AlignVisionBlock`, whose parts and names it takes over.
+    """One block. Names in the state dict are those of transformers' `AlignVisionBlock`.
 
     Attributes:
         again: whether what is cheap is computed again in the backward pass instead of kept.
     """
 
-    def __init__(self, upstream: Any) -> None:
+    def __init__(self, config: ModelConfig, shape: BlockShape) -> None:
         super().__init__()
-        for name, part in upstream.named_children():
-            self.add_module(name, part)
-        self.expands = bool(upstream.expand)
+        width = shape.in_channels * shape.expansion
+        self.expansion = _Expansion(config, shape.in_channels, width) if shape.expansion > 1 else None
+        self.depthwise_conv = _Depthwise(config, width, shape.kernel_size, shape.stride)
+        self.squeeze_excite = _SqueezeExcite(width, max(1, shape.in_channels // 4))
+        self.projection = _Projection(config, width, shape)
         self.again = False
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, C, H, W) -> the same with the block's number of channels, H and W divided by its stride."""
-        block: Any = self
-        depthwise, projection = block.depthwise_conv, block.projection
+        expansion, depthwise, projection = self.expansion, self.depthwise_conv, self.projection
         norms = [depthwise.depthwise_norm, projection.project_bn]
-        if self.expands:
-            norms.append(block.expansion.expand_bn)
+        if expansion is not None:
+            norms.append(expansion.expand_bn)
         if not all(type(norm) is BatchNorm2d and norm.training for norm in norms):
             return self._layer_by_layer(hidden_states)
-        if self.expands:
-            expanded = block.expansion.expand_conv(hidden_states)
-            spread = self._joined(_Spread, expanded, norms[2], depthwise.depthwise_conv)
+        if expansion is not None:
+            expanded = expansion.expand_conv(hidden_states)
+            spread = self._joined(_Spread, expanded, expansion.expand_bn, depthwise.depthwise_conv)
         else:
             spread = depthwise.depthwise_conv(hidden_states)
-        squeeze = block.squeeze_excite
+        squeeze = self.squeeze_excite
         gate = [each for layer in (squeeze.reduce, squeeze.expand) for each in (layer.weight, layer.bias)]
-        projected = self._joined(_Projected, spread, norms[0], projection.project_conv, *gate)
-        if not projection.apply_dropout:
-            return normalised(projected, norms[1])
-        return normalised(projected, norms[1], keep=projection.dropout.keep, residual=hidden_states)
+        projected = self._joined(_Projected, spread, depthwise.depthwise_norm, projection.project_conv, *gate)
+        if not projection.adds:
+            return normalised(projected, projection.project_bn)
+        return normalised(projected, projection.project_bn, keep=projection.dropout.keep, residual=hidden_states)
 
-    def _joined(self, function: Any, x: Tensor, norm: BatchNorm2d, convolution: nn.Conv2d, *gate: Tensor) -> Tensor:
+    def _joined(
+        self, function: Any, x: Tensor, norm: BatchNorm2d, convolution: nn.Conv2d, *gate: Tensor | None
+    ) -> Tensor:
         weight = convolution.weight.to(x.dtype)  # what autocast does, which does not reach into a function
         settings = norm.group_of(x), norm.eps, convolution.stride[0], self.again
         return cast(Tensor, function.apply(x, norm.weight, norm.bias, weight, settings, *gate))
 
     def _layer_by_layer(self, hidden_states: Tensor) -> Tensor:
-        block: Any = self
-        out = block.expansion(hidden_states) if self.expands else hidden_states
-        return cast(Tensor, block.projection(hidden_states, block.squeeze_excite(block.depthwise_conv(out))))
+        out = hidden_states if self.expansion is None else self.expansion(hidden_states)
+        return cast(Tensor, self.projection(hidden_states, self.squeeze_excite(self.depthwise_conv(out))))
+
+
+class _Expansion(nn.Module):
+    def __init__(self, config: ModelConfig, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.expand_conv = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.expand_bn = batch_norm(config, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.expand_bn(self.expand_conv(x)))
+
+
+class _Depthwise(nn.Module):
+    def __init__(self, config: ModelConfig, width: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise_conv = DepthwiseConv2d(width, kernel_size, stride)
+        self.depthwise_norm = batch_norm(config, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.depthwise_norm(self.depthwise_conv(x)))
+
+
+class _SqueezeExcite(nn.Module):
+    def __init__(self, width: int, squeezed: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(width, squeezed, 1)
+        self.expand = nn.Conv2d(squeezed, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reduced = F.silu(self.reduce(F.adaptive_avg_pool2d(x, 1)))
+        return x * torch.sigmoid(self.expand(reduced))
+
+
+class _Projection(nn.Module):
+    def __init__(self, config: ModelConfig, width: int, shape: BlockShape) -> None:
+        super().__init__()
+        self.project_conv = nn.Conv2d(width, shape.out_channels, 1, bias=False)
+        self.project_bn = batch_norm(config, shape.out_channels)
+        self.dropout = StochasticDepth(shape.drop_rate)
+        self.adds = shape.adds
+
+    def forward(self, hidden_states: Tensor, x: Tensor) -> Tensor:
+        out = self.project_bn(self.project_conv(x))
+        return cast(Tensor, self.dropout(out) + hidden_states if self.adds else out)
 
 
 class _Spread(torch.autograd.Function):

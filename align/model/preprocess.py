@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from align.errors import DataError
 from align.pairs.picture import MAX_PIXELS, PictureError, decode_pixels
@@ -40,12 +41,17 @@ def decode(data: bytes, size_px: int, scratch: NDArray[np.uint8] | None = None) 
         raise DataError(f"not an image that can be decoded: {error}") from None
     if pixels.shape[:2] == (size_px, size_px):
         return pixels
-    from torchvision.transforms import InterpolationMode  # only here: a loader process rarely resizes, and starts fast
-    from torchvision.transforms.v2 import functional as transforms
+    return resized(pixels, size_px)
 
-    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-    resized = transforms.resize(planes, [size_px, size_px], interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
+
+def resized(pixels: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
+    """(H, W, 3) -> (size_px, size_px, 3), bilinear and antialiased; the same bytes on any CPU.
+
+    As torchvision's `resize` on CPUs with AVX2, where it computes with bytes, too. To import it takes as long as torch.
+    """
+    planes = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
+    found = F.interpolate(planes, (size_px, size_px), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(found[0].permute(1, 2, 0).numpy())
 
 
 def centre_crop(image: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:

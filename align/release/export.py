@@ -32,7 +32,6 @@ from align.model.dual_encoder import DualEncoder
 from align.model.embedder import load_with_tokenizer
 from align.model.preprocess import centre_crop, decode, to_pixels
 from align.protocols.store import Files
-from align.release.interchange import write_hugging_face
 from align.release.programs import Programs, write_programs
 from align.services.dvc import require_no_out
 from align.services.store import open_files
@@ -95,6 +94,8 @@ def export(kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path) 
     ids, mask = tokenizer(samples.texts)
     with replace_directory(out, "export") as part:
         if kind == "hf":
+            from align.release.interchange import write_hugging_face  # it imports transformers
+
             write_hugging_face(model, tokenizer_dir, part)
             encode = _hugging_face(part, samples.texts, ids, mask)
         else:

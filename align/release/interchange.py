@@ -30,6 +30,7 @@ from transformers import (
     AlignModel,
     AlignProcessor,
     AlignTextConfig,
+    AlignVisionConfig,
     AutoTokenizer,
     EfficientNetImageProcessor,
     PreTrainedTokenizerFast,
@@ -40,9 +41,8 @@ from align.config.model import BatchNormKind, ImageTowerShape, ModelConfig, Text
 from align.errors import DataError
 from align.files import sha256_file
 from align.formats.model_folder import CONFIG, TOKENIZER, WEIGHTS, is_hugging_face
-from align.model.dual_encoder import DualEncoder, text_config
-from align.model.image_tower import vision_config
-from align.model.presets import named_image_tower, named_text_tower
+from align.model.dual_encoder import DualEncoder
+from align.model.presets import image_shape, named_image_tower, named_text_tower, text_shape
 from align.model.tokenizer import TextTokenizer, save_tokenizer
 
 #: Fields of upstream's configurations beyond the shape; another value is another architecture.
@@ -69,19 +69,24 @@ def align_config(config: ModelConfig, vocab_size: int, width: int) -> Any:
         vocab_size: number of rows of the word embedding.
         width: of the pooled features.
     """
-    bert = text_config(config, vocab_size)
+    shape, scale = text_shape(config), image_shape(config)
     text = AlignTextConfig(
         vocab_size=vocab_size,
-        hidden_size=bert.hidden_size,
-        num_hidden_layers=bert.num_hidden_layers,
-        num_attention_heads=bert.num_attention_heads,
-        intermediate_size=bert.intermediate_size,
-        max_position_embeddings=bert.max_position_embeddings,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.width,
+        max_position_embeddings=config.max_tokens,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    vision = vision_config(config)
-    vision.hidden_dim = max(width, config.image_px // 32 + 1)  # upstream's pooling window: at least the last map
+    vision = AlignVisionConfig(
+        image_size=config.image_px,
+        width_coefficient=float(scale.width_coefficient),  # upstream refuses whole numbers
+        depth_coefficient=float(scale.depth_coefficient),
+        drop_connect_rate=float(config.stochastic_depth),
+        hidden_dim=max(width, config.image_px // 32 + 1),  # its pooling window: at least the last map
+    )
     return AlignConfig(
         text_config=text.to_dict(),
         vision_config=vision.to_dict(),

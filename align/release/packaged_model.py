@@ -52,9 +52,7 @@ REQUIREMENTS = (
     "simplejpeg>=1.8",
     "tokenizers>=0.21",
     "torch>=2.9",
-    "torchvision>=0.24",
     "tqdm>=4.67",
-    "transformers>=5.0",
 )
 
 _ANY = AnyType()  # type: ignore[no-untyped-call]  # MLflow's

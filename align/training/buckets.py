@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from align.training.process_group import Ranks
+from align.training.sharding import is_shard
 
 _T = TypeVar("_T", bound=Tensor)
 
@@ -37,7 +37,7 @@ class GradientSums:
 
     def __init__(self, params: Sequence[nn.Parameter], ranks: Ranks) -> None:
         self._ranks = ranks
-        own = [param for param in params if param.requires_grad and not isinstance(param, DTensor)]
+        own = [param for param in params if param.requires_grad and not is_shard(param)]
         self._buckets = buckets(own, BUCKET_BYTES) if ranks.world_size > 1 else []
         self._bucket_of = {param: number for number, bucket in enumerate(self._buckets) for param in bucket}
         self._missing = [len(bucket) for bucket in self._buckets]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from align.config.given import GivenTokenizer
 from align.errors import CorruptError, DataError
@@ -42,6 +41,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         if file.name == TOKENIZER:
             tokenizer = Tokenizer.from_file(str(file))
         else:
+            from transformers import AutoTokenizer
+
             slow: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             tokenizer = slow.backend_tokenizer
         tokenizer.no_truncation()

@@ -26,14 +26,15 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import BertConfig, BertModel
-from transformers.utils import logging
 
 from align.config.given import GivenImageTower, GivenTextTower
+from align.config.model import TextTowerShape
 from align.config.recipe import Recipe
 from align.errors import AlignError, DataError
 from align.formats.model_folder import CONFIG, WEIGHTS
-from align.model.dual_encoder import DualEncoder, text_config
+from align.model.batch_norm import EPS
+from align.model.dual_encoder import DualEncoder
+from align.model.presets import text_shape
 from align.model.tokenizer import TextTokenizer
 from align.training.given_tokenizer import first_line, read_tokenizer, require_digest
 
@@ -42,7 +43,7 @@ _PIXELS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-_EPS, _EPS_OF_TORCH = 1e-3, 1e-5
+_EPS_OF_TORCH = 1e-5
 
 #: timm's name of a layer -> ours. A block of the first stage has no expansion, so its layers have other numbers.
 _STEM = {"conv_stem": "convolution", "bn1": "batchnorm"}
@@ -60,11 +61,6 @@ _GATE = {"se.conv_reduce": "squeeze_excite.reduce", "se.conv_expand": "squeeze_e
 _HEAD = ("conv_head.", "bn2.", "classifier.")
 _BLOCK = re.compile(r"blocks\.(\d{1,3})\.(\d{1,3})\.(\w+(?:\.\w+)?)\.(\w+)")
 
-#: Fields of a BERT's configuration that ours fixes; another value is another architecture.
-_BERT_FIELDS = (
-    "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-    "type_vocab_size", "layer_norm_eps", "is_decoder",
-)  # fmt: skip
 _BERT_FILES = (WEIGHTS, "pytorch_model.bin")
 
 
@@ -155,7 +151,7 @@ def _change_eps(weights: dict[str, Tensor]) -> None:
     for name in [name for name in weights if name.endswith(".running_var")]:
         scale = name.removesuffix("running_var") + "weight"
         if scale in weights:
-            weights[scale] = weights[scale] * ((weights[name] + _EPS) / (weights[name] + _EPS_OF_TORCH)).sqrt()
+            weights[scale] = weights[scale] * ((weights[name] + EPS) / (weights[name] + _EPS_OF_TORCH)).sqrt()
 
 
 def _scale_pixels(weights: dict[str, Tensor], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -191,12 +187,15 @@ def _text(model: DualEncoder, given: GivenTextTower, tokenizer: TextTokenizer) -
     if file is None or not (given.path / CONFIG).is_file():
         raise DataError(f"{where}: no BERT here: expected {CONFIG}, and {' or '.join(_BERT_FILES)}")
     require_digest("pretrain.text_weights", file, given.sha256)
+    from transformers import BertConfig, BertModel
+    from transformers.utils import logging
+
     load: Any = BertModel.from_pretrained
     silent: Any = logging.disable_progress_bar
     silent()
     try:
         theirs: Any = BertConfig.from_pretrained(given.path, local_files_only=True)
-        _require_shape(where, theirs, text_config(model.config, model.vocab_size))
+        _require_shape(where, theirs, text_shape(model.config))
         with torch.random.fork_rng(devices=[]):
             loaded, problems = load(
                 given.path, config=theirs, add_pooling_layer=False, local_files_only=True, dtype=torch.float32,
@@ -222,9 +221,13 @@ def _text(model: DualEncoder, given: GivenTextTower, tokenizer: TextTokenizer) -
     return weights
 
 
-def _require_shape(where: str, theirs: BertConfig, ours: BertConfig) -> None:
-    for field in _BERT_FIELDS:
-        if getattr(theirs, field) != getattr(ours, field):
-            raise DataError(
-                f"{where}: {field} is {getattr(theirs, field)!r}, model.text_tower needs {getattr(ours, field)!r}"
-            )
+def _require_shape(where: str, theirs: Any, ours: TextTowerShape) -> None:
+    """Compares a BERT's configuration with what the text tower is; another value is another architecture."""
+    wanted = {
+        "model_type": "bert", "hidden_size": ours.width, "num_hidden_layers": ours.layers,
+        "num_attention_heads": ours.heads, "intermediate_size": 4 * ours.width, "hidden_act": "gelu",
+        "type_vocab_size": 2, "layer_norm_eps": 1e-12, "is_decoder": False,
+    }  # fmt: skip
+    for field, value in wanted.items():
+        if getattr(theirs, field) != value:
+            raise DataError(f"{where}: {field} is {getattr(theirs, field)!r}, model.text_tower needs {value!r}")

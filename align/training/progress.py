@@ -169,7 +169,7 @@ def count_operations(config: ModelConfig, vocab_size: int) -> Operations:
         for num_tokens in (1, 2, 3):
             with FlopCounterMode(display=False) as counter:
                 ids = torch.zeros(1, num_tokens, dtype=torch.int64)
-                model.text_projection(model.text_model(input_ids=ids).last_hidden_state[:, 0])  # a mask: needs values
+                model.encode_text(ids, torch.ones_like(ids))
             texts.append(float(counter.get_total_flops()))
     one, two, three = texts
     square = (three - 2 * two + one) / 2

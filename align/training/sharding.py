@@ -24,20 +24,22 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from align.config.recipe import Recipe
 from align.errors import TrainingError
 from align.model.dual_encoder import DualEncoder
 from align.training.process_group import Ranks
+
+if TYPE_CHECKING:  # FSDP is a large part of torch: only a run that shards imports it
+    from torch.distributed.tensor import DTensor
 
 
 def shards(recipe: Recipe, ranks: Ranks) -> bool:
@@ -70,6 +72,8 @@ def shard(model: DualEncoder, recipe: Recipe, ranks: Ranks) -> None:
         recipe: for which `shards` is true.
         ranks: all of them call this.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             _keep_channels_last(module)
@@ -106,7 +110,7 @@ class _ChannelsLast(nn.Module):
         """(out, in, height, width), channels last: a view. While it is divided: this rank's rows, as FSDP asks for."""
         kept = self._parameters["weight"]
         assert kept is not None
-        return kept if isinstance(kept, DTensor) else kept.permute(0, 3, 1, 2)
+        return kept if is_shard(kept) else kept.permute(0, 3, 1, 2)
 
 
 @functools.cache
@@ -123,18 +127,25 @@ def _keep_channels_last(convolution: nn.Conv2d) -> None:
 
 def sum_between_nodes(tower: nn.Module, now: bool) -> None:
     """Whether the tower's next backward pass sums over machines, too, or keeps this machine's sums for a later one."""
-    if isinstance(tower, FSDPModule):
-        tower.set_requires_all_reduce(now)
+    tell: Any = getattr(tower, "set_requires_all_reduce", None)  # FSDP's modules have it
+    if tell is not None:
+        tell(now)
+
+
+def is_shard(tensor: object) -> TypeGuard[DTensor]:
+    """Whether this is a rank's part of a sharded tensor. Without FSDP in this process there is none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether any of its parameters is sharded."""
-    return any(isinstance(param, DTensor) for param in model.parameters())
+    return any(is_shard(param) for param in model.parameters())
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's rows, in the same memory; the tensor itself if it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_shard(tensor) else tensor
 
 
 def norms(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> Tensor:
@@ -148,7 +159,7 @@ def norms(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> Tensor:
         (N,), the same on all ranks.
     """
     local_norms = torch.stack(torch._foreach_norm(list(tensors)))
-    if not any(isinstance(owner, DTensor) for owner in owners):
+    if not any(is_shard(owner) for owner in owners):
         return local_norms
     # over all ranks, although each machine may have all rows: machines must not differ in the last bit
     copies = _on_device(tuple(_copies(owner) for owner in owners), local_norms.dtype, local_norms.device)
@@ -165,7 +176,7 @@ def _on_device(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.devic
 
 def _copies(owner: Tensor) -> int:
     """How many ranks hold each row of a sharded tensor; 0 if it is not sharded."""
-    if not isinstance(owner, DTensor):
+    if not is_shard(owner):
         return 0
     sizes = zip(owner.device_mesh.shape, owner.placements, strict=True)
     return math.prod(size for size, placement in sizes if placement.is_replicate())
@@ -176,7 +187,7 @@ def gathered(value: Any) -> Any:
 
     All ranks must call it together. The leading device holds one whole tensor at a time.
     """
-    if isinstance(value, DTensor):
+    if is_shard(value):
         return _whole(value).cpu()
     if isinstance(value, dict):
         return {name: gathered(item) for name, item in value.items()}
@@ -207,8 +218,10 @@ def _whole(sharded: DTensor) -> Tensor:
 def distributed_like(whole: Tensor, like: Tensor) -> Tensor:
     """A copy of a whole tensor, sharded and on a device like another one, and in the order of its memory."""
     own = torch.empty_like(like, requires_grad=False)
-    if not isinstance(like, DTensor):
+    if not is_shard(like):
         return own.copy_(whole)
+    from torch.distributed.tensor import distribute_tensor
+
     if whole.ndim == 4:  # see `_ChannelsLast`
         whole = whole.permute(0, 2, 3, 1)
     part = distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

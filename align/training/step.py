@@ -206,7 +206,7 @@ def _text_parts(model: DualEncoder, tokens: Tokens, size: int, device: torch.dev
     def encode(rows: NDArray[np.int64]) -> Tensor:
         rows_P, longest = _there(torch.from_numpy(rows), device), int(tokens.lengths[rows].max())
         mask_PT = torch.arange(longest, device=device) < lengths_B[rows_P, None]
-        return model.encode_text(ids_BT[rows_P, :longest], _mask(mask_PT.long(), device))
+        return model.encode_text(ids_BT[rows_P, :longest], mask_PT)
 
     order_B = np.argsort(tokens.lengths, kind="stable")
     parts = [order_B[start : start + size] for start in range(0, len(order_B), size)]
@@ -222,16 +222,6 @@ def _encode(parts: Sequence[TowerPart]) -> Tensor:
     embeds_PD = [encode() for _, encode in parts]
     order_B = torch.cat([rows_P for rows_P, _ in parts])
     return torch.cat(embeds_PD)[_there(torch.argsort(order_B), embeds_PD[0].device)]
-
-
-def _mask(mask_PT: Tensor, device: torch.device) -> Tensor:
-    """On a GPU a mask of four dimensions: one of two is asked by transformers if it pads, and the host waits."""
-    return mask_PT if device.type == "cpu" else _wide(mask_PT)
-
-
-def _wide(mask_PT: Tensor) -> Tensor:
-    """(P, T) -> (P, 1, 1, T) bool, for all heads and queries."""
-    return mask_PT.bool()[:, None, None, :]
 
 
 def _there(tensor: Tensor, device: torch.device) -> Tensor:

@@ -29,9 +29,10 @@ images = [open(path, "rb").read() for path in sys.argv[2:]]
 both = model.predict(pandas.DataFrame({"image": [*images, None], "text": ["a red fox", None, "two grey owls"]}))
 texts = model.predict(pandas.DataFrame({"text": ["a red fox"]}))
 schema = [(column.name, column.required) for column in model.metadata.signature.inputs]
+dear = sorted({"transformers", "torchvision", "torch._dynamo", "torch.distributed.tensor", "sympy"} & set(sys.modules))
 import align.shard.shard  # the rest of an installed align is still found
 got = {"code": align.__file__, "both": both.to_dict("list"), "texts": texts.to_dict("list"), "schema": schema}
-print(json.dumps(got))
+print(json.dumps(got | {"dear": dear}))
 """
 
 
@@ -68,6 +69,7 @@ def test_it_loads_where_align_is_not_imported_and_agrees_with_the_embedder(folde
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout.splitlines()[-1])
     assert Path(got["code"]).is_relative_to(folder / "packaged" / "code")
+    assert got["dear"] == []  # of what it computes with, it imports torch alone
     assert got["schema"] == [["image", False], ["text", False]]
     embedder = Embedder.load(folder / "models" / "finetuned")
     images = embedder.embed_images([path.read_bytes() for path in paths])

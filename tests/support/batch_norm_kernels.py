@@ -18,7 +18,9 @@ from torch import Tensor
 
 from align.model import batch_norm_triton
 from align.model.batch_norm import BatchNorm2d, normalised
+from align.model.image_tower import ImageTower
 from align.model.normalisation import _PLAIN, kernels
+from tests.support.training_data import MODEL
 
 EPS = 1e-3
 #: Shape, samples of a group, type and layout. In order: odd sizes and another layout; two tiles of channels, the second
@@ -174,13 +176,10 @@ def _statistics(device: str) -> None:
 
 def _block(device: str, stride: int, expands: bool, again: bool) -> None:
     """Output and all gradients of a block with stochastic depth, on the way that a GPU takes through it."""
-    from align.model.image_tower import ImageTower  # it imports transformers, which takes longer than the operations
-    from tests.support.training_data import MODEL
-
     torch.manual_seed(1)
     part = next(
         each for each in ImageTower(MODEL).encoder.blocks
-        if each.expands == expands and each.depthwise_conv.depthwise_conv.stride[0] == stride
+        if (each.expansion is not None) == expands and each.depthwise_conv.depthwise_conv.stride[0] == stride
     ).to(device).train()  # fmt: skip
     part.again, part.projection.dropout.keep = again, torch.tensor([0.0, 1.25], device=device).repeat(4)
     first = part.expansion.expand_conv if expands else part.depthwise_conv.depthwise_conv

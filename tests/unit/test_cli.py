@@ -50,6 +50,17 @@ def test_programs_that_look_import_no_prefect() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_what_embeds_or_trains_needs_no_more_of_torch_than_that() -> None:
+    # transformers and these parts of torch cost three times what the rest does, in every rank and every search
+    code = (
+        "import sys, align.model.embedder, align.training.pretrain, align.search.search, align.evaluate.evaluate;"
+        "dear = {'transformers', 'torch._dynamo', 'torch.distributed.tensor', 'sympy', 'scipy.optimize'};"
+        "print(dear & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 @pytest.mark.parametrize(
     ("verb", "option", "known"), [("export", "format", get_args(Format)), ("embed", "split", SPLITS)]
 )

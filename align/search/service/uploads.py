@@ -110,17 +110,9 @@ class Decoders:
 
 def _square(image: Image.Image, resize_px: int, image_px: int) -> NDArray[np.uint8]:
     """As `align.model.preprocess` makes it from a file: resized to a square, then the middle of it."""
-    import torch
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional as transforms
+    from align.model.preprocess import centre_crop, resized
 
-    from align.model.preprocess import centre_crop
-
-    planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    resized = transforms.resize(
-        planes, [resize_px, resize_px], interpolation=InterpolationMode.BILINEAR, antialias=True
-    )
-    return centre_crop(np.ascontiguousarray(resized.permute(1, 2, 0).numpy()), image_px)
+    return centre_crop(resized(np.array(image), resize_px), image_px)
 
 
 def from_base64(text: str) -> bytes:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from align.config.model import ModelConfig
 from align.model.batch_norm import BatchNorm2d, SyncBatchNorm2d, batch_norm
@@ -45,7 +46,7 @@ def test_groups_of_a_batch_are_normalised_apart() -> None:
 @pytest.mark.parametrize("kind", ["batch", "sync"])
 def test_a_whole_batch_in_one_process_is_plain_batch_norm(kind: str) -> None:
     assert config(batch_norm=kind).whole_batch and not MODEL.whole_batch
-    norm, plain = batch_norm(config(batch_norm=kind), 3, EPS).train(), nn.BatchNorm2d(3, EPS).train()
+    norm, plain = batch_norm(config(batch_norm=kind), 3).train(), nn.BatchNorm2d(3, EPS).train()
     torch.testing.assert_close(norm(maps(6)), plain(maps(6)))
 
 
@@ -143,7 +144,7 @@ def test_running_statistics_move_only_when_they_are_estimated(kind: str) -> None
     assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
     estimate_statistics(tower.eval(), [x[:4], x[4:]])
     with torch.no_grad():
-        stem = tower.embeddings.convolution(tower.embeddings.padding(x))
+        stem = tower.embeddings.convolution(F.pad(x, (0, 1, 0, 1)))
     torch.testing.assert_close(norm.running_mean, stem.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
     halves = torch.stack([stem[:4].var((0, 2, 3)), stem[4:].var((0, 2, 3))])
     torch.testing.assert_close(norm.running_var, halves.mean(0), atol=1e-5, rtol=1e-4)

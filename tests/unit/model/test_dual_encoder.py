@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AlignConfig, AlignModel, AlignTextConfig
+from transformers import AlignModel
 
 from align.config.model import ModelConfig
 from align.errors import DataError, FormatError
 from align.model.depthwise import DepthwiseConv2d
 from align.model.dual_encoder import DualEncoder, load_model, save_model
-from align.model.image_tower import ImageTower, StochasticDepth, estimate_statistics, vision_config
+from align.model.image_tower import ImageTower, estimate_statistics
+from align.model.mbconv import StochasticDepth
+from align.release.interchange import align_config
 from tests.support.training_data import MODEL
 
 
@@ -110,10 +112,8 @@ def test_texts_of_any_length_and_order_embed_as_in_one_padded_batch(model: DualE
     mask = (torch.arange(7) < torch.randint(1, 7, (40, 1), generator=draw)).long()
     mask[5] = torch.tensor([0, 0, 1, 1, 1, 0, 0])  # whoever pads in front gets what they would get
     seen: list[int] = []
-    model.text_model.register_forward_pre_hook(
-        lambda _, __, inputs: seen.append(inputs["input_ids"].numel()), with_kwargs=True
-    )
-    hidden = model.text_model(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0]
+    model.text_model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel()))
+    hidden = model.text_model(ids, mask)[:, 0]
     whole = F.normalize(model.text_projection(hidden), dim=-1)
     torch.testing.assert_close(model.encode_text(ids, mask), whole)
     assert sum(seen[1:]) < 0.8 * seen[0]
@@ -125,15 +125,7 @@ def test_weights_load_into_transformers_align_model() -> None:
     native = config(embed_width=ImageTower(MODEL).width)
     ours = DualEncoder(native, vocab_size=50)
     estimate_statistics(ours.vision_model, [pictures(8)])
-    text = AlignTextConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=16,
-    )  # fmt: skip
-    vision = vision_config(native)
-    vision.hidden_dim = 64  # its pooling window, at least the last map's side
-    theirs = AlignModel(
-        AlignConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=native.embed_width)
-    ).eval()
+    theirs = AlignModel(align_config(native, 50, native.embed_width)).eval()
     weights = {name: tensor for name, tensor in ours.state_dict().items() if name != "log_temperature"}
     missing = theirs.load_state_dict(weights, strict=False)
     assert missing.unexpected_keys == []

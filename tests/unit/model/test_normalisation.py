@@ -73,7 +73,7 @@ def block(stride: int, expands: bool) -> tuple[MBConv, Tensor]:
     tower = ImageTower(MODEL).double().train()
     chosen = next(
         each for each in tower.encoder.blocks
-        if each.expands == expands and each.depthwise_conv.depthwise_conv.stride[0] == stride
+        if (each.expansion is not None) == expands and each.depthwise_conv.depthwise_conv.stride[0] == stride
     )  # fmt: skip
     first = chosen.expansion.expand_conv if expands else chosen.depthwise_conv.depthwise_conv
     return chosen, maps(2 * GROUP, first.in_channels, 5, 5, seed=6)

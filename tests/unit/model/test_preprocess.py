@@ -4,12 +4,15 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
 
 from align.errors import DataError
 from align.model import preprocess
-from align.model.preprocess import centre_crop, decode, random_crop, to_pixels
+from align.model.preprocess import centre_crop, decode, random_crop, resized, to_pixels
 
 
 def encoded(image: Image.Image, form: str) -> bytes:
@@ -39,6 +42,15 @@ def test_transparent_pixels_are_white() -> None:
 def test_grey_and_cmyk_jpegs_are_read() -> None:
     assert np.ptp(decode(encoded(Image.new("L", (20, 20), 90), "JPEG"), 8)) <= 1
     assert decode(encoded(Image.new("CMYK", (20, 20)), "JPEG"), 8).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (40, 100), (346, 289), (1, 1), (3, 500), (32, 32)])
+def test_resizing_is_that_of_torchvision(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    theirs = transforms.resize(torch.from_numpy(pixels).permute(2, 0, 1), [32, 32], InterpolationMode.BILINEAR)
+    apart = np.abs(resized(pixels, 32).astype(int) - theirs.permute(1, 2, 0).numpy()).max()
+    vectorised = torch.backends.cpu.get_cpu_capability() != "DEFAULT"  # elsewhere torchvision computes with floats
+    assert apart <= (0 if vectorised else 1)
 
 
 def test_downscaling_is_antialiased() -> None:

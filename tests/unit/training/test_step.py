@@ -233,8 +233,7 @@ class _Waits(TorchDispatchMode):
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU takes the ways of a GPU: on a CPU a question costs nothing, so there it may be asked."""
     monkeypatch.setattr(loss_module, "_tile_function", lambda function, _: loss_module._ON_CUDA.get(function, function))
-    monkeypatch.setattr(module, "_mask", lambda mask_PT, _: module._wide(mask_PT))
-    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)  # encode_text does not sort by length
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)  # texts are not sorted, nor asked for padding
 
 
 @pytest.mark.parametrize("micro_batch", [None, 8])

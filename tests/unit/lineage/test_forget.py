@@ -140,6 +140,10 @@ def test_a_stock_folder_of_img2dataset_is_purged_too(tmp_path: Path) -> None:
     raw, _ = small_data.write(tmp_path, [Pair("a red fox", 1), Pair("a blue fox", 2)])
     table = pq.read_table(raw / "00000.parquet").drop_columns(["image_key", "page_url"])
     pq.write_table(table, raw / "00000.parquet")
+    with tarfile.open(raw / "00000.tar", "a") as tar:
+        link = tarfile.TarInfo("000000000.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "elsewhere"
+        tar.addfile(link)
     opted_out = policy(("url", "https://example.org/2.jpg"))
     assert purge_raw(raw, opted_out, opted_out_pairs(raw, opted_out)) == ["00000"]
     assert members(raw / "00000.tar") == ["000000000.jpg", "000000000.txt", "000000000.json"]
@@ -221,7 +225,8 @@ def test_the_command_records_once_and_purges_only_when_told_to(
     assert "to go: 1 pictures of data/raw, and the texts of 1 pairs" in said.out
     assert "add --yes" in said.err
     assert contents(raw) == before
-    Path("data/.shards.part").mkdir()
+    for left in ("data/.shards.part", "data/.index.old"):
+        Path(left).mkdir()
     with Path("data/.shards.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)  # as while a range of shards is made
         assert main(["forget", "--purge", "--yes"]) == 1
@@ -230,7 +235,7 @@ def test_the_command_records_once_and_purges_only_when_told_to(
     assert "not everything is gone: data/.shards.part" in said.err
     assert main(["forget", "--purge", "--yes"]) == 0
     assert not any(B in path.read_bytes() for path in raw.parents[1].rglob("*") if path.is_file())
-    assert not Path("data/.shards.part").exists()
+    assert not Path("data/.shards.part").exists() and not Path("data/.index.old").exists()
     capsys.readouterr()
     assert main(["forget", "--purge", "--yes"]) == 0
     assert "nothing had to go" in capsys.readouterr().out

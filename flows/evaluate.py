@@ -27,6 +27,7 @@ from align.config.suite import is_suite, read_suite
 from align.errors import AlignError, ConfigError, DataError, without_logins
 from align.files import replace_directory, sha256_file, write_text
 from align.formats.evaluation_sets.files import text_of
+from align.formats.model_folder import model_digest
 from align.release.measured import AskedModel, asked_model, inside, log_evaluation
 from align.release.shown import measured
 from align.services.store import open_files
@@ -173,8 +174,6 @@ def _logged(root: Path, opened: MlflowRun, reports: Path, known: Mapping[str, ob
 
 def _known(params: Params, found: AskedModel, suite: str, file: Path) -> dict[str, object]:
     """What the run in MLflow has from its first second on."""
-    from align.model.embedder import model_digest  # imports torch, which a wrong form does without
-
     get_run_logger().info("measuring %s, in %s", found.name, "its run" if found.parent else "a run of its own")
     named = {
         "model": visible(found.name), "model_digest": model_digest(found.folder),

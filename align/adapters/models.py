@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from align.errors import DataError
-from align.formats.model_folder import CONFIG
+from align.formats.model_folder import CONFIG, model_digest
 from align.model.dual_encoder import DualEncoder
-from align.model.embedder import load_with_tokenizer, model_digest
+from align.model.embedder import load_with_tokenizer
 from align.model.tokenizer import TextTokenizer
 
 _VERSION = re.compile(r"models:/(?P<model>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9][0-9]*))")

@@ -27,7 +27,8 @@ from align.console import track
 from align.errors import DataError
 from align.formats.evaluation_set import Box, EvaluationSet
 from align.formats.features import Features, folder_of
-from align.model.embedder import Embedder, Embeddings, load_with_tokenizer, model_digest
+from align.formats.model_folder import model_digest
+from align.model.embedder import Embedder, Embeddings, load_with_tokenizer
 from align.model.preprocess import centre_crop, decode
 from align.pairs.picture import MAX_PIXELS, PictureError
 from align.pairs.picture import decode as decode_picture

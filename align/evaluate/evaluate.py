@@ -40,8 +40,8 @@ from align.files import replace_directory, require_replaceable, write_bytes, wri
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, measured_sets, set_digests
+from align.formats.model_folder import model_digest
 from align.formats.query_ranks import RANKS, QueryRanks, read_ranks, write_ranks
-from align.model.embedder import model_digest
 from align.protocols.store import Files
 from align.report import record_runtime, write_report
 from align.services.store import materialised, open_files

@@ -28,10 +28,9 @@ from align.evaluate.fine_tuning.tune import Machine, Run, fine_tune
 from align.evaluate.protocols.labelled import accuracy
 from align.evaluate.protocols.recall import Direction, Score
 from align.formats.evaluation_set import EvaluationSet, Spool
-from align.formats.model_folder import read_config
+from align.formats.model_folder import model_digest, read_config
 from align.intervals import Scored
 from align.model.dual_encoder import load_model
-from align.model.embedder import model_digest
 from align.model.image_tower import ImageTower
 from align.paired import Difference, Part, difference
 

@@ -6,6 +6,7 @@ the same names, but another config.json; `align.release.interchange` converts be
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -55,8 +56,8 @@ class ModelFolderConfig(BaseModel):
         imported: where the weights come from that training here began with; None where it began from scratch.
         trained_on: digests of the shards that changed the weights here, in order; None in folders of versions that did
             not record it.
-        taught_by: `align.model.embedder.model_digest` of each teacher, in order. A model without one does not have the
-            key, so its bytes are those of earlier versions.
+        taught_by: `model_digest` of each teacher, in order. A model without one does not have the key, so its bytes are
+            those of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -215,3 +216,15 @@ def is_hugging_face(directory: Path) -> bool:
 
 def _is_align_model(document: object) -> bool:
     return isinstance(document, dict) and document.get("model_type") == "align"
+
+
+def model_digest(directory: Path) -> str:
+    """sha256 over the files that decide an embedding: weights, configuration and vocabulary.
+
+    Raises:
+        DataError: one of them is missing.
+    """
+    digest = hashlib.sha256()
+    for path in (directory / WEIGHTS, directory / CONFIG, tokenizer_of(directory) / TOKENIZER):
+        digest.update(f"{path.name} {sha256_file(require_file(path))}\n".encode())
+    return digest.hexdigest()

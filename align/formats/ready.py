@@ -35,7 +35,7 @@ class MadeFrom(StoredModel):
     Attributes:
         revision: git revision of the code, None outside git; `-dirty` at its end where files of it were changed.
         dvc_lock: sha256 of dvc.lock, which names the run's data, parameters and results; None where there is none.
-        model_digest: of the model as it was trained (`align.model.embedder.model_digest`).
+        model_digest: of the model as it was trained (`align.formats.model_folder.model_digest`).
         package_digest: of the packaged model, which names its version in MLflow; None if it was not packaged.
         shards_digest: of the shards.
         num_images: in the index.

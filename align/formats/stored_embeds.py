@@ -37,7 +37,7 @@ class EmbedsManifest(StoredModel):
 
     Attributes:
         digest: names the embeddings: hex sha256 over all other values.
-        model_digest: of the model, see `align.model.embedder.model_digest`.
+        model_digest: of the model, see `align.formats.model_folder.model_digest`.
         temperature: of the model.
         shards_digest: `digest` of the shards' manifest.
         width: of an embedding.

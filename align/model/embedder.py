@@ -5,7 +5,6 @@ Batch sizes here change speed only: in evaluation every sample's embedding depen
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -15,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.files import sha256_file
-from align.formats.model_folder import CONFIG, TOKENIZER, WEIGHTS, require_file, tokenizer_of
+from align.formats.model_folder import tokenizer_of
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.preprocess import centre_crop, decode, to_pixels
 from align.model.tokenizer import TextTokenizer, pad
@@ -122,15 +120,3 @@ def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
             batch = []
     if batch:
         yield batch
-
-
-def model_digest(directory: Path) -> str:
-    """sha256 over the files that decide an embedding: weights, configuration and vocabulary.
-
-    Raises:
-        DataError: one of them is missing.
-    """
-    digest = hashlib.sha256()
-    for path in (directory / WEIGHTS, directory / CONFIG, tokenizer_of(directory) / TOKENIZER):
-        digest.update(f"{path.name} {sha256_file(require_file(path))}\n".encode())
-    return digest.hexdigest()

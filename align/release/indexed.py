@@ -9,7 +9,7 @@ from pathlib import Path
 from align.console import say
 from align.errors import CorruptError, FormatError
 from align.files import sha256_file, sha256_folder
-from align.formats.model_folder import WEIGHTS
+from align.formats.model_folder import WEIGHTS, model_digest
 from align.services.registry import INDEX_ARTIFACT, INDEX_DIGEST, Version
 from align.services.tracking import Tracker
 
@@ -56,8 +56,6 @@ def _belongs(index: Path, model: Path, packaged: Path) -> bool:
     copies = [path for path in packaged.glob(f"artifacts/*/{WEIGHTS}") if path.is_file()]
     if not (model / WEIGHTS).is_file() or [sha256_file(copy) for copy in copies] != [sha256_file(model / WEIGHTS)]:
         return False
-    from align.model.embedder import model_digest  # imports torch, which register does without where there is no index
-
     try:
         named = json.loads((index / _HEADER).read_bytes())["model_digest"]
     except (ValueError, KeyError, TypeError):

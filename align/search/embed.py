@@ -21,8 +21,8 @@ from align.config.embed import EmbedConfig
 from align.config.paths import PathsConfig
 from align.console import say, track
 from align.errors import ConfigError, DataError
-from align.formats.model_folder import CONFIG
-from align.model.embedder import Embedder, model_digest
+from align.formats.model_folder import CONFIG, model_digest
+from align.model.embedder import Embedder
 from align.search.embed_rows import embed_rows
 from align.search.embed_split import embed_split
 from align.search.inputs import EmbedSource, open_source

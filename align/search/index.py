@@ -28,9 +28,10 @@ from align.files import replace_directory, require_replaceable, write_bytes, wri
 from align.formats.image_index import ImageIndex, IndexedImage, write_index
 from align.formats.indexed_images import ImagesWriter
 from align.formats.labelled_queries import read_queries
+from align.formats.model_folder import model_digest
 from align.formats.raw import raw_shards
 from align.formats.shards import read_manifest
-from align.model.embedder import IMAGE_BATCH, Embedder, Encoder, model_digest
+from align.model.embedder import IMAGE_BATCH, Embedder, Encoder
 from align.report import record_runtime, write_report
 from align.search.addresses import IndexedData, read_addresses, read_rules
 from align.search.answers import AnsweredQuery

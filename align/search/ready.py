@@ -21,10 +21,17 @@ from align.console import say
 from align.errors import DataError
 from align.files import replace_directory, require_apart, require_replaceable, sha256_file
 from align.formats.image_index import ImageIndex, copy_index
-from align.formats.model_folder import copy_tokenizer, read_config, read_weights, tokenizer_of, write_model_folder
+from align.formats.model_folder import (
+    copy_tokenizer,
+    model_digest,
+    read_config,
+    read_weights,
+    tokenizer_of,
+    write_model_folder,
+)
 from align.formats.ready import INDEX, MODEL, MadeFrom, Ready, ReadyManifest, describe_files, open_ready, write_manifest
 from align.git import git
-from align.model.embedder import Embedder, model_digest
+from align.model.embedder import Embedder
 from align.search.search import open_index
 from align.services.dvc import require_no_out
 

@@ -23,8 +23,9 @@ from align.console import say, show, show_json
 from align.errors import ConfigError, DataError
 from align.files import write_text
 from align.formats.image_index import Hit, ImageIndex, IndexedImage
+from align.formats.model_folder import model_digest
 from align.formats.shards import read_manifest
-from align.model.embedder import Embedder, Encoder, model_digest
+from align.model.embedder import Embedder, Encoder
 from align.search.answers import AnsweredQuery, ImageAnswer
 from align.search.output_file import require_output_file
 from align.search.page import search_page

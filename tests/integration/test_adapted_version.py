@@ -7,7 +7,7 @@ import pytest
 
 from align.adapters.models import open_model
 from align.errors import DataError
-from align.model.embedder import model_digest
+from align.formats.model_folder import model_digest
 from align.release.packaged_model import save
 from align.services.tracking import Tracker
 from tests.support import ROOT, tiny_model

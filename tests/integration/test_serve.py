@@ -17,7 +17,8 @@ import pytest
 from align.config.index import IndexConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
-from align.model.embedder import Embedder, model_digest
+from align.formats.model_folder import model_digest
+from align.model.embedder import Embedder
 from align.release.register import Registration, register
 from align.release.results import PipelineOutputs
 from align.search.addresses import IndexedData

@@ -45,7 +45,8 @@ def test_values_are_checked_without_what_the_work_needs() -> None:
 
 
 def test_programs_that_look_import_no_prefect() -> None:
-    code = "import sys, flows.plan, flows.retention.__main__; print({'prefect', 'torch', 'mlflow'} & set(sys.modules))"
+    programs = "flows.plan, flows.retention.__main__, align.runs, align.release.register"
+    code = f"import sys, {programs}; print({{'prefect', 'torch', 'mlflow', 'pandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

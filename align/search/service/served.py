@@ -13,6 +13,7 @@ import numpy as np
 from align.config.store import StoreConfig
 from align.errors import AlignError, CorruptError, DataError
 from align.formats.image_index import ImageIndex, IndexedImage
+from align.formats.model_folder import model_digest
 from align.formats.shards import MANIFEST, Shard, read_manifest
 from align.services.store import fetcher
 from align.services.vector_index import VectorIndex
@@ -86,7 +87,7 @@ def load(release: Release, folders: Folders) -> Served:
     Raises:
         AlignError: a folder is missing or damaged, they do not belong together, or no answer comes out.
     """
-    from align.model.embedder import Embedder, model_digest
+    from align.model.embedder import Embedder
 
     index = ImageIndex.load(folders.index, VectorIndex.load)
     if not folders.vouched and index.header.model_digest != model_digest(folders.model):

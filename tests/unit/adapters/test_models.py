@@ -5,7 +5,7 @@ import pytest
 
 from align.adapters.models import open_model
 from align.errors import AlignError, DataError, FormatError
-from align.model.embedder import model_digest
+from align.formats.model_folder import model_digest
 from tests.support import own_model, tiny_model
 
 

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 
 from align.adapters import mteb
 from align.errors import ConfigError, DataError
-from align.model.embedder import Embedder, model_digest
+from align.formats.model_folder import model_digest
+from align.model.embedder import Embedder
 from tests.support import tiny_model
 
 TASK = SimpleNamespace(name="Foxes")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from align.errors import DataError
-from align.formats.model_folder import tokenizer_of
-from align.model.embedder import Embedder, model_digest
+from align.formats.model_folder import model_digest, tokenizer_of
+from align.model.embedder import Embedder
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from tests.support import small_model, training_data
 

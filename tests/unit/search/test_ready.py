@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from align.errors import CorruptError, DataError, FormatError
-from align.formats.model_folder import read_config, read_weights, write_model_folder
+from align.formats.model_folder import model_digest, read_config, read_weights, write_model_folder
 from align.formats.ready import open_ready
-from align.model.embedder import Embedder, model_digest
+from align.model.embedder import Embedder
 from align.search import ready
 from align.search.ready import MAX_DIFFERENCE, Run, compare, make_ready, revision_of
 from align.search.search import Query, open_index, search

@@ -2,8 +2,9 @@
 
 from align.arguments.commands import READY
 from align.formats.image_index import ImageIndex
+from align.formats.model_folder import model_digest
 from align.formats.ready import open_ready
-from align.model.embedder import Embedder, model_digest
+from align.model.embedder import Embedder
 from align.search.ready import MAX_BYTES
 from align.services.vector_index import VectorIndex
 from tests.support import ROOT

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -87,11 +86,14 @@ def says_something(path: Path) -> bool:
 
 def _closure(module: str, neutral: frozenset[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    waiting = [module]
+    waiting, seen = [module], set(neutral)
     while waiting:
         name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
         path = _file(name)
-        if path is None or name in found or name in neutral or (neutral and _is_neutral_section(path)):
+        if path is None or (neutral and _is_neutral_section(path)):
             continue
         found[name] = path
         waiting += _imports(path)
@@ -106,15 +108,18 @@ def _file(name: str) -> Path | None:
     return package if package.is_file() else module if parts and module.is_file() else None
 
 
-def _imports(path: Path) -> Iterator[str]:
+@cache
+def _imports(path: Path) -> list[str]:
+    found: list[str] = []
     for node in ast.walk(_parse(path)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "align":
-            yield node.module
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+            found += [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
         elif isinstance(node, ast.Import):
-            yield from (name.name for name in node.names if name.name.split(".")[0] == "align")
+            found += [name.name for name in node.names if name.name.split(".")[0] == "align"]
+    return found
 
 
+@cache
 def _is_neutral_section(path: Path) -> bool:
     """Whether a module of `align.config` holds a section that changes no bytes."""
     return path.parent.name == "config" and any(

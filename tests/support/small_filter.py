@@ -5,14 +5,29 @@ import io
 import json
 import shutil
 import tarfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
+from align.filter.network import ImageNetwork
 
+
+def quicken(patch: pytest.MonkeyPatch) -> None:
+    """Takes away most of what a small filter run costs: no figure is drawn, and the network's files are opened once."""
+    patch.setattr("align.filter.page.png", lambda figure: b"a figure")
+    for step in ("score", "compare"):
+        patch.setattr(f"align.filter.{step}.ImageNetwork", _network)
+
+
+_network = cache(ImageNetwork)
+
+
+@cache
 def noise(seed: int, width: int = 240, height: int = 230) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()

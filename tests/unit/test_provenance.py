@@ -57,8 +57,8 @@ def digest_after(path: Path, old: str, new: str) -> str:
     text = path.read_text()
     assert text.count(old) == 1
     path.write_text(text.replace(old, new))
-    provenance._parse.cache_clear()
-    provenance._digest_of.cache_clear()
+    for known in (provenance._parse, provenance._imports, provenance._is_neutral_section, provenance._digest_of):
+        known.cache_clear()
     return provenance.digest("align.stage.verb")
 
 

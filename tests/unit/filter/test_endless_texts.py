@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
@@ -10,6 +11,8 @@ from align.filter.filter import FilterFolders, filter_pairs
 from tests.support.bombs import parquet_bomb, with_little_memory
 from tests.support.params import load_params
 from tests.support.small_filter import noise, stock_folder
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_texts_of_other_folders_have_a_length_limit(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import errno
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,6 +51,7 @@ def decisions(out: Path) -> dict[str, dict[str, object]]:
     return {row["key"]: row for row in pq.read_table(out / "filtered/decisions.parquet").to_pylist()}
 
 
+@pytest.mark.usefixtures("quick")
 def test_every_row_gets_a_decision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     test_image = noise(99)
     pairs: list[tuple[str | None, bytes | None]] = [
@@ -144,6 +147,7 @@ def test_some_columns_are_those_of_the_whole_table(tmp_path: Path) -> None:
         assert read_table(shard, wanted).to_pydict() == {name: whole[name].to_pylist() for name in wanted}
 
 
+@pytest.mark.usefixtures("quick")
 def test_languages_are_guessed_of_what_is_kept_or_where_a_rule_asks(tmp_path: Path) -> None:
     texts = [
         "a photograph of the old town hall",
@@ -194,6 +198,7 @@ def bytes_of(out: Path) -> dict[str, bytes]:
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
 
 
+@pytest.mark.usefixtures("quick")
 def test_ranges_commute_and_a_missing_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw, evaluation = shards(tmp_path / "raw", 4), evaluation_set(tmp_path / "evaluation", noise(2))
     for name in ("whole", "ranges"):
@@ -217,6 +222,7 @@ def test_ranges_commute_and_a_missing_one_is_named(tmp_path: Path, monkeypatch: 
     assert not work.exists()
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("column", ["reasons", "num_words", "phash"])  # of decisions, facts, known_images alone
 def test_a_full_disk_while_files_are_packed_is_no_end_and_no_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str
@@ -238,6 +244,7 @@ def test_a_full_disk_while_files_are_packed_is_no_end_and_no_loss(
     assert bytes_of(tmp_path / "full") == bytes_of(tmp_path / "calm")
 
 
+@pytest.mark.usefixtures("quick")
 def test_an_image_in_many_shards_is_one_image(tmp_path: Path) -> None:
     run(shards(tmp_path / "raw", 3), tmp_path)
     facts = pq.read_table(tmp_path / "filtered/facts.parquet").to_pylist()
@@ -249,6 +256,7 @@ def test_an_image_in_many_shards_is_one_image(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "filtered/images.parquet").num_rows == 4
 
 
+@pytest.mark.usefixtures("quick")
 def test_evaluation_images_get_all_threads_where_shards_share_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,7 +267,11 @@ def test_evaluation_images_get_all_threads_where_shards_share_them(
             given.append(num_threads)
             super().__init__(embedder, num_threads)
 
+    def in_this_process(function: Any, items: Iterable[Any], *_: object, **__: object) -> Iterator[Any]:
+        return map(function, items)
+
     monkeypatch.setattr("align.filter.compare.ImageNetwork", Seen)
+    monkeypatch.setattr("align.filter.work_folder.in_processes", in_this_process)
     monkeypatch.setitem(globals(), "ENGINE", ENGINE.model_copy(update={"num_workers": 2, "num_threads": 4}))
     run(shards(tmp_path / "raw", 2), tmp_path, evaluation_set(tmp_path / "evaluation", noise(2)))
     assert given == [4]
@@ -288,6 +300,7 @@ def test_opted_out_pairs_are_dropped_first(tmp_path: Path) -> None:
     assert report.metrics["filter/dropped/opted_out"] == 2
 
 
+@pytest.mark.usefixtures("quick")
 def test_rules_beyond_the_papers(tmp_path: Path) -> None:
     packaged = tmp_path / "packaged"
     shutil.copytree(tiny_model.write(tmp_path), packaged / "artifacts/finetuned")

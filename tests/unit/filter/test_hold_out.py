@@ -1,6 +1,7 @@
 """`filter.hold_out`: a share of one's own pairs becomes an evaluation set, and nothing that stays shows the same."""
 
 import io
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from align.work import Portion
 from tests.support.evaluation_sets import write_set
 from tests.support.killing import digests
 from tests.support.params import PARAMS_FILE, load_params
-from tests.support.small_filter import noise, shards, stock_folder
+from tests.support.small_filter import noise, quicken, shards, stock_folder
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 ENGINE = (
     load_params(PARAMS_FILE)
@@ -31,6 +34,7 @@ CONFIG = load_params(PARAMS_FILE).section(FilterConfig).model_copy(update={"hold
 NUM_IMAGES = 24
 
 
+@cache
 def copy_of(data: bytes, quality: int = 60) -> bytes:
     """The same picture at another size, as a JPEG."""
     buffer = io.BytesIO()
@@ -69,7 +73,9 @@ def decided(out: Path) -> list[dict[str, object]]:
 @pytest.fixture(scope="module")
 def filtered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FilterReport, EvaluationSet]:
     out = tmp_path_factory.mktemp("held")
-    report = run(stock_folder(out / "raw", pairs()), out)
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        report = run(stock_folder(out / "raw", pairs()), out)
     assert report is not None
     [one] = held_out_sets(out / "filtered")
     return out, report, one

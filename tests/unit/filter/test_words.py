@@ -30,10 +30,17 @@ def check(texts: list[str]) -> None:
         assert (facts.num_emails[row], facts.num_phones[row]) == personal_data(text), text
 
 
-@pytest.mark.parametrize("length", range(6))
-def test_every_ascii_text_of_one_character_of_each_class(length: int) -> None:
+@pytest.mark.parametrize(
+    ("characters", "length"),
+    [
+        *(("aB1_'.,:; -", length) for length in range(5)),
+        ("a1_'.,: -", 5),
+        pytest.param("aB1_'.,:; -", 5, marks=pytest.mark.full),
+    ],
+)
+def test_every_ascii_text_of_one_character_of_each_class(characters: str, length: int) -> None:
     # UAX #29 looks at two characters on either side: what holds for all texts of five holds for all
-    texts = map("".join, itertools.product("aB1_'.,:; -", repeat=length))
+    texts = map("".join, itertools.product(characters, repeat=length))
     check([text for text in texts if normalise(text) == text])
 
 
@@ -100,13 +107,13 @@ def test_characters_that_need_no_normal_form() -> None:
 
 
 def test_long_words_of_many_characters_take_little_memory() -> None:
-    """4,000 different texts without spaces, of 1,000 ideographs each, which are words of their own."""
+    """1,500 different texts without spaces, of 1,000 ideographs each, which are words of their own."""
     code = """
 import random
 from align.filter.words import text_facts
 random.seed(0)
 characters = [chr(code) for code in range(0x4e00, 0x9f00)]
-facts = text_facts(["".join(random.choices(characters, k=1000)) for _ in range(4000)])
+facts = text_facts(["".join(random.choices(characters, k=1000)) for _ in range(1500)])
 print(len(facts.words))
 """
-    assert with_little_memory(code, mib=500) == "4000000"
+    assert with_little_memory(code, mib=350) == "1500000"

@@ -18,7 +18,7 @@ from align.formats.features import Features, files_of, folder_of
 from align.pairs.perceptual_hash import from_bytes, image_signals, to_bytes
 from tests.support import local_store
 from tests.support.params import load_params
-from tests.support.small_filter import noise, shards
+from tests.support.small_filter import noise, quicken, shards
 
 ENGINE = load_params().section(EngineConfig).model_copy(update={"memory_limit": "200MB", "num_workers": 1})
 CONFIG = load_params().section(FilterConfig)
@@ -125,6 +125,7 @@ def test_signals_are_stored_whole() -> None:
 
 
 def test_the_filter_writes_the_same_bytes_and_asks_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken(monkeypatch)
     raw = shards(tmp_path / "raw", 2)
     copy = noise(1, 480, 460)
     items = [EvaluationImage(key, key, (key,), None, None, "query") for key in ("copy", "broken", "other")]

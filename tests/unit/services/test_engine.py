@@ -21,12 +21,12 @@ def config(folder: Path, memory_limit: str = "100MB", num_threads: int | None = 
 
 def test_a_sort_larger_than_memory_spills_and_scratch_is_removed(tmp_path: Path) -> None:
     # One thread: each thread sorts in blocks of its own, and two sometimes need more than this small limit.
-    with open_engine(config(tmp_path / "scratch", "70MB", num_threads=1)) as engine:
-        engine.table("numbers", "SELECT range AS n, md5(range::VARCHAR) AS text FROM range(1500000)")
+    with open_engine(config(tmp_path / "scratch", "40MB", num_threads=1)) as engine:
+        engine.table("numbers", "SELECT range AS n, md5(range::VARCHAR) AS text FROM range(800000)")
         engine.write("SELECT n, text FROM numbers ORDER BY text", tmp_path / "sorted.parquet")
         engine.view("sorted", tmp_path / "*.parquet")
         assert engine.rows("SELECT count(*), min(text) = (SELECT text FROM sorted LIMIT 1) FROM sorted") == [
-            (1_500_000, True)
+            (800_000, True)
         ]
     assert list((tmp_path / "scratch").iterdir()) == []
 

@@ -9,6 +9,7 @@ import pytest
 
 from align.services.tracking import Tracker
 from align.services.tracking_store import settle
+from tests.support.cpu_budget import costs
 
 
 def store(database: Path, artifacts: Path) -> None:
@@ -55,14 +56,23 @@ def test_a_moved_or_copied_folder_names_its_own_files(tmp_path: Path, moved: boo
     assert location(second / "mlflow.db") == f"{second.as_uri()}/mlartifacts/1"
 
 
+@pytest.fixture(scope="module")
+@costs(5, "MLflow is imported, and makes its tables")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow's, whose tables take a second to make."""
+    database = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    Tracker(f"sqlite:///{database}").start_run("another experiment", "first")
+    return database
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_a_store_that_the_environment_names_is_not_rewritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: Path, own: bool
 ) -> None:
     """It may be shared, and have another path on the machine that made it. The checkout's own is none of these."""
     database = tmp_path / "shared/mlflow.db"
     (tmp_path / "shared/mlartifacts").mkdir(parents=True)
-    Tracker(f"sqlite:///{database}").start_run("an experiment", "first")
+    shutil.copy(empty, database)
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("UPDATE experiments SET artifact_location = 'file:///mounted/there/mlartifacts/1'")
     monkeypatch.chdir(tmp_path / ("shared" if own else "."))
@@ -74,15 +84,16 @@ def test_a_store_that_the_environment_names_is_not_rewritten(
 
 
 def test_one_process_logs_into_the_store_of_its_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: Path
 ) -> None:
     """MLflow keeps connections by address, and `mlflow.db` is another file in another folder."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
+        shutil.copy(empty, tmp_path / name)
         monkeypatch.chdir(tmp_path / name)
         tracker = Tracker()
         tracker.end_run(tracker.start_run(name, "x"))
     for name in ("a", "b"):
         with closing(sqlite3.connect(tmp_path / name / "mlflow.db")) as connection:
             found = {row[0] for row in connection.execute("SELECT name FROM experiments")}
-        assert found == {"Default", name}
+        assert found == {"Default", "another experiment", name}

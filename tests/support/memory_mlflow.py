@@ -40,9 +40,14 @@ def _name_in(condition: str) -> str:
 
 
 class MemoryClient:
-    """The methods of MLflow's client that `Registry` calls. Numbers are texts, as there."""
+    """The methods of MLflow's client that `Registry` calls. Numbers are texts, as there.
 
-    def __init__(self) -> None:
+    Args:
+        root: of the runs' artifacts, a folder for each run.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
         self._models: dict[str, _Model] = {}
 
     def create_registered_model(self, name: str) -> None:
@@ -82,6 +87,12 @@ class MemoryClient:
     def get_run(self, run_id: str) -> Any:
         return SimpleNamespace(info=SimpleNamespace(artifact_uri=f"memory:/{run_id}"))
 
+    def download_artifacts(self, run_id: str, path: str, folder: str) -> str:
+        source = self._root / run_id / path
+        if not source.is_dir():
+            raise RefusedError(f"No such artifact: '{path}'")
+        return str(shutil.copytree(source, Path(folder) / path))
+
     def set_registered_model_tag(self, name: str, key: str, value: str) -> None:
         self._models[name].tags[key] = value
 
@@ -112,7 +123,7 @@ class MemoryTracker(Tracker):
     """A tracker over `MemoryClient`; a run's artifacts are a folder of `root` with the run's id."""
 
     def __init__(self, root: Path) -> None:
-        self.uri, self.root, self._client = "memory", root, MemoryClient()
+        self.uri, self.root, self._client = "memory", root, MemoryClient(root)
         self.registry = Registry(self._client, nullcontext)
         self._numbers = itertools.count()
         self._tags: dict[str, dict[str, str]] = {}
@@ -145,4 +156,4 @@ class MemoryTracker(Tracker):
         return Path(shutil.copy(file, folder)) if file.is_file() else None
 
     def model_files(self, version: Version, folder: Path) -> Path:
-        return Path(shutil.copytree(self.root / version.run_id / "model", folder / "model"))
+        return self.registry.download(version, "model", folder)

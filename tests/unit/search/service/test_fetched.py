@@ -1,0 +1,122 @@
+"""The champion's model and index come from the registry whole and unchanged, or not at all."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from align.config.paths import PathsConfig
+from align.errors import CorruptError, DataError
+from align.files import sha256_folder
+from align.search.service.fetched import RegisteredChampion
+from align.services.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST, PROMOTED, Version
+from tests.support.memory_mlflow import MemoryTracker
+from tests.support.params import load_params
+
+
+class World:
+    """A registry in memory, and what fetches its champion. Models and indexes are files with a word in them."""
+
+    def __init__(self, root: Path) -> None:
+        self.tracker, self.served = MemoryTracker(root / "mlflow"), root / "served"
+        values = load_params().values["paths"] | {"index": str(root / "own")}
+        self.source = RegisteredChampion("align", self.tracker, PathsConfig.model_validate(values), self.served)
+
+    def registered(self, word: str, *, with_index: bool = True) -> Version:
+        """Another version, the champion."""
+        run = self.tracker.start_run("align", word)
+        files = {"model": self.tracker.root / run / "model/artifacts/finetuned/weights"}
+        tags = {PROMOTED: "2026-11-01T12:00:00Z"}
+        if with_index:
+            files["index"] = self.tracker.root / run / "new/items"
+        for file in files.values():
+            file.parent.mkdir(parents=True)
+            file.write_text(word)
+        tags[MODEL_DIGEST] = sha256_folder(self.tracker.root / run / "model")
+        if with_index:
+            tags[INDEX_DIGEST] = digest = sha256_folder(files["index"].parent)
+            (self.tracker.root / run / "index").mkdir()
+            files["index"].parent.rename(self.tracker.root / run / "index" / digest[:16])
+        version = self.tracker.registry.create_version("align", run, "model", tags)
+        self.tracker.registry.set_alias(version, CHAMPION)
+        return version
+
+    def fetched(self) -> tuple[str, str, bool]:
+        """The words in the model and in the index, and whether they belong together for sure."""
+        release = self.source.wanted()
+        assert release is not None
+        folders = self.source.folders(release)
+        return (folders.model / "weights").read_text(), (folders.index / "items").read_text(), folders.vouched
+
+    def copies(self) -> set[str]:
+        return {path.name for path in self.served.iterdir() if path.is_dir()}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_both_are_fetched_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert world.source.wanted() is None
+    world.registered("fox")
+    assert world.fetched() == ("fox", "fox", True)
+    monkeypatch.setattr(world.tracker.registry, "download", None)
+    assert world.fetched() == ("fox", "fox", True)
+
+
+@pytest.mark.parametrize("what", ["model", "index"])
+def test_what_the_version_does_not_name_is_not_served(world: World, what: str) -> None:
+    version = world.registered("fox")
+    (file,) = (path for path in (world.tracker.root / version.run_id / what).rglob("*") if path.is_file())
+    file.write_text("owl")
+    with pytest.raises(CorruptError, match=rf"the {what} in MLflow .* is not the one that was registered"):
+        world.fetched()
+    assert world.copies() == set()
+
+
+@pytest.mark.parametrize("what", ["model/artifacts/finetuned/weights", "index/items"])
+def test_a_damaged_copy_is_fetched_again(world: World, what: str) -> None:
+    world.registered("fox")
+    world.fetched()
+    (copy,) = world.copies()
+    (world.served / copy / what).write_text("owl")
+    assert world.fetched() == ("fox", "fox", True)
+
+
+def test_two_copies_are_kept(world: World) -> None:
+    copies = []
+    for word in ("fox", "owl", "cat"):
+        world.registered(word)
+        assert world.fetched()[0] == word
+        copies += sorted(world.copies() - set(copies))
+        time.sleep(0.01)  # the time of a folder tells which one is older
+    assert world.copies() == set(copies[1:])
+
+
+def test_a_version_without_an_index_is_served_with_the_checkouts_which_nobody_has_compared(world: World) -> None:
+    world.registered("fox", with_index=False)
+    with pytest.raises(DataError, match=r"it has no index, and .*own has none: run `align index`"):
+        world.fetched()
+    own = world.served.parent / "own"
+    own.mkdir()
+    for name in ("index.json", "items"):
+        (own / name).write_text("mine")
+    first = world.source.wanted()
+    assert world.fetched() == ("fox", "mine", False)
+    assert first is not None and "has no index of its own" in world.source.warnings(first)[0]
+    (own / "index.json").write_text("another")
+    second = world.source.wanted()
+    assert second is not None and second.digest != first.digest  # so that it is loaded again
+
+
+def test_what_is_of_other_means_is_refused_and_what_was_moved_by_hand_is_said(world: World) -> None:
+    version = world.registered("fox")
+    release = world.source.wanted()
+    assert release is not None and world.source.warnings(release) == []
+    world.tracker.registry.delete_version_tags(version, [PROMOTED])
+    release = world.source.wanted()
+    assert release is not None and "was made the champion by hand" in world.source.warnings(release)[0]
+    world.tracker.registry.delete_version_tags(version, [MODEL_DIGEST])
+    with pytest.raises(DataError, match=r"has no tag align\.model_digest: it is not of `align register`"):
+        world.source.wanted()

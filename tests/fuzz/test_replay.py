@@ -12,6 +12,7 @@ from tests.fuzz import judge
 from tests.support import ROOT
 
 
+@pytest.mark.costs(40, "each saved input in a fork of its own")
 def test_every_saved_input_is_handled() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.fuzz", "--replay"],

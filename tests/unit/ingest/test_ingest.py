@@ -111,6 +111,7 @@ def test_every_img_is_a_row(archive: Path, tmp_path: Path) -> None:
     assert (report.num_texts_cut, report.num_page_urls_cut, report.files_quarantined) == (1, 0, [])
 
 
+@pytest.mark.costs(6, "worker processes die and are started again")
 def test_a_file_that_kills_its_worker_is_left_out_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,7 +234,7 @@ def test_no_img_at_all_is_an_error(tmp_path: Path) -> None:
 
 
 def test_command(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sets = [f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime")]
+    sets = ["engine.num_workers=1", *(f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime"))]
     arguments = ["ingest", "--set", f"paths.archive={archive}", *(word for item in sets for word in ("--set", item))]
     assert main(arguments) == 0
     assert json.loads((tmp_path / "reports/ingest/metrics.json").read_text())["ingest/num_pairs"] == 13
@@ -249,7 +250,7 @@ def test_the_report_folder_is_replaced_whole_or_stays(
     reports.mkdir(parents=True)
     mark(reports, "ingest")
     (reports / "of_an_old_version.html").write_text("old")
-    sets = [f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime")]
+    sets = ["engine.num_workers=1", *(f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime"))]
     arguments = ["ingest", "--set", f"paths.archive={archive}", *(word for item in sets for word in ("--set", item))]
     assert main(arguments) == 0
     assert {path.name for path in reports.iterdir()} == {MARK, "metrics.json", "report.html", "report.json"}

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
+
 from align.config.download import DownloadConfig
 from align.config.engine import EngineConfig
 from align.config.ingest import IngestConfig
@@ -19,7 +21,6 @@ from tests.support.params import load_params
 from tests.support.warc_records import page, picture, response, write_archive
 
 PARAMS = load_params(overrides=["engine.num_workers=1", "ingest.shard_size=4"])
-NUM_RANGES = 4
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -42,7 +43,14 @@ def one_range(archive: Path, raw: Path, shards: range, barrier: Barrier) -> None
         make(archive, raw, Portion(shards))
 
 
-def test_ranges_at_once_plan_once_and_give_the_bytes_of_one_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "num_ranges",
+    [
+        pytest.param(2, marks=pytest.mark.costs(6, "a process for each range")),
+        pytest.param(4, marks=pytest.mark.full),
+    ],
+)
+def test_ranges_at_once_plan_once_and_give_the_bytes_of_one_run(tmp_path: Path, num_ranges: int) -> None:
     pictures = [f"http://x.example/{number}.png" for number in range(30)]
     html = "".join(f'<img src="{url}" alt="the picture {url}">' for url in pictures)
     archive = write_archive(
@@ -53,8 +61,8 @@ def test_ranges_at_once_plan_once_and_give_the_bytes_of_one_run(tmp_path: Path) 
     expected = digests(tmp_path / "whole")
     num_shards = sum(name.endswith(".tar") for name in expected)
     # overlapping ranges, as after a restart of a task that still runs
-    parts = [range(number, max(number + 1, num_shards - number)) for number in range(NUM_RANGES)]
-    barrier = SPAWN.Barrier(NUM_RANGES)
+    parts = [range(number, max(number + 1, num_shards - number)) for number in range(num_ranges)]
+    barrier = SPAWN.Barrier(num_ranges)
     processes = [
         SPAWN.Process(target=one_range, args=(archive, tmp_path / "parts", shards, barrier)) for shards in parts
     ]
@@ -62,7 +70,7 @@ def test_ranges_at_once_plan_once_and_give_the_bytes_of_one_run(tmp_path: Path) 
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0] * NUM_RANGES
+    assert [process.exitcode for process in processes] == [0] * num_ranges
     assert (tmp_path / "plans").read_text() == "planned\n"
     make(archive, tmp_path / "parts", Portion(finish=True))
     assert digests(tmp_path / "parts") == expected

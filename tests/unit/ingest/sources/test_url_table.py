@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from align.cli import main
 from align.errors import DataError
 from align.pairs.text import MAX_CHARACTERS
 from tests.support import ROOT
@@ -80,22 +81,47 @@ def test_a_folder_takes_lists_of_addresses_but_no_other_texts(
         source_at(tmp_path / "more", "source=url_table")
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.tsv", "t.jsonl", "t.json"])
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_missing_column_is_one_line_and_nothing_else(tmp_path: Path, name: str, num_workers: int) -> None:
+FORMATS = ("t.csv", "t.csv.gz", "t.tsv", "t.jsonl", "t.json")
+
+
+def words_without_texts(tmp_path: Path, name: str, num_workers: int) -> list[str]:
+    """Writes a table that has no texts; the words of `align` that read it."""
     separator = "\t" if ".tsv" in name else ","
     text = f"url{separator}words\n" + f"{A}{separator}a cat\n" * 50_000
     if ".json" in name:
         text = json.dumps([{"url": A, "words": "t"}] * 50_000) if name == "t.json" else f'{{"url": "{A}"}}\n' * 50_000
     (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    words = ["-X", "dev", "-m", "align.cli", "ingest", "--set=ingest.source=url_table"]
     places = {"archive": name, "raw": "raw", "reports": "reports", "runtime": "runtime"}
-    words += [f"--set=paths.{key}={tmp_path / place}" for key, place in places.items()]
-    command = [sys.executable, *words, f"--set=engine.num_workers={num_workers}"]
+    sets = [f"--set=paths.{key}={tmp_path / place}" for key, place in places.items()]
+    return ["ingest", "--set=ingest.source=url_table", *sets, f"--set=engine.num_workers={num_workers}"]
+
+
+NO_TEXTS = "no column with a usual name for texts, it has url"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_missing_column_is_one_line(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(words_without_texts(tmp_path, name, 1)) == 1
+    said = capfd.readouterr().err
+    assert said.startswith(f"align: error: {tmp_path / name}: {NO_TEXTS}") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "num_workers"),
+    [
+        pytest.param("t.csv.gz", 2, marks=pytest.mark.costs(5, "a command and its workers end without a word")),
+        *(
+            pytest.param(name, num_workers, marks=pytest.mark.full)
+            for name in FORMATS for num_workers in (1, 2) if (name, num_workers) != ("t.csv.gz", 2)
+        ),
+    ],
+)  # fmt: skip
+def test_a_missing_column_is_one_line_and_nothing_else(tmp_path: Path, name: str, num_workers: int) -> None:
+    words = words_without_texts(tmp_path, name, num_workers)
+    command = [sys.executable, "-X", "dev", "-m", "align.cli", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
-    says = "no column with a usual name for texts, it has url"
-    assert done.stderr.startswith(f"align: error: {tmp_path / name}: {says}")
+    assert done.stderr.startswith(f"align: error: {tmp_path / name}: {NO_TEXTS}")
     assert done.stderr.count("\n") == 1
 
 

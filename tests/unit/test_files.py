@@ -225,6 +225,7 @@ def remake(path: Path, how: str) -> None:
             write_bytes(part / name, b"new")
 
 
+@pytest.mark.costs(4, "a process is killed at each step")
 @pytest.mark.parametrize("how", ["replace", "work"])
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_killed_at_any_step_the_old_or_the_new_is_complete(

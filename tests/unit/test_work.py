@@ -44,6 +44,7 @@ def ranges(root: Path, number: int, barrier: Barrier, errors: Any) -> None:
             errors.put(f"round {attempt}: {type(error).__name__}: {error}")
 
 
+@pytest.mark.costs(7, "a process for each range")
 def test_ranges_may_start_at_the_same_moment(tmp_path: Path) -> None:
     for attempt in range(1, NUM_ROUNDS, 2):  # an earlier run under other parameters left its work folder
         with pytest.raises(RuntimeError), work_directory(tmp_path / f"{attempt}", "stage", "another key") as work:

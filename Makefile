@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 600
 # For `make lock`: every file lists the hashes of all platforms' packages.
 COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet $(ARGS)
 # How many workers: tests/conftest.py. Which tests each one runs, and in which order: tests/support/schedule.py.
-WORKERS := -n auto --dist loadgroup --no-loadscope-reorder
+WORKERS := -n auto --dist loadscope --no-loadscope-reorder
 
 .PHONY: help demo test test-full validators triton fuzz bench bench-train bench-data bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences sample try ready clean backup restore
 

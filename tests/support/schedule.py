@@ -1,32 +1,54 @@
-"""Which worker runs which tests, and how many workers there are. With `--dist loadgroup`, a worker takes whole groups.
+"""How many workers there are, and which runs which tests: a worker takes whole files, and one all that share a stack.
 
 tests/conftest.py registers this module with pytest.
 """
 
+import functools
+import re
 from collections.abc import Generator
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support import ROOT
 
-#: The group of all tests that share one local stack (tests/support/local_stack.py). They wait more than they compute,
+#: The scope of all tests that share one local stack (tests/support/local_stack.py). They wait more than they compute,
 #: one after another, so they begin first.
 STACK = "stack"
 #: The first of these, since its stack is one that nobody has used.
-FIRST = ROOT / "tests/integration/test_local_stack.py"
+FIRST = "tests/integration/test_local_stack.py"
+
+
+@functools.cache
+def scope(file: str) -> str:
+    """The tests that one worker runs: those of the file, or all that use the stack. A file's path is from the root."""
+    uses_stack = re.search(r"\bstack: Stack\b", (ROOT / file).read_text("utf-8"))
+    return STACK if uses_stack else file
+
+
+class _Scheduling(LoadScopeScheduling):
+    """By `scope`. xdist's own groups (`--dist loadgroup`) have no effect with pytest 9.2, whose names it cannot set."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return scope(nodeid.partition("::")[0])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    """The scheduler, whatever --dist says."""
+    return _Scheduling(config, log)  # type: ignore[arg-type]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Puts each test into the group of its file, or of the stack that it shares, whose tests go to the front."""
-    shared = set()
-    for item in items:
-        is_shared = "shared_stack" in getattr(item, "fixturenames", ())
-        if is_shared:
-            shared.add(item.path)
-        item.add_marker(pytest.mark.xdist_group(STACK if is_shared else item.path.relative_to(ROOT).as_posix()))
-    yield  # to xdist, which reads the groups, and to others, who sort
-    items.sort(key=lambda item: (item.path not in shared, item.path != FIRST))
+    """Puts the tests that share the stack to the front."""
+    yield  # to others, who sort
+    files = {item.path: item.path.relative_to(ROOT).as_posix() for item in items if item.path.is_relative_to(ROOT)}
+    items.sort(key=lambda item: _place(files.get(item.path)))
+
+
+def _place(file: str | None) -> tuple[bool, bool]:
+    return file is None or scope(file) != STACK, file != FIRST
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)

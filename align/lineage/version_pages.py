@@ -22,7 +22,7 @@ from align.console import say
 from align.errors import AlignError, DataError
 from align.locks import locked
 from align.services.registry import LINEAGE_PAGE, Version, aliases_of
-from align.services.tracking import Tracker
+from align.services.tracking_file import reader
 
 if TYPE_CHECKING:
     from align.lineage.trace_pairs import Surroundings
@@ -36,7 +36,7 @@ def follow_aliases(params: Params) -> None:
     name = params.section(RegisterConfig).model_name
     try:
         with locked(LOCK, "the lineage pages", lambda _line: None):
-            registry = Tracker().registry
+            registry = reader().registry
             aliases = registry.aliases(name)
             stale = [one for one in registry.versions(name) if one.run_id and _shown(one) != aliases_of(aliases, one)]
             left = _draw_all(params, stale) if stale else []

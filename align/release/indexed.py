@@ -51,6 +51,11 @@ def log_index(tracker: Tracker, version: Version, index: Path, model: Path, pack
     return tags
 
 
+def is_logged(version: Version, index: Path) -> bool:
+    """Whether the version has this index; there may be none to have."""
+    return not (index / _HEADER).is_file() or version.tags.get(INDEX_DIGEST) == sha256_folder(index)
+
+
 def _belongs(index: Path, model: Path, packaged: Path) -> bool:
     """Whether the index was made with the model in `model`, and that is the one that was packaged."""
     copies = [path for path in packaged.glob(f"artifacts/*/{WEIGHTS}") if path.is_file()]

@@ -21,14 +21,15 @@ from align.config.finetune import FinetuneConfig
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.register import RegisterConfig
 from align.console import say, show
-from align.release.indexed import log_index
+from align.release.indexed import is_logged, log_index
 from align.release.model_card import CARD, Champion, ModelCard
 from align.release.origin import Origin, read_origin
 from align.release.results import PipelineOutputs, Results, read_results, read_series
 from align.release.shown import log_shown, view
-from align.services.mlflow_address import current_run_id
+from align.services.mlflow_address import current_run_id, has_store
 from align.services.registry import CANDIDATE, CHAMPION, MODEL_ARTIFACT, MODEL_DIGEST, Version
 from align.services.tracking import Tracker
+from align.services.tracking_file import StoredRuns, reader
 
 _RUN_DIGEST = "align.run_digest"
 
@@ -70,6 +71,8 @@ def register(
         ServiceError: MLflow is unavailable or refuses.
     """
     results = read_results(outputs, values)
+    if tracker is None and run_id is None and (done := _as_before(config, outputs, values, results)):
+        return done
     tracker = tracker or Tracker()
     earlier = tracker.find_run(config.experiment, _RUN_DIGEST, results.digest)
     reused = earlier if run_id is None else None
@@ -94,6 +97,28 @@ def register(
     if ends_here:
         tracker.end_run(run)
     return Registration(version=version, created=created, run_id=run, mlflow=tracker.uri)
+
+
+def _as_before(
+    config: RegisterConfig, outputs: PipelineOutputs, values: Mapping[str, Any], results: Results
+) -> Registration | None:
+    """What was registered before, if nothing of it is missing; None if there is something to write.
+
+    A run gets its digest last, so one that has it has all the rest.
+    """
+    stored = reader() if has_store() else None
+    if not isinstance(stored, StoredRuns):
+        return None
+    runs = stored.find_runs(config.experiment, _RUN_DIGEST, results.digest)
+    versions = stored.registry.versions(config.model_name)
+    named = [one for one in versions if one.tags.get(MODEL_DIGEST) == results.model_digest]
+    if not runs or not named or not stored.has_view(config.experiment, *view(values)):
+        return None
+    version = named[-1]
+    has_index = outputs.index is None or outputs.finetuned is None or is_logged(version, outputs.index)
+    if not has_index or stored.registry.aliases(config.model_name).get(CANDIDATE) != version.number:
+        return None
+    return Registration(version=version, created=False, run_id=runs[0], mlflow=stored.uri)
 
 
 def _tags(results: Results, origin: Origin, earlier: str | None) -> dict[str, str]:

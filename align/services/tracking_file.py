@@ -1,25 +1,26 @@
 """MLflow's database file, read without MLflow: importing it and opening its store takes two CPU seconds.
 
-For commands that only look (`align runs`, `align gc`). The tables are those of MLflow 3; `reader` gives MLflow itself
-where a file lacks one of the columns, and where the store is no file.
+For commands that look, and often have nothing to write (`align runs`, `align gc`, `align register`). The tables are
+those of MLflow 3; `reader` gives MLflow itself where a file lacks one of the columns, and where the store is no file.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from align.errors import ServiceError
+from align.errors import ServiceError, without_logins
 from align.services import mlflow_address
 from align.services.registry import Version
+from align.services.runs_view import view_tag
 from align.services.tracked_run import TrackedRun
-from align.services.tracking import Tracker
+from align.services.tracking import Tracker, metric_name
 from align.services.tracking_store import PATIENCE_S, database_file
 
 _RUNS = """
@@ -33,14 +34,16 @@ _VALUE = {"tags": "value", "params": "value", "latest_metrics": "CASE WHEN is_na
 
 
 class StoredRuns:
-    """The runs and models in a file.
+    """The runs in a file.
 
-    Args:
-        file: the database.
+    Attributes:
+        uri: the address of the store, for people.
+        registry: the models in the file.
     """
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, file: Path, uri: str) -> None:
+        self._file, self.uri = file, uri
+        self.registry = StoredModels(self)
 
     @cached_property
     def tracker(self) -> Tracker:
@@ -50,7 +53,7 @@ class StoredRuns:
     def runs(self) -> list[TrackedRun]:
         """As `Tracker.runs`, of all experiments."""
         where = "WHERE r.lifecycle_stage = 'active' AND e.lifecycle_stage = 'active'"
-        rows = list(self._select(f"{_RUNS} {where} {_NEWEST_FIRST} LIMIT 1000"))
+        rows = list(self.select(f"{_RUNS} {where} {_NEWEST_FIRST} LIMIT 1000"))
         tags, params = self._by_run("tags"), self._by_run("params")
         return [
             TrackedRun(run, str(place), name, status, (start or 0) / 1000, end and end / 1000, tags[run], params[run])
@@ -60,7 +63,7 @@ class StoredRuns:
     def find_runs(self, experiment: str, key: str, value: str) -> list[str]:
         """As `Tracker.find_runs`."""
         where = "JOIN tags t ON t.run_uuid = r.run_uuid WHERE r.lifecycle_stage = 'active' AND r.status = 'FINISHED'"
-        rows = self._select(
+        rows = self.select(
             f"{_RUNS} {where} AND e.name = ? AND t.key = ? AND t.value = ? {_NEWEST_FIRST} LIMIT 100",
             experiment, key, value,
         )  # fmt: skip
@@ -74,19 +77,21 @@ class StoredRuns:
         """As `Tracker.tags`."""
         return self._by_run("tags", run_id)[run_id]
 
-    def versions(self) -> list[Version]:
-        """The versions of every registered model."""
-        tags: defaultdict[tuple[str, int], dict[str, str]] = defaultdict(dict)
-        for name, number, key, value in self._select("SELECT name, version, key, value FROM model_version_tags"):
-            tags[name, number][key] = value
-        return [Version(name, number, run, tags[name, number]) for name, number, run in self._select(_VERSIONS)]
+    def has_view(self, experiment: str, metrics: Sequence[str], params: Sequence[str], pictures: Sequence[str]) -> bool:
+        """Whether `Tracker.save_view` has saved this view."""
+        key, value = view_tag([metric_name(name) for name in metrics], params, pictures)
+        query = (
+            "SELECT 1 FROM experiment_tags t JOIN experiments e ON e.experiment_id = t.experiment_id "
+            "WHERE e.name = ? AND t.key = ? AND t.value = ?"
+        )
+        return bool(list(self.select(query, experiment, key, value)))
 
     def every_run(self, experiment: str) -> Iterator[tuple[TrackedRun, str, tuple[str, ...], bool]]:
         """The runs of an experiment, also those in MLflow's trash: each with the address of its files, the names of its
         metrics, and whether it is in the trash.
         """
         tags, metrics = self._by_run("tags"), self._by_run("latest_metrics")
-        for row in self._select(f"{_RUNS} WHERE e.name = ? {_NEWEST_FIRST}", experiment):
+        for row in self.select(f"{_RUNS} WHERE e.name = ? {_NEWEST_FIRST}", experiment):
             run, place, name, status, start, end, files, stage = row
             found = TrackedRun(run, str(place), name, status, (start or 0) / 1000, end and end / 1000, tags[run], {})
             yield found, files or "", tuple(metrics[run]), stage == "deleted"
@@ -94,11 +99,16 @@ class StoredRuns:
     def _by_run(self, table: str, run_id: str | None = None) -> defaultdict[str, dict[str, Any]]:
         found: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         query = f"SELECT run_uuid, key, {_VALUE[table]} FROM {table} WHERE run_uuid = coalesce(?, run_uuid)"
-        for run, key, value in self._select(query, run_id):
+        for run, key, value in self.select(query, run_id):
             found[run][key] = value
         return found
 
-    def _select(self, query: str, *values: str | None) -> Iterator[Any]:
+    def select(self, query: str, *values: str | None) -> Iterator[Any]:
+        """The rows of a query.
+
+        Raises:
+            ServiceError: the file cannot be read, or has other tables.
+        """
         try:
             address = f"file:{quote(str(self._file))}?mode=ro"
             with closing(sqlite3.connect(address, uri=True, timeout=PATIENCE_S)) as connection:
@@ -107,17 +117,37 @@ class StoredRuns:
             raise ServiceError(f"MLflow's database {self._file} cannot be read: {error}") from None
 
 
+class StoredModels:
+    """The registered models in a file, as `align.services.registry.Registry` has them."""
+
+    def __init__(self, stored: StoredRuns) -> None:
+        self._stored = stored
+
+    def versions(self, model: str | None = None) -> list[Version]:
+        """All versions, oldest first; None: of every model."""
+        tags: defaultdict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+        for name, number, key, value in self._stored.select("SELECT name, version, key, value FROM model_version_tags"):
+            tags[name, number][key] = value
+        rows = self._stored.select(_VERSIONS)
+        return [Version(name, number, run, tags[name, number]) for name, number, run in rows if model in (None, name)]
+
+    def aliases(self, model: str) -> dict[str, int]:
+        """Alias -> number of its version."""
+        return dict(self._stored.select("SELECT alias, version FROM registered_model_aliases WHERE name = ?", model))
+
+
 def reader() -> StoredRuns | Tracker:
     """What reads the store that this process uses: its file as it is, or else MLflow.
 
     Raises:
         ServiceError: MLflow does not answer.
     """
-    file = database_file(mlflow_address.address())
+    address = mlflow_address.address()
+    file = database_file(address)
     if file is not None and file.is_file():
-        stored = StoredRuns(file)
+        stored = StoredRuns(file, without_logins(mlflow_address.named_address() or mlflow_address.DEFAULT_URI))
         with suppress(ServiceError):
             for query in (f"{_RUNS} LIMIT 0", _VERSIONS):
-                list(stored._select(query))
+                list(stored.select(query))
             return stored
     return Tracker()

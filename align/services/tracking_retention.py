@@ -54,7 +54,7 @@ class LoggedRun:
 def all_versions(tracker: Tracker | StoredRuns) -> list[Version]:
     """The versions of every registered model."""
     if isinstance(tracker, StoredRuns):
-        return tracker.versions()
+        return tracker.registry.versions()
     with tracker._asking():
         models = list(_pages(tracker._client.search_registered_models))
     return [version for model in models for version in tracker.registry.versions(model.name)]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,33 @@ def test_an_empty_mlflow_is_filled_again_without_a_server(project: Project, monk
     assert (
         project.root / "mlartifacts" / project.config.experiment / done.run_id / "artifacts" / "model" / "MLmodel"
     ).is_file()
+
+
+def test_what_is_complete_is_seen_without_mlflow(
+    project: Project, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Callable[[Path], str]
+) -> None:
+    empty_mlflow(project.root)
+    monkeypatch.chdir(project.root)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    first = project.register_again()
+    file = Tracker()
+    with monkeypatch.context() as patch:
+        patch.setattr("align.release.register.Tracker", None)  # whose import takes seconds
+        again = project.register_again()
+    assert (again.created, again.run_id, again.version.number) == (False, first.run_id, first.version.number)
+    assert again.mlflow == file.uri
+    for damage in (
+        lambda: file.registry.delete_alias(project.config.model_name, "candidate"),
+        lambda: file.save_view(project.config.experiment, ["another"], [], []),
+        lambda: file.set_tags(first.run_id, {"align.run_digest": "another"}),
+    ):
+        damage()
+        with monkeypatch.context() as patch, pytest.raises(TypeError):
+            patch.setattr("align.release.register.Tracker", None)
+            project.register_again()
+        project.register_again()
+    assert file.registry.aliases(project.config.model_name) == {"candidate": 1}
+    assert len(file.runs()) == 2  # the one whose digest was changed stays
 
 
 def test_a_run_that_a_caller_started_is_completed_and_not_ended(project: Project) -> None:

@@ -87,15 +87,23 @@ class Project:
     def register(
         self, run_id: str | None = None, tracker: Tracker | None = None, values: dict[str, Any] | None = None
     ) -> Registration:
-        outputs = PipelineOutputs(self.root / "packaged", self.root / "shards", self.root / "reports", ())
         return register(
             self.config,
-            outputs,
+            self.outputs,
             VALUES | (values or {}),
             origin=ORIGIN,
             tracker=tracker or self.tracker,
             run_id=run_id,
         )
+
+    def register_again(self) -> Registration:
+        """As the command does, in the store that the environment names."""
+        return register(self.config, self.outputs, VALUES, origin=ORIGIN, tracker=None, run_id=None)
+
+    @property
+    def outputs(self) -> PipelineOutputs:
+        """The folders of the stages."""
+        return PipelineOutputs(self.root / "packaged", self.root / "shards", self.root / "reports", ())
 
     def experiment(self) -> str:
         """The id of its experiment."""

@@ -2,6 +2,7 @@
 
 import math
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from align.services.tracking_file import StoredRuns, reader
 from align.services.tracking_retention import all_versions, logged_runs, trash
 
 
-@pytest.mark.costs(8, "MLflow makes a database")
-def test_it_says_what_mlflow_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_what_mlflow_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Callable[[Path], str]
+) -> None:
+    empty_mlflow(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracker = Tracker()
@@ -35,8 +38,13 @@ def test_it_says_what_mlflow_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tracker.registry.set_alias(version, CANDIDATE)
     tracker._client.delete_model_version("align", "2")
 
+    view = (["val/recall@1"], ["pretrain.seed"], ["pretrain/loss"])
+    tracker.save_view("ours", *view)
+
     stored = reader()
     assert isinstance(stored, StoredRuns)
+    assert stored.has_view("ours", *view) and not stored.has_view("ours", ["val/recall@5"], *view[1:])
+    assert not stored.has_view("theirs", *view)
     trash(stored, runs[1])
     assert stored.runs() == tracker.runs() and len(stored.runs()) == 4
     assert stored.find_runs("ours", "align.digest", "same") == tracker.find_runs("ours", "align.digest", "same")
@@ -44,6 +52,9 @@ def test_it_says_what_mlflow_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert stored.tags(runs[0]) == tracker.tags(runs[0])
     assert stored.metrics(runs[0]) == tracker.metrics(runs[0]) and math.isnan(stored.metrics(other)["loss"])
     assert all_versions(stored) == all_versions(tracker) and len(all_versions(stored)) == 2
+    assert stored.registry.versions("align") == tracker.registry.versions("align")
+    assert stored.registry.aliases("align") == tracker.registry.aliases("align") == {CANDIDATE: 3}
+    assert stored.registry.aliases("other") == {} and stored.uri == tracker.uri
     assert logged_runs(stored, "ours", tmp_path) == logged_runs(tracker, "ours", tmp_path)
     assert [run.removed for run in logged_runs(stored, "ours", tmp_path)].count(True) == 1
 

@@ -81,7 +81,7 @@ def through_prefect(stack: Stack) -> list[Wait]:
     clicked = [_clicked(stack) for _ in range(TIMES)]
     return [
         Wait("`align run` on running servers, all from the cache: to Completed", 20, typed),
-        Wait("a click in Prefect, all from the cache: to Completed", 20, [whole for _, whole in clicked]),
+        Wait("a click in Prefect, all from the cache: to Completed", 15, [whole for _, whole in clicked]),
         Wait("a click in Prefect: to the first line of the run's log", 12, [first for first, _ in clicked]),
     ]
 

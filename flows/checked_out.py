@@ -9,35 +9,41 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from align.config.params import parse_yaml
-from flows.dvc_repository import DvcError, dvc_repository
+from flows.dvc_repository import DvcError, locked_repository
 from flows.git_repository import LOCK_FILE
 from flows.run_context import RunContext
+from flows.stage_states import read_status, status_of
 
 
-def check_out(run: RunContext, locks: dict[str, dict[str, Any]], log: Callable[[str], None]) -> None:
+def check_out(run: RunContext, locks: dict[str, dict[str, Any]], log: Callable[[str], None]) -> dict[str, Any]:
     """Writes what DVC's run cache says of stages into dvc.lock, and checks out their outs.
 
-    Nothing depends on it: `dvc status` then compares this dvc.lock with everything, as after any run, and a stage that
-    it does not find unchanged is run as before.
+    Nothing depends on it: DVC's status, which is returned, compares this dvc.lock with everything, as after any run,
+    and a stage that it does not find unchanged is run as before.
 
     Args:
         run: it works in a worktree of its own.
         locks: of `flows.stage_states.States`.
         log: for a line if it fails.
+
+    Returns:
+        As `flows.stage_states.read_status`.
     """
-    if not locks:
-        return
     file = run.root / LOCK_FILE
     before = file.read_bytes() if file.is_file() else None
     values = (parse_yaml(before.decode()) if before else None) or {}
     try:
         _write(file, locks)
-        with dvc_repository(run.root, "checkout") as repo:
+        with locked_repository(run.root, "checkout") as repo:
             repo.checkout(allow_missing=True)  # of all: named, each stage would take a second
-        _write(file, {**(values.get("stages") or {}), **locks})
+            if others := values.get("stages"):
+                _write(file, {**others, **locks})
+                repo._reset()
+            return status_of(repo)
     except DvcError as error:
         log(f"{error}; each stage is taken from the cache by itself")
         file.unlink() if before is None else file.write_bytes(before)
+        return read_status(run.root)
 
 
 def _write(file: Path, stages: Mapping[str, Any]) -> None:

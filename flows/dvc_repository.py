@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,19 @@ def dvc_repository(root: Path, what: str) -> Iterator[Any]:
             yield repo
     except (DvcException, OSError) as error:
         raise DvcError(f"dvc {what} in {root}: {one_line(error)}") from None
+
+
+@contextmanager
+def locked_repository(root: Path, what: str) -> Iterator[Any]:
+    """As `dvc_repository`, under DVC's lock, as its commands work: so long it reads dvc.yaml and dvc.lock once."""
+    with dvc_repository(root, what) as repo:
+        from dvc.repo import lock_repo
+        from dvc.utils.serialize import LOADERS  # type: ignore[import-untyped]  # likewise
+
+        load = LOADERS[".yaml"]
+        LOADERS[".yaml"] = cache(load)  # params.yaml, which it reads again for each stage
+        try:
+            with lock_repo(repo):
+                yield repo
+        finally:
+            LOADERS[".yaml"] = load

@@ -35,7 +35,7 @@ from flows.run_branch import Recorded
 from flows.run_context import RunContext, child_environment, log_file, progress_file
 from flows.selection import Selection, require_made, select
 from flows.speeds import keep_speeds
-from flows.stage_states import read_states, read_status
+from flows.stage_states import read_states
 from flows.stage_task import StageOutcome, run_stages
 from flows.summary import summarise
 from flows.unknown_outs import require_known
@@ -133,9 +133,9 @@ def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt:
     log_file(run.root).write_bytes(b"")  # of this run alone
     states = read_states(run, dag)
     changed = states.status
-    if run.root != run.checkout:
-        check_out(run, {name: lock for name, lock in states.locks.items() if name in run.stages}, get_run_logger().info)
-        changed = read_status(run.root) if states.locks else changed
+    cached = {name: lock for name, lock in states.locks.items() if name in run.stages}
+    if cached and run.root != run.checkout:
+        changed = check_out(run, cached, get_run_logger().info)
     run = run.model_copy(update={"stale": stale(stages, changed)})
     plan = make_plan(run, name, chosen, states)
     flow_run_id = UUID(str(runtime.flow_run.id))

@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from align.config.params import parse_yaml
 from flows.dag import Stage
-from flows.dvc_repository import dvc_repository
+from flows.dvc_repository import locked_repository
 from flows.git_repository import LOCK_FILE
 from flows.run_context import RunContext
 
@@ -82,8 +81,8 @@ def read_states(run: RunContext, stages: Sequence[Stage]) -> States:
     Raises:
         DvcError: DVC refuses, for instance since another command is at work there.
     """
-    with _locked(run.root) as repo:
-        status = _status(repo)
+    with locked_repository(run.root, "status") as repo:
+        status = status_of(repo)
         follower = _Follower(repo, status, run.checkout / LOCK_FILE)
         found = follower.follow(stages)
     return States(status=status, stages=tuple(found), locks=follower.locks)
@@ -95,27 +94,12 @@ def read_status(root: Path) -> dict[str, Any]:
     Raises:
         DvcError: DVC refuses.
     """
-    with _locked(root) as repo:
-        return _status(repo)
+    with locked_repository(root, "status") as repo:
+        return status_of(repo)
 
 
-@contextmanager
-def _locked(root: Path) -> Iterator[Any]:
-    """DVC's repository under its lock, as its commands work: so long it reads dvc.yaml and dvc.lock once."""
-    with dvc_repository(root, "status") as repo:
-        from dvc.repo import lock_repo  # type: ignore[import-untyped]  # DVC ships no types
-        from dvc.utils.serialize import LOADERS  # type: ignore[import-untyped]  # likewise
-
-        load = LOADERS[".yaml"]
-        LOADERS[".yaml"] = cache(load)  # params.yaml, which it reads again for each stage
-        try:
-            with lock_repo(repo):
-                yield repo
-        finally:
-            LOADERS[".yaml"] = load
-
-
-def _status(repo: Any) -> dict[str, Any]:
+def status_of(repo: Any) -> dict[str, Any]:
+    """As `read_status`, of a repository that is locked."""
     found = ((stage, stage.status(check_updates=True)) for stage in repo.index.stages)
     return {getattr(stage, "name", None) or name: changes for stage, one in found for name, changes in one.items()}
 

@@ -33,8 +33,9 @@ def test_a_worktree_after_one_call_of_dvc(tmp_path: Path, monkeypatch: pytest.Mo
                 file.chmod(0o644)
                 file.unlink()
     said: list[str] = []
-    check_out(run, states.locks, said.append)
-    changed = stale(read_dag(tree), read_status(tree)) - {"unused"}
+    status = check_out(run, states.locks, said.append)
+    assert status == read_status(tree)  # DVC's, read anew
+    changed = stale(read_dag(tree), status) - {"unused"}
     if damaged:
         assert "pretrain" in changed  # it is run, as before
     else:

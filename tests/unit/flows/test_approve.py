@@ -1,12 +1,26 @@
 """What a person sees of a promotion, and what becomes of what they type."""
 
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
+from prefect.client.schemas.objects import State, StateType
 
-from flows.approve import Answer, Judged, _arguments, decision_page
+from flows.approve import Answer, Judged, NotApprovedError, _arguments, decision_page
+from tests.support.params import PARAMS_FILE
 
+module, promote_module = (import_module(f"flows.{name}") for name in ("approve", "promote"))
 JUDGED = Judged(version=3, champion=1, hours=72.0)
+NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
+TOO_LATE = "version 3 was not approved within 72 h; nothing was moved"
 APPROVED = ("--version=3", "--if-champion=1", "--approved-by=Ann")
 
 
@@ -40,3 +54,117 @@ def test_the_page_is_the_one_that_promote_wrote(tmp_path: Path) -> None:
     (tmp_path / "promotion.md").write_text("| gate |")
     assert decision_page(decision | {"page": f"{tmp_path}/promotion.html"}) == "| gate |"
     assert "version 3" in decision_page(decision | {"page": f"{tmp_path}/gone/promotion.html"})
+
+
+class Prefect:
+    """In place of Prefect's client: runs of the flow `approve`, and what is asked of them."""
+
+    def __init__(self, runs: list[SimpleNamespace], resumed: Sequence[datetime] = ()) -> None:
+        self.runs, self.resumed = runs, resumed
+        self.created: list[dict[str, Any]] = []
+        self.failed: list[str] = []
+
+    def __enter__(self) -> "Prefect":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def read_deployment_by_name(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(id=uuid4())
+
+    def read_flow_run(self, run_id: UUID) -> SimpleNamespace:
+        return self.runs[0]
+
+    def read_flow_runs(self, **_: object) -> list[SimpleNamespace]:
+        return self.runs
+
+    def read_flow_run_states(self, run_id: UUID) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="Resuming", timestamp=when) for when in self.resumed]
+
+    def create_flow_run_from_deployment(self, deployment: UUID, **given: Any) -> SimpleNamespace:
+        self.created.append(given)
+        return SimpleNamespace(id=uuid4(), name=given["name"])
+
+    def set_flow_run_state(self, run_id: UUID, state: State, *, force: bool) -> None:
+        self.failed.append(str(state.message))
+
+
+def run(**values: Any) -> SimpleNamespace:
+    given = {"id": uuid4(), "name": "waiting", "created": NOW, "state_type": StateType.PAUSED, "parameters": {}}
+    return SimpleNamespace(**(given | values))
+
+
+def use(monkeypatch: pytest.MonkeyPatch, client: Prefect) -> None:
+    monkeypatch.setattr(module, "get_client", lambda **_: client)
+    monkeypatch.setattr(module, "in_progress", lambda root: nullcontext())
+    monkeypatch.setattr(module, "runtime", SimpleNamespace(flow_run=SimpleNamespace(id=str(uuid4()))))
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "num_failed"),
+    [(StateType.PAUSED, TOO_LATE, 1), (StateType.COMPLETED, "answered, or ended, in time", 0),
+     (StateType.RUNNING, "answered, or ended, in time", 0)],
+)  # fmt: skip
+def test_at_the_end_of_its_time_a_run_that_nobody_answered_ends_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, state: StateType, said: str, num_failed: int
+) -> None:
+    client = Prefect([run(state_type=state)])
+    use(monkeypatch, client)
+    assert module.approve.fn(JUDGED, ends=uuid4()) == said
+    assert client.failed == [TOO_LATE] * num_failed and client.created == []
+
+
+@pytest.mark.parametrize("hours_late", [0.1, 100.0])
+def test_an_answer_after_the_time_is_refused_although_nobody_ended_the_run(
+    monkeypatch: pytest.MonkeyPatch, hours_late: float
+) -> None:
+    client = Prefect([run()], resumed=[NOW + timedelta(hours=JUDGED.hours + hours_late)])
+    use(monkeypatch, client)
+    monkeypatch.setattr(module, "suspend_flow_run", lambda **_: pytest.fail("it asks again"))
+    with pytest.raises(NotApprovedError, match=f"^{TOO_LATE}$"):
+        module.approve.fn(JUDGED)
+    assert client.created == []
+
+
+@pytest.mark.parametrize(
+    ("waiting", "asks"),
+    [
+        ({"judged": {"version": 3, "champion": 1}}, False),
+        ({"judged": {"version": 2, "champion": 1}}, True),
+        ({"judged": {"version": 3, "champion": 0}}, True),
+        ({"judged": {"version": 3, "champion": 1}, "ends": "a run"}, True),  # it only ends another one
+    ],
+)
+def test_a_person_is_asked_once_about_the_same_promotion(
+    monkeypatch: pytest.MonkeyPatch, waiting: dict[str, Any], asks: bool
+) -> None:
+    client = Prefect([run(parameters=waiting)])
+    use(monkeypatch, client)
+    decision = {"outcome": "unapproved", "reason": "better", "candidate": 3, "champion": 1}
+    said = module.ask(decision, is_candidate=True, hours=72.0)
+    assert ("waits for approval already: flow run waiting" in said) is not asks
+    assert [given["name"] for given in client.created] == ["approve version 3"] * asks
+
+
+@pytest.mark.parametrize(("outcome", "num_asked"), [("unapproved", 1), ("promoted", 0), ("unchanged", 0)])
+def test_promote_asks_a_person_where_one_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, num_asked: int
+) -> None:
+    decision, asked = {"outcome": outcome, "reason": "better", "candidate": 3, "champion": 1}, list[bool]()
+
+    def command(verb: str, words: tuple[str, ...]) -> list[str]:
+        Path(words[-1].removeprefix("--decision=")).write_text(json.dumps(decision))
+        return ["the last line"]
+
+    def ask(given: dict[str, Any], *, is_candidate: bool, hours: float) -> str:
+        asked.append(is_candidate)
+        return "somebody is asked"
+
+    shutil.copy(PARAMS_FILE, tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"command": command, "ask": ask, "put_markdown": lambda *_: None}.items():
+        monkeypatch.setattr(promote_module, name, value)
+    monkeypatch.setattr(promote_module, "in_progress", lambda root: nullcontext())
+    monkeypatch.setattr(promote_module, "runtime", SimpleNamespace(flow_run=SimpleNamespace(id=str(uuid4()))))
+    said = promote_module.promote.fn()
+    assert (said, asked) == (("somebody is asked", [True]) if num_asked else ("the last line", []))

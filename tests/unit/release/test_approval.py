@@ -39,6 +39,10 @@ def test_who_and_why_go_together(words: list[str], problem: str) -> None:
         said(*words)
 
 
+def test_the_longest_words_are_kept_whole() -> None:
+    assert said("--approved-by", "a" * 200, "--because", "x" * 1000) == Approval("a" * 200, "x" * 1000)
+
+
 @pytest.mark.parametrize(
     ("candidate", "champion", "problem"),
     [

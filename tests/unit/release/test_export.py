@@ -1,6 +1,7 @@
 """`align export` and `align import_model`: exported and imported models give the same embeddings."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -254,10 +255,18 @@ def test_what_cannot_be_is_one_line(
 ) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "file").write_text("")
+    shutil.copy(PARAMS_FILE, tmp_path / "here/params.yaml")
+    (tmp_path / "here/dvc.yaml").write_text("stages: {package: {cmd: x, outs: [made]}}")
     monkeypatch.chdir(tmp_path / "here")
     importing = ["import_model", "--params", str(PARAMS_FILE), "--from"]
     cases = (
         (lambda: export("torch", trained, Path()), ".: the working directory, or a folder around it, is not replaced"),
+        (lambda: export("torch", trained, trained), "would replace, or lie in, the input"),
+        (lambda: export("torch", trained, Path("made")), "--out made: stage package of dvc.yaml"),
+        (
+            lambda: main([*importing, "../trained/model", "--out", "made"]),
+            "--out made: stage package of dvc.yaml",
+        ),
         (lambda: main([*importing, "none", "--out", "new"]), "--from none: no such folder"),
         (lambda: main([*importing, "../file", "--out", "new"]), "--from ../file: no such folder"),
         (

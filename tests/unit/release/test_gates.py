@@ -169,6 +169,7 @@ def test_a_prediction_is_finite_and_of_length_1() -> None:
         ([math.nan, 0.0], "the embedding of the image is not finite"),
         ([], "the embedding of the image is not finite"),
         ([1.0, 1.0], "the embedding of the image has length 1.4142"),
+        ([0.3, 0.4], "the embedding of the image has length 0.5000"),
         ([1.0], "text and picture have embeddings of 1 and 2 values"),
     ):
         done = judged({"text_embedding": unit, "image_embedding": row})

@@ -3,6 +3,7 @@
 Over a registry in memory, and by `make test-full` in a real MLflow, too.
 """
 
+import fcntl
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -197,6 +198,23 @@ def test_each_gate_alone_refuses(
     tags = model.tracker.registry.versions("align")[1].tags
     assert tags.get("align.refused_because") == (decision.reason if gate else None)
     assert decision.reason.startswith(f"{gate}: " if gate else f"mean of {RECALL} is 0.7000, the champion's")
+
+
+def test_the_aliases_move_under_the_lock(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.candidate(0.5)
+    moves, free = promote.make_champion, []
+
+    def move(*values: object, **named: object) -> None:
+        with alias_moves.LOCK.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free.append("while they move")
+            except BlockingIOError:
+                free.append("not")
+        moves(*values, **named)  # type: ignore[arg-type] # as it is called
+
+    monkeypatch.setattr(promote, "make_champion", move)
+    assert model.promote().outcome == "promoted" and free == ["not"]
 
 
 @pytest.mark.parametrize("approval", [None, ANN])

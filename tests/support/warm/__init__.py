@@ -3,8 +3,8 @@
 Starting Python, importing and ending it again is most of what a command of a test costs: 1 to 6 CPU seconds, where the
 command's own work takes a tenth. `commands()` is a folder of programs named `align` and `dvc` for the front of a PATH.
 They are processes like the real ones, with the caller's arguments, folder, environment, streams, limits and signals,
-and their exit status; only the imports are done before. What is a test of starting, of being killed, of edited code or
-of a namespace of its own starts the real ones.
+and their exit status; only the imports are done before. What is a test of starting, of being killed or of edited code
+starts the real ones; so do these programs where they see other disks or another network than the server.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def commands() -> Path:
     reading, writing = os.pipe()  # whose end tells the server of the end of this process, however it ends
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DVC_"))}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    client = shlex.join([sys.executable, "-I", "-S", str(_CLIENT), str(folder / "socket")])
+    place = "".join(str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("mnt", "net"))
+    client = shlex.join([sys.executable, "-I", "-S", str(_CLIENT), str(folder / "socket"), place])
     for name, lines in {
         "align": f'exec {client} align.cli "$@"',
         "dvc": f'exec {client} dvc "$@"',

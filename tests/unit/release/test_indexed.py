@@ -8,7 +8,7 @@ import pytest
 
 from align.errors import CorruptError
 from align.files import sha256_folder
-from align.model.embedder import model_digest
+from align.formats.model_folder import model_digest
 from align.release.indexed import log_index
 from align.services.registry import INDEX_DIGEST, Version
 from tests.support import tiny_model

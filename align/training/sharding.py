@@ -182,39 +182,6 @@ def _copies(owner: Tensor) -> int:
     return math.prod(size for size, placement in sizes if placement.is_replicate())
 
 
-def gathered(value: Any) -> Any:
-    """The same values with whole tensors instead of shards: on the leading rank's CPU; empty on the other ranks.
-
-    All ranks must call it together. The leading device holds one whole tensor at a time.
-    """
-    if is_shard(value):
-        return _whole(value).cpu()
-    if isinstance(value, dict):
-        return {name: gathered(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(gathered(item) for item in value)
-    return value
-
-
-def _whole(sharded: DTensor) -> Tensor:
-    """The whole tensor on the leading rank, an empty one on the others.
-
-    Not by `full_tensor`, which can break the heap of ranks that talk through gloo. Gloo's two threads note the name of
-    the message that they have finished in one string, without a lock. Only names of more than 15 characters lie on the
-    heap, and `full_tensor` sends such a message: both threads may free the memory of the name before.
-    """
-    mesh, rows = sharded.device_mesh, local(sharded.detach())
-    if mesh.ndim > 1 and mesh.get_local_rank(0):  # the leading machine has the same rows
-        return rows.new_empty(0)
-    size, leads = mesh.size(-1), dist.get_rank() == 0
-    own = rows.new_zeros((-(-len(sharded) // size), *rows.shape[1:]))  # the last ranks have fewer rows, or none
-    own[: len(rows)] = rows
-    whole = own.new_empty((size * len(own) if leads else 0, *own.shape[1:]))
-    dist.gather(own, [*whole.chunk(size)] if leads else None, dst=0, group=mesh.get_group(-1))
-    whole = whole[: len(sharded)]
-    return whole.permute(0, 3, 1, 2) if whole.ndim == 4 else whole  # see `_ChannelsLast`
-
-
 def distributed_like(whole: Tensor, like: Tensor) -> Tensor:
     """A copy of a whole tensor, sharded and on a device like another one, and in the order of its memory."""
     own = torch.empty_like(like, requires_grad=False)

@@ -1,12 +1,15 @@
 """Training in separate processes: two equal one, signals, locks, and errors that cross the process border."""
 
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +58,17 @@ def wait_for_checkpoint(root: Path) -> None:
     while not list(root.glob("checkpoints/*/step-*.pt")):
         assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.05)
+
+
+def _seen_by_a_fork() -> tuple[bool, int]:
+    return "tests.support.preloaded" in sys.modules, len(list(Path(f"/proc/{os.getppid()}/task").iterdir()))
+
+
+def test_ranks_of_tests_are_forks_of_a_process_with_one_thread_that_has_imported_all() -> None:
+    """A fork of one that has more could hold their locks for ever."""
+    forked.preload()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        assert pool.submit(_seen_by_a_fork).result() == (True, 1)
 
 
 def test_two_processes_equal_one(data: tuple[Path, Path], tmp_path: Path, forked_ranks: None) -> None:

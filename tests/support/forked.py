@@ -1,4 +1,4 @@
-"""Processes that are forks of one which has imported the model: those imports take four seconds of CPU.
+"""Processes that are forks of one which has imported the model, and which has one thread, see `preloaded`.
 
 For tests of what ranks compute, and of what a killed `align pretrain` leaves. How processes start and end is tested
 with those that the product spawns.
@@ -18,9 +18,7 @@ from torch.distributed.launcher import api
 
 def preload() -> None:
     """Says what the process imports that forks; its first fork starts it."""
-    multiprocessing.set_forkserver_preload(
-        ["align.training.pretrain", "align.training.sharding", "torch.distributed.elastic.multiprocessing", "pytest"]
-    )
+    multiprocessing.set_forkserver_preload(["pytest", "tests.support.preloaded"])
 
 
 @contextmanager

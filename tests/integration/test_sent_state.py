@@ -127,6 +127,8 @@ def _peak_growth(function: Any) -> int:
 def _receive(root: Path, ranks: Ranks) -> None:
     value = {"state": [torch.full((SIZE,), float(number)) for number in range(COUNT)]} if ranks.leads else None
     kept: list[Any] = []
+    little = {"state": [torch.zeros(1)]} if ranks.leads else None
+    ranks.share(little, lambda path, tensor: None)  # maps the pages of code, which a fork lacks at first
     grew = _peak_growth(lambda: kept.append(ranks.share(value, lambda path, tensor: (path, float(tensor[-1])))))
     broadcast = dist.broadcast
 
@@ -150,5 +152,5 @@ def test_a_rank_holds_one_tensor_at_a_time_and_knows_of_damage(tmp_path: Path, f
     for rank in range(3):
         kept, grew, said = torch.load(tmp_path / f"{rank}.pt")
         assert kept == {"state": [(("state", number), float(number)) for number in range(COUNT)]}
-        assert grew < 4 * SIZE * 4, f"{grew >> 20} MiB for {COUNT * SIZE * 4 >> 20}"  # gloo and the threads need some
+        assert grew < 2 * SIZE * 4, f"{grew >> 20} MiB for {COUNT * SIZE * 4 >> 20}"
         assert said.startswith("rank 1 of 3 received other bytes than rank 0 sent; check the network")

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from align.cli import silence_telemetry
-from tests.support import ROOT
+from tests.support import ROOT, warm
 
 pytest_plugins = [
     "tests.support.cpu_budget", "tests.support.mlflow_file", "tests.support.schedule", "tests.support.time_limits",
 ]  # fmt: skip
 
 silence_telemetry()
+warm.use_in_multiprocessing()
 # Threads that share a tensor as small as the tests' wait for each other longer than they work: a busy machine takes ten
 # times as long. Set before torch and numpy are imported; child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -48,12 +49,3 @@ def _servers_of_a_file_end_with_it(request: pytest.FixtureRequest) -> Iterator[N
 def sample() -> Path:
     """data/sample: the committed web archive and the evaluation sets."""
     return ROOT / "data" / "sample"
-
-
-@pytest.fixture(name="forked_ranks")
-def _forked_ranks() -> Iterator[None]:
-    """Lets training fork its ranks."""
-    from tests.support.forked import forked_ranks  # imports torch, which few tests need
-
-    with forked_ranks():
-        yield

@@ -134,7 +134,6 @@ def _world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.mark.parametrize("name", training_half.BENCHMARKS)
-@pytest.mark.usefixtures("forked_ranks")
 def test_the_training_half(name: str, small: Small, world: World) -> None:
     if training_half.BENCHMARKS[name]:
         if not (FOLDER / "peers_beside_us").exists() and os.environ.get("CI") != "true":

@@ -12,8 +12,7 @@ import pytest
 
 from tests.support import tiny_model
 from tests.support.colours import COLOURS, square
-from tests.support.forked import Command
-from tests.support.killing import digests, fresh
+from tests.support.killing import Command, digests, fresh
 from tests.support.suites import suite
 
 #: Pictures of each of two sets: three blocks of embeddings, of 256 at most, and one.

@@ -16,11 +16,13 @@ from tests.support.params import PARAMS_FILE
 from tests.support.small_filter import evaluation_set, noise, shards, stock_folder
 
 SETTINGS = ("filter.num_frequent_ngrams=60", "engine.num_workers=2", "engine.memory_limit=200MB")
-FULL = pytest.param(10, marks=pytest.mark.full)
+FULL = pytest.param(10, killing.Started, marks=pytest.mark.full)
 
 
-@pytest.mark.parametrize("num_moments", [1, FULL])
-def test_a_killed_filter_resumes_and_writes_the_same_bytes(tmp_path: Path, num_moments: int) -> None:
+@pytest.mark.parametrize(("num_moments", "start"), [(1, killing.Command), FULL], ids=["once", "ten"])
+def test_a_killed_filter_resumes_and_writes_the_same_bytes(
+    tmp_path: Path, num_moments: int, start: killing.Start
+) -> None:
     shards(tmp_path / "raw", 6)
     evaluation_set(tmp_path / "evaluation", noise(2))
 
@@ -30,10 +32,10 @@ def test_a_killed_filter_resumes_and_writes_the_same_bytes(tmp_path: Path, num_m
         settings = [*SETTINGS, *(f"paths.{one}={path}" for one, path in paths.items())]
         return ["filter", *(word for setting in settings for word in ("--set", setting))]
 
-    whole_s = killing.run(command("whole"), tmp_path)
+    whole_s = killing.run(command("whole"), tmp_path, start)
     killing.kill_and_resume(
         command("killed"), tmp_path, seed=3, num_moments=num_moments, whole_s=whole_s,
-        reset=lambda: shutil.rmtree(tmp_path / "killed"),
+        reset=lambda: shutil.rmtree(tmp_path / "killed"), start=start,
     )  # fmt: skip
     for folder in ("filtered", "reports"):
         whole = killing.digests(tmp_path / "whole" / folder)

@@ -9,7 +9,7 @@ import pytest
 
 from align.checkpoint import CheckpointFolder
 from align.evaluate.fine_tuning.recipe import IMAGENET, small
-from tests.support.forked import preload
+from tests.support import warm
 from tests.support.tuned_suite import evaluate, write
 from tests.support.tuning import content, tuned
 
@@ -20,15 +20,15 @@ LONGER = replace(small(IMAGENET, image_px=32, num_epochs=5, batch_size=8), check
 @pytest.mark.parametrize("after", [2, 16])
 def test_a_killed_run_resumes_to_the_same_bytes(after: int, tmp_path: Path) -> None:
     """Killed in the phase of the head, and in that of all layers."""
-    preload()
-    process = multiprocessing.get_context("forkserver").Process(target=tuned, args=(tmp_path / "killed", LONGER))
+    process = multiprocessing.get_context("spawn").Process(target=tuned, args=(tmp_path / "killed", LONGER))
     process.start()
     saved = CheckpointFolder(tmp_path / "killed", keep=2)
     deadline = time.monotonic() + 120
     while not any(step >= after for step in saved.steps()):
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.001)
-    process.kill()
+    assert process.pid
+    warm.kill(process.pid)
     process.join()
     assert process.exitcode == -9
     assert content(tuned(tmp_path / "killed", LONGER)) == content(tuned(tmp_path / "whole", LONGER))
@@ -37,14 +37,14 @@ def test_a_killed_run_resumes_to_the_same_bytes(after: int, tmp_path: Path) -> N
 def test_a_killed_evaluation_resumes_its_fine_tuning_to_the_same_report(tmp_path: Path) -> None:
     """Killed in the second phase; the checkpoint is at the end of the first."""
     write(tmp_path, epochs=24)  # 18 steps a phase
-    preload()
-    process = multiprocessing.get_context("forkserver").Process(target=evaluate, args=(tmp_path, "killed"))
+    process = multiprocessing.get_context("spawn").Process(target=evaluate, args=(tmp_path, "killed"))
     process.start()
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("checkpoints/*/step-00000018.pt")):
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.001)
-    process.kill()
+    assert process.pid
+    warm.kill(process.pid)
     process.join()
     assert process.exitcode == -9 and not (tmp_path / "killed").exists()
     assert evaluate(tmp_path, "killed") == evaluate(tmp_path, "whole", "others") == 0

@@ -12,7 +12,6 @@ from align.errors import TrainingError
 from align.training.plan import Infrastructure
 from align.training.run import run
 from tests.support import killing, training_data
-from tests.support.forked import forked_ranks
 from tests.support.killing import KillOnce
 from tests.support.params import load_params
 from tests.support.small_disks import with_disk
@@ -79,22 +78,19 @@ def two_ranks(folder: str, shards: str, tokenizer: str, marker: str, killed_at: 
         log=KillOnce(Path(marker), int(killed_at)),
         infrastructure=Infrastructure(cluster=load_params().section(ClusterConfig)),
     )
-    with forked_ranks():
-        try:
-            run(training)
-        except TrainingError as error:
-            print(error)
-        print([path.name for path in checkpoints(folder)])
-        more_room(folder)
-        trained = run(training)
-        assert trained is not None
-        print(json.dumps(trained.rows))
+    try:
+        run(training)
+    except TrainingError as error:
+        print(error)
+    print([path.name for path in checkpoints(folder)])
+    more_room(folder)
+    trained = run(training)
+    assert trained is not None
+    print(json.dumps(trained.rows))
 
 
 @pytest.mark.parametrize("killed_at", [0, 5])
-def test_all_ranks_end_for_the_same_reason(
-    data: tuple[Path, Path], tmp_path: Path, forked_ranks: None, killed_at: int
-) -> None:
+def test_all_ranks_end_for_the_same_reason(data: tuple[Path, Path], tmp_path: Path, killed_at: int) -> None:
     """Step 4 does not fit: the leading rank cannot save, of which the other one must not die. Nor if it is killed."""
     calm = run(plan(data, tmp_path / "calm", pretrain_config(**STEPS, num_processes=2)))
     assert calm is not None

@@ -7,7 +7,7 @@ import pytest
 
 from align.cli import main
 from tests.support import ROOT
-from tests.support.killing import digests, fresh, kill_and_resume, run
+from tests.support.killing import Command, Start, Started, digests, fresh, kill_and_resume, run
 from tests.support.params import PARAMS_FILE
 from tests.support.warc_records import picture
 from tests.support.web_server import WebServer
@@ -20,15 +20,16 @@ ARGUMENTS = (
 
 
 @pytest.mark.parametrize(
-    ("seed", "num_moments"), [(0, 1), pytest.param(1, 10, marks=pytest.mark.full)], ids=["once", "ten"]
+    ("num_moments", "start"), [(1, Command), pytest.param(10, Started, marks=pytest.mark.full)], ids=["once", "ten"]
 )
-def test_killed_ingest_resumes_to_the_same_bytes(tmp_path: Path, seed: int, num_moments: int) -> None:
+def test_killed_ingest_resumes_to_the_same_bytes(tmp_path: Path, num_moments: int, start: Start) -> None:
     whole, killed = fresh(tmp_path / "whole"), fresh(tmp_path / "killed")
-    seconds = run(ARGUMENTS, whole)
+    seconds = run(ARGUMENTS, whole, start)
     expected = digests(whole / "data/raw")
     assert sum(name.endswith(".tar") for name in expected) > 3
     kill_and_resume(
-        ARGUMENTS, killed, seed=seed, num_moments=num_moments, whole_s=seconds, reset=lambda: fresh(killed)
+        ARGUMENTS, killed, seed=num_moments, num_moments=num_moments, whole_s=seconds, reset=lambda: fresh(killed),
+        start=start,
     )  # fmt: skip
     assert digests(killed / "data/raw") == expected
     assert digests(killed / "reports/ingest") == digests(whole / "reports/ingest")

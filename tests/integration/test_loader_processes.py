@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
+from multiprocessing import spawn
 from pathlib import Path
 from typing import Self
 
@@ -27,8 +28,7 @@ from align.training.plan import Infrastructure
 from align.training.process_group import RestartError
 from align.training.run import run
 from align.training.samples import SplitSamples
-from tests.support import ROOT, training_data
-from tests.support.forked import forked_ranks
+from tests.support import ROOT, training_data, warm
 from tests.support.params import load_params
 from tests.support.training_data import MODEL, RECIPE, TermAt, plan, pretrain_config
 from tests.support.training_project import write_project
@@ -68,8 +68,9 @@ def same(ours: Batch, theirs: Batch) -> bool:
 
 
 def test_processes_make_what_threads_make_and_end_when_nobody_takes_it(
-    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(spawn, "get_executable", warm.started_executable)  # whose session is told apart
     damaged = training_data.write(tmp_path)
     tar = damaged[0] / "train/00000.tar"
     with tar.open("r+b") as file:
@@ -163,12 +164,11 @@ class KillTwice:
 def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(data: Data, tmp_path: Path) -> None:
     recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
     cluster = load_params().section(ClusterConfig)
-    with forked_ranks():
-        whole = run(plan(data, tmp_path / "whole", recipe))
-        killed = run(plan(
-            data, tmp_path / "killed", recipe.model_copy(update={"num_loader_processes": 1}), log=KillTwice(tmp_path),
-            infrastructure=Infrastructure(cluster=cluster),
-        ))  # fmt: skip
+    whole = run(plan(data, tmp_path / "whole", recipe))
+    killed = run(plan(
+        data, tmp_path / "killed", recipe.model_copy(update={"num_loader_processes": 1}), log=KillTwice(tmp_path),
+        infrastructure=Infrastructure(cluster=cluster),
+    ))  # fmt: skip
     assert (tmp_path / "2").exists() and (tmp_path / "6").exists()
     assert (tmp_path / "why").read_text() == (
         "RestartError: loader process 1 of 1 was ended by SIGKILL, perhaps for its memory; "

@@ -24,7 +24,6 @@ from align.training.plan import Infrastructure
 from align.training.run import run
 from align.training.samples import SplitSamples
 from tests.support import training_data
-from tests.support.forked import forked_ranks
 from tests.support.remote_shards import move_tars, store_config
 from tests.support.s3_server import KEY, SECRET, S3Server, serve
 from tests.support.training_data import plan, pretrain_config
@@ -212,13 +211,11 @@ def test_a_process_told_to_stop_does_not_wait_for_the_store(server: S3Server, tm
 def test_ranks_read_from_the_store(server: S3Server, tmp_path: Path) -> None:
     shards, tokenizer = training_data.write(tmp_path)
     recipe = pretrain_config(num_steps=2, warmup_steps=1, num_processes=2)
-    with forked_ranks():
-        local = run(plan((shards, tokenizer), tmp_path / "local", recipe))
+    local = run(plan((shards, tokenizer), tmp_path / "local", recipe))
     config = store_config(server, tmp_path)
     move_tars(shards, config)
     reader = Infrastructure(tars=tar_reader(config))
-    with forked_ranks():
-        far = run(plan((shards, tokenizer), tmp_path / "far", recipe, infrastructure=reader))
+    far = run(plan((shards, tokenizer), tmp_path / "far", recipe, infrastructure=reader))
     assert far.rows == local.rows
     for name, weight in local.model.state_dict().items():
         assert torch.equal(far.model.state_dict()[name], weight), name

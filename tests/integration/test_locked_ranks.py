@@ -17,7 +17,6 @@ from align.training.run import run
 from align.training.stage import train_stage
 from tests.integration.test_sharding import WHOLE, assert_close, assert_same
 from tests.support import training_data
-from tests.support.forked import forked_ranks
 from tests.support.rank_runs import ended_with, last
 from tests.support.training_data import TermAt, finetune_config, plan, pretrain_config
 
@@ -54,8 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for which in TOWERS:
         run(of("one", which)[1])
         plans += [of("stopped", which, log, **both, **CASES["sharded"]) for log in (TermAt(2), None)]
-    with forked_ranks():
-        launch(functools.partial(_work, plans, root), 2, 1)
+    launch(functools.partial(_work, plans, root), 2, 1)
     return root
 
 

@@ -37,7 +37,7 @@ def _all_fail(root: Path, ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize("max_restarts", [0, 2])
-def test_the_others_end_and_nothing_is_tried_again(tmp_path: Path, max_restarts: int, forked_ranks: None) -> None:
+def test_the_others_end_and_nothing_is_tried_again(tmp_path: Path, max_restarts: int) -> None:
     with pytest.raises(CorruptError, match=r"^tar 00007: sample 3 does not decode$"):
         launch(functools.partial(_one_fails, tmp_path), 2, 1, cluster(max_restarts))
     assert len(list(tmp_path.iterdir())) == 2
@@ -74,16 +74,14 @@ def test_every_machine_ends_with_the_error_of_a_rank_elsewhere(tmp_path: Path, m
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_an_error_of_all_is_returned_by_each(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], forked_ranks: None
-) -> None:
+def test_an_error_of_all_is_returned_by_each(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"^rank 0 says so$"):
         launch(functools.partial(_all_fail, tmp_path), 2, 1, cluster(1))
     assert len(list(tmp_path.iterdir())) == 2
     assert "exitcode" not in capfd.readouterr().err  # the launcher saw no death
 
 
-def test_a_sample_that_one_rank_cannot_read_is_named(tmp_path: Path, forked_ranks: None) -> None:
+def test_a_sample_that_one_rank_cannot_read_is_named(tmp_path: Path) -> None:
     """Ranks read different samples, and the default is to stop."""
     data = training_data.write(tmp_path / "data")
     tar = sorted((data[0] / "train").glob("*.tar"))[0]
@@ -95,7 +93,7 @@ def test_a_sample_that_one_rank_cannot_read_is_named(tmp_path: Path, forked_rank
         run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=2)))
 
 
-def test_machines_whose_ranks_do_not_divide_the_batch_are_refused(tmp_path: Path, forked_ranks: None) -> None:
+def test_machines_whose_ranks_do_not_divide_the_batch_are_refused(tmp_path: Path) -> None:
     """Each has compared the batch with its own number of ranks only: 24 is a multiple of 2 x 1 x 4 and of 2 x 3 x 4."""
     data = training_data.write(tmp_path / "data")
     uneven = plan(data, tmp_path / "checkpoints", pretrain_config(batch_size=24))

@@ -30,7 +30,6 @@ from align.training.plan import Infrastructure, TrainingPlan
 from align.training.run import Trained, run
 from tests.support import mlflow_server as mlflow
 from tests.support import training_data
-from tests.support.forked import forked_ranks
 from tests.support.params import load_params
 from tests.support.relay import Relay
 from tests.support.remote_shards import move_tars, store_config
@@ -158,8 +157,7 @@ def calm_run(tmp_path: Path) -> tuple[Path, TrainingPlan, Trained]:
     """Shards and tokenizer, and what comes of them on this machine alone."""
     shards, tokenizer = training_data.write(tmp_path, num_train=8 * (NUM_STEPS + 10))
     calm = plan((shards, tokenizer), tmp_path / "calm", RECIPE)
-    with forked_ranks():
-        trained = run(calm)
+    trained = run(calm)
     assert trained is not None
     return shards, calm, trained
 

@@ -12,7 +12,8 @@ from align.formats.model_folder import read_config
 from align.model.dual_encoder import load_model
 from align.model.tokenizer import TextTokenizer
 from tests.golden import timm_towers
-from tests.support import forked, training_data
+from tests.support import training_data
+from tests.support.killing import Command
 from tests.support.training_data import RECIPE
 from tests.support.training_project import write_project
 from tests.unit.training.test_given_towers import GOLDEN, write_bert
@@ -42,7 +43,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values["finetune"]["num_steps"] = 2
     yaml.dump(values, file)
     for stage in ("fit_tokenizer", "pretrain", "finetune"):
-        command = forked.Command([stage], root)
+        command = Command([stage], root)
         assert command.ended(300)
         command.require_success()
     return root
@@ -80,7 +81,7 @@ def test_a_file_that_was_changed_is_one_line(project: Path, tmp_path: Path) -> N
     for name in ("bert", "tokenizer", "reports"):
         (copy / name).symlink_to(project / name)
     (copy / "b0.safetensors").write_bytes((project / "b0.safetensors").read_bytes() + b" ")
-    command = forked.Command(["pretrain"], copy)
+    command = Command(["pretrain"], copy)
     assert command.ended(300) and command.exit_code == 1
     lines = [line for line in command.errors.splitlines() if "error" in line]
     assert len(lines) == 1 and "pretrain.image_weights: b0.safetensors has the sha256" in lines[0]

@@ -19,7 +19,7 @@ from align.training import messages
 from align.training.plan import Infrastructure, TrainingPlan
 from align.training.process_group import Ranks, launch
 from align.training.run import _train_rank, run
-from tests.support import forked, killing, training_data
+from tests.support import killing, training_data
 from tests.support.params import load_params
 from tests.support.training_data import RECIPE, plan, pretrain_config
 from tests.support.training_project import write_project
@@ -44,7 +44,7 @@ def test_a_node_without_a_checkpoint_folder_resumes_with_node_0(data: tuple[Path
     for root in (first, second):
         root.mkdir()
         write_project(root, data, RECIPE | STEPS)
-    killing.run(["pretrain"], first, forked.Command)
+    killing.run(["pretrain"], first)
     whole = killing.digests(first / "models/pretrained")
     shutil.rmtree(first / "models")
     *_, middle, last = sorted(first.glob("checkpoints/*/step-*.pt"))
@@ -53,7 +53,7 @@ def test_a_node_without_a_checkpoint_folder_resumes_with_node_0(data: tuple[Path
     cluster = ["--set", "cluster.num_nodes=2", "--set", f"cluster.rendezvous=127.0.0.1:{free_port()}"]
     alone = ["pretrain", "--set", "pretrain.num_processes=1", *cluster]
     nodes = [
-        forked.Command([*alone, "--set", f"cluster.node_rank={number}"], root)
+        killing.Command([*alone, "--set", f"cluster.node_rank={number}"], root)
         for number, root in enumerate((first, second))
     ]
     for node in nodes:
@@ -84,9 +84,7 @@ def _dies_while_it_receives(plan: TrainingPlan, marker: Path, ranks: Ranks) -> N
     _train_rank(plan, ranks)
 
 
-def test_a_rank_that_dies_while_it_receives_the_state_is_restarted(
-    data: tuple[Path, Path], tmp_path: Path, forked_ranks: None
-) -> None:
+def test_a_rank_that_dies_while_it_receives_the_state_is_restarted(data: tuple[Path, Path], tmp_path: Path) -> None:
     cluster = load_params().section(ClusterConfig)
     some = plan(
         data, tmp_path / "checkpoints", pretrain_config(**STEPS), infrastructure=Infrastructure(cluster=cluster)
@@ -147,7 +145,7 @@ def _receive(root: Path, ranks: Ranks) -> None:
     torch.save((kept[0], grew, said), root / f"{ranks.rank}.pt")
 
 
-def test_a_rank_holds_one_tensor_at_a_time_and_knows_of_damage(tmp_path: Path, forked_ranks: None) -> None:
+def test_a_rank_holds_one_tensor_at_a_time_and_knows_of_damage(tmp_path: Path) -> None:
     launch(functools.partial(_receive, tmp_path), 3, 1)
     for rank in range(3):
         kept, grew, said = torch.load(tmp_path / f"{rank}.pt")

@@ -8,7 +8,7 @@ import pytest
 from align.cli import main
 from align.formats.filtered import decisions_digest
 from tests.support import small_data
-from tests.support.killing import Command, digests, fresh, kill_and_resume, run
+from tests.support.killing import Command, Start, Started, digests, fresh, kill_and_resume, run
 from tests.support.params import PARAMS_FILE
 from tests.support.small_data import Pair
 
@@ -48,17 +48,17 @@ def make_directory(folder: Path, inputs: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("seed", "num_moments"), [(0, 3), pytest.param(1, 10, marks=pytest.mark.full)], ids=["three", "ten"]
+    ("num_moments", "start"), [(3, Command), pytest.param(10, Started, marks=pytest.mark.full)], ids=["three", "ten"]
 )
 def test_killed_shard_resumes_to_the_same_bytes(
-    inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path, seed: int, num_moments: int
+    inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path, num_moments: int, start: Start
 ) -> None:
     shards, report, seconds = expected
     assert sum(name.endswith(".tar") for name in shards) > 10
     killed = make_directory(tmp_path / "killed", inputs)
     kill_and_resume(
-        ARGUMENTS, killed, seed=seed, num_moments=num_moments, whole_s=seconds,
-        reset=lambda: make_directory(killed, inputs),
+        ARGUMENTS, killed, seed=num_moments, num_moments=num_moments, whole_s=seconds,
+        reset=lambda: make_directory(killed, inputs), start=start,
     )  # fmt: skip
     assert digests(killed / "data/shards") == shards
     assert digests(killed / "reports/shard") == report

@@ -32,7 +32,6 @@ from align.training.run import run
 from align.training.sharding import distributed_like, is_sharded, shard, shards
 from align.training.step import compute_gradients
 from tests.support import lamb_reference, training_data
-from tests.support.forked import forked_ranks
 from tests.support.rank_runs import Messages, ended_with, last
 from tests.support.training_data import MODEL, TermAt, pretrain_config
 
@@ -182,8 +181,7 @@ def outcomes(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
         ("scaled", _in_two(data, root / "scaled", precision="float16")),
         ("sync", replace(_in_two(data, root / "sync", shard_weights=False), model=SYNC)),
     ]
-    with forked_ranks():
-        launch(functools.partial(_work, plans, data[1], root), 2, 1)
+    launch(functools.partial(_work, plans, data[1], root), 2, 1)
     return Outcomes(root, [torch.load(root / f"{rank}.pt") for rank in range(2)])
 
 
@@ -256,7 +254,7 @@ def _compile_in_two(tokenizer: Path, out: Path, ranks: Ranks) -> None:
 
 
 @pytest.mark.full
-def test_compiled_blocks_may_be_sharded(data: tuple[Path, Path], tmp_path: Path, forked_ranks: None) -> None:
+def test_compiled_blocks_may_be_sharded(data: tuple[Path, Path], tmp_path: Path) -> None:
     launch(functools.partial(_compile_in_two, data[1], tmp_path / "out.pt"), 2, 1)
     assert_gradients(torch.load(tmp_path / "out.pt"), data[1], "micro_batch")
 

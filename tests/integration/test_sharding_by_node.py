@@ -31,7 +31,6 @@ from tests.integration.test_sharding import (
 )
 from tests.integration.test_sharding import _plan as plan
 from tests.support import training_data
-from tests.support.forked import forked_ranks
 from tests.support.rank_runs import ended_with, last
 from tests.support.training_data import MODEL, TermAt, pretrain_config
 
@@ -104,8 +103,7 @@ def root(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> P
         ("resumed", plan(data, root / "stopped", **RUN)),
         ("resumed by nodes", plan(data, root / "resumed by nodes", **RUN)),
     ]
-    with forked_ranks():
-        launch(functools.partial(_work, plans, data[1], root), 4, 1)
+    launch(functools.partial(_work, plans, data[1], root), 4, 1)
     return root
 
 

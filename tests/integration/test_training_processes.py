@@ -1,15 +1,12 @@
 """Training in separate processes: two equal one, signals, locks, and errors that cross the process border."""
 
-import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +23,7 @@ from align.training.loop import Log
 from align.training.plan import Infrastructure, TrainingPlan
 from align.training.process_group import default_processes
 from align.training.run import run
-from tests.support import ROOT, forked, killing, training_data
-from tests.support.forked import forked_ranks
+from tests.support import ROOT, killing, training_data
 from tests.support.killing import KillOnce
 from tests.support.namespaces import namespaces
 from tests.support.params import load_params
@@ -60,18 +56,7 @@ def wait_for_checkpoint(root: Path) -> None:
         time.sleep(0.05)
 
 
-def _seen_by_a_fork() -> tuple[bool, int]:
-    return "tests.support.preloaded" in sys.modules, len(list(Path(f"/proc/{os.getppid()}/task").iterdir()))
-
-
-def test_ranks_of_tests_are_forks_of_a_process_with_one_thread_that_has_imported_all() -> None:
-    """A fork of one that has more could hold their locks for ever."""
-    forked.preload()
-    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
-        assert pool.submit(_seen_by_a_fork).result() == (True, 1)
-
-
-def test_two_processes_equal_one(data: tuple[Path, Path], tmp_path: Path, forked_ranks: None) -> None:
+def test_two_processes_equal_one(data: tuple[Path, Path], tmp_path: Path) -> None:
     short = {"num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005}  # small: rounding grows with the rate
     one = run(plan(data, tmp_path / "one", pretrain_config(**short)))
     two = run(plan(data, tmp_path / "two", pretrain_config(**short, num_processes=2)))
@@ -92,7 +77,7 @@ def test_two_processes_equal_one(data: tuple[Path, Path], tmp_path: Path, forked
     assert counts[0] == counts[1] and len(counts[0]) == 1  # every group of the statistics' pictures once
 
 
-def test_an_error_in_a_rank_reaches_the_caller(data: tuple[Path, Path], tmp_path: Path, forked_ranks: None) -> None:
+def test_an_error_in_a_rank_reaches_the_caller(data: tuple[Path, Path], tmp_path: Path) -> None:
     broken = plan(data, tmp_path, pretrain_config(learning_rate=1e38, warmup_steps=7, num_processes=2))
     with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step"):
         run(broken)
@@ -120,7 +105,7 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
     command = write_project(tmp_path, data, recipe)
     with started(command, tmp_path) as first:
         wait_for_checkpoint(tmp_path)
-        second = forked.Command(["pretrain"], tmp_path)
+        second = killing.Command(["pretrain"], tmp_path)
         assert second.ended(240) and second.exit_code == 1
         assert "another process trains this run" in second.errors
         first.send_signal(signal.SIGTERM)
@@ -129,7 +114,7 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
     assert "align: error: " in errors and "SIGTERM" in errors.splitlines()[-1]
     (folder,) = (tmp_path / "checkpoints").iterdir()
     steps = sorted(int(path.stem[5:]) for path in folder.glob("step-*.pt"))
-    again = forked.Command(["pretrain"], tmp_path)
+    again = killing.Command(["pretrain"], tmp_path)
     try:
         while not (said := re.findall("^.*resuming from.*\n", again.errors, re.MULTILINE)):
             assert not again.ended(0.1), "the second run ended"
@@ -138,7 +123,7 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
     assert f"step {steps[-1]:,} " in said[0]
 
 
-def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path, forked_ranks: None) -> None:
+def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path) -> None:
     short = {
         "num_steps": 4,
         "warmup_steps": 1,
@@ -164,9 +149,9 @@ def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path
 def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path: Path, num_moments: int) -> None:
     """`kill -9` at seeded moments, two ranks: the same weights and curves to the byte."""
     steps = {"num_steps": 150, "checkpoint_every_steps": 10, "validate_every_steps": 50}
-    start: killing.Start = killing.Command
+    start: killing.Start = killing.Started
     if num_moments == 3:  # less of everything: forks, which do not spend most of a short run on imports
-        steps, start = {"num_steps": 60, "checkpoint_every_steps": 5, "validate_every_steps": 20}, forked.Command
+        steps, start = {"num_steps": 60, "checkpoint_every_steps": 5, "validate_every_steps": 20}, killing.Command
     recipe = RECIPE | steps | {"num_processes": 2}
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
@@ -242,9 +227,7 @@ class _GoneLater(CheckpointMirror):
         return []
 
 
-def test_a_rank_that_dies_is_restarted_with_the_others(
-    data: tuple[Path, Path], tmp_path: Path, forked_ranks: None
-) -> None:
+def test_a_rank_that_dies_is_restarted_with_the_others(data: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
     cluster = load_params().section(ClusterConfig)
     whole = run(plan(data, tmp_path / "whole", recipe))
@@ -266,8 +249,7 @@ def test_a_rank_that_dies_is_restarted_with_the_others(
 @pytest.mark.full
 def test_two_network_namespaces_are_two_nodes(data: tuple[Path, Path], tmp_path: Path) -> None:
     """Two machines, each with its own network interface, joined by a cable."""
-    with forked_ranks():
-        one_machine = run(plan(data, tmp_path / "one", pretrain_config(num_processes=2)))
+    one_machine = run(plan(data, tmp_path / "one", pretrain_config(num_processes=2)))
     assert one_machine is not None
     with namespaces() as (first, second):
         nodes = []

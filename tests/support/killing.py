@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from tests.support import warm
+
 #: Starts `align` in a folder.
 Start = Callable[[Sequence[str], Path], "Running"]
 
@@ -33,15 +35,17 @@ class Running(Protocol):
 
 
 class Command:
-    """`align` in a process of its own, as a user starts it."""
+    """`align`, as a fork that has imported what it needs (`warm`); its own processes are such forks, too."""
 
     def __init__(self, arguments: Sequence[str], cwd: Path) -> None:
         self._errors = cwd.with_name(f"{cwd.name}.stderr")
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "align.cli", *arguments], cwd=cwd, stdout=subprocess.DEVNULL, stderr=errors,
-                start_new_session=True,
-            )  # fmt: skip
+                [*self._program(), *arguments], cwd=cwd, stdout=errors, stderr=errors, start_new_session=True
+            )
+
+    def _program(self) -> list[str]:
+        return [str(warm.commands() / "align")]
 
     def ended(self, within_s: float | None = None) -> bool:
         with suppress(subprocess.TimeoutExpired):
@@ -49,11 +53,31 @@ class Command:
         return self._process.returncode is not None
 
     def kill(self) -> None:
-        self._process.kill()
+        warm.kill(self._process.pid)
         self._process.wait()
 
     def require_success(self) -> None:
-        assert self._process.returncode == 0, self._errors.read_text("utf-8", "replace")[-2000:]
+        assert self.exit_code == 0, self.errors[-2000:]
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.returncode
+
+    @property
+    def errors(self) -> str:
+        """What it has written to stdout and stderr."""
+        return self._errors.read_text("utf-8", "replace")
+
+
+class Started(Command):
+    """`align` in a process that is started, as a user does."""
+
+    def _program(self) -> list[str]:
+        return [sys.executable, "-m", "align.cli"]
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 def run(arguments: Sequence[str], cwd: Path, start: Start = Command) -> float:

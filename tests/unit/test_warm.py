@@ -1,10 +1,13 @@
 """Commands that are forks (tests/support/warm) behave as programs do."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -81,3 +84,50 @@ def test_an_error_is_a_traceback_and_its_cpu_seconds_count(python: Path, tmp_pat
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback") and done.stderr.endswith("ValueError: odd\n")
     assert warm.spent_s() > before
+
+
+def _end_oddly(number: int) -> None:
+    if number:
+        os.kill(os.getpid(), number)
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGKILL, signal.SIGTERM])
+def test_processes_that_python_spawns_are_forks_and_their_end_is_told(number: int) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_end_oddly, args=(number,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -number if number else process.exitcode == 3
+
+
+def _send(connection: Connection) -> None:
+    connection.send("through a pipe")
+
+
+def _seen() -> tuple[bool, int, int | None]:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    return "align.training.pretrain" in sys.modules, os.getppid(), parent.pid
+
+
+def test_a_spawned_process_gets_its_pipes_and_has_imported_all() -> None:
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_send, args=(there,))
+    process.start()
+    there.close()
+    assert here.recv() == "through a pipe"
+    with pytest.raises(EOFError):  # nothing else holds the pipe open
+        here.recv()
+    process.join(60)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        imported, server, parent = pool.submit(_seen).result()
+    assert (imported, server, parent) == (True, *warm.server_pids(), os.getpid())
+    assert len(list(Path(f"/proc/{server}/task").iterdir())) <= 2  # see the server: a fork would lose their locks
+
+
+def test_a_kill_is_a_kill_and_returns_when_the_command_is_gone(python: Path, tmp_path: Path) -> None:
+    with subprocess.Popen([str(python), "-m", "sleeps", "x"], cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        command = int(process.stdout.readline())
+        warm.kill(process.pid)
+        assert process.wait(60) == -signal.SIGKILL and not psutil.pid_exists(command)

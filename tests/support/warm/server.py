@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import fcntl
 import gc
 import importlib
+import multiprocessing
 import os
 import random
 import runpy
@@ -20,20 +22,24 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 #: What commands import, beside the modules of the verbs.
 _PRELOADED = (
     "numpy", "pyarrow.parquet", "pyarrow.compute", "pyarrow.pandas_compat", "pandas", "duckdb", "torch",
-    "torchvision.transforms.v2.functional", "PIL.Image", "matplotlib.figure", "faiss", "great_expectations", "mlflow",
+    "PIL.Image", "matplotlib.figure", "faiss", "great_expectations", "mlflow",
     "mlflow.pyfunc", "boto3", "ruamel.yaml", "fastwarc", "resiliparse.parse.html", "align.config.checks",
     "dvc.cli.parser", "dvc.repo", "dvc.analytics", "dvc.compare", "dvc.cachemgr", "dvc.data_cloud", "dvc._debug",
     "dvc_render", "scmrepo.git", "dulwich.bundle", "dulwich.worktree", "dulwich.index", "rich.console",
-    "fsspec.implementations.local", "flatten_dict", "flufl.lock",
+    "fsspec.implementations.local", "flatten_dict", "flufl.lock", "torch._dynamo", "torch.distributed.tensor",
+    "torch.distributed.fsdp", "torch.distributed.elastic.multiprocessing", "pytest",
 )  # fmt: skip
 #: Of Arrow's allocator, which starts it again in a fork.
 _SAFE_THREAD = "jemalloc_bg_thd"
@@ -42,28 +48,40 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class _Request:
-    words: list[str]
+    words: list[str]  # of the client, from CHILDREN on
     folder: bytes
     environment: dict[bytes, bytes]
-    streams: list[int]
+    files: dict[int, int]  # number in the command -> number here
 
 
 def main() -> None:
     """Serves; a fork returns from `_serve` with its request, and is the command from then on."""
     folder = Path(sys.argv[1])
-    for name in _PRELOADED:
-        importlib.import_module(name)
-    _import_verbs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in _PRELOADED:
+            importlib.import_module(name)
+        _import_verbs()
+    importlib.import_module("align.training.plan")._code()  # whose digest names a run: it is kept
     sys.modules["PIL.Image"].init()
     threads = sorted((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir())
     assert len(threads) == 1 + threads.count(_SAFE_THREAD), threads  # a fork would lose them
+    _forget_ends()
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "socket"))
     listener.listen(64)
-    print("ready", flush=True)
+    print(f"ready {os.getpid()}", flush=True)
     _become(_serve(listener), str(folder / "python"))
+
+
+def _forget_ends() -> None:
+    """What libraries would do at the end of each fork: torch reads a tenth of its memory, which is copied for that."""
+    atexit.unregister(importlib.import_module("torch._dynamo.utils").dump_compile_times)
+    for each in weakref.finalize._registry.values():  # type: ignore[attr-defined]
+        each.atexit = False
 
 
 def _import_verbs() -> None:
@@ -88,7 +106,9 @@ def _serve(listener: socket.socket) -> _Request:
         for key, _ in selector.select():
             if key.fd == 0:
                 for _, pid in clients.values():
-                    _kill(pid, signal.SIGKILL)
+                    for kill in (os.killpg, os.kill):  # not all lead a group
+                        with suppress(ProcessLookupError):
+                            kill(pid, signal.SIGKILL)
                 os._exit(0)
             elif key.fd == reading:
                 os.read(reading, 4096)
@@ -105,7 +125,7 @@ def _serve(listener: socket.socket) -> _Request:
                         other.close()
                     selector.close()
                     return request
-                for number in request.streams:
+                for number in request.files.values():
                     os.close(number)
                 clients[connection.fileno()] = connection, pid
                 selector.register(connection, selectors.EVENT_READ)
@@ -138,32 +158,34 @@ def _answer(clients: dict[int, tuple[socket.socket, int]], selector: selectors.B
 
 def _kill(pid: int, number: int) -> None:
     with suppress(ProcessLookupError):
-        if number == signal.SIGKILL:
-            os.killpg(pid, number)
-        else:
-            os.kill(pid, number)
+        os.kill(pid, signal.SIGKILL if number == signal.SIGUSR2 else number)
 
 
 def _read(connection: socket.socket) -> _Request:
-    head, streams, _, _ = socket.recv_fds(connection, 4, 3)
+    head, files, _, _ = socket.recv_fds(connection, 4, 250)
     (size,) = struct.unpack("!I", head)
     body = bytearray()
     while len(body) < size:
         body += connection.recv(size - len(body))
-    count, *fields = bytes(body).split(b"\0")
+    numbers, count, *fields = bytes(body).split(b"\0")
     words, (folder, *environment) = fields[: int(count)], fields[int(count) :]
     pairs = (entry.partition(b"=") for entry in environment)
-    return _Request([os.fsdecode(word) for word in words], folder, {name: value for name, _, value in pairs}, streams)
+    places = dict(zip(map(int, numbers.split(b",")), files, strict=True))
+    return _Request([os.fsdecode(word) for word in words], folder, {name: value for name, _, value in pairs}, places)
 
 
 def _become(request: _Request, python: str) -> NoReturn:
     """Runs the command as if it had been started, and ends as it does."""
-    os.setsid()
+    if request.words[-1] != "--multiprocessing-fork":
+        os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number, stream in enumerate(request.streams):
-        os.dup2(stream, number)
-        os.close(stream)
+    high = {number: fcntl.fcntl(place, fcntl.F_DUPFD, 1000) for number, place in request.files.items()}
+    for place in request.files.values():
+        os.close(place)
+    for number, place in high.items():
+        os.dup2(place, number)
+        os.close(place)
     os.chdir(request.folder)
     os.environb.clear()
     os.environb.update(request.environment)
@@ -172,11 +194,17 @@ def _become(request: _Request, python: str) -> NoReturn:
         output.reconfigure(line_buffering=output.isatty() or output is sys.stderr)  # type: ignore[union-attr]
     random.seed()
     sys.modules["numpy"].random.seed()
-    sys.executable, os.execve = python, _exec  # type: ignore[assignment]  # its own commands are warm, too
-    module, *arguments = request.words
+    children, option, program, *arguments = request.words
+    if children == "warm":
+        sys.executable, os.execve = python, _exec  # type: ignore[assignment]
+        multiprocessing.set_executable(python)
     _set_path()
-    sys.argv = [module, *arguments]
-    _end(_run(module))
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    if option == "-c":
+        sys.argv = ["-c", *arguments]
+        _end(_ended(lambda: exec(program, main.__dict__)))
+    sys.argv = [program, *arguments]
+    _end(_run(program))
 
 
 def _set_path() -> None:
@@ -188,16 +216,21 @@ def _set_path() -> None:
 
 def _run(module: str) -> int:
     """The exit code of a module that is run as a program."""
+    if module == "align.cli":
+        from align.cli import main as align
+
+        return _ended(lambda: align(sys.argv[1:]))
+    if module == "dvc":
+        from dvc.cli import main as dvc
+
+        return _ended(lambda: dvc(sys.argv[1:]))
+    return _ended(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+
+
+def _ended(program: Callable[[], object]) -> int:
+    """The exit code of a program."""
     try:
-        if module == "align.cli":
-            from align.cli import main as align
-
-            return align(sys.argv[1:])
-        if module == "dvc":
-            from dvc.cli import main as dvc
-
-            return int(dvc(sys.argv[1:]) or 0)
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = program()
     except SystemExit as end:
         if isinstance(end.code, int) or end.code is None:
             return end.code or 0
@@ -209,7 +242,7 @@ def _run(module: str) -> int:
         else:
             sys.excepthook(type(error), error, error.__traceback__)
         return 1
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _exec(path: str, words: Sequence[str], environment: Any) -> NoReturn:

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from align.config.model import ModelConfig
 from align.model.batch_norm import BatchNorm2d, SyncBatchNorm2d, batch_norm
 from align.model.image_tower import ImageTower, estimate_statistics
-from tests.support import forked
 from tests.support.training_data import MODEL
 
 EPS = 1e-3
@@ -51,8 +50,7 @@ def test_a_whole_batch_in_one_process_is_plain_batch_norm(kind: str) -> None:
 
 
 def in_two(work: Callable[[int], None]) -> None:
-    forked.preload()
-    torch.multiprocessing.start_processes(work, nprocs=2, start_method="forkserver")
+    torch.multiprocessing.start_processes(work, nprocs=2, start_method="spawn")
 
 
 def apart(rank: int, folder: Path, shares: list[int]) -> None:

@@ -153,7 +153,7 @@ def _save_share(path: Path, ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_the_teacher_sees_the_pairs_of_all_ranks(tmp_path: Path, world_size: int, forked_ranks: None) -> None:
+def test_the_teacher_sees_the_pairs_of_all_ranks(tmp_path: Path, world_size: int) -> None:
     launch(functools.partial(_save_share, tmp_path), world_size, 1)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
     value, *gradients = value_and_gradients(functools.partial(dense, smoothing=0.1, by=teacher(0.3)), *student())

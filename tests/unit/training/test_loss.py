@@ -153,9 +153,7 @@ def _save_share(path: Path, loss: str, ranks: Ranks) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("loss", ["align", "sigmoid"])
-def test_negatives_of_all_ranks_with_exact_gradients(
-    tmp_path: Path, world_size: int, loss: str, forked_ranks: None
-) -> None:
+def test_negatives_of_all_ranks_with_exact_gradients(tmp_path: Path, world_size: int, loss: str) -> None:
     launch(functools.partial(_save_share, tmp_path, loss), world_size, 1)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
     scalars = torch.tensor([0.07] if loss == "align" else [0.07, -3.0], dtype=torch.float64)

@@ -173,9 +173,7 @@ def _note(events: list[str], _: Tensor) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.full)])
-def test_ranks_and_micro_batches_change_no_gradient(
-    tokenizer: Path, tmp_path: Path, world_size: int, forked_ranks: None
-) -> None:
+def test_ranks_and_micro_batches_change_no_gradient(tokenizer: Path, tmp_path: Path, world_size: int) -> None:
     """And gradients travel while the backward pass runs; afterwards they are views of what travelled, not copies."""
     launch(functools.partial(_save, tokenizer, tmp_path / "out.pt"), world_size, 1)
     whole = gradients(tokenizer, pretrain_config(batch_size=BATCH))

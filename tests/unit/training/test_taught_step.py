@@ -79,7 +79,7 @@ def assert_equal(ours: Step, theirs: Step, what: str) -> None:
         assert apart < 1e-10, f"{what}, {name}: {apart}"
 
 
-def test_ranks_micro_batches_and_shards_change_no_gradient(tokenizer: Path, tmp_path: Path, forked_ranks: None) -> None:
+def test_ranks_micro_batches_and_shards_change_no_gradient(tokenizer: Path, tmp_path: Path) -> None:
     launch(functools.partial(_save, tokenizer, tmp_path / "out.pt"), 2, 1)
     whole = step(tokenizer, pretrain_config(batch_size=BATCH, teacher=TEACHER))
     untaught = step(tokenizer, pretrain_config(batch_size=BATCH))

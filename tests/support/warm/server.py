@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import logging
 import multiprocessing
 import os
 import random
@@ -40,6 +41,7 @@ _PRELOADED = (
     "dvc_render", "scmrepo.git", "dulwich.bundle", "dulwich.worktree", "dulwich.index", "rich.console",
     "fsspec.implementations.local", "flatten_dict", "flufl.lock", "torch._dynamo", "torch.distributed.tensor",
     "torch.distributed.fsdp", "torch.distributed.elastic.multiprocessing", "pytest",
+    "flows.pipeline", "flows.reconcile",
 )  # fmt: skip
 #: Of Arrow's allocator, which starts it again in a fork.
 _SAFE_THREAD = "jemalloc_bg_thd"
@@ -66,6 +68,7 @@ def main() -> None:
     sys.modules["PIL.Image"].init()
     threads = sorted((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir())
     assert len(threads) == 1 + threads.count(_SAFE_THREAD), threads  # a fork would lose them
+    logging.getLogger().handlers.clear()  # Prefect's; `_run` gives them back to flows
     _forget_ends()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -216,6 +219,9 @@ def _set_path() -> None:
 
 def _run(module: str) -> int:
     """The exit code of a module that is run as a program."""
+    if module.startswith("flows."):  # Prefect has read another environment
+        importlib.import_module("prefect.context").refresh_global_settings_context()
+        importlib.import_module("prefect.logging.configuration").setup_logging(incremental=False)
     if module == "align.cli":
         from align.cli import main as align
 
@@ -224,6 +230,7 @@ def _run(module: str) -> int:
         from dvc.cli import main as dvc
 
         return _ended(lambda: dvc(sys.argv[1:]))
+    sys.modules.pop(module, None)  # as `python -m`, which runs it as __main__
     return _ended(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
 
 

@@ -140,7 +140,7 @@ def _parse(path: Path) -> ast.Module:
 def _digest_of(path: Path) -> str:
     """Hex sha256 of a module without comments, docstrings and progress lines."""
     tree = _WithoutWords().visit(ast.parse(path.read_text(encoding="utf-8")))
-    return hashlib.sha256(ast.unparse(ast.fix_missing_locations(tree)).encode()).hexdigest()
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
 
 class _WithoutWords(ast.NodeTransformer):

@@ -112,9 +112,24 @@ def plan_purge(
         ),
         paths.index.as_posix(): OutCheck((ITEMS, ADDRESSES), lambda folder: index_shows(folder, image_ids, opted_out)),
     }
+    _fetch(versions, checks)
     doomed = find_doomed(versions, checks)
     collect_objects(versions, doomed, paths.reports.as_posix(), texts)
     return PurgePlan(opted_out, pairs, image_ids, texts, doomed)
+
+
+def _fetch(versions: DataVersions, checks: Mapping[str, OutCheck]) -> None:
+    """Asks the remotes once for the lists that the cache lacks, and once for the files that the checks need."""
+    runs = versions.runs()
+    recorded = {(path, md5) for run in runs for path, md5 in (*run.deps.items(), *run.outs.items()) if path in checks}
+    lists = {md5 for _, md5 in recorded} | {md5 for run in runs for md5 in run.outs.values()}
+    versions.fetch(md5 for md5 in lists if md5.endswith(".dir"))
+    versions.fetch(
+        one
+        for path, md5 in recorded
+        if checks[path].ask_remotes
+        for one in _needed(versions.files(md5) or {}, checks[path])
+    )
 
 
 def find_doomed(versions: DataVersions, checks: Mapping[str, OutCheck]) -> DoomedVersions:
@@ -154,30 +169,25 @@ def collect_objects(
     gone = {md5 for _, md5 in doomed.versions}
     for md5 in gone:
         doomed.objects |= {md5, *(versions.files(md5) or {}).values()}
-    pages: set[str] = set()
-    clean: set[str] = set()
-    for run in runs:
-        # By deps, not outs: ingest's report, whose stage makes data/raw, shows no picture.
-        dirty = not gone.isdisjoint(run.deps.values())
-        for path, md5 in run.outs.items():
-            if md5 in gone:
-                continue
-            files = versions.files(md5) or {}
-            shown = (
-                _telling(versions, files, quoted) if dirty and PurePosixPath(path).is_relative_to(reports) else set()
-            )
-            pages |= shown
-            clean |= {md5, *files.values()} - shown
+    outs = {md5: versions.files(md5) or {} for run in runs for md5 in run.outs.values() if md5 not in gone}
+    dirty = [
+        outs[md5]
+        for run in runs
+        if not gone.isdisjoint(run.deps.values())  # not outs: ingest's report, whose stage makes data/raw, shows none
+        for path, md5 in run.outs.items()
+        if md5 not in gone and PurePosixPath(path).is_relative_to(reports)
+    ]
+    versions.fetch(md5 for files in dirty for path, md5 in files.items() if _has_words(PurePath(path)))
+    pages = {md5 for files in dirty for md5 in _telling(versions, files, quoted)}
     doomed.objects |= pages
-    doomed.clean = clean - pages
+    doomed.clean = {one for md5, files in outs.items() for one in (md5, *files.values())} - pages
 
 
 def _why_doomed(versions: DataVersions, md5: str, check: OutCheck) -> str | None:
     files = versions.files(md5)
     if files is None:
         return None  # no cache or remote that could be reached has its list: see `DataVersions.unreachable`
-    needed = [one for path, one in files.items() if any(PurePosixPath(path).match(p) for p in check.patterns)]
-    if not check.ask_remotes and not all(map(versions.has, needed)):
+    if not check.ask_remotes and not all(map(versions.has, _needed(files, check))):
         return "not on this machine, so it was not checked"
     folder = versions.lay_out(md5, *check.patterns)
     if folder is None:
@@ -186,6 +196,11 @@ def _why_doomed(versions: DataVersions, md5: str, check: OutCheck) -> str | None
         return "shows them" if check.shows(folder) else None
     except DataError as error:
         return f"unreadable: {error}"
+
+
+def _needed(files: Mapping[str, str], check: OutCheck) -> list[str]:
+    """md5s of the files that a check needs."""
+    return [md5 for path, md5 in files.items() if any(PurePosixPath(path).match(p) for p in check.patterns)]
 
 
 def _telling(versions: DataVersions, files: Mapping[str, str], quoted: frozenset[str]) -> set[str]:
@@ -205,10 +220,15 @@ def telling_reports(reports: Path, texts: frozenset[tuple[str | None, str]]) -> 
     return [path for path in of_stages if _tells(path, partial(Path, path), quoted)]
 
 
+def _has_words(path: PurePath) -> bool:
+    """Whether a file of a report must be read to know what it shows or quotes."""
+    return path.suffix == _PAGE or path.name == _REPORT
+
+
 def _tells(path: PurePath, find: Callable[[], Path | None], quoted: frozenset[str]) -> bool:
     if path.suffix in _PICTURES:
         return True
-    if path.suffix != _PAGE and path.name != _REPORT:
+    if not _has_words(path):
         return False
     file = find()
     if file is None:

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,19 @@ from align.cli import main
 from align.services.tracking import Tracker
 from flows.run_branch import record
 from tests.support import pages_project
+from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import aws_variables, environment, file_bytes, shell
 from tests.support.pages_project import CODE, INGEST_AND_FILTER, NUM_PICTURES
 from tests.support.s3_server import serve
 from tests.support.small_data import jpeg
+from tests.support.warm import commands
 
 #: The real ingest and filter over three saved pages; shards and index are made by hand: only who shows what matters.
 DVC_YAML = (
     INGEST_AND_FILTER
     + """\
   shard:
-    cmd: python shard.py
+    cmd: python -m shard
     deps: [data/raw, data/filtered, shard.py]
     outs: [data/shards, data/index, reports/shard]
 """
@@ -47,6 +50,7 @@ FORGOTTEN, WORDS = jpeg(4), "picture number 4 of a red fox"
 
 
 @pytest.fixture(scope="module")
+@costs(5, "the real ingest and filter")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose pipeline has run once, recorded as run/before."""
     root = tmp_path_factory.mktemp("forget") / "project"
@@ -79,7 +83,9 @@ class Align:
 
     def __call__(self, *words: str, code: int = 0) -> str:
         """Its stdout, followed by stderr if it has to fail."""
-        assert main(words) == code, self.capsys.readouterr().err
+        with self.patch.context() as patch:
+            patch.setattr(sys, "executable", str(commands() / "python"))  # of the programs that it starts
+            assert main(words) == code, self.capsys.readouterr().err
         said = self.capsys.readouterr()
         return said.out + (said.err if code else "")
 
@@ -118,6 +124,7 @@ def reasons(root: Path) -> dict[str, object]:
     return {str(row["key"]): row["reason"] for row in decisions(root) if row["reason"]}
 
 
+@pytest.mark.costs(17, "the pipeline runs before, between and after purges of the checkout, the cache and S3")
 def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path: Path, align: Align) -> None:
     with serve(tmp_path / "s3") as server:
         aws = aws_variables(server) | CODE
@@ -177,6 +184,7 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path:
         assert tellers(file_bytes(project), WORDS) == ["pages/1.html"]
 
 
+@pytest.mark.costs(5, "the real filter and MLflow's server")
 def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_server: str, align: Align) -> None:
     digest = json.loads((project / "data/shards/manifest.json").read_text())["digest"]
     here = CODE | {"MLFLOW_TRACKING_URI": mlflow_server}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +15,37 @@ from align.services.tracking import Tracker
 from flows.git_repository import git
 from flows.run_branch import record
 from tests.support import pages_project
+from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import environment, shell
 from tests.support.pages_project import CODE, INGEST_AND_FILTER, NUM_PICTURES
+from tests.support.warm import commands
 
 #: The real ingest and filter over three saved pages. The later stages are stubs: what counts is what they record.
 DVC_YAML = (
     INGEST_AND_FILTER
     + """\
   validate:
-    cmd: python stages.py validate
+    cmd: python -m stages validate
     deps: [data/filtered]
     outs: [reports/quality]
   shard:
-    cmd: python stages.py shard
+    cmd: python -m stages shard
     deps: [data/raw, data/filtered, reports/quality/verdict.json]
     outs: [data/shards, reports/shard]
   validate_shards:
-    cmd: python stages.py validate_shards
+    cmd: python -m stages validate_shards
     deps: [data/shards]
     outs: [reports/quality_shards]
   finetune:
-    cmd: python stages.py finetune
+    cmd: python -m stages finetune
     deps: [data/shards]
     outs: [models/finetuned, reports/finetune]
   package:
-    cmd: python stages.py package
+    cmd: python -m stages package
     deps: [models/finetuned]
     outs: [models/packaged, reports/package]
   index:
-    cmd: python stages.py index
+    cmd: python -m stages index
     deps: [data/shards, models/finetuned]
     outs: [data/index, reports/index]
 """
@@ -96,6 +99,7 @@ MODEL = "traced"
 
 
 @pytest.fixture(scope="module")
+@costs(5, "a pipeline of eight stages, the filter real")
 def made(tmp_path_factory: pytest.TempPathFactory, mlflow_server: str) -> Path:
     """A project whose pipeline has run, recorded as run/first; its model is version 1 and the champion."""
     root = tmp_path_factory.mktemp("trace") / "project"
@@ -112,6 +116,7 @@ def project(made: Path, tmp_path: Path, mlflow_server: str, monkeypatch: pytest.
     for name, value in environment(root, CODE | {"MLFLOW_TRACKING_URI": mlflow_server}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "executable", str(commands() / "python"))  # of the programs that it starts
     return root
 
 
@@ -223,6 +228,7 @@ def test_from_a_run_and_a_shard_both_ways(project: Path, capsys: pytest.CaptureF
         assert graph["answers"][0] == "its data trained 1 version"
 
 
+@pytest.mark.costs(5, "the pipeline runs again, with the real filter")
 def test_data_of_an_earlier_run_comes_from_the_cache_and_what_is_gone_is_named(
     project: Path, mlflow_server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,11 +2,26 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support import ROOT, missing
+from tests.support import ROOT, missing, warm
+
+#: Enters namespaces as `unshare -rm` does, prepares the disk, and becomes Python with the arguments that follow. Needs no
+#: start of its own, and `-m` none at all, where the process is a fork of tests.support.warm.
+_ENTER = """
+import ctypes, os, pathlib, subprocess, sys
+
+ids = {"uid": os.getuid(), "gid": os.getgid()}
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+assert ctypes.CDLL(None).unshare(CLONE_NEWNS | CLONE_NEWUSER) == 0
+pathlib.Path("/proc/self/setgroups").write_text("deny")
+for kind, number in ids.items():
+    pathlib.Path(f"/proc/self/{kind}_map").write_text(f"0 {number} 1")
+script, folder, *arguments = sys.argv[1:]
+subprocess.run(["sh", "-c", script, "sh", folder], check=True)
+os.execve(sys.executable, [sys.executable, *arguments], dict(os.environ))
+"""
 
 
 def with_disk(
@@ -23,8 +38,7 @@ def with_disk(
     """
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode != 0:
         missing("a disk of the test's own needs util-linux and user namespaces")
-    lines = [f'mount -t tmpfs -o size={size} none "$1"', before]
+    lines = ["mount --make-rprivate /", f'mount -t tmpfs -o size={size} none "$1"', before]
     lines += ['mount -o remount,ro "$1"'] if read_only else []
-    script = " && ".join([*lines, 'shift && exec "$@"'])
-    command = ["unshare", "-rm", "sh", "-c", script, "sh", folder, sys.executable, *arguments]
+    command = [warm.commands() / "python", "-c", _ENTER, " && ".join(lines), folder, *arguments]
     return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False, timeout=250)

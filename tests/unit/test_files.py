@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
@@ -31,6 +32,7 @@ from align.files import (
 )
 from align.work import work_directory
 from tests.support import ROOT
+from tests.support.small_process import small_process
 
 
 def make(path: Path, name: str) -> None:
@@ -196,8 +198,8 @@ def in_child(block: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def killed_at(step: int, block: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
-    """Runs the block and kills the process before (even) or after (odd) its `step // 2`th step on the disk."""
+def killed_at(step: int, block: Callable[[], None]) -> None:
+    """Runs the block and kills this process before (even) or after (odd) its `step // 2`th step on the disk."""
     steps = count()
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -214,7 +216,7 @@ def killed_at(step: int, block: Callable[[], None], patch: pytest.MonkeyPatch) -
         return call
 
     for module, name in ((os, "replace"), (os, "rmdir"), (os, "unlink"), (align.files, "_exchange")):
-        patch.setattr(module, name, counted(getattr(module, name)))
+        setattr(module, name, counted(getattr(module, name)))
     block()
 
 
@@ -225,23 +227,22 @@ def remake(path: Path, how: str) -> None:
             write_bytes(part / name, b"new")
 
 
-@pytest.mark.costs(4, "a process is killed at each step")
-@pytest.mark.parametrize("how", ["replace", "work"])
-@pytest.mark.parametrize("can_exchange", [True, False])
-def test_killed_at_any_step_the_old_or_the_new_is_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, can_exchange: bool
-) -> None:
-    if not can_exchange:
-        monkeypatch.setattr(align.files, "_exchange", lambda one, other: False)
+def kill_at_each_step(root: Path, how: str, can_exchange: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if not can_exchange:
+            patch.setattr(align.files, "_exchange", lambda one, other: False)
+        _kill_at_each_step(root, how, can_exchange)
+
+
+def _kill_at_each_step(root: Path, how: str, can_exchange: bool) -> None:
     num_kills = num_new = 0
     for step in count():
-        folder = tmp_path / str(step)
+        folder = root / str(step)
         target = folder / "out"
         with replace_directory(target, "stage") as part:
             for name in "abc":
                 (part / name).write_text("old")
-        with pytest.MonkeyPatch.context() as patch:
-            code = in_child(partial(killed_at, step, partial(remake, target, how), patch))
+        code = in_child(partial(killed_at, step, partial(remake, target, how)))
         if code == 0:
             break
         assert code == -signal.SIGKILL
@@ -255,7 +256,21 @@ def test_killed_at_any_step_the_old_or_the_new_is_complete(
         remake(target, how)
         assert [name for name in names(folder) if not name.endswith(".lock")] == ["out"], f"step {step}"
         assert names(target) == [MARK, "x", "y", "z"]
-    assert num_kills >= 20 and 0 < num_new < num_kills
+    assert num_kills >= 20 and 0 < num_new < num_kills, (num_kills, num_new)
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Executor]:
+    with small_process() as process:
+        yield process
+
+
+@pytest.mark.parametrize("how", ["replace", "work"])
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_killed_at_any_step_the_old_or_the_new_is_complete(
+    tmp_path: Path, small: Executor, how: str, can_exchange: bool
+) -> None:
+    small.submit(kill_at_each_step, tmp_path, how, can_exchange).result()
 
 
 def test_what_others_leave_is_removed_when_they_are_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from itertools import count
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -18,8 +19,9 @@ import align.work
 from align.errors import AlignError, DataError, LockedError
 from align.files import MARK, replace_directory
 from align.work import ALL, Portion, asked, one_at_a_time, work_directory
+from tests.support.small_process import small_process
 
-NUM_PROCESSES, NUM_ROUNDS = 16, 50
+NUM_PROCESSES, NUM_ROUNDS = 8, 50
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -44,7 +46,6 @@ def ranges(root: Path, number: int, barrier: Barrier, errors: Any) -> None:
             errors.put(f"round {attempt}: {type(error).__name__}: {error}")
 
 
-@pytest.mark.costs(7, "a process for each range")
 def test_ranges_may_start_at_the_same_moment(tmp_path: Path) -> None:
     for attempt in range(1, NUM_ROUNDS, 2):  # an earlier run under other parameters left its work folder
         with pytest.raises(RuntimeError), work_directory(tmp_path / f"{attempt}", "stage", "another key") as work:
@@ -172,14 +173,14 @@ def killed_at(step: int, block: Callable[[], None]) -> bool:
         os._exit(1)
 
 
-@pytest.mark.parametrize("before", [None, "stage", "a person"])
-@pytest.mark.parametrize("can_exchange", [True, False])
-@pytest.mark.parametrize("then", [Portion(range(1)), Portion(finish=True), ALL], ids=["range", "finish", "all"])
-def test_a_kill_at_the_end_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None, can_exchange: bool, then: Portion
-) -> None:
-    if not can_exchange:
-        monkeypatch.setattr(align.files, "_exchange", lambda one, other: False)
+def kill_at_each_step(folder: Path, before: str | None, can_exchange: bool, then: Portion) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if not can_exchange:
+            patch.setattr(align.files, "_exchange", lambda one, other: False)
+        _kill_at_each_step(folder, before, then)
+
+
+def _kill_at_each_step(folder: Path, before: str | None, then: Portion) -> None:
     made_by = None if before == "a person" else "stage"
 
     def finish(out: Path) -> None:
@@ -187,7 +188,7 @@ def test_a_kill_at_the_end_loses_nothing(
             assert (work / "0").exists()
 
     for step in count():
-        out = tmp_path / f"{step}" / "out"
+        out = folder / f"{step}" / "out"
         out.parent.mkdir()
         if before == "stage":
             with replace_directory(out, "stage") as old:
@@ -208,7 +209,22 @@ def test_a_kill_at_the_end_loses_nothing(
         left = [path.name for path in out.parent.iterdir() if not path.name.endswith(".lock")]
         assert left == ["out"], f"step {step}: {left}"
         assert {path.name for path in out.iterdir()} == ({MARK, "0"} if made_by else {"0"})
-    assert step >= 8
+    assert step >= 8, step
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Executor]:
+    with small_process() as process:
+        yield process
+
+
+@pytest.mark.parametrize("before", [None, "stage", "a person"])
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("then", [Portion(range(1)), Portion(finish=True), ALL], ids=["range", "finish", "all"])
+def test_a_kill_at_the_end_loses_nothing(
+    tmp_path: Path, small: Executor, before: str | None, can_exchange: bool, then: Portion
+) -> None:
+    small.submit(kill_at_each_step, tmp_path, before, can_exchange, then).result()
 
 
 def test_another_run_takes_an_output_that_a_kill_left_with_a_key_for_what_it_is(

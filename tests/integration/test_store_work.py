@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from align.errors import AlignError, CorruptError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import read_manifest
 from align.services.store_work import SmallObjects, StoreWork, open_work
-from tests.support import ROOT, small_data, small_filter
+from tests.support import ROOT, small_data, small_filter, warm
 from tests.support.killing import digests, fresh
 from tests.support.params import PARAMS_FILE
 from tests.support.s3_server import S3Server, serve
@@ -78,7 +77,7 @@ class Machines:
         return self._root / name if (self._root / name).exists() else fresh(self._root / name)
 
     def start(self, name: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", PROGRAM, *self._arguments, *arguments]
+        command = [str(warm.commands() / "python"), "-c", PROGRAM, *self._arguments, *arguments]
         return subprocess.Popen(
             command, cwd=self.folder(name), env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -118,7 +117,7 @@ def test_a_lost_machines_range_is_taken_over(server: S3Server, tmp_path: Path) -
     wait_until(lambda: any(key.endswith(done) for key in server.keys("taken-over")), other)
     time.sleep(9)  # longer than a lease lasts, but this one is renewed
     assert other.poll() is None
-    lost.kill()
+    warm.kill(lost.pid)
     lost.communicate()
     _, errors = other.communicate(timeout=120)
     assert other.returncode == 0, errors

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from align.config.download import DownloadConfig
 from align.config.engine import EngineConfig
@@ -29,7 +30,9 @@ def by_the_filter(folder: Path, work: Path, policy: Path | None = None, **filter
     none = work / "none"
     none.mkdir(parents=True)
     folders = FilterFolders(folder, none, policy or none, work / "filtered", work / "reports/filter")
-    filter_pairs(config, _PARAMS.section(EngineConfig), folders)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.filter.page.png", lambda _: b"")  # to draw the page is a quarter of the work
+        filter_pairs(config, _PARAMS.section(EngineConfig), folders)
     urls = {
         row["key"]: canonical_or_as_is(row["url"])
         for shard in raw_shards(folder)

@@ -65,8 +65,8 @@ def _replay(files: list[tuple[str, Path]]) -> int:
             run = TARGETS[target](Path(folder))
             with suppress(Exception):
                 run(b"<img src=a>")  # so that what is imported late is imported here, once for all files
-            for _, file in group:
-                find = replayed(run, file.read_bytes())
+            saved = [file for _, file in group]
+            for file, find in zip(saved, replayed(run, [file.read_bytes() for file in saved]), strict=True):
                 if find is not None:
                     num_finds += 1
                     show(f"{target} {file}: {find.signature}\n{find.message}")

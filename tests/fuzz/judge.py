@@ -1,14 +1,16 @@
 """What counts as a find: an exception that a target does not document, its death, too much memory or time.
 
-One input is judged in a process that has a limit of address space. Memory is judged by its peak, too, since a target
+Inputs are judged in a process that has a limit of address space. Memory is judged by its peak, too, since a target
 may turn an allocation that failed into the error that it documents.
 """
 
+import json
 import os
 import resource
 import signal
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,25 +74,32 @@ def _signature(error: BaseException) -> str:
     return f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].name}"
 
 
-def replayed(run: Run, data: bytes) -> Find | None:
-    """Judges one input in a fork of this process, which may die."""
+def replayed(run: Run, inputs: Sequence[bytes]) -> list[Find | None]:
+    """Judges inputs in a fork of this process, which may die; those that follow then get another one."""
+    finds: list[Find | None] = []
+    while len(finds) < len(inputs):
+        finds += _until_death(run, inputs[len(finds) :])
+    return finds
+
+
+def _until_death(run: Run, inputs: Sequence[bytes]) -> list[Find | None]:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        signal.alarm(HANG_S)  # ends C code, too
         limit_memory()
-        find = judged(run, data)
-        os.write(writer, f"{find.signature}\n{find.message[-60_000:]}".encode() if find else b"")
+        for data in inputs:
+            signal.alarm(HANG_S)  # ends C code, too
+            os.write(writer, f"{json.dumps(judged(run, data))}\n".encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as stream:
-        signature, _, message = stream.read().decode().partition("\n")
+        finds = [Find(*fields) if (fields := json.loads(line)) else None for line in stream]
     status = os.waitpid(child, 0)[1]
     if status:
         number = os.WTERMSIG(status)
         how = f"hangs for {HANG_S} s" if number == signal.SIGALRM else f"dies by signal {number}"
-        return Find(how, how)
-    return Find(signature, message) if signature else None
+        finds.append(Find(how, how))
+    return finds
 
 
 def show(text: str) -> None:

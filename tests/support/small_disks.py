@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tests.support import ROOT, missing, warm
 
-#: Enters namespaces as `unshare -rm` does, prepares the disk, and becomes Python with the arguments that follow. Needs no
-#: start of its own, and `-m` none at all, where the process is a fork of tests.support.warm.
+#: Enters namespaces as `unshare -rm` does, prepares the disk, and becomes Python with the arguments that follow. A fork
+#: of tests.support.warm needs no start for that, unless they are `-c`.
 _ENTER = """
 import ctypes, os, pathlib, subprocess, sys
 

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from align.formats.raw import raw_shards, read_table
 from align.pairs.text import MAX_CHARACTERS
 from tests.support import hostile, thinned, warc_records, warm
+from tests.support.cpu_budget import costs
 from tests.support.params import PARAMS_FILE
 from tests.support.pictures import blurred_png
 from tests.support.small_checkout import REDUCED
@@ -65,12 +66,13 @@ def _sum(family: Iterable[psutil.Process], size: Callable[[psutil.Process], int]
 
 
 @pytest.fixture(scope="module")
+@costs(5, "a picture of 98 megapixels and 6 GiB of zeros are packed")
 def project(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     root = tmp_path_factory.mktemp("hostile")
-    warc_records.write_archive(root / "hostile.warc.gz", hostile.records(120))
+    warc_records.write_archive(root / "hostile.warc.gz", hostile.records(48))
     evaluation = root / "evaluation"
     evaluation.mkdir()
-    thinned.write(sample / "evaluation/classes.json", evaluation, lambda number, key: number % 16 == 0)
+    thinned.write(sample / "evaluation/classes.json", evaluation, lambda number, key: number % 64 == 0)
     policy = root / "data/policy"
     policy.mkdir(parents=True)
     (policy / "opted_out.csv").write_text("kind,value,reason,added\nhost,opted-out.example,asked,2026-01-01\n")
@@ -122,6 +124,7 @@ def align(root: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[byte
     return subprocess.CompletedProcess(command, process.returncode, out, err), num_bytes
 
 
+@pytest.mark.costs(19, "ten stages over everything of which a reader could take too much")
 def test_from_ingest_to_search(project: Path) -> None:
     printed = b""
     for stage in STAGES:

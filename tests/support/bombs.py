@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tests.support import warm
 
 MIB = 1 << 20
 
@@ -37,11 +38,7 @@ def parquet_bomb(path: Path, num_rows: int, encoding: str = "RLE_DICTIONARY", nu
 
 def one_long_line(path: Path, head: bytes, num_mib: int, tail: bytes) -> Path:
     """A gzipped file with a line of that many MiB of `a` between two pieces."""
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(head)
-        for _ in range(num_mib):
-            file.write(b"a" * MIB)
-        file.write(tail)
+    path.write_bytes(gzip.compress(head) + gzip.compress(b"a" * MIB) * num_mib + gzip.compress(tail))
     return path
 
 
@@ -52,7 +49,7 @@ def with_little_memory(code: str, *arguments: object, mib: int) -> str:
     rest = [line for line in lines if line not in imports]
     bound = ["from align.memory import allocating_at_most", f"with allocating_at_most({mib} << 20):"]
     program = "\n".join([*imports, "import sys", *bound, *(f"    {line}" for line in rest)])
-    command = [sys.executable, "-c", program, *map(str, arguments)]
+    command = [str(warm.commands() / "python"), "-c", program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()

@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 import zlib
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,7 @@ SITE = "https://hostile.example"
 _BLOCK = 1 << 24
 
 
+@cache
 def zeros_gzip(num_bytes: int) -> bytes:
     """A gzip member of that many zeros, a multiple of 16 MiB: made of equal pieces, so it takes no time to make."""
     block, count = bytes(_BLOCK), num_bytes // _BLOCK
@@ -97,6 +99,7 @@ EPS = (
 )
 
 
+@cache
 def pictures() -> dict[str, bytes]:
     """Name -> bytes of each hostile or odd picture."""
     return {

@@ -48,4 +48,4 @@ from align.formats.raw import raw_shards, read_table
 table = read_table(raw_shards(Path(sys.argv[1]))[0], ["key", "caption"])
 print(len(table), max(map(len, table["caption"].to_pylist())))
 """
-    assert with_little_memory(code, raw, mib=700) == "1000 8192"
+    assert with_little_memory(code, raw, mib=500) == "1000 8192"

@@ -20,7 +20,7 @@ from align import run
 from align.services.registry import CHAMPION
 from align.services.tracking import Tracker
 from align.services.tracking_store import settle
-from tests.support import ROOT
+from tests.support import ROOT, warm
 from tests.support.dvc_projects import file_bytes
 from tests.support.mlflow_server import free_port, serve
 
@@ -67,7 +67,7 @@ def use(tracker: Tracker, root: Path, first: str) -> None:
     assert tracker.find_run("an experiment", "digest", "1") == first
     assert tracker.metrics(first) == {"recall_at_1": 0.5}
     loader = subprocess.run(
-        [sys.executable, "-c", LOADER, tracker.uri], capture_output=True, text=True, cwd=root, check=False
+        [warm.commands() / "python", "-c", LOADER, tracker.uri], capture_output=True, text=True, cwd=root, check=False
     )
     assert loader.stdout.strip() == "a bird: owl", loader.stderr[-2000:]
     tracker.log_folder(first, root / "model", "later")
@@ -81,7 +81,7 @@ def use(tracker: Tracker, root: Path, first: str) -> None:
     assert len(files) == 4  # of the first run two, of the others one each
 
 
-@pytest.fixture(params=["moved", "copied"])
+@pytest.fixture
 def move(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """The first place, with a name that an address must escape, and the second, which the test makes of it."""
     first, second = tmp_path / "first place é", tmp_path / "second place"
@@ -104,6 +104,7 @@ def bring(request: pytest.FixtureRequest, first: Path, second: Path) -> dict[str
     return file_bytes(first)
 
 
+@COPIED
 def test_the_file_without_a_server(
     move: tuple[Path, Path], request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,7 +125,7 @@ def local_server(root: Path) -> Iterator[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     with (root / "server.log").open("ab") as log:
         server = subprocess.Popen(
-            [sys.executable, str(ROOT / "infra/server.py"), "mlflow", str(port)],
+            [warm.commands() / "python", "-m", "infra.server", "mlflow", str(port)],
             cwd=root, env=env | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log,
         )  # fmt: skip
     try:

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from align.errors import CorruptError, DataError, GateError, ServiceError
 from align.formats.model_folder import Imported, read_config, read_weights, write_model_folder
 from align.services.live_log import LiveLog
 from align.services.tracking import Tracker, metric_name
-from tests.support import registered, small_data
+from tests.support import registered, small_data, warm
 from tests.support.registered import VALUES, Project
 
 
@@ -132,7 +131,7 @@ def test_the_registered_model_loads_by_its_alias(project: Project, monkeypatch: 
         "print(len(model.predict(pandas.DataFrame({'text': ['a red fox']}))['text_embedding'][0]))"
     )
     environment = os.environ | {"MLFLOW_TRACKING_URI": project.tracker.uri}
-    command = [sys.executable, "-c", script, f"models:/{project.config.model_name}@candidate"]
+    command = [str(warm.commands() / "python"), "-c", script, f"models:/{project.config.model_name}@candidate"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "24"

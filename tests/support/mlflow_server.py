@@ -1,11 +1,11 @@
 """A real MLflow server on loopback: one per test session, or a test's own, which it can kill and start again.
 
-tests/integration/conftest.py registers the session's fixture with pytest.
+tests/integration/conftest.py registers the session's fixture with pytest. This module run as a program is the server:
+MLflow's application, as infra/server.py makes it, without a guard.
 """
 
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.support import ROOT, warm
 
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -32,19 +34,15 @@ class MlflowServer:
         self.root = root
         self._claim, port = free_port()
         self.uri = f"http://127.0.0.1:{port}"
-        self._command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{root}/mlflow.db", "--artifacts-destination", str(root / "artifacts"),
-        ]  # fmt: skip
+        self._command = [str(warm.commands() / "python"), "-m", "tests.support.mlflow_server", str(root), str(port)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Returns when it answers."""
         with (self.root / "server.log").open("ab") as output:
             self._process = subprocess.Popen(
-                self._command, cwd=self.root, env=os.environ | _QUIET, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )  # fmt: skip
+                self._command, cwd=ROOT, env=os.environ | _QUIET, stdout=output, stderr=subprocess.STDOUT
+            )
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
@@ -56,15 +54,10 @@ class MlflowServer:
 
     def kill(self) -> None:
         """Kills it at once, as a crash does."""
-        self.signal(signal.SIGKILL)
         if self._process:
+            warm.kill(self._process.pid)
             self._process.wait()
             self._process = None
-
-    def signal(self, number: int) -> None:
-        """Sends a signal to all its processes; a stopped server accepts requests and answers none."""
-        if self._process:
-            os.killpg(self._process.pid, number)
 
     def close(self) -> None:
         """Kills it for good, and releases its port."""
@@ -103,3 +96,20 @@ def free_port() -> tuple[socket.socket, int]:
             continue
         return claim, port
     pytest.fail("no free port")
+
+
+def main(root: Path, port: int) -> None:
+    """Serves until it is killed."""
+    import uvicorn
+
+    from infra.server import mlflow_app
+
+    shared = {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{root}/mlflow.db",
+        "MLFLOW_ARTIFACTS_DESTINATION": str(root / "artifacts"),
+    }
+    uvicorn.run(mlflow_app(root, shared), host="127.0.0.1", port=port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -10,12 +10,12 @@ network interface of the rendezvous only. What comes from the network is read as
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
+import multiprocessing
 import os
 import signal
-import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,9 +304,15 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str, ending: 
 
 
 def _end_with_parent() -> None:
-    """Asks Linux for SIGTERM when the launcher dies in any way, so that no rank trains alongside the next run."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+    """Sends this rank SIGTERM when the launcher ends in any way, so that no rank trains alongside the next run."""
+    launcher = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if launcher is not None:
+            launcher.join()  # a pipe, which the kernel closes
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _error(outcome: tuple[str, str]) -> AlignError:

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from align.errors import RefusedError, ServiceError, TrainingError
 from align.services import live_log
 from align.services.live_log import LiveLog
 from align.services.tracking import Tracker, metric_name
-from tests.support import ROOT, training_data
+from tests.support import killing, training_data
 from tests.support.relay import Relay
 from tests.support.training_data import RECIPE
 from tests.support.training_project import write_project
@@ -180,14 +179,12 @@ def test_training_never_waits_for_mlflow(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_pretrain_logs_into_the_run_that_it_was_given(
-    relay: Relay, mlflow_server: str, run_id: str, tmp_path: Path
+    relay: Relay, mlflow_server: str, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = write_project(tmp_path, training_data.write(tmp_path), RECIPE)
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_RUN_ID": run_id},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    write_project(tmp_path, training_data.write(tmp_path), RECIPE)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_RUN_ID", run_id)
+        killing.run(["pretrain"], tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "reports/pretrain/metrics.jsonl").read_text().splitlines()]
     for name in ("train/loss", "val/image_to_text/recall@1"):
         points = [(row["step"], row[name]) for row in rows if name in row]

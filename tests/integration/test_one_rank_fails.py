@@ -2,7 +2,6 @@
 
 import functools
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from align.config.cluster import ClusterConfig
 from align.errors import AlignError, ConfigError, CorruptError
 from align.training.process_group import Ranks, launch
 from align.training.run import _train_rank, run
-from tests.support import ROOT, training_data
+from tests.support import ROOT, training_data, warm
 from tests.support.mlflow_server import free_port
 from tests.support.training_data import plan, pretrain_config
 
@@ -59,7 +58,7 @@ def test_every_machine_ends_with_the_error_of_a_rank_elsewhere(tmp_path: Path, m
     claim, port = free_port()
     nodes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path, number, str(port), max_restarts], cwd=ROOT, text=True,
+            [warm.commands() / "python", "-c", code, tmp_path, number, str(port), max_restarts], cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for number in ("0", "1")

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import ROOT, training_data
+from tests.support import ROOT, killing, training_data, warm
 from tests.support.namespaces import namespaces
 from tests.support.training_data import RECIPE
 from tests.support.training_project import write_project
@@ -47,10 +47,10 @@ def wait_for_training(root: Path, process: psutil.Process) -> None:
         time.sleep(0.1)
 
 
-def listening(process: psutil.Process) -> set[str]:
-    """The addresses at which a process and its children listen."""
+def listening(processes: list[psutil.Process]) -> set[str]:
+    """The addresses at which they listen."""
     found = set()
-    for one in (process, *process.children(recursive=True)):
+    for one in processes:
         found |= {each.laddr.ip for each in one.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
     return found
 
@@ -69,11 +69,12 @@ def test_one_machine_listens_on_loopback_only(
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # for several machines; on one there is nothing to reach
     root = tmp_path / "project"
     root.mkdir()
-    command = write_project(root, data, _LONG | {"num_processes": 2})
-    with training(command, root) as process:
+    write_project(root, data, _LONG | {"num_processes": 2})
+    with training([str(warm.commands() / "align"), "pretrain"], root) as process:
         wait_for_training(root, process)
-        assert len(process.children(recursive=True)) >= 2
-        assert listening(process) == {"127.0.0.1"}
+        own = [each for each in warm.processes() if each.is_running() and each.cwd() == str(root)]
+        assert len(own) >= 1 + 2 * 2  # the launcher, and of each rank the process that was started and its fork
+        assert listening(own) == {"127.0.0.1"}
 
 
 @pytest.mark.full
@@ -109,10 +110,8 @@ def test_several_machines_listen_on_the_interface_of_the_rendezvous_only(
 def test_a_rendezvous_that_is_not_an_address_of_node_0_is_refused(data: tuple[Path, Path], tmp_path: Path) -> None:
     root = tmp_path / "project"
     root.mkdir()
-    command = write_project(root, data, _LONG | {"num_processes": 1})
-    command += ["--set", "cluster.num_nodes=2", "--set", "cluster.rendezvous=192.0.2.77:29555"]
-    done = subprocess.run(
-        command, cwd=root, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=240
-    )
-    assert done.returncode == 1
-    assert "cluster.rendezvous must be an address of node 0" in done.stderr.splitlines()[-1]
+    write_project(root, data, _LONG | {"num_processes": 1})
+    command = ["pretrain", "--set", "cluster.num_nodes=2", "--set", "cluster.rendezvous=192.0.2.77:29555"]
+    started = killing.Command(command, root)
+    assert started.ended(240) and started.exit_code == 1
+    assert "cluster.rendezvous must be an address of node 0" in started.errors.splitlines()[-1]

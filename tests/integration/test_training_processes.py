@@ -23,7 +23,7 @@ from align.training.loop import Log
 from align.training.plan import Infrastructure, TrainingPlan
 from align.training.process_group import default_processes
 from align.training.run import run
-from tests.support import ROOT, killing, training_data
+from tests.support import ROOT, killing, training_data, warm
 from tests.support.killing import KillOnce
 from tests.support.namespaces import namespaces
 from tests.support.params import load_params
@@ -103,6 +103,8 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
 ) -> None:
     recipe = RECIPE | {"num_steps": 100_000, "checkpoint_every_steps": 5, "num_processes": num_processes}
     command = write_project(tmp_path, data, recipe)
+    if num_processes == 2:
+        command = [str(warm.commands() / "align"), "pretrain"]
     with started(command, tmp_path) as first:
         wait_for_checkpoint(tmp_path)
         second = killing.Command(["pretrain"], tmp_path)
@@ -145,13 +147,14 @@ def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path
             torch.testing.assert_close(resumed.model.state_dict()[name], weight, atol=1e-3, rtol=1e-2, msg=name)
 
 
-@pytest.mark.parametrize("num_moments", [3, pytest.param(10, marks=pytest.mark.full)])
+@pytest.mark.costs(9, "a whole run of two ranks, two that are killed and their rest")
+@pytest.mark.parametrize("num_moments", [2, pytest.param(10, marks=pytest.mark.full)])
 def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path: Path, num_moments: int) -> None:
     """`kill -9` at seeded moments, two ranks: the same weights and curves to the byte."""
     steps = {"num_steps": 150, "checkpoint_every_steps": 10, "validate_every_steps": 50}
     start: killing.Start = killing.Started
-    if num_moments == 3:  # less of everything: forks, which do not spend most of a short run on imports
-        steps, start = {"num_steps": 60, "checkpoint_every_steps": 5, "validate_every_steps": 20}, killing.Command
+    if num_moments == 2:  # less of everything: forks, which do not spend most of a short run on imports
+        steps, start = {"num_steps": 20, "checkpoint_every_steps": 2, "validate_every_steps": 10}, killing.Command
     recipe = RECIPE | steps | {"num_processes": 2}
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
@@ -165,7 +168,7 @@ def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path
     killing.kill_and_resume(
         ["pretrain"],
         tmp_path / "killed",
-        seed=0,
+        seed=3 if num_moments == 2 else 0,  # 3: at 30 and at 56 % of a whole run, so that neither ends before
         num_moments=num_moments,
         whole_s=whole_s,
         reset=remove_results,

@@ -19,6 +19,7 @@ from align.errors import ConfigError, DataError, FormatError
 from align.files import marked, sha256_file
 from align.formats.model_folder import Imported, read_config, tokenizer_of
 from align.formats.shards import read_manifest
+from align.model import image_tower
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
 from align.model.image_tower import ImageTower, estimate_statistics
@@ -31,12 +32,16 @@ from tests.support import ROOT, tiny_model, training_data
 from tests.support.params import PARAMS_FILE, load_params
 from tests.support.pictures import blurred_png
 
+#: Of the image tower: tracing takes as long as the tower has operations.
+NUM_STAGES = pytest.mark.parametrize("trained", [3, pytest.param(7, marks=pytest.mark.full)], indirect=True)
+
 IMAGES = [blurred_png(seed, (40 + seed, 50)) for seed in range(3)]
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> Path:
-    """A model folder at native width whose statistics are those of pictures."""
+def trained(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model folder at native width whose statistics are those of pictures; all seven stages, or the first ones."""
+    monkeypatch.setattr(image_tower, "_STAGES", image_tower._STAGES[: getattr(request, "param", 7)])
     model_dir = tiny_model.write(tmp_path / "trained")
     config = tiny_model.TINY.model_copy(update={"embed_width": ImageTower(tiny_model.TINY).width})
     torch.manual_seed(0)
@@ -60,6 +65,8 @@ def export(kind: str, trained: Path, out: Path) -> int:
     ])  # fmt: skip
 
 
+@pytest.mark.costs(7, "torch's exporter and ONNX's registry of operators")
+@NUM_STAGES
 def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +93,8 @@ def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(
     assert (interface["resize_px"], interface["image_px"], interface["max_tokens"]) == (36, 32, 16)
 
 
+@pytest.mark.costs(8, "torch's exporter, and a Python that imports torch alone")
+@NUM_STAGES
 def test_torch_programs_run_where_there_is_no_align(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "torch"
     assert export("torch", trained, out) == 0
@@ -180,6 +189,7 @@ def test_transformers_loads_a_folder_with_our_mark(trained: Path, tmp_path: Path
     assert export("hf", trained, tmp_path / "hf") == 0  # ours, so it is replaced
 
 
+@pytest.mark.parametrize("trained", [1], indirect=True)
 @pytest.mark.parametrize("factor", [1 + 1e-2, float("nan")])
 def test_a_failed_check_writes_nothing(
     trained: Path,

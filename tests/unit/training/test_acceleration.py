@@ -20,6 +20,7 @@ from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.errors import ConfigError
 from align.memory import freed_memory_kept
+from align.model import image_tower
 from align.model.dual_encoder import DualEncoder
 from align.training import run as run_module
 from align.training.acceleration import accelerated, as_written
@@ -63,10 +64,16 @@ def plan(data: tuple[Path, Path], checkpoints: Path, model: ModelConfig = MODEL,
 LESS_MEMORY = {"micro_batch": 4, "gradient_checkpointing": "cheap"}  # compiled with and without gradients, run twice
 
 
-@pytest.mark.parametrize("less_memory", [LESS_MEMORY, pytest.param({}, marks=pytest.mark.full)])
+@pytest.mark.costs(12, "each of two blocks, a layer and what they resume in is compiled, 16 pieces of code in all")
+@pytest.mark.parametrize(
+    ("less_memory", "num_stages"),
+    [(LESS_MEMORY, 2), *(pytest.param(less, 7, marks=pytest.mark.full) for less in (LESS_MEMORY, {}))],
+)
 def test_a_compiled_run_is_the_same_run(
-    data: tuple[Path, Path], tmp_path: Path, backend: None, less_memory: dict[str, Any]
-) -> None:
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: None,
+    less_memory: dict[str, Any], num_stages: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(image_tower, "_STAGES", image_tower._STAGES[:num_stages])
     short = {"num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005, "log_every_steps": 1}
     plain = run(plan(data, tmp_path / "plain", **short))
     compiled = run(plan(data, tmp_path / "compiled", compile=True, **short, **less_memory))

@@ -19,18 +19,32 @@ from flows.git_repository import git
 from flows.retention.cache import dvc_locked
 from flows.retention.live import needs_everything
 from tests.support import old_runs
+from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import attempt, file_bytes, shell
+from tests.support.warm import commands
 
 
 @pytest.fixture(scope="module", name="made")
+@costs(8, "five runs of the pipeline")
 def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return old_runs.make(tmp_path_factory.mktemp("old") / "project")
 
 
+@pytest.fixture(scope="module", name="cleaned")
+def _cleaned(made: Path) -> Path:
+    """After a whole removal."""
+    root = copy(made, made.with_name("cleaned"))
+    assert old_runs.gc(root, "--yes").returncode == 0
+    return root
+
+
 @pytest.fixture(name="project")
 def _project(made: Path, tmp_path: Path) -> Path:
+    return copy(made, tmp_path / "project")
+
+
+def copy(made: Path, root: Path) -> Path:
     """A copy of its own; times are copied, too."""
-    root = tmp_path / "project"
     shutil.copytree(made, root, symlinks=True)
     settle(root / "mlflow.db")
     return root
@@ -42,6 +56,7 @@ def everything(root: Path) -> dict[str, bytes]:
     return {path: data for path, data in file_bytes(root).items() if not path.startswith(passing)}
 
 
+@pytest.mark.costs(5, "three removals, and five checkouts by DVC of what is kept")
 def test_it_lists_first_and_removes_only_when_told(project: Path, tmp_path: Path) -> None:
     shell(project, "mkdir -p .align/remote && cp -r .dvc/cache/files .dvc/cache/runs .align/remote", {})
     git(project, "tag", "keep-me", "run/3")
@@ -72,19 +87,22 @@ def test_it_lists_first_and_removes_only_when_told(project: Path, tmp_path: Path
     assert old_runs.gc(project, "--yes").stdout == "nothing to remove\n" and everything(project) == after
     for revision, number in (("run/1", 1), ("run/2", 2), ("keep-me", 3), ("run/5", 5)):
         assert old_runs.weights(project, revision, tmp_path / "elsewhere") == f"raw {number}\n1\n"
+    remote = project / ".align/remote/files"  # has kept them, too
+    assert file_bytes(remote) == file_bytes(project / ".dvc/cache/files")
     shutil.rmtree(project / ".dvc/cache/files")
-    for revision in ("run/1", "run/2", "keep-me", "run/5"):  # the remote has kept them, too
-        git(project, "worktree", "add", "--quiet", "--detach", str(tmp_path / "pulled"), revision)
-        remote = f"dvc remote add --local there '{project}/.align/remote'"
-        shell(tmp_path / "pulled", f"{remote} && dvc pull -q -r there", {})
-        git(project, "worktree", "remove", "--force", str(tmp_path / "pulled"))
+    git(project, "worktree", "add", "--quiet", "--detach", str(tmp_path / "pulled"), "keep-me")
+    (tmp_path / "pulled/.dvc/config.local").write_text(f"['remote \"there\"']\n    url = {remote.parent}\n")
+    shell(tmp_path / "pulled", "dvc pull --quiet --remote there", {})
+    assert (tmp_path / "pulled/models/packaged/weights").read_text() == "raw 3\n1\n"
+    git(project, "worktree", "remove", "--force", str(tmp_path / "pulled"))
     assert sorted(git(project, "branch", "--format=%(refname:short)").splitlines()) == [
         "a-person", "main", "run/1", "run/2", "run/5",
     ]  # fmt: skip
 
 
-def test_a_registered_version_is_used_afterwards_and_a_removed_run_runs_again(project: Path, tmp_path: Path) -> None:
-    assert old_runs.gc(project, "--yes").returncode == 0
+@pytest.mark.costs(4, "two whole `dvc repro`")
+def test_a_registered_version_is_used_afterwards_and_a_removed_run_runs_again(cleaned: Path, tmp_path: Path) -> None:
+    project = copy(cleaned, tmp_path / "project")
     assert old_runs.branches(project) == ["run/1", "run/5"]
     tracker = Tracker(f"sqlite:///{project}/mlflow.db")
     [version] = tracker.registry.versions("align")
@@ -179,7 +197,9 @@ def test_dvc_and_a_removal_keep_each_other_out(project: Path) -> None:
 
 
 def test_what_it_did_not_make_stays(project: Path) -> None:
-    """Data that somebody added and has not committed; a commit on top of a run; folders; another's pushed data."""
+    """Data that somebody added and has not committed; a commit on top of a run; folders; another's pushed data; a store
+    that others may use, unless `retention.stores` says that nobody does.
+    """
     (project / "mydata").mkdir()
     (project / "mydata/own").write_text("raw 4\n")  # the same bytes as an out of a run that goes
     (project / "own.csv").write_text("own")
@@ -192,7 +212,10 @@ def test_what_it_did_not_make_stays(project: Path) -> None:
         (project / name / "file").write_text("own")
     for path in (project / "checkpoints").rglob("*"):
         os.utime(path, (0, 0))
-    assert old_runs.gc(project, "--yes").returncode == 0
+    store, tars = store_of_tars(project)
+    done = old_runs.gc(project, "--yes", "--set", f"store.objects={store}", "--set", "retention.stores=false")
+    assert done.returncode == 0 and "run/4" not in old_runs.branches(project)
+    assert all(tar.exists() for tar in tars.values())
     for name in ("checkpoints/mine", ".align/failed/mine", ".align/remote/files/md5/ab"):
         assert (project / name / "file").read_text() == "own"
     (project / "own.csv.dvc.draft").rename(project / "own.csv.dvc")
@@ -202,7 +225,9 @@ def test_what_it_did_not_make_stays(project: Path) -> None:
 
 
 @pytest.mark.parametrize("kills", [(3,), pytest.param((9, 3, 0), marks=pytest.mark.full)])
-def test_killed_at_any_point_it_continues(project: Path, tmp_path: Path, kills: tuple[int, ...]) -> None:
+def test_killed_at_any_point_it_continues(
+    project: Path, cleaned: Path, tmp_path: Path, kills: tuple[int, ...]
+) -> None:
     kill = (
         "import os, sys; from pathlib import Path; from flows.retention import __main__ as program\n"
         "from dataclasses import replace\n"
@@ -220,38 +245,34 @@ def test_killed_at_any_point_it_continues(project: Path, tmp_path: Path, kills: 
         "sys.exit(program.main())"
     )
     env = old_runs.environment(project, {}) | {"PYTHONPATH": str(old_runs.ROOT)}
-    whole = tmp_path / "whole"
-    shutil.copytree(project, whole, symlinks=True)
-    assert old_runs.gc(whole, "--yes").returncode == 0
     arguments = ["--yes", "--set", "retention.num_runs=1"]
     for number in kills:  # of the items: after one branch, after the entries, before the objects
         done = subprocess.run(
-            [sys.executable, "-c", kill, str(number), *arguments],
-            cwd=project,
-            env=env,
-            capture_output=True,
-            check=False,
+            [str(commands() / "python"), "-c", kill, str(number), *arguments], cwd=project, env=env, check=False
         )
         assert done.returncode == 9
     assert old_runs.gc(project, "--yes").returncode == 0
-    assert file_bytes(project / ".dvc/cache") == file_bytes(whole / ".dvc/cache")
+    assert file_bytes(project / ".dvc/cache") == file_bytes(cleaned / ".dvc/cache")
     assert old_runs.branches(project) == ["run/1", "run/5"]
     assert old_runs.weights(project, "run/1", tmp_path / "there") == "raw 1\n1\n"
     assert not (project / ".align/gc.json").exists()
 
 
 def test_tars_of_a_store_go_with_the_last_run_that_names_them(project: Path) -> None:
+    store, tars = store_of_tars(project)
+    done = old_runs.gc(project, "--yes", "--set", f"store.objects={store}", "--set", "retention.stores=true")
+    assert done.returncode == 0 and "tars of the object store" in done.stdout, done.stderr
+    assert [number for number, tar in tars.items() if tar.exists()] == [1, 5, 6]  # nothing here ever named the last
+
+
+def store_of_tars(project: Path) -> tuple[Path, dict[int, Path]]:
+    """A store with the tar of each run, and one of nobody: number -> file."""
     store = project.parent / "store"
     tars = {number: store / "00" / f"{number:064d}.tar" for number in range(1, 7)}
     for tar in tars.values():
         tar.parent.mkdir(parents=True, exist_ok=True)
         tar.write_bytes(b"tar!")
-    values = ("--yes", "--set", f"store.objects={store}", "--set")
-    unasked = old_runs.gc(project, *values[1:], "retention.stores=false")
-    assert unasked.returncode == 0 and "tars of the object store" not in unasked.stdout
-    done = old_runs.gc(project, *values, "retention.stores=true")
-    assert done.returncode == 0 and "tars of the object store" in done.stdout, done.stderr
-    assert [number for number, tar in tars.items() if tar.exists()] == [1, 5, 6]  # nothing here ever named the last
+    return store, tars
 
 
 def test_an_unreachable_remote_stops_before_anything_is_removed(project: Path) -> None:

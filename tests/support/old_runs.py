@@ -125,7 +125,8 @@ def weights(root: Path, revision: str, into: Path) -> str:
     """The model of a revision, checked out by git and DVC as a person does, in a worktree that shares the cache."""
     git(root, "worktree", "add", "--quiet", "--detach", str(into), revision)
     try:
-        shell(into, f"dvc cache dir --local '{root}/.dvc/cache' && dvc checkout --quiet", {})
+        (into / ".dvc/config.local").write_text(f"[cache]\n    dir = {root}/.dvc/cache\n")
+        shell(into, "dvc checkout --quiet", {})
         return (into / "models/packaged/weights").read_text()
     finally:
         git(root, "worktree", "remove", "--force", str(into))

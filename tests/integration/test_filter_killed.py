@@ -4,14 +4,14 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from tests.support import ROOT, killing
+from tests.support import ROOT, killing, warm
+from tests.support.cpu_budget import costs
 from tests.support.params import PARAMS_FILE
 from tests.support.small_filter import evaluation_set, noise, shards, stock_folder
 
@@ -19,63 +19,84 @@ SETTINGS = ("filter.num_frequent_ngrams=60", "engine.num_workers=2", "engine.mem
 FULL = pytest.param(10, killing.Started, marks=pytest.mark.full)
 
 
-@pytest.mark.parametrize(("num_moments", "start"), [(1, killing.Command), FULL], ids=["once", "ten"])
+@pytest.fixture(scope="module")
+@costs(4, "a run of the filter, to compare with")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A folder with the inputs and a whole run's results in `whole`; and its seconds."""
+    root = tmp_path_factory.mktemp("filter")
+    shards(root / "raw", 6)
+    evaluation_set(root / "evaluation", noise(2))
+    return root, killing.run(command(root, root / "whole"), root)
+
+
+def command(inputs: Path, out: Path, *more: str) -> list[str]:
+    """The words of `align` that filter these inputs."""
+    paths = {one: out / one for one in ("filtered", "reports", "runtime")}
+    paths |= {one: inputs / one for one in ("raw", "evaluation", "policy")}
+    settings = [*SETTINGS, *(f"paths.{one}={path}" for one, path in paths.items())]
+    return ["filter", *(word for setting in settings for word in ("--set", setting)), *more]
+
+
+def require_equal(root: Path, whole: Path) -> None:
+    for folder in ("filtered", "reports"):
+        expected = killing.digests(whole / "whole" / folder)
+        assert expected
+        assert killing.digests(root / folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_moments", "start"),
+    [
+        pytest.param(1, killing.Command, marks=pytest.mark.costs(7, "a run is killed, and resumed in two processes")),
+        FULL,
+    ],
+    ids=["once", "ten"],
+)
 def test_a_killed_filter_resumes_and_writes_the_same_bytes(
-    tmp_path: Path, num_moments: int, start: killing.Start
+    tmp_path: Path, whole: tuple[Path, float], num_moments: int, start: killing.Start
 ) -> None:
-    shards(tmp_path / "raw", 6)
-    evaluation_set(tmp_path / "evaluation", noise(2))
-
-    def command(name: str) -> list[str]:
-        paths = {one: tmp_path / name / one for one in ("filtered", "reports", "runtime")}
-        paths |= {one: tmp_path / one for one in ("raw", "evaluation", "policy")}
-        settings = [*SETTINGS, *(f"paths.{one}={path}" for one, path in paths.items())]
-        return ["filter", *(word for setting in settings for word in ("--set", setting))]
-
-    whole_s = killing.run(command("whole"), tmp_path, start)
+    inputs, whole_s = whole
+    if start is not killing.Command:
+        whole_s = killing.run(command(inputs, tmp_path / "timed"), tmp_path, start)
     killing.kill_and_resume(
-        command("killed"), tmp_path, seed=3, num_moments=num_moments, whole_s=whole_s,
+        command(inputs, tmp_path / "killed"), tmp_path, seed=3, num_moments=num_moments, whole_s=whole_s,
         reset=lambda: shutil.rmtree(tmp_path / "killed"), start=start,
     )  # fmt: skip
-    for folder in ("filtered", "reports"):
-        whole = killing.digests(tmp_path / "whole" / folder)
-        assert whole
-        assert killing.digests(tmp_path / "killed" / folder) == whole
+    require_equal(tmp_path / "killed", inputs)
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {
         ".filtered.lock", "filtered", "reports", "runtime",
     }  # fmt: skip
 
 
-def test_ranges_at_once_give_the_bytes_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    shards(tmp_path / "raw", 6)
-    evaluation_set(tmp_path / "evaluation", noise(2))
-
-    def command(name: str, *portion: str) -> list[str]:
-        paths = {one: tmp_path / name / one for one in ("filtered", "reports", "runtime")}
-        paths |= {one: tmp_path / one for one in ("raw", "evaluation", "policy")}
-        settings = [*SETTINGS, "engine.num_workers=1", *(f"paths.{one}={path}" for one, path in paths.items())]
-        return ["filter", *(word for setting in settings for word in ("--set", setting)), *portion]
-
-    assert main(command("whole")) == 0
-    started = [killing.Command(command("parts", "--shards", part), tmp_path) for part in ("0-3", "2-5")]
+@pytest.mark.costs(4, "two ranges are measured at once")
+def test_ranges_at_once_give_the_bytes_of_one_run(tmp_path: Path, whole: tuple[Path, float]) -> None:
+    one_worker = command(whole[0], tmp_path / "parts", "--set", "engine.num_workers=1")
+    started = [killing.Command([*one_worker, "--shards", part], tmp_path) for part in ("0-3", "2-5")]
     for each in started:
         assert each.ended(120)
         each.require_success()
-    assert main(command("parts", "--finish")) == 0
-    for folder in ("filtered", "reports"):
-        assert killing.digests(tmp_path / "parts" / folder) == killing.digests(tmp_path / "whole" / folder)
+    assert main([*one_worker, "--finish"]) == 0
+    require_equal(tmp_path / "parts", whole[0])
 
 
-#: Runs the command, and ends it like kill -9 when all images are scored and nothing is decided.
-KILLED = """
-import os, signal, sys
-from align.filter import filter as stage
+#: Runs the command with the code as it is now, which a fork has not imported.
+EDITED = """
+import sys
+
+for name in [name for name in sys.modules if name.partition(".")[0] == "align"]:
+    del sys.modules[name]
 from align.cli import main
 
-stage.compare_with_evaluation_images = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-main(sys.argv[1:])
+sys.exit(main(sys.argv[1:]))
 """
+#: And ends it like kill -9 when all images are scored and nothing is decided.
+KILLED = """
+import os, signal
+from align.filter import filter as stage
+
+stage.compare_with_evaluation_images = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
+KILLED = EDITED.replace("from align.cli", f"{KILLED}from align.cli")
 RULE, OTHER_RULE = 'return f"num_words < {config.min_words}"', 'return f"num_words < {config.min_words + 1}"'
 
 
@@ -85,6 +106,7 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), "utf-8")
 
 
+@pytest.mark.costs(4, "three runs, each with edited code")
 def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an_edited_rule(tmp_path: Path) -> None:
     """With a copy of the package, whose code is edited between the runs."""
     code = tmp_path / "code/align"
@@ -97,11 +119,11 @@ def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an
         f"paths.{name}={tmp_path / name}" for name in ("raw", "evaluation", "policy", "filtered", "reports", "runtime")
     ]
     settings += ["engine.num_workers=1", "engine.memory_limit=200MB"]
-    command = ["filter", *(word for setting in settings for word in ("--set", setting))]
+    words = ["filter", *(word for setting in settings for word in ("--set", setting))]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "code"), "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def run(*program: str) -> subprocess.CompletedProcess[str]:
-        arguments = [sys.executable, *program, *command]
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        arguments = [warm.commands() / "python", "-c", code, *words]
         return subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     def files() -> dict[str, int]:
@@ -109,7 +131,7 @@ def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an
         names = ("pairs/00000.parquet", "scored/00000.parquet", "verdicts.parquet")
         return {name: (work / name).stat().st_ino for name in names}
 
-    killed = run("-c", KILLED)
+    killed = run(KILLED)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert "filter: SQL, rules" in killed.stderr
     first = files()
@@ -118,13 +140,13 @@ def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an
     edit(
         code / "filter/rules.py", '"""T3: fewer than 3 unigrams; 2 are dropped, 3 kept."""', '"""T3: too few words."""'
     )
-    resumed = run("-c", KILLED)
+    resumed = run(KILLED)
     assert resumed.returncode == -signal.SIGKILL, resumed.stderr
     assert "SQL" not in resumed.stderr and "cheap rules" not in resumed.stderr
     assert files() == first  # nothing was measured, judged or scored again
 
     edit(code / "filter/rules.py", RULE, OTHER_RULE)
-    done = run("-m", "align.cli")
+    done = run(EDITED)
     assert done.returncode == 0, done.stderr
     assert "filter: the cheap rules" in done.stderr
     table = pq.read_table(tmp_path / "filtered/decisions.parquet", columns=["text", "keep"])

@@ -15,7 +15,7 @@ from tests.support.web_server import response as answer
 
 ARGUMENTS = (
     "ingest", "--params", str(PARAMS_FILE), "--set", f"paths.archive={ROOT / 'data/sample/archive.warc.gz'}",
-    "--set", "ingest.shard_size=150", "--set", "ingest.max_pages=75",
+    "--set", "ingest.shard_size=75", "--set", "ingest.max_pages=38",
 )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def test_a_killed_download_asks_for_no_hopeless_picture_and_makes_the_same_bytes
     with WebServer() as server:
         server.fallback = answer(picture(300, 250, "red"))
         texts = ["a text that can pass", "logo", "", "one more text to keep"]
-        lines = [{"url": server.url(f"/{row // 2}"), "caption": texts[row * 7 % 4]} for row in range(2000)]
+        lines = [{"url": server.url(f"/{row // 2}"), "caption": texts[row * 7 % 4]} for row in range(1000)]
         (tmp_path / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         arguments = (
             "ingest", "--params", str(PARAMS_FILE), "--set", "ingest.source=url_table",
@@ -93,4 +93,4 @@ def test_a_killed_download_asks_for_no_hopeless_picture_and_makes_the_same_bytes
         asked = {path.rpartition("/")[2] for path in server.requests}
     assert digests(killed / "data/raw") == digests(whole / "data/raw")
     can_pass = {line["url"].rpartition("/")[2] for line in lines if len(line["caption"].split()) >= 3}
-    assert asked == can_pass and 0 < len(can_pass) < 1000
+    assert asked == can_pass and 0 < len(can_pass) < 500

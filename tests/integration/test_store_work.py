@@ -69,7 +69,7 @@ class Machines:
         self._root = root
         self._arguments = (
             "ingest", "--params", str(PARAMS_FILE), "--set", "paths.archive=s3://crawl/archive.warc.gz",
-            "--set", "ingest.shard_size=60", "--set", "ingest.max_pages=150", "--set", "engine.num_workers=1",
+            "--set", "ingest.shard_size=30", "--set", "ingest.max_pages=75", "--set", "engine.num_workers=1",
             "--set", "store.num_retries=2", "--set", f"store.work=s3://{work}",
         )  # fmt: skip
 
@@ -131,6 +131,7 @@ def test_a_lost_machines_range_is_taken_over(server: S3Server, tmp_path: Path) -
     assert digests(machines.folder("other") / "data/raw") == expected
 
 
+@pytest.mark.costs(7, "three machines at once, and three runs around an outage")
 def test_ranges_at_once_make_one_plan_and_survive_an_outage(server: S3Server, tmp_path: Path) -> None:
     machines = Machines(tmp_path, f"{server.make_bucket('outage')}/work")
     started = [machines.start(name, "--shards", "0-1") for name in ("a", "b", "c")]
@@ -200,9 +201,11 @@ def test_shard_by_machines_without_a_shared_disk(
     assert align("end", "--finish") == expected
 
 
+@pytest.mark.costs(5, "six runs of the filter, each as on a machine of its own")
 def test_filter_by_machines_without_a_shared_disk(
-    server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    small_filter.quicken(monkeypatch)
     bucket = server.make_bucket("filtered")
     small_filter.shards(tmp_path / "raw", 6)
     small_filter.evaluation_set(tmp_path / "evaluation", small_filter.noise(2))

@@ -17,6 +17,7 @@ from align.ingest.ingest import ingest
 from align.ingest.workers import Resources
 from align.pairs.urls import canonical_or_as_is
 from tests.support.params import load_params
+from tests.support.small_filter import quicken
 
 #: Address, text, whether it is kept, and all reasons why it is not.
 Decision = tuple[str, str, bool, tuple[str, ...]]
@@ -31,7 +32,7 @@ def by_the_filter(folder: Path, work: Path, policy: Path | None = None, **filter
     none.mkdir(parents=True)
     folders = FilterFolders(folder, none, policy or none, work / "filtered", work / "reports/filter")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("align.filter.page.png", lambda _: b"")  # to draw the page is a quarter of the work
+        quicken(patch)
         filter_pairs(config, _PARAMS.section(EngineConfig), folders)
     urls = {
         row["key"]: canonical_or_as_is(row["url"])

@@ -25,6 +25,12 @@ from tests.support.shard_folder import write_shards
 CONFIG = EvaluateConfig(seed=0, image_px=None, num_resamples=200, max_test_images=100, num_examples=2)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figure becomes a picture, which is most of what a report costs."""
+    monkeypatch.setattr("align.evaluate.evaluate.png", lambda figure: b"")
+
+
 def pictures(mislabelled: str | None = None) -> list[bytes]:
     """Of `images`; those of `mislabelled` are painted in the first colour."""
     return [square("red" if name == mislabelled else name, shade=shade) for name in COLOURS for shade in (0, 15)]
@@ -55,7 +61,7 @@ def run(tmp_path: Path, *sets: EvaluationSet, encoder: ColourEncoder | None = No
     return report.metrics
 
 
-def test_an_encoder_that_sees_is_right_about_everything(tmp_path: Path) -> None:
+def test_an_encoder_that_sees_is_right_about_everything(tmp_path: Path, undrawn: None) -> None:
     metrics = run(tmp_path, colour_set("retrieval"), colour_set("classification"))
     # Both texts of a colour have one embedding: each is correct, so that the tie does no harm.
     for direction in ("image_to_text", "text_to_image"):
@@ -69,7 +75,7 @@ def test_an_encoder_that_sees_is_right_about_everything(tmp_path: Path) -> None:
     assert metrics["classes/zero_shot/accuracy/majority"] == metrics["classes/zero_shot/accuracy/chance"] == 0.25
 
 
-def test_a_wrong_picture_costs_what_it_should(tmp_path: Path) -> None:
+def test_a_wrong_picture_costs_what_it_should(tmp_path: Path, undrawn: None) -> None:
     """The blue pictures are red: images find red texts first, and so do blue's two of eight."""
     metrics = run(tmp_path, colour_set("retrieval", "blue"), colour_set("classification", "blue"))
     assert metrics["concepts/image_to_text/recall@1"] == 0.75
@@ -87,12 +93,8 @@ def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
     sets = [colour_set("retrieval", "blue"), colour_set("classification")]
     contents = []
     for name in ("first", "second"):
-        evaluate(
-            CONFIG,
-            encoder=ColourEncoder(),
-            sets=sets,
-            reports=tmp_path / name,
-        )
+        config = CONFIG.model_copy(update={"num_examples": 1})
+        evaluate(config, encoder=ColourEncoder(), sets=sets, reports=tmp_path / name)
         contents.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert contents[0] == contents[1]
     assert contents[0].keys() == {
@@ -180,7 +182,7 @@ def test_the_test_split_becomes_a_retrieval_set(tmp_path: Path) -> None:
     assert shards_test_set(tmp_path, 0) == []
 
 
-def test_the_filters_held_out_pairs_are_a_set(tmp_path: Path) -> None:
+def test_the_filters_held_out_pairs_are_a_set(tmp_path: Path, undrawn: None) -> None:
     assert held_out_sets(tmp_path) == []
     write_set(tmp_path / "held_out", replace(colour_set("retrieval"), name="held_out"))
     assert run(tmp_path, *held_out_sets(tmp_path))["held_out/mean_recall"] == 1.0
@@ -191,7 +193,7 @@ def test_two_sets_of_one_name_are_an_error(tmp_path: Path) -> None:
         run(tmp_path, colour_set("retrieval"), colour_set("classification"), colour_set("retrieval", "blue"))
 
 
-def test_the_metrics_follow_from_the_ranks_of_the_queries(tmp_path: Path) -> None:
+def test_the_metrics_follow_from_the_ranks_of_the_queries(tmp_path: Path, undrawn: None) -> None:
     sets = [colour_set("retrieval", "blue"), colour_set("classification", "blue")]
     metrics = run(tmp_path, *sets)
     ranks = read_ranks(tmp_path / "evaluation" / "ranks.parquet")
@@ -219,7 +221,7 @@ def test_the_report_of_another_model_goes_elsewhere(reports: str | None) -> None
 
 
 @pytest.mark.parametrize("kind", ["retrieval", "classification"])
-def test_a_picture_that_is_no_picture_is_a_row_with_a_reason(tmp_path: Path, kind: str) -> None:
+def test_a_picture_that_is_no_picture_is_a_row_with_a_reason(tmp_path: Path, undrawn: None, kind: str) -> None:
     broken = [b"no picture", *pictures()[1:]]
     report = evaluate(
         CONFIG, encoder=ColourEncoder(), sets=[replace(colour_set(kind), pictures=held(broken))], reports=tmp_path / "r"

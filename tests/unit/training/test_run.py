@@ -12,7 +12,7 @@ from align.config.health import HealthConfig
 from align.errors import ConfigError, NonFiniteLossError, TrainingError
 from align.model.dual_encoder import load_model
 from align.model.embedder import Embedder
-from align.training.run import run
+from align.training.run import Trained, run
 from align.training.stage import train_stage
 from align.training.validation import recall_at
 from tests.support import training_data
@@ -25,9 +25,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return training_data.write(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="module")
+def whole(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run that nothing disturbs."""
+    trained = run(plan(data, tmp_path_factory.mktemp("whole")))
+    assert trained is not None
+    return trained
+
+
 def test_learns_what_the_pictures_are_called(data: tuple[Path, Path], tmp_path: Path) -> None:
     model = MODEL.model_copy(update={"stochastic_depth": 0.0, "batch_norm_group": 16, "temperature_init": 0.5})
-    recipe = pretrain_config(num_steps=60, batch_size=16, warmup_steps=5, validate_every_steps=60, log_every_steps=5)
+    recipe = pretrain_config(num_steps=30, batch_size=16, warmup_steps=5, validate_every_steps=30, log_every_steps=5)
     trained = run(plan(data, tmp_path, recipe, model=model))
     losses = [row["train/loss"] for row in trained.rows]
     assert losses[-1] < 0.85 * losses[0]
@@ -40,7 +48,7 @@ def test_the_sigmoid_loss_learns_it_too(data: tuple[Path, Path], tmp_path: Path)
         update={"stochastic_depth": 0.0, "batch_norm_group": 16, "temperature_init": 0.1, "logit_bias_init": -3.0}
     )
     recipe = pretrain_config(
-        loss="sigmoid", num_steps=60, batch_size=16, warmup_steps=5, validate_every_steps=60, log_every_steps=5
+        loss="sigmoid", num_steps=40, batch_size=16, warmup_steps=5, validate_every_steps=40, log_every_steps=5
     )
     sigmoid = plan(data, tmp_path, recipe, model=model)
     trained = run(sigmoid)
@@ -53,14 +61,12 @@ def test_the_sigmoid_loss_learns_it_too(data: tuple[Path, Path], tmp_path: Path)
             run(plan_of)
 
 
-def test_gradient_checkpointing_changes_nothing(data: tuple[Path, Path], tmp_path: Path) -> None:
-    plain = run(plan(data, tmp_path / "plain"))
+def test_gradient_checkpointing_changes_nothing(data: tuple[Path, Path], tmp_path: Path, whole: Trained) -> None:
     less = run(plan(data, tmp_path / "less", pretrain_config(gradient_checkpointing="cheap")))
-    assert plain is not None and less is not None and less.rows == plain.rows
+    assert less is not None and less.rows == whole.rows
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(data: tuple[Path, Path], tmp_path: Path) -> None:
-    whole = run(plan(data, tmp_path / "whole"))
+def test_interrupted_and_resumed_equals_uninterrupted(data: tuple[Path, Path], tmp_path: Path, whole: Trained) -> None:
     with pytest.raises(TrainingError, match="stopped by SIGTERM after step 4 of 8"):
         run(plan(data, tmp_path / "parts", log=TermAt(4)))
     assert plan(data, tmp_path / "parts").folder().steps()[-1] == 4
@@ -108,10 +114,11 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(data: tuple[Path, P
     assert saved is not None and all(np.isfinite(saved["losses"]))
 
 
-def test_the_average_of_the_weights_is_what_is_validated_and_kept(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(
+    data: tuple[Path, Path], tmp_path: Path, whole: Trained
+) -> None:
     recipe = pretrain_config(ema_decay=0.5, checkpoint_every_steps=1, keep_checkpoints=8)
     kept = run(plan(data, tmp_path / "whole", recipe))
-    plain = run(plan(data, tmp_path / "plain"))
     folder = plan(data, tmp_path / "whole", recipe).folder().directory
     states = [torch.load(folder / f"step-{step:08d}.pt", weights_only=True) for step in range(1, 9)]
     name = "text_projection.weight"
@@ -120,10 +127,10 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept(data: tuple[Pa
         average = average + 0.5 * (state["model"][name] - average)
     torch.testing.assert_close(kept.model.state_dict()[name], average)
     assert torch.equal(
-        states[-1]["model"][name], plain.model.state_dict()[name]
+        states[-1]["model"][name], whole.model.state_dict()[name]
     )  # training itself does not use the average
-    assert [row["train/loss"] for row in kept.rows] == [row["train/loss"] for row in plain.rows]
-    assert kept.rows[-1]["val/effective_rank"] != plain.rows[-1]["val/effective_rank"]
+    assert [row["train/loss"] for row in kept.rows] == [row["train/loss"] for row in whole.rows]
+    assert kept.rows[-1]["val/effective_rank"] != whole.rows[-1]["val/effective_rank"]
     with pytest.raises(TrainingError):
         run(plan(data, tmp_path / "parts", recipe, log=TermAt(4)))
     resumed = run(plan(data, tmp_path / "parts", recipe))

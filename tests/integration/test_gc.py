@@ -25,7 +25,7 @@ from tests.support.warm import commands
 
 
 @pytest.fixture(scope="module", name="made")
-@costs(8, "five runs of the pipeline")
+@costs(12, "five runs of the pipeline, and MLflow's first database")
 def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return old_runs.make(tmp_path_factory.mktemp("old") / "project")
 
@@ -225,9 +225,7 @@ def test_what_it_did_not_make_stays(project: Path) -> None:
 
 
 @pytest.mark.parametrize("kills", [(3,), pytest.param((9, 3, 0), marks=pytest.mark.full)])
-def test_killed_at_any_point_it_continues(
-    project: Path, cleaned: Path, tmp_path: Path, kills: tuple[int, ...]
-) -> None:
+def test_killed_at_any_point_it_continues(project: Path, cleaned: Path, tmp_path: Path, kills: tuple[int, ...]) -> None:
     kill = (
         "import os, sys; from pathlib import Path; from flows.retention import __main__ as program\n"
         "from dataclasses import replace\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -29,27 +30,60 @@ stages:
 """
 
 
-@pytest.fixture
-def clones(tmp_path: Path) -> tuple[Path, Path]:
-    """The head, which has run `make`, and a worker, with a remote that both reach."""
-    head, worker = tmp_path / "head/clone", tmp_path / "worker/clone"
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A head, which has run `make`, and a worker."""
+    base = tmp_path_factory.mktemp("base")
+    head, worker = machines(base)
     head.mkdir(parents=True)
     git(head, "init", "--quiet")
     (head / "dvc.yaml").write_text(DVC_YAML)
     (head / "code").write_text("1")
     (head / "added").write_text("2")
-    remote = tmp_path / "remote"
-    for command in (
-        ["init", "-q"],
-        ["remote", "add", "-q", "-d", "shared", str(remote)],
-        ["add", "-q", "added"],
-        ["repro", "-q", "-s", "make"],
-    ):
+    for command in (["init", "-q"], ["add", "-q", "added"], ["repro", "-q", "-s", "make"]):
         dvc(head, *command)
     git(head, "add", "--all")
     git(head, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "head")
-    git(tmp_path, "clone", "--quiet", str(head), str(worker))
-    return head, worker
+    git(base, "clone", "--quiet", str(head), str(worker))
+    return base
+
+
+@pytest.fixture(scope="module")
+def offered(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The two, after the worker has run `train` for the head and has given it; and what the head had offered."""
+    folder = tmp_path_factory.mktemp("offered")
+    head, worker = copy(base, folder)
+    offered = transfer(head, "offer", "train")
+    assert not offered["found"]
+    assert not accept(worker, offered)["found"]
+    assert (worker / "added").read_text() == "2"
+    dvc(worker, "repro", "-q", "-s", "train")
+    transfer(worker, "give", "train")
+    return folder, offered
+
+
+@pytest.fixture
+def clones(base: Path, tmp_path: Path) -> tuple[Path, Path]:
+    return copy(base, tmp_path)
+
+
+@pytest.fixture
+def given(offered: tuple[Path, Any], tmp_path: Path) -> tuple[Path, Path]:
+    return copy(offered[0], tmp_path)
+
+
+def copy(base: Path, to: Path) -> tuple[Path, Path]:
+    """Copies head and worker, with a remote that both reach."""
+    shutil.copytree(base, to, symlinks=True, dirs_exist_ok=True)
+    for root in machines(to):
+        (root / ".dvc/config.local").write_text(
+            f"[core]\n    remote = shared\n['remote \"shared\"']\n    url = {to}/remote\n"
+        )
+    return machines(to)
+
+
+def machines(folder: Path) -> tuple[Path, Path]:
+    return folder / "head/clone", folder / "worker/clone"
 
 
 def dvc(root: Path, *words: str) -> str:
@@ -79,21 +113,16 @@ def accept(worker: Path, offered: dict[str, Any]) -> Any:
     return transfer(worker, "accept", "train", offered["remote"], json.dumps(offered["reads"]))
 
 
-def test_a_stage_goes_there_and_comes_back(clones: tuple[Path, Path]) -> None:
-    head, worker = clones
-    offered = transfer(head, "offer", "train")
-    assert not offered["found"]
-    assert not accept(worker, offered)["found"]
-    assert (worker / "added").read_text() == "2"
-    dvc(worker, "repro", "-q", "-s", "train")
-    transfer(worker, "give", "train")
-    assert transfer(head, "take", "train") == {"found": True, "key": offered["key"]}
+def test_a_stage_goes_there_and_comes_back(given: tuple[Path, Path], offered: tuple[Path, Any]) -> None:
+    head, worker = given
+    assert transfer(head, "take", "train") == {"found": True, "key": offered[1]["key"]}
     assert "is cached" in dvc(head, "repro", "-s", "train")
     assert (head / "model/weights").read_text() == "12"
     assert not (head.parent / "ran").exists()
     # to whoever comes later the same is known
     (worker.parent / "ran").unlink()
-    assert accept(worker, offered)["found"]
+    again = offered[1] | {"remote": str(head.parents[1] / "remote")}
+    assert accept(worker, again)["found"]
 
 
 def test_a_result_of_other_data_is_none(clones: tuple[Path, Path]) -> None:
@@ -106,12 +135,8 @@ def test_a_result_of_other_data_is_none(clones: tuple[Path, Path]) -> None:
     assert not transfer(head, "take", "train")["found"]
 
 
-def test_an_earlier_result_that_dvc_lock_names_is_none(clones: tuple[Path, Path]) -> None:
-    head, worker = clones
-    offered = transfer(head, "offer", "train")
-    accept(worker, offered)
-    dvc(worker, "repro", "-q", "-s", "train")
-    transfer(worker, "give", "train")
+def test_an_earlier_result_that_dvc_lock_names_is_none(given: tuple[Path, Path], offered: tuple[Path, Any]) -> None:
+    head, _ = given
     transfer(head, "take", "train")
     dvc(head, "repro", "-q", "-s", "train")
     (head / "added").unlink()
@@ -119,7 +144,7 @@ def test_an_earlier_result_that_dvc_lock_names_is_none(clones: tuple[Path, Path]
     dvc(head, "add", "-q", "added")
     again = transfer(head, "offer", "train")
     assert not again["found"]
-    assert again["key"] != offered["key"]
+    assert again["key"] != offered[1]["key"]
     assert not transfer(head, "take", "train")["found"]
 
 
@@ -134,11 +159,8 @@ def test_a_dep_that_differs_there_is_named_before_the_stage_runs(clones: tuple[P
     assert "train reads added, which is not the same on this machine" in done.stderr
 
 
-def test_an_entry_whose_bytes_are_missing_is_no_result(clones: tuple[Path, Path], tmp_path: Path) -> None:
-    head, worker = clones
-    accept(worker, transfer(head, "offer", "train"))
-    dvc(worker, "repro", "-q", "-s", "train")
-    transfer(worker, "give", "train")
+def test_an_entry_whose_bytes_are_missing_is_no_result(given: tuple[Path, Path], tmp_path: Path) -> None:
+    head, worker = given
     objects = [path for path in (tmp_path / "remote/files/md5").rglob("*") if path.is_file()]
     lost = [path for path in objects if path.read_bytes() == b"12" or path.suffix == ".dir"]  # as `dvc gc --cloud` does
     assert len(lost) == 2
@@ -167,6 +189,6 @@ def test_what_will_not_do_is_known_before(clones: tuple[Path, Path]) -> None:
     assert refused.startswith("far reads s3://bucket/key, and DVC keeps no result")
     dvc(head, "remote", "modify", "--local", "shared", "url", "mine")
     assert "which no other machine sees" in transfer(head, "check", "train")["refused"][0]
-    dvc(head, "config", "--unset", "core.remote")
+    dvc(head, "config", "--local", "--unset", "core.remote")
     done = called(head, "flows.remote.transfer", "check", "train")
     assert (done.returncode, "DVC has no default remote" in done.stderr) == (1, True)

@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,6 @@ from align.verbs import STAGES
 from flows.dag import read_dag
 from tests.support import ROOT
 from tests.support.params import load_params
-from tests.support.warm import commands
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def align(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The command as typed in a folder, on a machine without git's settings."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_", "XDG_"))}
-    env |= {"HOME": str(folder), "GIT_CONFIG_NOSYSTEM": "1", "EMAIL": "", "PYTHONPATH": str(ROOT)} | variables
-    command = [str(commands() / "python"), "-m", "align.cli", *words]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
+    """The command as typed in a folder, on a machine without git's settings; in this process, which knows the code."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        for name in [name for name in os.environ if name.startswith(("GIT_", "DVC_", "XDG_"))]:
+            patch.delenv(name)
+        for name, value in ({"HOME": str(folder), "GIT_CONFIG_NOSYSTEM": "1", "EMAIL": ""} | variables).items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+        code = main(words)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def test_everything_is_committed(made: Path) -> None:

@@ -3,7 +3,6 @@
 import shutil
 import sqlite3
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,12 +13,14 @@ import pytest
 from align.services.tracking import Tracker
 from flows.git_repository import git
 from tests.support import ROOT, old_runs
+from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import aws_variables, environment, file_bytes, shell
 from tests.support.s3_server import S3Server, serve
 from tests.support.warm import commands
 
 
 @pytest.fixture(scope="module", name="made")
+@costs(12, "five runs of the pipeline, and MLflow's first database")
 def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with runs, a database like Prefect's that somebody has open, and a file that nobody committed."""
     root = old_runs.make(tmp_path_factory.mktemp("backup") / "project")
@@ -73,6 +74,7 @@ def used(root: Path, tmp_path: Path) -> None:
     assert (root / "notes.txt").read_text() == "mine\n"
 
 
+@pytest.mark.costs(5, "four programs, two checkouts by DVC, and MLflow")
 def test_a_backup_is_restored_elsewhere_and_used(project: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"
     done = backup(project, "save", str(place))
@@ -91,6 +93,7 @@ def test_a_backup_is_restored_elsewhere_and_used(project: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.costs(4, "three programs that speak to S3, and two checkouts by DVC")
 def test_into_s3_and_back(project: Path, tmp_path: Path, s3: S3Server) -> None:
     place = f"s3://{s3.make_bucket('backups')}/team/align"
     env = aws_variables(s3)
@@ -140,7 +143,8 @@ def test_an_incomplete_backup_is_none(project: Path, tmp_path: Path) -> None:
     killed = "import os\nfrom flows.backup.place import Place\nPlace.finish = lambda *a: os._exit(9)\n"
     killed += "import sys\nfrom flows.backup.__main__ import main\nsys.exit(main())"
     env = environment(project, {}) | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", killed, "save", str(place)], cwd=project, env=env, check=False)
+    command = [str(commands() / "python"), "-c", killed, "save", str(place)]
+    done = subprocess.run(command, cwd=project, env=env, check=False)
     assert done.returncode == 9 and list((place / "files").rglob("*"))
     root = fresh(project)
     done = backup(root, "restore", str(place))
@@ -150,6 +154,7 @@ def test_an_incomplete_backup_is_none(project: Path, tmp_path: Path) -> None:
     assert backup(root, "restore", str(place)).returncode == 0
 
 
+@pytest.mark.costs(3, "five programs and two checkouts by DVC")
 def test_a_damaged_backup_leaves_no_databases(project: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"
     assert backup(project, "save", str(place)).returncode == 0

@@ -1,6 +1,7 @@
 """`align ingest` beside DVC: what it makes by hand DVC is told, and never anything that is not so."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,29 +40,64 @@ PLAIN = "align ingest"
 RETRY = "align ingest --retry-failed"
 
 
-@pytest.fixture
-def server() -> Iterator[WebServer]:
+@pytest.fixture(scope="module")
+def running() -> Iterator[WebServer]:
     with WebServer() as server:
         yield server
+
+
+@pytest.fixture
+def server(running: WebServer) -> WebServer:
+    """It has the first picture, and fails at the others."""
+    first_alone(running)
+    running.requests.clear()
+    running.agents.clear()
+    return running
+
+
+def first_alone(server: WebServer) -> None:
+    server.routes |= {f"/{number}.png": answer(b"", 503) for number in range(NUM)}
+    recover(server, range(1))
 
 
 def recover(server: WebServer, numbers: range = range(NUM)) -> None:
     server.routes |= {f"/{number}.png": answer(picture(300 + number, 250)) for number in numbers}
 
 
-@pytest.fixture
-def project(tmp_path: Path, server: WebServer) -> Path:
-    """A project whose params.yaml names the table; the server has the first picture, and fails at the others."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, running: WebServer) -> Path:
+    """A project whose params.yaml names the table."""
     params = (PARAMS_FILE).read_text()
     for old, new in VALUES:
         assert params.count(old) == 1, old
         params = params.replace(old, new)
-    lines = [{"url": server.url(f"/{n}.png"), "caption": f"a good text number {n}"} for n in range(NUM)]
+    lines = [{"url": running.url(f"/{n}.png"), "caption": f"a good text number {n}"} for n in range(NUM)]
     table = "".join(json.dumps(line) + "\n" for line in lines)
-    server.routes |= {f"/{number}.png": answer(b"", 503) for number in range(NUM)}
-    recover(server, range(1))
-    root = tmp_path / "project"
+    root = tmp_path_factory.mktemp("made") / "project"
     return make_repository(root, {"params.yaml": params, "dvc.yaml": STAGE, "table.jsonl": table}, "")
+
+
+@pytest.fixture(scope="module")
+def ingested(made: Path, tmp_path_factory: pytest.TempPathFactory, running: WebServer) -> tuple[Path, str]:
+    """The project after `align ingest`, and what that said."""
+    root = tmp_path_factory.mktemp("ingested") / "project"
+    shutil.copytree(made, root, symlinks=True)
+    first_alone(running)
+    done = typed(root, PLAIN)
+    assert done.returncode == 0, done.stderr
+    return root, done.stderr
+
+
+@pytest.fixture
+def new(made: Path, tmp_path: Path, server: WebServer) -> Path:
+    """A copy of the project in which nothing has run."""
+    return Path(shutil.copytree(made, tmp_path / "project", symlinks=True))
+
+
+@pytest.fixture
+def project(ingested: tuple[Path, str], tmp_path: Path, server: WebServer) -> Path:
+    """A copy of the project after `align ingest`."""
+    return Path(shutil.copytree(ingested[0], tmp_path / "project", symlinks=True))
 
 
 def status(root: Path) -> object:
@@ -82,11 +118,10 @@ def change(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
-def test_what_is_fetched_by_hand_is_kept(project: Path, server: WebServer) -> None:
+@pytest.mark.costs(5, "the real ingest, beside DVC and below it")
+def test_what_is_fetched_by_hand_is_kept(project: Path, ingested: tuple[Path, str], server: WebServer) -> None:
     """A `dvc repro` that follows removes neither a plain ingest nor a retry, and other values bring them back."""
-    done = typed(project, PLAIN)
-    assert done.returncode == 0, done.stderr
-    assert "ingest: telling DVC of this data/raw: `dvc commit --force ingest`" in done.stderr
+    assert "ingest: telling DVC of this data/raw: `dvc commit --force ingest`" in ingested[1]
     assert status(project) == {}
     recover(server)
     done = typed(project, RETRY)
@@ -104,7 +139,6 @@ def test_what_is_fetched_by_hand_is_kept(project: Path, server: WebServer) -> No
 
 
 def test_an_out_is_not_made_with_other_values(project: Path, server: WebServer) -> None:
-    shell(project, PLAIN, {})
     files = {path: path.read_bytes() for path in project.rglob("*") if path.is_file() and ".dvc" not in path.parts}
     num_requests = len(server.requests)
     for words, setting in (
@@ -124,7 +158,6 @@ def test_an_out_is_not_made_with_other_values(project: Path, server: WebServer) 
 
 def test_a_trial_beside_the_out_is_free(project: Path) -> None:
     trial = "--set paths.raw=trial/raw --set paths.reports=trial/reports"
-    shell(project, PLAIN, {})
     done = typed(project, f"{PLAIN} {trial} --set download.user_agent=another/1.0")
     assert done.returncode == 0, done.stderr
     assert "DVC" not in done.stderr
@@ -136,7 +169,6 @@ def test_a_trial_beside_the_out_is_free(project: Path) -> None:
 def test_a_retry_with_other_values_than_params_yaml_has_is_not_what_dvc_is_told(
     project: Path, server: WebServer
 ) -> None:
-    shell(project, PLAIN, {})
     change(project / "params.yaml", 'user_agent: "align-ingest/0.1', 'user_agent: "of-our-own/2.0')
     recover(server)
     done = typed(project, RETRY)
@@ -150,7 +182,6 @@ def test_a_retry_with_other_values_than_params_yaml_has_is_not_what_dvc_is_told(
 
 def test_patience_is_changed_in_params_yaml(project: Path, server: WebServer) -> None:
     """What the refusal says: put it into params.yaml, and repeat the command; without `--set`, too."""
-    shell(project, PLAIN, {})
     recover(server)
     assert typed(project, f"{RETRY} --set download.timeout_s=77.0").returncode == 1
     change(project / "params.yaml", " timeout_s: 30.0\n", " timeout_s: 77.0\n")
@@ -162,7 +193,6 @@ def test_patience_is_changed_in_params_yaml(project: Path, server: WebServer) ->
 
 
 def test_a_retry_after_another_archive_is_not_what_dvc_is_told(project: Path, server: WebServer) -> None:
-    shell(project, PLAIN, {})
     with (project / "table.jsonl").open("a") as table:
         table.write(json.dumps({"url": server.url("/1.png"), "caption": "a new text of the table"}) + "\n")
     recover(server)
@@ -174,7 +204,6 @@ def test_a_retry_after_another_archive_is_not_what_dvc_is_told(project: Path, se
 
 
 def test_a_dvc_that_is_busy_leaves_a_line_to_type(project: Path, server: WebServer) -> None:
-    shell(project, PLAIN, {})
     recover(server)
     words = [sys.executable, "-c", HOLDS_THE_LOCK, str(project / ".dvc/tmp/lock")]
     holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -190,24 +219,25 @@ def test_a_dvc_that_is_busy_leaves_a_line_to_type(project: Path, server: WebServ
     assert (status(project), num_pictures(project)) == ({}, NUM)
 
 
-def test_without_any_picture_dvc_keeps_nothing(project: Path, server: WebServer) -> None:
+@pytest.mark.costs(4, "the real ingest three times")
+def test_without_any_picture_dvc_keeps_nothing(new: Path, server: WebServer) -> None:
     server.routes["/0.png"] = answer(b"", 503)
     for words in (PLAIN, "dvc repro"):
-        done = typed(project, words)
+        done = typed(new, words)
         assert done.returncode != 0
         assert "none of its 10 pairs has a picture; `align ingest --retry-failed` asks again" in done.stderr
-        assert not (project / "dvc.lock").exists()
-        assert (project / "data/raw/manifest.json").exists() and (project / "reports/ingest/report.html").exists()
+        assert not (new / "dvc.lock").exists()
+        assert (new / "data/raw/manifest.json").exists() and (new / "reports/ingest/report.html").exists()
     recover(server)
-    done = typed(project, RETRY)
+    done = typed(new, RETRY)
     assert done.returncode == 0, done.stderr
-    assert num_pictures(project) == NUM
+    assert num_pictures(new) == NUM
     assert "before the retry it did not know" in done.stderr
 
 
+@pytest.mark.costs(4, "the real ingest three times")
 def test_an_archive_that_changes_meanwhile_is_not_what_dvc_is_told(project: Path, server: WebServer) -> None:
     """Neither after an ingest nor after a retry: dvc.lock would say that the changed table gave this data/raw."""
-    shell(project, PLAIN, {})
     for words in (PLAIN, RETRY):
         before = (project / "table.jsonl").read_bytes()
 
@@ -223,20 +253,21 @@ def test_an_archive_that_changes_meanwhile_is_not_what_dvc_is_told(project: Path
         assert "changed outs" in str(status(project)) or "changed deps" in str(status(project))
         (project / "table.jsonl").write_bytes(before)
         server.routes["/5.png"] = answer(b"", 503)
-        shell(project, PLAIN, {})
+        if words == PLAIN:
+            shell(project, PLAIN, {})
 
 
-def test_a_table_alone_with_pictures_beside_it_is_refused(project: Path) -> None:
-    (project / "photos").mkdir()
-    (project / "photos/0.png").write_bytes(picture(300, 250))
-    (project / "photos/captions.csv").write_text("file,caption\n0.png,a good text number 0\n")
-    change(project / "params.yaml", "archive: table.jsonl\n", "archive: photos/captions.csv\n")
-    change(project / "params.yaml", "source: url_table\n", "source: folder\n")
+def test_a_table_alone_with_pictures_beside_it_is_refused(new: Path) -> None:
+    (new / "photos").mkdir()
+    (new / "photos/0.png").write_bytes(picture(300, 250))
+    (new / "photos/captions.csv").write_text("file,caption\n0.png,a good text number 0\n")
+    change(new / "params.yaml", "archive: table.jsonl\n", "archive: photos/captions.csv\n")
+    change(new / "params.yaml", "source: url_table\n", "source: folder\n")
     for words in (PLAIN, "dvc repro"):
-        done = typed(project, words)
+        done = typed(new, words)
         assert done.returncode != 0
         assert "photos/captions.csv: DVC would see this alone" in done.stderr
         assert "so that DVC sees its pictures: paths.archive: photos" in done.stderr
-    change(project / "params.yaml", "archive: photos/captions.csv\n", "archive: photos\n")
-    done = typed(project, PLAIN)
+    change(new / "params.yaml", "archive: photos/captions.csv\n", "archive: photos\n")
+    done = typed(new, PLAIN)
     assert done.returncode == 0, done.stderr

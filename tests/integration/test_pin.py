@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -54,13 +54,14 @@ def put(server: S3Server, root: Path, bucket: str, name: str, text: str) -> None
 def project(root: Path, archive: str) -> Path:
     """A checkout with the tests' params, but its own archive."""
     params = PARAMS_FILE.read_text().replace("archive: data/sample/archive.warc.gz", f"archive: {archive}")
+    params = params.replace("num_workers: null", "num_workers: 1")
     make_repository(root, {"params.yaml": params, "dvc.yaml": DVC_YAML}, ignored="/data/raw\n/reports/\n")
     (root / "data").mkdir()
     return root
 
 
-def shares_cache(checkout: Path, cache: Path, aws: Mapping[str, str]) -> Path:
-    shell(checkout, f"dvc cache dir --local '{cache}'", aws)
+def shares_cache(checkout: Path, cache: Path) -> Path:
+    (checkout / ".dvc/config.local").write_text(f"[cache]\n    dir = {cache}\n")
     return checkout
 
 
@@ -75,12 +76,13 @@ def variables(server: S3Server) -> dict[str, str]:
     return aws_variables(server) | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 
 
+@pytest.mark.costs(6, "`dvc repro` five times, three of them with the real ingest from S3")
 def test_a_fresh_clone_takes_a_pinned_archive_from_the_run_cache(server: S3Server, tmp_path: Path) -> None:
     aws, cache = variables(server), tmp_path / "cache"
     bucket = server.make_bucket("pinned")
     for name in ("a.warc.gz", "b.warc.gz"):
         put(server, tmp_path, bucket, name, f"the text of {name}")
-    first = shares_cache(project(tmp_path / "project", "data/crawl.paths"), cache, aws)
+    first = shares_cache(project(tmp_path / "project", "data/crawl.paths"), cache)
     said = attempt(first, f"align pin s3://{bucket}/crawl --out data/crawl.paths", aws)
     assert "pin: 2 files of s3://pinned/crawl in data/crawl.paths; commit it" in said.stderr
     assert (first / "data/crawl.paths").read_text().startswith("# align pin 1 s3://pinned/crawl\ns3://pinned/crawl/a.w")
@@ -88,7 +90,7 @@ def test_a_fresh_clone_takes_a_pinned_archive_from_the_run_cache(server: S3Serve
     shell(first, "dvc repro", aws)
     assert (num_runs(first), numbers(first)) == (1, ["2", "2"])
 
-    second = shares_cache(clone(first, "second", "main"), cache, aws)
+    second = shares_cache(clone(first, "second", "main"), cache)
     assert not (second / "dvc.lock").exists()
     assert "Stage 'ingest' is cached" in shell(second, "dvc repro", aws)
     assert file_bytes(second / "data/raw") == file_bytes(first / "data/raw")
@@ -108,14 +110,15 @@ def test_a_fresh_clone_takes_a_pinned_archive_from_the_run_cache(server: S3Serve
     assert file_bytes(second / "data/raw") != file_bytes(first / "data/raw")
 
 
+@pytest.mark.costs(4, "the real ingest from S3, in two clones")
 def test_a_bare_address_is_fetched_in_each_clone_and_says_what_to_do(server: S3Server, tmp_path: Path) -> None:
     aws, cache = variables(server), tmp_path / "cache"
     bucket = server.make_bucket("bare")
     put(server, tmp_path, bucket, "a.warc.gz", "the text of a picture")
-    first = shares_cache(project(tmp_path / "project", f"s3://{bucket}/crawl/a.warc.gz"), cache, aws)
+    first = shares_cache(project(tmp_path / "project", f"s3://{bucket}/crawl/a.warc.gz"), cache)
     said = attempt(first, "dvc repro", aws).stderr
     assert said.count("DVC's run cache keeps nothing that is read from an address") == 1
     assert "align pin s3://bare/crawl/a.warc.gz --out data/archive.paths" in said
-    second = shares_cache(clone(first, "second", "main"), cache, aws)
+    second = shares_cache(clone(first, "second", "main"), cache)
     shell(second, "dvc repro", aws)
     assert num_runs(first) == 2

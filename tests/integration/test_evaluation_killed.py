@@ -83,6 +83,7 @@ def test_a_killed_evaluation_resumes_to_the_same_bytes(place: Path, after: int) 
     assert [path.name for path in (place / name).iterdir() if path.name != "features"] == ["report"]
 
 
+@pytest.mark.costs(3, "both embed the pictures of three blocks")
 def test_two_at_once_share_embeddings_and_the_folder_of_the_report(place: Path) -> None:
     both = [evaluation(place, "both") for _ in range(2)]
     for command in both:

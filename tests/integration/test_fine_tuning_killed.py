@@ -36,11 +36,11 @@ def test_a_killed_run_resumes_to_the_same_bytes(after: int, tmp_path: Path) -> N
 
 def test_a_killed_evaluation_resumes_its_fine_tuning_to_the_same_report(tmp_path: Path) -> None:
     """Killed in the second phase; the checkpoint is at the end of the first."""
-    write(tmp_path, epochs=24)  # 18 steps a phase
+    write(tmp_path, epochs=12)  # 9 steps a phase
     process = multiprocessing.get_context("spawn").Process(target=evaluate, args=(tmp_path, "killed"))
     process.start()
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("checkpoints/*/step-00000018.pt")):
+    while not list(tmp_path.glob("checkpoints/*/step-00000009.pt")):
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.001)
     assert process.pid

@@ -208,6 +208,7 @@ def test_a_process_told_to_stop_does_not_wait_for_the_store(server: S3Server, tm
     assert told.is_set()
 
 
+@pytest.mark.costs(6, "two runs of two ranks, of which one's ranks each have a client of S3")
 def test_ranks_read_from_the_store(server: S3Server, tmp_path: Path) -> None:
     shards, tokenizer = training_data.write(tmp_path)
     recipe = pretrain_config(num_steps=2, warmup_steps=1, num_processes=2)

@@ -56,6 +56,7 @@ def pack(root: Path, name: str) -> str:
     return report.digest
 
 
+@pytest.mark.costs(6, "a Python that imports torch and MLflow alone")
 def test_it_loads_where_align_is_not_imported_and_agrees_with_the_embedder(folder: Path, tmp_path: Path) -> None:
     paths = []
     for seed in range(2):

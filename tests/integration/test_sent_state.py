@@ -38,6 +38,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.costs(4, "a run of two ranks, and one of two machines")
 def test_a_node_without_a_checkpoint_folder_resumes_with_node_0(data: tuple[Path, Path], tmp_path: Path) -> None:
     """Whose newest checkpoint is truncated, so that both resume from the one before."""
     first, second = tmp_path / "node0", tmp_path / "node1"
@@ -84,6 +85,7 @@ def _dies_while_it_receives(plan: TrainingPlan, marker: Path, ranks: Ranks) -> N
     _train_rank(plan, ranks)
 
 
+@pytest.mark.costs(4, "two ranks start four times")
 def test_a_rank_that_dies_while_it_receives_the_state_is_restarted(data: tuple[Path, Path], tmp_path: Path) -> None:
     cluster = load_params().section(ClusterConfig)
     some = plan(

@@ -97,6 +97,7 @@ def test_ranks_by_default_are_as_many_as_the_batch_divides_into(
     assert "warning: 1 of 2 GPUs train, the others are idle" in capsys.readouterr().err
 
 
+@pytest.mark.costs(4, "three commands, of which two train with two ranks")
 @pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_sigterm_saves_and_a_second_trainer_is_refused(
     data: tuple[Path, Path], tmp_path: Path, num_processes: int
@@ -125,6 +126,7 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
     assert f"step {steps[-1]:,} " in said[0]
 
 
+@pytest.mark.costs(3, "three runs, one of two ranks")
 def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path) -> None:
     short = {
         "num_steps": 4,
@@ -178,6 +180,7 @@ def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path
         assert killing.digests(tmp_path / "killed" / folder) == killing.digests(tmp_path / "whole" / folder)
 
 
+@pytest.mark.costs(4, "a server of S3, and six runs")
 def test_a_machine_without_checkpoints_resumes_from_the_object_store(
     data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +233,7 @@ class _GoneLater(CheckpointMirror):
         return []
 
 
+@pytest.mark.costs(5, "two ranks start four times")
 def test_a_rank_that_dies_is_restarted_with_the_others(data: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
     cluster = load_params().section(ClusterConfig)

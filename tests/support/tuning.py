@@ -16,7 +16,7 @@ from align.model.image_tower import ImageTower
 from tests.support.colours import COLOURS, square
 from tests.support.tiny_model import TINY
 
-MACHINE = Machine(part=4, num_threads=2)
+MACHINE = Machine(part=4, num_threads=1)
 RECIPE = replace(small(IMAGENET, image_px=32, num_epochs=1, batch_size=8), checkpoint_every_steps=2)
 
 

@@ -51,6 +51,7 @@ def test_programs_that_look_import_no_prefect() -> None:
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.costs(4, "a Python that imports torch and four stages alone")
 def test_what_embeds_or_trains_needs_no_more_of_torch_than_that() -> None:
     # transformers and these parts of torch cost three times what the rest does, in every rank and every search
     code = (

@@ -87,6 +87,7 @@ def test_a_compiled_run_is_the_same_run(
             torch.testing.assert_close(compiled.model.state_dict()[name], weight, atol=1e-3, rtol=1e-2, msg=name)
 
 
+@pytest.mark.costs(4, "dynamo's imports, and a graph with and without gradients")
 def test_texts_of_any_length_and_repeated_layers_are_one_graph(backend: None) -> None:
     torch.manual_seed(0)
     text = {"width": 16, "layers": 3, "heads": 2}

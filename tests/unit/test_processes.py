@@ -15,7 +15,6 @@ def test_results_are_in_order(num_workers: int) -> None:
     assert list(in_processes(twice, range(20), num_workers)) == list(range(0, 40, 2))
 
 
-@pytest.mark.costs(5, "workers die and are started again")
 def test_a_culprit_is_left_out_and_the_others_go_on() -> None:
     left_out: list[int] = []
 
@@ -34,7 +33,6 @@ def test_a_culprit_that_cannot_be_left_out_is_named() -> None:
         list(results)
 
 
-@pytest.mark.costs(5, "workers die and are started again")
 def test_one_death_by_chance_changes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     function = partial(deadly_once, tmp_path / "died")
     assert list(in_processes(function, range(12), 2)) == list(range(0, 24, 2))
@@ -42,7 +40,6 @@ def test_one_death_by_chance_changes_nothing(tmp_path: Path, capfd: pytest.Captu
     assert "a worker process was killed" in "".join(capfd.readouterr())
 
 
-@pytest.mark.costs(4, "workers die and are started again")
 @pytest.mark.parametrize("num_items", [2, 12])
 def test_where_everything_dies_the_machine_is_to_blame(num_items: int) -> None:
     all_items = frozenset(range(num_items))

@@ -100,7 +100,6 @@ def test_a_host_that_slows_us_is_said_once_while_it_happens(tmp_path: Path, caps
     assert said.index("slows us") < said.index("shards, 9 pairs")  # while it happens
 
 
-@pytest.mark.costs(5, "two worker processes")
 def test_a_host_that_is_given_up_is_said_too_and_all_processes_say_it_once(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,7 +111,6 @@ def test_every_img_is_a_row(archive: Path, tmp_path: Path) -> None:
     assert (report.num_texts_cut, report.num_page_urls_cut, report.files_quarantined) == (1, 0, [])
 
 
-@pytest.mark.costs(6, "worker processes die and are started again")
 def test_a_file_that_kills_its_worker_is_left_out_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,11 +44,7 @@ def one_range(archive: Path, raw: Path, shards: range, barrier: Barrier) -> None
 
 
 @pytest.mark.parametrize(
-    "num_ranges",
-    [
-        pytest.param(2, marks=pytest.mark.costs(6, "a process for each range")),
-        pytest.param(4, marks=pytest.mark.full),
-    ],
+    "num_ranges", [2, pytest.param(4, marks=pytest.mark.full)]
 )
 def test_ranges_at_once_plan_once_and_give_the_bytes_of_one_run(tmp_path: Path, num_ranges: int) -> None:
     pictures = [f"http://x.example/{number}.png" for number in range(30)]

@@ -114,7 +114,7 @@ def test_a_helper_decodes_to_the_same_pixels(kind: str, mode: str, monkeypatch: 
     assert (there.mode, there.size, there.tobytes()) == ("RGB", here.size, here.tobytes())
 
 
-@pytest.mark.costs(4, "a decoder is killed and started again")
+@pytest.mark.costs(4, "a decoder works for a whole second, the shortest limit that there is")
 def test_a_picture_that_passes_the_deadline_is_an_error_and_the_next_one_decodes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -87,12 +87,13 @@ def pages(*without: int) -> list[str]:
 
 @pytest.mark.parametrize("name", PACKERS)
 @pytest.mark.parametrize("damaged", [0, 2, NUM_PAGES - 1])
-def test_any_flipped_byte_costs_one_record_at_most(tmp_path: Path, name: str, damaged: int) -> None:
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.full)])
+def test_any_flipped_byte_costs_one_record_at_most(tmp_path: Path, name: str, damaged: int, step: int) -> None:
     parts = [PACKERS[name](one) for one in records()]
     path = tmp_path / name
     start = sum(map(len, parts[:damaged]))
-    num_lost = 0
-    for position in range(len(parts[damaged])):
+    num_lost, positions = 0, range(0, len(parts[damaged]), step)
+    for position in positions:
         flipped = bytearray(parts[damaged])
         flipped[position] ^= 0x15
         path.write_bytes(b"".join([*parts[:damaged], flipped, *parts[damaged + 1 :]]))
@@ -113,14 +114,14 @@ def test_any_flipped_byte_costs_one_record_at_most(tmp_path: Path, name: str, da
             )
         elif name != "a.warc":
             assert texts == pages(), f"byte {position}: packed records have checksums"
-    assert num_lost > len(parts[damaged]) * (0.1 if name == "a.warc" else 0.9)
+    assert num_lost > len(positions) * (0.1 if name == "a.warc" else 0.9)
 
 
 def test_a_dictionary_is_still_used_after_the_damage(tmp_path: Path) -> None:
     first, parts = with_dictionary(records())
     path = tmp_path / "a.warc.zst"
     for damaged in range(NUM_PAGES):
-        for position in range(0, len(parts[damaged]), 7):
+        for position in range(0, len(parts[damaged]), 13):
             flipped = bytearray(parts[damaged])
             flipped[position] ^= 0x15
             path.write_bytes(b"".join([first, *parts[:damaged], flipped, *parts[damaged + 1 :]]))

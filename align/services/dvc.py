@@ -17,10 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from align.config.params import PARAMS_FILE, Params, load_params
+from align.config.params import PARAMS_FILE, Params, load_params, parse_yaml
 from align.errors import ConfigError, DataError
 
 _PIPELINE = Path("dvc.yaml")
@@ -171,7 +170,7 @@ def last_line(text: str) -> str:
 def _outs(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(stage, path) of every out in dvc.yaml, `${section.key}` filled in; what cannot be filled in is no path here."""
     try:
-        pipeline = YAML(typ="safe", pure=True).load(_PIPELINE.read_text(encoding="utf-8"))
+        pipeline = parse_yaml(_PIPELINE.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{_PIPELINE}: not valid YAML: {' '.join(str(error).split())}") from None
     stages = pipeline.get("stages") if isinstance(pipeline, dict) else None

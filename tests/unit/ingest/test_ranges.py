@@ -43,9 +43,7 @@ def one_range(archive: Path, raw: Path, shards: range, barrier: Barrier) -> None
         make(archive, raw, Portion(shards))
 
 
-@pytest.mark.parametrize(
-    "num_ranges", [2, pytest.param(4, marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("num_ranges", [2, pytest.param(4, marks=pytest.mark.full)])
 def test_ranges_at_once_plan_once_and_give_the_bytes_of_one_run(tmp_path: Path, num_ranges: int) -> None:
     pictures = [f"http://x.example/{number}.png" for number in range(30)]
     html = "".join(f'<img src="{url}" alt="the picture {url}">' for url in pictures)

@@ -1,6 +1,7 @@
 """Stages that the cache has are checked out at once, and DVC then finds them unchanged: real DVC over stub stages."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,31 @@ from flows.run_context import RunContext
 from flows.stage_states import read_states, read_status
 from tests.support.dvc_projects import shell
 from tests.support.local_stack import stub_repository
+from tests.support.warm import commands
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose stages have run."""
+    root = tmp_path_factory.mktemp("made") / "repo"
+    stub_repository(root)
+    path = f"{root}/bin{os.pathsep}{commands()}{os.pathsep}{os.environ['PATH']}"
+    shell(
+        root, "dvc repro --quiet index", {"PATH": path, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    )  # the stub prints it
+    return root
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_worktree_after_one_call_of_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool) -> None:
+def test_a_worktree_after_one_call_of_dvc(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
     root, tree = tmp_path / "repo", tmp_path / "tree"
-    stub_repository(root)
+    shutil.copytree(made, root, symlinks=True)
     monkeypatch.setenv("PATH", f"{root}/bin{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the stub prints it
-    path = {"PATH": os.environ["PATH"], "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
-    shell(root, "dvc repro --quiet index", path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     git(root, "worktree", "add", "--quiet", "--detach", str(tree))
-    shell(tree, f"dvc cache dir --local '{root}/.dvc/cache'", path)
+    (tree / ".dvc/config.local").write_text(f"[cache]\n    dir = {root}/.dvc/cache\n")
     run = RunContext(root=tree, checkout=root)
     states = read_states(run, read_dag(tree))
     assert set(states.locks) == {"ingest", "pretrain", "index"} and states.would_run <= {"unused"}

@@ -10,9 +10,16 @@ import pytest
 from align.cli import main
 from align.filter.network import ImageNetwork
 from align.formats.raw import iter_images, raw_shards, read_table
-from tests.support.small_filter import noise
+from tests.support.small_filter import noise, quicken
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
+
+
+@pytest.fixture(autouse=True)
+def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here looks at a figure."""
+    quicken(monkeypatch)
+
 
 TEXTS = ["a good long text", "three words only", "two words", "another good long text"]
 
@@ -63,7 +70,7 @@ def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(
     assert main(gate) == 0  # all pictures that were to be fetched are there: two words were not
 
 
-NUM_PAGES = 40
+NUM_PAGES = 20
 
 
 def test_the_kept_pairs_of_the_sample_are_the_same_with_fewer_requests(

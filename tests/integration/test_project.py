@@ -12,6 +12,7 @@ from flows.git_repository import git
 from flows.request import Request
 from flows.workspace import in_worktree
 from tests.support import ROOT
+from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import attempt, shell
 
 #: The installed package is this checkout.
@@ -19,6 +20,7 @@ ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
+@costs(4, "the real init and ingest")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project over eight pictures, whose first stage has run."""
     home = tmp_path_factory.mktemp("own")
@@ -41,6 +43,7 @@ def test_a_stage_runs_with_the_installed_code(project: Path) -> None:
     assert json.loads(shell(project, "dvc status --json ingest", ENVIRONMENT)) == {}
 
 
+@pytest.mark.costs(4, "commands of align and DVC read the digests of all code")
 def test_other_code_makes_its_stage_stale_and_is_refused(project: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(project, copy, symlinks=True)

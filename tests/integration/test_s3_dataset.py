@@ -1,7 +1,6 @@
 """A dataset on S3, both ways: DVC's remote holds its tars, or DVC versions its manifests and the store has the tars."""
 
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,19 +23,19 @@ from tests.support.dvc_projects import (
 from tests.support.params import PARAMS_FILE
 from tests.support.s3_server import S3Server, serve
 
-DVC_YAML = f"""\
+DVC_YAML = """\
 stages:
   raw:
-    cmd: '"{sys.executable}" make.py'
+    cmd: python -m make
     deps: [make.py]
     outs: [data/raw, data/filtered, reports/quality]
   shard:
-    cmd: '"{sys.executable}" -m align.cli shard && echo ran >> $TEST_RUNS'
+    cmd: 'align shard && echo ran >> $TEST_RUNS'
     deps: [data/raw, data/filtered]
     params: [shard]
     outs: [data/shards, reports/shard]
   read:
-    cmd: '"{sys.executable}" read.py && echo ran >> $TEST_RUNS'
+    cmd: 'python -m read && echo ran >> $TEST_RUNS'
     deps: [data/shards]
     outs: [texts]
 """
@@ -166,6 +165,7 @@ def test_both_ways_a_clone_has_the_dataset_and_runs_nothing(server: S3Server, tm
     assert in_remote < sum(path.stat().st_size for path in (whole / "data").rglob("*.tar")) / 2
 
 
+@pytest.mark.costs(6, "a real server is killed and started again; three stages read and write S3")
 def test_an_unavailable_store_is_one_clear_error_and_nothing_is_lost(tmp_path: Path) -> None:
     with serve(tmp_path / "server") as server:
         aws = aws_variables(server) | {"PYTHONPATH": str(ROOT)}
@@ -191,5 +191,5 @@ def test_an_unavailable_store_is_one_clear_error_and_nothing_is_lost(tmp_path: P
 
 def attempt_read(project: Path, aws: dict[str, str]) -> tuple[int, str]:
     """Return code, and the last line on stderr."""
-    done = attempt(project, f'"{sys.executable}" read.py', aws)
+    done = attempt(project, "python -m read", aws)
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]

@@ -119,6 +119,7 @@ def test_every_command_that_people_are_told_to_type_is_typed_here() -> None:
     assert "dvc plots show" in commands and commands - typed - FOR_GIT == set()
 
 
+@pytest.mark.costs(4, "fourteen commands of DVC")
 def test_what_people_are_told_to_type_leaves_the_checkout_clean(project: Path) -> None:
     """The next run refuses a checkout with changes. dvc.lock, the result of a run, is none."""
     for command in TYPED:

@@ -20,7 +20,12 @@ ARGUMENTS = (
 
 
 @pytest.mark.parametrize(
-    ("num_moments", "start"), [(1, Command), pytest.param(10, Started, marks=pytest.mark.full)], ids=["once", "ten"]
+    ("num_moments", "start"),
+    [
+        pytest.param(1, Command, marks=pytest.mark.costs(4.5, "a whole run, one that is killed and its rest")),
+        pytest.param(10, Started, marks=pytest.mark.full),
+    ],
+    ids=["once", "ten"],
 )
 def test_killed_ingest_resumes_to_the_same_bytes(tmp_path: Path, num_moments: int, start: Start) -> None:
     whole, killed = fresh(tmp_path / "whole"), fresh(tmp_path / "killed")

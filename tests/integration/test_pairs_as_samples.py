@@ -52,6 +52,7 @@ def ingest(root: Path, archive: Path, *more: str) -> list[dict[str, Any]]:
     return [row for one in raw_shards(root / "raw") for row in read_table(one).to_pylist()]
 
 
+@pytest.mark.costs(4, "ingest, filter and shard of both, of which the pictures are looked at")
 def test_decisions_and_shards_are_equal(tmp_path: Path, archive: Path) -> None:
     images, pairs = tmp_path / "images", tmp_path / "pairs"
     of_images, of_pairs = ingest(images, archive), ingest(pairs, archive, "ingest.pairs_as_samples=true")

@@ -48,7 +48,12 @@ def make_directory(folder: Path, inputs: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("num_moments", "start"), [(1, Command), pytest.param(10, Started, marks=pytest.mark.full)], ids=["once", "ten"]
+    ("num_moments", "start"),
+    [
+        pytest.param(1, Command, marks=pytest.mark.costs(3.5, "a run is killed, and resumed in two processes")),
+        pytest.param(10, Started, marks=pytest.mark.full),
+    ],
+    ids=["once", "ten"],
 )
 def test_killed_shard_resumes_to_the_same_bytes(
     inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path, num_moments: int, start: Start
@@ -108,6 +113,7 @@ def test_another_parameter_starts_again(
     assert json.loads(Path("data/.shards.part/.plan/plan.json").read_text())["images_per_shard"] == 30
 
 
+@pytest.mark.costs(3.5, "three ranges at once")
 def test_ranges_at_once_give_the_bytes_of_one_run(
     inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path
 ) -> None:

@@ -45,6 +45,12 @@ def judge(
     return validate(config, ENGINE, judged, policy=root / "policy", reports=root / "quality")
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what the gate says; they look at no figure, which is a third of its work."""
+    monkeypatch.setattr("align.validate.validate.png", lambda figure: b"a figure")
+
+
 def test_good_data_passes_and_equal_data_gives_equal_reports(tmp_path: Path) -> None:
     small_data.write(tmp_path, pairs(), pairs_per_shard=7)
     report = judge(tmp_path)
@@ -103,6 +109,7 @@ def test_each_fault_is_named_with_observed_and_threshold(
     assert "What failed" in (tmp_path / "quality" / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_bands_hold_at_their_boundary(tmp_path: Path) -> None:
     """Both ends are included; values just beyond fail, each under its own name."""
     small_data.write(tmp_path, [*pairs(), Pair("gone", None, reason="image_missing")])
@@ -135,6 +142,7 @@ def put_evaluation_image(root: Path, image: bytes) -> dict[str, str]:
     return {"concepts": json.loads((root / "evaluation" / "concepts.json").read_text())["sha256"]}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_evaluation_images_are_searched_for_independent_of_the_filter(tmp_path: Path) -> None:
     """The filter reports none; the gate knows their bytes, and the hash of a copy."""
     phash = image_signals(small_data.jpeg(500), 10**9).phash
@@ -163,6 +171,7 @@ def write_languages(root: Path, rows: list[Pair], num_german: int = 0) -> Path:
     return root
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_drift_is_found_when_the_data_moves_and_silent_when_not(tmp_path: Path) -> None:
     old = write_languages(tmp_path / "old", pairs())
     assert judge(tmp_path, data=old).passed
@@ -194,6 +203,7 @@ def test_a_filter_report_without_sets_is_refused(tmp_path: Path) -> None:
         read_checked_sets(tmp_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_accepts_and_sets_the_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

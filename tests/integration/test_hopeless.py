@@ -10,7 +10,7 @@ import pytest
 from align.cli import main
 from align.filter.network import ImageNetwork
 from align.formats.raw import iter_images, raw_shards, read_table
-from tests.support.small_filter import noise, quicken
+from tests.support.small_filter import noise
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
 
@@ -18,12 +18,13 @@ from tests.support.web_server import response as answer
 @pytest.fixture(autouse=True)
 def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test here looks at a figure."""
-    quicken(monkeypatch)
+    monkeypatch.setattr("align.filter.page.png", lambda figure: b"a figure")
 
 
 TEXTS = ["a good long text", "three words only", "two words", "another good long text"]
 
 
+@pytest.mark.costs(5, "ingest, filter and validate, twice and more")
 def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +74,7 @@ def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(
 NUM_PAGES = 20
 
 
+@pytest.mark.costs(4, "a sample is ingested three times and filtered twice")
 def test_the_kept_pairs_of_the_sample_are_the_same_with_fewer_requests(
     tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

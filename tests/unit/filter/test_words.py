@@ -116,4 +116,4 @@ characters = [chr(code) for code in range(0x4e00, 0x9f00)]
 facts = text_facts(["".join(random.choices(characters, k=1000)) for _ in range(1500)])
 print(len(facts.words))
 """
-    assert with_little_memory(code, mib=350) == "1500000"
+    assert with_little_memory(code, mib=290) == "1500000"

@@ -13,12 +13,17 @@ from tests.support import warm
 from tests.support.tuned_suite import evaluate, write
 from tests.support.tuning import content, tuned
 
-#: Two phases of 15 steps.
-LONGER = replace(small(IMAGENET, image_px=32, num_epochs=5, batch_size=8), checkpoint_every_steps=2)
+#: Two phases of 9 steps.
+LONGER = replace(small(IMAGENET, image_px=32, num_epochs=3, batch_size=8), checkpoint_every_steps=2)
 
 
-@pytest.mark.parametrize("after", [2, 16])
-def test_a_killed_run_resumes_to_the_same_bytes(after: int, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return content(tuned(tmp_path_factory.mktemp("whole") / "run", LONGER))
+
+
+@pytest.mark.parametrize("after", [2, 10])
+def test_a_killed_run_resumes_to_the_same_bytes(after: int, whole: dict[str, bytes], tmp_path: Path) -> None:
     """Killed in the phase of the head, and in that of all layers."""
     process = multiprocessing.get_context("spawn").Process(target=tuned, args=(tmp_path / "killed", LONGER))
     process.start()
@@ -31,9 +36,10 @@ def test_a_killed_run_resumes_to_the_same_bytes(after: int, tmp_path: Path) -> N
     warm.kill(process.pid)
     process.join()
     assert process.exitcode == -9
-    assert content(tuned(tmp_path / "killed", LONGER)) == content(tuned(tmp_path / "whole", LONGER))
+    assert content(tuned(tmp_path / "killed", LONGER)) == whole
 
 
+@pytest.mark.costs(4, "three evaluations with their figures, of which one is killed")
 def test_a_killed_evaluation_resumes_its_fine_tuning_to_the_same_report(tmp_path: Path) -> None:
     """Killed in the second phase; the checkpoint is at the end of the first."""
     write(tmp_path, epochs=12)  # 9 steps a phase

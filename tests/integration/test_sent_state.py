@@ -108,7 +108,7 @@ def test_a_rank_that_dies_while_it_receives_the_state_is_restarted(data: tuple[P
             assert torch.equal(saved["model"][name], weight), name
 
 
-SIZE, COUNT = 4 << 20, 10  # tensors of a piece each
+SIZE, COUNT = 4 << 20, 5  # tensors of a piece each
 
 
 def _peak_growth(function: Any) -> int:

@@ -48,7 +48,7 @@ def test_the_sigmoid_loss_learns_it_too(data: tuple[Path, Path], tmp_path: Path)
         update={"stochastic_depth": 0.0, "batch_norm_group": 16, "temperature_init": 0.1, "logit_bias_init": -3.0}
     )
     recipe = pretrain_config(
-        loss="sigmoid", num_steps=40, batch_size=16, warmup_steps=5, validate_every_steps=40, log_every_steps=5
+        loss="sigmoid", num_steps=30, batch_size=16, warmup_steps=5, validate_every_steps=30, log_every_steps=5
     )
     sigmoid = plan(data, tmp_path, recipe, model=model)
     trained = run(sigmoid)

@@ -100,7 +100,7 @@ def test_it_lists_first_and_removes_only_when_told(project: Path, tmp_path: Path
     ]  # fmt: skip
 
 
-@pytest.mark.costs(4, "two whole `dvc repro`")
+@pytest.mark.costs(6, "two whole `dvc repro`; alone, it imports MLflow")
 def test_a_registered_version_is_used_afterwards_and_a_removed_run_runs_again(cleaned: Path, tmp_path: Path) -> None:
     project = copy(cleaned, tmp_path / "project")
     assert old_runs.branches(project) == ["run/1", "run/5"]

@@ -24,7 +24,7 @@ def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 TEXTS = ["a good long text", "three words only", "two words", "another good long text"]
 
 
-@pytest.mark.costs(5, "ingest, filter and validate, twice and more")
+@pytest.mark.costs(10, "ingest, filter and validate twice; alone, it imports Great Expectations")
 def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -217,6 +217,7 @@ def test_no_credentials_are_one_clear_error(tmp_path: Path, monkeypatch: pytest.
         open_files(config(tmp_path)).open("s3://bucket/x")
 
 
+@pytest.mark.costs(3, "a real server is killed and started again")
 def test_an_unavailable_server_is_one_clear_error(server: S3Server, tmp_path: Path) -> None:
     bucket = server.make_bucket("away")
     objects, (path, sha256) = Objects(config(tmp_path / "cache", bucket)), write(tmp_path, b"bytes")
@@ -262,8 +263,9 @@ def test_a_server_killed_during_a_put_has_no_partial_object(
     assert objects.get(sha256, 32 * MIB).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.costs(4, "a real server is killed and started again, twice")
 def test_a_reader_outlives_a_server_that_comes_back(server: S3Server, tmp_path: Path) -> None:
-    bucket, data = server.make_bucket("comes-back"), noise(40 * MIB)
+    bucket, data = server.make_bucket("comes-back"), noise(20 * MIB)
     path, sha256 = write(tmp_path, data)
     Objects(config(tmp_path, bucket)).put(path, sha256)
     patient = config(tmp_path / "cache", bucket, num_retries=6)

@@ -170,6 +170,7 @@ def test_an_edit_of_a_rule_makes_all_but_ingest_stale() -> None:
     assert stale_after_edits("align/config/filter.py") == frozenset(STAGES) - {"ingest"}  # the web is not fetched again
 
 
+@pytest.mark.costs(3, "DVC reads all code, twice")
 def test_dvc_sees_the_same_edits(tmp_path: Path) -> None:
     """The real `dvc status`, in a project whose outs and inputs are small files that were committed."""
     for file in (ROOT / "dvc.yaml", PARAMS_FILE, ROOT / ".dvcignore"):

@@ -20,6 +20,7 @@ from flows.request import Request
 from flows.run_context import log_file
 from flows.workspace import in_worktree
 from tests.support.dvc_projects import environment, make_repository
+from tests.support.warm import commands
 
 PARAMS = "paths:\n  checkpoints: checkpoints\n  reports: reports\nfilter:\n  min_words: 3\n"
 #: A run that reaches a phase, says so, and waits there for its end. `git` is slow in the first phase.
@@ -133,22 +134,23 @@ def test_the_next_equal_run_keeps_what_the_killed_one_reported_under_its_name(pr
     assert len(locks(project)) == 1  # the record waits for those who know Prefect
 
 
-def test_a_run_that_waits_for_a_killed_one_is_not_hit(project: Path) -> None:
+@pytest.mark.parametrize("duration_s", [1, pytest.param(3, marks=pytest.mark.full)])
+def test_a_run_that_waits_for_a_killed_one_is_not_hit(project: Path, duration_s: int) -> None:
     """Several repairs at once, while equal runs take the place one after another."""
     sweeps = [
         subprocess.Popen(
             [
-                sys.executable,
+                str(commands() / "python"),
                 "-c",
                 "import time; from pathlib import Path; from flows.leftovers import sweep\n"
-                "end = time.monotonic() + 3\n"
+                f"end = time.monotonic() + {duration_s}\n"
                 "while time.monotonic() < end: sweep(Path.cwd(), print)",
             ],
             cwd=project,
         )
         for _ in range(2)
     ]
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + duration_s
     while time.monotonic() < deadline:
         with in_worktree(project, Request(name="live"), lambda line: None) as work:
             log_file(work.root).parent.mkdir(parents=True, exist_ok=True)

@@ -124,7 +124,7 @@ def reasons(root: Path) -> dict[str, object]:
     return {str(row["key"]): row["reason"] for row in decisions(root) if row["reason"]}
 
 
-@pytest.mark.costs(17, "the pipeline runs before, between and after purges of the checkout, the cache and S3")
+@pytest.mark.costs(21, "the pipeline runs before, between and after purges of the checkout, the cache and S3")
 def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path: Path, align: Align) -> None:
     with serve(tmp_path / "s3") as server:
         aws = aws_variables(server) | CODE

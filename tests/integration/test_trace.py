@@ -99,7 +99,7 @@ MODEL = "traced"
 
 
 @pytest.fixture(scope="module")
-@costs(5, "a pipeline of eight stages, the filter real")
+@costs(7, "a pipeline of eight stages, the filter real")
 def made(tmp_path_factory: pytest.TempPathFactory, mlflow_server: str) -> Path:
     """A project whose pipeline has run, recorded as run/first; its model is version 1 and the champion."""
     root = tmp_path_factory.mktemp("trace") / "project"
@@ -214,6 +214,7 @@ def test_from_a_key_an_address_and_a_picture_to_the_champion(project: Path, caps
     assert len([node for node in of_page["nodes"] if node["kind"] == "pair"]) == NUM_PICTURES // 3
 
 
+@pytest.mark.costs(3, "nine traces, each of which asks DVC for its settings")
 def test_from_a_run_and_a_shard_both_ways(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_id = facts(traced(capsys, f"{MODEL}@champion"), "run")["MLflow run"]
     for words in ("first", "run/first", run_id, run_id[:12], "run:first"):
@@ -228,7 +229,7 @@ def test_from_a_run_and_a_shard_both_ways(project: Path, capsys: pytest.CaptureF
         assert graph["answers"][0] == "its data trained 1 version"
 
 
-@pytest.mark.costs(5, "the pipeline runs again, with the real filter")
+@pytest.mark.costs(8, "the pipeline runs again, with the real filter")
 def test_data_of_an_earlier_run_comes_from_the_cache_and_what_is_gone_is_named(
     project: Path, mlflow_server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

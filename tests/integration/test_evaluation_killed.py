@@ -63,6 +63,7 @@ def blocks(folder: Path) -> dict[Path, int]:
     return found
 
 
+@pytest.mark.costs(3, "two evaluations of three blocks of pictures, with figures")
 @pytest.mark.parametrize("after", [1, 3], ids=["in the middle of a set", "between two sets"])
 def test_a_killed_evaluation_resumes_to_the_same_bytes(place: Path, after: int) -> None:
     name = f"killed-{after}"

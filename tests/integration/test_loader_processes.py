@@ -171,7 +171,7 @@ class KillTwice:
                 os.kill(pids[0], signal.SIGKILL)
 
 
-@pytest.mark.costs(5, "two ranks and their loader processes start three times")
+@pytest.mark.costs(6, "two ranks and their loader processes start three times")
 def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(data: Data, tmp_path: Path) -> None:
     recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
     cluster = load_params().section(ClusterConfig)

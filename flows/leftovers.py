@@ -10,13 +10,14 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from align import run_records
 from align.config.params import PARAMS_FILE
-from align.errors import FormatError, LockedError
+from align.errors import DataError, FormatError, LockedError
 from align.run_records import Liveness, RunRecord
 from flows.failed_runs import folder_for, keep
 from flows.git_repository import git
@@ -24,6 +25,8 @@ from flows.run_context import STATE, log_file
 from flows.supervisor import GRACE_S
 from flows.worktree import remove
 
+#: Of a command of git that may meet another one.
+_NUM_ATTEMPTS = 5
 _WHY = "its process ended without a word"
 
 
@@ -47,7 +50,7 @@ def sweep(root: Path, log: Callable[[str], None]) -> None:
     folder = (root / STATE / "worktrees").resolve()
     if not folder.is_dir():
         return
-    listed = git(root, "worktree", "list", "--porcelain").splitlines()
+    listed = _listed(root).splitlines()
     known = {Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")}
     paths = {path for path in known if path.parent == folder} | set(folder.glob("*"))
     taken = taken_worktrees(root)
@@ -63,6 +66,14 @@ def sweep(root: Path, log: Callable[[str], None]) -> None:
                 clear(root, path, log)
             except LockedError as error:
                 log(f"{error}: left for the next time")
+
+
+def _listed(root: Path) -> str:
+    """The worktrees that git knows. It fails at the moment in which another process makes or removes one."""
+    for _ in range(_NUM_ATTEMPTS):
+        with suppress(DataError):
+            return git(root, "worktree", "list", "--porcelain")
+    return git(root, "worktree", "list", "--porcelain")
 
 
 def taken_worktrees(root: Path) -> set[str]:

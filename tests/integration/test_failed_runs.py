@@ -74,6 +74,7 @@ def run_project(root: Path, request: Request, log: Callable[[str], None] = lambd
             raise CommandError(in_kept_folder(str(error), run, "reports")) from None
 
 
+@pytest.mark.costs(6, "two runs of the pipeline by DVC")
 def test_the_verdict_of_a_failed_run_can_be_accepted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CommandError) as caught:
         run_project(project, REFUSED)

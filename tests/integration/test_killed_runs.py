@@ -83,6 +83,7 @@ def nothing_is_left(stack: Stack) -> None:
     assert len(git(stack.root, "worktree", "list").splitlines()) == 1
 
 
+@pytest.mark.costs(22, "two runs are started as people start them, killed, and repaired five times")
 def test_a_killed_run_is_given_its_end(stack: Stack) -> None:
     with started(stack, "killed") as run:
         said(run, "working on pretrain")
@@ -185,6 +186,7 @@ def force(stack: Stack, run: str, kind: str) -> None:
     stack.ask(f"/flow_runs/{run}/set_state", {"state": {"type": kind, "name": kind.title()}, "force": True})
 
 
+@pytest.mark.costs(14, "a worker is killed and started again, and runs are repaired six times")
 def test_a_run_that_was_killed_before_it_began(stack: Stack) -> None:
     """It has no record. The next worker repairs nothing, and neither may anybody touch what might be at work."""
     run = killed_before_it_began(stack)

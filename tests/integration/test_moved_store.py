@@ -104,6 +104,7 @@ def bring(request: pytest.FixtureRequest, first: Path, second: Path) -> dict[str
     return file_bytes(first)
 
 
+@pytest.mark.costs(4, "MLflow makes its database, and three versions of a model")
 @COPIED
 def test_the_file_without_a_server(
     move: tuple[Path, Path], request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
@@ -144,6 +145,7 @@ def local_server(root: Path) -> Iterator[str]:
         claim.close()
 
 
+@pytest.mark.costs(5, "a server before the move, and one after it")
 @COPIED
 def test_the_server_of_make_up(
     move: tuple[Path, Path], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -159,6 +161,7 @@ def test_the_server_of_make_up(
     assert (file_bytes(first) if first.exists() else {}) == before
 
 
+@pytest.mark.costs(5, "a server before the move, and one after it")
 @COPIED
 def test_a_server_that_stores_artifacts_itself(move: tuple[Path, Path], request: pytest.FixtureRequest) -> None:
     """Its addresses are `mlflow-artifacts:/`, which name no folder: nothing is to be corrected."""

@@ -30,6 +30,7 @@ def assert_no_secrets(root: Path, secrets: Iterable[str], *shown: str) -> None:
     assert found == []
 
 
+@pytest.mark.costs(7, "two whole runs, whose every file is searched")
 def test_a_run_records_and_shows_no_secret(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = [*SECRETS.values(), stack.login.partition(":")[2]]
     address = stack.mlflow.replace("http://", f"http://{stack.login}@")

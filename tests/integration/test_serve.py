@@ -129,6 +129,7 @@ def test_the_index_is_registered_with_its_model_and_no_other(world: Served, caps
     assert (fetched / "items.parquet").is_file()
 
 
+@pytest.mark.costs(7, "queries without a pause, while three models are loaded")
 def test_it_follows_promotion_and_rollback_under_load_without_an_error(world: Served) -> None:
     one, two = world.register(0.5).version, world.register(0.6).version
     world.crown(one)
@@ -177,6 +178,7 @@ def test_what_the_registry_has_is_checked_and_a_broken_version_is_not_served(wor
     assert not [path for path in (world.root / "served").iterdir() if ".part" in path.name]
 
 
+@pytest.mark.costs(5, "four models are registered, fetched and loaded")
 def test_a_damaged_copy_is_fetched_again_and_old_copies_go(world: Served) -> None:
     versions = [world.register(recall).version for recall in (0.5, 0.6, 0.7)]
     for version in versions:

@@ -70,7 +70,8 @@ def test_dear_tests_and_fixtures_fail(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.cpu_budget", "-p", "no:cacheprovider",
          "-o", "markers=full\ncosts", "--rootdir", ".", "."],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_XDIST_WORKER": "gw0"},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert set(re.findall(r"^ERROR test_costs.py::(\w+)", done.stdout, re.MULTILINE)) == {
         "test_own_process", "test_child", "test_teardown", "test_dear_fixture",

@@ -59,12 +59,12 @@ class _Request:
 def main() -> None:
     """Serves; a fork returns from `_serve` with its request, and is the command from then on."""
     folder = Path(sys.argv[1])
+    _know_the_code()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in _PRELOADED:
             importlib.import_module(name)
         _import_verbs()
-    importlib.import_module("align.training.plan")._code()  # whose digest names a run: it is kept
     sys.modules["PIL.Image"].init()
     threads = sorted((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir())
     assert len(threads) == 1 + threads.count(_SAFE_THREAD), threads  # a fork would lose them
@@ -85,6 +85,15 @@ def _forget_ends() -> None:
     atexit.unregister(importlib.import_module("torch._dynamo.utils").dump_compile_times)
     for each in weakref.finalize._registry.values():  # type: ignore[attr-defined]
         each.atexit = False
+
+
+def _know_the_code() -> None:
+    """What commands read of the package to name their work, half of what a small one costs."""
+    from align import provenance
+    from align.verbs import VERBS
+
+    provenance.digest(*(verb.module for verb in VERBS.values()))
+    provenance._parse.cache_clear()  # as large as torch; first, so that the imports take its place
 
 
 def _import_verbs() -> None:

@@ -20,7 +20,7 @@ from tests.support.training_data import plan
 PUBLISHED = {"cc3m": 39.3, "ablation": 224.5, "coyo": 224.5, "paper": 873.4}
 
 
-@pytest.mark.costs(3, "the towers of the paper have 9,000 operations")
+@pytest.mark.costs(3, "the towers of the paper, operation by operation")
 @pytest.mark.parametrize("profile", PUBLISHED)
 def test_a_step_of_a_published_recipe(profile: str) -> None:
     """On the meta device: forward, backward and the update of a group of pairs."""

@@ -41,8 +41,11 @@ _PRELOADED = (
     "dvc_render", "scmrepo.git", "dulwich.bundle", "dulwich.worktree", "dulwich.index", "rich.console",
     "fsspec.implementations.local", "flatten_dict", "flufl.lock", "torch._dynamo", "torch.distributed.tensor",
     "torch.distributed.fsdp", "torch.distributed.elastic.multiprocessing", "pytest",
-    "flows.pipeline", "flows.reconcile",
+    "flows.pipeline", "flows.reconcile", "networkx", "dvc.lock", "dvc.rwlock", "dvc.dirs", "dvc.scm", "zc.lockfile",
+    "configobj", "dulwich.ignore", "platformdirs",
 )  # fmt: skip
+#: Programs that read Prefect's settings.
+_WITH_PREFECT = ("flows.pipeline", "flows.reconcile", "flows.retrain", "flows.worker")
 #: Of Arrow's allocator, which starts it again in a fork.
 _SAFE_THREAD = "jemalloc_bg_thd"
 _PR_SET_PDEATHSIG = 1
@@ -228,7 +231,7 @@ def _set_path() -> None:
 
 def _run(module: str) -> int:
     """The exit code of a module that is run as a program."""
-    if module.startswith("flows."):  # Prefect has read another environment
+    if module in _WITH_PREFECT:  # it has read another environment
         importlib.import_module("prefect.context").refresh_global_settings_context()
         importlib.import_module("prefect.logging.configuration").setup_logging(incremental=False)
     if module == "align.cli":

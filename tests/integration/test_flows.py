@@ -16,10 +16,12 @@ import psutil
 import pytest
 
 from flows.git_repository import git
+from tests.support.cpu_budget import costs
 from tests.support.local_stack import PATIENCE_S, WORKS, Stack, stub_repository
 
 
 @pytest.fixture(scope="module")
+@costs(5, "a whole run over stubs")
 def first_run(stack: Stack) -> str:
     """What the first run, called demo, printed: after it run/demo exists, and all stages are cached."""
     done = stack.align_run("--name", "demo")

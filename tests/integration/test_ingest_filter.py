@@ -19,9 +19,10 @@ from align.formats.raw import iter_images, raw_shards, read_table
 from align.ingest.ingest import ingest
 from align.ingest.workers import Resources
 from tests.support import thinned
+from tests.support.cpu_budget import costs
 from tests.support.params import load_params
 
-NUM_PAGES = 60
+NUM_PAGES = 30
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +42,12 @@ def evaluation(folder: Path, sample: Path) -> Path:
     out = folder / "evaluation"
     out.mkdir()
     for header in sorted((sample / "evaluation").glob("*.json")):
-        thinned.write(header, out, lambda number, key: key in planted or number % 40 == 0)
+        thinned.write(header, out, lambda number, key: key in planted or number % 80 == 0)
     return out
 
 
 @pytest.fixture(scope="module")
+@costs(12, "the network looks at each picture")
 def report(folder: Path, evaluation: Path) -> FilterReport:
     params = load_params()
     report = filter_pairs(

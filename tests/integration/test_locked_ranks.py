@@ -16,7 +16,8 @@ from align.training.process_group import Ranks, launch
 from align.training.run import run
 from align.training.stage import train_stage
 from tests.integration.test_sharding import WHOLE, assert_close, assert_same
-from tests.support import training_data
+from tests.support import cpu_budget, training_data
+from tests.support.cpu_budget import costs
 from tests.support.rank_runs import ended_with, last
 from tests.support.training_data import TermAt, finetune_config, plan, pretrain_config
 
@@ -26,6 +27,10 @@ CASES = {
     "sharded, parts": {"shard_weights": True, "micro_batch": 4},
     "sharded, blocks": {"shard_weights": True, "gradient_checkpointing": "blocks"},
 }  # fmt: skip
+QUICK = ("whole", "sharded")
+EACH = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.full) for case in CASES]
+)
 
 
 def _work(plans: list[tuple[str, TrainingPlan]], root: Path, ranks: Ranks) -> None:
@@ -36,7 +41,8 @@ def _work(plans: list[tuple[str, TrainingPlan]], root: Path, ranks: Ranks) -> No
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@costs(11, "seven runs of two ranks, and three of one")
+def root(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """Each case of two ranks, and `one`, of each locked tower; and a sharded run that is stopped and resumed."""
     root = tmp_path_factory.mktemp("outcomes")
     data = training_data.write(root)
@@ -49,7 +55,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return f"{which} {name}", made
 
     both = {"num_processes": 2}
-    plans = [of(name, which, **both, **changes) for which in TOWERS for name, changes in CASES.items()]
+    cases = CASES if cpu_budget.with_full(request) else QUICK
+    plans = [of(name, which, **both, **CASES[name]) for which in TOWERS for name in cases]
     for which in TOWERS:
         run(of("one", which)[1])
         plans += [of("stopped", which, log, **both, **CASES["sharded"]) for log in (TermAt(2), None)]
@@ -58,7 +65,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("which", TOWERS)
-@pytest.mark.parametrize("case", CASES)
+@EACH
 def test_two_ranks_equal_one_process(root: Path, which: str, case: str) -> None:
     one, two = (last(root, f"{which} {name}", "finetune") for name in ("one", case))
     assert_close(two, one)
@@ -66,7 +73,7 @@ def test_two_ranks_equal_one_process(root: Path, which: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("which", TOWERS)
-@pytest.mark.parametrize("case", CASES)
+@EACH
 def test_the_locked_tower_stays_as_it_is(root: Path, which: str, case: str) -> None:
     before, after = load_model(root / "model").state_dict(), last(root, f"{which} {case}", "finetune")["model"]
     assert before.keys() == after.keys()

@@ -13,6 +13,7 @@ from align.model.dual_encoder import load_model
 from align.model.tokenizer import TextTokenizer
 from tests.golden import timm_towers
 from tests.support import training_data
+from tests.support.cpu_budget import costs
 from tests.support.killing import Command
 from tests.support.training_data import RECIPE
 from tests.support.training_project import write_project
@@ -20,6 +21,7 @@ from tests.unit.training.test_given_towers import GOLDEN, write_bert
 
 
 @pytest.fixture(scope="module")
+@costs(7, "three stages, two of them with a B0")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards, the two towers, and parameters that name both and lock the image tower; the stages have run."""
     root = tmp_path_factory.mktemp("given")

@@ -23,6 +23,7 @@ def no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", packaged.is_dir()))
 
 
+@pytest.mark.costs(5, "three versions are registered, and promoted nine times")
 def test_any_version_may_be_promoted_and_is_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -32,6 +32,7 @@ from align.training.run import run
 from align.training.sharding import distributed_like, is_sharded, shard, shards
 from align.training.step import compute_gradients
 from tests.support import lamb_reference, training_data
+from tests.support.cpu_budget import costs
 from tests.support.rank_runs import Messages, ended_with, last
 from tests.support.training_data import MODEL, TermAt, pretrain_config
 
@@ -162,6 +163,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
+@costs(24, "ten runs of two ranks, and six ways through a step")
 def outcomes(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     root = tmp_path_factory.mktemp("outcomes")
     run(_plan(data, root / "one", **WHOLE))

@@ -5,6 +5,7 @@ One launch does all their work (`_work`), as in test_sharding.py; the tests chec
 
 import functools
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,16 @@ from tests.integration.test_sharding import (
     lamb,
 )
 from tests.integration.test_sharding import _plan as plan
-from tests.support import training_data
+from tests.support import cpu_budget, training_data
+from tests.support.cpu_budget import costs
 from tests.support.rank_runs import ended_with, last
 from tests.support.training_data import MODEL, TermAt, pretrain_config
 
 NODE = {"shard_weights": "node"}
 HALF = {"gather_precision": "bfloat16"}
+#: Ways through a step. Those of one machine with four ranks are as those with two (test_sharding.py).
+QUICK = ("parts", "micro_batch")
+CASES = (*QUICK, "cheap", "parts, one machine", "micro_batch, one machine")
 #: The rate is small: rounding grows with it.
 ALONE = WHOLE | {"batch_size": 16, "learning_rate": 0.001}
 RUN = ALONE | NODE | {"num_processes": 4, "micro_batch": 4}
@@ -63,14 +68,13 @@ def _layouts(ranks: Ranks, **recipe: Any) -> dict[str, Any]:
     return seen
 
 
-def _work(plans: list[tuple[str, Any]], tokenizer: Path, root: Path, ranks: Ranks) -> None:
+def _work(cases: Sequence[str], plans: list[tuple[str, Any]], tokenizer: Path, root: Path, ranks: Ranks) -> None:
     alone, ranks = ranks, replace(ranks, num_on_node=2)
     results: dict[str, Any] = {}
     step_module.CPU_PART = 4
-    for case in ("parts", "micro_batch", "cheap"):
-        results[case] = gradients(tokenizer, case, ranks, **NODE)
-    for case in ("parts", "micro_batch"):
-        results[f"{case}, one machine"] = gradients(tokenizer, case, alone)
+    for case in cases:
+        machines: dict[str, Any] = {} if "," in case else NODE
+        results[case] = gradients(tokenizer, case.partition(",")[0], ranks if machines else alone, **machines)
     results["half"] = gradients(tokenizer, "micro_batch", ranks, **NODE, **HALF)
     results["all, half"] = gradients(tokenizer, "micro_batch", alone, **HALF)
     results["lamb"] = lamb(init_device_mesh("cpu", (2, 2), mesh_dim_names=("between_nodes", "within_node")))
@@ -91,19 +95,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def root(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+@costs(18, "four ranks, with six ways through a step and a run that resumes")
+def root(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    full = cpu_budget.with_full(request)
     root = tmp_path_factory.mktemp("outcomes")
     run(plan(data, root / "one", **ALONE))
     shutil.copytree(root / "one", root / "resumed by nodes")
     for step in (3, 4):
         next((root / "resumed by nodes").glob(f"*/step-{step:08d}.pt")).unlink()
-    plans = [
-        ("whole", plan(data, root / "whole", **RUN)),
-        ("stopped", plan(data, root / "stopped", TermAt(2), **RUN)),
-        ("resumed", plan(data, root / "stopped", **RUN)),
-        ("resumed by nodes", plan(data, root / "resumed by nodes", **RUN)),
-    ]
-    launch(functools.partial(_work, plans, data[1], root), 4, 1)
+    plans = [("resumed by nodes", plan(data, root / "resumed by nodes", **RUN))]
+    if full:
+        plans += [
+            ("whole", plan(data, root / "whole", **RUN)),
+            ("stopped", plan(data, root / "stopped", TermAt(2), **RUN)),
+            ("resumed", plan(data, root / "stopped", **RUN)),
+        ]
+    launch(functools.partial(_work, CASES if full else QUICK, plans, data[1], root), 4, 1)
     return root
 
 
@@ -112,7 +119,9 @@ def ranks(root: Path) -> list[dict[str, Any]]:
     return [torch.load(root / f"{rank}.pt") for rank in range(4)]
 
 
-@pytest.mark.parametrize("case", ["parts", "micro_batch", "cheap", "parts, one machine", "micro_batch, one machine"])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.full) for case in CASES]
+)
 def test_gradients_are_sums_over_all_machines(
     ranks: list[dict[str, Any]], data: tuple[Path, Path], case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +135,7 @@ def test_trust_ratios_are_those_of_whole_weights(ranks: list[dict[str, Any]]) ->
     assert_lamb(ranks[0]["lamb"])
 
 
+@pytest.mark.full
 def test_a_run_equals_that_of_one_process(root: Path, ranks: list[dict[str, Any]]) -> None:
     """Weights, average, rows of validation, and the best checkpoint."""
     assert [outcome["whole"] for outcome in ranks] == ["done"] * 4
@@ -134,6 +144,7 @@ def test_a_run_equals_that_of_one_process(root: Path, ranks: list[dict[str, Any]
     assert best[0] == best[1]
 
 
+@pytest.mark.full
 def test_stopped_and_resumed_equals_a_whole_run(root: Path, ranks: list[dict[str, Any]]) -> None:
     for outcome in ranks:
         assert outcome["stopped"].startswith("StoppedError: stopped by SIGTERM after step 2 of 4")
@@ -141,11 +152,15 @@ def test_stopped_and_resumed_equals_a_whole_run(root: Path, ranks: list[dict[str
     assert_same(last(root, "stopped"), last(root, "whole"))
 
 
-def test_one_process_resumes_from_two_machines_and_they_from_one(
-    root: Path, ranks: list[dict[str, Any]], data: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_two_machines_resume_from_one_process(root: Path, ranks: list[dict[str, Any]]) -> None:
     assert [outcome["resumed by nodes"] for outcome in ranks] == ["done"] * 4
     assert_close(last(root, "resumed by nodes"), last(root, "one"))
+    best = [torch.load(next((root / name).glob("*/best.pt")))["step"] for name in ("resumed by nodes", "one")]
+    assert best[0] == best[1]
+
+
+@pytest.mark.full
+def test_one_process_resumes_from_two_machines(root: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(root / "whole", tmp_path / "whole")
     alone = plan(data, tmp_path / "whole", **ALONE)
     for step in (3, 4):

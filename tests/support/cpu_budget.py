@@ -46,6 +46,12 @@ def costs(cpu_s: float, reason: str) -> Callable[[_Function], _Function]:
     return allow
 
 
+def with_full(request: pytest.FixtureRequest) -> bool:
+    """Whether a test of this file that is marked `full` runs: a shared fixture may do less without."""
+    own = [item for item in request.session.items if item.path == request.path]
+    return any(item.get_closest_marker("full") for item in own)
+
+
 def over_budget(spent_s: float, allowed_s: float, work_s: Callable[[], float] | None = None) -> str | None:
     """What is wrong with a cost, or None.
 

@@ -25,6 +25,7 @@ from align.config.params_file import write_params
 from align.run import running_services
 from flows.git_repository import git
 from tests.support import ROOT
+from tests.support.cpu_budget import costs
 from tests.support.mlflow_server import free_port
 from tests.support.params import PARAMS_FILE
 from tests.support.warm import commands
@@ -316,6 +317,7 @@ def started(root: Path) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="session")
+@costs(15, "Prefect, MLflow, search and a worker start")
 def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The session's stack. Tests take `stack`."""
     with started(tmp_path_factory.mktemp("flows") / "repo") as stack:

@@ -4,7 +4,7 @@
     @costs(20, "the stack of servers, once a session")                   below @pytest.fixture of a wider scope
 
 A fixture that several tests share is counted for itself, not for the test that happens to come first. Tests with the
-marker `full` may cost what they want. CPU seconds, unlike seconds, hardly depend on what else the machine does; where
+marker `full`, and what they alone share, may cost what they want. CPU seconds, unlike seconds, hardly depend on what else the machine does; where
 its cores are slower or shared, the budget grows with the time of a fixed piece of work.
 
 tests/conftest.py registers this module with pytest.
@@ -92,6 +92,7 @@ class _Meter:
     begun = 0.0
     shared = 0.0
     depth = 0
+    full = False  # whether the test may cost what it wants
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -107,6 +108,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Begins to count."""
     _Meter.begun, _Meter.shared, _Meter.depth = _cpu_s(), 0.0, 0
+    _Meter.full = item.get_closest_marker("full") is not None
     return (yield)
 
 
@@ -123,7 +125,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, 
         _Meter.depth -= 1
         spent = _cpu_s() - begun
         _Meter.shared += spent
-    if _enforced() and (wrong := over_budget(spent, getattr(fixturedef.func, _CPU_S, BUDGET_S))):
+    if not _Meter.full and _enforced() and (wrong := over_budget(spent, getattr(fixturedef.func, _CPU_S, BUDGET_S))):
         pytest.fail(f"fixture {fixturedef.argname} {wrong}", pytrace=False)
     return value
 
@@ -137,7 +139,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         _Meter.begun += _cpu_s() - before  # the end of what the file's tests shared
     spent = _cpu_s() - _Meter.begun - _Meter.shared
     item.user_properties.append((_CPU_S, spent))
-    if item.get_closest_marker("full") or not _enforced():
+    if _Meter.full or not _enforced():
         return
     mark = item.get_closest_marker("costs")
     if wrong := over_budget(spent, mark.args[0] if mark else BUDGET_S):

@@ -50,8 +50,12 @@ def test_teardown(own):
 def test_reason():
     work(0.08)
 
+@pytest.fixture(scope="module")
+def full_only():
+    work(0.08)
+
 @pytest.mark.full
-def test_full():
+def test_full(full_only):
     work(0.08)
 
 def test_first_of_a_shared_fixture(allowed):

@@ -4,8 +4,8 @@
     @costs(20, "the stack of servers, once a session")                   below @pytest.fixture of a wider scope
 
 A fixture that several tests share is counted for itself, not for the test that happens to come first. Tests with the
-marker `full`, and what they alone share, may cost what they want. CPU seconds, unlike seconds, hardly depend on what else the machine does; where
-its cores are slower or shared, the budget grows with the time of a fixed piece of work.
+marker `full`, and what they alone share, may cost what they want. CPU seconds, unlike seconds, hardly depend on what
+else the machine does; where its cores are slower or shared, the budget grows with the time of a fixed piece of work.
 
 tests/conftest.py registers this module with pytest.
 """

@@ -149,7 +149,9 @@ def test_the_training_half(name: str, small: Small, world: World) -> None:
 def fetches_one(table: Path) -> download.Cost:
     """Stands in for img2dataset."""
     urls = pq.read_table(table)["url"].to_pylist()
-    urllib.request.urlopen(urls[-1], timeout=10).close()
+    for pause_s in (0.05, 0.0):  # the server tells the time between the first connection and the last
+        urllib.request.urlopen(urls[-1], timeout=10).close()
+        time.sleep(pause_s)
     return download.Cost(float(len(urls)), 1.0, 0, len(urls))
 
 

@@ -58,6 +58,15 @@ def test_words_folder_environment_streams_and_exit_code(kind: str, python: Path,
     assert set(environment) - set(env) <= {"PWD", "SHLVL", "_", "OLDPWD", "LC_CTYPE"}  # the shell's
 
 
+def test_other_code_is_started(python: Path, tmp_path: Path) -> None:
+    (tmp_path / "align").mkdir()
+    (tmp_path / "align/__init__.py").touch()
+    (tmp_path / "align/cli.py").write_text("print('other')")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([python.with_name("align")], cwd="/", env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "other\n"
+
+
 @pytest.mark.parametrize("kind", ["warm", "started"])
 def test_signals_reach_it_and_its_end_is_told(kind: str, python: Path, tmp_path: Path) -> None:
     program = str(python) if kind == "warm" else sys.executable

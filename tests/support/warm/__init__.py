@@ -5,7 +5,7 @@ command's own work takes a tenth. `commands()` is a folder of programs named `al
 They are processes like the real ones, with the caller's arguments, folder, environment, streams, limits and signals,
 and their exit status; only the imports are done before. The processes of `multiprocessing` are such forks, too: those
 that work for a command, and those of a test. What is a test of starting or of edited code starts the real ones; so do
-these programs where they see other disks or another network than the server.
+these programs where they see other disks or another network than the server, or where PYTHONPATH has other code.
 """
 
 from __future__ import annotations

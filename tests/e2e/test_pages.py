@@ -154,8 +154,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
             [
                 "Evaluation",
                 "recall@K is the published protocol",
-                "Classification: classes",
-                "times chance",
+                "Classification of the fine-tuned model: classes",
+                "by chance",
                 "concepts",
                 "vendor",
             ],

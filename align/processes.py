@@ -186,7 +186,8 @@ class _SecondTry(Generic[In, Out]):
 @contextmanager
 def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
     """New worker processes; at the end they are awaited, and what they have not begun is not done."""
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    context, ends = multiprocessing.get_context("spawn"), (partial(os._exit, 1),)
+    pool = ProcessPoolExecutor(count, context, initializer=when_parent_ends, initargs=ends)
     try:
         yield pool
     finally:
@@ -203,14 +204,17 @@ def _work(resource: Callable[[], AbstractContextManager[Kept]], function: Callab
     return function(_kept[0], item)
 
 
-def _end_with_parent() -> None:
-    """Ends this worker when its parent ends: after `kill -9` no worker writes next to the following run."""
+def when_parent_ends(act: Callable[[], object]) -> None:
+    """Calls a function once the process that spawned this one has ended, be it by `kill -9`.
+
+    Nothing that it started may work next to the following run. The kernel closes a pipe then, on every system.
+    """
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
         if parent is not None:
             parent.join()
-        os._exit(1)
+            act()
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -70,10 +70,10 @@ def sweep(root: Path, log: Callable[[str], None]) -> None:
 
 def _listed(root: Path) -> str:
     """The worktrees that git knows. It fails at the moment in which another process makes or removes one."""
-    for _ in range(_NUM_ATTEMPTS):
+    for _ in range(_NUM_ATTEMPTS - 1):
         with suppress(DataError):
             return git(root, "worktree", "list", "--porcelain")
-    return git(root, "worktree", "list", "--porcelain")
+    return git(root, "worktree", "list", "--porcelain")  # and says what is wrong
 
 
 def taken_worktrees(root: Path) -> set[str]:

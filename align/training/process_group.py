@@ -11,13 +11,12 @@ network interface of the rendezvous only. What comes from the network is read as
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import signal
 import tempfile
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from align.config.cluster import ClusterConfig
 from align.config.recipe import even_ranks
 from align.console import say
 from align.errors import AlignError, TrainingError
+from align.processes import when_parent_ends
 from align.training.endings import Endings, RankOutcome, left
 from align.training.messages import Keep, flat, pack, pieces, unpack
 from align.training.network import BACKEND, LOOPBACK, listen, register_backend, use_interface_to
@@ -269,7 +269,7 @@ def launch(
 
 
 def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str, ending: Path) -> RankOutcome:
-    _end_with_parent()
+    when_parent_ends(partial(os.kill, os.getpid(), signal.SIGTERM))
     torch.set_num_threads(threads)
     device = _device(int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda":
@@ -301,18 +301,6 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str, ending: 
     finally:
         dist.destroy_process_group()
     return None
-
-
-def _end_with_parent() -> None:
-    """Sends this rank SIGTERM when the launcher ends in any way, so that no rank trains alongside the next run."""
-    launcher = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if launcher is not None:
-            launcher.join()  # a pipe, which the kernel closes
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _error(outcome: tuple[str, str]) -> AlignError:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from align.errors import LockedError
+from align.errors import DataError, LockedError
 from align.run_records import RunRecord, hold, locks
 from flows import leftovers
 from flows.failed_runs import folder_for
@@ -205,3 +205,23 @@ def test_a_process_that_does_not_leave_is_named(project: Path, monkeypatch: pyte
     assert worktree.exists()
     sweep(project, lambda line: None)
     is_clear(project)
+
+
+@pytest.mark.parametrize("num_failures", [4, 5])
+def test_git_that_meets_another_one_is_asked_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch, num_failures: int
+) -> None:
+    left = [DataError("fatal: failed to read .git/worktrees/other/commondir")] * num_failures
+
+    def busy(*words: str | Path) -> str:
+        if left:
+            raise left.pop()
+        return git(*words)  # type: ignore[arg-type]
+
+    (project / ".align/worktrees").mkdir(parents=True)
+    monkeypatch.setattr(leftovers, "git", busy)
+    if num_failures == 4:
+        sweep(project, pytest.fail)
+    else:
+        with pytest.raises(DataError, match="commondir"):
+            sweep(project, pytest.fail)

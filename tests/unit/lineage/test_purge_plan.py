@@ -170,3 +170,20 @@ def test_a_remote_that_did_not_answer_is_left(history: History) -> None:
     versions.unreachable["cloud"] = "no route to host"
     (result,) = purge(versions, plan, history.paths, history.store)
     assert (result.where, result.left) == ("DVC remote 'cloud'", "no route to host")
+
+
+def test_a_remote_is_asked_three_times_for_all_versions(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question starts a program that imports DVC."""
+    asked: list[int] = []
+
+    def remote_objects(root: Path, verb: str, name: str, md5s: list[str], *more: str) -> None:
+        asked.append(len(md5s))
+
+    monkeypatch.setattr("align.lineage.data_versions.remote_objects", remote_objects)
+    settings = {"cache": str(history.cache), "remotes": {"cloud": "s3://bucket"}}
+    monkeypatch.setattr("align.lineage.data_versions.dvc_settings", lambda root: settings)
+    for number in range(5):
+        lost = {f"{number}.parquet": None, "report.html": None}
+        history.ran({"data/raw": history.out(lost), "data/filtered": f"{number:031x}f.dir"}, {"data/raw": "a.dir"})
+    history.plan(("image_id", A))
+    assert 0 < len(asked) <= 3 and sum(asked) >= 6

@@ -10,12 +10,13 @@ import os
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from align.cli import silence_telemetry
-from align.training.process_group import _end_with_parent
+from align.processes import when_parent_ends
 from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.machine import in_a_line
 from benchmarks.gpu.scale import TOWERS, Scale, scale
@@ -39,7 +40,7 @@ def work(name: str, size: Scale, journal: Journal, done: frozenset[str]) -> None
 
 def main() -> int:
     name, path, seconds, device = sys.argv[1:]
-    _end_with_parent()
+    when_parent_ends(partial(os._exit, 1))
     silence_telemetry()
     if device == "cpu":
         torch.set_num_threads(1)

@@ -154,7 +154,7 @@ def test_the_last_line_of_a_section_that_fails_is_its_error(
         raise SystemExit(code)
 
     monkeypatch.setattr(section_process, "work", _raises(error))
-    monkeypatch.setattr(section_process, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(section_process, "when_parent_ends", lambda _: None)
     monkeypatch.setattr(section_process, "silence_telemetry", lambda: None)
     monkeypatch.setattr(os, "_exit", leave)
     monkeypatch.setattr(sys, "argv", ["section", "checks", str(tmp_path / "journal.jsonl"), "60", "cuda"])

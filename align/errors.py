@@ -18,13 +18,21 @@ Bad samples are rows with a reason code; only bad *runs* are exceptions.
 import re
 
 #: The login in an address, with what is around it: `://<user>:<password>@`, `://TOKEN@`. The second form is a password
-#: with a slash in it, which is no port. Python and JSON Schema read this regular expression alike; it is linear.
-LOGIN = r"""://(?:[^\s/?#"<>]*@|[^\s/?#"<>@:\[]+:(?!\d*[/?#])[^\s"<>@]{0,256}@)"""
+#: with a slash in it, which is no port.
+_USER = r"""://(?:[^\s/?#"<>]*@|[^\s/?#"<>@:\[]+:(?!\d*[/?#])[^\s"<>@]{0,256}@)"""
+#: What opens a signed address without a login, as S3, Google, Azure and others write it: `&X-Amz-Signature=`, `?sig=`.
+_SIGNED = (
+    r"[?&#](?:[Xx]-[A-Za-z]{2,4}-(?:[Ss]ignature|[Cc]redential|[Ss]ecurity-[Tt]oken)|[Ss]ignature|[Ss]ig|Key-Pair-Id|"
+    r"(?:Google|AWS|OSS)Access(?:Key)?Id|(?:[Aa]ccess_?)?[Tt]oken|[Aa]pi_?[Kk]ey)="
+)
+#: Either of them. Python and JSON Schema read these regular expressions alike; they are linear.
+LOGIN = rf"{_USER}|{_SIGNED}"
 
 
 def without_logins(text: str) -> str:
     """The text with its addresses as they are for everyone: `http://<user>:<password>@host` becomes `http://host`."""
-    return re.sub(LOGIN, "://", text) if "@" in text else text
+    text = re.sub(_USER, "://", text) if "@" in text else text
+    return re.sub(rf"({_SIGNED})[^\s&#\"'<>]+", r"\1...", text) if "=" in text else text
 
 
 class AlignError(Exception):

@@ -134,7 +134,7 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
 
     Raises:
         ConfigError: the file is missing or not a YAML mapping, an override is malformed or names an unknown key, or a
-            value is an address with a login in it.
+            value is an address with a login or a signature in it.
     """
     source = path or _default_file()
     try:
@@ -156,8 +156,8 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
             values[name] = _inherited(values, name) | values[name]
     if key := login_in(values):
         raise ConfigError(
-            f"{source}: parameter '{key}' holds a login in its address: parameters are recorded; "
-            "put logins into the environment (infra/env.example)"
+            f"{source}: parameter '{key}' holds a login in its address, or a signature: parameters are "
+            "recorded; put logins into the environment (infra/env.example)"
         )
     return Params(values=values, source=source)
 
@@ -211,7 +211,7 @@ def not_yaml(error: YAMLError) -> str:
 
 
 def login_in(value: Any, key: str = "") -> str | None:
-    """The key (`section.key`) of the first text with a login in an address, `http://<user>:<password>@`; or None."""
+    """The key (`section.key`) of the first text with a login or a signature in an address, see `LOGIN`; or None."""
     if isinstance(value, str):
         return key if re.search(LOGIN, value) else None
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -57,7 +57,9 @@ def test_a_login_in_a_parameter_is_refused_before_it_is_recorded(stack: Stack) -
     address = f"https://me:{SECRETS['form']}@example.com"
     pipeline = stack.ask("/deployments/name/pipeline/local")["id"]
     rollback = stack.ask("/deployments/name/rollback/local")["id"]
+    signed = f"https://bucket.example.com/a.warc.gz?X-Amz-Expires=9&X-Amz-Signature={SECRETS['form']}"
     values = ({"overrides": {"paths.archive": address}}, {"overrides": {"paths.archive": [address]}}, {"ref": address})
+    values = (*values, {"overrides": {"paths.archive": signed}})
     parameters = [(pipeline, {"request": value}) for value in values] + [(rollback, {"reason": f"see {address}"})]
     for deployment, given in parameters:
         with pytest.raises(urllib.error.HTTPError) as error:

@@ -35,7 +35,17 @@ def test_an_override_replaces_one_value(params_file: Path) -> None:
     assert (section.rate, section.count, section.name) == (0.001, 7, "two words")
 
 
-@pytest.mark.parametrize("value", ["http://me:secret@host", "[a, {b: 'see https://TOKEN@host'}]"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://me:secret@host",
+        "[a, {b: 'see https://TOKEN@host'}]",
+        "'https://bucket.s3.amazonaws.com/a.warc.gz?X-Amz-Credential=TOKEN&X-Amz-Signature=secret'",
+        "'https://h/a?sv=2024&sr=c&sig=secret%3D'",
+        "'https://storage.googleapis.com/b/a?GoogleAccessId=TOKEN&Signature=secret'",
+        "'https://h/a?Expires=1&access_token=TOKEN'",
+    ],
+)
 def test_a_login_in_an_address_is_refused(params_file: Path, value: str) -> None:
     with pytest.raises(ConfigError, match=r"'example.name\S*' holds a login .*infra/env.example") as error:
         load_params(params_file, [f"example.name={value}"])

@@ -5,8 +5,9 @@
 A take-down removes a picture with all pairs that show it. An entry names what is the same in every ingest. Keys are
 not, because each ingest numbers pairs again; `align forget --keys` first resolves them.
 
-    url        of the picture, or of the page that shows it, however it is spelt (escapes, case of the host, ...)
-    host       of either, subdomains included: example.org covers img.example.org
+    url        of the picture, or of the page that shows it, in any spelling (`align.pairs.urls.identity`): a take-down
+               that covers more than was meant does less harm than one that covers less
+    host       of either, subdomains included: example.org covers img.example.org; so does www.example.org example.org
     image_id   sha256 of the picture's bytes, from any source
 
 An address that redirects to one of these is covered, too: `align ingest` asks at each hop. Later stages cannot, since
@@ -18,7 +19,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -77,9 +78,8 @@ class OptedOut:
                     return "url", value
         if self._hosts:
             for address in addresses:
-                labels = host_of(address).split(".")[-_MAX_LABELS:]
-                for start in range(len(labels)):
-                    if value := self._hosts.get(".".join(labels[start:])):
+                for host in host_and_above(address):
+                    if value := self._hosts.get(host):
                         return "host", value
         return None
 
@@ -98,6 +98,12 @@ def host_of(url: str) -> str:
         return host_name(urlsplit(url).hostname or "")
     except ValueError:
         return ""
+
+
+def host_and_above(url: str) -> Iterator[str]:
+    """Hosts whose entry covers an address: its own, also with `www.`, and those above it."""
+    labels = f"www.{host_of(url)}".split(".")[-_MAX_LABELS:]
+    return (".".join(labels[start:]) for start in range(len(labels)))
 
 
 def problem_with(kind: str, value: str) -> str | None:

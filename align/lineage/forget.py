@@ -29,6 +29,7 @@ from align.formats.features import files_of
 from align.formats.policy import OPTED_OUT, Entry, OptedOut, read_opted_out, write_opted_out
 from align.lineage.data_versions import DataVersions
 from align.lineage.forget_text import model_lines, plan_lines, remaining_lines, result_line
+from align.lineage.near_addresses import near_addresses
 from align.lineage.opted_out_pairs import opted_out_pairs
 from align.lineage.purge import purge
 from align.lineage.purge_plan import PurgePlan, plan_purge
@@ -52,6 +53,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     opted_out, num_new = record(paths.policy, requests)
     requested = OptedOut(requests) if files else opted_out
     show(_recorded(paths.policy / OPTED_OUT, requested, num_new if files else None))
+    for line in near_addresses(paths.raw, requested) if files.keys() - {"keys"} else ():
+        say(f"forget: {line}")
     with tempfile.TemporaryDirectory(prefix="align-") as scratch:
         versions = DataVersions(Path.cwd(), Path(scratch))
         pairs = opted_out_pairs(paths.raw, requested)

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from align.errors import DataError
 from align.formats.policy import Entry, host_of, problem_with
-from align.lineage.raw_pairs import RawRow, find_pairs
-from align.pairs.urls import canonical_or_as_is
+from align.lineage.raw_pairs import RawRow, find_pairs, iter_tables
+from align.pairs.urls import canonical_or_as_is, identity
 
 #: At most this many bad lines are listed in an error.
 _SHOWN = 10
@@ -62,10 +62,14 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _pairs_by(raw: Path, column: str, values: set[str]) -> _PairsByValue:
-    spellings = values | set(map(canonical_or_as_is, values)) if column == "url" else values
+    """The pairs by the value of `column`; by an address in any spelling, under its identity."""
     pairs: _PairsByValue = {}
-    for row in find_pairs(raw, column, spellings) if spellings else ():
-        pairs.setdefault(row[column], []).append(row)
+    if column == "url" and values:
+        wanted = set(map(identity, values))
+        urls = {row["url"] for _, rows in iter_tables(raw, ["url"]) for row in rows if row["url"]}
+        values = {url for url in urls if identity(url) in wanted}
+    for row in find_pairs(raw, column, values) if values else ():
+        pairs.setdefault(identity(row[column]) if column == "url" else row[column], []).append(row)
     return pairs
 
 
@@ -88,9 +92,8 @@ def _entries(kind: str, value: str, pairs: dict[str, _PairsByValue]) -> tuple[li
                 "every picture of its name, give the name with --urls"
             )
     else:
-        spellings = {value, canonical_or_as_is(value)}
-        rows = [row for one in spellings for row in pairs["url"].get(one, [])]
-        entries = [("url", one) for one in sorted(spellings)]
+        rows = pairs["url"].get(identity(value), [])
+        entries = [("url", one) for one in sorted({value, canonical_or_as_is(value)})]
         problem = None if rows or _URL.fullmatch(value) else "not a URL, and not in data/raw"
     entries += [("image_id", row["sha256"]) for row in rows if row["sha256"]]
     return sorted({(one, text) for one, text in entries if text}), problem

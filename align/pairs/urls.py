@@ -14,7 +14,7 @@ import socket
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import NamedTuple
-from urllib.parse import quote, unquote, unquote_to_bytes, urldefrag, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urldefrag, urljoin, urlsplit, urlunsplit
 
 from align.pairs.text import MAX_CHARACTERS
 
@@ -36,9 +36,15 @@ _SEGMENT = rf"[{_PLAIN}][{_PLAIN}.]*"
 _CANONICAL = re.compile(rf"{_HOST}/[{_PLAIN}./:]*{_QUERY}", re.ASCII)
 _SIMPLE_BASE = re.compile(rf"({_HOST})/((?:{_SEGMENT}/)*(?:{_SEGMENT})?){_QUERY}", re.ASCII)
 _RELATIVE = re.compile(rf"(/|(?:\.\./)*)((?:{_SEGMENT}/)*{_SEGMENT}{_QUERY})", re.ASCII)
-#: An address with a name that ends in letters, without escapes and without segments to normalise: its own identity.
-_OWN_IDENTITY = re.compile(
-    rf"(?!.*%)https?://(?:[a-z0-9\-]+\.)+[a-z]+/(?:{_SEGMENT}/)*(?:{_SEGMENT})?{_QUERY}", re.ASCII
+#: An address with a name that ends in letters, without escapes, query and segments to normalise; the group names it.
+_SIMPLE = re.compile(
+    rf"(?!.*%)https?://(?:www\.)?((?:[a-z0-9\-]+\.)+[a-z]+(?:/{_SEGMENT})*)/?", re.ASCII
+)
+#: Names of parameters that say how a visitor came, not what is asked for.
+_TRACKING = re.compile(
+    r"(?:utm|mtm|pk|piwik|matomo)_\w+|(?:fb|g|d|y|tw|tt)clid|msclkid|gclsrc|[gw]braid|igsh(?:id)?|mc_[ce]id|_g[al]|"
+    r"_hs(?:enc|mi)|mkt_tok|oly_(?:anon|enc)_id|vero_id|srsltid|epik",
+    re.IGNORECASE | re.ASCII,
 )
 #: Longer ones are never requested.
 _MAX_HOST = 1000
@@ -82,13 +88,14 @@ def canonical_or_as_is(url: str) -> str:
 
 
 def identity(url: str) -> str:
-    """The same text for all spellings of an address that mean the same; for comparisons only.
+    """The same text for all addresses that name the same thing, for comparisons only.
 
-    Beyond the canonical spelling: no credentials, escapes undone, `.` and `..` resolved, the host by `host_name`. A
-    text without host, such as the name of a file, is returned unchanged.
+    One scheme stands for http and https. No credentials, fragment and default port, no `www.`, no empty segment, no
+    parameter that only tracks; `.` and `..` resolved, escapes undone, parameters in order, the host by `host_name`. Now
+    and then two things have one identity. A text without host, such as the name of a file, is returned unchanged.
     """
-    if _OWN_IDENTITY.fullmatch(url):
-        return url
+    if simple := _SIMPLE.fullmatch(url):
+        return f"http://{simple[1]}"
     try:
         parts = urlsplit(urldefrag(url.strip())[0])
         port = parts.port
@@ -96,24 +103,30 @@ def identity(url: str) -> str:
         return url
     if not parts.hostname:
         return url
+    is_web = parts.scheme in _PORTS
     host = host_name(parts.hostname)
-    if port is not None and f":{port}" != _PORTS.get(parts.scheme):
+    host = host.removeprefix("www.") if "." in host[4:] else host
+    if port is not None and not (is_web and f":{port}" in _PORTS.values()):
         host = f"{host}:{port}"
-    path = unquote(parts.path).removeprefix("/")
-    if path.split("/")[-1] in (".", ".."):
-        path += "/"
     segments: list[str] = []
-    for segment in path.split("/"):
+    for segment in unquote(parts.path).split("/"):
         if segment == "..":
             del segments[-1:]
-        elif segment != ".":
+        elif segment not in ("", "."):
             segments.append(segment)
-    query = f"?{unquote(parts.query)}" if parts.query else ""
-    return f"{parts.scheme}://{host}/{'/'.join(segments)}{query}"
+    query = sorted(one for one in unquote_plus(parts.query).split("&") if one and not _tracks(one))
+    return "/".join([f"{'http' if is_web else parts.scheme}://{host}", *segments]) + "?" * bool(query) + "&".join(query)
+
+
+def _tracks(parameter: str) -> bool:
+    return _TRACKING.fullmatch(parameter.partition("=")[0]) is not None
 
 
 def host_name(host: str) -> str:
-    """One spelling of a host: lower case, ASCII (IDNA), no dot at the end; an IP address as people write it."""
+    """One spelling of a host: lower case, ASCII (IDNA), no dot at the end; an IP address as people write it.
+
+    An IPv4 address in the form of an IPv6 one (`::ffff:192.0.2.1`) is itself.
+    """
     name = unquote(host).lower()
     if len(name) > _MAX_HOST:
         return name
@@ -122,10 +135,11 @@ def host_name(host: str) -> str:
             name = name.encode("idna").decode("ascii").lower()
     name = name.rstrip(".")
     with suppress(OSError, ValueError):
-        if _NUMBER.fullmatch(name):  # 2130706433, 0x7f.1 and 0177.0.0.1 are 127.0.0.1
+        if ":" in name:
+            address = ip_address(name)
+            name = str(getattr(address, "ipv4_mapped", None) or address)
+        elif _NUMBER.fullmatch(name):  # 2130706433, 0x7f.1 and 0177.0.0.1 are 127.0.0.1
             name = socket.inet_ntoa(socket.inet_aton(name))
-        elif ":" in name:
-            name = str(ip_address(name))
     return name
 
 

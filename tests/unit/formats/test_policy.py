@@ -30,6 +30,10 @@ def opted_out(*entries: tuple[str, str]) -> OptedOut:
         ("https://notgone.org/1.jpg", None, None, None),
         ("https://gone.org.evil.com/1.jpg", "https://org/", None, None),
         ("https://me:secret@A.org.:443/./b/../%31.jpg#top", None, None, ("url", "https://a.org/1.jpg")),
+        ("http://www.a.org//1.jpg/?utm_source=x&", None, None, ("url", "https://a.org/1.jpg")),
+        ("http://[::ffff:127.0.0.1]/1.jpg", None, None, ("host", "127.0.0.1")),
+        ("https://left.org/1.jpg", None, None, ("host", "www.left.org")),
+        ("https://img.left.org/1.jpg", None, None, None),
         ("https://x.org/", "http://gone.org./page", None, ("host", "gone.org")),
         ("http://\uff27one\u3002org/1.jpg", None, None, ("host", "gone.org")),
         ("http://xn--bcher-kva.example/1.jpg", None, None, ("host", "b\xfccher.example")),
@@ -43,7 +47,7 @@ def test_what_an_entry_matches(
 ) -> None:
     policy = opted_out(
         ("url", "https://a.org/1.jpg"), ("image_id", SHA), ("host", "gone.org"), ("host", "b\xfccher.example"),
-        ("host", "127.0.0.1"),
+        ("host", "127.0.0.1"), ("host", "www.left.org"),
     )  # fmt: skip
     assert policy.entry(url, page, image_id) == entry
     assert policy.matches(url, page, image_id) == (entry is not None)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from prefect.exceptions import Abort
+from prefect.settings import PREFECT_API_URL, get_current_settings
 
 from align.console import say, show
 from align.errors import AlignError
+from align.installed import installed
 
 
 def exit_code(run: Callable[[], str]) -> int:
@@ -17,6 +22,8 @@ def exit_code(run: Callable[[], str]) -> int:
     or if it was suspended or cancelled in Prefect's UI."""
     # Prefect passes SIGTERM on when the flow has ended. An exception, not a plain exit, ends its temporary server too.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    if not PREFECT_API_URL.value():
+        _guard_temporary_server()
     try:
         summary = run()
     except AlignError as error:
@@ -30,3 +37,18 @@ def exit_code(run: Callable[[], str]) -> int:
         return 130
     show("", *summary.split("\n"))
     return 0
+
+
+def _guard_temporary_server() -> None:
+    """Lets Prefect start its temporary server behind the guard of `make up`; its own answers to any host name."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    def start(server: SubprocessASGIServer) -> subprocess.Popen[Any]:
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("ALIGN_SERVER_")}
+        ours |= get_current_settings().to_environment_variables(exclude_unset=True)
+        ours |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+        return subprocess.Popen(
+            [sys.executable, str(installed("infra/server.py")), "prefect", str(server.port)], env=ours
+        )
+
+    SubprocessASGIServer._run_uvicorn_command = start  # type: ignore[method-assign, assignment]

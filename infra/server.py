@@ -22,7 +22,7 @@ from pathlib import Path
 from align.guard import HOST, App, Guard
 from align.run import LOGIN_FILE, login
 from align.services import postgresql
-from align.services.tracking_store import artifacts_beside, settle
+from align.services.tracking_store import artifacts_beside, make_private, settle
 
 #: The pages talk to their own server only, as they hold the login: Prefect's sends to a company that counts visits.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
@@ -32,6 +32,8 @@ def prefect_app() -> App:
     """Prefect's server with its services, as `prefect server start` makes it; its settings are in the environment."""
     if url := postgresql.for_sqlalchemy(postgresql.PREFECT):
         os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = url
+    elif home := os.environ.get("PREFECT_HOME"):  # of a checkout
+        make_private(Path(home, "prefect.db"))
     from prefect.server.api.server import create_app
 
     return create_app(final=True)
@@ -48,6 +50,7 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
 
     if shared is None:
         file = root / "mlflow.db"
+        make_private(file)
         settle(file)
         database = postgresql.for_sqlalchemy(postgresql.MLFLOW) or f"sqlite:///{file}"
         artifacts = artifacts_beside(file)

@@ -27,7 +27,7 @@ from align.services.mlflow_address import DEFAULT_URI, named_address
 from align.services.registry import Registry, Version
 from align.services.runs_view import TRAINING, runs_address, view_tag
 from align.services.tracked_run import TrackedRun, tracked_run
-from align.services.tracking_store import DATABASE, artifacts_beside, database_file
+from align.services.tracking_store import DATABASE, artifacts_beside, database_file, make_private
 
 #: Tags of a run: the Prefect flow run that it belongs to, by its id; and the attempt of it, by which a run that was
 #: killed is found.
@@ -77,12 +77,15 @@ class Tracker:
         # Artifacts are stored next to the database, so that a worktree which logs into it holds none.
         self._database = Path(os.environ.get("ALIGN_ROOT", ""), DATABASE)
         if file := database_file(full):
+            is_own = file.resolve() == self._database.resolve()
             self._database = file
             if not file.exists() and not os.access(file.parent, os.W_OK | os.X_OK):  # MLflow tries for 100 s
                 raise ServiceError(
                     f"MLflow at {self.uri}: {file.parent} cannot be written to; change its permissions, or name "
                     "another store in MLFLOW_TRACKING_URI"
                 )
+            if is_own:  # one that others were given may be read by them
+                make_private(file)
             full = f"sqlite:///{file.resolve()}"  # MLflow keeps connections by address, also when the folder changes
         self._address = full
         with self._asking():

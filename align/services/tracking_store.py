@@ -10,7 +10,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -55,6 +55,14 @@ def database_file(address: str) -> Path | None:
     return file
 
 
+def make_private(database: Path) -> None:
+    """Lets only its owner read a database in a file: a new one, which is made empty, and what SQLite has beside it."""
+    os.close(os.open(database, os.O_RDONLY | os.O_CREAT, 0o600))
+    for end in ("", "-wal", "-shm", "-journal"):
+        with suppress(OSError):  # there is none, or it is another user's
+            Path(f"{database}{end}").chmod(0o600)
+
+
 def settle(database: Path) -> None:
     """Points the addresses of a database that was moved or copied at the files next to it, in one transaction.
 
@@ -65,7 +73,10 @@ def settle(database: Path) -> None:
     Raises:
         ServiceError: the database cannot be read or written.
     """
-    if not database.is_file() or not (database.parent / ARTIFACTS).is_dir():
+    if not database.is_file():
+        return
+    make_private(database)
+    if not (database.parent / ARTIFACTS).is_dir():
         return
     here = artifacts_beside(database)
     try:

@@ -2,14 +2,17 @@
 
 import base64
 import json
+import stat
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -222,11 +225,14 @@ def test_without_a_server(stack: Stack, tmp_path: Path) -> None:
         port = temporary_server(run)
         for login, code in ((None, 401), ("align:wrong", 401), (alone.login, 200)):
             assert count_flow_runs(port, login) == code
+        for foreign in ({"Host": f"evil.example:{port}"}, {"Origin": "http://evil.example"}):
+            assert count_flow_runs(port, alone.login, foreign) == 403
         stdout = run.communicate()[0]
     assert run.returncode == 0, stdout
     alone.close()
     assert "3 stages ran" in stdout
-    assert (root / ".align/prefect/prefect.db").exists()  # and nothing in the home directory
+    state = root / ".align/prefect/prefect.db"  # and nothing in the home directory
+    assert stat.S_IMODE(state.stat().st_mode) == 0o600
 
 
 def temporary_server(run: subprocess.Popen[str]) -> int:
@@ -242,9 +248,9 @@ def temporary_server(run: subprocess.Popen[str]) -> int:
     pytest.fail("the run started no server")
 
 
-def count_flow_runs(port: int, login: str | None) -> int:
+def count_flow_runs(port: int, login: str | None, headers: Mapping[str, str] = MappingProxyType({})) -> int:
     """The status of a question to Prefect's server at this port."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/flow_runs/count", b"{}", method="POST")
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/flow_runs/count", b"{}", {**headers}, method="POST")
     request.add_header("Content-Type", "application/json")
     if login:
         request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")

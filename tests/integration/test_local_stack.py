@@ -239,6 +239,15 @@ def test_the_password_is_in_its_file_only(stack: Stack) -> None:
             assert text not in " ".join(process.info["cmdline"] or [])
 
 
+def test_other_users_of_the_machine_read_no_database(stack: Stack) -> None:
+    stack.ask("/flow_runs/count", {})
+    databases = [path for place in (".", ".align/prefect") for path in (stack.root / place).glob("*.db*")]
+    assert {"mlflow.db", "prefect.db"} <= {path.name for path in databases}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in databases} == {
+        path.name: "0o600" for path in databases
+    }
+
+
 def test_the_stack_is_small(stack: Stack) -> None:
     """Four programs, none with a process of its own: MLflow's job runners would be eight, of a gigabyte. There is no
     champion, so the search service has not loaded torch, which takes 0.3 GB more.

@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+import stat
 from contextlib import closing
 from pathlib import Path
 
@@ -54,6 +55,28 @@ def test_a_moved_or_copied_folder_names_its_own_files(tmp_path: Path, moved: boo
         shutil.rmtree(first)
     settle(second / "mlflow.db")
     assert location(second / "mlflow.db") == f"{second.as_uri()}/mlartifacts/1"
+
+
+def test_only_its_owner_reads_the_database_of_a_checkout(tmp_path: Path) -> None:
+    store(tmp_path / "mlflow.db", tmp_path / "mlartifacts")
+    files = [tmp_path / name for name in ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm")]
+    for file in files:
+        file.touch()
+        file.chmod(0o644)
+    settle(tmp_path / "mlflow.db")
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_new_store_is_private_unless_others_were_given_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mlflow.MlflowClient", lambda **_: None)
+    database = tmp_path / ("mlflow.db" if own else "shared.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    Tracker()
+    assert database.is_file() == own and (not own or stat.S_IMODE(database.stat().st_mode) == 0o600)
 
 
 @pytest.fixture(scope="module")

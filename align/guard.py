@@ -36,6 +36,7 @@ class Guard:
         *,
         policy: bytes,
         login_of: str = "that the server was started with",
+        reader: str | None = None,
     ) -> None:
         """Guards an application.
 
@@ -46,24 +47,32 @@ class Guard:
             names: further HOST:PORT under which it is known.
             policy: the content security policy of its pages.
             login_of: where people find user and password; who does not know them is told so.
+            reader: a second login, for who may ask and change nothing: its requests are GET and HEAD alone.
         """
         self._app = app
         self._host = f"{HOST}:{port}"
         self._hosts = frozenset({self._host, *names})
         self._policy, self._login_of = policy, login_of
-        self._authorization = f"Basic {base64.b64encode(login.encode()).decode()}" if login else None
+        self._login, self._reader = _basic(login), _basic(reader)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one connection, as ASGI asks."""
         if scope["type"] not in ("http", "websocket"):  # the application's start and end
             await self._app(scope, receive, send)
-        elif reason := self._foreign(scope):
-            await _refuse(scope, send, 403, reason)
-        elif self._authorization and scope["path"] != "/health" and not self._knows_login(scope):
-            reason = f"log in with the user and the password {self._login_of}"
-            await _refuse(scope, send, 401, reason, [(b"www-authenticate", b'Basic realm="align"')])
+        elif refusal := self._refusal(scope):
+            await _refuse(scope, send, *refusal)
         else:
             await self._app(scope, receive, _with_policy(send, self._policy))
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """Status and reason; None if the request is answered."""
+        if reason := self._foreign(scope):
+            return 403, reason
+        if self._login is None or scope["path"] == "/health" or _carries(scope, self._login):
+            return None
+        if self._reader and _carries(scope, self._reader):
+            return None if scope.get("method") in ("GET", "HEAD") else (403, "this login reads, and changes nothing")
+        return 401, f"log in with the user and the password {self._login_of}"
 
     def _foreign(self, scope: Scope) -> str | None:
         """Why the request is not from our own pages or a program; None if it is."""
@@ -79,9 +88,15 @@ class Guard:
             return "this server answers only to its own pages"
         return None
 
-    def _knows_login(self, scope: Scope) -> bool:
-        given = _header(scope, "authorization")
-        return len(given) == 1 and hmac.compare_digest(given[0].encode(), str(self._authorization).encode())
+
+def _basic(login: str | None) -> str | None:
+    """The header of a login."""
+    return f"Basic {base64.b64encode(login.encode()).decode()}" if login else None
+
+
+def _carries(scope: Scope, authorization: str) -> bool:
+    given = _header(scope, "authorization")
+    return len(given) == 1 and hmac.compare_digest(given[0].encode(), authorization.encode())
 
 
 def _header(scope: Scope, name: str) -> list[str]:
@@ -97,12 +112,12 @@ def _with_policy(send: Send, policy: bytes) -> Send:
     return answer
 
 
-async def _refuse(
-    scope: Scope, send: Send, status: int, reason: str, headers: Iterable[tuple[bytes, bytes]] = ()
-) -> None:
+async def _refuse(scope: Scope, send: Send, status: int, reason: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": reason})
         return
-    plain = [(b"content-type", b"text/plain; charset=utf-8"), (b"x-content-type-options", b"nosniff"), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": plain})
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"x-content-type-options", b"nosniff")]
+    if status == 401:
+        headers.append((b"www-authenticate", b'Basic realm="align"'))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": f"{reason}\n".encode()})

@@ -25,8 +25,11 @@ from align.errors import ConfigError
 #: `make up` lists here what it started; Prefect keeps its database there. Servers and flows share both.
 SERVICES_FILE = Path(".align/services.json")
 PREFECT_HOME = Path(".align/prefect")
-#: The login of both servers, `user:password`, for this checkout; only its owner can read it.
+#: The login of both servers, `user:password`, for this checkout; only its owner can read it. Search has one of its own,
+#: which opens nothing else, and asks MLflow with a third, which changes nothing.
 LOGIN_FILE = Path(".align/login")
+SEARCH_LOGIN_FILE = Path(".align/login_search")
+READER_LOGIN_FILE = Path(".align/login_reader")
 
 #: Prefect 3.9 allows its temporary server 20 s, which is too little on a busy machine with two cores.
 SERVER_START_TIMEOUT_S = 180
@@ -102,9 +105,9 @@ def prefect_login(root: Path) -> dict[str, str]:
     return dict.fromkeys(("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"), login(root))
 
 
-def login(root: Path) -> str:
-    """The login of the checkout's servers, `user:password`; generated once, and kept in a file of mode 0600."""
-    file = root / LOGIN_FILE
+def login(root: Path, kept: Path = LOGIN_FILE) -> str:
+    """A login of the checkout's servers, `user:password`; generated once, and kept in a file of mode 0600."""
+    file = root / kept
     file.parent.mkdir(exist_ok=True)
     with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as stream:
         os.fchmod(stream.fileno(), 0o600)  # a copied file may have another mode

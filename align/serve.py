@@ -26,7 +26,7 @@ from align.errors import AlignError, ConfigError, DataError, ServiceError
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.formats.shards import MANIFEST, read_manifest
 from align.guard import HOST, Guard
-from align.run import LOGIN_FILE
+from align.run import SEARCH_LOGIN_FILE
 from align.services.mlflow_address import require_store
 
 if TYPE_CHECKING:
@@ -192,12 +192,14 @@ def _value(value: Any) -> str:
 
 
 def login_of(login: str | None) -> str:
-    """Where people find the user and the password that are asked for: `make up` gives us the checkout's own."""
+    """Where people find the user and the password that are asked for: `make up` gives us one of the checkout's."""
     try:
-        own = LOGIN_FILE.read_text("utf-8").strip()
+        own = SEARCH_LOGIN_FILE.read_text("utf-8").strip()
     except (OSError, ValueError):
         own = ""
-    return f"in {LOGIN_FILE}" if login and login == own else "of ALIGN_SEARCH_LOGIN, which the server was started with"
+    if login and login == own:
+        return f"in {SEARCH_LOGIN_FILE}"
+    return "of ALIGN_SEARCH_LOGIN, which the server was started with"
 
 
 def _number(text: str) -> int:

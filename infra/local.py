@@ -2,9 +2,10 @@
 
     python infra/local.py up | down | status
 
-Everything listens on 127.0.0.1, asks for the login in `.align/login`, and keeps its state in the checkout: `.align/`
-(Prefect, logs, process ids) and `mlflow.db` with `mlartifacts/`, which runs without a server use too. Ports:
-ALIGN_PREFECT_PORT, ALIGN_MLFLOW_PORT, ALIGN_SEARCH_PORT. Runs that the worker works on at a time: ALIGN_WORKER_LIMIT.
+Everything listens on 127.0.0.1 and asks for a login: Prefect and MLflow for that in `.align/login`, search for its own
+in `.align/login_search`, which opens nothing else. State is kept in the checkout: `.align/` (Prefect, logs, process
+ids) and `mlflow.db` with `mlartifacts/`, which runs without a server use too. Ports: ALIGN_PREFECT_PORT,
+ALIGN_MLFLOW_PORT, ALIGN_SEARCH_PORT. Runs that the worker works on at a time: ALIGN_WORKER_LIMIT.
 """
 
 from __future__ import annotations
@@ -32,7 +33,17 @@ from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.config.register import RegisterConfig
 from align.errors import AlignError, ServiceError
-from align.run import LOGIN_FILE, SERVICES_FILE, flow_environment, login, prefect_login, running_services
+from align.run import (
+    LOGIN_FILE,
+    READER_LOGIN_FILE,
+    SEARCH_LOGIN_FILE,
+    SERVICES_FILE,
+    flow_environment,
+    login,
+    prefect_login,
+    running_services,
+)
+from align.services import postgresql
 from align.services.runs_view import TRAINING, runs_address
 from align.visible import visible
 
@@ -45,6 +56,11 @@ STOP_TIMEOUT_S = 10.0  # Prefect's worker sometimes hangs when it is told to sto
 LOGS = Path(".align/logs")
 TRACEBACK = "Traceback (most recent call last):"
 SERVER = Path(__file__).with_name("server.py")
+#: Strangers ask it for pictures and texts: it need not know how to start runs, write databases or send alerts.
+NOT_FOR_SEARCH = (
+    "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", postgresql.PREFECT, postgresql.MLFLOW, "PGPASSWORD",
+    "ALIGN_ALERT_WEBHOOK",
+)  # fmt: skip
 JOBS = Path(__file__).with_name("work_pool.json")  # what a run may change of the process that it runs in: nothing
 
 Services = dict[str, dict[str, Any]]
@@ -77,7 +93,7 @@ def up(root: Path) -> None:
             command, own = [sys.executable, str(SERVER), name, str(ports[name])], env
             if name == "search":
                 command = [sys.executable, "-m", "align.cli", "serve", "--port", str(ports[name])]
-                own = env | _search_environment(root, services["mlflow"]["url"])
+                own = _search_environment(root, env, services["mlflow"]["url"])
             services[name] = _start(root, name, command, own) | {"url": f"http://{HOST}:{ports[name]}"}
             _save(root, services)
     for name, path in health.items():
@@ -99,6 +115,7 @@ def up(root: Path) -> None:
     print(f"MLflow   {_mlflow_page(root, services['mlflow']['url'])}")
     print(f"search   {services['search']['url']}   follows the champion")
     print(f"log in   as align, with the password in {LOGIN_FILE}; Prefect asks for both as one: the file's line")
+    print(f"         search has a password of its own, in {SEARCH_LOGIN_FILE}")
     print(f"logs     {LOGS}/   stop with: make down")
 
 
@@ -144,15 +161,16 @@ def status(root: Path) -> None:
         print(f"{name:<8} {'pid ' + str(service['pid']) + '  ' + service.get('url', '') if service else 'not running'}")
 
 
-def _search_environment(root: Path, mlflow: str) -> dict[str, str]:
-    """What `align serve` has beside the stack's environment: the login that it asks for, and MLflow with the same.
+def _search_environment(root: Path, env: Mapping[str, str], mlflow: str) -> dict[str, str]:
+    """The environment of `align serve`: no login but its own, and one that reads MLflow and changes nothing there.
 
     It asks MLflow's server, not its database: a new one is made by that server meanwhile.
     """
-    user, _, password = login(root).partition(":")
+    user, _, password = login(root, READER_LOGIN_FILE).partition(":")
     known = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password, "MLFLOW_TRACKING_URI": mlflow}
     named = {} if "MLFLOW_TRACKING_URI" in os.environ else known
-    return {"ALIGN_SEARCH_LOGIN": login(root), **named}
+    kept = {name: value for name, value in env.items() if name not in NOT_FOR_SEARCH}
+    return kept | {"ALIGN_SEARCH_LOGIN": login(root, SEARCH_LOGIN_FILE), **named}
 
 
 def _number(variable: str, default: int) -> int:

@@ -8,7 +8,7 @@ takes a name such as `10.example.com` for a private address. So each server's ap
 In a container (infra/compose.yaml, infra/kubernetes) ALIGN_SERVER_NAMES has the names under which others know it, such
 as `prefect:4200`, and ALIGN_SERVER_BIND the address to listen on. With names, MLflow takes MLFLOW_BACKEND_STORE_URI
 (its password in PGPASSWORD), MLFLOW_ARTIFACTS_DESTINATION, and the login of its clients, MLFLOW_TRACKING_USERNAME and
-MLFLOW_TRACKING_PASSWORD.
+MLFLOW_TRACKING_PASSWORD; with MLFLOW_READER_PASSWORD, user `reader` may read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from align.guard import HOST, App, Guard
-from align.run import LOGIN_FILE, login
+from align.run import LOGIN_FILE, READER_LOGIN_FILE, login
 from align.services import postgresql
 from align.services.tracking_store import artifacts_beside, make_private, settle
 
@@ -98,9 +98,13 @@ def main(argv: list[str]) -> None:
         os.environ["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(f"https://{name}" for name in names)
         asked = f"{os.environ['MLFLOW_TRACKING_USERNAME']}:{os.environ['MLFLOW_TRACKING_PASSWORD']}"
         login_of = "of MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, which the server was started with"
-        guard = Guard(mlflow_app(root, os.environ), port, asked, names, policy=POLICY, login_of=login_of)
+        word = os.environ.get("MLFLOW_READER_PASSWORD")
+        reader = f"reader:{word}" if word else None
+        app = mlflow_app(root, os.environ)
+        guard = Guard(app, port, asked, names, policy=POLICY, login_of=login_of, reader=reader)
     else:
-        guard = Guard(mlflow_app(root), port, login(root), policy=POLICY, login_of=f"in {LOGIN_FILE}")
+        reader = login(root, READER_LOGIN_FILE)
+        guard = Guard(mlflow_app(root), port, login(root), policy=POLICY, login_of=f"in {LOGIN_FILE}", reader=reader)
     uvicorn.run(
         guard, host=os.environ.get("ALIGN_SERVER_BIND", HOST), port=port, log_level="warning", proxy_headers=False
     )

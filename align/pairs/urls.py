@@ -37,9 +37,7 @@ _CANONICAL = re.compile(rf"{_HOST}/[{_PLAIN}./:]*{_QUERY}", re.ASCII)
 _SIMPLE_BASE = re.compile(rf"({_HOST})/((?:{_SEGMENT}/)*(?:{_SEGMENT})?){_QUERY}", re.ASCII)
 _RELATIVE = re.compile(rf"(/|(?:\.\./)*)((?:{_SEGMENT}/)*{_SEGMENT}{_QUERY})", re.ASCII)
 #: An address with a name that ends in letters, without escapes, query and segments to normalise; the group names it.
-_SIMPLE = re.compile(
-    rf"(?!.*%)https?://(?:www\.)?((?:[a-z0-9\-]+\.)+[a-z]+(?:/{_SEGMENT})*)/?", re.ASCII
-)
+_SIMPLE = re.compile(rf"(?!.*%)https?://(?:www\.)?((?:[a-z0-9\-]+\.)+[a-z]+(?:/{_SEGMENT})*)/?", re.ASCII)
 #: Names of parameters that say how a visitor came, not what is asked for.
 _TRACKING = re.compile(
     r"(?:utm|mtm|pk|piwik|matomo)_\w+|(?:fb|g|d|y|tw|tt)clid|msclkid|gclsrc|[gw]braid|igsh(?:id)?|mc_[ce]id|_g[al]|"

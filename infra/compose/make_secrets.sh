@@ -32,10 +32,23 @@ random | write POSTGRES_PASSWORD
 random | write MLFLOW_TRACKING_PASSWORD
 # One login for people: the same password in both.
 printf 'align:%s' "$(cat "$folder/MLFLOW_TRACKING_PASSWORD")" | write PREFECT_API_AUTH_STRING
-if [ ! -e "$folder/s3.json" ] || [ ! -e "$folder/aws_credentials" ]; then
-  rm -f "$folder/s3.json" "$folder/aws_credentials" # they hold the same key
-  key=$(random)
-  printf '[default]\naws_access_key_id = align\naws_secret_access_key = %s\n' "$key" | write aws_credentials
-  printf '{"identities": [{"name": "align", "credentials": [{"accessKey": "align", "secretKey": "%s"}], "actions": ["Admin"]}]}\n' \
-    "$key" | write s3.json
+# Who searches can do nothing else; the search service reads MLflow and changes nothing there.
+random | sed 's/^/align:/' | write ALIGN_SEARCH_LOGIN
+random | write MLFLOW_READER_PASSWORD
+# A key of the S3 server for each role: runs use the bucket, MLflow its part of it; neither makes or removes buckets.
+if [ ! -e "$folder/s3.json" ] || [ ! -e "$folder/aws_credentials" ] || [ ! -e "$folder/aws_credentials_mlflow" ]; then
+  rm -f "$folder/s3.json" "$folder/aws_credentials" "$folder/aws_credentials_mlflow" # they hold the same keys
+  runs=$(random)
+  mlflow=$(random)
+  printf '[default]\naws_access_key_id = align\naws_secret_access_key = %s\n' "$runs" | write aws_credentials
+  printf '[default]\naws_access_key_id = mlflow\naws_secret_access_key = %s\n' "$mlflow" | write aws_credentials_mlflow
+  identity='{"name": "%s", "credentials": [{"accessKey": "%s", "secretKey": "%s"}],
+    "actions": ["Read:%s", "Write:%s", "List:%s", "Tagging:%s"]}'
+  # shellcheck disable=SC2059 # the format is ours
+  {
+    printf '{"identities": ['
+    printf "$identity, " align align "$runs" align align align align
+    printf "$identity" mlflow mlflow "$mlflow" 'align/mlflow/*' 'align/mlflow/*' 'align/mlflow/*' 'align/mlflow/*'
+    printf ']}\n'
+  } | write s3.json
 fi

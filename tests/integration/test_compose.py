@@ -28,7 +28,7 @@ class Team:
         self.logins = {
             4200: compose.secret("PREFECT_API_AUTH_STRING"),
             5000: f"align:{compose.secret('MLFLOW_TRACKING_PASSWORD')}",
-            7000: compose.secret("PREFECT_API_AUTH_STRING"),
+            7000: compose.secret("ALIGN_SEARCH_LOGIN"),
         }
 
     def ask(
@@ -91,12 +91,15 @@ def test_only_those_with_the_login_are_answered(team: Team) -> None:
 
 def test_a_service_has_its_own_secrets_only_and_shows_none(team: Team) -> None:
     compose = team.compose
-    everything = ("POSTGRES_PASSWORD", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_PASSWORD")
+    everything = (
+        "POSTGRES_PASSWORD", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_READER_PASSWORD",
+        "ALIGN_SEARCH_LOGIN",
+    )  # fmt: skip
     has = {
         "postgres": set(),  # reads its file
         "s3": set(),
         "prefect": {"POSTGRES_PASSWORD", "PREFECT_API_AUTH_STRING"},
-        "mlflow": {"POSTGRES_PASSWORD", "MLFLOW_TRACKING_PASSWORD"},
+        "mlflow": {"POSTGRES_PASSWORD", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_READER_PASSWORD"},
         "worker": {"PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_PASSWORD"},
     }
     for name, expected in has.items():
@@ -155,5 +158,10 @@ def test_the_pipeline_runs_and_its_results_are_kept_by_the_services(team: Team) 
         assert time.monotonic() < deadline, health
         time.sleep(1)
     rows = team.ask(7000, "/embed", {"texts": ["a red heart", "a blue fish"]})["texts"]
+    environment = compose.family("search")[0].environ().values()
+    has = {
+        name for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_READER_PASSWORD") if compose.secret(name) in environment
+    }
+    assert has == {"MLFLOW_READER_PASSWORD"}
     lengths = [sum(value * value for value in row) for row in rows]
     assert lengths == pytest.approx([1.0, 1.0], abs=1e-3)

@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -178,8 +179,9 @@ def test_programs_need_the_login(stack: Stack) -> None:
         (stack.mlflow, experiments, None),
         (stack.search, "/docs", None),
     )
+    create = (stack.mlflow, "/api/2.0/mlflow/experiments/create", json.dumps({"name": f"made-{time.monotonic_ns()}"}))
     for url, path, body in asked:
-        good = {"Authorization": basic(stack.login)}
+        good = {"Authorization": basic(stack.login_of("login_search" if url == stack.search else "login"))}
         assert status(url, path, body, **good) == 200
         assert status(url, path, body) == 401
         assert status(url, path, body, Authorization=basic("align:wrong")) == 401
@@ -189,6 +191,13 @@ def test_programs_need_the_login(stack: Stack) -> None:
             assert status(url, path, body, Origin=origin, **good) == 403
         for site in ("cross-site", "same-site"):
             assert status(url, path, body, **good, **{"Sec-Fetch-Site": site}) == 403
+    known = {name: {"Authorization": basic(stack.login_of(name))} for name in ("login", "login_search", "login_reader")}
+    opened = {
+        name: [status(url, path, body, **good) for url, path, body in (*asked, create)] for name, good in known.items()
+    }
+    assert opened == {
+        "login": [200, 200, 401, 200], "login_search": [401, 401, 200, 401], "login_reader": [401, 200, 401, 403],
+    }  # fmt: skip
     assert status(stack.prefect, "/", **{"Sec-Fetch-Site": "cross-site"}) == 403
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
     assert status(stack.prefect, "/", **link) in (200, 307)  # a link that a person follows
@@ -227,16 +236,28 @@ def test_a_run_sets_nothing_of_its_process(stack: Stack, variable: str) -> None:
 
 def test_the_password_is_in_its_file_only(stack: Stack) -> None:
     stack.ask("/flow_runs/count", {})
-    file = stack.root / ".align/login"
+    for name in ("login", "login_search", "login_reader"):
+        require_kept(stack, stack.root / ".align" / name)
+
+
+def require_kept(stack: Stack, file: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
-    user, password = stack.login.split(":")
+    login = stack.login_of(file.name)
+    user, password = login.split(":")
     assert user == "align" and len(password) >= 32
-    for text in (password, base64.b64encode(stack.login.encode()).decode()):
+    for text in (password, base64.b64encode(login.encode()).decode()):
         holders = [path for path in stack.root.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
         assert holders == ([file] if text == password else [])
         assert text not in stack.said
         for process in psutil.process_iter(["cmdline"]):
             assert text not in " ".join(process.info["cmdline"] or [])
+
+
+def test_the_search_service_holds_no_login_but_its_own_and_one_that_reads(stack: Stack) -> None:
+    pid = json.loads((stack.root / ".align/services.json").read_text())["search"]["pid"]
+    values = " ".join(psutil.Process(pid).environ().values())
+    has = {name: stack.login_of(name).partition(":")[2] in values for name in ("login", "login_search", "login_reader")}
+    assert has == {"login": False, "login_search": True, "login_reader": True}
 
 
 def test_other_users_of_the_machine_read_no_database(stack: Stack) -> None:

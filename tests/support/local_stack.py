@@ -172,7 +172,11 @@ class Stack:
     @property
     def login(self) -> str:
         """`user:password` of both servers."""
-        return (self.root / ".align/login").read_text().strip()
+        return self.login_of()
+
+    def login_of(self, name: str = "login") -> str:
+        """A login of the checkout."""
+        return (self.root / ".align" / name).read_text().strip()
 
     def ask(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
         """Asks Prefect, or MLflow if the path is a whole URL, with the login."""

@@ -38,10 +38,10 @@ def test_who_does_not_know_the_login_is_told_where_it_is(tmp_path: Path, monkeyp
     elsewhere = "of ALIGN_SEARCH_LOGIN, which the server was started with"
     assert login_of("ann:secret") == elsewhere
     (tmp_path / ".align").mkdir()
-    (tmp_path / ".align/login").write_text("align:of this checkout\n")
-    assert login_of("align:of this checkout") == "in .align/login"
+    (tmp_path / ".align/login_search").write_text("align:of this checkout\n")
+    assert login_of("align:of this checkout") == "in .align/login_search"
     assert login_of("ann:secret") == elsewhere
-    (tmp_path / ".align/login").write_bytes(b"\xff\xfe")
+    (tmp_path / ".align/login_search").write_bytes(b"\xff\xfe")
     assert login_of("ann:secret") == elsewhere
 
 

@@ -1,5 +1,6 @@
 """infra/compose.yaml: who can reach it, who can read which secret, and that its versions are pinned."""
 
+import json
 import os
 import re
 import stat
@@ -79,6 +80,15 @@ def test_only_servers_over_the_databases_have_their_password() -> None:
     assert COMPOSE["networks"]["database"] == COMPOSE["networks"]["objects"] == {"internal": True}
 
 
+def test_the_search_service_has_its_own_login_and_one_that_reads() -> None:
+    """Strangers ask it, and their pictures are decoded there."""
+    given = {name: str(service.get("secrets")) for name, service in SERVICES.items()}
+    assert [name for name, secrets in given.items() if "ALIGN_SEARCH_LOGIN" in secrets] == ["search"]
+    reads = {"source": "MLFLOW_READER_PASSWORD", "target": "MLFLOW_TRACKING_PASSWORD"}
+    assert SERVICES["search"]["secrets"] == [reads, "ALIGN_SEARCH_LOGIN"]
+    assert SERVICES["search"]["environment"]["MLFLOW_TRACKING_USERNAME"] == "reader"
+
+
 def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     made = subprocess.run([MAKE_SECRETS, folder], capture_output=True, text=True, check=True)
@@ -87,11 +97,14 @@ def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path: Path) -
     assert {entry["file"] for entry in COMPOSE["secrets"].values()} == {f"secrets/{name}" for name in texts}
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    passwords = [texts["POSTGRES_PASSWORD"], texts["MLFLOW_TRACKING_PASSWORD"]]
+    keys = [texts[name].rpartition("= ")[2].strip() for name in ("aws_credentials", "aws_credentials_mlflow")]
+    passwords = [*(texts[f"{name}_PASSWORD"] for name in ("POSTGRES", "MLFLOW_TRACKING", "MLFLOW_READER")), *keys]
+    passwords.append(texts["ALIGN_SEARCH_LOGIN"].removeprefix("align:").strip())
     assert all(len(password) == 64 and password not in made.stdout + made.stderr for password in passwords)
-    assert passwords[0] != passwords[1] and texts["PREFECT_API_AUTH_STRING"] == f"align:{passwords[1]}"
-    [key] = re.findall(r"aws_secret_access_key = (\w{64})\n", texts["aws_credentials"])
-    assert f'"secretKey": "{key}"' in texts["s3.json"] and key not in made.stdout
+    assert len(set(passwords)) == 6 and texts["PREFECT_API_AUTH_STRING"] == f"align:{passwords[1]}"
+    identities = json.loads(texts["s3.json"])["identities"]
+    assert [identity["credentials"][0]["secretKey"] for identity in identities] == keys
+    assert "Admin" not in texts["s3.json"]
 
     again = subprocess.run([MAKE_SECRETS, folder], capture_output=True, text=True, check=True)
     assert (again.stdout, {path.name: path.read_text() for path in folder.iterdir()}) == ("", texts)

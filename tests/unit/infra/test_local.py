@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from align.run import flow_environment, prefect_login
 from infra import local
 from tests.support import ROOT
 
@@ -81,3 +82,19 @@ def test_a_program_that_ends_at_its_start_is_said_with_the_end_of_its_log(
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert done.stderr == f"worker did not start at work pool local; see {log}, which ends: {said}\n"
+
+
+def test_the_search_service_knows_its_own_login_and_one_that_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("ALIGN_PREFECT_DATABASE_URL", "postgresql://me:secret@h/prefect")
+    everything = flow_environment(tmp_path) | prefect_login(tmp_path)
+    found = local._search_environment(tmp_path, everything, "http://127.0.0.1:5000")
+    files = {
+        name: (tmp_path / ".align" / name).read_text().strip() for name in ("login", "login_search", "login_reader")
+    }
+    assert len(set(files.values())) == 3
+    assert found["ALIGN_SEARCH_LOGIN"] == files["login_search"]
+    assert f"{found['MLFLOW_TRACKING_USERNAME']}:{found['MLFLOW_TRACKING_PASSWORD']}" == files["login_reader"]
+    assert not [name for name, value in found.items() if files["login"] in value or "secret" in value]

@@ -96,6 +96,7 @@ def _service(params: Params, *, local: bool, ready: Path | None) -> SearchServic
     from align.search.service.fetched import OwnModel, ReadySearch, RegisteredChampion
     from align.search.service.served import Pictures
     from align.search.service.service import SearchService, model_threads
+    from align.search.service.take_downs import TakeDowns
     from align.services.tracking import Tracker
 
     paths, config = params.section(PathsConfig), params.section(ServeConfig)
@@ -112,7 +113,7 @@ def _service(params: Params, *, local: bool, ready: Path | None) -> SearchServic
     return SearchService(
         config,
         text_weight=params.section(SearchConfig).text_weight,
-        champion=Champion(source, config.poll_s),
+        champion=Champion(source, config.poll_s, TakeDowns(paths.policy)),
         pictures=Pictures(paths.shards, params.section(StoreConfig)),
         pair_of=_PairOf(params),
     )

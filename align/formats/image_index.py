@@ -11,7 +11,8 @@ With thumbnails the folder needs nothing else to show what it finds, and where t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError
 from align.files import replace_directory, to_json, write_text
-from align.formats.indexed_images import ImagesWriter, IndexedImage, IndexedImages
+from align.formats.indexed_images import ImagesWriter, IndexedImage, IndexedImages, no_image
 from align.formats.json_file import StoredModel, parse
 from align.formats.pair_addresses import PairAddress, PairAddresses
 from align.protocols.vectors import Vectors
@@ -153,6 +154,7 @@ class ImageIndex:
         self._addresses = addresses
         self._vectors = vectors
         self._allowed = lru_cache(_NUM_FILTERS)(items.matching)
+        self._shown: NDArray[np.bool_] | None = None  # all
 
     @classmethod
     def load(cls, directory: Path, load_vectors: Callable[[Path], Vectors]) -> ImageIndex:
@@ -174,6 +176,28 @@ class ImageIndex:
             raise CorruptError(f"{directory}: vectors, items and index.json disagree; run `align index` again")
         return cls(header, items, vectors, PairAddresses.load(directory, len(items)))
 
+    def without(self, image_ids: Collection[str], covers: Callable[[str, str], bool] | None) -> ImageIndex:
+        """The same index as if some of its images were not in it: no key names them, and no search finds them.
+
+        Args:
+            image_ids: sha256s of images to leave out.
+            covers: whether an image is left out for the (url, page_url) of one of its pairs; None: for none.
+
+        Raises:
+            CorruptError: the file of the addresses is damaged.
+        """
+        shown = ~self.items.with_image_ids(image_ids)
+        if covers is not None:
+            shown[list(self._addresses.covered(covers))] = False
+        made = copy(self)
+        made._shown = None if shown.all() else shown
+        return made
+
+    @property
+    def num_images(self) -> int:
+        """The images that are not left out."""
+        return len(self.items) if self._shown is None else int(np.count_nonzero(self._shown))
+
     @property
     def has_thumbnails(self) -> bool:
         """Whether `thumbnail` has pictures."""
@@ -181,7 +205,7 @@ class ImageIndex:
 
     def item(self, key: str) -> IndexedImage:
         """The image with this key. Raises DataError if there is none."""
-        return self.items[self.items.position(key)]
+        return self.items[self._position(key)]
 
     def addresses(self, key: str) -> tuple[PairAddress, ...]:
         """Where the pairs of an image were found, parallel to its `keys`.
@@ -190,7 +214,7 @@ class ImageIndex:
             DataError: no image has this key.
             CorruptError: the file of the addresses is damaged.
         """
-        position = self.items.position(key)
+        position = self._position(key)
         return self._addresses.of(position, len(self.items[position].keys))
 
     def thumbnail(self, key: str) -> bytes:
@@ -200,7 +224,7 @@ class ImageIndex:
             DataError: no image has this key, or the index has no thumbnails.
             CorruptError: the file of the thumbnails is damaged.
         """
-        return self.items.thumbnail(self.items.position(key))
+        return self.items.thumbnail(self._position(key))
 
     def vector(self, key: str) -> NDArray[np.float32]:
         """The stored (width,) vector of an image.
@@ -208,7 +232,13 @@ class ImageIndex:
         Raises:
             DataError: no image has this key.
         """
-        return self._vectors.vector(self.items.position(key))
+        return self._vectors.vector(self._position(key))
+
+    def _position(self, key: str) -> int:
+        position = self.items.position(key)
+        if self._shown is not None and not self._shown[position]:
+            raise no_image(key)
+        return position
 
     def search(
         self,
@@ -229,6 +259,8 @@ class ImageIndex:
             words: only images whose texts have each of these, as whole words, in upper or lower case.
         """
         allowed = self._allowed(tuple(splits), tuple(words)) if splits or words else None
+        if self._shown is not None:
+            allowed = self._shown if allowed is None else allowed & self._shown
         scores, ids = self._vectors.search(query[np.newaxis], k + len(exclude), allowed)
         found = ((self.items[int(position)], float(score)) for score, position in zip(scores[0], ids[0], strict=True))
         return [Hit(item, score) for item, score in found if item.key not in exclude][:k]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -128,6 +128,10 @@ class IndexedImages(Sequence[IndexedImage]):
         for chunk in self._table["texts"].chunks:
             yield from chunk.to_pylist()
 
+    def with_image_ids(self, image_ids: Collection[str]) -> NDArray[np.bool_]:
+        """(len(self),) bool: which images have one of these sha256s."""
+        return _numpy(pc.is_in(self._table["image_id"], value_set=pa.array(sorted(image_ids), pa.string())))
+
     def position(self, key: str) -> int:
         """The row of an image. Raises DataError if no image has this key."""
         keys, order = self._table["key"], self._by_key
@@ -139,7 +143,7 @@ class IndexedImages(Sequence[IndexedImage]):
             else:
                 high = middle
         if low == len(order) or keys[int(order[low])].as_py() != key:
-            raise DataError(f"no image with key {key!r} in the index; `align search TEXT` prints keys")
+            raise no_image(key)
         return int(order[low])
 
     @cached_property
@@ -182,6 +186,11 @@ class IndexedImages(Sequence[IndexedImage]):
             so_far = np.concatenate([[0], np.cumsum(_numpy(hits), dtype=np.int64)])
             found &= np.diff(so_far[np.concatenate([[0], ends])]) > 0
         return found
+
+
+def no_image(key: str) -> DataError:
+    """No image of an index has this key."""
+    return DataError(f"no image with key {key!r} in the index; `align search TEXT` prints keys")
 
 
 class ImagesWriter:

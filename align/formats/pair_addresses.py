@@ -7,7 +7,7 @@ and one group is read for one picture.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +103,19 @@ class PairAddresses:
         except (pa.ArrowException, OSError, ValueError, TypeError, IndexError) as error:
             raise _damaged(Path(ADDRESSES), error) from None
         return tuple(map(PairAddress, pages, pictures))
+
+    def covered(self, covers: Callable[[str, str], bool]) -> Iterator[int]:
+        """The positions of images with a pair whose (url, page_url) is covered. Raises CorruptError if damaged."""
+        for group in range(self._file.num_row_groups):
+            try:
+                with self._lock:
+                    rows = self._file.read_row_group(group)
+                owners = pc.list_parent_indices(rows[_PAGES].combine_chunks()).to_pylist()
+                columns = (pc.list_flatten(rows[name]).to_pylist() for name in (_PICTURES, _PAGES))
+                found = {owner for owner, *one in zip(owners, *columns, strict=True) if covers(*one)}
+            except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+                raise _damaged(Path(ADDRESSES), error) from None
+            yield from (group * _ROWS_PER_GROUP + position for position in found)
 
 
 def iter_addresses(directory: Path) -> Iterator[PairAddress]:

@@ -52,6 +52,8 @@ class OptedOut:
 
     Attributes:
         entries: in the file's order.
+        image_ids: of the entries of that kind.
+        has_addresses: whether there are entries of the other kinds.
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
@@ -62,14 +64,15 @@ class OptedOut:
         self.entries = tuple(sorted(known.values()))
         self._urls = {identity(entry.value): entry.value for entry in self.entries if entry.kind == "url"}
         self._hosts = {host_name(entry.value): entry.value for entry in self.entries if entry.kind == "host"}
-        self._image_ids = {entry.value for entry in self.entries if entry.kind == "image_id"}
+        self.image_ids = frozenset(entry.value for entry in self.entries if entry.kind == "image_id")
+        self.has_addresses = bool(self._urls or self._hosts)
 
     def __bool__(self) -> bool:
         return bool(self.entries)
 
     def entry(self, url: str | None, page_url: str | None, image_id: str | None) -> tuple[str, str] | None:
         """The (kind, value) of the entry that covers a pair, or None. Arguments as in the columns of data/raw."""
-        if image_id in self._image_ids:
+        if image_id in self.image_ids:
             return "image_id", str(image_id)
         addresses = [address for address in (url, page_url) if address]
         if self._urls:
@@ -129,9 +132,16 @@ def read_opted_out(policy: Path) -> OptedOut:
     """
     path = policy / OPTED_OUT
     try:
-        text = path.read_text("utf-8")
+        data = path.read_bytes()
     except FileNotFoundError:
         return OptedOut()
+    return parse_opted_out(data, path)
+
+
+def parse_opted_out(data: bytes, path: Path) -> OptedOut:
+    """What the bytes of the file say, as `read_opted_out`; `path` is for messages."""
+    try:
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: not UTF-8 ({error.reason}); restore it from git") from None
     rows = csv.reader(io.StringIO(text, newline=""))

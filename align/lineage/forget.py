@@ -22,9 +22,11 @@ from pathlib import Path
 from align.config import Params
 from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
+from align.config.serve import ServeConfig
 from align.config.store import StoreConfig
 from align.console import say, show
 from align.errors import DataError
+from align.files import sha256_file
 from align.formats.features import files_of
 from align.formats.policy import OPTED_OUT, Entry, OptedOut, read_opted_out, write_opted_out
 from align.lineage.data_versions import DataVersions
@@ -36,7 +38,11 @@ from align.lineage.purge_plan import PurgePlan, plan_purge
 from align.lineage.shard_samples import count_pairs
 from align.lineage.take_down_requests import read_requests
 from align.lineage.who_saw import who_saw
+from align.services.running_search import take_down_lines
 from align.services.store import fetcher
+
+#: How long a service may need to mask its index, beside the time between two of its looks.
+_MASKING_S = 15.0
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -52,9 +58,13 @@ def main(params: Params, args: argparse.Namespace) -> None:
     requests = read_requests(files, paths.raw, args.reason)
     opted_out, num_new = record(paths.policy, requests)
     requested = OptedOut(requests) if files else opted_out
-    show(_recorded(paths.policy / OPTED_OUT, requested, num_new if files else None))
+    file = paths.policy / OPTED_OUT
+    show(_recorded(file, requested, num_new if files else None))
     for line in near_addresses(paths.raw, requested) if files.keys() - {"keys"} else ():
         say(f"forget: {line}")
+    if file.is_file():
+        for line in take_down_lines(sha256_file(file), params.section(ServeConfig).poll_s + _MASKING_S):
+            say(f"forget: {line}")
     with tempfile.TemporaryDirectory(prefix="align-") as scratch:
         versions = DataVersions(Path.cwd(), Path(scratch))
         pairs = opted_out_pairs(paths.raw, requested)

@@ -31,7 +31,7 @@ from align.services.registry import CHAMPION, INDEX_DIGEST, Version
 from tests.support import colour_index, registered
 from tests.support.params import load_params
 from tests.support.registered import ORIGIN, VALUES, Project
-from tests.support.served import limits, listening, pair_of
+from tests.support.served import limits, listening, pair_of, take_downs
 
 
 class Served:
@@ -48,7 +48,7 @@ class Served:
         self.source = RegisteredChampion(
             self.project.config.model_name, self.project.tracker, self.paths, root / "served"
         )
-        self.champion = Champion(self.source, 0.1)
+        self.champion = Champion(self.source, 0.1, take_downs())
 
     def index(self) -> None:
         """What `align index` does."""

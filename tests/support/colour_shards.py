@@ -9,6 +9,11 @@ from tests.support.colours import COLOURS, square
 from tests.support.shard_folder import write_shards
 
 
+def image_id(key: str) -> str:
+    """As long as a sha256, and known without the picture."""
+    return f"{key:0>64}"
+
+
 def write(root: Path, *, image_px: int = 48) -> Path:
     """Writes three shades of each colour: two in train, one in test, none in val. Returns the folder."""
     samples: dict[SplitName, list[Sample]] = {"train": [], "val": [], "test": []}
@@ -16,7 +21,7 @@ def write(root: Path, *, image_px: int = 48) -> Path:
         key = f"{number:09d}"
         image = square(colour, shade=shade, side_px=image_px)
         keys = (key, f"1{key[1:]}")
-        sample = Sample(key, f"id-{key}", image, keys, (f"a {colour} square", f"{colour} shade {shade}"))
+        sample = Sample(key, image_id(key), image, keys, (f"a {colour} square", f"{colour} shade {shade}"))
         samples["test" if shade == 40 else "train"].append(sample)
     write_shards(root, {name: [of_split] for name, of_split in samples.items() if of_split}, image_px=image_px)
     return root

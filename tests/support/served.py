@@ -26,6 +26,8 @@ from align.search.service.champion import Champion
 from align.search.service.limits import Limits
 from align.search.service.served import Folders, Pictures, Release, Served
 from align.search.service.service import SearchService
+from align.search.service.take_downs import TakeDowns
+from tests.support import ROOT
 from tests.support.colours import ColourEncoder
 from tests.support.mlflow_server import free_port
 from tests.support.params import load_params
@@ -88,11 +90,19 @@ def limits(**values: Any) -> ServeConfig:
     return ServeConfig.model_validate(load_params().values["serve"] | values)
 
 
+def take_downs(policy: Path = ROOT / "data/policy") -> TakeDowns:
+    """What is taken down: nothing, as long as the policy says so."""
+    return TakeDowns(policy)
+
+
 @contextmanager
-def service(root: Path, first: Served | None, **values: Any) -> Iterator[SearchService]:
+def service(
+    root: Path, first: Served | None, policy: Path = ROOT / "data/policy", **values: Any
+) -> Iterator[SearchService]:
     """A service that serves one pair, or none."""
     source = Releases(first.release if first else None)
-    champion = Champion(source, 3600.0, lambda release, folders: first)  # type: ignore[arg-type,return-value]
+    poll_s = values.get("poll_s", 3600.0)
+    champion = Champion(source, poll_s, take_downs(policy), lambda release, folders: first)  # type: ignore[arg-type,return-value]
     champion.look()
     store = StoreConfig.model_validate(load_params().values["store"])
     made = SearchService(

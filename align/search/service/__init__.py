@@ -2,6 +2,7 @@
 
 served       a model and its index, checked to belong together
 champion     which pair that is, by the registry's alias or by this checkout; the swap
+take_downs   which pictures are as if they were not in the index
 fetched      a registered version's model and index on this disk
 batching     queries that come at once are embedded at once
 queries      what a request asks, as vectors, filters and pages

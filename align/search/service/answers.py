@@ -103,7 +103,7 @@ class SearchAnswer(BaseModel):
     Attributes:
         query: in words.
         served: what answered.
-        num_images: in the index.
+        num_images: in the index, but for those taken down.
         offset: as asked.
         more: whether a next page has results.
         hits: one page of them.
@@ -221,7 +221,9 @@ class Health(BaseModel):
         live: always true in an answer.
         ready: whether it can answer queries.
         served: what it serves; null before there is a champion.
-        num_images: in its index.
+        num_images: in its index, but for those taken down.
+        take_downs: sha256 of the list of take-downs that it obeys; null: it has none, see warnings.
+        num_taken_down: images of its index that it shows nobody.
         pictures: why pictures cannot be shown; null if they can.
         warnings: what a person should look at.
     """
@@ -230,6 +232,8 @@ class Health(BaseModel):
     ready: bool
     served: ServedVersion | None
     num_images: int
+    take_downs: str | None
+    num_taken_down: int
     pictures: str | None
     warnings: list[str]
 

@@ -1,8 +1,9 @@
 """Which model and index are served, and the swap when that changes.
 
-A thread of its own asks every few seconds. A new pair is loaded beside the old one and tried; then one assignment puts
-it in place. Requests that have begun end with the pair that they began with. A pair that does not load, or does not
-belong together, is a warning: the old one is served on.
+A thread of its own asks every few seconds, and another reads the take-downs, which a download must not delay. A new
+pair is loaded beside the old one and tried; then one assignment puts it in place. Requests that have begun end with the
+pair that they began with. A pair that does not load, or does not belong together, is a warning: the old one is served
+on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Protocol
 from align.console import say
 from align.errors import AlignError
 from align.search.service.served import Folders, Release, Served, load
+from align.search.service.take_downs import TakeDowns
 
 #: A release that failed is tried again after so long, then twice as long, and so on: its download may have been cut.
 _RETRY_S, _MAX_RETRY_S = 10.0, 600.0
@@ -46,14 +48,20 @@ class Champion:
         num_swaps: how often a pair took the place of another.
     """
 
-    def __init__(self, source: Source, poll_s: float, load_pair: Callable[[Release, Folders], Served] = load) -> None:
+    def __init__(
+        self,
+        source: Source,
+        poll_s: float,
+        take_downs: TakeDowns,
+        load_pair: Callable[[Release, Folders], Served] = load,
+    ) -> None:
         self._source, self._poll_s, self._load = source, poll_s, load_pair
+        self._take_downs, self._masking = take_downs, threading.Lock()
         self._served: Served | None = None
         self._problem: str | None = None
         self._failed: tuple[str, float, float] = ("", 0.0, 0.0)  # digest, next attempt, pause
         self._looked = False
         self._end = threading.Event()
-        self._thread: threading.Thread | None = None
         self.num_swaps = 0
 
     @property
@@ -72,15 +80,15 @@ class Champion:
         """All that a person should know."""
         served = self._served
         notes = self._source.warnings(served.release) if served else []
-        return [*([self.problem] if self.problem else []), *notes]
+        return [*filter(None, [self.problem, self._take_downs.problem]), *notes]
 
     def start(self) -> None:
         """Begins to follow."""
-        self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
-        self._thread.start()
+        for do in (self.look, self.obey):
+            threading.Thread(target=self._repeat, args=[do], name=f"champion {do.__name__}", daemon=True).start()
 
     def stop(self) -> None:
-        """Ends the thread; a load that has begun is not waited for."""
+        """Ends the threads; a load that has begun is not waited for."""
         self._end.set()
 
     def look(self) -> None:
@@ -93,10 +101,32 @@ class Champion:
             self._report(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         self._looked = True
 
-    def _follow(self) -> None:
-        self.look()
+    def obey(self) -> None:
+        """Reads the take-downs once, and masks what is served if they have changed.
+
+        Never raises: of an index that cannot be masked nothing is served, until it loads again.
+        """
+        with self._masking:
+            try:
+                if self._take_downs.look() and self._served:
+                    self._served = self._masked(self._served)
+            except Exception as error:  # noqa: BLE001 - whatever it is, this thread must live
+                self._served = None
+                self._report(f"take-downs cannot be obeyed, so nothing is served: {' '.join(str(error).split())[:300]}")
+
+    def _serve(self, new: Served) -> None:
+        with self._masking:
+            self._served = self._masked(new)
+
+    def _masked(self, served: Served) -> Served:
+        """The same without what is taken down at this moment."""
+        down = self._take_downs
+        return Served(served.release, served.embedder, down.masked(served.index), down.digest)
+
+    def _repeat(self, do: Callable[[], None]) -> None:
+        do()
         while not self._end.wait(self._poll_s):
-            self.look()
+            do()
 
     def _look(self) -> None:
         wanted = self._source.wanted()
@@ -111,7 +141,7 @@ class Champion:
             self._problem = None
             return
         if served and served.release.digest == wanted.digest:  # another name, or other tags, of the same bytes
-            self._served = Served(wanted, served.embedder, served.index)
+            self._serve(Served(wanted, served.embedder, served.index))
             self._problem = None
             return
         digest, next_attempt, pause_s = self._failed
@@ -120,14 +150,14 @@ class Champion:
         pause_s = min(2 * pause_s, _MAX_RETRY_S) if digest == wanted.digest else _RETRY_S
         self._failed = wanted.digest, time.monotonic() + pause_s, pause_s
         try:
-            new = self._load(wanted, self._source.folders(wanted))
+            self._serve(new := self._load(wanted, self._source.folders(wanted)))
         except AlignError as error:
             stays = f"; {served.release.describe()} is still served" if served else ""
             raise type(error)(f"{wanted.describe()} cannot be served: {error}{stays}") from None
-        self._served, self._problem, self._failed = new, None, ("", 0.0, 0.0)
+        self._problem, self._failed = None, ("", 0.0, 0.0)
         if served:
             self.num_swaps += 1
-        say(f"serve: {wanted.describe()}, {len(new.index.items):,} images")
+        say(f"serve: {wanted.describe()}, {new.index.num_images:,} images")
 
     def _report(self, problem: str) -> None:
         if problem != self._problem:

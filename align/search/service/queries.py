@@ -113,7 +113,7 @@ def answer(query: Query, served: Served, texts: Rows, image: Rows) -> SearchAnsw
     return SearchAnswer(
         query=query.describe(),
         served=version(served),
-        num_images=len(served.index.items),
+        num_images=served.index.num_images,
         offset=offset,
         more=len(hits) > offset + limit and offset + limit < query.max_results,
         hits=shown,

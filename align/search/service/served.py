@@ -68,13 +68,15 @@ class Served:
     Attributes:
         release: what it is.
         embedder: the model.
-        index: its index.
+        index: its index, without what is taken down.
+        take_downs: names the list of what is taken down; None: there is none.
     """
 
-    def __init__(self, release: Release, embedder: Embedder, index: ImageIndex) -> None:
+    def __init__(self, release: Release, embedder: Embedder, index: ImageIndex, take_downs: str | None = None) -> None:
         self.release = release
         self.embedder = embedder
         self.index = index
+        self.take_downs = take_downs
 
     def item(self, key: str) -> IndexedImage:
         """The indexed image with this key. Raises DataError if there is none."""

@@ -131,7 +131,9 @@ class SearchService:
             live=True,
             ready=served is not None,
             served=version(served) if served else None,
-            num_images=len(served.index.items) if served else 0,
+            num_images=served.index.num_images if served else 0,
+            take_downs=served.take_downs if served else None,
+            num_taken_down=len(served.index.items) - served.index.num_images if served else 0,
             pictures=self.pictures.missing_because(served) if served else None,
             warnings=self.champion.warnings(),
         )
@@ -153,7 +155,7 @@ class SearchService:
                 ("align_search_swaps_total", "counter", self.champion.num_swaps, {}),
                 ("align_search_warnings", "gauge", len(self.champion.warnings()), {}),
                 ("align_search_served", "gauge", int(served is not None), labels),
-                ("align_search_images", "gauge", len(served.index.items) if served else 0, {}),
+                ("align_search_images", "gauge", served.index.num_images if served else 0, {}),
             ]
         )
         return "\n".join(lines) + "\n"

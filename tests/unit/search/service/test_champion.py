@@ -8,7 +8,7 @@ from align.errors import DataError, ServiceError
 from align.search.service import champion as module
 from align.search.service.champion import Champion
 from align.search.service.served import Folders, Release, Served
-from tests.support.served import Releases, served
+from tests.support.served import Releases, served, take_downs
 
 
 class Loader:
@@ -39,7 +39,7 @@ def version(followed: Champion) -> int | None:
 
 
 def test_it_swaps_when_the_release_changes_and_only_then(releases: Releases, loader: Loader) -> None:
-    followed = Champion(releases, 3600, loader)
+    followed = Champion(releases, 3600, take_downs(), loader)
     assert "being loaded" in (followed.problem or "")
     for _ in range(3):
         followed.look()
@@ -56,7 +56,7 @@ def test_it_swaps_when_the_release_changes_and_only_then(releases: Releases, loa
 
 @pytest.mark.parametrize("error", [DataError("made with another model"), RuntimeError("a shape\nis wrong")])
 def test_a_broken_pair_leaves_the_old_one_in_place(releases: Releases, loader: Loader, error: Exception) -> None:
-    followed = Champion(releases, 3600, loader)
+    followed = Champion(releases, 3600, take_downs(), loader)
     followed.look()
     releases.now, loader.error = Release("2" * 64, "align", 2), error
     followed.look()
@@ -72,7 +72,7 @@ def test_a_broken_pair_leaves_the_old_one_in_place(releases: Releases, loader: L
 def test_a_failed_release_is_tried_again_later(
     releases: Releases, loader: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    followed = Champion(releases, 3600, loader)
+    followed = Champion(releases, 3600, take_downs(), loader)
     loader.error = ServiceError("the download was cut off")
     followed.look()
     assert version(followed) is None and "cut off" in (followed.problem or "")
@@ -85,7 +85,7 @@ def test_a_failed_release_is_tried_again_later(
 
 
 def test_an_unreachable_registry_and_a_removed_alias_are_warnings(releases: Releases, loader: Loader) -> None:
-    followed = Champion(releases, 3600, loader)
+    followed = Champion(releases, 3600, take_downs(), loader)
     followed.look()
     sound, releases.now = releases.now, ServiceError("MLflow is not there")
     followed.look()
@@ -99,7 +99,7 @@ def test_an_unreachable_registry_and_a_removed_alias_are_warnings(releases: Rele
 
 
 def test_other_tags_of_the_same_bytes_load_nothing(releases: Releases, loader: Loader) -> None:
-    followed = Champion(releases, 3600, loader)
+    followed = Champion(releases, 3600, take_downs(), loader)
     followed.look()
     releases.now = Release("1" * 64, "align", 1, tags={"align.promoted_at": "today"})
     followed.look()

@@ -26,6 +26,7 @@ NEUTRAL = frozenset({
     "align.figure",  # likewise of figures
     "align.memory",  # how fast, not what
     "align.declared",  # refuses a stage, changes none
+    "align.pairs.picture_confined",  # what a decoder may ask of the system
     "align.git",
     "align.provenance",  # names code, decides nothing
     "align.config.params",  # reads params.yaml, whose values are tracked themselves

@@ -26,6 +26,7 @@ from align.errors import AlignError, ConfigError, DataError, ServiceError
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.formats.shards import MANIFEST, read_manifest
 from align.guard import HOST, Guard
+from align.pairs.picture_confined import why_unfiltered
 from align.run import SEARCH_LOGIN_FILE
 from align.services.mlflow_address import require_store
 
@@ -65,7 +66,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
     guard = Guard(app, port, login, names, policy=POLICY, login_of=login_of(login))
     service.champion.start()
-    show(f"search   http://{HOST}:{port}   stop with Ctrl-C")
+    show(*opening(port))
     try:
         server = uvicorn.Config(
             guard, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
@@ -74,6 +75,16 @@ def main(params: Params, args: argparse.Namespace) -> None:
         uvicorn.Server(server).run(sockets=[listening])
     finally:
         service.close()
+
+
+def opening(port: int) -> list[str]:
+    """The first lines: where it is, and what this system does not defend."""
+    lines = [f"search   http://{HOST}:{port}   stop with Ctrl-C"]
+    if why := why_unfiltered():
+        lines.append(
+            f"pictures are decoded by processes that open nothing, but whose system calls are not filtered: {why}"
+        )
+    return lines
 
 
 def _listening(bind: str, port: int) -> socket.socket:

@@ -6,7 +6,8 @@ memory is limited to what the header says the picture takes, and its time to a d
 them ends; its picture is an error with a reason, and the next picture gets a new helper.
 
 A helper starts when it is first needed (a fifth of a second), serves one thread at a time, imports Pillow but neither
-NumPy nor torch (25 MB), and ends with the process that started it.
+NumPy nor torch (25 MB), and ends with the process that started it. Its environment is empty, and it opens nothing once
+it serves (`align.pairs.picture_confined`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any, BinaryIO, NoReturn
 from PIL import Image
 
 from align.errors import DataError
+from align.pairs.picture_confined import confine
 from align.pairs.picture_header import PictureError, outline
 from align.pairs.picture_pixels import memory_bytes, one_line, open_picture, rgb
 
@@ -44,6 +46,8 @@ _SPARE_BYTES = 64 << 20
 #: Memory to read a header with.
 _HEADER_BYTES = 128 << 20
 _PIPE_BYTES = 1 << 20
+#: Where some Pythons find their own library.
+_NEEDED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _SERVE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from align.pairs.picture_process import serve; serve()"
 )
@@ -62,6 +66,7 @@ class Helper:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _SERVE, json.dumps(paths)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+                env={name: os.environ[name] for name in _NEEDED if name in os.environ},
             )  # fmt: skip
         except OSError as error:
             raise DataError(
@@ -222,17 +227,27 @@ atexit.register(_end_all)
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
+#: In a helper on Linux: the descriptor of what the kernel says of its memory.
+_own_memory: list[int] = []
+
+
 def serve() -> NoReturn:
     """The helper's side: answers requests until its input ends."""
     import resource
 
+    import PIL.ImageCms  # noqa: F401 - as all of Pillow's plugins: later there is nothing to import from
+
+    Image.init()
+    with suppress(OSError):  # only Linux has this file
+        _own_memory.append(os.open("/proc/self/statm", os.O_RDONLY))
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)  # so that no library writes between the replies
+    os.close(null)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
+    confine()
     _send(replies, {})
     while head := requests.read(4):
         request = json.loads(requests.read(*struct.unpack("<I", head)))
@@ -270,8 +285,8 @@ def _limit(resource: Any, more_bytes: int | None = None, more_s: int = 0) -> Non
     if more_bytes is not None:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cpu_s = math.ceil(usage.ru_utime + usage.ru_stime) + more_s
-        with suppress(OSError):  # only Linux has this file, and only there the limit works
-            space = int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize() + more_bytes
+        for statm in _own_memory:  # only there the limit works
+            space = int(os.pread(statm, 100, 0).split()[0]) * resource.getpagesize() + more_bytes
     for kind, limit in ((resource.RLIMIT_AS, space), (resource.RLIMIT_CPU, cpu_s)):
         _, most = resource.getrlimit(kind)
         known = [one for one in (limit, most) if one != resource.RLIM_INFINITY]

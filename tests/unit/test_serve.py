@@ -13,7 +13,7 @@ from align.formats.image_index import IndexedImage, IndexHeader
 from align.formats.shards import read_manifest
 from align.lineage.pair_history import require_pairs
 from align.search.service.answers import PairShown
-from align.serve import _PairOf, login_of
+from align.serve import _PairOf, login_of, opening
 from tests.support import small_data
 from tests.support.params import PARAMS_FILE, load_params
 from tests.support.small_data import Pair
@@ -30,6 +30,15 @@ def test_others_reach_it_only_with_a_login(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setenv("ALIGN_SEARCH_LOGIN", "word")
     assert serve() == 1
     assert "expected user:password" in capsys.readouterr().err
+
+
+def test_it_says_where_decoders_may_ask_anything_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("sys.platform", "linux")
+    told = opening(7000)
+    assert told[0].startswith("search   http://127.0.0.1:7000 ")
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert opening(7000)[1].endswith("are not filtered: there is no filter for Linux on riscv64")
 
 
 def test_who_does_not_know_the_login_is_told_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

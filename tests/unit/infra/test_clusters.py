@@ -1,5 +1,6 @@
 """infra/slurm and infra/kubernetes: valid files, parameters that exist, and what each machine of a job runs."""
 
+import ipaddress
 import os
 import re
 import shlex
@@ -169,7 +170,66 @@ def test_policies_let_in_whom_the_environment_sends() -> None:
         clients = {name for name, container in CONTAINERS if variable in variables(container)}
         clients -= {"align-train"} if server == "prefect" else set()  # its flow runs in the worker
         assert set(found[0]["values"]) == {name.removeprefix("align-") for name in clients}
-    assert OBJECTS["NetworkPolicy", "align-nobody"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    both = ["Ingress", "Egress"]
+    assert OBJECTS["NetworkPolicy", "align-nobody"]["spec"] == {"podSelector": {}, "policyTypes": both}
+
+
+def rules(app: str) -> list[dict[str, Any]]:
+    """The rules of egress for the pods of an app, but for that on names."""
+    found = []
+    for (kind, name), one in OBJECTS.items():
+        selector = one["spec"]["podSelector"] if kind == "NetworkPolicy" and name != "align-names" else {}
+        labels = {"app": app} | ({"job-name": "align-train"} if app == "train" else {})
+        chosen = [each["values"] for each in selector.get("matchExpressions", ()) if each["key"] == "app"]
+        if selector and selector.get("matchLabels", {}).items() <= labels.items() and (not chosen or app in chosen[0]):
+            found += one["spec"].get("egress", [])
+    return found
+
+
+def reached(app: str, address: str) -> set[int]:
+    """The ports at which the pods of an app reach an address."""
+    asked = ipaddress.ip_address(address)
+    return {
+        port["port"]
+        for rule in rules(app)
+        for block in (peer["ipBlock"] for peer in rule["to"] if "ipBlock" in peer)
+        if asked in ipaddress.ip_network(block["cidr"])
+        and not any(asked in ipaddress.ip_network(each) for each in block.get("except", ()))
+        for port in rule["ports"]
+    }
+
+
+@pytest.mark.parametrize("app", ["prefect", "mlflow", "worker", "search", "train"])
+def test_pods_reach_what_they_need(app: str) -> None:
+    names = OBJECTS["NetworkPolicy", "align-names"]["spec"]
+    assert names["podSelector"] == {} and {port["port"] for port in names["egress"][0]["ports"]} == {53}
+    peers = [peer["podSelector"]["matchLabels"] for rule in rules(app) for peer in rule["to"] if "podSelector" in peer]
+    pod = "align-train" if app == "train" else app
+    servers = {"prefect": "PREFECT_API_URL", "mlflow": "MLFLOW_TRACKING_URI"}
+    asked = {
+        server
+        for server, name in servers.items()
+        for owner, one in CONTAINERS
+        if owner == pod and name in variables(one)
+    }
+    asked -= {"prefect"} if app == "train" else set()
+    assert {labels["app"] for labels in peers if "app" in labels} == asked
+    assert [labels for labels in peers if "app" not in labels] == ([{"job-name": pod}] if app == "train" else [])
+    assert reached(app, "192.0.2.1") >= (set() if app == "search" else {443, 5432})
+    public = {80, 443} if app == "worker" else set()
+    assert reached(app, "93.184.216.34") == reached(app, "2606:2800:220:1::1") == public
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "169.254.169.254", "10.1.2.3", "172.20.0.1", "192.168.1.1", "100.100.100.200", "127.0.0.1", "0.0.0.0",
+        "192.0.0.192", "255.255.255.255", "::1", "::ffff:169.254.169.254", "fd00:ec2::254", "fe80::1",
+        "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "ff02::1",
+    ],
+)  # fmt: skip
+def test_no_pod_reaches_private_addresses_or_a_cloud_s_metadata(address: str) -> None:
+    assert [app for app in ("prefect", "mlflow", "worker", "search", "train") if reached(app, address)] == []
 
 
 def copies(text: str) -> dict[str, str]:

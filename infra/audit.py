@@ -1,22 +1,36 @@
-"""`make audit`: secrets in the repository's files, and known vulnerabilities of the installed packages.
+"""`make audit`: secrets in the files of the repository, a bill of materials, known vulnerabilities of its packages.
 
-Secrets are looked for without a network. Vulnerabilities are asked of a database on the web: where it does not answer,
+The first two need no network. Vulnerabilities are asked of a database on the web: where it does not answer,
 or knows nothing about a package, this says so and ends with exit code 3. Exit code 1 where something is found.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from cyclonedx.model import HashAlgorithm, HashType
+from cyclonedx.model.bom import Bom, BomMetaData
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.output import make_outputter
+from cyclonedx.schema import OutputFormat, SchemaVersion
 from detect_secrets import SecretsCollection
 from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 from detect_secrets.settings import transient_settings
+from packageurl import PackageURL
+from packaging.requirements import Requirement
+
+from align.files import write_text
 
 ROOT = Path(__file__).parents[1]
+#: In the format of CycloneDX.
+BILL = Path(".align/bill-of-materials.cdx.json")
 FOUND, CANNOT_ASK = 1, 3
 
 #: Detectors that judge by a word nearby, by form or by entropy. The others look for keys of known services.
@@ -39,7 +53,8 @@ _FILTERS = (
 #: No secret.
 _IGNORED = "Public IP (ipv4)"
 #: Published outside of the package index, so the databases do not know their local versions (2.13.0+cpu).
-_LOCAL_VERSIONS = frozenset({"torch", "torchvision", "align-mlops"})
+_OURS = "align-mlops"
+_LOCAL_VERSIONS = frozenset({"torch", "torchvision", _OURS})
 _SERVICES = ("osv", "pypi")
 _TIMEOUT_S = 600
 
@@ -63,6 +78,42 @@ def secrets_in(root: Path, names: list[str]) -> Iterator[str]:
                 guessed = secret.type in _GUESSING and name.startswith(_NOT_GUESSED)
                 if not guessed and secret.type != _IGNORED:
                     yield f"{name}:{secret.line_number}: {secret.type}"
+
+
+def bill_of_materials(lock: str) -> str:
+    """What this installation is made of, as CycloneDX's JSON: the same text for the same lock, Python and torch.
+
+    Args:
+        lock: the text of requirements.lock. What is installed beside it is named without hashes.
+    """
+    parts = []
+    for entry in re.split(r"^(?=[^\s#])", lock, flags=re.M)[1:]:
+        line, *hashes = entry.split(" \\\n")
+        pinned = Requirement(line)
+        if pinned.marker is None or pinned.marker.evaluate():
+            pin = str(pinned.specifier).removeprefix("==")
+            parts.append(_component(pinned.name, pin, re.findall(r"sha256:([0-9a-f]{64})", "".join(hashes))))
+    parts += [_component(name, found) for name in sorted(_LOCAL_VERSIONS - {_OURS}) if (found := _installed(name))]
+    whole = Component(name=_OURS, version=_installed(_OURS), type=ComponentType.APPLICATION, bom_ref=_OURS)
+    bom = Bom(components=parts, metadata=BomMetaData(component=whole))
+    bom.register_dependency(whole, parts)
+    bom.metadata.timestamp = None
+    bom.serial_number = uuid.uuid5(uuid.NAMESPACE_URL, "\n".join(sorted(str(part.purl) for part in parts)))
+    written = make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=1)
+    return f"{written}\n"
+
+
+def _component(name: str, pin: str, digests: Iterable[str] = ()) -> Component:
+    purl = PackageURL("pypi", None, name, pin)
+    hashes = [HashType(alg=HashAlgorithm.SHA_256, content=digest) for digest in digests]
+    return Component(name=name, version=pin, purl=purl, bom_ref=str(purl), hashes=hashes)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def vulnerabilities(report: str) -> tuple[list[str], list[str], int]:
@@ -93,6 +144,8 @@ def main() -> int:
     """Prints what is found."""
     secrets = list(secrets_in(ROOT, repository_files(ROOT)))
     print("\n".join(secrets) or "secrets: none in the repository's files (their history is not read)")
+    write_text(ROOT / BILL, bill_of_materials((ROOT / "requirements.lock").read_text("utf-8")))
+    print(f"bill of materials: {BILL}")
     for service in _SERVICES:
         report = ask(service)
         if report is None:

@@ -1,11 +1,15 @@
 """infra/audit.py: it finds a planted secret, and never takes "cannot ask" for "clean"."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from infra import audit
+from tests.support import ROOT
 
 
 def test_a_planted_secret_is_found_without_a_network(tmp_path: Path) -> None:
@@ -15,6 +19,23 @@ def test_a_planted_secret_is_found_without_a_network(tmp_path: Path) -> None:
     (tmp_path / "env.example").write_text("AWS_SECRET_ACCESS_KEY=\nMLFLOW_TRACKING_PASSWORD=\n")
     found = list(audit.secrets_in(tmp_path, ["tests/a.py", "env.example"]))
     assert found == ["tests/a.py:2: AWS Access Key"]
+
+
+def test_the_bill_of_materials_names_what_the_lock_installs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "_installed", {"torch": "2.9.0+cpu", "align-mlops": "1.0"}.get)
+    lock = (ROOT / "requirements.lock").read_text("utf-8")
+    text = audit.bill_of_materials(lock)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    assert audit.bill_of_materials(lock) == text and "timestamp" not in text
+    bill = json.loads(text)
+    assert bill["metadata"]["component"]["name"] == "align-mlops"
+    parts = {part["name"]: part for part in bill["components"]}
+    pins = dict(re.findall(r"^([^#\s=]+)==(\S+)(?= \\\n)", lock, re.M)) | {"torch": "2.9.0+cpu"}  # on every machine
+    assert len(pins) > 200 and pins.items() <= {name: part["version"] for name, part in parts.items()}.items()
+    assert len(parts) == len(bill["components"]) <= lock.count("==") + 1
+    assert parts["torch"]["purl"] == "pkg:pypi/torch@2.9.0%2Bcpu"
+    assert "hashes" not in parts.pop("torch")
+    assert all(f"sha256:{each['content']}" in lock for part in parts.values() for each in part["hashes"])
 
 
 REPORT = {
@@ -46,5 +67,6 @@ def test_exit_codes(
 ) -> None:
     monkeypatch.setattr(audit, "secrets_in", lambda root, names: iter(secrets))
     monkeypatch.setattr(audit, "ask", reports.get)
+    monkeypatch.setattr(audit, "write_text", lambda file, text: None)
     assert audit.main() == code
     assert said in capsys.readouterr().out

@@ -7,9 +7,7 @@ through to what `align explain` knows of it, and search may not read from the fo
 from __future__ import annotations
 
 import argparse
-import errno
 import os
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,7 @@ from align.config.search import SearchConfig
 from align.config.serve import ServeConfig
 from align.config.store import StoreConfig
 from align.console import show
-from align.errors import AlignError, ConfigError, DataError, ServiceError
+from align.errors import AlignError, ConfigError, DataError
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.formats.shards import MANIFEST, read_manifest
 from align.guard import HOST, Guard
@@ -37,14 +35,12 @@ if TYPE_CHECKING:
 
 #: Addresses that only this machine reaches.
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_BACKLOG = 1024  # connections that wait to be taken
 _GRACE_S = 10  # requests in flight at the end
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align serve`: serves until it is told to stop."""
-    import uvicorn
-
+    from align.connections import Bounds, listening, server
     from align.search.service.app import POLICY, make_app
     from align.search.service.limits import Limits
 
@@ -57,22 +53,23 @@ def main(params: Params, args: argparse.Namespace) -> None:
         )
     if login and ":" not in login:
         raise ConfigError("ALIGN_SEARCH_LOGIN: expected user:password")
-    listening = _listening(bind, port)
+    socket = listening(bind, port)
     config = params.section(ServeConfig)
     if args.local and args.ready:
         raise ConfigError("serve: give one of --local and --ready")
     service = _service(params, local=args.local, ready=args.ready)
-    app = Limits(make_app(service), config, service.requests)
+    app = Limits(make_app(service), config, service.requests, service.buckets)
     names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
     guard = Guard(app, port, login, names, policy=POLICY, login_of=login_of(login))
     service.champion.start()
     show(*opening(port))
     try:
-        server = uvicorn.Config(
-            guard, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
-            timeout_graceful_shutdown=_GRACE_S,
-        )  # fmt: skip
-        uvicorn.Server(server).run(sockets=[listening])
+        bounds = Bounds(config.max_connections, config.max_connections_per_address, config.head_timeout_s)
+        log = os.environ.get("ALIGN_SERVER_LOG")
+        made = server(
+            guard, bounds, log=Path(log) if log else None, server_header=False, timeout_graceful_shutdown=_GRACE_S
+        )
+        made.run(sockets=[socket])
     finally:
         service.close()
 
@@ -85,21 +82,6 @@ def opening(port: int) -> list[str]:
             f"pictures are decoded by processes that open nothing, but whose system calls are not filtered: {why}"
         )
     return lines
-
-
-def _listening(bind: str, port: int) -> socket.socket:
-    """A socket at the address. Raises ServiceError where that is impossible."""
-    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-    made = socket.socket(family)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        made.bind((bind, port))
-        made.listen(_BACKLOG)
-    except OSError as error:
-        made.close()
-        why = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        raise ServiceError(f"port {port} of {bind} {why}: choose another with --port") from None
-    return made
 
 
 def _service(params: Params, *, local: bool, ready: Path | None) -> SearchService:

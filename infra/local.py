@@ -32,6 +32,7 @@ import psutil
 from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.config.register import RegisterConfig
+from align.connections import shorten
 from align.errors import AlignError, ServiceError
 from align.run import (
     LOGIN_FILE,
@@ -194,12 +195,13 @@ def _check_free(name: str, port: int) -> None:
 def _start(root: Path, name: str, command: list[str], env: Mapping[str, str]) -> dict[str, Any]:
     log = root / LOGS / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    shorten(log)
     started = time.time()
     with log.open("ab") as output:
         begins = output.tell()
         process = subprocess.Popen(
-            command, cwd=root, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            command, cwd=root, env={**env, "ALIGN_SERVER_LOG": str(log)}, stdin=subprocess.DEVNULL, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     print(f"starting {name} …", flush=True)
     created = psutil.Process(process.pid).create_time()

@@ -17,6 +17,7 @@ import os
 import sys
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from align.guard import HOST, App, Guard
@@ -26,6 +27,9 @@ from align.services.tracking_store import artifacts_beside, make_private, settle
 
 #: The pages talk to their own server only, as they hold the login: Prefect's sends to a company that counts visits.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+
+#: At a time, and how long one waits for the head of a request.
+_CONNECTIONS, _WAIT_S = 1000, 10.0
 
 
 def prefect_app() -> App:
@@ -84,7 +88,7 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
 
 def main(argv: list[str]) -> None:
     """Serves until it is told to stop."""
-    import uvicorn
+    from align.connections import Bounds, listening, server
 
     name, port = argv[0], int(argv[1])
     root = Path.cwd()
@@ -105,9 +109,13 @@ def main(argv: list[str]) -> None:
     else:
         reader = login(root, READER_LOGIN_FILE)
         guard = Guard(mlflow_app(root), port, login(root), policy=POLICY, login_of=f"in {LOGIN_FILE}", reader=reader)
-    uvicorn.run(
-        guard, host=os.environ.get("ALIGN_SERVER_BIND", HOST), port=port, log_level="warning", proxy_headers=False
-    )
+    bounds = Bounds(_CONNECTIONS, None if names else _CONNECTIONS // 2, _WAIT_S)  # a proxy is one address
+    log = os.environ.get("ALIGN_SERVER_LOG")
+    made = server(guard, bounds, log=Path(log) if log else None)
+    with suppress(KeyboardInterrupt):
+        made.run(sockets=[listening(os.environ.get("ALIGN_SERVER_BIND", HOST), port)])
+    if not made.started:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

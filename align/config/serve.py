@@ -17,20 +17,25 @@ class ServeConfig(Section):
 
     Attributes:
         poll_s: between two looks at the registry's alias.
-        max_batch: queries that one forward pass answers.
+        max_batch: texts and pictures of one forward pass.
         max_waiting: queries that wait at a time; a further one is answered with 503.
         num_threads: torch's, of a forward pass; None: all cores but one, which answers requests.
         cached_texts: embeddings of texts that are kept; 0: none.
-        max_body_bytes: of a request.
-        body_timeout_s: until when a request's body must be here.
+        max_body_bytes: of a request with pictures.
+        max_text_bytes: of any other, and of what a request has beside its pictures.
+        request_timeout_s: until when a request must have its answer, counted from its head.
         max_image_pixels: of a query's picture, by its header.
         decode_timeout_s: for the process that decodes one.
         max_text_characters: of one text.
+        max_words: different ones that a query asks the alt-texts for.
         max_inputs: texts and pictures of one request to /embed.
         results_per_page: without `limit`.
         max_results: how far paging leads.
         max_requests_per_s: of one client, on average; None: no limit. A picture counts as a tenth.
         max_burst: of one client, after a pause.
+        max_connections: at a time; a new one takes the place of one that waits.
+        max_connections_per_address: of one client; None: no bound of its own.
+        head_timeout_s: until when a request's head must be here, and until when a client must read.
     """
 
     section: ClassVar[str] = "serve"
@@ -42,12 +47,17 @@ class ServeConfig(Section):
     num_threads: Count | None
     cached_texts: Annotated[int, Field(ge=0)]
     max_body_bytes: Annotated[int, Field(ge=1024)]
-    body_timeout_s: Seconds
+    max_text_bytes: Annotated[int, Field(ge=1024)]
+    request_timeout_s: Seconds
     max_image_pixels: Annotated[int, Field(ge=1, le=100_000_000)]
     decode_timeout_s: Seconds
     max_text_characters: Count
+    max_words: Count
     max_inputs: Count
     results_per_page: Annotated[int, Field(ge=1, le=100)]
     max_results: Annotated[int, Field(ge=100)]
     max_requests_per_s: Annotated[float, Field(gt=0)] | None
     max_burst: Count
+    max_connections: Count
+    max_connections_per_address: Count | None
+    head_timeout_s: Seconds

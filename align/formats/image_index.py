@@ -2,8 +2,9 @@
 
 `vectors.faiss` (and `vectors.npy`, if it is approximate) hold one vector per image; row i of `items.parquet` describes
 vector i, and says which bytes of `thumbnails.jpegs` are its thumbnail; row i of `addresses.parquet` has the addresses
-of its pairs. `index.json` names the model and the shards that all belong to, the rules that kept the
-pairs, and the size of each file. A search with another model or over other shards is an error, never a wrong answer.
+of its pairs; `words.parquet` says which images have a word. `index.json` names the model and the shards that all belong
+to, the rules that kept the pairs, and the size of each file. A search with another model or over other shards is an
+error, never a wrong answer.
 
 With thumbnails the folder needs nothing else to show what it finds, and where that comes from.
 """
@@ -14,7 +15,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from align.errors import CorruptError, DataError
 from align.files import replace_directory, to_json, write_text
 from align.formats.indexed_images import ImagesWriter, IndexedImage, IndexedImages, no_image
+from align.formats.indexed_words import IndexedWords
 from align.formats.json_file import StoredModel, parse
 from align.formats.pair_addresses import PairAddress, PairAddresses
 from align.protocols.vectors import Vectors
@@ -50,7 +52,7 @@ class IndexHeader(StoredModel):
         files: name -> size in bytes, of all other files.
     """
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     model_digest: str
     shards_digest: str
     num_items: int
@@ -148,12 +150,15 @@ class ImageIndex:
         items: the images, in the order of the index.
     """
 
-    def __init__(self, header: IndexHeader, items: IndexedImages, vectors: Vectors, addresses: PairAddresses) -> None:
+    def __init__(
+        self, header: IndexHeader, items: IndexedImages, words: IndexedWords, vectors: Vectors, addresses: PairAddresses
+    ) -> None:
         self.header = header
         self.items = items
+        self._words = words
         self._addresses = addresses
         self._vectors = vectors
-        self._allowed = lru_cache(_NUM_FILTERS)(items.matching)
+        self._allowed = lru_cache(_NUM_FILTERS)(partial(_matching, items, words))
         self._shown: NDArray[np.bool_] | None = None  # all
 
     @classmethod
@@ -174,7 +179,8 @@ class ImageIndex:
         items = IndexedImages.load(directory, thumbnails=header.thumbnail_px > 0)
         if not len(vectors) == len(items) == header.num_items or vectors.width != header.width:
             raise CorruptError(f"{directory}: vectors, items and index.json disagree; run `align index` again")
-        return cls(header, items, vectors, PairAddresses.load(directory, len(items)))
+        words = IndexedWords.load(directory, len(items))
+        return cls(header, items, words, vectors, PairAddresses.load(directory, len(items)))
 
     def without(self, image_ids: Collection[str], covers: Callable[[str, str], bool] | None) -> ImageIndex:
         """The same index as if some of its images were not in it: no key names them, and no search finds them.
@@ -240,14 +246,22 @@ class ImageIndex:
             raise no_image(key)
         return position
 
+    def allowed(self, splits: Sequence[str] = (), words: Sequence[str] = ()) -> NDArray[np.bool_] | None:
+        """Which images a filter leaves: (number of images,); None: all.
+
+        Args:
+            splits: only images of these; none: of any.
+            words: only images whose texts have each of these, as whole words, in upper or lower case.
+        """
+        return self._allowed(tuple(splits), tuple(words)) if splits or words else None
+
     def search(
         self,
         query: NDArray[np.float32],
         k: int,
         *,
         exclude: Sequence[str] = (),
-        splits: Sequence[str] = (),
-        words: Sequence[str] = (),
+        allowed: NDArray[np.bool_] | None = None,
     ) -> list[Hit]:
         """The k images nearest to one query, nearest first. Fewer than k only if there are no more.
 
@@ -255,12 +269,19 @@ class ImageIndex:
             query: (width,), L2-normalised.
             k: at least 1.
             exclude: keys of images that are left out.
-            splits: only images of these; none: of any.
-            words: only images whose texts have each of these, as whole words, in upper or lower case.
+            allowed: see `allowed`.
         """
-        allowed = self._allowed(tuple(splits), tuple(words)) if splits or words else None
         if self._shown is not None:
             allowed = self._shown if allowed is None else allowed & self._shown
         scores, ids = self._vectors.search(query[np.newaxis], k + len(exclude), allowed)
         found = ((self.items[int(position)], float(score)) for score, position in zip(scores[0], ids[0], strict=True))
         return [Hit(item, score) for item, score in found if item.key not in exclude][:k]
+
+
+def _matching(
+    items: IndexedImages, words: IndexedWords, splits: tuple[str, ...], wanted: tuple[str, ...]
+) -> NDArray[np.bool_]:
+    parts = [items.in_splits(splits)] if splits else []
+    parts += [words.matching(word, items.texts_column) for word in wanted]
+    found: NDArray[np.bool_] = np.logical_and.reduce(parts)
+    return found

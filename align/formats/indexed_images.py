@@ -3,13 +3,15 @@
 A million rows take some hundred megabytes: they stay in Arrow's columns, and an `IndexedImage` is made when it is
 asked for. A thumbnail is a range of bytes of `thumbnails.jpegs`, so that one read fetches it, also from a store.
 
-Where each pair was found is in a file of its own, `align.formats.pair_addresses`, which no search reads.
+Where each pair was found is in a file of its own, `align.formats.pair_addresses`, which no search reads; the words of
+the texts are in another, `align.formats.indexed_words`.
 """
 
 from __future__ import annotations
 
 import os
 import weakref
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -23,6 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError
+from align.formats.indexed_words import write_words
 from align.formats.pair_addresses import write_addresses
 
 ITEMS, THUMBNAILS = "items.parquet", "thumbnails.jpegs"
@@ -135,16 +138,10 @@ class IndexedImages(Sequence[IndexedImage]):
     def position(self, key: str) -> int:
         """The row of an image. Raises DataError if no image has this key."""
         keys, order = self._table["key"], self._by_key
-        low, high = 0, len(order)
-        while low < high:
-            middle = (low + high) // 2
-            if keys[int(order[middle])].as_py() < key:
-                low = middle + 1
-            else:
-                high = middle
-        if low == len(order) or keys[int(order[low])].as_py() != key:
+        place = bisect_left(order, key, key=lambda row: keys[int(row)].as_py())
+        if place == len(order) or keys[int(order[place])].as_py() != key:
             raise no_image(key)
-        return int(order[low])
+        return int(order[place])
 
     @cached_property
     def _by_key(self) -> NDArray[np.uint32]:
@@ -166,26 +163,14 @@ class IndexedImages(Sequence[IndexedImage]):
             raise CorruptError(f"{THUMBNAILS} of the index ends before image {position}; run `align index` again")
         return os.pread(self._thumbnails, size, offset)
 
-    def matching(self, splits: Sequence[str], words: Sequence[str]) -> NDArray[np.bool_]:
-        """Which images a filter leaves.
+    def in_splits(self, splits: Sequence[str]) -> NDArray[np.bool_]:
+        """(len(self),): which images are in one of these splits."""
+        return _numpy(pc.is_in(self._table["split"].cast(pa.string()), value_set=pa.array(splits, pa.string())))
 
-        Args:
-            splits: the image is in one of these; none: in any.
-            words: each is in a text of the image as whole words, in upper or lower case.
-
-        Returns:
-            (len(self),) bool.
-        """
-        found = np.ones(len(self), dtype=np.bool_)
-        if splits:
-            found &= _numpy(pc.is_in(self._table["split"].cast(pa.string()), value_set=pa.array(splits, pa.string())))
-        texts = self._table["texts"]
-        ends = np.cumsum(_numpy(pc.list_value_length(texts)), dtype=np.int64)
-        for word in words:
-            hits = pc.match_substring_regex(pc.list_flatten(texts), _whole_words(word))
-            so_far = np.concatenate([[0], np.cumsum(_numpy(hits), dtype=np.int64)])
-            found &= np.diff(so_far[np.concatenate([[0], ends])]) > 0
-        return found
+    @property
+    def texts_column(self) -> pa.ChunkedArray:
+        """The texts of each image."""
+        return self._table["texts"]
 
 
 def no_image(key: str) -> DataError:
@@ -194,7 +179,7 @@ def no_image(key: str) -> DataError:
 
 
 class ImagesWriter:
-    """Writes the table and the thumbnails, one image after the other, then the addresses of all pairs.
+    """Writes the table and the thumbnails, one image after the other, then the words and the addresses of all pairs.
 
     Args:
         directory: exists.
@@ -226,6 +211,7 @@ class ImagesWriter:
             self._thumbnails.close()
         if failure == (None, None, None):
             nothing = pa.array([""] * sum(self._nums_pairs), pa.string())
+            write_words(self._directory, self._directory / ITEMS)
             write_addresses(
                 self._directory, np.array(self._nums_pairs, np.int64), *(self._addresses or (nothing, nothing))
             )
@@ -265,9 +251,3 @@ class ImagesWriter:
 
 def _numpy(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     return np.asarray(column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(False))
-
-
-def _whole_words(words: str) -> str:
-    """A pattern of RE2, whose own word boundary knows ASCII only. White space in between may be any."""
-    inner = r"\s+".join("".join(rf"\x{{{ord(character):x}}}" for character in word) for word in words.split())
-    return rf"(?i)(?:^|[^\pL\pM\pN_]){inner}(?:$|[^\pL\pM\pN_])"

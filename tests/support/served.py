@@ -12,10 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import uvicorn
 
+from align import connections
 from align.config.serve import ServeConfig
 from align.config.store import StoreConfig
+from align.connections import Bounds
 from align.errors import AlignError
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.guard import Guard
@@ -122,9 +123,12 @@ def service(
 def listening(made: SearchService) -> Iterator[str]:
     """A server on a free port of loopback; its address."""
     claim, port = free_port()
-    app = Guard(Limits(make_app(made), made.config, made.requests), port, policy=POLICY)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
+    app = Guard(Limits(make_app(made), made.config, made.requests, made.buckets), port, policy=POLICY)
+    config = made.config
+    bounds = Bounds(config.max_connections, config.max_connections_per_address, config.head_timeout_s)
+    server = connections.server(app, bounds)
+    taken = connections.listening("127.0.0.1", port)
+    thread = threading.Thread(target=server.run, args=([taken],), daemon=True)
     thread.start()
     try:
         while not server.started and thread.is_alive():

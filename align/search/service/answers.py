@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 #: Absolute bounds; `serve.*` of params.yaml sets narrower ones, which a refusal names.
 Text = Annotated[str, Field(min_length=1, max_length=10_000)]
@@ -122,8 +122,8 @@ class EmbedRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    texts: Annotated[list[Text], Field(max_length=10_000)] = []
-    images: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=10_000)] = []
+    texts: Annotated[list[Text], FailFast(), Field(max_length=10_000)] = []
+    images: Annotated[list[Annotated[str, Field(min_length=1)]], FailFast(), Field(max_length=10_000)] = []
 
 
 class EmbedAnswer(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
@@ -26,7 +28,7 @@ from align.search.service.answers import (
     SearchQuery,
     SearchRequest,
 )
-from align.search.service.batching import BusyError, Work
+from align.search.service.batching import Work
 from align.search.service.description import description, docs_page, parameters_of
 from align.search.service.queries import answer, checked, require_text, version
 from align.search.service.served import Served
@@ -39,6 +41,7 @@ POLICY = (
 )
 _NO_TELEMETRY: Any = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
 A = TypeVar("A", bound=Asked)
+_COST_OF_TEXT = 0.1  # to embed one, beside the request
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -71,6 +74,7 @@ def make_app(service: SearchService) -> FastAPI:
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
     )
+    app.router.route_class = _reads_json(service)
     _refusals(app)
     _searches(app, service)
     _pictures(app, service)
@@ -91,13 +95,12 @@ def _searches(app: FastAPI, service: SearchService) -> None:
     )
     async def search(request: Request) -> Response:
         """Pictures for a text, or like an indexed picture, with words added or taken away."""
-        return await _search(service, _asked(SearchQuery, request), None)
+        return await _search(service, request, _asked(SearchQuery, request))
 
     @app.post("/search", response_model=SearchAnswer, responses=_REFUSALS, summary="By text, key or picture")
-    async def search_json(asked: SearchRequest) -> Response:
+    async def search_json(request: Request, asked: SearchRequest) -> Response:
         """The same; a picture is its file in base64."""
-        image = None if asked.image is None else await service.decoded_base64(asked.image)
-        return await _search(service, asked, image)
+        return await _search(service, request, asked, asked.image)
 
     @app.post(
         "/search/image",
@@ -108,39 +111,65 @@ def _searches(app: FastAPI, service: SearchService) -> None:
     )
     async def search_upload(request: Request) -> Response:
         """The same; the body is the picture's file."""
-        asked, data = _asked(Asked, request), await request.body()
-        return await _search(service, asked, await service.decoded(data))
+        return await _search(service, request, _asked(Asked, request), await request.body())
 
     @app.post("/embed", response_model=EmbedAnswer, responses=_REFUSALS, summary="Embeddings")
-    async def embed(asked: EmbedRequest) -> Response:
+    async def embed(request: Request, asked: EmbedRequest) -> Response:
         """Embeddings of texts and pictures, by the model that is served."""
         config, served = service.config, service.served()
         if not 0 < len(asked.texts) + len(asked.images) <= config.max_inputs:
             raise DataError(f"give 1 to {config.max_inputs:,} texts and images")
         for text in asked.texts:
             require_text(text, "texts", config)
-        crops = [(await service.decoded_base64(image, served))[1] for image in asked.images]
+        service.buckets.take(_client(request), _COST_OF_TEXT * len(asked.texts))
+        crops = await service.decoded(_client(request), asked.images, served)
 
         def finish(texts: NDArray[np.float32], images: NDArray[np.float32]) -> EmbedAnswer:
             return EmbedAnswer(served=version(served), texts=texts.tolist(), images=images.tolist())
 
-        return _json(await service.batcher.do(Work(served, asked.texts, crops, finish)))
+        return _json(await service.batcher.do(Work(served, asked.texts, crops, finish, _client(request))))
 
 
 def _asked(kind: type[A], request: Request) -> A:
     """The parameters of an address, read as FastAPI would, which takes a quarter of a query's time for it."""
+    if request.scope["query_string"].count(b"&") > len(kind.model_fields):
+        raise DataError("the address has more parameters than there are")
     try:
         return kind.model_validate(dict(request.query_params))
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False)) from None
 
 
-async def _search(service: SearchService, asked: Asked, image: tuple[Served, NDArray[np.uint8]] | None) -> Response:
+async def _search(service: SearchService, request: Request, asked: Asked, image: bytes | str | None = None) -> Response:
     query = checked(asked, service.config, service.text_weight, has_image=image is not None)
-    served = image[0] if image else service.served()
-    crops = [image[1]] if image else []
-    work = Work(served, query.texts, crops, lambda texts, images: answer(query, served, texts, images))
+    served, client = service.served(), _client(request)
+    allowed = await service.allowed(client, served, asked)
+    crops = await service.decoded(client, [] if image is None else [image], served)
+    work = Work(served, query.texts, crops, lambda *rows: answer(query, served, allowed, *rows), client)
     return _json(await service.batcher.do(work))
+
+
+def _client(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def _reads_json(service: SearchService) -> type[APIRoute]:
+    """Routes whose requests read JSON within the service's limits; this is FastAPI's own way of changing it."""
+
+    class Bounded(Request):
+        async def json(self) -> Any:
+            return await service.parsed(_client(self), await self.body())
+
+    class Route(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handler = super().get_route_handler()
+
+            async def bounded(request: Request) -> Response:
+                return await handler(Bounded(request.scope, request.receive))
+
+            return bounded
+
+    return Route
 
 
 def _pictures(app: FastAPI, service: SearchService) -> None:
@@ -150,23 +179,25 @@ def _pictures(app: FastAPI, service: SearchService) -> None:
         responses=_MISSING | _REFUSALS | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG"}},
         summary="An indexed picture",
     )
-    async def image(key: str, of: str | None = None, large: bool = False) -> Response:
+    async def image(request: Request, key: str, of: str | None = None, large: bool = False) -> Response:
         """Its thumbnail; with `large`, as the shards have it, where they are here. `of` names the index, so that a
         browser may keep what it got.
         """
         served = service.served()
         try:
-            data = await service.apart(lambda: service.pictures.read(served, _item(served, key), large=large))
+            data = await service.apart(
+                _client(request), lambda: service.pictures.read(served, _item(served, key), large=large)
+            )
         except AlignError as error:
             raise HTTPException(404, str(error)) from None
         kept = "private, max-age=86400" if of and served.release.digest.startswith(of) else "no-store"
         return Response(data, media_type="image/jpeg", headers={"cache-control": kept})
 
     @app.get("/item/{key:path}", response_model=ItemAnswer, responses=_MISSING | _REFUSALS, summary="About a picture")
-    async def item(key: str) -> Response:
+    async def item(request: Request, key: str) -> Response:
         """Its page, what the filter's rules said, its shard, and the model that knows it."""
         served = service.served()
-        return _json(await service.apart(lambda: service.about(served, _item(served, key))))
+        return _json(await service.apart(_client(request), lambda: service.about(served, _item(served, key))))
 
 
 def _item(served: Served, key: str) -> IndexedImage:
@@ -182,7 +213,7 @@ def _about(app: FastAPI, service: SearchService) -> None:
     @app.get("/health", response_model=Health, responses=answers)
     async def health(ready: bool = False) -> Response:
         """Whether the service is well. With `ready`, 503 where it cannot answer queries."""
-        found = await service.apart(service.health)
+        found = await service.health()
         return _json(found, 503 if ready and not found.ready else 200)
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -215,10 +246,6 @@ def _refusals(app: FastAPI) -> None:
     @app.exception_handler(AlignError)
     async def wrong(request: Request, error: AlignError) -> Response:
         return refusal(400, str(error))
-
-    @app.exception_handler(BusyError)
-    async def busy(request: Request, error: BusyError) -> Response:
-        return refusal(503, "too many queries wait; come again in a second", {"retry-after": "1"})
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

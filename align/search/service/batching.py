@@ -1,13 +1,13 @@
 """Queries that come at once are embedded at once.
 
-One thread computes. While it works on one batch, the next requests wait in a queue; then all of them become the next
-batch, so that nobody waits for a batch to fill. The queue is bounded: a request that finds it full is refused.
+One thread computes. While it works on one batch, the next requests wait, by client; then one of each client in turn is
+taken into the next batch until that is full, so that nobody waits for a batch to fill. What waits is bounded. Texts
+are answered before the pictures of their batch, which take longer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,13 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.search.service.served import Served
+from align.search.service.turns import BusyError, Turns
 
 T = TypeVar("T")
 Rows = NDArray[np.float32]
-
-
-class BusyError(Exception):
-    """The queue is full; the client is to come again."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,19 @@ class Work:
         texts: to embed.
         crops: (image_px, image_px, 3) uint8 RGB, to embed.
         finish: (text embeddings, image embeddings) -> the answer; runs in the computing thread.
+        client: who asks.
     """
 
     served: Served
     texts: Sequence[str]
     crops: Sequence[NDArray[np.uint8]]
     finish: Callable[[Rows, Rows], Any]
+    client: str = ""
+
+    @property
+    def num_inputs(self) -> int:
+        """At least 1."""
+        return len(self.texts) + len(self.crops) or 1
 
 
 @dataclass
@@ -89,12 +93,12 @@ class Batcher:
         """Starts the thread.
 
         Args:
-            max_batch: requests that are answered together.
+            max_batch: texts and pictures that are embedded together.
             max_waiting: requests that wait.
             cached_texts: embeddings that are remembered; 0: none.
         """
         self._max_batch = max_batch
-        self._queue: queue.Queue[_Waiting | None] = queue.Queue(max_waiting)
+        self._turns: Turns[_Waiting] = Turns(max_waiting)
         self._remembered = _Remembered(cached_texts)
         self.counts = BatchCounts()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -102,41 +106,37 @@ class Batcher:
 
     @property
     def num_waiting(self) -> int:
-        """Requests in the queue."""
-        return self._queue.qsize()
+        """Requests that wait."""
+        return len(self._turns)
 
     async def do(self, work: Work) -> Any:
         """The answer of `work.finish`. Raises BusyError, or what `finish` raises."""
         loop = asyncio.get_running_loop()
         waiting = _Waiting(work, loop.create_future(), loop)
-        try:
-            self._queue.put_nowait(waiting)
-        except queue.Full:
-            raise BusyError from None
+        if (gone := self._turns.put(work.client, waiting)) is not None:
+            _settle([(gone, None, BusyError())])
         return await waiting.future
 
     def stop(self) -> None:
         """Ends the thread after what waits."""
-        self._queue.put(None)
+        self._turns.end()
         self._thread.join(timeout=30)
 
     def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
-            batch = [first]
-            ended = False
-            while len(batch) < self._max_batch and not ended:
-                try:
-                    other = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if other is None:
-                    ended = True
-                else:
-                    batch.append(other)
-            for served in dict.fromkeys(waiting.work.served for waiting in batch):
-                self._answer(served, [waiting for waiting in batch if waiting.work.served is served])
-            if ended:
-                return
+        while (taken := self._turns.take()) is not None:
+            batch: list[_Waiting] = []
+            size = 0
+            while taken is not None:
+                client, waiting = taken
+                self._turns.done(client)
+                batch.append(waiting)
+                size += waiting.work.num_inputs
+                taken = self._turns.take(wait=False) if size < self._max_batch else None
+            for served, has_crops in sorted(
+                dict.fromkeys((one.work.served, bool(one.work.crops)) for one in batch), key=lambda part: part[1]
+            ):
+                mine = [one for one in batch if (one.work.served, bool(one.work.crops)) == (served, has_crops)]
+                self._answer(served, mine)
 
     def _answer(self, served: Served, batch: Sequence[_Waiting]) -> None:
         batch = [waiting for waiting in batch if not waiting.future.cancelled()]  # whose client has left

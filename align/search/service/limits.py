@@ -1,7 +1,7 @@
 """What one request, and one client, may take: an ASGI middleware in front of the application.
 
-A body is bounded in bytes and in time while it comes, whatever its head says. A client has a bucket of tokens that
-fills at a steady rate; each request takes some.
+A body is bounded in bytes while it comes, whatever its head says, and the whole request in time. A client has a bucket
+of tokens that fills at a steady rate; each request takes some, and so does each picture that is to be decoded.
 """
 
 from __future__ import annotations
@@ -23,11 +23,18 @@ from align.search.service.metrics import RequestMetrics
 _COSTS = {"image": 0.1, "search": 1.0, "embed": 1.0, "item": 1.0}
 #: Clients whose buckets are remembered; one that is forgotten starts with a full one.
 _MAX_CLIENTS = 10_000
+#: These take pictures; the bodies of all others are short.
+_PICTURES = frozenset({"search", "embed"})
+#: A string of JSON that is longer than this is a picture, or is refused. There are few strings in all.
+_LONG, _MAX_STRINGS = 4096, 4096
+_MAX_FIELDS = 32
+#: What base64 has, in JSON: line breaks and slashes may be escaped.
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\\ \t\r\n"
 _ENDPOINTS = frozenset({"search", "embed", "image", "item", "health", "metrics", "docs", "openapi.json"})
 
 
-class _Refused(HTTPException):
-    """The application's own kind, which it does not take for a body that it cannot parse."""
+class Refused(HTTPException):
+    """A refusal; the application does not take it for a body that it cannot parse."""
 
     def __init__(self, status: int, reason: str, retry_after_s: int | None = None) -> None:
         after = {"retry-after": str(retry_after_s)} if retry_after_s is not None else {}
@@ -37,29 +44,38 @@ class _Refused(HTTPException):
 class Buckets:
     """Tokens of clients."""
 
-    def __init__(self, per_s: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, per_s: float | None, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Full ones. `per_s`: None: nobody waits."""
         self._per_s, self._burst, self._clock = per_s, float(burst), clock
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait_s(self, client: str, cost: float) -> float:
-        """Takes tokens and returns 0; or takes none, and returns the seconds until there are enough."""
+        """Takes tokens and returns 0; or takes none, and returns the seconds until there are enough.
+
+        One token is enough for what costs more: the client then has a debt.
+        """
+        if self._per_s is None:
+            return 0.0
         now = self._clock()
         left, seen = self._left.pop(client, (self._burst, now))
         left = min(self._burst, left + (now - seen) * self._per_s)
-        enough = left >= min(cost, self._burst)
-        self._left[client] = (left - cost if enough else left), now
+        least = min(cost, 1.0)
+        self._left[client] = (left - cost if left >= least else left), now
         while len(self._left) > _MAX_CLIENTS:
             self._left.popitem(last=False)
-        return 0.0 if enough else (cost - left) / self._per_s
+        return max(least - left, 0.0) / self._per_s
+
+    def take(self, client: str, cost: float) -> None:
+        """Takes tokens. Raises HTTPException 429 where there are not enough."""
+        if (wait_s := self.wait_s(client, cost)) > 0:
+            raise Refused(429, "too many requests from this address; come again later", int(wait_s) + 1)
 
 
 class Limits:
     """Passes on what stays within the limits, and counts every request."""
 
-    def __init__(self, app: App, config: ServeConfig, metrics: RequestMetrics) -> None:
-        self._app, self._config, self._metrics = app, config, metrics
-        per_s = config.max_requests_per_s
-        self._buckets = Buckets(per_s, config.max_burst) if per_s is not None else None
+    def __init__(self, app: App, config: ServeConfig, metrics: RequestMetrics, buckets: Buckets) -> None:
+        self._app, self._config, self._metrics, self._buckets = app, config, metrics, buckets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one connection, as ASGI asks."""
@@ -68,7 +84,7 @@ class Limits:
             return
         first = scope["path"].strip("/").partition("/")[0]
         endpoint = first if first in _ENDPOINTS else "page"
-        begins, status = time.perf_counter(), 500
+        begins, status = time.perf_counter(), 0
 
         async def count(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -77,50 +93,82 @@ class Limits:
                 message["headers"] = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
             await send(message)
 
+        body = _Body(receive)
         try:
-            self._take(scope, endpoint)
-            await self._app(scope, self._bounded(scope, receive), count)
-        except _Refused as refused:
+            async with asyncio.timeout(self._config.request_timeout_s):
+                body.most = self._most_bytes(scope, endpoint)
+                await self._app(scope, body, count)
+        except Refused as refused:
             await _refuse(refused, count)
+        except TimeoutError:
+            if not status:  # else the answer ends here, and so does the connection
+                await _refuse(body.too_late(self._config.request_timeout_s), count)
         finally:
-            self._metrics.add(endpoint, status, time.perf_counter() - begins)
+            self._metrics.add(endpoint, status or 500, time.perf_counter() - begins)
 
-    def _take(self, scope: Scope, endpoint: str) -> None:
-        """Raises _Refused where the client has asked too often, or says that its body is too large."""
+    def _most_bytes(self, scope: Scope, endpoint: str) -> int:
+        """Of the body. Raises Refused where the client has asked too often, or says that its body is too large."""
         cost, client = _COSTS.get(endpoint), scope.get("client")
-        if self._buckets is not None and cost is not None and client is not None:
-            wait_s = self._buckets.wait_s(client[0], cost)
-            if wait_s > 0:
-                raise _Refused(429, "too many requests from this address; come again later", int(wait_s) + 1)
+        if cost is not None and client is not None:
+            self._buckets.take(client[0], cost)
+        takes_pictures = scope["method"] == "POST" and endpoint in _PICTURES
+        most = self._config.max_body_bytes if takes_pictures else self._config.max_text_bytes
         for name, value in scope["headers"]:
-            if name.lower() == b"content-length" and value.isdigit() and int(value) > self._config.max_body_bytes:
-                raise self._too_large()
-
-    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """`receive`, which raises _Refused where a body is too large or too slow."""
-        size, deadline, ended = 0, time.monotonic() + self._config.body_timeout_s, False
-
-        async def next_part() -> MutableMapping[str, Any]:
-            nonlocal size, ended
-            if ended:  # waits for the client to leave
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
-            except TimeoutError:
-                raise _Refused(408, f"the body did not come within {self._config.body_timeout_s:g} s") from None
-            size += len(message.get("body", b""))
-            if size > self._config.max_body_bytes:
-                raise self._too_large()
-            ended = message["type"] != "http.request" or not message.get("more_body", False)
-            return message
-
-        return next_part
-
-    def _too_large(self) -> _Refused:
-        return _Refused(413, f"the body is too large: at most {self._config.max_body_bytes:,} bytes are read")
+            if name.lower() == b"content-length" and value.isdigit() and int(value) > most:
+                raise too_large(most)
+        return most
 
 
-async def _refuse(refused: _Refused, send: Send) -> None:
+class _Body:
+    """`receive`, which raises Refused where a body is too large.
+
+    Attributes:
+        most: bytes of it.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self.most = receive, 0
+        self._size, self._ended = 0, False
+
+    async def __call__(self) -> MutableMapping[str, Any]:
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        if self._size > self.most:
+            raise too_large(self.most)
+        self._ended = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    def too_late(self, after_s: float) -> Refused:
+        """Why there is no answer after so many seconds."""
+        if not self._ended:
+            return Refused(408, f"the body did not come within {after_s:g} s")
+        return Refused(503, f"there was no answer within {after_s:g} s; come again later", 1)
+
+
+def too_large(most: int, of: str = "the body") -> Refused:
+    """A refusal of what has more than so many bytes."""
+    return Refused(413, f"{of} is too large: at most {most:,} bytes are read")
+
+
+def parse_json(body: bytes, max_text_bytes: int) -> Any:
+    """A request's JSON. Parsing holds up the whole process, so it begins only where there is little beside pictures.
+
+    Raises:
+        Refused: more than `max_text_bytes` are no picture, or there are many fields.
+        ValueError, RecursionError: it is no JSON.
+    """
+    if len(body) > max_text_bytes:
+        strings = (part for part in body.split(b'"', _MAX_STRINGS) if len(part) > _LONG)
+        num_bytes = len(body) - sum(len(part) for part in strings if not part.translate(None, _BASE64))
+        if num_bytes > max_text_bytes:
+            raise too_large(max_text_bytes, "what is no picture in the body")
+    value = json.loads(body)
+    if isinstance(value, dict) and len(value) > _MAX_FIELDS:
+        raise Refused(400, f"the body has {len(value):,} fields, more than there are")
+    return value
+
+
+async def _refuse(refused: Refused, send: Send) -> None:
     body = json.dumps({"error": refused.detail}).encode()
     given = {"content-type": "application/json", "content-length": str(len(body))} | dict(refused.headers or {})
     headers = [(name.encode(), value.encode()) for name, value in given.items()]

@@ -16,6 +16,7 @@ from align.search.service.answers import Asked, SearchAnswer, SearchHit, SearchQ
 from align.search.service.served import Served
 
 Rows = NDArray[np.float32]
+Allowed = NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,13 @@ def require_text(text: str, name: str, config: ServeConfig) -> None:
         raise DataError(f"{name}: the text is not Unicode") from None
 
 
-def answer(query: Query, served: Served, texts: Rows, image: Rows) -> SearchAnswer:
+def answer(query: Query, served: Served, allowed: Allowed, texts: Rows, image: Rows) -> SearchAnswer:
     """Looks for the nearest pictures.
 
     Args:
         query: what is asked.
         served: the pair.
+        allowed: which pictures may be found, see `ImageIndex.allowed`.
         texts: (number of `query.texts`, width), L2-normalised.
         image: (0 or 1, width): the picture that came with the request.
 
@@ -103,12 +105,9 @@ def answer(query: Query, served: Served, texts: Rows, image: Rows) -> SearchAnsw
         DataError: no picture has the key, or picture and words cancel each other out.
     """
     offset, limit = query.asked.offset, query.limit
-    vector, asked = _vector(query, served, texts, image), query.asked
+    vector = _vector(query, served, texts, image)
     exclude = [query.key] if query.key is not None else []
-    splits = [asked.split] if asked.split is not None else []
-    hits = served.index.search(
-        vector, offset + limit + 1, exclude=exclude, splits=splits, words=(asked.words or "").split()
-    )
+    hits = served.index.search(vector, offset + limit + 1, exclude=exclude, allowed=allowed)
     shown = [_shown(served, hit, offset + rank) for rank, hit in enumerate(hits[offset : offset + limit], 1)]
     return SearchAnswer(
         query=query.describe(),

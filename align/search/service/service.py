@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
 from align.config.serve import ServeConfig
+from align.errors import DataError
 from align.formats.image_index import IndexedImage, IndexHeader
-from align.search.service.answers import FoundPair, Health, ItemAnswer, PairShown
+from align.search.service.answers import Asked, FoundPair, Health, ItemAnswer, PairShown
 from align.search.service.batching import Batcher
 from align.search.service.champion import Champion
+from align.search.service.limits import Buckets, parse_json
 from align.search.service.metrics import RequestMetrics, single
 from align.search.service.queries import picture_address, version
 from align.search.service.served import Pictures, Served
+from align.search.service.turns import Threads
 from align.search.service.uploads import Decoders, from_base64
 from align.services.registry import MODEL_DIGEST
 
@@ -27,8 +31,10 @@ T = TypeVar("T")
 #: The decision on a picture: (its item, what its index says of itself). Whoever stands above all stages gives it.
 PairOf = Callable[[IndexedImage, IndexHeader], PairShown]
 
-_NUM_DECODERS = 2
-_NUM_READERS = 4
+#: Threads, and how many of them work for one client: there is always one for another.
+_NUM_DECODERS, _NUM_READERS, _NUM_PREPARERS = 3, 4, 2
+#: Shown pictures that wait, for one query: a page has dozens.
+_READS_PER_QUERY = 24
 #: Tags of a version that say what it is.
 _SHOWN_TAGS = (
     MODEL_DIGEST, "align.data_digest", "align.git_revision", "align.dvc_lock", "align.promoted_at",
@@ -46,6 +52,7 @@ class SearchService:
         batcher: computes.
         pictures: of the index.
         requests: their counts.
+        buckets: what each client may still ask for.
     """
 
     def __init__(
@@ -58,16 +65,22 @@ class SearchService:
         )
         self.requests = RequestMetrics()
         self._decoders = Decoders(_NUM_DECODERS, max_pixels=config.max_image_pixels, timeout_s=config.decode_timeout_s)
-        self._decoding = ThreadPoolExecutor(_NUM_DECODERS, "decode")
-        self._reading = ThreadPoolExecutor(_NUM_READERS, "read")
-        self._num_decoding = 0
+        self.buckets = Buckets(config.max_requests_per_s, config.max_burst)
+        waiting = config.max_waiting
+        self._decoding = Threads("decode", _NUM_DECODERS, max_waiting=waiting, max_of_client=_NUM_DECODERS - 1)
+        self._reading = Threads(
+            "read", _NUM_READERS, max_waiting=_READS_PER_QUERY * waiting, max_of_client=_NUM_READERS - 1
+        )
+        self._preparing = Threads("prepare", _NUM_PREPARERS, max_waiting=waiting, max_of_client=_NUM_PREPARERS - 1)
+        self._looking = ThreadPoolExecutor(1, "health")
 
     def close(self) -> None:
         """Ends threads and processes."""
         self.champion.stop()
         self.batcher.stop()
-        self._decoding.shutdown()
-        self._reading.shutdown()
+        for threads in (self._decoding, self._reading, self._preparing):
+            threads.end()
+        self._looking.shutdown()
         self._decoders.close()
 
     def served(self) -> Served:
@@ -77,28 +90,53 @@ class SearchService:
             raise HTTPException(503, self.champion.problem or "nothing is served yet", {"retry-after": "5"})
         return served
 
-    async def decoded_base64(self, text: str, served: Served | None = None) -> tuple[Served, NDArray[np.uint8]]:
-        """`decoded` of a file in base64."""
-        return await self.decoded(from_base64(text), served)
+    async def decoded(self, client: str, pictures: Sequence[bytes | str], served: Served) -> list[NDArray[np.uint8]]:
+        """Pictures as the served model sees them.
 
-    async def decoded(self, data: bytes, served: Served | None = None) -> tuple[Served, NDArray[np.uint8]]:
-        """A picture's file as the served model sees it. Raises DataError as `Decoders.crop`, HTTPException if busy."""
-        served = served or self.served()
-        if self._num_decoding >= self.config.max_waiting:
-            raise HTTPException(503, "too many pictures wait; come again in a second", {"retry-after": "1"})
+        Args:
+            client: who asks; what decoding takes is taken from its bucket.
+            pictures: their files, or these in base64.
+            served: the pair.
+
+        Raises:
+            DataError: as `Decoders.cost` and `Decoders.crop`.
+            HTTPException: the client has asked too often.
+            BusyError: too much waits.
+        """
+        if not pictures:
+            return []
+        files, cost = await self._preparing.do(client, lambda: self._costs(pictures))
+        self.buckets.take(client, cost)
         shape = served.embedder.config
-        self._num_decoding += 1
-        try:
-            crop = await asyncio.get_running_loop().run_in_executor(
-                self._decoding, self._decoders.crop, data, shape.resize_px, shape.image_px
-            )
-        finally:
-            self._num_decoding -= 1
-        return served, crop
+        return [
+            await self._decoding.do(client, partial(self._decoders.crop, data, shape.resize_px, shape.image_px))
+            for data in files
+        ]
 
-    async def apart(self, read: Callable[[], T]) -> T:
-        """Reads from the disk, in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._reading, read)
+    def _costs(self, pictures: Sequence[bytes | str]) -> tuple[list[bytes], float]:
+        files = [from_base64(one) if isinstance(one, str) else one for one in pictures]
+        return files, sum(map(self._decoders.cost, files))
+
+    async def apart(self, client: str, read: Callable[[], T]) -> T:
+        """Reads from the disk, in a thread. Raises BusyError."""
+        return await self._reading.do(client, read)
+
+    async def parsed(self, client: str, body: bytes) -> Any:
+        """`parse_json`; in a thread where the body is long."""
+        most = self.config.max_text_bytes
+        if len(body) <= most:
+            return parse_json(body, most)
+        return await self._preparing.do(client, lambda: parse_json(body, most))
+
+    async def allowed(self, client: str, served: Served, asked: Asked) -> NDArray[np.bool_] | None:
+        """Which images the request's filter leaves, see `ImageIndex.allowed`. Raises DataError for too many words."""
+        words = list(dict.fromkeys((asked.words or "").split()))
+        if len(words) > self.config.max_words:
+            raise DataError(f"words: {len(words):,} different ones; at most {self.config.max_words} are looked for")
+        splits = [asked.split] if asked.split is not None else []
+        if not words and not splits:
+            return None
+        return await self._preparing.do(client, lambda: served.index.allowed(splits, words))
 
     def about(self, served: Served, item: IndexedImage) -> ItemAnswer:
         """What is known of an indexed picture. Raises CorruptError if the index is damaged."""
@@ -124,8 +162,11 @@ class SearchService:
             pair=self._pair_of(item, header),
         )
 
-    def health(self) -> Health:
-        """Whether all is well."""
+    async def health(self) -> Health:
+        """Whether all is well. It waits for no other request."""
+        return await asyncio.get_running_loop().run_in_executor(self._looking, self._health)
+
+    def _health(self) -> Health:
         served = self.champion.served
         return Health(
             live=True,

@@ -15,6 +15,7 @@ from PIL import Image
 
 from align.errors import DataError
 from align.pairs.picture import PictureError, read_header
+from align.pairs.picture_header import outline
 from align.pairs.picture_process import Helper
 
 
@@ -24,6 +25,10 @@ class _Killable(Helper):
     def kill(self) -> None:
         """Ends the process at once; who waits for its answer gets a PictureError."""
         self._process.kill()
+
+
+#: What decoding a megapixel costs, in fiftieths of a second: a JPEG's scan, and all of another picture.
+_COST_OF_SCAN, _COST_OF_OTHERS, _LEAST_COST = 0.3, 2.5, 0.5
 
 
 class Decoders:
@@ -42,22 +47,39 @@ class Decoders:
         for _ in range(number):
             self._free.put(None)
 
-    def crop(self, data: bytes, resize_px: int, image_px: int) -> NDArray[np.uint8]:
-        """The pixels that the image tower sees of a file: (image_px, image_px, 3) uint8 RGB.
+    def cost(self, data: bytes) -> float:
+        """What decoding a file takes, by its header, as a multiple of an ordinary request's cost.
 
         Raises:
-            DataError: not a picture, too large, broken, or too slow.
+            DataError: not a picture, or too large.
         """
         try:
-            header = read_header(data)
+            header, num_scans = read_header(data), outline(data).num_scans
             if header.width_px * header.height_px > self._max_pixels:
                 raise DataError(
                     f"the picture has {header.width_px:,} x {header.height_px:,} pixels; at most {self._max_pixels:,} "
                     "are read (serve.max_image_pixels)"
                 )
+        except PictureError as error:
+            raise _undecodable(error) from None
+        of_megapixel = _COST_OF_SCAN * num_scans if header.format == "JPEG" else _COST_OF_OTHERS
+        return max(_LEAST_COST, of_megapixel * header.width_px * header.height_px / 1e6)
+
+    def crop(self, data: bytes, resize_px: int, image_px: int) -> NDArray[np.uint8]:
+        """The pixels that the image tower sees of a file: (image_px, image_px, 3) uint8 RGB.
+
+        Args:
+            data: the file, which `cost` has let pass.
+            resize_px: see `align.model.preprocess`.
+            image_px: likewise.
+
+        Raises:
+            DataError: broken, or too slow.
+        """
+        try:
             image = self._decode(data, resize_px)
         except PictureError as error:
-            raise DataError(f"not a picture that can be decoded: {error}") from None
+            raise _undecodable(error) from None
         return _square(image, resize_px, image_px)
 
     def close(self) -> None:
@@ -106,6 +128,10 @@ class Decoders:
             raise
         finally:
             self._free.put(helper)
+
+
+def _undecodable(error: PictureError) -> DataError:
+    return DataError(f"not a picture that can be decoded: {error}")
 
 
 def _square(image: Image.Image, resize_px: int, image_px: int) -> NDArray[np.uint8]:

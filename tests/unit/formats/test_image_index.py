@@ -1,7 +1,7 @@
 """data/index: rows on demand, thumbnails, filters, and what becomes of files that are damaged or old."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +52,11 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return load(write(tmp_path_factory.mktemp("index") / "index", exact_below=request.param))
 
 
-def keys(index: ImageIndex, k: int = 8, **filters: list[str]) -> set[str]:
-    return {hit.item.key for hit in index.search(VECTORS[0], k, **filters)}
+def keys(
+    index: ImageIndex, k: int = 8, splits: Sequence[str] = (), words: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> set[str]:
+    allowed = index.allowed(splits, words)
+    return {hit.item.key for hit in index.search(VECTORS[0], k, allowed=allowed, exclude=exclude)}
 
 
 def test_rows_are_what_was_written(index: ImageIndex) -> None:
@@ -129,12 +132,12 @@ def test_a_build_that_fails_leaves_the_old_index(tmp_path: Path) -> None:
 
 def test_an_index_of_an_earlier_version(tmp_path: Path) -> None:
     folder = write(tmp_path / "index")
-    (folder / "addresses.parquet").unlink()
+    (folder / "words.parquet").unlink()
     header = json.loads((folder / "index.json").read_text())
-    del header["rules"], header["files"]["addresses.parquet"]
-    for version in (1, 2):
+    del header["files"]["words.parquet"]
+    for version in (1, 2, 3):
         (folder / "index.json").write_text(json.dumps(header | {"schema_version": version}))
-        with pytest.raises(FormatError, match=f"schema_version {version}, but this code reads 3; run `align index`"):
+        with pytest.raises(FormatError, match=f"schema_version {version}, but this code reads 4; run `align index`"):
             load(folder)
 
 
@@ -149,7 +152,8 @@ def test_an_index_whose_addresses_nobody_gave(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["items.parquet", "addresses.parquet", "thumbnails.jpegs", "vectors.faiss", "vectors.npy"]
+    "name",
+    ["items.parquet", "words.parquet", "addresses.parquet", "thumbnails.jpegs", "vectors.faiss", "vectors.npy"],
 )
 def test_a_file_that_is_cut_off_longer_or_missing(tmp_path: Path, name: str) -> None:
     file = write(tmp_path / "index", exact_below=1) / name

@@ -61,7 +61,7 @@ class Asking:
 @pytest.fixture(scope="module")
 def ask(world: Path) -> Iterator[Asking]:
     with service(world, served(world), max_requests_per_s=None) as made:
-        asking = Asking(Guard(Limits(make_app(made), made.config, made.requests), 7000, policy=POLICY))
+        asking = Asking(Guard(Limits(make_app(made), made.config, made.requests, made.buckets), 7000, policy=POLICY))
         yield asking
         asking.close()
 

@@ -3,17 +3,20 @@
 import asyncio
 import base64
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from align.guard import Guard
 from align.search.service.app import POLICY, make_app
 from align.search.service.limits import Limits
 from align.search.service.service import SearchService
+from align.search.service.uploads import Decoders
 from tests.support import colour_index, hostile_pictures
 from tests.support.colour_index import PAGE
 from tests.support.colours import square
@@ -21,18 +24,20 @@ from tests.support.served import served, service
 
 PORT = 7000
 JSON = {"content-type": "application/json"}
+SLOW = square("green")
 
 
 def ask(made: SearchService, method: str, path: str, **more: Any) -> httpx.Response:
     """What the server answers; an error of the application is an answer, as it is over a socket."""
+    return asyncio.run(send(made, method, path, **more))
 
-    async def send() -> httpx.Response:
-        app = Guard(Limits(make_app(made), made.config, made.requests), PORT, policy=POLICY)
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1:{PORT}") as client:
-            return await client.request(method, path, **more)
 
-    return asyncio.run(send())
+async def send(made: SearchService, method: str, path: str, address: str = "127.0.0.1", **more: Any) -> httpx.Response:
+    """The same in a loop, from an address."""
+    app = Guard(Limits(make_app(made), made.config, made.requests, made.buckets), PORT, policy=POLICY)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(address, 5))
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1:{PORT}") as client:
+        return await client.request(method, path, **more)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +94,11 @@ def test_filters_and_pages(made: SearchService) -> None:
         ("GET", "/search?text=a&limit=101", {}, 400, "limit: "),
         ("GET", "/search?text=a&offset=990&limit=20", {}, 400, "results end at 1,000"),
         ("GET", "/search?text=a&nonsense=1", {}, 400, "nonsense: "),
+        ("GET", "/search?text=a" + "&x=" * 999, {}, 400, "more parameters than there are"),
+        ("GET", "/search?text=a&words=1+2+3+4+5+6+7+8+9", {}, 400, "words: 9 different ones; at most 8"),
+        ("GET", "/search?text=a", {"content": b" " * 70_000}, 413, "at most 65,536"),
+        ("POST", "/search", {"json": {f"x{number}": 1 for number in range(99)}}, 400, "99 fields"),
+        ("POST", "/search", {"json": {"text": "a", "minus": ["b"] * 40_000}}, 413, "no picture in the body"),
         ("GET", "/search?key=nobody", {}, 400, "no image with key 'nobody'"),
         ("GET", "/search?key=000000000&plus=a&weight=nan", {}, 400, "weight: "),
         ("POST", "/search", {"content": b"{", "headers": JSON}, 400, "JSON"),
@@ -115,6 +125,56 @@ def test_what_is_wrong_is_refused_in_one_line(
     assert answer.status_code == status, answer.text
     body = json.loads(answer.text)
     assert set(body) == {"error"} and says in body["error"] and "\n" not in body["error"]
+
+
+def test_a_word_that_comes_again_and_again_is_looked_for_once(made: SearchService) -> None:
+    assert colours(ask(made, "GET", "/search?text=blue&limit=3&words=" + "+".join(["red"] * 250))) == ["red"] * 3
+
+
+class Stuck(Decoders):
+    """Decodes no slow picture before it may."""
+
+    def __init__(self) -> None:
+        super().__init__(1, max_pixels=10_000, timeout_s=200.0)
+        self.go = threading.Event()
+
+    def crop(self, data: bytes, resize_px: int, image_px: int) -> np.ndarray:
+        assert data != SLOW or self.go.wait(100)
+        return super().crop(data, resize_px, image_px)
+
+
+def test_a_client_with_many_slow_pictures_delays_no_other(world: Path) -> None:
+    with service(world, served(world), max_requests_per_s=None) as made:
+        made._decoders = stuck = Stuck()
+
+        async def attack() -> list[int]:
+            body = {"images": [base64.b64encode(SLOW).decode()] * 64}
+            slow = [asyncio.create_task(send(made, "POST", "/embed", "127.0.0.2", json=body)) for _ in range(6)]
+            while len(made._decoding._turns) < 4:  # two are in work
+                await asyncio.sleep(0.01)
+            other = await send(made, "POST", "/search/image?limit=1", content=square("red"))
+            stuck.go.set()
+            return [other.status_code, *(answer.status_code for answer in await asyncio.gather(*slow))]
+
+        assert asyncio.run(attack()) == [200] * 7
+
+
+def test_a_request_has_one_deadline(world: Path) -> None:
+    with service(world, served(world), request_timeout_s=0.5) as made:
+        made._decoders = stuck = Stuck()
+        refused = ask(made, "POST", "/search/image", content=SLOW)
+        assert refused.status_code == 503 and "no answer within 0.5 s" in refused.json()["error"]
+        stuck.go.set()
+        assert ask(made, "GET", "/search?text=red").status_code == 200
+
+
+def test_decoding_takes_from_what_a_client_may_ask_for(world: Path) -> None:
+    with service(world, served(world), max_requests_per_s=0.01, max_burst=20) as made:
+        embed = {"images": [base64.b64encode(SLOW).decode()] * 64}
+        assert ask(made, "POST", "/embed", json=embed).status_code == 200
+        refused = ask(made, "POST", "/search/image", content=square("red"))
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 100
+        assert asyncio.run(send(made, "GET", "/search?text=red", "127.0.0.2")).status_code == 200
 
 
 def test_embeddings_are_those_of_the_model(made: SearchService) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.search.service.batching import Batcher, BusyError, Work
+from align.search.service.batching import Batcher, Work
 from align.search.service.served import Served
+from align.search.service.turns import BusyError
 from tests.support.served import ColourEmbedder, served
 
 
@@ -69,6 +70,31 @@ def test_a_batch_is_bounded_and_a_full_queue_refuses(world: Path) -> None:
     batcher.stop()
     assert embedder.batches == [1, 2, 1]
     assert [type(row) for row in rows] == [list, list, list, list, BusyError, BusyError]
+
+
+def test_a_batch_takes_one_request_of_each_client_in_turn_and_answers_texts_first(world: Path) -> None:
+    embedder = Slow()
+    one, crop, done = pair(world, embedder), np.zeros((48, 48, 3), np.uint8), list[str]()
+    batcher = Batcher(max_batch=64, max_waiting=64, cached_texts=0)
+
+    async def ask() -> None:
+        async def do(name: str, client: str, texts: list[str], num_crops: int) -> None:
+            def finish(*rows: np.ndarray) -> None:
+                done.append(name)
+
+            await batcher.do(Work(one, texts, [crop] * num_crops, finish, client))
+
+        tasks = [asyncio.create_task(do("first", "a", ["red"], 0))]
+        await asyncio.to_thread(embedder.begun.wait, 100)
+        tasks += [asyncio.create_task(do(f"a{number}", "a", [], 60)) for number in range(3)]
+        tasks.append(asyncio.create_task(do("b", "b", ["blue"], 0)))
+        await asyncio.sleep(0.05)
+        embedder.go.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(ask())
+    batcher.stop()
+    assert done == ["first", "b", "a0", "a1", "a2"] and batcher.counts.num_passes == 4
 
 
 def test_an_error_is_of_its_request_alone(world: Path) -> None:

@@ -1,13 +1,16 @@
 """Bodies, clients and time are bounded, whatever a request's head says."""
 
 import asyncio
+import base64
 import json
 from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from align.search.service.limits import Buckets, Limits
+from align.search.service.answers import EmbedRequest
+from align.search.service.limits import Buckets, Limits, Refused, parse_json
 from align.search.service.metrics import RequestMetrics
 from tests.support.served import limits
 
@@ -18,6 +21,7 @@ def answer(
     says: int | None = None,
     pause_s: float = 0.0,
     path: str = "/search",
+    method: str = "POST",
     made: Limits,
 ) -> tuple[int, dict[str, Any]]:
     """Status and JSON of one request, whose body comes in parts."""
@@ -33,7 +37,7 @@ def answer(
         sent.append(message)
 
     headers = [(b"content-length", str(says).encode())] if says is not None else []
-    scope = {"type": "http", "path": path, "headers": headers, "client": ("127.0.0.1", 5)}
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, "client": ("127.0.0.1", 5)}
     asyncio.run(made(scope, receive, send))
     body = sent[-1].get("body", b"")
     return sent[0]["status"], json.loads(body) if body else {}
@@ -47,7 +51,8 @@ async def reads_all(scope: Any, receive: Any, send: Any) -> None:
 
 
 def limited(**values: Any) -> Limits:
-    return Limits(reads_all, limits(**{"max_requests_per_s": None, "max_body_bytes": 2048, **values}), RequestMetrics())
+    config = limits(**{"max_requests_per_s": None, "max_body_bytes": 2048, "max_text_bytes": 1024, **values})
+    return Limits(reads_all, config, RequestMetrics(), Buckets(config.max_requests_per_s, config.max_burst))
 
 
 def test_a_body_is_bounded_by_what_comes_not_by_what_is_said() -> None:
@@ -58,8 +63,44 @@ def test_a_body_is_bounded_by_what_comes_not_by_what_is_said() -> None:
     assert answer(made=limited(), says=10**30)[0] == 413
 
 
+def test_only_requests_with_pictures_may_be_long() -> None:
+    long = [b"x" * 1024, b"x"]
+    assert [answer(made=limited(), parts=[*long], path=path)[0] for path in ("/search", "/embed")] == [200, 200]
+    for method, path in (("GET", "/search"), ("POST", "/item/a"), ("GET", "/health"), ("POST", "/")):
+        assert answer(made=limited(), parts=[*long], path=path, method=method)[0] == 413, path
+        assert answer(made=limited(), says=1025, path=path, method=method)[0] == 413, path
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":1,' * 2_000_000, b"[" + b"1," * 7_000_000, b'"' * 15_000_000, b'{"text": "' + b"a," * 7_000_000 + b'"}',
+        b'{"image": "' + b"A" * 10_000_000 + b'", "x": [' + b'"",' * 100_000,
+    ],
+)  # fmt: skip
+def test_a_long_body_is_parsed_only_if_it_is_pictures(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    monkeypatch.setattr(json, "loads", lambda text: pytest.fail("parsed"))
+    with pytest.raises(Refused, match="what is no picture in the body is too large: at most 65,536 bytes"):
+        parse_json(body, 65_536)
+
+
+def test_pictures_in_json_are_parsed_whatever_their_length_and_lines() -> None:
+    picture = base64.encodebytes(b"\xff" * 5_000_000).decode()
+    wanted = {"texts": ["a"] * 64, "images": [picture, "abc", picture.replace("\n", "")]}
+    assert parse_json(json.dumps(wanted).replace("/", "\\/").encode(), 65_536) == wanted
+    with pytest.raises(Refused, match="33 fields"):
+        parse_json(json.dumps(dict.fromkeys(map(str, range(33)))).encode(), 65_536)
+
+
+def test_the_first_wrong_value_ends_a_check() -> None:
+    for name in ("texts", "images"):
+        with pytest.raises(ValidationError) as refused:
+            EmbedRequest.model_validate({name: [1] * 30_000})
+        assert refused.value.error_count() == 1
+
+
 def test_a_body_that_drips_is_cut_off() -> None:
-    status, body = answer(made=limited(body_timeout_s=0.1), parts=[b"x"] * 50, pause_s=0.02)
+    status, body = answer(made=limited(request_timeout_s=0.1), parts=[b"x"] * 50, pause_s=0.02)
     assert status == 408 and "within 0.1 s" in body["error"]
 
 

@@ -51,9 +51,19 @@ def test_the_pixels_are_those_that_training_and_the_index_see(decoders: Decoders
 )
 def test_what_is_no_picture_is_refused_and_the_next_one_decodes(decoders: Decoders, data: bytes) -> None:
     with pytest.raises(DataError) as refused:
+        decoders.cost(data)
         decoders.crop(data, 72, 64)
     assert "\n" not in str(refused.value)
     assert decoders.crop(square("red"), 48, 48).shape == (48, 48, 3)
+
+
+def test_a_picture_costs_by_its_pixels_and_scans(decoders: Decoders) -> None:
+    plain, progressive = photograph("JPEG", (1000, 1000)), io.BytesIO()
+    Image.open(io.BytesIO(plain)).save(progressive, "JPEG", progressive=True)
+    last = progressive.getvalue().rfind(b"\xff\xda")
+    slow = progressive.getvalue()[:-2] + progressive.getvalue()[last:-2] * 80 + b"\xff\xd9"
+    costs = [decoders.cost(data) for data in (square("red"), plain, progressive.getvalue(), slow)]
+    assert costs == pytest.approx([0.5, 0.5, 3.0, 27.0]) and decoders.cost(photograph("PNG", (1000, 1000))) == 2.5
 
 
 def test_a_picture_that_takes_too_long_is_killed_and_the_next_one_decodes() -> None:

@@ -23,6 +23,8 @@ def git(root: Path, *args: str, env: Mapping[str, str] | None = None) -> str:
         )
     except FileNotFoundError:
         raise DataError("git is not installed, or not on PATH; install it first") from None
+    except ValueError:  # an argument that no program can be given
+        raise DataError(f"git {args[0]} in {root}: an argument holds a null byte, or is not Unicode") from None
     if done.returncode:
         raise DataError(f"git {args[0]} in {root}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()

@@ -30,7 +30,7 @@ def resolve(root: Path, ref: str, kind: str = "commit") -> str:
     try:
         return git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{{kind}}}")
     except DataError:
-        raise DataError(f"'{ref}' names no commit in {root}") from None
+        raise DataError(f"{ref!r} names no commit in {root}") from None
 
 
 def network_git(root: Path, *args: str) -> str:

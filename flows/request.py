@@ -221,6 +221,9 @@ def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Requ
         changed = {key: _typed(params, key, value) for key, value in changed.items()}
     elif wrong := {key: line for key, line in wrong_parameters(params, RULES).items() if _concerns(key, changed)}:
         raise ConfigError(f"{where}: {next(iter(wrong.values()))}")
+    policy = "paths.policy"
+    if policy in changed and changed[policy] != load_params(folder / PARAMS_FILE).values["paths"]["policy"]:
+        raise ConfigError(f"{policy} = {changed[policy]}: a run obeys the take-downs of its revision, and no others")
     if root != folder or changed:
         require_inside(params.values.get("paths", {}))
         require_declared(params.values.get("paths", {}), declared_outs(folder))

@@ -113,6 +113,7 @@ class ModelCard:
             "align.model_digest": "model",
             "align.data_digest": "data",
             "align.git_revision": "code",
+            "align.policy_digest": "policy",
         }
         digests = [f"{word} `{_cell(tags[tag])[:12]}`" for tag, word in names.items() if tags.get(tag)]
         lines.append(f"{', '.join(digests)}; run: {_cell(self.run)}")

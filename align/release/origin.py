@@ -1,4 +1,4 @@
-"""Where a model comes from: git revision, dvc.lock, flow run, and the stages that DVC took from its cache."""
+"""Where a model comes from: git revision, dvc.lock, policy, flow run, and the stages that DVC took from its cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.files import sha256_file
+from align.files import sha256_file, sha256_folder
 from align.services.mlflow_address import current_flow_run_id
 from align.services.tracking import FLOW_RUN
 
@@ -20,6 +20,7 @@ class Origin:
     dvc_lock: str
     flow_run: str
     cached_stages: tuple[str, ...] = ()
+    policy_digest: str = ""
 
     def tags(self) -> dict[str, str]:
         """What is known, as tags of the run and of a new version."""
@@ -27,16 +28,18 @@ class Origin:
             "align.git_revision": self.git_revision,
             "align.dvc_lock": self.dvc_lock,
             FLOW_RUN: self.flow_run,
+            "align.policy_digest": self.policy_digest,
         }
         return {key: value for key, value in tags.items() if value}
 
 
-def read_origin(revision: str | None, cached_stages: Sequence[str]) -> Origin:
+def read_origin(revision: str | None, cached_stages: Sequence[str], policy: Path) -> Origin:
     """The origin of what was made in the working directory.
 
     Args:
         revision: git revision; None takes the checkout's, with `-dirty` where files differ from it.
         cached_stages: the stages that DVC took from its cache.
+        policy: the folder of what people decided about the data.
     """
     if revision is None:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -46,4 +49,5 @@ def read_origin(revision: str | None, cached_stages: Sequence[str]) -> Origin:
             revision = ""
     lock = Path("dvc.lock")
     digest = sha256_file(lock) if lock.is_file() else ""
-    return Origin(revision, digest, current_flow_run_id() or "", tuple(cached_stages))
+    decided = sha256_folder(policy) if policy.is_dir() else ""
+    return Origin(revision, digest, current_flow_run_id() or "", tuple(cached_stages), decided)

@@ -183,7 +183,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         params.section(RegisterConfig),
         PipelineOutputs(paths.packaged, paths.shards, paths.reports, others, paths.index, paths.finetuned),
         params.values,
-        origin=read_origin(args.revision, args.cached_stage),
+        origin=read_origin(args.revision, args.cached_stage, paths.policy),
         tracker=None,
         run_id=current_run_id(),
     )

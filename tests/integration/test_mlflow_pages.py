@@ -115,6 +115,7 @@ def test_a_version_has_a_card_that_compares_it_with_the_champion(project: Projec
         assert "champion (version 1)" in text and f"models:/{name}@champion" in text
         assert "30 of 37 pairs passed the filter" in text and "| text_too_short | 7 |" in text
         assert "opted_out" not in text  # it dropped nothing
+        assert "policy `policy-diges`" in text
         assert "Trained on 30 pairs of 29 images" in text
         assert r"keep-rate, by Ada: few \| \[icons\](http://x.example) \<b\>" in text
     assert "| `pretrain.num_steps` | 800 | 1,200,000 |" in card

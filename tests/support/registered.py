@@ -26,7 +26,7 @@ from tests.support import small_data, small_model
 from tests.support.params import load_params
 from tests.support.small_data import Pair
 
-ORIGIN = Origin("0123abc", "lock-digest", "flow-1", cached_stages=("ingest", "filter"))
+ORIGIN = Origin("0123abc", "lock-digest", "flow-1", cached_stages=("ingest", "filter"), policy_digest="policy-digest")
 NAMES = (f"model-{number}" for number in itertools.count())
 RECALL = "concepts/image_to_text/recall@10"
 VALUES: dict[str, Any] = {

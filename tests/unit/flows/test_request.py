@@ -161,6 +161,14 @@ def test_what_differs_stays_as_it_was_given(checkout: Path) -> None:
         ({"overrides": {"shard.image_px": 32}}, r"shard\.image_px 32 is below model\.resize_px"),
         ({"overrides": {"paths.checkpoints": "/elsewhere"}}, r"paths\.checkpoints = /elsewhere.*writes there only"),
         ({"overrides": {"paths.raw": "data/other"}}, r"paths\.raw = data/other"),
+        (
+            {"overrides": {"paths.policy": "/elsewhere"}},
+            r"paths\.policy = /elsewhere: a run obeys the take-downs of its",
+        ),
+        (
+            {"overrides": {"paths.policy": "other"}, "ref": "long"},
+            r"paths\.policy = other: a run obeys the take-downs of its",
+        ),
         ({"profile": "own"}, r"--profile own: no readable file"),
         ({"to_stage": "pretain"}, r"stage 'pretain': dvc\.yaml has no such stage"),
         ({"only": "data", "from_stage": "pretrain"}, r"nothing to run"),
@@ -183,6 +191,9 @@ def test_the_values_that_count_are_those_of_the_revision(checkout: Path) -> None
         settled(checkout, Request(ref="old", overrides={"promote.margin": 0.1}))
     with pytest.raises(DataError, match="'nowhere' names no commit"):
         settled(checkout, Request(ref="nowhere"))
+    for odd in ("\0", "\ud800", "--all"):
+        with pytest.raises(DataError, match="names no commit"):
+            settled(checkout, Request(ref=odd))
 
 
 def test_of_a_revision_with_other_sections_only_what_is_changed_is_checked(checkout: Path) -> None:

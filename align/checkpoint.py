@@ -223,10 +223,14 @@ class CheckpointFolder:
         self.wait()
         steps = self.steps()
         for step in reversed(steps):
-            if not _whole(self._path(step)):
+            try:
+                _require_whole(self._path(step))
+                state = torch.load(self._path(step), map_location=device, weights_only=True, mmap=True)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # noqa: BLE001 - of a foreign archive: whatever zipfile's and torch's readers meet in it
                 say(f"{self._path(step)}: is damaged, trying the previous one")
                 continue
-            state = torch.load(self._path(step), map_location=device, weights_only=True, mmap=True)
             if isinstance(state, dict) and state.get("schema_version") == SCHEMA_VERSION:
                 return state
             say(f"{self._path(step)}: written by another version, trying the previous one")
@@ -240,13 +244,11 @@ class CheckpointFolder:
         return self.directory / f"step-{step:08d}.pt"
 
 
-def _whole(path: Path) -> bool:
-    """Whether a checkpoint, which is a zip archive, passes its checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
+def _require_whole(path: Path) -> None:
+    """Raises where a checkpoint, which is a zip archive without compression, does not pass its checksums."""
+    with zipfile.ZipFile(path) as archive:
+        if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()) or archive.testzip():
+            raise zipfile.BadZipFile
 
 
 def _copied(value: Any) -> Any:

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file atomically: a temporary file next to it, os.replace, and fsync of both the file and the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
     temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
@@ -60,6 +62,16 @@ def write_bytes(path: Path, data: bytes) -> None:
         fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=1024)
+def _sweep(folder: Path) -> None:
+    """Removes the files that killed writers left in a folder, once in a process: a folder may hold a million."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            ours = entry.name.endswith(".part") and is_temporary(path := folder / entry.name)
+            if ours and entry.is_file(follow_symlinks=False) and _is_dead(path):
+                path.unlink(missing_ok=True)
 
 
 def temporary_name(path: Path, ending: str = "part") -> Path:

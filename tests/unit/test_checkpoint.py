@@ -1,7 +1,9 @@
 """Checkpoints: which are kept, damaged ones, locks, keys."""
 
+import io
 import resource
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,45 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "step-00000001.pt").write_bytes(b"")
     with pytest.raises(CorruptError, match="no checkpoint can be read"):
         folder.load_latest(CPU)
+
+
+def archive(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", compression) as made:
+        for name, content in members.items():
+            made.writestr(name, content)
+    return data.getvalue()
+
+
+def saved(value: object) -> bytes:
+    torch.save(value, data := io.BytesIO())
+    return data.getvalue()
+
+
+FOREIGN = {
+    "a zip": archive({"readme.txt": b"hello"}),
+    "pickled code": archive({"archive/data.pkl": b"cos\nsystem\n(S'true'\ntR.", "archive/version": b"3\n"}),
+    "no pickle": archive({"archive/data.pkl": b"\x00" * 64, "archive/version": b"3\n"}),
+    "a class": saved(Path("x")),
+    "another value": saved([1, 2]),
+    "compressed": archive({"archive/data.pkl": bytes(1 << 24)}, zipfile.ZIP_DEFLATED),
+    "a name that is no text": archive({"archive/data.pkl": b"."}).replace(b"archive/", b"\xff\xfe\xfd\xfcxyz/"),
+    "empty": archive({}),
+}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
+def test_a_foreign_archive_is_one_line_and_the_next_checkpoint_is_tried(
+    tmp_path: Path, foreign: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = CheckpointFolder(tmp_path, keep=2)
+    folder.save(1, {})
+    folder.wait()
+    (tmp_path / "step-00000002.pt").write_bytes(foreign)
+    latest = folder.load_latest(CPU)
+    assert latest is not None and latest["step"] == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"{tmp_path}/step-00000002.pt: ") and said.endswith("trying the previous one")
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

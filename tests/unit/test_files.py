@@ -333,3 +333,18 @@ def test_write_bytes_flushes_the_file_and_then_its_folder(tmp_path: Path, monkey
 def test_sha256_of_a_known_text(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def killed_in_writing(path: Path) -> None:
+    align.files.os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+    write_bytes(path, b"half")
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_writer_of_its_folder(tmp_path: Path) -> None:
+    assert in_child(partial(killed_in_writing, tmp_path / "one")) == -signal.SIGKILL
+    assert len(names(tmp_path)) == 1
+    others = [".mine.part", ".a.part", temporary_name(tmp_path / "live").name, "b.part"]
+    for name in others:
+        (tmp_path / name).write_text("of a person, or of a writer that lives")
+    write_bytes(tmp_path / "third", b"whole")
+    assert names(tmp_path) == sorted([*others, "third"])

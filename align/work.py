@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from align.console import say
 from align.errors import DataError, LockedError
 from align.files import (
+    MARK,
     clear_leftovers,
     fsync,
     fsync_all,
@@ -114,6 +115,8 @@ def work_directory(
             _prepare(path, folder, key, finish=portion.finish, elsewhere=elsewhere)
         else:
             locks.enter_context(_shared(path, folder, key))
+        if made_by is not None:  # a kill after it was marked, before it was put at `path`
+            (folder / MARK).unlink(missing_ok=True)
         yield folder
         if portion.shards is not None:
             return

@@ -117,7 +117,8 @@ def filter_pairs(
             "filter.hold_out to 0"
         )
     with work_directory(folders.filtered, "filter", key, portion, elsewhere=shared is not None) as path:
-        if _only_outs_remain(path):
+        if _is_finished(path):
+            _remove_pieces(path)
             return read_report(folders.reports)
         numbers = frozenset(asked("filter", portion, [shard.number for _, shard in shards]))
         mine = [item for item in shards if item[1].number in numbers]
@@ -148,7 +149,8 @@ def filter_pairs(
         with replace_directory(folders.reports, "filter") as directory:
             write_page(report, config, examples_of(report, shards, sets, path), directory)
             write_report(report, directory)
-        _keep_only_outs(path)
+        os.replace(path / "pairs", path / "leftover")  # in one step, which marks the folder as finished
+        _remove_pieces(path)
     return report
 
 
@@ -176,14 +178,13 @@ def _scratch(path: Path) -> Path:
     return path / "engine"
 
 
-def _only_outs_remain(path: Path) -> bool:
-    """Whether a run was killed in its last steps, after `_keep_only_outs` began."""
+def _is_finished(path: Path) -> bool:
+    """Whether a run was killed while it removed its pieces."""
     return (path / filtered.DECISIONS).exists() and not (path / "pairs").exists()
 
 
-def _keep_only_outs(path: Path) -> None:
-    """Removes all other files. `pairs` goes first, by a rename, which marks the folder as finished."""
-    os.replace(path / "pairs", path / "leftover")
+def _remove_pieces(path: Path) -> None:
+    """Leaves the outs alone."""
     for entry in path.iterdir():
         if entry.name == HELD_OUT:
             continue

@@ -81,14 +81,18 @@ def make_champion(
 def take_back(tracker: Tracker, model: str, reason: str) -> Move:
     """Makes the champion before this one the champion again.
 
-    One that was rolled back, or deleted, is passed over, so that repeated calls end.
+    One that was rolled back, or deleted, is passed over, so that repeated calls end. A call that was cut short is
+    finished, and nothing more: whoever repeats it asks for one champion back, not for two.
 
     Raises:
         DataError: there is no champion, or none before it.
         LockedError: somebody else moved the aliases meanwhile; nothing was moved.
         ServiceError: MLflow is unavailable or refuses; the next call finishes what was begun.
     """
+    cut_short = tracker.registry.champion_state(model).unfinished
     state = settled(tracker, model)
+    if cut_short is not None and cut_short.kind == "rolled back" and state.moves[-1].id == cut_short.id:
+        return state.moves[-1]
     if state.champion is None:
         raise DataError(f"model '{model}' has no version with alias '{CHAMPION}'; there is nothing to roll back")
     existing = {version.number for version in tracker.registry.versions(model)}

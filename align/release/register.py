@@ -32,6 +32,8 @@ from align.services.tracking import Tracker
 from align.services.tracking_file import StoredRuns, reader
 
 _RUN_DIGEST = "align.run_digest"
+#: The same, of a run that began here: what was killed or failed is completed by the next call.
+_REGISTERS = "align.registers"
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,18 @@ def register(
     tracker = tracker or Tracker()
     earlier = tracker.find_run(config.experiment, _RUN_DIGEST, results.digest)
     reused = earlier if run_id is None else None
-    run = run_id or reused or tracker.start_run(config.experiment, f"align {results.model_digest[:8]}")
+    run = (
+        run_id
+        or reused
+        or _unfinished(tracker, config, results)
+        or tracker.start_run(config.experiment, f"align {results.model_digest[:8]}", tags={_REGISTERS: results.digest})
+    )
     ends_here = run_id is None and reused is None
     try:
         if reused is None:  # what made an earlier run stays what its tags say
             tracker.set_tags(run, _tags(results, origin, earlier))
         _log(tracker, run, outputs, results, with_files=reused is None)
-        version, created = _version(tracker, run, config.model_name, outputs, results.tags() | origin.tags())
-        if created:
-            _describe(tracker, run, version, outputs, results, origin)
+        version, created = _version(tracker, run, config.model_name, outputs, results, origin)
         if outputs.index is not None and outputs.finetuned is not None:
             log_index(tracker, version, outputs.index, outputs.finetuned, outputs.packaged)
         tracker.registry.set_alias(version, CANDIDATE)
@@ -153,26 +158,27 @@ def _log(tracker: Tracker, run: str, outputs: PipelineOutputs, results: Results,
         tracker.log_dataset(run, "shards", results.data_digest, outputs.shards.as_posix())
 
 
+def _unfinished(tracker: Tracker, config: RegisterConfig, results: Results) -> str | None:
+    runs = tracker.runs(
+        f"tags.`{_REGISTERS}` = '{results.digest}' and attributes.status != 'FINISHED'", config.experiment
+    )
+    return runs[0].run_id if runs else None
+
+
 def _version(
-    tracker: Tracker, run: str, model: str, outputs: PipelineOutputs, tags: Mapping[str, str]
+    tracker: Tracker, run: str, model: str, outputs: PipelineOutputs, results: Results, origin: Origin
 ) -> tuple[Version, bool]:
-    """The version with this model digest, and whether it is new."""
+    """The version with this model digest, and whether it is new. A new one has all that it needs from the first."""
+    tags = results.tags() | origin.tags()
     version = tracker.registry.find_version(model, MODEL_DIGEST, tags[MODEL_DIGEST])
     if version is not None:
         return version, False
     tracker.log_folder(run, outputs.packaged, MODEL_ARTIFACT)
-    return tracker.registry.create_version(model, run, MODEL_ARTIFACT, tags), True
-
-
-def _describe(
-    tracker: Tracker, run: str, version: Version, outputs: PipelineOutputs, results: Results, origin: Origin
-) -> None:
-    """Writes the model card: a file of the run, and the version's description."""
-    champion = tracker.registry.version_at(version.name, CHAMPION)
+    champion = tracker.registry.version_at(model, CHAMPION)
     compared = Champion(champion.number, tracker.metrics(champion.run_id)) if champion else None
-    card = ModelCard(version.name, results, outputs, origin.tags(), tracker.page(run, None) or run, compared)
+    card = ModelCard(model, results, outputs, origin.tags(), tracker.page(run, None) or run, compared)
     tracker.log_text(run, card.markdown(), CARD)
-    tracker.registry.describe(version, card.description())
+    return tracker.registry.create_version(model, run, MODEL_ARTIFACT, tags, card.description()), True
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

@@ -18,18 +18,19 @@ from align.services.tracking import Tracker
 
 @dataclass(frozen=True)
 class Rollback:
-    """Version numbers of the champion now, of the one that it replaced, and of the one before it, if any is left."""
+    """Version numbers of the champion now, of the one that it replaced, and of one before it, if any is left; why."""
 
     champion: int
     replaced: int
     previous: int | None
+    why: str
 
 
 def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
     """Moves `champion` to the champion before it in the history, and `previous` to the one before that, if any.
 
     A version may have been the champion more than once. One that was rolled back is passed over, so that repeated
-    rollbacks end; so is one that was deleted.
+    rollbacks end; so is one that was deleted. A rollback that was cut short is finished, and nothing more.
 
     Args:
         model: name of the registered model.
@@ -43,7 +44,7 @@ def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
     """
     move = take_back(tracker, model, reason)
     assert move.to is not None and move.before is not None
-    return Rollback(move.to, move.before, move.previous)
+    return Rollback(move.to, move.before, move.previous, move.why)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -53,6 +54,4 @@ def main(params: Params, args: argparse.Namespace) -> None:
     with locked(LOCK, "align rollback", say):
         done = rollback(model, args.reason, Tracker())
     left = "" if done.previous is not None else f"; no champion before it is left, so alias '{PREVIOUS}' is removed"
-    show(
-        f"{model} version {done.champion} is the {CHAMPION} again{left}; {done.replaced} was rolled back: {args.reason}"
-    )
+    show(f"{model} version {done.champion} is the {CHAMPION} again{left}; {done.replaced} was rolled back: {done.why}")

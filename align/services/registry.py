@@ -48,18 +48,20 @@ class Registry:
         versions = [_version(item) for item in answer]
         return max(versions, key=lambda version: version.number, default=None)
 
-    def create_version(self, model: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:
-        """Registers a run's artifact as a new version. The model is created with its first version."""
+    def create_version(
+        self, model: str, run_id: str, artifact: str, tags: Mapping[str, str], description: str | None = None
+    ) -> Version:
+        """Registers a run's artifact as a new version. The model is created with its first version.
+
+        `description`, in Markdown, is what the page of the version says about it; at most 5,000 characters.
+        """
         with self._asking():
             if not self._client.search_registered_models(f"name = '{model}'"):
                 self._client.create_registered_model(model)
             root = self._client.get_run(run_id).info.artifact_uri
-            return _version(self._client.create_model_version(model, f"{root}/{artifact}", run_id, dict(tags)))
-
-    def describe(self, version: Version, text: str) -> None:
-        """Sets what the registry's page of a version says about it, in Markdown; at most 5,000 characters."""
-        with self._asking():
-            self._client.update_model_version(version.name, str(version.number), text)
+            source = f"{root}/{artifact}"
+            made = self._client.create_model_version(model, source, run_id, dict(tags), description=description)
+            return _version(made)
 
     def version_at(self, model: str, alias: str) -> Version | None:
         """The version that an alias names, or None."""

@@ -145,6 +145,19 @@ def test_a_rollback_that_is_killed_after_any_write_is_finished_by_the_next_call(
     assert [ROLLED_BACK in model.version(number).tags for number in (left, left + 1)] == [False, True]
 
 
+@pytest.mark.parametrize("writes", range(1, 7))
+def test_a_killed_rollback_that_is_repeated_goes_one_champion_back(tracker: Tracker, writes: int) -> None:
+    model = Model(tracker, 3)
+    for number in (1, 2, 3):
+        model.promote(number)
+    whole, model.tracker = model.tracker, model.dies_after(writes)
+    with pytest.raises(Killed):
+        model.roll_back()
+    model.tracker = whole
+    model.roll_back()
+    assert model.history()[3:] == [("rolled back", 3, 2)] and model.aliases() == {"champion": 2, "previous": 1}
+
+
 def test_rollbacks_end(tracker: Tracker) -> None:
     model = Model(tracker, 2)
     with pytest.raises(DataError, match="has no version with alias 'champion'; there is nothing to roll back"):

@@ -1,0 +1,255 @@
+"""Each command that writes, killed before its changes one after the other: nothing is torn, nothing is lost, and the
+same command then makes the same bytes. KILL_POINTS=0 takes every change, else it is a sample.
+"""
+
+import json
+import re
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from align.files import sha256_file
+from align.formats.filtered import decisions_digest
+from align.services.tracking_store import settle
+from flows.git_repository import git
+from flows.run_branch import record
+from tests.support import (
+    ROOT,
+    colour_index,
+    old_runs,
+    pages_project,
+    registered,
+    small_data,
+    small_filter,
+    small_model,
+    tiny_model,
+)
+from tests.support.colours import square
+from tests.support.dvc_projects import environment, file_bytes, shell
+from tests.support.kill_points import Case, survives
+from tests.support.killing import digests
+from tests.support.pages_project import CODE, INGEST_AND_FILTER
+from tests.support.params import PARAMS_FILE
+from tests.support.registered import RECALL, Project
+from tests.support.small_data import Pair, jpeg
+from tests.support.suites import suite
+
+pytestmark = pytest.mark.full
+ALIGN = "align.cli"
+
+
+def of(*folders: str) -> Callable[[Path], dict[str, dict[str, str]]]:
+    """The bytes of folders, without the note that says that one is not finished."""
+    return lambda root: {
+        name: {path: digest for path, digest in digests(root / name).items() if path != ".work.json"}
+        for name in folders if (root / name).exists()
+    }  # fmt: skip
+
+
+def words(verb: str, *settings: str) -> list[str]:
+    values = ("engine.num_workers=1", *settings)
+    return [ALIGN, verb, "--params", str(PARAMS_FILE), *(word for value in values for word in ("--set", value))]
+
+
+def ingest(root: Path) -> Case:
+    settings = (f"paths.archive={ROOT / 'data/sample/archive.warc.gz'}", "ingest.max_pages=4", "ingest.shard_size=8")
+    return Case(root, words("ingest", *settings), of("data/raw", "reports/ingest"))
+
+
+def filter_(root: Path) -> Case:
+    (root / "project/data/sample").mkdir(parents=True)
+    small_filter.shards(root / "project/data/raw", 3)
+    small_filter.evaluation_set(root / "project/sets", small_filter.noise(2))
+    return Case(root, words("filter", "paths.evaluation=sets"), of("data/filtered", "reports/filter"))
+
+
+def shard(root: Path) -> Case:
+    project = root / "project"
+    small_data.write(project / "data", [Pair(f"picture number {index}", index) for index in range(12)])
+    small_data.write_verdict(project / "reports/quality", passed=True, data=decisions_digest(project / "data/filtered"))
+    settings = ("shard.images_per_shard=4", "shard.val_fraction=0.3", "shard.test_fraction=0.3")
+    return Case(root, words("shard", *settings), of("data/shards", "reports/shard"))
+
+
+def evaluate(root: Path) -> Case:
+    project = root / "project"
+    tiny_model.write(project)
+    for colour in ("red", "blue"):
+        (project / "a/test" / colour).mkdir(parents=True)
+        for number in range(3):
+            data = square(colour, shade=number, format="PNG", side_px=36)
+            (project / "a/test" / colour / f"{number}.png").write_bytes(data)
+    suite(project, {"name": "a", "path": "a", "format": "folder", "tasks": ["zero_shot"], "templates": ["a {}."]})
+    settings = ("paths.evaluation=suite.yaml", "evaluate.num_resamples=100")
+    return Case(root, [*words("evaluate", *settings), "--model", "model", "--reports", "report"], of("report"))
+
+
+def index(root: Path) -> Case:
+    project = root / "project"
+    tiny_model.write(project)
+    colour_index.write_data(project, project / "reports")
+    places = ("paths.finetuned=model", "paths.raw=raw", "paths.shards=shards", "index.queries=null")
+    return Case(root, words("index", *places), of("data/index", "reports/index"))
+
+
+def package(root: Path) -> Case:
+    project = root / "project"
+    small_model.write(project)
+    (project / "reports/evaluation").mkdir(parents=True)
+    (project / "reports/evaluation/metrics.json").write_text('{"concepts/image_to_text/recall@10": 0.5}\n')
+    return Case(root, words("package"), of("models/packaged", "reports/package"))
+
+
+def words_of(project: Project, verb: str) -> list[str]:
+    places = [f"paths.{name}={name}" for name in ("shards", "packaged", "filtered", "evaluation")]
+    model = f"register.model_name={project.config.model_name}"
+    settings = (*places, "paths.finetuned=models/finetuned", model, f"register.experiment={project.config.experiment}")
+    return words(verb, *settings, f"promote.metrics=[{RECALL}]", "promote.margin=0.02")
+
+
+def in_mlflow(root: Path) -> dict[str, Any]:
+    """What MLflow's database and files say, without times, ids and what belongs to no version."""
+
+    def rows(question: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(root / "mlflow.db")) as database:
+            return [tuple(_TIME.sub("T", str(value)) for value in row) for row in database.execute(question)]
+
+    files = {
+        _TIME.sub("T", path.relative_to(root).as_posix().split("/artifacts/")[-1]): path.stat().st_size > 0
+        for path in (root / "mlartifacts").rglob("*") if path.is_file()
+    }  # fmt: skip
+    of_version = "run_uuid IN (SELECT run_id FROM model_versions)"
+    return {
+        "aliases": rows("SELECT alias, version FROM registered_model_aliases ORDER BY 1"),
+        "versions": rows("SELECT version, status, description != '' FROM model_versions ORDER BY 1"),
+        "version tags": rows("SELECT version, key, value FROM model_version_tags ORDER BY 1, 2"),
+        "model tags": rows("SELECT key, json_remove(value, '$.id') FROM registered_model_tags ORDER BY 1"),
+        "runs": rows(f"SELECT status, count(*) FROM runs WHERE {of_version}"),
+        "metrics": rows(f"SELECT key, step, value FROM metrics WHERE {of_version} ORDER BY 1, 2, 3"),
+        "params": rows(f"SELECT key, value FROM params WHERE {of_version} ORDER BY 1, 2"),
+        "tags": rows(f"SELECT DISTINCT key FROM tags WHERE {of_version} ORDER BY 1"),
+        "files": sorted(files.items()),
+    }
+
+
+#: Of a decision, in sentences and in names of folders.
+_TIME = re.compile(r"20\d\d-?\d\d-?\d\dT[\d:.]+Z?(?:\+00:00)?")
+
+
+@pytest.mark.parametrize("verb", ["register", "promote", "rollback"])
+def test_a_change_of_the_registry(
+    verb: str, tmp_path: Path, empty_mlflow: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first version is registered; a second one is promoted; it is rolled back."""
+    root = tmp_path / "start/project"
+    root.mkdir(parents=True)
+    monkeypatch.chdir(root)
+    project = registered.write(root, empty_mlflow(root))
+    if verb != "register":
+        for recall in (0.4, 0.6):
+            project.candidate(recall)
+            if recall == 0.4 or verb == "rollback":
+                assert project.promote().outcome == "promoted"
+    told = words_of(project, verb) + (["--reason", "slow"] if verb == "rollback" else [])
+    case = Case(root.parent, told, in_mlflow, whole_or_nothing=False)
+    kills, changes = survives(case, tmp_path)
+    print(f"{verb}: {kills} kills of {changes} changes")
+
+
+@pytest.fixture(scope="module", name="old")
+def _old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with five runs, in a folder of its own."""
+    root = tmp_path_factory.mktemp("old")
+    old_runs.make(root / "project")
+    return root
+
+
+def of_runs(root: Path) -> dict[str, Any]:
+    """What a project with runs is made of, but for what passes."""
+    if not (root / "mlflow.db").exists():
+        return {}
+    settle(root / "mlflow.db")
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
+        runs = database.execute("SELECT name, lifecycle_stage FROM runs ORDER BY 1").fetchall()
+    passing = (".git/", ".dvc/tmp", ".align/", "mlflow.db", "mlartifacts/")
+    files = {name: data for name, data in file_bytes(root).items() if not name.startswith(passing)}
+    kept = {path.parent.name for path in (root / "mlartifacts").glob("*/*/artifacts")}
+    return {"branches": old_runs.branches(root), "runs": runs, "files": files, "artifacts": len(kept)}
+
+
+def test_gc(old: Path, tmp_path: Path) -> None:
+    told = [ALIGN, "gc", "--yes", "--set", "retention.num_runs=1"]
+    case = Case(old, told, of_runs, False, lambda root: environment(root, {}))
+    print("gc: {} kills of {} changes".format(*survives(case, tmp_path)))
+
+
+@pytest.mark.parametrize("verb", ["save", "restore"])
+def test_backup(old: Path, tmp_path: Path, verb: str) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(old, start, symlinks=True)
+    settle(start / "project/mlflow.db")
+    told, state = ["flows.backup", verb, "../place"], of_runs
+    if verb == "restore":
+        done = Case(start, ["flows.backup", "save", "../place"], of_runs, env=lambda root: environment(root, {})).run(
+            start / "project", 0
+        )
+        assert done.returncode == 0, done.stderr
+        (start / "project").rename(tmp_path / "lost")
+        git(start, "clone", "--quiet", "--branch", "main", f"file://{tmp_path / 'lost'}", str(start / "project"))
+        git(start / "project", "remote", "remove", "origin")
+    else:
+
+        def state(root: Path) -> dict[str, Any]:
+            """Each backup that counts, and how many files of it are whole."""
+            place = root.parent / "place"
+            manifests = [json.loads(path.read_bytes())["files"] for path in place.glob("backups/2*.json")]
+            whole = [
+                sha256_file(place / "files" / sha256[:2] / sha256) == sha256
+                for files in manifests for sha256, _ in files.values()
+            ]  # fmt: skip
+            names = sorted(set().union(*manifests)) if manifests else []
+            return {"names": [name for name in names if name != ".align/project"], "whole": all(whole)}
+
+    case = Case(start, told, state, False, lambda root: environment(root, {}))
+    print("backup {}: {} kills of {} changes".format(verb, *survives(case, tmp_path)))
+
+
+def test_forget(tmp_path: Path) -> None:
+    """A purge of a checkout, of DVC's cache and of a remote that is a folder."""
+    root = tmp_path / "start/project"
+    root.parent.mkdir()
+    pages_project.write(root, "forgetful", {"dvc.yaml": INGEST_AND_FILTER})
+    shell(root, "dvc repro --quiet", CODE)
+    record(root, "before", "before the letter came")
+    (root / ".dvc/config.local").write_text("['remote \"there\"']\n    url = ../../remote\n")
+    shell(root, "dvc push --quiet --run-cache -r there", CODE)
+    forgotten = jpeg(4)
+    rows = pq.read_table(root / "data/filtered/decisions.parquet").to_pylist()
+    (key,) = (row["key"] for row in rows if "number 4 " in row["text"])
+    (root / "keys.txt").write_text(f"{key}\n")
+    shell(root, "align forget --keys keys.txt --reason letter && dvc repro --quiet", CODE)
+
+    def state(root: Path) -> dict[str, Any]:
+        places = ("data", "reports", ".dvc/cache", "../remote")
+        holds = [place for place in places if any(forgotten in data for data in file_bytes(root / place).values())]
+        kept = sorted(
+            sum(jpeg(number) in data for data in file_bytes(root / "data/raw").values()) for number in range(9)
+        )
+        return {"holds": holds, "kept": kept, "data": digests(root / "data"), "reports": digests(root / "reports")}
+
+    assert state(root)["holds"] == ["data", ".dvc/cache", "../remote"]
+    case = Case(root.parent, [ALIGN, "forget", "--purge", "--yes"], state, False, lambda root: environment(root, CODE))
+    print("forget --purge: {} kills of {} changes".format(*survives(case, tmp_path)))
+
+
+@pytest.mark.parametrize("case", [ingest, filter_, shard, evaluate, index, package], ids=lambda case: case.__name__)
+def test_a_stage(case: Callable[[Path], Case], tmp_path: Path, record_property: Any) -> None:
+    (tmp_path / "start/project").mkdir(parents=True)
+    kills, changes = survives(case(tmp_path / "start"), tmp_path)
+    print(f"{case.__name__}: {kills} kills of {changes} changes")

@@ -1,0 +1,145 @@
+"""Ends a command before each change that it makes to files or to a database, and runs it again.
+
+python -m tests.support.kill_points NUMBER COUNT MODULE ARGUMENTS
+
+runs a module in the working directory, which has everything that it changes. It is killed before its change with this
+number, of 1 and more; with 0 it works to its end, and how many there were is written to the file COUNT.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align.files import is_temporary
+from tests.support import ROOT
+from tests.support.warm import commands
+
+#: Of Python's audit events; what a library in C writes has none, but the renames and commands around it have.
+_CHANGES = frozenset({
+    "os.chmod", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate", "os.utime",
+    "subprocess.Popen",
+})  # fmt: skip
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+#: Kills of one command, evenly spread over its changes; 0: before each of them.
+MOST = int(os.environ.get("KILL_POINTS", "12"))
+
+
+def main() -> None:
+    """See the module."""
+    at, count, module, *words = sys.argv[1:]
+    numbers, here = itertools.count(1), str(Path.cwd().parent)
+    last = [0]
+
+    def change() -> None:
+        last[0] = next(numbers)
+        if last[0] == int(at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            if not isinstance(arguments[2], int) or not arguments[2] & _WRITES:
+                return
+        elif event not in _CHANGES:
+            return
+        place = arguments[0]
+        if isinstance(place, int):  # an open file
+            return
+        path = os.fsdecode(place)
+        if event == "subprocess.Popen" or not path.startswith("/") or path.startswith(here):
+            change()
+
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    event.listen(Engine, "commit", lambda connection: change())
+    if at == "0":
+        atexit.register(lambda: Path(count).write_text(str(last[0])))
+    sys.addaudithook(hook)
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command, and what it makes.
+
+    Attributes:
+        start: a folder `project` with what the command needs, and maybe others beside it.
+        words: of the command: a module and its arguments. It runs in `project`.
+        state: what it has made, in `project`, by name: that of a whole run, once a killed one was run again.
+        whole_or_nothing: whether a killed run has made each of them, or left it as it was.
+        env: variables of the command.
+    """
+
+    start: Path
+    words: Sequence[str]
+    state: Callable[[Path], dict[str, Any]]
+    whole_or_nothing: bool = True
+    env: Callable[[Path], Mapping[str, str]] = field(default=lambda _: {})
+
+    def run(self, root: Path, at: int) -> subprocess.CompletedProcess[str]:
+        """Runs the command, which dies before change `at`."""
+        program = [
+            commands() / "python",
+            "-m",
+            "tests.support.kill_points",
+            str(at),
+            str(root.parent.with_suffix(".number")),
+        ]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **self.env(root)}
+        return subprocess.run([*program, *self.words], cwd=root, env=env, capture_output=True, text=True, check=False)
+
+
+def survives(case: Case, work: Path) -> tuple[int, int]:
+    """Kills a command at its changes and runs it again each time.
+
+    Returns:
+        Kills, and changes of a whole run.
+    """
+    root = work / "here/project"
+
+    def again() -> None:
+        shutil.rmtree(root.parent, ignore_errors=True)
+        shutil.copytree(case.start, root.parent, symlinks=True)
+
+    again()
+    before = case.state(root)
+    done = case.run(root, 0)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole, number = case.state(root), int((work / "here.number").read_text())
+    assert whole != before and number > 0
+    kills = (
+        range(1, number + 1)
+        if not MOST or number <= MOST
+        else [1 + at * (number - 1) // (MOST - 1) for at in range(MOST)]
+    )
+    for at in kills:
+        again()
+        killed = case.run(root, at)
+        assert killed.returncode == -signal.SIGKILL, f"{at}: {killed.returncode} {killed.stderr[-3000:]}"
+        if case.whole_or_nothing:
+            for name, made in case.state(root).items():
+                assert made in (before.get(name), whole[name]), f"{name}, killed before change {at} of {number}: {made}"
+        done = case.run(root, 0)
+        assert done.returncode == 0, f"after a kill before change {at} of {number}: {done.stderr[-3000:]}"
+        now = case.state(root)
+        other = {name: (made, now.get(name)) for name, made in whole.items() if made != now.get(name)}
+        assert now == whole, f"after a kill before change {at} of {number}: {other}"
+        left = [path for path in root.parent.rglob("*") if is_temporary(path) or path.name == ".work.json"]
+        assert not left, f"after a kill before change {at} of {number}: {left}"
+    return len(kills), number
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -72,6 +73,13 @@ class Model:
 
     def history(self) -> list[tuple[str, int | None, int | None]]:
         return [(move.kind, move.before, move.to) for move in self.tracker.registry.champion_state(self.name).moves]
+
+    def killed(self, writes: int, act: Callable[[], None]) -> None:
+        """Acts, and is killed after so many writes."""
+        whole, self.tracker = self.tracker, self.dies_after(writes)
+        with pytest.raises(Killed):
+            act()
+        self.tracker = whole
 
     def dies_after(self, writes: int, then: Callable[[], None] = die) -> Tracker:
         """A tracker whose process is killed after so many writes, or stopped while something else happens."""
@@ -150,10 +158,7 @@ def test_a_killed_rollback_that_is_repeated_goes_one_champion_back(tracker: Trac
     model = Model(tracker, 3)
     for number in (1, 2, 3):
         model.promote(number)
-    whole, model.tracker = model.tracker, model.dies_after(writes)
-    with pytest.raises(Killed):
-        model.roll_back()
-    model.tracker = whole
+    model.killed(writes, model.roll_back)
     model.roll_back()
     assert model.history()[3:] == [("rolled back", 3, 2)] and model.aliases() == {"champion": 2, "previous": 1}
 
@@ -175,10 +180,7 @@ def test_a_move_whose_version_is_deleted_meanwhile_is_undone(tracker: Tracker) -
         model = Model(tracker, 3)
         for number in (1, 2):
             model.promote(number)
-        whole, model.tracker = model.tracker, model.dies_after(writes)
-        with pytest.raises(Killed):
-            model.promote(3)
-        model.tracker = whole
+        model.killed(writes, partial(model.promote, 3))
         model.client.delete_model_version(model.name, "3")
         assert settled(tracker, model.name).unfinished is None
         assert model.aliases() == {"champion": 2, "previous": 1}
@@ -258,12 +260,9 @@ def test_a_move_leaves_the_intent_of_another_call_alone(tracker: Tracker) -> Non
     model = Model(tracker, 3)
     model.promote(1)
     state = settled(tracker, model.name)
-    whole, model.tracker = model.tracker, model.dies_after(1)
-    with pytest.raises(Killed):
-        model.promote(2)
+    model.killed(1, partial(model.promote, 2))
     with pytest.raises(LockedError, match="nothing was moved here"):
         alias_moves.move(tracker.registry, state, "promoted", 3, "x", {})
-    model.tracker = whole
     assert settled(tracker, model.name).champion == 2
     assert model.history() == [("promoted", None, 1), ("promoted", 1, 2)]
 
@@ -284,20 +283,13 @@ def test_who_finishes_an_intent_looks_again_first(tracker: Tracker, monkeypatch:
     """Its owner lived: it finished its move in the pause, and another call has begun the next one."""
     model = Model(tracker, 3)
     model.promote(1)
-    whole = model.tracker
-
-    def begin(number: int) -> None:
-        model.tracker = model.dies_after(1)
-        with pytest.raises(Killed):
-            model.promote(number)
-        model.tracker = whole
 
     def others(_: float) -> None:
         monkeypatch.setattr(alias_moves, "sleep", lambda _: None)
         settled(tracker, model.name)
-        begin(3)
+        model.killed(1, partial(model.promote, 3))
 
-    begin(2)
+    model.killed(1, partial(model.promote, 2))
     monkeypatch.setattr(alias_moves, "sleep", others)
     assert settled(tracker, model.name).champion == 3
     assert model.history() == [("promoted", None, 1), ("promoted", 1, 2), ("promoted", 2, 3)]

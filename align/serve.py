@@ -27,6 +27,7 @@ from align.guard import HOST, Guard
 from align.pairs.picture_confined import why_unfiltered
 from align.run import SEARCH_LOGIN_FILE
 from align.services.mlflow_address import require_store
+from align.services.signing import TRUST, is_required
 
 if TYPE_CHECKING:
     from align.lineage.pair_history import RuleResult
@@ -51,6 +52,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError(
             f"ALIGN_SERVER_BIND={bind}: others reach that address, so ALIGN_SEARCH_LOGIN=user:password is needed"
         )
+    if (args.local or args.ready) and is_required():
+        raise ConfigError(f"{TRUST} is set, and only registered models are signed: serve the champion, or unset it")
     if login and ":" not in login:
         raise ConfigError("ALIGN_SEARCH_LOGIN: expected user:password")
     socket = listening(bind, port)

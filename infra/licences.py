@@ -46,6 +46,7 @@ BY_HAND = {
     "pygit2": "GPL-2.0-only WITH GCC-exception-2.0",
     "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
     "pywin32": "PSF-2.0",
+    "sigstore-models": "MIT",
     "skops": "MIT",
     "text-unidecode": "Artistic-1.0-Perl OR GPL-2.0-or-later",
     "waitress": "ZPL-2.1",

@@ -2,7 +2,8 @@
 
 `mlflow.pyfunc.load_model` reads the folder anywhere, with or without `align` installed. Equal inputs give equal bytes,
 so the digest names the model: `align register` makes a new version only for a new digest. The metrics are in
-`evaluation.json`. `align.release.packaged_model` documents the model's input and output.
+`evaluation.json`. `align.release.packaged_model` documents the model's input and output. With a key, the folder's
+signature is in the stage's report (`align.services.signing`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from align.model.embedder import Embedder
 from align.provenance import closure
 from align.release import packaged_model
 from align.report import Report, record_runtime, write_report
+from align.services.signing import SIGNATURE, sign
 
 #: The module that loading a model imports; its import closure is copied into the folder.
 _ENTRY = "align.model.embedder"
@@ -55,6 +57,7 @@ def package(*, model: Path, evaluation: Path, out: Path, reports: Path) -> Packa
 
     Raises:
         DataError: an input is missing, model and tokenizer do not belong together, or embeddings are not finite.
+        ConfigError: the environment names a key that cannot sign.
     """
     metrics = evaluation / "metrics.json"
     if not metrics.is_file():
@@ -85,6 +88,7 @@ def package(*, model: Path, evaluation: Path, out: Path, reports: Path) -> Packa
     )
     with replace_directory(reports, "package") as part:
         write_report(report, part)
+        sign(out, part / SIGNATURE)
     return report
 
 

@@ -29,6 +29,7 @@ from align.release.judge import DECIDED, judge, number_of, version_asked
 from align.release.promotion_page import write_page
 from align.services.mlflow_address import require_store
 from align.services.registry import CANDIDATE, CHAMPION, PREVIOUS, ROLLED_BACK, Version
+from align.services.signing import require_signed_version
 from align.services.tracking import Tracker
 
 #: MLflow refuses longer tags.
@@ -56,6 +57,7 @@ def promote(
         GateError: what was approved is not what would be moved.
         LockedError: somebody else moved the aliases at the same time.
         DataError: there is no such version, no candidate, or a metric or set that cannot be measured.
+        CorruptError: the version is not signed as it has to be.
         ServiceError: MLflow is unavailable or refuses.
     """
     model = params.section(RegisterConfig).model_name
@@ -64,6 +66,7 @@ def promote(
     while True:
         asked, champion = version_asked(model, tracker, number), tracker.registry.version_at(model, CHAMPION)
         _require_judged(approval, asked, champion, tracker)
+        require_signed_version(tracker.registry, asked)
         judged = judge(params, tracker, asked, champion)
         with locked(LOCK, "align promote", say):
             champion = tracker.registry.version_at(model, CHAMPION)

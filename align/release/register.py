@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from align.config import Params
@@ -28,6 +29,7 @@ from align.release.results import PipelineOutputs, Results, read_results, read_s
 from align.release.shown import log_shown, view
 from align.services.mlflow_address import current_run_id, has_store
 from align.services.registry import CANDIDATE, CHAMPION, MODEL_ARTIFACT, MODEL_DIGEST, Version
+from align.services.signing import SIGNATURE, is_kept, log_signature, require_signed
 from align.services.tracking import Tracker
 from align.services.tracking_file import StoredRuns, reader
 
@@ -69,10 +71,11 @@ def register(
     Raises:
         DataError: something to register is missing, or the verdict is on other data.
         GateError: the quality gate refused the data.
-        CorruptError: the packaged model is not the one that its report names.
+        CorruptError: the packaged model is not the one that its report names, or not signed as it has to be.
         ServiceError: MLflow is unavailable or refuses.
     """
     results = read_results(outputs, values)
+    require_signed(outputs.packaged, _signature(outputs))
     if tracker is None and run_id is None and (done := _as_before(config, outputs, values, results)):
         return done
     tracker = tracker or Tracker()
@@ -92,6 +95,7 @@ def register(
         version, created = _version(tracker, run, config.model_name, outputs, results, origin)
         if outputs.index is not None and outputs.finetuned is not None:
             log_index(tracker, version, outputs.index, outputs.finetuned, outputs.packaged)
+        log_signature(tracker, version, _signature(outputs))
         tracker.registry.set_alias(version, CANDIDATE)
         tracker.save_view(config.experiment, *view(values))
         tracker.set_tags(run, {_RUN_DIGEST: results.digest, "align.model_version": str(version.number)})
@@ -120,10 +124,17 @@ def _as_before(
     if not runs or not named or not stored.has_view(config.experiment, *view(values)):
         return None
     version = named[-1]
+    if not is_kept(version, _signature(outputs)):
+        return None
     has_index = outputs.index is None or outputs.finetuned is None or is_logged(version, outputs.index)
     if not has_index or stored.registry.aliases(config.model_name).get(CANDIDATE) != version.number:
         return None
     return Registration(version=version, created=False, run_id=runs[0], mlflow=stored.uri)
+
+
+def _signature(outputs: PipelineOutputs) -> Path:
+    """Of the packaged model; there may be none."""
+    return outputs.reports / "package" / SIGNATURE
 
 
 def _tags(results: Results, origin: Origin, earlier: str | None) -> dict[str, str]:

@@ -14,9 +14,11 @@ import urllib3
 from align.errors import CorruptError, DataError, GateError, ServiceError
 from align.formats.model_folder import Imported, read_config, read_weights, write_model_folder
 from align.services.live_log import LiveLog
+from align.services.signing import SIGN_WITH, TRUST, require_signed_version
 from align.services.tracking import Tracker, metric_name
 from tests.support import registered, small_data, warm
 from tests.support.registered import VALUES, Project
+from tests.support.signing_keys import write_keys
 
 
 @pytest.fixture
@@ -60,6 +62,40 @@ def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(pro
         "align.data_digest": manifest["digest"],
         "align.trained_on": "unknown",  # an untrained model, which says nothing
     }
+
+
+@pytest.mark.costs(4, "three models are packaged and sent")
+def test_with_a_trusted_key_only_signed_models_are_registered_and_promoted(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, model = project.tracker.registry, project.config.model_name
+    (private, public), (foreign, _) = write_keys(tmp_path), write_keys(tmp_path, "foreign")
+    unsigned = project.register().version
+    monkeypatch.setenv(TRUST, str(public))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CorruptError, match=f"^{model} version 1: there is no signature"):
+        project.promote()
+    for key in (None, foreign):
+        if key:
+            monkeypatch.setenv(SIGN_WITH, str(key))
+            project.evaluate(0.5)
+        with pytest.raises(CorruptError, match="there is no signature" if key is None else "signature does not hold"):
+            project.register(values={"pretrain": {"lr": 2.0}})
+    assert [version.tags for version in registry.versions(model)] == [unsigned.tags]
+    assert len(client(project).search_runs([project.experiment()])) == 1
+
+    monkeypatch.setenv(SIGN_WITH, str(private))
+    project.evaluate(0.5)
+    signed = project.register()
+    assert (signed.created, signed.version.number) == (False, 1)  # the model is the same; it gets its signature
+    (version,) = registry.versions(model)
+    require_signed_version(registry, version)
+    for name in ("MLmodel", ".gitattributes"):  # changed, and added
+        (tmp_path / name).write_text("planted")
+        client(project).log_artifact(version.run_id, str(tmp_path / name), "model")
+        with pytest.raises(CorruptError, match=rf"^{model} version 1: its signature does not hold .*{name}"):
+            project.promote()
+    assert project.aliases() == {"candidate": 1}
 
 
 def test_a_version_says_what_trained_it_and_where_it_was_imported_from(project: Project) -> None:

@@ -32,6 +32,15 @@ def test_others_reach_it_only_with_a_login(monkeypatch: pytest.MonkeyPatch, caps
     assert "expected user:password" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("own", [["--local"], ["--ready", "ready"]])
+def test_a_folder_is_not_served_where_models_have_to_be_signed(
+    own: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ALIGN_TRUSTED_KEY", "/a/key.pub")
+    assert main(["serve", "--port", "0", "--params", str(PARAMS_FILE), *own]) == 1
+    assert "ALIGN_TRUSTED_KEY is set, and only registered models are signed" in capsys.readouterr().err
+
+
 def test_it_says_where_decoders_may_ask_anything_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("sys.platform", "linux")

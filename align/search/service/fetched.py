@@ -27,6 +27,7 @@ from align.services.registry import (
     PROMOTED,
     Version,
 )
+from align.services.signing import require_signed_version
 from align.services.tracking import Tracker
 
 SERVED = Path(".align/served")
@@ -76,7 +77,7 @@ class RegisteredChampion:
 
         Raises:
             DataError: the version has no index, and that of this checkout is missing.
-            CorruptError: what the registry has is not what the version's tags name.
+            CorruptError: what the registry has is not what the version's tags name, or not signed as it has to be.
             ServiceError: MLflow is unavailable or refuses.
         """
         index_digest = release.tags.get(INDEX_DIGEST)
@@ -89,6 +90,7 @@ class RegisteredChampion:
             if not _is_whole(folder, release):
                 self._fetch(folder, release, index_digest)
             self._tidy(folder)
+        require_signed_version(self._tracker.registry, _version_of(release), folder / "model")
         [model] = [path for path in (folder / "model/artifacts").iterdir() if path.is_dir()]
         return Folders(model, folder / "index" if index_digest else self._own.index, vouched=bool(index_digest))
 
@@ -106,7 +108,7 @@ class RegisteredChampion:
 
     def _fetch(self, folder: Path, release: Release, index_digest: str | None) -> None:
         say(f"serve: fetching {release.describe()}")
-        version = Version(release.name, release.version or 0, release.run_id or "", release.tags)
+        version = _version_of(release)
         with replace_directory(folder, "serve") as part:
             scratch = part / "fetching"
             scratch.mkdir()
@@ -129,6 +131,10 @@ class RegisteredChampion:
         folders = [path for path in self._root.iterdir() if path.is_dir() and len(path.name) == _HEX]
         for old in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _version_of(release: Release) -> Version:
+    return Version(release.name, release.version or 0, release.run_id or "", release.tags)
 
 
 def _is_whole(folder: Path, release: Release) -> bool:

@@ -1,5 +1,6 @@
 """The champion's model and index come from the registry whole and unchanged, or not at all."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from align.errors import CorruptError, DataError
 from align.files import sha256_folder
 from align.search.service.fetched import RegisteredChampion
 from align.services.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST, PROMOTED, Version
+from align.services.signing import SIGN_WITH, SIGNATURE_DIGEST, TRUST, sign
 from tests.support.memory_mlflow import MemoryTracker
 from tests.support.params import load_params
+from tests.support.signing_keys import write_keys
 
 
 class World:
@@ -73,6 +76,33 @@ def test_what_the_version_does_not_name_is_not_served(world: World, what: str) -
     with pytest.raises(CorruptError, match=rf"the {what} in MLflow .* is not the one that was registered"):
         world.fetched()
     assert world.copies() == set()
+
+
+def test_with_a_trusted_key_only_a_signed_champion_is_served(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = world.registered("fox")
+    assert world.fetched() == ("fox", "fox", True)  # kept since then
+    private, public = write_keys(tmp_path)
+    monkeypatch.setenv(TRUST, str(public))
+    with pytest.raises(CorruptError, match=r"^align version 1: there is no signature"):
+        world.fetched()
+    run = world.tracker.root / version.run_id
+    for key, fits in ((write_keys(tmp_path, "foreign")[0], False), (private, True)):
+        monkeypatch.setenv(SIGN_WITH, str(key))
+        (run / "signature").mkdir(exist_ok=True)
+        sign(run / "model", run / "signature/model.sig")
+        world.tracker.registry.set_version_tags(version, {SIGNATURE_DIGEST: "any"})
+        if fits:
+            assert world.fetched() == ("fox", "fox", True)
+        else:
+            with pytest.raises(CorruptError, match=r"^align version 1: its signature does not hold"):
+                world.fetched()
+    other = world.registered("owl")  # with the tag and the signature of the first
+    shutil.copytree(run / "signature", world.tracker.root / other.run_id / "signature")
+    world.tracker.registry.set_version_tags(other, {SIGNATURE_DIGEST: "any"})
+    with pytest.raises(CorruptError, match=r"^align version 2: its signature does not hold"):
+        world.fetched()
 
 
 @pytest.mark.parametrize("what", ["model/artifacts/finetuned/weights", "index/items"])

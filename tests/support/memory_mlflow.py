@@ -54,11 +54,20 @@ class MemoryClient:
         self._models[name] = _Model(name)
 
     def create_model_version(
-        self, name: str, source: str, run_id: str | None = None, tags: Mapping[str, str] | None = None
+        self,
+        name: str,
+        source: str,
+        run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        description: str | None = None,
     ) -> Any:
         versions = self._models[name].versions
         number = str(len(versions) + 1)
-        versions.append(SimpleNamespace(name=name, version=number, source=source, run_id=run_id, tags={**(tags or {})}))
+        versions.append(
+            SimpleNamespace(
+                name=name, version=number, source=source, run_id=run_id, tags={**(tags or {})}, description=description
+            )
+        )
         return self.get_model_version(name, number)
 
     def delete_model_version(self, name: str, version: str) -> None:

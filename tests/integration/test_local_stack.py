@@ -18,6 +18,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from align.errors import RefusedError
+from align.services.registry import CHAMPION, MODEL_ARTIFACT, PREVIOUS, Registry
+from align.services.tracking import Tracker
 from tests.support.browser import Page, open_page
 from tests.support.local_stack import Stack
 
@@ -258,6 +261,41 @@ def test_the_search_service_holds_no_login_but_its_own_and_one_that_reads(stack:
     values = " ".join(psutil.Process(pid).environ().values())
     has = {name: stack.login_of(name).partition(":")[2] in values for name in ("login", "login_search", "login_reader")}
     assert has == {"login": False, "login_search": True, "login_reader": True}
+
+
+def test_the_login_of_the_search_service_reads_what_it_serves_and_moves_nothing(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log_in(name: str) -> Registry:
+        user, _, password = stack.login_of(name).partition(":")
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+        return tracker.registry
+
+    tracker = Tracker(stack.mlflow)
+    registry = log_in("login")
+    run = tracker.start_run("served", "one")
+    tracker.log_text(run, "a model", f"{MODEL_ARTIFACT}/MLmodel")
+    registry.set_alias(registry.create_version("served", run, MODEL_ARTIFACT, {"a": "b"}), CHAMPION)
+    registry = log_in("login_reader")
+    version = registry.version_at("served", CHAMPION)
+    assert version is not None and version.tags == {"a": "b"}
+    assert registry.champion_state("served").champion == version.number
+    assert (registry.download(version, MODEL_ARTIFACT, tmp_path) / "MLmodel").read_text() == "a model"
+    for change in (
+        lambda: registry.set_alias(version, PREVIOUS),
+        lambda: registry.set_version_tags(version, {"a": "c"}),
+        lambda: registry.create_version("served", run, MODEL_ARTIFACT, {}),
+        lambda: registry.delete_alias("served", CHAMPION),
+        lambda: tracker.end_run(run),
+    ):
+        with pytest.raises(RefusedError, match="this login reads, and changes nothing"):
+            change()
+    registry = log_in("login_search")
+    with pytest.raises(RefusedError, match="401"):
+        registry.version_at("served", CHAMPION)
+    log_in("login")
+    tracker.end_run(run)
 
 
 def test_other_users_of_the_machine_read_no_database(stack: Stack) -> None:

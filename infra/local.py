@@ -32,6 +32,7 @@ import psutil
 from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.config.register import RegisterConfig
+from align.config.store import StoreConfig
 from align.connections import shorten
 from align.errors import AlignError, ServiceError
 from align.run import (
@@ -169,9 +170,11 @@ def _search_environment(root: Path, env: Mapping[str, str], mlflow: str) -> dict
     """
     user, _, password = login(root, READER_LOGIN_FILE).partition(":")
     known = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password, "MLFLOW_TRACKING_URI": mlflow}
-    named = {} if "MLFLOW_TRACKING_URI" in os.environ else known
-    kept = {name: value for name, value in env.items() if name not in NOT_FOR_SEARCH}
-    return kept | {"ALIGN_SEARCH_LOGIN": login(root, SEARCH_LOGIN_FILE), **named}
+    has_other = "MLFLOW_TRACKING_URI" in os.environ  # whose files may lie in S3, as may the pictures
+    asks_s3 = has_other or str(load_params(root / PARAMS_FILE).section(StoreConfig).objects).startswith("s3://")
+    left_out = NOT_FOR_SEARCH if asks_s3 else (*NOT_FOR_SEARCH, "AWS_")
+    kept = {name: value for name, value in env.items() if not name.startswith(left_out)}
+    return kept | {"ALIGN_SEARCH_LOGIN": login(root, SEARCH_LOGIN_FILE)} | ({} if has_other else known)
 
 
 def _number(variable: str, default: int) -> int:

@@ -22,7 +22,7 @@ from align.errors import RefusedError
 from align.services.registry import CHAMPION, MODEL_ARTIFACT, PREVIOUS, Registry
 from align.services.tracking import Tracker
 from tests.support.browser import Page, open_page
-from tests.support.local_stack import Stack
+from tests.support.local_stack import SECRETS, Stack
 
 #: What a hostile page tries on one server: name of the attempt -> what it could see. It knows all names and ids.
 ATTACK = """(async (server, reads, writes, sockets, picture) => {
@@ -261,6 +261,7 @@ def test_the_search_service_holds_no_login_but_its_own_and_one_that_reads(stack:
     values = " ".join(psutil.Process(pid).environ().values())
     has = {name: stack.login_of(name).partition(":")[2] in values for name in ("login", "login_search", "login_reader")}
     assert has == {"login": False, "login_search": True, "login_reader": True}
+    assert [name for name, secret in SECRETS.items() if secret in values] == []
 
 
 def test_the_login_of_the_search_service_reads_what_it_serves_and_moves_nothing(

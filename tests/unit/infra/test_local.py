@@ -1,6 +1,7 @@
 """infra/local.py: what `make up` says of a program that ends at its start, and how `make down` stops programs."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -9,9 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from align.config.params_file import write_params
 from align.run import flow_environment, prefect_login
 from infra import local
 from tests.support import ROOT
+from tests.support.params import PARAMS_FILE
 
 #: A worker that ignores SIGTERM, and its flow run, which takes a second to save.
 WORKER = """\
@@ -89,6 +92,8 @@ def test_the_search_service_knows_its_own_login_and_one_that_reads(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("ALIGN_PREFECT_DATABASE_URL", "postgresql://me:secret@h/prefect")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    shutil.copy(PARAMS_FILE, tmp_path)
     everything = flow_environment(tmp_path) | prefect_login(tmp_path)
     found = local._search_environment(tmp_path, everything, "http://127.0.0.1:5000")
     files = {
@@ -98,3 +103,6 @@ def test_the_search_service_knows_its_own_login_and_one_that_reads(
     assert found["ALIGN_SEARCH_LOGIN"] == files["login_search"]
     assert f"{found['MLFLOW_TRACKING_USERNAME']}:{found['MLFLOW_TRACKING_PASSWORD']}" == files["login_reader"]
     assert not [name for name, value in found.items() if files["login"] in value or "secret" in value]
+    write_params(tmp_path / "params.yaml", {"store.objects": "s3://bucket/objects"})  # where its pictures are
+    found = local._search_environment(tmp_path, flow_environment(tmp_path), "http://127.0.0.1:5000")
+    assert [name for name, value in found.items() if "secret" in value] == ["AWS_SECRET_ACCESS_KEY"]

@@ -18,11 +18,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from align.errors import RefusedError
-from align.services.registry import CHAMPION, MODEL_ARTIFACT, PREVIOUS, Registry
-from align.services.tracking import Tracker
 from tests.support.browser import Page, open_page
-from tests.support.local_stack import SECRETS, Stack
+from tests.support.local_stack import Stack
 
 #: What a hostile page tries on one server: name of the attempt -> what it could see. It knows all names and ids.
 ATTACK = """(async (server, reads, writes, sockets, picture) => {
@@ -235,77 +232,6 @@ def test_a_run_sets_nothing_of_its_process(stack: Stack, variable: str) -> None:
     path = f"/api/deployments/{deployment}/create_flow_run"
     assert status(stack.prefect, path, body, Authorization=basic(stack.login)) == 422
     assert stack.ask("/flow_runs/count", {}) == before
-
-
-def test_the_password_is_in_its_file_only(stack: Stack) -> None:
-    stack.ask("/flow_runs/count", {})
-    for name in ("login", "login_search", "login_reader"):
-        require_kept(stack, stack.root / ".align" / name)
-
-
-def require_kept(stack: Stack, file: Path) -> None:
-    assert file.stat().st_mode & 0o777 == 0o600
-    login = stack.login_of(file.name)
-    user, password = login.split(":")
-    assert user == "align" and len(password) >= 32
-    for text in (password, base64.b64encode(login.encode()).decode()):
-        holders = [path for path in stack.root.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
-        assert holders == ([file] if text == password else [])
-        assert text not in stack.said
-        for process in psutil.process_iter(["cmdline"]):
-            assert text not in " ".join(process.info["cmdline"] or [])
-
-
-def test_the_search_service_holds_no_login_but_its_own_and_one_that_reads(stack: Stack) -> None:
-    pid = json.loads((stack.root / ".align/services.json").read_text())["search"]["pid"]
-    values = " ".join(psutil.Process(pid).environ().values())
-    has = {name: stack.login_of(name).partition(":")[2] in values for name in ("login", "login_search", "login_reader")}
-    assert has == {"login": False, "login_search": True, "login_reader": True}
-    assert [name for name, secret in SECRETS.items() if secret in values] == []
-
-
-def test_the_login_of_the_search_service_reads_what_it_serves_and_moves_nothing(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def log_in(name: str) -> Registry:
-        user, _, password = stack.login_of(name).partition(":")
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
-        return tracker.registry
-
-    tracker = Tracker(stack.mlflow)
-    registry = log_in("login")
-    run = tracker.start_run("served", "one")
-    tracker.log_text(run, "a model", f"{MODEL_ARTIFACT}/MLmodel")
-    registry.set_alias(registry.create_version("served", run, MODEL_ARTIFACT, {"a": "b"}), CHAMPION)
-    registry = log_in("login_reader")
-    version = registry.version_at("served", CHAMPION)
-    assert version is not None and version.tags == {"a": "b"}
-    assert registry.champion_state("served").champion == version.number
-    assert (registry.download(version, MODEL_ARTIFACT, tmp_path) / "MLmodel").read_text() == "a model"
-    for change in (
-        lambda: registry.set_alias(version, PREVIOUS),
-        lambda: registry.set_version_tags(version, {"a": "c"}),
-        lambda: registry.create_version("served", run, MODEL_ARTIFACT, {}),
-        lambda: registry.delete_alias("served", CHAMPION),
-        lambda: tracker.end_run(run),
-    ):
-        with pytest.raises(RefusedError, match="this login reads, and changes nothing"):
-            change()
-    registry = log_in("login_search")
-    with pytest.raises(RefusedError, match="401"):
-        registry.version_at("served", CHAMPION)
-    log_in("login")
-    tracker.end_run(run)
-
-
-def test_other_users_of_the_machine_read_no_database(stack: Stack) -> None:
-    stack.ask("/flow_runs/count", {})
-    databases = [path for place in (".", ".align/prefect") for path in (stack.root / place).glob("*.db*")]
-    assert {"mlflow.db", "prefect.db"} <= {path.name for path in databases}
-    assert {path.name: oct(path.stat().st_mode & 0o777) for path in databases} == {
-        path.name: "0o600" for path in databases
-    }
 
 
 def test_the_stack_is_small(stack: Stack) -> None:

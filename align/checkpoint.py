@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ BEST = "best.pt"
 #: Rows of live metrics. The live log keeps them in the run's folder, so that a resumed run continues them.
 JOURNAL = "live.jsonl"
 _ACCEPTED = "accepted.json"
+_STEP = re.compile(r"step-\d{8,12}\.pt")
 
 
 class CheckpointFolder:
@@ -165,7 +167,7 @@ class CheckpointFolder:
             return
         run = self.directory.name
         names = self._mirror.names(run)
-        stored = sorted(name for name in names if name.startswith("step-"))
+        stored = sorted(name for name in names if _STEP.fullmatch(name))
         if stored and (not (own := self.steps()) or stored[-1] > self._path(own[-1]).name):
             say(f"{self.directory}: downloading {stored[-1]} from the object store")
             self.directory.mkdir(parents=True, exist_ok=True)

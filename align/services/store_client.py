@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -41,6 +42,8 @@ _MISSING = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchBucket"})
 _PRECONDITION = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 #: S3's limit on the parts of an upload.
 _MAX_PARTS = 10_000
+#: A listing of more keys does not end.
+_MAX_KEYS = 50_000_000
 #: Seconds before the second attempt at a body that was cut off; doubled each time.
 _BACKOFF_S = 0.5
 
@@ -121,6 +124,23 @@ def explained(uri: str) -> Iterator[None]:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         text = without_logins(" ".join(str(error).split()))[:200]
         raise ServiceError(f"{uri}: no answer from {endpoint} ({text}); is it up? Nothing is lost; run again") from None
+    except (LookupError, ValueError, TypeError) as error:  # of a header that is absent, or no number, or no time
+        raise _lie(uri, " ".join(repr(error).split())[:200]) from None
+
+
+def _lie(uri: str, why: str) -> ServiceError:
+    return ServiceError(f"{uri}: the server does not answer as S3 does: {why}; is the address right?")
+
+
+def _body(uri: str, answer: dict[str, Any], most: int) -> bytes:
+    """The bytes of an answer, at most so many: a body may have no end. The last, empty read compares its length."""
+    data = b""
+    with answer["Body"] as body:
+        while len(data) <= most and (piece := body.read(most + 1 - len(data))):
+            data += piece
+    if len(data) > most:
+        raise _lie(uri, f"more than {most:,} bytes")
+    return data
 
 
 def _status(error: ClientError) -> int:
@@ -151,7 +171,9 @@ def stat(config: StoreConfig, uri: str) -> Stat | None:
             if _status(error) == 404:
                 return None
             raise
-    return Stat(head["ContentLength"], head["ETag"])
+        if head["ContentLength"] < 0:
+            raise _lie(uri, "a length below zero")
+        return Stat(head["ContentLength"], head["ETag"])
 
 
 def read_range(config: StoreConfig, uri: str, offset: int, size: int, etag: str | None = None) -> bytes:
@@ -173,9 +195,9 @@ def read_range(config: StoreConfig, uri: str, offset: int, size: int, etag: str 
         answer = client(config).get_object(
             Bucket=bucket, Key=key, Range=f"bytes={offset}-{offset + size - 1}", **condition
         )
-        with answer["Body"] as body:
-            data: bytes = body.read()
-        return data
+        if etag and answer.get("ETag", etag) != etag:
+            raise DataError(f"{uri}: it was replaced while it was read; run again")
+        return _body(uri, answer, size)
 
     with explained(uri):
         try:
@@ -203,10 +225,10 @@ def read_small(config: StoreConfig, uri: str, max_bytes: int) -> StoredObject | 
             if _status(error) == 404 and error.response["Error"].get("Code") != "NoSuchBucket":
                 return None
             raise
-        with answer["Body"] as body:
-            if answer["ContentLength"] > max_bytes:
-                raise DataError(f"{uri}: {answer['ContentLength']:,} bytes; at most {max_bytes:,} are expected")
-            data = body.read()
+        if answer.get("ContentLength", 0) > max_bytes:
+            answer["Body"].close()
+            raise DataError(f"{uri}: {answer['ContentLength']:,} bytes; at most {max_bytes:,} are expected")
+        data = _body(uri, answer, max_bytes)
         now = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         if now is None:
             raise ServiceError(f"{uri}: the server's answers have no Date, so the age of an object is not known")
@@ -249,8 +271,13 @@ def list_objects(config: StoreConfig, bucket: str, prefix: str) -> Iterator[str]
 def list_stats(config: StoreConfig, bucket: str, prefix: str) -> Iterator[tuple[str, Stat]]:
     """As `list_objects`, each with its size and ETag, which the server lists, too."""
     with explained(f"s3://{bucket}/{prefix}"):
+        num_keys = 0
         for page in client(config).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            yield from ((item["Key"], Stat(item["Size"], item["ETag"])) for item in page.get("Contents", []))
+            found = [(item["Key"], Stat(item["Size"], item["ETag"])) for item in page.get("Contents", [])]
+            num_keys += max(len(found), 1)
+            if num_keys > _MAX_KEYS or not all(key.startswith(prefix) for key, _ in found):
+                raise _lie(f"s3://{bucket}/{prefix}", "a listing without end, or of keys with another beginning")
+            yield from found
 
 
 def upload(config: StoreConfig, path: Path, uri: str) -> bool:
@@ -314,7 +341,7 @@ def download(config: StoreConfig, uri: str, file: BinaryIO, status: Stat | None 
         status: of the object, where it is known.
 
     Raises:
-        As `explained`; also DataError if the object has been replaced since.
+        As `explained`; also DataError if the object has been replaced since, ServiceError if it ends early.
     """
     status = status or stat(config, uri)
     if status is None:
@@ -324,7 +351,10 @@ def download(config: StoreConfig, uri: str, file: BinaryIO, status: Stat | None 
     with ThreadPoolExecutor(config.num_connections) as pool:
         for first in range(0, len(starts), config.num_connections):
             some = starts[first : first + config.num_connections]
-            for data in pool.map(lambda start: read_range(config, uri, start, part_bytes, status.etag), some):
+            read = partial(read_range, config, uri, size=part_bytes, etag=status.etag)
+            for start, data in zip(some, pool.map(read, some), strict=True):
+                if len(data) != min(part_bytes, status.num_bytes - start):
+                    raise _lie(uri, f"it ends before its {status.num_bytes:,} bytes")
                 digest.update(data)
                 file.write(data)
     return digest.hexdigest()

@@ -36,7 +36,8 @@ class CheckpointMirror:
         """The names of a run's files, in order -> bytes."""
         bucket, key = store_client.split_uri(self._uri(f"{run}/"))
         found = store_client.list_stats(self.config, bucket, key)
-        return {name.removeprefix(key): status.num_bytes for name, status in found}
+        names = ((name.removeprefix(key), status.num_bytes) for name, status in found)
+        return {name: num_bytes for name, num_bytes in names if "/" not in name}  # it becomes the name of a file
 
     def get(self, name: str, path: Path) -> None:
         """Downloads a file, whole or not at all."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat as stat_module
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -128,9 +130,15 @@ class StoreFiles:
             fetch = partial(self._fetch, uri, status)
             return range_stream(uri, status.num_bytes, fetch)
         try:
-            return Path(uri).open("rb")
-        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            descriptor = os.open(uri, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would keep its reader waiting
+        except (FileNotFoundError, PermissionError) as error:
             raise DataError(f"{uri}: cannot be read ({error.strerror}); check the path") from None
+        except ValueError:
+            raise DataError(f"{uri!r}: no name of a file") from None
+        if not stat_module.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise DataError(f"{uri}: cannot be read (a folder, a device or a pipe, not a file); check the path")
+        return os.fdopen(descriptor, "rb")
 
     def read(self, uri: str, offset: int, size: int) -> bytes:
         """These bytes only, fewer at the end of the file. Raises as `list`."""
@@ -158,6 +166,8 @@ class StoreFiles:
             return _stamp_of(Path(uri))
         except OSError as error:
             raise DataError(f"{uri}: cannot be read ({error.strerror}); check the path") from None
+        except ValueError:
+            raise DataError(f"{uri!r}: no name of a file") from None
 
     def _stamps_in(self, folder: str) -> Iterator[str]:
         if is_s3(folder):

@@ -56,7 +56,7 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
         texts, numbers = tuple(row.captions), row.numbers
         images.append(EvaluationImage(key, key, texts, None, None, "query", number=row.number, text_numbers=numbers))
         uris.append(joined(folder.format(split=row.folder), row.name))
-    return made(wanted, images, FilePictures(files, uris), unusable=unusable)
+    return made(wanted, images, FilePictures(files, uris, [folder.partition("{split}")[0] or "."]), unusable=unusable)
 
 
 def _json(wanted: SuiteSet, files: Files, unusable: dict[str, str]) -> Iterator[_Captioned]:

@@ -75,7 +75,7 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
         positions = tuple(places.setdefault((name, row.box), len(places)) for name in row.names)
         choices.append(Choice(row.key, positions, row.texts, row.group))
     images = [_image(name, box) for name, box in places]
-    pictures = FilePictures(files, [joined(folder, name) for name, _ in places])
+    pictures = FilePictures(files, [joined(folder, name) for name, _ in places], [folder])
     return made(wanted, images, pictures, choices=Choices(protocol, tuple(choices)), unusable=unusable)
 
 

@@ -28,10 +28,12 @@ class FilePictures:
     Attributes:
         files: reads them.
         uris: one for each item.
+        roots: folders; a picture of this machine lies in one of them, links resolved.
     """
 
     files: Files
     uris: Sequence[str]
+    roots: Sequence[str]
 
     def __call__(self, positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
         """See `Pictures`."""
@@ -40,13 +42,21 @@ class FilePictures:
     def _read(self, position: int) -> bytes | Unreadable:
         uri = self.uris[position]
         try:
+            if not any(_is_below(root, uri) for root in self.roots):
+                return Unreadable(f"{uri}: leads out of {', '.join(self.roots)}")
             with self.files.open(uri) as stream:
                 picture = stream.read(_MAX_PICTURE_BYTES + 1)
         except DataError as error:
             return Unreadable(str(error))
         except OSError as error:
             return Unreadable(f"{uri}: {error.strerror or error}")
+        except ValueError:
+            return Unreadable(f"{uri!r}: no name of a file")
         return Unreadable(f"{uri}: more than 64 MiB") if len(picture) > _MAX_PICTURE_BYTES else picture
+
+
+def _is_below(root: str, uri: str) -> bool:
+    return "://" in uri or os.path.realpath(uri).startswith(f"{os.path.realpath(root).rstrip('/')}/")
 
 
 def joined(path: str, *names: str) -> str:

@@ -19,8 +19,8 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
     parts: list[tuple[str, Split]] = [(wanted.split, "query")]
     parts += [(wanted.reference, "reference")] if wanted.learns else []
     found: list[tuple[str, str, str, Split]] = []  # class, key, address, split
-    for name, split in parts:
-        root = _root(wanted, name, files)
+    roots = [_root(wanted, name, files) for name, _ in parts]
+    for (name, split), root in zip(parts, roots, strict=True):
         for uri in files.list(f"{root}/", PICTURE_SUFFIXES):
             key = uri.removeprefix(root).lstrip("/")
             label, _, file = key.partition("/")
@@ -34,7 +34,7 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
         )
     names = class_names(files, wanted.classnames, labels, more=wanted.among is not None)
     images = [EvaluationImage(key, key, (names[label],), names[label], None, split) for label, key, _, split in found]
-    pictures = FilePictures(files, [uri for _, _, uri, _ in found])
+    pictures = FilePictures(files, [uri for _, _, uri, _ in found], roots)
     return made(wanted, images, pictures, classes=[names[label] for label in labels])
 
 

@@ -59,8 +59,10 @@ def test_our_image_runs_with_few_rights(name: str) -> None:
     assert service["user"] == "${ALIGN_UID:-1000}:${ALIGN_GID:-1000}"
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    targets = [volume.rpartition(":")[2] for volume in service.get("volumes", [])] + service.get("tmpfs", [])
-    assert set(targets) <= {"/project", "/tmp"} and "/tmp" in targets
+    mounts = [volume.split(":")[1:] for volume in service.get("volumes", [])]
+    written = {path for path, *mode in mounts if mode != ["ro"]} | set(service.get("tmpfs", []))
+    assert written <= {"/project", "/tmp"} and "/tmp" in written
+    assert {path for path, *mode in mounts if mode} <= {"/project/data/policy"}
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 
 #: Control characters (C0, DEL, C1), line and paragraph separators, overrides and isolates of the writing direction,
 #: unpaired surrogates, tags. The plain marks U+200E, U+200F and U+061C stay: Arabic and Hebrew texts need them.
@@ -24,3 +25,13 @@ def visible(text: str, *, lines: bool = False) -> str:
         lines: keep line feeds and tabs: the text has lines of its own.
     """
     return (_STEERING_LINES if lines else _STEERING).sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def plain_markdown(text: str) -> str:
+    """The text within a line of Markdown: no link, picture, tag, cell or emphasis of its own."""
+    return re.sub(r"[\\`*<>\[\]|]", r"\\\g<0>", visible(" ".join(text.split())))
+
+
+def fenced_markdown(lines: Iterable[str]) -> str:
+    """The lines as a block of Markdown that they cannot end."""
+    return "\n".join(["~~~~", *(visible(line, lines=True).replace("~~~~", "~ ~") for line in lines), "~~~~"])

@@ -9,6 +9,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from align.console import PROGRESS_VARIABLE
+from align.visible import fenced_markdown
 from flows.child_process import last_line, run_supervised
 from flows.run_context import RunContext, child_environment
 from flows.this_run import in_progress
@@ -22,7 +23,7 @@ def run_command(verb: str, *arguments: str) -> str:
     """
     with in_progress(Path.cwd()):
         lines = command(verb, arguments)
-        create_markdown_artifact("\n".join(lines), key=verb, description=f"align {verb}")
+        create_markdown_artifact(fenced_markdown(lines), key=verb, description=f"align {verb}")
         return last_line(lines)
 
 

@@ -8,6 +8,7 @@ newer of Prefect's two UIs lists the artifacts of a run in no order, so a person
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.sorting import ArtifactSort, TaskRunSort
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from align.visible import fenced_markdown, plain_markdown
 from flows.dag import Stage
 from flows.speeds import duration
 
@@ -36,6 +38,8 @@ from flows.speeds import duration
 INTERVAL_S, ASK_INTERVAL_S = 2.0, 4.0
 #: The end of a run waits so long for the last update.
 CLOSE_S = 10.0
+#: What becomes a link.
+_ADDRESS = re.compile(r"https?://[^\s()<>\[\]]+")
 #: Characters of the bar on a run's page: the newer UI shows an artifact of type progress as a number alone.
 BAR = 20
 _LOGGED_STATES = {"Completed": "ran", "Cached": "cached", "Pending": "waits", "Running": "**runs**"}
@@ -176,7 +180,7 @@ class RunPage:
             self._show(self._client, "run", "markdown", about, text)
             if work.line:
                 words = f"ended at {work.line}" if ended and not self.finished else describe(work)
-                self._show(self._client, "progress", "progress", words, round(work.percent or 0.0, 1))
+                self._show(self._client, "progress", "progress", plain_markdown(words), round(work.percent or 0.0, 1))
         except Exception:  # noqa: BLE001 - see above
             self._client = None
             with suppress(Exception):
@@ -267,8 +271,9 @@ def page_markdown(
     """
     # An address in words of its own is wider than its column. That of a report is relative, since each of Prefect's two
     # UIs has addresses of its own.
-    parts = [f"* {progress.replace('<', '&lt;')}"] if progress else []
-    parts += [f"* [{words}]({where})" if "://" in where else f"* {words}: {where}" for words, where in links.items()]
+    parts = [f"* {plain_markdown(progress)}"] if progress else []
+    for words, where in links.items():
+        parts.append(f"* [{words}]({where})" if _ADDRESS.fullmatch(where) else f"* {words}: {plain_markdown(where)}")
     rows = ["| stage | | report | |", "|---|---|---|---|"]
     for stage in stages:
         state = states.get(stage.name)
@@ -276,4 +281,4 @@ def page_markdown(
         report = f"[report](../artifact/{reports[stage.name]})" if stage.name in reports else ""
         rows.append(f"| {stage.name} | {shown} | {report} | {stage.description} |")
     text = "\n".join(parts) + ("\n\n" + "\n".join(rows) if stages else "")
-    return text + ("\n\n~~~~\n" + "\n".join(line.replace("~~~~", "~ ~") for line in lines) + "\n~~~~" if lines else "")
+    return text + (f"\n\n{fenced_markdown(lines)}" if lines else "")

@@ -24,6 +24,7 @@ from align.errors import DataError
 from align.git import git, identity
 from align.services.registry import CHAMPION, PROMOTED, Version
 from align.services.tracking import Tracker
+from align.visible import plain_markdown
 from flows.alerts import alert
 from flows.pipeline import pipeline
 from flows.program import exit_code
@@ -55,7 +56,9 @@ def retrain(name: str = "retrain") -> str:
     with in_progress(root):
         change, enough = look_at_source(root)
         text = f"{change.text}: {change.share:.1%} of the source changed"
-        create_markdown_artifact(text, key="source-change", description="the source since the champion's data")
+        create_markdown_artifact(
+            plain_markdown(text), key="source-change", description="the source since the champion's data"
+        )
         if not enough:
             return f"{text}; not run again"
         get_run_logger().info("%s; running the pipeline", text)

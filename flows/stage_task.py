@@ -25,6 +25,7 @@ from prefect.exceptions import Abort, Pause
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict
 
+from align.visible import fenced_markdown, plain_markdown
 from flows.alerts import alert_soon, is_health_warning
 from flows.child_process import CommandError, run_supervised
 from flows.dag import Stage
@@ -163,12 +164,12 @@ def report_markdown(report: Path | None, stage: Stage, failure: str | None = Non
     """
     parts = [f"# {stage.name}", stage.description]
     if failure is not None:
-        parts.append(f"Failed:\n\n~~~~\n{failure}\n~~~~")
+        parts.append(f"Failed:\n\n{fenced_markdown([failure])}")
     if report is None:
         return "\n\n".join(parts)
     if (report / "metrics.json").exists():
         metrics: dict[str, Any] = json.loads((report / "metrics.json").read_text("utf-8"))
-        rows = [f"| {name} | {_number(value)} |" for name, value in metrics.items()]
+        rows = [f"| {plain_markdown(name)} | {_number(value)} |" for name, value in metrics.items()]
         parts.append("\n".join(["| metric | value |", "|---|---:|", *rows]))
     pictures = {picture: _for_a_page(picture) for picture in sorted(report.glob("*.png"))}
     smallest_first = sorted(pictures, key=lambda picture: len(pictures[picture]))

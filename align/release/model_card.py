@@ -15,7 +15,7 @@ from typing import Any
 from align.release.results import PipelineOutputs, Results
 from align.release.shown import measured
 from align.services.tracking import metric_name
-from align.visible import visible
+from align.visible import plain_markdown
 
 #: Its name among the artifacts of a run.
 CARD = "model_card.md"
@@ -108,16 +108,16 @@ class ModelCard:
             f"{self._param('model.embed_width')}. The dot product of two embeddings is their cosine.",
         ]
         if imported := tags.get("align.imported_from"):
-            lines.append(f"It was imported from {_cell(imported)} and fine-tuned.")
+            lines.append(f"It was imported from {plain_markdown(imported)} and fine-tuned.")
         names = {
             "align.model_digest": "model",
             "align.data_digest": "data",
             "align.git_revision": "code",
             "align.policy_digest": "policy",
         }
-        digests = [f"{word} `{_cell(tags[tag])[:12]}`" for tag, word in names.items() if tags.get(tag)]
-        lines.append(f"{', '.join(digests)}; run: {_cell(self.run)}")
-        return f"# {_cell(self.name)}\n\n" + "\n\n".join(lines)
+        digests = [f"{word} `{plain_markdown(tags[tag])[:12]}`" for tag, word in names.items() if tags.get(tag)]
+        lines.append(f"{', '.join(digests)}; run: {plain_markdown(self.run)}")
+        return f"# {plain_markdown(self.name)}\n\n" + "\n\n".join(lines)
 
     def _metrics(self) -> str:
         ours = self.results.metrics
@@ -151,12 +151,12 @@ class ModelCard:
             )
         accepted = self.results.accepted
         gate = "The quality gates passed" + (", with what a person accepted:" if accepted else ".")
-        lines.append("\n".join([gate, *(f"* {_cell(one)}" for one in accepted)]))
+        lines.append("\n".join([gate, *(f"* {plain_markdown(one)}" for one in accepted)]))
         return "\n\n".join(lines)
 
     def _recipe(self) -> str:
         rows = [[f"`{key}`", self._param(key), paper] for key, paper in _PAPER.items() if key in self._flat()]
-        return _table(["parameter", "here", "paper"], rows)
+        return _table(["parameter", "here", "paper"], rows).replace(r"\`", "`")  # ours, around the names
 
     def _use(self) -> str:
         return (
@@ -183,7 +183,7 @@ class ModelCard:
 
     def _param(self, key: str) -> str:
         value = self._flat().get(key, "not recorded")
-        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else _cell(str(value))
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else plain_markdown(str(value))
 
 
 def _joined(sections: Iterable[str]) -> str:
@@ -195,16 +195,8 @@ def _share(value: float | None) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([_cell(cell) for cell in row] for row in rows)]
+    lines = [head, ["---"] * len(head), *([plain_markdown(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """A text that comes from people or the web, within a line of Markdown: no markup, no control characters."""
-    shown = visible(" ".join(text.split()))
-    for character in "\\<>[]|":
-        shown = shown.replace(character, f"\\{character}")
-    return shown
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from align.files import write_text
 from align.html import cards, heading, page, paragraph, picture, table
 from align.paired import Difference
 from align.release.decision import HEADS, Compared, PromotionDecision, explanation, points
-from align.visible import visible
+from align.visible import plain_markdown
 
 PAGE, MARKDOWN = "promotion.html", "promotion.md"
 #: More slices than this are not drawn; the table has all.
@@ -117,7 +117,7 @@ def _figure(decision: PromotionDecision, compared: Compared) -> Figure:
 
 
 def _markdown(decision: PromotionDecision) -> Iterator[str]:
-    yield from (f"# {_cell(title(decision))}", "", _cell(decision.reason), "")
+    yield from (f"# {plain_markdown(title(decision))}", "", plain_markdown(decision.reason), "")
     yield from _rows(["verdict", *HEADS[:3]], [[one.verdict, one.name, one.figure, one.bar] for one in decision.gates])
     for line in explanation(decision):
         yield from ("", line)
@@ -128,17 +128,11 @@ def _markdown(decision: PromotionDecision) -> Iterator[str]:
         yield from ("", "## Slices", "", *_rows(heads, _slices(decision.compared)))
     yield from ("", "## How it was measured")
     for line in _origin(decision):
-        yield from ("", _cell(line))
+        yield from ("", plain_markdown(line))
 
 
 def _rows(heads: list[str], rows: Iterator[list[str]] | list[list[str]]) -> Iterator[str]:
     yield f"| {' | '.join(heads)} |"
     yield f"|{' --- |' * len(heads)}"
     for row in rows:
-        yield f"| {' | '.join(map(_cell, row))} |"
-
-
-def _cell(text: str) -> str:
-    """Foreign text in Markdown: one line, and nothing in it is markup."""
-    plain = visible(" ".join(text.split()))
-    return "".join(f"\\{letter}" if letter in "|`*<[]" else letter for letter in plain)
+        yield f"| {' | '.join(map(plain_markdown, row))} |"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from align.visible import visible
+from align.visible import fenced_markdown, plain_markdown, visible
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,17 @@ def test_a_text_may_keep_lines_of_its_own() -> None:
 def test_json_keeps_its_meaning() -> None:
     texts = ["\x7f\x9b \u202e", "\U000e0041", '"\n"']
     assert json.loads(visible(json.dumps(texts, ensure_ascii=False))) == texts
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("![a](http://x/b.png)", r"!\[a\](http://x/b.png)"),
+        (r"\[a\](http://x)", r"\\\[a\\\](http://x)"),  # a backslash of its own frees no bracket
+        ("<img src=x>\n# a | b", r"\<img src=x\> # a \| b"),
+        ("`code` *a*\x1b", r"\`code\` \*a\*\\u001b"),
+    ],
+)
+def test_foreign_text_is_no_markdown(text: str, shown: str) -> None:
+    assert plain_markdown(text) == shown
+    assert fenced_markdown(["~~~~", text]).count("~~~~") == 2

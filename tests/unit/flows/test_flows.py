@@ -311,9 +311,10 @@ def test_git_ignores_what_the_summary_tells_people_to_create() -> None:
 
 
 def test_a_report_shows_metrics_and_pictures(tmp_path: Path) -> None:
-    report(tmp_path, "filter", {"filter/num_kept": 1234, "filter/keep_rate": 0.5})
+    report(tmp_path, "filter", {"filter/num_kept": 1234, "filter/keep_rate": 0.5, "[x](http://x) | y": 2})
     (tmp_path / "reports/filter/funnel.png").write_bytes(b"\x89PNG")
-    text = report_markdown(tmp_path / "reports/filter", stage("filter"))
+    text = report_markdown(tmp_path / "reports/filter", stage("filter"), "~~~~\n<b>")
+    assert text.count("~~~~") == 2 and r"| \[x\](http://x) \| y | 2 |" in text
     assert "| filter/num_kept | 1,234 |" in text and "| filter/keep_rate | 0.5 |" in text
     assert "![funnel](data:image/png;base64,iVBORw==)" in text
 

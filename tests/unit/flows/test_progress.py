@@ -1,6 +1,7 @@
 """The page of a run: what a stage writes for it, and that no server can slow or fail a run by it."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -111,6 +112,11 @@ def test_the_page_has_states_reports_links_and_lines() -> None:
     assert f"| ingest | cached | [report](../artifact/{report}) | what ingest does |" in text
     assert "| fit_tokenizer | **runs** |  | what" in text
     assert "* [MLflow](http://127.0.0.1:5000/#/x)\n* branch: run/x" in text
+    hostile = "ingest: <img src=http://x/a.png> ![a](http://x/b.png) [c](javascript:d) \\[e](http://x) **f**"
+    links = {"branch": hostile, "MLflow": "http://x/) ![a](http://x/b.png"}
+    for shown in (page_markdown(STAGES, {}, {}, [], links, hostile), page_markdown(STAGES, {}, {}, [hostile], {})):
+        plain = re.sub(r"~~~~.*~~~~", "", re.sub(r"\\\\|\\[\[\]<>*]", "", shown), flags=re.DOTALL)
+        assert not re.search(r"\]\(|<|\*\*", plain), plain
     assert text.endswith("\nlast line\n~~~~") and text.count("~~~~") == 2  # what is printed cannot end the block
 
 

@@ -25,6 +25,7 @@ SIGNATURE = "model.sig"
 _ARTIFACT = "signature"
 #: The tag of a version that names the signature's bytes.
 SIGNATURE_DIGEST = "align.signature_digest"
+_TODO = f"set {SIGN_WITH}, then `dvc repro -s -f package` and `align register`"
 #: A line of a manifest takes some 300 bytes; a package has a hundred files.
 _MAX_BYTES = 16 << 20
 
@@ -134,6 +135,3 @@ def _with_key(variable: str) -> Any:
             error.strerror if isinstance(error, OSError) else f"no {kind} key of curve P-256, P-384 or P-521 in PEM"
         )
         raise ConfigError(f"{variable}={key}: {reason}") from None
-
-
-_TODO = f"sign it by {SIGN_WITH}=FILE align package, and register it again"

@@ -57,6 +57,7 @@ def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(pro
         "align.dvc_lock": "lock-digest",
         "align.flow_run": "flow-1",
         "align.quality": "passed",
+        "align.policy_digest": "policy-digest",
         "align.evaluation_digest": "d" * 64,
         "align.model_digest": report["digest"],
         "align.data_digest": manifest["digest"],

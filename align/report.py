@@ -54,8 +54,8 @@ def record_runtime(stage: str, directory: Path) -> Iterator[dict[str, Any]]:
         why = errno.EROFS if os.statvfs(directory).f_flag & os.ST_RDONLY else errno.EACCES
         raise OSError(why, os.strerror(why), str(directory))
     record: dict[str, Any] = {"stage": stage, "host": platform.node(), "num_cpus": os.cpu_count()}
-    start = time.time()
-    record["started_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start))
+    start = time.monotonic()
+    record["started_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     try:
         yield record
         record["outcome"] = "completed"
@@ -68,4 +68,4 @@ def record_runtime(stage: str, directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_runtime(path: Path, record: dict[str, Any], start: float) -> None:
-    write_text(path, to_json(record | {"wall_s": round(time.time() - start, 3)}))
+    write_text(path, to_json(record | {"wall_s": round(time.monotonic() - start, 3)}))

@@ -130,14 +130,30 @@ def running_services(root: Path) -> dict[str, dict[str, Any]]:
     return {name: service for name, service in services.items() if _is_ours(service, root)}
 
 
+def created(pid: int) -> str | float:
+    """Tells a process from a later one of its number. On Linux by its ticks since the start: dates move with the clock.
+
+    Raises:
+        psutil.NoSuchProcess: it has ended.
+    """
+    import psutil
+
+    process = psutil.Process(pid)
+    try:
+        ticks = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text('utf-8').strip()} {ticks}"
+    except (OSError, IndexError):
+        return process.create_time()
+
+
 def _is_ours(service: Mapping[str, Any], root: Path) -> bool:
     import psutil
 
     try:
         process = psutil.Process(service["pid"])
         ended = process.status() == psutil.STATUS_ZOMBIE
-        # With its time of creation: after a reboot, the same number may be another process.
-        return not ended and process.create_time() == service["created"] and Path(process.cwd()).samefile(root)
+        same = service["created"] in (created(process.pid), process.create_time())  # of earlier versions
+        return not ended and same and Path(process.cwd()).samefile(root)
     except (psutil.Error, OSError):
         return False
 

@@ -40,6 +40,7 @@ from align.run import (
     READER_LOGIN_FILE,
     SEARCH_LOGIN_FILE,
     SERVICES_FILE,
+    created,
     flow_environment,
     login,
     prefect_login,
@@ -207,8 +208,7 @@ def _start(root: Path, name: str, command: list[str], env: Mapping[str, str]) ->
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     print(f"starting {name} …", flush=True)
-    created = psutil.Process(process.pid).create_time()
-    return {"pid": process.pid, "created": created, "started": started, "log_begins": begins}
+    return {"pid": process.pid, "created": created(process.pid), "started": started, "log_begins": begins}
 
 
 def _wait_for(root: Path, name: str, service: Mapping[str, Any], where: str, works: Callable[[], bool]) -> None:

@@ -23,6 +23,8 @@ from align.protocols.store import ConditionalObjects, StoredObject
 
 #: Servers tell times in whole seconds: the age of an object may seem this much too high.
 _RESOLUTION_S = 1.0
+#: A lease this far in the future is of a time before the server's clock was set back: it would never grow old.
+_FUTURE_S = 10.0
 #: The content of a lease that nobody holds.
 _FREE = json.dumps({"holder": None}).encode()
 
@@ -48,7 +50,7 @@ class Lease:
             ServiceError, DataError: as `ConditionalObjects`; all methods do, and a later call may succeed.
         """
         found = self._objects.read(self._name)
-        if found is not None and found.data != _FREE and found.age_s <= self._timeout_s + _RESOLUTION_S:
+        if found is not None and found.data != _FREE and -_FUTURE_S < found.age_s <= self._timeout_s + _RESOLUTION_S:
             return False
         return self._write(found)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from prefect.exceptions import Abort
@@ -15,6 +16,7 @@ from prefect.settings import PREFECT_API_URL, get_current_settings
 from align.console import say, show
 from align.errors import AlignError
 from align.installed import installed
+from align.services.tracking_store import require_whole
 
 
 def exit_code(run: Callable[[], str]) -> int:
@@ -22,9 +24,10 @@ def exit_code(run: Callable[[], str]) -> int:
     or if it was suspended or cancelled in Prefect's UI."""
     # Prefect passes SIGTERM on when the flow has ended. An exception, not a plain exit, ends its temporary server too.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    if not PREFECT_API_URL.value():
-        _guard_temporary_server()
     try:
+        if not PREFECT_API_URL.value():
+            require_whole(Path(get_current_settings().home, "prefect.db"))
+            _guard_temporary_server()
         summary = run()
     except AlignError as error:
         say(f"align: error: {error}")

@@ -23,7 +23,7 @@ from pathlib import Path
 from align.guard import HOST, App, Guard
 from align.run import LOGIN_FILE, READER_LOGIN_FILE, login
 from align.services import postgresql
-from align.services.tracking_store import artifacts_beside, make_private, settle
+from align.services.tracking_store import artifacts_beside, make_private, require_whole, settle
 
 #: The pages talk to their own server only, as they hold the login: Prefect's sends to a company that counts visits.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
@@ -37,6 +37,7 @@ def prefect_app() -> App:
     if url := postgresql.for_sqlalchemy(postgresql.PREFECT):
         os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = url
     elif home := os.environ.get("PREFECT_HOME"):  # of a checkout
+        require_whole(Path(home, "prefect.db"))
         make_private(Path(home, "prefect.db"))
     from prefect.server.api.server import create_app
 
@@ -54,6 +55,7 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
 
     if shared is None:
         file = root / "mlflow.db"
+        require_whole(file)
         make_private(file)
         settle(file)
         database = postgresql.for_sqlalchemy(postgresql.MLFLOW) or f"sqlite:///{file}"

@@ -45,14 +45,30 @@ def database_file(address: str) -> Path | None:
         address: of the store.
 
     Raises:
-        ServiceError: as `settle`.
+        ServiceError: as `require_whole` and `settle`.
     """
     if not address.startswith("sqlite:///"):
         return None
     file, own = Path(address.removeprefix("sqlite:///")), Path(os.environ.get("ALIGN_ROOT", ""), DATABASE)
+    require_whole(file)
     if address != os.environ.get("MLFLOW_TRACKING_URI") or file.resolve() == own.resolve():
         settle(file)  # not a store that many share: on another machine it may have another path
     return file
+
+
+def require_whole(database: Path) -> None:
+    """Raises ServiceError where a database's file is cut off or none; an absent or empty one is whole."""
+    if not database.is_file():
+        return
+    try:
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            connection.execute("SELECT name FROM sqlite_master").fetchall()
+    except sqlite3.OperationalError:  # it is written to at this moment, or cannot be opened, which its user says
+        return
+    except sqlite3.DatabaseError as error:
+        raise ServiceError(
+            f"{database}: damaged ({error}); bring it back with `make restore`, or move it away to begin anew"
+        ) from None
 
 
 def make_private(database: Path) -> None:

@@ -75,6 +75,21 @@ def test_a_lease_that_is_renewed_is_kept_and_one_that_is_not_is_taken_over() -> 
     assert second.renew() and not first.acquire()
 
 
+def test_a_servers_clock_that_jumps_blocks_nobody_for_good() -> None:
+    objects = Memory()
+    objects.now_s = 86_400.0
+    lost, lives, other = (Lease(objects, "plan", TIMEOUT_S) for _ in range(3))
+    assert lost.acquire()
+    objects.now_s = 86_400.0 - 3.0  # corrected by a little: it is held
+    assert not other.acquire()
+    objects.now_s = 0.0  # set back by a day: a holder that lives renews it, else it is taken over
+    assert lost.renew() and not other.acquire()
+    objects.now_s = -86_400.0
+    assert lives.acquire() and not lost.renew() and not other.acquire()
+    objects.now_s = 86_400.0  # set forward: who comes first takes it over, and the holder learns that
+    assert other.acquire() and not lives.renew()
+
+
 def test_of_those_who_take_over_one_succeeds() -> None:
     objects = Memory()
     assert Lease(objects, "plan", TIMEOUT_S).acquire()

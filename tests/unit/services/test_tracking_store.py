@@ -3,13 +3,16 @@
 import shutil
 import sqlite3
 import stat
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from align.errors import ServiceError
 from align.services.tracking import Tracker
-from align.services.tracking_store import settle
+from align.services.tracking_file import reader
+from align.services.tracking_store import require_whole, settle
 from tests.support.cpu_budget import costs
 
 
@@ -120,3 +123,22 @@ def test_one_process_logs_into_the_store_of_its_working_directory(
         with closing(sqlite3.connect(tmp_path / name / "mlflow.db")) as connection:
             found = {row[0] for row in connection.execute("SELECT name FROM experiments")}
         assert found == {"Default", "another experiment", name}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("damage", ["16", "100", "half", "page", "other"])
+def test_a_damaged_database_is_one_line_for_whoever_opens_it(
+    tmp_path: Path, empty_mlflow: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch, damage: str, beside: bool
+) -> None:
+    address = empty_mlflow(tmp_path)
+    file = tmp_path / "mlflow.db"
+    whole = file.read_bytes()
+    cuts = {"16": whole[:16], "100": whole[:100], "half": whole[: len(whole) // 2 + 77], "page": whole[:-4096]}
+    file.write_bytes(cuts.get(damage, b"what is no database " * 500))
+    if beside:
+        (tmp_path / "mlartifacts").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    for use in (lambda: Tracker(address), lambda: reader().registry.versions("align"), lambda: require_whole(file)):
+        with pytest.raises(ServiceError, match=rf"^{file}: damaged \(.*make restore") as refused:
+            use()
+        assert "\n" not in str(refused.value)

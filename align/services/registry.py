@@ -80,7 +80,7 @@ class Registry:
                 answer = self._client.search_model_versions(f"name = '{model}'", max_results=200, page_token=page)
                 items += answer
                 page = answer.token or ""
-        return sorted((_version(item) for item in items), key=lambda version: version.number)
+            return sorted((_version(item) for item in items), key=lambda version: version.number)
 
     def aliases(self, model: str) -> dict[str, int]:
         """Alias -> number of its version."""

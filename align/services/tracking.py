@@ -326,13 +326,15 @@ class Tracker:
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
+        from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
         from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, MlflowException
 
         try:
             yield
-        except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
+        # requests' exceptions are OSErrors; the others: what answers is no MLflow
+        except (MlflowException, OSError, ParseError, ValueError, TypeError, LookupError) as error:
             reason = without_logins(" ".join(str(error).split()))[:300]
-            status = 500 if isinstance(error, OSError) else ERROR_CODE_TO_HTTP_STATUS.get(error.error_code, 500)
+            status = ERROR_CODE_TO_HTTP_STATUS.get(getattr(error, "error_code", ""), 500)
             if 400 <= status < 500 and status not in (408, 429):
                 raise RefusedError(f"MLflow at {self.uri} refuses: {reason}") from None
             todo = (

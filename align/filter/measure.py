@@ -39,10 +39,12 @@ def measure_shard(work: WorkFolder, item: NumberedShard) -> None:
 
     Raises:
         DataError: its table or tar is unreadable, or a key occurs twice.
+        CorruptError: its table or tar is not what manifest.json names.
     """
     index, shard = item
     if work.has("pairs", shard.name):
         return
+    shard.require_whole()
     wanted = _ADDRESSED if work.opted_out else _MEASURED
     table = _in_order_of_keys(read_table(shard, wanted), shard)
     images = work.file("images", shard.name)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.config.model import ModelConfig
-from align.errors import DataError, FormatError
+from align.errors import CorruptError, DataError, FormatError
 from align.files import sha256_file, to_json, write_text
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class ModelFolderConfig(BaseModel):
         imported: where the weights come from that training here began with; None where it began from scratch.
         trained_on: digests of the shards that changed the weights here, in order; None in folders of versions that did
             not record it.
-        taught_by: `model_digest` of each teacher, in order. A model without one does not have the key, so its bytes are
-            those of earlier versions.
+        taught_by: `model_digest` of each teacher, in order. A model without one does not have the key.
+        weights_sha256: hex sha256 of model.safetensors; None in folders of versions that did not record it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -69,17 +69,19 @@ class ModelFolderConfig(BaseModel):
     imported: Imported | None = None
     trained_on: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     taught_by: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    weights_sha256: str | None = None
 
     def to_text(self) -> str:
         """The text of the file."""
-        return to_json(self.model_dump(mode="json", exclude=None if self.taught_by else {"taught_by"}))
+        absent = {name for name in ("taught_by", "weights_sha256") if not getattr(self, name)}
+        return to_json(self.model_dump(mode="json", exclude=absent))
 
 
 def write_model_folder(config: ModelFolderConfig, weights: dict[str, Tensor], directory: Path) -> None:
     """Writes both files into a folder that exists. Equal weights are equal bytes.
 
     Args:
-        config: for config.json.
+        config: for config.json, which gets the sha256 of the weights.
         weights: a state dict, on any device.
         directory: the folder.
     """
@@ -87,6 +89,7 @@ def write_model_folder(config: ModelFolderConfig, weights: dict[str, Tensor], di
 
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(on_cpu, directory / WEIGHTS)
+    config = config.model_copy(update={"weights_sha256": sha256_file(directory / WEIGHTS)})
     write_text(directory / CONFIG, config.to_text())
 
 
@@ -139,15 +142,40 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     """Reads model.safetensors into a state dict on the CPU.
 
     Raises:
-        DataError: the file is missing or damaged.
+        DataError: the file is missing, or does not load.
+        CorruptError: it is not the one that config.json names.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    require_unchanged(directory / WEIGHTS, directory / CONFIG, "weights_sha256")
     try:
         return load_file(directory / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise weights_do_not_load(directory, error) from None
+
+
+def require_unchanged(path: Path, noted_in: Path, key: str) -> None:
+    """Compares a file with the sha256 that was noted in a JSON file; where none was, nothing is known.
+
+    Args:
+        path: the file.
+        noted_in: the JSON file.
+        key: its key for the sha256.
+
+    Raises:
+        CorruptError: a byte of the file has changed, or of the note.
+    """
+    try:
+        noted = json.loads(noted_in.read_bytes())[key]
+        sha256 = sha256_file(path)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    if noted != sha256:
+        raise CorruptError(
+            f"{path}: damaged: its sha256 is not the one in {noted_in.name}; get it back with `dvc checkout`, or run "
+            "the stage that writes it again"
+        )
 
 
 def weights_do_not_load(directory: Path, error: Exception) -> DataError:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from align.errors import DataError, FormatError
+from align.errors import CorruptError, DataError, FormatError
 from align.files import require_utf8, sha256_file
 from align.formats.img2dataset import image_key, refused, stated_sizes, without_tar
 from align.formats.json_file import StoredModel, read_if_exists
@@ -129,6 +129,7 @@ class RawShard:
         tar: NNNNN.tar; it may be in the object store instead, under `sha256`.
         sha256: of the tar, from manifest.json; None in a folder without a manifest.
         num_bytes: of the tar; None in a folder without a manifest.
+        table_sha256: of the table; None in a folder without a manifest.
         fetch: gets a tar from the object store.
     """
 
@@ -137,6 +138,7 @@ class RawShard:
     tar: Path
     sha256: str | None = None
     num_bytes: int | None = None
+    table_sha256: str | None = None
     fetch: FetchTar | None = None
 
     @property
@@ -157,6 +159,19 @@ class RawShard:
         if self.fetch is None:
             raise DataError(f"{self.tar}: missing; run `dvc pull`, or set store.objects to where it was put")
         return self.fetch(self.sha256, self.num_bytes)
+
+    def require_whole(self) -> None:
+        """Compares the files with manifest.json, if there is one; a tar of the object store is checked on its way here.
+
+        Raises:
+            CorruptError: a byte of one of them has changed.
+        """
+        for path, sha256 in ((self.table, self.table_sha256), (self.tar, self.sha256)):
+            if sha256 is not None and path.is_file() and sha256_file(path) != sha256:
+                raise CorruptError(
+                    f"{path}: damaged: its sha256 is not the one in {MANIFEST}; get it back with `dvc checkout`, or "
+                    "run `align ingest` again"
+                )
 
 
 def raw_shards(raw: Path, fetch: FetchTar | None = None) -> list[RawShard]:
@@ -192,8 +207,8 @@ def raw_shards(raw: Path, fetch: FetchTar | None = None) -> list[RawShard]:
     for name in sorted(tables):
         require_utf8(str(tables[name]))
         row = listed.get(name)
-        sha256, num_bytes = (row.tar_sha256, row.tar_bytes) if row else (None, None)
-        shards.append(RawShard(name, tables[name], raw / f"{name}.tar", sha256, num_bytes, fetch))
+        tar, num_bytes, table = (row.tar_sha256, row.tar_bytes, row.table_sha256) if row else (None, None, None)
+        shards.append(RawShard(name, tables[name], raw / f"{name}.tar", tar, num_bytes, table, fetch))
     return shards
 
 

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from align.errors import DataError
-from align.files import to_json, write_text
-from align.formats.model_folder import TOKENIZER, TOKENIZER_CONFIG
+from align.files import sha256_file, to_json, write_text
+from align.formats.model_folder import TOKENIZER, TOKENIZER_CONFIG, require_unchanged
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -77,6 +77,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path, *, max_tokens: int) ->
         "cls_token": "[CLS]",
         "sep_token": "[SEP]",
         "mask_token": "[MASK]",
+        "sha256": sha256_file(directory / TOKENIZER),
     }
     write_text(directory / TOKENIZER_CONFIG, to_json(config))
 
@@ -101,10 +102,12 @@ class TextTokenizer:
 
         Raises:
             DataError: the folder has no tokenizer.json, or it cannot be loaded.
+            CorruptError: it is not the one that `save_tokenizer` wrote there.
         """
         path = directory / TOKENIZER
         if not path.exists():
             raise DataError(f"{directory}: no tokenizer here (tokenizer.json is missing); run `align fit_tokenizer`")
+        require_unchanged(path, directory / TOKENIZER_CONFIG, "sha256")
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)

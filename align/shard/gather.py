@@ -97,20 +97,21 @@ class RawTars:
 
     def _read_local(self, request: _Request) -> bytes:
         data = os.pread(self._descriptor(request.tar), request.size, request.offset)
-        if len(data) != request.size:
-            tar = self._local[request.tar]
-            raise CorruptError(f"{tar}: ends before the image {request.key}; run `align ingest` again")
-        return data
+        return _whole(data, request, str(self._local[request.tar]))
 
     def _read_remote(self, request: _Request) -> bytes:
         assert self._fetch is not None
-        data = self._fetch(request.tar, request.offset, request.size)
-        if hashlib.sha256(data).hexdigest() != request.image_id:
-            raise CorruptError(
-                f"image {request.key} in the object store: its sha256 is not {request.image_id}; the object is "
-                "damaged: remove it and run `align ingest` again"
-            )
-        return data
+        return _whole(self._fetch(request.tar, request.offset, request.size), request, "the object store")
+
+
+def _whole(data: bytes, request: _Request, place: str) -> bytes:
+    """The bytes of an image. Raises CorruptError where they are not those that the filter decided on."""
+    if hashlib.sha256(data).hexdigest() != request.image_id:
+        raise CorruptError(
+            f"{place}: the image {request.key} is damaged: its sha256 is not {request.image_id}; remove the tar there, "
+            "and get it back with `dvc checkout` or `align ingest`"
+        )
+    return data
 
 
 def gather(rows: pa.Table, tars: RawTars, image_px: int, jpeg_quality: int) -> Iterator[Sample]:

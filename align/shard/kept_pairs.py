@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from align.errors import DataError
+from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, IMAGES
 from align.pairs.clusters import text_digests
 
@@ -84,9 +85,17 @@ def kept_batches(filtered: Path, columns: list[str]) -> Iterator[pa.RecordBatch]
                 yield kept
 
 
-def _open(path: Path) -> pq.ParquetFile:
+@contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
     """Opens without read-ahead, which would keep all column chunks in memory, in the end the whole file."""
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CorruptError(
+            f"{path}: damaged ({reason}); get it back with `dvc checkout`, or run `align filter`"
+        ) from None
 
 
 def _ids(column: pa.Array) -> Ids:

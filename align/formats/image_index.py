@@ -21,9 +21,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from align.errors import CorruptError, DataError
-from align.files import replace_directory, to_json, write_text
+from align.files import replace_directory, sha256_file, to_json, write_text
 from align.formats.indexed_images import ImagesWriter, IndexedImage, IndexedImages, no_image
 from align.formats.indexed_words import IndexedWords
 from align.formats.json_file import StoredModel, parse
@@ -50,6 +51,8 @@ class IndexHeader(StoredModel):
         rules: code of each rule of the filter -> what it drops, as a condition, None if it was off; none of them
             dropped a pair that is here. Empty: nobody knows the rules.
         files: name -> size in bytes, of all other files.
+        vectors_sha256: name -> hex sha256, of the files of vectors; the tables have checksums of their own. Empty in an
+            index of a version that did not record it.
     """
 
     schema_version: Literal[4] = 4
@@ -60,6 +63,7 @@ class IndexHeader(StoredModel):
     thumbnail_px: int
     rules: dict[str, str | None]
     files: dict[str, int]
+    vectors_sha256: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ def write_index(
             thumbnail_px=thumbnail_px,
             rules=dict(rules or {}),
             files={path.name: path.stat().st_size for path in sorted(part.iterdir())},
+            vectors_sha256={path.name: sha256_file(path) for path in sorted(part.glob("vectors.*"))},
         )
         write_text(part / _HEADER, to_json(header.model_dump()))
 
@@ -175,6 +180,11 @@ class ImageIndex:
             CorruptError: a file is damaged or cut off, or the files do not belong together.
         """
         header = _read_header(directory)
+        for name, sha256 in header.vectors_sha256.items():
+            if sha256_file(directory / name) != sha256:
+                raise CorruptError(
+                    f"{directory / name}: damaged: its sha256 is not the one in {_HEADER}; run `align index`"
+                )
         vectors = load_vectors(directory / VECTORS)
         items = IndexedImages.load(directory, thumbnails=header.thumbnail_px > 0)
         if not len(vectors) == len(items) == header.num_items or vectors.width != header.width:

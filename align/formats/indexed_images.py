@@ -96,7 +96,9 @@ class IndexedImages(Sequence[IndexedImage]):
             CorruptError: a file is missing or damaged.
         """
         try:
-            table = pq.read_table(directory / ITEMS, read_dictionary=["split", "shard"])
+            table = pq.read_table(
+                directory / ITEMS, read_dictionary=["split", "shard"], page_checksum_verification=True
+            )
             table.validate(full=True)
             if not table.schema.equals(_SCHEMA):
                 raise pa.ArrowInvalid("other columns")
@@ -190,7 +192,7 @@ class ImagesWriter:
     """
 
     def __init__(self, directory: Path, *, thumbnails: bool) -> None:
-        self._table = pq.ParquetWriter(directory / ITEMS, _SCHEMA, compression="zstd")
+        self._table = pq.ParquetWriter(directory / ITEMS, _SCHEMA, compression="zstd", write_page_checksum=True)
         self._thumbnails = (directory / THUMBNAILS).open("wb") if thumbnails else None
         self._directory = directory
         self._rows: list[dict[str, Any]] = []

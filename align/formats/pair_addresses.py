@@ -54,7 +54,7 @@ def write_addresses(directory: Path, nums_pairs: NDArray[np.int64], page_urls: p
     ends = np.concatenate([[0], np.cumsum(nums_pairs)])
     if not len(page_urls) == len(urls) == ends[-1]:
         raise ValueError(f"{len(page_urls)} pages and {len(urls)} pictures for {ends[-1]} pairs")
-    with pq.ParquetWriter(directory / ADDRESSES, _SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(directory / ADDRESSES, _SCHEMA, compression="zstd", write_page_checksum=True) as writer:
         for start in range(0, len(nums_pairs), _ROWS_PER_GROUP):
             some = ends[start : start + _ROWS_PER_GROUP + 1]
             offsets = pa.array(some - some[0], pa.int32())
@@ -79,7 +79,7 @@ class PairAddresses:
             CorruptError: it is damaged, or of another number of images.
         """
         try:
-            file = pq.ParquetFile(directory / ADDRESSES, pre_buffer=False)
+            file = pq.ParquetFile(directory / ADDRESSES, pre_buffer=False, page_checksum_verification=True)
             if not file.schema_arrow.equals(_SCHEMA) or file.metadata.num_rows != num_images:
                 raise pa.ArrowInvalid("other columns or rows")
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -128,7 +128,8 @@ def iter_addresses(directory: Path) -> Iterator[PairAddress]:
     if not path.is_file():
         return
     try:
-        for batch in pq.ParquetFile(path, pre_buffer=False).iter_batches(_ROWS_PER_GROUP):
+        file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
+        for batch in file.iter_batches(_ROWS_PER_GROUP):
             pages, pictures = (pc.list_flatten(batch[name]).to_pylist() for name in (_PAGES, _PICTURES))
             for page, picture in dict.fromkeys(zip(pages, pictures, strict=True)):
                 yield PairAddress(page or "", picture or "")

@@ -13,7 +13,7 @@ import os
 import resource
 import shutil
 import socket
-from collections.abc import Iterable
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ from align.errors import ServiceError
 from align.guard import App
 
 _BACKLOG = 1024  # connections that wait to be taken
-_TAKEN_AT_ONCE = 128  # of them, before the others are served
+_TAKEN_AT_ONCE = 16  # of them, before what the others sent is read
+_OTHER_FILES = 256
 _HEAD_BYTES = 1 << 15
 _LOG_BYTES = 16 << 20
 _TICKS_PER_S = 10  # of uvicorn's main loop
@@ -49,61 +50,95 @@ class Bounds:
     wait_s: float
 
 
+class _Open:
+    """The open connections, all (None) and by address, in the order in which they began to wait."""
+
+    def __init__(self) -> None:
+        self.groups: defaultdict[str | None, dict[_Connection, None]] = defaultdict(dict)
+
+    def put_last(self, one: _Connection) -> None:
+        for name in (None, one.address):
+            self.groups[name].pop(one, None)
+            self.groups[name][one] = None
+
+    def remove(self, one: _Connection) -> None:
+        for name in (None, one.address):
+            self.groups[name].pop(one, None)
+            if not self.groups[name]:
+                del self.groups[name]
+
+
 class _Config(uvicorn.Config):
     bounds: Bounds
+    open: _Open
 
 
 class _Connection(H11Protocol):
-    """One connection. `config` is a `_Config`."""
+    """One connection."""
+
+    config: _Config
+    _upgraded = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._since, self._unsent = self.loop.time(), 0
         super().connection_made(transport)
-        self._make_room()
+        self.address = self.client[0] if self.client else ""
+        self._unsent = 0
+        self._waits()
+        bounds, groups = self.config.bounds, self.config.open.groups
+        for name, most in ((self.address, bounds.of_address), (None, bounds.total)):
+            if most is not None and len(groups[name]) > most:
+                next((one for one in groups[name] if one.is_waiting), self).drop()
+                return
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.config.open.remove(self)
+        super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        self._since = self.loop.time()
+        if not self.transport.is_closing():
+            self._waits()
         super().on_response_complete()
 
     def pause_writing(self) -> None:
         self._since = self.loop.time()
         super().pause_writing()
 
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        self._upgraded = True
+        super().handle_websocket_upgrade(event)
+
     @property
     def is_waiting(self) -> bool:
+        """For a head, or for its client to read."""
+        if self._upgraded:
+            return False
         return self.cycle is None or self.cycle.response_complete or self.flow.write_paused
 
     def drop(self) -> None:
         """Closes it, whatever is still to be sent."""
+        self.config.open.remove(self)
         self.transport.abort()
 
     def drop_if_late(self, now: float) -> None:
+        """Drops it if it has waited for too long, and forgets a WebSocket that was closed."""
         unsent = self.transport.get_write_buffer_size()
         if unsent < self._unsent:  # the client reads
             self._since = now
         self._unsent = unsent
-        if self.is_waiting and now - self._since > self.config.bounds.wait_s:  # type: ignore[attr-defined]
+        if self._upgraded and self.transport.is_closing():
+            self.config.open.remove(self)
+        elif self.is_waiting and now - self._since > self.config.bounds.wait_s:
             self.drop()
 
-    def _make_room(self) -> None:
-        bounds: Bounds = self.config.bounds  # type: ignore[attr-defined]
-        everyone: list[Any] = [one for one in self.connections if not one.transport.is_closing()]
-        mine = [one for one in everyone if one.client and self.client and one.client[0] == self.client[0]]
-        if bounds.of_address is not None and len(mine) > bounds.of_address:
-            self._oldest(mine).drop()
-        elif len(everyone) > bounds.total:
-            self._oldest(everyone).drop()
-
-    def _oldest(self, some: Iterable[Any]) -> _Connection:
-        """The one that waits for the longest time; this one if none does."""
-        waiting = (one for one in some if isinstance(one, _Connection) and one.is_waiting)
-        return min(waiting, key=lambda one: one._since, default=self)
+    def _waits(self) -> None:
+        self._since = self.loop.time()
+        self.config.open.put_last(self)
 
 
 class _Server(uvicorn.Server):
     def __init__(self, config: _Config, log: Path | None) -> None:
         super().__init__(config)
-        self._log, self._said = log, -_ACCEPT_SAID_S
+        self._open, self._log, self._said = config.open, log, -_ACCEPT_SAID_S
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(self._failed)
@@ -114,9 +149,8 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % _TICKS_PER_S == 0:
             now = asyncio.get_running_loop().time()
-            for one in list(self.server_state.connections):
-                if isinstance(one, _Connection):
-                    one.drop_if_late(now)
+            for one in list(self._open.groups[None]):
+                one.drop_if_late(now)
             if self._log is not None:
                 shorten(self._log)
         return await super().on_tick(counter)
@@ -148,8 +182,8 @@ def server(app: App, bounds: Bounds, *, log: Path | None = None, **options: Any)
         app, http=_Connection, log_level="warning", access_log=False, proxy_headers=False, backlog=_TAKEN_AT_ONCE,
         h11_max_incomplete_event_size=_HEAD_BYTES, **options,
     )  # fmt: skip
-    total = min(bounds.total, max(_file_limit() - 2 * _TAKEN_AT_ONCE, 1))
-    config.bounds = Bounds(total, bounds.of_address, bounds.wait_s)
+    total = min(bounds.total, max(_file_limit() - _OTHER_FILES, 1))
+    config.bounds, config.open = Bounds(total, bounds.of_address, bounds.wait_s), _Open()
     return _Server(config, log)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.sync.client import connect
 
 from align import connections
 from align.connections import Bounds, listening, server, shorten
@@ -22,6 +23,12 @@ UNFINISHED = b"GET / HTTP/1.1\r\nhost: a\r\nx-more: "
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
+        return
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] != "websocket.disconnect":
+            if message["type"] == "websocket.receive":
+                await send({"type": "websocket.send", "text": message["text"]})
         return
     body = LARGE if scope["path"] == "/large" else b"hello"
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
@@ -121,6 +128,25 @@ def test_who_does_not_read_is_cut_off_and_who_reads_slowly_is_not() -> None:
                 while part := deaf.recv(1 << 20):
                     parts += len(part)
             assert parts < len(LARGE)
+
+
+def test_a_websocket_waits_as_long_as_it_likes_and_counts_until_it_is_closed() -> None:
+    with serving(Bounds(total=2, of_address=None, wait_s=0.3)) as port, ExitStack() as stack:
+        sockets = [stack.enter_context(connect(f"ws://127.0.0.1:{port}/")) for _ in range(2)]
+        time.sleep(2)  # the sweep is each second
+        for one in sockets:
+            one.send("still here")
+            assert one.recv(60) == "still here"
+        assert not _answers(port)
+        sockets[0].close()
+        wait(lambda: _answers(port))
+
+
+def _answers(port: int) -> bool:
+    try:
+        return answer(port).endswith(b"hello")
+    except ConnectionError:
+        return False
 
 
 def test_there_are_fewer_than_the_process_may_open_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ from align.search.service.metrics import RequestMetrics
 
 #: Pictures are read, not computed: a page shows dozens of them.
 _COSTS = {"image": 0.1, "search": 1.0, "embed": 1.0, "item": 1.0}
+#: Of a body that come for what an ordinary request costs.
+_BYTES_PER_TOKEN = 1 << 18
 #: Clients whose buckets are remembered; one that is forgotten starts with a full one.
 _MAX_CLIENTS = 10_000
 #: These take pictures; the bodies of all others are short.
@@ -113,9 +115,16 @@ class Limits:
             self._buckets.take(client[0], cost)
         takes_pictures = scope["method"] == "POST" and endpoint in _PICTURES
         most = self._config.max_body_bytes if takes_pictures else self._config.max_text_bytes
+        length = 0
         for name, value in scope["headers"]:
-            if name.lower() == b"content-length" and value.isdigit() and int(value) > most:
-                raise too_large(most)
+            if name.lower() == b"content-length" and value.isdigit():
+                length = int(value)
+            elif name.lower() == b"transfer-encoding":  # without a length, it counts as the longest
+                length = most
+        if length > most:
+            raise too_large(most)
+        if client is not None:
+            self._buckets.take(client[0], length / _BYTES_PER_TOKEN)
         return most
 
 

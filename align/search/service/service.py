@@ -163,11 +163,11 @@ class SearchService:
         )
 
     async def health(self) -> Health:
-        """Whether all is well. It waits for no other request."""
-        return await asyncio.get_running_loop().run_in_executor(self._looking, self._health)
-
-    def _health(self) -> Health:
-        served = self.champion.served
+        """Whether all is well. It waits for no other request, and for no thread where no disk has to be asked."""
+        served, missing = self.champion.served, None
+        if served is not None and not served.index.has_thumbnails:
+            look = partial(self.pictures.missing_because, served)
+            missing = await asyncio.get_running_loop().run_in_executor(self._looking, look)
         return Health(
             live=True,
             ready=served is not None,
@@ -175,7 +175,7 @@ class SearchService:
             num_images=served.index.num_images if served else 0,
             take_downs=served.take_downs if served else None,
             num_taken_down=len(served.index.items) - served.index.num_images if served else 0,
-            pictures=self.pictures.missing_because(served) if served else None,
+            pictures=missing,
             warnings=self.champion.warnings(),
         )
 

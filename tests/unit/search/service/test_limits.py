@@ -19,6 +19,7 @@ def answer(
     *,
     parts: list[bytes] | None = None,
     says: int | None = None,
+    chunked: bool = False,
     pause_s: float = 0.0,
     path: str = "/search",
     method: str = "POST",
@@ -37,6 +38,7 @@ def answer(
         sent.append(message)
 
     headers = [(b"content-length", str(says).encode())] if says is not None else []
+    headers += [(b"transfer-encoding", b"chunked")] if chunked else []
     scope = {"type": "http", "method": method, "path": path, "headers": headers, "client": ("127.0.0.1", 5)}
     asyncio.run(made(scope, receive, send))
     body = sent[-1].get("body", b"")
@@ -95,8 +97,17 @@ def test_pictures_in_json_are_parsed_whatever_their_length_and_lines() -> None:
 def test_the_first_wrong_value_ends_a_check() -> None:
     for name in ("texts", "images"):
         with pytest.raises(ValidationError) as refused:
-            EmbedRequest.model_validate({name: [1] * 30_000})
+            EmbedRequest.model_validate({name: [1] * 9000})
         assert refused.value.error_count() == 1
+
+
+def test_a_body_takes_from_what_a_client_may_ask_for_by_its_length() -> None:
+    made = limited(max_requests_per_s=0.01, max_burst=10, max_body_bytes=1 << 24)
+    assert answer(made=made, parts=[b"x"], says=15_000_000)[0] == 200
+    assert answer(made=made, parts=[b"x"])[0] == 429
+    made = limited(max_requests_per_s=0.01, max_burst=10, max_body_bytes=1 << 24)
+    assert answer(made=made, parts=[b"x"], chunked=True)[0] == 200
+    assert answer(made=made, parts=[b"x"])[0] == 429
 
 
 def test_a_body_that_drips_is_cut_off() -> None:

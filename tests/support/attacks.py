@@ -1,0 +1,81 @@
+"""What strangers send to `align serve` to hold up others, as a program of its own: `python attacks.py NAME PORT`.
+
+It runs until it is ended, all from 127.0.0.2, with nothing but Python's own library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+ADDRESS = "127.0.0.2"
+_numbers = count()
+#: Before a connection that was closed is made again: the attacker takes little of a machine that it shares.
+_PAUSE_S = 0.5
+
+
+def nothing(port: int) -> list[bytes]:
+    """No attack."""
+    return [b""]
+
+
+def heads(port: int) -> list[bytes]:
+    """1,200 requests whose heads never end."""
+    return [f"GET /search?text=red HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nx-more: ".encode()] * 1200
+
+
+def words(port: int) -> list[bytes]:
+    """Ten filters by many words, @ of them another each time: nothing of them can be remembered."""
+    asked = ["+".join(["@", *["a"] * 489]), "+".join(["@-", "a.", ".", "%2C", "-", "(", "'", "!"])] * 5
+    return [
+        f"GET /search?limit=1&text=red&words={some} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode()
+        for some in asked
+    ]
+
+
+def keys(port: int) -> list[bytes]:
+    """Four bodies of 15 MB of unknown keys."""
+    return [_post(port, "/search", json.dumps({f"k{number}": 1 for number in range(1_100_000)}).encode())] * 4
+
+
+def pictures(port: int) -> list[bytes]:
+    """Six requests with 64 pictures each that take seconds to decode; a third argument is the file of one."""
+    picture = base64.b64encode(Path(sys.argv[3]).read_bytes()).decode()
+    return [_post(port, "/embed", json.dumps({"images": [picture] * 64}).encode())] * 6
+
+
+def _post(port: int, path: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def _another(request: bytes) -> bytes:
+    return request if len(request) > 1 << 16 else request.replace(b"@", b"%d" % next(_numbers))
+
+
+async def _again_and_again(port: int, request: bytes) -> None:
+    while True:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(ADDRESS, 0))
+            with suppress(OSError):
+                writer.write(_another(request))
+                await writer.drain()
+            while await reader.read(1 << 16):
+                if request.endswith(b"\r\n\r\n"):  # the next on the same connection
+                    writer.write(_another(request))
+            writer.transport.abort()
+        await asyncio.sleep(_PAUSE_S)
+
+
+async def _attack(port: int, requests: Sequence[bytes]) -> None:
+    await asyncio.gather(*(_again_and_again(port, request) for request in requests))
+
+
+if __name__ == "__main__":
+    asyncio.run(_attack(int(sys.argv[2]), globals()[sys.argv[1]](int(sys.argv[2]))))

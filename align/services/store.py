@@ -28,7 +28,8 @@ from align.files import fsync, temporary_name
 from align.formats.shards import MANIFEST
 from align.formats.stored_tars import parse_stored_tars
 from align.protocols.store import FetchTar
-from align.services.store_client import Stat, download, is_s3, list_objects, read_range, remove, split_uri, stat, upload
+from align.services.locations import Stat, is_s3, split_uri
+from align.services.store_client import download, list_objects, read_range, remove, stat, upload
 from align.services.store_files import StoreFiles
 
 #: A copy that does not match its name is read once more: the transfer may have damaged it.

@@ -9,12 +9,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
@@ -33,8 +31,9 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError
 
 from align.config.store import StoreConfig
-from align.errors import ConfigError, DataError, ServiceError, without_logins
+from align.errors import DataError, ServiceError, without_logins
 from align.protocols.store import StoredObject
+from align.services.locations import Stat, split_uri
 
 T = TypeVar("T")
 
@@ -46,31 +45,6 @@ _MAX_PARTS = 10_000
 _MAX_KEYS = 50_000_000
 #: Seconds before the second attempt at a body that was cut off; doubled each time.
 _BACKOFF_S = 0.5
-
-
-@dataclass(frozen=True)
-class Stat:
-    """An object's size in bytes, and its ETag."""
-
-    num_bytes: int
-    etag: str
-
-
-def is_s3(location: str) -> bool:
-    """Whether a location is on a server."""
-    return location.startswith("s3://")
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    """`s3://bucket/key` -> bucket and key.
-
-    Raises:
-        ConfigError: it names no bucket.
-    """
-    match = re.fullmatch(r"s3://([^/]+)/?(.*)", uri, re.DOTALL)
-    if match is None:
-        raise ConfigError(f"{uri}: expected s3://bucket/key")
-    return match[1], match[2]
 
 
 def client(config: StoreConfig) -> Any:
@@ -134,8 +108,8 @@ def _lie(uri: str, why: str) -> ServiceError:
 
 def _body(uri: str, answer: dict[str, Any], most: int) -> bytes:
     """The bytes of an answer, at most so many: a body may have no end. The last, empty read compares its length."""
-    data = b""
-    with answer["Body"] as body:
+    data, body = b"", answer["Body"]
+    with closing(body):  # not the body's own context, which gives the stream below it, whose length nobody compares
         while len(data) <= most and (piece := body.read(most + 1 - len(data))):
             data += piece
     if len(data) > most:

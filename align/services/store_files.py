@@ -19,9 +19,10 @@ from align.errors import DataError
 from align.processes import in_threads
 from align.services import file_lists, pinned_lists
 from align.services.file_lists import MISSING, Unusable, UnusableLocationError, is_web
+from align.services.locations import Stat, is_s3, split_uri
 from align.services.pinned_lists import Pin
 from align.services.range_stream import range_stream
-from align.services.store_client import Stat, is_s3, list_objects, list_stats, read_range, split_uri, stat
+from align.services.store_client import list_objects, list_stats, read_range, stat
 from align.services.web_files import WebFiles
 
 #: Files that cannot be read are named so often; then no further ones are looked for.

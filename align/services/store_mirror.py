@@ -10,6 +10,7 @@ from align.config.store import StoreConfig
 from align.errors import DataError
 from align.files import fsync, temporary_name
 from align.services import store_client
+from align.services.locations import split_uri
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class CheckpointMirror:
 
     def sizes(self, run: str) -> dict[str, int]:
         """The names of a run's files, in order -> bytes."""
-        bucket, key = store_client.split_uri(self._uri(f"{run}/"))
+        bucket, key = split_uri(self._uri(f"{run}/"))
         found = store_client.list_stats(self.config, bucket, key)
         names = ((name.removeprefix(key), status.num_bytes) for name, status in found)
         return {name: num_bytes for name, num_bytes in names if "/" not in name}  # it becomes the name of a file

@@ -29,6 +29,7 @@ from align.formats.json_file import StoredModel, parse
 from align.lease import leased
 from align.protocols.store import ConditionalObjects, StoredObject
 from align.services import store_client
+from align.services.locations import split_uri
 from align.services.store import read_checked
 from align.work import CLAIMS
 
@@ -89,7 +90,7 @@ class StoreWork:
 
     def finished(self) -> frozenset[str]:
         """See `SharedPieces`."""
-        bucket, prefix = store_client.split_uri(f"{self.location}/done/")
+        bucket, prefix = split_uri(f"{self.location}/done/")
         names = store_client.list_objects(self.config, bucket, prefix)
         return frozenset(name.removeprefix(prefix).removesuffix(".json") for name in names)
 

@@ -18,8 +18,9 @@ from typing import Any
 from align.config.store import StoreConfig
 from align.errors import CorruptError, DataError
 from align.files import temporary_name, to_json, write_bytes
+from align.services.locations import is_s3, split_uri
 from align.services.store import Objects, read_checked
-from align.services.store_client import download, is_s3, list_objects, split_uri, upload
+from align.services.store_client import download, list_objects, upload
 
 _PROJECT, _BACKUPS = "project.json", "backups"
 SCHEMA_VERSION = 1

@@ -26,7 +26,7 @@ from align.files import is_temporary, sha256_file, write_text
 from align.git import git
 from align.locks import locked
 from align.services.dvc import dvc
-from align.services.store_client import is_s3
+from align.services.locations import is_s3
 from align.services.tracking_store import ARTIFACTS, artifacts_beside
 from flows.backup.databases import DATABASES
 from flows.backup.place import SCHEMA_VERSION, Place

@@ -1,6 +1,8 @@
 """An S3 endpoint that lies costs no memory, no time without end and no file outside: each lie is one line."""
 
+import hashlib
 import io
+import re
 import resource
 from collections.abc import Iterator
 from itertools import count
@@ -12,7 +14,7 @@ from align.checkpoint import CheckpointFolder
 from align.config.store import StoreConfig
 from align.errors import AlignError, DataError, ServiceError
 from align.services import store_client
-from align.services.store_client import Stat
+from align.services.locations import Stat
 from align.services.store_mirror import CheckpointMirror
 from tests.support.lying_s3 import DATE, ENDLESS, Answer, listing, lying
 from tests.support.params import load_params
@@ -157,3 +159,29 @@ def test_a_checkpoint_that_is_shorter_than_announced_is_not_kept(
         with pytest.raises((DataError, ServiceError), match=r"^s3://bucket/run/step"):
             CheckpointMirror(config, "s3://bucket").get("run/step-00000001.pt", tmp_path / "step-00000001.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_server_that_restarts_in_mid_download(
+    config: StoreConfig, monkeypatch: pytest.MonkeyPatch, other: bool
+) -> None:
+    """The rest is read from the server that comes back, unless it has another object then."""
+    whole, part = bytes(range(256)) * (48 << 10), config.part_size_mb << 20
+    asked = count()
+
+    def answer(request: object) -> tuple[int, dict[str, str | None], bytes]:
+        start = int(re.findall(r"\d+", request.headers["Range"])[0])  # type: ignore[attr-defined]
+        data, number = whole[start : start + part], next(asked)
+        if number == 2:  # it ends in mid-body
+            return 206, {"Content-Length": str(len(data))}, data[:1000]
+        return 206, {"ETag": '"two"'} if other and number > 2 else {}, data
+
+    target = io.BytesIO()
+    with lying(answer) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        if other:
+            with pytest.raises(DataError, match="replaced while it was read"):
+                store_client.download(config, URI, target, Stat(len(whole), '"one"'))
+        else:
+            digest = store_client.download(config, URI, target, Stat(len(whole), '"one"'))
+            assert (digest, target.getvalue()) == (hashlib.sha256(whole).hexdigest(), whole)

@@ -17,7 +17,7 @@ from align.files import is_temporary
 from align.pieces import Outcome, Piece, Pieces
 from align.protocols.store import StoredObject
 from align.services import store_client
-from align.services.store_client import Stat
+from align.services.locations import Stat
 from align.services.store_work import StoreWork
 
 LOCATION = "s3://bucket/work/ingest/key"

@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.errors import AlignError, ServiceError, without_logins
 from align.formats.champion_moves import MAX_WHO, MAX_WHY
-from align.visible import visible
+from align.visible import fenced_markdown, visible
 from flows.child_process import last_line
 from flows.command_task import command
 from flows.progress import put_markdown
@@ -111,7 +111,7 @@ def approve(judged: Judged, ends: UUID | None = None) -> str:
             client.delete_flow_run(end)
         lines = command("promote", _arguments(judged, answer))
         done = last_line(lines)
-        put_markdown(run_id, "approval-answer", "what was decided", f"```\n{done}\n```")
+        put_markdown(run_id, "approval-answer", "what was decided", fenced_markdown([done]))
         return done
 
 

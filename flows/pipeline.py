@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.run_records import RunRecord
+from align.visible import fenced_markdown
 from flows import run_branch, this_run
 from flows.alerts import alerted
 from flows.checked_out import check_out
@@ -175,7 +176,7 @@ def _run_stages(run: RunContext, name: str, chosen: Selection, page: RunPage) ->
     page.links["registered"] = version
     here = run.root == run.checkout
     text = summarise(run.root, chosen.stages, outcomes, name=name, recorded=recorded, registered=version, here=here)
-    put_markdown(UUID(str(runtime.flow_run.id)), "summary", f"run {name}", f"```\n{text}\n```")
+    put_markdown(UUID(str(runtime.flow_run.id)), "summary", f"run {name}", fenced_markdown(text.split("\n")))
     return text
 
 

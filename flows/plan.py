@@ -25,6 +25,7 @@ from align.config.params import PARAMS_FILE
 from align.console import say, show, show_json
 from align.errors import AlignError, DataError
 from align.locks import locked
+from align.visible import plain_markdown
 from flows.child_process import CommandError, run_supervised
 from flows.dag import read_dag
 from flows.locks import has_accelerator
@@ -82,13 +83,17 @@ class Plan(BaseModel):
 
     def markdown(self) -> str:
         """For the run's page."""
-        parts = [f"* **Cannot work**: {_plain(line)}" for line in self.refused]
-        parts += [f"* Careful: {_plain(line)}" for line in self.warnings]
+        parts = [f"* **Cannot work**: {plain_markdown(line)}" for line in self.refused]
+        parts += [f"* Careful: {plain_markdown(line)}" for line in self.warnings]
         stages = ["| stage | | why |", "|---|---|---|"]
         for one in (*self.before, *self.stages):
             state = f"**{one.state}**" if one.state == "runs" else one.state
-            stages.append(f"| {one.stage} | {state} | {_plain('; '.join(one.why))} |")
-        figures = ["| | |", "|---|---|", *(f"| {words} | {_plain(value)} |" for words, value in self.figures.items())]
+            stages.append(f"| {one.stage} | {state} | {plain_markdown('; '.join(one.why))} |")
+        figures = [
+            "| | |",
+            "|---|---|",
+            *(f"| {words} | {plain_markdown(value)} |" for words, value in self.figures.items()),
+        ]
         return "\n\n".join("\n".join(block) for block in (parts, stages, figures) if block)
 
     @property
@@ -247,11 +252,6 @@ def _bytes(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
         number /= 1000
     return f"{number:.1f} TB"
-
-
-def _plain(text: str) -> str:
-    """Words in a cell of a table: nothing in them ends the cell, or is a tag."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -207,3 +208,10 @@ def test_the_source_is_counted_whatever_names_it(tmp_path: Path, archive: str, s
     for name, size in (("a.warc.gz", 10), ("crawl/b.warc.gz", 10), ("crawl/c.warc.gz", 20)):
         (tmp_path / name).write_bytes(bytes(size))
     assert plan_module._source(tmp_path, Params({"paths": {"archive": archive}}, Path("params.yaml"))) == said
+
+
+def test_no_word_of_a_plan_is_markdown() -> None:
+    hostile = "![a](http://x/b.png) <img> | [c](http://x)"
+    words = {"figures": {"source": hostile}, "warnings": (hostile,), "refused": (hostile,)}
+    made = Plan.model_validate({"name": "x", "stages": (), "before": (), **words})
+    assert not re.search(r"(?<!\\)[\[<]", made.markdown()) and made.markdown().count(r"!\[a\]") == 3

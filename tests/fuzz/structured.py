@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from urllib.parse import urlencode
 
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -201,6 +202,50 @@ _tar = st.lists(
     max_size=5,
 ).map(lambda members: b"".join([*members, bytes(1024)]))  # fmt: skip
 
+_query = st.dictionaries(
+    st.sampled_from((
+        "text", "key", "plus", "minus", "weight", "split", "words", "offset", "limit", "large", "of", "ready",
+    )),
+    _words | st.sampled_from(("train", "1", "0", "-1", "1e999", "nan", "000000001", "a " * 500)),
+    max_size=5,
+)  # fmt: skip
+_body = st.dictionaries(
+    st.sampled_from(("text", "key", "image", "images", "texts", "words", "split", "weight", "limit", "x")),
+    st.recursive(_words | st.none() | st.floats() | st.sampled_from(("iVBORw0KGgo=", "train")), st.lists, max_leaves=8),
+    max_size=6,
+).map(lambda value: _encoded(json.dumps(value)))  # fmt: skip
+
+
+def _request(parts: tuple[str, str, dict[str, str], list[str], bytes, bool]) -> bytes:
+    method, path, query, headers, body, is_chunked = parts
+    length = "Transfer-Encoding: chunked" if is_chunked else f"Content-Length: {len(body)}"
+    asked = urlencode(query, errors="surrogatepass")
+    lines = [f"{method} {path}?{asked} HTTP/1.1", "Host: 127.0.0.1:4300", length, *headers]
+    text = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if is_chunked else body
+    return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + text
+
+
+_service = st.lists(
+    st.tuples(
+        st.sampled_from(("GET", "POST", "HEAD", "OPTIONS", "PUT")),
+        st.sampled_from((
+            "/search", "/search/image", "/embed", "/image/000000001", "/item/000000001", "/item/..%2f", "/item/%00",
+            "/health", "/metrics", "/docs", "/openapi.json", "/", "/page.js", "//search", "/%ff",
+        )),
+        _query,
+        st.lists(
+            st.sampled_from((
+                "Content-Type: application/json", "Content-Type: image/png", "Expect: 100-continue", "Host: evil",
+                "Origin: http://evil", "Authorization: Basic !!", "Content-Encoding: gzip", "Connection: close",
+            )),
+            max_size=3,
+        ),
+        _body | st.binary(max_size=64),
+        st.booleans(),
+    ).map(_request),
+    min_size=1, max_size=3,
+).map(b"".join)  # fmt: skip
+
 STRATEGIES: dict[str, st.SearchStrategy[bytes]] = {
     "page": _page,
     "wat": _wat,
@@ -212,4 +257,5 @@ STRATEGIES: dict[str, st.SearchStrategy[bytes]] = {
     "url": st.tuples(_address.filter(lambda text: "\n" not in text), _address).map("\n".join).map(_encoded),
     "robots": _robots,
     "form": _form,
+    "service": _service,
 }

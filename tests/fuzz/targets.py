@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urljoin
 
+from tests.fuzz.service import service
 from tests.fuzz.sources import (
     PAGE,
     Run,
@@ -290,6 +291,6 @@ TARGETS: dict[str, Make] = {
     for make in (
         _picture, _preprocess, page, saved_page, warc, wat, arc, tar, tar_table, table, folder_table, evaluation_table,
         coco, _text, _url, _robots, _policy, _form, _json_file, _model_config, _weights, _tokenizer, _vectors,
-        _items,
+        _items, service,
     )
 }  # fmt: skip

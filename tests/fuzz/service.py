@@ -1,0 +1,68 @@
+"""The search service as its connections see it: any bytes, in one connection."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.fuzz.sources import Run
+
+_PORT = 4300
+#: What the answers begin with; a refusal has a line of JSON.
+_STATUS = re.compile(rb"^HTTP/1\.1 (\d{3}) ", re.MULTILINE)
+_WAIT_S = 0.3
+
+
+def service(folder: Path) -> Run:
+    """Sends the bytes to a service of a few pictures, and reads its answers until it closes or says no more."""
+    from uvicorn.server import ServerState
+
+    from align import connections
+    from align.guard import Guard
+    from align.search.service.app import POLICY, make_app
+    from align.search.service.limits import Limits
+    from tests.support import colour_index, served
+
+    colour_index.build(folder)
+    stack = ExitStack()
+    made = stack.enter_context(served.service(folder, served.served(folder), max_requests_per_s=None))
+    app = Guard(Limits(make_app(made), made.config, made.requests, made.buckets), _PORT, policy=POLICY)
+    bounds = connections.Bounds(made.config.max_connections, None, _WAIT_S)
+    config = connections.server(app, bounds, lifespan="off", log_config=None).config
+    config.load()
+    loop = asyncio.new_event_loop()
+
+    async def answered(data: bytes) -> bytes:
+        theirs, ours = socket.socketpair()
+        ours.setblocking(False)
+        state, said = ServerState(), b""
+        transport, connection = await loop.connect_accepted_socket(
+            lambda: config.http_protocol_class(config, state, {}, loop),  # type: ignore[operator,union-attr]
+            theirs,
+        )
+        try:
+            async with asyncio.timeout(_WAIT_S):  # it may wait for the rest of a body
+                await loop.sock_sendall(ours, data)
+                await asyncio.sleep(0.001)
+                while not connection.is_waiting:
+                    await asyncio.sleep(0.001)
+            while block := ours.recv(1 << 16):
+                said += block
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError, TimeoutError):  # no more is said
+            pass
+        finally:
+            transport.abort()
+            ours.close()
+            await asyncio.gather(*state.tasks, return_exceptions=True)
+        return said
+
+    def run(data: bytes, _: ExitStack = stack) -> None:
+        said = loop.run_until_complete(answered(data))
+        for status in _STATUS.findall(said):
+            assert int(status) != 500, said[:500]
+        assert b"Traceback" not in said, said[:500]
+
+    return run

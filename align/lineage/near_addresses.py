@@ -26,6 +26,9 @@ def near_addresses(raw: Path, requested: OptedOut) -> Iterator[str]:
     hosts = {host_name(entry.value): entry.value for entry in requested.entries if entry.kind == "host"}
     if not wanted and not hosts:
         return
+    if not any(raw.glob("*.parquet")):
+        yield f"{raw} has no tables, so which pairs these entries cover is not known here"
+        return
     covered: dict[str, set[str]] = {one: set() for one in wanted}
     by_part: dict[tuple[int, str], list[str]] = {part: [] for one in wanted for part in _parts(one)}
     for address in _addresses(raw):

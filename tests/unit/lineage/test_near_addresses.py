@@ -51,6 +51,11 @@ def test_what_an_entry_covers_and_misses(raw: Path, entry: tuple[str, str], said
     assert lines(raw, entry) == [f"{entry[1]} {line}" for line in said]
 
 
+def test_without_data_nothing_is_said_to_be_missed(tmp_path: Path) -> None:
+    (said,) = lines(tmp_path, ("url", "http://a.org/1.jpg"), ("host", "b.org"))
+    assert said == f"{tmp_path} has no tables, so which pairs these entries cover is not known here"
+
+
 def test_each_host_that_covers_something_is_known(raw: Path) -> None:
     entries = [("url", "http://img.org/a/1.jpg"), ("url", ADDRESSES[1][0]), ("host", "www.img.org"), ("host", "org")]
     assert lines(raw, *entries) == []

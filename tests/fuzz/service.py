@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 from contextlib import ExitStack
@@ -18,15 +19,28 @@ _WAIT_S = 0.3
 
 def service(folder: Path) -> Run:
     """Sends the bytes to a service of a few pictures, and reads its answers until it closes or says no more."""
+    from tests.support import colour_index
+
+    colour_index.build(folder)
+    made: dict[int, Run] = {}  # process id -> what answers there: a fork has none of the service's threads
+
+    def run(data: bytes) -> None:
+        if os.getpid() not in made:
+            made[os.getpid()] = _started(folder)
+        made[os.getpid()](data)
+
+    return run
+
+
+def _started(folder: Path) -> Run:
     from uvicorn.server import ServerState
 
     from align import connections
     from align.guard import Guard
     from align.search.service.app import POLICY, make_app
     from align.search.service.limits import Limits
-    from tests.support import colour_index, served
+    from tests.support import served
 
-    colour_index.build(folder)
     stack = ExitStack()
     made = stack.enter_context(served.service(folder, served.served(folder), max_requests_per_s=None))
     app = Guard(Limits(make_app(made), made.config, made.requests, made.buckets), _PORT, policy=POLICY)

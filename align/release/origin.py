@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from align.files import sha256_file, sha256_folder
+from align.formats.policy import OPTED_OUT
 from align.services.mlflow_address import current_flow_run_id
 from align.services.tracking import FLOW_RUN
 
@@ -39,7 +41,7 @@ def read_origin(revision: str | None, cached_stages: Sequence[str], policy: Path
     Args:
         revision: git revision; None takes the checkout's, with `-dirty` where files differ from it.
         cached_stages: the stages that DVC took from its cache.
-        policy: the folder of what people decided about the data.
+        policy: the folder of what people decided about the data; no digest where take-downs came after the filter.
     """
     if revision is None:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -49,5 +51,12 @@ def read_origin(revision: str | None, cached_stages: Sequence[str], policy: Path
             revision = ""
     lock = Path("dvc.lock")
     digest = sha256_file(lock) if lock.is_file() else ""
-    decided = sha256_folder(policy) if policy.is_dir() else ""
+    decided = sha256_folder(policy) if policy.is_dir() and _was_obeyed(policy / OPTED_OUT, lock) else ""
     return Origin(revision, digest, current_flow_run_id() or "", tuple(cached_stages), decided)
+
+
+def _was_obeyed(take_downs: Path, lock: Path) -> bool:
+    """Whether the data was filtered with this list: dvc.lock has the MD5 of what the filter read."""
+    if not lock.is_file() or not take_downs.is_file():
+        return not take_downs.is_file()
+    return hashlib.md5(take_downs.read_bytes(), usedforsecurity=False).hexdigest() in lock.read_text("utf-8")

@@ -286,11 +286,29 @@ def _items(folder: Path) -> Run:
     return run
 
 
+def _words(folder: Path) -> Run:
+    """The words of an index of 40 images."""
+    import pyarrow as pa
+
+    from align.errors import CorruptError
+    from align.formats.indexed_words import WORDS, IndexedWords
+
+    texts = pa.chunked_array([[["a red fox"]] * 40])
+
+    def run(data: bytes) -> None:
+        (folder / WORDS).write_bytes(data)
+        with suppress(CorruptError):
+            words = IndexedWords.load(folder, 40)
+            assert all(len(words.matching(word, texts)) == 40 for word in ("red", "c++", "a red"))
+
+    return run
+
+
 TARGETS: dict[str, Make] = {
     make.__name__.removeprefix("_"): make
     for make in (
         _picture, _preprocess, page, saved_page, warc, wat, arc, tar, tar_table, table, folder_table, evaluation_table,
         coco, _text, _url, _robots, _policy, _form, _json_file, _model_config, _weights, _tokenizer, _vectors,
-        _items, service,
+        _items, _words, service,
     )
 }  # fmt: skip

@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -248,6 +249,28 @@ def test_the_stack_is_small(stack: Stack) -> None:
     sizes = {name: psutil.Process(service["pid"]).memory_full_info().pss for name, service in services.items()}
     assert sum(sizes.values()) < 1e9, sizes
     print({name: f"{size / 1e6:.0f} MB" for name, size in sizes.items()})
+
+
+def test_each_server_cuts_off_a_head_that_never_ends_and_opens_what_files_it_may(stack: Stack) -> None:
+    addresses = (stack.prefect, stack.mlflow, stack.search)
+    dripping = [socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) for address in addresses]
+    begins = time.monotonic()
+    while dripping and time.monotonic() - begins < 100:
+        for one in dripping[:]:
+            try:
+                one.sendall(b"GET / HTTP/1.1\r\nx-more: " if time.monotonic() - begins < 1 else b"x")
+            except OSError:
+                one.close()
+                dripping.remove(one)
+        time.sleep(1)
+    assert not dripping
+    services = json.loads((stack.root / ".align/services.json").read_text())
+    for name in ("prefect", "mlflow", "search"):
+        process = psutil.Process(services[name]["pid"])
+        assert process.environ()["ALIGN_SERVER_LOG"] == str(stack.root / f".align/logs/{name}.log")
+        if sys.platform == "linux":
+            soft, hard = process.rlimit(psutil.RLIMIT_NOFILE)
+            assert soft == hard
 
 
 @pytest.mark.full

@@ -32,7 +32,8 @@ _OTHER_FILES = 256
 _HEAD_BYTES = 1 << 15
 _LOG_BYTES = 16 << 20
 _TICKS_PER_S = 10  # of uvicorn's main loop
-_ACCEPT_SAID_S = 60.0
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SAID_EACH_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class _Connection(H11Protocol):
         bounds, groups = self.config.bounds, self.config.open.groups
         for name, most in ((self.address, bounds.of_address), (None, bounds.total)):
             if most is not None and len(groups[name]) > most:
-                next((one for one in groups[name] if one.is_waiting), self).drop()
+                next((one for one in groups[name] if one.is_idle), self).drop()
                 return
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -95,8 +96,7 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        if not self.transport.is_closing():
-            self._waits()
+        self._waits()
         super().on_response_complete()
 
     def pause_writing(self) -> None:
@@ -108,11 +108,9 @@ class _Connection(H11Protocol):
         super().handle_websocket_upgrade(event)
 
     @property
-    def is_waiting(self) -> bool:
-        """For a head, or for its client to read."""
-        if self._upgraded:
-            return False
-        return self.cycle is None or self.cycle.response_complete or self.flow.write_paused
+    def is_idle(self) -> bool:
+        """Whether no request of it is being answered."""
+        return not self._upgraded and (self.cycle is None or self.cycle.response_complete)
 
     def drop(self) -> None:
         """Closes it, whatever is still to be sent."""
@@ -127,7 +125,7 @@ class _Connection(H11Protocol):
         self._unsent = unsent
         if self._upgraded and self.transport.is_closing():
             self.config.open.remove(self)
-        elif self.is_waiting and now - self._since > self.config.bounds.wait_s:
+        elif (self.is_idle or self.flow.write_paused) and now - self._since > self.config.bounds.wait_s:
             self.drop()
 
     def _waits(self) -> None:
@@ -138,7 +136,7 @@ class _Connection(H11Protocol):
 class _Server(uvicorn.Server):
     def __init__(self, config: _Config, log: Path | None) -> None:
         super().__init__(config)
-        self._open, self._log, self._said = config.open, log, -_ACCEPT_SAID_S
+        self._open, self._log, self._said = config.open, log, -_SAID_EACH_S
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(self._failed)
@@ -157,14 +155,9 @@ class _Server(uvicorn.Server):
 
     def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if not isinstance(error, OSError) or error.errno not in (
-            errno.EMFILE,
-            errno.ENFILE,
-            errno.ENOBUFS,
-            errno.ENOMEM,
-        ):
+        if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
             loop.default_exception_handler(context)
-        elif loop.time() - self._said >= _ACCEPT_SAID_S:  # asyncio tries again every second, and says each time
+        elif loop.time() - self._said >= _SAID_EACH_S:  # asyncio tries again every second, and says each time
             self._said = loop.time()
             say(f"server: new connections wait: {error.strerror}")
 

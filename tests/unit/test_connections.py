@@ -30,7 +30,12 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             if message["type"] == "websocket.receive":
                 await send({"type": "websocket.send", "text": message["text"]})
         return
-    body = LARGE if scope["path"] == "/large" else b"hello"
+    body = LARGE if scope["path"] != "/" else b"hello"
+    if scope["path"] == "/later":
+        await asyncio.sleep(4)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+        return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     for start in range(0, len(body), 1 << 16):
         more = start + (1 << 16) < len(body)
@@ -110,6 +115,22 @@ def test_a_head_has_a_deadline_and_so_has_the_next_one_of_a_connection() -> None
             return not any(map(is_open, dripping))
 
         wait(drip)
+
+
+def test_an_answer_that_was_long_in_coming_is_sent_whole_to_who_reads_slowly() -> None:
+    with serving(Bounds(total=1, of_address=1, wait_s=3)) as port:
+        ask = b"GET /later HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect(("127.0.0.1", port))
+            slow.sendall(ask)
+            time.sleep(1)
+            assert not _answers(port)  # it keeps its place
+            time.sleep(5)  # the answer comes after 4 s; then the client reads
+            parts = 0
+            while part := slow.recv(1 << 16):
+                parts += len(part)
+            assert parts > len(LARGE)
 
 
 def test_who_does_not_read_is_cut_off_and_who_reads_slowly_is_not() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -30,6 +30,8 @@ _PICTURES = frozenset({"search", "embed"})
 #: A string of JSON that is longer than this is a picture, or is refused. There are few strings in all.
 _LONG, _MAX_STRINGS = 4096, 4096
 _MAX_FIELDS = 32
+#: Of all bodies that are here at a time; parsing and decoding take about twice as much more.
+_MAX_HELD_BYTES = 1 << 28
 #: What base64 has, in JSON: line breaks and slashes may be escaped.
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\\ \t\r\n"
 _ENDPOINTS = frozenset({"search", "embed", "image", "item", "health", "metrics", "docs", "openapi.json"})
@@ -78,6 +80,7 @@ class Limits:
 
     def __init__(self, app: App, config: ServeConfig, metrics: RequestMetrics, buckets: Buckets) -> None:
         self._app, self._config, self._metrics, self._buckets = app, config, metrics, buckets
+        self._held: Counter[str] = Counter()  # bytes of all bodies that are here
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one connection, as ASGI asks."""
@@ -95,7 +98,7 @@ class Limits:
                 message["headers"] = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
             await send(message)
 
-        body = _Body(receive)
+        body = _Body(receive, self._held)
         try:
             async with asyncio.timeout(self._config.request_timeout_s):
                 body.most = self._most_bytes(scope, endpoint)
@@ -106,6 +109,7 @@ class Limits:
             if not status:  # else the answer ends here, and so does the connection
                 await _refuse(body.too_late(self._config.request_timeout_s), count)
         finally:
+            self._held["body"] -= body.size
             self._metrics.add(endpoint, status or 500, time.perf_counter() - begins)
 
     def _most_bytes(self, scope: Scope, endpoint: str) -> int:
@@ -129,21 +133,26 @@ class Limits:
 
 
 class _Body:
-    """`receive`, which raises Refused where a body is too large.
+    """`receive`, which raises Refused where a body is too large, or all bodies together are.
 
     Attributes:
         most: bytes of it.
+        size: bytes that are here.
     """
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive, self.most = receive, 0
-        self._size, self._ended = 0, False
+    def __init__(self, receive: Receive, held: Counter[str]) -> None:
+        self._receive, self._held, self.most = receive, held, 0
+        self.size, self._ended = 0, False
 
     async def __call__(self) -> MutableMapping[str, Any]:
         message = await self._receive()
-        self._size += len(message.get("body", b""))
-        if self._size > self.most:
+        num_bytes = len(message.get("body", b""))
+        self.size += num_bytes
+        self._held["body"] += num_bytes
+        if self.size > self.most:
             raise too_large(self.most)
+        if self._held["body"] > _MAX_HELD_BYTES:
+            raise Refused(503, "too many large requests come at once; come again in a second", 1)
         self._ended = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from align.search.service import limits as service_limits
 from align.search.service.answers import EmbedRequest
 from align.search.service.limits import Buckets, Limits, Refused, parse_json
 from align.search.service.metrics import RequestMetrics
@@ -108,6 +109,35 @@ def test_a_body_takes_from_what_a_client_may_ask_for_by_its_length() -> None:
     made = limited(max_requests_per_s=0.01, max_burst=10, max_body_bytes=1 << 24)
     assert answer(made=made, parts=[b"x"], chunked=True)[0] == 200
     assert answer(made=made, parts=[b"x"])[0] == 429
+
+
+def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_limits, "_MAX_HELD_BYTES", 3000)
+    made, waits = limited(), asyncio.Event()
+
+    async def ask(parts: list[bytes]) -> int:
+        statuses = []
+
+        async def receive() -> MutableMapping[str, Any]:
+            if len(parts) == 1:
+                await waits.wait()
+            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            statuses.append(message.get("status"))
+
+        scope = {"type": "http", "method": "POST", "path": "/embed", "headers": [], "client": ("127.0.0.1", 5)}
+        await made(scope, receive, send)
+        return int(statuses[0])
+
+    async def together() -> list[int]:
+        first = asyncio.create_task(ask([b"x" * 2000, b"x"]))
+        await asyncio.sleep(0)
+        waits_not = await ask([b"x" * 1001, b""])
+        waits.set()
+        return [waits_not, await first, await ask([b"x" * 2000, b""])]
+
+    assert asyncio.run(together()) == [503, 200, 200]
 
 
 def test_a_body_that_drips_is_cut_off() -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import spawn
 from pathlib import Path
 from typing import Self
 
@@ -29,7 +30,7 @@ from align.services.tracking import Tracker, metric_name
 from align.training.plan import Infrastructure, TrainingPlan
 from align.training.run import Trained, run
 from tests.support import mlflow_server as mlflow
-from tests.support import training_data
+from tests.support import training_data, warm
 from tests.support.params import load_params
 from tests.support.relay import Relay
 from tests.support.remote_shards import move_tars, store_config
@@ -151,6 +152,12 @@ def environment(s3: S3Server, mlflow_uri: str) -> Iterator[None]:
         }.items():  # fmt: skip
             patch.setenv(name, value)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _ranks_are_known_by_their_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started, not forked."""
+    monkeypatch.setattr(spawn, "get_executable", warm.started_executable)
 
 
 def calm_run(tmp_path: Path) -> tuple[Path, TrainingPlan, Trained]:

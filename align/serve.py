@@ -32,6 +32,7 @@ from align.services.signing import TRUST, is_required
 if TYPE_CHECKING:
     from align.lineage.pair_history import RuleResult
     from align.search.service.answers import PairShown, RuleShown
+    from align.search.service.served import Folders, Release, Served
     from align.search.service.service import SearchService
 
 #: Addresses that only this machine reaches.
@@ -109,10 +110,19 @@ def _service(params: Params, *, local: bool, ready: Path | None) -> SearchServic
     return SearchService(
         config,
         text_weight=params.section(SearchConfig).text_weight,
-        champion=Champion(source, config.poll_s, TakeDowns(paths.policy)),
+        champion=Champion(source, config.poll_s, TakeDowns(paths.policy), _loaded),
         pictures=Pictures(paths.shards, params.section(StoreConfig)),
         pair_of=_PairOf(params),
     )
+
+
+def _loaded(release: Release, folders: Folders) -> Served:
+    from align.connections import keep_for_good
+    from align.search.service.served import load
+
+    served = load(release, folders)
+    keep_for_good()
+    return served
 
 
 class _PairOf:

@@ -90,7 +90,7 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
 
 def main(argv: list[str]) -> None:
     """Serves until it is told to stop."""
-    from align.connections import Bounds, listening, server
+    from align.connections import Bounds, keep_for_good, listening, server
 
     name, port = argv[0], int(argv[1])
     root = Path.cwd()
@@ -111,6 +111,7 @@ def main(argv: list[str]) -> None:
     else:
         reader = login(root, READER_LOGIN_FILE)
         guard = Guard(mlflow_app(root), port, login(root), policy=POLICY, login_of=f"in {LOGIN_FILE}", reader=reader)
+    keep_for_good()
     bounds = Bounds(_CONNECTIONS, None if names else _CONNECTIONS // 2, _WAIT_S)  # a proxy is one address
     log = os.environ.get("ALIGN_SERVER_LOG")
     made = server(guard, bounds, log=Path(log) if log else None)

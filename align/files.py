@@ -51,7 +51,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file atomically: a temporary file next to it, os.replace, and fsync of both the file and the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
+    sweep(path.parent)
     temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
@@ -65,7 +65,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Removes the files that killed writers left in a folder, once in a process: a folder may hold a million."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

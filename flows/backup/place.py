@@ -17,7 +17,7 @@ from typing import Any
 
 from align.config.store import StoreConfig
 from align.errors import CorruptError, DataError
-from align.files import temporary_name, to_json, write_bytes
+from align.files import sweep, temporary_name, to_json, write_bytes
 from align.services.locations import is_s3, split_uri
 from align.services.store import Objects, read_checked
 from align.services.store_client import download, list_objects, upload
@@ -72,6 +72,9 @@ class Place:
 
     def claim(self, project: str) -> None:
         """Makes the place the project's. Raises DataError if it is another one's, or holds something else."""
+        if not is_s3(self.location):
+            for folder in Path(self.location).glob("files/*"):
+                sweep(folder)
         owner = self.project()
         if owner is None:
             self._write(_PROJECT, to_json({"project": project, "schema_version": SCHEMA_VERSION}).encode())
@@ -93,6 +96,7 @@ class Place:
             CorruptError: it is missing or damaged.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
         part, uri = temporary_name(path), self._files.uri(sha256)
         try:
             if not read_checked(self.store, uri, part, sha256, num_bytes, "restore an earlier backup"):

@@ -38,7 +38,9 @@ def words_of(project: Project, verb: str) -> list[str]:
 
 
 def in_mlflow(root: Path) -> dict[str, Any]:
-    """What MLflow's database and files say, without times, ids and what belongs to no version."""
+    """What MLflow's database and files say, without times, ids, what belongs to no version, and pages of lineage: each
+    later command writes those that are not as they should be.
+    """
 
     def rows(question: str) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(root / "mlflow.db")) as database:
@@ -46,13 +48,17 @@ def in_mlflow(root: Path) -> dict[str, Any]:
 
     files = {
         _TIME.sub("T", path.relative_to(root).as_posix().split("/artifacts/")[-1]): path.stat().st_size > 0
-        for path in (root / "mlartifacts").rglob("*") if path.is_file()
+        for path in (root / "mlartifacts").rglob("*") if path.is_file() and path.parent.name != "lineage"
     }  # fmt: skip
     of_version = "run_uuid IN (SELECT run_id FROM model_versions)"
     return {
         "aliases": rows("SELECT alias, version FROM registered_model_aliases ORDER BY 1"),
         "versions": rows("SELECT version, status, description != '' FROM model_versions ORDER BY 1"),
-        "version tags": rows("SELECT version, key, value FROM model_version_tags ORDER BY 1, 2"),
+        "version tags": {
+            (version, key): value
+            for version, key, value in rows("SELECT version, key, value FROM model_version_tags")
+            if key != "align.lineage_page"
+        },
         "model tags": rows("SELECT key, json_remove(value, '$.id') FROM registered_model_tags ORDER BY 1"),
         "runs": rows(f"SELECT status, count(*) FROM runs WHERE {of_version}"),
         "metrics": rows(f"SELECT key, step, value FROM metrics WHERE {of_version} ORDER BY 1, 2, 3"),

@@ -134,13 +134,22 @@ def survives(case: Case, work: Path) -> tuple[int, int]:
                 assert made in (before.get(name), whole[name]), f"{name}, killed before change {at} of {number}: {made}"
         done = case.run(root, 0)
         # a restore that was complete is refused
-        assert done.returncode == 0 or left == whole, f"after a kill before change {at} of {number}: {done.stderr}"
+        assert done.returncode == 0 or left == whole, (
+            f"after a kill before change {at} of {number}: {_differ(left, whole)} {done.stderr}"
+        )
         now = case.state(root)
-        other = {name: (made, now.get(name)) for name, made in whole.items() if made != now.get(name)}
-        assert now == whole, f"after a kill before change {at} of {number}: {other}"
+        assert now == whole, f"after a kill before change {at} of {number}: {_differ(now, whole)}"
         parts = [path for path in root.parent.rglob("*") if is_temporary(path) or path.name == ".work.json"]
         assert not parts, f"after a kill before change {at} of {number}: {parts}"
     return len(kills), number
+
+
+def _differ(now: Any, whole: Any) -> Any:
+    """What is another in nested mappings: (now, as it should be)."""
+    if isinstance(now, dict) and isinstance(whole, dict):
+        names = [name for name in {**whole, **now} if now.get(name) != whole.get(name)]
+        return {name: _differ(now.get(name), whole.get(name)) for name in names}
+    return now, whole
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ STAGES = {
         "measure retrieval, zero-shot accuracy and kNN on the evaluation sets",
         ("evaluate",),
         (
-            "align evaluate --set paths.evaluation=infra/suites/demo.yaml --model models/finetuned --reports trial",
+            "align evaluate --model models/pretrained --reports trial/reports/evaluation",
             "align evaluate --compare models/pretrained models/finetuned --reports trial/compared",
         ),
         stages.evaluate,

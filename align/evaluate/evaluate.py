@@ -218,6 +218,9 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
     require_replaceable(args.reports, "evaluate")
     files = open_files(store)
     sets = named_sets(paths.evaluation, files)
+    if not sets:  # those who have none compare on what the filter and the sharding held out
+        shards = materialised(paths.shards, store)
+        sets = measured_sets(paths.evaluation, paths.filtered, shards, config.max_test_images, files)
     measured: list[Measured] = []
     with replace_directory(args.reports, "evaluate") as part:
         for folder, name in zip(args.compare, ("a", "b"), strict=True):

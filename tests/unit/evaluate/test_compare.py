@@ -11,7 +11,10 @@ from align.cli import main
 from align.errors import DataError
 from align.evaluate.compare import A_BETTER, B_BETTER, EQUAL, UNKNOWN, Measured, compare, lines, write_comparison
 from align.formats.query_ranks import QueryRanks, Ranked
+from align.formats.shards import Sample
 from tests.support import tiny_model
+from tests.support.colours import square
+from tests.support.shard_folder import write_shards
 from tests.support.suites import suite
 from tests.unit.formats.evaluation_sets.test_classes import folder
 
@@ -115,6 +118,18 @@ def test_two_folders_are_measured_and_compared(place: Path, capsys: pytest.Captu
     first = {path.name: path.read_bytes() for path in (place / "out").iterdir() if path.is_file()}
     assert run(place, *args) == 0  # again: the same bytes, from kept embeddings
     assert first == {path.name: path.read_bytes() for path in (place / "out").iterdir() if path.is_file()}
+
+
+def test_a_project_without_evaluation_sets_compares_on_what_it_held_out(place: Path) -> None:
+    """As a new project of `align init`: its folder of sets is empty."""
+    samples = [
+        Sample(f"00000000{i}", str(i), square(colour), (), (colour,)) for i, colour in enumerate(("red", "blue"))
+    ]
+    write_shards(Path("data/shards"), {"test": [samples]}, image_px=48)
+    Path("sets").mkdir()
+    models = ("--compare", str(place / "a/model"), str(place / "b/model"))
+    assert main(["evaluate", "--set", "paths.evaluation=sets", *models, "--reports", "out"]) == 0
+    assert {name.split("/")[0] for name in json.loads(Path("out/report.json").read_text())["rows"]} == {"test"}
 
 
 def test_wrong_arguments_are_one_line_before_anything_is_measured(

@@ -16,7 +16,6 @@ from tests.support.params import PARAMS_FILE
 from tests.support.small_filter import evaluation_set, noise, shards, stock_folder
 
 SETTINGS = ("filter.num_frequent_ngrams=60", "engine.num_workers=2", "engine.memory_limit=200MB")
-FULL = pytest.param(10, killing.Started, marks=pytest.mark.full)
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +43,13 @@ def require_equal(root: Path, whole: Path) -> None:
         assert killing.digests(root / folder) == expected
 
 
-@pytest.mark.parametrize(
-    ("num_moments", "start"),
-    [
-        pytest.param(1, killing.Command, marks=pytest.mark.costs(7, "a run is killed, and resumed in two processes")),
-        FULL,
-    ],
-    ids=["once", "ten"],
-)
-def test_a_killed_filter_resumes_and_writes_the_same_bytes(
-    tmp_path: Path, whole: tuple[Path, float], num_moments: int, start: killing.Start
-) -> None:
+@pytest.mark.costs(7, "a run is killed, and resumed in two processes")
+def test_a_killed_filter_resumes_and_writes_the_same_bytes(tmp_path: Path, whole: tuple[Path, float]) -> None:
+    """At one moment, with worker processes; tests/integration/test_killed_at_writes.py kills it at its writes."""
     inputs, whole_s = whole
-    if start is not killing.Command:
-        whole_s = killing.run(command(inputs, tmp_path / "timed"), tmp_path, start)
     killing.kill_and_resume(
-        command(inputs, tmp_path / "killed"), tmp_path, seed=3, num_moments=num_moments, whole_s=whole_s,
-        reset=lambda: shutil.rmtree(tmp_path / "killed"), start=start,
+        command(inputs, tmp_path / "killed"), tmp_path, seed=3, num_moments=1, whole_s=whole_s,
+        reset=lambda: shutil.rmtree(tmp_path / "killed"),
     )  # fmt: skip
     require_equal(tmp_path / "killed", inputs)
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {

@@ -7,7 +7,7 @@ import pytest
 
 from align.cli import main
 from tests.support import ROOT
-from tests.support.killing import Command, Start, Started, digests, fresh, kill_and_resume, run
+from tests.support.killing import digests, fresh, kill_and_resume, run
 from tests.support.params import PARAMS_FILE
 from tests.support.warc_records import picture
 from tests.support.web_server import WebServer
@@ -19,23 +19,14 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("num_moments", "start"),
-    [
-        pytest.param(1, Command, marks=pytest.mark.costs(4.5, "a whole run, one that is killed and its rest")),
-        pytest.param(10, Started, marks=pytest.mark.full),
-    ],
-    ids=["once", "ten"],
-)
-def test_killed_ingest_resumes_to_the_same_bytes(tmp_path: Path, num_moments: int, start: Start) -> None:
+@pytest.mark.costs(4.5, "a whole run, one that is killed and its rest")
+def test_killed_ingest_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    """At one moment, with worker processes; tests/integration/test_killed_at_writes.py kills it at its writes."""
     whole, killed = fresh(tmp_path / "whole"), fresh(tmp_path / "killed")
-    seconds = run(ARGUMENTS, whole, start)
+    seconds = run(ARGUMENTS, whole)
     expected = digests(whole / "data/raw")
     assert sum(name.endswith(".tar") for name in expected) > 3
-    kill_and_resume(
-        ARGUMENTS, killed, seed=num_moments, num_moments=num_moments, whole_s=seconds, reset=lambda: fresh(killed),
-        start=start,
-    )  # fmt: skip
+    kill_and_resume(ARGUMENTS, killed, seed=1, num_moments=1, whole_s=seconds, reset=lambda: fresh(killed))
     assert digests(killed / "data/raw") == expected
     assert digests(killed / "reports/ingest") == digests(whole / "reports/ingest")
     left = sorted(path.name for path in (killed / "data").iterdir())

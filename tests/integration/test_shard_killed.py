@@ -8,7 +8,7 @@ import pytest
 from align.cli import main
 from align.formats.filtered import decisions_digest
 from tests.support import small_data
-from tests.support.killing import Command, Start, Started, digests, fresh, kill_and_resume, run
+from tests.support.killing import Command, digests, fresh, kill_and_resume, run
 from tests.support.params import PARAMS_FILE
 from tests.support.small_data import Pair
 
@@ -47,26 +47,17 @@ def make_directory(folder: Path, inputs: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("num_moments", "start"),
-    [
-        pytest.param(1, Command, marks=pytest.mark.costs(3.5, "a run is killed, and resumed in two processes")),
-        pytest.param(10, Started, marks=pytest.mark.full),
-    ],
-    ids=["once", "ten"],
-)
+@pytest.mark.costs(3.5, "a run is killed, and resumed in two processes")
 def test_killed_shard_resumes_to_the_same_bytes(
-    inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path, num_moments: int, start: Start
+    inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path
 ) -> None:
+    """At one moment, with worker processes; tests/integration/test_killed_at_writes.py kills it at its writes."""
     shards, report, seconds = expected
     assert sum(name.endswith(".tar") for name in shards) > 10
-    if start is not Command:
-        seconds = run(ARGUMENTS, make_directory(tmp_path / "timed", inputs), start)
     killed = make_directory(tmp_path / "killed", inputs)
     kill_and_resume(
-        ARGUMENTS, killed, seed=num_moments, num_moments=num_moments, whole_s=seconds,
-        reset=lambda: make_directory(killed, inputs), start=start,
-    )  # fmt: skip
+        ARGUMENTS, killed, seed=1, num_moments=1, whole_s=seconds, reset=lambda: make_directory(killed, inputs)
+    )
     assert digests(killed / "data/shards") == shards
     assert digests(killed / "reports/shard") == report
     assert sorted(path.name for path in (killed / "data").iterdir()) == [".shards.lock", "filtered", "raw", "shards"]

@@ -77,6 +77,6 @@ def evaluate(parser: ArgumentParser) -> None:
         type=Path,
         nargs=2,
         metavar=("A", "B"),
-        help="measure two model folders on the sets of paths.evaluation (if there are none, on the pairs held out), and say "
-        "by which metrics they differ",
+        help="measure two model folders on the sets of paths.evaluation (if there are none, on the pairs held out), "
+        "and say by which metrics they differ",
     )

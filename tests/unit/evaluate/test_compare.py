@@ -122,9 +122,7 @@ def test_two_folders_are_measured_and_compared(place: Path, capsys: pytest.Captu
 
 def test_a_project_without_evaluation_sets_compares_on_what_it_held_out(place: Path) -> None:
     """As a new project of `align init`: its folder of sets is empty."""
-    samples = [
-        Sample(f"00000000{i}", str(i), square(colour), (), (colour,)) for i, colour in enumerate(("red", "blue"))
-    ]
+    samples = [Sample(colour, colour, square(colour), (), (colour,)) for colour in ("red", "blue")]
     write_shards(Path("data/shards"), {"test": [samples]}, image_px=48)
     Path("sets").mkdir()
     models = ("--compare", str(place / "a/model"), str(place / "b/model"))

@@ -61,7 +61,7 @@ def _started(folder: Path) -> Run:
             async with asyncio.timeout(_WAIT_S):  # it may wait for the rest of a body
                 await loop.sock_sendall(ours, data)
                 await asyncio.sleep(0.001)
-                while not connection.is_waiting:
+                while not connection.is_idle:
                     await asyncio.sleep(0.001)
             while block := ours.recv(1 << 16):
                 said += block

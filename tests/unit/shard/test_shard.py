@@ -193,17 +193,12 @@ def test_changed_shards_are_found_out(tmp_path: Path) -> None:
         read_manifest(shards)
 
 
-def test_a_jpeg_at_size_stays_the_bytes_that_it_is(tmp_path: Path) -> None:
-    small_data.write(tmp_path, many_pairs())
+def test_a_jpeg_at_size_stays_the_bytes_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_size = CONFIG.model_copy(update={"image_px": 220})  # the pictures are 260 x 220
-    tar = tmp_path / "raw" / "00000.tar"
     square, grey = (jpeg(Image.new(mode, (220, 220), 60)) for mode in ("RGB", "L"))
-    with tarfile.open(tar, "w") as file:
-        for index in range(60):
-            data = {0: square, 1: grey}.get(index, small_data.jpeg(index))
-            member = tarfile.TarInfo(f"00000{index:04d}.jpg")
-            member.size = len(data)
-            file.addfile(member, io.BytesIO(data))
+    others = small_data.jpeg
+    monkeypatch.setattr(small_data, "jpeg", lambda seed: {0: square, 1: grey}.get(seed) or others(seed))
+    small_data.write(tmp_path, many_pairs())
     shards = make_shards(tmp_path, [], at_size)
     images = {sample.key: sample.image for split in SPLITS for sample in iter_samples(shards, split)}
     assert images["000000000"] == square
@@ -288,17 +283,23 @@ def test_an_image_without_a_hash_is_an_error(tmp_path: Path) -> None:
         make_shards(tmp_path, [])
 
 
-def test_an_undecodable_image_is_an_error_and_the_work_is_kept(tmp_path: Path) -> None:
+def test_a_damaged_image_is_an_error_and_the_work_is_kept(tmp_path: Path) -> None:
     raw, _ = small_data.write(tmp_path, many_pairs())
     whole = (raw / "00000.tar").read_bytes()
     start = whole.index(b"\xff\xd8", len(whole) // 2)
     (raw / "00000.tar").write_bytes(whole[:start] + bytes(1000) + whole[start + 1000 :])
-    with pytest.raises(DataError, match=r"image 00000\d{4} of a kept pair does not decode"):
+    with pytest.raises(CorruptError, match=r"00000\.tar: the image 00000\d{4} is damaged"):
         make_shards(tmp_path, [])
     assert not (tmp_path / "shards").exists()
     assert (tmp_path / ".shards.part/.plan/plan.json").exists()
     (raw / "00000.tar").write_bytes(whole)
     assert read_manifest(make_shards(tmp_path, [])).splits["train"].num_images > 0
+
+
+def test_an_image_that_does_not_decode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_data, "jpeg", lambda seed: b"no picture %d" % seed)
+    with pytest.raises(DataError, match=r"image 00000\d{4} of a kept pair does not decode"):
+        make_shards(tmp_path, many_pairs())
 
 
 def test_a_raw_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:

@@ -86,8 +86,9 @@ def test_an_outage_costs_no_row_and_doubles_none(
     assert history(mlflow_server, run_id, "pretrain/val/image_to_text/recall_at_1") == [(20, 0.5)]
     assert (relay.num_lost > 0) == (outage == "loses answers")
     assert said.count("training continues") == said.count("MLflow is back") == 1
-    # a row that had arrived without an answer is not delivered again
-    assert said.count(f"MLflow is back, {1 if relay.num_lost else 2} rows delivered") == 1
+    # a row that had arrived without an answer is not delivered again; on a busy machine both had
+    wanted = (0, 1) if relay.num_lost else (2,)
+    assert sum(said.count(f"MLflow is back, {number} rows delivered") for number in wanted) == 1
     (_, held, *_) = sorted(MlflowClient(mlflow_server).get_metric_history(run_id, LOSS), key=lambda point: point.step)
     assert began <= held.timestamp <= back  # the time of the step, not of its arrival
     assert Tracker(mlflow_server).last_steps(run_id)[LOSS] == 40

@@ -18,6 +18,7 @@ from align.search.service.limits import Limits
 from tests.support.colours import square
 from tests.support.served import served, service
 
+pytestmark = pytest.mark.costs(5, "sixty requests; how much there is to parse and to decode is chance")
 SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAMES = ("text", "key", "image", "plus", "minus", "weight", "split", "words", "offset", "limit", "texts", "images", "x")
 LEAVES = (

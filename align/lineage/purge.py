@@ -12,7 +12,7 @@ from pathlib import Path
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.errors import AlignError
-from align.files import leftovers
+from align.files import leftovers, write_text
 from align.formats.features import files_of
 from align.formats.filtered import DECISIONS
 from align.formats.indexed_images import ITEMS
@@ -24,6 +24,9 @@ from align.lineage.purge_plan import PurgePlan, stage_of, telling_reports
 from align.lineage.purge_raw import purge_raw
 from align.lineage.shard_samples import filtered_shows, index_shows, shards_show
 from align.services.store import Objects, fetcher, keep_tar
+
+#: Here while a purge is under way: data/raw may no longer tell what the rest still shows.
+_BEGUN = Path(".align/purging")
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,17 @@ def purge(versions: DataVersions, plan: PurgePlan, paths: PathsConfig, store: St
     """Removes the pictures and texts, place by place. A second run continues where the first one had to stop."""
     stage = stage_of(versions.runs(), paths.raw.as_posix())
     old_tars = _tars_of(versions, plan.doomed.versions) | _tars_here(paths) if store.objects is not None else set()
-    yield from _purge_checkout(plan, paths, store)
+    pending = plan.pairs.to_purge or _BEGUN.is_file()
+    if pending:
+        write_text(_BEGUN, "")
+    yield from _purge_checkout(plan, paths, store, pending=pending)
     if measured := files_of(store.features, plan.image_ids):
         for file in measured:
             file.unlink(missing_ok=True)
         what = f"{len(measured):,} files of measured values; `align filter` measures them again, without the pictures"
         yield PurgeResult(f"{store.features}", what)
     now: dict[str, str] = {}
-    if plan.pairs.to_purge and stage is not None:
+    if pending and stage is not None:
         yield _commit(versions, stage, paths)
         now = versions.files_in_checkout(paths.raw.as_posix())
     if store.objects is not None:
@@ -61,6 +67,7 @@ def purge(versions: DataVersions, plan: PurgePlan, paths: PathsConfig, store: St
     for one in versions.remove(plan.doomed.to_remove(now)):
         left = f"{len(one.left):,} objects: {next(iter(one.left.values()))}" if one.left else ""
         yield PurgeResult(one.where, f"{len(one.removed):,} objects", left)
+    _BEGUN.unlink(missing_ok=True)
     for name, why in versions.unreachable.items():
         yield PurgeResult(f"DVC remote '{name}'", "nothing", why)
     for other in versions.other_checkouts():
@@ -70,12 +77,12 @@ def purge(versions: DataVersions, plan: PurgePlan, paths: PathsConfig, store: St
             yield PurgeResult(f"{other}", "nothing", "another checkout with data of its own; purge there, or remove it")
 
 
-def _purge_checkout(plan: PurgePlan, paths: PathsConfig, store: StoreConfig) -> Iterator[PurgeResult]:
-    shown = plan.pairs.to_purge
+def _purge_checkout(plan: PurgePlan, paths: PathsConfig, store: StoreConfig, *, pending: bool) -> Iterator[PurgeResult]:
+    shown = pending
     if (paths.filtered / DECISIONS).is_file() and (shown or filtered_shows(paths.filtered, plan.texts)):
         yield _remove_folder(paths.filtered)
         shown = True
-    if plan.pairs.to_purge:
+    if pending:
         yield _purge_raw(plan, paths, store)
     if _shards_show(paths.shards, plan, store):
         yield _remove_folder(paths.shards)

@@ -81,7 +81,7 @@ class _Connection(H11Protocol):
     config: _Config
     _upgraded = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         super().connection_made(transport)
         self.address = self.client[0] if self.client else ""
         self._unsent = 0
@@ -217,7 +217,7 @@ def keep_for_good() -> None:
 
 
 def shorten(log: Path, most: int = _LOG_BYTES) -> None:
-    """Keeps what a long log has as `NAME.1`, and empties it; whoever appends to it goes on doing so."""
+    """Copies a long log to `NAME.1` and empties it. Programs that append to it are not disturbed."""
     with suppress(OSError):
         if log.stat().st_size > most:
             shutil.copyfile(log, log.with_name(f"{log.name}.1"))

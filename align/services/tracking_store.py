@@ -67,7 +67,8 @@ def require_whole(database: Path) -> None:
         return
     except sqlite3.DatabaseError as error:
         raise ServiceError(
-            f"{database}: damaged ({error}); bring it back with `make restore`, or move it away to begin anew"
+            f"{database}: damaged ({error}); bring it back with `make restore`, or move it away "
+            "to start with an empty one"
         ) from None
 
 

@@ -8,8 +8,7 @@ batching     queries that come at once are embedded at once
 turns        whoever sends much waits for itself, not others for it
 queries      what a request asks, as vectors, filters and pages
 uploads      decodes foreign pictures in a process that may be killed
-limits       bodies, clients, time
-metrics      counts and times, as Prometheus reads them
+limits       bodies, clients, time; counts of requests
 answers      the types of requests and answers
 app          the endpoints
 page/        the page and its script

@@ -13,11 +13,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
+import prometheus_client
+from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
 from align.config.serve import ServeConfig
 from align.guard import App, Receive, Scope, Send
-from align.search.service.metrics import RequestMetrics
 
 #: Pictures are read, not computed: a page shows dozens of them.
 _COSTS = {"image": 0.1, "search": 1.0, "embed": 1.0, "item": 1.0}
@@ -75,11 +76,25 @@ class Buckets:
             raise Refused(429, "too many requests from this address; come again later", int(wait_s) + 1)
 
 
+class RequestMetrics:
+    """Requests by endpoint and status, and how long they took."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter, histogram = prometheus_client.Counter, prometheus_client.Histogram
+        self._num = counter("align_search_requests", "Answered.", ("endpoint", "status"), registry=registry)
+        self._seconds = histogram("align_search_request_seconds", "Time to answer.", ("endpoint",), registry=registry)
+
+    def add(self, endpoint: str, status: int, seconds: float) -> None:
+        """Counts one request."""
+        self._num.labels(endpoint, status).inc()
+        self._seconds.labels(endpoint).observe(seconds)
+
+
 class Limits:
     """Passes on what stays within the limits, and counts every request."""
 
-    def __init__(self, app: App, config: ServeConfig, metrics: RequestMetrics, buckets: Buckets) -> None:
-        self._app, self._config, self._metrics, self._buckets = app, config, metrics, buckets
+    def __init__(self, app: App, config: ServeConfig, requests: RequestMetrics, buckets: Buckets) -> None:
+        self._app, self._config, self._requests, self._buckets = app, config, requests, buckets
         self._held: Counter[str] = Counter()  # bytes of all bodies that are here
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,7 +125,7 @@ class Limits:
                 await _refuse(body.too_late(self._config.request_timeout_s), count)
         finally:
             self._held["body"] -= body.size
-            self._metrics.add(endpoint, status or 500, time.perf_counter() - begins)
+            self._requests.add(endpoint, status or 500, time.perf_counter() - begins)
 
     def _most_bytes(self, scope: Scope, endpoint: str) -> int:
         """Of the body. Raises Refused where the client has asked too often, or says that its body is too large."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 
 from align.config.serve import ServeConfig
@@ -19,14 +22,14 @@ from align.formats.image_index import IndexedImage, IndexHeader
 from align.search.service.answers import Asked, FoundPair, Health, ItemAnswer, PairShown
 from align.search.service.batching import Batcher
 from align.search.service.champion import Champion
-from align.search.service.limits import Buckets, parse_json
-from align.search.service.metrics import RequestMetrics, single
+from align.search.service.limits import Buckets, RequestMetrics, parse_json
 from align.search.service.queries import picture_address, version
 from align.search.service.served import Pictures, Served
 from align.search.service.turns import Threads
 from align.search.service.uploads import Decoders, from_base64
 from align.services.registry import MODEL_DIGEST
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter is two
 T = TypeVar("T")
 #: The decision on a picture: (its item, what its index says of itself). Whoever stands above all stages gives it.
 PairOf = Callable[[IndexedImage, IndexHeader], PairShown]
@@ -42,7 +45,7 @@ _SHOWN_TAGS = (
 )  # fmt: skip
 
 
-class SearchService:
+class SearchService(Collector):
     """Everything that requests are answered from.
 
     Attributes:
@@ -51,7 +54,8 @@ class SearchService:
         champion: follows the alias.
         batcher: computes.
         pictures: of the index.
-        requests: their counts.
+        registry: what Prometheus reads.
+        requests: their counts, in `registry`.
         buckets: what each client may still ask for.
     """
 
@@ -63,7 +67,9 @@ class SearchService:
         self.batcher = Batcher(
             max_batch=config.max_batch, max_waiting=config.max_waiting, cached_texts=config.cached_texts
         )
-        self.requests = RequestMetrics()
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        self.requests = RequestMetrics(self.registry)
         self._decoders = Decoders(_NUM_DECODERS, max_pixels=config.max_image_pixels, timeout_s=config.decode_timeout_s)
         self.buckets = Buckets(config.max_requests_per_s, config.max_burst)
         waiting = config.max_waiting
@@ -179,27 +185,22 @@ class SearchService:
             warnings=self.champion.warnings(),
         )
 
-    def metrics_text(self) -> str:
-        """All metrics."""
+    def collect(self) -> Iterator[Metric]:
+        """What holds at this moment, for Prometheus; counts of requests are `requests`."""
         served, counts = self.champion.served, self.batcher.counts
+        yield GaugeMetricFamily("align_search_queue", "Queries that wait.", self.batcher.num_waiting)
+        yield CounterMetricFamily("align_search_passes", "Forward passes.", counts.num_passes)
+        yield CounterMetricFamily("align_search_inputs", "Inputs of these passes.", counts.num_inputs)
+        yield CounterMetricFamily("align_search_remembered", "Texts embedded before.", counts.num_remembered)
+        yield CounterMetricFamily("align_search_swaps", "Swaps of model and index.", self.champion.num_swaps)
+        yield GaugeMetricFamily("align_search_warnings", "Warnings of /health.", len(self.champion.warnings()))
         release = served.release if served else None
-        labels = {
-            "version": str(release.version or "") if release else "",
-            "digest": release.digest[:12] if release else "",
-        }
-        lines = self.requests.lines() + single(
-            [
-                ("align_search_queue", "gauge", self.batcher.num_waiting, {}),
-                ("align_search_passes_total", "counter", counts.num_passes, {}),
-                ("align_search_inputs_total", "counter", counts.num_inputs, {}),
-                ("align_search_remembered_total", "counter", counts.num_remembered, {}),
-                ("align_search_swaps_total", "counter", self.champion.num_swaps, {}),
-                ("align_search_warnings", "gauge", len(self.champion.warnings()), {}),
-                ("align_search_served", "gauge", int(served is not None), labels),
-                ("align_search_images", "gauge", served.index.num_images if served else 0, {}),
-            ]
+        what = GaugeMetricFamily("align_search_served", "Whether a model is served.", labels=("version", "digest"))
+        what.add_metric(
+            (str(release.version or ""), release.digest[:12]) if release else ("", ""), int(served is not None)
         )
-        return "\n".join(lines) + "\n"
+        yield what
+        yield GaugeMetricFamily("align_search_images", "Pictures found.", served.index.num_images if served else 0)
 
 
 def model_threads(config: ServeConfig) -> int:

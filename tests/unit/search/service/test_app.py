@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from align.guard import Guard
 from align.search.service.app import POLICY, make_app
@@ -253,12 +254,18 @@ def test_the_page_and_the_list_of_endpoints_need_nothing_from_outside(made: Sear
 
 def test_metrics_are_lines_that_prometheus_reads(made: SearchService) -> None:
     ask(made, "GET", "/search?text=red")
-    lines = ask(made, "GET", "/metrics").text.splitlines()
-    samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    assert float(samples['align_search_requests_total{endpoint="search",status="200"}']) >= 1
-    assert samples['align_search_served{version="1",digest="111111111111"}'] == "1"
-    total = samples['align_search_request_seconds_count{endpoint="search"}']
-    assert samples['align_search_request_seconds_bucket{endpoint="search",le="+Inf"}'] == total
+    answer = ask(made, "GET", "/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    families = list(text_string_to_metric_families(answer.text))
+    samples = {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
+    assert samples["align_search_requests_total", "search", "200"] >= 1
+    assert samples["align_search_served", "111111111111", "1"] == 1
+    total = samples["align_search_request_seconds_count", "search"]
+    assert samples["align_search_request_seconds_bucket", "search", "+Inf"] == total
+    assert {family.name for family in families} == {
+        f"align_search_{name}" for name in ("requests", "request_seconds", "queue", "passes", "inputs", "remembered",
+                                            "swaps", "warnings", "served", "images")
+    }  # fmt: skip
 
 
 def test_other_pages_and_other_names_get_nothing(made: SearchService) -> None:

@@ -7,12 +7,12 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from align.search.service import limits as service_limits
 from align.search.service.answers import EmbedRequest
-from align.search.service.limits import Buckets, Limits, Refused, parse_json
-from align.search.service.metrics import RequestMetrics
+from align.search.service.limits import Buckets, Limits, Refused, RequestMetrics, parse_json
 from tests.support.served import limits
 
 
@@ -53,9 +53,10 @@ async def reads_all(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def limited(**values: Any) -> Limits:
+def limited(registry: CollectorRegistry | None = None, **values: Any) -> Limits:
     config = limits(**{"max_requests_per_s": None, "max_body_bytes": 2048, "max_text_bytes": 1024, **values})
-    return Limits(reads_all, config, RequestMetrics(), Buckets(config.max_requests_per_s, config.max_burst))
+    requests = RequestMetrics(registry or CollectorRegistry())
+    return Limits(reads_all, config, requests, Buckets(config.max_requests_per_s, config.max_burst))
 
 
 def test_a_body_is_bounded_by_what_comes_not_by_what_is_said() -> None:
@@ -173,11 +174,13 @@ def test_many_addresses_take_bounded_memory() -> None:
 
 
 def test_every_request_is_counted_under_few_names() -> None:
-    made = limited(max_body_bytes=1024)
+    registry = CollectorRegistry()
+    made = limited(registry, max_body_bytes=1024)
     for path in ("/search", "/search/image", "/image/a/b", "/../x", "/%00"):
         answer(made=made, path=path)
     answer(made=made, says=9999)
-    lines = made._metrics.lines()
-    assert 'align_search_requests_total{endpoint="search",status="200"} 2' in lines
-    assert 'align_search_requests_total{endpoint="search",status="413"} 1' in lines
-    assert 'align_search_requests_total{endpoint="page",status="200"} 2' in lines
+
+    def counted(endpoint: str, status: str) -> float | None:
+        return registry.get_sample_value("align_search_requests_total", {"endpoint": endpoint, "status": status})
+
+    assert (counted("search", "200"), counted("search", "413"), counted("page", "200")) == (2, 1, 2)

@@ -1,7 +1,7 @@
 """`align serve`: search as a service on loopback, with a page for people; it follows the registry's champion.
 
 The service itself is `align/search/service`. This verb stands above the stages, since a click on a picture leads
-through to what `align explain` knows of it, and search may not read from the folders of other stages.
+through to what `align trace` knows of it, and search may not read from the folders of other stages.
 """
 
 from __future__ import annotations
@@ -140,17 +140,17 @@ class _PairOf:
             return _of_index(item, header, f"This is what the index knows, since {error}")
 
     def _of_data(self, item: IndexedImage, header: IndexHeader) -> PairShown:
-        from align.lineage.pair_history import look_up, require_pairs
+        from align.lineage.pair_history import look_up
+        from align.lineage.raw_pairs import find_pairs
         from align.search.service.answers import PairShown
 
         paths = self._paths
-        rows = [row for row in require_pairs(paths.raw, "key", item.key) if row["sha256"] == item.image_id]
+        rows = [row for row in find_pairs(paths.raw, "key", [item.key]) if row["sha256"] == item.image_id]
         if not rows:
-            raise DataError(f"{paths.raw} has another picture with key {item.key}: it is another version of the data")
+            raise DataError(f"{paths.raw} has another picture with key {item.key}, or none: it is another version")
         history = look_up(
-            rows[0], self._filter, filtered=paths.filtered, report=paths.reports / "filter",
-            shards=Path(os.devnull), policy=paths.policy,
-        )  # fmt: skip
+            rows[0], self._filter, filtered=paths.filtered, report=paths.reports / "filter", policy=paths.policy
+        )
         notes = [f"cuts: {history['cuts_line']}"] if history["cuts_line"] else []
         if not _is_version(paths.shards, header.shards_digest):
             notes.append("the data here is of another version than the index; its rules may have been others")

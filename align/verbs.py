@@ -261,16 +261,9 @@ COMMANDS = {
         ),
         commands.import_model,
     ),
-    "explain": Verb(
-        "align.lineage.explain",
-        "show what is known of a pair: page, rules, shard, models trained on it",
-        ("filter",),
-        ("align explain 000000012", "align explain 000000012 --json"),
-        commands.explain,
-    ),
     "trace": Verb(
         "align.lineage.trace",
-        "trace a model, run, shard, pair or address both ways: page to champion, champion to page",
+        "all that is known of a pair; what a model, run, shard, pair or address came from, and where it went",
         ("filter", "register", "ingest"),
         ("align trace align@champion --html lineage.html", "align trace 000000012"),
         commands.trace,

@@ -201,16 +201,6 @@ def import_model(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model folder; replaced whole")
 
 
-def explain(parser: ArgumentParser) -> None:
-    """Arguments of `align explain`."""
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "what", nargs="?", metavar="KEY", help="key of a pair; or a picture: its file, or the sha256 of its bytes"
-    )
-    what.add_argument("--url", help="address of a picture, as in data/raw")
-    parser.add_argument("--json", action="store_true", help="print everything as a JSON list, for programs")
-
-
 def trace(parser: ArgumentParser) -> None:
     """Arguments of `align trace`."""
     parser.add_argument(

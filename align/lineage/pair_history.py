@@ -1,4 +1,4 @@
-"""Looks up everything that is known of one pair: in data/raw, data/filtered, data/shards, the policy and MLflow.
+"""Looks up everything that is known of one pair: in data/raw, data/filtered and the policy.
 
 Only reads. What a stage has not written yet is None.
 """
@@ -12,17 +12,12 @@ from typing import Any, TypedDict
 import pyarrow.parquet as pq
 
 from align.config.filter import FilterConfig
-from align.config.register import RegisterConfig
-from align.errors import DataError
 from align.filter.report import cuts_of
 from align.filter.rules import RULES, conditions
 from align.formats.filtered import DECISIONS, FACTS, IMAGES
 from align.formats.policy import read_opted_out
-from align.lineage.data_versions import DataVersions
-from align.lineage.raw_pairs import RawRow, find_pairs
-from align.lineage.shard_samples import count_pairs, find_sample
-from align.lineage.who_saw import who_saw
-from align.protocols.store import FetchTar
+from align.lineage.raw_pairs import RawRow
+from align.lineage.who_saw import WhoSaw
 
 
 class PairDecision(TypedDict):
@@ -84,7 +79,7 @@ class ModelUse(TypedDict):
 
 
 class PairHistory(TypedDict):
-    """Everything known of one pair, as `align explain --json` prints it.
+    """Everything known of one pair, as `align trace KEY --json` prints it.
 
     Attributes:
         pair: its row of data/raw, and `raw_shard`.
@@ -109,40 +104,15 @@ class PairHistory(TypedDict):
     models_line: str | None
 
 
-def require_pairs(raw: Path, column: str, value: str) -> list[RawRow]:
-    """The rows of data/raw whose column has this value.
-
-    Raises:
-        DataError: the folder has no tables, or none of them has such a row.
-    """
-    if not any(raw.glob("*.parquet")):
-        raise DataError(f"{raw}: no NNNNN.parquet here; run `align ingest` first")
-    rows = list(find_pairs(raw, column, [value]))
-    if not rows:
-        raise DataError(f"no pair with {column} {value} in {raw}; `align search` and the reports print keys")
-    return rows
-
-
-def look_up(
-    row: RawRow,
-    config: FilterConfig,
-    *,
-    filtered: Path,
-    report: Path,
-    shards: Path | None,
-    policy: Path,
-    fetch: FetchTar | None = None,
-) -> PairHistory:
-    """What the files say of one pair; `models` is still empty, see `look_up_models`.
+def look_up(row: RawRow, config: FilterConfig, *, filtered: Path, report: Path, policy: Path) -> PairHistory:
+    """What data/filtered and the policy say of one pair; `place` and `models` are still empty.
 
     Args:
-        row: from `require_pairs`.
+        row: of data/raw.
         config: section `filter` of today.
-        filtered: data/filtered; may be absent, as may shards.
+        filtered: data/filtered; may be absent.
         report: reports/filter, which has the cuts that made data/filtered; may be absent.
-        shards: data/shards; None: `place` is not looked for, which reads all of it.
         policy: data/policy.
-        fetch: see `shard_samples.iter_stored_samples`.
     """
     decision = _row(filtered / DECISIONS, "key", row["key"])
     image_id = (decision or row).get("image_id") or row["sha256"]
@@ -152,33 +122,22 @@ def look_up(
     reasons = decision["reasons"] if decision else None
     today, used = conditions(config), cuts_of(report) if decision else None
     entry = read_opted_out(policy).entry(row["url"], row["page_url"], image_id)
-    kept = decision is not None and decision["keep"]
     return {
         "pair": row,
         "decision": None if decision is None else _decision(decision),
         "rules": [rule_result(code, (used or today).get(code), facts, reasons) for code in RULES],
         "cuts_line": _cuts_line(today, used) if decision else None,
         "facts": facts,
-        "place": _position(shards, image_id, row["key"], fetch) if kept and shards else None,
+        "place": None,
         "opted_out": None if entry is None else {"kind": entry[0], "value": entry[1]},
         "models": [],
         "models_line": None,
     }
 
 
-def look_up_models(
-    history: PairHistory, register: RegisterConfig, shards: Path, versions: DataVersions, fetch: FetchTar | None = None
-) -> PairHistory:
-    """The history with the registered versions of a model, and whether each had the pair in its data."""
-    image_id = history["pair"]["sha256"]
-    text = history["decision"]["text"] if history["decision"] else None
-    if image_id is None:
-        why_not = "its picture was never downloaded, so no model can have seen it"
-        return {**history, "models": [], "models_line": why_not}
-    answer = who_saw(
-        register, shards, versions, lambda folder: count_pairs(folder, frozenset({image_id}), text=text, fetch=fetch)
-    )
-    uses: list[ModelUse] = [
+def of_models(saw: WhoSaw) -> list[ModelUse]:
+    """The registered versions of a model, and whether each had the pair in its data."""
+    return [
         {
             "name": one.version.name,
             "version": one.version.number,
@@ -187,10 +146,9 @@ def look_up_models(
             "splits": None if one.seen is None else dict(one.seen),
             "why": one.why,
         }
-        for one in answer.models
+        for one in saw.models
         if one.version
     ]
-    return {**history, "models": uses, "models_line": answer.problem}
 
 
 def _row(path: Path, column: str, value: str | None) -> dict[str, Any] | None:
@@ -235,12 +193,3 @@ def rule_result(code: str, condition: str | None, facts: dict[str, Any], reasons
         "verdict": verdict,
         "first": bool(reasons) and reasons is not None and reasons[0] == code,
     }
-
-
-def _position(shards: Path, image_id: str | None, key: str, fetch: FetchTar | None) -> ShardPosition | None:
-    if not (shards / "manifest.json").is_file():
-        return None
-    sample = find_sample(shards, image_id, key, fetch)
-    if sample is None:
-        return None
-    return {"split": sample.split, "tar": sample.tar, "sample": sample.key, "num_texts": len(sample.texts)}

@@ -114,12 +114,6 @@ def samples_of(tar: Path, split: SplitName, shard: Shard, numbers: Iterable[int]
             yield _sample(split, shard.path, row, (jpg_offset, jpg_size))
 
 
-def find_sample(shards: Path, image_id: str | None, key: str, fetch: FetchTar | None = None) -> StoredSample | None:
-    """The sample of a picture that holds the pair with this key, or None. Errors as `iter_stored_samples`."""
-    wanted = () if image_id is None else (image_id,)
-    return next((sample for sample in iter_stored_samples(shards, fetch, wanted) if key in sample.keys), None)
-
-
 def count_pairs(
     shards: Path, image_ids: frozenset[str], *, text: str | None = None, fetch: FetchTar | None = None
 ) -> dict[str, int]:

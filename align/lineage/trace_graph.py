@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from align.lineage.pair_history import PairHistory
+
 Kind = Literal[
     "source", "page", "pair", "decision", "verdict", "shard", "run", "version", "alias", "index"
 ]  # fmt: skip
@@ -84,6 +86,7 @@ class Graph:
         answers: the main things that were found, as sentences.
         notes: one line for each source that could not be asked.
         subjects: ids of the nodes that were asked for.
+        pairs: everything known of each pair that was asked for.
     """
 
     asked: str
@@ -93,6 +96,7 @@ class Graph:
     answers: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     subjects: list[str] = field(default_factory=list)
+    pairs: list[PairHistory] = field(default_factory=list)
 
     def add(self, node: Node, *before: str) -> str:
         """Adds a node, once, and edges to it from those before it that exist; returns its id."""
@@ -124,6 +128,7 @@ class Graph:
             "schema_version": 1,
             "asked": self.asked,
             "subject": self.subject,
+            "pairs": self.pairs,
             "answers": self.answers,
             "notes": self.notes,
             "nodes": [_as_json(node) | {"is_subject": node.id in self.subjects} for node in self.ordered()],

@@ -17,10 +17,10 @@ from align.errors import AlignError, DataError
 from align.formats.raw import MANIFEST as RAW_MANIFEST
 from align.lineage.data_chain import DataChain, chain_of, checkout_chain, read_json
 from align.lineage.data_versions import DataVersions
-from align.lineage.explain_text import rule_values
-from align.lineage.pair_history import PairHistory, look_up
+from align.lineage.pair_history import PairHistory, look_up, of_models
+from align.lineage.pair_text import rule_values
 from align.lineage.raw_pairs import RawRow
-from align.lineage.shard_samples import StoredSample, count_pairs, counted, iter_stored_samples, manifest_at
+from align.lineage.shard_samples import StoredSample, counted, iter_stored_samples, manifest_at
 from align.lineage.source_places import Place, SourcePlaces
 from align.lineage.trace_data import (
     Part,
@@ -35,11 +35,12 @@ from align.lineage.trace_data import (
 )
 from align.lineage.trace_graph import Graph, Node, State, Table, known
 from align.lineage.trace_models import Models, add_index, add_run, add_version
-from align.lineage.who_saw import SeenBy, recorded_data, who_saw
+from align.lineage.who_saw import SeenBy, WhoSaw, recorded_data, who_saw
 from align.protocols.store import FetchTar
 
 #: A page or an address may have many pairs; so many are traced.
 MAX_PAIRS = 20
+_NO_PICTURE = "its picture was never downloaded, so no model can have seen it"
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,18 @@ def trace_pairs(graph: Graph, rows: list[RawRow], around: Surroundings) -> None:
         place = places.get(history["pair"]["key"], {})
         end = _add_pair(graph, history, chain, _Found(source, place, samples or {}, around.paths.shards))
         every_end.append(end)
+        if not history["pair"]["sha256"]:
+            history["models_line"] = _NO_PICTURE
+    graph.pairs += histories
     image_ids = frozenset(wanted)
     if not image_ids:
-        graph.answers.append("its picture was never downloaded, so no model can have seen it")
+        graph.answers.append(_NO_PICTURE)
         return
     in_shards = [end for end in every_end if graph.nodes[end].kind == "shard"]
-    if not around.models.problem:
+    if around.models.problem:
+        for history in histories:
+            history["models_line"] = history["models_line"] or around.models.problem
+    else:
         _add_models(graph, histories, chain, samples, in_shards, around)
     _index(graph, image_ids, in_shards, around)
 
@@ -118,7 +125,7 @@ def _add_models(
     ends: list[str],
     around: Surroundings,
 ) -> None:
-    """The versions and runs that saw a pair; of one pair alone, its text counts, too.
+    """The versions and runs that saw one of the pairs, as nodes; of each pair, with its text, in its history.
 
     Args:
         graph: is added to.
@@ -129,15 +136,22 @@ def _add_models(
         around: what is read.
     """
     image_ids = frozenset(one["pair"]["sha256"] for one in histories if one["pair"]["sha256"])
-    only = histories[0]["decision"] if len(histories) == 1 else None
-    text = only["text"] if only else None
+    stored = {} if samples is None else {around.paths.shards: list(samples.values())}  # each data is read once
 
-    def count(folder: Path) -> Mapping[str, int]:
-        if folder == around.paths.shards and samples is not None:  # read already
-            return counted(samples.values(), text)
-        return count_pairs(folder, image_ids, text=text, fetch=around.fetch)
+    def saw_these(pictures: frozenset[str], text: str | None) -> WhoSaw:
+        def count(folder: Path) -> Mapping[str, int]:
+            if folder not in stored:
+                stored[folder] = list(iter_stored_samples(folder, around.fetch, image_ids))
+            return counted((one for one in stored[folder] if one.image_id in pictures), text)
 
-    saw = who_saw(around.register, around.paths.shards, around.versions, count)
+        return who_saw(around.register, around.paths.shards, around.versions, count)
+
+    for history in histories:
+        if image_id := history["pair"]["sha256"]:
+            saw = saw_these(frozenset({image_id}), history["decision"]["text"] if history["decision"] else None)
+            history["models"], history["models_line"] = of_models(saw), saw.problem
+    if len(histories) > 1:
+        saw = saw_these(image_ids, None)
     if saw.problem:
         graph.notes.append(saw.problem)
     for seen in (*saw.models, *saw.runs):
@@ -147,9 +161,7 @@ def _add_models(
 
 def _history(row: RawRow, around: Surroundings) -> PairHistory:
     paths = around.paths
-    return look_up(
-        row, around.rules, filtered=paths.filtered, report=paths.reports / "filter", shards=None, policy=paths.policy
-    )
+    return look_up(row, around.rules, filtered=paths.filtered, report=paths.reports / "filter", policy=paths.policy)
 
 
 def _samples(graph: Graph, around: Surroundings, image_ids: set[str]) -> dict[str, StoredSample] | None:
@@ -188,6 +200,7 @@ def _add_pair(graph: Graph, history: PairHistory, chain: DataChain, found: _Foun
     decided = graph.add(_decision(history), pair)
     if sample is None:
         return decided
+    history["place"] = {"split": sample.split, "tar": sample.tar, "sample": sample.key, "num_texts": len(sample.texts)}
     verdict = add_verdict(graph, chain, decided)
     part = Part(sample.key, sample.tar, known((
         ("split", sample.split), ("sample", sample.key), ("texts", len(sample.texts)),

@@ -162,6 +162,8 @@ class Names:
                  "url": "address of a picture or page", "image": "picture"}  # fmt: skip
         nothing = ", ".join(words[kind] for kind in kinds)
         where = f" in {self._raw}" if {"key", "url", "image"} & set(kinds) else ""
+        if where and not any(self._raw.glob("*.parquet")):
+            where += ", which is empty: run `align ingest` first"
         return f"'{value}' names nothing here: no {nothing}{where}{_near(value, known)}{why}"
 
 

@@ -1,9 +1,10 @@
-"""A trace as text for people: the answers, then the chain from the source to the index, then what is missing."""
+"""A trace as text for people: the pairs asked for, the answers, the chain from source to index, what is missing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from align.lineage.pair_text import text_lines as pair_lines
 from align.lineage.trace_graph import KINDS, Graph, Node, missing
 
 _WIDTH = 20
@@ -11,6 +12,8 @@ _WIDTH = 20
 
 def text_lines(graph: Graph) -> Iterator[str]:
     """All lines."""
+    for history in graph.pairs:
+        yield from (*pair_lines(history), "")
     yield f"{graph.subject}: where it comes from, and where it went"
     yield from (f"  {answer}" for answer in graph.answers)
     for node in graph.ordered():

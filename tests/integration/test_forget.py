@@ -199,7 +199,7 @@ def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_ser
     key = key_of(project, FORGOTTEN)
 
     def models(*, key: str = key) -> list[dict[str, object]]:
-        (history,) = json.loads(align("explain", key, "--json"))
+        (history,) = json.loads(align("trace", key, "--json"))["pairs"]
         return [dict(one) for one in history["models"]]
 
     def brief(uses: list[dict[str, object]]) -> list[tuple[object, object, object]]:
@@ -219,7 +219,7 @@ def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_ser
     uses = models()
     assert brief(uses) == [(1, True, ["champion"]), (2, None, []), (3, None, []), (4, False, [])]
     assert uses[0]["why"] == "as of run/before"
-    text = align("explain", key)
+    text = align("trace", key)
     assert f"pair {key}: dropped: opted_out" in text
     assert "models     forgetful version 1 (champion): TRAINED on it; as of run/before" in text
     assert "version 4: did not see it; the checkout's data" in text

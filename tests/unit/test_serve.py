@@ -12,7 +12,7 @@ from align.config.params import Params
 from align.filter.rules import RULES
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.formats.shards import read_manifest
-from align.lineage.pair_history import require_pairs
+from align.lineage.raw_pairs import find_pairs
 from align.search.service.answers import PairShown
 from align.search.service.served import Folders, Release
 from align.serve import _loaded, _PairOf, login_of, opening
@@ -108,7 +108,7 @@ def known(
     names = ("raw", "filtered", "shards", "policy", "reports")
     paths = {name: str((root if name == "shards" else data or root) / name) for name in names}
     params = Params(values | {"paths": values["paths"] | paths}, PARAMS_FILE)
-    [row] = require_pairs(root / "raw", "key", key)
+    [row] = find_pairs(root / "raw", "key", [key])
     item = IndexedImage(key, sha256 or row["sha256"], ("a red fox",), "train", "train/00000.tar", 0, 1, (key,))
     rules = {"text_too_short": "num_words < 3", "image_nsfw": None, "a_rule_of_tomorrow": "x > 1"}
     header = IndexHeader(

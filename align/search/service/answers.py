@@ -81,7 +81,7 @@ class SearchHit(BaseModel):
     Attributes:
         rank: from 1, over all pages.
         score: cosine with the query.
-        key: names it in this service and in `align explain`.
+        key: names it in this service and in `align trace`.
         image_id: sha256 of its original bytes.
         split: the part of the data that has it.
         texts: its alt-texts.

@@ -142,7 +142,7 @@ def test_no_verb_starts_with_a_wrong_value(tmp_path: Path, capsys: pytest.Captur
     file.write_text(PARAMS_FILE.read_text().replace("num_steps: 800", "num_steps: many"))
     needs = {
         "export": ["--format", "onnx", "--out", "x"], "import_model": ["--from", "x", "--out", "y"],
-        "explain": ["x"], "diff": ["x"],
+        "trace": ["x"], "diff": ["x"],
     }  # fmt: skip
     for verb in VERBS:
         try:

@@ -1,4 +1,4 @@
-"""What `align explain` says of a pair, on a hand-made data/raw, data/filtered and data/shards."""
+"""What is known of a pair, which `align trace` says first, on a hand-made data/raw, data/filtered and data/shards."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,9 @@ from align.files import write_text
 from align.filter.rules import RULES, conditions
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards
-from align.lineage.explain_text import text_lines
-from align.lineage.pair_history import PairHistory, look_up, require_pairs
+from align.lineage.pair_history import PairHistory, look_up
+from align.lineage.pair_text import text_lines
+from align.lineage.raw_pairs import find_pairs
 from tests.support import small_data
 from tests.support.params import load_params
 from tests.support.small_data import Pair
@@ -48,8 +49,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def explained(data: Path, key: str) -> PairHistory:
-    (row,) = require_pairs(data / "raw", "key", key)
-    folders = {name: data / name for name in ("filtered", "report", "shards", "policy")}
+    (row,) = find_pairs(data / "raw", "key", [key])
+    folders = {name: data / name for name in ("filtered", "report", "policy")}
     return look_up(row, THRESHOLDS, **folders)
 
 
@@ -58,11 +59,10 @@ def rule(history: PairHistory, code: str) -> dict[str, Any]:
     return dict(one)
 
 
-def test_a_kept_pair_has_its_values_cuts_shard_and_split(data: Path) -> None:
+def test_a_kept_pair_has_its_values_and_cuts(data: Path) -> None:
     history = explained(data, ALSO_KEPT)
     assert history["decision"] == {"keep": True, "reason": None, "reasons": [], "text": "fox in the snow"}
     assert history["pair"]["page_url"] == "https://example.org/"
-    assert history["place"] == {"split": "train", "tar": "train/00000.tar", "sample": KEPT, "num_texts": 2}
     assert [one["rule"] for one in history["rules"]] == list(RULES)
     assert {one["verdict"] for one in history["rules"]} == {"passes", "off"}
     short = rule(history, "text_too_short")
@@ -75,7 +75,7 @@ def test_a_kept_pair_has_its_values_cuts_shard_and_split(data: Path) -> None:
 
 def test_a_dropped_pair_says_by_what_first(data: Path) -> None:
     history = explained(data, SHORT)
-    assert (history["decision"]["reason"], history["place"]) == ("text_too_short", None)
+    assert history["decision"]["reason"] == "text_too_short"
     short = rule(history, "text_too_short")
     assert (short["verdict"], short["first"], short["values"]) == ("drops", True, {"num_words": 1})
     assert rule(history, "text_too_long")["verdict"] == "passes"
@@ -121,17 +121,17 @@ def test_a_take_down_is_shown(data: Path) -> None:
 
 
 def test_without_the_later_stages_it_says_so(data: Path, tmp_path: Path) -> None:
-    (row,) = require_pairs(data / "raw", "key", KEPT)
+    (row,) = find_pairs(data / "raw", "key", [KEPT])
     no = tmp_path / "no"
-    history = look_up(row, THRESHOLDS, filtered=no, report=no, shards=no, policy=no)
-    assert (history["decision"], history["place"], history["opted_out"]) == (None, None, None)
+    history = look_up(row, THRESHOLDS, filtered=no, report=no, policy=no)
+    assert (history["decision"], history["opted_out"]) == (None, None)
     assert {one["verdict"] for one in history["rules"]} == {"unknown"}
     assert "not yet filtered" in "\n".join(text_lines(history | {"models": [], "models_line": None}))
 
 
 def command(data: Path, *words: str) -> list[str]:
     paths = ("raw", "filtered", "shards", "policy")
-    return ["explain", *words, *(f"--set=paths.{name}={data / name}" for name in paths)]
+    return ["trace", *words, *(f"--set=paths.{name}={data / name}" for name in paths)]
 
 
 def test_the_command_takes_a_key_an_address_a_picture_or_its_sha256(
@@ -140,18 +140,30 @@ def test_the_command_takes_a_key_an_address_a_picture_or_its_sha256(
     monkeypatch.chdir(data.parent)  # no MLflow, no git, no DVC: the command says so, and writes nothing
     (picture,) = (image for key, image in iter_images(raw_shards(data / "raw")[0]) if key == KEPT)
     Path("fox.jpg").write_bytes(picture)
-    image_id = require_pairs(data / "raw", "key", KEPT)[0]["sha256"]
-    for words in ([image_id], ["fox.jpg"], ["--url", "https://example.org/1.jpg"]):
-        assert main(command(data, *words, "--json")) == 0
-        assert [one["pair"]["key"] for one in json.loads(capsys.readouterr().out)] == [KEPT, ALSO_KEPT]
+    [row] = find_pairs(data / "raw", "key", [KEPT])
+    place = {"split": "train", "tar": "train/00000.tar", "sample": KEPT, "num_texts": 2}
+    for words in (row["sha256"], "fox.jpg", "https://example.org/1.jpg", f"key:{ALSO_KEPT}"):
+        assert main(command(data, words, "--json")) == 0
+        pairs = json.loads(capsys.readouterr().out)["pairs"]
+        assert [one["pair"]["key"] for one in pairs] == ([KEPT] if words != f"key:{ALSO_KEPT}" else []) + [ALSO_KEPT]
+        assert all(one["place"] == place for one in pairs)
     assert main(command(data, SHORT)) == 0
-    assert "no MLflow here" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith(f"pair {SHORT}: dropped: text_too_short\n")
+    assert "  models     no MLflow here" in said and "shard      " not in said
+    assert said.index("models     no") < said.index(f"pair {SHORT}: where it comes from, and where it went")
+    assert main(command(data, MISSING)) == 0
+    assert "  models     its picture was never downloaded" in capsys.readouterr().out
+    assert main(command(data, KEPT)) == 0
+    assert "  shard      train/00000.tar, sample 000000000 with 2 texts; split train" in capsys.readouterr().out
     assert sorted(path.name for path in data.parent.iterdir()) == ["data", "fox.jpg"]
 
 
 def test_an_unknown_key_is_a_clear_error(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(data, "000009999")) == 1
-    assert f"no pair with key 000009999 in {data / 'raw'}" in capsys.readouterr().err
+    assert f"'000009999' names nothing here: no run, key, address of a picture or page in {data / 'raw'}" in (
+        capsys.readouterr().err
+    )
     assert main(command(data / "nowhere", KEPT)) == 1
     assert "run `align ingest` first" in capsys.readouterr().err
 

@@ -1,8 +1,7 @@
-"""`align runs`: every run side by side; one run, two compared; and an end for those that were killed.
+"""`align runs`: every run side by side; all of one; and an end for those that were killed.
 
     align runs                  state, parameters that differ, main metrics with intervals, cost, folders, links
     align runs show NAME        all that is known of one
-    align runs diff A B         `align compare A B`
     align runs --repair         ends what a killed run left unfinished in Prefect and MLflow, and removes its worktree
 
 Needs no server. The repair is another program, so that nothing here imports Prefect.
@@ -25,7 +24,6 @@ from align.config.register import RegisterConfig
 from align.console import say, show, show_json
 from align.errors import ConfigError, DataError
 from align.files import to_json
-from align.lineage import compare
 from align.lineage.data_versions import DataVersions
 from align.lineage.run_costs import Costs
 from align.lineage.run_list import RunList
@@ -45,10 +43,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
             raise ConfigError("align runs --repair: repairs all that is dead; it takes no other words")
         command = [sys.executable, "-m", "flows.reconcile"]
         os.execve(command[0], command, flow_environment(Path.cwd()))
-    if args.what == "diff":
-        args.runs, args.html = args.names, None
-        compare.main(params, args)
-        return
     if args.what == "show" and len(args.names) != 1:
         raise ConfigError("align runs show: name one run, as align runs lists it")
     if args.last < 1:

@@ -277,7 +277,7 @@ COMMANDS = {
     ),
     "compare": Verb(
         "align.lineage.compare",
-        "compare runs side by side: parameters, code, data, metrics with intervals, cost",
+        "runs side by side: parameters, code, metrics with intervals, cost (for the pairs of the data: diff)",
         (),
         ("align compare demo wide", "align compare demo wide . --html runs.html"),
         commands.compare,
@@ -291,7 +291,7 @@ COMMANDS = {
     ),
     "diff": Verb(
         "align.lineage.diff",
-        "compare two versions of the data: which pairs entered and left, and why",
+        "two versions of the data: which pairs entered and left, and why (for runs and their metrics: compare)",
         (),
         ("align diff run/demo run/wide", "align diff data trial --html diff.html"),
         commands.diff,

@@ -239,8 +239,8 @@ def compare(parser: ArgumentParser) -> None:
 
 def runs(parser: ArgumentParser) -> None:
     """Arguments of `align runs`."""
-    parser.add_argument("what", nargs="?", choices=("show", "diff"), help="one run, or two compared; default: a list")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of runs, as the list has them")
+    parser.add_argument("what", nargs="?", choices=("show",), help="all of one run; default: a list")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of the run, as the list has it")
     parser.add_argument("--last", type=int, default=NUM_SHOWN, metavar="N", help=f"so many; default: {NUM_SHOWN}")
     parser.add_argument("--json", action="store_true", help=_JSON)
     parser.add_argument("--repair", action="store_true", help="give killed runs a true end, and remove what they left")

@@ -154,20 +154,11 @@ def test_one_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'nowhere' is no run; the newest are: " in capsys.readouterr().err
 
 
-def test_two_compared_as_align_compare_does(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "demo", "demo-2"]) == 0
-    compared = capsys.readouterr().out
-    assert main(["runs", "diff", "demo", "demo-2"]) == 0
-    assert capsys.readouterr().out == compared and "60.0 [50.0-70.0]*" in compared
-
-
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         (["show"], "align runs show: name one run"),
         (["show", "a", "b"], "align runs show: name one run"),
-        (["diff", "demo"], "align compare demo: name two runs or more"),
-        (["diff", "demo", "../x"], "'../x' is no run, git revision"),
         (["--repair", "show"], "takes no other words"),
         (["--last", "0"], "--last 0: expected 1 or more"),
     ],

@@ -1,9 +1,5 @@
 """Figures of classification by similarities to class embeddings: top-1, top-5 and the mean over the classes.
 
-ImageNet-A and ImageNet-R have 200 of ImageNet's 1,000 classes. Their images are classified among those 200 only
-(Hendrycks et al., 2021), with ImageNet's class embeddings: `among` masks the rest. ImageNet V2 needs nothing but its
-images.
-
 The right class's rank counts; a tie for its place counts against the model, where published code takes the class of the
 lowest index. The interval of top-1 and top-5 resamples images (or the concepts that they show). So does that of the
 mean over the classes: a replicate's mean is over the classes that it drew.
@@ -11,13 +7,12 @@ mean over the classes: a replicate's mean is over the classes that it drew.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.protocols.recall import Direction, Score, ranks_by_embedding
+from align.evaluate.protocols.recall import Direction, Score
 from align.evaluate.protocols.scoring import Figure, scores
 from align.intervals import bounds, draws
 
@@ -27,63 +22,13 @@ TOP = (1, 5)
 _BLOCK = 1 << 20
 
 
-def among(classes: Sequence[int], num_classes: int, labels: Sequence[int]) -> tuple[NDArray[np.int64], list[int]]:
-    """A class mask: the rows of the class embeddings to keep, and the labels as indices into them.
-
-    Args:
-        classes: the classes that images are classified among, as indices of all classes. Their order is kept.
-        num_classes: of all classes.
-        labels: (num_images,) the right classes, as indices of all classes.
-
-    Raises:
-        DataError: a class is repeated or is none of them, or the class of an image is masked.
-    """
-    kept = np.asarray(classes, dtype=np.int64)
-    if not len(kept) or not 0 <= kept.min() <= kept.max() < num_classes or len(np.unique(kept)) < len(kept):
-        raise DataError(f"a mask of {len(kept)} classes: they must be distinct, and from 0 to {num_classes - 1}")
-    position = {int(one): index for index, one in enumerate(kept)}
-    if unknown := sorted(set(labels) - position.keys()):
-        raise DataError(f"{len(unknown)} class(es) of images are not in the mask, the first is {unknown[0]}")
-    return kept, [position[label] for label in labels]
-
-
-def class_ranks(
-    image_embeds: NDArray[np.float32],
-    class_embeds: NDArray[np.float32],
-    labels: Sequence[int],
-    clusters: Sequence[Hashable],
-) -> Direction:
-    """The rank of each image's class.
-
-    Args:
-        image_embeds: (num_images, width), L2-normalised.
-        class_embeds: (num_classes, width), L2-normalised: those of the mask.
-        labels: (num_images,) the right classes.
-        clusters: (num_images,) the concept of each image, or its index.
-
-    Raises:
-        DataError: shapes do not fit, a label is no class, or an embedding is not finite.
-    """
-    if image_embeds.ndim != 2 or class_embeds.ndim != 2 or image_embeds.shape[1] != class_embeds.shape[1]:
-        raise DataError(f"images {image_embeds.shape} and classes {class_embeds.shape} are no embeddings of one width")
-    if not len(image_embeds) == len(labels) == len(clusters):
-        raise DataError(f"{len(image_embeds)} images, {len(labels)} labels, {len(clusters)} clusters")
-    right = np.asarray(labels, dtype=np.int64)
-    if not len(right) or not 0 <= right.min() <= right.max() < len(class_embeds):
-        raise DataError(f"labels must be from 0 to {len(class_embeds) - 1}, and there must be one")
-    if not (np.isfinite(image_embeds).all() and np.isfinite(class_embeds).all()):
-        raise DataError("embeddings are not finite: the model is broken; train it again")
-    found = ranks_by_embedding(image_embeds, class_embeds, list(right[:, np.newaxis]))
-    return Direction(found, [1] * len(right), len(class_embeds), clusters)
-
-
 def classification_scores(
     ranked: Direction, labels: Sequence[int], *, num_resamples: int, seed: int
 ) -> dict[str, Score]:
     """`top1`, `top5` (with five classes or more) and `mean_per_class`, the mean of the accuracies of the classes.
 
     Args:
-        ranked: as `class_ranks` gives it.
+        ranked: of the class of each image, see `align.evaluate.protocols.zero_shot`.
         labels: (num_images,) the right classes. A class without an image has no accuracy and is left out.
 
     Raises:

@@ -184,20 +184,6 @@ def positive_ranks(
     return _ranked(lambda rows: similarities(wide[rows]), shape, positives, without_own=without_own, ties=ties)
 
 
-def positive_ranks_in(
-    similarity: NDArray[np.floating],
-    positives: Sequence[Indices],
-    *,
-    without_own: bool = False,
-    ties: Ties = "against",
-) -> PositiveRanks:
-    """`positive_ranks` from similarities (num_queries, num_items), larger is nearer."""
-    if similarity.ndim != 2:
-        raise DataError(f"similarities {similarity.shape} are no matrix")
-    shape = (similarity.shape[0], similarity.shape[1])
-    return _ranked(lambda rows: similarity[rows], shape, positives, without_own=without_own, ties=ties)
-
-
 def retrieval_scores(
     ranks: PositiveRanks, clusters: Sequence[Hashable], *, num_resamples: int, seed: int
 ) -> dict[str, Score]:

@@ -16,7 +16,6 @@ from align.evaluate.protocols.retrieval import (
     both_ways,
     own_positives,
     positive_ranks,
-    positive_ranks_in,
     retrieval_scores,
 )
 from align.formats.caption_positives import placed_positives
@@ -57,7 +56,7 @@ def test_ranks_equal_a_full_sort_with_many_ties(ties: Ties, own: bool) -> None:
         chosen = [items[items != query] if own else items for query, items in enumerate(chosen)]
         if not any(map(len, chosen)):
             continue
-        found = positive_ranks_in(similarity, chosen, without_own=own, ties=ties)
+        found = positive_ranks(similarity, np.eye(num_items), chosen, without_own=own, ties=ties)
         assert of_each_query(found) == sorted_by_hand(similarity, [set(items.tolist()) for items in chosen], own, ties)
         assert found.queries.tolist() == [query for query, items in enumerate(chosen) if len(items)]
         assert found.num_items == num_items - own
@@ -65,7 +64,7 @@ def test_ranks_equal_a_full_sort_with_many_ties(ties: Ties, own: bool) -> None:
 
 def test_figures_by_hand() -> None:
     similarity = np.array([[0.9, 0.8, 0.7, 0.6, 0.5], [0.1, 0.2, 0.3, 0.4, 0.5], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    found = positive_ranks_in(similarity, indices([0, 2, 4], [3], []))
+    found = positive_ranks(similarity, np.eye(5), indices([0, 2, 4], [3], []))
     assert of_each_query(found) == [[1, 3, 5], [2]]
     assert found.recall(1).tolist() == [1, 0]
     assert found.recall(2).tolist() == [1, 1]
@@ -76,7 +75,7 @@ def test_figures_by_hand() -> None:
 def test_chance_is_what_random_similarities_reach() -> None:
     rng = np.random.default_rng(0)
     chosen = [rng.choice(12, size=1 + query % 4, replace=False) for query in range(20_000)]
-    found = positive_ranks_in(rng.random((20_000, 12)), chosen)
+    found = positive_ranks(rng.random((20_000, 12)), np.eye(12), chosen)
     by_r, by_map = found.chances()
     assert found.r_precision().mean() == pytest.approx(by_r, abs=0.005)
     assert found.map_at_r().mean() == pytest.approx(by_map, abs=0.005)
@@ -220,13 +219,11 @@ def test_positives_that_do_not_fit(positives: list[np.ndarray], message: str) ->
 def test_shapes_that_do_not_fit() -> None:
     with pytest.raises(DataError, match="one width"):
         positive_ranks(np.eye(3), np.eye(4), indices([0], [0], [0]))
-    with pytest.raises(DataError, match="no matrix"):
-        positive_ranks_in(np.ones(3), indices([0]))
     with pytest.raises(DataError, match="3 queries and 4 items"):
-        positive_ranks_in(np.ones((3, 4)), indices([0], [0], [0]), without_own=True)
+        positive_ranks(np.eye(3), np.eye(4, 3), indices([0], [0], [0]), without_own=True)
     with pytest.raises(DataError, match="query 1 is its own right item"):
-        positive_ranks_in(np.ones((2, 2)), indices([1], [1]), without_own=True)
+        positive_ranks(np.eye(2), np.eye(2), indices([1], [1]), without_own=True)
     with pytest.raises(DataError, match="2 clusters, but query 2 was asked"):
-        positive_ranks_in(np.eye(3), indices([0], [1], [2])).direction(range(2))
+        positive_ranks(np.eye(3), np.eye(3), indices([0], [1], [2])).direction(range(2))
     with pytest.raises(DataError, match="do not make 5 folds"):
         text_folds([0, 0, 1])

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -261,13 +260,15 @@ class Tracker:
                     self._client.log_image(run_id, image, key=key, step=0)
 
     def log_tables(self, run_id: str, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
-        """Shows tables, each once: MLflow would append. name -> column -> cells."""
-        with self._asking(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # MLflow uses a deprecated part of pandas
-            logged = [file.path for file in self._client.list_artifacts(run_id, "tables")]
-            for name, table in tables.items():
-                if (file := f"tables/{name}.json") not in logged:
-                    self._client.log_table(run_id, dict(table), file)
+        """Shows tables: name -> column -> cells. MLflow's `log_table` would append to what a killed process wrote."""
+        files = {f"tables/{name}.json": table for name, table in tables.items()}
+        with self._asking():
+            for file, table in files.items():
+                rows = [list(row) for row in zip(*table.values(), strict=True)]
+                self._client.log_dict(run_id, {"columns": list(table), "data": rows}, file)
+            if files:  # the pages of MLflow read this tag
+                shown = [{"path": file, "type": "table"} for file in files]
+                self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(shown))
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Writes a text as artifact `name`."""

@@ -38,8 +38,8 @@ def words_of(project: Project, verb: str) -> list[str]:
 
 
 def in_mlflow(root: Path) -> dict[str, Any]:
-    """What MLflow's database and files say, without times, ids, what belongs to no version, and pages of lineage: each
-    later command writes those that are not as they should be.
+    """What MLflow's database and files say, without times, ids, what belongs to no version, pages of lineage (each
+    later command writes those that are not as they should be), and hidden parts of files that MLflow itself leaves.
     """
 
     def rows(question: str) -> list[tuple[Any, ...]]:
@@ -48,7 +48,8 @@ def in_mlflow(root: Path) -> dict[str, Any]:
 
     files = {
         _TIME.sub("T", path.relative_to(root).as_posix().split("/artifacts/")[-1]): path.stat().st_size > 0
-        for path in (root / "mlartifacts").rglob("*") if path.is_file() and path.parent.name != "lineage"
+        for path in (root / "mlartifacts").rglob("*")
+        if path.is_file() and path.parent.name != "lineage" and not path.name.startswith(".artifact.uploading.")
     }  # fmt: skip
     of_version = "run_uuid IN (SELECT run_id FROM model_versions)"
     return {

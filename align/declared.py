@@ -1,7 +1,6 @@
 """What the files of a project declare about a stage, checked before the stage runs.
 
-dvc.yaml declares the outs of each stage. In a project apart from the checkout (`align init`), where the code is the
-installed package, code.yaml declares the code of each stage, since DVC cannot look into the package itself.
+dvc.yaml declares the outs of each stage, and code.yaml its code (`align code`).
 """
 
 from __future__ import annotations
@@ -22,13 +21,14 @@ CODE_FILE = "code.yaml"
 
 
 def declared_outs(root: Path) -> dict[str, tuple[str, ...]]:
-    """Stage -> its outs, as dvc.yaml of a folder has them; empty without such a file.
+    """Stage -> its outs, as dvc.yaml of a folder has them, without the stage that writes code.yaml; may be empty.
 
     Raises:
         ConfigError: the file is not valid YAML.
     """
     stages = read_yaml(root / DVC_FILE).get("stages") or {}
-    return {name: tuple(map(str, entry.get("outs", ()))) for name, entry in stages.items() if isinstance(entry, dict)}
+    entries = {name: entry.get("outs", ()) for name, entry in stages.items() if isinstance(entry, dict)}
+    return {name: tuple(map(str, outs)) for name, outs in entries.items() if not any(CODE_FILE in out for out in outs)}
 
 
 def require_stage(stage: str, module: str, params: Params, *, under_dvc: bool) -> None:
@@ -41,17 +41,18 @@ def require_stage(stage: str, module: str, params: Params, *, under_dvc: bool) -
         under_dvc: whether DVC runs it, and so keeps what it writes under the names that dvc.yaml has.
 
     Raises:
-        ConfigError: it writes or reads other paths than dvc.yaml says (only under DVC), or its code is not what
-            code.yaml says.
+        ConfigError: under DVC: it writes or reads other paths than dvc.yaml says, or its code is not what code.yaml
+            says, and so not what DVC would record.
     """
+    if not under_dvc:
+        return
     root = Path()
-    if under_dvc:
-        require_declared(params.values.get("paths", {}), declared_outs(root))
+    require_declared(params.values.get("paths", {}), declared_outs(root))
     code = read_yaml(root / CODE_FILE)
     if code and code.get(stage) != digest(module):
         raise ConfigError(
-            f"{CODE_FILE}: the installed align has other code for stage {stage}; `align init --update` writes the new "
-            "digests, and says which stages become stale"
+            f"{CODE_FILE}: this is other code of stage {stage} than what it names; `align code` writes it, and so does "
+            "`dvc repro` without --single-item"
         )
 
 

@@ -1,18 +1,23 @@
-"""Which code decides which bytes: the modules that a module imports inside `align`, and a digest of them.
+"""Which code decides which bytes: the modules that a module imports inside `align`, and a digest of what they do.
 
-One mechanism serves everything that must know it: the code deps of dvc.yaml (through their test), the keys of work
-folders that a killed run resumes in, the keys of training runs, and the code that a packaged model carries.
+One mechanism serves everything that must know it: `align code` writes the digests that the stages of dvc.yaml depend
+on, the keys of work folders that a killed run resumes in and those of training runs have them, and the code that a
+packaged model carries is such a closure.
 
-The digest is over what the code does. Comments, docstrings and the words of progress lines are left out, so that
-rewording them restarts nothing.
+The digest is over what the code does: over the syntax of the modules, which no new layout changes, and no other version
+of Python. Comments, docstrings and the words of progress lines are left out. A data file of the package counts to the
+modules beside it that name it.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
 
 _ROOT = Path(__file__).parent
 
@@ -76,14 +81,13 @@ def digest(*modules: str) -> str:
     files = {name: path for module in modules for name, path in deciding(module).items()}
     total = hashlib.sha256()
     for name, path in sorted(files.items()):
-        total.update(f"{name} {_digest_of(path)}\n".encode())
+        total.update(f"{name} {_read(path).digest}\n".encode())
     return total.hexdigest()
 
 
-def says_something(path: Path) -> bool:
-    """Whether a file holds more than its docstring."""
-    body = _parse(path).body
-    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
+def says(source: str) -> str:
+    """What a module does, in writing: equal for two that differ in words and layout only. Raises SyntaxError."""
+    return "".join(_said(ast.parse(source)))
 
 
 def _closure(module: str, neutral: frozenset[str]) -> dict[str, Path]:
@@ -95,10 +99,10 @@ def _closure(module: str, neutral: frozenset[str]) -> dict[str, Path]:
             continue
         seen.add(name)
         path = _file(name)
-        if path is None or (neutral and _is_neutral_section(path)):
+        if path is None or (neutral and _read(path).changes_no_bytes):
             continue
         found[name] = path
-        waiting += _imports(path)
+        waiting += _read(path).imports
         if "." in name:
             waiting.append(name.rpartition(".")[0])  # importing a module runs its package
     return found
@@ -110,51 +114,84 @@ def _file(name: str) -> Path | None:
     return package if package.is_file() else module if parts and module.is_file() else None
 
 
-@cache
-def _imports(path: Path) -> list[str]:
-    found: list[str] = []
-    for node in ast.walk(_parse(path)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "align":
-            found += [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
-        elif isinstance(node, ast.Import):
-            found += [name.name for name in node.names if name.name.split(".")[0] == "align"]
-    return found
+class _Module(NamedTuple):
+    """What is known of a module.
+
+    Attributes:
+        digest: hex sha256 of what it does, and of the data files that it names.
+        imports: names of modules of `align`, and of what may be one.
+        changes_no_bytes: it is a module of `align.config`, and its section says so.
+    """
+
+    digest: str
+    imports: tuple[str, ...]
+    changes_no_bytes: bool
 
 
 @cache
-def _is_neutral_section(path: Path) -> bool:
-    """Whether a module of `align.config` holds a section that changes no bytes."""
-    return path.parent.name == "config" and any(
+def _read(path: Path) -> _Module:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    said = "".join(_said(tree))
+    total = hashlib.sha256(said.encode())
+    for data in sorted({*_DATA_FILE.findall(said)}):
+        if (path.parent / data).is_file():
+            total.update((path.parent / data).read_bytes())
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom | ast.Import | ast.AnnAssign)]
+    neutral = path.parent.name == "config" and any(
         isinstance(node, ast.AnnAssign)
         and ast.unparse(node.target) == "changes_bytes"
         and isinstance(node.value, ast.Constant)
         and node.value.value is False
-        for node in ast.walk(_parse(path))
+        for node in nodes
     )
+    return _Module(total.hexdigest(), tuple(_imports(nodes)), neutral)
 
 
-@cache
-def _parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+#: A data file of the package, as `_said` has its name.
+_DATA_FILE = re.compile(r"'([a-z_]+\.(?:csv|json|txt|yaml))'")
 
 
-@cache
-def _digest_of(path: Path) -> str:
-    """Hex sha256 of a module without comments, docstrings and progress lines."""
-    tree = _WithoutWords().visit(ast.parse(path.read_text(encoding="utf-8")))
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+def _imports(nodes: list[Any]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "align":
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.split(".")[0] == "align")
 
 
-class _WithoutWords(ast.NodeTransformer):
-    """Drops strings that stand alone (docstrings), calls of `say`, and the words that `track` shows."""
+#: Fields of syntax that mean nothing, or repeat what is around them.
+_LEFT_OUT = frozenset({"ctx", "kind", "type_comment"})
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:
-        value = node.value
-        alone = isinstance(value, ast.Constant) and isinstance(value.value, str)
-        said = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "say"
-        return ast.Pass() if alone or said else self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        if isinstance(node.func, ast.Name) and node.func.id == "track":
-            node.keywords = [keyword for keyword in node.keywords if keyword.arg != "what"]
-        return self.generic_visit(node)
+def _said(node: Any) -> Iterator[str]:
+    """The syntax below a node in writing. `ast.dump` and `ast.unparse` differ between versions of Python."""
+    if isinstance(node, list):
+        for each in node:
+            yield from _said(each)
+    elif not isinstance(node, ast.AST):
+        yield repr(node)
+    elif _is_words(node):
+        yield "(Pass)"
+    else:
+        if _calls(node, "track"):  # without the words that it shows
+            node = ast.Call(node.func, node.args, [keyword for keyword in node.keywords if keyword.arg != "what"])
+        yield f"({type(node).__name__}"
+        for field in node._fields:
+            value = getattr(node, field, None)
+            if value is None or value == [] or field in _LEFT_OUT:
+                continue  # a field that only other versions know is empty
+            yield f" {field}="
+            yield from _said(value)
+        yield ")"
+
+
+def _is_words(node: ast.AST) -> bool:
+    """Whether it is a string that stands alone (a docstring), or a call of `say`."""
+    value = node.value if isinstance(node, ast.Expr) else None
+    alone = isinstance(value, ast.Constant) and isinstance(value.value, str)
+    return alone or _calls(value, "say")
+
+
+def _calls(node: ast.AST | None, name: str) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name

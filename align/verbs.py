@@ -139,9 +139,15 @@ COMMANDS = {
         ("paths",),
         (
             "align init mine --profile photographs --set paths.archive=photos",
-            "align init --update",
+            "align init mine --set paths.archive=s3://bucket/pairs --set ingest.source=shards",
         ),
         commands.init,
+    ),
+    "code": Verb(
+        "align.code",
+        "write code.yaml, the digests of the code that stages depend on; the first stage of dvc.yaml",
+        (),
+        ("align code", "align code && dvc status"),
     ),
     "make_set": Verb(
         "align.evaluate.make_set",

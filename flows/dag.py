@@ -13,7 +13,7 @@ from typing import Any
 from align.config import Params, load_params
 from align.config.params import parse_yaml
 from align.config.paths import below_root, require_declared
-from align.declared import DVC_FILE
+from align.declared import CODE_FILE, DVC_FILE
 from align.errors import ConfigError
 
 
@@ -41,7 +41,7 @@ class Stage:
 
 
 def read_dag(root: Path) -> list[Stage]:
-    """Reads the stages of a checkout; each comes after the stages that it reads from.
+    """Reads the stages of a checkout, without the one that writes code.yaml; each after those that it reads from.
 
     Raises:
         ConfigError: dvc.yaml is missing, or a stage has no `meta.flow` or no report among its outs, or params.yaml has
@@ -51,6 +51,7 @@ def read_dag(root: Path) -> list[Stage]:
         entries: dict[str, Any] = parse_yaml((root / DVC_FILE).read_text("utf-8"))["stages"]
     except FileNotFoundError:
         raise ConfigError(f"{root / DVC_FILE}: no such file; start in the root of a checkout") from None
+    entries = {name: entry for name, entry in entries.items() if not _writes_code(entry)}
     params = load_params(root / "params.yaml")
     deps = {name: _paths(entry.get("deps", []), params, root) for name, entry in entries.items()}
     outs = {name: tuple(entry.get("outs", ())) for name, entry in entries.items()}  # literal: see require_declared
@@ -111,6 +112,10 @@ def _stage(
     if report is None:
         raise ConfigError(f"{DVC_FILE}: stage '{name}' has no out in {reports}/: every stage writes a report")
     return Stage(name, entry.get("desc", name), flow, deps, outs, upstream, report)
+
+
+def _writes_code(entry: dict[str, Any]) -> bool:
+    return any(isinstance(out, dict) and CODE_FILE in out for out in entry.get("outs", ()))
 
 
 def _paths(values: Sequence[str], params: Params, root: Path) -> tuple[str, ...]:

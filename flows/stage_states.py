@@ -18,15 +18,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from align.config.params import parse_yaml
+from align.config.params import PARAMS_FILE, parse_yaml
+from align.declared import CODE_FILE
+from align.services.dvc import write_code
+from flows.changed_code import changed_code
 from flows.dag import Stage
 from flows.dvc_repository import locked_repository
 from flows.git_repository import LOCK_FILE
-from flows.run_context import RunContext
+from flows.run_context import RunContext, child_environment
 
 #: A reason names this many files or parameters; a number stands for the others.
 SHOWN = 4
-_PARAMS = "params.yaml"
 
 
 class StageState(BaseModel):
@@ -81,6 +83,7 @@ def read_states(run: RunContext, stages: Sequence[Stage]) -> States:
     Raises:
         DvcError: DVC refuses, for instance since another command is at work there.
     """
+    write_code(run.root, child_environment(run))
     with locked_repository(run.root, "status") as repo:
         status = status_of(repo)
         follower = _Follower(repo, status, run.checkout / LOCK_FILE)
@@ -90,6 +93,8 @@ def read_states(run: RunContext, stages: Sequence[Stage]) -> States:
 
 def read_status(root: Path) -> dict[str, Any]:
     """What `dvc status --json` says of a checkout, by the names of the stages: what has changed since dvc.lock.
+
+    The code is what code.yaml says: `read_states` has written it.
 
     Raises:
         DvcError: DVC refuses.
@@ -112,7 +117,7 @@ class _Follower:
     """
 
     def __init__(self, repo: Any, status: Mapping[str, Any], lock: Path) -> None:
-        self._repo, self._changed, self._lock = repo, status.keys(), lock
+        self._repo, self._root, self._changed, self._lock = repo, Path(repo.root_dir), status.keys(), lock
         self._stages = {stage.name: stage for stage in repo.index.stages if getattr(stage, "name", None)}
         self._outs: dict[str, dict[str, Any]] = {}  # path -> {md5, size, nfiles}
         self._states: dict[str, StageState] = {}
@@ -140,7 +145,7 @@ class _Follower:
         last = self._reference.get(stage.name)
         missing = [dep.def_path for dep in theirs.deps if not self._is_there(dep, stage, theirs)]
         now = None if makers or missing else self._lock_entry(theirs)
-        why = _differences(last, now) if now else []
+        why = _differences(self._root, stage.name, last, now) if now else []
         why += [f"reads what {_some(makers)} make{'s' if len(makers) == 1 else ''} again"] if makers else []
         why += [f"{path} does not exist" for path in missing]
         if now and not theirs.is_callback and not theirs.always_changed and (entry := self._cached(theirs, now)):
@@ -164,7 +169,7 @@ class _Follower:
 
     def _is_there(self, dep: Any, stage: Stage, theirs: Any) -> bool:
         """Whether a dep exists, or a stage makes it. Parameters are there: `read_dag` has read them."""
-        if dep.def_path is None or dep.def_path == _PARAMS or dep.protocol != "local":
+        if dep.def_path is None or dep.def_path in (PARAMS_FILE, CODE_FILE) or dep.protocol != "local":
             return True
         return bool(dep.exists) or any(
             _within(dep.def_path, out) for name in stage.upstream for out in map(_path, self._stages[name].outs)
@@ -263,18 +268,20 @@ def _size(outs: Mapping[str, Mapping[str, Any]]) -> int:
     return sum(int(out.get("size") or 0) for out in outs.values())
 
 
-def _differences(last: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
-    """What differs between an entry of dvc.lock and the stage as it is now, in words."""
+def _differences(root: Path, stage: str, last: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
+    """What differs between an entry of dvc.lock and the stage as it is now in a checkout, in words."""
     if last is None:
         return ["it has not run here yet"]
     found = ["its command is another"] if last.get("cmd") != now.get("cmd") else []
     old = {dep["path"]: dep.get("md5") for dep in last.get("deps", ())}
     new = {dep["path"]: dep.get("md5") for dep in now.get("deps", ())}
     paths = sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
-    code = [path for path in paths if path.startswith("align/")]
-    found += [f"changed: {_some([path for path in paths if path not in code])}"] if len(paths) > len(code) else []
-    found += [f"changed code: {_some(code)}"] if code else []
-    changed = list(_changed(last.get("params", {}).get(_PARAMS, {}), now.get("params", {}).get(_PARAMS, {})))
+    found += [f"changed: {_some(paths)}"] if paths else []
+    old, new = last.get("params", {}), now.get("params", {})
+    if old.get(CODE_FILE) != new.get(CODE_FILE):
+        files = changed_code(root, stage, str(old.get(CODE_FILE, {}).get(stage, "")))
+        found += [f"changed code: {_some(files)}" if files else "changed code"]
+    changed = list(_changed(old.get(PARAMS_FILE, {}), new.get(PARAMS_FILE, {})))
     return found + ([_some(changed)] if changed else [])
 
 

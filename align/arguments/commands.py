@@ -21,11 +21,7 @@ _JSON = "print everything as JSON, for programs"
 
 def init(parser: ArgumentParser) -> None:
     """Arguments of `align init`."""
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("directory", nargs="?", type=Path, metavar="DIR", help="the new folder")
-    what.add_argument(
-        "--update", action="store_true", help="in a project: write code.yaml for the align that is installed now"
-    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the new folder")
     parser.set_defaults(params=installed("params.yaml"))  # not those of the folder in which it is typed
 
 

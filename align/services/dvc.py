@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 from ruamel.yaml.error import YAMLError
 
 from align.config.params import PARAMS_FILE, Params, load_params, parse_yaml
+from align.declared import CODE_FILE, DVC_FILE
 from align.errors import ConfigError, DataError
 
-_PIPELINE = Path("dvc.yaml")
+_PIPELINE = Path(DVC_FILE)
 _REFERENCE = re.compile(r"\$\{\s*([\w.]+)\s*\}")
 
 
@@ -125,12 +126,32 @@ def dvc(root: Path, *args: str) -> str:
     return done.stdout
 
 
+def write_code(root: Path, env: Mapping[str, str] | None = None) -> None:
+    """Writes code.yaml for the code there, if a stage of dvc.yaml does so; DVC reads it before it runs that stage.
+
+    Args:
+        root: of the checkout.
+        env: of the command, which says whose code is imported; None: as here.
+
+    Raises:
+        DataError: the code is not what Python reads.
+    """
+    file = root / _PIPELINE
+    if not file.is_file() or CODE_FILE not in file.read_text("utf-8", "replace"):
+        return
+    command = [sys.executable, "-m", "align.cli", "code"]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DataError(f"{CODE_FILE}: {last_line(done.stderr).removeprefix('align: error: ')}")
+
+
 def record_outs(root: Path, stage: str) -> None:
     """Tells DVC that the stage made its outs as they are now, from its deps and values as they are now.
 
     Raises:
         DataError: DVC refuses, or another DVC command is running.
     """
+    write_code(root)
     dvc(root, "commit", "--force", stage)
 
 
@@ -154,6 +175,7 @@ def changes_of(root: Path, stage: str) -> Changes:
     Raises:
         DataError: DVC refuses, or another DVC command is running.
     """
+    write_code(root)
     found: dict[str, set[str]] = {"changed deps": set(), "changed outs": set(), "other": set()}
     for change in json.loads(dvc(root, "status", "--json", stage) or "{}").get(stage, []):
         for what, paths in change.items() if isinstance(change, dict) else [(str(change), {})]:

@@ -19,6 +19,7 @@ from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
 from align.errors import AlignError, ConfigError, DataError
+from align.services.dvc import write_code
 from flows import this_run
 from flows.dag import read_dag
 from flows.progress import run_page
@@ -28,7 +29,7 @@ from flows.remote.heartbeat import Heartbeat
 from flows.remote.order import FLOW, GIVEN_UP, Order
 from flows.remote.refs import fetched
 from flows.request import Request
-from flows.run_context import RunContext, log_file, progress_file
+from flows.run_context import RunContext, child_environment, log_file, progress_file
 from flows.stage_task import StageOutcome, run_stages
 from flows.workspace import in_worktree
 
@@ -80,6 +81,7 @@ def _run(run: RunContext, order: Order, heartbeat: Heartbeat, log: Callable[[str
     with run_page(UUID(str(runtime.flow_run.id)), f"{order.stage} of {order.run}") as page:
         page.watch(progress_file(run.root), [asked])
         heartbeat.progress = progress_file(run.root)
+        write_code(run.root, child_environment(run))
         exchange("accept", run, log, order.stage, order.remote, json.dumps(order.reads))
         [outcome] = run_stages([asked], run)
         exchange("give", run, log, order.stage)

@@ -29,7 +29,7 @@ from dvc.stage.cache import _can_hash, _get_stage_hash  # type: ignore[import-un
 from dvc_data.hashfile.db import get_index
 
 from align.console import say
-from align.declared import DVC_FILE
+from align.declared import CODE_FILE, DVC_FILE
 from align.errors import AlignError, DataError, without_logins
 from flows.log import one_line
 from flows.remote_objects import require_reachable
@@ -87,8 +87,12 @@ def accept(repo: Any, stage: Any, remote: str, expected: str) -> dict[str, Any]:
     there, here = json.loads(expected), reads(stage)
     if other := sorted(path for path in there.keys() | here.keys() if there.get(path) != here.get(path)):
         raise DataError(
-            f"{stage.addressing} reads {other[0]}, which is not the same on this machine: does it hold a file that git "
-            "ignores, or changes? What a stage reads comes from git or from DVC"
+            f"{stage.addressing} reads {other[0]}, which is not the same on this machine: "
+            + (
+                "another align is installed here"
+                if other[0] == CODE_FILE
+                else "does it hold a file that git ignores, or changes? What a stage reads comes from git or from DVC"
+            )
         )
     return taken
 
@@ -137,8 +141,11 @@ def _is_whole(repo: Any, stage: Any) -> bool:
 
 
 def reads(stage: Any) -> dict[str, str]:
-    """Path -> hash, of what the stage reads; parameters are in the commit."""
-    return {str(dep.def_path): dep.hash_info.value for dep in stage.deps if isinstance(dep.hash_info.value, str)}
+    """Path -> hash, of what the stage reads, and of its code; other parameters are in the commit."""
+    found = {str(dep.def_path): dep.hash_info.value for dep in stage.deps}
+    if isinstance(code := found.get(CODE_FILE), dict):
+        found[CODE_FILE] = code[stage.name]
+    return {path: value for path, value in found.items() if isinstance(value, str)}
 
 
 def _key(stage: Any) -> str:
@@ -159,7 +166,7 @@ def _outs_of(repo: Any, dep: Any) -> list[Any]:
         found: list[Any] = repo.find_outs_by_path(dep.fs_path, recursive=True, strict=False)
     except OutputNotFoundError:
         return []
-    return found
+    return [out for out in found if out.use_cache]
 
 
 def _runs_of_remote(repo: Any) -> Any:

@@ -81,7 +81,7 @@ def test_dvc_leaves_a_folder_alone_that_params_yaml_names_as_an_output(tmp_path:
     path = f"{commands()}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(
-        ["dvc", "repro", "--single-item", "pretrain"], cwd=tmp_path, env=env, capture_output=True, text=True
+        ["dvc", "repro", "--single-item", "code", "pretrain"], cwd=tmp_path, env=env, capture_output=True, text=True
     )
     assert done.returncode != 0
     assert (model / "model.safetensors").read_text() == "weights of somebody"

@@ -54,13 +54,7 @@ def test_what_people_are_told_to_make_is_ignored(repository: Path) -> None:
 
 
 def test_what_git_has_to_keep_is_not_ignored(repository: Path) -> None:
-    for path in (
-        "models/base.dvc",
-        "imported.dvc",
-        "data/evaluation/own.tar",
-        "data/policy/accepted.json",
-        "code.yaml",
-    ):
+    for path in ("models/base.dvc", "imported.dvc", "data/evaluation/own.tar", "data/policy/accepted.json"):
         assert not ignored(repository, path), path
 
 

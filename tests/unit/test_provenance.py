@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from align import provenance
+from tests.support import ROOT
 
 PACKAGE = {
     "__init__": '"""The package."""',
@@ -57,8 +58,7 @@ def digest_after(path: Path, old: str, new: str) -> str:
     text = path.read_text()
     assert text.count(old) == 1
     path.write_text(text.replace(old, new))
-    for known in (provenance._parse, provenance._imports, provenance._is_neutral_section, provenance._digest_of):
-        known.cache_clear()
+    provenance._read.cache_clear()
     return provenance.digest("align.stage.verb")
 
 
@@ -86,6 +86,7 @@ def test_deciding_modules_leave_out_what_changes_no_byte_and_what_only_that_impo
         ("stage/verb.py", 'say("working")', 'say(f"hard at work on {items}")'),
         ("stage/verb.py", 'what="items"', 'what="all items"'),
         ("stage/rules.py", "# a comment", "# two\n    # comments"),
+        ("stage/rules.py", "return item < value", "return (\n        item < value  # smaller\n    )"),
         ("console.py", "print(message)", "print(message.upper())"),
         ("page_style.py", "green", "red"),
         ("config/store.py", "'store'", "'shop'"),
@@ -117,9 +118,25 @@ def test_a_digest_of_several_modules_is_of_all_their_files_once(root: Path) -> N
     assert both not in (provenance.digest("align.stage.verb"), provenance.digest("align.stage.alone"))
 
 
-def test_a_file_with_a_docstring_alone_says_nothing(root: Path) -> None:
-    assert not provenance.says_something(root / "stage/__init__.py")
-    assert provenance.says_something(root / "later.py")
+def test_a_data_file_counts_to_a_module_beside_it_that_names_it(root: Path) -> None:
+    (root / "words.txt").write_text("a")
+    (root / "stage/words.txt").write_text("a")
+    digest_after(root / "stage/rules.py", "return item < value", "return item in 'words.txt'")
+    before = provenance.digest("align.stage.verb"), provenance.digest("align.stage.alone")
+    (root / "words.txt").write_text("a b")
+    provenance._read.cache_clear()
+    assert before == (provenance.digest("align.stage.verb"), provenance.digest("align.stage.alone"))
+    (root / "stage/words.txt").write_text("a b")
+    provenance._read.cache_clear()
+    assert before[0] != provenance.digest("align.stage.verb")
+    assert before[1] == provenance.digest("align.stage.alone")
+
+
+def test_the_evaluation_depends_on_the_published_figures() -> None:
+    folder = ROOT / "align/evaluate"
+    named = provenance._DATA_FILE.findall(provenance.says((folder / "paper_table.py").read_text()))
+    assert [name for name in named if (folder / name).is_file()] == ["published.yaml"]
+    assert "align.evaluate.paper_table" in provenance.deciding("align.evaluate.evaluate")
 
 
 def test_the_filter_depends_on_its_rules_and_not_on_the_console_or_on_models() -> None:

@@ -96,7 +96,6 @@ def _know_the_code() -> None:
     from align.verbs import VERBS
 
     provenance.digest(*(verb.module for verb in VERBS.values()))
-    provenance._parse.cache_clear()  # as large as torch; first, so that the imports take its place
 
 
 def _import_verbs() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from ruamel.yaml import YAML
 from align import provenance
 from align.config.params import INHERITS
 from align.config.sections import SECTIONS
+from align.services.dvc import write_code
 from align.verbs import STAGES
 from flows.dag import downstream, read_dag, stale
 from tests.support import ROOT
@@ -20,12 +22,13 @@ from tests.support.params import PARAMS_FILE
 from tests.support.warm import commands
 
 ENTRIES: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+CODE: dict[str, Any] = ENTRIES.pop("code")
 
 
 def deciding(name: str) -> set[str]:
-    """The files that can change the bytes of a stage, as paths from the root; empty packages are left out."""
+    """The files that can change the bytes of a stage, as paths from the root."""
     files = provenance.deciding(STAGES[name].module).values()
-    return {path.relative_to(ROOT).as_posix() for path in files if provenance.says_something(path)}
+    return {path.relative_to(ROOT).as_posix() for path in files}
 
 
 def sections(files: set[str]) -> set[str]:
@@ -48,45 +51,19 @@ def test_every_verb_is_a_stage_and_calls_its_verb() -> None:
     assert {name: entry["cmd"] for name, entry in ENTRIES.items()} == {name: f"align {name}" for name in STAGES}
 
 
-def files_of(dep: str) -> set[str]:
-    """A folder means all modules in it."""
-    if not (ROOT / dep).is_dir():
-        return {dep}
-    return {file.relative_to(ROOT).as_posix() for file in (ROOT / dep).rglob("*.py") if provenance.says_something(file)}
-
-
-@pytest.mark.parametrize("name", ENTRIES)
-def test_code_deps(name: str) -> None:
-    declared = {file for dep in ENTRIES[name]["deps"] if dep.startswith("align/") for file in files_of(dep)}
-    wanted = deciding(name)
-    add = "".join(f"\n      - {path}" for path in sorted(wanted - declared))
-    home = STAGES[name].module.rpartition(".")[0].replace(".", "/")  # a stage may name its own folder whole
-    drop = "".join(f"\n      - {path}" for path in sorted(declared - wanted) if not path.startswith(f"{home}/"))
-    assert wanted <= declared and not drop, (
-        f"dvc.yaml, stage {name}, deps: add{add or ' nothing'}\nand remove{drop or ' nothing'}"
-    )
-
-
-@pytest.mark.parametrize("name", ENTRIES)
-def test_a_folder_that_is_named_whole_holds_what_stages_use(name: str) -> None:
-    """Else an edit of what only a command reads, such as `align plan`, would train again."""
-    used = {
-        path.relative_to(ROOT).as_posix()
-        for verb in STAGES.values()
-        for path in provenance.closure(verb.module).values()
-    }
-    folders = [dep for dep in ENTRIES[name]["deps"] if dep.startswith("align/") and (ROOT / dep).is_dir()]
-    assert [file for folder in folders for file in files_of(folder) if file not in used] == []
+def test_the_first_stage_writes_the_code_of_the_others() -> None:
+    assert CODE["cmd"] == "align code" and CODE["always_changed"] is True and "deps" not in CODE
 
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_params(name: str) -> None:
-    declared = set(ENTRIES[name].get("params", []))
+    *declared, code = ENTRIES[name]["params"]
     wanted = sections(deciding(name))
-    assert declared == wanted, f"dvc.yaml, stage {name}, params: write {sorted(wanted)}"
+    assert set(declared) == wanted, f"dvc.yaml, stage {name}, params: write {sorted(wanted)}"
+    assert code == {"code.yaml": [name]}
 
 
-def test_no_out_escapes_the_cache() -> None:
+def test_no_other_out_escapes_the_cache() -> None:
     """`cache: false` would make another machine compute again what this one has; a string has no such option."""
     assert all(isinstance(out, str) for entry in ENTRIES.values() for out in entry["outs"])
 
@@ -144,17 +121,8 @@ def test_stale_means_changed_or_below() -> None:
 
 def stale_after_edits(*files: str) -> frozenset[str]:
     """The stages that edits of these files make stale, and their downstream stages."""
-    stages = read_dag(ROOT)
     assert all((ROOT / file).is_file() for file in files)
-    edited = [
-        stage.name
-        for stage in stages
-        if any(file == dep or file.startswith(f"{dep}/") for dep in stage.deps for file in files)
-    ]
-    return downstream(stages, edited)
-
-
-NEUTRAL_EDITS = ("align/html.py", "align/console.py", "align/figure.py")  # CSS, progress lines, palette
+    return downstream(read_dag(ROOT), [name for name in STAGES if deciding(name).intersection(files)])
 
 
 def test_an_edit_of_zero_shot_makes_the_evaluation_stale_and_not_the_index() -> None:
@@ -162,7 +130,7 @@ def test_an_edit_of_zero_shot_makes_the_evaluation_stale_and_not_the_index() -> 
 
 
 def test_an_edit_of_css_progress_lines_or_the_palette_makes_nothing_stale() -> None:
-    assert stale_after_edits(*NEUTRAL_EDITS) == frozenset()
+    assert stale_after_edits("align/html.py", "align/console.py", "align/figure.py") == frozenset()
 
 
 def test_an_edit_of_a_rule_makes_all_but_ingest_stale() -> None:
@@ -170,9 +138,12 @@ def test_an_edit_of_a_rule_makes_all_but_ingest_stale() -> None:
     assert stale_after_edits("align/config/filter.py") == frozenset(STAGES) - {"ingest"}  # the web is not fetched again
 
 
-@pytest.mark.costs(3, "DVC reads all code, twice")
+@pytest.mark.costs(5, "DVC and a process that reads all code, three times")
 def test_dvc_sees_the_same_edits(tmp_path: Path) -> None:
-    """The real `dvc status`, in a project whose outs and inputs are small files that were committed."""
+    """The real `align code` and `dvc status`, in a project whose outs and inputs are small files that were committed.
+
+    A reworded comment of a module that every stage uses makes nothing stale.
+    """
     for file in (ROOT / "dvc.yaml", PARAMS_FILE, ROOT / ".dvcignore"):
         shutil.copy(file, tmp_path)
     shutil.copytree(ROOT / "align", tmp_path / "align", ignore=shutil.ignore_patterns("__pycache__"))
@@ -186,11 +157,25 @@ def test_dvc_sees_the_same_edits(tmp_path: Path) -> None:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("input")
+    align_code(tmp_path)
     dvc(tmp_path, "commit", "--force", "--quiet")
-    for file in (*NEUTRAL_EDITS, "align/evaluate/protocols/zero_shot.py", "align/filter/rules.py"):
-        with (tmp_path / file).open("a") as module:
-            module.write("edited = True\n")
-    assert set(json.loads(dvc(tmp_path, "status", "--json"))) == {"evaluate", "filter"}
+    append(tmp_path / "align/files.py", "# a comment\n")
+    append(tmp_path / "align/console.py", "EDITED = True\n")
+    align_code(tmp_path)
+    assert set(json.loads(dvc(tmp_path, "status", "--json"))) == {"code"}  # as always
+    append(tmp_path / "align/evaluate/protocols/zero_shot.py", "EDITED = True\n")
+    append(tmp_path / "align/filter/rules.py", "EDITED = True\n")
+    align_code(tmp_path)
+    assert set(json.loads(dvc(tmp_path, "status", "--json"))) == {"code", "evaluate", "filter"}
+
+
+def append(file: Path, text: str) -> None:
+    with file.open("a") as module:
+        module.write(text)
+
+
+def align_code(root: Path) -> None:
+    write_code(root, os.environ | {"PYTHONPATH": str(root)})
 
 
 def dvc(root: Path, *words: str) -> str:

@@ -20,14 +20,16 @@ from flows.git_repository import git
 from flows.run_branch import record
 from tests.support import old_runs, pages_project, registered, small_stages
 from tests.support.dvc_projects import environment, file_bytes, shell
-from tests.support.kill_points import Case, survives
+from tests.support.kill_points import MOST, Case, survives
 from tests.support.killing import digests
 from tests.support.pages_project import CODE, INGEST_AND_FILTER
 from tests.support.registered import RECALL, Project
 from tests.support.small_data import jpeg
 from tests.support.small_stages import ALIGN, words
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full]
+if not MOST:
+    pytestmark.append(pytest.mark.patience(7200, "kills a command before each of its changes"))
 
 
 def words_of(project: Project, verb: str) -> list[str]:

@@ -1,7 +1,6 @@
 """The history of a model's champion, as tags of the registered model in MLflow.
 
-align.champion.00001 ...   one move each, as JSON; written once, never changed
-align.champion_move        the move that is being made; none, where none is
+align.champion.00001 ...   one move each, as JSON; written before the alias moves, and once more when it has
 
 `align.release.alias_moves` writes them. Here is what they mean, for everybody who reads them.
 """
@@ -20,14 +19,10 @@ from align.errors import FormatError
 from align.formats.json_file import StoredModel, parse
 from align.visible import visible
 
-#: The tag of the move that is being made.
-INTENT = "align.champion_move"
 _ENTRY = re.compile(r"align\.champion\.([0-9]{5})")
 #: A database may hold so many characters of a tag of a registered model (`registered_model_tags.value`).
 MAX_CHARACTERS = 5000
 MAX_WHY, MAX_WHO = 1000, 200
-#: The ids of entries that were derived from the tags that versions had before there was a history.
-DERIVED = "tags-"
 _REMEDY = "restore the tag in MLflow, or delete it there"
 
 #: `by hand`: somebody moved the alias in MLflow. `rejected`: a person did not approve; no alias moved.
@@ -45,12 +40,13 @@ class Move(StoredModel):
         who: the user or the flow run; the person who approved; `unknown`.
         before: number of the version that was the champion; None: there was none. `from` in JSON.
         to: number of the version that is; None: the alias was removed, or its version was deleted.
-        previous: number of the version with the alias `previous` afterwards.
         why: one sentence.
         figures: what the decision was made on.
+        done: alias and tags are as this move wants them. Only the last entry may be without.
     """
 
-    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+    #: Entries of before 2026-11-29 name one version more, and were written when they were done.
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True, extra="ignore")
     schema_version: Literal[1] = 1
     id: str
     number: Annotated[int, Field(ge=1)]
@@ -59,9 +55,9 @@ class Move(StoredModel):
     who: str
     before: Annotated[int | None, Field(alias="from")]
     to: int | None
-    previous: int | None
     why: str
     figures: Mapping[str, float]
+    done: bool = True
 
     @property
     def key(self) -> str:
@@ -89,16 +85,21 @@ class ChampionState:
     Attributes:
         model: name of the registered model.
         champion: number of the version with the alias; None: none has it.
-        previous: likewise.
         moves: the history, oldest first.
-        unfinished: a move that is being made, or whose process was killed: aliases may be half moved.
     """
 
     model: str
     champion: int | None
-    previous: int | None
     moves: tuple[Move, ...]
-    unfinished: Move | None
+
+    @property
+    def unfinished(self) -> Move | None:
+        """The move that is being made, or whose process was killed: the alias may be there already."""
+        return self.moves[-1] if self.moves and not self.moves[-1].done else None
+
+    def previous(self, existing: Set[int]) -> int | None:
+        """The champion that a rollback goes back to; None: there is none. `existing`: numbers of all versions."""
+        return next(earlier_champions(self.moves, self.champion, existing), None)
 
     @property
     def moved_by_hand(self) -> bool:
@@ -129,11 +130,6 @@ def history_of(model: str, tags: Mapping[str, str]) -> tuple[Move, ...]:
             raise FormatError(f"tag {key} of model '{model}' is a copy of {move.key}; {_REMEDY}")
         moves.append(move)
     return tuple(moves)
-
-
-def unfinished_of(model: str, tags: Mapping[str, str]) -> Move | None:
-    """The move that is being made, or whose process was killed. Raises as `history_of` does."""
-    return _move(model, INTENT, tags[INTENT]) if INTENT in tags else None
 
 
 def _move(model: str, key: str, value: str) -> Move:

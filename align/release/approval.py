@@ -94,7 +94,7 @@ def reject(tracker: Tracker, candidate: Version, rejection: Approval) -> str:
     """Records that a person rejected a version; nothing moves. Returns a sentence.
 
     Raises:
-        LockedError: somebody else moved the aliases at the same time.
+        LockedError: somebody else moved the alias at the same time.
         ServiceError: MLflow is unavailable or refuses.
     """
     state = settled(tracker, candidate.name)

@@ -16,7 +16,7 @@ from align.config.register import RegisterConfig
 from align.console import say, show, show_json
 from align.errors import ConfigError, DataError, LockedError
 from align.files import to_json
-from align.formats.champion_moves import ChampionState, Move, earlier_champions, last_before, time_of
+from align.formats.champion_moves import ChampionState, Move, last_before, time_of
 from align.locks import locked
 from align.release import alias_moves
 from align.release.alias_moves import LOCK
@@ -55,7 +55,7 @@ def make_champion(
     figures: Mapping[str, float],
     who: str | None = None,
 ) -> Move:
-    """Makes a version the champion, and the champion `previous`; one entry in the history.
+    """Makes a version the champion; one entry in the history.
 
     Args:
         tracker: MLflow.
@@ -66,7 +66,7 @@ def make_champion(
         who: who decided; None: the user, or the flow run.
 
     Raises:
-        LockedError: somebody else moved the aliases meanwhile; nothing was moved.
+        LockedError: somebody else moved the alias meanwhile; nothing was moved.
         ServiceError: MLflow is unavailable or refuses; the next call finishes what was begun.
     """
     state = alias_moves.settle(tracker.registry, version.name)
@@ -86,7 +86,7 @@ def take_back(tracker: Tracker, model: str, reason: str) -> Move:
 
     Raises:
         DataError: there is no champion, or none before it.
-        LockedError: somebody else moved the aliases meanwhile; nothing was moved.
+        LockedError: somebody else moved the alias meanwhile; nothing was moved.
         ServiceError: MLflow is unavailable or refuses; the next call finishes what was begun.
     """
     cut_short = tracker.registry.champion_state(model).unfinished
@@ -95,8 +95,7 @@ def take_back(tracker: Tracker, model: str, reason: str) -> Move:
         return state.moves[-1]
     if state.champion is None:
         raise DataError(f"model '{model}' has no version with alias '{CHAMPION}'; there is nothing to roll back")
-    existing = {version.number for version in tracker.registry.versions(model)}
-    to = next(earlier_champions(state.moves, state.champion, existing), None)
+    to = state.previous({version.number for version in tracker.registry.versions(model)})
     if to is None:
         why = "the others were rolled back or deleted, or there was none"
         raise DataError(f"model '{model}': no champion before {state.champion} is left: {why}")
@@ -189,12 +188,13 @@ def main(params: Params, args: argparse.Namespace) -> None:
         else:
             show(f"{model}: the champion at {args.at} was {_version(then.to, existing)}; {sentence(then)}: {then.why}")
         return
+    previous = state.previous(existing)
     if args.json:
         history = [_entry(move) for move in state.moves]
-        now = {"champion": state.champion, "previous": state.previous, "by_hand": state.moved_by_hand}
+        now = {"champion": state.champion, "previous": previous, "by_hand": state.moved_by_hand}
         show_json(to_json({"schema_version": 1, "model": model, **now, "history": history}))
         return
-    show(f"{model}: the champion is {_version(state.champion, existing)}; previous: {_number(state.previous)}")
+    show(f"{model}: the champion is {_version(state.champion, existing)}; previous: {_number(previous)}")
     if state.moves:
         show(*table(state.moves, existing))
 
@@ -205,4 +205,4 @@ def _version(number: int | None, existing: set[int]) -> str:
 
 def _entry(move: Move) -> dict[str, Any]:
     """A move for programs."""
-    return move.model_dump(mode="json", exclude={"schema_version", "id", "number"})
+    return move.model_dump(mode="json", exclude={"schema_version", "id", "number", "done"})

@@ -1,4 +1,4 @@
-"""promote: a version becomes the champion if every gate lets it; the old champion becomes `previous`.
+"""promote: a version becomes the champion if every gate lets it; `align rollback` goes back to the old one.
 
 Without a number it is the candidate, the version that was registered last. It has to be better than the champion on the
 same items by `promote.margin`, with confidence (`align.paired`), and the other gates have to let it
@@ -28,7 +28,7 @@ from align.release.evidence import PAGES
 from align.release.judge import DECIDED, judge, number_of, version_asked
 from align.release.promotion_page import write_page
 from align.services.mlflow_address import require_store
-from align.services.registry import CANDIDATE, CHAMPION, PREVIOUS, ROLLED_BACK, Version
+from align.services.registry import CANDIDATE, CHAMPION, ROLLED_BACK, Version
 from align.services.signing import require_signed_version
 from align.services.tracking import Tracker
 
@@ -55,7 +55,7 @@ def promote(
 
     Raises:
         GateError: what was approved is not what would be moved.
-        LockedError: somebody else moved the aliases at the same time.
+        LockedError: somebody else moved the alias at the same time.
         DataError: there is no such version, no candidate, or a metric or set that cannot be measured.
         CorruptError: the version is not signed as it has to be.
         ServiceError: MLflow is unavailable or refuses.
@@ -185,7 +185,7 @@ def _conclude(decision: PromotionDecision, page: Path | None, args: argparse.Nam
     elif decision.outcome == "unchanged":
         line = f"{decision.model}: {decision.reason} ({what})"
     else:
-        before = f" (before: version {decision.champion}, now '{PREVIOUS}')" if decision.champion is not None else ""
+        before = f" (before: version {decision.champion})" if decision.champion is not None else ""
         line = f"{name} is the {CHAMPION}{before}: {decision.reason}"
     if not args.json:
         show(line)

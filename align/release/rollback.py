@@ -12,7 +12,7 @@ from align.locks import locked
 from align.release.alias_moves import LOCK
 from align.release.champion import take_back
 from align.services.mlflow_address import require_store
-from align.services.registry import CHAMPION, PREVIOUS
+from align.services.registry import CHAMPION
 from align.services.tracking import Tracker
 
 
@@ -27,7 +27,7 @@ class Rollback:
 
 
 def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
-    """Moves `champion` to the champion before it in the history, and `previous` to the one before that, if any.
+    """Moves `champion` to the champion before it in the history.
 
     A version may have been the champion more than once. One that was rolled back is passed over, so that repeated
     rollbacks end; so is one that was deleted. A rollback that was cut short is finished, and nothing more.
@@ -39,12 +39,14 @@ def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
 
     Raises:
         DataError: there is no champion, or no champion before it.
-        LockedError: somebody else moved the aliases at the same time.
+        LockedError: somebody else moved the alias at the same time.
         ServiceError: MLflow is unavailable or refuses.
     """
     move = take_back(tracker, model, reason)
     assert move.to is not None and move.before is not None
-    return Rollback(move.to, move.before, move.previous, move.why)
+    registry = tracker.registry
+    left = registry.champion_state(model).previous({version.number for version in registry.versions(model)})
+    return Rollback(move.to, move.before, left, move.why)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -53,5 +55,5 @@ def main(params: Params, args: argparse.Namespace) -> None:
     require_store()
     with locked(LOCK, "align rollback", say):
         done = rollback(model, args.reason, Tracker())
-    left = "" if done.previous is not None else f"; no champion before it is left, so alias '{PREVIOUS}' is removed"
+    left = "" if done.previous is not None else "; no champion before it is left"
     show(f"{model} version {done.champion} is the {CHAMPION} again{left}; {done.replaced} was rolled back: {done.why}")

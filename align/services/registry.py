@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.formats.champion_moves import ChampionState, history_of, unfinished_of
+from align.formats.champion_moves import ChampionState, history_of
 
-CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+CANDIDATE, CHAMPION = "candidate", "champion"
 #: Tags of a version: when and why it became the champion; when and why it was rolled back. The history of the model
-#: has more (`align.formats.champion_moves`); the first champions of old registries have the one that they replaced.
-PROMOTED, PROMOTED_BECAUSE, REPLACED = "align.promoted_at", "align.promoted_because", "align.replaced_version"
+#: has more (`align.formats.champion_moves`).
+PROMOTED, PROMOTED_BECAUSE = "align.promoted_at", "align.promoted_because"
 ROLLED_BACK, ROLLED_BACK_BECAUSE = "align.rolled_back_at", "align.rolled_back_because"
 #: The artifacts of a version's run, and the tags that name their bytes. An index lies in `index/` under its digest's
 #: first 16 digits, since one model may get another index; the tag says which is the version's.
@@ -100,8 +100,7 @@ class Registry:
             for item in self._client.search_registered_models(f"name = '{model}'"):
                 tags |= item.tags
                 aliases |= {alias: int(number) for alias, number in item.aliases.items()}
-        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
-        return ChampionState(model, champion, previous, history_of(model, tags), unfinished_of(model, tags))
+        return ChampionState(model, aliases.get(CHAMPION), history_of(model, tags))
 
     def set_model_tag(self, model: str, key: str, value: str) -> None:
         """Sets a tag of the model itself."""
@@ -117,11 +116,6 @@ class Registry:
         """Moves an alias to a version."""
         with self._asking():
             self._client.set_registered_model_alias(version.name, alias, str(version.number))
-
-    def delete_alias(self, model: str, alias: str) -> None:
-        """Removes an alias."""
-        with self._asking():
-            self._client.delete_registered_model_alias(model, alias)
 
     def download(self, version: Version, artifact: str, folder: Path) -> Path:
         """Fetches an artifact of the version's run into a folder; where it lies there."""

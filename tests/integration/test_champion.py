@@ -1,17 +1,17 @@
-"""Moves of `champion` and `previous`: killed after each write, by hand, of deleted versions; in `full` with MLflow."""
+"""Moves of `champion`: killed after each write, by hand, of deleted versions, two at once; in `full` with MLflow."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 
-from align.errors import DataError, LockedError, ServiceError
-from align.formats.champion_moves import INTENT
+from align.errors import DataError, LockedError
+from align.formats.champion_moves import ChampionState, Move
 from align.release import alias_moves
 from align.release.champion import make_champion, settled, take_back
-from align.services.registry import PROMOTED, REPLACED, ROLLED_BACK, Registry, Version
+from align.services.registry import PROMOTED, ROLLED_BACK, Registry, Version
 from align.services.tracking import Tracker
 from tests.support.memory_mlflow import MemoryTracker
 
@@ -68,8 +68,11 @@ class Model:
     def roll_back(self) -> None:
         take_back(self.tracker, self.name, "slow")
 
-    def aliases(self) -> dict[str, int]:
-        return self.tracker.registry.aliases(self.name)
+    def champions(self) -> tuple[int | None, int | None]:
+        """The version with the alias, which is the only one, and the version that a rollback goes back to."""
+        assert set(self.tracker.registry.aliases(self.name)) <= {"champion"}
+        state = self.tracker.registry.champion_state(self.name)
+        return state.champion, state.previous({version.number for version in self.tracker.registry.versions(self.name)})
 
     def history(self) -> list[tuple[str, int | None, int | None]]:
         return [(move.kind, move.before, move.to) for move in self.tracker.registry.champion_state(self.name).moves]
@@ -80,6 +83,10 @@ class Model:
         with pytest.raises(Killed):
             act()
         self.tracker = whole
+
+    def meanwhile(self, writes: int, then: Callable[[], None]) -> None:
+        """After so many more writes of this tracker something else happens."""
+        self.tracker = self.dies_after(writes, then)
 
     def dies_after(self, writes: int, then: Callable[[], None] = die) -> Tracker:
         """A tracker whose process is killed after so many writes, or stopped while something else happens."""
@@ -95,14 +102,6 @@ def tracker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return MemoryTracker(folder) if in_memory else Tracker(request.getfixturevalue("empty_mlflow")(folder))
 
 
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The pauses keep others out; there are none here. A busy machine may be slower than they allow for."""
-    monkeypatch.setattr(alias_moves, "sleep", lambda _: None)
-    monkeypatch.setattr(alias_moves, "SETTLE_S", 600.0)
-    yield
-
-
 def killed_after_each_write(model: Model, act: Callable[[Model], None]) -> int:
     """Acts, and is killed after the first write, the second, and so on; returns the number of writes.
 
@@ -110,7 +109,7 @@ def killed_after_each_write(model: Model, act: Callable[[Model], None]) -> int:
     """
     whole = model.tracker
     for writes in itertools.count(1):
-        aliases, history = model.aliases(), model.history()
+        champions, history = model.champions(), model.history()
         model.tracker, killed = model.dies_after(writes), False
         try:
             act(model)
@@ -120,10 +119,8 @@ def killed_after_each_write(model: Model, act: Callable[[Model], None]) -> int:
         state = settled(whole, model.name)
         assert state.unfinished is None
         assert len(state.moves) == len(history) + 1, (writes, state.moves)
-        assert (state.champion, state.previous) == (state.moves[-1].to, state.moves[-1].previous), writes
-        assert state.champion != state.previous
-        assert INTENT not in whole.registry._client.get_registered_model(model.name).tags
-        assert aliases != model.aliases()
+        assert state.champion == state.moves[-1].to, writes
+        assert champions != model.champions()
         if not killed:
             return writes - 1
     raise AssertionError
@@ -134,10 +131,10 @@ def test_a_promotion_that_is_killed_after_any_write_is_finished_by_the_next_call
     model.promote(1)
     numbers = itertools.count(2)
     writes = killed_after_each_write(model, lambda each: each.promote(next(numbers)))
-    assert writes == 7  # intent, two tags, two aliases, entry, no intent
+    assert writes == 5  # entry, alias, two tags, entry
     last = 2 + writes
     assert model.history() == [("promoted", number - 1 or None, number) for number in range(1, last + 1)]
-    assert model.aliases() == {"champion": last, "previous": last - 1}
+    assert model.champions() == (last, last - 1)
     assert model.version(last).tags[PROMOTED] and ROLLED_BACK not in model.version(last - 1).tags
 
 
@@ -146,21 +143,21 @@ def test_a_rollback_that_is_killed_after_any_write_is_finished_by_the_next_call(
     for number in range(1, 13):
         model.promote(number)
     writes = killed_after_each_write(model, Model.roll_back)
-    assert writes == 7
+    assert writes == 5
     assert model.history()[12:] == [("rolled back", number, number - 1) for number in range(12, 12 - writes - 1, -1)]
     left = 12 - writes - 1
-    assert model.aliases() == {"champion": left, "previous": left - 1}
+    assert model.champions() == (left, left - 1)
     assert [ROLLED_BACK in model.version(number).tags for number in (left, left + 1)] == [False, True]
 
 
-@pytest.mark.parametrize("writes", range(1, 7))
+@pytest.mark.parametrize("writes", range(1, 5))
 def test_a_killed_rollback_that_is_repeated_goes_one_champion_back(tracker: Tracker, writes: int) -> None:
     model = Model(tracker, 3)
     for number in (1, 2, 3):
         model.promote(number)
     model.killed(writes, model.roll_back)
     model.roll_back()
-    assert model.history()[3:] == [("rolled back", 3, 2)] and model.aliases() == {"champion": 2, "previous": 1}
+    assert model.history()[3:] == [("rolled back", 3, 2)] and model.champions() == (2, 1)
 
 
 def test_rollbacks_end(tracker: Tracker) -> None:
@@ -170,32 +167,30 @@ def test_rollbacks_end(tracker: Tracker) -> None:
     for number in (1, 2, 1):
         model.promote(number)
     model.roll_back()
-    assert model.aliases() == {"champion": 2}
+    assert model.champions() == (2, None)
     with pytest.raises(DataError, match="no champion before 2 is left: the others were rolled back"):
         model.roll_back()
 
 
 def test_a_move_whose_version_is_deleted_meanwhile_is_undone(tracker: Tracker) -> None:
-    for writes in range(1, 6):
+    for writes in range(1, 5):
         model = Model(tracker, 3)
         for number in (1, 2):
             model.promote(number)
         model.killed(writes, partial(model.promote, 3))
         model.client.delete_model_version(model.name, "3")
         assert settled(tracker, model.name).unfinished is None
-        assert model.aliases() == {"champion": 2, "previous": 1}
+        assert model.champions() == (2, 1)
         assert len(model.history()) == 2
 
 
-def test_a_version_that_is_deleted_while_it_is_promoted_moves_nothing(
-    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_version_that_is_deleted_while_it_is_promoted_moves_nothing(tracker: Tracker) -> None:
     model = Model(tracker, 2)
     model.promote(1)
-    monkeypatch.setattr(alias_moves, "sleep", lambda _: model.client.delete_model_version(model.name, "2"))
+    model.meanwhile(1, lambda: model.client.delete_model_version(model.name, "2"))
     with pytest.raises(DataError, match=r"version 2 of model .* was deleted meanwhile; nothing was moved"):
         model.promote(2)
-    assert model.aliases() == {"champion": 1} and model.history() == [("promoted", None, 1)]
+    assert model.champions() == (1, None) and model.history() == [("promoted", None, 1)]
 
 
 def test_a_champion_that_is_deleted_is_noticed_and_passed_over(tracker: Tracker) -> None:
@@ -204,14 +199,14 @@ def test_a_champion_that_is_deleted_is_noticed_and_passed_over(tracker: Tracker)
         model.promote(number)
     model.client.delete_model_version(model.name, "2")
     model.roll_back()
-    assert model.aliases() == {"champion": 1}
+    assert model.champions() == (1, None)
     model.client.delete_model_version(model.name, "1")
     model.promote(4)
     assert model.history()[-2:] == [("by hand", 1, None), ("promoted", None, 4)]
-    assert model.aliases() == {"champion": 4}
+    assert model.champions() == (4, None)
 
 
-def test_an_alias_moved_by_hand_is_recorded_once_and_previous_moves_along(tracker: Tracker) -> None:
+def test_an_alias_moved_by_hand_is_recorded_once_and_rollback_goes_by_it(tracker: Tracker) -> None:
     model = Model(tracker, 3)
     for number in (1, 2):
         model.promote(number)
@@ -221,9 +216,9 @@ def test_an_alias_moved_by_hand_is_recorded_once_and_previous_moves_along(tracke
         state = settled(tracker, model.name)
     assert model.history()[2:] == [("by hand", 2, 1)]
     assert (state.moves[-1].who, state.moved_by_hand) == ("unknown", True)
-    assert model.aliases() == {"champion": 1, "previous": 2}
+    assert model.champions() == (1, 2)
     model.roll_back()
-    assert model.aliases() == {"champion": 2} and not settled(tracker, model.name).moved_by_hand
+    assert model.champions() == (2, None) and not settled(tracker, model.name).moved_by_hand
 
 
 def test_a_decision_on_another_champion_moves_nothing(tracker: Tracker) -> None:
@@ -233,30 +228,41 @@ def test_a_decision_on_another_champion_moves_nothing(tracker: Tracker) -> None:
     model.promote(2)
     with pytest.raises(LockedError, match="version 3 was compared with champion 1; since then it is champion 2"):
         make_champion(tracker, model.version(3), replaces=1, why="x", figures={})
-    with pytest.raises(LockedError, match="somebody else moved the aliases of model"):
+    with pytest.raises(LockedError, match="somebody else moved the champion of model"):
         alias_moves.move(tracker.registry, stale, "promoted", 3, "x", {})
-    assert model.aliases() == {"champion": 2, "previous": 1} and len(model.history()) == 2
+    assert model.champions() == (2, 1) and len(model.history()) == 2
 
 
-def test_of_two_intents_the_last_one_counts(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Model(tracker, 3)
-    model.promote(1)
+def test_of_two_who_write_the_same_entry_the_last_one_counts(tracker: Tracker) -> None:
+    """Both looked before either wrote. The first finds the other's entry after each of its writes but the last."""
+    for writes in range(1, 5):
+        model = Model(tracker, 3)
+        model.promote(1)
+        state = settled(tracker, model.name)
 
-    def other(_: float) -> None:
-        monkeypatch.setattr(alias_moves, "sleep", lambda _: None)
-        state = tracker.registry.champion_state(model.name)
-        assert state.unfinished is not None
-        theirs = state.unfinished.model_copy(update={"id": "theirs", "to": 3})
-        tracker.registry.set_model_tag(model.name, INTENT, theirs.text())
+        def other(model: Model = model, state: ChampionState = state) -> None:
+            theirs = Move(
+                id="theirs", number=2, kind="promoted", at="2026-11-01T08:00:00Z", who="ann", before=1, to=3, why="x",
+                figures={}, done=False,
+            )  # fmt: skip
+            tracker.registry.set_model_tag(model.name, theirs.key, theirs.text())
 
-    monkeypatch.setattr(alias_moves, "sleep", other)
-    with pytest.raises(LockedError):
-        model.promote(2)
-    assert settled(tracker, model.name).champion == 3
-    assert model.history()[1:] == [("promoted", 1, 3)]
+        if writes < 3:  # else it has looked for the last time, and both are told that they moved it
+            model.meanwhile(writes, other)
+            with pytest.raises(LockedError, match="nothing was moved here"):
+                alias_moves.move(model.tracker.registry, state, "promoted", 2, "x", {})
+            assert PROMOTED not in model.version(2).tags
+            assert tracker.registry.champion_state(model.name).champion == (1 if writes == 1 else 3)
+            assert settled(tracker, model.name).champion == 3
+            assert model.history() == [("promoted", None, 1), ("promoted", 1, 3)]
+        else:
+            model.meanwhile(writes, other)
+            alias_moves.move(model.tracker.registry, state, "promoted", 2, "x", {})
+            assert settled(tracker, model.name).champion == 2
+            assert model.history() == [("promoted", None, 1), ("promoted", 1, 2)]
 
 
-def test_a_move_leaves_the_intent_of_another_call_alone(tracker: Tracker) -> None:
+def test_a_move_leaves_the_entry_of_another_call_alone(tracker: Tracker) -> None:
     model = Model(tracker, 3)
     model.promote(1)
     state = settled(tracker, model.name)
@@ -267,48 +273,8 @@ def test_a_move_leaves_the_intent_of_another_call_alone(tracker: Tracker) -> Non
     assert model.history() == [("promoted", None, 1), ("promoted", 1, 2)]
 
 
-def test_an_alias_that_is_moved_by_hand_in_the_pause_stays_and_the_intent_is_withdrawn(
-    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = Model(tracker, 3)
-    model.promote(1)
-    monkeypatch.setattr(alias_moves, "sleep", lambda _: tracker.registry.set_alias(model.version(3), "champion"))
-    with pytest.raises(LockedError):
-        model.promote(2)
-    assert tracker.registry.champion_state(model.name).unfinished is None
-    assert model.aliases() == {"champion": 3} and model.history() == [("promoted", None, 1)]
-
-
-def test_who_finishes_an_intent_looks_again_first(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its owner lived: it finished its move in the pause, and another call has begun the next one."""
-    model = Model(tracker, 3)
-    model.promote(1)
-
-    def others(_: float) -> None:
-        monkeypatch.setattr(alias_moves, "sleep", lambda _: None)
-        settled(tracker, model.name)
-        model.killed(1, partial(model.promote, 3))
-
-    model.killed(1, partial(model.promote, 2))
-    monkeypatch.setattr(alias_moves, "sleep", others)
-    assert settled(tracker, model.name).champion == 3
-    assert model.history() == [("promoted", None, 1), ("promoted", 1, 2), ("promoted", 2, 3)]
-
-
-def test_a_registry_that_is_too_slow_to_keep_two_apart_moves_nothing(
-    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = Model(tracker, 2)
-    model.promote(1)
-    state = settled(tracker, model.name)
-    monkeypatch.setattr(alias_moves, "SETTLE_S", 0.0)
-    with pytest.raises(ServiceError, match=r"MLflow took .* s for one tag .* so nothing was moved; run it again"):
-        alias_moves.move(tracker.registry, state, "promoted", 2, "x", {})
-    assert tracker.registry.champion_state(model.name) == state
-
-
 def test_a_process_that_was_stopped_between_any_two_writes_undoes_nothing_that_others_did(tracker: Tracker) -> None:
-    for writes in range(1, 8):
+    for writes in range(1, 6):
         model = Model(tracker, 4)
         for number in (1, 2):
             model.promote(number)
@@ -318,32 +284,4 @@ def test_a_process_that_was_stopped_between_any_two_writes_undoes_nothing_that_o
         slow.promote(3)
         assert settled(tracker, model.name).unfinished is None
         assert model.history()[2:] == [("promoted", 2, 3), ("promoted", 3, 4)], writes
-        assert model.aliases() == {"champion": 4, "previous": 3}, writes
-
-
-def test_the_history_of_an_older_registry_is_derived_once_also_if_that_is_killed(tracker: Tracker) -> None:
-    def old() -> Model:
-        model = Model(tracker, 4)
-        tags = {
-            1: {PROMOTED: "2026-11-01T08:00:00Z", "align.promoted_because": "the first"},
-            2: {PROMOTED: "2026-11-02T08:00:00Z", REPLACED: "1"},
-            3: {PROMOTED: "2026-11-03T08:00:00Z", REPLACED: "2", ROLLED_BACK: "2026-11-04T08:00:00Z"},
-            4: {PROMOTED: "no time"},
-        }
-        for number, each in tags.items():
-            tracker.registry.set_version_tags(model.version(number), each)
-        model.client.set_registered_model_alias(model.name, "champion", "2")
-        return model
-
-    whole = [("promoted", None, 1), ("promoted", 1, 2), ("promoted", 2, 3), ("rolled back", 3, 2)]
-    for writes in range(1, 5):
-        model = old()
-        with pytest.raises(Killed):
-            settled(model.dies_after(writes), model.name)
-        assert settled(tracker, model.name).moves[0].why == "the first"
-        assert model.history() == whole
-    model.promote(4)
-    assert model.history() == [*whole, ("promoted", 2, 4)]
-    model.roll_back()
-    model.roll_back()
-    assert model.aliases() == {"champion": 1}
+        assert model.champions() == (4, 3), writes

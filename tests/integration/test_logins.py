@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from align.errors import RefusedError
-from align.services.registry import CHAMPION, MODEL_ARTIFACT, PREVIOUS, Registry
+from align.services.registry import CHAMPION, MODEL_ARTIFACT, Registry
 from align.services.tracking import Tracker
 from tests.support.local_stack import SECRETS, Stack
 
@@ -60,10 +60,10 @@ def test_the_login_of_the_search_service_reads_what_it_serves_and_moves_nothing(
     assert registry.champion_state("served").champion == version.number
     assert (registry.download(version, MODEL_ARTIFACT, tmp_path) / "MLmodel").read_text() == "a model"
     for change in (
-        lambda: registry.set_alias(version, PREVIOUS),
+        lambda: registry.set_alias(version, "other"),
         lambda: registry.set_version_tags(version, {"a": "c"}),
         lambda: registry.create_version("served", run, MODEL_ARTIFACT, {}),
-        lambda: registry.delete_alias("served", CHAMPION),
+        lambda: registry.delete_model_tag("served", "key"),
         lambda: tracker.end_run(run),
     ):
         with pytest.raises(RefusedError, match="this login reads, and changes nothing"):

@@ -22,7 +22,7 @@ def story(tracker: Tracker) -> list[object]:
         tags = dict(client.get_registered_model(MODEL).tags)
         said.append([registry.aliases(MODEL), tags, registry.champion_state(MODEL)])
         said.append([(each.number, each.run_id == run, each.tags) for each in registry.versions(MODEL)])
-        at = (registry.version_at(MODEL, alias) for alias in ("champion", "candidate", "previous", "none"))
+        at = (registry.version_at(MODEL, alias) for alias in ("champion", "candidate", "other", "none"))
         said.append([version and version.number for version in at])
 
     def refused(call: Callable[..., Any], *values: object) -> None:
@@ -36,14 +36,13 @@ def story(tracker: Tracker) -> list[object]:
     said.append([registry.versions(MODEL), registry.aliases(MODEL), registry.version_at(MODEL, "champion")])
     said.append(registry.champion_state(MODEL))
     first, second, third = create(), create(one="1"), create(one="1", two="2")
-    for version, alias in ((first, "champion"), (second, "champion"), (third, "previous"), (first, "candidate")):
+    for version, alias in ((first, "champion"), (second, "champion"), (third, "other"), (first, "candidate")):
         registry.set_alias(version, alias)
     for value in ("before", "after"):
         registry.set_model_tag(MODEL, "key", value)
         registry.set_version_tags(first, {"value": value})
     look()
     for _ in range(2):
-        registry.delete_alias(MODEL, "candidate")
         registry.delete_model_tag(MODEL, "key")
         registry.delete_version_tags(third, ["one", "none"])
     client.delete_model_version(MODEL, "3")

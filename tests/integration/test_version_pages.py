@@ -50,7 +50,7 @@ class Made:
         found = {}
         for one in self.versions:
             if (file := self.tracker.artifact(one.run_id, ARTIFACT.as_posix(), folder)) is not None:
-                found[one.number] = re.findall('<h3 class="good">(candidate|champion|previous)</h3>', file.read_text())
+                found[one.number] = re.findall('<h3 class="good">(candidate|champion)</h3>', file.read_text())
         return found
 
 
@@ -81,11 +81,11 @@ def test_after_promotion_and_rollback_pages_show_the_aliases_as_they_are(
     assert made.notes(capsys, "promote", "--version", "1") == []
     assert made.pages(tmp_path) == {1: ["champion"], 3: ["candidate"]}
     assert made.notes(capsys, "promote", "--version", "2") == []
-    assert made.pages(tmp_path) == {1: ["previous"], 2: ["champion"], 3: ["candidate"]}
+    assert made.pages(tmp_path) == {1: [], 2: ["champion"], 3: ["candidate"]}
     before = [dict(one.tags) for one in made.versions[:2]]
     assert made.align("promote") == 1  # version 3 is refused
     assert [dict(one.tags) for one in made.versions[:2]] == before
-    assert made.pages(tmp_path) == {1: ["previous"], 2: ["champion"], 3: ["candidate"]}
+    assert made.pages(tmp_path) == {1: [], 2: ["champion"], 3: ["candidate"]}
     assert made.notes(capsys, "rollback", "--reason", "slow") == []
     assert made.pages(tmp_path) == {1: ["champion"], 2: [], 3: ["candidate"]}
 
@@ -143,5 +143,5 @@ def test_a_page_is_not_replaced_by_one_with_fewer_links(
     )
     assert made.pages(tmp_path) == {1: ["champion"], 2: ["champion"], 3: ["candidate"]}
     assert made.align("trace", f"{made.model}/1", "--log") == 0
-    assert made.pages(tmp_path)[1] == ["previous"]
+    assert made.pages(tmp_path)[1] == []
     assert made.notes(capsys, "champion") == []

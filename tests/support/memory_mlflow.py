@@ -112,9 +112,6 @@ class MemoryClient:
         self._version(name, version)
         self._models[name].aliases[alias] = version
 
-    def delete_registered_model_alias(self, name: str, alias: str) -> None:
-        self._models[name].aliases.pop(alias, None)
-
     def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
         self._version(name, version).tags[key] = value
 

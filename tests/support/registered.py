@@ -129,7 +129,7 @@ class Project:
     def aliases(self) -> dict[str, int]:
         found = {
             alias: self.tracker.registry.version_at(self.config.model_name, alias)
-            for alias in ("candidate", "champion", "previous")
+            for alias in ("candidate", "champion")
         }
         return {alias: version.number for alias, version in found.items() if version}
 

@@ -6,7 +6,6 @@ import pytest
 
 from align.errors import FormatError
 from align.formats.champion_moves import (
-    INTENT,
     MAX_CHARACTERS,
     ChampionState,
     Kind,
@@ -16,7 +15,6 @@ from align.formats.champion_moves import (
     last_before,
     line_of_champions,
     taken_back,
-    unfinished_of,
 )
 
 
@@ -25,7 +23,7 @@ def moves(*kinds: tuple[Kind, int | None, int | None]) -> list[Move]:
     return [
         Move(
             id=f"{number}", number=number, kind=kind, at=f"2026-11-{number:02d}T12:00:00Z", who="ann", before=before,
-            to=to, previous=None, why="better", figures={},
+            to=to, why="better", figures={},
         )
         for number, (kind, before, to) in enumerate(kinds, start=1)
     ]  # fmt: skip
@@ -55,7 +53,9 @@ def test_a_rollback_goes_by_the_line_of_champions(
 ) -> None:
     made = moves(*kinds)
     assert line_of_champions(made) == line
-    assert list(earlier_champions(made, made[-1].to if made else None, set(range(1, 9)))) == earlier
+    champion = made[-1].to if made else None
+    assert list(earlier_champions(made, champion, set(range(1, 9)))) == earlier
+    assert ChampionState("m", champion, tuple(made)).previous(set(range(1, 9))) == (earlier[0] if earlier else None)
 
 
 def test_a_version_is_taken_back_until_it_is_the_champion_again() -> None:
@@ -76,15 +76,15 @@ def test_a_move_is_read_as_it_was_written_and_always_fits() -> None:
     assert [(each.number, each.before, each.to) for each in read] == [(1, 1, 2)]
     assert read[0].why.startswith("\\u001b[2J") and read[0].figures["set-1/recall@1"] == 1 / 7
     assert '"from":1' in made.text()
-    assert unfinished_of("m", {INTENT: made.text()}) == read[0] and unfinished_of("m", {}) is None
+    assert ChampionState("m", 2, read).unfinished is None
+    begun = read[0].model_copy(update={"done": False})
+    assert ChampionState("m", 1, history_of("m", {begun.key: begun.text()})).unfinished == begun
 
 
 @pytest.mark.parametrize("value", ["", "{", "[]", "\ud800", '{"schema_version": 2}', "{}", "null"])
 def test_a_tag_that_somebody_changed_is_named(value: str) -> None:
     with pytest.raises(FormatError, match=r"^tag align\.champion\.00001 of model 'm': .*; restore the tag in MLflow"):
         history_of("m", {"align.champion.00001": value})
-    with pytest.raises(FormatError, match=r"^tag align\.champion_move of model 'm'"):
-        unfinished_of("m", {INTENT: value})
 
 
 def test_an_entry_under_another_number_is_refused() -> None:
@@ -120,4 +120,5 @@ def test_a_champion_by_hand_is_one_that_no_gate_has_judged(
     champion: int | None, kinds: list[tuple[Kind, int | None, int | None]], unfinished: bool, by_hand: bool
 ) -> None:
     made = moves(*kinds)
-    assert ChampionState("m", champion, None, tuple(made), made[-1] if unfinished else None).moved_by_hand is by_hand
+    made[-1:] = [one.model_copy(update={"done": not unfinished}) for one in made[-1:]]
+    assert ChampionState("m", champion, tuple(made)).moved_by_hand is by_hand

@@ -53,8 +53,6 @@ class Model:
 @pytest.fixture(params=["memory", pytest.param("mlflow", marks=pytest.mark.full)])
 def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(alias_moves, "sleep", lambda _: None)
-    monkeypatch.setattr(alias_moves, "SETTLE_S", 600.0)  # nobody else is here, and a busy machine is slow
     monkeypatch.setattr(
         gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", not Path("broken").exists())
     )
@@ -80,14 +78,14 @@ def test_promotion_and_rollback_over_three_champions(model: Model) -> None:
     assert model.aliases() == {"candidate": 2, "champion": 1}
     model.candidate(0.6)
     assert model.promote().outcome == "promoted"
-    assert model.aliases() == {"candidate": 3, "champion": 3, "previous": 1}
+    assert model.aliases() == {"candidate": 3, "champion": 3}
     model.candidate(0.7)
     assert model.promote().scores == {RECALL: (0.7, 0.6)}
-    assert model.aliases() == {"candidate": 4, "champion": 4, "previous": 3}
+    assert model.aliases() == {"candidate": 4, "champion": 4}
 
     done = roll_back("align", "slow on phones", model.tracker)
     assert (done.champion, done.replaced) == (3, 4)
-    assert model.aliases() == {"candidate": 4, "champion": 3, "previous": 1}
+    assert model.aliases() == {"candidate": 4, "champion": 3}
     again = model.promote()
     assert again.outcome == "refused"
     assert again.reason.startswith("rolled back: at 20") and "slow on phones" in again.reason
@@ -107,11 +105,10 @@ def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(
         model.candidate(0.5)
     for number in (1, 2, 1):
         assert model.promote(number=number).outcome == "promoted"
-    assert model.aliases() == {"candidate": 2, "champion": 1, "previous": 2}
+    assert model.aliases() == {"candidate": 2, "champion": 1}
     rollback.main(load_params(), Namespace(reason="slow"))
     assert capsys.readouterr().out.strip() == (
-        "align version 2 is the champion again; no champion before it is left, so alias 'previous' is removed; "
-        "1 was rolled back: slow"
+        "align version 2 is the champion again; no champion before it is left; 1 was rolled back: slow"
     )
     assert model.aliases() == {"candidate": 2, "champion": 2}
     with pytest.raises(DataError, match="no champion before 2 is left: the others were rolled back"):
@@ -194,7 +191,7 @@ def test_each_gate_alone_refuses(
     decision = model.promote()
     assert [row.name for row in decision.gates if row.passed is False] == ([gate] if gate else [])
     assert decision.outcome == ("refused" if gate else "promoted")
-    assert model.aliases() == {"candidate": 2} | ({"champion": 1} if gate else {"champion": 2, "previous": 1})
+    assert model.aliases() == {"candidate": 2} | ({"champion": 1} if gate else {"champion": 2})
     tags = model.tracker.registry.versions("align")[1].tags
     assert tags.get("align.refused_because") == (decision.reason if gate else None)
     assert decision.reason.startswith(f"{gate}: " if gate else f"mean of {RECALL} is 0.7000, the champion's")
@@ -260,7 +257,7 @@ def test_a_version_is_judged_again_if_the_champion_changes_meanwhile(
     decision = model.promote()
     assert [(each.candidate.number, each.decision.champion) for each in judged] == [(3, 1), (3, 2)]
     assert [each.decision.outcome for each in judged] == ["promoted", "refused"]
-    assert (decision.outcome, model.aliases()) == ("refused", {"candidate": 3, "champion": 2, "previous": 1})
+    assert (decision.outcome, model.aliases()) == ("refused", {"candidate": 3, "champion": 2})
     assert "align.refused_at" in model.tracker.registry.versions("align")[asked.number - 1].tags
 
 
@@ -303,4 +300,4 @@ def test_a_champion_that_was_made_by_hand_is_judged_against_the_one_that_it_repl
         GateError, match=r"moved by hand at .*, would not be promoted: better than version 1: -10\.0 po"
     ):
         promote.check(params, model.tracker)
-    assert model.aliases() == {"candidate": 2, "champion": 2, "previous": 1}
+    assert model.aliases() == {"candidate": 2, "champion": 2}

@@ -1,4 +1,4 @@
-"""Runs git in a repository."""
+"""Runs git in a repository: the one place that does. Variables that name another repository never reach it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from pathlib import Path
 
 from align.errors import DataError
 
+#: For git commands that reach a server: nobody is there to type a password, and one that does not answer ends them.
+_UNATTENDED = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=20 -oServerAliveInterval=15",
+    "GIT_HTTP_LOW_SPEED_LIMIT": "1",
+    "GIT_HTTP_LOW_SPEED_TIME": "60",
+}
+#: The result of a run, so main does not track it; each branch run/<name> does.
+LOCK_FILE = "dvc.lock"
+
 
 def git(root: Path, *args: str, env: Mapping[str, str] | None = None) -> str:
     """Output of a git command, stripped.
@@ -17,17 +27,53 @@ def git(root: Path, *args: str, env: Mapping[str, str] | None = None) -> str:
     Raises:
         DataError: git is not installed, or it failed; the message is git's.
     """
+    return _output(root, args, env).strip()
+
+
+def git_if_any(root: Path, *args: str) -> str | None:
+    """Output of a git command to the byte; None where it fails, as without a repository or without git."""
     try:
-        done = subprocess.run(
-            ["git", *args], cwd=root, env={**environment(), **(env or {})}, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        raise DataError("git is not installed, or not on PATH; install it first") from None
-    except ValueError:  # an argument that no program can be given
-        raise DataError(f"git {args[0]} in {root}: an argument holds a null byte, or is not Unicode") from None
-    if done.returncode:
-        raise DataError(f"git {args[0]} in {root}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout.strip()
+        return _output(root, args)
+    except DataError:
+        return None
+
+
+def network_git(root: Path, *args: str) -> str:
+    """Output of a git command that reaches a server. What the user has set in the environment stays.
+
+    Raises:
+        DataError: it failed; the message is git's.
+    """
+    return git(root, *args, env={name: os.environ.get(name, value) for name, value in _UNATTENDED.items()})
+
+
+def resolve(root: Path, ref: str, kind: str = "commit") -> str:
+    """The hash of the commit that `ref` names, or of its tree.
+
+    Raises:
+        DataError: there is no such commit.
+    """
+    try:
+        return git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{{kind}}}")
+    except DataError:
+        raise DataError(f"{ref!r} names no commit in {root}") from None
+
+
+def changes(root: Path) -> list[str]:
+    """Files of the checkout that differ from HEAD or are new, except dvc.lock. Raises DataError as `git`."""
+    lines = _output(root, ("status", "--porcelain", "--no-renames")).splitlines()
+    return [path for path in (line[3:] for line in lines) if path != LOCK_FILE]
+
+
+def identity(root: Path) -> dict[str, str]:
+    """The environment for a commit: an author, if git has none in its settings, as on a fresh machine."""
+    try:
+        git(root, "var", "GIT_COMMITTER_IDENT")
+        git(root, "var", "GIT_AUTHOR_IDENT")
+    except DataError:
+        who = {"NAME": "align", "EMAIL": "align@localhost"}
+        return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
+    return {}
 
 
 def environment() -> dict[str, str]:
@@ -46,12 +92,15 @@ def _of_a_repository() -> frozenset[str]:
     return frozenset(name for name in done.stdout.split() if not name.startswith("GIT_CONFIG"))
 
 
-def identity(root: Path) -> dict[str, str]:
-    """The environment for a commit: an author, if git has none in its settings, as on a fresh machine."""
+def _output(root: Path, args: tuple[str, ...], env: Mapping[str, str] | None = None) -> str:
     try:
-        git(root, "var", "GIT_COMMITTER_IDENT")
-        git(root, "var", "GIT_AUTHOR_IDENT")
-    except DataError:
-        who = {"NAME": "align", "EMAIL": "align@localhost"}
-        return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
-    return {}
+        done = subprocess.run(
+            ["git", *args], cwd=root, env={**environment(), **(env or {})}, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        raise DataError("git is not installed, or not on PATH; install it first") from None
+    except ValueError:  # an argument that no program can be given
+        raise DataError(f"git {args[0]} in {root}: an argument holds a null byte, or is not Unicode") from None
+    if done.returncode:
+        raise DataError(f"git {args[0]} in {root}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout

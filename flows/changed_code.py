@@ -6,10 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from align.errors import DataError
-from align.git import git
+from align.git import LOCK_FILE, git
 from align.provenance import deciding, says
 from align.verbs import STAGES
-from flows.git_repository import LOCK_FILE
 
 _PACKAGE = Path(deciding("align")["align"]).parent
 

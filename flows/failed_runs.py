@@ -16,8 +16,8 @@ from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.errors import AlignError
 from align.files import replace_directory, to_json, write_text
+from align.git import resolve
 from align.locks import locked
-from flows.git_repository import resolve
 from flows.run_context import STATE, RunContext, log_file
 
 #: So many failed runs are kept; older ones are removed.

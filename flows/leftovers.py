@@ -18,9 +18,9 @@ import psutil
 from align import run_records
 from align.config.params import PARAMS_FILE
 from align.errors import DataError, FormatError, LockedError
+from align.git import git
 from align.run_records import Liveness, RunRecord
 from flows.failed_runs import folder_for, keep
-from flows.git_repository import git
 from flows.run_context import STATE, log_file
 from flows.supervisor import GRACE_S
 from flows.worktree import remove

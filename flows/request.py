@@ -24,10 +24,10 @@ from align.config.sections import SECTIONS
 from align.declared import DVC_FILE, declared_outs
 from align.errors import LOGIN, ConfigError
 from align.filter.rules import RULES
+from align.git import git, resolve
 from align.installed import installed
 from align.verbs import STAGES
 from flows.dag import read_dag
-from flows.git_repository import git, resolve
 from flows.remote.order import pools
 from flows.selection import select
 

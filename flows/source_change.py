@@ -19,10 +19,9 @@ from ruamel.yaml.error import YAMLError
 
 from align.config import load_params
 from align.errors import ConfigError, DataError
-from align.git import git
+from align.git import LOCK_FILE, git
 from align.services import pinned_lists
 from flows.child_process import run_supervised
-from flows.git_repository import LOCK_FILE
 from flows.run_context import RunContext, child_environment
 
 _PARAMS = "params.yaml"

@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict
 
 from align.config.params import PARAMS_FILE, parse_yaml
 from align.declared import CODE_FILE
+from align.git import LOCK_FILE
 from align.services.dvc import write_code
 from flows.changed_code import changed_code
 from flows.dag import Stage
 from flows.dvc_repository import locked_repository
-from flows.git_repository import LOCK_FILE
 from flows.run_context import RunContext, child_environment
 
 #: A reason names this many files or parameters; a number stands for the others.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.errors import DataError
+from align.git import changes, resolve
 from align.locks import locked
 from flows.failed_runs import folder_for, kept_if_it_fails
-from flows.git_repository import changes, resolve
 from flows.leftovers import clear
 from flows.request import Request
 from flows.retention.live import needs_everything

@@ -15,9 +15,9 @@ from align.config.params_file import write_params
 from align.config.paths import READ, below_root, require_inside
 from align.declared import declared_outs
 from align.errors import DataError
+from align.git import git
 from flows.dvc_repository import dvc_repository
 from flows.dvc_settings import share_cache
-from flows.git_repository import git
 
 
 @contextmanager

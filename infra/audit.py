@@ -27,6 +27,7 @@ from packageurl import PackageURL
 from packaging.requirements import Requirement
 
 from align.files import write_text
+from align.git import git
 
 ROOT = Path(__file__).parents[1]
 #: In the format of CycloneDX.
@@ -61,10 +62,7 @@ _TIMEOUT_S = 600
 
 def repository_files(root: Path) -> list[str]:
     """Tracked files, and new ones that git does not ignore."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=root, check=True, capture_output=True
-    ).stdout
-    return [name for name in listed.decode().split("\0") if name]
+    return [name for name in git(root, "ls-files", "-co", "--exclude-standard", "-z").split("\0") if name]
 
 
 def secrets_in(root: Path, names: list[str]) -> Iterator[str]:

@@ -17,8 +17,8 @@ from ruamel.yaml.error import YAMLError
 from align.config.params import INHERITS, PARAMS_FILE, parse_yaml
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.errors import DataError, FormatError, without_logins
+from align.git import git_if_any
 from align.lineage.data_versions import DataVersions
-from align.lineage.git_and_dvc import git
 
 #: The name of the checkout as a run.
 HERE = "."
@@ -93,12 +93,12 @@ def read_run(name: str, root: Path, paths: PathsConfig, versions: DataVersions) 
         FormatError: its params.yaml is not valid.
     """
     shown, commit = (HERE, _commit(root, "HEAD", HERE)) if name == HERE else _resolve(root, name)
-    day, _, parents = (git(root, "show", "-s", "--format=%cs %P", commit) or "").strip().partition(" ")
+    day, _, parents = (git_if_any(root, "show", "-s", "--format=%cs %P", commit) or "").strip().partition(" ")
     if name == HERE:
         text = (root / PARAMS_FILE).read_text("utf-8") if (root / PARAMS_FILE).is_file() else None
         files: _Files = _CheckoutFiles(root)
     else:
-        text = git(root, "show", f"{commit}:{PARAMS_FILE}")
+        text = git_if_any(root, "show", f"{commit}:{PARAMS_FILE}")
         files = _RecordedFiles(versions.lock(shown), versions)
     values = _values(text, shown)
     others = MAKE_PRETRAINED if _begins_elsewhere(values) else ()
@@ -152,7 +152,7 @@ def code_changes(root: Path, one: ComparedRun, other: ComparedRun) -> list[str]:
         commits = [other.commit if one.name == HERE else one.commit]
     else:
         commits = [one.commit, other.commit]
-    return (git(root, "diff", "--name-only", "--no-renames", *commits, "--", *CODE) or "").splitlines()
+    return (git_if_any(root, "diff", "--name-only", "--no-renames", *commits, "--", *CODE) or "").splitlines()
 
 
 class _Files(Protocol):
@@ -205,15 +205,15 @@ class _RecordedFiles:
 def _resolve(root: Path, name: str) -> tuple[str, str]:
     """The run as it is shown, and its commit; the name of a run goes before another branch of that name."""
     for shown in (f"run/{name}", name):
-        if commit := git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{shown}^{{commit}}"):
+        if commit := git_if_any(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{shown}^{{commit}}"):
             return shown, commit.strip()
-    runs = (git(root, "branch", "--list", "run/*", "--format=%(refname:short)") or "").split()
+    runs = (git_if_any(root, "branch", "--list", "run/*", "--format=%(refname:short)") or "").split()
     known = f"; the runs are {', '.join(one.removeprefix('run/') for one in runs)}" if runs else "; there are no runs"
     raise DataError(f"'{name}' is no run, git revision, or '.' (this checkout){known}")
 
 
 def _commit(root: Path, revision: str, shown: str) -> str:
-    commit = git(root, "rev-parse", "--verify", "--quiet", revision)
+    commit = git_if_any(root, "rev-parse", "--verify", "--quiet", revision)
     if commit is None:
         raise DataError(f"'{shown}': {root} is no git repository with a commit; runs are recorded in git")
     return commit.strip()

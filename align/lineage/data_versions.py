@@ -1,10 +1,9 @@
 """Versions of the data as git and DVC keep them: their files, and how to remove them.
 
 Every dvc.lock in git and DVC's run cache record what a stage made; the bytes are in DVC's cache under their md5, a
-folder as a list of its files. This module reads those files directly. It runs `git` and `dvc` as programs for the rest
-(see `git_and_dvc`, `align.services.dvc`), and programs of our own, `flows.dvc_settings` and `flows.remote_objects`. It
-never checks out another version, never pushes, and never changes git; it deletes only the objects that `remove` is
-given.
+folder as a list of its files. This module reads those files directly. For the rest it runs programs (`align.git`,
+`align.services.dvc`). It never checks out another version, never pushes, and never changes git; it deletes only the
+objects that `remove` is given.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from align.errors import DataError, ServiceError
-from align.lineage.git_and_dvc import dvc_settings, git, remote_objects
-from align.lineage.stage_runs import CHECKOUT, LOCK_FILE, StageRun, parse_runs, recorded_runs
-from align.services.dvc import changes_of, record_outs
+from align.git import LOCK_FILE, git_if_any
+from align.lineage.stage_runs import CHECKOUT, StageRun, parse_runs, recorded_runs
+from align.services.dvc import changes_of, record_outs, remote_objects, settings
 
 _FOLDER = ".dir"
 
@@ -65,7 +64,7 @@ class DataVersions:
     @cached_property
     def _settings(self) -> dict[str, Any]:
         """DVC's, read when somebody needs them."""
-        return dvc_settings(self._root)
+        return settings(self._root)
 
     # --- which versions exist
 
@@ -75,9 +74,9 @@ class DataVersions:
         Raises:
             DataError: the revision does not exist, or it has no dvc.lock.
         """
-        if git(self._root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
+        if git_if_any(self._root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
             raise DataError(f"'{revision}' names no commit in {self._root}, and no folder")
-        text = git(self._root, "show", f"{revision}:{LOCK_FILE}")
+        text = git_if_any(self._root, "show", f"{revision}:{LOCK_FILE}")
         if text is None:
             raise DataError(
                 f"'{revision}' has no {LOCK_FILE}, the record of a run; name a run's branch, such as run/demo"
@@ -90,7 +89,7 @@ class DataVersions:
 
     def other_checkouts(self) -> list[Path]:
         """The other git worktrees of the repository: each has data of its own and shares the cache."""
-        lines = (git(self._root, "worktree", "list", "--porcelain") or "").splitlines()
+        lines = (git_if_any(self._root, "worktree", "list", "--porcelain") or "").splitlines()
         paths = [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
         return [path for path in paths if path.resolve() != self._root.resolve()]
 

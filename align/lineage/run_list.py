@@ -20,9 +20,9 @@ from typing import Literal
 from align import run_records
 from align.config.paths import PathsConfig
 from align.errors import AlignError, FormatError, ServiceError
+from align.git import git_if_any
 from align.lineage.compared_run import ComparedRun, read_folder, read_run
 from align.lineage.data_versions import DataVersions
-from align.lineage.git_and_dvc import git
 from align.lineage.run_costs import Costs
 from align.services.mlflow_address import has_store
 from align.services.tracked_run import TrackedRun
@@ -145,7 +145,7 @@ class RunList:
     def _branches(self, tracked: Sequence[TrackedRun]) -> Iterator[Place]:
         by_commit = {run.tags.get("align.git_revision", ""): run for run in reversed(tracked)}
         form = "--format=%(objectname) %(committerdate:unix) %(refname:lstrip=3)"
-        for line in (git(self._root, "for-each-ref", form, "refs/heads/run") or "").splitlines():
+        for line in (git_if_any(self._root, "for-each-ref", form, "refs/heads/run") or "").splitlines():
             commit, time, name = line.split(" ", 2)
             run = by_commit.get(commit)
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from align.lineage.git_and_dvc import git
+from align.git import LOCK_FILE, git_if_any
 
-LOCK_FILE = "dvc.lock"
 CHECKOUT, RUN_CACHE = "checkout", "run cache"
 
 
@@ -76,11 +75,11 @@ def _texts(root: Path, cache: Path | None) -> Iterator[tuple[str, str]]:
     lock = root / LOCK_FILE
     if lock.is_file():
         yield lock.read_text("utf-8"), CHECKOUT
-    branches = (git(root, "for-each-ref", "--format=%(objectname) %(refname:short)") or "").splitlines()
+    branches = (git_if_any(root, "for-each-ref", "--format=%(objectname) %(refname:short)") or "").splitlines()
     names = dict(line.split(" ", 1) for line in reversed(branches))
-    commits = (git(root, "log", "--all", "--full-history", "--format=%H", "--", LOCK_FILE) or "").splitlines()
+    commits = (git_if_any(root, "log", "--all", "--full-history", "--format=%H", "--", LOCK_FILE) or "").splitlines()
     for commit in commits:
-        text = git(root, "show", f"{commit}:{LOCK_FILE}")
+        text = git_if_any(root, "show", f"{commit}:{LOCK_FILE}")
         if text is not None:  # None: the commit removed it
             yield text, names.get(commit, commit[:10])
     if cache is not None:

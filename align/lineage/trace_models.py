@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from align.config.paths import PathsConfig
 from align.errors import RefusedError, ServiceError
 from align.formats.image_index import IndexHeader
+from align.git import LOCK_FILE, git_if_any
 from align.lineage.data_versions import DataVersions
-from align.lineage.git_and_dvc import git
-from align.lineage.stage_runs import CHECKOUT, LOCK_FILE, StageRun, parse_runs
+from align.lineage.stage_runs import CHECKOUT, StageRun, parse_runs
 from align.lineage.trace_graph import Graph, Node, State, Table, known
 from align.lineage.who_saw import training_data
 from align.services.mlflow_address import has_store
@@ -237,12 +237,15 @@ def _commit(root: Path, revision: str) -> str | None:
     """The commit's day and subject; None if it is not here."""
     if not revision:
         return None
-    text = git(root, "show", "-s", "--format=%cs %s", "--end-of-options", f"{revision}^{{commit}}")
+    text = git_if_any(root, "show", "-s", "--format=%cs %s", "--end-of-options", f"{revision}^{{commit}}")
     return text.strip() if text is not None else None
 
 
 def _branch(root: Path, commit: str) -> str:
-    names = git(root, "for-each-ref", "--format=%(refname:lstrip=2)", f"--points-at={commit}", "refs/heads/run") or ""
+    names = (
+        git_if_any(root, "for-each-ref", "--format=%(refname:lstrip=2)", f"--points-at={commit}", "refs/heads/run")
+        or ""
+    )
     return next(iter(names.splitlines()), "")
 
 
@@ -250,7 +253,7 @@ def _lock(root: Path, commit: str, digest: str) -> str:
     """What the tag says of dvc.lock, compared with the commit's."""
     if not digest:
         return ""
-    text = git(root, "show", f"{commit}:{LOCK_FILE}") if commit else None
+    text = git_if_any(root, "show", f"{commit}:{LOCK_FILE}") if commit else None
     if text is None:
         return f"{digest[:12]}, which no commit here has"
     same = hashlib.sha256(text.encode("utf-8")).hexdigest() == digest

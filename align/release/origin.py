@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from align.files import sha256_file, sha256_folder
 from align.formats.policy import OPTED_OUT
+from align.git import git_if_any
 from align.services.mlflow_address import current_flow_run_id
 from align.services.tracking import FLOW_RUN
 
@@ -44,15 +44,11 @@ def read_origin(revision: str | None, cached_stages: Sequence[str], policy: Path
         policy: the folder of what people decided about the data; no digest where take-downs came after the filter.
     """
     if revision is None:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        try:
-            revision = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-        except FileNotFoundError:  # git is not installed
-            revision = ""
+        revision = git_if_any(Path(), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or ""
     lock = Path("dvc.lock")
     digest = sha256_file(lock) if lock.is_file() else ""
     decided = sha256_folder(policy) if policy.is_dir() and _was_obeyed(policy / OPTED_OUT, lock) else ""
-    return Origin(revision, digest, current_flow_run_id() or "", tuple(cached_stages), decided)
+    return Origin(revision.strip(), digest, current_flow_run_id() or "", tuple(cached_stages), decided)
 
 
 def _was_obeyed(take_downs: Path, lock: Path) -> bool:

@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from align.config.params import PARAMS_FILE, Params, load_params, parse_yaml
 from align.declared import CODE_FILE, DVC_FILE
-from align.errors import ConfigError, DataError
+from align.errors import ConfigError, DataError, ServiceError
 
 _PIPELINE = Path(DVC_FILE)
 _REFERENCE = re.compile(r"\$\{\s*([\w.]+)\s*\}")
@@ -119,8 +119,7 @@ def dvc(root: Path, *args: str) -> str:
     Raises:
         DataError: it fails; the message has DVC's last line.
     """
-    command = [sys.executable, "-m", "dvc", *args]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = _run(root, "dvc", *args)
     if done.returncode:
         raise DataError(f"`dvc {' '.join(args)}`: {last_line(done.stderr)}")
     return done.stdout
@@ -139,10 +138,42 @@ def write_code(root: Path, env: Mapping[str, str] | None = None) -> None:
     file = root / _PIPELINE
     if not file.is_file() or CODE_FILE not in file.read_text("utf-8", "replace"):
         return
-    command = [sys.executable, "-m", "align.cli", "code"]
-    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+    done = _run(root, "align.cli", "code", env=env)
     if done.returncode:
         raise DataError(f"{CODE_FILE}: {last_line(done.stderr).removeprefix('align: error: ')}")
+
+
+def settings(root: Path) -> dict[str, Any]:
+    """Where DVC's cache is, and its remotes, as `flows.dvc_settings` answers: quicker than `dvc config`.
+
+    Raises:
+        DataError: a file of settings cannot be read.
+    """
+    done = _run(root, "flows.dvc_settings")
+    if done.returncode:
+        raise DataError(last_line(done.stderr))
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def remote_objects(root: Path, what: str, remote: str, md5s: Iterable[str], *options: str) -> dict[str, Any]:
+    """Copies or deletes objects of a DVC remote, for which DVC has no command; what `flows.remote_objects` answers.
+
+    Args:
+        root: the checkout.
+        what: `copy` or `delete`.
+        remote: its name.
+        md5s: of the objects.
+        options: further arguments of the program.
+
+    Raises:
+        ServiceError: the remote is unavailable or unknown.
+    """
+    done = _run(root, "flows.remote_objects", what, remote, *options, text="\n".join(md5s))
+    if done.returncode:
+        raise ServiceError(f"DVC remote '{remote}': {last_line(done.stderr)}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def record_outs(root: Path, stage: str) -> None:
@@ -187,6 +218,13 @@ def last_line(text: str) -> str:
     """What a program says last, without `ERROR: `."""
     lines = [line.removeprefix("ERROR: ") for line in text.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
+
+
+def _run(
+    root: Path, module: str, *args: str, text: str | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *args]
+    return subprocess.run(command, cwd=root, env=env, input=text, capture_output=True, text=True, check=False)
 
 
 def _outs(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

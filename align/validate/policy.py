@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from align.errors import ConfigError, DataError, GateError
 from align.formats.acceptances import read_acceptances, write_acceptances
 from align.formats.drift_reference import DriftReference, write_reference
+from align.git import git_if_any
 from align.protocols.expectations import Acceptance
 from align.validate.report import REPORT, read_report
 
@@ -96,12 +96,5 @@ def set_reference(reports: Path, policy: Path, by: str, on: str) -> DriftReferen
 
 def git_user() -> str:
     """The user that git is configured with, as `Name <email>`; empty without one."""
-    values = []
-    for key in ("user.name", "user.email"):
-        try:
-            done = subprocess.run(["git", "config", key], capture_output=True, text=True, check=False)
-        except FileNotFoundError:  # git is not installed
-            return ""
-        values.append(done.stdout.strip())
-    name, email = values
+    name, email = ((git_if_any(Path(), "config", key) or "").strip() for key in ("user.name", "user.email"))
     return f"{name} <{email}>" if name and email else name or email

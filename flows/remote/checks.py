@@ -11,8 +11,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from align.errors import AlignError
+from align.git import git, network_git
 from flows.dag import Stage
-from flows.git_repository import git, network_git
 from flows.log import one_line
 from flows.remote.exchange import exchange
 from flows.remote.order import FLOW, ORIGIN, REFS

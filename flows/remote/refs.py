@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 
 from align.errors import AlignError, DataError
+from align.git import git, network_git, resolve
 from align.locks import locked
-from flows.git_repository import git, network_git, resolve
 from flows.remote.order import ORIGIN, REFS, Order
 from flows.run_context import STATE
 

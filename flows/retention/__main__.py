@@ -15,10 +15,10 @@ from align.config.params import PARAMS_FILE, Params
 from align.config.paths import PathsConfig
 from align.console import say, show
 from align.errors import AlignError, DataError
+from align.git import git
 from align.lineage.data_versions import DataVersions
 from align.locks import locked
 from align.release.evidence import MEASURED, PAGES
-from flows.git_repository import git
 from flows.retention.cache import dvc_locked
 from flows.retention.history import History
 from flows.retention.item import Item, clear

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from align.git import git
 from flows.checked_out import check_out
 from flows.dag import read_dag, stale
-from flows.git_repository import git
 from flows.run_context import RunContext
 from flows.stage_states import read_states, read_status
 from tests.support.dvc_projects import shell

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
+from align.git import git
 from align.services.tracking import Tracker
-from flows.git_repository import git
 from flows.run_branch import record
 from flows.worktree import write_params
 from tests.support.dvc_projects import commit_all, environment, make_repository, shell

@@ -12,7 +12,7 @@ import boto3
 import psutil
 import pytest
 
-from flows.git_repository import git
+from align.git import git
 from tests.support import small_checkout
 from tests.support.compose import Compose
 

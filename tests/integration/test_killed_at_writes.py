@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.files import sha256_file
+from align.git import git
 from align.services.tracking_store import settle
-from flows.git_repository import git
 from flows.run_branch import record
 from tests.support import old_runs, pages_project, registered, small_stages
 from tests.support.dvc_projects import environment, file_bytes, shell

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.git_repository import git
+from align.git import git
 from tests.support import ROOT
 from tests.support.dvc_projects import (
     attempt,

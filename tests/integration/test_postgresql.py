@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.git_repository import git
+from align.git import git
 from tests.support import ROOT, missing
 from tests.support.local_stack import Stack, stub_repository
 from tests.support.postgresql import PASSWORD, URL_PASSWORD, create, postgresql_server, programs, sql

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flows.git_repository import git
+from align.git import git
 from flows.request import Request
 from flows.workspace import in_worktree
 from tests.support import ROOT

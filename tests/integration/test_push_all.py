@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from flows.git_repository import git
+from align.git import git
 from tests.support import ROOT
 from tests.support.dvc_projects import commit_all, make_repository, shell
 

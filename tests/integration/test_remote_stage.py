@@ -9,7 +9,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from flows.git_repository import git
+from align.git import git
 from tests.support.local_stack import PATIENCE_S, WORKS, Stack
 from tests.support.remote_worker import Machine, share, use_remote, wait_until
 

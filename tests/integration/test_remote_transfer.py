@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flows.git_repository import git
+from align.git import git
 from tests.support import ROOT
 from tests.support.warm import commands
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.git_repository import git
+from align.git import git
 from flows.run_branch import record
 from tests.support.dvc_projects import (
     ENV_EXAMPLE,

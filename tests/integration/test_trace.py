@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
+from align.git import git
 from align.lineage.trace import ARTIFACT
 from align.services.tracking import Tracker
-from flows.git_repository import git
 from flows.run_branch import record
 from tests.support import pages_project
 from tests.support.cpu_budget import costs

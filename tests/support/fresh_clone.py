@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.git_repository import git
+from align.git import git
 from tests.support import ROOT
 from tests.support.local_stack import Stack
 from tests.support.small_checkout import REDUCED

@@ -22,8 +22,8 @@ import psutil
 import pytest
 
 from align.config.params_file import write_params
+from align.git import git
 from align.run import running_services
-from flows.git_repository import git
 from tests.support import ROOT
 from tests.support.cpu_budget import costs
 from tests.support.mlflow_server import free_port

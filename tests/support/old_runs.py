@@ -10,10 +10,10 @@ from pathlib import Path
 from unittest import mock
 
 from align.config.params_file import write_params
+from align.git import git
 from align.services.registry import CANDIDATE
 from align.services.tracking import Tracker
 from flows import run_branch
-from flows.git_repository import git
 from tests.support import ROOT
 from tests.support.dvc_projects import environment, make_repository, shell
 from tests.support.params import PARAMS_FILE

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from dvc.cli.parser import COMMANDS  # type: ignore[import-untyped]  # DVC ships no types
 
-from align.git import git
+from align.git import changes, git
 from align.verbs import JOURNEYS, VERBS
-from flows.git_repository import changes
 from tests.support import ROOT
 from tests.support.dvc_projects import environment, make_repository, shell
 from tests.support.warm import commands

@@ -14,9 +14,9 @@ import pytest
 from align import runs
 from align.cli import main
 from align.config.params_file import write_params
+from align.git import git
 from align.run_records import RunRecord, hold
 from align.services.tracking import Tracker
-from flows.git_repository import git
 from flows.run_branch import record
 from tests.support.dvc_projects import commit_all, environment, make_repository
 from tests.support.params import PARAMS_FILE

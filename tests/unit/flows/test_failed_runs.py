@@ -5,8 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from align.errors import DataError
+from align.git import resolve
 from flows.failed_runs import NUM_KEPT, kept_if_it_fails
-from flows.git_repository import resolve
 
 
 def test_runs_that_fail_at_once_are_all_kept(tmp_path: Path) -> None:

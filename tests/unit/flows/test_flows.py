@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from align.errors import ConfigError, DataError
+from align.git import changes, git
 from align.locks import locked
-from flows import git_repository, summary
+from flows import summary
 from flows.child_process import CommandError, run_supervised
 from flows.dag import Stage, needed
-from flows.git_repository import git
 from flows.request import Request
 from flows.run_branch import Recorded
 from flows.stage_task import StageOutcome, did_run, report_markdown
@@ -151,7 +151,7 @@ def test_a_worktree_of_its_own(repo: Path) -> None:
 
 def test_a_dirty_checkout_is_refused_or_snapshotted(repo: Path) -> None:
     (repo / "dvc.lock").write_text("schema: '2.0'\n")  # a result, not a change
-    assert git_repository.changes(repo) == []
+    assert changes(repo) == []
     (repo / "align/code.py").write_text("x = 3\n")
     with pytest.raises(DataError, match=r"align/code\.py"), in_worktree(repo, Request(), log=print):
         pass

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from align.errors import DataError, LockedError
+from align.git import git
 from align.run_records import RunRecord, hold, locks
 from flows import leftovers
 from flows.failed_runs import folder_for
-from flows.git_repository import git
 from flows.leftovers import sweep
 from flows.request import Request
 from flows.run_context import log_file

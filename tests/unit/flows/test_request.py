@@ -15,8 +15,8 @@ from align.config.params_file import write_params
 from align.config.profile import DEMO, profile_names
 from align.declared import declared_outs
 from align.errors import ConfigError, DataError
+from align.git import git
 from align.verbs import STAGES
-from flows.git_repository import git
 from flows.pipeline import pipeline
 from flows.request import SHORTCUTS, Part, Request, settled
 from tests.support import ROOT

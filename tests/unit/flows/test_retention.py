@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from align.git import git
 from align.services.registry import Version
 from align.services.tracking import PARENT
 from align.services.tracking_retention import LoggedRun
-from flows.git_repository import git
 from flows.request import Request
 from flows.retention import mlflow_runs
 from flows.retention.history import History, md5s_in

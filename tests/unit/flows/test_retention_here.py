@@ -16,9 +16,9 @@ from align.config.promote import PromoteConfig
 from align.config.retention import RetentionConfig
 from align.config.store import StoreConfig
 from align.files import mark
+from align.git import git
 from align.run_records import FOLDER, RunRecord, hold
 from flows.failed_runs import MADE_BY
-from flows.git_repository import git
 from flows.retention import here
 from flows.retention.here import Times
 from flows.retention.item import Item

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from align.git import changes, git
 from align.services.registry import PROMOTED, Version
-from flows.git_repository import changes, git
 from flows.retrain import _with_pins, age_warning
 from flows.source_change import SourceChange
 from tests.support import small_git

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from align.errors import ConfigError, DataError
-from flows import git_repository, run_branch
-from flows.git_repository import git
+from align.git import git, resolve
+from flows import run_branch
 from tests.support import small_git
 
 
@@ -30,10 +30,10 @@ def test_record_leaves_head_index_and_files_alone(repo: Path) -> None:
     (repo / "align/new.py").write_text("y = 1\n")
     (repo / "dvc.lock").write_text("schema: '2.0'\n")
     (repo / "private.txt").write_text("not ours\n")
-    before = git(repo, "status", "--porcelain"), git_repository.resolve(repo, "HEAD")
+    before = git(repo, "status", "--porcelain"), resolve(repo, "HEAD")
     recorded = run_branch.record(repo, "demo", "run demo")
-    assert (git(repo, "status", "--porcelain"), git_repository.resolve(repo, "HEAD")) == before
-    assert git_repository.resolve(repo, "run/demo") == recorded.commit
+    assert (git(repo, "status", "--porcelain"), resolve(repo, "HEAD")) == before
+    assert resolve(repo, "run/demo") == recorded.commit
     assert git(repo, "show", "run/demo:align/code.py") == "x = 2"
     files = git(repo, "ls-tree", "-r", "--name-only", "run/demo").splitlines()
     assert {"align/new.py", "dvc.lock"} <= set(files)
@@ -73,7 +73,7 @@ def test_a_run_on_its_own_branch_stays_there(repo: Path) -> None:
     assert run_branch.record(repo, "demo", "run demo") == run_branch.Recorded("demo", first.commit, is_new=False)
     (repo / "align/code.py").write_text("x = 3\n")
     assert run_branch.record(repo, "demo", "run demo").name == "demo-2"
-    assert git_repository.resolve(repo, "run/demo") == first.commit == git_repository.resolve(repo, "HEAD")
+    assert resolve(repo, "run/demo") == first.commit == resolve(repo, "HEAD")
 
 
 def test_numbers_of_people_are_no_numbers_of_ours(repo: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from align.errors import ConfigError, DataError
+from align.git import git
 from flows.child_process import run_supervised
-from flows.git_repository import git
 from flows.run_context import RunContext, child_environment
 from flows.source_change import look
 from tests.support import small_git

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from align.git import git
 from flows import run_branch
-from flows.git_repository import git
 from flows.request import Request
 from flows.workspace import in_worktree
 from tests.support.dvc_projects import commit_all, environment, make_repository, shell

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.git_repository import git
+from align.git import git
 from tests.support import ROOT
 
 ENTRYPOINT, HEALTHY = ROOT / "infra/entrypoint.sh", ROOT / "infra/healthy.py"

@@ -18,6 +18,7 @@ from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, read_opted_out, write_opted_out
 from align.formats.raw import iter_images, raw_shards, read_table
 from align.formats.stored_tars import stored_tars
+from align.git import git
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.lineage.opted_out_pairs import opted_out_pairs
 from align.lineage.purge_raw import purge_raw
@@ -26,7 +27,6 @@ from align.lineage.take_down_requests import read_requests
 from align.lineage.who_saw import SeenBy, WhoSaw
 from align.services.registry import Version
 from align.services.store import keep_tar, materialised
-from flows.git_repository import git
 from tests.support import small_data
 from tests.support.params import load_params
 from tests.support.small_data import Pair, jpeg

@@ -87,7 +87,7 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> History:
     monkeypatch.chdir(tmp_path)
     made = History(tmp_path)
     settings = {"cache": str(made.cache), "remotes": {}}
-    monkeypatch.setattr("align.lineage.data_versions.dvc_settings", lambda root: settings)
+    monkeypatch.setattr("align.lineage.data_versions.settings", lambda root: settings)
     return made
 
 
@@ -181,7 +181,7 @@ def test_a_remote_is_asked_three_times_for_all_versions(history: History, monkey
 
     monkeypatch.setattr("align.lineage.data_versions.remote_objects", remote_objects)
     settings = {"cache": str(history.cache), "remotes": {"cloud": "s3://bucket"}}
-    monkeypatch.setattr("align.lineage.data_versions.dvc_settings", lambda root: settings)
+    monkeypatch.setattr("align.lineage.data_versions.settings", lambda root: settings)
     for number in range(5):
         lost = {f"{number}.parquet": None, "report.html": None}
         history.ran({"data/raw": history.out(lost), "data/filtered": f"{number:031x}f.dir"}, {"data/raw": "a.dir"})

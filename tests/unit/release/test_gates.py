@@ -14,13 +14,13 @@ from align.config.promote import PromoteConfig
 from align.errors import RefusedError
 from align.files import sha256_folder
 from align.formats.query_ranks import QueryRanks
+from align.git import git
 from align.paired import Difference
 from align.release import gates
 from align.release.decision import Compared
 from align.release.smoke import judged, smoke
 from align.services.registry import ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
 from align.services.tracking import Tracker
-from flows.git_repository import git
 from tests.support import small_git
 from tests.support.params import load_params
 from tests.support.registered import RECALL, ranks

@@ -10,10 +10,10 @@ import pytest
 
 from align.config.store import StoreConfig
 from align.errors import DataError
+from align.git import git
 from flows.backup.place import SCHEMA_VERSION, Place
 from flows.backup.restore import restore
 from flows.backup.save import BUNDLE, first_commits
-from flows.git_repository import git
 from tests.support import small_git
 from tests.support.params import load_params
 

@@ -7,7 +7,6 @@ thread writes the copy, and uploads it if there is an object store.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from torch import Tensor
 from align.console import say
 from align.errors import ConfigError, CorruptError, DataError, LockedError, ServiceError, TrainingError
 from align.files import fsync, to_json, write_text
+from align.locks import tried
 from align.protocols.store import Mirror
 
 SCHEMA_VERSION = 2
@@ -63,19 +63,14 @@ class CheckpointFolder:
             LockedError: another process trains the same run.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with tried(self.directory / "lock") as ours:
+            if not ours:
                 raise LockedError(
                     f"{self.directory}: another process trains this run; wait for it, or stop it, and run again"
-                ) from None
+                )
             for part in self.directory.glob(".*.part"):
                 part.unlink(missing_ok=True)
             yield
-        finally:
-            os.close(descriptor)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints in the folder, ascending."""

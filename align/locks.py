@@ -1,4 +1,7 @@
-"""A lock file, so that one process works at a time. The kernel frees it when its holder ends, even by a crash."""
+"""Locks of the kernel on files, which it frees when their holder ends, even by a crash. The one place that takes them.
+
+Only the standard library is needed here, since `make clean` asks for locks where nothing is installed.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,48 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
-#: A process that may be told to end while it waits looks for both this often.
-_LOOK_EVERY_S = 0.5
+#: A process that waits for a lock for a while, or may be told to end meanwhile, looks for it this often.
+_LOOK_EVERY_S, _LOOK_SOON_S = 0.5, 0.02
+
+
+def take(file: IO[Any], *, shared: bool = False, patience_s: float | None = 0.0) -> bool:
+    """Takes the lock of an open file until that is closed, or changes its kind.
+
+    Args:
+        file: on NFS, a shared lock needs one that can be read, an exclusive one needs one that can be written.
+        shared: with others that ask for it shared.
+        patience_s: how long to wait for another process; None: until it has ended.
+
+    Returns:
+        False where another process still has it; then this one has none, of either kind.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    if patience_s is None:
+        fcntl.flock(file, kind)
+        return True
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOOK_SOON_S)
+
+
+@contextmanager
+def tried(path: Path, *, shared: bool = False) -> Iterator[bool]:
+    """Yields whether the lock is ours, which it is until the block ends; it waits for nobody.
+
+    Args:
+        path: the lock file; created if missing, and never removed.
+        shared: see `take`.
+    """
+    with path.open("ab+") as file:
+        yield take(file, shared=shared)
 
 
 @contextmanager
@@ -17,20 +59,20 @@ def locked(path: Path, who: str, log: Callable[[str], None], check: Callable[[],
     """Holds the lock; if another process holds it, logs one line and waits. A signal ends the waiting.
 
     Args:
-        path: the lock file; created if missing, and never removed.
+        path: the lock file; its folder and it are created if missing, and it is never removed.
         who: the holder's name, written into the file: a waiting process logs it.
         log: for that line.
         check: called again and again while it waits; what it raises ends the waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        if not _take(file.fileno()):
+        if not take(file):
             file.seek(0)
             log(f"waiting for {file.read() or 'another run'}, which holds {path}")
             if check is None:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                take(file, patience_s=None)
             else:
-                while not _take(file.fileno()):
+                while not take(file):
                     check()
                     time.sleep(_LOOK_EVERY_S)
         file.seek(0)
@@ -38,11 +80,3 @@ def locked(path: Path, who: str, log: Callable[[str], None], check: Callable[[],
         file.write(who)
         file.flush()
         yield
-
-
-def _take(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -33,6 +33,7 @@ NEUTRAL = frozenset({
     "align.declared",  # refuses a stage, changes none
     "align.pairs.picture_confined",  # what a decoder may ask of the system
     "align.git",
+    "align.locks",  # when, not what
     "align.provenance",  # names code, decides nothing
     "align.config.params",  # reads params.yaml, whose values are tracked themselves
     "align.config.params_file",

@@ -6,7 +6,6 @@ Owns the environment that flows run in. The flow itself is another program, so t
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import secrets
@@ -21,6 +20,7 @@ from align.arguments.commands import PARTS
 from align.config import Params
 from align.config.params import chosen_values
 from align.errors import ConfigError
+from align.locks import take
 
 #: `make up` lists here what it started; Prefect keeps its database there. Servers and flows share both.
 SERVICES_FILE = Path(".align/services.json")
@@ -111,7 +111,7 @@ def login(root: Path, kept: Path = LOGIN_FILE) -> str:
     file.parent.mkdir(exist_ok=True)
     with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as stream:
         os.fchmod(stream.fileno(), 0o600)  # a copied file may have another mode
-        fcntl.flock(stream, fcntl.LOCK_EX)  # two runs may start at once
+        take(stream, patience_s=None)  # two runs may start at once
         if not (text := stream.read().strip()):
             text = f"align:{secrets.token_urlsafe(32)}"
             stream.write(f"{text}\n")

@@ -11,7 +11,6 @@ removed as a dead run's.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import platform
@@ -24,6 +23,7 @@ from typing import Literal, TextIO
 
 from align.errors import FormatError
 from align.files import to_json, write_text
+from align.locks import take
 
 FOLDER = Path(".align/runs")
 #: The flow whose runs make models.
@@ -120,7 +120,7 @@ def hold(record: RunRecord) -> Held:
     lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = lock.open("a", encoding="utf-8")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        take(file, patience_s=None)
         if _is_at(file, lock):
             held = Held(lock, file, None)
             held.write(record)
@@ -156,7 +156,7 @@ def claimed(lock: Path, patience_s: float = _PATIENCE_S) -> Iterator[Held | None
         yield None
         return
     with file:
-        if not _flock(file, fcntl.LOCK_EX, patience_s) or not _is_at(file, lock):
+        if not take(file, patience_s=patience_s) or not _is_at(file, lock):
             yield None
             return
         yield Held(lock, file, _read(lock))
@@ -169,7 +169,7 @@ def look(lock: Path) -> tuple[Liveness, RunRecord] | None:
         FormatError: the record is of another version.
     """
     with suppress(FileNotFoundError), lock.open("r", encoding="utf-8") as file:
-        is_free = _flock(file, fcntl.LOCK_SH, 0)
+        is_free = take(file, shared=True)
         record = _read(lock)
         if record is not None:
             return (liveness(record, lock) if is_free else "live"), record
@@ -201,19 +201,6 @@ def _read(lock: Path) -> RunRecord | None:
 
 def _record_file(lock: Path) -> Path:
     return lock.with_suffix(".json")
-
-
-def _flock(file: TextIO, kind: int, patience_s: float) -> bool:
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.02)
-        else:
-            return True
 
 
 def _is_at(file: TextIO, path: Path) -> bool:

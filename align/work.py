@@ -9,7 +9,6 @@ number of machines. `--finish` then turns the folder into the output, or names t
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from align.console import say
 from align.errors import DataError, LockedError
@@ -37,6 +36,7 @@ from align.files import (
     temporary_name,
     write_text,
 )
+from align.locks import take, tried
 
 _KEY_FILE = ".work.json"
 #: A folder in every work folder, for the locks of those who make its pieces.
@@ -186,8 +186,8 @@ def _discard(folder: Path, path: Path) -> None:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds `path` for one process alone."""
-    with _lock_file(path.with_name(f".{path.name}.lock")) as file:
-        if not _lock(file, fcntl.LOCK_EX):
+    with tried(path.with_name(f".{path.name}.lock")) as ours:
+        if not ours:
             raise LockedError(f"{path}: another process is making it; wait for it, or stop it")
         yield
 
@@ -198,33 +198,20 @@ def _shared(path: Path, folder: Path, key: str) -> Iterator[None]:
 
     Ranges begin one by one, so the one that makes the folder, or discards that of another key, is alone with it.
     """
-    with _lock_file(path.with_name(f".{path.name}.lock")) as file:
+    with path.with_name(f".{path.name}.lock").open("a+") as file:
         with one_at_a_time(path.with_name(f".{path.name}.begin.lock"), f"{path}: other ranges to begin"):
-            if not _lock(file, fcntl.LOCK_SH):
+            if not take(file, shared=True):
                 raise LockedError(f"{path}: another process is making it; wait for it, or stop it")
             if not _has_key(folder, key):
-                if not _lock(file, fcntl.LOCK_EX):
+                if not take(file):
                     raise LockedError(
                         f"{path}: ranges with other parameters, data or code are at work there; wait for them or stop "
                         "them, or choose another folder"
                     )
                 _prepare(path, folder, key)
-                if not _lock(file, fcntl.LOCK_SH):
+                if not take(file, shared=True):
                     raise LockedError(f"{path}: another process has begun to make it; wait for it, or stop it")
         yield
-
-
-def _lock_file(path: Path) -> TextIO:
-    return path.open("a+")  # a shared lock on NFS needs a file that can be read, an exclusive one needs the other
-
-
-def _lock(file: TextIO, kind: int) -> bool:
-    """Takes a lock, or changes its kind; False where another process has it (then this one has none)."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager
@@ -238,12 +225,11 @@ def one_at_a_time(lock: Path, what: str, *, wait: bool = True) -> Iterator[bool]
         what: a process that waits says that it waits for this.
         wait: for another process; otherwise the block runs beside it, and is told.
     """
-    with _lock_file(lock) as file:
-        mine = _lock(file, fcntl.LOCK_EX)
+    with lock.open("a+") as file:
+        mine = take(file)
         if not mine and wait:
             say(f"waiting for {what}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            mine = True
+            mine = take(file, patience_s=None)
         yield mine
 
 

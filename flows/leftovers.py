@@ -7,7 +7,6 @@ when its process ends. So a worktree whose lock is free is a dead run's. What th
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +18,7 @@ from align import run_records
 from align.config.params import PARAMS_FILE
 from align.errors import DataError, FormatError, LockedError
 from align.git import git
+from align.locks import tried
 from align.run_records import Liveness, RunRecord
 from flows.failed_runs import folder_for, keep
 from flows.run_context import STATE, log_file
@@ -57,10 +57,8 @@ def sweep(root: Path, log: Callable[[str], None]) -> None:
     for path in sorted(path for path in paths if path.name not in taken):
         lock = root / STATE / "locks" / path.name
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # a run works there
+        with tried(lock) as free:
+            if not free:  # a run works there
                 continue
             try:
                 clear(root, path, log)

@@ -26,9 +26,9 @@ from align.console import say, show, show_json
 from align.errors import AlignError, DataError
 from align.locks import locked
 from align.visible import plain_markdown
+from flows.accelerator import has_accelerator
 from flows.child_process import CommandError, run_supervised
 from flows.dag import read_dag
-from flows.locks import has_accelerator
 from flows.remote.order import pools
 from flows.request import Request, settled
 from flows.run_context import STATE, RunContext, our_program

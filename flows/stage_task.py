@@ -26,11 +26,11 @@ from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict
 
 from align.visible import fenced_markdown, plain_markdown
+from flows.accelerator import accelerator, uses_accelerator
 from flows.alerts import alert_soon, is_health_warning
 from flows.child_process import CommandError, run_supervised
 from flows.dag import Stage
 from flows.failed_runs import in_kept_folder
-from flows.locks import accelerator, uses_accelerator
 from flows.outages import end_without_waiting
 from flows.remote.send import run_elsewhere
 from flows.run_context import RunContext, child_environment, log_file, progress_file

@@ -8,11 +8,12 @@ Prefect's database, what failed runs left, and checkpoints, which are hours of w
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import sys
 from pathlib import Path
+
+from align.locks import tried
 
 STATE = Path(".align")
 #: Copies of objects and of served models, measured values, logs, and the environments of make's lock, fuzz and
@@ -54,12 +55,10 @@ def _in_use(root: Path) -> str | None:
         if running := running_services(root):
             return f"{', '.join(sorted(running))} of `make up` still run: stop them with `make down` first"
     for lock in sorted((root / STATE / "locks").glob("*")):
-        with lock.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = lock.read_text("utf-8", "replace") or "a run"
-                return f"{holder} is at work and holds {lock.relative_to(root)}: wait for it, or stop it first"
+        with tried(lock, shared=True) as free:
+            if not free:
+                who = lock.read_text("utf-8", "replace") or "a run"
+                return f"{who} is at work and holds {lock.relative_to(root)}: wait for it, or stop it first"
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from align.lineage.opted_out_pairs import opted_out_pairs
 from align.lineage.purge_plan import PurgePlan, stage_of, telling_reports
 from align.lineage.purge_raw import purge_raw
 from align.lineage.shard_samples import filtered_shows, index_shows, shards_show
+from align.locks import tried
 from align.services.store import Objects, fetcher, keep_tar
 
 #: Here while a purge is under way: data/raw may no longer tell what the rest still shows.
@@ -116,10 +116,8 @@ def _remove_folder(folder: Path) -> PurgeResult:
 
 
 def _remove_leftover(leftover: Path, lock: Path) -> PurgeResult:
-    with lock.open("a") as file:  # as `align.work` locks it
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with tried(lock) as ours:  # as `align.work` locks it
+        if not ours:
             return PurgeResult(f"{leftover}", "nothing", "a run is working there; wait for it, or end it")
         shutil.rmtree(leftover)
     return PurgeResult(f"{leftover}", "what a killed run had left")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +11,7 @@ import psutil
 
 from align.errors import AlignError, DataError
 from align.git import git, network_git, resolve
-from align.locks import locked
+from align.locks import locked, tried
 from flows.remote.order import ORIGIN, REFS, Order
 from flows.run_context import STATE
 
@@ -33,9 +32,9 @@ def pushed(root: Path, checkout: Path, order: Order, log: Callable[[str], None])
     folder = checkout / STATE / "sent"
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
-        with file.open("a") as lock, suppress(BlockingIOError):  # held: its run is alive
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(root, file, log)
+        with tried(file) as free:
+            if free:  # else its run is alive
+                _remove(root, file, log)
     with locked(folder / order.commit, f"run '{order.run}'", log):
         network_git(root, "push", "--quiet", ORIGIN, f"{order.commit}:{order.ref}")
         try:

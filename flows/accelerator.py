@@ -1,4 +1,4 @@
-"""The lock of the machine's accelerator: of all runs of a user, one trains at a time. Other locks: `align.locks`."""
+"""The lock of the machine's accelerator: of all runs of a user, one trains at a time. It is one of `align.locks`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from align.errors import ServiceError
-from align.locks import locked as locked
+from align.locks import locked
 from flows.dag import Stage
 
 #: Device files of the drivers of NVIDIA (one for each GPU) and AMD (one for all).

@@ -10,7 +10,7 @@ import pytest
 
 from align.errors import ServiceError
 from align.locks import locked
-from flows import locks
+from flows import accelerator
 from flows.dag import read_dag
 from tests.support import ROOT
 
@@ -31,19 +31,19 @@ from tests.support import ROOT
 def test_an_accelerator_is_found(tmp_path: Path, files: list[str], environment: dict[str, str], found: bool) -> None:
     for name in files:
         (tmp_path / name).touch()
-    assert locks.has_accelerator(tmp_path, environment) is found
+    assert accelerator.has_accelerator(tmp_path, environment) is found
 
 
 def test_stages_that_compute_on_it() -> None:
-    assert [stage.name for stage in read_dag(ROOT) if locks.uses_accelerator(stage)] == [
+    assert [stage.name for stage in read_dag(ROOT) if accelerator.uses_accelerator(stage)] == [
         "pretrain", "finetune", "evaluate", "index",
     ]  # fmt: skip
 
 
 def test_without_an_accelerator_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "has_accelerator", lambda: False)
+    monkeypatch.setattr(accelerator, "has_accelerator", lambda: False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    with locks.accelerator("a", print), locks.accelerator("b", print):
+    with accelerator.accelerator("a", print), accelerator.accelerator("b", print):
         assert not list(tmp_path.iterdir())
 
 
@@ -51,10 +51,10 @@ def test_without_an_accelerator_nobody_waits(tmp_path: Path, monkeypatch: pytest
 RUN = """
 import sys, time
 from pathlib import Path
-from flows import locks
-locks.has_accelerator = lambda: True
+from flows import accelerator
+accelerator.has_accelerator = lambda: True
 say = lambda line: print(line, flush=True)
-with locks.accelerator(sys.argv[1], say):
+with accelerator.accelerator(sys.argv[1], say):
     say("trains")
     time.sleep(float(sys.argv[2]))
 """
@@ -105,13 +105,13 @@ def test_waiting_ends_when_the_run_is_to_end(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "has_accelerator", lambda: True)
+    monkeypatch.setattr(accelerator, "has_accelerator", lambda: True)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     (tmp_path / "align").mkdir(mode=0o700)
     (tmp_path / "align").chmod(0o777)
-    with pytest.raises(ServiceError, match="not a folder of yours alone"), locks.accelerator("a", print):
+    with pytest.raises(ServiceError, match="not a folder of yours alone"), accelerator.accelerator("a", print):
         pass
     (tmp_path / "align").rmdir()
     (tmp_path / "align").symlink_to(tmp_path)
-    with pytest.raises(ServiceError, match="not a folder of yours alone"), locks.accelerator("a", print):
+    with pytest.raises(ServiceError, match="not a folder of yours alone"), accelerator.accelerator("a", print):
         pass

@@ -147,7 +147,7 @@ COMMANDS = {
         "align.code",
         "write code.yaml, the digests of the code that stages depend on; the first stage of dvc.yaml",
         (),
-        ("align code", "align code && dvc status"),
+        ("align code", "align code --params params.yaml"),
     ),
     "make_set": Verb(
         "align.evaluate.make_set",

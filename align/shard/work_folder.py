@@ -97,6 +97,7 @@ def plan_once(work: ShardWork, filtered: Path, num_workers: int | None) -> Shard
     """
 
     def make() -> None:
+        shutil.rmtree(work.plan_folder, ignore_errors=True)  # `finish` was killed while it removed it
         tars = range(len(raw_shards(work.raw)))
         done = in_processes(
             partial(_index_tar, work),

@@ -20,7 +20,7 @@ from align.services.tracking_store import settle
 from flows.run_branch import record
 from tests.support import old_runs, pages_project, registered, small_stages
 from tests.support.dvc_projects import environment, file_bytes, shell
-from tests.support.kill_points import MOST, Case, survives
+from tests.support.kill_points import CHOSEN, Case, survives
 from tests.support.killing import digests
 from tests.support.pages_project import CODE, INGEST_AND_FILTER
 from tests.support.registered import RECALL, Project
@@ -28,7 +28,7 @@ from tests.support.small_data import jpeg
 from tests.support.small_stages import ALIGN, words
 
 pytestmark = [pytest.mark.full]
-if not MOST:
+if CHOSEN == "0":
     pytestmark.append(pytest.mark.patience(7200, "kills a command before each of its changes"))
 
 

@@ -31,8 +31,8 @@ _CHANGES = frozenset({
     "subprocess.Popen",
 })  # fmt: skip
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-#: Kills of one command, evenly spread over its changes; 0: before each of them.
-MOST = int(os.environ.get("KILL_POINTS", "12"))
+#: Kills of one command, evenly spread over its changes; 0: before each of them; 70-80: before these.
+CHOSEN = os.environ.get("KILL_POINTS", "12")
 
 
 def main() -> None:
@@ -119,11 +119,7 @@ def survives(case: Case, work: Path) -> tuple[int, int]:
     assert done.returncode == 0, done.stderr[-3000:]
     whole, number = case.state(root), int((work / "here.number").read_text())
     assert whole != before and number > 0
-    kills = (
-        range(1, number + 1)
-        if not MOST or number <= MOST
-        else [1 + at * (number - 1) // (MOST - 1) for at in range(MOST)]
-    )
+    kills = _chosen(number)
     for at in kills:
         again()
         killed = case.run(root, at)
@@ -142,6 +138,15 @@ def survives(case: Case, work: Path) -> tuple[int, int]:
         parts = [path for path in root.parent.rglob("*") if is_temporary(path) or path.name == ".work.json"]
         assert not parts, f"after a kill before change {at} of {number}: {parts}"
     return len(kills), number
+
+
+def _chosen(number: int) -> Sequence[int]:
+    first, _, last = CHOSEN.partition("-")
+    if last:
+        return range(int(first), min(int(last), number) + 1)
+    most = int(CHOSEN)
+    every = not most or number <= most
+    return range(1, number + 1) if every else [1 + at * (number - 1) // (most - 1) for at in range(most)]
 
 
 def _differ(now: Any, whole: Any) -> Any:

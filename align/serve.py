@@ -141,7 +141,7 @@ class _PairOf:
 
     def _of_data(self, item: IndexedImage, header: IndexHeader) -> PairShown:
         from align.lineage.pair_history import look_up
-        from align.lineage.raw_pairs import find_pairs
+        from align.lineage.versions.raw_pairs import find_pairs
         from align.search.service.answers import PairShown
 
         paths = self._paths

@@ -22,8 +22,8 @@ from align.files import to_json, write_text
 from align.lineage.compare_tables import tables
 from align.lineage.compare_text import as_page, text_lines
 from align.lineage.compared_run import HERE, code_changes, read_run
-from align.lineage.data_versions import DataVersions
 from align.lineage.run_costs import Costs, of_checkout
+from align.lineage.versions.data_versions import DataVersions
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from align.config.params import INHERITS, PARAMS_FILE, parse_yaml
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.errors import DataError, FormatError, without_logins
 from align.git import git_if_any
-from align.lineage.data_versions import DataVersions
+from align.lineage.versions.data_versions import DataVersions
 
 #: The name of the checkout as a run.
 HERE = "."

@@ -16,10 +16,10 @@ from align.config.paths import PathsConfig
 from align.console import say, show, show_json
 from align.errors import DataError
 from align.files import to_json, write_text
-from align.lineage.data_versions import DataVersions
 from align.lineage.diff_page import as_page
 from align.lineage.diff_tables import VersionTables, compare
 from align.lineage.diff_text import text_lines
+from align.lineage.versions.data_versions import DataVersions
 from align.services.engine import open_engine
 
 

@@ -16,8 +16,8 @@ from align.formats.policy import OPTED_OUT, OptedOut
 from align.formats.raw import image_spans
 from align.lineage.purge import PurgeResult
 from align.lineage.purge_plan import PurgePlan
-from align.lineage.shard_samples import index_shows
-from align.lineage.who_saw import SeenBy
+from align.lineage.versions.shard_samples import index_shows
+from align.lineage.versions.who_saw import SeenBy
 
 #: Where the local stack keeps its state (`align.run`, `infra/local.py`), and the page that the README has users write.
 _PREFECT, _LOGS, _OWN_PAGES = Path(".align/prefect"), Path(".align/logs"), (Path("hits.html"),)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.formats.policy import OptedOut, host_and_above, host_of
-from align.lineage.raw_pairs import iter_tables
+from align.lineage.versions.raw_pairs import iter_tables
 from align.pairs.urls import canonical_or_as_is, host_name, identity
 
 #: Addresses that a line names, and characters of each.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from align.formats.policy import OptedOut
 from align.formats.raw import STATED_SHA256
-from align.lineage.raw_pairs import is_opted_out, iter_tables
+from align.lineage.versions.raw_pairs import is_opted_out, iter_tables
 from align.pairs.text import normalise
 
 

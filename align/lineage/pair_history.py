@@ -16,8 +16,8 @@ from align.filter.report import cuts_of
 from align.filter.rules import RULES, conditions
 from align.formats.filtered import DECISIONS, FACTS, IMAGES
 from align.formats.policy import read_opted_out
-from align.lineage.raw_pairs import RawRow
-from align.lineage.who_saw import WhoSaw
+from align.lineage.versions.raw_pairs import RawRow
+from align.lineage.versions.who_saw import WhoSaw
 
 
 class PairDecision(TypedDict):

@@ -19,10 +19,10 @@ from align.formats.filtered import DECISIONS, FACTS
 from align.formats.indexed_images import ITEMS
 from align.formats.pair_addresses import ADDRESSES
 from align.formats.policy import OptedOut
-from align.lineage.data_versions import DataVersions
 from align.lineage.opted_out_pairs import OptedOutPairs, opted_out_pairs
-from align.lineage.shard_samples import filtered_shows, index_shows, shards_show
-from align.lineage.stage_runs import CHECKOUT, StageRun
+from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.shard_samples import filtered_shows, index_shows, shards_show
+from align.lineage.versions.stage_runs import CHECKOUT, StageRun
 from align.pairs.text import mask_personal_data
 from align.protocols.store import FetchTar
 

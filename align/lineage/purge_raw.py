@@ -31,7 +31,7 @@ from align.formats.tar import BLOCK, header, padding
 from align.formats.tar_members import DamagedTar, Member, read_members
 from align.ingest.writer import write_raw_manifest
 from align.lineage.opted_out_pairs import OptedOutPairs
-from align.lineage.raw_pairs import RawRow, is_opted_out, iter_rows, iter_tables
+from align.lineage.versions.raw_pairs import RawRow, is_opted_out, iter_rows, iter_tables
 from align.work import key_of, work_directory
 
 #: What a purged row says, in addition to its status. The hash stays: it names the picture to the policy, and shows

@@ -22,8 +22,8 @@ from align.config.paths import PathsConfig
 from align.errors import AlignError, FormatError, ServiceError
 from align.git import git_if_any
 from align.lineage.compared_run import ComparedRun, read_folder, read_run
-from align.lineage.data_versions import DataVersions
 from align.lineage.run_costs import Costs
+from align.lineage.versions.data_versions import DataVersions
 from align.services.mlflow_address import has_store
 from align.services.tracked_run import TrackedRun
 from align.services.tracking import ATTEMPT, FLOW_RUN

@@ -20,7 +20,7 @@ from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.errors import AlignError
 from align.ingest.sources import Source, source_at
-from align.lineage.raw_pairs import RawRow
+from align.lineage.versions.raw_pairs import RawRow
 from align.pairs.urls import canonical_or_as_is
 from align.services.store import open_files
 

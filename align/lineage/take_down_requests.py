@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from align.errors import DataError
 from align.formats.policy import Entry, host_of, problem_with
-from align.lineage.raw_pairs import RawRow, find_pairs, iter_tables
+from align.lineage.versions.raw_pairs import RawRow, find_pairs, iter_tables
 from align.pairs.urls import canonical_or_as_is, identity
 
 #: At most this many bad lines are listed in an error.

@@ -26,7 +26,6 @@ from align.config.store import StoreConfig
 from align.console import say, show, show_json
 from align.errors import ConfigError, DataError
 from align.files import to_json, write_text
-from align.lineage.data_versions import DataVersions
 from align.lineage.run_costs import Costs
 from align.lineage.run_list import RunList
 from align.lineage.source_places import SourcePlaces
@@ -37,6 +36,7 @@ from align.lineage.trace_pairs import Surroundings, trace_pairs
 from align.lineage.trace_runs import trace_run, trace_shard, trace_version
 from align.lineage.trace_subject import Names, Subject
 from align.lineage.trace_text import text_lines
+from align.lineage.versions.data_versions import DataVersions
 from align.services.registry import Version
 from align.services.store import fetcher
 

@@ -13,10 +13,10 @@ from align.formats.filtered import DECISIONS
 from align.formats.raw import MANIFEST as RAW_MANIFEST
 from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName
 from align.formats.verdict import VERDICT
-from align.lineage.data_chain import DataChain, read_json
-from align.lineage.raw_pairs import RawRow, find_pairs
-from align.lineage.shard_samples import StoredSample, manifest_at, samples_of
 from align.lineage.trace_graph import Graph, Node, Picture, State, Table, known
+from align.lineage.versions.data_chain import DataChain, read_json
+from align.lineage.versions.raw_pairs import RawRow, find_pairs
+from align.lineage.versions.shard_samples import StoredSample, manifest_at, samples_of
 
 _REPORT = "report.json"
 #: So many sample pages are shown of a version of the data.

@@ -14,10 +14,10 @@ from align.config.paths import PathsConfig
 from align.errors import RefusedError, ServiceError
 from align.formats.image_index import IndexHeader
 from align.git import LOCK_FILE, git_if_any
-from align.lineage.data_versions import DataVersions
-from align.lineage.stage_runs import CHECKOUT, StageRun, parse_runs
 from align.lineage.trace_graph import Graph, Node, State, Table, known
-from align.lineage.who_saw import training_data
+from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.stage_runs import CHECKOUT, StageRun, parse_runs
+from align.lineage.versions.who_saw import training_data
 from align.services.mlflow_address import has_store
 from align.services.registry import CHAMPION, LINEAGE_PAGE, Version, aliases_of
 from align.services.tracked_run import TrackedRun

@@ -15,12 +15,8 @@ from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
 from align.errors import AlignError, DataError
 from align.formats.raw import MANIFEST as RAW_MANIFEST
-from align.lineage.data_chain import DataChain, chain_of, checkout_chain, read_json
-from align.lineage.data_versions import DataVersions
 from align.lineage.pair_history import PairHistory, look_up, of_models
 from align.lineage.pair_text import rule_values
-from align.lineage.raw_pairs import RawRow
-from align.lineage.shard_samples import StoredSample, counted, iter_stored_samples, manifest_at
 from align.lineage.source_places import Place, SourcePlaces
 from align.lineage.trace_data import (
     Part,
@@ -35,7 +31,11 @@ from align.lineage.trace_data import (
 )
 from align.lineage.trace_graph import Graph, Node, State, Table, known
 from align.lineage.trace_models import Models, add_index, add_run, add_version
-from align.lineage.who_saw import SeenBy, WhoSaw, recorded_data, who_saw
+from align.lineage.versions.data_chain import DataChain, chain_of, checkout_chain, read_json
+from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.raw_pairs import RawRow
+from align.lineage.versions.shard_samples import StoredSample, counted, iter_stored_samples, manifest_at
+from align.lineage.versions.who_saw import SeenBy, WhoSaw, recorded_data, who_saw
 from align.protocols.store import FetchTar
 
 #: A page or an address may have many pairs; so many are traced.

@@ -16,10 +16,10 @@ from typing import Literal
 from align.errors import DataError
 from align.files import sha256_file
 from align.formats.shards import SPLITS, Manifest, Shard, SplitName
-from align.lineage.raw_pairs import RawRow, find_pairs
 from align.lineage.run_list import Place
-from align.lineage.shard_samples import manifest_at
 from align.lineage.trace_models import Models
+from align.lineage.versions.raw_pairs import RawRow, find_pairs
+from align.lineage.versions.shard_samples import manifest_at
 from align.services.registry import Version
 
 What = Literal["model", "run", "shard", "key", "url", "image"]

@@ -48,9 +48,9 @@ def follow_aliases(params: Params) -> None:
 
 def _draw_all(params: Params, stale: Sequence[Version]) -> list[str]:
     """Draws pages; returns why some were left as they were."""
-    from align.lineage.data_versions import DataVersions  # with what a trace needs: most calls draw nothing
     from align.lineage.trace import surroundings
     from align.lineage.trace_models import Models
+    from align.lineage.versions.data_versions import DataVersions  # with what a trace needs: most calls draw nothing
 
     left = []
     with tempfile.TemporaryDirectory(prefix="align-", dir=params.section(EngineConfig).temp_directory) as folder:

@@ -16,7 +16,7 @@ from align.config.paths import PathsConfig
 from align.console import say, show
 from align.errors import AlignError, DataError
 from align.git import git
-from align.lineage.data_versions import DataVersions
+from align.lineage.versions.data_versions import DataVersions
 from align.locks import locked
 from align.release.evidence import MEASURED, PAGES
 from flows.retention.cache import dvc_locked

@@ -18,8 +18,8 @@ from align.errors import FormatError, ServiceError
 from align.files import to_json, write_text
 from align.formats.shards import MANIFEST
 from align.formats.stored_tars import parse_stored_tars
-from align.lineage.data_versions import DataVersions
-from align.lineage.stage_runs import parse_runs
+from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.stage_runs import parse_runs
 from flows.retention.history import md5s_in
 from flows.retention.run_cache import Entry, made
 

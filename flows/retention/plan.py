@@ -13,7 +13,7 @@ from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
 from align.config.retention import RetentionConfig
 from align.config.store import StoreConfig
-from align.lineage.data_versions import DataVersions
+from align.lineage.versions.data_versions import DataVersions
 from align.services.mlflow_address import has_store
 from align.services.store import Objects as Store
 from align.services.tracking_file import reader

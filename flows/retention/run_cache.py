@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.formats.verdict import VERDICT
-from align.lineage.data_versions import DataVersions
-from align.lineage.stage_runs import StageRun, parse_runs
+from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.stage_runs import StageRun, parse_runs
 
 #: A report with the digest of the packaged model.
 _REPORT = "report.json"

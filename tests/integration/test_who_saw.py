@@ -6,8 +6,8 @@ import pytest
 
 from align.config.register import RegisterConfig
 from align.formats.shards import read_manifest
-from align.lineage.data_versions import DataVersions
-from align.lineage.who_saw import SeenBy, WhoSaw, who_saw
+from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.who_saw import SeenBy, WhoSaw, who_saw
 from align.services.tracking import Tracker
 from tests.support import training_data
 

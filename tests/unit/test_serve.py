@@ -12,7 +12,7 @@ from align.config.params import Params
 from align.filter.rules import RULES
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.formats.shards import read_manifest
-from align.lineage.raw_pairs import find_pairs
+from align.lineage.versions.raw_pairs import find_pairs
 from align.search.service.answers import PairShown
 from align.search.service.served import Folders, Release
 from align.serve import _loaded, _PairOf, login_of, opening

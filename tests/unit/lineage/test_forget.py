@@ -22,9 +22,9 @@ from align.git import git
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.lineage.opted_out_pairs import opted_out_pairs
 from align.lineage.purge_raw import purge_raw
-from align.lineage.shard_samples import count_pairs, shards_show
 from align.lineage.take_down_requests import read_requests
-from align.lineage.who_saw import SeenBy, WhoSaw
+from align.lineage.versions.shard_samples import count_pairs, shards_show
+from align.lineage.versions.who_saw import SeenBy, WhoSaw
 from align.services.registry import Version
 from align.services.store import keep_tar, materialised
 from tests.support import small_data

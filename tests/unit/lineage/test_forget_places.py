@@ -10,7 +10,7 @@ from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.features import Features
 from align.formats.policy import Entry, OptedOut, write_opted_out
-from align.lineage.who_saw import WhoSaw
+from align.lineage.versions.who_saw import WhoSaw
 from tests.support import small_data
 from tests.support.small_data import Pair, jpeg
 

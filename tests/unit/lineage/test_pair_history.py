@@ -16,7 +16,7 @@ from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards
 from align.lineage.pair_history import PairHistory, look_up
 from align.lineage.pair_text import text_lines
-from align.lineage.raw_pairs import find_pairs
+from align.lineage.versions.raw_pairs import find_pairs
 from tests.support import small_data
 from tests.support.params import load_params
 from tests.support.small_data import Pair

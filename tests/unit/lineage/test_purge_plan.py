@@ -15,9 +15,9 @@ from ruamel.yaml import YAML
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.formats.policy import Entry, OptedOut
-from align.lineage.data_versions import DataVersions
 from align.lineage.purge import purge
 from align.lineage.purge_plan import PurgePlan, plan_purge, telling_reports
+from align.lineage.versions.data_versions import DataVersions
 from tests.support.params import load_params
 from tests.support.small_data import RAW_SCHEMA
 
@@ -87,7 +87,7 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> History:
     monkeypatch.chdir(tmp_path)
     made = History(tmp_path)
     settings = {"cache": str(made.cache), "remotes": {}}
-    monkeypatch.setattr("align.lineage.data_versions.settings", lambda root: settings)
+    monkeypatch.setattr("align.lineage.versions.data_versions.settings", lambda root: settings)
     return made
 
 
@@ -179,9 +179,9 @@ def test_a_remote_is_asked_three_times_for_all_versions(history: History, monkey
     def remote_objects(root: Path, verb: str, name: str, md5s: list[str], *more: str) -> None:
         asked.append(len(md5s))
 
-    monkeypatch.setattr("align.lineage.data_versions.remote_objects", remote_objects)
+    monkeypatch.setattr("align.lineage.versions.data_versions.remote_objects", remote_objects)
     settings = {"cache": str(history.cache), "remotes": {"cloud": "s3://bucket"}}
-    monkeypatch.setattr("align.lineage.data_versions.settings", lambda root: settings)
+    monkeypatch.setattr("align.lineage.versions.data_versions.settings", lambda root: settings)
     for number in range(5):
         lost = {f"{number}.parquet": None, "report.html": None}
         history.ran({"data/raw": history.out(lost), "data/filtered": f"{number:031x}f.dir"}, {"data/raw": "a.dir"})

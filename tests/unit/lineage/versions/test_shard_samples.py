@@ -10,7 +10,7 @@ import pytest
 from align.errors import CorruptError, DataError
 from align.formats.pair_addresses import write_addresses
 from align.formats.policy import Entry, OptedOut
-from align.lineage.shard_samples import count_pairs, filtered_shows, index_shows, iter_stored_samples
+from align.lineage.versions.shard_samples import count_pairs, filtered_shows, index_shows, iter_stored_samples
 from tests.support import small_data
 from tests.support.small_data import Pair
 

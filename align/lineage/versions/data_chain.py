@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from align.config.paths import PathsConfig
 from align.formats.verdict import SHARDS, TABLES, VERDICT
-from align.lineage.data_versions import DataVersions
-from align.lineage.stage_runs import StageRun
-from align.lineage.who_saw import RecordedData
+from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.stage_runs import StageRun
+from align.lineage.versions.who_saw import RecordedData
 
 
 class Out(Protocol):

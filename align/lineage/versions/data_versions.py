@@ -17,7 +17,7 @@ from typing import Any
 
 from align.errors import DataError, ServiceError
 from align.git import LOCK_FILE, git_if_any
-from align.lineage.stage_runs import CHECKOUT, StageRun, parse_runs, recorded_runs
+from align.lineage.versions.stage_runs import CHECKOUT, StageRun, parse_runs, recorded_runs
 from align.services.dvc import changes_of, record_outs, remote_objects, settings
 
 _FOLDER = ".dir"

@@ -17,9 +17,9 @@ from pathlib import Path
 from align.config.register import RegisterConfig
 from align.errors import DataError, ServiceError
 from align.formats.shards import MANIFEST
-from align.lineage.data_versions import DataVersions
-from align.lineage.shard_samples import manifest_at
-from align.lineage.stage_runs import StageRun
+from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.shard_samples import manifest_at
+from align.lineage.versions.stage_runs import StageRun
 from align.services.mlflow_address import has_store
 from align.services.registry import Version, aliases_of
 from align.services.tracked_run import TrackedRun

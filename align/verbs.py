@@ -275,7 +275,7 @@ COMMANDS = {
         commands.trace,
     ),
     "forget": Verb(
-        "align.lineage.forget",
+        "align.lineage.take_down.forget",
         "take-downs: record what people ask to forget; --purge removes the bytes",
         (),
         ('align forget --urls urls.txt --reason "asked by the photographer"', "align forget --purge"),

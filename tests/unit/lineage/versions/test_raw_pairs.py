@@ -10,8 +10,8 @@ import pytest
 from align.errors import DataError
 from align.formats.policy import Entry, OptedOut
 from align.formats.raw import iter_images, raw_shards
-from align.lineage.opted_out_pairs import opted_out_pairs
-from align.lineage.purge_raw import purge_raw
+from align.lineage.take_down.opted_out_pairs import opted_out_pairs
+from align.lineage.take_down.purge_raw import purge_raw
 from align.lineage.versions.raw_pairs import find_pairs, iter_tables
 from tests.support import small_data
 from tests.support.small_data import Pair

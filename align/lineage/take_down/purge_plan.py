@@ -19,7 +19,7 @@ from align.formats.filtered import DECISIONS, FACTS
 from align.formats.indexed_images import ITEMS
 from align.formats.pair_addresses import ADDRESSES
 from align.formats.policy import OptedOut
-from align.lineage.opted_out_pairs import OptedOutPairs, opted_out_pairs
+from align.lineage.take_down.opted_out_pairs import OptedOutPairs, opted_out_pairs
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.shard_samples import filtered_shows, index_shows, shards_show
 from align.lineage.versions.stage_runs import CHECKOUT, StageRun

@@ -14,8 +14,8 @@ from align.errors import DataError
 from align.formats.indexed_images import ITEMS
 from align.formats.policy import OPTED_OUT, OptedOut
 from align.formats.raw import image_spans
-from align.lineage.purge import PurgeResult
-from align.lineage.purge_plan import PurgePlan
+from align.lineage.take_down.purge import PurgeResult
+from align.lineage.take_down.purge_plan import PurgePlan
 from align.lineage.versions.shard_samples import index_shows
 from align.lineage.versions.who_saw import SeenBy
 

@@ -15,8 +15,8 @@ from ruamel.yaml import YAML
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.formats.policy import Entry, OptedOut
-from align.lineage.purge import purge
-from align.lineage.purge_plan import PurgePlan, plan_purge, telling_reports
+from align.lineage.take_down.purge import purge
+from align.lineage.take_down.purge_plan import PurgePlan, plan_purge, telling_reports
 from align.lineage.versions.data_versions import DataVersions
 from tests.support.params import load_params
 from tests.support.small_data import RAW_SCHEMA

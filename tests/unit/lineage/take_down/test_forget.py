@@ -20,9 +20,9 @@ from align.formats.raw import iter_images, raw_shards, read_table
 from align.formats.stored_tars import stored_tars
 from align.git import git
 from align.ingest.writer import RawShardWriter, write_raw_manifest
-from align.lineage.opted_out_pairs import opted_out_pairs
-from align.lineage.purge_raw import purge_raw
-from align.lineage.take_down_requests import read_requests
+from align.lineage.take_down.opted_out_pairs import opted_out_pairs
+from align.lineage.take_down.purge_raw import purge_raw
+from align.lineage.take_down.requests import read_requests
 from align.lineage.versions.shard_samples import count_pairs, shards_show
 from align.lineage.versions.who_saw import SeenBy, WhoSaw
 from align.services.registry import Version
@@ -334,7 +334,7 @@ def test_a_purge_names_what_it_does_not_touch(
     Path("hits.html").touch()
     version = Version(name="align", number=3, run_id="abc", tags={})
     seen = WhoSaw((SeenBy(version, None, (), {"train": 1}, "the checkout's data"),))
-    monkeypatch.setattr("align.lineage.forget.who_saw", lambda *_: seen)
+    monkeypatch.setattr("align.lineage.take_down.forget.who_saw", lambda *_: seen)
     write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
     for words in (["--purge"], ["--purge", "--yes"]):
         main(["forget", *words])

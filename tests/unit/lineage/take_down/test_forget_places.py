@@ -20,7 +20,7 @@ A, B = jpeg(1), jpeg(2)
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Picture B is opted out; it is in no folder of data."""
-    monkeypatch.setattr("align.lineage.forget.who_saw", lambda *_: WhoSaw(()))
+    monkeypatch.setattr("align.lineage.take_down.forget.who_saw", lambda *_: WhoSaw(()))
     monkeypatch.chdir(tmp_path)
     small_data.write(tmp_path, [Pair("a red fox", 1)])
     write_opted_out(Path("data/policy"), OptedOut([Entry("image_id", hashlib.sha256(B).hexdigest(), "", "2026-01-02")]))

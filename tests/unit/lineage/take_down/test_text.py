@@ -6,7 +6,7 @@ import pytest
 
 from align.config.paths import PathsConfig
 from align.formats.policy import Entry, OptedOut
-from align.lineage.forget_text import remaining_lines
+from align.lineage.take_down.text import remaining_lines
 from tests.support import colour_index
 from tests.support.colour_shards import image_id
 from tests.support.params import load_params

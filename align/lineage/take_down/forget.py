@@ -29,12 +29,11 @@ from align.errors import DataError
 from align.files import sha256_file
 from align.formats.features import files_of
 from align.formats.policy import OPTED_OUT, Entry, OptedOut, read_opted_out, write_opted_out
-from align.lineage.forget_text import model_lines, plan_lines, remaining_lines, result_line
-from align.lineage.near_addresses import near_addresses
-from align.lineage.opted_out_pairs import opted_out_pairs
-from align.lineage.purge import purge
-from align.lineage.purge_plan import PurgePlan, plan_purge
-from align.lineage.take_down_requests import read_requests
+from align.lineage.take_down.opted_out_pairs import opted_out_pairs
+from align.lineage.take_down.purge import purge
+from align.lineage.take_down.purge_plan import PurgePlan, plan_purge
+from align.lineage.take_down.requests import near_addresses, read_requests
+from align.lineage.take_down.text import model_lines, plan_lines, remaining_lines, result_line
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.shard_samples import count_pairs
 from align.lineage.versions.who_saw import who_saw

@@ -1,0 +1,13 @@
+"""Take-downs: `align forget` records what people ask to forget, and with --purge removes its bytes.
+
+forget           the verb
+requests         files of keys, addresses and hosts, as entries of the policy; what else these entries cover
+opted_out_pairs  the pairs that the policy takes out
+purge_plan       what --purge removes, and what it cannot
+purge            removes it, so that a killed purge is completed by the next one
+purge_raw        rewrites shards of data/raw without these pairs
+text             all of it, in words
+
+What finds or removes bytes of a taken-down pair comes in. The policy that later runs obey is in `formats/`. Of the
+rooms of lineage this one knows `versions` alone.
+"""

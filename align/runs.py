@@ -24,9 +24,8 @@ from align.config.register import RegisterConfig
 from align.console import say, show, show_json
 from align.errors import ConfigError, DataError
 from align.files import to_json
-from align.lineage.run_costs import Costs
-from align.lineage.run_list import RunList
-from align.lineage.run_list_text import as_json, list_lines, one_lines
+from align.lineage.runs.costs import Costs
+from align.lineage.runs.run_list import RunList, as_json, list_lines, one_lines
 from align.lineage.versions.data_versions import DataVersions
 from align.run import flow_environment, running_services
 

@@ -282,7 +282,7 @@ COMMANDS = {
         commands.forget,
     ),
     "compare": Verb(
-        "align.lineage.compare",
+        "align.lineage.runs.compare",
         "runs side by side: parameters, code, metrics with intervals, cost (for the pairs of the data: diff)",
         (),
         ("align compare demo wide", "align compare demo wide . --html runs.html"),

@@ -26,8 +26,8 @@ from align.config.store import StoreConfig
 from align.console import say, show, show_json
 from align.errors import ConfigError, DataError
 from align.files import to_json, write_text
-from align.lineage.run_costs import Costs
-from align.lineage.run_list import RunList
+from align.lineage.runs.costs import Costs
+from align.lineage.runs.run_list import RunList
 from align.lineage.source_places import SourcePlaces
 from align.lineage.trace_graph import Graph, missing
 from align.lineage.trace_models import Models

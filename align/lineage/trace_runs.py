@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from align.errors import DataError
 from align.formats.shards import Shard, SplitName
-from align.lineage.compared_run import ComparedRun
-from align.lineage.run_list import Place
+from align.lineage.runs.run import ComparedRun
+from align.lineage.runs.run_list import Place
 from align.lineage.trace_data import add_data, unknown_data
 from align.lineage.trace_graph import Graph
 from align.lineage.trace_models import MODEL, add_index, add_run, add_version

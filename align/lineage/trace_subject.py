@@ -16,7 +16,7 @@ from typing import Literal
 from align.errors import DataError
 from align.files import sha256_file
 from align.formats.shards import SPLITS, Manifest, Shard, SplitName
-from align.lineage.run_list import Place
+from align.lineage.runs.run_list import Place
 from align.lineage.trace_models import Models
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
 from align.lineage.versions.shard_samples import manifest_at

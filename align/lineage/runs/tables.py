@@ -1,15 +1,19 @@
-"""The tables of `align compare`: what differs between runs, as rows of text. A is the run that was named first."""
+"""The tables of `align compare` and `align runs`: what differs between runs. A is the run that was named first.
+
+As rows of text; these for a terminal of 100 columns; and as a page.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from align.lineage.compared_run import HERE, ComparedRun
-from align.lineage.run_costs import CACHED, COST, HOURS, SPEED, STAGES
+from align import html
+from align.lineage.runs.costs import CACHED, COST, HOURS, SPEED, STAGES
+from align.lineage.runs.run import HERE, ComparedRun
 
 UNKNOWN = "-"
 #: After a metric whose 95 % interval has no value in common with that of run A.
@@ -173,3 +177,84 @@ def _value(value: Any) -> str:
 def _clock(hours: float) -> str:
     seconds = round(hours * 3600)
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+_WIDTH, _MAX_LABEL, _MAX_CELL, _GAP = 100, 46, 26, 2
+
+
+def text_lines(runs: Sequence[ComparedRun], parts: Sequence[Table]) -> Iterator[str]:
+    """The runs, then each table; one with many runs in blocks, each with column A."""
+    for letter, run in zip(letters(runs), runs, strict=True):
+        yield f"{letter}  {describe(run)}"
+    yield from table_lines(parts)
+
+
+def table_lines(parts: Sequence[Table]) -> Iterator[str]:
+    """Each table, after an empty line and its title."""
+    for table in parts:
+        yield ""
+        yield table.title
+        if table.rows:
+            yield from _table(table)
+        if table.note:
+            yield f"  {table.note}"
+
+
+def _table(table: Table) -> Iterator[str]:
+    label = min(_MAX_LABEL, max(len(name) for name, _ in table.rows))
+    cells = [table.columns, *(row for _, row in table.rows)]
+    widths = [min(_MAX_CELL, max(len(row[column]) for row in cells)) for column in range(len(table.columns))]
+    for number, block in enumerate(_blocks(widths, _WIDTH - label - 2)):
+        if number:
+            yield ""
+        yield from (
+            f"  {_cut_left(name, label):<{label}}"
+            + "".join(f"{'':{_GAP}}{cut(row[column], widths[column]):>{widths[column]}}" for column in block)
+            for name, row in (("", table.columns), *table.rows)
+        )
+
+
+def _blocks(widths: Sequence[int], room: int) -> Iterator[list[int]]:
+    """The columns that fit next to each other; each block begins with column A and has one other at least."""
+    block, used = [0], widths[0] + _GAP
+    for column in range(1, len(widths)):
+        if used + widths[column] + _GAP > room and len(block) > 1:
+            yield block
+            block, used = [0], widths[0] + _GAP
+        block.append(column)
+        used += widths[column] + _GAP
+    yield block
+
+
+def cut(text: str, width: int) -> str:
+    """Text of at most this many characters, cut with an ellipsis."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _cut_left(text: str, width: int) -> str:
+    return text if len(text) <= width else f"…{text[len(text) - width + 1 :]}"
+
+
+def as_page(runs: Sequence[ComparedRun], parts: Sequence[Table], notes: Sequence[str]) -> str:
+    """One page: the tables whole, and the main metrics as bars."""
+    blocks = [html.table(("", "run"), list(zip(letters(runs), map(describe, runs), strict=True)))]
+    blocks += [html.note(note) for note in notes]
+    for table in parts:
+        blocks.append(html.heading(table.title))
+        if table.rows:
+            blocks.append(html.table(("", *table.columns), [(name, *cells) for name, cells in table.rows]))
+        if table.note:
+            blocks.append(html.note(table.note))
+    bars = [
+        (name, letter, f"{measured[name].value:.1%}", measured[name].value)
+        for name in sorted({name for run in runs for name in run.measured()})
+        for letter, run in zip(letters(runs), runs, strict=True)
+        if name in (measured := run.measured())
+    ]
+    if bars:
+        blocks += [
+            html.heading("Main metrics as bars"),
+            html.table(("metric", "run", "value", "0 to 100 %"), bars, bar=3),
+        ]
+    title = "Runs: " + ", ".join(run.name for run in runs)
+    return html.page(title, "Numbers are those of the runs' own reports.", blocks)

@@ -19,10 +19,9 @@ from align.config.register import RegisterConfig
 from align.console import say, show, show_json
 from align.errors import ConfigError
 from align.files import to_json, write_text
-from align.lineage.compare_tables import tables
-from align.lineage.compare_text import as_page, text_lines
-from align.lineage.compared_run import HERE, code_changes, read_run
-from align.lineage.run_costs import Costs, of_checkout
+from align.lineage.runs.costs import Costs, of_checkout
+from align.lineage.runs.run import HERE, code_changes, read_run
+from align.lineage.runs.tables import as_page, tables, text_lines
 from align.lineage.versions.data_versions import DataVersions
 
 

@@ -1,7 +1,7 @@
 """One run as `align compare` shows it: parameters, code, data, main metrics, cost.
 
 Parameters are read from the commit's params.yaml, and what the stages wrote, by the hashes in its dvc.lock, from DVC's
-cache or its remotes; for the checkout, both from its files. For the cost, see `align.lineage.run_costs`.
+cache or its remotes; for the checkout, both from its files. For the cost, see `align.lineage.runs.costs`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ComparedRun:
         params: `section.key` -> value, as params.yaml has it.
         metrics: of every stage, by their flat names.
         digests: of the data (sha256 of the shards' manifest) and of the packaged model, as far as they are known.
-        costs: see `align.lineage.run_costs`.
+        costs: see `align.lineage.runs.costs`.
         notes: what could not be read, and how to get it.
         others: stages that made another model than the one that fine-tuning began with; nothing of them is here.
     """

@@ -1,7 +1,7 @@
 """diff: compares two versions of the data. Which pairs entered and left, why, and how the kept pairs differ.
 
 A version is a git revision with a dvc.lock (such as run/demo), whose tables come from DVC's cache or remotes, or a
-folder that holds data/raw and data/filtered (such as data). See `align.lineage.diff_tables`.
+folder that holds data/raw and data/filtered (such as data). See `align.lineage.diff.tables`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from align.config.paths import PathsConfig
 from align.console import say, show, show_json
 from align.errors import DataError
 from align.files import to_json, write_text
-from align.lineage.diff_page import as_page
-from align.lineage.diff_tables import VersionTables, compare
-from align.lineage.diff_text import text_lines
+from align.lineage.diff.page import as_page, text_lines
+from align.lineage.diff.tables import VersionTables, compare
 from align.lineage.versions.data_versions import DataVersions
 from align.services.engine import open_engine
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from align.errors import DataError
 from align.formats.filtered import DECISIONS, FACTS, IMAGES
-from align.lineage.diff_report import ABSENT, KEPT, ChangedPair, DiffReport, StateChange, VersionSummary
+from align.lineage.diff.report import ABSENT, KEPT, ChangedPair, DiffReport, StateChange, VersionSummary
 from align.protocols.sql import Engine
 from align.validate.drift import distance, distributions
 

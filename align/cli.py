@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             require_stage(args.verb, VERBS[args.verb].module, params, under_dvc="DVC_STAGE" in os.environ)
         importlib.import_module(VERBS[args.verb].module).main(params, args)
         if VERBS[args.verb].moves_aliases:
-            importlib.import_module("align.lineage.version_pages").follow_aliases(params)
+            importlib.import_module("align.lineage.trace.version_pages").follow_aliases(params)
     except AlignError as error:
         say(f"align: error: {error}")
         return 1

@@ -30,7 +30,7 @@ from align.services.mlflow_address import require_store
 from align.services.signing import TRUST, is_required
 
 if TYPE_CHECKING:
-    from align.lineage.pair_history import RuleResult
+    from align.lineage.trace.pair_history import RuleResult
     from align.search.service.answers import PairShown, RuleShown
     from align.search.service.served import Folders, Release, Served
     from align.search.service.service import SearchService
@@ -140,7 +140,7 @@ class _PairOf:
             return _of_index(item, header, f"This is what the index knows, since {error}")
 
     def _of_data(self, item: IndexedImage, header: IndexHeader) -> PairShown:
-        from align.lineage.pair_history import look_up
+        from align.lineage.trace.pair_history import look_up
         from align.lineage.versions.raw_pairs import find_pairs
         from align.search.service.answers import PairShown
 
@@ -168,7 +168,7 @@ class _PairOf:
 def _of_index(item: IndexedImage, header: IndexHeader, note: str) -> PairShown:
     """The decision as the index knows it: shards hold kept pairs alone, which no rule drops."""
     from align.filter.rules import RULES
-    from align.lineage.pair_history import rule_result
+    from align.lineage.trace.pair_history import rule_result
     from align.search.service.answers import PairShown
 
     codes = [*(code for code in RULES if code in header.rules), *(code for code in header.rules if code not in RULES)]

@@ -25,7 +25,7 @@ class Verb(NamedTuple):
         sections: of params.yaml, its own ones; all verbs read `paths`, too.
         examples: two commands that work as typed, at that point of the pipeline.
         arguments: adds its own to the parser; None where it has none.
-        moves_aliases: of the registry; what MLflow shows of the versions follows (`align.lineage.version_pages`).
+        moves_aliases: of the registry; what MLflow shows of the versions follows (`align.lineage.trace.version_pages`).
     """
 
     module: str
@@ -268,7 +268,7 @@ COMMANDS = {
         commands.import_model,
     ),
     "trace": Verb(
-        "align.lineage.trace",
+        "align.lineage.trace.trace",
         "all that is known of a pair; what a model, run, shard, pair or address came from, and where it went",
         ("filter", "register", "ingest"),
         ("align trace align@champion --html lineage.html", "align trace 000000012"),

@@ -10,8 +10,8 @@ import pytest
 
 from align.cli import main
 from align.lineage import trace_page
-from align.lineage.trace import ARTIFACT
-from align.lineage.trace_graph import Graph
+from align.lineage.trace.graph import Graph
+from align.lineage.trace.trace import ARTIFACT
 from align.release import gates
 from align.release.decision import Gate
 from align.services.registry import LINEAGE_PAGE, Version

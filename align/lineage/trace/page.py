@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 from align import html
 from align.html import escape
-from align.lineage.trace_drawing import NARROW, WIDE, drawing
-from align.lineage.trace_graph import KINDS, Graph, Node, Table, missing
+from align.lineage.trace.drawing import NARROW, WIDE, drawing
+from align.lineage.trace.graph import KINDS, Graph, Node, Table, missing
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff }

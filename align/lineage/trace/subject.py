@@ -17,7 +17,7 @@ from align.errors import DataError
 from align.files import sha256_file
 from align.formats.shards import SPLITS, Manifest, Shard, SplitName
 from align.lineage.runs.run_list import Place
-from align.lineage.trace_models import Models
+from align.lineage.trace.models import Models
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
 from align.lineage.versions.shard_samples import manifest_at
 from align.services.registry import Version

@@ -14,8 +14,8 @@ from align.files import write_text
 from align.filter.rules import RULES, conditions
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards
-from align.lineage.pair_history import PairHistory, look_up
-from align.lineage.pair_text import text_lines
+from align.lineage.trace.pair_history import PairHistory, look_up
+from align.lineage.trace.text import pair_lines
 from align.lineage.versions.raw_pairs import find_pairs
 from tests.support import small_data
 from tests.support.params import load_params
@@ -80,7 +80,7 @@ def test_a_dropped_pair_says_by_what_first(data: Path) -> None:
     assert (short["verdict"], short["first"], short["values"]) == ("drops", True, {"num_words": 1})
     assert rule(history, "text_too_long")["verdict"] == "passes"
     history |= {"models": [], "models_line": "no MLflow here"}
-    text = "\n".join(text_lines(history))
+    text = "\n".join(pair_lines(history))
     assert text.startswith(f"pair {SHORT}: dropped: text_too_short\n")
     assert f"drops first  num_words = 1; num_words < {THRESHOLDS.min_words}" in text
     assert "twin       test image vendor/8, equal bytes or hashes" in text
@@ -95,7 +95,7 @@ def test_the_cuts_are_those_that_made_the_decisions(data: Path) -> None:
     assert rule(history, "text_too_short")["drops_where"] == "num_words < 2"
     assert rule(history, "image_nsfw")["drops_where"] == "nsfw_score >= 0.125"
     assert rule(history, "text_is_filename")["verdict"] == "off"
-    text = "\n".join(text_lines(history | {"models": [], "models_line": None}))
+    text = "\n".join(pair_lines(history | {"models": [], "models_line": None}))
     now = f"image_nsfw: nsfw_score >= {THRESHOLDS.nsfw_threshold}, text_too_short: num_words < {THRESHOLDS.min_words}"
     assert (
         f"cuts       those that made data/filtered; params.yaml now has {now}, text_is_filename: is_filename;" in text
@@ -110,8 +110,8 @@ def test_the_cuts_are_those_that_made_the_decisions(data: Path) -> None:
 
 def test_a_twin_has_its_cosine_and_a_missing_picture_its_error(data: Path) -> None:
     nothing = {"models": [], "models_line": None}
-    assert "twin       test image vendor/7, cosine 0.9812" in "\n".join(text_lines(explained(data, KEPT) | nothing))
-    assert "download   failed_to_download: 404" in "\n".join(text_lines(explained(data, MISSING) | nothing))
+    assert "twin       test image vendor/7, cosine 0.9812" in "\n".join(pair_lines(explained(data, KEPT) | nothing))
+    assert "download   failed_to_download: 404" in "\n".join(pair_lines(explained(data, MISSING) | nothing))
 
 
 def test_a_take_down_is_shown(data: Path) -> None:
@@ -126,7 +126,7 @@ def test_without_the_later_stages_it_says_so(data: Path, tmp_path: Path) -> None
     history = look_up(row, THRESHOLDS, filtered=no, report=no, policy=no)
     assert (history["decision"], history["opted_out"]) == (None, None)
     assert {one["verdict"] for one in history["rules"]} == {"unknown"}
-    assert "not yet filtered" in "\n".join(text_lines(history | {"models": [], "models_line": None}))
+    assert "not yet filtered" in "\n".join(pair_lines(history | {"models": [], "models_line": None}))
 
 
 def command(data: Path, *words: str) -> list[str]:

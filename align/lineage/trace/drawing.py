@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from align.figure import legible
 from align.html import data_uri, escape
-from align.lineage.trace_graph import KINDS, Graph, Kind, Node
+from align.lineage.trace.graph import KINDS, Graph, Kind, Node
 
 #: Boxes of one kind that are drawn; the rest is one more box.
 MAX_BOXES = 8

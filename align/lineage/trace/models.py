@@ -14,7 +14,7 @@ from align.config.paths import PathsConfig
 from align.errors import RefusedError, ServiceError
 from align.formats.image_index import IndexHeader
 from align.git import LOCK_FILE, git_if_any
-from align.lineage.trace_graph import Graph, Node, State, Table, known
+from align.lineage.trace.graph import Graph, Node, State, Table, known
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.stage_runs import CHECKOUT, StageRun, parse_runs
 from align.lineage.versions.who_saw import training_data

@@ -13,7 +13,7 @@ from align.formats.filtered import DECISIONS
 from align.formats.raw import MANIFEST as RAW_MANIFEST
 from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName
 from align.formats.verdict import VERDICT
-from align.lineage.trace_graph import Graph, Node, Picture, State, Table, known
+from align.lineage.trace.graph import Graph, Node, Picture, State, Table, known
 from align.lineage.versions.data_chain import DataChain, read_json
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
 from align.lineage.versions.shard_samples import StoredSample, manifest_at, samples_of

@@ -15,10 +15,7 @@ from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
 from align.errors import AlignError, DataError
 from align.formats.raw import MANIFEST as RAW_MANIFEST
-from align.lineage.pair_history import PairHistory, look_up, of_models
-from align.lineage.pair_text import rule_values
-from align.lineage.source_places import Place, SourcePlaces
-from align.lineage.trace_data import (
+from align.lineage.trace.data import (
     Part,
     add_page,
     add_shards,
@@ -29,8 +26,11 @@ from align.lineage.trace_data import (
     picture_of,
     unknown_data,
 )
-from align.lineage.trace_graph import Graph, Node, State, Table, known
-from align.lineage.trace_models import Models, add_index, add_run, add_version
+from align.lineage.trace.graph import Graph, Node, State, Table, known
+from align.lineage.trace.models import Models, add_index, add_run, add_version
+from align.lineage.trace.pair_history import PairHistory, look_up, of_models
+from align.lineage.trace.source_places import Place, SourcePlaces
+from align.lineage.trace.text import rule_values
 from align.lineage.versions.data_chain import DataChain, chain_of, checkout_chain, read_json
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.raw_pairs import RawRow

@@ -6,10 +6,10 @@ from align.errors import DataError
 from align.formats.shards import Shard, SplitName
 from align.lineage.runs.run import ComparedRun
 from align.lineage.runs.run_list import Place
-from align.lineage.trace_data import add_data, unknown_data
-from align.lineage.trace_graph import Graph
-from align.lineage.trace_models import MODEL, add_index, add_run, add_version
-from align.lineage.trace_pairs import Surroundings
+from align.lineage.trace.data import add_data, unknown_data
+from align.lineage.trace.graph import Graph
+from align.lineage.trace.models import MODEL, add_index, add_run, add_version
+from align.lineage.trace.pairs import Surroundings
 from align.lineage.versions.data_chain import chain_of, checkout_chain
 from align.lineage.versions.shard_samples import manifest_at
 from align.lineage.versions.who_saw import DATA, recorded_data, training_data

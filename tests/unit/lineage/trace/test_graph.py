@@ -8,10 +8,10 @@ import pytest
 
 from align.files import to_json
 from align.html import policy
-from align.lineage.trace_drawing import MAX_BOXES, NARROW, WIDE, drawing
-from align.lineage.trace_graph import KINDS, Graph, Node, Picture, Table, known, missing
-from align.lineage.trace_page import as_page
-from align.lineage.trace_text import text_lines
+from align.lineage.trace.drawing import MAX_BOXES, NARROW, WIDE, drawing
+from align.lineage.trace.graph import KINDS, Graph, Node, Picture, Table, known, missing
+from align.lineage.trace.page import as_page
+from align.lineage.trace.text import text_lines
 
 EVIL = """</title></svg><script>alert(1)</script><img src=x onerror="alert('2')">\u202e" onmouseover='x' \x00 ]]>"""
 GONE = "data ffff is not here; `git fetch --all`"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from align.lineage.pair_history import PairHistory
+from align.lineage.trace.pair_history import PairHistory
 
 Kind = Literal[
     "source", "page", "pair", "decision", "verdict", "shard", "run", "version", "alias", "index"

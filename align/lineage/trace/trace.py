@@ -7,7 +7,7 @@
 
 It only reads. A link that is not on this machine is shown as missing, with what brings it; without MLflow the half of
 the data is shown. `--log` also keeps the page with the version's run in MLflow. For each version whose alias moves that
-is done without being asked (`align.lineage.version_pages`).
+is done without being asked (`align.lineage.trace.version_pages`).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from align.errors import ConfigError, DataError
 from align.files import to_json, write_text
 from align.lineage.runs.costs import Costs
 from align.lineage.runs.run_list import RunList
-from align.lineage.source_places import SourcePlaces
-from align.lineage.trace_graph import Graph, missing
-from align.lineage.trace_models import Models
-from align.lineage.trace_page import as_page
-from align.lineage.trace_pairs import Surroundings, trace_pairs
-from align.lineage.trace_runs import trace_run, trace_shard, trace_version
-from align.lineage.trace_subject import Names, Subject
-from align.lineage.trace_text import text_lines
+from align.lineage.trace.back import trace_run, trace_shard, trace_version
+from align.lineage.trace.graph import Graph, missing
+from align.lineage.trace.models import Models
+from align.lineage.trace.page import as_page
+from align.lineage.trace.pairs import Surroundings, trace_pairs
+from align.lineage.trace.source_places import SourcePlaces
+from align.lineage.trace.subject import Names, Subject
+from align.lineage.trace.text import text_lines
 from align.lineage.versions.data_versions import DataVersions
 from align.services.registry import Version
 from align.services.store import fetcher

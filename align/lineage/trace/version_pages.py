@@ -25,7 +25,7 @@ from align.services.registry import LINEAGE_PAGE, Version, aliases_of
 from align.services.tracking_file import reader
 
 if TYPE_CHECKING:
-    from align.lineage.trace_pairs import Surroundings
+    from align.lineage.trace.pairs import Surroundings
 
 #: Of all processes of a checkout, one draws at a time, so that the last page is that of the last move.
 LOCK = Path(".align/locks/lineage_pages")
@@ -48,8 +48,8 @@ def follow_aliases(params: Params) -> None:
 
 def _draw_all(params: Params, stale: Sequence[Version]) -> list[str]:
     """Draws pages; returns why some were left as they were."""
-    from align.lineage.trace import surroundings
-    from align.lineage.trace_models import Models
+    from align.lineage.trace.models import Models
+    from align.lineage.trace.trace import surroundings
     from align.lineage.versions.data_versions import DataVersions  # with what a trace needs: most calls draw nothing
 
     left = []
@@ -65,10 +65,10 @@ def _draw_all(params: Params, stale: Sequence[Version]) -> list[str]:
 
 
 def _draw(version: Version, around: Surroundings) -> None:
-    from align.lineage import trace_page
-    from align.lineage.trace import log_page, trace
-    from align.lineage.trace_graph import missing
-    from align.lineage.trace_subject import of_version
+    from align.lineage.trace.graph import missing
+    from align.lineage.trace.page import as_page
+    from align.lineage.trace.subject import of_version
+    from align.lineage.trace.trace import log_page, trace
 
     words = f"{version.name}/{version.number}"
     graph = trace(words, of_version(version), around)
@@ -76,7 +76,7 @@ def _draw(version: Version, around: Surroundings) -> None:
         raise DataError(
             f"links that its page has are not on this machine; where they are, `align trace {words} --log` draws it"
         )
-    log_page(around.models, version, graph, trace_page.as_page(graph))
+    log_page(around.models, version, graph, as_page(graph))
 
 
 def _in_words(error: Exception) -> str:

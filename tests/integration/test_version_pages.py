@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.lineage import trace_page
+from align.lineage.trace import page as trace_page
 from align.lineage.trace.graph import Graph
 from align.lineage.trace.trace import ARTIFACT
 from align.release import gates
